@@ -1,0 +1,112 @@
+"""What the user asks for: options and budgets, validated before any work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from lrfc.errors import UsageError
+
+#: Quantity → unit → factor to the base unit (MACs, parameters, bytes, seconds are counted as such; latency in milliseconds).
+_UNITS: dict[str, dict[str, float]] = {
+    "macs": {"": 1, "k": 1e3, "m": 1e6, "g": 1e9},
+    "params": {"": 1, "k": 1e3, "m": 1e6},
+    "size": {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "kib": 2**10, "mib": 2**20},
+    "ram": {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "kib": 2**10, "mib": 2**20},
+    "latency": {"ms": 1, "us": 1e-3, "µs": 1e-3, "s": 1e3},
+}
+_NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zµ%]*)\s*", re.IGNORECASE)
+
+
+class Budget(BaseModel):
+    """An upper bound: an absolute value in the base unit, or a fraction of the original that may be kept."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float
+    relative: bool
+
+    def limit(self, original: float) -> float:
+        """The bound in the base unit."""
+        return self.value * original if self.relative else self.value
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g}".rstrip() if not self.relative else f"{100 * self.value:.4g}%"
+
+
+def _budget(quantity: str) -> Any:
+    units = _UNITS[quantity]
+
+    def parse(text: object) -> object:
+        if text is None or isinstance(text, Budget):
+            return text
+        match = _NUMBER.fullmatch(str(text))
+        unit = match.group(2).lower() if match else ""
+        if match is None or (unit != "%" and unit not in units):
+            raise ValueError(f"{text!r} is not a {quantity} budget: give a percentage that is kept (50%) or an amount in {', '.join(u or 'plain numbers' for u in units)}")
+        amount = float(match.group(1))
+        if unit == "%":
+            if not 0 < amount <= 100:
+                raise ValueError(f"{text} is out of range: a percentage is what is kept of the original, above 0% and at most 100%")
+            return Budget(value=amount / 100, relative=True)
+        if amount <= 0:
+            raise ValueError(f"{text} is out of range: a budget is above 0")
+        return Budget(value=amount * units[unit], relative=False)
+
+    return Annotated[Budget | None, BeforeValidator(parse)]
+
+
+def _drop(text: object) -> object:
+    if isinstance(text, int | float):
+        return float(text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(pp)?\s*", str(text))
+    if match is None:
+        raise ValueError(f"{text!r} is not an accuracy drop: give percentage points, such as 1pp")
+    return float(match.group(1)) / 100
+
+
+METHODS = ("channel_svd", "spatial_svd", "tucker2", "svd")
+
+
+class BuildConfig(BaseModel):
+    """Every option of a build."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    targets: tuple[Literal["tflite", "onnx"], ...] = ("tflite",)
+    precision: Literal["fp32", "int8"] = "fp32"
+    data: str | None = None
+    test_data: str | None = None
+    max_macs: _budget("macs") = None  # type: ignore[valid-type]
+    max_params: _budget("params") = None  # type: ignore[valid-type]
+    max_drop: Annotated[float, BeforeValidator(_drop), Field(gt=0, le=1)] = 0.01
+    methods: tuple[str, ...] = METHODS
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    epochs: Annotated[int, Field(ge=0)] = 3
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=1)] = 1
+    out: Path | None = None
+    unsafe_load: bool = False
+    print_after: tuple[str, ...] = ()
+    stop_after: str | None = None
+
+    @model_validator(mode="after")
+    def _known_methods(self) -> BuildConfig:
+        unknown = [method for method in self.methods if method not in METHODS]
+        if unknown or not self.methods:
+            raise ValueError(f"unknown method {', '.join(unknown) or '(none)'}; known are {', '.join(METHODS)}")
+        return self
+
+
+def parse(**options: Any) -> BuildConfig:
+    """The validated configuration; UsageError names the option, its value and the way out."""
+    try:
+        return BuildConfig(**options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "options"
+        raise UsageError(f"{option}: {problem['msg'].removeprefix('Value error, ')}") from error

@@ -1,0 +1,5 @@
+"""The intermediate representation: a graph of operations between the Keras model and the emitted file."""
+
+from lrfc.ir.graph import Graph, Op, Ref, Slot, Tensor
+
+__all__ = ["Graph", "Op", "Ref", "Slot", "Tensor"]

@@ -1,0 +1,324 @@
+"""Operations, the tensors between them, and the directed multigraph that holds both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from types import MappingProxyType
+from typing import Any
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfc.errors import GraphError
+
+Array = NDArray[Any]
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Shape and dtype of what one operation hands to another. The first axis is the batch and is usually None."""
+
+    shape: Shape
+    dtype: str = "float32"
+
+    @property
+    def size(self) -> int:
+        """Number of elements of one sample (the batch axis counts as 1)."""
+        unknown = [axis for axis, length in enumerate(self.shape[1:], start=1) if length is None]
+        if unknown:
+            raise GraphError(f"axis {unknown[0]} of shape {self} has no fixed length")
+        return prod(length for length in self.shape[1:] if length is not None)
+
+    def __str__(self) -> str:
+        lengths = ", ".join("?" if length is None else str(length) for length in self.shape)
+        return f"({lengths})" if self.dtype == "float32" else f"({lengths}) {self.dtype}"
+
+
+@dataclass(frozen=True, order=True)
+class Ref:
+    """One output of an operation."""
+
+    op: str
+    output: int = 0
+
+    def __str__(self) -> str:
+        return self.op if self.output == 0 else f"{self.op}:{self.output}"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of operand number ``port`` in an operation's call."""
+
+    port: int
+
+
+def _readonly(array: Array) -> Array:
+    if not array.flags.writeable:
+        return array
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One operation: a Keras layer or keras.ops call, with its configuration and weights.
+
+    ``attrs`` is the Keras configuration without the name; a pass that makes an op gives only what differs from Keras' defaults.
+    ``weights`` are read-only arrays in Keras' order, by variable name (``kernel``, ``bias``, ``gamma``, ...).
+    Ops with equal ``shared`` are calls of one layer: they hold the very same weights.
+    ``call`` is (args, kwargs) with a ``Slot`` for each operand; None is the usual form: the operand, or the list of them when there are several.
+    ``origin`` is the Python class behind a kind that is not in ``keras.layers`` (keras.ops, custom layers); such ops pass through untouched.
+    """
+
+    name: str
+    kind: str
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Array] = field(default_factory=dict)
+    shared: str | None = None
+    call: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
+    origin: type | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
+        object.__setattr__(self, "weights", MappingProxyType({k: _readonly(np.asarray(w)) for k, w in self.weights.items()}))
+
+    def __getitem__(self, attr: str) -> Any:
+        """The attribute, or Keras' default for this kind when it is not set."""
+        from lrfc.ir import ops
+
+        return self.attrs[attr] if attr in self.attrs else ops.default(self.kind, attr)
+
+    def with_attrs(self, **attrs: Any) -> Op:
+        """This op with some attributes replaced."""
+        return replace(self, attrs={**self.attrs, **attrs})
+
+    @property
+    def params(self) -> int:
+        """Number of values in the op's weights."""
+        return sum(w.size for w in self.weights.values())
+
+
+class Graph:
+    """A directed acyclic multigraph of ops.
+
+    It wraps a private ``networkx.MultiDiGraph``: the edge key is the operand's port, so that ``Add(x, x)`` has two edges, and an edge carries
+    the producer's output index and its tensor. Iteration follows the execution order, which is part of the graph and is always topological.
+    Passes work on a ``copy()``, which shares the read-only weights.
+    """
+
+    def __init__(self, name: str = "model") -> None:
+        self.name = name
+        self.outputs: tuple[Ref, ...] = ()
+        #: How Keras packs the model's inputs and outputs: structures of Slot; None is a list, or the tensor itself when there is one.
+        self.structure: tuple[Any, Any] = (None, None)
+        self._nx: nx.MultiDiGraph[str] = nx.MultiDiGraph()
+        self._order: list[str] = []
+
+    # -- reading ---------------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Op]:
+        return (self.op(name) for name in tuple(self._order))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._nx
+
+    def op(self, name: str) -> Op:
+        """The op of that name; GraphError when there is none."""
+        if name not in self._nx:
+            raise GraphError(f"no op '{name}' in graph '{self.name}'")
+        op: Op = self._nx.nodes[name]["op"]
+        return op
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the InputLayer ops, in the order of the model's inputs."""
+        return tuple(op.name for op in self if op.kind == "InputLayer")
+
+    def operands(self, name: str) -> tuple[Ref, ...]:
+        """What the op reads, by port."""
+        edges = sorted(self._nx.in_edges(name, keys=True, data="output"), key=lambda edge: edge[2])
+        return tuple(Ref(source, output) for source, _, _, output in edges)
+
+    def consumers(self, ref: Ref) -> tuple[tuple[str, int], ...]:
+        """(op, port) of each reader of that output, in execution order."""
+        rank = {name: i for i, name in enumerate(self._order)}
+        readers = [(to, port) for _, to, port, output in self._nx.out_edges(ref.op, keys=True, data="output") if output == ref.output]
+        return tuple(sorted(readers, key=lambda reader: (rank[reader[0]], reader[1])))
+
+    def tensors(self, name: str) -> tuple[Tensor, ...]:
+        """The op's output tensors."""
+        self.op(name)
+        tensors: tuple[Tensor, ...] = self._nx.nodes[name]["tensors"]
+        return tensors
+
+    def tensor(self, ref: Ref) -> Tensor:
+        """Shape and dtype of one output."""
+        return self.tensors(ref.op)[ref.output]
+
+    def input_tensors(self, name: str) -> tuple[Tensor, ...]:
+        """The tensors that the op reads, by port."""
+        return tuple(self.tensor(ref) for ref in self.operands(name))
+
+    def only_consumer(self, name: str) -> Op | None:
+        """The op that alone reads the first output of this one; None when there are several readers or it is a model output."""
+        readers = self.consumers(Ref(name))
+        if len(readers) != 1 or len(self.tensors(name)) != 1 or any(out.op == name for out in self.outputs):
+            return None
+        return self.op(readers[0][0])
+
+    def calls(self, op: Op) -> tuple[Op, ...]:
+        """All calls of the layer behind this op (itself included)."""
+        return (op,) if op.shared is None else tuple(other for other in self if other.shared == op.shared)
+
+    @property
+    def params(self) -> int:
+        """Number of weight values; a shared layer counts once."""
+        return sum(op.params for op in self.layers())
+
+    def layers(self) -> tuple[Op, ...]:
+        """The ops without the further calls of shared layers."""
+        seen: set[str] = set()
+        first = []
+        for op in self:
+            if op.shared is None or op.shared not in seen:
+                first.append(op)
+            if op.shared is not None:
+                seen.add(op.shared)
+        return tuple(first)
+
+    # -- editing ---------------------------------------------------------------------------------------------------------------
+
+    def copy(self) -> Graph:
+        """An independent graph over the same ops."""
+        twin = Graph(self.name)
+        twin.outputs, twin.structure = self.outputs, self.structure
+        twin._nx, twin._order = self._nx.copy(), list(self._order)
+        return twin
+
+    def add(self, op: Op, operands: Sequence[Ref] = (), *, before: str | None = None) -> Ref:
+        """Add an op after all others (or just before another one) and return its first output."""
+        from lrfc.ir import ops
+
+        if op.name in self._nx:
+            raise GraphError(f"op '{op.name}' exists already in graph '{self.name}'")
+        tensors = ops.infer(op, tuple(self.tensor(ref) for ref in operands))
+        self._nx.add_node(op.name, op=op, tensors=tensors)
+        self._order.insert(len(self._order) if before is None else self._order.index(before), op.name)
+        for port, ref in enumerate(operands):
+            self._connect(ref, op.name, port)
+        return Ref(op.name)
+
+    def remove(self, name: str) -> None:
+        """Remove an op that nobody reads."""
+        if self._nx.out_degree(name) or any(out.op == name for out in self.outputs):
+            raise GraphError(f"op '{name}' is still read")
+        self._nx.remove_node(name)
+        self._order.remove(name)
+
+    def substitute(self, old: Ref, new: Ref) -> None:
+        """Let every reader of ``old``, and the model's outputs, read ``new``."""
+        for reader, port in self.consumers(old):
+            self._nx.remove_edge(old.op, reader, key=port)
+            self._connect(new, reader, port)
+        self.outputs = tuple(new if out == old else out for out in self.outputs)
+
+    def splice(self, name: str, chain: Sequence[Op]) -> None:
+        """Put a chain of one-input, one-output ops in the place of such an op. An empty chain removes it."""
+        operands = self.operands(name)
+        if len(operands) != 1 or len(self.tensors(name)) != 1:
+            raise GraphError(f"op '{name}' has {len(operands)} operands and {len(self.tensors(name))} outputs: only one of each can be spliced")
+        last = operands[0]
+        taken = self._nx.nodes[name]
+        stand_in = f"{name}\0"  # frees the name for the chain
+        self._rename(name, stand_in)
+        for op in chain:
+            last = self.add(op, (last,), before=stand_in)
+        if chain and self.tensor(last) != taken["tensors"][0]:
+            raise GraphError(f"the chain for '{name}' gives {self.tensor(last)} in place of {taken['tensors'][0]}")
+        self.substitute(Ref(stand_in), last)
+        self.remove(stand_in)
+
+    def replace(self, op: Op) -> None:
+        """Put an op in the place of the one of the same name; the shapes behind it follow."""
+        self.op(op.name)
+        self._nx.nodes[op.name]["op"] = op
+        self.infer()
+
+    def infer(self) -> None:
+        """Compute every tensor anew, in execution order."""
+        from lrfc.ir import ops
+
+        for op in self:
+            self._nx.nodes[op.name]["tensors"] = ops.infer(op, self.input_tensors(op.name))
+            for _, _, edge in self._nx.out_edges(op.name, data=True):
+                edge["tensor"] = self.tensor(Ref(op.name, edge["output"]))
+
+    def _connect(self, ref: Ref, reader: str, port: int) -> None:
+        self._nx.add_edge(ref.op, reader, key=port, output=ref.output, tensor=self.tensor(ref))
+
+    def _rename(self, old: str, new: str) -> None:
+        nx.relabel_nodes(self._nx, {old: new}, copy=False)
+        self._nx.nodes[new]["op"] = replace(self._nx.nodes[new]["op"], name=new)
+        self._order[self._order.index(old)] = new
+        self.outputs = tuple(Ref(new, out.output) if out.op == old else out for out in self.outputs)
+
+    # -- checking and printing -------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise GraphError unless the graph is whole: ordered, ports complete, shapes true, shared weights shared, outputs there."""
+        from lrfc.ir import ops
+
+        done: set[str] = set()
+        shared: dict[str, Op] = {}
+        for op in self:
+            ports = sorted(port for _, _, port in self._nx.in_edges(op.name, keys=True))
+            if ports != list(range(len(ports))):
+                raise GraphError(f"op '{op.name}' has operand ports {ports}")
+            for ref in self.operands(op.name):
+                if ref.op not in done:
+                    raise GraphError(f"op '{op.name}' runs before its operand '{ref}'")
+            done.add(op.name)
+            tensors = ops.infer(op, self.input_tensors(op.name))
+            if tensors != self.tensors(op.name):
+                raise GraphError(f"op '{op.name}' gives {tensors[0]}, its readers expect {self.tensors(op.name)[0]}")
+            for _, to, port, edge in self._nx.out_edges(op.name, keys=True, data=True):
+                if edge["output"] >= len(tensors) or edge["tensor"] != tensors[edge["output"]]:
+                    raise GraphError(f"the edge from '{op.name}' to operand {port} of '{to}' says {edge['tensor']}, which the op does not give")
+            if op.shared is not None:
+                first = shared.setdefault(op.shared, op)
+                if first.kind != op.kind or any(first.weights[k] is not op.weights.get(k) for k in first.weights):
+                    raise GraphError(f"ops '{first.name}' and '{op.name}' are calls of '{op.shared}' but hold different weights")
+        if set(done) != set(self._nx):
+            raise GraphError(f"ops without a place in the execution order: {sorted(set(self._nx) - done)}")
+        if not self.outputs:
+            raise GraphError(f"graph '{self.name}' has no outputs")
+        for out in self.outputs:
+            if out.op not in done or out.output >= len(self.tensors(out.op)):
+                raise GraphError(f"the model output '{out}' does not exist")
+
+    def __str__(self) -> str:
+        from lrfc.ir import ops
+
+        lines = [f"graph {self.name}"]
+        for op in self:
+            operands = ", ".join(str(ref) for ref in self.operands(op.name))
+            shown = "".join(f" {key}={_short(op[key])}" for key in ops.shown(op))
+            shared = f" shared={op.shared}" if op.shared is not None else ""
+            lines.append(f"  {op.name} = {op.kind}({operands}){shown}{shared} -> {', '.join(map(str, self.tensors(op.name)))}")
+        lines.append(f"  return {', '.join(map(str, self.outputs))}")
+        return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        flat = [_short(v) for v in value]
+        return flat[0] if flat and len(set(flat)) == 1 else "x".join(flat)
+    return str(value)

@@ -1,0 +1,262 @@
+"""What lrfc knows of each kind of op: default attributes, output shapes, multiply-accumulates. The kinds are Keras' layer classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+from lrfc.errors import GraphError, ModelError
+from lrfc.ir.graph import Op, Shape, Tensor
+
+#: Attributes that a kind has when its config does not say otherwise (Keras' own defaults), in the order in which they are printed.
+_CONV: dict[str, Any] = {
+    "filters": None, "kernel_size": None, "strides": 1, "padding": "valid", "data_format": "channels_last", "dilation_rate": 1, "groups": 1,
+    "activation": None, "use_bias": True,
+}  # fmt: skip
+_TRANSPOSED = {key: value for key, value in _CONV.items() if key != "groups"} | {"output_padding": None}
+_DEPTHWISE = {"depth_multiplier": 1} | {key: value for key, value in _CONV.items() if key not in ("filters", "groups")}
+_SEPARABLE = {"filters": None} | _DEPTHWISE
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    **{f"Conv{n}D": _CONV for n in (1, 2, 3)},
+    **{f"Conv{n}DTranspose": _TRANSPOSED for n in (1, 2, 3)},
+    **{f"DepthwiseConv{n}D": _DEPTHWISE for n in (1, 2)},
+    **{f"SeparableConv{n}D": _SEPARABLE for n in (1, 2)},
+    "Dense": {"units": None, "activation": None, "use_bias": True},
+    "EinsumDense": {"equation": None, "activation": None},
+    "BatchNormalization": {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True},
+    "Activation": {"activation": None},
+    "ReLU": {"max_value": None, "negative_slope": 0.0, "threshold": 0.0},
+    "LeakyReLU": {"negative_slope": 0.3},
+    "Softmax": {"axis": -1},
+    "Concatenate": {"axis": -1},
+    "Flatten": {"data_format": "channels_last"},
+    "Reshape": {"target_shape": None},
+    "ZeroPadding1D": {"padding": 1},
+    "ZeroPadding2D": {"padding": 1, "data_format": "channels_last"},
+    "ZeroPadding3D": {"padding": 1, "data_format": "channels_last"},
+    **{f"{m}Pooling{n}D": {"pool_size": 2, "strides": None, "padding": "valid", "data_format": "channels_last"} for m in ("Max", "Average") for n in (1, 2, 3)},
+    **{f"Global{m}Pooling{n}D": {"data_format": "channels_last", "keepdims": False} for m in ("Max", "Average") for n in (1, 2, 3)},
+}
+
+#: Kinds whose output has the shape and dtype of their one input.
+_SAME_SHAPE = frozenset(
+    "Activation ReLU LeakyReLU PReLU ELU Softmax BatchNormalization Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianNoise GaussianDropout "
+    "AlphaDropout ActivityRegularization LayerNormalization GroupNormalization UnitNormalization Identity".split()
+)
+
+
+def default(kind: str, attr: str) -> Any:
+    """Keras' default of an attribute; GraphError when the kind is not known to have it."""
+    try:
+        return _DEFAULTS[kind][attr]
+    except KeyError:
+        raise GraphError(f"kind '{kind}' has no attribute '{attr}'") from None
+
+
+def shown(op: Op) -> tuple[str, ...]:
+    """The attributes worth printing: the known ones that are set and differ from the default."""
+    known = _DEFAULTS.get(op.kind, {})
+    return tuple(key for key, usual in known.items() if key in op.attrs and not _is(op.attrs[key], usual))
+
+
+def _is(value: Any, usual: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is(v, usual) for v in value)
+    return bool(value == usual) or (usual is None and value in (None, "linear"))
+
+
+def spatial(value: int | tuple[int, ...] | list[int], rank: int) -> tuple[int, ...]:
+    """A size given once or per axis, as one int per spatial axis."""
+    sizes = (value,) * rank if isinstance(value, int) else tuple(int(v) for v in value)
+    if len(sizes) != rank:
+        raise GraphError(f"{value} has {len(sizes)} sizes, expected {rank}")
+    return sizes
+
+
+# -- convolutions ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """The sizes of one convolution call (of any rank, grouped, depthwise or transposed), in the input's axis order.
+
+    ``inputs`` and ``outputs`` are channel counts, ``in_shape`` and ``out_shape`` spatial sizes (None where not fixed), ``multiplier`` is the
+    depth multiplier of a depthwise convolution (0 for all others).
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: str
+    channels_first: bool
+    groups: int
+    inputs: int
+    outputs: int
+    in_shape: Shape
+    out_shape: Shape
+    transposed: bool = False
+    multiplier: int = 0
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel)
+
+    def tensor(self, batch: int | None, dtype: str) -> Tensor:
+        """The output tensor."""
+        shape = (self.outputs, *self.out_shape) if self.channels_first else (*self.out_shape, self.outputs)
+        return Tensor((batch, *shape), dtype)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one sample."""
+        positions = self.in_shape if self.transposed else self.out_shape
+        if None in positions:
+            raise ModelError(f"the spatial size {positions} is not fixed, so its MACs are unknown; re-save the model with a fixed Input shape")
+        return prod(p for p in positions if p is not None) * prod(self.kernel) * self.outputs * self.inputs // self.groups
+
+
+def conv_geometry(op: Op, source: Tensor) -> ConvGeometry:
+    """The geometry of a Conv, transposed or depthwise op on that input tensor."""
+    depthwise, transposed = op.kind.startswith("Depthwise"), op.kind.endswith("Transpose")
+    rank = int(op.kind.split("Conv")[1][0])
+    if len(source.shape) != rank + 2:
+        raise GraphError(f"op '{op.name}' ({op.kind}) reads a tensor of shape {source}, expected {rank + 2} axes")
+    channels_first = op["data_format"] == "channels_first"
+    inputs = source.shape[1] if channels_first else source.shape[-1]
+    if inputs is None:
+        raise ModelError(f"layer '{op.name}': the number of input channels is not fixed")
+    in_shape = source.shape[2:] if channels_first else source.shape[1:-1]
+    kernel, strides, dilation = (spatial(op[key], rank) for key in ("kernel_size", "strides", "dilation_rate"))
+    padding = op["padding"]
+    if transposed:
+        extra = op["output_padding"]
+        extras = (None,) * rank if extra is None else spatial(extra, rank)
+        out_shape: Shape = tuple(_transposed_length(*args, padding) for args in zip(in_shape, kernel, strides, dilation, extras, strict=True))
+    else:
+        out_shape = tuple(_conv_length(*args, padding) for args in zip(in_shape, kernel, strides, dilation, strict=True))
+    multiplier = int(op["depth_multiplier"]) if depthwise else 0
+    return ConvGeometry(
+        kernel, strides, dilation, padding, channels_first, inputs if depthwise else int(1 if transposed else op["groups"]),
+        inputs, inputs * multiplier if depthwise else int(op["filters"]), in_shape, out_shape, transposed, multiplier,
+    )  # fmt: skip
+
+
+def _conv_length(length: int | None, kernel: int, stride: int, dilation: int, padding: str) -> int | None:
+    if length is None:
+        return None
+    if padding in ("same", "causal"):
+        return -(-length // stride)
+    return (length - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _transposed_length(length: int | None, kernel: int, stride: int, dilation: int, extra: int | None, padding: str) -> int | None:
+    """The rule of keras.src.ops.operation_utils.compute_conv_transpose_output_shape."""
+    if length is None:
+        return None
+    reach = dilation * (kernel - 1) + 1
+    if extra is None:
+        return length * stride + max(reach - stride, 0) if padding == "valid" else length * stride
+    return (length - 1) * stride + reach - (0 if padding == "valid" else 2 * (reach // 2)) + extra
+
+
+# -- shapes ------------------------------------------------------------------------------------------------------------------------
+
+
+def infer(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The op's output tensors. Kinds that are not known here are asked of Keras itself."""
+    if op.kind in _SAME_SHAPE and len(inputs) == 1:
+        return inputs
+    rule = _INFER.get(op.kind)
+    if rule is not None and len(inputs) == (0 if op.kind == "InputLayer" else 1):
+        return (rule(op, *inputs),)
+    return _infer_with_keras(op, inputs)
+
+
+def _infer_input(op: Op) -> Tensor:
+    return Tensor(tuple(op.attrs["batch_shape"]), op.attrs.get("dtype") or "float32")
+
+
+def _infer_conv(op: Op, source: Tensor) -> Tensor:
+    return conv_geometry(op, source).tensor(source.shape[0], source.dtype)
+
+
+def _infer_dense(op: Op, source: Tensor) -> Tensor:
+    return Tensor((*source.shape[:-1], int(op["units"])), source.dtype)
+
+
+@lru_cache(maxsize=4096)
+def _infer_with_keras(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    from lrfc.ir import keras_io
+
+    return keras_io.infer(op, inputs)
+
+
+_INFER: dict[str, Callable[..., Tensor]] = {
+    "InputLayer": _infer_input,
+    "Dense": _infer_dense,
+    **{kind: _infer_conv for kind in _DEFAULTS if "Conv" in kind and not kind.startswith("Separable")},
+}
+
+
+# -- cost --------------------------------------------------------------------------------------------------------------------------
+
+
+def macs(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
+    """Multiply-accumulates of one sample: convolutions, matrix products, attention and recurrent layers; element-wise work counts as 0."""
+    if op.kind in _INFER and "Conv" in op.kind:
+        return conv_geometry(op, inputs[0]).macs
+    rule = _MACS.get(op.kind)
+    return 0 if rule is None else rule(op, inputs, outputs)
+
+
+def _macs_dense(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
+    return outputs[0].size * int(op.weights["kernel"].shape[0])
+
+
+def _macs_separable(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
+    positions = outputs[0].size // int(op["filters"])
+    return positions * (op.weights["depthwise_kernel"].size + op.weights["pointwise_kernel"].size)
+
+
+def _macs_einsum(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
+    source, kernel = op["equation"].split("->")[0].split(",")
+    target = op["equation"].split("->")[1]
+    summed = [length for letter, length in zip(kernel, op.weights["kernel"].shape, strict=True) if letter not in target]
+    return outputs[0].size * prod(summed)
+
+
+def _macs_attention(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
+    query, value = inputs[0], inputs[1] if len(inputs) > 1 else inputs[0]
+    key = inputs[2] if len(inputs) > 2 else value
+    query_steps, value_steps, key_steps = (t.size // int(t.shape[-1] or 1) for t in (query, value, key))
+    kernels = {name: w for name, w in op.weights.items() if name.endswith("kernel")}
+    steps = {"query": query_steps, "key": key_steps, "value": value_steps, "attention_output": query_steps}
+    projections = sum(w.size * steps[name.split("/")[0]] for name, w in kernels.items())
+    width = int(op.attrs["num_heads"]) * (int(op.attrs["key_dim"]) + int(op.attrs.get("value_dim") or op.attrs["key_dim"]))
+    return projections + query_steps * value_steps * width
+
+
+def _macs_recurrent(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
+    steps = inputs[0].shape[1]
+    if steps is None:
+        raise ModelError(f"layer '{op.name}': the number of time steps is not fixed, so its MACs are unknown; re-save the model with a fixed Input shape")
+    return steps * sum(w.size for name, w in op.weights.items() if name.endswith("kernel"))
+
+
+def _macs_matmul(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
+    return outputs[0].size * int(inputs[0].shape[-1] or 1)
+
+
+_MACS: dict[str, Callable[[Op, tuple[Tensor, ...], tuple[Tensor, ...]], int]] = {
+    "Dense": _macs_dense,
+    "SeparableConv1D": _macs_separable,
+    "SeparableConv2D": _macs_separable,
+    "EinsumDense": _macs_einsum,
+    "MultiHeadAttention": _macs_attention,
+    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "Bidirectional"), _macs_recurrent),
+    "ops.Matmul": _macs_matmul,
+}
