@@ -1,0 +1,25 @@
+"""lrfc: makes a trained Keras model smaller and faster by low-rank factorization, and measures the file that ships."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrfc.compiler import build
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "build"]
+
+#: Public names that are imported on first use, because what stands behind them is slow to load.
+_LAZY = {"build": "lrfc.compiler"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'lrfc' has no attribute '{name}'")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

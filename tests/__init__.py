@@ -1,0 +1,1 @@
+"""Tests; ``tests/test_<file>.py`` mirrors the file that it tests."""
