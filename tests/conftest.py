@@ -1,0 +1,34 @@
+"""What every test run has in common: one quiet process without a GPU, reproducible property tests, no trace in the user's folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+# The same examples in every run, and no limit on the time of one: the first call of a layer traces it.
+settings.register_profile("lrfc", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lrfc")
+
+
+@pytest.fixture(scope="session")
+def lrfc_data() -> Path:
+    """The folder of real models and data; the test is skipped without it."""
+    folder = os.environ.get("LRFC_DATA")
+    if not folder:
+        pytest.skip("LRFC_DATA is not set to the folder of real models and data")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configuration and caches of the user are neither read nor written."""
+    home = tmp_path_factory.getbasetemp() / "home"
+    for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(variable, str(home / variable.lower()))
