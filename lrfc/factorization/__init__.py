@@ -1,0 +1,19 @@
+"""The factorization methods, by the name that the command line takes, and what may be asked about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from lrfc.factorization.base import Cost, Factors, Method, Ranks, Statistics
+from lrfc.factorization.choice import break_even, cost_of, eligible
+from lrfc.factorization.spatial import SpatialSVD, SpatialSVDWidthFirst
+from lrfc.factorization.svd import SVD, ChannelSVD, ChannelSVD1x1
+from lrfc.factorization.tucker import Tucker2
+
+_METHODS: tuple[Method, ...] = (ChannelSVD(), ChannelSVD1x1(), SpatialSVD(), SpatialSVDWidthFirst(), Tucker2(), SVD())
+
+#: Every method, by name.
+METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _METHODS})
+
+__all__ = ["METHODS", "Cost", "Factors", "Method", "Ranks", "Statistics", "break_even", "cost_of", "eligible"]

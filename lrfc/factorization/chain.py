@@ -1,0 +1,223 @@
+"""Methods that split a kernel into a chain of smaller ones: what they share. The files svd, spatial, tucker and train say how each of them splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfc.factorization import layout as layouts
+from lrfc.factorization.base import Cost, Factors, Ranks, Statistics
+from lrfc.factorization.layout import Layout, Split
+from lrfc.factorization.linalg import Array, canonical, cholesky, need, solve_lower
+from lrfc.factorization.norms import add_bias, dense_responses, input_grams, mean_absorbed, mean_shift, output_scale, tensor_of
+from lrfc.factorization.unfold import Unfolding
+from lrfc.ir.graph import Op, Tensor
+
+#: Above this patch length the bases of the plain TT-SVD are not tried beside the whitened ones: the second try costs as much as the first.
+BOTH_BASES = 2500
+
+
+class Chain:
+    """A method whose stages are a tensor train over (input channels, groups of spatial axes, output channels)."""
+
+    name: str
+
+    def split(self, layout: Layout) -> Split:
+        """The spatial axes of each stage; an empty entry is a 1×1 stage."""
+        raise NotImplementedError
+
+    def limits(self, layout: Layout) -> str | None:
+        """Why the method does not apply to this layer, or None."""
+        raise NotImplementedError
+
+    def refuses(self, op: Op, source: Tensor) -> str | None:
+        """Why the method cannot factorize this op reading this tensor, as one clause; None when it can."""
+        reason = layouts.refusal(op, source)
+        if reason is not None:
+            return reason
+        layout = Layout.of(op, source)
+        return self.limits(layout) or layout.unrunnable(layout.place(self.split(layout)))
+
+    def full(self, op: Op, source: Tensor) -> Ranks:
+        """The smaller side of every bond: min(S·k_1···k_j, k_{j+1}···k_n·T)."""
+        layout = Layout.of(op, source)
+        sizes = layout.sizes(self.split(layout))
+        return tuple(min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs) for j in range(1, len(sizes)))
+
+    def cost(self, op: Op, source: Tensor, ranks: Ranks) -> Cost:
+        """Parameters and MACs of the stages at those ranks, bias included."""
+        layout = Layout.of(op, source)
+        return layout.cost(self.split(layout), ranks)
+
+    def decompose(self, op: Op, source: Tensor, *, scale: NDArray[Any] | None = None, statistics: Statistics | None = None) -> Factors:
+        """The factors of the layer, for all ranks at once."""
+        layout = Layout.of(op, source)
+        return ChainFactors(layout, self.split(layout), output_scale(layout, scale), statistics)
+
+
+@dataclass(frozen=True, eq=False)
+class ChainFactors:
+    """The chain at every rank. ``scale`` is (G·T,) and positive.
+
+    What ``responses`` gives is what ``stages`` gives, refits included.
+    """
+
+    layout: Layout
+    split: Split
+    scale: Array
+    statistics: Statistics | None
+
+    def stages(self, ranks: Ranks) -> list[Op]:
+        """The chain of plain ops; see ``Factors``."""
+        cores = self._cores(ranks)
+        balanced = [canonical([core[group] for core in cores]) for group in range(self.layout.groups)]
+        cores = [np.stack(each) for each in zip(*balanced, strict=True)]
+        chain = [self.layout.stage(role, axes, core) for role, axes, core in zip(self._roles, self._placed, cores, strict=True)]
+        return [*chain[:-1], self.layout.finish(chain[-1], mean_shift(self.layout, self.statistics, self._tensor(cores)))]
+
+    def kernel(self, ranks: Ranks) -> NDArray[np.float32]:
+        """The dense kernel that the stages multiply out to, in the layer's own layout."""
+        return self.layout.layer_kernel(self._tensor_at(ranks))
+
+    def responses(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+        """What the stages give for patches (N, G, D); see ``Factors``. A transposed convolution gives its scatter contributions, without the bias."""
+        if len(self.split) == 2 and self.layout.family != "transposed":
+            return self._nested(patches, ranks)
+        return dense_responses(self.layout, self._tensor_at, self.statistics, patches, ranks)
+
+    # -- factors ---------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _placed(self) -> Split:
+        return self.layout.place(self.split)
+
+    @cached_property
+    def _roles(self) -> list[str | None]:
+        """The role of each stage; None is the last one, which keeps the layer's name."""
+        wide = self.layout.wide
+        roles = ["in" if not axes else "kernel" if axes == wide else f"axis{''.join(map(str, axes))}" for axes in self.split[:-1]]
+        return [*roles, None]
+
+    @cached_property
+    def _order(self) -> tuple[int, ...]:
+        """The kernel tensor's axes (k..., S, T) in the chain's order: S, the axes of each stage, T."""
+        rank = len(self.layout.kernel)
+        return (rank, *(axis for axes in self._placed for axis in axes), rank + 1)
+
+    @cached_property
+    def _grams(self) -> Array | None:
+        return None if self.statistics is None else input_grams(self.layout, self.statistics)
+
+    @cached_property
+    def _pixel_root(self) -> Array:
+        # A transposed convolution multiplies each input pixel by every tap: the pixel's covariance acts on the input channels alone, exactly.
+        assert self._grams is not None
+        return cholesky(self._grams[0])
+
+    @cached_property
+    def _unfoldings(self) -> list[tuple[Unfolding, ...]]:
+        """Per group, the unfoldings to choose from."""
+        layout, grams = self.layout, self._grams
+        self._check_memory()
+        scale = self.scale.reshape(layout.groups, layout.outputs)
+        sizes = (layout.inputs, *layout.sizes(self._placed), layout.outputs)
+        # With nothing but output channels behind the first bond the solution is exact, and no other basis is worth a try.
+        both = layout.patch <= BOTH_BASES and prod(sizes[2:-1]) > 1
+        found: list[tuple[Unfolding, ...]] = []
+        for group, kernel in enumerate(layout.tensor()):
+            target = (kernel * scale[group]).transpose(self._order).reshape(sizes)
+            if grams is None:
+                found.append((Unfolding(target),))
+            elif layout.family == "transposed":
+                found.append((Unfolding(np.tensordot(self._pixel_root.T, target, 1)),))
+            else:
+                gram = self._reordered(grams[group])
+                whitened = Unfolding(target, gram)
+                found.append((whitened, Unfolding(target, gram, whitened=False)) if both else (whitened,))
+        return found
+
+    def _check_memory(self) -> None:
+        layout = self.layout
+        sizes = layout.sizes(self._placed)
+        bonds = [min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs) for j in range(1, len(sizes))]
+        shapes = [(layout.patch, layout.outputs)] * 3 + [(max(bonds), max(bonds))] * 3
+        if self._grams is not None:
+            shapes += [(layout.patch, layout.patch)] * 4
+        need(layout.op.name, f"its decomposition at {layout.patch} inputs and {layout.outputs} outputs", *shapes)
+
+    def _reordered(self, gram: Array) -> Array:
+        """A Gram matrix over (k..., S) as one over (S, k...) in the chain's order."""
+        shape = (*self.layout.kernel, self.layout.inputs)
+        order = self._order[:-1]
+        return gram.reshape(shape + shape).transpose(*order, *(len(shape) + axis for axis in order)).reshape(gram.shape)
+
+    def _choice(self, group: int, ranks: Ranks) -> int:
+        found = self._unfoldings[group]
+        return 0 if len(found) == 1 else int(np.argmin([unfolding.loss(ranks) for unfolding in found]))
+
+    def _cores(self, ranks: Ranks) -> list[Array]:
+        """The cores (G, r_in, taps, r_out) at those ranks."""
+        layout = self.layout
+        groups = [found[self._choice(group, ranks)].cores(ranks) for group, found in enumerate(self._unfoldings)]
+        cores = [np.stack(each) for each in zip(*groups, strict=True)]
+        if self._grams is not None and layout.family == "transposed":
+            cores[0] = solve_lower(self._pixel_root, cores[0].reshape(layout.inputs, -1), transposed=True).reshape(cores[0].shape)
+        cores[-1] = cores[-1] / self.scale.reshape(layout.groups, 1, 1, layout.outputs)
+        return cores
+
+    def _tensor(self, cores: Sequence[Array]) -> Array:
+        return tensor_of(self.layout, self._order, cores)
+
+    def _tensor_at(self, ranks: Ranks) -> Array:
+        return self._tensor(self._cores(ranks))
+
+    def _nested(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+        layout = self.layout
+        absorbs = self.statistics is not None and mean_absorbed(layout, self.statistics)
+        sums: dict[tuple[int, int], _Sum] = {}
+        for each in ranks:
+            parts = []
+            for group in range(layout.groups):
+                key = (group, self._choice(group, each))
+                if key not in sums:
+                    rows = patches[:, group].astype(np.float64)
+                    if absorbs and self.statistics is not None and self.statistics.mean is not None:
+                        rows = np.concatenate([rows, self.statistics.mean[group][None]])
+                    ordered = rows.reshape(-1, *layout.kernel, layout.inputs).transpose(0, *(1 + axis for axis in self._order[:-1]))
+                    sums[key] = _Sum(*self._unfoldings[group][key[1]].features(ordered.reshape(len(rows), -1)))
+                parts.append(sums[key].at(each[0]))
+            response = np.concatenate(parts, axis=1) / self.scale
+            if absorbs:
+                yield add_bias(layout, response[:-1], self._mean_response - response[-1])
+            else:
+                yield add_bias(layout, response, None)
+
+    @cached_property
+    def _mean_response(self) -> Array:
+        assert self.statistics is not None
+        assert self.statistics.mean is not None
+        return np.einsum("gd,gdt->gt", self.statistics.mean, self.layout.matrix(self.layout.tensor())).reshape(-1)
+
+
+class _Sum:
+    """Partial sums of features (N, n·taps) times outputs (n·taps, T), component by component."""
+
+    def __init__(self, features: Array, outputs: Array, taps: int) -> None:
+        self._features, self._outputs, self._taps = features, outputs, taps
+        self._done = 0
+        self._sum = np.zeros((len(features), outputs.shape[1]))
+
+    def at(self, rank: int) -> Array:
+        """The sum over the first components."""
+        size = min(rank * self._taps, len(self._outputs))
+        if size < self._done:
+            self._done, self._sum = 0, np.zeros_like(self._sum)
+        self._sum = self._sum + self._features[:, self._done : size] @ self._outputs[self._done : size]
+        self._done = size
+        return self._sum

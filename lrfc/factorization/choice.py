@@ -1,0 +1,49 @@
+"""What a method can do for a layer: whether it applies, and up to which rank it saves anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from lrfc.factorization.base import Cost, Method, Ranks
+from lrfc.ir import ops
+from lrfc.ir.graph import Op, Tensor
+
+Quantity = Literal["params", "macs"]
+
+
+def cost_of(op: Op, source: Tensor) -> Cost:
+    """What the layer costs as it is."""
+    return Cost(op.params, ops.macs(op, (source,), ops.infer(op, (source,))))
+
+
+def eligible(methods: Mapping[str, Method], op: Op, source: Tensor) -> dict[str, str | None]:
+    """For each method, why it is no use for the layer, as one clause; None where it is: it applies, and some rank saves parameters or MACs."""
+    answers: dict[str, str | None] = {}
+    for name, method in methods.items():
+        reason = method.refuses(op, source)
+        if reason is None and break_even(method, op, source, "params") is None and break_even(method, op, source, "macs") is None:
+            reason = "no rank saves parameters or MACs"
+        answers[name] = reason
+    return answers
+
+
+def break_even(method: Method, op: Op, source: Tensor, quantity: Quantity) -> Ranks | None:
+    """The largest ranks that still cost less than the layer, on the line from all ones to the full ranks; None when even rank one costs as much.
+
+    Costs grow with every rank, so bisection finds the point.
+    """
+    full, limit = method.full(op, source), getattr(cost_of(op, source), quantity)
+    steps = max(full)
+
+    def ranks(step: int) -> Ranks:
+        return tuple(max(1, rank * step // steps) for rank in full)
+
+    low, high = 0, steps + 1  # low saves, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if getattr(method.cost(op, source, ranks(middle)), quantity) < limit:
+            low = middle
+        else:
+            high = middle
+    return ranks(low) if low else None

@@ -1,0 +1,120 @@
+"""Linear algebra of the factorizations: projections from the shorter side, shrunk covariances, canonical cores, the memory guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from lrfc.errors import ModelError
+
+Array = NDArray[np.float64]
+
+#: Largest amount of memory that one decomposition may need, in bytes.
+MEMORY_LIMIT = 6 << 30
+#: Least weight of the identity in a covariance. It bounds the condition number, so that no whitening divides by zero.
+LEAST_SHRINKAGE = 1e-6
+
+
+def need(layer: str, what: str, *shapes: Sequence[int]) -> None:
+    """Raise ModelError when float64 arrays of these shapes together exceed the memory limit."""
+    size = 8 * sum(prod(shape) for shape in shapes)
+    if size > MEMORY_LIMIT:
+        raise ModelError(
+            f"layer '{layer}': {what} needs {size / 2**30:.1f} GiB, above the limit of {MEMORY_LIMIT / 2**30:.0f} GiB; exclude the layer with --keep {layer}"
+        )
+
+
+def shrink(covariance: Array, count: int) -> Array:
+    """The covariance pulled towards a multiple of the identity, so that it is positive definite however few samples there were.
+
+    (1-ρ)·Σ + ρ·tr(Σ)/D·I with the oracle approximating shrinkage ρ of Chen, Wiesel, Eldar and Hero (IEEE Trans. Signal Processing 58(10), 2010, eq. 23),
+    and at least LEAST_SHRINKAGE. A covariance of zero (a layer that only reads zeros) becomes the identity.
+    """
+    size = len(covariance)
+    trace = float(np.trace(covariance))
+    if trace <= 0:
+        return np.eye(size)
+    squared = float(np.vdot(covariance, covariance))
+    spread = (max(count, 1) + 1 - 2 / size) * (squared - trace**2 / size)
+    wanted = 1.0 if spread <= 0 else ((1 - 2 / size) * squared + trace**2) / spread
+    weight = min(1.0, max(LEAST_SHRINKAGE, wanted))
+    shrunk = (1 - weight) * (covariance + covariance.T) / 2
+    shrunk[np.diag_indices(size)] += weight * trace / size
+    return np.asarray(shrunk)
+
+
+def eigh(gram: Array) -> tuple[Array, Array]:
+    """Eigenvalues in falling order, clipped at zero, and the eigenvectors as columns."""
+    values, vectors = linalg.eigh(gram, driver="evd", check_finite=False)
+    return np.clip(values[::-1], 0, None), vectors[:, ::-1]
+
+
+def project(matrix: Array, gram: Array | None = None) -> tuple[Array, Array, Array]:
+    """Factors (core, rest) of an (m, n) matrix, nested in the rank, and the energy of each component.
+
+    ``core`` has orthonormal columns (under ``gram``, (m, m), where given), ``rest`` carries the weights, and ``core[:, :r] @ rest[:r]`` is the best
+    approximation of rank r in the norm tr(EᵀGE). It is an SVD from the Gram matrix of the shorter side: both factors are projections onto an orthonormal
+    eigenbasis, so that all of them together give the matrix back exactly, however small its singular values are.
+    """
+    rows, columns = matrix.shape
+    if rows < columns:
+        if gram is None:
+            energy, basis = eigh(matrix @ matrix.T)
+            return basis, basis.T @ matrix, energy
+        lower = cholesky(gram)
+        white = lower.T @ matrix
+        energy, basis = eigh(white @ white.T)
+        return solve_lower(lower, basis, transposed=True), basis.T @ white, energy
+    energy, basis = eigh(matrix.T @ (matrix if gram is None else gram @ matrix))
+    sigma = np.sqrt(np.maximum(energy, (1e-9**2) * energy[0]))
+    sigma[sigma == 0] = 1.0  # a matrix of zeros
+    return matrix @ (basis / sigma), sigma[:, None] * basis.T, energy
+
+
+def cholesky(gram: Array) -> Array:
+    """The lower Cholesky factor of a positive definite matrix; rounding is met with the least ridge that makes it succeed."""
+    ridge = 0.0
+    largest = float(np.max(np.diagonal(gram))) or 1.0
+    while True:
+        try:
+            return np.asarray(linalg.cholesky(gram + ridge * np.eye(len(gram)) if ridge else gram, lower=True, check_finite=False))
+        except linalg.LinAlgError:
+            if ridge > largest:
+                raise
+            ridge = max(10 * ridge, 1e-13 * largest)
+
+
+def solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Array:
+    """L⁻¹·B, or L⁻ᵀ·B, for a lower triangular L."""
+    return np.asarray(linalg.solve_triangular(lower, right, lower=True, trans="T" if transposed else "N", check_finite=False))
+
+
+def canonical(cores: Sequence[Array]) -> list[Array]:
+    """The same chain of cores (r_{j-1}, k_j, r_j), with well-conditioned bonds that share each singular value's root between both sides.
+
+    A QR sweep from the left makes the cores orthonormal, an SVD sweep from the right splits every bond as U√Σ · √ΣVᵀ. The shapes stay.
+    """
+    done = list(cores)
+    for j in range(len(done) - 1):
+        left, size, right = done[j].shape
+        q, r = np.linalg.qr(done[j].reshape(left * size, right))
+        done[j] = _padded(q, right, axis=1).reshape(left, size, right)
+        done[j + 1] = np.tensordot(_padded(r, right, axis=0), done[j + 1], 1)
+    for j in range(len(done) - 1, 0, -1):
+        left, size, right = done[j].shape
+        u, s, v = np.linalg.svd(done[j].reshape(left, size * right), full_matrices=False)
+        root = np.sqrt(s)
+        done[j] = _padded(root[:, None] * v, left, axis=0).reshape(left, size, right)
+        done[j - 1] = done[j - 1] @ _padded(u * root, left, axis=1)
+    return done
+
+
+def _padded(matrix: Array, length: int, axis: int) -> Array:
+    missing = length - matrix.shape[axis]
+    if missing == 0:
+        return matrix
+    return np.pad(matrix, [(0, missing if i == axis else 0) for i in range(matrix.ndim)])

@@ -1,0 +1,100 @@
+"""Which errors count: the weight of each output channel, the norm of the layer's inputs, and what the bias absorbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfc.errors import ModelError
+from lrfc.factorization.base import Ranks, Statistics
+from lrfc.factorization.layout import Layout
+from lrfc.factorization.linalg import Array, need, shrink
+
+
+def output_scale(layout: Layout, scale: NDArray[Any] | None) -> Array:
+    """The weight (G·T,) of each output channel's error.
+
+    Channels that a BatchNorm switches off keep a thousandth of the largest weight, so that the weighted kernel can be divided by it again.
+    """
+    length = layout.groups * layout.outputs
+    if scale is None:
+        return np.ones(length)
+    weights = np.abs(np.asarray(scale, np.float64)).reshape(-1)
+    if weights.shape != (length,):
+        raise ModelError(f"layer '{layout.op.name}': {weights.size} output scales for {length} output channels")
+    largest = float(weights.max())
+    return np.maximum(weights, 1e-3 * largest) if largest > 0 else np.ones(length)
+
+
+def centred(layout: Layout, statistics: Statistics) -> bool:
+    """Whether the mean error is absorbed later, so that it need not be kept small: by the layer's bias, or without one by the BatchNorm behind it."""
+    if statistics.mean is None or layout.family == "transposed":
+        return False
+    return "bias" not in layout.op.weights or layout.bias is not None
+
+
+def mean_absorbed(layout: Layout, statistics: Statistics) -> bool:
+    """Whether the layer's own bias absorbs the mean error."""
+    return layout.bias is not None and centred(layout, statistics)
+
+
+def input_grams(layout: Layout, statistics: Statistics) -> Array:
+    """The second moment of each group's patches, (G, D, D), positive definite: centred where the mean error is absorbed, shrunk by the sample's size."""
+    shape = (layout.groups, layout.patch, layout.patch)
+    if statistics.covariance.shape != shape:
+        raise ModelError(f"layer '{layout.op.name}': statistics of shape {statistics.covariance.shape}, expected {shape}")
+    need(layout.op.name, f"the covariance of its {layout.patch} inputs", shape, shape[1:], shape[1:])
+    grams = np.empty(shape)
+    for group, covariance in enumerate(statistics.covariance):
+        full = covariance
+        if statistics.mean is not None and not centred(layout, statistics):
+            full = covariance + np.outer(statistics.mean[group], statistics.mean[group])
+        grams[group] = shrink(full, statistics.count)
+    return grams
+
+
+def mean_shift(layout: Layout, statistics: Statistics | None, tensor: Array) -> Array | None:
+    """What the bias has to add, (G·T,), so that the kernel tensor (G, k..., S, T) gives the layer's mean output: (W - W̃)ᵀμ. None when no bias can.
+
+    The bias is taken out of the mean before and put back after (the trap of the literature sheet, §5.1), so it cancels here.
+    """
+    if statistics is None or statistics.mean is None or not mean_absorbed(layout, statistics):
+        return None
+    missing = layout.matrix(layout.tensor() - tensor)
+    return np.einsum("gd,gdt->gt", statistics.mean, missing).reshape(-1)
+
+
+def dense_responses(
+    layout: Layout, tensor: Callable[[Ranks], Array], statistics: Statistics | None, patches: NDArray[np.float32], ranks: Sequence[Ranks]
+) -> Iterator[NDArray[np.float32]]:
+    """Responses (N, T) for patches (N, G, D), by multiplying each approximated kernel out. Transposed: (N, prod(kernel)·T), without the bias."""
+    for each in ranks:
+        approximation = tensor(each)
+        matrix = layout.matrix(approximation).astype(np.float32)
+        response = np.concatenate([patches[:, group] @ matrix[group] for group in range(layout.groups)], axis=1)
+        yield add_bias(layout, response, mean_shift(layout, statistics, approximation))
+
+
+def add_bias(layout: Layout, response: NDArray[Any], shift: Array | None) -> NDArray[np.float32]:
+    """The response with the layer's bias and its shift; as it is where the layer has none, or where it is no constant of the patch's response."""
+    bias = layout.bias
+    if bias is None:
+        return response.astype(np.float32, copy=False)
+    return (response + (bias if shift is None else bias + shift)).astype(np.float32)
+
+
+def tensor_of(layout: Layout, order: Sequence[int], cores: Sequence[Array]) -> Array:
+    """The kernel tensor (G, k..., S, T) of cores (G, r_in, taps, r_out); ``order`` lists its axes S, the stages' axes, T in the chain's order."""
+    product = cores[0]
+    for core in cores[1:]:
+        product = np.matmul(product.reshape(layout.groups, -1, product.shape[-1]), core.reshape(layout.groups, core.shape[1], -1))
+        product = product.reshape(layout.groups, -1, core.shape[-1])
+    sizes = (*layout.kernel, layout.inputs, layout.outputs)
+    assert product.size == layout.groups * prod(sizes)
+    chained = product.reshape(layout.groups, *(sizes[axis] for axis in order))
+    back = [0, *(1 + int(axis) for axis in np.argsort(order))]
+    return chained.transpose(back)
