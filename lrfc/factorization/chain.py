@@ -202,7 +202,8 @@ class ChainFactors:
     def _mean_response(self) -> Array:
         assert self.statistics is not None
         assert self.statistics.mean is not None
-        return np.einsum("gd,gdt->gt", self.statistics.mean, self.layout.matrix(self.layout.tensor())).reshape(-1)
+        response: Array = np.einsum("gd,gdt->gt", self.statistics.mean, self.layout.matrix(self.layout.tensor())).reshape(-1)
+        return response
 
 
 class _Sum:

@@ -90,24 +90,27 @@ class Einsum:
 
     def matrix(self, kernel: Array) -> Array:
         """The kernel as (D, T)."""
-        return np.einsum(f"{self.weights}->{self.summed}{self.made}", kernel).reshape(self.inputs, self.outputs)
+        matrix: Array = np.einsum(f"{self.weights}->{self.summed}{self.made}", kernel).reshape(self.inputs, self.outputs)
+        return matrix
 
     def kernel(self, matrix: Array) -> Array:
         """The inverse of ``matrix``."""
         lengths = [self._length(letter) for letter in self.summed + self.made]
-        return np.einsum(f"{self.summed}{self.made}->{self.weights}", matrix.reshape(lengths))
+        kernel: Array = np.einsum(f"{self.summed}{self.made}->{self.weights}", matrix.reshape(lengths))
+        return kernel
 
     def flat_bias(self, bias: Array) -> Array | None:
         """The bias as (T,); None when it is shared along some of the letters made."""
         if set(self.bias_axes) != set(self.made):
             return None
         order = "".join(letter for letter in self.target if letter in self.made)
-        return np.einsum(f"{order}->{self.made}", bias.reshape([self._length(letter) for letter in order])).reshape(-1)
+        flat: Array = np.einsum(f"{order}->{self.made}", bias.reshape([self._length(letter) for letter in order])).reshape(-1)
+        return flat
 
     def layer_bias(self, flat: Array) -> Array:
         """The inverse of ``flat_bias``, in the bias' own shape."""
         order = "".join(letter for letter in self.target if letter in self.made)
-        made = np.einsum(f"{self.made}->{order}", flat.reshape([self._length(letter) for letter in self.made]))
+        made: Array = np.einsum(f"{self.made}->{order}", flat.reshape([self._length(letter) for letter in self.made]))
         first = min(self.target.index(letter) for letter in self.bias_axes)
         return made.reshape([self._length(letter) if letter in self.made else 1 for letter in self.target[first:]])
 
@@ -116,7 +119,9 @@ class Einsum:
         bond = next(letter for letter in ascii_letters if letter not in self.source + self.weights + self.target)
         dots = "..." if self.source.startswith("...") else ""
         kept = dots + "".join(letter for letter in self.source.removeprefix("...") if letter not in self.weights)
-        if last and self.target == kept + self.made and len(self.made) == 1 and self.bias_axes in ("", self.made):
+        # The layer may declare an axis open (None) that is known: only an EinsumDense gives an output of the same shape then.
+        known = isinstance(self.output_shape, int) or None not in self.output_shape
+        if last and known and self.target == kept + self.made and len(self.made) == 1 and self.bias_axes in ("", self.made):
             return "Dense", {"units": self.outputs, "use_bias": bool(self.bias_axes)}, matrix
         if not last and self.source == kept + self.summed and len(self.summed) == 1:
             return "Dense", {"units": matrix.shape[1], "use_bias": False}, matrix

@@ -65,7 +65,8 @@ def mean_shift(layout: Layout, statistics: Statistics | None, tensor: Array) -> 
     if statistics is None or statistics.mean is None or not mean_absorbed(layout, statistics):
         return None
     missing = layout.matrix(layout.tensor() - tensor)
-    return np.einsum("gd,gdt->gt", statistics.mean, missing).reshape(-1)
+    shift: Array = np.einsum("gd,gdt->gt", statistics.mean, missing).reshape(-1)
+    return shift
 
 
 def dense_responses(
