@@ -12,8 +12,8 @@ from lrfc.ir.affine import LINEAR, Affine, affine, take_in_before
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.state import Fact, State
 
-#: Activation layers that may stand as the activation argument of another layer and have no weights.
-_ACTIVATION_LAYERS = frozenset({"ReLU", "LeakyReLU", "ELU", "Softmax"})
+#: What an activation argument may become; a layer given there must have no weights.
+_ACTIVATIONS = frozenset({"Activation", "ReLU", "LeakyReLU", "ELU", "Softmax"})
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,24 @@ def split_activations(graph: Graph) -> Graph:
         conv = Conv2D(x) filters=8 kernel_size=3 -> (?, 6, 6, 8)
         conv__activation = Activation(conv) activation=relu -> (?, 6, 6, 8)
 
-    Every call of a shared layer gets a call of one shared activation. An activation with weights of its own stays inside.
+    Every call of a shared layer gets a call of one shared activation. An activation that is a layer with weights (PReLU) stays inside.
     """
     graph = graph.copy()
     for op in graph:
         if op.kind not in LINEAR | {"EinsumDense"} or op["activation"] in (None, "linear"):
             continue
-        if set(op.weights) <= {"kernel", "bias", "depthwise_kernel", "pointwise_kernel"}:
-            activation = _activation(op["activation"], _free(graph, f"{op.name}__activation"), op.shared and f"{op.shared}__activation")
+        kind, attrs = _activation(op["activation"])
+        if kind in _ACTIVATIONS:
+            activation = Op(_free(graph, f"{op.name}__activation"), kind, attrs, shared=op.shared and f"{op.shared}__activation")
             graph.splice(op.name, [op.with_attrs(activation="linear"), activation])
     return graph
 
 
-def _activation(value: Any, name: str, shared: str | None) -> Op:
-    """The op for an activation argument: a function's name, or the configuration of a function or layer."""
-    if isinstance(value, Mapping) and value.get("module") == "keras.layers" and value.get("class_name") in _ACTIVATION_LAYERS:
-        return Op(name, value["class_name"], {k: v for k, v in value["config"].items() if k not in ("name", "dtype")}, shared=shared)
-    return Op(name, "Activation", {"activation": value}, shared=shared)
+def _activation(value: Any) -> tuple[str, dict[str, Any]]:
+    """Kind and attributes of the op for an activation argument: a function's name, or the configuration of a function or layer."""
+    if isinstance(value, Mapping) and value.get("module") == "keras.layers":
+        return value["class_name"], {k: v for k, v in value["config"].items() if k not in ("name", "dtype")}
+    return "Activation", {"activation": value}
 
 
 def _free(graph: Graph, name: str) -> str:

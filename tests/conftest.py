@@ -14,6 +14,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 # The same examples in every run, and no limit on the time of one: the first call of a layer traces it.
 settings.register_profile("lrfc", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("deep", settings.get_profile("lrfc"), max_examples=500)  # pytest --hypothesis-profile=deep
 settings.load_profile("lrfc")
 
 

@@ -156,9 +156,14 @@ def take_in_after(op: Op, tensor: Tensor, given: Affine) -> Op | None:
     weights = {name: np.asarray(w, np.float64) for name, w in op.weights.items()}
     name = "pointwise_kernel" if op.kind in _SEPARABLE else "kernel"
     kernel = weights[name]
-    by_output = {**dict.fromkeys(_TRANSPOSED, scale[:, None]), **dict.fromkeys(_DEPTHWISE, scale.reshape(-1, kernel.shape[-1]))}.get(op.kind, scale)
+    if op.kind in _TRANSPOSED:  # (*K, O, I)
+        kernel = kernel * scale[:, None]
+    elif op.kind in _DEPTHWISE:  # (*K, I, multiplier)
+        kernel = kernel * scale.reshape(-1, kernel.shape[-1])
+    else:  # the outputs come last
+        kernel = kernel * scale
     bias = {"bias": weights["bias"] * scale} if "bias" in weights else {}
-    return _with(op, weights | {name: kernel * by_output} | bias, shift)
+    return _with(op, weights | {name: kernel} | bias, shift)
 
 
 def _plain(op: Op) -> bool:
