@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrfc.data import Data, Split
-from lrfc.ir import keras_io
+from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.state import State
@@ -292,7 +292,7 @@ def test_every_linear_layer_behind_a_normalization(
 @pytest.mark.parametrize("name", ["resnet20_cifar10.keras", "resnet56_cifar10.keras", "mlperf_tiny_resnet8_cifar10.h5", "mlperf_tiny_autoencoder_ad.h5",
                                   "mini_mobilenetv2_cifar10.h5", "gtsrb_cnn30_sivaprakash.h5"])  # fmt: skip
 def test_real_models(name: str, lrfc_data: Path) -> None:
-    graph = keras_io.from_keras(keras_io.load(lrfc_data / "models" / name))
+    graph = keras_io.from_keras(keras_load.load(lrfc_data / "models" / name))
     result = canonical(graph)
     batch = tuple(128 + 64 * x for x in helpers.random_inputs(graph, 8))
     assert helpers.difference(keras_io.predict(graph, batch), keras_io.predict(result, batch)) < 1e-5

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrfc.data import Data, Split
-from lrfc.ir import keras_io
+from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
 from lrfc.passes.canonicalise import split_activations
 from lrfc.passes.fold_batchnorm import FoldBatchNorm, drop_dropout, fold_batchnorm
@@ -170,7 +170,7 @@ def test_channels_first(kind: str) -> None:
     "name", ["resnet20_cifar10.keras", "mlperf_tiny_resnet8_cifar10.h5", "mlperf_tiny_autoencoder_ad.h5", "mini_mobilenetv2_cifar10.h5"]
 )
 def test_real_models(name: str, lrfc_data: Path) -> None:
-    graph = keras_io.from_keras(keras_io.load(lrfc_data / "models" / name))
+    graph = keras_io.from_keras(keras_load.load(lrfc_data / "models" / name))
     result = fold_batchnorm(drop_dropout(split_activations(graph)))
     result.check()
     batch = tuple(128 + 64 * x for x in helpers.random_inputs(graph, 8))
