@@ -1,21 +1,39 @@
-"""Calibration, training, validation and test data."""
+"""Calibration, training, validation and test data: read, checked against the model, split, and handed out in batches."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from lrfc.state import Batch
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfc import sources
+from lrfc.errors import UsageError
+from lrfc.ir.graph import Graph, Shape, Tensor
+from lrfc.state import Batch, batches
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples in memory: one array per model input and, where there are labels, one per model output (class indices or values)."""
+    """Samples in memory: one array per model input and, where there are labels, one per model output.
+
+    ``inputs`` keep the compact dtype of their source (uint8 images stay uint8): read them through ``feed``. ``targets`` of a model output of shape
+    (batch, ..., C) are int32 class indices (N, ...) when they have one axis less, and float32 values (N, ..., C) otherwise; C = 1 takes indices 0 and 1.
+    """
 
     inputs: Batch
     targets: Batch | None = None
 
     def __len__(self) -> int:
         return len(self.inputs[0])
+
+    def take(self, rows: NDArray[np.intp]) -> Split:
+        """The samples of those rows."""
+        return Split(tuple(x[rows] for x in self.inputs), None if self.targets is None else tuple(y[rows] for y in self.targets))
 
 
 @dataclass(frozen=True)
@@ -24,7 +42,7 @@ class Data:
 
     ``train`` is for calibration and fine-tuning, ``validation`` for every choice, ``test`` for the accuracies that are reported (the validation split
     when no test set was given, ``test_is_validation``). ``synthetic`` data were made up from the model: they are for calibration only, and nothing
-    is claimed about accuracy.
+    is claimed about accuracy. ``notes`` are lines for the log.
     """
 
     source: str
@@ -32,8 +50,233 @@ class Data:
     validation: Split
     test: Split
     synthetic: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def test_is_validation(self) -> bool:
         """Whether the reported accuracies are read on the validation split."""
         return self.test is self.validation
+
+
+def feed(inputs: Batch, graph: Graph, size: int) -> Iterator[Batch]:
+    """The samples in batches, in the dtype of each model input: the one place where compact samples become float32."""
+    dtypes = [graph.tensors(name)[0].dtype for name in graph.inputs]
+    for batch in batches(inputs, size):
+        yield tuple(x.astype(dtype, copy=False) for x, dtype in zip(batch, dtypes, strict=True))
+
+
+def load_data(spec: Any, graph: Graph, *, test: Any = None, seed: int, limit: int | None = None) -> Data:
+    """The data that ``spec`` names, fit for that model.
+
+    ``spec``: 'digits', an .npz file, a folder of class folders, 'package.module:function', or (from Python) such a function or what it returns;
+    None makes up calibration inputs from the model (lrfc.synthesis). Without validation samples 10 % of the training samples, at most 5,000, are set
+    aside by ``seed``, in proportion of the classes. ``test`` is a second one, used for the reported accuracies only. ``limit``: at most that many
+    samples in each split. UsageError says what does not fit.
+    """
+    raw = {} if spec is None else _read(spec, graph, seed, limit)
+    notes = raw.pop("notes", ())
+    if spec is not None and "train" not in raw:
+        raise UsageError(f"data '{_name(spec)}' has test samples only: give 'x' (and 'y') to calibrate on")
+    if test is not None:
+        other = _read(test, graph, seed, limit)
+        notes += other.pop("notes")
+        raw["test"] = other.get("test") or other["train"]
+    rng = np.random.default_rng(seed)
+    if spec is None:
+        raw["train"], raw["val"] = _synthetic(graph, seed, limit)
+    elif "val" not in raw:
+        raw["train"], raw["val"] = _halves(raw["train"], rng, _name(spec))
+    if limit is not None:
+        raw = {part: split.take(_order(split, rng)[:limit]) for part, split in raw.items()}
+    test_split = raw.get("test", raw["val"])
+    notes += _overlaps(raw)
+    return Data("synthetic" if spec is None else _name(spec), raw["train"], raw["val"], test_split, synthetic=spec is None, notes=notes)
+
+
+def _name(spec: Any) -> str:
+    if callable(spec):
+        return getattr(spec, "__qualname__", type(spec).__name__)
+    return str(spec) if isinstance(spec, str | Path) else "arrays"
+
+
+def _read(spec: Any, graph: Graph, seed: int, limit: int | None) -> dict[str, Any]:
+    where = _name(spec)
+    if isinstance(spec, str | Path):
+        raw = sources.read(str(spec), graph, seed=seed, limit=limit)
+    else:
+        raw = sources.from_object(spec() if callable(spec) else spec, graph, f"data '{where}'")
+    return {"notes": raw.notes, **{part: _split(x, y, graph, f"{where} ({part})") for part, (x, y) in raw.parts.items()}}
+
+
+# -- checking against the model ----------------------------------------------------------------------------------------------------
+
+
+def _split(x: Any, y: Any, graph: Graph, where: str) -> Split:
+    inputs = tuple(_input(a, graph.tensors(name)[0], f"{where}: input '{name}'") for a, name in _paired(x, graph.inputs, f"{where}: the inputs"))
+    outputs = tuple(ref.op for ref in graph.outputs)
+    targets = None
+    if y is not None:
+        tensors = [graph.tensor(ref) for ref in graph.outputs]
+        paired = zip(_paired(y, outputs, f"{where}: the labels"), tensors, strict=True)
+        targets = tuple(_target(a, tensor, f"{where}: labels of '{name}'") for (a, name), tensor in paired)
+    lengths = [len(a) for a in (*inputs, *(targets or ()))]
+    if len(set(lengths)) > 1:
+        raise UsageError(f"{where}: the arrays hold {', '.join(map(str, lengths))} samples; inputs and labels must have the same number")
+    if lengths[0] == 0:
+        raise UsageError(f"{where}: there are no samples")
+    return Split(inputs, targets)
+
+
+def _paired(given: Any, names: tuple[str, ...], where: str) -> list[tuple[NDArray[Any], str]]:
+    if isinstance(given, Mapping):
+        if set(given) != set(names):
+            raise UsageError(f"{where} are named {', '.join(map(str, given))}, the model has {', '.join(names)}")
+        given = [given[name] for name in names]
+    elif not (isinstance(given, list | tuple) and len(names) > 1):
+        given = [given]
+    if len(given) != len(names):
+        raise UsageError(f"{where}: {len(given)} arrays for {', '.join(names)}; name the arrays like these")
+    try:
+        arrays = [np.asarray(a) for a in given]
+    except ValueError as error:
+        raise UsageError(f"{where} are not arrays of samples of one shape: {error}") from error
+    if any(a.ndim == 0 for a in arrays):
+        raise UsageError(f"{where}: a single value is no array of samples")
+    return list(zip(arrays, names, strict=True))
+
+
+def _plain(array: NDArray[Any], where: str) -> NDArray[Any]:
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"{where} has dtype {array.dtype}; give numbers")
+    array = array.astype(np.float32) if array.dtype == np.float64 else array
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+        raise UsageError(f"{where} has NaN or infinite values in {len(bad):,} samples, the first is number {bad[0]}; clean the data")
+    return array
+
+
+def _input(array: NDArray[Any], tensor: Tensor, where: str) -> NDArray[Any]:
+    shape, wanted = array.shape[1:], tensor.shape[1:]
+    if _fits((*shape, 1), wanted):  # the channel axis of grey images
+        array = array[..., None]
+    elif not _fits(shape, wanted):
+        raise UsageError(f"{where} has samples of shape {shape}, the model wants {_shown(wanted)}{_remedy(shape, wanted)}")
+    if tensor.dtype.startswith("int") and array.dtype.kind == "f":
+        raise UsageError(f"{where} has dtype {array.dtype}, the model wants {tensor.dtype}")
+    return _plain(array, where)
+
+
+def _fits(shape: Shape, wanted: Shape) -> bool:
+    return len(shape) == len(wanted) and all(b in (None, a) for a, b in zip(shape, wanted, strict=True))
+
+
+def _shown(shape: Shape) -> str:
+    return "(" + ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+
+
+def _remedy(shape: tuple[int, ...], wanted: Shape) -> str:
+    """How samples of one shape become samples of the other, when nothing but that is missing."""
+    if len(shape) == len(wanted) == 3:
+        if _fits((*shape[1:], shape[0]), wanted):
+            return "; the channels come first: x.transpose(0, 2, 3, 1)"
+        if _fits((shape[2], *shape[:2]), wanted):
+            return "; the channels come last: x.transpose(0, 3, 1, 2)"
+        if shape[2] == wanted[2]:
+            return f"; resize the images: keras.ops.image.resize(x, ({wanted[0]}, {wanted[1]}))"
+        if {shape[2], wanted[2]} == {1, 3} and _fits(shape[:2], wanted[:2]):
+            return "; grey and colour: numpy.repeat(x, 3, axis=-1)" if wanted[2] == 3 else "; colour and grey: x.mean(axis=-1, keepdims=True)"
+    if len(shape) == len(wanted) == 2 and _fits(shape[::-1], wanted):
+        return "; the axes are swapped: x.transpose(0, 2, 1)"
+    if None not in wanted and np.prod(shape) == np.prod([n or 0 for n in wanted]):
+        return f"; only a reshape is missing: x.reshape(-1, {', '.join(map(str, wanted))})"
+    return ""
+
+
+def _target(array: NDArray[Any], tensor: Tensor, where: str) -> NDArray[Any]:
+    """Class indices or values for that output (the rule of ``Split``). One-hot labels become indices."""
+    array, wanted = _plain(array, where), tensor.shape[1:]
+    classes = wanted[-1] if wanted else 1
+    if wanted and classes != 1 and _fits(array.shape[1:], wanted):
+        if np.isin(array, (0, 1)).all() and (array.sum(axis=-1) == 1).all():
+            return array.argmax(axis=-1).astype(np.int32)
+        return array.astype(np.float32)
+    if array.ndim == len(wanted) + 1 > 1 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if not _fits(array.shape[1:], wanted[:-1]):
+        raise UsageError(
+            f"{where} have shape {array.shape[1:]} a sample; the output {_shown(wanted)} takes class numbers, one-hot labels or values of its shape"
+        )
+    if classes == 1 and not np.isin(array, (0, 1)).all():
+        return array.astype(np.float32)[..., None] if wanted else array.astype(np.float32)
+    if (array != np.round(array)).any():
+        raise UsageError(f"{where} are not whole numbers; the output {_shown(wanted)} takes class numbers, one-hot labels or values of its shape")
+    low, high = int(array.min(initial=0)), int(array.max(initial=0))
+    if low < 0 or (classes is not None and high >= max(classes, 2)):
+        shift = "; they start at 1: subtract 1" if high == classes and array.min() == 1 else ""
+        raise UsageError(f"{where} go from {low} to {high}, the model has {classes} outputs (0 to {(classes or 0) - 1}){shift}")
+    return array.astype(np.int32)
+
+
+# -- splitting and overlap ---------------------------------------------------------------------------------------------------------
+
+
+def _labels(split: Split) -> NDArray[Any] | None:
+    """One class number a sample, where the samples have one."""
+    found = [y for y in split.targets or () if y.ndim == 1 and y.dtype == np.int32]
+    return found[0] if found else None
+
+
+def _order(split: Split, rng: np.random.Generator) -> NDArray[np.intp]:
+    return sources.stratified(_labels(split), len(split), rng)
+
+
+def _halves(split: Split, rng: np.random.Generator, where: str) -> tuple[Split, Split]:
+    count = min(max(1, round(0.1 * len(split))), 5000)
+    if len(split) < 2:
+        raise UsageError(f"data '{where}' has 1 training sample, which cannot be split; give validation samples (x_val, y_val) too")
+    order = _order(split, rng)
+    return split.take(np.sort(order[count:])), split.take(np.sort(order[:count]))
+
+
+def _synthetic(graph: Graph, seed: int, limit: int | None) -> tuple[Split, Split]:
+    from lrfc.synthesis import samples_for, synthesise
+
+    count = samples_for(graph) if limit is None else min(samples_for(graph), limit)
+    batch = synthesise(graph, 2 * count, seed)
+    return Split(tuple(x[:count] for x in batch)), Split(tuple(x[count:] for x in batch))
+
+
+def _overlaps(parts: Mapping[str, Split]) -> tuple[str, ...]:
+    """A note for each two splits that share samples; UsageError when the test set is not new.
+
+    Real sets hold a few exact duplicates (CIFAR-10 some dozen, ModelNet's voxels 5 %), so test samples may be known as often as training samples are
+    duplicates of each other, and always in 0.1 % of the cases.
+    """
+    same = len({x.dtype for split in parts.values() for x in split.inputs}) == 1
+    keys = {part: _hashes(split.inputs, raw=same) for part, split in parts.items()}
+    usual = 1 - len(set(keys["train"])) / len(keys["train"])
+    notes = []
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        if one not in keys or other not in keys:
+            continue
+        known = set(keys[one])
+        count = sum(key in known for key in keys[other])
+        share = count / len(keys[other])
+        names = {"train": "training", "val": "validation", "test": "test"}
+        fact = f"{count:,} of {len(keys[other]):,} {names[other]} samples ({100 * share:.3g} %) are {names[one]} samples too"
+        if other == "test" and share > max(0.001, 2 * usual):
+            raise UsageError(f"{fact}, so the accuracy on them would mean nothing; give a test set that is not part of the training data")
+        if count:
+            notes.append(fact)
+    return tuple(notes)
+
+
+def _hashes(inputs: Sequence[NDArray[Any]], *, raw: bool) -> list[bytes]:
+    """A digest of each sample; values are compared as float32 unless all have one dtype (``raw``)."""
+    rows = []
+    for i in range(len(inputs[0])):
+        digest = hashlib.blake2b(digest_size=16)
+        for x in inputs:
+            digest.update(np.ascontiguousarray(x[i] if raw else x[i].astype(np.float32)).tobytes())
+        rows.append(digest.digest())
+    return rows
