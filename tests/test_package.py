@@ -84,7 +84,7 @@ def test_editable_install_gives_lrfc_alone(source: Path, tmp_path: Path) -> None
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = f"import site; site.addsitedir({str(tmp_path / 'site')!r}); import lrfc.passes, lrfc.targets, lrfc.errors, sys; print(lrfc.errors.__file__); import passes"
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert Path(done.stdout.strip()).resolve() == (source / "lrfc" / "errors.py").resolve(), done.stderr
     assert "No module named 'passes'" in done.stderr
 
