@@ -46,7 +46,9 @@ def _budget(quantity: str) -> Any:
         match = _NUMBER.fullmatch(str(text))
         unit = match.group(2).lower() if match else ""
         if match is None or (unit != "%" and unit not in units):
-            raise ValueError(f"{text!r} is not a {quantity} budget: give a percentage that is kept (50%) or an amount in {', '.join(u or 'plain numbers' for u in units)}")
+            raise ValueError(
+                f"{text!r} is not a {quantity} budget: give a percentage that is kept (50%) or an amount in {', '.join(u or 'plain numbers' for u in units)}"
+            )
         amount = float(match.group(1))
         if unit == "%":
             if not 0 < amount <= 100:

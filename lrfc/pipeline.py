@@ -22,7 +22,9 @@ def plan(passes: Iterable[Pass], known: Iterable[type[Fact]] = ()) -> tuple[Pass
         missing = [fact.__name__ for fact in step.needs if fact not in facts]
         if missing:
             givers = [name_of(other) for other in steps if any(fact.__name__ in missing for fact in other.gives)]
-            hint = f"; {', '.join(givers)} gives it and must come before, with no rewrite between" if givers else "; no pass in this pipeline gives it"
+            hint = (
+                f"; {', '.join(givers)} gives it and must come before, with no rewrite between" if givers else "; no pass in this pipeline gives it"
+            )
             raise UsageError(f"pass {name_of(step)} needs {', '.join(missing)}{hint}")
         if step.rewrites:
             facts = {fact for fact in facts if not fact.about_graph}
