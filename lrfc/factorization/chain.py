@@ -16,6 +16,7 @@ from lrfc.factorization.base import Cost, Factors, Ranks, Statistics
 from lrfc.factorization.layout import Layout, Split
 from lrfc.factorization.linalg import Array, canonical, cholesky, need, solve_lower
 from lrfc.factorization.norms import add_bias, dense_responses, input_grams, mean_absorbed, mean_shift, output_scale, tensor_of
+from lrfc.factorization.stages import finish, stage
 from lrfc.factorization.unfold import Unfolding
 from lrfc.ir.graph import Op, Tensor
 
@@ -78,8 +79,8 @@ class ChainFactors:
         cores = self._cores(ranks)
         balanced = [canonical([core[group] for core in cores]) for group in range(self.layout.groups)]
         cores = [np.stack(each) for each in zip(*balanced, strict=True)]
-        chain = [self.layout.stage(role, axes, core) for role, axes, core in zip(self._roles, self._placed, cores, strict=True)]
-        return [*chain[:-1], self.layout.finish(chain[-1], mean_shift(self.layout, self.statistics, self._tensor(cores)))]
+        chain = [stage(self.layout, role, axes, core) for role, axes, core in zip(self._roles, self._placed, cores, strict=True)]
+        return [*chain[:-1], finish(self.layout, chain[-1], mean_shift(self.layout, self.statistics, self._tensor(cores)))]
 
     def kernel(self, ranks: Ranks) -> NDArray[np.float32]:
         """The dense kernel that the stages multiply out to, in the layer's own layout."""

@@ -23,9 +23,6 @@ from lrfc.ir.ops import conv_geometry
 Split = tuple[tuple[int, ...], ...]
 
 _CONV = re.compile(r"(Depthwise)?Conv([123])D(Transpose)?")
-#: Attributes of the layer that all its stages take over, and those that the last one takes over as well.
-_CARRIED = ("dtype", "trainable", "data_format")
-_LAST = ("activation", "activity_regularizer", "bias_initializer", "bias_regularizer", "bias_constraint")
 
 
 def refusal(op: Op, source: Tensor) -> str | None:
@@ -91,7 +88,7 @@ class Layout:
         if self.family == "depthwise":
             return np.expand_dims(np.moveaxis(kernel, -2, 0), -2)
         if self.family == "einsum":
-            return self._einsum.matrix(kernel)[None]
+            return self.einsum.matrix(kernel)[None]
         return np.moveaxis(kernel.reshape(*kernel.shape[:-1], self.groups, self.outputs), -2, 0)
 
     def layer_kernel(self, tensor: Array) -> NDArray[np.float32]:
@@ -101,7 +98,7 @@ class Layout:
         elif self.family == "depthwise":
             kernel = np.moveaxis(tensor[..., 0, :], 0, -2)
         elif self.family == "einsum":
-            kernel = self._einsum.kernel(tensor[0])
+            kernel = self.einsum.kernel(tensor[0])
         else:
             moved = np.moveaxis(tensor, 0, -2)
             kernel = moved.reshape(*moved.shape[:-2], -1)
@@ -121,14 +118,15 @@ class Layout:
             # The mean of a transposed convolution depends on how many kernel taps reach an output position: no constant absorbs it.
             return None
         if self.family == "einsum":
-            return self._einsum.flat_bias(np.asarray(bias, np.float64))
+            return self.einsum.flat_bias(np.asarray(bias, np.float64))
         return np.asarray(bias, np.float64)
 
     @cached_property
-    def _einsum(self) -> Einsum:
+    def einsum(self) -> Einsum:
+        """The equation of an EinsumDense."""
         return Einsum.of(self.op, self.source)
 
-    # -- stages ----------------------------------------------------------------------------------------------------------------
+    # -- stages and their cost -------------------------------------------------------------------------------------------------
 
     def place(self, split: Split) -> Split:
         """The split with the axes of length 1 given to a stage.
@@ -160,7 +158,7 @@ class Layout:
         if self.family == "dense":
             return [_fixed(self.op, self.source.shape[1:-1])] * len(split)
         if self.family == "einsum":
-            return [_fixed(self.op, self._einsum.kept_shape)] * len(split)
+            return [_fixed(self.op, self.einsum.kept_shape)] * len(split)
         at = conv_geometry(self.op, self.source)
         placed = self.place(split)
         taken: set[int] = set()
@@ -176,71 +174,24 @@ class Layout:
 
     def unrunnable(self, placed: Split) -> str | None:
         """Why a stage of this split has no kernel in TensorFlow, as one clause."""
-        for axes in placed:
-            strides = self.strides(axes)
-            if self.family == "depthwise" and len(set(strides)) > 1:
-                return f"its stage would be a depthwise convolution with strides {'x'.join(map(str, strides))}, which TensorFlow does not run"
+        if self.family != "depthwise":
+            return None
+        return next((reason for axes in placed if (reason := self.depthwise_limit(axes)) is not None), None)
+
+    def depthwise_limit(self, axes: tuple[int, ...]) -> str | None:
+        """Why a depthwise stage cannot take these axes, as one clause."""
+        strides = self.strides(axes)
+        if len(set(strides)) > 1:
+            return f"its stage would be a depthwise convolution with strides {'x'.join(map(str, strides))}, which TensorFlow does not run"
         return None
 
     def strides(self, axes: tuple[int, ...]) -> tuple[int, ...]:
         """The strides of a stage that takes these axes."""
-        return tuple(_per_axis(self.op["strides"], axis) if axis in axes else 1 for axis in range(len(self.kernel)))
-
-    def stage(self, role: str | None, axes: tuple[int, ...], kernel: Array) -> Op:
-        """One stage: a linear op ``<name>__<role>`` without bias, or the last one when ``role`` is None (its bias is added by ``finish``).
-
-        ``kernel`` is (G, r_in, taps, r_out) with the taps of ``axes`` flattened in ascending order.
-        """
-        groups, width, _, outputs = kernel.shape
-        kernel = kernel.swapaxes(1, 2)
-        attrs: dict[str, Any] = {key: self.op.attrs[key] for key in _CARRIED if key in self.op.attrs}
-        if role is None:
-            attrs |= {key: self.op.attrs[key] for key in _LAST if key in self.op.attrs}
-        attrs |= {"use_bias": role is None and "bias" in self.op.weights}
-        name, shared = (text if role is None or text is None else f"{text}__{role}" for text in (self.op.name, self.op.shared))
-        assert name is not None
-        if self.family == "dense":
-            return Op(name, "Dense", {**attrs, "units": outputs}, {"kernel": kernel[0, 0].astype(np.float32)}, shared)
-        if self.family == "einsum":
-            del attrs["use_bias"]
-            kind, extra, array = self._einsum.stage(kernel[0, 0], last=role is None)
-            return Op(name, kind, {**attrs, **extra}, {"kernel": array.astype(np.float32)}, shared)
-        rank = len(self.kernel)
-        taps = tuple(self.kernel[axis] if axis in axes else 1 for axis in range(rank))
-        attrs |= {
-            "kernel_size": taps,
-            "strides": self.strides(axes),
-            "dilation_rate": tuple(_per_axis(self.op["dilation_rate"], axis) if axis in axes and taps[axis] > 1 else 1 for axis in range(rank)),
-            "padding": self.op["padding"] if axes and (max(taps) > 1 or self.family == "transposed") else "valid",
-        }
-        array = kernel.reshape(groups, *taps, width, outputs)
-        if self.family == "transposed" and axes:
-            extra_length = self.op["output_padding"]
-            if extra_length is not None:
-                attrs["output_padding"] = tuple(_per_axis(extra_length, axis) if axis in axes else 0 for axis in range(rank))
-            kind, array = f"Conv{rank}DTranspose", np.swapaxes(array[0], -1, -2)
-            attrs["filters"] = outputs
-        elif self.family == "depthwise" and width == 1:
-            kind, array = f"DepthwiseConv{rank}D", np.moveaxis(array[..., 0, :], 0, -2)
-            attrs["depth_multiplier"] = outputs
-        else:
-            moved = np.moveaxis(array, 0, -2)
-            kind, array = f"Conv{rank}D", moved.reshape(*moved.shape[:-2], -1)
-            attrs |= {"filters": groups * outputs, "groups": groups}
-        return Op(name, kind, attrs, {"kernel": np.ascontiguousarray(array, np.float32)}, shared)
-
-    def finish(self, last: Op, shift: Array | None) -> Op:
-        """The last stage with the layer's bias, moved by ``shift`` (G·T,)."""
-        bias = self.op.weights.get("bias")
-        if bias is None:
-            return last
-        if shift is not None:
-            moved = self._einsum.layer_bias(shift) if self.family == "einsum" else shift
-            bias = (bias + moved).astype(np.float32)
-        return Op(last.name, last.kind, last.attrs, {**last.weights, "bias": bias}, last.shared)
+        return tuple(per_axis(self.op["strides"], axis) if axis in axes else 1 for axis in range(len(self.kernel)))
 
 
-def _per_axis(value: Any, axis: int) -> int:
+def per_axis(value: Any, axis: int) -> int:
+    """A size given once or per axis, for one axis."""
     return int(value) if isinstance(value, int) else int(value[axis])
 
 
