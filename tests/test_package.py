@@ -125,7 +125,7 @@ def imported(file: Path) -> set[str]:
 
 def test_every_import_is_declared_and_every_dependency_is_used() -> None:
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
-    extras = {canonicalize_name(Requirement(line).name) for line in PROJECT["optional-dependencies"]["npu"]}
+    extras = {canonicalize_name(Requirement(line).name) for name in ("npu", "qat") for line in PROJECT["optional-dependencies"][name]}
     found = set().union(*(imported(ROOT / name) for name in tracked() if name.startswith(("lrfc/", "passes/", "targets/")) and name.endswith(".py")))
     installed = packages_distributions()
     distributions = {name: {canonicalize_name(dist) for dist in installed.get(name, [])} for name in found - sys.stdlib_module_names - {"lrfc"}}
