@@ -16,7 +16,7 @@ def write(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        part.replace(path)
     except OSError as error:
         raise UsageError(f"cannot write {path} ({len(content):,} bytes): {error.strerror}; choose another --out") from error
     finally:

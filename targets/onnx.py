@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +10,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from lrfc.errors import LrfcError, ModelError, UsageError
+from lrfc.errors import ModelError, UsageError
 from lrfc.ir import backend
 from lrfc.ir.graph import Graph
 from lrfc.state import Artifact, Batch, Runner
 from lrfc.targets import files, refusals
-from lrfc.targets.freeze import Frozen, freeze
+from lrfc.targets.freeze import Frozen, converted, plain
 from lrfc.targets.imports import need
-from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
 
 #: The operator set that is written: the newest one that tf2onnx converts and that runtimes of the last years all read.
@@ -46,15 +44,7 @@ class ONNX:
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
         """Write the file. UsageError when it cannot be written; ModelError when the converter fails, with all it wrote in the error's notes."""
         need("tf2onnx", "tf2onnx")
-        with quiet() as noise:
-            try:
-                content = _convert(freeze(graph), graph.name)
-            except LrfcError:
-                raise
-            except Exception as error:  # the converters raise whatever comes; all of it means the same to the user
-                failure = ModelError(f"'{graph.name}' cannot be converted to ONNX: {backend.reason(error)}")
-                failure.add_note(noise())
-                raise failure from error
+        content = converted(graph, "ONNX", _convert)
         files.write(path, content)
         return Artifact(path, self.name, self.precision)
 
@@ -63,7 +53,7 @@ class ONNX:
         return _OnnxRuntime(artifact.path, threads)
 
 
-def _convert(frozen: Frozen, name: str) -> bytes:
+def _convert(frozen: Frozen) -> bytes:
     import onnx
     import tf2onnx
 
@@ -71,13 +61,51 @@ def _convert(frozen: Frozen, name: str) -> bytes:
     names = {tensor.name: name for tensor, name in zip(tensors, [*frozen.inputs, *frozen.outputs], strict=True)}
     # from_keras fails on Keras 3; from_function takes constant tensors of the model for inputs.
     model, _ = tf2onnx.convert.from_graph_def(
-        frozen.function.graph.as_graph_def(), name=name, input_names=[t.name for t in frozen.function.inputs],
+        frozen.function.graph.as_graph_def(), name=frozen.name, input_names=[t.name for t in frozen.function.inputs],
         output_names=[t.name for t in frozen.function.outputs], opset=OPSET, tensors_to_rename=names,
+        custom_op_handlers={"Erfc": (_erfc, []), "Expm1": (_expm1, []), "Log1p": (_log1p, [])},
     )  # fmt: skip
+    unknown = {node.op_type for node in model.graph.node if not onnx.defs.has(node.op_type, node.domain)}
+    if unknown:
+        raise ModelError(f"'{frozen.name}' cannot be converted to ONNX: it has no operator for TensorFlow's {frozen.places(unknown)}")
     model = _folded(model)
-    _rename(model.graph, [*frozen.inputs, *frozen.outputs])
+    _rename(model.graph, frozen)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+# TensorFlow ops that tf2onnx does not know; erfc is in the GELU of Keras.
+
+
+def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
+    """1 - erf(x)."""
+    y = _stage(context, node, name, "Erf", list(node.input))
+    _stage(context, node, name, "Sub", [_one(context, name), y], last=True)
+
+
+def _expm1(context: Any, node: Any, name: str, args: Any) -> None:
+    """exp(x) - 1."""
+    y = _stage(context, node, name, "Exp", list(node.input))
+    _stage(context, node, name, "Sub", [y, _one(context, name)], last=True)
+
+
+def _log1p(context: Any, node: Any, name: str, args: Any) -> None:
+    """log(1 + x)."""
+    y = _stage(context, node, name, "Add", [_one(context, name), *node.input])
+    _stage(context, node, name, "Log", [y], last=True)
+
+
+def _one(context: Any, name: str) -> str:
+    return str(context.make_const(f"{name}/one", np.ones((), np.float32)).output[0])
+
+
+def _stage(context: Any, node: Any, name: str, kind: str, operands: list[str], *, last: bool = False) -> str:
+    """Add an op with the shape and dtype of ``node``; the last one takes its place. Gives the op's output."""
+    form = {"shapes": node.output_shapes, "dtypes": node.output_dtypes}
+    if last:
+        context.remove_node(name)
+        form |= {"name": name, "outputs": node.output}
+    return str(context.make_node(kind, operands, **form).output[0])
 
 
 def _folded(model: Any) -> Any:
@@ -100,37 +128,47 @@ def _folded(model: Any) -> Any:
     return folded
 
 
-def _rename(graph: Any, kept: Sequence[str]) -> None:
+def _rename(graph: Any, frozen: Frozen) -> None:
     """Give nodes and tensors names that depend on the graph alone, and put the initializers in the order of their use.
 
     The converter numbers names with a counter of the process, and its order of the initializers changes with Python's hash seed.
     """
-    names = {name: name for name in kept} | {"": ""}
+    names = {name: name for name in ("", *frozen.inputs, *frozen.outputs)}
     taken = set(names)
 
-    def plain(name: str) -> str:
-        base = unique = re.sub(r"(__\d+|:0)+(?=$|/)|_(?=\d+$)", "", name)
+    def unique(name: str) -> str:
+        base = free = plain(name, frozen.name)
         number = 1
-        while unique in taken:
+        while free in taken:
             number += 1
-            unique = f"{base}.{number}"
-        taken.add(unique)
-        return unique
+            free = f"{base}.{number}"
+        taken.add(free)
+        return free
 
-    for node in graph.node:
-        node.name = plain(node.name)
-        for values in (node.input, node.output):
-            for value in values:
-                if value not in names:
-                    names[value] = plain(value)
-            values[:] = [names[value] for value in values]
-    order = {name: i for i, name in enumerate(names)}
-    initializers = sorted((tensor for tensor in graph.initializer if tensor.name in names), key=lambda tensor: order[tensor.name])
-    for tensor in initializers:
-        tensor.name = names[tensor.name]
-    del graph.initializer[:]
-    graph.initializer.extend(initializers)
-    del graph.value_info[:]
+    def renamed(name: str) -> str:
+        if name not in names:
+            names[name] = unique(name)
+        return names[name]
+
+    def tidy(part: Any) -> None:
+        for value in part.input:
+            value.name = renamed(value.name)
+        for node in part.node:
+            node.name = unique(node.name)
+            node.input[:] = [renamed(name) for name in node.input]
+            for attribute in node.attribute:
+                if attribute.HasField("g"):  # the body of a loop or a branch, which reads tensors of the graph around it
+                    tidy(attribute.g)
+            node.output[:] = [renamed(name) for name in node.output]
+        for value in [*part.output, *part.initializer]:
+            value.name = renamed(value.name)
+        order = {name: i for i, name in enumerate(names.values())}
+        initializers = sorted(part.initializer, key=lambda tensor: order[tensor.name])
+        del part.initializer[:]
+        part.initializer.extend(initializers)
+        del part.value_info[:]
+
+    tidy(graph)
 
 
 class _OnnxRuntime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import sys
 import tempfile
@@ -30,8 +31,8 @@ def quiet() -> Iterator[Callable[[], str]]:
             stack.callback(os.dup2, saved, descriptor)
             os.dup2(file.fileno(), descriptor)
         stack.callback(_flush)  # libc holds back what C code printed until now; it must not reach the user's stdout later
-        stack.enter_context(redirect_stdout(file))
-        stack.enter_context(redirect_stderr(file))
+        stack.enter_context(redirect_stdout(_Descriptor(1)))
+        stack.enter_context(redirect_stderr(_Descriptor(2)))
 
         def read() -> str:
             _flush()
@@ -39,6 +40,17 @@ def quiet() -> Iterator[Callable[[], str]]:
             return file.read()
 
         yield read
+
+
+class _Descriptor(io.TextIOBase):
+    """A stream that writes to whatever the descriptor points to at that time: log handlers that a library sets up meanwhile keep it for good."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, text: str) -> int:
+        os.write(self._descriptor, text.encode(errors="replace"))
+        return len(text)
 
 
 def _flush() -> None:

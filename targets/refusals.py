@@ -1,25 +1,109 @@
-"""What a graph must not have to be emitted. The docstring of each rule is the message and the manual."""
+"""What a graph must not have to be emitted. The docstring of each rule is the message and the manual; each was found by trying."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from lrfc.ir.graph import Graph
+from lrfc.ir.graph import Graph, Op
+from lrfc.ir.ops import spatial
 
 #: Gives the names of the ops that break the rule.
 Rule = Callable[[Graph], Sequence[str]]
 
 
 def of(graph: Graph, rules: Sequence[Rule]) -> tuple[str, ...]:
-    """One line for each op and rule that it breaks, in the order of the rules."""
-    return tuple(f"'{name}': {rule.__doc__}" for rule in rules for name in rule(graph))
+    """One line for each rule that the graph breaks, with the names of the ops that break it."""
+    return tuple(f"{', '.join(names)}: {rule.__doc__}" for rule in rules if (names := rule(graph)))
 
 
 def open_axis(graph: Graph) -> Sequence[str]:
-    """an input axis other than the batch has no fixed length; re-save the model with a fixed Input shape"""  # noqa: D400
+    """An input axis other than the batch has no fixed length; re-save the model with a fixed Input shape."""
     return [name for name in graph.inputs if None in graph.tensors(name)[0].shape[1:]]
 
 
-TFLITE: tuple[Rule, ...] = (open_axis,)
-TFLITE_INT8: tuple[Rule, ...] = TFLITE
-ONNX: tuple[Rule, ...] = (open_axis,)
+def strings(graph: Graph) -> Sequence[str]:
+    """Text and lookup tables cannot be emitted; turn text into numbers before the model, and re-save the model without this layer."""
+    return [
+        op.name
+        for op in graph
+        if op.kind in ("StringLookup", "IntegerLookup", "TextVectorization", "Hashing", "HashedCrossing") or _reads(graph, op, "string")
+    ]
+
+
+def dilated_transposed(graph: Graph) -> Sequence[str]:
+    """TFLite has no transposed 1-D or 2-D convolution with dilation; use dilation_rate=1 and a larger kernel."""
+    return _names(graph, ("Conv1DTranspose", "Conv2DTranspose"), lambda op: max(_dilation(op)) > 1)
+
+
+def pooled_3d(graph: Graph) -> Sequence[str]:
+    """TFLite has no 3-D pooling with a window; use strides in the convolution before it, or global pooling."""
+    return _names(graph, ("MaxPooling3D", "AveragePooling3D"))
+
+
+def dilated_3d(graph: Graph) -> Sequence[str]:
+    """TFLite has no 3-D convolution with dilation; use dilation_rate=1."""
+    return _names(graph, ("Conv3D",), lambda op: max(_dilation(op)) > 1)
+
+
+def grouped_3d(graph: Graph) -> Sequence[str]:
+    """TFLite and onnxruntime run no grouped 3-D convolution that comes from Keras; use groups=1."""
+    return _names(graph, ("Conv3D",), lambda op: op["groups"] > 1)
+
+
+def channels_first(graph: Graph) -> Sequence[str]:
+    """The TFLite converter takes this convolution with channels last only; rebuild the model with data_format='channels_last'."""
+    always = _names(graph, ("Conv1D", "Conv3D", "Conv3DTranspose"), _channels_first)
+    return [*always, *_names(graph, ("Conv1DTranspose", "DepthwiseConv1D", "SeparableConv1D"), lambda op: _channels_first(op) and op["use_bias"])]
+
+
+def smooth_resize(graph: Graph) -> Sequence[str]:
+    """TFLite resizes by nearest or bilinear interpolation only."""
+    return _names(graph, ("UpSampling2D", "Resizing"), lambda op: _interpolation(op) not in ("nearest", "bilinear"))
+
+
+def inexact_resize(graph: Graph) -> Sequence[str]:
+    """ONNX resizes as Keras does by nearest or bilinear interpolation only, and upsamples also by bicubic interpolation."""
+    return [
+        *_names(graph, ("Resizing",), lambda op: _interpolation(op) not in ("nearest", "bilinear")),
+        *_names(graph, ("UpSampling2D",), lambda op: _interpolation(op).startswith("lanczos")),
+    ]
+
+
+def bucketed(graph: Graph) -> Sequence[str]:
+    """ONNX has no operator that sorts values into bins; discretise before the model."""
+    return _names(graph, ("Discretization",))
+
+
+def looped(graph: Graph) -> Sequence[str]:
+    """Int8 calibration cannot run the loop of a recurrent layer; re-save the layer with unroll=True, or choose --precision fp32."""
+    return _names(graph, ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), lambda op: not _unrolled(op))
+
+
+TFLITE: tuple[Rule, ...] = (open_axis, strings, dilated_transposed, pooled_3d, dilated_3d, grouped_3d, channels_first, smooth_resize)
+TFLITE_INT8: tuple[Rule, ...] = (*TFLITE, looped)
+ONNX: tuple[Rule, ...] = (open_axis, strings, grouped_3d, inexact_resize, bucketed)
+
+
+def _names(graph: Graph, kinds: Iterable[str], breaks: Callable[[Op], bool] = lambda op: True) -> list[str]:
+    return [op.name for op in graph if op.kind in kinds and breaks(op)]
+
+
+def _reads(graph: Graph, op: Op, dtype: str) -> bool:
+    return any(tensor.dtype == dtype for tensor in (*graph.input_tensors(op.name), *graph.tensors(op.name)))
+
+
+def _dilation(op: Op) -> tuple[int, ...]:
+    return spatial(op["dilation_rate"], int(op.kind.split("Conv")[1][0]))
+
+
+def _channels_first(op: Op) -> bool:
+    return bool(op["data_format"] == "channels_first")
+
+
+def _interpolation(op: Op) -> str:
+    return str(op.attrs.get("interpolation", "nearest" if op.kind == "UpSampling2D" else "bilinear"))
+
+
+def _unrolled(op: Op) -> bool:
+    config = op.attrs["layer"]["config"] if op.kind == "Bidirectional" else op.attrs
+    return bool(config.get("unroll", False))

@@ -29,7 +29,9 @@ def checked(batch: Batch, inputs: Sequence[Spec], taker: str) -> list[NDArray[An
     arrays = []
     for spec, x in zip(inputs, batch, strict=True):
         if x.shape[1:] != spec.shape[1:] or len(x) != len(batch[0]) or len(x) == 0 or not np.can_cast(x.dtype, spec.dtype, "same_kind"):
-            raise UsageError(f"input '{spec.name}' of {taker} takes samples of shape {spec.shape[1:]} {np.dtype(spec.dtype)}, the data have {x.shape} {x.dtype}")
+            raise UsageError(
+                f"input '{spec.name}' of {taker} takes samples of shape {spec.shape[1:]} {np.dtype(spec.dtype)}, the data have {x.shape} {x.dtype}"
+            )
         arrays.append(np.ascontiguousarray(x, dtype=spec.dtype))
     return arrays
 

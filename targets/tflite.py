@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +11,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from lrfc.errors import LrfcError, ModelError, UsageError
+from lrfc.errors import ModelError, UsageError
 from lrfc.ir import backend
 from lrfc.ir.graph import Graph
 from lrfc.state import Artifact, Batch, Runner
 from lrfc.targets import files, refusals
-from lrfc.targets.freeze import Frozen, freeze
+from lrfc.targets.freeze import Frozen, converted
 from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
@@ -47,16 +49,7 @@ class TFLite:
         """
         if self.precision == "int8" and (calibration is None or len(calibration[0]) == 0):
             raise UsageError("int8 needs calibration samples to read the range of each activation: give --data, or choose --precision fp32")
-        with quiet() as noise:
-            try:
-                frozen = freeze(graph)
-                content = self._convert(frozen, calibration)
-            except LrfcError:
-                raise
-            except Exception as error:  # the converters raise whatever comes; all of it means the same to the user
-                failure = ModelError(f"'{graph.name}' cannot be converted to TFLite {self.precision}: {backend.reason(error)}")
-                failure.add_note(noise())
-                raise failure from error
+        content = converted(graph, f"TFLite {self.precision}", lambda frozen: self._convert(frozen, calibration))
         files.write(path, content)
         return Artifact(path, self.name, self.precision)
 
@@ -70,20 +63,42 @@ class TFLite:
         def call(*tensors: Any) -> dict[str, Any]:
             return dict(zip(frozen.outputs, frozen.function(*tensors), strict=True))
 
+        if self.precision == "int8" and any(node.op.startswith("TensorList") for node in frozen.function.graph.as_graph_def().node):
+            # The calibrator does not fail on it: it takes the process down.
+            raise ModelError(
+                f"'{frozen.name}' has a loop that int8 calibration cannot run: unroll its recurrent layers (unroll=True), or choose --precision fp32"
+            )
         specs = [tf.TensorSpec(tensor.shape, tensor.dtype, name=name) for name, tensor in zip(frozen.inputs, frozen.function.inputs, strict=True)]
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([tf.function(call).get_concrete_function(*specs)], tf.Module())
-        if self.precision == "int8":
-            assert calibration is not None
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            samples = checked(calibration, [Spec(name, tuple(t.shape), t.dtype.as_numpy_dtype) for name, t in zip(frozen.inputs, specs, strict=True)], "the model")
+        signature = tf.function(call, autograph=False).get_concrete_function(*specs)
+        with tempfile.TemporaryDirectory() as folder:
+            # Without custom gradients: they cannot be saved once the variables are constants, and a file is for inference.
+            tf.saved_model.save(tf.Module(), folder, {"serving_default": signature}, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
+            converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+            if self.precision == "int8":
+                assert calibration is not None
+                converter.optimizations = [tf.lite.Optimize.DEFAULT]
+                converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+                samples = checked(
+                    calibration,
+                    [Spec(name, tuple(t.shape), t.dtype.as_numpy_dtype) for name, t in zip(frozen.inputs, specs, strict=True)],
+                    "the model",
+                )
 
-            def representative() -> Iterator[dict[str, Any]]:
-                for i in range(len(samples[0])):
-                    yield {name: x[i : i + 1] for name, x in zip(frozen.inputs, samples, strict=True)}
+                def representative() -> Iterator[dict[str, Any]]:
+                    for i in range(len(samples[0])):
+                        yield {name: x[i : i + 1] for name, x in zip(frozen.inputs, samples, strict=True)}
 
-            converter.representative_dataset = representative
-        return _in_order(bytes(converter.convert()), frozen)
+                converter.representative_dataset = representative
+            try:
+                content = converter.convert()
+            except Exception as error:
+                missing = set(re.findall(r"'tf\.(\w+)' op is neither", str(error)))
+                if not missing:
+                    raise
+                raise ModelError(
+                    f"'{frozen.name}' cannot be converted to TFLite: it has no operator for TensorFlow's {frozen.places(missing)}"
+                ) from error
+        return _in_order(bytes(content), frozen)
 
 
 def _in_order(content: bytes, frozen: Frozen) -> bytes:

@@ -1,0 +1,22 @@
+"""The targets by their name on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lrfc.errors import UsageError
+from lrfc.state import Target
+from lrfc.targets.onnx import ONNX
+from lrfc.targets.tflite import TFLite
+
+#: Name → target. A new target is added here, and in the choices of ``BuildConfig.targets``.
+TARGETS: Mapping[str, Any] = {TFLite.name: TFLite, ONNX.name: ONNX}
+
+
+def target(name: str, precision: str = "fp32") -> Target:
+    """The target of that name at that precision; UsageError when there is none."""
+    if name not in TARGETS:
+        raise UsageError(f"unknown target '{name}'; known are {', '.join(TARGETS)}")
+    made: Target = TARGETS[name](precision)
+    return made

@@ -1,0 +1,65 @@
+"""The check that an emitted file computes what the model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfc.errors import ParityError
+from lrfc.state import Artifact, Batch, Runner
+
+#: Precision → largest error that is allowed: 'fp32' of ``relative``, 'int8' of ``distance``.
+#: An int8 file of a trained network stays below 0.2; where every tenth answer of a classifier flips the distance is 0.5.
+TOLERANCE: Mapping[str, float] = {"fp32": 1e-4, "int8": 0.5}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the file's outputs are from the model's, each the worst over the outputs.
+
+    ``max_abs_diff``: largest absolute difference, in the unit of the output. ``relative``: that difference divided by the range (max - min) of the
+    output. ``distance``: L2 norm of the difference divided by that of the output around its mean. ``samples``: how many inputs were compared.
+    """
+
+    max_abs_diff: float
+    relative: float
+    distance: float
+    samples: int
+
+
+def parity(artifact: Artifact, runner: Runner, inputs: Batch, reference: Batch) -> Parity:
+    """Run the file on ``inputs`` and compare with the model's outputs for them, ``reference``; ParityError when the difference is too large.
+
+    float32 files are held to ``relative``, int8 files to ``distance`` (see TOLERANCE).
+    """
+    outputs = runner(inputs)
+    shapes, expected = [y.shape for y in outputs], [y.shape for y in reference]
+    if shapes != expected:
+        raise ParityError(f"{artifact.path.name} gives outputs of shape {shapes}, the model {expected}")
+    absolute, relative, distance = (max(values) for values in zip(*map(_differences, outputs, reference), strict=True))
+    found = Parity(absolute, relative, distance, samples=len(inputs[0]))
+    error, limit, what = (
+        (found.distance, TOLERANCE["int8"], "L2 distance")
+        if artifact.precision == "int8"
+        else (found.relative, TOLERANCE["fp32"], "difference relative to the output's range")
+    )
+    if not error <= limit:
+        raise ParityError(
+            f"{artifact.path.name} does not compute what the model computes: {what} {error:.2g}, allowed is {limit:g} "
+            f"(largest absolute difference {found.max_abs_diff:.3g}, {found.samples} samples)"
+        )
+    return found
+
+
+def _differences(output: NDArray[Any], reference: NDArray[Any]) -> tuple[float, float, float]:
+    y, r = output.astype(np.float64), reference.astype(np.float64)
+    difference = np.abs(y - r)
+    if not np.isfinite(difference).all():
+        return np.inf, np.inf, np.inf
+    spread = np.ptp(r) or np.abs(r).max() or 1.0  # a constant output is held to its own size
+    norm = np.linalg.norm(r - r.mean()) or np.linalg.norm(r) or 1.0
+    return float(difference.max()), float(difference.max() / spread), float(np.linalg.norm(difference) / norm)
