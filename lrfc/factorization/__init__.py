@@ -7,12 +7,13 @@ from types import MappingProxyType
 
 from lrfc.factorization.base import Cost, Factors, Method, Ranks, Statistics
 from lrfc.factorization.choice import break_even, cost_of, eligible
+from lrfc.factorization.cp import CP, CP4
 from lrfc.factorization.spatial import SpatialSVD, SpatialSVDWidthFirst
 from lrfc.factorization.svd import SVD, ChannelSVD, ChannelSVD1x1
 from lrfc.factorization.train import TensorTrain
 from lrfc.factorization.tucker import Tucker2
 
-_METHODS: tuple[Method, ...] = (ChannelSVD(), ChannelSVD1x1(), SpatialSVD(), SpatialSVDWidthFirst(), Tucker2(), TensorTrain(), SVD())
+_METHODS: tuple[Method, ...] = (ChannelSVD(), ChannelSVD1x1(), SpatialSVD(), SpatialSVDWidthFirst(), Tucker2(), CP(), CP4(), TensorTrain(), SVD())
 
 #: Every method, by name.
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _METHODS})

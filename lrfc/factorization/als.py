@@ -1,0 +1,95 @@
+"""Canonical polyadic decomposition of one tensor: an exact, well-conditioned start, and alternating least squares with a bound on the norms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import numpy as np
+
+from lrfc.factorization.linalg import Array, eigh
+
+#: Relative ridge of every least-squares solve. With unit columns, the solution c of (G + ρI)c = b obeys ‖c‖ ≤ ‖X‖ / (2√ρ): at 1/400 the terms'
+#: norms, taken together, cannot exceed ten times the tensor's norm. On the layers of ResNet-20 it moves the error by less than one part in a hundred.
+RIDGE = 1 / 400
+#: Terms whose joint norm is above this multiple of the tensor's norm are cancelling each other (the degeneracy of Phan et al., arXiv 2008.05441).
+NORM_LIMIT = 10.0
+
+
+def khatri_rao(factors: Sequence[Array]) -> Array:
+    """The column-wise Kronecker product of (n_i, R) factors: (Π n_i, R), the first factor's index slowest."""
+    return reduce(lambda left, right: (left[:, None, :] * right[None, :, :]).reshape(-1, left.shape[1]), factors)
+
+
+def norm_ratio(factors: Sequence[Array], norm: float) -> float:
+    """√(Σ_r ‖term_r‖²) relative to the tensor's norm: 1 for orthogonal terms, large for terms that cancel."""
+    squares: Array = np.ones(factors[0].shape[1])
+    for factor in factors:
+        squares = squares * (factor**2).sum(0)
+    return float(np.sqrt(squares.sum())) / max(norm, 1e-300)
+
+
+def balanced(factors: Sequence[Array]) -> list[Array]:
+    """The same terms, each with its norm spread evenly over its factors."""
+    norms = [np.maximum(np.linalg.norm(factor, axis=0), 1e-300) for factor in factors]
+    share = reduce(np.multiply, norms) ** (1 / len(norms))
+    return [factor / norm * share for factor, norm in zip(factors, norms, strict=True)]
+
+
+def slices_start(tensor: Array, rank: int) -> list[Array]:
+    """The best terms of the SVDs of all slices of a tensor (S, k_1, ..., T), taken along the principal axes of each middle mode.
+
+    Terms of one slice are orthogonal, and so are the slices: no term cancels another, and with Π k_i · min(S, T) terms the tensor is met exactly.
+    """
+    middle = range(1, tensor.ndim - 1)
+    bases = []
+    rotated = tensor
+    for mode in middle:
+        unfolded = np.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
+        bases.append(eigh(unfolded @ unfolded.T)[1])
+        rotated = np.moveaxis(np.tensordot(bases[-1].T, rotated, (1, mode)), 0, mode)
+    slices = np.moveaxis(rotated, -1, 1).reshape(tensor.shape[0], tensor.shape[-1], -1).transpose(2, 0, 1)
+    u, s, vt = np.linalg.svd(slices, full_matrices=False)
+    order = np.argsort(s, axis=None)[::-1][:rank]
+    at, component = np.unravel_index(order, s.shape)
+    index = np.unravel_index(at, tensor.shape[1:-1])
+    weights = s[at, component]
+    inner = [basis[:, i] for basis, i in zip(bases, index, strict=True)]
+    found = [u[at, :, component].T * weights, *inner, vt[at, component].T]
+    return [np.pad(factor, ((0, 0), (0, rank - len(order)))) for factor in found]
+
+
+def random_start(shape: Sequence[int], rank: int, seed: int) -> list[Array]:
+    """Normally distributed factors."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((length, rank)) for length in shape]
+
+
+def als(tensor: Array, start: Sequence[Array], *, ridge: float = RIDGE, sweeps: int = 30, tolerance: float = 1e-3) -> list[Array]:
+    """Alternating least squares with a ridge in every solve (Carroll and Chang 1970, Harshman 1970; reference sheet §9).
+
+    Columns are kept at unit norm, the weight of a term beside them, so that the ridge weighs every term alike. It stops when a sweep lowers the squared
+    error by less than ``tolerance`` of it, or after ``sweeps``.
+    """
+    factors = [_unit(factor)[0] for factor in start]
+    weights = np.ones(factors[0].shape[1])
+    unfoldings = [np.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1) for mode in range(tensor.ndim)]
+    total = float(np.vdot(tensor, tensor))
+    last = np.inf
+    for _ in range(sweeps):
+        for mode, unfolding in enumerate(unfoldings):
+            others = [factor for i, factor in enumerate(factors) if i != mode]
+            gram = reduce(np.multiply, [factor.T @ factor for factor in others])
+            right = unfolding @ khatri_rao(others)
+            solved: Array = np.asarray(np.linalg.solve(gram + ridge * np.eye(len(gram)), right.T).T, np.float64)
+            factors[mode], weights = _unit(solved)
+        error = total - 2 * float(np.vdot(solved, right)) + float(np.vdot(solved.T @ solved, gram))
+        if last - error <= tolerance * error or error <= 1e-12 * total:
+            break
+        last = error
+    return [*factors[:-1], factors[-1] * weights]
+
+
+def _unit(factor: Array) -> tuple[Array, Array]:
+    norms = np.linalg.norm(factor, axis=0)
+    return factor / np.maximum(norms, 1e-300), norms
