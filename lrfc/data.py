@@ -1,9 +1,9 @@
-"""Calibration, training, validation and test data: read, checked against the model, split, and handed out in batches."""
+"""Calibration, training, validation and test data: read, checked against the model, and split."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from lrfc import sources
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph, Shape, Tensor
-from lrfc.state import Batch, batches
+from lrfc.state import Batch
 
 
 @dataclass(frozen=True)
 class Split:
     """Samples in memory: one array per model input and, where there are labels, one per model output.
 
-    ``inputs`` keep the compact dtype of their source (uint8 images stay uint8): read them through ``feed``. ``targets`` of a model output of shape
+    ``inputs`` keep the compact dtype of their source (uint8 images stay uint8); what runs a model (keras_io.compiled, a Runner) converts one batch at a
+    time to the dtype of the model's input. ``targets`` of a model output of shape
     (batch, ..., C) are int32 class indices (N, ...) when they have one axis less, and float32 values (N, ..., C) otherwise; C = 1 takes indices 0 and 1.
     """
 
@@ -32,7 +33,7 @@ class Split:
         return len(self.inputs[0])
 
     def take(self, rows: NDArray[np.intp]) -> Split:
-        """The samples of those rows."""
+        """The samples of those rows, in that order."""
         return Split(tuple(x[rows] for x in self.inputs), None if self.targets is None else tuple(y[rows] for y in self.targets))
 
 
@@ -41,7 +42,8 @@ class Data:
     """What a build may look at.
 
     ``train`` is for calibration and fine-tuning, ``validation`` for every choice, ``test`` for the accuracies that are reported (the validation split
-    when no test set was given, ``test_is_validation``). ``synthetic`` data were made up from the model: they are for calibration only, and nothing
+    when no test set was given, ``test_is_validation``). Training and validation samples stand in a random order of which every head holds the classes
+    in proportion. ``synthetic`` data were made up from the model: they are for calibration only, and nothing
     is claimed about accuracy. ``notes`` are lines for the log.
     """
 
@@ -56,13 +58,6 @@ class Data:
     def test_is_validation(self) -> bool:
         """Whether the reported accuracies are read on the validation split."""
         return self.test is self.validation
-
-
-def feed(inputs: Batch, graph: Graph, size: int) -> Iterator[Batch]:
-    """The samples in batches, in the dtype of each model input: the one place where compact samples become float32."""
-    dtypes = [graph.tensors(name)[0].dtype for name in graph.inputs]
-    for batch in batches(inputs, size):
-        yield tuple(x.astype(dtype, copy=False) for x, dtype in zip(batch, dtypes, strict=True))
 
 
 def load_data(spec: Any, graph: Graph, *, test: Any = None, seed: int, limit: int | None = None) -> Data:
@@ -85,9 +80,11 @@ def load_data(spec: Any, graph: Graph, *, test: Any = None, seed: int, limit: in
     if spec is None:
         raw["train"], raw["val"] = _synthetic(graph, seed, limit)
     elif "val" not in raw:
-        raw["train"], raw["val"] = _halves(raw["train"], rng, _name(spec))
-    if limit is not None:
-        raw = {part: split.take(_order(split, rng)[:limit]) for part, split in raw.items()}
+        raw["train"], raw["val"] = _halves(raw["train"], rng, limit, _name(spec))
+    else:
+        raw |= {part: raw[part].take(_order(raw[part], rng)[:limit]) for part in ("train", "val")}
+    if "test" in raw:
+        raw["test"] = raw["test"].take(np.sort(_order(raw["test"], rng)[:limit]))
     test_split = raw.get("test", raw["val"])
     notes += _overlaps(raw)
     return Data("synthetic" if spec is None else _name(spec), raw["train"], raw["val"], test_split, synthetic=spec is None, notes=notes)
@@ -195,10 +192,10 @@ def _remedy(shape: tuple[int, ...], wanted: Shape) -> str:
 def _target(array: NDArray[Any], tensor: Tensor, where: str) -> NDArray[Any]:
     """Class indices or values for that output (the rule of ``Split``). One-hot labels become indices."""
     array, wanted = _plain(array, where), tensor.shape[1:]
-    classes = wanted[-1] if wanted else 1
+    classes: int | None = wanted[-1] if wanted else 1
     if wanted and classes != 1 and _fits(array.shape[1:], wanted):
         if np.isin(array, (0, 1)).all() and (array.sum(axis=-1) == 1).all():
-            return array.argmax(axis=-1).astype(np.int32)
+            return np.asarray(array.argmax(axis=-1), np.int32)
         return array.astype(np.float32)
     if array.ndim == len(wanted) + 1 > 1 and array.shape[-1] == 1:
         array = array[..., 0]
@@ -230,19 +227,19 @@ def _order(split: Split, rng: np.random.Generator) -> NDArray[np.intp]:
     return sources.stratified(_labels(split), len(split), rng)
 
 
-def _halves(split: Split, rng: np.random.Generator, where: str) -> tuple[Split, Split]:
+def _halves(split: Split, rng: np.random.Generator, limit: int | None, where: str) -> tuple[Split, Split]:
     count = min(max(1, round(0.1 * len(split))), 5000)
     if len(split) < 2:
         raise UsageError(f"data '{where}' has 1 training sample, which cannot be split; give validation samples (x_val, y_val) too")
     order = _order(split, rng)
-    return split.take(np.sort(order[count:])), split.take(np.sort(order[:count]))
+    return split.take(order[count:][:limit]), split.take(order[:count][:limit])
 
 
 def _synthetic(graph: Graph, seed: int, limit: int | None) -> tuple[Split, Split]:
     from lrfc.synthesis import samples_for, synthesise
 
     count = samples_for(graph) if limit is None else min(samples_for(graph), limit)
-    batch = synthesise(graph, 2 * count, seed)
+    batch = synthesise(graph, count + -(-count // 4), seed)
     return Split(tuple(x[:count] for x in batch)), Split(tuple(x[count:] for x in batch))
 
 

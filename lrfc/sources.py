@@ -94,7 +94,7 @@ def stratified(labels: NDArray[Any] | None, count: int, rng: np.random.Generator
 
 def _npz(path: Path, graph: Graph) -> Raw:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, zipfile.ZipFile(stream), np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise UsageError(f"data file '{path}' does not exist: {_FORMS}") from error
