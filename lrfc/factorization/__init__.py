@@ -11,9 +11,23 @@ from lrfc.factorization.cp import CP, CP4
 from lrfc.factorization.spatial import SpatialSVD, SpatialSVDWidthFirst
 from lrfc.factorization.svd import SVD, ChannelSVD, ChannelSVD1x1
 from lrfc.factorization.train import TensorTrain
+from lrfc.factorization.tt_matrix import TTMatrix
 from lrfc.factorization.tucker import Tucker2
+from lrfc.factorization.tucker_matrix import TuckerMatrix
 
-_METHODS: tuple[Method, ...] = (ChannelSVD(), ChannelSVD1x1(), SpatialSVD(), SpatialSVDWidthFirst(), Tucker2(), CP(), CP4(), TensorTrain(), SVD())
+_METHODS: tuple[Method, ...] = (
+    ChannelSVD(),
+    ChannelSVD1x1(),
+    SpatialSVD(),
+    SpatialSVDWidthFirst(),
+    Tucker2(),
+    CP(),
+    CP4(),
+    TensorTrain(),
+    SVD(),
+    TTMatrix(),
+    TuckerMatrix(),
+)
 
 #: Every method, by name.
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _METHODS})

@@ -15,8 +15,8 @@ from lrfc.factorization import layout as layouts
 from lrfc.factorization.als import NORM_LIMIT, RIDGE, als, balanced, khatri_rao, norm_ratio, random_start, slices_start
 from lrfc.factorization.base import Cost, Factors, Ranks, Statistics
 from lrfc.factorization.layout import Layout, Split
-from lrfc.factorization.linalg import Array, cholesky, need, solve_lower
-from lrfc.factorization.norms import dense_responses, input_grams, mean_shift, output_scale
+from lrfc.factorization.linalg import Array, need, solve_lower, solve_positive
+from lrfc.factorization.norms import dense_responses, input_grams, mean_shift, output_scale, separable_roots
 from lrfc.factorization.stages import depthwise_stages, finish, stage
 from lrfc.ir.graph import Op, Tensor
 
@@ -99,8 +99,8 @@ class CP4(CP):
 class CPFactors:
     """CP at every rank. ``scale`` is (G·T,) and positive.
 
-    There is no closed form: at each rank alternating least squares runs from two starts, in the plain norm and, with statistics, in the nearest separable
-    norm of the inputs as well, where the output factors are then refitted under the whole covariance. Of all results, and of the exact start itself, the
+    There is no closed form: at each rank alternating least squares runs from several starts, in the plain norm and, with statistics, in the nearest
+    separable norm of the inputs as well, where the output factors are then refitted under the whole covariance. Of all results, and of the exact start itself, the
     one with the least error counts whose terms do not cancel (joint norm at most ten times the kernel's). The plain results are among them, so
     statistics never make the error worse that they measure.
     """
@@ -176,11 +176,14 @@ def _best(target: Array, rank: int, gram: Array | None) -> list[Array]:
     flat = target.reshape(-1, target.shape[-1])
     found = _fits(target, rank)
     if gram is not None:
-        roots = _separable_roots(gram, target.shape[:-1])
+        roots = separable_roots(gram, target.shape[:-1])
         white = target
         for mode, root in enumerate(roots):
             white = np.moveaxis(np.tensordot(root.T, white, (1, mode)), 0, mode)
-        fits = [[*(solve_lower(root, f, transposed=True) for root, f in zip(roots, fit, strict=False)), fit[-1]] for fit in _fits(white, rank)]
+        fits = [
+            [*(solve_lower(root, f, transposed=True) for root, f in zip(roots, fit, strict=False)), fit[-1]]
+            for fit in _fits(white, rank, random=False)
+        ]
         cross = gram @ flat
         found += fits + [refit for fit in found + fits for refit in _refits(fit, gram, cross)]
     norm = float(np.linalg.norm(flat))
@@ -193,28 +196,20 @@ def _best(target: Array, rank: int, gram: Array | None) -> list[Array]:
     return min(allowed, key=error)
 
 
-def _fits(target: Array, rank: int) -> list[list[Array]]:
-    """Decompositions in the plain norm: the start of orthogonal terms, and what ALS makes of it and of a random one."""
+def _fits(target: Array, rank: int, *, random: bool = True) -> list[list[Array]]:
+    """Decompositions in the plain norm: the start of orthogonal terms, and what ALS makes of it, of a random one and of the merged form's terms."""
     start = slices_start(target, rank)
     if rank >= prod(target.shape[1:-1]) * min(target.shape[0], target.shape[-1]):
         return [start]  # exact
-    fits = [start, als(target, start), als(target, random_start(target.shape, rank, seed=rank))]
+    fits = [start, als(target, start)]
+    if random:
+        fits.append(als(target, random_start(target.shape, rank, seed=rank)))
     if target.ndim > 3:
-        merged = als(target.reshape(target.shape[0], -1, target.shape[-1]), slices_start(target.reshape(target.shape[0], -1, target.shape[-1]), rank))
+        joined = target.reshape(target.shape[0], -1, target.shape[-1])
+        merged = als(joined, slices_start(joined, rank))
         u, s, vt = np.linalg.svd(merged[1].T.reshape(rank, *target.shape[1:-1]), full_matrices=False)
         fits.append(als(target, [merged[0], u[:, :, 0].T * s[:, 0], vt[:, 0].T, merged[2]]))
     return fits
-
-
-def _separable_roots(gram: Array, sizes: Sequence[int]) -> list[Array]:
-    """Cholesky factors of one matrix per mode, whose Kronecker product is near ``gram``: its partial traces."""
-    full = gram.reshape(*sizes, *sizes)
-    roots = []
-    for mode, size in enumerate(sizes):
-        letters = "abcdefgh"[: len(sizes)]
-        part = np.einsum(f"{letters}{letters.replace(letters[mode], 'z')}->{letters[mode]}z", full)
-        roots.append(cholesky(part * size / np.trace(part)))
-    return roots
 
 
 def _refits(factors: Sequence[Array], gram: Array, cross: Array) -> list[list[Array]]:
@@ -225,4 +220,4 @@ def _refits(factors: Sequence[Array], gram: Array, cross: Array) -> list[list[Ar
     right = (features.T @ cross) / unit[:, None]
     normal = moment / np.outer(unit, unit)
     eye = np.eye(len(unit))
-    return [[*factors[:-1], (np.linalg.solve(normal + ridge * eye, right) / unit[:, None]).T] for ridge in (1e-8, 1e-5, RIDGE)]
+    return [[*factors[:-1], (solve_positive(normal + ridge * eye, right) / unit[:, None]).T] for ridge in (1e-8, 1e-5, RIDGE)]

@@ -93,6 +93,12 @@ def solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Arra
     return np.asarray(linalg.solve_triangular(lower, right, lower=True, trans="T" if transposed else "N", check_finite=False))
 
 
+def solve_positive(matrix: Array, right: Array) -> Array:
+    """M⁻¹·B for a positive definite M."""
+    lower = cholesky(matrix)
+    return solve_lower(lower, solve_lower(lower, right), transposed=True)
+
+
 def canonical(cores: Sequence[Array]) -> list[Array]:
     """The same chain of cores (r_{j-1}, k_j, r_j), with well-conditioned bonds that share each singular value's root between both sides.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lrfc.errors import ModelError
 from lrfc.factorization.base import Ranks, Statistics
 from lrfc.factorization.layout import Layout
-from lrfc.factorization.linalg import Array, need, shrink
+from lrfc.factorization.linalg import Array, cholesky, need, shrink
 
 
 def output_scale(layout: Layout, scale: NDArray[Any] | None) -> Array:
@@ -99,3 +99,14 @@ def tensor_of(layout: Layout, order: Sequence[int], cores: Sequence[Array]) -> A
     chained = product.reshape(layout.groups, *(sizes[axis] for axis in order))
     back = [0, *(1 + int(axis) for axis in np.argsort(order))]
     return chained.transpose(back)
+
+
+def separable_roots(gram: Array, sizes: Sequence[int]) -> list[Array]:
+    """Cholesky factors of one matrix per mode, whose Kronecker product is near ``gram``: its partial traces."""
+    full = gram.reshape(*sizes, *sizes)
+    roots = []
+    for mode, size in enumerate(sizes):
+        letters = "abcdefgh"[: len(sizes)]
+        part = np.einsum(f"{letters}{letters.replace(letters[mode], 'z')}->{letters[mode]}z", full)
+        roots.append(cholesky(part * size / np.trace(part)))
+    return roots
