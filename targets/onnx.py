@@ -43,7 +43,6 @@ class ONNX:
 
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
         """Write the file. UsageError when it cannot be written; ModelError when the converter fails, with all it wrote in the error's notes."""
-        need("tf2onnx", "tf2onnx")
         content = converted(graph, "ONNX", _convert)
         files.write(path, content)
         return Artifact(path, self.name, self.precision)
@@ -55,8 +54,8 @@ class ONNX:
 
 def _convert(frozen: Frozen) -> bytes:
     import onnx
-    import tf2onnx
 
+    tf2onnx = need("tf2onnx", "tf2onnx")
     tensors = [*frozen.function.inputs, *frozen.function.outputs]
     names = {tensor.name: name for tensor, name in zip(tensors, [*frozen.inputs, *frozen.outputs], strict=True)}
     # from_keras fails on Keras 3; from_function takes constant tensors of the model for inputs.

@@ -26,22 +26,22 @@ WARM_NS = 1_000_000
 
 def main() -> None:
     """Answer until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a runtime prints must not come between the answers
     infer: Callable[[], object] | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if "path" in request:
-                infer, answer = load(request["path"], request["format"], request["threads"])
-            elif "runs" in request and infer is not None:
-                answer = {"ns": timed(infer, request["runs"], request["inner"])}
-            else:
-                answer = {"peak_rss": memory("VmHWM")}
-        except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the answer
-            answer = {"error": str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what a runtime prints must not come between the answers
+        for line in sys.stdin:
+            request = json.loads(line)
+            try:
+                if "path" in request:
+                    infer, answer = load(request["path"], request["format"], request["threads"])
+                elif "runs" in request and infer is not None:
+                    answer = {"ns": timed(infer, request["runs"], request["inner"])}
+                else:
+                    answer = {"peak_rss": memory("VmHWM")}
+            except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the answer
+                answer = {"error": str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
 
 
 def load(path: str, form: str, threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
