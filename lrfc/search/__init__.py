@@ -1,0 +1,1 @@
+"""The search: similarity, candidates, costs, and the allocation of one choice to each layer."""

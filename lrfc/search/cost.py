@@ -1,0 +1,166 @@
+"""What a graph costs beside MACs: the activation arena, that is the memory in which a runtime keeps the tensors between operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lrfc.errors import ModelError
+from lrfc.ir.graph import Graph, Op, Ref, Tensor
+
+#: Kinds that only give their input another name or shape; no runtime copies for them.
+VIEWS = frozenset(
+    "Reshape Flatten Identity Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianNoise GaussianDropout AlphaDropout ActivityRegularization".split()
+)
+#: Kinds into which a runtime folds a BatchNorm behind them.
+_LINEAR = frozenset(
+    ["Dense", *(f"{kind}{n}D" for kind in ("Conv", "DepthwiseConv", "SeparableConv") for n in (1, 2, 3)), *(f"Conv{n}DTranspose" for n in (1, 2, 3))]
+)
+#: Kinds that have a fused ReLU in TFLite, beside the linear ones.
+_FUSES_RELU = _LINEAR | {"Add", "Subtract", "Multiply", "MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"}
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A piece of the arena: ``size`` bytes, alive from step ``first`` to step ``last``, both included."""
+
+    name: str
+    size: int
+    first: int
+    last: int
+
+    def meets(self, other: Buffer) -> bool:
+        """Whether both are alive at some step."""
+        return self.first <= other.last and other.first <= self.last
+
+
+@dataclass(frozen=True)
+class Arena:
+    """The activation memory of one inference, for one sample.
+
+    ``timeline``: bytes alive while each op runs, in execution order; ``peak_bytes`` is its maximum, reached ``at_op`` first. No plan needs less.
+    """
+
+    peak_bytes: int
+    at_op: str
+    timeline: Mapping[str, int]
+    buffers: tuple[Buffer, ...]
+
+    def planned_bytes(self, alignment: int = 16) -> int:
+        """What a greedy plan needs (``plan``), with every buffer on a multiple of ``alignment`` bytes: 16 in TFLite Micro, 64 in TFLite."""
+        offsets = plan(self.buffers, alignment)
+        return max((offsets[buffer.name] + buffer.size for buffer in self.buffers), default=0)
+
+
+def arena(graph: Graph, itemsize: int = 4) -> Arena:
+    """The arena of the graph run in its execution order, with ``itemsize`` bytes per float value (4, or 1 for int8); integers keep their own size.
+
+    An op's inputs and outputs are alive together while it runs; model inputs from the start, model outputs to the end. As in TFLite, no buffer is needed
+    for reshapes and dropout, for a BatchNorm behind a convolution or Dense layer, and for a ReLU (also ReLU6) behind those, an addition or a pooling; any
+    other activation, also one given as a layer's argument, runs as an op of its own. Nothing else is done in place, and temporaries inside an op are not
+    counted (im2col, recurrent states, attention scores). ModelError when a shape is not fixed.
+    """
+    buffers = _buffers(graph, itemsize)
+    steps = np.zeros(2 * len(graph) + 2, np.int64)
+    for buffer in buffers:
+        steps[buffer.first] += buffer.size
+        steps[buffer.last + 1] -= buffer.size
+    alive = np.cumsum(steps)[: 2 * len(graph)].reshape(-1, 2).max(axis=1)
+    timeline = {op.name: int(size) for op, size in zip(graph, alive, strict=True)}
+    at_op = max(timeline, key=timeline.__getitem__)
+    return Arena(timeline[at_op], at_op, timeline, buffers)
+
+
+def plan(buffers: Sequence[Buffer], alignment: int = 16) -> dict[str, int]:
+    """The offset of each buffer, none overlapping another that is alive with it.
+
+    Greedy by size: the largest first, each into the smallest gap that holds it between those already placed (Pisarchyk & Lee 2020, arXiv 2001.03288,
+    algorithm 3; what TFLite does). Equal sizes go by start and name.
+    """
+    offsets: dict[str, int] = {}
+    placed: list[Buffer] = []
+    for buffer in sorted(buffers, key=lambda b: (-b.size, b.first, b.name)):
+        end, best, smallest = 0, None, np.inf
+        for other in sorted((b for b in placed if b.meets(buffer)), key=lambda b: offsets[b.name]):
+            gap = offsets[other.name] - end
+            if buffer.size <= gap < smallest:
+                best, smallest = end, gap
+            end = max(end, -(-(offsets[other.name] + other.size) // alignment) * alignment)
+        offsets[buffer.name] = end if best is None else best
+        placed.append(buffer)
+    return offsets
+
+
+def _buffers(graph: Graph, itemsize: int) -> tuple[Buffer, ...]:
+    """Every buffer with its lifetime. Op number i runs at step 2i, and an activation of its own that cannot be fused at step 2i + 1."""
+    owner: dict[Ref, Ref] = {}  # whose buffer an output lies in
+    first: dict[Ref, int] = {}
+    last: dict[Ref, int] = {}
+    scratch: list[Buffer] = []
+    for i, op in enumerate(graph):
+        operands = graph.operands(op.name)
+        for ref in operands:
+            last[owner[ref]] = 2 * i
+        in_place = _in_place(graph, op)
+        for number, tensor in enumerate(graph.tensors(op.name)):
+            ref = Ref(op.name, number)
+            owner[ref] = owner[operands[0]] if in_place else ref
+            if in_place:
+                continue
+            own = _own_activation(op)
+            first[ref] = last[ref] = 0 if op.kind == "InputLayer" else 2 * i + own
+            if own:
+                scratch.append(Buffer(f"{ref} before its activation", _bytes(tensor, itemsize, op), 2 * i, 2 * i + 1))
+    for ref in graph.outputs:
+        last[owner[ref]] = 2 * len(graph) - 1
+    whole = tuple(Buffer(str(ref), _bytes(graph.tensor(ref), itemsize, graph.op(ref.op)), first[ref], last[ref]) for ref in first)
+    return (*whole, *scratch)
+
+
+def _bytes(tensor: Tensor, itemsize: int, op: Op) -> int:
+    if None in tensor.shape[1:]:
+        raise ModelError(
+            f"layer '{op.name}': the output shape {tensor} is not fixed, so its memory is unknown; re-save the model with a fixed Input shape"
+        )
+    return tensor.size * (itemsize if "float" in tensor.dtype else np.dtype(tensor.dtype).itemsize)
+
+
+def _in_place(graph: Graph, op: Op) -> bool:
+    """Whether the op's output lies where its input does."""
+    operands = graph.operands(op.name)
+    if len(operands) != 1:
+        return False
+    if op.kind in VIEWS or (op.kind == "Activation" and op["activation"] in (None, "linear")):
+        return True
+    source = graph.op(operands[0].op)
+    if graph.only_consumer(source.name) is None:
+        return False
+    if op.kind == "BatchNormalization":
+        return _linear(graph, source)
+    return _relu(op) and _fuses_relu(graph, source)
+
+
+def _linear(graph: Graph, op: Op) -> bool:
+    """Whether a BatchNorm behind this op can be folded into what computes its input."""
+    if op.kind == "BatchNormalization":
+        return _in_place(graph, op)
+    return op.kind in _LINEAR and op["activation"] in (None, "linear")
+
+
+def _fuses_relu(graph: Graph, op: Op) -> bool:
+    if op.kind == "BatchNormalization":
+        return True  # folded, or a multiplication and an addition
+    return op.kind in _FUSES_RELU and (op.kind not in _LINEAR or op["activation"] in (None, "linear"))
+
+
+def _relu(op: Op) -> bool:
+    if op.kind == "ReLU":
+        return op["max_value"] in (None, 6) and not op["negative_slope"] and not op["threshold"]
+    return op.kind == "Activation" and op["activation"] in ("relu", "relu6")
+
+
+def _own_activation(op: Op) -> bool:
+    """Whether the layer's activation argument runs as an op of its own."""
+    return op.kind in (_LINEAR | {"EinsumDense"}) and op["activation"] not in (None, "linear", "relu", "relu6")

@@ -1,0 +1,181 @@
+"""The activation arena: lifetimes by hand, what shares a buffer, and plans that never overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrfc.errors import ModelError
+from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.search.cost import Arena, Buffer, arena, plan
+from tests import helpers
+
+
+def dense(name: str, inputs: int, units: int, **attrs: object) -> Op:
+    return Op(name, "Dense", {"units": units, **attrs}, {"kernel": np.zeros((inputs, units)), "bias": np.zeros(units)})
+
+
+def chain(*ops: Op, features: int = 10) -> Graph:
+    g = Graph("chain")
+    ref = g.add(Op("x", "InputLayer", {"batch_shape": (None, features)}))
+    for op in ops:
+        ref = g.add(op, (ref,))
+    g.outputs = (ref,)
+    return g
+
+
+def test_a_chain_by_hand() -> None:
+    found = arena(chain(dense("a", 10, 20), dense("b", 20, 5), dense("c", 5, 1)))
+    assert dict(found.timeline) == {"x": 40, "a": 120, "b": 100, "c": 24}
+    assert (found.peak_bytes, found.at_op) == (120, "a")
+    assert found.planned_bytes(1) == 120
+    assert arena(chain(dense("a", 10, 21))).planned_bytes(16) == 96 + 40  # the 84 bytes of a end at 84, the next multiple of 16 is 96
+
+
+def test_int8_takes_a_quarter() -> None:
+    g = chain(dense("a", 10, 20), dense("b", 20, 5))
+    assert arena(g, 1).peak_bytes * 4 == arena(g, 4).peak_bytes
+
+
+def test_a_skip_keeps_its_tensor_alive() -> None:
+    g = Graph("skip")
+    x = g.add(Op("x", "InputLayer", {"batch_shape": (None, 10)}))
+    a = g.add(dense("a", 10, 10), (x,))
+    b = g.add(dense("b", 10, 10), (a,))
+    g.outputs = (g.add(Op("add", "Add"), (b, a)),)
+    assert dict(arena(g).timeline) == {"x": 40, "a": 80, "b": 80, "add": 120}
+
+
+def test_inputs_live_from_the_start_and_outputs_to_the_end() -> None:
+    g = Graph("two")
+    x = g.add(Op("x", "InputLayer", {"batch_shape": (None, 10)}))
+    a = g.add(dense("a", 10, 3), (x,))
+    late = g.add(Op("late", "InputLayer", {"batch_shape": (None, 7)}))
+    b = g.add(dense("b", 7, 2), (late,))
+    g.outputs = (a, b)
+    assert dict(arena(g).timeline) == {"x": 68, "a": 80, "late": 40, "b": 48}
+
+
+@pytest.mark.parametrize(
+    ("op", "shares"),
+    [
+        (Op("y", "ReLU"), True),
+        (Op("y", "ReLU", {"max_value": 6.0}), True),
+        (Op("y", "ReLU", {"max_value": 3.0}), False),
+        (Op("y", "ReLU", {"negative_slope": 0.1}), False),
+        (Op("y", "Activation", {"activation": "relu"}), True),
+        (Op("y", "Activation", {"activation": "linear"}), True),
+        (Op("y", "Activation", {"activation": "sigmoid"}), False),
+        (Op("y", "Dropout", {"rate": 0.5}), True),
+        (Op("y", "Reshape", {"target_shape": (5, 4)}), True),
+        (Op("y", "Softmax"), False),
+        (Op("y", "BatchNormalization", {}, {k: np.ones(20) for k in ("gamma", "beta", "moving_mean", "moving_variance")}), True),
+    ],
+    ids=str,
+)
+def test_what_shares_the_buffer_of_a_dense_layer(op: Op, shares: bool) -> None:
+    found = arena(chain(dense("a", 10, 20), op, dense("b", 20 if op.kind != "Reshape" else 4, 1)))
+    assert found.timeline["y"] == (80 if shares else 160)
+    assert len(found.buffers) == (3 if shares else 4)
+
+
+def test_nothing_shares_what_another_op_reads() -> None:
+    g = chain(dense("a", 10, 20), Op("y", "ReLU"))
+    g.outputs = (*g.outputs, Ref("a"))
+    assert arena(g).timeline["y"] == 160
+
+
+def test_the_models_input_is_not_overwritten() -> None:
+    assert arena(chain(Op("y", "ReLU"))).timeline["y"] == 80
+
+
+def test_a_relu_after_another_activation_is_an_op_of_its_own() -> None:
+    assert arena(chain(dense("a", 10, 20, activation="tanh"), Op("y", "ReLU"), dense("b", 20, 1))).timeline["y"] == 160
+
+
+def test_an_activation_argument_that_is_not_fused_costs_as_a_layer_does() -> None:
+    argument = arena(chain(dense("a", 10, 20, activation="sigmoid"), dense("b", 20, 1)))
+    layer = arena(chain(dense("a", 10, 20), Op("s", "Activation", {"activation": "sigmoid"}), dense("b", 20, 1)))
+    assert argument.peak_bytes == layer.peak_bytes == 160
+    fused = arena(chain(dense("a", 10, 20, activation="relu"), dense("b", 20, 1)))
+    assert fused.peak_bytes == 120
+
+
+def test_integers_keep_their_size() -> None:
+    import keras
+
+    tokens = keras.Input((7,), dtype="int32", name="tokens")
+    found = arena(helpers.graph_of(keras.Model(tokens, keras.layers.Embedding(11, 4)(tokens))), 1)
+    assert found.peak_bytes == 7 * 4 + 7 * 4
+
+
+def test_a_shape_that_is_not_fixed_is_refused() -> None:
+    g = Graph("open")
+    x = g.add(Op("x", "InputLayer", {"batch_shape": (None, None, 4)}))
+    g.outputs = (g.add(dense("a", 4, 2), (x,)),)
+    with pytest.raises(ModelError, match=r"layer 'x'.*fixed Input shape"):
+        arena(g)
+
+
+def test_a_small_buffer_takes_the_smallest_gap_that_holds_it() -> None:
+    buffers = [Buffer("a", 50, 0, 1), Buffer("b", 40, 0, 9), Buffer("c", 30, 0, 2), Buffer("d", 20, 0, 9), Buffer("e", 10, 3, 9)]
+    offsets = plan(buffers, 1)
+    assert [offsets[name] for name in "abcd"] == [0, 50, 90, 120]
+    assert offsets["e"] == 90  # 30 bytes are free there, 50 at 0
+
+
+def test_models_of_helpers() -> None:
+    for model in (helpers.residual(), helpers.two_inputs(), helpers.shared_conv(), helpers.nested_twice()):
+        valid(arena(helpers.graph_of(model)), 16)
+
+
+def valid(found: Arena, alignment: int) -> None:
+    offsets = plan(found.buffers, alignment)
+    assert all(offset % alignment == 0 for offset in offsets.values())
+    for i, one in enumerate(found.buffers):
+        for other in found.buffers[:i]:
+            if one.meets(other):
+                assert offsets[one.name] + one.size <= offsets[other.name] or offsets[other.name] + other.size <= offsets[one.name]
+    steps = range(max(buffer.last for buffer in found.buffers) + 1)
+    assert found.peak_bytes == max(sum(b.size for b in found.buffers if b.first <= step <= b.last) for step in steps) == max(found.timeline.values())
+    assert found.planned_bytes(alignment) >= found.peak_bytes
+    assert found.timeline[found.at_op] == found.peak_bytes
+
+
+@st.composite
+def nets(draw: st.DrawFn) -> Graph:
+    """Dense layers, additions, joins and activations that read any earlier tensors, with one to three outputs."""
+    g = Graph("random")
+    width = draw(st.integers(1, 30))
+    refs = [g.add(Op("x", "InputLayer", {"batch_shape": (None, width)}))]
+    for i in range(draw(st.integers(1, 12))):
+        source = draw(st.sampled_from(refs))
+        inputs = g.tensor(source).shape[-1] or 0
+        alike = [ref for ref in refs if g.tensor(ref) == g.tensor(source)]
+        kind = draw(st.sampled_from(("dense", "relu", "tanh", "drop", "add")))
+        operands = (source, draw(st.sampled_from(alike))) if kind == "add" else (source,)
+        activation = draw(st.sampled_from((None, "relu", "tanh")))
+        op = {
+            "dense": dense(f"o{i}", inputs, draw(st.integers(1, 30)), activation=activation),
+            "relu": Op(f"o{i}", "ReLU"),
+            "tanh": Op(f"o{i}", "Activation", {"activation": "tanh"}),
+            "drop": Op(f"o{i}", "Dropout", {"rate": 0.5}),
+            "add": Op(f"o{i}", "Add"),
+        }[kind]
+        refs.append(g.add(op, operands))
+    g.outputs = tuple(draw(st.lists(st.sampled_from(refs[1:]), min_size=1, max_size=3, unique=True)))
+    return g
+
+
+@given(nets(), st.sampled_from((1, 16, 64)))
+def test_no_two_live_buffers_overlap(g: Graph, alignment: int) -> None:
+    valid(arena(g), alignment)
+
+
+@given(st.lists(st.tuples(st.integers(1, 100), st.integers(0, 20), st.integers(0, 8)), min_size=1, max_size=25), st.sampled_from((1, 16)))
+def test_any_buffers_can_be_planned(sizes: list[tuple[int, int, int]], alignment: int) -> None:
+    buffers = tuple(Buffer(f"b{i}", size, first, first + length) for i, (size, first, length) in enumerate(sizes))
+    alive = [sum(b.size for b in buffers if b.first <= step <= b.last) for step in range(30)]
+    valid(Arena(max(alive), str(int(np.argmax(alive))), {str(step): size for step, size in enumerate(alive)}, buffers), alignment)
