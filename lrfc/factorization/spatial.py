@@ -23,6 +23,8 @@ class SpatialSVD(Chain):
 
     def limits(self, layout: Layout) -> str | None:
         """Kernels longer than 1 along two axes at least."""
+        if not layout.kernel:
+            return "a matrix product has no kernel: use svd"
         if len(layout.wide) < 2:
             return "its kernel is longer than 1 along fewer than two axes: there is nothing to split"
         return None

@@ -217,10 +217,10 @@ def _unwhitened(core: Array, root: Array) -> Array:
 
 def _multiplied_left(cores: Sequence[Array]) -> Array:
     """The product (Π i, Π o, r) of the first cores."""
-    product = cores[0][0]
+    product: Array = cores[0][0]
     for core in cores[1:]:
         rows, columns = product.shape[:2]
-        product = np.tensordot(product, core, 1).transpose(0, 2, 1, 3, 4).reshape(rows * core.shape[1], columns * core.shape[2], -1)
+        product = np.asarray(np.tensordot(product, core, 1).transpose(0, 2, 1, 3, 4).reshape(rows * core.shape[1], columns * core.shape[2], -1))
     return product
 
 
