@@ -189,7 +189,12 @@ class _OnnxRuntime:
     def __call__(self, batch: Batch) -> Batch:
         arrays = checked(batch, self._inputs, self._name)
         names = [spec.name for spec in self._inputs]
-        return joined([self._session.run(None, {name: x[i : i + 1] for name, x in zip(names, arrays, strict=True)}) for i in range(len(arrays[0]))])
+        try:
+            return joined(
+                [self._session.run(None, {name: x[i : i + 1] for name, x in zip(names, arrays, strict=True)}) for i in range(len(arrays[0]))]
+            )
+        except Exception as error:  # as above
+            raise ModelError(f"onnxruntime cannot run {self._name}: {backend.reason(error)}") from error
 
 
 _DTYPES = {

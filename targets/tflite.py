@@ -138,6 +138,9 @@ class _LiteRT:
         for i in range(len(arrays[0])):
             for index, x in zip(self._indices, arrays, strict=True):
                 self._interpreter.set_tensor(index, x[i : i + 1])
-            self._interpreter.invoke()
+            try:
+                self._interpreter.invoke()
+            except RuntimeError as error:
+                raise ModelError(f"LiteRT cannot run {self._name}: {backend.reason(error)}") from error
             results.append([self._interpreter.get_tensor(index) for index in self._outputs])
         return joined(results)

@@ -135,6 +135,8 @@ def test_refusals(tmp_path):
     for rule, message in (("bucketed", "no operator for TensorFlow's Bucketize"), ("strings", "lookup table")):
         with pytest.raises(ModelError, match=message):
             ONNX().emit(wanted[rule], tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"onnxruntime cannot run m\.onnx: .*Conv"):
+        check(wanted["grouped_3d"], tmp_path / "m.onnx")
     with pytest.raises(ParityError):  # it can be emitted, but is not the same
         check(wanted["inexact_resize"], tmp_path / "m.onnx")
 
