@@ -17,7 +17,7 @@ LAYERS = (
     {"errors"},
     {"ir"},
     {"state"},
-    {"config", "data", "factorization", "metrics", "sources", "synthesis"},
+    {"config", "data", "factorization", "manifest", "metrics", "sources", "synthesis"},
     {"pipeline", "search"},
     {"passes", "targets"},
     {"explore"},

@@ -1,0 +1,177 @@
+"""The record of a build, manifest.json: what went in, what came out, and every number on the way. A value that was not measured is null."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lrfc.errors import UsageError
+
+SCHEMA = Path(__file__).with_name("manifest.schema.json")
+
+_Count = Annotated[int, Field(ge=0)]
+_Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
+
+
+class Input(_Record):
+    """The model that was compressed."""
+
+    path: str
+    sha256: _Sha256
+
+
+class Layer(_Record):
+    """What became of one layer. ``rank`` has a number for each free rank of the method; without a method, ``reason`` says why the layer was left alone.
+
+    ``similarity``: of the feature maps before and after, 1 for equal ones.
+    """
+
+    name: str
+    kind: str
+    method: str | None = None
+    rank: tuple[int, ...] | None = None
+    params_before: _Count
+    params_after: _Count
+    macs_before: _Count
+    macs_after: _Count
+    similarity: _Number | None = None
+    reason: str | None = None
+
+
+class Latency(_Record):
+    """Milliseconds of one inference: median and 90th percentile over ``n`` runs."""
+
+    p50: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    p90: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    n: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)]
+
+
+class Figures(_Record):
+    """What an emitted file costs and is worth. ``arena_bytes`` is the planned activation memory, ``peak_rss_bytes`` of the process that ran the file."""
+
+    params: _Count
+    macs: _Count
+    file_bytes: _Count | None = None
+    arena_bytes: _Count | None = None
+    accuracy: _Fraction | None = None
+    latency_ms: Latency | None = None
+    peak_rss_bytes: _Count | None = None
+
+
+class Accuracy(_Record):
+    """The accuracy at each stage, on the same samples: of the original, as factorized, with BatchNorms re-estimated, fine-tuned, and of the emitted file."""
+
+    before: _Fraction | None = None
+    factorized: _Fraction | None = None
+    recalibrated: _Fraction | None = None
+    finetuned: _Fraction | None = None
+    artifact: _Fraction | None = None
+
+
+class Round(_Record):
+    """One turn of the measured search: latency in milliseconds, predicted and measured."""
+
+    predicted_ms: _Number | None = None
+    measured_ms: _Number | None = None
+
+
+class Search(_Record):
+    """How many candidates were evaluated, in how many seconds, and the turns of the measured loop."""
+
+    candidates: _Count | None = None
+    seconds: _Number | None = None
+    rounds: tuple[Round, ...] = ()
+
+
+class Parity(_Record):
+    """The largest difference between the outputs of the emitted file and of the model, and on how many samples."""
+
+    max_abs_diff: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    samples: Annotated[int, Field(ge=1)]
+
+
+class File(_Record):
+    """A file in the output folder; ``path`` is relative to it."""
+
+    path: str
+    sha256: _Sha256
+    bytes: _Count
+    format: str
+
+
+class Manifest(_Record):
+    """manifest.json. ``device`` and everything measured on it are null where nothing was measured."""
+
+    schema_version: Literal[1] = 1
+    input: Input
+    config: Mapping[str, Any]
+    seed: int
+    versions: Mapping[str, str | None]
+    target: str
+    device: str | None = None
+    layers: tuple[Layer, ...]
+    before: Figures
+    after: Figures
+    accuracy: Accuracy = Accuracy()
+    search: Search = Search()
+    parity: Parity | None = None
+    artifacts: tuple[File, ...]
+
+    def write(self, folder: Path) -> Path:
+        """Write manifest.json into the folder."""
+        path = folder / "manifest.json"
+        path.write_text(json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        return path
+
+    def write_layers(self, folder: Path) -> Path:
+        """Write layers.csv into the folder: one line a layer, the fields of ``Layer``; ranks as 4x8, empty where there is no value."""
+        path = folder / "layers.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(Layer.model_fields))
+            writer.writeheader()
+            for layer in self.layers:
+                writer.writerow(layer.model_dump() | {"rank": "x".join(map(str, layer.rank or ()))})
+        return path
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """The manifest of an output folder; UsageError when there is none or it is not one of this version."""
+        path = folder / "manifest.json"
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"'{folder}' is no output folder of lrfc: it has no readable manifest.json") from error
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"])) or "the file"
+            raise UsageError(f"'{path}' is not a manifest of schema version 1: {where}: {problem['msg']}") from error
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of manifest.json, as shipped in manifest.schema.json (``python -m lrfc.manifest`` writes that file)."""
+    return (
+        {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+        | Manifest.model_json_schema(mode="serialization")
+        | {"title": "lrfc manifest.json"}
+    )
+
+
+def schema_text() -> str:
+    """The content of manifest.schema.json."""
+    return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(schema_text(), encoding="utf-8")
