@@ -51,7 +51,7 @@ def folder(out: Path, *, overwrite: bool = True) -> Iterator[Path]:
                 parent.rmdir()
         if _is_full(error) and isinstance(error, Exception) and not isinstance(error, UsageError):
             raise UsageError(
-                f"the disk is full: {free} are free for the output folder '{out}'; make room or choose another place with --out"
+                f"the disk is full: {free} of free space for the output folder '{out}'; make room or choose another place with --out"
             ) from error
         raise
 
@@ -89,7 +89,7 @@ def _put(work: Path, final: Path) -> None:
 
 def _unwritable(error: OSError, out: Path) -> UsageError:
     if error.errno in _FULL:
-        return UsageError(f"the disk is full: {_free(out)} are free for the output folder '{out}'; make room or choose another place with --out")
+        return UsageError(f"the disk is full: {_free(out)} of free space for the output folder '{out}'; make room or choose another place with --out")
     return UsageError(f"output folder '{out}' cannot be made ({error.strerror}); choose another place with --out")
 
 

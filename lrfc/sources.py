@@ -44,7 +44,7 @@ def read(spec: str, graph: Graph, *, seed: int, limit: int | None = None) -> Raw
     path = Path(spec).expanduser()
     if spec == "digits":
         return digits(graph.tensors(graph.inputs[0])[0].shape[1:])
-    if path.is_dir():
+    if spec and path.is_dir():
         return _folder(path, graph, seed, limit)
     if path.suffix == ".npz":
         return _npz(path, graph)

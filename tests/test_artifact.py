@@ -171,7 +171,7 @@ def on_a_full_device() -> None:
 def test_a_full_disk_is_one_line_with_the_space_that_is_left(tmp_path: Path, write: Any) -> None:
     if write is on_a_full_device and not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    with pytest.raises(UsageError, match=r"disk is full: [\d.]+ (bytes|KiB|MiB|GiB) are free.*--out") as caught, folder(tmp_path / "out"):
+    with pytest.raises(UsageError, match=r"disk is full: [\d.]+ (bytes|KiB|MiB|GiB) of free space.*--out") as caught, folder(tmp_path / "out"):
         write()
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -100,6 +100,23 @@ def test_the_example_reads_what_it_never_saw(digits_graph: Graph) -> None:
     assert (Path(__file__).parent.parent / "examples" / "digits.keras").stat().st_size < 500_000
 
 
+def test_the_example_is_what_its_script_builds() -> None:
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from lrfc.ir import keras_load
+
+    folder = Path(__file__).parent.parent / "examples"
+    spec = spec_from_file_location("train_digits", folder / "train_digits.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    committed = keras_load.load(folder / "digits.keras")
+    fresh = module.network()
+    assert [(type(layer), layer.name) for layer in committed.layers] == [(type(layer), layer.name) for layer in fresh.layers]
+    assert [w.shape for w in committed.weights] == [w.shape for w in fresh.weights]
+
+
 # -- npz ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +273,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     g = graph(5)
     assert "does not exist" in said(tmp_path / "none.npz", g)
     assert "does not exist" in said("nonsense", g)
+    assert "does not exist" in said("", g)
     (tmp_path / "text.npz").write_text("hello")
     assert "cannot be read as .npz" in said(tmp_path / "text.npz", g)
     np.savez(tmp_path / "whole.npz", x=np.zeros((100, 5)))
