@@ -21,7 +21,7 @@ LAYERS = (
     {"pipeline", "search"},
     {"passes", "targets"},
     {"explore"},
-    {"artifact", "compiler", "diagnosis", "report"},
+    {"artifact", "compiler", "diagnosis", "manifest", "report"},
     {"cli", "terminal", "__main__"},
 )
 RANK = {name: number for number, layer in enumerate(LAYERS) for name in layer}
