@@ -1,0 +1,131 @@
+"""CP does not degenerate: the start is exact where it can be, norms stay bounded, and the fit is as good as a reference's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lrfc.factorization import METHODS, als
+from lrfc.factorization.cp import _best
+from lrfc.factorization.layout import Layout
+from tests.factorized import conv, layer, parts, relative, rewritten, statistics
+
+
+def degenerate(size: int = 5) -> np.ndarray:
+    """a∘a∘b + a∘b∘a + b∘a∘a: rank 3, but two terms come arbitrarily near, with norms that grow without bound."""
+    a, b = np.eye(size)[:2]
+    return np.einsum("i,j,k->ijk", a, a, b) + np.einsum("i,j,k->ijk", a, b, a) + np.einsum("i,j,k->ijk", b, a, a)
+
+
+def multiplied(factors) -> np.ndarray:
+    shape = tuple(len(factor) for factor in factors)
+    return als.khatri_rao(factors).sum(1).reshape(shape)
+
+
+def cancelling(size: int = 5, n: float = 100) -> list[np.ndarray]:
+    """n·(a + b/n)∘(a + b/n)∘(a + b/n) - n·a∘a∘a, which tends to that tensor as n grows."""
+    a, b = np.eye(size)[:2]
+    near = a + b / n
+    return [np.stack([n * near, -n * a], 1), np.stack([near, a], 1), np.stack([near, a], 1)]
+
+
+def test_norms_stay_bounded_where_terms_would_cancel():
+    tensor, start = degenerate(), cancelling()
+    norm = np.linalg.norm(tensor)
+    assert relative(multiplied(start), tensor) < 0.02
+    free = als.als(tensor, start, ridge=1e-14, sweeps=50, tolerance=0)
+    held = als.als(tensor, start, sweeps=50, tolerance=0)
+    assert als.norm_ratio(free, norm) > als.NORM_LIMIT  # the trouble is real
+    assert als.norm_ratio(held, norm) <= als.NORM_LIMIT
+    assert relative(multiplied(held), tensor) < 0.5
+
+
+def test_factors_whose_terms_cancel_are_rejected(monkeypatch):
+    """A fit with exploding norms is not taken, though its error is the least."""
+    tensor, exploding = degenerate(), cancelling()
+    sound = als.slices_start(tensor, 2)
+    assert relative(multiplied(exploding), tensor) < relative(multiplied(sound), tensor)
+    monkeypatch.setattr("lrfc.factorization.cp._fits", lambda target, rank: [exploding, sound])
+    assert _best(tensor, 2, None) is sound
+
+
+@pytest.mark.parametrize("shape", [(4, 9, 6), (6, 9, 4), (3, 2, 3, 5)])
+def test_start_is_exact_at_full_rank_and_orthogonal_below(shape):
+    tensor = np.random.default_rng(0).standard_normal(shape)
+    rank = int(np.prod(shape[1:-1])) * min(shape[0], shape[-1])
+    np.testing.assert_allclose(multiplied(als.slices_start(tensor, rank)), tensor, atol=1e-12)
+    np.testing.assert_allclose(multiplied(als.slices_start(tensor, rank + 2)), tensor, atol=1e-12)
+    half = als.slices_start(tensor, rank // 2)
+    kept = np.linalg.norm(multiplied(half)) ** 2
+    assert kept == pytest.approx(sum(np.prod([np.linalg.norm(f[:, r]) ** 2 for f in half]) for r in range(rank // 2)))
+    assert np.linalg.norm(multiplied(half) - tensor) ** 2 == pytest.approx(np.linalg.norm(tensor) ** 2 - kept)
+
+
+@pytest.mark.parametrize("rank", [4, 8, 16])
+def test_fit_is_as_good_as_tensorly(rank):
+    from tensorly import cp_to_tensor
+    from tensorly.decomposition import parafac
+
+    rng = np.random.default_rng(2)
+    tensor = rng.standard_normal((8, 9, 10)) + 3 * multiplied([rng.standard_normal((n, 6)) for n in (8, 9, 10)])
+    reference = cp_to_tensor(parafac(tensor, rank, n_iter_max=200, init="svd" if rank <= 8 else "random", tol=1e-7, random_state=0))
+    ours = multiplied(_best(tensor, rank, None))
+    assert relative(ours, tensor) <= 1.1 * relative(reference, tensor) + 0.02
+
+
+def test_als_lowers_the_error_of_its_start():
+    tensor = np.random.default_rng(0).standard_normal((6, 9, 7))
+    start = als.slices_start(tensor, 8)
+    assert relative(multiplied(als.als(tensor, start)), tensor) < 0.95 * relative(multiplied(start), tensor)
+
+
+@pytest.mark.parametrize("name", ["cp", "cp4"])
+@pytest.mark.parametrize("aware", [False, True])
+def test_terms_of_a_layer_are_balanced_and_bounded(name, aware):
+    graph = conv((3, 3), 6, 8)
+    op, source = parts(graph)
+    stats = statistics(Layout.of(op, source)) if aware else None
+    for rank in (2, 6, 12, 30):
+        factors = METHODS[name].decompose(op, source, statistics=stats)._factors(rank)
+        norms = np.stack([np.linalg.norm(factor[0], axis=0) for factor in factors])
+        np.testing.assert_allclose(norms / norms.mean(0), 1, rtol=1e-6)
+        ratio = als.norm_ratio([factor[0] for factor in factors], float(np.linalg.norm(op.weights["kernel"])))
+        assert ratio <= als.NORM_LIMIT
+
+
+def test_same_factors_at_every_call():
+    op, source = parts(conv((3, 3), 6, 8))
+    kernels = [METHODS["cp"].decompose(op, source).kernel((7,)) for _ in range(2)]
+    np.testing.assert_array_equal(*kernels)
+
+
+def test_causal_padding_stands_before_the_depthwise_stage():
+    graph = conv((3,), 4, 5, (8,), padding="causal", dilation_rate=2)
+    assert str(rewritten(graph, "cp", (3,))) == "\n".join(
+        [
+            "graph one",
+            "  x = InputLayer() -> (?, 8, 4)",
+            "  layer__in = Conv1D(x) filters=3 kernel_size=1 use_bias=False -> (?, 8, 3)",
+            "  layer__kernel_padding = ZeroPadding1D(layer__in) padding=4x0 -> (?, 12, 3)",
+            "  layer__kernel = DepthwiseConv1D(layer__kernel_padding) kernel_size=3 dilation_rate=2 use_bias=False -> (?, 8, 3)",
+            "  layer = Conv1D(layer__kernel) filters=5 kernel_size=1 -> (?, 8, 5)",
+            "  return layer",
+        ]
+    )
+
+
+def test_refusals_say_why():
+    reasons = {
+        "strided cp4": METHODS["cp4"].refuses(*parts(conv((3, 3), 4, 5, strides=(2, 2)))),
+        "unequal strides": METHODS["cp"].refuses(*parts(conv((3, 3), 4, 5, strides=(2, 1)))),
+        "3-D": METHODS["cp"].refuses(*parts(conv((2, 2, 2), 4, 5))),
+        "transposed": METHODS["cp"].refuses(*parts(layer("Conv1DTranspose", (5, 4), (3, 6, 4), filters=6, kernel_size=(3,)))),
+        "one axis": METHODS["cp4"].refuses(*parts(conv((3, 1), 4, 5))),
+    }
+    assert reasons == {
+        "strided cp4": "its stage would be a depthwise convolution with strides 2x1, which TensorFlow does not run",
+        "unequal strides": "its stage would be a depthwise convolution with strides 2x1, which TensorFlow does not run",
+        "3-D": "Keras has no depthwise convolution with three spatial axes",
+        "transposed": "Keras has no depthwise transposed convolution",
+        "one axis": "with a kernel along one axis it is cp",
+    }
