@@ -69,8 +69,9 @@ def convolutions(draw: st.DrawFn) -> Build:
     if family == "Depthwise":
         strides = strides[:1] * rank
     padding = draw(st.sampled_from(["same", "valid", "causal"] if family == "Conv" and rank == 1 else ["same", "valid"]))
-    first = family != "Transpose" and rank < 3 and groups == 1 and draw(st.booleans()) and draw(st.booleans())
     lengths = tuple(draw(st.integers(d * (k - 1) + 1, d * (k - 1) + 5)) for k, d in zip(kernel, dilation, strict=True))
+    # TensorFlow's channels_first convolutions on a CPU give wrong numbers for some dilated kernels on maps of length or depth 1.
+    first = family != "Transpose" and rank < 3 and groups == 1 and min(inputs, *lengths) > 1 and draw(st.integers(0, 3)) == 0
     attrs = {
         "kernel_size": kernel,
         "strides": strides,
