@@ -28,7 +28,8 @@ class Statistics:
     """Second-order statistics of what a layer reads.
 
     ``covariance``: (G, D, D), with G groups and D the length of one flattened input patch, in the order of the kernel's leading axes (spatial axes,
-    then input channels; for Dense the input features). ``mean``: (G, D), or None when ``covariance`` is the uncentred second moment.
+    then input channels; for Dense the input features, for a transposed convolution the channels of a pixel, for EinsumDense the summed axes in the kernel's
+    order). ``mean``: (G, D), or None when ``covariance`` is the uncentred second moment.
     A centred covariance says that the mean error is absorbed later: by the layer's bias where it has one, otherwise by the BatchNorm behind it.
     """
 
@@ -44,6 +45,7 @@ class Factors(Protocol):
         """The chain of plain ops at those ranks, ready for ``Graph.splice``.
 
         The last op has the layer's own name, keeps its activation and alone has its bias; the others are ``<name>__<role>``, linear and bias-free.
+        (The tensorised forms of a Dense layer end with the Reshape, or the Activation behind it, that gives the layer's output: that op has the name.)
         When the layer is a call of a shared one, each stage is shared alike, under ``<shared>__<role>``.
         """
         ...
@@ -55,7 +57,8 @@ class Factors(Protocol):
     def responses(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
         """What the stages give, bias included, for input patches (N, G, D): one (N, T) array per entry of ``ranks``, in their order.
 
-        Nested methods share the work between ranks by cumulative sums.
+        Nested methods share the work between ranks by cumulative sums. For a transposed convolution, whose patch is one input pixel, a response is what
+        that pixel adds to the output: (N, prod(kernel)·T), without the bias.
         """
         ...
 

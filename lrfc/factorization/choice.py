@@ -28,12 +28,12 @@ def eligible(methods: Mapping[str, Method], op: Op, source: Tensor) -> dict[str,
     return answers
 
 
-def break_even(method: Method, op: Op, source: Tensor, quantity: Quantity) -> Ranks | None:
-    """The largest ranks that still cost less than the layer, on the line from all ones to the full ranks; None when even rank one costs as much.
+def break_even(method: Method, op: Op, source: Tensor, quantity: Quantity, kept: float = 1.0) -> Ranks | None:
+    """The largest ranks that cost less than the share ``kept`` of the layer's own cost; None when even rank one costs as much.
 
-    Costs grow with every rank, so bisection finds the point.
+    They are looked for on the line from all ones to the full ranks. Costs grow with every rank, so bisection finds the point.
     """
-    full, limit = method.full(op, source), getattr(cost_of(op, source), quantity)
+    full, limit = method.full(op, source), kept * getattr(cost_of(op, source), quantity)
     steps = max(full)
 
     def ranks(step: int) -> Ranks:
