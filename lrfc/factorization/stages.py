@@ -54,7 +54,7 @@ def depthwise_stages(layout: Layout, role: str, axes: tuple[int, ...], core: Arr
     if attrs["padding"] == "causal":
         before = attrs["dilation_rate"][0] * (layout.kernel[0] - 1)
         name, shared = _names(layout, f"{role}_padding")
-        layout_of_data = {key: attrs[key] for key in ("data_format", "dtype") if key in attrs}
+        layout_of_data: dict[str, Any] = {key: attrs[key] for key in ("data_format", "dtype") if key in attrs}
         chain = [Op(name, f"ZeroPadding{rank}D", {**layout_of_data, "padding": (before, 0)}, shared=shared)]
         attrs["padding"] = "valid"
     kernel = np.moveaxis(core.reshape(groups, *_taps(layout, axes), width), 0, -2)
