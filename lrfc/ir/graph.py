@@ -252,6 +252,18 @@ class Graph:
         self._nx.nodes[op.name]["op"] = op
         self.infer()
 
+    def with_weights(self, weights: Mapping[str, Mapping[str, Array]]) -> Graph:
+        """A copy in which the named layers hold other weights of the same shapes; every call of a shared layer follows."""
+        twin = self.copy()
+        for name, arrays in weights.items():
+            old = self.op(name)
+            if {k: w.shape for k, w in old.weights.items()} != {k: w.shape for k, w in arrays.items()}:
+                raise GraphError(f"the new weights of op '{name}' do not have the shapes of the old ones")
+            arrays = {k: _readonly(np.asarray(arrays[k])) for k in old.weights}
+            for call in self.calls(old):
+                twin._nx.nodes[call.name]["op"] = replace(call, weights=arrays)
+        return twin
+
     def infer(self) -> None:
         """Compute every tensor anew, in execution order."""
         from lrfc.ir import ops

@@ -27,6 +27,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Dense": {"units": None, "activation": None, "use_bias": True},
     "EinsumDense": {"equation": None, "activation": None},
     "BatchNormalization": {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True},
+    "Rescaling": {"scale": None, "offset": 0.0},
     "Activation": {"activation": None},
     "ReLU": {"max_value": None, "negative_slope": 0.0, "threshold": 0.0},
     "LeakyReLU": {"negative_slope": 0.3},
@@ -37,7 +38,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "ZeroPadding1D": {"padding": 1},
     "ZeroPadding2D": {"padding": 1, "data_format": "channels_last"},
     "ZeroPadding3D": {"padding": 1, "data_format": "channels_last"},
-    **{f"{m}Pooling{n}D": {"pool_size": 2, "strides": None, "padding": "valid", "data_format": "channels_last"} for m in ("Max", "Average") for n in (1, 2, 3)},
+    **{
+        f"{m}Pooling{n}D": {"pool_size": 2, "strides": None, "padding": "valid", "data_format": "channels_last"}
+        for m in ("Max", "Average")
+        for n in (1, 2, 3)
+    },
     **{f"Global{m}Pooling{n}D": {"data_format": "channels_last", "keepdims": False} for m in ("Max", "Average") for n in (1, 2, 3)},
 }
 
@@ -54,6 +59,11 @@ def default(kind: str, attr: str) -> Any:
         return _DEFAULTS[kind][attr]
     except KeyError:
         raise GraphError(f"kind '{kind}' has no attribute '{attr}'") from None
+
+
+def kinds() -> frozenset[str]:
+    """The kinds whose attributes are known here."""
+    return frozenset(_DEFAULTS)
 
 
 def shown(op: Op) -> tuple[str, ...]:
@@ -223,10 +233,9 @@ def _macs_separable(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, .
 
 
 def _macs_einsum(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
-    source, kernel = op["equation"].split("->")[0].split(",")
+    _, kernel = op["equation"].split("->")[0].split(",")
     target = op["equation"].split("->")[1]
-    summed = [length for letter, length in zip(kernel, op.weights["kernel"].shape, strict=True) if letter not in target]
-    return outputs[0].size * prod(summed)
+    return outputs[0].size * prod(int(length) for letter, length in zip(kernel, op.weights["kernel"].shape, strict=True) if letter not in target)
 
 
 def _macs_attention(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
@@ -243,7 +252,9 @@ def _macs_attention(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, .
 def _macs_recurrent(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
     steps = inputs[0].shape[1]
     if steps is None:
-        raise ModelError(f"layer '{op.name}': the number of time steps is not fixed, so its MACs are unknown; re-save the model with a fixed Input shape")
+        raise ModelError(
+            f"layer '{op.name}': the number of time steps is not fixed, so its MACs are unknown; re-save the model with a fixed Input shape"
+        )
     return steps * sum(w.size for name, w in op.weights.items() if name.endswith("kernel"))
 
 

@@ -1,0 +1,59 @@
+"""Keras on TensorFlow, imported once it is needed, and kept quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from lrfc.errors import DependencyError
+
+_log = logging.getLogger("lrfc.keras")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def keras() -> Any:
+    """The keras module, running on TensorFlow. DependencyError when it runs on anything else."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    with quiet():
+        import keras as module
+    if module.backend.backend() != "tensorflow":
+        raise DependencyError(f"Keras runs on '{module.backend.backend()}' here, lrfc needs TensorFlow: unset KERAS_BACKEND or set it to tensorflow")
+    return module
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Send what Python code prints or warns meanwhile to the log (level debug) instead of stdout and stderr."""
+    printed = io.StringIO()
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        warnings.simplefilter("always")
+        yield
+    for line in [*printed.getvalue().splitlines(), *(str(warning.message) for warning in caught)]:
+        _log.debug(line)
+
+
+@contextlib.contextmanager
+def as_float32() -> Iterator[None]:
+    """Make layers that name no dtype float32, whatever the process-wide policy is."""
+    k = keras()
+    policy = k.config.dtype_policy()
+    k.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        k.config.set_dtype_policy(policy)
+
+
+def reason(error: BaseException) -> str:
+    """The one line of an exception's message that says what is wrong (Keras wraps it in boilerplate)."""
+    lines = [line.strip() for line in _ANSI.sub("", str(error)).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception encountered", "Error when deserializing", "Could not automatically infer", "Arguments received"))]
+    line = (told or lines or [""])[0] or type(error).__name__
+    return line if len(line) <= 300 else f"{line[:297]}..."
