@@ -1,0 +1,145 @@
+"""The command line: the only file that prints. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lrfc.errors import LrfcError, UsageError
+from lrfc.terminal import Terminal, quiet
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=True,
+    help="Compress a trained Keras model by low-rank factorization for the device it runs on, and prove that it pays.",
+)  # fmt: skip
+
+Model = Annotated[Path, typer.Argument(help="The trained model: a .keras or legacy .h5 file.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Unsafe = Annotated[bool, typer.Option("--unsafe-load", help="Load Lambda code that the file contains. Only for files that you trust.")]
+
+
+@contextmanager
+def _session() -> Iterator[Terminal]:
+    """A terminal in which libraries are silent and every expected failure ends as one line and an exit code."""
+    with quiet() as (stdout, stderr, noise):
+        terminal = Terminal(stdout, stderr)
+        try:
+            yield terminal
+        except LrfcError as error:
+            terminal.fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            terminal.fail("interrupted; nothing was left half-written", 130)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                terminal.fail(f"unexpected {type(error).__name__}: {error} (please report this; details: {noise(error)})", 1)
+            terminal.fail(f"cannot write {error.filename or 'the output'}: {error.strerror}; choose another place with --out", UsageError.exit_code)
+        except Exception as error:  # noqa: BLE001  the last line of defence: a bug in lrfc, said in one line with the place of the traceback
+            terminal.fail(f"unexpected {type(error).__name__}: {error} (please report this; details: {noise(error)})", 1)
+
+
+@app.command()
+def build(  # noqa: PLR0913  each parameter is an option of the command
+    model: Model,
+    target: Annotated[list[str], typer.Option(help="tflite or onnx; may be given several times.")] = ["tflite"],  # noqa: B006
+    data: Annotated[str | None, typer.Option(help="digits, a .npz (x, y), a folder of class folders, or package.module:function.")] = None,
+    test_data: Annotated[str | None, typer.Option(help="Held-out data for the reported accuracies, in the same forms.")] = None,
+    max_macs: Annotated[str | None, typer.Option(help="MACs to keep: 50% or 20M.")] = None,
+    max_params: Annotated[str | None, typer.Option(help="Parameters to keep: 50% or 100k.")] = None,
+    max_drop: Annotated[str, typer.Option(help="Accuracy that may be lost when no other budget is given.")] = "1pp",
+    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+    methods: Annotated[str | None, typer.Option(help="Factorizations to choose from, comma-separated; all by default.")] = None,
+    keep: Annotated[list[str], typer.Option(help="Layers to leave alone: a name or a glob; may be given several times.")] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="The only layers to factorize: a name or a glob; may be given several times.")] = [],  # noqa: B006
+    epochs: Annotated[int, typer.Option(help="Epochs of the one fine-tune; 0 for none.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of splits, samples and fine-tuning.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads that the measured runtime may use.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Output folder; MODEL-lrfc by default.")] = None,
+    unsafe_load: Unsafe = False,
+    print_after: Annotated[list[str], typer.Option(help="Print the graph after this pass; may be given several times.")] = [],  # noqa: B006
+    stop_after: Annotated[str | None, typer.Option(help="Stop after this pass and emit nothing.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compress MODEL, emit it for the target, measure it beside the original, and write the output folder."""
+    with _session() as terminal:
+        from lrfc import compiler
+
+        options: dict[str, Any] = {"methods": tuple(methods.split(","))} if methods is not None else {}
+        results = compiler.build(
+            model, target=tuple(target), data=data, test_data=test_data, max_macs=max_macs, max_params=max_params, max_drop=max_drop,
+            precision=precision, keep=tuple(keep), only=tuple(only), epochs=epochs, seed=seed, threads=threads, out=out, unsafe_load=unsafe_load,
+            print_after=tuple(print_after), stop_after=stop_after, progress=terminal.progress(), on_result=terminal.keep, **options,
+        )  # fmt: skip
+        del results
+        terminal.show_results(as_json=as_json)
+
+
+@app.command()
+def inspect(model: Model, as_json: Json = False, unsafe_load: Unsafe = False) -> None:
+    """Print each operation's shape, parameters, MACs and memory, and the peak activation arena."""
+    with _session() as terminal:
+        from lrfc import compiler
+
+        profile = compiler.inspect(model, unsafe=unsafe_load)
+        if as_json:
+            terminal.json(profile.to_json())
+        else:
+            terminal.profile(profile)
+
+
+@app.command()
+def measure(
+    files: Annotated[list[Path], typer.Argument(help="Emitted .tflite or .onnx files; the first is the baseline.", show_default=False)],
+    threads: Annotated[int, typer.Option(help="Threads that the runtime may use.")] = 1,
+    runs: Annotated[int, typer.Option(help="Timed inferences of each file.")] = 200,
+    as_json: Json = False,
+) -> None:
+    """Measure latency and memory of emitted files on this machine, interleaved, each in a fresh process."""
+    with _session() as terminal:
+        from lrfc import compiler
+
+        rows = compiler.measure(files, threads=threads, runs=runs)
+        if as_json:
+            terminal.json({"measurements": [row.to_json() for row in rows]})
+        else:
+            terminal.measurements(rows)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this environment: versions, optional packages, and that each runtime runs."""
+    with _session() as terminal:
+        from lrfc import diagnosis
+
+        checks = diagnosis.run()
+        if as_json:
+            terminal.json({"checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]})
+        else:
+            terminal.checks(checks)
+        diagnosis.require(checks)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import lrfc
+
+        typer.echo(lrfc.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point of the ``lrfc`` command."""
+    try:
+        app()
+    except KeyboardInterrupt:  # before or after a session
+        sys.exit(130)

@@ -1,0 +1,142 @@
+"""The design space: every method and rank of every layer, with its cost and its similarity, or the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from lrfc.factorization import METHODS
+from lrfc.factorization.base import Cost, Factors, Method, Ranks
+from lrfc.ir import ops
+from lrfc.ir.graph import Graph, Op
+from lrfc.search.samples import LayerSamples
+from lrfc.search.similarity import MEASURES, Measure
+from lrfc.search.follow import FeatureMap
+
+#: Layers that low-rank factorization is for.
+FACTORIZABLE = frozenset(kind for kind in ops.kinds() if "Conv" in kind) | {"Dense", "EinsumDense"}
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One choice for one layer: a method at given ranks, or the layer as it is (``method`` None).
+
+    ``params`` and ``macs`` count all calls of the layer (weights once); ``error`` is the feature-map distance on held-out data (0 for the layer as
+    it is), ``impact`` the divergence of the network's output that it predicts.
+    """
+
+    layer: str
+    method: str | None
+    ranks: Ranks
+    params: int
+    macs: int
+    error: float = 0.0
+    impact: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSpace:
+    """All choices for one layer. The first candidate is the layer as it is. ``refusals`` says, by method, why there are no others."""
+
+    op: Op
+    calls: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    factors: Mapping[str, Factors] = field(default_factory=dict)
+    refusals: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        """Why the layer has no choice, one clause."""
+        distinct = dict.fromkeys(self.refusals.values())
+        return "; ".join(distinct)
+
+
+def selected(graph: Graph, keep: Sequence[str], only: Sequence[str]) -> Iterator[tuple[Op, str | None]]:
+    """Each factorizable layer once, with the reason when the user's patterns or the graph rule it out."""
+    for op in graph.layers():
+        if op.kind not in FACTORIZABLE or op.origin is not None:
+            continue
+        calls = graph.calls(op)
+        inputs = {graph.input_tensors(call.name) for call in calls}
+        pattern = next((p for p in keep if any(fnmatchcase(call.name, p) for call in calls)), None)
+        if pattern is not None:
+            yield op, f"kept by --keep {pattern}"
+        elif only and not any(fnmatchcase(call.name, p) for call in calls for p in only):
+            yield op, "not named by --only"
+        elif len(inputs) != 1:
+            yield op, "the calls of this shared layer read different shapes"
+        elif len(graph.operands(op.name)) != 1:
+            yield op, f"it reads {len(graph.operands(op.name))} tensors"
+        else:
+            yield op, None
+
+
+def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], measure: Measure, levels: int = 32) -> LayerSpace:
+    """Every candidate of one layer that saves MACs or parameters and costs no more of either, evaluated on the layer's samples."""
+    source, calls = graph.input_tensors(op.name)[0], graph.calls(op)
+    target = graph.tensors(op.name)
+    whole = Candidate(op.name, None, (), op.params, len(calls) * ops.macs(op, (source,), target))
+    found: list[Candidate] = [whole]
+    factors: dict[str, Factors] = {}
+    refusals: dict[str, str] = {}
+    feature_map: FeatureMap | None = None
+    for name in methods:
+        method = METHODS[name]
+        refusal = method.refuses(op, source)
+        if refusal is not None:
+            refusals[name] = refusal
+            continue
+        costs = {ranks: _total(method.cost(op, source, ranks), len(calls)) for ranks in grid(method.full(op, source), levels)}
+        costs = {r: c for r, c in costs.items() if c.params <= whole.params and c.macs <= whole.macs and (c.params < whole.params or c.macs < whole.macs)}
+        if not costs:
+            refusals[name] = "no rank is smaller than the layer itself"
+            continue
+        factors[name] = method.decompose(op, source, scale=samples.chain.scale, statistics=samples.statistics)
+        if feature_map is None:
+            feature_map = FeatureMap(samples.chain, response(op, samples), samples.addend)
+        for (ranks, cost), values in zip(costs.items(), factors[name].responses(samples.patches, list(costs)), strict=True):
+            error = measure(feature_map.reference, feature_map(values))
+            found.append(Candidate(op.name, name, ranks, cost.params, cost.macs, error))
+    return LayerSpace(op, tuple(call.name for call in calls), tuple(found), factors, refusals)
+
+
+def _total(cost: Cost, calls: int) -> Cost:
+    return Cost(cost.params, cost.macs * calls)
+
+
+def response(op: Op, samples: LayerSamples) -> Any:
+    """The layer's own linear response (N, T) to the sampled patches."""
+    kernel = op.weights["kernel"]
+    rows = samples.patches
+    groups = rows.shape[1]
+    weights = kernel.reshape(rows.shape[2], groups, -1)
+    response = np.einsum("ngd,dgt->ngt", rows, weights, optimize=True).reshape(len(rows), -1)
+    return response + op.weights["bias"] if "bias" in op.weights else response
+
+
+def grid(full: Ranks, levels: int) -> list[Ranks]:
+    """Rank tuples up to the full ranks: all of them where there are few, otherwise about ``levels`` per rank (√levels·2 each for two ranks)."""
+    each = levels if len(full) == 1 else max(4, round(2 * levels ** (1 / len(full))))
+    axes = []
+    for top in full:
+        step = max(1, -(-top // each))
+        axes.append(sorted({*range(step, top + 1, step), top}))
+    return list(product(*axes))
+
+
+def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The candidates that no other one beats: at most the same impact, MACs and parameters, and less of one."""
+    ordered = sorted(candidates, key=lambda c: (c.impact, c.macs, c.params, c.method or "", c.ranks))
+    kept: list[Candidate] = []
+    for candidate in ordered:
+        if not any(other.macs <= candidate.macs and other.params <= candidate.params for other in kept):
+            kept.append(candidate)
+    return tuple(kept)
+
+
+__all__ = ["FACTORIZABLE", "MEASURES", "Candidate", "LayerSpace", "Method", "grid", "pareto", "selected", "space"]

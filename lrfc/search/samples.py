@@ -1,0 +1,168 @@
+"""What each layer reads on real data: sampled input patches and their second-order statistics, collected in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfc.factorization.base import Statistics
+from lrfc.ir.graph import Graph, Op, Ref, Tensor
+from lrfc.ir.ops import conv_geometry
+from lrfc.search.follow import Follow, follow
+from lrfc.state import Batch, batches
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSamples:
+    """One layer's sample: ``patches`` (N, G, D) held out from the ``statistics``, and the residual ``addend`` (N, T) at the same positions."""
+
+    chain: Follow
+    patches: Array
+    addend: Array | None
+    statistics: Statistics
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """How much is looked at: images for the statistics, images held out for the similarity, and positions of each."""
+
+    images: int = 768
+    held_out: int = 256
+    statistics: int = 12_288
+    similarity: int = 2_048
+
+
+class _Moments:
+    """Streaming mean and second moment of rows (N, G, D) in float64; memory does not grow with N."""
+
+    def __init__(self, groups: int, length: int) -> None:
+        self.count = 0
+        self._sum = np.zeros((groups, length))
+        self._outer = np.zeros((groups, length, length))
+
+    def add(self, rows: Array) -> None:
+        self.count += len(rows)
+        self._sum += rows.sum(0, dtype=np.float64)
+        for group, outer in enumerate(self._outer):
+            block = rows[:, group]
+            outer += block.T @ block
+
+    def statistics(self, *, centred: bool) -> Statistics:
+        mean, second = self._sum / self.count, self._outer / self.count
+        if not centred:
+            return Statistics(second, None, self.count)
+        return Statistics(second - mean[:, :, None] * mean[:, None, :], mean, self.count)
+
+
+def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize, seed: int, batch: int = 64) -> dict[str, LayerSamples]:
+    """Samples of each layer (by name, all calls of a shared layer together), from one pass over the inputs in batches.
+
+    Positions are drawn evenly over images and at random within each; the first ``size.images`` images feed the statistics, the next
+    ``size.held_out`` the similarity. Fewer inputs are split in the same proportion; with fewer than 4 both use all.
+    """
+    from lrfc.ir import keras_io
+
+    calls = {op.name: graph.calls(op) for op in layers}
+    chains = {call.name: follow(graph, call.name) for group in calls.values() for call in group}
+    wanted: dict[Ref, None] = {}
+    for name, chain in chains.items():
+        wanted[graph.operands(name)[0]] = None
+        if chain.addend is not None:
+            wanted[chain.addend] = None
+    probe = graph.copy()
+    probe.outputs, probe.structure = tuple(wanted), (graph.structure[0], None)
+    total = min(len(inputs[0]), size.images + size.held_out)
+    fitted = total if total < 4 else round(total * size.images / (size.images + size.held_out))
+    held = range(fitted, total) if fitted < total else range(total)
+    rng = np.random.default_rng(seed)
+    moments: dict[str, _Moments] = {}
+    patches: dict[str, list[Array]] = {name: [] for name in chains}
+    addends: dict[str, list[Array]] = {name: [] for name in chains}
+    run = keras_io.compiled(probe)
+    start = 0
+    for part in batches(tuple(x[:total] for x in inputs), batch):
+        values = dict(zip(wanted, run(part), strict=True))
+        index = np.arange(start, start + len(part[0]))
+        start += len(part[0])
+        for layer in layers:
+            for call in calls[layer.name]:
+                source, tensor = values[graph.operands(call.name)[0]], graph.input_tensors(call.name)[0]
+                share = len(calls[layer.name])
+                chosen = np.flatnonzero(index < fitted)
+                if len(chosen):
+                    rows, _ = _draw(call, tensor, source, chosen, -(-size.statistics // (fitted * share)), rng)
+                    moments.setdefault(layer.name, _Moments(*rows.shape[1:])).add(rows)
+                chosen = np.flatnonzero((index >= held.start) & (index < held.stop))
+                if not len(chosen):
+                    continue
+                rows, where = _draw(call, tensor, source, chosen, -(-size.similarity // (len(held) * share)), rng)
+                patches[call.name].append(rows)
+                addend = chains[call.name].addend
+                if addend is not None:
+                    addends[call.name].append(values[addend][where])
+    return {layer.name: _gather(layer, calls[layer.name], chains, moments, patches, addends) for layer in layers}
+
+
+def _gather(
+    layer: Op, calls: Sequence[Op], chains: dict[str, Follow], moments: dict[str, _Moments], patches: dict[str, list[Array]], addends: dict[str, list[Array]]
+) -> LayerSamples:
+    # Calls of a shared layer may be followed by different chains: then the bare response of all calls is compared.
+    chain = chains[calls[0].name] if len(calls) == 1 else Follow(end=calls[0].name)
+    centred = chain.batchnorm is not None or "bias" in layer.weights
+    return LayerSamples(
+        chain,
+        np.concatenate([rows for call in calls for rows in patches[call.name]]),
+        np.concatenate(addends[calls[0].name]) if chain.addend is not None else None,
+        moments[layer.name].statistics(centred=centred),
+    )
+
+
+def _draw(op: Op, tensor: Tensor, source: Array, images: NDArray[np.intp], each: int, rng: np.random.Generator) -> tuple[Array, tuple[NDArray[np.intp], ...]]:
+    """``each`` input patches (N, G, D) at random output positions of each image, and the index of those positions in the output."""
+    if "Conv" not in op.kind:
+        lengths = source.shape[1:-1]
+        each = min(each, int(np.prod(lengths, dtype=int)))
+        where = (np.repeat(images, each), *(rng.integers(0, length, each * len(images)) for length in lengths))
+        return source[where][:, None, :], where
+    geometry = conv_geometry(op, tensor)
+    if geometry.channels_first:
+        source = np.moveaxis(source, 1, -1)
+    lengths = tuple(int(n) for n in (geometry.in_shape if geometry.transposed else geometry.out_shape) if n is not None)
+    each = min(each, int(np.prod(lengths)))
+    at = np.repeat(images, each)
+    spots = [rng.integers(0, length, len(at)) for length in lengths]
+    if geometry.transposed:
+        return source[(at, *spots)][:, None, :], (at, *spots)
+    pads = padding(op.kind, geometry.padding, geometry.in_shape, lengths, geometry.kernel, geometry.strides, geometry.dilation)
+    padded = np.pad(source, [(0, 0), *pads, (0, 0)])
+    index: list[NDArray[np.intp]] = [at.reshape(-1, *(1,) * geometry.rank)]
+    for axis in range(geometry.rank):
+        taps = spots[axis][:, None] * geometry.strides[axis] + np.arange(geometry.kernel[axis]) * geometry.dilation[axis]
+        shape = [1] * geometry.rank
+        shape[axis] = geometry.kernel[axis]
+        index.append(taps.reshape(-1, *shape))
+    window = padded[tuple(index)]  # (N, k..., S)
+    grouped = window.reshape(*window.shape[:-1], geometry.groups, -1)
+    rows = np.moveaxis(grouped, -2, 1).reshape(len(at), geometry.groups, -1)
+    where = (at, *spots)
+    return rows, (at, slice(None), *spots) if geometry.channels_first else where  # type: ignore[return-value]
+
+
+def padding(
+    kind: str, mode: str, in_shape: Sequence[int | None], out_shape: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Zeros before and after each spatial axis, as TensorFlow pads: 'same' puts the odd one behind, 'causal' all before."""
+    if mode == "valid":
+        return [(0, 0)] * len(kernel)
+    if mode == "causal":
+        return [(dilation[0] * (kernel[0] - 1), 0)]
+    pads = []
+    for length, out, taps, stride, spread in zip(in_shape, out_shape, kernel, strides, dilation, strict=True):
+        missing = max((out - 1) * stride + spread * (taps - 1) + 1 - int(length or 0), 0)
+        pads.append((missing // 2, missing - missing // 2))
+    return pads

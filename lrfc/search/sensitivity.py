@@ -1,0 +1,110 @@
+"""What a layer's feature-map error does to the network's output, measured by forward passes with that one layer perturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfc.ir.graph import Graph
+from lrfc.search.candidates import Candidate, LayerSpace, response
+from lrfc.search.follow import FeatureMap
+from lrfc.search.samples import LayerSamples
+from lrfc.state import Batch
+
+#: Feature-map errors (relative L2) at which each layer is perturbed: about what a mild and a strong compression do.
+PROBES = (0.1, 0.3)
+
+
+def divergence(reference: Batch, outputs: Batch) -> float:
+    """How far a network's outputs are from the original's, labels unseen; the mean over outputs.
+
+    For probabilities (last axis sums to 1) the Kullback-Leibler divergence in nats per sample, otherwise ‖a − b‖² / ‖a − mean(a)‖².
+    """
+    return float(np.mean([_divergence(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(reference, outputs, strict=True)]))
+
+
+def is_distribution(values: NDArray[Any]) -> bool:
+    """Whether the last axis holds probabilities."""
+    return values.ndim > 1 and values.shape[-1] > 1 and float(values.min()) >= 0 and bool(np.allclose(values.sum(-1), 1, atol=1e-3))
+
+
+def _divergence(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    if is_distribution(a):
+        tiny = 1e-9
+        return float(np.mean(np.sum(a * (np.log(a + tiny) - np.log(b + tiny)), -1)))
+    return float(np.sum(np.square(a - b)) / max(np.sum(np.square(a - a.mean(0))), 1e-30))
+
+
+def weigh(
+    graph: Graph, spaces: Sequence[LayerSpace], samples: Mapping[str, LayerSamples], inputs: Batch, step: Callable[[int], None] = lambda n: None
+) -> list[LayerSpace]:
+    """The spaces with every candidate's ``impact``: the output divergence predicted from its feature-map error.
+
+    Each layer is perturbed alone, at the candidates nearest to ``PROBES``, by its dense equivalent kernel (so nothing is rebuilt), with the
+    BatchNorm behind it re-estimated. Between and beyond the probes the divergence follows a power of the error.
+    """
+    from lrfc.ir import keras_io
+
+    model = keras_io.to_keras(graph)
+    run = keras_io.compiled(model)
+    reference = run(inputs)
+    weighed = []
+    for space in spaces:
+        points = {}
+        for candidate in _probes(space.candidates):
+            with _perturbed(model, space, candidate, samples[space.op.name]):
+                points[candidate.error] = max(divergence(reference, run(inputs)), 1e-12)
+        weighed.append(replace(space, candidates=tuple(_with_impact(c, points) for c in space.candidates)))
+        step(1)
+    return weighed
+
+
+def _probes(candidates: Sequence[Candidate]) -> list[Candidate]:
+    real = [c for c in candidates if c.method is not None and c.error > 0]
+    nearest = [min(real, key=lambda c: abs(np.log(c.error / probe))) for probe in PROBES if real]
+    return list({c.error: c for c in nearest}.values())
+
+
+def _with_impact(candidate: Candidate, points: Mapping[float, float]) -> Candidate:
+    if candidate.method is None or candidate.error <= 0:
+        return replace(candidate, impact=0.0)
+    errors = sorted(points)
+    x = np.log(candidate.error)
+    if len(errors) == 1:
+        return replace(candidate, impact=float(points[errors[0]] * np.exp(2 * (x - np.log(errors[0])))))
+    (low, high) = (np.log(errors[0]), np.log(errors[-1]))
+    slope = np.clip((np.log(points[errors[-1]]) - np.log(points[errors[0]])) / max(high - low, 1e-9), 1.0, 3.0)
+    anchor = errors[0] if abs(x - low) < abs(x - high) else errors[-1]
+    return replace(candidate, impact=float(points[anchor] * np.exp(slope * (x - np.log(anchor)))))
+
+
+class _perturbed:  # noqa: N801  a context manager reads like a verb
+    """One layer of a Keras model with a candidate's dense kernel, its bias, and the re-estimated BatchNorm behind it; undone on exit."""
+
+    def __init__(self, model: Any, space: LayerSpace, candidate: Candidate, samples: LayerSamples) -> None:
+        op, chain = space.op, samples.chain
+        assert candidate.method is not None
+        factors = space.factors[candidate.method]
+        layer = model.get_layer(op.shared or op.name)
+        self._changes = [(layer.kernel, factors.kernel(candidate.ranks))]
+        bias = factors.stages(candidate.ranks)[-1].weights.get("bias")
+        if bias is not None:
+            self._changes.append((layer.bias, bias))
+        if chain.batchnorm is not None:
+            compressed = next(iter(factors.responses(samples.patches, [candidate.ranks])))
+            mean, variance = FeatureMap(chain, response(op, samples), samples.addend).statistics(compressed)
+            norm = model.get_layer(chain.batchnorm.shared or chain.batchnorm.name)
+            self._changes += [(norm.moving_mean, mean), (norm.moving_variance, variance)]
+
+    def __enter__(self) -> None:
+        self._before = [np.asarray(variable) for variable, _ in self._changes]
+        for variable, value in self._changes:
+            variable.assign(value)
+
+    def __exit__(self, *failure: object) -> None:
+        for (variable, _), value in zip(self._changes, self._before, strict=True):
+            variable.assign(value)
