@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lrfc.errors import ModelError, UsageError
+from lrfc.ir import keras_legacy
 from lrfc.ir.backend import keras, quiet, reason
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -26,7 +27,9 @@ def load(path: Path | str, *, unsafe: bool = False) -> Any:
     if not path.exists():
         raise UsageError(f"{path}: no such file")
     if path.is_dir():
-        raise ModelError(f"{path} is a folder: lrfc reads .keras and .h5 files; load it with the TensorFlow that wrote it and save it with model.save('model.keras')")
+        raise ModelError(
+            f"{path} is a folder: lrfc reads .keras and .h5 files; load it with the TensorFlow that wrote it and save it with model.save('model.keras')"
+        )
     magic = path.read_bytes()[:8] if path.stat().st_size < 8 else _head(path)
     if magic == _HDF5:
         suffix = ".h5"
@@ -76,19 +79,17 @@ def _written_by(path: Path, suffix: str) -> str:
 
 def _load(named: Path, path: Path, version: str, unsafe: bool) -> Any:
     k = keras()
+    old = version[:1] in "12("
     try:
         with quiet():
-            return k.saving.load_model(named, compile=False, safe_mode=not unsafe)
+            model = k.saving.load_model(named, compile=False, safe_mode=not unsafe)
     except Exception as error:
         text = str(error)
         if re.search(r"safe_mode=False|enable_unsafe_deserialization|unsafe", text):
             raise ModelError(f"{path} contains Python code (a Lambda layer); if you trust the file, give --unsafe-load") from error
         unknown = re.search(r"(?:Could not locate (?:class|function)|Unknown (?:layer|object|activation function):?) '([^']+)'", text)
-        from lrfc.ir import keras_legacy
-
-        model = keras_legacy.load(named, unsafe=unsafe) if version[:1] in "12(" else None
-        if model is not None:
-            return model
+        if old and (carried := _carried_over(named, path, version, unsafe)) is not None:
+            return carried
         if unknown:
             raise ModelError(
                 f"{path} uses '{unknown.group(1)}', which is not part of Keras: decorate it with @keras.saving.register_keras_serializable() "
@@ -97,6 +98,19 @@ def _load(named: Path, path: Path, version: str, unsafe: bool) -> Any:
         raise ModelError(
             f"{path}, written by Keras {version}, cannot be read by Keras {k.__version__} ({reason(error)}): "
             "load it with the Keras that wrote it and save it with model.save('model.keras')"
+        ) from error
+    if old and model.built and not keras_legacy.agrees(named, model, unsafe=unsafe):
+        return _carried_over(named, path, version, unsafe)
+    return model
+
+
+def _carried_over(named: Path, path: Path, version: str, unsafe: bool) -> Any:
+    try:
+        return keras_legacy.load(named, unsafe=unsafe)
+    except ModelError as error:
+        raise ModelError(
+            f"{path}, written by Keras {version}, cannot be carried over to Keras {keras().__version__}: {error}. "
+            "Build the model with Keras 3, give it the old weights and save it with model.save('model.keras')"
         ) from error
 
 
