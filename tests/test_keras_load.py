@@ -61,7 +61,7 @@ def test_the_content_decides_not_the_name(tmp_path, name) -> None:
 
 
 def test_a_missing_file(tmp_path) -> None:
-    with pytest.raises(UsageError, match="none.keras: no such file"):
+    with pytest.raises(UsageError, match=r"none\.keras: no such file"):
         keras_load.load(tmp_path / "none.keras")
 
 
@@ -287,7 +287,7 @@ def test_what_differs_is_not_given_out(tmp_path, old, monkeypatch) -> None:
         return new
 
     monkeypatch.setattr(keras_rebuild, "rebuild", wrong)
-    with pytest.raises(ModelError, match="its outputs differ by .* of their scale"):
+    with pytest.raises(ModelError, match=r"its outputs differ by .* of their scale"):
         keras_load.load(path)
 
 

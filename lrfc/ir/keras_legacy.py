@@ -85,7 +85,7 @@ def _read(path: Path, *, unsafe: bool) -> Any:
             function.__name__ = name
         try:
             return tf_keras.models.load_model(path, custom_objects=known, compile=False, safe_mode=not unsafe)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - tf_keras raises all kinds; the caller says why Keras 3 refuses the file
             _log.debug("tf_keras cannot read %s: %s", path, reason(error))
             return None
 

@@ -71,7 +71,7 @@ class _Rebuilder:
         kind = type(layer).__name__
         try:
             if kind == "SlicingOpLambda":
-                return args[0][_slices(node.call_args[1])]
+                return args[0][_slices(node.call_args[1] if len(args) > 1 else node.call_kwargs["slice_spec"])]
             if kind == "TFOpLambda":
                 return _operation(layer, args, kwargs)
             if hasattr(layer, "cell") or hasattr(layer, "forward_layer"):  # Keras 2 puts the initial states of a recurrent layer behind its input
