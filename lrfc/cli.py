@@ -51,7 +51,9 @@ def build(  # noqa: PLR0913  each parameter is an option of the command
     test_data: Annotated[str | None, typer.Option(help="Held-out data for the reported accuracies, in the same forms.")] = None,
     max_macs: Annotated[str | None, typer.Option(help="MACs to keep: 50% or 20M.")] = None,
     max_params: Annotated[str | None, typer.Option(help="Parameters to keep: 50% or 100k.")] = None,
-    max_drop: Annotated[str, typer.Option(help="Accuracy that may be lost when no other budget is given.")] = "1pp",
+    max_drop: Annotated[
+        str | None, typer.Option(help="Accuracy that the emitted file may lose: 1pp. Without any budget the build goes as far as 1pp allows.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
     methods: Annotated[str | None, typer.Option(help="Factorizations to choose from, comma-separated; all by default.")] = None,
     keep: Annotated[list[str], typer.Option(help="Layers to leave alone: a name or a glob; may be given several times.")] = [],  # noqa: B006
@@ -70,13 +72,14 @@ def build(  # noqa: PLR0913  each parameter is an option of the command
         from lrfc import compiler
 
         options: dict[str, Any] = {"methods": tuple(methods.split(","))} if methods is not None else {}
-        results = compiler.build(
-            model, target=tuple(target), data=data, test_data=test_data, max_macs=max_macs, max_params=max_params, max_drop=max_drop,
-            precision=precision, keep=tuple(keep), only=tuple(only), epochs=epochs, seed=seed, threads=threads, out=out, unsafe_load=unsafe_load,
-            print_after=tuple(print_after), stop_after=stop_after, progress=terminal.progress(), on_result=terminal.keep, **options,
-        )  # fmt: skip
-        del results
-        terminal.show_results(as_json=as_json)
+        try:
+            compiler.build(
+                model, target=tuple(target), data=data, test_data=test_data, max_macs=max_macs, max_params=max_params, max_drop=max_drop,
+                precision=precision, keep=tuple(keep), only=tuple(only), epochs=epochs, seed=seed, threads=threads, out=out, unsafe_load=unsafe_load,
+                print_after=tuple(print_after), stop_after=stop_after, progress=terminal.progress(), on_result=terminal.keep, **options,
+            )  # fmt: skip
+        finally:  # also a build that misses its budget has a result
+            terminal.show_results(as_json=as_json)
 
 
 @app.command()

@@ -61,7 +61,13 @@ def _budget(quantity: str) -> Any:
     return Annotated[Budget | None, BeforeValidator(parse)]
 
 
+#: Accuracy that may be lost when no budget is given.
+DEFAULT_DROP = 0.01
+
+
 def _drop(text: object) -> object:
+    if text is None:
+        return None
     if isinstance(text, int | float):
         return float(text)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(pp)?\s*", str(text))
@@ -84,7 +90,7 @@ class BuildConfig(BaseModel):
     test_data: str | None = None
     max_macs: _budget("macs") = None  # type: ignore[valid-type]
     max_params: _budget("params") = None  # type: ignore[valid-type]
-    max_drop: Annotated[float, BeforeValidator(_drop), Field(gt=0, le=1)] = 0.01
+    max_drop: Annotated[float | None, BeforeValidator(_drop), Field(gt=0, le=1)] = None
     methods: tuple[str, ...] = METHODS
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()

@@ -7,15 +7,18 @@ import os
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 if TYPE_CHECKING:
-    from lrfc.compiler import Result
     from lrfc.diagnosis import Check
+    from lrfc.manifest import Manifest
     from lrfc.passes.profile import Profile
+    from lrfc.ship import Result
     from lrfc.state import Progress
     from lrfc.targets.measure import Measurement
 
@@ -68,6 +71,7 @@ class Terminal:
         self._out = Console(file=stdout, width=None if stdout.isatty() else 100, highlight=False, soft_wrap=False)
         self._err = Console(file=stderr, highlight=False, soft_wrap=True)
         self._bars: Any = None
+        self._results: list[Result] = []
 
     def fail(self, message: str, code: int) -> NoReturn:
         """One line on stderr, then exit."""
@@ -123,7 +127,112 @@ class Terminal:
             table.add_row(*row)
         self._out.print(table)
 
+    def keep(self, result: Result) -> None:
+        """Remember a finished build, to be shown at the end also when it fails."""
+        self._results.append(result)
+
+    def show_results(self, *, as_json: bool) -> None:
+        """Each build's manifest (an object, or a list of them under 'builds' when there are several), or its tables."""
+        if as_json:
+            builds = [
+                {**result.manifest.model_dump(mode="json"), "out": str(result.out), "speedup": asdict(result.speedup), "problem": _problem(result)}
+                for result in self._results
+            ]
+            if builds:
+                self.json(builds[0] if len(builds) == 1 else {"builds": builds})
+            return
+        for result in self._results:
+            self._result(result)
+
+    def _result(self, result: Result) -> None:
+        manifest = result.manifest
+        rows = []
+        for name, show, before, after in _figures(manifest):
+            rows.append((name, _shown(before, show), _shown(after, show), *_kept(before, after)))
+        self.table(f"{manifest.target} {manifest.config['precision']}", ("", "original", "lrfc", "kept", "saved", ""), rows)
+        ladder = manifest.accuracy.model_dump()
+        if any(value is not None for value in ladder.values()):
+            steps = " → ".join(f"{name} {100 * value:.2f} %" for name, value in ladder.items() if value is not None)
+            self.line(f"accuracy: {steps}")
+        else:
+            self.line("accuracy: not measured (no labelled data)")
+        ratio = result.speedup
+        self.line(f"measured speed-up ×{ratio.median:.2f} (95 % interval {ratio.low:.2f} to {ratio.high:.2f}; batch 1, interleaved with the original's file)")
+        methods = Counter(layer.method or "left alone" for layer in manifest.layers)
+        self.line("layers: " + ", ".join(f"{count} {name}" for name, count in methods.most_common()) + f"; why: {result.out / 'layers.csv'}")
+        self.line(f"written: {result.out}{os.sep} ({', '.join(file.path for file in manifest.artifacts)}, manifest.json, report.html)")
+
+    def profile(self, profile: Profile) -> None:
+        """The costs of each op and of the whole."""
+        rows = [
+            (row.name, row.kind, ", ".join(_shape(s) for s in row.shapes), f"{row.params:,}", f"{row.macs:,}", _bytes(row.weight_bytes), _bytes(row.live_bytes))
+            for row in profile.rows
+        ]
+        self.table("", ("op", "kind", "output", "params", "MACs", "weights", "live"), rows)
+        self.line(
+            f"total: {profile.params:,} params, {profile.macs:,} MACs, {_bytes(profile.weight_bytes)} of weights; activation arena {_bytes(profile.arena_bytes)}"
+            f" planned (at least {_bytes(profile.arena.peak_bytes)}, at {profile.arena.at_op}); {profile.precision}, batch 1"
+        )
+
+    def measurements(self, rows: Sequence[Measurement]) -> None:
+        """Latency and memory of each file, and its speed beside the first."""
+        from lrfc.targets.measure import speedup
+
+        shown = []
+        for row in rows:
+            ratio = speedup(rows[0], row)
+            shown.append(
+                (row.path.name, f"{row.median_ms:.4g}", f"{row.p90_ms:.4g}", f"{row.iqr_ms:.3g}", str(row.n), f"{row.cold_start_ms:.4g}")
+                + (_shown(row.peak_rss_bytes, _bytes), f"×{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})")
+            )
+        self.table("", ("file", "p50 ms", "p90 ms", "IQR ms", "n", "cold ms", "peak RSS", "speed (95 %)"), shown)
+        first = rows[0]
+        self.line(f"{first.runtime} {first.runtime_version}, {first.threads} thread(s), batch 1, files interleaved, each in a process of its own")
+
+    def checks(self, checks: Sequence[Check]) -> None:
+        """One line a check."""
+        self.table("", ("check", "", "detail"), [(check.name, "ok" if check.ok else "FAILED", check.detail) for check in checks])
+
     def line(self, text: str) -> None:
         """One line of text on stdout."""
         self._stop()
         self._out.print(text, markup=False, soft_wrap=True)
+
+
+def _problem(result: Result) -> str | None:
+    return None if result.failure is None else str(result.failure)
+
+
+def _figures(manifest: Manifest) -> Iterator[tuple[str, Callable[[float], str], float | None, float | None]]:
+    before, after = manifest.before, manifest.after
+    yield "MACs", lambda v: f"{v:,.0f}", before.macs, after.macs
+    yield "params", lambda v: f"{v:,.0f}", before.params, after.params
+    yield "file", _bytes, before.file_bytes, after.file_bytes
+    yield "arena (planned)", _bytes, before.arena_bytes, after.arena_bytes
+    yield "peak RSS", _bytes, before.peak_rss_bytes, after.peak_rss_bytes
+    if before.latency_ms is not None and after.latency_ms is not None:
+        threads, runs = before.latency_ms.threads, before.latency_ms.n
+        yield f"latency p50, {threads} thread(s), n={runs}", lambda v: f"{v:.4g} ms", before.latency_ms.p50, after.latency_ms.p50
+        yield "latency p90", lambda v: f"{v:.4g} ms", before.latency_ms.p90, after.latency_ms.p90
+
+
+def _kept(before: float | None, after: float | None) -> tuple[str, str, str]:
+    if not before or not after:
+        return "—", "—", "—"
+    return f"{100 * after / before:.1f} %", f"{100 - 100 * after / before:.1f} %", f"×{before / after:.2f}"
+
+
+def _shown(value: float | None, show: Callable[[float], str]) -> str:
+    return "—" if value is None else show(value)
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "KiB"):
+        if value < 1024:  # noqa: PLR2004
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} MiB"
+
+
+def _shape(shape: Sequence[int | None]) -> str:
+    return "×".join("?" if n is None else str(n) for n in shape[1:])

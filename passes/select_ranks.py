@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from lrfc.config import METHODS, Budget
 from lrfc.errors import BudgetError
 from lrfc.factorization.base import Factors
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph
+from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Candidate, LayerSpace, pareto, selected, space
 from lrfc.search.samples import LayerSamples, SampleSize, collect
@@ -99,19 +102,17 @@ class SelectRanks:
     def __call__(self, state: State) -> State:
         """The state with its Selection. BudgetError when a budget cannot be met."""
         design = state.fact(DesignSpace)
+        whole, least = totals(state.original), reachable(state)
         limits = {}
         for quantity, budget in (("macs", self.max_macs), ("params", self.max_params)):
             if budget is not None:
-                total = totals(state.original)[quantity]
-                fixed = totals(state.graph)[quantity] - sum(getattr(s.candidates[0], quantity) for s in design.spaces)
-                limit = budget.limit(total) - fixed
-                least = sum(min(getattr(c, quantity) for c in s.candidates) for s in design.spaces)
-                if least > limit:
+                limit = budget.limit(whole[quantity])
+                if least[quantity] > limit:
                     raise BudgetError(
-                        f"--max-{quantity} {budget}: {budget.limit(total):,.0f} of {total:,} cannot be reached; the least these methods reach is"
-                        f" {least + fixed:,} ({100 * (least + fixed) / total:.1f}%)"
+                        f"--max-{quantity} {budget} cannot be reached: that is {limit:,.0f} of {whole[quantity]:,}, and the least that these methods reach is"
+                        f" {least[quantity]:,} ({100 * least[quantity] / whole[quantity]:.1f}%)"
                     )
-                limits[quantity] = limit
+                limits[quantity] = limit - _fixed(state)[quantity]
         chosen = allocate([pareto(s.candidates) for s in design.spaces], limits)
         reasons = dict(design.skipped)
         for candidate in chosen:
@@ -122,6 +123,32 @@ class SelectRanks:
 
 
 def totals(graph: Graph) -> dict[str, int]:
-    """MACs of one sample and parameters of a graph."""
-    macs = sum(ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)) for op in graph)
-    return {"macs": macs, "params": graph.params}
+    """MACs of one sample and parameters of the file that a graph becomes, with every BatchNorm folded that can be."""
+    folded = fold_batchnorm(graph)
+    macs = sum(ops.macs(op, folded.input_tensors(op.name), folded.tensors(op.name)) for op in folded)
+    return {"macs": macs, "params": folded.params}
+
+
+def reachable(state: State) -> dict[str, int]:
+    """The least MACs and the least parameters that the design space reaches, each by itself."""
+    fixed, spaces = _fixed(state), state.fact(DesignSpace).spaces
+    return {quantity: fixed[quantity] + sum(min(getattr(c, quantity) for c in s.candidates) for s in spaces) for quantity in fixed}
+
+
+def _fixed(state: State) -> dict[str, int]:
+    """What lies outside the layers that have a choice."""
+    spaces = state.fact(DesignSpace).spaces
+    return {quantity: total - sum(getattr(s.candidates[0], quantity) for s in spaces) for quantity, total in totals(state.graph).items()}
+
+
+def front(state: State, design: DesignSpace, points: int = 24) -> list[dict[str, float]]:
+    """The Pareto front of MACs against the predicted divergence of the output: the exact optimum at each of ``points`` budgets."""
+    state = state.with_fact(design)
+    whole, least, fixed = totals(state.original), reachable(state), _fixed(state)
+    spaces = [pareto(s.candidates) for s in design.spaces]
+    found: dict[int, dict[str, float]] = {}
+    for share in np.linspace(least["macs"] / whole["macs"], 1, points):
+        chosen = allocate(spaces, {"macs": max(share * whole["macs"], least["macs"]) - fixed["macs"]})
+        macs, params = (fixed[q] + sum(getattr(c, q) for c in chosen) for q in ("macs", "params"))
+        found[macs] = {"macs": macs, "params": params, "predicted_divergence": sum(c.impact for c in chosen)}
+    return [found[macs] for macs in sorted(found)]

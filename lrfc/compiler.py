@@ -1,0 +1,214 @@
+"""The straight line from a trained model to measured files: load, rewrite, emit, verify, measure, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lrfc import config as options_
+from lrfc import explore
+from lrfc.config import Budget, BuildConfig
+from lrfc.data import Data, load_data
+from lrfc.errors import LrfcError, ModelError, UsageError
+from lrfc.ir import keras_io, keras_load
+from lrfc.ir.graph import Graph
+from lrfc.metrics import accuracy, is_classification
+from lrfc.passes.canonicalise import Canonicalise
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.finetune import FineTune
+from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
+from lrfc.passes.profile import Profile, profile
+from lrfc.passes.recalibrate import RecalibrateBatchNorm
+from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, SelectRanks
+from lrfc.pipeline import name_of, plan, run
+from lrfc.search.candidates import selected
+from lrfc.ship import Build, Result, ship
+from lrfc.state import Artifact, Pass, Progress, State
+from lrfc.targets.catalog import target as target_of
+from lrfc.targets.measure import Measurement, compare
+
+
+def build(
+    model: Any,
+    *,
+    target: str | Sequence[str] = "tflite",
+    data: Any = None,
+    test_data: Any = None,
+    progress: Progress | None = None,
+    on_result: Callable[[Result], None] = lambda result: None,
+    **options: Any,
+) -> Any:
+    """Compress a model and write an output folder for each target.
+
+    ``model``: path of a .keras or .h5 file, or a Keras model. ``target``: 'tflite' or 'onnx', or several. ``data``: what the command line takes, or
+    arrays, a dict or a function (see lrfc.data.load_data). ``options``: the fields of lrfc.config.BuildConfig, budgets as on the command line
+    (``max_macs="50%"``). ``on_result`` is called with each Result as soon as its folder is written.
+
+    Returns the Result, or a tuple of them when ``target`` is a sequence. Raises a subclass of lrfc.errors.LrfcError; BudgetError and NoGainError carry
+    the results, whose folders are written all the same.
+    """
+    names = (target,) if isinstance(target, str) else tuple(dict.fromkeys(target))
+    spec = str(data) if isinstance(data, str | Path) or data is None else "(from Python)"
+    config = options_.parse(targets=names, data=None if data is None else spec, test_data=None if test_data is None else str(test_data), **options)
+    log: list[str] = []
+    progress = _tee(progress or Progress(), log)
+    with ExitStack() as stack:
+        targets = [target_of(name, config.precision) for name in names]
+        source, graph = _load(model, unsafe=config.unsafe_load)
+        _refuse(graph, targets, config)
+        samples = load_data(data, graph, test=test_data, seed=config.seed)
+        for note in samples.notes:
+            progress.log(note)
+        outcome = _compress(graph, samples, config, progress)
+        if outcome is None:
+            return () if not isinstance(target, str) else None
+        out = Path(config.out) if config.out is not None else Path(f"{source.stem}-lrfc")
+        results = []
+        for chosen in targets:
+            folder = out if len(targets) == 1 else out / chosen.name
+            results.append(ship(replace(outcome, source=source), chosen, folder, log, stack))
+            on_result(results[-1])
+    failures = [result.failure for result in results if result.failure is not None]
+    given: Any = results[0] if isinstance(target, str) else tuple(results)
+    if failures:
+        worst = min(failures, key=lambda failure: failure.exit_code)
+        worst.result = given
+        raise worst
+    return given
+
+
+def inspect(model: Path | str, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
+    """Costs of each op of a model file and of the whole."""
+    graph = keras_io.from_keras(keras_load.load(model, unsafe=unsafe))
+    return profile(graph, precision)
+
+
+def measure(files: Sequence[Path], *, threads: int = 1, runs: int = 200) -> tuple[Measurement, ...]:
+    """Latency and memory of emitted files on this machine, interleaved; the first is the baseline."""
+    formats = {".tflite": "tflite", ".onnx": "onnx"}
+    artifacts = []
+    for file in map(Path, files):
+        if not file.is_file():
+            raise UsageError(f"{file}: no such file")
+        if file.suffix not in formats:
+            raise UsageError(f"{file} is neither a .tflite nor an .onnx file; emit one with lrfc build")
+        artifacts.append(Artifact(file, formats[file.suffix], "fp32"))
+    return compare(artifacts, threads=threads, runs=runs)
+
+
+# -- the line ----------------------------------------------------------------------------------------------------------------------
+
+
+def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
+    if isinstance(model, str | Path):
+        return Path(model), keras_io.from_keras(keras_load.load(model, unsafe=unsafe))
+    return Path(f"{model.name}.keras"), keras_io.from_keras(model)
+
+
+def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
+    """Everything that stands in the way, before any work."""
+    reasons = [f"{target.name}: {reason}" for target in targets for reason in target.refusals(graph)]
+    if reasons:
+        raise ModelError(f"model '{graph.name}' cannot be emitted: {'; '.join(reasons)}")
+    layers = list(selected(graph, config.keep, config.only))
+    if not layers:
+        raise ModelError(f"model '{graph.name}' has no convolution and no fully connected layer, so there is nothing to factorize")
+    if all(reason is not None for _, reason in layers):
+        raise UsageError("--keep and --only leave no layer to factorize; lrfc inspect lists the layers")
+
+
+def pipeline(config: BuildConfig, max_macs: Budget | None) -> tuple[Pass, ...]:
+    """The passes after exploration, in order. Each comment says why it stands where it stands."""
+    return (
+        # One choice per layer, once every layer's choices are known.
+        SelectRanks(max_macs=max_macs, max_params=config.max_params),
+        Factorize(),
+        # The statistics of the original no longer fit; wrong ones would cost the fine-tune its first epochs.
+        RecalibrateBatchNorm(),
+        *([FineTune(epochs=config.epochs)] if config.epochs else []),
+        # Last, because BatchNorm has to be there as long as statistics are estimated.
+        FoldBatchNorm(),
+    )
+
+
+def _compress(graph: Graph, data: Data, config: BuildConfig, progress: Progress) -> Build | None:
+    """The compressed graph and all that is known about it; None when a --stop-after ends the line early."""
+    if data.synthetic and config.epochs:
+        progress.log("no data: calibrated on synthetic inputs, not fine-tuned, and nothing is claimed about accuracy")
+        config = config.model_copy(update={"epochs": 0})
+    # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
+    first: list[Pass] = [Canonicalise(), ExploreLayers(methods=config.methods, keep=config.keep, only=config.only)]
+    known = {name_of(step) for step in (*first, *pipeline(config, None))}
+    for name in (*config.print_after, *([config.stop_after] if config.stop_after else [])):
+        if name not in known:
+            raise UsageError(f"no pass is named '{name}'; they are {', '.join(sorted(known))}")
+    ladder: dict[str, float] = {}
+
+    def after(step: Pass, state: State) -> None:
+        if name_of(step) in config.print_after:
+            progress.log(str(state.graph))
+        rung = RUNGS.get(name_of(step))
+        if rung is not None and not data.synthetic:
+            value = test_accuracy(state.graph, data)
+            if value is not None:
+                ladder[rung] = value
+                progress.log(f"  accuracy {100 * value:.2f} %")
+        if name_of(step) == config.stop_after:
+            raise _Stop
+
+    try:
+        state = run(State(graph, graph, data, config.seed, progress), plan(first[:1]), after)
+        state = replace(state, original=state.graph)
+        before = test_accuracy(state.original, data)
+        if before is not None:
+            ladder["before"] = before
+            progress.log(f"  accuracy {100 * before:.2f} %")
+        start = time.perf_counter()
+        state = run(state, plan(first[1:]), after)
+        seconds = time.perf_counter() - start
+        if not state.fact(DesignSpace).spaces:
+            raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {_reasons(state.fact(DesignSpace))}")
+        max_macs, max_drop = config.max_macs, config.max_drop
+        if max_macs is None and config.max_params is None:
+            max_drop = options_.DEFAULT_DROP if max_drop is None else max_drop
+            max_macs = explore.fewest_macs(state, max_drop)
+        design = state.fact(DesignSpace)
+        state = run(state, plan(pipeline(config, max_macs), known=(DesignSpace,)), after)
+    except _Stop:
+        return None
+    return Build(Path(graph.name), config, state, fold_batchnorm(state.original), design, ladder, max_macs, max_drop, seconds)
+
+
+class _Stop(Exception):  # noqa: N818  not an error
+    """The user asked to stop after this pass."""
+
+
+#: Pass → its rung on the ladder of accuracies.
+RUNGS = {"Factorize": "factorized", "RecalibrateBatchNorm": "recalibrated", "FineTune": "finetuned"}
+
+
+def test_accuracy(graph: Graph, data: Data) -> float | None:
+    """The accuracy on the test split; None when the data have no class labels."""
+    shape = graph.tensor(graph.outputs[0]).shape
+    if data.synthetic or not is_classification(data.test, len(graph.outputs), shape[-1] if len(shape) == 2 else None):  # noqa: PLR2004
+        return None
+    return accuracy(keras_io.predict(graph, data.test.inputs), data.test)
+
+
+def _reasons(design: DesignSpace) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in design.skipped.items())
+
+
+def _tee(progress: Progress, log: list[str]) -> Progress:
+    def write(line: str) -> None:
+        log.append(line)
+        progress.log(line)
+
+    return Progress(progress.stage, write)
+
+
+__all__ = ["LrfcError", "Result", "build", "inspect", "measure", "pipeline"]

@@ -1,0 +1,215 @@
+"""From a compressed graph to an output folder: emit, verify, measure beside the original, and write down every number."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lrfc import artifact as files
+from lrfc.config import Budget, BuildConfig
+from lrfc.errors import BudgetError, NoGainError
+from lrfc.ir import keras_io
+from lrfc.ir.graph import Graph
+from lrfc.manifest import Accuracy, Figures, Input, Latency, Layer, Manifest, Parity, Search
+from lrfc.metrics import accuracy, is_classification
+from lrfc.passes.profile import profile
+from lrfc.passes.select_ranks import DesignSpace, Selection, front, totals
+from lrfc.report.page import render
+from lrfc.state import Artifact, Runner, State, Target
+from lrfc.targets.measure import Measurement, Ratio, compare, speedup
+from lrfc.targets.parity import parity
+
+#: A result counts as slower only when the whole 95 % interval of the measured ratio says so, by more than this.
+MARGIN = 0.02
+#: Samples of the parity check, and of the int8 calibration.
+CHECKED = 64
+CALIBRATED = 200
+
+
+@dataclass(frozen=True)
+class Build:
+    """A compressed graph (``state.graph``, BatchNorms folded) and what is known about it before it is emitted."""
+
+    source: Path
+    config: BuildConfig
+    state: State
+    original: Graph
+    design: DesignSpace
+    ladder: dict[str, float]
+    max_macs: Budget | None
+    max_drop: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A written output folder. ``speedup`` is measured: above 1 when the new file is faster than the original's.
+
+    ``failure`` is the error with which the build ends although the folder is written: a budget that is not met, or no gain (the folder then holds the
+    original's file).
+    """
+
+    out: Path
+    manifest: Manifest
+    speedup: Ratio
+    failure: BudgetError | NoGainError | None = None
+
+    @property
+    def artifact(self) -> Path:
+        """The emitted file."""
+        return self.out / self.manifest.artifacts[0].path
+
+
+def ship(made: Build, target: Target, out: Path, log: Sequence[str], stack: ExitStack) -> Result:
+    """Write the output folder of one target. ParityError (and no folder) when the emitted file does not compute what the graph computes."""
+    data, config = made.state.data, made.config
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-")))
+    calibration = tuple(x[:CALIBRATED] for x in data.train.inputs)
+    with files.folder(out) as work:
+        name = made.source.stem
+        original = target.emit(made.original, scratch / f"{name}.{target.name}", calibration)
+        emitted = target.emit(made.state.graph, work / f"{name}.{target.name}", calibration)
+        checked = tuple(x[:CHECKED] for x in data.validation.inputs)
+        found = parity(emitted, target.load(emitted), checked, keras_io.predict(made.state.graph, checked))
+        measured = compare([original, emitted], threads=config.threads)
+        ratio = speedup(*measured)
+        before = _figures(made.original, original, measured[0], _score(target.load(original), made))
+        after = _figures(made.state.graph, emitted, measured[1], _score(target.load(emitted), made))
+        failure: BudgetError | NoGainError | None = _loss(before, after, ratio)
+        graph, layers = made.state.graph, _layers(made)
+        if failure is not None:  # never worse: the original's file ships
+            shutil.copyfile(original.path, emitted.path)
+            graph, after = made.original, before
+            found = parity(emitted, target.load(emitted), checked, keras_io.predict(graph, checked))
+            layers = tuple(
+                layer.model_copy(
+                    update={"method": None, "rank": None, "similarity": None, "params_after": layer.params_before, "macs_after": layer.macs_before}
+                    | {"reason": layer.reason or f"{layer.method} was tried; {failure}"}
+                )
+                for layer in layers
+            )
+        else:
+            failure = _unmet(made, before, after)
+        keras_io.save(graph, work / "model.keras")
+        manifest = Manifest(
+            input=Input(path=str(made.source), sha256=_digest(made, work)),
+            config=config.model_dump(mode="json"),
+            seed=config.seed,
+            versions=files.versions(),
+            target=target.name,
+            device="local",
+            layers=layers,
+            before=before,
+            after=after,
+            accuracy=Accuracy(**made.ladder, artifact=after.accuracy),
+            search=Search(candidates=made.design.size, seconds=made.seconds),
+            parity=Parity(max_abs_diff=found.max_abs_diff, samples=found.samples),
+            artifacts=(files.record(emitted.path, work, target.name), files.record(work / "model.keras", work, "keras")),
+        )
+        manifest.write(work)
+        manifest.write_layers(work)
+        points = front(replace(made.state, graph=made.state.original), made.design)
+        (work / "pareto.json").write_text(json.dumps({"schema_version": 1, "points": points}, indent=2) + "\n", encoding="utf-8")
+        (work / "report.html").write_text(render(manifest, ratio, points, str(failure) if failure else None), encoding="utf-8")
+        (work / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
+    return Result(out, manifest, ratio, failure)
+
+
+def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float | None) -> Figures:
+    sums = totals(graph)
+    return Figures(
+        params=sums["params"],
+        macs=sums["macs"],
+        file_bytes=file.bytes,
+        arena_bytes=profile(graph, file.precision).arena_bytes,
+        accuracy=score,
+        latency_ms=Latency(p50=measured.median_ms, p90=measured.p90_ms, n=measured.n, threads=measured.threads),
+        peak_rss_bytes=measured.peak_rss_bytes,
+    )
+
+
+def _score(runner: Runner, made: Build) -> float | None:
+    """The accuracy of an emitted file on the test split; None without class labels."""
+    data, graph = made.state.data, made.original
+    shape = graph.tensor(graph.outputs[0]).shape
+    if data.synthetic or not is_classification(data.test, len(graph.outputs), shape[-1] if len(shape) == 2 else None):  # noqa: PLR2004
+        return None
+    return accuracy(runner(data.test.inputs), data.test)
+
+
+def _loss(before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
+    assert before.file_bytes is not None
+    assert after.file_bytes is not None
+    if after.file_bytes >= before.file_bytes:
+        return NoGainError(f"no gain: the factorized file has {after.file_bytes:,} bytes, the original's {before.file_bytes:,}; the original was kept")
+    if ratio.high < 1 - MARGIN:
+        return NoGainError(
+            f"no gain: the factorized file runs at {ratio.median:.2f} times the original's speed ({ratio.low:.2f} to {ratio.high:.2f}); the original was kept"
+        )
+    return None
+
+
+def _unmet(made: Build, before: Figures, after: Figures) -> BudgetError | None:
+    config = made.config
+    problems = []
+    for quantity, budget in (("macs", made.max_macs), ("params", config.max_params)):
+        if budget is not None and getattr(after, quantity) > budget.limit(getattr(before, quantity)):
+            problems.append(f"--max-{quantity} {budget}: {getattr(after, quantity):,} of {getattr(before, quantity):,}")
+    original = made.ladder.get("before")
+    if made.max_drop is not None and original is not None and after.accuracy is not None and original - after.accuracy > made.max_drop + 1e-9:
+        problems.append(f"--max-drop {100 * made.max_drop:.3g}pp: the accuracy fell from {100 * original:.2f} % to {100 * after.accuracy:.2f} %")
+    return BudgetError(f"not met: {'; '.join(problems)}; the best effort was saved") if problems else None
+
+
+def _layers(made: Build) -> tuple[Layer, ...]:
+    selection = made.state.fact(Selection)
+    spaces = {space.op.name: space for space in made.design.spaces}
+    rows = {}
+    for choice in selection.chosen:
+        whole = spaces[choice.layer].candidates[0]
+        rows[choice.layer] = Layer(
+            name=choice.layer,
+            kind=spaces[choice.layer].op.kind,
+            method=choice.method,
+            rank=choice.ranks or None,
+            params_before=whole.params,
+            params_after=choice.params,
+            macs_before=whole.macs,
+            macs_after=choice.macs,
+            similarity=1 - choice.error if choice.method is not None else None,
+            reason=selection.reasons.get(choice.layer),
+        )
+    for name, reason in made.design.skipped.items():
+        op = made.state.original.op(name)
+        cost: dict[str, Any] = totals_of(made.state.original, name)
+        rows[name] = Layer(
+            name=name, kind=op.kind, params_before=cost["params"], params_after=cost["params"], macs_before=cost["macs"], macs_after=cost["macs"], reason=reason
+        )
+    return tuple(rows[op.name] for op in made.state.original.layers() if op.name in rows)
+
+
+def totals_of(graph: Graph, name: str) -> dict[str, int]:
+    """Parameters of a layer, and the MACs of all its calls."""
+    from lrfc.ir import ops
+
+    op = graph.op(name)
+    return {"params": op.params, "macs": sum(ops.macs(call, graph.input_tensors(call.name), graph.tensors(call.name)) for call in graph.calls(op))}
+
+
+def _digest(made: Build, work: Path) -> str:
+    """SHA-256 of the input file; of the graph's weights and text for a model that came from memory."""
+    import hashlib
+
+    if made.source.is_file():
+        return files.sha256(made.source)
+    digest = hashlib.sha256(str(made.state.original).encode())
+    for op in made.state.original.layers():
+        for weight in op.weights.values():
+            digest.update(weight.tobytes())
+    return digest.hexdigest()
