@@ -162,13 +162,13 @@ def _hard_sigmoid(layer: Any, tensor: Any) -> Any:
 
 def _operation(layer: Any, args: list[Any], kwargs: Mapping[str, Any]) -> Any:
     """The keras.ops counterpart of a recorded TensorFlow function."""
-    symbol = layer.get_config()["function"]
+    symbol = layer.get_config()["function"].removeprefix("compat.v1.")
     if symbol not in _OPS:
         raise ModelError(f"its layer '{layer.name}' calls tf.{symbol}, which lrfc does not carry over to Keras 3")
     function, names = _OPS[symbol]
     given = inspect.signature(layer.function).bind(*args, **kwargs).arguments
     wanted = [name for name in names.split() if name in given]
-    surplus = [name for name, value in given.items() if name not in wanted and value not in (None, False)]
+    surplus = [name for name, value in given.items() if name not in (*wanted, "name") and value not in (None, False)]
     if surplus:
         raise ModelError(f"its layer '{layer.name}' calls tf.{symbol} with {', '.join(surplus)}, which lrfc does not carry over to Keras 3")
     target = getattr(keras().ops, function)
