@@ -44,7 +44,7 @@ def _session() -> Iterator[Terminal]:
 
 
 @app.command()
-def build(  # noqa: PLR0913  each parameter is an option of the command
+def build(
     model: Model,
     target: Annotated[list[str], typer.Option(help="tflite or onnx; may be given several times.")] = ["tflite"],  # noqa: B006
     data: Annotated[str | None, typer.Option(help="digits, a .npz (x, y), a folder of class folders, or package.module:function.")] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,7 @@ RUNGS = {"Factorize": "factorized", "RecalibrateBatchNorm": "recalibrated", "Fin
 def test_accuracy(graph: Graph, data: Data) -> float | None:
     """The accuracy on the test split; None when the data have no class labels."""
     shape = graph.tensor(graph.outputs[0]).shape
-    if data.synthetic or not is_classification(data.test, len(graph.outputs), shape[-1] if len(shape) == 2 else None):  # noqa: PLR2004
+    if data.synthetic or not is_classification(data.test, len(graph.outputs), shape[-1] if len(shape) == 2 else None):
         return None
     return accuracy(keras_io.predict(graph, data.test.inputs), data.test)
 

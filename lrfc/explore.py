@@ -40,7 +40,9 @@ def fewest_macs(state: State, max_drop: float) -> Budget:
         found, low, high = (middle, low, middle.value) if good else (found, middle.value, high)
         step(1)
     if found is None:
-        raise BudgetError(f"no factorization stays within --max-drop {100 * max_drop:.3g}pp; allow a larger drop, or give a budget such as --max-macs 80%")
+        raise BudgetError(
+            f"no factorization stays within --max-drop {100 * max_drop:.3g}pp; allow a larger drop, or give a budget such as --max-macs 80%"
+        )
     return found
 
 
@@ -62,4 +64,3 @@ class _judge:  # noqa: N801  a function with what it computes once
         state = run(state, plan([Factorize(), RecalibrateBatchNorm(samples=2_000)], known=(Selection,)))
         drop = self._whole - self._score(keras_io.compiled(state.graph))
         return drop <= self._max_drop, f"drop {100 * drop:.2f}pp before fine-tuning (at most {100 * self._max_drop:.3g}pp)"
-

@@ -29,5 +29,5 @@ def labels(split: Split) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 def accuracy(outputs: Batch, split: Split) -> float:
     """The share of samples whose class is right. A single output value is read as the probability of class 1."""
     scores = outputs[0]
-    guess = scores.argmax(-1) if scores.shape[-1] > 1 else (scores[..., 0] > 0.5).astype(np.int64)  # noqa: PLR2004
+    guess = scores.argmax(-1) if scores.shape[-1] > 1 else (scores[..., 0] > 0.5).astype(np.int64)
     return float(np.mean(guess.reshape(len(guess)) == labels(split)))

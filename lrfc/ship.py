@@ -138,7 +138,7 @@ def _score(runner: Runner, made: Build) -> float | None:
     """The accuracy of an emitted file on the test split; None without class labels."""
     data, graph = made.state.data, made.original
     shape = graph.tensor(graph.outputs[0]).shape
-    if data.synthetic or not is_classification(data.test, len(graph.outputs), shape[-1] if len(shape) == 2 else None):  # noqa: PLR2004
+    if data.synthetic or not is_classification(data.test, len(graph.outputs), shape[-1] if len(shape) == 2 else None):
         return None
     return accuracy(runner(data.test.inputs), data.test)
 
@@ -147,7 +147,9 @@ def _loss(before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
     assert before.file_bytes is not None
     assert after.file_bytes is not None
     if after.file_bytes >= before.file_bytes:
-        return NoGainError(f"no gain: the factorized file has {after.file_bytes:,} bytes, the original's {before.file_bytes:,}; the original was kept")
+        return NoGainError(
+            f"no gain: the factorized file has {after.file_bytes:,} bytes, the original's {before.file_bytes:,}; the original was kept"
+        )
     if ratio.high < 1 - MARGIN:
         return NoGainError(
             f"no gain: the factorized file runs at {ratio.median:.2f} times the original's speed ({ratio.low:.2f} to {ratio.high:.2f}); the original was kept"
@@ -189,7 +191,13 @@ def _layers(made: Build) -> tuple[Layer, ...]:
         op = made.state.original.op(name)
         cost: dict[str, Any] = totals_of(made.state.original, name)
         rows[name] = Layer(
-            name=name, kind=op.kind, params_before=cost["params"], params_after=cost["params"], macs_before=cost["macs"], macs_after=cost["macs"], reason=reason
+            name=name,
+            kind=op.kind,
+            params_before=cost["params"],
+            params_after=cost["params"],
+            macs_before=cost["macs"],
+            macs_after=cost["macs"],
+            reason=reason,
         )
     return tuple(rows[op.name] for op in made.state.original.layers() if op.name in rows)
 

@@ -91,7 +91,8 @@ class Terminal:
 
         if not self._err.is_terminal:
             return Progress(stage=self._plain, log=lambda line: self._err.print(line, markup=False))
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
 
         self._bars = Bars(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=self._err, transient=True
@@ -157,7 +158,9 @@ class Terminal:
         else:
             self.line("accuracy: not measured (no labelled data)")
         ratio = result.speedup
-        self.line(f"measured speed-up ×{ratio.median:.2f} (95 % interval {ratio.low:.2f} to {ratio.high:.2f}; batch 1, interleaved with the original's file)")
+        self.line(
+            f"measured speed-up ×{ratio.median:.2f} (95 % interval {ratio.low:.2f} to {ratio.high:.2f}; batch 1, interleaved with the original's file)"
+        )
         methods = Counter(layer.method or "left alone" for layer in manifest.layers)
         self.line("layers: " + ", ".join(f"{count} {name}" for name, count in methods.most_common()) + f"; why: {result.out / 'layers.csv'}")
         self.line(f"written: {result.out}{os.sep} ({', '.join(file.path for file in manifest.artifacts)}, manifest.json, report.html)")
@@ -165,7 +168,15 @@ class Terminal:
     def profile(self, profile: Profile) -> None:
         """The costs of each op and of the whole."""
         rows = [
-            (row.name, row.kind, ", ".join(_shape(s) for s in row.shapes), f"{row.params:,}", f"{row.macs:,}", _bytes(row.weight_bytes), _bytes(row.live_bytes))
+            (
+                row.name,
+                row.kind,
+                ", ".join(_shape(s) for s in row.shapes),
+                f"{row.params:,}",
+                f"{row.macs:,}",
+                _bytes(row.weight_bytes),
+                _bytes(row.live_bytes),
+            )
             for row in profile.rows
         ]
         self.table("", ("op", "kind", "output", "params", "MACs", "weights", "live"), rows)
@@ -181,10 +192,9 @@ class Terminal:
         shown = []
         for row in rows:
             ratio = speedup(rows[0], row)
-            shown.append(
-                (row.path.name, f"{row.median_ms:.4g}", f"{row.p90_ms:.4g}", f"{row.iqr_ms:.3g}", str(row.n), f"{row.cold_start_ms:.4g}")
-                + (_shown(row.peak_rss_bytes, _bytes), f"×{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})")
-            )
+            speed = f"×{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+            times = (f"{row.median_ms:.4g}", f"{row.p90_ms:.4g}", f"{row.iqr_ms:.3g}", str(row.n), f"{row.cold_start_ms:.4g}")
+            shown.append((row.path.name, *times, _shown(row.peak_rss_bytes, _bytes), speed))
         self.table("", ("file", "p50 ms", "p90 ms", "IQR ms", "n", "cold ms", "peak RSS", "speed (95 %)"), shown)
         first = rows[0]
         self.line(f"{first.runtime} {first.runtime_version}, {first.threads} thread(s), batch 1, files interleaved, each in a process of its own")
@@ -228,7 +238,7 @@ def _shown(value: float | None, show: Callable[[float], str]) -> str:
 
 def _bytes(value: float) -> str:
     for unit in ("B", "KiB"):
-        if value < 1024:  # noqa: PLR2004
+        if value < 1024:
             return f"{value:.4g} {unit}"
         value /= 1024
     return f"{value:.4g} MiB"

@@ -90,10 +90,12 @@ class FineTune:
         import tensorflow as tf
 
         warm = max(1, min(steps // 10, 200))
-        rate = keras.optimizers.schedules.CosineDecay(self.learning_rate * 0.05, max(1, steps - warm), warmup_target=self.learning_rate, warmup_steps=warm)
+        rate = keras.optimizers.schedules.CosineDecay(
+            self.learning_rate * 0.05, max(1, steps - warm), warmup_target=self.learning_rate, warmup_steps=warm
+        )
         optimizer = keras.optimizers.Adam(rate)
         optimizer.build(model.trainable_variables)
-        classes = targets[0].shape[-1] if targets[0].ndim == 2 else None  # noqa: PLR2004
+        classes = targets[0].shape[-1] if targets[0].ndim == 2 else None
         truth = labels(train) if is_classification(train, len(targets), classes) and classes is not None and classes > 1 else None
         scales = [max(float(np.var(t)), 1e-12) for t in targets]
         soft = [is_distribution(t) for t in targets]
@@ -140,7 +142,7 @@ def scorer(original: Graph, teacher: Any, split: Split) -> Callable[[Any], float
     from lrfc.ir import keras_io
 
     shape = original.tensor(original.outputs[0]).shape
-    if is_classification(split, len(original.outputs), shape[-1] if len(shape) == 2 else None):  # noqa: PLR2004
+    if is_classification(split, len(original.outputs), shape[-1] if len(shape) == 2 else None):
         return lambda run: accuracy(keras_io.predict(run, split.inputs), split)
     reference = keras_io.predict(teacher, split.inputs)
     return lambda run: -divergence(reference, keras_io.predict(run, split.inputs))

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.ir.graph import Graph
-
 from lrfc.passes.fold_batchnorm import drop_dropout
 from lrfc.state import Batch, Fact, State, batches
 
@@ -40,7 +39,7 @@ class RecalibrateBatchNorm:
         inputs = tuple(x[: self.samples] for x in state.data.train.inputs)
         size = min(self.batch, len(inputs[0]))
         names = [op.name for op in state.graph.layers() if op.kind == "BatchNormalization"]
-        if not names or state.data.synthetic or size < 16:  # noqa: PLR2004  fewer samples say less than the old statistics
+        if not names or state.data.synthetic or size < 16:
             return state
         parts = [part for part in batches(inputs, size) if len(part[0]) == size]
         step = state.progress.stage("batchnorm", 2 * len(parts))

@@ -21,7 +21,9 @@ def allocate(spaces: Sequence[Sequence[Candidate]], limits: Mapping[str, float])
     for quantity, limit in limits.items():
         least = sum(min(getattr(c, quantity) for c in layer) for layer in spaces)
         if least > limit:
-            raise BudgetError(f"the {quantity} budget cannot be met: {limit:,.0f} wanted of the layers that can be factorized, at least {least:,.0f} needed")
+            raise BudgetError(
+                f"the {quantity} budget cannot be met: {limit:,.0f} wanted of the layers that can be factorized, at least {least:,.0f} needed"
+            )
     flat = [candidate for layer in spaces for candidate in layer]
     if not flat:
         return ()

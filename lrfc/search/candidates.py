@@ -14,9 +14,9 @@ from lrfc.factorization import METHODS
 from lrfc.factorization.base import Cost, Factors, Method, Ranks
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph, Op
+from lrfc.search.follow import FeatureMap
 from lrfc.search.samples import LayerSamples
 from lrfc.search.similarity import MEASURES, Measure
-from lrfc.search.follow import FeatureMap
 
 #: Layers that low-rank factorization is for.
 FACTORIZABLE = frozenset(kind for kind in ops.kinds() if "Conv" in kind) | {"Dense", "EinsumDense"}
@@ -92,7 +92,9 @@ def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], m
             refusals[name] = refusal
             continue
         costs = {ranks: _total(method.cost(op, source, ranks), len(calls)) for ranks in grid(method.full(op, source), levels)}
-        costs = {r: c for r, c in costs.items() if c.params <= whole.params and c.macs <= whole.macs and (c.params < whole.params or c.macs < whole.macs)}
+        costs = {
+            r: c for r, c in costs.items() if c.params <= whole.params and c.macs <= whole.macs and (c.params < whole.params or c.macs < whole.macs)
+        }
         if not costs:
             refusals[name] = "no rank is smaller than the layer itself"
             continue

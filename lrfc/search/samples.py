@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +110,12 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
 
 
 def _gather(
-    layer: Op, calls: Sequence[Op], chains: dict[str, Follow], moments: dict[str, _Moments], patches: dict[str, list[Array]], addends: dict[str, list[Array]]
+    layer: Op,
+    calls: Sequence[Op],
+    chains: dict[str, Follow],
+    moments: dict[str, _Moments],
+    patches: dict[str, list[Array]],
+    addends: dict[str, list[Array]],
 ) -> LayerSamples:
     # Calls of a shared layer may be followed by different chains: then the bare response of all calls is compared.
     chain = chains[calls[0].name] if len(calls) == 1 else Follow(end=calls[0].name)
@@ -122,7 +128,7 @@ def _gather(
     )
 
 
-def _draw(op: Op, tensor: Tensor, source: Array, images: NDArray[np.intp], each: int, rng: np.random.Generator) -> tuple[Array, tuple[NDArray[np.intp], ...]]:
+def _draw(op: Op, tensor: Tensor, source: Array, images: NDArray[np.intp], each: int, rng: np.random.Generator) -> tuple[Array, tuple[Any, ...]]:
     """``each`` input patches (N, G, D) at random output positions of each image, and the index of those positions in the output."""
     if "Conv" not in op.kind:
         lengths = source.shape[1:-1]
@@ -150,11 +156,17 @@ def _draw(op: Op, tensor: Tensor, source: Array, images: NDArray[np.intp], each:
     grouped = window.reshape(*window.shape[:-1], geometry.groups, -1)
     rows = np.moveaxis(grouped, -2, 1).reshape(len(at), geometry.groups, -1)
     where = (at, *spots)
-    return rows, (at, slice(None), *spots) if geometry.channels_first else where  # type: ignore[return-value]
+    return rows, (at, slice(None), *spots) if geometry.channels_first else where
 
 
 def padding(
-    kind: str, mode: str, in_shape: Sequence[int | None], out_shape: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+    kind: str,
+    mode: str,
+    in_shape: Sequence[int | None],
+    out_shape: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int],
 ) -> list[tuple[int, int]]:
     """Zeros before and after each spatial axis, as TensorFlow pads: 'same' puts the odd one behind, 'causal' all before."""
     if mode == "valid":
