@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def maps(rng: np.random.Generator, count: int, channels: int) -> Any:
     """Patches (N, 1, 9·C) of rectified maps: channels mixed with a falling spectrum, correlation falling with the distance."""
     spots = np.indices((3, 3)).reshape(2, 9)
     near = np.linalg.cholesky(np.exp(-np.linalg.norm(spots[:, :, None] - spots[:, None, :], axis=0) / 1.5))
-    mixed = np.einsum("nkc,cd->nkd", np.einsum("lk,nkc->nlc", near, rng.standard_normal((count, 9, channels))), spectrum(rng, channels, channels))
+    mixed = near @ rng.standard_normal((count, 9, channels)) @ spectrum(rng, channels, channels)
     return np.maximum(mixed / mixed.std() + 0.2, 0).reshape(count, 1, -1).astype(np.float32)
 
 
@@ -93,7 +94,8 @@ def synthetic(op: Op, source: Tensor, rows: Any) -> Layer:
     """A layer judged on the second half of its patches."""
     fitted = rows[: len(rows) // 2].astype(np.float64)
     mean = fitted.mean(0)
-    covariance = np.einsum("ngd,nge->gde", fitted - mean, fitted - mean, optimize=True) / len(fitted)
+    moved = fitted[:, 0] - mean
+    covariance = (moved.T @ moved / len(fitted))[None]
     return Layer("VGG-16 shapes", op.name, op, source, Statistics(covariance, mean, len(fitted)), rows[len(rows) // 2 :][:2000].astype(np.float32))
 
 
@@ -101,7 +103,7 @@ def measure(layer: Layer) -> Iterator[dict[str, Any]]:
     """One row per method and share of MACs."""
     layout, whole = Layout.of(layer.op, layer.source), cost_of(layer.op, layer.source).macs
     weights = np.ones(layout.groups * layout.outputs) if layer.scale is None else np.abs(layer.scale)
-    exact = np.einsum("ngd,gdt->ngt", layer.held_out, layout.matrix(layout.tensor()), optimize=True).reshape(len(layer.held_out), -1)
+    exact = np.concatenate([layer.held_out[:, group] @ matrix for group, matrix in enumerate(layout.matrix(layout.tensor()))], axis=1)
     if "bias" in layer.op.weights:
         exact = exact + layer.op.weights["bias"]
     norm = float(np.linalg.norm((exact - exact.mean(0)) * weights))
@@ -150,12 +152,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     parser.add_argument("--quick", action="store_true", help="five layers of ResNet-20 only")
     options = parser.parse_args()
-    layers = list(resnet20(1024))
-    layers = layers[::4] if options.quick else [*layers, *vgg16(8000)]
     rows = []
-    for layer in layers:
+    for layer in islice(resnet20(1024), None, None, 4) if options.quick else chain(resnet20(1024), vgg16(8000)):
+        start = time.perf_counter()
         rows += list(measure(layer))
-        print(f"{layer.network} {layer.name}: {len(rows)} rows", flush=True)
+        print(f"{layer.network} {layer.name}: {time.perf_counter() - start:.0f} s", flush=True)
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -90,7 +90,7 @@ class BuildConfig(BaseModel):
     test_data: str | None = None
     max_macs: _budget("macs") = None  # type: ignore[valid-type]
     max_params: _budget("params") = None  # type: ignore[valid-type]
-    max_drop: Annotated[float | None, BeforeValidator(_drop), Field(gt=0, le=1)] = None
+    max_drop: Annotated[Annotated[float, Field(gt=0, le=1)] | None, BeforeValidator(_drop)] = None
     methods: tuple[str, ...] = METHODS
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()

@@ -78,7 +78,8 @@ class FineTune:
             losses.append(total / len(train))
             scores.append(score(run))
             state.progress.log(f"  epoch {epoch}/{self.epochs}: loss {losses[-1]:.4f}, validation score {scores[-1]:.4f}")
-            if scores[-1] > scores[best]:
+            # Broken weights are no improvement, even where class 0, the guess of an output full of NaN, is the most frequent.
+            if scores[-1] > scores[best] and all(np.isfinite(w).all() for w in model.get_weights()):
                 best, weights = epoch, [np.array(w) for w in model.get_weights()]
         model.set_weights(weights)
         tuned = state.with_graph(keras_io.absorb(state.graph, model))
@@ -113,7 +114,8 @@ class FineTune:
                         t = self.temperature
                         teach = tf.nn.softmax(logits(target, probabilities) / t)
                         learn = tf.nn.log_softmax(logits(output, probabilities) / t)
-                        loss += -t * t * tf.reduce_mean(tf.reduce_sum(teach * learn, -1))
+                        known = tf.nn.log_softmax(logits(target, probabilities) / t)
+                        loss += t * t * tf.reduce_mean(tf.reduce_sum(teach * (known - learn), -1))
                     else:
                         loss += tf.reduce_mean(tf.square(output - target)) / scale
                 if truth is not None:

@@ -47,11 +47,13 @@ class RecalibrateBatchNorm:
         updated = {}
         for name in names:
             op, (mean, variance), (moved_mean, moved_variance) = state.graph.op(name), old[name], new[name]
-            spread = op.weights["moving_variance"] / np.maximum(variance, 1e-12)
+            moving = op.weights["moving_variance"]
+            alive = variance > 1e-6 * moving  # a channel that is constant on these inputs says nothing of the spread
+            known = np.where(alive, variance, 1)
             updated[name] = {
                 **op.weights,
-                "moving_mean": op.weights["moving_mean"] + (moved_mean - mean) * np.sqrt(spread),
-                "moving_variance": np.where(variance > 0, moved_variance * spread, op.weights["moving_variance"]),
+                "moving_mean": op.weights["moving_mean"] + (moved_mean - mean) * np.where(alive, np.sqrt(moving / known), 1),
+                "moving_variance": np.where(alive, moving * (moved_variance / known), moving),
             }
         return state.with_graph(state.graph.with_weights(updated))
 
@@ -62,6 +64,8 @@ def _statistics(graph: Graph, names: Sequence[str], parts: Sequence[Batch], step
 
     model = keras_io.to_keras(drop_dropout(graph))
     layers = {name: model.get_layer(graph.op(name).shared or name) for name in names}
+    for layer in layers.values():
+        layer.trainable = True  # a frozen BatchNorm would not look at its batch
     for number, part in enumerate(parts):
         for layer in layers.values():
             layer.momentum = number / (number + 1)  # the running value becomes the mean of all batches so far

@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lrfc.factorization import METHODS
 from lrfc.factorization.base import Cost, Factors, Method, Ranks
+from lrfc.factorization.layout import Layout, refusal
+from lrfc.factorization.norms import add_bias
 from lrfc.ir import ops
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph, Op, Tensor
 from lrfc.search.follow import FeatureMap
 from lrfc.search.samples import LayerSamples
 from lrfc.search.similarity import MEASURES, Measure
@@ -73,7 +75,7 @@ def selected(graph: Graph, keep: Sequence[str], only: Sequence[str]) -> Iterator
         elif len(graph.operands(op.name)) != 1:
             yield op, f"it reads {len(graph.operands(op.name))} tensors"
         else:
-            yield op, None
+            yield op, refusal(op, *graph.input_tensors(op.name))
 
 
 def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], measure: Measure, levels: int = 32) -> LayerSpace:
@@ -87,9 +89,9 @@ def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], m
     feature_map: FeatureMap | None = None
     for name in methods:
         method = METHODS[name]
-        refusal = method.refuses(op, source)
-        if refusal is not None:
-            refusals[name] = refusal
+        reason = method.refuses(op, source)
+        if reason is not None:
+            refusals[name] = reason
             continue
         costs = {ranks: _total(method.cost(op, source, ranks), len(calls)) for ranks in grid(method.full(op, source), levels)}
         costs = {
@@ -100,7 +102,7 @@ def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], m
             continue
         factors[name] = method.decompose(op, source, scale=samples.chain.scale, statistics=samples.statistics)
         if feature_map is None:
-            feature_map = FeatureMap(samples.chain, response(op, samples), samples.addend)
+            feature_map = FeatureMap(samples.chain, response(op, source, samples), samples.addend)
         for (ranks, cost), values in zip(costs.items(), factors[name].responses(samples.patches, list(costs)), strict=True):
             error = measure(feature_map.reference, feature_map(values))
             found.append(Candidate(op.name, name, ranks, cost.params, cost.macs, error))
@@ -111,14 +113,12 @@ def _total(cost: Cost, calls: int) -> Cost:
     return Cost(cost.params, cost.macs * calls)
 
 
-def response(op: Op, samples: LayerSamples) -> Any:
-    """The layer's own linear response (N, T) to the sampled patches."""
-    kernel = op.weights["kernel"]
-    rows = samples.patches
-    groups = rows.shape[1]
-    weights = kernel.reshape(rows.shape[2], groups, -1)
-    response = np.einsum("ngd,dgt->ngt", rows, weights, optimize=True).reshape(len(rows), -1)
-    return response + op.weights["bias"] if "bias" in op.weights else response
+def response(op: Op, source: Tensor, samples: LayerSamples) -> NDArray[np.float32]:
+    """The layer's own linear response (N, T) to the sampled patches, in the form of ``Factors.responses``."""
+    layout = Layout.of(op, source)
+    matrix = layout.matrix(layout.tensor()).astype(np.float32)
+    rows = [samples.patches[:, group] @ matrix[group] for group in range(layout.groups)]
+    return add_bias(layout, np.concatenate(rows, axis=1), None)
 
 
 def grid(full: Ranks, levels: int) -> list[Ranks]:

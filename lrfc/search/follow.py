@@ -42,8 +42,12 @@ class Follow:
 def follow(graph: Graph, name: str) -> Follow:
     """The chain behind an op; the op itself is its end when nothing element-wise reads it alone."""
     chain = Follow(end=name)
+    op, rank = graph.op(name), len(graph.tensor(Ref(name)).shape)
+    if op.kind == "EinsumDense" or op.kind.endswith("Transpose"):
+        return chain  # their samples are not rows of the output's channels
+    channels = 1 if op.attrs.get("data_format") == "channels_first" else rank - 1
     step = graph.only_consumer(name)
-    if step is not None and step.kind == "BatchNormalization" and step.attrs.get("axis", -1) in (-1, len(graph.tensor(Ref(name)).shape) - 1):
+    if step is not None and step.kind == "BatchNormalization" and step["axis"] % rank == channels and len(graph.operands(step.name)) == 1:
         chain = Follow(end=step.name, batchnorm=step)
         step = graph.only_consumer(step.name)
     if step is not None and step.kind == "Add" and len(graph.operands(step.name)) == 2:
@@ -51,9 +55,16 @@ def follow(graph: Graph, name: str) -> Follow:
         if len(others) == 1 and graph.tensor(others[0]) == graph.tensor(Ref(step.name)):
             chain = Follow(end=step.name, batchnorm=chain.batchnorm, addend=others[0])
             step = graph.only_consumer(step.name)
-    if step is not None and step.kind in ACTIVATIONS and len(graph.operands(step.name)) == 1:
+    if step is not None and step.kind in ACTIVATIONS and len(graph.operands(step.name)) == 1 and _per_position(step, rank, channels):
         chain = Follow(end=step.name, batchnorm=chain.batchnorm, addend=chain.addend, activation=step)
     return chain
+
+
+def _per_position(activation: Op, rank: int, channels: int) -> bool:
+    """Whether the activation of a position follows from its channels alone, standing on the last axis."""
+    if activation.kind == "Softmax":
+        return activation["axis"] in (-1, rank - 1) and channels == rank - 1
+    return channels == rank - 1 or activation.kind != "Activation" or activation["activation"] != "softmax"
 
 
 class FeatureMap:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.factorization.base import Statistics
+from lrfc.factorization.einsum import Einsum
 from lrfc.ir.graph import Graph, Op, Ref, Tensor
 from lrfc.ir.ops import conv_geometry
 from lrfc.search.follow import Follow, follow
@@ -129,22 +130,24 @@ def _gather(
 
 
 def _draw(op: Op, tensor: Tensor, source: Array, images: NDArray[np.intp], each: int, rng: np.random.Generator) -> tuple[Array, tuple[Any, ...]]:
-    """``each`` input patches (N, G, D) at random output positions of each image, and the index of those positions in the output."""
+    """``each`` input patches (N, G, D) at random output positions of each image, and the index of those positions in the output.
+
+    Where an image has no more positions than that, each of them is taken once.
+    """
     if "Conv" not in op.kind:
-        lengths = source.shape[1:-1]
-        each = min(each, int(np.prod(lengths, dtype=int)))
-        where = (np.repeat(images, each), *(rng.integers(0, length, each * len(images)) for length in lengths))
+        if op.kind == "EinsumDense":
+            source = _summed_last(op, tensor, source)
+        where = _positions(source.shape[1:-1], images, each, rng)
         return source[where][:, None, :], where
-    geometry = conv_geometry(op, tensor)
+    geometry = conv_geometry(op, Tensor(source.shape, tensor.dtype))
     if geometry.channels_first:
         source = np.moveaxis(source, 1, -1)
-    lengths = tuple(int(n) for n in (geometry.in_shape if geometry.transposed else geometry.out_shape) if n is not None)
-    each = min(each, int(np.prod(lengths)))
-    at = np.repeat(images, each)
-    spots = [rng.integers(0, length, len(at)) for length in lengths]
     if geometry.transposed:
-        return source[(at, *spots)][:, None, :], (at, *spots)
-    pads = padding(op.kind, geometry.padding, geometry.in_shape, lengths, geometry.kernel, geometry.strides, geometry.dilation)
+        where = _positions(source.shape[1:-1], images, each, rng)
+        return source[where][:, None, :], where
+    lengths = tuple(int(n) for n in geometry.out_shape if n is not None)
+    at, *spots = _positions(lengths, images, each, rng)
+    pads = padding(geometry.padding, source.shape[1:-1], lengths, geometry.kernel, geometry.strides, geometry.dilation)
     padded = np.pad(source, [(0, 0), *pads, (0, 0)])
     index: list[NDArray[np.intp]] = [at.reshape(-1, *(1,) * geometry.rank)]
     for axis in range(geometry.rank):
@@ -155,18 +158,28 @@ def _draw(op: Op, tensor: Tensor, source: Array, images: NDArray[np.intp], each:
     window = padded[tuple(index)]  # (N, k..., S)
     grouped = window.reshape(*window.shape[:-1], geometry.groups, -1)
     rows = np.moveaxis(grouped, -2, 1).reshape(len(at), geometry.groups, -1)
-    where = (at, *spots)
-    return rows, (at, slice(None), *spots) if geometry.channels_first else where
+    return rows, (at, slice(None), *spots) if geometry.channels_first else (at, *spots)
+
+
+def _positions(lengths: Sequence[int], images: NDArray[np.intp], each: int, rng: np.random.Generator) -> tuple[NDArray[np.intp], ...]:
+    """Index arrays (images, axes...) of ``each`` positions of each image."""
+    total = int(np.prod(lengths, dtype=int))
+    flat = np.tile(np.arange(total), len(images)) if each >= total else rng.integers(0, total, each * len(images))
+    return (np.repeat(images, min(each, total)), *(np.unravel_index(flat, lengths) if lengths else ()))
+
+
+def _summed_last(op: Op, tensor: Tensor, source: Array) -> Array:
+    """The input of an EinsumDense with the axes that the product sums over flattened to one, the last, in the kernel's order."""
+    einsum = Einsum.of(op, tensor)
+    letters = einsum.source.removeprefix("...")
+    summed = [source.ndim - len(letters) + letters.index(letter) for letter in einsum.summed]
+    kept = [axis for axis in range(source.ndim) if axis not in summed]
+    moved = source.transpose(*kept, *summed)
+    return moved.reshape(*moved.shape[: len(kept)], -1)
 
 
 def padding(
-    kind: str,
-    mode: str,
-    in_shape: Sequence[int | None],
-    out_shape: Sequence[int],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilation: Sequence[int],
+    mode: str, in_shape: Sequence[int], out_shape: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
 ) -> list[tuple[int, int]]:
     """Zeros before and after each spatial axis, as TensorFlow pads: 'same' puts the odd one behind, 'causal' all before."""
     if mode == "valid":
@@ -175,6 +188,6 @@ def padding(
         return [(dilation[0] * (kernel[0] - 1), 0)]
     pads = []
     for length, out, taps, stride, spread in zip(in_shape, out_shape, kernel, strides, dilation, strict=True):
-        missing = max((out - 1) * stride + spread * (taps - 1) + 1 - int(length or 0), 0)
+        missing = max((out - 1) * stride + spread * (taps - 1) + 1 - length, 0)
         pads.append((missing // 2, missing - missing // 2))
     return pads

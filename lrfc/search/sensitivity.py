@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.ir.graph import Graph
+from lrfc.ir.graph import Graph, Tensor
 from lrfc.search.candidates import Candidate, LayerSpace, response
 from lrfc.search.follow import FeatureMap
 from lrfc.search.samples import LayerSamples
@@ -56,7 +56,7 @@ def weigh(
     for space in spaces:
         points = {}
         for candidate in _probes(space.candidates):
-            with _perturbed(model, space, candidate, samples[space.op.name]):
+            with _perturbed(model, space, candidate, samples[space.op.name], graph.input_tensors(space.op.name)[0]):
                 points[candidate.error] = max(divergence(reference, run(inputs)), 1e-12)
         weighed.append(replace(space, candidates=tuple(_with_impact(c, points) for c in space.candidates)))
         step(1)
@@ -76,27 +76,26 @@ def _with_impact(candidate: Candidate, points: Mapping[float, float]) -> Candida
     x = np.log(candidate.error)
     if len(errors) == 1:
         return replace(candidate, impact=float(points[errors[0]] * np.exp(2 * (x - np.log(errors[0])))))
-    (low, high) = (np.log(errors[0]), np.log(errors[-1]))
-    slope = np.clip((np.log(points[errors[-1]]) - np.log(points[errors[0]])) / max(high - low, 1e-9), 1.0, 3.0)
-    anchor = errors[0] if abs(x - low) < abs(x - high) else errors[-1]
-    return replace(candidate, impact=float(points[anchor] * np.exp(slope * (x - np.log(anchor)))))
+    at, found = np.log([errors[0], errors[-1]]), np.log([points[errors[0]], points[errors[-1]]])
+    slope = np.clip((found[1] - found[0]) / max(at[1] - at[0], 1e-9), 1.0, 3.0)
+    # Through the middle of both probes: with a clipped slope, any other line would give some larger error the smaller impact.
+    return replace(candidate, impact=float(np.exp(found.mean() + slope * (x - at.mean()))))
 
 
 class _perturbed:  # noqa: N801  a context manager reads like a verb
     """One layer of a Keras model with a candidate's dense kernel, its bias, and the re-estimated BatchNorm behind it; undone on exit."""
 
-    def __init__(self, model: Any, space: LayerSpace, candidate: Candidate, samples: LayerSamples) -> None:
+    def __init__(self, model: Any, space: LayerSpace, candidate: Candidate, samples: LayerSamples, source: Tensor) -> None:
         op, chain = space.op, samples.chain
         assert candidate.method is not None
         factors = space.factors[candidate.method]
         layer = model.get_layer(op.shared or op.name)
         self._changes = [(layer.kernel, factors.kernel(candidate.ranks))]
-        bias = factors.stages(candidate.ranks)[-1].weights.get("bias")
-        if bias is not None:
-            self._changes.append((layer.bias, bias))
+        biases = [stage.weights["bias"] for stage in factors.stages(candidate.ranks) if "bias" in stage.weights]
+        self._changes += [(layer.bias, bias.reshape(layer.bias.shape)) for bias in biases[-1:]]
         if chain.batchnorm is not None:
             compressed = next(iter(factors.responses(samples.patches, [candidate.ranks])))
-            mean, variance = FeatureMap(chain, response(op, samples), samples.addend).statistics(compressed)
+            mean, variance = FeatureMap(chain, response(op, source, samples), samples.addend).statistics(compressed)
             norm = model.get_layer(chain.batchnorm.shared or chain.batchnorm.name)
             self._changes += [(norm.moving_mean, mean), (norm.moving_variance, variance)]
 
