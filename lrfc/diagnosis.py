@@ -1,0 +1,162 @@
+"""What `lrfc doctor` looks at: the versions that are installed, and whether each runtime really runs a model here."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lrfc.errors import DependencyError
+from lrfc.ir import backend
+
+PYTHON = (3, 11)
+#: Distribution → the module that it brings, and the oldest version that lrfc works with (the lower bounds of pyproject.toml).
+REQUIRED = {
+    "numpy": ("numpy", "2"),
+    "scipy": ("scipy", "1.13"),
+    "networkx": ("networkx", "3.4"),
+    "h5py": ("h5py", "3.11"),
+    "jinja2": ("jinja2", "3.1"),
+    "pydantic": ("pydantic", "2.10"),
+    "rich": ("rich", "14"),
+    "scikit-learn": ("sklearn", "1.5"),
+    "typer": ("typer", "0.15"),
+    "tensorflow": ("tensorflow", "2.21"),
+    "keras": ("keras", "3.12"),
+    "tf-keras": ("tf_keras", "2.21"),
+    "ai-edge-litert": ("ai_edge_litert.interpreter", "2.1"),
+    "onnx": ("onnx", "1.17"),
+    "onnxruntime": ("onnxruntime", "1.20"),
+    "tf2onnx": ("tf2onnx", "1.17"),
+}
+#: Distribution → the extra of lrfc that brings it.
+OPTIONAL = {"ethos-u-vela": "npu", "tensorflow-model-optimization": "qat"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. ``detail``: what was found, or, when it is not ok, what is wrong and the way out."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def run() -> tuple[Check, ...]:
+    """Every check. Runs a tiny model through each target when all packages are in order; takes as long as TensorFlow needs to start."""
+    packages = [_python(), *(_package(name) for name in REQUIRED)]
+    targets = [_target(name) for name in ("tflite", "onnx")] if all(check.ok for check in packages) else []
+    return (*packages, *(_extra(name) for name in OPTIONAL), *targets, Check("CPUs", True, str(_cpus())), Check("free memory", True, _free_memory()))
+
+
+def require(checks: Iterable[Check]) -> None:
+    """DependencyError that names every failed check and its way out."""
+    failed = [f"{check.name}: {check.detail}" for check in checks if not check.ok]
+    if failed:
+        raise DependencyError("; ".join(failed))
+
+
+# -- the checks --------------------------------------------------------------------------------------------------------------------
+
+
+def _python() -> Check:
+    found = platform.python_version()
+    wanted = ".".join(map(str, PYTHON))
+    ok = sys.version_info >= PYTHON
+    return Check("python", ok, found if ok else f"{found} is too old; install Python {wanted} or newer")
+
+
+def _package(name: str) -> Check:
+    module, least = REQUIRED[name]
+    way_out = f"pip install '{name}>={least}'"
+    found = _version(name)
+    if found is None:
+        return Check(name, False, f"not installed; {way_out}")
+    if _release(found) < _release(least):
+        return Check(name, False, f"{found} is too old; {way_out}")
+
+    wanted = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if name == "keras" and wanted != "tensorflow":  # said before the import, which fails on a backend that is not installed
+        return Check(name, False, f"its backend is '{wanted}', lrfc needs TensorFlow; unset KERAS_BACKEND or set it to tensorflow")
+
+    def load() -> str:
+        with backend.quiet():
+            importlib.import_module(module)
+        return f"{found}, on {backend.keras().backend.backend()}" if name == "keras" else found
+
+    return _attempt(name, f"pip install --force-reinstall '{name}>={least}'", load)
+
+
+def _extra(name: str) -> Check:
+    return Check(name, True, _version(name) or f"not installed; pip install lrfc[{OPTIONAL[name]}]")
+
+
+def _target(name: str) -> Check:
+    """Emit a model of one layer for the target and run the file."""
+    from lrfc.ir import keras_io
+    from lrfc.targets.catalog import target
+
+    def emit_and_run() -> str:
+        keras = backend.keras()
+        graph = keras_io.from_keras(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+        batch = np.linspace(-1, 1, 4, dtype=np.float32)[None]
+        chosen = target(name, "fp32")
+        with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
+            given = chosen.load(chosen.emit(graph, Path(folder) / f"model.{name}", (batch,)))((batch,))[0]
+        difference = float(np.abs(given - keras_io.predict(graph, (batch,))[0]).max())
+        if not difference < 1e-4:
+            raise ValueError(f"a one-layer model gives outputs that differ by {difference:.3g} from Keras'")
+        return "emits and runs a model"
+
+    return _attempt(f"target {name}", "reinstall lrfc in a fresh environment", emit_and_run)
+
+
+def _attempt(name: str, way_out: str, job: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, job())
+    except Exception as error:  # noqa: BLE001  a broken package can raise anything, and that is what is reported
+        told = str(error) if isinstance(error, DependencyError) else f"{type(error).__name__}: {backend.reason(error)}; {way_out}"
+        return Check(name, False, told)
+
+
+# -- facts -------------------------------------------------------------------------------------------------------------------------
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers before any suffix, without trailing zeros: 2.21.0rc1 → (2, 21)."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    numbers = [int(part) for part in match.group().split(".")] if match else []
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def _cpus() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free_memory() -> str:
+    """What the system can give without swapping; Linux tells it."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return "unknown on this system"
+    available = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return "unknown on this system" if available is None else f"{available / 2**20:.1f} GiB"
