@@ -23,8 +23,8 @@ class RecalibrateBatchNorm:
     Adaptive BatchNorm (EagleEye, Li et al. 2020, arXiv 2007.02491) replaces the moving mean and variance by those of a few forward passes in
     training mode. But a model trained with augmentation has other statistics than the plain images show, and loses accuracy by that alone. So both
     networks, the original (o) and the compressed (c), are passed, and only the difference is carried over: with the original's moving mean m and
-    variance v, m' = m + (m_c − m_o)·√(v/v_o) and v' = v·v_c/v_o. An uncompressed network stays exactly as it is. Without BatchNorm, with fewer than
-    16 inputs, or on synthetic data, the graph is not changed.
+    variance v, m' = m_c + (m − m_o)·√(v_c/v_o) and v' = v·v_c/v_o, which undoes any shift and scale of a channel. An uncompressed network stays
+    as it is. Without BatchNorm, with fewer than 16 inputs, or on synthetic data, the graph is not changed.
     """
 
     samples: int = 2_000
@@ -49,11 +49,11 @@ class RecalibrateBatchNorm:
             op, (mean, variance), (moved_mean, moved_variance) = state.graph.op(name), old[name], new[name]
             moving = op.weights["moving_variance"]
             alive = variance > 1e-6 * moving  # a channel that is constant on these inputs says nothing of the spread
-            known = np.where(alive, variance, 1)
+            spread = np.where(alive, moved_variance / np.where(alive, variance, 1), 1)
             updated[name] = {
                 **op.weights,
-                "moving_mean": op.weights["moving_mean"] + (moved_mean - mean) * np.where(alive, np.sqrt(moving / known), 1),
-                "moving_variance": np.where(alive, moving * (moved_variance / known), moving),
+                "moving_mean": moved_mean + (op.weights["moving_mean"] - mean) * np.sqrt(spread),
+                "moving_variance": moving * spread,
             }
         return state.with_graph(state.graph.with_weights(updated))
 

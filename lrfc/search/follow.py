@@ -71,7 +71,7 @@ class FeatureMap:
     """Turns sampled responses (N, T) of a layer into the feature map behind its chain, with the BatchNorm statistics re-estimated.
 
     Re-estimation is what the build does after factorizing: the moving mean and variance follow the compressed response. Here they are moved by
-    what the sample shows: μ + mean(ŷ) − mean(y), and σ²·var(ŷ)/var(y).
+    what the sample shows, in units of the spread: mean(ŷ) + (μ − mean(y))·√(var(ŷ)/var(y)), and σ²·var(ŷ)/var(y).
     """
 
     def __init__(self, chain: Follow, response: Array, addend: Array | None) -> None:
@@ -92,7 +92,7 @@ class FeatureMap:
         assert self._chain.batchnorm is not None
         weights = self._chain.batchnorm.weights
         spread = np.divide(response.var(0), self._variance, out=np.ones_like(self._variance), where=self._variance > 0)
-        return weights["moving_mean"] + response.mean(0) - self._mean, weights["moving_variance"] * spread
+        return response.mean(0) + (weights["moving_mean"] - self._mean) * np.sqrt(spread), weights["moving_variance"] * spread
 
     def __call__(self, response: Array) -> Array:
         """The feature map (N, T) that the response becomes."""

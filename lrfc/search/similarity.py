@@ -19,9 +19,9 @@ def relative_l2(reference: Array, compressed: Array) -> float:
 
 
 def cosine(reference: Array, compressed: Array) -> float:
-    """1 − ⟨A, B⟩ / (‖A‖‖B‖). Blind to a common scale."""
+    """1 − ⟨A, B⟩ / (‖A‖‖B‖). Blind to a common scale. 0 when both are all zero."""
     norms = float(np.linalg.norm(reference)) * float(np.linalg.norm(compressed))
-    return 1 - float(np.vdot(reference, compressed)) / norms if norms > 0 else 1.0
+    return 1 - float(np.vdot(reference, compressed)) / norms if norms > 0 else float(np.any(reference != compressed))
 
 
 def pearson(reference: Array, compressed: Array) -> float:
@@ -36,7 +36,7 @@ def linear_cka(reference: Array, compressed: Array) -> float:
     """
     a, b = reference - reference.mean(0), compressed - compressed.mean(0)
     norms = float(np.linalg.norm(a.T @ a)) * float(np.linalg.norm(b.T @ b))
-    return 1 - float(np.linalg.norm(a.T @ b)) ** 2 / norms if norms > 0 else 1.0
+    return 1 - float(np.linalg.norm(a.T @ b)) ** 2 / norms if norms > 0 else float(np.any(a != b))
 
 
 MEASURES: Mapping[str, Measure] = {"relative_l2": relative_l2, "cosine": cosine, "pearson": pearson, "linear_cka": linear_cka}
