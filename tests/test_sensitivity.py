@@ -1,0 +1,120 @@
+"""The effect of a layer's error on the output: measured without leaving a trace, and growing with the error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lrfc.ir import keras_io
+from lrfc.passes.factorize import _call
+from lrfc.search import sensitivity
+from lrfc.search.candidates import Candidate, LayerSpace, selected, space
+from lrfc.search.samples import SampleSize, collect
+from lrfc.search.sensitivity import divergence, is_distribution, weigh
+from lrfc.search.similarity import relative_l2
+from tests import helpers
+
+SIZE = SampleSize(24, 8, 2000, 500)
+
+
+def explored(graph, inputs):
+    ops = [op for op, reason in selected(graph, (), ()) if reason is None]
+    samples = collect(graph, ops, inputs, SIZE, seed=0)
+    spaces = [space(graph, op, samples[op.name], ("channel_svd", "spatial_svd", "svd"), relative_l2, 8) for op in ops]
+    return [s for s in spaces if len(s.candidates) > 1], samples
+
+
+@pytest.fixture(scope="module")
+def weighed():
+    graph = helpers.graph_of(helpers.conv_net(filters=(10, 12, 14)))
+    inputs = helpers.random_inputs(graph, 32)
+    spaces, samples = explored(graph, inputs)
+    return graph, inputs, spaces, samples, weigh(graph, spaces, samples, inputs)
+
+
+def test_every_candidate_has_an_impact_that_grows_with_its_error(weighed) -> None:
+    *_, spaces = weighed
+    assert len(spaces) >= 2
+    for layer in spaces:
+        assert layer.candidates[0].impact == 0
+        ordered = sorted(layer.candidates[1:], key=lambda c: c.error)
+        impacts = [c.impact for c in ordered]
+        assert impacts == sorted(impacts)
+        assert impacts[0] > 0
+        assert impacts[-1] > impacts[0]
+
+
+@pytest.mark.parametrize("build", [lambda: helpers.conv_net(filters=(10, 12)), helpers.shared_conv, helpers.dense_net])
+def test_a_perturbed_layer_computes_as_the_rewritten_graph_and_comes_back(build) -> None:
+    graph = helpers.graph_of(build())
+    inputs = helpers.random_inputs(graph, 32)
+    spaces, samples = explored(graph, inputs)
+    model = keras_io.to_keras(graph)
+    run = keras_io.compiled(model)
+    before, reference = [np.array(w) for w in model.get_weights()], run(inputs)
+    layer = spaces[-1] if build is helpers.dense_net else spaces[0]
+    candidate = layer.candidates[1]
+    source = graph.input_tensors(layer.op.name)[0]
+    with sensitivity._perturbed(model, layer, candidate, samples[layer.op.name], source):
+        perturbed = run(inputs)
+        changed = [not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)]
+    assert any(changed)
+    assert helpers.difference(reference, perturbed) > 1e-3
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    assert helpers.difference(reference, run(inputs)) == 0
+    if samples[layer.op.name].chain.batchnorm is None:
+        rewritten = graph.copy()
+        stages = layer.factors[candidate.method].stages(candidate.ranks)
+        for number, call in enumerate(layer.calls):
+            rewritten.splice(call, stages if number == 0 else _call(stages, layer.op.name, call))
+        rewritten.check()
+        assert helpers.difference(keras_io.predict(rewritten, inputs), perturbed) < 1e-4
+
+
+def test_the_perturbation_is_undone_after_a_failure(weighed) -> None:
+    graph, _, spaces, samples, _ = weighed
+    model = keras_io.to_keras(graph)
+    before = [np.array(w) for w in model.get_weights()]
+    layer = spaces[0]
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        sensitivity._perturbed(model, layer, layer.candidates[1], samples[layer.op.name], graph.input_tensors(layer.op.name)[0]),
+    ):
+        raise RuntimeError("stop")
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("points", [{0.1: 1e-3, 0.3: 1e-2}, {0.1: 1e-3, 0.3: 9e-4}, {0.1: 1e-6, 0.3: 1.0}, {0.2: 1e-3}])
+def test_the_fit_never_rewards_a_larger_error(points) -> None:
+    errors = np.geomspace(1e-3, 1, 40)
+    impacts = [sensitivity._with_impact(Candidate("", "svd", (1,), 1, 1, e), points).impact for e in errors]
+    assert all(np.diff(impacts) > 0)
+
+
+def test_between_the_probes_the_fit_meets_them() -> None:
+    points = {0.1: 1e-3, 0.3: 8e-3}
+    for error, impact in points.items():
+        assert sensitivity._with_impact(Candidate("", "svd", (1,), 1, 1, error), points).impact == pytest.approx(impact)
+
+
+def test_a_layer_without_choices_has_no_impact(weighed) -> None:
+    graph, inputs, spaces, samples, _ = weighed
+    alone = LayerSpace(spaces[0].op, spaces[0].calls, spaces[0].candidates[:1])
+    assert [c.impact for c in weigh(graph, [alone], samples, inputs)[0].candidates] == [0]
+
+
+def test_divergence_by_hand() -> None:
+    a, b = np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([[0.25, 0.75], [1.0, 0.0]])
+    kl = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    assert divergence((a,), (b,)) == pytest.approx(kl / 2, abs=1e-6)
+    c, d = np.array([[1.0], [3.0]]), np.array([[1.0], [4.0]])
+    assert divergence((c,), (d,)) == pytest.approx(0.5)
+    assert divergence((a, c), (b, d)) == pytest.approx((kl / 2 + 0.5) / 2, abs=1e-6)
+    assert divergence((a, c), (a, c)) == 0
+
+
+def test_what_is_a_distribution() -> None:
+    assert is_distribution(np.full((3, 4), 0.25))
+    assert not is_distribution(np.ones((3, 1)))
+    assert not is_distribution(np.array([[1.5, -0.5]]))
+    assert not is_distribution(np.array([[0.5, 0.6]]))
