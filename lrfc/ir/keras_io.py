@@ -98,10 +98,11 @@ def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
         raise ModelError(f"model '{model.name}' has no layer graph, so it cannot be run")
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in function.inputs]
 
-    @tf.function(input_signature=specs, autograph=False)  # type: ignore[untyped-decorator]
-    def call(*flat: Any) -> Any:
+    def flat_call(*flat: Any) -> Any:
         return k.tree.flatten(model(k.tree.pack_sequence_as(function.input, list(flat)), training=False))
 
+    with quiet():
+        call = tf.function(flat_call, autograph=False).get_concrete_function(*specs)
     fixed = specs[0].shape[0]
 
     def run(batch: Batch) -> Batch:
@@ -110,7 +111,7 @@ def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
         for tensor, spec, x in zip(function.inputs, specs, batch, strict=True):
             if not spec.shape[1:].is_compatible_with(x.shape[1:]):
                 raise UsageError(f"input '{tensor.name}' takes samples of shape {tuple(spec.shape[1:])}, the data have {tuple(x.shape[1:])}")
-        arrays = [np.asarray(x, dtype=spec.dtype.as_numpy_dtype) for x, spec in zip(batch, specs, strict=True)]
+        arrays = [tf.constant(np.asarray(x, dtype=spec.dtype.as_numpy_dtype)) for x, spec in zip(batch, specs, strict=True)]
         with quiet():
             if fixed is None:
                 return tuple(np.asarray(y) for y in call(*arrays))
