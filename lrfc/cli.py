@@ -113,6 +113,18 @@ def measure(
             terminal.measurements(rows)
 
 
+@app.command("ops")
+def operations(as_json: Json = False) -> None:
+    """Print which factorization takes which kind of layer, and why not where it does not."""
+    with _session() as terminal:
+        from lrfc.factorization import METHODS, support_matrix, support_table
+
+        if as_json:
+            terminal.json(support_matrix(METHODS))
+        else:
+            terminal.line(support_table(METHODS))
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Check this environment: versions, optional packages, and that each runtime runs."""

@@ -76,7 +76,11 @@ def _drop(text: object) -> object:
     return float(match.group(1)) / 100
 
 
+#: The methods that a build chooses from unless it is told otherwise, and all that it can be told (lrfc.factorization.METHODS).
 METHODS = ("channel_svd", "spatial_svd", "tucker2", "svd")
+KNOWN_METHODS = (
+    "channel_svd", "channel_svd_1x1", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "cp4", "tt", "svd", "tt_matrix", "tucker_matrix",
+)  # fmt: skip
 
 
 class BuildConfig(BaseModel):
@@ -104,9 +108,9 @@ class BuildConfig(BaseModel):
 
     @model_validator(mode="after")
     def _known_methods(self) -> BuildConfig:
-        unknown = [method for method in self.methods if method not in METHODS]
+        unknown = [method for method in self.methods if method not in KNOWN_METHODS]
         if unknown or not self.methods:
-            raise ValueError(f"unknown method {', '.join(unknown) or '(none)'}; known are {', '.join(METHODS)}")
+            raise ValueError(f"unknown method {', '.join(unknown) or '(none)'}; known are {', '.join(KNOWN_METHODS)}")
         return self
 
 

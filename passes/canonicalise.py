@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lrfc.factorization import split_separable
 from lrfc.ir.affine import LINEAR, Affine, affine, take_in_before
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.state import Fact, State
@@ -30,10 +31,30 @@ class Canonicalise:
 
     def __call__(self, state: State) -> State:
         """The state with the canonical graph. ``original`` stays as it is."""
-        graph = split_activations(state.graph)
+        graph = split_separables(state.graph)
+        graph = split_activations(graph)
         graph = merge_normalization(graph)
         graph = fold_into_readers(graph)
         return state.with_graph(lower_normalization(graph))
+
+
+def split_separables(graph: Graph) -> Graph:
+    """Let a separable convolution be the two layers that it is, so that its 1×1 part can be factorized.
+
+    Given::
+
+        conv = SeparableConv2D(x) filters=8 kernel_size=3 -> (?, 6, 6, 8)
+
+    Result::
+
+        conv__depthwise = DepthwiseConv2D(x) kernel_size=3 use_bias=False -> (?, 6, 6, 3)
+        conv = Conv2D(conv__depthwise) filters=8 kernel_size=1 -> (?, 6, 6, 8)
+    """
+    graph = graph.copy()
+    for op in graph:
+        if op.kind.startswith("SeparableConv"):
+            graph.splice(op.name, split_separable(op))
+    return graph
 
 
 def split_activations(graph: Graph) -> Graph:

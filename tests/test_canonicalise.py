@@ -285,7 +285,7 @@ def test_every_linear_layer_behind_a_normalization(
     graph = chain(before, layer, shape=shape)
     text = proved(graph)
     if kind == "Dense" or (padding == "valid" and "Transpose" not in kind):
-        assert len(text.splitlines()) == 4, text  # the normalisation is gone
+        assert len(text.splitlines()) == (5 if "Separable" in kind else 4), text  # the normalisation is gone
 
 
 @pytest.mark.slow
@@ -298,3 +298,11 @@ def test_real_models(name: str, lrfc_data: Path) -> None:
     assert helpers.difference(keras_io.predict(graph, batch), keras_io.predict(result, batch)) < 1e-5
     if name.startswith("resnet"):
         assert "normalize = DepthwiseConv2D(image)" in str(result)
+
+
+def test_a_separable_convolution_becomes_its_two_layers():
+    import keras
+
+    graph = chain(keras.layers.SeparableConv2D(8, 3, activation="relu", depth_multiplier=2, name="conv"))
+    assert "DepthwiseConv2D" in proved(graph)
+    assert [op.kind for op in canonical(graph)] == ["InputLayer", "DepthwiseConv2D", "Conv2D", "Activation"]

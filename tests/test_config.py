@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lrfc.config import METHODS, Budget, BuildConfig, parse
+from lrfc import factorization
+from lrfc.config import KNOWN_METHODS, METHODS, Budget, BuildConfig, parse
 from lrfc.errors import UsageError
 
 
@@ -81,10 +82,15 @@ def test_drop_is_in_percentage_points(given_as: object, share: float) -> None:
 def test_defaults() -> None:
     config = parse()
     assert (config.targets, config.precision, config.methods) == (("tflite",), "fp32", METHODS)
-    assert config.max_drop == 0.01
+    assert config.max_drop is None
     assert parse(out="somewhere").out == Path("somewhere")
 
 
 def test_config_is_frozen() -> None:
     with pytest.raises(ValidationError):
         BuildConfig().seed = 3
+
+
+def test_every_factorization_can_be_asked_for():
+    assert set(KNOWN_METHODS) == set(factorization.METHODS)
+    assert set(METHODS) <= set(KNOWN_METHODS)
