@@ -148,3 +148,9 @@ def test_quickstart_is_two_commands_of_one_line() -> None:
     assert [(language, len(text.splitlines())) for language, text in blocks] == [("sh", 1), ("sh", 1)]
     assert "lrfc build examples/digits.keras --target tflite --data digits --max-macs 50%" in blocks[0][1]
     assert "pytest" in blocks[1][1]
+
+
+def test_readme_shows_the_support_matrix_of_the_code():
+    from lrfc.factorization import METHODS, support_table
+
+    assert f"<!-- lrfc ops -->\n\n{support_table(METHODS)}\n\n<!-- end -->" in (ROOT / "README.md").read_text(encoding="utf-8")
