@@ -146,6 +146,7 @@ def test_every_layer_has_its_row() -> None:
         (FASTER, "is 1.80 times as fast"),
         (Ratio(0.5, 0.4, 0.6), "is slower, at 0.50 times the speed"),
         (Ratio(1.2, 0.9, 1.4), "is not measurably faster or slower"),
+        (Ratio(1.004, 1.001, 1.006), "is as fast as the original"),
     ],
 )
 def test_the_verdict_claims_a_speed_only_when_the_whole_interval_does(ratio: Ratio, said: str) -> None:

@@ -74,7 +74,9 @@ def render(manifest: Manifest, ratio: Ratio, points: list[dict[str, Any]], probl
 
 
 def speed(ratio: Ratio) -> str:
-    """What the measured ratio says: a difference only when the whole interval does."""
+    """What the measured ratio says: a difference only when the whole interval does, and when it shows in two decimals."""
+    if f"{ratio.median:.2f}" == "1.00":
+        return "as fast as the original"
     if ratio.low > 1:
         return f"{ratio.median:.2f} times as fast"
     if ratio.high < 1:
