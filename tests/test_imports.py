@@ -20,8 +20,8 @@ LAYERS = (
     {"config", "data", "factorization", "manifest", "metrics", "sources", "synthesis"},
     {"pipeline", "search"},
     {"passes", "targets"},
-    {"explore"},
-    {"artifact", "compiler", "diagnosis", "manifest", "report"},
+    {"artifact", "explore", "report"},
+    {"compiler", "diagnosis", "ship"},
     {"cli", "terminal", "__main__"},
 )
 RANK = {name: number for number, layer in enumerate(LAYERS) for name in layer}
