@@ -17,6 +17,7 @@ from lrfc.factorization.layout import Layout, Split
 from lrfc.factorization.linalg import Array, canonical, cholesky, need, solve_lower
 from lrfc.factorization.norms import add_bias, dense_responses, input_grams, mean_absorbed, mean_shift, output_scale, tensor_of
 from lrfc.factorization.stages import finish, stage
+from lrfc.factorization.threads import on_threads, threads
 from lrfc.factorization.unfold import Unfolding
 from lrfc.ir.graph import Op, Tensor
 
@@ -76,21 +77,23 @@ class ChainFactors:
 
     def stages(self, ranks: Ranks) -> list[Op]:
         """The chain of plain ops; see ``Factors``."""
-        cores = self._cores(ranks)
-        balanced = [canonical([core[group] for core in cores]) for group in range(self.layout.groups)]
+        with threads(self.layout):
+            cores = self._cores(ranks)
+            balanced = [canonical([core[group] for core in cores]) for group in range(self.layout.groups)]
         cores = [np.stack(each) for each in zip(*balanced, strict=True)]
         chain = [stage(self.layout, role, axes, core) for role, axes, core in zip(self._roles, self._placed, cores, strict=True)]
         return [*chain[:-1], finish(self.layout, chain[-1], mean_shift(self.layout, self.statistics, self._tensor(cores)))]
 
     def kernel(self, ranks: Ranks) -> NDArray[np.float32]:
         """The dense kernel that the stages multiply out to, in the layer's own layout."""
-        return self.layout.layer_kernel(self._tensor_at(ranks))
+        with threads(self.layout):
+            return self.layout.layer_kernel(self._tensor_at(ranks))
 
     def responses(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
         """What the stages give for patches (N, G, D); see ``Factors``. A transposed convolution gives its scatter contributions, without the bias."""
         if len(self.split) == 2 and self.layout.family != "transposed":
-            return self._nested(patches, ranks)
-        return dense_responses(self.layout, self._tensor_at, self.statistics, patches, ranks)
+            return on_threads(self.layout, self._nested(patches, ranks))
+        return on_threads(self.layout, dense_responses(self.layout, self._tensor_at, self.statistics, patches, ranks))
 
     # -- factors ---------------------------------------------------------------------------------------------------------------
 

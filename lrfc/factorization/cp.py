@@ -18,6 +18,7 @@ from lrfc.factorization.layout import Layout, Split
 from lrfc.factorization.linalg import Array, need, solve_lower, solve_positive
 from lrfc.factorization.norms import dense_responses, input_grams, mean_shift, output_scale, separable_roots
 from lrfc.factorization.stages import depthwise_stages, finish, stage
+from lrfc.factorization.threads import on_threads, threads
 from lrfc.ir.graph import Op, Tensor
 
 
@@ -128,7 +129,7 @@ class CPFactors:
 
     def responses(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
         """What the stages give for patches (N, G, D); see ``Factors``."""
-        return dense_responses(self.layout, self._tensor, self.statistics, patches, ranks)
+        return on_threads(self.layout, dense_responses(self.layout, self._tensor, self.statistics, patches, ranks))
 
     # -- factors ---------------------------------------------------------------------------------------------------------------
 
@@ -165,7 +166,8 @@ class CPFactors:
             groups = []
             for group, kernel in enumerate(layout.tensor()):
                 target = (kernel * scale[group]).transpose(self._order).reshape(sizes)
-                factors = _best(target, rank, None if self._grams is None else self._grams[group])
+                with threads(layout):
+                    factors = _best(target, rank, None if self._grams is None else self._grams[group])
                 groups.append(balanced([*factors[:-1], factors[-1] / scale[group][:, None]]))
             self._known[rank] = [np.stack(each) for each in zip(*groups, strict=True)]
         return self._known[rank]

@@ -15,6 +15,7 @@ from lrfc.factorization.base import Cost, Ranks, Statistics
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import Array
 from lrfc.factorization.norms import dense_responses, mean_shift
+from lrfc.factorization.threads import on_threads, threads
 from lrfc.ir.graph import Op, Tensor
 
 #: Activations that act on each element, so that they may stand before the last Reshape; all others stand behind it.
@@ -101,10 +102,12 @@ class TensorizedFactors:
 
     def stages(self, ranks: Ranks) -> list[Op]:
         """The chain of plain ops; see ``Factors``. The last op may be the Reshape or Activation that ends the chain: it has the layer's name."""
-        steps, sizes = self.steps(ranks)
         layout = self.layout
+        with threads(layout):
+            steps, sizes = self.steps(ranks)
+            matrix = self.matrix(ranks)
         bias = layout.op.weights.get("bias")
-        shift = mean_shift(layout, self.statistics, self.matrix(ranks)[None])
+        shift = mean_shift(layout, self.statistics, matrix[None])
         if bias is not None and shift is not None:
             bias = (bias + shift).astype(np.float32)
         activation = layout.op["activation"]
@@ -121,11 +124,12 @@ class TensorizedFactors:
 
     def kernel(self, ranks: Ranks) -> NDArray[np.float32]:
         """The dense kernel that the stages multiply out to, (I, O)."""
-        return self.matrix(ranks).astype(np.float32)
+        with threads(self.layout):
+            return self.matrix(ranks).astype(np.float32)
 
     def responses(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
         """What the stages give for patches (N, 1, I); see ``Factors``."""
-        return dense_responses(self.layout, lambda each: self.matrix(each)[None], self.statistics, patches, ranks)
+        return on_threads(self.layout, dense_responses(self.layout, lambda each: self.matrix(each)[None], self.statistics, patches, ranks))
 
 
 class _Chain:
