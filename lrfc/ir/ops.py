@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lrfc.errors import GraphError, ModelError
-from lrfc.ir.graph import Op, Shape, Tensor
+from lrfc.ir.graph import Op, Shape, Slot, Tensor
 
 #: Attributes that a kind has when its config does not say otherwise (Keras' own defaults), in the order in which they are printed.
 _CONV: dict[str, Any] = {
@@ -177,13 +177,24 @@ def _transposed_length(length: int | None, kernel: int, stride: int, dilation: i
 
 
 def infer(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The op's output tensors. Kinds that are not known here are asked of Keras itself."""
-    if op.kind in _SAME_SHAPE and len(inputs) == 1:
-        return inputs
-    rule = _INFER.get(op.kind)
-    if rule is not None and len(inputs) == (0 if op.kind == "InputLayer" else 1):
-        return (rule(op, *inputs),)
-    return _infer_with_keras(op, inputs)
+    """The op's output tensors. Kinds, calls and dtypes that are not known here are asked of Keras itself."""
+    if op.kind == "InputLayer":
+        return (_infer_input(op),)
+    if len(inputs) == 1 and inputs[0].dtype == "float32":  # what Keras makes of other dtypes depends on the layer
+        if op.kind in _SAME_SHAPE:
+            return inputs
+        if (rule := _INFER.get(op.kind)) is not None:
+            return (rule(op, *inputs),)
+    known = _asked.setdefault(op, {})
+    if inputs not in known:
+        from lrfc.ir import keras_io
+
+        known[inputs] = keras_io.infer(op, inputs)
+    return known[inputs]
+
+
+#: What Keras answered. An op that is gone takes its answers along.
+_asked: WeakKeyDictionary[Op, dict[tuple[Tensor, ...], tuple[Tensor, ...]]] = WeakKeyDictionary()
 
 
 def _infer_input(op: Op) -> Tensor:
@@ -198,15 +209,7 @@ def _infer_dense(op: Op, source: Tensor) -> Tensor:
     return Tensor((*source.shape[:-1], int(op["units"])), source.dtype)
 
 
-@lru_cache(maxsize=4096)
-def _infer_with_keras(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    from lrfc.ir import keras_io
-
-    return keras_io.infer(op, inputs)
-
-
 _INFER: dict[str, Callable[..., Tensor]] = {
-    "InputLayer": _infer_input,
     "Dense": _infer_dense,
     **{kind: _infer_conv for kind in _DEFAULTS if "Conv" in kind and not kind.startswith("Separable")},
 }
@@ -238,9 +241,18 @@ def _macs_einsum(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]
     return outputs[0].size * prod(int(length) for letter, length in zip(kernel, op.weights["kernel"].shape, strict=True) if letter not in target)
 
 
+def _argument(op: Op, inputs: tuple[Tensor, ...], position: int, name: str) -> Any:
+    """The tensor (or constant) of one argument of the op's call, wherever the call has it; None when it is not given."""
+    if op.call is None:
+        return inputs[position] if position < len(inputs) else None
+    args, kwargs = op.call
+    value = args[position] if position < len(args) else kwargs.get(name)
+    return inputs[value.port] if isinstance(value, Slot) else value
+
+
 def _macs_attention(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
-    query, value = inputs[0], inputs[1] if len(inputs) > 1 else inputs[0]
-    key = inputs[2] if len(inputs) > 2 else value
+    query, value = (_argument(op, inputs, i, name) for i, name in enumerate(("query", "value")))
+    key = _argument(op, inputs, 2, "key") or value
     query_steps, value_steps, key_steps = (t.size // int(t.shape[-1] or 1) for t in (query, value, key))
     kernels = {name: w for name, w in op.weights.items() if name.endswith("kernel")}
     steps = {"query": query_steps, "key": key_steps, "value": value_steps, "attention_output": query_steps}
@@ -250,7 +262,7 @@ def _macs_attention(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, .
 
 
 def _macs_recurrent(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
-    steps = inputs[0].shape[1]
+    steps = _argument(op, inputs, 0, "sequence").shape[1]
     if steps is None:
         raise ModelError(
             f"layer '{op.name}': the number of time steps is not fixed, so its MACs are unknown; re-save the model with a fixed Input shape"
@@ -259,7 +271,7 @@ def _macs_recurrent(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, .
 
 
 def _macs_matmul(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
-    return outputs[0].size * int(inputs[0].shape[-1] or 1)
+    return outputs[0].size * int(_argument(op, inputs, 0, "x1").shape[-1] or 1)
 
 
 _MACS: dict[str, Callable[[Op, tuple[Tensor, ...], tuple[Tensor, ...]], int]] = {
