@@ -119,6 +119,9 @@ def random_weights(model: Any, seed: int = 0) -> Any:
         else:
             value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
         variable.assign(value.astype(np.float32))
+    for layer in model._flatten_layers():
+        if hasattr(layer, "finalize_state"):  # Normalization computes with what it makes of its weights
+            layer.finalize_state()
     return model
 
 

@@ -54,6 +54,10 @@ def as_float32() -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """The one line of an exception's message that says what is wrong (Keras wraps it in boilerplate)."""
     lines = [line.strip() for line in _ANSI.sub("", str(error)).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Exception encountered", "Error when deserializing", "Could not automatically infer", "Arguments received"))]
+    told = [
+        line
+        for line in lines
+        if line and not line.startswith(("Exception encountered", "Error when deserializing", "Could not automatically infer", "Arguments received"))
+    ]
     line = (told or lines or [""])[0] or type(error).__name__
     return line if len(line) <= 300 else f"{line[:297]}..."

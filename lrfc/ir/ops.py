@@ -253,7 +253,7 @@ def _argument(op: Op, inputs: tuple[Tensor, ...], position: int, name: str) -> A
 def _macs_attention(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
     query, value = (_argument(op, inputs, i, name) for i, name in enumerate(("query", "value")))
     key = _argument(op, inputs, 2, "key") or value
-    query_steps, value_steps, key_steps = (t.size // int(t.shape[-1] or 1) for t in (query, value, key))
+    query_steps, value_steps, key_steps = (int(t.size) // int(t.shape[-1] or 1) for t in (query, value, key))
     kernels = {name: w for name, w in op.weights.items() if name.endswith("kernel")}
     steps = {"query": query_steps, "key": key_steps, "value": value_steps, "attention_output": query_steps}
     projections = sum(w.size * steps[name.split("/")[0]] for name, w in kernels.items())
@@ -262,7 +262,7 @@ def _macs_attention(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, .
 
 
 def _macs_recurrent(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
-    steps = _argument(op, inputs, 0, "sequence").shape[1]
+    steps: int | None = _argument(op, inputs, 0, "sequence").shape[1]
     if steps is None:
         raise ModelError(
             f"layer '{op.name}': the number of time steps is not fixed, so its MACs are unknown; re-save the model with a fixed Input shape"
@@ -271,7 +271,8 @@ def _macs_recurrent(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, .
 
 
 def _macs_matmul(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
-    return outputs[0].size * int(_argument(op, inputs, 0, "x1").shape[-1] or 1)
+    inner: int = _argument(op, inputs, 0, "x1").shape[-1] or 1
+    return outputs[0].size * inner
 
 
 _MACS: dict[str, Callable[[Op, tuple[Tensor, ...], tuple[Tensor, ...]], int]] = {
