@@ -209,13 +209,14 @@ def test_macs_by_hand() -> None:
         macs_of(layers.LSTM(4), shape=(None, 3))
 
 
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("same", [True, False])
-def test_macs_of_attention_by_hand(same) -> None:
+def test_macs_of_attention_by_hand(same, named) -> None:
     import keras
 
     query, value = keras.Input((6, 8)), keras.Input((6 if same else 4, 8))
     attention = keras.layers.MultiHeadAttention(2, 3, value_dim=5)
-    graph = helpers.graph_of(keras.Model([query, value], attention(query, value)))
+    graph = helpers.graph_of(keras.Model([query, value], attention(value=value, query=query, key=value) if named else attention(query, value)))
     (op,) = [op for op in graph if op.kind == "MultiHeadAttention"]
     steps = 6 if same else 4
     projections = 6 * 8 * 6 + steps * 8 * 6 + steps * 8 * 10 + 6 * 10 * 8
@@ -226,9 +227,11 @@ def test_macs_of_a_matrix_product() -> None:
     import keras
 
     a, b = keras.Input((4, 5)), keras.Input((5, 6))
-    graph = helpers.graph_of(keras.Model([a, b], keras.ops.matmul(a, b)))
-    op = graph.op(graph.outputs[0].op)
-    assert ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)) == 4 * 5 * 6
+    constant = np.ones((4, 5), np.float32)
+    for inputs, product in (([a, b], keras.ops.matmul(a, b)), ([b], keras.ops.matmul(constant, b))):
+        graph = helpers.graph_of(keras.Model(inputs, product))
+        op = graph.op(graph.outputs[0].op)
+        assert ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)) == 4 * 5 * 6
 
 
 def test_shown_attributes() -> None:
