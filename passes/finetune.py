@@ -90,6 +90,8 @@ class FineTune:
         import keras
         import tensorflow as tf
 
+        from lrfc.ir import keras_io
+
         warm = max(1, min(steps // 10, 200))
         rate = keras.optimizers.schedules.CosineDecay(
             self.learning_rate * 0.05, max(1, steps - warm), warmup_target=self.learning_rate, warmup_steps=warm
@@ -104,10 +106,10 @@ class FineTune:
         def logits(values: Any, probabilities: bool) -> Any:
             return tf.math.log(values + 1e-9) if probabilities else values
 
-        @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+        @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
         def train_step(inputs: Any, taught: Any, label: Any) -> Any:
             with tf.GradientTape() as tape:
-                outputs = keras.tree.flatten(keras_io_call(model, inputs))
+                outputs = keras.tree.flatten(keras_io.call(model, inputs, training=True))
                 loss = 0.0
                 for output, target, scale, probabilities in zip(outputs, taught, scales, soft, strict=True):
                     if probabilities or truth is not None:
@@ -124,11 +126,6 @@ class FineTune:
             gradients = tape.gradient(loss, model.trainable_variables)
             optimizer.apply(gradients, model.trainable_variables)
             return loss
-
-        from lrfc.ir.keras_io import call
-
-        def keras_io_call(net: Any, inputs: Any) -> Any:
-            return call(net, inputs, training=True)
 
         def step(index: np.ndarray[Any, Any]) -> float:
             chosen = np.sort(index)

@@ -41,7 +41,7 @@ def learnt() -> State:
     rng = np.random.default_rng(0)
     patterns = rng.standard_normal((4, 8, 8, 3)).astype(np.float32)
     labels = rng.integers(0, 4, 768).astype(np.int32)
-    images = (patterns[labels] + 1.5 * rng.standard_normal((768, 8, 8, 3))).astype(np.float32)
+    images = (patterns[labels] + 4 * rng.standard_normal((768, 8, 8, 3))).astype(np.float32)
     keras.utils.set_random_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     x = layers.Conv2D(16, 3, padding="same", use_bias=False, name="conv0")(image)

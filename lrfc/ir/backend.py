@@ -18,13 +18,20 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def keras() -> Any:
-    """The keras module, running on TensorFlow. DependencyError when it runs on anything else."""
+    """The keras module, running on TensorFlow. DependencyError when it runs on anything else.
+
+    TensorFlow's graph remapper is switched off for the process: it computes maximum(x, 2x) as a leaky ReLU, and with oneDNN it crashes on a 1×1
+    convolution with bias, residual addition and ReLU (TensorFlow 2.21).
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     with quiet():
         import keras as module
     if module.backend.backend() != "tensorflow":
         raise DependencyError(f"Keras runs on '{module.backend.backend()}' here, lrfc needs TensorFlow: unset KERAS_BACKEND or set it to tensorflow")
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"remapping": False})
     return module
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,13 +89,17 @@ class Inliner:
         """The graph's name of a recorded output."""
         return Ref(self.names[source[0]], source[1])
 
-    def ops(self) -> Iterator[tuple[Op, tuple[Ref, ...]]]:
-        """The recorded calls as ops with their operands."""
-        counts: dict[int, int] = {}
-        for call in self.calls:
-            counts[id(call.operation)] = counts.get(id(call.operation), 0) + 1
+    def ops(self, outputs: Sequence[_Source]) -> Iterator[tuple[Op, tuple[Ref, ...]]]:
+        """The inputs and the recorded calls that ``outputs`` depend on, as ops with their operands."""
+        needed = {call for call, _ in outputs}
+        for i in reversed(range(len(self.calls))):
+            if i in needed:
+                needed |= {call for call, _ in self.calls[i].operands}
+        counts = Counter(id(self.calls[i].operation) for i in needed)
         weights: dict[int, dict[str, Array]] = {}
-        for name, call in zip(self.names, self.calls, strict=True):
+        for i, (name, call) in enumerate(zip(self.names, self.calls, strict=True)):
+            if i not in needed and not isinstance(call.operation, keras().layers.InputLayer):
+                continue  # an output of a nested model that nobody reads
             key = id(call.operation)
             if key not in weights:
                 weights[key] = _weights(call.operation)
@@ -126,10 +131,11 @@ def _nested(node: Any) -> list[Any] | None:
     if function is None:
         return None
     args, kwargs = node.arguments.args, dict(node.arguments.kwargs)
-    if kwargs.get("mask") is not None or len(args) > 1:
+    given, tree = args[0] if args else kwargs.get("inputs"), keras().tree
+    # Keras passes the masks of the operands on; the layers inside find them again on the tensors. Another mask is the user's own.
+    masks = [getattr(tensor, "_keras_mask", None) for tensor in tree.flatten(given)]
+    if len(args) > 1 or (kwargs.get("mask") is not None and [id(mask) for mask in tree.flatten(kwargs["mask"])] != [id(mask) for mask in masks]):
         return None
-    given = args[0] if args else kwargs.get("inputs")
-    tree = keras().tree
     if isinstance(given, dict) and not isinstance(function.input, dict):
         given = [given.get(tensor.name) for tensor in function.inputs]
     flat = tree.flatten(given)
