@@ -1,0 +1,38 @@
+"""From a Keras model to its graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrfc.errors import ModelError
+from lrfc.ir import keras_inline
+from lrfc.ir.backend import keras
+from lrfc.ir.graph import Graph
+
+
+def from_keras(model: Any) -> Graph:
+    """The graph of a Functional or Sequential model.
+
+    Nested models are inlined, their ops are named by path (``backbone__conv``); further calls of a layer are ``conv@1``, ``conv@2``, and all calls
+    share one key and the same arrays. Everything float is taken as float32. ModelError for a model without a layer graph (subclassed), without an
+    input shape, or with quantized layers.
+    """
+    function = keras_inline.functional(model)
+    if function is None:
+        if isinstance(model, keras().Sequential):
+            raise ModelError(
+                f"Sequential model '{model.name}' has no input shape: add keras.Input(shape=...) as its first layer, or call it once before saving"
+            )
+        raise ModelError(
+            f"model '{model.name}' ({type(model).__name__}) is subclassed and has no layer graph: rebuild it with the functional API, keras.Model(inputs, outputs)"
+        )
+    inliner = keras_inline.Inliner()
+    sources = [inliner.record(tensor._keras_history.operation, "", (), {}, []) for tensor in function.inputs]
+    outputs = inliner.inline(function, sources, "", None)
+
+    graph = Graph(model.name)
+    for op, operands in inliner.ops(outputs):
+        graph.add(op, operands)
+    graph.outputs = tuple(inliner.ref(source) for source in outputs)
+    graph.structure = (keras_inline.structure(function.input, len(sources)), keras_inline.structure(function.output, len(outputs)))
+    return graph
