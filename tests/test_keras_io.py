@@ -134,6 +134,32 @@ def test_frozen_layers_stay_frozen() -> None:
     assert moved(keras_io.to_keras(helpers.graph_of(helpers.nested_twice())), "bn").any()
 
 
+def test_the_unread_output_of_a_nested_model_is_left_out() -> None:
+    """Its layers are no part of what the model computes: they would count as parameters and MACs, and Keras drops them when it rebuilds."""
+    import keras
+
+    x = keras.Input((4,))
+    inner = keras.Model(x, [keras.layers.Dense(2, name="idle")(x), keras.layers.Dense(3, name="used")(x)], name="inner")
+    inputs = keras.Input((4,), name="x")
+    graph = helpers.graph_of(helpers.random_weights(keras.Model(inputs, inner(inputs)[1])))
+    assert [op.name for op in graph] == ["x", "inner__used"]
+    helpers.same(graph, keras_io.absorb(graph, keras_io.to_keras(graph)), EXACT)
+
+
+def test_a_nested_model_takes_inputs_of_other_types_and_ranks() -> None:
+    """Keras casts and adds or drops a last axis before a nested model reads its input; so do ops of the graph."""
+    import keras
+    from keras import layers
+
+    column, row = keras.Input((4, 1)), keras.Input((4,))
+    as_row = keras.Model(column, layers.Flatten(name="flat")(column), name="column")
+    as_column = keras.Model(row, layers.Flatten(name="flat")(row), name="row")
+    dense = keras.Model(row, layers.Dense(2, name="dense")(row), name="dense")
+    x, y, z = keras.Input((4,), name="x"), keras.Input((4, 1), name="y"), keras.Input((4,), dtype="int32", name="z")
+    graph = round_trip(helpers.random_weights(keras.Model([x, y, z], [as_row(x), as_column(y), dense(z)])))
+    assert {"ops.ExpandDims", "ops.Squeeze", "ops.Cast"} <= set(kinds(graph))
+
+
 def test_two_nested_models_with_equal_layer_names() -> None:
     import keras
 
@@ -263,6 +289,43 @@ def test_masks_travel_through_the_rebuilt_model() -> None:
     unmasked = keras.Model(inputs, layers.LSTM(4, name="lstm")(layers.Embedding(9, 5, name="embedding")(inputs)))
     unmasked.set_weights(model.get_weights())
     assert helpers.difference((np.asarray(unmasked(tokens)),), keras_io.predict(graph, (tokens,))) > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:Layer 'inner' .* was passed an input with a mask:UserWarning")
+def test_masks_reach_into_a_nested_model() -> None:
+    import keras
+    from keras import layers
+
+    sequence = keras.Input((6, 5))
+    inner = keras.Model(sequence, layers.LSTM(4, name="lstm")(layers.Dense(5, name="dense")(sequence)), name="inner")
+    inputs = keras.Input((6,), dtype="int32", name="tokens")
+    model = helpers.random_weights(keras.Model(inputs, inner(layers.Embedding(9, 5, mask_zero=True, name="embedding")(inputs))))
+    graph = round_trip(model)
+    assert "inner__lstm" in graph
+    tokens = np.array([[1, 2, 3, 0, 0, 0], [1, 2, 3, 4, 5, 6]], np.int32)
+    assert helpers.difference((np.asarray(model(tokens)),), keras_io.predict(graph, (tokens,))) <= EXACT
+
+
+@pytest.mark.filterwarnings("ignore:Layer 'inner' .* was passed an input with a mask:UserWarning")
+def test_a_nested_model_with_a_mask_of_the_user_passes_through() -> None:
+    import keras
+
+    sequence = keras.Input((6, 5))
+    inner = keras.Model(sequence, keras.layers.LSTM(4)(sequence), name="inner")
+    inputs, mask = keras.Input((6, 5), name="x"), keras.Input((6,), dtype="bool", name="mask")
+    graph = round_trip(helpers.random_weights(keras.Model([inputs, mask], inner(inputs, mask=mask))))
+    assert graph.op("inner").origin is not None
+
+
+def test_a_learned_vocabulary_survives() -> None:
+    import keras
+
+    lookup = keras.layers.IntegerLookup(name="lookup")
+    lookup.adapt(np.array([30, 10, 20, 10]))
+    inputs = keras.Input((4,), dtype="int64", name="ids")
+    model = keras.Model(inputs, keras.layers.Embedding(5, 3)(lookup(inputs)))
+    ids = np.array([[10, 20, 30, 40]])
+    assert helpers.difference(keras_io.predict(model, (ids,)), keras_io.predict(helpers.graph_of(model), (ids,))) == 0
 
 
 def test_an_input_of_unknown_lengths() -> None:
@@ -587,7 +650,20 @@ def survives(model: Any) -> float:
     batch = tuple(np.random.default_rng(0).uniform(0, 255, (2, *shape[1:])).astype(np.float32) for shape in shapes)
     rebuilt = keras_io.to_keras(graph)
     assert keras_io.from_keras(rebuilt).params == graph.params
-    return helpers.difference(run(model, batch), run(rebuilt, batch))
+    expected = run(model, batch)
+    changed = keras_io.to_keras(
+        graph.with_weights({op.name: dict(zip(op.weights, map(nudged, op.weights.values()), strict=True)) for op in graph.layers()})
+    )
+    assert helpers.difference(expected, run(changed, batch)) > 1e-3, "the outputs do not tell one set of weights from another"
+    assert all(np.ptp(y, axis=0).max() > 1e-3 * np.abs(y).max() for y in expected), "the outputs do not depend on the image"
+    return helpers.difference(expected, run(rebuilt, batch))
+
+
+def nudged(weights: np.ndarray) -> np.ndarray:
+    """Other weights of the same scale."""
+    if not np.issubdtype(weights.dtype, np.floating):
+        return weights
+    return (weights * np.random.default_rng(1).uniform(0.9, 1.1, weights.shape)).astype(weights.dtype)
 
 
 @pytest.mark.parametrize("name", SMALL[:1])
