@@ -130,8 +130,6 @@ def pipeline(config: BuildConfig, max_macs: Budget | None) -> tuple[Pass, ...]:
         # The statistics of the original no longer fit; wrong ones would cost the fine-tune its first epochs.
         RecalibrateBatchNorm(),
         *([FineTune(epochs=config.epochs)] if config.epochs else []),
-        # Last, because BatchNorm has to be there as long as statistics are estimated.
-        FoldBatchNorm(),
     )
 
 
@@ -142,7 +140,7 @@ def _compress(graph: Graph, data: Data, config: BuildConfig, progress: Progress)
         config = config.model_copy(update={"epochs": 0})
     # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
     first: list[Pass] = [Canonicalise(), ExploreLayers(methods=config.methods, keep=config.keep, only=config.only)]
-    known = {name_of(step) for step in (*first, *pipeline(config, None))}
+    known = {name_of(step) for step in (*first, *pipeline(config, None), FoldBatchNorm())}
     for name in (*config.print_after, *([config.stop_after] if config.stop_after else [])):
         if name not in known:
             raise UsageError(f"no pass is named '{name}'; they are {', '.join(sorted(known))}")
@@ -178,9 +176,12 @@ def _compress(graph: Graph, data: Data, config: BuildConfig, progress: Progress)
             max_macs = explore.fewest_macs(state, max_drop)
         design = state.fact(DesignSpace)
         state = run(state, plan(pipeline(config, max_macs), known=(DesignSpace,)), after)
+        trainable = state.graph
+        # Last, because BatchNorm has to be there as long as statistics are estimated or weights trained.
+        state = run(state, plan([FoldBatchNorm()]), after)
     except _Stop:
         return None
-    return Build(Path(graph.name), config, state, fold_batchnorm(state.original), design, ladder, max_macs, max_drop, seconds)
+    return Build(Path(graph.name), config, state, trainable, fold_batchnorm(state.original), design, ladder, max_macs, max_drop, seconds)
 
 
 class _Stop(Exception):  # noqa: N818  not an error

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.factorization import layout as layouts
-from lrfc.factorization.als import NORM_LIMIT, RIDGE, als, balanced, khatri_rao, norm_ratio, random_start, slices_start
+from lrfc.factorization.als import NORM_LIMIT, RIDGE, als, balanced, khatri_rao, norm_ratio, slices_start
 from lrfc.factorization.base import Cost, Factors, Ranks, Statistics
 from lrfc.factorization.layout import Layout, Split
 from lrfc.factorization.linalg import Array, need, solve_lower, solve_positive
@@ -182,10 +182,7 @@ def _best(target: Array, rank: int, gram: Array | None) -> list[Array]:
         white = target
         for mode, root in enumerate(roots):
             white = np.moveaxis(np.tensordot(root.T, white, (1, mode)), 0, mode)
-        fits = [
-            [*(solve_lower(root, f, transposed=True) for root, f in zip(roots, fit, strict=False)), fit[-1]]
-            for fit in _fits(white, rank, random=False)
-        ]
+        fits = [[*(solve_lower(root, f, transposed=True) for root, f in zip(roots, fit, strict=False)), fit[-1]] for fit in _fits(white, rank)]
         cross = gram @ flat
         found += fits + [refit for fit in found + fits for refit in _refits(fit, gram, cross)]
     norm = float(np.linalg.norm(flat))
@@ -198,14 +195,15 @@ def _best(target: Array, rank: int, gram: Array | None) -> list[Array]:
     return min(allowed, key=error)
 
 
-def _fits(target: Array, rank: int, *, random: bool = True) -> list[list[Array]]:
-    """Decompositions in the plain norm: the start of orthogonal terms, and what ALS makes of it, of a random one and of the merged form's terms."""
+def _fits(target: Array, rank: int) -> list[list[Array]]:
+    """Decompositions in the plain norm: the start of orthogonal terms, what ALS makes of it and, with one mode per axis, of the merged form's terms.
+
+    Random starts are not among them: on ResNet-20's layers none ended below the first.
+    """
     start = slices_start(target, rank)
     if rank >= prod(target.shape[1:-1]) * min(target.shape[0], target.shape[-1]):
         return [start]  # exact
     fits = [start, als(target, start)]
-    if random:
-        fits.append(als(target, random_start(target.shape, rank, seed=rank)))
     if target.ndim > 3:
         joined = target.reshape(target.shape[0], -1, target.shape[-1])
         merged = als(joined, slices_start(joined, rank))
