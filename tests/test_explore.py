@@ -1,0 +1,83 @@
+"""The search for the smallest network: what it returns keeps the drop, and it says when nothing does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from lrfc.config import Budget
+from lrfc.errors import BudgetError
+from lrfc.explore import SAFE_DIVERGENCE, STEPS, fewest_macs
+from lrfc.ir import keras_io
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.finetune import scorer
+from lrfc.passes.recalibrate import RecalibrateBatchNorm
+from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, totals
+from lrfc.pipeline import plan, run
+from lrfc.state import Progress, State
+from tests.compression import explored, learnt
+
+
+@cache
+def state() -> State:
+    return explored(learnt())
+
+
+def at(budget: Budget, given: State) -> State:
+    return run(given, plan([SelectRanks(max_macs=budget), Factorize(), RecalibrateBatchNorm()], known=(DesignSpace,)))
+
+
+def drop(given: State, budget: Budget) -> float:
+    teacher = keras_io.compiled(given.original)
+    score = scorer(given.original, teacher, given.data.validation)
+    return score(teacher) - score(keras_io.compiled(at(budget, given).graph))
+
+
+def least() -> float:
+    return reachable(state())["macs"] / totals(state().original)["macs"]
+
+
+@cache
+def strict() -> tuple[Budget, list[str], list[int]]:
+    """The budget for a drop of 3 percentage points, the log, and the steps of the bar."""
+    lines: list[str] = []
+    steps: list[int] = []
+    return fewest_macs(replace(state(), progress=Progress(lambda title, total: steps.append, lines.append)), 0.03), lines, steps
+
+
+def test_the_network_within_the_budget_keeps_the_drop() -> None:
+    found, _, _ = strict()
+    assert found.relative
+    assert least() < found.value < 1
+    assert drop(state(), found) <= 0.03
+    assert totals(at(found, state()).graph)["macs"] <= found.value * totals(state().original)["macs"]
+
+
+def test_each_try_is_told() -> None:
+    _, lines, steps = strict()
+    assert len(lines) == len(steps) == STEPS
+    assert all("% of the MACs: drop" in line for line in lines)
+
+
+def test_with_every_drop_allowed_the_smallest_network_is_found(monkeypatch) -> None:
+    monkeypatch.setattr("lrfc.explore.STEPS", 4)
+    found = fewest_macs(state(), 1.0)
+    assert found.value < strict()[0].value
+    assert found.value == pytest.approx(least() + (1 - least()) / 2**4)
+
+
+def test_a_drop_that_nothing_keeps(monkeypatch) -> None:
+    monkeypatch.setattr("lrfc.explore.STEPS", 2)
+    with pytest.raises(BudgetError, match=r"no factorization stays within --max-drop -500pp; allow a larger drop, or give a budget"):
+        fewest_macs(state(), -5)
+
+
+def test_on_synthetic_data_the_prediction_decides() -> None:
+    given = replace(state(), data=replace(state().data, synthetic=True))
+    found = fewest_macs(given, 0.01)
+    impact = SelectRanks(max_macs=found)(given).fact(Selection).impact
+    assert 0 < impact <= SAFE_DIVERGENCE
+    smaller = Budget(value=found.value - 0.05, relative=True)
+    assert SelectRanks(max_macs=smaller)(given).fact(Selection).impact > SAFE_DIVERGENCE
