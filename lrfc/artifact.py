@@ -31,7 +31,7 @@ def folder(out: Path, *, overwrite: bool = True) -> Iterator[Path]:
     UsageError when it may not be replaced, when the place cannot be written, and when the disk is full.
     """
     out = Path(out).expanduser().absolute()
-    _check(out, overwrite=overwrite)
+    check(out, overwrite=overwrite)
     final = out.resolve()
     made = [parent for parent in final.parents if not parent.exists()]  # innermost first
     work = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -41,7 +41,7 @@ def folder(out: Path, *, overwrite: bool = True) -> Iterator[Path]:
         except OSError as error:
             raise _unwritable(error, out) from error
         yield work
-        _check(out, overwrite=overwrite)
+        check(out, overwrite=overwrite)
         _put(work, final)
     except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
@@ -56,7 +56,7 @@ def folder(out: Path, *, overwrite: bool = True) -> Iterator[Path]:
         raise
 
 
-def _check(out: Path, *, overwrite: bool) -> None:
+def check(out: Path, *, overwrite: bool = True) -> None:
     """Raise UsageError unless ``out`` is free or may be replaced."""
     if not out.exists() and not out.is_symlink():
         return

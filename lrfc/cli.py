@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,17 +25,28 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Unsafe = Annotated[bool, typer.Option("--unsafe-load", help="Load Lambda code that the file contains. Only for files that you trust.")]
 
 
+class _Terminated(BaseException):
+    """SIGTERM: like Ctrl-C it ends the work by unwinding it, so that nothing half-written stays."""
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise _Terminated
+
+
 @contextmanager
 def _session() -> Iterator[Terminal]:
     """A terminal in which libraries are silent and every expected failure ends as one line and an exit code."""
     with quiet() as (stdout, stderr, noise):
         terminal = Terminal(stdout, stderr)
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             yield terminal
         except LrfcError as error:
             terminal.fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             terminal.fail("interrupted; nothing was left half-written", 130)
+        except _Terminated:
+            terminal.fail("terminated; nothing was left half-written", 128 + signal.SIGTERM)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 terminal.fail(f"unexpected {type(error).__name__}: {error} (please report this; details: {noise(error)})", 1)

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lrfc import artifact, explore
 from lrfc import config as options_
-from lrfc import explore
 from lrfc.config import Budget, BuildConfig
 from lrfc.data import Data, load_data
 from lrfc.errors import LrfcError, ModelError, UsageError
@@ -52,8 +52,11 @@ def build(
     the results, whose folders are written all the same.
     """
     names = (target,) if isinstance(target, str) else tuple(dict.fromkeys(target))
+    for name in names:
+        target_of(name)  # an unknown one is named before anything else
     spec = str(data) if isinstance(data, str | Path) or data is None else "(from Python)"
     config = options_.parse(targets=names, data=None if data is None else spec, test_data=None if test_data is None else str(test_data), **options)
+    folders = _folders(model, names, config.out)
     log: list[str] = []
     progress = _tee(progress or Progress(), log)
     with ExitStack() as stack:
@@ -66,10 +69,8 @@ def build(
         outcome = _compress(graph, samples, config, progress)
         if outcome is None:
             return () if not isinstance(target, str) else None
-        out = Path(config.out) if config.out is not None else Path(f"{source.stem}-lrfc")
         results = []
-        for chosen in targets:
-            folder = out if len(targets) == 1 else out / chosen.name
+        for chosen, folder in zip(targets, folders, strict=True):
             results.append(ship(replace(outcome, source=source), chosen, folder, log, stack))
             on_result(results[-1])
     failures = [result.failure for result in results if result.failure is not None]
@@ -101,6 +102,16 @@ def measure(files: Sequence[Path], *, threads: int = 1, runs: int = 200) -> tupl
 
 
 # -- the line ----------------------------------------------------------------------------------------------------------------------
+
+
+def _folders(model: Any, names: Sequence[str], out: Path | None) -> list[Path]:
+    """Each target's output folder; UsageError, before any work, when one may not be replaced."""
+    if out is None:
+        out = Path(f"{Path(model).stem if isinstance(model, str | Path) else model.name}-lrfc")
+    folders = [out] if len(names) == 1 else [out / name for name in names]
+    for folder in folders:
+        artifact.check(folder.expanduser().absolute())
+    return folders
 
 
 def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
