@@ -11,7 +11,9 @@ from lrfc.ir.graph import Graph
 from lrfc.state import Batch
 
 
-def conv_net(size: int = 12, channels: int = 3, filters: tuple[int, ...] = (8, 12), classes: int = 5, *, batch_norm: bool = True, seed: int = 0) -> Any:
+def conv_net(
+    size: int = 12, channels: int = 3, filters: tuple[int, ...] = (8, 12), classes: int = 5, *, batch_norm: bool = True, seed: int = 0
+) -> Any:
     """Conv (+ BatchNorm) + ReLU blocks, pooling, Dense softmax; random weights."""
     import keras
     from keras import layers
@@ -64,7 +66,9 @@ def branches(seed: int = 0) -> Any:
     x = layers.Concatenate(name="joined")([layers.Add(name="sum")([x, y]), layers.Conv2D(4, 1, name="point")(y)])
     x = layers.Flatten(name="flat")(layers.AveragePooling2D(2, strides=1, name="average")(layers.MaxPooling2D(name="max")(x)))
     x = layers.Concatenate(name="all")([x, layers.Dense(6, activation="tanh", name="embed")(extra)])
-    return random_weights(keras.Model([image, extra], [layers.Dense(3, name="value")(x), layers.Dense(4, activation="softmax", name="label")(x)], name="branches"), seed)
+    return random_weights(
+        keras.Model([image, extra], [layers.Dense(3, name="value")(x), layers.Dense(4, activation="softmax", name="label")(x)], name="branches"), seed
+    )
 
 
 def two_inputs(seed: int = 0) -> Any:

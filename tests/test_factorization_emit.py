@@ -50,7 +50,9 @@ def test_every_method_on_every_kind_is_emitted_and_agrees(kind, tmp_path):
     graph = examples()
     assert len(graph.outputs) > 50
     rng = np.random.default_rng(1)
-    batch = tuple(rng.standard_normal((2, *(n for n in graph.tensors(name)[0].shape[1:] if n is not None))).astype(np.float32) for name in graph.inputs)
+    batch = tuple(
+        rng.standard_normal((2, *(n for n in graph.tensors(name)[0].shape[1:] if n is not None))).astype(np.float32) for name in graph.inputs
+    )
     emitter = target(kind)
     assert not emitter.refusals(graph)
     runner = emitter.load(emitter.emit(graph, tmp_path / f"all.{kind}"))

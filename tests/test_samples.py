@@ -138,7 +138,7 @@ def test_the_addend_belongs_to_the_same_positions(data_format) -> None:
     from keras import layers
 
     where = {"padding": "same", "data_format": data_format}
-    image = keras.Input((5, 5, 5), name="image")
+    image = keras.Input((4, 6, 7), name="image")
     skip = layers.Conv2D(5, 3, name="stem", **where)(image)
     x = layers.ReLU(name="relu")(skip)
     x = layers.Add(name="add")([layers.Conv2D(5, 3, name="conv", **where)(x), skip])
