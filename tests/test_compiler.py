@@ -1,0 +1,285 @@
+"""Builds from Python: what they return, what they refuse, and what ships."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lrfc
+from lrfc import ship
+from lrfc.artifact import sha256
+from lrfc.errors import BudgetError, ModelError, NoGainError, ParityError, UsageError
+from lrfc.ir import keras_io
+from lrfc.manifest import Manifest
+from lrfc.passes.canonicalise import Canonicalise
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.pipeline import plan, run
+from lrfc.ship import Result
+from lrfc.state import Artifact, Progress, State
+from lrfc.targets.measure import Measurement
+from lrfc.targets.tflite import TFLite
+from tests import helpers
+
+#: Only the fastest method: what is tested here is the line from end to end.
+QUICK: dict[str, Any] = {"methods": ("channel_svd", "svd"), "epochs": 0}
+
+
+def stopwatch(monkeypatch: pytest.MonkeyPatch, speedup: float) -> None:
+    """Every build finds its file to be that many times faster than the original's."""
+
+    def compare(files: Sequence[Artifact], *, threads: int, runs: int = 200) -> tuple[Measurement, ...]:
+        times = [1.0, *(1 / speedup for _ in files[1:])]
+        return tuple(
+            Measurement(file.path, ms, ms, 0.0, runs, 1, (ms,) * 20, threads, 1.0, "none", "0", 1_000_000, 2_000_000)
+            for file, ms in zip(files, times, strict=True)
+        )
+
+    monkeypatch.setattr(ship, "compare", compare)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty current folder, and a stopwatch that needs no child processes; test_cli measures for real."""
+    monkeypatch.chdir(tmp_path)
+    stopwatch(monkeypatch, 2.0)
+
+
+def redundant(model: Any, rank: int = 4) -> Any:
+    """The model with Dense kernels of that rank: they can be factorized without a loss."""
+    for layer in model.layers:
+        if layer.__class__.__name__ == "Dense" and min(layer.kernel.shape) > rank:
+            u, s, v = np.linalg.svd(layer.kernel.numpy(), full_matrices=False)
+            layer.kernel.assign((u[:, :rank] * s[:rank]) @ v[:rank])
+    return model
+
+
+@pytest.fixture(scope="module")
+def dense() -> Any:
+    """A classifier of 32 features whose two wide layers have rank 4."""
+    return redundant(helpers.dense_net(features=32, widths=(64, 64)))
+
+
+@pytest.fixture(scope="module")
+def samples(dense: Any) -> dict[str, Any]:
+    """Samples whose labels are what the classifier says."""
+    x = np.random.default_rng(1).standard_normal((300, 32)).astype(np.float32)
+    return {"x": x, "y": np.argmax(dense.predict(x, verbose=0), axis=1)}
+
+
+def left() -> set[str]:
+    return {path.name for path in Path.cwd().iterdir()}
+
+
+def test_a_file_and_arrays(dense: Any, samples: dict[str, Any]) -> None:
+    dense.save("net.keras")
+    lines: list[str] = []
+    seen: list[Result] = []
+    result = lrfc.build("net.keras", data=samples, max_macs="50%", progress=Progress(log=lines.append), on_result=seen.append, **QUICK)
+    assert isinstance(result, Result)
+    assert seen == [result]
+    assert result.out == Path("net-lrfc")
+    assert result.artifact == Path("net-lrfc/net.tflite")
+    assert result.artifact.is_file()
+    assert result.failure is None
+    assert result.manifest == Manifest.read(result.out)
+    assert result.manifest.after.macs <= 0.5 * result.manifest.before.macs
+    assert result.manifest.input.sha256 == sha256(Path("net.keras"))
+    assert result.speedup.median == pytest.approx(2.0)
+    assert result.manifest.accuracy.before == 1.0
+    assert result.manifest.accuracy.artifact == 1.0, "layers of rank 4 are factorized without a loss"
+    assert lines[0].startswith("Canonicalise")
+    assert (result.out / "log.txt").read_text().splitlines() == lines
+    assert left() == {"net.keras", "net-lrfc"}
+
+
+def test_a_model_in_memory_and_a_fine_tune(dense: Any, samples: dict[str, Any]) -> None:
+    result = lrfc.build(dense, target="onnx", data=(samples["x"], samples["y"]), max_params="60%", out=Path("here"), **QUICK | {"epochs": 1})
+    assert result.artifact == Path("here/dense_net.onnx")
+    assert result.manifest.after.params <= 0.6 * result.manifest.before.params
+    assert result.manifest.accuracy.finetuned is not None
+    assert result.manifest.config["epochs"] == 1
+    assert left() == {"here"}
+
+
+def test_two_targets_give_two_folders(dense: Any, samples: dict[str, Any]) -> None:
+    results = lrfc.build(dense, target=("tflite", "onnx"), data=samples, max_macs="50%", **QUICK)
+    assert [result.artifact for result in results] == [
+        Path("dense_net-lrfc/tflite/dense_net.tflite"),
+        Path("dense_net-lrfc/onnx/dense_net.onnx"),
+    ]
+    assert all(result.artifact.is_file() for result in results)
+    assert results[0].manifest.layers == results[1].manifest.layers
+    assert [result.manifest.artifacts[0].format for result in results] == ["tflite", "onnx"]
+
+
+def test_int8(dense: Any, samples: dict[str, Any]) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    result = lrfc.build(dense, data=samples, max_macs="60%", precision="int8", **QUICK)
+    interpreter = Interpreter(str(result.artifact))
+    assert sum(tensor["dtype"] == np.int8 and len(tensor["shape"]) == 2 for tensor in interpreter.get_tensor_details()) >= 3
+    assert result.manifest.accuracy.artifact == pytest.approx(1.0, abs=0.1)
+
+
+def test_without_a_budget_the_smallest_network_within_the_drop(dense: Any, samples: dict[str, Any]) -> None:
+    result = lrfc.build(dense, data=samples, **QUICK)
+    manifest = result.manifest
+    assert manifest.after.macs < 0.6 * manifest.before.macs, "rank 4 keeps 0.32 of the MACs without a loss"
+    assert manifest.accuracy.artifact >= manifest.accuracy.before - 0.01
+
+
+def test_without_data_nothing_is_claimed(dense: Any) -> None:
+    manifest = lrfc.build(dense, max_macs="60%", **QUICK | {"epochs": 3}).manifest
+    assert set(manifest.accuracy.model_dump().values()) == {None}
+    assert manifest.before.accuracy is manifest.after.accuracy is None
+    assert manifest.config["epochs"] == 0
+    assert manifest.after.macs <= 0.6 * manifest.before.macs
+
+
+def test_without_data_and_budget(dense: Any) -> None:
+    manifest = lrfc.build(dense, **QUICK).manifest
+    assert manifest.after.macs < manifest.before.macs
+
+
+def test_a_regression(dense: Any, samples: dict[str, Any]) -> None:
+    values = np.random.default_rng(2).standard_normal((300, 4)).astype(np.float32)
+    manifest = lrfc.build(dense, data={"x": samples["x"], "y": values}, max_macs="50%", **QUICK | {"epochs": 1}).manifest
+    assert set(manifest.accuracy.model_dump().values()) == {None}
+    assert manifest.after.macs <= 0.5 * manifest.before.macs
+
+
+def test_several_inputs_and_a_shared_layer() -> None:
+    import keras
+    from keras import layers
+
+    left_, right, image = keras.Input((48,), name="left"), keras.Input((48,), name="right"), keras.Input((6, 6, 3), name="image")
+    tower = layers.Dense(64, activation="relu", name="tower")
+    conv = layers.Conv2D(32, 3, padding="same", name="conv")(image)
+    x = layers.Concatenate(name="all")([tower(left_), tower(right), layers.GlobalAveragePooling2D(name="pool")(conv)])
+    outputs = layers.Dense(4, name="head")(layers.Dense(64, activation="relu", name="wide")(x))
+    model = helpers.random_weights(keras.Model([left_, right, image], outputs, name="siamese"))
+    rng = np.random.default_rng(0)
+    data = {
+        "left": rng.standard_normal((90, 48)).astype(np.float32),
+        "right": rng.standard_normal((90, 48)).astype(np.float32),
+        "image": rng.standard_normal((90, 6, 6, 3)).astype(np.float32),
+    }
+    result = lrfc.build(model, data=lambda: (data, rng.integers(0, 4, 90)), max_params="50%", max_drop="100pp", **QUICK)
+    rows = {layer.name: layer for layer in result.manifest.layers}
+    assert set(rows) == {"tower", "conv", "wide", "head"}
+    assert rows["tower"].params_before == 48 * 64 + 64
+    assert rows["tower"].macs_before == 2 * 48 * 64, "it is called twice"
+    assert result.manifest.after.params <= 0.5 * result.manifest.before.params
+    saved = keras.saving.load_model(result.out / "model.keras", compile=False)
+    assert saved.count_params() == result.manifest.after.params, "shared weights are still shared"
+
+
+def test_the_same_seed_gives_the_same_file(dense: Any, samples: dict[str, Any]) -> None:
+    first, second = (
+        lrfc.build(dense, data=samples, max_macs="50%", seed=3, out=Path(name), **QUICK | {"epochs": 1}).manifest for name in ("first", "second")
+    )
+    assert first.artifacts[0] == second.artifacts[0]
+    assert first.accuracy == second.accuracy
+
+
+# -- results that are not good enough ----------------------------------------------------------------------------------------------
+
+
+def test_a_missed_budget_keeps_the_best_effort(dense: Any, samples: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError, match=r"--max-drop 0\.1pp: the accuracy fell from 100.00 % to") as caught:
+        lrfc.build(dense, data=samples, max_macs="12%", max_drop="0.1pp", **QUICK)
+    result = caught.value.result
+    assert isinstance(result, Result)
+    assert result.failure is caught.value
+    assert result.artifact.is_file()
+    assert result.manifest.after.macs <= 0.12 * result.manifest.before.macs
+    assert "--max-drop" in (result.out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_budget_out_of_reach_writes_nothing(dense: Any, samples: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError, match=r"--max-macs 1% cannot be reached: .* the least") as caught:
+        lrfc.build(dense, data=samples, max_macs="1%", **QUICK)
+    assert caught.value.result is None
+    assert left() == set()
+
+
+def test_a_slower_file_does_not_ship(dense: Any, samples: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopwatch(monkeypatch, 0.5)
+    with pytest.raises(NoGainError, match=r"no gain: .*0\.50 times the original's speed.*the original was kept") as caught:
+        lrfc.build(dense, data=samples, max_macs="50%", **QUICK)
+    result = caught.value.result
+    assert isinstance(result, Result)
+    graph = keras_io.from_keras(dense)
+    canonical = run(State(graph, graph, data=None), plan([Canonicalise()])).graph  # type: ignore[arg-type]
+    original = TFLite().emit(fold_batchnorm(canonical), tmp_path / "original.tflite")
+    assert result.artifact.read_bytes() == original.path.read_bytes()
+    assert result.manifest.after == result.manifest.before
+    assert all(layer.method is None and layer.rank is None and layer.reason for layer in result.manifest.layers)
+    assert any("svd was tried; no gain" in str(layer.reason) for layer in result.manifest.layers)
+    assert result.manifest.artifacts[0].sha256 == sha256(original.path)
+
+
+def test_one_target_without_gain_fails_the_build_with_both_results(dense: Any, samples: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    stopwatch(monkeypatch, 0.5)
+    with pytest.raises(NoGainError) as caught:
+        lrfc.build(dense, target=["tflite", "onnx"], data=samples, max_macs="50%", **QUICK)
+    assert isinstance(caught.value.result, tuple)
+    assert [result.artifact.is_file() for result in caught.value.result] == [True, True]
+
+
+def test_a_file_that_computes_something_else_does_not_ship(dense: Any, samples: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = keras_io.predict
+    monkeypatch.setattr(ship.keras_io, "predict", lambda graph, batch: tuple(1.01 * y for y in predict(graph, batch)))
+    with pytest.raises(ParityError):
+        lrfc.build(dense, data=samples, max_macs="50%", **QUICK)
+    assert left() == set()
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "coreml"}, "unknown target 'coreml'"),
+        ({"max_mac": "50%"}, "--max-mac"),
+        ({"keep": ("*",)}, "--keep and --only leave no layer"),
+        ({"only": ("nothing",)}, "--keep and --only leave no layer"),
+        ({"stop_after": "Nope"}, "no pass is named 'Nope'"),
+        ({"out": Path()}, "current folder"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_options_are_refused(dense: Any, samples: dict[str, Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("*", r"\*")):
+        lrfc.build(dense, **{"data": samples, "max_macs": "50%"} | QUICK | options)
+    assert left() == set()
+
+
+def test_layers_too_small_to_factorize(samples: dict[str, Any]) -> None:
+    model = helpers.dense_net(features=2, widths=(), classes=2)
+    with pytest.raises(ModelError, match="no layer of model 'dense_net' can be made smaller: head: "):
+        lrfc.build(model, data=(samples["x"][:, :2], samples["y"] % 2), max_macs="50%", **QUICK)
+    assert left() == set()
+
+
+def test_a_build_that_stops_early_returns_nothing(dense: Any, samples: dict[str, Any]) -> None:
+    lines: list[str] = []
+    made = lrfc.build(
+        dense, data=samples, max_macs="50%", stop_after="Factorize", print_after=("Factorize",), progress=Progress(log=lines.append), **QUICK
+    )
+    assert made is None
+    assert left() == set()
+    assert any(line.startswith("graph dense_net") for line in lines)
+
+
+def test_the_front_is_the_one_of_the_report(dense: Any, samples: dict[str, Any]) -> None:
+    result = lrfc.build(dense, data=samples, max_macs="50%", **QUICK)
+    points = json.loads((result.out / "pareto.json").read_text())["points"]
+    assert points[0]["macs"] <= result.manifest.after.macs <= points[-1]["macs"], "the end of the front is the smallest network without a loss"
+    assert points[-1]["predicted_divergence"] == pytest.approx(0, abs=1e-6)
