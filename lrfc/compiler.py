@@ -132,11 +132,11 @@ def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
         raise UsageError("--keep and --only leave no layer to factorize; lrfc inspect lists the layers")
 
 
-def pipeline(config: BuildConfig, max_macs: Budget | None) -> tuple[Pass, ...]:
+def pipeline(config: BuildConfig, max_macs: Budget | None, methods: tuple[str, ...] | None = None) -> tuple[Pass, ...]:
     """The passes after exploration, in order. Each comment says why it stands where it stands."""
     return (
         # One choice per layer, once every layer's choices are known.
-        SelectRanks(max_macs=max_macs, max_params=config.max_params),
+        SelectRanks(max_macs=max_macs, max_params=config.max_params, methods=methods),
         Factorize(),
         # The statistics of the original no longer fit; wrong ones would cost the fine-tune its first epochs.
         RecalibrateBatchNorm(),
@@ -186,7 +186,8 @@ def _compress(graph: Graph, data: Data, config: BuildConfig, progress: Progress)
             max_drop = options_.DEFAULT_DROP if max_drop is None else max_drop
             max_macs = explore.fewest_macs(state, max_drop)
         design = state.fact(DesignSpace)
-        state = run(state, plan(pipeline(config, max_macs), known=(DesignSpace,)), after)
+        methods = explore.best_methods(state, config.methods, max_macs, config.max_params)
+        state = run(state, plan(pipeline(config, max_macs, methods), known=(DesignSpace,)), after)
         trainable = state.graph
         # Last, because BatchNorm has to be there as long as statistics are estimated or weights trained.
         state = run(state, plan([FoldBatchNorm()]), after)

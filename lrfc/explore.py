@@ -12,6 +12,7 @@ from lrfc.passes.finetune import scorer
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, totals
 from lrfc.pipeline import plan, run
+from lrfc.search.sensitivity import divergence
 from lrfc.state import Progress, State
 
 #: Without data nothing can be measured: the predicted divergence of the outputs (see lrfc.search.sensitivity) stays below this.
@@ -44,6 +45,38 @@ def fewest_macs(state: State, max_drop: float) -> Budget:
             f"no factorization stays within --max-drop {100 * max_drop:.3g}pp; allow a larger drop, or give a budget such as --max-macs 80%"
         )
     return found
+
+
+def best_methods(state: State, methods: tuple[str, ...], max_macs: Budget | None, max_params: Budget | None) -> tuple[str, ...]:
+    """The methods whose plan keeps the network closest to the original when it is run: all of them mixed, or one convolution method throughout.
+
+    The impact of a plan is predicted layer by layer; how the errors of many layers add up is not. So the best mixed plan and the best plan of each
+    convolution method (with all that factorize fully connected layers) are rewritten, recalibrated and run on validation inputs, and the one with the
+    least output divergence is taken. On synthetic data, where nothing can be recalibrated, the mixed plan is taken.
+    """
+    spaces = state.fact(DesignSpace).spaces
+    dense = {m for s in spaces if s.op.kind in ("Dense", "EinsumDense") for m in s.factors}
+    convolutions = [m for m in methods if any(m in s.factors for s in spaces if "Conv" in s.op.kind)]
+    if state.data.synthetic or len(convolutions) < 2:
+        return methods
+    silent = State(state.graph, state.original, state.data, state.seed, Progress(), state.facts)
+    inputs = tuple(x[:JUDGED] for x in state.data.validation.inputs)
+    reference = keras_io.predict(state.original, inputs)
+    step = state.progress.stage("plans", len(convolutions) + 1)
+    found: dict[tuple[str, ...], float] = {}
+    for choice in (methods, *(tuple(m for m in methods if m == one or m in dense) for one in convolutions)):
+        try:
+            chosen = run(silent, plan([SelectRanks(max_macs, max_params, choice)], known=(DesignSpace,)))
+        except BudgetError as error:
+            if choice == methods:
+                raise
+            state.progress.log(f"  {', '.join(choice)}: {error}")
+            continue
+        compressed = run(chosen, plan([Factorize(), RecalibrateBatchNorm(samples=1_000)], known=(Selection,)))
+        found[choice] = divergence(reference, keras_io.predict(compressed.graph, inputs))
+        state.progress.log(f"  {', '.join(choice)}: output divergence {found[choice]:.4f}")
+        step(1)
+    return min(found, key=lambda choice: found[choice])
 
 
 class _judge:  # noqa: N801  a function with what it computes once

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -29,6 +29,11 @@ class DesignSpace(Fact):
     spaces: tuple[LayerSpace, ...]
     samples: Mapping[str, LayerSamples]
     skipped: Mapping[str, str]
+
+    def narrowed(self, methods: tuple[str, ...]) -> DesignSpace:
+        """The same layers with the candidates of some methods only."""
+        spaces = tuple(replace(s, candidates=tuple(c for c in s.candidates if c.method is None or c.method in methods)) for s in self.spaces)
+        return replace(self, spaces=spaces)
 
     @property
     def size(self) -> int:
@@ -94,14 +99,18 @@ class SelectRanks:
 
     max_macs: Budget | None = None
     max_params: Budget | None = None
+    methods: tuple[str, ...] | None = None
 
     needs: ClassVar[tuple[type[Fact], ...]] = (DesignSpace,)
     gives: ClassVar[tuple[type[Fact], ...]] = (Selection,)
     rewrites: ClassVar[bool] = False
 
     def __call__(self, state: State) -> State:
-        """The state with its Selection. BudgetError when a budget cannot be met."""
-        design = state.fact(DesignSpace)
+        """The state with its Selection. ``methods`` narrows the choice. BudgetError when a budget cannot be met."""
+        given, design = state, state.fact(DesignSpace)
+        if self.methods is not None:
+            design = design.narrowed(self.methods)
+            state = state.with_fact(design)
         whole, least = totals(state.original), reachable(state)
         limits = {}
         for quantity, budget in (("macs", self.max_macs), ("params", self.max_params)):
@@ -119,7 +128,7 @@ class SelectRanks:
             if candidate.method is None:
                 reasons[candidate.layer] = "within the budgets, no factorization of it is worth its effect on the output"
         factors = {s.op.name: s.factors[c.method] for s, c in zip(design.spaces, chosen, strict=True) if c.method is not None}
-        return state.with_fact(Selection(chosen, reasons, factors))
+        return given.with_fact(Selection(chosen, reasons, factors))
 
 
 def totals(graph: Graph) -> dict[str, int]:
