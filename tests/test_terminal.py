@@ -1,0 +1,187 @@
+"""What the command line shows: silence of libraries, one line for a failure, bars or plain lines, tables."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from lrfc.manifest import Accuracy, Figures, Input, Latency, Layer, Manifest
+from lrfc.ship import Result
+from lrfc.targets.measure import Measurement, Ratio
+from lrfc.terminal import Terminal, quiet
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal(*, screen: bool = False) -> tuple[Terminal, io.StringIO, io.StringIO]:
+    out, err = io.StringIO(), Screen() if screen else io.StringIO()
+    return Terminal(out, err), out, err
+
+
+# -- silence -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_libraries_write_is_not_seen(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with quiet() as (out, err, _):
+        os.write(1, b"noise")
+        os.write(2, b"more noise")
+        out.write("result")
+        err.write("progress")
+    sys.stdout.write("after")
+    sys.stdout.flush()
+    assert capfd.readouterr() == ("resultafter", "progress")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_noise_is_kept_with_the_traceback_of_a_bug(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with quiet() as (_, _, details):
+        os.write(2, b"the last words of a library\n")
+        try:
+            _ = 1 // 0
+        except ZeroDivisionError as error:
+            log = details(error)
+    assert log.parent == tmp_path
+    assert "the last words" in log.read_text()
+    assert "ZeroDivisionError" in log.read_text()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_streams_come_back_after_a_failure(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError), quiet():
+        raise RuntimeError
+    os.write(1, b"here again")
+    assert capfd.readouterr().out == "here again"
+
+
+# -- lines -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_is_one_line_and_an_exit_code() -> None:
+    term, out, err = terminal()
+    with pytest.raises(SystemExit) as caught:
+        term.fail("file [bold]x[/bold]\n  is " + 40 * "very " + "long", 3)
+    assert caught.value.code == 3
+    assert err.getvalue() == "lrfc: file [bold]x[/bold] is " + 40 * "very " + "long\n"
+    assert out.getvalue() == ""
+
+
+def test_progress_without_a_terminal_is_plain_lines() -> None:
+    term, out, err = terminal()
+    progress = term.progress()
+    progress.stage("candidates", 3)(1)
+    progress.log("ExploreLayers: [3] done")
+    assert err.getvalue() == "ExploreLayers: [3] done\n"
+    assert out.getvalue() == ""
+
+
+def test_progress_on_a_terminal_is_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    term, out, err = terminal(screen=True)
+    progress = term.progress()
+    for title in ("candidates", "sensitivity"):
+        step = progress.stage(title, 2)
+        step(1)
+        step(1)
+    progress.log("a line above the bar")
+    with pytest.raises(SystemExit):
+        term.fail("over", 1)
+    assert "a line above the bar" in err.getvalue()
+    assert "2/2" in err.getvalue()
+    assert err.getvalue().endswith("lrfc: over\n")
+    assert out.getvalue() == ""
+
+
+def test_json_is_one_object_and_has_no_nan() -> None:
+    term, out, _ = terminal()
+    term.json({"a": [1, None]})
+    assert json.loads(out.getvalue()) == {"a": [1, None]}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        term.json({"a": float("nan")})
+
+
+# -- results -----------------------------------------------------------------------------------------------------------------------
+
+
+def result(name: str = "small", accuracy: float | None = 0.9) -> Result:
+    def figures(factor: int, score: float | None) -> Figures:
+        return Figures(
+            params=1000 * factor, macs=20_000 * factor, file_bytes=4096 * factor, arena_bytes=512, accuracy=score,
+            latency_ms=Latency(p50=0.5 * factor, p90=0.75 * factor, n=200, threads=2),
+        )  # fmt: skip
+
+    cost = {"params_before": 5, "params_after": 5, "macs_before": 7, "macs_after": 7}
+    manifest = Manifest(
+        input=Input(path="model.keras", sha256="0" * 64),
+        config={"precision": "fp32"},
+        seed=0,
+        versions={},
+        target="tflite",
+        layers=(Layer(name="a", kind="Conv2D", method="svd", **cost), Layer(name="b", kind="Dense", reason="too small", **cost)),
+        before=figures(4, accuracy),
+        after=figures(1, accuracy),
+        accuracy=Accuracy(before=accuracy, artifact=accuracy),
+        artifacts=(),
+    )
+    return Result(Path(name), manifest, Ratio(4.0, 3.9, 4.1))
+
+
+def test_the_table_of_a_build() -> None:
+    term, out, _ = terminal()
+    term.keep(result())
+    term.show_results(as_json=False)
+    text = " ".join(out.getvalue().split())
+    assert "MACs 80,000 20,000 25.0 % 75.0 % ×4.00" in text
+    assert "file 16 KiB 4 KiB 25.0 % 75.0 % ×4.00" in text
+    assert "peak RSS — — — — —" in text, "what was not measured is not a number"
+    assert "latency p50, 2 thread(s), n=200 2 ms 0.5 ms" in text
+    assert "accuracy: before 90.00 % → artifact 90.00 %" in text
+    assert "3.90 to 4.10" in text
+    assert "1 svd" in text
+    assert "1 left alone" in text
+    assert "layers.csv" in text
+
+
+def test_accuracy_that_was_not_measured_is_not_shown() -> None:
+    term, out, _ = terminal()
+    term.keep(result(accuracy=None))
+    term.show_results(as_json=False)
+    assert "accuracy: not measured" in out.getvalue()
+
+
+@pytest.mark.parametrize("names", [(), ("one",), ("one", "two")], ids=len)
+def test_results_as_json(names: tuple[str, ...]) -> None:
+    term, out, _ = terminal()
+    for name in names:
+        term.keep(result(name))
+    term.show_results(as_json=True)
+    if not names:
+        assert out.getvalue() == ""
+        return
+    printed = json.loads(out.getvalue())
+    builds = [printed] if len(names) == 1 else printed["builds"]
+    assert [build["out"] for build in builds] == list(names)
+    assert all(build["speedup"] == {"median": 4.0, "low": 3.9, "high": 4.1} and build["problem"] is None for build in builds)
+
+
+def test_the_table_of_measurements() -> None:
+    term, out, _ = terminal()
+    rows = [
+        Measurement(Path("dir") / name, ms, ms, 0.1, 200, 1, (ms,) * 20, 1, 3.0, "litert", "2.1", None, None)
+        for name, ms in (("a.tflite", 2.0), ("b.tflite", 1.0))
+    ]
+    term.measurements(rows)
+    text = " ".join(out.getvalue().split())
+    assert "a.tflite 2 2 0.1 200 3 — ×1.00" in text
+    assert "b.tflite 1 1 0.1 200 3 — ×2.00" in text
+    assert "litert 2.1, 1 thread(s), batch 1" in text
