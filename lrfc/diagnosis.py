@@ -23,6 +23,7 @@ PYTHON = (3, 11)
 REQUIRED = {
     "numpy": ("numpy", "2"),
     "scipy": ("scipy", "1.13"),
+    "threadpoolctl": ("threadpoolctl", "3.5"),
     "networkx": ("networkx", "3.4"),
     "h5py": ("h5py", "3.11"),
     "jinja2": ("jinja2", "3.1"),
