@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
@@ -91,7 +92,7 @@ def test_another_backend_of_keras_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_target_that_computes_something_else_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     from lrfc.ir import keras_io
 
-    monkeypatch.setattr(keras_io, "predict", lambda graph, inputs: [keras_io.np.full((1, 3), 9.0, "float32")])
+    monkeypatch.setattr(keras_io, "predict", lambda graph, inputs: [np.full((1, 3), 9.0, "float32")])
     check = diagnosis._target("onnx")
     assert not check.ok
     assert "differ by" in check.detail
