@@ -23,6 +23,7 @@ from lrfc.passes.finetune import FineTune
 from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
 from lrfc.passes.profile import Profile, profile
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
+from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, SelectRanks
 from lrfc.pipeline import name_of, plan, run
 from lrfc.search.candidates import selected
@@ -140,6 +141,8 @@ def pipeline(config: BuildConfig, max_macs: Budget | None, methods: tuple[str, .
         Factorize(),
         # The statistics of the original no longer fit; wrong ones would cost the fine-tune its first epochs.
         RecalibrateBatchNorm(),
+        # In closed form what can be, before gradients start from there.
+        Refit(),
         *([FineTune(epochs=config.epochs)] if config.epochs else []),
     )
 
@@ -201,7 +204,7 @@ class _Stop(Exception):  # noqa: N818  not an error
 
 
 #: Pass → its rung on the ladder of accuracies.
-RUNGS = {"Factorize": "factorized", "RecalibrateBatchNorm": "recalibrated", "FineTune": "finetuned"}
+RUNGS = {"Factorize": "factorized", "RecalibrateBatchNorm": "recalibrated", "Refit": "refitted", "FineTune": "finetuned"}
 
 
 def test_accuracy(graph: Graph, data: Data) -> float | None:

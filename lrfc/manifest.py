@@ -76,6 +76,7 @@ class Accuracy(_Record):
     before: _Fraction | None = None
     factorized: _Fraction | None = None
     recalibrated: _Fraction | None = None
+    refitted: _Fraction | None = None
     finetuned: _Fraction | None = None
     artifact: _Fraction | None = None
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lrfc.ir.graph import Graph
 from lrfc.passes.fold_batchnorm import drop_dropout
+from lrfc.search.batchnorm import moved
 from lrfc.state import Batch, Fact, State, batches
 
 Array = NDArray[np.float32]
@@ -22,9 +23,8 @@ class RecalibrateBatchNorm:
 
     Adaptive BatchNorm (EagleEye, Li et al. 2020, arXiv 2007.02491) replaces the moving mean and variance by those of a few forward passes in
     training mode. But a model trained with augmentation has other statistics than the plain images show, and loses accuracy by that alone. So both
-    networks, the original (o) and the compressed (c), are passed, and only the difference is carried over: with the original's moving mean m and
-    variance v, m' = m_c + (m − m_o)·√(v_c/v_o) and v' = v·v_c/v_o, which undoes any shift and scale of a channel. An uncompressed network stays
-    as it is. Without BatchNorm, with fewer than 16 inputs, or on synthetic data, the graph is not changed.
+    networks are passed, and only the difference is carried over (``lrfc.search.batchnorm``). An uncompressed network stays as it is. Without
+    BatchNorm, with fewer than 16 inputs, or on synthetic data, the graph is not changed.
     """
 
     samples: int = 2_000
@@ -46,15 +46,9 @@ class RecalibrateBatchNorm:
         old, new = (_statistics(graph, names, parts, step) for graph in (state.original, state.graph))
         updated = {}
         for name in names:
-            op, (mean, variance), (moved_mean, moved_variance) = state.graph.op(name), old[name], new[name]
-            moving = op.weights["moving_variance"]
-            alive = variance > 1e-6 * moving  # a channel that is constant on these inputs says nothing of the spread
-            spread = np.where(alive, moved_variance / np.where(alive, variance, 1), 1)
-            updated[name] = {
-                **op.weights,
-                "moving_mean": moved_mean + (op.weights["moving_mean"] - mean) * np.sqrt(spread),
-                "moving_variance": moving * spread,
-            }
+            op = state.graph.op(name)
+            mean, variance = moved(op, old[name], new[name])
+            updated[name] = {**op.weights, "moving_mean": mean, "moving_variance": variance}
         return state.with_graph(state.graph.with_weights(updated))
 
 

@@ -230,3 +230,24 @@ def test_memory_guard_names_the_figure(monkeypatch):
     op, source = parts(dense(12, 8))
     with pytest.raises(ModelError, match=r"layer 'layer': its decomposition at 12 inputs and 8 outputs needs .* GiB, above the limit"):
         METHODS["svd"].decompose(op, source).kernel((2,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["svd", "channel_svd", "channel_svd_1x1", "spatial_svd", "tucker2"])
+def test_large_layers_decompose_at_all_ranks_within_the_memory_guard(name):
+    """A 4096×4096 Dense layer, and a 3×3×512×512 convolution with statistics."""
+    graph = dense(4096, 4096) if name == "svd" else conv((3, 3), 512, 512)
+    op, source = parts(graph)
+    rng = np.random.default_rng(0)
+    stats = None
+    if name != "svd":
+        rows = rng.standard_normal((3000, 4608))
+        stats = Statistics((rows.T @ rows / 3000)[None], np.zeros((1, 4608)), 3000)
+    factors = METHODS[name].decompose(op, source, statistics=stats)
+    full = METHODS[name].full(op, source)
+    assert relative(factors.kernel(full), op.weights["kernel"]) < 1e-5
+    rows = rng.standard_normal((50, 1, 4096 if stats is None else 4608)).astype(np.float32)
+    asked = [tuple(rank // part for rank in full) for part in (16, 8, 4, 2, 1)]
+    errors = [relative(found, rows[:, 0] @ flat(graph)[0] + op.weights["bias"]) for found in factors.responses(rows, asked)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-4

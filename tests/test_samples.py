@@ -59,7 +59,7 @@ def test_every_patch_times_the_kernel_is_the_output(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["strided", "causal", "channels_first", "dense on a sequence"])
-def test_drawn_patches_give_outputs_at_real_positions(kind) -> None:
+def testdrawn_patches_give_outputs_at_real_positions(kind) -> None:
     graph = KINDS[kind]()
     inputs = helpers.random_inputs(graph, 8)
     found = drawn(graph, inputs, SampleSize(4, 4, 12, 12))["layer"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from lrfc.errors import ModelError
 from lrfc.ir import keras_inline
 from lrfc.ir.backend import as_float32, keras, quiet, reason
-from lrfc.ir.graph import Graph, Op, Ref, Slot, Tensor
+from lrfc.ir.graph import Array, Graph, Op, Ref, Slot, Tensor
 
 
 def to_keras(graph: Graph) -> Any:
@@ -49,10 +50,26 @@ def infer(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(Tensor(tuple(result.shape), str(result.dtype)) for result in results)
 
 
-def layer(op: Op) -> Any:
-    """The Keras layer of a weightless op, to be called on arrays."""
-    with quiet(), as_float32(), _trusted():
-        return _build(op, _layer_name(op.name))
+def single(op: Op, batch: int = 256) -> Callable[[Sequence[Array]], tuple[Array, ...]]:
+    """One op by itself, with its weights: a function from its operands' values (samples along axis 0) to its outputs, in inference mode."""
+    k = keras()
+    built: Any = None
+
+    def run(operands: Sequence[Array]) -> tuple[Array, ...]:
+        nonlocal built
+        parts = []
+        with quiet(), as_float32(), _trusted():
+            for start in range(0, len(operands[0]), batch):
+                part = [k.ops.convert_to_tensor(x[start : start + batch]) for x in operands]
+                if built is None:
+                    layer = _build(op, _layer_name(op.shared or op.name))
+                    _call(layer, op, [x[:1] for x in part])  # makes the variables
+                    _set_weights(layer, op)
+                    built = layer
+                parts.append([np.asarray(y) for y in _call(built, op, part)])
+        return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+    return run
 
 
 def save(graph: Graph, path: Path | str) -> None:

@@ -24,6 +24,7 @@ _RUNGS = {
     "before": "Original",
     "factorized": "Factorized",
     "recalibrated": "BatchNorm re-estimated",
+    "refitted": "Factors refitted",
     "finetuned": "Fine-tuned",
     "artifact": "Emitted file",
 }

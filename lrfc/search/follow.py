@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.search.batchnorm import moved
 
 Array = NDArray[np.float32]
 
@@ -68,11 +69,7 @@ def _per_position(activation: Op, rank: int, channels: int) -> bool:
 
 
 class FeatureMap:
-    """Turns sampled responses (N, T) of a layer into the feature map behind its chain, with the BatchNorm statistics re-estimated.
-
-    Re-estimation is what the build does after factorizing: the moving mean and variance follow the compressed response. Here they are moved by
-    what the sample shows, in units of the spread: mean(ŷ) + (μ − mean(y))·√(var(ŷ)/var(y)), and σ²·var(ŷ)/var(y).
-    """
+    """Turns sampled responses (N, T) of a layer into the feature map behind its chain, with the BatchNorm statistics re-estimated as the build does."""
 
     def __init__(self, chain: Follow, response: Array, addend: Array | None) -> None:
         from lrfc.ir import keras_io
@@ -82,17 +79,15 @@ class FeatureMap:
         self._mean, self._variance = response.mean(0), response.var(0)
         self._activate: Callable[[Array], Array] = lambda x: x
         if chain.activation is not None:
-            layer = keras_io.layer(chain.activation)
-            self._activate = lambda x: np.asarray(layer(x))
+            activation = keras_io.single(chain.activation, batch=len(response))
+            self._activate = lambda x: activation((x,))[0]
         self.reference = self(response)
         self.energy = float(np.sum(np.square(self.reference, dtype=np.float64)))
 
     def statistics(self, response: Array) -> tuple[Array, Array]:
         """The BatchNorm's mean and variance after re-estimation on that response."""
         assert self._chain.batchnorm is not None
-        weights = self._chain.batchnorm.weights
-        spread = np.divide(response.var(0), self._variance, out=np.ones_like(self._variance), where=self._variance > 0)
-        return response.mean(0) + (weights["moving_mean"] - self._mean) * np.sqrt(spread), weights["moving_variance"] * spread
+        return moved(self._chain.batchnorm, (self._mean, self._variance), (response.mean(0), response.var(0)))
 
     def __call__(self, response: Array) -> Array:
         """The feature map (N, T) that the response becomes."""

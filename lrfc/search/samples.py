@@ -97,12 +97,12 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
                 share = len(calls[layer.name])
                 chosen = np.flatnonzero(index < fitted)
                 if len(chosen):
-                    rows, _ = _draw(call, tensor, source, chosen, -(-size.statistics // (fitted * share)), rng)
+                    rows, _ = draw(call, tensor, source, chosen, -(-size.statistics // (fitted * share)), rng)
                     moments.setdefault(layer.name, _Moments(*rows.shape[1:])).add(rows)
                 chosen = np.flatnonzero((index >= held.start) & (index < held.stop))
                 if not len(chosen):
                     continue
-                rows, where = _draw(call, tensor, source, chosen, -(-size.similarity // (len(held) * share)), rng)
+                rows, where = draw(call, tensor, source, chosen, -(-size.similarity // (len(held) * share)), rng)
                 patches[call.name].append(rows)
                 addend = chains[call.name].addend
                 if addend is not None:
@@ -129,7 +129,7 @@ def _gather(
     )
 
 
-def _draw(op: Op, tensor: Tensor, source: Array, images: NDArray[np.intp], each: int, rng: np.random.Generator) -> tuple[Array, tuple[Any, ...]]:
+def draw(op: Op, tensor: Tensor, source: Array, images: NDArray[np.intp], each: int, rng: np.random.Generator) -> tuple[Array, tuple[Any, ...]]:
     """``each`` input patches (N, G, D) at random output positions of each image, and the index of those positions in the output.
 
     Where an image has no more positions than that, each of them is taken once.

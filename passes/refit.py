@@ -1,0 +1,235 @@
+"""Fit the factors anew, layer after layer, to what the original delivers, on what the compressed network delivers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfc.factorization import METHODS
+from lrfc.factorization.base import Statistics
+from lrfc.factorization.layout import Layout
+from lrfc.factorization.linalg import solve_positive
+from lrfc.ir import keras_io
+from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.passes.select_ranks import Selection
+from lrfc.search.batchnorm import moved
+from lrfc.search.candidates import Candidate
+from lrfc.search.cost import arena
+from lrfc.search.follow import Follow, follow
+from lrfc.search.samples import draw
+from lrfc.state import Fact, State
+
+Array = NDArray[np.float32]
+
+#: Bytes that the activations of both networks may take.
+MEMORY = 2 << 30
+#: With fewer inputs than this nothing is fitted.
+FEWEST = 16
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Solve every factorized layer again in closed form, with its method and ranks as they are: no gradients, no labels.
+
+    Both networks are passed once, op by op. At each layer the kernel is regressed (ridge, towards the kernel that it has) from what the compressed
+    network delivers onto what the original delivers, and decomposed again in the norm of those inputs: the asymmetric reconstruction of Zhang et al.
+    2016 (arXiv 1505.06798, 3.3), so that the errors of the layers before are repaired instead of handed on. In front of a residual addition the
+    target includes what the other branch has lost (He et al. 2017, arXiv 1707.06168, 3.3). Layers that are not factorized are regressed too, BatchNorm
+    statistics follow. A regression that does not fit held-out inputs better than the kernel does is not taken.
+
+    Transposed convolutions, EinsumDense and layers that are called more than once keep their factors. On synthetic data, or with fewer than 16 inputs,
+    the graph is not changed.
+
+    Given and result: the graph keeps its ops and shapes; weights change.
+    """
+
+    samples: int = 2_000
+    positions: int = 24_576
+    ridge: float = 1e-2
+
+    needs: ClassVar[tuple[type[Fact], ...]] = (Selection,)
+    gives: ClassVar[tuple[type[Fact], ...]] = ()
+    rewrites: ClassVar[bool] = True
+
+    def __call__(self, state: State) -> State:
+        """The state with the new weights."""
+        inputs = state.data.train.inputs
+        count = min(self.samples, len(inputs[0]), max(FEWEST, MEMORY // (2 * max(1, arena(state.original, 4).peak_bytes))))
+        if state.data.synthetic or len(inputs[0]) < FEWEST:
+            return state
+        graph = state.original
+        chosen = {candidate.layer: candidate for candidate in state.fact(Selection).chosen}
+        chains = {op.name: follow(graph, op.name) for op in graph if _fittable(graph, op)}
+        step = state.progress.stage("refit", len(graph))
+        updated: dict[str, dict[str, NDArray[np.float32]]] = {}
+        values = _Values(graph, tuple(x[:count] for x in inputs))
+        rng = np.random.default_rng(state.seed)
+        for op in _order(graph, chains, values):
+            operands = graph.operands(op.name)
+            given = [values.compressed[ref] for ref in operands]
+            delivered = keras_io.single(op)([values.original[ref] for ref in operands])
+            stages = _compressed(state.graph, graph, op.name)
+            if op.name in chains:
+                stages = self._fitted(graph, op, chosen.get(op.name), chains[op.name], values, delivered[0], rng) or stages
+            elif op.kind == "BatchNormalization" and len(graph.calls(op)) == 1:
+                axes = tuple(axis for axis in range(delivered[0].ndim) if axis != op["axis"] % delivered[0].ndim)
+                mean, variance = moved(
+                    op, *((x.mean(axes, dtype=np.float64), x.var(axes, dtype=np.float64)) for x in (values.original[operands[0]], given[0]))
+                )
+                stages = [replace(op, weights={**op.weights, "moving_mean": mean.astype(np.float32), "moving_variance": variance.astype(np.float32)})]
+            results: Sequence[Array] = given
+            for stage in stages:
+                results = keras_io.single(stage)(results)
+                if stage.weights:
+                    updated[stage.name] = dict(stage.weights)
+            values.put(op.name, delivered, results)
+            step(1)
+        return state.with_graph(state.graph.with_weights(updated))
+
+    def _fitted(
+        self, graph: Graph, op: Op, candidate: Candidate | None, chain: Follow, values: _Values, delivered: Array, rng: np.random.Generator
+    ) -> list[Op] | None:
+        """The layer's stages after regression; None where it keeps those that it has."""
+        source = graph.input_tensors(op.name)[0]
+        drifted = values.compressed[graph.operands(op.name)[0]]
+        images = np.arange(len(drifted))
+        rows, where = draw(op, source, drifted, images, -(-self.positions // len(images)), rng)
+        target = _rows(delivered, where)
+        if chain.addend in values.compressed:
+            lost = _rows(values.original[chain.addend] - values.compressed[chain.addend], where)
+            target = target + (lost if chain.scale is None else _divided(lost, chain.scale))
+        layout = Layout.of(op, source)
+        centred = chain.batchnorm is not None or "bias" in op.weights
+        fitted = _regress(layout, rows, target, self.ridge, centred=centred)
+        if fitted is None:
+            if candidate is None or candidate.method is None:
+                return None
+            fitted = op
+        if candidate is None or candidate.method is None:
+            return [fitted]
+        mean = rows.mean(0, dtype=np.float64)
+        moments = np.stack([_second(rows[:, group], mean[group] if centred else 0 * mean[group]) for group in range(layout.groups)])
+        statistics = Statistics(moments, mean if centred else None, len(rows))
+        factors = METHODS[candidate.method].decompose(fitted, source, scale=chain.scale, statistics=statistics)
+        return factors.stages(candidate.ranks)
+
+
+class _Values:
+    """What both networks deliver, kept as long as an op still reads it."""
+
+    def __init__(self, graph: Graph, inputs: Sequence[NDArray[np.generic]]) -> None:
+        self._graph = graph
+        self._readers = Counter(ref for op in graph for ref in graph.operands(op.name))
+        self.original: dict[Ref, Array] = {}
+        self.compressed: dict[Ref, Array] = {}
+        for name, x in zip(graph.inputs, inputs, strict=True):
+            value = (np.asarray(x, graph.tensor(Ref(name)).dtype),)
+            self._store(name, value, value)
+
+    def hold(self, ref: Ref) -> None:
+        """Count one more reader."""
+        self._readers[ref] += 1
+
+    def put(self, name: str, original: Sequence[Array], compressed: Sequence[Array]) -> None:
+        """Store an op's outputs, and forget what it was the last to read."""
+        self._store(name, original, compressed)
+        for ref in self._graph.operands(name):
+            self.release(ref)
+
+    def release(self, ref: Ref) -> None:
+        """Count one reader less."""
+        self._readers[ref] -= 1
+        if not self._readers[ref]:
+            self.original.pop(ref), self.compressed.pop(ref)
+
+    def _store(self, name: str, original: Sequence[Array], compressed: Sequence[Array]) -> None:
+        for output, (old, new) in enumerate(zip(original, compressed, strict=True)):
+            if self._readers[Ref(name, output)]:
+                self.original[Ref(name, output)], self.compressed[Ref(name, output)] = old, new
+
+
+def _fittable(graph: Graph, op: Op) -> bool:
+    """Whether the layer's output at a position is a product of one patch with its kernel, and of no other call's."""
+    plain = op.kind == "Dense" or (("Conv" in op.kind) and not op.kind.endswith("Transpose") and not op.kind.startswith("Separable"))
+    return plain and op.origin is None and "kernel" in op.weights and len(graph.calls(op)) == 1 and op["activation"] in (None, "linear")
+
+
+def _order(graph: Graph, chains: dict[str, Follow], values: _Values) -> Iterator[Op]:
+    """Execution order in which, where possible, the other branch of a residual addition comes before the layer that can repair it."""
+    ordered = nx.DiGraph()
+    rank = {op.name: number for number, op in enumerate(graph)}
+    ordered.add_nodes_from(rank)
+    ordered.add_edges_from((ref.op, op.name) for op in graph for ref in graph.operands(op.name))
+    held: dict[str, Ref] = {}
+    for name, chain in chains.items():
+        if chain.addend is not None and not nx.has_path(ordered, name, chain.addend.op):
+            ordered.add_edge(chain.addend.op, name)
+            held[name] = chain.addend
+            values.hold(chain.addend)
+    for name in nx.lexicographical_topological_sort(ordered, key=rank.__getitem__):
+        if graph.op(name).kind != "InputLayer":
+            yield graph.op(name)
+            if name in held:
+                values.release(held[name])
+
+
+def _compressed(compressed: Graph, original: Graph, name: str) -> list[Op]:
+    """The chain of ops in the compressed graph that stands for an op of the original."""
+    wanted = set(original.operands(name))
+    chain = [compressed.op(name)]
+    while wanted and not wanted & set(operands := compressed.operands(chain[0].name)):
+        chain.insert(0, compressed.op(operands[0].op))
+    return chain
+
+
+def _rows(values: Array, where: tuple[object, ...]) -> NDArray[np.float64]:
+    return np.asarray(values[where], np.float64)  # type: ignore[index]
+
+
+def _divided(lost: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What a channel must give so that ``lost`` is made good behind the BatchNorm; nothing where it hardly lets anything through."""
+    open_ = np.abs(scale) > 1e-2 * np.abs(scale).max()
+    return np.where(open_, lost / np.where(open_, scale, 1), 0)
+
+
+def _second(rows: Array, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    centred = rows - mean.astype(np.float32)
+    return np.asarray(centred.T @ centred, np.float64) / len(rows)
+
+
+def _regress(layout: Layout, rows: Array, target: NDArray[np.float64], ridge: float, *, centred: bool) -> Op | None:
+    """The op with the kernel (and bias) that best gives ``target`` (N, G·T) from patches (N, G, D); None when held-out rows are not fitted better."""
+    op = layout.op
+    bias = np.zeros(target.shape[1]) if layout.bias is None else layout.bias
+    kernel = layout.matrix(layout.tensor())
+    fold = len(rows) - len(rows) // 8  # rows are in the order of the images
+    new_kernel, new_bias = kernel.copy(), bias.copy()
+    before = after = 0.0
+    for group in range(layout.groups):
+        part = slice(group * layout.outputs, (group + 1) * layout.outputs)
+        x, y, w = rows[:, group], target[:, part].astype(np.float32), kernel[group].astype(np.float32)
+        mean = x[:fold].mean(0) if centred else np.zeros(layout.patch, np.float32)
+        missing = y - x @ w
+        shift = missing[:fold].mean(0) if centred else bias[part].astype(np.float32)
+        inner = x[:fold] - mean
+        gram = np.asarray(inner.T @ inner, np.float64)
+        cross = np.asarray(inner.T @ (missing[:fold] - shift), np.float64)
+        gram[np.diag_indices(len(gram))] += ridge * max(np.trace(gram) / len(gram), 1e-12)
+        change = solve_positive(gram, cross)
+        new_kernel[group] += change
+        new_bias[part] = shift - mean @ change
+        left = missing[fold:] - (shift if centred else bias[part])
+        before += float(np.sum(np.square(left)))
+        after += float(np.sum(np.square(left - (x[fold:] - mean) @ change)))
+    if not after < before:
+        return None
+    weights = {**op.weights, "kernel": layout.layer_kernel(new_kernel.reshape(layout.tensor().shape))}
+    if "bias" in op.weights:
+        weights["bias"] = new_bias.astype(np.float32)
+    return replace(op, weights=weights)
