@@ -16,7 +16,7 @@ from lrfc.data import Data, load_data
 from lrfc.errors import LrfcError, ModelError, UsageError
 from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
-from lrfc.metrics import accuracy, is_classification
+from lrfc.metrics import accuracy, classifies
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune
@@ -189,7 +189,7 @@ def _compress(graph: Graph, data: Data, config: BuildConfig, progress: Progress)
             max_drop = options_.DEFAULT_DROP if max_drop is None else max_drop
             max_macs = explore.fewest_macs(state, max_drop)
         design = state.fact(DesignSpace)
-        methods = explore.best_methods(state, config.methods, max_macs, config.max_params)
+        methods = explore.best_methods(state, config.methods, lambda choice: SelectRanks(max_macs, config.max_params, choice))
         state = run(state, plan(pipeline(config, max_macs, methods), known=(DesignSpace,)), after)
         trainable = state.graph
         # Last, because BatchNorm has to be there as long as statistics are estimated or weights trained.
@@ -209,8 +209,7 @@ RUNGS = {"Factorize": "factorized", "RecalibrateBatchNorm": "recalibrated", "Ref
 
 def test_accuracy(graph: Graph, data: Data) -> float | None:
     """The accuracy on the test split; None when the data have no class labels."""
-    shape = graph.tensor(graph.outputs[0]).shape
-    if data.synthetic or not is_classification(data.test, len(graph.outputs), shape[-1] if len(shape) == 2 else None):
+    if data.synthetic or not classifies(graph, data.test):
         return None
     return accuracy(keras_io.predict(graph, data.test.inputs), data.test)
 

@@ -1,45 +1,124 @@
-"""The smallest network that keeps the accuracy: a search over the budget, each point judged by running it."""
+"""Plans judged by running them: which mix of methods to take, and how far compression may go."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lrfc.config import Budget
 from lrfc.errors import BudgetError
 from lrfc.ir import keras_io
+from lrfc.metrics import classifies, right
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.finetune import scorer
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
+from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, totals
 from lrfc.pipeline import plan, run
 from lrfc.search.sensitivity import divergence
-from lrfc.state import Progress, State
+from lrfc.state import Pass, Progress, State
 
 #: Without data nothing can be measured: the predicted divergence of the outputs (see lrfc.search.sensitivity) stays below this.
 SAFE_DIVERGENCE = 0.01
-#: Halvings of the interval between the smallest and the whole network.
-STEPS = 6
-#: Validation samples that a point is judged on.
+#: Plans that the search for the smallest network runs at most, and the width of the interval, as a share of the MACs, at which it stops.
+STEPS = 7
+WIDTH = 0.01
+#: Validation samples that a plan is judged on, and training samples that it is refitted on.
 JUDGED = 2_000
+FITTED = 500
+#: A method's own plan is not run when its predicted impact is this many times that of the mixed plan.
+HOPELESS = 1.5
+#: How sure it has to be that the drop is within what is allowed: 90 %, one-sided.
+SURE = 1.28
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What running a plan showed on validation inputs.
+
+    ``divergence`` of the outputs from the original's; ``drop`` of the accuracy and ``margin`` of that figure (one-sided 90 %), or without class labels
+    the divergence once more with no margin.
+    """
+
+    divergence: float
+    drop: float
+    margin: float
+
+    def within(self, allowed: float) -> bool:
+        """Whether the drop is at most that, and surely so."""
+        return self.drop + self.margin <= allowed
+
+    def __str__(self) -> str:
+        sure = f" ± {100 * self.margin:.2f}" if self.margin else ""
+        return f"drop {100 * self.drop:.2f}{sure}pp before fine-tuning"
+
+
+class Judge:
+    """Rewrites a state that has a Selection, refits it and runs it on validation inputs."""
+
+    def __init__(self, state: State) -> None:
+        validation = state.data.validation
+        self._few = validation.take(np.arange(min(len(validation), JUDGED)))
+        self._reference = keras_io.predict(state.original, self._few.inputs)
+        self._right = right(self._reference, self._few) if classifies(state.original, self._few) else None
+
+    def __call__(self, selected: State) -> Verdict:
+        """The verdict on the plan of that state."""
+        steps: list[Pass] = [Factorize(), RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED)]
+        graph = run(selected, plan(steps, known=(Selection,))).graph
+        outputs = keras_io.predict(graph, self._few.inputs)
+        distance = divergence(self._reference, outputs)
+        if self._right is None:
+            return Verdict(distance, distance, 0.0)
+        return Verdict(distance, *paired_drop(self._right, right(outputs, self._few)))
+
+
+def paired_drop(before: np.ndarray[tuple[int], np.dtype[np.bool_]], after: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> tuple[float, float]:
+    """The drop of the accuracy on the same samples, and its one-sided 90 % margin (Agresti & Min 2005: half a sample is added to each kind of change).
+
+    The margin includes what the added samples move, so that drop + margin is the bound also where nothing changed on a few samples.
+    """
+    lost, gained = float(np.sum(before & ~after)), float(np.sum(~before & after))
+    count = len(before) + 2
+    centre = (lost - gained) / count
+    spread = np.sqrt(((lost + gained + 1) / count - centre**2) / count)
+    drop = (lost - gained) / len(before)
+    return drop, max(0.0, float(centre + SURE * spread - drop))
 
 
 def fewest_macs(state: State, max_drop: float) -> Budget:
-    """The smallest MAC budget, found by bisection, at which the drop of the validation score before fine-tuning is within ``max_drop``.
+    """The smallest MAC budget at which the drop of the validation accuracy before fine-tuning is within ``max_drop``, with 90 % confidence.
 
-    The score is the accuracy, or without class labels minus the divergence from the original's outputs. On synthetic data the predicted
-    divergence must stay below ``SAFE_DIVERGENCE`` instead. BudgetError when not even the largest candidate is within.
+    Points of the Pareto front are run one after the other; where the next one lies follows from the curve of drop against predicted divergence
+    that the points so far show on this very model. Without class labels the drop is the divergence from the original's outputs. On synthetic data nothing
+    is run: the predicted divergence must stay below ``SAFE_DIVERGENCE``. BudgetError when not even the largest candidate is within.
     """
+    silent = replace(state, progress=Progress())
+    judge = None if state.data.synthetic else Judge(silent)
     low, high = reachable(state)["macs"] / totals(state.original)["macs"], 1.0
-    silent = State(state.graph, state.original, state.data, state.seed, Progress(), state.facts)
     step = state.progress.stage("budget", STEPS)
-    judge = _judge(silent, max_drop)
+    seen: list[tuple[float, float]] = []
     found = None
+    share = (low + high) / 2
     for _ in range(STEPS):
-        middle = Budget(value=(low + high) / 2, relative=True)
-        good, verdict = judge(middle)
-        state.progress.log(f"  {100 * middle.value:.1f}% of the MACs: {verdict}")
-        found, low, high = (middle, low, middle.value) if good else (found, middle.value, high)
+        budget = Budget(value=share, relative=True)
+        selected = run(silent, plan([SelectRanks(max_macs=budget)], known=(DesignSpace,)))
+        impact = selected.fact(Selection).impact
+        if judge is None:
+            good = impact <= SAFE_DIVERGENCE
+            state.progress.log(f"  {100 * share:.1f}% of the MACs: predicted divergence {impact:.4f} (at most {SAFE_DIVERGENCE})")
+            seen.append((impact, impact / SAFE_DIVERGENCE))
+        else:
+            verdict = judge(selected)
+            good = verdict.within(max_drop)
+            state.progress.log(f"  {100 * share:.1f}% of the MACs: {verdict} (at most {100 * max_drop:.3g}pp)")
+            seen.append((impact, (verdict.drop + verdict.margin) / max(max_drop, 1e-12)))
+        found, low, high = (budget, low, share) if good else (found, share, high)
         step(1)
+        if high - low < WIDTH:
+            break
+        share = _next(silent, seen, low, high)
     if found is None:
         raise BudgetError(
             f"no factorization stays within --max-drop {100 * max_drop:.3g}pp; allow a larger drop, or give a budget such as --max-macs 80%"
@@ -47,53 +126,65 @@ def fewest_macs(state: State, max_drop: float) -> Budget:
     return found
 
 
-def best_methods(state: State, methods: tuple[str, ...], max_macs: Budget | None, max_params: Budget | None) -> tuple[str, ...]:
+def _next(state: State, seen: list[tuple[float, float]], low: float, high: float) -> float:
+    """The share of the MACs to run next: where the curve through what was seen meets 1, kept off the interval's ends; its middle without a curve.
+
+    ``seen`` holds predicted divergences and the drop there as a multiple of the allowed one.
+    """
+    middle = (low + high) / 2
+    points = [(x, y) for x, y in seen if x > 0 and y > 0]
+    if len({x for x, _ in points}) < 2:
+        return middle
+    x, y = (np.log([point[axis] for point in points]) for axis in (0, 1))
+    slope, offset = np.polyfit(x, y, 1)
+    if not slope > 0.1:
+        return middle
+    wanted = np.exp(-offset / slope)
+    edge = (high - low) / 6
+    inner, outer = low + edge, high - edge
+    for _ in range(12):  # the impact falls with the share, so bisection finds it
+        share = (inner + outer) / 2
+        selected = run(state, plan([SelectRanks(max_macs=Budget(value=share, relative=True))], known=(DesignSpace,)))
+        inner, outer = (share, outer) if selected.fact(Selection).impact > wanted else (inner, share)
+        if outer - inner < WIDTH / 4:
+            break
+    return (inner + outer) / 2
+
+
+def best_methods(state: State, methods: tuple[str, ...], select: Callable[[tuple[str, ...]], SelectRanks]) -> tuple[str, ...]:
     """The methods whose plan keeps the network closest to the original when it is run: all of them mixed, or one convolution method throughout.
 
     The impact of a plan is predicted layer by layer; how the errors of many layers add up is not. So the best mixed plan and the best plan of each
-    convolution method (with all that factorize fully connected layers) are rewritten, recalibrated and run on validation inputs, and the one with the
-    least output divergence is taken. On synthetic data, where nothing can be recalibrated, the mixed plan is taken.
+    convolution method (with all that factorize fully connected layers) are rewritten, refitted and run on validation inputs, and the one with the
+    least output divergence is taken; plans that are predicted to be far worse than the mixed one are not run. On synthetic data, where nothing can be
+    refitted, the mixed plan is taken.
     """
     spaces = state.fact(DesignSpace).spaces
-    dense = {m for s in spaces if s.op.kind in ("Dense", "EinsumDense") for m in s.factors}
-    convolutions = [m for m in methods if any(m in s.factors for s in spaces if "Conv" in s.op.kind)]
+    dense = {c.method for s in spaces if s.op.kind in ("Dense", "EinsumDense") for c in s.candidates}
+    offered = {c.method for s in spaces if "Conv" in s.op.kind for c in s.candidates}
+    convolutions = [m for m in methods if m in offered]
     if state.data.synthetic or len(convolutions) < 2:
         return methods
-    silent = State(state.graph, state.original, state.data, state.seed, Progress(), state.facts)
-    inputs = tuple(x[:JUDGED] for x in state.data.validation.inputs)
-    reference = keras_io.predict(state.original, inputs)
+    silent = replace(state, progress=Progress())
+    judge = Judge(silent)
     step = state.progress.stage("plans", len(convolutions) + 1)
     found: dict[tuple[str, ...], float] = {}
+    mixed = 0.0
     for choice in (methods, *(tuple(m for m in methods if m == one or m in dense) for one in convolutions)):
+        step(1)
         try:
-            chosen = run(silent, plan([SelectRanks(max_macs, max_params, choice)], known=(DesignSpace,)))
+            selected = run(silent, plan([select(choice)], known=(DesignSpace,)))
         except BudgetError as error:
             if choice == methods:
                 raise
             state.progress.log(f"  {', '.join(choice)}: {error}")
             continue
-        compressed = run(chosen, plan([Factorize(), RecalibrateBatchNorm(samples=1_000)], known=(Selection,)))
-        found[choice] = divergence(reference, keras_io.predict(compressed.graph, inputs))
-        state.progress.log(f"  {', '.join(choice)}: output divergence {found[choice]:.4f}")
-        step(1)
+        impact = selected.fact(Selection).impact
+        if choice == methods:
+            mixed = impact
+        elif impact > HOPELESS * mixed:
+            state.progress.log(f"  {', '.join(choice)}: predicted {impact:.4f}, the mixed plan {mixed:.4f}; not run")
+            continue
+        found[choice] = judge(selected).divergence
+        state.progress.log(f"  {', '.join(choice)}: predicted {impact:.4f}, output divergence {found[choice]:.4f}")
     return min(found, key=lambda choice: found[choice])
-
-
-class _judge:  # noqa: N801  a function with what it computes once
-    def __init__(self, state: State, max_drop: float) -> None:
-        self._state, self._max_drop = state, max_drop
-        if not state.data.synthetic:
-            teacher = keras_io.compiled(state.original)
-            validation = state.data.validation
-            few = validation.take(np.arange(min(len(validation), JUDGED)))
-            self._score = scorer(state.original, teacher, few)
-            self._whole = self._score(teacher)
-
-    def __call__(self, budget: Budget) -> tuple[bool, str]:
-        state = run(self._state, plan([SelectRanks(max_macs=budget)], known=(DesignSpace,)))
-        if state.data.synthetic:
-            impact = state.fact(Selection).impact
-            return impact <= SAFE_DIVERGENCE, f"predicted divergence {impact:.4f} (at most {SAFE_DIVERGENCE})"
-        state = run(state, plan([Factorize(), RecalibrateBatchNorm(samples=2_000)], known=(Selection,)))
-        drop = self._whole - self._score(keras_io.compiled(state.graph))
-        return drop <= self._max_drop, f"drop {100 * drop:.2f}pp before fine-tuning (at most {100 * self._max_drop:.3g}pp)"

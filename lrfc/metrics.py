@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lrfc.data import Split
+from lrfc.ir.graph import Graph
 from lrfc.state import Batch
 
 
@@ -26,8 +27,19 @@ def labels(split: Split) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return flat.astype(np.int64)
 
 
-def accuracy(outputs: Batch, split: Split) -> float:
-    """The share of samples whose class is right. A single output value is read as the probability of class 1."""
+def classifies(graph: Graph, split: Split) -> bool:
+    """Whether the graph is a classifier and the split holds its labels."""
+    shape = graph.tensor(graph.outputs[0]).shape
+    return is_classification(split, len(graph.outputs), shape[-1] if len(shape) == 2 else None)
+
+
+def right(outputs: Batch, split: Split) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which samples' classes are right, (N,). A single output value is read as the probability of class 1."""
     scores = outputs[0]
     guess = scores.argmax(-1) if scores.shape[-1] > 1 else (scores[..., 0] > 0.5).astype(np.int64)
-    return float(np.mean(guess.reshape(len(guess)) == labels(split)))
+    return np.asarray(guess.reshape(len(guess)) == labels(split))
+
+
+def accuracy(outputs: Batch, split: Split) -> float:
+    """The share of samples whose class is right."""
+    return float(np.mean(right(outputs, split)))

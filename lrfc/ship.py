@@ -17,7 +17,7 @@ from lrfc.errors import BudgetError, NoGainError
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
 from lrfc.manifest import Accuracy, Figures, Input, Latency, Layer, Manifest, Parity, Search
-from lrfc.metrics import accuracy, is_classification
+from lrfc.metrics import accuracy, classifies
 from lrfc.passes.profile import profile
 from lrfc.passes.select_ranks import DesignSpace, Selection, front, totals
 from lrfc.report.page import render
@@ -141,9 +141,8 @@ def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float |
 
 def _score(runner: Runner, made: Build) -> float | None:
     """The accuracy of an emitted file on the test split; None without class labels."""
-    data, graph = made.state.data, made.original
-    shape = graph.tensor(graph.outputs[0]).shape
-    if data.synthetic or not is_classification(data.test, len(graph.outputs), shape[-1] if len(shape) == 2 else None):
+    data = made.state.data
+    if data.synthetic or not classifies(made.original, data.test):
         return None
     return accuracy(runner(data.test.inputs), data.test)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lrfc.data import Split
 from lrfc.ir.graph import Graph
-from lrfc.metrics import accuracy, is_classification, labels
+from lrfc.metrics import accuracy, classifies, labels
 from lrfc.search.sensitivity import divergence, is_distribution
 from lrfc.state import Batch, Fact, State, batches
 
@@ -62,7 +62,8 @@ class FineTune:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.momentum = 0.9  # a few epochs are too few steps for Keras' default of 0.99
         steps = -(-len(train) // self.batch) * self.epochs
-        step = self._trainer(model, targets, train, steps)
+        truth = labels(train) if classifies(state.original, train) and targets[0].shape[-1] > 1 else None
+        step = self._trainer(model, targets, train, truth, steps)
         run = keras_io.compiled(model)
         best, weights = 0, [np.array(w) for w in model.get_weights()]
         losses: list[float | None] = [None]
@@ -85,8 +86,10 @@ class FineTune:
         tuned = state.with_graph(keras_io.absorb(state.graph, model))
         return tuned.with_fact(Tuning(tuple(losses), tuple(scores), best))
 
-    def _trainer(self, model: Any, targets: Batch, train: Split, steps: int) -> Callable[[np.ndarray[Any, Any]], float]:
-        """A function that trains on the samples of an index array and returns their loss."""
+    def _trainer(
+        self, model: Any, targets: Batch, train: Split, truth: np.ndarray[Any, Any] | None, steps: int
+    ) -> Callable[[np.ndarray[Any, Any]], float]:
+        """A function that trains on the samples of an index array and returns their loss. ``truth``: the class indices, if there are any."""
         import keras
         import tensorflow as tf
 
@@ -98,8 +101,6 @@ class FineTune:
         )
         optimizer = keras.optimizers.Adam(rate)
         optimizer.build(model.trainable_variables)
-        classes = targets[0].shape[-1] if targets[0].ndim == 2 else None
-        truth = labels(train) if is_classification(train, len(targets), classes) and classes is not None and classes > 1 else None
         scales = [max(float(np.var(t)), 1e-12) for t in targets]
         soft = [is_distribution(t) for t in targets]
 
@@ -140,8 +141,7 @@ def scorer(original: Graph, teacher: Any, split: Split) -> Callable[[Any], float
     """A function that scores a runner on a split: the accuracy, or without class labels minus the divergence from the original."""
     from lrfc.ir import keras_io
 
-    shape = original.tensor(original.outputs[0]).shape
-    if is_classification(split, len(original.outputs), shape[-1] if len(shape) == 2 else None):
+    if classifies(original, split):
         return lambda run: accuracy(keras_io.predict(run, split.inputs), split)
     reference = keras_io.predict(teacher, split.inputs)
     return lambda run: -divergence(reference, keras_io.predict(run, split.inputs))

@@ -104,19 +104,11 @@ class Refit:
         if chain.addend in values.compressed:
             lost = _rows(values.original[chain.addend] - values.compressed[chain.addend], where)
             target = target + (lost if chain.scale is None else _divided(lost, chain.scale))
-        layout = Layout.of(op, source)
         centred = chain.batchnorm is not None or "bias" in op.weights
-        fitted = _regress(layout, rows, target, self.ridge, centred=centred)
-        if fitted is None:
-            if candidate is None or candidate.method is None:
-                return None
-            fitted = op
+        fitted, statistics = _regress(Layout.of(op, source), rows, target, self.ridge, centred=centred)
         if candidate is None or candidate.method is None:
-            return [fitted]
-        mean = rows.mean(0, dtype=np.float64)
-        moments = np.stack([_second(rows[:, group], mean[group] if centred else 0 * mean[group]) for group in range(layout.groups)])
-        statistics = Statistics(moments, mean if centred else None, len(rows))
-        factors = METHODS[candidate.method].decompose(fitted, source, scale=chain.scale, statistics=statistics)
+            return None if fitted is None else [fitted]
+        factors = METHODS[candidate.method].decompose(fitted or op, source, scale=chain.scale, statistics=statistics)
         return factors.stages(candidate.ranks)
 
 
@@ -198,38 +190,35 @@ def _divided(lost: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[n
     return np.where(open_, lost / np.where(open_, scale, 1), 0)
 
 
-def _second(rows: Array, mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    centred = rows - mean.astype(np.float32)
-    return np.asarray(centred.T @ centred, np.float64) / len(rows)
+def _regress(layout: Layout, rows: Array, target: NDArray[np.float64], ridge: float, *, centred: bool) -> tuple[Op | None, Statistics]:
+    """The op with the kernel (and bias) that best gives ``target`` (N, G·T) from patches (N, G, D), or None; and the patches' statistics.
 
-
-def _regress(layout: Layout, rows: Array, target: NDArray[np.float64], ridge: float, *, centred: bool) -> Op | None:
-    """The op with the kernel (and bias) that best gives ``target`` (N, G·T) from patches (N, G, D); None when held-out rows are not fitted better."""
+    It is None when rows of held-out images are not fitted better than by the kernel that the op has.
+    """
     op = layout.op
-    bias = np.zeros(target.shape[1]) if layout.bias is None else layout.bias
     kernel = layout.matrix(layout.tensor())
+    bias = np.zeros(target.shape[1]) if layout.bias is None else layout.bias.copy()
     fold = len(rows) - len(rows) // 8  # rows are in the order of the images
-    new_kernel, new_bias = kernel.copy(), bias.copy()
+    means = rows[:fold].mean(0) if centred else np.zeros(rows.shape[1:], np.float32)
+    moments = np.empty((layout.groups, layout.patch, layout.patch))
     before = after = 0.0
     for group in range(layout.groups):
         part = slice(group * layout.outputs, (group + 1) * layout.outputs)
-        x, y, w = rows[:, group], target[:, part].astype(np.float32), kernel[group].astype(np.float32)
-        mean = x[:fold].mean(0) if centred else np.zeros(layout.patch, np.float32)
-        missing = y - x @ w
+        missing = target[:, part].astype(np.float32) - rows[:, group] @ kernel[group].astype(np.float32)
         shift = missing[:fold].mean(0) if centred else bias[part].astype(np.float32)
-        inner = x[:fold] - mean
-        gram = np.asarray(inner.T @ inner, np.float64)
-        cross = np.asarray(inner.T @ (missing[:fold] - shift), np.float64)
-        gram[np.diag_indices(len(gram))] += ridge * max(np.trace(gram) / len(gram), 1e-12)
-        change = solve_positive(gram, cross)
-        new_kernel[group] += change
-        new_bias[part] = shift - mean @ change
-        left = missing[fold:] - (shift if centred else bias[part])
-        before += float(np.sum(np.square(left)))
-        after += float(np.sum(np.square(left - (x[fold:] - mean) @ change)))
+        inner = rows[:, group] - means[group]
+        moments[group] = inner[:fold].T @ inner[:fold] / np.float32(fold)
+        cross = inner[:fold].T @ (missing[:fold] - shift) / np.float32(fold)
+        weight = ridge * max(float(np.trace(moments[group])) / layout.patch, 1e-12)
+        change = solve_positive(moments[group] + weight * np.eye(layout.patch), cross.astype(np.float64))
+        before += float(np.sum(np.square(missing[fold:] - (shift if centred else bias[part]))))
+        after += float(np.sum(np.square(missing[fold:] - shift - inner[fold:] @ change)))
+        kernel[group] += change
+        bias[part] = shift - means[group] @ change
+    statistics = Statistics(moments, means.astype(np.float64) if centred else None, fold)
     if not after < before:
-        return None
-    weights = {**op.weights, "kernel": layout.layer_kernel(new_kernel.reshape(layout.tensor().shape))}
+        return None, statistics
+    weights = {**op.weights, "kernel": layout.layer_kernel(kernel.reshape(layout.tensor().shape))}
     if "bias" in op.weights:
-        weights["bias"] = new_bias.astype(np.float32)
-    return replace(op, weights=weights)
+        weights["bias"] = bias.astype(np.float32)
+    return replace(op, weights=weights), statistics
