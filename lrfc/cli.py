@@ -70,11 +70,13 @@ def build(
     methods: Annotated[str | None, typer.Option(help="Factorizations to choose from, comma-separated; all by default.")] = None,
     keep: Annotated[list[str], typer.Option(help="Layers to leave alone: a name or a glob; may be given several times.")] = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="The only layers to factorize: a name or a glob; may be given several times.")] = [],  # noqa: B006
+    rank_multiple: Annotated[int, typer.Option(help="Ranks step in multiples of this, what the device computes at once.")] = 1,
     epochs: Annotated[int, typer.Option(help="Epochs of the one fine-tune; 0 for none.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of splits, samples and fine-tuning.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads that the measured runtime may use.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Output folder; MODEL-lrfc by default.")] = None,
     unsafe_load: Unsafe = False,
+    resume: Annotated[bool, typer.Option(help="Take over what an earlier run, also a killed one, found out about the same model and data.")] = True,
     print_after: Annotated[list[str], typer.Option(help="Print the graph after this pass; may be given several times.")] = [],  # noqa: B006
     stop_after: Annotated[str | None, typer.Option(help="Stop after this pass and emit nothing.")] = None,
     as_json: Json = False,
@@ -87,7 +89,7 @@ def build(
         try:
             compiler.build(
                 model, target=tuple(target), data=data, test_data=test_data, max_macs=max_macs, max_params=max_params, max_drop=max_drop,
-                precision=precision, keep=tuple(keep), only=tuple(only), epochs=epochs, seed=seed, threads=threads, out=out, unsafe_load=unsafe_load,
+                precision=precision, keep=tuple(keep), only=tuple(only), rank_multiple=rank_multiple, epochs=epochs, resume=resume, seed=seed, threads=threads, out=out, unsafe_load=unsafe_load,
                 print_after=tuple(print_after), stop_after=stop_after, progress=terminal.progress(), on_result=terminal.keep, **options,
             )  # fmt: skip
         finally:  # also a build that misses its budget has a result

@@ -147,13 +147,17 @@ def pipeline(config: BuildConfig, max_macs: Budget | None, methods: tuple[str, .
     )
 
 
+def _exploration(config: BuildConfig) -> ExploreLayers:
+    return ExploreLayers(methods=config.methods, keep=config.keep, only=config.only, rank_multiple=config.rank_multiple, cached=config.resume)
+
+
 def _compress(graph: Graph, data: Data, config: BuildConfig, progress: Progress) -> Build | None:
     """The compressed graph and all that is known about it; None when a --stop-after ends the line early."""
     if data.synthetic and config.epochs:
         progress.log("no data: calibrated on synthetic inputs, not fine-tuned, and nothing is claimed about accuracy")
         config = config.model_copy(update={"epochs": 0})
     # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
-    first: list[Pass] = [Canonicalise(), ExploreLayers(methods=config.methods, keep=config.keep, only=config.only)]
+    first: list[Pass] = [Canonicalise(), _exploration(config)]
     known = {name_of(step) for step in (*first, *pipeline(config, None), FoldBatchNorm())}
     for name in (*config.print_after, *([config.stop_after] if config.stop_after else [])):
         if name not in known:

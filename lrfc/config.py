@@ -98,11 +98,13 @@ class BuildConfig(BaseModel):
     methods: tuple[str, ...] = METHODS
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    rank_multiple: Annotated[int, Field(ge=1)] = 1
     epochs: Annotated[int, Field(ge=0)] = 3
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=1)] = 1
     out: Path | None = None
     unsafe_load: bool = False
+    resume: bool = True
     print_after: tuple[str, ...] = ()
     stop_after: str | None = None
 

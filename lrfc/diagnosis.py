@@ -26,6 +26,7 @@ REQUIRED = {
     "threadpoolctl": ("threadpoolctl", "3.5"),
     "networkx": ("networkx", "3.4"),
     "h5py": ("h5py", "3.11"),
+    "platformdirs": ("platformdirs", "4.2"),
     "jinja2": ("jinja2", "3.1"),
     "pydantic": ("pydantic", "2.10"),
     "rich": ("rich", "14"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -15,10 +16,11 @@ from lrfc.ir import ops
 from lrfc.ir.graph import Graph
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.search.allocate import allocate
-from lrfc.search.candidates import Candidate, LayerSpace, pareto, selected, space
-from lrfc.search.samples import LayerSamples, SampleSize, collect
-from lrfc.search.sensitivity import weigh
+from lrfc.search.candidates import Candidate, Decomposed, LayerSpace, pareto, selected, space
+from lrfc.search.samples import Sampler, SampleSize
+from lrfc.search.sensitivity import Sensitivity
 from lrfc.search.similarity import MEASURES
+from lrfc.search.store import Store, fingerprint, place
 from lrfc.state import Fact, State
 
 
@@ -27,7 +29,6 @@ class DesignSpace(Fact):
     """Every layer's choices, evaluated: what the allocation draws from, for any budget."""
 
     spaces: tuple[LayerSpace, ...]
-    samples: Mapping[str, LayerSamples]
     skipped: Mapping[str, str]
 
     def narrowed(self, methods: tuple[str, ...]) -> DesignSpace:
@@ -39,6 +40,11 @@ class DesignSpace(Fact):
     def size(self) -> int:
         """Number of candidates."""
         return sum(len(s.candidates) for s in self.spaces)
+
+    @property
+    def undominated(self) -> int:
+        """Number of candidates that no other of the same layer beats in everything."""
+        return sum(len(pareto(s.candidates)) for s in self.spaces)
 
 
 @dataclass(frozen=True)
@@ -65,32 +71,48 @@ class ExploreLayers:
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     measure: str = "relative_l2"
+    rank_multiple: int = 1
     size: SampleSize = SampleSize()
     sensitivity_images: int = 256
+    cached: bool = False
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
     gives: ClassVar[tuple[type[Fact], ...]] = (DesignSpace,)
     rewrites: ClassVar[bool] = False
 
     def __call__(self, state: State) -> State:
-        """The state with its DesignSpace."""
-        layers = list(selected(state.graph, self.keep, self.only))
+        """The state with its DesignSpace. ``cached``: what an earlier run found out about a layer on the same model, data and options is taken over."""
+        graph, inputs = state.graph, tuple(x[: max(self.size.images + self.size.held_out, self.sensitivity_images)] for x in state.data.train.inputs)
+        layers = list(selected(graph, self.keep, self.only))
         skipped = {op.name: reason for op, reason in layers if reason is not None}
         eligible = [op for op, reason in layers if reason is None]
-        inputs = state.data.train.inputs
-        samples = collect(state.graph, eligible, inputs, self.size, state.seed) if eligible else {}
-        step = state.progress.stage("candidates", len(eligible))
+        samples = Sampler(graph, eligible, inputs, self.size, state.seed)
+        store = None
+        if self.cached:
+            seen = (self.methods, self.measure, self.rank_multiple, self.size, self.sensitivity_images, state.seed)
+            store = Store(place(), fingerprint(graph, inputs, seen), state.progress.log)
+        sensitivity: Sensitivity | None = None
+        step = state.progress.stage("layers", len(eligible))
         spaces = []
         for op in eligible:
-            found = space(state.graph, op, samples[op.name], self.methods, MEASURES[self.measure])
+            known = None if store is None else store.get(op.name)
+            if known is not None:
+                methods = list(dict.fromkeys(c.method for c in known[0] if c.method is not None))
+                factors = Decomposed(op, graph.input_tensors(op.name)[0], methods, partial(samples.__getitem__, op.name))
+                found = LayerSpace(op, tuple(call.name for call in graph.calls(op)), known[0], factors, known[1])
+            else:
+                found = space(graph, op, samples[op.name], self.methods, MEASURES[self.measure], multiple=self.rank_multiple)
+                if len(found.candidates) > 1:
+                    sensitivity = sensitivity or Sensitivity(graph, tuple(x[: self.sensitivity_images] for x in inputs))
+                    found = sensitivity(found, samples[op.name])
+                if store is not None:
+                    store.put(op.name, found.candidates, found.refusals)
             if len(found.candidates) == 1:
                 skipped[op.name] = found.reason
             else:
                 spaces.append(found)
             step(1)
-        few = tuple(x[: self.sensitivity_images] for x in inputs)
-        spaces = weigh(state.graph, spaces, samples, few, state.progress.stage("sensitivity", len(spaces)))
-        return state.with_fact(DesignSpace(tuple(spaces), samples, skipped))
+        return state.with_fact(DesignSpace(tuple(spaces), skipped))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from lrfc.passes.factorize import _call
 from lrfc.search import sensitivity
 from lrfc.search.candidates import Candidate, LayerSpace, selected, space
 from lrfc.search.samples import SampleSize, collect
-from lrfc.search.sensitivity import divergence, is_distribution, weigh
+from lrfc.search.sensitivity import Sensitivity, divergence, is_distribution
 from lrfc.search.similarity import relative_l2
 from tests import helpers
 
@@ -29,7 +29,7 @@ def weighed():
     graph = helpers.graph_of(helpers.conv_net(filters=(10, 12, 14)))
     inputs = helpers.random_inputs(graph, 32)
     spaces, samples = explored(graph, inputs)
-    return graph, inputs, spaces, samples, weigh(graph, spaces, samples, inputs)
+    return graph, inputs, spaces, samples, [Sensitivity(graph, inputs)(each, samples[each.op.name]) for each in spaces]
 
 
 def test_every_candidate_has_an_impact_that_grows_with_its_error(weighed) -> None:
@@ -100,7 +100,7 @@ def test_between_the_probes_the_fit_meets_them() -> None:
 def test_a_layer_without_choices_has_no_impact(weighed) -> None:
     graph, inputs, spaces, samples, _ = weighed
     alone = LayerSpace(spaces[0].op, spaces[0].calls, spaces[0].candidates[:1])
-    assert [c.impact for c in weigh(graph, [alone], samples, inputs)[0].candidates] == [0]
+    assert [c.impact for c in Sensitivity(graph, inputs)(alone, samples[alone.op.name]).candidates] == [0]
 
 
 def test_divergence_by_hand() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
@@ -78,13 +78,13 @@ def selected(graph: Graph, keep: Sequence[str], only: Sequence[str]) -> Iterator
             yield op, refusal(op, *graph.input_tensors(op.name))
 
 
-def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], measure: Measure, levels: int = 32) -> LayerSpace:
+def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], measure: Measure, levels: int = 32, multiple: int = 1) -> LayerSpace:
     """Every candidate of one layer that saves MACs or parameters and costs no more of either, evaluated on the layer's samples."""
     source, calls = graph.input_tensors(op.name)[0], graph.calls(op)
     target = graph.tensors(op.name)
     whole = Candidate(op.name, None, (), op.params, len(calls) * ops.macs(op, (source,), target))
     found: list[Candidate] = [whole]
-    factors: dict[str, Factors] = {}
+    costly: dict[str, dict[Ranks, Cost]] = {}
     refusals: dict[str, str] = {}
     feature_map: FeatureMap | None = None
     for name in methods:
@@ -93,20 +93,44 @@ def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], m
         if reason is not None:
             refusals[name] = reason
             continue
-        costs = {ranks: _total(method.cost(op, source, ranks), len(calls)) for ranks in grid(method.full(op, source), levels)}
+        costs = {ranks: _total(method.cost(op, source, ranks), len(calls)) for ranks in grid(method.full(op, source), levels, multiple)}
         costs = {
             r: c for r, c in costs.items() if c.params <= whole.params and c.macs <= whole.macs and (c.params < whole.params or c.macs < whole.macs)
         }
         if not costs:
             refusals[name] = "no rank is smaller than the layer itself"
             continue
-        factors[name] = method.decompose(op, source, scale=samples.chain.scale, statistics=samples.statistics)
+        costly[name] = costs
+    factors = Decomposed(op, source, list(costly), lambda: samples)
+    for name, costs in costly.items():
         if feature_map is None:
             feature_map = FeatureMap(samples.chain, response(op, source, samples), samples.addend)
         for (ranks, cost), values in zip(costs.items(), factors[name].responses(samples.patches, list(costs)), strict=True):
             error = measure(feature_map.reference, feature_map(values))
             found.append(Candidate(op.name, name, ranks, cost.params, cost.macs, error))
     return LayerSpace(op, tuple(call.name for call in calls), tuple(found), factors, refusals)
+
+
+class Decomposed(Mapping[str, Factors]):
+    """The factors of a layer by method, decomposed when they are asked for."""
+
+    def __init__(self, op: Op, source: Tensor, methods: Sequence[str], samples: Callable[[], LayerSamples]) -> None:
+        self._op, self._source, self._samples = op, source, samples
+        self._found: dict[str, Factors | None] = dict.fromkeys(methods)
+
+    def __getitem__(self, method: str) -> Factors:
+        factors = self._found[method]
+        if factors is None:
+            samples = self._samples()
+            factors = METHODS[method].decompose(self._op, self._source, scale=samples.chain.scale, statistics=samples.statistics)
+            self._found[method] = factors
+        return factors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 def _total(cost: Cost, calls: int) -> Cost:
@@ -121,18 +145,22 @@ def response(op: Op, source: Tensor, samples: LayerSamples) -> NDArray[np.float3
     return add_bias(layout, np.concatenate(rows, axis=1), None)
 
 
-def grid(full: Ranks, levels: int) -> list[Ranks]:
-    """Rank tuples up to the full ranks: all of them where there are few, otherwise about ``levels`` per rank (√levels·2 each for two ranks)."""
+def grid(full: Ranks, levels: int, multiple: int = 1) -> list[Ranks]:
+    """Rank tuples up to the full ranks: all of them where there are few, otherwise about ``levels`` per rank (√levels·2 each for two ranks).
+
+    Ranks are multiples of ``multiple``, what a device computes at once, besides the full ones; below it there are none, except that a rank which cannot
+    reach it has its full value.
+    """
     each = levels if len(full) == 1 else max(4, round(2 * levels ** (1 / len(full))))
     axes = []
     for top in full:
-        step = max(1, -(-top // each))
+        step = multiple * max(1, -(-top // (each * multiple)))
         axes.append(sorted({*range(step, top + 1, step), top}))
     return list(product(*axes))
 
 
 def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The candidates that no other one beats: at most the same impact, MACs and parameters, and less of one."""
+    """The candidates that no other one beats: at most the same impact, MACs and parameters, and less of one. The others are never allocated."""
     ordered = sorted(candidates, key=lambda c: (c.impact, c.macs, c.params, c.method or "", c.ranks))
     kept: list[Candidate] = []
     for candidate in ordered:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,21 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
                 if addend is not None:
                     addends[call.name].append(values[addend][where])
     return {layer.name: _gather(layer, calls[layer.name], chains, moments, patches, addends) for layer in layers}
+
+
+class Sampler:
+    """Samples of layers by name, collected from one pass when the first of them is asked for."""
+
+    def __init__(self, graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize, seed: int) -> None:
+        self._collect = partial(collect, graph, layers, inputs, size, seed)
+
+    @cached_property
+    def _samples(self) -> dict[str, LayerSamples]:
+        return self._collect()
+
+    def __getitem__(self, layer: str) -> LayerSamples:
+        """The samples of a layer."""
+        return self._samples[layer]
 
 
 def _gather(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,28 +39,28 @@ def _divergence(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(np.sum(np.square(a - b)) / max(np.sum(np.square(a - a.mean(0))), 1e-30))
 
 
-def weigh(
-    graph: Graph, spaces: Sequence[LayerSpace], samples: Mapping[str, LayerSamples], inputs: Batch, step: Callable[[int], None] = lambda n: None
-) -> list[LayerSpace]:
-    """The spaces with every candidate's ``impact``: the output divergence predicted from its feature-map error.
+class Sensitivity:
+    """Gives the candidates of a layer their ``impact``: the output divergence predicted from their feature-map error.
 
     Each layer is perturbed alone, at the candidates nearest to ``PROBES``, by its dense equivalent kernel (so nothing is rebuilt), with the
     BatchNorm behind it re-estimated. Between and beyond the probes the divergence follows a power of the error.
     """
-    from lrfc.ir import keras_io
 
-    model = keras_io.to_keras(graph)
-    run = keras_io.compiled(model)
-    reference = run(inputs)
-    weighed = []
-    for space in spaces:
+    def __init__(self, graph: Graph, inputs: Batch) -> None:
+        from lrfc.ir import keras_io
+
+        self._graph, self._inputs = graph, inputs
+        self._model = keras_io.to_keras(graph)
+        self._run = keras_io.compiled(self._model)
+        self._reference = self._run(inputs)
+
+    def __call__(self, space: LayerSpace, samples: LayerSamples) -> LayerSpace:
+        """The space with every candidate's impact."""
         points = {}
         for candidate in _probes(space.candidates):
-            with _perturbed(model, space, candidate, samples[space.op.name], graph.input_tensors(space.op.name)[0]):
-                points[candidate.error] = max(divergence(reference, run(inputs)), 1e-12)
-        weighed.append(replace(space, candidates=tuple(_with_impact(c, points) for c in space.candidates)))
-        step(1)
-    return weighed
+            with _perturbed(self._model, space, candidate, samples, self._graph.input_tensors(space.op.name)[0]):
+                points[candidate.error] = max(divergence(self._reference, self._run(self._inputs)), 1e-12)
+        return replace(space, candidates=tuple(_with_impact(c, points) for c in space.candidates))
 
 
 def _probes(candidates: Sequence[Candidate]) -> list[Candidate]:
