@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from lrfc.factorization import METHODS, Cost, break_even, cost_of, eligible, split_separable, support_matrix, support_table, tt_matrix, tucker_matrix
 from lrfc.factorization.support import EXAMPLES
 from lrfc.factorization.tensorized import factorizations
-from lrfc.factorization.unfold import Unfolding
 from lrfc.ir.graph import Graph, Op
 from tests.factorized import conv, convolutions, counted, dense, layer, outputs, parts, products, relative, rewritten
 
@@ -141,22 +140,6 @@ def test_macs_are_those_of_the_cheaper_order(name, leading):
     op, source = parts(graph)
     for ranks in ((2, 3), (4, 1)) if name == "tucker_matrix" else ((1,), (3,)):
         assert counted(rewritten(graph, name, ranks)) == METHODS[name].cost(op, source, ranks)
-
-
-def test_train_is_that_of_tensorly():
-    """Nested cores of the unfolding, truncated, against tensorly's TT-SVD at the same ranks."""
-    from tensorly import tt_to_tensor
-    from tensorly.decomposition import tensor_train
-
-    tensor = np.random.default_rng(0).standard_normal((5, 1, 3, 3, 1, 6))
-    ours = Unfolding(tensor)
-    for ranks in ((5, 8, 4), (2, 3, 2), (1, 1, 1)):
-        product = ours.cores(ranks)[0]
-        for core in ours.cores(ranks)[1:]:
-            product = np.tensordot(product, core, 1)
-        reference = tt_to_tensor(tensor_train(tensor[:, 0, :, :, 0], [1, *ranks, 1]))
-        np.testing.assert_allclose(product.reshape(5, 3, 3, 6), reference, atol=1e-8)
-        assert ours.loss(ranks) == pytest.approx(np.linalg.norm(reference - tensor[:, 0, :, :, 0]) ** 2, rel=1e-6, abs=1e-9)
 
 
 def test_kinds_that_are_no_layer_of_weights_are_refused():

@@ -1,4 +1,8 @@
-"""Canonical polyadic decomposition of one tensor: an exact, well-conditioned start, and alternating least squares with a bound on the norms."""
+"""Canonical polyadic decomposition of one tensor: exact and random starts, and alternating least squares with a bound on the norms.
+
+tensorly's ``parafac`` is the reference that the tests hold this against. It is not called here: it knows no norm of the inputs, its ridge weighs large
+terms more than small ones and so bounds nothing, and it forms a Khatri-Rao product of all other modes for each mode, which for 256 channels is 260 MB.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,15 @@ def balanced(factors: Sequence[Array]) -> list[Array]:
     return [factor / norm * share for factor, norm in zip(factors, norms, strict=True)]
 
 
+def contracted(partial: Array, factors: Sequence[Array], mode: int) -> Array:
+    """Σ over all modes but one of a tensor (n_0, ..., R) times their factors (n_i, R), column by column: (n_mode, R)."""
+    for other in reversed(range(len(factors))):
+        if other != mode:
+            shape = [1] * other + list(factors[other].shape[:1]) + [1] * (partial.ndim - other - 2) + [partial.shape[-1]]
+            partial = np.sum(partial * factors[other].reshape(shape), axis=other, keepdims=True)
+    return partial.reshape(-1, partial.shape[-1])
+
+
 def slices_start(tensor: Array, rank: int) -> list[Array]:
     """The best terms of the SVDs of all slices of a tensor (S, k_1, ..., T), taken along the principal axes of each middle mode.
 
@@ -59,26 +72,33 @@ def slices_start(tensor: Array, rank: int) -> list[Array]:
     return [np.pad(factor, ((0, 0), (0, rank - len(order)))) for factor in found]
 
 
-def als(tensor: Array, start: Sequence[Array], *, ridge: float = RIDGE, sweeps: int = 60, tolerance: float = 1e-3) -> list[Array]:
+def random_start(tensor: Array, rank: int, seed: int) -> list[Array]:
+    """Normal factors, the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((size, rank)) for size in tensor.shape]
+
+
+def als(tensor: Array, start: Sequence[Array], *, ridge: float = RIDGE, sweeps: int = 100, tolerance: float = 1e-4) -> list[Array]:
     """Alternating least squares with a ridge in every solve (Carroll and Chang 1970, Harshman 1970; reference sheet §9), extrapolated.
 
     Columns are kept at unit norm, the weight of a term beside them, so that the ridge weighs every term alike. Each sweep starts a step beyond the last
     one, in the direction of its change; where that raises the error, the step is taken back and shortened (Ang, Cohen, Hien and Gillis, Extrapolated
     Alternating Algorithms for Approximate Canonical Polyadic Decomposition, ICASSP 2020). On ResNet-20's layers 30 such sweeps reach what 100 plain ones do.
+    All modes but the last share one product with the last factor (a dimension tree: Phan, Tichavský and Cichocki, IEEE Trans. Signal Processing 61(19), 2013).
     It stops when a sweep lowers the squared error by less than ``tolerance`` of it, or after ``sweeps``.
     """
-    unfoldings = [np.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1) for mode in range(tensor.ndim)]
+    flat = tensor.reshape(-1, tensor.shape[-1])
     total = float(np.vdot(tensor, tensor))
-    units = [_unit(factor)[0] for factor in start]
+    units = [_unit(factor) for factor in start]
     best, guess, step, last = list(start), units, 0.5, np.inf
     for _ in range(sweeps):
         factors = list(guess)
-        for mode, unfolding in enumerate(unfoldings):
-            others = [factor for i, factor in enumerate(factors) if i != mode]
-            gram = reduce(np.multiply, [factor.T @ factor for factor in others])
-            right = unfolding @ khatri_rao(others)
+        partial = (flat @ factors[-1]).reshape(*tensor.shape[:-1], -1)
+        for mode in range(tensor.ndim):
+            gram = reduce(np.multiply, [factor.T @ factor for i, factor in enumerate(factors) if i != mode])
+            right = contracted(partial, factors[:-1], mode) if mode < tensor.ndim - 1 else flat.T @ khatri_rao(factors[:-1])
             solved = solve_positive(gram + ridge * np.eye(len(gram)), right.T).T
-            factors[mode] = _unit(solved)[0]
+            factors[mode] = _unit(solved)
         error = total - 2 * float(np.vdot(solved, right)) + float(np.vdot(solved.T @ solved, gram))
         if error > last:
             if guess is units:
@@ -88,11 +108,11 @@ def als(tensor: Array, start: Sequence[Array], *, ridge: float = RIDGE, sweeps: 
         best = [*factors[:-1], solved]
         if last - error <= tolerance * error or error <= 1e-12 * total:
             break
-        guess = [_unit(now + step * (now - before))[0] for now, before in zip(factors, units, strict=True)]
+        guess = [_unit(now + step * (now - before)) for now, before in zip(factors, units, strict=True)]
         units, step, last = factors, min(1.05 * step, 1.0), error
     return best
 
 
-def _unit(factor: Array) -> tuple[Array, Array]:
-    norms = np.linalg.norm(factor, axis=0)
-    return factor / np.maximum(norms, 1e-300), norms
+def _unit(factor: Array) -> Array:
+    unit: Array = factor / np.maximum(np.linalg.norm(factor, axis=0), 1e-300)
+    return unit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -60,7 +60,11 @@ class Chain:
     def decompose(self, op: Op, source: Tensor, *, scale: NDArray[Any] | None = None, statistics: Statistics | None = None) -> Factors:
         """The factors of the layer, for all ranks at once."""
         layout = Layout.of(op, source)
-        return ChainFactors(layout, self.split(layout), output_scale(layout, scale), statistics)
+        return ChainFactors(layout, self.split(layout), output_scale(layout, scale), statistics, self.improved)
+
+    def improved(self, unfoldings: Sequence[Unfolding], cores: list[Array], ranks: Ranks) -> list[Array]:
+        """Better cores than the nested ones (here: the same), given the unfoldings that they were chosen from."""
+        return cores
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,7 @@ class ChainFactors:
     split: Split
     scale: Array
     statistics: Statistics | None
+    improved: Callable[[Sequence[Unfolding], list[Array], Ranks], list[Array]]
 
     def stages(self, ranks: Ranks) -> list[Op]:
         """The chain of plain ops; see ``Factors``."""
@@ -168,7 +173,7 @@ class ChainFactors:
     def _cores(self, ranks: Ranks) -> list[Array]:
         """The cores (G, r_in, taps, r_out) at those ranks."""
         layout = self.layout
-        groups = [found[self._choice(group, ranks)].cores(ranks) for group, found in enumerate(self._unfoldings)]
+        groups = [self.improved(found, found[self._choice(group, ranks)].cores(ranks), ranks) for group, found in enumerate(self._unfoldings)]
         cores = [np.stack(each) for each in zip(*groups, strict=True)]
         if self._grams is not None and layout.family == "transposed":
             cores[0] = solve_lower(self._pixel_root, cores[0].reshape(layout.inputs, -1), transposed=True).reshape(cores[0].shape)

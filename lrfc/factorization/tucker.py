@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lrfc.factorization.base import Ranks
 from lrfc.factorization.chain import Chain
+from lrfc.factorization.covariance_als import fit_tucker, tucker_sweeps
 from lrfc.factorization.layout import Layout, Split
+from lrfc.factorization.linalg import Array
+from lrfc.factorization.unfold import Unfolding
 
 
 @dataclass(frozen=True)
@@ -14,7 +19,8 @@ class Tucker2(Chain):
 
     S·R_in weights at the input positions, R_in·R_out·k² + R_out·T at the output positions. It is the tensor train over (S, k², T), so that its truncation
     from the left is the sequentially truncated HOSVD (Vannieuwenhoven et al., SIAM J. Sci. Comput. 34(2), 2012); the output side is the optimum for the
-    input side that was chosen.
+    input side that was chosen. From there, alternating least squares improve both sides at each pair of ranks, under the covariance of the inputs where it
+    is known; on ResNet-20's layers that takes 1 to 3 % off the error.
     """
 
     name: str = "tucker2"
@@ -32,3 +38,16 @@ class Tucker2(Chain):
         if min(layout.inputs, layout.outputs) == 1:
             return "a group has one channel on one side: there is nothing to reduce there"
         return None
+
+    def improved(self, unfoldings: Sequence[Unfolding], cores: list[Array], ranks: Ranks) -> list[Array]:
+        """Cores by alternating least squares. The data-free ones are among their starts, so that statistics never make the error worse."""
+        found, plains = unfoldings[0], [unfolding.plain for unfolding in unfoldings if unfolding.plain is not None]
+        target, gram = found.target[:, 0, :, 0], found.gram
+        size, _, outputs = target.shape
+        whole = ranks[0] == size or (gram is None and ranks[1] == outputs)  # then the nested cores are the optimum
+        if whole or not found.supports(ranks) or not (plains or tucker_sweeps(target, gram, ranks)):
+            return cores
+        starts = [cores[0][:, 0]]
+        starts += [fit_tucker(target, None, plain.cross, [plain.cores(ranks)[0][:, 0]], ranks[1])[0] for plain in plains]
+        factor, core, basis = fit_tucker(target, gram, found.cross, starts, ranks[1])
+        return [factor[:, None], core, basis[:, None]]

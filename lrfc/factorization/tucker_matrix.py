@@ -21,6 +21,8 @@ from lrfc.ir.graph import Op, Tensor
 
 _SIZES = "abxy"  # input factors, output factors
 _REDUCED = "pquv"
+#: Sweeps of the orthogonal iteration at each pair of ranks.
+SWEEPS = 5
 
 
 @lru_cache(maxsize=1024)
@@ -79,7 +81,7 @@ def _orders() -> list[list[Step]]:
 
 @dataclass(frozen=True, eq=False)
 class TuckerMatrixFactors(TensorizedFactors):
-    """The truncated HOSVD at every rank (De Lathauwer et al., SIAM J. Matrix Anal. 21(4), 2000), nested in both.
+    """tensorly's Tucker at every rank (orthogonal iteration: De Lathauwer et al., SIAM J. Matrix Anal. 21(4), 2000), from the truncated HOSVD.
 
     With statistics the input factors come from the nearest separable norm, and the core is refitted under the whole covariance, which for given factors is
     its optimum; the plain factors with such a core are used where they are better.
@@ -115,23 +117,27 @@ class TuckerMatrixFactors(TensorizedFactors):
         return None if self.statistics is None else input_grams(self.layout, self.statistics)[0]
 
     @cached_property
-    def _bases(self) -> list[list[Array]]:
-        """Bases (n, n) of the four modes, nested: of the plain tensor and, with statistics, of the whitened one, with the whitening taken out again."""
-        sizes = _shape_of(self.layout.op)
-        tensor = self._target.reshape(sizes)
-        bases = [_hosvd(tensor)]
+    def _roots(self) -> list[Array]:
+        """Cholesky factors of the nearest separable norm, one per input factor."""
+        return [] if self._gram is None else separable_roots(self._gram, _shape_of(self.layout.op)[:2])
+
+    @cached_property
+    def _tensors(self) -> list[tuple[Array, list[Array]]]:
+        """The plain tensor and, with statistics, the whitened one, each with the bases (n, n) of its HOSVD."""
+        tensor = self._target.reshape(_shape_of(self.layout.op))
+        found = [(tensor, _hosvd(tensor))]
         if self._gram is not None:
-            roots = separable_roots(self._gram, sizes[:2])
-            for mode, root in enumerate(roots):
+            for mode, root in enumerate(self._roots):
                 tensor = np.moveaxis(np.tensordot(root.T, tensor, (1, mode)), 0, mode)
-            found = _hosvd(tensor)
-            bases.append([*(solve_lower(root, basis, transposed=True) for root, basis in zip(roots, found, strict=False)), *found[2:]])
-        return bases
+            found.append((tensor, _hosvd(tensor)))
+        return found
 
     def _best(self, ranks: Ranks) -> tuple[list[Array], Array]:
         """The factors (n, rank) and the core (p·q, u·v) with the least error."""
-        found = [self._with_core([basis[:, : ranks[mode // 2]] for mode, basis in enumerate(bases)]) for bases in self._bases]
-        return found[0][:2] if len(found) == 1 else max(found, key=lambda each: each[2])[:2]
+        fits = [_iterated(tensor, [basis[:, : ranks[mode // 2]] for mode, basis in enumerate(bases)]) for tensor, bases in self._tensors]
+        if self._gram is not None:
+            fits[1] = [*(solve_lower(root, factor, transposed=True) for root, factor in zip(self._roots, fits[1], strict=False)), *fits[1][2:]]
+        return max((self._with_core(factors) for factors in fits), key=lambda each: each[2])[:2]
 
     def _with_core(self, factors: Sequence[Array]) -> tuple[list[Array], Array, float]:
         """The factors, their best core, and the squared norm that it captures."""
@@ -147,3 +153,15 @@ def _hosvd(tensor: Array) -> list[Array]:
     """The eigenvectors of every unfolding's Gram matrix."""
     unfoldings = (np.moveaxis(tensor, mode, 0).reshape(size, -1) for mode, size in enumerate(tensor.shape))
     return [eigh(unfolding @ unfolding.T)[1] for unfolding in unfoldings]
+
+
+def _iterated(tensor: Array, factors: list[Array]) -> list[Array]:
+    """Orthogonal factors (n, rank) after some sweeps of the orthogonal iteration; as they are where all modes are whole."""
+    from tensorly.decomposition import tucker
+    from tensorly.tenalg import multi_mode_dot
+
+    rank = [factor.shape[1] for factor in factors]
+    if rank == list(tensor.shape):
+        return factors
+    core = multi_mode_dot(tensor, factors, transpose=True)
+    return [np.asarray(factor) for factor in tucker(tensor, rank, init=(core, factors), n_iter_max=SWEEPS, tol=1e-4).factors]

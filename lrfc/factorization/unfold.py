@@ -40,7 +40,7 @@ class Unfolding:
     """The chain of cores of a tensor (S, k_1, ..., k_n, T), nested in the rank of each bond.
 
     Without ``gram`` this is the TT-SVD (Oseledets, SIAM J. Sci. Comput. 33(5), 2011, alg. 1): an SVD at every bond from the left. For one bond it is the
-    optimum.
+    optimum. tensorly's ``tensor_train`` gives the same cores, but for one choice of ranks at a time and in the plain norm only.
 
     With ``gram`` (n, n), n = S·k_1·...·k_n, the error is tr(EᵀGE): what the layer's outputs lose on inputs of that second moment. A bond that has only
     output channels on its right is solved exactly (truncated SVD of G^½·W, which is the PCA of the outputs: Zhang et al., arXiv 1505.06798). A bond with
@@ -48,20 +48,34 @@ class Unfolding:
     (G ≈ M₁ ⊗ M₂, by partial traces), and everything on its right is refitted to the outputs by least squares. One Cholesky factor of the features' Gram
     matrix, ordered component by component, holds the refits of all ranks: its leading blocks are theirs.
 
-    ``whitened=False`` takes the bases of the plain TT-SVD and only refits. The better of both is never worse than data-free.
+    ``whitened=False`` takes the bases of the TT-SVD without ``gram``, which is then ``plain``, and only refits. The better of both is never worse than data-free.
     """
 
     def __init__(self, target: Array, gram: Array | None = None, *, whitened: bool = True) -> None:
         self.shape = target.shape
-        self._target, self._gram = target.reshape(self.shape[0], -1), gram
-        self._plain = None if whitened or gram is None else Unfolding(target)
+        self._target, self.gram = target.reshape(self.shape[0], -1), gram
+        self.plain = None if whitened or gram is None else Unfolding(target)
         self._nodes: dict[Ranks, Node] = {}
 
     @cached_property
     def norm(self) -> float:
         """The target's squared norm."""
+        return float(np.vdot(self._target, self.cross))
+
+    @cached_property
+    def cross(self) -> Array:
+        """gram·target, (S·k_1·...·k_n, T)."""
         flat = self._target.reshape(-1, self.shape[-1])
-        return float(np.vdot(flat, flat if self._gram is None else self._gram @ flat))
+        return flat if self.gram is None else self.gram @ flat
+
+    @property
+    def target(self) -> Array:
+        """The tensor (S, k_1, ..., k_n, T)."""
+        return self._target.reshape(self.shape)
+
+    def supports(self, ranks: Ranks) -> bool:
+        """Whether no rank is beyond what the left side of its bond supports."""
+        return self._held(ranks) == ranks
 
     def cores(self, ranks: Ranks) -> list[Array]:
         """The cores (r_{j-1}, k_j, r_j), with r_0 = S and r_n = T. Ranks beyond what the left side of a bond supports are filled with zeros."""
@@ -96,12 +110,12 @@ class Unfolding:
         if prefix not in self._nodes:
             target, gram = self._rest(prefix)
             left = len(target) * self.shape[len(prefix) + 1]
-            basis = None if self._plain is None else self._plain.node(prefix).core
+            basis = None if self.plain is None else self.plain.node(prefix).core
             self._nodes[prefix] = _bond(target.reshape(left, -1), gram, prod(self.shape[len(prefix) + 2 : -1]), basis)
         return self._nodes[prefix]
 
     def _rest(self, prefix: Ranks) -> tuple[Array, Array | None]:
-        return self.node(prefix[:-1]).rest(prefix[-1]) if prefix else (self._target, self._gram)
+        return self.node(prefix[:-1]).rest(prefix[-1]) if prefix else (self._target, self.gram)
 
     def _held(self, ranks: Ranks) -> Ranks:
         held: Ranks = ()
