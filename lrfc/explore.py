@@ -65,7 +65,7 @@ class Judge:
 
     def __call__(self, selected: State) -> Verdict:
         """The verdict on the plan of that state."""
-        steps: list[Pass] = [Factorize(), RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED)]
+        steps: list[Pass] = [Factorize(), RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED, patches=8_192)]
         graph = run(selected, plan(steps, known=(Selection,))).graph
         outputs = keras_io.predict(graph, self._few.inputs)
         distance = divergence(self._reference, outputs)

@@ -18,7 +18,7 @@ from lrfc.factorization.linalg import solve_positive
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.passes.select_ranks import Selection
-from lrfc.search.batchnorm import moved
+from lrfc.search.batchnorm import Moments, moved
 from lrfc.search.candidates import Candidate
 from lrfc.search.cost import arena
 from lrfc.search.follow import Follow, follow
@@ -49,8 +49,8 @@ class Refit:
     Given and result: the graph keeps its ops and shapes; weights change.
     """
 
-    samples: int = 2_000
-    positions: int = 24_576
+    samples: int = 1_000
+    patches: int = 24_576
     ridge: float = 1e-2
 
     needs: ClassVar[tuple[type[Fact], ...]] = (Selection,)
@@ -78,10 +78,8 @@ class Refit:
             if op.name in chains:
                 stages = self._fitted(graph, op, chosen.get(op.name), chains[op.name], values, delivered[0], rng) or stages
             elif op.kind == "BatchNormalization" and len(graph.calls(op)) == 1:
-                axes = tuple(axis for axis in range(delivered[0].ndim) if axis != op["axis"] % delivered[0].ndim)
-                mean, variance = moved(
-                    op, *((x.mean(axes, dtype=np.float64), x.var(axes, dtype=np.float64)) for x in (values.original[operands[0]], given[0]))
-                )
+                seen = (_moments(x, op["axis"]) for x in (values.original[operands[0]], given[0]))
+                mean, variance = moved(op, *seen)
                 stages = [replace(op, weights={**op.weights, "moving_mean": mean.astype(np.float32), "moving_variance": variance.astype(np.float32)})]
             results: Sequence[Array] = given
             for stage in stages:
@@ -98,14 +96,14 @@ class Refit:
         """The layer's stages after regression; None where it keeps those that it has."""
         source = graph.input_tensors(op.name)[0]
         drifted = values.compressed[graph.operands(op.name)[0]]
-        images = np.arange(len(drifted))
-        rows, where = draw(op, source, drifted, images, -(-self.positions // len(images)), rng)
+        images, layout = np.arange(len(drifted)), Layout.of(op, source)
+        rows, where = draw(op, source, drifted, images, -(-self.patches // len(images)), rng)
         target = _rows(delivered, where)
         if chain.addend in values.compressed:
             lost = _rows(values.original[chain.addend] - values.compressed[chain.addend], where)
             target = target + (lost if chain.scale is None else _divided(lost, chain.scale))
         centred = chain.batchnorm is not None or "bias" in op.weights
-        fitted, statistics = _regress(Layout.of(op, source), rows, target, self.ridge, centred=centred)
+        fitted, statistics = _regress(layout, rows, target, self.ridge, centred=centred)
         if candidate is None or candidate.method is None:
             return None if fitted is None else [fitted]
         factors = METHODS[candidate.method].decompose(fitted or op, source, scale=chain.scale, statistics=statistics)
@@ -178,6 +176,20 @@ def _compressed(compressed: Graph, original: Graph, name: str) -> list[Op]:
     while wanted and not wanted & set(operands := compressed.operands(chain[0].name)):
         chain.insert(0, compressed.op(operands[0].op))
     return chain
+
+
+def _moments(values: Array, axis: int) -> Moments:
+    """Mean and variance of each channel; one sample at a time is small enough for the processor's cache."""
+    moved = np.moveaxis(values, axis, -1)
+    total, square = np.zeros(moved.shape[-1]), np.zeros(moved.shape[-1])
+    centre = moved[0].reshape(-1, moved.shape[-1]).mean(0)
+    for sample in moved:
+        rows = sample.reshape(-1, moved.shape[-1]) - centre
+        total += rows.sum(0)
+        square += np.einsum("nc,nc->c", rows, rows)
+    count = values.size / moved.shape[-1]
+    mean = total / count
+    return centre + mean, np.maximum(square / count - mean**2, 0)
 
 
 def _rows(values: Array, where: tuple[object, ...]) -> NDArray[np.float64]:
