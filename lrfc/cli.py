@@ -63,6 +63,8 @@ def build(
     test_data: Annotated[str | None, typer.Option(help="Held-out data for the reported accuracies, in the same forms.")] = None,
     max_macs: Annotated[str | None, typer.Option(help="MACs to keep: 50% or 20M.")] = None,
     max_params: Annotated[str | None, typer.Option(help="Parameters to keep: 50% or 100k.")] = None,
+    max_size: Annotated[str | None, typer.Option(help="Bytes of the emitted file to keep: 40% or 200KiB.")] = None,
+    max_ram: Annotated[str | None, typer.Option(help="Planned activation memory to keep: 60% or 64KiB.")] = None,
     max_drop: Annotated[
         str | None, typer.Option(help="Accuracy that the emitted file may lose: 1pp. Without any budget the build goes as far as 1pp allows.")
     ] = None,
@@ -88,7 +90,8 @@ def build(
         options: dict[str, Any] = {"methods": tuple(methods.split(","))} if methods is not None else {}
         try:
             compiler.build(
-                model, target=tuple(target), data=data, test_data=test_data, max_macs=max_macs, max_params=max_params, max_drop=max_drop,
+                model, target=tuple(target), data=data, test_data=test_data, max_macs=max_macs, max_params=max_params, max_size=max_size,
+                max_ram=max_ram, max_drop=max_drop,
                 precision=precision, keep=tuple(keep), only=tuple(only), rank_multiple=rank_multiple, epochs=epochs, resume=resume, seed=seed, threads=threads, out=out, unsafe_load=unsafe_load,
                 print_after=tuple(print_after), stop_after=stop_after, progress=terminal.progress(), on_result=terminal.keep, **options,
             )  # fmt: skip

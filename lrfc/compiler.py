@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lrfc import artifact, explore
+from lrfc import artifact, budgets, explore
 from lrfc import config as options_
-from lrfc.config import Budget, BuildConfig
+from lrfc.config import BuildConfig
 from lrfc.data import Data, load_data
 from lrfc.errors import LrfcError, ModelError, UsageError
 from lrfc.ir import keras_io, keras_load
@@ -28,7 +28,7 @@ from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, SelectRanks
 from lrfc.pipeline import name_of, plan, run
 from lrfc.search.candidates import selected
 from lrfc.ship import Build, Result, ship
-from lrfc.state import Artifact, Pass, Progress, State
+from lrfc.state import Artifact, Pass, Progress, State, Target
 from lrfc.targets.catalog import target as target_of
 from lrfc.targets.measure import Measurement, compare
 
@@ -67,7 +67,7 @@ def build(
         samples = load_data(data, graph, test=test_data, seed=config.seed)
         for note in samples.notes:
             progress.log(note)
-        outcome = _compress(graph, samples, config, progress)
+        outcome = _compress(graph, samples, config, targets, progress)
         if outcome is None:
             return () if not isinstance(target, str) else None
         results = []
@@ -133,11 +133,11 @@ def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
         raise UsageError("--keep and --only leave no layer to factorize; lrfc inspect lists the layers")
 
 
-def pipeline(config: BuildConfig, max_macs: Budget | None, methods: tuple[str, ...] | None = None) -> tuple[Pass, ...]:
+def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
     """The passes after exploration, in order. Each comment says why it stands where it stands."""
     return (
         # One choice per layer, once every layer's choices are known.
-        SelectRanks(max_macs=max_macs, max_params=config.max_params, methods=methods),
+        select,
         Factorize(),
         # The statistics of the original no longer fit; wrong ones would cost the fine-tune its first epochs.
         RecalibrateBatchNorm(),
@@ -151,14 +151,14 @@ def _exploration(config: BuildConfig) -> ExploreLayers:
     return ExploreLayers(methods=config.methods, keep=config.keep, only=config.only, rank_multiple=config.rank_multiple, cached=config.resume)
 
 
-def _compress(graph: Graph, data: Data, config: BuildConfig, progress: Progress) -> Build | None:
+def _compress(graph: Graph, data: Data, config: BuildConfig, targets: Sequence[Target], progress: Progress) -> Build | None:
     """The compressed graph and all that is known about it; None when a --stop-after ends the line early."""
     if data.synthetic and config.epochs:
         progress.log("no data: calibrated on synthetic inputs, not fine-tuned, and nothing is claimed about accuracy")
         config = config.model_copy(update={"epochs": 0})
     # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
     first: list[Pass] = [Canonicalise(), _exploration(config)]
-    known = {name_of(step) for step in (*first, *pipeline(config, None), FoldBatchNorm())}
+    known = {name_of(step) for step in (*first, *pipeline(config, SelectRanks()), FoldBatchNorm())}
     for name in (*config.print_after, *([config.stop_after] if config.stop_after else [])):
         if name not in known:
             raise UsageError(f"no pass is named '{name}'; they are {', '.join(sorted(known))}")
@@ -188,13 +188,16 @@ def _compress(graph: Graph, data: Data, config: BuildConfig, progress: Progress)
         seconds = time.perf_counter() - start
         if not state.fact(DesignSpace).spaces:
             raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {_reasons(state.fact(DesignSpace))}")
+        design = state.fact(DesignSpace)
+        progress.log(f"  {design.size:,} candidates, {design.undominated:,} of them not dominated")
         max_macs, max_drop = config.max_macs, config.max_drop
-        if max_macs is None and config.max_params is None:
+        if not any((max_macs, config.max_params, config.max_size, config.max_ram)):
             max_drop = options_.DEFAULT_DROP if max_drop is None else max_drop
             max_macs = explore.fewest_macs(state, max_drop)
-        design = state.fact(DesignSpace)
-        methods = explore.best_methods(state, config.methods, lambda choice: SelectRanks(max_macs, config.max_params, choice))
-        state = run(state, plan(pipeline(config, max_macs, methods), known=(DesignSpace,)), after)
+        select = SelectRanks(max_macs, config.max_params, config.methods)
+        state, select = budgets.meet(state, select, config.max_size, config.max_ram, targets)
+        select = explore.best_mix(state, select)
+        state = run(state, plan(pipeline(config, select), known=(DesignSpace,)), after)
         trainable = state.graph
         # Last, because BatchNorm has to be there as long as statistics are estimated or weights trained.
         state = run(state, plan([FoldBatchNorm()]), after)

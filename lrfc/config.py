@@ -94,6 +94,8 @@ class BuildConfig(BaseModel):
     test_data: str | None = None
     max_macs: _budget("macs") = None  # type: ignore[valid-type]
     max_params: _budget("params") = None  # type: ignore[valid-type]
+    max_size: _budget("size") = None  # type: ignore[valid-type]
+    max_ram: _budget("ram") = None  # type: ignore[valid-type]
     max_drop: Annotated[Annotated[float, Field(gt=0, le=1)] | None, BeforeValidator(_drop)] = None
     methods: tuple[str, ...] = METHODS
     keep: tuple[str, ...] = ()

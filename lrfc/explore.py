@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -151,8 +150,8 @@ def _next(state: State, seen: list[tuple[float, float]], low: float, high: float
     return (inner + outer) / 2
 
 
-def best_methods(state: State, methods: tuple[str, ...], select: Callable[[tuple[str, ...]], SelectRanks]) -> tuple[str, ...]:
-    """The methods whose plan keeps the network closest to the original when it is run: all of them mixed, or one convolution method throughout.
+def best_mix(state: State, select: SelectRanks) -> SelectRanks:
+    """The selection with the methods whose plan keeps the network closest to the original when it is run: all mixed, or one convolution method throughout.
 
     The impact of a plan is predicted layer by layer; how the errors of many layers add up is not. So the best mixed plan and the best plan of each
     convolution method (with all that factorize fully connected layers) are rewritten, refitted and run on validation inputs, and the one with the
@@ -160,11 +159,12 @@ def best_methods(state: State, methods: tuple[str, ...], select: Callable[[tuple
     refitted, the mixed plan is taken.
     """
     spaces = state.fact(DesignSpace).spaces
-    dense = {c.method for s in spaces if s.op.kind in ("Dense", "EinsumDense") for c in s.candidates}
-    offered = {c.method for s in spaces if "Conv" in s.op.kind for c in s.candidates}
+    dense = {c.method for s in spaces if s.op.kind in ("Dense", "EinsumDense") for c in s.candidates if c.method}
+    offered = {c.method for s in spaces if "Conv" in s.op.kind for c in s.candidates if c.method}
+    methods = select.methods or tuple(sorted(dense | offered))
     convolutions = [m for m in methods if m in offered]
     if state.data.synthetic or len(convolutions) < 2:
-        return methods
+        return select
     silent = replace(state, progress=Progress())
     judge = Judge(silent)
     step = state.progress.stage("plans", len(convolutions) + 1)
@@ -173,7 +173,7 @@ def best_methods(state: State, methods: tuple[str, ...], select: Callable[[tuple
     for choice in (methods, *(tuple(m for m in methods if m == one or m in dense) for one in convolutions)):
         step(1)
         try:
-            selected = run(silent, plan([select(choice)], known=(DesignSpace,)))
+            selected = run(silent, plan([replace(select, methods=choice)], known=(DesignSpace,)))
         except BudgetError as error:
             if choice == methods:
                 raise
@@ -187,4 +187,4 @@ def best_methods(state: State, methods: tuple[str, ...], select: Callable[[tuple
             continue
         found[choice] = judge(selected).divergence
         state.progress.log(f"  {', '.join(choice)}: predicted {impact:.4f}, output divergence {found[choice]:.4f}")
-    return min(found, key=lambda choice: found[choice])
+    return replace(select, methods=min(found, key=lambda choice: found[choice]))

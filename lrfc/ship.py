@@ -164,9 +164,11 @@ def _loss(before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
 def _unmet(made: Build, before: Figures, after: Figures) -> BudgetError | None:
     config = made.config
     problems = []
-    for quantity, budget in (("macs", made.max_macs), ("params", config.max_params)):
+    for name, quantity, budget in (
+        ("macs", "macs", made.max_macs), ("params", "params", config.max_params), ("size", "file_bytes", config.max_size), ("ram", "arena_bytes", config.max_ram)
+    ):  # fmt: skip
         if budget is not None and getattr(after, quantity) > budget.limit(getattr(before, quantity)):
-            problems.append(f"--max-{quantity} {budget}: {getattr(after, quantity):,} of {getattr(before, quantity):,}")
+            problems.append(f"--max-{name} {budget}: {getattr(after, quantity):,} of {getattr(before, quantity):,}")
     original = made.ladder.get("before")
     if made.max_drop is not None and original is not None and after.accuracy is not None and original - after.accuracy > made.max_drop + 1e-9:
         problems.append(f"--max-drop {100 * made.max_drop:.3g}pp: the accuracy fell from {100 * original:.2f} % to {100 * after.accuracy:.2f} %")
@@ -178,7 +180,7 @@ def _layers(made: Build) -> tuple[Layer, ...]:
     spaces = {space.op.name: space for space in made.design.spaces}
     rows = {}
     for choice in selection.chosen:
-        whole = spaces[choice.layer].candidates[0]
+        whole = spaces[choice.layer].whole
         rows[choice.layer] = Layer(
             name=choice.layer,
             kind=spaces[choice.layer].op.kind,

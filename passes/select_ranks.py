@@ -169,7 +169,7 @@ def reachable(state: State) -> dict[str, int]:
 def _fixed(state: State) -> dict[str, int]:
     """What lies outside the layers that have a choice."""
     spaces = state.fact(DesignSpace).spaces
-    return {quantity: total - sum(getattr(s.candidates[0], quantity) for s in spaces) for quantity, total in totals(state.graph).items()}
+    return {quantity: total - sum(getattr(s.whole, quantity) for s in spaces) for quantity, total in totals(state.graph).items()}
 
 
 def front(state: State, design: DesignSpace, points: int = 24) -> list[dict[str, float]]:

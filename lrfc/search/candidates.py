@@ -43,13 +43,19 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class LayerSpace:
-    """All choices for one layer. The first candidate is the layer as it is. ``refusals`` says, by method, why there are no others."""
+    """All choices for one layer. ``refusals`` says, by method, why there are no others. ``whole`` is the layer as it is."""
 
     op: Op
     calls: tuple[str, ...]
     candidates: tuple[Candidate, ...]
     factors: Mapping[str, Factors] = field(default_factory=dict)
     refusals: Mapping[str, str] = field(default_factory=dict)
+    excluded: Candidate | None = None
+
+    @property
+    def whole(self) -> Candidate:
+        """The layer as it is: the first candidate, or ``excluded`` where a budget rules it out."""
+        return self.excluded or self.candidates[0]
 
     @property
     def reason(self) -> str:

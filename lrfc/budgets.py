@@ -1,0 +1,120 @@
+"""Budgets on file size and activation memory: turned into bounds that the allocation knows, and corrected by what plans turn out to need."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lrfc.config import Budget
+from lrfc.errors import BudgetError
+from lrfc.ir.graph import Graph
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable
+from lrfc.pipeline import plan, run
+from lrfc.search.candidates import Candidate, LayerSpace
+from lrfc.search.cost import arena
+from lrfc.search.memory import live_bytes
+from lrfc.state import Progress, State, Target
+
+#: Plans that are made at most until the budgets are met.
+ROUNDS = 6
+#: Bytes of a kernel value and of an activation.
+ITEMSIZE = {"fp32": 4, "int8": 1}
+
+
+def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Budget | None, targets: Sequence[Target]) -> tuple[State, SelectRanks]:
+    """A design space and a selection whose plan keeps a size and a memory budget, besides those that ``select`` has.
+
+    Size: the parameters that the file allows, corrected by the files of the plans themselves. Memory: while the ops of a layer run nothing else
+    changes, so each candidate fits or does not, whatever the others are; corrected by the gaps in the planned arena. A percentage is of the original's
+    file for the target, and of the original's planned arena. BudgetError names the budget that cannot be met and what stands in its way.
+    """
+    if max_size is None and max_ram is None:
+        return state, select
+    silent = replace(state, progress=Progress())
+    itemsizes = [ITEMSIZE[target.precision] for target in targets]
+    original = fold_batchnorm(state.original)
+    files = emitted(original, state, targets) if max_size is not None else []
+    # What a file holds beside the weights; corrected below, because factorization adds operations.
+    beside = [size - itemsize * original.params for size, itemsize in zip(files, itemsizes, strict=False)]
+    memory = {itemsize: arena(original, itemsize) for itemsize in itemsizes} if max_ram is not None else {}
+    live = {itemsize: max_ram.limit(found.planned_bytes()) for itemsize, found in memory.items()} if max_ram is not None else {}
+    room = dict(live)
+    for _ in range(ROUNDS):
+        found = silent
+        for itemsize, limit in live.items():
+            assert max_ram is not None
+            found = _fitting(found, itemsize, limit, max_ram)
+        params = select.max_params
+        if max_size is not None:
+            allowed = min(int((max_size.limit(size) - other) / itemsize) for size, other, itemsize in zip(files, beside, itemsizes, strict=True))
+            _reachable(found, allowed, max_size, files, beside, itemsizes)
+            given = allowed if params is None else min(allowed, int(params.limit(original.params)))
+            params = Budget(value=given, relative=False)
+        wanted = replace(select, max_params=params)
+        graph = fold_batchnorm(run(run(found, plan([wanted], known=(DesignSpace,))), plan([Factorize()], known=(Selection,))).graph)
+        good = True
+        if max_size is not None:
+            sizes = emitted(graph, state, targets)
+            state.progress.log("  " + ", ".join(f"{target.name}: {size:,} bytes" for target, size in zip(targets, sizes, strict=True)))
+            good = all(size <= max_size.limit(whole) for size, whole in zip(sizes, files, strict=True))
+            beside = [max(other, size - itemsize * graph.params) for other, size, itemsize in zip(beside, sizes, itemsizes, strict=True)]
+        for itemsize, limit in room.items():
+            planned = arena(graph, itemsize).planned_bytes()
+            state.progress.log(f"  activation arena: {planned:,} bytes")
+            if planned > limit:
+                good, live[itemsize] = False, live[itemsize] * limit / planned
+        if good:
+            return replace(found, progress=state.progress), wanted
+    budgets = [f"--max-{name} {budget}" for name, budget in (("size", max_size), ("ram", max_ram)) if budget is not None]
+    raise BudgetError(f"{' and '.join(budgets)} cannot be reached: every one of {ROUNDS} plans needs more; allow more, or name more --methods")
+
+
+def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:
+    """Bytes of the file that each target makes of the graph."""
+    calibration = tuple(x[:8] for x in state.data.train.inputs)  # the ranges of activations do not change a file's size
+    with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
+        return [target.emit(graph, Path(folder) / f"{number}.{target.name}", calibration).bytes for number, target in enumerate(targets)]
+
+
+def _reachable(state: State, allowed: int, budget: Budget, files: Sequence[int], beside: Sequence[int], itemsizes: Sequence[int]) -> None:
+    least = reachable(state)["params"]
+    if allowed < least:
+        share = max((itemsize * least + other) / size for size, other, itemsize in zip(files, beside, itemsizes, strict=True))
+        raise BudgetError(
+            f"--max-size {budget} cannot be reached: the least that these methods reach is about {100 * share:.1f}% of the original's file"
+        )
+
+
+def _fitting(state: State, itemsize: int, limit: float, budget: Budget) -> State:
+    """The state with those candidates only at which no more than ``limit`` bytes are alive."""
+    design, memory = state.fact(DesignSpace), arena(state.original, itemsize)
+    changed = {call for space in design.spaces for call in space.calls}
+    for name, size in memory.timeline.items():
+        if size > limit and name not in changed:
+            raise BudgetError(f"--max-ram {budget} cannot be reached: {name} needs {size:,} bytes, and factorization does not change that")
+    spaces = []
+    for space in design.spaces:
+        need = _needed(state.original, space, itemsize)
+        kept = tuple(candidate for candidate in space.candidates if need(candidate) <= limit)
+        if not kept:
+            least = min(need(candidate) for candidate in space.candidates)
+            raise BudgetError(f"--max-ram {budget} cannot be reached: {space.op.name} needs at least {least:,} bytes, {limit:,.0f} are allowed")
+        excluded = None if kept[0].method is None else space.whole
+        spaces.append(replace(space, candidates=kept, excluded=excluded))
+    return state.with_fact(replace(design, spaces=tuple(spaces)))
+
+
+def _needed(graph: Graph, space: LayerSpace, itemsize: int) -> Callable[[Candidate], int]:
+    memory = arena(graph, itemsize)
+
+    def need(candidate: Candidate) -> int:
+        if candidate.method is None:
+            return max(memory.timeline[call] for call in space.calls)
+        stages = space.factors[candidate.method].stages(candidate.ranks)
+        return max(live_bytes(graph, memory, call, stages, itemsize) for call in space.calls)
+
+    return need

@@ -1,0 +1,98 @@
+"""Size and memory budgets: kept by the emitted file and by the planned arena of the rewritten graph, or refused with what stands in the way."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from lrfc.budgets import emitted, meet
+from lrfc.config import Budget
+from lrfc.errors import BudgetError
+from lrfc.ir.graph import Graph
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, totals
+from lrfc.pipeline import plan, run
+from lrfc.search.cost import arena
+from lrfc.search.memory import live_bytes
+from lrfc.state import State
+from lrfc.targets.catalog import target
+from tests import helpers
+from tests.compression import explored, state_of
+
+
+@cache
+def state() -> State:
+    return explored(state_of(helpers.graph_of(helpers.conv_net(filters=(12, 16, 20)))))
+
+
+@cache
+def wide() -> State:
+    return explored(state_of(helpers.graph_of(helpers.residual(filters=16))))
+
+
+def share(value: float) -> Budget:
+    return Budget(value=value, relative=True)
+
+
+def rewritten(given: State, select: SelectRanks) -> Graph:
+    found = run(given, plan([select, Factorize()], known=(DesignSpace,)))
+    return fold_batchnorm(found.graph)
+
+
+@pytest.mark.parametrize(("precision", "kept"), [("fp32", 0.75), ("int8", 0.9)])
+def test_the_emitted_file_keeps_the_size(precision, kept) -> None:
+    targets = [target("tflite", precision)]
+    (whole,) = emitted(fold_batchnorm(state().original), state(), targets)
+    found, select = meet(state(), SelectRanks(), share(kept), None, targets)
+    (size,) = emitted(rewritten(found, select), state(), targets)
+    assert 0.5 * whole < size <= kept * whole
+
+
+def test_every_target_keeps_the_size_and_the_other_budgets_stay() -> None:
+    targets = [target("tflite"), target("onnx")]
+    wholes = emitted(fold_batchnorm(state().original), state(), targets)
+    found, select = meet(state(), SelectRanks(max_macs=share(0.5), max_params=share(0.9)), share(0.8), None, targets)
+    graph = rewritten(found, select)
+    assert all(size <= 0.8 * whole for size, whole in zip(emitted(graph, state(), targets), wholes, strict=True))
+    assert totals(graph)["macs"] <= 0.5 * totals(state().original)["macs"]
+
+
+def test_the_planned_arena_keeps_the_budget() -> None:
+    given = state()
+    whole = arena(fold_batchnorm(given.original)).planned_bytes()
+    limit = Budget(value=0.9, relative=True)
+    found, select = meet(given, SelectRanks(), None, limit, [target("tflite")])
+    assert arena(rewritten(found, select)).planned_bytes() <= 0.9 * whole
+    assert arena(rewritten(given, SelectRanks())).planned_bytes() > 0.9 * whole
+    assert totals(given.original) == totals(found.original)
+
+
+def test_what_is_alive_while_the_factors_run_is_what_the_rewritten_graph_says() -> None:
+    graph = wide().original
+    memory = arena(graph)
+    for space in wide().fact(DesignSpace).spaces:
+        if "Conv" not in space.op.kind:
+            continue
+        for candidate in space.candidates[1::7]:
+            stages = space.factors[candidate.method].stages(candidate.ranks)
+            changed = graph.copy()
+            changed.splice(space.op.name, stages)
+            timeline = arena(changed).timeline
+            assert live_bytes(graph, memory, space.op.name, stages, 4) == max(timeline[stage.name] for stage in stages)
+
+
+def test_what_cannot_be_reached_is_said() -> None:
+    with pytest.raises(
+        BudgetError, match=r"--max-size 5% cannot be reached: the least that these methods reach is about \d+\.\d% of the original's file"
+    ):
+        meet(state(), SelectRanks(), share(0.05), None, [target("tflite")])
+    with pytest.raises(BudgetError, match=r"--max-ram 5% cannot be reached: \w+ needs (at least )?[\d,]+ bytes"):
+        meet(state(), SelectRanks(), None, share(0.05), [target("tflite")])
+
+
+def test_without_these_budgets_nothing_is_done() -> None:
+    select = SelectRanks(max_macs=share(0.5))
+    assert meet(state(), select, None, None, []) == (state(), select)
+    assert state().known(Selection) is None
