@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from lrfc.factorization import METHODS, Cost, Ranks, Statistics
 from lrfc.factorization.layout import Layout
@@ -126,6 +128,13 @@ def products(draw: st.DrawFn) -> Build:
     if bias:
         attrs["bias_axes"] = axes
     return partial(layer, "EinsumDense", shape, kernel, bias=shape_of_bias if bias else None, seed=seed, **attrs)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """BLAS on one thread, for files whose many small products would wait for each other on a busy machine."""
+    with threadpool_limits(1):
+        yield
 
 
 def statistics(layout: Layout, seed: int = 0, *, count: int | None = None, centred: bool = True) -> Statistics:

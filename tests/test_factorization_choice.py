@@ -11,7 +11,11 @@ from lrfc.factorization import METHODS, Cost, break_even, cost_of, eligible, spl
 from lrfc.factorization.support import EXAMPLES
 from lrfc.factorization.tensorized import factorizations
 from lrfc.ir.graph import Graph, Op
+from lrfc.search.candidates import space
+from lrfc.search.samples import SampleSize, collect
+from lrfc.search.similarity import relative_l2
 from tests.factorized import conv, convolutions, counted, dense, layer, outputs, parts, products, relative, rewritten
+from tests.helpers import random_inputs
 
 
 def test_break_even_of_the_literature():
@@ -41,6 +45,34 @@ def test_break_even_saves_and_the_next_does_not(build, quantity):
         assert getattr(method.cost(op, source, ranks), quantity) < limit
         if ranks != full and len(full) == 1:
             assert getattr(method.cost(op, source, (ranks[0] + 1,)), quantity) >= limit
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.one_of(convolutions(), products()), st.sampled_from(["params", "macs"]), st.floats(0.1, 1), st.data())
+def test_no_ranks_within_break_even_enlarge_the_cost(build, quantity, kept, data):
+    """Whatever ranks up to the break-even ones are taken, the rewritten layer costs less than the share that was asked for."""
+    op, source = parts(build())
+    limit = kept * getattr(cost_of(op, source), quantity)
+    for name in [name for name, reason in eligible(METHODS, op, source).items() if reason is None]:
+        highest = break_even(METHODS[name], op, source, quantity, kept)
+        if highest is not None:
+            ranks = tuple(data.draw(st.integers(1, rank)) for rank in highest)
+            assert getattr(METHODS[name].cost(op, source, ranks), quantity) < limit, f"{name} {ranks}"
+
+
+@pytest.mark.parametrize("graph", [conv((3, 3), 8, 8, (6, 6), strides=(2, 2)), conv((3, 3), 3, 8, (6, 6)), dense(12, 16), dense(4, 4)])
+def test_no_candidate_is_offered_that_enlarges_the_cost(graph):
+    """What the search gets to see of every method: at most the layer's parameters and MACs, and less of one; a reason where that leaves nothing."""
+    op = graph.op("layer")
+    samples = collect(graph, [op], random_inputs(graph, 8), SampleSize(6, 2, 100, 50), seed=0)["layer"]
+    offered = space(graph, op, samples, tuple(METHODS), relative_l2)
+    whole = cost_of(*parts(graph))
+    assert {candidate.method for candidate in offered.candidates if candidate.method} | set(offered.refusals) == set(METHODS)
+    for candidate in offered.candidates[1:]:
+        assert candidate.params <= whole.params
+        assert candidate.macs <= whole.macs
+        assert (candidate.params, candidate.macs) != (whole.params, whole.macs)
+        assert Cost(candidate.params, candidate.macs) == counted(rewritten(graph, candidate.method, candidate.ranks))
 
 
 def test_strided_layers_pay_for_stages_before_the_stride():

@@ -9,8 +9,11 @@ import pytest
 
 from lrfc.factorization import METHODS, covariance_als
 from lrfc.factorization.als import NORM_LIMIT, khatri_rao, norm_ratio, random_start, slices_start
+from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import cholesky
 from lrfc.factorization.norms import separable_roots
+from tests.factorized import conv, one_thread, parts, statistics  # noqa: F401  the fixture applies to this file
+from tests.test_factorization_norms import loss
 
 
 def problem(inputs: int = 4, taps: int = 6, outputs: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -137,9 +140,6 @@ def test_large_layers_get_no_sweeps():
 
 def test_methods_use_them():
     """The error at a rank is below that of the factors without the sweeps."""
-    from lrfc.factorization.layout import Layout
-    from tests.factorized import conv, parts, statistics
-    from tests.test_factorization_norms import loss
 
     graph = conv((3, 3), 8, 8)
     op, source = parts(graph)

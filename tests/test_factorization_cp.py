@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lrfc.factorization import METHODS, als
-from lrfc.factorization.cp import _best
+from lrfc.factorization.cp import RANDOM_STARTS, _best, _fits
 from lrfc.factorization.layout import Layout
-from tests.factorized import conv, layer, parts, relative, rewritten, statistics
+from tests.factorized import conv, layer, one_thread, parts, relative, rewritten, statistics  # noqa: F401  the fixture applies to this file
 
 
 def degenerate(size: int = 5) -> np.ndarray:
@@ -40,13 +40,60 @@ def test_norms_stay_bounded_where_terms_would_cancel():
     assert relative(multiplied(held), tensor) < 0.5
 
 
-def test_factors_whose_terms_cancel_are_rejected(monkeypatch):
-    """A fit with exploding norms is not taken, though its error is the least."""
+def test_factors_whose_terms_cancel_are_rejected(monkeypatch, caplog):
+    """A fit with exploding norms is not taken, though its error is the least, and the reason is logged."""
     tensor, exploding = degenerate(), cancelling()
     sound = als.slices_start(tensor, 2)
     assert relative(multiplied(exploding), tensor) < relative(multiplied(sound), tensor)
-    monkeypatch.setattr("lrfc.factorization.cp._fits", lambda target, rank: [exploding, sound])
-    assert _best(tensor, 2, None) is sound
+    monkeypatch.setattr("lrfc.factorization.cp._fits", lambda target, rank, starts: [exploding, sound])
+    with caplog.at_level("INFO", "lrfc.factorization"):
+        assert _best(tensor, 2, None) is sound
+    ratio = als.norm_ratio(exploding, float(np.linalg.norm(tensor)))
+    reason = f"its terms cancel each other: their joint norm is {ratio:.3g} times the kernel's, above 10"
+    assert caplog.messages == [f"a CP fit of rank 2 is rejected: {reason}"]
+    assert als.cancelling(sound, float(np.linalg.norm(tensor))) is None
+
+
+def test_the_guard_holds_with_statistics(monkeypatch):
+    """Neither the fits nor what is made of them in the norm of the inputs may explode."""
+    tensor, exploding = degenerate(), cancelling()
+    sound = als.slices_start(tensor, 2)
+    monkeypatch.setattr("lrfc.factorization.cp._fits", lambda target, rank, starts: [exploding, sound])
+    moment = np.random.default_rng(0).standard_normal((25, 200))
+    found = _best(tensor, 2, moment @ moment.T / 200)
+    assert als.norm_ratio(found, float(np.linalg.norm(tensor))) <= als.NORM_LIMIT
+
+
+def test_the_best_of_several_starts_is_taken():
+    """For each start there is a tensor on which it alone wins, and the result is never worse than from any of them."""
+    winners = set()
+    for seed in range(8):
+        tensor = np.random.default_rng(seed).standard_normal((5, 4, 5))
+        starts = [als.slices_start(tensor, 4), *(als.random_start(tensor, 4, number) for number in range(RANDOM_STARTS))]
+        errors = [relative(multiplied(als.als(tensor, start)), tensor) for start in starts]
+        winners.add(int(np.argmin(errors)))
+        assert relative(multiplied(_best(tensor, 4, None)), tensor) <= min(errors) + 1e-9
+    assert winners == set(range(1 + RANDOM_STARTS))
+
+
+def test_separate_axes_start_from_the_merged_form(monkeypatch):
+    """The 4-way fit begins with the merged form's terms, each kernel split by its best rank-one approximation."""
+    tensor = np.random.default_rng(0).standard_normal((5, 3, 3, 6))
+    begun = []
+
+    def spy(target, start, **options):
+        begun.append([np.asarray(factor) for factor in start])
+        return als.als(target, start, **options)
+
+    monkeypatch.setattr("lrfc.factorization.cp.als", spy)
+    _fits(tensor, 4, (als.slices_start,))
+    joined, separate = begun
+    assert [len(factor) for factor in joined] == [5, 9, 6]
+    assert [len(factor) for factor in separate] == [5, 3, 3, 6]
+    merged = als.als(tensor.reshape(5, 9, 6), joined)
+    for term in range(4):
+        u, s, vt = np.linalg.svd(merged[1][:, term].reshape(3, 3))
+        np.testing.assert_allclose(np.outer(separate[1][:, term], separate[2][:, term]), s[0] * np.outer(u[:, 0], vt[0]), atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(4, 9, 6), (6, 9, 4), (3, 2, 3, 5)])

@@ -6,23 +6,15 @@ import numpy as np
 import pytest
 from tensorly import cp_to_tensor, tt_to_tensor, tucker_to_tensor
 from tensorly.decomposition import parafac, partial_tucker, tensor_train, tucker
-from threadpoolctl import threadpool_limits
 
 from lrfc.factorization import METHODS, tt_matrix, tucker_matrix
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.unfold import Unfolding
 from lrfc.ir.graph import Graph
-from tests.factorized import conv, dense, parts, relative, with_kernel
+from tests.factorized import conv, dense, one_thread, parts, relative, with_kernel  # noqa: F401  the fixture applies to this file
 
 #: How much larger than tensorly's an error may be.
 SLACK = 1.01
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """tensorly's many small products wait for each other on a busy machine."""
-    with threadpool_limits(1):
-        yield
 
 
 def falling(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

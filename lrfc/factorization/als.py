@@ -33,6 +33,12 @@ def norm_ratio(factors: Sequence[Array], norm: float) -> float:
     return float(np.sqrt(squares.sum())) / max(norm, 1e-300)
 
 
+def cancelling(factors: Sequence[Array], norm: float) -> str | None:
+    """Why terms that approximate a tensor of this norm are not to be used, as one clause; None when they are sound."""
+    ratio = norm_ratio(factors, norm)
+    return None if ratio <= NORM_LIMIT else f"its terms cancel each other: their joint norm is {ratio:.3g} times the kernel's, above {NORM_LIMIT:.3g}"
+
+
 def balanced(factors: Sequence[Array]) -> list[Array]:
     """The same terms, each with its norm spread evenly over its factors."""
     norms = [np.maximum(np.linalg.norm(factor, axis=0), 1e-300) for factor in factors]
