@@ -36,18 +36,18 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
         return state, select
     silent = replace(state, progress=Progress())
     itemsizes = [ITEMSIZE[target.precision] for target in targets]
+    precisions = sorted({target.precision for target in targets})
     original = fold_batchnorm(state.original)
     files = emitted(original, state, targets) if max_size is not None else []
     # What a file holds beside the weights; corrected below, because factorization adds operations.
     beside = [size - itemsize * original.params for size, itemsize in zip(files, itemsizes, strict=False)]
-    memory = {itemsize: arena(original, itemsize) for itemsize in itemsizes} if max_ram is not None else {}
-    live = {itemsize: max_ram.limit(found.planned_bytes()) for itemsize, found in memory.items()} if max_ram is not None else {}
-    room = dict(live)
+    room = {p: max_ram.limit(arena(original, ITEMSIZE[p]).planned_bytes()) for p in precisions} if max_ram is not None else {}
+    live = dict(room)
     for _ in range(ROUNDS):
         found = silent
-        for itemsize, limit in live.items():
+        for precision, limit in live.items():
             assert max_ram is not None
-            found = _fitting(found, itemsize, limit, max_ram)
+            found = _fitting(found, precision, limit, max_ram)
         params = select.max_params
         if max_size is not None:
             allowed = min(int((max_size.limit(size) - other) / itemsize) for size, other, itemsize in zip(files, beside, itemsizes, strict=True))
@@ -62,11 +62,11 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
             state.progress.log("  " + ", ".join(f"{target.name}: {size:,} bytes" for target, size in zip(targets, sizes, strict=True)))
             good = all(size <= max_size.limit(whole) for size, whole in zip(sizes, files, strict=True))
             beside = [max(other, size - itemsize * graph.params) for other, size, itemsize in zip(beside, sizes, itemsizes, strict=True)]
-        for itemsize, limit in room.items():
-            planned = arena(graph, itemsize).planned_bytes()
+        for precision, limit in room.items():
+            planned = arena(graph, ITEMSIZE[precision]).planned_bytes()
             state.progress.log(f"  activation arena: {planned:,} bytes")
             if planned > limit:
-                good, live[itemsize] = False, live[itemsize] * limit / planned
+                good, live[precision] = False, live[precision] * limit / planned
         if good:
             return replace(found, progress=state.progress), wanted
     budgets = [f"--max-{name} {budget}" for name, budget in (("size", max_size), ("ram", max_ram)) if budget is not None]
@@ -89,16 +89,16 @@ def _reachable(state: State, allowed: int, budget: Budget, files: Sequence[int],
         )
 
 
-def _fitting(state: State, itemsize: int, limit: float, budget: Budget) -> State:
+def _fitting(state: State, precision: str, limit: float, budget: Budget) -> State:
     """The state with those candidates only at which no more than ``limit`` bytes are alive."""
-    design, memory = state.fact(DesignSpace), arena(state.original, itemsize)
+    design, memory = state.fact(DesignSpace), arena(state.original, ITEMSIZE[precision])
     changed = {call for space in design.spaces for call in space.calls}
     for name, size in memory.timeline.items():
         if size > limit and name not in changed:
             raise BudgetError(f"--max-ram {budget} cannot be reached: {name} needs {size:,} bytes, and factorization does not change that")
     spaces = []
     for space in design.spaces:
-        need = _needed(state.original, space, itemsize)
+        need = live_need(state.original, space, precision)
         kept = tuple(candidate for candidate in space.candidates if need(candidate) <= limit)
         if not kept:
             least = min(need(candidate) for candidate in space.candidates)
@@ -108,7 +108,9 @@ def _fitting(state: State, itemsize: int, limit: float, budget: Budget) -> State
     return state.with_fact(replace(design, spaces=tuple(spaces)))
 
 
-def _needed(graph: Graph, space: LayerSpace, itemsize: int) -> Callable[[Candidate], int]:
+def live_need(graph: Graph, space: LayerSpace, precision: str) -> Callable[[Candidate], int]:
+    """A function that says how many bytes of activations are alive at most while a candidate of that layer runs."""
+    itemsize = ITEMSIZE[precision]
     memory = arena(graph, itemsize)
 
     def need(candidate: Candidate) -> int:

@@ -14,12 +14,13 @@ from typing import Any
 from lrfc import artifact as files
 from lrfc.config import Budget, BuildConfig
 from lrfc.errors import BudgetError, NoGainError
+from lrfc.front import front
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
 from lrfc.manifest import Accuracy, Figures, Input, Latency, Layer, Manifest, Parity, Search
 from lrfc.metrics import accuracy, classifies
 from lrfc.passes.profile import profile
-from lrfc.passes.select_ranks import DesignSpace, Selection, front, totals
+from lrfc.passes.select_ranks import DesignSpace, Selection, totals
 from lrfc.report.page import render
 from lrfc.state import Artifact, Runner, State, Target
 from lrfc.targets.measure import Measurement, Ratio, compare, speedup
@@ -119,7 +120,7 @@ def ship(made: Build, target: Target, out: Path, log: Sequence[str], stack: Exit
         )
         manifest.write(work)
         manifest.write_layers(work)
-        points = front(replace(made.state, graph=made.state.original), made.design)
+        points = front(replace(made.state, graph=made.state.original).with_fact(made.design))
         (work / "pareto.json").write_text(json.dumps({"schema_version": 1, "points": points}, indent=2) + "\n", encoding="utf-8")
         (work / "report.html").write_text(render(manifest, ratio, points, str(failure) if failure else None), encoding="utf-8")
         (work / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")

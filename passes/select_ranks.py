@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-import numpy as np
-
 from lrfc.config import METHODS, Budget
 from lrfc.errors import BudgetError
 from lrfc.factorization.base import Factors
@@ -143,7 +141,7 @@ class SelectRanks:
                         f"--max-{quantity} {budget} cannot be reached: that is {limit:,.0f} of {whole[quantity]:,}, and the least that these methods reach is"
                         f" {least[quantity]:,} ({100 * least[quantity] / whole[quantity]:.1f}%)"
                     )
-                limits[quantity] = limit - _fixed(state)[quantity]
+                limits[quantity] = limit - fixed(state)[quantity]
         chosen = allocate([pareto(s.candidates) for s in design.spaces], limits)
         reasons = dict(design.skipped)
         for candidate in chosen:
@@ -162,24 +160,11 @@ def totals(graph: Graph) -> dict[str, int]:
 
 def reachable(state: State) -> dict[str, int]:
     """The least MACs and the least parameters that the design space reaches, each by itself."""
-    fixed, spaces = _fixed(state), state.fact(DesignSpace).spaces
-    return {quantity: fixed[quantity] + sum(min(getattr(c, quantity) for c in s.candidates) for s in spaces) for quantity in fixed}
+    outside, spaces = fixed(state), state.fact(DesignSpace).spaces
+    return {quantity: size + sum(min(getattr(c, quantity) for c in s.candidates) for s in spaces) for quantity, size in outside.items()}
 
 
-def _fixed(state: State) -> dict[str, int]:
+def fixed(state: State) -> dict[str, int]:
     """What lies outside the layers that have a choice."""
     spaces = state.fact(DesignSpace).spaces
     return {quantity: total - sum(getattr(s.whole, quantity) for s in spaces) for quantity, total in totals(state.graph).items()}
-
-
-def front(state: State, design: DesignSpace, points: int = 24) -> list[dict[str, float]]:
-    """The Pareto front of MACs against the predicted divergence of the output: the exact optimum at each of ``points`` budgets."""
-    state = state.with_fact(design)
-    whole, least, fixed = totals(state.original), reachable(state), _fixed(state)
-    spaces = [pareto(s.candidates) for s in design.spaces]
-    found: dict[int, dict[str, float]] = {}
-    for share in np.linspace(least["macs"] / whole["macs"], 1, points):
-        chosen = allocate(spaces, {"macs": max(share * whole["macs"], least["macs"]) - fixed["macs"]})
-        macs, params = (fixed[q] + sum(getattr(c, q) for c in chosen) for q in ("macs", "params"))
-        found[macs] = {"macs": macs, "params": params, "predicted_divergence": sum(c.impact for c in chosen)}
-    return [found[macs] for macs in sorted(found)]

@@ -9,7 +9,7 @@ import pytest
 from lrfc.config import Budget
 from lrfc.errors import BudgetError
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, front, reachable, totals
+from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, reachable, totals
 from lrfc.pipeline import plan, run
 from lrfc.state import State
 from tests import helpers
@@ -131,16 +131,6 @@ def test_layers_of_every_kind_are_explored() -> None:
     assert {"transposed", "einsum", "head"} <= {s.op.name for s in design.spaces}
     after = rewritten(found, max_macs=share((reachable(found)["macs"] / totals(found.graph)["macs"] + 1) / 2))
     assert totals(after.graph)["macs"] < totals(found.graph)["macs"]
-
-
-def test_the_front_is_one_way_and_ends_at_the_whole_network(state) -> None:
-    points = front(state, state.fact(DesignSpace), points=6)
-    macs, divergence = [p["macs"] for p in points], [p["predicted_divergence"] for p in points]
-    assert macs == sorted(macs)
-    assert divergence == sorted(divergence, reverse=True)
-    assert macs[0] == reachable(state)["macs"]
-    assert divergence[-1] == 0
-    assert all(p["params"] <= totals(state.graph)["params"] for p in points)
 
 
 def test_the_seed_decides() -> None:

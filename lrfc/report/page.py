@@ -43,7 +43,7 @@ class Row:
     note: str = ""
 
 
-def render(manifest: Manifest, ratio: Ratio, points: list[dict[str, Any]], problem: str | None) -> str:
+def render(manifest: Manifest, ratio: Ratio, points: Sequence[Mapping[str, Any]], problem: str | None) -> str:
     """The page as text.
 
     ``ratio``: the measured speed-up of the factorized file over the original's. ``points``: the Pareto front, dicts with ``macs``, ``params`` and

@@ -1,0 +1,71 @@
+"""The Pareto front: exact, undominated, and the same question for each method."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+
+import pytest
+
+from lrfc.config import Budget
+from lrfc.errors import UsageError
+from lrfc.front import by_method, front
+from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, totals
+from lrfc.search.cost import arena
+from lrfc.state import State
+from tests import helpers
+from tests.compression import explored, state_of
+
+
+@cache
+def state() -> State:
+    return explored(state_of(helpers.graph_of(helpers.conv_net(filters=(10, 12, 14)))))
+
+
+def test_the_front_is_one_way_and_ends_at_the_whole_network() -> None:
+    points = front(state(), points=6)
+    macs, divergence = [p["macs"] for p in points], [p["predicted_divergence"] for p in points]
+    assert macs == sorted(macs)
+    assert divergence == sorted(divergence, reverse=True)
+    assert macs[0] == reachable(state())["macs"]
+    assert divergence[-1] == 0
+    assert all(p["params"] <= totals(state().graph)["params"] for p in points)
+    assert points[-1]["methods"] == {}
+    assert sum(points[0]["methods"].values()) >= 3
+
+
+def test_each_point_is_what_the_allocation_gives_at_its_budget() -> None:
+    for point in front(state(), points=5):
+        selection = SelectRanks(max_macs=Budget(value=point["macs"], relative=False))(state()).fact(Selection)
+        assert selection.impact == pytest.approx(point["predicted_divergence"], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("over", [("params",), ("ram",), ("macs", "params"), ("macs", "ram"), ("macs", "params", "ram")])
+def test_no_point_beats_another(over) -> None:
+    points = front(state(), over, points=16)
+    quantities = (*over, "predicted_divergence")
+    assert len(points) >= 2
+    for one in points:
+        assert not any(other is not one and all(other[q] <= one[q] for q in quantities) for other in points)
+    if "ram" in over:
+        assert max(p["ram"] for p in points) <= arena(state().original).peak_bytes
+        assert min(p["ram"] for p in points) < arena(state().original).peak_bytes
+
+
+def test_all_methods_together_are_never_worse_than_one() -> None:
+    fronts = by_method(state(), points=8)
+    assert {"all", "channel_svd", "spatial_svd", "tucker2"} <= set(fronts)
+    for points in fronts.values():
+        for one, two in pairwise(points):
+            assert one["predicted_divergence"] > two["predicted_divergence"]
+        for point in points:
+            selection = SelectRanks(max_macs=Budget(value=point["macs"], relative=False))(state()).fact(Selection)
+            assert selection.impact <= point["predicted_divergence"] * (1 + 1e-9)
+    narrowed = {m for point in fronts["tucker2"] for m in point["methods"]}
+    assert narrowed <= {"tucker2", "svd"}
+    assert state().fact(DesignSpace).size > 50
+
+
+def test_an_unknown_quantity_is_refused() -> None:
+    with pytest.raises(UsageError, match="cannot be drawn over 'watts'; choose from macs, params, ram"):
+        front(state(), ("macs", "watts"))
