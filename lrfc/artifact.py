@@ -27,7 +27,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def folder(out: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """A new folder beside ``out`` to write into, which becomes ``out`` when the block ends and vanishes, with everything in it, when the block fails.
 
-    An existing ``out`` is replaced in one step at the end when it is empty or was written by lrfc (it has a manifest.json) and ``overwrite`` is true.
+    An existing ``out`` is replaced in one step at the end when it is empty or was written by lrfc (it has a manifest.json or a pareto.json) and ``overwrite`` is true.
     UsageError when it may not be replaced, when the place cannot be written, and when the disk is full.
     """
     out = Path(out).expanduser().absolute()
@@ -65,7 +65,7 @@ def check(out: Path, *, overwrite: bool = True) -> None:
     if out.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise UsageError(f"output folder '{out}' is the current folder or holds it, and cannot be replaced; choose another with --out")
     if any(out.iterdir()):
-        if not (out / "manifest.json").is_file():
+        if not any((out / own).is_file() for own in ("manifest.json", "pareto.json")):
             raise UsageError(f"output folder '{out}' is not empty and was not written by lrfc; choose another with --out")
         if not overwrite:
             raise UsageError(f"output folder '{out}' exists already; choose another with --out")

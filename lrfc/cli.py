@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,6 +98,56 @@ def build(
             )  # fmt: skip
         finally:  # also a build that misses its budget has a result
             terminal.show_results(as_json=as_json)
+
+
+@app.command()
+def explore(
+    model: Model,
+    data: Annotated[str | None, typer.Option(help="digits, a .npz (x, y), a folder of class folders, or package.module:function.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Factorizations to compare, comma-separated; those of a build by default.")] = None,
+    keep: Annotated[list[str], typer.Option(help="Layers to leave alone: a name or a glob; may be given several times.")] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="The only layers to factorize: a name or a glob; may be given several times.")] = [],  # noqa: B006
+    over: Annotated[
+        str, typer.Option(help="What the Pareto front is drawn over, besides the divergence: macs, params, ram, or several with commas.")
+    ] = "macs",
+    points: Annotated[int, typer.Option(help="Budgets that are swept.", min=2)] = 24,
+    rank_multiple: Annotated[int, typer.Option(help="Ranks step in multiples of this, what the device computes at once.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of splits and samples.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Output folder; MODEL-explore by default.")] = None,
+    unsafe_load: Unsafe = False,
+    resume: Annotated[bool, typer.Option(help="Take over what an earlier run, also a killed one, found out about the same model and data.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Compare what the methods could do for MODEL: Pareto fronts, the spread of their solutions, and every candidate. Nothing is built."""
+    with _session() as terminal:
+        from lrfc import compiler
+
+        options: dict[str, Any] = {"methods": tuple(methods.split(","))} if methods is not None else {}
+        survey = compiler.explore(
+            model, data=data, keep=tuple(keep), only=tuple(only), over=tuple(over.split(",")), points=points, rank_multiple=rank_multiple, seed=seed,
+            out=out, unsafe_load=unsafe_load, resume=resume, progress=terminal.progress(), **options,
+        )  # fmt: skip
+        if as_json:
+            terminal.json(survey.to_json())
+        else:
+            terminal.survey(survey, out or Path(f"{model.stem}-explore"))
+
+
+@app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(help="An output folder of lrfc build or lrfc explore.", show_default=False)],
+    layer: Annotated[str, typer.Argument(help="The layer, by its name in layers.csv.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Print a layer's candidates, similarity against rank, which one was taken, and why not its neighbours."""
+    with _session() as terminal:
+        from lrfc import choices
+
+        explanation = choices.explain(choices.read(folder), layer)
+        if as_json:
+            terminal.json(asdict(explanation))
+        else:
+            terminal.explanation(explanation)
 
 
 @app.command()

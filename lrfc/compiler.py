@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lrfc import artifact, budgets, explore
+from lrfc import artifact, budgets
 from lrfc import config as options_
+from lrfc import explore as judged
 from lrfc.config import BuildConfig
 from lrfc.data import Data, load_data
 from lrfc.errors import LrfcError, ModelError, UsageError
+from lrfc.front import by_method, front
 from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
 from lrfc.metrics import accuracy, classifies
@@ -24,11 +26,12 @@ from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
 from lrfc.passes.profile import Profile, profile
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, SelectRanks
+from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, SelectRanks, totals
 from lrfc.pipeline import name_of, plan, run
 from lrfc.search.candidates import selected
 from lrfc.ship import Build, Result, ship
 from lrfc.state import Artifact, Pass, Progress, State, Target
+from lrfc.survey import SHARES, Survey
 from lrfc.targets.catalog import target as target_of
 from lrfc.targets.measure import Measurement, compare
 
@@ -81,6 +84,45 @@ def build(
         worst.result = given
         raise worst
     return given
+
+
+def explore(
+    model: Any, *, data: Any = None, over: Sequence[str] = ("macs",), points: int = 24, out: Path | str | None = None,
+    progress: Progress | None = None, **options: Any,
+) -> Survey:  # fmt: skip
+    """Weigh every method and rank of every layer, without building anything, and write the folder of the exploration.
+
+    ``over``: what the Pareto front of pareto.json is drawn over, besides the predicted divergence ('macs', 'params', 'ram'). ``options``: methods, keep,
+    only, rank_multiple, seed, resume, unsafe_load as for ``build``. The folder is MODEL-explore by default.
+    """
+    config = options_.parse(**options)
+    progress = progress or Progress()
+    folder = Path(out) if out is not None else Path(f"{Path(model).stem if isinstance(model, str | Path) else model.name}-explore")
+    artifact.check(folder.expanduser().absolute())
+    source, graph = _load(model, unsafe=config.unsafe_load)
+    _refuse(graph, (), config)
+    samples = load_data(data, graph, seed=config.seed)
+    for note in samples.notes:
+        progress.log(note)
+    state = run(State(graph, graph, samples, config.seed, progress), plan([Canonicalise()]))
+    start = time.perf_counter()
+    state = run(replace(state, original=state.graph), plan([_exploration(config)]))
+    design = state.fact(DesignSpace)
+    if not design.spaces:
+        raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {_reasons(design)}")
+    seconds = time.perf_counter() - start
+    found = Survey(
+        source.name,
+        totals(state.original),
+        design,
+        tuple(over),
+        front(state, over, points),
+        by_method(state, points, SHARES),
+        seconds,
+        samples.synthetic,
+    )
+    found.write(folder)
+    return found
 
 
 def inspect(model: Path | str, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
@@ -193,10 +235,10 @@ def _compress(graph: Graph, data: Data, config: BuildConfig, targets: Sequence[T
         max_macs, max_drop = config.max_macs, config.max_drop
         if not any((max_macs, config.max_params, config.max_size, config.max_ram)):
             max_drop = options_.DEFAULT_DROP if max_drop is None else max_drop
-            max_macs = explore.fewest_macs(state, max_drop)
+            max_macs = judged.fewest_macs(state, max_drop)
         select = SelectRanks(max_macs, config.max_params, config.methods)
         state, select = budgets.meet(state, select, config.max_size, config.max_ram, targets)
-        select = explore.best_mix(state, select)
+        select = judged.best_mix(state, select)
         state = run(state, plan(pipeline(config, select), known=(DesignSpace,)), after)
         trainable = state.graph
         # Last, because BatchNorm has to be there as long as statistics are estimated or weights trained.
@@ -233,4 +275,4 @@ def _tee(progress: Progress, log: list[str]) -> Progress:
     return Progress(progress.stage, write)
 
 
-__all__ = ["LrfcError", "Result", "build", "inspect", "measure", "pipeline"]
+__all__ = ["LrfcError", "Result", "build", "explore", "inspect", "measure", "pipeline"]

@@ -22,11 +22,11 @@ QUANTITIES = ("macs", "params", "ram")
 Point = Mapping[str, Any]
 
 
-def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, precision: str = "fp32") -> list[Point]:
+def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, precision: str = "fp32", also: Sequence[float] = ()) -> list[Point]:
     """The plans that no other plan beats in predicted divergence and the quantities of ``over``, least first.
 
     One budget is swept for each quantity, ``points`` values for one, fewer each for two or three, and the allocation solved exactly at every
-    combination. Each point has ``macs``, ``params``, ``predicted_divergence``, with 'ram' in ``over`` also ``ram``, and ``methods``: how many layers each has.
+    combination; ``also`` adds budgets as shares of the original. Each point has ``macs``, ``params``, ``predicted_divergence``, with 'ram' in ``over`` also ``ram``, and ``methods``: how many layers each has.
     """
     unknown = [quantity for quantity in over if quantity not in QUANTITIES]
     if unknown or not over:
@@ -45,7 +45,8 @@ def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, preci
             low = max(alone, *(min(need.values()) for need in needs.values()), 0)
             axes.append(np.linspace(low, max(memory.peak_bytes, low), each))
         else:
-            axes.append(np.linspace(least[quantity], whole[quantity], each))
+            shares = [share * whole[quantity] for share in also if share * whole[quantity] >= least[quantity]]
+            axes.append(np.sort([*np.linspace(least[quantity], whole[quantity], each), *shares]))
     found: list[dict[str, Any]] = []
     for budgets in product(*axes):
         limits = {quantity: limit - outside[quantity] for quantity, limit in zip(over, budgets, strict=True) if quantity != "ram"}
@@ -63,15 +64,15 @@ def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, preci
     return _undominated(found, (*over, "predicted_divergence"))
 
 
-def by_method(state: State, points: int = 24) -> dict[str, list[Point]]:
+def by_method(state: State, points: int = 24, also: Sequence[float] = ()) -> dict[str, list[Point]]:
     """The front over MACs of all methods together ('all'), and of each method for convolutions alone, with those for fully connected layers beside it."""
     spaces = state.fact(DesignSpace).spaces
     dense = {c.method for s in spaces if "Conv" not in s.op.kind for c in s.candidates if c.method}
     conv = dict.fromkeys(c.method for s in spaces if "Conv" in s.op.kind for c in s.candidates if c.method)
-    fronts = {"all": front(state, points=points)}
+    fronts = {"all": front(state, points=points, also=also)}
     for method in [*conv, *(() if conv else sorted(dense))]:
         narrowed = state.fact(DesignSpace).narrowed((method, *dense) if conv else (method,))
-        fronts[method] = front(state.with_fact(narrowed), points=points)
+        fronts[method] = front(state.with_fact(narrowed), points=points, also=also)
     return fronts
 
 

@@ -89,9 +89,10 @@ class Round(_Record):
 
 
 class Search(_Record):
-    """How many candidates were evaluated, in how many seconds, and the turns of the measured loop."""
+    """How many candidates were evaluated, how many of them no other of the same layer beats, the seconds, and the turns of the measured loop."""
 
     candidates: _Count | None = None
+    undominated: _Count | None = None
     seconds: _Number | None = None
     rounds: tuple[Round, ...] = ()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lrfc import artifact as files
+from lrfc import choices
 from lrfc.config import Budget, BuildConfig
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.front import front
@@ -114,12 +115,14 @@ def ship(made: Build, target: Target, out: Path, log: Sequence[str], stack: Exit
             before=before,
             after=after,
             accuracy=Accuracy(**made.ladder, artifact=after.accuracy),
-            search=Search(candidates=made.design.size, seconds=made.seconds),
+            search=Search(candidates=made.design.size, undominated=made.design.undominated, seconds=made.seconds),
             parity=Parity(max_abs_diff=found.max_abs_diff, samples=found.samples),
             artifacts=(files.record(emitted.path, work, target.name), files.record(work / "model.keras", work, "keras")),
         )
         manifest.write(work)
         manifest.write_layers(work)
+        taken = {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers}
+        choices.write(work, made.design.spaces, taken)
         points = front(replace(made.state, graph=made.state.original).with_fact(made.design))
         (work / "pareto.json").write_text(json.dumps({"schema_version": 1, "points": points}, indent=2) + "\n", encoding="utf-8")
         (work / "report.html").write_text(render(manifest, ratio, points, str(failure) if failure else None), encoding="utf-8")

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 if TYPE_CHECKING:
+    from lrfc.choices import Explanation
     from lrfc.diagnosis import Check
     from lrfc.manifest import Manifest
     from lrfc.passes.profile import Profile
     from lrfc.ship import Result
     from lrfc.state import Progress
+    from lrfc.survey import Survey
     from lrfc.targets.measure import Measurement
 
 
@@ -60,6 +62,10 @@ def quiet() -> Iterator[tuple[TextIO, TextIO, Callable[[BaseException], Path]]]:
         os.close(handle)
         if not keep:
             Path(name).unlink(missing_ok=True)
+
+
+#: What stands where a method cannot go so far.
+NOT_REACHED = "—"
 
 
 class Terminal:
@@ -164,6 +170,56 @@ class Terminal:
         methods = Counter(layer.method or "left alone" for layer in manifest.layers)
         self.line("layers: " + ", ".join(f"{count} {name}" for name, count in methods.most_common()) + f"; why: {result.out / 'layers.csv'}")
         self.line(f"written: {result.out}{os.sep} ({', '.join(file.path for file in manifest.artifacts)}, manifest.json, report.html)")
+
+    def survey(self, survey: Survey, out: Path) -> None:
+        """The methods side by side, and the Pareto front."""
+        from lrfc.survey import SHARES
+
+        rows = [(name, *(NOT_REACHED if value is None else f"{value:.3g}" for value in values)) for name, values in survey.table()]
+        self.table("least predicted divergence of the outputs at a share of the MACs", ("method", *(f"{100 * s:.0f} %" for s in SHARES)), rows)
+        points = [
+            (
+                *(_bytes(p[q]) if q == "ram" else f"{p[q]:,}" for q in survey.over),
+                *(f"{100 * p[q] / survey.whole[q]:.1f} %" for q in survey.over if q != "ram"),
+                f"{p['predicted_divergence']:.3g}",
+                ", ".join(f"{count} {name}" for name, count in p["methods"].items()) or "as it is",
+            )
+            for p in survey.points
+        ]
+        kept = [f"{q} kept" for q in survey.over if q != "ram"]
+        self.table("Pareto front", (*survey.over, *kept, "divergence", "layers"), points)
+        design = survey.design
+        self.line(
+            f"{design.size:,} candidates on {len(design.spaces)} layers in {survey.seconds:.1f} s, {design.undominated:,} of them not beaten by another of"
+            f" the same layer; {len(design.skipped)} layers have no choice"
+        )
+        self.line(f"written: {out}{os.sep} (explore.html, pareto.json, candidates.csv); one layer: lrfc explain {out} LAYER")
+
+    def explanation(self, explanation: Explanation) -> None:
+        """One layer's candidates by method and rank, and why the one taken was taken."""
+        whole = explanation.rows[0]
+        rows = [
+            (
+                ("→ " if row.chosen else "  ") + row.label,
+                f"{row.params:,}",
+                f"{row.macs:,}",
+                f"{100 * row.macs / whole.macs:.1f} %" if whole.macs else "",
+                f"{row.similarity:.4f}",
+                "█" * round(20 * max(row.similarity, 0)),
+                f"{row.impact:.3g}",
+            )
+            for row in explanation.rows
+            if not row.dominated or row.chosen
+        ]
+        self.table(explanation.layer, ("candidate", "params", "MACs", "kept", "similarity", "", "divergence"), rows)
+        hidden = sum(row.dominated and not row.chosen for row in explanation.rows)
+        self.line(f"{hidden} candidates that another one beats in everything are not shown")
+        if explanation.chosen is None:
+            self.line("nothing was chosen: this is an exploration")
+        else:
+            self.line(f"taken: {explanation.chosen.label}")
+        for sentence in explanation.sentences:
+            self.line(f"  {sentence}")
 
     def profile(self, profile: Profile) -> None:
         """The costs of each op and of the whole."""

@@ -1,0 +1,136 @@
+"""candidates.csv: every choice that was weighed for every layer, and what it says about the one that was taken."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrfc.errors import UsageError
+from lrfc.search.candidates import LayerSpace, pareto
+
+NAME = "candidates.csv"
+_COLUMNS = ("layer", "method", "rank", "params", "macs", "similarity", "impact", "dominated", "chosen")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate. ``method`` is None for the layer as it is; ``impact`` the predicted divergence of the network's outputs; ``similarity`` 1 − relative L2."""
+
+    layer: str
+    method: str | None
+    rank: str
+    params: int
+    macs: int
+    similarity: float
+    impact: float
+    dominated: bool
+    chosen: bool
+
+    @property
+    def label(self) -> str:
+        """Method and rank, as people say it."""
+        return f"{self.method} {self.rank}" if self.method else "as it is"
+
+
+def write(folder: Path, spaces: Sequence[LayerSpace], chosen: Mapping[str, tuple[str | None, tuple[int, ...]]]) -> Path:
+    """Write the file. ``chosen``: layer → (method, ranks) of the candidate taken; empty when nothing was."""
+    path = folder / NAME
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        for space in spaces:
+            kept = {id(c) for c in pareto(space.candidates)}
+            for c in space.candidates:
+                taken = chosen.get(c.layer) == (c.method, c.ranks)
+                rank = "x".join(map(str, c.ranks))
+                numbers = (c.params, c.macs, f"{1 - c.error:.6g}", f"{c.impact:.6g}", int(id(c) not in kept), int(taken))
+                writer.writerow((c.layer, c.method or "", rank, *numbers))
+    return path
+
+
+def read(folder: Path) -> tuple[Row, ...]:
+    """The rows; UsageError when the folder has no such file or it is damaged."""
+    path = folder / NAME
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = tuple(
+                Row(
+                    r["layer"], r["method"] or None, r["rank"], int(r["params"]), int(r["macs"]), float(r["similarity"]), float(r["impact"]),
+                    r["dominated"] == "1", r["chosen"] == "1",
+                )
+                for r in csv.DictReader(file)
+            )  # fmt: skip
+    except OSError as error:
+        raise UsageError(f"'{folder}' holds no exploration: it has no readable {NAME}; make one with lrfc build or lrfc explore") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsageError(f"'{path}' is damaged: {error}") from error
+    return rows
+
+
+# -- why this one ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One layer: its candidates, the one taken (None in an exploration), and one sentence for each neighbour that was not."""
+
+    layer: str
+    rows: tuple[Row, ...]
+    chosen: Row | None
+    sentences: tuple[str, ...]
+
+
+def explain(rows: Sequence[Row], layer: str) -> Explanation:
+    """Why a layer's candidate was taken and its neighbours were not; UsageError, with the layers there are, when none has that name."""
+    own = tuple(row for row in rows if row.layer == layer)
+    if not own:
+        raise UsageError(f"no layer '{layer}' was explored; the layers are {', '.join(dict.fromkeys(row.layer for row in rows))}")
+    chosen = next((row for row in own if row.chosen), None)
+    if chosen is None:
+        return Explanation(layer, own, None, ())
+    sentences = []
+    for name, row in _neighbours(own, chosen):
+        more, less = row.macs - chosen.macs, chosen.impact - row.impact
+        told = f"{name}, {row.label}: {more:+,} MACs, {row.params - chosen.params:+,} parameters, predicted divergence {-less:+.3g}"
+        if more > 0 and less > 0:
+            other = _best_elsewhere(rows, layer, more)
+            if other is not None and other[1] >= less:
+                told += f"; the same MACs do more at {other[0].layer} ({other[0].label}: {-other[1]:+.3g})"
+            else:
+                told += "; the budget has no room for it"
+        elif more <= 0 and less < 0:
+            told += "; it saves MACs, but its effect on the output is larger than what the MACs are worth elsewhere"
+        elif more >= 0 and less <= 0:
+            told += "; it is worse and saves nothing" if row.params >= chosen.params else "; it saves parameters only"
+        sentences.append(told)
+    return Explanation(layer, own, chosen, tuple(sentences))
+
+
+def _neighbours(own: Sequence[Row], chosen: Row) -> list[tuple[str, Row]]:
+    """The next smaller and larger rank of the same method, and of each other method what is nearest in MACs."""
+    found = []
+    same = sorted((r for r in own if r.method == chosen.method and r is not chosen), key=lambda r: r.macs)
+    smaller, larger = [r for r in same if r.macs < chosen.macs], [r for r in same if r.macs > chosen.macs]
+    if smaller:
+        found.append(("smaller", smaller[-1]))
+    if larger:
+        found.append(("larger", larger[0]))
+    for method in dict.fromkeys(r.method for r in own if r.method != chosen.method):
+        others = [r for r in own if r.method == method]
+        below = [r for r in others if r.macs <= chosen.macs]
+        best = min(below, key=lambda r: r.impact) if below else min(others, key=lambda r: r.macs)
+        found.append(("instead", best))
+    return found
+
+
+def _best_elsewhere(rows: Sequence[Row], layer: str, macs: int) -> tuple[Row, float] | None:
+    """Of all single changes at other layers that cost at most so many MACs more, the one that lowers the divergence most, and by how much."""
+    taken = {row.layer: row for row in rows if row.chosen}
+    moves = [
+        (row, taken[row.layer].impact - row.impact)
+        for row in rows
+        if row.layer != layer and row.layer in taken and 0 < row.macs - taken[row.layer].macs <= macs
+    ]
+    return max(moves, key=lambda move: move[1]) if moves else None

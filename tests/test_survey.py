@@ -1,0 +1,74 @@
+"""lrfc explore and lrfc explain from end to end on the built-in example, and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lrfc import choices, compiler
+from lrfc.errors import UsageError
+from lrfc.survey import SHARES, Survey
+from lrfc.terminal import Terminal
+
+DIGITS = Path(__file__).parents[1] / "examples" / "digits.keras"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> tuple[Survey, Path]:
+    out = tmp_path_factory.mktemp("survey") / "out"
+    return compiler.explore(
+        DIGITS, data="digits", over=("macs", "params"), points=9, methods=("channel_svd", "spatial_svd", "svd"), out=out, resume=False
+    ), out
+
+
+def test_the_folder_is_complete(found) -> None:
+    survey, out = found
+    assert {path.name for path in out.iterdir()} == {"pareto.json", "candidates.csv", "explore.html"}
+    value = json.loads((out / "pareto.json").read_text())
+    assert value["candidates"] == survey.design.size > value["undominated"] > len(survey.design.spaces)
+    assert set(value["methods"]) == {"all", "channel_svd", "spatial_svd"}
+    assert len(choices.read(out)) == survey.design.size
+    assert value["over"] == ["macs", "params"]
+    assert len(value["points"]) >= 3
+
+
+def test_the_table_compares_what_is_reachable(found) -> None:
+    table = dict(found[0].table())
+    for number in range(len(SHARES)):
+        alone = [values[number] for name, values in table.items() if name != "all" and values[number] is not None]
+        assert table["all"][number] <= min(alone) * (1 + 1e-9)
+
+
+def test_the_page_stands_alone_and_names_every_layer(found) -> None:
+    survey, out = found
+    page = (out / "explore.html").read_text()
+    assert not re.search(r"(src|href)=|<script|url\(", page)
+    for space in survey.design.spaces:
+        assert f"<strong>{space.op.name}</strong>" in page
+    assert "NaN" not in page
+    assert page.count("<polyline") == 2 * len(survey.fronts)
+
+
+def test_it_is_printed_and_a_layer_explained(found, capsys) -> None:
+    import sys
+
+    survey, out = found
+    terminal = Terminal(sys.stdout, sys.stderr)
+    terminal.survey(survey, out)
+    terminal.explanation(choices.explain(choices.read(out), survey.design.spaces[0].op.name))
+    printed = capsys.readouterr().out
+    assert "least predicted divergence" in printed
+    assert "Pareto front" in printed
+    assert "not beaten by another" in printed
+    assert "this is an exploration" in printed
+
+
+def test_the_folder_is_replaced_and_a_strange_one_is_not(found, tmp_path) -> None:
+    survey, out = found
+    assert survey.write(out) == out
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(UsageError, match="not written by lrfc"):
+        survey.write(tmp_path)
