@@ -1,6 +1,6 @@
 """Relative output error of every factorization against the MACs that it keeps, data-free and data-aware, on held-out images.
 
-    LRFC_DATA=... python benchmarks/factorizations.py [--quick] [--out benchmarks/factorizations.csv]
+    LRFC_DATA=... python benchmarks/factorizations.py [--quick] [--images 1024] [--out benchmarks/factorizations.csv]
 
 Two sets of layers: all convolutions of the shared ResNet-20 on CIFAR-10, and layers of VGG-16's shapes whose weights have a falling spectrum and whose
 inputs are rectified, spatially correlated random maps (no trained VGG-16 is at hand). Of VGG-16's layers one per width is shown, up to 256 channels, and
@@ -156,6 +156,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
+    parser.add_argument("--images", type=int, default=1024, help="images of CIFAR-10, a quarter of them held out")
     parser.add_argument("--quick", action="store_true", help="five layers of ResNet-20 only")
     options = parser.parse_args()
     rows = []
@@ -163,7 +164,7 @@ def main() -> None:
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        for layer in islice(resnet20(1024), None, None, 4) if options.quick else chain(resnet20(1024), vgg16(8000)):
+        for layer in islice(resnet20(options.images), None, None, 4) if options.quick else chain(resnet20(options.images), vgg16(8000)):
             start = time.perf_counter()
             rows += (found := list(measure(layer)))
             writer.writerows(found)
