@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from typing import Any
 from lrfc import artifact, budgets
 from lrfc import config as options_
 from lrfc import explore as judged
+from lrfc.bench import Bench
 from lrfc.config import BuildConfig
 from lrfc.data import Data, load_data
 from lrfc.errors import LrfcError, ModelError, UsageError
@@ -26,7 +28,7 @@ from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
 from lrfc.passes.profile import Profile, profile
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, SelectRanks, totals
+from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, totals
 from lrfc.pipeline import name_of, plan, run
 from lrfc.search.candidates import selected
 from lrfc.ship import Build, Result, ship
@@ -70,13 +72,15 @@ def build(
         samples = load_data(data, graph, test=test_data, seed=config.seed)
         for note in samples.notes:
             progress.log(note)
-        outcome = _compress(graph, samples, config, targets, progress)
-        if outcome is None:
-            return () if not isinstance(target, str) else None
         results = []
-        for chosen, folder in zip(targets, folders, strict=True):
-            results.append(ship(replace(outcome, source=source), chosen, folder, log, stack))
-            on_result(results[-1])
+        try:
+            line = _Line(source, config, samples, progress, log)
+            state = line.explored(graph)
+            for chosen, folder in zip(targets, folders, strict=True):
+                results.append(ship(line.compressed(state, chosen), chosen, folder, log, stack))
+                on_result(results[-1])
+        except _Stop:
+            return () if not isinstance(target, str) else None
     failures = [result.failure for result in results if result.failure is not None]
     given: Any = results[0] if isinstance(target, str) else tuple(results)
     if failures:
@@ -193,59 +197,79 @@ def _exploration(config: BuildConfig) -> ExploreLayers:
     return ExploreLayers(methods=config.methods, keep=config.keep, only=config.only, rank_multiple=config.rank_multiple, cached=config.resume)
 
 
-def _compress(graph: Graph, data: Data, config: BuildConfig, targets: Sequence[Target], progress: Progress) -> Build | None:
-    """The compressed graph and all that is known about it; None when a --stop-after ends the line early."""
-    if data.synthetic and config.epochs:
-        progress.log("no data: calibrated on synthetic inputs, not fine-tuned, and nothing is claimed about accuracy")
-        config = config.model_copy(update={"epochs": 0})
-    # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
-    first: list[Pass] = [Canonicalise(), _exploration(config)]
-    known = {name_of(step) for step in (*first, *pipeline(config, SelectRanks()), FoldBatchNorm())}
-    for name in (*config.print_after, *([config.stop_after] if config.stop_after else [])):
-        if name not in known:
-            raise UsageError(f"no pass is named '{name}'; they are {', '.join(sorted(known))}")
-    ladder: dict[str, float] = {}
+class _Line:
+    """The straight line of one build: what is done once, and what is done for each target."""
 
-    def after(step: Pass, state: State) -> None:
-        if name_of(step) in config.print_after:
-            progress.log(str(state.graph))
-        rung = RUNGS.get(name_of(step))
-        if rung is not None and not data.synthetic:
-            value = test_accuracy(state.graph, data)
-            if value is not None:
-                ladder[rung] = value
-                progress.log(f"  accuracy {100 * value:.2f} %")
-        if name_of(step) == config.stop_after:
-            raise _Stop
+    def __init__(self, source: Path, config: BuildConfig, data: Data, progress: Progress, log: Sequence[str]) -> None:
+        if data.synthetic and config.epochs:
+            progress.log("no data: calibrated on synthetic inputs, not fine-tuned, and nothing is claimed about accuracy")
+            config = config.model_copy(update={"epochs": 0})
+        self._source, self._config, self._data, self._progress = source, config, data, progress
+        # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
+        self._first: list[Pass] = [Canonicalise(), _exploration(config)]
+        known = {name_of(step) for step in (*self._first, *pipeline(config, SelectRanks()), FoldBatchNorm())}
+        for name in (*config.print_after, *([config.stop_after] if config.stop_after else [])):
+            if name not in known:
+                raise UsageError(f"no pass is named '{name}'; they are {', '.join(sorted(known))}")
+        self._ladder: dict[str, float] = {}
+        self._max_macs, self._max_drop = config.max_macs, config.max_drop
+        self._made: dict[tuple[object, ...], Build] = {}
+        self._seconds = 0.0
 
-    try:
-        state = run(State(graph, graph, data, config.seed, progress), plan(first[:1]), after)
+    def explored(self, graph: Graph) -> State:
+        """The canonical graph with its DesignSpace, and the budget where none was given."""
+        config, progress = self._config, self._progress
+        state = run(State(graph, graph, self._data, config.seed, progress), plan(self._first[:1]), self._after)
         state = replace(state, original=state.graph)
-        before = test_accuracy(state.original, data)
+        before = test_accuracy(state.original, self._data)
         if before is not None:
-            ladder["before"] = before
+            self._ladder["before"] = before
             progress.log(f"  accuracy {100 * before:.2f} %")
         start = time.perf_counter()
-        state = run(state, plan(first[1:]), after)
-        seconds = time.perf_counter() - start
-        if not state.fact(DesignSpace).spaces:
-            raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {_reasons(state.fact(DesignSpace))}")
+        state = run(state, plan(self._first[1:]), self._after)
+        self._seconds = time.perf_counter() - start
         design = state.fact(DesignSpace)
+        if not design.spaces:
+            raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {_reasons(design)}")
         progress.log(f"  {design.size:,} candidates, {design.undominated:,} of them not dominated")
-        max_macs, max_drop = config.max_macs, config.max_drop
-        if not any((max_macs, config.max_params, config.max_size, config.max_ram)):
-            max_drop = options_.DEFAULT_DROP if max_drop is None else max_drop
-            max_macs = judged.fewest_macs(state, max_drop)
-        select = SelectRanks(max_macs, config.max_params, config.methods)
-        state, select = budgets.meet(state, select, config.max_size, config.max_ram, targets)
-        select = judged.best_mix(state, select)
-        state = run(state, plan(pipeline(config, select), known=(DesignSpace,)), after)
-        trainable = state.graph
-        # Last, because BatchNorm has to be there as long as statistics are estimated or weights trained.
-        state = run(state, plan([FoldBatchNorm()]), after)
-    except _Stop:
-        return None
-    return Build(Path(graph.name), config, state, trainable, fold_batchnorm(state.original), design, ladder, max_macs, max_drop, seconds)
+        if not any((config.max_macs, config.max_params, config.max_size, config.max_ram)):
+            self._max_drop = options_.DEFAULT_DROP if config.max_drop is None else config.max_drop
+            self._max_macs = judged.fewest_macs(state, self._max_drop)
+        return state
+
+    def compressed(self, state: State, target: Target) -> Build:
+        """The compressed graph for a target and all that is known about it. Targets for which the same is chosen share it."""
+        config = self._config
+        design = state.fact(DesignSpace)
+        select = SelectRanks(self._max_macs, config.max_params, config.methods)
+        state, select = budgets.meet(state, select, config.max_size, config.max_ram, [target])
+        with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
+            bench = Bench(target, state.original, tuple(x[:8] for x in self._data.train.inputs), config.threads, Path(folder))
+            select = judged.best_mix(state, select, bench)
+        state, (_, *rest) = run(state, plan([select], known=(DesignSpace,)), self._after), pipeline(config, select)
+        key = tuple((c.layer, c.method, c.ranks) for c in state.fact(Selection).chosen)
+        if key not in self._made:
+            state = run(state, plan(rest, known=(DesignSpace, Selection)), self._after)
+            trainable = state.graph
+            # Last, because BatchNorm has to be there as long as statistics are estimated or weights trained.
+            state = run(state, plan([FoldBatchNorm()]), self._after)
+            whole = fold_batchnorm(state.original)
+            self._made[key] = Build(
+                self._source, config, state, trainable, whole, design, dict(self._ladder), self._max_macs, self._max_drop, self._seconds
+            )
+        return self._made[key]
+
+    def _after(self, step: Pass, state: State) -> None:
+        if name_of(step) in self._config.print_after:
+            self._progress.log(str(state.graph))
+        rung = RUNGS.get(name_of(step))
+        if rung is not None and not self._data.synthetic:
+            value = test_accuracy(state.graph, self._data)
+            if value is not None:
+                self._ladder[rung] = value
+                self._progress.log(f"  accuracy {100 * value:.2f} %")
+        if name_of(step) == self._config.stop_after:
+            raise _Stop
 
 
 class _Stop(Exception):  # noqa: N818  not an error

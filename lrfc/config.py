@@ -77,7 +77,7 @@ def _drop(text: object) -> object:
 
 
 #: The methods that a build chooses from unless it is told otherwise, and all that it can be told (lrfc.factorization.METHODS).
-METHODS = ("channel_svd", "spatial_svd", "spatial_svd_w", "tucker2", "svd")
+METHODS = ("channel_svd", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "svd")
 KNOWN_METHODS = (
     "channel_svd", "channel_svd_1x1", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "cp4", "tt", "svd", "tt_matrix", "tucker_matrix",
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from lrfc.config import Budget
 from lrfc.errors import BudgetError
 from lrfc.ir import keras_io
+from lrfc.ir.graph import Graph
 from lrfc.metrics import classifies, right
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
@@ -17,6 +20,7 @@ from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reacha
 from lrfc.pipeline import plan, run
 from lrfc.search.sensitivity import divergence
 from lrfc.state import Pass, Progress, State
+from lrfc.targets.measure import Ratio
 
 #: Without data nothing can be measured: the predicted divergence of the outputs (see lrfc.search.sensitivity) stays below this.
 SAFE_DIVERGENCE = 0.01
@@ -150,7 +154,39 @@ def _next(state: State, seen: list[tuple[float, float]], low: float, high: float
     return (inner + outer) / 2
 
 
-def best_mix(state: State, select: SelectRanks) -> SelectRanks:
+def best_mix(state: State, select: SelectRanks, bench: Callable[[Graph], Ratio]) -> SelectRanks:
+    """The selection with the methods whose plan stays closest to the original (``closest``) among those that are not slower than it on the target.
+
+    MACs do not tell time: a plan may have half of them and be slower, for instance where the runtime has no fast depthwise convolution. So the plan is
+    emitted and measured by ``bench`` before work goes into it. One that is slower loses the method that most of its layers have, until one is not
+    slower, or no method is left: then the fastest is taken.
+    """
+    silent = replace(state, progress=Progress())
+    methods = select.methods or tuple(dict.fromkeys(c.method for s in state.fact(DesignSpace).spaces for c in s.candidates if c.method))
+    tried: list[tuple[float, SelectRanks]] = []
+    while True:
+        try:
+            chosen = closest(state, replace(select, methods=methods))
+            found = run(silent, plan([chosen], known=(DesignSpace,)))
+        except BudgetError:
+            if not tried:
+                raise
+            break  # the budget cannot be met by the methods that are left
+        used = [c.method for c in found.fact(Selection).chosen if c.method is not None]
+        if not used:
+            return chosen
+        ratio = bench(run(found, plan([Factorize()], known=(Selection,))).graph)
+        state.progress.log(f"  {', '.join(dict.fromkeys(used))}: measured speed-up ×{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})")
+        if ratio.high >= 1:
+            return chosen
+        tried.append((ratio.median, chosen))
+        methods = tuple(m for m in methods if m != Counter(used).most_common(1)[0][0])
+        if not methods:
+            break
+    return max(tried, key=lambda each: each[0])[1]
+
+
+def closest(state: State, select: SelectRanks) -> SelectRanks:
     """The selection with the methods whose plan keeps the network closest to the original when it is run: all mixed, or one convolution method throughout.
 
     The impact of a plan is predicted layer by layer; how the errors of many layers add up is not. So the best mixed plan and the best plan of each

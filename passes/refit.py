@@ -15,6 +15,7 @@ from lrfc.factorization import METHODS
 from lrfc.factorization.base import Statistics
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import solve_positive
+from lrfc.factorization.threads import threads
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.passes.select_ranks import Selection
@@ -222,7 +223,8 @@ def _regress(layout: Layout, rows: Array, target: NDArray[np.float64], ridge: fl
         moments[group] = inner[:fold].T @ inner[:fold] / np.float32(fold)
         cross = inner[:fold].T @ (missing[:fold] - shift) / np.float32(fold)
         weight = ridge * max(float(np.trace(moments[group])) / layout.patch, 1e-12)
-        change = solve_positive(moments[group] + weight * np.eye(layout.patch), cross.astype(np.float64))
+        with threads(layout):
+            change = solve_positive(moments[group] + weight * np.eye(layout.patch), cross.astype(np.float64))
         before += float(np.sum(np.square(missing[fold:] - (shift if centred else bias[part]))))
         after += float(np.sum(np.square(missing[fold:] - shift - inner[fold:] @ change)))
         kernel[group] += change

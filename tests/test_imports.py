@@ -20,7 +20,7 @@ LAYERS = (
     {"config", "data", "factorization", "manifest", "metrics", "sources", "synthesis"},
     {"pipeline", "search"},
     {"passes", "targets"},
-    {"artifact", "budgets", "choices", "explore", "front", "report", "survey"},
+    {"artifact", "bench", "budgets", "choices", "explore", "front", "report", "survey"},
     {"compiler", "diagnosis", "ship"},
     {"cli", "terminal", "__main__"},
 )

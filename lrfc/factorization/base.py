@@ -62,6 +62,10 @@ class Factors(Protocol):
         """
         ...
 
+    def estimates(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+        """As ``responses``, for weighing many ranks: where each rank is a fit of its own, by a cheaper fit, so that the factors themselves do better."""
+        ...
+
 
 class Method(Protocol):
     """A factorization method: a frozen dataclass without state."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -99,6 +99,10 @@ class ChainFactors:
         if len(self.split) == 2 and self.layout.family != "transposed":
             return on_threads(self.layout, self._nested(patches, ranks))
         return on_threads(self.layout, dense_responses(self.layout, self._tensor_at, self.statistics, patches, ranks))
+
+    def estimates(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+        """What the nested cores give, before they are improved at each choice of ranks; see ``Factors``."""
+        return replace(self, improved=lambda unfoldings, cores, ranks: cores).responses(patches, ranks)
 
     # -- factors ---------------------------------------------------------------------------------------------------------------
 

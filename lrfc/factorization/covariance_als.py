@@ -27,7 +27,7 @@ TUCKER_WORK, TUCKER_SWEEPS = 4e9, 5
 _RIDGE = 1e-6
 
 
-def fit_cp(target: Array, gram: Array, roots: Sequence[Array], factors: Sequence[Array]) -> list[Array]:
+def fit_cp(target: Array, gram: Array, roots: Sequence[Array], factors: Sequence[Array], *, sweeps: int = CP_SWEEPS) -> list[Array]:
     """CP terms of a tensor (n_0, ..., T), improved in the norm of ``gram`` (Π n, Π n); ``roots`` are Cholesky factors of its nearest separable norm.
 
     The error falls with every sweep. A sweep whose terms start to cancel each other is not taken.
@@ -38,7 +38,7 @@ def fit_cp(target: Array, gram: Array, roots: Sequence[Array], factors: Sequence
     norm, cross = float(np.linalg.norm(flat)), gram @ flat
     total = float(np.vdot(flat, cross))
     best, last = list(factors), np.inf
-    for _ in range(min(CP_SWEEPS, int(CP_WORK // sweep_work))):
+    for _ in range(min(sweeps, int(CP_WORK // sweep_work))):
         found = balanced(best)
         for mode, root in enumerate(roots):
             found[mode] = _input_factor(mode, root, found, roots, gram, cross)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
 from typing import Any
@@ -28,6 +28,8 @@ _log = logging.getLogger("lrfc.factorization")
 #: Random starts beside the exact one, for layers with patches up to this length: there they win by up to 5 % of the error at low ranks, at 64 channels
 #: by less than 1 %.
 RANDOM_STARTS, RANDOM_UP_TO = 2, 300
+#: Sweeps and stopping rule of the fits by which ranks are weighed.
+QUICK_SWEEPS, QUICK_COVARIANCE_SWEEPS, QUICK_TOLERANCE = 30, 5, 1e-3
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class CPFactors:
     split: Split
     scale: Array
     statistics: Statistics | None
+    fit: Callable[[Array, int, Array | None], list[Array]] = field(default_factory=lambda: _best)
     _known: dict[int, list[Array]] = field(default_factory=dict, init=False)
 
     def stages(self, ranks: Ranks) -> list[Op]:
@@ -138,6 +141,10 @@ class CPFactors:
     def responses(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
         """What the stages give for patches (N, G, D); see ``Factors``."""
         return on_threads(self.layout, dense_responses(self.layout, self._tensor, self.statistics, patches, ranks))
+
+    def estimates(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+        """What fits from one start, with few sweeps, give; see ``Factors``."""
+        return replace(self, fit=_quick).responses(patches, ranks)
 
     # -- factors ---------------------------------------------------------------------------------------------------------------
 
@@ -175,7 +182,7 @@ class CPFactors:
             for group, kernel in enumerate(layout.tensor()):
                 target = (kernel * scale[group]).transpose(self._order).reshape(sizes)
                 with one_thread():
-                    factors = _best(target, rank, None if self._grams is None else self._grams[group])
+                    factors = self.fit(target, rank, None if self._grams is None else self._grams[group])
                 groups.append(balanced([*factors[:-1], factors[-1] / scale[group][:, None]]))
             self._known[rank] = [np.stack(each) for each in zip(*groups, strict=True)]
         return self._known[rank]
@@ -206,6 +213,27 @@ def _best(target: Array, rank: int, gram: Array | None) -> list[Array]:
 
     best = min(_allowed(found, norm), key=error)
     return min(_allowed([best, fit_cp(target, gram, roots, best)], norm), key=error)
+
+
+def _quick(target: Array, rank: int, gram: Array | None) -> list[Array]:
+    """A fit for weighing: from one start, in the nearest separable norm and then in the whole one, a few sweeps each.
+
+    On ResNet-20's layers its error is up to a third above that of ``_best``, in a quarter of the time.
+    """
+    flat = target.reshape(-1, target.shape[-1])
+    norm = float(np.linalg.norm(flat))
+    start = slices_start(target, rank)
+    if gram is None:
+        return _allowed([als(target, start, sweeps=QUICK_SWEEPS, tolerance=QUICK_TOLERANCE), start], norm)[0]
+    roots = separable_roots(gram, target.shape[:-1])
+    white = target
+    for mode, root in enumerate(roots):
+        white = np.moveaxis(np.tensordot(root.T, white, (1, mode)), 0, mode)
+    fit = als(white, slices_start(white, rank), sweeps=QUICK_SWEEPS, tolerance=QUICK_TOLERANCE)
+    inputs = [solve_lower(root, factor, transposed=True) for root, factor in zip(roots, fit, strict=False)]
+    cross = gram @ flat
+    found = [*([*inputs, output_factor(inputs, gram, cross, ridge)[0]] for ridge in (1e-5, RIDGE)), start]
+    return fit_cp(target, gram, roots, _allowed(found, norm)[0], sweeps=QUICK_COVARIANCE_SWEEPS)
 
 
 def _allowed(found: list[list[Array]], norm: float) -> list[list[Array]]:

@@ -131,6 +131,10 @@ class TensorizedFactors:
         """What the stages give for patches (N, 1, I); see ``Factors``."""
         return on_threads(self.layout, dense_responses(self.layout, lambda each: self.matrix(each)[None], self.statistics, patches, ranks))
 
+    def estimates(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+        """The responses; see ``Factors``."""
+        return self.responses(patches, ranks)
+
 
 class _Chain:
     """Builds the ops. ``groups`` holds the axes (letters) behind each dimension of the tensor as it stands; '.' stands for the layer's leading axes."""

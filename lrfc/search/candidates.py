@@ -23,6 +23,9 @@ from lrfc.search.similarity import MEASURES, Measure
 #: Layers that low-rank factorization is for.
 FACTORIZABLE = frozenset(kind for kind in ops.kinds() if "Conv" in kind) | {"Dense", "EinsumDense"}
 
+#: Methods that fit every rank anew: they are weighed at half as many.
+COSTLY = frozenset({"cp", "cp4"})
+
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
@@ -99,7 +102,10 @@ def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], m
         if reason is not None:
             refusals[name] = reason
             continue
-        costs = {ranks: _total(method.cost(op, source, ranks), len(calls)) for ranks in grid(method.full(op, source), levels, multiple)}
+        costs = {
+            ranks: _total(method.cost(op, source, ranks), len(calls))
+            for ranks in grid(method.full(op, source), levels // 2 if name in COSTLY else levels, multiple)
+        }
         costs = {
             r: c for r, c in costs.items() if c.params <= whole.params and c.macs <= whole.macs and (c.params < whole.params or c.macs < whole.macs)
         }
@@ -111,7 +117,7 @@ def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], m
     for name, costs in costly.items():
         if feature_map is None:
             feature_map = FeatureMap(samples.chain, response(op, source, samples), samples.addend)
-        for (ranks, cost), values in zip(costs.items(), factors[name].responses(samples.patches, list(costs)), strict=True):
+        for (ranks, cost), values in zip(costs.items(), factors[name].estimates(samples.patches, list(costs)), strict=True):
             error = measure(feature_map.reference, feature_map(values))
             found.append(Candidate(op.name, name, ranks, cost.params, cost.macs, error))
     return LayerSpace(op, tuple(call.name for call in calls), tuple(found), factors, refusals)
