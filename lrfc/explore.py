@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lrfc.config import Budget
+from lrfc.data import Split
 from lrfc.errors import BudgetError
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
@@ -61,10 +62,16 @@ class Judge:
     """Rewrites a state that has a Selection, refits it and runs it on validation inputs."""
 
     def __init__(self, state: State) -> None:
-        validation = state.data.validation
-        self._few = validation.take(np.arange(min(len(validation), JUDGED)))
+        # Few validation samples say little; training samples that no layer is fitted to say more.
+        validation, train = state.data.validation, state.data.train
+        unseen = train.take(np.arange(min(FITTED, len(train)), min(FITTED + max(0, JUDGED - len(validation)), len(train))))
+        self._few = _joined(validation.take(np.arange(min(len(validation), JUDGED))), unseen)
         self._reference = keras_io.predict(state.original, self._few.inputs)
         self._right = right(self._reference, self._few) if classifies(state.original, self._few) else None
+
+    def sure(self, allowed: float) -> bool:
+        """Whether there are enough samples to be sure of such a drop at all."""
+        return self._right is None or paired_drop(self._right, self._right)[1] <= allowed
 
     def __call__(self, selected: State) -> Verdict:
         """The verdict on the plan of that state."""
@@ -75,6 +82,12 @@ class Judge:
         if self._right is None:
             return Verdict(distance, distance, 0.0)
         return Verdict(distance, *paired_drop(self._right, right(outputs, self._few)))
+
+
+def _joined(one: Split, two: Split) -> Split:
+    if one.targets is None or two.targets is None:
+        return Split(tuple(np.concatenate(pair) for pair in zip(one.inputs, two.inputs, strict=True)))
+    return Split(*(tuple(np.concatenate(pair) for pair in zip(a, b, strict=True)) for a, b in ((one.inputs, two.inputs), (one.targets, two.targets))))
 
 
 def paired_drop(before: np.ndarray[tuple[int], np.dtype[np.bool_]], after: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> tuple[float, float]:
@@ -99,6 +112,9 @@ def fewest_macs(state: State, max_drop: float) -> Budget:
     """
     silent = replace(state, progress=Progress())
     judge = None if state.data.synthetic else Judge(silent)
+    sure = judge is None or judge.sure(max_drop)
+    if not sure:
+        state.progress.log(f"  too few samples to be sure of {100 * max_drop:.3g}pp: the drop that they show is taken as it is")
     low, high = reachable(state)["macs"] / totals(state.original)["macs"], 1.0
     step = state.progress.stage("budget", STEPS)
     seen: list[tuple[float, float]] = []
@@ -114,6 +130,7 @@ def fewest_macs(state: State, max_drop: float) -> Budget:
             seen.append((impact, impact / SAFE_DIVERGENCE))
         else:
             verdict = judge(selected)
+            verdict = verdict if sure else replace(verdict, margin=0.0)
             good = verdict.within(max_drop)
             state.progress.log(f"  {100 * share:.1f}% of the MACs: {verdict} (at most {100 * max_drop:.3g}pp)")
             seen.append((impact, (verdict.drop + verdict.margin) / max(max_drop, 1e-12)))
