@@ -16,6 +16,8 @@ from lrfc.factorization.linalg import Array, eigh, solve_positive
 #: Relative ridge of every least-squares solve. With unit columns, the solution c of (G + ρI)c = b obeys ‖c‖ ≤ ‖X‖ / (2√ρ): at 1/400 the terms'
 #: norms, taken together, cannot exceed ten times the tensor's norm. On the layers of ResNet-20 it moves the error by less than one part in a hundred.
 RIDGE = 1 / 400
+#: Multiplications that the sweeps of one fit may take: at 3×3×512×512 and rank 512 about twenty sweeps.
+WORK = 5e10
 #: Terms whose joint norm is above this multiple of the tensor's norm are cancelling each other (the degeneracy of Phan et al., arXiv 2008.05441).
 NORM_LIMIT = 10.0
 
@@ -84,20 +86,24 @@ def random_start(tensor: Array, rank: int, seed: int) -> list[Array]:
     return [rng.standard_normal((size, rank)) for size in tensor.shape]
 
 
-def als(tensor: Array, start: Sequence[Array], *, ridge: float = RIDGE, sweeps: int = 100, tolerance: float = 1e-4) -> list[Array]:
+def als(
+    tensor: Array, start: Sequence[Array], *, ridge: float = RIDGE, sweeps: int = 100, tolerance: float = 1e-4, work: float = WORK
+) -> list[Array]:
     """Alternating least squares with a ridge in every solve (Carroll and Chang 1970, Harshman 1970; reference sheet §9), extrapolated.
 
     Columns are kept at unit norm, the weight of a term beside them, so that the ridge weighs every term alike. Each sweep starts a step beyond the last
     one, in the direction of its change; where that raises the error, the step is taken back and shortened (Ang, Cohen, Hien and Gillis, Extrapolated
     Alternating Algorithms for Approximate Canonical Polyadic Decomposition, ICASSP 2020). On ResNet-20's layers 30 such sweeps reach what 100 plain ones do.
     All modes but the last share one product with the last factor (a dimension tree: Phan, Tichavský and Cichocki, IEEE Trans. Signal Processing 61(19), 2013).
-    It stops when a sweep lowers the squared error by less than ``tolerance`` of it, or after ``sweeps``.
+    It stops when a sweep lowers the squared error by less than ``tolerance`` of it, or after ``sweeps``, fewer where they would take more multiplications
+    than ``work``, but at least three.
     """
     flat = tensor.reshape(-1, tensor.shape[-1])
     total = float(np.vdot(tensor, tensor))
     units = [_unit(factor) for factor in start]
     best, guess, step, last = list(start), units, 0.5, np.inf
-    for _ in range(sweeps):
+    each = 2 * tensor.size * start[0].shape[1]
+    for _ in range(min(sweeps, max(3, int(work // each)))):
         factors = list(guess)
         partial = (flat @ factors[-1]).reshape(*tensor.shape[:-1], -1)
         for mode in range(tensor.ndim):

@@ -54,11 +54,19 @@ def fit_cp(target: Array, gram: Array, roots: Sequence[Array], factors: Sequence
 
 def output_factor(factors: Sequence[Array], gram: Array, cross: Array, ridge: float) -> tuple[Array, float]:
     """The output factor (T, R) that is best for these others, with ``cross`` = gram·target, and the error less the target's squared norm."""
+    return output_factors(factors, gram, cross, (ridge,))[0]
+
+
+def output_factors(factors: Sequence[Array], gram: Array, cross: Array, ridges: Sequence[float]) -> list[tuple[Array, float]]:
+    """``output_factor`` for each of several ridges."""
     features = khatri_rao(factors)
     moment, right = features.T @ gram @ features, features.T @ cross
     unit = np.sqrt(np.maximum(np.diagonal(moment), 1e-300))
-    solved = solve_positive(moment / np.outer(unit, unit) + ridge * np.eye(len(unit)), right / unit[:, None]) / unit[:, None]
-    return solved.T, float(np.vdot(solved, moment @ solved - 2 * right))
+    scaled, found = moment / np.outer(unit, unit), []
+    for ridge in ridges:
+        solved = solve_positive(scaled + ridge * np.eye(len(unit)), right / unit[:, None]) / unit[:, None]
+        found.append((solved.T, float(np.vdot(solved, moment @ solved - 2 * right))))
+    return found
 
 
 def _input_factor(mode: int, root: Array, factors: Sequence[Array], roots: Sequence[Array], gram: Array, cross: Array) -> Array:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lrfc.factorization import layout as layouts
 from lrfc.factorization.als import RIDGE, als, balanced, cancelling, khatri_rao, random_start, slices_start
 from lrfc.factorization.base import Cost, Factors, Ranks, Statistics
-from lrfc.factorization.covariance_als import fit_cp, output_factor
+from lrfc.factorization.covariance_als import fit_cp, output_factors
 from lrfc.factorization.layout import Layout, Split
 from lrfc.factorization.linalg import Array, need, solve_lower
 from lrfc.factorization.norms import dense_responses, input_grams, mean_shift, output_scale, separable_roots
@@ -28,8 +28,8 @@ _log = logging.getLogger("lrfc.factorization")
 #: Random starts beside the exact one, for layers with patches up to this length: there they win by up to 5 % of the error at low ranks, at 64 channels
 #: by less than 1 %.
 RANDOM_STARTS, RANDOM_UP_TO = 2, 300
-#: Sweeps and stopping rule of the fits by which ranks are weighed.
-QUICK_SWEEPS, QUICK_COVARIANCE_SWEEPS, QUICK_TOLERANCE = 30, 5, 1e-3
+#: Sweeps, stopping rule and multiplications of the fits by which ranks are weighed.
+QUICK_SWEEPS, QUICK_COVARIANCE_SWEEPS, QUICK_TOLERANCE, QUICK_WORK = 30, 5, 1e-3, 5e9
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _best(target: Array, rank: int, gram: Array | None) -> list[Array]:
         for fit in _fits(white, rank, (slices_start,))
     ]
     cross = gram @ flat
-    found += [[*fit[:-1], output_factor(fit[:-1], gram, cross, ridge)[0]] for fit in found for ridge in (1e-8, 1e-5, RIDGE)]
+    found += [[*fit[:-1], last] for fit in found for last, _ in output_factors(fit[:-1], gram, cross, (1e-8, 1e-5, RIDGE))]
 
     def error(factors: list[Array]) -> float:
         missing = flat - khatri_rao(factors[:-1]) @ factors[-1].T
@@ -224,15 +224,15 @@ def _quick(target: Array, rank: int, gram: Array | None) -> list[Array]:
     norm = float(np.linalg.norm(flat))
     start = slices_start(target, rank)
     if gram is None:
-        return _allowed([als(target, start, sweeps=QUICK_SWEEPS, tolerance=QUICK_TOLERANCE), start], norm)[0]
+        return _allowed([als(target, start, sweeps=QUICK_SWEEPS, tolerance=QUICK_TOLERANCE, work=QUICK_WORK), start], norm)[0]
     roots = separable_roots(gram, target.shape[:-1])
     white = target
     for mode, root in enumerate(roots):
         white = np.moveaxis(np.tensordot(root.T, white, (1, mode)), 0, mode)
-    fit = als(white, slices_start(white, rank), sweeps=QUICK_SWEEPS, tolerance=QUICK_TOLERANCE)
+    fit = als(white, slices_start(white, rank), sweeps=QUICK_SWEEPS, tolerance=QUICK_TOLERANCE, work=QUICK_WORK)
     inputs = [solve_lower(root, factor, transposed=True) for root, factor in zip(roots, fit, strict=False)]
     cross = gram @ flat
-    found = [*([*inputs, output_factor(inputs, gram, cross, ridge)[0]] for ridge in (1e-5, RIDGE)), start]
+    found = [*([*inputs, last] for last, _ in output_factors(inputs, gram, cross, (1e-5, RIDGE))), start]
     return fit_cp(target, gram, roots, _allowed(found, norm)[0], sweeps=QUICK_COVARIANCE_SWEEPS)
 
 
