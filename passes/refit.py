@@ -24,12 +24,15 @@ from lrfc.search.candidates import Candidate
 from lrfc.search.cost import arena
 from lrfc.search.follow import Follow, follow
 from lrfc.search.samples import draw
+from lrfc.search.sensitivity import divergence
 from lrfc.state import Fact, State
 
 Array = NDArray[np.float32]
 
 #: Bytes that the activations of both networks may take.
 MEMORY = 2 << 30
+#: Validation inputs that the whole is judged on.
+JUDGED = 1_000
 #: With fewer inputs than this nothing is fitted.
 FEWEST = 16
 
@@ -42,7 +45,8 @@ class Refit:
     network delivers onto what the original delivers, and decomposed again in the norm of those inputs: the asymmetric reconstruction of Zhang et al.
     2016 (arXiv 1505.06798, 3.3), so that the errors of the layers before are repaired instead of handed on. In front of a residual addition the
     target includes what the other branch has lost (He et al. 2017, arXiv 1707.06168, 3.3). Layers that are not factorized are regressed too, BatchNorm
-    statistics follow. A regression that does not fit held-out inputs better than the kernel does is not taken.
+    statistics follow. A regression that does not fit held-out inputs better than the kernel does is not taken, and neither is the whole when the network's
+    outputs on validation inputs do not come nearer to the original's.
 
     Transposed convolutions, EinsumDense and layers that are called more than once keep their factors. On synthetic data, or with fewer than 16 inputs,
     the graph is not changed.
@@ -89,7 +93,14 @@ class Refit:
                     updated[stage.name] = dict(stage.weights)
             values.put(op.name, delivered, results)
             step(1)
-        return state.with_graph(state.graph.with_weights(updated))
+        refitted = state.graph.with_weights(updated)
+        judged = tuple(x[:JUDGED] for x in state.data.validation.inputs)
+        reference = keras_io.predict(state.original, judged)
+        before, after = (divergence(reference, keras_io.predict(graph, judged)) for graph in (state.graph, refitted))
+        if not after < before:
+            state.progress.log(f"  not taken: the outputs' divergence would go from {before:.4g} to {after:.4g}")
+            return state
+        return state.with_graph(refitted)
 
     def _fitted(
         self, graph: Graph, op: Op, candidate: Candidate | None, chain: Follow, values: _Values, delivered: Array, rng: np.random.Generator

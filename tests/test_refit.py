@@ -53,10 +53,7 @@ def distance(state: State, graph: Graph) -> float:
 )
 def test_an_uncompressed_network_stays_as_it_is(build: Any) -> None:
     state = compressed(helpers.graph_of(build()), {}, samples=32)
-    result = refitted(state)
-    for op in state.graph:
-        for key, value in op.weights.items():
-            np.testing.assert_allclose(result.op(op.name).weights[key], value, rtol=1e-4, atol=1e-5)
+    assert refitted(state) is state.graph  # what does not help is not taken
 
 
 @pytest.mark.parametrize(
