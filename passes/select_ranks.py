@@ -71,7 +71,7 @@ class ExploreLayers:
     measure: str = "relative_l2"
     rank_multiple: int = 1
     size: SampleSize = SampleSize()
-    sensitivity_images: int = 256
+    sensitivity_images: int = 128
     cached: bool = False
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
