@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -172,6 +173,11 @@ def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
     reasons = [f"{target.name}: {reason}" for target in targets for reason in target.refusals(graph)]
     if reasons:
         raise ModelError(f"model '{graph.name}' cannot be emitted: {'; '.join(reasons)}")
+    names = [op.name for op in graph]
+    for option, patterns in (("--keep", config.keep), ("--only", config.only)):
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise UsageError(f"{option} {pattern}: no layer has such a name; lrfc inspect lists the layers")
     layers = list(selected(graph, config.keep, config.only))
     if not layers:
         raise ModelError(f"model '{graph.name}' has no convolution and no fully connected layer, so there is nothing to factorize")
@@ -207,7 +213,7 @@ class _Line:
         self._source, self._config, self._data, self._progress = source, config, data, progress
         # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
         self._first: list[Pass] = [Canonicalise(), _exploration(config)]
-        known = {name_of(step) for step in (*self._first, *pipeline(config, SelectRanks()), FoldBatchNorm())}
+        known = {name_of(step) for step in (*self._first, *pipeline(config, SelectRanks()), FineTune(), FoldBatchNorm())}
         for name in (*config.print_after, *([config.stop_after] if config.stop_after else [])):
             if name not in known:
                 raise UsageError(f"no pass is named '{name}'; they are {', '.join(sorted(known))}")

@@ -283,3 +283,9 @@ def test_the_front_is_the_one_of_the_report(dense: Any, samples: dict[str, Any])
     points = json.loads((result.out / "pareto.json").read_text())["points"]
     assert points[0]["macs"] <= result.manifest.after.macs <= points[-1]["macs"], "the end of the front is the smallest network without a loss"
     assert points[-1]["predicted_divergence"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_pattern_that_names_no_layer_is_refused(dense: Any) -> None:
+    for option in ("keep", "only"):
+        with pytest.raises(UsageError, match=rf"--{option} nowhere\*: no layer has such a name; lrfc inspect lists the layers"):
+            lrfc.build(dense, **QUICK | {option: ("nowhere*",)})
