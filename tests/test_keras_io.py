@@ -571,9 +571,15 @@ def test_call_packs_as_the_model_does() -> None:
     assert helpers.difference(keras_io.predict(model, batch), (np.asarray(outputs["label"]), np.asarray(outputs["value"]))) < EXACT
 
 
-def test_a_layer_alone() -> None:
-    layer = keras_io.layer(Op("act", "ReLU", {"max_value": 2.0}))
-    assert np.asarray(layer(np.array([[-1.0, 1.0, 3.0]], np.float32))).tolist() == [[0, 1, 2]]
+def test_an_op_alone() -> None:
+    relu = keras_io.single(Op("act", "ReLU", {"max_value": 2.0}))
+    assert relu((np.array([[-1.0, 1.0, 3.0]], np.float32),))[0].tolist() == [[0, 1, 2]]
+    kernel = np.arange(6, dtype=np.float32).reshape(3, 2)
+    dense = keras_io.single(Op("dense", "Dense", {"units": 2, "use_bias": False}, {"kernel": kernel}), batch=2)
+    x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    np.testing.assert_allclose(dense((x,))[0], x @ kernel, rtol=1e-5, atol=1e-6)
+    add = keras_io.single(Op("add", "Add"))
+    np.testing.assert_array_equal(add((x, x))[0], 2 * x)
 
 
 def test_absorb_takes_back_what_was_trained() -> None:

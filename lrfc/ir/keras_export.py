@@ -64,7 +64,8 @@ def single(op: Op, batch: int = 256) -> Callable[[Sequence[Array]], tuple[Array,
                 if built is None:
                     layer = _build(op, _layer_name(op.shared or op.name))
                     _call(layer, op, [x[:1] for x in part])  # makes the variables
-                    _set_weights(layer, op)
+                    if op.weights:
+                        _set_weights(layer, op)
                     built = layer
                 parts.append([np.asarray(y) for y in _call(built, op, part)])
         return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
