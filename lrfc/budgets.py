@@ -51,8 +51,8 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
         params = select.max_params
         if max_size is not None:
             allowed = min(int((max_size.limit(size) - other) / itemsize) for size, other, itemsize in zip(files, beside, itemsizes, strict=True))
-            _reachable(found, allowed, max_size, files, beside, itemsizes)
-            given = allowed if params is None else min(allowed, int(params.limit(original.params)))
+            least = reachable(found)["params"]
+            given = max(allowed, least) if params is None else min(max(allowed, least), int(params.limit(original.params)))
             params = Budget(value=given, relative=False)
         wanted = replace(select, max_params=params)
         graph = fold_batchnorm(run(run(found, plan([wanted], known=(DesignSpace,))), plan([Factorize()], known=(Selection,))).graph)
@@ -61,6 +61,11 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
             sizes = emitted(graph, state, targets)
             state.progress.log("  " + ", ".join(f"{target.name}: {size:,} bytes" for target, size in zip(targets, sizes, strict=True)))
             good = all(size <= max_size.limit(whole) for size, whole in zip(sizes, files, strict=True))
+            if not good and allowed <= least:
+                share = max(size / whole for size, whole in zip(sizes, files, strict=True))
+                raise BudgetError(
+                    f"--max-size {max_size} cannot be reached: the smallest plan of these methods has {100 * share:.1f}% of the original's file"
+                )
             beside = [max(other, size - itemsize * graph.params) for other, size, itemsize in zip(beside, sizes, itemsizes, strict=True)]
         for precision, limit in room.items():
             planned = arena(graph, ITEMSIZE[precision]).planned_bytes()
@@ -78,15 +83,6 @@ def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:
     calibration = tuple(x[:8] for x in state.data.train.inputs)  # the ranges of activations do not change a file's size
     with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
         return [target.emit(graph, Path(folder) / f"{number}.{target.name}", calibration).bytes for number, target in enumerate(targets)]
-
-
-def _reachable(state: State, allowed: int, budget: Budget, files: Sequence[int], beside: Sequence[int], itemsizes: Sequence[int]) -> None:
-    least = reachable(state)["params"]
-    if allowed < least:
-        share = max((itemsize * least + other) / size for size, other, itemsize in zip(files, beside, itemsizes, strict=True))
-        raise BudgetError(
-            f"--max-size {budget} cannot be reached: the least that these methods reach is about {100 * share:.1f}% of the original's file"
-        )
 
 
 def _fitting(state: State, precision: str, limit: float, budget: Budget) -> State:

@@ -41,13 +41,13 @@ def rewritten(given: State, select: SelectRanks) -> Graph:
     return fold_batchnorm(found.graph)
 
 
-@pytest.mark.parametrize(("precision", "kept"), [("fp32", 0.75), ("int8", 0.95)])
+@pytest.mark.parametrize(("precision", "kept"), [("fp32", 0.75), ("int8", 0.9)])
 def test_the_emitted_file_keeps_the_size(precision, kept) -> None:
     targets = [target("tflite", precision)]
     (whole,) = emitted(fold_batchnorm(state().original), state(), targets)
     found, select = meet(state(), SelectRanks(), share(kept), None, targets)
     (size,) = emitted(rewritten(found, select), state(), targets)
-    assert 0.5 * whole < size <= kept * whole
+    assert 0.3 * whole < size <= kept * whole
 
 
 def test_every_target_keeps_the_size_and_the_other_budgets_stay() -> None:
@@ -84,9 +84,7 @@ def test_what_is_alive_while_the_factors_run_is_what_the_rewritten_graph_says() 
 
 
 def test_what_cannot_be_reached_is_said() -> None:
-    with pytest.raises(
-        BudgetError, match=r"--max-size 5% cannot be reached: the least that these methods reach is about \d+\.\d% of the original's file"
-    ):
+    with pytest.raises(BudgetError, match=r"--max-size 5% cannot be reached: the smallest plan of these methods has \d+\.\d% of the original's file"):
         meet(state(), SelectRanks(), share(0.05), None, [target("tflite")])
     with pytest.raises(BudgetError, match=r"--max-ram 5% cannot be reached: \w+ needs (at least )?[\d,]+ bytes"):
         meet(state(), SelectRanks(), None, share(0.05), [target("tflite")])
