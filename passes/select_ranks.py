@@ -16,10 +16,13 @@ from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Candidate, Decomposed, LayerSpace, pareto, selected, space
 from lrfc.search.samples import Sampler, SampleSize
-from lrfc.search.sensitivity import Sensitivity
+from lrfc.search.sensitivity import PROBES, Sensitivity
 from lrfc.search.similarity import MEASURES
 from lrfc.search.store import Store, fingerprint, place
 from lrfc.state import Fact, State
+
+#: Multiply-accumulates that the passes for the sensitivities may take, half a minute of two cores, and passes for each layer.
+WORK, PROBED = 1e12, len(PROBES)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class ExploreLayers:
             else:
                 found = space(graph, op, samples[op.name], self.methods, MEASURES[self.measure], multiple=self.rank_multiple)
                 if len(found.candidates) > 1:
-                    sensitivity = sensitivity or Sensitivity(graph, tuple(x[: self.sensitivity_images] for x in inputs))
+                    sensitivity = sensitivity or Sensitivity(graph, tuple(x[: self._looked_at(graph, len(eligible))] for x in inputs))
                     found = sensitivity(found, samples[op.name])
                 if store is not None:
                     store.put(op.name, found.candidates, found.refusals)
@@ -111,6 +114,11 @@ class ExploreLayers:
                 spaces.append(found)
             step(1)
         return state.with_fact(DesignSpace(tuple(spaces), skipped))
+
+    def _looked_at(self, graph: Graph, layers: int) -> int:
+        """How many images the sensitivities are measured on: fewer for a deep and large network, so that the passes end."""
+        work = PROBED * layers * totals(graph)["macs"]
+        return max(min(self.sensitivity_images, 8), min(self.sensitivity_images, int(WORK // max(work, 1))))
 
 
 @dataclass(frozen=True)
