@@ -14,11 +14,11 @@ from typing import Any
 from lrfc import artifact, budgets
 from lrfc import config as options_
 from lrfc import explore as judged
+from lrfc import front as front_
 from lrfc.bench import Bench
 from lrfc.config import BuildConfig
 from lrfc.data import Data, load_data
 from lrfc.errors import LrfcError, ModelError, UsageError
-from lrfc.front import by_method, front
 from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
 from lrfc.metrics import accuracy, classifies
@@ -101,6 +101,7 @@ def explore(
     only, rank_multiple, seed, resume, unsafe_load as for ``build``. The folder is MODEL-explore by default.
     """
     config = options_.parse(**options)
+    front_.check(over)
     progress = progress or Progress()
     folder = Path(out) if out is not None else Path(f"{Path(model).stem if isinstance(model, str | Path) else model.name}-explore")
     artifact.check(folder.expanduser().absolute())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lrfc.budgets import ITEMSIZE, live_need
-from lrfc.errors import BudgetError, UsageError
+from lrfc.errors import BudgetError
 from lrfc.passes.select_ranks import DesignSpace, fixed, reachable, totals
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import pareto
@@ -28,9 +28,7 @@ def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, preci
     One budget is swept for each quantity, ``points`` values for one, fewer each for two or three, and the allocation solved exactly at every
     combination; ``also`` adds budgets as shares of the original. Each point has ``macs``, ``params``, ``predicted_divergence``, with 'ram' in ``over`` also ``ram``, and ``methods``: how many layers each has.
     """
-    unknown = [quantity for quantity in over if quantity not in QUANTITIES]
-    if unknown or not over:
-        raise UsageError(f"a Pareto front cannot be drawn over '{', '.join(unknown)}'; choose from {', '.join(QUANTITIES)}")
+    check(over)
     spaces = state.fact(DesignSpace).spaces
     outside, least, whole = fixed(state), reachable(state), totals(state.original)
     memory = arena(state.original, ITEMSIZE[precision])

@@ -432,3 +432,21 @@ def test_help_needs_no_heavy_package(tmp_path: Path) -> None:
         loaded = set(run.stdout.rpartition("loaded:")[2].split())
         assert "lrfc" in loaded
         assert not loaded & {"tensorflow", "keras", "numpy", "scipy", "networkx", "onnx", "onnxruntime", "ai_edge_litert"}
+
+
+def test_explore_then_explain(tmp_path) -> None:
+    run = lrfc(
+        tmp_path, "explore", DIGITS, "--data", "digits", "--methods", "spatial_svd,svd", "--over", "macs,ram", "--points", "9", "--out", "seen"
+    )
+    assert run.code == 0, run.stderr
+    assert "Pareto front" in run.stdout
+    assert run.left() == {"seen"}
+    told = lrfc(tmp_path, "explain", "seen", "conv2", "--json")
+    assert told.code == 0, told.stderr
+    assert {row["method"] for row in told.json()["rows"]} == {None, "spatial_svd"}
+    missing = lrfc(tmp_path, "explain", "seen", "conv9")
+    assert missing.code == 2
+    assert "no layer 'conv9' was explored; the layers are" in missing.stderr
+    unknown = lrfc(tmp_path, "explore", DIGITS, "--data", "digits", "--over", "watts")
+    assert unknown.code == 2
+    assert "cannot be drawn over 'watts'" in unknown.stderr
