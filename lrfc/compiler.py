@@ -122,8 +122,8 @@ def explore(
         totals(state.original),
         design,
         tuple(over),
-        front(state, over, points),
-        by_method(state, points, SHARES),
+        front_.front(state, over, points),
+        front_.by_method(state, points, SHARES),
         seconds,
         samples.synthetic,
     )

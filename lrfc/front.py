@@ -22,6 +22,13 @@ QUANTITIES = ("macs", "params", "ram")
 Point = Mapping[str, Any]
 
 
+def check(over: Sequence[str]) -> None:
+    """Raise UsageError unless a front can be drawn over these quantities."""
+    unknown = [quantity for quantity in over if quantity not in QUANTITIES]
+    if unknown or not over:
+        raise UsageError(f"a Pareto front cannot be drawn over '{', '.join(unknown)}'; choose from {', '.join(QUANTITIES)}")
+
+
 def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, precision: str = "fp32", also: Sequence[float] = ()) -> list[Point]:
     """The plans that no other plan beats in predicted divergence and the quantities of ``over``, least first.
 
