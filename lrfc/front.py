@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lrfc.budgets import ITEMSIZE, live_need
-from lrfc.errors import BudgetError
+from lrfc.errors import BudgetError, UsageError
 from lrfc.passes.select_ranks import DesignSpace, fixed, reachable, totals
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import pareto
