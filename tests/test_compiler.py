@@ -248,8 +248,8 @@ def test_a_file_that_computes_something_else_does_not_ship(dense: Any, samples: 
     [
         ({"target": "coreml"}, "unknown target 'coreml'"),
         ({"max_mac": "50%"}, "--max-mac"),
-        ({"keep": ("*",)}, "--keep and --only leave no layer"),
-        ({"only": ("nothing",)}, "--keep and --only leave no layer"),
+        ({"keep": ("*",)}, "--only nothing: no layer has such a name"),
+        ({"only": ("nothing",)}, "--only nothing: no layer has such a name"),
         ({"stop_after": "Nope"}, "no pass is named 'Nope'"),
         ({"out": Path()}, "current folder"),
     ],
