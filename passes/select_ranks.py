@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import ClassVar
 
 from lrfc.config import METHODS, Budget
 from lrfc.errors import BudgetError
 from lrfc.factorization.base import Factors
+from lrfc.factorization.threads import one_thread
 from lrfc.ir import ops
-from lrfc.ir.graph import Graph
+from lrfc.ir.graph import Graph, Op
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.search.allocate import allocate
-from lrfc.search.candidates import Candidate, Decomposed, LayerSpace, pareto, selected, space
+from lrfc.search.candidates import Answers, Candidate, Decomposed, LayerSpace, answers, compared, pareto, selected
 from lrfc.search.samples import Sampler, SampleSize
 from lrfc.search.sensitivity import PROBES, Sensitivity
 from lrfc.search.similarity import MEASURES
@@ -92,17 +97,19 @@ class ExploreLayers:
         if self.cached:
             seen = (self.methods, self.measure, self.rank_multiple, self.size, self.sensitivity_images, state.seed)
             store = Store(place(), fingerprint(graph, inputs, seen), state.progress.log)
+        stored = {} if store is None else {op.name: known for op in eligible if (known := store.get(op.name)) is not None}
+        fresh = iter(self._answered(graph, [op for op in eligible if op.name not in stored], samples))
         sensitivity: Sensitivity | None = None
         step = state.progress.stage("layers", len(eligible))
         spaces = []
         for op in eligible:
-            known = None if store is None else store.get(op.name)
-            if known is not None:
-                methods = list(dict.fromkeys(c.method for c in known[0] if c.method is not None))
+            if op.name in stored:
+                candidates, refusals = stored[op.name]
+                methods = list(dict.fromkeys(c.method for c in candidates if c.method is not None))
                 factors = Decomposed(op, graph.input_tensors(op.name)[0], methods, partial(samples.__getitem__, op.name))
-                found = LayerSpace(op, tuple(call.name for call in graph.calls(op)), known[0], factors, known[1])
+                found = LayerSpace(op, tuple(call.name for call in graph.calls(op)), candidates, factors, refusals)
             else:
-                found = space(graph, op, samples[op.name], self.methods, MEASURES[self.measure], multiple=self.rank_multiple)
+                found = compared(graph, op, samples[op.name], next(fresh), MEASURES[self.measure])
                 if len(found.candidates) > 1:
                     sensitivity = sensitivity or Sensitivity(graph, tuple(x[: self._looked_at(graph, len(eligible))] for x in inputs))
                     found = sensitivity(found, samples[op.name])
@@ -114,6 +121,24 @@ class ExploreLayers:
                 spaces.append(found)
             step(1)
         return state.with_fact(DesignSpace(tuple(spaces), skipped))
+
+    def _answered(self, graph: Graph, layers: Sequence[Op], samples: Sampler) -> Iterator[Answers]:
+        """The methods' answers for the layers, in their order, a few layers ahead: on as many cores as there are, each with one BLAS thread."""
+        if not layers:
+            return
+        samples[layers[0].name]  # collected here, not in a thread: it runs the network
+        workers = max(1, min(4, len(os.sched_getaffinity(0))))
+        with one_thread(), ThreadPoolExecutor(workers) as pool:
+            ahead: deque[Future[Answers]] = deque()
+            waiting = iter(layers)
+            try:
+                for _ in layers:
+                    for op in islice(waiting, workers + 1 - len(ahead)):
+                        ahead.append(pool.submit(answers, graph, op, samples[op.name], self.methods, multiple=self.rank_multiple))
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
 
     def _looked_at(self, graph: Graph, layers: int) -> int:
         """How many images the sensitivities are measured on: fewer for a deep and large network, so that the passes end."""

@@ -248,7 +248,7 @@ def test_a_file_that_computes_something_else_does_not_ship(dense: Any, samples: 
     [
         ({"target": "coreml"}, "unknown target 'coreml'"),
         ({"max_mac": "50%"}, "--max-mac"),
-        ({"keep": ("*",)}, "--only nothing: no layer has such a name"),
+        ({"keep": ("*",)}, "--keep and --only leave no layer"),
         ({"only": ("nothing",)}, "--only nothing: no layer has such a name"),
         ({"stop_after": "Nope"}, "no pass is named 'Nope'"),
         ({"out": Path()}, "current folder"),

@@ -102,18 +102,18 @@ def test_a_killed_exploration_goes_on_and_a_finished_one_is_not_repeated(monkeyp
         explored.append(op.name)
         return original(graph, op, *rest, **options)
 
-    original = ExploreLayers.__call__.__globals__["space"]
-    monkeypatch.setitem(ExploreLayers.__call__.__globals__, "space", counted)
+    original = ExploreLayers.__call__.__globals__["compared"]
+    monkeypatch.setitem(ExploreLayers.__call__.__globals__, "compared", counted)
     with pytest.raises(Stopped):
         explore(state)
     assert len(explored) == 2
-    monkeypatch.setitem(ExploreLayers.__call__.__globals__, "space", original)
+    monkeypatch.setitem(ExploreLayers.__call__.__globals__, "compared", original)
     again = explore(state).fact(DesignSpace)
     for found, wanted in zip(again.spaces, fresh.spaces, strict=True):
         assert values(found.candidates) == values(wanted.candidates)
         assert found.calls == wanted.calls
     assert dict(again.skipped) == dict(fresh.skipped)
-    monkeypatch.setitem(ExploreLayers.__call__.__globals__, "space", lambda *rest, **options: pytest.fail("explored again"))
+    monkeypatch.setitem(ExploreLayers.__call__.__globals__, "compared", lambda *rest, **options: pytest.fail("explored again"))
     cached = explore(state)
     assert [values(s.candidates) for s in cached.fact(DesignSpace).spaces] == [values(s.candidates) for s in fresh.spaces]
 

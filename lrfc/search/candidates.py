@@ -89,38 +89,59 @@ def selected(graph: Graph, keep: Sequence[str], only: Sequence[str]) -> Iterator
 
 def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], measure: Measure, levels: int = 32, multiple: int = 1) -> LayerSpace:
     """Every candidate of one layer that saves MACs or parameters and costs no more of either, evaluated on the layer's samples."""
-    source, calls = graph.input_tensors(op.name)[0], graph.calls(op)
-    target = graph.tensors(op.name)
-    whole = Candidate(op.name, None, (), op.params, len(calls) * ops.macs(op, (source,), target))
-    found: list[Candidate] = [whole]
-    costly: dict[str, dict[Ranks, Cost]] = {}
+    return compared(graph, op, samples, answers(graph, op, samples, methods, levels, multiple), measure)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What the methods can do for a layer, before it is compared: the costs of each method's ranks, and its responses at them."""
+
+    costs: Mapping[str, Mapping[Ranks, Cost]]
+    responses: Mapping[str, Sequence[NDArray[np.float32]]]
+    factors: Decomposed
+    refusals: Mapping[str, str]
+
+
+def answers(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], levels: int = 32, multiple: int = 1) -> Answers:
+    """The decompositions of a layer and their responses: plain array work, so that several layers can be answered at once in threads."""
+    source, whole = graph.input_tensors(op.name)[0], _whole(graph, op)
+    costs: dict[str, Mapping[Ranks, Cost]] = {}
     refusals: dict[str, str] = {}
-    feature_map: FeatureMap | None = None
     for name in methods:
         method = METHODS[name]
         reason = method.refuses(op, source)
         if reason is not None:
             refusals[name] = reason
             continue
-        costs = {
-            ranks: _total(method.cost(op, source, ranks), len(calls))
-            for ranks in grid(method.full(op, source), levels // 2 if name in COSTLY else levels, multiple)
+        ranks = grid(method.full(op, source), levels // 2 if name in COSTLY else levels, multiple)
+        totals = {each: _total(method.cost(op, source, each), len(graph.calls(op))) for each in ranks}
+        smaller = {
+            r: c for r, c in totals.items() if c.params <= whole.params and c.macs <= whole.macs and (c.params < whole.params or c.macs < whole.macs)
         }
-        costs = {
-            r: c for r, c in costs.items() if c.params <= whole.params and c.macs <= whole.macs and (c.params < whole.params or c.macs < whole.macs)
-        }
-        if not costs:
+        if smaller:
+            costs[name] = smaller
+        else:
             refusals[name] = "no rank is smaller than the layer itself"
-            continue
-        costly[name] = costs
-    factors = Decomposed(op, source, list(costly), lambda: samples)
-    for name, costs in costly.items():
-        if feature_map is None:
-            feature_map = FeatureMap(samples.chain, response(op, source, samples), samples.addend)
-        for (ranks, cost), values in zip(costs.items(), factors[name].estimates(samples.patches, list(costs)), strict=True):
-            error = measure(feature_map.reference, feature_map(values))
-            found.append(Candidate(op.name, name, ranks, cost.params, cost.macs, error))
-    return LayerSpace(op, tuple(call.name for call in calls), tuple(found), factors, refusals)
+    factors = Decomposed(op, source, list(costs), lambda: samples)
+    responses = {name: list(factors[name].estimates(samples.patches, list(ranks))) for name, ranks in costs.items()}
+    return Answers(costs, responses, factors, refusals)
+
+
+def compared(graph: Graph, op: Op, samples: LayerSamples, given: Answers, measure: Measure) -> LayerSpace:
+    """The candidates with their distances from the original's feature map."""
+    whole = _whole(graph, op)
+    found = [whole]
+    if given.costs:
+        feature_map = FeatureMap(samples.chain, response(op, graph.input_tensors(op.name)[0], samples), samples.addend)
+        for name, costs in given.costs.items():
+            for (ranks, cost), values in zip(costs.items(), given.responses[name], strict=True):
+                found.append(Candidate(op.name, name, ranks, cost.params, cost.macs, measure(feature_map.reference, feature_map(values))))
+    return LayerSpace(op, tuple(call.name for call in graph.calls(op)), tuple(found), given.factors, given.refusals)
+
+
+def _whole(graph: Graph, op: Op) -> Candidate:
+    macs = len(graph.calls(op)) * ops.macs(op, (graph.input_tensors(op.name)[0],), graph.tensors(op.name))
+    return Candidate(op.name, None, (), op.params, macs)
 
 
 class Decomposed(Mapping[str, Factors]):
