@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -20,7 +21,10 @@ SMALL = 1200
 
 @lru_cache(maxsize=1)
 def _controller() -> ThreadpoolController:
-    return ThreadpoolController()
+    # It looks for BLAS libraries in a C callback, where Python drops every exception, also the KeyboardInterrupt of a Ctrl-C. Those reach the main thread
+    # only, so the search runs in another.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(ThreadpoolController).result()
 
 
 def one_thread() -> AbstractContextManager[Any]:
