@@ -39,6 +39,7 @@ class Measurement:
     inferences each, after a warm-up. ``rounds_ms``: the median of each turn, in order. ``cold_start_ms``: loading the file in a fresh process and
     its first inference, without the start of Python and the import of the runtime. ``baseline_rss_bytes``: resident memory of the process with the
     runtime imported and no model; ``peak_rss_bytes``: its peak from there to the end; both None where the system does not tell it.
+    ``estimated``: no device was timed, a compiler computed the figures; then ``cycles`` of the processor, ``sram_bytes`` and ``flash_bytes`` are known.
     """
 
     path: Path
@@ -54,6 +55,10 @@ class Measurement:
     runtime_version: str
     baseline_rss_bytes: int | None
     peak_rss_bytes: int | None
+    estimated: bool = False
+    cycles: int | None = None
+    sram_bytes: int | None = None
+    flash_bytes: int | None = None
 
     @property
     def model_rss_bytes(self) -> int | None:
