@@ -103,13 +103,13 @@ def _buffers(graph: Graph, itemsize: int) -> tuple[Buffer, ...]:
         operands = graph.operands(op.name)
         for ref in operands:
             last[owner[ref]] = 2 * i
-        in_place = _in_place(graph, op)
+        shares = in_place(graph, op)
         for number, tensor in enumerate(graph.tensors(op.name)):
             ref = Ref(op.name, number)
-            owner[ref] = owner[operands[0]] if in_place else ref
-            if in_place:
+            owner[ref] = owner[operands[0]] if shares else ref
+            if shares:
                 continue
-            own = _own_activation(op)
+            own = own_activation(op)
             first[ref] = last[ref] = 0 if op.kind == "InputLayer" else 2 * i + own
             if own:
                 scratch.append(Buffer(f"{ref} before its activation", _bytes(tensor, itemsize, op), 2 * i, 2 * i + 1))
@@ -127,7 +127,7 @@ def _bytes(tensor: Tensor, itemsize: int, op: Op) -> int:
     return tensor.size * (itemsize if "float" in tensor.dtype else np.dtype(tensor.dtype).itemsize)
 
 
-def _in_place(graph: Graph, op: Op) -> bool:
+def in_place(graph: Graph, op: Op) -> bool:
     """Whether the op's output lies where its input does."""
     operands = graph.operands(op.name)
     if len(operands) != 1:
@@ -145,7 +145,7 @@ def _in_place(graph: Graph, op: Op) -> bool:
 def _linear(graph: Graph, op: Op) -> bool:
     """Whether a BatchNorm behind this op can be folded into what computes its input."""
     if op.kind == "BatchNormalization":
-        return _in_place(graph, op)
+        return in_place(graph, op)
     return op.kind in _LINEAR and op["activation"] in (None, "linear")
 
 
@@ -161,6 +161,6 @@ def _relu(op: Op) -> bool:
     return op.kind == "Activation" and op["activation"] in ("relu", "relu6")
 
 
-def _own_activation(op: Op) -> bool:
+def own_activation(op: Op) -> bool:
     """Whether the layer's activation argument runs as an op of its own."""
     return op.kind in (_LINEAR | {"EinsumDense"}) and op["activation"] not in (None, "linear", "relu", "relu6")
