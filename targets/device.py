@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lrfc.errors import UsageError
+from lrfc.targets import files
+
+SCHEMA = Path(__file__).with_name("device.schema.json")
+SHIPPED = Path(__file__).with_name("devices")
 
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 _Bytes = Annotated[int, Field(gt=0)]
@@ -25,7 +36,7 @@ class SSH(_Table):
     """A machine with Python and the runtime, over the system's OpenSSH client: its config, agent and jump hosts hold."""
 
     kind: Literal["ssh"] = "ssh"
-    host: str  #: a name of the ssh config, or [user@]host
+    host: Annotated[str, Field(pattern=r"^[^-\s]\S*$")]  #: a name of the ssh config, or [user@]host
     port: Annotated[int, Field(gt=0, lt=65536)] | None = None
     python: str = "python3"
     folder: str = "/tmp"  # noqa: S108 #: where a folder of our own is made there, and removed
@@ -66,7 +77,8 @@ Reach = Annotated[Local | SSH | ADB | Vela | Analytic, Field(discriminator="kind
 class Device(_Table):
     """A device profile.
 
-    ``formats`` and ``precisions``: what it runs, the default first. ``rank_multiple``: ranks step in multiples of this, what the hardware computes at
+    ``formats`` and ``precisions``: what it runs, the default first. ``machine``: the architecture that it must say it has ('aarch64'); None for any.
+    ``rank_multiple``: ranks step in multiples of this, what the hardware computes at
     once. ``flash_bytes`` and ``ram_bytes``: limits that a file and its activations must keep; None for no limit.
     """
 
@@ -79,9 +91,102 @@ class Device(_Table):
     rank_multiple: Annotated[int, Field(ge=1)] = 1
     flash_bytes: _Bytes | None = None
     ram_bytes: _Bytes | None = None
+    machine: str | None = None
     reach: Reach = Local()
 
     @property
     def measured(self) -> bool:
         """Whether a real device is timed: not for compiler estimates and formulas."""
         return self.reach.kind in ("local", "ssh", "adb")
+
+
+def own_folder() -> Path:
+    """Where the user's profiles are."""
+    return platformdirs.user_config_path("lrfc", appauthor=False) / "devices"
+
+
+def load(name: str | Path) -> Device:
+    """The profile of that name, or in that .toml file. The user's wins over one that ships. UsageError when there is none, or it is not valid."""
+    if str(name).endswith(".toml"):
+        return read(Path(name))
+    found = _files()
+    if str(name) not in found:
+        raise UsageError(f"unknown device '{name}'{_like(str(name), list(found))}; known are {', '.join(sorted(found))}, and any .toml file")
+    return read(found[str(name)])
+
+
+def known() -> list[tuple[str, Path, Device]]:
+    """Name, file and profile of every device, by name."""
+    return [(name, path, read(path)) for name, path in sorted(_files().items())]
+
+
+def add(path: Path, *, force: bool = False) -> Path:
+    """Check a profile and copy it into the user's folder, whole or not at all; gives the new file. One that is there is replaced only with ``force``."""
+    device = read(path)
+    place = own_folder() / f"{device.name}.toml"
+    if place.exists() and not force:
+        raise UsageError(f"{place} exists: device '{device.name}' is known; give another name in {path}, or --force to replace it")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {place.parent}: {error.strerror}") from error
+    files.write(place, path.read_bytes())
+    return place
+
+
+def read(path: Path) -> Device:
+    """The profile in a file; UsageError, in one line, with the file, the key, its value and the way out."""
+    try:
+        table = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise UsageError(f"{path}: no such device profile can be read ({error.strerror}); lrfc devices list shows those known") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    try:
+        return Device.model_validate(table)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_problem(error, table)}") from error
+
+
+def _files() -> dict[str, Path]:
+    return {path.stem: path for folder in (SHIPPED, own_folder()) for path in sorted(folder.glob("*.toml"))}
+
+
+def _problem(error: ValidationError, table: dict[str, Any]) -> str:
+    """The first problem: key, value, and what would do."""
+    problem = error.errors()[0]
+    # Inside a tagged union the tag stands in the location; it is no key of the file.
+    loc = [part for number, part in enumerate(problem["loc"]) if not (number == 1 and problem["loc"][0] == "reach")]
+    key, value = ".".join(map(str, loc)), problem.get("input")
+    match problem["type"]:
+        case "missing":
+            return f"the key '{key}' is missing"
+        case "union_tag_not_found":
+            return f"the key '{key}.kind' is missing; it is one of {', '.join(_KINDS)}"
+        case "union_tag_invalid":
+            return f"{key}.kind = {value['kind']!r}: it is one of {', '.join(_KINDS)}{_like(str(value['kind']), list(_KINDS))}"
+        case "extra_forbidden":
+            kind = table["reach"].get("kind") if len(loc) > 1 and isinstance(table.get("reach"), dict) else None
+            keys = list(_KINDS.get(kind, Device).model_fields)
+            return f"unknown key '{key}' (= {value!r}){_like(str(loc[-1]), keys)}; known here are {', '.join(keys)}"
+        case _:
+            return f"{key} = {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _like(word: str, words: list[str]) -> str:
+    close = difflib.get_close_matches(word, words, 1)
+    return f": did you mean '{close[0]}'?" if close else ""
+
+
+_KINDS: dict[str, type[_Table]] = {"local": Local, "ssh": SSH, "adb": ADB, "vela": Vela, "analytic": Analytic}
+
+
+def schema_text() -> str:
+    """The content of device.schema.json: the JSON Schema of a profile (``python -m lrfc.targets.device`` writes that file)."""
+    return json.dumps(
+        {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Device.model_json_schema() | {"title": "lrfc device profile"}, indent=2
+    ) + "\n"  # fmt: skip
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(schema_text(), encoding="utf-8")
