@@ -61,15 +61,10 @@ def parse(text: str) -> Signature:
     if found is None:
         raise ValueError(f"no signature of an op: '{text}'")
     part = found.groupdict()
-    return Signature(
-        part["kind"],
-        tuple(_sizes(each) for each in part["inputs"].split("+")) if part["inputs"] else (),
-        *(_sizes(part[key]) for key in ("output", "kernel", "strides", "dilation")),
-        groups=int(part["groups"] or 1),
-        activation=part["activation"],
-        params=int(part["params"]),
-        macs=int(part["macs"]),
-    )
+    output, kernel, strides, dilation = (_sizes(part[key]) for key in ("output", "kernel", "strides", "dilation"))
+    inputs = tuple(_sizes(each) for each in part["inputs"].split("+")) if part["inputs"] else ()
+    numbers = int(part["groups"] or 1), part["activation"], int(part["params"]), int(part["macs"])
+    return Signature(part["kind"], inputs, output, kernel, strides, dilation, *numbers)
 
 
 _SHAPE = r"(?:\d+(?:x\d+)*|\(\))"
@@ -146,21 +141,23 @@ def _executed(op: Op, inputs: tuple[Tensor, ...], output: Tensor, behind: str | 
     own = op.attrs.get("activation") if own_activation(op) or op.kind in _KINDS or op.kind == "Dense" else None
     apart = own_activation(op)
     fused = behind if behind is not None else None if apart or own in (None, "linear") else str(own)
-    geometry: tuple[tuple[int, ...], ...] = ((), (), ())
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
     groups = 1
     first = op.attrs.get("data_format") == "channels_first"
     if kind in ("conv", "depthwise", "transposed"):
         conv = ops.conv_geometry(op, inputs[0])
-        geometry, groups = (conv.kernel, conv.strides, conv.dilation), conv.groups
+        kernel, strides, dilation, groups = conv.kernel, conv.strides, conv.dilation, conv.groups
     elif kind == "pool":
         rank = len(output.shape) - 2
-        pool = ops.spatial(op["pool_size"], rank)
-        geometry = (pool, pool if op["strides"] is None else ops.spatial(op["strides"], rank), ())
+        kernel = ops.spatial(op["pool_size"], rank)
+        strides = kernel if op["strides"] is None else ops.spatial(op["strides"], rank)
     elif op.kind == "Activation":
         kind = _activation(op) or "linear"
     shapes = tuple(_static(op, tensor.shape, first) for tensor in inputs)
     result = _static(op, output.shape, first and len(output.shape) == len(inputs[0].shape))
-    yield Signature(kind, shapes, result, *geometry, groups, fused, op.params, ops.macs(op, inputs, (output,)))
+    yield Signature(kind, shapes, result, kernel, strides, dilation, groups, fused, op.params, ops.macs(op, inputs, (output,)))
     if apart:
         yield Signature(str(own if isinstance(own, str) else "custom"), (result,), result)
 

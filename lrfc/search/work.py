@@ -1,0 +1,105 @@
+"""The work in an op, as numbers: what a runtime computes and moves for it, in whole tiles of its kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfc.search.signature import Signature
+
+#: Families of ops that run through one kind of kernel. The first ones multiply matrices.
+MATRIX = ("conv", "pointwise", "dense", "grouped", "transposed")
+FAMILIES = (*MATRIX, "depthwise", "pool", "reduce", "add", "other")
+_BINARY = frozenset("add subtract multiply average maximum minimum".split())
+
+#: A tile (rows, columns, depth): output positions, output channels and input channels that a kernel works on at once; a part of a tile costs a whole one.
+Tile = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One op in numbers. Positions of the output (of the input for a transposed convolution), channels out and in of each group, taps of the window.
+
+    ``inputs``, ``outputs`` and ``weights`` count values.
+    """
+
+    family: str
+    positions: int
+    columns: int
+    depth: int
+    taps: int
+    groups: int
+    inputs: int
+    outputs: int
+    weights: int
+
+
+@lru_cache(maxsize=1 << 17)
+def work(op: Signature) -> Work:
+    """The work of an op."""
+    inputs, outputs = sum(map(prod, op.inputs)), prod(op.output)
+    channels = op.output[-1] if op.output else 1
+    depth = op.inputs[0][-1] if op.inputs and op.inputs[0] else 1
+    taps, positions, groups = prod(op.kernel), prod(op.output[:-1]), op.groups
+    family = "add" if op.kind in _BINARY else op.kind if op.kind in FAMILIES else "other"
+    if op.kind == "conv":
+        family = "grouped" if groups > 1 else "pointwise" if taps == 1 else "conv"
+    elif op.kind == "transposed":
+        positions = prod(op.inputs[0][:-1])
+    elif op.kind == "dense":
+        # An einsum may sum over, and give, several axes; as a matrix product it has as many columns as it has outputs for each position.
+        positions = max(1, outputs * depth // max(1, op.macs)) if len(op.inputs[0]) == 1 else max(1, prod(op.inputs[0][:-1]))
+        channels, depth = max(1, outputs // positions), max(1, op.macs // outputs)
+    elif op.kind == "reduce":
+        taps, positions, channels = max(1, inputs // max(1, outputs)), 1, outputs
+    elif family == "other" and op.macs:
+        taps = max(1, op.macs // max(1, outputs))  # recurrent layers, attention: so many multiplications for each output
+    return Work(family, positions, max(1, channels // groups), max(1, depth // groups), taps, groups, inputs, outputs, op.params)
+
+
+def table(ops: Iterable[Work]) -> Mapping[str, NDArray[np.float64]]:
+    """The numbers of many ops as columns."""
+    rows = np.array([(w.positions, w.columns, w.depth, w.taps, w.groups, w.inputs, w.outputs, w.weights) for w in ops], np.float64).reshape(-1, 8)
+    return dict(zip(("positions", "columns", "depth", "taps", "groups", "inputs", "outputs", "weights"), rows.T, strict=True))
+
+
+def terms(family: str, many: Mapping[str, NDArray[np.float64]], tile: Tile) -> dict[str, NDArray[np.float64]]:
+    """What the time of ops of one family is made of, each term as an array over the ops of ``table``.
+
+    A roofline in additive form: arithmetic in whole tiles, the start of each tile, values moved, and a start of the op itself.
+    """
+    rows, columns, depth = tile
+    high, wide = _up(many["positions"], rows), _up(many["columns"], columns)
+    start = {"op": np.ones_like(high)}
+    moved = {"inputs": many["inputs"], "outputs": many["outputs"]}
+    if family in MATRIX:
+        tiles = many["groups"] * high * wide / (rows * columns)
+        long = many["taps"] * _up(many["depth"], depth)
+        return {
+            **start,
+            "macs": many["groups"] * high * wide * long,
+            "tiles": tiles,
+            "taps": tiles * many["taps"],
+            "rows": many["groups"] * high * long,
+            **moved,
+            "weights": many["weights"],
+        }
+    if family == "depthwise":
+        lanes = _up(many["groups"] * many["columns"], columns)
+        return {**start, "macs": high * lanes * many["taps"], "positions": high, "tiles": high * lanes / columns, **moved, "weights": many["weights"]}
+    if family in ("pool", "reduce"):
+        lanes = _up(many["columns"], columns)
+        return {**start, "macs": high * lanes * many["taps"], **moved}
+    if family == "other":
+        return {**start, "macs": many["outputs"] * (many["taps"] - 1), **moved, "weights": many["weights"]}
+    return {**start, **moved}
+
+
+def _up(sizes: NDArray[np.float64], multiple: int) -> NDArray[Any]:
+    return np.ceil(sizes / multiple) * multiple
