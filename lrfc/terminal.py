@@ -249,7 +249,7 @@ class Terminal:
         for row in rows:
             ratio = speedup(rows[0], row)
             speed = f"×{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
-            times = (f"{row.median_ms:.4g}", f"{row.p90_ms:.4g}", f"{row.iqr_ms:.3g}", str(row.n), f"{row.cold_start_ms:.4g}")
+            times = (f"{row.median_ms:.4g}", f"{row.p90_ms:.4g}", f"{row.iqr_ms:.3g}", str(row.n), _shown(row.cold_start_ms, "{:.4g}".format))
             shown.append((row.path.name, *times, _shown(row.peak_rss_bytes, _bytes), speed))
         self.table("", ("file", "p50 ms", "p90 ms", "IQR ms", "n", "cold ms", "peak RSS", "speed (95 %)"), shown)
         first = rows[0]

@@ -1,27 +1,22 @@
-"""Latency and memory of model files on this machine, each in a fresh process, all of them in turn so that what disturbs one disturbs the others."""
+"""Latency and memory of model files, each in a fresh process, all of them in turn so that what disturbs one disturbs the others."""
 
 from __future__ import annotations
 
-import json
-import queue
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
+import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lrfc.errors import DeviceError, UsageError
 from lrfc.state import Artifact
+from lrfc.targets.process import Connection, Here, Worker
 
 #: Turns that each file gets; the ratio of two files is paired turn by turn.
 ROUNDS = 20
@@ -29,17 +24,28 @@ ROUNDS = 20
 FEWEST_RUNS = 5
 #: A timing is over at least this long; a faster model runs several times for each.
 SHORTEST_NS = 100_000
+#: A timing further than this many IQRs outside of the quartiles is an outlier (Tukey 1977: far out).
+FAR_OUT = 3
+#: A change of speed during the measurement that is worth a note.
+DRIFT = 0.05
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one file takes on this machine, at batch 1 and on random inputs.
+    """What one file takes on a device, at batch 1 and on random inputs.
 
     ``median_ms``, ``p90_ms`` and ``iqr_ms`` (75th minus 25th percentile): latency of one inference in milliseconds, over ``n`` timings of ``inner``
-    inferences each, after a warm-up. ``rounds_ms``: the median of each turn, in order. ``cold_start_ms``: loading the file in a fresh process and
-    its first inference, without the start of Python and the import of the runtime. ``baseline_rss_bytes``: resident memory of the process with the
-    runtime imported and no model; ``peak_rss_bytes``: its peak from there to the end; both None where the system does not tell it.
-    ``estimated``: no device was timed, a compiler computed the figures; then ``cycles`` of the processor, ``sram_bytes`` and ``flash_bytes`` are known.
+    inferences each, after a warm-up. ``outliers``: the share of timings far out; all of them count in the figures, which do not mind.
+    ``rounds_ms``: the median of each turn, in order. ``drift``: how much slower the last third of the turns was than the first, as a fraction; None for
+    fewer than six. ``hz`` and ``celsius``: clock of the processor and its temperature, before and after, where the system tells them.
+    ``notes``: what of this is worth a word. ``cores``: those that the process was bound to; None when it was not.
+
+    ``cold_start_ms``: loading the file in a fresh process and its first inference, without the start of Python and the import of the runtime.
+    ``baseline_rss_bytes``: resident memory of the process with the runtime imported and no model; ``peak_rss_bytes``: its peak from there to the end;
+    both None where the system does not tell it, or the process did not come to its end. ``file_bytes``: size of the file.
+
+    ``estimated``: no device was timed, a compiler computed the figures; then there is no cold start, and ``cycles`` of the processor, ``sram_bytes``
+    and ``flash_bytes`` are known.
     """
 
     path: Path
@@ -50,7 +56,7 @@ class Measurement:
     inner: int
     rounds_ms: tuple[float, ...]
     threads: int
-    cold_start_ms: float
+    cold_start_ms: float | None
     runtime: str
     runtime_version: str
     baseline_rss_bytes: int | None
@@ -59,6 +65,13 @@ class Measurement:
     cycles: int | None = None
     sram_bytes: int | None = None
     flash_bytes: int | None = None
+    file_bytes: int | None = None
+    outliers: float = 0.0
+    drift: float | None = None
+    hz: tuple[float, float] | None = None
+    celsius: tuple[float, float] | None = None
+    cores: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def model_rss_bytes(self) -> int | None:
@@ -81,34 +94,70 @@ class Ratio:
     high: float
 
 
-def compare(files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
-    """Measure the files side by side.
+def compare(
+    files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0, connection: Connection | None = None
+) -> tuple[Measurement, ...]:
+    """Measure the files side by side, on this machine or where ``connection`` leads.
 
     Each file lives in a process of its own. The processes take turns (A B, B A, A B, ...), so that a change of the machine's speed meets all files.
     ``runs`` timings are made of each file, fewer when they would take more than half of ``timeout`` (seconds, for the whole call); ``n`` says how many.
-    DeviceError, in one line, when a file cannot be loaded or run, its runtime is missing, its process dies, or the time is up. No process is left behind.
+    DeviceError, in one line, when a file cannot be loaded or run, its runtime is missing, its process dies, the device goes away, or the time is up;
+    its ``measured`` holds a Measurement of each file when whole turns were made before. No process is left behind.
     """
     if runs < 1 or threads < 1:
         raise UsageError(f"runs ({runs}) and threads ({threads}) are at least 1")
+    there = connection or Here()
     deadline = time.monotonic() + timeout
     with ExitStack() as stack:
-        workers, loaded = [], []
+        workers, loaded, cores = [], [], None
         for file in files:  # one after the other: the start of a process would slow the loading of another file
-            workers.append(stack.enter_context(_Worker(file, timeout, deadline)))
-            loaded.append(workers[-1].ask({"path": str(file.path), "format": file.format, "threads": threads}))
+            workers.append(stack.enter_context(Worker(there, f"measure {file.path.name}", timeout, deadline)))
+            loaded.append(workers[-1].ask(_request(file, threads, cores, there, workers[-1].left())))
+            cores = loaded[0]["cores"]
         single = [min(worker.ask({"runs": 3, "inner": 1})["ns"]) for worker in workers]
         inner = [max(1, ceil(SHORTEST_NS / max(ns, 1))) for ns in single]
         whole_run = sum(ns * count for ns, count in zip(single, inner, strict=True)) / 1e9
         wanted = min(runs, max(FEWEST_RUNS, int((deadline - time.monotonic()) / 2 / whole_run)))
         rounds = min(ROUNDS, wanted)
         each = ceil(wanted / rounds)
+        before = [worker.ask({"conditions": True}) for worker in workers]
         times: list[list[list[int]]] = [[] for _ in files]
-        for turn in range(rounds):
-            order = range(len(files)) if turn % 2 == 0 else reversed(range(len(files)))
-            for i in order:
-                times[i].append(workers[i].ask({"runs": each, "inner": inner[i]})["ns"])
-        peaks = [worker.ask({})["peak_rss"] for worker in workers]
-    return tuple(_measurement(*values, threads) for values in zip(files, loaded, times, inner, peaks, strict=True))
+        try:
+            for turn in range(rounds):
+                order = range(len(files)) if turn % 2 == 0 else reversed(range(len(files)))
+                for i in order:
+                    times[i].append(workers[i].ask({"runs": each, "inner": inner[i]})["ns"])
+            after = [worker.ask({"conditions": True}) for worker in workers]
+            peaks = [worker.ask({})["peak_rss"] for worker in workers]
+        except DeviceError as error:
+            whole = min(map(len, times))
+            if whole:
+                rows = zip(files, loaded, (rows[:whole] for rows in times), inner, strict=True)
+                note = f"stopped after {whole} of {rounds} turns"
+                error.measured = tuple(replace(_measurement(*row, threads), notes=(note,)) for row in rows)
+            raise
+    measured = tuple(_measurement(*values, threads) for values in zip(files, loaded, times, inner, strict=True))
+    return tuple(map(_noted, measured, before, after, peaks))
+
+
+def profile(
+    file: Artifact, *, runs: int = 50, threads: int = 1, timeout: float = 600.0, connection: Connection | None = None
+) -> dict[str, float]:  # fmt: skip
+    """Microseconds (medians over ``runs``) of each part of a file: of a .tflite file its signatures, of an .onnx file its nodes, as onnxruntime names them.
+
+    Signatures are timed in turns. onnxruntime counts in whole microseconds, and the nodes are those of the graph that it made of the file's.
+    The errors of ``compare``.
+    """
+    there = connection or Here()
+    with Worker(there, f"profile {file.path.name}", timeout, time.monotonic() + timeout) as worker:
+        worker.ask(_request(file, threads, None, there, timeout))
+        found: dict[str, float] = worker.ask({"parts": runs, "scratch": there.folder})["us"]
+        return found
+
+
+def onnx_profile(path: Path, runs: int = 50, threads: int = 1) -> dict[str, float]:
+    """Node name → median microseconds, on this machine (see ``profile``)."""
+    return profile(Artifact(path, "onnx", "fp32"), runs=runs, threads=threads)
 
 
 def speedup(before: Measurement, after: Measurement) -> Ratio:
@@ -126,14 +175,20 @@ def speedup(before: Measurement, after: Measurement) -> Ratio:
     return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
-def _measurement(file: Artifact, loaded: dict[str, Any], times: list[list[int]], inner: int, peak: int | None, threads: int) -> Measurement:
+def _request(file: Artifact, threads: int, cores: list[int] | None, there: Connection, timeout: float) -> dict[str, Any]:
+    """The file is there, and to be loaded."""
+    try:
+        sha256 = hashlib.sha256(file.path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DeviceError(f"cannot measure {file.path}: {error.strerror}") from error
+    return {"path": there.put(file.path, timeout), "format": file.format, "threads": threads, "cores": cores, "sha256": sha256}
+
+
+def _measurement(file: Artifact, loaded: dict[str, Any], times: list[list[int]], inner: int, threads: int) -> Measurement:
     rounds = np.asarray(times) / inner / 1e6
-    low, median, high, p90 = np.percentile(rounds, [25, 50, 75, 90])
     return Measurement(
         path=file.path,
-        median_ms=float(median),
-        p90_ms=float(p90),
-        iqr_ms=float(high - low),
+        **statistics(rounds),
         n=rounds.size,
         inner=inner,
         rounds_ms=tuple(np.median(rounds, axis=1).tolist()),
@@ -142,71 +197,37 @@ def _measurement(file: Artifact, loaded: dict[str, Any], times: list[list[int]],
         runtime=loaded["runtime"],
         runtime_version=loaded["version"],
         baseline_rss_bytes=loaded["baseline_rss"],
-        peak_rss_bytes=peak,
+        peak_rss_bytes=None,
+        file_bytes=file.bytes,
+        cores=None if loaded["cores"] is None else tuple(loaded["cores"]),
     )
 
 
-class _Worker:
-    """A process that runs targets/worker.py; killed and waited for when the block ends, however it ends."""
+def statistics(times: NDArray[np.float64]) -> dict[str, float]:
+    """Median, 90th percentile, IQR and the share of outliers of timings in milliseconds."""
+    low, median, high, p90 = np.percentile(times, [25, 50, 75, 90]).tolist()
+    far = FAR_OUT * (high - low)
+    outliers = float(np.mean((times > high + far) | (times < low - far)))
+    return {"median_ms": median, "p90_ms": p90, "iqr_ms": high - low, "outliers": outliers}
 
-    def __init__(self, file: Artifact, timeout: float, deadline: float) -> None:
-        self._file, self._timeout, self._deadline = file, timeout, deadline
-        self._answers: queue.Queue[str] = queue.Queue()
 
-    def __enter__(self) -> _Worker:
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-        # -P: the folder of the script holds modules named like the packages that it imports. A session of its own: Ctrl-C comes to this process alone.
-        command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - the command is ours
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, bufsize=1, start_new_session=True
-            )
-        except OSError as error:
-            self._errors.close()
-            raise DeviceError(f"no process can be started to measure {self._file.path.name}: {error}") from error
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        return self
+def _noted(found: Measurement, before: dict[str, Any], after: dict[str, Any], peak: int | None) -> Measurement:
+    """With all that is known at the end, and what of it is worth a word."""
+    pairs = {key: None if None in (before[key], after[key]) else (before[key], after[key]) for key in ("hz", "celsius")}
+    change = drift(found.rounds_ms)
+    notes = []
+    if change is not None and abs(change) > DRIFT:
+        cause = "".join(
+            f", {name} from {pair[0] / unit:.3g} to {pair[1] / unit:.3g} {symbol}"
+            for name, pair, unit, symbol in (("clock", pairs["hz"], 1e9, "GHz"), ("temperature", pairs["celsius"], 1, "°C"))
+            if pair is not None
+        )
+        word = "slower" if change > 0 else "faster"
+        notes.append(f"the device became {100 * abs(change):.0f} % {word} during the measurement{cause}: compare files measured together only")
+    return replace(found, drift=change, notes=tuple(notes), peak_rss_bytes=peak, hz=pairs["hz"], celsius=pairs["celsius"])
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
-        self._answers.put("")  # the process is gone
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The process's answer; DeviceError when it is an error, does not come in time, or cannot come."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            line = self._answers.get(timeout=max(self._deadline - time.monotonic(), 0.0))
-        except BrokenPipeError:
-            line = ""
-        except queue.Empty:
-            raise DeviceError(
-                f"measuring took more than {self._timeout:g} s, stopped at {self._file.path.name}; allow more time or fewer runs"
-            ) from None
-        if not line:
-            raise DeviceError(f"the process that ran {self._file.path.name} {self._death()}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise DeviceError(f"{self._file.path} cannot be measured: {answer['error']}")
-        return answer
-
-    def _death(self) -> str:
-        code = self._process.wait()
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        self._errors.seek(0)
-        said = [line.strip() for line in self._errors if line.strip()]
-        return f"{how}: {said[-1]}" if said else how
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:  # an unsent request is of no use to a dead process
-                continue
+def drift(rounds_ms: Sequence[float]) -> float | None:
+    """How much slower the last third of the turns was than the first, as a fraction of the first; None for fewer than six."""
+    third = len(rounds_ms) // 3
+    return float(np.median(rounds_ms[-third:]) / np.median(rounds_ms[:third]) - 1) if third >= 2 else None

@@ -1,0 +1,169 @@
+"""Arm's Vela compiler as a device: its figures, which op they belong to, and its errors. Vela is deterministic, so the figures are tested."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+
+from lrfc.errors import DependencyError, DeviceError, UsageError
+from lrfc.ir import keras_io
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.state import Artifact
+from lrfc.targets import device
+from lrfc.targets.device import Device, Vela
+from lrfc.targets.measure import speedup
+from lrfc.targets.runners import vela
+from lrfc.targets.tflite import TFLite
+from tests.helpers import conv_net, residual
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ethosu") is None, reason="ethos-u-vela is not installed: pip install 'lrfc[npu]'")
+
+U55 = Vela(accelerator="ethos-u55-128", system_config="Ethos_U55_High_End_Embedded", memory_mode="Shared_Sram")
+DEVICES = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512")
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return fold_batchnorm(keras_io.from_keras(residual(size=16, filters=16)))
+
+
+@pytest.fixture(scope="module")
+def file(graph, tmp_path_factory):
+    images = np.random.default_rng(0).random((8, 16, 16, 3), np.float32)
+    return TFLite("int8").emit(graph, tmp_path_factory.mktemp("vela") / "residual.tflite", (images,))
+
+
+@pytest.fixture(scope="module")
+def compiled(file):
+    return vela.compiled(file, U55)
+
+
+def test_figures(compiled, file):
+    assert compiled.cycles == sum(layer.cycles for layer in compiled.layers)
+    assert compiled.ms == pytest.approx(compiled.cycles / 500e3)  # 500 MHz
+    assert 16 * 16 * 16 < compiled.sram_bytes < 5 * 16 * 16 * 16  # a few feature maps of int8
+    weights = 3 * 9 * 16 + 16 * 9 * 16 + 16 * 3
+    assert weights / 2 < compiled.flash_bytes < 10_000
+    assert compiled.content[4:8] == b"TFL3"
+    assert compiled.content != file.path.read_bytes()
+    assert not compiled.fallbacks
+    for layer in compiled.layers:
+        assert layer.cycles >= max(layer.npu_cycles, layer.sram_cycles)
+
+
+def test_cycles_belong_to_ops(compiled, graph):
+    cycles = vela.by_op(compiled, graph)
+    assert sum(cycles.values()) == compiled.cycles
+    assert set(cycles) == {"stem", "bn0", "conv", "add", "pool", "head"}  # the BatchNorm stays, since the skip connection reads before it
+    macs = {layer.name: layer.macs for layer in compiled.layers}
+    assert 16 * 16 * 9 * 16 * 16 in macs.values()
+    assert cycles["conv"] > cycles["stem"] > cycles["head"]
+
+
+def test_layers_of_like_names(tmp_path):
+    """Keras counts names as the converter counts calls: 'conv' and 'conv_1' must not be taken for each other."""
+    import keras
+
+    inputs = keras.Input((8, 8, 8), name="image")
+    x = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="conv")(inputs)
+    x = keras.layers.Conv2D(32, 3, padding="same", name="conv_1")(x)
+    x = keras.layers.Activation("exponential", name="odd")(x)
+    graph = keras_io.from_keras(keras.Model(inputs, keras.layers.Conv2D(4, 1, name="conv_1_1")(x)))
+    images = np.random.default_rng(0).random((4, 8, 8, 8), np.float32)
+    found = vela.by_op(vela.compiled(TFLite("int8").emit(graph, tmp_path / "names.tflite", (images,)), U55), graph)
+    assert set(found) == {"conv", "conv_1", "conv_1_1"}
+    assert found["conv_1"] > found["conv"] > found["conv_1_1"]
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_shipped_devices(name):
+    profile = device.load(name)
+    assert profile.precisions[0] == "int8"
+    assert not profile.measured
+    with vela.VelaRunner(profile) as runner:
+        facts = runner.check()
+    assert facts.machine == name
+    assert facts.runtimes == {"tflite": f"Vela {vela.version()}"}
+
+
+def test_measurements(file, compiled):
+    with vela.VelaRunner(device.load("ethos-u55-128")) as runner:
+        first, second = runner.compare([file, file], runs=3)
+    assert first == second
+    assert first.estimated
+    assert (first.cycles, first.sram_bytes, first.flash_bytes) == (compiled.cycles, compiled.sram_bytes, compiled.flash_bytes)
+    assert first.median_ms == compiled.ms
+    assert (first.iqr_ms, first.n, first.cold_start_ms, first.peak_rss_bytes) == (0.0, 1, None, None)
+    assert speedup(first, second).median == 1.0
+
+
+def test_a_larger_accelerator_is_faster(file, compiled):
+    larger = vela.compiled(file, U55.model_copy(update={"accelerator": "ethos-u55-256"}))
+    assert larger.cycles < compiled.cycles
+
+
+def test_a_float_file_is_refused(tmp_path):
+    file = TFLite("fp32").emit(keras_io.from_keras(conv_net()), tmp_path / "float.tflite")
+    with pytest.raises(UsageError, match=r"float\.tflite is a float file .* --precision int8"):
+        vela.compiled(file, U55)
+
+
+def test_an_onnx_file_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="onnx file"):
+        vela.compiled(Artifact(tmp_path / "model.onnx", "onnx", "fp32"), U55)
+
+
+def test_fallbacks_are_named(tmp_path):
+    import keras
+
+    inputs = keras.Input((8, 8, 4))
+    x = keras.layers.Conv2D(8, 3, name="first")(inputs)
+    x = keras.layers.Activation("elu", name="odd")(x)
+    graph = keras_io.from_keras(keras.Model(inputs, keras.layers.Conv2D(4, 3, name="second")(x)))
+    images = np.random.default_rng(0).random((4, 8, 8, 4), np.float32)
+    result = vela.compiled(TFLite("int8").emit(graph, tmp_path / "elu.tflite", (images,)), U55)
+    assert [layer.operator for layer in result.fallbacks] == ["Elu"]
+    assert "odd" in result.fallbacks[0].name
+    assert set(vela.by_op(result, graph)) == {"first", "second"}
+
+
+@pytest.mark.parametrize(
+    ("reach", "message"),
+    [
+        (U55.model_copy(update={"accelerator": "ethos-u99"}), "ended with exit code 2 on .*invalid choice"),
+        (U55.model_copy(update={"system_config": "nowhere"}), r"ended with exit code 1 on .*System_Config\.nowhere not found"),
+        (U55.model_copy(update={"config": "/nowhere.ini"}), "ended with exit code 1"),
+    ],
+)
+def test_wrong_configurations(file, reach, message):
+    with pytest.raises(DeviceError, match=message) as caught:
+        vela.compiled(file, reach)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_file(file, tmp_path):
+    damaged = tmp_path / "damaged.tflite"
+    damaged.write_bytes(file.path.read_bytes()[:3000])
+    with pytest.raises(DeviceError, match=r"Vela .* on damaged\.tflite"):
+        vela.compiled(Artifact(damaged, "tflite", "int8"), U55)
+    with pytest.raises(DeviceError, match="cannot be read"):
+        vela.compiled(Artifact(tmp_path / "missing.tflite", "tflite", "int8"), U55)
+
+
+def test_time_is_up(file):
+    with pytest.raises(DeviceError, match="took more than 0.01 s"):
+        vela.compiled(file, U55, timeout=0.01)
+
+
+def test_vela_is_missing(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ethosu.vela", None)
+    with pytest.raises(DependencyError, match=r"pip install 'lrfc\[npu\]'"):
+        vela.compiled(file, U55)
+
+
+def test_another_device_is_refused():
+    with pytest.raises(UsageError, match="reached by local"):
+        vela.VelaRunner(Device(name="here", description="this machine"))
