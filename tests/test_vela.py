@@ -154,7 +154,7 @@ def test_a_damaged_file(file, tmp_path):
 
 
 def test_time_is_up(file):
-    with pytest.raises(DeviceError, match="took more than 0.01 s"):
+    with pytest.raises(DeviceError, match=r"took more than 0\.01 s"):
         vela.compiled(file, U55, timeout=0.01)
 
 
