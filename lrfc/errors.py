@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LrfcError(Exception):
     """Base of all errors of lrfc. The message is one line: the thing, its value, and the way out."""
@@ -38,9 +40,13 @@ class BudgetError(LrfcError):
 
 
 class DeviceError(LrfcError):
-    """A device that cannot be reached, or a measurement that failed."""
+    """A device that cannot be reached, or a measurement that failed. ``measured`` holds what was measured of each file before."""
 
     exit_code = 5
+
+    def __init__(self, message: str, measured: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.measured = measured
 
 
 class DependencyError(LrfcError):

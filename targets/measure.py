@@ -123,7 +123,12 @@ def compare(
         before = [worker.ask({"conditions": True}) for worker in workers]
         times: list[list[list[int]]] = [[] for _ in files]
         try:
+            began = longest = 0.0
             for turn in range(rounds):
+                longest = max(longest, time.monotonic() - began) if turn else 0.0
+                began = time.monotonic()
+                if deadline - began < 2 * longest and turn * each >= FEWEST_RUNS:
+                    break  # the device became slower than it was at first: fewer turns, rather than none
                 order = range(len(files)) if turn % 2 == 0 else reversed(range(len(files)))
                 for i in order:
                     times[i].append(workers[i].ask({"runs": each, "inner": inner[i]})["ns"])
@@ -186,9 +191,13 @@ def _request(file: Artifact, threads: int, cores: list[int] | None, there: Conne
 
 def _measurement(file: Artifact, loaded: dict[str, Any], times: list[list[int]], inner: int, threads: int) -> Measurement:
     rounds = np.asarray(times) / inner / 1e6
+    median, p90, iqr, outliers = statistics(rounds)
     return Measurement(
         path=file.path,
-        **statistics(rounds),
+        median_ms=median,
+        p90_ms=p90,
+        iqr_ms=iqr,
+        outliers=outliers,
         n=rounds.size,
         inner=inner,
         rounds_ms=tuple(np.median(rounds, axis=1).tolist()),
@@ -203,12 +212,12 @@ def _measurement(file: Artifact, loaded: dict[str, Any], times: list[list[int]],
     )
 
 
-def statistics(times: NDArray[np.float64]) -> dict[str, float]:
+def statistics(times: NDArray[np.float64]) -> tuple[float, float, float, float]:
     """Median, 90th percentile, IQR and the share of outliers of timings in milliseconds."""
     low, median, high, p90 = np.percentile(times, [25, 50, 75, 90]).tolist()
     far = FAR_OUT * (high - low)
     outliers = float(np.mean((times > high + far) | (times < low - far)))
-    return {"median_ms": median, "p90_ms": p90, "iqr_ms": high - low, "outliers": outliers}
+    return median, p90, high - low, outliers
 
 
 def _noted(found: Measurement, before: dict[str, Any], after: dict[str, Any], peak: int | None) -> Measurement:

@@ -1,52 +1,122 @@
-"""Runs one model file in a process of its own and tells how long that takes. A script for any machine with Python, numpy and the file's runtime.
+"""Runs one model file in a process of its own and tells how long that takes. A script for any machine with Python 3.8, numpy and the file's runtime.
 
 It reads one JSON object a line from stdin and answers each with one on stdout:
-  {"path", "format", "threads"}  load the file and run it once  -> {"runtime", "version", "load_ns", "first_ns", "baseline_rss", "rss"}
+  {"facts": folder}              what this machine is           -> {"machine", "system", "python", "runtimes", "missing", "free_bytes"}
+  {"path", "format", "threads", "cores", "sha256"}
+                                 pin the process, load the file and run it once
+                                                                -> {"runtime", "version", "load_ns", "first_ns", "baseline_rss", "rss", "cores"}
   {"runs", "inner"}              time runs of ``inner`` calls   -> {"ns": [time of each run]}
+  {"parts": runs, "scratch"}     time the parts of the file     -> {"us": {name: median microseconds}}
+  {"conditions": true}           of the processor, now          -> {"hz", "celsius"}
   {}                             the end                        -> {"peak_rss"}
-Memory is in bytes of resident set; null where the system does not tell it. A failure is answered with {"error"}; the end of stdin ends the process.
+Memory is in bytes of resident set; null stands for what the system does not tell. A failure is answered with {"error"}. When stdin ends, whoever asked
+is gone: the process ends at once, also in the middle of a run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
+import queue
+import shutil
+import statistics
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # no package before main() has cleared the path, and nothing that Python 3.8 does not have
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any, TextIO
+
+    from numpy.typing import NDArray
+
+    Invoke = Callable[[], object]
+    Starter = Callable[[str, int], Invoke]
+    Parts = Callable[[str, int, int, str], dict[str, float]]
 
 #: Untimed work before each timing: another process had the caches, and the threads of its runtime may still spin.
 WARM_NS = 1_000_000
+#: A part is timed over at least this long, and in this many turns with the others.
+PART_NS = 100_000
+TURNS = 5
+#: Runs before those that a profile counts.
+WARM_RUNS = 5
+CPU = Path("/sys/devices/system/cpu")
 
 
 def main() -> None:
     """Answer until stdin ends."""
-    infer: Callable[[], object] | None = None
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what a runtime prints must not come between the answers
+        serve(requests(), answers)
+
+
+def requests() -> Iterator[dict[str, Any]]:
+    """What comes on stdin. Read by a thread, so that its end is seen during a run."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
         for line in sys.stdin:
-            request = json.loads(line)
-            try:
-                if "path" in request:
-                    infer, answer = load(request["path"], request["format"], request["threads"])
-                elif "runs" in request and infer is not None:
-                    answer = {"ns": timed(infer, request["runs"], request["inner"])}
-                else:
-                    answer = {"peak_rss": memory("VmHWM")}
-            except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the answer
-                answer = {"error": str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield json.loads(lines.get())
 
 
-def load(path: str, form: str, threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
+def serve(asked: Iterable[dict[str, Any]], answers: TextIO) -> None:
+    """Answer each request."""
+    infer: Invoke | None = None
+    loaded: dict[str, Any] = {}
+    for request in asked:
+        try:
+            if "facts" in request:
+                answer = facts(request["facts"])
+            elif "path" in request:
+                loaded = request
+                infer, answer = load(**request)
+            elif "runs" in request and infer is not None:
+                answer = {"ns": timed(infer, request["runs"], request["inner"])}
+            elif "parts" in request:
+                parts = RUNTIMES[loaded["format"]]()[1]
+                answer = {"us": parts(loaded["path"], loaded["threads"], request["parts"], request["scratch"])}
+            elif "conditions" in request:
+                answer = conditions()
+            else:
+                answer = {"peak_rss": memory("VmHWM")}
+        except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the answer
+            answer = {"error": str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def facts(folder: str) -> dict[str, Any]:
+    """What this machine is, which runtimes it has, and why it has not the others."""
+    runtimes, missing = {}, {}
+    for form, runtime in RUNTIMES.items():
+        try:
+            _, _, name, version = runtime()
+            runtimes[form] = f"{name} {version}"
+        except Exception as error:  # noqa: BLE001 - a runtime that is there but broken is missing, too
+            missing[form] = str(error)
+    free = shutil.disk_usage(folder).free
+    system = f"{platform.system()} {platform.release()}"
+    python = platform.python_version()
+    return {"machine": platform.machine(), "system": system, "python": python, "runtimes": runtimes, "missing": missing, "free_bytes": free}
+
+
+def load(path: str, format: str, threads: int, cores: list[int] | None, sha256: str) -> tuple[Invoke, dict[str, Any]]:  # noqa: A002
     """A function that runs the file once, on random inputs, and what its loading took."""
-    start, name, version = {"tflite": litert, "onnx": onnxruntime}[form]()
+    if not sha256 or hashlib.sha256(Path(path).read_bytes()).hexdigest() != sha256:
+        raise RuntimeError("the file that arrived there is not the one that was sent")
+    pinned = pin(threads, cores)  # before the runtime starts its threads, which inherit it
+    start, _, name, version = RUNTIMES[format]()
     forget_peak()
     baseline = memory("VmRSS")
     began = time.perf_counter_ns()
@@ -54,11 +124,11 @@ def load(path: str, form: str, threads: int) -> tuple[Callable[[], object], dict
     loaded = time.perf_counter_ns()
     infer()
     first = time.perf_counter_ns()
-    figures = {"load_ns": loaded - began, "first_ns": first - loaded, "baseline_rss": baseline, "rss": memory("VmRSS")}
+    figures = {"load_ns": loaded - began, "first_ns": first - loaded, "baseline_rss": baseline, "rss": memory("VmRSS"), "cores": pinned}
     return infer, {"runtime": name, "version": version, **figures}
 
 
-def timed(infer: Callable[[], object], runs: int, inner: int) -> list[int]:
+def timed(infer: Invoke, runs: int, inner: int) -> list[int]:
     """Nanoseconds of each of ``runs`` times ``inner`` calls, after a warm-up."""
     clock = time.perf_counter_ns
     began = clock()
@@ -73,53 +143,161 @@ def timed(infer: Callable[[], object], runs: int, inner: int) -> list[int]:
     return times
 
 
-Starter = Callable[[str, int], Callable[[], object]]
+def in_turns(calls: Mapping[str, Invoke], runs: int) -> dict[str, float]:
+    """Median microseconds of each call over ``runs`` timings, made in turns, so that what disturbs one disturbs the others."""
+    inner = {name: -(-PART_NS // max(1, min(timed(call, 3, 1)))) for name, call in calls.items()}
+    times: dict[str, list[int]] = {name: [] for name in calls}
+    for _ in range(TURNS):
+        for name, call in calls.items():
+            times[name] += timed(call, -(-runs // TURNS), inner[name])
+    return {name: statistics.median(values) / inner[name] / 1e3 for name, values in times.items()}
 
 
-def litert() -> tuple[Starter, str, str]:
-    """LiteRT: how to start it, its name and version."""
+# -- runtimes ----------------------------------------------------------------------------------------------------------------------
+
+
+def litert() -> tuple[Starter, Parts, str, str]:
+    """LiteRT, or the tflite-runtime of older devices: how to start it, how to time each signature, its name and version."""
+    name = "LiteRT"
     try:
         import ai_edge_litert as package
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
-        raise RuntimeError(f"the runtime of .tflite files is not installed there ({error}): pip install ai-edge-litert") from error
+        try:
+            import tflite_runtime as package
+            from tflite_runtime.interpreter import Interpreter
+        except ImportError:
+            raise RuntimeError(f"the runtime of .tflite files is not installed there ({error}): pip install ai-edge-litert") from error
+        name = "tflite-runtime"
 
-    def start(path: str, threads: int) -> Callable[[], object]:
+    def start(path: str, threads: int) -> Invoke:
         interpreter = Interpreter(model_path=path, num_threads=threads)
         interpreter.allocate_tensors()
         for entry in interpreter.get_input_details():
             interpreter.set_tensor(entry["index"], random(entry["shape"], entry["dtype"]))
-        run: Callable[[], object] = interpreter.invoke
+        run: Invoke = interpreter.invoke
         return run
 
-    return start, "LiteRT", package.__version__
+    def parts(path: str, threads: int, runs: int, scratch: str) -> dict[str, float]:
+        interpreter = Interpreter(model_path=path, num_threads=threads)
+        return in_turns({key: signature(interpreter, key) for key in interpreter.get_signature_list()}, runs)
+
+    return start, parts, name, str(getattr(package, "__version__", "unknown"))
 
 
-def onnxruntime() -> tuple[Starter, str, str]:
-    """onnxruntime: how to start it, its name and version."""
+def signature(interpreter: Any, key: str) -> Invoke:
+    """A function that runs one signature, on random inputs."""
+    runner = interpreter.get_signature_runner(key)
+    inputs = {name: random(entry["shape"], entry["dtype"]) for name, entry in runner.get_input_details().items()}
+    runner(**inputs)  # allocates
+    wrapper, subgraph = getattr(runner, "_interpreter_wrapper", None), getattr(runner, "_subgraph_index", None)
+    if wrapper is None or subgraph is None:  # another runtime's insides: with the copies of inputs and outputs, then
+        return lambda: runner(**inputs)
+    return lambda: wrapper.Invoke(subgraph)
+
+
+def onnxruntime() -> tuple[Starter, Parts, str, str]:
+    """onnxruntime: how to start it, how to time each node, its name and version."""
     try:
         import onnxruntime as package
     except ImportError as error:
         raise RuntimeError(f"the runtime of .onnx files is not installed there ({error}): pip install onnxruntime") from error
 
-    def start(path: str, threads: int) -> Callable[[], object]:
+    def session(path: str, threads: int, profile: str | None = None) -> tuple[Any, Invoke]:
         options = package.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        session = package.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile
+        opened = package.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         dtypes = {"float": "float32", "double": "float64"}
-        feed = {entry.name: random(entry.shape, dtypes.get(kind := entry.type[7:-1], kind)) for entry in session.get_inputs()}
-        return lambda: session.run(None, feed)
+        feed = {entry.name: random(entry.shape, dtypes.get(entry.type[7:-1], entry.type[7:-1])) for entry in opened.get_inputs()}
+        return opened, lambda: opened.run(None, feed)
 
-    return start, "onnxruntime", package.__version__
+    def parts(path: str, threads: int, runs: int, scratch: str) -> dict[str, float]:
+        folder = tempfile.mkdtemp(dir=scratch)
+        try:
+            opened, infer = session(path, threads, str(Path(folder) / "profile"))
+            for _ in range(WARM_RUNS + runs):
+                infer()
+            events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return kernels(events)
+
+    return (lambda path, threads: session(path, threads)[1]), parts, "onnxruntime", package.__version__
+
+
+def kernels(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Median microseconds of each node, by its name, from onnxruntime's profile; it counts in whole microseconds. The warm-up is left out."""
+    times: dict[str, list[int]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            times.setdefault(event["name"][: -len("_kernel_time")], []).append(event["dur"])
+    return {name: float(statistics.median(durations[WARM_RUNS:])) for name, durations in times.items()}
+
+
+#: Format → function that gives how to start its runtime, how to time the parts of a file, and the runtime's name and version.
+RUNTIMES: dict[str, Callable[[], tuple[Starter, Parts, str, str]]] = {"tflite": litert, "onnx": onnxruntime}
 
 
 def random(shape: Any, dtype: Any) -> NDArray[Any]:
     """Values from 0 to 1; zeros for integers, since they may be indices."""
+    import numpy as np
+
     kind = np.dtype(dtype)
     values = np.random.default_rng(0).random(tuple(shape)) if kind.kind == "f" else np.zeros(tuple(shape))
     return values.astype(kind)
+
+
+# -- the machine -------------------------------------------------------------------------------------------------------------------
+
+
+def pin(threads: int, cores: list[int] | None) -> list[int] | None:
+    """Bind this thread, and those it starts, to ``cores``, or to as many as threads: the fastest, of them the least busy. None where that cannot be."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    allowed = sorted(os.sched_getaffinity(0))
+    if threads > len(allowed):
+        return None
+    if cores is None:
+        busy = ticks()
+        time.sleep(0.05 if threads < len(allowed) else 0.0)
+        load = {core: count - busy.get(core, 0) for core, count in ticks().items()}
+        cores = sorted(allowed, key=lambda core: (-(number(CPU / f"cpu{core}/cpufreq/cpuinfo_max_freq") or 0), load.get(core, 0), -core))[:threads]
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError:
+        return None
+    return sorted(cores)
+
+
+def ticks() -> dict[int, int]:
+    """The time that each core was busy since the system's start, in clock ticks (proc(5)); empty where the system does not tell it."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return {}
+    rows = [line.split() for line in lines if line.startswith("cpu") and line[3].isdigit()]
+    return {int(row[0][3:]): sum(map(int, row[1:9])) - int(row[4]) - int(row[5]) for row in rows}
+
+
+def conditions() -> dict[str, Any]:
+    """The mean clock of the cores that this process may use, and the hottest temperature; None where the system does not tell it."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    clocks = [khz for khz in (number(CPU / f"cpu{core}/cpufreq/scaling_cur_freq") for core in cores) if khz]
+    heat = [value for value in map(number, sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp"))) if value is not None]
+    return {"hz": statistics.mean(clocks) * 1e3 if clocks else None, "celsius": max(heat) / 1e3 if heat else None}
+
+
+def number(path: Path) -> int | None:
+    """The number in a file of the system; None where there is none."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def memory(field: str) -> int | None:
@@ -140,4 +318,6 @@ def forget_peak() -> None:
 
 
 if __name__ == "__main__":
+    # The folder of this script may hold modules named like the packages that are imported.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
     main()

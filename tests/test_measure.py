@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +20,7 @@ import pytest
 
 from lrfc.errors import DeviceError, UsageError
 from lrfc.state import Artifact
-from lrfc.targets import measure, worker
+from lrfc.targets import measure, process, worker
 from lrfc.targets.catalog import target
 from lrfc.targets.measure import Measurement, compare, speedup
 from tests import helpers
@@ -41,7 +44,7 @@ def started(monkeypatch):
             super().__init__(*args, **kwargs)
             processes.append(self)
 
-    monkeypatch.setattr(measure.subprocess, "Popen", Popen)
+    monkeypatch.setattr(process.subprocess, "Popen", Popen)
     yield processes
     assert processes
     assert all(process.returncode is not None for process in processes)
@@ -58,7 +61,11 @@ def test_figures_hang_together(files, started):
         assert measurement.n == 60, "runs are made in whole turns"
         assert measurement.threads == 2
         assert measurement.inner > 1, "so small a model runs several times for each timing"
-        assert measurement.cold_start_ms is not None and measurement.cold_start_ms > measurement.median_ms
+        assert measurement.cold_start_ms is not None
+        assert measurement.cold_start_ms > measurement.median_ms
+        assert measurement.file_bytes == file.bytes
+        assert 0 <= measurement.outliers < 1
+        assert measurement.drift is not None
         assert measurement.runtime_version.count(".") >= 1
         json.dumps(measurement.to_json(), allow_nan=False)
     assert [m.runtime for m in found] == ["LiteRT", "onnxruntime", "LiteRT"]
@@ -106,7 +113,7 @@ def test_a_missing_runtime_is_named(form, package, files, tmp_path, monkeypatch,
 
 
 def test_a_process_that_dies(files, monkeypatch, started):
-    real, asked = measure._Worker.ask, []
+    real, asked = process.Worker.ask, []
 
     def ask(self, request):
         asked.append(request)
@@ -114,13 +121,31 @@ def test_a_process_that_dies(files, monkeypatch, started):
             os.kill(self._process.pid, signal.SIGKILL)
         return real(self, request)
 
-    monkeypatch.setattr(measure._Worker, "ask", ask)
-    with pytest.raises(DeviceError, match=r"the process that ran m\.\w+ was killed by SIGKILL"):
+    monkeypatch.setattr(process.Worker, "ask", ask)
+    with pytest.raises(DeviceError, match=r"the process to measure m\.\w+ was killed by SIGKILL"):
         compare(files)
 
 
+def test_what_was_measured_before_is_kept(files, monkeypatch, started):
+    real, timed = process.Worker.ask, []
+
+    def ask(self, request):
+        if request.get("runs", 0) > 0:
+            timed.append(request)
+        if len(timed) == 2 + 2 * 7 + 2:  # in the eighth turn, with one file done
+            os.kill(self._process.pid, signal.SIGKILL)
+        return real(self, request)
+
+    monkeypatch.setattr(process.Worker, "ask", ask)
+    with pytest.raises(DeviceError, match="was killed by SIGKILL") as failure:
+        compare(files)
+    assert [(m.path, len(m.rounds_ms), m.n, m.peak_rss_bytes) for m in failure.value.measured] == [(file.path, 7, 70, None) for file in files]
+    assert failure.value.measured[0].notes == ("stopped after 7 of 20 turns",)
+    speedup(*failure.value.measured)
+
+
 def test_a_process_that_hangs(files, monkeypatch, started):
-    real, asked = measure._Worker.ask, []
+    real, asked = process.Worker.ask, []
 
     def ask(self, request):
         asked.append(request)
@@ -128,20 +153,20 @@ def test_a_process_that_hangs(files, monkeypatch, started):
             os.kill(self._process.pid, signal.SIGSTOP)
         return real(self, request)
 
-    monkeypatch.setattr(measure._Worker, "ask", ask)
-    with pytest.raises(DeviceError, match=r"measuring took more than 4 s, stopped at m\.\w+"):
+    monkeypatch.setattr(process.Worker, "ask", ask)
+    with pytest.raises(DeviceError, match=r"it took more than 4 s to measure m\.\w+; allow more time"):
         compare(files, timeout=4.0)
 
 
 def test_an_interrupt_leaves_no_process(files, monkeypatch, started):
-    real = measure._Worker.ask
+    real = process.Worker.ask
 
     def ask(self, request):
         if "path" in request:
             return real(self, request)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measure._Worker, "ask", ask)
+    monkeypatch.setattr(process.Worker, "ask", ask)
     with pytest.raises(KeyboardInterrupt):
         compare(files)
     assert len(started) == 2
@@ -150,7 +175,7 @@ def test_an_interrupt_leaves_no_process(files, monkeypatch, started):
 def test_no_interpreter_and_no_sense(files, monkeypatch):
     with pytest.raises(UsageError, match=r"runs \(0\) and threads \(1\)"):
         compare(files, runs=0)
-    monkeypatch.setattr(measure.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(process.sys, "executable", "/nowhere/python")
     with pytest.raises(DeviceError, match="no process can be started"):
         compare(files)
 
@@ -179,22 +204,140 @@ def test_memory_that_is_not_told_is_none():
     assert replace(found, peak_rss_bytes=3, baseline_rss_bytes=1).model_rss_bytes == 2
 
 
-def test_worker_needs_nothing_but_numpy_and_the_runtime(files):
-    """As it would on another machine: alone in a folder, without this package on the path."""
-    lines = [
-        {"path": str(files[0].path), "format": "tflite", "threads": 1},
-        {"runs": 2, "inner": 3},
-        {"path": "none", "format": "tflite", "threads": 1},
-        {},
-    ]
-    done = subprocess.run(
-        [sys.executable, "-I", worker.__file__], input="".join(json.dumps(line) + "\n" for line in lines), capture_output=True, text=True, check=True
+def test_drift_and_outliers():
+    assert measure.drift([1.0] * 5) is None
+    assert measure.drift([2.0, 2.0, 9.0, 9.0, 1.0, 1.0]) == -0.5
+    times = np.array([*np.linspace(1.0, 2.0, 97), 100.0, 101.0, 102.0])
+    median, p90, iqr, outliers = measure.statistics(times)
+    assert outliers == 0.03
+    assert 1.5 < median < p90 < 2
+    assert iqr < 0.6
+
+
+def conditions(hz, celsius):
+    return {"hz": hz, "celsius": celsius}
+
+
+def test_drift_is_noted_with_what_the_system_tells():
+    slow = replace(measurement([1.0, 1.0, 1.0, 1.0, 1.2, 1.2]), path=Path("m.tflite"))
+    found = measure._noted(slow, conditions(1.5e9, 50.0), conditions(1.2e9, 80.5), 7)
+    assert found.notes == (
+        "the device became 20 % slower during the measurement, clock from 1.5 to 1.2 GHz, temperature from 50 to 80.5 °C: compare files measured together only",
     )
-    loaded, timed, missing, end = map(json.loads, done.stdout.splitlines())
+    assert (found.drift, found.hz, found.celsius, found.peak_rss_bytes) == (pytest.approx(0.2), (1.5e9, 1.2e9), (50.0, 80.5), 7)
+    steady = measure._noted(measurement([1.0] * 6), conditions(None, 40.0), conditions(None, None), None)
+    assert (steady.notes, steady.drift, steady.hz, steady.celsius) == ((), 0.0, None, None)
+
+
+def test_onnx_profile_names_the_nodes_that_run(files):
+    import onnx
+
+    found = measure.onnx_profile(files[1].path, runs=20)
+    nodes = {node.name for node in onnx.load(files[1].path).graph.node}
+    assert len(found) >= 3
+    assert len([name for name in found if any(node in name for node in nodes)]) >= 2, "onnxruntime fuses some, and names what it made after them"
+    assert all(value >= 0 for value in found.values())
+    assert sum(found.values()) > 0
+
+
+def test_signatures_are_timed_by_name(tmp_path, started):
+    import tensorflow as tf
+
+    class Two(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((1, 8))])
+        def small(self, x):
+            return {"y": tf.nn.relu(x)}
+
+        @tf.function(input_signature=[tf.TensorSpec((1, 400)), tf.TensorSpec((400, 400))])
+        def large(self, x, w):
+            return {"y": tf.matmul(x, tf.matmul(w, w))}
+
+    two = Two()
+    tf.saved_model.save(two, tmp_path / "two", signatures={"small": two.small, "large": two.large})
+    path = tmp_path / "two.tflite"
+    path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "two")).convert())
+    found = measure.profile(Artifact(path, "tflite", "fp32"), runs=20)
+    assert set(found) == {"small", "large"}
+    assert found["large"] > 10 * found["small"] > 0, "128 million operations against eight"
+    with pytest.raises(DeviceError, match=r"cannot profile none\.tflite|cannot measure .*none\.tflite: No such file"):
+        measure.profile(Artifact(tmp_path / "none.tflite", "tflite", "fp32"))
+
+
+def test_kernels_of_a_profile():
+    events = [{"cat": "Session", "name": "model_run", "dur": 9}, *({"cat": "Node", "name": f"a_{what}", "dur": us} for us in
+              [900] * worker.WARM_RUNS + [4, 5, 6] for what in ("fence_before", "kernel_time"))]  # fmt: skip
+    assert worker.kernels(events) == {"a": 5.0}
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """The worker as it would be on another machine: alone in a folder, without this package on the path."""
+    script = tmp_path / "worker.py"
+    script.write_bytes(Path(worker.__file__).read_bytes())
+    process = subprocess.Popen([sys.executable, "-I", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+    def ask(**request):
+        process.stdin.write(json.dumps(request) + "\n")
+        return json.loads(process.stdout.readline())
+
+    ask.process = process
+    yield ask
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def load(file, sha256=None):
+    digest = hashlib.sha256(file.path.read_bytes()).hexdigest() if sha256 is None else sha256
+    return {"path": str(file.path), "format": file.format, "threads": 1, "cores": None, "sha256": digest}
+
+
+def test_worker_needs_nothing_but_numpy_and_the_runtime(files, alone, tmp_path):
+    facts = alone(facts=str(tmp_path))
+    assert facts["machine"]
+    assert set(facts["runtimes"]) == {"tflite", "onnx"}
+    assert facts["free_bytes"] > 0
+    loaded = alone(**load(files[0]))
     assert loaded["load_ns"] > 0 < loaded["first_ns"]
-    assert len(timed["ns"]) == 2
-    assert missing["error"]
+    assert len(alone(runs=2, inner=3)["ns"]) == 2
+    assert alone(path="none", format="tflite", threads=1, cores=None, sha256="")["error"]
+    assert alone(**load(files[0], "0" * 64))["error"] == "the file that arrived there is not the one that was sent"
+    assert set(alone(conditions=True)) == {"hz", "celsius"}
+    end = alone()
     assert end["peak_rss"] is None or end["peak_rss"] >= loaded["baseline_rss"]
+
+
+def test_worker_ends_with_its_stdin_also_in_the_middle_of_a_run(files, alone):
+    alone(**load(files[0]))
+    alone.process.stdin.write(json.dumps({"runs": 10**9, "inner": 1}) + "\n")
+    time.sleep(0.2)
+    assert alone.process.poll() is None
+    alone.process.stdin.close()
+    assert alone.process.wait(timeout=20) == 0
+
+
+def test_worker_is_python_3_8():
+    """Older devices have no newer one. What the parser takes, and where there is one, that it runs."""
+    source = Path(worker.__file__).read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 8))
+    python = shutil.which("python3.8")
+    if python is not None and subprocess.run([python, "-c", ""], check=False, capture_output=True).returncode == 0:
+        code = f"import runpy; print(runpy.run_path({worker.__file__!r})['facts']('/')['python'])"
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        assert done.stdout.startswith("3.8"), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to a core")
+def test_worker_is_bound_to_as_many_cores_as_threads(files, alone):
+    allowed = sorted(os.sched_getaffinity(0))
+    cores = alone(**load(files[0]))["cores"]
+    assert len(cores) == 1
+    assert cores[0] in allowed
+    assert os.sched_getaffinity(alone.process.pid) == set(cores)
+    assert alone(**load(files[0]) | {"cores": allowed[:1]})["cores"] == allowed[:1]
+    assert worker.pin(len(allowed) + 1, None) is None
+    assert sorted(os.sched_getaffinity(0)) == allowed
 
 
 def test_worker_counts_the_calls():
@@ -212,17 +355,12 @@ def test_worker_counts_the_calls():
     assert worker.random((2, 3), "float32").std() > 0
 
 
-def test_worker_answers_an_error_and_goes_on(monkeypatch, capfd):
-    monkeypatch.setattr(
-        sys, "stdin", io.StringIO('{"path": "a", "format": "zip", "threads": 1}\n{"path": "none.tflite", "format": "tflite", "threads": 1}\n{}\n')
+def test_worker_answers_an_error_and_goes_on():
+    answers = io.StringIO()
+    worker.serve(
+        [{"path": "a", "format": "zip", "threads": 1, "cores": None, "sha256": ""}, {"runs": 1, "inner": 1}, {"facts": "/nowhere"}, {}], answers
     )
-    saved = os.dup(1)
-    try:
-        worker.main()
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
-    unknown, missing, end = map(json.loads, capfd.readouterr().out.splitlines())
-    assert unknown == {"error": "'zip'"}
-    assert "none.tflite" in missing["error"]
-    assert set(end) == {"peak_rss"}
+    unknown, end, nowhere, again = map(json.loads, answers.getvalue().splitlines())
+    assert unknown["error"]
+    assert "/nowhere" in nowhere["error"]
+    assert set(end) == set(again) == {"peak_rss"}

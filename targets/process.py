@@ -1,0 +1,142 @@
+"""A process on a device that runs targets/worker.py, spoken to line by line; where the device is, a Connection knows."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from lrfc.errors import DeviceError
+
+SCRIPT = Path(__file__).with_name("worker.py")
+
+
+class Connection(Protocol):
+    """How files come to a device and processes start there. Open inside a ``with`` block; its end removes everything that came to the device."""
+
+    def __enter__(self) -> Self:
+        """Connect; DeviceError when that fails."""
+        ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Remove what was put there."""
+        ...
+
+    @property
+    def folder(self) -> str:
+        """A folder there, to write into."""
+        ...
+
+    def put(self, file: Path, timeout: float) -> str:
+        """Bring a file there, within ``timeout`` seconds; its path there."""
+        ...
+
+    def command(self, timeout: float) -> list[str]:
+        """The command on this machine that starts a worker there, its stdin and stdout those of the command."""
+        ...
+
+    def death(self, code: int, said: str) -> str:
+        """What it means that the command ended with that exit code and that last line on stderr: the predicate of a sentence."""
+        ...
+
+
+class Here:
+    """This machine. ``python``: another interpreter than the one that runs lrfc."""
+
+    def __init__(self, python: str | None = None) -> None:
+        self._python = python
+        self.folder = tempfile.gettempdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return
+
+    def put(self, file: Path, timeout: float) -> str:
+        """The file is there."""
+        return str(file)
+
+    def command(self, timeout: float) -> list[str]:
+        """A process of Python."""
+        return [self._python or sys.executable, str(SCRIPT)]
+
+    def death(self, code: int, said: str) -> str:
+        """The signal or the exit code."""
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"{how}: {said}" if said else how
+
+
+class Worker:
+    """A process that answers requests; killed and waited for when the block ends, however it ends. ``task``: what it does, for messages."""
+
+    def __init__(self, connection: Connection, task: str, timeout: float, deadline: float) -> None:
+        self._connection, self._task, self._timeout, self._deadline = connection, task, timeout, deadline
+        self._answers: queue.Queue[str] = queue.Queue()
+
+    def __enter__(self) -> Self:
+        command = self._connection.command(self.left())
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        try:  # a session of its own: Ctrl-C comes to this process alone
+            self._process = subprocess.Popen(  # noqa: S603 - the command is ours
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, bufsize=1, start_new_session=True
+            )
+        except OSError as error:
+            self._errors.close()
+            raise DeviceError(f"no process can be started to {self._task}: {command[0]}: {error.strerror}") from error
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        return self
+
+    def left(self) -> float:
+        """Seconds until the time is up."""
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):  # not what a login shell prints
+                self._answers.put(line)
+        self._answers.put("")  # the process is gone
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The process's answer; DeviceError when it is an error, does not come in time, or cannot come."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            line = self._answers.get(timeout=self.left())
+        except BrokenPipeError:
+            line = ""
+        except queue.Empty:
+            raise DeviceError(f"it took more than {self._timeout:g} s to {self._task}; allow more time or fewer runs") from None
+        if not line:
+            raise DeviceError(f"the process to {self._task} {self._death()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise DeviceError(f"cannot {self._task}: {answer['error']}")
+        return answer
+
+    def _death(self) -> str:
+        code = self._process.wait()
+        self._errors.seek(0)
+        said = [line.strip() for line in self._errors if line.strip()]
+        return self._connection.death(code, said[-1] if said else "")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except BrokenPipeError:  # an unsent request is of no use to a dead process
+                continue
