@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import ClassVar
 from lrfc.config import METHODS, Budget
 from lrfc.errors import BudgetError
 from lrfc.factorization.base import Factors
-from lrfc.factorization.threads import one_thread
+from lrfc.factorization.threads import one_thread, workers
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph, Op
 from lrfc.passes.fold_batchnorm import fold_batchnorm
@@ -127,13 +126,12 @@ class ExploreLayers:
         if not layers:
             return
         samples[layers[0].name]  # collected here, not in a thread: it runs the network
-        workers = max(1, min(4, len(os.sched_getaffinity(0))))
-        with one_thread(), ThreadPoolExecutor(workers) as pool:
+        with one_thread(), ThreadPoolExecutor(workers()) as pool:
             ahead: deque[Future[Answers]] = deque()
             waiting = iter(layers)
             try:
                 for _ in layers:
-                    for op in islice(waiting, workers + 1 - len(ahead)):
+                    for op in islice(waiting, workers() + 1 - len(ahead)):
                         ahead.append(pool.submit(answers, graph, op, samples[op.name], self.methods, multiple=self.rank_multiple))
                     yield ahead.popleft().result()
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +26,11 @@ def _controller() -> ThreadpoolController:
     # only, so the search runs in another.
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(ThreadpoolController).result()
+
+
+def workers() -> int:
+    """How many threads share work that each of them does with one BLAS thread: one for each core, at most four."""
+    return max(1, min(4, len(os.sched_getaffinity(0))))
 
 
 def one_thread() -> AbstractContextManager[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from lrfc.factorization.base import Statistics
 from lrfc.factorization.einsum import Einsum
+from lrfc.factorization.threads import one_thread, workers
 from lrfc.ir.graph import Graph, Op, Ref, Tensor
 from lrfc.ir.ops import conv_geometry
 from lrfc.search.follow import Follow, follow
@@ -82,32 +84,38 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
     total = min(len(inputs[0]), size.images + size.held_out)
     fitted = total if total < 4 else round(total * size.images / (size.images + size.held_out))
     held = range(fitted, total) if fitted < total else range(total)
-    rng = np.random.default_rng(seed)
+    rngs = {layer.name: np.random.default_rng((seed, number)) for number, layer in enumerate(layers)}
     moments: dict[str, _Moments] = {}
     patches: dict[str, list[Array]] = {name: [] for name in chains}
     addends: dict[str, list[Array]] = {name: [] for name in chains}
+
+    def look(values: Mapping[Ref, Array], index: NDArray[np.intp], layer: Op) -> None:
+        """Add to a layer's sample what these images show."""
+        rng, share = rngs[layer.name], len(calls[layer.name])
+        for call in calls[layer.name]:
+            source, tensor = values[graph.operands(call.name)[0]], graph.input_tensors(call.name)[0]
+            chosen = np.flatnonzero(index < fitted)
+            if len(chosen):
+                rows, _ = draw(call, tensor, source, chosen, -(-size.statistics // (fitted * share)), rng)
+                moments.setdefault(layer.name, _Moments(*rows.shape[1:])).add(rows)
+            chosen = np.flatnonzero((index >= held.start) & (index < held.stop))
+            if not len(chosen):
+                continue
+            rows, where = draw(call, tensor, source, chosen, -(-size.similarity // (len(held) * share)), rng)
+            patches[call.name].append(rows)
+            addend = chains[call.name].addend
+            if addend is not None:
+                addends[call.name].append(values[addend][where])
+
     run = keras_io.compiled(probe)
     start = 0
-    for part in batches(tuple(x[:total] for x in inputs), batch):
-        values = dict(zip(wanted, run(part), strict=True))
-        index = np.arange(start, start + len(part[0]))
-        start += len(part[0])
-        for layer in layers:
-            for call in calls[layer.name]:
-                source, tensor = values[graph.operands(call.name)[0]], graph.input_tensors(call.name)[0]
-                share = len(calls[layer.name])
-                chosen = np.flatnonzero(index < fitted)
-                if len(chosen):
-                    rows, _ = draw(call, tensor, source, chosen, -(-size.statistics // (fitted * share)), rng)
-                    moments.setdefault(layer.name, _Moments(*rows.shape[1:])).add(rows)
-                chosen = np.flatnonzero((index >= held.start) & (index < held.stop))
-                if not len(chosen):
-                    continue
-                rows, where = draw(call, tensor, source, chosen, -(-size.similarity // (len(held) * share)), rng)
-                patches[call.name].append(rows)
-                addend = chains[call.name].addend
-                if addend is not None:
-                    addends[call.name].append(values[addend][where])
+    # Two BLAS threads take three times as long for these products as one does (two cores, OpenBLAS): the layers share the cores instead.
+    with one_thread(), ThreadPoolExecutor(workers()) as pool:
+        for part in batches(tuple(x[:total] for x in inputs), batch):
+            values = dict(zip(wanted, run(part), strict=True))
+            index = np.arange(start, start + len(part[0]))
+            start += len(part[0])
+            list(pool.map(partial(look, values, index), layers))
     return {layer.name: _gather(layer, calls[layer.name], chains, moments, patches, addends) for layer in layers}
 
 
