@@ -23,7 +23,7 @@ from lrfc.search.similarity import MEASURES, Measure
 #: Layers that low-rank factorization is for.
 FACTORIZABLE = frozenset(kind for kind in ops.kinds() if "Conv" in kind) | {"Dense", "EinsumDense"}
 
-#: Methods that fit every rank anew: they are weighed at half as many.
+#: Methods that fit every rank anew: they are weighed at half as many, and of those every other one is fitted, with the distance interpolated between them.
 COSTLY = frozenset({"cp", "cp4"})
 
 
@@ -94,10 +94,10 @@ def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], m
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What the methods can do for a layer, before it is compared: the costs of each method's ranks, and its responses at them."""
+    """What the methods can do for a layer, before it is compared: the costs of each method's ranks, and its responses at them, or at some of them."""
 
     costs: Mapping[str, Mapping[Ranks, Cost]]
-    responses: Mapping[str, Sequence[NDArray[np.float32]]]
+    responses: Mapping[str, Mapping[Ranks, NDArray[np.float32]]]
     factors: Decomposed
     refusals: Mapping[str, str]
 
@@ -123,7 +123,8 @@ def answers(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str],
         else:
             refusals[name] = "no rank is smaller than the layer itself"
     factors = Decomposed(op, source, list(costs), lambda: samples)
-    responses = {name: list(factors[name].estimates(samples.patches, list(ranks))) for name, ranks in costs.items()}
+    looked_at = {name: sorted({*list(ranks)[::2], list(ranks)[-1]}) if name in COSTLY else list(ranks) for name, ranks in costs.items()}
+    responses = {name: dict(zip(ranks, factors[name].estimates(samples.patches, ranks), strict=True)) for name, ranks in looked_at.items()}
     return Answers(costs, responses, factors, refusals)
 
 
@@ -134,9 +135,18 @@ def compared(graph: Graph, op: Op, samples: LayerSamples, given: Answers, measur
     if given.costs:
         feature_map = FeatureMap(samples.chain, response(op, graph.input_tensors(op.name)[0], samples), samples.addend)
         for name, costs in given.costs.items():
-            for (ranks, cost), values in zip(costs.items(), given.responses[name], strict=True):
-                found.append(Candidate(op.name, name, ranks, cost.params, cost.macs, measure(feature_map.reference, feature_map(values))))
+            known = {ranks: measure(feature_map.reference, feature_map(values)) for ranks, values in given.responses[name].items()}
+            for ranks, cost in costs.items():
+                error = known[ranks] if ranks in known else _between(known, ranks)
+                found.append(Candidate(op.name, name, ranks, cost.params, cost.macs, error))
     return LayerSpace(op, tuple(call.name for call in graph.calls(op)), tuple(found), given.factors, given.refusals)
+
+
+def _between(known: Mapping[Ranks, float], ranks: Ranks) -> float:
+    """The distance at a rank between those where it is known: a power of the rank from one to the next."""
+    at = sorted(known)
+    distances = np.log([max(known[each], 1e-12) for each in at])
+    return float(np.exp(np.interp(np.log(ranks[0]), np.log([each[0] for each in at]), distances)))
 
 
 def _whole(graph: Graph, op: Op) -> Candidate:
