@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lrfc.config import Budget
 from lrfc.errors import BudgetError
+from lrfc.factorization import METHODS
 from lrfc.ir.graph import Graph
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.fold_batchnorm import fold_batchnorm
@@ -112,7 +113,7 @@ def live_need(graph: Graph, space: LayerSpace, precision: str) -> Callable[[Cand
     def need(candidate: Candidate) -> int:
         if candidate.method is None:
             return max(memory.timeline[call] for call in space.calls)
-        stages = space.factors[candidate.method].stages(candidate.ranks)
+        stages = METHODS[candidate.method].outline(space.op, graph.input_tensors(space.op.name)[0], candidate.ranks)
         return max(live_bytes(graph, memory, call, stages, itemsize) for call in space.calls)
 
     return need

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lrfc.factorization import METHODS
 from lrfc.factorization.layout import Layout
-from lrfc.ir.graph import Graph
+from lrfc.ir.graph import Graph, Op
 from tests.factorized import (
     conv,
     convolutions,
@@ -60,6 +60,7 @@ def check_rank(graph: Graph, fraction: float, *, aware: bool) -> None:
         factors = method.decompose(op, source, statistics=stats)
         result = graph.copy()
         stages = factors.stages(ranks)
+        assert [shown(stage) for stage in method.outline(op, source, ranks)] == [shown(stage) for stage in stages], f"{name} {ranks}"
         result.splice("layer", stages)
         result.check()
         assert counted(result) == method.cost(op, source, ranks), f"{name} {ranks}"
@@ -75,6 +76,11 @@ def check_rank(graph: Graph, fraction: float, *, aware: bool) -> None:
         if "bias" in op.weights and layout.bias is not None:
             response = response + flat_bias(layout, bias)
         assert relative(next(iter(factors.responses(rows, [ranks]))), response) < 2e-5, f"{name} {ranks}"
+
+
+def shown(stage: Op) -> tuple[object, ...]:
+    """All of an op but the values of its weights."""
+    return stage.name, stage.kind, dict(stage.attrs), stage.shared, {name: weight.shape for name, weight in stage.weights.items()}
 
 
 def absorbed_bias(layout: Layout, kernel: np.ndarray, stats: object) -> np.ndarray | None:

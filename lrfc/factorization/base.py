@@ -94,3 +94,7 @@ class Method(Protocol):
         ``statistics`` moves the truncation into the norm of the layer's inputs; without them the weights alone are approximated.
         """
         ...
+
+    def outline(self, op: Op, source: Tensor, ranks: Ranks) -> list[Op]:
+        """The chain of plain ops at those ranks with weights of no meaning: what it would take, without decomposing anything."""
+        ...

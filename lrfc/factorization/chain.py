@@ -62,9 +62,23 @@ class Chain:
         layout = Layout.of(op, source)
         return ChainFactors(layout, self.split(layout), output_scale(layout, scale), statistics, self.improved)
 
+    def outline(self, op: Op, source: Tensor, ranks: Ranks) -> list[Op]:
+        """The chain of plain ops with weights of no meaning; see ``Method``."""
+        layout = Layout.of(op, source)
+        split = self.split(layout)
+        widths = (layout.inputs, *ranks, layout.outputs)
+        cores = [np.zeros((layout.groups, widths[j], size, widths[j + 1]), np.float32) for j, size in enumerate(layout.sizes(layout.place(split)))]
+        chain = [stage(layout, role, axes, core) for role, axes, core in zip(roles(layout, split), layout.place(split), cores, strict=True)]
+        return [*chain[:-1], finish(layout, chain[-1], None)]
+
     def improved(self, unfoldings: Sequence[Unfolding], cores: list[Array], ranks: Ranks) -> list[Array]:
         """Better cores than the nested ones (here: the same), given the unfoldings that they were chosen from."""
         return cores
+
+
+def roles(layout: Layout, split: Split) -> list[str | None]:
+    """The role of each stage; None is the last one, which keeps the layer's name."""
+    return [*("in" if not axes else "kernel" if axes == layout.wide else f"axis{''.join(map(str, axes))}" for axes in split[:-1]), None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +126,7 @@ class ChainFactors:
 
     @cached_property
     def _roles(self) -> list[str | None]:
-        """The role of each stage; None is the last one, which keeps the layer's name."""
-        wide = self.layout.wide
-        roles = ["in" if not axes else "kernel" if axes == wide else f"axis{''.join(map(str, axes))}" for axes in self.split[:-1]]
-        return [*roles, None]
+        return roles(self.layout, self.split)
 
     @cached_property
     def _order(self) -> tuple[int, ...]:

@@ -74,6 +74,10 @@ class TTMatrix:
         """The factors of the layer. ``scale`` is not used: the outputs' weights do not factor over the tensor's axes."""
         return TTMatrixFactors(Layout.of(op, source), statistics)
 
+    def outline(self, op: Op, source: Tensor, ranks: Ranks) -> list[Op]:
+        """The chain of plain ops, decomposed without statistics; see ``Method``."""
+        return self.decompose(op, source).stages(ranks)
+
 
 def _shape_of(op: Op) -> tuple[tuple[int, ...], tuple[int, ...]]:
     inputs, outputs = op.weights["kernel"].shape

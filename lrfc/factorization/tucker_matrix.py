@@ -58,6 +58,10 @@ class TuckerMatrix:
         """The factors of the layer. ``scale`` is not used: the outputs' weights do not factor over the tensor's axes."""
         return TuckerMatrixFactors(Layout.of(op, source), statistics)
 
+    def outline(self, op: Op, source: Tensor, ranks: Ranks) -> list[Op]:
+        """The chain of plain ops, decomposed without statistics; see ``Method``."""
+        return self.decompose(op, source).stages(ranks)
+
 
 def _shape_of(op: Op) -> tuple[int, int, int, int]:
     inputs, outputs = op.weights["kernel"].shape
