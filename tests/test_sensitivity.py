@@ -10,6 +10,7 @@ from lrfc.passes.factorize import _call
 from lrfc.search import sensitivity
 from lrfc.search.candidates import Candidate, LayerSpace, selected, space
 from lrfc.search.samples import SampleSize, collect
+from lrfc.search.segments import Segments
 from lrfc.search.sensitivity import Sensitivity, divergence, is_distribution
 from lrfc.search.similarity import relative_l2
 from tests import helpers
@@ -22,6 +23,16 @@ def explored(graph, inputs):
     samples = collect(graph, ops, inputs, SIZE, seed=0)
     spaces = [space(graph, op, samples[op.name], ("channel_svd", "spatial_svd", "svd"), relative_l2, 8) for op in ops]
     return [s for s in spaces if len(s.candidates) > 1], samples
+
+
+def weights(graph, segments):
+    """Copies of every Keras layer's weights in every part, by name."""
+    names = {op.shared or op.name for op in graph if op.weights}
+    return {name: [np.array(w) for layer in segments.layers(name) for w in layer.get_weights()] for name in names}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(x, y) for name in a for x, y in zip(a[name], b[name], strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +60,18 @@ def test_a_perturbed_layer_computes_as_the_rewritten_graph_and_comes_back(build)
     graph = helpers.graph_of(build())
     inputs = helpers.random_inputs(graph, 32)
     spaces, samples = explored(graph, inputs)
-    model = keras_io.to_keras(graph)
-    run = keras_io.compiled(model)
-    before, reference = [np.array(w) for w in model.get_weights()], run(inputs)
+    segments = Segments(graph, inputs, 3)
+    before, reference = weights(graph, segments), segments.reference
     layer = spaces[-1] if build is helpers.dense_net else spaces[0]
     candidate = layer.candidates[1]
     source = graph.input_tensors(layer.op.name)[0]
-    with sensitivity._perturbed(model, layer, candidate, samples[layer.op.name], source):
-        perturbed = run(inputs)
-        changed = [not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)]
-    assert any(changed)
+    with sensitivity._perturbed(segments, layer, candidate, samples[layer.op.name], source) as names:
+        perturbed = segments.outputs(names)
+        changed = {name for name, values in weights(graph, segments).items() if any(map(np.any, map(np.not_equal, values, before[name])))}
+    assert changed == set(names)
     assert helpers.difference(reference, perturbed) > 1e-3
-    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
-    assert helpers.difference(reference, run(inputs)) == 0
+    assert same(before, weights(graph, segments))
+    assert helpers.difference(reference, segments.outputs(names)) == 0
     if samples[layer.op.name].chain.batchnorm is None:
         rewritten = graph.copy()
         stages = layer.factors[candidate.method].stages(candidate.ranks)
@@ -72,16 +82,16 @@ def test_a_perturbed_layer_computes_as_the_rewritten_graph_and_comes_back(build)
 
 
 def test_the_perturbation_is_undone_after_a_failure(weighed) -> None:
-    graph, _, spaces, samples, _ = weighed
-    model = keras_io.to_keras(graph)
-    before = [np.array(w) for w in model.get_weights()]
+    graph, inputs, spaces, samples, _ = weighed
+    segments = Segments(graph, inputs, 2)
+    before = weights(graph, segments)
     layer = spaces[0]
     with (
         pytest.raises(RuntimeError, match="stop"),
-        sensitivity._perturbed(model, layer, layer.candidates[1], samples[layer.op.name], graph.input_tensors(layer.op.name)[0]),
+        sensitivity._perturbed(segments, layer, layer.candidates[1], samples[layer.op.name], graph.input_tensors(layer.op.name)[0]),
     ):
         raise RuntimeError("stop")
-    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    assert same(before, weights(graph, segments))
 
 
 @pytest.mark.parametrize("points", [{0.1: 1e-3, 0.3: 1e-2}, {0.1: 1e-3, 0.3: 9e-4}, {0.1: 1e-6, 0.3: 1.0}, {0.2: 1e-3}])

@@ -61,6 +61,19 @@ def follow(graph: Graph, name: str) -> Follow:
     return chain
 
 
+def rectifier(activation: Op) -> Callable[[Array], Array] | None:
+    """A ReLU, capped or not, in NumPy, which takes a tenth of the time of asking Keras; None for any other activation."""
+    kind = activation["activation"] if activation.kind == "Activation" else None
+    if kind == "relu":
+        return lambda x: np.maximum(x, np.float32(0))
+    if kind == "relu6":
+        return lambda x: np.clip(x, np.float32(0), np.float32(6))
+    if activation.kind == "ReLU" and not activation["negative_slope"] and not activation["threshold"]:
+        top = np.float32(np.inf if activation["max_value"] is None else activation["max_value"])
+        return lambda x: np.clip(x, np.float32(0), top)
+    return None
+
+
 def _per_position(activation: Op, rank: int, channels: int) -> bool:
     """Whether the activation of a position follows from its channels alone, standing on the last axis."""
     if activation.kind == "Softmax":
@@ -80,7 +93,7 @@ class FeatureMap:
         self._activate: Callable[[Array], Array] = lambda x: x
         if chain.activation is not None:
             activation = keras_io.single(chain.activation, batch=len(response))
-            self._activate = lambda x: activation((x,))[0]
+            self._activate = rectifier(chain.activation) or (lambda x: activation((x,))[0])
         self.reference = self(response)
         self.energy = float(np.sum(np.square(self.reference, dtype=np.float64)))
 
@@ -96,7 +109,8 @@ class FeatureMap:
             op = self._chain.batchnorm
             mean, variance = self.statistics(response)
             factor = op.weights.get("gamma", np.float32(1)) / np.sqrt(variance + np.float32(op["epsilon"]))
-            values = (values - mean) * factor + op.weights.get("beta", np.float32(0))
+            values = values * factor
+            values += op.weights.get("beta", np.float32(0)) - mean * factor
         if self._addend is not None:
             values = values + self._addend
         return self._activate(values)

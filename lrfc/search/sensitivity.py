@@ -13,10 +13,13 @@ from lrfc.ir.graph import Graph, Tensor
 from lrfc.search.candidates import Candidate, LayerSpace, response
 from lrfc.search.follow import FeatureMap
 from lrfc.search.samples import LayerSamples
+from lrfc.search.segments import Segments
 from lrfc.state import Batch
 
 #: Feature-map errors (relative L2) at which each layer is perturbed: about what a mild and a strong compression do.
 PROBES = (0.1, 0.3)
+#: Methods whose factors are a fit for each choice of ranks, which takes longer than the pass: layers are perturbed by them only where no other applies.
+FITTED = frozenset({"cp", "cp4", "tucker2"})
 
 
 def divergence(reference: Batch, outputs: Batch) -> float:
@@ -47,24 +50,21 @@ class Sensitivity:
     """
 
     def __init__(self, graph: Graph, inputs: Batch) -> None:
-        from lrfc.ir import keras_io
-
-        self._graph, self._inputs = graph, inputs
-        self._model = keras_io.to_keras(graph)
-        self._run = keras_io.compiled(self._model)
-        self._reference = self._run(inputs)
+        self._graph = graph
+        self._segments = Segments(graph, inputs)
 
     def __call__(self, space: LayerSpace, samples: LayerSamples) -> LayerSpace:
         """The space with every candidate's impact."""
         points = {}
         for candidate in _probes(space.candidates):
-            with _perturbed(self._model, space, candidate, samples, self._graph.input_tensors(space.op.name)[0]):
-                points[candidate.error] = max(divergence(self._reference, self._run(self._inputs)), 1e-12)
+            with _perturbed(self._segments, space, candidate, samples, self._graph.input_tensors(space.op.name)[0]) as changed:
+                points[candidate.error] = max(divergence(self._segments.reference, self._segments.outputs(changed)), 1e-12)
         return replace(space, candidates=tuple(_with_impact(c, points) for c in space.candidates))
 
 
 def _probes(candidates: Sequence[Candidate]) -> list[Candidate]:
     real = [c for c in candidates if c.method is not None and c.error > 0]
+    real = [c for c in real if c.method not in FITTED] or real
     nearest = [min(real, key=lambda c: abs(np.log(c.error / probe))) for probe in PROBES if real]
     return list({c.error: c for c in nearest}.values())
 
@@ -83,26 +83,31 @@ def _with_impact(candidate: Candidate, points: Mapping[float, float]) -> Candida
 
 
 class _perturbed:  # noqa: N801  a context manager reads like a verb
-    """One layer of a Keras model with a candidate's dense kernel, its bias, and the re-estimated BatchNorm behind it; undone on exit."""
+    """One layer with a candidate's dense kernel, its bias, and the re-estimated BatchNorm behind it; undone on exit. Gives the names of what is changed."""
 
-    def __init__(self, model: Any, space: LayerSpace, candidate: Candidate, samples: LayerSamples, source: Tensor) -> None:
+    def __init__(self, segments: Segments, space: LayerSpace, candidate: Candidate, samples: LayerSamples, source: Tensor) -> None:
         op, chain = space.op, samples.chain
         assert candidate.method is not None
         factors = space.factors[candidate.method]
-        layer = model.get_layer(op.shared or op.name)
-        self._changes = [(layer.kernel, factors.kernel(candidate.ranks))]
-        biases = [stage.weights["bias"] for stage in factors.stages(candidate.ranks) if "bias" in stage.weights]
-        self._changes += [(layer.bias, bias.reshape(layer.bias.shape)) for bias in biases[-1:]]
+        kernel = factors.kernel(candidate.ranks)
+        biases = [stage.weights["bias"] for stage in factors.stages(candidate.ranks) if "bias" in stage.weights] if "bias" in op.weights else []
+        self._names = [op.shared or op.name]
+        self._changes = []
+        for layer in segments.layers(op.shared or op.name):
+            self._changes.append((layer.kernel, kernel))
+            self._changes += [(layer.bias, bias.reshape(layer.bias.shape)) for bias in biases[-1:]]
         if chain.batchnorm is not None:
             compressed = next(iter(factors.responses(samples.patches, [candidate.ranks])))
             mean, variance = FeatureMap(chain, response(op, source, samples), samples.addend).statistics(compressed)
-            norm = model.get_layer(chain.batchnorm.shared or chain.batchnorm.name)
-            self._changes += [(norm.moving_mean, mean), (norm.moving_variance, variance)]
+            self._names.append(chain.batchnorm.shared or chain.batchnorm.name)
+            for norm in segments.layers(self._names[-1]):
+                self._changes += [(norm.moving_mean, mean), (norm.moving_variance, variance)]
 
-    def __enter__(self) -> None:
-        self._before = [np.asarray(variable) for variable, _ in self._changes]
+    def __enter__(self) -> list[str]:
+        self._before = [np.array(variable) for variable, _ in self._changes]
         for variable, value in self._changes:
             variable.assign(value)
+        return self._names
 
     def __exit__(self, *failure: object) -> None:
         for (variable, _), value in zip(self._changes, self._before, strict=True):
