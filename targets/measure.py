@@ -160,6 +160,22 @@ def profile(
         return found
 
 
+def times(
+    files: Sequence[Artifact], *, turns: int = 12, threads: int = 1, timeout: float = 600.0, connection: Connection | None = None
+) -> list[list[float]]:
+    """Milliseconds of an inference of each of many small files of one format, in each turn of ``turns``. All of them live in one process.
+
+    The errors of ``compare``.
+    """
+    there = connection or Here()
+    deadline = time.monotonic() + timeout
+    with Worker(there, f"measure {len(files)} small networks", timeout, deadline) as worker:
+        worker.ask(_request(files[0], threads, None, there, timeout))
+        paths = [there.put(file.path, worker.left()) for file in files]
+        found: list[list[float]] = worker.ask({"files": paths, "turns": turns})["ns"]
+        return [[nanoseconds / 1e6 for nanoseconds in each] for each in found]
+
+
 def onnx_profile(path: Path, runs: int = 50, threads: int = 1) -> dict[str, float]:
     """Node name → median microseconds, on this machine (see ``profile``)."""
     return profile(Artifact(path, "onnx", "fp32"), runs=runs, threads=threads)

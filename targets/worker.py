@@ -7,6 +7,7 @@ It reads one JSON object a line from stdin and answers each with one on stdout:
                                                                 -> {"runtime", "version", "load_ns", "first_ns", "baseline_rss", "rss", "cores"}
   {"runs", "inner"}              time runs of ``inner`` calls   -> {"ns": [time of each run]}
   {"parts": runs, "scratch"}     time the parts of the file     -> {"us": {name: median microseconds}}
+  {"files": [path], "turns"}     time these files, in turns     -> {"ns": [[time of one call, in each turn] for each file]}
   {"conditions": true}           of the processor, now          -> {"hz", "celsius"}
   {}                             the end                        -> {"peak_rss"}
 Memory is in bytes of resident set; null stands for what the system does not tell. A failure is answered with {"error"}. When stdin ends, whoever asked
@@ -86,6 +87,9 @@ def serve(asked: Iterable[dict[str, Any]], answers: TextIO) -> None:
             elif "parts" in request:
                 parts = RUNTIMES[loaded["format"]]()[1]
                 answer = {"us": parts(loaded["path"], loaded["threads"], request["parts"], request["scratch"])}
+            elif "files" in request:
+                start = RUNTIMES[loaded["format"]]()[0]
+                answer = {"ns": by_turns([start(path, loaded["threads"]) for path in request["files"]], request["turns"])}
             elif "conditions" in request:
                 answer = conditions()
             else:
@@ -151,6 +155,16 @@ def in_turns(calls: Mapping[str, Invoke], runs: int) -> dict[str, float]:
         for name, call in calls.items():
             times[name] += timed(call, -(-runs // TURNS), inner[name])
     return {name: statistics.median(values) / inner[name] / 1e3 for name, values in times.items()}
+
+
+def by_turns(calls: list[Invoke], turns: int) -> list[list[float]]:
+    """Nanoseconds of one of each call in each turn: the least of three timings, which nothing else lengthened."""
+    inner = [max(1, PART_NS // max(1, min(timed(call, 3, 1)))) for call in calls]
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(turns):
+        for own, call, count in zip(times, calls, inner):
+            own.append(min(timed(call, 3, count)) / count)
+    return times
 
 
 # -- runtimes ----------------------------------------------------------------------------------------------------------------------

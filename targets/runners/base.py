@@ -50,6 +50,10 @@ class DeviceRunner(Protocol):
 class Profiler(DeviceRunner, Protocol):
     """A device whose runtime tells how long the parts of a file take."""
 
+    def times(self, files: Sequence[Artifact], *, turns: int = 12, threads: int = 1, timeout: float = 600.0) -> list[list[float]]:
+        """Milliseconds of an inference of each of many small files of one format, in each turn; the errors of ``compare``."""
+        ...
+
     def profile(self, file: Artifact, *, runs: int = 50, threads: int = 1, timeout: float = 600.0) -> Mapping[str, float]:
         """Microseconds (medians) of each part: of a .tflite file each signature, of an .onnx file each node that is executed, by name."""
         ...
