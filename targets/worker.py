@@ -11,7 +11,7 @@ It reads one JSON object a line from stdin and answers each with one on stdout:
   {"conditions": true}           of the processor, now          -> {"hz", "celsius"}
   {}                             the end                        -> {"peak_rss"}
 Memory is in bytes of resident set; null stands for what the system does not tell. A failure is answered with {"error"}. When stdin ends, whoever asked
-is gone: the process ends at once, also in the middle of a run.
+is gone: the process ends at once, also in the middle of a run. A folder given as the argument gets a file that holds the number of the process.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def by_turns(calls: list[Invoke], turns: int) -> list[list[float]]:
     inner = [max(1, PART_NS // max(1, min(timed(call, 3, 1)))) for call in calls]
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(turns):
-        for own, call, count in zip(times, calls, inner):
-            own.append(min(timed(call, 3, count)) / count)
+            for number, call in enumerate(calls):
+            times[number].append(min(timed(call, 3, inner[number])) / inner[number])
     return times
 
 
@@ -334,4 +334,6 @@ def forget_peak() -> None:
 if __name__ == "__main__":
     # The folder of this script may hold modules named like the packages that are imported.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    for folder in sys.argv[1:]:
+        Path(folder, f"{os.getpid()}.pid").write_text(str(os.getpid()))
     main()
