@@ -162,7 +162,7 @@ def by_turns(calls: list[Invoke], turns: int) -> list[list[float]]:
     inner = [max(1, PART_NS // max(1, min(timed(call, 3, 1)))) for call in calls]
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(turns):
-            for number, call in enumerate(calls):
+        for number, call in enumerate(calls):
             times[number].append(min(timed(call, 3, inner[number])) / inner[number])
     return times
 
