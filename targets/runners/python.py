@@ -37,7 +37,7 @@ class PythonRunner:
     def check(self) -> Facts:
         """The facts. DeviceError when a runtime of the profile's formats is missing, or the architecture is not the profile's."""
         name = self._device.name
-        with Worker(self._connection, f"ask device '{name}' what it is", PATIENCE, time.monotonic() + PATIENCE) as worker:
+        with Worker(self._connection, f"look at device '{name}'", PATIENCE, time.monotonic() + PATIENCE) as worker:
             said = worker.ask({"facts": self._connection.folder})
         found = Facts(said["machine"], said["system"], said["python"], said["runtimes"], said["free_bytes"])
         if self._device.machine not in (None, found.machine):
@@ -50,6 +50,10 @@ class PythonRunner:
     def compare(self, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
         """Measure the files side by side there."""
         return measure.compare(files, runs=runs, threads=threads, timeout=timeout, connection=self._connection)
+
+    def times(self, files: Sequence[Artifact], *, turns: int = 12, threads: int = 1, timeout: float = 600.0) -> list[list[float]]:
+        """Milliseconds of an inference of each of many small files of one format there, in each turn."""
+        return measure.times(files, turns=turns, threads=threads, timeout=timeout, connection=self._connection)
 
     def profile(self, file: Artifact, *, runs: int = 50, threads: int = 1, timeout: float = 600.0) -> Mapping[str, float]:
         """Microseconds of each part of the file there."""
