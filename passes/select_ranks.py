@@ -19,7 +19,7 @@ from lrfc.ir.graph import Graph, Op
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Answers, Candidate, Decomposed, LayerSpace, answers, compared, pareto, selected
-from lrfc.search.samples import Sampler, SampleSize
+from lrfc.search.samples import LayerSamples, Sampler, SampleSize
 from lrfc.search.sensitivity import PROBES, Sensitivity
 from lrfc.search.similarity import MEASURES
 from lrfc.search.store import Store, fingerprint, place
@@ -108,10 +108,15 @@ class ExploreLayers:
                 factors = Decomposed(op, graph.input_tensors(op.name)[0], methods, partial(samples.__getitem__, op.name))
                 found = LayerSpace(op, tuple(call.name for call in graph.calls(op)), candidates, factors, refusals)
             else:
-                found = compared(graph, op, samples[op.name], next(fresh), MEASURES[self.measure])
+                sample, given = next(fresh)
+                found = compared(graph, op, sample, given, MEASURES[self.measure])
                 if len(found.candidates) > 1:
                     sensitivity = sensitivity or Sensitivity(graph, tuple(x[: self._looked_at(graph, len(eligible))] for x in inputs))
-                    found = sensitivity(found, samples[op.name])
+                    found = sensitivity(found, sample)
+                if op.name not in samples.lasting:  # what a large network's layers read is not kept for all of them
+                    found = replace(
+                        found, factors=Decomposed(op, graph.input_tensors(op.name)[0], list(found.factors), partial(samples.__getitem__, op.name))
+                    )
                 if store is not None:
                     store.put(op.name, found.candidates, found.refusals)
             if len(found.candidates) == 1:
@@ -121,21 +126,23 @@ class ExploreLayers:
             step(1)
         return state.with_fact(DesignSpace(tuple(spaces), skipped))
 
-    def _answered(self, graph: Graph, layers: Sequence[Op], samples: Sampler) -> Iterator[Answers]:
-        """The methods' answers for the layers, in their order, a few layers ahead: on as many cores as there are, each with one BLAS thread."""
+    def _answered(self, graph: Graph, layers: Sequence[Op], samples: Sampler) -> Iterator[tuple[LayerSamples, Answers]]:
+        """The layers' samples and the methods' answers, in their order, a few layers ahead: on as many cores as there are, each with one BLAS thread."""
         if not layers:
             return
         samples[layers[0].name]  # collected here, not in a thread: it runs the network
         with one_thread(), ThreadPoolExecutor(workers()) as pool:
-            ahead: deque[Future[Answers]] = deque()
+            ahead: deque[tuple[LayerSamples, Future[Answers]]] = deque()
             waiting = iter(layers)
             try:
                 for _ in layers:
                     for op in islice(waiting, workers() + 1 - len(ahead)):
-                        ahead.append(pool.submit(answers, graph, op, samples[op.name], self.methods, multiple=self.rank_multiple))
-                    yield ahead.popleft().result()
+                        seen = samples[op.name]
+                        ahead.append((seen, pool.submit(answers, graph, op, seen, self.methods, MEASURES[self.measure], multiple=self.rank_multiple)))
+                    seen, future = ahead.popleft()
+                    yield seen, future.result()
             finally:
-                for future in ahead:
+                for _, future in ahead:
                     future.cancel()
 
     def _looked_at(self, graph: Graph, layers: int) -> int:
@@ -162,15 +169,15 @@ class SelectRanks:
         if self.methods is not None:
             design = design.narrowed(self.methods)
             state = state.with_fact(design)
-        whole, least = totals(state.original), reachable(state)
+        whole, least, outside = costs(state), reachable(state), fixed(state)
         limits = {}
         for quantity, budget in (("macs", self.max_macs), ("params", self.max_params)):
             if budget is not None:
                 limit = budget.limit(whole[quantity])
                 if least[quantity] > limit:
                     raise BudgetError(
-                        f"--max-{quantity} {budget} cannot be reached: that is {limit:,.0f} of {whole[quantity]:,}, and the least that these methods reach is"
-                        f" {least[quantity]:,} ({100 * least[quantity] / whole[quantity]:.1f}%)"
+                        f"--max-{quantity} {budget} cannot be reached: that is {_amount(limit)} of {_amount(whole[quantity])}, and the least that these"
+                        f" methods reach is {_amount(least[quantity])} ({100 * least[quantity] / whole[quantity]:.1f}%)"
                     )
                 limits[quantity] = limit - fixed(state)[quantity]
         chosen = allocate([pareto(s.candidates) for s in design.spaces], limits)
@@ -195,7 +202,11 @@ def reachable(state: State) -> dict[str, int]:
     return {quantity: size + sum(min(getattr(c, quantity) for c in s.candidates) for s in spaces) for quantity, size in outside.items()}
 
 
-def fixed(state: State) -> dict[str, int]:
+def fixed(state: State) -> dict[str, float]:
     """What lies outside the layers that have a choice."""
     spaces = state.fact(DesignSpace).spaces
-    return {quantity: total - sum(getattr(s.whole, quantity) for s in spaces) for quantity, total in totals(state.graph).items()}
+    return {quantity: total - sum(getattr(s.whole, quantity) for s in spaces) for quantity, total in costs(state).items()}
+
+
+def _amount(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

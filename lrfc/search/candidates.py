@@ -14,6 +14,7 @@ from lrfc.factorization import METHODS
 from lrfc.factorization.base import Cost, Factors, Method, Ranks
 from lrfc.factorization.layout import Layout, refusal
 from lrfc.factorization.norms import add_bias
+from lrfc.factorization.threads import SMALL
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph, Op, Tensor
 from lrfc.search.follow import FeatureMap
@@ -89,21 +90,24 @@ def selected(graph: Graph, keep: Sequence[str], only: Sequence[str]) -> Iterator
 
 def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], measure: Measure, levels: int = 32, multiple: int = 1) -> LayerSpace:
     """Every candidate of one layer that saves MACs or parameters and costs no more of either, evaluated on the layer's samples."""
-    return compared(graph, op, samples, answers(graph, op, samples, methods, levels, multiple), measure)
+    return compared(graph, op, samples, answers(graph, op, samples, methods, measure, levels, multiple), measure)
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What the methods can do for a layer, before it is compared: the costs of each method's ranks, and its responses at them, or at some of them."""
+    """What the methods can do for a layer: the costs of each method's ranks, and its distances at them, or at some of them.
+
+    Where the activation behind the layer has to be asked of Keras, which threads cannot, there are responses in the place of distances.
+    """
 
     costs: Mapping[str, Mapping[Ranks, Cost]]
-    responses: Mapping[str, Mapping[Ranks, NDArray[np.float32]]]
+    found: Mapping[str, Mapping[Ranks, float | NDArray[np.float32]]]
     factors: Decomposed
     refusals: Mapping[str, str]
 
 
-def answers(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], levels: int = 32, multiple: int = 1) -> Answers:
-    """The decompositions of a layer and their responses: plain array work, so that several layers can be answered at once in threads."""
+def answers(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], measure: Measure, levels: int = 32, multiple: int = 1) -> Answers:
+    """The decompositions of a layer and their distances: plain array work, so that several layers can be answered at once in threads."""
     source, whole = graph.input_tensors(op.name)[0], _whole(graph, op)
     costs: dict[str, Mapping[Ranks, Cost]] = {}
     refusals: dict[str, str] = {}
@@ -123,22 +127,36 @@ def answers(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str],
         else:
             refusals[name] = "no rank is smaller than the layer itself"
     factors = Decomposed(op, source, list(costs), lambda: samples)
-    looked_at = {name: sorted({*list(ranks)[::2], list(ranks)[-1]}) if name in COSTLY else list(ranks) for name, ranks in costs.items()}
-    responses = {name: dict(zip(ranks, factors[name].estimates(samples.patches, ranks), strict=True)) for name, ranks in looked_at.items()}
-    return Answers(costs, responses, factors, refusals)
+    feature_map = FeatureMap(samples.chain, response(op, source, samples), samples.addend) if costs and samples.chain.in_numpy else None
+    found: dict[str, dict[Ranks, float | NDArray[np.float32]]] = {}
+    for name, saving in costs.items():
+        looked_at = list(saving)
+        if name in COSTLY:
+            looked_at = sorted({*looked_at[::2], looked_at[-1]})
+        # One response at a time: together they are a gigabyte for a layer of 512 channels.
+        estimates = factors[name].estimates(samples.patches, looked_at)
+        values = (v if feature_map is None else measure(feature_map.reference, feature_map(v)) for v in estimates)
+        found[name] = dict(zip(looked_at, values, strict=True))
+        if Layout.of(op, source).patch > SMALL:
+            factors.forget(name)
+    return Answers(costs, found, factors, refusals)
 
 
 def compared(graph: Graph, op: Op, samples: LayerSamples, given: Answers, measure: Measure) -> LayerSpace:
     """The candidates with their distances from the original's feature map."""
     whole = _whole(graph, op)
     found = [whole]
-    if given.costs:
-        feature_map = FeatureMap(samples.chain, response(op, graph.input_tensors(op.name)[0], samples), samples.addend)
-        for name, costs in given.costs.items():
-            known = {ranks: measure(feature_map.reference, feature_map(values)) for ranks, values in given.responses[name].items()}
-            for ranks, cost in costs.items():
-                error = known[ranks] if ranks in known else _between(known, ranks)
-                found.append(Candidate(op.name, name, ranks, cost.params, cost.macs, error))
+    feature_map: FeatureMap | None = None
+    for name, costs in given.costs.items():
+        known: dict[Ranks, float] = {}
+        for ranks, value in given.found[name].items():
+            if not isinstance(value, float):
+                feature_map = feature_map or FeatureMap(samples.chain, response(op, graph.input_tensors(op.name)[0], samples), samples.addend)
+                value = measure(feature_map.reference, feature_map(value))
+            known[ranks] = value
+        for ranks, cost in costs.items():
+            error = known[ranks] if ranks in known else _between(known, ranks)
+            found.append(Candidate(op.name, name, ranks, cost.params, cost.macs, error))
     return LayerSpace(op, tuple(call.name for call in graph.calls(op)), tuple(found), given.factors, given.refusals)
 
 
@@ -171,6 +189,10 @@ class Decomposed(Mapping[str, Factors]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
+    def forget(self, method: str) -> None:
+        """Free what is kept of a decomposition; it is computed anew when it is asked for again."""
+        self._found[method] = None
+
 
     def __len__(self) -> int:
         return len(self._found)

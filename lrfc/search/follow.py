@@ -31,6 +31,11 @@ class Follow:
     activation: Op | None = None
 
     @property
+    def in_numpy(self) -> bool:
+        """Whether the chain is computed without asking Keras."""
+        return self.activation is None or rectifier(self.activation) is not None
+
+    @property
     def scale(self) -> NDArray[np.float64] | None:
         """The factor (T,) by which the BatchNorm multiplies each output channel."""
         if self.batchnorm is None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import blas
 
 from lrfc.factorization.base import Statistics
 from lrfc.factorization.einsum import Einsum
+from lrfc.factorization.layout import Layout
 from lrfc.factorization.threads import one_thread, workers
 from lrfc.ir.graph import Graph, Op, Ref, Tensor
 from lrfc.ir.ops import conv_geometry
@@ -42,6 +45,10 @@ class SampleSize:
     similarity: int = 2_048
 
 
+#: Bytes of covariances that are held at once, and of tensors that one batch may deliver.
+HELD, DELIVERED = 1 << 30, 256 << 20
+
+
 class _Moments:
     """Streaming mean and second moment of rows (N, G, D) in float64; memory does not grow with N."""
 
@@ -58,10 +65,14 @@ class _Moments:
             outer += block.T @ block
 
     def statistics(self, *, centred: bool) -> Statistics:
-        mean, second = self._sum / self.count, self._outer / self.count
+        """The statistics; they take the sums' memory, so nothing can be added after."""
+        mean, second = self._sum / self.count, self._outer
+        second /= self.count
         if not centred:
             return Statistics(second, None, self.count)
-        return Statistics(second - mean[:, :, None] * mean[:, None, :], mean, self.count)
+        for group, each in enumerate(second):
+            blas.dger(-1, mean[group], mean[group], a=each.T, overwrite_a=1)
+        return Statistics(second, mean, self.count)
 
 
 def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize, seed: int, batch: int = 64) -> dict[str, LayerSamples]:
@@ -108,6 +119,7 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
                 addends[call.name].append(values[addend][where])
 
     run = keras_io.compiled(probe)
+    batch = max(1, min(batch, DELIVERED // max(1, sum(4 * prod(n or 1 for n in graph.tensor(ref).shape[1:]) for ref in wanted))))
     start = 0
     # Two BLAS threads take three times as long for these products as one does (two cores, OpenBLAS): the layers share the cores instead.
     with one_thread(), ThreadPoolExecutor(workers()) as pool:
@@ -120,18 +132,42 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
 
 
 class Sampler:
-    """Samples of layers by name, collected from one pass when the first of them is asked for."""
+    """Samples of layers by name, collected when the first of them is asked for: from one pass, or from several where all covariances together take too much memory.
+
+    Then only the last pass's samples are kept.
+    """
 
     def __init__(self, graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize, seed: int) -> None:
-        self._collect = partial(collect, graph, layers, inputs, size, seed)
+        self._collect = partial(collect, graph, inputs=inputs, size=size, seed=seed)
+        self._groups: list[list[Op]] = [[]]
+        held = 0
+        for op in layers:
+            need = _covariance_bytes(op, graph.input_tensors(op.name)[0], min(len(inputs[0]), size.images), size)
+            if held + need > HELD and self._groups[-1]:
+                self._groups.append([])
+                held = 0
+            self._groups[-1].append(op)
+            held += need
+        self._current, self._samples = -1, dict[str, LayerSamples]()
 
-    @cached_property
-    def _samples(self) -> dict[str, LayerSamples]:
-        return self._collect()
+    @property
+    def lasting(self) -> frozenset[str]:
+        """The layers whose samples stay: all where one pass collects them."""
+        return frozenset(op.name for op in self._groups[0]) if len(self._groups) == 1 else frozenset()
 
     def __getitem__(self, layer: str) -> LayerSamples:
         """The samples of a layer."""
+        wanted = next(i for i, group in enumerate(self._groups) if any(op.name == layer for op in group))
+        if wanted != self._current:
+            self._samples = {}
+            self._samples = self._collect(layers=self._groups[wanted])
+            self._current = wanted
         return self._samples[layer]
+
+
+def _covariance_bytes(op: Op, tensor: Tensor, images: int, size: SampleSize) -> int:
+    layout = Layout.of(op, tensor)
+    return 8 * layout.groups * layout.patch * min(layout.patch, max(images, size.statistics))
 
 
 def _gather(
