@@ -169,15 +169,15 @@ class SelectRanks:
         if self.methods is not None:
             design = design.narrowed(self.methods)
             state = state.with_fact(design)
-        whole, least, outside = costs(state), reachable(state), fixed(state)
+        whole, least = totals(state.original), reachable(state)
         limits = {}
         for quantity, budget in (("macs", self.max_macs), ("params", self.max_params)):
             if budget is not None:
                 limit = budget.limit(whole[quantity])
                 if least[quantity] > limit:
                     raise BudgetError(
-                        f"--max-{quantity} {budget} cannot be reached: that is {_amount(limit)} of {_amount(whole[quantity])}, and the least that these"
-                        f" methods reach is {_amount(least[quantity])} ({100 * least[quantity] / whole[quantity]:.1f}%)"
+                        f"--max-{quantity} {budget} cannot be reached: that is {limit:,.0f} of {whole[quantity]:,}, and the least that these methods reach is"
+                        f" {least[quantity]:,} ({100 * least[quantity] / whole[quantity]:.1f}%)"
                     )
                 limits[quantity] = limit - fixed(state)[quantity]
         chosen = allocate([pareto(s.candidates) for s in design.spaces], limits)
@@ -205,8 +205,4 @@ def reachable(state: State) -> dict[str, int]:
 def fixed(state: State) -> dict[str, float]:
     """What lies outside the layers that have a choice."""
     spaces = state.fact(DesignSpace).spaces
-    return {quantity: total - sum(getattr(s.whole, quantity) for s in spaces) for quantity, total in costs(state).items()}
-
-
-def _amount(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return {quantity: total - sum(getattr(s.whole, quantity) for s in spaces) for quantity, total in totals(state.graph).items()}
