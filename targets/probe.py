@@ -12,19 +12,21 @@ from numpy.typing import NDArray
 
 from lrfc.search.signature import Signature
 
-#: Kinds of signatures that a probe can hold.
-KINDS = frozenset({"conv", "depthwise", "dense"})
+_WINDOWED = frozenset({"conv", "depthwise"})
+_PADDING = frozenset({"zeropadding1d", "zeropadding2d"})
 #: Channels of the tensors that inputs are made from.
-_SEED = 16
+_SEED = 4
 #: The largest window that an NPU pools.
 _POOL = 256
 
 
 def can_hold(signature: Signature) -> bool:
-    """Whether a probe can hold the op: a convolution of one or two axes, or a matrix product."""
+    """Whether a probe can hold the op: a convolution of one or two axes, a matrix product, or a padding."""
     if signature.kind == "dense":
+        return signature.macs in (0, math.prod(signature.output) * signature.inputs[0][-1])  # an einsum may sum over more than the last axis
+    if signature.kind in _PADDING:
         return True
-    return signature.kind in KINDS and len(signature.kernel) in (1, 2) and len(signature.output) == len(signature.kernel) + 1
+    return signature.kind in _WINDOWED and len(signature.kernel) in (1, 2) and len(signature.output) == len(signature.kernel) + 1
 
 
 def network(signatures: Sequence[Signature]) -> bytes:
@@ -100,7 +102,11 @@ class _File:
         """The op itself, and one position of its output."""
         made = self._activation(shape, name)
         channels, width = shape[-1], signature.inputs[0][-1]
-        if signature.kind == "dense":
+        if signature.kind in _PADDING:
+            added = [after - before for after, before in zip(shape, self.tensors[source].shape[1:], strict=True)]
+            sides = np.asarray([(0, 0), *((n // 2, n - n // 2) for n in added)], np.int32)
+            self._operator("PAD", [source, self._constant(sides, "INT32")], made, ("PadOptions", self.schema.PadOptionsT()))
+        elif signature.kind == "dense":
             options = self.schema.FullyConnectedOptionsT()
             options.keepNumDims = True
             options.fusedActivationFunction = self._fused(signature.activation)
@@ -202,8 +208,15 @@ class _File:
         return len(self.tensors) - 1
 
 
-def batches(signatures: Sequence[Signature], size: int = 200) -> Iterator[Sequence[Signature]]:
-    """The signatures in parts of at most that many, those that read the same shape together."""
-    ordered = sorted(signatures, key=lambda s: (s.inputs, s.output, s.kernel))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+def batches(signatures: Sequence[Signature], ops: int, weights: int) -> Iterator[Sequence[Signature]]:
+    """The signatures in parts of at most so many ops and, unless one op alone has more, weights; those that read the same shape together."""
+    part: list[Signature] = []
+    total = 0
+    for each in sorted(signatures, key=lambda s: (s.inputs, s.output, s.kernel, str(s))):
+        if part and (len(part) == ops or total + each.params > weights):
+            yield part
+            part, total = [], 0
+        part.append(each)
+        total += each.params
+    if part:
+        yield part

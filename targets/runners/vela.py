@@ -134,7 +134,8 @@ def by_op(result: Compiled, graph: Graph) -> dict[str, int]:
 def _owner(layer: Layer, graph: Graph, outputs: Sequence[str]) -> str:
     own = re.sub(r"_(softmax|intermediate).*$", "", layer.name)
     parts = [plain(part, graph.name).split("/")[0] for part in own.split(";")]
-    named = [graph.op(part) for part in parts if part in graph]
+    # Layers keep their names; an op of keras.ops has that of TensorFlow's op, which differs in capitals.
+    named = [graph.op(name) for part in parts for name in (part, part.lower()) if name in graph]
     if not named:
         # The result carries the name of the function that was converted, and its number: 'PartitionedCall:0', then '1' where it is dequantised.
         result = re.match(r"PartitionedCall:(\d+)", own)
@@ -142,10 +143,12 @@ def _owner(layer: Layer, graph: Graph, outputs: Sequence[str]) -> str:
             return own
         number = result[1] if len(result[1]) == 1 else result[1][:-1]
         named = [graph.op(outputs[min(int(number), len(outputs) - 1)])]
+    if layer.operator == "Softmax":
+        reader = graph.only_consumer(named[0].name)
+        return reader.name if reader is not None and reader.kind in ("Activation", "Softmax") else named[0].name
     if layer.kind not in _LINEAR or layer.operator not in _LINEAR:
-        return (named[-1] if layer.operator != "Softmax" else named[0]).name
-    linear = next((op for op in named if _is_linear(op)), None)
-    op = linear or named[0]
+        return named[-1].name
+    op = next((op for op in named if _is_linear(op)), named[0])
     while not _is_linear(op) and len(graph.operands(op.name)) == 1:  # the name of what it fuses alone is left
         op = graph.op(graph.operands(op.name)[0].op)
     return op.name

@@ -1,0 +1,199 @@
+"""Ethos-U: how well are Vela's cycles predicted before a network is compiled, and what does a search that knows them gain?
+
+    LRFC_DATA=... python benchmarks/npu.py predict [--devices ethos-u55-128 ...] [--plans 20]
+    LRFC_DATA=... python benchmarks/npu.py plans [--devices ethos-u55-128 ...] [--kept 75 60 45 30]
+
+Both take ResNet-20 in int8 and write a CSV file beside this one. Vela is deterministic: the same figures come out each time.
+
+predict: random plans (a random method and rank for each layer), each compiled by Vela. 'profile' predicts them from the shipped cost profile alone, 'priced'
+from ops that Vela priced in probe networks together with the compiled original, 'fed back' after the plan itself was compiled once.
+plans: at equal predicted impact on the network's output, the plan with the fewest MACs against the one with the fewest predicted cycles, both compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from selection import cifar, random_plan, selected
+
+from lrfc.config import METHODS
+from lrfc.errors import BudgetError
+from lrfc.factorization import METHODS as ALL
+from lrfc.ir.graph import Graph
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, fixed, totals
+from lrfc.search import latency, npu
+from lrfc.search.allocate import allocate
+from lrfc.search.candidates import Candidate, LayerSpace
+from lrfc.search.signature import Signature
+from lrfc.state import Artifact, State
+from lrfc.targets import device
+from lrfc.targets.npu import observed, predicted, price
+from lrfc.targets.runners import vela
+from lrfc.targets.tflite import TFLite
+
+HERE = Path(__file__).parent
+DEVICES = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512")
+
+
+def write(command: str, rows: list[dict[str, Any]]) -> None:
+    """Write, or go on writing, the result."""
+    with (HERE / f"npu_{command}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class Emitted:
+    """Int8 files of plans of one network."""
+
+    def __init__(self, state: State, folder: Path) -> None:
+        self.state, self._folder, self._number = state, folder, 0
+        self._images = tuple(x[:8] for x in state.data.train.inputs)
+
+    def graph(self, plan: Mapping[str, Candidate]) -> Graph:
+        """The graph of a plan as it is emitted; the original for an empty one."""
+        return fold_batchnorm(Factorize()(selected(self.state, plan)).graph if plan else self.state.graph)
+
+    def file(self, graph: Graph) -> Artifact:
+        """The int8 file of a graph."""
+        self._number += 1
+        return TFLite("int8").emit(graph, self._folder / f"{self._number}.tflite", self._images)
+
+
+def from_profile(name: str, graph: Graph) -> float:
+    """Cycles by the shipped cost profile alone; nothing where there is none."""
+    profile = latency.load(name, "tflite", "int8", 1)
+    return float("nan") if profile is None else profile.predict(each for _, each in npu.signatures(graph))
+
+
+def predict(devices: Sequence[str], plans: int) -> None:
+    """Predicted against compiled cycles of random plans."""
+    state = ExploreLayers(methods=METHODS)(cifar("resnet20_cifar10"))
+    spaces = state.fact(DesignSpace).spaces
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        emitted = Emitted(state, Path(folder))
+        graphs = [emitted.graph({}), *(emitted.graph(random_plan(spaces, rng)) for _ in range(plans))]
+        files = [emitted.file(graph) for graph in graphs]
+        for name in devices:
+            reach = vela_of(name)
+            start = time.perf_counter()
+            prices = price([each for graph in graphs for _, each in npu.signatures(graph)], reach)
+            seconds = time.perf_counter() - start
+            original = vela.compiled(files[0], reach)
+            known = prices | observed(original, graphs[0])
+            for number, (graph, file) in enumerate(zip(graphs, files, strict=True)):
+                result = vela.compiled(file, reach)
+                guesses = {
+                    "profile": from_profile(name, graph),
+                    "priced": predicted(graph, known),
+                    "fed_back": predicted(graph, known | observed(result, graph)),
+                }
+                row = {"device": name, "plan": number or "original", "macs": totals(graph)["macs"], "cycles": result.cycles}
+                row |= {"sram_bytes": result.sram_bytes, "flash_bytes": result.flash_bytes}
+                rows.append(row | {key: "" if np.isnan(value) else round(value) for key, value in guesses.items()})
+                write("predict", rows)
+            own = [row for row in rows if row["device"] == name and row["plan"] != "original"]
+            errors = {
+                key: np.mean([abs(row[key] / row["cycles"] - 1) for row in own]) for key in ("profile", "priced", "fed_back") if own[0][key] != ""
+            }
+            print(
+                f"{name}: {len(prices)} ops priced in {seconds:.1f} s; mean error of {len(own)} plans: "
+                + ", ".join(f"{key} {100 * error:.2f} %" for key, error in errors.items()),
+                flush=True,
+            )
+
+
+def vela_of(name: str) -> device.Vela:
+    """How Vela is told of a device."""
+    reach = device.load(name).reach
+    assert isinstance(reach, device.Vela)
+    return reach
+
+
+def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
+    """The plan of fewest MACs and the one of fewest predicted cycles at the same impact."""
+    explored = cifar("resnet20_cifar10")
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in devices:
+            profile, reach = device.load(name), vela_of(name)
+            state = ExploreLayers(methods=METHODS, rank_multiple=profile.rank_multiple)(explored)
+            spaces = state.fact(DesignSpace).spaces
+            emitted = Emitted(state, Path(folder))
+            whole = emitted.graph({})
+            original = vela.compiled(emitted.file(whole), reach)
+            parts = {id(c): ops(whole, s, c) for s in spaces for c in s.candidates}
+            start = time.perf_counter()
+            known = price([each for own in parts.values() for each in own], reach) | observed(original, whole)
+            print(f"{name}: {len(known)} ops of {len(parts)} candidates priced in {time.perf_counter() - start:.1f} s", flush=True)
+            choices = [[replace(c, latency=sum(known[each] for each in parts[id(c)])) for c in s.candidates] for s in spaces]
+            for share in kept:
+                limit = share / 100 * totals(whole)["macs"] - fixed(state)["macs"]
+                try:
+                    impact = sum(c.impact for c in allocate(choices, {"macs": limit}))
+                except BudgetError:
+                    continue
+                row: dict[str, Any] = {"device": name, "macs_budget": share, "impact": f"{impact:.6f}", "original": original.cycles}
+                for quantity in ("macs", "latency"):
+                    chosen = allocate(choices, {"impact": impact}, minimise=quantity)
+                    graph = emitted.graph({c.layer: c for c in chosen})
+                    result = vela.compiled(emitted.file(graph), reach)
+                    row |= {f"{quantity}_{key}": value for key, value in figures(graph, result, known).items()}
+                rows.append(row)
+                write("plans", rows)
+                print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+
+
+def figures(graph: Graph, result: vela.Compiled, known: Mapping[Signature, float]) -> dict[str, Any]:
+    """What is told of a plan."""
+    return {
+        "macs": totals(graph)["macs"],
+        "predicted": round(predicted(graph, known)),
+        "cycles": result.cycles,
+        "sram_bytes": result.sram_bytes,
+        "flash_bytes": result.flash_bytes,
+    }
+
+
+def ops(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[Signature]:
+    """What runs in the place of a layer, at each of its calls."""
+    source = graph.input_tensors(space.op.name)[0]
+    found: list[Signature] = []
+    for call in space.calls:
+        stages = [graph.op(call)] if candidate.method is None else ALL[candidate.method].outline(graph.op(call), source, candidate.ranks)
+        found += npu.chain(graph, call, stages)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("predict", "plans"):
+        command = commands.add_parser(name)
+        command.add_argument("--devices", nargs="+", choices=DEVICES, default=list(DEVICES))
+    commands.choices["predict"].add_argument("--plans", type=int, default=20)
+    commands.choices["plans"].add_argument("--kept", type=int, nargs="+", default=[75, 60, 45, 30])
+    given = parser.parse_args()
+    if "LRFC_DATA" not in os.environ:
+        parser.error("set LRFC_DATA to the folder with models/ and CIFAR-10")
+    if given.command == "predict":
+        predict(given.devices, given.plans)
+    else:
+        plans(given.devices, given.kept)
+
+
+if __name__ == "__main__":
+    main()

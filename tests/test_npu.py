@@ -1,0 +1,150 @@
+"""Prices of single ops on an Ethos-U: as in a network, padding included, and read back from what was compiled."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lrfc.errors import DeviceError
+from lrfc.factorization import METHODS
+from lrfc.ir import keras_io
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.search import npu
+from lrfc.search.signature import Signature
+from lrfc.targets import probe
+from lrfc.targets.npu import observed, predicted, price
+from lrfc.targets.runners import vela
+from lrfc.targets.tflite import TFLite
+from tests.helpers import residual
+from tests.test_vela import U55
+
+needs_vela = pytest.mark.skipif(importlib.util.find_spec("ethosu") is None, reason="ethos-u-vela is not installed: pip install 'lrfc[npu]'")
+
+CONV = Signature("conv", ((16, 16, 16),), (16, 16, 16), (3, 3), (1, 1), (1, 1), params=2320, macs=589824)
+PADDING = Signature("zeropadding2d", ((16, 16, 16),), (18, 18, 16))
+
+
+@pytest.fixture(scope="module")
+def padded():
+    """A convolution behind a padding of its own, between others, and a skip connection around both."""
+    import keras
+
+    inputs = keras.Input((16, 16, 4), name="image")
+    x = keras.layers.Conv2D(16, 1, name="stem")(inputs)  # the first op of all waits for its weights; this one has few
+    skip = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="first")(x)
+    x = keras.layers.ZeroPadding2D(1, name="padding")(skip)
+    x = keras.layers.Conv2D(16, 3, name="second")(x)
+    return keras_io.from_keras(keras.Model(inputs, keras.layers.Add(name="third")([x, skip])))
+
+
+def compiled(graph, folder):
+    images = np.random.default_rng(0).random((4, *graph.tensors(graph.inputs[0])[0].shape[1:]), np.float32)
+    return vela.compiled(TFLite("int8").emit(graph, folder / "graph.tflite", (images,)), U55)
+
+
+def test_padding_is_taken_in(padded):
+    assert [name for name, _ in npu.signatures(padded)] == ["stem", "first", "second", "third"]
+    layer, source = padded.op("second"), padded.input_tensors("second")[0]
+    whole = list(npu.chain(padded, "second", [layer]))
+    assert [each.kind for each in whole] == ["conv"]
+    first = list(npu.chain(padded, "second", METHODS["channel_svd"].outline(layer, source, (8,))))
+    assert [each.kind for each in first] == ["conv", "conv"]
+    separable = list(npu.chain(padded, "second", METHODS["spatial_svd"].outline(layer, source, (8,))))
+    assert [each.kind for each in separable] == ["zeropadding2d", "conv", "conv"]  # one stage cannot take in both sides
+    assert separable[0] == PADDING
+
+
+def test_an_unpadded_layer_has_no_padding(padded):
+    assert [each.kind for each in npu.chain(padded, "first", [padded.op("first")])] == ["conv"]
+
+
+@pytest.mark.parametrize(
+    ("reader", "padding", "taken"),
+    [
+        (CONV, PADDING, True),
+        (Signature("conv", ((18, 18, 16),), (18, 18, 4), (1, 1), (1, 1), (1, 1)), PADDING, False),
+        (Signature("depthwise", ((18, 18, 16),), (16, 18, 16), (3, 1), (1, 1), (1, 1)), PADDING, False),
+        (Signature("pool", ((18, 18, 16),), (9, 9, 16), (2, 2), (2, 2)), PADDING, True),
+        (Signature("add", ((18, 18, 16),), (18, 18, 16)), PADDING, False),
+        (CONV, Signature("zeropadding2d", ((12, 16, 16),), (18, 18, 16)), False),  # three rows on a side
+    ],
+)
+def test_takes_in(reader, padding, taken):
+    assert npu.takes_in(reader, padding) is taken
+
+
+@needs_vela
+def test_prices_are_those_of_a_network(padded, tmp_path):
+    result = compiled(padded, tmp_path)
+    known = price((each for _, each in npu.signatures(padded)), U55)
+    assert known == price(known, U55)
+    cycles = vela.by_op(result, padded)
+    for name, signature in npu.signatures(padded):
+        assert name in ("stem", "third") or known[signature] == pytest.approx(cycles[name], rel=0.1)
+    assert predicted(padded, observed(result, padded)) == result.cycles
+
+
+@needs_vela
+def test_unfused_padding_is_priced(padded, tmp_path):
+    graph = padded.copy()
+    layer, source = graph.op("second"), graph.input_tensors("second")[0]
+    graph.splice("second", METHODS["spatial_svd"].decompose(layer, source).stages((8,)))
+    result = compiled(graph, tmp_path)
+    known = price((each for _, each in npu.signatures(graph)), U55)
+    assert known[PADDING] == pytest.approx(observed(result, graph)[PADDING], rel=0.1)
+    assert known[PADDING] > known[replace(CONV, activation="relu")]  # dearer than a whole convolution
+
+
+@needs_vela
+def test_observed_ops_of_one_signature_share(tmp_path):
+    graph = fold_batchnorm(keras_io.from_keras(residual(size=16, filters=16)))
+    result = compiled(graph, tmp_path)
+    assert predicted(graph, observed(result, graph)) == pytest.approx(result.cycles)
+
+
+@needs_vela
+def test_every_kind_of_probe():
+    wanted = [
+        CONV,
+        PADDING,
+        Signature("conv", ((16, 16, 16),), (8, 8, 8), (3, 3), (2, 2), (1, 1), activation="relu"),
+        Signature("conv", ((18, 18, 16),), (8, 8, 8), (3, 3), (2, 2), (1, 1), activation="relu6"),
+        Signature("conv", ((20, 8),), (18, 8), (3,), (1,), (1,)),
+        Signature("conv", ((16, 16, 16),), (12, 12, 16), (3, 3), (1, 1), (2, 2)),
+        Signature("depthwise", ((16, 16, 16),), (16, 16, 32), (3, 3), (1, 1), (1, 1), groups=16),
+        Signature("dense", ((64,),), (10,)),
+        Signature("dense", ((5, 64),), (5, 10)),
+    ]
+    found = price(wanted, U55)
+    assert set(found) == set(wanted)
+    assert min(found.values()) > 0
+    assert found[wanted[2]] < found[CONV]
+
+
+def test_what_no_probe_holds():
+    assert not probe.can_hold(Signature("softmax", ((10,),), (10,)))
+    assert not probe.can_hold(Signature("conv", ((4, 4, 4, 2),), (4, 4, 4, 2), (3, 3, 3), (1, 1, 1), (1, 1, 1)))
+    assert not probe.can_hold(Signature("dense", ((4, 8),), (3,), macs=96))  # an einsum over two axes
+
+
+@needs_vela
+def test_unknown_ops_have_no_price():
+    assert price([Signature("softmax", ((10,),), (10,))], U55) == {}
+
+
+@needs_vela
+def test_time_is_up():
+    with pytest.raises(DeviceError, match="Vela took more than"):
+        price([CONV], U55, timeout=0.01)
+
+
+def test_batches():
+    signatures = [Signature("dense", ((width,),), (10,), params=10 * width) for width in range(1, 30)]
+    parts = list(probe.batches(signatures, ops=8, weights=500))
+    assert sorted((each for part in parts for each in part), key=str) == sorted(signatures, key=str)
+    for part in parts:
+        assert len(part) <= 8
+        assert len(part) == 1 or sum(each.params for each in part) <= 500
