@@ -116,6 +116,8 @@ class ChainFactors:
 
     def estimates(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
         """What the nested cores give, before they are improved at each choice of ranks; see ``Factors``."""
+        if len(self.split) == 3 and not self._placed[0] and self.layout.family != "transposed":
+            return on_threads(self.layout, self._doubly_nested(patches, ranks))
         return replace(self, improved=lambda unfoldings, cores, ranks: cores).responses(patches, ranks)
 
     # -- factors ---------------------------------------------------------------------------------------------------------------
@@ -202,25 +204,60 @@ class ChainFactors:
         return self._tensor(self._cores(ranks))
 
     def _nested(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
-        layout = self.layout
-        absorbs = self.statistics is not None and mean_absorbed(layout, self.statistics)
         sums: dict[tuple[int, int], _Sum] = {}
+
+        def part(group: int, at: Ranks) -> Array:
+            key = (group, self._choice(group, at))
+            if key not in sums:
+                rows = self._rows(patches, group, np.float64)
+                sums[key] = _Sum(*self._unfoldings[group][key[1]].features(rows.reshape(len(rows), -1)))
+            return sums[key].at(at[0])
+
+        return self._with_bias(ranks, part)
+
+    def _doubly_nested(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+        """Responses of a 1×1 stage and two more: the first stage's features are those of all its ranks, and of each, the second's of all of its own."""
+        first: dict[tuple[int, int], NDArray[Any]] = {}
+        second: dict[tuple[int, int, int], tuple[NDArray[Any], NDArray[Any]]] = {}
+
+        def part(group: int, at: Ranks) -> NDArray[Any]:
+            choice = self._choice(group, at)
+            unfolding = self._unfoldings[group][choice]
+            if (group, choice) not in first:
+                rows = self._rows(patches, group, np.float32).reshape(len(patches) + self._absorbs, self.layout.inputs, -1)
+                first[group, choice] = np.tensordot(unfolding.node(()).core.astype(np.float32), rows, (0, 1))  # (R, N, taps)
+            width = min(at[0], len(first[group, choice]))
+            key = (group, choice, width)
+            if key not in second:
+                node = unfolding.node((width,))
+                features = np.moveaxis(first[group, choice][:width], 0, 1)
+                second[key] = features.reshape(len(features), -1) @ node.core.astype(np.float32), node.outputs.astype(np.float32)
+            features, outputs = second[key]
+            return np.asarray(features[:, : at[1]] @ outputs[: at[1]])
+
+        return self._with_bias(ranks, part)
+
+    def _with_bias(self, ranks: Sequence[Ranks], part: Callable[[int, Ranks], NDArray[Any]]) -> Iterator[NDArray[np.float32]]:
+        """The responses of all groups, with their share of the bias. The last row of a part is the response to the mean, where the bias absorbs it."""
+        scale = self.scale.astype(np.float32)
         for each in ranks:
-            parts = []
-            for group in range(layout.groups):
-                key = (group, self._choice(group, each))
-                if key not in sums:
-                    rows = patches[:, group].astype(np.float64)
-                    if absorbs and self.statistics is not None and self.statistics.mean is not None:
-                        rows = np.concatenate([rows, self.statistics.mean[group][None]])
-                    ordered = rows.reshape(-1, *layout.kernel, layout.inputs).transpose(0, *(1 + axis for axis in self._order[:-1]))
-                    sums[key] = _Sum(*self._unfoldings[group][key[1]].features(ordered.reshape(len(rows), -1)))
-                parts.append(sums[key].at(each[0]))
-            response = np.concatenate(parts, axis=1) / self.scale
-            if absorbs:
-                yield add_bias(layout, response[:-1], self._mean_response - response[-1])
+            parts = [part(group, each) for group in range(self.layout.groups)]
+            response = np.concatenate(parts, axis=1) / (scale if parts[0].dtype == np.float32 else self.scale)
+            if self._absorbs:
+                yield add_bias(self.layout, response[:-1], self._mean_response - response[-1])
             else:
-                yield add_bias(layout, response, None)
+                yield add_bias(self.layout, response, None)
+
+    @cached_property
+    def _absorbs(self) -> bool:
+        return self.statistics is not None and mean_absorbed(self.layout, self.statistics)
+
+    def _rows(self, patches: NDArray[np.float32], group: int, dtype: type[Any]) -> NDArray[Any]:
+        """The patches of a group in the chain's order (N, S, k...), and behind them the mean where the bias absorbs it."""
+        layout, rows = self.layout, patches[:, group].astype(dtype)
+        if self._absorbs and self.statistics is not None and self.statistics.mean is not None:
+            rows = np.concatenate([rows, self.statistics.mean[group][None].astype(dtype)])
+        return rows.reshape(-1, *layout.kernel, layout.inputs).transpose(0, *(1 + axis for axis in self._order[:-1]))
 
     @cached_property
     def _mean_response(self) -> Array:
