@@ -1,27 +1,84 @@
-"""Plans measured on the target, beside the original."""
+"""Plans measured on the device, beside the original."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrfc.ir.graph import Graph
 from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.state import Batch, Target
-from lrfc.targets.measure import Ratio, compare, speedup
+from lrfc.search.latency import CostProfile
+from lrfc.search.signature import Signature, signatures
+from lrfc.state import Artifact, Batch, Target
+from lrfc.targets.measure import Measurement, Ratio, speedup
+from lrfc.targets.runners.base import DeviceRunner
 
 #: Timings of each file: enough to see which is slower.
 RUNS = 60
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A plan beside the original.
+
+    ``time``: in the unit of the cost profile, at the speed that the device had when the original was measured alone. ``ops``: what it executes.
+    ``known``: the times of single ops, where the device tells them.
+    """
+
+    ratio: Ratio
+    time: float
+    ops: tuple[Signature, ...]
+    known: Mapping[Signature, float] = field(default_factory=dict)
+
+
 class Bench:
-    """Emits a rewritten graph for one target and measures it beside the original's file. ``calibration``: a few inputs, for int8."""
+    """Emits graphs for one target and measures them on one device, beside the original's file.
 
-    def __init__(self, target: Target, original: Graph, calibration: Batch, threads: int, folder: Path) -> None:
-        self._target, self._calibration, self._threads, self._folder = target, calibration, threads, folder
-        self.name = target.name
-        self._original = target.emit(fold_batchnorm(original), folder / f"original.{target.name}", calibration)
+    ``runner`` is None for a device that cannot be reached: then everything is computed from the profile and called estimated. ``calibration``: a few
+    inputs, for int8. ``unit``: of the times, that of the profile.
+    """
 
-    def __call__(self, graph: Graph) -> Ratio:
-        """The speed-up over the original."""
-        emitted = self._target.emit(fold_batchnorm(graph), self._folder / f"plan.{self._target.name}", self._calibration)
-        return speedup(*compare([self._original, emitted], runs=RUNS, threads=self._threads))
+    def __init__(
+        self, target: Target, runner: DeviceRunner | None, profile: CostProfile, original: Graph, calibration: Batch, threads: int, folder: Path
+    ) -> None:
+        self._target, self._runner, self.profile, self._calibration, self._threads = target, runner, profile, calibration, threads
+        self._folder = folder
+        whole = fold_batchnorm(original)
+        self.original = target.emit(whole, folder / f"original.{target.name}", calibration)
+        self._graph = whole
+        (alone,) = self.measure([self.original], [whole], RUNS)
+        #: Time of the original, milliseconds of one unit, and what the original executes.
+        self.time = self._time(alone)
+        self.ms_per_unit = alone.median_ms / self.time
+        self.ops = tuple(signature for _, signature in signatures(whole))
+
+    def __call__(self, graph: Graph) -> Trial:
+        """The plan, measured."""
+        folded = fold_batchnorm(graph)
+        emitted = self._target.emit(folded, self._folder / f"plan.{self._target.name}", self._calibration)
+        before, after = self.measure([self.original, emitted], [self._graph, folded], RUNS)
+        ratio = speedup(before, after)
+        return Trial(ratio, self.time / ratio.median, tuple(signature for _, signature in signatures(folded)), self._known(emitted, folded))
+
+    def measure(self, files: Sequence[Artifact], graphs: Sequence[Graph], runs: int = 200) -> tuple[Measurement, ...]:
+        """The files side by side; ``graphs`` are what they were emitted from."""
+        if self._runner is not None:
+            return self._runner.compare(files, runs=runs, threads=self._threads)
+        return tuple(self._computed(file, graph) for file, graph in zip(files, graphs, strict=True))
+
+    def _time(self, measured: Measurement) -> float:
+        if self.profile.unit == "cycles" and measured.cycles is not None:
+            return float(measured.cycles)
+        return measured.median_ms
+
+    def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:
+        return {}
+
+    def _computed(self, file: Artifact, graph: Graph) -> Measurement:
+        ms = self.profile.predict(signature for _, signature in signatures(graph))
+        return Measurement(
+            path=file.path, median_ms=ms, p90_ms=ms, iqr_ms=0.0, n=1, inner=1, rounds_ms=(ms,), threads=self._threads, cold_start_ms=None,
+            runtime=self.profile.runtime or "cost profile", runtime_version=self.profile.runtime_version, baseline_rss_bytes=None, peak_rss_bytes=None,
+            estimated=True, file_bytes=file.bytes,
+        )  # fmt: skip

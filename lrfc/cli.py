@@ -59,24 +59,32 @@ def _session() -> Iterator[Terminal]:
 @app.command()
 def build(
     model: Model,
-    target: Annotated[list[str], typer.Option(help="tflite or onnx; may be given several times.")] = ["tflite"],  # noqa: B006
+    target: Annotated[list[str], typer.Option(help="tflite or onnx; may be given several times. By default what the device runs.")] = [],  # noqa: B006
+    device: Annotated[
+        list[str],
+        typer.Option(help="Where the file is to run: a name of lrfc devices list, or a .toml; may be given several times. By default this machine."),
+    ] = [],  # noqa: B006
     data: Annotated[str | None, typer.Option(help="digits, a .npz (x, y), a folder of class folders, or package.module:function.")] = None,
     test_data: Annotated[str | None, typer.Option(help="Held-out data for the reported accuracies, in the same forms.")] = None,
     max_macs: Annotated[str | None, typer.Option(help="MACs to keep: 50% or 20M.")] = None,
     max_params: Annotated[str | None, typer.Option(help="Parameters to keep: 50% or 100k.")] = None,
     max_size: Annotated[str | None, typer.Option(help="Bytes of the emitted file to keep: 40% or 200KiB.")] = None,
     max_ram: Annotated[str | None, typer.Option(help="Planned activation memory to keep: 60% or 64KiB.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Latency on the device to keep: 60% or 12ms.")] = None,
     max_drop: Annotated[
         str | None, typer.Option(help="Accuracy that the emitted file may lose: 1pp. Without any budget the build goes as far as 1pp allows.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+    objective: Annotated[
+        str | None, typer.Option(help="What to make small as far as --max-drop allows: latency (without any budget), cycles, macs, size or ram.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or int8; by default what the device computes in.")] = None,
     methods: Annotated[str | None, typer.Option(help="Factorizations to choose from, comma-separated; all by default.")] = None,
     keep: Annotated[list[str], typer.Option(help="Layers to leave alone: a name or a glob; may be given several times.")] = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="The only layers to factorize: a name or a glob; may be given several times.")] = [],  # noqa: B006
-    rank_multiple: Annotated[int, typer.Option(help="Ranks step in multiples of this, what the device computes at once.")] = 1,
+    rank_multiple: Annotated[int | None, typer.Option(help="Ranks step in multiples of this, what the device computes at once.")] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of the one fine-tune; 0 for none.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of splits, samples and fine-tuning.")] = 0,
-    threads: Annotated[int, typer.Option(help="Threads that the measured runtime may use.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Threads that the measured runtime may use; by default those of the device.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; MODEL-lrfc by default.")] = None,
     unsafe_load: Unsafe = False,
     resume: Annotated[bool, typer.Option(help="Take over what an earlier run, also a killed one, found out about the same model and data.")] = True,
@@ -91,7 +99,7 @@ def build(
         options: dict[str, Any] = {"methods": tuple(methods.split(","))} if methods is not None else {}
         try:
             compiler.build(
-                model, target=tuple(target), data=data, test_data=test_data, max_macs=max_macs, max_params=max_params, max_size=max_size,
+                model, target=tuple(target), device=tuple(device), max_latency=max_latency, objective=objective, data=data, test_data=test_data, max_macs=max_macs, max_params=max_params, max_size=max_size,
                 max_ram=max_ram, max_drop=max_drop,
                 precision=precision, keep=tuple(keep), only=tuple(only), rank_multiple=rank_multiple, epochs=epochs, resume=resume, seed=seed, threads=threads, out=out, unsafe_load=unsafe_load,
                 print_after=tuple(print_after), stop_after=stop_after, progress=terminal.progress(), on_result=terminal.keep, **options,

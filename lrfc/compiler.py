@@ -5,20 +5,22 @@ from __future__ import annotations
 import fnmatch
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from math import gcd
 from pathlib import Path
 from typing import Any
 
-from lrfc import artifact, budgets
+from lrfc import artifact
 from lrfc import config as options_
-from lrfc import explore as judged
 from lrfc import front as front_
 from lrfc.bench import Bench
-from lrfc.config import BuildConfig
+from lrfc.config import Budget, BuildConfig
 from lrfc.data import Data, load_data
+from lrfc.destinations import Destination, destinations
 from lrfc.errors import LrfcError, ModelError, UsageError
+from lrfc.explore import Loop, Settled, Wish
 from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
 from lrfc.metrics import accuracy, classifies
@@ -33,57 +35,62 @@ from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, Sele
 from lrfc.pipeline import name_of, plan, run
 from lrfc.search.candidates import selected
 from lrfc.ship import Build, Result, ship
-from lrfc.state import Artifact, Pass, Progress, State, Target
+from lrfc.state import Artifact, Pass, Progress, State
 from lrfc.survey import SHARES, Survey
-from lrfc.targets.catalog import target as target_of
 from lrfc.targets.measure import Measurement, compare
+from lrfc.targets.runners import runner
 
 
 def build(
     model: Any,
     *,
-    target: str | Sequence[str] = "tflite",
+    target: str | Sequence[str] | None = None,
+    device: str | Sequence[str] | None = None,
     data: Any = None,
     test_data: Any = None,
     progress: Progress | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
     **options: Any,
 ) -> Any:
-    """Compress a model and write an output folder for each target.
+    """Compress a model and write an output folder for each target and device.
 
-    ``model``: path of a .keras or .h5 file, or a Keras model. ``target``: 'tflite' or 'onnx', or several. ``data``: what the command line takes, or
-    arrays, a dict or a function (see lrfc.data.load_data). ``options``: the fields of lrfc.config.BuildConfig, budgets as on the command line
+    ``model``: path of a .keras or .h5 file, or a Keras model. ``target``: 'tflite' or 'onnx', or several; ``device``: the name of a device profile, or
+    several. By default the device is this machine, and the target the first that the device runs. ``data``: what the command line takes, or arrays, a
+    dict or a function (see lrfc.data.load_data). ``options``: the fields of lrfc.config.BuildConfig, budgets as on the command line
     (``max_macs="50%"``). ``on_result`` is called with each Result as soon as its folder is written.
 
-    Returns the Result, or a tuple of them when ``target`` is a sequence. Raises a subclass of lrfc.errors.LrfcError; BudgetError and NoGainError carry
-    the results, whose folders are written all the same.
+    Returns the Result, or a tuple of them when ``target`` or ``device`` is a sequence. Raises a subclass of lrfc.errors.LrfcError; BudgetError and
+    NoGainError carry the results, whose folders are written all the same.
     """
-    names = (target,) if isinstance(target, str) else tuple(dict.fromkeys(target))
-    for name in names:
-        target_of(name)  # an unknown one is named before anything else
+    single = not any(isinstance(each, Sequence) and not isinstance(each, str) for each in (target, device))
+    names, devices = _several(target), _several(device)
     spec = str(data) if isinstance(data, str | Path) or data is None else "(from Python)"
-    config = options_.parse(targets=names, data=None if data is None else spec, test_data=None if test_data is None else str(test_data), **options)
-    folders = _folders(model, names, config.out)
+    goals = destinations(names, devices, options.get("precision"), options.get("threads"))
+    config = options_.parse(
+        targets=names, devices=devices, data=None if data is None else spec, test_data=None if test_data is None else str(test_data), **options
+    )
+    folders = _folders(model, goals, config.out)
     log: list[str] = []
     progress = _tee(progress or Progress(), log)
     with ExitStack() as stack:
-        targets = [target_of(name, config.precision) for name in names]
         source, graph = _load(model, unsafe=config.unsafe_load)
-        _refuse(graph, targets, config)
+        _refuse(graph, [goal.target for goal in goals], config)
         samples = load_data(data, graph, test=test_data, seed=config.seed)
         for note in samples.notes:
             progress.log(note)
         results = []
         try:
-            line = _Line(source, config, samples, progress, log)
+            line = _Line(source, config, goals, samples, progress, log)
             state = line.explored(graph)
-            for chosen, folder in zip(targets, folders, strict=True):
-                results.append(ship(line.compressed(state, chosen), chosen, folder, log, stack))
+            for goal, folder in zip(goals, folders, strict=True):
+                with _bench(goal, state) as bench:
+                    made, settled = line.compressed(state, goal, bench)
+                    results.append(ship(made, goal, bench, settled, folder, log, stack))
                 on_result(results[-1])
         except _Stop:
-            return () if not isinstance(target, str) else None
+            return None if single else ()
     failures = [result.failure for result in results if result.failure is not None]
-    given: Any = results[0] if isinstance(target, str) else tuple(results)
+    given: Any = results[0] if single else tuple(results)
     if failures:
         worst = min(failures, key=lambda failure: failure.exit_code)
         worst.result = given
@@ -112,7 +119,7 @@ def explore(
         progress.log(note)
     state = run(State(graph, graph, samples, config.seed, progress), plan([Canonicalise()]))
     start = time.perf_counter()
-    state = run(replace(state, original=state.graph), plan([_exploration(config)]))
+    state = run(replace(state, original=state.graph), plan([_exploration(config, config.rank_multiple or 1)]))
     design = state.fact(DesignSpace)
     if not design.spaces:
         raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {_reasons(design)}")
@@ -153,11 +160,15 @@ def measure(files: Sequence[Path], *, threads: int = 1, runs: int = 200) -> tupl
 # -- the line ----------------------------------------------------------------------------------------------------------------------
 
 
-def _folders(model: Any, names: Sequence[str], out: Path | None) -> list[Path]:
-    """Each target's output folder; UsageError, before any work, when one may not be replaced."""
+def _several(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if given is None else (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
+
+
+def _folders(model: Any, goals: Sequence[Destination], out: Path | None) -> list[Path]:
+    """The output folder of each destination; UsageError, before any work, when one may not be replaced."""
     if out is None:
         out = Path(f"{Path(model).stem if isinstance(model, str | Path) else model.name}-lrfc")
-    folders = [out] if len(names) == 1 else [out / name for name in names]
+    folders = [out] if len(goals) == 1 else [out / goal.name for goal in goals]
     for folder in folders:
         artifact.check(folder.expanduser().absolute())
     return folders
@@ -200,31 +211,45 @@ def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
     )
 
 
-def _exploration(config: BuildConfig) -> ExploreLayers:
-    return ExploreLayers(methods=config.methods, keep=config.keep, only=config.only, rank_multiple=config.rank_multiple, cached=config.resume)
+def _exploration(config: BuildConfig, multiple: int = 1) -> ExploreLayers:
+    return ExploreLayers(methods=config.methods, keep=config.keep, only=config.only, rank_multiple=multiple, cached=config.resume)
+
+
+@contextmanager
+def _bench(goal: Destination, state: State) -> Iterator[Bench]:
+    """The device of a destination, ready to measure; left as it was at the end."""
+    profile, note = goal.profile()
+    if note is not None:
+        state.progress.log(note)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-")))
+        reached = None if goal.device.reach.kind == "analytic" else stack.enter_context(runner(goal.device))
+        yield Bench(goal.target, reached, profile, state.original, tuple(x[:8] for x in state.data.train.inputs), goal.threads, folder)
 
 
 class _Line:
-    """The straight line of one build: what is done once, and what is done for each target."""
+    """The straight line of one build: what is done once, and what is done for each destination."""
 
-    def __init__(self, source: Path, config: BuildConfig, data: Data, progress: Progress, log: Sequence[str]) -> None:
+    def __init__(self, source: Path, config: BuildConfig, goals: Sequence[Destination], data: Data, progress: Progress, log: Sequence[str]) -> None:
         if data.synthetic and config.epochs:
             progress.log("no data: calibrated on synthetic inputs, not fine-tuned, and nothing is claimed about accuracy")
             config = config.model_copy(update={"epochs": 0})
         self._source, self._config, self._data, self._progress = source, config, data, progress
+        # Ranks that no device computes at once are of no use; with several devices, those that suit all of them.
+        multiple = config.rank_multiple or gcd(*(goal.device.rank_multiple for goal in goals))
         # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
-        self._first: list[Pass] = [Canonicalise(), _exploration(config)]
+        self._first: list[Pass] = [Canonicalise(), _exploration(config, multiple)]
         known = {name_of(step) for step in (*self._first, *pipeline(config, SelectRanks()), FineTune(), FoldBatchNorm())}
         for name in (*config.print_after, *([config.stop_after] if config.stop_after else [])):
             if name not in known:
                 raise UsageError(f"no pass is named '{name}'; they are {', '.join(sorted(known))}")
         self._ladder: dict[str, float] = {}
-        self._max_macs, self._max_drop = config.max_macs, config.max_drop
         self._made: dict[tuple[object, ...], Build] = {}
+        self._allowed: float | None = None
         self._seconds = 0.0
 
     def explored(self, graph: Graph) -> State:
-        """The canonical graph with its DesignSpace, and the budget where none was given."""
+        """The canonical graph with its DesignSpace."""
         config, progress = self._config, self._progress
         state = run(State(graph, graph, self._data, config.seed, progress), plan(self._first[:1]), self._after)
         state = replace(state, original=state.graph)
@@ -239,32 +264,39 @@ class _Line:
         if not design.spaces:
             raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {_reasons(design)}")
         progress.log(f"  {design.size:,} candidates, {design.undominated:,} of them not dominated")
-        if not any((config.max_macs, config.max_params, config.max_size, config.max_ram)):
-            self._max_drop = options_.DEFAULT_DROP if config.max_drop is None else config.max_drop
-            self._max_macs = judged.fewest_macs(state, self._max_drop)
         return state
 
-    def compressed(self, state: State, target: Target) -> Build:
-        """The compressed graph for a target and all that is known about it. Targets for which the same is chosen share it."""
-        config = self._config
-        design = state.fact(DesignSpace)
-        select = SelectRanks(self._max_macs, config.max_params, config.methods)
-        state, select = budgets.meet(state, select, config.max_size, config.max_ram, [target])
-        with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
-            bench = Bench(target, state.original, tuple(x[:8] for x in self._data.train.inputs), config.threads, Path(folder))
-            select = judged.best_mix(state, select, bench)
-        state, (_, *rest) = run(state, plan([select], known=(DesignSpace,)), self._after), pipeline(config, select)
+    def compressed(self, state: State, goal: Destination, bench: Bench) -> tuple[Build, Settled]:
+        """The compressed graph for a destination and all that is known about it. Destinations for which the same is chosen share it."""
+        config, design = self._config, state.fact(DesignSpace)
+        settled = Loop(state, goal.target, bench, bench.profile).settle(self._wish(state, goal, bench), self._allowed)
+        self._allowed = settled.allowed
+        state = run(settled.state, plan([settled.select], known=(DesignSpace,)), self._after)
+        rest = pipeline(config, settled.select)[1:]
         key = tuple((c.layer, c.method, c.ranks) for c in state.fact(Selection).chosen)
         if key not in self._made:
             state = run(state, plan(rest, known=(DesignSpace, Selection)), self._after)
             trainable = state.graph
             # Last, because BatchNorm has to be there as long as statistics are estimated or weights trained.
             state = run(state, plan([FoldBatchNorm()]), self._after)
-            whole = fold_batchnorm(state.original)
-            self._made[key] = Build(
-                self._source, config, state, trainable, whole, design, dict(self._ladder), self._max_macs, self._max_drop, self._seconds
-            )
-        return self._made[key]
+            self._made[key] = Build(self._source, config, state, trainable, fold_batchnorm(state.original), design, dict(self._ladder), self._seconds)
+        return self._made[key], settled
+
+    def _wish(self, state: State, goal: Destination, bench: Bench) -> Wish:
+        """The user's budgets, and the limits of the device where the original breaks them."""
+        config = self._config
+        objective = config.objective or (None if config.budgets else "latency")
+        if objective == "cycles" and bench.profile.unit != "cycles":
+            raise UsageError(f"--objective cycles: device '{goal.device.name}' is timed in milliseconds; take --objective latency")
+        drop = config.max_drop if config.max_drop is not None or objective is None else options_.DEFAULT_DROP
+        arena = profile(fold_batchnorm(state.original), goal.target.precision).arena_bytes
+        return Wish(
+            SelectRanks(config.max_macs, config.max_params, config.methods, config.max_latency),
+            _tightest(config.max_size, goal.device.flash_bytes, bench.original.bytes),
+            _tightest(config.max_ram, goal.device.ram_bytes, arena),
+            objective,
+            drop,
+        )
 
     def _after(self, step: Pass, state: State) -> None:
         if name_of(step) in self._config.print_after:
@@ -285,6 +317,13 @@ class _Stop(Exception):  # noqa: N818  not an error
 
 #: Pass → its rung on the ladder of accuracies.
 RUNGS = {"Factorize": "factorized", "RecalibrateBatchNorm": "recalibrated", "Refit": "refitted", "FineTune": "finetuned"}
+
+
+def _tightest(budget: Budget | None, limit: int | None, original: int) -> Budget | None:
+    """The tighter one of the user's budget and the device's limit, which counts where the original breaks it."""
+    given = [] if budget is None else [budget.limit(original)]
+    given += [limit] if limit is not None and original > limit else []
+    return budget if len(given) < 2 and budget is not None else Budget(value=min(given), relative=False) if given else None
 
 
 def test_accuracy(graph: Graph, data: Data) -> float | None:

@@ -88,27 +88,36 @@ class BuildConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    targets: tuple[Literal["tflite", "onnx"], ...] = ("tflite",)
-    precision: Literal["fp32", "int8"] = "fp32"
+    targets: tuple[Literal["tflite", "onnx"], ...] = ()
+    devices: tuple[str, ...] = ()
+    precision: Literal["fp32", "int8"] | None = None
     data: str | None = None
     test_data: str | None = None
     max_macs: _budget("macs") = None  # type: ignore[valid-type]
     max_params: _budget("params") = None  # type: ignore[valid-type]
     max_size: _budget("size") = None  # type: ignore[valid-type]
     max_ram: _budget("ram") = None  # type: ignore[valid-type]
+    max_latency: _budget("latency") = None  # type: ignore[valid-type]
+    objective: Literal["latency", "cycles", "macs", "size", "ram"] | None = None
     max_drop: Annotated[Annotated[float, Field(gt=0, le=1)] | None, BeforeValidator(_drop)] = None
     methods: tuple[str, ...] = METHODS
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
-    rank_multiple: Annotated[int, Field(ge=1)] = 1
+    rank_multiple: Annotated[int, Field(ge=1)] | None = None
     epochs: Annotated[int, Field(ge=0)] = 3
     seed: Annotated[int, Field(ge=0)] = 0
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] | None = None
     out: Path | None = None
     unsafe_load: bool = False
     resume: bool = True
     print_after: tuple[str, ...] = ()
     stop_after: str | None = None
+
+    @property
+    def budgets(self) -> dict[str, Budget]:
+        """The budgets that are given, by quantity."""
+        given = {name: getattr(self, f"max_{name}") for name in ("macs", "params", "size", "ram", "latency")}
+        return {name: budget for name, budget in given.items() if budget is not None}
 
     @model_validator(mode="after")
     def _known_methods(self) -> BuildConfig:

@@ -1,10 +1,10 @@
-"""Plans judged by running them: which mix of methods to take, and how far compression may go."""
+"""Plans judged by running them on data: how far compression may go, and which methods to mix."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,16 +12,14 @@ from lrfc.config import Budget
 from lrfc.data import Split
 from lrfc.errors import BudgetError
 from lrfc.ir import keras_io
-from lrfc.ir.graph import Graph
 from lrfc.metrics import classifies, right
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, totals
+from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, costs, reachable
 from lrfc.pipeline import plan, run
 from lrfc.search.sensitivity import divergence
 from lrfc.state import Pass, Progress, State
-from lrfc.targets.measure import Ratio
 
 #: Without data nothing can be measured: the predicted divergence of the outputs (see lrfc.search.sensitivity) stays below this.
 SAFE_DIVERGENCE = 0.01
@@ -33,6 +31,8 @@ JUDGED = 2_000
 FITTED = 500
 #: A method's own plan is not run when its predicted impact is this many times that of the mixed plan.
 HOPELESS = 1.5
+#: What a share of a quantity is a share of, in words.
+NOUNS = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 #: How sure it has to be that the drop is within what is allowed: 90 %, one-sided.
 SURE = 1.28
 
@@ -103,42 +103,66 @@ def paired_drop(before: np.ndarray[tuple[int], np.dtype[np.bool_]], after: np.nd
     return drop, max(0.0, float(centre + SURE * spread - drop))
 
 
-def fewest_macs(state: State, max_drop: float) -> Budget:
-    """The smallest MAC budget at which the drop of the validation accuracy before fine-tuning is within ``max_drop``, with 90 % confidence.
+@dataclass(frozen=True)
+class Bound:
+    """How far compression may go: the smallest budget at which the drop is within what is allowed, and the predicted divergence of the plan there."""
 
-    Points of the Pareto front are run one after the other; where the next one lies follows from the curve of drop against predicted divergence
-    that the points so far show on this very model. Without class labels the drop is the divergence from the original's outputs. On synthetic data nothing
-    is run: the predicted divergence must stay below ``SAFE_DIVERGENCE``. BudgetError when not even the largest candidate is within.
+    budget: Budget
+    impact: float
+
+
+def smallest(state: State, max_drop: float, quantity: str = "macs", select: SelectRanks | None = None) -> Bound:
+    """The smallest budget on a quantity at which the drop of the validation accuracy before fine-tuning is within ``max_drop``, with 90 % confidence.
+
+    ``quantity``: 'macs', 'params' or 'latency'; ``select`` holds the budgets that are kept besides. Points of the Pareto front are run one after the
+    other; where the next one lies follows from the curve of drop against predicted divergence that the points so far show on this very model. Without
+    class labels the drop is the divergence from the original's outputs. On synthetic data nothing is run: the predicted divergence must stay below
+    ``SAFE_DIVERGENCE``. BudgetError when not even the largest candidate is within.
     """
     silent = replace(state, progress=Progress())
     judge = None if state.data.synthetic else Judge(silent)
     sure = judge is None or judge.sure(max_drop)
     if not sure:
         state.progress.log(f"  too few samples to be sure of {100 * max_drop:.3g}pp: the drop that they show is taken as it is")
-    low, high = reachable(state)["macs"] / totals(state.original)["macs"], 1.0
+    base, field = select or SelectRanks(), f"max_{quantity}"
+    whole, given = costs(state)[quantity], getattr(base, field)
+    low, high = reachable(state)[quantity] / whole, 1.0
+    if given is not None:
+        high = min(high, given.value if given.relative else given.value / whole)
+
+    def at(share: float) -> State:
+        bound: dict[str, Any] = {field: Budget(value=share, relative=True)}
+        return run(silent, plan([replace(base, **bound)], known=(DesignSpace,)))
+
     step = state.progress.stage("budget", STEPS)
     seen: list[tuple[float, float]] = []
     found = None
     share = (low + high) / 2
     for _ in range(STEPS):
-        budget = Budget(value=share, relative=True)
-        selected = run(silent, plan([SelectRanks(max_macs=budget)], known=(DesignSpace,)))
+        try:
+            selected = at(share)
+        except BudgetError:  # the budgets that are kept besides do not allow so little
+            low, share = share, (share + high) / 2
+            continue
         impact = selected.fact(Selection).impact
         if judge is None:
             good = impact <= SAFE_DIVERGENCE
-            state.progress.log(f"  {100 * share:.1f}% of the MACs: predicted divergence {impact:.4f} (at most {SAFE_DIVERGENCE})")
+            state.progress.log(f"  {100 * share:.1f}% of the {NOUNS[quantity]}: predicted divergence {impact:.4f} (at most {SAFE_DIVERGENCE})")
             seen.append((impact, impact / SAFE_DIVERGENCE))
         else:
             verdict = judge(selected)
             verdict = verdict if sure else replace(verdict, margin=0.0)
             good = verdict.within(max_drop)
-            state.progress.log(f"  {100 * share:.1f}% of the MACs: {verdict} (at most {100 * max_drop:.3g}pp)")
+            state.progress.log(f"  {100 * share:.1f}% of the {NOUNS[quantity]}: {verdict} (at most {100 * max_drop:.3g}pp)")
             seen.append((impact, (verdict.drop + verdict.margin) / max(max_drop, 1e-12)))
-        found, low, high = (budget, low, share) if good else (found, share, high)
+        if good:
+            found, high = Bound(Budget(value=share, relative=True), impact), share
+        else:
+            low = share
         step(1)
         if high - low < WIDTH:
             break
-        share = _next(silent, seen, low, high)
+        share = _next(at, seen, low, high)
     if found is None:
         raise BudgetError(
             f"no factorization stays within --max-drop {100 * max_drop:.3g}pp; allow a larger drop, or give a budget such as --max-macs 80%"
@@ -146,10 +170,10 @@ def fewest_macs(state: State, max_drop: float) -> Budget:
     return found
 
 
-def _next(state: State, seen: list[tuple[float, float]], low: float, high: float) -> float:
-    """The share of the MACs to run next: where the curve through what was seen meets 1, kept off the interval's ends; its middle without a curve.
+def _next(at: Callable[[float], State], seen: list[tuple[float, float]], low: float, high: float) -> float:
+    """The share of the quantity to run next: where the curve through what was seen meets 1, kept off the interval's ends; its middle without a curve.
 
-    ``seen`` holds predicted divergences and the drop there as a multiple of the allowed one.
+    ``at`` gives the selection at a share; ``seen`` holds predicted divergences and the drop there as a multiple of the allowed one.
     """
     middle = (low + high) / 2
     points = [(x, y) for x, y in seen if x > 0 and y > 0]
@@ -164,43 +188,14 @@ def _next(state: State, seen: list[tuple[float, float]], low: float, high: float
     inner, outer = low + edge, high - edge
     for _ in range(12):  # the impact falls with the share, so bisection finds it
         share = (inner + outer) / 2
-        selected = run(state, plan([SelectRanks(max_macs=Budget(value=share, relative=True))], known=(DesignSpace,)))
-        inner, outer = (share, outer) if selected.fact(Selection).impact > wanted else (inner, share)
+        try:
+            above = at(share).fact(Selection).impact > wanted
+        except BudgetError:
+            above = True
+        inner, outer = (share, outer) if above else (inner, share)
         if outer - inner < WIDTH / 4:
             break
     return (inner + outer) / 2
-
-
-def best_mix(state: State, select: SelectRanks, bench: Callable[[Graph], Ratio]) -> SelectRanks:
-    """The selection with the methods whose plan stays closest to the original (``closest``) among those that are not slower than it on the target.
-
-    MACs do not tell time: a plan may have half of them and be slower, for instance where the runtime has no fast depthwise convolution. So the plan is
-    emitted and measured by ``bench`` before work goes into it. One that is slower loses the method that most of its layers have, until one is not
-    slower, or no method is left: then the fastest is taken.
-    """
-    silent = replace(state, progress=Progress())
-    methods = select.methods or tuple(dict.fromkeys(c.method for s in state.fact(DesignSpace).spaces for c in s.candidates if c.method))
-    tried: list[tuple[float, SelectRanks]] = []
-    while True:
-        try:
-            chosen = closest(state, replace(select, methods=methods))
-            found = run(silent, plan([chosen], known=(DesignSpace,)))
-        except BudgetError:
-            if not tried:
-                raise
-            break  # the budget cannot be met by the methods that are left
-        used = [c.method for c in found.fact(Selection).chosen if c.method is not None]
-        if not used:
-            return chosen
-        ratio = bench(run(found, plan([Factorize()], known=(Selection,))).graph)
-        state.progress.log(f"  {', '.join(dict.fromkeys(used))}: measured speed-up ×{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})")
-        if ratio.high >= 1:
-            return chosen
-        tried.append((ratio.median, chosen))
-        methods = tuple(m for m in methods if m != Counter(used).most_common(1)[0][0])
-        if not methods:
-            break
-    return max(tried, key=lambda each: each[0])[1]
 
 
 def closest(state: State, select: SelectRanks) -> SelectRanks:

@@ -50,16 +50,21 @@ class Layer(_Record):
 
 
 class Latency(_Record):
-    """Milliseconds of one inference: median and 90th percentile over ``n`` runs."""
+    """Milliseconds of one inference: median and 90th percentile over ``n`` runs. ``estimated``: by a compiler or a formula, no device was timed."""
 
     p50: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     p90: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     n: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)]
+    estimated: bool = False
 
 
 class Figures(_Record):
-    """What an emitted file costs and is worth. ``arena_bytes`` is the planned activation memory, ``peak_rss_bytes`` of the process that ran the file."""
+    """What an emitted file costs and is worth.
+
+    ``arena_bytes`` is the planned activation memory, ``peak_rss_bytes`` of the process that ran the file; ``cycles``, ``sram_bytes`` and ``flash_bytes``
+    are those of an NPU, as its compiler computes them.
+    """
 
     params: _Count
     macs: _Count
@@ -68,6 +73,9 @@ class Figures(_Record):
     accuracy: _Fraction | None = None
     latency_ms: Latency | None = None
     peak_rss_bytes: _Count | None = None
+    cycles: _Count | None = None
+    sram_bytes: _Count | None = None
+    flash_bytes: _Count | None = None
 
 
 class Accuracy(_Record):
@@ -82,18 +90,25 @@ class Accuracy(_Record):
 
 
 class Round(_Record):
-    """One turn of the measured search: latency in milliseconds, predicted and measured."""
+    """One turn of the measured search: latency in milliseconds, predicted and measured, and the same in cycles where the device counts those."""
 
     predicted_ms: _Number | None = None
     measured_ms: _Number | None = None
+    predicted_cycles: _Count | None = None
+    measured_cycles: _Count | None = None
 
 
 class Search(_Record):
-    """How many candidates were evaluated, how many of them no other of the same layer beats, the seconds, and the turns of the measured loop."""
+    """How many candidates were evaluated, how many of them no other of the same layer beats, the seconds, and the turns of the measured loop.
+
+    ``objective``: what was made small; ``allowed_divergence``: the predicted divergence of the outputs up to which, learnt from the accuracy that may be lost.
+    """
 
     candidates: _Count | None = None
     undominated: _Count | None = None
     seconds: _Number | None = None
+    objective: str | None = None
+    allowed_divergence: _Number | None = None
     rounds: tuple[Round, ...] = ()
 
 

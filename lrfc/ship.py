@@ -13,8 +13,11 @@ from typing import Any
 
 from lrfc import artifact as files
 from lrfc import choices
-from lrfc.config import Budget, BuildConfig
+from lrfc.bench import Bench
+from lrfc.config import BuildConfig
+from lrfc.destinations import Destination
 from lrfc.errors import BudgetError, NoGainError
+from lrfc.explore import Settled
 from lrfc.front import front
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
@@ -23,8 +26,8 @@ from lrfc.metrics import accuracy, classifies
 from lrfc.passes.profile import profile
 from lrfc.passes.select_ranks import DesignSpace, Selection, totals
 from lrfc.report.page import render
-from lrfc.state import Artifact, Runner, State, Target
-from lrfc.targets.measure import Measurement, Ratio, compare, speedup
+from lrfc.state import Artifact, Runner, State
+from lrfc.targets.measure import Measurement, Ratio, speedup
 from lrfc.targets.parity import parity
 
 #: A result counts as slower only when the whole 95 % interval of the measured ratio says so, by more than this.
@@ -49,8 +52,6 @@ class Build:
     original: Graph
     design: DesignSpace
     ladder: dict[str, float]
-    max_macs: Budget | None
-    max_drop: float | None
     seconds: float
 
 
@@ -73,9 +74,9 @@ class Result:
         return self.out / self.manifest.artifacts[0].path
 
 
-def ship(made: Build, target: Target, out: Path, log: Sequence[str], stack: ExitStack) -> Result:
-    """Write the output folder of one target. ParityError (and no folder) when the emitted file does not compute what the graph computes."""
-    data, config = made.state.data, made.config
+def ship(made: Build, goal: Destination, bench: Bench, settled: Settled, out: Path, log: Sequence[str], stack: ExitStack) -> Result:
+    """Write the output folder of one destination. ParityError (and no folder) when the emitted file does not compute what the graph computes."""
+    data, config, target = made.state.data, made.config, goal.target
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-")))
     calibration = tuple(x[:CALIBRATED] for x in data.train.inputs)
     with files.folder(out) as work:
@@ -84,7 +85,7 @@ def ship(made: Build, target: Target, out: Path, log: Sequence[str], stack: Exit
         emitted = target.emit(made.state.graph, work / f"{name}.{target.name}", calibration)
         checked = tuple(x[:CHECKED] for x in data.validation.inputs)
         found = parity(emitted, target.load(emitted), checked, keras_io.predict(made.state.graph, checked))
-        measured = compare([original, emitted], threads=config.threads)
+        measured = bench.measure([original, emitted], [made.original, made.state.graph])
         ratio = speedup(*measured)
         before = _figures(made.original, original, measured[0], _score(target.load(original), made))
         after = _figures(made.state.graph, emitted, measured[1], _score(target.load(emitted), made))
@@ -102,20 +103,27 @@ def ship(made: Build, target: Target, out: Path, log: Sequence[str], stack: Exit
                 for layer in layers
             )
         else:
-            failure = _unmet(made, before, after)
+            failure = _unmet(made, settled, before, after)
         keras_io.save(plain, work / "model.keras")
         manifest = Manifest(
             input=Input(path=str(made.source), sha256=_digest(made, work)),
-            config=config.model_dump(mode="json"),
+            config=config.model_dump(mode="json") | {"precision": target.precision, "threads": goal.threads},
             seed=config.seed,
             versions=files.versions(),
             target=target.name,
-            device="local",
+            device=goal.device.name,
             layers=layers,
             before=before,
             after=after,
             accuracy=Accuracy(**made.ladder, artifact=after.accuracy),
-            search=Search(candidates=made.design.size, undominated=made.design.undominated, seconds=made.seconds),
+            search=Search(
+                candidates=made.design.size,
+                undominated=made.design.undominated,
+                seconds=made.seconds,
+                objective=settled.objective,
+                allowed_divergence=settled.allowed,
+                rounds=settled.rounds,
+            ),
             parity=Parity(max_abs_diff=found.max_abs_diff, samples=found.samples),
             artifacts=(files.record(emitted.path, work, target.name), files.record(work / "model.keras", work, "keras")),
         )
@@ -138,8 +146,11 @@ def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float |
         file_bytes=file.bytes,
         arena_bytes=profile(graph, file.precision).arena_bytes,
         accuracy=score,
-        latency_ms=Latency(p50=measured.median_ms, p90=measured.p90_ms, n=measured.n, threads=measured.threads),
+        latency_ms=Latency(p50=measured.median_ms, p90=measured.p90_ms, n=measured.n, threads=measured.threads, estimated=measured.estimated),
         peak_rss_bytes=measured.peak_rss_bytes,
+        cycles=measured.cycles,
+        sram_bytes=measured.sram_bytes,
+        flash_bytes=measured.flash_bytes,
     )
 
 
@@ -165,17 +176,19 @@ def _loss(before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
     return None
 
 
-def _unmet(made: Build, before: Figures, after: Figures) -> BudgetError | None:
-    config = made.config
+def _unmet(made: Build, settled: Settled, before: Figures, after: Figures) -> BudgetError | None:
+    given = made.config.budgets
     problems = []
-    for name, quantity, budget in (
-        ("macs", "macs", made.max_macs), ("params", "params", config.max_params), ("size", "file_bytes", config.max_size), ("ram", "arena_bytes", config.max_ram)
-    ):  # fmt: skip
-        if budget is not None and getattr(after, quantity) > budget.limit(getattr(before, quantity)):
-            problems.append(f"--max-{name} {budget}: {getattr(after, quantity):,} of {getattr(before, quantity):,}")
-    original = made.ladder.get("before")
-    if made.max_drop is not None and original is not None and after.accuracy is not None and original - after.accuracy > made.max_drop + 1e-9:
-        problems.append(f"--max-drop {100 * made.max_drop:.3g}pp: the accuracy fell from {100 * original:.2f} % to {100 * after.accuracy:.2f} %")
+    for name, quantity in (("macs", "macs"), ("params", "params"), ("size", "file_bytes"), ("ram", "arena_bytes")):
+        if name in given and getattr(after, quantity) > given[name].limit(getattr(before, quantity)):
+            problems.append(f"--max-{name} {given[name]}: {getattr(after, quantity):,} of {getattr(before, quantity):,}")
+    if "latency" in given and before.latency_ms is not None and after.latency_ms is not None:
+        limit = given["latency"].limit(before.latency_ms.p50)
+        if after.latency_ms.p50 > limit * (1 + MARGIN):
+            problems.append(f"--max-latency {given['latency']}: {after.latency_ms.p50:.4g} ms of {before.latency_ms.p50:.4g} ms")
+    original, drop = made.ladder.get("before"), settled.max_drop
+    if drop is not None and original is not None and after.accuracy is not None and original - after.accuracy > drop + 1e-9:
+        problems.append(f"--max-drop {100 * drop:.3g}pp: the accuracy fell from {100 * original:.2f} % to {100 * after.accuracy:.2f} %")
     return BudgetError(f"not met: {'; '.join(problems)}; the best effort was saved") if problems else None
 
 

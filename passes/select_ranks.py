@@ -53,6 +53,19 @@ class DesignSpace(Fact):
 
 
 @dataclass(frozen=True)
+class Price(Fact):
+    """That the latencies of the design space are predicted for a device.
+
+    ``unit``: of the latencies, 'ms' or 'cycles'; ``ms_per_unit`` turns them into milliseconds. ``whole``: the predicted latency of the original.
+    """
+
+    device: str
+    unit: str
+    ms_per_unit: float
+    whole: float
+
+
+@dataclass(frozen=True)
 class Selection(Fact):
     """The choice for each factorizable layer of the original graph, and the reason where it is left alone."""
 
@@ -153,11 +166,18 @@ class ExploreLayers:
 
 @dataclass(frozen=True)
 class SelectRanks:
-    """Pick one candidate per layer: the least predicted effect on the output within the budgets."""
+    """Pick one candidate per layer: the least of ``minimise`` within the budgets.
+
+    ``minimise``: the predicted effect on the output ('impact'), or 'macs', 'params', 'latency'. ``max_impact`` bounds the former. ``max_latency``, in
+    milliseconds, and 'latency' need a device to be known (``Price``).
+    """
 
     max_macs: Budget | None = None
     max_params: Budget | None = None
     methods: tuple[str, ...] | None = None
+    max_latency: Budget | None = None
+    max_impact: float | None = None
+    minimise: str = "impact"
 
     needs: ClassVar[tuple[type[Fact], ...]] = (DesignSpace,)
     gives: ClassVar[tuple[type[Fact], ...]] = (Selection,)
@@ -169,18 +189,22 @@ class SelectRanks:
         if self.methods is not None:
             design = design.narrowed(self.methods)
             state = state.with_fact(design)
-        whole, least = totals(state.original), reachable(state)
+        whole, least, outside = costs(state), reachable(state), fixed(state)
         limits = {}
-        for quantity, budget in (("macs", self.max_macs), ("params", self.max_params)):
+        for quantity, budget in (("macs", self.max_macs), ("params", self.max_params), ("latency", self.max_latency)):
             if budget is not None:
-                limit = budget.limit(whole[quantity])
+                # Milliseconds are what a budget is given in; a profile may count cycles.
+                unit = state.fact(Price).ms_per_unit if quantity == "latency" else 1
+                limit = budget.limit(whole[quantity] * unit) / unit
                 if least[quantity] > limit:
                     raise BudgetError(
-                        f"--max-{quantity} {budget} cannot be reached: that is {limit:,.0f} of {whole[quantity]:,}, and the least that these methods reach is"
-                        f" {least[quantity]:,} ({100 * least[quantity] / whole[quantity]:.1f}%)"
+                        f"--max-{quantity} {budget} cannot be reached: that is {_amount(limit)} of {_amount(whole[quantity])}, and the least that these"
+                        f" methods reach is {_amount(least[quantity])} ({100 * least[quantity] / whole[quantity]:.1f}%)"
                     )
-                limits[quantity] = limit - fixed(state)[quantity]
-        chosen = allocate([pareto(s.candidates) for s in design.spaces], limits)
+                limits[quantity] = limit - outside[quantity]
+        if self.max_impact is not None:
+            limits["impact"] = self.max_impact
+        chosen = allocate([pareto(s.candidates) for s in design.spaces], limits, self.minimise)
         reasons = dict(design.skipped)
         for candidate in chosen:
             if candidate.method is None:
@@ -196,8 +220,14 @@ def totals(graph: Graph) -> dict[str, int]:
     return {"macs": macs, "params": folded.params}
 
 
-def reachable(state: State) -> dict[str, int]:
-    """The least MACs and the least parameters that the design space reaches, each by itself."""
+def costs(state: State) -> dict[str, float]:
+    """What the original takes: MACs, parameters, and its predicted latency where a device is known."""
+    price = state.known(Price)
+    return totals(state.original) | ({} if price is None else {"latency": price.whole})
+
+
+def reachable(state: State) -> dict[str, float]:
+    """The least MACs, parameters and latency that the design space reaches, each by itself."""
     outside, spaces = fixed(state), state.fact(DesignSpace).spaces
     return {quantity: size + sum(min(getattr(c, quantity) for c in s.candidates) for s in spaces) for quantity, size in outside.items()}
 
@@ -205,4 +235,8 @@ def reachable(state: State) -> dict[str, int]:
 def fixed(state: State) -> dict[str, float]:
     """What lies outside the layers that have a choice."""
     spaces = state.fact(DesignSpace).spaces
-    return {quantity: total - sum(getattr(s.whole, quantity) for s in spaces) for quantity, total in totals(state.graph).items()}
+    return {quantity: total - sum(getattr(s.whole, quantity) for s in spaces) for quantity, total in costs(state).items()}
+
+
+def _amount(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

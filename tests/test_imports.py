@@ -20,9 +20,10 @@ LAYERS = (
     {"config", "data", "factorization", "manifest", "metrics", "sources", "synthesis"},
     {"pipeline", "search"},
     {"passes", "targets"},
-    {"artifact", "bench", "budgets", "choices", "explore", "front", "report", "survey"},
+    {"artifact", "bench", "budgets", "calibrate", "choices", "destinations", "front", "judge", "report", "survey"},
+    {"explore"},
     {"compiler", "diagnosis", "ship"},
-    {"cli", "terminal", "__main__"},
+    {"cli", "cli_devices", "terminal", "__main__"},
 )
 RANK = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 

@@ -10,8 +10,8 @@ import pytest
 
 from lrfc.config import Budget
 from lrfc.errors import BudgetError
-from lrfc.explore import SAFE_DIVERGENCE, STEPS, SURE, fewest_macs, paired_drop
 from lrfc.ir import keras_io
+from lrfc.judge import SAFE_DIVERGENCE, STEPS, SURE, paired_drop, smallest
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import scorer
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
@@ -46,7 +46,7 @@ def strict() -> tuple[Budget, list[str], list[int]]:
     """The budget for a drop of 3 percentage points, the log, and the steps of the bar."""
     lines: list[str] = []
     steps: list[int] = []
-    return fewest_macs(replace(state(), progress=Progress(lambda title, total: steps.append, lines.append)), 0.03), lines, steps
+    return smallest(replace(state(), progress=Progress(lambda title, total: steps.append, lines.append)), 0.03).budget, lines, steps
 
 
 def test_the_network_within_the_budget_keeps_the_drop() -> None:
@@ -64,21 +64,21 @@ def test_each_try_is_told() -> None:
 
 
 def test_with_every_drop_allowed_the_smallest_network_is_found(monkeypatch) -> None:
-    monkeypatch.setattr("lrfc.explore.STEPS", 4)
-    found = fewest_macs(state(), 1.0)
+    monkeypatch.setattr("lrfc.judge.STEPS", 4)
+    found = smallest(state(), 1.0).budget
     assert found.value < strict()[0].value
     assert least() < found.value <= least() + (1 - least()) / 2**4
 
 
 def test_a_drop_that_nothing_keeps(monkeypatch) -> None:
-    monkeypatch.setattr("lrfc.explore.STEPS", 2)
+    monkeypatch.setattr("lrfc.judge.STEPS", 2)
     with pytest.raises(BudgetError, match=r"no factorization stays within --max-drop -500pp; allow a larger drop, or give a budget"):
-        fewest_macs(state(), -5)
+        smallest(state(), -5)
 
 
 def test_on_synthetic_data_the_prediction_decides() -> None:
     given = replace(state(), data=replace(state().data, synthetic=True))
-    found = fewest_macs(given, 0.01)
+    found = smallest(given, 0.01).budget
     impact = SelectRanks(max_macs=found)(given).fact(Selection).impact
     assert 0 < impact <= SAFE_DIVERGENCE
     smaller = Budget(value=found.value - 0.05, relative=True)

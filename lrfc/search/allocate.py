@@ -11,37 +11,46 @@ from scipy.sparse import csr_array
 from lrfc.errors import BudgetError
 from lrfc.search.candidates import Candidate
 
+#: What is counted: a limit on it is kept to the last one. The others are predictions.
+COUNTED = frozenset({"macs", "params"})
 
-def allocate(spaces: Sequence[Sequence[Candidate]], limits: Mapping[str, float]) -> tuple[Candidate, ...]:
+
+def allocate(spaces: Sequence[Sequence[Candidate]], limits: Mapping[str, float], minimise: str = "impact") -> tuple[Candidate, ...]:
     """The candidate of each layer that together have the least impact, with the sum of each limited quantity within its limit.
 
-    ``limits`` maps 'macs' or 'params' to the bound on the sum over these layers. Ties are broken by cost and then by order, so the result is
-    deterministic. BudgetError names the budget that cannot be met and the least value that can.
+    ``limits`` maps 'macs', 'params', 'latency' or 'impact' to the bound on the sum over these layers; ``minimise`` is any of these. Ties are broken by
+    cost and then by order, so the result is deterministic. BudgetError names the budget that cannot be met and the least value that can.
     """
     for quantity, limit in limits.items():
         least = sum(min(getattr(c, quantity) for c in layer) for layer in spaces)
         if least > limit:
             raise BudgetError(
-                f"the {quantity} budget cannot be met: {limit:,.0f} wanted of the layers that can be factorized, at least {least:,.0f} needed"
+                f"the {quantity} budget cannot be met: {_shown(limit)} wanted of the layers that can be factorized, at least {_shown(least)} needed"
             )
     flat = [candidate for layer in spaces for candidate in layer]
     if not flat:
         return ()
     owner = np.repeat(np.arange(len(spaces)), [len(layer) for layer in spaces])
-    impact = np.array([c.impact for c in flat])
+    goal = np.array([getattr(c, minimise) for c in flat], float)
     cost = np.array([c.macs + c.params for c in flat], float)
-    # A hair of cost decides between choices of equal impact; far below any impact that matters.
-    # HiGHS stops within 1e-6 of the optimum, whatever the gap asked for: in units of a millionth of the largest impact that is nothing.
-    objective = 1e6 * (impact / max(impact.max(), 1e-30) + 1e-9 * cost / max(cost.sum(), 1))
+    # A hair of cost decides between choices of equal worth; far below any difference that matters.
+    # HiGHS stops within 1e-6 of the optimum, whatever the gap asked for: in units of a millionth of the largest value that is nothing.
+    objective = 1e6 * (goal / max(goal.max(), 1e-30) + 1e-9 * cost / max(cost.sum(), 1))
     one_each = LinearConstraint(csr_array((np.ones(len(flat)), (owner, np.arange(len(flat))))), 1, 1)
     constraints = [one_each]
-    constraints += [LinearConstraint(np.array([[getattr(c, q) / limit for c in flat]]), -np.inf, 1) for q, limit in limits.items() if limit > 0]
+    for quantity, limit in limits.items():
+        unit = limit if limit > 0 else 1.0
+        constraints.append(LinearConstraint(np.array([[getattr(c, quantity) / unit for c in flat]]), -np.inf, limit / unit))
     while True:
         result = milp(objective, integrality=np.ones(len(flat)), bounds=Bounds(0, 1), constraints=constraints, options={"mip_rel_gap": 0.0})
         if result.x is None:
             raise BudgetError(f"the {' and '.join(limits)} budgets cannot be met together: {result.message}")
         chosen = tuple(flat[i] for i in np.flatnonzero(result.x > 0.5))
-        if all(sum(getattr(c, q) for c in chosen) <= limit for q, limit in limits.items()):
+        if all(sum(getattr(c, q) for c in chosen) <= limit * (1 if q in COUNTED else 1 + 1e-6) for q, limit in limits.items()):
             return chosen
         # HiGHS takes a sum for equal to its limit within a relative 1e-6. A budget is a promise: rule this combination out and solve again.
         constraints.append(LinearConstraint(np.round(result.x)[None], -np.inf, len(spaces) - 1))
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

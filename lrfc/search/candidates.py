@@ -33,7 +33,8 @@ class Candidate:
     """One choice for one layer: a method at given ranks, or the layer as it is (``method`` None).
 
     ``params`` and ``macs`` count all calls of the layer (weights once); ``error`` is the feature-map distance on held-out data (0 for the layer as
-    it is), ``impact`` the divergence of the network's output that it predicts.
+    it is), ``impact`` the divergence of the network's output that it predicts. ``latency``: predicted time of all calls on the device that the build is
+    for, in the unit of its cost profile; 0 as long as no device is known.
     """
 
     layer: str
@@ -43,6 +44,7 @@ class Candidate:
     macs: int
     error: float = 0.0
     impact: float = 0.0
+    latency: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +189,12 @@ class Decomposed(Mapping[str, Factors]):
             self._found[method] = factors
         return factors
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
     def forget(self, method: str) -> None:
         """Free what is kept of a decomposition; it is computed anew when it is asked for again."""
         self._found[method] = None
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
 
     def __len__(self) -> int:
         return len(self._found)
@@ -225,11 +227,11 @@ def grid(full: Ranks, levels: int, multiple: int = 1) -> list[Ranks]:
 
 
 def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The candidates that no other one beats: at most the same impact, MACs and parameters, and less of one. The others are never allocated."""
-    ordered = sorted(candidates, key=lambda c: (c.impact, c.macs, c.params, c.method or "", c.ranks))
+    """The candidates that no other one beats: at most the same impact, MACs, parameters and latency, and less of one. The others are never allocated."""
+    ordered = sorted(candidates, key=lambda c: (c.impact, c.macs, c.params, c.latency, c.method or "", c.ranks))
     kept: list[Candidate] = []
     for candidate in ordered:
-        if not any(other.macs <= candidate.macs and other.params <= candidate.params for other in kept):
+        if not any(o.macs <= candidate.macs and o.params <= candidate.params and o.latency <= candidate.latency for o in kept):
             kept.append(candidate)
     return tuple(kept)
 

@@ -1,0 +1,240 @@
+"""The measured loop: allocate, rewrite, emit, measure, correct the prices, and allocate again until what is predicted is what is measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from lrfc import budgets, judge
+from lrfc.config import Budget
+from lrfc.errors import BudgetError
+from lrfc.ir.graph import Graph
+from lrfc.manifest import Round
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.price_layers import PriceLayers, executed
+from lrfc.passes.select_ranks import DesignSpace, Price, Selection, SelectRanks, fixed
+from lrfc.pipeline import plan, run
+from lrfc.search.latency import CostProfile, corrected
+from lrfc.search.pricing import Key, key
+from lrfc.search.signature import Signature
+from lrfc.state import Progress, State, Target
+from lrfc.targets.measure import Ratio
+
+#: Plans that are emitted and measured at most, and how close prediction and measurement are when the loop ends.
+ROUNDS = 5
+AGREE = 0.05
+#: What ``--objective`` names → the quantity of a candidate that is minimised, and the one whose budget is walked to learn what the accuracy allows.
+OBJECTIVES = {"latency": "latency", "cycles": "latency", "macs": "macs", "size": "params", "ram": "macs"}
+
+
+class Measured(Protocol):
+    """A plan beside the original; see ``lrfc.bench.Trial``."""
+
+    @property
+    def ratio(self) -> Ratio: ...  # noqa: D102
+    @property
+    def time(self) -> float: ...  # noqa: D102
+    @property
+    def ops(self) -> tuple[Signature, ...]: ...  # noqa: D102
+    @property
+    def known(self) -> Mapping[Signature, float]: ...  # noqa: D102
+
+
+class Measures(Protocol):
+    """Measures plans on the device; see ``lrfc.bench.Bench``."""
+
+    time: float
+    ms_per_unit: float
+    ops: tuple[Signature, ...]
+
+    def __call__(self, graph: Graph) -> Measured: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a plan has to keep, and what it is to be best in.
+
+    ``select``: budgets on MACs, parameters and latency, and the methods. ``objective``: the quantity to make small as far as ``max_drop`` allows; None
+    to keep the outputs as close as the budgets allow, and then ``max_drop`` is only looked at in the end.
+    """
+
+    select: SelectRanks
+    max_size: Budget | None = None
+    max_ram: Budget | None = None
+    objective: str | None = None
+    max_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A selection to build, the state to run it on, and how it was found: the turns of the loop and, with an objective, the divergence allowed."""
+
+    state: State
+    select: SelectRanks
+    rounds: tuple[Round, ...]
+    objective: str | None
+    allowed: float | None
+    max_drop: float | None
+
+
+@dataclass(frozen=True)
+class _Tried:
+    state: State
+    select: SelectRanks
+    trial: Measured
+    impact: float
+
+    @property
+    def slower(self) -> bool:
+        return self.trial.ratio.high < 1
+
+
+class Loop:
+    """Settles on a plan for one device. ``profile``: the prices to begin with, whatever they were fitted on; they are corrected by each measurement."""
+
+    def __init__(self, state: State, target: Target, bench: Measures, profile: CostProfile) -> None:
+        self._state, self._target, self._bench, self._profile = state, target, bench, profile
+        self._executed = executed(state)
+        self._seen: list[tuple[tuple[Signature, ...], float]] = [(bench.ops, bench.time)]
+        self._known: dict[Signature, float] = {}
+
+    def settle(self, wish: Wish, allowed: float | None = None) -> Settled:
+        """The plan. ``allowed``: the divergence that ``max_drop`` allows, where an earlier loop on the same data has found it.
+
+        MACs do not tell time: a plan may have half of them and be slower. Each plan is emitted and measured before work goes into it; what was measured
+        corrects the prices, and one that is slower than the original loses the method that most of its layers have. The loop ends when prediction
+        and measurement agree within 5 %, when a plan comes again, or after five plans. BudgetError when a budget cannot be met.
+        """
+        if wish.objective is not None and allowed is None:
+            allowed = self._allowed(wish)
+        methods = wish.select.methods or _methods(self._state)
+        tried: dict[tuple[Key, ...], _Tried] = {}
+        rounds: list[Round] = []
+        narrowed: tuple[str, ...] | None = None
+        while len(rounds) < ROUNDS:
+            try:
+                state, select, narrowed = self._chosen(wish, methods, narrowed, allowed)
+                found = run(replace(state, progress=Progress()), plan([select], known=(DesignSpace,)))
+            except BudgetError:
+                if not tried:
+                    raise
+                break  # the methods that are left, or the corrected prices, do not reach the budgets
+            selection = found.fact(Selection)
+            place = tuple(map(key, selection.chosen))
+            if place in tried:
+                break
+            trial = self._bench(run(found, plan([Factorize()], known=(Selection,))).graph)
+            price = found.fact(Price)
+            predicted = fixed(found)["latency"] + sum(c.latency for c in selection.chosen)
+            rounds.append(self._round(price, predicted, trial))
+            self._told(selection, rounds[-1], trial)
+            tried[place] = this = _Tried(state, select, trial, selection.impact)
+            self._seen.append((trial.ops, trial.time))
+            self._known |= trial.known
+            used = [c.method for c in selection.chosen if c.method is not None]
+            if this.slower and used:
+                methods = tuple(m for m in methods if m != Counter(used).most_common(1)[0][0])
+                narrowed = None
+                if not methods:
+                    break
+            elif abs(predicted / trial.time - 1) <= AGREE and not self._late(wish, trial):
+                break
+        best = min(tried.values(), key=lambda each: self._rank(wish, each))
+        return Settled(best.state, best.select, tuple(rounds), wish.objective, allowed, wish.max_drop)
+
+    # -- one turn --------------------------------------------------------------------------------------------------------------
+
+    def _chosen(
+        self, wish: Wish, methods: tuple[str, ...], narrowed: tuple[str, ...] | None, allowed: float | None
+    ) -> tuple[State, SelectRanks, tuple[str, ...]]:
+        """The state with its prices and memory bounds, the selection, and the methods that it draws from."""
+        try:
+            return self._selected(self._priced(slower=False), wish, methods, narrowed, allowed)
+        except BudgetError:
+            found = self._selected(self._priced(slower=True), wish, methods, narrowed, allowed)
+            self._state.progress.log("  the budgets need layers that take longer than they do now: these are allowed")
+            return found
+
+    def _selected(
+        self, priced: State, wish: Wish, methods: tuple[str, ...], narrowed: tuple[str, ...] | None, allowed: float | None
+    ) -> tuple[State, SelectRanks, tuple[str, ...]]:
+        select = replace(wish.select, methods=narrowed or methods)
+        if wish.objective is not None:
+            return *self._least(priced, wish, select, allowed), methods
+        state, select = budgets.meet(priced, select, wish.max_size, wish.max_ram, [self._target])
+        if narrowed is None:
+            select = judge.closest(state, select)
+        return state, select, select.methods or methods
+
+    def _least(self, state: State, wish: Wish, select: SelectRanks, allowed: float | None) -> tuple[State, SelectRanks]:
+        """The selection that is best in the objective with no more than the allowed divergence."""
+        assert wish.objective is not None
+        select = replace(select, max_impact=allowed)
+        if wish.objective != "ram":
+            return budgets.meet(state, replace(select, minimise=OBJECTIVES[wish.objective]), wish.max_size, wish.max_ram, [self._target])
+        return _least_ram(state, select, wish, self._target)
+
+    def _priced(self, *, slower: bool) -> State:
+        profile = corrected(self._profile, self._seen)
+        step = PriceLayers(profile, self._known, self._bench.ms_per_unit, slower, self._executed)
+        return replace(run(replace(self._state, progress=Progress()), plan([step], known=(DesignSpace,))), progress=self._state.progress)
+
+    def _allowed(self, wish: Wish) -> float:
+        """The predicted divergence that ``max_drop`` allows, learnt by running plans along the objective."""
+        assert wish.objective is not None
+        assert wish.max_drop is not None
+        return judge.smallest(self._priced(slower=False), wish.max_drop, OBJECTIVES[wish.objective], wish.select).impact
+
+    def _round(self, price: Price, predicted: float, trial: Measured) -> Round:
+        cycles = price.unit == "cycles"
+        return Round(
+            predicted_ms=predicted * price.ms_per_unit, measured_ms=trial.time * price.ms_per_unit,
+            predicted_cycles=round(predicted) if cycles else None, measured_cycles=round(trial.time) if cycles else None,
+        )  # fmt: skip
+
+    def _told(self, selection: Selection, turn: Round, trial: Measured) -> None:
+        used = ", ".join(dict.fromkeys(c.method for c in selection.chosen if c.method is not None)) or "nothing factorized"
+        self._state.progress.log(
+            f"  {used}: predicted {turn.predicted_ms:.4g} ms, measured {turn.measured_ms:.4g} ms,"
+            f" speed-up ×{trial.ratio.median:.2f} ({trial.ratio.low:.2f} to {trial.ratio.high:.2f})"
+        )
+
+    def _late(self, wish: Wish, trial: Measured) -> bool:
+        """Whether the plan misses the latency budget."""
+        limit = wish.select.max_latency
+        return limit is not None and trial.time > limit.limit(self._bench.time * self._bench.ms_per_unit) / self._bench.ms_per_unit
+
+    def _rank(self, wish: Wish, each: _Tried) -> tuple[bool, bool, float]:
+        timed = wish.objective in ("latency", "cycles") or each.slower or self._late(wish, each.trial)
+        return self._late(wish, each.trial), each.slower, each.trial.time if timed else _goal(each, wish)
+
+
+def _goal(each: _Tried, wish: Wish) -> float:
+    if wish.objective is None:
+        return each.impact
+    chosen = run(replace(each.state, progress=Progress()), plan([each.select], known=(DesignSpace,))).fact(Selection).chosen
+    return float(sum(getattr(c, OBJECTIVES[wish.objective or "macs"]) for c in chosen))
+
+
+def _methods(state: State) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(c.method for s in state.fact(DesignSpace).spaces for c in s.candidates if c.method))
+
+
+def _least_ram(state: State, select: SelectRanks, wish: Wish, target: Target) -> tuple[State, SelectRanks]:
+    """The least activation memory within the allowed divergence, found by bisection; of the plans with it the one with the fewest MACs."""
+    select = replace(select, minimise="macs")
+    low, high = 0.0, 1.0 if wish.max_ram is None else wish.max_ram.value if wish.max_ram.relative else 1.0
+    best = budgets.meet(state, select, wish.max_size, wish.max_ram, [target])
+    quiet: Callable[[State], State] = lambda each: replace(each, progress=Progress())  # noqa: E731
+    while high - low > 0.01:
+        share = (low + high) / 2
+        try:
+            found = budgets.meet(quiet(state), select, wish.max_size, Budget(value=share, relative=True), [target])
+            run(quiet(found[0]), plan([found[1]], known=(DesignSpace,)))
+        except BudgetError:
+            low = share
+        else:
+            best, high = (replace(found[0], progress=state.progress), found[1]), share
+    return best
