@@ -37,9 +37,8 @@ from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Candidate, LayerSpace
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact, State
-from lrfc.targets import device
+from lrfc.targets import device, vela
 from lrfc.targets.npu import observed, predicted, price
-from lrfc.targets.runners import vela
 from lrfc.targets.tflite import TFLite
 
 HERE = Path(__file__).parent

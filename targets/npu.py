@@ -13,9 +13,8 @@ from lrfc.ir.graph import Graph
 from lrfc.search import npu
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact
-from lrfc.targets import probe
+from lrfc.targets import probe, vela
 from lrfc.targets.device import Vela
-from lrfc.targets.runners import vela
 
 #: Most ops of one probe, and most of their weights: what keeps a run of Vela at a few seconds.
 _OPS, _WEIGHTS = 150, 4_000_000
@@ -25,7 +24,7 @@ def price(signatures: Iterable[Signature], reach: Vela, *, timeout: float = 600.
     """Cycles of each op, as Vela computes them for an op between others of its kind; those that a probe cannot hold are left out.
 
     In a network an op may differ a little: Vela fetches weights while the op before runs, and chooses blocks by what memory is left. ``timeout``:
-    seconds for all of them. The errors of ``lrfc.targets.runners.vela.compiled``.
+    seconds for all of them. The errors of ``lrfc.targets.vela.compiled``.
     """
     deadline = time.monotonic() + timeout
     found: dict[Signature, float] = {}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lrfc.search.signature import Signature
 
-_WINDOWED = frozenset({"conv", "depthwise"})
+_WINDOWED = frozenset({"conv", "depthwise", "pool"})
 _PADDING = frozenset({"zeropadding1d", "zeropadding2d"})
 #: Channels of the tensors that inputs are made from.
 _SEED = 4
@@ -21,7 +21,9 @@ _POOL = 256
 
 
 def can_hold(signature: Signature) -> bool:
-    """Whether a probe can hold the op: a convolution of one or two axes, a matrix product, or a padding."""
+    """Whether a probe can hold the op: a convolution or pooling of one or two axes, a matrix product, a padding, a sum of two tensors or a mean."""
+    if signature.kind in ("add", "reduce"):
+        return len(signature.inputs) < 3 and all(2 <= len(shape) <= 3 and len(shape) == len(signature.inputs[0]) for shape in signature.inputs)
     if signature.kind == "dense":
         return signature.macs in (0, math.prod(signature.output) * signature.inputs[0][-1])  # an einsum may sum over more than the last axis
     if signature.kind in _PADDING:
@@ -33,16 +35,19 @@ def network(signatures: Sequence[Signature]) -> bytes:
     """A network in which op number i gives the tensor ``op<i>``.
 
     Each stands between two small ops, as it does in a real network, so that a compiler is free to choose the layout of what it reads and writes: a
-    convolution makes its input (once for each shape), and one position of its output is kept. Weights are drawn at random from a normal
+    convolution makes its input (once for each shape), and its maxima are kept. A pooling, of which a signature does not tell, is one of maxima. Weights are drawn at random from a normal
     distribution and scaled to the full range of int8 per channel, as trained weights mostly lie, so that they compress alike.
     """
     file = _File()
-    sources: dict[tuple[int, ...], int] = {}
+    sources: dict[tuple[Any, ...], int] = {}
     for number, signature in enumerate(signatures):
-        shape = _image(signature.inputs[0], signature)
-        if shape not in sources:
-            sources[shape] = file.source(shape, len(sources))
-        file.op(signature, sources[shape], _image(signature.output, signature), f"op{number}")
+        read = []
+        for place, shape in enumerate(signature.inputs):
+            key = (place, _image(shape, signature))
+            if key not in sources:
+                sources[key] = file.source(key[1], len(sources))
+            read.append(sources[key])
+        file.op(signature, read, _image(signature.output, signature), f"op{number}")
     return file.content()
 
 
@@ -65,7 +70,7 @@ def _image(shape: tuple[int, ...], signature: Signature) -> tuple[int, ...]:
     """(H, W, C): a sequence is an image of height one; all but the last axis of a matrix product are rows."""
     if signature.kind == "dense":
         return (1, math.prod(shape[:-1]), shape[-1])
-    return (1, *shape) if len(shape) == 2 else shape
+    return (1,) * (3 - len(shape)) + shape
 
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:
@@ -98,14 +103,22 @@ class _File:
         self._linear("CONV_2D", given, made, (shape[-1], 1, 1, _SEED), self._window("Conv2DOptions", (1, 1), (1, 1), (1, 1), same=True), 0)
         return made
 
-    def op(self, signature: Signature, source: int, shape: tuple[int, ...], name: str) -> None:
-        """The op itself, and one position of its output."""
-        made = self._activation(shape, name)
+    def op(self, signature: Signature, sources: Sequence[int], shape: tuple[int, ...], name: str) -> None:
+        """The op itself, and something small made of its output."""
+        made, source = self._activation(shape, name), sources[0]
         channels, width = shape[-1], signature.inputs[0][-1]
         if signature.kind in _PADDING:
-            added = [after - before for after, before in zip(shape, self.tensors[source].shape[1:], strict=True)]
-            sides = np.asarray([(0, 0), *((n // 2, n - n // 2) for n in added)], np.int32)
+            growth = [after - before for after, before in zip(shape, self.tensors[source].shape[1:], strict=True)]
+            sides = np.asarray([(0, 0), *((n // 2, n - n // 2) for n in growth)], np.int32)
             self._operator("PAD", [source, self._constant(sides, "INT32")], made, ("PadOptions", self.schema.PadOptionsT()))
+        elif signature.kind == "add":
+            added = self.schema.AddOptionsT()
+            added.fusedActivationFunction = self._fused(signature.activation)
+            self._operator("ADD", list(sources), made, ("AddOptions", added))
+        elif signature.kind == "reduce":
+            reducer = self.schema.ReducerOptionsT()
+            reducer.keepDims = True
+            self._operator("MEAN", [source, self._constant(np.asarray([1, 2], np.int32), "INT32")], made, ("ReducerOptions", reducer))
         elif signature.kind == "dense":
             options = self.schema.FullyConnectedOptionsT()
             options.keepNumDims = True
@@ -116,9 +129,13 @@ class _File:
             size = tuple(self.tensors[source].shape[1:3])
             same = all(-(-n // s) == m for n, s, m in zip(size, strides, shape, strict=False))
             depthwise = signature.kind == "depthwise"
-            window = self._window("DepthwiseConv2DOptions" if depthwise else "Conv2DOptions", strides, dilation, kernel, same=same)
+            kind = {"pool": "Pool2DOptions", "depthwise": "DepthwiseConv2DOptions"}.get(signature.kind, "Conv2DOptions")
+            window = self._window(kind, strides, dilation, kernel, same=same)
             window[1].fusedActivationFunction = self._fused(signature.activation)
-            if depthwise:
+            if signature.kind == "pool":
+                window[1].filterHeight, window[1].filterWidth = kernel
+                self._operator("MAX_POOL_2D", [source], made, window)
+            elif depthwise:
                 window[1].depthMultiplier = channels // width
                 self._linear("DEPTHWISE_CONV_2D", source, made, (1, *kernel, channels), window, 3)
             else:

@@ -12,10 +12,10 @@ from lrfc.errors import DependencyError, DeviceError, UsageError
 from lrfc.ir import keras_io
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.state import Artifact
-from lrfc.targets import device
+from lrfc.targets import device, vela
 from lrfc.targets.device import Device, Vela
 from lrfc.targets.measure import speedup
-from lrfc.targets.runners import vela
+from lrfc.targets.runners.vela import VelaRunner, measurement
 from lrfc.targets.tflite import TFLite
 from tests.helpers import conv_net, residual
 
@@ -83,21 +83,38 @@ def test_shipped_devices(name):
     profile = device.load(name)
     assert profile.precisions[0] == "int8"
     assert not profile.measured
-    with vela.VelaRunner(profile) as runner:
+    with VelaRunner(profile) as runner:
         facts = runner.check()
     assert facts.machine == name
     assert facts.runtimes == {"tflite": f"Vela {vela.version()}"}
 
 
 def test_measurements(file, compiled):
-    with vela.VelaRunner(device.load("ethos-u55-128")) as runner:
+    with VelaRunner(device.load("ethos-u55-128")) as runner:
         first, second = runner.compare([file, file], runs=3)
     assert first == second
     assert first.estimated
     assert (first.cycles, first.sram_bytes, first.flash_bytes) == (compiled.cycles, compiled.sram_bytes, compiled.flash_bytes)
     assert first.median_ms == compiled.ms
     assert (first.iqr_ms, first.n, first.cold_start_ms, first.peak_rss_bytes) == (0.0, 1, None, None)
+    assert first.file_bytes == file.bytes
+    assert not first.notes
     assert speedup(first, second).median == 1.0
+
+
+def test_a_file_is_compiled_once(file, graph, monkeypatch):
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return compile_file(*args, **kwargs)
+
+    compile_file = vela.compiled
+    monkeypatch.setattr(vela, "compiled", counted)
+    with VelaRunner(device.load("ethos-u55-128")) as runner:
+        before, _ = runner.compare([file, file])
+        assert sum(runner.observed(file, graph).values()) == before.cycles
+    assert len(calls) == 1
 
 
 def test_a_larger_accelerator_is_faster(file, compiled):
@@ -127,6 +144,9 @@ def test_fallbacks_are_named(tmp_path):
     result = vela.compiled(TFLite("int8").emit(graph, tmp_path / "elu.tflite", (images,)), U55)
     assert [layer.operator for layer in result.fallbacks] == ["Elu"]
     assert "odd" in result.fallbacks[0].name
+    assert measurement(Artifact(tmp_path / "elu.tflite", "tflite", "int8"), result).notes == (
+        "1 operators run on the CPU, which Vela does not count: Elu",
+    )
     assert set(vela.by_op(result, graph)) == {"first", "second"}
 
 
@@ -166,4 +186,4 @@ def test_vela_is_missing(file, monkeypatch):
 
 def test_another_device_is_refused():
     with pytest.raises(UsageError, match="reached by local"):
-        vela.VelaRunner(Device(name="here", description="this machine"))
+        VelaRunner(Device(name="here", description="this machine"))

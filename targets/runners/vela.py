@@ -1,170 +1,34 @@
-"""Arm Ethos-U: cycles and memory of an int8 file as Arm's Vela compiler computes them, and the file that it compiles. Nothing is timed."""
+"""An Arm Ethos-U as its compiler Vela computes it: a device that is not there, with exact figures that are called estimated."""
 
 from __future__ import annotations
 
-import csv
-import importlib.metadata
-import re
-import shutil
-import signal
-import subprocess
-import sys
+import hashlib
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from lrfc.errors import DeviceError, UsageError
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.search.signature import Signature
 from lrfc.state import Artifact
-from lrfc.targets import probe
+from lrfc.targets import npu, probe, vela
 from lrfc.targets.device import Device, Vela
-from lrfc.targets.freeze import plain
 from lrfc.targets.imports import need
 from lrfc.targets.measure import Measurement
 from lrfc.targets.runners.base import Facts
 
-#: Operators at the edges of a file whose inputs and outputs are float: they run on the CPU and hold back nothing else.
-EDGES = frozenset({"Quantize", "Dequantize"})
-#: What Vela calls the operators that multiply and accumulate.
-_LINEAR = frozenset({"Conv2D", "DepthwiseConv2D", "FullyConnected", "TransposeConv2D", "MatMul"})
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One operator of the compiled network.
-
-    ``name``: of the operator's output in the file, the fused ops' names joined by ';'. ``operator``: the TFLite operator it came from. ``kind``: what
-    Vela made of it. ``on_npu``: False when the CPU has to run it, which Vela does not count. ``cycles``: the largest of what the NPU computes
-    (``npu_cycles``) and what the memories take to deliver (``sram_cycles``, and ``flash_cycles`` of the memory outside). ``sram_bytes``: alive meanwhile.
-    """
-
-    name: str
-    operator: str
-    kind: str
-    on_npu: bool
-    cycles: int
-    npu_cycles: int
-    sram_cycles: int
-    flash_cycles: int
-    macs: int
-    sram_bytes: int
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """What Vela makes of a file.
-
-    ``cycles``: of one inference on the NPU, ``ms`` at ``clock_hz``; operators that fall back to the CPU are not in it. ``sram_bytes``: the peak of
-    activations and buffered weights. ``flash_bytes``: what lies outside the SRAM, that is weights and commands (in memory modes that keep
-    activations there, those too). ``content``: the compiled .tflite file, for TFLite Micro with the Ethos-U driver.
-    """
-
-    layers: tuple[Layer, ...]
-    cycles: int
-    clock_hz: float
-    sram_bytes: int
-    flash_bytes: int
-    content: bytes
-
-    @property
-    def ms(self) -> float:
-        """Milliseconds of one inference."""
-        return 1e3 * self.cycles / self.clock_hz
-
-    @property
-    def fallbacks(self) -> tuple[Layer, ...]:
-        """What the CPU has to run, without the conversion of float inputs and outputs."""
-        return tuple(layer for layer in self.layers if not layer.on_npu and layer.operator not in EDGES)
-
-
-def compiled(file: Artifact, reach: Vela, *, timeout: float = 600.0) -> Compiled:
-    """Compile an int8 .tflite file for the accelerator.
-
-    DependencyError when Vela is not installed; UsageError when the file is no .tflite or holds floats only; DeviceError, with the last line that Vela
-    wrote, when it fails or takes longer than ``timeout`` seconds, and when it finds nothing in the file that the NPU can run.
-    """
-    need("ethosu.vela", "'lrfc[npu]'")
-    if file.format != "tflite":
-        raise UsageError(f"{file.path} is an {file.format} file: an Ethos-U takes --target tflite --precision int8")
-    with tempfile.TemporaryDirectory(prefix="lrfc-vela-") as folder:
-        source = Path(folder, "model.tflite")
-        try:
-            shutil.copyfile(file.path, source)
-        except OSError as error:
-            raise DeviceError(f"{file.path} cannot be read: {error.strerror}") from error
-        _run(file.path, source, reach, timeout)
-        summary = _table(next(iter(source.parent.glob("model_summary_*.csv"))))[0]
-        layers = tuple(_layer(row) for row in _table(source.with_name("model_per-layer.csv")))
-        content = source.with_name("model_vela.tflite").read_bytes()
-        if not any(layer.on_npu for layer in layers):
-            if probe.is_float(source.read_bytes()):
-                raise UsageError(f"{file.path.name} is a float file and an Ethos-U runs integers: build it with --precision int8")
-            operators = ", ".join(sorted({layer.operator for layer in layers})) or "none"
-            raise DeviceError(f"nothing in {file.path.name} can run on {reach.accelerator}: its operators are {operators}")
-    kib = {key.removesuffix("_memory_used"): float(value) for key, value in summary.items() if key.endswith("_memory_used")}
-    return Compiled(
-        layers=layers,
-        cycles=round(float(summary["cycles_total"])),
-        clock_hz=float(summary["core_clock"]),
-        sram_bytes=round(1024 * kib["sram"]),
-        flash_bytes=round(1024 * sum(value for memory, value in kib.items() if memory != "sram")),
-        content=content,
-    )
-
-
-def by_op(result: Compiled, graph: Graph) -> dict[str, int]:
-    """Cycles of each op of the graph that the file was emitted from; what cannot be told apart goes to the op that gives the result.
-
-    The converter names an operator after the layers that it fuses into it, and Vela keeps the name: a convolution's cycles are booked to the
-    convolution, those of an addition with its ReLU to the addition. An operator of unknown name is booked under that name.
-    """
-    found: dict[str, int] = defaultdict(int)
-    outputs = [ref.op for ref in graph.outputs]
-    for layer in result.layers:
-        if layer.on_npu and layer.cycles:
-            found[_owner(layer, graph, outputs)] += layer.cycles
-    return dict(found)
-
-
-def _owner(layer: Layer, graph: Graph, outputs: Sequence[str]) -> str:
-    own = re.sub(r"_(softmax|intermediate).*$", "", layer.name)
-    parts = [plain(part, graph.name).split("/")[0] for part in own.split(";")]
-    # Layers keep their names; an op of keras.ops has that of TensorFlow's op, which differs in capitals.
-    named = [graph.op(name) for part in parts for name in (part, part.lower()) if name in graph]
-    if not named:
-        # The result carries the name of the function that was converted, and its number: 'PartitionedCall:0', then '1' where it is dequantised.
-        result = re.match(r"PartitionedCall:(\d+)", own)
-        if result is None:
-            return own
-        number = result[1] if len(result[1]) == 1 else result[1][:-1]
-        named = [graph.op(outputs[min(int(number), len(outputs) - 1)])]
-    if layer.operator == "Softmax":
-        reader = graph.only_consumer(named[0].name)
-        return reader.name if reader is not None and reader.kind in ("Activation", "Softmax") else named[0].name
-    if layer.kind not in _LINEAR or layer.operator not in _LINEAR:
-        return named[-1].name
-    op = next((op for op in named if _is_linear(op)), named[0])
-    while not _is_linear(op) and len(graph.operands(op.name)) == 1:  # the name of what it fuses alone is left
-        op = graph.op(graph.operands(op.name)[0].op)
-    return op.name
-
-
-def _is_linear(op: Op) -> bool:
-    return "Conv" in op.kind or op.kind in ("Dense", "EinsumDense")
-
 
 class VelaRunner:
-    """An Ethos-U that is not there: what its compiler says of a file."""
+    """What Vela says of files and ops. The same file is compiled once: its figures do not change."""
 
     def __init__(self, device: Device) -> None:
         if not isinstance(device.reach, Vela):
             raise UsageError(f"device '{device.name}' is reached by {device.reach.kind}, not by vela")
         self._name, self._reach = device.name, device.reach
+        self._compiled: dict[str, vela.Compiled] = {}
 
     def __enter__(self) -> Self:
         need("ethosu.vela", "'lrfc[npu]'")
@@ -178,70 +42,39 @@ class VelaRunner:
         with tempfile.TemporaryDirectory(prefix="lrfc-vela-") as folder:
             path = Path(folder, "probe.tflite")
             path.write_bytes(probe.smallest())
-            compiled(Artifact(path, "tflite", "int8"), self._reach)
-        return Facts(machine=self._reach.accelerator, system=f"Vela {version()}", python=None, runtimes={"tflite": f"Vela {version()}"})
+            self.compiled(Artifact(path, "tflite", "int8"))
+        return Facts(machine=self._reach.accelerator, system=f"Vela {vela.version()}", python=None, runtimes={"tflite": f"Vela {vela.version()}"})
 
     def compare(self, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
         """Each file's figures, all ``estimated``: one timing, no spread, and nothing of a process's memory. ``runs`` and ``threads`` change nothing."""
         deadline = time.monotonic() + timeout
-        return tuple(measurement(file, compiled(file, self._reach, timeout=max(deadline - time.monotonic(), 0.0))) for file in files)
+        return tuple(measurement(file, self.compiled(file, timeout=max(deadline - time.monotonic(), 0.0))) for file in files)
+
+    def compiled(self, file: Artifact, *, timeout: float = 600.0) -> vela.Compiled:
+        """All that Vela makes of a file; the errors of ``lrfc.targets.vela.compiled``."""
+        try:
+            key = hashlib.sha256(file.path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DeviceError(f"{file.path} cannot be read: {error.strerror}") from error
+        if key not in self._compiled:
+            self._compiled[key] = vela.compiled(file, self._reach, timeout=timeout)
+        return self._compiled[key]
+
+    def price(self, signatures: Iterable[Signature], *, timeout: float = 600.0) -> dict[Signature, float]:
+        """Cycles of ops before any network is compiled; see ``lrfc.targets.npu.price``."""
+        return npu.price(signatures, self._reach, timeout=timeout)
+
+    def observed(self, file: Artifact, graph: Graph, *, timeout: float = 600.0) -> dict[Signature, float]:
+        """Cycles of each op in the file that was emitted from this graph; see ``lrfc.targets.npu.observed``."""
+        return npu.observed(self.compiled(file, timeout=timeout), graph)
 
 
-def measurement(file: Artifact, result: Compiled) -> Measurement:
+def measurement(file: Artifact, result: vela.Compiled) -> Measurement:
     """What Vela says of a file, as a measurement: the same figures each time."""
+    operators = ", ".join(dict.fromkeys(layer.operator for layer in result.fallbacks))
+    notes = (f"{len(result.fallbacks)} operators run on the CPU, which Vela does not count: {operators}",) if operators else ()
     return Measurement(
         path=file.path, median_ms=result.ms, p90_ms=result.ms, iqr_ms=0.0, n=1, inner=1, rounds_ms=(result.ms,), threads=1, cold_start_ms=None,
-        runtime="Vela", runtime_version=version(), baseline_rss_bytes=None, peak_rss_bytes=None, estimated=True, cycles=result.cycles,
-        sram_bytes=result.sram_bytes, flash_bytes=result.flash_bytes,
+        runtime="Vela", runtime_version=vela.version(), baseline_rss_bytes=None, peak_rss_bytes=None, estimated=True, cycles=result.cycles,
+        sram_bytes=result.sram_bytes, flash_bytes=result.flash_bytes, file_bytes=file.bytes, notes=notes,
     )  # fmt: skip
-
-
-def version() -> str:
-    """Vela's version; DependencyError when it is not installed."""
-    need("ethosu.vela", "'lrfc[npu]'")
-    return importlib.metadata.version("ethos-u-vela")
-
-
-def _run(path: Path, source: Path, reach: Vela, timeout: float) -> None:
-    options = {"--accelerator-config": reach.accelerator, "--system-config": reach.system_config, "--memory-mode": reach.memory_mode}
-    if reach.config is not None:
-        options["--config"] = str(Path(reach.config).expanduser().absolute())
-    # A process of its own: Vela's core is native, and a file that it cannot read takes the process down. -P: nothing is imported from the working folder.
-    command = [sys.executable, "-P", "-m", "ethosu.vela", str(source), "--output-dir", str(source.parent), "--verbose-performance"]
-    command += [part for option in options.items() for part in option]
-    try:
-        done = subprocess.run(  # noqa: S603 - the command is ours
-            command, cwd=source.parent, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False,
-            text=True, errors="replace",
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise DeviceError(f"Vela took more than {timeout:g} s to compile {path.name} for {reach.accelerator}; allow more time") from error
-    except OSError as error:
-        raise DeviceError(f"Vela cannot be started: {error}") from error
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip() and not line.startswith(("Warning", "Info"))]
-        how = f"was killed by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"ended with exit code {done.returncode}"
-        failure = DeviceError(f"Vela {how} on {path.name} for {reach.accelerator}: {lines[-1] if lines else 'it said nothing'}")
-        failure.add_note(done.stdout)
-        raise failure
-
-
-def _table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _layer(row: Mapping[str, str]) -> Layer:
-    cycles = {key: round(float(row[key])) for key in ("Op Cycles", "NPU", "SRAM AC", "DRAM AC", "OnFlash AC", "OffFlash AC", "MAC Count")}
-    return Layer(
-        name=row["Name"],
-        operator=row["Original Operator"],
-        kind=row["NNG Operator"],
-        on_npu=row["Target"] == "NPU",
-        cycles=cycles["Op Cycles"],
-        npu_cycles=cycles["NPU"],
-        sram_cycles=cycles["SRAM AC"],
-        flash_cycles=max(cycles["DRAM AC"], cycles["OnFlash AC"], cycles["OffFlash AC"]),
-        macs=cycles["MAC Count"],
-        sram_bytes=round(float(row["Staging Usage"])),
-    )
