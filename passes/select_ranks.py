@@ -27,6 +27,8 @@ from lrfc.state import Fact, State
 
 #: Multiply-accumulates that the passes for the sensitivities may take, half a minute of two cores, and passes for each layer.
 WORK, PROBED = 1e12, len(PROBES)
+#: Out of how many times as many inputs those are drawn that the sensitivities are measured on.
+POOL = 8
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class ExploreLayers:
     measure: str = "relative_l2"
     rank_multiple: int = 1
     size: SampleSize = SampleSize()
-    sensitivity_images: int = 128
+    sensitivity_images: int = 64
     cached: bool = False
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
@@ -124,7 +126,8 @@ class ExploreLayers:
                 sample, given = next(fresh)
                 found = compared(graph, op, sample, given, MEASURES[self.measure])
                 if len(found.candidates) > 1:
-                    sensitivity = sensitivity or Sensitivity(graph, tuple(x[: self._looked_at(graph, len(eligible))] for x in inputs))
+                    images = self._looked_at(graph, len(eligible))
+                    sensitivity = sensitivity or Sensitivity(graph, tuple(x[: POOL * images] for x in inputs), images)
                     found = sensitivity(found, sample)
                 if op.name not in samples.lasting:  # what a large network's layers read is not kept for all of them
                     found = replace(

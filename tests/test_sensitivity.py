@@ -11,7 +11,7 @@ from lrfc.search import sensitivity
 from lrfc.search.candidates import Candidate, LayerSpace, selected, space
 from lrfc.search.samples import SampleSize, collect
 from lrfc.search.segments import Segments
-from lrfc.search.sensitivity import Sensitivity, divergence, is_distribution
+from lrfc.search.sensitivity import Sensitivity, divergence, is_distribution, telling
 from lrfc.search.similarity import relative_l2
 from tests import helpers
 
@@ -128,3 +128,47 @@ def test_what_is_a_distribution() -> None:
     assert not is_distribution(np.ones((3, 1)))
     assert not is_distribution(np.array([[1.5, -0.5]]))
     assert not is_distribution(np.array([[0.5, 0.6]]))
+
+
+def test_doubtful_samples_tell_the_mean_with_fewer_images() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(512, 5)) * 8
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    q = np.exp(logits + 0.3 * rng.normal(size=p.shape))
+    q /= q.sum(-1, keepdims=True)
+    whole = divergence((p,), (q,))
+    chosen, weights = telling((p,), 64)
+    assert weights is not None
+    assert len(chosen) == 64 == len(set(chosen))
+    assert weights.sum() == pytest.approx(1, rel=0.3)
+    drawn = divergence((p[chosen],), (q[chosen],), weights)
+    assert drawn == pytest.approx(whole, rel=0.2)
+    plain = [abs(divergence((p[at : at + 64],), (q[at : at + 64],)) / whole - 1) for at in range(0, 512, 64)]
+    assert abs(drawn / whole - 1) < np.median(plain)
+
+
+def test_of_equally_doubtful_samples_all_weigh_the_same() -> None:
+    chosen, weights = telling((np.full((40, 4), 0.25),), 10)
+    assert len(chosen) == 10
+    assert np.allclose(weights, 0.1)
+
+
+@pytest.mark.parametrize("sure", [np.eye(6)[:, :3] + np.eye(6)[:, 3:], np.tile([1.0, 0.0, 0.0], (6, 1))])
+def test_a_network_without_doubt_and_one_without_classes_are_looked_at_as_they_come(sure) -> None:
+    chosen, weights = telling((sure,), 3)
+    assert len(chosen) == 3
+    assert np.isfinite(weights).all()
+    chosen, weights = telling((np.arange(12.0).reshape(6, 2),), 3)
+    assert list(chosen) == [0, 1, 2]
+    assert weights is None
+    chosen, weights = telling((sure,), 9)
+    assert list(chosen) == list(range(6))
+    assert weights is None
+
+
+def test_one_sample_that_carries_all_the_doubt_is_certain() -> None:
+    p = np.tile([1.0, 0.0], (50, 1))
+    p[17] = 0.5
+    chosen, weights = telling((p,), 5)
+    assert 17 in chosen
+    assert weights[list(chosen).index(17)] == pytest.approx(1 / 50)

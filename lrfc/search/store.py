@@ -20,7 +20,7 @@ from lrfc.state import Batch
 
 #: Entries that are kept; the oldest go first.
 KEPT = 20_000
-_FORMAT = 1
+_FORMAT = 2
 
 
 def place() -> Path:
