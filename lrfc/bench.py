@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lrfc.ir.graph import Graph
 from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.search import npu
 from lrfc.search.latency import CostProfile
-from lrfc.search.signature import Signature, signatures
+from lrfc.search.pricing import Reading
+from lrfc.search.signature import Signature
 from lrfc.state import Artifact, Batch, Target
+from lrfc.targets.device import Vela
 from lrfc.targets.measure import Measurement, Ratio, speedup
+from lrfc.targets.npu import observed
+from lrfc.targets.npu import price as priced_ops
 from lrfc.targets.runners.base import DeviceRunner
+from lrfc.targets.vela import compiled
 
 #: Timings of each file: enough to see which is slower.
 RUNS = 60
@@ -43,7 +50,7 @@ class Bench:
         self, target: Target, runner: DeviceRunner | None, profile: CostProfile, original: Graph, calibration: Batch, threads: int, folder: Path
     ) -> None:
         self._target, self._runner, self.profile, self._calibration, self._threads = target, runner, profile, calibration, threads
-        self._folder = folder
+        self._folder, self.reading = folder, self._reading()
         whole = fold_batchnorm(original)
         self.original = target.emit(whole, folder / f"original.{target.name}", calibration)
         self._graph = whole
@@ -51,7 +58,7 @@ class Bench:
         #: Time of the original, milliseconds of one unit, and what the original executes.
         self.time = self._time(alone)
         self.ms_per_unit = alone.median_ms / self.time
-        self.ops = tuple(signature for _, signature in signatures(whole))
+        self.ops = self._ops(whole)
 
     def __call__(self, graph: Graph) -> Trial:
         """The plan, measured."""
@@ -59,7 +66,7 @@ class Bench:
         emitted = self._target.emit(folded, self._folder / f"plan.{self._target.name}", self._calibration)
         before, after = self.measure([self.original, emitted], [self._graph, folded], RUNS)
         ratio = speedup(before, after)
-        return Trial(ratio, self.time / ratio.median, tuple(signature for _, signature in signatures(folded)), self._known(emitted, folded))
+        return Trial(ratio, self.time / ratio.median, self._ops(folded), self._known(emitted, folded))
 
     def measure(self, files: Sequence[Artifact], graphs: Sequence[Graph], runs: int = 200) -> tuple[Measurement, ...]:
         """The files side by side; ``graphs`` are what they were emitted from."""
@@ -72,13 +79,41 @@ class Bench:
             return float(measured.cycles)
         return measured.median_ms
 
+    def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]:
+        """The times of single ops, in the profile's unit, that the device tells before a network is made of them; here none."""
+        return {}
+
     def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:
         return {}
 
+    def _reading(self) -> Reading:
+        return Reading()
+
+    def _ops(self, graph: Graph) -> tuple[Signature, ...]:
+        return tuple(each for _, each in self.reading.signatures(graph))
+
     def _computed(self, file: Artifact, graph: Graph) -> Measurement:
-        ms = self.profile.predict(signature for _, signature in signatures(graph))
+        ms = self.profile.predict(self._ops(graph))
         return Measurement(
             path=file.path, median_ms=ms, p90_ms=ms, iqr_ms=0.0, n=1, inner=1, rounds_ms=(ms,), threads=self._threads, cold_start_ms=None,
             runtime=self.profile.runtime or "cost profile", runtime_version=self.profile.runtime_version, baseline_rss_bytes=None, peak_rss_bytes=None,
             estimated=True, file_bytes=file.bytes,
         )  # fmt: skip
+
+
+class NPUBench(Bench):
+    """An Arm Ethos-U, whose compiler tells the cycles of every op, in the network and before there is one."""
+
+    def __init__(self, reach: Vela, *given: Any) -> None:
+        self._reach = reach
+        super().__init__(*given)
+
+    def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]:
+        """The cycles of single ops, from probe networks that are compiled for it."""
+        return priced_ops(wanted, self._reach)
+
+    def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:
+        return observed(compiled(file, self._reach), graph)
+
+    def _reading(self) -> Reading:
+        return Reading(npu.signatures, npu.chain)

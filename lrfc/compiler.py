@@ -15,7 +15,7 @@ from typing import Any
 from lrfc import artifact
 from lrfc import config as options_
 from lrfc import front as front_
-from lrfc.bench import Bench
+from lrfc.bench import Bench, NPUBench
 from lrfc.config import Budget, BuildConfig
 from lrfc.data import Data, load_data
 from lrfc.destinations import Destination, destinations
@@ -37,6 +37,7 @@ from lrfc.search.candidates import selected
 from lrfc.ship import Build, Result, ship
 from lrfc.state import Artifact, Pass, Progress, State
 from lrfc.survey import SHARES, Survey
+from lrfc.targets.device import Vela
 from lrfc.targets.measure import Measurement, compare
 from lrfc.targets.runners import runner
 
@@ -224,7 +225,8 @@ def _bench(goal: Destination, state: State) -> Iterator[Bench]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-")))
         reached = None if goal.device.reach.kind == "analytic" else stack.enter_context(runner(goal.device))
-        yield Bench(goal.target, reached, profile, state.original, tuple(x[:8] for x in state.data.train.inputs), goal.threads, folder)
+        given = goal.target, reached, profile, state.original, tuple(x[:8] for x in state.data.train.inputs), goal.threads, folder
+        yield NPUBench(goal.device.reach, *given) if isinstance(goal.device.reach, Vela) else Bench(*given)
 
 
 class _Line:

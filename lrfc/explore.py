@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from lrfc.passes.price_layers import PriceLayers, executed
 from lrfc.passes.select_ranks import DesignSpace, Price, Selection, SelectRanks, fixed
 from lrfc.pipeline import plan, run
 from lrfc.search.latency import CostProfile, corrected
-from lrfc.search.pricing import Key, key
+from lrfc.search.pricing import Key, Reading, key
 from lrfc.search.signature import Signature
 from lrfc.state import Progress, State, Target
 from lrfc.targets.measure import Ratio
@@ -48,8 +48,10 @@ class Measures(Protocol):
     time: float
     ms_per_unit: float
     ops: tuple[Signature, ...]
+    reading: Reading
 
     def __call__(self, graph: Graph) -> Measured: ...  # noqa: D102
+    def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,9 @@ class Loop:
 
     def __init__(self, state: State, target: Target, bench: Measures, profile: CostProfile) -> None:
         self._state, self._target, self._bench, self._profile = state, target, bench, profile
-        self._executed = executed(state)
+        self._executed = executed(state, bench.reading)
         self._seen: list[tuple[tuple[Signature, ...], float]] = [(bench.ops, bench.time)]
-        self._known: dict[Signature, float] = {}
+        self._known = dict(bench.prices(self._executed.distinct()))
 
     def settle(self, wish: Wish, allowed: float | None = None) -> Settled:
         """The plan. ``allowed``: the divergence that ``max_drop`` allows, where an earlier loop on the same data has found it.

@@ -9,7 +9,7 @@ from typing import ClassVar
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.select_ranks import DesignSpace, Price
 from lrfc.search.latency import CostProfile
-from lrfc.search.pricing import Executed, paying, priced
+from lrfc.search.pricing import Executed, Reading, paying, priced
 from lrfc.search.signature import Signature
 from lrfc.state import Fact, State
 
@@ -35,7 +35,7 @@ class PriceLayers:
     def __call__(self, state: State) -> State:
         """The state with the priced DesignSpace and its Price. UsageError when the profile cannot tell what an op takes."""
         design = state.fact(DesignSpace)
-        found = self.executed or executed(state)
+        found = self.executed or executed(state, Reading())
         spaces = priced(design.spaces, found.price(self.profile, self.known))
         if not self.slower:
             spaces = tuple(map(paying, spaces))
@@ -43,6 +43,6 @@ class PriceLayers:
         return state.with_fact(replace(design, spaces=spaces), price)
 
 
-def executed(state: State) -> Executed:
+def executed(state: State, reading: Reading) -> Executed:
     """The ops of the original and of every candidate, as a runtime executes them."""
-    return Executed(state.graph, fold_batchnorm(state.graph), state.fact(DesignSpace).spaces)
+    return Executed(state.graph, fold_batchnorm(state.graph), state.fact(DesignSpace).spaces, reading)

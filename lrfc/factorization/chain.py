@@ -67,7 +67,7 @@ class Chain:
         layout = Layout.of(op, source)
         split = self.split(layout)
         widths = (layout.inputs, *ranks, layout.outputs)
-        cores = [np.zeros((layout.groups, widths[j], size, widths[j + 1]), np.float32) for j, size in enumerate(layout.sizes(layout.place(split)))]
+        cores = [np.zeros((layout.groups, widths[j], size, widths[j + 1])) for j, size in enumerate(layout.sizes(layout.place(split)))]
         chain = [stage(layout, role, axes, core) for role, axes, core in zip(roles(layout, split), layout.place(split), cores, strict=True)]
         return [*chain[:-1], finish(layout, chain[-1], None)]
 

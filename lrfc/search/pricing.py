@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-
-import numpy as np
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from lrfc.factorization import METHODS
-from lrfc.ir.graph import Graph
+from lrfc.ir.graph import Graph, Op
+from lrfc.search import signature
 from lrfc.search.candidates import Candidate, LayerSpace
 from lrfc.search.latency import CostProfile
-from lrfc.search.signature import Signature, chain, signatures
+from lrfc.search.signature import Signature
 
 Key = tuple[str, str | None, tuple[int, ...]]
 
@@ -21,41 +20,56 @@ def key(candidate: Candidate) -> Key:
     return candidate.layer, candidate.method, candidate.ranks
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a runtime executes of a graph, and of a chain of ops in the place of one; see ``lrfc.search.signature``."""
+
+    signatures: Callable[[Graph], Iterable[tuple[str, Signature]]] = signature.signatures
+    chain: Callable[[Graph, str, Sequence[Op]], Iterable[Signature]] = signature.chain
+
+
 class Executed:
     """The ops that a runtime executes for a graph, and for every candidate of its layers: found once, priced as often as the prices change.
 
-    ``graph`` is the one that the candidates are of; ``folded`` the same with its BatchNorms folded, as it is emitted.
+    ``graph`` is the one that the candidates are of; ``folded`` the same with its BatchNorms folded, as it is emitted. ``reading``: what the runtime
+    executes of a graph.
     """
 
-    def __init__(self, graph: Graph, folded: Graph, spaces: Sequence[LayerSpace]) -> None:
-        self.network = tuple(signatures(folded))
+    def __init__(self, graph: Graph, folded: Graph, spaces: Sequence[LayerSpace], reading: Reading) -> None:
+        self.network = tuple(reading.signatures(folded))
         own: dict[str, list[Signature]] = {}
-        for name, signature in self.network:
-            own.setdefault(name, []).append(signature)
+        for name, each in self.network:
+            own.setdefault(name, []).append(each)
         self._parts: dict[Key, tuple[Signature, ...]] = {}
         alike: dict[object, tuple[Signature, ...]] = {}  # layers of one shape have the same candidates
         for space in spaces:
             source = graph.input_tensors(space.op.name)[0]
             self._parts[key(space.whole)] = tuple(each for call in space.calls for each in own.get(call, ()))
-            like = (tuple(chain(graph, space.calls[0], [space.op])), space.op.attrs.get("padding"), len(space.calls))
+            before = graph.operands(space.calls[0])[0].op
+            padded = (graph.op(before).kind, graph.input_tensors(before))
+            like = (tuple(reading.chain(graph, space.calls[0], [space.op])), space.op.attrs.get("padding"), padded, len(space.calls))
             for candidate in space.candidates:
                 if candidate.method is None:
                     continue
                 place = (like, candidate.method, candidate.ranks)
                 if place not in alike:
                     stages = METHODS[candidate.method].outline(space.op, source, candidate.ranks)
-                    alike[place] = tuple(each for call in space.calls for each in chain(graph, call, stages))
+                    alike[place] = tuple(each for call in space.calls for each in reading.chain(graph, call, stages))
                 self._parts[key(candidate)] = alike[place]
+
+    def distinct(self) -> list[Signature]:
+        """Every op of a candidate once."""
+        return list(dict.fromkeys(each for parts in self._parts.values() for each in parts))
 
     def price(self, profile: CostProfile, known: Mapping[Signature, float]) -> Mapping[Key, float]:
         """The predicted time of each candidate, in the profile's unit. ``known``: measured times of ops, taken as they are."""
-        distinct = list(dict.fromkeys(each for parts in self._parts.values() for each in parts))
-        times = dict(zip(distinct, np.asarray(profile.ops(distinct)).tolist(), strict=True)) | {s: t for s, t in known.items()}
+        distinct = self.distinct()
+        times = {**dict(zip(distinct, profile.ops(distinct).tolist(), strict=True)), **known}
         return {place: sum(times[each] for each in parts) for place, parts in self._parts.items()}
 
     def whole(self, profile: CostProfile, known: Mapping[Signature, float]) -> float:
         """The predicted time of the graph as it is."""
-        return profile.predict((signature for _, signature in self.network), known)
+        return profile.predict((each for _, each in self.network), known)
 
 
 def priced(spaces: Sequence[LayerSpace], prices: Mapping[Key, float]) -> tuple[LayerSpace, ...]:
@@ -71,5 +85,5 @@ def paying(space: LayerSpace) -> LayerSpace:
     """The space without the candidates that are predicted to take longer than the layer as it is; a method that has no other is refused."""
     kept = tuple(c for c in space.candidates if c.method is None or c.latency < space.whole.latency)
     lost = {c.method for c in space.candidates} - {c.method for c in kept} - {None}
-    reasons = {method: "slower on the device than the layer as it is" for method in sorted(filter(None, lost))}
+    reasons = dict.fromkeys(sorted(filter(None, lost)), "slower on the device than the layer as it is")
     return replace(space, candidates=kept, refusals={**space.refusals, **reasons})
