@@ -92,13 +92,13 @@ def predict(devices: Sequence[str], plans: int) -> None:
             prices = price([each for graph in graphs for _, each in npu.signatures(graph)], reach)
             seconds = time.perf_counter() - start
             original = vela.compiled(files[0], reach)
-            known = prices | observed(original, graphs[0])
+            known = prices | observed(original, graphs[0], prices)
             for number, (graph, file) in enumerate(zip(graphs, files, strict=True)):
                 result = vela.compiled(file, reach)
                 guesses = {
                     "profile": from_profile(name, graph),
                     "priced": predicted(graph, known),
-                    "fed_back": predicted(graph, known | observed(result, graph)),
+                    "fed_back": predicted(graph, known | observed(result, graph, prices)),
                 }
                 row = {"device": name, "plan": number or "original", "macs": totals(graph)["macs"], "cycles": result.cycles}
                 row |= {"sram_bytes": result.sram_bytes, "flash_bytes": result.flash_bytes}
@@ -136,7 +136,8 @@ def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
             original = vela.compiled(emitted.file(whole), reach)
             parts = {id(c): ops(whole, s, c) for s in spaces for c in s.candidates}
             start = time.perf_counter()
-            known = price([each for own in parts.values() for each in own], reach) | observed(original, whole)
+            prices = price([each for own in parts.values() for each in own], reach)
+            known = prices | observed(original, whole, prices)
             print(f"{name}: {len(known)} ops of {len(parts)} candidates priced in {time.perf_counter() - start:.1f} s", flush=True)
             choices = [[replace(c, latency=sum(known[each] for each in parts[id(c)])) for c in s.candidates] for s in spaces]
             for share in kept:

@@ -18,6 +18,7 @@ from lrfc.targets.device import Vela
 
 #: Most ops of one probe, and most of their weights: what keeps a run of Vela at a few seconds.
 _OPS, _WEIGHTS = 150, 4_000_000
+_NONE = Signature("", (), ())
 
 
 def price(signatures: Iterable[Signature], reach: Vela, *, timeout: float = 600.0) -> dict[Signature, float]:
@@ -43,18 +44,29 @@ def price(signatures: Iterable[Signature], reach: Vela, *, timeout: float = 600.
     return found
 
 
-def observed(result: vela.Compiled, graph: Graph) -> dict[Signature, float]:
+def observed(result: vela.Compiled, graph: Graph, prices: Mapping[Signature, float] | None = None) -> dict[Signature, float]:
     """Cycles of the ops of a compiled network, to be taken in the place of predicted ones; the mean where ops of one signature differ.
 
-    ``graph``: the one that the file was emitted from. What Vela computes inside another op has none: 0.
+    ``graph``: the one that the file was emitted from. What Vela computes inside another op has none: 0. But where it merges an op into the one before it
+    (on an Ethos-U85 an addition into a convolution) and ``prices`` knows what that one takes alone, the rest is booked on the merged op, since it will
+    be merged into another one as well.
     """
-    cycles = vela.by_op(result, graph)
+    cycles: dict[str, float] = dict(vela.by_op(result, graph))
+    found = list(npu.signatures(graph))
+    first = dict(reversed(found))  # the first signature of each op
+    for name in first:
+        if name in cycles:
+            continue
+        for operand in graph.operands(name):
+            alone = (prices or {}).get(first.get(operand.op, _NONE))
+            if alone is not None and graph.only_consumer(operand.op) is not None and cycles.get(operand.op, 0.0) > alone:
+                cycles[name] = cycles[operand.op] - alone
+                cycles[operand.op] = alone
+                break
     sums: dict[Signature, list[float]] = defaultdict(list)
-    known: set[str] = set()
-    for name, signature in npu.signatures(graph):
+    for name, signature in found:
         # An op with several signatures, such as a layer and an activation that runs by itself, is booked as a whole on the first.
-        sums[signature].append(float(cycles.get(name, 0)) if name not in known else 0.0)
-        known.add(name)
+        sums[signature].append(cycles.get(name, 0.0) if signature is first[name] else 0.0)
     return {signature: sum(values) / len(values) for signature, values in sums.items()}
 
 

@@ -15,6 +15,7 @@ from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.search import npu
 from lrfc.search.signature import Signature
 from lrfc.targets import probe, vela
+from lrfc.targets.device import Vela
 from lrfc.targets.npu import observed, predicted, price
 from lrfc.targets.tflite import TFLite
 from tests.helpers import residual
@@ -102,6 +103,23 @@ def test_observed_ops_of_one_signature_share(tmp_path):
     graph = fold_batchnorm(keras_io.from_keras(residual(size=16, filters=16)))
     result = compiled(graph, tmp_path)
     assert predicted(graph, observed(result, graph)) == pytest.approx(result.cycles)
+
+
+@needs_vela
+def test_what_is_merged_is_booked_apart(padded, tmp_path):
+    """An Ethos-U85 computes the addition while the convolution's results leave: Vela gives the addition no cycles of its own."""
+    reach = Vela(accelerator="ethos-u85-512", system_config="Ethos_U85_SYS_DRAM_Mid", memory_mode="Dedicated_Sram_384KB")
+    images = np.random.default_rng(0).random((4, 16, 16, 4), np.float32)
+    result = vela.compiled(TFLite("int8").emit(padded, tmp_path / "graph.tflite", (images,)), reach)
+    assert "third" not in vela.by_op(result, padded)
+    ops = dict(npu.signatures(padded))
+    together = observed(result, padded)
+    assert together[ops["third"]] == 0
+    prices = price(ops.values(), reach)
+    apart = observed(result, padded, prices)
+    assert apart[ops["third"]] > 0
+    assert apart[ops["second"]] == prices[ops["second"]] < together[ops["second"]]
+    assert sum(apart.values()) == pytest.approx(result.cycles)
 
 
 @needs_vela

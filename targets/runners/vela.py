@@ -12,6 +12,7 @@ from typing import Self
 
 from lrfc.errors import DeviceError, UsageError
 from lrfc.ir.graph import Graph
+from lrfc.search.npu import signatures
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact
 from lrfc.targets import npu, probe, vela
@@ -29,6 +30,7 @@ class VelaRunner:
             raise UsageError(f"device '{device.name}' is reached by {device.reach.kind}, not by vela")
         self._name, self._reach = device.name, device.reach
         self._compiled: dict[str, vela.Compiled] = {}
+        self._prices: dict[Signature, float] = {}
 
     def __enter__(self) -> Self:
         need("ethosu.vela", "'lrfc[npu]'")
@@ -60,13 +62,18 @@ class VelaRunner:
             self._compiled[key] = vela.compiled(file, self._reach, timeout=timeout)
         return self._compiled[key]
 
-    def price(self, signatures: Iterable[Signature], *, timeout: float = 600.0) -> dict[Signature, float]:
-        """Cycles of ops before any network is compiled; see ``lrfc.targets.npu.price``."""
-        return npu.price(signatures, self._reach, timeout=timeout)
+    def price(self, ops: Iterable[Signature], *, timeout: float = 600.0) -> dict[Signature, float]:
+        """Cycles of ops before any network is compiled; see ``lrfc.targets.npu.price``. Each is asked for once."""
+        wanted = dict.fromkeys(ops)
+        self._prices |= npu.price((each for each in wanted if each not in self._prices), self._reach, timeout=timeout)
+        return {each: self._prices[each] for each in wanted if each in self._prices}
 
     def observed(self, file: Artifact, graph: Graph, *, timeout: float = 600.0) -> dict[Signature, float]:
         """Cycles of each op in the file that was emitted from this graph; see ``lrfc.targets.npu.observed``."""
-        return npu.observed(self.compiled(file, timeout=timeout), graph)
+        deadline = time.monotonic() + timeout
+        result = self.compiled(file, timeout=timeout)
+        prices = self.price((each for _, each in signatures(graph)), timeout=max(deadline - time.monotonic(), 0.0))
+        return npu.observed(result, graph, prices)
 
 
 def measurement(file: Artifact, result: vela.Compiled) -> Measurement:
