@@ -10,38 +10,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.errors import UsageError
-from lrfc.search.latency import CostProfile, Family, HeldOut, family_of
+from lrfc.search.latency import CostProfile, Family, HeldOut, Layout, family_of
 from lrfc.search.signature import Signature
 from lrfc.search.work import MATRIX, Tile, table, terms, work
 
 #: Tiles that are tried: (rows, columns, depth).
 _ROWS, _COLUMNS, _DEPTH = (1, 4, 6, 8, 14), (1, 4, 8, 16, 32), (1, 4, 8, 16)
+_TILES: dict[str, list[Tile]] = {
+    **{family: list(product(_ROWS, _COLUMNS, _DEPTH)) for family in MATRIX},
+    "depthwise": list(product((1, 6), _COLUMNS, (1, 9))),
+    "pool": list(product((1,), _COLUMNS, (1,))),
+}
 _FOLDS = 5
 
 #: One op, or all ops of a network, and the time measured.
 Sample = tuple[Signature | Sequence[Signature], float]
 
 
-def fit(samples: Sequence[Sample], *, alignments: Sequence[int] = (1, 4), **about: Any) -> CostProfile:
+def fit(samples: Sequence[Sample], *, layouts: Sequence[Layout] = ((1, 1), (4, 8), (4, 16)), **about: Any) -> CostProfile:
     """The profile that explains the samples.
 
     ``samples``: (op, time) or (all ops of a network, time of an inference); networks alone tell the overhead of an inference. ``about``: the fields of
     CostProfile that say where the times come from. The costs are those of least squared relative error that are not negative (Lawson and Hanson 1974, ch.
-    23), outliers weighted down (Huber 1964); each family's tile and the alignment are the ones with the least error in cross-validation, which is what
+    23), outliers weighted down (Huber 1964); each family's tile and the layout are the ones with the least error in cross-validation, which is what
     ``held_out`` tells.
     """
     if len(samples) < _FOLDS:
         raise UsageError(f"{len(samples)} measurements are too few to fit a cost profile, {_FOLDS} are the least")
     if any(time <= 0 for _, time in samples):
         raise UsageError("a measured time is not positive")
-    fits = [_Fit(samples, alignment) for alignment in alignments if alignment == 1 or _divides(samples, alignment)]
+    fits = [_Fit(samples, layout) for layout in layouts if layout == (1, 1) or _divides(samples, layout)]
     best = min(fits, key=lambda each: each.search())
     return best.profile(about)
 
 
-def _divides(samples: Sequence[Sample], alignment: int) -> bool:
+def _divides(samples: Sequence[Sample], layout: Layout) -> bool:
     """Whether enough samples lie on either side of the alignment to be told apart."""
-    odd = sum(any(family_of(op, alignment).endswith(".odd") for op in _network(ops)) for ops, _ in samples)
+    odd = sum(any(family_of(op, layout).endswith(".odd") for op in _network(ops)) for ops, _ in samples)
     return 2 * _FOLDS <= odd <= len(samples) - 2 * _FOLDS
 
 
@@ -50,17 +55,17 @@ def _network(ops: Signature | Sequence[Signature]) -> Sequence[Signature]:
 
 
 class _Fit:
-    """One alignment: the columns of every family and tile, and the search among the tiles."""
+    """One layout: the columns of every family and tile, and the search among the tiles."""
 
-    def __init__(self, samples: Sequence[Sample], alignment: int) -> None:
-        self._alignment = alignment
+    def __init__(self, samples: Sequence[Sample], layout: Layout) -> None:
+        self._layout = layout
         self._times = np.array([time for _, time in samples])
         self._whole = np.array([not isinstance(ops, Signature) for ops, _ in samples], np.float64)
         self._places: dict[str, list[int]] = {}
         works: dict[str, list[Any]] = {}
         for row, (ops, _) in enumerate(samples):
             for op in _network(ops):
-                family = family_of(op, alignment)
+                family = family_of(op, layout)
                 self._places.setdefault(family, []).append(row)
                 works.setdefault(family, []).append(work(op))
         self._tables = {family: table(each) for family, each in works.items()}
@@ -68,23 +73,21 @@ class _Fit:
         self.tiles: dict[str, Tile] = dict.fromkeys(sorted(works), (1, 1, 1))
 
     def search(self) -> float:
-        """Choose the tiles, family by family, twice; gives the mean error in cross-validation."""
-        error = self._error()
+        """Choose the tiles, family by family, by the error of a fit to all samples; gives the mean error in cross-validation."""
+        best = self._loss()
         for _ in range(2):
             before = dict(self.tiles)
             for family in self.tiles:
-                own = family.removesuffix(".odd")
-                choices = product(_ROWS, _COLUMNS, _DEPTH) if own in MATRIX else product((1,), _COLUMNS, (1,)) if own in ("depthwise", "pool") else ()
-                for tile in choices:
+                for tile in _TILES.get(family.partition(".")[0], ()):
                     kept, self.tiles[family] = self.tiles[family], tile
-                    now = self._error()
-                    if now < error * (1 - 1e-3):
-                        error = now
+                    now = self._loss()
+                    if now < best * (1 - 1e-3):
+                        best = now
                     else:
                         self.tiles[family] = kept
             if self.tiles == before:
                 break
-        return error
+        return float(self._errors().mean())
 
     def profile(self, about: dict[str, Any]) -> CostProfile:
         """The profile with the chosen tiles."""
@@ -96,7 +99,7 @@ class _Fit:
             families[family] = Family(tile=tile, costs=own)
         return CostProfile(
             overhead=float(costs[0]) if names[0] == ("", "network") else 0.0,
-            alignment=self._alignment,
+            layout=self._layout,
             families=families,
             held_out=self._held_out(),
             **about,
@@ -116,14 +119,15 @@ class _Fit:
 
     def _family(self, family: str, tile: Tile) -> tuple[list[str], NDArray[np.float64]]:
         if (family, tile) not in self._columns:
-            values = terms(family.removesuffix(".odd"), self._tables[family], tile)
+            values = terms(family.partition(".")[0], self._tables[family], tile, by_row=self._layout != (1, 1))
             sums = np.zeros((len(self._times), len(values)))
             np.add.at(sums, self._places[family], np.stack(list(values.values()), axis=1))
             self._columns[family, tile] = list(values), sums
         return self._columns[family, tile]
 
     @staticmethod
-    def _solve(matrix: NDArray[np.float64], times: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _solve(matrix: NDArray[np.float64], times: NDArray[np.float64], passes: int = 4) -> NDArray[np.float64]:
+        """The costs; each pass after the first weighs the outliers of the one before down."""
         from scipy.optimize import nnls
 
         relative = matrix / times[:, None]
@@ -131,12 +135,17 @@ class _Fit:
         scale[scale == 0] = 1.0
         relative = relative / scale
         weights = np.ones(len(times))
-        for _ in range(3):
+        for _ in range(passes):
             costs = nnls(relative * weights[:, None], weights)[0]
             misses = np.abs(relative @ costs - 1)
             weights = np.sqrt(np.minimum(1.0, 1.5 * max(float(np.median(misses)), 1e-6) / np.maximum(misses, 1e-12)))
         found: NDArray[np.float64] = costs / scale
         return found
+
+    def _loss(self) -> float:
+        """How badly a fit with these tiles explains all samples: the mean relative error, which outliers do not rule."""
+        _, matrix = self._matrix()
+        return float(np.abs(matrix @ self._solve(matrix, self._times, passes=2) / self._times - 1).mean())
 
     def _errors(self) -> NDArray[np.float64]:
         """The relative error of each sample, predicted from the folds without it."""
@@ -149,9 +158,6 @@ class _Fit:
             costs = self._solve(matrix[rest], self._times[rest])
             errors[out] = np.abs(matrix[out] @ costs / self._times[out] - 1)
         return errors
-
-    def _error(self) -> float:
-        return float(self._errors().mean())
 
     def _held_out(self) -> dict[str, HeldOut]:
         """Errors by the family that takes most of a sample's time, and of the networks together."""

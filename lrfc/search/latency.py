@@ -25,6 +25,8 @@ _LIKE = {
 #: What is known of a measured total and of the factors that ``corrected`` looks for, as standard deviations of their logarithms.
 _NOISE, _COMMON, _OWN = 0.005, 0.5, 0.15
 
+#: (alignment, block); see CostProfile.
+Layout = tuple[int, int]
 _Positive = Annotated[float, Field(ge=0)]
 
 
@@ -55,8 +57,8 @@ class Family(_Part):
 class CostProfile(_Part):
     """What a device takes for an op, in one format and precision with so many threads.
 
-    ``unit``: of all times. ``overhead``: of an inference, beside its ops. ``alignment``: ops whose input channels are no multiple of it run through other
-    kernels, and have families of their own ('conv.odd'); 1 where that makes no difference. ``machine``, ``runtime``, ``runtime_version``: what it was fitted
+    ``unit``: of all times. ``overhead``: of an inference, beside its ops. ``layout``: where a runtime stores channels in blocks, the alignment that its
+    blocked kernels need and the channels of a block, (1, 1) elsewhere (onnxruntime: 4, and 8 or 16). ``machine``, ``runtime``, ``runtime_version``: what it was fitted
     on. ``held_out``: error by family, and of 'networks'. ``estimated``: computed from public figures, ``source``, and not measured.
     """
 
@@ -71,7 +73,7 @@ class CostProfile(_Part):
     runtime: str = ""
     runtime_version: str = ""
     overhead: _Positive = 0.0
-    alignment: Annotated[int, Field(ge=1)] = 1
+    layout: Layout = (1, 1)
     families: Mapping[str, Family]
     held_out: Mapping[str, HeldOut] = {}
 
@@ -85,7 +87,7 @@ class CostProfile(_Part):
         for family, places in self.grouped(signatures).items():
             numbers = table(work(signatures[i]) for i in places)
             model = self.families[family]
-            values = terms(family.removesuffix(".odd"), numbers, model.tile)
+            values = terms(family.partition(".")[0], numbers, model.tile, by_row=self.layout != (1, 1))
             times[places] = model.factor * sum(cost * values[name] for name, cost in model.costs.items())
         return times
 
@@ -103,7 +105,7 @@ class CostProfile(_Part):
         """The places of the ops of each family, by the family of this profile that stands for theirs. UsageError when there is none."""
         places: dict[str, list[int]] = {}
         for i, signature in enumerate(signatures):
-            places.setdefault(family_of(signature, self.alignment), []).append(i)
+            places.setdefault(family_of(signature, self.layout), []).append(i)
         found: dict[str, list[int]] = {}
         for family, own in places.items():
             found.setdefault(self._standing(family, signatures[own[0]]), []).extend(own)
@@ -113,7 +115,8 @@ class CostProfile(_Part):
         tried = []
         while family not in self.families:
             tried.append(family)
-            family = family.removesuffix(".odd") if family.endswith(".odd") else _LIKE[family]
+            own, dot, _ = family.partition(".")
+            family = own if dot else _LIKE[own]
             if family in tried:
                 raise UsageError(
                     f"the cost profile of device '{self.device}' has no op like '{example}'; calibrate it: lrfc devices calibrate {self.device}"
@@ -153,11 +156,19 @@ def _rounded(value: Any) -> Any:
     return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def family_of(signature: Signature, alignment: int = 1) -> str:
-    """The op's family; '.odd' behind it when a convolution's input channels are no multiple of ``alignment``."""
+def family_of(signature: Signature, layout: Layout = (1, 1)) -> str:
+    """The op's family: that of ``work``, and behind it which kernels run it where a runtime stores channels in blocks (see CostProfile).
+
+    '.small' is a convolution of fewer input channels than a block, '.odd' an op whose channels are no multiple of the alignment.
+    """
+    alignment, block = layout
     found = work(signature)
-    odd = alignment > 1 and found.family in ("conv", "pointwise", "grouped") and found.depth % alignment and found.depth > alignment
-    return f"{found.family}.odd" if odd else found.family
+    if alignment == 1:
+        return found.family
+    depth = found.depth if found.family in ("conv", "pointwise") else found.groups if found.family == "depthwise" else found.columns
+    if found.family in ("conv", "pointwise") and depth < block:
+        return f"{found.family}.small"
+    return f"{found.family}.odd" if found.family in ("conv", "pointwise", "depthwise", "pool") and depth % alignment else found.family
 
 
 def user_file(device: str) -> Path:
