@@ -167,7 +167,7 @@ def _problem(error: ValidationError, table: dict[str, Any]) -> str:
             return f"{key}.kind = {value['kind']!r}: it is one of {', '.join(_KINDS)}{_like(str(value['kind']), list(_KINDS))}"
         case "extra_forbidden":
             kind = table["reach"].get("kind") if len(loc) > 1 and isinstance(table.get("reach"), dict) else None
-            keys = list(_KINDS.get(kind, Device).model_fields)
+            keys = list(_KINDS.get(str(kind), Device).model_fields)
             return f"unknown key '{key}' (= {value!r}){_like(str(loc[-1]), keys)}; known here are {', '.join(keys)}"
         case _:
             return f"{key} = {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

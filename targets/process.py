@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -131,12 +133,19 @@ class Worker:
         return self._connection.death(code, said[-1] if said else "")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.kill()
-        self._process.wait()
+        end(self._process)
         self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+        for pipe in (self._process.stdout, self._errors):
             assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:  # an unsent request is of no use to a dead process
-                continue
+            pipe.close()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill a process of a session of its own, and what it started: a wrapper of Python may have a child."""
+    if process.poll() is None and hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # an unsent request is of no use to a dead process
+        process.stdin.close()

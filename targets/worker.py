@@ -17,6 +17,7 @@ is gone: the process ends at once, also in the middle of a run. A folder given a
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -172,17 +173,16 @@ def by_turns(calls: list[Invoke], turns: int) -> list[list[float]]:
 
 def litert() -> tuple[Starter, Parts, str, str]:
     """LiteRT, or the tflite-runtime of older devices: how to start it, how to time each signature, its name and version."""
-    name = "LiteRT"
-    try:
-        import ai_edge_litert as package
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
+    errors = []
+    for module in ("ai_edge_litert", "tflite_runtime"):
         try:
-            import tflite_runtime as package
-            from tflite_runtime.interpreter import Interpreter
-        except ImportError:
-            raise RuntimeError(f"the runtime of .tflite files is not installed there ({error}): pip install ai-edge-litert") from error
-        name = "tflite-runtime"
+            package, Interpreter = importlib.import_module(module), importlib.import_module(f"{module}.interpreter").Interpreter  # noqa: N806
+            version = str(getattr(package, "__version__", "of unknown version"))
+            break
+        except ImportError as error:
+            errors.append(error)
+    else:
+        raise RuntimeError(f"the runtime of .tflite files is not installed there ({errors[0]}): pip install ai-edge-litert") from errors[0]
 
     def start(path: str, threads: int) -> Invoke:
         interpreter = Interpreter(model_path=path, num_threads=threads)
@@ -196,7 +196,7 @@ def litert() -> tuple[Starter, Parts, str, str]:
         interpreter = Interpreter(model_path=path, num_threads=threads)
         return in_turns({key: signature(interpreter, key) for key in interpreter.get_signature_list()}, runs)
 
-    return start, parts, name, str(getattr(package, "__version__", "unknown"))
+    return start, parts, {"ai_edge_litert": "LiteRT", "tflite_runtime": "tflite-runtime"}[module], version
 
 
 def signature(interpreter: Any, key: str) -> Invoke:

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 from lrfc.errors import DeviceError
 
@@ -91,13 +92,13 @@ class Keeper:
         """End the connection. The shell there sees that, and removes the folder."""
         self._process.kill()
         self._process.wait()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+        for pipe in (self._process.stdout, self._errors):
             assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue
+            pipe.close()
 
 
 def no_room(said: str) -> bool:
