@@ -82,6 +82,16 @@ class Settled:
 
 
 @dataclass(frozen=True)
+class _Turn:
+    """A plan before it is measured: ``found`` is the state with its Selection, ``methods`` what it was drawn from."""
+
+    state: State
+    select: SelectRanks
+    methods: tuple[str, ...]
+    found: State
+
+
+@dataclass(frozen=True)
 class _Tried:
     state: State
     select: SelectRanks
@@ -117,12 +127,12 @@ class Loop:
         narrowed: tuple[str, ...] | None = None
         while len(rounds) < ROUNDS:
             try:
-                state, select, narrowed = self._chosen(wish, methods, narrowed, allowed)
-                found = run(replace(state, progress=Progress()), plan([select], known=(DesignSpace,)))
+                turn = self._chosen(wish, methods, narrowed, allowed)
             except BudgetError:
                 if not tried:
                     raise
                 break  # the methods that are left, or the corrected prices, do not reach the budgets
+            narrowed, found = turn.methods, turn.found
             selection = found.fact(Selection)
             place = tuple(map(key, selection.chosen))
             if place in tried:
@@ -132,7 +142,7 @@ class Loop:
             predicted = fixed(found)["latency"] + sum(c.latency for c in selection.chosen)
             rounds.append(self._round(price, predicted, trial))
             self._told(selection, rounds[-1], trial)
-            tried[place] = this = _Tried(state, select, trial, selection.impact)
+            tried[place] = this = _Tried(turn.state, turn.select, trial, selection.impact)
             self._seen.append((trial.ops, trial.time))
             self._known |= trial.known
             used = [c.method for c in selection.chosen if c.method is not None]
@@ -148,10 +158,8 @@ class Loop:
 
     # -- one turn --------------------------------------------------------------------------------------------------------------
 
-    def _chosen(
-        self, wish: Wish, methods: tuple[str, ...], narrowed: tuple[str, ...] | None, allowed: float | None
-    ) -> tuple[State, SelectRanks, tuple[str, ...]]:
-        """The state with its prices and memory bounds, the selection, and the methods that it draws from."""
+    def _chosen(self, wish: Wish, methods: tuple[str, ...], narrowed: tuple[str, ...] | None, allowed: float | None) -> _Turn:
+        """The plan at the prices as they stand. ``narrowed``: the methods that an earlier turn found to be the best to mix, None to find them."""
         try:
             return self._selected(self._priced(slower=False), wish, methods, narrowed, allowed)
         except BudgetError:
@@ -159,16 +167,16 @@ class Loop:
             self._state.progress.log("  the budgets need layers that take longer than they do now: these are allowed")
             return found
 
-    def _selected(
-        self, priced: State, wish: Wish, methods: tuple[str, ...], narrowed: tuple[str, ...] | None, allowed: float | None
-    ) -> tuple[State, SelectRanks, tuple[str, ...]]:
+    def _selected(self, priced: State, wish: Wish, methods: tuple[str, ...], narrowed: tuple[str, ...] | None, allowed: float | None) -> _Turn:
         select = replace(wish.select, methods=narrowed or methods)
         if wish.objective is not None:
-            return *self._least(priced, wish, select, allowed), methods
-        state, select = budgets.meet(priced, select, wish.max_size, wish.max_ram, [self._target])
-        if narrowed is None:
-            select = judge.closest(state, select)
-        return state, select, select.methods or methods
+            state, select = self._least(priced, wish, select, allowed)
+        else:
+            state, select = budgets.meet(priced, select, wish.max_size, wish.max_ram, [self._target])
+            if narrowed is None:
+                select = judge.closest(state, select)
+        found = run(replace(state, progress=Progress()), plan([select], known=(DesignSpace,)))
+        return _Turn(state, select, select.methods or methods, found)
 
     def _least(self, state: State, wish: Wish, select: SelectRanks, allowed: float | None) -> tuple[State, SelectRanks]:
         """The selection that is best in the objective with no more than the allowed divergence."""

@@ -1,0 +1,174 @@
+"""The measured loop on made devices: prices are corrected until they predict what is measured, and what does not pay is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import pytest
+
+from lrfc.config import Budget
+from lrfc.errors import BudgetError
+from lrfc.explore import AGREE, ROUNDS, Loop, Settled, Wish
+from lrfc.ir.graph import Graph
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.passes.price_layers import PriceLayers
+from lrfc.passes.select_ranks import DesignSpace, Price, Selection, SelectRanks, costs, fixed
+from lrfc.search import latency
+from lrfc.search.latency import CostProfile
+from lrfc.search.pricing import Reading
+from lrfc.search.signature import Signature, signatures
+from lrfc.state import Progress, State
+from lrfc.targets.measure import Ratio
+from lrfc.targets.tflite import TFLite
+from tests.compression import explored, learnt
+
+
+@cache
+def state() -> State:
+    # As if there were no data, so that no plan is run: what the loop does with prices does not depend on it.
+    found = explored(learnt())
+    return replace(found, data=replace(found.data, synthetic=True))
+
+
+@cache
+def believed() -> CostProfile:
+    """Prices of a device on which time is MACs and a little for each op."""
+    ops = [each for _, each in signatures(fold_batchnorm(state().original))]
+    for space in state().fact(DesignSpace).spaces:
+        for candidate in space.candidates[1::7]:
+            graph = state().original.copy()
+            graph.splice(space.op.name, space.factors[candidate.method or ""].stages(candidate.ranks))
+            ops += [each for _, each in signatures(fold_batchnorm(graph))]
+    return latency.fit([(op, 0.001 + 1e-6 * op.macs) for op in dict.fromkeys(ops)], device="made", format="tflite", precision="fp32")
+
+
+@dataclass(frozen=True)
+class Trial:
+    ratio: Ratio
+    time: float
+    ops: tuple[Signature, ...]
+    known: Mapping[Signature, float] = field(default_factory=dict)
+
+
+class Device:
+    """Takes what it takes for each op, whatever is believed of it."""
+
+    def __init__(self, *, depthwise: float = 1.0, pace: float = 1.0) -> None:
+        self._depthwise, self._pace = depthwise, pace
+        self.reading, self.ms_per_unit = Reading(), 1.0
+        self.tried: list[Graph] = []
+        self.ops = self._ops(state().original)
+        self.time = self._time(self.ops)
+
+    def __call__(self, graph: Graph) -> Trial:
+        self.tried.append(graph)
+        ops = self._ops(graph)
+        ratio = self.time / self._time(ops)
+        return Trial(Ratio(ratio, ratio, ratio), self._time(ops), ops)
+
+    def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]:
+        return {}
+
+    def _ops(self, graph: Graph) -> tuple[Signature, ...]:
+        return tuple(each for _, each in signatures(fold_batchnorm(graph)))
+
+    def _time(self, ops: Sequence[Signature]) -> float:
+        return self._pace * sum((self._depthwise if op.kind == "depthwise" else 1.0) * (0.001 + 1e-6 * op.macs) for op in ops)
+
+
+def share(value: float) -> Budget:
+    return Budget(value=value, relative=True)
+
+
+def settled(device: Device, wish: Wish, allowed: float | None = None) -> Settled:
+    return Loop(state(), TFLite(), device, believed()).settle(wish, allowed)
+
+
+def chosen(found: Settled) -> Selection:
+    return found.select(found.state).fact(Selection)
+
+
+def test_the_original_alone_sets_the_pace() -> None:
+    found = settled(Device(pace=3.0), Wish(SelectRanks(max_macs=share(0.6))))
+    assert found.rounds[0].predicted_ms == pytest.approx(found.rounds[0].measured_ms, rel=0.15)
+    assert found.allowed is None
+
+
+@pytest.mark.parametrize("pace", [0.3, 1.0, 4.0])
+def test_a_latency_budget_is_kept_by_what_is_measured(pace) -> None:
+    device = Device(depthwise=3.0, pace=pace)
+    found = settled(device, Wish(SelectRanks(max_latency=share(0.7))))
+    assert 1 <= len(found.rounds) <= ROUNDS
+    graph = Factorize()(found.select(found.state)).graph
+    assert device(graph).time <= 0.7 * device.time * (1 + AGREE)
+    last = found.rounds[-1]
+    assert last.predicted_ms is not None
+    assert last.measured_ms is not None
+
+
+def test_what_is_slow_on_the_device_is_not_taken() -> None:
+    quick, slow = Device(depthwise=0.01), Device(depthwise=200.0)
+    wish = Wish(SelectRanks(max_macs=share(0.6), methods=("cp", "spatial_svd")))
+    assert "cp" in {c.method for c in chosen(settled(quick, wish)).chosen}
+    found = settled(slow, wish)
+    assert "cp" not in {c.method for c in chosen(found).chosen}
+    assert slow(Factorize()(found.select(found.state)).graph).ratio.median > 1
+
+
+def test_an_objective_uses_all_of_the_divergence_that_is_allowed() -> None:
+    device = Device()
+    plain = settled(device, Wish(SelectRanks(max_macs=share(0.5))))
+    allowed = chosen(plain).impact
+    found = settled(device, Wish(SelectRanks(), objective="latency", max_drop=0.05), allowed)
+    assert chosen(found).impact <= allowed * (1 + 1e-6)
+    times = [device(Factorize()(each.select(each.state)).graph).time for each in (found, plain)]
+    assert times[0] <= times[1] * (1 + 1e-6)
+
+
+def test_the_divergence_is_learnt_where_it_is_not_given() -> None:
+    found = settled(Device(), Wish(SelectRanks(), objective="macs", max_drop=0.05))
+    assert found.allowed is not None
+    assert 0 < chosen(found).impact <= found.allowed * (1 + 1e-6)
+    assert found.objective == "macs"
+    assert found.max_drop == 0.05
+
+
+def test_the_least_memory_within_the_divergence() -> None:
+    wish = Wish(SelectRanks(), objective="ram", max_drop=0.05)
+    found = settled(Device(), wish, allowed=0.05)
+    assert chosen(found).impact <= 0.05 * (1 + 1e-6)
+
+
+def test_a_budget_that_cannot_be_met() -> None:
+    with pytest.raises(BudgetError, match="--max-latency 1% cannot be reached"):
+        settled(Device(), Wish(SelectRanks(max_latency=share(0.01))))
+
+
+def test_a_budget_that_needs_slower_layers_gets_them() -> None:
+    lines: list[str] = []
+    loud = replace(state(), progress=Progress(log=lines.append))
+    device = Device(depthwise=1.0, pace=1.0)
+    overhead = latency.fit([(op, 10.0) for op in believed_ops()], device="made", format="tflite", precision="fp32")
+    found = Loop(loud, TFLite(), device, overhead).settle(Wish(SelectRanks(max_macs=share(0.4))))
+    assert any("take longer than they do now" in line for line in lines)
+    assert any(c.method is not None for c in chosen(found).chosen)
+
+
+def believed_ops() -> list[Signature]:
+    return [each for _, each in signatures(fold_batchnorm(state().original))] * 3
+
+
+def test_prices_add_up_to_the_network() -> None:
+    priced = PriceLayers(believed())(state())
+    outside, spaces = fixed(priced)["latency"], priced.fact(DesignSpace).spaces
+    assert outside + sum(s.whole.latency for s in spaces) == pytest.approx(costs(priced)["latency"])
+    assert priced.fact(Price).whole == pytest.approx(believed().predict(each for _, each in signatures(fold_batchnorm(state().original))))
+    found = SelectRanks(max_latency=share(0.6))(priced)
+    graph = fold_batchnorm(Factorize()(found).graph)
+    predicted = outside + sum(c.latency for c in found.fact(Selection).chosen)
+    assert predicted == pytest.approx(believed().predict(each for _, each in signatures(graph)), rel=1e-6)
+    assert predicted <= 0.6 * priced.fact(Price).whole * (1 + 1e-6)
+    assert all(c.latency < s.whole.latency for s in spaces for c in s.candidates if c.method is not None)
