@@ -11,12 +11,16 @@ from lrfc.errors import UsageError
 from lrfc.search.candidates import LayerSpace, pareto
 
 NAME = "candidates.csv"
-_COLUMNS = ("layer", "method", "rank", "params", "macs", "similarity", "impact", "dominated", "chosen")
+_COLUMNS = ("layer", "method", "rank", "params", "macs", "similarity", "impact", "latency", "dominated", "chosen")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate. ``method`` is None for the layer as it is; ``impact`` the predicted divergence of the network's outputs; ``similarity`` 1 − relative L2."""
+    """One candidate.
+
+    ``method`` is None for the layer as it is; ``impact`` the predicted divergence of the network's outputs; ``similarity`` 1 − relative L2; ``latency`` the
+    predicted one, in the unit of the device's cost profile, None where no device was known.
+    """
 
     layer: str
     method: str | None
@@ -25,6 +29,7 @@ class Row:
     macs: int
     similarity: float
     impact: float
+    latency: float | None
     dominated: bool
     chosen: bool
 
@@ -45,7 +50,8 @@ def write(folder: Path, spaces: Sequence[LayerSpace], chosen: Mapping[str, tuple
             for c in space.candidates:
                 taken = chosen.get(c.layer) == (c.method, c.ranks)
                 rank = "x".join(map(str, c.ranks))
-                numbers = (c.params, c.macs, f"{1 - c.error:.6g}", f"{c.impact:.6g}", int(id(c) not in kept), int(taken))
+                latency = f"{c.latency:.6g}" if space.whole.latency else ""
+                numbers = (c.params, c.macs, f"{1 - c.error:.6g}", f"{c.impact:.6g}", latency, int(id(c) not in kept), int(taken))
                 writer.writerow((c.layer, c.method or "", rank, *numbers))
     return path
 
@@ -58,7 +64,7 @@ def read(folder: Path) -> tuple[Row, ...]:
             rows = tuple(
                 Row(
                     r["layer"], r["method"] or None, r["rank"], int(r["params"]), int(r["macs"]), float(r["similarity"]), float(r["impact"]),
-                    r["dominated"] == "1", r["chosen"] == "1",
+                    float(r["latency"]) if r["latency"] else None, r["dominated"] == "1", r["chosen"] == "1",
                 )
                 for r in csv.DictReader(file)
             )  # fmt: skip

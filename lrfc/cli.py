@@ -2,58 +2,26 @@
 
 from __future__ import annotations
 
-import errno
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lrfc.errors import LrfcError, UsageError
-from lrfc.terminal import Terminal, quiet
+from lrfc import cli_devices
+from lrfc.errors import DeviceError
+from lrfc.session import session
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=True,
     help="Compress a trained Keras model by low-rank factorization for the device it runs on, and prove that it pays.",
 )  # fmt: skip
+app.add_typer(cli_devices.app, name="devices")
 
 Model = Annotated[Path, typer.Argument(help="The trained model: a .keras or legacy .h5 file.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Unsafe = Annotated[bool, typer.Option("--unsafe-load", help="Load Lambda code that the file contains. Only for files that you trust.")]
-
-
-class _Terminated(BaseException):
-    """SIGTERM: like Ctrl-C it ends the work by unwinding it, so that nothing half-written stays."""
-
-
-def _terminate(signum: int, frame: object) -> None:
-    raise _Terminated
-
-
-@contextmanager
-def _session() -> Iterator[Terminal]:
-    """A terminal in which libraries are silent and every expected failure ends as one line and an exit code."""
-    with quiet() as (stdout, stderr, noise):
-        terminal = Terminal(stdout, stderr)
-        signal.signal(signal.SIGTERM, _terminate)
-        try:
-            yield terminal
-        except LrfcError as error:
-            terminal.fail(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            terminal.fail("interrupted; nothing was left half-written", 130)
-        except _Terminated:
-            terminal.fail("terminated; nothing was left half-written", 128 + signal.SIGTERM)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                terminal.fail(f"unexpected {type(error).__name__}: {error} (please report this; details: {noise(error)})", 1)
-            terminal.fail(f"cannot write {error.filename or 'the output'}: {error.strerror}; choose another place with --out", UsageError.exit_code)
-        except Exception as error:  # noqa: BLE001  the last line of defence: a bug in lrfc, said in one line with the place of the traceback
-            terminal.fail(f"unexpected {type(error).__name__}: {error} (please report this; details: {noise(error)})", 1)
 
 
 @app.command()
@@ -93,7 +61,7 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Compress MODEL, emit it for the target, measure it beside the original, and write the output folder."""
-    with _session() as terminal:
+    with session() as terminal:
         from lrfc import compiler
 
         options: dict[str, Any] = {"methods": tuple(methods.split(","))} if methods is not None else {}
@@ -116,8 +84,9 @@ def explore(
     keep: Annotated[list[str], typer.Option(help="Layers to leave alone: a name or a glob; may be given several times.")] = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="The only layers to factorize: a name or a glob; may be given several times.")] = [],  # noqa: B006
     over: Annotated[
-        str, typer.Option(help="What the Pareto front is drawn over, besides the divergence: macs, params, ram, or several with commas.")
+        str, typer.Option(help="What the Pareto front is drawn over, besides the divergence: macs, params, ram, latency, or several with commas.")
     ] = "macs",
+    device: Annotated[str | None, typer.Option(help="Predict latencies for this device: a name of lrfc devices list, or a .toml.")] = None,
     points: Annotated[int, typer.Option(help="Budgets that are swept.", min=2)] = 24,
     rank_multiple: Annotated[int, typer.Option(help="Ranks step in multiples of this, what the device computes at once.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of splits and samples.")] = 0,
@@ -127,12 +96,12 @@ def explore(
     as_json: Json = False,
 ) -> None:
     """Compare what the methods could do for MODEL: Pareto fronts, the spread of their solutions, and every candidate. Nothing is built."""
-    with _session() as terminal:
+    with session() as terminal:
         from lrfc import compiler
 
         options: dict[str, Any] = {"methods": tuple(methods.split(","))} if methods is not None else {}
         survey = compiler.explore(
-            model, data=data, keep=tuple(keep), only=tuple(only), over=tuple(over.split(",")), points=points, rank_multiple=rank_multiple, seed=seed,
+            model, data=data, keep=tuple(keep), only=tuple(only), over=tuple(over.split(",")), device=device, points=points, rank_multiple=rank_multiple, seed=seed,
             out=out, unsafe_load=unsafe_load, resume=resume, progress=terminal.progress(), **options,
         )  # fmt: skip
         if as_json:
@@ -148,7 +117,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Print a layer's candidates, similarity against rank, which one was taken, and why not its neighbours."""
-    with _session() as terminal:
+    with session() as terminal:
         from lrfc import choices
 
         explanation = choices.explain(choices.read(folder), layer)
@@ -161,7 +130,7 @@ def explain(
 @app.command()
 def inspect(model: Model, as_json: Json = False, unsafe_load: Unsafe = False) -> None:
     """Print each operation's shape, parameters, MACs and memory, and the peak activation arena."""
-    with _session() as terminal:
+    with session() as terminal:
         from lrfc import compiler
 
         profile = compiler.inspect(model, unsafe=unsafe_load)
@@ -174,25 +143,28 @@ def inspect(model: Model, as_json: Json = False, unsafe_load: Unsafe = False) ->
 @app.command()
 def measure(
     files: Annotated[list[Path], typer.Argument(help="Emitted .tflite or .onnx files; the first is the baseline.", show_default=False)],
-    threads: Annotated[int, typer.Option(help="Threads that the runtime may use.")] = 1,
+    device: Annotated[str, typer.Option(help="Where to measure: a name of lrfc devices list, or a .toml.")] = "host",
+    threads: Annotated[int | None, typer.Option(help="Threads that the runtime may use; by default those of the device.")] = None,
     runs: Annotated[int, typer.Option(help="Timed inferences of each file.")] = 200,
     as_json: Json = False,
 ) -> None:
-    """Measure latency and memory of emitted files on this machine, interleaved, each in a fresh process."""
-    with _session() as terminal:
-        from lrfc import compiler
+    """Measure latency and memory of emitted files on a device, interleaved, each in a fresh process."""
+    with session() as terminal:
+        from lrfc import compiler, terminal_devices
 
-        rows = compiler.measure(files, threads=threads, runs=runs)
-        if as_json:
-            terminal.json({"measurements": [row.to_json() for row in rows]})
-        else:
-            terminal.measurements(rows)
+        try:
+            rows = compiler.measure(files, device=device, threads=threads, runs=runs)
+        except DeviceError as error:
+            if error.measured:  # what was measured before it broke off is of use
+                terminal_devices.measurements(terminal, error.measured, as_json=as_json)
+            raise
+        terminal_devices.measurements(terminal, rows, as_json=as_json)
 
 
 @app.command("ops")
 def operations(as_json: Json = False) -> None:
     """Print which factorization takes which kind of layer, and why not where it does not."""
-    with _session() as terminal:
+    with session() as terminal:
         from lrfc.factorization import METHODS, support_matrix, support_table
 
         if as_json:
@@ -204,7 +176,7 @@ def operations(as_json: Json = False) -> None:
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Check this environment: versions, optional packages, and that each runtime runs."""
-    with _session() as terminal:
+    with session() as terminal:
         from lrfc import diagnosis
 
         checks = diagnosis.run()

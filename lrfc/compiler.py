@@ -18,7 +18,7 @@ from lrfc import front as front_
 from lrfc.bench import Bench, NPUBench
 from lrfc.config import Budget, BuildConfig
 from lrfc.data import Data, load_data
-from lrfc.destinations import Destination, destinations
+from lrfc.destinations import HOST, Destination, destinations
 from lrfc.errors import LrfcError, ModelError, UsageError
 from lrfc.explore import Loop, Settled, Wish
 from lrfc.ir import keras_io, keras_load
@@ -28,17 +28,19 @@ from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune
 from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
+from lrfc.passes.price_layers import PriceLayers
 from lrfc.passes.profile import Profile, profile
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, totals
+from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, costs
 from lrfc.pipeline import name_of, plan, run
 from lrfc.search.candidates import selected
 from lrfc.ship import Build, Result, ship
 from lrfc.state import Artifact, Pass, Progress, State
 from lrfc.survey import SHARES, Survey
+from lrfc.targets import device as devices
 from lrfc.targets.device import Vela
-from lrfc.targets.measure import Measurement, compare
+from lrfc.targets.measure import Measurement
 from lrfc.targets.runners import runner
 
 
@@ -100,16 +102,18 @@ def build(
 
 
 def explore(
-    model: Any, *, data: Any = None, over: Sequence[str] = ("macs",), points: int = 24, out: Path | str | None = None,
+    model: Any, *, data: Any = None, device: str | None = None, over: Sequence[str] = ("macs",), points: int = 24, out: Path | str | None = None,
     progress: Progress | None = None, **options: Any,
 ) -> Survey:  # fmt: skip
     """Weigh every method and rank of every layer, without building anything, and write the folder of the exploration.
 
-    ``over``: what the Pareto front of pareto.json is drawn over, besides the predicted divergence ('macs', 'params', 'ram'). ``options``: methods, keep,
-    only, rank_multiple, seed, resume, unsafe_load as for ``build``. The folder is MODEL-explore by default.
+    ``over``: what the Pareto front of pareto.json is drawn over, besides the predicted divergence ('macs', 'params', 'ram', 'latency'). ``device``: the
+    one that latencies are predicted for by its cost profile, without measuring; this machine when ``over`` asks for them. ``options``: methods, keep, only,
+    precision, threads, rank_multiple, seed, resume, unsafe_load as for ``build``. The folder is MODEL-explore by default.
     """
     config = options_.parse(**options)
     front_.check(over)
+    (goal, *_) = destinations((), _several(device), config.precision, config.threads)
     progress = progress or Progress()
     folder = Path(out) if out is not None else Path(f"{Path(model).stem if isinstance(model, str | Path) else model.name}-explore")
     artifact.check(folder.expanduser().absolute())
@@ -120,15 +124,18 @@ def explore(
         progress.log(note)
     state = run(State(graph, graph, samples, config.seed, progress), plan([Canonicalise()]))
     start = time.perf_counter()
-    state = run(replace(state, original=state.graph), plan([_exploration(config, config.rank_multiple or 1)]))
-    design = state.fact(DesignSpace)
-    if not design.spaces:
-        raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {_reasons(design)}")
+    state = run(replace(state, original=state.graph), plan([_exploration(config, config.rank_multiple or goal.device.rank_multiple)]))
+    if not state.fact(DesignSpace).spaces:
+        raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {_reasons(state.fact(DesignSpace))}")
+    if device is not None or "latency" in over:
+        prices, begins = goal.profile()
+        progress.log(begins or f"latencies are predicted for {goal.device.name}, not measured")
+        state = run(state, plan([PriceLayers(prices, slower=True)], known=(DesignSpace,)))
     seconds = time.perf_counter() - start
     found = Survey(
         source.name,
-        totals(state.original),
-        design,
+        costs(state),
+        state.fact(DesignSpace),
         tuple(over),
         front_.front(state, over, points),
         front_.by_method(state, points, SHARES),
@@ -145,8 +152,9 @@ def inspect(model: Path | str, *, unsafe: bool = False, precision: str = "fp32")
     return profile(graph, precision)
 
 
-def measure(files: Sequence[Path], *, threads: int = 1, runs: int = 200) -> tuple[Measurement, ...]:
-    """Latency and memory of emitted files on this machine, interleaved; the first is the baseline."""
+def measure(files: Sequence[Path], *, device: str | Path = HOST, threads: int | None = None, runs: int = 200) -> tuple[Measurement, ...]:
+    """Latency and memory of emitted files on a device (a name, or a .toml), interleaved; the first is the baseline. Threads: by default the device's."""
+    chosen = devices.load(device)
     formats = {".tflite": "tflite", ".onnx": "onnx"}
     artifacts = []
     for file in map(Path, files):
@@ -154,8 +162,11 @@ def measure(files: Sequence[Path], *, threads: int = 1, runs: int = 200) -> tupl
             raise UsageError(f"{file}: no such file")
         if file.suffix not in formats:
             raise UsageError(f"{file} is neither a .tflite nor an .onnx file; emit one with lrfc build")
+        if formats[file.suffix] not in chosen.formats:
+            raise UsageError(f"device '{chosen.name}' runs {' and '.join(chosen.formats)} files, not {file}")
         artifacts.append(Artifact(file, formats[file.suffix], "fp32"))
-    return compare(artifacts, threads=threads, runs=runs)
+    with runner(chosen) as there:
+        return there.compare(artifacts, threads=threads or chosen.threads, runs=runs)
 
 
 # -- the line ----------------------------------------------------------------------------------------------------------------------

@@ -71,7 +71,10 @@ class Wish:
 
 @dataclass(frozen=True)
 class Settled:
-    """A selection to build, the state to run it on, and how it was found: the turns of the loop and, with an objective, the divergence allowed."""
+    """A selection to build, the state to run it on, and how it was found: the turns of the loop and, with an objective, the divergence allowed.
+
+    ``design``: every candidate at the last prices, also those that do not pay.
+    """
 
     state: State
     select: SelectRanks
@@ -79,6 +82,7 @@ class Settled:
     objective: str | None
     allowed: float | None
     max_drop: float | None
+    design: DesignSpace
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,8 @@ class Loop:
             elif abs(predicted / trial.time - 1) <= AGREE and not self._late(wish, trial):
                 break
         best = min(tried.values(), key=lambda each: self._rank(wish, each))
-        return Settled(best.state, best.select, tuple(rounds), wish.objective, allowed, wish.max_drop)
+        design = self._priced(slower=True).fact(DesignSpace)
+        return Settled(best.state, best.select, tuple(rounds), wish.objective, allowed, wish.max_drop, design)
 
     # -- one turn --------------------------------------------------------------------------------------------------------------
 

@@ -10,14 +10,15 @@ import numpy as np
 
 from lrfc.budgets import ITEMSIZE, live_need
 from lrfc.errors import BudgetError, UsageError
-from lrfc.passes.select_ranks import DesignSpace, fixed, reachable, totals
+from lrfc.passes.select_ranks import DesignSpace, costs, fixed, reachable
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import pareto
 from lrfc.search.cost import arena
 from lrfc.state import State
 
-#: What a front can be drawn over, besides the predicted divergence: multiply-accumulates, parameters, bytes of activations alive at once.
-QUANTITIES = ("macs", "params", "ram")
+#: What a front can be drawn over, besides the predicted divergence: multiply-accumulates, parameters, bytes of activations alive at once, and the
+#: latency that is predicted for a device.
+QUANTITIES = ("macs", "params", "ram", "latency")
 
 Point = Mapping[str, Any]
 
@@ -33,11 +34,12 @@ def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, preci
     """The plans that no other plan beats in predicted divergence and the quantities of ``over``, least first.
 
     One budget is swept for each quantity, ``points`` values for one, fewer each for two or three, and the allocation solved exactly at every
-    combination; ``also`` adds budgets as shares of the original. Each point has ``macs``, ``params``, ``predicted_divergence``, with 'ram' in ``over`` also ``ram``, and ``methods``: how many layers each has.
+    combination; ``also`` adds budgets as shares of the original. Each point has ``macs``, ``params``, ``predicted_divergence``, with 'ram' in ``over``
+    also ``ram``, where a device is known (``Price``) its ``latency``, and ``methods``: how many layers each has. 'latency' in ``over`` needs a device.
     """
     check(over)
     spaces = state.fact(DesignSpace).spaces
-    outside, least, whole = fixed(state), reachable(state), totals(state.original)
+    outside, least, whole = fixed(state), reachable(state), costs(state)
     memory = arena(state.original, ITEMSIZE[precision])
     needs = (
         {s.op.name: {c: need(c) for c in s.candidates} for s in spaces for need in [live_need(state.original, s, precision)]} if "ram" in over else {}

@@ -130,7 +130,7 @@ def ship(made: Build, goal: Destination, bench: Bench, settled: Settled, out: Pa
         manifest.write(work)
         manifest.write_layers(work)
         taken = {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers}
-        choices.write(work, made.design.spaces, taken)
+        choices.write(work, settled.design.spaces, taken)
         points = front(replace(made.state, graph=made.state.original).with_fact(made.design))
         (work / "pareto.json").write_text(json.dumps({"schema_version": 1, "points": points}, indent=2) + "\n", encoding="utf-8")
         (work / "report.html").write_text(render(manifest, ratio, points, str(failure) if failure else None), encoding="utf-8")

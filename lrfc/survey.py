@@ -21,12 +21,12 @@ SHARES = (0.75, 0.6, 0.5, 0.4, 0.3)
 class Survey:
     """An exploration.
 
-    ``whole``: MACs and parameters of the original. ``fronts``: by method, 'all' for the mix, over MACs. ``points``: the front that was asked for, over the
+    ``whole``: MACs and parameters of the original, and its predicted latency where a device was named. ``fronts``: by method, 'all' for the mix, over MACs. ``points``: the front that was asked for, over the
     quantities ``over``.
     """
 
     model: str
-    whole: dict[str, int]
+    whole: dict[str, float]
     design: DesignSpace
     over: tuple[str, ...]
     points: Sequence[Point]

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from lrfc.ship import Result
     from lrfc.state import Progress
     from lrfc.survey import Survey
-    from lrfc.targets.measure import Measurement
 
 
 @contextmanager
@@ -155,7 +154,7 @@ class Terminal:
         manifest = result.manifest
         rows = []
         for name, show, before, after in _figures(manifest):
-            rows.append((name, _shown(before, show), _shown(after, show), *_kept(before, after)))
+            rows.append((name, shown(before, show), shown(after, show), *_kept(before, after)))
         self.table(f"{manifest.target} {manifest.config['precision']}", ("", "original", "lrfc", "kept", "saved", ""), rows)
         ladder = manifest.accuracy.model_dump()
         if any(value is not None for value in ladder.values()):
@@ -179,7 +178,7 @@ class Terminal:
         self.table("least predicted divergence of the outputs at a share of the MACs", ("method", *(f"{100 * s:.0f} %" for s in SHARES)), rows)
         points = [
             (
-                *(_bytes(p[q]) if q == "ram" else f"{p[q]:,}" for q in survey.over),
+                *(size(p[q]) if q == "ram" else f"{p[q]:.4g}" if q == "latency" else f"{p[q]:,}" for q in survey.over),
                 *(f"{100 * p[q] / survey.whole[q]:.1f} %" for q in survey.over if q != "ram"),
                 f"{p['predicted_divergence']:.3g}",
                 ", ".join(f"{count} {name}" for name, count in p["methods"].items()) or "as it is",
@@ -230,30 +229,16 @@ class Terminal:
                 ", ".join(_shape(s) for s in row.shapes),
                 f"{row.params:,}",
                 f"{row.macs:,}",
-                _bytes(row.weight_bytes),
-                _bytes(row.live_bytes),
+                size(row.weight_bytes),
+                size(row.live_bytes),
             )
             for row in profile.rows
         ]
         self.table("", ("op", "kind", "output", "params", "MACs", "weights", "live"), rows)
         self.line(
-            f"total: {profile.params:,} params, {profile.macs:,} MACs, {_bytes(profile.weight_bytes)} of weights; activation arena {_bytes(profile.arena_bytes)}"
-            f" planned (at least {_bytes(profile.arena.peak_bytes)}, at {profile.arena.at_op}); {profile.precision}, batch 1"
+            f"total: {profile.params:,} params, {profile.macs:,} MACs, {size(profile.weight_bytes)} of weights; activation arena {size(profile.arena_bytes)}"
+            f" planned (at least {size(profile.arena.peak_bytes)}, at {profile.arena.at_op}); {profile.precision}, batch 1"
         )
-
-    def measurements(self, rows: Sequence[Measurement]) -> None:
-        """Latency and memory of each file, and its speed beside the first."""
-        from lrfc.targets.measure import speedup
-
-        shown = []
-        for row in rows:
-            ratio = speedup(rows[0], row)
-            speed = f"×{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
-            times = (f"{row.median_ms:.4g}", f"{row.p90_ms:.4g}", f"{row.iqr_ms:.3g}", str(row.n), _shown(row.cold_start_ms, "{:.4g}".format))
-            shown.append((row.path.name, *times, _shown(row.peak_rss_bytes, _bytes), speed))
-        self.table("", ("file", "p50 ms", "p90 ms", "IQR ms", "n", "cold ms", "peak RSS", "speed (95 %)"), shown)
-        first = rows[0]
-        self.line(f"{first.runtime} {first.runtime_version}, {first.threads} thread(s), batch 1, files interleaved, each in a process of its own")
 
     def checks(self, checks: Sequence[Check]) -> None:
         """One line a check."""
@@ -273,9 +258,9 @@ def _figures(manifest: Manifest) -> Iterator[tuple[str, Callable[[float], str], 
     before, after = manifest.before, manifest.after
     yield "MACs", lambda v: f"{v:,.0f}", before.macs, after.macs
     yield "params", lambda v: f"{v:,.0f}", before.params, after.params
-    yield "file", _bytes, before.file_bytes, after.file_bytes
-    yield "arena (planned)", _bytes, before.arena_bytes, after.arena_bytes
-    yield "peak RSS", _bytes, before.peak_rss_bytes, after.peak_rss_bytes
+    yield "file", size, before.file_bytes, after.file_bytes
+    yield "arena (planned)", size, before.arena_bytes, after.arena_bytes
+    yield "peak RSS", size, before.peak_rss_bytes, after.peak_rss_bytes
     if before.latency_ms is not None and after.latency_ms is not None:
         threads, runs = before.latency_ms.threads, before.latency_ms.n
         yield f"latency p50, {threads} thread(s), n={runs}", lambda v: f"{v:.4g} ms", before.latency_ms.p50, after.latency_ms.p50
@@ -288,16 +273,18 @@ def _kept(before: float | None, after: float | None) -> tuple[str, str, str]:
     return f"{100 * after / before:.1f} %", f"{100 - 100 * after / before:.1f} %", f"×{before / after:.2f}"
 
 
-def _shown(value: float | None, show: Callable[[float], str]) -> str:
+def shown(value: float | None, show: Callable[[float], str]) -> str:
+    """The value, or a dash where there is none."""
     return "—" if value is None else show(value)
 
 
-def _bytes(value: float) -> str:
-    for unit in ("B", "KiB"):
+def size(value: float) -> str:
+    """Bytes, in a unit of their size."""
+    for unit in ("B", "KiB", "MiB"):
         if value < 1024:
             return f"{value:.4g} {unit}"
         value /= 1024
-    return f"{value:.4g} MiB"
+    return f"{value:.4g} GiB"
 
 
 def _shape(shape: Sequence[int | None]) -> str:

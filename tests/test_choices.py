@@ -53,7 +53,7 @@ def test_the_neighbours_of_the_choice_are_explained(folder) -> None:
 
 
 def row(layer: str, rank: int, macs: int, impact: float, *, method: str | None = "svd", chosen: bool = False) -> Row:
-    return Row(layer, method, str(rank), macs, macs, 1 - impact, impact, dominated=False, chosen=chosen)
+    return Row(layer, method, str(rank), macs, macs, 1 - impact, impact, None, dominated=False, chosen=chosen)
 
 
 def test_the_reasons_by_hand() -> None:
