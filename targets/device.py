@@ -107,12 +107,17 @@ def own_folder() -> Path:
 
 def load(name: str | Path) -> Device:
     """The profile of that name, or in that .toml file. The user's wins over one that ships. UsageError when there is none, or it is not valid."""
+    return read(path_of(name))
+
+
+def path_of(name: str | Path) -> Path:
+    """The file of the profile of that name."""
     if str(name).endswith(".toml"):
-        return read(Path(name))
+        return Path(name)
     found = _files()
     if str(name) not in found:
         raise UsageError(f"unknown device '{name}'{_like(str(name), list(found))}; known are {', '.join(sorted(found))}, and any .toml file")
-    return read(found[str(name)])
+    return found[str(name)]
 
 
 def known() -> list[tuple[str, Path, Device]]:

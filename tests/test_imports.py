@@ -23,7 +23,7 @@ LAYERS = (
     {"artifact", "bench", "budgets", "calibrate", "choices", "destinations", "front", "judge", "report", "survey"},
     {"explore"},
     {"compiler", "diagnosis", "ship"},
-    {"cli", "cli_devices", "terminal", "__main__"},
+    {"cli", "cli_devices", "session", "terminal", "terminal_devices", "__main__"},
 )
 RANK = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 

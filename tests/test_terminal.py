@@ -13,7 +13,7 @@ import pytest
 
 from lrfc.manifest import Accuracy, Figures, Input, Latency, Layer, Manifest
 from lrfc.ship import Result
-from lrfc.targets.measure import Measurement, Ratio
+from lrfc.targets.measure import Ratio
 from lrfc.terminal import Terminal, quiet
 
 
@@ -172,16 +172,3 @@ def test_results_as_json(names: tuple[str, ...]) -> None:
     builds = [printed] if len(names) == 1 else printed["builds"]
     assert [build["out"] for build in builds] == list(names)
     assert all(build["speedup"] == {"median": 4.0, "low": 3.9, "high": 4.1} and build["problem"] is None for build in builds)
-
-
-def test_the_table_of_measurements() -> None:
-    term, out, _ = terminal()
-    rows = [
-        Measurement(Path("dir") / name, ms, ms, 0.1, 200, 1, (ms,) * 20, 1, 3.0, "litert", "2.1", None, None)
-        for name, ms in (("a.tflite", 2.0), ("b.tflite", 1.0))
-    ]
-    term.measurements(rows)
-    text = " ".join(out.getvalue().split())
-    assert "a.tflite 2 2 0.1 200 3 — ×1.00" in text
-    assert "b.tflite 1 1 0.1 200 3 — ×2.00" in text
-    assert "litert 2.1, 1 thread(s), batch 1" in text

@@ -1,0 +1,120 @@
+"""What the command line shows of devices: profiles, what they say about themselves, and what was measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrfc.terminal import Terminal, shown, size
+
+if TYPE_CHECKING:
+    from lrfc.search.measurements import Entry
+    from lrfc.targets.device import Device
+    from lrfc.targets.measure import Measurement
+    from lrfc.targets.runners.base import Facts
+
+
+def profiles(terminal: Terminal, known: Sequence[tuple[str, Path, Device]], shipped: Path, *, as_json: bool) -> None:
+    """One line a device."""
+    if as_json:
+        rows = [{"path": str(path), "shipped": path.parent == shipped, **device.model_dump(mode="json")} for _, path, device in known]
+        terminal.json({"devices": rows})
+        return
+    table = [
+        (
+            name,
+            device.reach.kind,
+            " ".join(device.formats),
+            " ".join(device.precisions),
+            str(device.threads),
+            "ships" if path.parent == shipped else "yours",
+        )
+        for name, path, device in known
+    ]
+    terminal.table("", ("device", "reached by", "runs", "precision", "threads", ""), table)
+
+
+def profile(terminal: Terminal, path: Path, device: Device, *, as_json: bool) -> None:
+    """Every key of a profile."""
+    values = device.model_dump(mode="json")
+    if as_json:
+        terminal.json({"path": str(path), **values})
+        return
+    terminal.line(f"{device.name}: {device.description}")
+    terminal.line(f"{path}")
+    flat = {**{key: value for key, value in values.items() if key not in ("name", "description", "reach")}, **_under("reach", values["reach"])}
+    terminal.table("", ("key", "value"), [(key, _text(value)) for key, value in flat.items()])
+
+
+def _under(name: str, table: dict[str, Any]) -> dict[str, Any]:
+    return {f"{name}.{key}": value for key, value in table.items()}
+
+
+def _text(value: Any) -> str:
+    return "—" if value in (None, []) else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def facts(terminal: Terminal, device: Device, found: Facts, *, as_json: bool) -> None:
+    """What a device says about itself."""
+    if as_json:
+        terminal.json({
+            "device": device.name, "machine": found.machine, "system": found.system, "python": found.python, "runtimes": dict(found.runtimes),
+            "free_bytes": found.free_bytes,
+        })  # fmt: skip
+        return
+    rows = [("machine", found.machine), ("system", found.system), ("python", found.python or "—")]
+    rows += [(f"runs .{form}", runtime) for form, runtime in found.runtimes.items()]
+    terminal.table(device.name, ("", ""), [*rows, ("free", shown(found.free_bytes, size))])
+    terminal.line(f"device '{device.name}' is ready")
+
+
+def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bool) -> None:
+    """Latency and memory of each file, and its speed beside the first."""
+    from lrfc.targets.measure import speedup
+
+    if as_json:
+        terminal.json({"measurements": [row.to_json() for row in rows]})
+        return
+    first = rows[0]
+    ratios = [speedup(first, row) for row in rows]
+    if first.estimated:
+        table = [
+            (row.path.name, f"{row.median_ms:.4g}", shown(row.cycles, "{:,}".format), shown(row.sram_bytes, size), shown(row.flash_bytes, size),
+             f"×{ratio.median:.2f}")
+            for row, ratio in zip(rows, ratios, strict=True)
+        ]  # fmt: skip
+        terminal.table("", ("file", "ms", "cycles", "SRAM", "flash", "speed"), table)
+        terminal.line(f"estimated by {first.runtime} {first.runtime_version}, batch 1; no device was timed")
+    else:
+        timed = [
+            (
+                row.path.name, f"{row.median_ms:.4g}", f"{row.p90_ms:.4g}", f"{row.iqr_ms:.3g}", shown(row.cold_start_ms, "{:.4g}".format),
+                shown(row.file_bytes, size), shown(row.peak_rss_bytes, size), f"×{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})",
+            )
+            for row, ratio in zip(rows, ratios, strict=True)
+        ]  # fmt: skip
+        terminal.table("", ("file", "p50 ms", "p90 ms", "IQR ms", "cold ms", "size", "peak RSS", "speed (95 %)"), timed)
+        bound = f", bound to core {' '.join(map(str, first.cores))}" if first.cores else ""
+        conditions = f"{first.threads} thread(s){bound}, batch 1, {first.n} timings of each file, interleaved, each in a process of its own"
+        terminal.line(f"{first.runtime} {first.runtime_version}, {conditions}")
+    for row in rows:
+        far = (f"{100 * row.outliers:.0f} % of the timings are far out; the median does not mind",) if row.outliers > 0.05 else ()
+        for note in (*row.notes, *far):
+            terminal.line(f"{row.path.name}: {note}")
+
+
+def history(terminal: Terminal, entries: Sequence[Entry], *, as_json: bool) -> None:
+    """What was measured, one line a subject."""
+    if as_json:
+        from dataclasses import asdict
+
+        terminal.json({"measurements": [{**asdict(entry.key), **asdict(entry.sample)} for entry in entries]})
+        return
+    rows = [
+        (entry.key.subject, entry.key.device, f"{entry.key.runtime} {entry.key.runtime_version}", entry.key.precision, str(entry.key.threads),
+         f"{entry.sample.median:.4g}", str(entry.sample.n), entry.sample.when)
+        for entry in entries
+    ]  # fmt: skip
+    terminal.table("", ("subject", "device", "runtime", "precision", "threads", "median", "n", "when (UTC)"), rows)
+    terminal.line(f"{len(entries)} measurements" if entries else "nothing was measured yet")

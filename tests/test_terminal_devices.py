@@ -1,0 +1,88 @@
+"""What is shown of devices and of what was measured on them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from lrfc import terminal_devices
+from lrfc.search.measurements import Entry, Key, Sample
+from lrfc.targets import device
+from lrfc.targets.measure import Measurement
+from lrfc.targets.runners.base import Facts
+from tests.test_terminal import terminal
+
+
+def measured(name, ms, **other):
+    made = Measurement(Path("dir") / name, ms, ms, 0.1, 200, 1, (ms,) * 20, 1, 3.0, "LiteRT", "2.1", None, 2**21, file_bytes=2048, cores=(3,))
+    return replace(made, **other)
+
+
+def shown(call, *args):
+    """The text, its white space made single."""
+    term, out, _ = terminal()
+    call(term, *args, as_json=False)
+    return " ".join(out.getvalue().split())
+
+
+def printed(call, *args):
+    """The JSON."""
+    term, out, _ = terminal()
+    call(term, *args, as_json=True)
+    return json.loads(out.getvalue())
+
+
+def test_measurements():
+    rows = [measured("a.tflite", 2.0), measured("b.tflite", 1.0, outliers=0.25, notes=("the device became 9 % slower",))]
+    text = shown(terminal_devices.measurements, rows)
+    assert "a.tflite 2 2 0.1 3 2 KiB 2 MiB ×1.00 (1.00–1.00)" in text
+    assert "b.tflite 1 1 0.1 3 2 KiB 2 MiB ×2.00 (2.00–2.00)" in text
+    assert "LiteRT 2.1, 1 thread(s), bound to core 3, batch 1, 200 timings of each file, interleaved" in text
+    assert "b.tflite: the device became 9 % slower b.tflite: 25 % of the timings are far out" in text
+    assert "a.tflite:" not in text
+    assert [row["median_ms"] for row in printed(terminal_devices.measurements, rows)["measurements"]] == [2.0, 1.0]
+
+
+def test_estimates_are_called_so():
+    rows = [measured(name, ms, estimated=True, cycles=int(ms * 5e5), sram_bytes=1024, flash_bytes=None, runtime="Vela", cold_start_ms=None)
+            for name, ms in (("a.tflite", 2.0), ("b.tflite", 1.0))]  # fmt: skip
+    text = shown(terminal_devices.measurements, rows)
+    assert "a.tflite 2 1,000,000 1 KiB — ×1.00" in text
+    assert "b.tflite 1 500,000 1 KiB — ×2.00" in text
+    assert "estimated by Vela 2.1, batch 1; no device was timed" in text
+
+
+def test_profiles():
+    known = [("host", device.SHIPPED / "host.toml", device.load("host")), ("mine", Path("/c/mine.toml"), device.load("raspberry-pi-4"))]
+    text = shown(terminal_devices.profiles, known, device.SHIPPED)
+    assert "host local tflite onnx fp32 int8 1 ships" in text
+    assert "mine ssh tflite onnx fp32 int8 4 yours" in text
+    rows = printed(terminal_devices.profiles, known, device.SHIPPED)["devices"]
+    assert [(row["name"], row["path"], row["shipped"], row["reach"]["kind"]) for row in rows] == [
+        ("host", str(device.SHIPPED / "host.toml"), True, "local"), ("raspberry-pi-4", "/c/mine.toml", False, "ssh")]  # fmt: skip
+
+
+def test_a_profile():
+    text = shown(terminal_devices.profile, Path("/c/x.toml"), device.load("ethos-u55-128"))
+    assert "ethos-u55-128: Arm Ethos-U55 with 128 MACs per cycle" in text
+    assert "/c/x.toml" in text
+    assert "reach.accelerator ethos-u55-128" in text
+    assert "ram_bytes —" in text
+    assert printed(terminal_devices.profile, Path("/c/x.toml"), device.load("host"))["reach"]["kind"] == "local"
+
+
+def test_facts():
+    found = Facts("aarch64", "Linux 6.6", "3.11.2", {"tflite": "LiteRT 2.1"}, 3 * 2**30)
+    text = shown(terminal_devices.facts, device.load("host"), found)
+    assert "machine aarch64 system Linux 6.6 python 3.11.2 runs .tflite LiteRT 2.1 free 3 GiB" in text
+    assert "device 'host' is ready" in text
+    assert printed(terminal_devices.facts, device.load("host"), found)["free_bytes"] == 3 * 2**30
+
+
+def test_history():
+    entry = Entry(Key("host", "LiteRT", "2.1", "tflite", "fp32", 2, "op:conv"), Sample(0.5, 0.6, 0.1, 40, "2026-01-02T03:04:05+00:00"))
+    assert "op:conv host LiteRT 2.1 fp32 2 0.5 40 2026-01" in shown(terminal_devices.history, [entry]).replace("- ", "-")
+    assert "1 measurements" in shown(terminal_devices.history, [entry])
+    assert "nothing was measured yet" in shown(terminal_devices.history, [])
+    assert printed(terminal_devices.history, [entry])["measurements"][0]["median"] == 0.5
