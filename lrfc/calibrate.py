@@ -81,9 +81,8 @@ def calibrate(
     formats, precision, threads = tuple(formats or device.formats), precision or device.precisions[0], threads or device.threads
     progress = progress or Progress()
     if not device.measured:
-        raise UsageError(
-            f"device '{device.name}' is not timed, its costs are {'Vela' if device.reach.kind == 'vela' else 'computed'}'s: nothing to calibrate"
-        )
+        why = "Vela tells the cycles of each op" if device.reach.kind == "vela" else "its times are computed"
+        raise UsageError(f"device '{device.name}' has nothing to calibrate: {why}")
     for form in formats:
         if form not in device.formats:
             raise UsageError(f"device '{device.name}' does not run {form}; it runs {', '.join(device.formats)}")
