@@ -67,6 +67,30 @@ def check(name: Name, as_json: Json = False) -> None:
 
 
 @app.command()
+def calibrate(
+    name: Name,
+    formats: Annotated[
+        list[str], typer.Option("--format", help="tflite or onnx; may be given several times. By default all that the device runs.")
+    ] = [],  # noqa: B006
+    precision: Annotated[str | None, typer.Option(help="fp32 or int8; by default what the device computes in.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the runtime; by default those of the device.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what earlier calibrations have measured.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure small networks on a device and fit its cost profile, by which later builds predict."""
+    with session() as terminal:
+        from lrfc import calibrate as calibration
+        from lrfc import terminal_devices
+        from lrfc.targets import device
+
+        profile = device.load(name)
+        report = calibration.calibrate(
+            profile, formats=formats or None, precision=precision, threads=threads, fresh=fresh, progress=terminal.progress()
+        )  # fmt: skip
+        terminal_devices.calibration(terminal, report, as_json=as_json)
+
+
+@app.command()
 def history(name: Annotated[str | None, typer.Argument(help="Of this device only.", show_default=False)] = None, as_json: Json = False) -> None:
     """Print what was measured so far, and is used again by later builds."""
     with session() as terminal:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lrfc.terminal import Terminal, shown, size
 
 if TYPE_CHECKING:
+    from lrfc.calibrate import CalibrationReport
     from lrfc.search.measurements import Entry
     from lrfc.targets.device import Device
     from lrfc.targets.measure import Measurement
@@ -102,6 +103,21 @@ def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bo
         far = (f"{100 * row.outliers:.0f} % of the timings are far out; the median does not mind",) if row.outliers > 0.05 else ()
         for note in (*row.notes, *far):
             terminal.line(f"{row.path.name}: {note}")
+
+
+def calibration(terminal: Terminal, report: CalibrationReport, *, as_json: bool) -> None:
+    """How well the fitted profiles predict what the fit had not seen."""
+    if as_json:
+        terminal.json(report.to_json())
+        return
+    rows = [
+        (f"{each.format} {each.precision}, {each.threads} thread(s)", what, str(error.n), f"{100 * error.mean:.1f} %", f"{100 * error.p90:.1f} %")
+        for each in report.profiles
+        for what, error in each.held_out.items()
+    ]
+    terminal.table(report.device, ("profile", "held out", "n", "mean error", "p90"), rows)
+    terminal.line(f"{report.ops} ops in small networks: {report.measured} networks measured, {report.reused} known already; {report.seconds:.0f} s")
+    terminal.line(f"written: {report.path}")
 
 
 def history(terminal: Terminal, entries: Sequence[Entry], *, as_json: bool) -> None:

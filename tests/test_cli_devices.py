@@ -72,6 +72,30 @@ def test_check(lrfc, monkeypatch):
     assert "has no runner" in err
 
 
+def test_calibrate(lrfc, monkeypatch):
+    from pathlib import Path
+
+    from lrfc import calibrate
+
+    asked = []
+
+    def calibrated(device, *, progress, **options):
+        asked.append((device.name, options))
+        progress.stage("Measure", 1)(1)
+        return calibrate.CalibrationReport(device.name, Path("x.cost.json"), (), 3, 0, 9, 1.0)
+
+    real = calibrate.calibrate
+    monkeypatch.setattr(calibrate, "calibrate", calibrated)
+    code, out, _ = lrfc("devices", "calibrate", "host", "--format", "onnx", "--threads", 2, "--fresh", "--json")
+    assert (code, json.loads(out)["networks_measured"]) == (0, 3)
+    assert asked == [("host", {"formats": ["onnx"], "precision": None, "threads": 2, "fresh": True})]
+    assert "3 networks measured" in lrfc("devices", "calibrate", "host")[1]
+    monkeypatch.setattr(calibrate, "calibrate", real)
+    code, out, err = lrfc("devices", "calibrate", "cortex-m7")
+    assert (code, out) == (2, "")
+    assert "nothing to calibrate" in err
+
+
 def test_history(lrfc):
     code, out, _ = lrfc("devices", "history", "--json")
     assert (code, json.loads(out)) == (0, {"measurements": []})

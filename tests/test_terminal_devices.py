@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from lrfc import terminal_devices
 from lrfc.search.measurements import Entry, Key, Sample
@@ -78,6 +79,22 @@ def test_facts():
     assert "machine aarch64 system Linux 6.6 python 3.11.2 runs .tflite LiteRT 2.1 free 3 GiB" in text
     assert "device 'host' is ready" in text
     assert printed(terminal_devices.facts, device.load("host"), found)["free_bytes"] == 3 * 2**30
+
+
+def test_calibration():
+    class Report:
+        device, path, ops, measured, reused, seconds = "host", Path("/c/host.cost.json"), 300, 40, 20, 61.4
+        profiles = (
+            SimpleNamespace(format="tflite", precision="fp32", threads=2, held_out={"networks": SimpleNamespace(n=10, mean=0.051, p90=0.12)}),
+        )
+
+        def to_json(self):
+            return {"device": self.device}
+
+    text = shown(terminal_devices.calibration, Report())
+    assert "tflite fp32, 2 thread(s) networks 10 5.1 % 12.0 %" in text
+    assert "300 ops in small networks: 40 networks measured, 20 known already; 61 s written: /c/host.cost.json" in text
+    assert printed(terminal_devices.calibration, Report()) == {"device": "host"}
 
 
 def test_history():
