@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 
+from lrfc.factorization import METHODS
+from lrfc.factorization.linalg import LowRank
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph, Ref
 from lrfc.search import samples as sampling
@@ -173,3 +176,41 @@ def test_padding_as_tensorflow_pads() -> None:
     assert sampling.padding("same", (4,), (2,), (1,), (2,), (1,)) == [(0, 0)]
     assert sampling.padding("causal", (9,), (9,), (3,), (1,), (2,)) == [(4, 0)]
     assert sampling.padding("valid", (9,), (7,), (3,), (1,), (1,)) == [(0, 0)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_wide_dense_layers_keep_rows_that_are_the_same_covariance(monkeypatch, bias) -> None:
+    x = keras.Input((40,))
+    graph = helpers.graph_of(keras.Model(x, keras.layers.Dense(6, use_bias=bias, name="d")(x)))
+    inputs = helpers.random_inputs(graph, 16)
+    op, source = graph.op("d"), graph.input_tensors("d")[0]
+    whole = collect(graph, [op], inputs, SampleSize(12, 4, 12, 4), 0)["d"].statistics
+    monkeypatch.setattr(sampling, "WIDE", 30)
+    few = collect(graph, [op], inputs, SampleSize(12, 4, 12, 4), 0)["d"].statistics
+    assert isinstance(few.covariance, LowRank)
+    assert np.allclose(few.covariance.dense(), whole.covariance[0])
+    assert (few.mean is None) == (whole.mean is None)
+    for method in ("svd", "tt_matrix"):
+        kernels = [METHODS[method].decompose(op, source, statistics=each).kernel((3,)) for each in (whole, few)]
+        assert np.allclose(*kernels, atol=1e-5)
+    monkeypatch.setattr(sampling, "WIDE", 10)
+    inputs = helpers.random_inputs(graph, 40)
+    assert isinstance(collect(graph, [op], inputs, SampleSize(30, 10, 30, 10), 0)["d"].statistics.covariance, np.ndarray)  # rows would take more
+
+
+def test_samples_of_large_networks_are_collected_in_groups(monkeypatch) -> None:
+    graph = helpers.graph_of(helpers.conv_net(filters=(6, 8, 6)))
+    inputs = helpers.random_inputs(graph, 16)
+    layers = [op for op in graph.layers() if op.kind == "Conv2D"]
+    size = SampleSize(12, 4, 1000, 100)
+    at_once = sampling.Sampler(graph, layers, inputs, size, 0)
+    assert at_once.lasting == {op.name for op in layers}
+    monkeypatch.setattr(sampling, "HELD", 1)
+    monkeypatch.setattr(sampling, "DELIVERED", 1)  # one image a batch
+    one_by_one = sampling.Sampler(graph, layers, inputs, size, 0)
+    assert one_by_one.lasting == frozenset()
+    for op in layers:
+        a, b = at_once[op.name].statistics, one_by_one[op.name].statistics
+        assert a.count == b.count
+        assert np.abs(a.covariance - b.covariance).max() < 0.5 * np.abs(a.covariance).max()  # other positions of the same images
+        assert len(one_by_one._samples) == 1

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc.factorization.linalg import LowRank
 from lrfc.ir.graph import Op, Tensor
 
 #: One number per free rank of the method, outermost stage first: (R,) for an SVD, (R_in, R_out) for Tucker-2.
@@ -30,10 +31,11 @@ class Statistics:
     ``covariance``: (G, D, D), with G groups and D the length of one flattened input patch, in the order of the kernel's leading axes (spatial axes,
     then input channels; for Dense the input features, for a transposed convolution the channels of a pixel, for EinsumDense the summed axes in the kernel's
     order). ``mean``: (G, D), or None when ``covariance`` is the uncentred second moment.
+    For a layer with many more inputs than samples, of which one group is multiplied as a matrix, the covariance may be given by its rows.
     A centred covariance says that the mean error is absorbed later: by the layer's bias where it has one, otherwise by the BatchNorm behind it.
     """
 
-    covariance: NDArray[np.float64]
+    covariance: NDArray[np.float64] | LowRank
     mean: NDArray[np.float64] | None
     count: int
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from lrfc.factorization import layout as layouts
 from lrfc.factorization.base import Cost, Factors, Ranks, Statistics
 from lrfc.factorization.layout import Layout, Split
-from lrfc.factorization.linalg import Array, canonical, cholesky, need, solve_lower
-from lrfc.factorization.norms import add_bias, dense_responses, input_grams, mean_absorbed, mean_shift, output_scale, tensor_of
+from lrfc.factorization.linalg import Array, LowRank, canonical, cholesky, need, solve_lower
+from lrfc.factorization.norms import add_bias, dense_responses, input_grams, input_rows, mean_absorbed, mean_shift, output_scale, tensor_of
 from lrfc.factorization.stages import finish, stage
 from lrfc.factorization.threads import on_threads, threads
 from lrfc.factorization.unfold import Unfolding
@@ -137,14 +137,19 @@ class ChainFactors:
         return (rank, *(axis for axes in self._placed for axis in axes), rank + 1)
 
     @cached_property
-    def _grams(self) -> Array | None:
-        return None if self.statistics is None else input_grams(self.layout, self.statistics)
+    def _grams(self) -> Sequence[Array | LowRank] | None:
+        if self.statistics is None:
+            return None
+        if isinstance(self.statistics.covariance, LowRank) and self.layout.patch == self.layout.inputs:
+            return [input_rows(self.layout, self.statistics)]  # with one tap it is never needed as a whole
+        return list(input_grams(self.layout, self.statistics))
 
     @cached_property
     def _pixel_root(self) -> Array:
         # A transposed convolution multiplies each input pixel by every tap: the pixel's covariance acts on the input channels alone, exactly.
         assert self._grams is not None
-        return cholesky(self._grams[0])
+        gram = self._grams[0]
+        return cholesky(gram.dense() if isinstance(gram, LowRank) else gram)
 
     @cached_property
     def _unfoldings(self) -> list[tuple[Unfolding, ...]]:
@@ -173,12 +178,14 @@ class ChainFactors:
         sizes = layout.sizes(self._placed)
         bonds = [min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs) for j in range(1, len(sizes))]
         shapes = [(layout.patch, layout.outputs)] * 3 + [(max(bonds), max(bonds))] * 3
-        if self._grams is not None:
+        if self._grams is not None and not isinstance(self._grams[0], LowRank):
             shapes += [(layout.patch, layout.patch)] * 4
         need(layout.op.name, f"its decomposition at {layout.patch} inputs and {layout.outputs} outputs", *shapes)
 
-    def _reordered(self, gram: Array) -> Array:
+    def _reordered(self, gram: Array | LowRank) -> Array | LowRank:
         """A Gram matrix over (k..., S) as one over (S, k...) in the chain's order."""
+        if isinstance(gram, LowRank):
+            return gram
         shape = (*self.layout.kernel, self.layout.inputs)
         order = self._order[:-1]
         return gram.reshape(shape + shape).transpose(*order, *(len(shape) + axis for axis in order)).reshape(gram.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -17,6 +18,34 @@ Array = NDArray[np.float64]
 MEMORY_LIMIT = 6 << 30
 #: Least weight of the identity in a covariance. It bounds the condition number, so that no whitening divides by zero.
 LEAST_SHRINKAGE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The positive matrix XᵀX + ridge·I, (D, D), by its rows X (N, D): for a layer that reads many more values than samples were seen."""
+
+    rows: Array
+    ridge: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(D, D)."""
+        return len(self), len(self)
+
+    def __len__(self) -> int:
+        return int(self.rows.shape[1])
+
+    def __matmul__(self, right: Array) -> Array:
+        product = self.rows.T @ (self.rows @ right)
+        if self.ridge:
+            product += self.ridge * right
+        return np.asarray(product)
+
+    def dense(self) -> Array:
+        """All its values."""
+        whole = self.rows.T @ self.rows
+        whole[np.diag_indices(len(whole))] += self.ridge
+        return np.asarray(whole)
 
 
 def need(layer: str, what: str, *shapes: Sequence[int]) -> None:
@@ -38,13 +67,26 @@ def shrink(covariance: Array, count: int) -> Array:
     trace = float(np.trace(covariance))
     if trace <= 0:
         return np.eye(size)
-    squared = float(np.vdot(covariance, covariance))
-    spread = (max(count, 1) + 1 - 2 / size) * (squared - trace**2 / size)
-    wanted = 1.0 if spread <= 0 else ((1 - 2 / size) * squared + trace**2) / spread
-    weight = min(1.0, max(LEAST_SHRINKAGE, wanted))
+    weight = shrinkage(size, trace, float(np.vdot(covariance, covariance)), count)
     shrunk = (1 - weight) * (covariance + covariance.T) / 2
     shrunk[np.diag_indices(size)] += weight * trace / size
     return np.asarray(shrunk)
+
+
+def shrink_rows(covariance: LowRank, count: int) -> LowRank:
+    """``shrink`` for a covariance that is given by its rows."""
+    size, trace = len(covariance), float(np.vdot(covariance.rows, covariance.rows))
+    if trace <= 0:
+        return LowRank(covariance.rows, 1.0)
+    weight = shrinkage(size, trace, float(np.sum(np.square(covariance.rows @ covariance.rows.T))), count)
+    return LowRank(np.sqrt(1 - weight) * covariance.rows, weight * trace / size)
+
+
+def shrinkage(size: int, trace: float, squared: float, count: int) -> float:
+    """The weight ρ of the identity for a covariance of that size, trace and squared norm."""
+    spread = (max(count, 1) + 1 - 2 / size) * (squared - trace**2 / size)
+    wanted = 1.0 if spread <= 0 else ((1 - 2 / size) * squared + trace**2) / spread
+    return min(1.0, max(LEAST_SHRINKAGE, wanted))
 
 
 def eigh(gram: Array) -> tuple[Array, Array]:
@@ -53,7 +95,7 @@ def eigh(gram: Array) -> tuple[Array, Array]:
     return np.clip(values[::-1], 0, None), vectors[:, ::-1]
 
 
-def project(matrix: Array, gram: Array | None = None) -> tuple[Array, Array, Array]:
+def project(matrix: Array, gram: Array | LowRank | None = None) -> tuple[Array, Array, Array]:
     """Factors (core, rest) of an (m, n) matrix, nested in the rank, and the energy of each component.
 
     ``core`` has orthonormal columns (under ``gram``, (m, m), where given), ``rest`` carries the weights, and ``core[:, :r] @ rest[:r]`` is the best
@@ -65,7 +107,7 @@ def project(matrix: Array, gram: Array | None = None) -> tuple[Array, Array, Arr
         if gram is None:
             energy, basis = eigh(matrix @ matrix.T)
             return basis, basis.T @ matrix, energy
-        lower = cholesky(gram)
+        lower = cholesky(gram.dense() if isinstance(gram, LowRank) else gram)
         white = lower.T @ matrix
         energy, basis = eigh(white @ white.T)
         return solve_lower(lower, basis, transposed=True), basis.T @ white, energy

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lrfc.errors import ModelError
 from lrfc.factorization.base import Ranks, Statistics
 from lrfc.factorization.layout import Layout
-from lrfc.factorization.linalg import Array, cholesky, need, shrink
+from lrfc.factorization.linalg import Array, LowRank, cholesky, need, shrink, shrink_rows
 
 
 def output_scale(layout: Layout, scale: NDArray[Any] | None) -> Array:
@@ -45,9 +45,12 @@ def mean_absorbed(layout: Layout, statistics: Statistics) -> bool:
 def input_grams(layout: Layout, statistics: Statistics) -> Array:
     """The second moment of each group's patches, (G, D, D), positive definite: centred where the mean error is absorbed, shrunk by the sample's size."""
     shape = (layout.groups, layout.patch, layout.patch)
-    if statistics.covariance.shape != shape:
-        raise ModelError(f"layer '{layout.op.name}': statistics of shape {statistics.covariance.shape}, expected {shape}")
+    given = statistics.covariance.shape if isinstance(statistics.covariance, np.ndarray) else (1, *statistics.covariance.shape)
+    if given != shape:
+        raise ModelError(f"layer '{layout.op.name}': statistics of shape {given}, expected {shape}")
     need(layout.op.name, f"the covariance of its {layout.patch} inputs", shape, shape[1:], shape[1:])
+    if isinstance(statistics.covariance, LowRank):
+        return input_rows(layout, statistics).dense()[None]
     grams = np.empty(shape)
     for group, covariance in enumerate(statistics.covariance):
         full = covariance
@@ -55,6 +58,15 @@ def input_grams(layout: Layout, statistics: Statistics) -> Array:
             full = covariance + np.outer(statistics.mean[group], statistics.mean[group])
         grams[group] = shrink(full, statistics.count)
     return grams
+
+
+def input_rows(layout: Layout, statistics: Statistics) -> LowRank:
+    """As ``input_grams``, of a layer with one group whose covariance is given by its rows."""
+    assert isinstance(statistics.covariance, LowRank)
+    full = statistics.covariance
+    if statistics.mean is not None and not centred(layout, statistics):
+        full = LowRank(np.concatenate([full.rows, statistics.mean]))
+    return shrink_rows(full, statistics.count)
 
 
 def mean_shift(layout: Layout, statistics: Statistics | None, tensor: Array) -> Array | None:

@@ -9,7 +9,7 @@ from lrfc.factorization.base import Ranks
 from lrfc.factorization.chain import Chain
 from lrfc.factorization.covariance_als import fit_tucker, tucker_sweeps
 from lrfc.factorization.layout import Layout, Split
-from lrfc.factorization.linalg import Array
+from lrfc.factorization.linalg import Array, LowRank
 from lrfc.factorization.unfold import Unfolding
 
 
@@ -43,6 +43,7 @@ class Tucker2(Chain):
         """Cores by alternating least squares. The data-free ones are among their starts, so that statistics never make the error worse."""
         found, plains = unfoldings[0], [unfolding.plain for unfolding in unfoldings if unfolding.plain is not None]
         target, gram = found.target[:, 0, :, 0], found.gram
+        assert not isinstance(gram, LowRank)  # those are for layers without a kernel
         size, _, outputs = target.shape
         whole = ranks[0] == size or (gram is None and ranks[1] == outputs)  # then the nested cores are the optimum
         if whole or not found.supports(ranks) or not (plains or tucker_sweeps(target, gram, ranks)):

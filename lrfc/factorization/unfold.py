@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from lrfc.factorization.base import Ranks
-from lrfc.factorization.linalg import Array, cholesky, eigh, project, solve_lower
+from lrfc.factorization.linalg import Array, LowRank, cholesky, eigh, project, solve_lower
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Unfolding:
     ``whitened=False`` takes the bases of the TT-SVD without ``gram``, which is then ``plain``, and only refits. The better of both is never worse than data-free.
     """
 
-    def __init__(self, target: Array, gram: Array | None = None, *, whitened: bool = True) -> None:
+    def __init__(self, target: Array, gram: Array | LowRank | None = None, *, whitened: bool = True) -> None:
         self.shape = target.shape
         self._target, self.gram = target.reshape(self.shape[0], -1), gram
         self.plain = None if whitened or gram is None else Unfolding(target)
@@ -114,7 +114,7 @@ class Unfolding:
             self._nodes[prefix] = _bond(target.reshape(left, -1), gram, prod(self.shape[len(prefix) + 2 : -1]), basis)
         return self._nodes[prefix]
 
-    def _rest(self, prefix: Ranks) -> tuple[Array, Array | None]:
+    def _rest(self, prefix: Ranks) -> tuple[Array, Array | LowRank | None]:
         return self.node(prefix[:-1]).rest(prefix[-1]) if prefix else (self._target, self.gram)
 
     def _held(self, ranks: Ranks) -> Ranks:
@@ -124,11 +124,12 @@ class Unfolding:
         return held
 
 
-def _bond(target: Array, gram: Array | None, taps: int, basis: Array | None) -> Node:
+def _bond(target: Array, gram: Array | LowRank | None, taps: int, basis: Array | None) -> Node:
     """The bond of a target (m, taps·T) whose left side and taps have the Gram matrix (m·taps, m·taps)."""
     if gram is None or taps == 1:
         core, rest, energy = project(target, gram)
         return Node(core, taps, rest.reshape(len(rest) * taps, -1), energy)
+    gram = gram.dense() if isinstance(gram, LowRank) else gram
     rows, outputs = len(target), target.shape[1] // taps
     core = _separable_basis(target, gram.reshape(rows, taps, rows, taps)) if basis is None else basis
     count = core.shape[1]

@@ -16,6 +16,7 @@ from scipy.linalg import blas
 from lrfc.factorization.base import Statistics
 from lrfc.factorization.einsum import Einsum
 from lrfc.factorization.layout import Layout
+from lrfc.factorization.linalg import LowRank
 from lrfc.factorization.threads import one_thread, workers
 from lrfc.ir.graph import Graph, Op, Ref, Tensor
 from lrfc.ir.ops import conv_geometry
@@ -47,19 +48,31 @@ class SampleSize:
 
 #: Bytes of covariances that are held at once, and of tensors that one batch may deliver.
 HELD, DELIVERED = 1 << 30, 256 << 20
+#: Above this many inputs a fully connected layer's covariance is kept by its rows.
+WIDE = 8192
 
 
 class _Moments:
-    """Streaming mean and second moment of rows (N, G, D) in float64; memory does not grow with N."""
+    """Streaming mean and second moment of rows (N, G, D) in float64; memory does not grow with N.
 
-    def __init__(self, groups: int, length: int) -> None:
+    ``wide``: there may be far fewer rows than D; then they are kept themselves for as long as that takes less.
+    """
+
+    def __init__(self, groups: int, length: int, *, wide: bool) -> None:
         self.count = 0
         self._sum = np.zeros((groups, length))
-        self._outer = np.zeros((groups, length, length))
+        self._rows: list[Array] | None = [] if wide else None
+        self._outer = np.zeros((0 if wide else groups, length, length))
 
     def add(self, rows: Array) -> None:
         self.count += len(rows)
         self._sum += rows.sum(0, dtype=np.float64)
+        if self._rows is not None:
+            self._rows.append(rows)
+            if 2 * self.count <= rows.shape[-1]:
+                return
+            rows, self._rows = np.concatenate(self._rows), None
+            self._outer = np.zeros((1, *rows.shape[-1:] * 2))
         for group, outer in enumerate(self._outer):
             block = rows[:, group]
             outer += block.T @ block
@@ -67,6 +80,10 @@ class _Moments:
     def statistics(self, *, centred: bool) -> Statistics:
         """The statistics; they take the sums' memory, so nothing can be added after."""
         mean, second = self._sum / self.count, self._outer
+        if self._rows is not None:
+            rows = np.concatenate(self._rows)[:, 0].astype(np.float64)
+            low = LowRank((rows - mean if centred else rows) / np.sqrt(self.count))
+            return Statistics(low, mean if centred else None, self.count)
         second /= self.count
         if not centred:
             return Statistics(second, None, self.count)
@@ -108,7 +125,9 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
             chosen = np.flatnonzero(index < fitted)
             if len(chosen):
                 rows, _ = draw(call, tensor, source, chosen, -(-size.statistics // (fitted * share)), rng)
-                moments.setdefault(layer.name, _Moments(*rows.shape[1:])).add(rows)
+                if layer.name not in moments:
+                    moments[layer.name] = _Moments(*rows.shape[1:], wide=_wide(layer, rows.shape[-1]))
+                moments[layer.name].add(rows)
             chosen = np.flatnonzero((index >= held.start) & (index < held.stop))
             if not len(chosen):
                 continue
@@ -142,7 +161,7 @@ class Sampler:
         self._groups: list[list[Op]] = [[]]
         held = 0
         for op in layers:
-            need = _covariance_bytes(op, graph.input_tensors(op.name)[0], min(len(inputs[0]), size.images), size)
+            need = _covariance_bytes(op, graph.input_tensors(op.name)[0], min(len(inputs[0]), size.images))
             if held + need > HELD and self._groups[-1]:
                 self._groups.append([])
                 held = 0
@@ -165,9 +184,15 @@ class Sampler:
         return self._samples[layer]
 
 
-def _covariance_bytes(op: Op, tensor: Tensor, images: int, size: SampleSize) -> int:
+def _covariance_bytes(op: Op, tensor: Tensor, images: int) -> int:
     layout = Layout.of(op, tensor)
-    return 8 * layout.groups * layout.patch * min(layout.patch, max(images, size.statistics))
+    rows = images if _wide(op, layout.patch) and len(tensor.shape) == 2 else layout.patch
+    return 8 * layout.groups * layout.patch * min(layout.patch, 2 * rows)
+
+
+def _wide(op: Op, length: int) -> bool:
+    """Whether a layer's covariance may be given by its rows: a matrix product whose covariance would take half a gigabyte."""
+    return op.kind == "Dense" and length > WIDE
 
 
 def _gather(
