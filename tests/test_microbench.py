@@ -1,0 +1,37 @@
+"""The small networks of a calibration: the same each time, whole, and of every kind that a predictor has to know."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from lrfc.search import microbench
+from lrfc.search.microbench import networks
+from lrfc.search.signature import signatures
+from lrfc.search.work import work
+
+
+def test_they_are_whole_and_within_the_limits() -> None:
+    for graph in networks(25):
+        graph.check()
+        own = [each for _, each in signatures(graph)]
+        assert sum(each.macs for each in own) <= microbench.LARGEST
+        assert sum(each.params for each in own) <= microbench.HEAVIEST
+
+
+def test_the_same_seed_gives_the_same_and_a_longer_list_begins_alike() -> None:
+    first = [str(graph) for graph in networks(12)]
+    assert [str(graph) for graph in networks(20)][:12] == first
+    assert [str(graph) for graph in networks(12, seed=1)] != first
+    assert len(set(first)) == 12
+
+
+def test_all_families_occur_often_enough_to_be_fitted() -> None:
+    found = Counter(work(each).family for graph in networks() for _, each in signatures(graph))
+    assert {family for family, count in found.items() if count >= 10} >= {"conv", "pointwise", "depthwise", "dense", "pool", "add", "other", "reduce"}
+
+
+def test_ranks_are_any_number_of_channels() -> None:
+    widths = {each.output[-1] for graph in networks() for _, each in signatures(graph) if each.kind == "conv"}
+    assert {True, False} == {width % 4 == 0 for width in widths}
+    assert min(widths) <= 4
+    assert max(widths) >= 256
