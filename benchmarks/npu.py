@@ -2,12 +2,14 @@
 
     LRFC_DATA=... python benchmarks/npu.py predict [--devices ethos-u55-128 ...] [--plans 20]
     LRFC_DATA=... python benchmarks/npu.py plans [--devices ethos-u55-128 ...] [--kept 75 60 45 30]
+    python benchmarks/npu.py profiles [--devices ethos-u55-128 ...]
 
-Both take ResNet-20 in int8 and write a CSV file beside this one. Vela is deterministic: the same figures come out each time.
+The first two take ResNet-20 in int8 and write a CSV file beside this one. Vela is deterministic: the same figures come out each time.
 
 predict: random plans (a random method and rank for each layer), each compiled by Vela. 'profile' predicts them from the shipped cost profile alone, 'priced'
 from ops that Vela priced in probe networks together with the compiled original, 'fed back' after the plan itself was compiled once.
 plans: at equal predicted impact on the network's output, the plan with the fewest MACs against the one with the fewest predicted cycles, both compiled.
+profiles: writes the cost profiles that ship.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from lrfc.search.candidates import Candidate, LayerSpace
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact, State
 from lrfc.targets import device, vela
-from lrfc.targets.npu import observed, predicted, price
+from lrfc.targets.npu import observed, predicted, price, profile
 from lrfc.targets.tflite import TFLite
 
 HERE = Path(__file__).parent
@@ -72,8 +74,8 @@ class Emitted:
 
 def from_profile(name: str, graph: Graph) -> float:
     """Cycles by the shipped cost profile alone; nothing where there is none."""
-    profile = latency.load(name, "tflite", "int8", 1)
-    return float("nan") if profile is None else profile.predict(each for _, each in npu.signatures(graph))
+    shipped = latency.load(name, "tflite", "int8", 1)
+    return float("nan") if shipped is None else shipped.predict(each for _, each in npu.signatures(graph))
 
 
 def predict(devices: Sequence[str], plans: int) -> None:
@@ -128,8 +130,8 @@ def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in devices:
-            profile, reach = device.load(name), vela_of(name)
-            state = ExploreLayers(methods=METHODS, rank_multiple=profile.rank_multiple)(explored)
+            reach = vela_of(name)
+            state = ExploreLayers(methods=METHODS, rank_multiple=device.load(name).rank_multiple)(explored)
             spaces = state.fact(DesignSpace).spaces
             emitted = Emitted(state, Path(folder))
             whole = emitted.graph({})
@@ -178,15 +180,26 @@ def ops(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[Signature
     return found
 
 
+def profiles(devices: Sequence[str]) -> None:
+    """Write the shipped cost profiles."""
+    for name in devices:
+        found = profile(device.load(name))
+        latency.CostFile(profiles=(found,)).write(device.SHIPPED / f"{name}.cost.json")
+        print(f"{name}: " + ", ".join(f"{family} {100 * error.mean:.0f} % ({error.n})" for family, error in found.held_out.items()), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("predict", "plans"):
+    for name in ("predict", "plans", "profiles"):
         command = commands.add_parser(name)
         command.add_argument("--devices", nargs="+", choices=DEVICES, default=list(DEVICES))
     commands.choices["predict"].add_argument("--plans", type=int, default=20)
     commands.choices["plans"].add_argument("--kept", type=int, nargs="+", default=[75, 60, 45, 30])
     given = parser.parse_args()
+    if given.command == "profiles":
+        profiles(given.devices)
+        return
     if "LRFC_DATA" not in os.environ:
         parser.error("set LRFC_DATA to the folder with models/ and CIFAR-10")
     if given.command == "predict":

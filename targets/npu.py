@@ -8,13 +8,15 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from lrfc.ir.graph import Graph
-from lrfc.search import npu
+from lrfc.search import fitting, microbench, npu
+from lrfc.search.latency import CostProfile
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact
 from lrfc.targets import probe, vela
-from lrfc.targets.device import Vela
+from lrfc.targets.device import Device, Vela
 
 #: Most ops of one probe, and most of their weights: what keeps a run of Vela at a few seconds.
 _OPS, _WEIGHTS = 150, 4_000_000
@@ -42,6 +44,20 @@ def price(signatures: Iterable[Signature], reach: Vela, *, timeout: float = 600.
                     cycles[int(number[1])] += layer.cycles
             found |= {signature: float(cycles[number]) for number, signature in enumerate(part) if cycles[number]}
     return found
+
+
+def profile(device: Device, *, timeout: float = 3600.0) -> CostProfile:
+    """A cost profile in cycles, for ops that no probe can hold and for predictions without Vela: fitted to the ops of the micro-networks, each priced."""
+    assert isinstance(device.reach, Vela)
+    wanted = {each: None for graph in microbench.networks() for _, each in npu.signatures(graph)}
+    prices = price(wanted, device.reach, timeout=timeout)
+    about: dict[str, Any] = {
+        "machine": device.reach.accelerator,
+        "runtime": "Vela",
+        "runtime_version": vela.version(),
+        "source": "Arm's Vela, ops priced one by one",
+    }
+    return fitting.fit(list(prices.items()), device=device.name, format="tflite", precision="int8", unit="cycles", estimated=True, **about)
 
 
 def observed(result: vela.Compiled, graph: Graph, prices: Mapping[Signature, float] | None = None) -> dict[Signature, float]:

@@ -12,11 +12,12 @@ from lrfc.errors import DeviceError
 from lrfc.factorization import METHODS
 from lrfc.ir import keras_io
 from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.search import npu
+from lrfc.search import latency, microbench, npu
 from lrfc.search.signature import Signature
-from lrfc.targets import probe, vela
+from lrfc.targets import device, probe, vela
 from lrfc.targets.device import Vela
 from lrfc.targets.npu import observed, predicted, price
+from lrfc.targets.npu import profile as fitted
 from lrfc.targets.tflite import TFLite
 from tests.helpers import residual
 from tests.test_vela import U55
@@ -168,3 +169,23 @@ def test_batches():
     for part in parts:
         assert len(part) <= 8
         assert len(part) == 1 or sum(each.params for each in part) <= 500
+
+
+@pytest.mark.parametrize("name", ["ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512"])
+def test_shipped_profiles(name):
+    profile = latency.load(name, "tflite", "int8", 1)
+    assert profile is not None
+    assert (profile.unit, profile.estimated, profile.device) == ("cycles", True, name)
+    assert {"conv", "depthwise", "dense", "add", "pool", "reduce"} <= set(profile.families)
+    wide = replace(CONV, output=(16, 16, 64), params=9232, macs=4 * CONV.macs)
+    assert 0 < profile.op(CONV) < profile.op(wide)
+
+
+@needs_vela
+@pytest.mark.slow
+def test_a_profile_is_fitted(monkeypatch):
+    few = list(microbench.networks(16))
+    monkeypatch.setattr(microbench, "networks", lambda: few)
+    found = fitted(device.load("ethos-u55-128"))
+    assert (found.unit, found.estimated, found.runtime_version) == ("cycles", True, vela.version())
+    assert found.op(CONV) > 0
