@@ -126,8 +126,9 @@ class ExploreLayers:
                 sample, given = next(fresh)
                 found = compared(graph, op, sample, given, MEASURES[self.measure])
                 if len(found.candidates) > 1:
-                    images = self._looked_at(graph, len(eligible))
-                    sensitivity = sensitivity or Sensitivity(graph, tuple(x[: POOL * images] for x in inputs), images)
+                    if sensitivity is None:
+                        images = self._looked_at(graph, len(eligible))
+                        sensitivity = Sensitivity(graph, tuple(x[: POOL * images] for x in inputs), images)
                     found = sensitivity(found, sample)
                 if op.name not in samples.lasting:  # what a large network's layers read is not kept for all of them
                     found = replace(
