@@ -165,6 +165,8 @@ class Loop:
 
     def _chosen(self, wish: Wish, methods: tuple[str, ...], narrowed: tuple[str, ...] | None, allowed: float | None) -> _Turn:
         """The plan at the prices as they stand. ``narrowed``: the methods that an earlier turn found to be the best to mix, None to find them."""
+        if wish.objective in ("macs", "size", "ram"):  # what is small may take its time, as long as the whole is not slower
+            return self._selected(self._priced(slower=True), wish, methods, narrowed, allowed)
         try:
             return self._selected(self._priced(slower=False), wish, methods, narrowed, allowed)
         except BudgetError:
@@ -200,7 +202,7 @@ class Loop:
         """The predicted divergence that ``max_drop`` allows, learnt by running plans along the objective."""
         assert wish.objective is not None
         assert wish.max_drop is not None
-        return judge.smallest(self._priced(slower=False), wish.max_drop, OBJECTIVES[wish.objective], wish.select).impact
+        return judge.smallest(self._priced(slower=OBJECTIVES[wish.objective] != "latency"), wish.max_drop, OBJECTIVES[wish.objective], wish.select).impact
 
     def _round(self, price: Price, predicted: float, trial: Measured) -> Round:
         cycles = price.unit == "cycles"

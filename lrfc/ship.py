@@ -89,7 +89,7 @@ def ship(made: Build, goal: Destination, bench: Bench, settled: Settled, out: Pa
         ratio = speedup(*measured)
         before = _figures(made.original, original, measured[0], _score(target.load(original), made))
         after = _figures(made.state.graph, emitted, measured[1], _score(target.load(emitted), made))
-        failure: BudgetError | NoGainError | None = _loss(before, after, ratio)
+        failure: BudgetError | NoGainError | None = _loss(made, goal, before, after, ratio)
         plain, layers = made.trainable, _layers(made)
         if failure is not None:  # never worse: the original's file ships
             shutil.copyfile(original.path, emitted.path)
@@ -162,9 +162,14 @@ def _score(runner: Runner, made: Build) -> float | None:
     return accuracy(runner(data.test.inputs), data.test)
 
 
-def _loss(before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
+def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
     assert before.file_bytes is not None
     assert after.file_bytes is not None
+    if all(choice.method is None for choice in made.state.fact(Selection).chosen):
+        return NoGainError(
+            f"no gain: on {goal.device.name} no factorization of a layer is faster than the layer itself; the original was kept; --objective size, macs or"
+            " ram, or a budget, makes it smaller where that is worth more than time"
+        )
     if after.file_bytes >= before.file_bytes:
         return NoGainError(
             f"no gain: the factorized file has {after.file_bytes:,} bytes, the original's {before.file_bytes:,}; the original was kept"

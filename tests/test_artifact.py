@@ -244,8 +244,11 @@ def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: 
         "file_bytes": None,
         "arena_bytes": None,
         "accuracy": None,
-        "latency_ms": {"p50": 1.0, "p90": 1.5, "n": 50, "threads": 1},
+        "latency_ms": {"p50": 1.0, "p90": 1.5, "n": 50, "threads": 1, "estimated": False},
         "peak_rss_bytes": None,
+        "cycles": None,
+        "sram_bytes": None,
+        "flash_bytes": None,
     }
     assert value["accuracy"] == {"before": 0.75, "factorized": None, "recalibrated": None, "refitted": None, "finetuned": None, "artifact": None}
     assert value["after"]["latency_ms"] is None

@@ -22,6 +22,7 @@ from lrfc.pipeline import plan, run
 from lrfc.ship import Result
 from lrfc.state import Artifact, Progress, State
 from lrfc.targets.measure import Measurement
+from lrfc.targets.runners.local import LocalRunner
 from lrfc.targets.tflite import TFLite
 from tests import helpers
 
@@ -32,14 +33,14 @@ QUICK: dict[str, Any] = {"methods": ("channel_svd", "svd"), "epochs": 0}
 def stopwatch(monkeypatch: pytest.MonkeyPatch, speedup: float) -> None:
     """Every build finds its file to be that many times faster than the original's."""
 
-    def compare(files: Sequence[Artifact], *, threads: int, runs: int = 200) -> tuple[Measurement, ...]:
+    def compare(self: LocalRunner, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600) -> tuple[Measurement, ...]:
         times = [1.0, *(1 / speedup for _ in files[1:])]
         return tuple(
             Measurement(file.path, ms, ms, 0.0, runs, 1, (ms,) * 20, threads, 1.0, "none", "0", 1_000_000, 2_000_000)
             for file, ms in zip(files, times, strict=True)
         )
 
-    monkeypatch.setattr(ship, "compare", compare)
+    monkeypatch.setattr(LocalRunner, "compare", compare)
 
 
 @pytest.fixture(autouse=True)
@@ -127,10 +128,22 @@ def test_int8(dense: Any, samples: dict[str, Any]) -> None:
 
 
 def test_without_a_budget_the_smallest_network_within_the_drop(dense: Any, samples: dict[str, Any]) -> None:
-    result = lrfc.build(dense, data=samples, **QUICK)
+    result = lrfc.build(dense, data=samples, objective="macs", **QUICK)
     manifest = result.manifest
     assert manifest.after.macs < 0.6 * manifest.before.macs, "rank 4 keeps 0.32 of the MACs without a loss"
     assert manifest.accuracy.artifact >= manifest.accuracy.before - 0.01
+    assert manifest.search.objective == "macs"
+    assert 0 <= manifest.search.allowed_divergence < 0.05
+
+
+def test_where_nothing_pays_the_original_is_kept(dense: Any, samples: dict[str, Any]) -> None:
+    with pytest.raises(
+        NoGainError, match=r"no gain: on host no factorization of a layer is faster than the layer itself; .* --objective size"
+    ) as caught:
+        lrfc.build(dense, data=samples, **QUICK)
+    result = caught.value.result
+    assert isinstance(result, Result)
+    assert result.manifest.before == result.manifest.after
 
 
 def test_without_data_nothing_is_claimed(dense: Any) -> None:
@@ -142,8 +155,8 @@ def test_without_data_nothing_is_claimed(dense: Any) -> None:
 
 
 def test_without_data_and_budget(dense: Any) -> None:
-    manifest = lrfc.build(dense, **QUICK).manifest
-    assert manifest.after.macs < manifest.before.macs
+    manifest = lrfc.build(dense, objective="size", **QUICK).manifest
+    assert manifest.after.params < manifest.before.params
 
 
 def test_a_regression(dense: Any, samples: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ def test_drop_is_in_percentage_points(given_as: object, share: float) -> None:
 
 def test_defaults() -> None:
     config = parse()
-    assert (config.targets, config.precision, config.methods) == (("tflite",), "fp32", METHODS)
+    assert (config.targets, config.devices, config.precision, config.methods, config.budgets) == ((), (), None, METHODS, {})
     assert config.max_drop is None
     assert parse(out="somewhere").out == Path("somewhere")
 
