@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -73,8 +74,6 @@ def test_check(lrfc, monkeypatch):
 
 
 def test_calibrate(lrfc, monkeypatch):
-    from pathlib import Path
-
     from lrfc import calibrate
 
     asked = []
@@ -107,12 +106,15 @@ def emitted(tmp_path):
     return target("tflite").emit(helpers.graph_of(helpers.conv_net()), tmp_path / "m.tflite").path
 
 
+def write(server, path):
+    """The profile of the server, as a user would write it."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in server.device().reach.model_dump().items() if value is not None]
+    path.write_text("\n".join(['name = "loopback"', 'description = ""', "threads = 2", "[reach]", *lines]))
+
+
 def test_measure_on_a_device(lrfc, emitted, tmp_path):
     with loopback.Server(tmp_path / "sshd") as server:
-        there = server.device()
-        reach = there.reach.model_dump()
-        lines = [f"{key} = {json.dumps(value)}" for key, value in reach.items() if value is not None]
-        (tmp_path / "loopback.toml").write_text("\n".join(['name = "loopback"', 'description = ""', "threads = 2", "[reach]", *lines]))
+        write(server, tmp_path / "loopback.toml")
         code, out, err = lrfc("measure", emitted, emitted, "--device", "loopback.toml", "--runs", "20", "--json")
         assert code == 0, err
         assert [(row["n"], row["threads"]) for row in json.loads(out)["measurements"]] == [(20, 2), (20, 2)]
@@ -146,3 +148,32 @@ def test_what_was_measured_before_a_failure_is_shown(lrfc, emitted, monkeypatch)
     assert code == 5
     assert [len(row["rounds_ms"]) for row in json.loads(out)["measurements"]] == [8]
     assert "was killed by SIGKILL" in err
+
+
+@pytest.mark.slow
+def test_a_build_for_a_device_and_one_that_goes_away(lrfc, tmp_path, monkeypatch):
+    digits = Path(__file__).parents[1] / "examples" / "digits.keras"
+    build = ("build", digits, "--device", "loopback.toml", "--data", "digits", "--max-macs", "50%", "--epochs", "0", "--json")
+    with loopback.Server(tmp_path / "sshd") as server:
+        write(server, tmp_path / "loopback.toml")
+        code, out, err = lrfc(*build, "--out", "out")
+        assert code == 0, err
+        manifest = json.loads(out)
+        assert manifest["device"] == "loopback"
+        assert manifest["after"]["latency_ms"]["threads"] == 2
+        assert server.left() == []
+
+        real, asked = process.Worker.ask, []
+
+        def ask(self, request):
+            asked.append(request)
+            if len(asked) == 30:
+                server.kill()
+            return real(self, request)
+
+        monkeypatch.setattr(process.Worker, "ask", ask)
+        code, out, err = lrfc(*build, "--out", "lost")
+        assert code == 5, err
+        assert "lost" in err.splitlines()[-1]
+        assert not (tmp_path / "lost").exists()
+        assert server.left() == []
