@@ -109,19 +109,18 @@ class Store:
         if not self._usable:
             return []
         rows = list(values)
-        for last in (False, True):
+        try:
             try:
                 return self._run(statement, rows, write=write)
-            except sqlite3.OperationalError as error:  # locked for too long, no room, not allowed: the file itself may be whole
-                self._give_up(error)
+            except sqlite3.OperationalError:  # locked for too long, no room, not allowed: the file itself may be whole
+                raise
             except sqlite3.DatabaseError as error:
-                if last or not self._set_aside(error):
-                    self._give_up(error)
-            except OSError as error:
-                self._give_up(error)
-            if not self._usable:
-                break
-        return []
+                self._set_aside(error)
+                return self._run(statement, rows, write=write)
+        except (sqlite3.Error, OSError) as error:
+            self._usable = False
+            self._log(f"the measurements in {self._path} cannot be used ({error}): measuring without them")
+            return []
 
     def _run(self, statement: str, rows: list[tuple[Any, ...]], *, write: bool) -> list[list[tuple[Any, ...]]]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,21 +131,13 @@ class Store:
                     database.execute("BEGIN IMMEDIATE")  # waits for its turn; a read that turns into a write could not
                 return [database.execute(statement, row).fetchall() for row in rows]
 
-    def _set_aside(self, error: sqlite3.Error) -> bool:
+    def _set_aside(self, error: sqlite3.Error) -> None:
         damaged = self._path.with_name(f"{self._path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
-        try:
-            self._path.rename(damaged)
-            for extra in ("-wal", "-shm"):
-                self._path.with_name(self._path.name + extra).unlink(missing_ok=True)
-        except OSError:
-            return False
+        self._path.rename(damaged)
+        for extra in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + extra).unlink(missing_ok=True)
         self._log(f"the measurements in {self._path} cannot be read ({error}); they are now {damaged.name}, and a new file is begun")
         self._run(_SCHEMA, [()], write=True)
-        return True
-
-    def _give_up(self, error: Exception) -> None:
-        self._usable = False
-        self._log(f"the measurements in {self._path} cannot be used ({error}): measuring without them")
 
 
 def now() -> str:
