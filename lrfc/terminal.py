@@ -163,9 +163,13 @@ class Terminal:
         else:
             self.line("accuracy: not measured (no labelled data)")
         ratio = result.speedup
-        self.line(
-            f"measured speed-up ×{ratio.median:.2f} (95 % interval {ratio.low:.2f} to {ratio.high:.2f}; batch 1, interleaved with the original's file)"
-        )
+        if manifest.after.latency_ms is not None and manifest.after.latency_ms.estimated:
+            self.line(f"estimated speed-up ×{ratio.median:.2f} on {manifest.device} (computed, no device was timed)")
+        else:
+            self.line(
+                f"measured speed-up ×{ratio.median:.2f} on {manifest.device} (95 % interval {ratio.low:.2f} to {ratio.high:.2f}; batch 1,"
+                " interleaved with the original's file)"
+            )
         methods = Counter(layer.method or "left alone" for layer in manifest.layers)
         self.line("layers: " + ", ".join(f"{count} {name}" for name, count in methods.most_common()) + f"; why: {result.out / 'layers.csv'}")
         self.line(f"written: {result.out}{os.sep} ({', '.join(file.path for file in manifest.artifacts)}, manifest.json, report.html)")
@@ -260,9 +264,17 @@ def _figures(manifest: Manifest) -> Iterator[tuple[str, Callable[[float], str], 
     yield "params", lambda v: f"{v:,.0f}", before.params, after.params
     yield "file", size, before.file_bytes, after.file_bytes
     yield "arena (planned)", size, before.arena_bytes, after.arena_bytes
-    yield "peak RSS", size, before.peak_rss_bytes, after.peak_rss_bytes
+    if before.cycles is not None:
+        yield "NPU cycles", lambda v: f"{v:,.0f}", before.cycles, after.cycles
+        yield "SRAM", size, before.sram_bytes, after.sram_bytes
+        yield "flash", size, before.flash_bytes, after.flash_bytes
+    else:
+        yield "peak RSS", size, before.peak_rss_bytes, after.peak_rss_bytes
     if before.latency_ms is not None and after.latency_ms is not None:
         threads, runs = before.latency_ms.threads, before.latency_ms.n
+        if before.latency_ms.estimated:
+            yield "latency, estimated", lambda v: f"{v:.4g} ms", before.latency_ms.p50, after.latency_ms.p50
+            return
         yield f"latency p50, {threads} thread(s), n={runs}", lambda v: f"{v:.4g} ms", before.latency_ms.p50, after.latency_ms.p50
         yield "latency p90", lambda v: f"{v:.4g} ms", before.latency_ms.p90, after.latency_ms.p90
 

@@ -114,7 +114,12 @@ def rows(before: Figures, after: Figures) -> list[Row]:
     for name, quantile in (("Latency, median", "p50"), ("Latency, 90th percentile", "p90")):
         first, second = (None if figures.latency_ms is None else getattr(figures.latency_ms, quantile) for figures in (before, after))
         found.append(_row(name, first, second, lambda value: f"{decimal(value)} ms", _how(before.latency_ms, after.latency_ms)))
-    found.append(_row("Peak resident memory", before.peak_rss_bytes, after.peak_rss_bytes, size, "of the process, runtime included"))
+    if before.cycles is None:
+        found.append(_row("Peak resident memory", before.peak_rss_bytes, after.peak_rss_bytes, size, "of the process, runtime included"))
+    else:
+        found.append(_row("NPU cycles", before.cycles, after.cycles, count, "computed by its compiler"))
+        found.append(_row("SRAM", before.sram_bytes, after.sram_bytes, size))
+        found.append(_row("Flash", before.flash_bytes, after.flash_bytes, size))
     score = _row("Accuracy", before.accuracy, after.accuracy, percent)
     if before.accuracy is not None and after.accuracy is not None:  # a score is not saved: its change is in points
         score = Row(score.name, score.before, f"{score.after} ({points_of(after.accuracy - before.accuracy)})", score.kept)
@@ -130,7 +135,11 @@ def _row(name: str, before: float | None, after: float | None, show: Callable[[A
 
 
 def _how(before: Latency | None, after: Latency | None) -> str:
-    sides = [f"n = {side.n}, {side.threads} thread{'s' if side.threads > 1 else ''}" for side in (before, after) if side is not None]
+    sides = [
+        "estimated, no device was timed" if side.estimated else f"n = {side.n}, {side.threads} thread{'s' if side.threads > 1 else ''}"
+        for side in (before, after)
+        if side is not None
+    ]
     return " / ".join(dict.fromkeys(sides))
 
 
