@@ -60,8 +60,8 @@ def test_a_perturbed_layer_computes_as_the_rewritten_graph_and_comes_back(build)
     graph = helpers.graph_of(build())
     inputs = helpers.random_inputs(graph, 32)
     spaces, samples = explored(graph, inputs)
-    segments = Segments(graph, inputs, 3)
-    before, reference = weights(graph, segments), segments.reference
+    segments = Segments(graph, 3)
+    before, reference = weights(graph, segments), segments.hold(inputs)
     layer = spaces[-1] if build is helpers.dense_net else spaces[0]
     candidate = layer.candidates[1]
     source = graph.input_tensors(layer.op.name)[0]
@@ -83,7 +83,8 @@ def test_a_perturbed_layer_computes_as_the_rewritten_graph_and_comes_back(build)
 
 def test_the_perturbation_is_undone_after_a_failure(weighed) -> None:
     graph, inputs, spaces, samples, _ = weighed
-    segments = Segments(graph, inputs, 2)
+    segments = Segments(graph, 2)
+    segments.hold(inputs)
     before = weights(graph, segments)
     layer = spaces[0]
     with (

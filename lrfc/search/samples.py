@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -147,6 +148,8 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
             index = np.arange(start, start + len(part[0]))
             start += len(part[0])
             list(pool.map(partial(look, values, index), layers))
+    del run, values
+    gc.collect()  # Keras models are cycles: the weights of a large one would stay for long
     return {layer.name: _gather(layer, calls[layer.name], chains, moments, patches, addends) for layer in layers}
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lrfc.ir import ops
 from lrfc.ir.graph import Array, Graph, Op, Ref
-from lrfc.state import Batch
+from lrfc.state import Batch, batches
 
 #: Parts of equal work that a network is cut into: with eight, a pass from each layer on takes 56 % of a whole one.
 PARTS = 8
@@ -28,13 +30,20 @@ class _Part:
 class Segments:
     """A graph as Keras models in a row, and what passes between them for some inputs."""
 
-    def __init__(self, graph: Graph, inputs: Batch, parts: int = PARTS) -> None:
+    def __init__(self, graph: Graph, parts: int = PARTS) -> None:
         self._graph = graph
         self._parts = [_part(graph, group, takes, gives) for group, takes, gives in _groups(graph, parts) if gives]
-        self._values: dict[Ref, Array] = {Ref(name): x for name, x in zip(graph.inputs, inputs, strict=True)}
-        for part in self._parts:
-            self._run(part, self._values)
-        self.reference: Batch = tuple(self._values[ref] for ref in graph.outputs)
+        self._values: dict[Ref, Array] = {}
+
+    def predict(self, inputs: Batch, batch: int) -> Batch:
+        """The network's outputs for many inputs, in batches."""
+        found = [self._outputs(self._given(part), 0) for part in batches(inputs, batch)]
+        return tuple(np.concatenate(values) for values in zip(*found, strict=True))
+
+    def hold(self, inputs: Batch) -> Batch:
+        """The network's outputs for the inputs that changes are seen on. What passes between the parts is kept."""
+        self._values = self._given(inputs)
+        return self._outputs(self._values, 0)
 
     def layers(self, name: str) -> list[Any]:
         """The Keras layers of that name: one, or one in each part that calls it."""
@@ -42,18 +51,19 @@ class Segments:
         return [part.model.get_layer(name) for part in self._parts if calls & part.names]
 
     def outputs(self, changed: Iterable[str]) -> Batch:
-        """The network's outputs after the Keras layers of these names were changed."""
+        """The outputs for the inputs held, after the Keras layers of these names were changed."""
         names = set(changed)
         calls = {op.name for op in self._graph if (op.shared or op.name) in names}
         first = next((i for i, part in enumerate(self._parts) if calls & part.names), len(self._parts))
-        values = dict(self._values)
-        for part in self._parts[first:]:
-            self._run(part, values)
-        return tuple(values[ref] for ref in self._graph.outputs)
+        return self._outputs(dict(self._values), first)
 
-    @staticmethod
-    def _run(part: _Part, values: dict[Ref, Array]) -> None:
-        values.update(zip(part.gives, part.run(tuple(values[ref] for ref in part.takes)), strict=True))
+    def _given(self, inputs: Batch) -> dict[Ref, Array]:
+        return {Ref(name): x for name, x in zip(self._graph.inputs, inputs, strict=True)}
+
+    def _outputs(self, values: dict[Ref, Array], first: int) -> Batch:
+        for part in self._parts[first:]:
+            values.update(zip(part.gives, part.run(tuple(values[ref] for ref in part.takes)), strict=True))
+        return tuple(values[ref] for ref in self._graph.outputs)
 
 
 def _groups(graph: Graph, parts: int) -> list[tuple[list[Op], tuple[Ref, ...], tuple[Ref, ...]]]:

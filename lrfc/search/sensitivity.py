@@ -79,21 +79,20 @@ class Sensitivity:
     """
 
     def __init__(self, graph: Graph, inputs: Batch, images: int | None = None) -> None:
-        from lrfc.ir import keras_io
-
         self._graph = graph
+        self._segments = Segments(graph)
         self._weights: NDArray[np.float64] | None = None
         if images is not None and images < len(inputs[0]):
-            chosen, self._weights = telling(keras_io.predict(graph, inputs, max(images, 8)), images)
+            chosen, self._weights = telling(self._segments.predict(inputs, max(images, 8)), images)
             inputs = tuple(x[chosen] for x in inputs)
-        self._segments = Segments(graph, inputs)
+        self._reference = self._segments.hold(inputs)
 
     def __call__(self, space: LayerSpace, samples: LayerSamples) -> LayerSpace:
         """The space with every candidate's impact."""
         points = {}
         for candidate in _probes(space.candidates):
             with _perturbed(self._segments, space, candidate, samples, self._graph.input_tensors(space.op.name)[0]) as changed:
-                points[candidate.error] = max(divergence(self._segments.reference, self._segments.outputs(changed), self._weights), 1e-12)
+                points[candidate.error] = max(divergence(self._reference, self._segments.outputs(changed), self._weights), 1e-12)
         return replace(space, candidates=tuple(_with_impact(c, points) for c in space.candidates))
 
 
