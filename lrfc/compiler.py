@@ -19,7 +19,8 @@ from lrfc.bench import Bench, NPUBench
 from lrfc.config import Budget, BuildConfig
 from lrfc.data import Data, load_data
 from lrfc.destinations import HOST, Destination, destinations
-from lrfc.errors import LrfcError, ModelError, UsageError
+from lrfc.draft import Build, Draft, draft
+from lrfc.errors import LrfcError, ModelError, NoGainError, UsageError
 from lrfc.explore import Loop, Settled, Wish
 from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
@@ -35,7 +36,7 @@ from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, costs
 from lrfc.pipeline import name_of, plan, run
 from lrfc.search.candidates import selected
-from lrfc.ship import Build, Result, ship
+from lrfc.ship import Result, ship
 from lrfc.state import Artifact, Pass, Progress, State
 from lrfc.survey import SHARES, Survey
 from lrfc.targets import device as devices
@@ -86,9 +87,10 @@ def build(
             line = _Line(source, config, goals, samples, progress, log)
             state = line.explored(graph)
             for goal, folder in zip(goals, folders, strict=True):
-                with _bench(goal, state) as bench:
-                    made, settled = line.compressed(state, goal, bench)
-                    results.append(ship(made, goal, bench, settled, folder, log, stack))
+                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-")))
+                with _bench(goal, state, scratch) as bench:
+                    drafts, taken = line.drafted(state, goal, bench, scratch)
+                results.append(ship(drafts, taken, folder, log))
                 on_result(results[-1])
         except _Stop:
             return None if single else ()
@@ -228,13 +230,12 @@ def _exploration(config: BuildConfig, multiple: int = 1) -> ExploreLayers:
 
 
 @contextmanager
-def _bench(goal: Destination, state: State) -> Iterator[Bench]:
+def _bench(goal: Destination, state: State, folder: Path) -> Iterator[Bench]:
     """The device of a destination, ready to measure; left as it was at the end."""
     profile, note = goal.profile()
     if note is not None:
         state.progress.log(note)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-")))
         reached = None if goal.device.reach.kind == "analytic" else stack.enter_context(runner(goal.device))
         given = goal.target, reached, profile, state.original, tuple(x[:8] for x in state.data.train.inputs), goal.threads, folder
         yield NPUBench(goal.device.reach, *given) if isinstance(goal.device.reach, Vela) else Bench(*given)
@@ -278,6 +279,29 @@ class _Line:
             raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {_reasons(design)}")
         progress.log(f"  {design.size:,} candidates, {design.undominated:,} of them not dominated")
         return state
+
+    def drafted(self, state: State, goal: Destination, bench: Bench, folder: Path) -> tuple[list[Draft], Draft]:
+        """The files of a destination that were held against the accuracy contract, and the one to ship.
+
+        Where the contract fails and an objective was followed, the divergence that is allowed shrinks as the drop was too large, so that rank goes
+        back to the layers with the most effect on the output, and all is done once more.
+        """
+        drafts: list[Draft] = []
+        while True:
+            number = len(drafts) + 1
+            place = folder / str(number)
+            place.mkdir()
+            made, settled = self.compressed(state, goal, bench)
+            drafts.append(draft(made, goal, bench, settled, place, looks=number))
+            held = drafts[-1].contract
+            if held is None or held.met or self._allowed is None or number == ATTEMPTS:
+                break
+            assert held.allowed is not None
+            lost = held.drop if held.allowed.confidence is None else held.high
+            self._allowed *= min(0.7, max(0.3, held.allowed.value / lost))
+            self._progress.log(f"the emitted file lost {held}, {held.allowed} is allowed: rank is given back, attempt {number + 1} of {ATTEMPTS}")
+        useful = [each for each in drafts if not isinstance(each.failure, NoGainError)] or drafts
+        return drafts, min(useful, key=lambda each: (each.failure is not None, 0.0 if each.contract is None else each.contract.drop))
 
     def compressed(self, state: State, goal: Destination, bench: Bench) -> tuple[Build, Settled]:
         """The compressed graph for a destination and all that is known about it. Destinations for which the same is chosen share it."""
@@ -327,6 +351,9 @@ class _Line:
 class _Stop(Exception):  # noqa: N818  not an error
     """The user asked to stop after this pass."""
 
+
+#: Builds that are held against the accuracy contract at most.
+ATTEMPTS = 3
 
 #: Pass → its rung on the ladder of accuracies.
 RUNGS = {"Factorize": "factorized", "RecalibrateBatchNorm": "recalibrated", "Refit": "refitted", "FineTune": "finetuned"}

@@ -61,19 +61,31 @@ def _budget(quantity: str) -> Any:
     return Annotated[Budget | None, BeforeValidator(parse)]
 
 
+class Drop(BaseModel):
+    """What the score may lose: ``value`` as a fraction of 1 (0.01 is one percentage point), with ``confidence`` (0.95) where it has to be sure."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: Annotated[float, Field(gt=0, le=1)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] | None = None
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.3g}pp" + (f"@{100 * self.confidence:g}%" if self.confidence is not None else "")
+
+
 #: Accuracy that may be lost when no budget is given.
-DEFAULT_DROP = 0.01
+DEFAULT_DROP = Drop(value=0.01)
 
 
 def _drop(text: object) -> object:
-    if text is None:
-        return None
+    if text is None or isinstance(text, Drop):
+        return text
     if isinstance(text, int | float):
-        return float(text)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(pp)?\s*", str(text))
+        return {"value": float(text)}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:pp)?\s*(?:@\s*(\d+(?:\.\d+)?)\s*%\s*)?", str(text))
     if match is None:
-        raise ValueError(f"{text!r} is not an accuracy drop: give percentage points, such as 1pp")
-    return float(match.group(1)) / 100
+        raise ValueError(f"{text!r} is not an accuracy drop: give percentage points, such as 1pp, or 1pp@95% to be sure of it")
+    return {"value": float(match[1]) / 100, "confidence": None if match[2] is None else float(match[2]) / 100}
 
 
 #: The methods that a build chooses from unless it is told otherwise, and all that it can be told (lrfc.factorization.METHODS).
@@ -99,7 +111,7 @@ class BuildConfig(BaseModel):
     max_ram: _budget("ram") = None  # type: ignore[valid-type]
     max_latency: _budget("latency") = None  # type: ignore[valid-type]
     objective: Literal["latency", "cycles", "macs", "size", "ram"] | None = None
-    max_drop: Annotated[Annotated[float, Field(gt=0, le=1)] | None, BeforeValidator(_drop)] = None
+    max_drop: Annotated[Drop | None, BeforeValidator(_drop)] = None
     methods: tuple[str, ...] = METHODS
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()

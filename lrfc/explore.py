@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lrfc import budgets, judge
-from lrfc.config import Budget
+from lrfc.config import Budget, Drop
 from lrfc.errors import BudgetError
 from lrfc.ir.graph import Graph
 from lrfc.manifest import Round
@@ -66,7 +66,7 @@ class Wish:
     max_size: Budget | None = None
     max_ram: Budget | None = None
     objective: str | None = None
-    max_drop: float | None = None
+    max_drop: Drop | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Settled:
     rounds: tuple[Round, ...]
     objective: str | None
     allowed: float | None
-    max_drop: float | None
+    max_drop: Drop | None
     design: DesignSpace
 
 
@@ -202,7 +202,9 @@ class Loop:
         """The predicted divergence that ``max_drop`` allows, learnt by running plans along the objective."""
         assert wish.objective is not None
         assert wish.max_drop is not None
-        return judge.smallest(self._priced(slower=OBJECTIVES[wish.objective] != "latency"), wish.max_drop, OBJECTIVES[wish.objective], wish.select).impact
+        return judge.smallest(
+            self._priced(slower=OBJECTIVES[wish.objective] != "latency"), wish.max_drop.value, OBJECTIVES[wish.objective], wish.select
+        ).impact
 
     def _round(self, price: Price, predicted: float, trial: Measured) -> Round:
         cycles = price.unit == "cycles"

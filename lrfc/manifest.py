@@ -78,6 +78,21 @@ class Figures(_Record):
     flash_bytes: _Count | None = None
 
 
+class Kept(_Record):
+    """The drop of the emitted file's accuracy against the original on the same test samples, with its two-sided interval, as fractions of 1.
+
+    ``allowed``: what --max-drop allows, null where nothing was asked. ``met``: whether it holds, with the demanded confidence where there is one.
+    """
+
+    allowed: _Number | None
+    drop: _Number
+    low: _Number
+    high: _Number
+    confidence: _Fraction
+    samples: Annotated[int, Field(ge=1)]
+    met: bool
+
+
 class Accuracy(_Record):
     """The accuracy at each stage, on the same samples: of the original, as factorized, with BatchNorms re-estimated, fine-tuned, and of the emitted file."""
 
@@ -87,6 +102,7 @@ class Accuracy(_Record):
     refitted: _Fraction | None = None
     finetuned: _Fraction | None = None
     artifact: _Fraction | None = None
+    kept: Kept | None = None
 
 
 class Round(_Record):
@@ -96,6 +112,13 @@ class Round(_Record):
     measured_ms: _Number | None = None
     predicted_cycles: _Count | None = None
     measured_cycles: _Count | None = None
+
+
+class Attempt(_Record):
+    """A build that was held against the accuracy contract: the predicted divergence that it was allowed, and what it kept."""
+
+    allowed_divergence: _Number | None
+    kept: Kept | None
 
 
 class Search(_Record):
@@ -110,6 +133,7 @@ class Search(_Record):
     objective: str | None = None
     allowed_divergence: _Number | None = None
     rounds: tuple[Round, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
 
 
 class Parity(_Record):

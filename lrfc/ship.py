@@ -1,58 +1,26 @@
-"""From a compressed graph to an output folder: emit, verify, measure beside the original, and write down every number."""
+"""Put a build into its output folder, every number written down."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lrfc import artifact as files
 from lrfc import choices
-from lrfc.bench import Bench
-from lrfc.config import BuildConfig
-from lrfc.destinations import Destination
+from lrfc.draft import CHECKED, Build, Draft
 from lrfc.errors import BudgetError, NoGainError
-from lrfc.explore import Settled
 from lrfc.front import front
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
-from lrfc.manifest import Accuracy, Figures, Input, Latency, Layer, Manifest, Parity, Search
-from lrfc.metrics import accuracy, classifies
-from lrfc.passes.profile import profile
-from lrfc.passes.select_ranks import DesignSpace, Selection, totals
+from lrfc.manifest import Accuracy, Attempt, Input, Kept, Layer, Manifest, Parity, Search
+from lrfc.passes.select_ranks import Selection
 from lrfc.report.page import render
-from lrfc.state import Artifact, Runner, State
-from lrfc.targets.measure import Measurement, Ratio, speedup
+from lrfc.targets.measure import Ratio
 from lrfc.targets.parity import parity
-
-#: A result counts as slower only when the whole 95 % interval of the measured ratio says so, by more than this.
-MARGIN = 0.02
-#: Samples of the parity check, and of the int8 calibration.
-CHECKED = 64
-CALIBRATED = 200
-
-
-@dataclass(frozen=True)
-class Build:
-    """A compressed graph (``state.graph``, BatchNorms folded) and what is known about it before it is emitted.
-
-    ``trainable`` is the same with its BatchNorms, for model.keras: it can be trained further, and stays clear of a crash of TensorFlow 2.21 on folded
-    1×1 convolutions with a residual addition.
-    """
-
-    source: Path
-    config: BuildConfig
-    state: State
-    trainable: Graph
-    original: Graph
-    design: DesignSpace
-    ladder: dict[str, float]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -74,26 +42,18 @@ class Result:
         return self.out / self.manifest.artifacts[0].path
 
 
-def ship(made: Build, goal: Destination, bench: Bench, settled: Settled, out: Path, log: Sequence[str], stack: ExitStack) -> Result:
-    """Write the output folder of one destination. ParityError (and no folder) when the emitted file does not compute what the graph computes."""
-    data, config, target = made.state.data, made.config, goal.target
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-")))
-    calibration = tuple(x[:CALIBRATED] for x in data.train.inputs)
+def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -> Result:
+    """Write the output folder of one destination: that of ``taken``, the last word of several ``drafts``."""
+    made, goal, settled, failure = taken.made, taken.goal, taken.settled, taken.failure
+    data, target = made.state.data, goal.target
     with files.folder(out) as work:
-        name = made.source.stem
-        original = target.emit(made.original, scratch / f"{name}.{target.name}", calibration)
-        emitted = target.emit(made.state.graph, work / f"{name}.{target.name}", calibration)
-        checked = tuple(x[:CHECKED] for x in data.validation.inputs)
-        found = parity(emitted, target.load(emitted), checked, keras_io.predict(made.state.graph, checked))
-        measured = bench.measure([original, emitted], [made.original, made.state.graph])
-        ratio = speedup(*measured)
-        before = _figures(made.original, original, measured[0], _score(target.load(original), made))
-        after = _figures(made.state.graph, emitted, measured[1], _score(target.load(emitted), made))
-        failure: BudgetError | NoGainError | None = _loss(made, goal, before, after, ratio)
-        plain, layers = made.trainable, _layers(made)
-        if failure is not None:  # never worse: the original's file ships
-            shutil.copyfile(original.path, emitted.path)
-            plain, after = made.state.original, before
+        emitted = replace(taken.emitted, path=work / taken.emitted.path.name)
+        plain, layers, after, found = made.trainable, _layers(made), taken.after, taken.parity
+        kept = isinstance(failure, NoGainError)
+        shutil.copyfile(taken.original.path if kept else taken.emitted.path, emitted.path)
+        if kept:  # never worse: the original's file ships
+            plain, after = made.state.original, taken.before
+            checked = tuple(x[:CHECKED] for x in data.validation.inputs)
             found = parity(emitted, target.load(emitted), checked, keras_io.predict(plain, checked))
             layers = tuple(
                 layer.model_copy(
@@ -102,20 +62,18 @@ def ship(made: Build, goal: Destination, bench: Bench, settled: Settled, out: Pa
                 )
                 for layer in layers
             )
-        else:
-            failure = _unmet(made, settled, before, after)
         keras_io.save(plain, work / "model.keras")
         manifest = Manifest(
-            input=Input(path=str(made.source), sha256=_digest(made, work)),
-            config=config.model_dump(mode="json") | {"precision": target.precision, "threads": goal.threads},
-            seed=config.seed,
+            input=Input(path=str(made.source), sha256=_digest(made)),
+            config=made.config.model_dump(mode="json") | {"precision": target.precision, "threads": goal.threads},
+            seed=made.config.seed,
             versions=files.versions(),
             target=target.name,
             device=goal.device.name,
             layers=layers,
-            before=before,
+            before=taken.before,
             after=after,
-            accuracy=Accuracy(**made.ladder, artifact=after.accuracy),
+            accuracy=Accuracy(**made.ladder, artifact=after.accuracy, kept=None if kept else _kept(taken)),
             search=Search(
                 candidates=made.design.size,
                 undominated=made.design.undominated,
@@ -123,78 +81,27 @@ def ship(made: Build, goal: Destination, bench: Bench, settled: Settled, out: Pa
                 objective=settled.objective,
                 allowed_divergence=settled.allowed,
                 rounds=settled.rounds,
+                attempts=tuple(Attempt(allowed_divergence=each.settled.allowed, kept=_kept(each)) for each in drafts),
             ),
             parity=Parity(max_abs_diff=found.max_abs_diff, samples=found.samples),
             artifacts=(files.record(emitted.path, work, target.name), files.record(work / "model.keras", work, "keras")),
         )
         manifest.write(work)
         manifest.write_layers(work)
-        taken = {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers}
-        choices.write(work, settled.design.spaces, taken)
+        choices.write(work, settled.design.spaces, {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers})
         points = front(replace(made.state, graph=made.state.original).with_fact(made.design))
         (work / "pareto.json").write_text(json.dumps({"schema_version": 1, "points": points}, indent=2) + "\n", encoding="utf-8")
-        (work / "report.html").write_text(render(manifest, ratio, points, str(failure) if failure else None), encoding="utf-8")
+        (work / "report.html").write_text(render(manifest, taken.speedup, points, str(failure) if failure else None), encoding="utf-8")
         (work / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
-    return Result(out, manifest, ratio, failure)
+    return Result(out, manifest, taken.speedup, failure)
 
 
-def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float | None) -> Figures:
-    sums = totals(graph)
-    return Figures(
-        params=sums["params"],
-        macs=sums["macs"],
-        file_bytes=file.bytes,
-        arena_bytes=profile(graph, file.precision).arena_bytes,
-        accuracy=score,
-        latency_ms=Latency(p50=measured.median_ms, p90=measured.p90_ms, n=measured.n, threads=measured.threads, estimated=measured.estimated),
-        peak_rss_bytes=measured.peak_rss_bytes,
-        cycles=measured.cycles,
-        sram_bytes=measured.sram_bytes,
-        flash_bytes=measured.flash_bytes,
-    )
-
-
-def _score(runner: Runner, made: Build) -> float | None:
-    """The accuracy of an emitted file on the test split; None without class labels."""
-    data = made.state.data
-    if data.synthetic or not classifies(made.original, data.test):
+def _kept(taken: Draft) -> Kept | None:
+    held = taken.contract
+    if held is None:
         return None
-    return accuracy(runner(data.test.inputs), data.test)
-
-
-def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
-    assert before.file_bytes is not None
-    assert after.file_bytes is not None
-    if all(choice.method is None for choice in made.state.fact(Selection).chosen):
-        return NoGainError(
-            f"no gain: on {goal.device.name} no factorization of a layer is faster than the layer itself; the original was kept; --objective size, macs or"
-            " ram, or a budget, makes it smaller where that is worth more than time"
-        )
-    if after.file_bytes >= before.file_bytes:
-        return NoGainError(
-            f"no gain: the factorized file has {after.file_bytes:,} bytes, the original's {before.file_bytes:,}; the original was kept"
-        )
-    if ratio.high < 1 - MARGIN:
-        return NoGainError(
-            f"no gain: the factorized file runs at {ratio.median:.2f} times the original's speed ({ratio.low:.2f} to {ratio.high:.2f}); the original was kept"
-        )
-    return None
-
-
-def _unmet(made: Build, settled: Settled, before: Figures, after: Figures) -> BudgetError | None:
-    given = made.config.budgets
-    problems = []
-    for name, quantity in (("macs", "macs"), ("params", "params"), ("size", "file_bytes"), ("ram", "arena_bytes")):
-        if name in given and getattr(after, quantity) > given[name].limit(getattr(before, quantity)):
-            problems.append(f"--max-{name} {given[name]}: {getattr(after, quantity):,} of {getattr(before, quantity):,}")
-    if "latency" in given and before.latency_ms is not None and after.latency_ms is not None:
-        limit = given["latency"].limit(before.latency_ms.p50)
-        if after.latency_ms.p50 > limit * (1 + MARGIN):
-            problems.append(f"--max-latency {given['latency']}: {after.latency_ms.p50:.4g} ms of {before.latency_ms.p50:.4g} ms")
-    original, drop = made.ladder.get("before"), settled.max_drop
-    if drop is not None and original is not None and after.accuracy is not None and original - after.accuracy > drop + 1e-9:
-        problems.append(f"--max-drop {100 * drop:.3g}pp: the accuracy fell from {100 * original:.2f} % to {100 * after.accuracy:.2f} %")
-    return BudgetError(f"not met: {'; '.join(problems)}; the best effort was saved") if problems else None
+    allowed = None if held.allowed is None else held.allowed.value
+    return Kept(allowed=allowed, drop=held.drop, low=held.low, high=held.high, confidence=held.confidence, samples=held.samples, met=held.met)
 
 
 def _layers(made: Build) -> tuple[Layer, ...]:
@@ -238,7 +145,7 @@ def totals_of(graph: Graph, name: str) -> dict[str, int]:
     return {"params": op.params, "macs": sum(ops.macs(call, graph.input_tensors(call.name), graph.tensors(call.name)) for call in graph.calls(op))}
 
 
-def _digest(made: Build, work: Path) -> str:
+def _digest(made: Build) -> str:
     """SHA-256 of the input file; of the graph's weights and text for a model that came from memory."""
     import hashlib
 

@@ -156,10 +156,17 @@ class Terminal:
         for name, show, before, after in _figures(manifest):
             rows.append((name, shown(before, show), shown(after, show), *_kept(before, after)))
         self.table(f"{manifest.target} {manifest.config['precision']}", ("", "original", "lrfc", "kept", "saved", ""), rows)
-        ladder = manifest.accuracy.model_dump()
+        ladder = manifest.accuracy.model_dump(exclude={"kept"})
         if any(value is not None for value in ladder.values()):
             steps = " → ".join(f"{name} {100 * value:.2f} %" for name, value in ladder.items() if value is not None)
             self.line(f"accuracy: {steps}")
+            if (held := manifest.accuracy.kept) is not None:
+                asked = "" if held.allowed is None else f"; allowed {100 * held.allowed:.3g}pp"
+                attempts = f"; attempt {len(manifest.search.attempts)}" if len(manifest.search.attempts) > 1 else ""
+                self.line(
+                    f"drop of the emitted file: {100 * held.drop:.2f}pp ({100 * held.confidence:g} % interval {100 * held.low:.2f} to {100 * held.high:.2f}pp"
+                    f" on {held.samples:,} samples{asked}{attempts})"
+                )
         else:
             self.line("accuracy: not measured (no labelled data)")
         ratio = result.speedup

@@ -250,7 +250,15 @@ def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: 
         "sram_bytes": None,
         "flash_bytes": None,
     }
-    assert value["accuracy"] == {"before": 0.75, "factorized": None, "recalibrated": None, "refitted": None, "finetuned": None, "artifact": None}
+    assert value["accuracy"] == {
+        "before": 0.75,
+        "factorized": None,
+        "recalibrated": None,
+        "refitted": None,
+        "finetuned": None,
+        "artifact": None,
+        "kept": None,
+    }
     assert value["after"]["latency_ms"] is None
 
 

@@ -54,7 +54,7 @@ def test_percentages_round_trip(percent: float) -> None:
         ),
         ({"max_params": "3g"}, "--max-params: '3g' is not a params budget"),
         ({"max_macs": "-50%"}, "--max-macs: '-50%' is not a macs budget"),
-        ({"max_drop": "1%"}, "--max-drop: '1%' is not an accuracy drop: give percentage points, such as 1pp"),
+        ({"max_drop": "1%"}, "--max-drop: '1%' is not an accuracy drop: give percentage points, such as 1pp, or 1pp@95% to be sure of it"),
         ({"max_drop": "0pp"}, "--max-drop:"),
         ({"max_drop": "101pp"}, "--max-drop:"),
         ({"methods": ("svd", "magic")}, "unknown method magic; known are "),
@@ -76,7 +76,15 @@ def test_wrong_options_are_refused_in_one_line(options: dict[str, object], messa
 
 @pytest.mark.parametrize(("given_as", "share"), [("1pp", 0.01), ("0.5", 0.005), (" 2 pp ", 0.02), (0.03, 0.03)])
 def test_drop_is_in_percentage_points(given_as: object, share: float) -> None:
-    assert parse(max_drop=given_as).max_drop == pytest.approx(share)
+    assert parse(max_drop=given_as).max_drop.value == pytest.approx(share)
+
+
+def test_a_drop_may_have_to_be_sure() -> None:
+    drop = parse(max_drop="1pp@95%").max_drop
+    assert (drop.value, drop.confidence, str(drop)) == (0.01, 0.95, "1pp@95%")
+    assert parse(max_drop="0.5pp").max_drop.confidence is None
+    with pytest.raises(UsageError, match="--max-drop"):
+        parse(max_drop="1pp@40%")
 
 
 def test_defaults() -> None:

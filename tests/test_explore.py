@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from lrfc.config import Budget
+from lrfc.config import Budget, Drop
 from lrfc.errors import BudgetError
 from lrfc.explore import AGREE, ROUNDS, Loop, Settled, Wish
 from lrfc.ir.graph import Graph
@@ -122,22 +122,22 @@ def test_an_objective_uses_all_of_the_divergence_that_is_allowed() -> None:
     device = Device()
     plain = settled(device, Wish(SelectRanks(max_macs=share(0.5))))
     allowed = chosen(plain).impact
-    found = settled(device, Wish(SelectRanks(), objective="latency", max_drop=0.05), allowed)
+    found = settled(device, Wish(SelectRanks(), objective="latency", max_drop=Drop(value=0.05)), allowed)
     assert chosen(found).impact <= allowed * (1 + 1e-6)
     times = [device(Factorize()(each.select(each.state)).graph).time for each in (found, plain)]
     assert times[0] <= times[1] * (1 + 1e-6)
 
 
 def test_the_divergence_is_learnt_where_it_is_not_given() -> None:
-    found = settled(Device(), Wish(SelectRanks(), objective="macs", max_drop=0.05))
+    found = settled(Device(), Wish(SelectRanks(), objective="macs", max_drop=Drop(value=0.05)))
     assert found.allowed is not None
     assert 0 < chosen(found).impact <= found.allowed * (1 + 1e-6)
     assert found.objective == "macs"
-    assert found.max_drop == 0.05
+    assert found.max_drop == Drop(value=0.05)
 
 
 def test_the_least_memory_within_the_divergence() -> None:
-    wish = Wish(SelectRanks(), objective="ram", max_drop=0.05)
+    wish = Wish(SelectRanks(), objective="ram", max_drop=Drop(value=0.05))
     found = settled(Device(), wish, allowed=0.05)
     assert chosen(found).impact <= 0.05 * (1 + 1e-6)
 

@@ -1,0 +1,144 @@
+"""From a compressed graph to a file that is known: emitted, verified, measured beside the original, and held against what was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrfc.bench import Bench
+from lrfc.config import BuildConfig
+from lrfc.contract import Contract, contract
+from lrfc.destinations import Destination
+from lrfc.errors import BudgetError, NoGainError
+from lrfc.explore import Settled
+from lrfc.ir import keras_io
+from lrfc.ir.graph import Graph
+from lrfc.manifest import Figures, Latency
+from lrfc.metrics import accuracy, classifies, right
+from lrfc.passes.profile import profile
+from lrfc.passes.select_ranks import DesignSpace, Selection, totals
+from lrfc.state import Artifact, Batch, State
+from lrfc.targets.measure import Measurement, Ratio, speedup
+from lrfc.targets.parity import Parity, parity
+
+#: A result counts as slower only when the whole 95 % interval of the measured ratio says so, by more than this.
+MARGIN = 0.02
+#: Samples of the parity check, and of the int8 calibration.
+CHECKED = 64
+CALIBRATED = 200
+
+
+@dataclass(frozen=True)
+class Build:
+    """A compressed graph (``state.graph``, BatchNorms folded) and what is known about it before it is emitted.
+
+    ``trainable`` is the same with its BatchNorms, for model.keras: it can be trained further, and stays clear of a crash of TensorFlow 2.21 on folded
+    1×1 convolutions with a residual addition.
+    """
+
+    source: Path
+    config: BuildConfig
+    state: State
+    trainable: Graph
+    original: Graph
+    design: DesignSpace
+    ladder: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A build as a file, before it is put into an output folder. ``speedup`` is measured: above 1 when the new file is faster than the original's.
+
+    ``failure``: why it does not end well: a budget or the accuracy contract is not met, or nothing is gained.
+    """
+
+    made: Build
+    goal: Destination
+    settled: Settled
+    original: Artifact
+    emitted: Artifact
+    parity: Parity
+    speedup: Ratio
+    before: Figures
+    after: Figures
+    contract: Contract | None
+    failure: BudgetError | NoGainError | None
+
+
+def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder: Path, looks: int = 1) -> Draft:
+    """The file of a build, in that folder. ``looks``: how many have been held against the same test samples, this one included.
+
+    ParityError when the emitted file does not compute what the graph computes.
+    """
+    data, target = made.state.data, goal.target
+    calibration = tuple(x[:CALIBRATED] for x in data.train.inputs)
+    original = target.emit(made.original, folder / f"original.{target.name}", calibration)
+    emitted = target.emit(made.state.graph, folder / f"{made.source.stem}.{target.name}", calibration)
+    checked = tuple(x[:CHECKED] for x in data.validation.inputs)
+    found = parity(emitted, target.load(emitted), checked, keras_io.predict(made.state.graph, checked))
+    measured = bench.measure([original, emitted], [made.original, made.state.graph])
+    ratio = speedup(*measured)
+    scores: tuple[float | None, float | None] = (None, None)
+    held = None
+    if not data.synthetic and classifies(made.original, data.test):
+        reference: Batch = keras_io.predict(made.state.original, data.test.inputs)
+        outputs = [target.load(file)(data.test.inputs) for file in (original, emitted)]
+        scores = accuracy(outputs[0], data.test), accuracy(outputs[1], data.test)
+        held = contract(right(reference, data.test), right(outputs[1], data.test), settled.max_drop, looks)
+    before, after = (
+        _figures(graph, file, each, score)
+        for graph, file, each, score in zip((made.original, made.state.graph), (original, emitted), measured, scores, strict=True)
+    )
+    failure = _loss(made, goal, before, after, ratio) or _unmet(made, held, before, after)
+    return Draft(made, goal, settled, original, emitted, found, ratio, before, after, held, failure)
+
+
+def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float | None) -> Figures:
+    sums = totals(graph)
+    return Figures(
+        params=sums["params"],
+        macs=sums["macs"],
+        file_bytes=file.bytes,
+        arena_bytes=profile(graph, file.precision).arena_bytes,
+        accuracy=score,
+        latency_ms=Latency(p50=measured.median_ms, p90=measured.p90_ms, n=measured.n, threads=measured.threads, estimated=measured.estimated),
+        peak_rss_bytes=measured.peak_rss_bytes,
+        cycles=measured.cycles,
+        sram_bytes=measured.sram_bytes,
+        flash_bytes=measured.flash_bytes,
+    )
+
+
+def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
+    assert before.file_bytes is not None
+    assert after.file_bytes is not None
+    if all(choice.method is None for choice in made.state.fact(Selection).chosen):
+        return NoGainError(
+            f"no gain: on {goal.device.name} no factorization of a layer is faster than the layer itself; the original was kept; --objective size, macs or"
+            " ram, or a budget, makes it smaller where that is worth more than time"
+        )
+    if after.file_bytes >= before.file_bytes:
+        return NoGainError(
+            f"no gain: the factorized file has {after.file_bytes:,} bytes, the original's {before.file_bytes:,}; the original was kept"
+        )
+    if ratio.high < 1 - MARGIN:
+        return NoGainError(
+            f"no gain: the factorized file runs at {ratio.median:.2f} times the original's speed ({ratio.low:.2f} to {ratio.high:.2f}); the original was kept"
+        )
+    return None
+
+
+def _unmet(made: Build, held: Contract | None, before: Figures, after: Figures) -> BudgetError | None:
+    given = made.config.budgets
+    problems = []
+    for name, quantity in (("macs", "macs"), ("params", "params"), ("size", "file_bytes"), ("ram", "arena_bytes")):
+        if name in given and getattr(after, quantity) > given[name].limit(getattr(before, quantity)):
+            problems.append(f"--max-{name} {given[name]}: {getattr(after, quantity):,} of {getattr(before, quantity):,}")
+    if "latency" in given and before.latency_ms is not None and after.latency_ms is not None:
+        limit = given["latency"].limit(before.latency_ms.p50)
+        if after.latency_ms.p50 > limit * (1 + MARGIN):
+            problems.append(f"--max-latency {given['latency']}: {after.latency_ms.p50:.4g} ms of {before.latency_ms.p50:.4g} ms")
+    if held is not None and held.allowed is not None and not held.met:
+        problems.append(f"--max-drop {held.allowed}: the accuracy fell by {held}")
+    return BudgetError(f"not met: {'; '.join(problems)}; the best effort was saved") if problems else None

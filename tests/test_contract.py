@@ -1,0 +1,71 @@
+"""The accuracy contract: the paired interval, what it demands, and that several looks make it stricter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lrfc.config import Drop
+from lrfc.contract import contract
+
+
+def scores(lost: int, gained: int, count: int = 1_000) -> tuple[np.ndarray, np.ndarray]:
+    before = np.ones(count, bool)
+    before[: count // 10] = False
+    after = before.copy()
+    after[:gained] = True
+    after[count // 2 : count // 2 + lost] = False
+    return before, after
+
+
+def test_the_drop_is_the_difference_of_the_accuracies() -> None:
+    before, after = scores(30, 10)
+    found = contract(before, after, None)
+    assert found.drop == pytest.approx(before.mean() - after.mean()) == pytest.approx(0.02)
+    assert found.low < 0.02 < found.high
+    assert found.met
+    assert str(found) == f"2.00pp (95 % interval {100 * found.low:.2f} to {100 * found.high:.2f}pp, 1,000 samples)"
+
+
+def test_what_is_allowed_is_held_against_the_drop_and_with_a_confidence_against_its_bound() -> None:
+    before, after = scores(12, 2)
+    assert contract(before, after, Drop(value=0.01)).met
+    assert not contract(before, after, Drop(value=0.009)).met
+    assert not contract(before, after, Drop(value=0.01, confidence=0.95)).met
+    assert contract(before, after, Drop(value=0.03, confidence=0.95)).met
+
+
+def test_the_interval_covers_what_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        before = rng.random(500) < 0.9
+        after = np.where(rng.random(500) < 0.05, rng.random(500) < 0.5, before)
+        true = 0.05 * (0.9 - 0.5)
+        found = contract(before, after, None)
+        covered += found.low <= true <= found.high
+    assert 0.91 <= covered / 400 <= 0.99
+
+
+def test_nothing_changed_is_not_certainty() -> None:
+    before = np.ones(50, bool)
+    found = contract(before, before, Drop(value=0.01, confidence=0.95))
+    assert found.drop == 0
+    assert found.high > 0.01
+    assert not found.met
+
+
+def test_each_look_makes_a_demanded_confidence_stricter() -> None:
+    before, after = scores(20, 10)
+    bounds = [contract(before, after, Drop(value=0.02, confidence=0.95), looks).high for looks in (1, 2, 3)]
+    assert bounds[0] < bounds[1] < bounds[2]
+
+
+def test_other_scores_are_compared_by_their_means() -> None:
+    rng = np.random.default_rng(1)
+    before = rng.normal(0, 1, 800)
+    after = before - rng.normal(0.05, 0.1, 800)
+    found = contract(before, after, Drop(value=0.06, confidence=0.95))
+    assert found.drop == pytest.approx(0.05, abs=0.02)
+    assert found.low < found.drop < found.high
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.1 / np.sqrt(800), rel=0.2)
