@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc import sources
+from lrfc import plausibility, sources, streams
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph, Shape, Tensor
 from lrfc.state import Batch
@@ -19,11 +19,12 @@ from lrfc.state import Batch
 
 @dataclass(frozen=True)
 class Split:
-    """Samples in memory: one array per model input and, where there are labels, one per model output.
+    """Samples: one array per model input and, where there are labels, one per model output.
 
     ``inputs`` keep the compact dtype of their source (uint8 images stay uint8); what runs a model (keras_io.compiled, a Runner) converts one batch at a
     time to the dtype of the model's input. ``targets`` of a model output of shape
     (batch, ..., C) are int32 class indices (N, ...) when they have one axis less, and float32 values (N, ..., C) otherwise; C = 1 takes indices 0 and 1.
+    Arrays of large files and streams are mapped from disk (lrfc.streams): take slices of them, not the whole.
     """
 
     inputs: Batch
@@ -34,7 +35,12 @@ class Split:
 
     def take(self, rows: NDArray[np.intp]) -> Split:
         """The samples of those rows, in that order."""
-        return Split(tuple(x[rows] for x in self.inputs), None if self.targets is None else tuple(y[rows] for y in self.targets))
+        targets = None if self.targets is None else tuple(streams.rows(y, rows) for y in self.targets)
+        return Split(tuple(streams.rows(x, rows) for x in self.inputs), targets)
+
+
+#: A handful of samples: up to that many in training and validation together.
+FEW = 64
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Data:
     ``train`` is for calibration and fine-tuning, ``validation`` for every choice, ``test`` for the accuracies that are reported (the validation split
     when no test set was given, ``test_is_validation``). Training and validation samples stand in a random order of which every head holds the classes
     in proportion. ``synthetic`` data were made up from the model: they are for calibration only, and nothing
-    is claimed about accuracy. ``notes`` are lines for the log.
+    is claimed about accuracy. ``notes`` are lines for the log. ``preprocessing`` is what was done to the samples before they were given, as far as is
+    known: it belongs to the data, so whoever runs the model has to do it too.
     """
 
     source: str
@@ -53,6 +60,13 @@ class Data:
     test: Split
     synthetic: bool = False
     notes: tuple[str, ...] = ()
+    preprocessing: str | None = None
+
+    @property
+    def few(self) -> bool:
+        """Whether there is only a handful of samples: enough for what is solved in closed form, too little to train on."""
+        own = () if self.validation is self.train else (self.validation,)
+        return not self.synthetic and sum(map(len, (self.train, *own))) <= FEW
 
     @property
     def test_is_validation(self) -> bool:
@@ -63,37 +77,58 @@ class Data:
 def load_data(spec: Any, graph: Graph, *, test: Any = None, seed: int, limit: int | None = None) -> Data:
     """The data that ``spec`` names, fit for that model.
 
-    ``spec``: 'digits', an .npz file, a folder of class folders, 'package.module:function', or (from Python) such a function or what it returns;
+    ``spec``: 'digits', an .npz file, a folder of .npy files (x.npy, y.npy, ...) or of class folders, 'package.module:function', or (from Python) such a
+    function or what it returns (sources.from_object): arrays, a tf.data.Dataset, a keras.utils.PyDataset, a generator;
     None makes up calibration inputs from the model (lrfc.synthesis). Without validation samples 10 % of the training samples, at most 5,000, are set
-    aside by ``seed``, in proportion of the classes. ``test`` is a second one, used for the reported accuracies only. ``limit``: at most that many
-    samples in each split. UsageError says what does not fit.
+    aside by ``seed``, in proportion of the classes; of a handful (``FEW``) none are, and they validate too. ``test`` is a second one, used for the
+    reported accuracies only. ``limit``: at most that many samples in each split. UsageError says what does not fit; what looks strange is a note.
+
+    Sets larger than memory: .npy files, what numpy.savez wrote and numpy.memmap are mapped; a stream is read once into a temporary file; the shuffled
+    splits of a large set are temporary files too (folder: TMPDIR). Labels are held in memory. The same seed splits the same arrays in the same way;
+    a stream that gives its samples in another order each time is split in another way each time.
     """
     raw = {} if spec is None else _read(spec, graph, seed, limit)
-    notes = raw.pop("notes", ())
+    notes, preprocessing = raw.pop("notes", ()), raw.pop("preprocessing", None)
     if spec is not None and "train" not in raw:
         raise UsageError(f"data '{_name(spec)}' has test samples only: give 'x' (and 'y') to calibrate on")
     if test is not None:
         other = _read(test, graph, seed, limit)
         notes += other.pop("notes")
+        other.pop("preprocessing")
         raw["test"] = other.get("test") or other["train"]
     rng = np.random.default_rng(seed)
     if spec is None:
         raw["train"], raw["val"] = _synthetic(graph, seed, limit)
+    elif "val" not in raw and len(raw["train"]) <= FEW:
+        raw["train"] = raw["val"] = raw["train"].take(_order(raw["train"], rng)[:limit])
+        if len(raw["train"]) < 2:
+            raise UsageError(f"data '{_name(spec)}' has 1 training sample, which is too few: give at least 16, better some hundred")
     elif "val" not in raw:
-        raw["train"], raw["val"] = _halves(raw["train"], rng, limit, _name(spec))
+        raw["train"], raw["val"] = _halves(raw["train"], rng, limit)
     else:
         raw |= {part: raw[part].take(_order(raw[part], rng)[:limit]) for part in ("train", "val")}
     if "test" in raw:
         raw["test"] = raw["test"].take(np.sort(_order(raw["test"], rng)[:limit]))
-    test_split = raw.get("test", raw["val"])
     notes += _overlaps(raw)
-    return Data("synthetic" if spec is None else _name(spec), raw["train"], raw["val"], test_split, synthetic=spec is None, notes=notes)
+    if spec is not None:
+        notes += plausibility.doubts(graph, raw["train"])
+    source = "synthetic" if spec is None else _name(spec)
+    data = Data(source, raw["train"], raw["val"], raw.get("test", raw["val"]), synthetic=spec is None, notes=notes, preprocessing=preprocessing)
+    if not data.few:
+        return data
+    known = (
+        f"only {len(data.train)} training samples: BatchNorm statistics and closed-form refits are all that they are enough for, nothing is trained"
+    )
+    both = "; they are the validation samples too" if data.validation is data.train else ""
+    return replace(data, notes=(*notes, known + both))
 
 
 def _name(spec: Any) -> str:
     if callable(spec):
         return getattr(spec, "__qualname__", type(spec).__name__)
-    return str(spec) if isinstance(spec, str | Path) else "arrays"
+    if isinstance(spec, str | Path):
+        return str(spec)
+    return "tf.data.Dataset" if hasattr(spec, "element_spec") else type(spec).__name__ if streams.is_stream(spec) else "arrays"
 
 
 def _read(spec: Any, graph: Graph, seed: int, limit: int | None) -> dict[str, Any]:
@@ -101,8 +136,13 @@ def _read(spec: Any, graph: Graph, seed: int, limit: int | None) -> dict[str, An
     if isinstance(spec, str | Path):
         raw = sources.read(str(spec), graph, seed=seed, limit=limit)
     else:
-        raw = sources.from_object(spec() if callable(spec) else spec, graph, f"data '{where}'")
-    return {"notes": raw.notes, **{part: _split(x, y, graph, f"{where} ({part})") for part, (x, y) in raw.parts.items()}}
+        raw = sources.from_object(spec() if callable(spec) else spec, graph, f"data '{where}'", limit)
+        raw = replace(raw, preprocessing=f"as given by {where}" if callable(spec) else "as given from Python")
+    return {
+        "notes": raw.notes,
+        "preprocessing": raw.preprocessing,
+        **{part: _split(x, y, graph, f"{where} ({part})") for part, (x, y) in raw.parts.items()},
+    }
 
 
 # -- checking against the model ----------------------------------------------------------------------------------------------------
@@ -145,9 +185,9 @@ def _paired(given: Any, names: tuple[str, ...], where: str) -> list[tuple[NDArra
 def _plain(array: NDArray[Any], where: str) -> NDArray[Any]:
     if array.dtype.kind not in "biuf":
         raise UsageError(f"{where} has dtype {array.dtype}; give numbers")
-    array = array.astype(np.float32) if array.dtype == np.float64 else array
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+    array = streams.as_float32(array) if array.dtype == np.float64 else array
+    if array.dtype.kind == "f" and not all(np.isfinite(block).all() for block in streams.blocks(array)):
+        bad = np.flatnonzero(np.concatenate([~np.isfinite(block.reshape(len(block), -1)).all(axis=1) for block in streams.blocks(array)]))
         raise UsageError(f"{where} has NaN or infinite values in {len(bad):,} samples, the first is number {bad[0]}; clean the data")
     return array
 
@@ -227,10 +267,8 @@ def _order(split: Split, rng: np.random.Generator) -> NDArray[np.intp]:
     return sources.stratified(_labels(split), len(split), rng)
 
 
-def _halves(split: Split, rng: np.random.Generator, limit: int | None, where: str) -> tuple[Split, Split]:
+def _halves(split: Split, rng: np.random.Generator, limit: int | None) -> tuple[Split, Split]:
     count = min(max(1, round(0.1 * len(split))), 5000)
-    if len(split) < 2:
-        raise UsageError(f"data '{where}' has 1 training sample, which cannot be split; give validation samples (x_val, y_val) too")
     order = _order(split, rng)
     return split.take(order[count:][:limit]), split.take(order[:count][:limit])
 
@@ -253,8 +291,9 @@ def _overlaps(parts: Mapping[str, Split]) -> tuple[str, ...]:
     keys = {part: _hashes(split.inputs, raw=same) for part, split in parts.items()}
     usual = 1 - len(set(keys["train"])) / len(keys["train"])
     notes = []
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        if one not in keys or other not in keys:
+    pairs = (("train", "val"), ("train", "test"), *((("val", "test"),) if parts["val"] is not parts["train"] else ()))
+    for one, other in pairs:
+        if one not in keys or other not in keys or parts[one] is parts[other]:
             continue
         known = set(keys[one])
         count = sum(key in known for key in keys[other])

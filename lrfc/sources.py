@@ -1,4 +1,4 @@
-"""Where samples come from: the built-in digits, an .npz file, a folder of class folders, a Python function."""
+"""Where samples come from: the built-in digits, .npz and .npy files, a folder of class folders, a Python function, a stream."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc import streams
 from lrfc.errors import DependencyError, UsageError
 from lrfc.ir.graph import Graph
 
 #: The name of a part of the data → the suffixes that its arrays may have in a file.
 PARTS = {"train": ("", "_train"), "val": ("_val",), "test": ("_test",)}
-_FORMS = "give 'digits', an .npz file, a folder of class folders, or package.module:function"
+_FORMS = "give 'digits', an .npz file, a folder of .npy files or of class folders, or package.module:function"
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 
@@ -29,11 +30,12 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 class Raw:
     """What a source holds, unchecked: part → (x, y), with x and y an array, a sequence, or a mapping by input or output name; y None without labels.
 
-    ``notes`` are worth a line in the log.
+    ``notes`` are worth a line in the log. ``preprocessing``: what was done to the samples before the model sees them, and must be done on the device.
     """
 
     parts: Mapping[str, tuple[Any, Any]]
     notes: tuple[str, ...] = field(default=())
+    preprocessing: str | None = None
 
 
 def read(spec: str, graph: Graph, *, seed: int, limit: int | None = None) -> Raw:
@@ -45,13 +47,13 @@ def read(spec: str, graph: Graph, *, seed: int, limit: int | None = None) -> Raw
     if spec == "digits":
         return digits(graph.tensors(graph.inputs[0])[0].shape[1:])
     if spec and path.is_dir():
-        return _folder(path, graph, seed, limit)
+        return _arrays(path, graph) if any(path.glob("*.npy")) else _folder(path, graph, seed, limit)
     if path.suffix == ".npz":
         return _npz(path, graph)
     if path.is_file():
         raise UsageError(f"data '{spec}' is a {path.suffix or 'plain'} file: {_FORMS}")
     if _FUNCTION.fullmatch(spec):
-        return _function(spec, graph)
+        return _function(spec, graph, limit)
     raise UsageError(f"data '{spec}' does not exist: {_FORMS}")
 
 
@@ -74,7 +76,7 @@ def digits(shape: tuple[int | None, ...] = (8, 8, 1)) -> Raw:
     order = stratified(y, len(y), np.random.default_rng(0))
     test, val = len(y) // 4, len(y) * 15 // 100
     cut = {"test": order[:test], "val": order[test : test + val], "train": order[test + val :]}
-    return Raw({part: (x[rows], y[rows]) for part, rows in cut.items()})
+    return Raw({part: (x[rows], y[rows]) for part, rows in cut.items()}, (), "digits 0–16 scaled to 0–1")
 
 
 def stratified(labels: NDArray[Any] | None, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
@@ -94,8 +96,7 @@ def stratified(labels: NDArray[Any] | None, count: int, rng: np.random.Generator
 
 def _npz(path: Path, graph: Graph) -> Raw:
     try:
-        with path.open("rb") as stream, zipfile.ZipFile(stream), np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = streams.npz(path)
     except FileNotFoundError as error:
         raise UsageError(f"data file '{path}' does not exist: {_FORMS}") from error
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -103,10 +104,21 @@ def _npz(path: Path, graph: Graph) -> Raw:
             "it holds Python objects: save plain numeric arrays" if "allow_pickle" in str(error) else "write it with numpy.savez(path, x=..., y=...)"
         )
         raise UsageError(f"data file '{path}' cannot be read as .npz: {reason}") from error
-    return from_arrays(arrays, graph, f"data file '{path}'")
+    return from_arrays(arrays, graph, f"data file '{path}'", f"as stored in {path.name}")
 
 
-def from_arrays(arrays: Mapping[str, Any], graph: Graph, where: str) -> Raw:
+def _arrays(root: Path, graph: Graph) -> Raw:
+    """A folder with x.npy, y.npy, x_val.npy, …: the arrays are mapped, not read."""
+    arrays = {}
+    for file in sorted(root.glob("*.npy")):
+        try:
+            arrays[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, EOFError, ValueError) as error:
+            raise UsageError(f"data file '{file}' cannot be read as .npy: write it with numpy.save(path, array) from plain numbers") from error
+    return from_arrays(arrays, graph, f"data folder '{root}'", f"as stored in {root.name}/*.npy")
+
+
+def from_arrays(arrays: Mapping[str, Any], graph: Graph, where: str, preprocessing: str | None = None) -> Raw:
     """Arrays by name: x, y, and with the suffixes _val and _test; or by the names of the model's inputs and outputs when it has several of them."""
     outputs = tuple(ref.op for ref in graph.outputs)
     parts, used = {}, set()
@@ -123,7 +135,7 @@ def from_arrays(arrays: Mapping[str, Any], graph: Graph, where: str) -> Raw:
         names = "'x'" if len(graph.inputs) == 1 else f"'x' and no arrays named like the inputs {_list(graph.inputs)}"
         raise UsageError(f"{where} has no array {names}; it holds {_list(arrays) or 'nothing'}")
     unused = set(arrays) - used
-    return Raw(parts, (f"{where}: not used: {_list(sorted(unused))}",) if unused else ())
+    return Raw(parts, (f"{where}: not used: {_list(sorted(unused))}",) if unused else (), preprocessing)
 
 
 def _named(arrays: Mapping[str, Any], letter: str, names: tuple[str, ...], suffix: str, where: str) -> tuple[Any, set[str]]:
@@ -139,33 +151,68 @@ def _list(names: Any) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-# -- a Python function -------------------------------------------------------------------------------------------------------------
+# -- Python ------------------------------------------------------------------------------------------------------------------------
 
 
-def _function(spec: str, graph: Graph) -> Raw:
+def imported(spec: str, what: str) -> Any:
+    """The function that 'package.module:function' names, looked up in the current folder too; UsageError when there is none."""
     module_name, name = spec.split(":")
     sys.path.insert(0, str(Path.cwd()))  # the console script does not look into the current folder
     try:
-        function = getattr(importlib.import_module(module_name), name)
+        return getattr(importlib.import_module(module_name), name)
+    except Exception as error:  # whatever the user's module raises is the user's to see, in one line
+        raise UsageError(f"{what} '{spec}' failed with {type(error).__name__}: {' '.join(str(error).split())}") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+
+
+def _function(spec: str, graph: Graph, limit: int | None) -> Raw:
+    function = imported(spec, "data")
+    sys.path.insert(0, str(Path.cwd()))  # for what the function itself imports
+    try:
         result = function()
-    except Exception as error:  # whatever the user's code raises is the user's to see, in one line
+    except Exception as error:  # as above
         raise UsageError(f"data '{spec}' failed with {type(error).__name__}: {' '.join(str(error).split())}") from error
     finally:
         sys.path.remove(str(Path.cwd()))
-    return from_object(result, graph, f"data '{spec}'")
+    return replace(from_object(result, graph, f"data '{spec}'", limit), preprocessing=f"as given by {spec}")
 
 
-def from_object(result: Any, graph: Graph, where: str) -> Raw:
-    """What a function may return: (x, y), a mapping of arrays as in an .npz, or pairs: (train, test) or (train, validation, test)."""
+def from_object(result: Any, graph: Graph, where: str, limit: int | None = None) -> Raw:
+    """What a function may return, or data from Python may be.
+
+    (x, y); x alone; a mapping of arrays as in an .npz; a stream (lrfc.streams: tf.data.Dataset, PyDataset, generator); pairs (x, y) or streams, two of
+    them (train, test), three (train, validation, test), or in a mapping by 'train', 'val' and 'test'. At most ``limit`` samples of a split are needed.
+    """
+    if isinstance(result, Mapping) and result and set(result) <= set(PARTS) and all(_is_part(part) for part in result.values()):
+        return _parts(result, graph, where, limit)
     if isinstance(result, Mapping):
         return from_arrays(result, graph, where)
     if isinstance(result, np.ndarray):
         return Raw({"train": (result, None)})
-    if isinstance(result, tuple) and len(result) in (2, 3) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in result):
-        return Raw(dict(zip(("train", "test") if len(result) == 2 else ("train", "val", "test"), result, strict=True)))
+    if streams.is_stream(result):
+        return _parts({"train": result}, graph, where, limit)
+    if isinstance(result, tuple) and len(result) in (2, 3) and all(_is_part(part) for part in result):
+        return _parts(dict(zip(("train", "test") if len(result) == 2 else ("train", "val", "test"), result, strict=True)), graph, where, limit)
     if isinstance(result, tuple) and len(result) == 2:
         return Raw({"train": result})
-    raise UsageError(f"{where} gave a {type(result).__name__}: return (x, y), a dict of arrays, or ((x, y), (x_test, y_test))")
+    raise UsageError(f"{where} gave a {type(result).__name__}: return (x, y), a dict of arrays, ((x, y), (x_test, y_test)), or a tf.data.Dataset")
+
+
+def _is_part(given: Any) -> bool:
+    return (isinstance(given, tuple) and len(given) == 2) or streams.is_stream(given)
+
+
+def _parts(given: Mapping[str, Any], graph: Graph, where: str, limit: int | None) -> Raw:
+    parts: dict[str, tuple[Any, Any]] = {}
+    notes: tuple[str, ...] = ()
+    for name, part in given.items():
+        if isinstance(part, tuple):
+            parts[name] = part
+        else:
+            x, y, said = streams.read(part, graph, where if len(given) == 1 else f"{where} ({name})", None if limit is None else limit * 10 // 9 + 2)
+            parts[name], notes = (x, y), (*notes, *said)
+    return Raw(parts, notes)
 
 
 # -- a folder of class folders -----------------------------------------------------------------------------------------------------
@@ -206,7 +253,7 @@ def _folder(root: Path, graph: Graph, seed: int, limit: int | None) -> Raw:
         parts[part] = (x.transpose(0, 3, 1, 2) if first else x, y[keep])
     scaled = any(op.kind in ("Rescaling", "Normalization") for op in graph)
     note = f"data folder '{root}': pixels are fed as 0–255 and the model has no Rescaling or Normalization layer; use package.module:function for another scale"
-    return Raw(parts, () if scaled else (note,))
+    return Raw(parts, () if scaled else (note,), f"pixels 0–255 from image files, resized to {height}×{width}, {channels} channels")
 
 
 def _classes(folder: Path) -> list[str]:

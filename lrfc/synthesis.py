@@ -24,15 +24,16 @@ _WORK = 4e11  # MACs that the matching may take before its steps are cut, about 
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """Mean and standard deviation of one input: float32 arrays that broadcast with a batch of it."""
 
     mean: NDArray[Any]
     std: NDArray[Any]
 
     @staticmethod
-    def of(mean: Any, std: Any) -> _Scale:
-        return _Scale(np.asarray(mean, np.float32), np.asarray(std, np.float32))
+    def of(mean: Any, std: Any) -> Scale:
+        """The scale in float32."""
+        return Scale(np.asarray(mean, np.float32), np.asarray(std, np.float32))
 
 
 def samples_for(graph: Graph) -> int:
@@ -56,19 +57,19 @@ def synthesise(graph: Graph, samples: int, seed: int) -> Batch:
     """
     rng = np.random.default_rng(seed)
     noise = [_noise(graph, name, samples, rng) for name in graph.inputs]
-    known = [_scale(graph, name) for name in graph.inputs]
+    known = [scale_of(graph, name) for name in graph.inputs]
     norms = tuple(op for op in graph if op.kind == "BatchNormalization")
     floats = [i for i, name in enumerate(graph.inputs) if _is_float(graph, name)]
     if not norms or not floats:
-        scales = [scale or _Scale.of(0, 1) for scale in known]
+        scales = [scale or Scale.of(0, 1) for scale in known]
         return tuple(_scaled(x, scale) if i in floats else x for i, (x, scale) in enumerate(zip(noise, scales, strict=True)))
     head = [x[:_CHUNK] for x in noise]
     if any(known[i] is None for i in floats):
         first = _Matching(graph, norms[:1] if len(graph.inputs) == 1 else norms, floats, head)
-        options = [[scale or _Scale.of(mean, std) for scale in known] for mean, std in _SCALES]
+        options = [[scale or Scale.of(mean, std) for scale in known] for mean, std in _SCALES]
         scales = first.refined(min(options, key=first.distance), known)
     else:
-        scales = [scale or _Scale.of(0, 1) for scale in known]
+        scales = [scale or Scale.of(0, 1) for scale in known]
     matching = _Matching(graph, norms, floats, head)
     steps = int(np.clip(_WORK // (3 * samples * max(1, _macs(graph))), *_STEPS))
     parts = [matching.matched([x[start : start + _CHUNK] for x in noise], scales, steps) for start in range(0, samples, _CHUNK)]
@@ -84,14 +85,14 @@ def _noise(graph: Graph, name: str, samples: int, rng: np.random.Generator) -> N
     shape = tuple(int(n) for n in tensor.shape[1:] if n is not None)
     _size(graph, name)
     if not _is_float(graph, name):
-        vocabularies = [int(op.attrs["input_dim"]) for op in _readers(graph, name) if op.kind == "Embedding"]
+        vocabularies = [int(op.attrs["input_dim"]) for op in readers(graph, name) if op.kind == "Embedding"]
         numbers: NDArray[Any] = rng.integers(0, min(vocabularies, default=2), (samples, *shape)).astype(tensor.dtype)
         return numbers
     white = rng.standard_normal((samples, *shape)).astype(np.float32)
     if len(shape) > 1:
-        first = any(op.attrs.get("data_format") == "channels_first" for op in _readers(graph, name))
+        first = any(op.attrs.get("data_format") == "channels_first" for op in readers(graph, name))
         return _standardised(_coloured(white, tuple(range(2, len(shape) + 1)) if first else tuple(range(1, len(shape)))))
-    kernels = [op.weights["kernel"] for op in _readers(graph, name) if op.kind == "Dense" and op.weights["kernel"].shape[0] == white.shape[-1]]
+    kernels = [op.weights["kernel"] for op in readers(graph, name) if op.kind == "Dense" and op.weights["kernel"].shape[0] == white.shape[-1]]
     if not kernels:
         return white
     kernel = np.concatenate(kernels, axis=1)
@@ -118,21 +119,21 @@ def _standardised(x: NDArray[Any]) -> NDArray[Any]:
 # -- scale -------------------------------------------------------------------------------------------------------------------------
 
 
-def _scale(graph: Graph, name: str) -> _Scale | None:
+def scale_of(graph: Graph, name: str) -> Scale | None:
     """What a Normalization or Rescaling layer behind the input says of its scale; None without one."""
-    for op in _readers(graph, name):
+    for op in readers(graph, name):
         if op.kind == "Normalization" and "mean" in op.weights and not op.attrs.get("invert", False):
-            return _Scale.of(op.weights["mean"], np.sqrt(op.weights["variance"]))
+            return Scale.of(op.weights["mean"], np.sqrt(op.weights["variance"]))
         if op.kind == "Normalization" and op.attrs.get("mean") is not None and not op.attrs.get("invert", False):
-            return _Scale.of(op.attrs["mean"], np.sqrt(op.attrs["variance"]))
+            return Scale.of(op.attrs["mean"], np.sqrt(op.attrs["variance"]))
         if op.kind == "Rescaling" and np.all(op.attrs["scale"]):
             scale, offset = np.asarray(op.attrs["scale"], np.float32), np.asarray(op.attrs.get("offset", 0.0), np.float32)
             mean, std = (0.0, 0.5) if np.any(offset) else (0.5, 0.25)
-            return _Scale.of((mean - offset) / scale, std / np.abs(scale))
+            return Scale.of((mean - offset) / scale, std / np.abs(scale))
     return None
 
 
-def _scaled(x: Any, scale: _Scale) -> Any:
+def _scaled(x: Any, scale: Scale) -> Any:
     return x * scale.std + scale.mean
 
 
@@ -194,7 +195,7 @@ class _Matching:
         gradients = tape.gradient(total, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return total / len(self.norms), *gradients
 
-    def _set(self, scales: list[_Scale]) -> None:
+    def _set(self, scales: list[Scale]) -> None:
         import tensorflow as tf
 
         for variables, values in ((self.mean, [s.mean for s in scales]), (self.std, [s.std for s in scales])):
@@ -203,13 +204,13 @@ class _Matching:
         for variable in (*self.shift, *self.gain):
             variable.assign(tf.zeros_like(variable))
 
-    def distance(self, scales: list[_Scale]) -> float:
+    def distance(self, scales: list[Scale]) -> float:
         """The distance at those scales; infinite when values overflow."""
         self._set(scales)
         value = float(self.evaluate()[0])
         return value if np.isfinite(value) else np.inf
 
-    def refined(self, scales: list[_Scale], known: list[_Scale | None]) -> list[_Scale]:
+    def refined(self, scales: list[Scale], known: list[Scale | None]) -> list[Scale]:
         """Scales for the inputs whose scale is not known: the given ones, moved to the least distance."""
         self._set(scales)
         free = [(k, i) for k, i in enumerate(self.floats) if known[i] is None]
@@ -221,11 +222,11 @@ class _Matching:
                 least = float(loss)
                 for _, i in free:
                     std = scales[i].std * np.exp(self.gain[i].numpy())
-                    best[i] = _Scale(scales[i].mean + scales[i].std * self.shift[i].numpy(), std)
+                    best[i] = Scale(scales[i].mean + scales[i].std * self.shift[i].numpy(), std)
             step([g for k, _ in free for g in (shifts[k], gains[k])])
         return best
 
-    def matched(self, noise: list[NDArray[Any]], scales: list[_Scale], steps: int) -> list[NDArray[Any]]:
+    def matched(self, noise: list[NDArray[Any]], scales: list[Scale], steps: int) -> list[NDArray[Any]]:
         """One chunk, scaled and matched (a short one is filled up by repetition); of all steps the best one is kept."""
         self._set(scales)
         for z, x in zip(self.z, noise, strict=True):
@@ -262,13 +263,13 @@ def _size(graph: Graph, name: str) -> int:
     return max(1, prod(n for n in tensor.shape[1:] if n is not None))
 
 
-def _readers(graph: Graph, name: str) -> list[Op]:
+def readers(graph: Graph, name: str) -> list[Op]:
     """The ops that read the input, also through ops that only rearrange it."""
     found = []
     for reader, _ in graph.consumers(Ref(name)):
         op = graph.op(reader)
         through = op.kind in ("Flatten", "Reshape", "Identity", "Dropout", "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D")
-        found += [op, *(_readers(graph, reader) if through else [])]
+        found += [op, *(readers(graph, reader) if through else [])]
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrfc import sources
+from lrfc import sources, streams
 from lrfc.data import Data, Split, load_data
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph, Op
@@ -32,7 +32,7 @@ def graph(*shape: int, classes: int = 3, extra: tuple[int, ...] = (), flat: bool
     return g
 
 
-def vectors(n: int = 40, features: int = 5, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def vectors(n: int = 80, features: int = 5, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.standard_normal((n, features)).astype(np.float32), np.arange(n) % classes
 
@@ -62,6 +62,8 @@ def test_digits(digits_graph: Graph) -> None:
     assert [len(s) for s in (data.train, data.validation, data.test)] == [1079, 269, 449]
     assert not data.test_is_validation
     assert data.source == "digits"
+    assert data.preprocessing == "digits 0–16 scaled to 0–1"
+    assert data.notes == ()
     assert data.train.inputs[0].shape[1:] == (8, 8, 1)
     assert data.train.inputs[0].min() == 0
     assert data.train.inputs[0].max() == 1
@@ -142,7 +144,7 @@ def test_given_validation_and_test_are_used(tmp_path: Path) -> None:
     (x, y), (xv, yv), (xt, yt) = vectors(seed=1), vectors(10, seed=2), vectors(12, seed=3)
     np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_val=xv, y_val=yv, x_test=xt, y_test=yt, names=np.array(["a"]))
     data = load(tmp_path / "d.npz", graph(5))
-    assert [len(s) for s in (data.train, data.validation, data.test)] == [40, 10, 12]
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [80, 10, 12]
     np.testing.assert_array_equal(data.test.inputs[0], xt)
     np.testing.assert_array_equal(data.test.targets[0], yt)  # type: ignore[index]
     assert "not used: 'names'" in data.notes[0]
@@ -152,7 +154,7 @@ def test_a_second_spec_is_for_testing_only(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", **dict(zip("xy", vectors(8, seed=9), strict=True)))
     data = load(vectors(), graph(5), test=tmp_path / "t.npz")
     assert len(data.test) == 8
-    assert len(data.train) + len(data.validation) == 40
+    assert len(data.train) + len(data.validation) == 80
     free = load(None, graph(5), test=tmp_path / "t.npz")
     assert free.synthetic
     assert len(free.test) == 8
@@ -197,7 +199,7 @@ def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("own_samples.py").write_text(
         "import numpy as np\n"
-        "x = np.random.default_rng(0).standard_normal((30, 5)); y = np.arange(30) % 3\n"
+        "x = np.random.default_rng(0).standard_normal((80, 5)); y = np.arange(80) % 3\n"
         "def pair(): return x, y\n"
         "def named(): return {'x': x, 'y': y, 'x_val': x[:3] + 1, 'y_val': y[:3]}\n"
         "def keras_like(): return (x, y), (x[:6] + 1, y[:6])\n"
@@ -212,7 +214,7 @@ def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("pair", "named", "keras_like", "three", "inputs_only")
         for d in [load(f"own_samples:{name}", graph(5))]
     }
-    assert sizes == {"pair": [27, 3, 3], "named": [30, 3, 3], "keras_like": [27, 3, 6], "three": [30, 5, 6], "inputs_only": [27, 3, 3]}
+    assert sizes == {"pair": [72, 8, 8], "named": [80, 3, 3], "keras_like": [72, 8, 6], "three": [80, 5, 6], "inputs_only": [72, 8, 8]}
     assert load("own_samples:inputs_only", graph(5)).train.targets is None
     assert "RuntimeError: no net" in said("own_samples:broken", graph(5))
     assert "NoneType: return (x, y)" in said("own_samples:nothing", graph(5))
@@ -236,7 +238,8 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_folder(image_folder: Path) -> None:
     data = load(image_folder, graph(10, 12, 3, classes=2))
-    assert (len(data.train), len(data.validation)) == (27, 3)
+    assert (len(data.train), data.validation) == (30, data.train)
+    assert data.preprocessing == "pixels 0–255 from image files, resized to 10×12, 3 channels"
     x, y = data.train.inputs[0], data.train.targets[0]  # type: ignore[index]
     assert x.dtype == np.uint8
     np.testing.assert_array_equal(x[:, 5, 5, 0], y * 100)
@@ -244,8 +247,8 @@ def test_folder(image_folder: Path) -> None:
 
 
 def test_folder_resizes_converts_and_limits(image_folder: Path) -> None:
-    assert load(image_folder, graph(5, 6, 1, classes=2)).train.inputs[0].shape == (27, 5, 6, 1)
-    assert load(image_folder, graph(3, 6, 7, classes=2)).train.inputs[0].shape == (27, 3, 6, 7)
+    assert load(image_folder, graph(5, 6, 1, classes=2)).train.inputs[0].shape == (30, 5, 6, 1)
+    assert load(image_folder, graph(3, 6, 7, classes=2)).train.inputs[0].shape == (30, 3, 6, 7)
     assert len(load(image_folder, graph(5, 6, 3, classes=2), limit=8).train) == 8
 
 
@@ -315,7 +318,7 @@ def test_wrong_shapes_name_the_way_out(shape: tuple[int, ...], wanted: tuple[int
 
 
 def test_the_channel_axis_of_grey_images_is_added() -> None:
-    assert load({"x": np.zeros((30, 6, 7), np.uint8)}, graph(6, 7, 1)).train.inputs[0].shape == (27, 6, 7, 1)
+    assert load({"x": np.zeros((30, 6, 7), np.uint8)}, graph(6, 7, 1)).train.inputs[0].shape == (30, 6, 7, 1)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -334,7 +337,7 @@ def test_numbers_are_wanted() -> None:
 def test_lengths_must_agree() -> None:
     assert "hold 8, 7 samples" in said((np.zeros((8, 5)), np.zeros(7, int)), graph(5))
     assert "no samples" in said((np.zeros((0, 5)), np.zeros(0, int)), graph(5))
-    assert "cannot be split" in said((np.zeros((1, 5)), np.zeros(1, int)), graph(5))
+    assert "1 training sample, which is too few" in said((np.zeros((1, 5)), np.zeros(1, int)), graph(5))
 
 
 # -- labels ------------------------------------------------------------------------------------------------------------------------
@@ -372,7 +375,7 @@ def test_a_single_output_takes_two_classes_or_values() -> None:
 def test_labels_of_maps() -> None:
     masks = RNG.integers(0, 2, (4, 6, 5, 1)).astype(np.uint8)
     x = RNG.standard_normal((4, 6, 5, 3))
-    assert load((x, masks), graph(6, 5, 3, classes=1, flat=False)).train.targets[0].shape == (3, 6, 5)  # type: ignore[index]
+    assert load((x, masks), graph(6, 5, 3, classes=1, flat=False)).train.targets[0].shape == (4, 6, 5)  # type: ignore[index]
     assert load((x, masks), graph(6, 5, 3, classes=2, flat=False)).train.targets[0].dtype == np.int32  # type: ignore[index]
 
 
@@ -423,6 +426,153 @@ def test_data_full_of_duplicates_may_share_them() -> None:
     x = RNG.integers(0, 2, (200, 5)).astype(np.float32)
     data = load({"x": x}, graph(5), test={"x": x[:50]})
     assert any("test samples" in note for note in data.notes)
+
+
+# -- a handful, and larger than memory ---------------------------------------------------------------------------------------------
+
+
+def test_a_handful_validates_itself() -> None:
+    data = load(vectors(32), graph(5))
+    assert data.few
+    assert data.validation is data.train
+    assert sorted(map(bytes, data.train.inputs[0])) == sorted(map(bytes, vectors(32)[0]))
+    assert len(data.notes) == 1
+    assert re.search("only 32 training samples.*nothing is trained.*validation samples too", data.notes[0])
+    with_test = load(vectors(32), graph(5), test=vectors(90, seed=8))
+    assert with_test.few
+    assert len(with_test.test) == 90
+    own = load({"x": vectors(32)[0], "x_val": vectors(32, seed=3)[0]}, graph(5))
+    assert own.few
+    assert own.validation is not own.train
+    assert "too" not in own.notes[0]
+    assert not load(vectors(65), graph(5)).few
+    assert not load(None, graph(5)).few
+
+
+def test_npy_folder(tmp_path: Path) -> None:
+    x, y = vectors(200)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    data, same = load(tmp_path, graph(5)), load((x, y), graph(5))
+    np.testing.assert_array_equal(data.train.inputs[0], same.train.inputs[0])
+    np.testing.assert_array_equal(data.validation.targets[0], same.validation.targets[0])  # type: ignore[index]
+    (tmp_path / "y.npy").write_bytes(b"broken")
+    assert "y.npy' cannot be read" in said(tmp_path, graph(5))
+
+
+@pytest.mark.parametrize("form", ["npz", "packed", "npy", "stream"])
+def test_large_sets_are_mapped(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LARGE", 10_000)
+    monkeypatch.setattr(streams, "_ROWS", 100)
+    x = RNG.standard_normal((1000, 5)).astype(np.float64 if form == "npy" else np.float32)
+    y = np.arange(1000) % 3
+    given: Any = tmp_path
+    if form == "npy":
+        np.save(tmp_path / "x.npy", x)
+        np.save(tmp_path / "y.npy", y)
+    elif form == "stream":
+        given = ((x[i : i + 64], y[i : i + 64]) for i in range(0, 1000, 64))
+    else:
+        given = tmp_path / "d.npz"
+        (np.savez if form == "npz" else np.savez_compressed)(given, x=x, y=y)
+    data, same = load(given, graph(5)), load((x, y), graph(5))
+    assert streams.is_mapped(data.train.inputs[0])
+    assert not streams.is_mapped(same.train.inputs[0])
+    for one, other in ((data.train, same.train), (data.validation, same.validation)):
+        np.testing.assert_array_equal(one.inputs[0], other.inputs[0])
+        np.testing.assert_array_equal(one.targets[0], other.targets[0])  # type: ignore[index]
+    bad = x.copy()
+    bad[777, 2] = np.nan
+    np.save(tmp_path / "x.npy", bad)
+    np.save(tmp_path / "y.npy", y)
+    assert "in 1 samples, the first is number 777" in said(tmp_path, graph(5))
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------------------
+
+
+def dataset(*arrays: Any, batch: int | None = None) -> Any:
+    import tensorflow as tf
+
+    found = tf.data.Dataset.from_tensor_slices(arrays[0] if len(arrays) == 1 else arrays)
+    return found if batch is None else found.batch(batch)
+
+
+@pytest.mark.parametrize("batch", [None, 32])
+def test_tf_dataset(batch: int | None) -> None:
+    x, y = vectors(100)
+    data, same = load(dataset(x, y, batch=batch), graph(5)), load((x, y), graph(5))
+    assert data.source == "tf.data.Dataset"
+    assert data.preprocessing == "as given from Python"
+    np.testing.assert_array_equal(data.train.inputs[0], same.train.inputs[0])
+    np.testing.assert_array_equal(data.train.targets[0], same.train.targets[0])  # type: ignore[index]
+    assert load(dataset(x, batch=batch), graph(5)).train.targets is None
+    weighted = load(dataset(x, y, np.ones(100), batch=batch), graph(5))
+    assert any("weights are not used" in note for note in weighted.notes)
+    grey = load(dataset(np.arange(100 * 12).reshape(100, 3, 4).astype(np.uint8), y, batch=batch), graph(3, 4, 1))
+    assert grey.train.inputs[0].shape == (90, 3, 4, 1)
+
+
+@pytest.mark.parametrize("batch", [None, 16])
+def test_tf_dataset_of_mappings(batch: int | None) -> None:
+    g = helpers.graph_of(helpers.two_inputs())
+    inputs = {"vector": RNG.standard_normal((80, 5)), "image": RNG.integers(0, 255, (80, 8, 8, 2)).astype(np.uint8)}
+    outputs = {"value": RNG.standard_normal(80), "label": np.arange(80) % 3}
+    for stream in (dataset(inputs, outputs, batch=batch), dataset(inputs | outputs, batch=batch)):
+        train = load(stream, g).train
+        assert [x.shape for x in train.inputs] == [(72, *g.tensors(name)[0].shape[1:]) for name in g.inputs]
+        assert train.targets is not None
+        assert [y.shape for y in train.targets] == [(72,), (72, 1)]
+    assert load(dataset(inputs, batch=batch), g).train.targets is None
+
+
+def test_splits_of_streams() -> None:
+    x, y = vectors(100)
+    data = load((dataset(x, y), dataset(x[:20] + 1, y[:20])), graph(5))
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [90, 10, 20]
+    named = load({"train": dataset(x, y), "val": (x[:9] + 2, y[:9])}, graph(5))
+    assert [len(s) for s in (named.train, named.validation)] == [100, 9]
+    assert "are training samples too" in said(dataset(x, y), graph(5), test=dataset(x[:30], y[:30]))
+
+
+def test_py_dataset_and_generators() -> None:
+    import keras
+
+    x, y = vectors(100)
+
+    class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+            return x[10 * i : 10 * i + 10], y[10 * i : 10 * i + 10]
+
+    same = load((x, y), graph(5)).train.inputs[0]
+    np.testing.assert_array_equal(load(Batches(), graph(5)).train.inputs[0], same)
+    np.testing.assert_array_equal(load(zip(x, y, strict=True), graph(5)).train.inputs[0], same)
+    np.testing.assert_array_equal(load(lambda: (row for row in x), graph(5)).train.inputs[0].shape, same.shape)
+
+
+def test_streams_are_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = vectors(100)
+    endless = dataset(x, y).repeat()
+    assert ".take(n)" in said(endless, graph(5))
+    assert len(load(endless, graph(5), limit=70).train) == 70
+    monkeypatch.setattr(streams, "KEPT", 80 * 20)
+    data = load((row for row in x), graph(5))
+    assert len(data.train) + len(data.validation) == 80
+    assert any("only the first 80 samples" in note for note in data.notes)
+
+
+def test_streams_that_do_not_fit() -> None:
+    def broken() -> Any:
+        yield np.zeros((4, 5))
+        raise RuntimeError("no\nnet")
+
+    assert "RuntimeError: no net" in said(broken(), graph(5))
+    assert "different shapes, (5,) and (6,)" in said((np.zeros(n) for n in (5, 6)), graph(5))
+    assert "the model wants (5,)" in said((np.zeros((4, 6)) for _ in range(3)), graph(5))
+    assert "no samples" in said(iter(()), graph(5))
 
 
 # -- order -------------------------------------------------------------------------------------------------------------------------

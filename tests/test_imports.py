@@ -17,12 +17,15 @@ LAYERS = (
     {"errors"},
     {"ir"},
     {"state"},
-    {"config", "data", "factorization", "manifest", "metrics", "sources", "synthesis"},
+    {"config", "data", "factorization", "manifest", "metrics", "plausibility", "sources", "streams", "synthesis"},
     {"pipeline", "search"},
+    {"training"},
     {"passes", "targets"},
-    {"artifact", "bench", "budgets", "calibrate", "choices", "destinations", "front", "judge", "report", "survey"},
+    {"artifact", "bench", "budgets", "calibrate", "choices", "contract", "destinations", "front", "judge", "report", "survey"},
     {"explore"},
-    {"compiler", "diagnosis", "ship"},
+    {"draft"},
+    {"ship"},
+    {"compiler", "diagnosis"},
     {"cli", "cli_devices", "session", "terminal", "terminal_devices", "__main__"},
 )
 RANK = {name: number for number, layer in enumerate(LAYERS) for name in layer}

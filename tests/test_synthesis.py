@@ -9,7 +9,7 @@ from lrfc.data import load_data
 from lrfc.errors import UsageError
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
-from lrfc.synthesis import _coloured, _scale, samples_for, synthesise
+from lrfc.synthesis import _coloured, samples_for, scale_of, synthesise
 from tests import helpers
 
 
@@ -112,7 +112,7 @@ def test_a_rescaling_layer_tells_the_scale(scale: float, offset: float, mean: fl
 
     inputs = keras.Input((6, 6, 3), name="image")
     model = keras.Model(inputs, keras.layers.Conv2D(2, 3)(keras.layers.Rescaling(scale, offset)(inputs)))
-    found = _scale(helpers.graph_of(model), "image")
+    found = scale_of(helpers.graph_of(model), "image")
     assert found is not None
     assert float(found.mean) == pytest.approx(mean)
     assert float(found.std) == pytest.approx(std)
