@@ -116,6 +116,8 @@ class Graph:
         self.outputs: tuple[Ref, ...] = ()
         #: How Keras packs the model's inputs and outputs: structures of Slot; None is a list, or the tensor itself when there is one.
         self.structure: tuple[Any, Any] = (None, None)
+        #: What the model was compiled with, as Keras writes it ("loss", "loss_weights", "metrics"); None when it was not.
+        self.compiled: Mapping[str, Any] | None = None
         self._nx: nx.MultiDiGraph[str] = nx.MultiDiGraph()
         self._order: list[str] = []
 
@@ -199,7 +201,7 @@ class Graph:
     def copy(self) -> Graph:
         """An independent graph over the same ops."""
         twin = Graph(self.name)
-        twin.outputs, twin.structure = self.outputs, self.structure
+        twin.outputs, twin.structure, twin.compiled = self.outputs, self.structure, self.compiled
         twin._nx, twin._order = self._nx.copy(), list(self._order)
         return twin
 

@@ -85,9 +85,14 @@ def absorb(graph: Graph, model: Any) -> Graph:
     trained = {}
     for op in graph.layers():
         if op.weights:
-            variables = keras_inline.variables(model.get_layer(_layer_name(op.shared or op.name)))
+            variables = keras_inline.variables(layer_of(model, op))
             trained[op.name] = dict(zip(op.weights, (np.asarray(v) for v in variables.values()), strict=True))
     return graph.with_weights(trained)
+
+
+def layer_of(model: Any, op: Op) -> Any:
+    """The layer of the op in the model that ``to_keras`` made."""
+    return model.get_layer(_layer_name(op.shared or op.name))
 
 
 def _build(op: Op, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lrfc.errors import ModelError
-from lrfc.ir import keras_inline
+from lrfc.ir import keras_compiled, keras_inline
 from lrfc.ir.backend import keras
 from lrfc.ir.graph import Graph
 
@@ -35,4 +35,5 @@ def from_keras(model: Any) -> Graph:
         graph.add(op, operands)
     graph.outputs = tuple(inliner.ref(source) for source in outputs)
     graph.structure = (keras_inline.structure(function.input, len(sources)), keras_inline.structure(function.output, len(outputs)))
+    graph.compiled = keras_compiled.config_of(model)
     return graph

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lrfc.ir.keras_export import absorb, infer, save, single, to_keras
+from lrfc.ir.keras_export import absorb, infer, layer_of, save, single, to_keras
 from lrfc.ir.keras_import import from_keras
 from lrfc.ir.keras_run import call, compiled, predict
 
-__all__ = ["absorb", "call", "compiled", "from_keras", "infer", "predict", "save", "single", "to_keras"]
+__all__ = ["absorb", "call", "compiled", "from_keras", "infer", "layer_of", "predict", "save", "single", "to_keras"]

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from lrfc.errors import ModelError, UsageError
-from lrfc.ir import keras_legacy
+from lrfc.ir import keras_compiled, keras_legacy
 from lrfc.ir.backend import keras, quiet, reason
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def load(path: Path | str, *, unsafe: bool = False) -> Any:
-    """The model in a .keras or .h5 file, uncompiled. The content decides, not the name.
+    """The model in a .keras or .h5 file, compiled with the loss in it, where there is one. The content decides, not the name.
 
     ``unsafe`` lets the file run the Python code of its Lambda layers. UsageError for a missing file, ModelError for one that holds no usable model.
     """
@@ -45,6 +45,7 @@ def load(path: Path | str, *, unsafe: bool = False) -> Any:
             named.symlink_to(path.absolute())
         model = _load(named, path, version, unsafe)
     _refuse_non_finite(model, path)
+    keras_compiled.carry(path, suffix, model)
     return model
 
 

@@ -1,0 +1,105 @@
+"""The state of a training on disk: written whole or not at all, and read back only by a training of the same inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfc.data import Split
+from lrfc.errors import UsageError
+from lrfc.ir.graph import Graph
+
+#: Rows of each array that stand for the data in a fingerprint.
+_ROWS = 256
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a training needs to go on: numbers by name (JSON), and two lists of arrays: the state to go on with, and the best weights so far."""
+
+    numbers: dict[str, Any]
+    state: list[NDArray[Any]]
+    best: list[NDArray[Any]]
+
+
+class Checkpoint:
+    """One file in ``folder``, named by the fingerprint of what is trained."""
+
+    def __init__(self, folder: Path, fingerprint: str, log: Callable[[str], None]) -> None:
+        self.path = folder / f"finetune-{fingerprint[:20]}.npz"
+        self._fingerprint, self._log = fingerprint, log
+
+    def write(self, saved: Saved) -> None:
+        """Replace the file. UsageError when the folder cannot be written."""
+        meta = json.dumps({"fingerprint": self._fingerprint, "numbers": saved.numbers})
+        arrays = {f"state{i}": a for i, a in enumerate(saved.state)} | {f"best{i}": a for i, a in enumerate(saved.best)}
+        name = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".finetune-", suffix=".part")
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, meta=np.frombuffer(meta.encode(), np.uint8), **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self.path)
+        except OSError as error:
+            raise UsageError(f"checkpoint {self.path} cannot be written: {error.strerror or error}; give another folder, or none") from error
+        finally:
+            if name is not None:
+                Path(name).unlink(missing_ok=True)
+
+    def read(self) -> Saved | None:
+        """What was written for the same fingerprint; None when there is nothing, or (with a line in the log) when it is damaged."""
+        if not self.path.exists():
+            return None
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                meta = json.loads(file["meta"].tobytes())
+                if meta["fingerprint"] != self._fingerprint:
+                    raise ValueError("it belongs to another training")
+                state, best = ([file[f"{part}{i}"] for i in range(sum(key.startswith(part) for key in file.files))] for part in ("state", "best"))
+                return Saved(meta["numbers"], state, best)
+        except _DAMAGE as error:
+            self._log(f"  checkpoint {self.path.name} is ignored: {error}")
+            return None
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self.path.unlink(missing_ok=True)
+
+
+def fingerprint(*parts: Graph | Split | object) -> str:
+    """A digest of graphs (structure and weights), data (size, and 256 evenly spread samples) and options (by their repr)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        for piece in _pieces(part):
+            digest.update(piece)
+            digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _pieces(part: Graph | Split | object) -> Iterator[bytes]:
+    if isinstance(part, Graph):
+        yield str(part).encode()
+        for op in part.layers():
+            for name, array in op.weights.items():
+                yield name.encode()
+                yield np.ascontiguousarray(array).tobytes()
+    elif isinstance(part, Split):
+        rows = np.unique(np.linspace(0, len(part) - 1, _ROWS).astype(np.intp))
+        for array in (*part.inputs, *(part.targets or ())):
+            yield f"{len(part)} {array.shape[1:]} {array.dtype}".encode()
+            yield np.ascontiguousarray(array[rows]).tobytes()
+    else:
+        yield repr(part).encode()

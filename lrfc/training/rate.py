@@ -1,0 +1,56 @@
+"""The learning rate: how it runs over a training, and a short test that finds how high it may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lrfc.ir.graph import Graph
+
+#: Rates that are tried, as shares of the kernels' typical size: what Adam moves a weight in one step, relative to it.
+SHARES = (0.03, 0.01, 0.003, 0.001, 0.0003)
+
+
+def annealed(done: float, warm: float = 0.05) -> float:
+    """The share of the highest rate when the share ``done`` (0..1) of the training is over: a linear warm-up, then a cosine to 0.
+
+    Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts.
+    """
+    if done < warm:
+        return 0.1 + 0.9 * done / warm
+    return 0.5 * (1 + math.cos(math.pi * min((done - warm) / (1 - warm), 1.0)))
+
+
+def candidates(graph: Graph) -> tuple[float, ...]:
+    """The rates to try, highest first: ``SHARES`` of the geometric mean of the kernels' root mean squares."""
+    sizes = [float(np.sqrt(np.mean(np.square(w)))) for op in graph.layers() for name, w in op.weights.items() if name.endswith("kernel")]
+    sizes = [size for size in sizes if size > 0 and math.isfinite(size)]
+    typical = math.exp(sum(map(math.log, sizes)) / len(sizes)) if sizes else 0.05
+    return tuple(share * typical for share in SHARES)
+
+
+def best(rates: Sequence[float], trial: Callable[[float], float]) -> tuple[float, dict[float, float]]:
+    """The rate of the least loss, and the losses of those tried.
+
+    ``trial`` gives the loss after a training of a few steps from the same start with the whole schedule in small. It starts in the middle and climbs
+    to better neighbours, upwards first. A loss that is not finite counts as worst.
+    """
+    losses: dict[float, float] = {}
+
+    def loss(index: int) -> float:
+        rate = rates[index]
+        if rate not in losses:
+            found = trial(rate)
+            losses[rate] = found if math.isfinite(found) else math.inf
+        return losses[rate]
+
+    at = len(rates) // 2
+    for step in (-1, 1):
+        start = at
+        while 0 <= at + step < len(rates) and loss(at + step) < loss(at):
+            at += step
+        if at != start:
+            break
+    return rates[at], losses
