@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from lrfc.artifact import sha256
 from lrfc.ir.graph import Graph
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.search import npu
 from lrfc.search.latency import CostProfile
+from lrfc.search.measurements import Key, Sample, Store, now, of_model, of_op
 from lrfc.search.pricing import Reading
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact, Batch, Target
-from lrfc.targets.device import Vela
+from lrfc.targets.device import Device, Vela
 from lrfc.targets.measure import Measurement, Ratio, speedup
-from lrfc.targets.npu import observed
-from lrfc.targets.npu import price as priced_ops
 from lrfc.targets.runners.base import DeviceRunner
-from lrfc.targets.vela import compiled
+from lrfc.targets.runners.vela import VelaRunner
+from lrfc.targets.vela import version
 
 #: Timings of each file: enough to see which is slower.
 RUNS = 60
@@ -43,14 +43,16 @@ class Bench:
     """Emits graphs for one target and measures them on one device, beside the original's file.
 
     ``runner`` is None for a device that cannot be reached: then everything is computed from the profile and called estimated. ``calibration``: a few
-    inputs, for int8. ``unit``: of the times, that of the profile.
+    inputs, for int8. All times are in the unit of the profile; what is measured is kept in the ``store``.
     """
 
     def __init__(
-        self, target: Target, runner: DeviceRunner | None, profile: CostProfile, original: Graph, calibration: Batch, threads: int, folder: Path
-    ) -> None:
-        self._target, self._runner, self.profile, self._calibration, self._threads = target, runner, profile, calibration, threads
-        self._folder, self.reading = folder, self._reading()
+        self, target: Target, device: Device, runner: DeviceRunner | None, profile: CostProfile, original: Graph, calibration: Batch, threads: int,
+        folder: Path, store: Store,
+    ) -> None:  # fmt: skip
+        self._target, self._device, self._runner, self.profile = target, device, runner, profile
+        self._calibration, self._threads, self._folder, self._store = calibration, threads, folder, store
+        self.reading = self._reading()
         whole = fold_batchnorm(original)
         self.original = target.emit(whole, folder / f"original.{target.name}", calibration)
         self._graph = whole
@@ -70,9 +72,22 @@ class Bench:
 
     def measure(self, files: Sequence[Artifact], graphs: Sequence[Graph], runs: int = 200) -> tuple[Measurement, ...]:
         """The files side by side; ``graphs`` are what they were emitted from."""
-        if self._runner is not None:
-            return self._runner.compare(files, runs=runs, threads=self._threads)
-        return tuple(self._computed(file, graph) for file, graph in zip(files, graphs, strict=True))
+        if self._runner is None:
+            return tuple(self._computed(file, graph) for file, graph in zip(files, graphs, strict=True))
+        found = self._runner.compare(files, runs=runs, threads=self._threads)
+        when = now()
+        self._store.put(
+            {
+                self._key(each.runtime, each.runtime_version, of_model(sha256(file.path))): Sample(
+                    each.median_ms, each.p90_ms, each.iqr_ms, each.n, when
+                )
+                for file, each in zip(files, found, strict=True)
+            }
+        )
+        return found
+
+    def _key(self, runtime: str, version: str, subject: str) -> Key:
+        return Key(self._device.name, runtime, version, self._target.name, self._target.precision, self._threads, subject)
 
     def _time(self, measured: Measurement) -> float:
         if self.profile.unit == "cycles" and measured.cycles is not None:
@@ -104,16 +119,22 @@ class Bench:
 class NPUBench(Bench):
     """An Arm Ethos-U, whose compiler tells the cycles of every op, in the network and before there is one."""
 
-    def __init__(self, reach: Vela, *given: Any) -> None:
-        self._reach = reach
-        super().__init__(*given)
+    _runner: VelaRunner
 
     def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]:
-        """The cycles of single ops, from probe networks that are compiled for it."""
-        return priced_ops(wanted, self._reach)
+        """The cycles of single ops: those kept from an earlier build, the others from probe networks that are compiled for it."""
+        reach = self._device.reach
+        assert isinstance(reach, Vela)
+        configured = f"{version()} {reach.accelerator} {reach.system_config} {reach.memory_mode} {reach.config or ''}".strip()
+        keys = {self._key("Vela", configured, of_op(each)): each for each in wanted}
+        known = {keys[key]: sample.median for key, sample in self._store.get(keys).items()}
+        fresh = self._runner.price(each for each in wanted if each not in known)
+        when = now()
+        self._store.put({key: Sample(fresh[each], fresh[each], 0.0, 1, when) for key, each in keys.items() if each in fresh})
+        return {**known, **fresh}
 
     def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:
-        return observed(compiled(file, self._reach), graph)
+        return self._runner.observed(file, graph)
 
     def _reading(self) -> Reading:
         return Reading(npu.signatures, npu.chain)

@@ -36,11 +36,11 @@ from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, costs
 from lrfc.pipeline import name_of, plan, run
 from lrfc.search.candidates import selected
+from lrfc.search.measurements import Store
 from lrfc.ship import Result, ship
 from lrfc.state import Artifact, Pass, Progress, State
 from lrfc.survey import SHARES, Survey
 from lrfc.targets import device as devices
-from lrfc.targets.device import Vela
 from lrfc.targets.measure import Measurement
 from lrfc.targets.runners import runner
 
@@ -237,8 +237,10 @@ def _bench(goal: Destination, state: State, folder: Path) -> Iterator[Bench]:
         state.progress.log(note)
     with ExitStack() as stack:
         reached = None if goal.device.reach.kind == "analytic" else stack.enter_context(runner(goal.device))
-        given = goal.target, reached, profile, state.original, tuple(x[:8] for x in state.data.train.inputs), goal.threads, folder
-        yield NPUBench(goal.device.reach, *given) if isinstance(goal.device.reach, Vela) else Bench(*given)
+        kind = NPUBench if goal.device.reach.kind == "vela" else Bench
+        few = tuple(x[:8] for x in state.data.train.inputs)
+        store = Store(log=state.progress.log)
+        yield kind(goal.target, goal.device, reached, profile, state.original, few, goal.threads, folder, store)
 
 
 class _Line:
