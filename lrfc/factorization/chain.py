@@ -136,7 +136,6 @@ class ChainFactors:
         rank = len(self.layout.kernel)
         return (rank, *(axis for axes in self._placed for axis in axes), rank + 1)
 
-    @cached_property
     def _grams(self) -> Sequence[Array | LowRank] | None:
         if self.statistics is None:
             return None
@@ -147,15 +146,16 @@ class ChainFactors:
     @cached_property
     def _pixel_root(self) -> Array:
         # A transposed convolution multiplies each input pixel by every tap: the pixel's covariance acts on the input channels alone, exactly.
-        assert self._grams is not None
-        gram = self._grams[0]
+        grams = self._grams()
+        assert grams is not None
+        gram = grams[0]
         return cholesky(gram.dense() if isinstance(gram, LowRank) else gram)
 
     @cached_property
     def _unfoldings(self) -> list[tuple[Unfolding, ...]]:
         """Per group, the unfoldings to choose from."""
-        layout, grams = self.layout, self._grams
-        self._check_memory()
+        layout, grams = self.layout, self._grams()  # not kept: in the chain's order each unfolding has its own
+        self._check_memory(dense=grams is not None and not isinstance(grams[0], LowRank))
         scale = self.scale.reshape(layout.groups, layout.outputs)
         sizes = (layout.inputs, *layout.sizes(self._placed), layout.outputs)
         # With nothing but output channels behind the first bond the solution is exact, and no other basis is worth a try.
@@ -173,12 +173,12 @@ class ChainFactors:
                 found.append((whitened, Unfolding(target, gram, whitened=False)) if both else (whitened,))
         return found
 
-    def _check_memory(self) -> None:
+    def _check_memory(self, *, dense: bool) -> None:
         layout = self.layout
         sizes = layout.sizes(self._placed)
         bonds = [min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs) for j in range(1, len(sizes))]
         shapes = [(layout.patch, layout.outputs)] * 3 + [(max(bonds), max(bonds))] * 3
-        if self._grams is not None and not isinstance(self._grams[0], LowRank):
+        if dense:
             shapes += [(layout.patch, layout.patch)] * 4
         need(layout.op.name, f"its decomposition at {layout.patch} inputs and {layout.outputs} outputs", *shapes)
 
@@ -199,7 +199,7 @@ class ChainFactors:
         layout = self.layout
         groups = [self.improved(found, found[self._choice(group, ranks)].cores(ranks), ranks) for group, found in enumerate(self._unfoldings)]
         cores = [np.stack(each) for each in zip(*groups, strict=True)]
-        if self._grams is not None and layout.family == "transposed":
+        if self.statistics is not None and layout.family == "transposed":
             cores[0] = solve_lower(self._pixel_root, cores[0].reshape(layout.inputs, -1), transposed=True).reshape(cores[0].shape)
         cores[-1] = cores[-1] / self.scale.reshape(layout.groups, 1, 1, layout.outputs)
         return cores

@@ -22,6 +22,7 @@ from lrfc.factorization.threads import one_thread, workers
 from lrfc.ir.graph import Graph, Op, Ref, Tensor
 from lrfc.ir.ops import conv_geometry
 from lrfc.search.follow import Follow, follow
+from lrfc.search.heap import lean
 from lrfc.state import Batch, batches
 
 Array = NDArray[np.float32]
@@ -170,6 +171,8 @@ class Sampler:
                 held = 0
             self._groups[-1].append(op)
             held += need
+        if len(self._groups) > 1:
+            lean()
         self._current, self._samples = -1, dict[str, LayerSamples]()
 
     @property
