@@ -1,0 +1,90 @@
+"""What does a search that knows the device gain? At equal predicted impact on the outputs: the plan with the fewest MACs against the one with the least time.
+
+    LRFC_DATA=... python benchmarks/plans.py [--kept 75 60 45 30] [--rounds 3]
+
+ResNet-20 on CIFAR-10 in float32, by LiteRT and onnxruntime on one core of this machine. Prices begin with the shipped cost profile and are corrected by the
+original and by each plan that is measured, as in a build: the time-driven plan is the last of ``--rounds`` turns. Both plans are then timed in turns with
+the original. Writes plans.csv beside this file; the intervals are 95 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from selection import cifar
+
+from lrfc.bench import Bench
+from lrfc.config import METHODS, Budget
+from lrfc.destinations import destinations
+from lrfc.errors import BudgetError
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.passes.price_layers import PriceLayers, executed
+from lrfc.passes.select_ranks import ExploreLayers, Selection, SelectRanks, fixed
+from lrfc.search.latency import corrected
+from lrfc.search.measurements import Store
+from lrfc.state import State
+from lrfc.targets.measure import speedup
+from lrfc.targets.runners import runner
+
+HERE = Path(__file__).parent
+
+
+def quickest(state: State, bench: Bench, impact: float, rounds: int) -> tuple[State, float, float]:
+    """The plan of least time with no more than that impact, its predicted time and its measured one."""
+    seen, found = [(bench.ops, bench.time)], []
+    read = executed(state, bench.reading)
+    for _ in range(rounds):
+        priced = PriceLayers(corrected(bench.profile, seen), executed=read)(state)
+        chosen = SelectRanks(max_impact=impact, minimise="latency")(priced)
+        predicted = fixed(priced)["latency"] + sum(c.latency for c in chosen.fact(Selection).chosen)
+        trial = bench(Factorize()(chosen).graph)
+        found.append((trial.time, predicted, chosen))
+        seen.append((trial.ops, trial.time))
+    time, predicted, chosen = min(found, key=lambda each: each[0])
+    return chosen, predicted, time
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kept", type=int, nargs="+", default=[75, 60, 45, 30])
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    state = ExploreLayers(methods=METHODS, cached=True)(cifar("resnet20_cifar10"))
+    rows: list[dict[str, Any]] = []
+    for goal in destinations(("tflite", "onnx"), (), "fp32", 1):
+        profile, _ = goal.profile()
+        few = tuple(x[:8] for x in state.data.train.inputs)
+        with tempfile.TemporaryDirectory() as folder, runner(goal.device) as reached:
+            place = Path(folder)
+            bench = Bench(goal.target, goal.device, reached, profile, state.original, few, 1, place, Store(place / "measured.sqlite"))
+            for share in given.kept:
+                try:
+                    fewest = SelectRanks(Budget(value=share / 100, relative=True))(state)
+                except BudgetError:
+                    continue
+                impact = fewest.fact(Selection).impact
+                fewest = SelectRanks(max_impact=impact, minimise="macs")(state)
+                quick, predicted, _ = quickest(state, bench, impact, given.rounds)
+                graphs = [fold_batchnorm(state.original), *(fold_batchnorm(Factorize()(each).graph) for each in (fewest, quick))]
+                files = [goal.target.emit(graph, place / f"{number}.{goal.target.name}", few) for number, graph in enumerate(graphs)]
+                original, by_macs, by_time = bench.measure(files, graphs)
+                row: dict[str, Any] = {"target": goal.target.name, "kept": share, "impact": f"{impact:.5f}", "predicted_ms": f"{predicted:.3f}"}
+                for name, first, second in (("macs_plan", original, by_macs), ("time_plan", original, by_time), ("time_over_macs", by_macs, by_time)):
+                    ratio = speedup(first, second)
+                    row |= {f"{name}_speedup": f"{ratio.median:.3f}", f"{name}_low": f"{ratio.low:.3f}", f"{name}_high": f"{ratio.high:.3f}"}
+                rows.append(row)
+                print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+                with (HERE / "plans.csv").open("w", newline="", encoding="utf-8") as file:
+                    writer = csv.DictWriter(file, list(row))
+                    writer.writeheader()
+                    writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
