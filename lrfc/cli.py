@@ -45,12 +45,22 @@ def build(
     objective: Annotated[
         str | None, typer.Option(help="What to make small as far as --max-drop allows: latency (without any budget), cycles, macs, size or ram.")
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What is reported and held against --max-drop: accuracy, miou, auc, mse, fidelity, or module:function (:min if less is better)."
+        ),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or int8; by default what the device computes in.")] = None,
     methods: Annotated[str | None, typer.Option(help="Factorizations to choose from, comma-separated; all by default.")] = None,
     keep: Annotated[list[str], typer.Option(help="Layers to leave alone: a name or a glob; may be given several times.")] = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="The only layers to factorize: a name or a glob; may be given several times.")] = [],  # noqa: B006
     rank_multiple: Annotated[int | None, typer.Option(help="Ranks step in multiples of this, what the device computes at once.")] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of the one fine-tune; 0 for none.")] = 3,
+    time_budget: Annotated[str | None, typer.Option(help="Time that the fine-tune may take: 10m. It ends there, or with the epochs.")] = None,
+    augment: Annotated[
+        bool | None, typer.Option(help="Flip and shift images in the fine-tune; by default for classifiers of natural images.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of splits, samples and fine-tuning.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads that the measured runtime may use; by default those of the device.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; MODEL-lrfc by default.")] = None,
@@ -67,7 +77,7 @@ def build(
         options: dict[str, Any] = {"methods": tuple(methods.split(","))} if methods is not None else {}
         try:
             compiler.build(
-                model, target=tuple(target), device=tuple(device), max_latency=max_latency, objective=objective, data=data, test_data=test_data, max_macs=max_macs, max_params=max_params, max_size=max_size,
+                model, target=tuple(target), device=tuple(device), max_latency=max_latency, objective=objective, metric=metric, time_budget=time_budget, augment=augment, data=data, test_data=test_data, max_macs=max_macs, max_params=max_params, max_size=max_size,
                 max_ram=max_ram, max_drop=max_drop,
                 precision=precision, keep=tuple(keep), only=tuple(only), rank_multiple=rank_multiple, epochs=epochs, resume=resume, seed=seed, threads=threads, out=out, unsafe_load=unsafe_load,
                 print_after=tuple(print_after), stop_after=stop_after, progress=terminal.progress(), on_result=terminal.keep, **options,

@@ -24,7 +24,7 @@ from lrfc.errors import LrfcError, ModelError, NoGainError, UsageError
 from lrfc.explore import Loop, Settled, Wish
 from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
-from lrfc.metrics import accuracy, classifies
+from lrfc.metrics import Metric, metric
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune
@@ -37,6 +37,7 @@ from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, Sele
 from lrfc.pipeline import name_of, plan, run
 from lrfc.search.candidates import selected
 from lrfc.search.measurements import Store
+from lrfc.search.store import place
 from lrfc.ship import Result, ship
 from lrfc.state import Artifact, Pass, Progress, State
 from lrfc.survey import SHARES, Survey
@@ -221,8 +222,14 @@ def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
         RecalibrateBatchNorm(),
         # In closed form what can be, before gradients start from there.
         Refit(),
-        *([FineTune(epochs=config.epochs)] if config.epochs else []),
+        *([_finetune(config)] if config.epochs else []),
     )
+
+
+def _finetune(config: BuildConfig) -> FineTune:
+    # A killed build goes on after the last epoch, as its exploration does.
+    kept = place().parent / "finetune" if config.resume else None
+    return FineTune(epochs=config.epochs, time_budget=config.time_budget, augment=config.augment, metric=config.metric, checkpoints=kept)
 
 
 def _exploration(config: BuildConfig, multiple: int = 1) -> ExploreLayers:
@@ -250,6 +257,8 @@ class _Line:
         if data.synthetic and config.epochs:
             progress.log("no data: calibrated on synthetic inputs, not fine-tuned, and nothing is claimed about accuracy")
             config = config.model_copy(update={"epochs": 0})
+        if data.few:
+            config = config.model_copy(update={"epochs": 0})
         self._source, self._config, self._data, self._progress = source, config, data, progress
         # Ranks that no device computes at once are of no use; with several devices, those that suit all of them.
         multiple = config.rank_multiple or gcd(*(goal.device.rank_multiple for goal in goals))
@@ -260,6 +269,7 @@ class _Line:
             if name not in known:
                 raise UsageError(f"no pass is named '{name}'; they are {', '.join(sorted(known))}")
         self._ladder: dict[str, float] = {}
+        self._metric: Metric | None = None
         self._made: dict[tuple[object, ...], Build] = {}
         self._allowed: float | None = None
         self._seconds = 0.0
@@ -269,10 +279,8 @@ class _Line:
         config, progress = self._config, self._progress
         state = run(State(graph, graph, self._data, config.seed, progress), plan(self._first[:1]), self._after)
         state = replace(state, original=state.graph)
-        before = test_accuracy(state.original, self._data)
-        if before is not None:
-            self._ladder["before"] = before
-            progress.log(f"  accuracy {100 * before:.2f} %")
+        self._metric = None if self._data.synthetic else metric(config.metric, state.original, self._data.test)
+        self._rung("before", state)
         start = time.perf_counter()
         state = run(state, plan(self._first[1:]), self._after)
         self._seconds = time.perf_counter() - start
@@ -318,7 +326,9 @@ class _Line:
             trainable = state.graph
             # Last, because BatchNorm has to be there as long as statistics are estimated or weights trained.
             state = run(state, plan([FoldBatchNorm()]), self._after)
-            self._made[key] = Build(self._source, config, state, trainable, fold_batchnorm(state.original), design, dict(self._ladder), self._seconds)
+            self._made[key] = Build(
+                self._source, config, state, trainable, fold_batchnorm(state.original), design, dict(self._ladder), self._metric, self._seconds
+            )
         return self._made[key], settled
 
     def _wish(self, state: State, goal: Destination, bench: Bench) -> Wish:
@@ -335,19 +345,22 @@ class _Line:
             _tightest(config.max_ram, goal.device.ram_bytes, arena),
             objective,
             drop,
+            config.metric,
         )
 
     def _after(self, step: Pass, state: State) -> None:
         if name_of(step) in self._config.print_after:
             self._progress.log(str(state.graph))
-        rung = RUNGS.get(name_of(step))
-        if rung is not None and not self._data.synthetic:
-            value = test_accuracy(state.graph, self._data)
-            if value is not None:
-                self._ladder[rung] = value
-                self._progress.log(f"  accuracy {100 * value:.2f} %")
+        if name_of(step) in RUNGS:
+            self._rung(RUNGS[name_of(step)], state)
         if name_of(step) == self._config.stop_after:
             raise _Stop
+
+    def _rung(self, name: str, state: State) -> None:
+        """Put the score of the network as it stands on the ladder."""
+        if self._metric is not None:
+            self._ladder[name] = self._metric.score(keras_io.predict(state.graph, self._data.test.inputs), self._data.test)
+            self._progress.log(f"  {self._metric.name} {self._metric.shown(self._ladder[name])}")
 
 
 class _Stop(Exception):  # noqa: N818  not an error
@@ -366,13 +379,6 @@ def _tightest(budget: Budget | None, limit: int | None, original: int) -> Budget
     given = [] if budget is None else [budget.limit(original)]
     given += [limit] if limit is not None and original > limit else []
     return budget if len(given) < 2 and budget is not None else Budget(value=min(given), relative=False) if given else None
-
-
-def test_accuracy(graph: Graph, data: Data) -> float | None:
-    """The accuracy on the test split; None when the data have no class labels."""
-    if data.synthetic or not classifies(graph, data.test):
-        return None
-    return accuracy(keras_io.predict(graph, data.test.inputs), data.test)
 
 
 def _reasons(design: DesignSpace) -> str:

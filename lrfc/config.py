@@ -88,6 +88,15 @@ def _drop(text: object) -> object:
     return {"value": float(match[1]) / 100, "confidence": None if match[2] is None else float(match[2]) / 100}
 
 
+def _seconds(text: object) -> object:
+    if text is None or isinstance(text, int | float):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)\s*", str(text))
+    if match is None:
+        raise ValueError(f"{text!r} is not a time: give seconds, minutes or hours, such as 90s, 10m or 1h")
+    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2]]
+
+
 #: The methods that a build chooses from unless it is told otherwise, and all that it can be told (lrfc.factorization.METHODS).
 METHODS = ("channel_svd", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "svd")
 KNOWN_METHODS = (
@@ -112,11 +121,14 @@ class BuildConfig(BaseModel):
     max_latency: _budget("latency") = None  # type: ignore[valid-type]
     objective: Literal["latency", "cycles", "macs", "size", "ram"] | None = None
     max_drop: Annotated[Drop | None, BeforeValidator(_drop)] = None
+    metric: str | None = None
     methods: tuple[str, ...] = METHODS
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     rank_multiple: Annotated[int, Field(ge=1)] | None = None
     epochs: Annotated[int, Field(ge=0)] = 3
+    time_budget: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds)] = None
+    augment: bool | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None
     out: Path | None = None

@@ -9,11 +9,16 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from lrfc.config import Drop
+from lrfc.data import Split
+from lrfc.metrics import Metric
+from lrfc.state import Batch
 
 #: Confidence of the interval that is reported where the user demands none.
 REPORTED = 0.95
 #: Resamples of the bootstrap.
 RESAMPLES = 2_000
+#: The same, where each computes the figure anew.
+FEW_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -41,19 +46,52 @@ class Contract:
         return f"{100 * self.drop:.2f}pp ({100 * self.confidence:g} % interval {100 * self.low:.2f} to {100 * self.high:.2f}pp, {self.samples:,} samples)"
 
 
-def contract(before: NDArray[np.generic], after: NDArray[np.generic], allowed: Drop | None, looks: int = 1) -> Contract:
+def held(
+    metric: Metric, split: Split, before: Batch, after: Batch, allowed: Drop | None = None, *, looks: int = 1, confidence: float = REPORTED
+) -> Contract:
+    """The contract on the outputs of the original and of the compressed model for a split; a drop is that of ``Metric.drop``.
+
+    A figure that is no mean over samples (AUC, IoU, a function of the user's) is computed anew on each of the bootstrap's resamples.
+    """
+    one, two = metric.per_sample(before, split), metric.per_sample(after, split)
+    if one is None or two is None:
+        return _resampled(metric, split, before, after, allowed, looks, confidence)
+    if metric.percent and np.isin(one, (0, 1)).all() and np.isin(two, (0, 1)).all():
+        return contract(one.astype(bool), two.astype(bool), allowed, looks, confidence)
+    # What one more of the figure is worth as a drop: one for a share of what is good, less than nothing for an error.
+    scale = -metric.drop(metric.score(before, split), metric.score(before, split) + 1.0)
+    return contract(scale * one, scale * two, allowed, looks, confidence)
+
+
+def contract(before: NDArray[np.generic], after: NDArray[np.generic], allowed: Drop | None, looks: int = 1, confidence: float = REPORTED) -> Contract:
     """The contract on the samples' scores (N,), higher being better, of the original and of the emitted file.
 
     Scores of right or wrong (bool) are compared by the paired test of Agresti and Min (2005), any others by the percentile bootstrap of the mean
-    difference. ``looks``: how many results have been held against the same samples; each makes the demanded confidence stricter (Bonferroni).
+    difference. ``looks``: how many results have been held against the same samples; each makes the confidence stricter (Bonferroni). ``confidence``
+    is that of the interval where ``allowed`` demands none.
     """
-    asked = REPORTED if allowed is None or allowed.confidence is None else allowed.confidence
-    confidence = 1 - (1 - asked) / looks
+    asked = confidence if allowed is None or allowed.confidence is None else allowed.confidence
+    strict = 1 - (1 - asked) / looks
     if before.dtype == bool:
-        drop, low, high = _proportions(before.astype(bool), after.astype(bool), confidence)
+        drop, low, high = _proportions(before.astype(bool), after.astype(bool), strict)
     else:
-        drop, low, high = _means(before.astype(float) - after.astype(float), confidence)
+        drop, low, high = _means(before.astype(float) - after.astype(float), strict)
     return Contract(allowed, drop, low, high, asked, len(before))
+
+
+def _resampled(metric: Metric, split: Split, before: Batch, after: Batch, allowed: Drop | None, looks: int, confidence: float) -> Contract:
+    asked = confidence if allowed is None or allowed.confidence is None else allowed.confidence
+    strict = 1 - (1 - asked) / looks
+    drop = metric.drop(metric.score(before, split), metric.score(after, split))
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(FEW_RESAMPLES):
+        rows = rng.integers(0, len(split), len(split))
+        some = split.take(rows)
+        scores = (metric.score(tuple(y[rows] for y in outputs), some) for outputs in (before, after))
+        found.append(metric.drop(*scores))
+    low, high = np.quantile(found, [(1 - strict) / 2, (1 + strict) / 2])
+    return Contract(allowed, drop, min(drop, float(low)), max(drop, float(high)), asked, len(split))
 
 
 def _proportions(before: NDArray[np.bool_], after: NDArray[np.bool_], confidence: float) -> tuple[float, float, float]:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from lrfc.bench import Bench
 from lrfc.config import BuildConfig
-from lrfc.contract import Contract, contract
+from lrfc.contract import Contract, held
 from lrfc.destinations import Destination
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.explore import Settled
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
 from lrfc.manifest import Figures, Latency
-from lrfc.metrics import accuracy, classifies, right
+from lrfc.metrics import Metric
 from lrfc.passes.profile import profile
 from lrfc.passes.select_ranks import DesignSpace, Selection, totals
 from lrfc.state import Artifact, Batch, State
@@ -33,7 +33,7 @@ class Build:
     """A compressed graph (``state.graph``, BatchNorms folded) and what is known about it before it is emitted.
 
     ``trainable`` is the same with its BatchNorms, for model.keras: it can be trained further, and stays clear of a crash of TensorFlow 2.21 on folded
-    1×1 convolutions with a residual addition.
+    1×1 convolutions with a residual addition. ``metric``: what the ladder counts in; None where nothing can be claimed.
     """
 
     source: Path
@@ -43,6 +43,7 @@ class Build:
     original: Graph
     design: DesignSpace
     ladder: dict[str, float]
+    metric: Metric | None
     seconds: float
 
 
@@ -80,18 +81,18 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
     measured = bench.measure([original, emitted], [made.original, made.state.graph])
     ratio = speedup(*measured)
     scores: tuple[float | None, float | None] = (None, None)
-    held = None
-    if not data.synthetic and classifies(made.original, data.test):
+    promise = None
+    if made.metric is not None:
         reference: Batch = keras_io.predict(made.state.original, data.test.inputs)
         outputs = [target.load(file)(data.test.inputs) for file in (original, emitted)]
-        scores = accuracy(outputs[0], data.test), accuracy(outputs[1], data.test)
-        held = contract(right(reference, data.test), right(outputs[1], data.test), settled.max_drop, looks)
+        scores = made.metric.score(outputs[0], data.test), made.metric.score(outputs[1], data.test)
+        promise = held(made.metric, data.test, reference, outputs[1], settled.max_drop, looks=looks)
     before, after = (
         _figures(graph, file, each, score)
         for graph, file, each, score in zip((made.original, made.state.graph), (original, emitted), measured, scores, strict=True)
     )
-    failure = _loss(made, goal, before, after, ratio) or _unmet(made, held, before, after)
-    return Draft(made, goal, settled, original, emitted, found, ratio, before, after, held, failure)
+    failure = _loss(made, goal, before, after, ratio) or _unmet(made, promise, before, after)
+    return Draft(made, goal, settled, original, emitted, found, ratio, before, after, promise, failure)
 
 
 def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float | None) -> Figures:
@@ -129,7 +130,7 @@ def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio
     return None
 
 
-def _unmet(made: Build, held: Contract | None, before: Figures, after: Figures) -> BudgetError | None:
+def _unmet(made: Build, promise: Contract | None, before: Figures, after: Figures) -> BudgetError | None:
     given = made.config.budgets
     problems = []
     for name, quantity in (("macs", "macs"), ("params", "params"), ("size", "file_bytes"), ("ram", "arena_bytes")):
@@ -139,6 +140,6 @@ def _unmet(made: Build, held: Contract | None, before: Figures, after: Figures) 
         limit = given["latency"].limit(before.latency_ms.p50)
         if after.latency_ms.p50 > limit * (1 + MARGIN):
             problems.append(f"--max-latency {given['latency']}: {after.latency_ms.p50:.4g} ms of {before.latency_ms.p50:.4g} ms")
-    if held is not None and held.allowed is not None and not held.met:
-        problems.append(f"--max-drop {held.allowed}: the accuracy fell by {held}")
+    if promise is not None and made.metric is not None and not promise.met:
+        problems.append(f"--max-drop {promise.allowed}: the {made.metric.name} got worse by {promise}")
     return BudgetError(f"not met: {'; '.join(problems)}; the best effort was saved") if problems else None

@@ -59,7 +59,7 @@ class Wish:
     """What a plan has to keep, and what it is to be best in.
 
     ``select``: budgets on MACs, parameters and latency, and the methods. ``objective``: the quantity to make small as far as ``max_drop`` allows; None
-    to keep the outputs as close as the budgets allow, and then ``max_drop`` is only looked at in the end.
+    to keep the outputs as close as the budgets allow, and then ``max_drop`` is only looked at in the end. ``metric``: what drops, see lrfc.metrics.
     """
 
     select: SelectRanks
@@ -67,6 +67,7 @@ class Wish:
     max_ram: Budget | None = None
     objective: str | None = None
     max_drop: Drop | None = None
+    metric: str | None = None
 
 
 @dataclass(frozen=True)
@@ -202,9 +203,8 @@ class Loop:
         """The predicted divergence that ``max_drop`` allows, learnt by running plans along the objective."""
         assert wish.objective is not None
         assert wish.max_drop is not None
-        return judge.smallest(
-            self._priced(slower=OBJECTIVES[wish.objective] != "latency"), wish.max_drop.value, OBJECTIVES[wish.objective], wish.select
-        ).impact
+        priced = self._priced(slower=OBJECTIVES[wish.objective] != "latency")
+        return judge.smallest(priced, wish.max_drop.value, OBJECTIVES[wish.objective], wish.select, wish.metric).impact
 
     def _round(self, price: Price, predicted: float, trial: Measured) -> Round:
         cycles = price.unit == "cycles"

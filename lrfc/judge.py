@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from lrfc.config import Budget
+from lrfc.contract import held
 from lrfc.data import Split
 from lrfc.errors import BudgetError
 from lrfc.ir import keras_io
-from lrfc.metrics import classifies, right
+from lrfc.metrics import metric
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
@@ -33,16 +34,15 @@ FITTED = 500
 HOPELESS = 1.5
 #: What a share of a quantity is a share of, in words.
 NOUNS = {"macs": "MACs", "params": "parameters", "latency": "latency"}
-#: How sure it has to be that the drop is within what is allowed: 90 %, one-sided.
-SURE = 1.28
+#: How sure it has to be that the drop is within what is allowed: an interval of 80 %, that is 90 % on the one side.
+SURE = 0.8
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What running a plan showed on validation inputs.
 
-    ``divergence`` of the outputs from the original's; ``drop`` of the accuracy and ``margin`` of that figure (one-sided 90 %), or without class labels
-    the divergence once more with no margin.
+    ``divergence`` of the outputs from the original's; ``drop`` of the metric and ``margin`` of that figure (one-sided 90 %).
     """
 
     divergence: float
@@ -61,46 +61,32 @@ class Verdict:
 class Judge:
     """Rewrites a state that has a Selection, refits it and runs it on validation inputs."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, name: str | None = None) -> None:
         # Few validation samples say little; training samples that no layer is fitted to say more.
         validation, train = state.data.validation, state.data.train
         unseen = train.take(np.arange(min(FITTED, len(train)), min(FITTED + max(0, JUDGED - len(validation)), len(train))))
         self._few = _joined(validation.take(np.arange(min(len(validation), JUDGED))), unseen)
         self._reference = keras_io.predict(state.original, self._few.inputs)
-        self._right = right(self._reference, self._few) if classifies(state.original, self._few) else None
+        self._metric = metric(name, state.original, self._few)
 
     def sure(self, allowed: float) -> bool:
         """Whether there are enough samples to be sure of such a drop at all."""
-        return self._right is None or paired_drop(self._right, self._right)[1] <= allowed
+        same = held(self._metric, self._few, self._reference, self._reference, confidence=SURE)
+        return same.high <= allowed
 
     def __call__(self, selected: State) -> Verdict:
         """The verdict on the plan of that state."""
         steps: list[Pass] = [Factorize(), RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED, patches=8_192)]
         graph = run(selected, plan(steps, known=(Selection,))).graph
         outputs = keras_io.predict(graph, self._few.inputs)
-        distance = divergence(self._reference, outputs)
-        if self._right is None:
-            return Verdict(distance, distance, 0.0)
-        return Verdict(distance, *paired_drop(self._right, right(outputs, self._few)))
+        found = held(self._metric, self._few, self._reference, outputs, confidence=SURE)
+        return Verdict(divergence(self._reference, outputs), found.drop, found.high - found.drop)
 
 
 def _joined(one: Split, two: Split) -> Split:
     if one.targets is None or two.targets is None:
         return Split(tuple(np.concatenate(pair) for pair in zip(one.inputs, two.inputs, strict=True)))
     return Split(*(tuple(np.concatenate(pair) for pair in zip(a, b, strict=True)) for a, b in ((one.inputs, two.inputs), (one.targets, two.targets))))
-
-
-def paired_drop(before: np.ndarray[tuple[int], np.dtype[np.bool_]], after: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> tuple[float, float]:
-    """The drop of the accuracy on the same samples, and its one-sided 90 % margin (Agresti & Min 2005: half a sample is added to each kind of change).
-
-    The margin includes what the added samples move, so that drop + margin is the bound also where nothing changed on a few samples.
-    """
-    lost, gained = float(np.sum(before & ~after)), float(np.sum(~before & after))
-    count = len(before) + 2
-    centre = (lost - gained) / count
-    spread = np.sqrt(((lost + gained + 1) / count - centre**2) / count)
-    drop = (lost - gained) / len(before)
-    return drop, max(0.0, float(centre + SURE * spread - drop))
 
 
 @dataclass(frozen=True)
@@ -111,16 +97,16 @@ class Bound:
     impact: float
 
 
-def smallest(state: State, max_drop: float, quantity: str = "macs", select: SelectRanks | None = None) -> Bound:
-    """The smallest budget on a quantity at which the drop of the validation accuracy before fine-tuning is within ``max_drop``, with 90 % confidence.
+def smallest(state: State, max_drop: float, quantity: str = "macs", select: SelectRanks | None = None, name: str | None = None) -> Bound:
+    """The smallest budget on a quantity at which the drop of the validation score before fine-tuning is within ``max_drop``, with 90 % confidence.
 
     ``quantity``: 'macs', 'params' or 'latency'; ``select`` holds the budgets that are kept besides. Points of the Pareto front are run one after the
-    other; where the next one lies follows from the curve of drop against predicted divergence that the points so far show on this very model. Without
-    class labels the drop is the divergence from the original's outputs. On synthetic data nothing is run: the predicted divergence must stay below
-    ``SAFE_DIVERGENCE``. BudgetError when not even the largest candidate is within.
+    other; where the next one lies follows from the curve of drop against predicted divergence that the points so far show on this very model. ``name``
+    is that of the metric (lrfc.metrics); without labels it is the fidelity to the original's outputs. On synthetic data nothing is run: the predicted
+    divergence must stay below ``SAFE_DIVERGENCE``. BudgetError when not even the largest candidate is within.
     """
     silent = replace(state, progress=Progress())
-    judge = None if state.data.synthetic else Judge(silent)
+    judge = None if state.data.synthetic else Judge(silent, name)
     sure = judge is None or judge.sure(max_drop)
     if not sure:
         state.progress.log(f"  too few samples to be sure of {100 * max_drop:.3g}pp: the drop that they show is taken as it is")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lrfc.errors import UsageError
 
@@ -25,10 +25,11 @@ class _Record(BaseModel):
 
 
 class Input(_Record):
-    """The model that was compressed."""
+    """The model that was compressed. ``preprocessing``: what was done to the samples before the model saw them, which whoever runs it has to do too."""
 
     path: str
     sha256: _Sha256
+    preprocessing: str | None = None
 
 
 class Layer(_Record):
@@ -63,14 +64,14 @@ class Figures(_Record):
     """What an emitted file costs and is worth.
 
     ``arena_bytes`` is the planned activation memory, ``peak_rss_bytes`` of the process that ran the file; ``cycles``, ``sram_bytes`` and ``flash_bytes``
-    are those of an NPU, as its compiler computes them.
+    are those of an NPU, as its compiler computes them. ``accuracy`` is the score that ``Accuracy.metric`` names.
     """
 
     params: _Count
     macs: _Count
     file_bytes: _Count | None = None
     arena_bytes: _Count | None = None
-    accuracy: _Fraction | None = None
+    accuracy: _Number | None = None
     latency_ms: Latency | None = None
     peak_rss_bytes: _Count | None = None
     cycles: _Count | None = None
@@ -94,15 +95,36 @@ class Kept(_Record):
 
 
 class Accuracy(_Record):
-    """The accuracy at each stage, on the same samples: of the original, as factorized, with BatchNorms re-estimated, fine-tuned, and of the emitted file."""
+    """The score at each stage, on the same samples: of the original, as factorized, with BatchNorms re-estimated, fine-tuned, and of the emitted file.
 
-    before: _Fraction | None = None
-    factorized: _Fraction | None = None
-    recalibrated: _Fraction | None = None
-    refitted: _Fraction | None = None
-    finetuned: _Fraction | None = None
-    artifact: _Fraction | None = None
+    ``metric`` names the score; a share of 1 where ``percent``, otherwise in units of its own, of which less may be better (``higher_is_better``).
+    """
+
+    metric: str | None = None
+    percent: bool = True
+    higher_is_better: bool = True
+    before: _Number | None = None
+    factorized: _Number | None = None
+    recalibrated: _Number | None = None
+    refitted: _Number | None = None
+    finetuned: _Number | None = None
+    artifact: _Number | None = None
     kept: Kept | None = None
+
+    @model_validator(mode="after")
+    def _shares(self) -> Accuracy:
+        if self.percent and any(value > 1 for value in self.ladder().values()):
+            raise ValueError("a share is at most 1")
+        return self
+
+    def ladder(self) -> dict[str, float]:
+        """The stages that were measured, in their order."""
+        rungs = ("before", "factorized", "recalibrated", "refitted", "finetuned", "artifact")
+        return {rung: value for rung in rungs if (value := getattr(self, rung)) is not None}
+
+    def shown(self, value: float) -> str:
+        """A score as text."""
+        return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
 
 
 class Round(_Record):

@@ -64,7 +64,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
             )
         keras_io.save(plain, work / "model.keras")
         manifest = Manifest(
-            input=Input(path=str(made.source), sha256=_digest(made)),
+            input=Input(path=str(made.source), sha256=_digest(made), preprocessing=data.preprocessing),
             config=made.config.model_dump(mode="json") | {"precision": target.precision, "threads": goal.threads},
             seed=made.config.seed,
             versions=files.versions(),
@@ -73,7 +73,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
             layers=layers,
             before=taken.before,
             after=after,
-            accuracy=Accuracy(**made.ladder, artifact=after.accuracy, kept=None if kept else _kept(taken)),
+            accuracy=_accuracy(taken, after.accuracy),
             search=Search(
                 candidates=made.design.size,
                 undominated=made.design.undominated,
@@ -94,6 +94,15 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
         (work / "report.html").write_text(render(manifest, taken.speedup, points, str(failure) if failure else None), encoding="utf-8")
         (work / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
     return Result(out, manifest, taken.speedup, failure)
+
+
+def _accuracy(taken: Draft, artifact: float | None) -> Accuracy:
+    metric, ladder = taken.made.metric, taken.made.ladder
+    if metric is None:
+        return Accuracy()
+    given: dict[str, Any] = {"metric": metric.name, "percent": metric.percent, "higher_is_better": metric.higher_is_better, **ladder}
+    kept = None if isinstance(taken.failure, NoGainError) else _kept(taken)
+    return Accuracy(**given, artifact=artifact, kept=kept)
 
 
 def _kept(taken: Draft) -> Kept | None:

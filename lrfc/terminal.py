@@ -156,10 +156,10 @@ class Terminal:
         for name, show, before, after in _figures(manifest):
             rows.append((name, shown(before, show), shown(after, show), *_kept(before, after)))
         self.table(f"{manifest.target} {manifest.config['precision']}", ("", "original", "lrfc", "kept", "saved", ""), rows)
-        ladder = manifest.accuracy.model_dump(exclude={"kept"})
-        if any(value is not None for value in ladder.values()):
-            steps = " → ".join(f"{name} {100 * value:.2f} %" for name, value in ladder.items() if value is not None)
-            self.line(f"accuracy: {steps}")
+        scores = manifest.accuracy
+        if ladder := scores.ladder():
+            steps = " → ".join(f"{name} {scores.shown(value)}" for name, value in ladder.items())
+            self.line(f"{scores.metric or 'accuracy'}: {steps}")
             if (held := manifest.accuracy.kept) is not None:
                 asked = "" if held.allowed is None else f"; allowed {100 * held.allowed:.3g}pp"
                 attempts = f"; attempt {len(manifest.search.attempts)}" if len(manifest.search.attempts) > 1 else ""
@@ -168,7 +168,7 @@ class Terminal:
                     f" on {held.samples:,} samples{asked}{attempts})"
                 )
         else:
-            self.line("accuracy: not measured (no labelled data)")
+            self.line("accuracy: not measured (no data)")
         ratio = result.speedup
         if manifest.after.latency_ms is not None and manifest.after.latency_ms.estimated:
             self.line(f"estimated speed-up ×{ratio.median:.2f} on {manifest.device} (computed, no device was timed)")

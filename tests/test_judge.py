@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
-import numpy as np
 import pytest
 
 from lrfc.config import Budget
 from lrfc.errors import BudgetError
 from lrfc.ir import keras_io
-from lrfc.judge import SAFE_DIVERGENCE, STEPS, SURE, paired_drop, smallest
+from lrfc.judge import SAFE_DIVERGENCE, STEPS, smallest
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import scorer
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
@@ -83,14 +82,3 @@ def test_on_synthetic_data_the_prediction_decides() -> None:
     assert 0 < impact <= SAFE_DIVERGENCE
     smaller = Budget(value=found.value - 0.05, relative=True)
     assert SelectRanks(max_macs=smaller)(given).fact(Selection).impact > SAFE_DIVERGENCE
-
-
-def test_the_paired_drop_by_hand() -> None:
-    before = np.array([True] * 90 + [False] * 10)
-    after = before.copy()
-    assert paired_drop(before, after) == (0.0, pytest.approx(SURE / 102 * np.sqrt(102 / 102)))
-    after[:4], after[95] = False, True
-    drop, margin = paired_drop(before, after)
-    assert drop == pytest.approx(0.03)
-    assert 3 / 102 + SURE * np.sqrt((6 / 102 - (3 / 102) ** 2) / 102) - drop == pytest.approx(margin)
-    assert paired_drop(np.tile(before, 100), np.tile(after, 100))[1] < margin / 8

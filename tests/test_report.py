@@ -119,9 +119,9 @@ def test_what_was_not_measured_is_a_dash_and_never_zero() -> None:
 
 
 def test_a_latency_names_runs_and_threads_of_both_files() -> None:
-    notes = {row.name: row.note for row in rows(made().before, made().after)}
+    notes = {row.name: row.note for row in rows(made())}
     assert notes["Latency, median"] == "n = 200, 1 thread / n = 180, 1 thread"
-    assert {row.name: row.note for row in rows(made().before, made().before)}["Latency, median"] == "n = 200, 1 thread"
+    assert {row.name: row.note for row in rows(made().model_copy(update={"after": made().before}))}["Latency, median"] == "n = 200, 1 thread"
 
 
 def test_the_ladder_has_the_steps_that_were_measured() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lrfc.manifest import Figures, Latency, Manifest
+from lrfc.manifest import Latency, Manifest
 
 if TYPE_CHECKING:
     from lrfc.targets.measure import Ratio
@@ -62,8 +62,8 @@ def render(manifest: Manifest, ratio: Ratio, points: Sequence[Mapping[str, Any]]
         kept_original=kept_original,
         ratio=ratio,
         speed=speed(ratio),
-        rows=rows(manifest.before, manifest.after),
-        ladder=[(name, value) for rung, name in _RUNGS.items() if (value := getattr(manifest.accuracy, rung)) is not None],
+        rows=rows(manifest),
+        ladder=[(_RUNGS[rung], manifest.accuracy.shown(value)) for rung, value in manifest.accuracy.ladder().items()],
         changed=sum(layer.method is not None for layer in manifest.layers),
         points=sorted(points, key=lambda point: point["macs"]),
         plot=plot(points, manifest.after.macs) if points else None,
@@ -100,11 +100,14 @@ def verdict(manifest: Manifest, ratio: Ratio, *, kept_original: bool) -> str:
     sentence = f"The compressed model keeps {told or 'the size of the original'}, and is {speed(ratio)}"
     if before.accuracy is None or after.accuracy is None:
         return f"{sentence}; its accuracy was not measured."
-    return f"{sentence}; its accuracy is {percent(after.accuracy)} ({points_of(after.accuracy - before.accuracy)})."
+    scores = manifest.accuracy
+    change = f"{points_of(after.accuracy - before.accuracy)}" if scores.percent else f"{scores.shown(before.accuracy)} before"
+    return f"{sentence}; its {scores.metric or 'accuracy'} is {scores.shown(after.accuracy)} ({change})."
 
 
-def rows(before: Figures, after: Figures) -> list[Row]:
+def rows(manifest: Manifest) -> list[Row]:
     """The before/after table."""
+    before, after = manifest.before, manifest.after
     found = [
         _row("MACs", before.macs, after.macs, count),
         _row("Parameters", before.params, after.params, count),
@@ -120,8 +123,9 @@ def rows(before: Figures, after: Figures) -> list[Row]:
         found.append(_row("NPU cycles", before.cycles, after.cycles, count, "computed by its compiler"))
         found.append(_row("SRAM", before.sram_bytes, after.sram_bytes, size))
         found.append(_row("Flash", before.flash_bytes, after.flash_bytes, size))
-    score = _row("Accuracy", before.accuracy, after.accuracy, percent)
-    if before.accuracy is not None and after.accuracy is not None:  # a score is not saved: its change is in points
+    scores = manifest.accuracy
+    score = _row((scores.metric or "accuracy").capitalize(), before.accuracy, after.accuracy, scores.shown)
+    if scores.percent and before.accuracy is not None and after.accuracy is not None:  # a score is not saved: its change is in points
         score = Row(score.name, score.before, f"{score.after} ({points_of(after.accuracy - before.accuracy)})", score.kept)
     return [*found, score]
 
