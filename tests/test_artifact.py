@@ -251,6 +251,9 @@ def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: 
         "flash_bytes": None,
     }
     assert value["accuracy"] == {
+        "metric": None,
+        "percent": True,
+        "higher_is_better": True,
         "before": 0.75,
         "factorized": None,
         "recalibrated": None,
