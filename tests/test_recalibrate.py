@@ -118,3 +118,30 @@ def test_dropout_does_not_disturb_the_statistics() -> None:
     result = recalibrated(state_of(graph))
     np.testing.assert_allclose(weights(result, "bn")["moving_variance"], weights(graph, "bn")["moving_variance"], rtol=1e-5)
     assert "drop" in result
+
+
+def test_the_original_is_passed_once_for_all_plans_and_anew_for_other_data_or_options(monkeypatch) -> None:
+    from lrfc.passes import recalibrate
+
+    passed: list[Graph] = []
+    statistics = recalibrate._statistics
+
+    def counted(graph, *rest):
+        passed.append(graph)
+        return statistics(graph, *rest)
+
+    monkeypatch.setattr(recalibrate, "_statistics", counted)
+    graph = helpers.graph_of(helpers.conv_net())
+    state = state_of(graph)
+    broken = state.with_graph(disturbed(graph, "conv0", "bn0"))
+    first, second = recalibrated(broken), recalibrated(broken)
+    assert passed.count(state.original) == 1
+    assert len(passed) == 3
+    for op in first:
+        for key, value in op.weights.items():
+            np.testing.assert_array_equal(second.op(op.name).weights[key], value)
+    other = replace(state.data, train=replace(state.data.train, inputs=tuple(0.5 * x for x in state.data.train.inputs)))
+    recalibrated(replace(broken, data=other))
+    assert passed.count(state.original) == 2
+    RecalibrateBatchNorm(samples=32)(replace(broken, data=other))
+    assert passed.count(state.original) == 3
