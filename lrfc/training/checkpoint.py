@@ -64,7 +64,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with self.path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
                 meta = json.loads(file["meta"].tobytes())
                 if meta["fingerprint"] != self._fingerprint:
                     raise ValueError("it belongs to another training")

@@ -31,10 +31,11 @@ class Chain:
         for op, kernel in zip(self.stages, kernels, strict=True):
             groups = int(op["groups"]) if op.kind in _CONV else 1
             if op.kind in _DEPTHWISE:
-                # (taps..., R, 1): a diagonal matrix at every tap, which scales the columns.
+                # (taps..., G·R, 1): a diagonal matrix at every tap, which scales the columns.
                 assert product is not None
-                diagonal = tf.reshape(kernel, (1, *kernel.shape[:-2], 1, kernel.shape[-2]))
-                product = product * diagonal
+                count, taps = product.shape[0], kernel.shape[:-2]
+                diagonal = tf.reshape(kernel, (*taps, count, 1, kernel.shape[-2] // count))
+                product = product * tf.transpose(diagonal, (len(taps), *range(len(taps)), len(taps) + 1, len(taps) + 2))
                 continue
             factor = tf.linalg.matrix_transpose(kernel) if op.kind in _TRANSPOSED else kernel
             taps, (width, outputs) = factor.shape[:-2], factor.shape[-2:]
@@ -55,7 +56,13 @@ def chains(graph: Graph) -> tuple[Chain, ...]:
     found = []
     for op in graph.layers():
         stages = tuple(stage for stage in (*of[op.name], op) if not stage.kind.startswith("ZeroPadding"))
-        if op.name not in inner and all(_multiplies(stage) for stage in stages) and stages[0].kind not in _DEPTHWISE and _same_groups(stages):
+        if (
+            stages
+            and op.name not in inner
+            and all(_multiplies(stage) for stage in stages)
+            and stages[0].kind not in _DEPTHWISE
+            and _same_groups(stages)
+        ):
             found.append(Chain(stages))
     return tuple(found)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.errors import UsageError
+from lrfc.ir.backend import reason
 from lrfc.ir.graph import Graph
 from lrfc.search.sensitivity import is_distribution
 from lrfc.state import Batch
@@ -128,10 +129,10 @@ def task_loss(graph: Graph, outputs: Sequence[Output], sample: tuple[Batch, Batc
 
     try:
         float(own(*(tuple(np.asarray(a[:2]) for a in part) for part in sample)))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
         names = ", ".join(_name(loss) for loss, _ in compiled if loss is not None)
         raise UsageError(
-            f"the loss of model '{graph.name}' ({names}) does not take these labels: {' '.join(str(error).split())}; compile the model with a loss that"
+            f"the loss of model '{graph.name}' ({names}) does not take these labels: {reason(error)}; compile the model with a loss that"
             " fits the data, or without one (the task's usual loss is taken then)"
         ) from error
     return own

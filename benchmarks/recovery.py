@@ -1,0 +1,185 @@
+"""What each step of recovery is worth: as factorized, BatchNorm re-estimated, refitted in closed form, and fine-tuned, beside simpler ways to the same MACs.
+
+    LRFC_DATA=... python benchmarks/recovery.py ladder resnet20_cifar10 [--kept 50 30] [--epochs 1 3 10] [--images 45000] [--test 10000]
+
+Writes recovery_ladder_NET.csv beside this file, a row for each way and step, as soon as it is known; rows that are there already are not run again.
+Ways: lrfc's own (with distillation, and with the labels alone); a Tucker-2 network with the same share of both ranks in every layer; and a network whose
+residual blocks have lost the inner channels of least L1 norm (Li et al. 2017, arXiv 1608.08710), all at the same MACs, fine-tuned on the same images for
+as many epochs. The simpler ways are tuned as lrfc is, but from the labels alone: plain fine-tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from selection import at_ranks, cifar, score, selected, within
+
+from lrfc.config import Budget
+from lrfc.ir.graph import Graph, Op
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.finetune import FineTune, Tuning
+from lrfc.passes.recalibrate import RecalibrateBatchNorm
+from lrfc.passes.refit import Refit
+from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, SelectRanks, totals
+from lrfc.state import Progress, State
+
+HERE = Path(__file__).parent
+FIELDS = ("network", "kept", "way", "step", "epochs", "images", "macs_kept", "accuracy", "original", "learning_rate", "best_epoch", "seconds")
+PLAIN = {"distillation": 0.0, "features": 0.0}
+
+
+@dataclass
+class Table:
+    """The CSV file, and which of its rows are known."""
+
+    path: Path
+    rows: list[dict[str, str]]
+
+    @classmethod
+    def of(cls, path: Path) -> Table:
+        """The table that the file holds."""
+        if not path.exists():
+            return cls(path, [])
+        with path.open(newline="", encoding="utf-8") as file:
+            return cls(path, list(csv.DictReader(file)))
+
+    def knows(self, **key: Any) -> bool:
+        """Whether there is a row with these values."""
+        return any(all(row[name] == str(value) for name, value in key.items()) for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write one more row."""
+        self.rows.append({name: str(row.get(name, "")) for name in FIELDS})
+        print(", ".join(f"{name} {value}" for name, value in self.rows[-1].items() if value), flush=True)
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+# -- the simpler ways --------------------------------------------------------------------------------------------------------------
+
+
+def uniform_tucker(state: State, limit: float) -> State:
+    """Tucker-2 with the same share of both ranks in every layer."""
+    spaces = [s for s in state.fact(DesignSpace).spaces if any(c.method == "tucker2" for c in s.candidates)]
+
+    def plan(knob: float) -> dict[str, Any]:
+        widths = {s.op.name: s.op.weights["kernel"].shape[2:] for s in spaces}
+        return {s.op.name: at_ranks(s, "tucker2", tuple(knob * width for width in widths[s.op.name])) for s in spaces}
+
+    return Factorize()(selected(state, within(state, limit, plan)))
+
+
+def pruned(state: State, limit: float) -> State:
+    """The inner channels of every residual block cut to the same share, those of least L1 norm first, until the MACs are within the limit."""
+    for share in np.linspace(1, 0.02, 200):
+        graph = prune(state.graph, float(share))
+        if totals(graph)["macs"] <= limit:
+            return state.with_graph(graph)
+    return state.with_graph(graph)
+
+
+def prune(graph: Graph, share: float) -> Graph:
+    """The graph with that share of the inner channels of each pair conv → BatchNorm → activation → conv."""
+    twin = graph.copy()
+    for first, norm, second in inner(graph):
+        first, second = twin.op(first.name), twin.op(second.name)  # an earlier pair may have cut them
+        norms = np.abs(first.weights["kernel"]).sum(axis=(0, 1, 2))
+        kept = np.sort(np.argsort(-norms, kind="stable")[: max(1, round(share * len(norms)))])
+        twin.replace(replace(first.with_attrs(filters=len(kept)), weights={name: w[..., kept] for name, w in first.weights.items()}))
+        if norm is not None:
+            twin.replace(replace(norm, weights={name: w[kept] for name, w in norm.weights.items()}))
+        twin.replace(replace(second, weights={**second.weights, "kernel": second.weights["kernel"][:, :, kept]}))
+    twin.check()
+    return twin
+
+
+def inner(graph: Graph) -> Iterator[tuple[Op, Op | None, Op]]:
+    """The pairs of convolutions of which the second alone reads what the first gives, with the BatchNorm between them."""
+    for first in graph.layers():
+        if first.kind != "Conv2D":
+            continue
+        norm, op = None, graph.only_consumer(first.name)
+        while op is not None and op.kind in ("BatchNormalization", "ReLU", "Activation", "ZeroPadding2D"):
+            norm = op if op.kind == "BatchNormalization" else norm
+            op = graph.only_consumer(op.name)
+        if op is not None and op.kind == "Conv2D" and int(op["groups"]) == 1:
+            yield first, norm, op
+
+
+# -- the ladder --------------------------------------------------------------------------------------------------------------------
+
+
+def ladder(network: str, kept: list[int], epochs: list[int], images: int, test: int, folder: Path) -> None:
+    """Every way at every share of the MACs."""
+    state = cifar(network)
+    train = state.data.train.take(np.arange(min(images, len(state.data.train))))
+    state = replace(state, data=replace(state.data, train=train), progress=Progress(log=print))
+    table = Table.of(folder / f"recovery_ladder_{network}.csv")
+    explored = ExploreLayers(cached=True)(state)
+    whole = totals(state.original)["macs"]
+    original = score(state.original, state.data.test, test)
+    for share in kept:
+        budget = Budget(value=share / 100, relative=True)
+        limit = budget.limit(whole)
+        ways: list[tuple[str, Callable[[], State], bool, dict[str, dict[str, float]]]] = [
+            ("lrfc", lambda budget=budget: Factorize()(SelectRanks(budget)(explored)), True, {"fine-tuned": {}, "fine-tuned, labels only": PLAIN}),
+            ("uniform tucker2", lambda limit=limit: uniform_tucker(explored, limit), False, {"fine-tuned, labels only": PLAIN}),
+            ("l1 pruned", lambda limit=limit: pruned(state, limit), False, {"fine-tuned, labels only": PLAIN}),
+        ]  # fmt: skip
+        for way, make, repaired, recipes in ways:
+            key = {"network": network, "kept": share, "way": way, "images": len(train)}
+            made = climb(table, key, make(), repaired=repaired, original=original, whole=whole, test=test)
+            for step, options in recipes.items():
+                for count in epochs:
+                    if table.knows(**key, step=step, epochs=count):
+                        continue
+                    start = time.perf_counter()
+                    tuned = FineTune(epochs=count, **options)(made)
+                    told = tuned.fact(Tuning)
+                    table.add(
+                        {
+                            **key, "step": step, "epochs": count, "macs_kept": f"{100 * totals(tuned.graph)['macs'] / whole:.1f}", "original": f"{original:.2f}",
+                            "accuracy": f"{score(tuned.graph, state.data.test, test):.2f}", "learning_rate": f"{told.learning_rate:.2g}",
+                            "best_epoch": told.best, "seconds": f"{time.perf_counter() - start:.0f}",
+                        }
+                    )  # fmt: skip
+
+
+def climb(table: Table, key: dict[str, Any], made: State, *, repaired: bool, original: float, whole: int, test: int) -> State:
+    """The steps without gradients. Without repair the BatchNorm is re-estimated at least: plain fine-tuning from broken statistics would prove nothing."""
+    steps: list[tuple[str, Callable[[State], State]]] = [("compressed", lambda state: state), ("recalibrated", RecalibrateBatchNorm())]
+    steps += [("refitted", Refit())] if repaired else []
+    for step, run in steps:
+        made = run(made)
+        if not table.knows(**key, step=step):
+            kept = f"{100 * totals(made.graph)['macs'] / whole:.1f}"
+            accuracy = f"{score(made.graph, made.data.test, test):.2f}"
+            table.add({**key, "step": step, "macs_kept": kept, "accuracy": accuracy, "original": f"{original:.2f}"})
+    return made
+
+
+def main() -> None:
+    """Run one command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("ladder",))
+    parser.add_argument("network")
+    parser.add_argument("--kept", type=int, nargs="+", default=[50, 30])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3, 10])
+    parser.add_argument("--images", type=int, default=45_000)
+    parser.add_argument("--test", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=HERE)
+    given = parser.parse_args()
+    ladder(given.network, given.kept, given.epochs, given.images, given.test, given.out)
+
+
+if __name__ == "__main__":
+    main()

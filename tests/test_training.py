@@ -1,0 +1,376 @@
+"""The parts of a training: feature maps at block ends, losses, augmentation, decay of products, the learning rate, checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lrfc.data import Split
+from lrfc.errors import UsageError
+from lrfc.factorization import METHODS
+from lrfc.ir import keras_io, keras_load
+from lrfc.ir.graph import Graph, Ref
+from lrfc.training import losses, rate
+from lrfc.training.augment import Augmentation, augmentation, changed
+from lrfc.training.checkpoint import Checkpoint, Saved, fingerprint
+from lrfc.training.decay import chains
+from lrfc.training.features import block_ends, tapped
+from tests import helpers
+from tests.factorized import conv, dense
+
+# -- feature maps ------------------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_end_at_additions_and_before_the_resolution_changes() -> None:
+    graph = helpers.graph_of(helpers.residual())
+    assert block_ends(graph, graph) == (Ref("relu1"),)
+    plain = helpers.graph_of(helpers.conv_net(filters=(4, 6, 8)))
+    assert [ref.op for ref in block_ends(plain, plain)] == ["relu0", "relu1", "relu2"]
+
+
+def test_of_many_block_ends_an_even_choice_is_taken() -> None:
+    import keras
+    from keras import layers
+
+    x = inputs = keras.Input((4, 4, 2))
+    for i in range(12):
+        x = layers.Add(name=f"add{i}")([x, layers.Conv2D(2, 1, name=f"conv{i}")(x)])
+    graph = helpers.graph_of(keras.Model(inputs, layers.GlobalAveragePooling2D()(x)))
+    found = [ref.op for ref in block_ends(graph, graph, most=4)]
+    assert found == ["add2", "add5", "add8", "add11"]
+
+
+def test_maps_that_the_other_graph_lacks_or_that_come_before_weights_are_left_out() -> None:
+    import keras
+    from keras import layers
+
+    inputs = keras.Input((8, 8, 3))
+    x = layers.MaxPooling2D(name="shrink")(layers.Rescaling(2.0, name="rescaled")(inputs))
+    x = layers.MaxPooling2D(name="pool")(layers.Conv2D(4, 3, padding="same", name="conv")(x))
+    graph = helpers.graph_of(keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten(name="flat")(x))))
+    assert [ref.op for ref in block_ends(graph, graph)] == ["conv", "pool"]
+    other = graph.copy()
+    other.splice("pool", [replace(graph.op("pool"), name="renamed")])
+    assert [ref.op for ref in block_ends(graph, other)] == ["conv"]
+
+
+def test_a_tapped_graph_gives_the_outputs_first() -> None:
+    graph = helpers.graph_of(helpers.two_inputs())
+    twin = tapped(graph, (Ref("conv"),))
+    batch = helpers.random_inputs(graph)
+    found = keras_io.predict(twin, batch)
+    assert helpers.difference(keras_io.predict(graph, batch), found[:2]) == 0
+    assert found[2].shape == (3, 6, 6, 4)
+    assert graph.outputs == twin.outputs[:2]
+
+
+# -- decay -------------------------------------------------------------------------------------------------------------------------
+
+LAYERS = {
+    "conv": conv((3, 3), 6, 8),
+    "strided": conv((3, 3), 6, 8, strides=2, use_bias=False, bias=None),
+    "grouped": conv((3, 3), 8, 12, groups=2),
+    "1d": conv((5,), 6, 8),
+    "dense": dense(12, 10),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((name, method) for name in ("conv", "strided", "grouped") for method in ("channel_svd", "spatial_svd", "tucker2", "cp", "tt")),
+        *(("1d", method) for method in ("channel_svd", "tucker2", "cp")),
+        ("dense", "svd"),
+    ],
+)
+def test_the_stages_multiply_out_to_the_kernel(name: str, method: str) -> None:
+    graph = LAYERS[name].copy()
+    op, source = graph.op("layer"), graph.input_tensors("layer")[0]
+    factors = METHODS[method].decompose(op, source)
+    ranks = tuple(max(1, r // 2) for r in METHODS[method].full(op, source))
+    graph.splice("layer", factors.stages(ranks))
+    (chain,) = chains(graph)
+    assert [stage.name for stage in chain.stages][-1] == "layer"
+    found = np.asarray(chain.kernel([stage.weights["kernel"] for stage in chain.stages]))
+    assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(factors.kernel(ranks)), rel=1e-4)
+    if name != "grouped":
+        np.testing.assert_allclose(found.reshape(-1), factors.kernel(ranks).reshape(-1), atol=1e-5)
+
+
+def test_neighbours_in_a_nested_model_are_not_one_chain() -> None:
+    graph = helpers.graph_of(helpers.nested_twice())
+    assert all(len(chain.stages) == 1 for chain in chains(graph))
+    assert {chain.stages[0].name for chain in chains(graph)} == {"backbone__conv1", "backbone__inner__point", "head"}
+
+
+def test_frozen_and_tensorised_layers_are_not_decayed() -> None:
+    graph = LAYERS["dense"].copy()
+    op, source = graph.op("layer"), graph.input_tensors("layer")[0]
+    method = METHODS["tt_matrix"]
+    graph.splice("layer", method.decompose(op, source).stages(method.full(op, source)))
+    assert chains(graph) == ()
+    frozen = LAYERS["conv"].copy()
+    frozen.replace(frozen.op("layer").with_attrs(trainable=False))
+    assert chains(frozen) == ()
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------------------
+
+
+def outputs_of(graph: Graph, batch: tuple[np.ndarray, ...], targets: tuple[np.ndarray, ...] | None = None) -> tuple[losses.Output, ...]:
+    return losses.describe(graph, keras_io.predict(graph, batch), targets)
+
+
+def head(units: int, activation: str | None) -> Graph:
+    import keras
+    from keras import layers
+
+    inputs = keras.Input((5,), name="x")
+    return helpers.graph_of(helpers.random_weights(keras.Model(inputs, layers.Dense(units, activation=activation, name="head")(inputs), name="one")))
+
+
+def test_what_an_output_is() -> None:
+    rng = np.random.default_rng(0)
+    indices, values = rng.integers(0, 3, 32).astype(np.int32), rng.standard_normal((32, 3)).astype(np.float32)
+    one = (indices > 1).astype(np.int32)
+    cases = [
+        (head(3, "softmax"), None, "softmax"), (head(3, "softmax"), indices, "softmax"), (head(3, None), indices, "logits"), (head(3, None), None, "values"),
+        (head(3, None), values, "values"), (head(1, "sigmoid"), one, "sigmoid"), (head(1, None), one, "logit"), (head(3, "sigmoid"), None, "sigmoid"),
+        (head(3, "sigmoid"), values, "values"), (head(3, "sigmoid"), (values > 0).astype(np.float32), "sigmoid"),
+    ]  # fmt: skip
+    for graph, target, kind in cases:
+        (found,) = outputs_of(graph, helpers.random_inputs(graph, 32), None if target is None else (target,))
+        assert found.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("units", "activation", "labelled"), [(3, "softmax", True), (3, None, True), (1, "sigmoid", True), (1, None, True), (2, None, False)]
+)
+def test_distillation_is_least_at_the_original(units, activation, labelled) -> None:
+    graph = head(units, activation)
+    batch = helpers.random_inputs(graph, 32)
+    taught = keras_io.predict(graph, batch)
+    described = outputs_of(graph, batch, (np.arange(32, dtype=np.int32) % 2,) if labelled else None)
+    same = float(losses.distillation(described, taught, taught, 2.0))
+    other = float(losses.distillation(described, tuple(np.roll(a, 1, 0) for a in taught), taught, 2.0))
+    assert same == pytest.approx(0, abs=1e-6)
+    assert other > 1e-3
+
+
+def test_softened_distillation_is_the_formula() -> None:
+    (a, b) = np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
+    p, q = (np.exp(x / 3) / np.exp(x / 3).sum(-1, keepdims=True) for x in (a, b))
+    expected = 9 * np.mean(np.sum(p * (np.log(p) - np.log(q)), -1))
+    assert float(losses.distillation((losses.Output("logits", 1.0),), (b,), (a,), 3.0)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_feature_maps_are_compared_in_units_of_their_spread() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((16, 4, 4, 3)).astype(np.float32)
+    b = a + 0.1 * rng.standard_normal(a.shape).astype(np.float32)
+    one = float(losses.features((b,), (a,)))
+    assert one == pytest.approx(0.01, rel=0.2)
+    assert float(losses.features((100 * b,), (100 * a,))) == pytest.approx(one, rel=1e-3)
+    assert float(losses.features((b + 5,), (a + 5,))) == pytest.approx(one, rel=1e-3)
+
+
+def test_the_task_loss_by_kind() -> None:
+    rng = np.random.default_rng(0)
+    logits, indices = rng.standard_normal((8, 3)).astype(np.float32), rng.integers(0, 3, 8).astype(np.int32)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = -np.mean(np.log(p[np.arange(8), indices]))
+    usual = losses._usual
+    assert float(usual((losses.Output("logits", 1),), (logits,), (indices,))) == pytest.approx(expected, rel=1e-4)
+    assert float(usual((losses.Output("softmax", 1),), (p,), (indices,))) == pytest.approx(expected, rel=1e-4)
+    q, truth = p[:, :1], (indices[:, None] > 0).astype(np.float32)
+    binary = -np.mean(truth * np.log(q) + (1 - truth) * np.log(1 - q))
+    assert float(usual((losses.Output("sigmoid", 1),), (q,), (truth[:, 0].astype(np.int32),))) == pytest.approx(binary, rel=1e-4)
+    assert float(usual((losses.Output("values", 1, 4.0),), (logits,), (logits + 2,))) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_the_models_own_loss_survives_its_file(tmp_path: Path) -> None:
+    model = helpers.two_inputs()
+    model.compile("adam", {"label": "categorical_crossentropy", "value": "mae"}, loss_weights={"label": 1.0, "value": 3.0})
+    for name in ("m.keras", "m.h5"):
+        model.save(tmp_path / name)
+        graph = helpers.graph_of(keras_load.load(tmp_path / name))
+        batch = helpers.random_inputs(graph, 8)
+        taught = keras_io.predict(graph, batch)
+        targets = (np.arange(8, dtype=np.int32) % 3, np.zeros((8, 1), np.float32))
+        own = losses.task_loss(graph, outputs_of(graph, batch, targets), (taught, targets))
+        expected = -np.mean(np.log(taught[0][np.arange(8), targets[0]])) + 3 * np.mean(np.abs(taught[1]))
+        assert float(own(taught, targets)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_a_compiled_loss_the_usual_one_is_taken(tmp_path: Path) -> None:
+    model = helpers.dense_net()
+    model.save(tmp_path / "m.keras")
+    graph = helpers.graph_of(keras_load.load(tmp_path / "m.keras"))
+    assert graph.compiled is None
+    assert losses.own_losses(graph) is None
+
+
+def test_a_loss_that_cannot_be_made_again_is_left_out(tmp_path: Path) -> None:
+    import keras
+
+    def own(a, b):
+        return keras.ops.mean(a - b)
+
+    model = helpers.dense_net()
+    model.compile("sgd", own)
+    model.save(tmp_path / "m.keras")
+    assert helpers.graph_of(keras_load.load(tmp_path / "m.keras")).compiled is None
+
+
+def test_a_loss_that_does_not_take_the_labels_is_named() -> None:
+    model = helpers.dense_net(classes=4)
+    model.compile("adam", "mse")
+    graph = helpers.graph_of(model)
+    batch = helpers.random_inputs(graph, 8)
+    wrong = (np.zeros((8, 3), np.float32),)
+    with pytest.raises(UsageError, match=r"mean_squared_error.*does not take these labels"):
+        losses.task_loss(graph, (losses.Output("values", 1.0),), (keras_io.predict(graph, batch), wrong))
+
+
+# -- augmentation ------------------------------------------------------------------------------------------------------------------
+
+
+def picture_net(size: int = 24, channels: int = 3, seed: int = 0) -> Graph:
+    return helpers.graph_of(helpers.conv_net(size, channels, filters=(4,), classes=3, seed=seed))
+
+
+def test_flips_and_shifts_move_whole_images() -> None:
+    images = np.random.default_rng(0).standard_normal((64, 24, 24, 3)).astype(np.float32)
+    flipped = np.asarray(changed(images, np.array([1, 2], np.int32), flip=True, shift=False))
+    which = [np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, images, strict=True)]
+    assert all(same or np.array_equal(a, b) for same, a, b in zip(which, flipped, images, strict=True))
+    assert 10 < sum(which) < 54
+    shifted = np.asarray(changed(images, np.array([1, 2], np.int32), flip=False, shift=True))
+    offsets = set()
+    for a, b in zip(shifted, images, strict=True):
+        found = [(i, j) for i in range(-3, 4) for j in range(-3, 4) if np.array_equal(a[3:-3, 3:-3], b[3 + i : 21 + i, 3 + j : 21 + j])]
+        assert len(found) == 1
+        offsets.add(found[0])
+    assert len(offsets) > 20
+    again = np.asarray(changed(images, np.array([1, 2], np.int32), flip=False, shift=True))
+    np.testing.assert_array_equal(shifted, again)
+
+
+def chosen(graph: Graph, wanted: bool | None = None) -> Augmentation:
+    return augmentation(graph, helpers.random_inputs(graph, 64), None, lambda batch: keras_io.predict(graph, batch), wanted=wanted)
+
+
+def test_only_natural_images_are_changed() -> None:
+    assert not chosen(picture_net(20))
+    assert not chosen(picture_net(28, channels=1))
+    assert not chosen(helpers.graph_of(helpers.dense_net()))
+    assert str(chosen(picture_net(28, channels=1), wanted=True)) == "flips and shifts"
+    assert not chosen(picture_net(), wanted=False)
+    with pytest.raises(UsageError, match="takes no images"):
+        chosen(helpers.graph_of(helpers.dense_net()), wanted=True)
+
+
+def test_a_change_under_which_the_class_changes_is_not_made() -> None:
+    graph = picture_net()
+    batch = helpers.random_inputs(graph, 64)
+
+    def left(images):  # the class is where the mean is larger: left or right
+        half = images[0].shape[2] // 2
+        return (np.stack([images[0][:, :, :half].mean((1, 2, 3)), images[0][:, :, half:].mean((1, 2, 3)), np.full(64, -9.0)], -1),)
+
+    ramp = np.linspace(-1, 1, 24, dtype=np.float32)[None, None, :, None] * np.where(np.arange(64) % 2, 1, -1)[:, None, None, None]
+    assert str(augmentation(graph, (batch[0] * 0 + ramp,), None, left)) == "shifts"
+    total = augmentation(graph, batch, None, lambda images: (np.tile([1.0, 0.0, 0.0], (64, 1)),))
+    assert str(total) == "flips and shifts"
+
+
+def test_maps_do_not_move_with_their_images() -> None:
+    import keras
+    from keras import layers
+
+    inputs = keras.Input((24, 24, 3))
+    graph = helpers.graph_of(keras.Model(inputs, layers.Conv2D(2, 3, padding="same", name="map")(inputs)))
+    assert not chosen(graph)
+    with pytest.raises(UsageError, match=r"outputs.*are maps"):
+        chosen(graph, wanted=True)
+
+
+# -- the learning rate -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_schedule_rises_and_falls_to_nothing() -> None:
+    found = [rate.annealed(done) for done in np.linspace(0, 1, 41)]
+    top = int(np.argmax(found))
+    assert found[top] == pytest.approx(1.0)
+    assert top == 2
+    assert found == sorted(found[: top + 1]) + sorted(found[top + 1 :], reverse=True)
+    assert found[-1] == pytest.approx(0, abs=1e-9)
+    assert rate.annealed(1.5) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("wanted", range(5))
+def test_the_best_rate_is_found_by_climbing(wanted: int) -> None:
+    rates = (1.0, 0.3, 0.1, 0.03, 0.01)
+    found, tried = rate.best(rates, lambda r: abs(np.log(r / rates[wanted])))
+    assert found == rates[wanted]
+    assert len(tried) <= 4
+    found, _ = rate.best(rates, lambda r: float("nan") if r > 0.05 else r)
+    assert found == 0.01
+
+
+def test_candidates_follow_the_size_of_the_kernels() -> None:
+    graph = helpers.graph_of(helpers.conv_net())
+    larger = graph.with_weights({op.name: {k: 10 * w for k, w in op.weights.items()} for op in graph.layers() if op.weights})
+    np.testing.assert_allclose(rate.candidates(larger), 10 * np.array(rate.candidates(graph)), rtol=1e-5)
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back_for_the_same_training_only(tmp_path: Path) -> None:
+    lines: list[str] = []
+    saved = Saved({"losses": [None, 0.5], "rate": 0.1}, [np.arange(3.0), np.int64(7)], [np.ones((2, 2), np.float32)])
+    one = Checkpoint(tmp_path / "new", "a" * 32, lines.append)
+    assert one.read() is None
+    one.write(saved)
+    found = one.read()
+    assert found is not None
+    assert found.numbers == saved.numbers
+    assert all(np.array_equal(a, b) for a, b in zip(found.state + found.best, saved.state + saved.best, strict=True))
+    assert Checkpoint(tmp_path / "new", "b" * 32, lines.append).read() is None
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [one.path.name]
+    one.remove()
+    assert one.read() is None
+    assert lines == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no archive", None])
+def test_a_damaged_checkpoint_is_ignored_with_a_line(tmp_path: Path, damage: bytes | None) -> None:
+    lines: list[str] = []
+    one = Checkpoint(tmp_path, "a" * 32, lines.append)
+    one.write(Saved({}, [np.arange(1000.0)], []))
+    content = bytearray(one.path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    one.path.write_bytes(bytes(content) if damage is None else damage)
+    assert one.read() is None
+    assert len(lines) == 1
+    assert "is ignored" in lines[0]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        Checkpoint(tmp_path / "file", "a" * 32, print).write(Saved({}, [], []))
+
+
+def test_the_fingerprint_tells_weights_data_and_options_apart() -> None:
+    graph = helpers.graph_of(helpers.dense_net())
+    split = Split((np.arange(4000.0).reshape(-1, 1),))
+    other = graph.with_weights({"head": {**graph.op("head").weights, "bias": graph.op("head").weights["bias"] + 1}})
+    longer = Split((np.arange(4001.0).reshape(-1, 1),))
+    found = {fingerprint(*parts) for parts in ((graph, split, 1), (other, split, 1), (graph, longer, 1), (graph, split, 2))}
+    assert len(found) == 4
+    assert fingerprint(graph, split, 1) == fingerprint(graph.copy(), Split(tuple(x.copy() for x in split.inputs)), 1)
