@@ -20,7 +20,7 @@ from lrfc.factorization.layout import Layout, Split
 from lrfc.factorization.linalg import Array, need, solve_lower
 from lrfc.factorization.norms import dense_responses, input_grams, mean_shift, output_scale, separable_roots
 from lrfc.factorization.stages import depthwise_stages, finish, stage
-from lrfc.factorization.threads import on_threads, one_thread
+from lrfc.factorization.threads import on_threads, threads
 from lrfc.ir.graph import Op, Tensor
 
 _log = logging.getLogger("lrfc.factorization")
@@ -190,7 +190,7 @@ class CPFactors:
             groups = []
             for group, kernel in enumerate(layout.tensor()):
                 target = (kernel * scale[group]).transpose(self._order).reshape(sizes)
-                with one_thread():
+                with threads(layout):
                     factors = self.fit(target, rank, None if self._grams is None else self._grams[group])
                 groups.append(balanced([*factors[:-1], factors[-1] / scale[group][:, None]]))
             self._known[rank] = [np.stack(each) for each in zip(*groups, strict=True)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from lrfc.factorization.layout import Layout
 #: Layers with patches up to this length are decomposed on one thread. Their products take less time than waking a second thread, and on a busy machine
 #: threads that wait for each other made a sweep over a 32-channel layer twenty times slower (two cores, OpenBLAS).
 SMALL = 1200
+#: Layers with longer patches than this take turns.
+HUGE = 2500
+_ONE_AT_A_TIME = Lock()
 
 
 @lru_cache(maxsize=1)
@@ -40,6 +44,16 @@ def one_thread() -> AbstractContextManager[Any]:
     """
     limit: AbstractContextManager[Any] = _controller().limit(limits=1, user_api="blas")
     return limit
+
+
+@contextmanager
+def alone(layout: Layout) -> Iterator[None]:
+    """Run the work on a very large layer one at a time, with all cores for its products: two at once would need twice the memory, a gigabyte each."""
+    if layout.patch <= HUGE:
+        yield
+        return
+    with _ONE_AT_A_TIME, _controller().limit(limits=workers(), user_api="blas"):
+        yield
 
 
 def threads(layout: Layout) -> AbstractContextManager[Any]:

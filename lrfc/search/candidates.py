@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
@@ -14,7 +15,7 @@ from lrfc.factorization import METHODS
 from lrfc.factorization.base import Cost, Factors, Method, Ranks
 from lrfc.factorization.layout import Layout, refusal
 from lrfc.factorization.norms import add_bias
-from lrfc.factorization.threads import SMALL
+from lrfc.factorization.threads import SMALL, alone
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph, Op, Tensor
 from lrfc.search.follow import FeatureMap
@@ -129,19 +130,28 @@ def answers(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str],
         else:
             refusals[name] = "no rank is smaller than the layer itself"
     factors = Decomposed(op, source, list(costs), lambda: samples)
+    with alone(Layout.of(op, source)) if costs else nullcontext():
+        found = _looked_at(op, source, samples, costs, factors, measure)
+    return Answers(costs, found, factors, refusals)
+
+
+def _looked_at(
+    op: Op, source: Tensor, samples: LayerSamples, costs: Mapping[str, Mapping[Ranks, Cost]], factors: Decomposed, measure: Measure
+) -> dict[str, dict[Ranks, float | NDArray[np.float32]]]:
+    """The distances of each method, or its responses; see ``Answers``."""
     feature_map = FeatureMap(samples.chain, response(op, source, samples), samples.addend) if costs and samples.chain.in_numpy else None
     found: dict[str, dict[Ranks, float | NDArray[np.float32]]] = {}
     for name, saving in costs.items():
-        looked_at = list(saving)
+        ranks = list(saving)
         if name in COSTLY:
-            looked_at = sorted({*looked_at[::2], looked_at[-1]})
+            ranks = sorted({*ranks[::2], ranks[-1]})
         # One response at a time: together they are a gigabyte for a layer of 512 channels.
-        estimates = factors[name].estimates(samples.patches, looked_at)
+        estimates = factors[name].estimates(samples.patches, ranks)
         values = (v if feature_map is None else measure(feature_map.reference, feature_map(v)) for v in estimates)
-        found[name] = dict(zip(looked_at, values, strict=True))
+        found[name] = dict(zip(ranks, values, strict=True))
         if Layout.of(op, source).patch > SMALL:
             factors.forget(name)
-    return Answers(costs, found, factors, refusals)
+    return found
 
 
 def compared(graph: Graph, op: Op, samples: LayerSamples, given: Answers, measure: Measure) -> LayerSpace:
