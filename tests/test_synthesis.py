@@ -154,6 +154,6 @@ def test_data_free_splits() -> None:
     assert data.synthetic
     assert data.test_is_validation
     assert data.train.targets is None
-    assert len(data.train) == samples_for(graph) == 128
-    assert len(data.validation) == 32
+    assert len(data.train) == samples_for(graph) == 256
+    assert len(data.validation) == 64
     assert len(load_data(None, graph, seed=0, limit=8).train) == 8
