@@ -255,7 +255,7 @@ class _Line:
 
     def __init__(self, source: Path, config: BuildConfig, goals: Sequence[Destination], data: Data, progress: Progress, log: Sequence[str]) -> None:
         if data.synthetic and config.epochs:
-            progress.log("no data: calibrated on synthetic inputs, not fine-tuned, and nothing is claimed about accuracy")
+            progress.log("no data: calibrated and refitted on synthetic inputs, not fine-tuned, and nothing is claimed about accuracy")
             config = config.model_copy(update={"epochs": 0})
         if data.few:
             config = config.model_copy(update={"epochs": 0})

@@ -25,7 +25,7 @@ class RecalibrateBatchNorm:
     Adaptive BatchNorm (EagleEye, Li et al. 2020, arXiv 2007.02491) replaces the moving mean and variance by those of a few forward passes in
     training mode. But a model trained with augmentation has other statistics than the plain images show, and loses accuracy by that alone. So both
     networks are passed, and only the difference is carried over (``lrfc.search.batchnorm``). An uncompressed network stays as it is. Without
-    BatchNorm, with fewer than 16 inputs, or on synthetic data, the graph is not changed.
+    BatchNorm, or with fewer than 16 inputs, the graph is not changed.
     """
 
     samples: int = 2_000
@@ -40,7 +40,7 @@ class RecalibrateBatchNorm:
         inputs = tuple(x[: self.samples] for x in state.data.train.inputs)
         size = min(self.batch, len(inputs[0]))
         names = [op.name for op in state.graph.layers() if op.kind == "BatchNormalization"]
-        if not names or state.data.synthetic or size < 16:
+        if not names or size < 16:
             return state
         parts = [part for part in batches(inputs, size) if len(part[0]) == size]
         step = state.progress.stage("batchnorm", 2 * len(parts))

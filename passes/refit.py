@@ -48,8 +48,8 @@ class Refit:
     statistics follow. A regression that does not fit held-out inputs better than the kernel does is not taken, and neither is the whole when the network's
     outputs on validation inputs do not come nearer to the original's.
 
-    Transposed convolutions, EinsumDense and layers that are called more than once keep their factors. On synthetic data, or with fewer than 16 inputs,
-    the graph is not changed.
+    Transposed convolutions, EinsumDense and layers that are called more than once keep their factors. With fewer than 16 inputs, or on synthetic ones
+    that no BatchNorm's statistics could be matched for, the graph is not changed.
 
     Given and result: the graph keeps its ops and shapes; weights change.
     """
@@ -66,9 +66,10 @@ class Refit:
         """The state with the new weights."""
         inputs = state.data.train.inputs
         count = min(self.samples, len(inputs[0]), max(FEWEST, MEMORY // (2 * max(1, arena(state.original, 4).peak_bytes))))
-        if state.data.synthetic or len(inputs[0]) < FEWEST:
-            return state
         graph = state.original
+        matched = any(op.kind == "BatchNormalization" for op in graph)
+        if (state.data.synthetic and not matched) or len(inputs[0]) < FEWEST:
+            return state
         chosen = {candidate.layer: candidate for candidate in state.fact(Selection).chosen}
         chains = {op.name: follow(graph, op.name) for op in graph if _fittable(graph, op)}
         step = state.progress.stage("refit", len(graph))

@@ -103,11 +103,13 @@ def test_layers_called_more_than_once_keep_their_factors() -> None:
         assert all(np.array_equal(result.op(op.name).weights[key], value) for key, value in op.weights.items())
 
 
-def test_nothing_is_fitted_on_synthetic_or_on_too_few_inputs() -> None:
+def test_nothing_is_fitted_on_noise_or_on_too_few_inputs() -> None:
     state = compressed(helpers.graph_of(helpers.conv_net()), {"conv0": ("channel_svd", (3,))})
     few = Split(tuple(x[:8] for x in state.data.train.inputs), None)
-    assert refitted(replace(state, data=replace(state.data, synthetic=True))) is state.graph
     assert refitted(replace(state, data=Data("few", few, few, few))) is state.graph
+    plain = compressed(helpers.graph_of(helpers.dense_net()), {"dense0": ("svd", (3,))})
+    assert refitted(replace(plain, data=replace(plain.data, synthetic=True))) is plain.graph
+    assert refitted(replace(state, data=replace(state.data, synthetic=True))) is not state.graph
     assert refitted(state) is not state.graph
 
 
