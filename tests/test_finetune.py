@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lrfc.config import Budget
 from lrfc.data import Data, Split
+from lrfc.errors import UsageError
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
 from lrfc.passes.factorize import Factorize
@@ -17,7 +20,8 @@ from lrfc.passes.finetune import FineTune, Tuning, scorer
 from lrfc.passes.select_ranks import DesignSpace, SelectRanks
 from lrfc.pipeline import plan, run
 from lrfc.search.sensitivity import divergence
-from lrfc.state import State
+from lrfc.state import Progress, State
+from lrfc.training.trainer import Recipe, Trainer
 from tests import helpers
 from tests.compression import explored, learnt, state_of
 
@@ -165,3 +169,234 @@ def test_a_few_samples_are_enough_to_run() -> None:
     state = compressed()
     few = Data("few", state.data.train.take(np.arange(5)), state.data.validation, state.data.validation)
     assert len(FineTune(epochs=1, batch=128)(replace(state, data=few)).fact(Tuning).scores) == 2
+
+
+# -- other tasks -------------------------------------------------------------------------------------------------------------------
+
+
+def labelled(graph: Graph, *, samples: int = 192) -> State:
+    """Data whose labels are what the graph itself says: classes, and values where an output is linear."""
+    batch = helpers.random_inputs(graph, samples + samples // 2)
+    targets = []
+    for values in keras_io.predict(graph, batch):
+        classes = values.shape[-1] > 1 and np.allclose(values.sum(-1), 1, atol=1e-4)
+        targets.append(values.argmax(-1).astype(np.int32) if classes else values)
+    whole = Split(batch, tuple(targets))
+    train, validation = whole.take(np.arange(samples)), whole.take(np.arange(samples, len(whole)))
+    return State(graph, graph, Data("own labels", train, validation, validation))
+
+
+def segmenter() -> Graph:
+    import keras
+    from keras import layers
+
+    image = keras.Input((8, 8, 2), name="image")
+    x = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name="down")(image)
+    x = layers.Conv2DTranspose(6, 3, strides=2, padding="same", activation="relu", name="up")(x)
+    return helpers.graph_of(helpers.random_weights(keras.Model(image, layers.Conv2D(3, 1, activation="softmax", name="map")(x), name="segmenter")))
+
+
+def autoencoder() -> Graph:
+    import keras
+    from keras import layers
+
+    x = vector = keras.Input((12,), name="vector")
+    for i, width in enumerate((8, 4, 8)):
+        x = layers.Dense(width, activation="relu", name=f"dense{i}")(x)
+    return helpers.graph_of(helpers.random_weights(keras.Model(vector, layers.Dense(12, name="out")(x), name="autoencoder")))
+
+
+@pytest.mark.parametrize(
+    "make", [segmenter, autoencoder, lambda: helpers.graph_of(helpers.two_inputs()), lambda: helpers.graph_of(helpers.branches())]
+)
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_any_task_gets_better(make: Any, with_labels: bool) -> None:
+    state = labelled(make())
+    if not with_labels:
+        unlabelled = replace(state.data, train=Split(state.data.train.inputs), validation=Split(state.data.validation.inputs))
+        state = replace(state, data=unlabelled)
+    before = state.with_graph(noisy(state.graph))
+    after = FineTune(epochs=6, batch=32)(before)
+    assert score(after) > score(before)
+    assert after.fact(Tuning).losses[-1] < after.fact(Tuning).losses[1]
+
+
+def test_the_models_own_loss_is_what_it_is_trained_for() -> None:
+    """Of two models compiled with a loss on one output each, the one learns that output from the labels."""
+    errors = {}
+    for loss in ({"label": "categorical_crossentropy", "value": None}, {"label": None, "value": "mae"}):
+        model = helpers.two_inputs()
+        model.compile("adam", loss)
+        state = labelled(helpers.graph_of(model))
+        truth = state.data.train.targets
+        assert truth is not None
+        state = replace(state, data=replace(state.data, train=Split(state.data.train.inputs, (truth[0], truth[1] + 3))))  # a lesson of its own
+        after = FineTune(epochs=4, batch=16, distillation=0, features=0, learning_rate=0.03)(state)
+        assert after.fact(Tuning).best == 0  # worse by the labels of the validation split
+        trainer = Trainer(state.graph, state.original, state.data.train, Recipe(batch=16, distillation=0, features=0), 0)
+        for _ in range(10):
+            for number, rows in enumerate(trainer.epoch(1)):
+                trainer.step(rows, 0.01, number)
+        (_, value) = trainer.run(state.data.train.inputs)
+        errors[next(k for k, v in loss.items() if v)] = float(np.abs(value - truth[1] - 3).mean())
+    assert errors["value"] < 0.5 * errors["label"]
+
+
+def test_another_metric_decides() -> None:
+    state = labelled(autoencoder())
+    before = state.with_graph(noisy(state.graph))
+    tuning = FineTune(epochs=2, batch=32, metric="mse")(before).fact(Tuning)
+    assert all(value < 0 for value in tuning.scores)  # the higher the better
+    with pytest.raises(UsageError, match="--metric"):
+        FineTune(epochs=1, metric="accuracy")(before)
+
+
+def test_batchnorm_statistics_stay_unless_they_are_trained() -> None:
+    before = compressed()
+
+    def moved(**options: Any) -> bool:
+        after = FineTune(epochs=1, batch=64, **options)(before)
+        assert after.fact(Tuning).best == 1
+        return any(
+            not np.array_equal(op.weights["moving_mean"], before.graph.op(op.name).weights["moving_mean"]) for op in after.graph if "bn" in op.name
+        )
+
+    assert not moved()
+    assert moved(batchnorm="trained")
+
+
+# -- when it ends ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_time_budget_ends_it() -> None:
+    lines: list[str] = []
+    ticks: list[int] = []
+    progress = Progress(stage=lambda title, total: ticks.append(-total) or ticks.append, log=lines.append)
+    tuning = FineTune(epochs=10_000, batch=16, time_budget=3.0, learning_rate=1e-3)(replace(compressed(), progress=progress)).fact(Tuning)
+    assert tuning.stopped == "time"
+    assert 1 < len(tuning.scores) < 10_000
+    assert sum(ticks) == 0  # the bar ends full
+    assert any("stopped: time" in line for line in lines)
+
+
+def test_a_budget_that_is_over_at_once_leaves_the_network_as_it_was() -> None:
+    tuning = FineTune(epochs=3, time_budget=1e-3)(compressed()).fact(Tuning)
+    assert tuning.scores[tuning.best] == tuning.scores[0]
+    assert (len(tuning.scores), tuning.stopped) == (1, "time")
+
+
+def test_patience_ends_it() -> None:
+    tuning = FineTune(epochs=30, batch=64, learning_rate=1e-12, decay=0, patience=2, features=0)(compressed()).fact(Tuning)
+    assert tuning.stopped is not None
+    assert "no better" in tuning.stopped
+    assert len(tuning.scores) < 30
+
+
+@pytest.mark.parametrize("options", [{"epochs": -1}, {"patience": 0}, {"time_budget": 0}, {"distillation": 1.5}])
+def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="fine-tuning"):
+        FineTune(**options)
+
+
+def test_the_bar_and_the_log_say_where_it_stands() -> None:
+    lines: list[str] = []
+    ticks: list[int] = []
+    progress = Progress(stage=lambda title, total: ticks.append(-total) or ticks.append, log=lines.append)
+    FineTune(epochs=2, batch=64)(replace(compressed(), progress=progress))
+    assert ticks[0] == -16
+    assert ticks[1:] == [1] * 16
+    assert "16 steps of 64 samples, learning rate" in lines[0]
+    assert lines[1].startswith("  epoch 1/2: loss ")
+    assert "validation accuracy" in lines[1]
+    assert " left" in lines[1]
+    assert lines[-1].startswith("  kept: epoch")
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------------------
+
+
+class _Killed(BaseException):
+    """Stands for whatever ends the process."""
+
+
+def interrupted(options: FineTune, state: State, epoch: int, error: type[BaseException] = _Killed) -> None:
+    """Run it until the training of the epoch after ``epoch`` has begun."""
+    steps = 0
+
+    def tick(done: int) -> None:
+        nonlocal steps
+        steps += done
+        if steps > epoch * 8 + 3:
+            raise error
+
+    with pytest.raises(error):
+        options(replace(state, progress=Progress(stage=lambda title, total: tick)))
+
+
+@pytest.mark.parametrize("batchnorm", ["frozen", "trained"])
+def test_a_killed_training_goes_on_and_ends_the_same(tmp_path: Path, batchnorm: Any) -> None:
+    options = FineTune(epochs=3, batch=64, checkpoints=tmp_path, batchnorm=batchnorm)
+    whole = replace(options, checkpoints=None)(compressed())
+    interrupted(options, compressed(), 2)
+    assert len(list(tmp_path.iterdir())) == 1
+    lines: list[str] = []
+    resumed = options(replace(compressed(), progress=Progress(log=lines.append)))
+    assert lines[0].startswith("  resumed after epoch 2/3")
+    assert sum("epoch" in line and "loss" in line for line in lines) == 1
+    one, other = whole.fact(Tuning), resumed.fact(Tuning)
+    assert one.losses[1:] == pytest.approx(other.losses[1:], rel=1e-4)
+    assert (one.scores, one.best, one.learning_rate, one.steps) == (other.scores, other.best, other.learning_rate, other.steps)
+    for op in whole.graph:
+        for name, weight in op.weights.items():
+            np.testing.assert_allclose(weight, resumed.graph.op(op.name).weights[name], atol=1e-5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_passes_through_and_leaves_the_last_epoch(tmp_path: Path) -> None:
+    options = FineTune(epochs=3, batch=64, checkpoints=tmp_path, learning_rate=1e-3)
+    interrupted(options, compressed(), 1, KeyboardInterrupt)
+    assert len(list(tmp_path.glob("finetune-*.npz"))) == 1
+
+
+def test_another_training_does_not_go_on_from_it(tmp_path: Path) -> None:
+    options = FineTune(epochs=2, batch=64, checkpoints=tmp_path, learning_rate=1e-3)
+    interrupted(options, compressed(), 1)
+    lines: list[str] = []
+    replace(options, temperature=3.0)(replace(compressed(), progress=Progress(log=lines.append)))
+    assert not any("resumed" in line for line in lines)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_damaged_checkpoint_is_ignored(tmp_path: Path) -> None:
+    options = FineTune(epochs=2, batch=64, checkpoints=tmp_path, learning_rate=1e-3)
+    interrupted(options, compressed(), 1)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:1000])
+    lines: list[str] = []
+    tuning = options(replace(compressed(), progress=Progress(log=lines.append))).fact(Tuning)
+    assert sum("is ignored" in line for line in lines) == 1
+    assert len(tuning.scores) == 3
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_training_builds_is_freed() -> None:
+    """Keras' own optimizers keep some thousand objects of each compiled step, and its graph, for good."""
+    import gc
+
+    before = replace(compressed(), data=replace(compressed().data, train=compressed().data.train.take(np.arange(64))))
+
+    def alive() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+
+    def train() -> None:
+        FineTune(epochs=1, batch=32, learning_rate=1e-3)(before)
+
+    train()
+    train()
+    objects = alive()
+    for _ in range(3):
+        train()
+    assert alive() - objects < 3 * 200

@@ -43,7 +43,7 @@ class Checkpoint:
     def write(self, saved: Saved) -> None:
         """Replace the file. UsageError when the folder cannot be written."""
         meta = json.dumps({"fingerprint": self._fingerprint, "numbers": saved.numbers})
-        arrays = {f"state{i}": a for i, a in enumerate(saved.state)} | {f"best{i}": a for i, a in enumerate(saved.best)}
+        arrays: dict[str, Any] = {f"state{i}": a for i, a in enumerate(saved.state)} | {f"best{i}": a for i, a in enumerate(saved.best)}
         name = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from lrfc.data import Split
 from lrfc.ir.graph import Graph
 from lrfc.state import Batch
 from lrfc.training import losses, rate
+from lrfc.training.adam import Adam
 from lrfc.training.augment import Augmentation, augmentation
 from lrfc.training.decay import chains
 from lrfc.training.features import block_ends, tapped
@@ -39,7 +40,7 @@ class Recipe:
 
 
 class Trainer:
-    """A graph as a Keras model, the original as its teacher, and a compiled step of Adam (Kingma and Ba 2015, arXiv 1412.6980).
+    """A graph as a Keras model, the original as its teacher, and a compiled step of Adam.
 
     Weights decay apart from the gradients (Loshchilov and Hutter 2019, arXiv 1711.05101), by the product of a layer's factors (Khodak et al. 2021,
     arXiv 2105.01029). Each step's randomness is drawn from the seed and the step's number, so a training can go on where another left off.
@@ -71,8 +72,7 @@ class Trainer:
         )
         outputs = losses.describe(original, taught, few.targets)
         task = None if few.targets is None else losses.task_loss(original, outputs, (taught, few.targets))
-        self._optimizer = keras.optimizers.Adam(1.0, beta_2=0.99)
-        self._optimizer.build(self._model.trainable_variables)
+        self._optimizer = Adam(self._model.trainable_variables)
         self._decayed = self._products()
         self._step, self._loss = self._functions(outputs, task)
 
@@ -92,8 +92,7 @@ class Trainer:
 
     def step(self, rows: NDArray[np.intp], learning_rate: float, number: int) -> float:
         """One update on the samples of those rows; gives their loss. ``number`` decides what is random about it."""
-        self._optimizer.learning_rate = learning_rate
-        return float(self._step(*self._samples(rows, number)))
+        return float(self._step(*self._samples(rows, number), np.float32(learning_rate)))
 
     def probe(self) -> float:
         """The mean loss of a few batches, always the same, in inference mode."""
@@ -198,7 +197,7 @@ class Trainer:
             return self.augmentation(inputs, seed) if self.augmentation else inputs
 
         @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
-        def step(inputs: Any, labels: Any, seed: Any) -> Any:
+        def step(inputs: Any, labels: Any, seed: Any, learning_rate: Any) -> Any:
             with tf.GradientTape() as tape:
                 loss = total(prepared(inputs, seed), labels, seed, training=recipe.batchnorm == "trained")
             variables = model.trainable_variables
@@ -211,8 +210,8 @@ class Trainer:
                     size = tf.add_n([tf.nn.l2_loss(chain.kernel([kernel.value for kernel in kernels])) for chain, kernels in decayed])
                 pulls = tape.gradient(size, factors)
                 for factor, pull in zip(factors, pulls, strict=True):
-                    factor.assign_sub(optimizer.learning_rate * recipe.decay * pull)
-            optimizer.apply(gradients, variables)
+                    factor.assign_sub(learning_rate * recipe.decay * pull)
+            optimizer.apply(gradients, learning_rate)
             return loss
 
         @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
