@@ -216,7 +216,7 @@ def test_any_task_gets_better(make: Any, with_labels: bool) -> None:
         unlabelled = replace(state.data, train=Split(state.data.train.inputs), validation=Split(state.data.validation.inputs))
         state = replace(state, data=unlabelled)
     before = state.with_graph(noisy(state.graph))
-    after = FineTune(epochs=6, batch=32)(before)
+    after = FineTune(epochs=10, batch=16)(before)
     assert score(after) > score(before)
     assert after.fact(Tuning).losses[-1] < after.fact(Tuning).losses[1]
 
