@@ -69,11 +69,9 @@ def build(
     """
     single = not any(isinstance(each, Sequence) and not isinstance(each, str) for each in (target, device))
     names, devices = _several(target), _several(device)
-    spec = str(data) if isinstance(data, str | Path) or data is None else "(from Python)"
+    told = [None if each is None else str(each) if isinstance(each, str | Path) else "(from Python)" for each in (data, test_data)]
     goals = destinations(names, devices, options.get("precision"), options.get("threads"))
-    config = options_.parse(
-        targets=names, devices=devices, data=None if data is None else spec, test_data=None if test_data is None else str(test_data), **options
-    )
+    config = options_.parse(targets=names, devices=devices, data=told[0], test_data=told[1], **options)
     folders = _folders(model, goals, config.out)
     log: list[str] = []
     progress = _tee(progress or Progress(), log)

@@ -120,6 +120,33 @@ def test_two_targets_give_two_folders(dense: Any, samples: dict[str, Any]) -> No
     assert [result.manifest.artifacts[0].format for result in results] == ["tflite", "onnx"]
 
 
+def test_two_devices_are_built_for_from_one_exploration(dense: Any, samples: dict[str, Any]) -> None:
+    lines: list[str] = []
+    results = lrfc.build(
+        dense, device=("host", "cortex-m7"), data=samples, max_macs="50%", progress=Progress(log=lines.append), **QUICK | {"resume": False}
+    )
+    assert [result.out for result in results] == [Path("dense_net-lrfc/host"), Path("dense_net-lrfc/cortex-m7")]
+    assert [result.manifest.device for result in results] == ["host", "cortex-m7"]
+    assert [result.manifest.config["precision"] for result in results] == ["fp32", "int8"]
+    assert sum(line.startswith("ExploreLayers") for line in lines) == 1
+    host, board = (result.manifest.after.latency_ms for result in results)
+    assert not host.estimated
+    assert board.estimated, "nothing runs there"
+    assert results[1].manifest.search.rounds[0].measured_ms == pytest.approx(results[1].manifest.search.rounds[0].predicted_ms, rel=1e-6)
+
+
+def test_a_device_that_does_not_run_the_target_is_refused(dense: Any, samples: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="device 'cortex-m7' runs tflite files, not onnx"):
+        lrfc.build(dense, target="onnx", device="cortex-m7", data=samples, **QUICK)
+    with pytest.raises(UsageError, match="device 'cortex-m7' computes in int8, not in fp32"):
+        lrfc.build(dense, device="cortex-m7", precision="fp32", data=samples, **QUICK)
+    with pytest.raises(UsageError, match="unknown device 'cortex-m8'"):
+        lrfc.build(dense, device="cortex-m8", data=samples, **QUICK)
+    with pytest.raises(UsageError, match="--objective cycles: device 'host' is timed in milliseconds"):
+        lrfc.build(dense, objective="cycles", data=samples, **QUICK)
+    assert left() == set()
+
+
 def test_int8(dense: Any, samples: dict[str, Any]) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
