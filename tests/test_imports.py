@@ -25,6 +25,7 @@ LAYERS = (
     {"bench", "budgets", "calibrate", "choices", "contract", "destinations", "front", "judge", "report", "survey"},
     {"explore"},
     {"draft"},
+    {"line"},
     {"ship"},
     {"compiler", "diagnosis"},
     {"cli", "cli_devices", "session", "terminal", "terminal_devices", "__main__"},
