@@ -32,7 +32,15 @@ from lrfc.state import Progress, State
 
 HERE = Path(__file__).parent
 FIELDS = ("network", "kept", "way", "step", "epochs", "images", "macs_kept", "accuracy", "original", "learning_rate", "best_epoch", "seconds")
-PLAIN = {"distillation": 0.0, "features": 0.0}
+PLAIN: dict[str, Any] = {"distillation": 0.0, "features": 0.0}
+#: A pruned network's statistics have no counterpart in the original to be moved by, so its BatchNorm follows the batches.
+PRUNED = {**PLAIN, "batchnorm": "trained"}
+#: The steps without gradients of each way. The Tucker-2 network is given the first one: fine-tuning from broken statistics would prove nothing.
+REPAIRS = {
+    "lrfc": (("recalibrated", RecalibrateBatchNorm()), ("refitted", Refit())),
+    "uniform tucker2": (("recalibrated", RecalibrateBatchNorm()),),
+    "l1 pruned": (),
+}
 
 
 @dataclass
@@ -130,14 +138,14 @@ def ladder(network: str, kept: list[int], epochs: list[int], images: int, test: 
     for share in kept:
         budget = Budget(value=share / 100, relative=True)
         limit = budget.limit(whole)
-        ways: list[tuple[str, Callable[[], State], bool, dict[str, dict[str, float]]]] = [
-            ("lrfc", lambda budget=budget: Factorize()(SelectRanks(budget)(explored)), True, {"fine-tuned": {}, "fine-tuned, labels only": PLAIN}),
-            ("uniform tucker2", lambda limit=limit: uniform_tucker(explored, limit), False, {"fine-tuned, labels only": PLAIN}),
-            ("l1 pruned", lambda limit=limit: pruned(state, limit), False, {"fine-tuned, labels only": PLAIN}),
+        ways: list[tuple[str, Callable[[], State], dict[str, dict[str, Any]]]] = [
+            ("lrfc", lambda budget=budget: Factorize()(SelectRanks(budget)(explored)), {"fine-tuned": {}, "fine-tuned, labels only": PLAIN}),
+            ("uniform tucker2", lambda limit=limit: uniform_tucker(explored, limit), {"fine-tuned, labels only": PLAIN}),
+            ("l1 pruned", lambda limit=limit: pruned(state, limit), {"fine-tuned, labels only": PRUNED}),
         ]  # fmt: skip
-        for way, make, repaired, recipes in ways:
+        for way, make, recipes in ways:
             key = {"network": network, "kept": share, "way": way, "images": len(train)}
-            made = climb(table, key, make(), repaired=repaired, original=original, whole=whole, test=test)
+            made = climb(table, key, make(), original=original, whole=whole, test=test)
             for step, options in recipes.items():
                 for count in epochs:
                     if table.knows(**key, step=step, epochs=count):
@@ -154,10 +162,9 @@ def ladder(network: str, kept: list[int], epochs: list[int], images: int, test: 
                     )  # fmt: skip
 
 
-def climb(table: Table, key: dict[str, Any], made: State, *, repaired: bool, original: float, whole: int, test: int) -> State:
-    """The steps without gradients. Without repair the BatchNorm is re-estimated at least: plain fine-tuning from broken statistics would prove nothing."""
-    steps: list[tuple[str, Callable[[State], State]]] = [("compressed", lambda state: state), ("recalibrated", RecalibrateBatchNorm())]
-    steps += [("refitted", Refit())] if repaired else []
+def climb(table: Table, key: dict[str, Any], made: State, *, original: float, whole: int, test: int) -> State:
+    """The steps without gradients."""
+    steps: list[tuple[str, Callable[[State], State]]] = [("compressed", lambda state: state), *REPAIRS[key["way"]]]
     for step, run in steps:
         made = run(made)
         if not table.knows(**key, step=step):
