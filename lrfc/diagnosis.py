@@ -25,6 +25,7 @@ REQUIRED = {
     "scipy": ("scipy", "1.13"),
     "threadpoolctl": ("threadpoolctl", "3.5"),
     "networkx": ("networkx", "3.4"),
+    "flatbuffers": ("flatbuffers", "24"),
     "h5py": ("h5py", "3.11"),
     "platformdirs": ("platformdirs", "4.2"),
     "jinja2": ("jinja2", "3.1"),

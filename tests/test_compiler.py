@@ -14,6 +14,7 @@ import pytest
 import lrfc
 from lrfc import ship
 from lrfc.artifact import sha256
+from lrfc.data import load_data
 from lrfc.errors import BudgetError, ModelError, NoGainError, ParityError, UsageError
 from lrfc.ir import keras_io
 from lrfc.manifest import Manifest
@@ -192,7 +193,11 @@ def test_without_data_and_budget(dense: Any) -> None:
 def test_a_regression(dense: Any, samples: dict[str, Any]) -> None:
     values = np.random.default_rng(2).standard_normal((300, 4)).astype(np.float32)
     manifest = lrfc.build(dense, data={"x": samples["x"], "y": values}, max_macs="50%", **QUICK | {"epochs": 1}).manifest
-    assert manifest.accuracy.ladder() == {}
+    assert (manifest.accuracy.metric, manifest.accuracy.percent, manifest.accuracy.higher_is_better) == ("mean squared error", False, False)
+    test = load_data({"x": samples["x"], "y": values}, keras_io.from_keras(dense), seed=0).test
+    error = float(np.mean(np.square(dense.predict(test.inputs[0], verbose=0) - test.targets[0])))
+    assert manifest.accuracy.before == pytest.approx(error, rel=1e-4)
+    assert manifest.accuracy.artifact <= 1.05 * manifest.accuracy.before
     assert manifest.after.macs <= 0.5 * manifest.before.macs
 
 

@@ -306,11 +306,13 @@ def test_a_login_shell_that_talks(tmp_path, files):
 
 
 PROGRAM = """
+import signal
 import sys
 from pathlib import Path
 from lrfc.state import Artifact
 from lrfc.targets import device
 from lrfc.targets.runners import runner
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background, and inherited
 with runner(device.load(sys.argv[1])) as there:
     print("open", flush=True)
     there.compare([Artifact(Path(sys.argv[2]), "tflite", "fp32")], runs=10**7)
