@@ -9,13 +9,23 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lrfc.factorization import layout as layouts
 from lrfc.factorization.base import Cost, Factors, Ranks, Statistics
 from lrfc.factorization.layout import Layout, Split
 from lrfc.factorization.linalg import Array, LowRank, canonical, cholesky, need, solve_lower
-from lrfc.factorization.norms import add_bias, dense_responses, input_grams, input_rows, mean_absorbed, mean_shift, output_scale, tensor_of
+from lrfc.factorization.norms import (
+    add_bias,
+    dense_responses,
+    input_grams,
+    input_rows,
+    mean_absorbed,
+    mean_response,
+    mean_shift,
+    output_scale,
+    tensor_of,
+)
 from lrfc.factorization.stages import finish, stage
 from lrfc.factorization.threads import on_threads, threads
 from lrfc.factorization.unfold import Unfolding
@@ -162,7 +172,10 @@ class ChainFactors:
         both = layout.patch <= BOTH_BASES and prod(sizes[2:-1]) > 1
         found: list[tuple[Unfolding, ...]] = []
         for group, kernel in enumerate(layout.tensor()):
-            target = (kernel * scale[group]).transpose(self._order).reshape(sizes)
+            weighted = kernel if np.all(scale[group] == 1) else kernel * scale[group]
+            target = weighted.transpose(self._order).reshape(sizes)
+            if grams is not None and isinstance(grams[group], LowRank):
+                target = target.astype(np.float32)  # such a layer has a gigabyte of weights in float64
             if grams is None:
                 found.append((Unfolding(target),))
             elif layout.family == "transposed":
@@ -201,7 +214,7 @@ class ChainFactors:
         cores = [np.stack(each) for each in zip(*groups, strict=True)]
         if self.statistics is not None and layout.family == "transposed":
             cores[0] = solve_lower(self._pixel_root, cores[0].reshape(layout.inputs, -1), transposed=True).reshape(cores[0].shape)
-        cores[-1] = cores[-1] / self.scale.reshape(layout.groups, 1, 1, layout.outputs)
+        cores[-1] = (cores[-1] / self.scale.reshape(layout.groups, 1, 1, layout.outputs)).astype(cores[-1].dtype, copy=False)
         return cores
 
     def _tensor(self, cores: Sequence[Array]) -> Array:
@@ -216,8 +229,9 @@ class ChainFactors:
         def part(group: int, at: Ranks) -> Array:
             key = (group, self._choice(group, at))
             if key not in sums:
-                rows = self._rows(patches, group, np.float64)
-                sums[key] = _Sum(*self._unfoldings[group][key[1]].features(rows.reshape(len(rows), -1)))
+                unfolding = self._unfoldings[group][key[1]]
+                rows = self._rows(patches, group, unfolding.target.dtype)
+                sums[key] = _Sum(*unfolding.features(rows.reshape(len(rows), -1)))
             return sums[key].at(at[0])
 
         return self._with_bias(ranks, part)
@@ -259,7 +273,7 @@ class ChainFactors:
     def _absorbs(self) -> bool:
         return self.statistics is not None and mean_absorbed(self.layout, self.statistics)
 
-    def _rows(self, patches: NDArray[np.float32], group: int, dtype: type[Any]) -> NDArray[Any]:
+    def _rows(self, patches: NDArray[np.float32], group: int, dtype: DTypeLike) -> NDArray[Any]:
         """The patches of a group in the chain's order (N, S, k...), and behind them the mean where the bias absorbs it."""
         layout, rows = self.layout, patches[:, group].astype(dtype)
         if self._absorbs and self.statistics is not None and self.statistics.mean is not None:
@@ -269,9 +283,7 @@ class ChainFactors:
     @cached_property
     def _mean_response(self) -> Array:
         assert self.statistics is not None
-        assert self.statistics.mean is not None
-        response: Array = np.einsum("gd,gdt->gt", self.statistics.mean, self.layout.matrix(self.layout.tensor())).reshape(-1)
-        return response
+        return mean_response(self.layout, self.statistics)
 
 
 class _Sum:

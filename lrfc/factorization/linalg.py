@@ -41,6 +41,11 @@ class LowRank:
             product += self.ridge * right
         return np.asarray(product)
 
+    def between(self, matrix: Array) -> Array:
+        """MᵀGM for M (D, T), (T, T) in float64, without G or G·M."""
+        seen = self.rows @ matrix
+        return np.asarray(seen.T @ seen + self.ridge * (matrix.T @ matrix).astype(np.float64))
+
     def dense(self) -> Array:
         """All its values."""
         whole = self.rows.T @ self.rows
@@ -111,10 +116,10 @@ def project(matrix: Array, gram: Array | LowRank | None = None) -> tuple[Array, 
         white = lower.T @ matrix
         energy, basis = eigh(white @ white.T)
         return solve_lower(lower, basis, transposed=True), basis.T @ white, energy
-    energy, basis = eigh(matrix.T @ (matrix if gram is None else gram @ matrix))
+    energy, basis = eigh(gram.between(matrix) if isinstance(gram, LowRank) else matrix.T @ (matrix if gram is None else gram @ matrix))
     sigma = np.sqrt(np.maximum(energy, (1e-9**2) * energy[0]))
     sigma[sigma == 0] = 1.0  # a matrix of zeros
-    return matrix @ (basis / sigma), sigma[:, None] * basis.T, energy
+    return matrix @ (basis / sigma).astype(matrix.dtype), (sigma[:, None] * basis.T).astype(matrix.dtype), energy
 
 
 def cholesky(gram: Array) -> Array:

@@ -76,9 +76,16 @@ def mean_shift(layout: Layout, statistics: Statistics | None, tensor: Array) -> 
     """
     if statistics is None or statistics.mean is None or not mean_absorbed(layout, statistics):
         return None
-    missing = layout.matrix(layout.tensor() - tensor)
-    shift: Array = np.einsum("gd,gdt->gt", statistics.mean, missing).reshape(-1)
-    return shift
+    kept = np.einsum("gd,gdt->gt", statistics.mean, layout.matrix(tensor)).reshape(-1)
+    return np.asarray(mean_response(layout, statistics) - kept)
+
+
+def mean_response(layout: Layout, statistics: Statistics) -> Array:
+    """What the layer gives for its mean input, (G·T,), without the bias."""
+    assert statistics.mean is not None
+    # A wide layer's weights are a gigabyte in float64: they are read as they are.
+    matrix = layout.op.weights["kernel"][None] if layout.family == "dense" else layout.matrix(layout.tensor())
+    return np.asarray(np.einsum("gd,gdt->gt", statistics.mean, matrix).reshape(-1))
 
 
 def dense_responses(

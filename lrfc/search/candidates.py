@@ -149,7 +149,7 @@ def _looked_at(
         estimates = factors[name].estimates(samples.patches, ranks)
         values = (v if feature_map is None else measure(feature_map.reference, feature_map(v)) for v in estimates)
         found[name] = dict(zip(ranks, values, strict=True))
-        if Layout.of(op, source).patch > SMALL:
+        if Layout.of(op, source).patch > SMALL and len(costs) > 1:
             factors.forget(name)
     return found
 

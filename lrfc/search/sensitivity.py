@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.ir.graph import Graph, Tensor
+from lrfc.factorization.base import Factors, Ranks
+from lrfc.factorization.layout import Layout
+from lrfc.factorization.threads import alone
+from lrfc.ir.graph import Graph, Op, Tensor
 from lrfc.search.candidates import Candidate, LayerSpace, response
 from lrfc.search.follow import FeatureMap
 from lrfc.search.samples import LayerSamples
@@ -89,9 +92,9 @@ class Sensitivity:
 
     def __call__(self, space: LayerSpace, samples: LayerSamples) -> LayerSpace:
         """The space with every candidate's impact."""
-        points = {}
+        points, source = {}, self._graph.input_tensors(space.op.name)[0]
         for candidate in _probes(space.candidates):
-            with _perturbed(self._segments, space, candidate, samples, self._graph.input_tensors(space.op.name)[0]) as changed:
+            with alone(Layout.of(space.op, source)), _perturbed(self._segments, space, candidate, samples, source) as changed:
                 points[candidate.error] = max(divergence(self._reference, self._segments.outputs(changed), self._weights), 1e-12)
         return replace(space, candidates=tuple(_with_impact(c, points) for c in space.candidates))
 
@@ -124,12 +127,13 @@ class _perturbed:  # noqa: N801  a context manager reads like a verb
         assert candidate.method is not None
         factors = space.factors[candidate.method]
         kernel = factors.kernel(candidate.ranks)
-        biases = [stage.weights["bias"] for stage in factors.stages(candidate.ranks) if "bias" in stage.weights] if "bias" in op.weights else []
+        bias = _bias(op, factors, candidate.ranks, samples)
         self._names = [op.shared or op.name]
         self._changes = []
         for layer in segments.layers(op.shared or op.name):
             self._changes.append((layer.kernel, kernel))
-            self._changes += [(layer.bias, bias.reshape(layer.bias.shape)) for bias in biases[-1:]]
+            if bias is not None:
+                self._changes.append((layer.bias, bias.reshape(layer.bias.shape)))
         if chain.batchnorm is not None:
             compressed = next(iter(factors.responses(samples.patches, [candidate.ranks])))
             mean, variance = FeatureMap(chain, response(op, source, samples), samples.addend).statistics(compressed)
@@ -146,3 +150,12 @@ class _perturbed:  # noqa: N801  a context manager reads like a verb
     def __exit__(self, *failure: object) -> None:
         for (variable, _), value in zip(self._changes, self._before, strict=True):
             variable.assign(value)
+
+
+def _bias(op: Op, factors: Factors, ranks: Ranks, samples: LayerSamples) -> NDArray[Any] | None:
+    """The bias of the compressed layer, None where it has none."""
+    if "bias" not in op.weights:
+        return None
+    if op.kind == "EinsumDense" or op.kind.endswith("Transpose"):  # their responses are not the layer's output
+        return next(stage.weights["bias"] for stage in reversed(factors.stages(ranks)) if "bias" in stage.weights)
+    return np.asarray(next(iter(factors.responses(np.zeros_like(samples.patches[:1]), [ranks])))[0])
