@@ -128,7 +128,7 @@ def explore(
         state.fact(DesignSpace),
         tuple(over),
         front_.front(state, over, points),
-        front_.by_method(state, points, SHARES),
+        front_.by_method(state, max(4, points // 2), SHARES),
         seconds,
         samples.synthetic,
     )
