@@ -128,6 +128,8 @@ class ChainFactors:
         """What the nested cores give, before they are improved at each choice of ranks; see ``Factors``."""
         if len(self.split) == 3 and not self._placed[0] and self.layout.family != "transposed":
             return on_threads(self.layout, self._doubly_nested(patches, ranks))
+        if len(self.split) == 2:
+            return self.responses(patches, ranks)  # not improved, so that the decomposition is kept for other questions
         return replace(self, improved=lambda unfoldings, cores, ranks: cores).responses(patches, ranks)
 
     # -- factors ---------------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class SampleSize:
 
 
 #: Bytes of covariances that are held at once, and of tensors that one batch may deliver.
-HELD, DELIVERED = 512 << 20, 256 << 20
+HELD, DELIVERED = 384 << 20, 256 << 20
 #: Above this many inputs a fully connected layer's covariance is kept by its rows.
 WIDE = 8192
 

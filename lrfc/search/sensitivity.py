@@ -129,27 +129,27 @@ class _perturbed:  # noqa: N801  a context manager reads like a verb
         kernel = factors.kernel(candidate.ranks)
         bias = _bias(op, factors, candidate.ranks, samples)
         self._names = [op.shared or op.name]
-        self._changes = []
+        self._changes: list[tuple[Any, NDArray[Any], NDArray[Any]]] = []  # a variable, its new value and its own
         for layer in segments.layers(op.shared or op.name):
-            self._changes.append((layer.kernel, kernel))
+            self._changes.append((layer.kernel, kernel, op.weights["kernel"]))
             if bias is not None:
-                self._changes.append((layer.bias, bias.reshape(layer.bias.shape)))
+                self._changes.append((layer.bias, bias.reshape(layer.bias.shape), op.weights["bias"]))
         if chain.batchnorm is not None:
             compressed = next(iter(factors.responses(samples.patches, [candidate.ranks])))
             mean, variance = FeatureMap(chain, response(op, source, samples), samples.addend).statistics(compressed)
+            own = chain.batchnorm.weights
             self._names.append(chain.batchnorm.shared or chain.batchnorm.name)
             for norm in segments.layers(self._names[-1]):
-                self._changes += [(norm.moving_mean, mean), (norm.moving_variance, variance)]
+                self._changes += [(norm.moving_mean, mean, own["moving_mean"]), (norm.moving_variance, variance, own["moving_variance"])]
 
     def __enter__(self) -> list[str]:
-        self._before = [np.array(variable) for variable, _ in self._changes]
-        for variable, value in self._changes:
+        for variable, value, _ in self._changes:
             variable.assign(value)
         return self._names
 
     def __exit__(self, *failure: object) -> None:
-        for (variable, _), value in zip(self._changes, self._before, strict=True):
-            variable.assign(value)
+        for variable, _, own in self._changes:
+            variable.assign(own)
 
 
 def _bias(op: Op, factors: Factors, ranks: Ranks, samples: LayerSamples) -> NDArray[Any] | None:
