@@ -58,7 +58,7 @@ def _budget(quantity: str) -> Any:
             raise ValueError(f"{text} is out of range: a budget is above 0")
         return Budget(value=amount * units[unit], relative=False)
 
-    return Annotated[Budget | None, BeforeValidator(parse)]
+    return Annotated[Budget | None, BeforeValidator(parse, json_schema_input_type=str | float)]
 
 
 class Drop(BaseModel):
@@ -120,14 +120,14 @@ class BuildConfig(BaseModel):
     max_ram: _budget("ram") = None  # type: ignore[valid-type]
     max_latency: _budget("latency") = None  # type: ignore[valid-type]
     objective: Literal["latency", "cycles", "macs", "size", "ram"] | None = None
-    max_drop: Annotated[Drop | None, BeforeValidator(_drop)] = None
+    max_drop: Annotated[Drop | None, BeforeValidator(_drop, json_schema_input_type=str)] = None
     metric: str | None = None
     methods: tuple[str, ...] = METHODS
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     rank_multiple: Annotated[int, Field(ge=1)] | None = None
     epochs: Annotated[int, Field(ge=0)] = 3
-    time_budget: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds)] = None
+    time_budget: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds, json_schema_input_type=str | float)] = None
     augment: bool | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None
