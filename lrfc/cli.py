@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from lrfc import cli_devices
+from lrfc import cli_devices, cli_project
+from lrfc.cli_project import Config, flags
 from lrfc.errors import DeviceError
+from lrfc.options import text
 from lrfc.session import session
 
 app = typer.Typer(
@@ -26,62 +29,54 @@ Unsafe = Annotated[bool, typer.Option("--unsafe-load", help="Load Lambda code th
 
 @app.command()
 def build(
+    ctx: typer.Context,
     model: Model,
-    target: Annotated[list[str], typer.Option(help="tflite or onnx; may be given several times. By default what the device runs.")] = [],  # noqa: B006
+    target: Annotated[list[str], typer.Option(help=text("target"))] = [],  # noqa: B006
     device: Annotated[
         list[str],
-        typer.Option(help="Where the file is to run: a name of lrfc devices list, or a .toml; may be given several times. By default this machine."),
+        typer.Option(help=text("device")),
     ] = [],  # noqa: B006
-    data: Annotated[str | None, typer.Option(help="digits, a .npz (x, y), a folder of class folders, or package.module:function.")] = None,
-    test_data: Annotated[str | None, typer.Option(help="Held-out data for the reported accuracies, in the same forms.")] = None,
-    max_macs: Annotated[str | None, typer.Option(help="MACs to keep: 50% or 20M.")] = None,
-    max_params: Annotated[str | None, typer.Option(help="Parameters to keep: 50% or 100k.")] = None,
-    max_size: Annotated[str | None, typer.Option(help="Bytes of the emitted file to keep: 40% or 200KiB.")] = None,
-    max_ram: Annotated[str | None, typer.Option(help="Planned activation memory to keep: 60% or 64KiB.")] = None,
-    max_latency: Annotated[str | None, typer.Option(help="Latency on the device to keep: 60% or 12ms.")] = None,
-    max_drop: Annotated[
-        str | None, typer.Option(help="Accuracy that the emitted file may lose: 1pp. Without any budget the build goes as far as 1pp allows.")
-    ] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="What to make small as far as --max-drop allows: latency (without any budget), cycles, macs, size or ram.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help=text("data"))] = None,
+    test_data: Annotated[str | None, typer.Option(help=text("test_data"))] = None,
+    max_macs: Annotated[str | None, typer.Option(help=text("max_macs"))] = None,
+    max_params: Annotated[str | None, typer.Option(help=text("max_params"))] = None,
+    max_size: Annotated[str | None, typer.Option(help=text("max_size"))] = None,
+    max_ram: Annotated[str | None, typer.Option(help=text("max_ram"))] = None,
+    max_latency: Annotated[str | None, typer.Option(help=text("max_latency"))] = None,
+    max_drop: Annotated[str | None, typer.Option(help=text("max_drop"))] = None,
+    objective: Annotated[str | None, typer.Option(help=text("objective"))] = None,
     metric: Annotated[
         str | None,
-        typer.Option(
-            help="What is reported and held against --max-drop: accuracy, miou, auc, mse, fidelity, or module:function (:min if less is better)."
-        ),
+        typer.Option(help=text("metric")),
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or int8; by default what the device computes in.")] = None,
-    methods: Annotated[str | None, typer.Option(help="Factorizations to choose from, comma-separated; all by default.")] = None,
-    keep: Annotated[list[str], typer.Option(help="Layers to leave alone: a name or a glob; may be given several times.")] = [],  # noqa: B006
-    only: Annotated[list[str], typer.Option(help="The only layers to factorize: a name or a glob; may be given several times.")] = [],  # noqa: B006
-    rank_multiple: Annotated[int | None, typer.Option(help="Ranks step in multiples of this, what the device computes at once.")] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of the one fine-tune; 0 for none.")] = 3,
-    time_budget: Annotated[str | None, typer.Option(help="Time that the fine-tune may take: 10m. It ends there, or with the epochs.")] = None,
-    augment: Annotated[
-        bool | None, typer.Option(help="Flip and shift images in the fine-tune; by default for classifiers of natural images.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of splits, samples and fine-tuning.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="Threads that the measured runtime may use; by default those of the device.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder; MODEL-lrfc by default.")] = None,
+    precision: Annotated[str | None, typer.Option(help=text("precision"))] = None,
+    methods: Annotated[str | None, typer.Option(help=text("methods"))] = None,
+    keep: Annotated[list[str], typer.Option(help=text("keep"))] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help=text("only"))] = [],  # noqa: B006
+    rank_multiple: Annotated[int | None, typer.Option(help=text("rank_multiple"))] = None,
+    epochs: Annotated[int, typer.Option(help=text("epochs"))] = 3,
+    time_budget: Annotated[str | None, typer.Option(help=text("time_budget"))] = None,
+    augment: Annotated[bool | None, typer.Option(help=text("augment"))] = None,
+    seed: Annotated[int, typer.Option(help=text("seed"))] = 0,
+    threads: Annotated[int | None, typer.Option(help=text("threads"))] = None,
+    out: Annotated[Path | None, typer.Option(help=text("out"))] = None,
     unsafe_load: Unsafe = False,
-    resume: Annotated[bool, typer.Option(help="Take over what an earlier run, also a killed one, found out about the same model and data.")] = True,
-    print_after: Annotated[list[str], typer.Option(help="Print the graph after this pass; may be given several times.")] = [],  # noqa: B006
-    stop_after: Annotated[str | None, typer.Option(help="Stop after this pass and emit nothing.")] = None,
+    resume: Annotated[bool, typer.Option(help=text("resume"))] = True,
+    print_after: Annotated[list[str], typer.Option(help=text("print_after"))] = [],  # noqa: B006
+    stop_after: Annotated[str | None, typer.Option(help=text("stop_after"))] = None,
+    config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Compress MODEL, emit it for the target, measure it beside the original, and write the output folder."""
     with session() as terminal:
-        from lrfc import compiler
+        from lrfc import compiler, settings
 
-        options: dict[str, Any] = {"methods": tuple(methods.split(","))} if methods is not None else {}
+        options = settings.resolve(flags(ctx), config, os.environ)
+        progress = terminal.progress()
+        for line in settings.told(options):
+            progress.log(line)
         try:
-            compiler.build(
-                model, target=tuple(target), device=tuple(device), max_latency=max_latency, objective=objective, metric=metric, time_budget=time_budget, augment=augment, data=data, test_data=test_data, max_macs=max_macs, max_params=max_params, max_size=max_size,
-                max_ram=max_ram, max_drop=max_drop,
-                precision=precision, keep=tuple(keep), only=tuple(only), rank_multiple=rank_multiple, epochs=epochs, resume=resume, seed=seed, threads=threads, out=out, unsafe_load=unsafe_load,
-                print_after=tuple(print_after), stop_after=stop_after, progress=terminal.progress(), on_result=terminal.keep, **options,
-            )  # fmt: skip
+            compiler.build(model, progress=progress, on_result=terminal.keep, **settings.build_options(options))
         finally:  # also a build that misses its budget has a result
             terminal.show_results(as_json=as_json)
 
@@ -195,6 +190,9 @@ def doctor(as_json: Json = False) -> None:
         else:
             terminal.checks(checks)
         diagnosis.require(checks)
+
+
+cli_project.add(app)
 
 
 def _version(wanted: bool) -> None:

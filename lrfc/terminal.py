@@ -120,7 +120,11 @@ class Terminal:
             self._bars.stop()
             self._bars = None
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def texts(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of text alone."""
+        self.table(title, columns, rows, figures=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, figures: bool = True) -> None:
         """A table; the first column is text, the others are figures."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
@@ -128,7 +132,7 @@ class Terminal:
         self._stop()
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+            table.add_column(column, justify="left" if number == 0 or not figures else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
         self._out.print(table)

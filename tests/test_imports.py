@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 #: From the bottom up: a module imports from its own row and from the rows above it in this list, never from below.
 LAYERS = (
-    {"errors"},
+    {"errors", "options", "precision"},
     {"ir"},
     {"state"},
     {"config", "data", "factorization", "manifest", "metrics", "plausibility", "sources", "streams", "synthesis"},
@@ -27,8 +27,8 @@ LAYERS = (
     {"draft"},
     {"line"},
     {"ship"},
-    {"compiler", "diagnosis"},
-    {"cli", "cli_devices", "session", "terminal", "terminal_devices", "__main__"},
+    {"compiler", "diagnosis", "settings"},
+    {"cli", "cli_devices", "cli_project", "session", "terminal", "terminal_devices", "terminal_project", "__main__"},
 )
 RANK = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 

@@ -1,0 +1,60 @@
+"""The command line's commands for projects and pipelines: lrfc.toml, comparisons, and pages drawn anew."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lrfc.options import OPTIONS
+from lrfc.session import session
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Options from this file; by default from lrfc.toml in the current folder, if there is one.")
+]
+
+
+def flags(ctx: typer.Context) -> dict[str, Any]:
+    """The options of a build that stand on the command line."""
+    given = {name: value for name, value in ctx.params.items() if name in OPTIONS and ctx.get_parameter_source(name) is not None}
+    told = {name: value for name, value in given.items() if ctx.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
+    if "methods" in told:
+        told["methods"] = told["methods"].split(",")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("lrfc.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
+) -> None:
+    """Write a lrfc.toml with every option, its help and its default, for lrfc build."""
+    with session() as terminal:
+        from lrfc import settings
+
+        terminal.line(f"written: {settings.init(file, force=force)}; every line in it is a comment until its # is gone")
+
+
+def config(
+    file: Config = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Also what is left to its default.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of lrfc.toml instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the options that lrfc build would take here without flags, and where each comes from."""
+    with session() as terminal:
+        from lrfc import settings, terminal_project
+
+        if schema:
+            terminal.json(settings.schema())
+            return
+        found = settings.resolve({}, file, os.environ)
+        terminal_project.settings(terminal, {n: s for n, s in found.items() if resolved or s.source != "default"}, as_json=as_json)
+
+
+def add(app: typer.Typer) -> None:
+    """Put the commands into the command line."""
+    for command in (init, config):
+        app.command()(command)

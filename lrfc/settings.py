@@ -1,0 +1,169 @@
+"""Where the options of a build come from: flags, the environment, lrfc.toml, and the defaults, in this order."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_origin
+
+from pydantic import ValidationError
+
+from lrfc.config import BuildConfig
+from lrfc.errors import UsageError
+from lrfc.options import FIELDS, OPTIONS
+
+NAME = "lrfc.toml"
+SCHEMA = Path(__file__).with_name("lrfc.schema.json")
+#: What the names of environment variables begin with: LRFC_BUILD_MAX_MACS. (LRFC_ alone is taken by folders, such as LRFC_CACHE.)
+PREFIX = "LRFC_BUILD_"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The value of an option as it was given, and where: 'flag', 'environment', the name of the file, or 'default'."""
+
+    value: Any
+    source: str
+
+
+def resolve(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]) -> dict[str, Setting]:
+    """Every option of a build. ``file``: None for lrfc.toml in the current folder, if there is one.
+
+    UsageError when a file cannot be read, a name is unknown (with the nearest one that there is), or a value is wrong.
+    """
+    path = file if file is not None else Path(NAME)
+    sources = [
+        ({name: Setting(value, "flag") for name, value in flags.items()}),
+        _environment(environ),
+        read(path) if file is not None or path.is_file() else {},
+        {name: Setting(BuildConfig.model_fields[FIELDS.get(name, name)].default, "default") for name in OPTIONS},
+    ]
+    return {name: next(source[name] for source in sources if name in source) for name in OPTIONS}
+
+
+def told(settings: Mapping[str, Setting]) -> list[str]:
+    """Lines that say which options do not stand on the command line, and where they come from."""
+    sources: dict[str, list[str]] = {}
+    for name, each in settings.items():
+        if each.source not in ("flag", "default"):
+            sources.setdefault(each.source, []).append(name)
+    return [f"from {source}: {', '.join(names)}" for source, names in sources.items()]
+
+
+def read(path: Path) -> dict[str, Setting]:
+    """The options of a file."""
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; lrfc init writes a commented one") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a TOML file: {error}") from error
+    values = {}
+    for name, value in given.items():
+        _known(name, list(OPTIONS), f"{path}: unknown option")
+        values[name] = _listed(value) if _several(name) and isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    if isinstance(values.get("max_drop"), int | float):
+        raise UsageError(f'{path}: max_drop: {values["max_drop"]} has no unit; write "{values["max_drop"]}pp" for percentage points')
+    for name, value in values.items():
+        _valid(name, value, f"{path}: {name}")
+    return {name: Setting(value, str(path)) for name, value in values.items()}
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, Setting]:
+    found = {}
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        _known(name, list(OPTIONS), f"environment: unknown option {variable}, that is")
+        value = _listed(text) if _several(name) else text
+        _valid(name, value, variable)
+        found[name] = Setting(value, f"environment ({variable})")
+    return found
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _several(name: str) -> bool:
+    """Whether an option takes several values."""
+    return get_origin(BuildConfig.model_fields[FIELDS.get(name, name)].annotation) is tuple
+
+
+def _known(name: str, names: list[str], what: str) -> None:
+    if name in names:
+        return
+    near = difflib.get_close_matches(name.replace("-", "_"), names, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(names)}"
+    raise UsageError(f"{what} '{name}'; {hint}")
+
+
+def _valid(name: str, value: Any, where: str) -> None:
+    try:
+        BuildConfig.model_validate({FIELDS.get(name, name): value})
+    except ValidationError as error:
+        raise UsageError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+
+# -- files that are written --------------------------------------------------------------------------------------------------------
+
+
+def template() -> str:
+    """A lrfc.toml that sets nothing: every option with its help and its default, behind a #."""
+    lines = [
+        "# Options of lrfc build. A line counts once its first # is gone; paths are relative to the folder that lrfc is started in.",
+        f"# A flag (--max-macs 50%) goes before the environment ({PREFIX}MAX_MACS=50%), and that before this file. lrfc config --resolved shows the outcome.",
+    ]
+    for name, option in OPTIONS.items():
+        default = BuildConfig.model_fields[FIELDS.get(name, name)].default
+        value = option.example if default in (None, ()) else default
+        lines += ["", f"# {option.help}", f"# Default: {'none' if default in (None, ()) else _toml(default)}.", f"# {name} = {_toml(value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)  # strings, lists, numbers and booleans are the same in both
+
+
+def init(path: Path, *, force: bool = False) -> Path:
+    """Write the template; UsageError when there is a file already and not ``force``."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already; --force replaces it")
+    path.write_text(template(), encoding="utf-8")
+    return path
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of lrfc.toml, as shipped in lrfc.schema.json (``python -m lrfc.settings`` writes that file)."""
+    given = BuildConfig.model_json_schema(mode="validation")
+    properties = {name: _property(given["properties"][FIELDS.get(name, name)]) | {"description": option.help} for name, option in OPTIONS.items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": NAME, "type": "object", "additionalProperties": False, "properties": properties,
+    } | ({"$defs": given["$defs"]} if "$defs" in given else {})  # fmt: skip
+
+
+def _property(field: dict[str, Any]) -> dict[str, Any]:
+    """A property of the schema without what TOML has no word for: null, by which an option is left out."""
+    kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
+    if kinds:
+        field = {**{key: value for key, value in field.items() if key != "anyOf"}, **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}
+    return {key: value for key, value in field.items() if key != "title" and not (key == "default" and value is None)}
+
+
+def schema_text() -> str:
+    """The content of lrfc.schema.json."""
+    return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def build_options(settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """The arguments of ``compiler.build``: what is not left to its default."""
+    return {name: setting.value for name, setting in settings.items() if setting.source != "default"}
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(schema_text(), encoding="utf-8")

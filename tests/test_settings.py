@@ -1,0 +1,147 @@
+"""Options of a build from flags, the environment and lrfc.toml: which goes before which, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from lrfc import cli, settings
+from lrfc.cli_project import flags
+from lrfc.config import BuildConfig, parse
+from lrfc.errors import UsageError
+from lrfc.options import FIELDS, OPTIONS
+from lrfc.settings import Setting, build_options, resolve
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(text: str) -> Path:
+    path = Path("lrfc.toml")
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_option_of_a_build_can_be_set() -> None:
+    assert {FIELDS.get(name, name) for name in OPTIONS} == set(BuildConfig.model_fields)
+    build = typer.main.get_command(cli.app).commands["build"]  # type: ignore[attr-defined]
+    assert set(OPTIONS) <= {parameter.name for parameter in build.params}
+    for parameter in build.params:
+        if parameter.name in OPTIONS and parameter.name != "unsafe_load":
+            assert parameter.help.startswith(OPTIONS[parameter.name].help), "one text for the command line and the file"
+
+
+def test_a_flag_goes_before_the_environment_before_the_file_before_the_default() -> None:
+    write('max_macs = "50%"\nseed = 1\nepochs = 1\n')
+    found = resolve({"seed": 3}, None, {"LRFC_BUILD_SEED": "2", "LRFC_BUILD_EPOCHS": "2", "LRFC_CACHE": "/x"})
+    assert found["seed"] == Setting(3, "flag")
+    assert found["epochs"] == Setting("2", "environment (LRFC_BUILD_EPOCHS)")
+    assert found["max_macs"] == Setting("50%", "lrfc.toml")
+    assert found["threads"] == Setting(None, "default")
+    options = build_options(found)
+    assert options == {"seed": 3, "epochs": "2", "max_macs": "50%"}
+    assert parse(**options).epochs == 2
+    assert settings.told(found) == ["from lrfc.toml: max_macs", "from environment (LRFC_BUILD_EPOCHS): epochs"]
+
+
+def test_only_what_stands_on_the_command_line_is_a_flag() -> None:
+    app = typer.Typer()
+    seen: dict[str, Any] = {}
+
+    @app.command()
+    def build(ctx: typer.Context, methods: str | None = None, keep: list[str] = [], epochs: int = 3, resume: bool = True, other: int = 0) -> None:  # noqa: B006
+        seen.update(flags(ctx))
+
+    assert CliRunner().invoke(app, ["--methods", "svd,tt", "--keep", "a", "--keep", "b", "--epochs", "3", "--other", "1"]).exit_code == 0
+    assert seen == {"methods": ("svd", "tt"), "keep": ("a", "b"), "epochs": 3}
+
+
+@pytest.mark.parametrize("text", ['target = "onnx"', 'target = ["onnx"]'])
+def test_lists_may_be_single_and_are_split_in_the_environment(text: str) -> None:
+    write(text)
+    found = resolve({}, None, {"LRFC_BUILD_KEEP": "head*, stem"})
+    assert found["target"].value == ("onnx",)
+    assert found["keep"].value == ("head*", "stem")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_mac = '50%'", "lrfc.toml: unknown option 'max_mac'; did you mean 'max_macs'?"),
+        ("max-macs = '50%'", "did you mean 'max_macs'?"),
+        ("zzzzzz = 1", "lrfc.toml: unknown option 'zzzzzz'; there are target, device"),
+        ("max_macs = '120%'", "lrfc.toml: max_macs: 120% is out of range"),
+        ("max_drop = 1", 'max_drop: 1 has no unit; write "1pp"'),
+        ("target = ['coreml']", "lrfc.toml: target: "),
+        ("methods = 'magic'", "unknown method magic"),
+        ("epochs = -1", "lrfc.toml: epochs: "),
+        ("epochs = ", "lrfc.toml is not a TOML file"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(text: str, message: str) -> None:
+    write(text)
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        resolve({}, None, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_environment_and_a_missing_file_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"LRFC_BUILD_MAXMACS.* did you mean 'max_macs'"):
+        resolve({}, None, {"LRFC_BUILD_MAXMACS": "50%"})
+    with pytest.raises(UsageError, match="LRFC_BUILD_EPOCHS: "):
+        resolve({}, None, {"LRFC_BUILD_EPOCHS": "many"})
+    with pytest.raises(UsageError, match=r"gone.toml: No such file.*lrfc init"):
+        resolve({}, Path("gone.toml"), {})
+
+
+def test_the_written_file_sets_nothing_until_a_line_is_uncommented() -> None:
+    path = settings.init(Path("lrfc.toml"))
+    assert settings.read(path) == {}
+    with pytest.raises(UsageError, match="exists already; --force"):
+        settings.init(path)
+    text = re.sub(r"^# (\w+ = )", r"\1", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert list(tomllib.loads(text)) == list(OPTIONS)
+    write(text)
+    found = settings.read(path)
+    assert set(found) == set(OPTIONS)
+    parse(**{FIELDS.get(name, name): each.value for name, each in found.items()})
+    for option in OPTIONS.values():
+        assert f"# {option.help}\n# Default: " in text
+
+
+def test_the_published_schema_is_that_of_the_options() -> None:
+    assert settings.SCHEMA.read_text(encoding="utf-8") == settings.schema_text(), "run: python -m lrfc.settings"
+    schema = json.loads(settings.schema_text())
+    assert list(schema["properties"]) == list(OPTIONS)
+    assert schema["additionalProperties"] is False
+    assert "null" not in settings.schema_text(), "TOML has no null"
+    assert schema["properties"]["max_macs"]["anyOf"] == [{"type": "string"}, {"type": "number"}]
+    assert schema["properties"]["objective"]["enum"] == ["latency", "cycles", "macs", "size", "ram"]
+    assert schema["properties"]["epochs"] == {"default": 3, "minimum": 0, "type": "integer", "description": OPTIONS["epochs"].help}
+
+
+def test_lrfc_config_says_where_a_value_comes_from(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    write('max_macs = "50%"')
+    monkeypatch.setenv("LRFC_BUILD_SEED", "4")
+
+    def lrfc(*args: str) -> str:
+        assert CliRunner().invoke(cli.app, ["config", *args]).exit_code == 0
+        return capfd.readouterr().out
+
+    given = lrfc("--json")
+    assert json.loads(given) == {
+        "max_macs": {"value": "50%", "source": "lrfc.toml"},
+        "seed": {"value": "4", "source": "environment (LRFC_BUILD_SEED)"},
+    }
+    assert set(json.loads(lrfc("--resolved", "--json"))) == set(OPTIONS)
+    assert re.search(r"max_macs +50% +lrfc.toml", lrfc("--resolved"))
+    assert json.loads(lrfc("--schema"))["title"] == "lrfc.toml"
