@@ -19,6 +19,7 @@ LAYERS = (
     {"state"},
     {"config", "data", "factorization", "manifest", "metrics", "plausibility", "sources", "streams", "synthesis"},
     {"pipeline", "search"},
+    {"pruning"},
     {"training"},
     {"passes", "targets"},
     {"artifact"},

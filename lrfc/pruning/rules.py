@@ -1,0 +1,398 @@
+"""What each kind of op does to the labels of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lrfc.factorization.einsum import Einsum
+from lrfc.ir.graph import Op, Shape, Slot
+from lrfc.ir.ops import conv_geometry
+from lrfc.pruning.labels import Call, Ids, Labels
+
+Rule = Callable[[Call], list[Labels]]
+
+#: Activations of a value alone.
+ELEMENTWISE = frozenset(
+    "linear relu relu6 sigmoid tanh swish silu gelu elu selu celu softplus softsign leaky_relu hard_sigmoid hard_silu hard_swish mish exponential "
+    "hard_tanh hard_shrink soft_shrink tanh_shrink squareplus log_sigmoid threshold".split()
+)
+
+
+def channel_axis(op: Op, rank: int) -> int:
+    """The axis of the channels of a layer that has a data format."""
+    return 1 if op.attrs.get("data_format") == "channels_first" else rank - 1
+
+
+def positions(groups: int, inputs: int, outputs: int) -> bool:
+    """Whether a unit of a grouped convolution is one position in every group, as with few wide groups; otherwise it is a whole group."""
+    return groups < min(inputs, outputs) // groups
+
+
+# -- layers with kernels -----------------------------------------------------------------------------------------------------------
+
+
+def _activated(call: Call, labels: Labels) -> list[Labels]:
+    """The labels behind the layer's own activation."""
+    activation = call.op.attrs.get("activation")
+    if activation is None or (isinstance(activation, str) and activation in ELEMENTWISE):
+        return [labels]
+    call.walk.stay(labels.ids, f"its filters go through the activation {_named(activation)} of '{call.op.name}', which mixes them")
+    return [labels]
+
+
+def _named(activation: Any) -> str:
+    return activation if isinstance(activation, str) else str(activation.get("class_name", "")) if isinstance(activation, Mapping) else "given"
+
+
+def _conv(call: Call) -> list[Labels]:
+    op, at = call.op, conv_geometry(call.op, call.inputs[0])
+    axis = channel_axis(op, at.rank + 2)
+    ids, walk = call.along(axis), call.walk
+    if at.multiplier:
+        walk.carry(op, ids)
+        made = np.repeat(ids, at.multiplier)
+    elif at.groups == 1:
+        walk.sum_over(op, ids)
+        made = walk.make(op, walk.fresh(at.outputs))
+    elif positions(at.groups, at.inputs, at.outputs):
+        walk.unify(*_groups(walk.sum_over(op, ids), at.groups, 0))
+        made = walk.make(op, np.tile(walk.fresh(at.outputs // at.groups), at.groups))
+    else:
+        walk.unify(*_groups(ids, at.groups, 1))
+        made = np.repeat(ids[:: at.inputs // at.groups], at.outputs // at.groups)
+        walk.carry(op, made)
+    return _activated(call, Labels(axis, made))
+
+
+def _groups(ids: Ids, groups: int, axis: int) -> tuple[Ids, Ids]:
+    """The labels by group, and those that they equal: of the first group (axis 0) or of each group's first channel (axis 1)."""
+    table = ids.reshape(groups, -1)
+    return table, table.take([0], axis)
+
+
+def _separable(call: Call) -> list[Labels]:
+    rank = len(call.inputs[0].shape)
+    axis = channel_axis(call.op, rank)
+    call.walk.sum_over(call.op, call.along(axis))
+    return _activated(call, Labels(axis, call.walk.make(call.op, call.walk.fresh(int(call.op["filters"])))))
+
+
+def _dense(call: Call) -> list[Labels]:
+    axis = len(call.inputs[0].shape) - 1
+    call.walk.sum_over(call.op, call.along(axis))
+    return _activated(call, Labels(axis, call.walk.make(call.op, call.walk.fresh(int(call.op["units"])))))
+
+
+def _einsum(call: Call) -> list[Labels]:
+    """A projection to several letters, such as heads and their width, is cut along the first."""
+    op, walk = call.op, call.walk
+    why = "its kernel is not a plain weight" if "kernel" not in op.weights else Einsum.refusal(op, call.inputs[0])
+    if why is not None:
+        return call.fix(f"its filters are read by {call.title}: {why}")
+    einsum = Einsum.of(op, call.inputs[0])
+    letters = einsum.source.removeprefix("...")
+    rank = len(call.inputs[0].shape)
+    summed = [rank - len(letters) + letters.index(letter) for letter in einsum.summed]
+    if call.source.axis not in (None, *summed):
+        return call.fix(f"its filters stand on an axis over which {call.title} does not sum")
+    walk.sum_over(op, call.along(summed[0] if call.source.axis is None else call.source.axis))
+    target = einsum.target.removeprefix("...")
+    letter = next(letter for letter in target if letter in einsum.made)
+    axis = len(call.outputs[0].shape) - len(target) + target.index(letter)
+    return _activated(call, Labels(axis, walk.make(op, walk.fresh(einsum.lengths[letter] or 0))))
+
+
+def _embedding(call: Call) -> list[Labels]:
+    return [Labels(len(call.outputs[0].shape) - 1, call.walk.make(call.op, call.walk.fresh(int(call.op.attrs["output_dim"]))))]
+
+
+# -- layers that keep channels apart -----------------------------------------------------------------------------------------------
+
+
+def _through(call: Call) -> list[Labels]:
+    return [call.source]
+
+
+def _activation(call: Call) -> list[Labels]:
+    return _activated(call, call.source)
+
+
+def _along_channels(call: Call) -> list[Labels]:
+    """Layers that work on the other axes: pooling, padding, cropping, enlarging."""
+    source, axis = call.source, channel_axis(call.op, len(call.inputs[0].shape))
+    if source.axis in (None, axis):
+        return [source]
+    return call.fix(f"its filters stand on axis {source.axis} of what {call.title} reads, which works along it")
+
+
+def _global_pool(call: Call) -> list[Labels]:
+    (labels,) = _along_channels(call)
+    return [labels if labels.axis is None or call.op.attrs.get("keepdims") else Labels(1, labels.ids)]
+
+
+def _batch_norm(call: Call) -> list[Labels]:
+    source, axis = call.source, int(call.op["axis"]) % len(call.inputs[0].shape)
+    if source.axis is None or source.axis == axis:
+        call.walk.carry(call.op, call.along(axis))
+    return [source]
+
+
+def _prelu(call: Call) -> list[Labels]:
+    source = call.source
+    if source.axis is not None and call.op.weights["alpha"].shape[source.axis - 1] > 1:
+        call.walk.carry(call.op, source.ids)
+    return [source]
+
+
+def _rescaling(call: Call) -> list[Labels]:
+    lengths = {np.size(call.op.attrs.get(name, 0)) for name in ("scale", "offset")} - {1}
+    if lengths and call.source.axis not in (None, len(call.inputs[0].shape) - 1):
+        return call.fix(f"its filters stand on axis {call.source.axis} of what {call.title} reads, whose scale stands on the last")
+    if lengths and call.source.axis is not None:
+        call.walk.carry(call.op, call.source.ids)
+    return [call.source]
+
+
+def _normalized_axes(call: Call) -> list[Labels]:
+    """Layers that mix along their axis, and leave others alone."""
+    axis = call.op.attrs.get("axis", -1)
+    rank = len(call.inputs[0].shape)
+    mixed = {a % rank for a in (axis if isinstance(axis, tuple | list) else (axis,))}
+    if call.source.axis not in mixed:
+        return [call.source]
+    return call.fix(f"its filters are read by {call.title}, which mixes them")
+
+
+def _group_norm(call: Call) -> list[Labels]:
+    """A unit is a whole group: its statistics are its own."""
+    rank, source = len(call.inputs[0].shape), call.source
+    groups = int(call.op.attrs.get("groups", 32))
+    if source.axis is None:
+        return [source]
+    if source.axis != int(call.op.attrs.get("axis", -1)) % rank or groups in (1, -1):
+        return call.fix(f"its filters are read by {call.title}, which mixes them")
+    call.walk.unify(*_groups(call.walk.carry(call.op, source.ids), groups, 1))
+    return [source]
+
+
+# -- several operands --------------------------------------------------------------------------------------------------------------
+
+
+def _merge(call: Call) -> list[Labels]:
+    """Element-wise arithmetic, with shapes aligned from the last axis: labels at the same place are equal."""
+    shape = call.outputs[0].shape
+    places = [
+        labels.axis - len(t.shape) + len(shape) if labels.axis is not None else None for labels, t in zip(call.labels, call.inputs, strict=True)
+    ]
+    real = [i for i, place in enumerate(places) if place is not None and len(call.labels[i].ids) == shape[place]]
+    for i, place in enumerate(places):
+        if place is not None and i not in real:
+            call.walk.stay(call.labels[i].ids, f"its filters are repeated along a longer axis in {call.title}")
+    if len({places[i] for i in real}) > 1:
+        return call.fix(f"its filters meet others on another axis in {call.title}")
+    whole = next((labels.source for labels in call.labels if labels.source), f"the output of {call.title}")
+    if not real:
+        return [Labels.fixed(whole)]
+    place, ids = places[real[0]], call.labels[real[0]].ids
+    assert place is not None
+    for i, (labels, tensor) in enumerate(zip(call.labels, call.inputs, strict=True)):
+        if i in real:
+            call.walk.unify(ids, labels.ids)
+        elif _spans(tensor.shape, place - len(shape), shape[place]):
+            call.walk.stay(ids, f"its filters meet {labels.source or 'others on another axis'} in {call.title}")
+    for constant in _constants(call.op):
+        if _spans(np.shape(constant), place - len(shape), shape[place]):
+            call.walk.stay(ids, f"its filters meet a constant in {call.title}")
+    return [Labels(place, ids)]
+
+
+def _spans(shape: Shape, place: int, length: int | None) -> bool:
+    """Whether an operand has a value for each index of the axis that is ``place`` (counted from the end) of the result, rather than one for all."""
+    return -place <= len(shape) and (shape[place] != 1 or length == 1)
+
+
+def _constants(op: Op) -> list[Any]:
+    if op.call is None:
+        return []
+    args, kwargs = op.call
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, np.ndarray | list | tuple) and not _holds_slot(value)]
+
+
+def _holds_slot(value: Any) -> bool:
+    return isinstance(value, Slot) or (isinstance(value, list | tuple) and any(_holds_slot(item) for item in value))
+
+
+def _concatenate(call: Call) -> list[Labels]:
+    rank = len(call.outputs[0].shape)
+    axis = int(call.op.attrs.get("axis", -1)) % rank
+    axes = {labels.axis for labels in call.labels} - {None}
+    if len(axes) > 1:
+        return call.fix(f"its filters meet others on another axis in {call.title}")
+    if not axes:
+        return [Labels.fixed(f"the output of {call.title}")]
+    (own,) = axes
+    assert own is not None
+    parts = []
+    for labels, tensor in zip(call.labels, call.inputs, strict=True):
+        if labels.axis is None:
+            length = tensor.shape[own]
+            assert length is not None
+            ids = call.walk.fresh(length)
+            call.walk.stay(ids, f"its filters meet {labels.source} in {call.title}")
+        else:
+            ids = labels.ids
+        parts.append(ids)
+    if own == axis:
+        return [Labels(own, np.concatenate(parts))]
+    for ids in parts:
+        call.walk.unify(parts[0], ids)
+    return [Labels(own, parts[0])]
+
+
+# -- reshaping ---------------------------------------------------------------------------------------------------------------------
+
+
+def _reshaped(call: Call, order: tuple[int, ...] | None = None) -> list[Labels]:
+    """A Flatten or Reshape, of the source with its axes in ``order``. What then lies along several axes is cut along the last of them."""
+    source, shape, target = call.source, call.inputs[0].shape[1:], call.outputs[0].shape[1:]
+    if source.axis is None:
+        return [Labels.fixed(f"the output of {call.title}")]
+    if None in shape or None in target or (call.op.shared is not None and call.op.kind == "Reshape"):
+        return call.fix(f"its filters are reshaped by {call.title}, whose shape is not fixed" + (" for each call" if call.op.shared else ""))
+    lengths, wanted = [n or 0 for n in shape], [n or 0 for n in target]
+    laid = np.broadcast_to(source.ids.reshape([n if a == source.axis - 1 else 1 for a, n in enumerate(lengths)]), lengths)
+    table = (laid if order is None else laid.transpose(order)).reshape(wanted)
+    varying = [axis for axis in range(len(wanted)) if (table != table.take([0], axis)).any()]
+    if not varying:
+        return call.fix(f"its only filter is reshaped by {call.title}")
+    last = np.moveaxis(table, varying[-1], 0).reshape(wanted[varying[-1]], -1)
+    if len(varying) > 1:
+        call.walk.unify(last, last[:, :1])
+    return [Labels(varying[-1] + 1, np.array(last[:, 0]))]
+
+
+def _flatten(call: Call) -> list[Labels]:
+    rank = len(call.inputs[0].shape) - 1
+    first = call.op.attrs.get("data_format") == "channels_first" and rank > 1
+    return _reshaped(call, (*range(1, rank), 0) if first else None)
+
+
+def _permute(call: Call) -> list[Labels]:
+    axes = (0, *call.op.attrs["dims"]) if call.op.kind == "Permute" else call.op.attrs.get("axes")
+    if call.source.axis is None:
+        return [call.source]
+    axes = tuple(reversed(range(len(call.outputs[0].shape)))) if axes is None else axes
+    return [Labels([axis % len(axes) for axis in axes].index(call.source.axis), call.source.ids)]
+
+
+def _repeat_vector(call: Call) -> list[Labels]:
+    return [call.source if call.source.axis is None else Labels(2, call.source.ids)]
+
+
+def _reduce(call: Call) -> list[Labels]:
+    source, rank, axis = call.source, len(call.inputs[0].shape), call.op.attrs.get("axis")
+    gone = set(range(rank)) if axis is None else {a % rank for a in (axis if isinstance(axis, tuple | list) else (axis,))}
+    if source.axis in gone:
+        return call.fix(f"its filters are read by {call.title}, which mixes them")
+    if source.axis is None or call.op.attrs.get("keepdims"):
+        return [source]
+    return [Labels(source.axis - sum(a < source.axis for a in gone), source.ids)]
+
+
+def slices(op: Op, rank: int) -> list[slice] | None:
+    """The index of an ops.GetItem as one slice an axis; None where it is anything else."""
+    args, kwargs = op.call or ((), {})
+    key = args[1] if len(args) > 1 else kwargs.get("key")
+    items = list(key) if isinstance(key, tuple) else [key]
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        items[at : at + 1] = [slice(None)] * (rank - len(items) + 1)
+    plain = [item for item in items if isinstance(item, slice)]
+    return None if len(plain) < len(items) else [*plain, *[slice(None)] * (rank - len(plain))]
+
+
+def _get_item(call: Call) -> list[Labels]:
+    source, index = call.source, slices(call.op, len(call.inputs[0].shape))
+    if source.axis is None:
+        return [Labels.fixed(f"the output of {call.title}")]
+    if index is None or index[source.axis].step not in (None, 1):
+        return call.fix(f"its filters are read by {call.title}, whose index is not a plain slice")
+    return [Labels(source.axis, source.ids[index[source.axis]])]
+
+
+def _split(call: Call) -> list[Labels]:
+    source, axis = call.source, int(call.op.attrs.get("axis", 0)) % len(call.inputs[0].shape)
+    if source.axis is None:
+        return [Labels.fixed(f"the output of {call.title}")] * len(call.outputs)
+    if source.axis != axis:
+        return [source] * len(call.outputs)
+    ends = np.cumsum([t.shape[axis] or 0 for t in call.outputs])
+    return [Labels(axis, ids) for ids in np.split(source.ids, ends[:-1])]
+
+
+def _input(call: Call) -> list[Labels]:
+    return [Labels.fixed(f"the model's input '{call.op.name}'")]
+
+
+#: Kinds with one operand, and with several.
+ONE: dict[str, Rule] = {
+    **{f"Conv{n}D{kind}": _conv for n in (1, 2, 3) for kind in ("", "Transpose")},
+    **{f"DepthwiseConv{n}D": _conv for n in (1, 2)},
+    **{f"SeparableConv{n}D": _separable for n in (1, 2)},
+    "Dense": _dense,
+    "EinsumDense": _einsum,
+    "Embedding": _embedding,
+    "BatchNormalization": _batch_norm,
+    "PReLU": _prelu,
+    "Rescaling": _rescaling,
+    "Activation": _activation,
+    **dict.fromkeys(
+        "ReLU LeakyReLU ELU Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianNoise GaussianDropout AlphaDropout "
+        "ActivityRegularization Identity".split(),
+        _through,
+    ),
+    **dict.fromkeys(
+        (
+            f"ops.{name}"
+            for name in "Relu Relu6 Sigmoid Tanh Silu Gelu Elu Selu Softplus Softsign LeakyRelu HardSigmoid HardSilu Abs Absolute Negative Square Sqrt "
+            "Rsqrt Exp Log Sign Clip Identity".split()
+        ),
+        _through,
+    ),
+    **{f"{m}Pooling{n}D": _along_channels for m in ("Max", "Average") for n in (1, 2, 3)},
+    **{f"{m}{n}D": _along_channels for m in ("ZeroPadding", "Cropping", "UpSampling") for n in (1, 2, 3)},
+    **{f"Global{m}Pooling{n}D": _global_pool for m in ("Max", "Average") for n in (1, 2, 3)},
+    **dict.fromkeys(("LayerNormalization", "UnitNormalization", "Softmax", "ops.Softmax"), _normalized_axes),
+    "GroupNormalization": _group_norm,
+    "Flatten": _flatten,
+    "Reshape": _reshaped,
+    "Permute": _permute,
+    "ops.Transpose": _permute,
+    "RepeatVector": _repeat_vector,
+    **dict.fromkeys((f"ops.{name}" for name in ("Mean", "Max", "Min", "Sum")), _reduce),
+    "ops.GetItem": _get_item,
+    "ops.Split": _split,
+}
+SEVERAL: dict[str, Rule] = {
+    **dict.fromkeys(("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"), _merge),
+    **dict.fromkeys((f"ops.{name}" for name in ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Power")), _merge),
+    **dict.fromkeys(("Concatenate", "ops.Concatenate"), _concatenate),
+}
+
+
+def follow(call: Call) -> list[Labels]:
+    """The labels of what an op gives, one entry per output."""
+    op = call.op
+    if op.kind == "InputLayer":
+        return _input(call)
+    known = op.origin is None or op.kind.startswith("ops.")
+    if known and op.kind in SEVERAL:
+        return SEVERAL[op.kind](call)
+    if known and op.kind in ONE and len(call.inputs) == 1 and len(call.inputs[0].shape) > 1:
+        return ONE[op.kind](call)
+    if op.kind == "MultiHeadAttention":
+        return call.fix(f"its filters are read by {call.title}, whose projections are inside the layer, which Keras offers only as a whole")
+    return call.fix(f"its filters are read by {call.title}, of which it is not known whether it keeps channels apart")
