@@ -156,8 +156,8 @@ def baselines(state: State) -> Iterator[tuple[str, Callable[[float], Mapping[str
     yield "tucker2 by EVBMF", evbmf
 
 
-def accuracies(name: str, kept: list[int], images: int) -> None:
-    """Accuracy against MACs kept: the mix, each method alone, and the baselines."""
+def accuracies(name: str, kept: list[int], images: int, refitted: list[str]) -> None:
+    """Accuracy against MACs kept: the mix, each method alone, and the baselines; ``refitted`` names the selections that are refitted too."""
     state = cifar(name)
     start = time.perf_counter()
     state = ExploreLayers(methods=METHODS)(state)
@@ -187,7 +187,7 @@ def accuracies(name: str, kept: list[int], images: int) -> None:
                 factorized = Factorize()(chosen)
                 recalibrated = RecalibrateBatchNorm(samples=1_000)(factorized)
                 rungs = [("factorized", factorized), ("recalibrated", recalibrated)]
-                if label in ("hybrid", *METHODS):  # the others are about selection alone
+                if label in refitted:  # the others are about selection alone
                     rungs.append(("refitted", Refit(samples=500, patches=12_288)(recalibrated)))
                 row["macs_kept"] = f"{100 * totals(factorized.graph)['macs'] / whole:.1f}"
                 row["predicted"] = f"{chosen.fact(Selection).impact:.5f}"
@@ -317,9 +317,10 @@ def main() -> None:
     parser.add_argument("--kept", type=int, nargs="+", default=[75, 60, 50, 40, 30])
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--plans", type=int, default=60)
+    parser.add_argument("--refitted", nargs="+", default=["hybrid", *METHODS], help="selections that are refitted in closed form too")
     given = parser.parse_args()
     if given.command == "accuracy":
-        accuracies(given.network, given.kept, given.images)
+        accuracies(given.network, given.kept, given.images, given.refitted)
     elif given.command == "ranking":
         ranking(given.network, given.plans, given.images)
     elif given.command == "speed":
