@@ -8,12 +8,12 @@ import importlib.metadata
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from lrfc.errors import UsageError
-from lrfc.manifest import File
+from lrfc.manifest import File, Scale
 
 #: Packages whose versions a manifest records; those that are not installed are null.
 PACKAGES = (
@@ -118,9 +118,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def record(path: Path, root: Path, format: str) -> File:  # noqa: A002  the name of the manifest's field
-    """The manifest's entry for a file under the output folder ``root``."""
-    return File(path=path.relative_to(root).as_posix(), sha256=sha256(path), bytes=path.stat().st_size, format=format)
+def record(path: Path, root: Path, format: str, scales: Sequence[tuple[str, float, int]] = ()) -> File:  # noqa: A002  the name of the manifest's field
+    """The manifest's entry for a file under the output folder ``root``. ``scales``: name, scale and zero point of each integer input and output."""
+    told = tuple(Scale(name=name, scale=scale, zero_point=zero) for name, scale, zero in scales)
+    return File(path=path.relative_to(root).as_posix(), sha256=sha256(path), bytes=path.stat().st_size, format=format, scales=told)
 
 
 def versions() -> dict[str, str | None]:

@@ -15,6 +15,7 @@ from lrfc.passes.factorize import Factorize
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable
 from lrfc.pipeline import plan, run
+from lrfc.precision import of
 from lrfc.search.candidates import Candidate, LayerSpace
 from lrfc.search.cost import arena
 from lrfc.search.memory import live_bytes
@@ -22,8 +23,6 @@ from lrfc.state import Progress, State, Target
 
 #: Plans that are made at most until the budgets are met.
 ROUNDS = 6
-#: Bytes of a kernel value and of an activation.
-ITEMSIZE = {"fp32": 4, "int8": 1}
 
 
 def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Budget | None, targets: Sequence[Target]) -> tuple[State, SelectRanks]:
@@ -36,13 +35,13 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
     if max_size is None and max_ram is None:
         return state, select
     silent = replace(state, progress=Progress())
-    itemsizes = [ITEMSIZE[target.precision] for target in targets]
+    itemsizes = [of(target.precision).weight for target in targets]
     precisions = sorted({target.precision for target in targets})
     original = fold_batchnorm(state.original)
     files = emitted(original, state, targets) if max_size is not None else []
     # What a file holds beside the weights; corrected below, because factorization adds operations.
     beside = [size - itemsize * original.params for size, itemsize in zip(files, itemsizes, strict=False)]
-    room = {p: max_ram.limit(arena(original, ITEMSIZE[p]).planned_bytes()) for p in precisions} if max_ram is not None else {}
+    room = {p: max_ram.limit(arena(original, of(p).activation).planned_bytes()) for p in precisions} if max_ram is not None else {}
     live = dict(room)
     for _ in range(ROUNDS):
         found = silent
@@ -69,7 +68,7 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
                 )
             beside = [max(other, size - itemsize * graph.params) for other, size, itemsize in zip(beside, sizes, itemsizes, strict=True)]
         for precision, limit in room.items():
-            planned = arena(graph, ITEMSIZE[precision]).planned_bytes()
+            planned = arena(graph, of(precision).activation).planned_bytes()
             state.progress.log(f"  activation arena: {planned:,} bytes")
             if planned > limit:
                 good, live[precision] = False, live[precision] * limit / planned
@@ -88,7 +87,7 @@ def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:
 
 def _fitting(state: State, precision: str, limit: float, budget: Budget) -> State:
     """The state with those candidates only at which no more than ``limit`` bytes are alive."""
-    design, memory = state.fact(DesignSpace), arena(state.original, ITEMSIZE[precision])
+    design, memory = state.fact(DesignSpace), arena(state.original, of(precision).activation)
     changed = {call for space in design.spaces for call in space.calls}
     for name, size in memory.timeline.items():
         if size > limit and name not in changed:
@@ -107,7 +106,7 @@ def _fitting(state: State, precision: str, limit: float, budget: Budget) -> Stat
 
 def live_need(graph: Graph, space: LayerSpace, precision: str) -> Callable[[Candidate], int]:
     """A function that says how many bytes of activations are alive at most while a candidate of that layer runs."""
-    itemsize = ITEMSIZE[precision]
+    itemsize = of(precision).activation
     memory = arena(graph, itemsize)
 
     def need(candidate: Candidate) -> int:

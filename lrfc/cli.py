@@ -50,6 +50,8 @@ def build(
         typer.Option(help=text("metric")),
     ] = None,
     precision: Annotated[str | None, typer.Option(help=text("precision"))] = None,
+    int8_io: Annotated[bool, typer.Option("--int8-io", help=text("int8_io"))] = False,
+    qat: Annotated[bool, typer.Option("--qat", help=text("qat"))] = False,
     methods: Annotated[str | None, typer.Option(help=text("methods"))] = None,
     keep: Annotated[list[str], typer.Option(help=text("keep"))] = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help=text("only"))] = [],  # noqa: B006

@@ -72,7 +72,7 @@ def calibrate(
     formats: Annotated[
         list[str], typer.Option("--format", help="tflite or onnx; may be given several times. By default all that the device runs.")
     ] = [],  # noqa: B006
-    precision: Annotated[str | None, typer.Option(help="fp32 or int8; by default what the device computes in.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16, dynamic, int8 or int16x8; by default what the device computes in.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the runtime; by default those of the device.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what earlier calibrations have measured.")] = False,
     as_json: Json = False,

@@ -59,7 +59,7 @@ def build(
     single = not any(isinstance(each, Sequence) and not isinstance(each, str) for each in (target, device))
     names, devices = _several(target), _several(device)
     told = [None if each is None else str(each) if isinstance(each, str | Path) else "(from Python)" for each in (data, test_data)]
-    goals = destinations(names, devices, options.get("precision"), options.get("threads"))
+    goals = destinations(names, devices, options.get("precision"), options.get("threads"), int8_io=bool(options.get("int8_io")))
     config = options_.parse(targets=names, devices=devices, data=told[0], test_data=told[1], **options)
     folders = _folders(model, goals, config.out)
     log: list[str] = []

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lrfc.errors import UsageError
+from lrfc.precision import Name
 
 #: Quantity → unit → factor to the base unit (MACs, parameters, bytes, seconds are counted as such; latency in milliseconds).
 _UNITS: dict[str, dict[str, float]] = {
@@ -111,7 +112,9 @@ class BuildConfig(BaseModel):
 
     targets: tuple[Literal["tflite", "onnx"], ...] = ()
     devices: tuple[str, ...] = ()
-    precision: Literal["fp32", "int8"] | None = None
+    precision: Name | None = None
+    int8_io: bool = False
+    qat: bool = False
     data: str | None = None
     test_data: str | None = None
     max_macs: _budget("macs") = None  # type: ignore[valid-type]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrfc.errors import UsageError
+from lrfc.precision import of
 from lrfc.search import latency
 from lrfc.search.latency import CostProfile
 from lrfc.state import Target
@@ -32,7 +33,9 @@ class Destination:
         own = latency.load(self.device.name, form, precision, self.threads)
         if own is not None:
             return own, None
-        for device, other, threads in ((self.device.name, precision, 1), (HOST, precision, 1), (HOST, "fp32", 1)):
+        like = of(precision).like
+        near = [(self.device.name, precision, 1), (self.device.name, like, self.threads), (self.device.name, like, 1)]
+        for device, other, threads in (*near, (HOST, precision, 1), (HOST, like, 1), (HOST, "fp32", 1)):
             found = latency.load(device, form, other, threads)
             if found is not None:
                 note = f"device '{self.device.name}' has no cost profile for {form} {precision} on {self.threads} threads: prices begin as those of"
@@ -42,10 +45,13 @@ class Destination:
         )
 
 
-def destinations(targets: Sequence[str], names: Sequence[str], precision: str | None, threads: int | None) -> list[Destination]:
+def destinations(
+    targets: Sequence[str], names: Sequence[str], precision: str | None, threads: int | None, *, int8_io: bool = False
+) -> list[Destination]:
     """Every target on every device that runs it, the defaults being those of the device.
 
-    UsageError, before any work, when a device is unknown, when it runs none of the targets, and when it does not compute in that precision.
+    ``int8_io``: int8 inputs and outputs. UsageError, before any work, when a device is unknown, when it runs none of the targets, when it does not compute in
+    that precision, and when a target has not that precision or those inputs.
     """
     for name in targets:
         target_of(name)  # an unknown one is named before anything else
@@ -59,5 +65,5 @@ def destinations(targets: Sequence[str], names: Sequence[str], precision: str | 
             raise UsageError(f"device '{device.name}' computes in {' and '.join(device.precisions)}, not in {chosen}; leave out --precision")
         for name in formats:
             label = name if not names else device.name if len(formats) == 1 else f"{device.name}-{name}"
-            found.append(Destination(target_of(name, chosen), device, threads or device.threads, label))
+            found.append(Destination(target_of(name, chosen, int8_io=int8_io), device, threads or device.threads, label))
     return found

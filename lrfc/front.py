@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lrfc.budgets import ITEMSIZE, live_need
+from lrfc.budgets import live_need
 from lrfc.errors import BudgetError, UsageError
 from lrfc.passes.select_ranks import DesignSpace, costs, fixed, reachable
+from lrfc.precision import of
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import pareto
 from lrfc.search.cost import arena
@@ -40,7 +41,7 @@ def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, preci
     check(over)
     spaces = state.fact(DesignSpace).spaces
     outside, least, whole = fixed(state), reachable(state), costs(state)
-    memory = arena(state.original, ITEMSIZE[precision])
+    memory = arena(state.original, of(precision).activation)
     needs = (
         {s.op.name: {c: need(c) for c in s.candidates} for s in spaces for need in [live_need(state.original, s, precision)]} if "ram" in over else {}
     )

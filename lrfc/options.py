@@ -18,7 +18,9 @@ OPTIONS: dict[str, Option] = {
     "device": Option(
         "Where the file is to run: a name of lrfc devices list, or a .toml; may be given several times. By default this machine.", ["host"]
     ),
-    "precision": Option("fp32 or int8; by default what the device computes in.", "int8"),
+    "precision": Option("fp32, fp16, dynamic, int8 or int16x8; by default what the device computes in.", "int8"),
+    "int8_io": Option("An int8 file takes and gives int8 values; their scales are in the manifest."),
+    "qat": Option("Train the int8 network with its rounding simulated, after the fine-tune."),
     "data": Option("digits, a .npz (x, y), a folder of class folders, or package.module:function.", "digits"),
     "test_data": Option("Held-out data for the reported accuracies, in the same forms.", "test.npz"),
     "max_macs": Option("MACs to keep: 50% or 20M.", "50%"),

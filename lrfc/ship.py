@@ -23,6 +23,7 @@ from lrfc.targets.measure import Ratio
 from lrfc.targets.parity import parity
 
 
+from lrfc.targets.tflite import scales
 @dataclass(frozen=True)
 class Result:
     """A written output folder. ``speedup`` is measured: above 1 when the new file is faster than the original's.
@@ -84,7 +85,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
                 attempts=tuple(Attempt(allowed_divergence=each.settled.allowed, kept=_kept(each)) for each in drafts),
             ),
             parity=Parity(max_abs_diff=found.max_abs_diff, samples=found.samples),
-            artifacts=(files.record(emitted.path, work, target.name), files.record(work / "model.keras", work, "keras")),
+            artifacts=(files.record(emitted.path, work, target.name, scales(emitted.path) if made.config.int8_io else ()), files.record(work / "model.keras", work, "keras")),
         )
         manifest.write(work)
         manifest.write_layers(work)

@@ -93,7 +93,7 @@ class Pass(Protocol):
 
 @dataclass(frozen=True)
 class Artifact:
-    """An emitted file. ``format`` is 'tflite' or 'onnx', ``precision`` 'fp32' or 'int8'."""
+    """An emitted file. ``format`` is 'tflite' or 'onnx', ``precision`` a name of lrfc.precision."""
 
     path: Path
     format: str
@@ -123,7 +123,7 @@ class Target(Protocol):
 
     @property
     def precision(self) -> str:
-        """'fp32' or 'int8'."""
+        """A name of lrfc.precision."""
         ...
 
     def refusals(self, graph: Graph) -> Sequence[str]:
@@ -131,7 +131,7 @@ class Target(Protocol):
         ...
 
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
-        """Write the file. ``calibration`` holds representative inputs, needed for int8. ModelError when the converter fails."""
+        """Write the file. ``calibration`` holds representative inputs, needed for integer precisions. ModelError when the converter fails."""
         ...
 
     def load(self, artifact: Artifact) -> Runner:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
-from lrfc.errors import UsageError
+from lrfc import precision as precisions
 from lrfc.ir import ops
 from lrfc.ir.graph import Array, Graph, Shape
 from lrfc.search.cost import Arena, arena
@@ -71,14 +71,14 @@ class Profile(Fact):
 
 @dataclass(frozen=True)
 class ProfileModel:
-    """Profile the graph as it would be stored in ``precision``: int8 has 1 byte per kernel value and activation, 4 per bias value.
+    """Profile the graph as it would be stored in ``precision`` (see lrfc.precision): int8 has 1 byte per kernel value and activation, 4 per bias value.
 
     Element-wise work counts no MACs; the arena is that of ``lrfc.search.cost.arena``. ModelError when a shape is not fixed.
 
     Given and result: the graph is not changed.
     """
 
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: precisions.Name = "fp32"
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
     gives: ClassVar[tuple[type[Fact], ...]] = (Profile,)
@@ -91,10 +91,8 @@ class ProfileModel:
 
 def profile(graph: Graph, precision: str = "fp32") -> Profile:
     """The profile of a graph outside a pipeline."""
-    itemsizes = {"fp32": 4, "int8": 1}
-    if precision not in itemsizes:
-        raise UsageError(f"precision '{precision}' is not known; choose {' or '.join(itemsizes)}")
-    memory = arena(graph, itemsizes[precision])
+    sizes = precisions.of(precision)
+    memory = arena(graph, sizes.activation)
     own = {op.name for op in graph.layers()}
     rows = tuple(
         Row(
@@ -103,7 +101,7 @@ def profile(graph: Graph, precision: str = "fp32") -> Profile:
             tuple(tensor.shape for tensor in graph.tensors(op.name)),
             op.params if op.name in own else 0,
             ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)),
-            sum(_stored(weight, itemsizes[precision]) for weight in op.weights.values()) if op.name in own else 0,
+            sum(_stored(weight, sizes) for weight in op.weights.values()) if op.name in own else 0,
             memory.timeline[op.name],
         )
         for op in graph
@@ -111,8 +109,8 @@ def profile(graph: Graph, precision: str = "fp32") -> Profile:
     return Profile(rows, memory, precision)
 
 
-def _stored(weight: Array, itemsize: int) -> int:
-    """Bytes of a weight: vectors (biases, statistics) stay 32 bits wide, integers are kept."""
+def _stored(weight: Array, sizes: precisions.Precision) -> int:
+    """Bytes of a weight: vectors (biases, statistics) are wider than kernels where those are rounded, integers are kept."""
     if not np.issubdtype(weight.dtype, np.floating):
         return weight.nbytes
-    return weight.size * (itemsize if weight.ndim > 1 else 4)
+    return weight.size * (sizes.weight if weight.ndim > 1 else sizes.vector)

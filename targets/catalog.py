@@ -14,9 +14,9 @@ from lrfc.targets.tflite import TFLite
 TARGETS: Mapping[str, Any] = {TFLite.name: TFLite, ONNX.name: ONNX}
 
 
-def target(name: str, precision: str = "fp32") -> Target:
-    """The target of that name at that precision; UsageError when there is none."""
+def target(name: str, precision: str = "fp32", *, int8_io: bool = False) -> Target:
+    """The target of that name at that precision; UsageError when there is none. ``int8_io``: with int8 inputs and outputs."""
     if name not in TARGETS:
         raise UsageError(f"unknown target '{name}'; known are {', '.join(TARGETS)}")
-    made: Target = TARGETS[name](precision)
+    made: Target = TARGETS[name](precision, int8_io)
     return made

@@ -12,6 +12,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lrfc.errors import UsageError
+from lrfc.precision import Name
 from lrfc.targets import files
 
 SCHEMA = Path(__file__).with_name("device.schema.json")
@@ -86,7 +87,7 @@ class Device(_Table):
     name: _Name
     description: str
     formats: Annotated[tuple[Literal["tflite", "onnx"], ...], Field(min_length=1)] = ("tflite",)
-    precisions: Annotated[tuple[Literal["fp32", "int8"], ...], Field(min_length=1)] = ("fp32",)
+    precisions: Annotated[tuple[Name, ...], Field(min_length=1)] = ("fp32",)
     threads: Annotated[int, Field(ge=1)] = 1
     rank_multiple: Annotated[int, Field(ge=1)] = 1
     flash_bytes: _Bytes | None = None

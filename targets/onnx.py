@@ -1,4 +1,4 @@
-"""ONNX in float32, run by onnxruntime."""
+"""ONNX in float32, float16 and int8, run by onnxruntime."""
 
 from __future__ import annotations
 
@@ -6,44 +6,57 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir import backend
 from lrfc.ir.graph import Graph
+from lrfc.precision import Name, listed
 from lrfc.state import Artifact, Batch, Runner
-from lrfc.targets import files, refusals
+from lrfc.targets import files, onnx_int8, refusals
 from lrfc.targets.freeze import Frozen, converted, plain
 from lrfc.targets.imports import need
 from lrfc.targets.samples import Spec, checked, joined
 
 #: The operator set that is written: the newest one that tf2onnx converts and that runtimes of the last years all read.
 OPSET = 17
+#: What onnxruntime has kernels and tools for.
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
 class ONNX:
     """One ``.onnx`` file of standard operators (opset 17) with a fixed batch of one.
 
-    Inputs and outputs keep the layout, the order and the names of the model's. The same graph gives the same bytes.
+    Inputs and outputs keep the layout, the order, the names and the dtypes of the model's. See lrfc.targets.onnx_int8 for 'fp16' and 'int8'. The same
+    graph gives the same bytes.
     """
 
-    precision: Literal["fp32"] = "fp32"
+    precision: Name = "fp32"
+    int8_io: bool = False
     name: ClassVar[str] = "onnx"
 
     def __post_init__(self) -> None:
-        if self.precision != "fp32":
-            raise UsageError(f"target onnx has no precision '{self.precision}' yet; choose fp32, or target tflite for int8")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"target onnx has no precision '{self.precision}'; choose {listed(PRECISIONS)}, or target tflite")
+        if self.int8_io:
+            raise UsageError("target onnx has no --int8-io: its int8 files take and give what the model does; choose target tflite")
 
     def refusals(self, graph: Graph) -> Sequence[str]:
         """Every reason why the graph cannot be emitted, one line each. Empty when it can."""
         return refusals.of(graph, refusals.ONNX)
 
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
-        """Write the file. UsageError when it cannot be written; ModelError when the converter fails, with all it wrote in the error's notes."""
-        content = converted(graph, "ONNX", _convert)
+        """Write the file.
+
+        ``calibration``: one array (N, ...) per input; int8 reads the range of every activation from these samples, one by one.
+        UsageError when int8 lacks it or the file cannot be written; ModelError when the converter fails, with all it wrote in the error's notes.
+        """
+        if self.precision == "int8" and (calibration is None or len(calibration[0]) == 0):
+            raise UsageError("int8 needs calibration samples to read the range of each activation: give --data, or choose --precision fp32")
+        content = converted(graph, f"ONNX {self.precision}", lambda frozen: self._convert(frozen, calibration))
         files.write(path, content)
         return Artifact(path, self.name, self.precision)
 
@@ -51,8 +64,24 @@ class ONNX:
         """The file in an onnxruntime session. ModelError when onnxruntime refuses it."""
         return _OnnxRuntime(artifact.path, threads)
 
+    def _convert(self, frozen: Frozen, calibration: Batch | None) -> bytes:
+        import onnx
 
-def _convert(frozen: Frozen) -> bytes:
+        model = _plain(frozen)
+        if self.precision == "fp16":
+            model = onnx_int8.halved(model)
+        if self.precision == "int8":
+            assert calibration is not None
+            specs = [Spec(name, tuple(t.shape), t.dtype.as_numpy_dtype) for name, t in zip(frozen.inputs, frozen.function.inputs, strict=True)]
+            model = onnx_int8.quantised(model, frozen.inputs, tuple(checked(calibration, specs, "the model")))
+        if self.precision != "fp32":
+            _rename(model.graph, frozen)
+        onnx.checker.check_model(model, full_check=True)
+        return bytes(model.SerializeToString(deterministic=True))
+
+
+def _plain(frozen: Frozen) -> Any:
+    """The float32 model."""
     import onnx
 
     tf2onnx = need("tf2onnx", "tf2onnx")
@@ -69,8 +98,7 @@ def _convert(frozen: Frozen) -> bytes:
         raise ModelError(f"'{frozen.name}' cannot be converted to ONNX: it has no operator for TensorFlow's {frozen.places(unknown)}")
     model = _folded(model)
     _rename(model.graph, frozen)
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString(deterministic=True))
+    return model
 
 
 # TensorFlow ops that tf2onnx does not know; erfc is in the GELU of Keras.

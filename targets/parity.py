@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.errors import ParityError
+from lrfc.precision import PRECISIONS
 from lrfc.state import Artifact, Batch, Runner
 
-#: Precision → largest error that is allowed: 'fp32' of ``relative``, 'int8' of ``distance``. Six trained networks stayed below 2e-5 and below 0.07; the
-#: distance is 0.5 where a classifier gives another answer for every tenth sample.
-TOLERANCE: Mapping[str, float] = {"fp32": 1e-4, "int8": 0.5}
+#: Precision → largest error that is allowed: of ``relative`` where nothing is rounded to 8 bits (lrfc.precision), else of ``distance``. Six trained networks
+#: stayed below 2e-5 in float32 and below 0.07 in int8; the distance is 0.5 where a classifier gives another answer for every tenth sample.
+TOLERANCE: Mapping[str, float] = {"fp32": 1e-4, "fp16": 2e-2, "dynamic": 0.5, "int8": 0.5, "int16x8": 0.5}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Parity:
 def parity(artifact: Artifact, runner: Runner, inputs: Batch, reference: Batch) -> Parity:
     """Run the file on ``inputs`` and compare with the model's outputs for them, ``reference``; ParityError when the difference is too large.
 
-    float32 files are held to ``relative``, int8 files to ``distance`` (see TOLERANCE).
+    Float files are held to ``relative``, rounded ones to ``distance`` (see TOLERANCE).
     """
     outputs = runner(inputs)
     shapes, expected = [y.shape for y in outputs], [y.shape for y in reference]
@@ -42,11 +43,8 @@ def parity(artifact: Artifact, runner: Runner, inputs: Batch, reference: Batch) 
         raise ParityError(f"{artifact.path.name} gives outputs of shape {shapes}, the model {expected}")
     absolute, relative, distance = (max(values) for values in zip(*map(_differences, outputs, reference), strict=True))
     found = Parity(absolute, relative, distance, samples=len(inputs[0]))
-    error, limit, what = (
-        (found.distance, TOLERANCE["int8"], "L2 distance")
-        if artifact.precision == "int8"
-        else (found.relative, TOLERANCE["fp32"], "difference relative to the output's range")
-    )
+    rounded, limit = PRECISIONS[artifact.precision].rounding, TOLERANCE[artifact.precision]
+    error, what = (found.distance, "L2 distance") if rounded else (found.relative, "difference relative to the output's range")
     if not error <= limit:
         raise ParityError(
             f"{artifact.path.name} does not compute what the model computes: {what} {error:.2g}, allowed is {limit:g} "

@@ -75,12 +75,12 @@ def bucketed(graph: Graph) -> Sequence[str]:
 
 
 def looped(graph: Graph) -> Sequence[str]:
-    """Int8 calibration cannot run the loop of a recurrent layer; re-save the layer with unroll=True, or choose --precision fp32."""
+    """Calibration cannot run the loop of a recurrent layer; re-save the layer with unroll=True, or choose --precision fp32."""
     return _names(graph, ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), lambda op: not _unrolled(op))
 
 
 TFLITE: tuple[Rule, ...] = (open_axis, strings, dilated_transposed, pooled_3d, dilated_3d, grouped_3d, channels_first, smooth_resize)
-TFLITE_INT8: tuple[Rule, ...] = (*TFLITE, looped)
+TFLITE_INTEGER: tuple[Rule, ...] = (*TFLITE, looped)
 ONNX: tuple[Rule, ...] = (open_axis, strings, grouped_3d, inexact_resize, bucketed)
 
 

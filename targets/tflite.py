@@ -1,19 +1,21 @@
-"""TensorFlow Lite: float32, or int8 by full-integer post-training quantisation; run by LiteRT."""
+"""TensorFlow Lite in all its precisions, run by LiteRT."""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir import backend
 from lrfc.ir.graph import Graph
+from lrfc.precision import PRECISIONS, Name, listed
 from lrfc.state import Artifact, Batch, Runner
 from lrfc.targets import files, refusals
 from lrfc.targets.freeze import Frozen, converted
@@ -26,29 +28,36 @@ from lrfc.targets.samples import Spec, checked, joined
 class TFLite:
     """One ``.tflite`` file with a fixed batch of one and built-in operators only.
 
-    'int8' quantises weights (per channel) and activations; inputs and outputs stay as the model has them. The signature ``serving_default`` names
-    inputs and outputs like the model's ops, and the file lists both in the model's order. The same graph gives the same bytes.
+    'int8' quantises weights (per channel) and activations, 'int16x8' weights to 8 and activations to 16 bits, 'dynamic' weights only: activations are
+    quantised as they come, where the runtime has a kernel for that. 'fp16' halves the weights, and is computed in float32. Inputs and outputs stay as the
+    model has them, unless ``int8_io``. The signature ``serving_default`` names inputs and outputs like the model's ops, and the file lists both in the
+    model's order. The same graph gives the same bytes.
     """
 
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Name = "fp32"
+    int8_io: bool = False
     name: ClassVar[str] = "tflite"
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "int8"):
-            raise UsageError(f"target tflite has no precision '{self.precision}'; choose fp32 or int8")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"target tflite has no precision '{self.precision}'; choose {listed(tuple(PRECISIONS))}")
+        if self.int8_io and self.precision != "int8":
+            raise UsageError(f"--int8-io goes with --precision int8, not {self.precision}")
 
     def refusals(self, graph: Graph) -> Sequence[str]:
         """Every reason why the graph cannot be emitted, one line each. Empty when it can."""
-        return refusals.of(graph, refusals.TFLITE_INT8 if self.precision == "int8" else refusals.TFLITE)
+        return refusals.of(graph, refusals.TFLITE_INTEGER if self._integer else refusals.TFLITE)
 
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
         """Write the file.
 
-        ``calibration``: one array (N, ...) per input; int8 reads the range of every activation from these samples, one by one.
-        UsageError when int8 lacks it or the file cannot be written; ModelError when the converter fails, with all it wrote in the error's notes.
+        ``calibration``: one array (N, ...) per input; integer precisions read the range of every activation from these samples, one by one.
+        UsageError when they lack it or the file cannot be written; ModelError when the converter fails, with all it wrote in the error's notes.
         """
-        if self.precision == "int8" and (calibration is None or len(calibration[0]) == 0):
-            raise UsageError("int8 needs calibration samples to read the range of each activation: give --data, or choose --precision fp32")
+        if self._integer and (calibration is None or len(calibration[0]) == 0):
+            raise UsageError(
+                f"{self.precision} needs calibration samples to read the range of each activation: give --data, or choose --precision fp32"
+            )
         content = converted(graph, f"TFLite {self.precision}", lambda frozen: self._convert(frozen, calibration))
         files.write(path, content)
         return Artifact(path, self.name, self.precision)
@@ -57,16 +66,20 @@ class TFLite:
         """The file in a LiteRT interpreter. ModelError when LiteRT refuses it."""
         return _LiteRT(artifact.path, threads)
 
+    @property
+    def _integer(self) -> bool:
+        return PRECISIONS[self.precision].integer
+
     def _convert(self, frozen: Frozen, calibration: Batch | None) -> bytes:
         import tensorflow as tf
 
         def call(*tensors: Any) -> dict[str, Any]:
             return dict(zip(frozen.outputs, frozen.function(*tensors), strict=True))
 
-        if self.precision == "int8" and any(node.op.startswith("TensorList") for node in frozen.function.graph.as_graph_def().node):
+        if self._integer and any(node.op.startswith("TensorList") for node in frozen.function.graph.as_graph_def().node):
             # The calibrator does not fail on it: it takes the process down.
             raise ModelError(
-                f"'{frozen.name}' has a loop that int8 calibration cannot run: unroll its recurrent layers (unroll=True), or choose --precision fp32"
+                f"'{frozen.name}' has a loop that calibration cannot run: unroll its recurrent layers (unroll=True), or choose --precision fp32"
             )
         specs = [tf.TensorSpec(tensor.shape, tensor.dtype, name=name) for name, tensor in zip(frozen.inputs, frozen.function.inputs, strict=True)]
         signature = tf.function(call, autograph=False).get_concrete_function(*specs)
@@ -74,15 +87,10 @@ class TFLite:
             # Without custom gradients: they cannot be saved once the variables are constants, and a file is for inference.
             tf.saved_model.save(tf.Module(), folder, {"serving_default": signature}, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-            if self.precision == "int8":
-                assert calibration is not None
-                converter.optimizations = [tf.lite.Optimize.DEFAULT]
-                converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-                samples = checked(
-                    calibration,
-                    [Spec(name, tuple(t.shape), t.dtype.as_numpy_dtype) for name, t in zip(frozen.inputs, specs, strict=True)],
-                    "the model",
-                )
+            self._quantise(converter)
+            if calibration is not None and self._integer:
+                shapes = [Spec(name, tuple(t.shape), t.dtype.as_numpy_dtype) for name, t in zip(frozen.inputs, specs, strict=True)]
+                samples = checked(calibration, shapes, "the model")
 
                 def representative() -> Iterator[dict[str, Any]]:
                     for i in range(len(samples[0])):
@@ -100,6 +108,25 @@ class TFLite:
                 ) from error
         return _in_order(bytes(content), frozen)
 
+    def _quantise(self, converter: Any) -> None:
+        """Set the converter to the precision."""
+        import tensorflow as tf
+
+        sets = {"int8": "TFLITE_BUILTINS_INT8", "int16x8": "EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8"}
+        if self.precision != "fp32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if self.precision == "fp16":
+            converter.target_spec.supported_types = [tf.float16]
+        if self._integer:
+            converter.target_spec.supported_ops = [getattr(tf.lite.OpsSet, sets[self.precision])]
+        if self.int8_io:
+            converter.inference_input_type = converter.inference_output_type = tf.int8
+
+
+def scales(path: Path) -> tuple[tuple[str, float, int], ...]:
+    """Name, scale and zero point of each input and output of a file that holds integers: value = scale · (integer - zero point)."""
+    return tuple((name, port.scale, port.zero_point) for name, port in _LiteRT(path, 1).ports().items() if port.scale)
+
 
 def _in_order(content: bytes, frozen: Frozen) -> bytes:
     """The file with its inputs and outputs listed in the model's order; the converter sorts them by name."""
@@ -115,6 +142,32 @@ def _in_order(content: bytes, frozen: Frozen) -> bytes:
     return bytes(buffer)
 
 
+class _Port(NamedTuple):
+    """An input or output of a loaded file. One of integers with a scale is read and written as the float values that they stand for."""
+
+    number: int
+    spec: Spec
+    dtype: Any
+    scale: float
+    zero_point: int
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> _Port:
+        scale, zero_point = entry["quantization"]
+        dtype = np.float32 if scale else entry["dtype"]
+        return cls(entry["index"], Spec(entry["name"], tuple(entry["shape"].tolist()), dtype), entry["dtype"], float(scale), int(zero_point))
+
+    def given(self, x: NDArray[Any]) -> NDArray[Any]:
+        if not self.scale:
+            return x
+        limits = np.iinfo(self.dtype)
+        rounded = np.rint(x / np.float32(self.scale)) + self.zero_point
+        return np.asarray(np.clip(rounded, limits.min, limits.max), self.dtype)
+
+    def taken(self, y: NDArray[Any]) -> NDArray[Any]:
+        return np.float32(self.scale) * (y.astype(np.float32) - self.zero_point) if self.scale else y
+
+
 class _LiteRT:
     """A loaded ``.tflite`` file. Samples run one by one: with XNNPACK a batch is not faster, and what runs is the file as it ships."""
 
@@ -126,21 +179,27 @@ class _LiteRT:
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError, OSError) as error:
             raise ModelError(f"LiteRT cannot load {path}: {backend.reason(error)}") from error
-        details = self._interpreter.get_input_details()
-        self._inputs = [Spec(entry["name"], tuple(entry["shape"].tolist()), entry["dtype"]) for entry in details]
-        self._indices = [entry["index"] for entry in details]
-        self._outputs = [entry["index"] for entry in self._interpreter.get_output_details()]
+        self._inputs, self._outputs = (
+            [_Port.of(entry) for entry in details()] for details in (self._interpreter.get_input_details, self._interpreter.get_output_details)
+        )
         self._name = path.name
 
+    def ports(self) -> dict[str, _Port]:
+        """Inputs and outputs, by the names that the signature gives them."""
+        signature = self._interpreter.get_signature_runner()
+        named = {**signature.get_input_details(), **signature.get_output_details()}
+        names = {entry["index"]: name for name, entry in named.items()}
+        return {names[port.number]: port for port in (*self._inputs, *self._outputs)}
+
     def __call__(self, batch: Batch) -> Batch:
-        arrays = checked(batch, self._inputs, self._name)
+        arrays = [port.given(x) for port, x in zip(self._inputs, checked(batch, [port.spec for port in self._inputs], self._name), strict=True)]
         results: list[list[np.ndarray[Any, Any]]] = []
         for i in range(len(arrays[0])):
-            for index, x in zip(self._indices, arrays, strict=True):
-                self._interpreter.set_tensor(index, x[i : i + 1])
+            for port, x in zip(self._inputs, arrays, strict=True):
+                self._interpreter.set_tensor(port.number, x[i : i + 1])
             try:
                 self._interpreter.invoke()
             except RuntimeError as error:
                 raise ModelError(f"LiteRT cannot run {self._name}: {backend.reason(error)}") from error
-            results.append([self._interpreter.get_tensor(index) for index in self._outputs])
+            results.append([port.taken(self._interpreter.get_tensor(port.number)) for port in self._outputs])
         return joined(results)

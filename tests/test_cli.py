@@ -116,7 +116,7 @@ REFUSED = {
     "unknown target": Case(f"{TINY} --target coreml", 2, ("'coreml'", "tflite, onnx")),
     "unknown precision": Case(f"{TINY} --precision int4", 2, ("precision", "int8")),
     "unknown method": Case(f"{TINY} --methods magic", 2, ("magic", "tucker2")),
-    "int8 for onnx": Case(f"{TINY} --target onnx --precision int8", 2, ("onnx", "int8", "tflite")),
+    "int16x8 for onnx": Case(f"{TINY} --target onnx --precision int16x8", 2, ("onnx", "int16x8", "fp16 or int8", "tflite")),
 }
 
 

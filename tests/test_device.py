@@ -88,7 +88,7 @@ def test_a_folder_that_cannot_be_made_is_named(own, tmp_path):
     ('name = "A b"\ndescription = ""', "name = 'A b': string should match"),
     ('name = "a"\ndescription = ""\nthread = 2', r"unknown key 'thread' \(= 2\): did you mean 'threads'\?; known here are "),
     ('name = "a"\ndescription = ""\nthreads = 0', "threads = 0: input should be greater than or equal to 1"),
-    ('name = "a"\ndescription = ""\nprecisions = ["fp61"]', r"precisions.0 = 'fp61': input should be 'fp32' or 'int8'"),
+    ('name = "a"\ndescription = ""\nprecisions = ["fp61"]', r"precisions.0 = 'fp61': input should be 'fp32', 'fp16', 'dynamic', 'int8' or 'int16x8'"),
     ('name = "a"\ndescription = ""\nformats = []', r"formats = \[\]: tuple should have at least 1 item"),
     ('name = "a"\ndescription = ""\n[reach]\nkind = "shh"', r"reach.kind = 'shh': it is one of local, ssh, adb, vela, analytic: did you mean 'ssh'\?"),
     ('name = "a"\ndescription = ""\n[reach]\nhost = "x"', "the key 'reach.kind' is missing; it is one of local, ssh"),

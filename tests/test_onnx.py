@@ -141,9 +141,11 @@ def test_refusals(tmp_path):
         check(wanted["inexact_resize"], tmp_path / "m.onnx")
 
 
-def test_int8_is_said_to_come():
-    with pytest.raises(UsageError, match="no precision 'int8' yet; choose fp32, or target tflite for int8"):
-        target("onnx", "int8")
+def test_a_precision_that_it_has_not_is_said():
+    with pytest.raises(UsageError, match="no precision 'int16x8'; choose fp32, fp16 or int8, or target tflite"):
+        target("onnx", "int16x8")
+    with pytest.raises(UsageError, match="no --int8-io"):
+        target("onnx", "int8", int8_io=True)
 
 
 def test_a_file_that_is_no_model(tmp_path):

@@ -79,5 +79,5 @@ def test_refusals() -> None:
     graph = helpers.graph_of(keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs)))
     with pytest.raises(ModelError, match="fixed Input shape"):
         profile(graph)
-    with pytest.raises(UsageError, match="fp32 or int8"):
+    with pytest.raises(UsageError, match="fp32, fp16, dynamic, int8 or int16x8"):
         profile(graph, "int4")

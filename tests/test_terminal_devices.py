@@ -57,8 +57,8 @@ def test_estimates_are_called_so():
 def test_profiles():
     known = [("host", device.SHIPPED / "host.toml", device.load("host")), ("mine", Path("/c/mine.toml"), device.load("raspberry-pi-4"))]
     text = shown(terminal_devices.profiles, known, device.SHIPPED)
-    assert "host local tflite onnx fp32 int8 1 ships" in text
-    assert "mine ssh tflite onnx fp32 int8 4 yours" in text
+    assert "host local tflite onnx fp32 fp16 dynamic int8 int16x8 1 ships" in text
+    assert "mine ssh tflite onnx fp32 fp16 dynamic int8 int16x8 4 yours" in text
     rows = printed(terminal_devices.profiles, known, device.SHIPPED)["devices"]
     assert [(row["name"], row["path"], row["shipped"], row["reach"]["kind"]) for row in rows] == [
         ("host", str(device.SHIPPED / "host.toml"), True, "local"), ("raspberry-pi-4", "/c/mine.toml", False, "ssh")]  # fmt: skip

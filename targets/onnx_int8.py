@@ -1,0 +1,66 @@
+"""ONNX in less than float32: int8 by onnxruntime's static quantiser, and half precision by its converter."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from lrfc.state import Batch
+from lrfc.targets.imports import need
+
+
+def quantised(model: Any, inputs: Sequence[str], samples: Batch) -> Any:
+    """The model with weights and activations of 8 bits, as QuantizeLinear and DequantizeLinear around the operators that it had.
+
+    ``samples``: one array (N, ...) for each of ``inputs``; the ranges of activations are read from them, one by one. Kernels are symmetric with a scale
+    per output channel, activations asymmetric (onnxruntime's advice for QDQ). Operators without an int8 kernel stay as they are, in float32, between the
+    two. Inputs and outputs stay float32.
+    """
+    import onnx
+
+    tools = need("onnxruntime.quantization", "onnxruntime")
+
+    class Reader(tools.CalibrationDataReader):  # type: ignore[misc,name-defined,unused-ignore]
+        """The samples, one at a time."""
+
+        def __init__(self) -> None:
+            self._number = 0
+
+        def get_next(self) -> Mapping[str, NDArray[Any]] | None:
+            if self._number == len(samples[0]):
+                return None
+            self._number += 1
+            return {name: x[self._number - 1 : self._number] for name, x in zip(inputs, samples, strict=True)}
+
+    with tempfile.TemporaryDirectory() as folder, _silent():
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        onnx.save(onnx.shape_inference.infer_shapes(model), source)
+        tools.quantize_static(
+            str(source), str(target), Reader(), quant_format=tools.QuantFormat.QDQ, per_channel=True, activation_type=tools.QuantType.QInt8,
+            weight_type=tools.QuantType.QInt8, extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+        )  # fmt: skip
+        return onnx.load(target)
+
+
+def halved(model: Any) -> Any:
+    """The model with weights and operators in float16, but for its inputs and outputs, and for operators that onnxruntime has in float32 only."""
+    tools = need("onnxruntime.transformers.float16", "onnxruntime")
+    with _silent():
+        half = need("onnxruntime.transformers.onnx_model", "onnxruntime").OnnxModel(tools.convert_float_to_float16(model, keep_io_types=True))
+        half.topological_sort(is_deterministic=True)  # the casts of the inputs are put last
+        return half.model
+
+
+class _silent:  # noqa: N801 - used like a function
+    """Without the advice that onnxruntime's tools give on the root logger."""
+
+    def __enter__(self) -> None:
+        logging.disable(logging.WARNING)
+
+    def __exit__(self, *error: object) -> None:
+        logging.disable(logging.NOTSET)
