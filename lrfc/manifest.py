@@ -165,6 +165,14 @@ class Parity(_Record):
     samples: Annotated[int, Field(ge=1)]
 
 
+class Scale(_Record):
+    """What the integers of an input or output stand for: value = ``scale`` · (integer - ``zero_point``)."""
+
+    name: str
+    scale: _Number
+    zero_point: int
+
+
 class File(_Record):
     """A file in the output folder; ``path`` is relative to it. ``scales``: of its integer inputs and outputs, in their order."""
 
@@ -172,6 +180,7 @@ class File(_Record):
     sha256: _Sha256
     bytes: _Count
     format: str
+    scales: tuple[Scale, ...] = ()
 
 
 class Manifest(_Record):
@@ -191,14 +200,6 @@ class Manifest(_Record):
     search: Search = Search()
     parity: Parity | None = None
     artifacts: tuple[File, ...]
-class Scale(_Record):
-    """What the integers of an input or output stand for: value = ``scale`` · (integer - ``zero_point``)."""
-
-    name: str
-    scale: _Number
-    zero_point: int
-
-
 
     def write(self, folder: Path) -> Path:
         """Write manifest.json into the folder."""
@@ -206,7 +207,6 @@ class Scale(_Record):
         path.write_text(json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
-    scales: tuple[Scale, ...] = ()
     def write_layers(self, folder: Path) -> Path:
         """Write layers.csv into the folder: one line a layer, the fields of ``Layer``; ranks as 4x8, empty where there is no value."""
         path = folder / "layers.csv"
