@@ -151,7 +151,7 @@ def _einsum(cut: _Cut, weights: Weights) -> dict[str, Any]:
         read = cut.tensor(source_ref)
         assert read is not None
         letters = einsum.source.removeprefix("...")
-        _take(weights, "kernel", cut.read, einsum.weights.index(letters[read[0] - len(source.shape) + len(letters)]))
+        _take(weights, "kernel", read[1], einsum.weights.index(letters[read[0] - len(source.shape) + len(letters)]))
     made = cut.tensor(Ref(op.name))
     if made is None:
         return {}

@@ -87,7 +87,7 @@ def _dense(call: Call) -> list[Labels]:
 
 
 def _einsum(call: Call) -> list[Labels]:
-    """A projection to several letters, such as heads and their width, is cut along the first."""
+    """A projection to several letters, such as heads and their width, is cut along the first; what it reads is noted row by row of its matrix."""
     op, walk = call.op, call.walk
     why = "its kernel is not a plain weight" if "kernel" not in op.weights else Einsum.refusal(op, call.inputs[0])
     if why is not None:
@@ -98,7 +98,10 @@ def _einsum(call: Call) -> list[Labels]:
     summed = [rank - len(letters) + letters.index(letter) for letter in einsum.summed]
     if call.source.axis not in (None, *summed):
         return call.fix(f"its filters stand on an axis over which {call.title} does not sum")
-    walk.sum_over(op, call.along(summed[0] if call.source.axis is None else call.source.axis))
+    axis = summed[0] if call.source.axis is None else call.source.axis
+    lengths = [call.inputs[0].shape[a] or 0 for a in summed]
+    along = call.along(axis).reshape([-1 if a == axis else 1 for a in summed])
+    walk.sum_over(op, np.broadcast_to(along, lengths).reshape(-1))
     target = einsum.target.removeprefix("...")
     letter = next(letter for letter in target if letter in einsum.made)
     axis = len(call.outputs[0].shape) - len(target) + target.index(letter)
