@@ -1,8 +1,11 @@
 """What each step of recovery is worth: as factorized, BatchNorm re-estimated, refitted in closed form, and fine-tuned, beside simpler ways to the same MACs.
 
     LRFC_DATA=... python benchmarks/recovery.py ladder resnet20_cifar10 [--kept 50 30] [--epochs 1 3 10] [--images 45000] [--test 10000]
+    LRFC_DATA=... python benchmarks/recovery.py sources resnet20_cifar10 [--kept 60] [--epochs 3] [--images 45000] [--test 10000]
 
-Writes recovery_ladder_NET.csv beside this file, a row for each way and step, as soon as it is known; rows that are there already are not run again.
+``ladder`` writes recovery_ladder_NET.csv beside this file, a row for each way and step; ``sources`` writes recovery_sources_NET.csv: the emitted file of a
+build with labelled images, with the same images without labels, with 32 of them, and without any. Rows are written as soon as they are known; those that
+are there already are not run again.
 Ways: lrfc's own (with distillation, and with the labels alone); a Tucker-2 network with the same share of both ranks in every layer; and a network whose
 residual blocks have lost the inner channels of least L1 norm (Li et al. 2017, arXiv 1608.08710), all at the same MACs, fine-tuned on the same images for
 as many epochs. The simpler ways are tuned as lrfc is, but from the labels alone: plain fine-tuning.
@@ -12,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,8 +26,10 @@ from typing import Any
 import numpy as np
 from selection import at_ranks, cifar, score, selected, within
 
+import lrfc
 from lrfc.config import Budget
 from lrfc.ir.graph import Graph, Op
+from lrfc.judge import closest
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune, Tuning
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
@@ -31,6 +38,7 @@ from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, SelectRanks, to
 from lrfc.state import Progress, State
 
 HERE = Path(__file__).parent
+RUNGS = ("network", "kept", "data", "images", "macs_kept", "before", "factorized", "recalibrated", "refitted", "finetuned", "artifact", "speedup")
 FIELDS = ("network", "kept", "way", "step", "epochs", "images", "macs_kept", "accuracy", "original", "learning_rate", "best_epoch", "seconds")
 PLAIN: dict[str, Any] = {"distillation": 0.0, "features": 0.0}
 #: A pruned network's statistics have no counterpart in the original to be moved by, so its BatchNorm follows the batches.
@@ -48,15 +56,16 @@ class Table:
     """The CSV file, and which of its rows are known."""
 
     path: Path
+    fields: tuple[str, ...]
     rows: list[dict[str, str]]
 
     @classmethod
-    def of(cls, path: Path) -> Table:
+    def of(cls, path: Path, fields: tuple[str, ...]) -> Table:
         """The table that the file holds."""
         if not path.exists():
-            return cls(path, [])
+            return cls(path, fields, [])
         with path.open(newline="", encoding="utf-8") as file:
-            return cls(path, list(csv.DictReader(file)))
+            return cls(path, fields, list(csv.DictReader(file)))
 
     def knows(self, **key: Any) -> bool:
         """Whether there is a row with these values."""
@@ -64,10 +73,10 @@ class Table:
 
     def add(self, row: dict[str, Any]) -> None:
         """Write one more row."""
-        self.rows.append({name: str(row.get(name, "")) for name in FIELDS})
+        self.rows.append({name: str(row.get(name, "")) for name in self.fields})
         print(", ".join(f"{name} {value}" for name, value in self.rows[-1].items() if value), flush=True)
         with self.path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, self.fields)
             writer.writeheader()
             writer.writerows(self.rows)
 
@@ -131,7 +140,7 @@ def ladder(network: str, kept: list[int], epochs: list[int], images: int, test: 
     state = cifar(network)
     train = state.data.train.take(np.arange(min(images, len(state.data.train))))
     state = replace(state, data=replace(state.data, train=train), progress=Progress(log=print))
-    table = Table.of(folder / f"recovery_ladder_{network}.csv")
+    table = Table.of(folder / f"recovery_ladder_{network}.csv", FIELDS)
     explored = ExploreLayers(cached=True)(state)
     whole = totals(state.original)["macs"]
     original = score(state.original, state.data.test, test)
@@ -139,7 +148,7 @@ def ladder(network: str, kept: list[int], epochs: list[int], images: int, test: 
         budget = Budget(value=share / 100, relative=True)
         limit = budget.limit(whole)
         ways: list[tuple[str, Callable[[], State], dict[str, dict[str, Any]]]] = [
-            ("lrfc", lambda budget=budget: Factorize()(SelectRanks(budget)(explored)), {"fine-tuned": {}, "fine-tuned, labels only": PLAIN}),
+            ("lrfc", lambda budget=budget: Factorize()(closest(explored, SelectRanks(budget))(explored)), {"fine-tuned": {}, "fine-tuned, labels only": PLAIN}),
             ("uniform tucker2", lambda limit=limit: uniform_tucker(explored, limit), {"fine-tuned, labels only": PLAIN}),
             ("l1 pruned", lambda limit=limit: pruned(state, limit), {"fine-tuned, labels only": PRUNED}),
         ]  # fmt: skip
@@ -174,10 +183,43 @@ def climb(table: Table, key: dict[str, Any], made: State, *, original: float, wh
     return made
 
 
+# -- what the data are worth -------------------------------------------------------------------------------------------------------
+
+
+def sources(network: str, kept: list[int], epochs: list[int], images: int, test: int, folder: Path) -> None:
+    """The same build with labelled images, with unlabelled ones, with 32, and with none."""
+    shared = Path(os.environ["LRFC_DATA"])
+    train, held_out = (np.load(shared / f"cifar10_{part}.npz") for part in ("train", "test"))
+    x, y = train["x"][:images], train["y"][:images]
+    exam = {"x": held_out["x"][:test], "y": held_out["y"][:test]}
+    table = Table.of(folder / f"recovery_sources_{network}.csv", RUNGS)
+    for share in kept:
+        for name, data in {"labelled": {"x": x, "y": y}, "unlabelled": {"x": x}, "32 images": {"x": x[:32]}, "none": None}.items():
+            key = {"network": network, "kept": share, "data": name, "images": 0 if data is None else len(data["x"])}
+            if table.knows(**key):
+                continue
+            with tempfile.TemporaryDirectory() as place:
+                result = lrfc.build(
+                    shared / "models" / f"{network}.keras", data=data, test_data=exam, max_macs=f"{share}%", max_drop="100pp",
+                    epochs=epochs[0], out=Path(place) / "out",
+                )  # fmt: skip
+            told = result.manifest.accuracy
+            rungs = {name: getattr(told, name) for name in ("before", "factorized", "recalibrated", "refitted", "finetuned", "artifact")}
+            shown = {name: "" if value is None else f"{100 * value:.2f}" for name, value in rungs.items()}
+            table.add(
+                {
+                    **key,
+                    "macs_kept": f"{100 * result.manifest.after.macs / result.manifest.before.macs:.1f}",
+                    "speedup": f"{result.speedup.median:.2f}",
+                    **shown,
+                }
+            )
+
+
 def main() -> None:
     """Run one command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("ladder",))
+    parser.add_argument("command", choices=("ladder", "sources"))
     parser.add_argument("network")
     parser.add_argument("--kept", type=int, nargs="+", default=[50, 30])
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3, 10])
@@ -185,7 +227,8 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=HERE)
     given = parser.parse_args()
-    ladder(given.network, given.kept, given.epochs, given.images, given.test, given.out)
+    run = ladder if given.command == "ladder" else sources
+    run(given.network, given.kept, given.epochs, given.images, given.test, given.out)
 
 
 if __name__ == "__main__":
