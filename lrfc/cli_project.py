@@ -54,7 +54,19 @@ def config(
         terminal_project.settings(terminal, {n: s for n, s in found.items() if resolved or s.source != "default"}, as_json=as_json)
 
 
+def report(folder: Annotated[Path, typer.Argument(help="An output folder of lrfc build.", show_default=False)], as_json: Json = False) -> None:
+    """Draw report.html anew from the files of an output folder."""
+    with session() as terminal:
+        from lrfc.report import page
+
+        place = page.write(folder)
+        if as_json:
+            terminal.json({"path": str(place)})
+        else:
+            terminal.line(f"written: {place}")
+
+
 def add(app: typer.Typer) -> None:
     """Put the commands into the command line."""
-    for command in (init, config):
+    for command in (report, init, config):
         app.command()(command)

@@ -137,10 +137,12 @@ class Round(_Record):
 
 
 class Attempt(_Record):
-    """A build that was held against the accuracy contract: the predicted divergence that it was allowed, and what it kept."""
+    """A build that was held against the accuracy contract: the predicted divergence that it was allowed, what it kept, and what its file is worth."""
 
     allowed_divergence: _Number | None
     kept: Kept | None
+    accuracy: _Number | None = None
+    latency_ms: _Number | None = None
 
 
 class Search(_Record):
@@ -156,6 +158,30 @@ class Search(_Record):
     allowed_divergence: _Number | None = None
     rounds: tuple[Round, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+
+
+class Speedup(_Record):
+    """How many times as fast the new file is as the original's, measured in turns: the median of the turns and its 95 % interval."""
+
+    median: _Number
+    low: _Number
+    high: _Number
+
+
+class FineTuning(_Record):
+    """The fine-tune: the mean training loss and the validation score of each epoch, the first entry before the first one; the weights kept are of ``best``.
+
+    The score is ``Accuracy.metric`` where the data have labels, with its sign changed where less is better; otherwise minus the divergence from the
+    original's outputs. ``stopped``: why before the last epoch, if so.
+    """
+
+    losses: tuple[_Number | None, ...]
+    scores: tuple[_Number | None, ...]
+    best: _Count
+    learning_rate: _Number
+    steps: _Count
+    seconds: _Number
+    stopped: str | None = None
 
 
 class Parity(_Record):
@@ -184,7 +210,10 @@ class File(_Record):
 
 
 class Manifest(_Record):
-    """manifest.json. ``device`` and everything measured on it are null where nothing was measured."""
+    """manifest.json. ``device`` and everything measured on it are null where nothing was measured.
+
+    ``speedup``: of the factorized file, also where it was not kept. ``problem``: why the build does not end well, if so.
+    """
 
     schema_version: Literal[1] = 1
     input: Input
@@ -198,6 +227,9 @@ class Manifest(_Record):
     after: Figures
     accuracy: Accuracy = Accuracy()
     search: Search = Search()
+    finetune: FineTuning | None = None
+    speedup: Speedup | None = None
+    problem: str | None = None
     parity: Parity | None = None
     artifacts: tuple[File, ...]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +17,15 @@ from lrfc.errors import BudgetError, NoGainError
 from lrfc.front import front
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
-from lrfc.manifest import Accuracy, Attempt, Input, Kept, Layer, Manifest, Parity, Search
-from lrfc.passes.select_ranks import Selection
-from lrfc.report.page import render
+from lrfc.manifest import Accuracy, Attempt, FineTuning, Input, Kept, Layer, Manifest, Parity, Search, Speedup
+from lrfc.passes.finetune import Tuning
+from lrfc.passes.select_ranks import Price, Selection
+from lrfc.report import page
 from lrfc.targets.measure import Ratio
 from lrfc.targets.parity import parity
-
-
 from lrfc.targets.tflite import scales
+
+
 @dataclass(frozen=True)
 class Result:
     """A written output folder. ``speedup`` is measured: above 1 when the new file is faster than the original's.
@@ -82,19 +84,54 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
                 objective=settled.objective,
                 allowed_divergence=settled.allowed,
                 rounds=settled.rounds,
-                attempts=tuple(Attempt(allowed_divergence=each.settled.allowed, kept=_kept(each)) for each in drafts),
+                attempts=tuple(map(_attempt, drafts)),
             ),
+            finetune=_tuning(made),
+            speedup=Speedup(median=taken.speedup.median, low=taken.speedup.low, high=taken.speedup.high),
+            problem=None if failure is None else str(failure),
             parity=Parity(max_abs_diff=found.max_abs_diff, samples=found.samples),
-            artifacts=(files.record(emitted.path, work, target.name, scales(emitted.path) if made.config.int8_io else ()), files.record(work / "model.keras", work, "keras")),
+            artifacts=(
+                files.record(emitted.path, work, target.name, scales(emitted.path) if made.config.int8_io else ()),
+                files.record(work / "model.keras", work, "keras"),
+            ),
         )
         manifest.write(work)
         manifest.write_layers(work)
         choices.write(work, settled.design.spaces, {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers})
-        points = front(replace(made.state, graph=made.state.original).with_fact(made.design))
-        (work / "pareto.json").write_text(json.dumps({"schema_version": 1, "points": points}, indent=2) + "\n", encoding="utf-8")
-        (work / "report.html").write_text(render(manifest, taken.speedup, points, str(failure) if failure else None), encoding="utf-8")
+        taken.ops.write(work)
+        (work / "pareto.json").write_text(json.dumps({"schema_version": 1, **_fronts(taken)}, indent=2) + "\n", encoding="utf-8")
         (work / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
+        page.write(work)
     return Result(out, manifest, taken.speedup, failure)
+
+
+def _fronts(taken: Draft) -> dict[str, Any]:
+    """The front over MACs, and the one over the predicted latency in milliseconds where the loop has priced the candidates."""
+    made, settled = taken.made, taken.settled
+    fronts = {"points": front(replace(made.state, graph=made.state.original).with_fact(made.design))}
+    price = settled.state.known(Price)
+    if price is not None:
+        priced = front(replace(settled.state, graph=made.state.original).with_fact(settled.design, price), ("latency",))
+        fronts["by_latency"] = [{**point, "latency": point["latency"] * price.ms_per_unit} for point in priced]
+    return fronts
+
+
+def _attempt(each: Draft) -> Attempt:
+    latency = each.after.latency_ms
+    return Attempt(
+        allowed_divergence=each.settled.allowed, kept=_kept(each), accuracy=each.after.accuracy, latency_ms=None if latency is None else latency.p50
+    )
+
+
+def _tuning(made: Build) -> FineTuning | None:
+    found = made.state.known(Tuning)
+    if found is None or not found.steps:
+        return None
+    losses, scores = (tuple(v if v is not None and math.isfinite(v) else None for v in values) for values in (found.losses, found.scores))
+    return FineTuning(
+        losses=losses, scores=scores, best=found.best, learning_rate=found.learning_rate, steps=found.steps, seconds=found.seconds,
+        stopped=found.stopped,
+    )  # fmt: skip
 
 
 def _accuracy(taken: Draft, artifact: float | None) -> Accuracy:

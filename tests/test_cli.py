@@ -294,7 +294,7 @@ def test_the_output_folder_is_complete_and_true(run: Run) -> None:
     assert run.code == 0, run.stderr
     assert run.left() == {"small"}
     out = run.folder / "small"
-    names = {"digits.tflite", "model.keras", "manifest.json", "layers.csv", "pareto.json", "candidates.csv", "report.html", "log.txt"}
+    names = {"digits.tflite", "model.keras", "manifest.json", "layers.csv", "pareto.json", "candidates.csv", "ops.json", "report.html", "log.txt"}
     assert {p.name for p in out.iterdir()} == names
 
     manifest = Manifest.read(out)

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from lrfc.anatomy import Anatomy, OpCost
+from lrfc.choices import Row
 from lrfc.config import BuildConfig
-from lrfc.manifest import Accuracy, Figures, File, Input, Latency, Layer, Manifest, Parity
-from lrfc.report.page import NONE, option, percent, render, rows, size
-from lrfc.targets.measure import Ratio
+from lrfc.manifest import Accuracy, Attempt, Figures, File, FineTuning, Input, Kept, Latency, Layer, Manifest, Parity, Round, Search, Speedup
+from lrfc.report import page as pages
+from lrfc.report.command import command
+from lrfc.report.page import Content, rows
+from lrfc.report.text import NONE, change, ms, option, percent, size
 
-FASTER = Ratio(1.8, 1.7, 1.9)
+
+def ratio_of(median: float, low: float, high: float) -> Speedup:
+    return Speedup(median=median, low=low, high=high)
+
+
+FASTER = ratio_of(1.8, 1.7, 1.9)
 POINTS: list[dict[str, Any]] = [
     {"macs": 500, "params": 60, "predicted_divergence": 0.4},
-    {"macs": 1000, "params": 100, "predicted_divergence": 0.0},
+    {"macs": 1000, "params": 100, "predicted_divergence": 0.002},
 ]
 
 
@@ -51,6 +63,45 @@ def made(**changes: Any) -> Manifest:
     return Manifest(**fields | changes)
 
 
+def render(manifest: Manifest, ratio: Speedup | None, points: list[dict[str, Any]], problem: str | None, **content: Any) -> str:
+    return pages.render(Content(manifest.model_copy(update={"speedup": ratio, "problem": problem}), points, **content))
+
+
+def op(name: str, layer: str, live: int, ms: float | None, kernel: tuple[int, ...] | None = None, weight_bytes: int = 0) -> OpCost:
+    return OpCost(
+        name=name,
+        layer=layer,
+        kind="Conv2D",
+        kernel=kernel,
+        output=(8, 8, 4),
+        params=0,
+        macs=0,
+        weight_bytes=weight_bytes,
+        live_bytes=live,
+        predicted_ms=ms,
+    )
+
+
+OPS = Anatomy(
+    overhead_ms=0.1,
+    before=(op("conv1", "conv1", 2048, 1.0, (3, 3, 4, 8), 400), op("pool", "pool", 1024, 0.5), op("head", "head", 100, 0.4, (8, 2), 80)),
+    after=(
+        op("conv1__in", "conv1", 3072, 0.2, (1, 1, 4, 2), 40), op("conv1", "conv1", 2048, 0.3, (3, 3, 2, 8), 120), op("pool", "pool", 1024, 0.5),
+        op("head", "head", 100, 0.4, (8, 2), 80),
+    ),
+)  # fmt: skip
+CANDIDATES = (
+    Row("conv1", None, "", 100, 1000, 1.0, 0.0, 1.0, False, False),
+    Row("conv1", "svd", "2", 20, 200, 0.6, 0.5, 0.4, False, False),
+    Row("conv1", "svd", "4", 40, 400, 0.9, 0.1, 1.2, False, True),
+    Row("conv1", "tucker2", "2x2", 30, 300, 0.5, 0.6, 0.5, True, False),
+    Row("head", None, "", 20, 20, 1.0, 0.0, 0.4, False, True),
+)
+
+
+VOID = {"meta", "link", "br", "input"}
+
+
 class Page(HTMLParser):
     """The rows of each table by its section's heading id, the visible text, and every attribute."""
 
@@ -66,7 +117,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag != "meta":  # the only one without an end
+        if tag not in VOID:  # those without an end
             self._open.append(tag)
         if tag == "dd":
             self.text += " "
@@ -84,7 +135,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if {"style", "title"} & set(self._open):
+        if {"style", "title", "script"} & set(self._open):
             return
         self.text += data
         if {"th", "td"} & set(self._open) and "small" not in self._open:
@@ -134,22 +185,36 @@ def test_the_ladder_has_the_steps_that_were_measured() -> None:
 
 
 def test_every_layer_has_its_row() -> None:
-    assert Page(render(made(), FASTER, POINTS, None)).tables["layers"][1:] == [
-        ["conv1", "conv2d", "tucker2", "4 × 8", "100", "40", "1,000", "400", "0.9876", NONE],
-        ["head", "dense", NONE, NONE, "20", "20", "20", "20", NONE, "no rank pays"],
+    assert Page(render(made(), FASTER, POINTS, None, ops=OPS)).tables["layers"][1:] == [
+        [
+            "conv1",
+            "conv2d",
+            "tucker2",
+            "4 × 8",
+            "3×3×4×8→ 1×1×4×2· 3×3×2×8",
+            "100 → 40 ",
+            "1,000 → 400 ",
+            "400 B → 160 B ",
+            "1.000 → 0.500 ",
+            "0.9876",
+            NONE,
+        ],
+        ["head", "dense", NONE, NONE, "8×2", "20", "20", "80 B", "0.400", NONE, "no rank pays"],
     ]
+    bare = Page(render(made(), FASTER, POINTS, None)).tables["layers"][1]
+    assert bare[4] == bare[7] == bare[8] == NONE
 
 
 @pytest.mark.parametrize(
     ("ratio", "said"),
     [
         (FASTER, "is 1.80 times as fast"),
-        (Ratio(0.5, 0.4, 0.6), "is slower, at 0.50 times the speed"),
-        (Ratio(1.2, 0.9, 1.4), "is not measurably faster or slower"),
-        (Ratio(1.004, 1.001, 1.006), "is as fast as the original"),
+        (ratio_of(0.5, 0.4, 0.6), "is slower, at 0.50 times the speed"),
+        (ratio_of(1.2, 0.9, 1.4), "is not measurably faster or slower"),
+        (ratio_of(1.004, 1.001, 1.006), "is as fast as the original"),
     ],
 )
-def test_the_verdict_claims_a_speed_only_when_the_whole_interval_does(ratio: Ratio, said: str) -> None:
+def test_the_verdict_claims_a_speed_only_when_the_whole_interval_does(ratio: Speedup, said: str) -> None:
     text = Page(render(made(), ratio, POINTS, None)).text
     assert said in text
     assert "its accuracy is 97.00 % (−1.00 pp)" in text
@@ -164,7 +229,7 @@ def test_a_problem_stands_before_all_figures() -> None:
 
 def test_without_gain_nothing_is_claimed_of_the_original() -> None:
     layers = tuple(layer.model_copy(update={"method": None}) for layer in made().layers)
-    text = Page(render(made(layers=layers, after=made().before), Ratio(0.5, 0.4, 0.6), POINTS, "no gain: slower")).text
+    text = Page(render(made(layers=layers, after=made().before), ratio_of(0.5, 0.4, 0.6), POINTS, "no gain: slower")).text
     assert "the original model was kept" in text
     assert "The compressed model" not in text
     assert "of the factorized file, which was not kept" in text
@@ -172,21 +237,21 @@ def test_without_gain_nothing_is_claimed_of_the_original() -> None:
 
 def test_the_plot_is_well_formed_and_has_a_table() -> None:
     html = render(made(), FASTER, list(reversed(POINTS)), None)
-    svg = ET.fromstring(re.search(r"<svg.*</svg>", html, re.DOTALL)[0])  # type: ignore[index]
+    svg = ET.fromstring(re.search(r"<svg.*?</svg>", html, re.DOTALL)[0])  # type: ignore[index]
     marks = [(float(circle.attrib["cx"]), float(circle.attrib["cy"])) for circle in svg.iter("circle")]
     assert len(marks) == 2
     assert marks[0][0] < marks[1][0]  # more MACs to the right
     assert marks[0][1] < marks[1][1]  # more divergence above
     width, height = (float(value) for value in svg.attrib["viewBox"].split()[2:])
     assert all(0 < x < width and 0 < y < height for x, y in marks)
-    assert Page(html).tables["front"][1:] == [["500", "60", "0.4"], ["1,000", "100", "0"]]
+    assert Page(html).tables["front"][1:] == [["500", "60", "0.4"], ["1,000", "100", "0.002"]]
 
 
 @pytest.mark.parametrize("points", [[], [{"macs": 0, "params": 0, "predicted_divergence": 0.0}]])
 def test_a_front_may_be_empty_or_a_single_point(points: list[dict[str, Any]]) -> None:
     html = render(made(), FASTER, points, None)
-    assert ("<svg" in html) == bool(points)
-    assert "nan" not in html.lower()
+    assert ("Pareto" in html and "No front was computed" in html) == (not points)
+    assert "nan" not in html.partition("<script>")[0].lower()
 
 
 def test_environment_and_configuration() -> None:
@@ -204,20 +269,99 @@ def test_environment_and_configuration() -> None:
         assert said in text
 
 
-def test_nothing_comes_from_outside_and_nothing_runs() -> None:
-    html = render(made(), FASTER, POINTS, None)
+def full() -> str:
+    """A page with everything on it."""
+    kept = Kept(allowed=0.01, drop=0.005, low=-0.001, high=0.011, confidence=0.95, samples=400, met=True)
+    attempts = (Attempt(allowed_divergence=0.1, kept=kept, accuracy=0.9, latency_ms=0.8), Attempt(allowed_divergence=0.05, kept=kept))
+    manifest = made(
+        search=Search(
+            candidates=4, seconds=1.0, rounds=(Round(predicted_ms=1.0, measured_ms=1.3), Round(predicted_ms=1.2, measured_ms=1.25)), attempts=attempts
+        ),
+        finetune=FineTuning(losses=(None, 0.5, 0.3), scores=(0.9, 0.95, None), best=1, learning_rate=1e-3, steps=20, seconds=3.0),
+        accuracy=Accuracy(metric="accuracy", before=0.98, artifact=0.97, kept=kept),
+    )
+    by_latency = [{**point, "latency": point["macs"] / 500} for point in POINTS]
+    return render(manifest, FASTER, POINTS, None, by_latency=by_latency, candidates=CANDIDATES, ops=OPS)
+
+
+def test_the_verdict_shows_kept_and_saved_and_how_sure_both_are() -> None:
+    text = re.sub(r"\s+", " ", Page(full()).text)
+    for said in (
+        "41.2 % kept", "58.8 % saved", "×1.80", "95 % interval 1.70 to 1.90", "97.00 %", "98.00 % before; lost 0.50 pp, 95 % interval −0.10 to 1.10, 400 samples",
+    ):  # fmt: skip
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("title", "points"),
+    [
+        ("Predicted divergence of the output against predicted latency", 2),
+        ("accuracy against measured latency of the emitted files", 3),
+        ("conv1: similarity against the MACs that a rank keeps", 3 + 1 + 1),
+        ("Activation memory alive while each op runs", 7),
+        ("Measured against predicted latency", 2),
+        ("Validation accuracy, % by epoch", 2),
+        ("Training loss by epoch", 2),
+    ],
+)
+def test_every_drawing_has_a_title_and_its_points(title: str, points: int) -> None:
+    found = [svg for svg in re.findall(r"<svg.*?</svg>", full(), re.DOTALL) if f"<title>{title}</title>" in svg]
+    assert len(found) == 1
+    svg = ET.fromstring(found[0])
+    assert svg.attrib["aria-label"] == title
+    assert sum(each.tag != "polyline" and "mark" in each.attrib.get("class", "") for each in svg.iter()) == points
+
+
+def test_bars_follow_one_another() -> None:
+    html = full()
+    table = Page(html).tables["times"]
+    assert table[1:] == [
+        ["conv1", "1.000", "0.500", ""],
+        ["pool", "0.500", "0.500", ""],
+        ["head", "0.400", "0.400", ""],
+        ["beside the ops", "0.100", "0.100", ""],
+    ]
+    assert "margin-left:0.00%;width:50.00%" in html
+    assert "margin-left:50.00%;width:25.00%" in html
+    assert "Predicted for local from its cost profile, not measured" in html
+
+
+def test_the_layer_that_changed_is_shown_first_and_slower_ranks_are_ringed() -> None:
+    html = full()
+    assert "<option selected>conv1</option><option>head</option>" in html
+    assert "similarity 0.9000 at 40.00 % of the MACs and 120.00 % of the predicted time" in html
+
+
+def test_the_command_is_that_of_the_options() -> None:
+    config = BuildConfig(
+        targets=("tflite",), data="digits", max_macs="50%", max_latency="12ms", max_drop="1pp@95%", methods=("svd", "tt"), keep=("a b*",), time_budget="10m", seed=7,
+        augment=False,
+    ).model_dump(mode="json")  # fmt: skip
+    assert command(made(config=config)) == (
+        "lrfc build models/digits.keras --target tflite --data digits --max-macs 50% --max-latency 12ms --max-drop 1pp@95% --methods svd,tt"
+        " --keep 'a b*' --time-budget 600.0s --no-augment --seed 7"
+    )
+    assert command(made(config=config | {"data": "(from Python)"})) is None
+    assert "lrfc build models/digits.keras --locked manifest.json" in render(made(), FASTER, POINTS, None)
+
+
+def test_nothing_comes_from_outside_and_only_the_known_script_runs() -> None:
+    html = full()
     page = Page(html)
-    assert {name for _, name, _ in page.attributes} & {"src", "href", "srcset", "onclick", "onload"} == set()
-    assert re.search(r"https?:|@import|url\(|<script", html) is None
+    assert {name for _, name, _ in page.attributes} & {"src", "srcset", "onclick", "onload"} == set()
+    assert [value for _, name, value in page.attributes if name == "href"] == ["data:,"]
+    assert re.search(r"https?:|@import|url\(", html) is None
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in html
     assert "default-src 'none'" in html
     assert "prefers-color-scheme: dark" in html
     assert 'name="viewport"' in html
 
 
 def test_every_table_is_accessible() -> None:
-    html = render(made(), FASTER, POINTS, None)
-    tables = re.findall(r"<table>.*?</table>", html, re.DOTALL)
-    assert len(tables) == 4
+    html = full()
+    tables = re.findall(r"<table.*?</table>", html, re.DOTALL)
+    assert len(tables) == 6
     assert all("<caption>" in table for table in tables)
     assert re.findall(r"<th(?!ead)(?! scope)[^>]*>", html) == []
     ids = [value for _, name, value in Page(html).attributes if name == "id"]
@@ -229,16 +373,19 @@ def test_every_table_is_accessible() -> None:
 def test_names_cannot_become_markup() -> None:
     evil = "<script>alert('x')</script>"
     layer = made().layers[0].model_copy(update={"name": evil, "reason": evil, "method": evil})
-    html = render(made(layers=(layer,), input=Input(path=f"a/{evil}", sha256="ab" * 32), config={evil: [evil]}), FASTER, POINTS, evil)
-    assert "<script" not in html
-    assert html.count("&lt;script&gt;") >= 6
+    candidates = [replace(row, layer=evil, method=row.method and evil) for row in CANDIDATES]
+    ops = Anatomy(overhead_ms=0.1, before=(op(evil, evil, 1, 1.0),), after=(op(evil, evil, 1, 1.0),))
+    changed = made(layers=(layer,), input=Input(path=f"a/{evil}", sha256="ab" * 32), config={evil: [evil]})
+    html = render(changed, FASTER, POINTS, evil, candidates=candidates, ops=ops)
+    assert html.count("<script") == 1
+    assert html.count("&lt;script&gt;") >= 12
 
 
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
         (None, NONE), ((), NONE), (True, "yes"), (False, "no"), (0, "0"), (["a", "b"], "a, b"),
-        ({"value": 0.5, "relative": True}, "50%"), ({"value": 2e6, "relative": False}, "2000000"),
+        ({"value": 0.01, "confidence": None}, "1pp"), ({"value": 0.5, "relative": True}, "50%"), ({"value": 2e6, "relative": False}, "2000000"),
     ],
 )  # fmt: skip
 def test_option(value: Any, shown: str) -> None:
@@ -247,4 +394,6 @@ def test_option(value: Any, shown: str) -> None:
 
 def test_numbers() -> None:
     assert [size(value) for value in (None, 0, 1023, 1536)] == [NONE, "0 bytes", "1,023 bytes", "1.5 KiB (1,536 bytes)"]
+    assert [change(*pair) for pair in ((100, 40), (40, 100), (0, 1), (None, 1), (2, 2))] == ["−60 %", "+150 %", "", "", ""]
+    assert [ms(value) for value in (None, 0.0, 0.0001, 1.5)] == [NONE, "0.000", "< 0.001", "1.500"]
     assert [percent(value) for value in (None, 0.0, -0.25)] == [NONE, "0 %", "−25.00 %"]

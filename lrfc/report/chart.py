@@ -1,8 +1,9 @@
-"""Scatter and line charts as inline SVG: no script, no request, readable in the dark."""
+"""Scatter and line charts as inline SVG: no script, no request, readable in the dark and on a phone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from math import floor, log10
 
@@ -18,61 +19,98 @@ _SHAPES: tuple[Callable[[float, float, float], str], ...] = (
 Series = Mapping[str, Sequence[tuple[float, float, str]]]
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """Where a value lies, in SVG units between ``start`` and ``end``."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        if self.log:
+            span = max(log10(self.high) - log10(self.low), 1e-9)
+            return self.start + (self.end - self.start) * (log10(value) - log10(self.low)) / span
+        return self.start + (self.end - self.start) * (value - self.low) / ((self.high - self.low) or 1)
+
+    def ticks(self) -> list[float]:
+        if self.log:
+            decades = [10.0**e for e in range(floor(log10(self.low)), floor(log10(self.high)) + 1) if self.low <= 10.0**e <= self.high]
+            return decades[:: max(1, len(decades) // 6)] or [self.low]
+        return _ticks(self.low, self.high)
+
+
 def chart(
     series: Series,
     title: str,
     x_label: str,
     y_label: str,
     *,
-    lines: bool = False,
+    lines: bool | Collection[str] = False,
     log_y: bool = False,
     size: tuple[int, int] = (640, 340),
     dot: float = 3.5,
+    guides: Sequence[tuple[float, str]] = (),
+    from_zero: tuple[bool, bool] = (True, True),
+    diagonal: bool = False,
+    whole_x: bool = False,
+    large: Collection[str] = (),
+    rings: Collection[str] = (),
 ) -> str:
-    """An SVG of (x, y, tooltip) points by series. On a logarithmic axis points at or below 0 are left out."""
+    """An SVG of (x, y, tooltip) points by series. On a logarithmic axis points at or below 0 are left out.
+
+    ``lines``: join the points, of all series or of some. ``guides``: dashed vertical lines at x with a label. ``from_zero``: whether the axes begin at 0.
+    ``diagonal``: a line where y is x. ``whole_x``: x counts something. ``large``, ``rings``: series with larger points, or with rings around points.
+    """
     width, height = size
-    left, right, top, bottom = 64, 14, 12, 44
+    left, right, top, bottom = 64, 14, 22 if guides else 12, 44
     shown = {name: [p for p in points if not log_y or p[1] > 0] for name, points in series.items()}
     every = [p for points in shown.values() for p in points]
     if not every:
         return "<p>Nothing to draw.</p>"
-    high_x = max(p[0] for p in every) or 1
-    low_y, high_y = (min(p[1] for p in every), max(p[1] for p in every)) if log_y else (0.0, max(p[1] for p in every) or 1)
-
-    def x(value: float) -> float:
-        return left + (width - left - right) * value / high_x
-
-    def y(value: float) -> float:
-        if log_y:
-            span = max(log10(high_y) - log10(low_y), 1e-9)
-            return height - bottom - (height - top - bottom) * (log10(value) - log10(low_y)) / span
-        return height - bottom - (height - top - bottom) * value / high_y
+    xs, ys = [*(p[0] for p in every), *(value for value, _ in guides)], [p[1] for p in every]
+    if diagonal:
+        xs = ys = [*xs, *ys]
+    x = _Axis(*_range(xs, from_zero[0]), left, width - right)
+    y = _Axis(min(ys), max(ys), height - bottom, top, log=True) if log_y else _Axis(*_range(ys, from_zero[1]), height - bottom, top)
 
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>']
-    for tick in _ticks(high_x):
+    for tick in (tick for tick in x.ticks() if not whole_x or tick == round(tick)):
         parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{height - bottom}"/>')
         parts.append(f'<text x="{x(tick):.1f}" y="{height - bottom + 16}" text-anchor="middle">{_short(tick)}</text>')
-    ticks = [10.0**e for e in range(floor(log10(low_y)), floor(log10(high_y)) + 1) if low_y <= 10.0**e <= high_y] if log_y else _ticks(high_y)
-    for tick in ticks:
+    for tick in y.ticks():
         parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
     parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(f'<text transform="translate(14 {(top + height - bottom) / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
-    for number, (_, points) in enumerate(shown.items()):
+    if diagonal:
+        parts.append(f'<line class="chosen" x1="{x(x.low):.1f}" y1="{y(y.low):.1f}" x2="{x(x.high):.1f}" y2="{y(y.high):.1f}"/>')
+    for value, label in guides:
+        anchor = "start" if x(value) < width * 0.25 else "end" if x(value) > width * 0.75 else "middle"
+        parts.append(f'<line class="chosen" x1="{x(value):.1f}" y1="{top}" x2="{x(value):.1f}" y2="{height - bottom}"/>')
+        parts.append(f'<text x="{x(value):.1f}" y="{top - 6}" text-anchor="{anchor}">{escape(label)}</text>')
+    for number, (name, points) in enumerate(shown.items()):
         colour, shape = COLOURS[number % len(COLOURS)], _SHAPES[number % len(_SHAPES)]
-        if lines and len(points) > 1:
-            path = " ".join(f"{x(p[0]):.1f},{y(p[1]):.1f}" for p in sorted(points))
-            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [f'{shape(x(p[0]), y(p[1]), dot)} style="fill:{colour}"><title>{escape(p[2])}</title></{_tag(shape)}>' for p in points]
+        if (name in lines if isinstance(lines, Collection) else lines) and len(points) > 1:
+            path = " ".join(f"{x(p[0]):.1f},{y(p[1]):.1f}" for p in sorted(points, key=lambda p: p[0]))
+            parts.append(f'<polyline class="mark" points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        radius = dot * (2.2 if name in large else 1.9 if name in rings else 1)
+        paint = f'fill="none" stroke="{colour}" stroke-width="1.5"' if name in rings else f'fill="{colour}"'
+        if dot:
+            parts += [f'{shape(x(p[0]), y(p[1]), radius)} class="mark" {paint}><title>{escape(p[2])}</title></{_tag(shape)}>' for p in points]
     return "".join([*parts, "</svg>"])
 
 
-def legend(names: Sequence[str]) -> str:
+def legend(names: Sequence[str], rings: Collection[str] = ()) -> str:
     """The key of the series, in their order."""
     items = []
     for number, name in enumerate(names):
         shape = _SHAPES[number % len(_SHAPES)]
-        mark = f'{shape(8, 8, 5)} style="fill:{COLOURS[number % len(COLOURS)]}"></{_tag(shape)}>'
+        colour = COLOURS[number % len(COLOURS)]
+        paint = f'fill="none" stroke="{colour}" stroke-width="2"' if name in rings else f'fill="{colour}"'
+        mark = f'{shape(8, 8, 5)} class="mark" {paint}></{_tag(shape)}>'
         items.append(f'<li><svg class="key" viewBox="0 0 16 16" aria-hidden="true">{mark}</svg> {escape(name)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'
 
@@ -81,16 +119,26 @@ def _tag(shape: Callable[[float, float, float], str]) -> str:
     return shape(0, 0, 1)[1:].split(" ", 1)[0]
 
 
-def _ticks(most: float, count: int = 4) -> list[float]:
-    """Round values from 0 to ``most``."""
-    raw = most / count
+def _range(values: Sequence[float], from_zero: bool) -> tuple[float, float]:
+    """The ends of an axis; a little room on both sides where it does not begin at 0."""
+    low, high = min(values), max(values)
+    if from_zero:
+        return min(0.0, low), max(high, 0.0) or 1.0
+    room = 0.08 * (high - low) or 0.01 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def _ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round values between the ends."""
+    raw = (high - low) / count
     unit = 10.0 ** floor(log10(raw))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
-    return [step * i for i in range(int(most / step + 1e-9) + 1)]
+    first = -floor(-low / step + 1e-9)
+    return [step * i for i in range(first, floor(high / step + 1e-9) + 1)]
 
 
 def _short(value: float) -> str:
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= factor:
+        if abs(value) >= factor:
             return f"{value / factor:.3g}{unit}"
-    return f"{value:.3g}"
+    return f"{value:.4g}".replace("-", "−")

@@ -1,24 +1,30 @@
-"""report.html: one self-contained page drawn from the manifest alone, so that it can say nothing that was not recorded."""
+"""report.html: one self-contained page drawn from the files of an output folder alone, so that it can say nothing that was not recorded."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lrfc.manifest import Latency, Manifest
+from lrfc import anatomy, choices
+from lrfc.anatomy import Anatomy, OpCost
+from lrfc.errors import UsageError
+from lrfc.manifest import Latency, Layer, Manifest, Speedup
+from lrfc.report import figures
+from lrfc.report.chart import legend
+from lrfc.report.command import command
+from lrfc.report.text import NONE, change, count, decimal, minus, ms, option, percent, points_of, ranks, short_size, size
 
-if TYPE_CHECKING:
-    from lrfc.targets.measure import Ratio
-
-#: What stands where nothing was measured.
-NONE = "—"
-#: The plot's size and margins, in SVG units: left, right, top, bottom.
-_WIDTH, _HEIGHT = 640, 300
-_MARGIN = (70, 20, 16, 44)
+NAME = "report.html"
+#: The one script: sorts tables, and shows one layer's curves at a time. Without it everything is there, unsorted.
+SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 
 _RUNGS = {
     "before": "Original",
@@ -28,6 +34,17 @@ _RUNGS = {
     "finetuned": "Fine-tuned",
     "artifact": "Emitted file",
 }
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page is drawn from. ``points`` and ``by_latency``: the Pareto fronts of pareto.json. ``ops``: None for the folder of an older lrfc."""
+
+    manifest: Manifest
+    points: Sequence[Mapping[str, Any]] = ()
+    by_latency: Sequence[Mapping[str, Any]] = ()
+    candidates: Sequence[choices.Row] = ()
+    ops: Anatomy | None = None
 
 
 @dataclass(frozen=True)
@@ -43,38 +60,102 @@ class Row:
     note: str = ""
 
 
-def render(manifest: Manifest, ratio: Ratio, points: Sequence[Mapping[str, Any]], problem: str | None) -> str:
-    """The page as text.
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of the table: what the manifest says, and of its ops their kernels, bytes and predicted milliseconds before and after."""
 
-    ``ratio``: the measured speed-up of the factorized file over the original's. ``points``: the Pareto front, dicts with ``macs``, ``params`` and
-    ``predicted_divergence``. ``problem``: why the build does not end well (a budget not met, no gain), shown above everything else.
-    """
+    layer: Layer
+    kernels: tuple[tuple[str, ...], tuple[str, ...]]
+    bytes: tuple[int | None, int | None]
+    ms: tuple[float | None, float | None]
+
+
+def write(folder: Path) -> Path:
+    """Draw the page of an output folder anew. UsageError when the folder is none."""
+    path = folder / NAME
+    path.write_text(render(read(folder)), encoding="utf-8")
+    return path
+
+
+def read(folder: Path) -> Content:
+    """What an output folder recorded."""
+    manifest = Manifest.read(folder)
+    fronts: dict[str, Any] = {}
+    if (folder / "pareto.json").is_file():
+        try:
+            fronts = json.loads((folder / "pareto.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"'{folder / 'pareto.json'}' is damaged: {error}") from error
+    rows = choices.read(folder) if (folder / choices.NAME).is_file() else ()
+    ops = Anatomy.read(folder) if (folder / anatomy.NAME).is_file() else None
+    return Content(manifest, fronts.get("points", ()), fronts.get("by_latency", ()), rows, ops)
+
+
+def render(content: Content) -> str:
+    """The page as text."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": count, "size": size, "percent": percent, "decimal": decimal, "option": option, "ranks": ranks}
-    kept_original = problem is not None and all(layer.method is None for layer in manifest.layers)
+    environment.filters |= {
+        "count": count, "size": size, "short_size": short_size, "percent": percent, "decimal": decimal, "option": option, "ranks": ranks,
+    }  # fmt: skip
+    environment.globals |= {"change": change, "count": count, "short_size": short_size, "ms": ms}
+    manifest, ops = content.manifest, content.ops
+    kept_original = manifest.problem is not None and all(layer.method is None for layer in manifest.layers)
+    curves, key = figures.similarities(content.candidates)
     return environment.get_template("page.html.j2").render(
         m=manifest,
         title=Path(manifest.input.path).name,
-        verdict=verdict(manifest, ratio, kept_original=kept_original),
-        problem=problem,
+        verdict=verdict(manifest, manifest.speedup, kept_original=kept_original),
         kept_original=kept_original,
-        ratio=ratio,
-        speed=speed(ratio),
+        cards=[] if kept_original else cards(manifest),
+        speed=None if manifest.speedup is None else speed(manifest.speedup),
         rows=rows(manifest),
         ladder=[(_RUNGS[rung], manifest.accuracy.shown(value)) for rung, value in manifest.accuracy.ladder().items()],
         changed=sum(layer.method is not None for layer in manifest.layers),
-        points=sorted(points, key=lambda point: point["macs"]),
-        plot=plot(points, manifest.after.macs) if points else None,
+        layers=layers(manifest, ops),
+        points=sorted(content.points, key=lambda point: point["macs"]),
+        by_latency=content.by_latency,
+        front=figures.front(content.points, content.by_latency, manifest) if content.points or content.by_latency else None,
+        files=figures.files(manifest),
+        curves=curves,
+        first_curve=next((curve for curve in curves if curve.changed), curves[0] if curves else None),
+        curves_key=key,
+        bars=figures.waterfall(ops) if ops is not None else [],
+        memory=figures.memory(ops) if ops is not None else None,
+        memory_key=legend(["before", "after"]),
+        rounds=figures.rounds(manifest),
+        tuning=figures.tuning(manifest),
+        command=command(manifest),
+        quoted_input=shlex.quote(manifest.input.path),
+        script=SCRIPT,
+        script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
         NONE=NONE,
     )
+
+
+def layers(manifest: Manifest, ops: Anatomy | None) -> list[LayerRow]:
+    """The table of layers."""
+    found = []
+    for layer in manifest.layers:
+        sides = [[op for op in side if op.layer == layer.name] for side in ((ops.before, ops.after) if ops is not None else ((), ()))]
+        if layer.method is None:  # also where the original was kept, and the ops are those of a file that was not
+            sides[1] = sides[0]
+        kernels, stored, times = zip(*map(_side, sides), strict=True)
+        found.append(LayerRow(layer, kernels, stored, times))
+    return found
+
+
+def _side(ops: Sequence[OpCost]) -> tuple[tuple[str, ...], int | None, float | None]:
+    kernels = tuple("×".join(map(str, op.kernel)) for op in ops if op.kernel)
+    times = [op.predicted_ms for op in ops if op.predicted_ms is not None]
+    return kernels, sum(op.weight_bytes for op in ops) if ops else None, sum(times) if times else None
 
 
 # -- sentences and rows ------------------------------------------------------------------------------------------------------------
 
 
-def speed(ratio: Ratio) -> str:
+def speed(ratio: Speedup) -> str:
     """What the measured ratio says: a difference only when the whole interval does, and when it shows in two decimals."""
     if f"{ratio.median:.2f}" == "1.00":
         return "as fast as the original"
@@ -85,7 +166,7 @@ def speed(ratio: Ratio) -> str:
     return "not measurably faster or slower"
 
 
-def verdict(manifest: Manifest, ratio: Ratio, *, kept_original: bool) -> str:
+def verdict(manifest: Manifest, ratio: Speedup | None, *, kept_original: bool) -> str:
     """The outcome in one sentence."""
     if kept_original:
         return "Factorization brought no gain, so the original model was kept."
@@ -97,12 +178,37 @@ def verdict(manifest: Manifest, ratio: Ratio, *, kept_original: bool) -> str:
     if before.file_bytes and after.file_bytes is not None:
         said.append(f"{percent(after.file_bytes / before.file_bytes)} of the file size")
     told = ", ".join(part for part in said if part)
-    sentence = f"The compressed model keeps {told or 'the size of the original'}, and is {speed(ratio)}"
+    sentence = f"The compressed model keeps {told or 'the size of the original'}, and is {'of unknown speed' if ratio is None else speed(ratio)}"
     if before.accuracy is None or after.accuracy is None:
         return f"{sentence}; its accuracy was not measured."
     scores = manifest.accuracy
-    change = f"{points_of(after.accuracy - before.accuracy)}" if scores.percent else f"{scores.shown(before.accuracy)} before"
-    return f"{sentence}; its {scores.metric or 'accuracy'} is {scores.shown(after.accuracy)} ({change})."
+    difference = points_of(after.accuracy - before.accuracy) if scores.percent else f"{scores.shown(before.accuracy)} before"
+    return f"{sentence}; its {scores.metric or 'accuracy'} is {scores.shown(after.accuracy)} ({difference})."
+
+
+def cards(manifest: Manifest) -> list[tuple[str, str, str]]:
+    """The figures that people look for first: what each is, what is kept, and what that saves or how sure it is."""
+    before, after, ratio, scores = manifest.before, manifest.after, manifest.speedup, manifest.accuracy
+    found = []
+    for name, quantity in (("MACs", "macs"), ("Parameters", "params"), ("File size", "file_bytes"), ("Activation memory", "arena_bytes")):
+        first, second = getattr(before, quantity), getattr(after, quantity)
+        if first and second is not None:
+            saved = f"{100 * (1 - second / first):.1f} % saved" if second <= first else f"{100 * (second / first - 1):.1f} % more than before"
+            found.append((name, f"{100 * second / first:.1f} % kept", saved))
+    if ratio is not None:
+        estimated = after.latency_ms is not None and after.latency_ms.estimated
+        spread = "estimated, no device was timed" if estimated else f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
+        found.append(("Speed-up", f"×{ratio.median:.2f}", spread))
+    if after.accuracy is not None:
+        sure = "on the test data" if before.accuracy is None else f"{scores.shown(before.accuracy)} before"
+        if (held := scores.kept) is not None:
+            unit = (100, " pp") if scores.percent else (1, "")
+            low, high = (minus(f"{unit[0] * value:.2f}") for value in (held.low, held.high))
+            sure += minus(
+                f"; lost {unit[0] * held.drop:.2f}{unit[1]}, {100 * held.confidence:g} % interval {low} to {high}, {held.samples:,} samples"
+            )
+        found.append(((scores.metric or "accuracy").capitalize(), scores.shown(after.accuracy), sure))
+    return found
 
 
 def rows(manifest: Manifest) -> list[Row]:
@@ -115,7 +221,7 @@ def rows(manifest: Manifest) -> list[Row]:
         _row("Planned activation arena", before.arena_bytes, after.arena_bytes, size),
     ]
     for name, quantile in (("Latency, median", "p50"), ("Latency, 90th percentile", "p90")):
-        first, second = (None if figures.latency_ms is None else getattr(figures.latency_ms, quantile) for figures in (before, after))
+        first, second = (None if side.latency_ms is None else getattr(side.latency_ms, quantile) for side in (before, after))
         found.append(_row(name, first, second, lambda value: f"{decimal(value)} ms", _how(before.latency_ms, after.latency_ms)))
     if before.cycles is None:
         found.append(_row("Peak resident memory", before.peak_rss_bytes, after.peak_rss_bytes, size, "of the process, runtime included"))
@@ -145,87 +251,3 @@ def _how(before: Latency | None, after: Latency | None) -> str:
         if side is not None
     ]
     return " / ".join(dict.fromkeys(sides))
-
-
-# -- numbers as text ---------------------------------------------------------------------------------------------------------------
-
-
-def count(value: float | None) -> str:
-    """12,345."""
-    return NONE if value is None else f"{value:,.0f}"
-
-
-def size(value: float | None) -> str:
-    """Bytes in a unit that people read, with the exact number behind it."""
-    if value is None:
-        return NONE
-    for unit, factor in (("MiB", 2**20), ("KiB", 2**10)):
-        if value >= factor:
-            return f"{value / factor:,.1f} {unit} ({value:,} bytes)"
-    return f"{value:,} bytes"
-
-
-def percent(value: float | None) -> str:
-    """A fraction in percent, with two decimals where they say something."""
-    return NONE if value is None else _minus(f"{100 * value:.2f} %" if abs(value) > 0 else "0 %")
-
-
-def points_of(change: float) -> str:
-    """A change of a fraction, in percentage points."""
-    return _minus(f"{100 * change:+.2f} pp")
-
-
-def decimal(value: float | None, digits: int = 4) -> str:
-    """A number with that many significant digits."""
-    return NONE if value is None else _minus(f"{value:.{digits}g}")
-
-
-def ranks(value: Sequence[int] | None) -> str:
-    """4 × 8."""
-    return " × ".join(map(str, value)) if value else NONE
-
-
-def option(value: Any) -> str:
-    """The value of an option as it is written on the command line; a budget that is a share shows its percentage."""
-    if isinstance(value, Mapping) and set(value) == {"value", "relative"}:
-        return f"{100 * value['value']:.4g}%" if value["relative"] else f"{value['value']:.10g}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(option, value)) or NONE
-    return NONE if value is None else str(value)
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
-
-
-# -- the plot ----------------------------------------------------------------------------------------------------------------------
-
-
-def plot(points: Sequence[Mapping[str, Any]], chosen: float) -> dict[str, Any]:
-    """Coordinates of the front (MACs to the right, divergence upwards from 0), of the axes' ticks, and of the built model's MACs."""
-    left, right, top, bottom = _MARGIN
-    most_macs = max(*(point["macs"] for point in points), chosen, 1)
-    most = max(point["predicted_divergence"] for point in points) or 1
-
-    def x(macs: float) -> str:
-        return f"{left + (_WIDTH - left - right) * macs / most_macs:.1f}"
-
-    def y(divergence: float) -> str:
-        return f"{_HEIGHT - bottom - (_HEIGHT - top - bottom) * divergence / most:.1f}"
-
-    marks = [(x(point["macs"]), y(point["predicted_divergence"]), point) for point in sorted(points, key=lambda point: point["macs"])]
-    steps = (0, 0.25, 0.5, 0.75, 1)
-    return {
-        "width": _WIDTH, "height": _HEIGHT, "left": left, "right": _WIDTH - right, "top": top, "bottom": _HEIGHT - bottom,
-        "marks": marks,
-        "line": " ".join(f"{a},{b}" for a, b, _ in marks),
-        "x_ticks": [(x(step * most_macs), f"{decimal(step * most_macs / _scale(most_macs)[0], 3)}{_scale(most_macs)[1]}") for step in steps],
-        "y_ticks": [(y(step * most), decimal(step * most, 2)) for step in steps],
-        "chosen": x(chosen),
-    }  # fmt: skip
-
-
-def _scale(most: float) -> tuple[float, str]:
-    return next(((factor, unit) for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if most >= factor), (1.0, ""))

@@ -1,0 +1,118 @@
+"""ops.json: what each op of the original's file and of the emitted one costs, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from math import prod
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lrfc.bench import Bench
+from lrfc.errors import UsageError
+from lrfc.ir.graph import Graph
+from lrfc.passes.profile import profile
+from lrfc.search.signature import Signature
+
+NAME = "ops.json"
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OpCost(_Record):
+    """One op. ``layer``: the original's layer that it is, or is a factor of. ``kernel``: shape of its largest weight, ``output`` of one sample's output.
+
+    ``live_bytes``: activations alive while it runs. ``predicted_ms``: by the cost profile of the device, before anything was measured; the op's share of
+    a measured time is not known. Null where the runtime executes nothing of its own for it, or nothing is known.
+    """
+
+    name: str
+    layer: str
+    kind: str
+    kernel: tuple[int, ...] | None
+    output: tuple[int | None, ...] | None
+    params: _Count
+    macs: _Count
+    weight_bytes: _Count
+    live_bytes: _Count
+    predicted_ms: float | None
+
+
+class Anatomy(_Record):
+    """Both files, op by op. ``overhead_ms``: of an inference beside its ops, predicted."""
+
+    schema_version: Literal[1] = 1
+    overhead_ms: float | None
+    before: tuple[OpCost, ...]
+    after: tuple[OpCost, ...]
+
+    def write(self, folder: Path) -> Path:
+        """Write ops.json into the folder."""
+        path = folder / NAME
+        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        return path
+
+    @staticmethod
+    def read(folder: Path) -> Anatomy:
+        """The ops of an output folder; UsageError when it has no readable ops.json."""
+        path = folder / NAME
+        try:
+            return Anatomy.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"'{folder}' has no readable {NAME}; lrfc build writes one") from error
+        except ValidationError as error:
+            raise UsageError(f"'{path}' is damaged: {error.errors()[0]['msg']}") from error
+
+
+def anatomy(bench: Bench, before: Graph, after: Graph, precision: str) -> Anatomy:
+    """The ops of two graphs as they are emitted, their times predicted for the device of the bench."""
+    listed = [list(bench.reading.signatures(graph)) for graph in (before, after)]
+    times = _times(bench, [each for ops in listed for _, each in ops])
+    overhead = None if times is None else bench.profile.overhead * bench.ms_per_unit
+    layers = {op.name for op in before}
+    sides = [_side(graph, layers, ops, times, precision) for graph, ops in zip((before, after), listed, strict=True)]
+    return Anatomy(overhead_ms=overhead, before=sides[0], after=sides[1])
+
+
+def _times(bench: Bench, wanted: Sequence[Signature]) -> Mapping[Signature, float] | None:
+    """Milliseconds of each op; None where the profile does not know them."""
+    distinct = list(dict.fromkeys(wanted))
+    try:
+        predicted = dict(zip(distinct, bench.profile.ops(distinct).tolist(), strict=True))
+    except UsageError:  # an op that the profile has no family for
+        return None
+    return {each: time * bench.ms_per_unit for each, time in {**predicted, **bench.prices(distinct)}.items()}
+
+
+def _side(
+    graph: Graph, layers: Set[str], listed: Sequence[tuple[str, Signature]], times: Mapping[Signature, float] | None, precision: str
+) -> tuple[OpCost, ...]:
+    own: dict[str, float] = {}
+    for name, each in listed:
+        if times is not None:
+            own[name] = own.get(name, 0.0) + times[each]
+    found = []
+    for row in profile(graph, precision).rows:
+        op = graph.op(row.name)
+        weights = [weight.shape for weight in op.weights.values() if weight.ndim > 1]
+        found.append(
+            OpCost(
+                name=row.name, layer=_layer(row.name, layers), kind=row.kind, kernel=max(weights, key=prod) if weights else None,
+                output=row.shapes[0][1:] if row.shapes else None, params=row.params, macs=row.macs, weight_bytes=row.weight_bytes,
+                live_bytes=row.live_bytes, predicted_ms=own.get(row.name),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _layer(name: str, layers: Set[str]) -> str:
+    """The original's layer of an op: a factor is named after its layer, with __ and what it is behind it."""
+    own = name
+    while own not in layers and "__" in own:
+        own = own.rpartition("__")[0]
+    return own if own in layers else name

@@ -1,0 +1,43 @@
+"""The command that makes a build again, from its manifest."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from lrfc.config import BuildConfig
+from lrfc.manifest import Manifest
+from lrfc.options import FIELDS, OPTIONS
+from lrfc.report.text import option
+
+#: What a configuration says of data that were given as arrays.
+FROM_PYTHON = "(from Python)"
+#: Budgets of amounts are in these units: what the command line takes no number without a unit for.
+_UNITS = {"max_latency": "ms", "time_budget": "s"}
+
+
+def command(manifest: Manifest) -> str | None:
+    """A line for a shell; None where data came from Python, which no command line can name."""
+    config = manifest.config
+    if FROM_PYTHON in (config.get("data"), config.get("test_data")):
+        return None
+    words = ["lrfc", "build", manifest.input.path]
+    defaults = BuildConfig().model_dump(mode="json")
+    for name in OPTIONS:
+        field = FIELDS.get(name, name)
+        if name not in ("out", "resume", "print_after", "stop_after") and field in config and config[field] != defaults[field]:
+            words += _words(name, config[field])
+    return shlex.join(words)
+
+
+def _words(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    if name == "methods":
+        return [flag, ",".join(value)]
+    if isinstance(value, list | tuple):
+        return [word for each in value for word in (flag, str(each))]
+    unit = _UNITS.get(name, "") if isinstance(value, int | float) or (isinstance(value, Mapping) and not value.get("relative")) else ""
+    return [flag, option(value) + unit]
