@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lrfc.anatomy import Anatomy, anatomy
 from lrfc.bench import Bench
 from lrfc.config import BuildConfig
 from lrfc.contract import Contract, held
@@ -65,6 +66,7 @@ class Draft:
     after: Figures
     contract: Contract | None
     failure: BudgetError | NoGainError | None
+    ops: Anatomy
 
 
 def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder: Path, looks: int = 1) -> Draft:
@@ -92,7 +94,8 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
         for graph, file, each, score in zip((made.original, made.state.graph), (original, emitted), measured, scores, strict=True)
     )
     failure = _loss(made, goal, before, after, ratio) or _unmet(made, promise, before, after)
-    return Draft(made, goal, settled, original, emitted, found, ratio, before, after, promise, failure)
+    ops = anatomy(bench, made.original, made.state.graph, target.precision)
+    return Draft(made, goal, settled, original, emitted, found, ratio, before, after, promise, failure, ops)
 
 
 def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float | None) -> Figures:
