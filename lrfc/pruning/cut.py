@@ -15,7 +15,8 @@ from lrfc.ir.graph import Array, Graph, Op, Ref
 from lrfc.ir.ops import conv_geometry
 from lrfc.pruning.groups import Dependencies, groups
 from lrfc.pruning.labels import Ids
-from lrfc.pruning.rules import positions, slices
+from lrfc.pruning.rules import positions
+from lrfc.pruning.shapes import slices
 
 Mask = NDArray[np.bool_]
 
@@ -199,10 +200,11 @@ def _reshape(cut: _Cut, weights: Weights) -> dict[str, Any]:
     labels = cut.tensor(Ref(cut.op.name))
     assert labels is not None
     axis, mask = labels
-    target = [int(n) for n in cut.op.attrs["target_shape"]]
-    if target[axis - 1] != -1:
-        target[axis - 1] = _count(mask)
-    return {"target_shape": tuple(target)}
+    name, at = ("target_shape", axis - 1) if cut.op.kind == "Reshape" else ("newshape", axis)
+    target = [int(n) for n in cut.op.attrs[name]]
+    if target[at] != -1:
+        target[at] = _count(mask)
+    return {name: tuple(target)}
 
 
 def _get_item(cut: _Cut, weights: Weights) -> dict[str, Any]:
@@ -232,7 +234,7 @@ def _split(cut: _Cut, weights: Weights) -> dict[str, Any]:
 
 
 #: Ops without weights whose arguments name lengths.
-_RESHAPING = frozenset({"Reshape", "ops.GetItem", "ops.Split"})
+_RESHAPING = frozenset({"Reshape", "ops.Reshape", "ops.GetItem", "ops.Split"})
 
 _RULES: dict[str, Callable[[_Cut, Weights], dict[str, Any]]] = {
     **{f"Conv{n}D{kind}": _conv for n in (1, 2, 3) for kind in ("", "Transpose")},
@@ -246,6 +248,7 @@ _RULES: dict[str, Callable[[_Cut, Weights], dict[str, Any]]] = {
     "PReLU": _prelu,
     "Rescaling": _rescaling,
     "Reshape": _reshape,
+    "ops.Reshape": _reshape,
     "ops.GetItem": _get_item,
     "ops.Split": _split,
 }

@@ -100,7 +100,8 @@ def groups(graph: Graph, keep: Sequence[str] = (), only: Sequence[str] = ()) -> 
         pattern = next((p for p in keep if any(fnmatchcase(call.name, p) for call in graph.calls(op))), None)
         if pattern is not None:
             for ref in (*operands, *(Ref(op.name, i) for i in range(len(found)))):
-                walk.stay(labels[ref].ids, f"its filters are kept by --keep {pattern}" + ("" if ref.op == op.name else f" of '{op.name}'"))
+                reader = "" if ref.op == op.name else f"read by '{op.name}', which is "
+                walk.stay(labels[ref].ids, f"its filters are {reader}kept by --keep {pattern}")
     for ref in graph.outputs:
         walk.stay(labels[ref].ids, f"its filters are the model's output '{ref}'", foremost=True)
     if only:
@@ -110,23 +111,32 @@ def groups(graph: Graph, keep: Sequence[str] = (), only: Sequence[str] = ()) -> 
     classes, reasons = walk.classes()
     made, carried, read = ({layer: classes[ids] for layer, ids in notes.items()} for notes in (walk.made, walk.carried, walk.read))
     resolved = {ref: Labels(each.axis, classes[each.ids], each.source) for ref, each in labels.items()}
-    found_groups = _gather(made, carried, read, reasons)
+    found_groups = _gather(made, carried, read, [classes[ids] for ids in walk.slices], reasons)
     return Dependencies(found_groups, _refused(graph, walk, made, reasons, found_groups), resolved, made, carried, read)
 
 
-def _gather(made: Mapping[str, Ids], carried: Mapping[str, Ids], read: Mapping[str, Ids], reasons: Mapping[int, str]) -> tuple[Group, ...]:
-    """Classes that come from the same layers make a group; a group of one unit is none."""
+def _gather(
+    made: Mapping[str, Ids], carried: Mapping[str, Ids], read: Mapping[str, Ids], slices: Sequence[Ids], reasons: Mapping[int, str]
+) -> tuple[Group, ...]:
+    """Classes that come from the same layers, and pass through the same slices, make a group; a group of one unit is none.
+
+    As each group keeps a unit, so does each tensor, also one that is a slice of what a layer makes.
+    """
     producers: dict[int, tuple[str, ...]] = {}
     for layer, ids in made.items():
         for each in dict.fromkeys(ids.tolist()):
             if each not in reasons:
                 producers[each] = (*producers.get(each, ()), layer)
-    members: dict[tuple[str, ...], list[int]] = {}
+    inside: dict[int, set[int]] = {}
+    for number, ids in enumerate(slices):
+        for each in np.unique(ids).tolist():
+            inside.setdefault(each, set()).add(number)
+    members: dict[tuple[tuple[str, ...], frozenset[int]], list[int]] = {}
     for each, layers in producers.items():
-        members.setdefault(layers, []).append(each)
+        members.setdefault((layers, frozenset(inside.get(each, ()))), []).append(each)
     names: dict[str, int] = {}
     found = []
-    for layers, classes in members.items():
+    for (layers, _), classes in members.items():
         names[layers[0]] = names.get(layers[0], 0) + 1
         if len(classes) == 1:
             continue
@@ -155,7 +165,7 @@ def _refused(graph: Graph, walk: Walk, made: Mapping[str, Ids], reasons: Mapping
 def _reason(op: Op, ids: Ids | None, reasons: Mapping[int, str]) -> str:
     if ids is None:
         return "its filters go with the channels that it reads" if op.kind.startswith("Conv") else "it is not a plain projection"
+    if len(ids) == 1:
+        return "it has one filter"
     known = next((reasons[each] for each in ids.tolist() if each in reasons), None)
-    if known is not None:
-        return known
-    return "it has one filter" if len(ids) == 1 else "its filters all depend on one another"
+    return "its filters all depend on one another" if known is None else known

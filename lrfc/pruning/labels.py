@@ -36,13 +36,14 @@ class Walk:
     """What is learned on the way through a graph: labels that are equal, labels that must stay, and what each layer makes, carries and reads.
 
     ``made``, ``carried`` and ``read`` map a layer's name (that of its first call) to the labels of its filters, of the channels whose weights
-    it holds, and of the input channels that its kernel sums over.
+    it holds, and of the input channels that its kernel sums over. ``slices`` are the labels of tensors that are a part of another one.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.made: dict[str, Ids] = {}
         self.carried: dict[str, Ids] = {}
         self.read: dict[str, Ids] = {}
+        self.slices: list[Ids] = []
         self._names: dict[str, str] = {}
         for op in graph.layers():
             if op.shared is not None:

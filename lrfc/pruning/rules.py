@@ -10,6 +10,7 @@ import numpy as np
 from lrfc.factorization.einsum import Einsum
 from lrfc.ir.graph import Op, Shape, Slot
 from lrfc.ir.ops import conv_geometry
+from lrfc.pruning import shapes
 from lrfc.pruning.labels import Call, Ids, Labels
 
 Rule = Callable[[Call], list[Labels]]
@@ -116,6 +117,12 @@ def _embedding(call: Call) -> list[Labels]:
 
 
 def _through(call: Call) -> list[Labels]:
+    return [call.source]
+
+
+def _clip(call: Call) -> list[Labels]:
+    if any(np.size(value) > 1 for value in call.op.attrs.values()) or _constants(call.op):
+        return call.fix(f"its filters meet a constant in {call.title}")
     return [call.source]
 
 
@@ -228,114 +235,6 @@ def _holds_slot(value: Any) -> bool:
     return isinstance(value, Slot) or (isinstance(value, list | tuple) and any(_holds_slot(item) for item in value))
 
 
-def _concatenate(call: Call) -> list[Labels]:
-    rank = len(call.outputs[0].shape)
-    axis = int(call.op.attrs.get("axis", -1)) % rank
-    axes = {labels.axis for labels in call.labels} - {None}
-    if len(axes) > 1:
-        return call.fix(f"its filters meet others on another axis in {call.title}")
-    if not axes:
-        return [Labels.fixed(f"the output of {call.title}")]
-    (own,) = axes
-    assert own is not None
-    parts = []
-    for labels, tensor in zip(call.labels, call.inputs, strict=True):
-        if labels.axis is None:
-            length = tensor.shape[own]
-            assert length is not None
-            ids = call.walk.fresh(length)
-            call.walk.stay(ids, f"its filters meet {labels.source} in {call.title}")
-        else:
-            ids = labels.ids
-        parts.append(ids)
-    if own == axis:
-        return [Labels(own, np.concatenate(parts))]
-    for ids in parts:
-        call.walk.unify(parts[0], ids)
-    return [Labels(own, parts[0])]
-
-
-# -- reshaping ---------------------------------------------------------------------------------------------------------------------
-
-
-def _reshaped(call: Call, order: tuple[int, ...] | None = None) -> list[Labels]:
-    """A Flatten or Reshape, of the source with its axes in ``order``. What then lies along several axes is cut along the last of them."""
-    source, shape, target = call.source, call.inputs[0].shape[1:], call.outputs[0].shape[1:]
-    if source.axis is None:
-        return [Labels.fixed(f"the output of {call.title}")]
-    if None in shape or None in target or (call.op.shared is not None and call.op.kind == "Reshape"):
-        return call.fix(f"its filters are reshaped by {call.title}, whose shape is not fixed" + (" for each call" if call.op.shared else ""))
-    lengths, wanted = [n or 0 for n in shape], [n or 0 for n in target]
-    laid = np.broadcast_to(source.ids.reshape([n if a == source.axis - 1 else 1 for a, n in enumerate(lengths)]), lengths)
-    table = (laid if order is None else laid.transpose(order)).reshape(wanted)
-    varying = [axis for axis in range(len(wanted)) if (table != table.take([0], axis)).any()]
-    if not varying:
-        return call.fix(f"its only filter is reshaped by {call.title}")
-    last = np.moveaxis(table, varying[-1], 0).reshape(wanted[varying[-1]], -1)
-    if len(varying) > 1:
-        call.walk.unify(last, last[:, :1])
-    return [Labels(varying[-1] + 1, np.array(last[:, 0]))]
-
-
-def _flatten(call: Call) -> list[Labels]:
-    rank = len(call.inputs[0].shape) - 1
-    first = call.op.attrs.get("data_format") == "channels_first" and rank > 1
-    return _reshaped(call, (*range(1, rank), 0) if first else None)
-
-
-def _permute(call: Call) -> list[Labels]:
-    axes = (0, *call.op.attrs["dims"]) if call.op.kind == "Permute" else call.op.attrs.get("axes")
-    if call.source.axis is None:
-        return [call.source]
-    axes = tuple(reversed(range(len(call.outputs[0].shape)))) if axes is None else axes
-    return [Labels([axis % len(axes) for axis in axes].index(call.source.axis), call.source.ids)]
-
-
-def _repeat_vector(call: Call) -> list[Labels]:
-    return [call.source if call.source.axis is None else Labels(2, call.source.ids)]
-
-
-def _reduce(call: Call) -> list[Labels]:
-    source, rank, axis = call.source, len(call.inputs[0].shape), call.op.attrs.get("axis")
-    gone = set(range(rank)) if axis is None else {a % rank for a in (axis if isinstance(axis, tuple | list) else (axis,))}
-    if source.axis in gone:
-        return call.fix(f"its filters are read by {call.title}, which mixes them")
-    if source.axis is None or call.op.attrs.get("keepdims"):
-        return [source]
-    return [Labels(source.axis - sum(a < source.axis for a in gone), source.ids)]
-
-
-def slices(op: Op, rank: int) -> list[slice] | None:
-    """The index of an ops.GetItem as one slice an axis; None where it is anything else."""
-    args, kwargs = op.call or ((), {})
-    key = args[1] if len(args) > 1 else kwargs.get("key")
-    items = list(key) if isinstance(key, tuple) else [key]
-    if Ellipsis in items:
-        at = items.index(Ellipsis)
-        items[at : at + 1] = [slice(None)] * (rank - len(items) + 1)
-    plain = [item for item in items if isinstance(item, slice)]
-    return None if len(plain) < len(items) else [*plain, *[slice(None)] * (rank - len(plain))]
-
-
-def _get_item(call: Call) -> list[Labels]:
-    source, index = call.source, slices(call.op, len(call.inputs[0].shape))
-    if source.axis is None:
-        return [Labels.fixed(f"the output of {call.title}")]
-    if index is None or index[source.axis].step not in (None, 1):
-        return call.fix(f"its filters are read by {call.title}, whose index is not a plain slice")
-    return [Labels(source.axis, source.ids[index[source.axis]])]
-
-
-def _split(call: Call) -> list[Labels]:
-    source, axis = call.source, int(call.op.attrs.get("axis", 0)) % len(call.inputs[0].shape)
-    if source.axis is None:
-        return [Labels.fixed(f"the output of {call.title}")] * len(call.outputs)
-    if source.axis != axis:
-        return [source] * len(call.outputs)
-    ends = np.cumsum([t.shape[axis] or 0 for t in call.outputs])
-    return [Labels(axis, ids) for ids in np.split(source.ids, ends[:-1])]
-
-
 def _input(call: Call) -> list[Labels]:
     return [Labels.fixed(f"the model's input '{call.op.name}'")]
 
@@ -361,7 +260,7 @@ ONE: dict[str, Rule] = {
         (
             f"ops.{name}"
             for name in "Relu Relu6 Sigmoid Tanh Silu Gelu Elu Selu Softplus Softsign LeakyRelu HardSigmoid HardSilu Abs Absolute Negative Square Sqrt "
-            "Rsqrt Exp Log Sign Clip Identity".split()
+            "Rsqrt Exp Log Sign Identity".split()
         ),
         _through,
     ),
@@ -370,19 +269,23 @@ ONE: dict[str, Rule] = {
     **{f"Global{m}Pooling{n}D": _global_pool for m in ("Max", "Average") for n in (1, 2, 3)},
     **dict.fromkeys(("LayerNormalization", "UnitNormalization", "Softmax", "ops.Softmax"), _normalized_axes),
     "GroupNormalization": _group_norm,
-    "Flatten": _flatten,
-    "Reshape": _reshaped,
-    "Permute": _permute,
-    "ops.Transpose": _permute,
-    "RepeatVector": _repeat_vector,
-    **dict.fromkeys((f"ops.{name}" for name in ("Mean", "Max", "Min", "Sum")), _reduce),
-    "ops.GetItem": _get_item,
-    "ops.Split": _split,
+    "Flatten": shapes.flatten,
+    "Reshape": shapes.reshaped,
+    "ops.Reshape": shapes.reshaped,
+    "ops.ExpandDims": shapes.expand,
+    "ops.Squeeze": shapes.squeeze,
+    "ops.Clip": _clip,
+    "Permute": shapes.permute,
+    "ops.Transpose": shapes.permute,
+    "RepeatVector": shapes.repeat_vector,
+    **dict.fromkeys((f"ops.{name}" for name in ("Mean", "Max", "Min", "Sum")), shapes.reduce),
+    "ops.GetItem": shapes.get_item,
+    "ops.Split": shapes.split,
 }
 SEVERAL: dict[str, Rule] = {
     **dict.fromkeys(("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"), _merge),
     **dict.fromkeys((f"ops.{name}" for name in ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Power")), _merge),
-    **dict.fromkeys(("Concatenate", "ops.Concatenate"), _concatenate),
+    **dict.fromkeys(("Concatenate", "ops.Concatenate"), shapes.concatenate),
 }
 
 

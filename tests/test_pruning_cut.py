@@ -1,0 +1,154 @@
+"""Cutting filters: whatever is cut, the graph computes what the original computes without what the consumers read of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lrfc.errors import UsageError
+from lrfc.ir import keras_io
+from lrfc.pruning.cut import cut
+from lrfc.pruning.groups import groups
+from tests.helpers import branches, conv_net, difference, graph_of, nested_twice, random_inputs, random_weights, residual
+from tests.pruned import BLOCKS, halves, random_net, zeroed
+
+
+def check(model, share=0.5, seed=0, samples=2):
+    """Cut every group of the model and compare; gives the dependencies and the cut graph."""
+    graph = graph_of(model)
+    found = groups(graph)
+    kept = halves(found, seed, share)
+    smaller = cut(graph, kept)
+    smaller.check()
+    batch = random_inputs(graph, samples, seed)
+    assert difference(keras_io.predict(zeroed(graph, found, kept), batch), keras_io.predict(smaller, batch)) < 1e-5
+    if found.groups:
+        assert smaller.params < graph.params
+    removed = found.removed(kept)
+    for op in graph:
+        for ref in [r for r in found.labels if r.op == op.name]:
+            assert found.shape(graph, ref, removed) == smaller.tensor(ref).shape
+    return found, smaller
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=4),
+    st.lists(st.integers(3, 8), min_size=5, max_size=5),
+    st.booleans(),
+    st.booleans(),
+    st.floats(0.2, 0.9),
+    st.integers(0, 99),
+)
+def test_a_random_network_cut_at_random(blocks, widths, flat, two_outputs, share, seed):
+    check(random_net(blocks, widths[: len(blocks) + 1], flat=flat, two_outputs=two_outputs, seed=seed), share, seed)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_each_block_alone(block):
+    found, _ = check(random_net([block], [6, 4], flat=True, two_outputs=False, seed=1), seed=2)
+    assert found.groups or block == "layer_norm"
+
+
+@pytest.mark.parametrize("model", [conv_net, residual, branches, nested_twice])
+def test_small_networks(model):
+    check(model())
+
+
+def functional(inputs, outputs):
+    import keras
+
+    return random_weights(keras.Model(inputs, outputs))
+
+
+def test_one_and_three_dimensions():
+    import keras
+    from keras import layers
+
+    sound, volume = keras.Input((12, 3), name="sound"), keras.Input((4, 4, 4, 2), name="volume")
+    x = layers.Conv1D(6, 3, padding="causal", name="a")(layers.ZeroPadding1D(1)(layers.Conv1D(4, 3, strides=2, name="b")(sound)))
+    x = layers.Conv1DTranspose(5, 3, strides=2, name="c")(layers.UpSampling1D(2)(layers.MaxPooling1D(2, padding="same")(x)))
+    x = layers.Dense(2, name="d")(layers.Flatten()(x))
+    y = layers.Conv3D(4, 2, name="e")(volume)
+    y = layers.Conv3DTranspose(3, 2, name="f")(layers.AveragePooling3D(1)(y))
+    y = layers.Dense(2, name="g")(layers.GlobalMaxPooling3D()(y))
+    found, _ = check(functional([sound, volume], [x, y]))
+    assert [group.name for group in found.groups] == ["b", "a", "e", "f", "c"]
+
+
+def test_projections_to_heads_are_cut_by_heads():
+    import keras
+    from keras import layers
+
+    inputs = keras.Input((5, 6))
+    x = layers.Dense(8, name="widen")(inputs)
+    x = layers.EinsumDense("abc,cde->abde", (5, 4, 3), bias_axes="de", name="heads")(x)
+    x = layers.EinsumDense("abde,dec->abc", (5, 7), bias_axes="c", activation="relu", name="join")(x)
+    found, smaller = check(functional(inputs, layers.Dense(2, name="head")(x)))
+    assert [(group.name, group.width) for group in found.groups] == [("widen", 8), ("heads", 4), ("join", 7)]
+    assert smaller.tensors("heads")[0].shape == (None, 5, 2, 3)
+
+
+def test_an_embedding_loses_columns():
+    import keras
+    from keras import layers
+
+    words = keras.Input((7,), dtype="int32")
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(10, 6, name="words")(words))
+    found, _ = check(functional(words, layers.Dense(2, name="head")(x)))
+    assert [(group.name, group.width) for group in found.groups] == [("words", 6)]
+
+
+def test_channels_first():
+    """TensorFlow does not run such convolutions on a CPU: the shapes are checked, and what a Flatten makes of the channels."""
+    import keras
+    from keras import layers
+
+    inputs = keras.Input((3, 5, 5))
+    x = layers.Conv2D(6, 3, data_format="channels_first", name="conv")(inputs)
+    x = layers.BatchNormalization(axis=1, name="bn")(x)
+    x = layers.MaxPooling2D(data_format="channels_first", name="pool")(layers.PReLU(name="prelu")(x))
+    x = layers.Conv2D(6, 1, groups=2, data_format="channels_first", name="pairs")(x)
+    model = functional(inputs, layers.Dense(2, name="head")(layers.Flatten(data_format="channels_first", name="flat")(x)))
+    graph = graph_of(model)
+    found = groups(graph)
+    assert [(group.name, group.width) for group in found.groups] == [("conv", 3), ("pairs", 3)]
+    smaller = cut(graph, {found.groups[-1].name: np.array([1])})
+    smaller.check()
+    assert smaller.tensors("flat")[0].shape == (None, 2)
+
+
+def test_unread_outputs_and_unknown_units_are_refused():
+    graph = graph_of(conv_net())
+    with pytest.raises(UsageError, match="no group of filters 'head'"):
+        cut(graph, {"head": np.array([0])})
+    for units in ([], [0, 8], [1, 0], [-1]):
+        with pytest.raises(UsageError, match="ascending indices below 8"):
+            cut(graph, {"conv0": np.array(units, np.intp)})
+
+
+def test_what_is_not_named_stays():
+    graph = graph_of(conv_net())
+    smaller = cut(graph, {"conv0": np.array([1, 5])})
+    assert smaller.tensors("conv1")[0] == graph.tensors("conv1")[0]
+    assert smaller.op("conv1").weights["kernel"].shape == (3, 3, 2, 12)
+    np.testing.assert_array_equal(smaller.op("bn0").weights["gamma"], graph.op("bn0").weights["gamma"][[1, 5]])
+
+
+def test_the_original_is_left_as_it_was():
+    graph = graph_of(residual())
+    before = str(graph)
+    cut(graph, halves(groups(graph)))
+    assert str(graph) == before
+
+
+def test_a_cut_network_is_saved_and_loaded_by_keras_alone(tmp_path):
+    import keras
+
+    graph = graph_of(branches())
+    smaller = cut(graph, halves(groups(graph)))
+    keras_io.save(smaller, tmp_path / "small.keras")
+    batch = random_inputs(graph)
+    assert difference(keras_io.predict(smaller, batch), keras_io.predict(keras.saving.load_model(tmp_path / "small.keras"), batch)) < 1e-6
