@@ -54,6 +54,30 @@ def config(
         terminal_project.settings(terminal, {n: s for n, s in found.items() if resolved or s.source != "default"}, as_json=as_json)
 
 
+def compare(
+    before: Annotated[Path, typer.Argument(help="An output folder, a manifest.json, or a .keras, .h5, .tflite or .onnx file.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="The same, to be held against it.", show_default=False)],
+    max_regress: Annotated[
+        list[str],
+        typer.Option(help="What may be lost: latency=5%, accuracy=0.5pp, speedup, size, macs, params, ram, cycles; may be given several times."),
+    ] = [],  # noqa: B006
+    junit: Annotated[Path | None, typer.Option(help="Write the limits as test cases to this JUnit XML file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two builds or models, figure by figure and layer by layer; exit code 4 when more is lost than --max-regress allows."""
+    with session() as terminal:
+        from lrfc import comparison, terminal_project
+        from lrfc.errors import BudgetError
+
+        found = comparison.compare(before, after, max_regress)
+        if junit is not None:
+            junit.write_text(found.junit(), encoding="utf-8")
+        terminal_project.compared(terminal, found, as_json=as_json)
+        lost = [each.told for each in found.verdicts if not each.ok]
+        if lost:
+            raise BudgetError(f"regressed: {'; '.join(lost)}")
+
+
 def report(folder: Annotated[Path, typer.Argument(help="An output folder of lrfc build.", show_default=False)], as_json: Json = False) -> None:
     """Draw report.html anew from the files of an output folder."""
     with session() as terminal:
@@ -68,5 +92,5 @@ def report(folder: Annotated[Path, typer.Argument(help="An output folder of lrfc
 
 def add(app: typer.Typer) -> None:
     """Put the commands into the command line."""
-    for command in (report, init, config):
+    for command in (compare, report, init, config):
         app.command()(command)

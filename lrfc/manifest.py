@@ -252,11 +252,17 @@ class Manifest(_Record):
     @staticmethod
     def read(folder: Path) -> Manifest:
         """The manifest of an output folder; UsageError when there is none or it is not one of this version."""
-        path = folder / "manifest.json"
+        if not (folder / "manifest.json").is_file():
+            raise UsageError(f"'{folder}' is no output folder of lrfc: it has no readable manifest.json")
+        return Manifest.read_file(folder / "manifest.json")
+
+    @staticmethod
+    def read_file(path: Path) -> Manifest:
+        """A manifest.json, whatever its name; UsageError when it cannot be read or is not one of this version."""
         try:
             return Manifest.model_validate_json(path.read_bytes())
         except OSError as error:
-            raise UsageError(f"'{folder}' is no output folder of lrfc: it has no readable manifest.json") from error
+            raise UsageError(f"'{path}' cannot be read: {error.strerror}") from error
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"])) or "the file"

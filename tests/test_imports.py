@@ -27,7 +27,7 @@ LAYERS = (
     {"draft"},
     {"line"},
     {"ship"},
-    {"compiler", "diagnosis", "settings"},
+    {"comparison", "compiler", "diagnosis", "settings"},
     {"cli", "cli_devices", "cli_project", "session", "terminal", "terminal_devices", "terminal_project", "__main__"},
 )
 RANK = {name: number for number, layer in enumerate(LAYERS) for name in layer}
