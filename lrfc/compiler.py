@@ -31,6 +31,7 @@ from lrfc.ship import Result, ship
 from lrfc.state import Artifact, Progress, State
 from lrfc.survey import SHARES, Survey
 from lrfc.targets import device as devices
+from lrfc.targets import refusals
 from lrfc.targets.measure import Measurement
 from lrfc.targets.runners import runner
 
@@ -67,6 +68,8 @@ def build(
     with ExitStack() as stack:
         source, graph = _load(model, unsafe=config.unsafe_load)
         _refuse(graph, [goal.target for goal in goals], config)
+        for remark in dict.fromkeys(remark for goal in goals for remark in refusals.remarks(graph, goal.target)):
+            progress.log(remark)
         samples = load_data(data, graph, test=test_data, seed=config.seed)
         for note in samples.notes:
             progress.log(note)

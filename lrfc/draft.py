@@ -34,13 +34,15 @@ class Build:
     """A compressed graph (``state.graph``, BatchNorms folded) and what is known about it before it is emitted.
 
     ``trainable`` is the same with its BatchNorms, for model.keras: it can be trained further, and stays clear of a crash of TensorFlow 2.21 on folded
-    1×1 convolutions with a residual addition. ``metric``: what the ladder counts in; None where nothing can be claimed.
+    1×1 convolutions with a residual addition. ``shipped`` is what the file is made of: the graph, with biases that make good what rounding does to the
+    weights of an integer file. ``metric``: what the ladder counts in; None where nothing can be claimed.
     """
 
     source: Path
     config: BuildConfig
     state: State
     trainable: Graph
+    shipped: Graph
     original: Graph
     design: DesignSpace
     ladder: dict[str, float]
@@ -77,7 +79,7 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
     data, target = made.state.data, goal.target
     calibration = tuple(x[:CALIBRATED] for x in data.train.inputs)
     original = target.emit(made.original, folder / f"original.{target.name}", calibration)
-    emitted = target.emit(made.state.graph, folder / f"{made.source.stem}.{target.name}", calibration)
+    emitted = target.emit(made.shipped, folder / f"{made.source.stem}.{target.name}", calibration)
     checked = tuple(x[:CHECKED] for x in data.validation.inputs)
     found = parity(emitted, target.load(emitted), checked, keras_io.predict(made.state.graph, checked))
     measured = bench.measure([original, emitted], [made.original, made.state.graph])

@@ -20,7 +20,9 @@ from lrfc.explore import Loop, Settled, Wish
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
 from lrfc.metrics import Metric, metric
+from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.canonicalise import Canonicalise
+from lrfc.passes.correct_biases import CorrectBiases
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune
 from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
@@ -29,6 +31,7 @@ from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks
 from lrfc.pipeline import name_of, plan, run
+from lrfc.precision import PRECISIONS
 from lrfc.search.measurements import Store
 from lrfc.search.store import place
 from lrfc.state import Pass, Progress, State
@@ -53,6 +56,14 @@ def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
         Refit(),
         *([finetune(config)] if config.epochs else []),
     )
+
+
+def rounding(config: BuildConfig, precision: str) -> tuple[Pass, ...]:
+    """The passes behind FoldBatchNorm that prepare a file of integers; none for other precisions."""
+    if not PRECISIONS[precision].integer:
+        return ()
+    # The function stays the same, and what is rounded from here on suits it better.
+    return (BalanceStages(bits=8 * PRECISIONS[precision].activation),)
 
 
 def finetune(config: BuildConfig) -> FineTune:
@@ -95,12 +106,15 @@ class Line:
         multiple = config.rank_multiple or gcd(*(goal.device.rank_multiple for goal in goals))
         # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
         self._first: list[Pass] = [Canonicalise(), exploration(config, multiple)]
-        known = {name_of(step) for step in (*self._first, *pipeline(config, SelectRanks()), FineTune(), FoldBatchNorm())}
+        known = {
+            name_of(step) for step in (*self._first, *pipeline(config, SelectRanks()), FineTune(), FoldBatchNorm(), BalanceStages(), CorrectBiases())
+        }
         for name in (*config.print_after, *([config.stop_after] if config.stop_after else [])):
             if name not in known:
                 raise UsageError(f"no pass is named '{name}'; they are {', '.join(sorted(known))}")
         self._ladder: dict[str, float] = {}
         self._metric: Metric | None = None
+        self._trained: dict[tuple[object, ...], tuple[State, dict[str, float]]] = {}
         self._made: dict[tuple[object, ...], Build] = {}
         self._allowed: float | None = None
         self._seconds = 0.0
@@ -152,15 +166,19 @@ class Line:
         state = run(settled.state, plan([settled.select], known=(DesignSpace,)), self._after)
         rest = pipeline(config, settled.select)[1:]
         key = tuple((c.layer, c.method, c.ranks) for c in state.fact(Selection).chosen)
-        if key not in self._made:
-            state = run(state, plan(rest, known=(DesignSpace, Selection)), self._after)
-            trainable = state.graph
+        if key not in self._trained:
+            self._trained[key] = run(state, plan(rest, known=(DesignSpace, Selection)), self._after), dict(self._ladder)
+        trained, ladder = self._trained[key]
+        steps = rounding(config, goal.target.precision)
+        if (key, steps) not in self._made:
             # Last, because BatchNorm has to be there as long as statistics are estimated or weights trained.
-            state = run(state, plan([FoldBatchNorm()]), self._after)
-            self._made[key] = Build(
-                self._source, config, state, trainable, fold_batchnorm(state.original), design, dict(self._ladder), self._metric, self._seconds
+            state = run(trained, plan([FoldBatchNorm(), *steps]), self._after)
+            # Only the file has these biases: they make good what rounding does to it, and would be wrong in the float network.
+            shipped = run(state, plan([CorrectBiases()]), self._after).graph if steps else state.graph
+            self._made[key, steps] = Build(
+                self._source, config, state, trained.graph, shipped, fold_batchnorm(state.original), design, ladder, self._metric, self._seconds
             )
-        return self._made[key], settled
+        return self._made[key, steps], settled
 
     def _wish(self, state: State, goal: Destination, bench: Bench) -> Wish:
         """The user's budgets, and the limits of the device where the original breaks them."""

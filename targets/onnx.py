@@ -46,7 +46,7 @@ class ONNX:
 
     def refusals(self, graph: Graph) -> Sequence[str]:
         """Every reason why the graph cannot be emitted, one line each. Empty when it can."""
-        return refusals.of(graph, refusals.ONNX)
+        return refusals.of(graph, refusals.ONNX_INT8 if self.precision == "int8" else refusals.ONNX)
 
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
         """Write the file.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lrfc.ir.graph import Graph, Op
 from lrfc.ir.ops import spatial
+from lrfc.state import Target
 
 #: Gives the names of the ops that break the rule.
 Rule = Callable[[Graph], Sequence[str]]
@@ -79,9 +80,54 @@ def looped(graph: Graph) -> Sequence[str]:
     return _names(graph, ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), lambda op: not _unrolled(op))
 
 
+def misrounded(graph: Graph) -> Sequence[str]:
+    """TFLite does not compute this in int8 as Keras does; replace it (celu by relu, encodings before the model), or choose --precision fp32."""
+    return _where(graph, lambda op: op.kind == "CategoryEncoding" or "celu" in _functions(op))
+
+
+def no_int16(graph: Graph) -> Sequence[str]:
+    """TFLite has no kernel for this with activations of 16 bits; choose --precision int8."""
+    kinds = (*_NORMS, "Conv3D", "Conv3DTranspose", "PReLU", "Embedding", "CategoryEncoding")
+    return _where(graph, lambda op: op.kind in kinds or bool({"elu", "selu", "softsign", "hard_silu", "log_softmax"} & _functions(op)))
+
+
+def float_in_tflite(graph: Graph) -> Sequence[str]:
+    """TFLite has no int8 kernel for this: it stays float32 in the file, between two conversions."""
+    return _where(graph, lambda op: op.kind in (*_NORMS, "Conv3D", "Conv3DTranspose") or "elu" in _functions(op))
+
+
+def float_in_onnx(graph: Graph) -> Sequence[str]:
+    """There is no int8 kernel for this in onnxruntime: it stays float32 in the file, between two conversions."""
+    functions = {"elu", "selu", "celu", "gelu", "softplus", "softsign", "tanh", "exponential", "mish", "log_softmax"}
+    return _where(graph, lambda op: op.kind in _NORMS or bool(functions & _functions(op)))
+
+
+_NORMS = ("LayerNormalization", "GroupNormalization", "UnitNormalization", "RMSNormalization")
+
 TFLITE: tuple[Rule, ...] = (open_axis, strings, dilated_transposed, pooled_3d, dilated_3d, grouped_3d, channels_first, smooth_resize)
-TFLITE_INTEGER: tuple[Rule, ...] = (*TFLITE, looped)
+TFLITE_INT8: tuple[Rule, ...] = (*TFLITE, looped, misrounded)
+TFLITE_INT16X8: tuple[Rule, ...] = (*TFLITE, looped, no_int16)
 ONNX: tuple[Rule, ...] = (open_axis, strings, grouped_3d, inexact_resize, bucketed)
+ONNX_INT8: tuple[Rule, ...] = (*ONNX, looped)
+
+#: Format and precision → what is no reason to refuse, but good to know before any work.
+REMARKS: Mapping[tuple[str, str], tuple[Rule, ...]] = {("tflite", "int8"): (float_in_tflite,), ("onnx", "int8"): (float_in_onnx,)}
+
+
+def remarks(graph: Graph, target: Target) -> tuple[str, ...]:
+    """What the target leaves undone of the precision, one line for each rule, with the names of the ops."""
+    return of(graph, REMARKS.get((target.name, target.precision), ()))
+
+
+def _where(graph: Graph, breaks: Callable[[Op], bool]) -> list[str]:
+    return [op.name for op in graph if breaks(op)]
+
+
+def _functions(op: Op) -> set[str]:
+    """The activation functions that an op applies, by name."""
+    own = {"ELU": "elu", "Softmax": "softmax"}.get(op.kind, "")
+    given = op.attrs.get("activation")
+    return {own, given if isinstance(given, str) else ""} - {""}
 
 
 def _names(graph: Graph, kinds: Iterable[str], breaks: Callable[[Op], bool] = lambda op: True) -> list[str]:

@@ -46,7 +46,7 @@ class TFLite:
 
     def refusals(self, graph: Graph) -> Sequence[str]:
         """Every reason why the graph cannot be emitted, one line each. Empty when it can."""
-        return refusals.of(graph, refusals.TFLITE_INTEGER if self._integer else refusals.TFLITE)
+        return refusals.of(graph, {"int8": refusals.TFLITE_INT8, "int16x8": refusals.TFLITE_INT16X8}.get(self.precision, refusals.TFLITE))
 
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
         """Write the file.
