@@ -69,6 +69,11 @@ class Data:
         return not self.synthetic and sum(map(len, (self.train, *own))) <= FEW
 
     @property
+    def judged(self) -> bool:
+        """Whether there are real samples to read a score on: also a build that is calibrated on made-up inputs may be given a test set."""
+        return not (self.synthetic and self.test_is_validation)
+
+    @property
     def test_is_validation(self) -> bool:
         """Whether the reported accuracies are read on the validation split."""
         return self.test is self.validation

@@ -97,7 +97,8 @@ class Line:
 
     def __init__(self, source: Path, config: BuildConfig, goals: Sequence[Destination], data: Data, progress: Progress, log: Sequence[str]) -> None:
         if data.synthetic and config.epochs:
-            progress.log("no data: calibrated and refitted on synthetic inputs, not fine-tuned, and nothing is claimed about accuracy")
+            claimed = "accuracy is read on the test samples" if data.judged else "nothing is claimed about accuracy"
+            progress.log(f"no data: calibrated and refitted on synthetic inputs, not fine-tuned, and {claimed}")
             config = config.model_copy(update={"epochs": 0})
         if data.few:
             config = config.model_copy(update={"epochs": 0})
@@ -124,7 +125,7 @@ class Line:
         config, progress = self._config, self._progress
         state = run(State(graph, graph, self._data, config.seed, progress), plan(self._first[:1]), self._after)
         state = replace(state, original=state.graph)
-        self._metric = None if self._data.synthetic else metric(config.metric, state.original, self._data.test)
+        self._metric = metric(config.metric, state.original, self._data.test) if self._data.judged else None
         self._rung("before", state)
         start = time.perf_counter()
         state = run(state, plan(self._first[1:]), self._after)
