@@ -134,21 +134,32 @@ def _gather(
     members: dict[tuple[tuple[str, ...], frozenset[int]], list[int]] = {}
     for each, layers in producers.items():
         members.setdefault((layers, frozenset(inside.get(each, ()))), []).append(each)
+    kept: list[tuple[str, list[int]]] = []
     names: dict[str, int] = {}
-    found = []
     for (layers, _), classes in members.items():
         names[layers[0]] = names.get(layers[0], 0) + 1
-        if len(classes) == 1:
-            continue
-        name = layers[0] if names[layers[0]] == 1 else f"{layers[0]}#{names[layers[0]]}"
-        unit = {each: number for number, each in enumerate(classes)}
-        found.append(Group(name, len(classes), _parts(made, unit), _parts(carried, unit), _parts(read, unit), np.array(classes, np.intp)))
-    return tuple(found)
+        if len(classes) > 1:
+            kept.append((layers[0] if names[layers[0]] == 1 else f"{layers[0]}#{names[layers[0]]}", classes))
+    parts = [_parts(notes, [classes for _, classes in kept]) for notes in (made, carried, read)]
+    return tuple(
+        Group(name, len(classes), tuple(parts[0][number]), tuple(parts[1][number]), tuple(parts[2][number]), np.array(classes, np.intp))
+        for number, (name, classes) in enumerate(kept)
+    )
 
 
-def _parts(notes: Mapping[str, Ids], unit: Mapping[int, int]) -> tuple[Part, ...]:
-    parts = (Part(layer, np.array([unit.get(each, -1) for each in ids.tolist()], np.intp)) for layer, ids in notes.items())
-    return tuple(part for part in parts if (part.units >= 0).any())
+def _parts(notes: Mapping[str, Ids], groups_of: Sequence[Sequence[int]]) -> list[list[Part]]:
+    """Each group's parts among the layers' labels."""
+    count = 1 + max((int(ids.max(initial=0)) for ids in notes.values()), default=0)
+    count = max(count, 1 + max((max(classes) for classes in groups_of), default=0))
+    group, unit = np.full(count, -1), np.full(count, -1)
+    for number, classes in enumerate(groups_of):
+        group[classes], unit[classes] = number, np.arange(len(classes))
+    found: list[list[Part]] = [[] for _ in groups_of]
+    for layer, ids in notes.items():
+        for number in np.unique(group[ids]).tolist():
+            if number >= 0:
+                found[number].append(Part(layer, np.where(group[ids] == number, unit[ids], -1)))
+    return found
 
 
 def _refused(graph: Graph, walk: Walk, made: Mapping[str, Ids], reasons: Mapping[int, str], found: Sequence[Group]) -> dict[str, str]:
