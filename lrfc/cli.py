@@ -67,6 +67,9 @@ def build(
     print_after: Annotated[list[str], typer.Option(help=text("print_after"))] = [],  # noqa: B006
     stop_after: Annotated[str | None, typer.Option(help=text("stop_after"))] = None,
     config: Config = None,
+    locked: Annotated[
+        Path | None, typer.Option(help="Repeat the build of this manifest.json: its options, and its methods and ranks without a search.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compress MODEL, emit it for the target, measure it beside the original, and write the output folder."""
@@ -74,11 +77,13 @@ def build(
         from lrfc import compiler, settings
 
         options = settings.resolve(flags(ctx), config, os.environ)
+        if locked is not None and config is None:  # a lrfc.toml that happens to lie here may have changed since
+            options = {name: each for name, each in options.items() if each.source != settings.NAME}
         progress = terminal.progress()
         for line in settings.told(options):
             progress.log(line)
         try:
-            compiler.build(model, progress=progress, on_result=terminal.keep, **settings.build_options(options))
+            compiler.build(model, locked=locked, progress=progress, on_result=terminal.keep, **settings.build_options(options))
         finally:  # also a build that misses its budget has a result
             terminal.show_results(as_json=as_json)
 

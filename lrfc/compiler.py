@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +21,13 @@ from lrfc.errors import LrfcError, ModelError, UsageError
 from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
 from lrfc.line import Line, Stop, bench_of, exploration, pipeline, reasons
+from lrfc.locked import Locked
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.price_layers import PriceLayers
 from lrfc.passes.profile import Profile, profile
 from lrfc.passes.select_ranks import DesignSpace, costs
 from lrfc.pipeline import plan, run
+from lrfc.report.command import FROM_PYTHON
 from lrfc.search.candidates import selected
 from lrfc.ship import Result, ship
 from lrfc.state import Artifact, Progress, State
@@ -43,6 +45,7 @@ def build(
     device: str | Sequence[str] | None = None,
     data: Any = None,
     test_data: Any = None,
+    locked: Path | str | None = None,
     progress: Progress | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
     **options: Any,
@@ -52,14 +55,50 @@ def build(
     ``model``: path of a .keras or .h5 file, or a Keras model. ``target``: 'tflite' or 'onnx', or several; ``device``: the name of a device profile, or
     several. By default the device is this machine, and the target the first that the device runs. ``data``: what the command line takes, or arrays, a
     dict or a function (see lrfc.data.load_data). ``options``: the fields of lrfc.config.BuildConfig, budgets as on the command line
-    (``max_macs="50%"``). ``on_result`` is called with each Result as soon as its folder is written.
+    (``max_macs="50%"``). ``locked``: the manifest.json of an earlier build, to be repeated: its options hold where none are given, and its methods and ranks
+    are taken instead of being searched for; the folder is MODEL-locked by default. ``on_result`` is called with each Result as soon as its folder is written.
 
     Returns the Result, or a tuple of them when ``target`` or ``device`` is a sequence. Raises a subclass of lrfc.errors.LrfcError; BudgetError and
     NoGainError carry the results, whose folders are written all the same.
     """
+    followed = None if locked is None else Locked.read(Path(locked))
+    if followed is not None:
+        return _repeated(model, followed, progress or Progress(), on_result, _given(target, device, data, test_data) | options)
+    return _built(model, target, device, data, test_data, progress, on_result, options)
+
+
+def _given(target: Any, device: Any, data: Any, test_data: Any) -> dict[str, Any]:
+    named = {"target": target, "device": device, "data": data, "test_data": test_data}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _repeated(model: Any, locked: Locked, progress: Progress, on_result: Callable[[Result], None], given: Mapping[str, Any]) -> Any:
+    """The build of a manifest once more."""
+    options = locked.options(given)
+    for name in ("data", "test_data"):
+        if options.get(name) is not None and str(options[name]) == FROM_PYTHON:
+            raise UsageError(f"{locked.path}: that build's {name} came from Python; give the same with --{name.replace('_', '-')}")
+    differences = locked.differences()
+    if differences:
+        progress.log(f"warning: not the versions of {locked.path}, so the bytes may differ: {', '.join(differences)}")
+    options.setdefault("out", Path(f"{_name(model)}-locked"))
+
+    def told(result: Result) -> None:
+        progress.log(locked.outcome(result.manifest))
+        on_result(result)
+
+    named = [options.pop(name, None) for name in ("target", "device", "data", "test_data")]
+    target, device = (each[0] if isinstance(each, tuple) and len(each) == 1 else each for each in named[:2])
+    return _built(model, target, device, named[2], named[3], progress, told, options, locked)
+
+
+def _built(
+    model: Any, target: str | Sequence[str] | None, device: str | Sequence[str] | None, data: Any, test_data: Any, progress: Progress | None,
+    on_result: Callable[[Result], None], options: Mapping[str, Any], locked: Locked | None = None,
+) -> Any:  # fmt: skip
     single = not any(isinstance(each, Sequence) and not isinstance(each, str) for each in (target, device))
     names, devices = _several(target), _several(device)
-    told = [None if each is None else str(each) if isinstance(each, str | Path) else "(from Python)" for each in (data, test_data)]
+    told = [None if each is None else str(each) if isinstance(each, str | Path) else FROM_PYTHON for each in (data, test_data)]
     goals = destinations(names, devices, options.get("precision"), options.get("threads"), int8_io=bool(options.get("int8_io")))
     config = options_.parse(targets=names, devices=devices, data=told[0], test_data=told[1], **options)
     folders = _folders(model, goals, config.out)
@@ -75,7 +114,7 @@ def build(
             progress.log(note)
         results = []
         try:
-            line = Line(source, config, goals, samples, progress, log)
+            line = Line(source, config, goals, samples, progress, locked)
             state = line.explored(graph)
             for goal, folder in zip(goals, folders, strict=True):
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-")))
@@ -108,7 +147,7 @@ def explore(
     front_.check(over)
     (goal, *_) = destinations((), _several(device), config.precision, config.threads)
     progress = progress or Progress()
-    folder = Path(out) if out is not None else Path(f"{Path(model).stem if isinstance(model, str | Path) else model.name}-explore")
+    folder = Path(out) if out is not None else Path(f"{_name(model)}-explore")
     artifact.check(folder.expanduser().absolute())
     source, graph = _load(model, unsafe=config.unsafe_load)
     _refuse(graph, (), config)
@@ -172,11 +211,15 @@ def _several(given: str | Sequence[str] | None) -> tuple[str, ...]:
 def _folders(model: Any, goals: Sequence[Destination], out: Path | None) -> list[Path]:
     """The output folder of each destination; UsageError, before any work, when one may not be replaced."""
     if out is None:
-        out = Path(f"{Path(model).stem if isinstance(model, str | Path) else model.name}-lrfc")
+        out = Path(f"{_name(model)}-lrfc")
     folders = [out] if len(goals) == 1 else [out / goal.name for goal in goals]
     for folder in folders:
         artifact.check(folder.expanduser().absolute())
     return folders
+
+
+def _name(model: Any) -> str:
+    return Path(model).stem if isinstance(model, str | Path) else str(model.name)
 
 
 def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:

@@ -42,7 +42,7 @@ def _budget(quantity: str) -> Any:
     units = _UNITS[quantity]
 
     def parse(text: object) -> object:
-        if text is None or isinstance(text, Budget):
+        if text is None or isinstance(text, Budget | dict):  # a dict: from a manifest
             return text
         match = _NUMBER.fullmatch(str(text))
         unit = match.group(2).lower() if match else ""
@@ -79,7 +79,7 @@ DEFAULT_DROP = Drop(value=0.01)
 
 
 def _drop(text: object) -> object:
-    if text is None or isinstance(text, Drop):
+    if text is None or isinstance(text, Drop | dict):
         return text
     if isinstance(text, int | float):
         return {"value": float(text)}

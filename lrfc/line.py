@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lrfc import config as options_
 from lrfc.bench import Bench, NPUBench
-from lrfc.config import Budget, BuildConfig
+from lrfc.config import Budget, BuildConfig, Drop
 from lrfc.data import Data
 from lrfc.destinations import Destination
 from lrfc.draft import Build, Draft, draft
@@ -19,6 +19,7 @@ from lrfc.errors import ModelError, NoGainError, UsageError
 from lrfc.explore import Loop, Settled, Wish
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
+from lrfc.locked import Locked
 from lrfc.metrics import Metric, metric
 from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.canonicalise import Canonicalise
@@ -26,6 +27,7 @@ from lrfc.passes.correct_biases import CorrectBiases
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune
 from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
+from lrfc.passes.lock_layers import LockLayers
 from lrfc.passes.profile import profile
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
@@ -95,18 +97,21 @@ def bench_of(goal: Destination, state: State, folder: Path) -> Iterator[Bench]:
 class Line:
     """The straight line of one build: what is done once, and what is done for each destination."""
 
-    def __init__(self, source: Path, config: BuildConfig, goals: Sequence[Destination], data: Data, progress: Progress, log: Sequence[str]) -> None:
+    def __init__(
+        self, source: Path, config: BuildConfig, goals: Sequence[Destination], data: Data, progress: Progress, locked: Locked | None = None
+    ) -> None:
         if data.synthetic and config.epochs:
             claimed = "accuracy is read on the test samples" if data.judged else "nothing is claimed about accuracy"
             progress.log(f"no data: calibrated and refitted on synthetic inputs, not fine-tuned, and {claimed}")
             config = config.model_copy(update={"epochs": 0})
         if data.few:
             config = config.model_copy(update={"epochs": 0})
-        self._source, self._config, self._data, self._progress = source, config, data, progress
+        self._source, self._config, self._data, self._progress, self._locked = source, config, data, progress, locked
         # Ranks that no device computes at once are of no use; with several devices, those that suit all of them.
         multiple = config.rank_multiple or gcd(*(goal.device.rank_multiple for goal in goals))
         # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
-        self._first: list[Pass] = [Canonicalise(), exploration(config, multiple)]
+        explore = exploration(config, multiple)
+        self._first: list[Pass] = [Canonicalise(), explore if locked is None else LockLayers(locked.choices, explore)]
         known = {
             name_of(step) for step in (*self._first, *pipeline(config, SelectRanks()), FineTune(), FoldBatchNorm(), BalanceStages(), CorrectBiases())
         }
@@ -125,6 +130,8 @@ class Line:
         config, progress = self._config, self._progress
         state = run(State(graph, graph, self._data, config.seed, progress), plan(self._first[:1]), self._after)
         state = replace(state, original=state.graph)
+        if self._locked is not None:
+            self._locked.check(self._source, state.original)
         self._metric = metric(config.metric, state.original, self._data.test) if self._data.judged else None
         self._rung("before", state)
         start = time.perf_counter()
@@ -162,7 +169,10 @@ class Line:
     def compressed(self, state: State, goal: Destination, bench: Bench) -> tuple[Build, Settled]:
         """The compressed graph for a destination and all that is known about it. Destinations for which the same is chosen share it."""
         config, design = self._config, state.fact(DesignSpace)
-        settled = Loop(state, goal.target, bench, bench.profile).settle(self._wish(state, goal, bench), self._allowed)
+        if self._locked is None:
+            settled = Loop(state, goal.target, bench, bench.profile).settle(self._wish(state, goal, bench), self._allowed)
+        else:  # one candidate a layer: nothing is weighed
+            settled = Settled(state, SelectRanks(), (), None, None, self._max_drop(), design)
         self._allowed = settled.allowed
         state = run(settled.state, plan([settled.select], known=(DesignSpace,)), self._after)
         rest = pipeline(config, settled.select)[1:]
@@ -187,16 +197,20 @@ class Line:
         objective = config.objective or (None if config.budgets else "latency")
         if objective == "cycles" and bench.profile.unit != "cycles":
             raise UsageError(f"--objective cycles: device '{goal.device.name}' is timed in milliseconds; take --objective latency")
-        drop = config.max_drop if config.max_drop is not None or objective is None else options_.DEFAULT_DROP
         arena = profile(fold_batchnorm(state.original), goal.target.precision).arena_bytes
         return Wish(
             SelectRanks(config.max_macs, config.max_params, config.methods, config.max_latency),
             _tightest(config.max_size, goal.device.flash_bytes, bench.original.bytes),
             _tightest(config.max_ram, goal.device.ram_bytes, arena),
             objective,
-            drop,
+            self._max_drop(),
             config.metric,
         )
+
+    def _max_drop(self) -> Drop | None:
+        """What the score may lose: what is given; without that and any budget the default."""
+        config = self._config
+        return config.max_drop if config.max_drop is not None or (config.objective is None and config.budgets) else options_.DEFAULT_DROP
 
     def _after(self, step: Pass, state: State) -> None:
         if name_of(step) in self._config.print_after:

@@ -17,6 +17,7 @@ from lrfc.errors import BudgetError, NoGainError
 from lrfc.front import front
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
+from lrfc.locked import digest
 from lrfc.manifest import Accuracy, Attempt, FineTuning, Input, Kept, Layer, Manifest, Parity, Search, Speedup
 from lrfc.passes.finetune import Tuning
 from lrfc.passes.select_ranks import Price, Selection
@@ -67,7 +68,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
             )
         keras_io.save(plain, work / "model.keras")
         manifest = Manifest(
-            input=Input(path=str(made.source), sha256=_digest(made), preprocessing=data.preprocessing),
+            input=Input(path=str(made.source), sha256=digest(made.source, made.state.original), preprocessing=data.preprocessing),
             config=made.config.model_dump(mode="json") | {"precision": target.precision, "threads": goal.threads},
             seed=made.config.seed,
             versions=files.versions(),
@@ -190,16 +191,3 @@ def totals_of(graph: Graph, name: str) -> dict[str, int]:
 
     op = graph.op(name)
     return {"params": op.params, "macs": sum(ops.macs(call, graph.input_tensors(call.name), graph.tensors(call.name)) for call in graph.calls(op))}
-
-
-def _digest(made: Build) -> str:
-    """SHA-256 of the input file; of the graph's weights and text for a model that came from memory."""
-    import hashlib
-
-    if made.source.is_file():
-        return files.sha256(made.source)
-    digest = hashlib.sha256(str(made.state.original).encode())
-    for op in made.state.original.layers():
-        for weight in op.weights.values():
-            digest.update(weight.tobytes())
-    return digest.hexdigest()

@@ -22,7 +22,7 @@ LAYERS = (
     {"training"},
     {"passes", "targets"},
     {"artifact"},
-    {"anatomy", "bench", "budgets", "calibrate", "choices", "contract", "destinations", "front", "judge", "report", "survey"},
+    {"anatomy", "bench", "budgets", "calibrate", "choices", "contract", "destinations", "front", "judge", "locked", "report", "survey"},
     {"explore"},
     {"draft"},
     {"line"},

@@ -80,7 +80,9 @@ def similarities(candidates: Sequence[Row]) -> tuple[list[LayerCurves], str]:
     layers: dict[str, list[Row]] = {}
     for row in candidates:
         layers.setdefault(row.layer, []).append(row)
-    return [_curves(name, rows, methods) for name, rows in layers.items()], legend([*methods, TAKEN, SLOWER], rings=[SLOWER])
+    # A build that repeats another has weighed nothing: its layers have one row, and there is nothing to draw.
+    weighed = {name: rows for name, rows in layers.items() if any(row.method is None for row in rows)}
+    return [_curves(name, rows, methods) for name, rows in weighed.items()], legend([*methods, TAKEN, SLOWER], rings=[SLOWER])
 
 
 TAKEN, SLOWER = "taken", "takes longer than the layer as it is (predicted)"

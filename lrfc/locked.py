@@ -1,0 +1,88 @@
+"""A build that repeats another: its plan, its options, and what has to be the same for the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrfc import artifact
+from lrfc.config import BuildConfig
+from lrfc.errors import UsageError
+from lrfc.ir.graph import Graph
+from lrfc.manifest import Manifest
+from lrfc.options import FIELDS
+from lrfc.passes.lock_layers import Choice
+
+#: Options that say how a build runs, not what it makes.
+_OWN = ("out", "resume", "print_after", "stop_after", "unsafe_load")
+
+
+@dataclass(frozen=True)
+class Locked:
+    """The manifest that is followed. UsageError when it holds no plan: the original was kept."""
+
+    path: Path
+    manifest: Manifest
+
+    @staticmethod
+    def read(path: Path) -> Locked:
+        """From a manifest.json, or the folder that it is in."""
+        found = Locked(path, Manifest.read(path) if path.is_dir() else Manifest.read_file(path))
+        if all(layer.method is None for layer in found.manifest.layers):
+            raise UsageError(f"{path}: no layer was factorized in that build, the original was kept; there is nothing to repeat")
+        return found
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The plan."""
+        return tuple(
+            Choice(layer.name, layer.method, layer.rank or (), 1 - layer.similarity if layer.similarity is not None else 0.0, layer.reason)
+            for layer in self.manifest.layers
+        )
+
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of that build, for its one target and device, and over them those that are given."""
+        config = {name: value for name, value in self.manifest.config.items() if name in BuildConfig.model_fields and name not in _OWN}
+        kept = {name: value for name, value in BuildConfig.model_validate(config) if name in config}
+        names = {field: name for name, field in FIELDS.items()}
+        found = {names.get(name, name): value for name, value in kept.items()}
+        found["target"] = (self.manifest.target,)
+        if len(found.get("device", ())) != 1 and self.manifest.device is not None:
+            found["device"] = (self.manifest.device,)
+        return {**found, **given}
+
+    def check(self, source: Path, original: Graph) -> None:
+        """Raise UsageError unless the model is the one of that build. ``original``: its canonical graph."""
+        now = digest(source, original)
+        if now != self.manifest.input.sha256:
+            raise UsageError(
+                f"{self.path} is the plan for another model: {self.manifest.input.path} with SHA-256 {self.manifest.input.sha256[:12]}…, and"
+                f" '{source}' has {now[:12]}…; give that file, or build without --locked"
+            )
+
+    def differences(self) -> list[str]:
+        """What is of another version than it was, each as 'keras 3.14 → 3.15'."""
+        now = artifact.versions()
+        then = self.manifest.versions
+        return [f"{name} {then.get(name) or 'none'} → {now.get(name) or 'none'}" for name in {**then, **now} if then.get(name) != now.get(name)]
+
+    def outcome(self, made: Manifest) -> str:
+        """Whether the file is the same, byte for byte."""
+        old, new = self.manifest.artifacts[0], made.artifacts[0]
+        if old.sha256 == new.sha256:
+            return f"the same file as that of {self.path}, byte for byte (SHA-256 {new.sha256[:12]}…)"
+        return f"not the same bytes as that of {self.path}: SHA-256 {new.sha256[:12]}… against {old.sha256[:12]}…, by the same plan"
+
+
+def digest(source: Path, original: Graph) -> str:
+    """SHA-256 of the input file; of the canonical graph's weights and text for a model that came from memory."""
+    if source.is_file():
+        return artifact.sha256(source)
+    found = hashlib.sha256(str(original).encode())
+    for op in original.layers():
+        for weight in op.weights.values():
+            found.update(weight.tobytes())
+    return found.hexdigest()
