@@ -36,6 +36,7 @@ from lrfc.targets import device as devices
 from lrfc.targets import refusals
 from lrfc.targets.measure import Measurement
 from lrfc.targets.runners import runner
+from lrfc.training import annotate
 
 
 def build(
@@ -110,6 +111,8 @@ def _built(
         for remark in dict.fromkeys(remark for goal in goals for remark in refusals.remarks(graph, goal.target)):
             progress.log(remark)
         samples = load_data(data, graph, test=test_data, seed=config.seed)
+        if config.qat and (samples.synthetic or samples.few):
+            raise UsageError("--qat trains the network, and there is too little to train on: give --data, or leave out --qat")
         for note in samples.notes:
             progress.log(note)
         results = []
@@ -230,6 +233,11 @@ def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
 
 def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
     """Everything that stands in the way, before any work."""
+    if config.qat:
+        others = [f"{target.name} {target.precision}" for target in targets if (target.name, target.precision) != ("tflite", "int8")]
+        if others:
+            raise UsageError(f"--qat goes with --target tflite and --precision int8, not {' and '.join(others)}")
+        annotate.check()
     reasons = [f"{target.name}: {reason}" for target in targets for reason in target.refusals(graph)]
     if reasons:
         raise ModelError(f"model '{graph.name}' cannot be emitted: {'; '.join(reasons)}")

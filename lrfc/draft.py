@@ -17,10 +17,12 @@ from lrfc.ir.graph import Graph
 from lrfc.manifest import Figures, Latency
 from lrfc.metrics import Metric
 from lrfc.passes.profile import profile
+from lrfc.passes.quantize_aware import QuantizedModel
 from lrfc.passes.select_ranks import DesignSpace, Selection, totals
 from lrfc.state import Artifact, Batch, State
 from lrfc.targets.measure import Measurement, Ratio, speedup
 from lrfc.targets.parity import Parity, parity
+from lrfc.targets.tflite import TFLite
 
 #: A result counts as slower only when the whole 95 % interval of the measured ratio says so, by more than this.
 MARGIN = 0.02
@@ -79,7 +81,11 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
     data, target = made.state.data, goal.target
     calibration = tuple(x[:CALIBRATED] for x in data.train.inputs)
     original = target.emit(made.original, folder / f"original.{target.name}", calibration)
-    emitted = target.emit(made.shipped, folder / f"{made.source.stem}.{target.name}", calibration)
+    place, trained = folder / f"{made.source.stem}.{target.name}", made.state.known(QuantizedModel)
+    if trained is not None and isinstance(target, TFLite):
+        emitted = target.emit_trained(made.shipped, trained.model, place)
+    else:
+        emitted = target.emit(made.shipped, place, calibration)
     checked = tuple(x[:CHECKED] for x in data.validation.inputs)
     found = parity(emitted, target.load(emitted), checked, keras_io.predict(made.state.graph, checked))
     measured = bench.measure([original, emitted], [made.original, made.state.graph])

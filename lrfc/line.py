@@ -29,6 +29,7 @@ from lrfc.passes.finetune import FineTune
 from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
 from lrfc.passes.lock_layers import LockLayers
 from lrfc.passes.profile import profile
+from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks
@@ -65,7 +66,7 @@ def rounding(config: BuildConfig, precision: str) -> tuple[Pass, ...]:
     if not PRECISIONS[precision].integer:
         return ()
     # The function stays the same, and what is rounded from here on suits it better.
-    return (BalanceStages(bits=8 * PRECISIONS[precision].activation),)
+    return (BalanceStages(bits=8 * PRECISIONS[precision].activation, convolutions=config.qat),)
 
 
 def finetune(config: BuildConfig) -> FineTune:
@@ -113,7 +114,16 @@ class Line:
         explore = exploration(config, multiple)
         self._first: list[Pass] = [Canonicalise(), explore if locked is None else LockLayers(locked.choices, explore)]
         known = {
-            name_of(step) for step in (*self._first, *pipeline(config, SelectRanks()), FineTune(), FoldBatchNorm(), BalanceStages(), CorrectBiases())
+            name_of(step)
+            for step in (
+                *self._first,
+                *pipeline(config, SelectRanks()),
+                FineTune(),
+                FoldBatchNorm(),
+                BalanceStages(),
+                CorrectBiases(),
+                QuantizeAware(),
+            )
         }
         for name in (*config.print_after, *([config.stop_after] if config.stop_after else [])):
             if name not in known:
@@ -184,12 +194,23 @@ class Line:
         if (key, steps) not in self._made:
             # Last, because BatchNorm has to be there as long as statistics are estimated or weights trained.
             state = run(trained, plan([FoldBatchNorm(), *steps]), self._after)
+            if config.qat:
+                state = self._quantise_aware(state)
             # Only the file has these biases: they make good what rounding does to it, and would be wrong in the float network.
-            shipped = run(state, plan([CorrectBiases()]), self._after).graph if steps else state.graph
+            corrected = steps and state.known(QuantizedModel) is None
+            shipped = run(state, plan([CorrectBiases()]), self._after).graph if corrected else state.graph
             self._made[key, steps] = Build(
                 self._source, config, state, trained.graph, shipped, fold_batchnorm(state.original), design, ladder, self._metric, self._seconds
             )
         return self._made[key, steps], settled
+
+    def _quantise_aware(self, state: State) -> State:
+        """The network trained with its rounding; as it is where that cannot be done, and then it is quantised as it is."""
+        try:
+            return run(state, plan([QuantizeAware(metric=self._config.metric)]), self._after)
+        except ModelError as error:
+            self._progress.log(f"  not trained with its rounding, quantised as it is: {error}")
+            return state
 
     def _wish(self, state: State, goal: Destination, bench: Bench) -> Wish:
         """The user's budgets, and the limits of the device where the original breaks them."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lrfc.ir import keras_io
 from lrfc.ir.affine import Affine, channel_axis, take_in_after, take_in_before
 from lrfc.ir.graph import Graph, Op, Ref
-from lrfc.ir.rounding import STEPS, grouped, rounds
+from lrfc.ir.rounding import STEPS, grouped, rounds, scaled_by_channel
 from lrfc.state import Batch, Fact, State, batches
 
 Values = NDArray[np.float64]
@@ -23,6 +23,8 @@ _POSITIVE = frozenset(f"{kind}{n}D" for kind in ("MaxPooling", "GlobalMaxPooling
 _POSITIVE_ACTIVATIONS = frozenset(("relu", "leaky_relu"))
 #: How far the scaling goes from equal ranges of the activations (0) to equal ranges of the weights that read them (1).
 _SHARES = np.linspace(0, 1, 9)
+#: The least range of a channel that is looked at, as a share of the greatest.
+_LEAST = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class BalanceStages:
 
     Of the scales s_i = r_i^β / a_i^(1-β), with a_i the range of the activation and r_i that of the weights that read it (SmoothQuant, Xiao et al. 2022,
     arXiv 2211.10438, formula 4), those with the least noise are taken, or none. Where the pair is linear, channels whose range is mostly negative change
-    their sign: the common range becomes narrower. To be run behind FoldBatchNorm, on the weights that ship.
+    their sign: the common range becomes narrower. ``bits``: of the activations. ``convolutions``: only those have a scale per output channel, so that the
+    outputs of other layers stay as they are. To be run behind FoldBatchNorm, on the weights that ship.
 
     Given and result: the graph keeps its ops and shapes; weights change, the function does not.
     """
@@ -47,6 +50,7 @@ class BalanceStages:
     samples: int = 200
     sweeps: int = 2
     bits: int = 8
+    convolutions: bool = False
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
     gives: ClassVar[tuple[type[Fact], ...]] = ()
@@ -55,7 +59,7 @@ class BalanceStages:
     def __call__(self, state: State) -> State:
         """The state with the balanced graph."""
         graph = state.graph.copy()
-        pairs = tuple(_pairs(graph))
+        pairs = tuple(pair for pair in _pairs(graph) if not self.convolutions or scaled_by_channel(graph.op(pair.first)))
         if not pairs:
             return state
         ranges = _ranges(graph, pairs, tuple(x[: self.samples] for x in state.data.train.inputs))
@@ -179,15 +183,15 @@ def _best(weights: Values, ranges: _Ranges, steps: int, *, signs: bool) -> tuple
     """The scales with the least noise, and the noise with them as a share of that without. ``weights``: (G, S, K, T) of the second layer."""
     reach = np.maximum(np.abs(ranges.low), np.abs(ranges.high))
     read = np.abs(weights).max(axis=(2, 3)).ravel()
-    alive = (reach > 1e-6 * reach.max(initial=0)) & (read > 1e-6 * read.max(initial=0))
-    if not alive.any():
+    if not reach.max(initial=0) or not read.max(initial=0):
         return np.ones_like(reach), 1.0
+    # A channel that calibration hardly sees may be seen by others: it is not blown up to the range of all.
+    reach, read = (np.maximum(each, _LEAST * each.max()) for each in (reach, read))
     sign = np.where(signs & (-ranges.low > ranges.high), -1.0, 1.0)
     choices = [sign]
     for share in _SHARES:
-        scales = np.where(alive, np.where(alive, read, 1) ** share / np.where(alive, reach, 1) ** (1 - share), 0)
-        scales = np.where(alive, scales / np.exp(np.log(scales[alive]).mean()), 1)
-        choices.append(sign * scales)
+        scales = read**share / reach ** (1 - share)
+        choices.append(sign * scales / np.exp(np.log(scales).mean()))
     noises = [_noise(weights, ranges, steps, scales) for scales in choices]
     best = int(np.argmin(noises))
     before = _noise(weights, ranges, steps, np.ones_like(reach))

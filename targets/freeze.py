@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,14 @@ class Frozen:
         return ", ".join(sorted({f"{node.op} (in '{plain(node.name, self.name)}')" for node in nodes})) or ", ".join(sorted(kinds))
 
 
-def converted(graph: Graph, form: str, convert: Callable[[Frozen], bytes]) -> bytes:
-    """The bytes that the converter makes of the frozen graph, in silence; ModelError, with all the converter wrote in its notes, when it fails."""
+def converted(graph: Graph, form: str, convert: Callable[[Frozen], bytes], start: Callable[[], Frozen] | None = None) -> bytes:
+    """The bytes that the converter makes of the frozen graph, in silence; ModelError, with all the converter wrote in its notes, when it fails.
+
+    ``start`` gives another function than the graph's own.
+    """
     with quiet() as noise:
         try:
-            return convert(freeze(graph))
+            return convert(freeze(graph) if start is None else start())
         except LrfcError as error:
             error.add_note(noise())
             raise
@@ -49,12 +52,10 @@ def freeze(graph: Graph) -> Frozen:
     Inputs have the names of their ops, outputs those of the ops that give them. ModelError when the model holds a lookup table.
     """
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     tree = backend.keras().tree
     model = keras_io.to_keras(graph)
-    names = _unique([*graph.inputs, *map(str, graph.outputs)])
-    inputs, outputs = names[: len(graph.inputs)], names[len(graph.inputs) :]
+    inputs, outputs = names(graph)
     specs = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=name) for name, tensor in zip(inputs, model.inputs, strict=True)]
 
     def call(*tensors: Any) -> list[Any]:
@@ -67,11 +68,25 @@ def freeze(graph: Graph) -> Frozen:
             tf.config.run_functions_eagerly(eager)
         return [tf.identity(y) for y in results]  # an output that is an input, or that is given twice, needs a tensor of its own
 
+    return frozen(graph.name, call, specs, outputs)
+
+
+def frozen(name: str, call: Callable[..., Any], specs: Sequence[Any], outputs: tuple[str, ...]) -> Frozen:
+    """The function as a graph in which every variable is a constant. ``specs``: of its inputs, with the names that they have in the file."""
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
     function = tf.function(call, autograph=False).get_concrete_function(*specs)
     function = convert_variables_to_constants_v2(function, lower_control_flow=False, aggressive_inlining=True)
-    if len(function.inputs) != len(inputs):
-        raise ModelError(f"'{graph.name}' holds a lookup table or other state that no file can carry; take it out of the model")
-    return Frozen(graph.name, function, inputs, outputs)
+    if len(function.inputs) != len(specs):
+        raise ModelError(f"'{name}' holds a lookup table or other state that no file can carry; take it out of the model")
+    return Frozen(name, function, tuple(spec.name for spec in specs), outputs)
+
+
+def names(graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the model's inputs and outputs are called in the file."""
+    found = _unique([*graph.inputs, *map(str, graph.outputs)])
+    return found[: len(graph.inputs)], found[len(graph.inputs) :]
 
 
 def plain(name: str, model: str) -> str:

@@ -17,8 +17,8 @@ from lrfc.ir import backend
 from lrfc.ir.graph import Graph
 from lrfc.precision import PRECISIONS, Name, listed
 from lrfc.state import Artifact, Batch, Runner
-from lrfc.targets import files, refusals
-from lrfc.targets.freeze import Frozen, converted
+from lrfc.targets import files, freeze, refusals
+from lrfc.targets.freeze import Frozen
 from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
@@ -58,8 +58,23 @@ class TFLite:
             raise UsageError(
                 f"{self.precision} needs calibration samples to read the range of each activation: give --data, or choose --precision fp32"
             )
-        content = converted(graph, f"TFLite {self.precision}", lambda frozen: self._convert(frozen, calibration))
+        content = freeze.converted(graph, f"TFLite {self.precision}", lambda frozen: self._convert(frozen, calibration))
         files.write(path, content)
+        return Artifact(path, self.name, self.precision)
+
+    def emit_trained(self, graph: Graph, model: Any, path: Path) -> Artifact:
+        """Write the file of a tf_keras model that was trained with its rounding inside, in the place of the graph's; see emit.
+
+        The ranges are those of the training. ``graph`` names inputs and outputs.
+        """
+        import tensorflow as tf
+
+        def start() -> Frozen:
+            inputs, outputs = freeze.names(graph)
+            specs = [tf.TensorSpec((1, *t.shape[1:]), t.dtype, name=name) for name, t in zip(inputs, model.inputs, strict=True)]
+            return freeze.frozen(graph.name, lambda *xs: [tf.identity(y) for y in tf.nest.flatten(model(list(xs), training=False))], specs, outputs)
+
+        files.write(path, freeze.converted(graph, f"TFLite {self.precision}", lambda frozen: self._convert(frozen, None), start))
         return Artifact(path, self.name, self.precision)
 
     def load(self, artifact: Artifact, threads: int = 1) -> Runner:
@@ -87,7 +102,7 @@ class TFLite:
             # Without custom gradients: they cannot be saved once the variables are constants, and a file is for inference.
             tf.saved_model.save(tf.Module(), folder, {"serving_default": signature}, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-            self._quantise(converter)
+            self._quantise(converter, trained=calibration is None)
             if calibration is not None and self._integer:
                 shapes = [Spec(name, tuple(t.shape), t.dtype.as_numpy_dtype) for name, t in zip(frozen.inputs, specs, strict=True)]
                 samples = checked(calibration, shapes, "the model")
@@ -108,8 +123,8 @@ class TFLite:
                 ) from error
         return _in_order(bytes(content), frozen)
 
-    def _quantise(self, converter: Any) -> None:
-        """Set the converter to the precision."""
+    def _quantise(self, converter: Any, *, trained: bool) -> None:
+        """Set the converter to the precision. ``trained``: the ranges are in the graph."""
         import tensorflow as tf
 
         sets = {"int8": "TFLITE_BUILTINS_INT8", "int16x8": "EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8"}
@@ -117,7 +132,7 @@ class TFLite:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if self.precision == "fp16":
             converter.target_spec.supported_types = [tf.float16]
-        if self._integer:
+        if self._integer and not trained:
             converter.target_spec.supported_ops = [getattr(tf.lite.OpsSet, sets[self.precision])]
         if self.int8_io:
             converter.inference_input_type = converter.inference_output_type = tf.int8

@@ -19,6 +19,14 @@ def rounds(op: Op) -> bool:
     return op.kind in LINEAR and "kernel" in op.weights and not set(op.weights) - {"kernel", "bias"}
 
 
+def scaled_by_channel(op: Op) -> bool:
+    """Whether the kernel also has a scale per output channel where rounding is trained.
+
+    tensorflow-model-optimization scales by the last axis only, and TFLite's converter does not take a matrix with several scales from it.
+    """
+    return op.kind.startswith("Conv") and not op.kind.endswith("Transpose")
+
+
 def grouped(op: Op) -> NDArray[np.float64]:
     """The kernel (G, S, K, T): groups, inputs and outputs of a group, and positions. A depthwise convolution has a group for each channel."""
     kernel = np.asarray(op.weights["kernel"], np.float64)

@@ -1,0 +1,179 @@
+"""What int8 costs: the accuracy of emitted files in float32, after plain quantisation, with balanced stages and corrected biases, and after QAT.
+
+    LRFC_DATA=... python benchmarks/int8.py resnet20_cifar10 [--kept 100 60 40] [--images 8000] [--epochs 2] [--tune 0] [--test 10000]
+
+Writes int8_NET.csv beside this file, a row for each file, as soon as it is known; rows that are there already are not run again. The networks are
+factorized, re-estimated and refitted, and fine-tuned for --tune epochs; quantisation-aware training sees --images training images for --epochs epochs.
+Besides the accuracy: the share of test images on which the file answers what the float network answers, which tells apart what the accuracy of a few
+thousand images does not, and the mean divergence of the outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from selection import canonical
+
+from lrfc.config import Budget
+from lrfc.data import Split, load_data
+from lrfc.ir import keras_io, keras_load
+from lrfc.ir.graph import Graph
+from lrfc.metrics import accuracy
+from lrfc.passes.balance_stages import BalanceStages
+from lrfc.passes.correct_biases import CorrectBiases
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.finetune import FineTune
+from lrfc.passes.fold_batchnorm import FoldBatchNorm
+from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
+from lrfc.passes.recalibrate import RecalibrateBatchNorm
+from lrfc.passes.refit import Refit
+from lrfc.passes.select_ranks import ExploreLayers, SelectRanks, totals
+from lrfc.search.sensitivity import divergence
+from lrfc.state import Artifact, Batch, Progress, State
+from lrfc.targets.onnx import ONNX
+from lrfc.targets.tflite import TFLite
+
+HERE = Path(__file__).parent
+FIELDS = (
+    "network",
+    "kept",
+    "file",
+    "test",
+    "accuracy",
+    "agreement",
+    "divergence",
+    "bytes",
+    "macs_kept",
+    "qat_images",
+    "qat_epochs",
+    "tuned",
+    "seconds",
+)
+#: Calibration images, as in a build.
+CALIBRATED = 200
+FILES = (
+    "tflite fp32",
+    "tflite fp16",
+    "tflite dynamic",
+    "tflite int16x8",
+    "ptq",
+    "balanced",
+    "biases",
+    "balanced + biases",
+    "qat",
+    "onnx fp32",
+    "onnx int8",
+)
+
+
+def loaded(name: str) -> State:
+    """A shared CIFAR-10 model with its data."""
+    folder = Path(os.environ["LRFC_DATA"])
+    (path,) = (folder / "models").glob(f"{name}.*")
+    graph = keras_io.from_keras(keras_load.load(path))
+    return canonical(graph, load_data(str(folder / "cifar10_train.npz"), graph, test=str(folder / "cifar10_test.npz"), seed=0))
+
+
+def compressed(state: State, kept: int, tune: int) -> State:
+    """The float network at that share of the MACs."""
+    if kept < 100:
+        state = SelectRanks(Budget(value=kept / 100, relative=True))(ExploreLayers(cached=True)(state))
+        for step in (Factorize(), RecalibrateBatchNorm(), Refit(), *([FineTune(epochs=tune)] if tune else [])):
+            state = step(state)
+    return FoldBatchNorm()(state)
+
+
+def emitted(state: State, folder: Path, file: str, images: int, epochs: int) -> Artifact:
+    """One of the files."""
+    calibration = tuple(x[:CALIBRATED] for x in state.data.train.inputs)
+    path = folder / "network.bin"
+    if file.startswith("onnx"):
+        ready = CorrectBiases()(BalanceStages()(state)) if file.endswith("int8") else state
+        return ONNX(file.split()[1]).emit(ready.graph, path, calibration)
+    if file.startswith("tflite"):
+        bits = {"tflite int16x8": (BalanceStages(bits=16), CorrectBiases())}.get(file, ())
+        for step in bits:
+            state = step(state)
+        return TFLite(file.split()[1]).emit(state.graph, path, calibration)
+    if file == "qat":
+        train = state.data.train.take(np.sort(np.random.default_rng(0).permutation(len(state.data.train))[:images]))
+        few = replace(BalanceStages(convolutions=True)(state), data=replace(state.data, train=train))
+        trained = QuantizeAware(epochs=epochs)(few)
+        return TFLite("int8").emit_trained(trained.graph, trained.fact(QuantizedModel).model, path)
+    for step in {"balanced": (BalanceStages(),), "biases": (CorrectBiases(),), "balanced + biases": (BalanceStages(), CorrectBiases())}.get(file, ()):
+        state = step(state)
+    return TFLite("int8").emit(state.graph, path, calibration)
+
+
+def answers(file: Artifact, test: Split) -> Batch:
+    """What the file gives."""
+    return (ONNX() if file.format == "onnx" else TFLite()).load(file)(test.inputs)
+
+
+def rows(path: Path) -> Iterator[dict[str, str]]:
+    """Those that are known."""
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
+
+
+def reference(graph: Graph, test: Split) -> Batch:
+    """What the float network gives."""
+    return keras_io.predict(graph, test.inputs)
+
+
+def main() -> None:
+    """Every file at every share of the MACs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network")
+    parser.add_argument("--kept", type=int, nargs="+", default=[100, 60, 40])
+    parser.add_argument("--files", nargs="+", default=list(FILES), choices=FILES)
+    parser.add_argument("--images", type=int, default=8_000)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--tune", type=int, default=0)
+    parser.add_argument("--test", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=HERE)
+    given = parser.parse_args()
+    path = given.out / f"int8_{given.network}.csv"
+    known = list(rows(path))
+    state = replace(loaded(given.network), progress=Progress(log=lambda line: print(line, flush=True)))
+    test = state.data.test.take(np.arange(min(given.test, len(state.data.test))))
+    whole = totals(state.original)["macs"]
+    for kept in given.kept:
+        key = {"network": given.network, "kept": str(kept), "test": str(len(test)), "tuned": str(given.tune)}
+        wanted = [file for file in given.files if not any(row | key | {"file": file} == row for row in known)]
+        if not wanted:
+            continue
+        made = compressed(state, kept, given.tune)
+        expected = reference(made.graph, test)
+        for file in wanted:
+            start = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                artifact = emitted(made, Path(folder), file, given.images, given.epochs)
+                found, size = answers(artifact, test), artifact.bytes
+            same = float(np.mean(found[0].argmax(-1) == expected[0].argmax(-1)))
+            qat = {"qat_images": str(given.images), "qat_epochs": str(given.epochs)} if file == "qat" else {}
+            known.append(
+                {
+                    **key, **qat, "file": file, "accuracy": f"{100 * accuracy(found, test):.2f}", "agreement": f"{100 * same:.2f}",
+                    "divergence": f"{divergence(expected, found):.5f}", "bytes": str(size), "macs_kept": f"{100 * totals(made.graph)['macs'] / whole:.1f}",
+                    "seconds": f"{time.perf_counter() - start:.0f}",
+                }
+            )  # fmt: skip
+            print(", ".join(f"{name} {value}" for name, value in known[-1].items()), flush=True)
+            with path.open("w", newline="", encoding="utf-8") as out:
+                writer = csv.DictWriter(out, FIELDS)
+                writer.writeheader()
+                writer.writerows(known)
+
+
+if __name__ == "__main__":
+    main()

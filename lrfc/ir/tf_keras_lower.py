@@ -1,0 +1,109 @@
+"""From a graph to a tf_keras model, which tools that have not followed to Keras 3 take, and its weights back."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lrfc.errors import ModelError
+from lrfc.ir.backend import quiet, reason
+from lrfc.ir.graph import Array, Graph, Op, Ref
+
+#: Of a Keras 3 configuration, what tf_keras has under another name.
+_RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}, "ELU": {}}
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """``model``: the tf_keras model, outputs as a list. ``layers``: op → the name of its layer."""
+
+    model: Any
+    layers: Mapping[str, str]
+
+
+def unlowered(graph: Graph) -> tuple[str, ...]:
+    """The ops that have no counterpart in tf_keras: custom layers, functions, layers called with arguments."""
+    import tf_keras
+
+    return tuple(
+        op.name for op in graph if op.kind != "InputLayer" and (op.origin is not None or op.call is not None or not hasattr(tf_keras.layers, op.kind))
+    )
+
+
+def lower(graph: Graph) -> Lowered:
+    """The graph in tf_keras, with its weights. Calls of a shared layer are calls of one layer. ModelError names what cannot be carried over."""
+    import tf_keras
+
+    missing = unlowered(graph)
+    if missing:
+        raise ModelError(f"{', '.join(missing)}: tf_keras has no such layer")
+    names = _names(graph)
+    layers: dict[str, Any] = {}
+    tensors: dict[Ref, Any] = {}
+    with quiet():
+        for op in graph:
+            if op.kind == "InputLayer":
+                tensor = graph.tensors(op.name)[0]
+                tensors[Ref(op.name)] = tf_keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=names[op.name])
+                continue
+            key = op.shared or op.name
+            try:
+                first = key not in layers
+                if first:
+                    layers[key] = _layer(op, names[op.name])
+                operands = [tensors[ref] for ref in graph.operands(op.name)]
+                given = layers[key](operands[0] if len(operands) == 1 else operands)
+                if first and op.weights:
+                    layers[key].set_weights(list(op.weights.values()))
+            except (TypeError, ValueError, NotImplementedError) as error:
+                raise ModelError(f"{op.name} ({op.kind}) cannot be carried over to tf_keras: {reason(error)}") from error
+            for number, each in enumerate(given if isinstance(given, list | tuple) else [given]):
+                tensors[Ref(op.name, number)] = each
+        model = tf_keras.Model([tensors[Ref(name)] for name in graph.inputs], [tensors[ref] for ref in graph.outputs], name=_plain(graph.name))
+    return Lowered(model, {op.name: names[next(iter(graph.calls(op))).name] for op in graph})
+
+
+def raised(graph: Graph, weights: Mapping[str, Mapping[str, Array]]) -> Graph:
+    """The graph with weights of tf_keras: op → the arrays by tf_keras' names, of which those that are there replace the graph's."""
+    updated = {}
+    for op in graph.layers():
+        found = weights.get(op.name, {})
+        if found:
+            renamed = {"depthwise_kernel": "kernel"} if op.kind.startswith("Depthwise") else {}
+            own = {renamed.get(name, name): np.asarray(array) for name, array in found.items()}
+            updated[op.name] = {name: own.get(name, weight) for name, weight in op.weights.items()}
+    return graph.with_weights(updated)
+
+
+def _names(graph: Graph) -> dict[str, str]:
+    """A layer name for each op: its own, as far as TensorFlow takes it."""
+    taken: dict[str, str] = {}
+    for op in graph:
+        base = name = _plain(op.name)
+        number = 1
+        while name in taken.values():
+            number += 1
+            name = f"{base}_{number}"
+        taken[op.name] = name
+    return taken
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"^(?=[^A-Za-z0-9.])", "t", re.sub(r"[^A-Za-z0-9_.]", "_", name))
+
+
+def _layer(op: Op, name: str) -> Any:
+    import tf_keras
+
+    cls = getattr(tf_keras.layers, op.kind)
+    takes = inspect.signature(cls.__init__).parameters
+    renamed = _RENAMED.get(op.kind, {})
+    config = {renamed.get(key, key): value for key, value in op.attrs.items()}
+    skipped = ("_initializer", "_regularizer", "_constraint")
+    kept = {key: value for key, value in config.items() if key in takes and not key.endswith(skipped) and key not in ("name", "dtype", "trainable")}
+    return cls(**kept, name=name)

@@ -1,0 +1,158 @@
+"""The rounding of an int8 file inside a tf_keras model, by tensorflow-model-optimization."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lrfc.errors import DependencyError, ModelError
+from lrfc.ir import keras_io
+from lrfc.ir.backend import quiet, reason
+from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.rounding import rounds, scaled_by_channel
+from lrfc.ir.tf_keras_lower import Lowered
+from lrfc.state import Batch, batches
+
+_PACKAGE = "tensorflow_model_optimization"
+#: Kinds that hand on values as they are, in the range that they come in, and functions whose range TFLite prescribes.
+_SAME = frozenset(f"{kind}{n}D" for kind in ("MaxPooling", "AveragePooling", "ZeroPadding", "Cropping", "UpSampling") for n in (1, 2, 3)) | frozenset(
+    ("Flatten", "Reshape", "Permute", "RepeatVector")
+)
+_FIXED = frozenset(("softmax", "sigmoid", "tanh", "log_softmax"))
+
+
+def check() -> None:
+    """DependencyError unless quantisation-aware training can be done here."""
+    if importlib.util.find_spec(_PACKAGE) is None:
+        raise DependencyError("--qat needs tensorflow-model-optimization; install it with: pip install 'lrfc[qat]'")
+
+
+@contextmanager
+def tools() -> Iterator[Any]:
+    """tensorflow-model-optimization, without the environment variable that it sets, which would give child processes another Keras."""
+    check()
+    before = os.environ.get("TF_USE_LEGACY_KERAS")
+    with quiet():
+        try:
+            yield importlib.import_module(_PACKAGE).quantization.keras
+        finally:
+            if before is None:
+                os.environ.pop("TF_USE_LEGACY_KERAS", None)
+            else:
+                os.environ["TF_USE_LEGACY_KERAS"] = before
+
+
+def annotated(tools: Any, graph: Graph, lowered: Lowered) -> Any:
+    """The model with its rounding inside: kernels as ``rounded`` does it, and activations where the file rounds them."""
+    import tf_keras
+
+    rules = _rules(tools)
+    wanted = {lowered.layers[op.name]: rules(kernel=_kernel(op), channels=scaled_by_channel(op), output=_rounds_output(graph, op)) for op in graph}
+
+    def annotate(layer: Any) -> Any:
+        return layer if isinstance(layer, tf_keras.layers.InputLayer) else tools.quantize_annotate_layer(layer, wanted[layer.name])
+
+    try:
+        marked = tf_keras.models.clone_model(lowered.model, clone_function=annotate)
+        marked.set_weights(lowered.model.get_weights())
+        with tools.quantize_scope({"Rules": rules}):
+            return tools.quantize_apply(marked, _scheme(tools))
+    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
+        raise ModelError(f"tensorflow-model-optimization refuses '{graph.name}': {reason(error)}; leave out --qat") from error
+
+
+def _kernel(op: Op) -> str | None:
+    """The tf_keras name of the layer's kernel."""
+    return None if not rounds(op) else "depthwise_kernel" if op.kind.startswith("Depthwise") else "kernel"
+
+
+def _rounds_output(graph: Graph, op: Op) -> bool:
+    """Whether the file rounds what the op gives to a range of its own: not where a ReLU is fused into it, nor where the range is given."""
+    reader = graph.only_consumer(op.name)
+    fused = reader is not None and (reader.kind == "ReLU" or (reader.kind == "Activation" and reader["activation"] in ("relu", "relu6")))
+    function = op.attrs.get("activation") if isinstance(op.attrs.get("activation"), str) else op.kind.lower()
+    return op.kind not in _SAME and function not in _FIXED and not fused and graph.tensors(op.name)[0].dtype.startswith("float")
+
+
+def _scheme(tools: Any) -> Any:
+    """Its scheme with one rewrite only, the rounding of the inputs: the others expect a BatchNorm, and without one leave the kernel before a ReLU in float."""
+    inside = f"{_PACKAGE}.python.core.quantization.keras"
+    transforms = importlib.import_module(f"{inside}.default_8bit.default_8bit_transforms")
+    transformer = importlib.import_module(f"{inside}.graph_transformations.model_transformer")
+    registry = importlib.import_module(f"{inside}.default_8bit.default_8bit_quantize_registry")
+
+    class Layout(importlib.import_module(f"{inside}.quantize_layout_transform").QuantizeLayoutTransform):  # type: ignore[misc]
+        def apply(self, model: Any, layer_quantize_map: Any) -> Any:
+            rewrites = [transforms.InputLayerQuantize()]
+            return transformer.ModelTransformer(model, rewrites, set(layer_quantize_map), layer_quantize_map).transform()
+
+    class Scheme(tools.QuantizeScheme):  # type: ignore[misc]
+        def get_layout_transformer(self) -> Any:
+            return Layout()
+
+        def get_quantize_registry(self) -> Any:
+            return registry.Default8BitQuantizeRegistry()
+
+    return Scheme()
+
+
+def _rules(tools: Any) -> Any:
+    """The class of rules; tensorflow-model-optimization's own have none for many kinds of layers."""
+    quantizers = tools.quantizers
+
+    class Rules(tools.QuantizeConfig):  # type: ignore[misc]
+        """Of one layer: the name of its kernel, whether that has a scale per channel, and whether the output is rounded."""
+
+        def __init__(self, kernel: str | None, channels: bool, output: bool) -> None:
+            self._kernel, self._channels, self._output = kernel, channels, output
+
+        def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+            if self._kernel is None:
+                return []
+            quantizer = quantizers.LastValueQuantizer(num_bits=8, per_axis=self._channels, symmetric=True, narrow_range=True)
+            return [(getattr(layer, self._kernel), quantizer)]
+
+        def set_quantize_weights(self, layer: Any, quantize_weights: Any) -> None:
+            for weight in quantize_weights:
+                setattr(layer, str(self._kernel), weight)
+
+        def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+            return []
+
+        def set_quantize_activations(self, layer: Any, quantize_activations: Any) -> None:
+            return None
+
+        def get_output_quantizers(self, layer: Any) -> list[Any]:
+            quantizer = quantizers.MovingAverageQuantizer(num_bits=8, per_axis=False, symmetric=False, narrow_range=False)
+            return [quantizer] if self._output else []
+
+        def get_config(self) -> dict[str, Any]:
+            return {"kernel": self._kernel, "channels": self._channels, "output": self._output}
+
+    return Rules
+
+
+def calibrate(model: Any, graph: Graph, lowered: Lowered, inputs: Batch) -> None:
+    """Begin with the ranges that calibration inputs show; the moving averages need thousands of steps from where they are."""
+    probe = graph.copy()
+    probe.outputs = tuple(Ref(op.name) for op in graph if graph.tensors(op.name)[0].dtype.startswith("float"))
+    probe.structure = (graph.structure[0], None)
+    run = keras_io.compiled(probe)
+    ranges: dict[str, tuple[float, float]] = {}
+    for part in batches(inputs, 50):
+        for ref, values in zip(probe.outputs, run(part), strict=True):
+            low, high = ranges.get(lowered.layers[ref.op], (0.0, 0.0))
+            ranges[lowered.layers[ref.op]] = min(low, float(values.min())), max(high, float(values.max()))
+    inputs_of = {layer.name: name for name, layer in zip((lowered.layers[name] for name in graph.inputs), model.layers, strict=False)}
+    for layer in model.layers:
+        name = layer.name.removeprefix("quant_") if layer.name.startswith("quant_") else inputs_of.get(layer.name, lowered.layers[graph.inputs[0]])
+        if name not in ranges:
+            continue
+        for weight in layer.non_trainable_weights:
+            leaf = weight.name.split(":")[0].rpartition("/")[2]
+            if leaf.endswith(("_min", "_max")) and "kernel" not in leaf:
+                weight.assign(ranges[name][leaf.endswith("_max")])
