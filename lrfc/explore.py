@@ -14,6 +14,7 @@ from lrfc.ir.graph import Graph
 from lrfc.manifest import Round
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.price_layers import PriceLayers, executed
+from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.select_ranks import DesignSpace, Price, Selection, SelectRanks, fixed
 from lrfc.pipeline import plan, run
 from lrfc.search.latency import CostProfile, corrected
@@ -142,7 +143,7 @@ class Loop:
             place = tuple(map(key, selection.chosen))
             if place in tried:
                 break
-            trial = self._bench(run(found, plan([Factorize()], known=(Selection,))).graph)
+            trial = self._bench(run(found, plan([Factorize(), PruneFilters()], known=(Selection,))).graph)
             price = found.fact(Price)
             predicted = fixed(found)["latency"] + sum(c.latency for c in selection.chosen)
             rounds.append(self._round(price, predicted, trial))

@@ -15,9 +15,10 @@ from lrfc.errors import BudgetError
 from lrfc.ir import keras_io
 from lrfc.metrics import metric
 from lrfc.passes.factorize import Factorize
+from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, costs, reachable
+from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, costs, reachable, without_filters
 from lrfc.pipeline import plan, run
 from lrfc.search.sensitivity import divergence
 from lrfc.state import Pass, Progress, State
@@ -76,7 +77,7 @@ class Judge:
 
     def __call__(self, selected: State) -> Verdict:
         """The verdict on the plan of that state."""
-        steps: list[Pass] = [Factorize(), RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED, patches=8_192)]
+        steps: list[Pass] = [Factorize(), PruneFilters(), RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED, patches=8_192)]
         graph = run(selected, plan(steps, known=(Selection,))).graph
         outputs = keras_io.predict(graph, self._few.inputs)
         found = held(self._metric, self._few, self._reference, outputs, confidence=SURE)
@@ -112,7 +113,7 @@ def smallest(state: State, max_drop: float, quantity: str = "macs", select: Sele
         state.progress.log(f"  too few samples to be sure of {100 * max_drop:.3g}pp: the drop that they show is taken as it is")
     base, field = select or SelectRanks(), f"max_{quantity}"
     whole, given = costs(state)[quantity], getattr(base, field)
-    low, high = reachable(state)[quantity] / whole, 1.0
+    low, high = reachable(state if base.prune else without_filters(state), quantity) / whole, 1.0
     if given is not None:
         high = min(high, given.value if given.relative else given.value / whole)
 

@@ -29,6 +29,7 @@ from lrfc.passes.finetune import FineTune
 from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
 from lrfc.passes.lock_layers import LockLayers
 from lrfc.passes.profile import profile
+from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks
@@ -52,6 +53,8 @@ def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
         # One choice per layer, once every layer's choices are known.
         select,
         Factorize(),
+        # Cut where the factors stand already: which filters go was decided with the ranks.
+        PruneFilters(),
         # The statistics of the original no longer fit; wrong ones would cost the fine-tune its first epochs.
         RecalibrateBatchNorm(),
         # In closed form what can be, before gradients start from there.
