@@ -24,13 +24,23 @@ from lrfc.pruning.labels import Ids
 
 TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = ("model", "input", "params", "params_after", "macs", "macs_after", "groups", "stay", "exact", "tflite", "seconds", "ok")
-#: Smallest first.
+#: One of each family, then the others, smallest first.
 NAMES = (
-    *("MobileNetV3Small", "MobileNetV2", "MobileNet", "EfficientNetB0", "NASNetMobile", "MobileNetV3Large", "EfficientNetV2B0", "EfficientNetB1"),
-    *("EfficientNetV2B1", "DenseNet121", "EfficientNetB2", "EfficientNetV2B2", "EfficientNetB3", "DenseNet169", "EfficientNetV2B3", "DenseNet201"),
-    *("EfficientNetB4", "EfficientNetV2S", "Xception", "InceptionV3", "ResNet50", "ResNet50V2", "ConvNeXtTiny", "EfficientNetB5", "ResNet101"),
-    *("ResNet101V2", "ConvNeXtSmall", "EfficientNetB6", "EfficientNetV2M", "InceptionResNetV2", "ResNet152", "ResNet152V2", "EfficientNetB7"),
-    *("VGG16", "VGG19", "ConvNeXtBase", "NASNetLarge", "EfficientNetV2L", "ConvNeXtLarge", "ConvNeXtXLarge"),
+    *("MobileNetV3Small", "MobileNetV2", "MobileNet", "EfficientNetB0", "NASNetMobile", "EfficientNetV2B0", "DenseNet121", "ResNet50", "Xception"),
+    *("ConvNeXtTiny", "VGG16", "InceptionV3", "ResNet50V2", "InceptionResNetV2"),
+    *(
+        "MobileNetV3Large",
+        "EfficientNetB1",
+        "EfficientNetV2B1",
+        "EfficientNetB2",
+        "EfficientNetV2B2",
+        "EfficientNetB3",
+        "DenseNet169",
+        "EfficientNetV2B3",
+    ),
+    *("DenseNet201", "EfficientNetB4", "EfficientNetV2S", "EfficientNetB5", "ResNet101", "ResNet101V2", "ConvNeXtSmall", "EfficientNetB6"),
+    *("EfficientNetV2M", "ResNet152", "ResNet152V2", "EfficientNetB7", "VGG19", "ConvNeXtBase", "NASNetLarge", "EfficientNetV2L", "ConvNeXtLarge"),
+    "ConvNeXtXLarge",
 )
 SHARE = 0.5
 

@@ -33,6 +33,9 @@ def session() -> Iterator[Terminal]:
             terminal.fail("interrupted; nothing was left half-written", 130)
         except _Terminated:
             terminal.fail("terminated; nothing was left half-written", 128 + signal.SIGTERM)
+        except BrokenPipeError:  # lrfc ... | head: what was read is enough
+            terminal.abandon()
+            raise SystemExit(128 + signal.SIGPIPE) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 terminal.fail(f"unexpected {type(error).__name__}: {error} (please report this; details: {noise(error)})", 1)

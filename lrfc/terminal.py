@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -44,12 +45,14 @@ def quiet() -> Iterator[tuple[TextIO, TextIO, Callable[[BaseException], Path]]]:
             traceback.print_exception(error, file=log)
         return Path(name)
 
+    codecs.register_error(_SPELT, _spelt)
+    encodings = [getattr(stream, "encoding", None) or "utf-8" for stream in (sys.stdout, sys.stderr)]
     try:
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         with (
-            os.fdopen(os.dup(saved[0]), "w", encoding="utf-8", errors="replace") as out,
-            os.fdopen(os.dup(saved[1]), "w", encoding="utf-8", errors="replace") as err,
+            os.fdopen(os.dup(saved[0]), "w", encoding=encodings[0], errors=_SPELT) as out,
+            os.fdopen(os.dup(saved[1]), "w", encoding=encodings[1], errors=_SPELT) as err,
         ):
             yield out, err, details
     finally:
@@ -63,6 +66,17 @@ def quiet() -> Iterator[tuple[TextIO, TextIO, Callable[[BaseException], Path]]]:
             Path(name).unlink(missing_ok=True)
 
 
+#: What stands for a character that the user's encoding does not have.
+_PLAIN = {"×": "x", "→": "->", "—": "-", "–": "-", "−": "-", "─": "-", "█": "#", "…": "...", "µ": "u"}
+_SPELT = "lrfc.spelt"
+
+
+def _spelt(error: UnicodeError) -> tuple[str, int]:
+    """The error handler of the streams: plain characters in the place of those that cannot be written."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
+
+
 #: What stands where a method cannot go so far.
 NOT_REACHED = "—"
 
@@ -73,7 +87,8 @@ class Terminal:
     def __init__(self, stdout: TextIO, stderr: TextIO) -> None:
         from rich.console import Console
 
-        self._out = Console(file=stdout, width=None if stdout.isatty() else 100, highlight=False, soft_wrap=False)
+        # Without a terminal there is no width to ask for; COLUMNS tells it there too.
+        self._out = Console(file=stdout, width=None if stdout.isatty() or "COLUMNS" in os.environ else 80, highlight=False, soft_wrap=False)
         self._err = Console(file=stderr, highlight=False, soft_wrap=True)
         self._bars: Any = None
         self._results: list[Result] = []
@@ -83,6 +98,13 @@ class Terminal:
         self._stop()
         self._err.print(f"lrfc: {' '.join(message.split())}", markup=False)
         raise SystemExit(code)
+
+    def abandon(self) -> None:
+        """Nobody reads stdout any more: what is left for it goes nowhere."""
+        self._stop()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._out.file.fileno())
+        os.close(nowhere)
 
     def json(self, value: Any) -> None:
         """One object on stdout."""
@@ -159,7 +181,8 @@ class Terminal:
         rows = []
         for name, show, before, after in _figures(manifest):
             rows.append((name, shown(before, show), shown(after, show), *_kept(before, after)))
-        self.table(f"{manifest.target} {manifest.config['precision']}", ("", "original", "lrfc", "kept", "saved", ""), rows)
+        threads = "" if manifest.before.latency_ms is None else f", {manifest.before.latency_ms.threads} thread(s)"
+        self.table(f"{manifest.target} {manifest.config['precision']}{threads}", ("", "original", "lrfc", "kept", "saved", ""), rows)
         scores = manifest.accuracy
         if ladder := scores.ladder():
             steps = " → ".join(f"{name} {scores.shown(value)}" for name, value in ladder.items())
@@ -282,11 +305,10 @@ def _figures(manifest: Manifest) -> Iterator[tuple[str, Callable[[float], str], 
     else:
         yield "peak RSS", size, before.peak_rss_bytes, after.peak_rss_bytes
     if before.latency_ms is not None and after.latency_ms is not None:
-        threads, runs = before.latency_ms.threads, before.latency_ms.n
         if before.latency_ms.estimated:
             yield "latency, estimated", lambda v: f"{v:.4g} ms", before.latency_ms.p50, after.latency_ms.p50
             return
-        yield f"latency p50, {threads} thread(s), n={runs}", lambda v: f"{v:.4g} ms", before.latency_ms.p50, after.latency_ms.p50
+        yield f"latency p50, n={before.latency_ms.n}", lambda v: f"{v:.4g} ms", before.latency_ms.p50, after.latency_ms.p50
         yield "latency p90", lambda v: f"{v:.4g} ms", before.latency_ms.p90, after.latency_ms.p90
 
 

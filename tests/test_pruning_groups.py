@@ -39,6 +39,12 @@ def test_a_residual_addition_joins_its_layers():
     assert (names(group.producers), names(group.members), names(group.consumers)) == (["stem", "conv"], ["bn0", "bn1"], ["conv", "head"])
 
 
+def test_survivors_are_the_channels_that_a_layer_keeps():
+    found = groups(graph_of(conv_net()))
+    left = found.survivors(found.removed({"conv0": np.array([1, 6])}))
+    assert {layer: kept.tolist() for layer, kept in left.items()} == {"bn0": [1, 6]}
+
+
 def test_rows_behind_a_flatten_and_offsets_behind_a_concatenation():
     found = groups(graph_of(branches()))
     label = next(part for part in found["point"].consumers if part.layer == "label")

@@ -144,7 +144,7 @@ def test_the_table_of_a_build() -> None:
     assert "MACs 80,000 20,000 25.0 % 75.0 % ×4.00" in text
     assert "file 16 KiB 4 KiB 25.0 % 75.0 % ×4.00" in text
     assert "peak RSS — — — — —" in text, "what was not measured is not a number"
-    assert "latency p50, 2 thread(s), n=200 2 ms 0.5 ms" in text
+    assert "latency p50, n=200 2 ms 0.5 ms" in text
     assert "accuracy: before 90.00 % → artifact 90.00 %" in text
     assert "3.90 to 4.10" in text
     assert "1 svd" in text

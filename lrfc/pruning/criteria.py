@@ -127,9 +127,10 @@ def batchnorm_scale(graph: Graph, group: Group, context: Context) -> Scores:
 def taylor(graph: Graph, group: Group, context: Context) -> Scores:
     """The mean square of each unit's first-order effect on the output (Molchanov et al. 2019, arXiv 1906.10771, eq. 8, on what the consumers read).
 
-    At the network itself the divergence from its own outputs has no slope; its curvature is the Fisher information (Theis et al. 2018, arXiv
-    1801.05787, eq. 6), that is the square of this effect for labels drawn from the network's own answer, or for outputs that are no probabilities the
-    square of the outputs' change.
+    At the network itself the divergence from its own outputs has no slope, so it is the outputs' own change that is squared: that of the
+    log-probabilities, class by class, or of outputs that are no probabilities. Labels are not needed. With the loss of the network's own answer in its
+    place, as the Fisher information has it, a trained network that is sure of its samples shows nothing: on ResNet-20 a quarter of the MACs then cost
+    twice the accuracy.
     """
     total = np.zeros((0, group.width))
     for part in group.consumers:

@@ -76,6 +76,11 @@ class Dependencies:
         gone = [np.delete(self[name].classes, units) for name, units in kept.items()]
         return np.concatenate(gone) if gone else np.empty(0, np.intp)
 
+    def survivors(self, removed: Ids) -> dict[str, Ids]:
+        """The channels that each layer with channel weights (BatchNorm, depthwise, ...) keeps; those that lose none are not named."""
+        masks = {layer: ~np.isin(ids, removed) for layer, ids in self.carried.items()}
+        return {layer: np.flatnonzero(mask) for layer, mask in masks.items() if not mask.all()}
+
     def shape(self, graph: Graph, ref: Ref, removed: Ids) -> tuple[int | None, ...]:
         """The shape of a tensor without the removed labels."""
         labels, shape = self.labels[ref], list(graph.tensor(ref).shape)

@@ -55,9 +55,18 @@ class Block:
         answer = solved[:, : weights.shape[1]]
         self.matrix -= across.T @ answer
         self.inverse -= across.T @ solved[:, weights.shape[1] :]
-        self.matrix[rows] = 0
-        self.inverse[rows], self.inverse[:, rows] = 0, 0
+        for unit in units:
+            self.rows[unit] = self.rows[unit][:0]
+        self._compact()
         return float(np.vdot(weights, answer)) / self.energy
+
+    def _compact(self) -> None:
+        """Drop the rows that are gone, once they are a quarter."""
+        left = np.sort(np.concatenate(self.rows))
+        if len(left) > 0.75 * len(self.matrix):
+            return
+        self.matrix, self.inverse = self.matrix[left], self.inverse[np.ix_(left, left)]
+        self.rows = [np.searchsorted(left, rows) for rows in self.rows]
 
 
 def blocks(layout: Layout, statistics: Statistics, units: Ids, width: int) -> Iterator[Block]:

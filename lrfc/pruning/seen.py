@@ -17,7 +17,7 @@ from lrfc.search.sensitivity import is_distribution
 from lrfc.state import Batch, batches
 
 #: Samples that slopes are taken of, one by one, and images whose feature maps are ranked.
-SLOPES, RANKED = 64, 16
+SLOPES, RANKED = 96, 16
 #: Values of the feature maps that one pass may deliver.
 DELIVERED = 32 << 20
 #: Largest side of a feature map that is ranked whole; of larger ones every n-th row and column is taken.
@@ -27,8 +27,9 @@ SIDE = 32
 def slopes(graph: Graph, readers: Sequence[Op], inputs: Batch, seed: int) -> dict[str, NDArray[np.float32]]:
     """For each layer (samples, input channels): the change of ℓ per relative change of what the layer reads on that channel.
 
-    ℓ is the log-probability of a class drawn from the network's own answer or, for outputs that are no probabilities, their sum with random signs
-    relative to their spread over the samples. A layer is linear in what it reads, so the slope is Σ W·∂ℓ/∂W over the channel's weights.
+    ℓ is the log-probability of a class drawn at random (all are as likely: where the network is sure, that of its own answer has no slope), or for outputs
+    that are no probabilities their sum with random signs, relative to their spread over the samples. A layer is linear in what it reads, so the slope is
+    Σ W·∂ℓ/∂W over the channel's weights.
     """
     import keras
     import tensorflow as tf
@@ -89,8 +90,7 @@ def _cotangent(values: NDArray[np.float32], rng: np.random.Generator) -> NDArray
     """∂ℓ/∂(output): of log p of a drawn class, or random signs over the spread."""
     if is_distribution(values):
         p = np.clip(values.astype(np.float64), 1e-12, None)
-        chosen = (rng.random((*p.shape[:-1], 1)) > np.cumsum(p / p.sum(-1, keepdims=True), -1)).sum(-1, keepdims=True)
-        picked = np.arange(p.shape[-1]) == np.clip(chosen, 0, p.shape[-1] - 1)
+        picked = np.arange(p.shape[-1]) == rng.integers(0, p.shape[-1], (*p.shape[:-1], 1))
         return np.asarray(np.where(picked, 1 / p, 0), np.float32)
     spread = max(float(np.sqrt(np.sum(np.square(values - values.mean(0))) / len(values))), 1e-12)
     return np.asarray(rng.choice([-1.0, 1.0], values.shape) / spread, np.float32)

@@ -1,0 +1,63 @@
+"""A build from Python, with callbacks for progress: ``python examples/python_api.py [OUT]``. It compresses the digits model and looks at the outcome."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import lrfc
+from lrfc.comparison import compare
+from lrfc.errors import BudgetError, LrfcError, NoGainError
+from lrfc.state import Progress
+
+HERE = Path(__file__).parent
+
+
+def stage(title: str, total: int) -> Callable[[int], None]:
+    """Called when work begins that takes a while; what it gives is called with the steps that are done."""
+    done = 0
+
+    def step(steps: int) -> None:
+        nonlocal done
+        done += steps
+        print(f"  {title}: {done} of {total}")
+
+    return step
+
+
+def main(out: Path) -> None:
+    """Build, and print what came out."""
+    try:
+        result = lrfc.build(
+            HERE / "digits.keras",
+            target="tflite",
+            data="digits",
+            max_macs="50%",
+            epochs=0,  # without a fine-tune it takes seconds
+            out=out,
+            progress=Progress(stage=stage, log=print),
+            on_result=lambda result: print(f"written: {result.out}"),
+        )
+    except (BudgetError, NoGainError) as error:  # the folder is written all the same
+        print(f"not as wished: {error}")
+        result = error.result
+    except LrfcError as error:  # one line: the thing, its value, and the way out
+        sys.exit(f"lrfc: {error}")
+
+    before, after = result.manifest.before, result.manifest.after
+    print(f"{result.artifact.name}: {after.file_bytes:,} of {before.file_bytes:,} bytes, {result.speedup.median:.2f} times as fast")
+    for layer in result.manifest.layers:
+        print(f"  {layer.name}: {layer.method or 'as it is'} {layer.rank or ''}")
+
+    # The same plan once more, without a search: on the same versions the same bytes.
+    again = lrfc.build(HERE / "digits.keras", locked=out, out=out.with_name(f"{out.name}-again"))
+    assert again.manifest.artifacts[0].sha256 == result.manifest.artifacts[0].sha256
+
+    # And what a pipeline asks.
+    for verdict in compare(out, again.out, ["accuracy=0.5pp", "size=0%"]).verdicts:
+        print(f"{'ok' if verdict.ok else 'REGRESSED'}: {verdict.told}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "digits-python"))

@@ -1,0 +1,147 @@
+"""A build that repeats another: the same plan, the same bytes, and what stands in its way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lrfc
+from lrfc import artifact
+from lrfc.errors import UsageError
+from lrfc.locked import Locked
+from lrfc.passes.lock_layers import Choice, LockLayers
+from lrfc.passes.select_ranks import DesignSpace, ExploreLayers
+from lrfc.pipeline import plan, run
+from lrfc.ship import Result
+from lrfc.state import Artifact, Progress, State
+from lrfc.targets.measure import Measurement
+from lrfc.targets.runners.local import LocalRunner
+from tests import helpers
+
+OPTIONS: dict[str, Any] = {"max_macs": "35%", "methods": ("channel_svd", "tucker2", "svd"), "seed": 5}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty current folder, and a stopwatch that needs no child processes."""
+
+    def compare(self: LocalRunner, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600) -> tuple[Measurement, ...]:
+        times = [1.0, *(0.5 for _ in files[1:])]
+        return tuple(
+            Measurement(f.path, ms, ms, 0.0, runs, 1, (ms,) * 20, threads, 1.0, "none", "0", 1, 2) for f, ms in zip(files, times, strict=True)
+        )
+
+    monkeypatch.setattr(LocalRunner, "compare", compare)
+    monkeypatch.chdir(tmp_path)
+
+
+def model_and_data(classes: int = 5) -> Path:
+    """A network in net.keras, and samples in data.npz whose labels it does not know yet: training has something to gain."""
+    helpers.conv_net(size=8, filters=(8, 16), classes=classes).save("net.keras")
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((240, 8, 8, 3)).astype(np.float32)
+    np.savez("data.npz", x=x, y=np.argmax(x.mean(axis=(1, 2)) @ rng.standard_normal((3, classes)), axis=1))
+    return Path("net.keras")
+
+
+def choices(result: Result) -> list[Any]:
+    return [(layer.name, layer.method, layer.rank, layer.params_after, layer.macs_after) for layer in result.manifest.layers]
+
+
+def test_the_same_plan_and_the_same_bytes_twice() -> None:
+    model = model_and_data()
+    first = lrfc.build(model, data="data.npz", out="first", epochs=2, **OPTIONS)
+    lines: list[str] = []
+    again = [
+        lrfc.build(model, locked=path, out=f"again{i}", progress=Progress(log=lines.append))
+        for i, path in enumerate(("first", Path("first/manifest.json")))
+    ]
+    assert first.manifest.finetune is not None
+    assert first.manifest.finetune.best > 0, "what was trained is in the file"
+    for result in again:
+        assert choices(result) == choices(first)
+        assert result.manifest.artifacts[0].sha256 == artifact.sha256(result.artifact) == first.manifest.artifacts[0].sha256
+        assert (result.manifest.config["epochs"], result.manifest.seed, result.manifest.config["data"]) == (2, 5, "data.npz")
+        assert result.manifest.accuracy.model_dump(exclude={"kept"}) == first.manifest.accuracy.model_dump(exclude={"kept"})
+    assert not any(line.startswith("ExploreLayers") for line in lines)
+    assert sum("byte for byte" in line for line in lines) == 2
+    assert not any("warning" in line for line in lines)
+
+
+def test_other_options_go_before_those_of_the_manifest() -> None:
+    model = model_and_data()
+    first = lrfc.build(model, data="data.npz", epochs=0, **OPTIONS)
+    lines: list[str] = []
+    other = lrfc.build(model, locked="net-lrfc", target="onnx", progress=Progress(log=lines.append))
+    assert (other.out, other.manifest.target) == (Path("net-locked"), "onnx")
+    assert choices(other) == choices(first)
+    assert any("not the same bytes" in line for line in lines)
+
+
+def test_another_model_is_refused() -> None:
+    model = model_and_data()
+    lrfc.build(model, data="data.npz", epochs=0, **OPTIONS)
+    helpers.conv_net(size=8, filters=(8, 16), seed=1).save("other.keras")
+    with pytest.raises(UsageError, match=r"net-lrfc is the plan for another model: net.keras with SHA-256 .*'other.keras' has"):
+        lrfc.build("other.keras", locked="net-lrfc")
+    assert not Path("other-locked").exists()
+
+
+def test_data_from_python_have_to_be_given_again() -> None:
+    model = model_and_data()
+    data = dict(np.load("data.npz"))
+    first = lrfc.build(model, data=data, epochs=0, **OPTIONS)
+    with pytest.raises(UsageError, match="that build's data came from Python; give the same with --data"):
+        lrfc.build(model, locked="net-lrfc")
+    assert lrfc.build(model, locked="net-lrfc", data=data).manifest.artifacts[0].sha256 == first.manifest.artifacts[0].sha256
+
+
+def test_other_versions_are_said_and_an_empty_plan_is_refused() -> None:
+    model = model_and_data()
+    result = lrfc.build(model, data="data.npz", epochs=0, **OPTIONS)
+    changed = result.manifest.model_copy(update={"versions": {**result.manifest.versions, "keras": "3.0.0"}})
+    changed.write(result.out)
+    lines: list[str] = []
+    lrfc.build(model, locked=result.out, progress=Progress(log=lines.append))
+    assert any(line.startswith("warning: not the versions of net-lrfc") and "keras 3.0.0 → " in line for line in lines)
+    layers = tuple(layer.model_copy(update={"method": None}) for layer in changed.layers)
+    changed.model_copy(update={"layers": layers}).write(result.out)
+    with pytest.raises(UsageError, match="no layer was factorized in that build"):
+        Locked.read(result.out)
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        (Choice("gone", "svd", (2,), 0.1, None), "a layer 'gone'"),
+        (Choice("head", "magic", (2,), 0.1, None), "there is no method 'magic'"),
+        (Choice("head", "svd", (99,), 0.1, None), "svd has no rank (99,)"),
+        (Choice("head", "svd", (2, 2), 0.1, None), "svd has no rank (2, 2)"),
+        (Choice("head", "spatial_svd", (2,), 0.1, None), "the plan for layer 'head' cannot be followed"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(choice: Choice, reason: str) -> None:
+    from lrfc.data import Data, Split
+
+    graph = helpers.graph_of(helpers.conv_net(size=8))
+    split = Split(helpers.random_inputs(graph, 8))
+    with pytest.raises(UsageError) as caught:
+        run(State(graph, graph, Data("made up", split, split, split)), plan([LockLayers((choice,), ExploreLayers())]))
+    assert reason in str(caught.value)
+
+
+def test_a_locked_layer_has_one_candidate_and_the_others_their_reason() -> None:
+    from lrfc.data import Data, Split
+
+    graph = helpers.graph_of(helpers.conv_net(size=8))
+    split = Split(helpers.random_inputs(graph, 8))
+    plans = (Choice("conv1", "channel_svd", (3,), 0.25, None), Choice("head", None, (), 0.0, "no rank pays"))
+    design = run(State(graph, graph, Data("made up", split, split, split)), plan([LockLayers(plans, ExploreLayers())])).fact(DesignSpace)
+    (space,) = design.spaces
+    assert [(c.method, c.ranks, c.error) for c in space.candidates] == [("channel_svd", (3,), 0.25)]
+    assert (space.whole.method, space.whole.params) == (None, graph.op("conv1").params)
+    assert design.skipped == {"head": "no rank pays"}
