@@ -37,7 +37,7 @@ def choices(
         )
         for count in probes
     }
-    return tuple(Keep(group.name, keep_best(scores, count), _between(points, 1 - count / group.width)) for count in kept)
+    return tuple(Keep(group, keep_best(scores, count), _between(points, 1 - count / group.width)) for count in kept)
 
 
 def _weights(graph: Graph, group: Group, gone: Ids, samples: Callable[[str], LayerSamples]) -> Mapping[str, Mapping[str, Array]]:

@@ -17,10 +17,11 @@ from lrfc.ir.graph import Graph, Tensor
 from lrfc.pruning.room import Room
 from lrfc.pruning.shares import Shares, Use
 from lrfc.pruning.space import FilterSpace, Keep
+from lrfc.search import allocate as exact
 from lrfc.search.candidates import Candidate, LayerSpace, pareto
 
 #: Candidates of a layer that are weighed: the product of ranks and filters is large, and close ranks differ little.
-CANDIDATES = 12
+CANDIDATES = 16
 #: What the optimum may be missed by, relative, and seconds that one programme may take.
 GAP, SECONDS = 1e-3, 30.0
 _COSTS = ("macs", "params", "latency")
@@ -64,12 +65,22 @@ def allocate(
     its last stage makes. A whole layer's is their product. Both are exact in the programme: for each pair of choices there is a variable whose margins
     are the choices (the local polytope of a pairwise model), so only the choices themselves need to be integers. BudgetError when nothing is within.
     """
-    return _Programme(graph, spaces, filters, rooms).solved(limits, minimise)
+    return _Programme(graph, spaces, filters, rooms, _alone(graph, spaces, limits, minimise)).solved(limits, minimise)
+
+
+def _alone(graph: Graph, spaces: Sequence[LayerSpace], limits: Mapping[str, float], minimise: str) -> frozenset[Candidate]:
+    """The candidates that are best without cutting any filters: always weighed, so that cutting is never worse."""
+    outside = others(graph, spaces)
+    try:
+        own = {quantity: limit - outside.get(quantity, 0) for quantity, limit in limits.items()}
+        return frozenset(exact.allocate([pareto(space.candidates) for space in spaces], own, minimise))
+    except BudgetError:
+        return frozenset()
 
 
 class _Programme:
-    def __init__(self, graph: Graph, spaces: Sequence[LayerSpace], filters: FilterSpace, rooms: Sequence[Room]) -> None:
-        self._graph, self._filters, self._spaces = graph, filters, spaces
+    def __init__(self, graph: Graph, spaces: Sequence[LayerSpace], filters: FilterSpace, rooms: Sequence[Room], always: frozenset[Candidate]) -> None:
+        self._graph, self._filters, self._always = graph, filters, always
         self._costs: dict[str, list[float]] = {name: [] for name in (*_COSTS, "impact")}
         self._integer: list[int] = []
         self._rows: list[tuple[list[int], list[float], float, float]] = []
@@ -95,7 +106,7 @@ class _Programme:
         self._rows.append(([*columns, *minus], [1.0] * len(columns) + [-1.0] * len(minus), low, high))
 
     def _layer(self, space: LayerSpace, use: Use) -> Variables:
-        candidates = _thinned(space)
+        candidates = _thinned(space, self._always)
         chosen: list[int] = []
         joined: dict[str, list[list[int]]] = {name: [[] for _ in self._keeps[name]] for name in use.groups}
         parts: dict[tuple[int, str], list[int]] = {}
@@ -179,7 +190,7 @@ class _Programme:
             [_between(self._graph, layer.space, layer.candidates[int(np.argmax(result.x[layer.chosen]))], layer.use, at) for layer in layers]
             for layers in (self._own, self._others)
         )
-        keeps = {name: self._filters.choices[name][k] for name, k in at.items() if k}
+        keeps = {name: keep for name, k in at.items() if (keep := self._filters.choices[name][k]).cuts}
         return Joint(tuple(own), keeps, {quantity: float(sum(getattr(c, quantity) for c in others)) for quantity in _COSTS})
 
 
@@ -201,12 +212,13 @@ def _others(graph: Graph, spaces: Sequence[LayerSpace]) -> list[LayerSpace]:
     return found
 
 
-def _thinned(space: LayerSpace) -> list[Candidate]:
-    """The layer as it is, and of the candidates that no other one beats an even choice along their MACs."""
+def _thinned(space: LayerSpace, always: frozenset[Candidate]) -> list[Candidate]:
+    """The layer as it is, those of its candidates that are always weighed, and of those that no other one beats an even choice along their MACs."""
     good = [c for c in pareto(space.candidates) if c.method is not None]
     good.sort(key=lambda c: (c.macs, c.params))
     if len(good) > CANDIDATES:
-        good = [good[round(i)] for i in np.linspace(0, len(good) - 1, CANDIDATES)]
+        even = {id(good[round(i)]) for i in np.linspace(0, len(good) - 1, CANDIDATES)}
+        good = [c for c in good if id(c) in even or c in always]
     return [*([] if space.excluded else [space.whole]), *good]
 
 

@@ -15,11 +15,16 @@ from lrfc.state import Fact
 
 @dataclass(frozen=True, eq=False)
 class Keep:
-    """One choice for a group: the indices of the units that stay, and the divergence of the network's output that it predicts."""
+    """One choice for a group of filters: the indices of the units that stay, and the divergence of the network's output that it predicts."""
 
-    group: str
+    group: Group
     units: Ids
     impact: float = 0.0
+
+    @property
+    def cuts(self) -> bool:
+        """Whether any unit goes."""
+        return len(self.units) < self.group.width
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +38,9 @@ class FilterSpace(Fact):
     def removed(self, keeps: Mapping[str, Keep]) -> dict[str, Ids]:
         """The filters that go, by the layer that makes them: the form in which they are known after factorization, too."""
         gone: dict[str, list[Ids]] = {}
-        for name, keep in keeps.items():
-            group = self.dependencies[name]
-            left = np.setdiff1d(np.arange(group.width), keep.units)
-            for part in group.producers:
+        for keep in keeps.values():
+            left = np.setdiff1d(np.arange(keep.group.width), keep.units)
+            for part in keep.group.producers:
                 gone.setdefault(part.layer, []).append(part.where(left))
         return {layer: np.sort(np.concatenate(parts)) for layer, parts in gone.items() if sum(map(len, parts))}
 
