@@ -1,6 +1,6 @@
 """Which criterion picks the filters that a network misses least?
 
-    LRFC_DATA=... python benchmarks/pruning_criteria.py resnet56_cifar10 [--kept 75 50] [--criteria l1 ...] [--images 2000]
+    LRFC_DATA=... python benchmarks/pruning_criteria.py resnet56_cifar10 [--kept 75 50] [--criteria l1 ...] [--keep "*_add"] [--images 2000]
 
 From every dependency group the same share of filters goes, so that the criteria only differ in which. pruning_criteria_NET.csv, beside this file: the test
 accuracy of the network as cut, and with what reads the filters refitted in closed form before. Nothing is trained, and BatchNorm stays as it is.
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("network")
     parser.add_argument("--kept", type=int, nargs="+", default=[75, 50])
     parser.add_argument("--criteria", nargs="+", choices=tuple(CRITERIA), default=tuple(CRITERIA))
+    parser.add_argument("--keep", nargs="*", default=[], help="layers that stay whole")
     parser.add_argument("--images", type=int, default=2000)
     given = parser.parse_args()
     folder = Path(os.environ["LRFC_DATA"])
@@ -79,7 +80,7 @@ def main() -> None:
     graph = Canonicalise()(State(graph, graph, data)).graph
     test = data.test.take(np.arange(given.images))
     inputs = data.train.inputs
-    found = groups(graph)
+    found = groups(graph, given.keep)
     readers = dict.fromkeys(part.layer for group in found.groups for part in group.consumers)
     sampler = Sampler(graph, [graph.op(name) for name in readers], inputs, replace(SampleSize(), held_out=1), 0)
     context = Context(graph, found, inputs, lambda name: sampler[name].statistics)

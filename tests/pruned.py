@@ -93,6 +93,9 @@ def _block(kind: str, x: Any, width: int) -> Any:
         return layers.Concatenate()([layers.Conv2D(width, 1)(right), left])
     if kind == "slice":
         return x[..., 1:] + 0.5
+    if kind == "padded_shortcut":
+        shortcut = ops.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (1, 2)))
+        return layers.ReLU()(layers.Add()([layers.Conv2D(channels + 3, 3, strides=2, padding="same")(x), shortcut]))
     if kind == "shuffle" and even:
         h, w = x.shape[1:3]
         return layers.Reshape((h, w, channels))(layers.Permute((1, 2, 4, 3))(layers.Reshape((h, w, 2, channels // 2))(x)))
@@ -121,7 +124,7 @@ def _block(kind: str, x: Any, width: int) -> Any:
 BLOCKS = (
     *("conv", "residual", "dense_concat", "squeeze_excite", "squeeze_excite_flat", "shared", "shared_recurrent", "split", "slice", "shuffle"),
     *("group_norm", "transposed", "depthwise", "separable", "prelu", "dense", "pool", "rescaling", "layer_norm", "spatial_norm", "pad"),
-    *("grouped", "by_channel"),
+    *("grouped", "by_channel", "padded_shortcut"),
 )
 
 

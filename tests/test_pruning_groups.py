@@ -138,6 +138,21 @@ def test_units_that_all_hang_together_are_no_choice():
     assert groups(single).refused["one"] == "it has one filter"
 
 
+def test_a_shortcut_padded_with_zero_channels():
+    """The shortcuts of the CIFAR ResNets: what is added to the zeros is free of the narrower stage."""
+    from keras import layers, ops
+
+    inputs = image()
+    x = layers.Conv2D(4, 1, name="narrow")(inputs)
+    shortcut = ops.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (2, 2)), constant_values=0.5)
+    x = layers.Add()([layers.Conv2D(8, 3, strides=2, padding="same", name="wide")(x), shortcut])
+    found, _ = check(functional(inputs, layers.Dense(2, name="head")(layers.Flatten()(x))))
+    assert [(group.name, group.width, names(group.producers)) for group in found.groups] == [("narrow", 4, ["narrow", "wide"]), ("wide", 4, ["wide"])]
+    assert found["wide"].producers[0].where(range(4)).tolist() == [0, 1, 6, 7]
+    x = ops.pad(layers.Conv2D(4, 1, name="edge")(inputs), ((0, 0), (0, 0), (0, 0), (2, 2)), mode="reflect")
+    assert "are padded by" in groups(graph_of(functional(inputs, layers.Conv2D(2, 1)(x)))).refused["edge"]
+
+
 def test_both_parts_of_a_slice_keep_a_unit():
     """Otherwise what reads one half could be left with nothing."""
     from keras import layers, ops

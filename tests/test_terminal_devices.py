@@ -54,7 +54,8 @@ def test_estimates_are_called_so():
     assert "estimated by Vela 2.1, batch 1; no device was timed" in text
 
 
-def test_profiles():
+def test_profiles(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # in a row each
     known = [("host", device.SHIPPED / "host.toml", device.load("host")), ("mine", Path("/c/mine.toml"), device.load("raspberry-pi-4"))]
     text = shown(terminal_devices.profiles, known, device.SHIPPED)
     assert "host local tflite onnx fp32 fp16 dynamic int8 int16x8 1 ships" in text

@@ -80,11 +80,17 @@ class _Cut:
         mask = self._left(labels.ids)
         return None if labels.axis is None or mask is None else (labels.axis, mask)
 
+    @property
+    def resized(self) -> bool:
+        """Whether what the op reads or what it gives shrinks."""
+        refs = (*self.graph.operands(self.op.name), *(Ref(self.op.name, i) for i in range(len(self.graph.tensors(self.op.name)))))
+        return any(self.tensor(ref) is not None for ref in refs)
+
     def __call__(self) -> Op:
         op = self.op
         rule = _RULES.get(op.kind)
         touched = self.made is not None or self.carried is not None or self.read is not None
-        if rule is None or not (touched or (op.kind in _RESHAPING and self.tensor(self.graph.operands(op.name)[0]) is not None)):
+        if rule is None or not (touched or (op.kind in _RESHAPING and self.resized)):
             return op
         weights, attrs, call = dict(op.weights), dict[str, Any](), op.call
         result = rule(self, weights)
@@ -207,6 +213,16 @@ def _reshape(cut: _Cut, weights: Weights) -> dict[str, Any]:
     return {name: tuple(target)}
 
 
+def _pad(cut: _Cut, weights: Weights) -> dict[str, Any]:
+    labels = cut.tensor(Ref(cut.op.name))
+    assert labels is not None
+    axis, mask = labels
+    widths = [[int(n) for n in pair] for pair in cut.op.attrs["pad_width"]]
+    before, after = widths[axis]
+    widths[axis] = [_count(mask[:before]), _count(mask[len(mask) - after :])]
+    return {"pad_width": tuple(map(tuple, widths))}
+
+
 def _get_item(cut: _Cut, weights: Weights) -> dict[str, Any]:
     """The slice counts in what is left."""
     source = cut.tensor(cut.graph.operands(cut.op.name)[0])
@@ -234,7 +250,7 @@ def _split(cut: _Cut, weights: Weights) -> dict[str, Any]:
 
 
 #: Ops without weights whose arguments name lengths.
-_RESHAPING = frozenset({"Reshape", "ops.Reshape", "ops.GetItem", "ops.Split"})
+_RESHAPING = frozenset({"Reshape", "ops.Reshape", "ops.Pad", "ops.GetItem", "ops.Split"})
 
 _RULES: dict[str, Callable[[_Cut, Weights], dict[str, Any]]] = {
     **{f"Conv{n}D{kind}": _conv for n in (1, 2, 3) for kind in ("", "Transpose")},
@@ -249,6 +265,7 @@ _RULES: dict[str, Callable[[_Cut, Weights], dict[str, Any]]] = {
     "Rescaling": _rescaling,
     "Reshape": _reshape,
     "ops.Reshape": _reshape,
+    "ops.Pad": _pad,
     "ops.GetItem": _get_item,
     "ops.Split": _split,
 }

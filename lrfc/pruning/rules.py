@@ -274,6 +274,7 @@ ONE: dict[str, Rule] = {
     "ops.Reshape": shapes.reshaped,
     "ops.ExpandDims": shapes.expand,
     "ops.Squeeze": shapes.squeeze,
+    "ops.Pad": shapes.pad,
     "ops.Clip": _clip,
     "Permute": shapes.permute,
     "ops.Transpose": shapes.permute,

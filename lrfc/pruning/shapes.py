@@ -87,6 +87,17 @@ def reduce(call: Call) -> list[Labels]:
     return [Labels(source.axis - sum(a < source.axis for a in gone), source.ids)]
 
 
+def pad(call: Call) -> list[Labels]:
+    """Constant channels in front and behind, as in a parameter-free shortcut: new labels that go with what is added to them."""
+    source, widths = call.source, np.asarray(call.op.attrs["pad_width"])
+    if source.axis is None:
+        return [Labels.fixed(f"the output of {call.title}")]
+    if widths.shape != (len(call.inputs[0].shape), 2) or (widths[source.axis].any() and call.op.attrs.get("mode", "constant") != "constant"):
+        return call.fix(f"its filters are padded by {call.title} with others")
+    before, after = (call.walk.fresh(int(width)) for width in widths[source.axis])
+    return [Labels(source.axis, np.concatenate([before, source.ids, after]))]
+
+
 def slices(op: Op, rank: int) -> list[slice] | None:
     """The index of an ops.GetItem as one slice an axis; None where it is anything else."""
     args, kwargs = op.call or ((), {})
@@ -129,7 +140,8 @@ def get_item(call: Call) -> list[Labels]:
     if index is None or index[source.axis].step not in (None, 1):
         return call.fix(f"its filters are read by {call.title}, whose index is not a plain slice")
     ids = source.ids[index[source.axis]]
-    call.walk.slices.append(ids)
+    if len(ids) < len(source.ids):
+        call.walk.slices.append(ids)
     return [Labels(source.axis, ids)]
 
 

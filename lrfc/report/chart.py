@@ -65,7 +65,7 @@ def chart(
     ``diagonal``: a line where y is x. ``whole_x``: x counts something. ``large``, ``rings``: series with larger points, or with rings around points.
     """
     width, height = size
-    left, right, top, bottom = 64, 14, 22 if guides else 12, 44
+    left, right, top, bottom = 64, 14, 44 if guides else 26, 44
     shown = {name: [p for p in points if not log_y or p[1] > 0] for name, points in series.items()}
     every = [p for points in shown.values() for p in points]
     if not every:
@@ -84,7 +84,7 @@ def chart(
         parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
     parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(f'<text transform="translate(14 {(top + height - bottom) / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
+    parts.append(f'<text x="4" y="14">{escape(y_label)}</text>')  # lying down, it has room on a phone too
     if diagonal:
         parts.append(f'<line class="chosen" x1="{x(x.low):.1f}" y1="{y(y.low):.1f}" x2="{x(x.high):.1f}" y2="{y(y.high):.1f}"/>')
     for value, label in guides:

@@ -178,7 +178,7 @@ def memory(ops: Anatomy) -> str:
         ]
 
     series = {"before": side(ops.before), "after": side(ops.after)}
-    dot = 2.5 if len(places) < 60 else 0
+    dot = 2.5 if len(places) < 30 else 0
     return chart(series, "Activation memory alive while each op runs", "op, in execution order", "KiB alive", lines=True, size=SIZE, dot=dot)
 
 

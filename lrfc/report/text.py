@@ -76,6 +76,8 @@ def option(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(option, value)) or NONE
+    if isinstance(value, float):
+        return f"{value:.10g}"
     return NONE if value is None else str(value)
 
 
