@@ -13,9 +13,12 @@ from lrfc.factorization import METHODS
 from lrfc.ir.graph import Graph
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable
+from lrfc.passes.prune_filters import PruneFilters
+from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, without_filters
 from lrfc.pipeline import plan, run
 from lrfc.precision import of
+from lrfc.pruning.room import Room
+from lrfc.pruning.space import FilterSpace
 from lrfc.search.candidates import Candidate, LayerSpace
 from lrfc.search.cost import arena
 from lrfc.search.memory import live_bytes
@@ -29,12 +32,14 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
     """A design space and a selection whose plan keeps a size and a memory budget, besides those that ``select`` has.
 
     Size: the parameters that the file allows, corrected by the files of the plans themselves. Memory: while the ops of a layer run nothing else
-    changes, so each candidate fits or does not, whatever the others are; corrected by the gaps in the planned arena. A percentage is of the original's
+    changes, so each candidate fits or does not, whatever the others are; where filters may go, what is alive depends on all choices, and the
+    allocation minds it. Both are corrected by the gaps in the planned arena. A percentage is of the original's
     file for the target, and of the original's planned arena. BudgetError names the budget that cannot be met and what stands in its way.
     """
     if max_size is None and max_ram is None:
         return state, select
     silent = replace(state, progress=Progress())
+    pruning = select.prune and state.known(FilterSpace) is not None
     itemsizes = [of(target.precision).weight for target in targets]
     precisions = sorted({target.precision for target in targets})
     original = fold_batchnorm(state.original)
@@ -44,18 +49,21 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
     room = {p: max_ram.limit(arena(original, of(p).activation).planned_bytes()) for p in precisions} if max_ram is not None else {}
     live = dict(room)
     for _ in range(ROUNDS):
-        found = silent
+        found, rooms = silent, select.rooms
         for precision, limit in live.items():
             assert max_ram is not None
-            found = _fitting(found, precision, limit, max_ram)
+            if pruning:
+                rooms = (*rooms, Room(of(precision).activation, limit))
+            else:
+                found = _fitting(found, precision, limit, max_ram)
         params = select.max_params
         if max_size is not None:
             allowed = min(int((max_size.limit(size) - other) / itemsize) for size, other, itemsize in zip(files, beside, itemsizes, strict=True))
-            least = reachable(found)["params"]
+            least = reachable(found if select.prune else without_filters(found), "params")
             given = max(allowed, least) if params is None else min(max(allowed, least), int(params.limit(original.params)))
             params = Budget(value=given, relative=False)
-        wanted = replace(select, max_params=params)
-        graph = fold_batchnorm(run(run(found, plan([wanted], known=(DesignSpace,))), plan([Factorize()], known=(Selection,))).graph)
+        wanted = replace(select, max_params=params, rooms=rooms)
+        graph = fold_batchnorm(run(run(found, plan([wanted], known=(DesignSpace,))), plan([Factorize(), PruneFilters()], known=(Selection,))).graph)
         good = True
         if max_size is not None:
             sizes = emitted(graph, state, targets)

@@ -56,6 +56,7 @@ def build(
     keep: Annotated[list[str], typer.Option(help=text("keep"))] = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help=text("only"))] = [],  # noqa: B006
     rank_multiple: Annotated[int | None, typer.Option(help=text("rank_multiple"))] = None,
+    prune: Annotated[str, typer.Option(help=text("prune"))] = "off",
     epochs: Annotated[int, typer.Option(help=text("epochs"))] = 3,
     time_budget: Annotated[str | None, typer.Option(help=text("time_budget"))] = None,
     augment: Annotated[bool | None, typer.Option(help=text("augment"))] = None,

@@ -129,6 +129,7 @@ class BuildConfig(BaseModel):
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     rank_multiple: Annotated[int, Field(ge=1)] | None = None
+    prune: Literal["off", "on", "only"] = "off"
     epochs: Annotated[int, Field(ge=0)] = 3
     time_budget: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds, json_schema_input_type=str | float)] = None
     augment: bool | None = None

@@ -125,7 +125,8 @@ def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float |
 def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
     assert before.file_bytes is not None
     assert after.file_bytes is not None
-    if all(choice.method is None for choice in made.state.fact(Selection).chosen):
+    selection = made.state.fact(Selection)
+    if not selection.keeps and all(choice.method is None for choice in selection.chosen):
         return NoGainError(
             f"no gain: on {goal.device.name} no factorization of a layer is faster than the layer itself; the original was kept; --objective size, macs or"
             " ram, or a budget, makes it smaller where that is worth more than time"

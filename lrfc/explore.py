@@ -14,10 +14,11 @@ from lrfc.ir.graph import Graph
 from lrfc.manifest import Round
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.price_layers import PriceLayers, executed
+from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.select_ranks import DesignSpace, Price, Selection, SelectRanks, fixed
 from lrfc.pipeline import plan, run
 from lrfc.search.latency import CostProfile, corrected
-from lrfc.search.pricing import Key, Reading, key
+from lrfc.search.pricing import Reading, key
 from lrfc.search.signature import Signature
 from lrfc.state import Progress, State, Target
 from lrfc.targets.measure import Ratio
@@ -88,11 +89,10 @@ class Settled:
 
 @dataclass(frozen=True)
 class _Turn:
-    """A plan before it is measured: ``found`` is the state with its Selection, ``methods`` what it was drawn from."""
+    """A plan before it is measured: ``found`` is the state with its Selection."""
 
     state: State
     select: SelectRanks
-    methods: tuple[str, ...]
     found: State
 
 
@@ -126,10 +126,10 @@ class Loop:
         """
         if wish.objective is not None and allowed is None:
             allowed = self._allowed(wish)
-        methods = wish.select.methods or _methods(self._state)
-        tried: dict[tuple[Key, ...], _Tried] = {}
+        methods = _methods(self._state) if wish.select.methods is None else wish.select.methods
+        tried: dict[tuple[object, ...], _Tried] = {}
         rounds: list[Round] = []
-        narrowed: tuple[str, ...] | None = None
+        narrowed: SelectRanks | None = None
         while len(rounds) < ROUNDS:
             try:
                 turn = self._chosen(wish, methods, narrowed, allowed)
@@ -137,12 +137,12 @@ class Loop:
                 if not tried:
                     raise
                 break  # the methods that are left, or the corrected prices, do not reach the budgets
-            narrowed, found = turn.methods, turn.found
+            narrowed, found = turn.select, turn.found
             selection = found.fact(Selection)
-            place = tuple(map(key, selection.chosen))
+            place = (*map(key, selection.chosen), *((name, len(keep.units)) for name, keep in selection.keeps.items()))
             if place in tried:
                 break
-            trial = self._bench(run(found, plan([Factorize()], known=(Selection,))).graph)
+            trial = self._bench(run(found, plan([Factorize(), PruneFilters()], known=(Selection,))).graph)
             price = found.fact(Price)
             predicted = fixed(found)["latency"] + sum(c.latency for c in selection.chosen)
             rounds.append(self._round(price, predicted, trial))
@@ -164,8 +164,8 @@ class Loop:
 
     # -- one turn --------------------------------------------------------------------------------------------------------------
 
-    def _chosen(self, wish: Wish, methods: tuple[str, ...], narrowed: tuple[str, ...] | None, allowed: float | None) -> _Turn:
-        """The plan at the prices as they stand. ``narrowed``: the methods that an earlier turn found to be the best to mix, None to find them."""
+    def _chosen(self, wish: Wish, methods: tuple[str, ...], narrowed: SelectRanks | None, allowed: float | None) -> _Turn:
+        """The plan at the prices as they stand. ``narrowed``: what an earlier turn found to be the best to mix, None to find it."""
         if wish.objective in ("macs", "size", "ram"):  # what is small may take its time, as long as the whole is not slower
             return self._selected(self._priced(slower=True), wish, methods, narrowed, allowed)
         try:
@@ -175,8 +175,10 @@ class Loop:
             self._state.progress.log("  the budgets need layers that take longer than they do now: these are allowed")
             return found
 
-    def _selected(self, priced: State, wish: Wish, methods: tuple[str, ...], narrowed: tuple[str, ...] | None, allowed: float | None) -> _Turn:
-        select = replace(wish.select, methods=narrowed or methods)
+    def _selected(self, priced: State, wish: Wish, methods: tuple[str, ...], narrowed: SelectRanks | None, allowed: float | None) -> _Turn:
+        select = replace(wish.select, methods=methods)
+        if narrowed is not None:
+            select = replace(select, methods=narrowed.methods, prune=narrowed.prune)
         if wish.objective is not None:
             state, select = self._least(priced, wish, select, allowed)
         else:
@@ -184,7 +186,7 @@ class Loop:
             if narrowed is None:
                 select = judge.closest(state, select)
         found = run(replace(state, progress=Progress()), plan([select], known=(DesignSpace,)))
-        return _Turn(state, select, select.methods or methods, found)
+        return _Turn(state, select, found)
 
     def _least(self, state: State, wish: Wish, select: SelectRanks, allowed: float | None) -> tuple[State, SelectRanks]:
         """The selection that is best in the objective with no more than the allowed divergence."""
@@ -215,6 +217,7 @@ class Loop:
 
     def _told(self, selection: Selection, turn: Round, trial: Measured) -> None:
         used = ", ".join(dict.fromkeys(c.method for c in selection.chosen if c.method is not None)) or "nothing factorized"
+        used += f", {len(selection.keeps)} groups of filters cut" if selection.keeps else ""
         self._state.progress.log(
             f"  {used}: predicted {turn.predicted_ms:.4g} ms, measured {turn.measured_ms:.4g} ms,"
             f" speed-up ×{trial.ratio.median:.2f} ({trial.ratio.low:.2f} to {trial.ratio.high:.2f})"

@@ -10,7 +10,7 @@ import numpy as np
 
 from lrfc.budgets import live_need
 from lrfc.errors import BudgetError, UsageError
-from lrfc.passes.select_ranks import DesignSpace, costs, fixed, reachable
+from lrfc.passes.select_ranks import DesignSpace, costs, fixed, reachable, without_filters
 from lrfc.precision import of
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import pareto
@@ -39,8 +39,9 @@ def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, preci
     also ``ram``, where a device is known (``Price``) its ``latency``, and ``methods``: how many layers each has. 'latency' in ``over`` needs a device.
     """
     check(over)
+    state = without_filters(state)
     spaces = state.fact(DesignSpace).spaces
-    outside, least, whole = fixed(state), reachable(state), costs(state)
+    outside, least, whole = fixed(state), {quantity: reachable(state, quantity) for quantity in costs(state)}, costs(state)
     memory = arena(state.original, of(precision).activation)
     needs = (
         {s.op.name: {c: need(c) for c in s.candidates} for s in spaces for need in [live_need(state.original, s, precision)]} if "ram" in over else {}

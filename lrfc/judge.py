@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,12 @@ from lrfc.errors import BudgetError
 from lrfc.ir import keras_io
 from lrfc.metrics import metric
 from lrfc.passes.factorize import Factorize
+from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, costs, reachable
+from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, costs, reachable, without_filters
 from lrfc.pipeline import plan, run
+from lrfc.pruning.space import FilterSpace
 from lrfc.search.sensitivity import divergence
 from lrfc.state import Pass, Progress, State
 
@@ -76,7 +78,7 @@ class Judge:
 
     def __call__(self, selected: State) -> Verdict:
         """The verdict on the plan of that state."""
-        steps: list[Pass] = [Factorize(), RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED, patches=8_192)]
+        steps: list[Pass] = [Factorize(), PruneFilters(), RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED, patches=8_192)]
         graph = run(selected, plan(steps, known=(Selection,))).graph
         outputs = keras_io.predict(graph, self._few.inputs)
         found = held(self._metric, self._few, self._reference, outputs, confidence=SURE)
@@ -112,7 +114,7 @@ def smallest(state: State, max_drop: float, quantity: str = "macs", select: Sele
         state.progress.log(f"  too few samples to be sure of {100 * max_drop:.3g}pp: the drop that they show is taken as it is")
     base, field = select or SelectRanks(), f"max_{quantity}"
     whole, given = costs(state)[quantity], getattr(base, field)
-    low, high = reachable(state)[quantity] / whole, 1.0
+    low, high = reachable(state if base.prune else without_filters(state), quantity) / whole, 1.0
     if given is not None:
         high = min(high, given.value if given.relative else given.value / whole)
 
@@ -185,40 +187,51 @@ def _next(at: Callable[[float], State], seen: list[tuple[float, float]], low: fl
 
 
 def closest(state: State, select: SelectRanks) -> SelectRanks:
-    """The selection with the methods whose plan keeps the network closest to the original when it is run: all mixed, or one convolution method throughout.
+    """The selection whose plan keeps the network closest to the original when it is run: all methods mixed, or one convolution method throughout.
 
     The impact of a plan is predicted layer by layer; how the errors of many layers add up is not. So the best mixed plan and the best plan of each
     convolution method (with all that factorize fully connected layers) are rewritten, refitted and run on validation inputs, and the one with the
-    least output divergence is taken; plans that are predicted to be far worse than the mixed one are not run. On synthetic data, where nothing can be
-    refitted, the mixed plan is taken.
+    least output divergence is taken; where filters may be cut, also the best plans that cut none and that cut nothing else. Plans that are predicted to be
+    far worse than the mixed one are not run. On synthetic data, where nothing can be refitted, the mixed plan is taken.
     """
-    spaces = state.fact(DesignSpace).spaces
-    dense = {c.method for s in spaces if s.op.kind in ("Dense", "EinsumDense") for c in s.candidates if c.method}
-    offered = {c.method for s in spaces if "Conv" in s.op.kind for c in s.candidates if c.method}
-    methods = select.methods or tuple(sorted(dense | offered))
-    convolutions = [m for m in methods if m in offered]
-    if state.data.synthetic or len(convolutions) < 2:
+    others = list(_alternatives(state, select))
+    if state.data.synthetic or not others:
         return select
     silent = replace(state, progress=Progress())
     judge = Judge(silent)
-    step = state.progress.stage("plans", len(convolutions) + 1)
-    found: dict[tuple[str, ...], float] = {}
-    mixed = 0.0
-    for choice in (methods, *(tuple(m for m in methods if m == one or m in dense) for one in convolutions)):
+    step = state.progress.stage("plans", len(others) + 1)
+    mixed = run(silent, plan([select], known=(DesignSpace,)))
+    predicted = mixed.fact(Selection).impact
+    found = [(judge(mixed).divergence, select)]
+    state.progress.log(f"  all together: predicted {predicted:.4f}, output divergence {found[0][0]:.4f}")
+    step(1)
+    for name, other in others:
         step(1)
         try:
-            selected = run(silent, plan([replace(select, methods=choice)], known=(DesignSpace,)))
+            selected = run(silent, plan([other], known=(DesignSpace,)))
         except BudgetError as error:
-            if choice == methods:
-                raise
-            state.progress.log(f"  {', '.join(choice)}: {error}")
+            state.progress.log(f"  {name}: {error}")
             continue
         impact = selected.fact(Selection).impact
-        if choice == methods:
-            mixed = impact
-        elif impact > HOPELESS * mixed:
-            state.progress.log(f"  {', '.join(choice)}: predicted {impact:.4f}, the mixed plan {mixed:.4f}; not run")
+        if impact > HOPELESS * predicted:
+            state.progress.log(f"  {name}: predicted {impact:.4f}, the mixed plan {predicted:.4f}; not run")
             continue
-        found[choice] = judge(selected).divergence
-        state.progress.log(f"  {', '.join(choice)}: predicted {impact:.4f}, output divergence {found[choice]:.4f}")
-    return replace(select, methods=min(found, key=lambda choice: found[choice]))
+        found.append((judge(selected).divergence, other))
+        state.progress.log(f"  {name}: predicted {impact:.4f}, output divergence {found[-1][0]:.4f}")
+    return min(found, key=lambda each: each[0])[1]
+
+
+def _alternatives(state: State, select: SelectRanks) -> Iterator[tuple[str, SelectRanks]]:
+    """The plans that the mixed one is held against, each with its name."""
+    spaces = state.fact(DesignSpace).spaces
+    dense = {c.method for s in spaces if s.op.kind in ("Dense", "EinsumDense") for c in s.candidates if c.method}
+    offered = {c.method for s in spaces if "Conv" in s.op.kind for c in s.candidates if c.method}
+    methods = tuple(sorted(dense | offered)) if select.methods is None else select.methods
+    convolutions = [m for m in methods if m in offered]
+    if len(convolutions) > 1:
+        for one in convolutions:
+            choice = tuple(m for m in methods if m == one or m in dense)
+            yield ", ".join(choice), replace(select, methods=choice)
+    if select.prune and state.known(FilterSpace) is not None and methods:
+        yield "no filters cut", replace(select, prune=False)
+        yield "filters alone", replace(select, methods=())

@@ -24,17 +24,21 @@ from lrfc.metrics import Metric, metric
 from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.correct_biases import CorrectBiases
+from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune
 from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
+from lrfc.passes.lock_filters import LockFilters
 from lrfc.passes.lock_layers import LockLayers
 from lrfc.passes.profile import profile
+from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks
 from lrfc.pipeline import name_of, plan, run
 from lrfc.precision import PRECISIONS
+from lrfc.pruning.space import FilterSpace
 from lrfc.search.measurements import Store
 from lrfc.search.store import place
 from lrfc.state import Pass, Progress, State
@@ -53,6 +57,8 @@ def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
         # One choice per layer, once every layer's choices are known.
         select,
         Factorize(),
+        # Cut where the factors stand already: which filters go was decided with the ranks.
+        PruneFilters(),
         # The statistics of the original no longer fit; wrong ones would cost the fine-tune its first epochs.
         RecalibrateBatchNorm(),
         # In closed form what can be, before gradients start from there.
@@ -113,6 +119,10 @@ class Line:
         # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
         explore = exploration(config, multiple)
         self._first: list[Pass] = [Canonicalise(), explore if locked is None else LockLayers(locked.choices, explore)]
+        if locked is not None and locked.filters:
+            self._first.append(LockFilters(locked.filters, config.keep, config.only))
+        elif locked is None and config.prune != "off":
+            self._first.append(ExploreFilters(keep=config.keep, only=config.only, multiple=multiple))
         known = {
             name_of(step)
             for step in (
@@ -148,7 +158,7 @@ class Line:
         state = run(state, plan(self._first[1:]), self._after)
         self._seconds = time.perf_counter() - start
         design = state.fact(DesignSpace)
-        if not design.spaces:
+        if not design.spaces and state.known(FilterSpace) is None:
             raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {reasons(design)}")
         progress.log(f"  {design.size:,} candidates, {design.undominated:,} of them not dominated")
         return state
@@ -186,7 +196,8 @@ class Line:
         self._allowed = settled.allowed
         state = run(settled.state, plan([settled.select], known=(DesignSpace,)), self._after)
         rest = pipeline(config, settled.select)[1:]
-        key = tuple((c.layer, c.method, c.ranks) for c in state.fact(Selection).chosen)
+        selection = state.fact(Selection)
+        key = (*((c.layer, c.method, c.ranks) for c in selection.chosen), *((name, tuple(keep.units)) for name, keep in selection.keeps.items()))
         if key not in self._trained:
             self._trained[key] = run(state, plan(rest, known=(DesignSpace, Selection)), self._after), dict(self._ladder)
         trained, ladder = self._trained[key]
@@ -220,7 +231,7 @@ class Line:
             raise UsageError(f"--objective cycles: device '{goal.device.name}' is timed in milliseconds; take --objective latency")
         arena = profile(fold_batchnorm(state.original), goal.target.precision).arena_bytes
         return Wish(
-            SelectRanks(config.max_macs, config.max_params, config.methods, config.max_latency),
+            SelectRanks(config.max_macs, config.max_params, () if config.prune == "only" else config.methods, config.max_latency),
             _tightest(config.max_size, goal.device.flash_bytes, bench.original.bytes),
             _tightest(config.max_ram, goal.device.ram_bytes, arena),
             objective,

@@ -31,8 +31,8 @@ class Locked:
     def read(path: Path) -> Locked:
         """From a manifest.json, or the folder that it is in."""
         found = Locked(path, Manifest.read(path) if path.is_dir() else Manifest.read_file(path))
-        if all(layer.method is None for layer in found.manifest.layers):
-            raise UsageError(f"{path}: no layer was factorized in that build, the original was kept; there is nothing to repeat")
+        if not found.filters and all(layer.method is None for layer in found.manifest.layers):
+            raise UsageError(f"{path}: no layer was factorized or pruned in that build, the original was kept; there is nothing to repeat")
         return found
 
     @property
@@ -42,6 +42,11 @@ class Locked:
             Choice(layer.name, layer.method, layer.rank or (), 1 - layer.similarity if layer.similarity is not None else 0.0, layer.reason)
             for layer in self.manifest.layers
         )
+
+    @property
+    def filters(self) -> dict[str, tuple[int, ...]]:
+        """The units that the groups of filters keep."""
+        return {group.name: group.kept for group in self.manifest.filters}
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options of that build, for its one target and device, and over them those that are given."""

@@ -50,6 +50,19 @@ class Layer(_Record):
     reason: str | None = None
 
 
+class Filters(_Record):
+    """A group of filters of which some were cut.
+
+    ``layers`` make them; of so many ``units`` those with the indices ``kept`` are left; ``impact`` is the predicted divergence of the outputs.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    units: _Count
+    kept: tuple[_Count, ...]
+    impact: _Number | None = None
+
+
 class Latency(_Record):
     """Milliseconds of one inference: median and 90th percentile over ``n`` runs. ``estimated``: by a compiler or a formula, no device was timed."""
 
@@ -223,6 +236,7 @@ class Manifest(_Record):
     target: str
     device: str | None = None
     layers: tuple[Layer, ...]
+    filters: tuple[Filters, ...] = ()
     before: Figures
     after: Figures
     accuracy: Accuracy = Accuracy()

@@ -37,6 +37,7 @@ OPTIONS: dict[str, Option] = {
     "keep": Option("Layers to leave alone: a name or a glob; may be given several times.", ["head*"]),
     "only": Option("The only layers to factorize: a name or a glob; may be given several times.", ["conv*"]),
     "rank_multiple": Option("Ranks step in multiples of this, what the device computes at once.", 8),
+    "prune": Option("Filters are cut besides (on) or in the place of (only) factorization, chosen together with the ranks; off by default.", "on"),
     "epochs": Option("Epochs of the one fine-tune; 0 for none."),
     "time_budget": Option("Time that the fine-tune may take: 10m. It ends there, or with the epochs.", "10m"),
     "augment": Option("Flip and shift images in the fine-tune; by default for classifiers of natural images.", True),

@@ -18,7 +18,7 @@ from lrfc.front import front
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
 from lrfc.locked import digest
-from lrfc.manifest import Accuracy, Attempt, FineTuning, Input, Kept, Layer, Manifest, Parity, Search, Speedup
+from lrfc.manifest import Accuracy, Attempt, Filters, FineTuning, Input, Kept, Layer, Manifest, Parity, Search, Speedup
 from lrfc.passes.finetune import Tuning
 from lrfc.passes.select_ranks import Price, Selection
 from lrfc.report import page
@@ -75,6 +75,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
             target=target.name,
             device=goal.device.name,
             layers=layers,
+            filters=() if kept else _filters(made),
             before=taken.before,
             after=after,
             accuracy=_accuracy(taken, after.accuracy),
@@ -152,6 +153,20 @@ def _kept(taken: Draft) -> Kept | None:
     return Kept(allowed=allowed, drop=held.drop, low=held.low, high=held.high, confidence=held.confidence, samples=held.samples, met=held.met)
 
 
+def _filters(made: Build) -> tuple[Filters, ...]:
+    keeps = made.state.fact(Selection).keeps
+    return tuple(
+        Filters(
+            name=name,
+            layers=tuple(part.layer for part in keep.group.producers),
+            units=keep.group.width,
+            kept=tuple(keep.units.tolist()),
+            impact=keep.impact,
+        )
+        for name, keep in keeps.items()
+    )
+
+
 def _layers(made: Build) -> tuple[Layer, ...]:
     selection = made.state.fact(Selection)
     spaces = {space.op.name: space for space in made.design.spaces}
@@ -173,13 +188,14 @@ def _layers(made: Build) -> tuple[Layer, ...]:
     for name, reason in made.design.skipped.items():
         op = made.state.original.op(name)
         cost: dict[str, Any] = totals_of(made.state.original, name)
+        left: dict[str, Any] = totals_of(made.trainable, name)
         rows[name] = Layer(
             name=name,
             kind=op.kind,
             params_before=cost["params"],
-            params_after=cost["params"],
+            params_after=left["params"],
             macs_before=cost["macs"],
-            macs_after=cost["macs"],
+            macs_after=left["macs"],
             reason=reason,
         )
     return tuple(rows[op.name] for op in made.state.original.layers() if op.name in rows)

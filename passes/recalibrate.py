@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.ir.graph import Graph
+from lrfc.ir.graph import Graph, Ref
 from lrfc.passes.fold_batchnorm import drop_dropout
+from lrfc.passes.prune_filters import Pruned
 from lrfc.search.batchnorm import moved
 from lrfc.state import Batch, Fact, State, batches
 
@@ -49,7 +50,7 @@ class RecalibrateBatchNorm:
         updated = {}
         for name in names:
             op = state.graph.op(name)
-            mean, variance = moved(op, old[name], new[name])
+            mean, variance = moved(op, _left(state.known(Pruned), name, old[name]), new[name])
             updated[name] = {**op.weights, "moving_mean": mean, "moving_variance": variance}
         return state.with_graph(state.graph.with_weights(updated))
 
@@ -77,6 +78,12 @@ def _remembered(
     found = _statistics(graph, names, parts, step)
     _SEEN[graph] = _Seen(inputs, request, found)
     return found
+
+
+def _left(pruned: Pruned | None, name: str, moments: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The moments of the channels that are left."""
+    cut = None if pruned is None else pruned.left.get(Ref(name))
+    return moments if cut is None else (moments[0][cut[1]], moments[1][cut[1]])
 
 
 def _statistics(graph: Graph, names: Sequence[str], parts: Sequence[Batch], step: Callable[[int], None]) -> dict[str, tuple[Array, Array]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ from lrfc.factorization.linalg import solve_positive
 from lrfc.factorization.threads import threads
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.passes.prune_filters import Pruned
 from lrfc.passes.select_ranks import Selection
 from lrfc.search.batchnorm import Moments, moved
 from lrfc.search.candidates import Candidate
@@ -48,6 +49,7 @@ class Refit:
     statistics follow. A regression that does not fit held-out inputs better than the kernel does is not taken, and neither is the whole when the network's
     outputs on validation inputs do not come nearer to the original's.
 
+    Where filters were pruned, what is left is regressed onto what the original delivers there, which makes up for what is gone.
     Transposed convolutions, EinsumDense and layers that are called more than once keep their factors. With fewer than 16 inputs, or on synthetic ones
     that no BatchNorm's statistics could be matched for, the graph is not changed.
 
@@ -71,10 +73,12 @@ class Refit:
         if (state.data.synthetic and not matched) or len(inputs[0]) < FEWEST:
             return state
         chosen = {candidate.layer: candidate for candidate in state.fact(Selection).chosen}
-        chains = {op.name: follow(graph, op.name) for op in graph if _fittable(graph, op)}
+        pruned = state.known(Pruned)
+        slim = graph if pruned is None else pruned.slim  # the original without the filters that are gone, whose shapes the compressed network has
+        chains = {op.name: follow(slim, op.name) for op in slim if _fittable(slim, op)}
         step = state.progress.stage("refit", len(graph))
         updated: dict[str, dict[str, NDArray[np.float32]]] = {}
-        values = _Values(graph, tuple(x[:count] for x in inputs))
+        values = _Values(graph, tuple(x[:count] for x in inputs), {} if pruned is None else pruned.left)
         rng = np.random.default_rng(state.seed)
         for op in _order(graph, chains, values):
             operands = graph.operands(op.name)
@@ -82,11 +86,15 @@ class Refit:
             delivered = keras_io.single(op)([values.original[ref] for ref in operands])
             stages = _compressed(state.graph, graph, op.name)
             if op.name in chains:
-                stages = self._fitted(graph, op, chosen.get(op.name), chains[op.name], values, delivered[0], rng) or stages
+                target = values.left(Ref(op.name), delivered[0])
+                stages = self._fitted(slim, slim.op(op.name), chosen.get(op.name), chains[op.name], values, target, rng) or stages
             elif op.kind == "BatchNormalization" and len(graph.calls(op)) == 1:
-                seen = (_moments(x, op["axis"]) for x in (values.original[operands[0]], given[0]))
-                mean, variance = moved(op, *seen)
-                stages = [replace(op, weights={**op.weights, "moving_mean": mean.astype(np.float32), "moving_variance": variance.astype(np.float32)})]
+                seen = (_moments(x, op["axis"]) for x in (values.left(operands[0], values.original[operands[0]]), given[0]))
+                norm = slim.op(op.name)
+                mean, variance = moved(norm, *seen)
+                stages = [
+                    replace(norm, weights={**norm.weights, "moving_mean": mean.astype(np.float32), "moving_variance": variance.astype(np.float32)})
+                ]
             results: Sequence[Array] = given
             for stage in stages:
                 results = keras_io.single(stage)(results)
@@ -113,12 +121,14 @@ class Refit:
         rows, where = draw(op, source, drifted, images, -(-self.patches // len(images)), rng)
         target = _rows(delivered, where)
         if chain.addend in values.compressed:
-            lost = _rows(values.original[chain.addend] - values.compressed[chain.addend], where)
+            lost = _rows(values.left(chain.addend, values.original[chain.addend]) - values.compressed[chain.addend], where)
             target = target + (lost if chain.scale is None else _divided(lost, chain.scale))
         centred = chain.batchnorm is not None or "bias" in op.weights
         fitted, statistics = _regress(layout, rows, target, self.ridge, centred=centred)
         if candidate is None or candidate.method is None:
             return None if fitted is None else [fitted]
+        if any(rank > full for rank, full in zip(candidate.ranks, METHODS[candidate.method].full(op, source), strict=True)):
+            return None  # pruning has left the layer fewer channels than its factors have
         factors = METHODS[candidate.method].decompose(fitted or op, source, scale=chain.scale, statistics=statistics)
         return factors.stages(candidate.ranks)
 
@@ -126,8 +136,8 @@ class Refit:
 class _Values:
     """What both networks deliver, kept as long as an op still reads it."""
 
-    def __init__(self, graph: Graph, inputs: Sequence[NDArray[np.generic]]) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, inputs: Sequence[NDArray[np.generic]], left: Mapping[Ref, tuple[int, NDArray[np.intp]]]) -> None:
+        self._graph, self._left = graph, left
         self._readers = Counter(ref for op in graph for ref in graph.operands(op.name))
         self.original: dict[Ref, Array] = {}
         self.compressed: dict[Ref, Array] = {}
@@ -138,6 +148,11 @@ class _Values:
     def hold(self, ref: Ref) -> None:
         """Count one more reader."""
         self._readers[ref] += 1
+
+    def left(self, ref: Ref, value: Array) -> Array:
+        """What the original delivers on the channels that the compressed network has, too."""
+        cut = self._left.get(ref)
+        return value if cut is None else np.take(value, cut[1], axis=cut[0])
 
     def put(self, name: str, original: Sequence[Array], compressed: Sequence[Array]) -> None:
         """Store an op's outputs, and forget what it was the last to read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import ClassVar
@@ -17,6 +17,10 @@ from lrfc.factorization.threads import one_thread, workers
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph, Op
 from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.pruning import joint
+from lrfc.pruning.labels import Ids
+from lrfc.pruning.room import Room
+from lrfc.pruning.space import FilterSpace, Keep
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Answers, Candidate, Decomposed, LayerSpace, answers, compared, pareto, selected
 from lrfc.search.samples import LayerSamples, Sampler, SampleSize
@@ -69,18 +73,24 @@ class Price(Fact):
 
 @dataclass(frozen=True)
 class Selection(Fact):
-    """The choice for each factorizable layer of the original graph, and the reason where it is left alone."""
+    """The choice for each factorizable layer of the original graph, and the reason where it is left alone.
+
+    ``keeps``: the groups of filters that lose some, and which units they keep; ``removed``: the filters that go, by the layer that makes them. The costs of
+    a candidate are those that it has between what is left of its neighbours.
+    """
 
     about_graph: ClassVar[bool] = False
 
     chosen: tuple[Candidate, ...]
     reasons: Mapping[str, str]
     factors: Mapping[str, Factors]
+    keeps: Mapping[str, Keep] = field(default_factory=dict)
+    removed: Mapping[str, Ids] = field(default_factory=dict)
 
     @property
     def impact(self) -> float:
         """The predicted divergence of the network's output."""
-        return sum(c.impact for c in self.chosen)
+        return sum(c.impact for c in self.chosen) + sum(k.impact for k in self.keeps.values())
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,8 @@ class SelectRanks:
     """Pick one candidate per layer: the least of ``minimise`` within the budgets.
 
     ``minimise``: the predicted effect on the output ('impact'), or 'macs', 'params', 'latency'. ``max_impact`` bounds the former. ``max_latency``, in
-    milliseconds, and 'latency' need a device to be known (``Price``).
+    milliseconds, and 'latency' need a device to be known (``Price``). Where the filters were explored, and ``prune`` is not False, the units that each
+    group keeps are chosen in the same programme; then ``rooms`` bound the activation memory.
     """
 
     max_macs: Budget | None = None
@@ -182,6 +193,8 @@ class SelectRanks:
     max_latency: Budget | None = None
     max_impact: float | None = None
     minimise: str = "impact"
+    prune: bool = True
+    rooms: tuple[Room, ...] = ()
 
     needs: ClassVar[tuple[type[Fact], ...]] = (DesignSpace,)
     gives: ClassVar[tuple[type[Fact], ...]] = (Selection,)
@@ -193,28 +206,37 @@ class SelectRanks:
         if self.methods is not None:
             design = design.narrowed(self.methods)
             state = state.with_fact(design)
-        whole, least, outside = costs(state), reachable(state), fixed(state)
-        limits = {}
+        filters = state.known(FilterSpace) if self.prune else None
+        if filters is None:
+            state = without_filters(state)
+        whole, outside = costs(state), fixed(state)
+        limits: dict[str, float] = {}
         for quantity, budget in (("macs", self.max_macs), ("params", self.max_params), ("latency", self.max_latency)):
             if budget is not None:
                 # Milliseconds are what a budget is given in; a profile may count cycles.
                 unit = state.fact(Price).ms_per_unit if quantity == "latency" else 1
                 limit = budget.limit(whole[quantity] * unit) / unit
-                if least[quantity] > limit:
+                least = reachable(state, quantity)
+                if least > limit:
                     raise BudgetError(
                         f"--max-{quantity} {budget} cannot be reached: that is {_amount(limit)} of {_amount(whole[quantity])}, and the least that these"
-                        f" methods reach is {_amount(least[quantity])} ({100 * least[quantity] / whole[quantity]:.1f}%)"
+                        f" methods reach is {_amount(least)} ({100 * least / whole[quantity]:.1f}%)"
                     )
                 limits[quantity] = limit - outside[quantity]
         if self.max_impact is not None:
             limits["impact"] = self.max_impact
-        chosen = allocate([pareto(s.candidates) for s in design.spaces], limits, self.minimise)
+        keeps: Mapping[str, Keep] = {}
+        if filters is None:
+            chosen = allocate([pareto(s.candidates) for s in design.spaces], limits, self.minimise)
+        else:
+            found = joint.allocate(state.graph, design.spaces, filters, limits, self.minimise, self.rooms)
+            chosen, keeps = found.chosen, found.keeps
         reasons = dict(design.skipped)
         for candidate in chosen:
             if candidate.method is None:
                 reasons[candidate.layer] = "within the budgets, no factorization of it is worth its effect on the output"
         factors = {s.op.name: s.factors[c.method] for s, c in zip(design.spaces, chosen, strict=True) if c.method is not None}
-        return given.with_fact(Selection(chosen, reasons, factors))
+        return given.with_fact(Selection(chosen, reasons, factors, keeps, {} if filters is None else filters.removed(keeps)))
 
 
 def totals(graph: Graph) -> dict[str, int]:
@@ -230,16 +252,25 @@ def costs(state: State) -> dict[str, float]:
     return totals(state.original) | ({} if price is None else {"latency": price.whole})
 
 
-def reachable(state: State) -> dict[str, float]:
-    """The least MACs, parameters and latency that the design space reaches, each by itself."""
-    outside, spaces = fixed(state), state.fact(DesignSpace).spaces
-    return {quantity: size + sum(min(getattr(c, quantity) for c in s.candidates) for s in spaces) for quantity, size in outside.items()}
+def reachable(state: State, quantity: str) -> float:
+    """The least MACs, parameters or latency that the design space reaches, this one alone minded."""
+    outside, spaces, filters = fixed(state)[quantity], state.fact(DesignSpace).spaces, state.known(FilterSpace)
+    if filters is None:
+        return outside + float(sum(min(getattr(c, quantity) for c in s.candidates) for s in spaces))
+    found = joint.allocate(state.graph, spaces, filters, {}, quantity)
+    return outside + found.beside[quantity] + float(sum(getattr(c, quantity) for c in found.chosen))
+
+
+def without_filters(state: State) -> State:
+    """The state as if the filters had not been explored."""
+    return replace(state, facts={kind: fact for kind, fact in state.facts.items() if kind is not FilterSpace})
 
 
 def fixed(state: State) -> dict[str, float]:
-    """What lies outside the layers that have a choice."""
+    """What lies outside the layers that have a choice, and those that lose what their neighbours lose."""
     spaces = state.fact(DesignSpace).spaces
-    return {quantity: total - sum(getattr(s.whole, quantity) for s in spaces) for quantity, total in costs(state).items()}
+    beside = joint.others(state.graph, spaces) if state.known(FilterSpace) is not None else {}
+    return {quantity: total - sum(getattr(s.whole, quantity) for s in spaces) - beside.get(quantity, 0) for quantity, total in costs(state).items()}
 
 
 def _amount(value: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,9 +94,26 @@ class Sensitivity:
         """The space with every candidate's impact."""
         points, source = {}, self._graph.input_tensors(space.op.name)[0]
         for candidate in _probes(space.candidates):
-            with alone(Layout.of(space.op, source)), _perturbed(self._segments, space, candidate, samples, source) as changed:
-                points[candidate.error] = max(divergence(self._reference, self._segments.outputs(changed), self._weights), 1e-12)
+            with alone(Layout.of(space.op, source)):
+                points[candidate.error] = self.divergence(_weights(space, candidate, samples, source))
         return replace(space, candidates=tuple(_with_impact(c, points) for c in space.candidates))
+
+    def divergence(self, weights: Mapping[str, Mapping[str, NDArray[Any]]]) -> float:
+        """The divergence of the outputs when the named layers hold these weights, given by variable; the others are as they were."""
+        layers = {op.shared or op.name: op for op in map(self._graph.op, weights)}
+        changes = [
+            (getattr(layer, variable), value, op.weights[variable])
+            for (name, op), values in zip(layers.items(), weights.values(), strict=True)
+            for layer in self._segments.layers(name)
+            for variable, value in values.items()
+        ]
+        for variable, value, _ in changes:
+            variable.assign(np.asarray(value).reshape(variable.shape))
+        try:
+            return max(divergence(self._reference, self._segments.outputs(layers), self._weights), 1e-12)
+        finally:
+            for variable, _, own in changes:
+                variable.assign(own)
 
 
 def _probes(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -119,37 +136,24 @@ def _with_impact(candidate: Candidate, points: Mapping[float, float]) -> Candida
     return replace(candidate, impact=float(np.exp(found.mean() + slope * (x - at.mean()))))
 
 
-class _perturbed:  # noqa: N801  a context manager reads like a verb
-    """One layer with a candidate's dense kernel, its bias, and the re-estimated BatchNorm behind it; undone on exit. Gives the names of what is changed."""
+def _weights(space: LayerSpace, candidate: Candidate, samples: LayerSamples, source: Tensor) -> dict[str, dict[str, NDArray[Any]]]:
+    """A candidate's dense kernel, its bias, and the re-estimated BatchNorm behind it."""
+    assert candidate.method is not None
+    factors = space.factors[candidate.method]
+    weights: dict[str, dict[str, NDArray[Any]]] = {space.op.name: {"kernel": factors.kernel(candidate.ranks)}}
+    bias = _bias(space.op, factors, candidate.ranks, samples)
+    if bias is not None:
+        weights[space.op.name]["bias"] = bias
+    return weights | followed(space.op, source, samples, lambda: next(iter(factors.responses(samples.patches, [candidate.ranks]))))
 
-    def __init__(self, segments: Segments, space: LayerSpace, candidate: Candidate, samples: LayerSamples, source: Tensor) -> None:
-        op, chain = space.op, samples.chain
-        assert candidate.method is not None
-        factors = space.factors[candidate.method]
-        kernel = factors.kernel(candidate.ranks)
-        bias = _bias(op, factors, candidate.ranks, samples)
-        self._names = [op.shared or op.name]
-        self._changes: list[tuple[Any, NDArray[Any], NDArray[Any]]] = []  # a variable, its new value and its own
-        for layer in segments.layers(op.shared or op.name):
-            self._changes.append((layer.kernel, kernel, op.weights["kernel"]))
-            if bias is not None:
-                self._changes.append((layer.bias, bias.reshape(layer.bias.shape), op.weights["bias"]))
-        if chain.batchnorm is not None:
-            compressed = next(iter(factors.responses(samples.patches, [candidate.ranks])))
-            mean, variance = FeatureMap(chain, response(op, source, samples), samples.addend).statistics(compressed)
-            own = chain.batchnorm.weights
-            self._names.append(chain.batchnorm.shared or chain.batchnorm.name)
-            for norm in segments.layers(self._names[-1]):
-                self._changes += [(norm.moving_mean, mean, own["moving_mean"]), (norm.moving_variance, variance, own["moving_variance"])]
 
-    def __enter__(self) -> list[str]:
-        for variable, value, _ in self._changes:
-            variable.assign(value)
-        return self._names
-
-    def __exit__(self, *failure: object) -> None:
-        for variable, _, own in self._changes:
-            variable.assign(own)
+def followed(op: Op, source: Tensor, samples: LayerSamples, changed: Callable[[], NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+    """The statistics of the BatchNorm behind a layer that gives a ``changed`` response to its samples; nothing where there is none."""
+    chain = samples.chain
+    if chain.batchnorm is None:
+        return {}
+    mean, variance = FeatureMap(chain, response(op, source, samples), samples.addend).statistics(changed())
+    return {chain.batchnorm.name: {"moving_mean": mean, "moving_variance": variance}}
 
 
 def _bias(op: Op, factors: Factors, ranks: Ranks, samples: LayerSamples) -> NDArray[Any] | None:

@@ -1,0 +1,67 @@
+"""Find which filters can go together, and what that does to the network's output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lrfc.passes.select_ranks import POOL
+from lrfc.pruning import effects
+from lrfc.pruning.criteria import CRITERIA, Context
+from lrfc.pruning.groups import groups
+from lrfc.pruning.space import FilterSpace, Keep, counts, prunable
+from lrfc.search.candidates import selected
+from lrfc.search.samples import Sampler, SampleSize
+from lrfc.search.sensitivity import Sensitivity
+from lrfc.state import Fact, State
+
+#: Choices for a group's number of units, about.
+LEVELS = 8
+
+
+@dataclass(frozen=True)
+class ExploreFilters:
+    """Rank the units of every dependency group by a criterion, and measure what the output loses when the worst of them go.
+
+    ``criterion``: one of lrfc.pruning.criteria. The layers that read a group are refitted in closed form to what is left before the output is looked at,
+    so that a choice is judged as it will be built. ``multiple``: numbers of units step in multiples of it.
+    """
+
+    criterion: str = "reconstruction"
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    multiple: int = 1
+    size: SampleSize = SampleSize()
+    images: int = 64
+
+    needs: ClassVar[tuple[type[Fact], ...]] = ()
+    gives: ClassVar[tuple[type[Fact], ...]] = (FilterSpace,)
+    rewrites: ClassVar[bool] = False
+
+    def __call__(self, state: State) -> State:
+        """The state with its FilterSpace."""
+        graph, inputs = state.graph, tuple(x[: max(self.size.images + self.size.held_out, POOL * self.images)] for x in state.data.train.inputs)
+        found = groups(graph, self.keep, self.only)
+        readable = [op for op, reason in selected(graph, (), ()) if reason is None]
+        names = {op.name for op in readable}
+        choices: dict[str, tuple[Keep, ...]] = {}
+        refused = dict(found.refused)
+        wanted = []
+        for group in found.groups:
+            reason = prunable(graph, group, names)
+            if reason is None:
+                wanted.append(group)
+            else:
+                refused |= {part.layer: reason for part in group.producers}
+        if wanted:
+            read = {part.layer for group in wanted for part in group.consumers}
+            samples = Sampler(graph, [op for op in readable if op.name in read], inputs, self.size, state.seed)
+            context = Context(graph, found, inputs, lambda name: samples[name].statistics, state.seed)
+            sensitivity = Sensitivity(graph, inputs, self.images)
+            step = state.progress.stage("filters", len(wanted))
+            for group in wanted:
+                scores = CRITERIA[self.criterion](graph, group, context)
+                kept = counts(group.width, self.multiple, LEVELS)
+                choices[group.name] = effects.choices(graph, group, scores, kept, sensitivity, samples.__getitem__)
+                step(1)
+        return state.with_fact(FilterSpace(found, choices, refused))
