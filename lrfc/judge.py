@@ -233,5 +233,6 @@ def _alternatives(state: State, select: SelectRanks) -> Iterator[tuple[str, Sele
             choice = tuple(m for m in methods if m == one or m in dense)
             yield ", ".join(choice), replace(select, methods=choice)
     if select.prune and state.known(FilterSpace) is not None and methods:
-        yield "no filters cut", replace(select, prune=False)
+        if not select.rooms:  # memory is minded with the filters, or in the candidates
+            yield "no filters cut", replace(select, prune=False)
         yield "filters alone", replace(select, methods=())

@@ -204,8 +204,10 @@ class Terminal:
                 f"measured speed-up ×{ratio.median:.2f} on {manifest.device} (95 % interval {ratio.low:.2f} to {ratio.high:.2f}; batch 1,"
                 " interleaved with the original's file)"
             )
-        methods = Counter(layer.method or "left alone" for layer in manifest.layers)
+        methods = Counter(layer.method or "not factorized" for layer in manifest.layers)
         self.line("layers: " + ", ".join(f"{count} {name}" for name, count in methods.most_common()) + f"; why: {result.out / 'layers.csv'}")
+        if manifest.filters:
+            self.line("filters: " + ", ".join(f"{group.name} {group.units} → {len(group.kept)}" for group in manifest.filters))
         self.line(f"written: {result.out}{os.sep} ({', '.join(file.path for file in manifest.artifacts)}, manifest.json, report.html)")
 
     def survey(self, survey: Survey, out: Path) -> None:

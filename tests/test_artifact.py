@@ -233,7 +233,9 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: Path) -> None:
     value = json.loads(example().write(tmp_path).read_text(encoding="utf-8"))
     assert value["schema_version"] == 1
-    assert list(value) == ("schema_version input config seed versions target device layers before after accuracy search finetune speedup problem parity artifacts".split())
+    assert list(value) == (
+        "schema_version input config seed versions target device layers filters before after accuracy search finetune speedup problem parity artifacts".split()
+    )
     keys = "name kind method rank params_before params_after macs_before macs_after similarity reason".split()
     assert [list(layer) for layer in value["layers"]] == [keys, keys]
     assert value["layers"][0]["rank"] == [4, 8]

@@ -27,7 +27,7 @@ def test_the_front_is_one_way_and_ends_at_the_whole_network() -> None:
     macs, divergence = [p["macs"] for p in points], [p["predicted_divergence"] for p in points]
     assert macs == sorted(macs)
     assert divergence == sorted(divergence, reverse=True)
-    assert macs[0] == reachable(state())["macs"]
+    assert macs[0] == reachable(state(), "macs")
     assert divergence[-1] == 0
     assert all(p["params"] <= totals(state().graph)["params"] for p in points)
     assert points[-1]["methods"] == {}

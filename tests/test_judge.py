@@ -37,7 +37,7 @@ def drop(given: State, budget: Budget) -> float:
 
 
 def least() -> float:
-    return reachable(state())["macs"] / totals(state().original)["macs"]
+    return reachable(state(), "macs") / totals(state().original)["macs"]
 
 
 @cache

@@ -65,7 +65,7 @@ def test_a_perturbed_layer_computes_as_the_rewritten_graph_and_comes_back(build)
     layer = spaces[-1] if build is helpers.dense_net else spaces[0]
     candidate = layer.candidates[1]
     source = graph.input_tensors(layer.op.name)[0]
-    with sensitivity._perturbed(segments, layer, candidate, samples[layer.op.name], source) as names:
+    with sensitivity.holding(graph, segments, sensitivity._weights(layer, candidate, samples[layer.op.name], source)) as names:
         perturbed = segments.outputs(names)
         changed = {name for name, values in weights(graph, segments).items() if any(map(np.any, map(np.not_equal, values, before[name])))}
     assert changed == set(names)
@@ -89,7 +89,9 @@ def test_the_perturbation_is_undone_after_a_failure(weighed) -> None:
     layer = spaces[0]
     with (
         pytest.raises(RuntimeError, match="stop"),
-        sensitivity._perturbed(segments, layer, layer.candidates[1], samples[layer.op.name], graph.input_tensors(layer.op.name)[0]),
+        sensitivity.holding(
+            graph, segments, sensitivity._weights(layer, layer.candidates[1], samples[layer.op.name], graph.input_tensors(layer.op.name)[0])
+        ),
     ):
         raise RuntimeError("stop")
     assert same(before, weights(graph, segments))

@@ -148,7 +148,7 @@ def test_the_table_of_a_build() -> None:
     assert "accuracy: before 90.00 % → artifact 90.00 %" in text
     assert "3.90 to 4.10" in text
     assert "1 svd" in text
-    assert "1 left alone" in text
+    assert "1 not factorized" in text
     assert "layers.csv" in text
 
 

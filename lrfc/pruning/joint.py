@@ -169,7 +169,7 @@ class _Programme:
         objective = 1e6 * (goal + 1e-9 * tie / max(float(tie.sum()), 1))
         data, rows, columns, low, high = [], [], [], [], []
         for number, (places, values, least, most) in enumerate(self._rows):
-            unit = max(map(abs, values)) if np.isinf(least) else 1.0
+            unit = max(map(abs, values), default=0) or 1.0 if np.isinf(least) else 1.0
             data += [value / unit for value in values]
             rows += [number] * len(places)
             columns += places

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -100,20 +101,27 @@ class Sensitivity:
 
     def divergence(self, weights: Mapping[str, Mapping[str, NDArray[Any]]]) -> float:
         """The divergence of the outputs when the named layers hold these weights, given by variable; the others are as they were."""
-        layers = {op.shared or op.name: op for op in map(self._graph.op, weights)}
-        changes = [
-            (getattr(layer, variable), value, op.weights[variable])
-            for (name, op), values in zip(layers.items(), weights.values(), strict=True)
-            for layer in self._segments.layers(name)
-            for variable, value in values.items()
-        ]
-        for variable, value, _ in changes:
-            variable.assign(np.asarray(value).reshape(variable.shape))
-        try:
-            return max(divergence(self._reference, self._segments.outputs(layers), self._weights), 1e-12)
-        finally:
-            for variable, _, own in changes:
-                variable.assign(own)
+        with holding(self._graph, self._segments, weights) as changed:
+            return max(divergence(self._reference, self._segments.outputs(changed), self._weights), 1e-12)
+
+
+@contextmanager
+def holding(graph: Graph, segments: Segments, weights: Mapping[str, Mapping[str, NDArray[Any]]]) -> Iterator[list[str]]:
+    """The running network with other weights in the named layers, given by variable; undone on exit. Gives the names of the Keras layers changed."""
+    names = {name: graph.op(name).shared or name for name in weights}
+    changes = [
+        (getattr(layer, variable), value, graph.op(name).weights[variable])
+        for name, values in weights.items()
+        for layer in segments.layers(names[name])
+        for variable, value in values.items()
+    ]
+    for variable, value, _ in changes:
+        variable.assign(np.asarray(value).reshape(variable.shape))
+    try:
+        yield list(names.values())
+    finally:
+        for variable, _, own in changes:
+            variable.assign(own)
 
 
 def _probes(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -1,0 +1,94 @@
+"""Filters cut, layers factorized, and both chosen in one programme: accuracy and activation memory at the same MACs, with the same fine-tune.
+
+    LRFC_DATA=... python benchmarks/pruning.py resnet56_cifar10 [--kept 50 30] [--epochs 1] [--images 10000] [--test 10000]
+
+Writes pruning_NETWORK.csv beside this file, a row as soon as it is known; rows that are there already are not run again. 'both' is what a build with
+``--prune on`` takes: the joint plan, or one of its parts where that keeps the outputs closer on validation images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from selection import cifar, score
+
+from lrfc.config import Budget
+from lrfc.judge import closest
+from lrfc.passes.explore_filters import ExploreFilters
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.finetune import FineTune
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.passes.prune_filters import PruneFilters
+from lrfc.passes.recalibrate import RecalibrateBatchNorm
+from lrfc.passes.refit import Refit
+from lrfc.passes.select_ranks import ExploreLayers, Selection, SelectRanks, totals
+from lrfc.search.cost import arena
+from lrfc.state import Progress
+
+WAYS = ("low rank", "filters", "both")
+
+
+def compare(network: str, kept: list[int], epochs: int, images: int, test: int, path: Path) -> None:
+    """Every way at every share of the MACs."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    state = cifar(network)
+    state = replace(
+        state, data=replace(state.data, train=state.data.train.take(np.arange(min(images, len(state.data.train))))), progress=Progress(log=print)
+    )
+    whole = totals(state.original)
+    original = score(state.original, state.data.test, test)
+    start = time.perf_counter()
+    state = ExploreFilters()(ExploreLayers(cached=True)(state))
+    explored = time.perf_counter() - start
+    for share in kept:
+        budget = Budget(value=share / 100, relative=True)
+        for way in WAYS:
+            if any(row["way"] == way and row["kept"] == str(share) for row in rows):
+                continue
+            select = SelectRanks(budget, methods=() if way == "filters" else None, prune=way != "low rank")
+            made = closest(state, select)(state)
+            selection = made.fact(Selection)
+            steps = {"compressed": PruneFilters()(Factorize()(made))}
+            steps["recalibrated"] = RecalibrateBatchNorm()(steps["compressed"])
+            steps["refitted"] = Refit()(steps["recalibrated"])
+            steps["fine-tuned"] = FineTune(epochs=epochs)(steps["refitted"])
+            graph = steps["fine-tuned"].graph
+            row = {"network": network, "kept": str(share), "way": way, "macs_kept": f"{100 * totals(graph)['macs'] / whole['macs']:.1f}"}
+            row |= {"params_kept": f"{100 * totals(graph)['params'] / whole['params']:.1f}", "original": f"{original:.2f}"}
+            row |= {step: f"{score(each.graph, state.data.test, test):.2f}" for step, each in steps.items()}
+            row |= {"epochs": str(epochs), "images": str(len(state.data.train)), "predicted": f"{selection.impact:.4f}"}
+            row |= {"arena_kib": f"{arena(fold_batchnorm(graph)).planned_bytes() / 1024:.0f}"}
+            row |= {"original_arena_kib": f"{arena(fold_batchnorm(state.original)).planned_bytes() / 1024:.0f}"}
+            row |= {"factorized": str(sum(c.method is not None for c in selection.chosen)), "groups_cut": str(len(selection.keeps))}
+            rows.append(row | {"explored_seconds": f"{explored:.0f}"})
+            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network")
+    parser.add_argument("--kept", type=int, nargs="+", default=[50, 30])
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--test", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    given = parser.parse_args()
+    compare(given.network, given.kept, given.epochs, given.images, given.test, given.out / f"pruning_{given.network}.csv")
+
+
+if __name__ == "__main__":
+    main()

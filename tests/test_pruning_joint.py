@@ -1,0 +1,179 @@
+"""Ranks and filters in one programme: its costs are those of the rewritten graph, its optimum is that of brute force, and its memory is what is planned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from lrfc.config import Budget
+from lrfc.errors import BudgetError, UsageError
+from lrfc.ir import keras_io
+from lrfc.ir.graph import Ref
+from lrfc.judge import closest
+from lrfc.passes.explore_filters import ExploreFilters
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.passes.lock_filters import LockFilters
+from lrfc.passes.prune_filters import Pruned, PruneFilters
+from lrfc.passes.recalibrate import RecalibrateBatchNorm
+from lrfc.passes.refit import Refit
+from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, totals, without_filters
+from lrfc.pruning import joint
+from lrfc.pruning.room import Room
+from lrfc.pruning.space import FilterSpace, counts
+from lrfc.search.candidates import pareto
+from lrfc.search.cost import arena
+from lrfc.search.sensitivity import divergence
+from lrfc.state import State
+from tests import helpers
+from tests.compression import SIZE, explored, learnt, state_of
+
+
+def filtered(state: State, **options: object) -> State:
+    """The state with its DesignSpace and its FilterSpace."""
+    return ExploreFilters(**{"size": SIZE, "images": 32, **options})(explored(state))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    return filtered(learnt())
+
+
+def built(selected: State) -> State:
+    return PruneFilters()(Factorize()(selected))
+
+
+def share(value: float) -> Budget:
+    return Budget(value=value, relative=True)
+
+
+def test_numbers_of_units_step_in_multiples_and_begin_with_all() -> None:
+    assert counts(16, 1, 8) == [16, 14, 12, 10, 8, 6, 4, 2]
+    assert counts(64, 16, 8) == [64, 48, 32, 16]
+    assert counts(20, 8, 8) == [20, 16, 8]
+    assert counts(4, 8, 8) == [4]
+
+
+def test_removing_more_is_never_predicted_to_harm_less(state: State) -> None:
+    choices = state.fact(FilterSpace).choices
+    assert set(choices) == {"conv0", "conv1"}
+    for keeps in choices.values():
+        impacts = [keep.impact for keep in keeps]
+        assert impacts[0] == 0
+        assert impacts == sorted(impacts)
+        assert impacts[-1] > 0
+
+
+@pytest.mark.parametrize("kept", [0.8, 0.5, 0.25])
+@pytest.mark.parametrize("methods", [None, ()])
+def test_the_predicted_costs_are_those_of_the_graph(state: State, kept: float, methods: tuple[str, ...] | None) -> None:
+    found = SelectRanks(share(kept), methods=methods)(state)
+    selection = found.fact(Selection)
+    graph = built(found).graph
+    graph.check()
+    whole, after = totals(state.original), totals(graph)
+    assert after["macs"] <= kept * whole["macs"]
+    spaces = state.fact(DesignSpace).spaces
+    assert after["macs"] == whole["macs"] - sum(s.whole.macs for s in spaces) + sum(c.macs for c in selection.chosen)
+    if methods == ():
+        assert all(c.method is None for c in selection.chosen)
+        assert selection.keeps
+
+
+def test_it_is_the_optimum_of_brute_force(state: State) -> None:
+    """Few candidates and levels, every combination cut and counted."""
+    design, filters = state.fact(DesignSpace), state.fact(FilterSpace)
+    spaces = tuple(replace(s, candidates=(s.whole, *[c for c in pareto(s.candidates) if c.method][::9][:3])) for s in design.spaces)
+    narrow = replace(filters, choices={name: keeps[::3] for name, keeps in filters.choices.items()})
+    small = state.with_fact(replace(design, spaces=spaces), narrow)
+    whole = totals(state.original)["macs"]
+    combinations = []
+    for chosen in product(*(s.candidates for s in spaces)):
+        for keeps in product(*narrow.choices.values()):
+            cut = {keep.group.name: keep for keep in keeps if keep.cuts}
+            factors = {s.op.name: s.factors[c.method] for s, c in zip(spaces, chosen, strict=True) if c.method is not None}
+            graph = built(small.with_fact(Selection(chosen, {}, factors, cut, narrow.removed(cut)))).graph
+            combinations.append((totals(graph)["macs"], sum(c.impact for c in chosen) + sum(k.impact for k in keeps)))
+    for kept in (0.7, 0.45, 0.3):
+        best = min(impact for macs, impact in combinations if macs <= kept * whole)
+        found = SelectRanks(share(kept))(small).fact(Selection)
+        assert found.impact == pytest.approx(best, rel=2e-3)
+    assert reachable(small, "macs") == min(macs for macs, _ in combinations)
+
+
+def test_both_together_are_never_predicted_worse_than_either(state: State) -> None:
+    for kept in (0.7, 0.4):
+        together, ranks, filters = (
+            SelectRanks(share(kept), **options)(state).fact(Selection).impact for options in ({}, {"prune": False}, {"methods": ()})
+        )
+        assert together <= min(ranks, filters) * (1 + 2e-3)
+
+
+def test_filters_reach_below_what_ranks_reach(state: State) -> None:
+    assert reachable(state, "macs") < reachable(without_filters(state), "macs")
+    least = reachable(state, "macs") / totals(state.original)["macs"]
+    with pytest.raises(BudgetError, match="--max-macs"):
+        SelectRanks(share(least / 2))(state)
+
+
+@pytest.mark.parametrize("build", [helpers.residual, helpers.branches, helpers.conv_net])
+def test_no_more_memory_is_alive_than_there_is_room_for(build) -> None:
+    state = filtered(state_of(helpers.graph_of(build())))
+    whole = arena(state.original).peak_bytes
+    tight = 0
+    for limit in (0.9, 0.7, 0.5):
+        try:
+            found = SelectRanks(rooms=(Room(4, limit * whole),))(state)
+        except BudgetError:
+            continue
+        tight += 1
+        assert arena(fold_batchnorm(built(found).graph)).peak_bytes <= limit * whole
+    assert tight or joint.others(state.original, ())  # the models' inputs alone may need more
+
+
+def test_what_is_left_is_known_and_refitted(state: State) -> None:
+    """The statistics and the targets of the repairs are those of the channels that are left."""
+    cut = built(SelectRanks(share(0.4), methods=())(state))
+    pruned = cut.fact(Pruned)
+    axis, left = pruned.left[Ref("bn0")]
+    assert (axis, len(left)) == (3, cut.graph.op("bn0").weights["gamma"].size)
+    recalibrated = RecalibrateBatchNorm()(cut)
+    refitted = Refit(samples=256)(recalibrated)
+    inputs = state.data.validation.inputs
+    reference = keras_io.predict(state.original, inputs)
+    before, after = (divergence(reference, keras_io.predict(each.graph, inputs)) for each in (cut, refitted))
+    assert after < 0.7 * before
+
+
+def test_a_plan_of_its_own_is_taken_where_it_is_closer(state: State) -> None:
+    lines: list[str] = []
+    told = replace(state, progress=replace(state.progress, log=lines.append))
+    select = closest(told, SelectRanks(share(0.5)))
+    judged = {line.split(":")[0].strip(): float(line.split("divergence ")[1]) for line in lines if "divergence" in line}
+    assert "all together" in judged
+    assert {"no filters cut", "filters alone"} <= {line.split(":")[0].strip() for line in lines}
+    expected = {"no filters cut": (None, False), "filters alone": ((), True), "all together": (None, True)}
+    best = min(judged, key=judged.__getitem__)
+    assert (select.methods, select.prune) == expected.get(best, (tuple(best.split(", ")), True))
+
+
+def test_a_locked_build_cuts_the_same_filters(state: State) -> None:
+    first = SelectRanks(share(0.4), methods=())(state)
+    kept = {name: tuple(keep.units.tolist()) for name, keep in first.fact(Selection).keeps.items()}
+    again = SelectRanks(methods=())(LockFilters(kept)(state))
+    assert {k: v.tolist() for k, v in again.fact(Selection).removed.items()} == {k: v.tolist() for k, v in first.fact(Selection).removed.items()}
+    assert str(built(again).graph) == str(built(first).graph)
+    with pytest.raises(UsageError, match="group 'nobody'"):
+        LockFilters({"nobody": (0,)})(state)
+    with pytest.raises(UsageError, match="conv0"):
+        LockFilters({"conv0": (99,)})(state)
+
+
+def test_layers_that_are_kept_lose_nothing(state: State) -> None:
+    kept = ExploreFilters(size=SIZE, images=32, keep=("conv0",))(state)
+    assert set(kept.fact(FilterSpace).choices) == {"conv1"}
+    assert "--keep conv0" in kept.fact(FilterSpace).refused["conv0"]
+    assert np.all([keep.group.name == "conv1" for keep in SelectRanks(share(0.5))(kept).fact(Selection).keeps.values()])
