@@ -1,0 +1,143 @@
+"""Quantisation-aware training: the graph in tf_keras is the graph, the file is int8 throughout and as good as the network, and Keras 3 is left alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import lrfc
+from lrfc.errors import DependencyError, ModelError, UsageError
+from lrfc.ir import keras_io
+from lrfc.ir.tf_keras_lower import lower, raised, unlowered
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
+from lrfc.state import State
+from lrfc.targets.parity import parity
+from lrfc.targets.tflite import TFLite
+from lrfc.training import annotate
+from tests import helpers
+from tests.compression import learnt, state_of
+
+DIGITS = "examples/digits.keras"
+
+
+@pytest.mark.parametrize("name", ["conv_net", "dense_net", "residual", "branches", "two_inputs", "shared_conv", "nested_twice"])
+def test_the_lowered_model_computes_the_graph(name):
+    import tensorflow as tf
+
+    graph = helpers.graph_of(getattr(helpers, name)())
+    assert unlowered(graph) == ()
+    lowered = lower(graph)
+    inputs = helpers.random_inputs(graph, 4)
+    outputs = tuple(np.asarray(y) for y in tf.nest.flatten(lowered.model([tf.constant(x) for x in inputs])))
+    assert helpers.difference(keras_io.predict(graph, inputs), outputs) < 1e-5
+    assert set(lowered.layers) == {op.name for op in graph}
+
+
+def test_configurations_are_carried_over():
+    import tensorflow as tf
+
+    inputs = keras.Input((8, 8, 4), name="in-put")
+    x = layers.LeakyReLU(0.2)(layers.Conv2D(6, 3, strides=2, padding="same", activation="relu")(inputs))
+    x = layers.Conv2DTranspose(5, 2, strides=2)(layers.ReLU(6.0)(layers.DepthwiseConv2D(3, depth_multiplier=2)(x)))
+    graph = helpers.graph_of(helpers.random_weights(keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Flatten()(x)))))
+    batch = helpers.random_inputs(graph, 4)
+    (given,) = tf.nest.flatten(lower(graph).model(batch[0]))
+    assert helpers.difference(keras_io.predict(graph, batch), (np.asarray(given),)) < 1e-5
+
+
+def test_weights_come_back_by_name():
+    graph = helpers.graph_of(keras.Sequential([keras.Input((6, 6, 2)), layers.DepthwiseConv2D(3, name="a"), layers.Conv2D(2, 1, name="b")]))
+    kernel = np.ones(graph.op("a").weights["kernel"].shape, np.float32)
+    back = raised(graph, {"a": {"depthwise_kernel": kernel}, "other": {}})
+    np.testing.assert_array_equal(back.op("a").weights["kernel"], kernel)
+    assert back.op("b") is graph.op("b")
+
+
+def test_what_tf_keras_has_not_is_named():
+    inputs = keras.Input((4, 3), name="x")
+    graph = helpers.graph_of(keras.Model(inputs, keras.ops.flip(layers.RMSNormalization(name="norm")(inputs))))
+    assert "norm" in unlowered(graph)
+    with pytest.raises(ModelError, match=r"norm.*: tf_keras has no such layer"):
+        lower(graph)
+
+
+def folded(state: State) -> State:
+    return State(fold_batchnorm(state.graph), state.original, state.data)
+
+
+def test_the_file_is_int8_throughout_and_as_good_as_the_network(tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    state = folded(learnt())
+    trained = QuantizeAware(epochs=1, learning_rate=1e-4)(state)
+    found = trained.fact(QuantizedModel)
+    assert len(found.scores) == 2
+    assert max(found.scores) == found.scores[found.best]
+    assert str(trained.graph) == str(state.graph)
+    tflite = TFLite("int8")
+    file = tflite.emit_trained(trained.graph, found.model, tmp_path / "m.tflite")
+    split = state.data.validation
+    parity(file, tflite.load(file), split.inputs, keras_io.predict(trained.graph, split.inputs))
+    right = [
+        float(np.mean(y[0].argmax(-1) == split.targets[0])) for y in (tflite.load(file)(split.inputs), keras_io.predict(state.graph, split.inputs))
+    ]
+    assert right[0] > right[1] - 0.03
+    made = Interpreter(model_path=str(file.path))
+    tensors = {entry["index"]: entry for entry in made.get_tensor_details()}
+    float_ops = {entry["op_name"] for entry in made._get_ops_details() if any(tensors[i]["dtype"] is np.float32 for i in entry["inputs"])}
+    assert float_ops == {"QUANTIZE"}
+
+
+@pytest.mark.parametrize("name", ["residual", "branches", "shared_conv"])
+def test_other_shapes_of_networks(name, tmp_path):
+    state = state_of(fold_batchnorm(helpers.graph_of(getattr(helpers, name)())), samples=48)
+    trained = QuantizeAware(epochs=0)(state)
+    tflite = TFLite("int8", int8_io=True)
+    file = tflite.emit_trained(trained.graph, trained.fact(QuantizedModel).model, tmp_path / "m.tflite")
+    found = parity(file, tflite.load(file), state.data.train.inputs, keras_io.predict(state.graph, state.data.train.inputs))
+    assert 0 < found.distance < 0.2
+
+
+def test_keras_3_stays_keras_3():
+    QuantizeAware(epochs=0)(folded(learnt()))
+    assert "TF_USE_LEGACY_KERAS" not in os.environ
+    assert keras.__version__.startswith("3.")
+
+
+def test_a_missing_package_is_said(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match=r"pip install 'lrfc\[qat\]'"):
+        annotate.check()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "onnx", "precision": "int8"}, "not onnx int8"),
+        ({"target": "tflite", "precision": "fp16"}, "not tflite fp16"),
+        ({}, "not tflite fp32"),
+    ],
+)
+def test_what_it_does_not_go_with_is_said(options, message):
+    with pytest.raises(UsageError, match=f"--qat goes with --target tflite and --precision int8, {message}"):
+        lrfc.build(DIGITS, data="digits", qat=True, out="unused", **options)
+
+
+def test_without_data_there_is_nothing_to_train_on(tmp_path):
+    with pytest.raises(UsageError, match="--qat trains the network"):
+        lrfc.build(DIGITS, precision="int8", qat=True, out=tmp_path / "out")
+
+
+def test_digits_end_to_end(tmp_path):
+    result = lrfc.build(
+        DIGITS, data="digits", max_macs="50%", methods=("spatial_svd",), epochs=0, precision="int8", qat=True, int8_io=True, out=tmp_path / "out"
+    )
+    assert result.manifest.after.accuracy > result.manifest.before.accuracy - 0.02
+    assert [scale.name for scale in result.manifest.artifacts[0].scales] == ["image", "digit__activation"]
+    assert result.manifest.parity.max_abs_diff < 0.2
