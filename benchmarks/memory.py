@@ -1,0 +1,77 @@
+"""Does a process that builds one model after the other grow?
+
+    python benchmarks/memory.py [--builds 50]
+
+Builds a small classifier (two convolutions, a few hundred made-up images, one epoch of fine-tuning) again and again in one process, each time with another
+budget, and writes memory.csv beside this file: what the process holds in MiB after each build. The first builds import and compile what the later ones use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lrfc
+from lrfc.errors import BudgetError, NoGainError
+
+PAGE = 4096
+
+
+def resident() -> float:
+    """MiB that the process holds."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE / 2**20
+
+
+def model() -> Any:
+    """A small classifier that has learnt nothing."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(0)
+    image = keras.Input((12, 12, 3), name="image")
+    x = layers.ReLU(name="relu0")(layers.BatchNormalization(name="norm0")(layers.Conv2D(24, 3, padding="same", name="conv0")(image)))
+    x = layers.ReLU(name="relu1")(layers.BatchNormalization(name="norm1")(layers.Conv2D(32, 3, strides=2, name="conv1")(x)))
+    return keras.Model(image, layers.Dense(5, "softmax", name="head")(layers.Flatten(name="flat")(x)), name="small")
+
+
+def main() -> None:
+    """Build, and write what the process holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--builds", type=int, default=50)
+    given = parser.parse_args()
+    rng = np.random.default_rng(0)
+    data = {"x": rng.random((320, 12, 12, 3), np.float32), "y": rng.integers(0, 5, 320)}
+    rows: list[dict[str, str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "small.keras"
+        model().save(path)
+        for number in range(1, given.builds + 1):
+            with suppress(BudgetError, NoGainError):
+                lrfc.build(
+                    path,
+                    target="tflite",
+                    data=data,
+                    max_macs=f"{40 + number % 40}%",
+                    max_drop="100pp",
+                    epochs=1,
+                    resume=False,
+                    out=Path(folder) / "out",
+                )
+            rows.append({"build": str(number), "resident_mib": f"{resident():.0f}"})
+            print(f"build {number}: {rows[-1]['resident_mib']} MiB", flush=True)
+            with (Path(__file__).parent / "memory.csv").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
