@@ -26,11 +26,12 @@ class RecalibrateBatchNorm:
     Adaptive BatchNorm (EagleEye, Li et al. 2020, arXiv 2007.02491) replaces the moving mean and variance by those of a few forward passes in
     training mode. But a model trained with augmentation has other statistics than the plain images show, and loses accuracy by that alone. So both
     networks are passed, and only the difference is carried over (``lrfc.search.batchnorm``). An uncompressed network stays as it is. Without
-    BatchNorm, or with fewer than 16 inputs, the graph is not changed.
+    BatchNorm, or with fewer than 16 inputs, the graph is not changed. Without ``variances`` only the means are moved, which is bias correction.
     """
 
     samples: int = 2_000
     batch: int = 250
+    variances: bool = True
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
     gives: ClassVar[tuple[type[Fact], ...]] = ()
@@ -49,8 +50,9 @@ class RecalibrateBatchNorm:
         new = _statistics(state.graph, names, parts, step)
         updated = {}
         for name in names:
-            op = state.graph.op(name)
-            mean, variance = moved(op, _left(state.known(Pruned), name, old[name]), new[name])
+            op, before = state.graph.op(name), _left(state.known(Pruned), name, old[name])
+            after = new[name] if self.variances else (new[name][0], before[1])
+            mean, variance = moved(op, before, after)
             updated[name] = {**op.weights, "moving_mean": mean, "moving_variance": variance}
         return state.with_graph(state.graph.with_weights(updated))
 

@@ -63,6 +63,21 @@ def test_a_batchnorm_behind_a_shifted_and_scaled_layer_is_repaired(frozen) -> No
         assert np.array_equal(weights(result, "bn0")[key], weights(broken, "bn0")[key])
 
 
+def test_means_alone_are_bias_correction() -> None:
+    graph = helpers.graph_of(helpers.conv_net())
+    state = state_of(graph)
+    op = graph.op("conv0")
+    shifted = graph.with_weights(
+        {"conv0": {**op.weights, "bias": op.weights["bias"] + np.linspace(-2, 2, op.weights["bias"].size).astype(np.float32)}}
+    )
+    batch = state.data.validation.inputs
+    wanted = keras_io.predict(graph, batch)
+    assert helpers.difference(wanted, keras_io.predict(shifted, batch)) > 0.05
+    result = RecalibrateBatchNorm(variances=False)(state.with_graph(shifted)).graph
+    assert helpers.difference(wanted, keras_io.predict(result, batch)) < 1e-3
+    assert np.array_equal(weights(result, "bn0")["moving_variance"], weights(graph, "bn0")["moving_variance"])
+
+
 def test_a_second_batchnorm_sees_what_the_repaired_first_one_delivers() -> None:
     graph = helpers.graph_of(helpers.conv_net())
     state = state_of(graph)
