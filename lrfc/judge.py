@@ -150,7 +150,8 @@ def smallest(state: State, max_drop: float, quantity: str = "macs", select: Sele
         step(1)
         if high - low < WIDTH:
             break
-        share = _next(at, seen, low, high)
+        # With filters in it an allocation takes seconds: too long to search for the next point on the curve.
+        share = (low + high) / 2 if base.prune and state.known(FilterSpace) is not None else _next(at, seen, low, high)
     if found is None:
         raise BudgetError(
             f"no factorization stays within --max-drop {100 * max_drop:.3g}pp; allow a larger drop, or give a budget such as --max-macs 80%"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lrfc.errors import UsageError
+from lrfc.passes.refit import repairable
 from lrfc.passes.select_ranks import POOL
 from lrfc.pruning import effects
 from lrfc.pruning.criteria import CRITERIA, Context
@@ -39,7 +41,11 @@ class ExploreFilters:
     rewrites: ClassVar[bool] = False
 
     def __call__(self, state: State) -> State:
-        """The state with its FilterSpace."""
+        """The state with its FilterSpace. UsageError where there is nothing to refit the layers on, so that nothing could make up for what goes."""
+        if not repairable(state):
+            raise UsageError(
+                "filters are cut only where calibration samples can make up for them: give --data with at least 16 samples, or choose --prune off"
+            )
         graph, inputs = state.graph, tuple(x[: max(self.size.images + self.size.held_out, POOL * self.images)] for x in state.data.train.inputs)
         found = groups(graph, self.keep, self.only)
         readable = [op for op, reason in selected(graph, (), ()) if reason is None]

@@ -69,8 +69,7 @@ class Refit:
         inputs = state.data.train.inputs
         count = min(self.samples, len(inputs[0]), max(FEWEST, MEMORY // (2 * max(1, arena(state.original, 4).peak_bytes))))
         graph = state.original
-        matched = any(op.kind == "BatchNormalization" for op in graph)
-        if (state.data.synthetic and not matched) or len(inputs[0]) < FEWEST:
+        if not repairable(state):
             return state
         chosen = {candidate.layer: candidate for candidate in state.fact(Selection).chosen}
         pruned = state.known(Pruned)
@@ -131,6 +130,12 @@ class Refit:
             return None  # pruning has left the layer fewer channels than its factors have
         factors = METHODS[candidate.method].decompose(fitted or op, source, scale=chain.scale, statistics=statistics)
         return factors.stages(candidate.ranks)
+
+
+def repairable(state: State) -> bool:
+    """Whether there are samples to fit layers on: enough of them, and if they are made up, such that match BatchNorm statistics."""
+    matched = any(op.kind == "BatchNormalization" for op in state.original)
+    return (matched or not state.data.synthetic) and len(state.data.train) >= FEWEST
 
 
 class _Values:

@@ -177,3 +177,10 @@ def test_layers_that_are_kept_lose_nothing(state: State) -> None:
     assert set(kept.fact(FilterSpace).choices) == {"conv1"}
     assert "--keep conv0" in kept.fact(FilterSpace).refused["conv0"]
     assert np.all([keep.group.name == "conv1" for keep in SelectRanks(share(0.5))(kept).fact(Selection).keeps.values()])
+
+
+def test_filters_go_only_where_something_can_make_up_for_them() -> None:
+    graph = helpers.graph_of(helpers.dense_net())  # no BatchNorm that made-up inputs could be matched to
+    for state in (state_of(graph, synthetic=True), state_of(graph, samples=12)):
+        with pytest.raises(UsageError, match="--prune off"):
+            ExploreFilters()(state)
