@@ -1,4 +1,4 @@
-"""What `lrfc doctor` looks at: the versions that are installed, and whether each runtime really runs a model here."""
+"""What `lrfc doctor` looks at: the versions that are installed, whether each runtime really runs a model here, and what the devices need."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lrfc.errors import DependencyError
+from lrfc.errors import DependencyError, UsageError
 from lrfc.ir import backend
 
 PYTHON = (3, 11)
@@ -41,8 +42,10 @@ REQUIRED = {
     "onnxruntime": ("onnxruntime", "1.20"),
     "tf2onnx": ("tf2onnx", "1.17"),
 }
-#: Distribution → the extra of lrfc that brings it.
-OPTIONAL = {"ethos-u-vela": "npu", "tensorflow-model-optimization": "qat"}
+#: Distribution → the extra of lrfc that brings it, and the oldest version that lrfc works with.
+OPTIONAL = {"ethos-u-vela": ("npu", "4"), "tensorflow-model-optimization": ("qat", "0.8")}
+#: Way to reach a device → the program on this machine that it needs, and where that comes from.
+PROGRAMS = {"ssh": "OpenSSH's client (Debian: apt-get install openssh-client)", "adb": "Android's platform-tools (Debian: apt-get install adb)"}
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,10 @@ class Check:
 def run() -> tuple[Check, ...]:
     """Every check. Runs a tiny model through each target when all packages are in order; takes as long as TensorFlow needs to start."""
     packages = [_python(), *(_package(name) for name in REQUIRED)]
-    targets = [_target(name) for name in ("tflite", "onnx")] if all(check.ok for check in packages) else []
-    return (*packages, *(_extra(name) for name in OPTIONAL), *targets, Check("CPUs", True, str(_cpus())), Check("free memory", True, _free_memory()))
+    sound = all(check.ok for check in packages)
+    targets = [_target(name) for name in ("tflite", "onnx")] if sound else []
+    extras = [_extra(name, sound=sound) for name in OPTIONAL]
+    return (*packages, *extras, *targets, *_devices(), Check("CPUs", True, str(_cpus())), Check("free memory", True, _free_memory()))
 
 
 def require(checks: Iterable[Check]) -> None:
@@ -99,8 +104,61 @@ def _package(name: str) -> Check:
     return _attempt(name, f"pip install --force-reinstall '{name}>={least}'", load)
 
 
-def _extra(name: str) -> Check:
-    return Check(name, True, _version(name) or f"not installed; pip install lrfc[{OPTIONAL[name]}]")
+def _extra(name: str, *, sound: bool = True) -> Check:
+    """An optional package: it may be missing, but what is there has to work. ``sound``: whether what it builds on is in order."""
+    extra, least = OPTIONAL[name]
+    way_out = f"pip install 'lrfc[{extra}]'"
+    found = _version(name)
+    if found is None:
+        return Check(name, True, f"not installed; {way_out}")
+    if _release(found) < _release(least):
+        return Check(name, False, f"{found} is too old; {way_out}")
+
+    def load() -> str:
+        if extra == "npu":
+            importlib.import_module("ethosu.vela")
+        elif sound:
+            from lrfc.training import annotate
+
+            with annotate.tools():
+                pass
+        return found
+
+    return _attempt(name, f"pip install --force-reinstall '{name}>={least}'", load)
+
+
+def _devices() -> list[Check]:
+    """One check for each way of reaching devices, and one for each profile of the user's that cannot be read. No device is reached."""
+    from lrfc.targets import device
+
+    checks: list[Check] = []
+    by_kind: dict[str, list[str]] = {}
+    own: set[str] = set()
+    shipped = set(device.SHIPPED.glob("*.toml"))
+    for path in sorted({*shipped, *device.own_folder().glob("*.toml")}, key=lambda path: path.stem):
+        try:
+            kind = device.read(path).reach.kind
+        except UsageError as error:
+            checks.append(Check(f"device {path.stem}", False, str(error)))
+            continue
+        if path.stem not in by_kind.setdefault(kind, []):
+            by_kind[kind].append(path.stem)
+        own |= set() if path in shipped else {kind}
+    checks += [_reach(kind, names, needed=kind in own) for kind, names in sorted(by_kind.items())]
+    return checks
+
+
+def _reach(kind: str, names: list[str], *, needed: bool) -> Check:
+    """A way of reaching devices. ``needed``: by a profile of the user's own, so that what is missing for it is a fault."""
+    told = ", ".join(names)
+    if kind in PROGRAMS:
+        program = shutil.which(kind)
+        if program is None:
+            return Check(f"devices: {kind}", not needed, f"{told} cannot be reached: {kind} is not installed; it comes with {PROGRAMS[kind]}")
+        return Check(f"devices: {kind}", True, f"{told}, through {program}; lrfc devices check NAME reaches one")
+    if kind == "vela" and _version("ethos-u-vela") is None:
+        return Check("devices: vela", not needed, f"{told} cannot be built for; pip install 'lrfc[npu]'")
+    return Check(f"devices: {kind}", True, f"{told}; computed from published figures, never measured" if kind == "analytic" else told)
 
 
 def _target(name: str) -> Check:

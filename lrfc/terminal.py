@@ -282,7 +282,7 @@ class Terminal:
 
     def checks(self, checks: Sequence[Check]) -> None:
         """One line a check."""
-        self.table("", ("check", "", "detail"), [(check.name, "ok" if check.ok else "FAILED", check.detail) for check in checks])
+        self.texts("", ("check", "", "detail"), [(check.name, "ok" if check.ok else "FAILED", check.detail) for check in checks])
 
     def line(self, text: str) -> None:
         """One line of text on stdout."""

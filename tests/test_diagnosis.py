@@ -22,6 +22,9 @@ def test_this_environment_is_in_order() -> None:
     assert checks["keras"].detail.endswith(", on tensorflow")
     assert checks["tensorflow"].detail == importlib.metadata.version("tensorflow")
     assert checks["target tflite"].detail == checks["target onnx"].detail == "emits and runs a model"
+    assert "host" in checks["devices: local"].detail
+    assert "ethos-u55-128" in checks["devices: vela"].detail
+    assert checks["devices: analytic"].detail.startswith("cortex-m4, cortex-m7;")
     assert int(checks["CPUs"].detail) >= 1
     assert {"python", "numpy", "free memory", *diagnosis.REQUIRED, *diagnosis.OPTIONAL} <= set(checks)
     require(checks.values())
@@ -35,8 +38,10 @@ def test_the_bounds_are_those_of_the_project() -> None:
     }
     assert {name: least for name, (_, least) in diagnosis.REQUIRED.items()} == lower
     assert project["requires-python"] == f">={'.'.join(map(str, diagnosis.PYTHON))}"
-    for name, extra in diagnosis.OPTIONAL.items():
-        assert name in {Requirement(line).name for line in project["optional-dependencies"][extra]}
+    for name, (extra, least) in diagnosis.OPTIONAL.items():
+        (wanted,) = (requirement for requirement in map(Requirement, project["optional-dependencies"][extra]) if requirement.name == name)
+        assert least in {bound.version for bound in wanted.specifier if bound.operator == ">="}
+    assert {extra for extra, _ in diagnosis.OPTIONAL.values()} == set(project["optional-dependencies"]) - {"test", "docs"}
 
 
 def versions(monkeypatch: pytest.MonkeyPatch, **changed: str | None) -> None:
@@ -68,8 +73,48 @@ def test_a_missing_and_an_old_package_are_both_named(monkeypatch: pytest.MonkeyP
 def test_optional_packages_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     versions(monkeypatch, ethos_u_vela=None, tensorflow_model_optimization=None)
     checks = [diagnosis._extra(name) for name in diagnosis.OPTIONAL]
-    assert [check.detail for check in checks] == ["not installed; pip install lrfc[npu]", "not installed; pip install lrfc[qat]"]
+    assert [check.detail for check in checks] == ["not installed; pip install 'lrfc[npu]'", "not installed; pip install 'lrfc[qat]'"]
     require(checks)
+    vela = {check.name: check for check in diagnosis._devices()}["devices: vela"]
+    assert (vela.ok, vela.detail.endswith("cannot be built for; pip install 'lrfc[npu]'")) == (True, True)
+
+
+def test_an_optional_package_that_is_there_has_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions(monkeypatch, ethos_u_vela="3.9")
+    old = diagnosis._extra("ethos-u-vela")
+    assert (old.ok, old.detail) == (False, "3.9 is too old; pip install 'lrfc[npu]'")
+
+    def fail(module: str) -> Any:
+        raise ImportError(f"no {module}")
+
+    versions(monkeypatch, ethos_u_vela="5.2.0")
+    monkeypatch.setattr(diagnosis.importlib, "import_module", fail)
+    broken = diagnosis._extra("ethos-u-vela")
+    assert not broken.ok
+    assert "no ethosu.vela; pip install --force-reinstall 'ethos-u-vela>=4'" in broken.detail
+
+
+def test_what_devices_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, str | None] = {"ssh": "/usr/bin/ssh", "adb": None}
+    monkeypatch.setattr(diagnosis.shutil, "which", found.get)
+    checks = {check.name: check for check in diagnosis._devices()}
+    assert checks["devices: ssh"].detail == "jetson-orin, raspberry-pi-4, through /usr/bin/ssh; lrfc devices check NAME reaches one"
+    assert checks["devices: adb"].ok, "a device that only ships need not be reached"
+    assert checks["devices: adb"].detail.startswith("android cannot be reached: adb is not installed; it comes with Android's platform-tools")
+
+
+def test_the_profiles_of_the_user_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis.shutil, "which", lambda program: None)
+    monkeypatch.setattr("lrfc.targets.device.own_folder", lambda: tmp_path)
+    (tmp_path / "phone.toml").write_text('name = "phone"\ndescription = "mine"\n[reach]\nkind = "adb"\n')
+    (tmp_path / "board.toml").write_text('name = "board"\ndescription = "mine"\nthread = 4\n')
+    checks = {check.name: check for check in diagnosis._devices()}
+    assert not checks["device board"].ok
+    assert "unknown key 'thread' (= 4): did you mean 'threads'?" in checks["device board"].detail
+    assert (checks["devices: adb"].ok, checks["devices: adb"].detail.split()[:2]) == (False, ["android,", "phone"])
+    assert checks["devices: ssh"].ok
+    with pytest.raises(DependencyError, match=r"board\.toml: unknown key"):
+        require(checks.values())
 
 
 def test_a_package_that_does_not_import_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

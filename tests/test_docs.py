@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -9,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +29,9 @@ from lrfc.targets import device
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Pages whose blocks run in every test run; the others, whose builds take a minute each, run with -m slow.
-FAST = {"python.md", "device-over-ssh.md", "add-a-pass.md", "add-a-target.md", "add-a-factorization.md"}
+FAST = {"python.md", "device-over-ssh.md", "add-a-pass.md", "add-a-factorization.md"}
 #: Options of other programs, which the text names with their program.
-OTHERS = {"--accelerator-config", "--strict", "--hypothesis-profile", "--quiet"}
+OTHERS = {"--accelerator-config", "--strict", "--hypothesis-profile"}
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 NOTHING = "set -euo pipefail"
 _NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
@@ -230,3 +232,20 @@ def test_the_manual_is_in_the_menu() -> None:
 
 def test_the_command_line_is_that_of_typer() -> None:
     assert {name.split()[1] for name in tree()} == set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+
+
+def test_the_notice_names_the_licence_of_every_package_that_is_installed_beside() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [re.split(r"[^\w-]", line, maxsplit=1)[0] for line in (*project["dependencies"], *extras["npu"], *extras["qat"])]
+    named = dict(re.findall(r"^ {4}(\S+) +(\S+)", (ROOT / "NOTICE").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(named) == set(wanted)
+    assert "NOTICE" in project["license-files"]
+    kinds = {"Apache-2.0": r"apache", "MIT": r"\bmit\b", "BSD-3-Clause": r"\bbsd\b"}
+    for name, licence in named.items():
+        try:
+            found = importlib.metadata.metadata(name)
+        except importlib.metadata.PackageNotFoundError:  # an extra that is not installed here
+            continue
+        told = " ".join([found.get("License-Expression", ""), found.get("License", "")[:40], *found.get_all("Classifier", [])])
+        assert re.search(kinds[licence], told, re.IGNORECASE), f"{name}: {told}"

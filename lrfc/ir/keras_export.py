@@ -73,6 +73,17 @@ def single(op: Op, batch: int = 256) -> Callable[[Sequence[Array]], tuple[Array,
     return run
 
 
+def function(op: Op) -> Callable[[Sequence[Any]], Any]:
+    """An op without weights as a function of TensorFlow tensors, to be called while something else is traced; gives its one output."""
+    layer = _build(op, _layer_name(op.name))
+
+    def run(operands: Sequence[Any]) -> Any:
+        (result,) = _call(layer, op, list(operands))
+        return result
+
+    return run
+
+
 def save(graph: Graph, path: Path | str) -> None:
     """Write the graph as a plain ``.keras`` file, which Keras loads without lrfc."""
     model = to_keras(graph)

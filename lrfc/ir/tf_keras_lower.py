@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from lrfc.errors import ModelError
 from lrfc.ir.backend import quiet, reason
 from lrfc.ir.graph import Array, Graph, Op, Ref
+from lrfc.ir.keras_export import function
 
 #: Of a Keras 3 configuration, what tf_keras has under another name.
 _RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}, "ELU": {}}
@@ -20,18 +21,23 @@ _RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}, "ELU": {}}
 
 @dataclass(frozen=True)
 class Lowered:
-    """``model``: the tf_keras model, outputs as a list. ``layers``: op → the name of its layer."""
+    """``model``: the tf_keras model, outputs as a list. ``layers``: op → the name of its layer. ``custom``: classes of ours that it is made of."""
 
     model: Any
     layers: Mapping[str, str]
+    custom: Mapping[str, Any]
 
 
 def unlowered(graph: Graph) -> tuple[str, ...]:
-    """The ops that have no counterpart in tf_keras: custom layers, functions, layers called with arguments."""
+    """The ops that have no counterpart in tf_keras: layers that it has not, and layers with weights that are custom or called with arguments."""
     import tf_keras
 
     return tuple(
-        op.name for op in graph if op.kind != "InputLayer" and (op.origin is not None or op.call is not None or not hasattr(tf_keras.layers, op.kind))
+        op.name
+        for op in graph
+        if op.kind != "InputLayer"
+        and not _is_function(graph, op)
+        and (op.origin is not None or op.call is not None or not hasattr(tf_keras.layers, op.kind))
     )
 
 
@@ -43,6 +49,7 @@ def lower(graph: Graph) -> Lowered:
     if missing:
         raise ModelError(f"{', '.join(missing)}: tf_keras has no such layer")
     names = _names(graph)
+    own = _function_layer()
     layers: dict[str, Any] = {}
     tensors: dict[Ref, Any] = {}
     with quiet():
@@ -55,7 +62,7 @@ def lower(graph: Graph) -> Lowered:
             try:
                 first = key not in layers
                 if first:
-                    layers[key] = _layer(op, names[op.name])
+                    layers[key] = own.of(op, names[op.name]) if _is_function(graph, op) else _layer(op, names[op.name])
                 operands = [tensors[ref] for ref in graph.operands(op.name)]
                 given = layers[key](operands[0] if len(operands) == 1 else operands)
                 if first and op.weights:
@@ -65,7 +72,7 @@ def lower(graph: Graph) -> Lowered:
             for number, each in enumerate(given if isinstance(given, list | tuple) else [given]):
                 tensors[Ref(op.name, number)] = each
         model = tf_keras.Model([tensors[Ref(name)] for name in graph.inputs], [tensors[ref] for ref in graph.outputs], name=_plain(graph.name))
-    return Lowered(model, {op.name: names[next(iter(graph.calls(op))).name] for op in graph})
+    return Lowered(model, {op.name: names[next(iter(graph.calls(op))).name] for op in graph}, {"Function": own})
 
 
 def raised(graph: Graph, weights: Mapping[str, Mapping[str, Array]]) -> Graph:
@@ -91,6 +98,31 @@ def _names(graph: Graph) -> dict[str, str]:
             name = f"{base}_{number}"
         taken[op.name] = name
     return taken
+
+
+def _is_function(graph: Graph, op: Op) -> bool:
+    """Whether the op is a function of keras.ops, or another one without weights, that can be called as it is."""
+    return op.origin is not None and not op.weights and len(graph.tensors(op.name)) == 1
+
+
+def _function_layer() -> Any:
+    """A class of tf_keras layers that call ops of a graph; each lowering has one of its own, which knows its ops."""
+    import tf_keras
+
+    class Function(tf_keras.layers.Layer):  # type: ignore[misc]
+        """One op. Its configuration names it, so that the layer can be copied."""
+
+        ops: ClassVar[dict[str, Callable[[Sequence[Any]], Any]]] = {}
+
+        @classmethod
+        def of(cls, op: Op, name: str) -> Any:
+            cls.ops[name] = function(op)
+            return cls(name=name)
+
+        def call(self, inputs: Any) -> Any:
+            return self.ops[self.name](inputs if isinstance(inputs, list | tuple) else [inputs])
+
+    return Function
 
 
 def _plain(name: str) -> str:

@@ -20,7 +20,7 @@ from lrfc.state import Batch, batches
 _PACKAGE = "tensorflow_model_optimization"
 #: Kinds that hand on values as they are, in the range that they come in, and functions whose range TFLite prescribes.
 _SAME = frozenset(f"{kind}{n}D" for kind in ("MaxPooling", "AveragePooling", "ZeroPadding", "Cropping", "UpSampling") for n in (1, 2, 3)) | frozenset(
-    ("Flatten", "Reshape", "Permute", "RepeatVector")
+    ("Flatten", "Reshape", "Permute", "RepeatVector", "ops.Pad", "ops.Reshape", "ops.Transpose")
 )
 _FIXED = frozenset(("softmax", "sigmoid", "tanh", "log_softmax"))
 
@@ -59,7 +59,7 @@ def annotated(tools: Any, graph: Graph, lowered: Lowered) -> Any:
     try:
         marked = tf_keras.models.clone_model(lowered.model, clone_function=annotate)
         marked.set_weights(lowered.model.get_weights())
-        with tools.quantize_scope({"Rules": rules}):
+        with tools.quantize_scope({"Rules": rules, **lowered.custom}):
             return tools.quantize_apply(marked, _scheme(tools))
     except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
         raise ModelError(f"tensorflow-model-optimization refuses '{graph.name}': {reason(error)}; leave out --qat") from error
