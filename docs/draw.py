@@ -19,7 +19,8 @@ from typing import Any
 from lrfc.report.chart import Series, chart, legend
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-SIZE = (560, 340)
+#: As narrow as in a report: its text is read on a phone.
+SIZE = (480, 300)
 Points = dict[str, list[tuple[float, float, str]]]
 
 
