@@ -1,0 +1,30 @@
+"""Draw result.svg, what a build of the example model prints: python examples/draw_result.py [OPTION ...]."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+HERE = Path(__file__).parent
+OPTIONS = ("--target", "tflite", "--data", "digits", "--max-macs", "50%")
+
+
+def main() -> None:
+    """Build, and draw what it wrote to stdout."""
+    options = tuple(sys.argv[1:]) or OPTIONS
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "lrfc", "build", str(HERE / "digits.keras"), *options, "--out", "digits-lrfc"]
+        shown = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout  # noqa: S603  lrfc itself
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(Text(shown.rstrip()))
+    console.save_svg(str(HERE / "result.svg"), title=f"lrfc build digits.keras {' '.join(options)}", clear=False)
+
+
+if __name__ == "__main__":
+    main()
