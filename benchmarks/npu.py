@@ -2,13 +2,16 @@
 
     LRFC_DATA=... python benchmarks/npu.py predict [--devices ethos-u55-128 ...] [--plans 20]
     LRFC_DATA=... python benchmarks/npu.py plans [--devices ethos-u55-128 ...] [--kept 75 60 45 30]
+    LRFC_DATA=... python benchmarks/npu.py contract [--networks resnet20_cifar10 ...] [--devices ethos-u55-128 ...] [--drop 1pp]
     python benchmarks/npu.py profiles [--devices ethos-u55-128 ...]
 
-The first two take ResNet-20 in int8 and write a CSV file beside this one. Vela is deterministic: the same figures come out each time.
+The first two take ResNet-20 in int8 and, as the third, write a CSV file beside this one. Vela is deterministic: the same figures come out each time.
 
 predict: random plans (a random method and rank for each layer), each compiled by Vela. 'profile' predicts them from the shipped cost profile alone, 'priced'
 from ops that Vela priced in probe networks together with the compiled original, 'fed back' after the plan itself was compiled once.
 plans: at equal predicted impact on the network's output, the plan with the fewest MACs against the one with the fewest predicted cycles, both compiled.
+contract: whole builds without fine-tuning: the fewest cycles at which the int8 file keeps what the contract allows, with candidates weighed as integers
+('weighed' 1) and as if they shipped in float (0). Accuracies are those of the emitted files. Rows that the file holds are not made again.
 profiles: writes the cost profiles that ship.
 """
 
@@ -19,16 +22,20 @@ import csv
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from selection import cifar, random_plan, selected
 
+import lrfc
+from lrfc import line
 from lrfc.config import METHODS
-from lrfc.errors import BudgetError
+from lrfc.errors import BudgetError, NoGainError
 from lrfc.factorization import METHODS as ALL
 from lrfc.ir.graph import Graph
 from lrfc.passes.factorize import Factorize
@@ -38,7 +45,7 @@ from lrfc.search import latency, npu
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Candidate, LayerSpace
 from lrfc.search.signature import Signature
-from lrfc.state import Artifact, State
+from lrfc.state import Artifact, Progress, State
 from lrfc.targets import device, vela
 from lrfc.targets.npu import observed, predicted, price, profile
 from lrfc.targets.tflite import TFLite
@@ -180,6 +187,55 @@ def ops(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[Signature
     return found
 
 
+def contract(networks: Sequence[str], devices: Sequence[str], drop: str) -> None:
+    """Builds under an accuracy contract, a row each."""
+    folder, path = Path(os.environ["LRFC_DATA"]), HERE / "npu_contract.csv"
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    weighing = line.weighing
+    for name, network, weighed in product(devices, networks, (1, 0)):
+        key = {"device": name, "network": network, "drop": drop, "weighed": str(weighed)}
+        if any(row | key == row for row in rows):
+            continue
+        line.weighing = weighing if weighed else lambda precision: ()
+        (model,) = (folder / "models").glob(f"{network}.*")
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as out:
+            spec: dict[str, Any] = {"data": str(folder / "cifar10_train.npz"), "test_data": str(folder / "cifar10_test.npz")}
+            try:
+                result = lrfc.build(str(model), device=name, max_drop=drop, epochs=0, out=f"{out}/build", progress=Progress(log=said), **spec)
+            except (BudgetError, NoGainError) as error:
+                print(error, flush=True)
+                result = error.result
+        rows.append(key | outcome(result.manifest) | {"seconds": f"{time.perf_counter() - start:.0f}"})
+        write("contract", rows)
+        print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+
+
+def said(text: str) -> None:
+    """A line of a build."""
+    print(text, flush=True)
+
+
+def outcome(manifest: Any) -> dict[str, Any]:
+    """What a build came to."""
+    before, after, held = manifest.before, manifest.after, manifest.accuracy.kept
+    found = {f"{quantity}_{side}": getattr(each, quantity) for quantity in ("cycles", "sram_bytes", "flash_bytes", "macs", "file_bytes")
+             for side, each in (("before", before), ("after", after))}  # fmt: skip
+    found |= {f"accuracy_{side}": f"{100 * each.accuracy:.2f}" for side, each in (("before", before), ("after", after))}
+    methods = Counter(layer.method or "none" for layer in manifest.layers)
+    return found | {
+        "accuracy_float": f"{100 * manifest.accuracy.before:.2f}",
+        "lost": "" if held is None else f"{100 * held.drop:.2f}",
+        "met": "" if held is None else int(held.met),
+        "attempts": len(manifest.search.attempts),
+        "methods": " ".join(f"{method}:{count}" for method, count in sorted(methods.items())),
+        "problem": manifest.problem or "",
+    }
+
+
 def profiles(devices: Sequence[str]) -> None:
     """Write the shipped cost profiles."""
     for name in devices:
@@ -191,11 +247,13 @@ def profiles(devices: Sequence[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("predict", "plans", "profiles"):
+    for name in ("predict", "plans", "contract", "profiles"):
         command = commands.add_parser(name)
         command.add_argument("--devices", nargs="+", choices=DEVICES, default=list(DEVICES))
     commands.choices["predict"].add_argument("--plans", type=int, default=20)
     commands.choices["plans"].add_argument("--kept", type=int, nargs="+", default=[75, 60, 45, 30])
+    commands.choices["contract"].add_argument("--networks", nargs="+", default=["resnet20_cifar10", "mlperf_tiny_resnet8_cifar10"])
+    commands.choices["contract"].add_argument("--drop", default="1pp")
     given = parser.parse_args()
     if given.command == "profiles":
         profiles(given.devices)
@@ -204,6 +262,8 @@ def main() -> None:
         parser.error("set LRFC_DATA to the folder with models/ and CIFAR-10")
     if given.command == "predict":
         predict(given.devices, given.plans)
+    elif given.command == "contract":
+        contract(given.networks, given.devices, given.drop)
     else:
         plans(given.devices, given.kept)
 

@@ -20,7 +20,7 @@ from lrfc.destinations import HOST, Destination, destinations
 from lrfc.errors import LrfcError, ModelError, UsageError
 from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
-from lrfc.line import Line, Stop, bench_of, exploration, pipeline, reasons
+from lrfc.line import Line, Stop, bench_of, exploration, pipeline, reasons, weighing
 from lrfc.locked import Locked
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.price_layers import PriceLayers
@@ -162,6 +162,7 @@ def explore(
     state = run(replace(state, original=state.graph), plan([exploration(config, config.rank_multiple or goal.device.rank_multiple)]))
     if not state.fact(DesignSpace).spaces:
         raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {reasons(state.fact(DesignSpace))}")
+    state = run(state, plan(weighing(goal.target.precision), known=(DesignSpace,)))
     if device is not None or "latency" in over:
         prices, begins = goal.profile()
         progress.log(begins or f"latencies are predicted for {goal.device.name}, not measured")

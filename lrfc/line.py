@@ -36,6 +36,7 @@ from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks
+from lrfc.passes.weigh_rounding import WeighRounding
 from lrfc.pipeline import name_of, plan, run
 from lrfc.precision import PRECISIONS
 from lrfc.pruning.space import FilterSpace
@@ -65,6 +66,11 @@ def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
         Refit(),
         *([finetune(config)] if config.epochs else []),
     )
+
+
+def weighing(precision: str) -> tuple[Pass, ...]:
+    """The passes that take the explored layers from float to the precision that ships; none where nothing is rounded."""
+    return (WeighRounding(precision),) if PRECISIONS[precision].integer else ()
 
 
 def rounding(config: BuildConfig, precision: str) -> tuple[Pass, ...]:
@@ -130,6 +136,7 @@ class Line:
                 *pipeline(config, SelectRanks()),
                 FineTune(),
                 FoldBatchNorm(),
+                WeighRounding(),
                 BalanceStages(),
                 CorrectBiases(),
                 QuantizeAware(),
@@ -140,6 +147,7 @@ class Line:
                 raise UsageError(f"no pass is named '{name}'; they are {', '.join(sorted(known))}")
         self._ladder: dict[str, float] = {}
         self._metric: Metric | None = None
+        self._weighed: dict[str, State] = {}
         self._trained: dict[tuple[object, ...], tuple[State, dict[str, float]]] = {}
         self._made: dict[tuple[object, ...], Build] = {}
         self._allowed: float | None = None
@@ -188,7 +196,8 @@ class Line:
 
     def compressed(self, state: State, goal: Destination, bench: Bench) -> tuple[Build, Settled]:
         """The compressed graph for a destination and all that is known about it. Destinations for which the same is chosen share it."""
-        config, design = self._config, state.fact(DesignSpace)
+        config, state = self._config, self._in_precision(state, goal.target.precision)
+        design = state.fact(DesignSpace)
         if self._locked is None:
             settled = Loop(state, goal.target, bench, bench.profile).settle(self._wish(state, goal, bench), self._allowed)
         else:  # one candidate a layer: nothing is weighed
@@ -214,6 +223,14 @@ class Line:
                 self._source, config, state, trained.graph, shipped, fold_batchnorm(state.original), design, ladder, self._metric, self._seconds
             )
         return self._made[key, steps], settled
+
+    def _in_precision(self, state: State, precision: str) -> State:
+        """The explored state as it is in the precision of a destination. A repeated build has its choices already: nothing is weighed."""
+        if self._locked is not None:
+            return state
+        if precision not in self._weighed:
+            self._weighed[precision] = run(state, plan(weighing(precision), known=(DesignSpace,)), self._after)
+        return self._weighed[precision]
 
     def _quantise_aware(self, state: State) -> State:
         """The network trained with its rounding; as it is where that cannot be done, and then it is quantised as it is."""

@@ -59,27 +59,32 @@ class BalanceStages:
     def __call__(self, state: State) -> State:
         """The state with the balanced graph."""
         graph = state.graph.copy()
-        pairs = tuple(pair for pair in _pairs(graph) if not self.convolutions or scaled_by_channel(graph.op(pair.first)))
-        if not pairs:
+        found = tuple(pair for pair in pairs(graph) if not self.convolutions or scaled_by_channel(graph.op(pair.first)))
+        if not found:
             return state
-        ranges = _ranges(graph, pairs, tuple(x[: self.samples] for x in state.data.train.inputs))
-        changed: dict[str, float] = {}
-        for _ in range(self.sweeps):
-            for pair in pairs:
-                weights = grouped(graph.op(pair.second))
-                scales, gain = _best(weights, ranges[pair.tensor], 2**self.bits - 1, signs=pair.linear)
-                if gain >= 1 or not pair.scale(graph, scales):
-                    continue
-                ranges[pair.tensor] = ranges[pair.tensor].scaled(scales)
-                changed[pair.first] = changed.get(pair.first, 1.0) * gain
+        ranges = _ranges(graph, found, tuple(x[: self.samples] for x in state.data.train.inputs))
+        changed = balance(graph, found, ranges, self.bits, self.sweeps)
         if changed:
             mean = float(np.exp(np.mean(np.log(list(changed.values())))))
-            state.progress.log(f"  {len(changed)} of {len(pairs)} pairs of layers balanced, rounding noise of these ×{mean:.2f}")
+            state.progress.log(f"  {len(changed)} of {len(found)} pairs of layers balanced, rounding noise of these ×{mean:.2f}")
         return state.with_graph(graph)
 
 
+def balance(graph: Graph, found: Sequence[Pair], ranges: dict[Ref, Ranges], bits: int, sweeps: int = 2) -> dict[str, float]:
+    """Balance pairs of layers in place; ``ranges``, of what each second layer reads, follow. The noise that is left, as a share, by the first layers changed."""
+    changed: dict[str, float] = {}
+    for _ in range(sweeps):
+        for pair in found:
+            scales, gain = _best(grouped(graph.op(pair.second)), ranges[pair.tensor], 2**bits - 1, signs=pair.linear)
+            if gain >= 1 or not pair.scale(graph, scales):
+                continue
+            ranges[pair.tensor] = ranges[pair.tensor].scaled(scales)
+            changed[pair.first] = changed.get(pair.first, 1.0) * gain
+    return changed
+
+
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """Two layers, and what the second reads. ``linear``: there is nothing nonlinear between them."""
 
     first: str
@@ -102,16 +107,23 @@ class _Pair:
 
 
 @dataclass(frozen=True)
-class _Ranges:
+class Ranges:
     """Of each channel the least and greatest value, and the mean square."""
 
     low: Values
     high: Values
     square: Values
 
-    def scaled(self, scales: Values) -> _Ranges:
+    @classmethod
+    def of(cls, values: NDArray[np.float32], axis: int) -> Ranges:
+        """What some values show, with their channels along that axis."""
+        rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+        return cls(rows.min(0).astype(np.float64), rows.max(0).astype(np.float64), np.square(rows).mean(0, dtype=np.float64))
+
+    def scaled(self, scales: Values) -> Ranges:
+        """Those of the channels multiplied by the scales."""
         a, b = self.low * scales, self.high * scales
-        return _Ranges(np.minimum(a, b), np.maximum(a, b), self.square * scales**2)
+        return Ranges(np.minimum(a, b), np.maximum(a, b), self.square * scales**2)
 
     @property
     def width(self) -> float:
@@ -119,7 +131,8 @@ class _Ranges:
         return float(max(self.high.max(), 0) - min(self.low.min(), 0))
 
 
-def _pairs(graph: Graph) -> Iterator[_Pair]:
+def pairs(graph: Graph) -> Iterator[Pair]:
+    """The layers that can be balanced, each with the one that reads it."""
     for first in graph:
         if not _plain(graph, first) or first["activation"] not in (None, "linear", *_POSITIVE_ACTIVATIONS):
             continue
@@ -135,7 +148,7 @@ def _pairs(graph: Graph) -> Iterator[_Pair]:
         given = graph.tensors(first.name)[0]
         same = channel_axis(first, given) == axis or len(given.shape) != len(tensor.shape)  # not so where one has its channels first
         if same and given.shape[channel_axis(first, given)] == tensor.shape[axis]:
-            yield _Pair(first.name, op.name, Ref(last.name), axis, linear)
+            yield Pair(first.name, op.name, Ref(last.name), axis, linear)
 
 
 def _plain(graph: Graph, op: Op) -> bool:
@@ -161,25 +174,23 @@ def _along(values: Values, rank: int, axis: int) -> Affine:
     return Affine(values.reshape(shape), np.zeros(shape))
 
 
-def _ranges(graph: Graph, pairs: Sequence[_Pair], inputs: Batch) -> dict[Ref, _Ranges]:
+def _ranges(graph: Graph, wanted: Sequence[Pair], inputs: Batch) -> dict[Ref, Ranges]:
     """What the calibration inputs show of the activation of each pair."""
     probe = graph.copy()
-    probe.outputs, probe.structure = tuple(dict.fromkeys(pair.tensor for pair in pairs)), (graph.structure[0], None)
-    axes = {pair.tensor: pair.axis for pair in pairs}
+    probe.outputs, probe.structure = tuple(dict.fromkeys(pair.tensor for pair in wanted)), (graph.structure[0], None)
+    axes = {pair.tensor: pair.axis for pair in wanted}
     run = keras_io.compiled(probe)
-    found: dict[Ref, _Ranges] = {}
+    found: dict[Ref, Ranges] = {}
     count = len(inputs[0])
     for part in batches(inputs, 64):
         for ref, values in zip(probe.outputs, run(part), strict=True):
-            rows = np.moveaxis(values, axes[ref], -1).reshape(-1, values.shape[axes[ref]])
-            share = len(part[0]) / count
-            new = _Ranges(rows.min(0).astype(np.float64), rows.max(0).astype(np.float64), share * np.square(rows).mean(0, dtype=np.float64))
-            old = found.get(ref)
-            found[ref] = new if old is None else _Ranges(np.minimum(old.low, new.low), np.maximum(old.high, new.high), old.square + new.square)
+            new, old = Ranges.of(values, axes[ref]), found.get(ref)
+            new = replace(new, square=new.square * len(part[0]) / count)
+            found[ref] = new if old is None else Ranges(np.minimum(old.low, new.low), np.maximum(old.high, new.high), old.square + new.square)
     return found
 
 
-def _best(weights: Values, ranges: _Ranges, steps: int, *, signs: bool) -> tuple[Values, float]:
+def _best(weights: Values, ranges: Ranges, steps: int, *, signs: bool) -> tuple[Values, float]:
     """The scales with the least noise, and the noise with them as a share of that without. ``weights``: (G, S, K, T) of the second layer."""
     reach = np.maximum(np.abs(ranges.low), np.abs(ranges.high))
     read = np.abs(weights).max(axis=(2, 3)).ravel()
@@ -198,7 +209,7 @@ def _best(weights: Values, ranges: _Ranges, steps: int, *, signs: bool) -> tuple
     return choices[best], noises[best] / before if before > 0 else 1.0
 
 
-def _noise(weights: Values, ranges: _Ranges, steps: int, scales: Values) -> float:
+def _noise(weights: Values, ranges: Ranges, steps: int, scales: Values) -> float:
     """The variance that rounding leaves in the output of the second layer, all of its channels together, times 12."""
     scaled = weights / scales.reshape(*weights.shape[:2], 1, 1)
     seen = ranges.scaled(scales)

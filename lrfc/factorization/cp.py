@@ -153,7 +153,12 @@ class CPFactors:
 
     def estimates(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
         """What fits from one start, with few sweeps, give; see ``Factors``."""
-        return replace(self, fit=_quick).responses(patches, ranks)
+        return self.quick.responses(patches, ranks)
+
+    @cached_property
+    def quick(self) -> CPFactors:
+        """The same, each rank fitted from one start with few sweeps; the fits are kept."""
+        return replace(self, fit=_quick)
 
     # -- factors ---------------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,189 @@
+"""The error and impact of candidates in integer precision: what rounding adds, where it comes from, and that files bear it out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import layers
+
+from lrfc.factorization import METHODS
+from lrfc.ir import keras_io
+from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.line import weighing
+from lrfc.passes.balance_stages import BalanceStages
+from lrfc.passes.select_ranks import DesignSpace
+from lrfc.passes.weigh_rounding import Rounding, WeighRounding
+from lrfc.search.follow import follow
+from lrfc.targets.tflite import TFLite
+from tests import helpers
+from tests.compression import explored, learnt, state_of
+
+
+@cache
+def known():
+    """A network that has learnt something, explored."""
+    return explored(learnt())
+
+
+def chain(spread, seed=0):
+    """A layer as two stages, whose channels between them have ranges that differ by e^spread, and what it reads."""
+    rng = np.random.default_rng(seed)
+    wild = np.exp(spread * rng.standard_normal(8)).astype(np.float32)
+    first = rng.standard_normal((1, 1, 6, 8)).astype(np.float32) * wild
+    second = rng.standard_normal((3, 3, 8, 5)).astype(np.float32) / wild[:, None]
+    common = {"strides": (1, 1), "dilation_rate": (1, 1), "data_format": "channels_last", "groups": 1, "use_bias": False, "activation": "linear"}
+    stages = [
+        Op("layer__in", "Conv2D", {**common, "filters": 8, "kernel_size": (1, 1), "padding": "valid"}, {"kernel": first}),
+        Op("layer", "Conv2D", {**common, "filters": 5, "kernel_size": (3, 3), "padding": "same"}, {"kernel": second}),
+    ]
+    graph = Graph("chain")
+    ref = graph.add(Op("x", "InputLayer", {"batch_shape": (None, 8, 8, 6), "dtype": "float32"}))
+    for stage in stages:
+        ref = graph.add(stage, (ref,))
+    graph.outputs = (ref,)
+    return graph, stages, rng.standard_normal((32, 8, 8, 6)).astype(np.float32)
+
+
+def rounding(graph, read, *, bits=8, balanced=True):
+    (before,) = keras_io.predict(graph, (read,))
+    return Rounding(graph.tensor(Ref("x")), read, before, np.ones((1, 1, 1, 1), np.float32), 3, lambda x: x, bits, balanced)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_wild_ranges_cost_more_unless_they_are_balanced(seed):
+    even, wild = chain(0.0, seed), chain(1.0, seed)
+    unbalanced = [rounding(graph, read, balanced=False).noise(stages) for graph, stages, read in (even, wild)]
+    balanced = [rounding(graph, read).noise(stages) for graph, stages, read in (even, wild)]
+    assert unbalanced[1] > 2 * unbalanced[0]
+    assert balanced[1] < 1.5 * balanced[0]
+
+
+def test_sixteen_bits_leave_the_noise_of_the_weights():
+    graph, stages, read = chain(0.0)
+    eight, sixteen, of_weights = (rounding(graph, read, bits=bits).noise(stages) for bits in (8, 16, 30))
+    assert sixteen == pytest.approx(of_weights, rel=1e-3)
+    assert 0.002 < sixteen < 0.9 * eight
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+def test_the_file_bears_it_out(balanced, spread, tmp_path):
+    """What an emitted int8 file is off by: the noise, and the rounding of input and output, which no choice changes."""
+    graph, stages, read = chain(spread)
+    state = state_of(graph)
+    state = replace(state, data=replace(state.data, train=replace(state.data.train, inputs=(read,))))
+    shipped = BalanceStages()(state).graph if balanced else graph
+    target = TFLite("int8")
+    (found,) = target.load(target.emit(shipped, tmp_path / "chain.tflite", (read,)))((read,))
+    (exact,) = keras_io.predict(graph, (read,))
+    (of_input,) = keras_io.predict(graph, (_rounded(read),))
+    norm = np.linalg.norm(exact)
+    others = [np.linalg.norm(of_input - exact) / norm, np.linalg.norm(_rounded(exact) - exact) / norm]
+    lost = found - exact
+    lost -= lost.mean((0, 1, 2))  # what the corrected bias makes good
+    predicted = rounding(graph, read, balanced=balanced).noise(stages)
+    measured = np.sqrt(max((np.linalg.norm(lost) / norm) ** 2 - sum(np.square(others)), 0))
+    assert predicted / 2 < measured < 2 * predicted
+
+
+def _rounded(values):
+    low, high = min(values.min(), 0), max(values.max(), 0)
+    return (np.rint(values / ((high - low) / 255)) * ((high - low) / 255)).astype(np.float32)
+
+
+def test_errors_and_impacts_never_shrink():
+    before, after = (state.fact(DesignSpace).spaces for state in (known(), WeighRounding()(known())))
+    for old, new in zip(before, after, strict=True):
+        assert [(c.method, c.ranks, c.params, c.macs) for c in old.candidates] == [(c.method, c.ranks, c.params, c.macs) for c in new.candidates]
+        assert new.whole.error > 0
+        assert new.whole.impact > 0
+        for a, b in zip(old.candidates, new.candidates, strict=True):
+            assert b.error > a.error
+            assert b.impact >= a.impact * (1 - 1e-6)
+            assert b.error < a.error + 0.1  # 8 bits are not that bad
+
+
+def test_the_ranking_follows():
+    for space in WeighRounding()(known()).fact(DesignSpace).spaces:
+        ordered = sorted(space.candidates, key=lambda c: c.error)
+        impacts = [c.impact for c in ordered]
+        assert impacts == sorted(impacts)
+
+
+def test_a_method_whose_tensors_round_badly_pays_for_it(monkeypatch):
+    """Two methods with the same float error: the one with wild channels in between is the second choice."""
+    state = known()
+    design = state.fact(DesignSpace)
+    space = next(s for s in design.spaces if s.op.name == "conv1")
+    plain = next(c for c in space.candidates if c.method == "channel_svd")
+    twin = next(c for c in space.candidates if c.method == "spatial_svd")
+    one = replace(space, candidates=(space.whole, replace(plain, error=0.1, impact=0.01), replace(twin, error=0.1, impact=0.01)))
+
+    class Wild:
+        def __init__(self, factors):
+            self._factors = factors
+
+        def stages(self, ranks):
+            first, second = self._factors.stages(ranks)
+            wild = np.geomspace(1, 200, first.weights["kernel"].shape[-1], dtype=np.float32)
+            return [
+                replace(first, weights={"kernel": first.weights["kernel"] * wild}),
+                replace(second, weights={**second.weights, "kernel": second.weights["kernel"] / wild[:, None]}),
+            ]
+
+    wild = replace(one, factors={"channel_svd": one.factors["channel_svd"], "spatial_svd": Wild(one.factors["spatial_svd"])})
+    monkeypatch.setattr("lrfc.passes.weigh_rounding.balance", lambda *given: {})
+    (found,) = WeighRounding()(state.with_fact(replace(design, spaces=(wild,)))).fact(DesignSpace).spaces
+    assert found.candidates[2].impact > 1.01 * found.candidates[1].impact > 1.01 * found.candidates[0].impact
+
+
+@given(st.sampled_from(["fp32", "fp16", "dynamic"]))
+def test_float_builds_are_untouched(precision):
+    assert weighing(precision) == ()
+    assert WeighRounding(precision)(known()) is known()
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "softmax", "tanh", None])
+def test_what_an_activation_holds_back_does_not_count(activation):
+    """The noise is that of the feature map behind the layer's BatchNorm and activation, as the error is."""
+    x = inputs = keras.Input((8, 8, 6), name="x")
+    x = layers.BatchNormalization(name="bn")(layers.Conv2D(5, 3, name="conv")(x))
+    if activation is not None:
+        x = layers.Activation(activation, name="activation")(x)
+    graph = helpers.graph_of(helpers.random_weights(keras.Model(inputs, x)))
+    (read,) = helpers.random_inputs(graph, 16)
+    probe = graph.copy()
+    probe.outputs, probe.structure = (Ref("bn"),), (graph.structure[0], None)
+    (before,) = keras_io.predict(probe, (read,))
+    stages = METHODS["channel_svd"].decompose(graph.op("conv"), graph.input_tensors("conv")[0]).stages((3,))
+    found = Rounding.of(graph, "conv", read, before, 8).noise(stages)
+    assert follow(graph, "conv").end == ("bn" if activation is None else "activation")
+    assert 0.001 < found < 0.05
+
+
+def test_every_kind_of_layer():
+    """Shared, transposed, depthwise, grouped, causal, fully connected and tensorised ones, channels first among them."""
+    for graph in _nets():
+        state = explored(state_of(graph))
+        for space in WeighRounding()(state).fact(DesignSpace).spaces:
+            assert all(c.error > 0 and np.isfinite(c.impact) for c in space.candidates), (graph.name, space.op.name)
+
+
+def _nets():
+    image, sequence = keras.Input((8, 8, 8), name="image"), keras.Input((16, 8), name="sequence")
+    x = layers.Conv2DTranspose(8, 3, strides=2, padding="same", name="transposed")(image)
+    x = layers.ReLU()(layers.Conv2D(16, 3, groups=2, name="grouped")(x))
+    x = layers.Conv2D(16, 3, strides=2, padding="same", name="strided")(x)
+    x = layers.Dense(8, name="pixels")(x)
+    y = layers.Conv1D(8, 3, padding="causal", dilation_rate=2, name="causal")(sequence)
+    both = layers.Concatenate()([layers.Flatten()(x), layers.Flatten()(y)])
+    outputs = layers.Dense(4, activation="softmax", name="head")(layers.Dense(32, name="wide")(both))
+    yield helpers.graph_of(helpers.random_weights(keras.Model([image, sequence], outputs, name="kinds")))
+    yield helpers.graph_of(helpers.shared_conv())
+    yield helpers.graph_of(helpers.residual(filters=8))
