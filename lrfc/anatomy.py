@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lrfc.bench import Bench
+from lrfc.bench import Bench, Spent
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
 from lrfc.passes.profile import profile
 from lrfc.search.signature import Signature
+from lrfc.state import Artifact
 
 NAME = "ops.json"
 
@@ -29,6 +31,8 @@ class OpCost(_Record):
 
     ``live_bytes``: activations alive while it runs. ``predicted_ms``: by the cost profile of the device, before anything was measured; the op's share of
     a measured time is not known. Null where the runtime executes nothing of its own for it, or nothing is known.
+    ``cycles`` and ``sram_bytes`` (alive meanwhile): what the compiler of an NPU says of the op in this file, null elsewhere; ``cpu``: the operators that it
+    leaves to the CPU.
     """
 
     name: str
@@ -41,6 +45,9 @@ class OpCost(_Record):
     weight_bytes: _Count
     live_bytes: _Count
     predicted_ms: float | None
+    cycles: _Count | None = None
+    sram_bytes: _Count | None = None
+    cpu: tuple[str, ...] = ()
 
 
 class Anatomy(_Record):
@@ -69,13 +76,16 @@ class Anatomy(_Record):
             raise UsageError(f"'{path}' is damaged: {error.errors()[0]['msg']}") from error
 
 
-def anatomy(bench: Bench, before: Graph, after: Graph, precision: str) -> Anatomy:
-    """The ops of two graphs as they are emitted, their times predicted for the device of the bench."""
+def anatomy(bench: Bench, before: Graph, after: Graph, files: tuple[Artifact, Artifact]) -> Anatomy:
+    """The ops of two graphs as they are in the files that were emitted from them, their times predicted for the device of the bench."""
     listed = [list(bench.reading.signatures(graph)) for graph in (before, after)]
     times = _times(bench, [each for ops in listed for _, each in ops])
     overhead = None if times is None else bench.profile.overhead * bench.ms_per_unit
     layers = {op.name for op in before}
-    sides = [_side(graph, layers, ops, times, precision) for graph, ops in zip((before, after), listed, strict=True)]
+    sides = [
+        _side(graph, layers, ops, times, file.precision, bench.spent(file, graph))
+        for graph, ops, file in zip((before, after), listed, files, strict=True)
+    ]
     return Anatomy(overhead_ms=overhead, before=sides[0], after=sides[1])
 
 
@@ -90,8 +100,9 @@ def _times(bench: Bench, wanted: Sequence[Signature]) -> Mapping[Signature, floa
 
 
 def _side(
-    graph: Graph, layers: Set[str], listed: Sequence[tuple[str, Signature]], times: Mapping[Signature, float] | None, precision: str
-) -> tuple[OpCost, ...]:
+    graph: Graph, layers: Set[str], listed: Sequence[tuple[str, Signature]], times: Mapping[Signature, float] | None, precision: str,
+    spent: Mapping[str, Spent],
+) -> tuple[OpCost, ...]:  # fmt: skip
     own: dict[str, float] = {}
     for name, each in listed:
         if times is not None:
@@ -104,10 +115,18 @@ def _side(
             OpCost(
                 name=row.name, layer=_layer(row.name, layers), kind=row.kind, kernel=max(weights, key=prod) if weights else None,
                 output=row.shapes[0][1:] if row.shapes else None, params=row.params, macs=row.macs, weight_bytes=row.weight_bytes,
-                live_bytes=row.live_bytes, predicted_ms=own.get(row.name),
+                live_bytes=row.live_bytes, predicted_ms=own.get(row.name), **_told(spent.get(row.name)),
             )
         )  # fmt: skip
+    for name, told in spent.items():
+        if name not in graph:  # what the compiler or the converter made, and no op gave its name to
+            nothing: dict[str, Any] = dict.fromkeys(("params", "macs", "weight_bytes", "live_bytes"), 0)
+            found.append(OpCost(name=name, layer=name, kind="operator", kernel=None, output=None, predicted_ms=None, **nothing, **_told(told)))
     return tuple(found)
+
+
+def _told(spent: Spent | None) -> dict[str, Any]:
+    return {} if spent is None else asdict(spent)
 
 
 def _layer(name: str, layers: Set[str]) -> str:

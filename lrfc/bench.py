@@ -19,7 +19,7 @@ from lrfc.targets.device import Device, Vela
 from lrfc.targets.measure import Measurement, Ratio, speedup
 from lrfc.targets.runners.base import DeviceRunner
 from lrfc.targets.runners.vela import VelaRunner
-from lrfc.targets.vela import version
+from lrfc.targets.vela import Compiled, compiled, owners, version
 
 #: Timings of each file: enough to see which is slower.
 RUNS = 60
@@ -37,6 +37,15 @@ class Trial:
     time: float
     ops: tuple[Signature, ...]
     known: Mapping[Signature, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What an NPU's compiler says of an op in a file: see ``lrfc.targets.vela.Layer``. ``cpu``: the operators that it leaves to the CPU, uncounted."""
+
+    cycles: int
+    sram_bytes: int
+    cpu: tuple[str, ...]
 
 
 class Bench:
@@ -98,6 +107,14 @@ class Bench:
         """The times of single ops, in the profile's unit, that the device tells before a network is made of them; here none."""
         return {}
 
+    def spent(self, file: Artifact, graph: Graph) -> Mapping[str, Spent]:
+        """What each op of a file takes, where the device's compiler tells; an operator that belongs to no op of the graph stands under its own name."""
+        return {}
+
+    def compiled(self, file: Artifact) -> bytes | None:
+        """The file as the device takes it; None where it takes the file as it is."""
+        return None
+
     def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:
         return {}
 
@@ -133,8 +150,40 @@ class NPUBench(Bench):
         self._store.put({key: Sample(fresh[each], fresh[each], 0.0, 1, when) for key, each in keys.items() if each in fresh})
         return {**known, **fresh}
 
+    def spent(self, file: Artifact, graph: Graph) -> Mapping[str, Spent]:
+        """What Vela says of each op."""
+        return spent(self._runner.compiled(file), graph)
+
+    def compiled(self, file: Artifact) -> bytes | None:
+        """The file with Vela's commands in it, for TFLite Micro with the Ethos-U driver."""
+        return self._runner.compiled(file).content
+
     def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:
         return self._runner.observed(file, graph)
 
     def _reading(self) -> Reading:
         return Reading(npu.signatures, npu.chain)
+
+
+def spent(result: Compiled, graph: Graph) -> dict[str, Spent]:
+    """What Vela says of each op of the graph that the file was emitted from."""
+    return {
+        name: Spent(
+            cycles=sum(layer.cycles for layer in own),
+            sram_bytes=max(layer.sram_bytes for layer in own),
+            cpu=tuple(dict.fromkeys(layer.operator for layer in own if not layer.on_npu)),
+        )
+        for name, own in owners(result, graph).items()
+    }
+
+
+def fallbacks(target: Target, device: Device, graph: Graph, inputs: Batch, folder: Path) -> str | None:
+    """One line that names what an NPU leaves of a network to the CPU, found by compiling it; None where there is nothing. DeviceError where all is left."""
+    assert isinstance(device.reach, Vela)
+    folded = fold_batchnorm(graph)
+    file = target.emit(folded, folder / f"{device.name}.{target.name}", tuple(x[:2] for x in inputs))
+    left = {name: each.cpu for name, each in spent(compiled(file, device.reach), folded).items() if each.cpu}
+    if not left:
+        return None
+    named = ", ".join(f"{name} ({', '.join(operators)})" for name, operators in left.items())
+    return f"{device.name} leaves to the CPU, and counts no cycles for: {named}"

@@ -56,7 +56,8 @@ class Build:
 class Draft:
     """A build as a file, before it is put into an output folder. ``speedup`` is measured: above 1 when the new file is faster than the original's.
 
-    ``failure``: why it does not end well: a budget or the accuracy contract is not met, or nothing is gained.
+    ``failure``: why it does not end well: a budget or the accuracy contract is not met, or nothing is gained. ``compiled``: the original's file and this
+    one as the device takes them; None where it takes them as they are.
     """
 
     made: Build
@@ -71,6 +72,7 @@ class Draft:
     contract: Contract | None
     failure: BudgetError | NoGainError | None
     ops: Anatomy
+    compiled: tuple[bytes | None, bytes | None]
 
 
 def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder: Path, looks: int = 1) -> Draft:
@@ -102,8 +104,9 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
         for graph, file, each, score in zip((made.original, made.state.graph), (original, emitted), measured, scores, strict=True)
     )
     failure = _loss(made, goal, before, after, ratio) or _unmet(made, promise, before, after)
-    ops = anatomy(bench, made.original, made.state.graph, target.precision)
-    return Draft(made, goal, settled, original, emitted, found, ratio, before, after, promise, failure, ops)
+    ops = anatomy(bench, made.original, made.state.graph, (original, emitted))
+    compiled = bench.compiled(original), bench.compiled(emitted)
+    return Draft(made, goal, settled, original, emitted, found, ratio, before, after, promise, failure, ops, compiled)
 
 
 def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float | None) -> Figures:

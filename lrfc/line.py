@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from math import gcd
 from pathlib import Path
 
 from lrfc import config as options_
-from lrfc.bench import Bench, NPUBench
+from lrfc.bench import Bench, NPUBench, fallbacks
 from lrfc.config import Budget, BuildConfig, Drop
 from lrfc.data import Data
 from lrfc.destinations import Destination
@@ -120,6 +121,7 @@ class Line:
         if data.few:
             config = config.model_copy(update={"epochs": 0})
         self._source, self._config, self._data, self._progress, self._locked = source, config, data, progress, locked
+        self._goals = tuple(goals)
         # Ranks that no device computes at once are of no use; with several devices, those that suit all of them.
         multiple = config.rank_multiple or gcd(*(goal.device.rank_multiple for goal in goals))
         # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
@@ -158,6 +160,8 @@ class Line:
         config, progress = self._config, self._progress
         state = run(State(graph, graph, self._data, config.seed, progress), plan(self._first[:1]), self._after)
         state = replace(state, original=state.graph)
+        for note in self._left_to_the_cpu(state):
+            progress.log(note)
         if self._locked is not None:
             self._locked.check(self._source, state.original)
         self._metric = metric(config.metric, state.original, self._data.test) if self._data.judged else None
@@ -223,6 +227,15 @@ class Line:
                 self._source, config, state, trained.graph, shipped, fold_batchnorm(state.original), design, ladder, self._metric, self._seconds
             )
         return self._made[key, steps], settled
+
+    def _left_to_the_cpu(self, state: State) -> Iterator[str]:
+        """What NPUs cannot run of the original, before work goes into it."""
+        for goal in self._goals:
+            if goal.device.reach.kind == "vela":
+                with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
+                    note = fallbacks(goal.target, goal.device, state.original, self._data.train.inputs, Path(folder))
+                if note is not None:
+                    yield note
 
     def _in_precision(self, state: State, precision: str) -> State:
         """The explored state as it is in the precision of a destination. A repeated build has its choices already: nothing is weighed."""

@@ -66,6 +66,11 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
                 )
                 for layer in layers
             )
+        compiled = taken.compiled[0 if kept else 1]
+        built = []
+        if compiled is not None:
+            built.append(work / f"{emitted.path.stem}_{goal.device.reach.kind}{emitted.path.suffix}")
+            built[0].write_bytes(compiled)
         keras_io.save(plain, work / "model.keras")
         manifest = Manifest(
             input=Input(path=str(made.source), sha256=digest(made.source, made.state.original), preprocessing=data.preprocessing),
@@ -94,6 +99,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
             parity=Parity(max_abs_diff=found.max_abs_diff, samples=found.samples),
             artifacts=(
                 files.record(emitted.path, work, target.name, scales(emitted.path) if made.config.int8_io else ()),
+                *(files.record(path, work, goal.device.reach.kind) for path in built),
                 files.record(work / "model.keras", work, "keras"),
             ),
         )

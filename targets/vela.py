@@ -118,11 +118,17 @@ def by_op(result: Compiled, graph: Graph) -> dict[str, int]:
     The converter names an operator after the layers that it fuses into it, and Vela keeps the name: a convolution's cycles are booked to the
     convolution, those of an addition with its ReLU to the addition. An operator of unknown name is booked under that name.
     """
-    found: dict[str, int] = defaultdict(int)
+    cycles = {name: sum(layer.cycles for layer in own if layer.on_npu) for name, own in owners(result, graph).items()}
+    return {name: total for name, total in cycles.items() if total}
+
+
+def owners(result: Compiled, graph: Graph) -> dict[str, list[Layer]]:
+    """The operators of each op of the graph, as ``by_op`` books them, those on the CPU among them; without the conversions at the file's edges."""
+    found: dict[str, list[Layer]] = defaultdict(list)
     outputs = [ref.op for ref in graph.outputs]
     for layer in result.layers:
-        if layer.on_npu and layer.cycles:
-            found[_owner(layer, graph, outputs)] += layer.cycles
+        if layer.on_npu or layer.operator not in EDGES:
+            found[_owner(layer, graph, outputs)].append(layer)
     return dict(found)
 
 

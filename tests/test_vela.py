@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from lrfc.errors import DependencyError, DeviceError, UsageError
+from lrfc.anatomy import Anatomy
+from lrfc.bench import fallbacks, spent
+from lrfc.errors import BudgetError, DependencyError, DeviceError, NoGainError, UsageError
 from lrfc.ir import keras_io
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.state import Artifact
@@ -188,3 +190,78 @@ def test_vela_is_missing(file, monkeypatch):
 def test_another_device_is_refused():
     with pytest.raises(UsageError, match="reached by local"):
         VelaRunner(Device(name="here", description="this machine"))
+
+
+def test_memory_modes_and_system_configs_are_fields_of_a_device(file, compiled, tmp_path):
+    """Another memory mode or system configuration, given in the device's TOML, changes what Vela says."""
+    text = (device.SHIPPED / "ethos-u55-128.toml").read_text(encoding="utf-8")
+
+    def with_fields(**fields):
+        lines = [
+            line if line.split(" = ")[0] not in fields else f'{line.split(" = ")[0]} = "{fields[line.split(" = ")[0]]}"' for line in text.splitlines()
+        ]
+        path = tmp_path / "mine.toml"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return vela.compiled(file, device.load(path).reach)
+
+    inside = with_fields(memory_mode="Sram_Only")
+    assert inside.cycles != compiled.cycles
+    assert inside.sram_bytes != compiled.sram_bytes
+    slower = with_fields(system_config="Ethos_U55_Deep_Embedded")
+    assert slower.clock_hz < compiled.clock_hz
+    with pytest.raises(DeviceError, match=r"Memory_Mode\.nowhere not found"):
+        with_fields(memory_mode="nowhere")
+
+
+def test_what_each_op_takes(compiled, graph):
+    found = spent(compiled, graph)
+    assert sum(each.cycles for each in found.values()) == compiled.cycles
+    assert max(each.sram_bytes for each in found.values()) <= compiled.sram_bytes
+    assert found["conv"].sram_bytes > found["stem"].sram_bytes  # the skip connection waits meanwhile
+    assert not any(each.cpu for each in found.values())
+
+
+def elu_net():
+    import keras
+
+    inputs = keras.Input((8, 8, 4), name="image")
+    x = keras.layers.Conv2D(32, 3, padding="same", name="first")(inputs)
+    x = keras.layers.Activation("elu", name="odd")(x)
+    x = keras.layers.Conv2D(32, 3, padding="same", name="second")(x)
+    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax", name="head")(keras.layers.Flatten(name="flat")(x)), name="elu_net")
+
+
+def test_fallbacks_are_named_before_any_work(tmp_path):
+    """The first thing that a build says, and the layer in the folder's record; both the int8 file and Vela's are there."""
+    import lrfc
+    from lrfc.state import Progress
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((96, 8, 8, 4)).astype(np.float32), rng.integers(0, 3, 96)
+    said: list[str] = []
+    try:
+        result = lrfc.build(
+            elu_net(), device="ethos-u55-128", data={"x": images, "y": labels}, max_macs="70%", epochs=0, out=tmp_path / "out", methods=("channel_svd", "svd"),
+            progress=Progress(log=said.append),
+        )  # fmt: skip
+    except (BudgetError, NoGainError) as error:
+        result = error.result
+    named = next(i for i, line in enumerate(said) if line == "ethos-u55-128 leaves to the CPU, and counts no cycles for: odd (Elu)")
+    assert named < next(i for i, line in enumerate(said) if line.startswith("ExploreLayers"))
+    assert [(file.path, file.format) for file in result.manifest.artifacts] == [
+        ("elu_net.tflite", "tflite"), ("elu_net_vela.tflite", "vela"), ("model.keras", "keras"),
+    ]  # fmt: skip
+    recompiled = vela.compiled(Artifact(result.artifact, "tflite", "int8"), U55)
+    assert (result.out / "elu_net_vela.tflite").read_bytes() == recompiled.content
+    ops = Anatomy.read(result.out)
+    assert sum(op.cycles or 0 for op in ops.before) == result.manifest.before.cycles
+    assert sum(op.cycles or 0 for op in ops.after) == recompiled.cycles
+    assert {op.name: op.cpu for op in ops.after if op.cpu} == {"odd": ("Elu",)}
+    page = (result.out / "report.html").read_text(encoding="utf-8")
+    assert 'id="npu"' in page
+    assert ">Elu<" in page
+
+
+def test_a_network_without_fallbacks_is_not_remarked_on(graph, tmp_path):
+    images = np.random.default_rng(0).random((4, 16, 16, 3), np.float32)
+    assert fallbacks(TFLite("int8"), device.load("ethos-u55-128"), graph, (images,), tmp_path) is None

@@ -70,6 +70,16 @@ class LayerRow:
     ms: tuple[float | None, float | None]
 
 
+@dataclass(frozen=True)
+class NPURow:
+    """What an NPU's compiler says of a layer with all of its factors, before and after; ``cpu``: the operators that are left to the CPU."""
+
+    name: str
+    before: Mapping[str, int | None]
+    after: Mapping[str, int | None]
+    cpu: tuple[str, ...]
+
+
 def write(folder: Path) -> Path:
     """Draw the page of an output folder anew. UsageError when the folder is none."""
     path = folder / NAME
@@ -122,6 +132,7 @@ def render(content: Content) -> str:
         first_curve=next((curve for curve in curves if curve.changed), curves[0] if curves else None),
         curves_key=key,
         bars=figures.waterfall(ops) if ops is not None else [],
+        npu=npu(ops) if ops is not None else [],
         memory=figures.memory(ops) if ops is not None else None,
         memory_key=legend(["before", "after"]),
         rounds=figures.rounds(manifest),
@@ -150,6 +161,22 @@ def _side(ops: Sequence[OpCost]) -> tuple[tuple[str, ...], int | None, float | N
     kernels = tuple("×".join(map(str, op.kernel)) for op in ops if op.kernel)
     times = [op.predicted_ms for op in ops if op.predicted_ms is not None]
     return kernels, sum(op.weight_bytes for op in ops) if ops else None, sum(times) if times else None
+
+
+def npu(ops: Anatomy) -> list[NPURow]:
+    """Cycles and memory layer by layer; empty where no compiler told them."""
+    found = []
+    for name in dict.fromkeys(op.layer for op in (*ops.before, *ops.after) if op.cycles is not None):
+        before, after = ([op for op in side if op.layer == name] for side in (ops.before, ops.after))
+        cpu = dict.fromkeys(operator for op in (*before, *after) for operator in op.cpu)
+        found.append(NPURow(name, _spent(before), _spent(after), tuple(cpu)))
+    return found
+
+
+def _spent(ops: Sequence[OpCost]) -> dict[str, int | None]:
+    how: dict[str, Callable[[Sequence[int]], int]] = {"cycles": sum, "sram_bytes": max, "weight_bytes": sum}
+    known = {quantity: [value for op in ops if (value := getattr(op, quantity)) is not None] for quantity in how}
+    return {quantity: merge(known[quantity]) if known[quantity] else None for quantity, merge in how.items()}
 
 
 # -- sentences and rows ------------------------------------------------------------------------------------------------------------
