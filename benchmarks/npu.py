@@ -199,7 +199,7 @@ def contract(networks: Sequence[str], devices: Sequence[str], drop: str) -> None
         key = {"device": name, "network": network, "drop": drop, "weighed": str(weighed)}
         if any(row | key == row for row in rows):
             continue
-        line.weighing = weighing if weighed else lambda precision: ()
+        line.weighing = weighing if weighed else lambda *given, **options: ()
         (model,) = (folder / "models").glob(f"{network}.*")
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as out:

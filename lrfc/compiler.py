@@ -162,7 +162,7 @@ def explore(
     state = run(replace(state, original=state.graph), plan([exploration(config, config.rank_multiple or goal.device.rank_multiple)]))
     if not state.fact(DesignSpace).spaces:
         raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {reasons(state.fact(DesignSpace))}")
-    state = run(state, plan(weighing(goal.target.precision), known=(DesignSpace,)))
+    state = run(state, plan(weighing(goal.target.precision, cached=config.resume), known=(DesignSpace,)))
     if device is not None or "latency" in over:
         prices, begins = goal.profile()
         progress.log(begins or f"latencies are predicted for {goal.device.name}, not measured")

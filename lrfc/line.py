@@ -69,9 +69,9 @@ def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
     )
 
 
-def weighing(precision: str) -> tuple[Pass, ...]:
+def weighing(precision: str, *, cached: bool = False) -> tuple[Pass, ...]:
     """The passes that take the explored layers from float to the precision that ships; none where nothing is rounded."""
-    return (WeighRounding(precision),) if PRECISIONS[precision].integer else ()
+    return (WeighRounding(precision, cached=cached),) if PRECISIONS[precision].integer else ()
 
 
 def rounding(config: BuildConfig, precision: str) -> tuple[Pass, ...]:
@@ -242,7 +242,7 @@ class Line:
         if self._locked is not None:
             return state
         if precision not in self._weighed:
-            self._weighed[precision] = run(state, plan(weighing(precision), known=(DesignSpace,)), self._after)
+            self._weighed[precision] = run(state, plan(weighing(precision, cached=self._config.resume), known=(DesignSpace,)), self._after)
         return self._weighed[precision]
 
     def _quantise_aware(self, state: State) -> State:

@@ -26,6 +26,7 @@ from lrfc.search.candidates import Candidate, Decomposed, LayerSpace
 from lrfc.search.cost import arena
 from lrfc.search.follow import follow, rectifier
 from lrfc.search.sensitivity import FITTED
+from lrfc.search.store import Store, fingerprint, place
 from lrfc.state import Fact, State
 
 Array = NDArray[np.float32]
@@ -48,10 +49,12 @@ class WeighRounding:
     it is has the noise of its own weights. Rounding of what a layer reads and gives is the same for all choices, and is left out.
 
     The noise is measured at two or three ranks of each method; between them it follows a power of the product of the ranks. Float precisions change nothing.
+    ``cached``: what an earlier run found out about a layer with the same candidates, on the same model, images and precision, is taken over.
     """
 
     precision: str = "int8"
     images: int = 16
+    cached: bool = False
 
     needs: ClassVar[tuple[type[Fact], ...]] = (DesignSpace,)
     gives: ClassVar[tuple[type[Fact], ...]] = ()
@@ -63,11 +66,21 @@ class WeighRounding:
             return state
         graph, design, bits = state.graph, state.fact(DesignSpace), 8 * PRECISIONS[self.precision].activation
         count = max(4, min(self.images, MEMORY // max(1, arena(graph, 4).peak_bytes)))
+        inputs = tuple(x[:count] for x in state.data.train.inputs)
         spaces = {space.calls[0]: space for space in design.spaces}
         step = state.progress.stage("rounding", len(spaces))
-        found: dict[str, LayerSpace] = {}
-        for name, read, before in _seen(graph, list(spaces), tuple(x[:count] for x in state.data.train.inputs)):
+        store, found = None, dict[str, LayerSpace]()
+        if self.cached:
+            given = [(c.layer, c.method, c.ranks, c.error, c.impact) for space in design.spaces for c in space.candidates]
+            store = Store(place(), fingerprint(graph, inputs, ("rounding", bits, given)), state.progress.log)
+            stored = ((name, space, store.get(space.op.name)) for name, space in spaces.items())
+            found = {name: replace(space, candidates=known[0]) for name, space, known in stored if known is not None}
+            step(len(found))
+        missing = [name for name in spaces if name not in found]
+        for name, read, before in _seen(graph, missing, inputs) if missing else ():
             found[name] = _weighed(spaces[name], Rounding.of(graph, name, read, before, bits))
+            if store is not None:
+                store.put(spaces[name].op.name, found[name].candidates, found[name].refusals)
             step(1)
         return state.with_fact(replace(design, spaces=tuple(found[name] for name in spaces)))
 

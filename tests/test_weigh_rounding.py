@@ -16,6 +16,7 @@ from lrfc.factorization import METHODS
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.line import weighing
+from lrfc.passes import weigh_rounding
 from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.select_ranks import DesignSpace
 from lrfc.passes.weigh_rounding import Rounding, WeighRounding
@@ -107,6 +108,27 @@ def test_errors_and_impacts_never_shrink():
             assert b.error > a.error
             assert b.impact >= a.impact * (1 - 1e-6)
             assert b.error < a.error + 0.1  # 8 bits are not that bad
+
+
+def test_what_was_weighed_is_kept(monkeypatch, tmp_path):
+    """A second build does not weigh again; one in another precision, or after another exploration, does."""
+    monkeypatch.setenv("LRFC_CACHE", str(tmp_path))
+    weighed = []
+    weigh = weigh_rounding._weighed
+    monkeypatch.setattr(weigh_rounding, "_weighed", lambda space, rounding: weighed.append(space.op.name) or weigh(space, rounding))
+    first = WeighRounding(cached=True)(known()).fact(DesignSpace)
+    layers = list(weighed)
+    again = WeighRounding(cached=True)(known()).fact(DesignSpace)
+    assert weighed == layers == [space.op.name for space in first.spaces]
+    for one, two in zip(first.spaces, again.spaces, strict=True):
+        assert [vars(c) for c in one.candidates] == [vars(c) for c in two.candidates]
+        assert two.factors is one.factors
+    WeighRounding("int16x8", cached=True)(known())
+    assert len(weighed) == 2 * len(layers)
+    design = known().fact(DesignSpace)
+    less = replace(design, spaces=design.spaces[:1])
+    WeighRounding(cached=True)(known().with_fact(less))
+    assert len(weighed) == 2 * len(layers) + 1
 
 
 def test_the_ranking_follows():
