@@ -29,7 +29,7 @@ from lrfc.targets import device
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Pages whose blocks run in every test run; the others, whose builds take a minute each, run with -m slow.
-FAST = {"python.md", "device-over-ssh.md", "add-a-pass.md", "add-a-factorization.md"}
+FAST = {"device-over-ssh.md", "add-a-pass.md", "add-a-factorization.md"}
 #: Options of other programs, which the text names with their program.
 OTHERS = {"--accelerator-config", "--strict", "--hypothesis-profile"}
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import lrfc
 from lrfc import artifact
 from lrfc.errors import UsageError
 from lrfc.locked import Locked
+from lrfc.manifest import Manifest
 from lrfc.passes.lock_layers import Choice, LockLayers
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers
 from lrfc.pipeline import plan, run
-from lrfc.ship import Result
 from lrfc.state import Artifact, Progress, State
 from lrfc.targets.measure import Measurement
 from lrfc.targets.runners.local import LocalRunner
@@ -25,9 +26,9 @@ from tests import helpers
 OPTIONS: dict[str, Any] = {"max_macs": "35%", "methods": ("channel_svd", "tucker2", "svd"), "seed": 5}
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty current folder, and a stopwatch that needs no child processes."""
+@pytest.fixture(scope="module", autouse=True)
+def _stopwatch() -> Iterator[None]:
+    """One that needs no child processes."""
 
     def compare(self: LocalRunner, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600) -> tuple[Measurement, ...]:
         times = [1.0, *(0.5 for _ in files[1:])]
@@ -35,8 +36,32 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             Measurement(f.path, ms, ms, 0.0, runs, 1, (ms,) * 20, threads, 1.0, "none", "0", 1, 2) for f, ms in zip(files, times, strict=True)
         )
 
-    monkeypatch.setattr(LocalRunner, "compare", compare)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalRunner, "compare", compare)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty current folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network, data, and a build of it that trained nothing."""
+    folder = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        lrfc.build(model_and_data(), data="data.npz", epochs=0, **OPTIONS)
+    return folder
+
+
+@pytest.fixture
+def first(place: Path, tmp_path: Path) -> Manifest:
+    """What that build says, in the current folder."""
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    return Manifest.read(tmp_path / "net-lrfc")
 
 
 def model_and_data(classes: int = 5) -> Path:
@@ -48,43 +73,37 @@ def model_and_data(classes: int = 5) -> Path:
     return Path("net.keras")
 
 
-def choices(result: Result) -> list[Any]:
-    return [(layer.name, layer.method, layer.rank, layer.params_after, layer.macs_after) for layer in result.manifest.layers]
+def choices(manifest: Manifest) -> list[Any]:
+    return [(layer.name, layer.method, layer.rank, layer.params_after, layer.macs_after) for layer in manifest.layers]
 
 
-def test_the_same_plan_and_the_same_bytes_twice() -> None:
+def test_the_same_plan_and_the_same_bytes() -> None:
     model = model_and_data()
     first = lrfc.build(model, data="data.npz", out="first", epochs=2, **OPTIONS)
     lines: list[str] = []
-    again = [
-        lrfc.build(model, locked=path, out=f"again{i}", progress=Progress(log=lines.append))
-        for i, path in enumerate(("first", Path("first/manifest.json")))
-    ]
+    again = lrfc.build(model, locked=Path("first/manifest.json"), out="again", progress=Progress(log=lines.append))
     assert first.manifest.finetune is not None
     assert first.manifest.finetune.best > 0, "what was trained is in the file"
-    for result in again:
-        assert choices(result) == choices(first)
-        assert result.manifest.artifacts[0].sha256 == artifact.sha256(result.artifact) == first.manifest.artifacts[0].sha256
-        assert (result.manifest.config["epochs"], result.manifest.seed, result.manifest.config["data"]) == (2, 5, "data.npz")
-        assert result.manifest.accuracy.model_dump(exclude={"kept"}) == first.manifest.accuracy.model_dump(exclude={"kept"})
+    assert choices(again.manifest) == choices(first.manifest)
+    assert again.manifest.artifacts[0].sha256 == artifact.sha256(again.artifact) == first.manifest.artifacts[0].sha256
+    assert (again.manifest.config["epochs"], again.manifest.seed, again.manifest.config["data"]) == (2, 5, "data.npz")
+    assert again.manifest.accuracy.model_dump(exclude={"kept"}) == first.manifest.accuracy.model_dump(exclude={"kept"})
     assert not any(line.startswith("ExploreLayers") for line in lines)
-    assert sum("byte for byte" in line for line in lines) == 2
+    assert sum("byte for byte" in line for line in lines) == 1
     assert not any("warning" in line for line in lines)
+    assert Locked.read(Path("first")).choices == Locked.read(Path("first/manifest.json")).choices
 
 
-def test_other_options_go_before_those_of_the_manifest() -> None:
-    model = model_and_data()
-    first = lrfc.build(model, data="data.npz", epochs=0, **OPTIONS)
+def test_other_options_go_before_those_of_the_manifest(first: Manifest) -> None:
     lines: list[str] = []
-    other = lrfc.build(model, locked="net-lrfc", target="onnx", progress=Progress(log=lines.append))
+    other = lrfc.build("net.keras", locked="net-lrfc", target="onnx", progress=Progress(log=lines.append))
     assert (other.out, other.manifest.target) == (Path("net-locked"), "onnx")
-    assert choices(other) == choices(first)
+    assert choices(other.manifest) == choices(first)
     assert any("not the same bytes" in line for line in lines)
 
 
+@pytest.mark.usefixtures("first")
 def test_another_model_is_refused() -> None:
-    model = model_and_data()
-    lrfc.build(model, data="data.npz", epochs=0, **OPTIONS)
     helpers.conv_net(size=8, filters=(8, 16), seed=1).save("other.keras")
     with pytest.raises(UsageError, match=r"net-lrfc is the plan for another model: net.keras with SHA-256 .*'other.keras' has"):
         lrfc.build("other.keras", locked="net-lrfc")
@@ -100,18 +119,17 @@ def test_data_from_python_have_to_be_given_again() -> None:
     assert lrfc.build(model, locked="net-lrfc", data=data).manifest.artifacts[0].sha256 == first.manifest.artifacts[0].sha256
 
 
-def test_other_versions_are_said_and_an_empty_plan_is_refused() -> None:
-    model = model_and_data()
-    result = lrfc.build(model, data="data.npz", epochs=0, **OPTIONS)
-    changed = result.manifest.model_copy(update={"versions": {**result.manifest.versions, "keras": "3.0.0"}})
-    changed.write(result.out)
+def test_other_versions_are_said_and_an_empty_plan_is_refused(first: Manifest) -> None:
+    out = Path("net-lrfc")
+    changed = first.model_copy(update={"versions": {**first.versions, "keras": "3.0.0"}})
+    changed.write(out)
     lines: list[str] = []
-    lrfc.build(model, locked=result.out, progress=Progress(log=lines.append))
+    lrfc.build("net.keras", locked=out, progress=Progress(log=lines.append))
     assert any(line.startswith("warning: not the versions of net-lrfc") and "keras 3.0.0 → " in line for line in lines)
     layers = tuple(layer.model_copy(update={"method": None}) for layer in changed.layers)
-    changed.model_copy(update={"layers": layers}).write(result.out)
-    with pytest.raises(UsageError, match="no layer was factorized in that build"):
-        Locked.read(result.out)
+    changed.model_copy(update={"layers": layers}).write(out)
+    with pytest.raises(UsageError, match="no layer was factorized or pruned in that build"):
+        Locked.read(out)
 
 
 @pytest.mark.parametrize(
