@@ -3,6 +3,7 @@
     LRFC_DATA=... python benchmarks/npu.py predict [--devices ethos-u55-128 ...] [--plans 20]
     LRFC_DATA=... python benchmarks/npu.py plans [--devices ethos-u55-128 ...] [--kept 75 60 45 30]
     LRFC_DATA=... python benchmarks/npu.py contract [--networks resnet20_cifar10 ...] [--devices ethos-u55-128 ...] [--drop 1pp]
+    LRFC_DATA=... python benchmarks/npu.py rounding [--network resnet20_cifar10] [--kept 95 85 75 60 45]
     python benchmarks/npu.py profiles [--devices ethos-u55-128 ...]
 
 The first two take ResNet-20 in int8 and, as the third, write a CSV file beside this one. Vela is deterministic: the same figures come out each time.
@@ -10,6 +11,7 @@ The first two take ResNet-20 in int8 and, as the third, write a CSV file beside 
 predict: random plans (a random method and rank for each layer), each compiled by Vela. 'profile' predicts them from the shipped cost profile alone, 'priced'
 from ops that Vela priced in probe networks together with the compiled original, 'fed back' after the plan itself was compiled once.
 plans: at equal predicted impact on the network's output, the plan with the fewest MACs against the one with the fewest predicted cycles, both compiled.
+rounding: plans for so many MACs chosen with candidates weighed as integers and as if they shipped in float, both as int8 files.
 contract: whole builds without fine-tuning: the fewest cycles at which the int8 file keeps what the contract allows, with candidates weighed as integers
 ('weighed' 1) and as if they shipped in float (0). Accuracies are those of the emitted files. Rows that the file holds are not made again.
 profiles: writes the cost profiles that ship.
@@ -34,18 +36,25 @@ from selection import cifar, random_plan, selected
 
 import lrfc
 from lrfc import line
-from lrfc.config import METHODS
+from lrfc.config import METHODS, Budget
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.factorization import METHODS as ALL
+from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
+from lrfc.metrics import accuracy
+from lrfc.passes.balance_stages import BalanceStages
+from lrfc.passes.correct_biases import CorrectBiases
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, fixed, totals
+from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
+from lrfc.passes.recalibrate import RecalibrateBatchNorm
+from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, fixed, totals
+from lrfc.passes.weigh_rounding import WeighRounding
 from lrfc.search import latency, npu
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Candidate, LayerSpace
+from lrfc.search.sensitivity import divergence
 from lrfc.search.signature import Signature
-from lrfc.state import Artifact, Progress, State
+from lrfc.state import Artifact, Batch, Progress, State
 from lrfc.targets import device, vela
 from lrfc.targets.npu import observed, predicted, price, profile
 from lrfc.targets.tflite import TFLite
@@ -214,6 +223,39 @@ def contract(networks: Sequence[str], devices: Sequence[str], drop: str) -> None
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
 
 
+def rounding(kept: Sequence[int], network: str, images: int = 2_000) -> None:
+    """What candidates weighed as integers are worth: plans chosen with and without, at the same MACs, as float networks and as int8 files."""
+    explored = ExploreLayers(methods=METHODS, cached=True)(cifar(network))
+    test = explored.data.test.take(np.arange(images))
+    reference = above(keras_io.predict(explored.original, test.inputs))
+    spaces = {0: explored, 1: WeighRounding(cached=True)(explored)}
+    rows: list[dict[str, Any]] = []
+    for share, (weighed, state) in product(kept, spaces.items()):
+        plan = SelectRanks(Budget(value=share / 100, relative=True))(state)
+        chosen = {c.layer: (c.method, c.ranks) for c in plan.fact(Selection).chosen}
+        made = plan
+        for step in (Factorize(), RecalibrateBatchNorm(), FoldBatchNorm()):
+            made = step(made)
+        exact = above(keras_io.predict(made.graph, test.inputs))
+        ready = CorrectBiases()(BalanceStages()(made))
+        with tempfile.TemporaryDirectory() as folder:
+            file = TFLite("int8").emit(ready.graph, Path(folder, "plan.tflite"), tuple(x[:200] for x in state.data.train.inputs))
+            found = above(TFLite("int8").load(file)(test.inputs))
+        row: dict[str, Any] = {"network": network, "macs_budget": share, "weighed": weighed, "impact": f"{plan.fact(Selection).impact:.6f}"}
+        row |= {"divergence_float": f"{divergence(reference, exact):.5f}", "divergence_int8": f"{divergence(reference, found):.5f}"}
+        row |= {"rounding": f"{divergence(exact, found):.5f}", "accuracy_int8": f"{100 * accuracy(found, test):.2f}"}
+        counts = Counter(method or "none" for method, _ in chosen.values())
+        rows.append(row | {"methods": " ".join(f"{method}:{count}" for method, count in sorted(counts.items()))})
+        write(f"rounding_{network}", rows)
+        print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+
+
+def above(outputs: Batch) -> Batch:
+    """Probabilities of at least what 8 bits tell from nothing: rounding the outputs themselves would be most of the divergence."""
+    raised = [np.maximum(p, 1 / 512) for p in outputs]
+    return tuple(p / p.sum(-1, keepdims=True) for p in raised)
+
+
 def said(text: str) -> None:
     """A line of a build."""
     print(text, flush=True)
@@ -247,6 +289,8 @@ def profiles(devices: Sequence[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("rounding").add_argument("--network", default="resnet20_cifar10")
+    commands.choices["rounding"].add_argument("--kept", type=int, nargs="+", default=[95, 85, 75, 60, 45])
     for name in ("predict", "plans", "contract", "profiles"):
         command = commands.add_parser(name)
         command.add_argument("--devices", nargs="+", choices=DEVICES, default=list(DEVICES))
@@ -262,6 +306,8 @@ def main() -> None:
         parser.error("set LRFC_DATA to the folder with models/ and CIFAR-10")
     if given.command == "predict":
         predict(given.devices, given.plans)
+    elif given.command == "rounding":
+        rounding(given.kept, given.network)
     elif given.command == "contract":
         contract(given.networks, given.devices, given.drop)
     else:

@@ -25,7 +25,7 @@ from lrfc.precision import PRECISIONS
 from lrfc.search.candidates import Candidate, Decomposed, LayerSpace
 from lrfc.search.cost import arena
 from lrfc.search.follow import follow, rectifier
-from lrfc.search.sensitivity import FITTED
+from lrfc.search.sensitivity import FITTED, PROBES
 from lrfc.search.store import Store, fingerprint, place
 from lrfc.state import Fact, State
 
@@ -34,7 +34,7 @@ Array = NDArray[np.float32]
 #: Bytes of activations that the pass may hold.
 MEMORY = 1 << 30
 #: Where among a method's candidates, from the smallest to the largest, the noise is looked at; fitted methods take longer.
-PROBES, FEW = (0.15, 0.5, 0.85), (0.25, 0.75)
+LOOKED_AT, FEW = (0.15, 0.5, 0.85), (0.25, 0.75)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class WeighRounding:
     stages of a candidate are run on what the layer reads for a few calibration images, once in float and once as the file computes them: balanced as
     BalanceStages will, weights rounded per output channel, what passes between them to the bits of the precision. The difference, without its mean (which
     CorrectBiases takes out), behind BatchNorm and activation, over the norm of the feature map, is the noise n. Independent
-    of what the ranks lose, it adds up with that to √(error² + n²); the impact follows along the layer's own curve of impact against error. The layer as
+    the ranks lose, it adds up with that to √(error² + n²). To the impact it adds what the layer's own curve of impact against error says at the
+    smaller error that was tried, times (n / that error)²: a divergence is quadratic in small changes, and the curve is steeper further up. The layer as
     it is has the noise of its own weights. Rounding of what a layer reads and gives is the same for all choices, and is left out.
 
     The noise is measured at two or three ranks of each method; between them it follows a power of the product of the ranks. Float precisions change nothing.
@@ -72,7 +73,7 @@ class WeighRounding:
         store, found = None, dict[str, LayerSpace]()
         if self.cached:
             given = [(c.layer, c.method, c.ranks, c.error, c.impact) for space in design.spaces for c in space.candidates]
-            store = Store(place(), fingerprint(graph, inputs, ("rounding", bits, given)), state.progress.log)
+            store = Store(place(), fingerprint(graph, inputs, ("noise", bits, given)), state.progress.log)
             stored = ((name, space, store.get(space.op.name)) for name, space in spaces.items())
             found = {name: replace(space, candidates=known[0]) for name, space, known in stored if known is not None}
             step(len(found))
@@ -208,12 +209,11 @@ def _weighed(space: LayerSpace, rounding: Rounding) -> LayerSpace:
         noises[method] = _between(_probed(space, method, rounding))
         if isinstance(space.factors, Decomposed) and Layout.of(space.op, rounding.source).patch > SMALL:
             space.factors.forget(method)
-    curve = _curve(space.candidates)
+    curvature = _impact(space.candidates, PROBES[0]) / PROBES[0] ** 2
 
     def one(candidate: Candidate) -> Candidate:
         noise = own if candidate.method is None else noises[candidate.method](candidate.ranks)
-        error = float(np.hypot(candidate.error, noise))
-        return replace(candidate, error=error, impact=curve(error))
+        return replace(candidate, error=float(np.hypot(candidate.error, noise)), impact=candidate.impact + curvature * noise**2)
 
     return replace(space, candidates=tuple(map(one, space.candidates)), excluded=None if space.excluded is None else one(space.excluded))
 
@@ -225,7 +225,7 @@ def _probed(space: LayerSpace, method: str, rounding: Rounding) -> dict[Ranks, f
     if isinstance(factors, CPFactors):
         # Of the ranks that were fitted to be weighed, every other one (see lrfc.search.candidates), the fits are there.
         factors, ranks = factors.quick, [*ranks[:-1:2], ranks[-1]]
-    probes = FEW if method in FITTED else PROBES
+    probes = FEW if method in FITTED else LOOKED_AT
     chosen = dict.fromkeys(ranks[round(share * (len(ranks) - 1))] for share in probes)
     with alone(Layout.of(space.op, rounding.source)):
         return {each: rounding.noise(factors.stages(each)) for each in chosen}
@@ -238,11 +238,11 @@ def _between(known: Mapping[Ranks, float]) -> Callable[[Ranks], float]:
     return lambda ranks: float(np.exp(np.interp(np.log(prod(ranks)), sizes, noises)))
 
 
-def _curve(candidates: Sequence[Candidate]) -> Callable[[float], float]:
-    """The impact at any error, which is a power of it: through the candidates of the least and the greatest one (lrfc.search.sensitivity)."""
+def _impact(candidates: Sequence[Candidate], error: float) -> float:
+    """The impact of an error: a power of it, through the candidates of the least and the greatest one (see lrfc.search.sensitivity)."""
     known = sorted((c.error, c.impact) for c in candidates if c.error > 0 and c.impact > 0)
     if not known:
-        return lambda error: 0.0
+        return 0.0
     (x, y), (far, top) = np.log(known[0]), np.log(known[-1])
     slope = np.clip((top - y) / (far - x), 1.0, 3.0) if far - x > 1e-6 else 2.0
-    return lambda error: float(np.exp(top + slope * (np.log(max(error, 1e-12)) - far)))
+    return float(np.exp(top + slope * (np.log(error) - far)))

@@ -132,10 +132,15 @@ def test_what_was_weighed_is_kept(monkeypatch, tmp_path):
 
 
 def test_the_ranking_follows():
-    for space in WeighRounding()(known()).fact(DesignSpace).spaces:
-        ordered = sorted(space.candidates, key=lambda c: c.error)
-        impacts = [c.impact for c in ordered]
-        assert impacts == sorted(impacts)
+    """What a candidate's impact grows by is as the square of what its error does, on a scale of the layer's own."""
+    before, after = (state.fact(DesignSpace).spaces for state in (known(), WeighRounding()(known())))
+    for old, new in zip(before, after, strict=True):
+        noise = np.array([b.error**2 - a.error**2 for a, b in zip(old.candidates, new.candidates, strict=True)])
+        added = np.array([b.impact - a.impact for a, b in zip(old.candidates, new.candidates, strict=True)])
+        scale = added[0] / noise[0]
+        np.testing.assert_allclose(added, scale * noise, rtol=1e-3, atol=1e-9)
+        near = min(old.candidates[1:], key=lambda c: abs(c.error - 0.1))
+        assert scale * 0.1**2 == pytest.approx(near.impact * (0.1 / near.error) ** 2, rel=1.0)
 
 
 def test_a_method_whose_tensors_round_badly_pays_for_it(monkeypatch):
