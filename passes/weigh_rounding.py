@@ -44,8 +44,8 @@ class WeighRounding:
     Two networks with the same float error may differ much as integers: each stage adds a tensor that is rounded with one scale for all its channels. The
     stages of a candidate are run on what the layer reads for a few calibration images, once in float and once as the file computes them: balanced as
     BalanceStages will, weights rounded per output channel, what passes between them to the bits of the precision. The difference, without its mean (which
-    CorrectBiases takes out), behind BatchNorm and activation, over the norm of the feature map, is the noise n. Independent
-    the ranks lose, it adds up with that to √(error² + n²). To the impact it adds what the layer's own curve of impact against error says at the
+    CorrectBiases takes out), behind BatchNorm and activation, over the norm of the feature map, is the noise n. Independent of what the ranks lose, it adds
+    up with that to √(error² + n²). To the impact it adds what the layer's own curve of impact against error says at the
     smaller error that was tried, times (n / that error)²: a divergence is quadratic in small changes, and the curve is steeper further up. The layer as
     it is has the noise of its own weights. Rounding of what a layer reads and gives is the same for all choices, and is left out.
 
