@@ -265,7 +265,10 @@ def test_the_connection_ends_unseen(tmp_path):
 def send(server, number):
     """To the workers there."""
     for pid in loopback.descendants(server.process.pid):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except FileNotFoundError:  # it has ended meanwhile
+            continue
         if len(words) > 1 and words[1].endswith(b".py"):
             os.kill(pid, number)
 
