@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,9 @@ def main() -> None:
         shown = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout  # noqa: S603  lrfc itself
     console = Console(record=True, width=80, file=io.StringIO())
     console.print(Text(shown.rstrip()))
-    console.save_svg(str(HERE / "result.svg"), title=f"lrfc build digits.keras {' '.join(options)}", clear=False)
+    drawn = console.export_svg(title=f"lrfc build digits.keras {' '.join(options)}")
+    own = re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", "", drawn, flags=re.DOTALL)  # fonts of the reader's machine, none of the network's
+    (HERE / "result.svg").write_text(own.replace("Fira Code, monospace", "monospace"), encoding="utf-8")
 
 
 if __name__ == "__main__":
