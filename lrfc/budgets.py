@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, without_filters
 from lrfc.pipeline import plan, run
 from lrfc.precision import of
+from lrfc.pruning import joint
 from lrfc.pruning.room import Room
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.candidates import Candidate, LayerSpace
@@ -63,7 +64,13 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
             given = max(allowed, least) if params is None else min(max(allowed, least), int(params.limit(original.params)))
             params = Budget(value=given, relative=False)
         wanted = replace(select, max_params=params, rooms=rooms)
-        graph = fold_batchnorm(run(run(found, plan([wanted], known=(DesignSpace,))), plan([Factorize(), PruneFilters()], known=(Selection,))).graph)
+        try:
+            chosen = run(found, plan([wanted], known=(DesignSpace,)))
+        except BudgetError:
+            if pruning and max_ram is not None:
+                _check_room(state, live, max_ram)
+            raise
+        graph = fold_batchnorm(run(chosen, plan([Factorize(), PruneFilters()], known=(Selection,))).graph)
         good = True
         if max_size is not None:
             sizes = emitted(graph, state, targets)
@@ -91,6 +98,16 @@ def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:
     calibration = tuple(x[:8] for x in state.data.train.inputs)  # the ranges of activations do not change a file's size
     with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
         return [target.emit(graph, Path(folder) / f"{number}.{target.name}", calibration).bytes for number, target in enumerate(targets)]
+
+
+def _check_room(state: State, live: Mapping[str, float], budget: Budget) -> None:
+    """BudgetError where the memory budget alone is beyond what ranks and filters reach."""
+    for precision, limit in live.items():
+        least = joint.least_room(state.graph, state.fact(DesignSpace).spaces, state.fact(FilterSpace), of(precision).activation)
+        if least > limit:
+            raise BudgetError(
+                f"--max-ram {budget} cannot be reached: {limit:,.0f} bytes are allowed, and the least that ranks and filters reach is {least:,.0f}"
+            )
 
 
 def _fitting(state: State, precision: str, limit: float, budget: Budget) -> State:

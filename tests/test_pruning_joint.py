@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from lrfc.budgets import meet
 from lrfc.config import Budget
 from lrfc.errors import BudgetError, UsageError
 from lrfc.ir import keras_io
@@ -28,6 +29,7 @@ from lrfc.search.candidates import pareto
 from lrfc.search.cost import arena
 from lrfc.search.sensitivity import divergence
 from lrfc.state import State
+from lrfc.targets.catalog import target
 from tests import helpers
 from tests.compression import SIZE, explored, learnt, state_of
 
@@ -132,6 +134,18 @@ def test_no_more_memory_is_alive_than_there_is_room_for(build) -> None:
         tight += 1
         assert arena(fold_batchnorm(built(found).graph)).peak_bytes <= limit * whole
     assert tight or joint.others(state.original, ())  # the models' inputs alone may need more
+
+
+@pytest.mark.parametrize("build", [helpers.residual, helpers.branches, helpers.conv_net])
+def test_the_least_room_is_enough_and_less_is_not(build) -> None:
+    state = filtered(state_of(helpers.graph_of(build())))
+    least = joint.least_room(state.graph, state.fact(DesignSpace).spaces, state.fact(FilterSpace), 4)
+    assert arena(fold_batchnorm(built(SelectRanks(rooms=(Room(4, 1.001 * least),))(state)).graph)).peak_bytes <= 1.001 * least
+    with pytest.raises(BudgetError, match="cannot be met"):
+        SelectRanks(rooms=(Room(4, 0.99 * least),))(state)
+    limit = int(0.5 * least)
+    with pytest.raises(BudgetError, match=rf"--max-ram {limit} cannot be reached: {limit:,} bytes are allowed, and the least .* is {least:,.0f}"):
+        meet(state, SelectRanks(), None, Budget(value=limit, relative=False), [target("tflite")])
 
 
 def test_what_is_left_is_known_and_refitted(state: State) -> None:

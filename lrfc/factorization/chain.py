@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,18 +36,18 @@ from lrfc.ir.graph import Op, Tensor
 BOTH_BASES = 2500
 
 
-class Chain:
+class Chain(ABC):
     """A method whose stages are a tensor train over (input channels, groups of spatial axes, output channels)."""
 
     name: str
 
+    @abstractmethod
     def split(self, layout: Layout) -> Split:
         """The spatial axes of each stage; an empty entry is a 1×1 stage."""
-        raise NotImplementedError
 
+    @abstractmethod
     def limits(self, layout: Layout) -> str | None:
         """Why the method does not apply to this layer, or None."""
-        raise NotImplementedError
 
     def refuses(self, op: Op, source: Tensor) -> str | None:
         """Why the method cannot factorize this op reading this tensor, as one clause; None when it can."""
@@ -167,17 +168,16 @@ class ChainFactors:
     def _unfoldings(self) -> list[tuple[Unfolding, ...]]:
         """Per group, the unfoldings to choose from."""
         layout, grams = self.layout, self._grams()  # not kept: in the chain's order each unfolding has its own
-        self._check_memory(dense=grams is not None and not isinstance(grams[0], LowRank))
+        rows = grams is not None and isinstance(grams[0], LowRank)  # such a layer would have a gigabyte of weights in float64
+        self._check_memory(dense=grams is not None and not rows)
         scale = self.scale.reshape(layout.groups, layout.outputs)
         sizes = (layout.inputs, *layout.sizes(self._placed), layout.outputs)
         # With nothing but output channels behind the first bond the solution is exact, and no other basis is worth a try.
         both = layout.patch <= BOTH_BASES and prod(sizes[2:-1]) > 1
         found: list[tuple[Unfolding, ...]] = []
-        for group, kernel in enumerate(layout.tensor()):
-            weighted = kernel if np.all(scale[group] == 1) else kernel * scale[group]
+        for group, kernel in enumerate(layout.tensor(np.float32 if rows else np.float64)):
+            weighted = kernel if np.all(scale[group] == 1) else (kernel * scale[group]).astype(kernel.dtype, copy=False)
             target = weighted.transpose(self._order).reshape(sizes)
-            if grams is not None and isinstance(grams[group], LowRank):
-                target = target.astype(np.float32)  # such a layer has a gigabyte of weights in float64
             if grams is None:
                 found.append((Unfolding(target),))
             elif layout.family == "transposed":

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lrfc.errors import ModelError
 from lrfc.factorization.base import Cost, Ranks
@@ -80,9 +80,9 @@ class Layout:
 
     # -- arrays ----------------------------------------------------------------------------------------------------------------
 
-    def tensor(self) -> Array:
-        """The kernel as (G, kernel sizes..., S, T), float64."""
-        kernel = np.asarray(self.op.weights["kernel"], np.float64)
+    def tensor(self, dtype: DTypeLike = np.float64) -> NDArray[Any]:
+        """The kernel as (G, kernel sizes..., S, T)."""
+        kernel = np.asarray(self.op.weights["kernel"], dtype)
         if self.family == "transposed":
             return np.swapaxes(kernel, -1, -2)[None]
         if self.family == "depthwise":
@@ -104,7 +104,7 @@ class Layout:
             kernel = moved.reshape(*moved.shape[:-2], -1)
         return np.ascontiguousarray(kernel, np.float32)
 
-    def matrix(self, tensor: Array) -> Array:
+    def matrix(self, tensor: NDArray[Any]) -> NDArray[Any]:
         """A kernel tensor as the map from a flattened patch to the response: (G, D, T), or (1, S, prod(kernel)·T) for a transposed convolution."""
         if self.family == "transposed":
             return np.moveaxis(tensor, -2, 1).reshape(1, self.inputs, -1)

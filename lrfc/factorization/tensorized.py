@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -76,29 +77,29 @@ def cost(op: Op, source: Tensor, steps: Sequence[Step], inputs: str, sizes: dict
     return Cost(params + (op.weights["bias"].size if "bias" in op.weights else 0), macs * positions)
 
 
-class TensorizedFactors:
+class TensorizedFactors(ABC):
     """A Dense layer as a chain of contractions, one free choice of ranks at a time."""
 
     layout: Layout
     statistics: Statistics | None
 
+    @abstractmethod
     def steps(self, ranks: Ranks) -> tuple[list[Step], dict[str, int]]:
         """The contractions in the order in which they cost least, and the length of every axis."""
-        raise NotImplementedError
 
+    @abstractmethod
     def matrix(self, ranks: Ranks) -> Array:
         """The matrix (I, O) that the contractions multiply out to."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def inputs(self) -> str:
         """The letters of the input's axes."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def outputs(self) -> str:
         """The letters of the output's axes."""
-        raise NotImplementedError
 
     def stages(self, ranks: Ranks) -> list[Op]:
         """The chain of plain ops; see ``Factors``. The last op may be the Reshape or Activation that ends the chain: it has the layer's name."""

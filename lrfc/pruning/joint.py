@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
@@ -19,6 +20,7 @@ from lrfc.pruning.shares import Shares, Use
 from lrfc.pruning.space import FilterSpace, Keep
 from lrfc.search import allocate as exact
 from lrfc.search.candidates import Candidate, LayerSpace, pareto
+from lrfc.search.cost import arena
 
 #: Candidates of a layer that are weighed: the product of ranks and filters is large, and close ranks differ little.
 CANDIDATES = 16
@@ -68,6 +70,11 @@ def allocate(
     return _Programme(graph, spaces, filters, rooms, _alone(graph, spaces, limits, minimise)).solved(limits, minimise)
 
 
+def least_room(graph: Graph, spaces: Sequence[LayerSpace], filters: FilterSpace, itemsize: int) -> float:
+    """The fewest bytes of activations, at ``itemsize`` bytes a value, that ranks and filters together leave alive at once."""
+    return _Programme(graph, spaces, filters, (), frozenset()).least_room(itemsize)
+
+
 def _alone(graph: Graph, spaces: Sequence[LayerSpace], limits: Mapping[str, float], minimise: str) -> frozenset[Candidate]:
     """The candidates that are best without cutting any filters: always weighed, so that cutting is never worse."""
     outside = others(graph, spaces)
@@ -81,7 +88,7 @@ def _alone(graph: Graph, spaces: Sequence[LayerSpace], limits: Mapping[str, floa
 class _Programme:
     def __init__(self, graph: Graph, spaces: Sequence[LayerSpace], filters: FilterSpace, rooms: Sequence[Room], always: frozenset[Candidate]) -> None:
         self._graph, self._filters, self._always = graph, filters, always
-        self._costs: dict[str, list[float]] = {name: [] for name in (*_COSTS, "impact")}
+        self._costs: dict[str, list[float]] = {name: [] for name in (*_COSTS, "impact", "room")}
         self._integer: list[int] = []
         self._rows: list[tuple[list[int], list[float], float, float]] = []
         self._shares = Shares(graph, filters)
@@ -161,7 +168,27 @@ class _Programme:
 
     # -- solving ---------------------------------------------------------------------------------------------------------------
 
+    def least_room(self, itemsize: int) -> float:
+        """What bounds every step's bytes is a variable of its own, a share of what the original needs."""
+        whole = max(arena(self._graph, itemsize).timeline.values())
+        share = self._add(room=float(whole))
+        for columns, values, limit in Room(itemsize, 0).rows(self._graph, self._shares, self._keeps, self._own):
+            self._rows.append(([*columns, share], [*values, -float(whole)], -np.inf, limit))
+        return float(whole * self._optimum({}, "room")[share])
+
     def solved(self, limits: Mapping[str, float], minimise: str) -> Joint:
+        """What the optimum chooses."""
+        chosen = self._optimum(limits, minimise)
+        at = {name: int(np.argmax(chosen[columns])) for name, columns in self._keeps.items()}
+        own, others = (
+            [_between(self._graph, layer.space, layer.candidates[int(np.argmax(chosen[layer.chosen]))], layer.use, at) for layer in layers]
+            for layers in (self._own, self._others)
+        )
+        keeps = {name: keep for name, k in at.items() if (keep := self._filters.choices[name][k]).cuts}
+        return Joint(tuple(own), keeps, {quantity: float(sum(getattr(c, quantity) for c in others)) for quantity in _COSTS})
+
+    def _optimum(self, limits: Mapping[str, float], minimise: str) -> NDArray[np.float64]:
+        """The value of every variable."""
         count = len(self._integer)
         costs = {name: np.array(values) for name, values in self._costs.items()}
         goal = costs[minimise] / max(float(costs[minimise].max()), 1e-30)
@@ -185,13 +212,7 @@ class _Programme:
         result = milp(objective, integrality=np.array(self._integer), bounds=Bounds(0, 1), constraints=constraints, options=options)
         if result.x is None:
             raise BudgetError(f"the {' and '.join(limits) or 'memory'} budgets cannot be met by ranks and filters together")
-        at = {name: int(np.argmax(result.x[columns])) for name, columns in self._keeps.items()}
-        own, others = (
-            [_between(self._graph, layer.space, layer.candidates[int(np.argmax(result.x[layer.chosen]))], layer.use, at) for layer in layers]
-            for layers in (self._own, self._others)
-        )
-        keeps = {name: keep for name, k in at.items() if (keep := self._filters.choices[name][k]).cuts}
-        return Joint(tuple(own), keeps, {quantity: float(sum(getattr(c, quantity) for c in others)) for quantity in _COSTS})
+        return np.asarray(result.x)
 
 
 def others(graph: Graph, spaces: Sequence[LayerSpace]) -> dict[str, float]:
@@ -256,4 +277,4 @@ def _between(graph: Graph, space: LayerSpace, candidate: Candidate, use: Use, at
     return replace(candidate, macs=round(found["macs"]), params=round(found["params"]), latency=found["latency"])
 
 
-__all__ = ["Joint", "allocate", "others"]
+__all__ = ["Joint", "allocate", "least_room", "others"]

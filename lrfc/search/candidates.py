@@ -217,7 +217,7 @@ def _total(cost: Cost, calls: int) -> Cost:
 def response(op: Op, source: Tensor, samples: LayerSamples) -> NDArray[np.float32]:
     """The layer's own linear response (N, T) to the sampled patches, in the form of ``Factors.responses``."""
     layout = Layout.of(op, source)
-    matrix = layout.matrix(layout.tensor()).astype(np.float32)
+    matrix = layout.matrix(layout.tensor(np.float32))
     rows = [samples.patches[:, group] @ matrix[group] for group in range(layout.groups)]
     return add_bias(layout, np.concatenate(rows, axis=1), None)
 
