@@ -10,7 +10,6 @@ again with the impacts so scaled, and both plans are judged by running them: out
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from selection import cifar, score
+from table import Table
 
 from lrfc.config import Budget
 from lrfc.factorization.base import Factors, Ranks
@@ -114,7 +114,7 @@ def compare(name: str, kept: Sequence[int], images: int, rounds: int, folder: Pa
     """The plan as explored, and those from impacts measured anew, at each share of the MACs."""
     explored = ExploreLayers(cached=True)(cifar(name))
     judge = Judge(explored)
-    rows: list[dict[str, Any]] = []
+    table = Table(folder / f"additivity_{name}.csv", anew=True)
     for share in kept:
         select = SelectRanks(Budget(value=share / 100, relative=True))
         plan = select(explored)
@@ -127,16 +127,11 @@ def compare(name: str, kept: Sequence[int], images: int, rounds: int, folder: Pa
             steps.append(RecalibrateBatchNorm(samples=1_000)(steps[-1]))
             steps.append(Refit(samples=500, patches=12_288)(steps[-1]))
             scores = [f"{score(each.graph, explored.data.test, images):.2f}" for each in steps]
-            rows.append(
+            table.add(
                 {"network": name, "kept": share, "remeasured": turn, "predicted": f"{plan.fact(Selection).impact:.4f}", "divergence": f"{judge(plan).divergence:.4f}"}
                 | dict(zip(("factorized", "recalibrated", "refitted"), scores, strict=True))
                 | {"seconds": f"{seconds:.1f}"}
             )  # fmt: skip
-            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-            with (folder / f"additivity_{name}.csv").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
 
 
 def main() -> None:

@@ -5,13 +5,12 @@
 resnet8: the MLPerf Tiny image classification reference, made as small in MACs as its quality target of 85 % allows, in float32 and int8. mobilenetv2: a
 MobileNetV2-shaped network on CIFAR-10, and gtsrb: a small traffic-sign network, as fast as 1pp allows. autoencoder: the MLPerf Tiny anomaly detection
 reference without any data: fidelity of the file to the original (R² of the outputs, on made-up inputs other than those that it was built on) at shares of
-the parameters. Writes contracts.csv beside this file, a row as soon as it is known; whole folders are written to a temporary place.
+the parameters. Writes contracts.csv beside this file, a row as soon as it is known; networks that are there are not built again. Whole folders are written to a temporary place.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from table import Table
 
 import lrfc
 from lrfc.data import Split
@@ -104,16 +104,13 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=["resnet8", "mobilenetv2", "gtsrb", "autoencoder"])
     parser.add_argument("--epochs", type=int, default=0)
     given = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    table = Table(HERE / "contracts.csv")
     for name in given.networks:
+        if table.knows(network=name):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             for found in autoencoder(Path(folder)) if name == "autoencoder" else classifiers(name, given.epochs, Path(folder)):
-                rows.append(found)
-                print(", ".join(f"{key} {value}" for key, value in found.items()), flush=True)
-                with (HERE / "contracts.csv").open("w", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, list(rows[0]))
-                    writer.writeheader()
-                    writer.writerows(rows)
+                table.add(found)
 
 
 if __name__ == "__main__":

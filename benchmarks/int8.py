@@ -11,16 +11,15 @@ thousand images does not, and the mean divergence of the outputs.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from selection import canonical
+from table import Table
 
 from lrfc.config import Budget
 from lrfc.data import Split, load_data
@@ -42,21 +41,6 @@ from lrfc.targets.onnx import ONNX
 from lrfc.targets.tflite import TFLite
 
 HERE = Path(__file__).parent
-FIELDS = (
-    "network",
-    "kept",
-    "file",
-    "test",
-    "accuracy",
-    "agreement",
-    "divergence",
-    "bytes",
-    "macs_kept",
-    "qat_images",
-    "qat_epochs",
-    "tuned",
-    "seconds",
-)
 #: Calibration images, as in a build.
 CALIBRATED = 200
 FILES = (
@@ -118,13 +102,6 @@ def answers(file: Artifact, test: Split) -> Batch:
     return (ONNX() if file.format == "onnx" else TFLite()).load(file)(test.inputs)
 
 
-def rows(path: Path) -> Iterator[dict[str, str]]:
-    """Those that are known."""
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)
-
-
 def reference(graph: Graph, test: Split) -> Batch:
     """What the float network gives."""
     return keras_io.predict(graph, test.inputs)
@@ -142,14 +119,13 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=HERE)
     given = parser.parse_args()
-    path = given.out / f"int8_{given.network}.csv"
-    known = list(rows(path))
+    table = Table(given.out / f"int8_{given.network}.csv")
     state = replace(loaded(given.network), progress=Progress(log=lambda line: print(line, flush=True)))
     test = state.data.test.take(np.arange(min(given.test, len(state.data.test))))
     whole = totals(state.original)["macs"]
     for kept in given.kept:
         key = {"network": given.network, "kept": str(kept), "test": str(len(test)), "tuned": str(given.tune)}
-        wanted = [file for file in given.files if not any(row | key | {"file": file} == row for row in known)]
+        wanted = [file for file in given.files if not table.knows(**key, file=file)]
         if not wanted:
             continue
         made = compressed(state, kept, given.tune)
@@ -161,18 +137,13 @@ def main() -> None:
                 found, size = answers(artifact, test), artifact.bytes
             same = float(np.mean(found[0].argmax(-1) == expected[0].argmax(-1)))
             qat = {"qat_images": str(given.images), "qat_epochs": str(given.epochs)} if file == "qat" else {}
-            known.append(
+            table.add(
                 {
                     **key, **qat, "file": file, "accuracy": f"{100 * accuracy(found, test):.2f}", "agreement": f"{100 * same:.2f}",
                     "divergence": f"{divergence(expected, found):.5f}", "bytes": str(size), "macs_kept": f"{100 * totals(made.graph)['macs'] / whole:.1f}",
                     "seconds": f"{time.perf_counter() - start:.0f}",
                 }
             )  # fmt: skip
-            print(", ".join(f"{name} {value}" for name, value in known[-1].items()), flush=True)
-            with path.open("w", newline="", encoding="utf-8") as out:
-                writer = csv.DictWriter(out, FIELDS)
-                writer.writeheader()
-                writer.writerows(known)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ budget, and writes memory.csv beside this file: what the process holds in MiB af
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import tempfile
 from contextlib import suppress
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from table import Table
 
 import lrfc
 from lrfc.errors import BudgetError, NoGainError
@@ -49,7 +49,7 @@ def main() -> None:
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     data = {"x": rng.random((320, 12, 12, 3), np.float32), "y": rng.integers(0, 5, 320)}
-    rows: list[dict[str, str]] = []
+    table = Table(Path(__file__).with_suffix(".csv"), anew=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.keras"
         model().save(path)
@@ -65,12 +65,7 @@ def main() -> None:
                     resume=False,
                     out=Path(folder) / "out",
                 )
-            rows.append({"build": str(number), "resident_mib": f"{resident():.0f}"})
-            print(f"build {number}: {rows[-1]['resident_mib']} MiB", flush=True)
-            with (Path(__file__).parent / "memory.csv").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            table.add({"build": number, "resident_mib": f"{resident():.0f}"})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ profiles: writes the cost profiles that ship.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import tempfile
 import time
@@ -33,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from selection import cifar, random_plan, selected
+from table import Table
 
 import lrfc
 from lrfc import line
@@ -63,14 +63,6 @@ HERE = Path(__file__).parent
 DEVICES = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512")
 
 
-def write(command: str, rows: list[dict[str, Any]]) -> None:
-    """Write, or go on writing, the result."""
-    with (HERE / f"npu_{command}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 class Emitted:
     """Int8 files of plans of one network."""
 
@@ -99,7 +91,7 @@ def predict(devices: Sequence[str], plans: int) -> None:
     state = ExploreLayers(methods=METHODS)(cifar("resnet20_cifar10"))
     spaces = state.fact(DesignSpace).spaces
     rng = np.random.default_rng(0)
-    rows: list[dict[str, Any]] = []
+    table = Table(HERE / "npu_predict.csv", anew=True)
     with tempfile.TemporaryDirectory() as folder:
         emitted = Emitted(state, Path(folder))
         graphs = [emitted.graph({}), *(emitted.graph(random_plan(spaces, rng)) for _ in range(plans))]
@@ -111,6 +103,7 @@ def predict(devices: Sequence[str], plans: int) -> None:
             seconds = time.perf_counter() - start
             original = vela.compiled(files[0], reach)
             known = prices | observed(original, graphs[0], prices)
+            own: list[dict[str, Any]] = []
             for number, (graph, file) in enumerate(zip(graphs, files, strict=True)):
                 result = vela.compiled(file, reach)
                 guesses = {
@@ -120,9 +113,10 @@ def predict(devices: Sequence[str], plans: int) -> None:
                 }
                 row = {"device": name, "plan": number or "original", "macs": totals(graph)["macs"], "cycles": result.cycles}
                 row |= {"sram_bytes": result.sram_bytes, "flash_bytes": result.flash_bytes}
-                rows.append(row | {key: "" if np.isnan(value) else round(value) for key, value in guesses.items()})
-                write("predict", rows)
-            own = [row for row in rows if row["device"] == name and row["plan"] != "original"]
+                row |= {key: "" if np.isnan(value) else round(value) for key, value in guesses.items()}
+                table.add(row)
+                if number:
+                    own.append(row)
             errors = {
                 key: np.mean([abs(row[key] / row["cycles"] - 1) for row in own]) for key in ("profile", "priced", "fed_back") if own[0][key] != ""
             }
@@ -143,7 +137,7 @@ def vela_of(name: str) -> device.Vela:
 def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
     """The plan of fewest MACs and the one of fewest predicted cycles at the same impact."""
     explored = cifar("resnet20_cifar10")
-    rows: list[dict[str, Any]] = []
+    table = Table(HERE / "npu_plans.csv", anew=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in devices:
             reach = vela_of(name)
@@ -170,9 +164,7 @@ def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
                     graph = emitted.graph({c.layer: c for c in chosen})
                     result = vela.compiled(emitted.file(graph), reach)
                     row |= {f"{quantity}_{key}": value for key, value in figures(graph, result, known).items()}
-                rows.append(row)
-                write("plans", rows)
-                print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+                table.add(row)
 
 
 def figures(graph: Graph, result: vela.Compiled, known: Mapping[Signature, float]) -> dict[str, Any]:
@@ -198,15 +190,11 @@ def ops(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[Signature
 
 def contract(networks: Sequence[str], devices: Sequence[str], drop: str) -> None:
     """Builds under an accuracy contract, a row each."""
-    folder, path = Path(os.environ["LRFC_DATA"]), HERE / "npu_contract.csv"
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+    folder, table = Path(os.environ["LRFC_DATA"]), Table(HERE / "npu_contract.csv")
     weighing = line.weighing
     for name, network, weighed in product(devices, networks, (1, 0)):
         key = {"device": name, "network": network, "drop": drop, "weighed": str(weighed)}
-        if any(row | key == row for row in rows):
+        if table.knows(**key):
             continue
         line.weighing = weighing if weighed else lambda *given, **options: ()
         (model,) = (folder / "models").glob(f"{network}.*")
@@ -218,9 +206,7 @@ def contract(networks: Sequence[str], devices: Sequence[str], drop: str) -> None
             except (BudgetError, NoGainError) as error:
                 print(error, flush=True)
                 result = error.result
-        rows.append(key | outcome(result.manifest) | {"seconds": f"{time.perf_counter() - start:.0f}"})
-        write("contract", rows)
-        print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        table.add(key | outcome(result.manifest) | {"seconds": f"{time.perf_counter() - start:.0f}"})
 
 
 def rounding(kept: Sequence[int], network: str, images: int = 2_000) -> None:
@@ -229,7 +215,7 @@ def rounding(kept: Sequence[int], network: str, images: int = 2_000) -> None:
     test = explored.data.test.take(np.arange(images))
     reference = above(keras_io.predict(explored.original, test.inputs))
     spaces = {0: explored, 1: WeighRounding(cached=True)(explored)}
-    rows: list[dict[str, Any]] = []
+    table = Table(HERE / f"npu_rounding_{network}.csv", anew=True)
     for share, (weighed, state) in product(kept, spaces.items()):
         plan = SelectRanks(Budget(value=share / 100, relative=True))(state)
         chosen = {c.layer: (c.method, c.ranks) for c in plan.fact(Selection).chosen}
@@ -245,9 +231,7 @@ def rounding(kept: Sequence[int], network: str, images: int = 2_000) -> None:
         row |= {"divergence_float": f"{divergence(reference, exact):.5f}", "divergence_int8": f"{divergence(reference, found):.5f}"}
         row |= {"rounding": f"{divergence(exact, found):.5f}", "accuracy_int8": f"{100 * accuracy(found, test):.2f}"}
         counts = Counter(method or "none" for method, _ in chosen.values())
-        rows.append(row | {"methods": " ".join(f"{method}:{count}" for method, count in sorted(counts.items()))})
-        write(f"rounding_{network}", rows)
-        print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        table.add(row | {"methods": " ".join(f"{method}:{count}" for method, count in sorted(counts.items()))})
 
 
 def above(outputs: Batch) -> Batch:

@@ -10,12 +10,12 @@ the original. Writes plans.csv beside this file; the intervals are 95 %.
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from selection import cifar
+from table import Table
 
 from lrfc.bench import Bench
 from lrfc.config import METHODS, Budget
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     state = ExploreLayers(methods=METHODS, cached=True)(cifar("resnet20_cifar10"))
-    rows: list[dict[str, Any]] = []
+    table = Table(HERE / "plans.csv", anew=True)
     for goal in destinations(("tflite", "onnx"), (), "fp32", 1):
         profile, _ = goal.profile()
         few = tuple(x[:8] for x in state.data.train.inputs)
@@ -78,12 +78,7 @@ def main() -> None:
                 for name, first, second in (("macs_plan", original, by_macs), ("time_plan", original, by_time), ("time_over_macs", by_macs, by_time)):
                     ratio = speedup(first, second)
                     row |= {f"{name}_speedup": f"{ratio.median:.3f}", f"{name}_low": f"{ratio.low:.3f}", f"{name}_high": f"{ratio.high:.3f}"}
-                rows.append(row)
-                print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-                with (HERE / "plans.csv").open("w", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, list(row))
-                    writer.writeheader()
-                    writer.writerows(rows)
+                table.add(row)
 
 
 if __name__ == "__main__":

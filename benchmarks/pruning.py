@@ -9,14 +9,13 @@ Writes pruning_NETWORK.csv beside this file, a row as soon as it is known; rows 
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from selection import cifar, score
+from table import Table
 
 from lrfc.config import Budget
 from lrfc.judge import closest
@@ -36,10 +35,7 @@ WAYS = ("low rank", "filters", "both")
 
 def compare(network: str, kept: list[int], epochs: int, images: int, test: int, path: Path) -> None:
     """Every way at every share of the MACs."""
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+    table = Table(path)
     state = cifar(network)
     state = replace(
         state, data=replace(state.data, train=state.data.train.take(np.arange(min(images, len(state.data.train))))), progress=Progress(log=print)
@@ -52,7 +48,7 @@ def compare(network: str, kept: list[int], epochs: int, images: int, test: int, 
     for share in kept:
         budget = Budget(value=share / 100, relative=True)
         for way in WAYS:
-            if any(row["way"] == way and row["kept"] == str(share) for row in rows):
+            if table.knows(way=way, kept=share):
                 continue
             select = SelectRanks(budget, methods=() if way == "filters" else None, prune=way != "low rank")
             made = closest(state, select)(state)
@@ -69,12 +65,7 @@ def compare(network: str, kept: list[int], epochs: int, images: int, test: int, 
             row |= {"arena_kib": f"{arena(fold_batchnorm(graph)).planned_bytes() / 1024:.0f}"}
             row |= {"original_arena_kib": f"{arena(fold_batchnorm(state.original)).planned_bytes() / 1024:.0f}"}
             row |= {"factorized": str(sum(c.method is not None for c in selection.chosen)), "groups_cut": str(len(selection.keeps))}
-            rows.append(row | {"explored_seconds": f"{explored:.0f}"})
-            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            table.add(row | {"explored_seconds": f"{explored:.0f}"})
 
 
 def main() -> None:

@@ -14,17 +14,17 @@ as many epochs. The simpler ways are tuned as lrfc is, but from the labels alone
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from selection import at_ranks, cifar, score, selected, within
+from table import Table
 
 import lrfc
 from lrfc.config import Budget
@@ -38,8 +38,7 @@ from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, SelectRanks, to
 from lrfc.state import Progress, State
 
 HERE = Path(__file__).parent
-RUNGS = ("network", "kept", "data", "images", "macs_kept", "before", "factorized", "recalibrated", "refitted", "finetuned", "artifact", "speedup")
-FIELDS = ("network", "kept", "way", "step", "epochs", "images", "macs_kept", "accuracy", "original", "learning_rate", "best_epoch", "seconds")
+RUNGS = ("before", "factorized", "recalibrated", "refitted", "finetuned", "artifact")
 PLAIN: dict[str, Any] = {"distillation": 0.0, "features": 0.0}
 #: A pruned network's statistics have no counterpart in the original to be moved by, so its BatchNorm follows the batches.
 PRUNED = {**PLAIN, "batchnorm": "trained"}
@@ -49,36 +48,6 @@ REPAIRS = {
     "uniform tucker2": (("recalibrated", RecalibrateBatchNorm()),),
     "l1 pruned": (),
 }
-
-
-@dataclass
-class Table:
-    """The CSV file, and which of its rows are known."""
-
-    path: Path
-    fields: tuple[str, ...]
-    rows: list[dict[str, str]]
-
-    @classmethod
-    def of(cls, path: Path, fields: tuple[str, ...]) -> Table:
-        """The table that the file holds."""
-        if not path.exists():
-            return cls(path, fields, [])
-        with path.open(newline="", encoding="utf-8") as file:
-            return cls(path, fields, list(csv.DictReader(file)))
-
-    def knows(self, **key: Any) -> bool:
-        """Whether there is a row with these values."""
-        return any(all(row[name] == str(value) for name, value in key.items()) for row in self.rows)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Write one more row."""
-        self.rows.append({name: str(row.get(name, "")) for name in self.fields})
-        print(", ".join(f"{name} {value}" for name, value in self.rows[-1].items() if value), flush=True)
-        with self.path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.fields)
-            writer.writeheader()
-            writer.writerows(self.rows)
 
 
 # -- the simpler ways --------------------------------------------------------------------------------------------------------------
@@ -140,7 +109,7 @@ def ladder(network: str, kept: list[int], epochs: list[int], images: int, test: 
     state = cifar(network)
     train = state.data.train.take(np.arange(min(images, len(state.data.train))))
     state = replace(state, data=replace(state.data, train=train), progress=Progress(log=print))
-    table = Table.of(folder / f"recovery_ladder_{network}.csv", FIELDS)
+    table = Table(folder / f"recovery_ladder_{network}.csv")
     explored = ExploreLayers(cached=True)(state)
     whole = totals(state.original)["macs"]
     original = score(state.original, state.data.test, test)
@@ -196,7 +165,7 @@ def sources(network: str, kept: list[int], epochs: list[int], images: int, test:
     train, held_out = (np.load(shared / f"cifar10_{part}.npz") for part in ("train", "test"))
     x, y = train["x"][:images], train["y"][:images]
     exam = {"x": held_out["x"][:test], "y": held_out["y"][:test]}
-    table = Table.of(folder / f"recovery_sources_{network}.csv", RUNGS)
+    table = Table(folder / f"recovery_sources_{network}.csv")
     for share in kept:
         for name, data in {"labelled": {"x": x, "y": y}, "unlabelled": {"x": x}, "32 images": {"x": x[:32]}, "none": None}.items():
             key = {"network": network, "kept": share, "data": name, "images": 0 if data is None else len(data["x"])}
@@ -208,7 +177,7 @@ def sources(network: str, kept: list[int], epochs: list[int], images: int, test:
                     epochs=epochs[0], out=Path(place) / "out",
                 )  # fmt: skip
             told = result.manifest.accuracy
-            rungs = {name: getattr(told, name) for name in ("before", "factorized", "recalibrated", "refitted", "finetuned", "artifact")}
+            rungs = {name: getattr(told, name) for name in RUNGS}
             shown = {name: "" if value is None else f"{100 * value:.2f}" for name, value in rungs.items()}
             table.add(
                 {

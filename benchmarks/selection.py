@@ -5,14 +5,13 @@
     LRFC_DATA=... python benchmarks/selection.py speed resnet56_cifar10
     python benchmarks/selection.py growth VGG16
 
-Each writes a CSV file beside this one, named after the command and the network. Nothing is trained: accuracy is that of the network as factorized, with
+Each writes a CSV file beside this one, named after the command and the network; rows of ``accuracy`` that are there are not made again. Nothing is trained: accuracy is that of the network as factorized, with
 BatchNorm re-estimated, and refitted in closed form. Plans are chosen and repaired on training images, and judged on test images.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import resource
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
+from table import Table
 
 from lrfc.config import METHODS, Budget
 from lrfc.data import Data, Split, load_data
@@ -62,15 +62,6 @@ def score(graph: Graph, split: Split, images: int) -> float:
     """The accuracy on the first test images, in percent."""
     few = split.take(np.arange(min(images, len(split))))
     return 100 * accuracy(keras_io.predict(graph, few.inputs), few)
-
-
-def write(command: str, name: str, rows: list[dict[str, Any]]) -> None:
-    """Write, or go on writing, the result."""
-    path = HERE / f"selection_{command}_{name}.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 # -- accuracy ----------------------------------------------------------------------------------------------------------------------
@@ -163,7 +154,7 @@ def accuracies(name: str, kept: list[int], images: int, refitted: list[str]) -> 
     state = ExploreLayers(methods=METHODS)(state)
     print(f"{name}: explored in {time.perf_counter() - start:.1f} s, {state.fact(DesignSpace).size} candidates")
     whole = totals(state.original)["macs"]
-    rows: list[dict[str, Any]] = []
+    table = Table(HERE / f"selection_accuracy_{name}.csv")
     original = score(state.original, state.data.test, images)
     others = list(baselines(state))
     for share in kept:
@@ -180,6 +171,8 @@ def accuracies(name: str, kept: list[int], images: int, refitted: list[str]) -> 
                 plans.append((label, None))
         plans += [(label, selected(state, within(state, budget.limit(whole), family))) for label, family in others]
         for label, chosen in plans:
+            if table.knows(budget=share, selection=label):
+                continue
             row: dict[str, Any] = {"network": name, "budget": share, "selection": label, "original": f"{original:.2f}"}
             if chosen is None:
                 row |= {"macs_kept": "", "predicted": "", "factorized": "", "recalibrated": "", "refitted": ""}
@@ -194,9 +187,7 @@ def accuracies(name: str, kept: list[int], images: int, refitted: list[str]) -> 
                 row["refitted"] = ""
                 for rung, each in rungs:
                     row[rung] = f"{score(each.graph, state.data.test, images):.2f}"
-            rows.append(row)
-            print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-            write("accuracy", name, rows)
+            table.add(row)
 
 
 # -- ranking -----------------------------------------------------------------------------------------------------------------------
@@ -223,7 +214,7 @@ def ranking(name: str, plans: int, images: int) -> None:
     kernels = {s.op.name: np.asarray(s.op.weights["kernel"]) for s in spaces}
     state = state.with_fact(designs["relative_l2"])
     rng = np.random.default_rng(0)
-    rows: list[dict[str, Any]] = []
+    table = Table(HERE / f"selection_ranking_{name}.csv", anew=True)
     for number in range(plans):
         plan = random_plan(spaces, rng)
         chosen = selected(state, plan)
@@ -242,13 +233,12 @@ def ranking(name: str, plans: int, images: int) -> None:
             row[f"{measure} unweighted"] = sum(c.error**2 if measure == "relative_l2" else c.error for c in own)
         errors = [np.linalg.norm(factors[n].kernel(c.ranks) - kernels[n]) / np.linalg.norm(kernels[n]) for n, c in plan.items()]
         row["weight error"] = float(np.sum(np.square(errors)))
-        rows.append({key: value if isinstance(value, int) else f"{value:.6g}" for key, value in row.items()})
-        write("ranking", name, rows)
+        table.add({key: value if isinstance(value, int) else f"{value:.6g}" for key, value in row.items()})
     for rung in ("recalibrated", "factorized"):
         print(f"Spearman's correlation with the accuracy, {rung}, over {plans} random plans of {name}:")
-        for key in rows[0]:
+        for key in table.rows[0]:
             if key not in ("plan", "macs", "factorized", "recalibrated"):
-                found = spearmanr([-float(r[key]) for r in rows], [float(r[rung]) for r in rows]).statistic
+                found = spearmanr([-float(r[key]) for r in table.rows], [float(r[rung]) for r in table.rows]).statistic
                 print(f"  {key:24} {found:.3f}")
 
 
@@ -283,8 +273,7 @@ def speed(name: str, samples: int = 4) -> None:
         "seconds_each": f"{seconds / design.size:.5f}", "naive_each": f"{each:.2f}", "ratio": f"{each * design.size / seconds:.0f}",
         "allocation_seconds": f"{allocation:.2f}", "allocation_impact": f"{sum(c.impact for c in chosen):.6f}",
     }  # fmt: skip
-    write("speed", name, [row])
-    print(", ".join(f"{key} {value}" for key, value in row.items()))
+    Table(HERE / f"selection_speed_{name}.csv", anew=True).add(row)
 
 
 def growth(name: str) -> None:
@@ -305,8 +294,7 @@ def growth(name: str) -> None:
         "network": name, "layers": len(design.spaces), "candidates": design.size, "seconds": f"{seconds:.0f}", "seconds_each": f"{seconds / design.size:.4f}",
         "peak_gib": f"{peak:.2f}",
     }  # fmt: skip
-    write("growth", name, [row])
-    print(", ".join(f"{key} {value}" for key, value in row.items()))
+    Table(HERE / f"selection_growth_{name}.csv", anew=True).add(row)
 
 
 def main() -> None:

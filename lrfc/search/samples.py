@@ -149,7 +149,8 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
             index = np.arange(start, start + len(part[0]))
             start += len(part[0])
             list(pool.map(partial(look, values, index), layers))
-    del run, values
+            del values  # before the next batch runs
+    del run
     gc.collect()  # Keras models are cycles: the weights of a large one would stay for long
     return {layer.name: _gather(layer, calls[layer.name], chains, moments, patches, addends) for layer in layers}
 
@@ -174,6 +175,12 @@ class Sampler:
         if len(self._groups) > 1:
             lean()
         self._current, self._samples = -1, dict[str, LayerSamples]()
+
+    def groups(self, layers: Sequence[Op]) -> list[list[Op]]:
+        """These layers, those together whose samples one pass collects."""
+        wanted = {op.name for op in layers}
+        found = ([op for op in group if op.name in wanted] for group in self._groups)
+        return [group for group in found if group]
 
     @property
     def lasting(self) -> frozenset[str]:
