@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from lrfc.factorization import METHODS
+from lrfc.factorization import METHODS, chain
 from lrfc.factorization.layout import Layout
 from lrfc.ir.graph import Graph, Op
+from lrfc.search.candidates import grid
 from tests.factorized import (
     conv,
     convolutions,
@@ -228,3 +230,24 @@ def test_einsum_that_is_no_matrix_product_is_refused():
     graph = layer("EinsumDense", (4, 6), (4, 6, 5), equation="abc,bcd->abd", output_shape=(4, 5))
     reason = METHODS["svd"].refuses(*parts(graph))
     assert reason == "the equation abc,bcd->abd is not a matrix product"
+
+
+def test_what_large_layers_forget_changes_no_estimate(monkeypatch) -> None:
+    op, source = parts(conv((3, 3), 8, 9))
+    layout, method = Layout.of(op, source), METHODS["tucker2"]
+    rows = patches(layout, 20, np.random.default_rng(1)).astype(np.float32)
+    ranks = grid(method.full(op, source), 32)
+
+    def estimates() -> list[NDArray[np.float32]]:
+        factors = method.decompose(op, source, statistics=statistics(layout))
+        found = list(factors.estimates(rows, ranks))
+        held.append(max(len(unfolding._nodes) for unfolding in factors._unfoldings[0]))
+        return found
+
+    held: list[int] = []
+    kept = estimates()
+    monkeypatch.setattr(chain, "SMALL", 0)
+    for one, other in zip(kept, estimates(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert held[0] > 5
+    assert held[1] <= 3

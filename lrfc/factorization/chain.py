@@ -28,7 +28,7 @@ from lrfc.factorization.norms import (
     tensor_of,
 )
 from lrfc.factorization.stages import finish, stage
-from lrfc.factorization.threads import on_threads, threads
+from lrfc.factorization.threads import SMALL, on_threads, threads
 from lrfc.factorization.unfold import Unfolding
 from lrfc.ir.graph import Op, Tensor
 
@@ -241,7 +241,7 @@ class ChainFactors:
     def _doubly_nested(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
         """Responses of a 1×1 stage and two more: the first stage's features are those of all its ranks, and of each, the second's of all of its own."""
         first: dict[tuple[int, int], NDArray[Any]] = {}
-        second: dict[tuple[int, int, int], tuple[NDArray[Any], NDArray[Any]]] = {}
+        second: dict[tuple[int, int], tuple[int, NDArray[Any], NDArray[Any]]] = {}
 
         def part(group: int, at: Ranks) -> NDArray[Any]:
             choice = self._choice(group, at)
@@ -250,12 +250,14 @@ class ChainFactors:
                 rows = self._rows(patches, group, np.float32).reshape(len(patches) + self._absorbs, self.layout.inputs, -1)
                 first[group, choice] = np.tensordot(unfolding.node(()).core.astype(np.float32), rows, (0, 1))  # (R, N, taps)
             width = min(at[0], len(first[group, choice]))
-            key = (group, choice, width)
-            if key not in second:
+            if (group, choice) not in second or second[group, choice][0] != width:
+                if self.layout.patch > SMALL:
+                    for each in self._unfoldings[group]:
+                        each.forget_but((width,))
                 node = unfolding.node((width,))
                 features = np.moveaxis(first[group, choice][:width], 0, 1)
-                second[key] = features.reshape(len(features), -1) @ node.core.astype(np.float32), node.outputs.astype(np.float32)
-            features, outputs = second[key]
+                second[group, choice] = width, features.reshape(len(features), -1) @ node.core.astype(np.float32), node.outputs.astype(np.float32)
+            _, features, outputs = second[group, choice]
             return np.asarray(features[:, : at[1]] @ outputs[: at[1]])
 
         return self._with_bias(ranks, part)

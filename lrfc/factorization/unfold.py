@@ -114,6 +114,12 @@ class Unfolding:
             self._nodes[prefix] = _bond(target.reshape(left, -1), gram, prod(self.shape[len(prefix) + 2 : -1]), basis)
         return self._nodes[prefix]
 
+    def forget_but(self, prefix: Ranks) -> None:
+        """Free every node but the first and this one: of a large layer each takes a hundred megabytes."""
+        self._nodes = {ranks: node for ranks, node in self._nodes.items() if ranks in ((), prefix)}
+        if self.plain is not None:
+            self.plain.forget_but(prefix)
+
     def _rest(self, prefix: Ranks) -> tuple[Array, Array | LowRank | None]:
         return self.node(prefix[:-1]).rest(prefix[-1]) if prefix else (self._target, self.gram)
 
