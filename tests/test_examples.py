@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
+import pytest
 import typer
 import yaml
 
@@ -65,6 +69,66 @@ def test_the_pipeline_calls_what_there_is() -> None:
         known(line.removeprefix("lrfc "))
     for limit in re.findall(r"--max-regress (\S+)", text):
         parse(limit)
+
+
+class Workflow:
+    """The commands of the pipeline, run one after the other as a release or a change makes them run; ``gh`` keeps releases in a folder, and lrfc is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, programs = folder, folder / "bin"
+        self.steps = yaml.safe_load((EXAMPLES / "ci" / "github-actions.yml").read_text(encoding="utf-8"))["jobs"]["compress"]["steps"]
+        programs.mkdir()
+        kept = folder / "releases"
+        kept.mkdir()
+        gh = f"""if [ "$2" = upload ]; then shift 3; cp "$@" {kept}; else mkdir -p baseline && cp {kept}/manifest.json baseline; fi"""
+        for name, line in (("lrfc", f'exec "{sys.executable}" -m lrfc "$@"'), ("pip", '[ "$*" = "install lrfc" ]'), ("gh", gh)):
+            (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+            (programs / name).chmod(0o755)
+        self._env = os.environ | {
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "LRFC_CACHE": str(folder / "cache"),
+        }
+
+    def run(self, event: str, names: frozenset[str] | None = None) -> subprocess.CompletedProcess[str] | None:
+        """The last command that ran: one that failed, or that of the last step. ``names``: of the steps that run, all where it is None."""
+        done = None
+        for step in self.steps:
+            wanted = {"github.event_name != 'release'": event != "release", "github.event_name == 'release'": event == "release"}.get(
+                step.get("if"), True
+            )
+            if "run" not in step or not wanted or (names is not None and step.get("name") not in names):
+                continue
+            command = re.sub(r"\$\{\{ (.*?) \}\}", "v1", step["run"])
+            done = subprocess.run(
+                ["bash", "-e", "-c", command], cwd=self.folder, env=self._env, capture_output=True, text=True, timeout=900, check=False
+            )
+            if done.returncode:
+                break
+        return done
+
+
+@pytest.mark.slow
+def test_the_pipeline_keeps_a_release_and_stops_a_change_that_is_worse(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "digits.keras", tmp_path / "model.keras")
+    (tmp_path / "lrfc.toml").write_text('target = ["tflite"]\ndata = "digits"\nmax_macs = "50%"\nmax_drop = "2pp"\nepochs = 0\n')
+    workflow = Workflow(tmp_path)
+    released = workflow.run("release")
+    assert released is not None
+    assert released.returncode == 0, released.stderr
+    assert {path.name for path in (tmp_path / "releases").iterdir()} == {"manifest.json", "model.tflite"}
+    same = workflow.run("pull_request", frozenset({"The last release's manifest", "Compare"}))
+    assert same is not None
+    assert same.returncode == 0, same.stderr
+    manifest = tmp_path / "releases" / "manifest.json"
+    told = json.loads(manifest.read_text())
+    told["after"]["file_bytes"] //= 2
+    manifest.write_text(json.dumps(told))
+    worse = workflow.run("pull_request", frozenset({"The last release's manifest", "Compare"}))
+    assert worse is not None
+    assert worse.returncode == 4, worse.stderr
+    (failed,) = ET.parse(tmp_path / "compare.xml").findall(".//testcase[failure]")
+    assert "size" in failed.attrib["name"]
 
 
 def test_the_container_holds_what_the_repository_has() -> None:
