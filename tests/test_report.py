@@ -17,6 +17,7 @@ from lrfc.choices import Row
 from lrfc.config import BuildConfig
 from lrfc.manifest import Accuracy, Attempt, Figures, File, FineTuning, Input, Kept, Latency, Layer, Manifest, Parity, Round, Search, Speedup
 from lrfc.report import page as pages
+from lrfc.report.chart import chart
 from lrfc.report.command import command
 from lrfc.report.page import Content, rows
 from lrfc.report.text import NONE, change, ms, option, percent, size
@@ -281,6 +282,19 @@ def test_the_verdict_shows_kept_and_saved_and_how_sure_both_are() -> None:
         "41.2 % kept", "58.8 % saved", "×1.80", "95 % interval 1.70 to 1.90", "97.00 %", "98.00 % before; lost 0.50 pp, 95 % interval −0.10 to 1.10, 400 samples",
     ):  # fmt: skip
         assert said in text
+
+
+def test_what_grew_is_not_called_kept() -> None:
+    manifest = made()
+    grown = manifest.model_copy(update={"after": manifest.after.model_copy(update={"arena_bytes": 2 * (manifest.before.arena_bytes or 0)})})
+    assert ("Activation memory", "×2.00", "100.0 % more than before") in pages.cards(grown)
+
+
+def test_no_axis_goes_beyond_what_there_is() -> None:
+    drawn = chart({"score": [(0, 99.6, ""), (1, 99.9, "")]}, "score", "epoch", "score, %", from_zero=(True, False), most_y=100)
+    ticks = [float(value) for value in re.findall(r'text-anchor="end">([\d.]+)<', drawn)]
+    assert ticks
+    assert max(ticks) <= 100
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import floor, log10
+from math import floor, inf, log10
 
 #: Colours that differ in hue and lightness (Okabe & Ito 2008), and shapes, so that series can be told apart without colour.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#b2182b", "#4d4d4d", "#6a51a3")
@@ -56,13 +56,14 @@ def chart(
     from_zero: tuple[bool, bool] = (True, True),
     diagonal: bool = False,
     whole_x: bool = False,
+    most_y: float = inf,
     large: Collection[str] = (),
     rings: Collection[str] = (),
 ) -> str:
     """An SVG of (x, y, tooltip) points by series. On a logarithmic axis points at or below 0 are left out.
 
     ``lines``: join the points, of all series or of some. ``guides``: dashed vertical lines at x with a label. ``from_zero``: whether the axes begin at 0.
-    ``diagonal``: a line where y is x. ``whole_x``: x counts something. ``large``, ``rings``: series with larger points, or with rings around points.
+    ``diagonal``: a line where y is x. ``whole_x``: x counts something. ``most_y``: what no value can exceed. ``large``, ``rings``: series with larger points, or with rings around points.
     """
     width, height = size
     left, right, top, bottom = 64, 14, 44 if guides else 26, 44
@@ -74,7 +75,8 @@ def chart(
     if diagonal:
         xs = ys = [*xs, *ys]
     x = _Axis(*_range(xs, from_zero[0]), left, width - right)
-    y = _Axis(min(ys), max(ys), height - bottom, top, log=True) if log_y else _Axis(*_range(ys, from_zero[1]), height - bottom, top)
+    least, most = (min(ys), max(ys)) if log_y else _range(ys, from_zero[1])
+    y = _Axis(least, min(most, most_y), height - bottom, top, log=log_y)
 
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>']
     for tick in (tick for tick in x.ticks() if not whole_x or tick == round(tick)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from lrfc.anatomy import Anatomy, OpCost
@@ -59,7 +60,14 @@ def files(manifest: Manifest) -> tuple[str, str] | None:
     found |= {"the file that ships": [kept]} | ({"not kept": others} if others else {})
     timed = "estimated" if after.latency_ms.estimated else "measured"
     drawn = chart(
-        found, f"{name} against {timed} latency of the emitted files", f"{timed} latency, ms", name + unit, size=SIZE, dot=6, from_zero=(True, False)
+        found,
+        f"{name} against {timed} latency of the emitted files",
+        f"{timed} latency, ms",
+        name + unit,
+        size=SIZE,
+        dot=6,
+        from_zero=(True, False),
+        most_y=100 if scores.percent else inf,
     )
     return drawn, legend(list(found))
 
@@ -216,6 +224,7 @@ def tuning(manifest: Manifest) -> list[str]:
             size=SIZE,
             from_zero=(True, False),
             whole_x=True,
+            most_y=100 if scores.percent else inf,
             guides=[(found.best, "kept")],
         )
     ]

@@ -220,8 +220,10 @@ def cards(manifest: Manifest) -> list[tuple[str, str, str]]:
     for name, quantity in (("MACs", "macs"), ("Parameters", "params"), ("File size", "file_bytes"), ("Activation memory", "arena_bytes")):
         first, second = getattr(before, quantity), getattr(after, quantity)
         if first and second is not None:
-            saved = f"{100 * (1 - second / first):.1f} % saved" if second <= first else f"{100 * (second / first - 1):.1f} % more than before"
-            found.append((name, f"{100 * second / first:.1f} % kept", saved))
+            kept, saved = f"{100 * second / first:.1f} % kept", f"{100 * (1 - second / first):.1f} % saved"
+            if second > first:
+                kept, saved = f"×{second / first:.2f}", f"{100 * (second / first - 1):.1f} % more than before"
+            found.append((name, kept, saved))
     if ratio is not None:
         estimated = after.latency_ms is not None and after.latency_ms.estimated
         spread = "estimated, no device was timed" if estimated else f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
