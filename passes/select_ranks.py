@@ -156,14 +156,18 @@ class ExploreLayers:
     def _answered(self, graph: Graph, layers: Sequence[Op], samples: Sampler) -> Iterator[tuple[LayerSamples, Answers]]:
         """The layers' samples and the methods' answers, in their order, a few layers ahead: on as many cores as there are, each with one BLAS thread."""
         with one_thread(), ThreadPoolExecutor(workers()) as pool:
-            for group in samples.groups(layers):  # the next one's are collected when nothing is at work on this one's: together they would need twice the memory
+            for group in samples.groups(
+                layers
+            ):  # the next one's are collected when nothing is at work on this one's: together they would need twice the memory
                 ahead: deque[tuple[LayerSamples, Future[Answers]]] = deque()
                 waiting = iter(group)
                 try:
                     for _ in group:
                         for op in islice(waiting, workers() + 1 - len(ahead)):
                             seen = samples[op.name]  # collected here, not in a thread: it runs the network
-                            ahead.append((seen, pool.submit(answers, graph, op, seen, self.methods, MEASURES[self.measure], multiple=self.rank_multiple)))
+                            ahead.append(
+                                (seen, pool.submit(answers, graph, op, seen, self.methods, MEASURES[self.measure], multiple=self.rank_multiple))
+                            )
                         seen, future = ahead.popleft()
                         yield seen, future.result()
                 finally:
