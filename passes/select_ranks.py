@@ -154,25 +154,28 @@ class ExploreLayers:
         return state.with_fact(DesignSpace(tuple(spaces), skipped))
 
     def _answered(self, graph: Graph, layers: Sequence[Op], samples: Sampler) -> Iterator[tuple[LayerSamples, Answers]]:
-        """The layers' samples and the methods' answers, in their order, a few layers ahead: on as many cores as there are, each with one BLAS thread."""
+        """The layers' samples and the methods' answers, in their order.
+
+        A group's samples are collected when nothing is at work on the group before: together they would need twice the memory.
+        """
         with one_thread(), ThreadPoolExecutor(workers()) as pool:
-            for group in samples.groups(
-                layers
-            ):  # the next one's are collected when nothing is at work on this one's: together they would need twice the memory
-                ahead: deque[tuple[LayerSamples, Future[Answers]]] = deque()
-                waiting = iter(group)
-                try:
-                    for _ in group:
-                        for op in islice(waiting, workers() + 1 - len(ahead)):
-                            seen = samples[op.name]  # collected here, not in a thread: it runs the network
-                            ahead.append(
-                                (seen, pool.submit(answers, graph, op, seen, self.methods, MEASURES[self.measure], multiple=self.rank_multiple))
-                            )
-                        seen, future = ahead.popleft()
-                        yield seen, future.result()
-                finally:
-                    for _, future in ahead:
-                        future.cancel()
+            for group in samples.groups(layers):
+                yield from self._ahead(graph, group, samples, pool)
+
+    def _ahead(self, graph: Graph, layers: Sequence[Op], samples: Sampler, pool: ThreadPoolExecutor) -> Iterator[tuple[LayerSamples, Answers]]:
+        """The same for one group, a few layers ahead: on as many cores as there are, each with one BLAS thread."""
+        pending: deque[tuple[LayerSamples, Future[Answers]]] = deque()
+        waiting = iter(layers)
+        try:
+            for _ in layers:
+                for op in islice(waiting, workers() + 1 - len(pending)):
+                    seen = samples[op.name]  # collected here, not in a thread: it runs the network
+                    pending.append((seen, pool.submit(answers, graph, op, seen, self.methods, MEASURES[self.measure], multiple=self.rank_multiple)))
+                seen, future = pending.popleft()
+                yield seen, future.result()
+        finally:
+            for _, future in pending:
+                future.cancel()
 
     def _looked_at(self, graph: Graph, layers: int) -> int:
         """How many images the sensitivities are measured on: fewer for a deep and large network, so that the passes end."""
