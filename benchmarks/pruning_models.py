@@ -11,6 +11,7 @@ Each network runs in a process of its own.
 from __future__ import annotations
 
 import csv
+import gc
 import subprocess
 import sys
 import tempfile
@@ -62,7 +63,10 @@ def row(name: str) -> dict[str, object]:
         model = make(weights=None, input_shape=(96, 96, 3), classes=10, classifier_activation=None)
     except ValueError:  # it takes one size only
         model = make(weights=None, classes=10, classifier_activation=None)
+    shape = model.input_shape[1:]
     graph = keras_io.from_keras(random_weights(model))
+    del model
+    gc.collect()  # Keras models are cycles, and the largest take gigabytes
     start = time.perf_counter()
     found = groups(graph)
     scores = {group.name: l1(graph, group, Context(graph, found)) for group in found.groups}
@@ -81,16 +85,17 @@ def row(name: str) -> dict[str, object]:
     kept, smaller = pruned(low)
     seconds = time.perf_counter() - start
     smaller.check()
-    batch = (np.random.default_rng(0).uniform(-1, 1, (1, *model.input_shape[1:])).astype(np.float32),)
+    batch = (np.random.default_rng(0).uniform(-1, 1, (1, *shape)).astype(np.float32),)
     answer = keras_io.predict(smaller, batch)
     exact = difference(keras_io.predict(zeroed(graph, found, kept), batch), answer)
+    gc.collect()
     with tempfile.TemporaryDirectory() as folder:
         target = TFLite()
         emitted = target.emit(smaller, Path(folder) / "pruned.tflite")
         parity = difference(answer, target.load(emitted)(batch))
     reached = macs(smaller) <= SHARE * macs(graph)
     return {
-        "model": name, "input": model.input_shape[1], "params": graph.params, "params_after": smaller.params, "macs": macs(graph), "macs_after": macs(smaller),
+        "model": name, "input": shape[0], "params": graph.params, "params_after": smaller.params, "macs": macs(graph), "macs_after": macs(smaller),
         "groups": len(found.groups), "stay": len(found.refused), "exact": f"{exact:.1e}", "tflite": f"{parity:.1e}", "seconds": f"{seconds:.1f}",
         "ok": "yes" if reached else "its filters that can be cut are too few",
     }  # fmt: skip
