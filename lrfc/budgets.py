@@ -68,7 +68,7 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
             chosen = run(found, plan([wanted], known=(DesignSpace,)))
         except BudgetError:
             if pruning and max_ram is not None:
-                _check_room(state, live, max_ram)
+                _check_room(state, room, max_ram)
             raise
         graph = fold_batchnorm(run(chosen, plan([Factorize(), PruneFilters()], known=(Selection,))).graph)
         good = True
@@ -100,9 +100,9 @@ def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:
         return [target.emit(graph, Path(folder) / f"{number}.{target.name}", calibration).bytes for number, target in enumerate(targets)]
 
 
-def _check_room(state: State, live: Mapping[str, float], budget: Budget) -> None:
+def _check_room(state: State, room: Mapping[str, float], budget: Budget) -> None:
     """BudgetError where the memory budget alone is beyond what ranks and filters reach."""
-    for precision, limit in live.items():
+    for precision, limit in room.items():
         least = joint.least_room(state.graph, state.fact(DesignSpace).spaces, state.fact(FilterSpace), of(precision).activation)
         if least > limit:
             raise BudgetError(
