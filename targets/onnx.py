@@ -16,9 +16,9 @@ from lrfc.ir.graph import Graph
 from lrfc.precision import Name, listed
 from lrfc.state import Artifact, Batch, Runner
 from lrfc.targets import files, onnx_int8, refusals
-from lrfc.targets.freeze import Frozen, converted, plain
 from lrfc.targets.imports import need
 from lrfc.targets.samples import Spec, checked, joined
+from lrfc.targets.trace import Traced, converted, plain
 
 #: The operator set that is written: the newest one that tf2onnx converts and that runtimes of the last years all read.
 OPSET = 17
@@ -56,7 +56,7 @@ class ONNX:
         """
         if self.precision == "int8" and (calibration is None or len(calibration[0]) == 0):
             raise UsageError("int8 needs calibration samples to read the range of each activation: give --data, or choose --precision fp32")
-        content = converted(graph, f"ONNX {self.precision}", lambda frozen: self._convert(frozen, calibration))
+        content = converted(graph, f"ONNX {self.precision}", lambda traced: self._convert(traced.frozen(), calibration))
         files.write(path, content)
         return Artifact(path, self.name, self.precision)
 
@@ -64,7 +64,7 @@ class ONNX:
         """The file in an onnxruntime session. ModelError when onnxruntime refuses it."""
         return _OnnxRuntime(artifact.path, threads)
 
-    def _convert(self, frozen: Frozen, calibration: Batch | None) -> bytes:
+    def _convert(self, frozen: Traced, calibration: Batch | None) -> bytes:
         import onnx
 
         model = _plain(frozen)
@@ -72,21 +72,25 @@ class ONNX:
             model = onnx_int8.halved(model)
         if self.precision == "int8":
             assert calibration is not None
-            specs = [Spec(name, tuple(t.shape), t.dtype.as_numpy_dtype) for name, t in zip(frozen.inputs, frozen.function.inputs, strict=True)]
-            model = onnx_int8.quantised(model, frozen.inputs, tuple(checked(calibration, specs, "the model")))
+            model = onnx_int8.quantised(model, [spec.name for spec in frozen.inputs], tuple(checked(calibration, frozen.inputs, "the model")))
         if self.precision != "fp32":
             _rename(model.graph, frozen)
         onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString(deterministic=True))
 
 
-def _plain(frozen: Frozen) -> Any:
+def _ports(frozen: Traced) -> list[str]:
+    """What the inputs and outputs are called in the file."""
+    return [*(spec.name for spec in frozen.inputs), *frozen.outputs]
+
+
+def _plain(frozen: Traced) -> Any:
     """The float32 model."""
     import onnx
 
     tf2onnx = need("tf2onnx", "tf2onnx")
     tensors = [*frozen.function.inputs, *frozen.function.outputs]
-    names = {tensor.name: name for tensor, name in zip(tensors, [*frozen.inputs, *frozen.outputs], strict=True)}
+    names = {tensor.name: name for tensor, name in zip(tensors, _ports(frozen), strict=True)}
     # from_keras fails on Keras 3; from_function takes constant tensors of the model for inputs.
     model, _ = tf2onnx.convert.from_graph_def(
         frozen.function.graph.as_graph_def(), name=frozen.name, input_names=[t.name for t in frozen.function.inputs],
@@ -155,12 +159,12 @@ def _folded(model: Any) -> Any:
     return folded
 
 
-def _rename(graph: Any, frozen: Frozen) -> None:
+def _rename(graph: Any, frozen: Traced) -> None:
     """Give nodes and tensors names that depend on the graph alone, and put the initializers in the order of their use.
 
     The converter numbers names with a counter of the process, and its order of the initializers changes with Python's hash seed.
     """
-    names = {name: name for name in ("", *frozen.inputs, *frozen.outputs)}
+    names = {name: name for name in ("", *_ports(frozen))}
     taken = set(names)
 
     def unique(name: str) -> str:

@@ -17,11 +17,15 @@ from lrfc.ir import backend
 from lrfc.ir.graph import Graph
 from lrfc.precision import PRECISIONS, Name, listed
 from lrfc.state import Artifact, Batch, Runner
-from lrfc.targets import files, freeze, refusals
-from lrfc.targets.freeze import Frozen
+from lrfc.targets import files, refusals, trace
 from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
+from lrfc.targets.trace import Traced
+
+#: Bytes of weights from which they stay variables while a file is written. As constants the converter holds them more than twenty times; of few weights it
+#: makes the file faster that way.
+LARGE = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class TFLite:
             raise UsageError(
                 f"{self.precision} needs calibration samples to read the range of each activation: give --data, or choose --precision fp32"
             )
-        content = freeze.converted(graph, f"TFLite {self.precision}", lambda frozen: self._convert(frozen, calibration))
+        content = trace.converted(graph, f"TFLite {self.precision}", lambda traced: self._convert(traced, calibration))
         files.write(path, content)
         return Artifact(path, self.name, self.precision)
 
@@ -69,12 +73,16 @@ class TFLite:
         """
         import tensorflow as tf
 
-        def start() -> Frozen:
-            inputs, outputs = freeze.names(graph)
-            specs = [tf.TensorSpec((1, *t.shape[1:]), t.dtype, name=name) for name, t in zip(inputs, model.inputs, strict=True)]
-            return freeze.frozen(graph.name, lambda *xs: [tf.identity(y) for y in tf.nest.flatten(model(list(xs), training=False))], specs, outputs)
+        def start() -> Traced:
+            inputs, outputs = trace.names(graph)
+            specs = [Spec(name, (1, *t.shape[1:]), t.dtype.name) for name, t in zip(inputs, model.inputs, strict=True)]
 
-        files.write(path, freeze.converted(graph, f"TFLite {self.precision}", lambda frozen: self._convert(frozen, None), start))
+            def call(*tensors: Any) -> list[Any]:
+                return [tf.identity(y) for y in tf.nest.flatten(model(list(tensors), training=False))]
+
+            return trace.traced(graph.name, call, specs, outputs, model.variables)
+
+        files.write(path, trace.converted(graph, f"TFLite {self.precision}", lambda traced: self._convert(traced, None), start))
         return Artifact(path, self.name, self.precision)
 
     def load(self, artifact: Artifact, threads: int = 1) -> Runner:
@@ -85,31 +93,35 @@ class TFLite:
     def _integer(self) -> bool:
         return PRECISIONS[self.precision].integer
 
-    def _convert(self, frozen: Frozen, calibration: Batch | None) -> bytes:
+    def _convert(self, traced: Traced, calibration: Batch | None) -> bytes:
         import tensorflow as tf
 
-        def call(*tensors: Any) -> dict[str, Any]:
-            return dict(zip(frozen.outputs, frozen.function(*tensors), strict=True))
+        if sum(variable.dtype.size * variable.shape.num_elements() for variable in traced.variables) < LARGE:
+            traced = traced.frozen()
 
-        if self._integer and any(node.op.startswith("TensorList") for node in frozen.function.graph.as_graph_def().node):
+        def call(*tensors: Any) -> dict[str, Any]:
+            return dict(zip(traced.outputs, traced.function(*tensors), strict=True))
+
+        if self._integer and any(kind.startswith("TensorList") for kind in traced.kinds()):
             # The calibrator does not fail on it: it takes the process down.
             raise ModelError(
-                f"'{frozen.name}' has a loop that calibration cannot run: unroll its recurrent layers (unroll=True), or choose --precision fp32"
+                f"'{traced.name}' has a loop that calibration cannot run: unroll its recurrent layers (unroll=True), or choose --precision fp32"
             )
-        specs = [tf.TensorSpec(tensor.shape, tensor.dtype, name=name) for name, tensor in zip(frozen.inputs, frozen.function.inputs, strict=True)]
-        signature = tf.function(call, autograph=False).get_concrete_function(*specs)
+        takes = [tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in traced.inputs]
+        signature = tf.function(call, autograph=False).get_concrete_function(*takes)
+        module = tf.Module()
+        module.weights = traced.variables
         with tempfile.TemporaryDirectory() as folder:
             # Without custom gradients: they cannot be saved once the variables are constants, and a file is for inference.
-            tf.saved_model.save(tf.Module(), folder, {"serving_default": signature}, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
+            tf.saved_model.save(module, folder, {"serving_default": signature}, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)
             self._quantise(converter, trained=calibration is None)
             if calibration is not None and self._integer:
-                shapes = [Spec(name, tuple(t.shape), t.dtype.as_numpy_dtype) for name, t in zip(frozen.inputs, specs, strict=True)]
-                samples = checked(calibration, shapes, "the model")
+                samples = checked(calibration, traced.inputs, "the model")
 
                 def representative() -> Iterator[dict[str, Any]]:
                     for i in range(len(samples[0])):
-                        yield {name: x[i : i + 1] for name, x in zip(frozen.inputs, samples, strict=True)}
+                        yield {spec.name: x[i : i + 1] for spec, x in zip(traced.inputs, samples, strict=True)}
 
                 converter.representative_dataset = representative
             try:
@@ -119,9 +131,9 @@ class TFLite:
                 if not missing:
                     raise
                 raise ModelError(
-                    f"'{frozen.name}' cannot be converted to TFLite: it has no operator for TensorFlow's {frozen.places(missing)}"
+                    f"'{traced.name}' cannot be converted to TFLite: it has no operator for TensorFlow's {traced.places(missing)}"
                 ) from error
-        return _in_order(bytes(content), frozen)
+        return _in_order(bytes(content), traced)
 
     def _quantise(self, converter: Any, *, trained: bool) -> None:
         """Set the converter to the precision. ``trained``: the ranges are in the graph."""
@@ -143,7 +155,7 @@ def scales(path: Path) -> tuple[tuple[str, float, int], ...]:
     return tuple((name, port.scale, port.zero_point) for name, port in _LiteRT(path, 1).ports().items() if port.scale)
 
 
-def _in_order(content: bytes, frozen: Frozen) -> bytes:
+def _in_order(content: bytes, traced: Traced) -> bytes:
     """The file with its inputs and outputs listed in the model's order; the converter sorts them by name."""
     from ai_edge_litert import schema_py_generated as schema
 
@@ -152,8 +164,8 @@ def _in_order(content: bytes, frozen: Frozen) -> bytes:
     graph, signature = model.Subgraphs(0), model.SignatureDefs(0)
     inputs = {entry.Name().decode(): entry.TensorIndex() for entry in map(signature.Inputs, range(signature.InputsLength()))}
     outputs = {entry.Name().decode(): entry.TensorIndex() for entry in map(signature.Outputs, range(signature.OutputsLength()))}
-    graph.InputsAsNumpy()[:] = [inputs[name] for name in frozen.inputs]  # views into the buffer
-    graph.OutputsAsNumpy()[:] = [outputs[name] for name in frozen.outputs]
+    graph.InputsAsNumpy()[:] = [inputs[spec.name] for spec in traced.inputs]  # views into the buffer
+    graph.OutputsAsNumpy()[:] = [outputs[name] for name in traced.outputs]
     return bytes(buffer)
 
 

@@ -20,8 +20,8 @@ from lrfc.ir.graph import Graph, Op
 from lrfc.state import Artifact
 from lrfc.targets import probe
 from lrfc.targets.device import Vela
-from lrfc.targets.freeze import plain
 from lrfc.targets.imports import need
+from lrfc.targets.trace import plain
 
 #: Operators at the edges of a file whose inputs and outputs are float: they run on the CPU and hold back nothing else.
 EDGES = frozenset({"Quantize", "Dequantize"})
@@ -139,7 +139,7 @@ def _owner(layer: Layer, graph: Graph, outputs: Sequence[str]) -> str:
     named = [graph.op(name) for part in parts for name in (part, part.lower()) if name in graph]
     if not named:
         # The result carries the name of the function that was converted, and its number: 'PartitionedCall:0', then '1' where it is dequantised.
-        result = re.match(r"PartitionedCall:(\d+)", own)
+        result = re.match(r"(?:Stateful)?PartitionedCall:(\d+)", own)
         if result is None:
             return own
         number = result[1] if len(result[1]) == 1 else result[1][:-1]

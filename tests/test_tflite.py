@@ -117,6 +117,44 @@ def test_the_same_bytes_every_time_and_not_a_word(tmp_path):
     assert digests(tmp_path / "first") == digests(tmp_path / "second") == digests(tmp_path / "third")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["residual", "two_inputs", "nested_twice"])
+def test_large_weights_make_the_same_file(name, precision, tmp_path, monkeypatch):
+    graph = helpers.graph_of(getattr(helpers, name)())
+    inputs = helpers.random_inputs(graph, samples=8)
+    tflite = TFLite(precision)
+    small = tflite.load(tflite.emit(graph, tmp_path / "small.tflite", inputs))(inputs)
+    monkeypatch.setattr("lrfc.targets.tflite.LARGE", 0)
+    large = tflite.load(tflite.emit(graph, tmp_path / "large.tflite", inputs))(inputs)
+    for one, other in zip(small, large, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+WEIGHED = """
+import re, sys
+from pathlib import Path
+from lrfc.targets.tflite import TFLite
+from tests import helpers
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+warm = helpers.graph_of(helpers.dense_net())
+TFLite().emit(warm, Path(sys.argv[1]))
+graph = helpers.graph_of(helpers.dense_net(2048, (2048,) * 6))
+before = peak()
+size = TFLite().emit(graph, Path(sys.argv[1])).bytes
+print((peak() - before) / size)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_writing_a_file_takes_a_few_times_its_size(tmp_path):
+    """With the weights as constants of the converted function it would be more than twenty times."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", WEIGHED, str(tmp_path / "m.tflite")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert 1 < float(done.stdout) < 10
+
+
 def test_any_number_of_samples(tmp_path):
     graph = helpers.graph_of(helpers.branches())
     runner = TFLite().load(TFLite().emit(graph, tmp_path / "m.tflite"), threads=2)

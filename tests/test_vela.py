@@ -65,10 +65,13 @@ def test_cycles_belong_to_ops(compiled, graph):
     assert cycles["conv"] > cycles["stem"] > cycles["head"]
 
 
-def test_layers_of_like_names(tmp_path):
-    """Keras counts names as the converter counts calls: 'conv' and 'conv_1' must not be taken for each other."""
+@pytest.mark.parametrize("large", [False, True])
+def test_layers_of_like_names(large, tmp_path, monkeypatch):
+    """Keras counts names as the converter counts calls: 'conv' and 'conv_1' must not be taken for each other, however large their weights are."""
     import keras
 
+    if large:
+        monkeypatch.setattr("lrfc.targets.tflite.LARGE", 0)
     inputs = keras.Input((8, 8, 8), name="image")
     x = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="conv")(inputs)
     x = keras.layers.Conv2D(32, 3, padding="same", name="conv_1")(x)

@@ -1,41 +1,62 @@
-"""A graph as a TensorFlow function without variables, with a fixed batch of one: what both converters start from."""
+"""A graph as a TensorFlow function with a fixed batch of one: what both converters start from."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lrfc.errors import LrfcError, ModelError
 from lrfc.ir import backend, keras_io
 from lrfc.ir.graph import Graph
 from lrfc.targets.quiet import quiet
+from lrfc.targets.samples import Spec
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """``function`` takes the model's inputs in the model's order and returns the list of its outputs; ``inputs`` and ``outputs`` name them in the file."""
+class Traced:
+    """``function`` takes the model's inputs in the model's order and returns the list of its outputs.
+
+    ``inputs`` have the names that they have in the file; ``outputs`` names the outputs there. ``variables``: the weights that it reads.
+    """
 
     name: str
     function: Any
-    inputs: tuple[str, ...]
+    inputs: tuple[Spec, ...]
     outputs: tuple[str, ...]
+    variables: tuple[Any, ...]
+
+    def frozen(self) -> Traced:
+        """With every weight a constant of the function, calls inlined, and what gives no output pruned."""
+        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+        function = convert_variables_to_constants_v2(self.function, lower_control_flow=False, aggressive_inlining=True)
+        return replace(self, function=function, variables=())
+
+    def kinds(self) -> dict[str, set[str]]:
+        """The kinds of TensorFlow's ops in it, each with the names of its ops."""
+        graph = self.function.graph.as_graph_def()
+        found: dict[str, set[str]] = {}
+        for node in (*graph.node, *(node for function in graph.library.function for node in function.node_def)):
+            found.setdefault(node.op, set()).add(node.name)
+        return found
 
     def places(self, kinds: Iterable[str]) -> str:
         """The TensorFlow ops of those kinds, each with the layer it comes from, for a message."""
-        nodes = [node for node in self.function.graph.as_graph_def().node if node.op in kinds]
-        return ", ".join(sorted({f"{node.op} (in '{plain(node.name, self.name)}')" for node in nodes})) or ", ".join(sorted(kinds))
+        found = self.kinds()
+        named = {f"{kind} (in '{plain(name, self.name)}')" for kind in kinds for name in found.get(kind, ())}
+        return ", ".join(sorted(named)) or ", ".join(sorted(kinds))
 
 
-def converted(graph: Graph, form: str, convert: Callable[[Frozen], bytes], start: Callable[[], Frozen] | None = None) -> bytes:
-    """The bytes that the converter makes of the frozen graph, in silence; ModelError, with all the converter wrote in its notes, when it fails.
+def converted(graph: Graph, form: str, convert: Callable[[Traced], bytes], start: Callable[[], Traced] | None = None) -> bytes:
+    """The bytes that the converter makes of the traced graph, in silence; ModelError, with all the converter wrote in its notes, when it fails.
 
     ``start`` gives another function than the graph's own.
     """
     with quiet() as noise:
         try:
-            return convert(freeze(graph) if start is None else start())
+            return convert(trace(graph) if start is None else start())
         except LrfcError as error:
             error.add_note(noise())
             raise
@@ -45,10 +66,9 @@ def converted(graph: Graph, form: str, convert: Callable[[Frozen], bytes], start
             raise failure from error
 
 
-def freeze(graph: Graph) -> Frozen:
-    """The graph's inference function with every weight a constant.
+def trace(graph: Graph) -> Traced:
+    """The graph's inference function.
 
-    Variables are turned into constants before conversion, since the TFLite converter leaves READ_VARIABLE ops for those of a Keras 3 model.
     Inputs have the names of their ops, outputs those of the ops that give them. ModelError when the model holds a lookup table.
     """
     import tensorflow as tf
@@ -56,7 +76,7 @@ def freeze(graph: Graph) -> Frozen:
     tree = backend.keras().tree
     model = keras_io.to_keras(graph)
     inputs, outputs = names(graph)
-    specs = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=name) for name, tensor in zip(inputs, model.inputs, strict=True)]
+    specs = [Spec(name, (1, *tensor.shape[1:]), tensor.dtype) for name, tensor in zip(inputs, model.inputs, strict=True)]
 
     def call(*tensors: Any) -> list[Any]:
         # Keras wraps a grouped convolution in a function compiled by XLA, which no converter sees into; run eagerly, its ops are traced here.
@@ -68,19 +88,18 @@ def freeze(graph: Graph) -> Frozen:
             tf.config.run_functions_eagerly(eager)
         return [tf.identity(y) for y in results]  # an output that is an input, or that is given twice, needs a tensor of its own
 
-    return frozen(graph.name, call, specs, outputs)
+    return traced(graph.name, call, specs, outputs, [variable.value for variable in model.variables])
 
 
-def frozen(name: str, call: Callable[..., Any], specs: Sequence[Any], outputs: tuple[str, ...]) -> Frozen:
-    """The function as a graph in which every variable is a constant. ``specs``: of its inputs, with the names that they have in the file."""
+def traced(name: str, call: Callable[..., Any], inputs: Sequence[Spec], outputs: tuple[str, ...], variables: Sequence[Any]) -> Traced:
+    """The call as a function, see Traced; ``variables``: all that it may read."""
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    function = tf.function(call, autograph=False).get_concrete_function(*specs)
-    function = convert_variables_to_constants_v2(function, lower_control_flow=False, aggressive_inlining=True)
-    if len(function.inputs) != len(specs):
+    function = tf.function(call, autograph=False).get_concrete_function(*(tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in inputs))
+    known = {id(variable.handle) for variable in variables}
+    if any(held.dtype == tf.resource and id(held) not in known for held in function.captured_inputs):
         raise ModelError(f"'{name}' holds a lookup table or other state that no file can carry; take it out of the model")
-    return Frozen(name, function, tuple(spec.name for spec in specs), outputs)
+    return Traced(name, function, tuple(inputs), outputs, tuple(variables))
 
 
 def names(graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
