@@ -126,18 +126,19 @@ def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float |
 
 
 def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
-    assert before.file_bytes is not None
-    assert after.file_bytes is not None
     selection = made.state.fact(Selection)
     if not selection.keeps and all(choice.method is None for choice in selection.chosen):
         return NoGainError(
             f"no gain: on {goal.device.name} no factorization of a layer is faster than the layer itself; the original was kept; --objective size, macs or"
             " ram, or a budget, makes it smaller where that is worth more than time"
         )
-    if after.file_bytes >= before.file_bytes:
-        return NoGainError(
-            f"no gain: the factorized file has {after.file_bytes:,} bytes, the original's {before.file_bytes:,}; the original was kept"
-        )
+    # An NPU stores what its compiler makes of the file.
+    was, stored = (each.file_bytes if each.flash_bytes is None else each.flash_bytes for each in (before, after))
+    assert was is not None
+    assert stored is not None
+    if stored >= was:
+        where = "" if after.flash_bytes is None else " in flash"
+        return NoGainError(f"no gain: the factorized file has {stored:,} bytes{where}, the original's {was:,}; the original was kept")
     if ratio.high < 1 - MARGIN:
         return NoGainError(
             f"no gain: the factorized file runs at {ratio.median:.2f} times the original's speed ({ratio.low:.2f} to {ratio.high:.2f}); the original was kept"

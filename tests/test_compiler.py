@@ -33,14 +33,15 @@ from tests import helpers
 QUICK: dict[str, Any] = {"methods": ("channel_svd", "svd"), "epochs": 0}
 
 
-def stopwatch(monkeypatch: pytest.MonkeyPatch, speedup: float) -> None:
-    """Every build finds its file to be that many times faster than the original's."""
+def stopwatch(monkeypatch: pytest.MonkeyPatch, speedup: float, flash: tuple[int | None, int | None] = (None, None)) -> None:
+    """Every build finds its file to be that many times faster than the original's; ``flash``: bytes of both on an NPU."""
 
     def compare(self: LocalRunner, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600) -> tuple[Measurement, ...]:
         times = [1.0, *(1 / speedup for _ in files[1:])]
+        stored = [flash[0], *(flash[1] for _ in files[1:])]
         return tuple(
-            Measurement(file.path, ms, ms, 0.0, runs, 1, (ms,) * 20, threads, 1.0, "none", "0", 1_000_000, 2_000_000)
-            for file, ms in zip(files, times, strict=True)
+            Measurement(file.path, ms, ms, 0.0, runs, 1, (ms,) * 20, threads, 1.0, "none", "0", 1_000_000, 2_000_000, flash_bytes=held)
+            for file, ms, held in zip(files, times, stored, strict=True)
         )
 
     monkeypatch.setattr(LocalRunner, "compare", compare)
@@ -270,6 +271,14 @@ def test_a_slower_file_does_not_ship(dense: Any, samples: dict[str, Any], tmp_pa
     assert all(layer.method is None and layer.rank is None and layer.reason for layer in result.manifest.layers)
     assert any("svd was tried; no gain" in str(layer.reason) for layer in result.manifest.layers)
     assert result.manifest.artifacts[0].sha256 == sha256(original.path)
+
+
+def test_on_an_npu_the_compiled_file_has_to_be_smaller(dense: Any, samples: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    stopwatch(monkeypatch, 2.0, flash=(9_000, 9_000))
+    with pytest.raises(NoGainError, match=r"no gain: the factorized file has 9,000 bytes in flash, the original's 9,000; the original was kept"):
+        lrfc.build(dense, data=samples, max_macs="50%", **QUICK)
+    stopwatch(monkeypatch, 2.0, flash=(9_000, 8_999))
+    assert lrfc.build(dense, data=samples, max_macs="50%", **QUICK).manifest.after.flash_bytes == 8_999
 
 
 def test_one_target_without_gain_fails_the_build_with_both_results(dense: Any, samples: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
