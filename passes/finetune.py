@@ -138,8 +138,9 @@ class _Run:
             self._tell(finished=True)
             if self._checkpoint is not None:
                 self._checkpoint.remove()
+            why = "" if self._stopped is None else f"stopped: {self._stopped}; "
             self._progress.log(
-                f"  kept: {'the weights before the first epoch' if self._best == 0 else f'epoch {self._best}'}, {self._last(self._best)}"
+                f"  {why}kept: {'the weights before the first epoch' if self._best == 0 else f'epoch {self._best}'}, {self._last(self._best)}"
             )
         seconds = time.perf_counter() - self._start
         tuning = Tuning(tuple(self._losses), tuple(self._scores), self._best, self._rate, self._step, seconds, self._stopped)
@@ -199,7 +200,7 @@ class _Run:
         if self._stopped is None and epoch < self._options.epochs and self._idle() >= self._options.patience:
             self._stopped = f"no better for {self._options.patience} epochs"
         left = (time.perf_counter() - self._start) * (1 / max(self._done(), 1e-9) - 1)
-        tail = f", stopped: {self._stopped}" if self._stopped else f", {_minutes(left)} left" if self._done() < 1 else ""
+        tail = f", {_minutes(left)} left" if self._stopped is None and self._done() < 1 else ""
         self._progress.log(f"  epoch {epoch}/{self._options.epochs}: loss {self._losses[-1]:.4f}, {self._last(-1)}{tail}")
         if self._checkpoint is not None and self._stopped is None and epoch < self._options.epochs:
             self._save()

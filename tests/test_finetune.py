@@ -276,7 +276,7 @@ def test_a_time_budget_ends_it() -> None:
     assert tuning.stopped == "time"
     assert 1 < len(tuning.scores) < 10_000
     assert sum(ticks) == 0  # the bar ends full
-    assert any("stopped: time" in line for line in lines)
+    assert lines[-1].startswith("  stopped: time; kept: ")
 
 
 def test_a_budget_that_is_over_at_once_leaves_the_network_as_it_was() -> None:
