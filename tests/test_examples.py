@@ -35,6 +35,7 @@ def known(line: str) -> None:
     assert {word for word in words if word.startswith("--")} <= options, line
 
 
+@pytest.mark.slow
 def test_python_api_runs(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
