@@ -25,6 +25,8 @@ from lrfc.search.cost import arena
 from lrfc.search.memory import live_bytes
 from lrfc.state import Progress, State, Target
 
+#: What may reach a memory budget that factorization cannot.
+CUT = "cutting filters may (--prune on)"
 #: Plans that are made at most until the budgets are met.
 ROUNDS = 6
 
@@ -116,14 +118,16 @@ def _fitting(state: State, precision: str, limit: float, budget: Budget) -> Stat
     changed = {call for space in design.spaces for call in space.calls}
     for name, size in memory.timeline.items():
         if size > limit and name not in changed:
-            raise BudgetError(f"--max-ram {budget} cannot be reached: {name} needs {size:,} bytes, and factorization does not change that")
+            raise BudgetError(f"--max-ram {budget} cannot be reached: {name} needs {size:,} bytes, and factorization does not change that; {CUT}")
     spaces = []
     for space in design.spaces:
         need = live_need(state.original, space, precision)
         kept = tuple(candidate for candidate in space.candidates if need(candidate) <= limit)
         if not kept:
             least = min(need(candidate) for candidate in space.candidates)
-            raise BudgetError(f"--max-ram {budget} cannot be reached: {space.op.name} needs at least {least:,} bytes, {limit:,.0f} are allowed")
+            raise BudgetError(
+                f"--max-ram {budget} cannot be reached: {space.op.name} needs at least {least:,} bytes, {limit:,.0f} are allowed; {CUT}"
+            )
         excluded = None if kept[0].method is None else space.whole
         spaces.append(replace(space, candidates=kept, excluded=excluded))
     return state.with_fact(replace(design, spaces=tuple(spaces)))
