@@ -7,16 +7,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lrfc import interrupts
 from lrfc.errors import LrfcError, UsageError
 from lrfc.terminal import Terminal, quiet
-
-
-class _Terminated(BaseException):
-    """SIGTERM: like Ctrl-C it ends the work by unwinding it, so that nothing half-written stays."""
-
-
-def _terminate(signum: int, frame: object) -> None:
-    raise _Terminated
 
 
 @contextmanager
@@ -24,14 +17,14 @@ def session() -> Iterator[Terminal]:
     """A terminal in which libraries are silent and every expected failure ends as one line and an exit code."""
     with quiet() as (stdout, stderr, noise):
         terminal = Terminal(stdout, stderr)
-        signal.signal(signal.SIGTERM, _terminate)
         try:
-            yield terminal
+            with interrupts.unwinding():
+                yield terminal
         except LrfcError as error:
             terminal.fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             terminal.fail("interrupted; nothing was left half-written", 130)
-        except _Terminated:
+        except interrupts.Terminated:
             terminal.fail("terminated; nothing was left half-written", 128 + signal.SIGTERM)
         except BrokenPipeError:  # lrfc ... | head: what was read is enough
             terminal.abandon()

@@ -28,7 +28,7 @@ LAYERS = (
     {"line"},
     {"ship"},
     {"comparison", "compiler", "diagnosis", "settings"},
-    {"cli", "cli_devices", "cli_project", "session", "terminal", "terminal_devices", "terminal_project", "__main__"},
+    {"cli", "cli_devices", "cli_project", "interrupts", "session", "terminal", "terminal_devices", "terminal_project", "__main__"},
 )
 RANK = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
