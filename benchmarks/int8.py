@@ -4,7 +4,8 @@
 
 Writes int8_NET.csv beside this file, a row for each file, as soon as it is known; rows that are there already are not run again. The networks are
 factorized, re-estimated and refitted, and fine-tuned for --tune epochs; quantisation-aware training sees --images training images for --epochs epochs.
-Besides the accuracy: the share of test images on which the file answers what the float network answers, which tells apart what the accuracy of a few
+TFLite files of integers are also run by LiteRT's reference kernels, on the first --reference test images: their accuracy there, that of the optimised
+kernels on the same images, and the share of these on which both answer alike. Besides the accuracy: the share of test images on which the file answers what the float network answers, which tells apart what the accuracy of a few
 thousand images does not, and the mean divergence of the outputs.
 """
 
@@ -35,6 +36,7 @@ from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import ExploreLayers, SelectRanks, totals
+from lrfc.precision import PRECISIONS
 from lrfc.search.sensitivity import divergence
 from lrfc.state import Artifact, Batch, Progress, State
 from lrfc.targets.onnx import ONNX
@@ -102,6 +104,17 @@ def answers(file: Artifact, test: Split) -> Batch:
     return (ONNX() if file.format == "onnx" else TFLite()).load(file)(test.inputs)
 
 
+def referenced(file: Artifact, test: Split, found: Batch, count: int) -> dict[str, str]:
+    """What the reference kernels make of the first images, where there are such."""
+    if file.format == "onnx" or not PRECISIONS[file.precision].integer:
+        return {}
+    some, seen = test.take(np.arange(min(count, len(test)))), tuple(y[:count] for y in found)
+    by_reference = TFLite().reference(file)(some.inputs)
+    same = float(np.mean(by_reference[0].argmax(-1) == seen[0].argmax(-1)))
+    figures = {"reference": accuracy(by_reference, some), "optimised": accuracy(seen, some), "kernels_agree": same}
+    return {"reference_images": str(len(some)), **{name: f"{100 * value:.2f}" for name, value in figures.items()}}
+
+
 def reference(graph: Graph, test: Split) -> Batch:
     """What the float network gives."""
     return keras_io.predict(graph, test.inputs)
@@ -117,6 +130,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--tune", type=int, default=0)
     parser.add_argument("--test", type=int, default=10_000)
+    parser.add_argument("--reference", type=int, default=500)
     parser.add_argument("--out", type=Path, default=HERE)
     given = parser.parse_args()
     table = Table(given.out / f"int8_{given.network}.csv")
@@ -135,11 +149,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 artifact = emitted(made, Path(folder), file, given.images, given.epochs)
                 found, size = answers(artifact, test), artifact.bytes
+                by_reference = referenced(artifact, test, found, given.reference)
             same = float(np.mean(found[0].argmax(-1) == expected[0].argmax(-1)))
-            qat = {"qat_images": str(given.images), "qat_epochs": str(given.epochs)} if file == "qat" else {}
+            extra = by_reference | {"qat_images": str(given.images), "qat_epochs": str(given.epochs)} if file == "qat" else by_reference
             table.add(
                 {
-                    **key, **qat, "file": file, "accuracy": f"{100 * accuracy(found, test):.2f}", "agreement": f"{100 * same:.2f}",
+                    **key, **extra, "file": file, "accuracy": f"{100 * accuracy(found, test):.2f}", "agreement": f"{100 * same:.2f}",
                     "divergence": f"{divergence(expected, found):.5f}", "bytes": str(size), "macs_kept": f"{100 * totals(made.graph)['macs'] / whole:.1f}",
                     "seconds": f"{time.perf_counter() - start:.0f}",
                 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,12 @@ class Contract:
         if self.allowed is None:
             return True
         return (self.drop if self.allowed.confidence is None else self.high) <= self.allowed.value + 1e-9
+
+    def then(self, other: Contract) -> Contract:
+        """This drop and another one on top of it, found independently of it: the halves of their intervals add up as their squares do."""
+        drop = self.drop + other.drop
+        below, above = (np.hypot(getattr(self, end) - self.drop, getattr(other, end) - other.drop) for end in ("low", "high"))
+        return replace(self, drop=drop, low=float(drop - below), high=float(drop + above))
 
     def __str__(self) -> str:
         return f"{100 * self.drop:.2f}pp ({100 * self.confidence:g} % interval {100 * self.low:.2f} to {100 * self.high:.2f}pp, {self.samples:,} samples)"

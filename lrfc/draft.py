@@ -10,10 +10,11 @@ from lrfc.bench import Bench
 from lrfc.config import BuildConfig
 from lrfc.contract import Contract, held
 from lrfc.destinations import Destination
-from lrfc.errors import BudgetError, NoGainError
+from lrfc.errors import BudgetError, ModelError, NoGainError
 from lrfc.explore import Settled
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
+from lrfc.kernels import Kernels, kernels
 from lrfc.manifest import Figures, Latency
 from lrfc.metrics import Metric
 from lrfc.passes.profile import profile
@@ -70,6 +71,7 @@ class Draft:
     before: Figures
     after: Figures
     contract: Contract | None
+    kernels: Kernels | None
     failure: BudgetError | NoGainError | None
     ops: Anatomy
     compiled: tuple[bytes | None, bytes | None]
@@ -93,12 +95,15 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
     measured = bench.measure([original, emitted], [made.original, made.state.graph])
     ratio = speedup(*measured)
     scores: tuple[float | None, float | None] = (None, None)
-    promise = None
+    promise = rounded = None
     if made.metric is not None:
         reference: Batch = keras_io.predict(made.state.original, data.test.inputs)
         outputs = [target.load(file)(data.test.inputs) for file in (original, emitted)]
         scores = made.metric.score(outputs[0], data.test), made.metric.score(outputs[1], data.test)
         promise = held(made.metric, data.test, reference, outputs[1], settled.max_drop, looks=looks)
+        rounded = _rounded(made, emitted, outputs[1])
+        if rounded is not None and goal.device.rounds_like_reference:
+            promise = promise.then(rounded.change)
     before, after = (
         _figures(graph, file, each, score)
         for graph, file, each, score in zip((made.original, made.state.graph), (original, emitted), measured, scores, strict=True)
@@ -106,7 +111,17 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
     failure = _loss(made, goal, before, after, ratio) or _unmet(made, promise, before, after)
     ops = anatomy(bench, made.original, made.state.graph, (original, emitted))
     compiled = bench.compiled(original), bench.compiled(emitted)
-    return Draft(made, goal, settled, original, emitted, found, ratio, before, after, promise, failure, ops, compiled)
+    return Draft(made, goal, settled, original, emitted, found, ratio, before, after, promise, rounded, failure, ops, compiled)
+
+
+def _rounded(made: Build, file: Artifact, outputs: Batch) -> Kernels | None:
+    """The file by the reference kernels, where they run it."""
+    assert made.metric is not None
+    try:
+        return kernels(file, made.metric, made.state.data.test, outputs, totals(made.state.graph)["macs"])
+    except ModelError as error:
+        made.state.progress.log(f"  not run by LiteRT's reference kernels: {error}")
+        return None
 
 
 def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float | None) -> Figures:

@@ -107,6 +107,18 @@ class Kept(_Record):
     met: bool
 
 
+class Kernels(_Record):
+    """The score of an emitted file of integers by LiteRT's reference kernels, and by its optimised ones (XNNPACK), on the same first test samples.
+
+    ``counted``: the device rounds as the reference kernels do, so what they lose against the optimised ones is part of ``Accuracy.kept``.
+    """
+
+    reference: _Number
+    optimised: _Number
+    samples: Annotated[int, Field(ge=1)]
+    counted: bool
+
+
 class Accuracy(_Record):
     """The score at each stage, on the same samples: of the original, as factorized, with BatchNorms re-estimated, fine-tuned, and of the emitted file.
 
@@ -123,6 +135,7 @@ class Accuracy(_Record):
     finetuned: _Number | None = None
     artifact: _Number | None = None
     kept: Kept | None = None
+    kernels: Kernels | None = None
 
     @model_validator(mode="after")
     def _shares(self) -> Accuracy:

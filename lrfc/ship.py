@@ -18,7 +18,7 @@ from lrfc.front import front
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
 from lrfc.locked import digest
-from lrfc.manifest import Accuracy, Attempt, Filters, FineTuning, Input, Kept, Layer, Manifest, Parity, Search, Speedup
+from lrfc.manifest import Accuracy, Attempt, Filters, FineTuning, Input, Kept, Kernels, Layer, Manifest, Parity, Search, Speedup
 from lrfc.passes.finetune import Tuning
 from lrfc.passes.select_ranks import Price, Selection
 from lrfc.report import page
@@ -147,8 +147,9 @@ def _accuracy(taken: Draft, artifact: float | None) -> Accuracy:
     if metric is None:
         return Accuracy()
     given: dict[str, Any] = {"metric": metric.name, "percent": metric.percent, "higher_is_better": metric.higher_is_better, **ladder}
-    kept = None if isinstance(taken.failure, NoGainError) else _kept(taken)
-    return Accuracy(**given, artifact=artifact, kept=kept)
+    if isinstance(taken.failure, NoGainError):  # what is known is known of a file that does not ship
+        return Accuracy(**given, artifact=artifact)
+    return Accuracy(**given, artifact=artifact, kept=_kept(taken), kernels=_kernels(taken))
 
 
 def _kept(taken: Draft) -> Kept | None:
@@ -157,6 +158,13 @@ def _kept(taken: Draft) -> Kept | None:
         return None
     allowed = None if held.allowed is None else held.allowed.value
     return Kept(allowed=allowed, drop=held.drop, low=held.low, high=held.high, confidence=held.confidence, samples=held.samples, met=held.met)
+
+
+def _kernels(taken: Draft) -> Kernels | None:
+    found = taken.kernels
+    if found is None:
+        return None
+    return Kernels(reference=found.reference, optimised=found.optimised, samples=found.samples, counted=taken.goal.device.rounds_like_reference)
 
 
 def _filters(made: Build) -> tuple[Filters, ...]:

@@ -194,6 +194,12 @@ class Terminal:
                     f"drop of the emitted file: {100 * held.drop:.2f}pp ({100 * held.confidence:g} % interval {100 * held.low:.2f} to {100 * held.high:.2f}pp"
                     f" on {held.samples:,} samples{asked}{attempts})"
                 )
+            if (seen := scores.kernels) is not None:
+                followed = f"which {manifest.device} follows; the difference is in the drop" if seen.counted else "which microcontrollers follow"
+                self.line(
+                    f"on {seen.samples:,} samples {scores.shown(seen.optimised)} by LiteRT's optimised kernels, {scores.shown(seen.reference)} by its reference"
+                    f" kernels, {followed}"
+                )
         else:
             self.line("accuracy: not measured (no data)")
         ratio = result.speedup

@@ -100,6 +100,11 @@ class Device(_Table):
         """Whether a real device is timed: not for compiler estimates and formulas."""
         return self.reach.kind in ("local", "ssh", "adb")
 
+    @property
+    def rounds_like_reference(self) -> bool:
+        """Whether integers are rounded there as LiteRT's reference kernels do: on an Ethos-U, and by CMSIS-NN on a microcontroller."""
+        return self.reach.kind in ("vela", "analytic")
+
 
 def own_folder() -> Path:
     """Where the user's profiles are."""

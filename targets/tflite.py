@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -13,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.errors import ModelError, UsageError
+from lrfc.factorization.threads import workers
 from lrfc.ir import backend
 from lrfc.ir.graph import Graph
 from lrfc.precision import PRECISIONS, Name, listed
-from lrfc.state import Artifact, Batch, Runner
+from lrfc.state import Artifact, Batch, Runner, batches
 from lrfc.targets import files, refusals, trace
 from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
@@ -88,6 +90,10 @@ class TFLite:
     def load(self, artifact: Artifact, threads: int = 1) -> Runner:
         """The file in a LiteRT interpreter. ModelError when LiteRT refuses it."""
         return _LiteRT(artifact.path, threads)
+
+    def reference(self, artifact: Artifact) -> Runner:
+        """The file by LiteRT's reference kernels: slow, and what microcontrollers compute bit by bit. ModelError, when it runs, where LiteRT refuses it."""
+        return _Reference(artifact.path)
 
     @property
     def _integer(self) -> bool:
@@ -198,11 +204,12 @@ class _Port(NamedTuple):
 class _LiteRT:
     """A loaded ``.tflite`` file. Samples run one by one: with XNNPACK a batch is not faster, and what runs is the file as it ships."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, *, reference: bool = False) -> None:
         litert = need("ai_edge_litert.interpreter", "ai-edge-litert")
+        kernels = litert.OpResolverType.BUILTIN_REF if reference else litert.OpResolverType.AUTO
         try:
             with quiet():
-                self._interpreter = litert.Interpreter(model_path=str(path), num_threads=threads)
+                self._interpreter = litert.Interpreter(model_path=str(path), num_threads=threads, experimental_op_resolver_type=kernels)
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError, OSError) as error:
             raise ModelError(f"LiteRT cannot load {path}: {backend.reason(error)}") from error
@@ -230,3 +237,23 @@ class _LiteRT:
                 raise ModelError(f"LiteRT cannot run {self._name}: {backend.reason(error)}") from error
             results.append([port.taken(self._interpreter.get_tensor(port.number)) for port in self._outputs])
         return joined(results)
+
+
+class _Reference:
+    """A ``.tflite`` file by the reference kernels, which use one thread: the samples are shared out."""
+
+    #: Samples of one share: few, so that a Ctrl-C does not wait.
+    SHARE: ClassVar[int] = 32
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(self, batch: Batch) -> Batch:
+        def run(share: Batch) -> Batch:  # an interpreter runs one sample at a time
+            return _LiteRT(self._path, 1, reference=True)(share)
+
+        pool = ThreadPoolExecutor(workers())
+        try:
+            return joined(list(pool.map(run, batches(batch, self.SHARE))))
+        finally:
+            pool.shutdown(cancel_futures=True)

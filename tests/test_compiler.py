@@ -135,6 +135,10 @@ def test_two_devices_are_built_for_from_one_exploration(dense: Any, samples: dic
     assert not host.estimated
     assert board.estimated, "nothing runs there"
     assert results[1].manifest.search.rounds[0].measured_ms == pytest.approx(results[1].manifest.search.rounds[0].predicted_ms, rel=1e-6)
+    assert results[0].manifest.accuracy.kernels is None
+    scores = results[1].manifest.accuracy
+    assert scores.kernels.counted
+    assert scores.kept.drop == pytest.approx(scores.before - scores.artifact + scores.kernels.optimised - scores.kernels.reference)
 
 
 def test_a_device_that_does_not_run_the_target_is_refused(dense: Any, samples: dict[str, Any]) -> None:

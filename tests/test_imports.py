@@ -24,6 +24,7 @@ LAYERS = (
     {"artifact"},
     {"anatomy", "bench", "budgets", "calibrate", "choices", "contract", "destinations", "front", "judge", "locked", "report", "survey"},
     {"explore"},
+    {"kernels"},
     {"draft"},
     {"line"},
     {"ship"},

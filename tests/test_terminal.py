@@ -7,11 +7,12 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lrfc.manifest import Accuracy, Figures, Input, Latency, Layer, Manifest
+from lrfc.manifest import Accuracy, Figures, Input, Kernels, Latency, Layer, Manifest
 from lrfc.ship import Result
 from lrfc.targets.measure import Ratio
 from lrfc.terminal import Terminal, quiet
@@ -150,6 +151,19 @@ def test_the_table_of_a_build() -> None:
     assert "1 svd" in text
     assert "1 not factorized" in text
     assert "layers.csv" in text
+
+
+@pytest.mark.parametrize(
+    ("counted", "said"), [(True, "which board follows; the difference is in the drop"), (False, "which microcontrollers follow")]
+)
+def test_the_score_by_the_reference_kernels(counted: bool, said: str) -> None:
+    plain = result()
+    scores = plain.manifest.accuracy.model_copy(update={"kernels": Kernels(reference=0.89, optimised=0.9, samples=1_200, counted=counted)})
+    term, out, _ = terminal()
+    term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"accuracy": scores, "device": "board"})))
+    term.show_results(as_json=False)
+    text = " ".join(out.getvalue().split())
+    assert f"on 1,200 samples 90.00 % by LiteRT's optimised kernels, 89.00 % by its reference kernels, {said}" in text
 
 
 def test_accuracy_that_was_not_measured_is_not_shown() -> None:

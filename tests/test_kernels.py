@@ -1,0 +1,100 @@
+"""Integer files by LiteRT's reference kernels: what they are worth there, and that it counts on the devices that follow them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lrfc import kernels as kernels_
+from lrfc.config import Drop
+from lrfc.contract import contract
+from lrfc.errors import ModelError
+from lrfc.kernels import kernels
+from lrfc.metrics import metric
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.state import Artifact, State
+from lrfc.targets import device
+from lrfc.targets.onnx import ONNX
+from lrfc.targets.tflite import TFLite
+from tests import helpers
+from tests.compression import learnt
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    known = learnt()
+    return replace(known, graph=fold_batchnorm(known.graph))
+
+
+def emitted(state: State, folder: Path, target: Any) -> Artifact:
+    found: Artifact = target.emit(state.graph, folder / f"m.{target.name}", tuple(x[:100] for x in state.data.train.inputs))
+    return found
+
+
+def test_floats_are_the_same_by_both(state: State, tmp_path: Path) -> None:
+    target = TFLite()
+    file, inputs = emitted(state, tmp_path, target), state.data.test.inputs
+    (some,), (others,) = target.load(file)(inputs), target.reference(file)(inputs)
+    assert len(inputs[0]) > 32  # several threads have a share
+    np.testing.assert_allclose(others, some, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["branches", "two_inputs"])
+def test_several_outputs_and_inputs_stay_in_order(name: str, tmp_path: Path) -> None:
+    graph, target = helpers.graph_of(getattr(helpers, name)()), TFLite("int8")
+    inputs = helpers.random_inputs(graph, 70)
+    file = target.emit(graph, tmp_path / "m.tflite", inputs)
+    for one, other in zip(target.load(file)(inputs), target.reference(file)(inputs), strict=True):
+        assert one.shape == other.shape
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.99  # not the same: that is the point
+
+
+@pytest.mark.parametrize("precision", ["int8", "int16x8"])
+def test_scores_by_both_kernels(precision: Any, state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, test = TFLite(precision), state.data.test
+    file, accuracy = emitted(state, tmp_path, target), metric("accuracy", state.graph, test)
+    outputs = target.load(file)(test.inputs)
+    monkeypatch.setattr(kernels_, "MACS", 40 * 1_000)
+    found = kernels(file, accuracy, test, outputs, macs=1_000)
+    assert found is not None
+    some = test.take(np.arange(40))
+    assert found.samples == found.change.samples == 40
+    assert found.optimised == accuracy.score(tuple(y[:40] for y in outputs), some)
+    assert found.reference == accuracy.score(target.reference(file)(some.inputs), some) > 0.6
+    assert found.change.drop == pytest.approx(found.optimised - found.reference)
+    assert kernels(file, accuracy, test, outputs, macs=10**9).samples == kernels_.FEWEST  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("target", [TFLite(), TFLite("dynamic"), ONNX(), ONNX("int8")])
+def test_only_tflite_files_of_integers_have_both(target: Any, state: State, tmp_path: Path) -> None:
+    file = emitted(state, tmp_path, target)
+    assert kernels(file, metric("accuracy", state.graph, state.data.test), state.data.test, (), 1) is None
+
+
+def test_a_file_that_the_reference_kernels_refuse(state: State, tmp_path: Path) -> None:
+    broken = tmp_path / "m.tflite"
+    broken.write_bytes(b"no model")
+    with pytest.raises(ModelError, match=r"LiteRT cannot load .*m\.tflite"):
+        kernels(Artifact(broken, "tflite", "int8"), metric("accuracy", state.graph, state.data.test), state.data.test, (), 1)
+
+
+def test_what_the_kernels_lose_comes_on_top() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.random(2_000) < 0.9
+    after, there = (np.where(rng.random(2_000) < 0.02, rng.random(2_000) < 0.5, before) for _ in range(2))
+    first, second = contract(before, after, Drop(value=0.02, confidence=0.95)), contract(after[:500], there[:500], None)
+    both = first.then(second)
+    assert both.drop == pytest.approx(first.drop + second.drop)
+    assert both.high - both.drop == pytest.approx(np.hypot(first.high - first.drop, second.high - second.drop))
+    assert both.drop - both.low == pytest.approx(np.hypot(first.drop - first.low, second.drop - second.low))
+    assert (both.samples, both.allowed, both.confidence) == (first.samples, first.allowed, first.confidence)
+
+
+def test_which_devices_follow_them() -> None:
+    assert {name for name, _, each in device.known() if each.rounds_like_reference} == {
+        "cortex-m4", "cortex-m7", "ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512",
+    }  # fmt: skip
