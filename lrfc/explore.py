@@ -144,7 +144,7 @@ class Loop:
                 break
             trial = self._bench(run(found, plan([Factorize(), PruneFilters()], known=(Selection,))).graph)
             price = found.fact(Price)
-            predicted = fixed(found)["latency"] + sum(c.latency for c in selection.chosen)
+            predicted = fixed(found)["latency"] + selection.cost("latency")
             rounds.append(self._round(price, predicted, trial))
             self._told(selection, rounds[-1], trial)
             tried[place] = this = _Tried(turn.state, turn.select, trial, selection.impact)
@@ -236,8 +236,8 @@ class Loop:
 def _goal(each: _Tried, wish: Wish) -> float:
     if wish.objective is None:
         return each.impact
-    chosen = run(replace(each.state, progress=Progress()), plan([each.select], known=(DesignSpace,))).fact(Selection).chosen
-    return float(sum(getattr(c, OBJECTIVES[wish.objective or "macs"]) for c in chosen))
+    selected = run(replace(each.state, progress=Progress()), plan([each.select], known=(DesignSpace,)))
+    return selected.fact(Selection).cost(OBJECTIVES[wish.objective])
 
 
 def _methods(state: State) -> tuple[str, ...]:

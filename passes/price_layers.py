@@ -9,7 +9,7 @@ from typing import ClassVar
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.select_ranks import DesignSpace, Price
 from lrfc.search.latency import CostProfile
-from lrfc.search.pricing import Executed, Reading, paying, priced
+from lrfc.search.pricing import Executed, Prices, Reading, paying, priced
 from lrfc.search.signature import Signature
 from lrfc.state import Fact, State
 
@@ -39,7 +39,8 @@ class PriceLayers:
         spaces = priced(design.spaces, found.price(self.profile, self.known))
         if not self.slower:
             spaces = tuple(map(paying, spaces))
-        price = Price(self.profile.device, self.profile.unit, self.ms_per_unit, found.whole(self.profile, self.known))
+        whole, prices = found.whole(self.profile, self.known), Prices(found, self.profile, self.known)
+        price = Price(self.profile.device, self.profile.unit, self.ms_per_unit, whole, prices)
         return state.with_fact(replace(design, spaces=spaces), price)
 
 

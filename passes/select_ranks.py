@@ -23,6 +23,7 @@ from lrfc.pruning.room import Room
 from lrfc.pruning.space import FilterSpace, Keep
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Answers, Candidate, Decomposed, LayerSpace, answers, compared, pareto, selected
+from lrfc.search.pricing import Prices
 from lrfc.search.samples import LayerSamples, Sampler, SampleSize
 from lrfc.search.sensitivity import PROBES, Sensitivity
 from lrfc.search.similarity import MEASURES
@@ -63,18 +64,21 @@ class Price(Fact):
     """That the latencies of the design space are predicted for a device.
 
     ``unit``: of the latencies, 'ms' or 'cycles'; ``ms_per_unit`` turns them into milliseconds. ``whole``: the predicted latency of the original.
+    ``prices``: of ops that have lost channels.
     """
 
     device: str
     unit: str
     ms_per_unit: float
     whole: float
+    prices: Prices
 
 
 @dataclass(frozen=True)
 class Selection(Fact):
     """The choice for each factorizable layer of the original graph, and the reason where it is left alone.
 
+    ``beside``: what all else costs that channels were taken from; see lrfc.pruning.joint.Joint.
     ``keeps``: the groups of filters that lose some, and which units they keep; ``removed``: the filters that go, by the layer that makes them. The costs of
     a candidate are those that it has between what is left of its neighbours.
     """
@@ -86,6 +90,11 @@ class Selection(Fact):
     factors: Mapping[str, Factors]
     keeps: Mapping[str, Keep] = field(default_factory=dict)
     removed: Mapping[str, Ids] = field(default_factory=dict)
+    beside: Mapping[str, float] = field(default_factory=dict)
+
+    def cost(self, quantity: str) -> float:
+        """The MACs, parameters or predicted latency of all that depends on the choices; see ``fixed`` for the rest."""
+        return self.beside.get(quantity, 0.0) + float(sum(getattr(c, quantity) for c in self.chosen))
 
     @property
     def impact(self) -> float:
@@ -231,17 +240,18 @@ class SelectRanks:
         if self.max_impact is not None:
             limits["impact"] = self.max_impact
         keeps: Mapping[str, Keep] = {}
+        beside: Mapping[str, float] = {}
         if filters is None:
             chosen = allocate([pareto(s.candidates) for s in design.spaces], limits, self.minimise)
         else:
-            found = joint.allocate(state.graph, design.spaces, filters, limits, self.minimise, self.rooms)
-            chosen, keeps = found.chosen, found.keeps
+            found = joint.allocate(state.graph, design.spaces, filters, limits, self.minimise, self.rooms, _prices(state))
+            chosen, keeps, beside = found.chosen, found.keeps, found.beside
         reasons = dict(design.skipped)
         for candidate in chosen:
             if candidate.method is None:
                 reasons[candidate.layer] = "within the budgets, no factorization of it is worth its effect on the output"
         factors = {s.op.name: s.factors[c.method] for s, c in zip(design.spaces, chosen, strict=True) if c.method is not None}
-        return given.with_fact(Selection(chosen, reasons, factors, keeps, {} if filters is None else filters.removed(keeps)))
+        return given.with_fact(Selection(chosen, reasons, factors, keeps, {} if filters is None else filters.removed(keeps), beside))
 
 
 def totals(graph: Graph) -> dict[str, int]:
@@ -262,7 +272,7 @@ def reachable(state: State, quantity: str) -> float:
     outside, spaces, filters = fixed(state)[quantity], state.fact(DesignSpace).spaces, state.known(FilterSpace)
     if filters is None:
         return outside + float(sum(min(getattr(c, quantity) for c in s.candidates) for s in spaces))
-    found = joint.allocate(state.graph, spaces, filters, {}, quantity)
+    found = joint.allocate(state.graph, spaces, filters, {}, quantity, prices=_prices(state))
     return outside + found.beside[quantity] + float(sum(getattr(c, quantity) for c in found.chosen))
 
 
@@ -274,8 +284,13 @@ def without_filters(state: State) -> State:
 def fixed(state: State) -> dict[str, float]:
     """What lies outside the layers that have a choice, and those that lose what their neighbours lose."""
     spaces = state.fact(DesignSpace).spaces
-    beside = joint.others(state.graph, spaces) if state.known(FilterSpace) is not None else {}
+    beside = joint.others(state.graph, spaces, _prices(state)) if state.known(FilterSpace) is not None else {}
     return {quantity: total - sum(getattr(s.whole, quantity) for s in spaces) - beside.get(quantity, 0) for quantity, total in costs(state).items()}
+
+
+def _prices(state: State) -> Prices | None:
+    price = state.known(Price)
+    return None if price is None else price.prices
 
 
 def _amount(value: float) -> str:

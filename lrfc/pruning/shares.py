@@ -30,14 +30,18 @@ WHOLE = Share(1.0, {})
 
 @dataclass(frozen=True)
 class Use:
-    """What is left of a layer: of what it reads and of what it makes. A depthwise layer's channels are both at once: then ``made`` is whole."""
+    """What is left of an op: of what it reads and of what it makes.
+
+    ``carried``: its channels are both at once, as those of a depthwise layer or an addition; then ``made`` is whole.
+    """
 
     read: Share
     made: Share
+    carried: bool = False
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups that the layer depends on."""
+        """The groups that the op depends on."""
         return tuple(dict.fromkeys([*self.read.by, *self.made.by]))
 
 
@@ -64,10 +68,12 @@ class Shares:
         return Share(1 - sum(map(len, found.values())) / len(ids), by)
 
     def use(self, op: Op) -> Use:
-        """What is left of a layer."""
+        """What is left of an op."""
+        if "kernel" not in op.weights:
+            return Use(self.tensor(Ref(op.name)), WHOLE, carried=True)
         name, known = self._graph.calls(op)[0].name, self._space.dependencies
         if name in known.carried:
-            return Use(self.of(known.carried[name]), WHOLE)
+            return Use(self.of(known.carried[name]), WHOLE, carried=True)
         return Use(self.of(known.read.get(name)), self.of(known.made.get(name)))
 
     def tensor(self, ref: Ref) -> Share:

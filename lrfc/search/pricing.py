@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lrfc.factorization import METHODS
 from lrfc.ir.graph import Graph, Op
 from lrfc.search import signature
 from lrfc.search.candidates import Candidate, LayerSpace
 from lrfc.search.latency import CostProfile
+from lrfc.search.narrowed import narrowed
 from lrfc.search.signature import Signature
 
 Key = tuple[str, str | None, tuple[int, ...]]
@@ -40,11 +44,12 @@ class Executed:
         own: dict[str, list[Signature]] = {}
         for name, each in self.network:
             own.setdefault(name, []).append(each)
-        self._parts: dict[Key, tuple[Signature, ...]] = {}
-        alike: dict[object, tuple[Signature, ...]] = {}  # layers of one shape have the same candidates
+        self._own = {name: tuple(ops) for name, ops in own.items()}
+        self._parts: dict[Key, tuple[tuple[Signature, ...], ...]] = {}
+        alike: dict[object, tuple[tuple[Signature, ...], ...]] = {}  # layers of one shape have the same candidates
         for space in spaces:
             source = graph.input_tensors(space.op.name)[0]
-            self._parts[key(space.whole)] = tuple(each for call in space.calls for each in own.get(call, ()))
+            self._parts[key(space.whole)] = self.ops(space.calls)
             before = graph.operands(space.calls[0])[0].op
             padded = (graph.op(before).kind, graph.input_tensors(before))
             like = (tuple(reading.chain(graph, space.calls[0], [space.op])), space.op.attrs.get("padding"), padded, len(space.calls))
@@ -54,22 +59,58 @@ class Executed:
                 place = (like, candidate.method, candidate.ranks)
                 if place not in alike:
                     stages = METHODS[candidate.method].outline(space.op, source, candidate.ranks)
-                    alike[place] = tuple(each for call in space.calls for each in reading.chain(graph, call, stages))
+                    alike[place] = tuple(tuple(reading.chain(graph, call, stages)) for call in space.calls)
                 self._parts[key(candidate)] = alike[place]
+
+    def calls(self, space: LayerSpace, candidate: Candidate) -> tuple[tuple[Signature, ...], ...]:
+        """What is executed for a candidate of these or of another layer, call by call."""
+        return self.ops(space.calls) if candidate.method is None else self._parts[key(candidate)]
+
+    def ops(self, names: Sequence[str]) -> tuple[tuple[Signature, ...], ...]:
+        """What is executed for ops of the graph as it is; nothing for one that is fused into another."""
+        return tuple(self._own.get(name, ()) for name in names)
 
     def distinct(self) -> list[Signature]:
         """Every op of a candidate once."""
-        return list(dict.fromkeys(each for parts in self._parts.values() for each in parts))
+        return list(dict.fromkeys(each for calls in self._parts.values() for parts in calls for each in parts))
 
     def price(self, profile: CostProfile, known: Mapping[Signature, float]) -> Mapping[Key, float]:
         """The predicted time of each candidate, in the profile's unit. ``known``: measured times of ops, taken as they are."""
         distinct = self.distinct()
         times = {**dict(zip(distinct, profile.ops(distinct).tolist(), strict=True)), **known}
-        return {place: sum(times[each] for each in parts) for place, parts in self._parts.items()}
+        return {place: sum(times[each] for parts in calls for each in parts) for place, calls in self._parts.items()}
 
     def whole(self, profile: CostProfile, known: Mapping[Signature, float]) -> float:
         """The predicted time of the graph as it is."""
         return profile.predict((each for _, each in self.network), known)
+
+
+class Prices:
+    """What ops take on a device, in the unit of its profile: as it predicts them, and as they were measured where they are ``known``."""
+
+    def __init__(self, executed: Executed, profile: CostProfile, known: Mapping[Signature, float]) -> None:
+        self.executed, self._profile, self._known = executed, profile, known
+        self._found: dict[object, NDArray[np.float64]] = {}
+
+    def time(self, names: Sequence[str]) -> float:
+        """The time of ops of the graph as it is."""
+        found = [each for parts in self.executed.ops(names) for each in parts]
+        return float(sum(self._known.get(each, time) for each, time in zip(found, self._profile.ops(found).tolist(), strict=True)))
+
+    def narrowed(self, parts: tuple[Signature, ...], shares: tuple[tuple[float, float], ...], *, carried: bool) -> NDArray[np.float64]:
+        """The time of one call's ops at each of the shares of channels that are left; see ``lrfc.search.narrowed``.
+
+        Of an op that is known at its full width, the profile predicts how the time changes with the width, not how long it is.
+        """
+        place = parts, shares, carried
+        if place not in self._found:
+            rows = [parts, *(tuple(narrowed(parts, read, made, carried=carried)) for read, made in shares)]
+            times = self._profile.ops([each for row in rows for each in row]).reshape(len(rows), len(parts))
+            whole = np.array([self._known.get(each, time) for each, time in zip(parts, times[0], strict=True)])
+            times *= whole / np.maximum(times[0], 1e-30)
+            exact = [[self._known.get(each, time) for each, time in zip(row, own, strict=True)] for row, own in zip(rows, times, strict=True)]
+            self._found[place] = np.array(exact).reshape(times.shape)[1:].sum(1)
+        return self._found[place]
 
 
 def priced(spaces: Sequence[LayerSpace], prices: Mapping[Key, float]) -> tuple[LayerSpace, ...]:

@@ -1,0 +1,81 @@
+"""How far the time of a plan of ranks and filters is from its prediction, before anything like it was measured.
+
+    LRFC_DATA=... python benchmarks/pruning_latency.py [--network resnet20_cifar10] [--devices host ethos-u55-128 ethos-u85-512] [--kept 75 60 45 30]
+
+Plans of least predicted impact within a latency budget, filters cut or not (``--prune only`` leaves the ranks out), emitted and measured. 'macs': the time of
+a layer that loses channels follows its MACs; 'widths': that of its ops at other widths, as the cost profile predicts it. The original was measured, nothing else.
+Writes pruning_latency.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from selection import cifar
+from table import Table
+
+from lrfc.config import Budget
+from lrfc.destinations import destinations
+from lrfc.errors import BudgetError
+from lrfc.line import bench_of
+from lrfc.passes.explore_filters import ExploreFilters
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.price_layers import PriceLayers, executed
+from lrfc.passes.prune_filters import PruneFilters
+from lrfc.passes.select_ranks import ExploreLayers, Price, Selection, SelectRanks, fixed, totals
+from lrfc.search.latency import corrected
+from lrfc.state import Progress
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Every device, budget and way to predict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet20_cifar10")
+    parser.add_argument("--devices", nargs="+", default=["host", "ethos-u55-128", "ethos-u85-512"])
+    parser.add_argument("--kept", type=int, nargs="+", default=[75, 60, 45, 30])
+    given = parser.parse_args()
+    table = Table(HERE / "pruning_latency.csv", anew=True)
+    data = replace(cifar(given.network), progress=Progress())
+    for goal in destinations(("tflite",), given.devices, None, 1):
+        multiple = goal.device.rank_multiple
+        explored = ExploreFilters(multiple=multiple)(ExploreLayers(rank_multiple=multiple, cached=True)(data))
+        with tempfile.TemporaryDirectory() as folder, bench_of(goal, explored, Path(folder)) as bench:
+            ops = executed(explored, bench.reading)
+            prices = PriceLayers(corrected(bench.profile, [(bench.ops, bench.time)]), bench.prices(ops.distinct()), bench.ms_per_unit, executed=ops)
+            priced = prices(explored)
+            ways = {"macs": priced.with_fact(replace(priced.fact(Price), prices=None)), "widths": priced}
+            for methods in (None, ()):
+                for kept in given.kept:
+                    for way, state in ways.items():
+                        budget = Budget(value=kept / 100, relative=True)
+                        try:
+                            found = SelectRanks(max_latency=budget, methods=methods)(state)
+                        except BudgetError as error:
+                            print(goal.device.name, way, kept, error)
+                            continue
+                        selection = found.fact(Selection)
+                        predicted = fixed(state)["latency"] + selection.cost("latency")
+                        plan = PruneFilters()(Factorize()(found)).graph
+                        trial = bench(plan)
+                        table.add(
+                            {
+                                "device": goal.device.name, "choices": "ranks and filters" if methods is None else "filters", "kept": kept, "time": way,
+                                "predicted_ms": f"{predicted * bench.ms_per_unit:.5g}", "measured_ms": f"{trial.time * bench.ms_per_unit:.5g}",
+                                "original_ms": f"{bench.time * bench.ms_per_unit:.5g}", "error": f"{predicted / trial.time - 1:+.4f}",
+                                "impact": f"{selection.impact:.5f}", "groups": len(selection.keeps),
+                                "macs_kept": f"{100 * totals(plan)['macs'] / totals(state.original)['macs']:.1f}",
+                            }
+                        )  # fmt: skip
+        for way in ways:
+            own = [abs(float(row["error"])) for row in table.rows if row["device"] == goal.device.name and row["time"] == way]
+            print(f"{goal.device.name}, {way}: mean error {100 * np.mean(own):.1f} %", flush=True)
+
+
+if __name__ == "__main__":
+    main()
