@@ -27,6 +27,9 @@ from lrfc.passes.factorize import Factorize
 from lrfc.passes.price_layers import PriceLayers, executed
 from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.select_ranks import ExploreLayers, Price, Selection, SelectRanks, fixed, totals
+from lrfc.pruning.costs import narrower
+from lrfc.pruning.shares import Shares
+from lrfc.pruning.space import FilterSpace
 from lrfc.search.latency import corrected
 from lrfc.state import Progress
 
@@ -47,8 +50,9 @@ def main() -> None:
         explored = ExploreFilters(multiple=multiple)(ExploreLayers(rank_multiple=multiple, cached=True)(data))
         with tempfile.TemporaryDirectory() as folder, bench_of(goal, explored, Path(folder)) as bench:
             ops = executed(explored, bench.reading)
-            prices = PriceLayers(corrected(bench.profile, [(bench.ops, bench.time)]), bench.prices(ops.distinct()), bench.ms_per_unit, executed=ops)
-            priced = prices(explored)
+            alone = bench.prices([*ops.distinct(), *narrower(explored.graph, Shares(explored.graph, explored.fact(FilterSpace)), ops)])
+            profile = corrected(bench.profile, [(bench.ops, bench.time)])
+            priced = PriceLayers(profile, {**alone, **bench.known}, alone, bench.ms_per_unit, executed=ops)(explored)
             ways = {"macs": priced.with_fact(replace(priced.fact(Price), prices=None)), "widths": priced}
             for methods in (None, ()):
                 for kept in given.kept:

@@ -70,6 +70,8 @@ class Bench:
         self.time = self._time(alone)
         self.ms_per_unit = alone.median_ms / self.time
         self.ops = self._ops(whole)
+        #: Times of single ops in the original, where the device tells them.
+        self.known = self._known(self.original, whole)
 
     def __call__(self, graph: Graph) -> Trial:
         """The plan, measured."""

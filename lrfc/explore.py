@@ -17,6 +17,9 @@ from lrfc.passes.price_layers import PriceLayers, executed
 from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.select_ranks import DesignSpace, Price, Selection, SelectRanks, fixed
 from lrfc.pipeline import plan, run
+from lrfc.pruning.costs import narrower
+from lrfc.pruning.shares import Shares
+from lrfc.pruning.space import FilterSpace
 from lrfc.search.latency import CostProfile, corrected
 from lrfc.search.pricing import Reading, key
 from lrfc.search.signature import Signature
@@ -49,6 +52,7 @@ class Measures(Protocol):
     time: float
     ms_per_unit: float
     ops: tuple[Signature, ...]
+    known: Mapping[Signature, float]
     reading: Reading
 
     def __call__(self, graph: Graph) -> Measured: ...  # noqa: D102
@@ -115,7 +119,11 @@ class Loop:
         self._state, self._target, self._bench, self._profile = state, target, bench, profile
         self._executed = executed(state, bench.reading)
         self._seen: list[tuple[tuple[Signature, ...], float]] = [(bench.ops, bench.time)]
-        self._known = dict(bench.prices(self._executed.distinct()))
+        wanted, filters = self._executed.distinct(), state.known(FilterSpace)
+        if filters is not None:
+            wanted += narrower(state.graph, Shares(state.graph, filters), self._executed)
+        self._alone = bench.prices(wanted)
+        self._known = {**self._alone, **bench.known}
 
     def settle(self, wish: Wish, allowed: float | None = None) -> Settled:
         """The plan. ``allowed``: the divergence that ``max_drop`` allows, where an earlier loop on the same data has found it.
@@ -198,7 +206,7 @@ class Loop:
 
     def _priced(self, *, slower: bool) -> State:
         profile = corrected(self._profile, self._seen)
-        step = PriceLayers(profile, self._known, self._bench.ms_per_unit, slower, self._executed)
+        step = PriceLayers(profile, self._known, self._alone, self._bench.ms_per_unit, slower, self._executed)
         return replace(run(replace(self._state, progress=Progress()), plan([step], known=(DesignSpace,))), progress=self._state.progress)
 
     def _allowed(self, wish: Wish) -> float:

@@ -18,12 +18,13 @@ from lrfc.state import Fact, State
 class PriceLayers:
     """Give every candidate its predicted latency, and leave out those that are slower than the layer as it is.
 
-    ``known``: measured times of ops, in the profile's unit, in the place of predicted ones. ``ms_per_unit``: of the profile's unit. ``slower``: keep the
-    candidates that do not pay in time too, for budgets that need them. ``executed``: what ``executed(state)`` gave, so that it is not found anew.
+    ``known``: measured times of ops, in the profile's unit, in the place of predicted ones; of these, ``alone`` are of ops outside of a network.
+    ``ms_per_unit``: of the profile's unit. ``slower``: keep the candidates that do not pay in time too, for budgets that need them. ``executed``: what ``executed(state)`` gave, so that it is not found anew.
     """
 
     profile: CostProfile
     known: Mapping[Signature, float] = field(default_factory=dict)
+    alone: Mapping[Signature, float] = field(default_factory=dict)
     ms_per_unit: float = 1.0
     slower: bool = False
     executed: Executed | None = None
@@ -39,7 +40,7 @@ class PriceLayers:
         spaces = priced(design.spaces, found.price(self.profile, self.known))
         if not self.slower:
             spaces = tuple(map(paying, spaces))
-        whole, prices = found.whole(self.profile, self.known), Prices(found, self.profile, self.known)
+        whole, prices = found.whole(self.profile, self.known), Prices(found, self.profile, self.known, self.alone)
         price = Price(self.profile.device, self.profile.unit, self.ms_per_unit, whole, prices)
         return state.with_fact(replace(design, spaces=spaces), price)
 

@@ -273,7 +273,7 @@ def reachable(state: State, quantity: str) -> float:
     if filters is None:
         return outside + float(sum(min(getattr(c, quantity) for c in s.candidates) for s in spaces))
     found = joint.allocate(state.graph, spaces, filters, {}, quantity, prices=_prices(state))
-    return outside + found.beside[quantity] + float(sum(getattr(c, quantity) for c in found.chosen))
+    return outside + found.cost(quantity)
 
 
 def without_filters(state: State) -> State:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lrfc.search.signature import Signature
 
 _WINDOWED = frozenset({"conv", "depthwise", "pool"})
-_PADDING = frozenset({"zeropadding1d", "zeropadding2d"})
+_PADDING = frozenset({"zeropadding1d", "zeropadding2d", "ops.pad"})
 #: Channels of the tensors that inputs are made from.
 _SEED = 4
 #: The largest window that an NPU pools.
@@ -27,7 +27,7 @@ def can_hold(signature: Signature) -> bool:
     if signature.kind == "dense":
         return signature.macs in (0, math.prod(signature.output) * signature.inputs[0][-1])  # an einsum may sum over more than the last axis
     if signature.kind in _PADDING:
-        return True
+        return len(signature.output) == 3 and all(after >= before for after, before in zip(signature.output, signature.inputs[0], strict=True))
     return signature.kind in _WINDOWED and len(signature.kernel) in (1, 2) and len(signature.output) == len(signature.kernel) + 1
 
 

@@ -1,96 +1,127 @@
-"""What an op costs when some of its channels are gone: a function of the shares that are left of what it reads and makes."""
+"""What an op costs when some of its channels are gone: functions of the shares that are left of what it reads and makes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
+from math import prod
 
 import numpy as np
 
 from lrfc.factorization import METHODS
 from lrfc.ir import ops
-from lrfc.ir.graph import Graph, Tensor
-from lrfc.pruning.shares import Share, Use
+from lrfc.ir.graph import Graph, Op, Tensor
+from lrfc.pruning.shares import Share, Shares, Use
 from lrfc.search.candidates import Candidate, LayerSpace
-from lrfc.search.pricing import Prices
+from lrfc.search.narrowed import narrowed
+from lrfc.search.pricing import Executed, Prices
 from lrfc.search.signature import Signature
+
+#: The cost of an op when the shares r of what it reads and m of what it makes are left.
+Cost = Callable[[float, float], float]
 
 #: The quantities of a candidate that depend on channels.
 QUANTITIES = ("macs", "params", "latency")
-#: Shares of each side at which times are looked at.
-LOOKED_AT = 5
-
-
-@dataclass(frozen=True)
-class Cost:
-    """``fixed`` + ``read``·r + ``made``·m + ``both``·r·m, for the shares r of what is read and m of what is made that are left."""
-
-    fixed: float = 0.0
-    read: float = 0.0
-    made: float = 0.0
-    both: float = 0.0
-
-    def at(self, read: float, made: float) -> float:
-        """The cost at these shares."""
-        return self.fixed + self.read * read + self.made * made + self.both * read * made
+#: Most sums of groups' choices on one side of an op that are told one by one, the shares at which times are looked at where there are more, and the
+#: digits by which sums are told apart.
+MANY, FEW, DIGITS = 200, (0.2, 0.4, 0.6, 0.8, 1.0), 9
 
 
 def costs(graph: Graph, space: LayerSpace, candidate: Candidate, use: Use, prices: Prices | None) -> dict[str, Cost]:
     """The cost of a candidate in each of ``QUANTITIES``.
 
-    MACs and parameters are exact: those of a whole layer go with both sides, those of a factorized one's first stage with what it reads and of its last
-    with what it makes. Time is that of the ops at a few shares, fitted; it follows the MACs where there are no ``prices``.
+    MACs and parameters are exact: those of a whole layer go with both sides (its bias with what it makes), those of a factorized one's first stage with
+    what it reads and of its last with what it makes. Time is that of the ops at other widths; it follows the MACs where there are no ``prices``.
     """
-    found = {quantity: _exact(graph, space, candidate, quantity) for quantity in ("macs", "params")}
-    whole = candidate.latency
-    if prices is None:
-        macs = found["macs"]
-        scale = whole / max(macs.at(1, 1), 1)
-        return found | {"latency": Cost(*(scale * each for each in (macs.fixed, macs.read, macs.made, macs.both)))}
-    return found | {"latency": _timed(whole, prices, prices.executed.calls(space, candidate), use)}
+    macs, params = (count(graph, space, candidate, use) for count in (_macs, _params))
+    if prices is not None:
+        return {"macs": macs, "params": params, "latency": _timed(prices, space, candidate, use)}
+    scale = candidate.latency / max(candidate.macs, 1)
+    return {"macs": macs, "params": params, "latency": lambda read, made: scale * macs(read, made)}
 
 
-def _timed(whole: float, prices: Prices, calls: Sequence[tuple[Signature, ...]], use: Use) -> Cost:
-    """The time of ops that take ``whole`` at their full width, of all calls of a layer: least squares of the relative error over the shares."""
-    reads, mades = _levels(use.read), _levels(use.made)
-    shares = tuple(product(reads, mades))
-    times = np.sum([prices.narrowed(parts, shares, carried=use.carried) for parts in calls if parts], axis=0)
-    if not np.all(times > 0):
-        return Cost(fixed=whole)
-    r, m = np.array(shares).T
-    columns = {"fixed": np.ones_like(r)}
-    if len(reads) > 1:
-        columns["read"] = r
-    if len(mades) > 1:
-        columns["made"] = m
-    if len(columns) > 2:
-        columns["both"] = r * m
-    found = np.linalg.lstsq(np.stack(list(columns.values()), 1) / times[:, None], np.ones_like(times))[0]
-    return Cost(**dict(zip(columns, (whole * found / found.sum()).tolist(), strict=True)))
+def narrower(graph: Graph, shares: Shares, executed: Executed) -> Iterator[Signature]:
+    """Whatever is executed of a graph, at all widths that it may get."""
+    for op in graph:
+        use = shares.use(op)
+        for parts in executed.ops((op.name,)):
+            for read, made in product(_levels(use.read), _levels(use.made)):
+                yield from narrowed(parts, read, made, carried=use.carried)
 
 
-def _exact(graph: Graph, space: LayerSpace, candidate: Candidate, quantity: str) -> Cost:
-    value = float(getattr(candidate, quantity))
-    if candidate.method is None or "Depthwise" in space.op.kind:  # every stage of a depthwise layer has a filter for each channel
-        return Cost(both=value)
-    stages = METHODS[candidate.method].outline(space.op, graph.input_tensors(space.op.name)[0], candidate.ranks)
+def apart(candidate: Candidate, use: Use) -> bool:
+    """Whether what is read and what is made concern different ops, those of a factorized layer's first stage and its last."""
+    return candidate.method is not None and not use.carried
+
+
+def _macs(graph: Graph, space: LayerSpace, candidate: Candidate, use: Use) -> Cost:
+    whole = float(candidate.macs)
+    if not apart(candidate, use):
+        return lambda read, made: whole * read * made
+    start, end = _ends(_stages(graph, space, candidate), lambda stage, read, made: float(ops.macs(stage, read, made)))
+    return lambda read, made: whole + whole * (start * (read - 1) + end * (made - 1))
+
+
+def _params(graph: Graph, space: LayerSpace, candidate: Candidate, use: Use) -> Cost:
+    whole = float(candidate.params)
+    if use.carried:
+        return lambda read, made: whole * read
+    if candidate.method is None:
+        bias = float(sum(weight.size for name, weight in space.op.weights.items() if name == "bias"))
+        return lambda read, made: (whole - bias) * read * made + bias * made
+    start, end = _ends(_stages(graph, space, candidate), lambda stage, read, made: float(stage.params))
+    return lambda read, made: whole + whole * (start * (read - 1) + end * (made - 1))
+
+
+#: A stage with what it reads and what it makes.
+_Stage = tuple[Op, tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
+def _stages(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[_Stage]:
+    assert candidate.method is not None
     tensors: tuple[Tensor, ...] = (graph.input_tensors(space.op.name)[0],)
-    parts = []
-    for stage in stages:
-        made = ops.infer(stage, tensors)
-        parts.append(float(ops.macs(stage, tensors, made) if quantity == "macs" else stage.params))
-        tensors = made
-    first = next((place for place, stage in enumerate(stages) if stage.weights), 0)
-    if first == len(stages) - 1:
-        return Cost(read=value)
-    read, made_ = (value * parts[place] / max(sum(parts), 1) for place in (first, -1))
-    return Cost(fixed=value - read - made_, read=read, made=made_)
+    found = []
+    for stage in METHODS[candidate.method].outline(space.op, tensors[0], candidate.ranks):
+        given = ops.infer(stage, tensors)
+        found.append((stage, tensors, given))
+        tensors = given
+    return found
 
 
-def _levels(share: Share) -> Sequence[float]:
-    """Some of the values that a share may take, 1 among them."""
-    if not share.by:
-        return (1.0,)
-    least = share.fixed + sum(float(values.min()) for values in share.by.values())
-    return tuple(np.linspace(least, 1.0, LOOKED_AT).tolist())
+def _ends(stages: Sequence[_Stage], count: Callable[[Op, tuple[Tensor, ...], tuple[Tensor, ...]], float]) -> tuple[float, float]:
+    """The shares of all stages' counts that the first one with weights has, and the last; of a single one all goes with what is read."""
+    counts = [count(*stage) for stage in stages]
+    first = next((place for place, (stage, _, _) in enumerate(stages) if stage.weights), 0)
+    total = max(sum(counts), 1.0)
+    return (1.0, 0.0) if first == len(stages) - 1 else (counts[first] / total, counts[-1] / total)
+
+
+def _timed(prices: Prices, space: LayerSpace, candidate: Candidate, use: Use) -> Cost:
+    """The time of all calls at every width that they may get.
+
+    Where more groups of filters meet than can be told one by one, it is bilinear, fitted at a few widths in relative least squares.
+    """
+    whole, reads, mades, split = candidate.latency, _levels(use.read), _levels(use.made), apart(candidate, use)
+    shares = tuple(dict.fromkeys((*product(reads, (1.0,)), *product((1.0,), mades)) if split else product(reads, mades)))
+    calls = prices.executed.calls(space, candidate)
+    times = np.sum([prices.narrowed(parts, shares, carried=use.carried) for parts in calls if parts], axis=0)
+    if not whole or not np.all(times > 0):
+        return lambda read, made: whole
+    times *= whole / times[shares.index((1.0, 1.0))]
+    if FEW in (reads, mades):
+        columns = [np.ones(len(shares)), *np.array(shares).T, np.prod(shares, axis=1)]
+        found = np.linalg.lstsq(np.stack(columns, 1) / times[:, None], np.ones_like(times))[0]
+        fixed, by_read, by_made, by_both = (whole * found / found.sum()).tolist()
+        return lambda read, made: fixed + by_read * read + by_made * made + by_both * read * made
+    known = {(round(read, DIGITS), round(made, DIGITS)): time for (read, made), time in zip(shares, times.tolist(), strict=True)}
+    if split:
+        return lambda read, made: known[round(read, DIGITS), 1.0] + known[1.0, round(made, DIGITS)] - whole
+    return lambda read, made: known[round(read, DIGITS), round(made, DIGITS)]
+
+
+def _levels(share: Share) -> tuple[float, ...]:
+    """What a share may come to; ``FEW`` values where these are too many."""
+    if prod(len(values) for values in share.by.values()) > MANY:
+        return FEW
+    sums = (share.fixed + sum(each) for each in product(*(values.tolist() for values in share.by.values())))
+    return tuple({round(each, DIGITS): each for each in (1.0, *sums)}.values())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, product
+from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from scipy.sparse import csr_array
 from lrfc.errors import BudgetError
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph
-from lrfc.pruning.costs import QUANTITIES, Cost, costs
+from lrfc.pruning.costs import MANY, QUANTITIES, Cost, apart, costs
 from lrfc.pruning.room import Room
 from lrfc.pruning.shares import Shares, Use
 from lrfc.pruning.space import FilterSpace, Keep
@@ -27,6 +30,8 @@ from lrfc.search.pricing import Prices
 CANDIDATES = 16
 #: What the optimum may be missed by, relative, and seconds that one programme may take.
 GAP, SECONDS = 1e-3, 30.0
+#: Programmes that are solved at most until a limit on the time is kept.
+TURNS = 4
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Joint:
     chosen: tuple[Candidate, ...]
     keeps: Mapping[str, Keep]
     beside: Mapping[str, float]
+
+    def cost(self, quantity: str) -> float:
+        """The MACs, parameters or time of all of it."""
+        return self.beside[quantity] + float(sum(getattr(c, quantity) for c in self.chosen))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +76,8 @@ def allocate(
     ``limits``: bounds on 'macs', 'params', 'latency' or 'impact', summed over these layers and all else that loses channels with them.
     ``rooms``: activation memory. ``prices``: what ops take, at any width; without them time follows the MACs. A factorized layer's MACs are linear in what
     is left of its inputs and outputs, for given ranks: its first stage reads, its last stage makes. A whole layer's are their product. Both are exact in
-    the programme: for each pair of choices there is a variable whose margins are the choices (the local polytope of a pairwise model), so only the choices
-    themselves need to be integers. BudgetError when nothing is within.
+    the programme, and so is the time of an op between two groups: for each pair of choices there is a variable whose margins are the choices (the local
+    polytope of a pairwise model), so only the choices themselves need to be integers. BudgetError when nothing is within.
     """
     return _Programme(graph, spaces, filters, rooms, _alone(graph, spaces, limits, minimise, prices), prices).solved(limits, minimise)
 
@@ -127,48 +136,48 @@ class _Programme:
         candidates = _thinned(space, self._always)
         found = [costs(self._graph, space, candidate, use, self._prices) for candidate in candidates]
         chosen: list[int] = []
-        joined: dict[str, list[list[int]]] = {name: [[] for _ in self._keeps[name]] for name in use.groups}
         parts: dict[tuple[int, str], list[int]] = {}
         for number, (candidate, cost) in enumerate(zip(candidates, found, strict=True)):
-            constant = {q: c.at(use.read.fixed, use.made.fixed) for q, c in cost.items()}
-            chosen.append(self._add({**constant, "impact": candidate.impact}, integer=True))
+            chosen.append(self._add(_at(cost, use) | {"impact": candidate.impact}, integer=True))
             for name in use.groups:
-                read, made = (share.by.get(name, np.zeros(len(self._keeps[name]))) for share in (use.read, use.made))
-                columns = []
-                for k in range(len(self._keeps[name])):
-                    more = {q: c.at(use.read.fixed + read[k], use.made.fixed + made[k]) - constant[q] for q, c in cost.items()}
-                    columns.append(self._add(more))
-                    joined[name][k].append(columns[-1])
-                self._row(columns, 0, 0, [chosen[-1]])
-                parts[number, name] = columns
-            if any(c.both for c in cost.values()):
-                self._pairs(use, cost, {name: parts[number, name] for name in use.groups})
+                parts[number, name] = [self._add({}) for _ in self._keeps[name]]
+                self._row(parts[number, name], 0, 0, [chosen[-1]])
+            for names in [tuple(use.read.by), tuple(use.made.by)] if apart(candidate, use) else [use.groups]:
+                self._together(cost, use, {name: parts[number, name] for name in names})
         self._row(chosen, 1, 1)
-        for name, by_choice in joined.items():
-            for k, columns in enumerate(by_choice):
-                self._row(columns, 0, 0, [self._keeps[name][k]])
+        for name in use.groups:
+            for k, keep in enumerate(self._keeps[name]):
+                self._row([parts[number, name][k] for number in range(len(candidates))], 0, 0, [keep])
         return Variables(space, use, candidates, found, chosen, parts)
 
-    def _pairs(self, use: Use, cost: Mapping[str, Cost], margins: Mapping[str, Sequence[int]]) -> None:
-        """What costs the product of what is left of both sides costs it for each pair of choices of two groups."""
-        names = list(margins)
-        for i, one in enumerate(names):
-            for other in names[i + 1 :]:
-                tables = [
-                    np.outer(a.by[one], b.by[other]) if one in a.by and other in b.by else None
-                    for a, b in ((use.read, use.made), (use.made, use.read))
-                ]
-                both = [table for table in tables if table is not None]
-                if not both:
-                    continue
-                factor = np.sum(both, axis=0)
-                columns = np.array(
-                    [[self._add({q: c.both * factor[k, m] for q, c in cost.items()}) for m in range(factor.shape[1])] for k in range(len(factor))]
-                )
-                for k, column in enumerate(margins[one]):
-                    self._row(columns[k].tolist(), 0, 0, [column])
-                for m, column in enumerate(margins[other]):
-                    self._row(columns[:, m].tolist(), 0, 0, [column])
+    def _together(self, cost: Mapping[str, Cost], use: Use, margins: Mapping[str, Sequence[int]]) -> None:
+        """What the choices of some groups add to the cost: a variable for each combination of them, whose margins are the choices.
+
+        Of many groups the combinations are too many: then those of two, which is not exact where three of them interact.
+        """
+        if prod(len(columns) for columns in margins.values()) <= MANY:
+            self._table(margins, lambda chosen: _added(cost, use, chosen))
+            return
+        for name, columns in margins.items():
+            self._table({name: columns}, lambda chosen: _added(cost, use, chosen))
+        for pair in combinations(margins, 2):
+            self._table({name: margins[name] for name in pair}, lambda chosen: _beyond(cost, use, chosen))
+
+    def _table(self, margins: Mapping[str, Sequence[int]], costs: Callable[[Mapping[str, int]], Mapping[str, float]]) -> None:
+        """A variable for each combination of choices, at what it costs; for one group those that there are."""
+        if len(margins) == 1:
+            ((name, columns),) = margins.items()
+            for k, column in enumerate(columns):
+                for quantity, value in costs({name: k}).items():
+                    self._costs[quantity][column] += value
+            return
+        sums: dict[int, list[int]] = {column: [] for columns in margins.values() for column in columns}
+        for each in product(*(range(len(columns)) for columns in margins.values())):
+            added = self._add(costs(dict(zip(margins, each, strict=True))))
+            for k, columns in zip(each, margins.values(), strict=True):
+                sums[columns[k]].append(added)
+        for column, parts in sums.items():
+            self._row(parts, 0, 0, [column])
 
     # -- solving ---------------------------------------------------------------------------------------------------------------
 
@@ -181,7 +190,25 @@ class _Programme:
         return float(whole * self._optimum({}, "room")[share])
 
     def solved(self, limits: Mapping[str, float], minimise: str) -> Joint:
-        """What the optimum chooses."""
+        """What the optimum chooses.
+
+        Where three groups meet in an op, the programme only nears its time: then the limit is lowered until the choice keeps it, or comes no nearer.
+        """
+        best = found = self._chosen(limits, minimise)
+        limit = limits.get("latency", np.inf)
+        asked = limit
+        for _ in range(TURNS):
+            if found.cost("latency") <= limit * (1 + 1e-6):
+                return found
+            asked *= limit / found.cost("latency")
+            try:
+                found = self._chosen({**limits, "latency": asked}, minimise)
+            except BudgetError:
+                break
+            best = min(best, found, key=lambda each: each.cost("latency"))
+        return best
+
+    def _chosen(self, limits: Mapping[str, float], minimise: str) -> Joint:
         chosen = self._optimum(limits, minimise)
         at = {name: int(np.argmax(chosen[columns])) for name, columns in self._keeps.items()}
         own, others = ([_between(layer, int(np.argmax(chosen[layer.chosen])), at) for layer in layers] for layers in (self._own, self._others))
@@ -194,7 +221,7 @@ class _Programme:
         costs = {name: np.array(values) for name, values in self._costs.items()}
         goal = costs[minimise] / max(float(costs[minimise].max()), 1e-30)
         tie = costs["macs"] + costs["params"]
-        objective = 1e6 * (goal + 1e-9 * tie / max(float(tie.sum()), 1))
+        objective = 1e6 * (goal + 1e-9 * tie / max(float(np.abs(tie).sum()), 1))
         data, rows, columns, low, high = [], [], [], [], []
         for number, (places, values, least, most) in enumerate(self._rows):
             unit = max(map(abs, values), default=0) or 1.0 if np.isinf(least) else 1.0
@@ -211,9 +238,30 @@ class _Programme:
             constraints.append(LinearConstraint(costs[quantity][None] / limit, -np.inf, 1 - 2e-6))
         options: dict[str, Any] = {"mip_rel_gap": GAP, "time_limit": SECONDS}
         result = milp(objective, integrality=np.array(self._integer), bounds=Bounds(0, 1), constraints=constraints, options=options)
+        if result.x is None and result.status == 1:
+            raise BudgetError(f"no choice of ranks and filters within the {' and '.join(limits) or 'memory'} budgets was found in {SECONDS:g} s")
         if result.x is None:
             raise BudgetError(f"the {' and '.join(limits) or 'memory'} budgets cannot be met by ranks and filters together")
         return np.asarray(result.x)
+
+
+def _at(cost: Mapping[str, Cost], use: Use, chosen: Mapping[str, int] = MappingProxyType({})) -> dict[str, float]:
+    """What it costs with these choices, and the first one for all other groups."""
+    read, made = use.read.at({**dict.fromkeys(use.read.by, 0), **chosen}), use.made.at({**dict.fromkeys(use.made.by, 0), **chosen})
+    return {q: each(read, made) for q, each in cost.items()}
+
+
+def _added(cost: Mapping[str, Cost], use: Use, chosen: Mapping[str, int]) -> dict[str, float]:
+    """What these choices add to the cost with all first ones."""
+    base = _at(cost, use)
+    return {q: value - base[q] for q, value in _at(cost, use, chosen).items()}
+
+
+def _beyond(cost: Mapping[str, Cost], use: Use, chosen: Mapping[str, int]) -> dict[str, float]:
+    """What two choices together add beyond what each of them does."""
+    one, other = ({name: k} for name, k in chosen.items())
+    alone = _added(cost, use, one), _added(cost, use, other)
+    return {q: value - alone[0][q] - alone[1][q] for q, value in _added(cost, use, chosen).items()}
 
 
 def others(graph: Graph, spaces: Sequence[LayerSpace], prices: Prices | None = None) -> dict[str, float]:
@@ -223,20 +271,19 @@ def others(graph: Graph, spaces: Sequence[LayerSpace], prices: Prices | None = N
 
 
 def _others(graph: Graph, spaces: Sequence[LayerSpace], prices: Prices | None) -> list[LayerSpace]:
-    """The other layers, and where ops have prices all that takes time."""
+    """The other layers with weights, and where ops have prices all that takes time."""
     known = {call for space in spaces for call in space.calls}
     found = []
     for op in graph:
-        layer = "kernel" in op.weights and op.origin is None
-        if op.name in known or (layer and graph.calls(op)[0].name != op.name):
+        calls = tuple(call.name for call in graph.calls(op)) if op.weights else (op.name,)
+        if op.name in known or op.name != calls[0]:
             continue
-        calls = tuple(call.name for call in graph.calls(op)) if layer else (op.name,)
+        # A BatchNorm is folded into the layer before it; which of them are not is not known here.
+        params = 0 if op.kind == "BatchNormalization" or op.origin is not None else op.params
+        macs = sum(ops.macs(graph.op(call), graph.input_tensors(call), graph.tensors(call)) for call in calls) if op.origin is None else 0
         time = 0.0 if prices is None else prices.time(calls)
-        if layer:
-            macs = sum(ops.macs(graph.op(call), graph.input_tensors(call), graph.tensors(call)) for call in calls)
-            found.append(LayerSpace(op, calls, (Candidate(op.name, None, (), op.params, macs, latency=time),)))
-        elif time:
-            found.append(LayerSpace(op, calls, (Candidate(op.name, None, (), 0, 0, latency=time),)))
+        if params or macs or time:
+            found.append(LayerSpace(op, calls, (Candidate(op.name, None, (), params, macs, latency=time),)))
     return found
 
 
@@ -252,7 +299,7 @@ def _thinned(space: LayerSpace, always: frozenset[Candidate]) -> list[Candidate]
 
 def _between(layer: Variables, number: int, at: Mapping[str, int]) -> Candidate:
     """A candidate at the costs that it has when these choices are made."""
-    found = {q: cost.at(layer.use.read.at(at), layer.use.made.at(at)) for q, cost in layer.costs[number].items()}
+    found = {q: cost(layer.use.read.at(at), layer.use.made.at(at)) for q, cost in layer.costs[number].items()}
     return replace(layer.candidates[number], macs=round(found["macs"]), params=round(found["params"]), latency=found["latency"])
 
 

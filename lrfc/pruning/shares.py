@@ -70,11 +70,18 @@ class Shares:
     def use(self, op: Op) -> Use:
         """What is left of an op."""
         if "kernel" not in op.weights:
-            return Use(self.tensor(Ref(op.name)), WHOLE, carried=True)
+            return self._kept(op)
         name, known = self._graph.calls(op)[0].name, self._space.dependencies
         if name in known.carried:
             return Use(self.of(known.carried[name]), WHOLE, carried=True)
         return Use(self.of(known.read.get(name)), self.of(known.made.get(name)))
+
+    def _kept(self, op: Op) -> Use:
+        """What is left of an op without a kernel: of its output, and where that has other channels than its only operand (a padding of channels), of both."""
+        operands, labels = self._graph.operands(op.name), self._space.dependencies.labels
+        if len(operands) != 1 or np.array_equal(labels[operands[0]].ids, labels[Ref(op.name)].ids):
+            return Use(self.tensor(Ref(op.name)), WHOLE, carried=True)
+        return Use(self.tensor(operands[0]), self.tensor(Ref(op.name)))
 
     def tensor(self, ref: Ref) -> Share:
         """What is left of a tensor."""

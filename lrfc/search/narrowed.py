@@ -12,10 +12,10 @@ def narrowed(ops: Sequence[Signature], read: float, made: float, *, carried: boo
     """The ops of one call when these shares of the channels that it reads and makes are left, one for each of ``ops``.
 
     What lies in front of the first op that multiplies works on what is read, what lies behind the last one on what is made, and the tensors between them
-    stay. ``carried``: channels are kept apart, or in groups that go as a whole (a depthwise or grouped convolution): all tensors lose what is read.
+    stay; where none multiplies, the last op takes what is read to what is made. ``carried``: channels are kept apart, or in groups that go as a whole (a depthwise or grouped convolution): all tensors lose what is read.
     """
-    multiply = [place for place, op in enumerate(ops) if op.macs]
-    first, last = (multiply[0], multiply[-1]) if multiply and not carried else (len(ops), len(ops))
+    multiply = [place for place, op in enumerate(ops) if op.macs] or [len(ops) - 1]
+    first, last = (len(ops), len(ops)) if carried else (multiply[0], multiply[-1])
     for place, op in enumerate(ops):
         before = read if place <= first else made if place > last else 1.0
         behind = made if place >= last else read if place < first else 1.0

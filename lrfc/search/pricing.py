@@ -71,8 +71,9 @@ class Executed:
         return tuple(self._own.get(name, ()) for name in names)
 
     def distinct(self) -> list[Signature]:
-        """Every op of a candidate once."""
-        return list(dict.fromkeys(each for calls in self._parts.values() for parts in calls for each in parts))
+        """Every op of the graph and of a candidate once."""
+        candidates = (each for calls in self._parts.values() for parts in calls for each in parts)
+        return list(dict.fromkeys((*(each for _, each in self.network), *candidates)))
 
     def price(self, profile: CostProfile, known: Mapping[Signature, float]) -> Mapping[Key, float]:
         """The predicted time of each candidate, in the profile's unit. ``known``: measured times of ops, taken as they are."""
@@ -86,31 +87,37 @@ class Executed:
 
 
 class Prices:
-    """What ops take on a device, in the unit of its profile: as it predicts them, and as they were measured where they are ``known``."""
+    """What ops take on a device, in the unit of its profile: as it predicts them, and as they were measured where they are ``known``.
 
-    def __init__(self, executed: Executed, profile: CostProfile, known: Mapping[Signature, float]) -> None:
-        self.executed, self._profile, self._known = executed, profile, known
+    ``alone``: the times of ops that were not measured in a network.
+    """
+
+    def __init__(self, executed: Executed, profile: CostProfile, known: Mapping[Signature, float], alone: Mapping[Signature, float]) -> None:
+        self.executed, self._profile, self._known, self._alone = executed, profile, known, alone
+        self._seen = {each: time for each, time in known.items() if alone.get(each) != time}
         self._found: dict[object, NDArray[np.float64]] = {}
 
     def time(self, names: Sequence[str]) -> float:
         """The time of ops of the graph as it is."""
-        found = [each for parts in self.executed.ops(names) for each in parts]
-        return float(sum(self._known.get(each, time) for each, time in zip(found, self._profile.ops(found).tolist(), strict=True)))
+        return float(self._times([each for parts in self.executed.ops(names) for each in parts], self._known).sum())
 
     def narrowed(self, parts: tuple[Signature, ...], shares: tuple[tuple[float, float], ...], *, carried: bool) -> NDArray[np.float64]:
         """The time of one call's ops at each of the shares of channels that are left; see ``lrfc.search.narrowed``.
 
-        Of an op that is known at its full width, the profile predicts how the time changes with the width, not how long it is.
+        An op that was seen in a network at that width takes what it took there. Otherwise the times of ops alone, or the profile, say how the time at
+        full width changes with the width.
         """
         place = parts, shares, carried
         if place not in self._found:
             rows = [parts, *(tuple(narrowed(parts, read, made, carried=carried)) for read, made in shares)]
-            times = self._profile.ops([each for row in rows for each in row]).reshape(len(rows), len(parts))
-            whole = np.array([self._known.get(each, time) for each, time in zip(parts, times[0], strict=True)])
-            times *= whole / np.maximum(times[0], 1e-30)
-            exact = [[self._known.get(each, time) for each, time in zip(row, own, strict=True)] for row, own in zip(rows, times, strict=True)]
+            times = self._times([each for row in rows for each in row], self._alone).reshape(len(rows), len(parts))
+            times *= self._times(parts, self._known) / np.maximum(times[0], 1e-30)
+            exact = [[self._seen.get(each, time) for each, time in zip(row, own, strict=True)] for row, own in zip(rows, times, strict=True)]
             self._found[place] = np.array(exact).reshape(times.shape)[1:].sum(1)
         return self._found[place]
+
+    def _times(self, ops: Sequence[Signature], known: Mapping[Signature, float]) -> NDArray[np.float64]:
+        return np.array([known.get(each, time) for each, time in zip(ops, self._profile.ops(ops).tolist(), strict=True)])
 
 
 def priced(spaces: Sequence[LayerSpace], prices: Mapping[Key, float]) -> tuple[LayerSpace, ...]:

@@ -1,0 +1,183 @@
+"""What is left of an op's cost when channels go: parameters and MACs as the cut graph has them, and its time that of the ops that then run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lrfc.config import Budget
+from lrfc.errors import BudgetError
+from lrfc.ir.graph import Graph
+from lrfc.passes.explore_filters import ExploreFilters
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.passes.price_layers import PriceLayers
+from lrfc.passes.prune_filters import PruneFilters
+from lrfc.passes.select_ranks import DesignSpace, Price, Selection, SelectRanks, fixed, reachable, totals, without_filters
+from lrfc.pruning import joint
+from lrfc.pruning.costs import narrower
+from lrfc.pruning.shares import Shares
+from lrfc.pruning.space import FilterSpace
+from lrfc.search import latency
+from lrfc.search.narrowed import narrowed
+from lrfc.search.signature import Signature, signatures
+from lrfc.state import State
+from tests import helpers
+from tests.compression import SIZE, explored, learnt, state_of
+
+PROFILE = latency.load("host", "tflite", "fp32", 1)
+
+
+def filtered(state: State, **options: Any) -> State:
+    return ExploreFilters(size=SIZE, images=32)(explored(state, **options))
+
+
+def padded_shortcuts() -> Any:
+    """Three groups of filters meet behind the second padding, as in the residual networks for CIFAR-10."""
+    import keras
+    from keras import layers, ops
+
+    x = image = keras.Input((16, 16, 3), name="image")
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="stem")(x)
+    for stage, width in enumerate((16, 32)):
+        y = layers.Conv2D(width, 3, strides=2, padding="same", activation="relu", name=f"a{stage}")(x)
+        y = layers.Conv2D(width, 3, padding="same", name=f"b{stage}")(y)
+        left = layers.AveragePooling2D(1, 2, name=f"down{stage}")(x)
+        short = ops.pad(left, ((0, 0), (0, 0), (0, 0), (width // 4, width // 4)))
+        x = layers.ReLU(name=f"relu{stage}")(layers.Add(name=f"add{stage}")([y, short]))
+    return keras.Model(image, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D(name="mean")(x)), name="padded")
+
+
+@pytest.fixture(scope="module", params=["learnt", "residual", "padded", "embedding"])
+def state(request: pytest.FixtureRequest) -> State:
+    if request.param == "learnt":
+        return PriceLayers(PROFILE, slower=True)(filtered(learnt()))
+    if request.param == "embedding":
+        return PriceLayers(PROFILE, slower=True)(filtered(state_of(helpers.graph_of(embedding()))))
+    graph = helpers.graph_of(helpers.residual() if request.param == "residual" else padded_shortcuts())
+    return PriceLayers(PROFILE, slower=True)(filtered(state_of(graph)))
+
+
+def embedding() -> Any:
+    import keras
+    from keras import layers
+
+    words = keras.Input((16,), dtype="int32", name="words")
+    x = layers.Embedding(50, 32, name="table")(words)
+    x = layers.PReLU(shared_axes=[1], name="slope")(layers.Conv1D(48, 3, name="conv")(x))
+    return keras.Model(words, layers.Dense(4, name="head")(layers.GlobalAveragePooling1D(name="mean")(x)), name="embedding")
+
+
+def built(selected: State) -> Graph:
+    return fold_batchnorm(PruneFilters()(Factorize()(selected)).graph)
+
+
+def plans(state: State) -> list[State]:
+    """Plans of ranks and filters, and of filters alone, within some budgets."""
+    found = []
+    for methods in (None, ()):
+        for kept in (0.8, 0.6, 0.4):
+            try:
+                found.append(SelectRanks(max_latency=Budget(value=kept, relative=True), methods=methods)(state))
+            except BudgetError:
+                continue
+    return found
+
+
+def test_the_predicted_time_is_that_of_the_ops_that_run(state: State) -> None:
+    tried = plans(state)
+    assert any(each.fact(Selection).keeps for each in tried)
+    for each in tried:
+        runs = PROFILE.predict(signature for _, signature in signatures(built(each)))
+        assert fixed(each)["latency"] + each.fact(Selection).cost("latency") == pytest.approx(runs, rel=0.01)
+
+
+def test_parameters_and_macs_are_those_of_the_cut_graph(state: State) -> None:
+    folded = sum(op.params for op in state.graph.layers() if op.kind == "BatchNormalization") > 0
+    for each in plans(state):
+        counted, selection = totals(built(each)), each.fact(Selection)
+        assert fixed(each)["macs"] + selection.cost("macs") == counted["macs"]
+        predicted = fixed(each)["params"] + selection.cost("params")
+        # The bias that a folded BatchNorm leaves is counted as if no filter of it went.
+        assert counted["params"] <= predicted <= counted["params"] + (100 if folded else 0)
+
+
+def test_a_latency_budget_is_kept_and_cutting_is_never_worse(state: State) -> None:
+    for kept in (0.9, 0.7, 0.5):
+        budget = Budget(value=kept, relative=True)
+        try:
+            alone = SelectRanks(max_latency=budget, prune=False)(state).fact(Selection)
+        except BudgetError:
+            continue
+        both = SelectRanks(max_latency=budget)(state)
+        selection = both.fact(Selection)
+        assert selection.impact <= alone.impact * (1 + 2 * joint.GAP) + 1e-9
+        assert fixed(both)["latency"] + selection.cost("latency") <= kept * state.fact(Price).whole * (1 + 1e-5)
+
+
+def test_the_least_time_is_reached(state: State) -> None:
+    least = reachable(state, "latency") / state.fact(Price).whole
+    assert least <= reachable(without_filters(state), "latency") / state.fact(Price).whole + 1e-9
+    found = SelectRanks(max_latency=Budget(value=min(1.0, 1.01 * least), relative=True))(state)
+    assert fixed(found)["latency"] + found.fact(Selection).cost("latency") <= 1.01 * least * state.fact(Price).whole * (1 + 1e-5)
+
+
+def test_what_was_seen_in_a_network_is_taken_as_it_is(state: State) -> None:
+    """A narrow op that was measured to be slow is not chosen for its predicted time any more."""
+    found = SelectRanks(max_latency=Budget(value=0.6, relative=True), methods=())(state)
+    if not found.fact(Selection).keeps:
+        pytest.skip("nothing was cut")
+    slow = {each: 100 * PROFILE.op(each) for _, each in signatures(built(found)) if each.macs}
+    whole = dict(signatures(fold_batchnorm(state.graph)))
+    seen = {each: time for each, time in slow.items() if each not in whole.values()}
+    again = PriceLayers(PROFILE, seen, slower=True)(state)
+    try:
+        other = SelectRanks(max_latency=Budget(value=0.6, relative=True), methods=())(again)
+    except BudgetError:
+        return
+    assert {name: len(keep.units) for name, keep in other.fact(Selection).keeps.items()} != {
+        name: len(keep.units) for name, keep in found.fact(Selection).keeps.items()
+    }
+
+
+def test_times_of_ops_alone_tell_how_time_changes_with_the_width() -> None:
+    """An op takes what it was seen to take at full width, and at others as much less as it does alone."""
+    state = filtered(learnt())
+    plain = PriceLayers(PROFILE, slower=True)(state).fact(Price).prices
+    alone = {each: 1.0 + each.output[-1] for each in narrower(state.graph, Shares(state.graph, state.fact(FilterSpace)), plain.executed)}
+    (op,) = plain.executed.ops(("conv1",))[0]
+    prices = PriceLayers(PROFILE, {**alone, op: 34.0}, alone, slower=True)(state).fact(Price).prices
+    assert op.output[-1] == 16
+    times = prices.narrowed((op,), ((1.0, 1.0), (1.0, 0.5)), carried=False)
+    np.testing.assert_allclose(times, [34.0, 34.0 * 9 / 17])
+
+
+def test_without_prices_time_follows_the_macs() -> None:
+    state = filtered(learnt())
+    spaces = tuple(
+        replace(space, candidates=tuple(replace(c, latency=c.macs / 1e6) for c in space.candidates)) for space in state.fact(DesignSpace).spaces
+    )
+    found = joint.allocate(state.graph, spaces, state.fact(FilterSpace), {"latency": 0.5 * sum(s.whole.latency for s in spaces)})
+    assert found.keeps or any(c.method for c in found.chosen)
+    assert sum(c.latency for c in found.chosen) == pytest.approx(sum(c.macs for c in found.chosen) / 1e6, rel=1e-4)
+
+
+def conv(read: int, made: int, groups: int = 1) -> Signature:
+    return Signature(
+        "conv", ((8, 8, read),), (8, 8, made), (3, 3), (1, 1), (1, 1), groups, params=9 * read * made // groups, macs=64 * 9 * read * made // groups
+    )
+
+
+def test_narrower_ops() -> None:
+    assert list(narrowed([conv(16, 32)], 0.5, 0.25)) == [conv(8, 8)]
+    assert list(narrowed([conv(16, 4), conv(4, 4), conv(4, 32)], 0.5, 0.25)) == [conv(8, 4), conv(4, 4), conv(4, 8)]
+    pool = Signature("pool", ((8, 8, 16),), (4, 4, 16), (2, 2), (2, 2))
+    assert list(narrowed([pool], 0.5, 1.0, carried=True)) == [Signature("pool", ((8, 8, 8),), (4, 4, 8), (2, 2), (2, 2))]
+    assert list(narrowed([conv(16, 16, 4)], 0.5, 1.0, carried=True)) == [conv(8, 8, 2)]
+    padded = Signature("ops.pad", ((8, 8, 16),), (8, 8, 32))
+    assert list(narrowed([padded], 0.5, 0.75)) == [Signature("ops.pad", ((8, 8, 8),), (8, 8, 24))]
+    activation = Signature("sigmoid", ((8, 8, 32),), (8, 8, 32))
+    assert list(narrowed([conv(16, 32), activation], 1.0, 0.5)) == [conv(16, 16), Signature("sigmoid", ((8, 8, 16),), (8, 8, 16))]
