@@ -45,6 +45,7 @@ class Spent:
 
     cycles: int
     sram_bytes: int
+    flash_bytes: int
     cpu: tuple[str, ...]
 
 
@@ -171,6 +172,7 @@ def spent(result: Compiled, graph: Graph) -> dict[str, Spent]:
         name: Spent(
             cycles=sum(layer.cycles for layer in own),
             sram_bytes=max(layer.sram_bytes for layer in own),
+            flash_bytes=sum(layer.flash_bytes for layer in own),
             cpu=tuple(dict.fromkeys(layer.operator for layer in own if not layer.on_npu)),
         )
         for name, own in owners(result, graph).items()
