@@ -173,8 +173,8 @@ def version() -> str:
 def _run(path: Path, source: Path, reach: Vela, timeout: float) -> str:
     """What Vela prints; its files are put beside ``source``."""
     options = {"--accelerator-config": reach.accelerator, "--system-config": reach.system_config, "--memory-mode": reach.memory_mode}
-    if reach.config is not None:
-        options["--config"] = str(Path(reach.config).expanduser().absolute())
+    if reach.config_file is not None:
+        options["--config"] = str(reach.config_file)
     # A process of its own: Vela's core is native, and a file that it cannot read takes the process down. -P: nothing is imported from the working folder.
     command = [sys.executable, "-P", "-m", "ethosu.vela", str(source), "--output-dir", str(source.parent)]
     command += ["--verbose-performance", "--verbose-allocation", "--enable-debug-db"]
