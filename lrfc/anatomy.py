@@ -31,8 +31,8 @@ class OpCost(_Record):
 
     ``live_bytes``: activations alive while it runs. ``predicted_ms``: by the cost profile of the device, before anything was measured; the op's share of
     a measured time is not known. Null where the runtime executes nothing of its own for it, or nothing is known.
-    ``cycles`` and ``sram_bytes`` (alive meanwhile): what the compiler of an NPU says of the op in this file, null elsewhere; ``cpu``: the operators that it
-    leaves to the CPU.
+    ``cycles``, ``sram_bytes`` (alive meanwhile) and ``flash_bytes`` (its weights as encoded, and its constants; what several ops read counts for the first):
+    what the compiler of an NPU says of the op in this file, null elsewhere; ``cpu``: the operators that it leaves to the CPU.
     """
 
     name: str
@@ -47,6 +47,7 @@ class OpCost(_Record):
     predicted_ms: float | None
     cycles: _Count | None = None
     sram_bytes: _Count | None = None
+    flash_bytes: _Count | None = None
     cpu: tuple[str, ...] = ()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from lrfc.artifact import sha256
@@ -45,6 +46,7 @@ class Spent:
 
     cycles: int
     sram_bytes: int
+    flash_bytes: int
     cpu: tuple[str, ...]
 
 
@@ -142,10 +144,7 @@ class NPUBench(Bench):
 
     def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]:
         """The cycles of single ops: those kept from an earlier build, the others from probe networks that are compiled for it."""
-        reach = self._device.reach
-        assert isinstance(reach, Vela)
-        configured = f"{version()} {reach.accelerator} {reach.system_config} {reach.memory_mode} {reach.config or ''}".strip()
-        keys = {self._key("Vela", configured, of_op(each)): each for each in wanted}
+        keys = {self._key("Vela", version(), of_op(each)): each for each in wanted}
         known = {keys[key]: sample.median for key, sample in self._store.get(keys).items()}
         fresh = self._runner.price(each for each in wanted if each not in known)
         when = now()
@@ -160,6 +159,17 @@ class NPUBench(Bench):
         """The file with Vela's commands in it, for TFLite Micro with the Ethos-U driver."""
         return self._runner.compiled(file).content
 
+    def _key(self, runtime: str, version: str, subject: str) -> Key:
+        return super()._key(runtime, f"{version} {self._configuration}", subject)
+
+    @cached_property
+    def _configuration(self) -> str:
+        """All that Vela's figures depend on, beside its version; a vela.ini by its content, since it may change."""
+        reach = self._device.reach
+        assert isinstance(reach, Vela)
+        own = "" if reach.config_file is None else sha256(reach.config_file)
+        return f"{reach.accelerator} {reach.system_config} {reach.memory_mode} {own}".strip()
+
     def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:
         return self._runner.observed(file, graph)
 
@@ -173,6 +183,7 @@ def spent(result: Compiled, graph: Graph) -> dict[str, Spent]:
         name: Spent(
             cycles=sum(layer.cycles for layer in own),
             sram_bytes=max(layer.sram_bytes for layer in own),
+            flash_bytes=sum(layer.flash_bytes for layer in own),
             cpu=tuple(dict.fromkeys(layer.operator for layer in own if not layer.on_npu)),
         )
         for name, own in owners(result, graph).items()

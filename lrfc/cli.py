@@ -36,6 +36,8 @@ def build(
         list[str],
         typer.Option(help=text("device")),
     ] = [],  # noqa: B006
+    memory_mode: Annotated[str | None, typer.Option(help=text("memory_mode"))] = None,
+    system_config: Annotated[str | None, typer.Option(help=text("system_config"))] = None,
     data: Annotated[str | None, typer.Option(help=text("data"))] = None,
     test_data: Annotated[str | None, typer.Option(help=text("test_data"))] = None,
     max_macs: Annotated[str | None, typer.Option(help=text("max_macs"))] = None,
@@ -157,6 +159,12 @@ def inspect(model: Model, as_json: Json = False, unsafe_load: Unsafe = False) ->
 def measure(
     files: Annotated[list[Path], typer.Argument(help="Emitted .tflite or .onnx files; the first is the baseline.", show_default=False)],
     device: Annotated[str, typer.Option(help="Where to measure: a name of lrfc devices list, or a .toml.")] = "host",
+    memory_mode: Annotated[
+        str | None, typer.Option(help="Memory mode of an Ethos-U, by its name in the vela.ini; by default that of the device.")
+    ] = None,
+    system_config: Annotated[
+        str | None, typer.Option(help="System configuration of an Ethos-U, by its name in the vela.ini; by default that of the device.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that the runtime may use; by default those of the device.")] = None,
     runs: Annotated[int, typer.Option(help="Timed inferences of each file.")] = 200,
     as_json: Json = False,
@@ -166,7 +174,7 @@ def measure(
         from lrfc import compiler, terminal_devices
 
         try:
-            rows = compiler.measure(files, device=device, threads=threads, runs=runs)
+            rows = compiler.measure(files, device=device, memory_mode=memory_mode, system_config=system_config, threads=threads, runs=runs)
         except DeviceError as error:
             if error.measured:  # what was measured before it broke off is of use
                 terminal_devices.measurements(terminal, error.measured, as_json=as_json)

@@ -203,9 +203,9 @@ def _unlike(limit: Limit, old: Manifest | None, new: Manifest | None) -> str | N
     if old is None or new is None:
         return None
     if limit.quantity in ("latency", "cycles", "speedup"):
-        kinds = [(m.device, m.target, m.after.latency_ms and (m.after.latency_ms.threads, m.after.latency_ms.estimated)) for m in (old, new)]
+        kinds = [(_where(m), m.after.latency_ms and (m.after.latency_ms.threads, m.after.latency_ms.estimated)) for m in (old, new)]
         if kinds[0] != kinds[1]:
-            named = (f"{d} {t}" + (f" on {p[0]} threads, {'estimated' if p[1] else 'measured'}" if p else "") for d, t, p in kinds)
+            named = (place + (f" on {p[0]} threads, {'estimated' if p[1] else 'measured'}" if p else "") for place, p in kinds)
             return " against ".join(named)
     if limit.quantity == "accuracy":
         if old.accuracy.metric != new.accuracy.metric:
@@ -213,6 +213,12 @@ def _unlike(limit: Limit, old: Manifest | None, new: Manifest | None) -> str | N
         if limit.points and not old.accuracy.percent:
             return f"{old.accuracy.metric} is no share; give a percentage of it"
     return None
+
+
+def _where(manifest: Manifest) -> str:
+    """The device with what was chosen for it, and the format."""
+    modes = [str(manifest.config[name]) for name in ("memory_mode", "system_config") if manifest.config.get(name) is not None]
+    return " ".join([str(manifest.device), *modes, manifest.target])
 
 
 def _by(limit: Limit, worse: float, old: float) -> str:

@@ -35,6 +35,7 @@ from lrfc.survey import SHARES, Survey
 from lrfc.targets import device as devices
 from lrfc.targets import refusals
 from lrfc.targets.measure import Measurement
+from lrfc.targets.modes import configured
 from lrfc.targets.runners import runner
 from lrfc.training import annotate
 
@@ -100,7 +101,10 @@ def _built(
     single = not any(isinstance(each, Sequence) and not isinstance(each, str) for each in (target, device))
     names, devices = _several(target), _several(device)
     told = [None if each is None else str(each) if isinstance(each, str | Path) else FROM_PYTHON for each in (data, test_data)]
-    goals = destinations(names, devices, options.get("precision"), options.get("threads"), int8_io=bool(options.get("int8_io")))
+    goals = destinations(
+        names, devices, options.get("precision"), options.get("threads"), int8_io=bool(options.get("int8_io")), memory_mode=options.get("memory_mode"),
+        system_config=options.get("system_config"),
+    )  # fmt: skip
     config = options_.parse(targets=names, devices=devices, data=told[0], test_data=told[1], **options)
     folders = _folders(model, goals, config.out)
     log: list[str] = []
@@ -188,9 +192,15 @@ def inspect(model: Path | str, *, unsafe: bool = False, precision: str = "fp32")
     return profile(graph, precision)
 
 
-def measure(files: Sequence[Path], *, device: str | Path = HOST, threads: int | None = None, runs: int = 200) -> tuple[Measurement, ...]:
-    """Latency and memory of emitted files on a device (a name, or a .toml), interleaved; the first is the baseline. Threads: by default the device's."""
-    chosen = devices.load(device)
+def measure(
+    files: Sequence[Path], *, device: str | Path = HOST, memory_mode: str | None = None, system_config: str | None = None, threads: int | None = None,
+    runs: int = 200,
+) -> tuple[Measurement, ...]:  # fmt: skip
+    """Latency and memory of emitted files on a device (a name, or a .toml), interleaved; the first is the baseline. Threads: by default the device's.
+
+    ``memory_mode``, ``system_config``: of an Ethos-U, in the place of those of its profile.
+    """
+    (chosen,) = configured([devices.load(device)], memory_mode=memory_mode, system_config=system_config)
     formats = {".tflite": "tflite", ".onnx": "onnx"}
     artifacts = []
     for file in map(Path, files):

@@ -112,6 +112,8 @@ class BuildConfig(BaseModel):
 
     targets: tuple[Literal["tflite", "onnx"], ...] = ()
     devices: tuple[str, ...] = ()
+    memory_mode: str | None = None
+    system_config: str | None = None
     precision: Name | None = None
     int8_io: bool = False
     qat: bool = False

@@ -12,7 +12,8 @@ from lrfc.search.latency import CostProfile
 from lrfc.state import Target
 from lrfc.targets import device as devices
 from lrfc.targets.catalog import target as target_of
-from lrfc.targets.device import Device
+from lrfc.targets.device import Device, Vela
+from lrfc.targets.modes import configured
 
 #: The device of a build that names none: the machine that it runs on.
 HOST = "host"
@@ -32,7 +33,7 @@ class Destination:
         form, precision = self.target.name, self.target.precision
         own = latency.load(self.device.name, form, precision, self.threads)
         if own is not None:
-            return own, None
+            return own, _of_another_mode(self.device)
         like = of(precision).like
         near = [(self.device.name, precision, 1), (self.device.name, like, self.threads), (self.device.name, like, 1)]
         for device, other, threads in (*near, (HOST, precision, 1), (HOST, like, 1), (HOST, "fp32", 1)):
@@ -46,17 +47,19 @@ class Destination:
 
 
 def destinations(
-    targets: Sequence[str], names: Sequence[str], precision: str | None, threads: int | None, *, int8_io: bool = False
-) -> list[Destination]:
+    targets: Sequence[str], names: Sequence[str], precision: str | None, threads: int | None, *, int8_io: bool = False, memory_mode: str | None = None,
+    system_config: str | None = None,
+) -> list[Destination]:  # fmt: skip
     """Every target on every device that runs it, the defaults being those of the device.
 
-    ``int8_io``: int8 inputs and outputs. UsageError, before any work, when a device is unknown, when it runs none of the targets, when it does not compute in
-    that precision, and when a target has not that precision or those inputs.
+    ``int8_io``: int8 inputs and outputs. ``memory_mode``, ``system_config``: of the devices that Vela reaches. UsageError, before any work, when a device is
+    unknown, when it runs none of the targets, when it does not compute in that precision, when a target has not that precision or those inputs, and when
+    Vela does not know that mode or configuration.
     """
     for name in targets:
         target_of(name)  # an unknown one is named before anything else
     found = []
-    for device in [devices.load(name) for name in names or (HOST,)]:
+    for device in configured([devices.load(name) for name in names or (HOST,)], memory_mode=memory_mode, system_config=system_config):
         formats = [name for name in targets if name in device.formats] if targets else [device.formats[0]]
         if not formats:
             raise UsageError(f"device '{device.name}' runs {' and '.join(device.formats)} files, not {', '.join(targets)}; leave out --target")
@@ -67,3 +70,15 @@ def destinations(
             label = name if not names else device.name if len(formats) == 1 else f"{device.name}-{name}"
             found.append(Destination(target_of(name, chosen, int8_io=int8_io), device, threads or device.threads, label))
     return found
+
+
+def _of_another_mode(device: Device) -> str | None:
+    """A note for an Ethos-U whose cost profile ships with it, and was computed for another configuration of Vela."""
+    place = devices.SHIPPED / f"{device.name}.toml"
+    reach = device.reach
+    if not isinstance(reach, Vela) or not place.is_file() or devices.read(place).reach == reach:
+        return None
+    return (
+        f"device '{device.name}' has no cost profile for {reach.accelerator}, {reach.system_config}, {reach.memory_mode}: where Vela cannot price an op by"
+        " itself, prices begin as those of the profile that ships, and every measurement corrects them"
+    )

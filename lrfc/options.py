@@ -18,6 +18,11 @@ OPTIONS: dict[str, Option] = {
     "device": Option(
         "Where the file is to run: a name of lrfc devices list, or a .toml; may be given several times. By default this machine.", ["host"]
     ),
+    "memory_mode": Option("Memory mode of every Ethos-U among the devices, by its name in the vela.ini; by default that of the device.", "Sram_Only"),
+    "system_config": Option(
+        "System configuration of every Ethos-U among the devices, by its name in the vela.ini; by default that of the device.",
+        "Ethos_U55_Deep_Embedded",
+    ),
     "precision": Option("fp32, fp16, dynamic, int8 or int16x8; by default what the device computes in.", "int8"),
     "int8_io": Option("An int8 file takes and gives int8 values; their scales are in the manifest."),
     "qat": Option("Train the int8 network with its rounding simulated, after the fine-tune."),

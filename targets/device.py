@@ -64,6 +64,11 @@ class Vela(_Table):
     memory_mode: str = "internal-default"
     config: str | None = None  #: a vela.ini; None takes the one that comes with Vela
 
+    @property
+    def config_file(self) -> Path | None:
+        """The place of ``config``."""
+        return None if self.config is None else Path(self.config).expanduser().absolute()
+
 
 class Analytic(_Table):
     """A device that cannot be reached: everything about its time is computed from the cost profile and called estimated."""
@@ -122,7 +127,7 @@ def path_of(name: str | Path) -> Path:
         return Path(name)
     found = _files()
     if str(name) not in found:
-        raise UsageError(f"unknown device '{name}'{_like(str(name), list(found))}; known are {', '.join(sorted(found))}, and any .toml file")
+        raise UsageError(f"unknown device '{name}'{like(str(name), list(found))}; known are {', '.join(sorted(found))}, and any .toml file")
     return found[str(name)]
 
 
@@ -175,16 +180,17 @@ def _problem(error: ValidationError, table: dict[str, Any]) -> str:
         case "union_tag_not_found":
             return f"the key '{key}.kind' is missing; it is one of {', '.join(_KINDS)}"
         case "union_tag_invalid":
-            return f"{key}.kind = {value['kind']!r}: it is one of {', '.join(_KINDS)}{_like(str(value['kind']), list(_KINDS))}"
+            return f"{key}.kind = {value['kind']!r}: it is one of {', '.join(_KINDS)}{like(str(value['kind']), list(_KINDS))}"
         case "extra_forbidden":
             kind = table["reach"].get("kind") if len(loc) > 1 and isinstance(table.get("reach"), dict) else None
             keys = list(_KINDS.get(str(kind), Device).model_fields)
-            return f"unknown key '{key}' (= {value!r}){_like(str(loc[-1]), keys)}; known here are {', '.join(keys)}"
+            return f"unknown key '{key}' (= {value!r}){like(str(loc[-1]), keys)}; known here are {', '.join(keys)}"
         case _:
             return f"{key} = {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
-def _like(word: str, words: list[str]) -> str:
+def like(word: str, words: list[str]) -> str:
+    """': did you mean …?' for the word nearest to one that is not among them; nothing where none is near."""
     close = difflib.get_close_matches(word, words, 1)
     return f": did you mean '{close[0]}'?" if close else ""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from lrfc.errors import DeviceError, UsageError
 from lrfc.ir.graph import Graph, Op
 from lrfc.state import Artifact
-from lrfc.targets import probe
+from lrfc.targets import flash, probe
 from lrfc.targets.device import Vela
 from lrfc.targets.imports import need
 from lrfc.targets.trace import plain
@@ -36,6 +36,8 @@ class Layer:
     ``name``: of the operator's output in the file, the fused ops' names joined by ';'. ``operator``: the TFLite operator it came from. ``kind``: what
     Vela made of it. ``on_npu``: False when the CPU has to run it, which Vela does not count. ``cycles``: the largest of what the NPU computes
     (``npu_cycles``) and what the memories take to deliver (``sram_cycles``, and ``flash_cycles`` of the memory outside). ``sram_bytes``: alive meanwhile.
+    ``flash_bytes``: its weights as Vela encodes them, with scales, and its constants, such as lookup tables; what several operators read counts for the
+    first alone, what the CPU reads for none.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Layer:
     flash_cycles: int
     macs: int
     sram_bytes: int
+    flash_bytes: int
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class Compiled:
     """What Vela makes of a file.
 
     ``cycles``: of one inference on the NPU, ``ms`` at ``clock_hz``; operators that fall back to the CPU are not in it. ``sram_bytes``: the peak of
-    activations and buffered weights. ``flash_bytes``: what lies outside the SRAM, that is weights and commands (in memory modes that keep
-    activations there, those too). ``content``: the compiled .tflite file, for TFLite Micro with the Ethos-U driver.
+    activations and buffered weights. ``flash_bytes``: what lies outside the SRAM, that is the ``flash_bytes`` of all layers (in memory modes that keep
+    activations there, those too); Vela does not count the commands. ``content``: the compiled .tflite file, commands included, for TFLite Micro with the
+    Ethos-U driver.
     """
 
     layers: tuple[Layer, ...]
@@ -92,9 +96,10 @@ def compiled(file: Artifact, reach: Vela, *, timeout: float = 600.0) -> Compiled
             shutil.copyfile(file.path, source)
         except OSError as error:
             raise DeviceError(f"{file.path} cannot be read: {error.strerror}") from error
-        _run(file.path, source, reach, timeout)
+        log = _run(file.path, source, reach, timeout)
         summary = _table(next(iter(source.parent.glob("model_summary_*.csv"))))[0]
-        layers = tuple(_layer(row) for row in _table(source.with_name("model_per-layer.csv")))
+        shares = flash.by_row(log, source.with_name("model_debug.xml").read_text(encoding="utf-8"))
+        layers = tuple(_layer(row, share) for row, share in zip(_table(source.with_name("model_per-layer.csv")), shares, strict=True))
         content = source.with_name("model_vela.tflite").read_bytes()
         if not any(layer.on_npu for layer in layers):
             if probe.is_float(source.read_bytes()):
@@ -165,12 +170,14 @@ def version() -> str:
     return importlib.metadata.version("ethos-u-vela")
 
 
-def _run(path: Path, source: Path, reach: Vela, timeout: float) -> None:
+def _run(path: Path, source: Path, reach: Vela, timeout: float) -> str:
+    """What Vela prints; its files are put beside ``source``."""
     options = {"--accelerator-config": reach.accelerator, "--system-config": reach.system_config, "--memory-mode": reach.memory_mode}
-    if reach.config is not None:
-        options["--config"] = str(Path(reach.config).expanduser().absolute())
+    if reach.config_file is not None:
+        options["--config"] = str(reach.config_file)
     # A process of its own: Vela's core is native, and a file that it cannot read takes the process down. -P: nothing is imported from the working folder.
-    command = [sys.executable, "-P", "-m", "ethosu.vela", str(source), "--output-dir", str(source.parent), "--verbose-performance"]
+    command = [sys.executable, "-P", "-m", "ethosu.vela", str(source), "--output-dir", str(source.parent)]
+    command += ["--verbose-performance", "--verbose-allocation", "--enable-debug-db"]
     command += [part for option in options.items() for part in option]
     try:
         done = subprocess.run(  # noqa: S603 - the command is ours
@@ -187,6 +194,7 @@ def _run(path: Path, source: Path, reach: Vela, timeout: float) -> None:
         failure = DeviceError(f"Vela {how} on {path.name} for {reach.accelerator}: {lines[-1] if lines else 'it said nothing'}")
         failure.add_note(done.stdout)
         raise failure
+    return done.stdout
 
 
 def _table(path: Path) -> list[dict[str, str]]:
@@ -194,7 +202,7 @@ def _table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _layer(row: Mapping[str, str]) -> Layer:
+def _layer(row: Mapping[str, str], flash_bytes: int) -> Layer:
     cycles = {key: round(float(row[key])) for key in ("Op Cycles", "NPU", "SRAM AC", "DRAM AC", "OnFlash AC", "OffFlash AC", "MAC Count")}
     return Layer(
         name=row["Name"],
@@ -207,4 +215,5 @@ def _layer(row: Mapping[str, str]) -> Layer:
         flash_cycles=max(cycles["DRAM AC"], cycles["OnFlash AC"], cycles["OffFlash AC"]),
         macs=cycles["MAC Count"],
         sram_bytes=round(float(row["Staging Usage"])),
+        flash_bytes=flash_bytes,
     )

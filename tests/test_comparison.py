@@ -70,6 +70,7 @@ def folder(place: Path, **changes: Any) -> Path:
         ("speedup=10%", {"speedup": Speedup(median=1.9, low=1.2, high=2.4)}, True, "better"),
         ("latency=5%", {"latency": None}, False, "latency cannot be compared: "),
         ("latency=5%", {"device": "pixel"}, False, "host tflite on 1 threads, measured against pixel tflite"),
+        ("latency=5%", {"config": {"memory_mode": "Sram_Only"}}, False, "measured against host Sram_Only tflite on 1 threads"),
         ("latency=5%", {"estimated": True}, False, "measured against host tflite on 1 threads, estimated"),
         ("accuracy=1pp", {"scores": {"metric": "miou"}}, False, "accuracy against miou"),
         ("cycles=5%", {}, False, "cycles cannot be compared"),

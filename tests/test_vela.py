@@ -14,7 +14,7 @@ from lrfc.errors import BudgetError, DependencyError, DeviceError, NoGainError, 
 from lrfc.ir import keras_io
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.state import Artifact
-from lrfc.targets import device, vela
+from lrfc.targets import device, flash, vela
 from lrfc.targets.device import Device, Vela
 from lrfc.targets.measure import speedup
 from lrfc.targets.runners.vela import VelaRunner, measurement
@@ -224,6 +224,70 @@ def test_what_each_op_takes(compiled, graph):
     assert not any(each.cpu for each in found.values())
 
 
+def flash_of(model, folder, reach=U55):
+    """Flash of each op, and of the file."""
+    graph = fold_batchnorm(keras_io.from_keras(model))
+    images = np.random.default_rng(0).random((4, *model.inputs[0].shape[1:]), np.float32)
+    result = vela.compiled(TFLite("int8").emit(graph, folder / f"{model.name}.tflite", (images,)), reach)
+    assert sum(layer.flash_bytes for layer in result.layers) <= result.flash_bytes
+    return {name: each.flash_bytes for name, each in spent(result, graph).items()}, result.flash_bytes
+
+
+def test_the_flash_of_all_ops_is_that_of_the_file(compiled, graph):
+    found = {name: each.flash_bytes for name, each in spent(compiled, graph).items()}
+    assert sum(found.values()) == compiled.flash_bytes
+    assert found["conv"] > found["stem"] > found["add"] == 0
+    weights = 16 * 9 * 16
+    assert 0.5 * weights < found["conv"] < 1.2 * weights + 10 * 16  # encoded, and 10 bytes of scale and bias a filter
+
+
+def test_fewer_filters_take_less_flash(tmp_path):
+    (whole, first), (cut, second) = (flash_of(residual(size=8, filters=filters), tmp_path) for filters in (32, 16))
+    assert 0.2 < cut["conv"] / whole["conv"] < 0.4
+    assert first - second == sum(whole[name] - cut[name] for name in whole)
+
+
+def cascade():
+    """Large feature maps, so that where the SRAM is small operators run by stripes and share a time."""
+    import keras
+
+    x = inputs = keras.Input((128, 128, 3), name="image")
+    for i, filters in enumerate((16, 24)):
+        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"conv{i}")(x)
+        x = keras.layers.MaxPooling2D(3, strides=1, padding="same", name=f"pool{i}")(x)
+        x = keras.layers.Activation("tanh", name=f"tanh{i}")(x)
+    shared = keras.layers.Conv2D(24, 3, padding="same", activation="relu", name="shared")
+    x = keras.layers.Conv2D(8, 3, strides=2, name="last")(shared(shared(x)))
+    return keras.Model(inputs, keras.layers.MaxPooling2D(63, name="head")(x), name="cascade")
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_flash_in_a_cascade(name, tmp_path):
+    found, whole = flash_of(cascade(), tmp_path, device.load(name).reach)
+    assert found["tanh0"] == found["tanh1"] == 256  # a lookup table of int8, and none for the pooling before it
+    scales = {16: 10 * 16, 24: 10 * 24}
+    assert 9 * 3 * 16 / 2 < found["conv0"] < 9 * 3 * 16 * 2 + 2 * scales[16]
+    assert 9 * 16 * 24 / 2 < found["conv1"] < 9 * 16 * 24 * 1.3 + 2 * scales[24]
+    assert 9 * 24 * 24 / 2 < found["shared"] < 9 * 24 * 24 * 1.3 + 4 * scales[24]  # the weights once, their scales twice
+    assert found["head"] == 0
+    assert sum(found.values()) == whole or name.startswith(("ethos-u65", "ethos-u85"))  # those have feature maps in the same memory
+
+
+def test_flash_that_is_told_in_another_way_is_refused(file, monkeypatch):
+    """Another version of Vela: better no figures than wrong ones."""
+    by_row, texts = flash.by_row, []
+    monkeypatch.setattr(flash, "by_row", lambda *both: texts.append(both) or by_row(*both))
+    whole = vela.compiled(file, U55)
+    ((log, database),) = texts
+    assert sum(by_row(log, database)) == whole.flash_bytes
+    logs = ["", log.replace("read-only", "constant"), log.replace(" Unknown ", " Encoded "), log.replace(" 768:", " 784:")]
+    databases = ["", database.replace("time_index", "time"), database.replace('"perf"', '"performance"')]
+    for texts in [(other, database) for other in logs] + [(log, other) for other in databases]:
+        with pytest.raises(DeviceError, match=r"Vela does not tell .* pip install") as caught:
+            by_row(*texts)
+        assert "\n" not in str(caught.value)
+
+
 def elu_net():
     import keras
 
@@ -259,6 +323,9 @@ def test_fallbacks_are_named_before_any_work(tmp_path):
     ops = Anatomy.read(result.out)
     assert sum(op.cycles or 0 for op in ops.before) == result.manifest.before.cycles
     assert sum(op.cycles or 0 for op in ops.after) == recompiled.cycles
+    assert sum(op.flash_bytes or 0 for op in ops.before) == result.manifest.before.flash_bytes
+    assert sum(op.flash_bytes or 0 for op in ops.after) == recompiled.flash_bytes
+    assert {op.name: op.flash_bytes for op in ops.after}["odd"] == 0  # the CPU's
     assert {op.name: op.cpu for op in ops.after if op.cpu} == {"odd": ("Elu",)}
     page = (result.out / "report.html").read_text(encoding="utf-8")
     assert 'id="npu"' in page

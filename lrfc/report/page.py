@@ -174,7 +174,7 @@ def npu(ops: Anatomy) -> list[NPURow]:
 
 
 def _spent(ops: Sequence[OpCost]) -> dict[str, int | None]:
-    how: dict[str, Callable[[Sequence[int]], int]] = {"cycles": sum, "sram_bytes": max, "weight_bytes": sum}
+    how: dict[str, Callable[[Sequence[int]], int]] = {"cycles": sum, "sram_bytes": max, "flash_bytes": sum}
     known = {quantity: [value for op in ops if (value := getattr(op, quantity)) is not None] for quantity in how}
     return {quantity: merge(known[quantity]) if known[quantity] else None for quantity, merge in how.items()}
 

@@ -1,0 +1,82 @@
+"""The flash that each operator of a compiled network takes: the read-only tensors that Vela prints, booked to the operators that read them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lrfc.errors import DeviceError
+
+_BLOCK = re.compile(r"^Tensor Allocation for read-only NPU tensors:\n.*\n((?: *\d.*\n)*)Allocation Peak Tensor Size: (\d+) bytes", re.MULTILINE)
+_TENSOR = re.compile(r" *(?P<start>\d+) - +\d+: +(?P<address>0x[0-9a-f]+) - +0x[0-9a-f]+: +(?P<size>\d+): +\d+: (?P<format>\w+) *: ")
+
+
+class _Tensor(NamedTuple):
+    """``time``: when an operator reads it first. ``encoded``: weights and scales in the NPU's own form, and no constant that is read as it is."""
+
+    address: int
+    time: int
+    size: int
+    encoded: bool
+
+
+def by_row(log: str, database: str) -> list[int]:
+    """Bytes of read-only tensors of each operator, in the order of Vela's table of layers; together all that Vela allocates for such tensors.
+
+    ``log``: what Vela prints with --verbose-allocation, the tensors with the time at which each is read first, but without operators. ``database``: what
+    it writes with --enable-debug-db, the operators with their times and inputs, but without these tensors. Their names would not do: many tensors are
+    Vela's own ('reversed_weights', 'tanh'). Operators that are fused, and those of a cascade, have one time; their tensors lie in the order in which
+    they run. DeviceError when either text is not as that of Vela 5.
+    """
+    try:
+        readers, rows = _readers(database)
+        found = [0] * rows
+        for tensor in _tensors(log):
+            found[readers[tensor.time, tensor.encoded].pop(0)] += tensor.size
+    except (LookupError, ValueError) as error:
+        raise DeviceError(f"Vela does not tell as version 5.2 does what lies in flash ({error}): pip install 'ethos-u-vela==5.2.0'") from error
+    return found
+
+
+def _tensors(log: str) -> list[_Tensor]:
+    """By address, one at each. ValueError when they are not what Vela adds up."""
+    block = _BLOCK.search(log)
+    if block is None:
+        raise ValueError("no table of read-only tensors")
+    found: dict[int, _Tensor] = {}
+    for parts in map(_TENSOR.match, block[1].split("\n")):
+        if parts is not None:
+            tensor = _Tensor(int(parts["address"], 16), int(parts["start"]), int(parts["size"]), parts["format"] == "Unknown")
+            found[tensor.address] = min(found.get(tensor.address, tensor), tensor)
+    total = sum(tensor.size for tensor in found.values())
+    if total != int(block[2]):
+        raise ValueError(f"{total} bytes of tensors in a table of {block[2]}")
+    return sorted(found.values())
+
+
+def _readers(database: str) -> tuple[Mapping[tuple[int, bool], list[int]], int]:
+    """By time and kind of tensor the rows that read one, in the order in which they run; and the number of rows."""
+    operators = {row["id"]: row["operator"] for row in _table(database, "perf")}
+    details = {row["id"]: row for row in _table(database, "perf_debug")}
+    inputs: dict[str, list[str]] = defaultdict(list)
+    for row in _table(database, "perf_debug_conn"):
+        inputs[row["id"]].append(row["input_op_id"])
+    found: dict[tuple[int, bool], list[int]] = defaultdict(list)
+    known = {*operators, "-1"}  # any other input is a constant; -1 is the network's
+    for number, (name, operator) in enumerate(operators.items()):
+        time = int(details[name]["time_index"])
+        constants = set(inputs[name]) - known  # one that was read before lies where it lay
+        known |= constants
+        found[time, True] += [number] * bool(details[name]["weight_total_bytes"])
+        found[time, False] += [number] * (len(constants) + (operator == "LUT"))
+    return found, len(operators)
+
+
+def _table(database: str, name: str) -> list[dict[str, str]]:
+    text = re.search(rf'<table name="{name}">\s*<!\[CDATA\[\n(.*?)\]\]>', database, re.DOTALL)
+    if text is None:
+        raise LookupError(f"no table {name}")
+    return list(csv.DictReader(text[1].split("\n")))

@@ -1,0 +1,54 @@
+"""The memory modes and system configurations that Vela knows by its vela.ini, in the place of those of a device's profile."""
+
+from __future__ import annotations
+
+import configparser
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrfc.errors import UsageError
+from lrfc.targets.device import Device, Vela, like
+from lrfc.targets.imports import need
+
+#: What Vela takes without any vela.ini.
+_DEFAULT = "internal-default"
+
+
+def configured(devices: Sequence[Device], *, memory_mode: str | None = None, system_config: str | None = None) -> list[Device]:
+    """The devices, those that Vela reaches with this memory mode and this system configuration; None leaves what the profile says.
+
+    UsageError when Vela reaches none of them, and when the vela.ini of one has no such name; DependencyError when Vela is not installed.
+    """
+    chosen = {name: value for name, value in (("memory_mode", memory_mode), ("system_config", system_config)) if value is not None}
+    if not chosen:
+        return list(devices)
+    if not any(isinstance(each.reach, Vela) for each in devices):
+        given, names = (", ".join(each) for each in ([f"{_flag(name)} {value}" for name, value in chosen.items()], [each.name for each in devices]))
+        raise UsageError(f"{given}: Vela reaches no device of this call ({names}); name an Ethos-U, such as --device ethos-u55-128")
+    return [_configured(each, each.reach, chosen) if isinstance(each.reach, Vela) else each for each in devices]
+
+
+def _configured(device: Device, reach: Vela, chosen: dict[str, str]) -> Device:
+    path = reach.config_file or Path(need("ethosu.vela", "'lrfc[npu]'").__file__).parents[1] / "config_files" / "Arm" / "vela.ini"
+    sections = _sections(path)
+    for name, value in chosen.items():
+        # Its sections are called Memory_Mode.Shared_Sram, its keys memory_mode.
+        known = [_DEFAULT, *(section.partition(".")[2] for section in sections if section.partition(".")[0].lower() == name)]
+        if value not in known:
+            raise UsageError(f"{_flag(name)} {value}: {path} has none of that name{like(value, known)}; it has {', '.join(known[1:])}")
+    return device.model_copy(update={"reach": reach.model_copy(update=chosen)})
+
+
+def _sections(path: Path) -> list[str]:
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: no vela.ini can be read ({error.strerror}); it is the key reach.config of the device's profile") from error
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no vela.ini: {str(error).splitlines()[0]}; it is the key reach.config of the device's profile") from error
+    return parser.sections()
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
