@@ -141,10 +141,11 @@ class Loop:
         while len(rounds) < ROUNDS:
             try:
                 turn = self._chosen(wish, methods, narrowed, allowed)
-            except BudgetError:
+            except BudgetError as error:
                 if not tried:
                     raise
-                break  # the methods that are left, or the corrected prices, do not reach the budgets
+                self._state.progress.log(f"  with what was measured no other plan keeps the budgets: {error}")
+                break
             narrowed, found = turn.select, turn.found
             selection = found.fact(Selection)
             place = (*map(key, selection.chosen), *((name, len(keep.units)) for name, keep in selection.keeps.items()))

@@ -59,6 +59,7 @@ class Device:
     def __init__(self, *, depthwise: float = 1.0, pace: float = 1.0) -> None:
         self._depthwise, self._pace = depthwise, pace
         self.reading, self.ms_per_unit = Reading(), 1.0
+        self.known: Mapping[Signature, float] = {}
         self.tried: list[Graph] = []
         self.ops = self._ops(state().original)
         self.time = self._time(self.ops)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from math import prod
 
 import numpy as np
 
@@ -22,8 +21,7 @@ Cost = Callable[[float, float], float]
 
 #: The quantities of a candidate that depend on channels.
 QUANTITIES = ("macs", "params", "latency")
-#: Most sums of groups' choices on one side of an op that are told one by one, the shares at which times are looked at where there are more, and the
-#: digits by which sums are told apart.
+#: Most widths of one side of an op that are looked at one by one, the shares that are looked at where there are more, and the digits that tell shares apart.
 MANY, FEW, DIGITS = 200, (0.2, 0.4, 0.6, 0.8, 1.0), 9
 
 
@@ -121,7 +119,9 @@ def _timed(prices: Prices, space: LayerSpace, candidate: Candidate, use: Use) ->
 
 def _levels(share: Share) -> tuple[float, ...]:
     """What a share may come to; ``FEW`` values where these are too many."""
-    if prod(len(values) for values in share.by.values()) > MANY:
-        return FEW
-    sums = (share.fixed + sum(each) for each in product(*(values.tolist() for values in share.by.values())))
-    return tuple({round(each, DIGITS): each for each in (1.0, *sums)}.values())
+    sums = {share.fixed}
+    for values in share.by.values():
+        sums = {round(each + value, DIGITS) for each in sums for value in values.tolist()}
+        if len(sums) > MANY:
+            return FEW
+    return tuple(sorted(sums | {1.0}))

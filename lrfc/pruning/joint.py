@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from math import prod
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +18,7 @@ from scipy.sparse import csr_array
 from lrfc.errors import BudgetError
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph
-from lrfc.pruning.costs import MANY, QUANTITIES, Cost, apart, costs
+from lrfc.pruning.costs import QUANTITIES, Cost, apart, costs
 from lrfc.pruning.room import Room
 from lrfc.pruning.shares import Shares, Use
 from lrfc.pruning.space import FilterSpace, Keep
@@ -30,8 +31,10 @@ from lrfc.search.pricing import Prices
 CANDIDATES = 16
 #: What the optimum may be missed by, relative, and seconds that one programme may take.
 GAP, SECONDS = 1e-3, 30.0
+#: Most combinations of the choices of groups that meet in an op.
+COMBINATIONS = 200
 #: Programmes that are solved at most until a limit on the time is kept.
-TURNS = 4
+TURNS = 6
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class _Programme:
 
         Of many groups the combinations are too many: then those of two, which is not exact where three of them interact.
         """
-        if prod(len(columns) for columns in margins.values()) <= MANY:
+        if prod(len(columns) for columns in margins.values()) <= COMBINATIONS:
             self._table(margins, lambda chosen: _added(cost, use, chosen))
             return
         for name, columns in margins.items():
@@ -194,17 +197,18 @@ class _Programme:
 
         Where three groups meet in an op, the programme only nears its time: then the limit is lowered until the choice keeps it, or comes no nearer.
         """
-        best = found = self._chosen(limits, minimise)
         limit = limits.get("latency", np.inf)
-        asked = limit
+        best = found = self._chosen(limits, minimise)
+        asked = kept = limit
         for _ in range(TURNS):
             if found.cost("latency") <= limit * (1 + 1e-6):
                 return found
-            asked *= limit / found.cost("latency")
+            asked = asked * limit / found.cost("latency") if asked == kept else (asked + kept) / 2
             try:
                 found = self._chosen({**limits, "latency": asked}, minimise)
-            except BudgetError:
-                break
+            except BudgetError:  # by the programme's own account; somewhat more may do
+                continue
+            kept = asked
             best = min(best, found, key=lambda each: each.cost("latency"))
         return best
 
@@ -288,11 +292,15 @@ def _others(graph: Graph, spaces: Sequence[LayerSpace], prices: Prices | None) -
 
 
 def _thinned(space: LayerSpace, always: frozenset[Candidate]) -> list[Candidate]:
-    """The layer as it is, those of its candidates that are always weighed, and of those that no other one beats an even choice along their MACs."""
+    """The layer as it is, and of its candidates that no other one beats an even choice along their MACs.
+
+    Besides those that are always weighed, and the least in each quantity: what can be reached has to be.
+    """
     good = [c for c in pareto(space.candidates) if c.method is not None]
     good.sort(key=lambda c: (c.macs, c.params))
     if len(good) > CANDIDATES:
         even = {id(good[round(i)]) for i in np.linspace(0, len(good) - 1, CANDIDATES)}
+        even |= {id(min(good, key=attrgetter(quantity))) for quantity in QUANTITIES}
         good = [c for c in good if id(c) in even or c in always]
     return [*([] if space.excluded else [space.whole]), *good]
 

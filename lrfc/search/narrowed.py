@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import prod
 
 from lrfc.search.signature import Signature
 
@@ -27,7 +28,17 @@ def _narrowed(op: Signature, read: float, made: float, *, carried: bool) -> Sign
     groups = max(1, round(read * op.groups)) if carried else op.groups
     kept = (output[-1] / op.output[-1] if op.output else 1.0) * (inputs[0][-1] / op.inputs[0][-1] if op.inputs and op.inputs[0] else 1.0)
     kept *= op.groups / groups
-    return replace(op, inputs=inputs, output=output, groups=groups, params=round(kept * op.params), macs=round(kept * op.macs))
+    bias = _bias(op)
+    params = round(kept * (op.params - bias)) + (output[-1] if bias else 0)
+    return replace(op, inputs=inputs, output=output, groups=groups, params=params, macs=round(kept * op.macs))
+
+
+def _bias(op: Signature) -> int:
+    """Values of the bias: one for each output channel, where the parameters are so many more than those of the kernel."""
+    if not op.macs:
+        return 0
+    kernel = prod(op.kernel) * op.inputs[0][-1] // op.groups * op.output[-1]
+    return op.output[-1] if op.params == kernel + op.output[-1] else 0
 
 
 def _cut(shape: tuple[int, ...], share: float) -> tuple[int, ...]:
