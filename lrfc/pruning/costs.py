@@ -21,8 +21,8 @@ Cost = Callable[[float, float], float]
 
 #: The quantities of a candidate that depend on channels.
 QUANTITIES = ("macs", "params", "latency")
-#: Most widths of one side of an op that are looked at one by one, the shares that are looked at where there are more, and the digits that tell shares apart.
-MANY, FEW, DIGITS = 200, (0.2, 0.4, 0.6, 0.8, 1.0), 9
+#: Most widths of one side of an op that are looked at one by one, and the shares that are looked at where there are more.
+MANY, FEW = 200, (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def costs(graph: Graph, space: LayerSpace, candidate: Candidate, use: Use, prices: Prices | None) -> dict[str, Cost]:
@@ -111,17 +111,23 @@ def _timed(prices: Prices, space: LayerSpace, candidate: Candidate, use: Use) ->
         found = np.linalg.lstsq(np.stack(columns, 1) / times[:, None], np.ones_like(times))[0]
         fixed, by_read, by_made, by_both = (whole * found / found.sum()).tolist()
         return lambda read, made: fixed + by_read * read + by_made * made + by_both * read * made
-    known = {(round(read, DIGITS), round(made, DIGITS)): time for (read, made), time in zip(shares, times.tolist(), strict=True)}
+    known = {(_place(read), _place(made)): time for (read, made), time in zip(shares, times.tolist(), strict=True)}
+    one = _place(1.0)
     if split:
-        return lambda read, made: known[round(read, DIGITS), 1.0] + known[1.0, round(made, DIGITS)] - whole
-    return lambda read, made: known[round(read, DIGITS), round(made, DIGITS)]
+        return lambda read, made: known[_place(read), one] + known[one, _place(made)] - whole
+    return lambda read, made: known[_place(read), _place(made)]
 
 
 def _levels(share: Share) -> tuple[float, ...]:
     """What a share may come to; ``FEW`` values where these are too many."""
-    sums = {share.fixed}
+    sums = {_place(share.fixed): share.fixed}
     for values in share.by.values():
-        sums = {round(each + value, DIGITS) for each in sums for value in values.tolist()}
+        sums = {_place(each + value): each + value for each in sums.values() for value in values.tolist()}
         if len(sums) > MANY:
             return FEW
-    return tuple(sorted(sums | {1.0}))
+    return tuple({**sums, _place(1.0): 1.0}.values())
+
+
+def _place(share: float) -> float:
+    """The same number for sums of the same shares in any order."""
+    return round(share + 3e-11, 9)  # what is added keeps fractions of powers of two from lying between two roundings

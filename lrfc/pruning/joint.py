@@ -156,15 +156,17 @@ class _Programme:
     def _together(self, cost: Mapping[str, Cost], use: Use, margins: Mapping[str, Sequence[int]]) -> None:
         """What the choices of some groups add to the cost: a variable for each combination of them, whose margins are the choices.
 
-        Of many groups the combinations are too many: then those of two, which is not exact where three of them interact.
+        Of many groups the combinations are too many: then those of one that is read with one that is made. That is exact for products of both shares,
+        as MACs are, and near for times.
         """
         if prod(len(columns) for columns in margins.values()) <= COMBINATIONS:
             self._table(margins, lambda chosen: _added(cost, use, chosen))
             return
         for name, columns in margins.items():
             self._table({name: columns}, lambda chosen: _added(cost, use, chosen))
-        for pair in combinations(margins, 2):
-            self._table({name: margins[name] for name in pair}, lambda chosen: _beyond(cost, use, chosen))
+        for one, other in combinations(margins, 2):
+            if (one in use.read.by and other in use.made.by) or (other in use.read.by and one in use.made.by):
+                self._table({name: margins[name] for name in (one, other)}, lambda chosen: _beyond(cost, use, chosen))
 
     def _table(self, margins: Mapping[str, Sequence[int]], costs: Callable[[Mapping[str, int]], Mapping[str, float]]) -> None:
         """A variable for each combination of choices, at what it costs; for one group those that there are."""
