@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import gcd
@@ -127,9 +127,9 @@ class Line:
         # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
         explore = exploration(config, multiple)
         self._first: list[Pass] = [Canonicalise(), explore if locked is None else LockLayers(locked.choices, explore)]
-        if locked is not None and locked.filters:
+        if locked is not None and (locked.filters or config.prune != "off"):
             self._first.append(LockFilters(locked.filters, config.keep, config.only))
-        elif locked is None and config.prune != "off":
+        elif config.prune != "off":
             self._first.append(ExploreFilters(keep=config.keep, only=config.only, multiple=multiple))
         known = {
             name_of(step)
@@ -169,9 +169,11 @@ class Line:
         start = time.perf_counter()
         state = run(state, plan(self._first[1:]), self._after)
         self._seconds = time.perf_counter() - start
-        design = state.fact(DesignSpace)
-        if not design.spaces and state.known(FilterSpace) is None:
-            raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {reasons(design)}")
+        design, filters = state.fact(DesignSpace), state.known(FilterSpace)
+        ranked = bool(design.spaces) and config.prune != "only"
+        if not ranked and (filters is None or not filters.choices):
+            why = reasons({} if config.prune == "only" else design.skipped, {} if filters is None else filters.refused)
+            raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {why}")
         progress.log(f"  {design.size:,} candidates, {design.undominated:,} of them not dominated")
         return state
 
@@ -300,6 +302,6 @@ def _tightest(budget: Budget | None, limit: int | None, original: int) -> Budget
     return budget if len(given) < 2 and budget is not None else Budget(value=min(given), relative=False) if given else None
 
 
-def reasons(design: DesignSpace) -> str:
+def reasons(*told: Mapping[str, str]) -> str:
     """Why each layer has no choice, in one line."""
-    return "; ".join(f"{name}: {reason}" for name, reason in design.skipped.items())
+    return "; ".join(f"{name}: {reason}" for each in told for name, reason in each.items())

@@ -35,7 +35,8 @@ class Input(_Record):
 class Layer(_Record):
     """What became of one layer. ``rank`` has a number for each free rank of the method; without a method, ``reason`` says why the layer was left alone.
 
-    ``similarity``: of the feature maps before and after, 1 for equal ones.
+    ``similarity``: of the feature maps before and after, 1 for equal ones. ``filters_before`` and ``filters_after``: channels of what the layer gives, null
+    where it has none to cut, or nothing was to be cut; ``filters_reason`` says why none may go.
     """
 
     name: str
@@ -48,6 +49,14 @@ class Layer(_Record):
     macs_after: _Count
     similarity: _Number | None = None
     reason: str | None = None
+    filters_before: _Count | None = None
+    filters_after: _Count | None = None
+    filters_reason: str | None = None
+
+    @property
+    def cut(self) -> bool:
+        """Whether filters of it are gone."""
+        return self.filters_after != self.filters_before
 
 
 class Filters(_Record):
