@@ -50,7 +50,9 @@ from lrfc.targets.runners import runner
 ATTEMPTS = 3
 
 #: Pass → its rung on the ladder of accuracies.
-RUNGS = {"Factorize": "factorized", "RecalibrateBatchNorm": "recalibrated", "Refit": "refitted", "FineTune": "finetuned"}
+RUNGS = {
+    "Factorize": "factorized", "PruneFilters": "pruned", "RecalibrateBatchNorm": "recalibrated", "Refit": "refitted", "FineTune": "finetuned",
+}  # fmt: skip
 
 
 def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
@@ -214,6 +216,8 @@ class Line:
         selection = state.fact(Selection)
         key = (*((c.layer, c.method, c.ranks) for c in selection.chosen), *((name, tuple(keep.units)) for name, keep in selection.keeps.items()))
         if key not in self._trained:
+            for rung in RUNGS.values():  # those of an earlier attempt
+                self._ladder.pop(rung, None)
             self._trained[key] = run(state, plan(rest, known=(DesignSpace, Selection)), self._after), dict(self._ladder)
         trained, ladder = self._trained[key]
         steps = rounding(config, goal.target.precision)
@@ -279,7 +283,7 @@ class Line:
     def _after(self, step: Pass, state: State) -> None:
         if name_of(step) in self._config.print_after:
             self._progress.log(str(state.graph))
-        if name_of(step) in RUNGS:
+        if name_of(step) in RUNGS and not _idle(step, state):
             self._rung(RUNGS[name_of(step)], state)
         if name_of(step) == self._config.stop_after:
             raise Stop
@@ -289,6 +293,16 @@ class Line:
         if self._metric is not None:
             self._ladder[name] = self._metric.score(keras_io.predict(state.graph, self._data.test.inputs), self._data.test)
             self._progress.log(f"  {self._metric.name} {self._metric.shown(self._ladder[name])}")
+
+
+def _idle(step: Pass, state: State) -> bool:
+    """Whether a rewrite had nothing to do: no layer to factorize, no filter to cut."""
+    selection = state.known(Selection)
+    if selection is None:
+        return False
+    if isinstance(step, Factorize):
+        return all(candidate.method is None for candidate in selection.chosen)
+    return isinstance(step, PruneFilters) and not selection.removed
 
 
 class Stop(Exception):  # noqa: N818  not an error

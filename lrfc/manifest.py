@@ -129,8 +129,9 @@ class Kernels(_Record):
 
 
 class Accuracy(_Record):
-    """The score at each stage, on the same samples: of the original, as factorized, with BatchNorms re-estimated, fine-tuned, and of the emitted file.
+    """The score at each stage, on the same samples: of the original and of what became of it, in float, and of the emitted file (``artifact``).
 
+    As factorized, with filters cut (``pruned``), with BatchNorms re-estimated, refitted and fine-tuned; null for a stage that had nothing to do.
     ``metric`` names the score; a share of 1 where ``percent``, otherwise in units of its own, of which less may be better (``higher_is_better``).
     """
 
@@ -139,6 +140,7 @@ class Accuracy(_Record):
     higher_is_better: bool = True
     before: _Number | None = None
     factorized: _Number | None = None
+    pruned: _Number | None = None
     recalibrated: _Number | None = None
     refitted: _Number | None = None
     finetuned: _Number | None = None
@@ -154,7 +156,7 @@ class Accuracy(_Record):
 
     def ladder(self) -> dict[str, float]:
         """The stages that were measured, in their order."""
-        rungs = ("before", "factorized", "recalibrated", "refitted", "finetuned", "artifact")
+        rungs = ("before", "factorized", "pruned", "recalibrated", "refitted", "finetuned", "artifact")
         return {rung: value for rung in rungs if (value := getattr(self, rung)) is not None}
 
     def shown(self, value: float) -> str:

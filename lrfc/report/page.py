@@ -29,8 +29,9 @@ SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 _RUNGS = {
     "before": "Original",
     "factorized": "Factorized",
+    "pruned": "Filters cut",
     "recalibrated": "BatchNorm re-estimated",
-    "refitted": "Factors refitted",
+    "refitted": "Layers refitted",
     "finetuned": "Fine-tuned",
     "artifact": "Emitted file",
 }
