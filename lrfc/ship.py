@@ -19,7 +19,7 @@ from lrfc.ir import keras_io
 from lrfc.locked import digest
 from lrfc.manifest import Accuracy, Attempt, Filters, FineTuning, Input, Kept, Kernels, Layer, Manifest, Parity, Search, Speedup
 from lrfc.passes.finetune import Tuning
-from lrfc.passes.select_ranks import Price, Selection, totals_of
+from lrfc.passes.select_ranks import DesignSpace, Price, Selection, totals_of
 from lrfc.pruning.space import FilterSpace
 from lrfc.report import page
 from lrfc.targets.measure import Ratio
@@ -106,7 +106,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
         )
         manifest.write(work)
         manifest.write_layers(work)
-        choices.write(work, settled.design.spaces, {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers})
+        choices.write(work, _weighed(made, settled.design).spaces, {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers})
         taken.ops.write(work)
         (work / "pareto.json").write_text(json.dumps({"schema_version": 1, **_fronts(taken)}, indent=2) + "\n", encoding="utf-8")
         (work / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
@@ -117,12 +117,17 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
 def _fronts(taken: Draft) -> dict[str, Any]:
     """The front over MACs, and the one over the predicted latency in milliseconds where the loop has priced the candidates."""
     made, settled = taken.made, taken.settled
-    fronts = {"points": front(replace(made.state, graph=made.state.original).with_fact(made.design))}
+    fronts = {"points": front(replace(made.state, graph=made.state.original).with_fact(_weighed(made, made.design)))}
     price = settled.state.known(Price)
     if price is not None:
-        priced = front(replace(settled.state, graph=made.state.original).with_fact(settled.design, price), ("latency",))
+        priced = front(replace(settled.state, graph=made.state.original).with_fact(_weighed(made, settled.design), price), ("latency",))
         fronts["by_latency"] = [{**point, "latency": point["latency"] * price.ms_per_unit} for point in priced]
     return fronts
+
+
+def _weighed(made: Build, design: DesignSpace) -> DesignSpace:
+    """The candidates that were weighed: with --prune only each layer as it is."""
+    return design.narrowed(()) if made.config.prune == "only" else design
 
 
 def _attempt(each: Draft) -> Attempt:
