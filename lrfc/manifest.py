@@ -249,7 +249,7 @@ class File(_Record):
 class Manifest(_Record):
     """manifest.json. ``device`` and everything measured on it are null where nothing was measured.
 
-    ``speedup``: of the factorized file, also where it was not kept. ``problem``: why the build does not end well, if so.
+    ``speedup``: of the compressed file, also where it was not kept. ``problem``: why the build does not end well, if so.
     """
 
     schema_version: Literal[1] = 1

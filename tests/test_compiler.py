@@ -295,7 +295,7 @@ def test_a_slower_file_does_not_ship(dense: Any, samples: dict[str, Any], tmp_pa
 
 def test_on_an_npu_the_compiled_file_has_to_be_smaller(dense: Any, samples: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     stopwatch(monkeypatch, 2.0, flash=(9_000, 9_000))
-    with pytest.raises(NoGainError, match=r"no gain: the factorized file has 9,000 bytes in flash, the original's 9,000; the original was kept"):
+    with pytest.raises(NoGainError, match=r"no gain: the compressed file has 9,000 bytes in flash, the original's 9,000; the original was kept"):
         lrfc.build(dense, data=samples, max_macs="50%", **QUICK)
     stopwatch(monkeypatch, 2.0, flash=(9_000, 8_999))
     assert lrfc.build(dense, data=samples, max_macs="50%", **QUICK).manifest.after.flash_bytes == 8_999

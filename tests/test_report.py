@@ -15,7 +15,24 @@ import pytest
 from lrfc.anatomy import Anatomy, OpCost
 from lrfc.choices import Row
 from lrfc.config import BuildConfig
-from lrfc.manifest import Accuracy, Attempt, Figures, File, FineTuning, Input, Kept, Kernels, Latency, Layer, Manifest, Parity, Round, Search, Speedup
+from lrfc.manifest import (
+    Accuracy,
+    Attempt,
+    Figures,
+    File,
+    Filters,
+    FineTuning,
+    Input,
+    Kept,
+    Kernels,
+    Latency,
+    Layer,
+    Manifest,
+    Parity,
+    Round,
+    Search,
+    Speedup,
+)
 from lrfc.report import page as pages
 from lrfc.report.chart import chart
 from lrfc.report.command import command
@@ -224,7 +241,7 @@ def test_without_gain_nothing_is_claimed_of_the_original() -> None:
     text = Page(render(made(layers=layers, after=made().before), ratio_of(0.5, 0.4, 0.6), POINTS, "no gain: slower")).text
     assert "the original model was kept" in text
     assert "The compressed model" not in text
-    assert "of the factorized file, which was not kept" in text
+    assert "of the compressed file, which was not kept" in text
 
 
 def test_the_plot_is_well_formed_and_has_a_table() -> None:
@@ -261,6 +278,16 @@ def test_environment_and_configuration() -> None:
         assert said in text
 
 
+#: The layers of ``made`` when filters could be cut, and were.
+PRUNED: dict[str, Any] = {
+    "layers": (
+        made().layers[0].model_copy(update={"filters_before": 64, "filters_after": 16}),
+        made().layers[1].model_copy(update={"filters_before": 2, "filters_after": 2, "filters_reason": "its filters are the model's output 'head'"}),
+    ),
+    "filters": (Filters(name="conv1", layers=("conv1", "conv2"), units=2, kept=(1,), impact=0.0125),),
+}
+
+
 def full() -> str:
     """A page with everything on it."""
     kept = Kept(allowed=0.01, drop=0.005, low=-0.001, high=0.011, confidence=0.95, samples=400, met=True)
@@ -275,6 +302,7 @@ def full() -> str:
         ),
     )
     by_latency = [{**point, "latency": point["macs"] / 500} for point in POINTS]
+    manifest = manifest.model_copy(update=PRUNED)
     return render(manifest, FASTER, POINTS, None, by_latency=by_latency, candidates=CANDIDATES, ops=OPS)
 
 
@@ -285,6 +313,40 @@ def test_the_verdict_shows_kept_and_saved_and_how_sure_both_are() -> None:
         "on 1,200 samples the file that ships has 97.20 % by the former, 96.50 % by the latter. local rounds as the reference kernels do",
     ):  # fmt: skip
         assert said in text
+
+
+def test_filters_are_counted_and_groups_are_in_units() -> None:
+    page = Page(full())
+    head, conv, dense = page.tables["layers"]
+    assert [row[3].strip() for row in (head, conv, dense)] == ["Filters", "64 → 16", "2"]
+    assert "1 of 2 layers factorized, 1 with fewer filters." in page.text
+    assert "Filters: its filters are the model's output 'head'" in page.text
+    assert page.tables["filters"] == [["Group", "Units", "Predicted divergence", "Layers"], ["conv1", "2 → 1 ", "0.0125", "conv1, conv2"]]
+    plain = Page(render(made(), FASTER, POINTS, None))
+    assert "Filters" not in plain.tables["layers"][0]
+    assert "filters" not in plain.tables
+
+
+def test_a_layer_that_was_cut_shows_the_kernel_that_ships() -> None:
+    layers = tuple(layer.model_copy(update={"method": None, "rank": None}) for layer in made().layers)
+    cut = made(layers=layers, filters=PRUNED["filters"])
+    html = render(cut, FASTER, POINTS, "not met: --max-macs 10%", ops=OPS)
+    assert Page(html).tables["layers"][1][9] == "3×3×4×8 → 1×1×4×2 · 3×3×2×8"
+    assert "the original model was kept" not in html
+    assert html.count("data-kept") == 1 + 1, "only the head, and the script's own"
+    kept = Page(render(made(layers=layers), FASTER, POINTS, "no gain", ops=OPS))
+    assert kept.tables["layers"][1][9] == "3×3×4×8", "the ops are those of a file that did not ship"
+
+
+def test_without_methods_no_other_plans_are_drawn() -> None:
+    only = made(config=BuildConfig(prune="only").model_dump(mode="json"), filters=PRUNED["filters"])
+    html = render(only, FASTER, POINTS, None, by_latency=[{**POINTS[0], "latency": 1.0}], candidates=CANDIDATES)
+    page = Page(html)
+    assert "Methods were left aside (--prune only)" in page.text
+    assert "front" not in page.tables
+    assert "curves" not in page.tables
+    assert "Similarity against rank" not in page.text
+    assert "accuracy against measured latency" in html, "the files that were emitted are drawn"
 
 
 def test_what_grew_is_not_called_kept() -> None:
@@ -369,7 +431,7 @@ def test_nothing_comes_from_outside_and_only_the_known_script_runs() -> None:
 def test_every_table_is_accessible() -> None:
     html = full()
     tables = re.findall(r"<table.*?</table>", html, re.DOTALL)
-    assert len(tables) == 6
+    assert len(tables) == 7
     assert all("<caption>" in table for table in tables)
     assert re.findall(r"<th(?!ead)(?! scope)[^>]*>", html) == []
     ids = [value for _, name, value in Page(html).attributes if name == "id"]

@@ -112,8 +112,11 @@ def render(content: Content) -> str:
     }  # fmt: skip
     environment.globals |= {"change": change, "count": count, "short_size": short_size, "ms": ms}
     manifest, ops = content.manifest, content.ops
-    kept_original = manifest.problem is not None and all(layer.method is None for layer in manifest.layers)
-    curves, key = figures.similarities(content.candidates)
+    kept_original = manifest.problem is not None and not manifest.filters and all(layer.method is None for layer in manifest.layers)
+    # Nothing was weighed against the layers as they are: there are no other plans to show.
+    only_cut = manifest.config.get("prune") == "only"
+    curves, key = figures.similarities(() if only_cut else content.candidates)
+    points, by_latency = ((), ()) if only_cut else (content.points, content.by_latency)
     return environment.get_template("page.html.j2").render(
         m=manifest,
         title=Path(manifest.input.path).name,
@@ -124,10 +127,13 @@ def render(content: Content) -> str:
         rows=rows(manifest),
         ladder=[(_RUNGS[rung], manifest.accuracy.shown(value)) for rung, value in manifest.accuracy.ladder().items()],
         changed=sum(layer.method is not None for layer in manifest.layers),
-        layers=layers(manifest, ops),
-        points=sorted(content.points, key=lambda point: point["macs"]),
-        by_latency=content.by_latency,
-        front=figures.front(content.points, content.by_latency, manifest) if content.points or content.by_latency else None,
+        cut=sum(layer.cut for layer in manifest.layers),
+        counted=any(layer.filters_before is not None for layer in manifest.layers),
+        layers=layers(manifest, ops, kept_original=kept_original),
+        only_cut=only_cut,
+        points=sorted(points, key=lambda point: point["macs"]),
+        by_latency=by_latency,
+        front=figures.front(points, by_latency, manifest) if points or by_latency else None,
         files=figures.files(manifest),
         curves=curves,
         first_curve=next((curve for curve in curves if curve.changed), curves[0] if curves else None),
@@ -146,12 +152,12 @@ def render(content: Content) -> str:
     )
 
 
-def layers(manifest: Manifest, ops: Anatomy | None) -> list[LayerRow]:
+def layers(manifest: Manifest, ops: Anatomy | None, *, kept_original: bool = False) -> list[LayerRow]:
     """The table of layers."""
     found = []
     for layer in manifest.layers:
         sides = [[op for op in side if op.layer == layer.name] for side in ((ops.before, ops.after) if ops is not None else ((), ()))]
-        if layer.method is None:  # also where the original was kept, and the ops are those of a file that was not
+        if kept_original:  # the ops are those of a file that was not kept
             sides[1] = sides[0]
         kernels, stored, times = zip(*map(_side, sides), strict=True)
         found.append(LayerRow(layer, kernels, stored, times))
@@ -197,7 +203,7 @@ def speed(ratio: Speedup) -> str:
 def verdict(manifest: Manifest, ratio: Speedup | None, *, kept_original: bool) -> str:
     """The outcome in one sentence."""
     if kept_original:
-        return "Factorization brought no gain, so the original model was kept."
+        return "Compression brought no gain, so the original model was kept."
     before, after = manifest.before, manifest.after
     said = [
         f"{percent(after.macs / before.macs)} of the MACs" if before.macs else "",
