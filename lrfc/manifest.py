@@ -271,6 +271,12 @@ class Manifest(_Record):
     parity: Parity | None = None
     artifacts: tuple[File, ...]
 
+    @property
+    def original_file(self) -> float | None:
+        """The score of the original's file, where it is another than that of the original in float; ``Accuracy.kept`` is counted from the latter."""
+        file, scores = self.before.accuracy, self.accuracy
+        return None if file is None or scores.before is None or scores.shown(file) == scores.shown(scores.before) else file
+
     def write(self, folder: Path) -> Path:
         """Write manifest.json into the folder."""
         path = folder / "manifest.json"

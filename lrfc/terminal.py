@@ -189,6 +189,9 @@ class Terminal:
         if ladder := scores.ladder():
             steps = " → ".join(f"{name} {scores.shown(value)}" for name, value in ladder.items())
             self.line(f"{scores.metric or 'accuracy'}: {steps}")
+            if (file := manifest.original_file) is not None:
+                made = f"its {manifest.config['precision']} file has {scores.shown(file)}"
+                self.line(f"before: the original in float, which the drop is counted from; {made}")
             if (held := manifest.accuracy.kept) is not None:
                 asked = "" if held.allowed is None else f"; allowed {100 * held.allowed:.3g}pp"
                 attempts = f"; attempt {len(manifest.search.attempts)}" if len(manifest.search.attempts) > 1 else ""

@@ -168,6 +168,17 @@ def test_the_score_by_the_reference_kernels(counted: bool, said: str) -> None:
     assert f"on 1,200 samples 90.00 % by LiteRT's optimised kernels, 89.00 % by its reference kernels, {said}" in text
 
 
+def test_the_original_in_float_and_its_file_are_told_apart() -> None:
+    for file, said in ((0.92, True), (0.9, False)):
+        plain = result()
+        before = plain.manifest.before.model_copy(update={"accuracy": file})
+        term, out, _ = terminal()
+        term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"before": before, "config": {"precision": "int8"}})))
+        term.show_results(as_json=False)
+        told = "before: the original in float, which the drop is counted from; its int8 file has 92.00 %"
+        assert (told in " ".join(out.getvalue().split())) == said
+
+
 def test_accuracy_that_was_not_measured_is_not_shown() -> None:
     term, out, _ = terminal()
     term.keep(result(accuracy=None))
