@@ -392,7 +392,8 @@ def test_where_cycles_are_known_the_times_of_layers_add_up_to_the_latency() -> N
     page = Page(render(manifest, FASTER, POINTS, None, ops=ops))
     assert page.tables["times"][1:] == [["conv1", "0.850", "0.400", ""], ["pool", "0.050", "0.050", ""], ["head", "0.100", "0.100", ""]]
     assert [row[6].strip() for row in page.tables["layers"][1:]] == ["0.850 → 0.400", "0.100"]
-    assert page.text.count("he cycles that the compiler of local counts, at its clock; they add up to the estimated latency.") == 2
+    assert "Time: the cycles that the compiler of local counts, at its clock." in page.text
+    assert "The cycles that the compiler of local counts, at its clock; they add up to the estimated latency." in page.text
     assert "Predicted for local" not in page.text
 
 

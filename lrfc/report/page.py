@@ -119,7 +119,7 @@ def render(content: Content) -> str:
     times = clocked or ops
     times_told = f"predicted for {option(manifest.device)} from its cost profile, not measured"
     if clocked is not None:
-        times_told = f"the cycles that the compiler of {option(manifest.device)} counts, at its clock; they add up to the estimated latency"
+        times_told = f"the cycles that the compiler of {option(manifest.device)} counts, at its clock"
     curves, key = figures.similarities(() if only_cut else content.candidates)
     points, by_latency = ((), ()) if only_cut else (content.points, content.by_latency)
     return environment.get_template("page.html.j2").render(
@@ -147,6 +147,7 @@ def render(content: Content) -> str:
         curves_key=key,
         bars=figures.waterfall(times) if times is not None else [],
         times_told=times_told,
+        by_cycles=clocked is not None,
         npu=npu(ops) if ops is not None else [],
         memory=figures.memory(ops) if ops is not None else None,
         memory_key=legend(["before", "after"]),
