@@ -271,6 +271,8 @@ class Terminal:
             self.table(explanation.layer, ("candidate", "params", "MACs", "kept", "similarity", "", "divergence"), rows)
             if hidden := sum(row.dominated and not row.chosen for row in explanation.rows):
                 self.line(f"{hidden} candidates that another one beats in everything are not shown")
+        elif built is not None:
+            self.line(f"params {built.params_before:,} → {built.params_after:,}, MACs {built.macs_before:,} → {built.macs_after:,}")
         if built is None and chosen is None:
             self.line("nothing was chosen: this is an exploration")
         else:
