@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lrfc.errors import UsageError
+from lrfc.manifest import Layer
+from lrfc.passes.select_ranks import LEFT_ASIDE
 from lrfc.search.candidates import LayerSpace, pareto
 
 NAME = "candidates.csv"
@@ -80,22 +83,35 @@ def read(folder: Path) -> tuple[Row, ...]:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One layer: its candidates, the one taken (None in an exploration), and one sentence for each neighbour that was not."""
+    """One layer: its candidates, the one taken (None in an exploration), and one sentence for each neighbour that was not.
+
+    ``built``: what a build made of it, whose costs are less than those of the candidate taken where filters of it, or of what it reads, are gone.
+    """
 
     layer: str
     rows: tuple[Row, ...]
     chosen: Row | None
     sentences: tuple[str, ...]
+    built: Layer | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return asdict(self) | {"built": None if self.built is None else self.built.model_dump(mode="json")}
 
 
-def explain(rows: Sequence[Row], layer: str) -> Explanation:
-    """Why a layer's candidate was taken and its neighbours were not; UsageError, with the layers there are, when none has that name."""
+def explain(rows: Sequence[Row], layer: str, built: Sequence[Layer] = ()) -> Explanation:
+    """Why a layer's candidate was taken and its neighbours were not. ``built``: the layers of the build's manifest.
+
+    UsageError, with the layers there are, when none has that name.
+    """
     own = tuple(row for row in rows if row.layer == layer)
-    if not own:
-        raise UsageError(f"no layer '{layer}' was explored; the layers are {', '.join(dict.fromkeys(row.layer for row in rows))}")
+    made = next((each for each in built if each.name == layer), None)
+    if not own and made is None:
+        names = dict.fromkeys([*(row.layer for row in rows), *(each.name for each in built)])
+        raise UsageError(f"no layer '{layer}' was explored; the layers are {', '.join(names)}")
     chosen = next((row for row in own if row.chosen), None)
-    if chosen is None:
-        return Explanation(layer, own, None, ())
+    if chosen is None or (made is not None and made.reason == LEFT_ASIDE):
+        return Explanation(layer, own, chosen, (), made)
     sentences = []
     for name, row in _neighbours(own, chosen):
         more, less = row.macs - chosen.macs, chosen.impact - row.impact
@@ -111,7 +127,7 @@ def explain(rows: Sequence[Row], layer: str) -> Explanation:
         elif more >= 0 and less <= 0:
             told += "; it is worse and saves nothing" if row.params >= chosen.params else "; it saves parameters only"
         sentences.append(told)
-    return Explanation(layer, own, chosen, tuple(sentences))
+    return Explanation(layer, own, chosen, tuple(sentences), made)
 
 
 def _neighbours(own: Sequence[Row], chosen: Row) -> list[tuple[str, Row]]:

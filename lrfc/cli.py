@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,10 +133,12 @@ def explain(
     """Print a layer's candidates, similarity against rank, which one was taken, and why not its neighbours."""
     with session() as terminal:
         from lrfc import choices
+        from lrfc.manifest import Manifest
 
-        explanation = choices.explain(choices.read(folder), layer)
+        built = Manifest.read(folder).layers if (folder / "manifest.json").is_file() else ()
+        explanation = choices.explain(choices.read(folder), layer, built)
         if as_json:
-            terminal.json(asdict(explanation))
+            terminal.json(explanation.to_json())
         else:
             terminal.explanation(explanation)
 

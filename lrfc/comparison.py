@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from lrfc.errors import UsageError
+from lrfc.manifest import Layer as Built
 from lrfc.manifest import Manifest
 
 #: Quantity of a limit → the field of ``Figures``; less is better in all of them.
@@ -25,7 +26,7 @@ _LIMIT = re.compile(r"\s*(\w+)\s*=\s*(\d+(?:\.\d+)?)\s*(%|pp)\s*")
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a side."""
+    """One layer of a side. ``filters``: how many are left, and of how many; None where all are."""
 
     kind: str
     method: str | None
@@ -33,11 +34,14 @@ class Layer:
     params: int
     macs: int
     similarity: float | None
+    filters: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:
-        """Method and rank, as people say it."""
-        return f"{self.method} {self.rank}" if self.method else "as it is"
+        """Method, rank and what is left of the filters, as people say it."""
+        made = [f"{self.method} {self.rank}"] if self.method else []
+        left = [] if self.filters is None else ["{} of {} filters".format(*self.filters)]
+        return ", ".join([*made, *left]) or "as it is"
 
 
 @dataclass(frozen=True)
@@ -161,11 +165,13 @@ def _build(manifest: Manifest, path: Path) -> Side:
         "accuracy": manifest.after.accuracy,
         "speedup": None if manifest.speedup is None else 1.0 if manifest.after == manifest.before else manifest.speedup.median,
     }
-    layers = {
-        layer.name: Layer(layer.kind, layer.method, "x".join(map(str, layer.rank or ())), layer.params_after, layer.macs_after, layer.similarity)
-        for layer in manifest.layers
-    }
-    return Side(str(path), figures, layers, manifest)
+    return Side(str(path), figures, {layer.name: _layer(layer) for layer in manifest.layers}, manifest)
+
+
+def _layer(built: Built) -> Layer:
+    before, after = built.filters_before, built.filters_after
+    cut = (after, before) if built.cut and after is not None and before is not None else None
+    return Layer(built.kind, built.method, "x".join(map(str, built.rank or ())), built.params_after, built.macs_after, built.similarity, cut)
 
 
 def _model(path: Path) -> Side:

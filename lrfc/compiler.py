@@ -165,7 +165,7 @@ def explore(
     start = time.perf_counter()
     state = run(replace(state, original=state.graph), plan([exploration(config, config.rank_multiple or goal.device.rank_multiple)]))
     if not state.fact(DesignSpace).spaces:
-        raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {reasons(state.fact(DesignSpace))}")
+        raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {reasons(state.fact(DesignSpace).skipped)}")
     state = run(state, plan(weighing(goal.target.precision, cached=config.resume), known=(DesignSpace,)))
     if device is not None or "latency" in over:
         prices, begins = goal.profile()

@@ -30,6 +30,12 @@ MARGIN = 0.02
 #: Samples of the parity check, and of the int8 calibration.
 CHECKED = 64
 CALIBRATED = 200
+#: What brings no gain, by --prune.
+NOT_FASTER = {
+    "off": "no factorization of a layer is faster than the layer itself",
+    "on": "no factorization of a layer is faster than the layer itself, and cutting filters makes nothing faster",
+    "only": "cutting filters makes nothing faster",
+}
 
 
 @dataclass(frozen=True)
@@ -144,8 +150,8 @@ def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio
     selection = made.state.fact(Selection)
     if not selection.keeps and all(choice.method is None for choice in selection.chosen):
         return NoGainError(
-            f"no gain: on {goal.device.name} no factorization of a layer is faster than the layer itself; the original was kept; --objective size, macs or"
-            " ram, or a budget, makes it smaller where that is worth more than time"
+            f"no gain: on {goal.device.name} {NOT_FASTER[made.config.prune]}; the original was kept; --objective size, macs or ram, or a budget, makes it"
+            " smaller where that is worth more than time"
         )
     # An NPU stores what its compiler makes of the file.
     was, stored = (each.file_bytes if each.flash_bytes is None else each.flash_bytes for each in (before, after))
@@ -153,10 +159,10 @@ def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio
     assert stored is not None
     if stored >= was:
         where = "" if after.flash_bytes is None else " in flash"
-        return NoGainError(f"no gain: the factorized file has {stored:,} bytes{where}, the original's {was:,}; the original was kept")
+        return NoGainError(f"no gain: the compressed file has {stored:,} bytes{where}, the original's {was:,}; the original was kept")
     if ratio.high < 1 - MARGIN:
         return NoGainError(
-            f"no gain: the factorized file runs at {ratio.median:.2f} times the original's speed ({ratio.low:.2f} to {ratio.high:.2f}); the original was kept"
+            f"no gain: the compressed file runs at {ratio.median:.2f} times the original's speed ({ratio.low:.2f} to {ratio.high:.2f}); the original was kept"
         )
     return None
 

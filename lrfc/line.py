@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import gcd
@@ -50,7 +50,9 @@ from lrfc.targets.runners import runner
 ATTEMPTS = 3
 
 #: Pass → its rung on the ladder of accuracies.
-RUNGS = {"Factorize": "factorized", "RecalibrateBatchNorm": "recalibrated", "Refit": "refitted", "FineTune": "finetuned"}
+RUNGS = {
+    "Factorize": "factorized", "PruneFilters": "pruned", "RecalibrateBatchNorm": "recalibrated", "Refit": "refitted", "FineTune": "finetuned",
+}  # fmt: skip
 
 
 def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
@@ -127,9 +129,9 @@ class Line:
         # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
         explore = exploration(config, multiple)
         self._first: list[Pass] = [Canonicalise(), explore if locked is None else LockLayers(locked.choices, explore)]
-        if locked is not None and locked.filters:
+        if locked is not None and (locked.filters or config.prune != "off"):
             self._first.append(LockFilters(locked.filters, config.keep, config.only))
-        elif locked is None and config.prune != "off":
+        elif config.prune != "off":
             self._first.append(ExploreFilters(keep=config.keep, only=config.only, multiple=multiple))
         known = {
             name_of(step)
@@ -169,9 +171,11 @@ class Line:
         start = time.perf_counter()
         state = run(state, plan(self._first[1:]), self._after)
         self._seconds = time.perf_counter() - start
-        design = state.fact(DesignSpace)
-        if not design.spaces and state.known(FilterSpace) is None:
-            raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {reasons(design)}")
+        design, filters = state.fact(DesignSpace), state.known(FilterSpace)
+        ranked = bool(design.spaces) and config.prune != "only"
+        if not ranked and (filters is None or not filters.choices):
+            why = reasons({} if config.prune == "only" else design.skipped, {} if filters is None else filters.refused)
+            raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {why}")
         progress.log(f"  {design.size:,} candidates, {design.undominated:,} of them not dominated")
         return state
 
@@ -212,6 +216,8 @@ class Line:
         selection = state.fact(Selection)
         key = (*((c.layer, c.method, c.ranks) for c in selection.chosen), *((name, tuple(keep.units)) for name, keep in selection.keeps.items()))
         if key not in self._trained:
+            for rung in RUNGS.values():  # those of an earlier attempt
+                self._ladder.pop(rung, None)
             self._trained[key] = run(state, plan(rest, known=(DesignSpace, Selection)), self._after), dict(self._ladder)
         trained, ladder = self._trained[key]
         steps = rounding(config, goal.target.precision)
@@ -277,7 +283,7 @@ class Line:
     def _after(self, step: Pass, state: State) -> None:
         if name_of(step) in self._config.print_after:
             self._progress.log(str(state.graph))
-        if name_of(step) in RUNGS:
+        if name_of(step) in RUNGS and not _idle(step, state):
             self._rung(RUNGS[name_of(step)], state)
         if name_of(step) == self._config.stop_after:
             raise Stop
@@ -287,6 +293,16 @@ class Line:
         if self._metric is not None:
             self._ladder[name] = self._metric.score(keras_io.predict(state.graph, self._data.test.inputs), self._data.test)
             self._progress.log(f"  {self._metric.name} {self._metric.shown(self._ladder[name])}")
+
+
+def _idle(step: Pass, state: State) -> bool:
+    """Whether a rewrite had nothing to do: no layer to factorize, no filter to cut."""
+    selection = state.known(Selection)
+    if selection is None:
+        return False
+    if isinstance(step, Factorize):
+        return all(candidate.method is None for candidate in selection.chosen)
+    return isinstance(step, PruneFilters) and not selection.removed
 
 
 class Stop(Exception):  # noqa: N818  not an error
@@ -300,6 +316,6 @@ def _tightest(budget: Budget | None, limit: int | None, original: int) -> Budget
     return budget if len(given) < 2 and budget is not None else Budget(value=min(given), relative=False) if given else None
 
 
-def reasons(design: DesignSpace) -> str:
+def reasons(*told: Mapping[str, str]) -> str:
     """Why each layer has no choice, in one line."""
-    return "; ".join(f"{name}: {reason}" for name, reason in design.skipped.items())
+    return "; ".join(f"{name}: {reason}" for each in told for name, reason in each.items())

@@ -35,7 +35,8 @@ class Input(_Record):
 class Layer(_Record):
     """What became of one layer. ``rank`` has a number for each free rank of the method; without a method, ``reason`` says why the layer was left alone.
 
-    ``similarity``: of the feature maps before and after, 1 for equal ones.
+    ``similarity``: of the feature maps before and after, 1 for equal ones. ``filters_before`` and ``filters_after``: channels of what the layer gives, null
+    where it has none to cut, or nothing was to be cut; ``filters_reason`` says why none may go.
     """
 
     name: str
@@ -48,6 +49,14 @@ class Layer(_Record):
     macs_after: _Count
     similarity: _Number | None = None
     reason: str | None = None
+    filters_before: _Count | None = None
+    filters_after: _Count | None = None
+    filters_reason: str | None = None
+
+    @property
+    def cut(self) -> bool:
+        """Whether filters of it are gone."""
+        return self.filters_after != self.filters_before
 
 
 class Filters(_Record):
@@ -120,8 +129,9 @@ class Kernels(_Record):
 
 
 class Accuracy(_Record):
-    """The score at each stage, on the same samples: of the original, as factorized, with BatchNorms re-estimated, fine-tuned, and of the emitted file.
+    """The score at each stage, on the same samples: of the original and of what became of it, in float, and of the emitted file (``artifact``).
 
+    As factorized, with filters cut (``pruned``), with BatchNorms re-estimated, refitted and fine-tuned; null for a stage that had nothing to do.
     ``metric`` names the score; a share of 1 where ``percent``, otherwise in units of its own, of which less may be better (``higher_is_better``).
     """
 
@@ -130,6 +140,7 @@ class Accuracy(_Record):
     higher_is_better: bool = True
     before: _Number | None = None
     factorized: _Number | None = None
+    pruned: _Number | None = None
     recalibrated: _Number | None = None
     refitted: _Number | None = None
     finetuned: _Number | None = None
@@ -145,7 +156,7 @@ class Accuracy(_Record):
 
     def ladder(self) -> dict[str, float]:
         """The stages that were measured, in their order."""
-        rungs = ("before", "factorized", "recalibrated", "refitted", "finetuned", "artifact")
+        rungs = ("before", "factorized", "pruned", "recalibrated", "refitted", "finetuned", "artifact")
         return {rung: value for rung in rungs if (value := getattr(self, rung)) is not None}
 
     def shown(self, value: float) -> str:
@@ -238,7 +249,7 @@ class File(_Record):
 class Manifest(_Record):
     """manifest.json. ``device`` and everything measured on it are null where nothing was measured.
 
-    ``speedup``: of the factorized file, also where it was not kept. ``problem``: why the build does not end well, if so.
+    ``speedup``: of the compressed file, also where it was not kept. ``problem``: why the build does not end well, if so.
     """
 
     schema_version: Literal[1] = 1
@@ -259,6 +270,12 @@ class Manifest(_Record):
     problem: str | None = None
     parity: Parity | None = None
     artifacts: tuple[File, ...]
+
+    @property
+    def original_file(self) -> float | None:
+        """The score of the original's file, where it is another than that of the original in float; ``Accuracy.kept`` is counted from the latter."""
+        file, scores = self.before.accuracy, self.accuracy
+        return None if file is None or scores.before is None or scores.shown(file) == scores.shown(scores.before) else file
 
     def write(self, folder: Path) -> Path:
         """Write manifest.json into the folder."""

@@ -16,11 +16,11 @@ from lrfc.draft import CHECKED, Build, Draft
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.front import front
 from lrfc.ir import keras_io
-from lrfc.ir.graph import Graph
 from lrfc.locked import digest
 from lrfc.manifest import Accuracy, Attempt, Filters, FineTuning, Input, Kept, Kernels, Layer, Manifest, Parity, Search, Speedup
 from lrfc.passes.finetune import Tuning
-from lrfc.passes.select_ranks import Price, Selection
+from lrfc.passes.select_ranks import DesignSpace, Price, Selection, totals_of
+from lrfc.pruning.space import FilterSpace
 from lrfc.report import page
 from lrfc.targets.measure import Ratio
 from lrfc.targets.parity import parity
@@ -52,7 +52,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
     data, target = made.state.data, goal.target
     with files.folder(out) as work:
         emitted = replace(taken.emitted, path=work / taken.emitted.path.name)
-        plain, layers, after, found = made.trainable, _layers(made), taken.after, taken.parity
+        plain, layers, after, found = made.trainable, _layers(made, settled.state.known(FilterSpace)), taken.after, taken.parity
         kept = isinstance(failure, NoGainError)
         shutil.copyfile(taken.original.path if kept else taken.emitted.path, emitted.path)
         if kept:  # never worse: the original's file ships
@@ -62,7 +62,8 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
             layers = tuple(
                 layer.model_copy(
                     update={"method": None, "rank": None, "similarity": None, "params_after": layer.params_before, "macs_after": layer.macs_before}
-                    | {"reason": layer.reason or f"{layer.method} was tried; {failure}"}
+                    | {"reason": layer.reason or f"{layer.method} was tried; {failure}", "filters_after": layer.filters_before}
+                    | {"filters_reason": f"cutting them was tried; {failure}" if layer.cut else layer.filters_reason}
                 )
                 for layer in layers
             )
@@ -105,7 +106,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
         )
         manifest.write(work)
         manifest.write_layers(work)
-        choices.write(work, settled.design.spaces, {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers})
+        choices.write(work, _weighed(made, settled.design).spaces, {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers})
         taken.ops.write(work)
         (work / "pareto.json").write_text(json.dumps({"schema_version": 1, **_fronts(taken)}, indent=2) + "\n", encoding="utf-8")
         (work / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
@@ -116,12 +117,17 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
 def _fronts(taken: Draft) -> dict[str, Any]:
     """The front over MACs, and the one over the predicted latency in milliseconds where the loop has priced the candidates."""
     made, settled = taken.made, taken.settled
-    fronts = {"points": front(replace(made.state, graph=made.state.original).with_fact(made.design))}
+    fronts = {"points": front(replace(made.state, graph=made.state.original).with_fact(_weighed(made, made.design)))}
     price = settled.state.known(Price)
     if price is not None:
-        priced = front(replace(settled.state, graph=made.state.original).with_fact(settled.design, price), ("latency",))
+        priced = front(replace(settled.state, graph=made.state.original).with_fact(_weighed(made, settled.design), price), ("latency",))
         fronts["by_latency"] = [{**point, "latency": point["latency"] * price.ms_per_unit} for point in priced]
     return fronts
+
+
+def _weighed(made: Build, design: DesignSpace) -> DesignSpace:
+    """The candidates that were weighed: with --prune only each layer as it is."""
+    return design.narrowed(()) if made.config.prune == "only" else design
 
 
 def _attempt(each: Draft) -> Attempt:
@@ -181,7 +187,7 @@ def _filters(made: Build) -> tuple[Filters, ...]:
     )
 
 
-def _layers(made: Build) -> tuple[Layer, ...]:
+def _layers(made: Build, filters: FilterSpace | None) -> tuple[Layer, ...]:
     selection = made.state.fact(Selection)
     spaces = {space.op.name: space for space in made.design.spaces}
     rows = {}
@@ -212,12 +218,9 @@ def _layers(made: Build) -> tuple[Layer, ...]:
             macs_after=left["macs"],
             reason=reason,
         )
+    if filters is not None:
+        for name, (before, after) in filters.left(selection.removed).items():
+            if name in rows:
+                why = filters.refused.get(name) if before == after else None
+                rows[name] = rows[name].model_copy(update={"filters_before": before, "filters_after": after, "filters_reason": why})
     return tuple(rows[op.name] for op in made.state.original.layers() if op.name in rows)
-
-
-def totals_of(graph: Graph, name: str) -> dict[str, int]:
-    """Parameters of a layer, and the MACs of all its calls."""
-    from lrfc.ir import ops
-
-    op = graph.op(name)
-    return {"params": op.params, "macs": sum(ops.macs(call, graph.input_tensors(call.name), graph.tensors(call.name)) for call in graph.calls(op))}

@@ -79,6 +79,8 @@ def _spelt(error: UnicodeError) -> tuple[str, int]:
 
 #: What stands where a method cannot go so far.
 NOT_REACHED = "—"
+#: Layers that have lost filters that are named at most.
+NAMED = 12
 
 
 class Terminal:
@@ -187,6 +189,9 @@ class Terminal:
         if ladder := scores.ladder():
             steps = " → ".join(f"{name} {scores.shown(value)}" for name, value in ladder.items())
             self.line(f"{scores.metric or 'accuracy'}: {steps}")
+            if (file := manifest.original_file) is not None:
+                made = f"its {manifest.config['precision']} file has {scores.shown(file)}"
+                self.line(f"before: the original in float, which the drop is counted from; {made}")
             if (held := manifest.accuracy.kept) is not None:
                 asked = "" if held.allowed is None else f"; allowed {100 * held.allowed:.3g}pp"
                 attempts = f"; attempt {len(manifest.search.attempts)}" if len(manifest.search.attempts) > 1 else ""
@@ -212,8 +217,9 @@ class Terminal:
             )
         methods = Counter(layer.method or "not factorized" for layer in manifest.layers)
         self.line("layers: " + ", ".join(f"{count} {name}" for name, count in methods.most_common()) + f"; why: {result.out / 'layers.csv'}")
-        if manifest.filters:
-            self.line("filters: " + ", ".join(f"{group.name} {group.units} → {len(group.kept)}" for group in manifest.filters))
+        if cut := [layer for layer in manifest.layers if layer.cut]:
+            named = ", ".join(f"{layer.name} {layer.filters_before} → {layer.filters_after}" for layer in cut[:NAMED])
+            self.line(f"filters: {named}" + (f" and {len(cut) - NAMED} more layers" if len(cut) > NAMED else ""))
         self.line(f"written: {result.out}{os.sep} ({', '.join(file.path for file in manifest.artifacts)}, manifest.json, report.html)")
 
     def survey(self, survey: Survey, out: Path) -> None:
@@ -241,29 +247,46 @@ class Terminal:
         self.line(f"written: {out}{os.sep} (explore.html, pareto.json, candidates.csv); one layer: lrfc explain {out} LAYER")
 
     def explanation(self, explanation: Explanation) -> None:
-        """One layer's candidates by method and rank, and why the one taken was taken."""
-        whole = explanation.rows[0]
-        rows = [
-            (
-                ("→ " if row.chosen else "  ") + row.label,
-                f"{row.params:,}",
-                f"{row.macs:,}",
-                f"{100 * row.macs / whole.macs:.1f} %" if whole.macs else "",
-                f"{row.similarity:.4f}",
-                "█" * round(20 * max(row.similarity, 0)),
-                f"{row.impact:.3g}",
-            )
-            for row in explanation.rows
-            if not row.dominated or row.chosen
-        ]
-        self.table(explanation.layer, ("candidate", "params", "MACs", "kept", "similarity", "", "divergence"), rows)
-        hidden = sum(row.dominated and not row.chosen for row in explanation.rows)
-        self.line(f"{hidden} candidates that another one beats in everything are not shown")
-        if explanation.chosen is None:
+        """One layer's candidates by method and rank, what a build made of it, and why the one taken was taken."""
+        built, chosen = explanation.built, explanation.chosen
+        narrower = built is not None and chosen is not None and (built.params_after, built.macs_after) != (chosen.params, chosen.macs)
+        if explanation.rows:
+            whole = explanation.rows[0]
+            kept: Callable[[int], str] = lambda macs: f"{100 * macs / whole.macs:.1f} %" if whole.macs else ""  # noqa: E731
+            rows = [
+                (
+                    ("→ " if row.chosen and not narrower else "  ") + row.label,
+                    f"{row.params:,}",
+                    f"{row.macs:,}",
+                    kept(row.macs),
+                    f"{row.similarity:.4f}",
+                    "█" * round(20 * max(row.similarity, 0)),
+                    f"{row.impact:.3g}",
+                )
+                for row in explanation.rows
+                if not row.dominated or row.chosen
+            ]
+            if narrower and built is not None:
+                rows.append(("→ as built", f"{built.params_after:,}", f"{built.macs_after:,}", kept(built.macs_after), "", "", ""))
+            self.table(explanation.layer, ("candidate", "params", "MACs", "kept", "similarity", "", "divergence"), rows)
+            if hidden := sum(row.dominated and not row.chosen for row in explanation.rows):
+                self.line(f"{hidden} candidates that another one beats in everything are not shown")
+        elif built is not None:
+            self.line(f"params {built.params_before:,} → {built.params_after:,}, MACs {built.macs_before:,} → {built.macs_after:,}")
+        if built is None and chosen is None:
             self.line("nothing was chosen: this is an exploration")
         else:
-            self.line(f"taken: {explanation.chosen.label}")
-        for sentence in explanation.sentences:
+            self.line(f"taken: {chosen.label if chosen is not None else 'as it is'}")
+        if built is not None and built.filters_before is not None:
+            why = "" if built.filters_reason is None else f": {built.filters_reason}"
+            self.line(
+                f"filters: {built.filters_after} of {built.filters_before} are left"
+                if built.cut
+                else f"filters: all {built.filters_before} stay{why}"
+            )
+        if narrower:
+            self.line("as built: without the filters and channels that were cut; the other rows are for all of them")
+        for sentence in (*([built.reason] if built is not None and built.reason is not None else []), *explanation.sentences):
             self.line(f"  {sentence}")
 
     def profile(self, profile: Profile) -> None:

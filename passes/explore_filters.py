@@ -10,7 +10,6 @@ from lrfc.passes.refit import repairable
 from lrfc.passes.select_ranks import POOL
 from lrfc.pruning import effects
 from lrfc.pruning.criteria import CRITERIA, Context
-from lrfc.pruning.groups import groups
 from lrfc.pruning.space import FilterSpace, Keep, counts, prunable
 from lrfc.search.candidates import selected
 from lrfc.search.samples import Sampler, SampleSize
@@ -47,18 +46,9 @@ class ExploreFilters:
                 "filters are cut only where calibration samples can make up for them: give --data with at least 16 samples, or choose --prune off"
             )
         graph, inputs = state.graph, tuple(x[: max(self.size.images + self.size.held_out, POOL * self.images)] for x in state.data.train.inputs)
-        found = groups(graph, self.keep, self.only)
         readable = [op for op, reason in selected(graph, (), ()) if reason is None]
-        names = {op.name for op in readable}
+        found, wanted, refused = prunable(graph, {op.name for op in readable}, self.keep, self.only)
         choices: dict[str, tuple[Keep, ...]] = {}
-        refused = dict(found.refused)
-        wanted = []
-        for group in found.groups:
-            reason = prunable(graph, group, names)
-            if reason is None:
-                wanted.append(group)
-            else:
-                refused |= {part.layer: reason for part in group.producers}
         if wanted:
             read = {part.layer for group in wanted for part in group.consumers}
             samples = Sampler(graph, [op for op in readable if op.name in read], inputs, self.size, state.seed)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from lrfc.errors import UsageError
-from lrfc.pruning.groups import groups
-from lrfc.pruning.space import FilterSpace, Keep
+from lrfc.pruning.space import FilterSpace, Keep, prunable
+from lrfc.search.candidates import selected
 from lrfc.state import Fact, State
 
 
@@ -31,10 +31,11 @@ class LockFilters:
 
     def __call__(self, state: State) -> State:
         """The state with a FilterSpace of one choice a group."""
-        found = groups(state.graph, self.keep, self.only)
+        readable = {op.name for op, reason in selected(state.graph, (), ()) if reason is None}
+        found, _, refused = prunable(state.graph, readable, self.keep, self.only)
         known = {group.name: group for group in found.groups}
         for name, units in self.kept.items():
             if not units or name not in known or max(units) >= known[name].width:
                 raise UsageError(f"the plan keeps the filters {list(units)} of a group '{name}' that the model does not have so")
         choices = {name: (Keep(known[name], np.array(units, np.intp)),) for name, units in self.kept.items()}
-        return state.with_fact(FilterSpace(found, choices, found.refused))
+        return state.with_fact(FilterSpace(found, choices, refused))

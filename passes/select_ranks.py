@@ -34,6 +34,11 @@ from lrfc.state import Fact, State
 WORK, PROBED = 1e12, len(PROBES)
 #: Out of how many times as many inputs those are drawn that the sensitivities are measured on.
 POOL = 8
+#: Why a layer is not factorized that could be.
+NOT_WORTH = "within the budgets, no factorization of it is worth its effect on the output"
+LEFT_ASIDE = "methods were left aside: filters alone are cut, as with --prune only"
+#: Layers whose filters stay that an error names at most, and what share of the whole they have at least.
+NAMED, LARGE = 3, 0.02
 
 
 @dataclass(frozen=True)
@@ -233,8 +238,8 @@ class SelectRanks:
                 least = reachable(state, quantity)
                 if least > limit:
                     raise BudgetError(
-                        f"--max-{quantity} {budget} cannot be reached: that is {_amount(limit)} of {_amount(whole[quantity])}, and the least that these"
-                        f" methods reach is {_amount(least)} ({100 * least / whole[quantity]:.1f}%)"
+                        f"--max-{quantity} {budget} cannot be reached: that is {_amount(limit)} of {_amount(whole[quantity])}, and the least that"
+                        f" {self._means(filters)} is {_amount(least)} ({100 * least / whole[quantity]:.1f}%){_staying(state, filters, quantity)}"
                     )
                 limits[quantity] = limit - outside[quantity]
         if self.max_impact is not None:
@@ -249,9 +254,15 @@ class SelectRanks:
         reasons = dict(design.skipped)
         for candidate in chosen:
             if candidate.method is None:
-                reasons[candidate.layer] = "within the budgets, no factorization of it is worth its effect on the output"
+                reasons[candidate.layer] = LEFT_ASIDE if self.methods == () else NOT_WORTH
         factors = {s.op.name: s.factors[c.method] for s, c in zip(design.spaces, chosen, strict=True) if c.method is not None}
         return given.with_fact(Selection(chosen, reasons, factors, keeps, {} if filters is None else filters.removed(keeps), beside))
+
+    def _means(self, filters: FilterSpace | None) -> str:
+        """What a budget is to be reached with."""
+        if filters is None:
+            return "these methods reach"
+        return "cutting filters reaches" if self.methods == () else "these methods and cutting filters reach"
 
 
 def totals(graph: Graph) -> dict[str, int]:
@@ -259,6 +270,12 @@ def totals(graph: Graph) -> dict[str, int]:
     folded = fold_batchnorm(graph)
     macs = sum(ops.macs(op, folded.input_tensors(op.name), folded.tensors(op.name)) for op in folded)
     return {"macs": macs, "params": folded.params}
+
+
+def totals_of(graph: Graph, name: str) -> dict[str, int]:
+    """Parameters of a layer, and the MACs of all its calls."""
+    op = graph.op(name)
+    return {"params": op.params, "macs": sum(ops.macs(call, graph.input_tensors(call.name), graph.tensors(call.name)) for call in graph.calls(op))}
 
 
 def costs(state: State) -> dict[str, float]:
@@ -286,6 +303,19 @@ def fixed(state: State) -> dict[str, float]:
     spaces = state.fact(DesignSpace).spaces
     beside = joint.others(state.graph, spaces, _prices(state)) if state.known(FilterSpace) is not None else {}
     return {quantity: total - sum(getattr(s.whole, quantity) for s in spaces) - beside.get(quantity, 0) for quantity, total in costs(state).items()}
+
+
+def _staying(state: State, filters: FilterSpace | None, quantity: str) -> str:
+    """The largest layers whose filters stay, with their reasons, as the end of a sentence; empty where none has a share that counts."""
+    if filters is None:
+        return ""
+    by = "params" if quantity == "params" else "macs"
+    whole = totals(state.original)[by]
+    sizes = {layer: totals_of(state.graph, layer)[by] for layer in filters.refused}
+    large = sorted((layer for layer, size in sizes.items() if size >= LARGE * whole), key=lambda layer: -sizes[layer])
+    named = "; ".join(f"{layer}: {filters.refused[layer]}" for layer in large[:NAMED])
+    more = f"; and {len(large) - NAMED} more" if len(large) > NAMED else ""
+    return f"; filters stay in {named}{more}" if large else ""
 
 
 def _prices(state: State) -> Prices | None:

@@ -230,14 +230,24 @@ def test_round_trip(tmp_path: Path) -> None:
     assert Manifest.read(tmp_path) == example()
 
 
+def test_the_manifest_of_an_earlier_build_is_read(tmp_path: Path) -> None:
+    value = json.loads(example().write(tmp_path).read_text(encoding="utf-8"))
+    for layer in value["layers"]:
+        del layer["filters_before"], layer["filters_after"], layer["filters_reason"]
+    del value["accuracy"]["pruned"]
+    (tmp_path / "manifest.json").write_text(json.dumps(value), encoding="utf-8")
+    assert Manifest.read(tmp_path) == example()
+
+
 def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: Path) -> None:
     value = json.loads(example().write(tmp_path).read_text(encoding="utf-8"))
     assert value["schema_version"] == 1
     assert list(value) == (
         "schema_version input config seed versions target device layers filters before after accuracy search finetune speedup problem parity artifacts".split()
     )
-    keys = "name kind method rank params_before params_after macs_before macs_after similarity reason".split()
+    keys = "name kind method rank params_before params_after macs_before macs_after similarity reason filters_before filters_after filters_reason".split()
     assert [list(layer) for layer in value["layers"]] == [keys, keys]
+    assert value["layers"][0]["filters_before"] is None
     assert value["layers"][0]["rank"] == [4, 8]
     assert value["layers"][1]["method"] is None
     assert value["before"] == {
@@ -258,11 +268,13 @@ def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: 
         "higher_is_better": True,
         "before": 0.75,
         "factorized": None,
+        "pruned": None,
         "recalibrated": None,
         "refitted": None,
         "finetuned": None,
         "artifact": None,
         "kept": None,
+        "kernels": None,
     }
     assert value["after"]["latency_ms"] is None
 

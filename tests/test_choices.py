@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,8 @@ from lrfc import choices
 from lrfc.choices import Row, explain, read, write
 from lrfc.config import Budget
 from lrfc.errors import UsageError
-from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks
+from lrfc.manifest import Layer
+from lrfc.passes.select_ranks import LEFT_ASIDE, DesignSpace, Selection, SelectRanks
 from lrfc.state import State
 from tests import helpers
 from tests.compression import explored, state_of
@@ -69,6 +71,23 @@ def test_the_reasons_by_hand() -> None:
     assert larger == "larger, svd 3: +100 MACs, +100 parameters, predicted divergence -0.05; the same MACs do more at b (svd 2: -0.3)"
     assert whole.startswith("instead, as it is: +200 MACs")
     assert explain([row("a", 1, 5, 0.1)], "a").chosen is None
+
+
+def layer(name: str, **fields: Any) -> Layer:
+    return Layer(name=name, kind="Conv2D", params_before=400, params_after=100, macs_before=400, macs_after=100, **fields)
+
+
+def test_what_a_build_made_of_a_layer_is_told_with_its_candidates() -> None:
+    rows = [row("a", 0, 400, 0.0, method=None, chosen=True), row("a", 1, 100, 0.5)]
+    built = [layer("a", filters_before=16, filters_after=4, reason="no rank"), layer("b", reason="it is small")]
+    found = explain(rows, "a", built)
+    assert found.built == built[0]
+    assert len(found.sentences) == 1
+    assert found.to_json()["built"]["filters_after"] == 4
+    assert explain(rows, "b", built) == choices.Explanation("b", (), None, (), built[1]), "a layer without candidates has its reason"
+    assert explain(rows, "a", [layer("a", reason=LEFT_ASIDE)]).sentences == (), "nothing was weighed against it"
+    with pytest.raises(UsageError, match=r"the layers are a, b$"):
+        explain(rows, "c", built)
 
 
 def test_a_folder_without_candidates_and_a_damaged_file_are_refused(tmp_path) -> None:

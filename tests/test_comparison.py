@@ -118,6 +118,25 @@ def test_layers_that_differ(tmp_path: Path) -> None:
     assert compare(folder(tmp_path / "c"), folder(tmp_path / "d")).changed == []
 
 
+def test_layers_that_have_lost_filters(tmp_path: Path) -> None:
+    costs: dict[str, Any] = {"kind": "Conv2D", "params_before": 9, "params_after": 9, "macs_before": 9, "macs_after": 9}
+
+    def layers(conv: int, svd: int) -> tuple[Layer, ...]:
+        return (
+            Layer(name="conv", **costs, filters_before=64, filters_after=conv),
+            Layer(name="other", **costs, method="svd", rank=(4,), filters_before=32, filters_after=svd),
+            Layer(name="plain", **costs, filters_before=8, filters_after=8, filters_reason="its filters are the model's output 'y'"),
+        )
+
+    whole = (*(layer.model_copy(update={"filters_before": None, "filters_after": None}) for layer in layers(64, 32)),)
+    found = compare(folder(tmp_path / "a", layers=whole), folder(tmp_path / "b", layers=layers(16, 24)))
+    assert [(name, old and old.label, new and new.label) for name, old, new in found.changed] == [
+        ("conv", "as it is", "16 of 64 filters"),
+        ("other", "svd 4", "svd 4, 24 of 32 filters"),
+    ]
+    assert found.to_json()["layers"][0]["after"]["filters"] == (16, 64)
+
+
 def test_the_command_tells_pipelines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     old, new = folder(tmp_path / "old"), folder(tmp_path / "new", latency=3.0, rank=(6,))
     limits = ["--max-regress", "latency=5%", "--max-regress", "accuracy=0.5pp"]

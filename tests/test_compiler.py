@@ -21,6 +21,7 @@ from lrfc.manifest import Manifest
 from lrfc.passes import price_layers
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.passes.select_ranks import LEFT_ASIDE
 from lrfc.pipeline import plan, run
 from lrfc.ship import Result
 from lrfc.state import Artifact, Progress, State
@@ -109,6 +110,21 @@ def test_a_model_in_memory_and_a_fine_tune(dense: Any, samples: dict[str, Any]) 
     assert result.manifest.accuracy.finetuned is not None
     assert result.manifest.config["epochs"] == 1
     assert left() == {"here"}
+
+
+def test_a_build_that_only_cuts_filters_says_so(dense: Any, samples: dict[str, Any]) -> None:
+    manifest = lrfc.build(dense, data=samples, max_macs="60%", prune="only", out="small", **QUICK).manifest
+    assert list(manifest.accuracy.ladder()) == ["before", "pruned", "recalibrated", "refitted", "artifact"]
+    *wide, head = manifest.layers
+    assert any(layer.cut for layer in wide)
+    assert all(layer.filters_before == 64 and layer.filters_reason is None for layer in wide)
+    assert (head.filters_before, head.filters_after) == (4, 4)
+    assert head.filters_reason is not None
+    assert head.filters_reason.startswith("its filters ")
+    assert wide[0].reason == LEFT_ASIDE
+    again = lrfc.build(dense, data=samples, locked="small", **QUICK).manifest
+    assert again.layers == manifest.layers
+    assert again.accuracy.ladder() == manifest.accuracy.ladder()
 
 
 def test_two_targets_give_two_folders(dense: Any, samples: dict[str, Any]) -> None:
@@ -279,7 +295,7 @@ def test_a_slower_file_does_not_ship(dense: Any, samples: dict[str, Any], tmp_pa
 
 def test_on_an_npu_the_compiled_file_has_to_be_smaller(dense: Any, samples: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     stopwatch(monkeypatch, 2.0, flash=(9_000, 9_000))
-    with pytest.raises(NoGainError, match=r"no gain: the factorized file has 9,000 bytes in flash, the original's 9,000; the original was kept"):
+    with pytest.raises(NoGainError, match=r"no gain: the compressed file has 9,000 bytes in flash, the original's 9,000; the original was kept"):
         lrfc.build(dense, data=samples, max_macs="50%", **QUICK)
     stopwatch(monkeypatch, 2.0, flash=(9_000, 8_999))
     assert lrfc.build(dense, data=samples, max_macs="50%", **QUICK).manifest.after.flash_bytes == 8_999

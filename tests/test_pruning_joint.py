@@ -114,6 +114,17 @@ def test_both_together_are_never_predicted_worse_than_either(state: State) -> No
         assert together <= min(ranks, filters) * (1 + 2e-3)
 
 
+def test_an_error_says_what_was_tried_and_which_large_layers_keep_their_filters(state: State) -> None:
+    for methods, means in ((None, "these methods and cutting filters reach is"), ((), "cutting filters reaches is")):
+        with pytest.raises(BudgetError, match=means):
+            SelectRanks(share(0.001), methods=methods)(state)
+    with pytest.raises(BudgetError, match=r"these methods reach is [\d,]+ \([\d.]+%\)$"):
+        SelectRanks(share(0.001), prune=False)(state)
+    kept = ExploreFilters(size=SIZE, images=32, keep=("conv0",))(state)
+    with pytest.raises(BudgetError, match=r"%\); filters stay in conv0: its filters are kept by --keep conv0$"):
+        SelectRanks(share(0.001))(kept)
+
+
 def test_filters_reach_below_what_ranks_reach(state: State) -> None:
     assert reachable(state, "macs") < reachable(without_filters(state), "macs")
     least = reachable(state, "macs") / totals(state.original)["macs"]
@@ -191,6 +202,41 @@ def test_layers_that_are_kept_lose_nothing(state: State) -> None:
     assert set(kept.fact(FilterSpace).choices) == {"conv1"}
     assert "--keep conv0" in kept.fact(FilterSpace).refused["conv0"]
     assert np.all([keep.group.name == "conv1" for keep in SelectRanks(share(0.5))(kept).fact(Selection).keeps.values()])
+
+
+def test_channels_are_counted_of_what_each_layer_gives() -> None:
+    """Also of a depthwise layer, which has filters that go with what it reads, and of a grouped one, of whose units each is several filters."""
+    import keras
+    from keras import layers
+
+    image = keras.Input((6, 6, 3))
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise")(layers.Conv2D(8, 1, name="stem")(image))
+    x = layers.Conv2D(16, 3, groups=8, padding="same", name="grouped")(layers.Conv2D(32, 1, name="point")(x))
+    outputs = layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(layers.Conv2D(6, 1, name="last")(x)))
+    state = ExploreFilters(size=SIZE, images=32)(state_of(helpers.graph_of(helpers.random_weights(keras.Model(image, outputs)))))
+    filters = state.fact(FilterSpace)
+    counted = filters.left(filters.removed({name: filters.choices[name][-1] for name in ("stem", "point")}))
+    stem, point = (len(filters.choices[name][-1].units) for name in ("stem", "point"))
+    assert {name: counted[name] for name in ("stem", "depthwise", "point", "grouped", "last", "head")} == {
+        "stem": (8, stem), "depthwise": (16, 2 * stem), "point": (32, 4 * point), "grouped": (16, 2 * point), "last": (6, 6), "head": (3, 3)
+    }  # fmt: skip
+
+
+def test_a_layer_of_which_some_filters_may_go_has_no_reason() -> None:
+    """What the one half of the filters of ``both`` is read by cannot be sampled: a shared layer whose calls read different shapes."""
+    import keras
+    from keras import layers, ops
+
+    image = keras.Input((6, 6, 3))
+    one, other = ops.split(layers.Conv2D(8, 3, name="both")(image), 2, axis=-1)
+    shared = layers.Conv2D(4, 1, name="shared")
+    maps = (shared(one), shared(layers.AveragePooling2D(2)(one)), layers.Conv2D(4, 1, name="point")(other))
+    outputs = layers.Dense(3, name="head")(layers.Concatenate()([layers.GlobalAveragePooling2D()(each) for each in maps]))
+    state = ExploreFilters(size=SIZE, images=32)(state_of(helpers.graph_of(helpers.random_weights(keras.Model(image, outputs)))))
+    filters = state.fact(FilterSpace)
+    assert any(part.layer == "both" for keeps in filters.choices.values() for part in keeps[0].group.producers)
+    assert list(filters.refused) == ["head"]
+    assert LockFilters({})(state).fact(FilterSpace).refused == filters.refused
 
 
 def test_filters_go_only_where_something_can_make_up_for_them() -> None:

@@ -15,7 +15,24 @@ import pytest
 from lrfc.anatomy import Anatomy, OpCost
 from lrfc.choices import Row
 from lrfc.config import BuildConfig
-from lrfc.manifest import Accuracy, Attempt, Figures, File, FineTuning, Input, Kept, Kernels, Latency, Layer, Manifest, Parity, Round, Search, Speedup
+from lrfc.manifest import (
+    Accuracy,
+    Attempt,
+    Figures,
+    File,
+    Filters,
+    FineTuning,
+    Input,
+    Kept,
+    Kernels,
+    Latency,
+    Layer,
+    Manifest,
+    Parity,
+    Round,
+    Search,
+    Speedup,
+)
 from lrfc.report import page as pages
 from lrfc.report.chart import chart
 from lrfc.report.command import command
@@ -178,7 +195,7 @@ def test_a_latency_names_runs_and_threads_of_both_files() -> None:
 
 def test_the_ladder_has_the_steps_that_were_measured() -> None:
     assert Page(render(made(), FASTER, POINTS, None)).tables["accuracy"][1:] == [
-        ["Original", "98.00 %"],
+        ["Original, in float", "98.00 %"],
         ["Factorized", "61.00 %"],
         ["BatchNorm re-estimated", "83.00 %"],
         ["Emitted file", "97.00 %"],
@@ -224,7 +241,7 @@ def test_without_gain_nothing_is_claimed_of_the_original() -> None:
     text = Page(render(made(layers=layers, after=made().before), ratio_of(0.5, 0.4, 0.6), POINTS, "no gain: slower")).text
     assert "the original model was kept" in text
     assert "The compressed model" not in text
-    assert "of the factorized file, which was not kept" in text
+    assert "of the compressed file, which was not kept" in text
 
 
 def test_the_plot_is_well_formed_and_has_a_table() -> None:
@@ -261,6 +278,16 @@ def test_environment_and_configuration() -> None:
         assert said in text
 
 
+#: The layers of ``made`` when filters could be cut, and were.
+PRUNED: dict[str, Any] = {
+    "layers": (
+        made().layers[0].model_copy(update={"filters_before": 64, "filters_after": 16}),
+        made().layers[1].model_copy(update={"filters_before": 2, "filters_after": 2, "filters_reason": "its filters are the model's output 'head'"}),
+    ),
+    "filters": (Filters(name="conv1", layers=("conv1", "conv2"), units=2, kept=(1,), impact=0.0125),),
+}
+
+
 def full() -> str:
     """A page with everything on it."""
     kept = Kept(allowed=0.01, drop=0.005, low=-0.001, high=0.011, confidence=0.95, samples=400, met=True)
@@ -275,16 +302,99 @@ def full() -> str:
         ),
     )
     by_latency = [{**point, "latency": point["macs"] / 500} for point in POINTS]
+    manifest = manifest.model_copy(update=PRUNED)
     return render(manifest, FASTER, POINTS, None, by_latency=by_latency, candidates=CANDIDATES, ops=OPS)
 
 
 def test_the_verdict_shows_kept_and_saved_and_how_sure_both_are() -> None:
     text = re.sub(r"\s+", " ", Page(full()).text)
     for said in (
-        "41.2 % kept", "58.8 % saved", "×1.80", "95 % interval 1.70 to 1.90", "97.00 %", "98.00 % before; lost 0.50 pp, 95 % interval −0.10 to 1.10, 400 samples",
+        "41.2 % kept", "58.8 % saved", "×1.80", "95 % interval 1.70 to 1.90", "97.00 %", "98.00 % before; lost 0.50 pp, reference kernels included, 95 % interval −0.10 to 1.10, 400 samples",
         "on 1,200 samples the file that ships has 97.20 % by the former, 96.50 % by the latter. local rounds as the reference kernels do",
     ):  # fmt: skip
         assert said in text
+
+
+def test_filters_are_counted_and_groups_are_in_units() -> None:
+    page = Page(full())
+    head, conv, dense = page.tables["layers"]
+    assert [row[3].strip() for row in (head, conv, dense)] == ["Filters", "64 → 16", "2"]
+    assert "1 of 2 layers factorized, 1 with fewer filters." in page.text
+    assert "Filters: its filters are the model's output 'head'" in page.text
+    assert page.tables["filters"] == [["Group", "Units", "Predicted divergence", "Layers"], ["conv1", "2 → 1 ", "0.0125", "conv1, conv2"]]
+    plain = Page(render(made(), FASTER, POINTS, None))
+    assert "Filters" not in plain.tables["layers"][0]
+    assert "filters" not in plain.tables
+
+
+def test_a_layer_that_was_cut_shows_the_kernel_that_ships() -> None:
+    layers = tuple(layer.model_copy(update={"method": None, "rank": None}) for layer in made().layers)
+    cut = made(layers=layers, filters=PRUNED["filters"])
+    html = render(cut, FASTER, POINTS, "not met: --max-macs 10%", ops=OPS)
+    assert Page(html).tables["layers"][1][9] == "3×3×4×8 → 1×1×4×2 · 3×3×2×8"
+    assert "the original model was kept" not in html
+    assert html.count("data-kept") == 1 + 1, "only the head, and the script's own"
+    kept = Page(render(made(layers=layers), FASTER, POINTS, "no gain", ops=OPS))
+    assert kept.tables["layers"][1][9] == "3×3×4×8", "the ops are those of a file that did not ship"
+
+
+def test_without_methods_no_other_plans_are_drawn() -> None:
+    only = made(config=BuildConfig(prune="only").model_dump(mode="json"), filters=PRUNED["filters"])
+    html = render(only, FASTER, POINTS, None, by_latency=[{**POINTS[0], "latency": 1.0}], candidates=CANDIDATES)
+    page = Page(html)
+    assert "Methods were left aside (--prune only)" in page.text
+    assert "front" not in page.tables
+    assert "curves" not in page.tables
+    assert "Similarity against rank" not in page.text
+    assert "accuracy against measured latency" in html, "the files that were emitted are drawn"
+
+
+def rounded(*, counted: bool = True) -> Manifest:
+    """A build of integers, whose original has one score in float and another as a file."""
+    kept = Kept(allowed=0.02, drop=0.018 if counted else 0.005, low=0.001, high=0.03, confidence=0.95, samples=1_000, met=True)
+    kernels = Kernels(reference=0.371, optimised=0.384, samples=1_000, counted=counted)
+    sides = [side.model_copy(update={"accuracy": score}) for side, score in ((made().before, 0.405), (made().after, 0.384))]
+    scores = Accuracy(metric="accuracy", before=0.389, artifact=0.384, kept=kept, kernels=kernels)
+    return made(before=sides[0], after=sides[1], accuracy=scores, config={"precision": "int8"})
+
+
+def test_the_score_of_the_original_says_whether_it_is_that_of_its_file() -> None:
+    page = Page(render(rounded(), FASTER, POINTS, None))
+    for said in (
+        "its accuracy is 38.40 % (−2.10 pp against the original's file).",
+        "40.50 % before, the original's file; lost 1.80 pp against 38.90 % of the original in float, reference kernels included, 95 % interval",
+        "The original's emitted file and the one that ships, both int8.",
+        "The drop: 38.90 % of the original in float less 38.40 % of the emitted file is 0.50 pp; with the 1.30 pp that the reference kernels lose, 1.80 pp.",
+        "“Before and after” compares files: that of the original has 40.50 %.",
+    ):
+        assert said in page.text
+    assert page.tables["accuracy"][1] == ["Original, in float", "38.90 %"]
+
+
+def test_one_baseline_needs_no_words() -> None:
+    assert "is 0.50 pp. “Before and after” compares files" in pages.baselines(rounded(counted=False))
+    assert "kernels" not in pages.baselines(rounded(counted=False))
+    same = made(accuracy=Accuracy(before=0.98, artifact=0.97))
+    assert pages.baselines(same) == ""
+    assert "the original's file" not in Page(render(same, FASTER, POINTS, None)).text
+
+
+def test_where_cycles_are_known_the_times_of_layers_add_up_to_the_latency() -> None:
+    spent = {"conv1": 700, "pool": 100, "head": 200, "conv1__in": 100}
+    sides = [[each.model_copy(update={"cycles": spent[each.name]}) for each in side] for side in (OPS.before, OPS.after)]
+    sides[0][0] = sides[0][0].model_copy(update={"cycles": 1_700})
+    latency = Latency(p50=1.0, p90=1.0, n=1, threads=1, estimated=True)
+    manifest = made(
+        before=made().before.model_copy(update={"cycles": 2_000, "latency_ms": latency}),
+        after=made().after.model_copy(update={"cycles": 1_100, "latency_ms": latency.model_copy(update={"p50": 0.55})}),
+    )
+    ops = Anatomy(overhead_ms=0.1, before=tuple(sides[0]), after=tuple(sides[1]))
+    page = Page(render(manifest, FASTER, POINTS, None, ops=ops))
+    assert page.tables["times"][1:] == [["conv1", "0.850", "0.400", ""], ["pool", "0.050", "0.050", ""], ["head", "0.100", "0.100", ""]]
+    assert [row[6].strip() for row in page.tables["layers"][1:]] == ["0.850 → 0.400", "0.100"]
+    assert "Time: the cycles that the compiler of local counts, at its clock." in page.text
+    assert "The cycles that the compiler of local counts, at its clock; they add up to the estimated latency." in page.text
+    assert "Predicted for local" not in page.text
 
 
 def test_what_grew_is_not_called_kept() -> None:
@@ -369,7 +479,7 @@ def test_nothing_comes_from_outside_and_only_the_known_script_runs() -> None:
 def test_every_table_is_accessible() -> None:
     html = full()
     tables = re.findall(r"<table.*?</table>", html, re.DOTALL)
-    assert len(tables) == 6
+    assert len(tables) == 7
     assert all("<caption>" in table for table in tables)
     assert re.findall(r"<th(?!ead)(?! scope)[^>]*>", html) == []
     ids = [value for _, name, value in Page(html).attributes if name == "id"]

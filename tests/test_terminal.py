@@ -9,9 +9,11 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lrfc.choices import Explanation, Row
 from lrfc.manifest import Accuracy, Figures, Input, Kernels, Latency, Layer, Manifest
 from lrfc.ship import Result
 from lrfc.targets.measure import Ratio
@@ -166,11 +168,67 @@ def test_the_score_by_the_reference_kernels(counted: bool, said: str) -> None:
     assert f"on 1,200 samples 90.00 % by LiteRT's optimised kernels, 89.00 % by its reference kernels, {said}" in text
 
 
+def test_the_original_in_float_and_its_file_are_told_apart() -> None:
+    for file, said in ((0.92, True), (0.9, False)):
+        plain = result()
+        before = plain.manifest.before.model_copy(update={"accuracy": file})
+        term, out, _ = terminal()
+        term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"before": before, "config": {"precision": "int8"}})))
+        term.show_results(as_json=False)
+        told = "before: the original in float, which the drop is counted from; its int8 file has 92.00 %"
+        assert (told in " ".join(out.getvalue().split())) == said
+
+
 def test_accuracy_that_was_not_measured_is_not_shown() -> None:
     term, out, _ = terminal()
     term.keep(result(accuracy=None))
     term.show_results(as_json=False)
     assert "accuracy: not measured" in out.getvalue()
+
+
+def test_filters_are_counted_by_layer() -> None:
+    plain = result()
+    cut = plain.manifest.layers[0].model_copy(update={"filters_before": 32, "filters_after": 16})
+    layers = [cut.model_copy(update={"name": f"conv{i}"}) for i in range(14)]
+    term, out, _ = terminal()
+    term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"layers": (*layers, plain.manifest.layers[1])})))
+    term.show_results(as_json=False)
+    text = " ".join(out.getvalue().split())
+    assert "filters: conv0 32 → 16, conv1 32 → 16, " in text
+    assert text.count("32 → 16") == 12
+    assert "and 2 more layers" in text
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        (
+            {"filters_before": 8, "filters_after": 2, "params_after": 1, "macs_after": 3},
+            ["→ as built 1 3 42.9 %", "filters: 2 of 8 are left", "as built:"],
+        ),
+        (
+            {"filters_before": 8, "filters_after": 8, "filters_reason": "it has a reason"},
+            ["→ as it is 5 7 100.0 %", "filters: all 8 stay: it has a reason"],
+        ),
+        ({}, ["→ as it is 5 7 100.0 %", "taken: as it is too small"]),
+    ],
+)
+def test_an_explanation_shows_what_was_built(filters: dict[str, Any], said: list[str]) -> None:
+    built = result().manifest.layers[1].model_copy(update=filters)
+    rows = (Row("b", None, "", 5, 7, 1.0, 0.0, None, dominated=False, chosen=True),)
+    term, out, _ = terminal()
+    term.explanation(Explanation("b", rows, rows[0], (), built))
+    text = " ".join(out.getvalue().split())
+    for each in said:
+        assert each in text
+    assert text.count("→") == 1
+    assert ("filters" in text) == bool(filters)
+
+
+def test_an_explanation_without_candidates_has_costs_and_the_reason() -> None:
+    term, out, _ = terminal()
+    term.explanation(Explanation("b", (), None, (), result().manifest.layers[1]))
+    assert " ".join(out.getvalue().split()) == "params 5 → 5, MACs 7 → 7 taken: as it is too small"
 
 
 @pytest.mark.parametrize("names", [(), ("one",), ("one", "two")], ids=len)

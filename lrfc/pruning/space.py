@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lrfc.ir.graph import Graph
-from lrfc.pruning.groups import Dependencies, Group
+from lrfc.pruning.groups import Dependencies, Group, groups
 from lrfc.pruning.labels import Ids
 from lrfc.state import Fact
 
@@ -44,6 +44,15 @@ class FilterSpace(Fact):
                 gone.setdefault(part.layer, []).append(part.where(left))
         return {layer: np.sort(np.concatenate(parts)) for layer, parts in gone.items() if sum(map(len, parts))}
 
+    def left(self, removed: Mapping[str, Ids]) -> dict[str, tuple[int, int]]:
+        """How many channels each op gives, and how many without the filters that go; what cannot be cut along any axis is not named."""
+        gone = labels(self.dependencies, removed)
+        return {
+            ref.op: (len(each.ids), int(np.count_nonzero(~np.isin(each.ids, gone))))
+            for ref, each in self.dependencies.labels.items()
+            if each.axis is not None and ref.output == 0
+        }
+
 
 def counts(width: int, multiple: int, levels: int) -> list[int]:
     """How many units may stay: about ``levels`` multiples of what the device computes at once, and all of them first."""
@@ -58,7 +67,25 @@ def labels(dependencies: Dependencies, removed: Mapping[str, Ids]) -> Ids:
     return np.unique(np.concatenate(found)) if found else np.empty(0, np.intp)
 
 
-def prunable(graph: Graph, group: Group, known: set[str]) -> str | None:
+def prunable(graph: Graph, known: set[str], keep: Sequence[str] = (), only: Sequence[str] = ()) -> tuple[Dependencies, list[Group], dict[str, str]]:
+    """The groups of a graph, those of them whose effect can be measured, and why the filters of each layer in none of these stay.
+
+    ``known``: the layers whose inputs can be sampled. ``keep``, ``only``: see ``groups``.
+    """
+    found = groups(graph, keep, only)
+    wanted: list[Group] = []
+    refused = dict(found.refused)
+    for group in found.groups:
+        reason = _unmeasured(group, known)
+        if reason is None:
+            wanted.append(group)
+        else:
+            refused |= {part.layer: reason for part in group.producers}
+    free = {part.layer for group in wanted for part in group.producers}
+    return found, wanted, {layer: reason for layer, reason in refused.items() if layer not in free}
+
+
+def _unmeasured(group: Group, known: set[str]) -> str | None:
     """Why a group's effect cannot be measured, None where it can: every layer that reads it must be one whose inputs are sampled."""
     unknown = [part.layer for part in group.consumers if part.layer not in known]
     if unknown:

@@ -27,10 +27,11 @@ NAME = "report.html"
 SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 
 _RUNGS = {
-    "before": "Original",
+    "before": "Original, in float",
     "factorized": "Factorized",
+    "pruned": "Filters cut",
     "recalibrated": "BatchNorm re-estimated",
-    "refitted": "Factors refitted",
+    "refitted": "Layers refitted",
     "finetuned": "Fine-tuned",
     "artifact": "Emitted file",
 }
@@ -111,8 +112,16 @@ def render(content: Content) -> str:
     }  # fmt: skip
     environment.globals |= {"change": change, "count": count, "short_size": short_size, "ms": ms}
     manifest, ops = content.manifest, content.ops
-    kept_original = manifest.problem is not None and all(layer.method is None for layer in manifest.layers)
-    curves, key = figures.similarities(content.candidates)
+    kept_original = manifest.problem is not None and not manifest.filters and all(layer.method is None for layer in manifest.layers)
+    # Nothing was weighed against the layers as they are: there are no other plans to show.
+    only_cut = manifest.config.get("prune") == "only"
+    clocked = None if ops is None else by_cycles(manifest, ops)
+    times = clocked or ops
+    times_told = f"predicted for {option(manifest.device)} from its cost profile, not measured"
+    if clocked is not None:
+        times_told = f"the cycles that the compiler of {option(manifest.device)} counts, at its clock"
+    curves, key = figures.similarities(() if only_cut else content.candidates)
+    points, by_latency = ((), ()) if only_cut else (content.points, content.by_latency)
     return environment.get_template("page.html.j2").render(
         m=manifest,
         title=Path(manifest.input.path).name,
@@ -121,17 +130,24 @@ def render(content: Content) -> str:
         cards=[] if kept_original else cards(manifest),
         speed=None if manifest.speedup is None else speed(manifest.speedup),
         rows=rows(manifest),
+        precision=manifest.config.get("precision"),
+        baselines=baselines(manifest),
         ladder=[(_RUNGS[rung], manifest.accuracy.shown(value)) for rung, value in manifest.accuracy.ladder().items()],
         changed=sum(layer.method is not None for layer in manifest.layers),
-        layers=layers(manifest, ops),
-        points=sorted(content.points, key=lambda point: point["macs"]),
-        by_latency=content.by_latency,
-        front=figures.front(content.points, content.by_latency, manifest) if content.points or content.by_latency else None,
+        cut=sum(layer.cut for layer in manifest.layers),
+        counted=any(layer.filters_before is not None for layer in manifest.layers),
+        layers=layers(manifest, times, kept_original=kept_original),
+        only_cut=only_cut,
+        points=sorted(points, key=lambda point: point["macs"]),
+        by_latency=by_latency,
+        front=figures.front(points, by_latency, manifest) if points or by_latency else None,
         files=figures.files(manifest),
         curves=curves,
         first_curve=next((curve for curve in curves if curve.changed), curves[0] if curves else None),
         curves_key=key,
-        bars=figures.waterfall(ops) if ops is not None else [],
+        bars=figures.waterfall(times) if times is not None else [],
+        times_told=times_told,
+        by_cycles=clocked is not None,
         npu=npu(ops) if ops is not None else [],
         memory=figures.memory(ops) if ops is not None else None,
         memory_key=legend(["before", "after"]),
@@ -145,12 +161,12 @@ def render(content: Content) -> str:
     )
 
 
-def layers(manifest: Manifest, ops: Anatomy | None) -> list[LayerRow]:
+def layers(manifest: Manifest, ops: Anatomy | None, *, kept_original: bool = False) -> list[LayerRow]:
     """The table of layers."""
     found = []
     for layer in manifest.layers:
         sides = [[op for op in side if op.layer == layer.name] for side in ((ops.before, ops.after) if ops is not None else ((), ()))]
-        if layer.method is None:  # also where the original was kept, and the ops are those of a file that was not
+        if kept_original:  # the ops are those of a file that was not kept
             sides[1] = sides[0]
         kernels, stored, times = zip(*map(_side, sides), strict=True)
         found.append(LayerRow(layer, kernels, stored, times))
@@ -161,6 +177,19 @@ def _side(ops: Sequence[OpCost]) -> tuple[tuple[str, ...], int | None, float | N
     kernels = tuple("×".join(map(str, op.kernel)) for op in ops if op.kernel)
     times = [op.predicted_ms for op in ops if op.predicted_ms is not None]
     return kernels, sum(op.weight_bytes for op in ops) if ops else None, sum(times) if times else None
+
+
+def by_cycles(manifest: Manifest, ops: Anatomy) -> Anatomy | None:
+    """The ops with the time of their cycles in the place of the predicted one: together they take what the file takes. None where cycles are not known."""
+    before = manifest.before
+    if not before.cycles or before.latency_ms is None or not all(any(op.cycles is not None for op in side) for side in (ops.before, ops.after)):
+        return None
+    ms_per_cycle = before.latency_ms.p50 / before.cycles  # one clock for both files
+
+    def side(listed: Sequence[OpCost]) -> tuple[OpCost, ...]:
+        return tuple(op.model_copy(update={"predicted_ms": None if op.cycles is None else op.cycles * ms_per_cycle}) for op in listed)
+
+    return Anatomy(overhead_ms=0.0, before=side(ops.before), after=side(ops.after))
 
 
 def npu(ops: Anatomy) -> list[NPURow]:
@@ -196,7 +225,7 @@ def speed(ratio: Speedup) -> str:
 def verdict(manifest: Manifest, ratio: Speedup | None, *, kept_original: bool) -> str:
     """The outcome in one sentence."""
     if kept_original:
-        return "Factorization brought no gain, so the original model was kept."
+        return "Compression brought no gain, so the original model was kept."
     before, after = manifest.before, manifest.after
     said = [
         f"{percent(after.macs / before.macs)} of the MACs" if before.macs else "",
@@ -210,7 +239,29 @@ def verdict(manifest: Manifest, ratio: Speedup | None, *, kept_original: bool) -
         return f"{sentence}; its accuracy was not measured."
     scores = manifest.accuracy
     difference = points_of(after.accuracy - before.accuracy) if scores.percent else f"{scores.shown(before.accuracy)} before"
+    if scores.percent and manifest.original_file is not None:
+        difference += " against the original's file"
     return f"{sentence}; its {scores.metric or 'accuracy'} is {scores.shown(after.accuracy)} ({difference})."
+
+
+def baselines(manifest: Manifest) -> str:
+    """Where the original's file has another score than the original, or kernels add to the drop: what each difference is taken from."""
+    scores, file = manifest.accuracy, manifest.original_file
+    kernels = scores.kernels if scores.kernels is not None and scores.kernels.counted else None
+    if scores.before is None or scores.artifact is None or (file is None and kernels is None):
+        return ""
+    said = f"The drop is counted from the original in float, which has {scores.shown(scores.before)}."
+    if scores.kept is not None and scores.percent and scores.higher_is_better:
+        lost, more = scores.before - scores.artifact, 0.0 if kernels is None else kernels.optimised - kernels.reference
+        said = f"The drop: {scores.shown(scores.before)} of the original in float less {scores.shown(scores.artifact)} of the emitted file is {_points(lost)}"
+        said += "." if kernels is None else f"; with the {_points(more)} that the reference kernels lose, {_points(scores.kept.drop)}."
+    if file is not None:
+        said += f" “Before and after” compares files: that of the original has {scores.shown(file)}."
+    return said
+
+
+def _points(lost: float) -> str:
+    return minus(f"{100 * lost:.2f} pp")
 
 
 def cards(manifest: Manifest) -> list[tuple[str, str, str]]:
@@ -233,8 +284,13 @@ def cards(manifest: Manifest) -> list[tuple[str, str, str]]:
         if (held := scores.kept) is not None:
             unit = (100, " pp") if scores.percent else (1, "")
             low, high = (minus(f"{unit[0] * value:.2f}") for value in (held.low, held.high))
+            since = ""
+            if manifest.original_file is not None and scores.before is not None:
+                sure += ", the original's file"
+                since = f" against {scores.shown(scores.before)} of the original in float"
+            since += ", reference kernels included" if scores.kernels is not None and scores.kernels.counted else ""
             sure += minus(
-                f"; lost {unit[0] * held.drop:.2f}{unit[1]}, {100 * held.confidence:g} % interval {low} to {high}, {held.samples:,} samples"
+                f"; lost {unit[0] * held.drop:.2f}{unit[1]}{since}, {100 * held.confidence:g} % interval {low} to {high}, {held.samples:,} samples"
             )
         found.append(((scores.metric or "accuracy").capitalize(), scores.shown(after.accuracy), sure))
     return found
