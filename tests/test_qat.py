@@ -12,6 +12,7 @@ import pytest
 from keras import layers
 
 import lrfc
+from lrfc.data import Data, Split
 from lrfc.errors import DependencyError, ModelError, UsageError
 from lrfc.ir import keras_io
 from lrfc.ir.tf_keras_lower import lower, raised, unlowered
@@ -177,6 +178,26 @@ def test_convolutions_along_other_axes(made, tmp_path):
         assert "CONV_3D" in [name for name, _ in operations]
     else:
         assert {name for name, operands in operations if any(each["dtype"] is np.float32 for each in operands)} == {"QUANTIZE"}
+
+
+def test_the_range_of_each_input_is_its_own():
+    graph = Canonicalise()(state_of(helpers.graph_of(helpers.random_weights(two_signals())))).graph
+    state = state_of(fold_batchnorm(graph), samples=48)
+    a, b = state.data.train.inputs
+    split = Split((a, b / 100))
+    model = QuantizeAware(epochs=0)(State(state.graph, state.graph, Data("two", split, split, split))).fact(QuantizedModel).model
+    highest = [float(layer.get_weights()[1]) for layer in model.layers if layer.name.startswith("quantize_layer")]
+    np.testing.assert_allclose(highest, [a.max(), b.max() / 100], rtol=1e-5)
+
+
+def test_inputs_of_integers_are_not_rounded(tmp_path):
+    tokens = keras.Input((12,), dtype="int32", name="tokens")
+    model = keras.Model(tokens, classes(layers.Conv1D(6, 3, activation="relu")(layers.Embedding(20, 8)(tokens))))
+    state = state_of(Canonicalise()(state_of(helpers.graph_of(helpers.random_weights(model)))).graph, samples=48)
+    trained = QuantizeAware(epochs=0)(state)
+    file = TFLite("int8").emit_trained(trained.graph, trained.fact(QuantizedModel).model, tmp_path / "m.tflite")
+    inputs = state.data.train.inputs
+    assert parity(file, TFLite("int8").load(file), inputs, keras_io.predict(trained.graph, inputs)).distance < 0.1
 
 
 def test_what_cannot_be_trained_so_is_quantised_as_it_is(tmp_path, monkeypatch):

@@ -93,14 +93,16 @@ def _rectifies(op: Op) -> bool:
 def _scheme(tools: Any) -> Any:
     """Its scheme with one rewrite only, the rounding of the inputs: the others expect a BatchNorm, and without one leave the kernel before a ReLU in float."""
     inside = f"{_PACKAGE}.python.core.quantization.keras"
-    transforms = importlib.import_module(f"{inside}.default_8bit.default_8bit_transforms")
+    inputs = importlib.import_module(f"{inside}.default_8bit.default_8bit_transforms").InputLayerQuantize()
     transformer = importlib.import_module(f"{inside}.graph_transformations.model_transformer")
     registry = importlib.import_module(f"{inside}.default_8bit.default_8bit_quantize_registry")
+    floats = inputs.pattern()
+    floats.config = {"dtype": "float32"}
+    inputs.pattern = lambda: floats
 
     class Layout(importlib.import_module(f"{inside}.quantize_layout_transform").QuantizeLayoutTransform):  # type: ignore[misc]
         def apply(self, model: Any, layer_quantize_map: Any) -> Any:
-            rewrites = [transforms.InputLayerQuantize()]
-            return transformer.ModelTransformer(model, rewrites, set(layer_quantize_map), layer_quantize_map).transform()
+            return transformer.ModelTransformer(model, [inputs], set(layer_quantize_map), layer_quantize_map).transform()
 
     class Scheme(tools.QuantizeScheme):  # type: ignore[misc]
         def get_layout_transformer(self) -> Any:
@@ -168,9 +170,9 @@ def calibrate(model: Any, graph: Graph, lowered: Lowered, inputs: Batch) -> None
         for ref, values in zip(probe.outputs, run(part), strict=True):
             low, high = ranges.get(lowered.layers[ref.op], (0.0, 0.0))
             ranges[lowered.layers[ref.op]] = min(low, float(values.min())), max(high, float(values.max()))
-    inputs_of = {layer.name: name for name, layer in zip((lowered.layers[name] for name in graph.inputs), model.layers, strict=False)}
     for layer in model.layers:
-        name = layer.name.removeprefix("quant_") if layer.name.startswith("quant_") else inputs_of.get(layer.name, lowered.layers[graph.inputs[0]])
+        wrapped = layer.name.startswith("quant_")
+        name = layer.name.removeprefix("quant_") if wrapped else getattr(layer.inbound_nodes[0].inbound_layers, "name", None)  # rounds an input
         if name not in ranges:
             continue
         for weight in layer.non_trainable_weights:
