@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from math import gcd
+from math import lcm
 from pathlib import Path
 
 from lrfc import config as options_
@@ -122,8 +122,8 @@ class Line:
             config = config.model_copy(update={"epochs": 0})
         self._source, self._config, self._data, self._progress, self._locked = source, config, data, progress, locked
         self._goals = tuple(goals)
-        # Ranks that no device computes at once are of no use; with several devices, those that suit all of them.
-        multiple = config.rank_multiple or gcd(*(goal.device.rank_multiple for goal in goals))
+        # Below what a device computes at once no rank saves time; with several devices, ranks suit all of them.
+        multiple = config.rank_multiple or lcm(*(goal.device.rank_multiple for goal in goals))
         # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
         explore = exploration(config, multiple)
         self._first: list[Pass] = [Canonicalise(), explore if locked is None else LockLayers(locked.choices, explore)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lrfc
-from lrfc import ship
+from lrfc import choices, ship
 from lrfc.artifact import sha256
 from lrfc.data import load_data
 from lrfc.errors import BudgetError, ModelError, NoGainError, ParityError, UsageError
@@ -139,6 +139,13 @@ def test_two_devices_are_built_for_from_one_exploration(dense: Any, samples: dic
     scores = results[1].manifest.accuracy
     assert scores.kernels.counted
     assert scores.kept.drop == pytest.approx(scores.before - scores.artifact + scores.kernels.optimised - scores.kernels.reference)
+
+
+def test_ranks_suit_every_device(dense: Any, samples: dict[str, Any]) -> None:
+    Path("board.toml").write_text('name = "board"\ndescription = "of blocks"\nformats = ["tflite"]\nrank_multiple = 8\n[reach]\nkind = "local"\n')
+    results = lrfc.build(dense, device=("host", "board.toml"), data=samples, max_macs="60%", **QUICK)
+    ranks = {row.rank for result in results for row in choices.read(result.out) if row.method is not None}
+    assert ranks == {"8", "16", "24"}
 
 
 def test_a_device_that_does_not_run_the_target_is_refused(dense: Any, samples: dict[str, Any]) -> None:
