@@ -295,9 +295,9 @@ class Stop(Exception):  # noqa: N818  not an error
 
 def _tightest(budget: Budget | None, limit: int | None, original: int) -> Budget | None:
     """The tighter one of the user's budget and the device's limit, which counts where the original breaks it."""
-    given = [] if budget is None else [budget.limit(original)]
-    given += [limit] if limit is not None and original > limit else []
-    return budget if len(given) < 2 and budget is not None else Budget(value=min(given), relative=False) if given else None
+    if limit is None or original <= limit or (budget is not None and budget.limit(original) <= limit):
+        return budget
+    return Budget(value=limit, relative=False, given=f"{limit}B")
 
 
 def reasons(design: DesignSpace) -> str:

@@ -394,6 +394,7 @@ def test_names_cannot_become_markup() -> None:
     [
         (None, NONE), ((), NONE), (True, "yes"), (False, "no"), (0, "0"), (["a", "b"], "a, b"),
         ({"value": 0.01, "confidence": None}, "1pp"), ({"value": 0.5, "relative": True}, "50%"), ({"value": 2e6, "relative": False}, "2000000"),
+        ({"value": 12.0, "relative": False, "given": "12ms"}, "12ms"),
     ],
 )  # fmt: skip
 def test_option(value: Any, shown: str) -> None:
