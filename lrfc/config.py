@@ -71,8 +71,12 @@ class Drop(BaseModel):
     value: Annotated[float, Field(gt=0, le=1)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)] | None = None
 
+    def text(self, unit: str = "pp") -> str:
+        """With another unit for metrics whose drop is not in points."""
+        return f"{100 * self.value:.3g}{unit}" + (f"@{100 * self.confidence:g}%" if self.confidence is not None else "")
+
     def __str__(self) -> str:
-        return f"{100 * self.value:.3g}pp" + (f"@{100 * self.confidence:g}%" if self.confidence is not None else "")
+        return self.text()
 
 
 #: Accuracy that may be lost when no budget is given.

@@ -13,6 +13,7 @@ from pathlib import Path
 from lrfc import config as options_
 from lrfc.bench import Bench, NPUBench, fallbacks
 from lrfc.config import Budget, BuildConfig, Drop
+from lrfc.contract import short
 from lrfc.data import Data
 from lrfc.destinations import Destination
 from lrfc.draft import Build, Draft, draft
@@ -194,7 +195,9 @@ class Line:
             assert held.allowed is not None
             lost = held.drop if held.allowed.confidence is None else held.high
             self._allowed *= min(0.7, max(0.3, held.allowed.value / lost))
-            self._progress.log(f"the emitted file lost {held}, {held.allowed} is allowed: rank is given back, attempt {number + 1} of {ATTEMPTS}")
+            self._progress.log(
+                f"the emitted file lost {held}, {held.allowed.text(short(held.unit))} is allowed: rank is given back, attempt {number + 1} of {ATTEMPTS}"
+            )
         useful = [each for each in drafts if not isinstance(each.failure, NoGainError)] or drafts
         return drafts, min(useful, key=lambda each: (each.failure is not None, 0.0 if each.contract is None else each.contract.drop))
 
