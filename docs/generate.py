@@ -244,7 +244,11 @@ def exit_codes() -> str:
     found = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.LrfcError) and each is not errors.LrfcError]
     rows = [("0", "", "Done.")]
     rows += [(str(each.exit_code), f"`{each.__name__}`", _cell(_prose(inspect.getdoc(each) or ""))) for each in found]
-    rows += [("1", "", "A bug in lrfc: the line says where its details are."), ("130", "", "Interrupted; nothing is left half-written.")]
+    rows += [
+        ("1", "", "A bug in lrfc: the line says where its details are."),
+        ("130", "", "Interrupted (Ctrl-C); nothing is left half-written."),
+        ("143", "", "Terminated (SIGTERM); nothing is left half-written."),
+    ]
     return "\n\n".join(
         [
             "# Exit codes",

@@ -118,7 +118,8 @@ def _fitting(state: State, precision: str, limit: float, budget: Budget) -> Stat
     changed = {call for space in design.spaces for call in space.calls}
     for name, size in memory.timeline.items():
         if size > limit and name not in changed:
-            raise BudgetError(f"--max-ram {budget} cannot be reached: {name} needs {size:,} bytes, and factorization does not change that; {CUT}")
+            beyond = "nothing changes what the model reads" if name in state.original.inputs else f"factorization does not change that; {CUT}"
+            raise BudgetError(f"--max-ram {budget} cannot be reached: {name} needs {size:,} bytes, and {beyond}")
     spaces = []
     for space in design.spaces:
         need = live_need(state.original, space, precision)

@@ -23,19 +23,20 @@ _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zµ%]*)\s*", re.IGNORECASE)
 
 
 class Budget(BaseModel):
-    """An upper bound: an absolute value in the base unit, or a fraction of the original that may be kept."""
+    """An upper bound: an absolute value in the base unit, or a fraction of the original that may be kept. ``given``: the text of it, with its unit."""
 
     model_config = ConfigDict(frozen=True)
 
     value: float
     relative: bool
+    given: str | None = None
 
     def limit(self, original: float) -> float:
         """The bound in the base unit."""
         return self.value * original if self.relative else self.value
 
     def __str__(self) -> str:
-        return f"{self.value:.4g}".rstrip() if not self.relative else f"{100 * self.value:.4g}%"
+        return self.given or (f"{100 * self.value:.4g}%" if self.relative else f"{self.value:.10g}")
 
 
 def _budget(quantity: str) -> Any:
@@ -50,14 +51,14 @@ def _budget(quantity: str) -> Any:
             raise ValueError(
                 f"{text!r} is not a {quantity} budget: give a percentage that is kept (50%) or an amount in {', '.join(u or 'plain numbers' for u in units)}"
             )
-        amount = float(match.group(1))
+        amount, given = float(match.group(1)), "".join(match.groups()) if isinstance(text, str) else None
         if unit == "%":
             if not 0 < amount <= 100:
                 raise ValueError(f"{text} is out of range: a percentage is what is kept of the original, above 0% and at most 100%")
-            return Budget(value=amount / 100, relative=True)
+            return Budget(value=amount / 100, relative=True, given=given)
         if amount <= 0:
             raise ValueError(f"{text} is out of range: a budget is above 0")
-        return Budget(value=amount * units[unit], relative=False)
+        return Budget(value=amount * units[unit], relative=False, given=given)
 
     return Annotated[Budget | None, BeforeValidator(parse, json_schema_input_type=str | float)]
 
@@ -70,8 +71,12 @@ class Drop(BaseModel):
     value: Annotated[float, Field(gt=0, le=1)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)] | None = None
 
+    def text(self, unit: str = "pp") -> str:
+        """With another unit for metrics whose drop is not in points."""
+        return f"{100 * self.value:.3g}{unit}" + (f"@{100 * self.confidence:g}%" if self.confidence is not None else "")
+
     def __str__(self) -> str:
-        return f"{100 * self.value:.3g}pp" + (f"@{100 * self.confidence:g}%" if self.confidence is not None else "")
+        return self.text()
 
 
 #: Accuracy that may be lost when no budget is given.

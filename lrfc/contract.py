@@ -25,7 +25,8 @@ FEW_RESAMPLES = 200
 class Contract:
     """A drop of the score on ``samples`` samples, its two-sided ``confidence`` interval, and whether it is within what is ``allowed``.
 
-    Where the user demands a confidence the whole interval has to be within: its upper end is the one-sided bound at (1 + confidence) / 2.
+    Where the user demands a confidence the whole interval has to be within: its upper end is the one-sided bound at (1 + confidence) / 2. ``unit``: of these
+    times 100, that of ``Metric.drop_unit``.
     """
 
     allowed: Drop | None
@@ -34,6 +35,7 @@ class Contract:
     high: float
     confidence: float
     samples: int
+    unit: str = "pp"
 
     @property
     def met(self) -> bool:
@@ -49,7 +51,13 @@ class Contract:
         return replace(self, drop=drop, low=float(drop - below), high=float(drop + above))
 
     def __str__(self) -> str:
-        return f"{100 * self.drop:.2f}pp ({100 * self.confidence:g} % interval {100 * self.low:.2f} to {100 * self.high:.2f}pp, {self.samples:,} samples)"
+        sure = f"{100 * self.confidence:g} % interval {100 * self.low:.2f} to {100 * self.high:.2f}{short(self.unit)}"
+        return f"{100 * self.drop:.2f}{self.unit} ({sure}, {self.samples:,} samples)"
+
+
+def short(unit: str) -> str:
+    """The unit without what it is a share of."""
+    return unit.partition(" ")[0]
 
 
 def held(
@@ -61,12 +69,12 @@ def held(
     """
     one, two = metric.per_sample(before, split), metric.per_sample(after, split)
     if one is None or two is None:
-        return _resampled(metric, split, before, after, allowed, looks, confidence)
+        return replace(_resampled(metric, split, before, after, allowed, looks, confidence), unit=metric.drop_unit)
     if metric.percent and np.isin(one, (0, 1)).all() and np.isin(two, (0, 1)).all():
         return contract(one.astype(bool), two.astype(bool), allowed, looks, confidence)
     # What one more of the figure is worth as a drop: one for a share of what is good, less than nothing for an error.
     scale = -metric.drop(metric.score(before, split), metric.score(before, split) + 1.0)
-    return contract(scale * one, scale * two, allowed, looks, confidence)
+    return replace(contract(scale * one, scale * two, allowed, looks, confidence), unit=metric.drop_unit)
 
 
 def contract(before: NDArray[np.generic], after: NDArray[np.generic], allowed: Drop | None, looks: int = 1, confidence: float = REPORTED) -> Contract:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrfc.errors import UsageError
-from lrfc.precision import of
+from lrfc.precision import listed, of
 from lrfc.search import latency
 from lrfc.search.latency import CostProfile
 from lrfc.state import Target
@@ -58,6 +58,8 @@ def destinations(
     """
     for name in targets:
         target_of(name)  # an unknown one is named before anything else
+    if precision is not None:
+        of(precision)
     found = []
     for device in configured([devices.load(name) for name in names or (HOST,)], memory_mode=memory_mode, system_config=system_config):
         formats = [name for name in targets if name in device.formats] if targets else [device.formats[0]]
@@ -65,7 +67,7 @@ def destinations(
             raise UsageError(f"device '{device.name}' runs {' and '.join(device.formats)} files, not {', '.join(targets)}; leave out --target")
         chosen = precision or device.precisions[0]
         if chosen not in device.precisions:
-            raise UsageError(f"device '{device.name}' computes in {' and '.join(device.precisions)}, not in {chosen}; leave out --precision")
+            raise UsageError(f"device '{device.name}' computes in {listed(device.precisions, 'and')}, not in {chosen}; leave out --precision")
         for name in formats:
             label = name if not names else device.name if len(formats) == 1 else f"{device.name}-{name}"
             found.append(Destination(target_of(name, chosen, int8_io=int8_io), device, threads or device.threads, label))

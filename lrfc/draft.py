@@ -20,7 +20,7 @@ from lrfc.metrics import Metric
 from lrfc.passes.profile import profile
 from lrfc.passes.quantize_aware import QuantizedModel
 from lrfc.passes.select_ranks import DesignSpace, Selection, totals
-from lrfc.state import Artifact, Batch, State
+from lrfc.state import Artifact, Batch, State, Target
 from lrfc.targets.measure import Measurement, Ratio, speedup
 from lrfc.targets.parity import Parity, parity
 from lrfc.targets.tflite import TFLite
@@ -91,11 +91,7 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
     data, target = made.state.data, goal.target
     calibration = tuple(x[:CALIBRATED] for x in data.train.inputs)
     original = target.emit(made.original, folder / f"original.{target.name}", calibration)
-    place, trained = folder / f"{made.source.stem}.{target.name}", made.state.known(QuantizedModel)
-    if trained is not None and isinstance(target, TFLite):
-        emitted = target.emit_trained(made.shipped, trained.model, place)
-    else:
-        emitted = target.emit(made.shipped, place, calibration)
+    emitted = _emitted(made, target, folder / f"{made.source.stem}.{target.name}", calibration)
     checked = tuple(x[:CHECKED] for x in data.validation.inputs)
     found = parity(emitted, target.load(emitted), checked, keras_io.predict(made.state.graph, checked))
     measured = bench.measure([original, emitted], [made.original, made.state.graph])
@@ -118,6 +114,17 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
     ops = anatomy(bench, made.original, made.state.graph, (original, emitted))
     compiled = bench.compiled(original), bench.compiled(emitted)
     return Draft(made, goal, settled, original, emitted, found, ratio, before, after, promise, rounded, failure, ops, compiled)
+
+
+def _emitted(made: Build, target: Target, path: Path, calibration: Batch) -> Artifact:
+    """The file, with the ranges of its training where it was trained with its rounding and the converter takes them."""
+    trained = made.state.known(QuantizedModel)
+    if trained is not None and isinstance(target, TFLite):
+        try:
+            return target.emit_trained(made.shipped, trained.model, path)
+        except ModelError as error:
+            made.state.progress.log(f"  not written with the ranges of its training, quantised as it is: {error}")
+    return target.emit(made.shipped, path, calibration)
 
 
 def _rounded(made: Build, file: Artifact, outputs: Batch) -> Kernels | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lrfc.config import Budget
-from lrfc.contract import held
+from lrfc.contract import held, short
 from lrfc.data import Split
 from lrfc.errors import BudgetError
 from lrfc.ir import keras_io
@@ -44,12 +44,13 @@ SURE = 0.8
 class Verdict:
     """What running a plan showed on validation inputs.
 
-    ``divergence`` of the outputs from the original's; ``drop`` of the metric and ``margin`` of that figure (one-sided 90 %).
+    ``divergence`` of the outputs from the original's; ``drop`` of the metric and ``margin`` of that figure (one-sided 90 %), times 100 in ``unit``.
     """
 
     divergence: float
     drop: float
     margin: float
+    unit: str = "pp"
 
     def within(self, allowed: float) -> bool:
         """Whether the drop is at most that, and surely so."""
@@ -57,7 +58,7 @@ class Verdict:
 
     def __str__(self) -> str:
         sure = f" ± {100 * self.margin:.2f}" if self.margin else ""
-        return f"drop {100 * self.drop:.2f}{sure}pp before fine-tuning"
+        return f"drop {100 * self.drop:.2f}{sure}{self.unit} before fine-tuning"
 
 
 class Judge:
@@ -70,6 +71,7 @@ class Judge:
         self._few = _joined(validation.take(np.arange(min(len(validation), JUDGED))), unseen)
         self._reference = keras_io.predict(state.original, self._few.inputs)
         self._metric = metric(name, state.original, self._few)
+        self.unit = short(self._metric.drop_unit)
 
     def sure(self, allowed: float) -> bool:
         """Whether there are enough samples to be sure of such a drop at all."""
@@ -82,7 +84,7 @@ class Judge:
         graph = run(selected, plan(steps, known=(Selection,))).graph
         outputs = keras_io.predict(graph, self._few.inputs)
         found = held(self._metric, self._few, self._reference, outputs, confidence=SURE)
-        return Verdict(divergence(self._reference, outputs), found.drop, found.high - found.drop)
+        return Verdict(divergence(self._reference, outputs), found.drop, found.high - found.drop, found.unit)
 
 
 def _joined(one: Split, two: Split) -> Split:
@@ -110,8 +112,8 @@ def smallest(state: State, max_drop: float, quantity: str = "macs", select: Sele
     silent = replace(state, progress=Progress())
     judge = None if state.data.synthetic else Judge(silent, name)
     sure = judge is None or judge.sure(max_drop)
-    if not sure:
-        state.progress.log(f"  too few samples to be sure of {100 * max_drop:.3g}pp: the drop that they show is taken as it is")
+    if judge is not None and not sure:
+        state.progress.log(f"  too few samples to be sure of {100 * max_drop:.3g}{judge.unit}: the drop that they show is taken as it is")
     base, field = select or SelectRanks(), f"max_{quantity}"
     whole, given = costs(state)[quantity], getattr(base, field)
     low, high = reachable(state if base.prune else without_filters(state), quantity) / whole, 1.0
@@ -141,7 +143,7 @@ def smallest(state: State, max_drop: float, quantity: str = "macs", select: Sele
             verdict = judge(selected)
             verdict = verdict if sure else replace(verdict, margin=0.0)
             good = verdict.within(max_drop)
-            state.progress.log(f"  {100 * share:.1f}% of the {NOUNS[quantity]}: {verdict} (at most {100 * max_drop:.3g}pp)")
+            state.progress.log(f"  {100 * share:.1f}% of the {NOUNS[quantity]}: {verdict} (at most {100 * max_drop:.3g}{judge.unit})")
             seen.append((impact, (verdict.drop + verdict.margin) / max(max_drop, 1e-12)))
         if good:
             found, high = Bound(Budget(value=share, relative=True), impact), share

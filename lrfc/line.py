@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from math import gcd
+from math import lcm
 from pathlib import Path
 
 from lrfc import config as options_
 from lrfc.bench import Bench, NPUBench, fallbacks
 from lrfc.config import Budget, BuildConfig, Drop
+from lrfc.contract import short
 from lrfc.data import Data
 from lrfc.destinations import Destination
 from lrfc.draft import Build, Draft, draft
@@ -124,8 +125,8 @@ class Line:
             config = config.model_copy(update={"epochs": 0})
         self._source, self._config, self._data, self._progress, self._locked = source, config, data, progress, locked
         self._goals = tuple(goals)
-        # Ranks that no device computes at once are of no use; with several devices, those that suit all of them.
-        multiple = config.rank_multiple or gcd(*(goal.device.rank_multiple for goal in goals))
+        # Below what a device computes at once no rank saves time; with several devices, ranks suit all of them.
+        multiple = config.rank_multiple or lcm(*(goal.device.rank_multiple for goal in goals))
         # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
         explore = exploration(config, multiple)
         self._first: list[Pass] = [Canonicalise(), explore if locked is None else LockLayers(locked.choices, explore)]
@@ -198,7 +199,9 @@ class Line:
             assert held.allowed is not None
             lost = held.drop if held.allowed.confidence is None else held.high
             self._allowed *= min(0.7, max(0.3, held.allowed.value / lost))
-            self._progress.log(f"the emitted file lost {held}, {held.allowed} is allowed: rank is given back, attempt {number + 1} of {ATTEMPTS}")
+            self._progress.log(
+                f"the emitted file lost {held}, {held.allowed.text(short(held.unit))} is allowed: rank is given back, attempt {number + 1} of {ATTEMPTS}"
+            )
         useful = [each for each in drafts if not isinstance(each.failure, NoGainError)] or drafts
         return drafts, min(useful, key=lambda each: (each.failure is not None, 0.0 if each.contract is None else each.contract.drop))
 
@@ -311,9 +314,9 @@ class Stop(Exception):  # noqa: N818  not an error
 
 def _tightest(budget: Budget | None, limit: int | None, original: int) -> Budget | None:
     """The tighter one of the user's budget and the device's limit, which counts where the original breaks it."""
-    given = [] if budget is None else [budget.limit(original)]
-    given += [limit] if limit is not None and original > limit else []
-    return budget if len(given) < 2 and budget is not None else Budget(value=min(given), relative=False) if given else None
+    if limit is None or original <= limit or (budget is not None and budget.limit(original) <= limit):
+        return budget
+    return Budget(value=limit, relative=False, given=f"{limit}B")
 
 
 def reasons(*told: Mapping[str, str]) -> str:

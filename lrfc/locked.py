@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrfc import artifact
-from lrfc.config import BuildConfig
+from lrfc.config import BuildConfig, parse
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
 from lrfc.manifest import Manifest
@@ -18,6 +18,8 @@ from lrfc.passes.lock_layers import Choice
 
 #: Options that say how a build runs, not what it makes.
 _OWN = ("out", "resume", "print_after", "stop_after", "unsafe_load")
+#: Options that the plan came of.
+_PLANNED = ("methods", "keep", "only", "rank_multiple", "prune", "objective")
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,20 @@ class Locked:
         return {group.name: group.kept for group in self.manifest.filters}
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of that build, for its one target and device, and over them those that are given."""
+        """The options of that build, for its one target and device, and over them those that are given: budgets too, which its plan is held against.
+
+        UsageError for what would have led to another plan.
+        """
         config = {name: value for name, value in self.manifest.config.items() if name in BuildConfig.model_fields and name not in _OWN}
-        kept = {name: value for name, value in BuildConfig.model_validate(config) if name in config}
+        before = BuildConfig.model_validate(config)
+        for name in _PLANNED:
+            made = getattr(before, name)
+            if name in given and getattr(parse(**{name: given[name]}), name) != made:
+                raise UsageError(
+                    f"{_flag(name, given[name])}: the plan of {self.path} is repeated as it is, and was made with {_flag(name, made)};"
+                    f" leave out --{name.replace('_', '-')}, or build without --locked"
+                )
+        kept = {name: value for name, value in before if name in config}
         names = {field: name for name, field in FIELDS.items()}
         found = {names.get(name, name): value for name, value in kept.items()}
         found["target"] = (self.manifest.target,)
@@ -80,6 +93,12 @@ class Locked:
         if old.sha256 == new.sha256:
             return f"the same file as that of {self.path}, byte for byte (SHA-256 {new.sha256[:12]}…)"
         return f"not the same bytes as that of {self.path}: SHA-256 {new.sha256[:12]}… against {old.sha256[:12]}…, by the same plan"
+
+
+def _flag(name: str, value: Any) -> str:
+    """As on the command line."""
+    shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return f"no --{name.replace('_', '-')}" if shown in (None, "") else f"--{name.replace('_', '-')} {shown}"
 
 
 def digest(source: Path, original: Graph) -> str:

@@ -104,6 +104,7 @@ class Figures(_Record):
 class Kept(_Record):
     """The drop of the emitted file's accuracy against the original on the same test samples, with its two-sided interval, as fractions of 1.
 
+    ``unit``: of these times 100, 'pp' or '% of' something; null from an older lrfc.
     ``allowed``: what --max-drop allows, null where nothing was asked. ``met``: whether it holds, with the demanded confidence where there is one.
     """
 
@@ -114,6 +115,7 @@ class Kept(_Record):
     confidence: _Fraction
     samples: Annotated[int, Field(ge=1)]
     met: bool
+    unit: str | None = None
 
 
 class Kernels(_Record):

@@ -52,6 +52,13 @@ class Metric:
         scale = abs(before) if self.unit is None else self.unit
         return worse / max(scale, 1e-12)
 
+    @property
+    def drop_unit(self) -> str:
+        """What stands behind a hundredfold drop."""
+        if self.percent:
+            return "pp"
+        return "% of the original's figure" if self.unit is None else "% of the variance of the labels"
+
     def shown(self, value: float) -> str:
         """The figure as text: '91.25 %' or '0.0312'."""
         return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -41,10 +42,12 @@ PRECISIONS: Mapping[str, Precision] = {
 def of(name: str) -> Precision:
     """The precision of that name; UsageError when there is none."""
     if name not in PRECISIONS:
-        raise UsageError(f"precision '{name}' is not known; choose {listed(tuple(PRECISIONS))}")
+        near = difflib.get_close_matches(name, PRECISIONS, n=1)
+        hint = f", the nearest is {near[0]}" if near else ""
+        raise UsageError(f"precision '{name}' is not known{hint}; choose {listed(tuple(PRECISIONS))}")
     return PRECISIONS[name]
 
 
-def listed(names: tuple[str, ...]) -> str:
-    """The names as a choice in a sentence."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+def listed(names: tuple[str, ...], last: str = "or") -> str:
+    """The names in a sentence, as a choice unless ``last`` says otherwise."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"

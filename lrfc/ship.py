@@ -163,7 +163,9 @@ def _kept(taken: Draft) -> Kept | None:
     if held is None:
         return None
     allowed = None if held.allowed is None else held.allowed.value
-    return Kept(allowed=allowed, drop=held.drop, low=held.low, high=held.high, confidence=held.confidence, samples=held.samples, met=held.met)
+    return Kept(
+        allowed=allowed, drop=held.drop, low=held.low, high=held.high, confidence=held.confidence, samples=held.samples, met=held.met, unit=held.unit
+    )
 
 
 def _kernels(taken: Draft) -> Kernels | None:

@@ -179,6 +179,8 @@ class Terminal:
             self._result(result)
 
     def _result(self, result: Result) -> None:
+        from lrfc.contract import short
+
         manifest = result.manifest
         rows = []
         for name, show, before, after in _figures(manifest):
@@ -193,11 +195,12 @@ class Terminal:
                 made = f"its {manifest.config['precision']} file has {scores.shown(file)}"
                 self.line(f"before: the original in float, which the drop is counted from; {made}")
             if (held := manifest.accuracy.kept) is not None:
-                asked = "" if held.allowed is None else f"; allowed {100 * held.allowed:.3g}pp"
+                unit = held.unit or "pp"
+                asked = "" if held.allowed is None else f"; allowed {100 * held.allowed:.3g}{short(unit)}"
                 attempts = f"; attempt {len(manifest.search.attempts)}" if len(manifest.search.attempts) > 1 else ""
                 self.line(
-                    f"drop of the emitted file: {100 * held.drop:.2f}pp ({100 * held.confidence:g} % interval {100 * held.low:.2f} to {100 * held.high:.2f}pp"
-                    f" on {held.samples:,} samples{asked}{attempts})"
+                    f"drop of the emitted file: {100 * held.drop:.2f}{unit} ({100 * held.confidence:g} % interval {100 * held.low:.2f} to"
+                    f" {100 * held.high:.2f}{short(unit)} on {held.samples:,} samples{asked}{attempts})"
                 )
             if (seen := scores.kernels) is not None:
                 followed = f"which {manifest.device} follows; the difference is in the drop" if seen.counted else "which microcontrollers follow"

@@ -36,6 +36,6 @@ class LockFilters:
         known = {group.name: group for group in found.groups}
         for name, units in self.kept.items():
             if not units or name not in known or max(units) >= known[name].width:
-                raise UsageError(f"the plan keeps the filters {list(units)} of a group '{name}' that the model does not have so")
+                raise UsageError(f"the plan keeps {len(units)} filters of a group '{name}' that the model does not have so")
         choices = {name: (Keep(known[name], np.array(units, np.intp)),) for name, units in self.kept.items()}
         return state.with_fact(FilterSpace(found, choices, refused))

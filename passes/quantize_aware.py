@@ -37,9 +37,10 @@ class QuantizeAware:
     """Quantisation-aware training (Jacob et al. 2018, arXiv 1712.05877) through tensorflow-model-optimization, with the original as the teacher.
 
     The graph is carried over to tf_keras and annotated layer by layer: kernels of 8 bits with a scale per output channel (one for all channels of a
-    matrix, a depthwise or a transposed convolution), activations of 8 bits. Activation ranges begin with those of calibration inputs. Then a few epochs
-    of Adam with a small learning rate, which falls on a cosine, on the distance of the outputs and the task loss, mixed as in FineTune. The best weights by
-    the validation score are kept, which may be those before the first epoch. To be run behind FoldBatchNorm: a BatchNorm would be trained on what no file computes.
+    matrix, a depthwise or a transposed convolution), activations of 8 bits. Convolutions along three axes stay float, as in the file. Activation
+    ranges begin with those of calibration inputs. Then a few epochs of Adam with a small learning rate, which falls on a cosine, on the distance of
+    the outputs and the task loss, mixed as in FineTune. The best weights by the validation score are kept, which may be those before the first epoch.
+    To be run behind FoldBatchNorm: a BatchNorm would be trained on what no file computes.
 
     Given and result: the graph keeps its ops and shapes; weights change.
     """
@@ -93,7 +94,10 @@ class _Training:
         steps = -(-len(train) // self._size)
         report = progress.stage("quantise-aware", max(1, steps * self._options.epochs))
         first = train.take(np.arange(min(self._size, len(train)))).inputs
-        self._look(*self._tensors(first))  # the ranges of kernels are seen in training mode only
+        try:
+            self._look(*self._tensors(first))  # the ranges of kernels are seen in training mode only
+        except Exception as error:  # the first time that the layers compute in it
+            raise annotate.refusal(self._state.graph, error) from error
         best = self.model.get_weights()
         scores = [self._score(self._run)]
         progress.log(f"  before: validation {self._shown(scores[0])} in int8")

@@ -87,9 +87,11 @@ def test_what_cannot_be_reached_is_said() -> None:
     with pytest.raises(BudgetError, match=r"--max-size 5% cannot be reached: the smallest plan of these methods has \d+\.\d% of the original's file"):
         meet(state(), SelectRanks(), share(0.05), None, [target("tflite")])
     with pytest.raises(
-        BudgetError, match=r"--max-ram 5% cannot be reached: \w+ needs (at least )?[\d,]+ bytes, .*; cutting filters may \(--prune on\)"
+        BudgetError, match=r"--max-ram 30% cannot be reached: \w+ needs (at least )?[\d,]+ bytes, .*; cutting filters may \(--prune on\)"
     ):
-        meet(state(), SelectRanks(), None, share(0.05), [target("tflite")])
+        meet(state(), SelectRanks(), None, share(0.3), [target("tflite")])
+    with pytest.raises(BudgetError, match=r"^--max-ram 10B cannot be reached: \w+ needs [\d,]+ bytes, and nothing changes what the model reads$"):
+        meet(state(), SelectRanks(), None, Budget(value=10, relative=False, given="10B"), [target("tflite")])
 
 
 def test_without_these_budgets_nothing_is_done() -> None:

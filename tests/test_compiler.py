@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lrfc
-from lrfc import ship
+from lrfc import choices, ship
 from lrfc.artifact import sha256
 from lrfc.data import load_data
 from lrfc.errors import BudgetError, ModelError, NoGainError, ParityError, UsageError
@@ -157,11 +157,20 @@ def test_two_devices_are_built_for_from_one_exploration(dense: Any, samples: dic
     assert scores.kept.drop == pytest.approx(scores.before - scores.artifact + scores.kernels.optimised - scores.kernels.reference)
 
 
+def test_ranks_suit_every_device(dense: Any, samples: dict[str, Any]) -> None:
+    Path("board.toml").write_text('name = "board"\ndescription = "of blocks"\nformats = ["tflite"]\nrank_multiple = 8\n[reach]\nkind = "local"\n')
+    results = lrfc.build(dense, device=("host", "board.toml"), data=samples, max_macs="60%", **QUICK)
+    ranks = {row.rank for result in results for row in choices.read(result.out) if row.method is not None}
+    assert ranks == {"8", "16", "24"}
+
+
 def test_a_device_that_does_not_run_the_target_is_refused(dense: Any, samples: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="device 'cortex-m7' runs tflite files, not onnx"):
         lrfc.build(dense, target="onnx", device="cortex-m7", data=samples, **QUICK)
     with pytest.raises(UsageError, match="device 'cortex-m7' computes in int8, not in fp32"):
         lrfc.build(dense, device="cortex-m7", precision="fp32", data=samples, **QUICK)
+    with pytest.raises(UsageError, match="precision 'int9' is not known, the nearest is int8; choose fp32"):
+        lrfc.build(dense, precision="int9", data=samples, **QUICK)
     with pytest.raises(UsageError, match="unknown device 'cortex-m8'"):
         lrfc.build(dense, device="cortex-m8", data=samples, **QUICK)
     with pytest.raises(UsageError, match="--objective cycles: device 'host' is timed in milliseconds"):

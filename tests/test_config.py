@@ -26,6 +26,19 @@ def test_budget_forms(option: str, text: object, original: float, limit: float) 
     assert getattr(parse(**{option: text}), option).limit(original) == limit
 
 
+@pytest.mark.parametrize(
+    ("option", "given", "shown"),
+    [
+        ("max_ram", "200KiB", "200KiB"), ("max_latency", " 12 ms ", "12ms"), ("max_size", "50%", "50%"), ("max_macs", "20M", "20M"),
+        ("max_macs", 20e6, "20000000"), ("max_ram", {"value": 0.5, "relative": True}, "50%"), ("max_ram", {"value": 2048, "relative": False}, "2048"),
+    ],
+)  # fmt: skip
+def test_a_budget_is_shown_as_it_was_given(option: str, given: object, shown: str) -> None:
+    budget = getattr(parse(**{option: given}), option)
+    assert str(budget) == shown
+    assert getattr(parse(**{option: budget.model_dump(mode="json")}), option) == budget
+
+
 def test_no_budget_is_none_and_a_budget_stays_one() -> None:
     assert parse().max_macs is None
     assert parse(max_macs=None).max_macs is None

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from lrfc.config import Drop
-from lrfc.contract import contract
+from lrfc.contract import contract, held, short
+from lrfc.data import Split
+from lrfc.metrics import metric
+from tests import helpers
 
 
 def scores(lost: int, gained: int, count: int = 1_000) -> tuple[np.ndarray, np.ndarray]:
@@ -16,6 +19,14 @@ def scores(lost: int, gained: int, count: int = 1_000) -> tuple[np.ndarray, np.n
     after[:gained] = True
     after[count // 2 : count // 2 + lost] = False
     return before, after
+
+
+def test_a_drop_of_an_error_says_what_it_is_a_share_of() -> None:
+    labels = np.linspace(0, 1, 200)[:, None]
+    split = Split((labels,), (labels,))
+    found = held(metric("mse", helpers.graph_of(helpers.dense_net(1, (2,), 1)), split), split, (labels,), (labels + 0.1,), Drop(value=0.05))
+    assert str(found) == "11.88% of the variance of the labels (95 % interval 11.88 to 11.88%, 200 samples)"
+    assert Drop(value=0.05, confidence=0.9).text(short(found.unit)) == "5%@90%"
 
 
 def test_the_drop_is_the_difference_of_the_accuracies() -> None:

@@ -198,7 +198,9 @@ def test_the_reference_has_all_that_the_code_has() -> None:
     assert all(f"### {path.stem}\n" in made["reference/device-profile.md"] for path in device.SHIPPED.glob("*.toml"))
     assert all(f" {method} |" in made["reference/support-matrix.md"] for method in METHODS)
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", made["reference/exit-codes.md"], re.MULTILINE)}
-    assert codes == {0, 1, 130, *(each.exit_code for each in vars(errors).values() if hasattr(each, "exit_code"))}
+    assert codes == {0, 1, 130, 143, *(each.exit_code for each in vars(errors).values() if hasattr(each, "exit_code"))}
+    named = re.findall(r"^\| (\d+) \| ", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(map(int, named)) == codes - {1}
     assert "### lrfc.build\n" in made["reference/python.md"]
     assert "|  |  |" not in made["reference/cli.md"], "an option without a word about it"
 

@@ -12,7 +12,7 @@ import pytest
 
 import lrfc
 from lrfc import artifact
-from lrfc.errors import UsageError
+from lrfc.errors import BudgetError, UsageError
 from lrfc.locked import Locked
 from lrfc.manifest import Manifest
 from lrfc.passes.lock_layers import Choice, LockLayers
@@ -100,6 +100,25 @@ def test_other_options_go_before_those_of_the_manifest(first: Manifest) -> None:
     assert (other.out, other.manifest.target) == (Path("net-locked"), "onnx")
     assert choices(other.manifest) == choices(first)
     assert any("not the same bytes" in line for line in lines)
+
+
+@pytest.mark.usefixtures("first")
+def test_what_would_lead_to_another_plan_is_refused() -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        (
+            {"prune": "only"},
+            "--prune only: the plan of net-lrfc is repeated as it is, and was made with --prune off; leave out --prune, or build without",
+        ),
+        ({"keep": ("conv0",)}, "--keep conv0: .* was made with no --keep; leave out --keep"),
+        ({"methods": ("svd", "cp")}, "--methods svd,cp: .* was made with --methods channel_svd,tucker2,svd;"),
+        ({"objective": "size"}, "--objective size: .* was made with no --objective;"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(UsageError, match=message):
+            lrfc.build("net.keras", locked="net-lrfc", **options)
+    lrfc.build("net.keras", locked="net-lrfc", prune="off", methods=OPTIONS["methods"], out="as before")
+    with pytest.raises(BudgetError, match="not met: --max-macs 10%"):
+        lrfc.build("net.keras", locked="net-lrfc", max_macs="10%", out="too large")
 
 
 @pytest.mark.usefixtures("first")

@@ -87,6 +87,7 @@ def test_squared_errors_are_taken_for_values() -> None:
     assert found.score((values + 0.5,), truth) == pytest.approx(0.25)
     assert found.per_sample((values + 0.5,), truth).tolist() == [0.25] * 4
     assert found.drop(0.1, 0.1 + 0.01 * values.var(0).mean()) == pytest.approx(0.01)  # a hundredth of what is to be explained
+    assert found.drop_unit == "% of the variance of the labels"
     assert found.better(0.1, 0.2)
     assert metric("mse", outputs((3,)), split(INDICES)).score((ONE_HOT,), split(INDICES)) == 0
 
@@ -168,6 +169,7 @@ def test_own_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = outputs((3,))
     found = metric("own_metrics:share", graph, split(INDICES))
     assert (found.name, found.higher_is_better, found.percent) == ("own_metrics:share", True, False)
+    assert found.drop_unit == "% of the original's figure"
     assert found.score((SCORES,), split(INDICES)) == 0.75
     assert found.per_sample((SCORES,), split(INDICES)) is None
     lower = metric("own_metrics:apart:min", outputs((3,), (3,)), Split(INPUTS, (INDICES, ONE_HOT)))

@@ -170,8 +170,10 @@ def test_bytes_of_each_precision():
 def test_names():
     assert listed(("a",)) == "a"
     assert listed(("a", "b", "c")) == "a, b or c"
-    with pytest.raises(UsageError, match="'int4' is not known; choose fp32, fp16, dynamic, int8 or int16x8"):
-        of("int4")
+    assert listed(("a", "b", "c"), "and") == "a, b and c"
+    for name, hint in (("int4", ", the nearest is int8"), ("half", "")):
+        with pytest.raises(UsageError, match=f"'{name}' is not known{hint}; choose fp32, fp16, dynamic, int8 or int16x8"):
+            of(name)
 
 
 @pytest.mark.slow

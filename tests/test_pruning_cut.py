@@ -11,7 +11,7 @@ from lrfc.errors import UsageError
 from lrfc.ir import keras_io
 from lrfc.pruning.cut import cut
 from lrfc.pruning.groups import groups
-from tests.helpers import branches, conv_net, difference, graph_of, nested_twice, random_inputs, random_weights, residual
+from tests.helpers import branches, conv_net, difference, graph_of, nested_twice, random_inputs, random_weights, residual, same
 from tests.pruned import BLOCKS, halves, random_net, zeroed
 
 
@@ -118,6 +118,23 @@ def test_channels_first():
     smaller = cut(graph, {found.groups[-1].name: np.array([1])})
     smaller.check()
     assert smaller.tensors("flat")[0].shape == (None, 2)
+
+
+def test_slices_of_a_saved_model_are_those_of_the_model(tmp_path):
+    """Their index is a tuple in memory, and a list in a file."""
+    import keras
+    from keras import layers
+
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, activation="relu", name="conv")(inputs)
+    model = functional(inputs, [layers.Conv2D(3, 3, name="a")(x[..., :6]), layers.Conv2D(3, 2, name="b")(x[:, 1:, :, 2:])])
+    model.save(tmp_path / "m.keras")
+    found, _ = check(model)
+    loaded, smaller = check(keras.models.load_model(tmp_path / "m.keras"))
+    assert len(found.groups) == 3
+    assert [(group.name, group.width) for group in loaded.groups] == [(group.name, group.width) for group in found.groups]
+    keras_io.save(smaller, tmp_path / "small.keras")
+    same(smaller, keras.models.load_model(tmp_path / "small.keras"))
 
 
 def test_unread_outputs_and_unknown_units_are_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from functools import partial
 
 import keras
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 from keras import layers
 
 import lrfc
+from lrfc.data import Data, Split
 from lrfc.errors import DependencyError, ModelError, UsageError
 from lrfc.ir import keras_io
 from lrfc.ir.tf_keras_lower import lower, raised, unlowered
+from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
-from lrfc.state import State
+from lrfc.state import Progress, State
 from lrfc.targets.parity import parity
 from lrfc.targets.tflite import TFLite
 from lrfc.training import annotate
@@ -49,6 +52,15 @@ def test_configurations_are_carried_over():
     batch = helpers.random_inputs(graph, 4)
     (given,) = tf.nest.flatten(lower(graph).model(batch[0]))
     assert helpers.difference(keras_io.predict(graph, batch), (np.asarray(given),)) < 1e-5
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", "causal"])
+@pytest.mark.parametrize("options", [{"strides": 2}, {"dilation_rate": 2}, {"groups": 2}])
+def test_a_convolution_along_one_axis_is_carried_over(padding, options):
+    inputs = keras.Input((11, 4), name="x")
+    graph = helpers.graph_of(helpers.random_weights(keras.Model(inputs, layers.Conv1D(6, 3, padding=padding, **options)(inputs))))
+    batch = helpers.random_inputs(graph, 4)
+    assert helpers.difference(keras_io.predict(graph, batch), (np.asarray(lower(graph).model(batch[0])),)) < 1e-5
 
 
 def test_weights_come_back_by_name():
@@ -115,6 +127,95 @@ def test_other_shapes_of_networks(name, tmp_path):
     file = tflite.emit_trained(trained.graph, trained.fact(QuantizedModel).model, tmp_path / "m.tflite")
     found = parity(file, tflite.load(file), state.data.train.inputs, keras_io.predict(state.graph, state.data.train.inputs))
     assert 0 < found.distance < 0.2
+
+
+def norm(x):
+    return layers.ReLU()(layers.BatchNormalization()(x))
+
+
+def classes(x):
+    return layers.Softmax()(layers.Dense(3)(layers.Flatten()(x)))
+
+
+def along_one_axis():
+    inputs = keras.Input((24, 4), name="x")
+    x = norm(layers.Conv1D(8, 5, strides=2, padding="causal", use_bias=False)(norm(layers.Conv1D(6, 3, padding="same")(inputs))))
+    return keras.Model(inputs, classes(layers.Conv1D(8, 3, dilation_rate=2, groups=2)(x)))
+
+
+def along_three_axes():
+    inputs = keras.Input((6, 6, 6, 2), name="x")
+    x = norm(layers.Conv3D(6, 3, strides=2, padding="same")(norm(layers.Conv3D(4, 3)(inputs))))
+    return keras.Model(inputs, layers.Softmax()(layers.Dense(3)(layers.GlobalAveragePooling3D()(x))))
+
+
+def two_signals():
+    inputs = [keras.Input((24, 3), name="a"), keras.Input((24, 2), name="b")]
+    x = layers.Concatenate()([layers.Conv1D(6, 5, strides=2, padding="same", activation="relu")(x) for x in inputs])
+    return keras.Model(inputs, classes(norm(layers.Conv1D(8, 3, strides=2)(x))))
+
+
+@pytest.mark.parametrize("made", [along_one_axis, along_three_axes, two_signals])
+def test_convolutions_along_other_axes(made, tmp_path):
+    """TFLite rounds those along one axis with a scale per channel, and computes those along three in float."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    graph = Canonicalise()(state_of(helpers.graph_of(helpers.random_weights(made())))).graph
+    state = state_of(fold_batchnorm(graph), samples=48)
+    trained = QuantizeAware(epochs=1)(state)
+    tflite, model = TFLite("int8"), trained.fact(QuantizedModel).model
+    file = tflite.emit_trained(trained.graph, model, tmp_path / "m.tflite")
+    inputs = state.data.train.inputs
+    assert parity(file, tflite.load(file), inputs, keras_io.predict(trained.graph, inputs)).distance < 0.1
+    interpreter = Interpreter(model_path=str(file.path))
+    tensors = {entry["index"]: entry for entry in interpreter.get_tensor_details()}
+    operations = [(entry["op_name"], [tensors[i] for i in entry["inputs"] if i >= 0]) for entry in interpreter._get_ops_details()]
+    assert [operands[1]["dtype"] for name, operands in operations if name == "FULLY_CONNECTED"] == [np.int8]
+    scales = [sorted(operands[1]["quantization_parameters"]["scales"]) for name, operands in operations if name == "CONV_2D"]
+    learnt = [sorted(np.abs(op.weights["kernel"]).max((0, 1)) / 127) for op in trained.graph if op.kind == "Conv1D"]
+    assert sorted(scales) == [pytest.approx(each, rel=1e-3) for each in sorted(learnt)]
+    if made is along_three_axes:
+        assert "CONV_3D" in [name for name, _ in operations]
+    else:
+        assert {name for name, operands in operations if any(each["dtype"] is np.float32 for each in operands)} == {"QUANTIZE"}
+
+
+def test_the_range_of_each_input_is_its_own():
+    graph = Canonicalise()(state_of(helpers.graph_of(helpers.random_weights(two_signals())))).graph
+    state = state_of(fold_batchnorm(graph), samples=48)
+    a, b = state.data.train.inputs
+    split = Split((a, b / 100))
+    model = QuantizeAware(epochs=0)(State(state.graph, state.graph, Data("two", split, split, split))).fact(QuantizedModel).model
+    highest = [float(layer.get_weights()[1]) for layer in model.layers if layer.name.startswith("quantize_layer")]
+    np.testing.assert_allclose(highest, [a.max(), b.max() / 100], rtol=1e-5)
+
+
+def test_inputs_of_integers_are_not_rounded(tmp_path):
+    tokens = keras.Input((12,), dtype="int32", name="tokens")
+    model = keras.Model(tokens, classes(layers.Conv1D(6, 3, activation="relu")(layers.Embedding(20, 8)(tokens))))
+    state = state_of(Canonicalise()(state_of(helpers.graph_of(helpers.random_weights(model)))).graph, samples=48)
+    trained = QuantizeAware(epochs=0)(state)
+    file = TFLite("int8").emit_trained(trained.graph, trained.fact(QuantizedModel).model, tmp_path / "m.tflite")
+    inputs = state.data.train.inputs
+    assert parity(file, TFLite("int8").load(file), inputs, keras_io.predict(trained.graph, inputs)).distance < 0.1
+
+
+def test_what_cannot_be_trained_so_is_quantised_as_it_is(tmp_path, monkeypatch):
+    lines: list[str] = []
+
+    def refuse(*given):
+        raise UnboundLocalError("no rule")
+
+    build = partial(lrfc.build, DIGITS, data="digits", max_macs="50%", methods=("spatial_svd",), epochs=0, precision="int8", qat=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(annotate, "_scheme", refuse)
+        build(out=tmp_path / "refused", progress=Progress(log=lines.append))
+    assert "not trained with its rounding, quantised as it is: tensorflow-model-optimization refuses 'digits': no rule; leave out --qat" in "".join(
+        lines
+    )
+    monkeypatch.setattr(TFLite, "emit_trained", lambda *given: (_ for _ in ()).throw(ModelError("no such op")))
+    build(out=tmp_path / "unwritten", progress=Progress(log=lines.append))
+    assert "not written with the ranges of its training, quantised as it is: no such op" in "".join(lines)
 
 
 def test_keras_3_stays_keras_3():

@@ -397,6 +397,17 @@ def test_where_cycles_are_known_the_times_of_layers_add_up_to_the_latency() -> N
     assert "Predicted for local" not in page.text
 
 
+def test_a_drop_says_what_it_is_a_share_of() -> None:
+    kept = Kept(allowed=None, drop=0.02, low=-0.01, high=0.03, confidence=0.95, samples=400, met=True)
+    told = {
+        "% of the variance of the labels": "lost 2.00 % of the variance of the labels, 95 % interval −1.00 to 3.00,",
+        None: "lost 2.00 %, 95 % interval",
+    }
+    for unit, text in told.items():
+        scores = Accuracy(metric="mean squared error", percent=False, before=3.1, artifact=3.2, kept=kept.model_copy(update={"unit": unit}))
+        assert text in pages.cards(made(accuracy=scores, after=made().after.model_copy(update={"accuracy": 3.2})))[-1][2]
+
+
 def test_what_grew_is_not_called_kept() -> None:
     manifest = made()
     grown = manifest.model_copy(update={"after": manifest.after.model_copy(update={"arena_bytes": 2 * (manifest.before.arena_bytes or 0)})})
@@ -504,6 +515,7 @@ def test_names_cannot_become_markup() -> None:
     [
         (None, NONE), ((), NONE), (True, "yes"), (False, "no"), (0, "0"), (["a", "b"], "a, b"),
         ({"value": 0.01, "confidence": None}, "1pp"), ({"value": 0.5, "relative": True}, "50%"), ({"value": 2e6, "relative": False}, "2000000"),
+        ({"value": 12.0, "relative": False, "given": "12ms"}, "12ms"),
     ],
 )  # fmt: skip
 def test_option(value: Any, shown: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lrfc.choices import Explanation, Row
-from lrfc.manifest import Accuracy, Figures, Input, Kernels, Latency, Layer, Manifest
+from lrfc.manifest import Accuracy, Figures, Input, Kept, Kernels, Latency, Layer, Manifest
 from lrfc.ship import Result
 from lrfc.targets.measure import Ratio
 from lrfc.terminal import Terminal, quiet
@@ -177,6 +177,17 @@ def test_the_original_in_float_and_its_file_are_told_apart() -> None:
         term.show_results(as_json=False)
         told = "before: the original in float, which the drop is counted from; its int8 file has 92.00 %"
         assert (told in " ".join(out.getvalue().split())) == said
+
+
+def test_a_drop_says_what_it_is_a_share_of() -> None:
+    plain = result()
+    kept = Kept(allowed=0.01, drop=0.02, low=0.0, high=0.03, confidence=0.95, samples=400, met=False, unit="% of the variance of the labels")
+    scores = plain.manifest.accuracy.model_copy(update={"percent": False, "kept": kept})
+    term, out, _ = terminal()
+    term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"accuracy": scores})))
+    term.show_results(as_json=False)
+    told = "drop of the emitted file: 2.00% of the variance of the labels (95 % interval 0.00 to 3.00% on 400 samples; allowed 1%)"
+    assert told in " ".join(out.getvalue().split())
 
 
 def test_accuracy_that_was_not_measured_is_not_shown() -> None:

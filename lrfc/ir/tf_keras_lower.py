@@ -49,7 +49,7 @@ def lower(graph: Graph) -> Lowered:
     if missing:
         raise ModelError(f"{', '.join(missing)}: tf_keras has no such layer")
     names = _names(graph)
-    own = _function_layer()
+    own, conv1d = _function_layer(), _conv1d()
     layers: dict[str, Any] = {}
     tensors: dict[Ref, Any] = {}
     with quiet():
@@ -62,7 +62,8 @@ def lower(graph: Graph) -> Lowered:
             try:
                 first = key not in layers
                 if first:
-                    layers[key] = own.of(op, names[op.name]) if _is_function(graph, op) else _layer(op, names[op.name])
+                    cls = conv1d if op.kind == "Conv1D" else getattr(tf_keras.layers, op.kind, None)
+                    layers[key] = own.of(op, names[op.name]) if _is_function(graph, op) else _layer(cls, op, names[op.name])
                 operands = [tensors[ref] for ref in graph.operands(op.name)]
                 given = layers[key](operands[0] if len(operands) == 1 else operands)
                 if first and op.weights:
@@ -72,7 +73,7 @@ def lower(graph: Graph) -> Lowered:
             for number, each in enumerate(given if isinstance(given, list | tuple) else [given]):
                 tensors[Ref(op.name, number)] = each
         model = tf_keras.Model([tensors[Ref(name)] for name in graph.inputs], [tensors[ref] for ref in graph.outputs], name=_plain(graph.name))
-    return Lowered(model, {op.name: names[next(iter(graph.calls(op))).name] for op in graph}, {"Function": own})
+    return Lowered(model, {op.name: names[next(iter(graph.calls(op))).name] for op in graph}, {"Function": own, "FlatConv": conv1d})
 
 
 def raised(graph: Graph, weights: Mapping[str, Mapping[str, Array]]) -> Graph:
@@ -129,10 +130,28 @@ def _plain(name: str) -> str:
     return re.sub(r"^(?=[^A-Za-z0-9.])", "t", re.sub(r"[^A-Za-z0-9_.]", "_", name))
 
 
-def _layer(op: Op, name: str) -> Any:
+def _conv1d() -> Any:
+    """A class of Conv1D that is computed along one of two axes, as in TFLite."""
+    import tensorflow as tf
     import tf_keras
 
-    cls = getattr(tf_keras.layers, op.kind)
+    class FlatConv(tf_keras.layers.Conv1D):  # type: ignore[misc]
+        """A kernel (K, I, O), or (1, K, I, O) as rounding with a scale per channel gives it."""
+
+        def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+            result = tf.nn.convolution(
+                tf.expand_dims(inputs, -3),
+                kernel if len(kernel.shape) == 4 else tf.expand_dims(kernel, 0),
+                strides=[1, *self.strides],
+                padding="VALID" if self.padding == "causal" else self.padding.upper(),
+                dilations=[1, *self.dilation_rate],
+            )
+            return tf.squeeze(result, -3)
+
+    return FlatConv
+
+
+def _layer(cls: Any, op: Op, name: str) -> Any:
     takes = inspect.signature(cls.__init__).parameters
     renamed = _RENAMED.get(op.kind, {})
     config = {renamed.get(key, key): value for key, value in op.attrs.items()}

@@ -102,7 +102,7 @@ def slices(op: Op, rank: int) -> list[slice] | None:
     """The index of an ops.GetItem as one slice an axis; None where it is anything else."""
     args, kwargs = op.call or ((), {})
     key = args[1] if len(args) > 1 else kwargs.get("key")
-    items = list(key) if isinstance(key, tuple) else [key]
+    items = list(key) if isinstance(key, tuple | list) else [key]  # a list after loading
     if Ellipsis in items:
         at = items.index(Ellipsis)
         items[at : at + 1] = [slice(None)] * (rank - len(items) + 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from typing import Any
 
 from lrfc.config import BuildConfig
@@ -13,7 +12,7 @@ from lrfc.report.text import option
 
 #: What a configuration says of data that were given as arrays.
 FROM_PYTHON = "(from Python)"
-#: Budgets of amounts are in these units: what the command line takes no number without a unit for.
+#: What the command line takes no number for without a unit, and the unit of one that a manifest holds without it.
 _UNITS = {"max_latency": "ms", "time_budget": "s"}
 
 
@@ -39,5 +38,5 @@ def _words(name: str, value: Any) -> list[str]:
         return [flag, ",".join(value)]
     if isinstance(value, list | tuple):
         return [word for each in value for word in (flag, str(each))]
-    unit = _UNITS.get(name, "") if isinstance(value, int | float) or (isinstance(value, Mapping) and not value.get("relative")) else ""
-    return [flag, option(value) + unit]
+    shown = option(value)
+    return [flag, shown + _UNITS.get(name, "") if shown[-1].isdigit() else shown]

@@ -282,16 +282,14 @@ def cards(manifest: Manifest) -> list[tuple[str, str, str]]:
     if after.accuracy is not None:
         sure = "on the test data" if before.accuracy is None else f"{scores.shown(before.accuracy)} before"
         if (held := scores.kept) is not None:
-            unit = (100, " pp") if scores.percent else (1, "")
-            low, high = (minus(f"{unit[0] * value:.2f}") for value in (held.low, held.high))
+            unit = held.unit or ("pp" if scores.percent else "%")
+            drop, low, high = (minus(f"{100 * value:.2f}") for value in (held.drop, held.low, held.high))
             since = ""
             if manifest.original_file is not None and scores.before is not None:
                 sure += ", the original's file"
                 since = f" against {scores.shown(scores.before)} of the original in float"
             since += ", reference kernels included" if scores.kernels is not None and scores.kernels.counted else ""
-            sure += minus(
-                f"; lost {unit[0] * held.drop:.2f}{unit[1]}{since}, {100 * held.confidence:g} % interval {low} to {high}, {held.samples:,} samples"
-            )
+            sure += f"; lost {drop} {unit}{since}, {100 * held.confidence:g} % interval {low} to {high}, {held.samples:,} samples"
         found.append(((scores.metric or "accuracy").capitalize(), scores.shown(after.accuracy), sure))
     return found
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lrfc.config import Budget
+
 #: What stands where nothing was measured.
 NONE = "—"
 
@@ -66,9 +68,9 @@ def ranks(value: Sequence[int] | None) -> str:
 
 
 def option(value: Any) -> str:
-    """The value of an option as it is written on the command line: a share shows its percentage, a drop its percentage points."""
-    if isinstance(value, Mapping) and set(value) == {"value", "relative"}:
-        return f"{100 * value['value']:.4g}%" if value["relative"] else f"{value['value']:.10g}"
+    """The value of an option as it is written on the command line: a budget with its unit, a drop in percentage points."""
+    if isinstance(value, Mapping) and {"value", "relative"} <= set(value):
+        return str(Budget.model_validate(value))
     if isinstance(value, Mapping) and set(value) == {"value", "confidence"}:
         sure = "" if value["confidence"] is None else f"@{100 * value['confidence']:g}%"
         return f"{100 * value['value']:.4g}pp{sure}"

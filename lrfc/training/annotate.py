@@ -23,6 +23,8 @@ _SAME = frozenset(f"{kind}{n}D" for kind in ("MaxPooling", "AveragePooling", "Ze
     ("Flatten", "Reshape", "Permute", "RepeatVector", "ops.Pad", "ops.Reshape", "ops.Transpose")
 )
 _FIXED = frozenset(("softmax", "sigmoid", "tanh", "log_softmax"))
+#: Kinds with a kernel that TFLite computes in float only.
+_FLOAT = frozenset(("Conv3D", "Conv3DTranspose"))
 
 
 def check() -> None:
@@ -61,34 +63,46 @@ def annotated(tools: Any, graph: Graph, lowered: Lowered) -> Any:
         marked.set_weights(lowered.model.get_weights())
         with tools.quantize_scope({"Rules": rules, **lowered.custom}):
             return tools.quantize_apply(marked, _scheme(tools))
-    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
-        raise ModelError(f"tensorflow-model-optimization refuses '{graph.name}': {reason(error)}; leave out --qat") from error
+    except Exception as error:  # layers that it has no rules for raise anything
+        raise refusal(graph, error) from error
+
+
+def refusal(graph: Graph, error: Exception) -> ModelError:
+    """That the graph cannot be trained with its rounding, in one line."""
+    return ModelError(f"tensorflow-model-optimization refuses '{graph.name}': {reason(error)}; leave out --qat")
 
 
 def _kernel(op: Op) -> str | None:
     """The tf_keras name of the layer's kernel."""
-    return None if not rounds(op) else "depthwise_kernel" if op.kind.startswith("Depthwise") else "kernel"
+    return None if not rounds(op) or op.kind in _FLOAT else "depthwise_kernel" if op.kind.startswith("Depthwise") else "kernel"
 
 
 def _rounds_output(graph: Graph, op: Op) -> bool:
-    """Whether the file rounds what the op gives to a range of its own: not where a ReLU is fused into it, nor where the range is given."""
+    """Whether the file rounds what the op gives to a range of its own: not where a ReLU is fused into it, the range is given, or it computes in float."""
     reader = graph.only_consumer(op.name)
-    fused = reader is not None and (reader.kind == "ReLU" or (reader.kind == "Activation" and reader["activation"] in ("relu", "relu6")))
+    fused = reader is not None and _rectifies(reader)
+    in_float = op.kind in _FLOAT or (_rectifies(op) and graph.op(graph.operands(op.name)[0].op).kind in _FLOAT)
     function = op.attrs.get("activation") if isinstance(op.attrs.get("activation"), str) else op.kind.lower()
-    return op.kind not in _SAME and function not in _FIXED and not fused and graph.tensors(op.name)[0].dtype.startswith("float")
+    return op.kind not in _SAME and function not in _FIXED and not fused and not in_float and graph.tensors(op.name)[0].dtype.startswith("float")
+
+
+def _rectifies(op: Op) -> bool:
+    return op.kind == "ReLU" or (op.kind == "Activation" and op["activation"] in ("relu", "relu6"))
 
 
 def _scheme(tools: Any) -> Any:
     """Its scheme with one rewrite only, the rounding of the inputs: the others expect a BatchNorm, and without one leave the kernel before a ReLU in float."""
     inside = f"{_PACKAGE}.python.core.quantization.keras"
-    transforms = importlib.import_module(f"{inside}.default_8bit.default_8bit_transforms")
+    inputs = importlib.import_module(f"{inside}.default_8bit.default_8bit_transforms").InputLayerQuantize()
     transformer = importlib.import_module(f"{inside}.graph_transformations.model_transformer")
     registry = importlib.import_module(f"{inside}.default_8bit.default_8bit_quantize_registry")
+    floats = inputs.pattern()
+    floats.config = {"dtype": "float32"}
+    inputs.pattern = lambda: floats
 
     class Layout(importlib.import_module(f"{inside}.quantize_layout_transform").QuantizeLayoutTransform):  # type: ignore[misc]
         def apply(self, model: Any, layer_quantize_map: Any) -> Any:
-            rewrites = [transforms.InputLayerQuantize()]
-            return transformer.ModelTransformer(model, rewrites, set(layer_quantize_map), layer_quantize_map).transform()
+            return transformer.ModelTransformer(model, [inputs], set(layer_quantize_map), layer_quantize_map).transform()
 
     class Scheme(tools.QuantizeScheme):  # type: ignore[misc]
         def get_layout_transformer(self) -> Any:
@@ -102,7 +116,16 @@ def _scheme(tools: Any) -> Any:
 
 def _rules(tools: Any) -> Any:
     """The class of rules; tensorflow-model-optimization's own have none for many kinds of layers."""
+    import tensorflow as tf
+
     quantizers = tools.quantizers
+
+    class Kernel(tools.quantizers.LastValueQuantizer):  # type: ignore[misc]
+        """Of a kernel. Scales per channel go with two spatial axes only: a kernel (K, I, O) becomes (1, K, I, O)."""
+
+        def __call__(self, inputs: Any, training: Any, weights: Any, **kwargs: Any) -> Any:
+            flat = self.per_axis and len(inputs.shape) == 3
+            return super().__call__(tf.expand_dims(inputs, 0) if flat else inputs, training, weights, **kwargs)
 
     class Rules(tools.QuantizeConfig):  # type: ignore[misc]
         """Of one layer: the name of its kernel, whether that has a scale per channel, and whether the output is rounded."""
@@ -113,7 +136,7 @@ def _rules(tools: Any) -> Any:
         def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
             if self._kernel is None:
                 return []
-            quantizer = quantizers.LastValueQuantizer(num_bits=8, per_axis=self._channels, symmetric=True, narrow_range=True)
+            quantizer = Kernel(num_bits=8, per_axis=self._channels, symmetric=True, narrow_range=True)
             return [(getattr(layer, self._kernel), quantizer)]
 
         def set_quantize_weights(self, layer: Any, quantize_weights: Any) -> None:
@@ -147,9 +170,9 @@ def calibrate(model: Any, graph: Graph, lowered: Lowered, inputs: Batch) -> None
         for ref, values in zip(probe.outputs, run(part), strict=True):
             low, high = ranges.get(lowered.layers[ref.op], (0.0, 0.0))
             ranges[lowered.layers[ref.op]] = min(low, float(values.min())), max(high, float(values.max()))
-    inputs_of = {layer.name: name for name, layer in zip((lowered.layers[name] for name in graph.inputs), model.layers, strict=False)}
     for layer in model.layers:
-        name = layer.name.removeprefix("quant_") if layer.name.startswith("quant_") else inputs_of.get(layer.name, lowered.layers[graph.inputs[0]])
+        wrapped = layer.name.startswith("quant_")
+        name = layer.name.removeprefix("quant_") if wrapped else getattr(layer.inbound_nodes[0].inbound_layers, "name", None)  # rounds an input
         if name not in ranges:
             continue
         for weight in layer.non_trainable_weights:
