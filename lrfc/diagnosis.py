@@ -43,7 +43,7 @@ REQUIRED = {
     "tf2onnx": ("tf2onnx", "1.17"),
 }
 #: Distribution → the extra of lrfc that brings it, and the oldest version that lrfc works with.
-OPTIONAL = {"ethos-u-vela": ("npu", "4"), "tensorflow-model-optimization": ("qat", "0.8")}
+OPTIONAL = {"ethos-u-vela": ("npu", "5"), "tensorflow-model-optimization": ("qat", "0.8")}
 #: Way to reach a device → the program on this machine that it needs, and where that comes from.
 PROGRAMS = {"ssh": "OpenSSH's client (Debian: apt-get install openssh-client)", "adb": "Android's platform-tools (Debian: apt-get install adb)"}
 

@@ -64,5 +64,5 @@ class PruneFilters:
             if each.axis is not None and np.isin(each.ids, gone).any()
         }
         slim = without(state.original, original, gone)
-        found = groups(state.graph)
+        found = groups(state.graph, like=state.original)
         return state.with_graph(without(state.graph, found, labels(found, removed))).with_fact(Pruned(slim, left))

@@ -91,7 +91,7 @@ def test_an_optional_package_that_is_there_has_to_work(monkeypatch: pytest.Monke
     monkeypatch.setattr(diagnosis.importlib, "import_module", fail)
     broken = diagnosis._extra("ethos-u-vela")
     assert not broken.ok
-    assert "no ethosu.vela; pip install --force-reinstall 'ethos-u-vela>=4'" in broken.detail
+    assert "no ethosu.vela; pip install --force-reinstall 'ethos-u-vela>=5'" in broken.detail
 
 
 def test_what_devices_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

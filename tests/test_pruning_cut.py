@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keras import layers
 
 from lrfc.errors import UsageError
 from lrfc.ir import keras_io
-from lrfc.pruning.cut import cut
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.select_ranks import DesignSpace, Selection
+from lrfc.pruning.cut import cut, without
 from lrfc.pruning.groups import groups
+from lrfc.pruning.space import FilterSpace, Keep, labels
+from tests.compression import explored, state_of
 from tests.helpers import branches, conv_net, difference, graph_of, nested_twice, random_inputs, random_weights, residual, same
 from tests.pruned import BLOCKS, halves, random_net, zeroed
 
@@ -169,3 +175,30 @@ def test_a_cut_network_is_saved_and_loaded_by_keras_alone(tmp_path):
     keras_io.save(smaller, tmp_path / "small.keras")
     batch = random_inputs(graph)
     assert difference(keras_io.predict(smaller, batch), keras_io.predict(keras.saving.load_model(tmp_path / "small.keras"), batch)) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["channel_svd", "tucker2", "cp"])
+@pytest.mark.parametrize("blocks", [2, 8])
+def test_a_factorized_grouped_convolution_is_cut_as_the_layer_would_be(method, blocks):
+    """The stages have other widths than the layer; what goes with what does not depend on them."""
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(16, 3, padding="same", activation="relu", name="stem")(image)
+    x = layers.Conv2D(16, 3, padding="same", groups=blocks, activation="relu", name="wide")(x)
+    graph = graph_of(keras.Model(image, layers.Conv2D(4, 1, name="head")(x)))
+    state = explored(state_of(graph), methods=(method,))
+    chosen = [next(c for c in space.candidates if c.method == method) for space in state.fact(DesignSpace).spaces if space.op.name == "wide"]
+    if not chosen:
+        pytest.skip(f"{method} makes nothing smaller of {blocks} groups")
+    factors = {space.op.name: space.factors[method] for space in state.fact(DesignSpace).spaces if space.op.name == "wide"}
+    whole, before = Factorize()(state.with_fact(Selection(tuple(chosen), {}, factors))).graph, groups(graph)
+    kept = halves(before)
+    gone = labels(groups(whole, like=graph), FilterSpace(before, {}, {}).removed({g.name: Keep(g, kept[g.name]) for g in before.groups}))
+    smaller = without(whole, groups(whole, like=graph), gone)
+    smaller.check()
+    assert {name: smaller.op(name)["filters"] for name in ("stem", "wide")} == {
+        name: cut(graph, kept).op(name)["filters"] for name in ("stem", "wide")
+    }
+    found = groups(whole, like=graph)
+    units = {group.name: np.flatnonzero(~np.isin(group.classes, gone)) for group in found.groups}
+    batch = random_inputs(graph, 2)
+    assert difference(keras_io.predict(zeroed(whole, found, units), batch), keras_io.predict(smaller, batch)) < 1e-5

@@ -400,8 +400,8 @@ def test_where_cycles_are_known_the_times_of_layers_add_up_to_the_latency() -> N
 def test_a_drop_says_what_it_is_a_share_of() -> None:
     kept = Kept(allowed=None, drop=0.02, low=-0.01, high=0.03, confidence=0.95, samples=400, met=True)
     told = {
-        "% of the variance of the labels": "lost 2.00 % of the variance of the labels, 95 % interval −1.00 to 3.00,",
-        None: "lost 2.00 %, 95 % interval",
+        "% of the variance of the labels": "lost 2.00 % of the variance of the labels against 3.1 of the original in float, 95 % interval −1.00 to 3.00,",
+        None: "lost 2.00 % against 3.1 of the original in float, 95 % interval",
     }
     for unit, text in told.items():
         scores = Accuracy(metric="mean squared error", percent=False, before=3.1, artifact=3.2, kept=kept.model_copy(update={"unit": unit}))

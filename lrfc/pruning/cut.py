@@ -15,7 +15,6 @@ from lrfc.ir.graph import Array, Graph, Op, Ref
 from lrfc.ir.ops import conv_geometry
 from lrfc.pruning.groups import Dependencies, groups
 from lrfc.pruning.labels import Ids
-from lrfc.pruning.rules import positions
 from lrfc.pruning.shapes import slices
 
 Mask = NDArray[np.bool_]
@@ -121,13 +120,12 @@ def _conv(cut: _Cut, weights: Weights) -> dict[str, Any]:
         _take(weights, "kernel", cut.carried, -2)
         _take(weights, "bias", None if cut.carried is None else np.repeat(cut.carried, at.multiplier), 0)
         return {}
-    if at.groups == 1 or positions(at.groups, at.inputs, at.outputs):
+    if cut.carried is None:
         made_axis, read_axis = (-2, -1) if at.transposed else (-1, -2)
         _take(weights, "kernel", cut.made, made_axis)
         _take(weights, "kernel", None if cut.read is None else cut.read[: at.inputs // at.groups], read_axis)
         _take(weights, "bias", cut.made, 0)
         return {} if cut.made is None else {"filters": _count(cut.made)}
-    assert cut.carried is not None
     _take(weights, "kernel", cut.carried, -1)
     _take(weights, "bias", cut.carried, 0)
     filters = _count(cut.carried)

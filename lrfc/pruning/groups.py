@@ -89,14 +89,14 @@ class Dependencies:
         return tuple(shape)
 
 
-def groups(graph: Graph, keep: Sequence[str] = (), only: Sequence[str] = ()) -> Dependencies:
+def groups(graph: Graph, keep: Sequence[str] = (), only: Sequence[str] = (), like: Graph | None = None) -> Dependencies:
     """The dependency groups of a graph.
 
     Every channel of every tensor carries a label; each op says which labels its outputs carry and which of those that it reads must be the same
     one. ``keep`` are patterns of ops whose inputs and outputs stay whole; with ``only``, units stay unless all their producers match. The model's
-    inputs and outputs stay.
+    inputs and outputs stay. ``like``: the graph before its factorization; its filters go together as they did.
     """
-    walk = Walk(graph)
+    walk = Walk(graph, like)
     labels: dict[Ref, Labels] = {}
     for op in graph:
         operands = graph.operands(op.name)

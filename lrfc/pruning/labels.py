@@ -37,9 +37,11 @@ class Walk:
 
     ``made``, ``carried`` and ``read`` map a layer's name (that of its first call) to the labels of its filters, of the channels whose weights
     it holds, and of the input channels that its kernel sums over. ``slices`` are the labels of tensors that are a part of another one.
+    ``like``: the graph before its factorization.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, like: Graph | None = None) -> None:
+        self._like = graph if like is None else like
         self.made: dict[str, Ids] = {}
         self.carried: dict[str, Ids] = {}
         self.read: dict[str, Ids] = {}
@@ -55,6 +57,13 @@ class Walk:
     def layer(self, op: Op) -> str:
         """The name of the first call of the op's layer."""
         return op.name if op.shared is None else self._names[op.shared]
+
+    def whole(self, op: Op) -> tuple[Op, tuple[Tensor, ...]]:
+        """The layer that a stage of a factorization stands for (itself, if it is none), and what that one reads."""
+        name = op.name
+        while name not in self._like:
+            name = name.rpartition("__")[0]
+        return self._like.op(name), self._like.input_tensors(name)
 
     def fresh(self, count: int) -> Ids:
         """Labels that were not there before."""

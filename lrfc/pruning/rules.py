@@ -58,7 +58,7 @@ def _conv(call: Call) -> list[Labels]:
     elif at.groups == 1:
         walk.sum_over(op, ids)
         made = walk.make(op, walk.fresh(at.outputs))
-    elif positions(at.groups, at.inputs, at.outputs):
+    elif _positions(call):
         walk.unify(*_groups(walk.sum_over(op, ids), at.groups, 0))
         made = walk.make(op, np.tile(walk.fresh(at.outputs // at.groups), at.groups))
     else:
@@ -66,6 +66,13 @@ def _conv(call: Call) -> list[Labels]:
         made = np.repeat(ids[:: at.inputs // at.groups], at.outputs // at.groups)
         walk.carry(op, made)
     return _activated(call, Labels(axis, made))
+
+
+def _positions(call: Call) -> bool:
+    """As ``positions`` says of the whole layer: the stages of a factorization are cut as it would be, whatever their own widths."""
+    op, inputs = call.walk.whole(call.op)
+    at = conv_geometry(op, inputs[0])
+    return positions(at.groups, at.inputs, at.outputs)
 
 
 def _groups(ids: Ids, groups: int, axis: int) -> tuple[Ids, Ids]:
