@@ -51,15 +51,28 @@ def padded_shortcuts() -> Any:
     return keras.Model(image, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D(name="mean")(x)), name="padded")
 
 
-@pytest.fixture(scope="module", params=["learnt", "residual", "padded", "embedding"])
+@pytest.fixture(scope="module", params=["learnt", "residual", "padded", "embedding", "stream"])
 def state(request: pytest.FixtureRequest) -> State:
     if request.param == "learnt":
         return PriceLayers(PROFILE, slower=True)(filtered(learnt()))
-    if request.param == "embedding":
-        return PriceLayers(PROFILE, slower=True)(filtered(state_of(helpers.graph_of(embedding()))))
+    if request.param in ("embedding", "stream"):
+        return PriceLayers(PROFILE, slower=True)(filtered(state_of(helpers.graph_of(embedding() if request.param == "embedding" else stream()))))
     if request.param == "padded":
         return PriceLayers(PROFILE, slower=True)(filtered(state_of(helpers.graph_of(padded_shortcuts())), multiple=4))
     return PriceLayers(PROFILE, slower=True)(filtered(state_of(helpers.graph_of(helpers.residual()))))
+
+
+def stream() -> Any:
+    """Convolutions that read and make the same filters."""
+    import keras
+    from keras import layers
+
+    x = image = keras.Input((12, 12, 3), name="image")
+    x = layers.Conv2D(24, 3, padding="same", activation="relu", name="stem")(x)
+    for number in range(2):
+        y = layers.Conv2D(24, 3, padding="same", activation="relu", name=f"conv{number}")(x)
+        x = layers.Add(name=f"add{number}")([x, y])
+    return keras.Model(image, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D(name="mean")(x)), name="stream")
 
 
 def embedding() -> Any:
@@ -104,6 +117,16 @@ def test_parameters_and_macs_are_those_of_the_cut_graph(state: State, plans: lis
         predicted = fixed(each)["params"] + selection.cost("params")
         # The bias that a folded BatchNorm leaves is counted as if no filter of it went.
         assert counted["params"] <= predicted <= counted["params"] + (100 if folded else 0)
+
+
+@pytest.mark.parametrize("methods", [None, ()])
+def test_the_programme_counts_what_its_choices_cost(state: State, methods: tuple[str, ...] | None) -> None:
+    design = state.fact(DesignSpace) if methods is None else state.fact(DesignSpace).narrowed(methods)
+    for minimise in ("macs", "params", "latency"):
+        programme = joint._Programme(state.graph, design.spaces, state.fact(FilterSpace), (), frozenset(), state.fact(Price).prices)
+        values, found = programme._optimum({}, minimise), programme._chosen({}, minimise)
+        for quantity in ("macs", "params", "latency"):
+            assert np.dot(programme._costs[quantity], values) == pytest.approx(found.cost(quantity), rel=1e-4)
 
 
 def test_a_latency_budget_is_kept_and_cutting_is_never_worse(state: State) -> None:

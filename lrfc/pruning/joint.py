@@ -145,7 +145,8 @@ class _Programme:
             for name in use.groups:
                 parts[number, name] = [self._add({}) for _ in self._keeps[name]]
                 self._row(parts[number, name], 0, 0, [chosen[-1]])
-            for names in [tuple(use.read.by), tuple(use.made.by)] if apart(candidate, use) else [use.groups]:
+            sides = apart(candidate, use) and not use.read.by.keys() & use.made.by.keys()
+            for names in [use.read.by, use.made.by] if sides else [use.groups]:
                 self._together(cost, use, {name: parts[number, name] for name in names})
         self._row(chosen, 1, 1)
         for name in use.groups:
