@@ -41,6 +41,7 @@ def kernels(file: Artifact, metric: Metric, split: Split, optimised: Batch, macs
     if file.format != TFLite.name or not PRECISIONS[file.precision].integer:
         return None
     count = min(len(split), max(FEWEST, int(MACS // max(1, macs))))
-    some, seen = split.take(np.arange(count)), tuple(y[:count] for y in optimised)
+    rows = np.linspace(0, len(split) - 1, count).astype(np.intp)  # evenly: the samples may lie class by class
+    some, seen = split.take(rows), tuple(y[rows] for y in optimised)
     found = TFLite().reference(file)(some.inputs)
     return Kernels(metric.score(found, some), metric.score(seen, some), count, held(metric, some, seen, found))

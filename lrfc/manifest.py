@@ -119,7 +119,7 @@ class Kept(_Record):
 
 
 class Kernels(_Record):
-    """The score of an emitted file of integers by LiteRT's reference kernels, and by its optimised ones (XNNPACK), on the same first test samples.
+    """The score of an emitted file of integers by LiteRT's reference kernels, and by its optimised ones (XNNPACK), on the same ``samples`` out of the test set.
 
     ``counted``: the device rounds as the reference kernels do, so what they lose against the optimised ones is part of ``Accuracy.kept``.
     """
