@@ -11,7 +11,7 @@ from lrfc.passes.select_ranks import POOL
 from lrfc.pruning import effects
 from lrfc.pruning.criteria import CRITERIA, Context
 from lrfc.pruning.space import FilterSpace, Keep, counts, prunable
-from lrfc.search.candidates import selected
+from lrfc.search.candidates import readable
 from lrfc.search.samples import Sampler, SampleSize
 from lrfc.search.sensitivity import Sensitivity
 from lrfc.state import Fact, State
@@ -46,12 +46,12 @@ class ExploreFilters:
                 "filters are cut only where calibration samples can make up for them: give --data with at least 16 samples, or choose --prune off"
             )
         graph, inputs = state.graph, tuple(x[: max(self.size.images + self.size.held_out, POOL * self.images)] for x in state.data.train.inputs)
-        readable = [op for op, reason in selected(graph, (), ()) if reason is None]
-        found, wanted, refused = prunable(graph, {op.name for op in readable}, self.keep, self.only)
+        layers = readable(graph)
+        found, wanted, refused = prunable(graph, {op.name for op in layers}, self.keep, self.only)
         choices: dict[str, tuple[Keep, ...]] = {}
         if wanted:
             read = {part.layer for group in wanted for part in group.consumers}
-            samples = Sampler(graph, [op for op in readable if op.name in read], inputs, self.size, state.seed)
+            samples = Sampler(graph, [op for op in layers if op.name in read], inputs, self.size, state.seed)
             context = Context(graph, found, inputs, lambda name: samples[name].statistics, state.seed)
             sensitivity = Sensitivity(graph, inputs, self.images)
             step = state.progress.stage("filters", len(wanted))

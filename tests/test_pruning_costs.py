@@ -51,12 +51,13 @@ def padded_shortcuts() -> Any:
     return keras.Model(image, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D(name="mean")(x)), name="padded")
 
 
-@pytest.fixture(scope="module", params=["learnt", "residual", "padded", "embedding", "stream"])
+@pytest.fixture(scope="module", params=["learnt", "residual", "padded", "embedding", "stream", "sizes"])
 def state(request: pytest.FixtureRequest) -> State:
     if request.param == "learnt":
         return PriceLayers(PROFILE, slower=True)(filtered(learnt()))
-    if request.param in ("embedding", "stream"):
-        return PriceLayers(PROFILE, slower=True)(filtered(state_of(helpers.graph_of(embedding() if request.param == "embedding" else stream()))))
+    small = {"embedding": embedding, "stream": stream, "sizes": sizes}
+    if request.param in small:
+        return PriceLayers(PROFILE, slower=True)(filtered(state_of(helpers.graph_of(small[request.param]()))))
     if request.param == "padded":
         return PriceLayers(PROFILE, slower=True)(filtered(state_of(helpers.graph_of(padded_shortcuts())), multiple=4))
     return PriceLayers(PROFILE, slower=True)(filtered(state_of(helpers.graph_of(helpers.residual()))))
@@ -73,6 +74,19 @@ def stream() -> Any:
         y = layers.Conv2D(24, 3, padding="same", activation="relu", name=f"conv{number}")(x)
         x = layers.Add(name=f"add{number}")([x, y])
     return keras.Model(image, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D(name="mean")(x)), name="stream")
+
+
+def sizes() -> Any:
+    """A convolution that is called on images of two sizes."""
+    import keras
+    from keras import layers
+
+    image = keras.Input((12, 12, 3), name="image")
+    x = layers.Conv2D(24, 3, padding="same", activation="relu", name="stem")(image)
+    twice = layers.Conv2D(24, 3, padding="same", activation="relu", name="twice")
+    far, near = twice(x), twice(layers.MaxPooling2D(name="half")(x))
+    joined = layers.Concatenate(name="both")([layers.GlobalAveragePooling2D(name=f"mean{i}")(each) for i, each in enumerate((far, near))])
+    return keras.Model(image, layers.Dense(4, name="head")(joined), name="sizes")
 
 
 def embedding() -> Any:
@@ -100,6 +114,12 @@ def plans(state: State) -> list[State]:
             except BudgetError:
                 continue
     return found
+
+
+def test_shared_layers_that_read_several_sizes_lose_filters_too(state: State) -> None:
+    if "twice" in state.graph:
+        assert {"stem", "twice"} <= set(state.fact(FilterSpace).choices)
+        assert not any(space.op.name == "twice" for space in state.fact(DesignSpace).spaces)
 
 
 def test_the_predicted_time_is_that_of_the_ops_that_run(plans: list[State]) -> None:

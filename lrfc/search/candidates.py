@@ -91,6 +91,16 @@ def selected(graph: Graph, keep: Sequence[str], only: Sequence[str]) -> Iterator
             yield op, refusal(op, *graph.input_tensors(op.name))
 
 
+def readable(graph: Graph) -> list[Op]:
+    """The layers whose inputs can be sampled: those that may be factorized, and shared ones whose calls read images or sequences of several sizes."""
+    found = []
+    for op, reason in selected(graph, (), ()):
+        read = [graph.input_tensors(call.name) for call in graph.calls(op)]
+        if reason is None or (len(set(read)) > 1 and all(len(each) == 1 and refusal(op, *each) is None for each in read)):
+            found.append(op)
+    return found
+
+
 def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], measure: Measure, levels: int = 32, multiple: int = 1) -> LayerSpace:
     """Every candidate of one layer that saves MACs or parameters and costs no more of either, evaluated on the layer's samples."""
     return compared(graph, op, samples, answers(graph, op, samples, methods, measure, levels, multiple), measure)
