@@ -249,7 +249,10 @@ class SelectRanks:
         if filters is None:
             chosen = allocate([pareto(s.candidates) for s in design.spaces], limits, self.minimise)
         else:
-            found = joint.allocate(state.graph, design.spaces, filters, limits, self.minimise, self.rooms, _prices(state))
+            try:
+                found = joint.allocate(state.graph, design.spaces, filters, limits, self.minimise, self.rooms, _prices(state))
+            except joint.UnsolvedError as error:
+                return self._uncut(given, error)
             chosen, keeps, beside = found.chosen, found.keeps, found.beside
         reasons = dict(design.skipped)
         for candidate in chosen:
@@ -263,6 +266,17 @@ class SelectRanks:
         if filters is None:
             return "these methods reach"
         return "cutting filters reaches" if self.methods == () else "these methods and cutting filters reach"
+
+    def _uncut(self, given: State, error: joint.UnsolvedError) -> State:
+        """The selection that cuts no filters, where the one that may was not found in time; the error where that does not keep the budgets."""
+        if self.rooms:
+            raise error
+        try:
+            found = replace(self, prune=False)(given)
+        except BudgetError:
+            raise error from None
+        given.progress.log(f"  {error}: no filters are cut")
+        return found
 
 
 def totals(graph: Graph) -> dict[str, int]:

@@ -244,3 +244,23 @@ def test_filters_go_only_where_something_can_make_up_for_them() -> None:
     for state in (state_of(graph, synthetic=True), state_of(graph, samples=12)):
         with pytest.raises(UsageError, match="--prune off"):
             ExploreFilters()(state)
+
+
+def test_where_no_choice_is_found_in_time_no_filters_are_cut(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    told = replace(state, progress=replace(state.progress, log=lines.append))
+    alone = SelectRanks(share(0.6), prune=False)(state).fact(Selection)
+    solve = joint.milp
+
+    def slow(objective, **options):  # the least that can be reached is found, the best within the budget is not
+        found = solve(objective, **options)
+        if len(options["constraints"]) > 1:
+            found.x, found.status = None, 1
+        return found
+
+    monkeypatch.setattr(joint, "milp", slow)
+    selection = SelectRanks(share(0.6))(told).fact(Selection)
+    assert (selection.chosen, selection.keeps) == (alone.chosen, {})
+    assert lines == ["  no choice of ranks and filters within the macs budgets was found in 60 s: no filters are cut"]
+    with pytest.raises(BudgetError, match="was found in 60 s"):
+        SelectRanks(share(0.6), methods=())(state)

@@ -30,11 +30,15 @@ from lrfc.search.pricing import Prices
 #: Candidates of a layer that are weighed: the product of ranks and filters is large, and close ranks differ little.
 CANDIDATES = 16
 #: What the optimum may be missed by, relative, and seconds that one programme may take.
-GAP, SECONDS = 1e-3, 30.0
+GAP, SECONDS = 1e-3, 60.0
 #: Most combinations of the choices of groups that meet in an op.
 COMBINATIONS = 200
 #: Programmes that are solved at most until a limit on the time is kept.
 TURNS = 6
+
+
+class UnsolvedError(BudgetError):
+    """Not a single choice was found in time; there may be one."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def allocate(
     ``rooms``: activation memory. ``prices``: what ops take, at any width; without them time follows the MACs. A factorized layer's MACs are linear in what
     is left of its inputs and outputs, for given ranks: its first stage reads, its last stage makes. A whole layer's are their product. Both are exact in
     the programme, and so is the time of an op between two groups: for each pair of choices there is a variable whose margins are the choices (the local
-    polytope of a pairwise model), so only the choices themselves need to be integers. BudgetError when nothing is within.
+    polytope of a pairwise model), so only the choices themselves need to be integers. BudgetError when nothing is within, UnsolvedError when nothing was found in
+    time.
     """
     return _Programme(graph, spaces, filters, rooms, _alone(graph, spaces, limits, minimise, prices), prices).solved(limits, minimise)
 
@@ -246,7 +251,7 @@ class _Programme:
         options: dict[str, Any] = {"mip_rel_gap": GAP, "time_limit": SECONDS}
         result = milp(objective, integrality=np.array(self._integer), bounds=Bounds(0, 1), constraints=constraints, options=options)
         if result.x is None and result.status == 1:
-            raise BudgetError(f"no choice of ranks and filters within the {' and '.join(limits) or 'memory'} budgets was found in {SECONDS:g} s")
+            raise UnsolvedError(f"no choice of ranks and filters within the {' and '.join(limits) or 'memory'} budgets was found in {SECONDS:g} s")
         if result.x is None:
             raise BudgetError(f"the {' and '.join(limits) or 'memory'} budgets cannot be met by ranks and filters together")
         return np.asarray(result.x)
@@ -314,4 +319,4 @@ def _between(layer: Variables, number: int, at: Mapping[str, int]) -> Candidate:
     return replace(layer.candidates[number], macs=round(found["macs"]), params=round(found["params"]), latency=found["latency"])
 
 
-__all__ = ["Joint", "allocate", "least_room", "others"]
+__all__ = ["Joint", "UnsolvedError", "allocate", "least_room", "others"]
