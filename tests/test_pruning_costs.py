@@ -228,3 +228,13 @@ def test_narrower_ops() -> None:
     assert list(narrowed([biased], 0.5, 0.25)) == [replace(conv(8, 8), params=9 * 8 * 8 + 8)]
     activation = Signature("sigmoid", ((8, 8, 32),), (8, 8, 32))
     assert list(narrowed([conv(16, 32), activation], 1.0, 0.5)) == [conv(16, 16), Signature("sigmoid", ((8, 8, 16),), (8, 8, 16))]
+
+
+def test_what_breaks_ties_never_outweighs_what_is_asked_for(state: State) -> None:
+    """However many MACs a network has: they decide between choices that are equal otherwise, and nothing else."""
+    prices, spaces = state.fact(Price).prices, state.fact(DesignSpace).spaces
+    large = tuple(replace(space, candidates=tuple(replace(c, macs=10**9 * c.macs) for c in space.candidates)) for space in spaces)
+    limit = {"latency": 0.8 * state.fact(Price).whole - fixed(state)["latency"]}
+    found = [joint.allocate(state.graph, each, state.fact(FilterSpace), limit, prices=prices) for each in (spaces, large)]
+    impacts = [sum(c.impact for c in each.chosen) + sum(keep.impact for keep in each.keeps.values()) for each in found]
+    assert impacts[1] == pytest.approx(impacts[0], rel=3 * joint.GAP, abs=1e-9)
