@@ -1,0 +1,158 @@
+"""The one reader of what comes from outside: regular files of bounded size, and JSON and TOML of bounded depth.
+
+A file that lrfc did not write in this run may hold anything, and may be no file at all. Whatever
+is wrong with it becomes one line of the caller's error class; nothing in it names code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lrfc.errors import LrfcError, UsageError
+
+#: Bytes that a text document may have: manifests, profiles, settings, what a device answers.
+DOCUMENT_BYTES = 64 << 20
+#: Levels of nesting that a document may have. Keras nests a few levels for each nested model.
+DEPTH = 200
+
+
+def located(path: Path | str, *, error: type[LrfcError] = UsageError) -> Path:
+    """The path with ``~`` expanded; ``error`` when there is no such user, or it cannot be a path."""
+    try:
+        place = Path(path).expanduser()
+        os.fsencode(place)
+    except (RuntimeError, ValueError) as problem:
+        raise error(f"{shown(path)} is no path: {problem}") from problem
+    return place
+
+
+def opened(path: Path | str, *, limit: int, error: type[LrfcError] = UsageError) -> BinaryIO:
+    """A regular file, open for reading; the caller closes it.
+
+    ``error`` when there is none, when it is a folder, a device or a pipe (none of which is read),
+    or when it has more than ``limit`` bytes.
+    """
+    place = located(path, error=error)
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for its writer.
+        number = os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError as problem:
+        raise error(f"{shown(path)}: no such file") from problem
+    except (OSError, ValueError) as problem:
+        raise error(f"{shown(path)} cannot be read: {_reason(problem)}") from problem
+    file = os.fdopen(number, "rb")
+    try:
+        found = os.fstat(number)
+        if not stat.S_ISREG(found.st_mode):
+            raise error(f"{shown(path)} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a regular file")
+        if found.st_size > limit:
+            raise error(f"{shown(path)} has {found.st_size:,} bytes; at most {limit:,} are read here")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def contents(path: Path | str, *, limit: int = DOCUMENT_BYTES, error: type[LrfcError] = UsageError) -> bytes:
+    """The bytes of a regular file; ``error`` as for :func:`opened`, and when reading fails."""
+    with opened(path, limit=limit, error=error) as file:
+        try:
+            content = file.read(limit + 1)
+        except (OSError, MemoryError) as problem:
+            raise error(f"{shown(path)} cannot be read: {_reason(problem)}") from problem
+    if len(content) > limit:  # it grew while it was read
+        raise error(f"{shown(path)} has more than {limit:,} bytes, which is the most that is read here")
+    return content
+
+
+def json_object(content: bytes | str, where: str, *, error: type[LrfcError] = UsageError, constants: bool = False) -> dict[str, Any]:
+    """The JSON object in ``content``; ``where`` begins the line of the error.
+
+    ``error`` for what is not UTF-8, not JSON, not an object, nested more than DEPTH levels deep, or
+    holds a key twice in one object. ``constants``: whether NaN and Infinity, which JSON does not
+    have and Python writes, are taken.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            raise _Invalid("it holds a key twice in one object")
+        return table
+
+    def constant(name: str) -> float:
+        if not constants:
+            raise _Invalid(f"it holds {name}, which is no number of JSON")
+        return float(name)
+
+    try:
+        text = content if isinstance(content, str) else content.decode()
+        document = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+    except _Invalid as problem:
+        raise error(f"{where}: {problem}") from problem
+    except RecursionError as problem:
+        raise error(f"{where} is nested too deeply: at most {DEPTH} levels are read") from problem
+    except (UnicodeDecodeError, MemoryError, ValueError) as problem:
+        raise error(f"{where} is not JSON: {_reason(problem)}") from problem
+    if not isinstance(document, dict):
+        raise error(f"{where} holds {_JSON.get(type(document), 'a number')}, not a JSON object")
+    bounded(document, where, error=error)
+    return document
+
+
+def toml_table(content: bytes, where: str, *, error: type[LrfcError] = UsageError) -> dict[str, Any]:
+    """The TOML table in ``content``; ``error`` for what is not UTF-8, not TOML, or nested too deeply."""
+    try:
+        table = tomllib.loads(content.decode())
+    except RecursionError as problem:
+        raise error(f"{where} is nested too deeply: at most {DEPTH} levels are read") from problem
+    except (UnicodeDecodeError, MemoryError, ValueError) as problem:
+        raise error(f"{where} is not TOML: {_reason(problem)}") from problem
+    bounded(table, where, error=error)
+    return table
+
+
+def bounded(document: Any, where: str, *, error: type[LrfcError] = UsageError) -> None:
+    """Raise ``error`` when the document is nested more than DEPTH levels deep, so that a walk over it may recurse."""
+    level: list[Any] = [document]
+    for _ in range(DEPTH):
+        level = [item for value in level for item in _items(value)]
+        if not level:
+            return
+    raise error(f"{where} is nested too deeply: at most {DEPTH} levels are read")
+
+
+def shown(value: object, length: int = 200) -> str:
+    """The value in one line of a message: without control characters, its middle left out when it is long."""
+    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    return text if len(text) <= length else f"{text[: length // 2]}…{text[-length // 2 :]}"
+
+
+class _Invalid(Exception):
+    """What is wrong with a document that is JSON all the same."""
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _reason(problem: BaseException) -> str:
+    text = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
+    return shown(text or type(problem).__name__)
+
+
+_JSON = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
