@@ -82,18 +82,18 @@ def json_object(content: bytes | str, where: str, *, error: type[LrfcError] = Us
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) < len(pairs):
-            raise _Invalid("it holds a key twice in one object")
+            raise _DocumentError("it holds a key twice in one object")
         return table
 
     def constant(name: str) -> float:
         if not constants:
-            raise _Invalid(f"it holds {name}, which is no number of JSON")
+            raise _DocumentError(f"it holds {name}, which is no number of JSON")
         return float(name)
 
     try:
         text = content if isinstance(content, str) else content.decode()
         document = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
-    except _Invalid as problem:
+    except _DocumentError as problem:
         raise error(f"{where}: {problem}") from problem
     except RecursionError as problem:
         raise error(f"{where} is nested too deeply: at most {DEPTH} levels are read") from problem
@@ -133,7 +133,7 @@ def shown(value: object, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[: length // 2]}…{text[-length // 2 :]}"
 
 
-class _Invalid(Exception):
+class _DocumentError(Exception):
     """What is wrong with a document that is JSON all the same."""
 
 
