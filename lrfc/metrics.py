@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc import sources
+from lrfc import reader, sources, trust
 from lrfc.data import Split
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
@@ -18,7 +17,6 @@ from lrfc.state import Batch
 
 #: The names that ``metric`` takes besides 'module:function'.
 NAMES = ("accuracy", "miou", "auc", "mse", "fidelity")
-_FUNCTION = re.compile(r"(?P<function>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)(?::(?P<way>min|max))?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +80,7 @@ def metric(name: str | None, graph: Graph, split: Split) -> Metric:
     """
     if name is None:
         name = _usual(graph, split)
-    own = _FUNCTION.fullmatch(name)
+    own = trust.METRIC.fullmatch(name)
     if own is not None:
         return _own(name, own["function"], higher=own["way"] != "min")
     if name not in (*NAMES, "mixed"):
@@ -233,10 +231,8 @@ def _own(name: str, spec: str, *, higher: bool) -> Metric:
     def values(outputs: Batch, split: Split) -> NDArray[np.float64]:
         targets: Any = split.targets
         given = (outputs, targets) if len(outputs) > 1 else (outputs[0], None if targets is None else targets[0])
-        try:
+        with reader.user_code(f"metric '{spec}'"):
             found = float(function(*given))
-        except Exception as error:  # whatever the user's code raises is the user's to see, in one line
-            raise UsageError(f"metric '{spec}' failed with {type(error).__name__}: {' '.join(str(error).split())}") from error
         return np.asarray([found])
 
     return Metric(name.removesuffix(":min").removesuffix(":max"), percent=False, higher_is_better=higher, values=values, paired=False)
