@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lrfc import artifact, trust
 from lrfc.config import BuildConfig, parse
 from lrfc.errors import UsageError
@@ -15,6 +17,7 @@ from lrfc.ir.graph import Graph
 from lrfc.manifest import Manifest
 from lrfc.options import FIELDS
 from lrfc.passes.lock_layers import Choice
+from lrfc.reader import kind, shown
 
 #: Options that say how a build runs, not what it makes.
 _OWN = ("out", "resume", "print_after", "stop_after", "unsafe_load")
@@ -32,7 +35,7 @@ class Locked:
     @staticmethod
     def read(path: Path) -> Locked:
         """From a manifest.json, or the folder that it is in."""
-        found = Locked(path, Manifest.read(path) if path.is_dir() else Manifest.read_file(path))
+        found = Locked(path, Manifest.read(path) if kind(path) == "a folder" else Manifest.read_file(path))
         if not found.filters and all(layer.method is None for layer in found.manifest.layers):
             raise UsageError(f"{path}: no layer was factorized or pruned in that build, the original was kept; there is nothing to repeat")
         return found
@@ -56,7 +59,12 @@ class Locked:
         UsageError for what would have led to another plan.
         """
         config = {name: value for name, value in self.manifest.config.items() if name in BuildConfig.model_fields and name not in _OWN}
-        before = BuildConfig.model_validate(config)
+        try:
+            before = BuildConfig.model_validate(config)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, ("config", *problem["loc"])))
+            raise UsageError(f"{self.path}: {shown(where)}: {shown(problem['msg'])}; that build cannot be repeated") from error
         for name in _PLANNED:
             made = getattr(before, name)
             if name in given and getattr(parse(**{name: given[name]}), name) != made:

@@ -22,6 +22,8 @@ from lrfc.errors import LrfcError, UsageError
 DOCUMENT_BYTES = 64 << 20
 #: Levels of nesting that a document may have. Keras nests a few levels for each nested model.
 DEPTH = 200
+#: Bits that an integer in a document may have.
+BITS = 1023
 
 
 def located(path: Path | str, *, error: type[LrfcError] = UsageError) -> Path:
@@ -143,12 +145,17 @@ def toml_table(content: bytes, where: str, *, error: type[LrfcError] = UsageErro
 
 
 def bounded(document: Any, where: str, *, error: type[LrfcError] = UsageError) -> None:
-    """Raise ``error`` when the document is nested more than DEPTH levels deep, so that a walk over it may recurse."""
+    """Raise ``error`` when the document is nested more than DEPTH levels deep, so that a walk over it may recurse.
+
+    The same where an integer is larger than any float, so that every number can be computed with.
+    """
     level: list[Any] = [document]
     for _ in range(DEPTH):
         level = [item for value in level for item in _items(value)]
         if not level:
             return
+        if any(isinstance(item, int) and item.bit_length() > BITS for item in level):
+            raise error(f"{where} holds an integer of more than {BITS} bits, which is too large for a number")
     raise error(f"{where} is nested too deeply: at most {DEPTH} levels are read")
 
 

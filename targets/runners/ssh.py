@@ -61,6 +61,7 @@ class Connected:
             self._ssh = [
                 program, "-T", "-S", f"{private}/s", "-o", "BatchMode=yes", "-o", "RemoteCommand=none", "-o", "RequestTTY=no",
                 "-o", "ClearAllForwardings=yes", "-o", "PermitLocalCommand=no", "-o", "ControlPersist=no",
+                "-o", "UpdateHostKeys=no",
                 *(word for option in reach.options for word in ("-o", option.removeprefix("-o").strip())),
                 "-o", f"ConnectTimeout={max(1, round(reach.connect_timeout))}", "-o", f"ServerAliveInterval={SILENCE // 3}", "-o", "ServerAliveCountMax=3",
                 *(("-p", str(reach.port)) if reach.port else ()),
