@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,13 +11,14 @@ from pathlib import Path
 from lrfc.artifact import sha256
 from lrfc.ir.graph import Graph
 from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.reader import contents
 from lrfc.search import npu
 from lrfc.search.latency import CostProfile
 from lrfc.search.measurements import Key, Sample, Store, now, of_model, of_op
 from lrfc.search.pricing import Reading
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact, Batch, Target
-from lrfc.targets.device import Device, Vela
+from lrfc.targets.device import INI_BYTES, Device, Vela
 from lrfc.targets.measure import Measurement, Ratio, speedup
 from lrfc.targets.runners.base import DeviceRunner
 from lrfc.targets.runners.vela import VelaRunner
@@ -167,7 +169,7 @@ class NPUBench(Bench):
         """All that Vela's figures depend on, beside its version; a vela.ini by its content, since it may change."""
         reach = self._device.reach
         assert isinstance(reach, Vela)
-        own = "" if reach.config_file is None else sha256(reach.config_file)
+        own = "" if reach.config_file is None else hashlib.sha256(contents(reach.config_file, limit=INI_BYTES)).hexdigest()
         return f"{reach.accelerator} {reach.system_config} {reach.memory_mode} {own}".strip()
 
     def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:

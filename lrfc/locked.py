@@ -17,7 +17,7 @@ from lrfc.ir.graph import Graph
 from lrfc.manifest import Manifest
 from lrfc.options import FIELDS
 from lrfc.passes.lock_layers import Choice
-from lrfc.reader import kind, shown
+from lrfc.reader import kind, refused
 
 #: Options that say how a build runs, not what it makes.
 _OWN = ("out", "resume", "print_after", "stop_after", "unsafe_load")
@@ -62,9 +62,7 @@ class Locked:
         try:
             before = BuildConfig.model_validate(config)
         except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, ("config", *problem["loc"])))
-            raise UsageError(f"{self.path}: {shown(where)}: {shown(problem['msg'])}; that build cannot be repeated") from error
+            raise UsageError(f"{self.path}: config.{refused(error)}; that build cannot be repeated") from error
         for name in _PLANNED:
             made = getattr(before, name)
             if name in given and getattr(parse(**{name: given[name]}), name) != made:

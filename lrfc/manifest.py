@@ -10,13 +10,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lrfc import reader
 from lrfc.errors import UsageError
 
 SCHEMA = Path(__file__).with_name("manifest.schema.json")
 
-_Count = Annotated[int, Field(ge=0)]
+#: What no count, and no other figure exceeds, so that all of them can be computed with: squares of float32 go to 1e77.
+MOST, GREATEST = 10**18, 1e100
+
+_Count = Annotated[int, Field(ge=0, le=MOST)]
 _Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Number = Annotated[float, Field(ge=-GREATEST, le=GREATEST, allow_inf_nan=False)]
+_Milliseconds = Annotated[float, Field(ge=1e-12, le=GREATEST, allow_inf_nan=False)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -75,8 +80,8 @@ class Filters(_Record):
 class Latency(_Record):
     """Milliseconds of one inference: median and 90th percentile over ``n`` runs. ``estimated``: by a compiler or a formula, no device was timed."""
 
-    p50: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    p90: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    p50: _Milliseconds
+    p90: _Milliseconds
     n: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)]
     estimated: bool = False
@@ -298,21 +303,18 @@ class Manifest(_Record):
     @staticmethod
     def read(folder: Path) -> Manifest:
         """The manifest of an output folder; UsageError when there is none or it is not one of this version."""
-        if not (folder / "manifest.json").is_file():
-            raise UsageError(f"'{folder}' is no output folder of lrfc: it has no readable manifest.json")
+        if reader.kind(folder / "manifest.json") is None:
+            raise UsageError(f"'{reader.shown(folder)}' is no output folder of lrfc: it has no readable manifest.json")
         return Manifest.read_file(folder / "manifest.json")
 
     @staticmethod
     def read_file(path: Path) -> Manifest:
         """A manifest.json, whatever its name; UsageError when it cannot be read or is not one of this version."""
+        where = f"'{reader.shown(path)}'"
         try:
-            return Manifest.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise UsageError(f"'{path}' cannot be read: {error.strerror}") from error
+            return Manifest.model_validate(reader.plain(reader.json_object(reader.contents(path), where)))
         except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"])) or "the file"
-            raise UsageError(f"'{path}' is not a manifest of schema version 1: {where}: {problem['msg']}") from error
+            raise UsageError(f"{where} is not a manifest of schema version 1: {reader.refused(error)}") from error
 
 
 def schema() -> dict[str, Any]:

@@ -11,12 +11,16 @@ import math
 import os
 import stat
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lrfc.errors import LrfcError, UsageError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 #: Bytes that a text document may have: manifests, profiles, settings, what a device answers.
 DOCUMENT_BYTES = 64 << 20
@@ -157,6 +161,25 @@ def bounded(document: Any, where: str, *, error: type[LrfcError] = UsageError) -
         if any(isinstance(item, int) and item.bit_length() > BITS for item in level):
             raise error(f"{where} holds an integer of more than {BITS} bits, which is too large for a number")
     raise error(f"{where} is nested too deeply: at most {DEPTH} levels are read")
+
+
+def plain(document: Any) -> Any:
+    """The document with '?' for each control character in its strings, so that it can be shown on a terminal."""
+    if isinstance(document, str):
+        return (
+            document
+            if document.isprintable()
+            else "".join("?" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in document)
+        )
+    if isinstance(document, dict):
+        return {plain(key): plain(value) for key, value in document.items()}
+    return [plain(item) for item in document] if isinstance(document, list) else document
+
+
+def refused(problem: ValidationError) -> str:
+    """What is wrong with a document that pydantic refused: the first place, and why."""
+    first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{shown('.'.join(map(str, first['loc']))) or 'the whole'}: {shown(first['msg'].removeprefix('Value error, '), 500)}"
 
 
 def shown(value: object, length: int = 200) -> str:

@@ -20,6 +20,8 @@ SCHEMA = Path(__file__).with_name("device.schema.json")
 SHIPPED = Path(__file__).with_name("devices")
 #: Bytes that a profile may have.
 PROFILE_BYTES = 1 << 20
+#: Bytes that a vela.ini may have.
+INI_BYTES = 1 << 20
 
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 _Bytes = Annotated[int, Field(gt=0, lt=2**63)]

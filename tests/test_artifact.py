@@ -310,7 +310,7 @@ def test_reading_what_is_no_manifest(tmp_path: Path) -> None:
         Manifest.read(tmp_path)
     assert "\n" not in str(caught.value)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(UsageError, match="not a manifest"):
+    with pytest.raises(UsageError, match="is not JSON"):
         Manifest.read(tmp_path)
 
 

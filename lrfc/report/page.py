@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, Field, ValidationError
 
 from lrfc import anatomy, choices
 from lrfc.anatomy import Anatomy, OpCost
 from lrfc.errors import UsageError
-from lrfc.manifest import Latency, Layer, Manifest, Speedup
+from lrfc.manifest import GREATEST, Latency, Layer, Manifest, Speedup
+from lrfc.reader import contents, json_object, kind, refused
 from lrfc.report import figures
 from lrfc.report.chart import legend
 from lrfc.report.command import command
 from lrfc.report.text import NONE, change, count, decimal, minus, ms, option, percent, points_of, ranks, short_size, size
+from lrfc.targets.files import write as write_whole
 
 NAME = "report.html"
 #: The one script: sorts tables, and shows one layer's curves at a time. Without it everything is there, unsorted.
@@ -84,22 +86,47 @@ class NPURow:
 def write(folder: Path) -> Path:
     """Draw the page of an output folder anew. UsageError when the folder is none."""
     path = folder / NAME
-    path.write_text(render(read(folder)), encoding="utf-8")
+    # Beside the page and in its place: where a link of that name lies in the folder, what it leads to is not the folder's to change.
+    write_whole(path, render(read(folder)).encode())
     return path
 
 
 def read(folder: Path) -> Content:
     """What an output folder recorded."""
     manifest = Manifest.read(folder)
-    fronts: dict[str, Any] = {}
-    if (folder / "pareto.json").is_file():
-        try:
-            fronts = json.loads((folder / "pareto.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"'{folder / 'pareto.json'}' is damaged: {error}") from error
-    rows = choices.read(folder) if (folder / choices.NAME).is_file() else ()
-    ops = Anatomy.read(folder) if (folder / anatomy.NAME).is_file() else None
-    return Content(manifest, fronts.get("points", ()), fronts.get("by_latency", ()), rows, ops)
+    rows = choices.read(folder) if kind(folder / choices.NAME) is not None else ()
+    ops = Anatomy.read(folder) if kind(folder / anatomy.NAME) is not None else None
+    fronts = _fronts(folder / "pareto.json") if kind(folder / "pareto.json") is not None else _Fronts()
+    return Content(manifest, [p.model_dump() for p in fronts.points], [p.model_dump() for p in fronts.by_latency], rows, ops)
+
+
+_Figure = Annotated[int | float, Field(ge=0, le=GREATEST, allow_inf_nan=False)]
+
+
+class _Point(BaseModel):
+    """A plan of a Pareto front, as far as the page shows it."""
+
+    macs: _Figure
+    params: _Figure
+    predicted_divergence: _Figure
+
+
+class _Timed(_Point):
+    latency: _Figure
+
+
+class _Fronts(BaseModel):
+    """pareto.json, as far as the page shows it."""
+
+    points: tuple[_Point, ...] = ()
+    by_latency: tuple[_Timed, ...] = ()
+
+
+def _fronts(path: Path) -> _Fronts:
+    try:
+        return _Fronts.model_validate(json_object(contents(path), f"'{path}'"))
+    except ValidationError as error:
+        raise UsageError(f"'{path}' is damaged: {refused(error)}") from error
 
 
 def render(content: Content) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc import streams
 from lrfc.data import Split
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
+from lrfc.reader import json_object, kind
 
 #: Rows of each array that stand for the data in a fingerprint.
 _ROWS = 256
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,18 @@ class Checkpoint:
 
     def read(self) -> Saved | None:
         """What was written for the same fingerprint; None when there is nothing, or (with a line in the log) when it is damaged."""
-        if not self.path.exists():
+        if kind(self.path) is None:
             return None
         try:
-            with self.path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-                meta = json.loads(file["meta"].tobytes())
-                if meta["fingerprint"] != self._fingerprint:
-                    raise ValueError("it belongs to another training")
-                state, best = ([file[f"{part}{i}"] for i in range(sum(key.startswith(part) for key in file.files))] for part in ("state", "best"))
-                return Saved(meta["numbers"], state, best)
-        except _DAMAGE as error:
+            arrays = streams.npz(self.path)
+            meta = json_object(arrays["meta"].tobytes(), "what it says of itself", constants=True)
+            if meta["fingerprint"] != self._fingerprint:
+                raise UsageError("it belongs to another training")
+            state, best = ([arrays[f"{part}{i}"] for i in range(sum(key.startswith(part) for key in arrays))] for part in ("state", "best"))
+            if not isinstance(meta["numbers"], dict):
+                raise UsageError("it holds no numbers")
+            return Saved(meta["numbers"], state, best)
+        except (KeyError, UsageError) as error:
             self._log(f"  checkpoint {self.path.name} is ignored: {error}")
             return None
 

@@ -83,9 +83,9 @@ class Attached:
         """The serial number of the device, ready to be used."""
         start = f"device '{self._name}'"
         try:
-            done = subprocess.run(
+            done = subprocess.run(  # noqa: S603
                 [program, "devices"], capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL
-            )  # noqa: S603
+            )
         except subprocess.TimeoutExpired:
             raise DeviceError(f"{start}: adb devices did not answer within {PATIENCE:g} s; try adb kill-server") from None
         if done.returncode:
