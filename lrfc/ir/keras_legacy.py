@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,38 @@ _log = logging.getLogger("lrfc.keras")
 _TOLERANCE = 1e-5
 
 
-def load(path: Path, *, unsafe: bool) -> Any:
-    """The model of a file of Keras 1 or 2 as a Keras 3 model; None when tf_keras cannot read it either.
+def read(path: Path, *, unsafe: bool) -> Any:
+    """The model of a file of Keras 1 or 2 as a tf_keras model; None when tf_keras cannot read it.
 
-    ModelError when Keras 3 has no counterpart of one of its layers, when the rebuilt model computes something else, or when the file holds Python
-    code (a Lambda layer) and ``unsafe`` is not given. DependencyError without tf_keras.
+    tf_keras imports what a file names: without ``unsafe`` the file is one that ``keras_file.Copy``
+    wrote with a configuration from ``keras_allowed.legacy_model``. DependencyError without tf_keras.
+    """
+    with quiet():
+        try:
+            import tf_keras
+        except ImportError as error:
+            raise DependencyError("a model file of Keras 1 or 2 needs the package tf_keras: pip install tf-keras") from error
+        import tensorflow as tf
+
+        # Functions that the model zoo of Keras 1 and 2 defined next to its models.
+        known = {"relu6": tf.nn.relu6, "hard_swish": lambda x: x * tf.nn.relu6(x + 3) / 6}
+        for name, function in known.items():
+            function.__name__ = name
+        try:
+            return tf_keras.models.load_model(path, custom_objects=known, compile=False, safe_mode=not unsafe)
+        except Exception as error:  # noqa: BLE001 - tf_keras raises all kinds; the caller says why Keras 3 refuses the file
+            _log.debug("tf_keras cannot read %s: %s", path, reason(error))
+            return None
+
+
+def carried_over(old: Any) -> Any:
+    """A tf_keras model as a Keras 3 model.
+
+    ModelError when Keras 3 has no counterpart of one of its layers, or when the rebuilt model
+    computes something else.
     """
     from lrfc.ir.keras_rebuild import rebuild
 
-    old = _read(path, unsafe=unsafe)
-    if old is None:
-        return None
     with quiet():
         model = rebuild(old)
     if (found := difference(old, model)) > _TOLERANCE:
@@ -34,13 +54,12 @@ def load(path: Path, *, unsafe: bool) -> Any:
     return model
 
 
-def agrees(path: Path, model: Any, *, unsafe: bool) -> bool:
-    """Whether a model that Keras 3 read from a file of Keras 1 or 2 computes what Keras 2 computes; True when tf_keras cannot read the file.
+def agrees(old: Any, model: Any) -> bool:
+    """Whether a model that Keras 3 read from a file of Keras 1 or 2 computes what it computes in tf_keras.
 
     Keras 3 gives some names another meaning: its ``hard_sigmoid`` is relu6(x + 3) / 6, that of Keras 2 is clip(0.2 x + 0.5, 0, 1).
     """
-    old = _read(path, unsafe=unsafe)
-    return old is None or old.inputs is None or difference(old, model) <= _TOLERANCE
+    return difference(old, model) <= _TOLERANCE
 
 
 def difference(old: Any, new: Any) -> float:
@@ -66,37 +85,3 @@ def difference(old: Any, new: Any) -> float:
         if np.isfinite(x).all():  # a model that holds NaN is refused for that, elsewhere
             worst = max(worst, float(np.abs(x - y).max(initial=0.0)) / max(float(np.abs(x).max(initial=0.0)), 1e-12))
     return worst
-
-
-def _read(path: Path, *, unsafe: bool) -> Any:
-    """The tf_keras model, None when tf_keras cannot read the file."""
-    if not unsafe and path.suffix == ".h5" and _has_lambda(path):  # tf_keras would run it without asking
-        raise ModelError("it contains Python code (a Lambda layer); if you trust the file, give --unsafe-load")
-    with quiet():
-        try:
-            import tf_keras
-        except ImportError as error:
-            raise DependencyError("a model file of Keras 1 or 2 needs the package tf_keras: pip install tf-keras") from error
-        import tensorflow as tf
-
-        # Functions that the model zoo of Keras 1 and 2 defined next to its models.
-        known = {"relu6": tf.nn.relu6, "hard_swish": lambda x: x * tf.nn.relu6(x + 3) / 6}
-        for name, function in known.items():
-            function.__name__ = name
-        try:
-            return tf_keras.models.load_model(path, custom_objects=known, compile=False, safe_mode=not unsafe)
-        except Exception as error:  # noqa: BLE001 - tf_keras raises all kinds; the caller says why Keras 3 refuses the file
-            _log.debug("tf_keras cannot read %s: %s", path, reason(error))
-            return None
-
-
-def _has_lambda(path: Path) -> bool:
-    import h5py
-
-    def holds(value: Any) -> bool:
-        if isinstance(value, dict):
-            return value.get("class_name") == "Lambda" or any(holds(item) for item in value.values())
-        return isinstance(value, list) and any(holds(item) for item in value)
-
-    with h5py.File(path, "r") as file:
-        return holds(json.loads(file.attrs["model_config"]))
