@@ -294,7 +294,7 @@ class _Walk:
         """The module in which Keras is to find a class; None for one that no file may name."""
         if module in OPERATIONS and self.classes is _CLASSES and not self.tf_keras:
             return module if _is_operation(module, name) else None
-        homes = self.classes | _LEGACY_CLASSES if self.legacy else self.classes
+        homes = {**self.classes, **(_LEGACY_CLASSES if self.legacy else {})}
         part = _part(module)
         fitting = [
             home

@@ -78,6 +78,8 @@ class Copy:
         self._file, self._folder = file, folder
         self._weights = folder / _WEIGHTS
         self._assets: list[str] = []
+        #: Numbers that the weights hold in all.
+        self.elements = 0
         with reader.opened(file.path, limit=MODEL_BYTES) as content, _damage_named(file.path):
             if file.suffix == ".h5":
                 self._copy_hdf5(content)
@@ -113,7 +115,7 @@ class Copy:
             link = source.get("model_weights", getlink=True)
             if not isinstance(link, h5py.HardLink) or not isinstance(source["model_weights"], h5py.Group):
                 raise ModelError(f"{self._file.path} holds a model without its weights")
-            keras_weights.copy(
+            self.elements = keras_weights.copy(
                 source["model_weights"],
                 target.create_group("model_weights"),
                 limit=_unpacked(self._file.path),
@@ -138,7 +140,7 @@ class Copy:
                 self._assets.append(info.filename)
         where = f"{self._file.path}: {_WEIGHTS}"
         with h5py.File(packed, "r") as source, h5py.File(self._weights, "w", libver="latest") as target:
-            keras_weights.copy(source, target, limit=_unpacked(self._file.path), where=where)
+            self.elements = keras_weights.copy(source, target, limit=_unpacked(self._file.path), where=where)
         packed.unlink()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,22 @@ import numpy as np
 
 from lrfc.errors import DependencyError, ModelError
 from lrfc.ir.backend import keras, quiet, reason
+from lrfc.ir.keras_bounds import TooManyWeights, weights_bounded
 
 _log = logging.getLogger("lrfc.keras")
 _TOLERANCE = 1e-5
+#: The length that a dimension of unknown length is tried with.
+_LENGTH = 64
+#: Numbers that all tensors of a model may have together when it is run to be compared.
+_ELEMENTS = 1 << 31
 
 
-def read(path: Path, *, unsafe: bool) -> Any:
+def read(path: Path, *, elements: int, unsafe: bool) -> Any:
     """The model of a file of Keras 1 or 2 as a tf_keras model; None when tf_keras cannot read it.
 
     tf_keras imports what a file names: without ``unsafe`` the file is one that ``keras_file.Copy``
-    wrote with a configuration from ``keras_allowed.legacy_model``. DependencyError without tf_keras.
+    wrote with a configuration from ``keras_allowed.legacy_model``. ``elements``: of the weights that
+    its layers may make. DependencyError without tf_keras.
     """
     with quiet():
         try:
@@ -33,7 +40,10 @@ def read(path: Path, *, unsafe: bool) -> Any:
         for name, function in known.items():
             function.__name__ = name
         try:
-            return tf_keras.models.load_model(path, custom_objects=known, compile=False, safe_mode=not unsafe)
+            with weights_bounded(tf_keras.layers.Layer, elements):
+                return tf_keras.models.load_model(path, custom_objects=known, compile=False, safe_mode=not unsafe)
+        except TooManyWeights:
+            raise
         except Exception as error:  # noqa: BLE001 - tf_keras raises all kinds; the caller says why Keras 3 refuses the file
             _log.debug("tf_keras cannot read %s: %s", path, reason(error))
             return None
@@ -67,8 +77,9 @@ def difference(old: Any, new: Any) -> float:
     rng = np.random.default_rng(0)
     indices = any(type(layer).__name__ == "Embedding" for layer in old._flatten_layers())  # valid for a table of any length
     batch = []
+    samples = _samples(old)
     for tensor in old.inputs:
-        shape = (tensor.shape[0] or 4, *(length or 64 for length in tensor.shape[1:]))
+        shape = (tensor.shape[0] or samples, *(length or _LENGTH for length in tensor.shape[1:]))
         dtype = tensor.dtype.as_numpy_dtype
         if not np.issubdtype(dtype, np.number):
             raise ModelError(f"its input '{tensor.name}' is of type {tensor.dtype.name}")
@@ -85,3 +96,18 @@ def difference(old: Any, new: Any) -> float:
         if np.isfinite(x).all():  # a model that holds NaN is refused for that, elsewhere
             worst = max(worst, float(np.abs(x - y).max(initial=0.0)) / max(float(np.abs(x).max(initial=0.0)), 1e-12))
     return worst
+
+
+def _samples(model: Any) -> int:
+    """How many samples a model is compared on: 4, fewer where they are large; ModelError where one is too large."""
+    tensors = [
+        tensor
+        for layer in model._flatten_layers()
+        for node in layer._inbound_nodes
+        for tensor in keras().tree.flatten(node.outputs)
+    ]
+    shapes = [tensor.shape.as_list() for tensor in tensors if tensor.shape.rank is not None]
+    each = sum(math.prod(length or _LENGTH for length in shape[1:]) for shape in shapes)
+    if each > _ELEMENTS:
+        raise ModelError(f"its tensors hold {each:,} numbers for one sample, which is too many to compare what it computes")
+    return max(1, min(4, _ELEMENTS // 8 // max(each, 1)))

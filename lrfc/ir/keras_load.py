@@ -12,8 +12,12 @@ import numpy as np
 from lrfc.errors import ModelError
 from lrfc.ir import keras_allowed, keras_compiled, keras_file, keras_legacy
 from lrfc.ir.backend import keras, quiet, reason
+from lrfc.ir.keras_bounds import TooManyWeights, weights_bounded
 from lrfc.ir.keras_file import ModelFile
 from lrfc.reader import shown
+
+#: Numbers that layers may keep beside what is saved: states of random generators, tables.
+_UNSAVED = 1 << 24
 
 
 def load(path: Path | str, *, unsafe: bool = False) -> Any:
@@ -46,8 +50,10 @@ class _Loading:
         k, path = keras(), self._file.path
         given = self._copy.with_config(self._config, "model")
         try:
-            with quiet():
+            with quiet(), weights_bounded(k.Layer, self._weights()):
                 model = k.saving.load_model(given, compile=False, safe_mode=not self._unsafe)
+        except TooManyWeights as error:
+            raise self._too_large() from error
         except Exception as error:
             if self._file.legacy and (carried := self._carried_over()) is not None:
                 return carried
@@ -68,7 +74,11 @@ class _Loading:
                 config = keras_allowed.legacy_model(self._file.config, self._file.path)
             except keras_allowed.CustomClassError:
                 return None
-        return keras_legacy.read(self._copy.with_config(config, "legacy"), unsafe=self._unsafe)
+        try:
+            given = self._copy.with_config(config, "legacy")
+            return keras_legacy.read(given, elements=self._weights(), unsafe=self._unsafe)
+        except TooManyWeights as error:
+            raise self._too_large() from error
 
     def _carried_over(self, old: Any = None) -> Any:
         try:
@@ -76,6 +86,16 @@ class _Loading:
             return None if old is None else keras_legacy.carried_over(old)
         except ModelError as error:
             raise self._lost(error) from error
+
+    def _weights(self) -> int:
+        """The weights that its layers may have: those in the file, and room for what is not saved."""
+        return 2 * self._copy.elements + _UNSAVED
+
+    def _too_large(self) -> ModelError:
+        return ModelError(
+            f"{self._file.path}: its layers have more weights than the file holds, "
+            f"which are {self._copy.elements:,} numbers; it was not saved so by Keras"
+        )
 
     def _lost(self, error: ModelError) -> ModelError:
         return ModelError(

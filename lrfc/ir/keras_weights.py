@@ -32,13 +32,15 @@ _ATTRIBUTE_ITEMS = 100_000
 _FILTERS = frozenset({1, 2, 3, 4, 5, 6, 32000})
 
 
-def copy(source: Any, target: Any, *, limit: int, where: str) -> None:
+def copy(source: Any, target: Any, *, limit: int, where: str) -> int:
     """Copy an HDF5 group into another: its arrays, groups and attributes, of ``limit`` bytes in all.
 
-    ModelError for what Keras writes nowhere: links, arrays kept in another file, filters that are
+    Gives the number of elements of the arrays. ModelError for what Keras writes nowhere: links, arrays kept in another file, filters that are
     libraries, other types than numbers, more bytes than the limit.
     """
-    _Copy(limit, where).group(source, target, "")
+    counted = _Copy(limit, where)
+    counted.group(source, target, "")
+    return counted.elements
 
 
 @dataclass
@@ -48,6 +50,7 @@ class _Copy:
     left: int
     where: str
     objects: int = 0
+    elements: int = 0
 
     def group(self, source: Any, target: Any, path: str) -> None:
         import h5py
@@ -81,6 +84,7 @@ class _Copy:
             )
         if source.shape is None or source.dtype.kind not in "biufcV" or source.dtype.fields:
             raise ModelError(f"{self.where}: '{shown(path, 120)}' holds no numbers")
+        self.elements += math.prod(source.shape)
         self.left -= math.prod(source.shape) * source.dtype.itemsize
         if self.left < 0:
             raise ModelError(
