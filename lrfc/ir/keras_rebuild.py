@@ -33,6 +33,16 @@ _OPS = {
     "stack": ("stack", "values axis"),
     "transpose": ("transpose", "a perm"),
 }
+#: The TensorFlow functions that are carried over, without the prefix ``compat.v1``.
+SYMBOLS = frozenset(_OPS)
+#: Layers of Keras 2 that Keras 3 has under another name.
+RENAMED = {
+    "BatchNormalizationV1": "BatchNormalization",
+    "BatchNormalizationV2": "BatchNormalization",
+    "CuDNNGRU": "GRU",
+    "CuDNNLSTM": "LSTM",
+    "SyncBatchNormalization": "BatchNormalization",
+}
 
 
 def rebuild(model: Any) -> Any:
@@ -108,8 +118,7 @@ def _from_config(kind: str, config: Mapping[str, Any]) -> Any:
 
 
 def _class(kind: str) -> Any:
-    kind = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU", "SyncBatchNormalization": "BatchNormalization"}.get(kind, kind)
-    cls = getattr(keras().layers, kind, None)
+    cls = getattr(keras().layers, RENAMED.get(kind, kind), None)
     if cls is None:
         raise ModelError(f"its layer kind {kind} is not part of Keras 3")
     return cls
