@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from lrfc.errors import UsageError
+from lrfc.nearest import like
 
 #: The precisions on the command line.
 Name = Literal["fp32", "fp16", "dynamic", "int8", "int16x8"]
@@ -42,9 +42,7 @@ PRECISIONS: Mapping[str, Precision] = {
 def of(name: str) -> Precision:
     """The precision of that name; UsageError when there is none."""
     if name not in PRECISIONS:
-        near = difflib.get_close_matches(name, PRECISIONS, n=1)
-        hint = f", the nearest is {near[0]}" if near else ""
-        raise UsageError(f"precision '{name}' is not known{hint}; choose {listed(tuple(PRECISIONS))}")
+        raise UsageError(f"unknown precision '{name}'{like(name, PRECISIONS)}; choose {listed(tuple(PRECISIONS))}")
     return PRECISIONS[name]
 
 

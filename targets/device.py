@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from pathlib import Path
@@ -12,6 +11,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lrfc.errors import UsageError
+from lrfc.nearest import like
 from lrfc.precision import Name
 from lrfc.targets import files
 
@@ -187,12 +187,6 @@ def _problem(error: ValidationError, table: dict[str, Any]) -> str:
             return f"unknown key '{key}' (= {value!r}){like(str(loc[-1]), keys)}; known here are {', '.join(keys)}"
         case _:
             return f"{key} = {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
-
-
-def like(word: str, words: list[str]) -> str:
-    """': did you mean …?' for the word nearest to one that is not among them; nothing where none is near."""
-    close = difflib.get_close_matches(word, words, 1)
-    return f": did you mean '{close[0]}'?" if close else ""
 
 
 _KINDS: dict[str, type[_Table]] = {"local": Local, "ssh": SSH, "adb": ADB, "vela": Vela, "analytic": Analytic}

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrfc.errors import UsageError
-from lrfc.targets.device import Device, Vela, like
+from lrfc.nearest import like
+from lrfc.targets.device import Device, Vela
 from lrfc.targets.imports import need
 
 #: What Vela takes without any vela.ini.
