@@ -129,7 +129,9 @@ def _read(form: re.Pattern[str], given: object) -> re.Match[str] | None:
     """Text in that form; a number (of Python's or numpy's) as its text. True is no number."""
     if isinstance(given, str):
         return form.fullmatch(given)
-    if isinstance(given, Real) and not isinstance(given, bool):
+    if isinstance(given, bool):
+        return None
+    if isinstance(given, Real):
         return form.fullmatch(repr(float(given)))
     return None
 
