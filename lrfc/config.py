@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from lrfc import units
+from lrfc import trust, units
 from lrfc.errors import UsageError
 from lrfc.nearest import like
 from lrfc.options import FIELDS
@@ -82,9 +82,6 @@ KNOWN_METHODS = (
 
 #: The metrics by name, besides 'module:function' (lrfc.metrics).
 METRICS = ("accuracy", "miou", "auc", "mse", "fidelity")
-#: 'module:function', and for a metric whether more is better (the default) or less: 'module:function:min'.
-FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-METRIC_FUNCTION = re.compile(rf"(?P<function>{FUNCTION.pattern})(?::(?P<way>min|max))?")
 
 #: The largest numbers that are taken: beyond them a build would never end, or numpy and TensorFlow take no such number.
 MOST_RUNS, MOST_THREADS, MOST_EPOCHS, MOST_SEED, MOST_MULTIPLE, MOST_POINTS = 100_000, 1_024, 100_000, 2**32 - 1, 65_536, 10_000
@@ -148,7 +145,7 @@ class BuildConfig(BaseModel):
     @classmethod
     def _known_metric(cls, metric: str | None) -> str | None:
         # 'mixed' is the name of what is chosen where some outputs have classes and some have values.
-        if metric is None or metric in (*METRICS, "mixed") or METRIC_FUNCTION.fullmatch(metric):
+        if metric is None or metric in (*METRICS, "mixed") or trust.METRIC.fullmatch(metric):
             return metric
         raise ValueError(
             f"unknown metric '{shown(metric, 60)}'{like(metric, METRICS)}; known are {', '.join(METRICS)}, and"

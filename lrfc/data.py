@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc import plausibility, sources, streams
+from lrfc import plausibility, reader, sources, streams
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph, Shape, Tensor
 from lrfc.state import Batch
@@ -141,7 +141,11 @@ def _read(spec: Any, graph: Graph, seed: int, limit: int | None) -> dict[str, An
     if isinstance(spec, str | Path):
         raw = sources.read(str(spec), graph, seed=seed, limit=limit)
     else:
-        raw = sources.from_object(spec() if callable(spec) else spec, graph, f"data '{where}'", limit)
+        given = spec
+        if callable(spec):
+            with reader.user_code(f"data '{where}'"):
+                given = spec()
+        raw = sources.from_object(given, graph, f"data '{where}'", limit)
         raw = replace(raw, preprocessing=f"as given by {where}" if callable(spec) else "as given from Python")
     return {
         "notes": raw.notes,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrfc import artifact
+from lrfc import artifact, trust
 from lrfc.config import BuildConfig, parse
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
@@ -70,6 +70,7 @@ class Locked:
         found["target"] = (self.manifest.target,)
         if len(found.get("device", ())) != 1 and self.manifest.device is not None:
             found["device"] = (self.manifest.device,)
+        trust.refuse({name: value for name, value in found.items() if name not in given}, str(self.path))
         return {**found, **given}
 
     def check(self, source: Path, original: Graph) -> None:

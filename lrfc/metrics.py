@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc import sources
-from lrfc.config import METRIC_FUNCTION, METRICS
+from lrfc import reader, sources, trust
+from lrfc.config import METRICS
 from lrfc.data import Split
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
@@ -78,7 +78,7 @@ def metric(name: str | None, graph: Graph, split: Split) -> Metric:
     """
     if name is None:
         name = _usual(graph, split)
-    own = METRIC_FUNCTION.fullmatch(name)
+    own = trust.METRIC.fullmatch(name)
     if own is not None:
         return _own(name, own["function"], higher=own["way"] != "min")
     if name not in (*METRICS, "mixed"):
@@ -229,10 +229,8 @@ def _own(name: str, spec: str, *, higher: bool) -> Metric:
     def values(outputs: Batch, split: Split) -> NDArray[np.float64]:
         targets: Any = split.targets
         given = (outputs, targets) if len(outputs) > 1 else (outputs[0], None if targets is None else targets[0])
-        try:
+        with reader.user_code(f"metric '{spec}'"):
             found = float(function(*given))
-        except Exception as error:  # whatever the user's code raises is the user's to see, in one line
-            raise UsageError(f"metric '{spec}' failed with {type(error).__name__}: {' '.join(str(error).split())}") from error
         return np.asarray([found])
 
     return Metric(name.removesuffix(":min").removesuffix(":max"), percent=False, higher_is_better=higher, values=values, paired=False)

@@ -7,10 +7,12 @@ is wrong with it becomes one line of the caller's error class; nothing in it nam
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,13 +25,30 @@ DEPTH = 200
 
 
 def located(path: Path | str, *, error: type[LrfcError] = UsageError) -> Path:
-    """The path with ``~`` expanded; ``error`` when there is no such user, or it cannot be a path."""
+    """The path with ``~`` expanded; ``error`` when there is no such user, or it cannot be a path.
+
+    Where it leads need not exist.
+    """
     try:
         place = Path(path).expanduser()
-        os.fsencode(place)
-    except (RuntimeError, ValueError) as problem:
-        raise error(f"{shown(path)} is no path: {problem}") from problem
+        os.lstat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return place
+    except (OSError, RuntimeError, ValueError) as problem:
+        raise error(f"'{shown(path)}' cannot be used as a path: {_reason(problem)}") from problem
     return place
+
+
+def kind(path: Path | str, *, error: type[LrfcError] = UsageError) -> str | None:
+    """What lies there, as in 'a file', 'a folder', 'a device'; None where nothing does. ``error`` when that cannot be a path."""
+    place = located(path, error=error)
+    try:
+        mode = place.stat().st_mode
+    except OSError as problem:
+        if os.path.lexists(place):
+            raise error(f"'{shown(path)}' cannot be read: {_reason(problem)}") from problem
+        return None
+    return "a file" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
 
 
 def opened(path: Path | str, *, limit: int, error: type[LrfcError] = UsageError) -> BinaryIO:
@@ -75,7 +94,7 @@ def json_object(content: bytes | str, where: str, *, error: type[LrfcError] = Us
     """The JSON object in ``content``; ``where`` begins the line of the error.
 
     ``error`` for what is not UTF-8, not JSON, not an object, nested more than DEPTH levels deep, or
-    holds a key twice in one object. ``constants``: whether NaN and Infinity, which JSON does not
+    holds a key twice in one object or a number that is too large. ``constants``: whether NaN and Infinity, which JSON does not
     have and Python writes, are taken.
     """
 
@@ -90,9 +109,15 @@ def json_object(content: bytes | str, where: str, *, error: type[LrfcError] = Us
             raise _DocumentError(f"it holds {name}, which is no number of JSON")
         return float(name)
 
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number):
+            raise _DocumentError(f"it holds {shown(digits, 30)}, which is too large for a number")
+        return number
+
     try:
         text = content if isinstance(content, str) else content.decode()
-        document = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+        document = json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_float=finite)
     except _DocumentError as problem:
         raise error(f"{where}: {problem}") from problem
     except RecursionError as problem:
@@ -131,6 +156,21 @@ def shown(value: object, length: int = 200) -> str:
     """The value in one line of a message: without control characters, its middle left out when it is long."""
     text = "".join(c if c.isprintable() else "?" for c in str(value))
     return text if len(text) <= length else f"{text[: length // 2]}…{text[-length // 2 :]}"
+
+
+@contextmanager
+def user_code(what: str) -> Iterator[None]:
+    """A call of the user's own code: whatever it raises is the user's to see, in one line, as UsageError that ``what`` begins.
+
+    Errors of lrfc and Ctrl-C pass.
+    """
+    try:
+        yield
+    except LrfcError:
+        raise
+    except (Exception, SystemExit) as problem:
+        text = shown(" ".join(str(problem).split()), 500)
+        raise UsageError(f"{what} failed with {type(problem).__name__}: {text}") from problem
 
 
 class _DocumentError(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tomllib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, get_origin
 
 from pydantic import ValidationError
 
+from lrfc import reader, trust
 from lrfc.config import BuildConfig, problem
 from lrfc.errors import UsageError
 from lrfc.nearest import like
@@ -36,16 +37,20 @@ class Setting:
 def resolve(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]) -> dict[str, Setting]:
     """Every option of a build. ``file``: None for lrfc.toml in the current folder, if there is one.
 
-    UsageError when a file cannot be read, a name is unknown (with the nearest one that there is), or a value is wrong.
+    UsageError when a file cannot be read, a name is unknown (with the nearest one that there is), or a value is wrong. What only the user may
+    decide (lrfc.trust) is refused where it stands in the file alone; a file that the user names may also say where the output goes.
     """
     path = file if file is not None else Path(NAME)
     sources = [
         ({name: Setting(value, "flag") for name, value in flags.items()}),
         _environment(environ),
-        read(path) if file is not None or path.is_file() else {},
+        read(path) if file is not None or os.path.lexists(path) else {},
         {name: Setting(BuildConfig.model_fields[FIELDS.get(name, name)].default, "default") for name in OPTIONS},
     ]
-    return {name: next(source[name] for source in sources if name in source) for name in OPTIONS}
+    settings = {name: next(source[name] for source in sources if name in source) for name in OPTIONS}
+    from_file = {name: each.value for name, each in settings.items() if each.source == str(path)}
+    trust.refuse(from_file, str(path), out=file is None)
+    return settings
 
 
 def told(settings: Mapping[str, Setting]) -> list[str]:
@@ -59,12 +64,9 @@ def told(settings: Mapping[str, Setting]) -> list[str]:
 
 def read(path: Path) -> dict[str, Setting]:
     """The options of a file."""
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; lrfc init writes a commented one") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not a TOML file: {error}") from error
+    if reader.kind(path) is None:
+        raise UsageError(f"{path}: no such file; lrfc init writes a commented one")
+    given = reader.toml_table(reader.contents(path), str(path))
     values = {}
     for name, value in given.items():
         _known(name, f"{path}: unknown option")
@@ -125,6 +127,8 @@ def template() -> str:
     lines = [
         "# Options of lrfc build. A line counts once its first # is gone; paths are relative to the folder that lrfc is started in.",
         f"# A flag (--max-macs 50%) goes before the environment ({PREFIX}MAX_MACS=50%), and that before this file. lrfc config --resolved shows the outcome.",
+        "# This file is data: package.module:function, a device by its path, unsafe_load and out count on the command line and in the environment only.",
+        "# (out also counts in a file that --config names.)",
     ]
     for name, option in OPTIONS.items():
         default = BuildConfig.model_fields[FIELDS.get(name, name)].default

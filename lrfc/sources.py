@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc import streams
+from lrfc import reader, streams
 from lrfc.errors import DependencyError, UsageError
 from lrfc.ir.graph import Graph
+from lrfc.trust import FUNCTION
 
 #: The name of a part of the data → the suffixes that its arrays may have in a file.
 PARTS = {"train": ("", "_train"), "val": ("_val",), "test": ("_test",)}
 _FORMS = "give 'digits', an .npz file, a folder of .npy files or of class folders, or package.module:function"
-_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 
 
@@ -43,16 +41,19 @@ def read(spec: str, graph: Graph, *, seed: int, limit: int | None = None) -> Raw
 
     ``limit``: read no more images of a folder than a training split of that size needs.
     """
-    path = Path(spec).expanduser()
     if spec == "digits":
         return digits(graph.tensors(graph.inputs[0])[0].shape[1:])
-    if spec and path.is_dir():
-        return _arrays(path, graph) if any(path.glob("*.npy")) else _folder(path, graph, seed, limit)
+    path = reader.located(spec)
+    there = reader.kind(path) if spec else None
+    if there == "a folder":
+        return _arrays(path, graph) if any(file.suffix == ".npy" for file in _listed(path)) else _folder(path, graph, seed, limit)
     if path.suffix == ".npz":
         return _npz(path, graph)
-    if path.is_file():
+    if there == "a file":
         raise UsageError(f"data '{spec}' is a {path.suffix or 'plain'} file: {_FORMS}")
-    if _FUNCTION.fullmatch(spec):
+    if there is not None:
+        raise UsageError(f"data '{spec}' is {there}: {_FORMS}")
+    if FUNCTION.fullmatch(spec):
         return _function(spec, graph, limit)
     raise UsageError(f"data '{spec}' does not exist: {_FORMS}")
 
@@ -95,27 +96,22 @@ def stratified(labels: NDArray[Any] | None, count: int, rng: np.random.Generator
 
 
 def _npz(path: Path, graph: Graph) -> Raw:
-    try:
-        arrays = streams.npz(path)
-    except FileNotFoundError as error:
-        raise UsageError(f"data file '{path}' does not exist: {_FORMS}") from error
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        reason = (
-            "it holds Python objects: save plain numeric arrays" if "allow_pickle" in str(error) else "write it with numpy.savez(path, x=..., y=...)"
-        )
-        raise UsageError(f"data file '{path}' cannot be read as .npz: {reason}") from error
-    return from_arrays(arrays, graph, f"data file '{path}'", f"as stored in {path.name}")
+    if reader.kind(path) is None:
+        raise UsageError(f"data file '{path}' does not exist: {_FORMS}")
+    return from_arrays(streams.npz(path), graph, f"data file '{path}'", f"as stored in {path.name}")
 
 
 def _arrays(root: Path, graph: Graph) -> Raw:
     """A folder with x.npy, y.npy, x_val.npy, …: the arrays are mapped, not read."""
-    arrays = {}
-    for file in sorted(root.glob("*.npy")):
-        try:
-            arrays[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, EOFError, ValueError) as error:
-            raise UsageError(f"data file '{file}' cannot be read as .npy: write it with numpy.save(path, array) from plain numbers") from error
+    arrays = {file.stem: streams.npy(file) for file in _listed(root) if file.suffix == ".npy"}
     return from_arrays(arrays, graph, f"data folder '{root}'", f"as stored in {root.name}/*.npy")
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise UsageError(f"data folder '{folder}' cannot be read: {error.strerror}") from error
 
 
 def from_arrays(arrays: Mapping[str, Any], graph: Graph, where: str, preprocessing: str | None = None) -> Raw:
@@ -157,25 +153,27 @@ def _list(names: Any) -> str:
 def imported(spec: str, what: str) -> Any:
     """The function that 'package.module:function' names, looked up in the current folder too; UsageError when there is none."""
     module_name, name = spec.split(":")
-    sys.path.insert(0, str(Path.cwd()))  # the console script does not look into the current folder
-    try:
+    with _current_folder(), reader.user_code(f"{what} '{spec}'"):
         return getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # whatever the user's module raises is the user's to see, in one line
-        raise UsageError(f"{what} '{spec}' failed with {type(error).__name__}: {' '.join(str(error).split())}") from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
 
 
 def _function(spec: str, graph: Graph, limit: int | None) -> Raw:
     function = imported(spec, "data")
-    sys.path.insert(0, str(Path.cwd()))  # for what the function itself imports
-    try:
+    with _current_folder(), reader.user_code(f"data '{spec}'"):  # also for what the function itself imports
         result = function()
-    except Exception as error:  # as above
-        raise UsageError(f"data '{spec}' failed with {type(error).__name__}: {' '.join(str(error).split())}") from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
     return replace(from_object(result, graph, f"data '{spec}'", limit), preprocessing=f"as given by {spec}")
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Modules are looked up in the current folder too, into which the console script does not look."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:  # which the user's code may change
+            sys.path.remove(folder)
 
 
 def from_object(result: Any, graph: Graph, where: str, limit: int | None = None) -> Raw:
@@ -257,15 +255,15 @@ def _folder(root: Path, graph: Graph, seed: int, limit: int | None) -> Raw:
 
 
 def _classes(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")) if folder.is_dir() else []
+    return [entry.name for entry in _listed(folder) if entry.is_dir() and not entry.name.startswith(".")] if folder.is_dir() else []
 
 
 def _image(path: Path, height: int, width: int, channels: int) -> NDArray[np.uint8]:
     import tensorflow as tf
 
     try:
-        pixels = tf.io.decode_image(path.read_bytes(), channels=channels, expand_animations=False)
-    except tf.errors.InvalidArgumentError as error:
+        pixels = tf.io.decode_image(reader.contents(path), channels=channels, expand_animations=False)
+    except tf.errors.OpError as error:
         raise UsageError(f"image '{path}' cannot be read: {' '.join(error.message.split())[:120]}") from error
     if pixels.shape[:2] != (height, width):
         pixels = tf.cast(tf.round(tf.image.resize(pixels, (height, width), antialias=True)), tf.uint8)

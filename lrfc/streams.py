@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import mmap
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.errors import UsageError
+from lrfc.errors import LrfcError, UsageError
 from lrfc.ir.graph import Graph, Shape
+from lrfc.reader import opened, shown, user_code
 
 #: Arrays of fewer bytes are held in memory.
 LARGE = 256 << 20
 #: Bytes of a stream that are kept at most; half of the free space of the temporary folder where that is less.
 KEPT = 16 << 30
+#: Arrays that a file may hold.
+MEMBERS = 10_000
 _ROWS = 4096  # samples that are copied at once
 
 
@@ -86,37 +93,106 @@ def _row_bytes(array: NDArray[Any]) -> int:
 
 
 def npz(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file. Large ones are mapped: in place where they are stored as they are (numpy.savez), otherwise unpacked first.
+    """The arrays of an .npz file, by name. Large ones are mapped: in place where they are stored as they are (numpy.savez), otherwise unpacked first.
 
-    Raises what numpy and zipfile raise when the file cannot be read.
+    UsageError when the file cannot be read, or its arrays do not fit into memory and the temporary folder; a member that is no .npy is passed over.
     """
-    arrays = {}
-    with path.open("rb") as raw, ZipFile(raw) as archive, np.load(path, allow_pickle=False) as whole:
-        for entry in archive.infolist():
-            name = entry.filename.removesuffix(".npy")
-            if entry.file_size < LARGE:
-                arrays[name] = whole[name]
-                continue
+    what = f"data file '{shown(path)}'"
+    arrays: dict[str, NDArray[Any]] = {}
+    way_out = "write it with numpy.savez(path, x=..., y=...)"
+    with (
+        opened(path, limit=sys.maxsize) as raw,
+        _readable(f"{what} cannot be read as .npz", way_out),
+        ZipFile(raw) as archive,
+    ):
+        entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
+        if len(entries) > MEMBERS:
+            raise UsageError(f"{what} holds {len(entries):,} arrays; at most {MEMBERS:,} are read")
+        total, allowed = sum(entry.file_size for entry in entries if entry.compress_type != ZIP_STORED), _room()
+        if total > allowed:
+            raise UsageError(f"{what} unpacks to {total:,} bytes; at most {allowed:,} fit here: save it with numpy.savez, which is mapped")
+        held = 0
+        for entry in entries:
+            held += entry.file_size
             with archive.open(entry) as member:
-                shape, fortran, dtype = _header(member)
+                header = _header(member, entry.file_size)
                 start = member.tell()
-                if fortran or dtype.hasobject:
-                    arrays[name] = whole[name]
+                if held < LARGE:
+                    array = header.array(np.frombuffer(member.read(), np.uint8))
                 elif entry.compress_type == ZIP_STORED:
                     raw.seek(entry.header_offset + 26)  # the local header: lengths of name and extra field, then these, then the file itself
                     lengths = np.frombuffer(raw.read(4), "<u2")
-                    arrays[name] = np.memmap(path, dtype, "r", entry.header_offset + 30 + int(lengths.sum()) + start, shape)
+                    array = header.mapped(raw, entry.header_offset + 30 + int(lengths.sum()) + start)
                 else:
                     pieces = iter(lambda member=member: member.read(16 << 20), b"")  # type: ignore[misc]
-                    arrays[name] = written((np.frombuffer(piece, np.uint8) for piece in pieces), np.dtype(np.uint8), ()).view(dtype).reshape(shape)
+                    array = header.array(written((np.frombuffer(piece, np.uint8) for piece in pieces), np.dtype(np.uint8), ()))
+            arrays[entry.filename.removesuffix(".npy")] = array
     return arrays
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def npy(path: Path) -> NDArray[Any]:
+    """The array of an .npy file, mapped. UsageError when the file cannot be read."""
+    with (
+        opened(path, limit=sys.maxsize) as raw,
+        _readable(f"data file '{shown(path)}' cannot be read as .npy", "write it with numpy.save(path, array) from plain numbers"),
+    ):
+        return _header(raw, os.fstat(raw.fileno()).st_size).mapped(raw, raw.tell())
+
+
+class _NumbersError(Exception):
+    """What is wrong with the bytes of an array, for the user."""
+
+
+@contextmanager
+def _readable(start: str, way_out: str) -> Iterator[None]:
+    """What a damaged file raises becomes UsageError."""
+    try:
+        yield
+    except LrfcError:
+        raise
+    except _NumbersError as error:
+        raise UsageError(f"{start}: {error}; {way_out}") from error
+    except Exception as error:  # numpy, zipfile and zlib raise whatever the bytes lead them to
+        raise UsageError(f"{start}: {shown(' '.join(str(error).split())) or type(error).__name__}; {way_out}") from error
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What stands before the values of an .npy file."""
+
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype[Any]
+
+    def array(self, values: NDArray[np.uint8]) -> NDArray[Any]:
+        """From its bytes."""
+        return values.view(self.dtype).reshape(self.shape, order=self.order)
+
+    def mapped(self, file: IO[bytes], offset: int) -> NDArray[Any]:
+        """From its place in a file."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        return np.memmap(cast("Any", file), self.dtype, "r", offset, self.shape, self.order)
+
+
+def _header(stream: IO[bytes], size: int) -> _Header:
+    """Read the header. _NumbersError unless plain numbers follow, just as many as the rest of so many bytes holds."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
-    return tuple(shape), bool(fortran), dtype
+    if dtype.hasobject:
+        raise _NumbersError("it holds Python objects: save plain numeric arrays")
+    if dtype.kind not in "biufcSU" or not dtype.itemsize or any(isinstance(n, bool) or n < 0 for n in shape):
+        raise _NumbersError(f"it holds {shown(dtype, 60)} of shape {shown(shape, 60)}, not plain numbers")
+    wanted, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if wanted != there:
+        raise _NumbersError(f"an array of shape {shown(shape, 60)} takes {wanted:,} bytes, and there are {there:,}")
+    return _Header(tuple(shape), "F" if fortran else "C", dtype)
+
+
+def _room() -> int:
+    """Bytes that may come into temporary files."""
+    return min(KEPT, shutil.disk_usage(tempfile.gettempdir()).free // 2)
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------------------
@@ -137,26 +213,25 @@ def read(stream: Any, graph: Graph, where: str, limit: int | None = None) -> tup
     """
     if getattr(stream, "element_spec", None) is not None and int(stream.cardinality()) == -1 and limit is None:
         raise UsageError(f"{where} repeats for ever: take a number of elements from it, dataset.take(n)")
-    elements = iter(_elements(stream, where))
-    try:
+    with user_code(where):
+        elements = iter(_elements(stream, where))
         first = next(elements, None)
-    except UsageError:
-        raise
-    except Exception as error:  # whatever the user's code raises is the user's to see, in one line
-        raise UsageError(f"{where} failed with {type(error).__name__}: {' '.join(str(error).split())}") from error
-    if first is None:
-        raise UsageError(f"{where}: there are no samples")
-    x, y, weighted = _parts(first, graph)
+        if first is None:
+            raise UsageError(f"{where}: there are no samples")
+        x, y, weighted = _parts(first, graph)
+        heads = [_leaves(x), _leaves((x, y))]
+    if not heads[0]:
+        raise UsageError(f"{where}: an element holds no inputs, only {type(first).__name__}; give (x, y) or x")
     notes: tuple[str, ...] = (f"{where}: the samples' weights are not used",) if weighted else ()
-    single = _is_single(_leaves(x)[0], graph.tensors(graph.inputs[0])[0].shape[1:])
-    allowed = min(KEPT, shutil.disk_usage(tempfile.gettempdir()).free // 2)
+    single = _is_single(heads[0][0], graph.tensors(graph.inputs[0])[0].shape[1:])
+    allowed = _room()
     with ExitStack() as stack:
-        leaves = [_shaped(leaf, single) for leaf in _leaves((x, y))]
+        leaves = [_shaped(leaf, single, where) for leaf in heads[1]]
         files = [stack.enter_context(tempfile.TemporaryFile(prefix="lrfc-")) for _ in leaves]
         count = used = 0
-        try:
+        with user_code(where):
             for element in chain([first], elements):
-                arrays = [_shaped(leaf, single) for leaf in _leaves(_parts(element, graph)[:2])]
+                arrays = [_shaped(leaf, single, where) for leaf in _leaves(_parts(element, graph)[:2])]
                 if [a.shape[1:] for a in arrays] != [a.shape[1:] for a in leaves]:
                     raise UsageError(f"{where}: the samples have different shapes, {_shapes(leaves)} and {_shapes(arrays)}; bring them to one")
                 kept = arrays if limit is None else [a[: limit - count] for a in arrays]
@@ -168,10 +243,6 @@ def read(stream: Any, graph: Graph, where: str, limit: int | None = None) -> tup
                 if used >= allowed:
                     notes += (f"{where}: only the first {count:,} samples ({used / 2**30:.3g} GiB) are read",)
                     break
-        except UsageError:
-            raise
-        except Exception as error:  # as above
-            raise UsageError(f"{where} failed with {type(error).__name__}: {' '.join(str(error).split())}") from error
         found = iter([_mapped(file, leaf.dtype, leaf.shape[1:]) for file, leaf in zip(files, leaves, strict=True)])
     return _packed(x, found), _packed(y, found), notes
 
@@ -230,8 +301,10 @@ def _is_single(x: NDArray[Any], wanted: Shape) -> bool:
     return fits(x.shape) or fits((*x.shape, 1)) or x.ndim <= len(wanted)
 
 
-def _shaped(leaf: NDArray[Any], single: bool) -> NDArray[Any]:
-    leaf = leaf[None] if single else leaf
+def _shaped(leaf: NDArray[Any], single: bool, where: str) -> NDArray[Any]:
+    if leaf.dtype.kind not in "biuf":
+        raise UsageError(f"{where}: a sample holds {shown(leaf.dtype, 60)}; give numbers")
+    leaf = leaf[None] if single or not leaf.ndim else leaf
     return leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf
 
 

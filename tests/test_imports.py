@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 #: From the bottom up: a module imports from its own row and from the rows above it in this list, never from below.
 LAYERS = (
-    {"errors", "nearest", "options", "precision", "reader", "units"},
+    {"errors", "nearest", "options", "precision", "reader", "trust", "units"},
     {"ir"},
     {"state"},
     {"config", "data", "factorization", "manifest", "metrics", "plausibility", "sources", "streams", "synthesis"},

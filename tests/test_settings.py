@@ -87,7 +87,7 @@ def test_lists_may_be_single_and_are_split_in_the_environment(text: str) -> None
         ("target = ['coreml']", "lrfc.toml: target: "),
         ("methods = 'magic'", "unknown method magic"),
         ("epochs = -1", "lrfc.toml: epochs: "),
-        ("epochs = ", "lrfc.toml is not a TOML file"),
+        ("epochs = ", "lrfc.toml is not TOML"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(text: str, message: str) -> None:
@@ -106,7 +106,7 @@ def test_a_wrong_environment_and_a_missing_file_are_refused() -> None:
     resolve({}, None, {"LRFC_DATA": "/x", "LRFC_CACHE": "/y", "LRFC_OF_SOMEBODY_ELSE": "1", "MAX_MACS": "1"})
     with pytest.raises(UsageError, match="LRFC_BUILD_EPOCHS: "):
         resolve({}, None, {"LRFC_BUILD_EPOCHS": "many"})
-    with pytest.raises(UsageError, match=r"gone.toml: No such file.*lrfc init"):
+    with pytest.raises(UsageError, match=r"gone.toml: no such file.*lrfc init"):
         resolve({}, Path("gone.toml"), {})
 
 
