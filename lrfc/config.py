@@ -80,6 +80,16 @@ KNOWN_METHODS = (
 )  # fmt: skip
 
 
+#: The device of a build that names none: the machine that it runs on.
+HOST = "host"
+#: What a Pareto front can be drawn over, besides the predicted divergence: multiply-accumulates, parameters, bytes of activations alive at once, and the
+#: latency that is predicted for a device.
+FRONTS = ("macs", "params", "ram", "latency")
+#: The passes that ``print_after`` and ``stop_after`` may name, in no order.
+PASSES = (
+    "Canonicalise", "ExploreLayers", "LockLayers", "ExploreFilters", "LockFilters", "SelectRanks", "Factorize", "PruneFilters", "RecalibrateBatchNorm",
+    "Refit", "FineTune", "FoldBatchNorm", "WeighRounding", "BalanceStages", "CorrectBiases", "QuantizeAware",
+)  # fmt: skip
 #: The metrics by name, besides 'module:function' (lrfc.metrics).
 METRICS = ("accuracy", "miou", "auc", "mse", "fidelity")
 
@@ -151,6 +161,14 @@ class BuildConfig(BaseModel):
             f"unknown metric '{shown(metric, 60)}'{like(metric, METRICS)}; known are {', '.join(METRICS)}, and"
             " module:function (higher is better) or module:function:min (lower is better)"
         )
+
+    @field_validator("print_after", "stop_after")
+    @classmethod
+    def _known_passes(cls, passes: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        for name in (passes,) if isinstance(passes, str) else passes or ():
+            if name not in PASSES:
+                raise ValueError(f"no pass is named '{shown(name, 60)}'{like(name, PASSES)}; they are {', '.join(sorted(PASSES))}")
+        return passes
 
     @field_validator("keep", "only")
     @classmethod

@@ -134,22 +134,6 @@ class Line:
             self._first.append(LockFilters(locked.filters, config.keep, config.only))
         elif config.prune != "off":
             self._first.append(ExploreFilters(keep=config.keep, only=config.only, multiple=multiple))
-        known = {
-            name_of(step)
-            for step in (
-                *self._first,
-                *pipeline(config, SelectRanks()),
-                FineTune(),
-                FoldBatchNorm(),
-                WeighRounding(),
-                BalanceStages(),
-                CorrectBiases(),
-                QuantizeAware(),
-            )
-        }
-        for name in (*config.print_after, *([config.stop_after] if config.stop_after else [])):
-            if name not in known:
-                raise UsageError(f"no pass is named '{name}'; they are {', '.join(sorted(known))}")
         self._ladder: dict[str, float] = {}
         self._metric: Metric | None = None
         self._weighed: dict[str, State] = {}

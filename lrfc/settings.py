@@ -172,7 +172,7 @@ def schema_text() -> str:
 
 
 def build_options(settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """The arguments of ``compiler.build``: what is not left to its default."""
+    """The arguments of ``lrfc.build``: what is not left to its default."""
     return {name: setting.value for name, setting in settings.items() if setting.source != "default"}
 
 
