@@ -17,7 +17,8 @@ from typing import Any
 import typer
 
 import lrfc
-from lrfc import cli, comparison, compiler, errors, manifest, settings, ship, state
+from lrfc import api as calls
+from lrfc import cli, comparison, errors, manifest, settings, ship, state
 from lrfc.factorization import METHODS, support_table
 from lrfc.options import OPTIONS
 from lrfc.targets import device
@@ -264,7 +265,7 @@ def exit_codes() -> str:
 def api() -> str:
     """The functions of the package, and what they take and give."""
     public = {f"lrfc.{name}": getattr(lrfc, name) for name in lrfc.__all__ if not name.startswith("__")}
-    others = [compiler.explore, compiler.inspect, compiler.measure, comparison.compare]
+    others = [calls.explore, calls.inspect, calls.measure, comparison.compare]
     more = {f"{each.__module__}.{each.__name__}": each for each in (*others, ship.Result, state.Progress)}
     parts = ["# Python", "`import lrfc` takes no time: TensorFlow is imported by the first build.", "## Public names"]
     parts += [_described(name, each) for name, each in public.items()]

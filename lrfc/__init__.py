@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrfc.compiler import build
+    from lrfc.api import build
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "build"]
 
 #: Public names that are imported on first use, because what stands behind them is slow to load.
-_LAZY = {"build": "lrfc.compiler"}
+_LAZY = {"build": "lrfc.api"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,13 +7,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrfc import reader
 from lrfc.errors import UsageError
 from lrfc.manifest import GREATEST, MOST, Layer
-from lrfc.passes.select_ranks import LEFT_ASIDE
-from lrfc.search.candidates import LayerSpace, pareto
+
+if TYPE_CHECKING:
+    from lrfc.search.candidates import LayerSpace
 
 NAME = "candidates.csv"
 _COLUMNS = ("layer", "method", "rank", "params", "macs", "similarity", "impact", "latency", "dominated", "chosen")
@@ -46,6 +47,8 @@ class Row:
 
 def write(folder: Path, spaces: Sequence[LayerSpace], chosen: Mapping[str, tuple[str | None, tuple[int, ...]]]) -> Path:
     """Write the file. ``chosen``: layer → (method, ranks) of the candidate taken; empty when nothing was."""
+    from lrfc.search.candidates import pareto
+
     path = folder / NAME
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -133,6 +136,8 @@ def explain(rows: Sequence[Row], layer: str, built: Sequence[Layer] = ()) -> Exp
     if not own and made is None:
         names = dict.fromkeys([*(row.layer for row in rows), *(each.name for each in built)])
         raise UsageError(f"no layer '{layer}' was explored; the layers are {', '.join(names)}")
+    from lrfc.passes.select_ranks import LEFT_ASIDE
+
     chosen = next((row for row in own if row.chosen), None)
     if chosen is None or (made is not None and made.reason == LEFT_ASIDE):
         return Explanation(layer, own, chosen, (), made)

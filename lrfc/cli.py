@@ -21,6 +21,12 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(cli_devices.app, name="devices")
 
+OptionalModel = Annotated[
+    Path | None,
+    typer.Argument(
+        help="The trained model: a .keras or legacy .h5 file. With --locked, by default the one that the manifest names.", show_default=False
+    ),
+]
 Model = Annotated[Path, typer.Argument(help="The trained model: a .keras or legacy .h5 file.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Unsafe = Annotated[bool, typer.Option("--unsafe-load", help="Load Lambda code that the file contains. Only for files that you trust.")]
@@ -29,7 +35,7 @@ Unsafe = Annotated[bool, typer.Option("--unsafe-load", help="Load Lambda code th
 @app.command()
 def build(
     ctx: typer.Context,
-    model: Model,
+    model: OptionalModel = None,
     target: Annotated[list[str], typer.Option(help=text("target"))] = [],  # noqa: B006
     device: Annotated[
         list[str],
@@ -76,7 +82,7 @@ def build(
 ) -> None:
     """Compress MODEL, emit it for the target, measure it beside the original, and write the output folder."""
     with session() as terminal:
-        from lrfc import compiler, settings
+        from lrfc import api, settings
 
         options = settings.resolve(flags(ctx), config, os.environ)
         if locked is not None and config is None:  # a lrfc.toml that happens to lie here may have changed since
@@ -85,7 +91,7 @@ def build(
         for line in settings.told(options):
             progress.log(line)
         try:
-            compiler.build(model, locked=locked, progress=progress, on_result=terminal.keep, **settings.build_options(options))
+            api.build(model, locked=locked, progress=progress, on_result=terminal.keep, **settings.build_options(options))
         finally:  # also a build that misses its budget has a result
             terminal.show_results(as_json=as_json)
 
@@ -111,10 +117,10 @@ def explore(
 ) -> None:
     """Compare what the methods could do for MODEL: Pareto fronts, the spread of their solutions, and every candidate. Nothing is built."""
     with session() as terminal:
-        from lrfc import compiler
+        from lrfc import api
 
         options: dict[str, Any] = {"methods": tuple(methods.split(","))} if methods is not None else {}
-        survey = compiler.explore(
+        survey = api.explore(
             model, data=data, keep=tuple(keep), only=tuple(only), over=tuple(over.split(",")), device=device, points=points, rank_multiple=rank_multiple, seed=seed,
             out=out, unsafe_load=unsafe_load, resume=resume, progress=terminal.progress(), **options,
         )  # fmt: skip
@@ -147,9 +153,9 @@ def explain(
 def inspect(model: Model, as_json: Json = False, unsafe_load: Unsafe = False) -> None:
     """Print each operation's shape, parameters, MACs and memory, and the peak activation arena."""
     with session() as terminal:
-        from lrfc import compiler
+        from lrfc import api
 
-        profile = compiler.inspect(model, unsafe=unsafe_load)
+        profile = api.inspect(model, unsafe=unsafe_load)
         if as_json:
             terminal.json(profile.to_json())
         else:
@@ -172,10 +178,10 @@ def measure(
 ) -> None:
     """Measure latency and memory of emitted files on a device, interleaved, each in a fresh process."""
     with session() as terminal:
-        from lrfc import compiler, terminal_devices
+        from lrfc import api, terminal_devices
 
         try:
-            rows = compiler.measure(files, device=device, memory_mode=memory_mode, system_config=system_config, threads=threads, runs=runs)
+            rows = api.measure(files, device=device, memory_mode=memory_mode, system_config=system_config, threads=threads, runs=runs)
         except DeviceError as error:
             if error.measured:  # what was measured before it broke off is of use
                 terminal_devices.measurements(terminal, error.measured, as_json=as_json)

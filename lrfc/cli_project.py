@@ -81,6 +81,9 @@ def compare(
 def report(folder: Annotated[Path, typer.Argument(help="An output folder of lrfc build.", show_default=False)], as_json: Json = False) -> None:
     """Draw report.html anew from the files of an output folder."""
     with session() as terminal:
+        from lrfc.manifest import Manifest
+
+        Manifest.read(folder)  # whether there is one is known before what draws is imported
         from lrfc.report import page
 
         place = page.write(folder)

@@ -12,6 +12,8 @@ from xml.etree import ElementTree as ET
 from lrfc.errors import UsageError
 from lrfc.manifest import Layer as Built
 from lrfc.manifest import Manifest
+from lrfc.reader import kind
+from lrfc.reader import shown as _shown
 
 #: Quantity of a limit → the field of ``Figures``; less is better in all of them.
 COSTS = {
@@ -20,6 +22,8 @@ COSTS = {
 }  # fmt: skip
 #: All that a limit can be set for. 'speedup' is that over the original, measured in turns with it: it stays comparable from one machine to another.
 QUANTITIES = ("accuracy", "speedup", *COSTS)
+#: The files that can be compared.
+SUFFIXES = (".json", ".keras", ".h5", ".hdf5", ".tflite", ".onnx")
 _ALIKE = {"arena": "ram", "parameters": "params"}
 _LIMIT = re.compile(r"\s*(\w+)\s*=\s*(\d+(?:\.\d+)?)\s*(%|pp)\s*")
 
@@ -125,6 +129,8 @@ def compare(before: Path, after: Path, limits: Sequence[str] = ()) -> Comparison
     A limit that cannot be checked does not hold: a figure that is missing is no figure that is as good. UsageError for what is none of these.
     """
     wanted = [parse(limit) for limit in limits]
+    for path in (before, after):  # both, before a model is loaded
+        _require(path)
     old, new = side(before), side(after)
     return Comparison(old, new, tuple(_verdict(limit, old, new) for limit in wanted))
 
@@ -144,17 +150,25 @@ def parse(text: str) -> Limit:
 
 def side(path: Path) -> Side:
     """What a path names: an output folder, a manifest.json, a Keras model, or an emitted file."""
+    _require(path)
     if path.is_dir():
         return _build(Manifest.read(path), path)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file or folder")
     if path.suffix == ".json":
         return _build(Manifest.read_file(path), path)
     if path.suffix in (".keras", ".h5", ".hdf5"):
         return _model(path)
-    if path.suffix in (".tflite", ".onnx"):
-        return Side(str(path), dict.fromkeys(QUANTITIES) | {"size": path.stat().st_size}, {})
-    raise UsageError(f"{path} is no output folder, manifest.json, .keras, .h5, .tflite or .onnx file")
+    return Side(str(path), dict.fromkeys(QUANTITIES) | {"size": path.stat().st_size}, {})
+
+
+def _require(path: Path) -> None:
+    """Raise UsageError unless the path may be one of the sides, by its kind and name."""
+    what = kind(path)
+    if what is None:
+        raise UsageError(f"{_shown(path)}: no such file or folder")
+    if what != "a folder" and path.suffix not in SUFFIXES:
+        raise UsageError(f"{_shown(path)} is no output folder, manifest.json, {', '.join(SUFFIXES[1:-1])} or {SUFFIXES[-1]} file")
+    if what == "a folder" and not (path / "manifest.json").is_file():
+        Manifest.read(path)  # says so
 
 
 def _build(manifest: Manifest, path: Path) -> Side:
@@ -175,9 +189,9 @@ def _layer(built: Built) -> Layer:
 
 
 def _model(path: Path) -> Side:
-    from lrfc import compiler
+    from lrfc import api
 
-    found = compiler.inspect(path)
+    found = api.inspect(path)
     figures: dict[str, float | None] = dict.fromkeys(QUANTITIES)
     figures |= {"size": path.stat().st_size, "macs": found.macs, "params": found.params, "ram": found.arena_bytes}
     layers = {row.name: Layer(row.kind, None, "", row.params, row.macs, None) for row in found.rows if row.params}

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from lrfc import trust, units
 from lrfc.errors import UsageError
-from lrfc.precision import Name
-
-#: Quantity → unit → factor to the base unit (MACs, parameters, bytes, seconds are counted as such; latency in milliseconds).
-_UNITS: dict[str, dict[str, float]] = {
-    "macs": {"": 1, "k": 1e3, "m": 1e6, "g": 1e9},
-    "params": {"": 1, "k": 1e3, "m": 1e6},
-    "size": {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "kib": 2**10, "mib": 2**20},
-    "ram": {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "kib": 2**10, "mib": 2**20},
-    "latency": {"ms": 1, "us": 1e-3, "µs": 1e-3, "s": 1e3},
-}
-_NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zµ%]*)\s*", re.IGNORECASE)
+from lrfc.nearest import like
+from lrfc.options import FIELDS
+from lrfc.precision import Name, listed
+from lrfc.reader import shown
 
 
 class Budget(BaseModel):
@@ -27,7 +22,7 @@ class Budget(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    value: float
+    value: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     relative: bool
     given: str | None = None
 
@@ -40,25 +35,10 @@ class Budget(BaseModel):
 
 
 def _budget(quantity: str) -> Any:
-    units = _UNITS[quantity]
-
-    def parse(text: object) -> object:
-        if text is None or isinstance(text, Budget | dict):  # a dict: from a manifest
-            return text
-        match = _NUMBER.fullmatch(str(text))
-        unit = match.group(2).lower() if match else ""
-        if match is None or (unit != "%" and unit not in units):
-            raise ValueError(
-                f"{text!r} is not a {quantity} budget: give a percentage that is kept (50%) or an amount in {', '.join(u or 'plain numbers' for u in units)}"
-            )
-        amount, given = float(match.group(1)), "".join(match.groups()) if isinstance(text, str) else None
-        if unit == "%":
-            if not 0 < amount <= 100:
-                raise ValueError(f"{text} is out of range: a percentage is what is kept of the original, above 0% and at most 100%")
-            return Budget(value=amount / 100, relative=True, given=given)
-        if amount <= 0:
-            raise ValueError(f"{text} is out of range: a budget is above 0")
-        return Budget(value=amount * units[unit], relative=False, given=given)
+    def parse(given: object) -> object:
+        if given is None or isinstance(given, Budget | dict):  # a dict: from a manifest
+            return given
+        return Budget(**units.budget(quantity, given)._asdict())
 
     return Annotated[Budget | None, BeforeValidator(parse, json_schema_input_type=str | float)]
 
@@ -83,24 +63,14 @@ class Drop(BaseModel):
 DEFAULT_DROP = Drop(value=0.01)
 
 
-def _drop(text: object) -> object:
-    if text is None or isinstance(text, Drop | dict):
-        return text
-    if isinstance(text, int | float):
-        return {"value": float(text)}
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:pp)?\s*(?:@\s*(\d+(?:\.\d+)?)\s*%\s*)?", str(text))
-    if match is None:
-        raise ValueError(f"{text!r} is not an accuracy drop: give percentage points, such as 1pp, or 1pp@95% to be sure of it")
-    return {"value": float(match[1]) / 100, "confidence": None if match[2] is None else float(match[2]) / 100}
+def _drop(given: object) -> object:
+    if given is None or isinstance(given, Drop | dict):  # a dict: from a manifest
+        return given
+    return dict(zip(("value", "confidence"), units.drop(given), strict=True))
 
 
-def _seconds(text: object) -> object:
-    if text is None or isinstance(text, int | float):
-        return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)\s*", str(text))
-    if match is None:
-        raise ValueError(f"{text!r} is not a time: give seconds, minutes or hours, such as 90s, 10m or 1h")
-    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2]]
+def _seconds(given: object) -> object:
+    return None if given is None else units.seconds(given)
 
 
 #: The methods that a build chooses from unless it is told otherwise, and all that it can be told (lrfc.factorization.METHODS).
@@ -108,6 +78,23 @@ METHODS = ("channel_svd", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "svd"
 KNOWN_METHODS = (
     "channel_svd", "channel_svd_1x1", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "cp4", "tt", "svd", "tt_matrix", "tucker_matrix",
 )  # fmt: skip
+
+
+#: The device of a build that names none: the machine that it runs on.
+HOST = "host"
+#: What a Pareto front can be drawn over, besides the predicted divergence: multiply-accumulates, parameters, bytes of activations alive at once, and the
+#: latency that is predicted for a device.
+FRONTS = ("macs", "params", "ram", "latency")
+#: The passes that ``print_after`` and ``stop_after`` may name, in no order.
+PASSES = (
+    "Canonicalise", "ExploreLayers", "LockLayers", "ExploreFilters", "LockFilters", "SelectRanks", "Factorize", "PruneFilters", "RecalibrateBatchNorm",
+    "Refit", "FineTune", "FoldBatchNorm", "WeighRounding", "BalanceStages", "CorrectBiases", "QuantizeAware",
+)  # fmt: skip
+#: The metrics by name, besides 'module:function' (lrfc.metrics).
+METRICS = ("accuracy", "miou", "auc", "mse", "fidelity")
+
+#: The largest numbers that are taken: beyond them a build would never end, or numpy and TensorFlow take no such number.
+MOST_RUNS, MOST_THREADS, MOST_EPOCHS, MOST_SEED, MOST_MULTIPLE, MOST_POINTS = 100_000, 1_024, 100_000, 2**32 - 1, 65_536, 10_000
 
 
 class BuildConfig(BaseModel):
@@ -135,13 +122,13 @@ class BuildConfig(BaseModel):
     methods: tuple[str, ...] = METHODS
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
-    rank_multiple: Annotated[int, Field(ge=1)] | None = None
+    rank_multiple: Annotated[int, Field(ge=1, le=MOST_MULTIPLE)] | None = None
     prune: Literal["off", "on", "only"] = "off"
-    epochs: Annotated[int, Field(ge=0)] = 3
+    epochs: Annotated[int, Field(ge=0, le=MOST_EPOCHS)] = 3
     time_budget: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds, json_schema_input_type=str | float)] = None
     augment: bool | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    threads: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] | None = None
     out: Path | None = None
     unsafe_load: bool = False
     resume: bool = True
@@ -154,19 +141,79 @@ class BuildConfig(BaseModel):
         given = {name: getattr(self, f"max_{name}") for name in ("macs", "params", "size", "ram", "latency")}
         return {name: budget for name, budget in given.items() if budget is not None}
 
-    @model_validator(mode="after")
-    def _known_methods(self) -> BuildConfig:
-        unknown = [method for method in self.methods if method not in KNOWN_METHODS]
-        if unknown or not self.methods:
-            raise ValueError(f"unknown method {', '.join(unknown) or '(none)'}; known are {', '.join(KNOWN_METHODS)}")
-        return self
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [method for method in methods if method not in KNOWN_METHODS]
+        if unknown or not methods:
+            near = like(unknown[0], KNOWN_METHODS) if unknown else ""
+            names = ", ".join(unknown) or "(none)"
+            raise ValueError(f"unknown method {shown(names)}{near}; known are {', '.join(KNOWN_METHODS)}")
+        return methods
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, metric: str | None) -> str | None:
+        # 'mixed' is the name of what is chosen where some outputs have classes and some have values.
+        if metric is None or metric in (*METRICS, "mixed") or trust.METRIC.fullmatch(metric):
+            return metric
+        raise ValueError(
+            f"unknown metric '{shown(metric, 60)}'{like(metric, METRICS)}; known are {', '.join(METRICS)}, and"
+            " module:function (higher is better) or module:function:min (lower is better)"
+        )
+
+    @field_validator("print_after", "stop_after")
+    @classmethod
+    def _known_passes(cls, passes: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        for name in (passes,) if isinstance(passes, str) else passes or ():
+            if name not in PASSES:
+                raise ValueError(f"no pass is named '{shown(name, 60)}'{like(name, PASSES)}; they are {', '.join(sorted(PASSES))}")
+        return passes
+
+    @field_validator("keep", "only")
+    @classmethod
+    def _patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not pattern.strip() for pattern in patterns):
+            raise ValueError("'' names no layer; give a name or a glob, such as head*")
+        return patterns
 
 
 def parse(**options: Any) -> BuildConfig:
     """The validated configuration; UsageError names the option, its value and the way out."""
+    known(options, BuildConfig.model_fields)
     try:
         return BuildConfig(**options)
     except ValidationError as error:
-        problem = error.errors()[0]
-        option = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "options"
-        raise UsageError(f"{option}: {problem['msg'].removeprefix('Value error, ')}") from error
+        names = {field: name for name, field in FIELDS.items()}
+        field = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else "options"
+        raise UsageError(f"--{names.get(field, field).replace('_', '-')}: {problem(error)}") from error
+
+
+def known(given: Iterable[str], names: Iterable[str]) -> None:
+    """Raise UsageError, with the nearest of the names, unless every keyword is one of them."""
+    names = list(names)
+    for name in given:
+        if name not in names:
+            raise UsageError(f"unknown option '{shown(name, 60)}'{like(name, names) or '; known are ' + ', '.join(names)}")
+
+
+def problem(error: ValidationError) -> str:
+    """The first thing that is wrong with an option: its value, and what would do."""
+    first = error.errors()[0]
+    given, context = shown(first.get("input"), 60), first.get("ctx", {})
+    match first["type"]:
+        case "value_error":
+            return first["msg"].removeprefix("Value error, ")
+        case "literal_error":
+            choices = re.findall(r"'([^']*)'", context["expected"])
+            return f"'{given}' is not known{like(given, choices)}; choose {listed(tuple(choices))}"
+        case "greater_than_equal":
+            return f"{given} is out of range: at least {context['ge']:,}"
+        case "less_than_equal":
+            return f"{given} is out of range: at most {context['le']:,}"
+        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size" | "finite_number":
+            return f"'{given}' is not a whole number that can be used here"
+        case "bool_parsing" | "bool_type":
+            return f"'{given}' is neither true nor false"
+        case _:
+            return f"'{given}': {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lrfc.config import HOST
 from lrfc.errors import UsageError
-from lrfc.precision import listed, of
+from lrfc.precision import of
+from lrfc.preflight import Goal
 from lrfc.search import latency
 from lrfc.search.latency import CostProfile
 from lrfc.state import Target
 from lrfc.targets import device as devices
 from lrfc.targets.catalog import target as target_of
 from lrfc.targets.device import Device, Vela
-from lrfc.targets.modes import configured
-
-#: The device of a build that names none: the machine that it runs on.
-HOST = "host"
 
 
 @dataclass(frozen=True)
@@ -46,32 +43,9 @@ class Destination:
         )
 
 
-def destinations(
-    targets: Sequence[str], names: Sequence[str], precision: str | None, threads: int | None, *, int8_io: bool = False, memory_mode: str | None = None,
-    system_config: str | None = None,
-) -> list[Destination]:  # fmt: skip
-    """Every target on every device that runs it, the defaults being those of the device.
-
-    ``int8_io``: int8 inputs and outputs. ``memory_mode``, ``system_config``: of the devices that Vela reaches. UsageError, before any work, when a device is
-    unknown, when it runs none of the targets, when it does not compute in that precision, when a target has not that precision or those inputs, and when
-    Vela does not know that mode or configuration.
-    """
-    for name in targets:
-        target_of(name)  # an unknown one is named before anything else
-    if precision is not None:
-        of(precision)
-    found = []
-    for device in configured([devices.load(name) for name in names or (HOST,)], memory_mode=memory_mode, system_config=system_config):
-        formats = [name for name in targets if name in device.formats] if targets else [device.formats[0]]
-        if not formats:
-            raise UsageError(f"device '{device.name}' runs {' and '.join(device.formats)} files, not {', '.join(targets)}; leave out --target")
-        chosen = precision or device.precisions[0]
-        if chosen not in device.precisions:
-            raise UsageError(f"device '{device.name}' computes in {listed(device.precisions, 'and')}, not in {chosen}; leave out --precision")
-        for name in formats:
-            label = name if not names else device.name if len(formats) == 1 else f"{device.name}-{name}"
-            found.append(Destination(target_of(name, chosen, int8_io=int8_io), device, threads or device.threads, label))
-    return found
+def destination(goal: Goal) -> Destination:
+    """The destination of a goal."""
+    return Destination(target_of(goal.format, goal.precision, int8_io=goal.int8_io), goal.device, goal.threads, goal.name)
 
 
 def _of_another_mode(device: Device) -> str | None:

@@ -9,26 +9,16 @@ from typing import Any
 import numpy as np
 
 from lrfc.budgets import live_need
-from lrfc.errors import BudgetError, UsageError
+from lrfc.errors import BudgetError
 from lrfc.passes.select_ranks import DesignSpace, costs, fixed, reachable, without_filters
 from lrfc.precision import of
+from lrfc.preflight import frontier
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import pareto
 from lrfc.search.cost import arena
 from lrfc.state import State
 
-#: What a front can be drawn over, besides the predicted divergence: multiply-accumulates, parameters, bytes of activations alive at once, and the
-#: latency that is predicted for a device.
-QUANTITIES = ("macs", "params", "ram", "latency")
-
 Point = Mapping[str, Any]
-
-
-def check(over: Sequence[str]) -> None:
-    """Raise UsageError unless a front can be drawn over these quantities."""
-    unknown = [quantity for quantity in over if quantity not in QUANTITIES]
-    if unknown or not over:
-        raise UsageError(f"a Pareto front cannot be drawn over '{', '.join(unknown)}'; choose from {', '.join(QUANTITIES)}")
 
 
 def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, precision: str = "fp32", also: Sequence[float] = ()) -> list[Point]:
@@ -38,7 +28,7 @@ def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, preci
     combination; ``also`` adds budgets as shares of the original. Each point has ``macs``, ``params``, ``predicted_divergence``, with 'ram' in ``over``
     also ``ram``, where a device is known (``Price``) its ``latency``, and ``methods``: how many layers each has. 'latency' in ``over`` needs a device.
     """
-    check(over)
+    frontier(over)
     state = without_filters(state)
     spaces = state.fact(DesignSpace).spaces
     outside, least, whole = fixed(state), {quantity: reachable(state, quantity) for quantity in costs(state)}, costs(state)

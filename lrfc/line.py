@@ -134,28 +134,11 @@ class Line:
             self._first.append(LockFilters(locked.filters, config.keep, config.only))
         elif config.prune != "off":
             self._first.append(ExploreFilters(keep=config.keep, only=config.only, multiple=multiple))
-        known = {
-            name_of(step)
-            for step in (
-                *self._first,
-                *pipeline(config, SelectRanks()),
-                FineTune(),
-                FoldBatchNorm(),
-                WeighRounding(),
-                BalanceStages(),
-                CorrectBiases(),
-                QuantizeAware(),
-            )
-        }
-        for name in (*config.print_after, *([config.stop_after] if config.stop_after else [])):
-            if name not in known:
-                raise UsageError(f"no pass is named '{name}'; they are {', '.join(sorted(known))}")
         self._ladder: dict[str, float] = {}
         self._metric: Metric | None = None
         self._weighed: dict[str, State] = {}
         self._trained: dict[tuple[object, ...], tuple[State, dict[str, float]]] = {}
         self._made: dict[tuple[object, ...], Build] = {}
-        self._allowed: float | None = None
         self._seconds = 0.0
 
     def explored(self, graph: Graph) -> State:
@@ -187,33 +170,37 @@ class Line:
         back to the layers with the most effect on the output, and all is done once more.
         """
         drafts: list[Draft] = []
+        allowed: float | None = None  # each destination learns its own: another's, or what is left of it, would make its files depend on the order
         while True:
             number = len(drafts) + 1
             place = folder / str(number)
             place.mkdir()
-            made, settled = self.compressed(state, goal, bench)
+            made, settled = self.compressed(state, goal, bench, allowed)
+            allowed = settled.allowed
             drafts.append(draft(made, goal, bench, settled, place, looks=number))
             held = drafts[-1].contract
-            if held is None or held.met or self._allowed is None or number == ATTEMPTS:
+            if held is None or held.met or allowed is None or number == ATTEMPTS:
                 break
             assert held.allowed is not None
             lost = held.drop if held.allowed.confidence is None else held.high
-            self._allowed *= min(0.7, max(0.3, held.allowed.value / lost))
+            allowed *= min(0.7, max(0.3, held.allowed.value / lost))
             self._progress.log(
                 f"the emitted file lost {held}, {held.allowed.text(short(held.unit))} is allowed: rank is given back, attempt {number + 1} of {ATTEMPTS}"
             )
         useful = [each for each in drafts if not isinstance(each.failure, NoGainError)] or drafts
         return drafts, min(useful, key=lambda each: (each.failure is not None, 0.0 if each.contract is None else each.contract.drop))
 
-    def compressed(self, state: State, goal: Destination, bench: Bench) -> tuple[Build, Settled]:
-        """The compressed graph for a destination and all that is known about it. Destinations for which the same is chosen share it."""
+    def compressed(self, state: State, goal: Destination, bench: Bench, allowed: float | None) -> tuple[Build, Settled]:
+        """The compressed graph for a destination and all that is known about it. Destinations for which the same is chosen share the work on it.
+
+        ``allowed``: the predicted divergence, None where it is to be learnt.
+        """
         config, state = self._config, self._in_precision(state, goal.target.precision)
         design = state.fact(DesignSpace)
         if self._locked is None:
-            settled = Loop(state, goal.target, bench, bench.profile).settle(self._wish(state, goal, bench), self._allowed)
+            settled = Loop(state, goal.target, bench, bench.profile).settle(self._wish(state, goal, bench), allowed)
         else:  # one candidate a layer: nothing is weighed
             settled = Settled(state, SelectRanks(), (), None, None, self._max_drop(), design)
-        self._allowed = settled.allowed
         state = run(settled.state, plan([settled.select], known=(DesignSpace,)), self._after)
         rest = pipeline(config, settled.select)[1:]
         selection = state.fact(Selection)
@@ -235,7 +222,9 @@ class Line:
             self._made[key, steps] = Build(
                 self._source, config, state, trained.graph, shipped, fold_batchnorm(state.original), design, ladder, self._metric, self._seconds
             )
-        return self._made[key, steps], settled
+        made = self._made[key, steps]
+        # What was selected is the same; why the other layers were not is told of this destination's prices.
+        return replace(made, state=made.state.with_fact(selection), design=design), settled
 
     def _left_to_the_cpu(self, state: State) -> Iterator[str]:
         """What NPUs cannot run of the original, before work goes into it."""

@@ -6,18 +6,20 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from lrfc import artifact, trust
 from lrfc.config import BuildConfig, parse
 from lrfc.errors import UsageError
-from lrfc.ir.graph import Graph
 from lrfc.manifest import Manifest
 from lrfc.options import FIELDS
-from lrfc.passes.lock_layers import Choice
-from lrfc.reader import kind, refused
+from lrfc.reader import kind, refused, shown
+
+if TYPE_CHECKING:
+    from lrfc.ir.graph import Graph
+    from lrfc.passes.lock_layers import Choice
 
 #: Options that say how a build runs, not what it makes.
 _OWN = ("out", "resume", "print_after", "stop_after", "unsafe_load")
@@ -43,6 +45,8 @@ class Locked:
     @property
     def choices(self) -> tuple[Choice, ...]:
         """The plan."""
+        from lrfc.passes.lock_layers import Choice
+
         return tuple(
             Choice(layer.name, layer.method, layer.rank or (), 1 - layer.similarity if layer.similarity is not None else 0.0, layer.reason)
             for layer in self.manifest.layers
@@ -78,6 +82,19 @@ class Locked:
             found["device"] = (self.manifest.device,)
         trust.refuse({name: value for name, value in found.items() if name not in given}, str(self.path))
         return {**found, **given}
+
+    def model(self) -> Path:
+        """The file that the manifest names, in the manifest's folder or the current one; UsageError unless one there has the SHA-256 of that build's."""
+        wanted, named = self.manifest.input.sha256, Path(self.manifest.input.path)
+        places = dict.fromkeys([(self.path if self.path.is_dir() else self.path.parent) / named, named])
+        present = [place for place in places if kind(place) == "a file"]
+        for place in present:
+            if artifact.sha256(place) == wanted:
+                return place
+        found = f"{shown(present[0])} is another (SHA-256 {artifact.sha256(present[0])[:12]}…)" if present else "there is none of that name here"
+        raise UsageError(
+            f"{self.path}: that build's model is {shown(named)} with SHA-256 {wanted[:12]}…, and {found}; name the file: lrfc build MODEL --locked"
+        )
 
     def check(self, source: Path, original: Graph) -> None:
         """Raise UsageError unless the model is the one of that build. ``original``: its canonical graph."""

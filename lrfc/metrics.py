@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc import reader, sources, trust
+from lrfc.config import METRICS
 from lrfc.data import Split
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
 from lrfc.state import Batch
-
-#: The names that ``metric`` takes besides 'module:function'.
-NAMES = ("accuracy", "miou", "auc", "mse", "fidelity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +81,8 @@ def metric(name: str | None, graph: Graph, split: Split) -> Metric:
     own = trust.METRIC.fullmatch(name)
     if own is not None:
         return _own(name, own["function"], higher=own["way"] != "min")
-    if name not in (*NAMES, "mixed"):
-        raise UsageError(f"--metric {name}: give {', '.join(NAMES)}, module:function (higher is better) or module:function:min (lower is better)")
+    if name not in (*METRICS, "mixed"):
+        raise UsageError(f"--metric {name}: give {', '.join(METRICS)}, module:function (higher is better) or module:function:min (lower is better)")
     several = "" if len(graph.outputs) == 1 else f", mean of {len(graph.outputs)} outputs"
     if name == "fidelity":
         return Metric(f"fidelity to the original{several}", percent=True, higher_is_better=True, values=_Fidelity(graph))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from lrfc.errors import UsageError
+from lrfc.nearest import like
+from lrfc.reader import shown
 
 #: The precisions on the command line.
 Name = Literal["fp32", "fp16", "dynamic", "int8", "int16x8"]
@@ -38,13 +39,28 @@ PRECISIONS: Mapping[str, Precision] = {
     "int16x8": Precision(1, 8, 2, integer=True, rounding=True, like="int8"),
 }
 
+#: File format → the precisions that it has, by what its runtimes have kernels for.
+FORMATS: Mapping[str, tuple[Name, ...]] = {"tflite": get_args(Name), "onnx": ("fp32", "fp16", "int8")}
+
+
+def check(form: str, precision: str, *, int8_io: bool = False) -> None:
+    """Raise UsageError unless there are files of that format in that precision, with int8 inputs and outputs where these are asked for."""
+    if form not in FORMATS:
+        raise UsageError(f"unknown target '{shown(form, 60)}'{like(form, FORMATS)}; known are {', '.join(FORMATS)}")
+    of(precision)
+    if precision not in FORMATS[form]:
+        others = [f"target {name}" for name, has in FORMATS.items() if precision in has]
+        raise UsageError(f"target {form} has no precision '{precision}'; choose {listed(FORMATS[form])}, or {listed(tuple(others))}")
+    if int8_io and form != "tflite":
+        raise UsageError(f"target {form} has no --int8-io: its int8 files take and give what the model does; choose target tflite")
+    if int8_io and precision != "int8":
+        raise UsageError(f"--int8-io goes with --precision int8, not {precision}")
+
 
 def of(name: str) -> Precision:
     """The precision of that name; UsageError when there is none."""
     if name not in PRECISIONS:
-        near = difflib.get_close_matches(name, PRECISIONS, n=1)
-        hint = f", the nearest is {near[0]}" if near else ""
-        raise UsageError(f"precision '{name}' is not known{hint}; choose {listed(tuple(PRECISIONS))}")
+        raise UsageError(f"unknown precision '{shown(name, 60)}'{like(name, PRECISIONS)}; choose {listed(tuple(PRECISIONS))}")
     return PRECISIONS[name]
 
 

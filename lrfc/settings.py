@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -13,14 +12,18 @@ from typing import Any, get_origin
 from pydantic import ValidationError
 
 from lrfc import reader, trust
-from lrfc.config import BuildConfig
+from lrfc.config import BuildConfig, problem
 from lrfc.errors import UsageError
+from lrfc.nearest import like
 from lrfc.options import FIELDS, OPTIONS
+from lrfc.reader import shown
 
 NAME = "lrfc.toml"
 SCHEMA = Path(__file__).with_name("lrfc.schema.json")
 #: What the names of environment variables begin with: LRFC_BUILD_MAX_MACS. (LRFC_ alone is taken by folders, such as LRFC_CACHE.)
 PREFIX = "LRFC_BUILD_"
+#: Variables of lrfc that are no options: where caches lie, and the real models and data of its tests and benchmarks.
+OTHERS = ("LRFC_CACHE", "LRFC_DATA")
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,11 @@ def read(path: Path) -> dict[str, Setting]:
     given = reader.toml_table(reader.contents(path), str(path))
     values = {}
     for name, value in given.items():
-        _known(name, list(OPTIONS), f"{path}: unknown option")
+        _known(name, f"{path}: unknown option")
         values[name] = _listed(value) if _several(name) and isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-    if isinstance(values.get("max_drop"), int | float):
-        raise UsageError(f'{path}: max_drop: {values["max_drop"]} has no unit; write "{values["max_drop"]}pp" for percentage points')
+    if isinstance(values.get("time_budget"), int | float):  # what means seconds from Python
+        number = values["time_budget"]
+        raise UsageError(f'{path}: time_budget: {number} has no unit: write "{number}s" or "{number}m"')
     for name, value in values.items():
         _valid(name, value, f"{path}: {name}")
     return {name: Setting(value, str(path)) for name, value in values.items()}
@@ -77,11 +81,17 @@ def read(path: Path) -> dict[str, Setting]:
 
 def _environment(environ: Mapping[str, str]) -> dict[str, Setting]:
     found = {}
+    own = [f"{PREFIX}{name}".upper() for name in OPTIONS]
     for variable, text in sorted(environ.items()):
         if not variable.startswith(PREFIX):
+            # LRFC_SEED or LRFC_BUIDL_SEED would go unnoticed.
+            short = variable.replace("LRFC_", PREFIX, 1)
+            near = like(short if short in own else variable, own, cutoff=0.8) if variable.startswith("LRFC_") else ""
+            if near and variable not in OTHERS:
+                raise UsageError(f"environment: unknown variable '{shown(variable, 60)}'{near}")
             continue
         name = variable.removeprefix(PREFIX).lower()
-        _known(name, list(OPTIONS), f"environment: unknown option {variable}, that is")
+        _known(name, f"environment: unknown option {variable}, that is")
         value = _listed(text) if _several(name) else text
         _valid(name, value, variable)
         found[name] = Setting(value, f"environment ({variable})")
@@ -97,19 +107,16 @@ def _several(name: str) -> bool:
     return get_origin(BuildConfig.model_fields[FIELDS.get(name, name)].annotation) is tuple
 
 
-def _known(name: str, names: list[str], what: str) -> None:
-    if name in names:
-        return
-    near = difflib.get_close_matches(name.replace("-", "_"), names, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(names)}"
-    raise UsageError(f"{what} '{name}'; {hint}")
+def _known(name: str, what: str) -> None:
+    if name not in OPTIONS:
+        raise UsageError(f"{what} '{name}'{like(name, OPTIONS) or '; there are ' + ', '.join(OPTIONS)}")
 
 
 def _valid(name: str, value: Any, where: str) -> None:
     try:
         BuildConfig.model_validate({FIELDS.get(name, name): value})
     except ValidationError as error:
-        raise UsageError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+        raise UsageError(f"{where}: {problem(error)}") from error
 
 
 # -- files that are written --------------------------------------------------------------------------------------------------------
@@ -165,7 +172,7 @@ def schema_text() -> str:
 
 
 def build_options(settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """The arguments of ``compiler.build``: what is not left to its default."""
+    """The arguments of ``lrfc.build``: what is not left to its default."""
     return {name: setting.value for name, setting in settings.items() if setting.source != "default"}
 
 

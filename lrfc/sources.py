@@ -8,19 +8,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrfc import reader, streams
 from lrfc.errors import DependencyError, UsageError
-from lrfc.ir.graph import Graph
 from lrfc.trust import FUNCTION
+
+if TYPE_CHECKING:
+    from lrfc.ir.graph import Graph
 
 #: The name of a part of the data → the suffixes that its arrays may have in a file.
 PARTS = {"train": ("", "_train"), "val": ("_val",), "test": ("_test",)}
 _FORMS = "give 'digits', an .npz file, a folder of .npy files or of class folders, or package.module:function"
+DIGITS_NEED = "data 'digits' need scikit-learn: pip install scikit-learn"
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 
 
@@ -41,20 +44,41 @@ def read(spec: str, graph: Graph, *, seed: int, limit: int | None = None) -> Raw
 
     ``limit``: read no more images of a folder than a training split of that size needs.
     """
+    match form(spec):
+        case "digits":
+            return digits(graph.tensors(graph.inputs[0])[0].shape[1:])
+        case "arrays":
+            return _arrays(reader.located(spec), graph)
+        case "folder":
+            return _folder(reader.located(spec), graph, seed, limit)
+        case "npz":
+            return _npz(reader.located(spec), graph)
+        case "function":
+            return _function(spec, graph, limit)
+
+
+def form(spec: str) -> Literal["digits", "arrays", "folder", "npz", "function"]:
+    """What kind of source a ``--data`` specification names; UsageError when there is none of that name."""
     if spec == "digits":
-        return digits(graph.tensors(graph.inputs[0])[0].shape[1:])
+        return "digits"
     path = reader.located(spec)
     there = reader.kind(path) if spec else None
     if there == "a folder":
-        return _arrays(path, graph) if any(file.suffix == ".npy" for file in _listed(path)) else _folder(path, graph, seed, limit)
+        if any(file.suffix == ".npy" for file in _listed(path)):
+            return "arrays"
+        if not _classes(path):
+            raise UsageError(f"data folder '{path}' has no class folders: put the images of each class into a folder of its own")
+        return "folder"
     if path.suffix == ".npz":
-        return _npz(path, graph)
+        if there is None:
+            raise UsageError(f"data file '{path}' does not exist: {_FORMS}")
+        return "npz"
     if there == "a file":
         raise UsageError(f"data '{spec}' is a {path.suffix or 'plain'} file: {_FORMS}")
     if there is not None:
         raise UsageError(f"data '{spec}' is {there}: {_FORMS}")
     if FUNCTION.fullmatch(spec):
-        return _function(spec, graph, limit)
+        return "function"
     raise UsageError(f"data '{spec}' does not exist: {_FORMS}")
 
 
@@ -70,7 +94,7 @@ def digits(shape: tuple[int | None, ...] = (8, 8, 1)) -> Raw:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DependencyError("data 'digits' need scikit-learn: pip install scikit-learn") from error
+        raise DependencyError(DIGITS_NEED) from error
     bunch = load_digits()
     x = (bunch.data / 16).astype(np.float32).reshape(-1, *(shape if shape == (64,) else (8, 8, 1)))
     y = bunch.target.astype(np.int32)
@@ -96,8 +120,6 @@ def stratified(labels: NDArray[Any] | None, count: int, rng: np.random.Generator
 
 
 def _npz(path: Path, graph: Graph) -> Raw:
-    if reader.kind(path) is None:
-        raise UsageError(f"data file '{path}' does not exist: {_FORMS}")
     return from_arrays(streams.npz(path), graph, f"data file '{path}'", f"as stored in {path.name}")
 
 
@@ -221,8 +243,6 @@ def _folder(root: Path, graph: Graph, seed: int, limit: int | None) -> Raw:
     aliases = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
     subsets = {part: root / name for part, names in aliases.items() for name in names if _classes(root / name)}
     folders = subsets if "train" in subsets or "test" in subsets else {"train": root}
-    if not _classes(root):
-        raise UsageError(f"data folder '{root}' has no class folders: put the images of each class into a folder of its own")
     shape = graph.tensors(graph.inputs[0])[0].shape[1:]
     if len(graph.inputs) > 1 or len(shape) != 3 or None in shape:
         raise UsageError(

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.errors import GraphError
-from lrfc.ir.graph import Graph
 
 if TYPE_CHECKING:
     from lrfc.data import Data
+    from lrfc.ir.graph import Graph
 
 #: A batch for a model with one or more inputs: one array per model input, in the model's order, samples along axis 0.
 Batch = tuple[NDArray[Any], ...]

@@ -13,15 +13,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.errors import LrfcError, UsageError
-from lrfc.ir.graph import Graph, Shape
 from lrfc.reader import opened, shown, user_code
+
+if TYPE_CHECKING:
+    from lrfc.ir.graph import Graph, Shape
 
 #: Arrays of fewer bytes are held in memory.
 LARGE = 256 << 20
@@ -128,6 +130,22 @@ def npz(path: Path) -> dict[str, NDArray[Any]]:
                     array = header.array(written((np.frombuffer(piece, np.uint8) for piece in pieces), np.dtype(np.uint8), ()))
             arrays[entry.filename.removesuffix(".npy")] = array
     return arrays
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays of an .npz file, by name, from their headers alone. UsageError as from ``npz``."""
+    what = f"data file '{shown(path)}' cannot be read as .npz"
+    found: dict[str, tuple[int, ...]] = {}
+    with (
+        opened(path, limit=sys.maxsize) as raw,
+        _readable(what, "write it with numpy.savez(path, x=..., y=...)"),
+        ZipFile(raw) as archive,
+    ):
+        for entry in archive.infolist()[:MEMBERS]:
+            if entry.filename.endswith(".npy"):
+                with archive.open(entry) as member:
+                    found[entry.filename.removesuffix(".npy")] = _header(member, entry.file_size).shape
+    return found
 
 
 def npy(path: Path) -> NDArray[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lrfc import reader
 from lrfc.errors import UsageError
+from lrfc.nearest import like
 from lrfc.precision import Name
 from lrfc.targets import files
 from lrfc.targets.ssh_options import known_option
@@ -203,12 +203,6 @@ def _problem(error: ValidationError, table: dict[str, Any]) -> str:
         case _:
             said = problem["msg"].removeprefix("Value error, ")
             return f"{key} = {value!r}: {said[0].lower()}{said[1:]}"
-
-
-def like(word: str, words: list[str]) -> str:
-    """': did you mean …?' for the word nearest to one that is not among them; nothing where none is near."""
-    close = difflib.get_close_matches(word, words, 1)
-    return f": did you mean '{close[0]}'?" if close else ""
 
 
 _KINDS: dict[str, type[_Table]] = {"local": Local, "ssh": SSH, "adb": ADB, "vela": Vela, "analytic": Analytic}

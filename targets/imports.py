@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 from lrfc.errors import DependencyError
@@ -14,3 +16,11 @@ def need(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise DependencyError(f"'{module}' cannot be imported ({error}); install it with: pip install {package}") from error
+
+
+def place(package: str, extra: str) -> Path:
+    """The folder of a package, which is not imported; DependencyError names what to install when there is none."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise DependencyError(f"'{package}' is not installed; install it with: pip install {extra}")
+    return Path(next(iter(found.submodule_search_locations)))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from lrfc import reader
 from lrfc.errors import UsageError
-from lrfc.targets.device import INI_BYTES, Device, Vela, like
-from lrfc.targets.imports import need
+from lrfc.nearest import like
+from lrfc.targets.device import INI_BYTES, Device, Vela
+from lrfc.targets.imports import place
 
 #: What Vela takes without any vela.ini.
 _DEFAULT = "internal-default"
@@ -30,7 +31,7 @@ def configured(devices: Sequence[Device], *, memory_mode: str | None = None, sys
 
 
 def _configured(device: Device, reach: Vela, chosen: dict[str, str]) -> Device:
-    path = reach.config_file or Path(need("ethosu.vela", "'lrfc[npu]'").__file__).parents[1] / "config_files" / "Arm" / "vela.ini"
+    path = reach.config_file or place("ethosu", "'lrfc[npu]'") / "config_files" / "Arm" / "vela.ini"
     sections = _sections(path)
     for name, value in chosen.items():
         # Its sections are called Memory_Mode.Shared_Sram, its keys memory_mode.

@@ -13,7 +13,7 @@ import numpy as np
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir import backend
 from lrfc.ir.graph import Graph
-from lrfc.precision import Name, listed
+from lrfc.precision import Name, check
 from lrfc.state import Artifact, Batch, Runner
 from lrfc.targets import files, onnx_int8, refusals
 from lrfc.targets.imports import need
@@ -22,8 +22,6 @@ from lrfc.targets.trace import Traced, converted, plain
 
 #: The operator set that is written: the newest one that tf2onnx converts and that runtimes of the last years all read.
 OPSET = 17
-#: What onnxruntime has kernels and tools for.
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,7 @@ class ONNX:
     name: ClassVar[str] = "onnx"
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"target onnx has no precision '{self.precision}'; choose {listed(PRECISIONS)}, or target tflite")
-        if self.int8_io:
-            raise UsageError("target onnx has no --int8-io: its int8 files take and give what the model does; choose target tflite")
+        check(self.name, self.precision, int8_io=self.int8_io)
 
     def refusals(self, graph: Graph) -> Sequence[str]:
         """Every reason why the graph cannot be emitted, one line each. Empty when it can."""

@@ -17,7 +17,7 @@ from lrfc.errors import ModelError, UsageError
 from lrfc.factorization.threads import workers
 from lrfc.ir import backend
 from lrfc.ir.graph import Graph
-from lrfc.precision import PRECISIONS, Name, listed
+from lrfc.precision import PRECISIONS, Name, check
 from lrfc.state import Artifact, Batch, Runner, batches
 from lrfc.targets import files, refusals, trace
 from lrfc.targets.imports import need
@@ -45,10 +45,7 @@ class TFLite:
     name: ClassVar[str] = "tflite"
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"target tflite has no precision '{self.precision}'; choose {listed(tuple(PRECISIONS))}")
-        if self.int8_io and self.precision != "int8":
-            raise UsageError(f"--int8-io goes with --precision int8, not {self.precision}")
+        check(self.name, self.precision, int8_io=self.int8_io)
 
     def refusals(self, graph: Graph) -> Sequence[str]:
         """Every reason why the graph cannot be emitted, one line each. Empty when it can."""

@@ -14,21 +14,23 @@ ROOT = Path(__file__).parent.parent
 
 #: From the bottom up: a module imports from its own row and from the rows above it in this list, never from below.
 LAYERS = (
-    {"errors", "options", "precision", "reader", "trust"},
+    {"errors", "nearest", "options", "precision", "reader", "trust", "units"},
     {"ir"},
     {"state"},
-    {"config", "data", "factorization", "manifest", "metrics", "plausibility", "sources", "streams", "synthesis"},
+    {"config", "data", "factorization", "manifest", "metrics", "plausibility", "sources", "specs", "streams", "synthesis"},
     {"pipeline", "pruning", "search"},
     {"training"},
     {"passes", "targets"},
     {"artifact"},
-    {"anatomy", "bench", "budgets", "calibrate", "choices", "contract", "destinations", "front", "judge", "locked", "report", "survey"},
+    {"anatomy", "bench", "budgets", "calibrate", "choices", "contract", "destinations", "front", "judge", "locked", "preflight", "report", "survey"},
     {"explore"},
     {"kernels"},
     {"draft"},
     {"line"},
     {"ship"},
-    {"comparison", "compiler", "diagnosis", "settings"},
+    {"compiler"},
+    {"api"},
+    {"comparison", "diagnosis", "settings"},
     {"cli", "cli_devices", "cli_project", "interrupts", "session", "terminal", "terminal_devices", "terminal_project", "__main__"},
 )
 RANK = {name: number for number, layer in enumerate(LAYERS) for name in layer}

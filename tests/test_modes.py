@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 import lrfc
 from lrfc import cli
 from lrfc.comparison import compare
-from lrfc.destinations import destinations
+from lrfc.destinations import destination
 from lrfc.errors import BudgetError, NoGainError, UsageError
 from lrfc.locked import Locked
+from lrfc.preflight import goals
 from lrfc.search.measurements import Store
 from lrfc.targets import device
 from lrfc.targets.modes import configured
@@ -46,7 +47,7 @@ def test_only_what_vela_reaches_is_changed() -> None:
 )  # fmt: skip
 def test_what_vela_does_not_know_is_refused(names: tuple[str, ...], options: dict[str, str], told: str) -> None:
     with pytest.raises(UsageError, match=told) as caught:
-        destinations(["tflite"], names, None, None, **options)  # type: ignore[arg-type]
+        goals(["tflite"], names, None, None, **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
@@ -70,9 +71,8 @@ def test_a_vela_ini_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_the_cost_profile_that_ships_is_called_that_of_another_mode() -> None:
-    (own,) = destinations([], ["ethos-u55-128"], None, None)
-    (same,) = destinations([], ["ethos-u55-128"], None, None, memory_mode="Shared_Sram")
-    (other,) = destinations([], ["ethos-u55-128"], None, None, memory_mode="Sram_Only")
+    modes: tuple[dict[str, str], ...] = ({}, {"memory_mode": "Shared_Sram"}, {"memory_mode": "Sram_Only"})
+    own, same, other = (destination(goal) for mode in modes for goal in goals([], ["ethos-u55-128"], None, None, **mode))  # type: ignore[arg-type]
     assert own.profile()[1] is same.profile()[1] is None
     profile, note = other.profile()
     assert profile.unit == "cycles"

@@ -171,8 +171,8 @@ def test_names():
     assert listed(("a",)) == "a"
     assert listed(("a", "b", "c")) == "a, b or c"
     assert listed(("a", "b", "c"), "and") == "a, b and c"
-    for name, hint in (("int4", ", the nearest is int8"), ("half", "")):
-        with pytest.raises(UsageError, match=f"'{name}' is not known{hint}; choose fp32, fp16, dynamic, int8 or int16x8"):
+    for name, hint in (("int4", r": did you mean 'int8'\?"), ("half", "")):
+        with pytest.raises(UsageError, match=f"unknown precision '{name}'{hint}; choose fp32, fp16, dynamic, int8 or int16x8"):
             of(name)
 
 

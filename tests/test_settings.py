@@ -76,11 +76,14 @@ def test_lists_may_be_single_and_are_split_in_the_environment(text: str) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("max_mac = '50%'", "lrfc.toml: unknown option 'max_mac'; did you mean 'max_macs'?"),
+        ("max_mac = '50%'", "lrfc.toml: unknown option 'max_mac': did you mean 'max_macs'?"),
         ("max-macs = '50%'", "did you mean 'max_macs'?"),
         ("zzzzzz = 1", "lrfc.toml: unknown option 'zzzzzz'; there are target, device"),
         ("max_macs = '120%'", "lrfc.toml: max_macs: 120% is out of range"),
-        ("max_drop = 1", 'max_drop: 1 has no unit; write "1pp"'),
+        ("max_drop = 1", "max_drop: 1 has no unit: write 1pp"),
+        ("max_macs = 50", "lrfc.toml: max_macs: 50 has no unit: write 50%"),
+        ("time_budget = 10", 'lrfc.toml: time_budget: 10 has no unit: write "10s" or "10m"'),
+        ("metric = 'acuracy'", "lrfc.toml: metric: unknown metric 'acuracy': did you mean 'accuracy'?"),
         ("target = ['coreml']", "lrfc.toml: target: "),
         ("methods = 'magic'", "unknown method magic"),
         ("epochs = -1", "lrfc.toml: epochs: "),
@@ -97,6 +100,10 @@ def test_a_wrong_file_is_refused_in_one_line(text: str, message: str) -> None:
 def test_a_wrong_environment_and_a_missing_file_are_refused() -> None:
     with pytest.raises(UsageError, match=r"LRFC_BUILD_MAXMACS.* did you mean 'max_macs'"):
         resolve({}, None, {"LRFC_BUILD_MAXMACS": "50%"})
+    for variable, meant in (("LRFC_SEED", "LRFC_BUILD_SEED"), ("LRFC_BUIDL_MAX_MACS", "LRFC_BUILD_MAX_MACS")):
+        with pytest.raises(UsageError, match=f"unknown variable '{variable}': did you mean '{meant}'"):
+            resolve({}, None, {variable: "1"})
+    resolve({}, None, {"LRFC_DATA": "/x", "LRFC_CACHE": "/y", "LRFC_OF_SOMEBODY_ELSE": "1", "MAX_MACS": "1"})
     with pytest.raises(UsageError, match="LRFC_BUILD_EPOCHS: "):
         resolve({}, None, {"LRFC_BUILD_EPOCHS": "many"})
     with pytest.raises(UsageError, match=r"gone.toml: no such file.*lrfc init"):
@@ -126,7 +133,13 @@ def test_the_published_schema_is_that_of_the_options() -> None:
     assert "null" not in settings.schema_text(), "TOML has no null"
     assert schema["properties"]["max_macs"]["anyOf"] == [{"type": "string"}, {"type": "number"}]
     assert schema["properties"]["objective"]["enum"] == ["latency", "cycles", "macs", "size", "ram"]
-    assert schema["properties"]["epochs"] == {"default": 3, "minimum": 0, "type": "integer", "description": OPTIONS["epochs"].help}
+    assert schema["properties"]["epochs"] == {
+        "default": 3,
+        "maximum": 100_000,
+        "minimum": 0,
+        "type": "integer",
+        "description": OPTIONS["epochs"].help,
+    }
 
 
 def test_lrfc_config_says_where_a_value_comes_from(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrfc import choices, compiler
+from lrfc import api, choices
 from lrfc.errors import UsageError
 from lrfc.survey import SHARES, Survey
 from lrfc.terminal import Terminal
@@ -19,7 +19,7 @@ DIGITS = Path(__file__).parents[1] / "examples" / "digits.keras"
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> tuple[Survey, Path]:
     out = tmp_path_factory.mktemp("survey") / "out"
-    return compiler.explore(
+    return api.explore(
         DIGITS, data="digits", over=("macs", "params"), points=9, methods=("channel_svd", "spatial_svd", "svd"), out=out, resume=False
     ), out
 

@@ -1,0 +1,89 @@
+"""The calls behind ``lrfc.build`` and the command line: what they are asked for is checked first, and only then is anything slow imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrfc import preflight
+from lrfc.config import HOST
+
+if TYPE_CHECKING:
+    from lrfc.passes.profile import Profile
+    from lrfc.ship import Result
+    from lrfc.state import Progress
+    from lrfc.survey import Survey
+    from lrfc.targets.measure import Measurement
+
+
+def build(
+    model: Any = None,
+    *,
+    target: str | Sequence[str] | None = None,
+    device: str | Sequence[str] | None = None,
+    data: Any = None,
+    test_data: Any = None,
+    locked: Path | str | None = None,
+    progress: Progress | None = None,
+    on_result: Callable[[Result], None] = lambda result: None,
+    **options: Any,
+) -> Any:
+    """Compress a model and write an output folder for each target and device.
+
+    ``model``: path of a .keras or .h5 file, or a Keras model; with ``locked`` it may be left out. ``target``: 'tflite' or 'onnx', or several; ``device``:
+    the name of a device profile, or several. By default the device is this machine, and the target the first that the device runs. ``data``: what the
+    command line takes, or arrays, a dict or a function (see lrfc.data.load_data). ``options``: the fields of lrfc.config.BuildConfig, budgets as on the
+    command line (``max_macs="50%"``). ``locked``: the manifest.json of an earlier build, to be repeated: its options hold where none are given, and its
+    methods and ranks are taken instead of being searched for; the folder is MODEL-locked by default. Without ``model`` it is the file that the manifest
+    names, in its folder or the current one, if that has the same SHA-256. ``on_result`` is called with each Result as soon as its folder is written.
+
+    Returns the Result, or a tuple of them when ``target`` or ``device`` is a sequence. Raises a subclass of lrfc.errors.LrfcError; BudgetError and
+    NoGainError carry the results, whose folders are written all the same. What can be refused without TensorFlow is refused before it is imported.
+    """
+    named = {"target": target, "device": device, "data": data, "test_data": test_data}
+    given = {name: value for name, value in named.items() if value is not None} | options
+    request = preflight.build(model, given, locked)
+    from lrfc import compiler
+
+    return compiler.build(request, progress, on_result)
+
+
+def explore(
+    model: Any, *, data: Any = None, device: str | None = None, over: Sequence[str] = ("macs",), points: int = 24, out: Path | str | None = None,
+    progress: Progress | None = None, **options: Any,
+) -> Survey:  # fmt: skip
+    """Weigh every method and rank of every layer, without building anything, and write the folder of the exploration.
+
+    ``over``: what the Pareto front of pareto.json is drawn over, besides the predicted divergence ('macs', 'params', 'ram', 'latency'). ``device``: the
+    one that latencies are predicted for by its cost profile, without measuring; this machine when ``over`` asks for them. ``options``: methods, keep, only,
+    precision, threads, rank_multiple, seed, resume, unsafe_load as for ``build``. The folder is MODEL-explore by default.
+    """
+    config, goal, folder = preflight.explore(model, data, device, over, points, out, options)
+    from lrfc import compiler
+
+    priced = device is not None or "latency" in over
+    return compiler.explore(model, data, config, goal, folder, tuple(over), points, progress, priced=priced)
+
+
+def inspect(model: Path | str, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
+    """Costs of each op of a model file and of the whole."""
+    preflight.inspect(model)
+    from lrfc import compiler
+
+    return compiler.inspect(model, unsafe=unsafe, precision=precision)
+
+
+def measure(
+    files: Sequence[Path], *, device: str | Path = HOST, memory_mode: str | None = None, system_config: str | None = None, threads: int | None = None,
+    runs: int = 200,
+) -> tuple[Measurement, ...]:  # fmt: skip
+    """Latency and memory of emitted files on a device (a name, or a .toml), interleaved; the first is the baseline. Threads: by default the device's.
+
+    ``memory_mode``, ``system_config``: of an Ethos-U, in the place of those of its profile. Of a device that cannot be reached the latencies are computed
+    from its cost profile, and called estimated.
+    """
+    chosen, named = preflight.measure(files, device, memory_mode, system_config, threads, runs)
+    from lrfc import compiler
+
+    return compiler.measure(named, chosen, threads, runs)
