@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lrfc import artifact
+from lrfc import artifact, scratch
 from lrfc import config as options_
 from lrfc import front as front_
 from lrfc.config import BuildConfig
@@ -110,6 +109,7 @@ def _built(
     log: list[str] = []
     progress = _tee(progress or Progress(), log)
     with ExitStack() as stack:
+        places = [stack.enter_context(artifact.reserved(folder)) for folder in folders]
         source, graph = _load(model, unsafe=config.unsafe_load)
         _refuse(graph, [goal.target for goal in goals], config)
         for remark in dict.fromkeys(remark for goal in goals for remark in refusals.remarks(graph, goal.target)):
@@ -123,11 +123,11 @@ def _built(
         try:
             line = Line(source, config, goals, samples, progress, locked)
             state = line.explored(graph)
-            for goal, folder in zip(goals, folders, strict=True):
-                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-")))
-                with bench_of(goal, state, scratch) as bench:
-                    drafts, taken = line.drafted(state, goal, bench, scratch)
-                results.append(ship(drafts, taken, folder, log))
+            for goal, place in zip(goals, places, strict=True):
+                emitted = stack.enter_context(scratch.folder())
+                with bench_of(goal, state, emitted) as bench:
+                    drafts, taken = line.drafted(state, goal, bench, emitted)
+                results.append(ship(drafts, taken, place, log))
                 on_result(results[-1])
         except Stop:
             return None if single else ()
@@ -155,7 +155,15 @@ def explore(
     (goal, *_) = destinations((), _several(device), config.precision, config.threads)
     progress = progress or Progress()
     folder = Path(out) if out is not None else Path(f"{_name(model)}-explore")
-    artifact.check(folder.expanduser().absolute())
+    with artifact.reserved(folder) as place:
+        survey = _explored(model, config, goal, data, device, over, points, progress)
+        survey.write(place)
+    return survey
+
+
+def _explored(
+    model: Any, config: BuildConfig, goal: Destination, data: Any, device: str | None, over: Sequence[str], points: int, progress: Progress
+) -> Survey:
     source, graph = _load(model, unsafe=config.unsafe_load)
     _refuse(graph, (), config)
     samples = load_data(data, graph, seed=config.seed)
@@ -172,7 +180,7 @@ def explore(
         progress.log(begins or f"latencies are predicted for {goal.device.name}, not measured")
         state = run(state, plan([PriceLayers(prices, slower=True)], known=(DesignSpace,)))
     seconds = time.perf_counter() - start
-    found = Survey(
+    return Survey(
         source.name,
         costs(state),
         state.fact(DesignSpace),
@@ -182,8 +190,6 @@ def explore(
         seconds,
         samples.synthetic,
     )
-    found.write(folder)
-    return found
 
 
 def inspect(model: Path | str, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
@@ -223,13 +229,10 @@ def _several(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _folders(model: Any, goals: Sequence[Destination], out: Path | None) -> list[Path]:
-    """The output folder of each destination; UsageError, before any work, when one may not be replaced."""
+    """The output folder of each destination."""
     if out is None:
         out = Path(f"{_name(model)}-lrfc")
-    folders = [out] if len(goals) == 1 else [out / goal.name for goal in goals]
-    for folder in folders:
-        artifact.check(folder.expanduser().absolute())
-    return folders
+    return [out] if len(goals) == 1 else [out / goal.name for goal in goals]
 
 
 def _name(model: Any) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain, islice
@@ -15,6 +13,7 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc import scratch
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph, Shape
 
@@ -56,7 +55,7 @@ def as_float32(array: NDArray[Any]) -> NDArray[Any]:
 
 def written(parts: Iterable[NDArray[Any]], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """The parts (any, *shape) one after the other, as a read-only array over an unnamed temporary file, which goes when the array goes."""
-    with tempfile.TemporaryFile(prefix="lrfc-") as file:
+    with scratch.unnamed() as file:
         for part in parts:
             _write(file, np.asarray(part, dtype))
         return _mapped(file, dtype, shape)
@@ -67,7 +66,7 @@ def _write(file: IO[bytes], part: NDArray[Any]) -> None:
         file.write(np.ascontiguousarray(part).data)
     except OSError as error:
         raise UsageError(
-            f"the data do not fit into the temporary folder {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a larger one"
+            f"the data do not fit into the temporary folder {scratch.root().parent}: {error.strerror}; set TMPDIR to a larger one"
         ) from error
 
 
@@ -149,10 +148,10 @@ def read(stream: Any, graph: Graph, where: str, limit: int | None = None) -> tup
     x, y, weighted = _parts(first, graph)
     notes: tuple[str, ...] = (f"{where}: the samples' weights are not used",) if weighted else ()
     single = _is_single(_leaves(x)[0], graph.tensors(graph.inputs[0])[0].shape[1:])
-    allowed = min(KEPT, shutil.disk_usage(tempfile.gettempdir()).free // 2)
+    allowed = min(KEPT, scratch.free() // 2)
     with ExitStack() as stack:
         leaves = [_shaped(leaf, single) for leaf in _leaves((x, y))]
-        files = [stack.enter_context(tempfile.TemporaryFile(prefix="lrfc-")) for _ in leaves]
+        files = [stack.enter_context(scratch.unnamed()) for _ in leaves]
         count = used = 0
         try:
             for element in chain([first], elements):

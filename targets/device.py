@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lrfc import files
 from lrfc.errors import UsageError
 from lrfc.precision import Name
-from lrfc.targets import files
 
 SCHEMA = Path(__file__).with_name("device.schema.json")
 SHIPPED = Path(__file__).with_name("devices")
@@ -142,12 +142,7 @@ def add(path: Path, *, force: bool = False) -> Path:
     place = own_folder() / f"{device.name}.toml"
     if place.exists() and not force:
         raise UsageError(f"{place} exists: device '{device.name}' is known; give another name in {path}, or --force to replace it")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {place.parent}: {error.strerror}") from error
-    files.write(place, path.read_bytes())
-    return place
+    return files.write(place, path.read_bytes(), parents=True, way_out=files.CONFIG)
 
 
 def read(path: Path) -> Device:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 #: From the bottom up: a module imports from its own row and from the rows above it in this list, never from below.
 LAYERS = (
-    {"errors", "options", "precision"},
+    {"errors", "options", "overrides", "precision"},
+    {"files", "locks", "scratch", "silence", "swap"},
     {"ir"},
     {"state"},
     {"config", "data", "factorization", "manifest", "metrics", "plausibility", "sources", "streams", "synthesis"},

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lrfc import scratch
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir import keras_compiled, keras_legacy
 from lrfc.ir.backend import keras, quiet, reason
@@ -38,10 +38,10 @@ def load(path: Path | str, *, unsafe: bool = False) -> Any:
     else:
         raise ModelError(f"{path} is not a Keras model: it is neither a .keras archive nor an HDF5 file")
     version = _written_by(path, suffix)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         named = path
         if path.suffix != suffix:  # Keras goes by the name
-            named = Path(folder, f"model{suffix}")
+            named = folder / f"model{suffix}"
             named.symlink_to(path.absolute())
         model = _load(named, path, version, unsafe)
     _refuse_non_finite(model, path)

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lrfc import anatomy, choices
+from lrfc import anatomy, choices, files
 from lrfc.anatomy import Anatomy, OpCost
 from lrfc.errors import UsageError
 from lrfc.manifest import Latency, Layer, Manifest, Speedup
@@ -84,8 +84,7 @@ class NPURow:
 def write(folder: Path) -> Path:
     """Draw the page of an output folder anew. UsageError when the folder is none."""
     path = folder / NAME
-    path.write_text(render(read(folder)), encoding="utf-8")
-    return path
+    return files.write(path, render(read(folder)), way_out="copy the folder to another place")
 
 
 def read(folder: Path) -> Content:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import queue
 import shlex
 import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
+from lrfc import scratch
 from lrfc.errors import DeviceError
 
 #: Seconds that the shell gets to remove the folder.
@@ -42,7 +42,7 @@ class Keeper:
     """The process on this machine whose life is the life of the folder there."""
 
     def __init__(self, command: Sequence[str], timeout: float) -> None:
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by kill
+        self._errors = scratch.unnamed("w+", encoding="utf-8", errors="replace")  # closed by kill
         self._process = subprocess.Popen(  # noqa: S603 - a session of its own: Ctrl-C comes to this process alone
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, errors="replace", start_new_session=True
         )
@@ -75,7 +75,8 @@ class Keeper:
     def said(self) -> str:
         """What the command said on stderr."""
         self._errors.seek(0)
-        return self._errors.read().strip()
+        said: str = self._errors.read()
+        return said.strip()
 
     def close(self) -> bool:
         """Have the folder removed; whether that is certain."""
