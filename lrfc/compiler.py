@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lrfc import artifact, scratch
 from lrfc import front as front_
 from lrfc.config import BuildConfig
 from lrfc.data import load_data
-from lrfc.destinations import destination
+from lrfc.destinations import Destination, destination
 from lrfc.errors import LrfcError, ModelError, UsageError
 from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
@@ -61,6 +61,7 @@ def _built(request: Request, progress: Progress | None, on_result: Callable[[Res
     log: list[str] = []
     progress = _tee(progress or Progress(), log)
     with ExitStack() as stack:
+        places = [stack.enter_context(artifact.reserved(folder)) for folder in request.folders]
         source, graph = _load(request.model, unsafe=config.unsafe_load)
         _refuse(graph, [goal.target for goal in goals], config)
         for remark in dict.fromkeys(remark for goal in goals for remark in refusals.remarks(graph, goal.target)):
@@ -74,11 +75,11 @@ def _built(request: Request, progress: Progress | None, on_result: Callable[[Res
         try:
             line = Line(source, config, goals, samples, progress, request.locked)
             state = line.explored(graph)
-            for goal, folder in zip(goals, request.folders, strict=True):
-                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-")))
-                with bench_of(goal, state, scratch) as bench:
-                    drafts, taken = line.drafted(state, goal, bench, scratch)
-                results.append(ship(drafts, taken, folder, log))
+            for goal, place in zip(goals, places, strict=True):
+                emitted = stack.enter_context(scratch.folder())
+                with bench_of(goal, state, emitted) as bench:
+                    drafts, taken = line.drafted(state, goal, bench, emitted)
+                results.append(ship(drafts, taken, place, log))
                 on_result(results[-1])
         except Stop:
             return None if request.single else ()
@@ -95,7 +96,15 @@ def explore(
     model: Any, data: Any, config: BuildConfig, asked: Goal, folder: Path, over: tuple[str, ...], points: int, progress: Progress | None, *, priced: bool
 ) -> Survey:  # fmt: skip
     """The exploration that was asked for; see ``lrfc.api.explore``. ``priced``: latencies are predicted for the device."""
-    goal, progress = destination(asked), progress or Progress()
+    with artifact.reserved(folder) as place:
+        survey = _explored(model, data, config, destination(asked), over, points, progress or Progress(), priced=priced)
+        survey.write(place)
+    return survey
+
+
+def _explored(
+    model: Any, data: Any, config: BuildConfig, goal: Destination, over: tuple[str, ...], points: int, progress: Progress, *, priced: bool
+) -> Survey:
     source, graph = _load(model, unsafe=config.unsafe_load)
     _refuse(graph, (), config)
     samples = load_data(data, graph, seed=config.seed)
@@ -112,7 +121,7 @@ def explore(
         progress.log(begins or f"latencies are predicted for {goal.device.name}, not measured")
         state = run(state, plan([PriceLayers(prices, slower=True)], known=(DesignSpace,)))
     seconds = time.perf_counter() - start
-    found = Survey(
+    return Survey(
         source.name,
         costs(state),
         state.fact(DesignSpace),
@@ -122,8 +131,6 @@ def explore(
         seconds,
         samples.synthetic,
     )
-    found.write(folder)
-    return found
 
 
 def inspect(model: Path | str, *, unsafe: bool = False, precision: str = "fp32") -> Profile:

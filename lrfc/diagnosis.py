@@ -9,13 +9,13 @@ import platform
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from lrfc import scratch
 from lrfc.errors import DependencyError, UsageError
 from lrfc.ir import backend
 
@@ -171,8 +171,8 @@ def _target(name: str) -> Check:
         graph = keras_io.from_keras(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
         batch = np.linspace(-1, 1, 4, dtype=np.float32)[None]
         chosen = target(name, "fp32")
-        with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
-            given = chosen.load(chosen.emit(graph, Path(folder) / f"model.{name}", (batch,)))((batch,))[0]
+        with scratch.folder() as folder:
+            given = chosen.load(chosen.emit(graph, folder / f"model.{name}", (batch,)))((batch,))[0]
         difference = float(np.abs(given - keras_io.predict(graph, (batch,))[0]).max())
         if not difference < 1e-4:
             raise ValueError(f"a one-layer model gives outputs that differ by {difference:.3g} from Keras'")

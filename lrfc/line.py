@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from math import lcm
 from pathlib import Path
 
 from lrfc import config as options_
+from lrfc import scratch
 from lrfc.bench import Bench, NPUBench, fallbacks
 from lrfc.config import Budget, BuildConfig, Drop
 from lrfc.contract import short
@@ -230,8 +230,8 @@ class Line:
         """What NPUs cannot run of the original, before work goes into it."""
         for goal in self._goals:
             if goal.device.reach.kind == "vela":
-                with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
-                    note = fallbacks(goal.target, goal.device, state.original, self._data.train.inputs, Path(folder))
+                with scratch.folder() as folder:
+                    note = fallbacks(goal.target, goal.device, state.original, self._data.train.inputs, folder)
                 if note is not None:
                     yield note
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from lrfc import interrupts
+from lrfc import interrupts, scratch
 from lrfc.errors import LrfcError, UsageError
 from lrfc.terminal import Terminal, quiet
 
@@ -15,7 +16,12 @@ from lrfc.terminal import Terminal, quiet
 @contextmanager
 def session() -> Iterator[Terminal]:
     """A terminal in which libraries are silent and every expected failure ends as one line and an exit code."""
-    with quiet() as (stdout, stderr, noise):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(scratch.for_all())
+            stdout, stderr, noise = stack.enter_context(quiet())
+        except LrfcError as error:  # there is no room for what has to be hidden
+            Terminal(sys.stdout, sys.stderr).fail(str(error), error.exit_code)
         terminal = Terminal(stdout, stderr)
         try:
             with interrupts.unwinding():

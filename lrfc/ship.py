@@ -46,11 +46,11 @@ class Result:
         return self.out / self.manifest.artifacts[0].path
 
 
-def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -> Result:
+def ship(drafts: Sequence[Draft], taken: Draft, place: files.Reserved, log: Sequence[str]) -> Result:
     """Write the output folder of one destination: that of ``taken``, the last word of several ``drafts``."""
     made, goal, settled, failure = taken.made, taken.goal, taken.settled, taken.failure
     data, target = made.state.data, goal.target
-    with files.folder(out) as work:
+    with place.writing() as work:
         emitted = replace(taken.emitted, path=work / taken.emitted.path.name)
         plain, layers, after, found = made.trainable, _layers(made, settled.state.known(FilterSpace)), taken.after, taken.parity
         kept = isinstance(failure, NoGainError)
@@ -111,7 +111,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
         (work / "pareto.json").write_text(json.dumps({"schema_version": 1, **_fronts(taken)}, indent=2) + "\n", encoding="utf-8")
         (work / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
         page.write(work)
-    return Result(out, manifest, taken.speedup, failure)
+    return Result(place.out, manifest, taken.speedup, failure)
 
 
 def _fronts(taken: Draft) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 import platformdirs
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from lrfc import reader
+from lrfc import files, reader
 from lrfc.errors import UsageError
 from lrfc.nearest import like
 from lrfc.precision import Name
-from lrfc.targets import files
 from lrfc.targets.ssh_options import known_option
 
 SCHEMA = Path(__file__).with_name("device.schema.json")
@@ -156,12 +155,7 @@ def add(path: Path, *, force: bool = False) -> Path:
     place = own_folder() / f"{device.name}.toml"
     if place.exists() and not force:
         raise UsageError(f"{place} exists: device '{device.name}' is known; give another name in {path}, or --force to replace it")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {place.parent}: {error.strerror}") from error
-    files.write(place, content)
-    return place
+    return files.write(place, content, parents=True, way_out=files.CONFIG)
 
 
 def read(path: Path) -> Device:

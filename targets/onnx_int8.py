@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from lrfc import scratch, silence
 from lrfc.state import Batch
 from lrfc.targets.imports import need
 
@@ -37,8 +35,8 @@ def quantised(model: Any, inputs: Sequence[str], samples: Batch) -> Any:
             self._number += 1
             return {name: x[self._number - 1 : self._number] for name, x in zip(inputs, samples, strict=True)}
 
-    with tempfile.TemporaryDirectory() as folder, _silent():
-        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+    with scratch.folder() as folder, silence.root_logger():
+        source, target = folder / "float.onnx", folder / "int8.onnx"
         onnx.save(onnx.shape_inference.infer_shapes(model), source)
         tools.quantize_static(
             str(source), str(target), Reader(), quant_format=tools.QuantFormat.QDQ, per_channel=True, activation_type=tools.QuantType.QInt8,
@@ -50,17 +48,7 @@ def quantised(model: Any, inputs: Sequence[str], samples: Batch) -> Any:
 def halved(model: Any) -> Any:
     """The model with weights and operators in float16, but for its inputs and outputs, and for operators that onnxruntime has in float32 only."""
     tools = need("onnxruntime.transformers.float16", "onnxruntime")
-    with _silent():
+    with silence.root_logger():
         half = need("onnxruntime.transformers.onnx_model", "onnxruntime").OnnxModel(tools.convert_float_to_float16(model, keep_io_types=True))
         half.topological_sort(is_deterministic=True)  # the casts of the inputs are put last
         return half.model
-
-
-class _silent:  # noqa: N801 - used like a function
-    """Without the advice that onnxruntime's tools give on the root logger."""
-
-    def __enter__(self) -> None:
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *error: object) -> None:
-        logging.disable(logging.NOTSET)

@@ -8,15 +8,15 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self, TextIO, cast
 
+from lrfc import scratch
 from lrfc.errors import DeviceError
 from lrfc.reader import shown
 from lrfc.targets.answers import CHARACTERS, answer
@@ -60,13 +60,15 @@ class Here:
 
     def __init__(self, python: str | None = None) -> None:
         self._python = python
-        self.folder = tempfile.gettempdir()
+        self._stack = ExitStack()
+        self.folder = ""
 
     def __enter__(self) -> Self:
+        self.folder = str(self._stack.enter_context(scratch.folder()))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        return
+        self._stack.close()
 
     def put(self, file: Path, timeout: float) -> str:
         """The file is there."""
@@ -91,7 +93,7 @@ class Worker:
 
     def __enter__(self) -> Self:
         command = self._connection.command(self.left())
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._errors = scratch.unnamed("w+", encoding="utf-8", errors="replace")
         try:  # a session of its own: Ctrl-C comes to this process alone
             self._process = subprocess.Popen(  # noqa: S603 - the command is ours
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8", errors="replace",

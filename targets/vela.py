@@ -5,17 +5,18 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import math
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lrfc import scratch
 from lrfc.errors import DeviceError, UsageError
 from lrfc.ir.graph import Graph, Op
 from lrfc.reader import contents, shown
@@ -92,8 +93,8 @@ def compiled(file: Artifact, reach: Vela, *, timeout: float = 600.0) -> Compiled
     need("ethosu.vela", "'lrfc[npu]'")
     if file.format != "tflite":
         raise UsageError(f"{file.path} is an {file.format} file: an Ethos-U takes --target tflite --precision int8")
-    with tempfile.TemporaryDirectory(prefix="lrfc-vela-") as folder:
-        source = Path(folder, "model.tflite")
+    with scratch.folder() as folder:
+        source = folder / "model.tflite"
         try:
             shutil.copyfile(file.path, source)
         except OSError as error:
@@ -198,7 +199,7 @@ def _run(path: Path, source: Path, reach: Vela, timeout: float) -> str:
     command += [part for option in options.items() for part in option]
     try:
         done = subprocess.run(  # noqa: S603 - the command is ours
-            command, cwd=source.parent, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False,
+            command, cwd=source.parent, env=os.environ | {"TMPDIR": str(source.parent)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False,
             text=True, errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:

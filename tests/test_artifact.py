@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lrfc import artifact, manifest
+from lrfc import artifact, manifest, swap
 from lrfc.artifact import folder, record, sha256, versions
 from lrfc.errors import BudgetError, ModelError, UsageError
 from lrfc.manifest import Accuracy, Figures, Input, Latency, Layer, Manifest, Parity, Round, Search
@@ -86,7 +86,8 @@ def test_an_old_result_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_old_result_comes_back_when_the_last_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_the_old_result_comes_back_when_the_last_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool) -> None:
     out = tmp_path / "out"
     fill(out, '{"old": 1}')
     rename = Path.rename
@@ -96,7 +97,13 @@ def test_the_old_result_comes_back_when_the_last_step_fails(tmp_path: Path, monk
             raise KeyboardInterrupt
         return rename(self, target)
 
+    def exchange(a: Path, b: Path) -> bool:
+        if exchanged:
+            raise KeyboardInterrupt
+        return False
+
     monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(swap, "exchange", exchange)
     with pytest.raises(KeyboardInterrupt), folder(out) as work:
         (work / "manifest.json").write_text('{"new": 1}')
     assert (out / "manifest.json").read_text() == '{"old": 1}'

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 #: From the bottom up: a module imports from its own row and from the rows above it in this list, never from below.
 LAYERS = (
-    {"errors", "nearest", "options", "precision", "reader", "trust", "units"},
+    {"errors", "nearest", "options", "overrides", "precision", "reader", "trust", "units"},
+    {"files", "locks", "scratch", "silence", "swap"},
     {"ir"},
     {"state"},
     {"config", "data", "factorization", "manifest", "metrics", "plausibility", "sources", "specs", "streams", "synthesis"},

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from lrfc import silence
 from lrfc.errors import DependencyError
 
 _log = logging.getLogger("lrfc.keras")
@@ -37,12 +36,12 @@ def keras() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Send what Python code prints or warns meanwhile to the log (level debug) instead of stdout and stderr."""
-    printed = io.StringIO()
-    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        warnings.simplefilter("always")
+    """Send what this thread prints or warns of meanwhile to the log (level debug)."""
+    printed: list[str] = []
+    warned: list[str] = []
+    with silence.thread(printed.append, warned.append):
         yield
-    for line in [*printed.getvalue().splitlines(), *(str(warning.message) for warning in caught)]:
+    for line in [*"".join(printed).splitlines(), *warned]:
         _log.debug(line)
 
 

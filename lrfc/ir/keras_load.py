@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lrfc import scratch
 from lrfc.errors import ModelError
 from lrfc.ir import keras_allowed, keras_compiled, keras_file, keras_legacy
 from lrfc.ir.backend import keras, quiet, reason
@@ -28,8 +28,8 @@ def load(path: Path | str, *, unsafe: bool = False) -> Any:
     Python code. UsageError for a missing file, ModelError for one that holds no usable model.
     """
     file = keras_file.read(path)
-    with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
-        model = _Loading(file, unsafe, Path(folder)).model()
+    with scratch.folder() as folder:
+        model = _Loading(file, unsafe, folder).model()
     _refuse_non_finite(model, file.path)
     keras_compiled.carry(file, model, unsafe=unsafe)
     return model

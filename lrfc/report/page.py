@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, Field, ValidationError
 
-from lrfc import anatomy, choices
+from lrfc import anatomy, choices, files
 from lrfc.anatomy import Anatomy, OpCost
 from lrfc.errors import UsageError
 from lrfc.manifest import GREATEST, Latency, Layer, Manifest, Speedup
@@ -22,7 +22,6 @@ from lrfc.report import figures
 from lrfc.report.chart import legend
 from lrfc.report.command import command
 from lrfc.report.text import NONE, change, count, decimal, minus, ms, option, percent, points_of, ranks, short_size, size
-from lrfc.targets.files import write as write_whole
 
 NAME = "report.html"
 #: The one script: sorts tables, and shows one layer's curves at a time. Without it everything is there, unsorted.
@@ -86,9 +85,7 @@ class NPURow:
 def write(folder: Path) -> Path:
     """Draw the page of an output folder anew. UsageError when the folder is none."""
     path = folder / NAME
-    # Beside the page and in its place: where a link of that name lies in the folder, what it leads to is not the folder's to change.
-    write_whole(path, render(read(folder)).encode())
-    return path
+    return files.write(path, render(read(folder)), way_out="copy the folder to another place")
 
 
 def read(folder: Path) -> Content:

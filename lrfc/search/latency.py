@@ -13,7 +13,7 @@ import platformdirs
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lrfc import reader
+from lrfc import files, reader
 from lrfc.errors import UsageError
 from lrfc.search.signature import Signature
 from lrfc.search.work import table, terms, work
@@ -143,10 +143,8 @@ class CostFile(_Part):
 
     def write(self, path: Path) -> None:
         """Write the file, readable, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(_rounded(self.model_dump()), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        text = json.dumps(_rounded(self.model_dump()), indent=1) + "\n"
+        files.write(path, text, parents=True, way_out=files.CONFIG)
 
 
 def _key(profile: CostProfile) -> tuple[str, str, int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc import streams
+from lrfc import files, streams
 from lrfc.data import Split
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
@@ -44,20 +42,13 @@ class Checkpoint:
         """Replace the file. UsageError when the folder cannot be written."""
         meta = json.dumps({"fingerprint": self._fingerprint, "numbers": saved.numbers})
         arrays: dict[str, Any] = {f"state{i}": a for i, a in enumerate(saved.state)} | {f"best{i}": a for i, a in enumerate(saved.best)}
-        name = None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".finetune-", suffix=".part")
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, meta=np.frombuffer(meta.encode(), np.uint8), **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(self.path)
-        except OSError as error:
-            raise UsageError(f"checkpoint {self.path} cannot be written: {error.strerror or error}; give another folder, or none") from error
-        finally:
-            if name is not None:
-                Path(name).unlink(missing_ok=True)
+        about = np.frombuffer(meta.encode(), np.uint8)
+        files.write_with(
+            self.path,
+            lambda file: np.savez(file, meta=about, **arrays),
+            parents=True,
+            way_out="give another folder, or none",
+        )
 
     def read(self) -> Saved | None:
         """What was written for the same fingerprint; None when there is nothing, or (with a line in the log) when it is damaged."""

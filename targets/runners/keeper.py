@@ -5,12 +5,12 @@ from __future__ import annotations
 import queue
 import shlex
 import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO, cast
 
+from lrfc import scratch
 from lrfc.errors import DeviceError
 from lrfc.reader import shown
 from lrfc.targets.process import ended, lines
@@ -47,7 +47,7 @@ class Keeper:
     """The process on this machine whose life is the life of the folder there."""
 
     def __init__(self, command: Sequence[str], timeout: float) -> None:
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by kill
+        self._errors = scratch.unnamed("w+", encoding="utf-8", errors="replace")  # closed by kill
         self._process = subprocess.Popen(  # noqa: S603 - a session of its own: Ctrl-C comes to this process alone
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8", errors="replace",
             start_new_session=True,

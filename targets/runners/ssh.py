@@ -8,13 +8,13 @@ import shlex
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lrfc import scratch
 from lrfc.errors import DependencyError, DeviceError
 from lrfc.targets.device import SSH, Device
 from lrfc.targets.process import SCRIPT
@@ -57,7 +57,7 @@ class Connected:
         reach = self._reach
         with ExitStack() as stack:
             # A short path: that of a socket holds about 100 characters.
-            private = stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-ssh-", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
+            private = stack.enter_context(scratch.folder(Path("/tmp") if Path("/tmp").is_dir() else None))  # noqa: S108
             self._ssh = [
                 program, "-T", "-S", f"{private}/s", "-o", "BatchMode=yes", "-o", "RemoteCommand=none", "-o", "RequestTTY=no",
                 "-o", "ClearAllForwardings=yes", "-o", "PermitLocalCommand=no", "-o", "ControlPersist=no",

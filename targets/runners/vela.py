@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lrfc import scratch
 from lrfc.errors import DeviceError, UsageError
 from lrfc.ir.graph import Graph
 from lrfc.search.npu import signatures
@@ -41,8 +40,8 @@ class VelaRunner:
 
     def check(self) -> Facts:
         """The accelerator and Vela's version, after one small network is compiled. DeviceError when Vela refuses the configuration."""
-        with tempfile.TemporaryDirectory(prefix="lrfc-vela-") as folder:
-            path = Path(folder, "probe.tflite")
+        with scratch.folder() as folder:
+            path = folder / "probe.tflite"
             path.write_bytes(probe.smallest())
             self.compiled(Artifact(path, "tflite", "int8"))
         return Facts(machine=self._reach.accelerator, system=f"Vela {vela.version()}", python=None, runtimes={"tflite": f"Vela {vela.version()}"})
