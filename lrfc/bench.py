@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lrfc.artifact import sha256
 from lrfc.ir.graph import Graph
+from lrfc.origin import ESTIMATED
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.search import npu
 from lrfc.search.latency import CostProfile
@@ -17,7 +18,8 @@ from lrfc.search.pricing import Reading
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact, Batch, Target
 from lrfc.targets.device import Device, Vela
-from lrfc.targets.measure import Measurement, Ratio, speedup
+from lrfc.targets.measure import Measurement
+from lrfc.targets.speed import Ratio, speedup
 from lrfc.targets.runners.base import DeviceRunner
 from lrfc.targets.runners.vela import VelaRunner
 from lrfc.targets.vela import Compiled, compiled, owners, version
@@ -133,7 +135,7 @@ class Bench:
         return Measurement(
             path=file.path, median_ms=ms, p90_ms=ms, iqr_ms=0.0, n=1, inner=1, rounds_ms=(ms,), threads=self._threads, cold_start_ms=None,
             runtime=self.profile.runtime or "cost profile", runtime_version=self.profile.runtime_version, baseline_rss_bytes=None, peak_rss_bytes=None,
-            estimated=True, file_bytes=file.bytes,
+            source=ESTIMATED, file_bytes=file.bytes,
         )  # fmt: skip
 
 

@@ -21,7 +21,8 @@ from lrfc.passes.profile import profile
 from lrfc.passes.quantize_aware import QuantizedModel
 from lrfc.passes.select_ranks import DesignSpace, Selection, totals
 from lrfc.state import Artifact, Batch, State, Target
-from lrfc.targets.measure import Measurement, Ratio, speedup
+from lrfc.targets.measure import Measurement
+from lrfc.targets.speed import Ratio, speedup
 from lrfc.targets.parity import Parity, parity
 from lrfc.targets.tflite import TFLite
 

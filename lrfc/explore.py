@@ -24,7 +24,7 @@ from lrfc.search.latency import CostProfile, corrected
 from lrfc.search.pricing import Reading, key
 from lrfc.search.signature import Signature
 from lrfc.state import Progress, State, Target
-from lrfc.targets.measure import Ratio
+from lrfc.targets.speed import Ratio
 
 #: Plans that are emitted and measured at most, and how close prediction and measurement are when the loop ends.
 ROUNDS = 5

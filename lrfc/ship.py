@@ -22,7 +22,7 @@ from lrfc.passes.finetune import Tuning
 from lrfc.passes.select_ranks import DesignSpace, Price, Selection, totals_of
 from lrfc.pruning.space import FilterSpace
 from lrfc.report import page
-from lrfc.targets.measure import Ratio
+from lrfc.targets.speed import Ratio
 from lrfc.targets.parity import parity
 from lrfc.targets.tflite import scales
 

@@ -72,7 +72,7 @@ def facts(terminal: Terminal, device: Device, found: Facts, *, as_json: bool) ->
 
 def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bool) -> None:
     """Latency and memory of each file, and its speed beside the first."""
-    from lrfc.targets.measure import speedup
+    from lrfc.targets.speed import speedup
 
     if as_json:
         terminal.json({"measurements": [row.to_json() for row in rows]})

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 #: From the bottom up: a module imports from its own row and from the rows above it in this list, never from below.
 LAYERS = (
-    {"errors", "options", "precision"},
+    {"errors", "options", "origin", "precision"},
     {"ir"},
     {"state"},
     {"config", "data", "factorization", "manifest", "metrics", "plausibility", "sources", "streams", "synthesis"},

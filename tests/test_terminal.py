@@ -16,7 +16,7 @@ import pytest
 from lrfc.choices import Explanation, Row
 from lrfc.manifest import Accuracy, Figures, Input, Kept, Kernels, Latency, Layer, Manifest
 from lrfc.ship import Result
-from lrfc.targets.measure import Ratio
+from lrfc.targets.speed import Ratio
 from lrfc.terminal import Terminal, quiet
 
 
