@@ -16,8 +16,8 @@ from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.state import Artifact
 from lrfc.targets import device, flash, vela
 from lrfc.targets.device import Device, Vela
-from lrfc.targets.speed import speedup
 from lrfc.targets.runners.vela import VelaRunner, measurement
+from lrfc.targets.speed import speedup
 from lrfc.targets.tflite import TFLite
 from tests.helpers import conv_net, residual
 
