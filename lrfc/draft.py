@@ -105,7 +105,6 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
         files, graphs = [*files, bench.in_float], [*graphs, made.original]
     measured = bench.measure(files, graphs)
     ratio = speedup(*measured[:2])
-    in_float = None if target.precision == "fp32" else _float_original(bench, measured)
     scores: tuple[float | None, float | None] = (None, None)
     promise = rounded = None
     if made.metric is not None:
@@ -118,6 +117,8 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
             promise = promise.then(rounded.change)
     before, after = (_figures(graph, file, each, score) for graph, file, each, score in zip(graphs[:2], files[:2], measured[:2], scores, strict=True))
     failure = _loss(made, goal, before, after, ratio) or _unmet(made, promise, before, after)
+    kept = measured[0] if isinstance(failure, NoGainError) else measured[1]
+    in_float = None if target.precision == "fp32" else _float_original(bench, measured, kept)
     ops = anatomy(bench, made.original, made.state.graph, (original, emitted))
     compiled = bench.compiled(original), bench.compiled(emitted)
     return Draft(made, goal, settled, original, emitted, found, ratio, in_float, before, after, promise, rounded, failure, ops, compiled)
@@ -164,12 +165,12 @@ def _latency(measured: Measurement) -> Latency:
     return Latency(p50=measured.median_ms, p90=measured.p90_ms, n=measured.n, threads=measured.threads, source=measured.source)
 
 
-def _float_original(bench: Bench, measured: Sequence[Measurement]) -> FloatOriginal:
-    """The original in fp32, the last of what was measured side by side, where it can be run there."""
+def _float_original(bench: Bench, measured: Sequence[Measurement], kept: Measurement) -> FloatOriginal:
+    """The original in fp32, the last of what was measured, beside the file that is ``kept``."""
     if bench.no_float is not None:
         return FloatOriginal(reason=bench.no_float)
-    _, after, whole = measured
-    return FloatOriginal(file_bytes=whole.file_bytes, latency_ms=_latency(whole), speedup=recorded(speedup(whole, after)))
+    whole = measured[-1]
+    return FloatOriginal(file_bytes=whole.file_bytes, latency_ms=_latency(whole), speedup=recorded(speedup(whole, kept)))
 
 
 def recorded(ratio: Ratio) -> Speedup:

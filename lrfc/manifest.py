@@ -193,7 +193,7 @@ class Search(Record):
 class FloatOriginal(Record):
     """The original's file in fp32, beside a file of another precision, in the same run.
 
-    What it takes, and how many times as fast as it the new file is. ``reason``: why that is not
+    What it takes, and how many times as fast as it the file that ships is. ``reason``: why that is not
     known, if so.
     """
 

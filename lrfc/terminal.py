@@ -11,7 +11,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -168,10 +167,7 @@ class Terminal:
     def show_results(self, *, as_json: bool) -> None:
         """Each build's manifest (an object, or a list of them under 'builds' when there are several), or its tables."""
         if as_json:
-            builds = [
-                {**result.manifest.model_dump(mode="json"), "out": str(result.out), "speedup": asdict(result.speedup), "problem": _problem(result)}
-                for result in self._results
-            ]
+            builds = [{**result.manifest.model_dump(mode="json"), "out": str(result.out), "problem": _problem(result)} for result in self._results]
             if builds:
                 self.json(builds[0] if len(builds) == 1 else {"builds": builds})
             return

@@ -172,8 +172,9 @@ def details(verdict: Verdict) -> list[str]:
         lines.append(_score(verdict))
         if verdict.contract is not None and (summed := parts(verdict.contract)):
             lines.append(f"The drop is a sum: {summed}.")
-        if len(verdict.speeds) > 1:
-            lines.append(_beside(verdict.speeds[1]))
+    if len(verdict.speeds) > 1:
+        lines.append(_beside(verdict.speeds[1]))
+    if verdict.outcome != "original kept":
         grown = [_growth(change) for change in verdict.grown]
         lines.append(f"What grew: {_listed(grown)}." if grown else "Nothing grew.")
     if verdict.rooms:
@@ -219,8 +220,7 @@ def contract(kept: Kept, *, percent: bool = True) -> str:
 
 def points(drop: float, unit: str | None) -> str:
     """A drop in its unit."""
-    unit = unit or "pp"
-    return minus(f"{100 * drop:.2f}{'' if unit.startswith('%') else ' '}{unit}")
+    return minus(f"{100 * drop:.2f} {unit or 'pp'}")
 
 
 #: What each part of a drop is called.
@@ -235,8 +235,11 @@ def parts(kept: Kept) -> str:
     """The sum that the drop is; empty where it has one part, or is not known to have several."""
     if not kept.parts or all(round(1e4 * part.drop) == 0 for part in kept.parts[1:]):
         return ""
-    terms = [f"{points(part.drop, short(kept.unit or 'pp'))} by {STEPS[part.step]}" for part in kept.parts]
-    return f"{' + '.join(terms)} = {points(kept.drop, kept.unit)}"
+    said = ""
+    for part in kept.parts:
+        sign = ("" if part.drop >= 0 else "−") if not said else " + " if part.drop >= 0 else " − "
+        said += f"{sign}{points(abs(part.drop), short(kept.unit or 'pp'))} by {STEPS[part.step]}"
+    return f"{said} = {points(kept.drop, kept.unit)}"
 
 
 def _held(each: Asked) -> str:
@@ -252,9 +255,9 @@ def _score(verdict: Verdict) -> str:
     name = verdict.metric or "accuracy"
     name = name[0].upper() + name[1:]
     after = _shown(verdict, verdict.score)
-    if verdict.contract is None:
-        return f"{name} {after}."
     was = "" if verdict.original is None else f", of {_shown(verdict, verdict.original)} in float"
+    if verdict.contract is None:
+        return f"{name} {after}{was}."
     return f"{name} {after}{was}: {contract(verdict.contract, percent=verdict.percent)}."
 
 
