@@ -14,7 +14,7 @@ from lrfc import reader
 from lrfc.bench import Bench, Spent
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
-from lrfc.manifest import GREATEST, MOST
+from lrfc.outcome import GREATEST, MOST
 from lrfc.passes.profile import profile
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lrfc import reader
 from lrfc.errors import UsageError
-from lrfc.manifest import GREATEST, MOST, Layer
+from lrfc.manifest import Layer
+from lrfc.outcome import GREATEST, MOST
 
 if TYPE_CHECKING:
     from lrfc.search.candidates import LayerSpace

@@ -14,16 +14,16 @@ ROOT = Path(__file__).parent.parent
 
 #: From the bottom up: a module imports from its own row and from the rows above it in this list, never from below.
 LAYERS = (
-    {"errors", "nearest", "options", "overrides", "precision", "reader", "trust", "units"},
+    {"errors", "nearest", "options", "origin", "overrides", "precision", "reader", "trust", "units"},
     {"files", "locks", "scratch", "silence", "swap"},
     {"ir"},
     {"state"},
-    {"config", "data", "factorization", "manifest", "metrics", "plausibility", "sources", "specs", "streams", "synthesis"},
+    {"config", "data", "factorization", "manifest", "metrics", "outcome", "plausibility", "sources", "specs", "streams", "synthesis"},
     {"pipeline", "pruning", "search"},
     {"training"},
     {"passes", "targets"},
     {"artifact"},
-    {"anatomy", "bench", "budgets", "calibrate", "choices", "contract", "destinations", "front", "judge", "locked", "preflight", "report", "survey"},
+    {"anatomy", "bench", "budgets", "calibrate", "choices", "contract", "destinations", "front", "judge", "locked", "preflight", "report", "survey", "verdict"},
     {"explore"},
     {"kernels"},
     {"draft"},
