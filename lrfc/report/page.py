@@ -22,7 +22,6 @@ from lrfc.report import figures
 from lrfc.report.chart import legend
 from lrfc.report.command import command
 from lrfc.report.text import NONE, change, count, decimal, minus, ms, option, percent, points_of, ranks, short_size, size
-from lrfc.targets.files import write as write_whole
 
 NAME = "report.html"
 #: The one script: sorts tables, and shows one layer's curves at a time. Without it everything is there, unsorted.
@@ -86,8 +85,9 @@ class NPURow:
 def write(folder: Path) -> Path:
     """Draw the page of an output folder anew. UsageError when the folder is none."""
     path = folder / NAME
-    # Beside the page and in its place: where a link of that name lies in the folder, what it leads to is not the folder's to change.
-    write_whole(path, render(read(folder)).encode())
+    if path.is_symlink():  # a folder from somebody else must not decide which file is overwritten
+        raise UsageError(f"'{path}' is a link, and what it leads to is not overwritten; remove it")
+    path.write_text(render(read(folder)), encoding="utf-8")
     return path
 
 
