@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 from lrfc.errors import UsageError
 from lrfc.manifest import Layer as Built
 from lrfc.manifest import Manifest
+from lrfc.reader import kind
 
 #: Quantity of a limit → the field of ``Figures``; less is better in all of them.
 COSTS = {
@@ -144,10 +145,11 @@ def parse(text: str) -> Limit:
 
 def side(path: Path) -> Side:
     """What a path names: an output folder, a manifest.json, a Keras model, or an emitted file."""
-    if path.is_dir():
+    there = kind(path)
+    if there == "a folder":
         return _build(Manifest.read(path), path)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file or folder")
+    if there != "a file":
+        raise UsageError(f"{path} is {there}, no output folder and no file" if there else f"{path}: no such file or folder")
     if path.suffix == ".json":
         return _build(Manifest.read_file(path), path)
     if path.suffix in (".keras", ".h5", ".hdf5"):

@@ -27,6 +27,7 @@ from lrfc.passes.price_layers import PriceLayers
 from lrfc.passes.profile import Profile, profile
 from lrfc.passes.select_ranks import DesignSpace, costs
 from lrfc.pipeline import plan, run
+from lrfc.reader import kind
 from lrfc.report.command import FROM_PYTHON
 from lrfc.search.candidates import selected
 from lrfc.ship import Result, ship
@@ -204,8 +205,8 @@ def measure(
     formats = {".tflite": "tflite", ".onnx": "onnx"}
     artifacts = []
     for file in map(Path, files):
-        if not file.is_file():
-            raise UsageError(f"{file}: no such file")
+        if (lies := kind(file)) != "a file":
+            raise UsageError(f"{file} is {lies}, not a file" if lies else f"{file}: no such file")
         if file.suffix not in formats:
             raise UsageError(f"{file} is neither a .tflite nor an .onnx file; emit one with lrfc build")
         if formats[file.suffix] not in chosen.formats:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lrfc import reader
+from lrfc.config import BuildConfig
 from lrfc.errors import UsageError
 
 SCHEMA = Path(__file__).with_name("manifest.schema.json")
@@ -312,9 +313,11 @@ class Manifest(_Record):
         """A manifest.json, whatever its name; UsageError when it cannot be read or is not one of this version."""
         where = f"'{reader.shown(path)}'"
         try:
-            return Manifest.model_validate(reader.plain(reader.json_object(reader.contents(path), where)))
+            found = Manifest.model_validate(reader.plain(reader.json_object(reader.contents(path), where)))
+            BuildConfig.model_validate({name: value for name, value in found.config.items() if name in BuildConfig.model_fields})
         except ValidationError as error:
             raise UsageError(f"{where} is not a manifest of schema version 1: {reader.refused(error)}") from error
+        return found
 
 
 def schema() -> dict[str, Any]:

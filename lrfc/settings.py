@@ -102,14 +102,14 @@ def _known(name: str, names: list[str], what: str) -> None:
         return
     near = difflib.get_close_matches(name.replace("-", "_"), names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(names)}"
-    raise UsageError(f"{what} '{name}'; {hint}")
+    raise UsageError(f"{what} '{reader.shown(name)}'; {hint}")
 
 
 def _valid(name: str, value: Any, where: str) -> None:
     try:
         BuildConfig.model_validate({FIELDS.get(name, name): value})
     except ValidationError as error:
-        raise UsageError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+        raise UsageError(f"{where}: {reader.shown(error.errors()[0]['msg'].removeprefix('Value error, '), 500)}") from error
 
 
 # -- files that are written --------------------------------------------------------------------------------------------------------

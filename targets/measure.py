@@ -22,6 +22,8 @@ from lrfc.targets.process import Connection, Here, Worker
 ROUNDS = 20
 #: Runs that are made even when the time is short.
 FEWEST_RUNS = 5
+#: What nobody asks for on purpose.
+MOST_RUNS, MOST_THREADS = 1_000_000, 1024
 #: A timing is over at least this long; a faster model runs several times for each.
 SHORTEST_NS = 100_000
 #: A timing further than this many IQRs outside of the quartiles is an outlier (Tukey 1977: far out).
@@ -104,8 +106,7 @@ def compare(
     DeviceError, in one line, when a file cannot be loaded or run, its runtime is missing, its process dies, the device goes away, or the time is up;
     its ``measured`` holds a Measurement of each file when whole turns were made before. No process is left behind.
     """
-    if runs < 1 or threads < 1:
-        raise UsageError(f"runs ({runs}) and threads ({threads}) are at least 1")
+    check(runs, threads)
     there = connection or Here()
     deadline = time.monotonic() + timeout
     with ExitStack() as stack:
@@ -143,6 +144,14 @@ def compare(
             raise
     measured = tuple(_measurement(*values, threads) for values in zip(files, loaded, times, inner, strict=True))
     return tuple(map(_noted, measured, before, after, peaks))
+
+
+def check(runs: int, threads: int) -> None:
+    """Raise UsageError unless so many timings can be made, on so many threads."""
+    if runs < 1 or threads < 1:
+        raise UsageError(f"runs ({runs}) and threads ({threads}) are at least 1")
+    if runs > MOST_RUNS or threads > MOST_THREADS:
+        raise UsageError(f"runs ({runs}) are at most {MOST_RUNS:,}, threads ({threads}) at most {MOST_THREADS:,}")
 
 
 def profile(

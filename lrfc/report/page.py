@@ -85,9 +85,10 @@ class NPURow:
 def write(folder: Path) -> Path:
     """Draw the page of an output folder anew. UsageError when the folder is none."""
     path = folder / NAME
+    text = render(read(folder))
     if path.is_symlink():  # a folder from somebody else must not decide which file is overwritten
         raise UsageError(f"'{path}' is a link, and what it leads to is not overwritten; remove it")
-    path.write_text(render(read(folder)), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return path
 
 
