@@ -182,7 +182,9 @@ def _require(path: Path) -> None:
     what = kind(path)
     if what is None:
         raise UsageError(f"{_shown(path)}: no such file or folder")
-    if what != "a folder" and path.suffix not in SUFFIXES:
+    if what not in ("a folder", "a file"):
+        raise UsageError(f"{_shown(path)} is {what}, no output folder and no file")
+    if what == "a file" and path.suffix not in SUFFIXES:
         raise UsageError(f"{_shown(path)} is no output folder, manifest.json, {', '.join(SUFFIXES[1:-1])} or {SUFFIXES[-1]} file")
     if what == "a folder" and not (path / "manifest.json").is_file():
         Manifest.read(path)  # says so

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from lrfc import reader
+from lrfc.config import BuildConfig
 from lrfc.errors import UsageError
 from lrfc.origin import COMPILED, ESTIMATED, MEASURED, Source
 from lrfc.outcome import Count, Kept, Milliseconds, Number, Record, Sha256, Speedup, Verdict
@@ -330,9 +331,11 @@ class Manifest(Record):
         """A manifest.json, whatever its name; UsageError when it cannot be read or is not one of this version."""
         where = f"'{reader.shown(path)}'"
         try:
-            return Manifest.model_validate(reader.plain(reader.json_object(reader.contents(path), where)))
+            found = Manifest.model_validate(reader.plain(reader.json_object(reader.contents(path), where)))
+            BuildConfig.model_validate({name: value for name, value in found.config.items() if name in BuildConfig.model_fields})
         except ValidationError as error:
             raise UsageError(f"{where} is not a manifest of schema version 1: {reader.refused(error)}") from error
+        return found
 
 
 def schema() -> dict[str, Any]:

@@ -71,17 +71,16 @@ def opened(path: Path | str, *, limit: int, error: type[LrfcError] = UsageError)
         raise error(f"{shown(path)}: no such file") from problem
     except (OSError, ValueError) as problem:
         raise error(f"{shown(path)} cannot be read: {_reason(problem)}") from problem
-    file = os.fdopen(number, "rb")
     try:
         found = os.fstat(number)
         if not stat.S_ISREG(found.st_mode):
             raise error(f"{shown(path)} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a regular file")
         if found.st_size > limit:
             raise error(f"{shown(path)} has {found.st_size:,} bytes; at most {limit:,} are read here")
+        return os.fdopen(number, "rb")
     except BaseException:
-        file.close()
+        os.close(number)
         raise
-    return file
 
 
 def contents(path: Path | str, *, limit: int = DOCUMENT_BYTES, error: type[LrfcError] = UsageError) -> bytes:

@@ -28,6 +28,8 @@ PROCESSES = 5
 TIMINGS = 12
 #: Runs that are made even when the time is short.
 FEWEST_RUNS = 5
+#: What nobody asks for on purpose.
+MOST_RUNS, MOST_THREADS = 1_000_000, 1024
 #: A timing is over at least this long; a faster model runs several times for each.
 SHORTEST_NS = 100_000
 #: A timing further than this many IQRs outside of the quartiles is an outlier (Tukey 1977: far out).
@@ -121,8 +123,9 @@ def compare(
     runtime is missing, its process dies, the device goes away, or the time is up; its ``measured`` holds a Measurement of each file when whole turns
     were made before. No process is left behind.
     """
-    if runs < 1 or threads < 1 or processes < 1:
-        raise UsageError(f"runs ({runs}), threads ({threads}) and processes ({processes}) are at least 1")
+    check(runs, threads)
+    if processes < 1:
+        raise UsageError(f"processes ({processes}) are at least 1")
     course = _Course(files, runs, threads, processes, timeout, connection or Here())
     try:
         while not course.ended:
@@ -212,6 +215,14 @@ class _Course:
     def noted(self) -> tuple[Measurement, ...]:
         """With what of the conditions is worth a word."""
         return tuple(map(_noted, self.measurements(), *self._conditions))
+
+
+def check(runs: int, threads: int) -> None:
+    """Raise UsageError unless so many timings can be made, on so many threads."""
+    if runs < 1 or threads < 1:
+        raise UsageError(f"runs ({runs}) and threads ({threads}) are at least 1")
+    if runs > MOST_RUNS or threads > MOST_THREADS:
+        raise UsageError(f"runs ({runs}) are at most {MOST_RUNS:,}, threads ({threads}) at most {MOST_THREADS:,}")
 
 
 def profile(

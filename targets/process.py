@@ -76,7 +76,7 @@ class Here:
 
     def command(self, timeout: float) -> list[str]:
         """A process of Python."""
-        return [self._python or sys.executable, str(SCRIPT)]
+        return [self._python or sys.executable, "-W", "ignore", str(SCRIPT)]  # whatever PYTHONWARNINGS says
 
     def death(self, code: int, said: str) -> str:
         """The signal or the exit code."""

@@ -194,7 +194,7 @@ def _run(path: Path, source: Path, reach: Vela, timeout: float) -> str:
         config.write_bytes(contents(reach.config_file, limit=INI_BYTES, error=DeviceError))
         options["--config"] = str(config)
     # A process of its own: Vela's core is native, and a file that it cannot read takes the process down. -P: nothing is imported from the working folder.
-    command = [sys.executable, "-P", "-m", "ethosu.vela", str(source), "--output-dir", str(source.parent)]
+    command = [sys.executable, "-W", "ignore", "-P", "-m", "ethosu.vela", str(source), "--output-dir", str(source.parent)]
     command += ["--verbose-performance", "--verbose-allocation", "--enable-debug-db"]
     command += [part for option in options.items() for part in option]
     try:

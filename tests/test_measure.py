@@ -78,8 +78,8 @@ def test_figures_hang_together(files, started):
 def test_few_runs_and_short_time(files, started):
     (found,) = compare(files[:1], runs=3)
     assert (found.n, len(found.rounds_ms)) == (3, 3)
-    (found,) = compare(files[:1], runs=10**9, timeout=8.0)
-    assert measure.FEWEST_RUNS <= found.n < 10**9
+    (found,) = compare(files[:1], runs=10**6, timeout=8.0)
+    assert measure.FEWEST_RUNS <= found.n < 10**6
 
 
 def test_int8_and_integer_inputs_run(tmp_path, started):

@@ -89,6 +89,8 @@ class NPURow:
 def write(folder: Path) -> Path:
     """Draw the page of an output folder anew. UsageError when the folder is none."""
     path = folder / NAME
+    if path.is_symlink():  # a folder from somebody else must not decide which file is overwritten
+        raise UsageError(f"'{path}' is a link, and what it leads to is not overwritten; remove it")
     return files.write(path, render(read(folder)), way_out="copy the folder to another place")
 
 

@@ -17,11 +17,11 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from lrfc.errors import DeviceError, UsageError
+from lrfc.errors import DeviceError
 from lrfc.reader import contents, shown
 from lrfc.state import Artifact
 from lrfc.targets.device import Device
-from lrfc.targets.measure import Measurement, drift, statistics
+from lrfc.targets.measure import Measurement, check, drift, statistics
 from lrfc.targets.process import Connection
 from lrfc.targets.runners.base import Facts
 
@@ -85,8 +85,7 @@ class BenchmarkRunner:
 
     def compare(self, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
         """Measure the files side by side, in turns of one process each."""
-        if runs < 1 or threads < 1:
-            raise UsageError(f"runs ({runs}) and threads ({threads}) are at least 1")
+        check(runs, threads)
         others = [file.path.name for file in files if file.format != "tflite"]
         if others:
             raise DeviceError(f"device '{self._device.name}': benchmark_model runs .tflite files, not {', '.join(others)}")
