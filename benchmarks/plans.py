@@ -28,8 +28,8 @@ from lrfc.passes.select_ranks import ExploreLayers, Selection, SelectRanks, fixe
 from lrfc.search.latency import corrected
 from lrfc.search.measurements import Store
 from lrfc.state import State
-from lrfc.targets.measure import speedup
 from lrfc.targets.runners import runner
+from lrfc.targets.speed import speedup
 
 HERE = Path(__file__).parent
 

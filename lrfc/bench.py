@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from lrfc.artifact import sha256
 from lrfc.ir.graph import Graph
+from lrfc.origin import ESTIMATED
 from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.precision import listed
 from lrfc.search import npu
-from lrfc.search.latency import CostProfile
+from lrfc.search.latency import CostProfile, load
 from lrfc.search.measurements import Key, Sample, Store, now, of_model, of_op
 from lrfc.search.pricing import Reading
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact, Batch, Target
+from lrfc.targets.catalog import target as target_of
 from lrfc.targets.device import Device, Vela
-from lrfc.targets.measure import Measurement, Ratio, speedup
+from lrfc.targets.measure import Measurement
 from lrfc.targets.runners.base import DeviceRunner
 from lrfc.targets.runners.vela import VelaRunner
+from lrfc.targets.speed import Ratio, speedup
 from lrfc.targets.vela import Compiled, compiled, owners, version
 
 #: Timings of each file: enough to see which is slower.
@@ -53,7 +57,7 @@ class Spent:
 class Bench:
     """Emits graphs for one target and measures them on one device, beside the original's file.
 
-    ``runner`` is None for a device that cannot be reached: then everything is computed from the profile and called estimated. ``calibration``: a few
+    ``runner`` is None for a device that cannot be reached: then everything is estimated, from the profile. ``calibration``: a few
     inputs, for int8. All times are in the unit of the profile; what is measured is kept in the ``store``.
     """
 
@@ -91,13 +95,29 @@ class Bench:
         when = now()
         self._store.put(
             {
-                self._key(each.runtime, each.runtime_version, of_model(sha256(file.path))): Sample(
-                    each.median_ms, each.p90_ms, each.iqr_ms, each.n, when
-                )
+                replace(
+                    self._key(each.runtime, each.runtime_version, of_model(sha256(file.path))),
+                    precision=file.precision,
+                ): Sample(each.median_ms, each.p90_ms, each.iqr_ms, each.n, when)
                 for file, each in zip(files, found, strict=True)
             }
         )
         return found
+
+    @property
+    def no_float(self) -> str | None:
+        """Why the original's file in fp32 cannot be looked at here; None where it can."""
+        if "fp32" not in self._device.precisions:
+            return f"{self._device.name} computes in {listed(self._device.precisions, 'and')}, not in float"
+        if self._runner is None and self._prices_in("fp32") is None:
+            return f"the cost profile of {self._device.name} has no prices in fp32"
+        return None
+
+    @cached_property
+    def in_float(self) -> Artifact:
+        """The original's file in fp32, emitted once."""
+        place = self._folder / f"original-fp32.{self._target.name}"
+        return target_of(self._target.name, "fp32").emit(self._graph, place, self._calibration)
 
     def _key(self, runtime: str, version: str, subject: str) -> Key:
         return Key(self._device.name, runtime, version, self._target.name, self._target.precision, self._threads, subject)
@@ -128,12 +148,19 @@ class Bench:
     def _ops(self, graph: Graph) -> tuple[Signature, ...]:
         return tuple(each for _, each in self.reading.signatures(graph))
 
+    def _prices_in(self, precision: str) -> CostProfile | None:
+        if precision == self._target.precision:
+            return self.profile
+        return load(self._device.name, self._target.name, precision, self._threads)
+
     def _computed(self, file: Artifact, graph: Graph) -> Measurement:
-        ms = self.profile.predict(self._ops(graph))
+        prices = self._prices_in(file.precision)
+        assert prices is not None  # no_float says so before
+        ms = prices.predict(self._ops(graph))
         return Measurement(
             path=file.path, median_ms=ms, p90_ms=ms, iqr_ms=0.0, n=1, inner=1, rounds_ms=(ms,), threads=self._threads, cold_start_ms=None,
             runtime=self.profile.runtime or "cost profile", runtime_version=self.profile.runtime_version, baseline_rss_bytes=None, peak_rss_bytes=None,
-            estimated=True, file_bytes=file.bytes,
+            source=ESTIMATED, file_bytes=file.bytes,
         )  # fmt: skip
 
 

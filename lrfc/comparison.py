@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 from lrfc.errors import UsageError
 from lrfc.manifest import Layer as Built
 from lrfc.manifest import Manifest
+from lrfc.origin import COMPILED, Source
 from lrfc.reader import kind
 from lrfc.reader import shown as _shown
 
@@ -20,7 +21,7 @@ COSTS = {
     "latency": "latency_ms", "size": "file_bytes", "macs": "macs", "params": "params", "ram": "arena_bytes", "cycles": "cycles", "sram": "sram_bytes",
     "flash": "flash_bytes",
 }  # fmt: skip
-#: All that a limit can be set for. 'speedup' is that over the original, measured in turns with it: it stays comparable from one machine to another.
+#: All that a limit can be set for. 'speedup' is that over the original, in turns with it where it is measured: it stays comparable from one machine to another.
 QUANTITIES = ("accuracy", "speedup", *COSTS)
 #: The files that can be compared.
 SUFFIXES = (".json", ".keras", ".h5", ".hdf5", ".tflite", ".onnx")
@@ -56,6 +57,15 @@ class Side:
     figures: Mapping[str, float | None]
     layers: Mapping[str, Layer]
     manifest: Manifest | None = None
+
+    def source(self, quantity: str) -> Source | None:
+        """Where a figure of the device comes from; None for what is counted, and where there is none."""
+        if self.manifest is None or self.figures[quantity] is None:
+            return None
+        latency = self.manifest.after.latency_ms
+        if quantity in ("cycles", "sram", "flash"):
+            return COMPILED
+        return latency.source if latency is not None and quantity in ("latency", "speedup") else None
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,14 @@ class Comparison:
         return {
             "before": self.before.path,
             "after": self.after.path,
-            "figures": {q: {"before": self.before.figures[q], "after": self.after.figures[q]} for q in QUANTITIES},
+            "figures": {
+                q: {
+                    "before": self.before.figures[q],
+                    "after": self.after.figures[q],
+                    "source": {"before": self.before.source(q), "after": self.after.source(q)},
+                }
+                for q in QUANTITIES
+            },
             "layers": [
                 {"name": name, "before": None if old is None else vars(old), "after": None if new is None else vars(new)}
                 for name, old, new in self.changed
@@ -214,7 +231,11 @@ def _verdict(limit: Limit, before: Side, after: Side) -> Verdict:
     )
     worse = (new - old) if less_is_better else (old - new)
     allowed = limit.value if limit.points else limit.value * abs(old)
-    told = f"{limit.quantity} {shown(limit.quantity, old)} -> {shown(limit.quantity, new)}, {_by(limit, worse, old)}"
+    origin = after.source(limit.quantity)
+    told = (
+        f"{limit.quantity} {shown(limit.quantity, old)} -> {shown(limit.quantity, new)}, {_by(limit, worse, old)}"
+        f"{'' if origin is None else f' ({origin})'}"
+    )
     return Verdict(limit, worse <= allowed * (1 + 1e-9), told)
 
 
@@ -223,9 +244,9 @@ def _unlike(limit: Limit, old: Manifest | None, new: Manifest | None) -> str | N
     if old is None or new is None:
         return None
     if limit.quantity in ("latency", "cycles", "speedup"):
-        kinds = [(_where(m), m.after.latency_ms and (m.after.latency_ms.threads, m.after.latency_ms.estimated)) for m in (old, new)]
+        kinds = [(_where(m), m.after.latency_ms and (m.after.latency_ms.threads, m.after.latency_ms.source)) for m in (old, new)]
         if kinds[0] != kinds[1]:
-            named = (place + (f" on {p[0]} threads, {'estimated' if p[1] else 'measured'}" if p else "") for place, p in kinds)
+            named = (place + (f" on {p[0]} threads, {p[1]}" if p else "") for place, p in kinds)
             return " against ".join(named)
     if limit.quantity == "accuracy":
         if old.accuracy.metric != new.accuracy.metric:

@@ -11,6 +11,7 @@ from scipy.stats import norm
 from lrfc.config import Drop
 from lrfc.data import Split
 from lrfc.metrics import Metric
+from lrfc.outcome import short
 from lrfc.state import Batch
 
 #: Confidence of the interval that is reported where the user demands none.
@@ -44,6 +45,16 @@ class Contract:
             return True
         return (self.drop if self.allowed.confidence is None else self.high) <= self.allowed.value + 1e-9
 
+    @property
+    def margin(self) -> float | None:
+        """The drop that is still allowed, less than nothing where too much was lost; None without a limit.
+
+        With a demanded confidence it is the end of the interval that counts.
+        """
+        if self.allowed is None:
+            return None
+        return self.allowed.value - (self.drop if self.allowed.confidence is None else self.high)
+
     def then(self, other: Contract) -> Contract:
         """This drop and another one on top of it, found independently of it: the halves of their intervals add up as their squares do."""
         drop = self.drop + other.drop
@@ -53,11 +64,6 @@ class Contract:
     def __str__(self) -> str:
         sure = f"{100 * self.confidence:g} % interval {100 * self.low:.2f} to {100 * self.high:.2f}{short(self.unit)}"
         return f"{100 * self.drop:.2f}{self.unit} ({sure}, {self.samples:,} samples)"
-
-
-def short(unit: str) -> str:
-    """The unit without what it is a share of."""
-    return unit.partition(" ")[0]
 
 
 def held(

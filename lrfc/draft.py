@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +16,20 @@ from lrfc.explore import Settled
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
 from lrfc.kernels import Kernels, kernels
-from lrfc.manifest import Figures, Latency
+from lrfc.manifest import Figures, FloatOriginal, Latency
 from lrfc.metrics import Metric
+from lrfc.origin import MEASURED
+from lrfc.outcome import Speedup
 from lrfc.passes.profile import profile
 from lrfc.passes.quantize_aware import QuantizedModel
 from lrfc.passes.select_ranks import DesignSpace, Selection, totals
 from lrfc.state import Artifact, Batch, State, Target
-from lrfc.targets.measure import Measurement, Ratio, speedup
+from lrfc.targets.measure import Measurement
 from lrfc.targets.parity import Parity, parity
+from lrfc.targets.speed import Ratio, speedup
 from lrfc.targets.tflite import TFLite
+from lrfc.verdict import MARGIN, asked, exact
 
-#: A result counts as slower only when the whole 95 % interval of the measured ratio says so, by more than this.
-MARGIN = 0.02
 #: Samples of the parity check, and of the int8 calibration.
 CHECKED = 64
 CALIBRATED = 200
@@ -61,8 +64,10 @@ class Build:
 
 @dataclass(frozen=True)
 class Draft:
-    """A build as a file, before it is put into an output folder. ``speedup`` is measured: above 1 when the new file is faster than the original's.
+    """A build as a file, before it is put into an output folder.
 
+    ``speedup``: above 1 when the new file is faster than the original's of the same precision;
+    ``float_original``: the original's in fp32, None where that is the same file.
     ``failure``: why it does not end well: a budget or the accuracy contract is not met, or nothing is gained. ``compiled``: the original's file and this
     one as the device takes them; None where it takes them as they are.
     """
@@ -74,6 +79,7 @@ class Draft:
     emitted: Artifact
     parity: Parity
     speedup: Ratio
+    float_original: FloatOriginal | None
     before: Figures
     after: Figures
     contract: Contract | None
@@ -94,8 +100,11 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
     emitted = _emitted(made, target, folder / f"{made.source.stem}.{target.name}", calibration)
     checked = tuple(x[:CHECKED] for x in data.validation.inputs)
     found = parity(emitted, target.load(emitted), checked, keras_io.predict(made.state.graph, checked))
-    measured = bench.measure([original, emitted], [made.original, made.state.graph])
-    ratio = speedup(*measured)
+    files, graphs = [original, emitted], [made.original, made.state.graph]
+    if target.precision != "fp32" and bench.no_float is None:
+        files, graphs = [*files, bench.in_float], [*graphs, made.original]
+    measured = bench.measure(files, graphs)
+    ratio = speedup(*measured[:2])
     scores: tuple[float | None, float | None] = (None, None)
     promise = rounded = None
     if made.metric is not None:
@@ -106,14 +115,13 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
         rounded = _rounded(made, emitted, outputs[1])
         if rounded is not None and goal.device.rounds_like_reference:
             promise = promise.then(rounded.change)
-    before, after = (
-        _figures(graph, file, each, score)
-        for graph, file, each, score in zip((made.original, made.state.graph), (original, emitted), measured, scores, strict=True)
-    )
+    before, after = (_figures(graph, file, each, score) for graph, file, each, score in zip(graphs[:2], files[:2], measured[:2], scores, strict=True))
     failure = _loss(made, goal, before, after, ratio) or _unmet(made, promise, before, after)
+    kept = measured[0] if isinstance(failure, NoGainError) else measured[1]
+    in_float = None if target.precision == "fp32" else _float_original(bench, measured, kept)
     ops = anatomy(bench, made.original, made.state.graph, (original, emitted))
     compiled = bench.compiled(original), bench.compiled(emitted)
-    return Draft(made, goal, settled, original, emitted, found, ratio, before, after, promise, rounded, failure, ops, compiled)
+    return Draft(made, goal, settled, original, emitted, found, ratio, in_float, before, after, promise, rounded, failure, ops, compiled)
 
 
 def _emitted(made: Build, target: Target, path: Path, calibration: Batch) -> Artifact:
@@ -145,12 +153,31 @@ def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float |
         file_bytes=file.bytes,
         arena_bytes=profile(graph, file.precision).arena_bytes,
         accuracy=score,
-        latency_ms=Latency(p50=measured.median_ms, p90=measured.p90_ms, n=measured.n, threads=measured.threads, estimated=measured.estimated),
+        latency_ms=_latency(measured),
         peak_rss_bytes=measured.peak_rss_bytes,
         cycles=measured.cycles,
         sram_bytes=measured.sram_bytes,
         flash_bytes=measured.flash_bytes,
     )
+
+
+def _latency(measured: Measurement) -> Latency:
+    return Latency(p50=measured.median_ms, p90=measured.p90_ms, n=measured.n, threads=measured.threads, source=measured.source)
+
+
+def _float_original(bench: Bench, measured: Sequence[Measurement], kept: Measurement) -> FloatOriginal:
+    """The original in fp32, the last of what was measured, beside the file that is ``kept``."""
+    if bench.no_float is not None:
+        return FloatOriginal(reason=bench.no_float)
+    whole = measured[-1]
+    return FloatOriginal(file_bytes=whole.file_bytes, latency_ms=_latency(whole), speedup=recorded(speedup(whole, kept)))
+
+
+def recorded(ratio: Ratio) -> Speedup:
+    """The speed-up as the manifest has it: an interval only of what was measured."""
+    if ratio.source != MEASURED:
+        return Speedup(median=ratio.median, source=ratio.source)
+    return Speedup(median=ratio.median, low=ratio.low, high=ratio.high)
 
 
 def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
@@ -168,22 +195,17 @@ def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio
         where = "" if after.flash_bytes is None else " in flash"
         return NoGainError(f"no gain: the compressed file has {stored:,} bytes{where}, the original's {was:,}; the original was kept")
     if ratio.high < 1 - MARGIN:
-        return NoGainError(
-            f"no gain: the compressed file runs at {ratio.median:.2f} times the original's speed ({ratio.low:.2f} to {ratio.high:.2f}); the original was kept"
-        )
+        sure = f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio.source == MEASURED else ratio.source
+        return NoGainError(f"no gain: the compressed file runs at {ratio.median:.2f} times the original's speed ({sure}); the original was kept")
     return None
 
 
 def _unmet(made: Build, promise: Contract | None, before: Figures, after: Figures) -> BudgetError | None:
-    given = made.config.budgets
-    problems = []
-    for name, quantity in (("macs", "macs"), ("params", "params"), ("size", "file_bytes"), ("ram", "arena_bytes")):
-        if name in given and getattr(after, quantity) > given[name].limit(getattr(before, quantity)):
-            problems.append(f"--max-{name} {given[name]}: {getattr(after, quantity):,} of {getattr(before, quantity):,}")
-    if "latency" in given and before.latency_ms is not None and after.latency_ms is not None:
-        limit = given["latency"].limit(before.latency_ms.p50)
-        if after.latency_ms.p50 > limit * (1 + (1e-6 if after.latency_ms.estimated else MARGIN)):  # what is computed has no noise
-            problems.append(f"--max-latency {given['latency']}: {after.latency_ms.p50:.4g} ms of {before.latency_ms.p50:.4g} ms")
+    problems = [
+        f"{each.option}: {exact(each.quantity, each.value)} of at most {exact(each.quantity, each.bound)}"
+        for each in asked(made.config.budgets, before, after)
+        if not each.met
+    ]
     if promise is not None and made.metric is not None and not promise.met:
         problems.append(f"--max-drop {promise.allowed}: the {made.metric.name} got worse by {promise}")
     return BudgetError(f"not met: {'; '.join(problems)}; the best effort was saved") if problems else None

@@ -12,6 +12,7 @@ from lrfc.config import Budget, Drop
 from lrfc.errors import BudgetError
 from lrfc.ir.graph import Graph
 from lrfc.manifest import Round
+from lrfc.origin import MEASURED
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.price_layers import PriceLayers, executed
 from lrfc.passes.prune_filters import PruneFilters
@@ -24,7 +25,7 @@ from lrfc.search.latency import CostProfile, corrected
 from lrfc.search.pricing import Reading, key
 from lrfc.search.signature import Signature
 from lrfc.state import Progress, State, Target
-from lrfc.targets.measure import Ratio
+from lrfc.targets.speed import Ratio
 
 #: Plans that are emitted and measured at most, and how close prediction and measurement are when the loop ends.
 ROUNDS = 5
@@ -144,7 +145,7 @@ class Loop:
             except BudgetError as error:
                 if not tried:
                     raise
-                self._state.progress.log(f"  with what was measured no other plan keeps the budgets: {error}")
+                self._state.progress.log(f"  at the corrected prices no other plan keeps the budgets: {error}")
                 break
             narrowed, found = turn.select, turn.found
             selection = found.fact(Selection)
@@ -222,14 +223,17 @@ class Loop:
         return Round(
             predicted_ms=predicted * price.ms_per_unit, measured_ms=trial.time * price.ms_per_unit,
             predicted_cycles=round(predicted) if cycles else None, measured_cycles=round(trial.time) if cycles else None,
+            source=trial.ratio.source,
         )  # fmt: skip
 
     def _told(self, selection: Selection, turn: Round, trial: Measured) -> None:
         used = ", ".join(dict.fromkeys(c.method for c in selection.chosen if c.method is not None)) or "nothing factorized"
         used += f", {len(selection.keeps)} groups of filters cut" if selection.keeps else ""
+        ratio = trial.ratio
+        sure = f" ({ratio.low:.2f} to {ratio.high:.2f})" if ratio.source == MEASURED else ""
         self._state.progress.log(
-            f"  {used}: predicted {turn.predicted_ms:.4g} ms, measured {turn.measured_ms:.4g} ms,"
-            f" speed-up ×{trial.ratio.median:.2f} ({trial.ratio.low:.2f} to {trial.ratio.high:.2f})"
+            f"  {used}: predicted {turn.predicted_ms:.4g} ms, {ratio.source} {turn.measured_ms:.4g} ms,"
+            f" speed-up of the plan ×{ratio.median:.2f}{sure}"
         )
 
     def _late(self, wish: Wish, trial: Measured) -> bool:

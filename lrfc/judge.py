@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from lrfc.config import Budget
-from lrfc.contract import held, short
+from lrfc.contract import held
 from lrfc.data import Split
 from lrfc.errors import BudgetError
 from lrfc.ir import keras_io
 from lrfc.metrics import metric
+from lrfc.outcome import short
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.recalibrate import RecalibrateBatchNorm

@@ -13,7 +13,6 @@ from pathlib import Path
 from lrfc import config as options_
 from lrfc.bench import Bench, NPUBench, fallbacks
 from lrfc.config import Budget, BuildConfig, Drop
-from lrfc.contract import short
 from lrfc.data import Data
 from lrfc.destinations import Destination
 from lrfc.draft import Build, Draft, draft
@@ -23,6 +22,7 @@ from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
 from lrfc.locked import Locked
 from lrfc.metrics import Metric, metric
+from lrfc.outcome import short
 from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.correct_biases import CorrectBiases

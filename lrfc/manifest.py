@@ -8,31 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from lrfc.errors import UsageError
+from lrfc.origin import COMPILED, ESTIMATED, MEASURED, Source
+from lrfc.outcome import Count, Kept, Number, Record, Sha256, Speedup, Verdict
 
 SCHEMA = Path(__file__).with_name("manifest.schema.json")
 
-_Count = Annotated[int, Field(ge=0)]
-_Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-_Number = Annotated[float, Field(allow_inf_nan=False)]
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
-
-
-class Input(_Record):
+class Input(Record):
     """The model that was compressed. ``preprocessing``: what was done to the samples before the model saw them, which whoever runs it has to do too."""
 
     path: str
-    sha256: _Sha256
+    sha256: Sha256
     preprocessing: str | None = None
 
 
-class Layer(_Record):
+class Layer(Record):
     """What became of one layer. ``rank`` has a number for each free rank of the method; without a method, ``reason`` says why the layer was left alone.
 
     ``similarity``: of the feature maps before and after, 1 for equal ones. ``filters_before`` and ``filters_after``: channels of what the layer gives, null
@@ -43,14 +36,14 @@ class Layer(_Record):
     kind: str
     method: str | None = None
     rank: tuple[int, ...] | None = None
-    params_before: _Count
-    params_after: _Count
-    macs_before: _Count
-    macs_after: _Count
-    similarity: _Number | None = None
+    params_before: Count
+    params_after: Count
+    macs_before: Count
+    macs_after: Count
+    similarity: Number | None = None
     reason: str | None = None
-    filters_before: _Count | None = None
-    filters_after: _Count | None = None
+    filters_before: Count | None = None
+    filters_after: Count | None = None
     filters_reason: str | None = None
 
     @property
@@ -59,7 +52,7 @@ class Layer(_Record):
         return self.filters_after != self.filters_before
 
 
-class Filters(_Record):
+class Filters(Record):
     """A group of filters of which some were cut.
 
     ``layers`` make them; of so many ``units`` those with the indices ``kept`` are left; ``impact`` is the predicted divergence of the outputs.
@@ -67,70 +60,58 @@ class Filters(_Record):
 
     name: str
     layers: tuple[str, ...]
-    units: _Count
-    kept: tuple[_Count, ...]
-    impact: _Number | None = None
+    units: Count
+    kept: tuple[Count, ...]
+    impact: Number | None = None
 
 
-class Latency(_Record):
-    """Milliseconds of one inference: median and 90th percentile over ``n`` runs. ``estimated``: by a compiler or a formula, no device was timed."""
+class Latency(Record):
+    """Milliseconds of one inference: median and 90th percentile over ``n`` runs.
+
+    ``source``: measured on the device, estimated from a cost profile, or compiled: computed by the
+    device's compiler. Nothing was timed in the latter two: ``n`` is 1 and both figures are the same.
+    """
 
     p50: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     p90: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     n: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)]
-    estimated: bool = False
+    source: Source = MEASURED
 
 
-class Figures(_Record):
+class Figures(Record):
     """What an emitted file costs and is worth.
 
-    ``arena_bytes`` is the planned activation memory, ``peak_rss_bytes`` of the process that ran the file; ``cycles``, ``sram_bytes`` and ``flash_bytes``
-    are those of an NPU, as its compiler computes them. ``accuracy`` is the score that ``Accuracy.metric`` names.
+    ``arena_bytes`` is the planned activation memory; ``peak_rss_bytes`` was measured, of the process
+    that ran the file; ``cycles``, ``sram_bytes`` and ``flash_bytes`` are those of an NPU, compiled (as
+    ``Latency.source`` has it). ``accuracy`` is the score that ``Accuracy.metric`` names.
     """
 
-    params: _Count
-    macs: _Count
-    file_bytes: _Count | None = None
-    arena_bytes: _Count | None = None
-    accuracy: _Number | None = None
+    params: Count
+    macs: Count
+    file_bytes: Count | None = None
+    arena_bytes: Count | None = None
+    accuracy: Number | None = None
     latency_ms: Latency | None = None
-    peak_rss_bytes: _Count | None = None
-    cycles: _Count | None = None
-    sram_bytes: _Count | None = None
-    flash_bytes: _Count | None = None
+    peak_rss_bytes: Count | None = None
+    cycles: Count | None = None
+    sram_bytes: Count | None = None
+    flash_bytes: Count | None = None
 
 
-class Kept(_Record):
-    """The drop of the emitted file's accuracy against the original on the same test samples, with its two-sided interval, as fractions of 1.
-
-    ``unit``: of these times 100, 'pp' or '% of' something; null from an older lrfc.
-    ``allowed``: what --max-drop allows, null where nothing was asked. ``met``: whether it holds, with the demanded confidence where there is one.
-    """
-
-    allowed: _Number | None
-    drop: _Number
-    low: _Number
-    high: _Number
-    confidence: _Fraction
-    samples: Annotated[int, Field(ge=1)]
-    met: bool
-    unit: str | None = None
-
-
-class Kernels(_Record):
+class Kernels(Record):
     """The score of an emitted file of integers by LiteRT's reference kernels, and by its optimised ones (XNNPACK), on the same ``samples`` out of the test set.
 
     ``counted``: the device rounds as the reference kernels do, so what they lose against the optimised ones is part of ``Accuracy.kept``.
     """
 
-    reference: _Number
-    optimised: _Number
+    reference: Number
+    optimised: Number
     samples: Annotated[int, Field(ge=1)]
     counted: bool
 
 
-class Accuracy(_Record):
+class Accuracy(Record):
     """The score at each stage, on the same samples: of the original and of what became of it, in float, and of the emitted file (``artifact``).
 
     As factorized, with filters cut (``pruned``), with BatchNorms re-estimated, refitted and fine-tuned; null for a stage that had nothing to do.
@@ -140,13 +121,13 @@ class Accuracy(_Record):
     metric: str | None = None
     percent: bool = True
     higher_is_better: bool = True
-    before: _Number | None = None
-    factorized: _Number | None = None
-    pruned: _Number | None = None
-    recalibrated: _Number | None = None
-    refitted: _Number | None = None
-    finetuned: _Number | None = None
-    artifact: _Number | None = None
+    before: Number | None = None
+    factorized: Number | None = None
+    pruned: Number | None = None
+    recalibrated: Number | None = None
+    refitted: Number | None = None
+    finetuned: Number | None = None
+    artifact: Number | None = None
     kept: Kept | None = None
     kernels: Kernels | None = None
 
@@ -166,92 +147,110 @@ class Accuracy(_Record):
         return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
 
 
-class Round(_Record):
-    """One turn of the measured search: latency in milliseconds, predicted and measured, and the same in cycles where the device counts those."""
+class Round(Record):
+    """One turn of the search: latency in milliseconds, predicted and measured.
 
-    predicted_ms: _Number | None = None
-    measured_ms: _Number | None = None
-    predicted_cycles: _Count | None = None
-    measured_cycles: _Count | None = None
+    The same in cycles where the device counts those. ``source``: of what stands under ``measured``, where the device was not timed: estimated from the
+    cost profile, or computed by the device's compiler; null from an older lrfc.
+    """
+
+    predicted_ms: Number | None = None
+    measured_ms: Number | None = None
+    predicted_cycles: Count | None = None
+    measured_cycles: Count | None = None
+    source: Source | None = None
 
 
-class Attempt(_Record):
-    """A build that was held against the accuracy contract: the predicted divergence that it was allowed, what it kept, and what its file is worth."""
+class Attempt(Record):
+    """A build that was held against the accuracy contract.
 
-    allowed_divergence: _Number | None
+    The predicted divergence that it was allowed, what it kept, and what its file is worth.
+    ``source``: of its latency.
+    """
+
+    allowed_divergence: Number | None
     kept: Kept | None
-    accuracy: _Number | None = None
-    latency_ms: _Number | None = None
+    accuracy: Number | None = None
+    latency_ms: Number | None = None
+    source: Source | None = None
 
 
-class Search(_Record):
+class Search(Record):
     """How many candidates were evaluated, how many of them no other of the same layer beats, the seconds, and the turns of the measured loop.
 
     ``objective``: what was made small; ``allowed_divergence``: the predicted divergence of the outputs up to which, learnt from the accuracy that may be lost.
     """
 
-    candidates: _Count | None = None
-    undominated: _Count | None = None
-    seconds: _Number | None = None
+    candidates: Count | None = None
+    undominated: Count | None = None
+    seconds: Number | None = None
     objective: str | None = None
-    allowed_divergence: _Number | None = None
+    allowed_divergence: Number | None = None
     rounds: tuple[Round, ...] = ()
     attempts: tuple[Attempt, ...] = ()
 
 
-class Speedup(_Record):
-    """How many times as fast the new file is as the original's, measured in turns: the median of the turns and its 95 % interval."""
+class FloatOriginal(Record):
+    """The original's file in fp32, beside a file of another precision, in the same run.
 
-    median: _Number
-    low: _Number
-    high: _Number
+    What it takes, and how many times as fast as it the file that ships is. ``reason``: why that is not
+    known, if so.
+    """
+
+    file_bytes: Count | None = None
+    latency_ms: Latency | None = None
+    speedup: Speedup | None = None
+    reason: str | None = None
 
 
-class FineTuning(_Record):
+class FineTuning(Record):
     """The fine-tune: the mean training loss and the validation score of each epoch, the first entry before the first one; the weights kept are of ``best``.
 
     The score is ``Accuracy.metric`` where the data have labels, with its sign changed where less is better; otherwise minus the divergence from the
     original's outputs. ``stopped``: why before the last epoch, if so.
     """
 
-    losses: tuple[_Number | None, ...]
-    scores: tuple[_Number | None, ...]
-    best: _Count
-    learning_rate: _Number
-    steps: _Count
-    seconds: _Number
+    losses: tuple[Number | None, ...]
+    scores: tuple[Number | None, ...]
+    best: Count
+    learning_rate: Number
+    steps: Count
+    seconds: Number
     stopped: str | None = None
 
 
-class Parity(_Record):
+class Parity(Record):
     """The largest difference between the outputs of the emitted file and of the model, and on how many samples."""
 
     max_abs_diff: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     samples: Annotated[int, Field(ge=1)]
 
 
-class Scale(_Record):
+class Scale(Record):
     """What the integers of an input or output stand for: value = ``scale`` · (integer - ``zero_point``)."""
 
     name: str
-    scale: _Number
+    scale: Number
     zero_point: int
 
 
-class File(_Record):
+class File(Record):
     """A file in the output folder; ``path`` is relative to it. ``scales``: of its integer inputs and outputs, in their order."""
 
     path: str
-    sha256: _Sha256
-    bytes: _Count
+    sha256: Sha256
+    bytes: Count
     format: str
     scales: tuple[Scale, ...] = ()
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """manifest.json. ``device`` and everything measured on it are null where nothing was measured.
 
-    ``speedup``: of the compressed file, also where it was not kept. ``problem``: why the build does not end well, if so.
+    ``speedup``: of the compressed file over the original's of the same precision, also where it was
+    not kept; ``float_original``: the one in fp32, null for a build in fp32 and from an older lrfc.
+    ``problem``: why the build does not end well, if so. ``verdict``: what all of this amounts to, null
+    from an older lrfc.
     """
 
     schema_version: Literal[1] = 1
@@ -269,9 +268,32 @@ class Manifest(_Record):
     search: Search = Search()
     finetune: FineTuning | None = None
     speedup: Speedup | None = None
+    float_original: FloatOriginal | None = None
+    verdict: Verdict | None = None
     problem: str | None = None
     parity: Parity | None = None
     artifacts: tuple[File, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, data: Any) -> Any:
+        """A manifest of an older lrfc said of a latency only whether it was estimated."""
+        if not isinstance(data, Mapping):
+            return data
+        fields = dict(data)
+        for side in ("before", "after"):
+            figures = fields.get(side)
+            latency = figures.get("latency_ms") if isinstance(figures, Mapping) else None
+            if isinstance(figures, Mapping) and isinstance(latency, Mapping) and "estimated" in latency:
+                timed = {key: value for key, value in latency.items() if key != "estimated"}
+                computed = ESTIMATED if figures.get("cycles") is None else COMPILED
+                source = computed if latency["estimated"] else MEASURED
+                fields[side] = {**figures, "latency_ms": {**timed, "source": source}}
+                ratio = fields.get("speedup")
+                if isinstance(ratio, Mapping) and source != MEASURED:
+                    # Its interval was that of one figure: nothing.
+                    fields["speedup"] = {"median": ratio.get("median"), "source": source}
+        return fields
 
     @property
     def original_file(self) -> float | None:

@@ -12,25 +12,29 @@ from typing import Any
 
 from lrfc import artifact as files
 from lrfc import choices
-from lrfc.draft import CHECKED, Build, Draft
+from lrfc.draft import CHECKED, Build, Draft, recorded
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.front import front
 from lrfc.ir import keras_io
 from lrfc.locked import digest
-from lrfc.manifest import Accuracy, Attempt, Filters, FineTuning, Input, Kept, Kernels, Layer, Manifest, Parity, Search, Speedup
+from lrfc.manifest import Accuracy, Attempt, Filters, FineTuning, Input, Kernels, Layer, Manifest, Parity, Search
+from lrfc.outcome import Kept, Part
 from lrfc.passes.finetune import Tuning
 from lrfc.passes.select_ranks import DesignSpace, Price, Selection, totals_of
 from lrfc.pruning.space import FilterSpace
 from lrfc.report import page
-from lrfc.targets.measure import Ratio
 from lrfc.targets.parity import parity
+from lrfc.targets.speed import Ratio
 from lrfc.targets.tflite import scales
+from lrfc.verdict import judged
 
 
 @dataclass(frozen=True)
 class Result:
-    """A written output folder. ``speedup`` is measured: above 1 when the new file is faster than the original's.
+    """A written output folder.
 
+    ``speedup``: above 1 when the new file is faster than the original's of the same precision; its
+    ``source`` says where it comes from.
     ``failure`` is the error with which the build ends although the folder is written: a budget that is not met, or no gain (the folder then holds the
     original's file).
     """
@@ -95,7 +99,8 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
                 attempts=tuple(map(_attempt, drafts)),
             ),
             finetune=_tuning(made),
-            speedup=Speedup(median=taken.speedup.median, low=taken.speedup.low, high=taken.speedup.high),
+            speedup=recorded(taken.speedup),
+            float_original=taken.float_original,
             problem=None if failure is None else str(failure),
             parity=Parity(max_abs_diff=found.max_abs_diff, samples=found.samples),
             artifacts=(
@@ -104,6 +109,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
                 files.record(work / "model.keras", work, "keras"),
             ),
         )
+        manifest = manifest.model_copy(update={"verdict": judged(manifest, goal.device)})
         manifest.write(work)
         manifest.write_layers(work)
         choices.write(work, _weighed(made, settled.design).spaces, {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers})
@@ -133,7 +139,11 @@ def _weighed(made: Build, design: DesignSpace) -> DesignSpace:
 def _attempt(each: Draft) -> Attempt:
     latency = each.after.latency_ms
     return Attempt(
-        allowed_divergence=each.settled.allowed, kept=_kept(each), accuracy=each.after.accuracy, latency_ms=None if latency is None else latency.p50
+        allowed_divergence=each.settled.allowed,
+        kept=_kept(each),
+        accuracy=each.after.accuracy,
+        latency_ms=None if latency is None else latency.p50,
+        source=None if latency is None else latency.source,
     )
 
 
@@ -162,10 +172,31 @@ def _kept(taken: Draft) -> Kept | None:
     held = taken.contract
     if held is None:
         return None
-    allowed = None if held.allowed is None else held.allowed.value
     return Kept(
-        allowed=allowed, drop=held.drop, low=held.low, high=held.high, confidence=held.confidence, samples=held.samples, met=held.met, unit=held.unit
+        allowed=None if held.allowed is None else held.allowed.value,
+        drop=held.drop,
+        low=held.low,
+        high=held.high,
+        confidence=held.confidence,
+        samples=held.samples,
+        met=held.met,
+        unit=held.unit,
+        margin=held.margin,
+        parts=_parts(taken, held.drop),
     )
+
+
+def _parts(taken: Draft, drop: float) -> tuple[Part, ...]:
+    """The steps in which the file lost what it lost; what the kernels add is what is left of the drop."""
+    metric, ladder, file = taken.made.metric, taken.made.ladder, taken.after.accuracy
+    if metric is None or file is None or "before" not in ladder:
+        return ()
+    original, network = ladder["before"], list(ladder.values())[-1]
+    compression = metric.drop(original, network)
+    whole = metric.drop(original, file)  # a share of the original's figure, as the drop itself is
+    parts = [Part(step="compression", drop=compression), Part(step="emission", drop=whole - compression)]
+    counted = taken.kernels is not None and taken.goal.device.rounds_like_reference
+    return (*parts, Part(step="kernels", drop=drop - whole)) if counted else tuple(parts)
 
 
 def _kernels(taken: Draft) -> Kernels | None:

@@ -11,7 +11,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -168,10 +167,7 @@ class Terminal:
     def show_results(self, *, as_json: bool) -> None:
         """Each build's manifest (an object, or a list of them under 'builds' when there are several), or its tables."""
         if as_json:
-            builds = [
-                {**result.manifest.model_dump(mode="json"), "out": str(result.out), "speedup": asdict(result.speedup), "problem": _problem(result)}
-                for result in self._results
-            ]
+            builds = [{**result.manifest.model_dump(mode="json"), "out": str(result.out), "problem": _problem(result)} for result in self._results]
             if builds:
                 self.json(builds[0] if len(builds) == 1 else {"builds": builds})
             return
@@ -179,12 +175,12 @@ class Terminal:
             self._result(result)
 
     def _result(self, result: Result) -> None:
-        from lrfc.contract import short
+        from lrfc import verdict
 
         manifest = result.manifest
         rows = []
-        for name, show, before, after in _figures(manifest):
-            rows.append((name, shown(before, show), shown(after, show), *_kept(before, after)))
+        for name, show, before, after, kept in _figures(manifest):
+            rows.append((name, shown(before, show), shown(after, show), *kept))
         threads = "" if manifest.before.latency_ms is None else f", {manifest.before.latency_ms.threads} thread(s)"
         self.table(f"{manifest.target} {manifest.config['precision']}{threads}", ("", "original", "lrfc", "kept", "saved", ""), rows)
         scores = manifest.accuracy
@@ -192,16 +188,10 @@ class Terminal:
             steps = " → ".join(f"{name} {scores.shown(value)}" for name, value in ladder.items())
             self.line(f"{scores.metric or 'accuracy'}: {steps}")
             if (file := manifest.original_file) is not None:
-                made = f"its {manifest.config['precision']} file has {scores.shown(file)}"
+                made = f"the original's own {manifest.config['precision']} file has {scores.shown(file)}"
                 self.line(f"before: the original in float, which the drop is counted from; {made}")
-            if (held := manifest.accuracy.kept) is not None:
-                unit = held.unit or "pp"
-                asked = "" if held.allowed is None else f"; allowed {100 * held.allowed:.3g}{short(unit)}"
-                attempts = f"; attempt {len(manifest.search.attempts)}" if len(manifest.search.attempts) > 1 else ""
-                self.line(
-                    f"drop of the emitted file: {100 * held.drop:.2f}{unit} ({100 * held.confidence:g} % interval {100 * held.low:.2f} to"
-                    f" {100 * held.high:.2f}{short(unit)} on {held.samples:,} samples{asked}{attempts})"
-                )
+            if (attempts := len(manifest.search.attempts)) > 1:
+                self.line(f"attempts at the accuracy contract: {attempts}")
             if (seen := scores.kernels) is not None:
                 followed = f"which {manifest.device} follows; the difference is in the drop" if seen.counted else "which microcontrollers follow"
                 self.line(
@@ -210,19 +200,15 @@ class Terminal:
                 )
         else:
             self.line("accuracy: not measured (no data)")
-        ratio = result.speedup
-        if manifest.after.latency_ms is not None and manifest.after.latency_ms.estimated:
-            self.line(f"estimated speed-up ×{ratio.median:.2f} on {manifest.device} (computed, no device was timed)")
-        else:
-            self.line(
-                f"measured speed-up ×{ratio.median:.2f} on {manifest.device} (95 % interval {ratio.low:.2f} to {ratio.high:.2f}; batch 1,"
-                " interleaved with the original's file)"
-            )
         methods = Counter(layer.method or "not factorized" for layer in manifest.layers)
         self.line("layers: " + ", ".join(f"{count} {name}" for name, count in methods.most_common()) + f"; why: {result.out / 'layers.csv'}")
         if cut := [layer for layer in manifest.layers if layer.cut]:
             named = ", ".join(f"{layer.name} {layer.filters_before} → {layer.filters_after}" for layer in cut[:NAMED])
             self.line(f"filters: {named}" + (f" and {len(cut) - NAMED} more layers" if len(cut) > NAMED else ""))
+        found = manifest.verdict or verdict.judged(manifest)
+        self.line(f"verdict: {verdict.headline(found)}")
+        for sentence in verdict.details(found):
+            self.line(f"  {sentence}")
         self.line(f"written: {result.out}{os.sep} ({', '.join(file.path for file in manifest.artifacts)}, manifest.json, report.html)")
 
     def survey(self, survey: Survey, out: Path) -> None:
@@ -326,29 +312,49 @@ def _problem(result: Result) -> str | None:
     return None if result.failure is None else str(result.failure)
 
 
-def _figures(manifest: Manifest) -> Iterator[tuple[str, Callable[[float], str], float | None, float | None]]:
+_Figure = tuple[str, "Callable[[float], str]", "float | None", "float | None", tuple[str, str, str]]
+_UNKNOWN = ("—", "—", "—")
+
+
+def _figures(manifest: Manifest) -> Iterator[_Figure]:
+    """Name, how a value is shown, both values, and what is kept, what is saved and the factor.
+
+    The factor of the latency is the speed-up: it is measured in turns, and there is one in a printout.
+    """
+
+    def row(name: str, show: Callable[[float], str], before: float | None, after: float | None) -> _Figure:
+        return name, show, before, after, _kept(before, after)
+
     before, after = manifest.before, manifest.after
-    yield "MACs", lambda v: f"{v:,.0f}", before.macs, after.macs
-    yield "params", lambda v: f"{v:,.0f}", before.params, after.params
-    yield "file", size, before.file_bytes, after.file_bytes
-    yield "arena (planned)", size, before.arena_bytes, after.arena_bytes
+    yield row("MACs", "{:,.0f}".format, before.macs, after.macs)
+    yield row("params", "{:,.0f}".format, before.params, after.params)
+    yield row("file", size, before.file_bytes, after.file_bytes)
+    yield row("arena (planned)", size, before.arena_bytes, after.arena_bytes)
     if before.cycles is not None:
-        yield "NPU cycles", lambda v: f"{v:,.0f}", before.cycles, after.cycles
-        yield "SRAM", size, before.sram_bytes, after.sram_bytes
-        yield "flash", size, before.flash_bytes, after.flash_bytes
+        yield row("NPU cycles, compiled", "{:,.0f}".format, before.cycles, after.cycles)
+        yield row("SRAM, compiled", size, before.sram_bytes, after.sram_bytes)
+        yield row("flash, compiled", size, before.flash_bytes, after.flash_bytes)
+    elif (before.peak_rss_bytes, after.peak_rss_bytes) != (None, None):
+        yield row("peak RSS, measured", size, before.peak_rss_bytes, after.peak_rss_bytes)
+    old, new = before.latency_ms, after.latency_ms
+    if old is None or new is None:
+        return
+    ratio = manifest.speedup
+    speed = _UNKNOWN if ratio is None or after == before else _kept(ratio.median, 1.0)
+    if new.source == "measured":
+        yield f"latency p50, n={old.n}", "{:.4g} ms".format, old.p50, new.p50, speed
+        yield "latency p90", "{:.4g} ms".format, old.p90, new.p90, _UNKNOWN
     else:
-        yield "peak RSS", size, before.peak_rss_bytes, after.peak_rss_bytes
-    if before.latency_ms is not None and after.latency_ms is not None:
-        if before.latency_ms.estimated:
-            yield "latency, estimated", lambda v: f"{v:.4g} ms", before.latency_ms.p50, after.latency_ms.p50
-            return
-        yield f"latency p50, n={before.latency_ms.n}", lambda v: f"{v:.4g} ms", before.latency_ms.p50, after.latency_ms.p50
-        yield "latency p90", lambda v: f"{v:.4g} ms", before.latency_ms.p90, after.latency_ms.p90
+        yield f"latency, {new.source}", "{:.4g} ms".format, old.p50, new.p50, speed
+    whole = manifest.float_original
+    if whole is not None and whole.latency_ms is not None and whole.speedup is not None:
+        beside = _kept(whole.speedup.median, 1.0)
+        yield "latency, original in fp32", "{:.4g} ms".format, whole.latency_ms.p50, new.p50, beside
 
 
 def _kept(before: float | None, after: float | None) -> tuple[str, str, str]:
     if not before or not after:
-        return "—", "—", "—"
+        return _UNKNOWN
     return f"{100 * after / before:.1f} %", f"{100 - 100 * after / before:.1f} %", f"×{before / after:.2f}"
 
 

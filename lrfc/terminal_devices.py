@@ -72,21 +72,23 @@ def facts(terminal: Terminal, device: Device, found: Facts, *, as_json: bool) ->
 
 def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bool) -> None:
     """Latency and memory of each file, and its speed beside the first."""
-    from lrfc.targets.measure import speedup
+    from lrfc.origin import MEASURED
+    from lrfc.targets.speed import speedup
 
     if as_json:
         terminal.json({"measurements": [row.to_json() for row in rows]})
         return
     first = rows[0]
     ratios = [speedup(first, row) for row in rows]
-    if first.estimated:
+    if first.source != MEASURED:
         table = [
             (row.path.name, f"{row.median_ms:.4g}", shown(row.cycles, "{:,}".format), shown(row.sram_bytes, size), shown(row.flash_bytes, size),
              f"×{ratio.median:.2f}")
             for row, ratio in zip(rows, ratios, strict=True)
         ]  # fmt: skip
         terminal.table("", ("file", "ms", "cycles", "SRAM", "flash", "speed"), table)
-        terminal.line(f"estimated by {first.runtime} {first.runtime_version}, batch 1; no device was timed")
+        by = " ".join(part for part in (first.runtime, first.runtime_version) if part)
+        terminal.line(f"{first.source} by {by}, batch 1; no device was timed")
     else:
         timed = [
             (
@@ -96,9 +98,15 @@ def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bo
             for row, ratio in zip(rows, ratios, strict=True)
         ]  # fmt: skip
         terminal.table("", ("file", "p50 ms", "p90 ms", "IQR ms", "cold ms", "size", "peak RSS", "speed (95 %)"), timed)
-        bound = f", bound to core {' '.join(map(str, first.cores))}" if first.cores else ""
-        conditions = f"{first.threads} thread(s){bound}, batch 1, {first.n} timings of each file, interleaved, each in a process of its own"
-        terminal.line(f"{first.runtime} {first.runtime_version}, {conditions}")
+        cores = "" if not first.cores else " ".join(map(str, first.cores))
+        bound = f", bound to core {cores}" if first.cores and len(first.cores) <= first.threads else ""
+        bound = f", bound to {first.threads} core(s) out of {cores}" if cores and not bound else bound
+        processes = max(1, len(first.processes))
+        conditions = (
+            f"{first.threads} thread(s){bound}, batch 1, {first.n} timings of each file in {processes}"
+            f" fresh process{'es' if processes > 1 else ''} of its own, interleaved"
+        )
+        terminal.line(f"measured by {first.runtime} {first.runtime_version}, {conditions}")
     for row in rows:
         far = (f"{100 * row.outliers:.0f} % of the timings are far out; the median does not mind",) if row.outliers > 0.05 else ()
         for note in (*row.notes, *far):

@@ -32,7 +32,11 @@ def compared(terminal: Terminal, found: Comparison, *, as_json: bool) -> None:
         terminal.json(found.to_json())
         return
     before, after = found.before.figures, found.after.figures
-    rows = [(q, shown(q, before[q]), shown(q, after[q]), _change(before[q], after[q])) for q in QUANTITIES if (before[q], after[q]) != (None, None)]
+    rows = [
+        (_named(found, q), shown(q, before[q]), shown(q, after[q]), _change(before[q], after[q]))
+        for q in QUANTITIES
+        if (before[q], after[q]) != (None, None)
+    ]
     terminal.table(f"{found.before.path} → {found.after.path}", ("", "before", "after", "change"), rows)
     changed = [
         (
@@ -50,6 +54,12 @@ def compared(terminal: Terminal, found: Comparison, *, as_json: bool) -> None:
     terminal.line(f"layers: {len(changed)} differ, {same} do not")
     for each in found.verdicts:
         terminal.line(f"{'ok' if each.ok else 'REGRESSED'}: {each.told}")
+
+
+def _named(found: Comparison, quantity: str) -> str:
+    """A quantity with where its figures come from, where that is the device or stands for it."""
+    sources = dict.fromkeys(each for side in (found.before, found.after) if (each := side.source(quantity)) is not None)
+    return ", ".join([quantity, " and ".join(sources)]) if sources else quantity
 
 
 def _change(before: float | None, after: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Latency and memory of model files, each in a fresh process, all of them in turn so that what disturbs one disturbs the others."""
+"""Latency and memory of model files, each in fresh processes, all of them in turn so that what disturbs one disturbs the others."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.errors import DeviceError, UsageError
+from lrfc.origin import MEASURED, Source
 from lrfc.state import Artifact
 from lrfc.targets.process import Connection, Here, Worker
 
-#: Turns that each file gets; the ratio of two files is paired turn by turn.
+#: Turns that each file gets over all of its processes; the ratio of two files is paired turn by turn.
 ROUNDS = 20
+#: Fresh processes that each file gets at most, and the timings that are worth starting another one
+#: for. Where a process puts its memory and its threads changes its speed for as long as it lives, and
+#: the machine is busier at one time than at another: benchmarks/repeats.py.
+PROCESSES = 5
+TIMINGS = 12
 #: Runs that are made even when the time is short.
 FEWEST_RUNS = 5
 #: A timing is over at least this long; a faster model runs several times for each.
@@ -36,16 +42,18 @@ class Measurement:
 
     ``median_ms``, ``p90_ms`` and ``iqr_ms`` (75th minus 25th percentile): latency of one inference in milliseconds, over ``n`` timings of ``inner``
     inferences each, after a warm-up. ``outliers``: the share of timings far out; all of them count in the figures, which do not mind.
-    ``rounds_ms``: the median of each turn, in order. ``drift``: how much slower the last third of the turns was than the first, as a fraction; None for
+    ``rounds_ms``: the median of each turn, in order; ``processes``: how many of these turns each fresh
+    process made, in order; empty for what was not measured. ``drift``: how much slower the last third of the turns was than the first, as a fraction; None for
     fewer than six. ``hz`` and ``celsius``: clock of the processor and its temperature, before and after, where the system tells them.
-    ``notes``: what of this is worth a word. ``cores``: those that the process was bound to; None when it was not.
+    ``notes``: what of this is worth a word. ``cores``: those that the processes were bound to, each to as many as threads; None when they were not.
 
-    ``cold_start_ms``: loading the file in a fresh process and its first inference, without the start of Python and the import of the runtime.
-    ``baseline_rss_bytes``: resident memory of the process with the runtime imported and no model; ``peak_rss_bytes``: its peak from there to the end;
-    both None where the system does not tell it, or the process did not come to its end. ``file_bytes``: size of the file.
+    ``cold_start_ms``: loading the file in a fresh process and its first inference (the median over the processes), without the start of Python and the
+    import of the runtime. ``baseline_rss_bytes``: resident memory of a process with the runtime imported and no model; ``peak_rss_bytes``: its peak from
+    there to the end, of the process with the largest one; both None where the system does not tell it, or no process came to its end. ``file_bytes``:
+    size of the file.
 
-    ``estimated``: no device was timed, a compiler computed the figures; then there is no cold start, and ``cycles`` of the processor, ``sram_bytes``
-    and ``flash_bytes`` are known.
+    ``source``: where the figures come from. Of what is estimated or compiled there is no cold start; what is compiled has ``cycles`` of the processor,
+    ``sram_bytes`` and ``flash_bytes``.
     """
 
     path: Path
@@ -61,7 +69,8 @@ class Measurement:
     runtime_version: str
     baseline_rss_bytes: int | None
     peak_rss_bytes: int | None
-    estimated: bool = False
+    source: Source = MEASURED
+    processes: tuple[int, ...] = ()
     cycles: int | None = None
     sram_bytes: int | None = None
     flash_bytes: int | None = None
@@ -85,64 +94,124 @@ class Measurement:
         return {**asdict(self), "path": str(self.path), "model_rss_bytes": self.model_rss_bytes}
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Median of a ratio over the turns, with its 95 % bootstrap interval."""
+@dataclass
+class _Session:
+    """What one fresh process of each file said: on loading, the nanoseconds of each turn's timings, and the peak of its memory (None: it did not end)."""
 
-    median: float
-    low: float
-    high: float
+    loaded: list[dict[str, Any]]
+    times: list[list[list[int]]]
+    peaks: list[int | None]
+
+    @property
+    def turns(self) -> int:
+        """The turns that every file has made."""
+        return min(map(len, self.times))
 
 
 def compare(
-    files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0, connection: Connection | None = None
-) -> tuple[Measurement, ...]:
+    files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0, connection: Connection | None = None,
+    processes: int = PROCESSES,
+) -> tuple[Measurement, ...]:  # fmt: skip
     """Measure the files side by side, on this machine or where ``connection`` leads.
 
     Each file lives in a process of its own. The processes take turns (A B, B A, A B, ...), so that a change of the machine's speed meets all files.
-    ``runs`` timings are made of each file, fewer when they would take more than half of ``timeout`` (seconds, for the whole call); ``n`` says how many.
-    DeviceError, in one line, when a file cannot be loaded or run, its runtime is missing, its process dies, the device goes away, or the time is up;
-    its ``measured`` holds a Measurement of each file when whole turns were made before. No process is left behind.
+    After a few turns fresh processes take their place, up to ``processes`` of each file one after the other, one for every dozen of runs: what differs
+    from process to process is then part of the interval that ``speedup`` gives. ``runs`` timings are made of each file, fewer when they would take more
+    than half of ``timeout`` (seconds, for the whole call); ``n`` says how many. DeviceError, in one line, when a file cannot be loaded or run, its
+    runtime is missing, its process dies, the device goes away, or the time is up; its ``measured`` holds a Measurement of each file when whole turns
+    were made before. No process is left behind.
     """
-    if runs < 1 or threads < 1:
-        raise UsageError(f"runs ({runs}) and threads ({threads}) are at least 1")
-    there = connection or Here()
-    deadline = time.monotonic() + timeout
-    with ExitStack() as stack:
-        workers, loaded, cores = [], [], None
-        for file in files:  # one after the other: the start of a process would slow the loading of another file
-            workers.append(stack.enter_context(Worker(there, f"measure {file.path.name}", timeout, deadline)))
-            loaded.append(workers[-1].ask(_request(file, threads, cores, there, workers[-1].left())))
-            cores = loaded[0]["cores"]
+    if runs < 1 or threads < 1 or processes < 1:
+        raise UsageError(f"runs ({runs}), threads ({threads}) and processes ({processes}) are at least 1")
+    course = _Course(files, runs, threads, processes, timeout, connection or Here())
+    try:
+        while not course.ended:
+            course.session()
+    except DeviceError as error:
+        made = sum(session.turns for session in course.sessions)
+        if made:
+            note = f"stopped after {made} of {course.rounds} turns"
+            error.measured = tuple(replace(each, notes=(note,), peak_rss_bytes=None) for each in course.measurements())
+        raise
+    return course.noted()
+
+
+class _Course:
+    """The course of one comparison: sessions of one fresh process a file, one after the other."""
+
+    def __init__(self, files: Sequence[Artifact], runs: int, threads: int, processes: int, timeout: float, there: Connection) -> None:
+        self._files, self._threads, self._timeout, self._there = files, threads, timeout, there
+        self._deadline = time.monotonic() + timeout
+        self._runs, self._most = runs, processes
+        #: Turns of all sessions together, how many a session makes, timings in a turn, and inferences in a timing of each file; the first session knows.
+        self.rounds = self._turns = self._each = 0
+        self._inner: list[int] = []
+        self._longest = 0.0
+        self._conditions: list[list[dict[str, Any]]] = []
+        self.sessions: list[_Session] = []
+        self._short = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether all turns were made, or another session would not end in time."""
+        made = sum(session.turns for session in self.sessions)
+        return bool(self.sessions) and (made >= self.rounds or self._short or self._left() < 2 * self._longest)
+
+    def session(self) -> None:
+        """A fresh process of each file, and turns of them."""
+        began = time.monotonic()
+        with ExitStack() as stack:
+            workers, loaded, cores = [], [], None
+            for file in self._files:  # one after the other: the start of a process would slow the loading of another file
+                workers.append(stack.enter_context(Worker(self._there, f"measure {file.path.name}", self._timeout, self._deadline)))
+                loaded.append(workers[-1].ask(_request(file, self._threads, cores, self._there, workers[-1].left())))
+                cores = loaded[0]["cores"]
+            first = not self.sessions
+            if first:
+                self._plan(workers)
+            made = _Session(loaded, [[] for _ in self._files], [None] * len(self._files))
+            self.sessions.append(made)
+            if first:
+                self._conditions.append([worker.ask({"conditions": True}) for worker in workers])
+            self._take_turns(workers, made)
+            self._conditions[1:] = [[worker.ask({"conditions": True}) for worker in workers]]
+            made.peaks = [worker.ask({})["peak_rss"] for worker in workers]
+        self._longest = max(self._longest, time.monotonic() - began)
+
+    def _left(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def _plan(self, workers: Sequence[Worker]) -> None:
+        """How many turns of how many timings there are to be, from a first look at the speed of the files."""
         single = [min(worker.ask({"runs": 3, "inner": 1})["ns"]) for worker in workers]
-        inner = [max(1, ceil(SHORTEST_NS / max(ns, 1))) for ns in single]
-        whole_run = sum(ns * count for ns, count in zip(single, inner, strict=True)) / 1e9
-        wanted = min(runs, max(FEWEST_RUNS, int((deadline - time.monotonic()) / 2 / whole_run)))
-        rounds = min(ROUNDS, wanted)
-        each = ceil(wanted / rounds)
-        before = [worker.ask({"conditions": True}) for worker in workers]
-        times: list[list[list[int]]] = [[] for _ in files]
-        try:
-            began = longest = 0.0
-            for turn in range(rounds):
-                longest = max(longest, time.monotonic() - began) if turn else 0.0
-                began = time.monotonic()
-                if deadline - began < 2 * longest and turn * each >= FEWEST_RUNS:
-                    break  # the device became slower than it was at first: fewer turns, rather than none
-                order = range(len(files)) if turn % 2 == 0 else reversed(range(len(files)))
-                for i in order:
-                    times[i].append(workers[i].ask({"runs": each, "inner": inner[i]})["ns"])
-            after = [worker.ask({"conditions": True}) for worker in workers]
-            peaks = [worker.ask({})["peak_rss"] for worker in workers]
-        except DeviceError as error:
-            whole = min(map(len, times))
-            if whole:
-                rows = zip(files, loaded, (rows[:whole] for rows in times), inner, strict=True)
-                note = f"stopped after {whole} of {rounds} turns"
-                error.measured = tuple(replace(_measurement(*row, threads), notes=(note,)) for row in rows)
-            raise
-    measured = tuple(_measurement(*values, threads) for values in zip(files, loaded, times, inner, strict=True))
-    return tuple(map(_noted, measured, before, after, peaks))
+        self._inner = [max(1, ceil(SHORTEST_NS / max(ns, 1))) for ns in single]
+        whole_run = sum(ns * count for ns, count in zip(single, self._inner, strict=True)) / 1e9
+        wanted = min(self._runs, max(FEWEST_RUNS, int(self._left() / 2 / whole_run)))
+        sessions = min(self._most, max(1, wanted // TIMINGS))
+        self._turns = min(ROUNDS, wanted) // sessions
+        self.rounds = self._turns * sessions
+        self._each = ceil(wanted / self.rounds)
+
+    def _take_turns(self, workers: Sequence[Worker], made: _Session) -> None:
+        longest = 0.0
+        for turn in range(self._turns):
+            began = time.monotonic()
+            if self._left() < 2 * longest and sum(session.turns for session in self.sessions) * self._each >= FEWEST_RUNS:
+                self._short = True  # the device became slower than it was at first: fewer turns, rather than none
+                return
+            order = range(len(workers)) if turn % 2 == 0 else reversed(range(len(workers)))
+            for i in order:
+                made.times[i].append(workers[i].ask({"runs": self._each, "inner": self._inner[i]})["ns"])
+            longest = max(longest, time.monotonic() - began)
+
+    def measurements(self) -> tuple[Measurement, ...]:
+        """What whole turns say of each file."""
+        sessions = [session for session in self.sessions if session.turns]
+        return tuple(_measurement(file, i, sessions, self._inner[i], self._threads) for i, file in enumerate(self._files))
+
+    def noted(self) -> tuple[Measurement, ...]:
+        """With what of the conditions is worth a word."""
+        return tuple(map(_noted, self.measurements(), *self._conditions))
 
 
 def profile(
@@ -181,21 +250,6 @@ def onnx_profile(path: Path, runs: int = 50, threads: int = 1) -> dict[str, floa
     return profile(Artifact(path, "onnx", "fp32"), runs=runs, threads=threads)
 
 
-def speedup(before: Measurement, after: Measurement) -> Ratio:
-    """How many times faster ``after`` is, from two measurements of one ``compare`` call: the ratio of each turn's medians, above 1 when it is faster.
-
-    The interval is the percentile bootstrap of the median over the turns (Efron and Tibshirani 1993, ch. 13), with 2,000 resamples.
-    """
-    if len(before.rounds_ms) != len(after.rounds_ms):
-        raise UsageError(
-            f"{before.path.name} and {after.path.name} were not measured side by side: {len(before.rounds_ms)} and {len(after.rounds_ms)} turns"
-        )
-    ratios = np.asarray(before.rounds_ms) / np.asarray(after.rounds_ms)
-    resampled = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Ratio(float(np.median(ratios)), float(low), float(high))
-
-
 def _request(file: Artifact, threads: int, cores: list[int] | None, there: Connection, timeout: float) -> dict[str, Any]:
     """The file is there, and to be loaded."""
     try:
@@ -205,9 +259,13 @@ def _request(file: Artifact, threads: int, cores: list[int] | None, there: Conne
     return {"path": there.put(file.path, timeout), "format": file.format, "threads": threads, "cores": cores, "sha256": sha256}
 
 
-def _measurement(file: Artifact, loaded: dict[str, Any], times: list[list[int]], inner: int, threads: int) -> Measurement:
-    rounds = np.asarray(times) / inner / 1e6
+def _measurement(file: Artifact, i: int, sessions: Sequence[_Session], inner: int, threads: int) -> Measurement:
+    """What the sessions say of the i-th file."""
+    rounds = np.asarray([times for session in sessions for times in session.times[i][: session.turns]]) / inner / 1e6
     median, p90, iqr, outliers = statistics(rounds)
+    loaded = [session.loaded[i] for session in sessions]
+    peak, baseline = max(((session.peaks[i] or 0, session.loaded[i]["baseline_rss"]) for session in sessions), key=lambda pair: pair[0])
+    bound = [session["cores"] for session in loaded if session["cores"] is not None]
     return Measurement(
         path=file.path,
         median_ms=median,
@@ -217,14 +275,15 @@ def _measurement(file: Artifact, loaded: dict[str, Any], times: list[list[int]],
         n=rounds.size,
         inner=inner,
         rounds_ms=tuple(np.median(rounds, axis=1).tolist()),
+        processes=tuple(session.turns for session in sessions),
         threads=threads,
-        cold_start_ms=(loaded["load_ns"] + loaded["first_ns"]) / 1e6,
-        runtime=loaded["runtime"],
-        runtime_version=loaded["version"],
-        baseline_rss_bytes=loaded["baseline_rss"],
-        peak_rss_bytes=None,
+        cold_start_ms=float(np.median([each["load_ns"] + each["first_ns"] for each in loaded])) / 1e6,
+        runtime=loaded[0]["runtime"],
+        runtime_version=loaded[0]["version"],
+        baseline_rss_bytes=baseline,
+        peak_rss_bytes=peak or None,
         file_bytes=file.bytes,
-        cores=None if loaded["cores"] is None else tuple(loaded["cores"]),
+        cores=tuple(sorted({core for cores in bound for core in cores})) if bound else None,
     )
 
 
@@ -236,8 +295,8 @@ def statistics(times: NDArray[np.float64]) -> tuple[float, float, float, float]:
     return median, p90, high - low, outliers
 
 
-def _noted(found: Measurement, before: dict[str, Any], after: dict[str, Any], peak: int | None) -> Measurement:
-    """With all that is known at the end, and what of it is worth a word."""
+def _noted(found: Measurement, before: dict[str, Any], after: dict[str, Any]) -> Measurement:
+    """With the conditions before and after, and what of them is worth a word."""
     pairs = {key: None if None in (before[key], after[key]) else (before[key], after[key]) for key in ("hz", "celsius")}
     change = drift(found.rounds_ms)
     notes = []
@@ -249,7 +308,7 @@ def _noted(found: Measurement, before: dict[str, Any], after: dict[str, Any], pe
         )
         word = "slower" if change > 0 else "faster"
         notes.append(f"the device became {100 * abs(change):.0f} % {word} during the measurement{cause}: compare files measured together only")
-    return replace(found, drift=change, notes=tuple(notes), peak_rss_bytes=peak, hz=pairs["hz"], celsius=pairs["celsius"])
+    return replace(found, drift=change, notes=tuple(notes), hz=pairs["hz"], celsius=pairs["celsius"])
 
 
 def drift(rounds_ms: Sequence[float]) -> float | None:

@@ -243,7 +243,7 @@ def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: 
     value = json.loads(example().write(tmp_path).read_text(encoding="utf-8"))
     assert value["schema_version"] == 1
     assert list(value) == (
-        "schema_version input config seed versions target device layers filters before after accuracy search finetune speedup problem parity artifacts".split()
+        "schema_version input config seed versions target device layers filters before after accuracy search finetune speedup float_original verdict problem parity artifacts".split()
     )
     keys = "name kind method rank params_before params_after macs_before macs_after similarity reason filters_before filters_after filters_reason".split()
     assert [list(layer) for layer in value["layers"]] == [keys, keys]
@@ -256,7 +256,7 @@ def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: 
         "file_bytes": None,
         "arena_bytes": None,
         "accuracy": None,
-        "latency_ms": {"p50": 1.0, "p90": 1.5, "n": 50, "threads": 1, "estimated": False},
+        "latency_ms": {"p50": 1.0, "p90": 1.5, "n": 50, "threads": 1, "source": "measured"},
         "peak_rss_bytes": None,
         "cycles": None,
         "sram_bytes": None,

@@ -15,7 +15,8 @@ from lrfc import cli
 from lrfc.comparison import compare, parse, side
 from lrfc.config import BuildConfig
 from lrfc.errors import UsageError
-from lrfc.manifest import Accuracy, Figures, File, Input, Latency, Layer, Manifest, Speedup
+from lrfc.manifest import Accuracy, Figures, File, Input, Latency, Layer, Manifest
+from lrfc.outcome import Speedup
 from tests import helpers
 
 
@@ -25,7 +26,7 @@ def folder(place: Path, **changes: Any) -> Path:
     accuracy = changes.pop("accuracy", 0.98)
     scores = changes.pop("scores", {"metric": "accuracy"})
     rank = changes.pop("rank", (4,))
-    estimated = changes.pop("estimated", False)
+    source = changes.pop("source", "measured")
     after = {"params": 60, "macs": 420, "file_bytes": 2048, "arena_bytes": 1024} | {
         k: changes.pop(k) for k in list(changes) if k in Figures.model_fields
     }
@@ -42,7 +43,7 @@ def folder(place: Path, **changes: Any) -> Path:
         ),
         "before": Figures(params=120, macs=1020, accuracy=0.98),
         "after": Figures(
-            **after, accuracy=accuracy, latency_ms=None if latency is None else Latency(p50=latency, p90=latency, n=9, threads=1, estimated=estimated)
+            **after, accuracy=accuracy, latency_ms=None if latency is None else Latency(p50=latency, p90=latency, n=9, threads=1, source=source)
         ),
         "accuracy": Accuracy(**scores),
         "speedup": Speedup(median=1.5, low=1.4, high=1.6),
@@ -71,7 +72,7 @@ def folder(place: Path, **changes: Any) -> Path:
         ("latency=5%", {"latency": None}, False, "latency cannot be compared: "),
         ("latency=5%", {"device": "pixel"}, False, "host tflite on 1 threads, measured against pixel tflite"),
         ("latency=5%", {"config": {"memory_mode": "Sram_Only"}}, False, "measured against host Sram_Only tflite on 1 threads"),
-        ("latency=5%", {"estimated": True}, False, "measured against host tflite on 1 threads, estimated"),
+        ("latency=5%", {"source": "estimated"}, False, "measured against host tflite on 1 threads, estimated"),
         ("accuracy=1pp", {"scores": {"metric": "miou"}}, False, "accuracy against miou"),
         ("cycles=5%", {}, False, "cycles cannot be compared"),
     ],
@@ -147,8 +148,8 @@ def test_the_command_tells_pipelines(tmp_path: Path, capfd: pytest.CaptureFixtur
 
     code, out, err = lrfc(old, new, *limits, "--junit", tmp_path / "junit.xml")
     assert code == 4
-    assert err == "lrfc: regressed: latency 2 ms -> 3 ms, 50.00% worse, 5% allowed\n"
-    assert re.search(r"latency +2 ms +3 ms +\+50.0 %", out)
+    assert err == "lrfc: regressed: latency 2 ms -> 3 ms, 50.00% worse, 5% allowed (measured)\n"
+    assert re.search(r"latency, measured +2 ms +3 ms +\+50.0 %", out)
     assert re.search(r"conv +svd 4 +svd 6 +\+50.0 %", out)
     assert "layers: 1 differ, 1 do not" in out
     root = ET.parse(tmp_path / "junit.xml").getroot()

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from lrfc.config import Drop
-from lrfc.contract import contract, held, short
+from lrfc.contract import contract, held
 from lrfc.data import Split
 from lrfc.metrics import metric
+from lrfc.outcome import short
 from tests import helpers
 
 

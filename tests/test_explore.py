@@ -21,7 +21,7 @@ from lrfc.search.latency import CostProfile
 from lrfc.search.pricing import Reading
 from lrfc.search.signature import Signature, signatures
 from lrfc.state import Progress, State
-from lrfc.targets.measure import Ratio
+from lrfc.targets.speed import Ratio
 from lrfc.targets.tflite import TFLite
 from tests.compression import explored, learnt
 

@@ -22,7 +22,8 @@ from lrfc.errors import DeviceError, UsageError
 from lrfc.state import Artifact
 from lrfc.targets import measure, process, worker
 from lrfc.targets.catalog import target
-from lrfc.targets.measure import Measurement, compare, speedup
+from lrfc.targets.measure import Measurement, compare
+from lrfc.targets.speed import Ratio, speedup
 from tests import helpers
 
 
@@ -52,13 +53,14 @@ def started(monkeypatch):
 
 def test_figures_hang_together(files, started):
     found = compare([*files, files[0]], runs=41, threads=2)
-    assert len(started) == 3
+    assert len(started) == 3 * 3, "a fresh process of each file for every dozen of runs"
     for measurement, file in zip(found, [*files, files[0]], strict=True):
         assert measurement.path == file.path
         assert 0 < min(measurement.rounds_ms) <= measurement.median_ms <= measurement.p90_ms
         assert measurement.iqr_ms >= 0
-        assert len(measurement.rounds_ms) == measure.ROUNDS
-        assert measurement.n == 60, "runs are made in whole turns"
+        assert measurement.processes == (6, 6, 6)
+        assert len(measurement.rounds_ms) == 18
+        assert measurement.n == 54, "runs are made in whole turns"
         assert measurement.threads == 2
         assert measurement.inner > 1, "so small a model runs several times for each timing"
         assert measurement.cold_start_ms is not None
@@ -173,7 +175,7 @@ def test_an_interrupt_leaves_no_process(files, monkeypatch, started):
 
 
 def test_no_interpreter_and_no_sense(files, monkeypatch):
-    with pytest.raises(UsageError, match=r"runs \(0\) and threads \(1\)"):
+    with pytest.raises(UsageError, match=r"runs \(0\), threads \(1\)"):
         compare(files, runs=0)
     monkeypatch.setattr(process.sys, "executable", "/nowhere/python")
     with pytest.raises(DeviceError, match="no process can be started"):
@@ -187,7 +189,7 @@ def measurement(rounds):
 def test_speedup_pairs_the_turns():
     """A machine that slows down for all files alike does not disturb the ratio."""
     drift = 1 + np.arange(20) / 4
-    assert speedup(measurement(3 * drift), measurement(1.5 * drift)) == measure.Ratio(2.0, 2.0, 2.0)
+    assert speedup(measurement(3 * drift), measurement(1.5 * drift)) == Ratio(2.0, 2.0, 2.0)
     noisy = drift * np.random.default_rng(1).normal(1, 0.1, 20)
     ratio = speedup(measurement(noisy), measurement(drift))
     assert ratio.low < ratio.median < ratio.high
@@ -196,6 +198,28 @@ def test_speedup_pairs_the_turns():
     assert slower.high < 1
     with pytest.raises(UsageError, match="not measured side by side: 20 and 19 turns"):
         speedup(measurement(drift), measurement(drift[1:]))
+
+
+def test_the_interval_covers_what_differs_from_process_to_process():
+    """Turns of one process are alike: taken for as many observations they claim far too much."""
+    rng = np.random.default_rng(2)
+    covered = {"processes": 0, "turns": 0}
+    for _ in range(400):
+        own = np.exp(rng.normal(np.log(2.0), 0.03, 5))
+        rounds = (own[:, None] * np.exp(rng.normal(0, 0.01, (5, 4)))).ravel()
+        before, after = measurement(rounds), measurement(np.ones(20))
+        by_turns = speedup(before, after)
+        clustered = speedup(replace(before, processes=(4,) * 5), replace(after, processes=(4,) * 5))
+        assert clustered.low <= clustered.median <= clustered.high
+        covered["processes"] += clustered.low <= 2.0 <= clustered.high
+        covered["turns"] += by_turns.low <= 2.0 <= by_turns.high
+    assert 0.92 <= covered["processes"] / 400 <= 0.99
+    assert covered["turns"] / 400 < 0.85
+
+
+def test_what_nobody_timed_has_no_interval():
+    before, after = (replace(measurement([ms]), source="estimated") for ms in (3.0, 2.0))
+    assert speedup(before, after) == Ratio(1.5, 1.5, 1.5, "estimated")
 
 
 def test_memory_that_is_not_told_is_none():
@@ -220,12 +244,12 @@ def conditions(hz, celsius):
 
 def test_drift_is_noted_with_what_the_system_tells():
     slow = replace(measurement([1.0, 1.0, 1.0, 1.0, 1.2, 1.2]), path=Path("m.tflite"))
-    found = measure._noted(slow, conditions(1.5e9, 50.0), conditions(1.2e9, 80.5), 7)
+    found = measure._noted(slow, conditions(1.5e9, 50.0), conditions(1.2e9, 80.5))
     assert found.notes == (
         "the device became 20 % slower during the measurement, clock from 1.5 to 1.2 GHz, temperature from 50 to 80.5 °C: compare files measured together only",
     )
-    assert (found.drift, found.hz, found.celsius, found.peak_rss_bytes) == (pytest.approx(0.2), (1.5e9, 1.2e9), (50.0, 80.5), 7)
-    steady = measure._noted(measurement([1.0] * 6), conditions(None, 40.0), conditions(None, None), None)
+    assert (found.drift, found.hz, found.celsius) == (pytest.approx(0.2), (1.5e9, 1.2e9), (50.0, 80.5))
+    steady = measure._noted(measurement([1.0] * 6), conditions(None, 40.0), conditions(None, None))
     assert (steady.notes, steady.drift, steady.hz, steady.celsius) == ((), 0.0, None, None)
 
 

@@ -23,7 +23,6 @@ from lrfc.manifest import (
     Filters,
     FineTuning,
     Input,
-    Kept,
     Kernels,
     Latency,
     Layer,
@@ -31,8 +30,8 @@ from lrfc.manifest import (
     Parity,
     Round,
     Search,
-    Speedup,
 )
+from lrfc.outcome import Kept, Part, Speedup
 from lrfc.report import page as pages
 from lrfc.report.chart import chart
 from lrfc.report.command import command
@@ -168,10 +167,10 @@ def test_figures_before_and_after() -> None:
         ["Parameters", "120", "60", "50.00 %", "50.00 %", "×2"],
         ["File size", "4.0 KiB (4,096 bytes)", "2.0 KiB (2,048 bytes)", "50.00 %", "50.00 %", "×2"],
         ["Planned activation arena", "2.0 KiB (2,048 bytes)", "1.0 KiB (1,024 bytes)", "50.00 %", "50.00 %", "×2"],
-        ["Latency, median", "2 ms", "1 ms", "50.00 %", "50.00 %", "×2"],
-        ["Latency, 90th percentile", "3 ms", "1.5 ms", "50.00 %", "50.00 %", "×2"],
+        ["Latency, median", "2 ms", "1 ms", "55.56 %", "44.44 %", "×1.80"],
+        ["Latency, 90th percentile", "3 ms", "1.5 ms", NONE, NONE, NONE],
         ["Peak resident memory", "50.0 MiB (52,428,800 bytes)", "40.0 MiB (41,943,040 bytes)", "80.00 %", "20.00 %", "×1.25"],
-        ["Accuracy", "98.00 %", "97.00 % (−1.00 pp)", "98.98 %", NONE, NONE],
+        ["Accuracy", "98.00 %", "97.00 %", NONE, NONE, NONE],
     ]
 
 
@@ -179,7 +178,7 @@ def test_what_was_not_measured_is_a_dash_and_never_zero() -> None:
     bare = made(before=Figures(params=0, macs=10), after=Figures(params=0, macs=20), accuracy=Accuracy(), device=None, parity=None)
     page = Page(render(bare, FASTER, [], None))
     by_name = {row[0]: row[1:] for row in page.tables["figures"]}
-    for name in ("File size", "Planned activation arena", "Latency, median", "Latency, 90th percentile", "Peak resident memory", "Accuracy"):
+    for name in ("File size", "Planned activation arena", "Latency, median", "Peak resident memory", "Accuracy"):
         assert by_name[name] == [NONE] * 5
     assert by_name["Parameters"] == ["0", "0", NONE, NONE, NONE]  # nothing can be kept of nothing
     assert by_name["MACs"] == ["10", "20", "200.00 %", "−100.00 %", "×0.5"]
@@ -189,8 +188,10 @@ def test_what_was_not_measured_is_a_dash_and_never_zero() -> None:
 
 def test_a_latency_names_runs_and_threads_of_both_files() -> None:
     notes = {row.name: row.note for row in rows(made())}
-    assert notes["Latency, median"] == "n = 200, 1 thread / n = 180, 1 thread"
-    assert {row.name: row.note for row in rows(made().model_copy(update={"after": made().before}))}["Latency, median"] == "n = 200, 1 thread"
+    assert notes["Latency, median"] == "measured, n = 200, 1 thread / measured, n = 180, 1 thread"
+    assert {row.name: row.note for row in rows(made().model_copy(update={"after": made().before}))}[
+        "Latency, median"
+    ] == "measured, n = 200, 1 thread"
 
 
 def test_the_ladder_has_the_steps_that_were_measured() -> None:
@@ -217,8 +218,8 @@ def test_every_layer_has_its_row() -> None:
 @pytest.mark.parametrize(
     ("ratio", "said"),
     [
-        (FASTER, "is 1.80 times as fast"),
-        (ratio_of(0.5, 0.4, 0.6), "is slower, at 0.50 times the speed"),
+        (FASTER, "is ×1.80 as fast as the original (measured in turns, 95 % interval 1.70 to 1.90)"),
+        (ratio_of(0.5, 0.4, 0.6), "is slower than the original, at ×0.50 its speed"),
         (ratio_of(1.2, 0.9, 1.4), "is not measurably faster or slower"),
         (ratio_of(1.004, 1.001, 1.006), "is as fast as the original"),
     ],
@@ -226,7 +227,7 @@ def test_every_layer_has_its_row() -> None:
 def test_the_verdict_claims_a_speed_only_when_the_whole_interval_does(ratio: Speedup, said: str) -> None:
     text = Page(render(made(), ratio, POINTS, None)).text
     assert said in text
-    assert "its accuracy is 97.00 % (−1.00 pp)" in text
+    assert "Accuracy 97.00 %, of 98.00 % in float." in text
     assert 'role="alert"' not in render(made(), ratio, POINTS, None)
 
 
@@ -239,8 +240,8 @@ def test_a_problem_stands_before_all_figures() -> None:
 def test_without_gain_nothing_is_claimed_of_the_original() -> None:
     layers = tuple(layer.model_copy(update={"method": None}) for layer in made().layers)
     text = Page(render(made(layers=layers, after=made().before), ratio_of(0.5, 0.4, 0.6), POINTS, "no gain: slower")).text
-    assert "the original model was kept" in text
-    assert "The compressed model" not in text
+    assert "Compression brought no gain on local, so the original was kept." in text
+    assert "It keeps" not in text
     assert "of the compressed file, which was not kept" in text
 
 
@@ -309,7 +310,7 @@ def full() -> str:
 def test_the_verdict_shows_kept_and_saved_and_how_sure_both_are() -> None:
     text = re.sub(r"\s+", " ", Page(full()).text)
     for said in (
-        "41.2 % kept", "58.8 % saved", "×1.80", "95 % interval 1.70 to 1.90", "97.00 %", "98.00 % before; lost 0.50 pp, reference kernels included, 95 % interval −0.10 to 1.10, 400 samples",
+        "41.2 % kept", "58.8 % saved", "×1.80", "95 % interval 1.70 to 1.90", "97.00 %", "98.00 % before, in float; lost 0.50 pp (95 % interval −0.10 to 1.10, 400 samples)",
         "on 1,200 samples the file that ships has 97.20 % by the former, 96.50 % by the latter. local rounds as the reference kernels do",
     ):  # fmt: skip
         assert said in text
@@ -351,7 +352,11 @@ def test_without_methods_no_other_plans_are_drawn() -> None:
 
 def rounded(*, counted: bool = True) -> Manifest:
     """A build of integers, whose original has one score in float and another as a file."""
-    kept = Kept(allowed=0.02, drop=0.018 if counted else 0.005, low=0.001, high=0.03, confidence=0.95, samples=1_000, met=True)
+    steps = [("compression", -0.002), ("emission", 0.007), *([("kernels", 0.013)] if counted else [])]
+    kept = Kept(
+        allowed=0.02, drop=0.018 if counted else 0.005, low=0.001, high=0.03, confidence=0.95, samples=1_000, met=True,
+        margin=0.002 if counted else 0.015, parts=tuple(Part(step=step, drop=drop) for step, drop in steps),
+    )  # fmt: skip
     kernels = Kernels(reference=0.371, optimised=0.384, samples=1_000, counted=counted)
     sides = [side.model_copy(update={"accuracy": score}) for side, score in ((made().before, 0.405), (made().after, 0.384))]
     scores = Accuracy(metric="accuracy", before=0.389, artifact=0.384, kept=kept, kernels=kernels)
@@ -361,18 +366,21 @@ def rounded(*, counted: bool = True) -> Manifest:
 def test_the_score_of_the_original_says_whether_it_is_that_of_its_file() -> None:
     page = Page(render(rounded(), FASTER, POINTS, None))
     for said in (
-        "its accuracy is 38.40 % (−2.10 pp against the original's file).",
-        "40.50 % before, the original's file; lost 1.80 pp against 38.90 % of the original in float, reference kernels included, 95 % interval",
+        "Accuracy 38.40 %, of 38.90 % in float: lost 1.80 pp (95 % interval",
+        "38.90 % before, in float; lost 1.80 pp (95 % interval",
         "The original's emitted file and the one that ships, both int8.",
-        "The drop: 38.90 % of the original in float less 38.40 % of the emitted file is 0.50 pp; with the 1.30 pp that the reference kernels lose, 1.80 pp.",
-        "“Before and after” compares files: that of the original has 40.50 %.",
+        "The drop is a sum: −0.20 pp by compression, in float + 0.70 pp by the emitted file against that network + 1.30 pp by the reference kernels",
+        "It is counted from the original in float, which has 38.90 %; the original's own file has 40.50 %.",
     ):
         assert said in page.text
     assert page.tables["accuracy"][1] == ["Original, in float", "38.90 %"]
+    assert page.tables["figures"][-1][:3] == ["Accuracy", "38.90 %", "38.40 % (drop 1.80 pp)"]
+    drops = re.findall(r"(?:lost|drop) (\S+) pp", page.text)
+    assert set(drops) == {"1.80"}, "one drop on the page"
+    assert "−2.10" not in page.text
 
 
 def test_one_baseline_needs_no_words() -> None:
-    assert "is 0.50 pp. “Before and after” compares files" in pages.baselines(rounded(counted=False))
     assert "kernels" not in pages.baselines(rounded(counted=False))
     same = made(accuracy=Accuracy(before=0.98, artifact=0.97))
     assert pages.baselines(same) == ""
@@ -383,7 +391,7 @@ def test_where_cycles_are_known_the_times_of_layers_add_up_to_the_latency() -> N
     spent = {"conv1": 700, "pool": 100, "head": 200, "conv1__in": 100}
     sides = [[each.model_copy(update={"cycles": spent[each.name]}) for each in side] for side in (OPS.before, OPS.after)]
     sides[0][0] = sides[0][0].model_copy(update={"cycles": 1_700})
-    latency = Latency(p50=1.0, p90=1.0, n=1, threads=1, estimated=True)
+    latency = Latency(p50=1.0, p90=1.0, n=1, threads=1, source="compiled")
     manifest = made(
         before=made().before.model_copy(update={"cycles": 2_000, "latency_ms": latency}),
         after=made().after.model_copy(update={"cycles": 1_100, "latency_ms": latency.model_copy(update={"p50": 0.55})}),
@@ -392,16 +400,16 @@ def test_where_cycles_are_known_the_times_of_layers_add_up_to_the_latency() -> N
     page = Page(render(manifest, FASTER, POINTS, None, ops=ops))
     assert page.tables["times"][1:] == [["conv1", "0.850", "0.400", ""], ["pool", "0.050", "0.050", ""], ["head", "0.100", "0.100", ""]]
     assert [row[6].strip() for row in page.tables["layers"][1:]] == ["0.850 → 0.400", "0.100"]
-    assert "Time: the cycles that the compiler of local counts, at its clock." in page.text
-    assert "The cycles that the compiler of local counts, at its clock; they add up to the estimated latency." in page.text
+    assert "Time: compiled: the cycles that the compiler of local counts, at its clock." in page.text
+    assert "Compiled: the cycles that the compiler of local counts, at its clock; they add up to the compiled latency." in page.text
     assert "Predicted for local" not in page.text
 
 
 def test_a_drop_says_what_it_is_a_share_of() -> None:
     kept = Kept(allowed=None, drop=0.02, low=-0.01, high=0.03, confidence=0.95, samples=400, met=True)
     told = {
-        "% of the variance of the labels": "lost 2.00 % of the variance of the labels against 3.1 of the original in float, 95 % interval −1.00 to 3.00,",
-        None: "lost 2.00 % against 3.1 of the original in float, 95 % interval",
+        "% of the variance of the labels": "3.1 before, in float; lost 2.00 % of the variance of the labels (95 % interval −1.00 to 3.00,",
+        None: "lost 2.00 % (95 % interval",
     }
     for unit, text in told.items():
         scores = Accuracy(metric="mean squared error", percent=False, before=3.1, artifact=3.2, kept=kept.model_copy(update={"unit": unit}))

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from lrfc.choices import Explanation, Row
-from lrfc.manifest import Accuracy, Figures, Input, Kept, Kernels, Latency, Layer, Manifest
+from lrfc.manifest import Accuracy, Figures, Input, Kernels, Latency, Layer, Manifest
+from lrfc.outcome import Kept, Speedup
 from lrfc.ship import Result
-from lrfc.targets.measure import Ratio
+from lrfc.targets.speed import Ratio
 from lrfc.terminal import Terminal, quiet
 
 
@@ -134,9 +135,10 @@ def result(name: str = "small", accuracy: float | None = 0.9) -> Result:
         before=figures(4, accuracy),
         after=figures(1, accuracy),
         accuracy=Accuracy(before=accuracy, artifact=accuracy),
+        speedup=Speedup(median=3.9, low=3.8, high=4.1),
         artifacts=(),
     )
-    return Result(Path(name), manifest, Ratio(4.0, 3.9, 4.1))
+    return Result(Path(name), manifest, Ratio(3.9, 3.8, 4.1))
 
 
 def test_the_table_of_a_build() -> None:
@@ -146,10 +148,13 @@ def test_the_table_of_a_build() -> None:
     text = " ".join(out.getvalue().split())
     assert "MACs 80,000 20,000 25.0 % 75.0 % ×4.00" in text
     assert "file 16 KiB 4 KiB 25.0 % 75.0 % ×4.00" in text
-    assert "peak RSS — — — — —" in text, "what was not measured is not a number"
-    assert "latency p50, n=200 2 ms 0.5 ms" in text
+    assert "peak RSS" not in text, "what was not measured is not a number"
+    assert "latency p50, n=200 2 ms 0.5 ms 25.6 % 74.4 % ×3.90" in text, "the speed-up, not the quotient"
+    assert "latency p90 3 ms 0.75 ms — — —" in text
+    assert "×3.90 as fast as the original" in text
+    assert "×4.00 as" not in text
     assert "accuracy: before 90.00 % → artifact 90.00 %" in text
-    assert "3.90 to 4.10" in text
+    assert "measured in turns, 95 % interval 3.80 to 4.10" in text
     assert "1 svd" in text
     assert "1 not factorized" in text
     assert "layers.csv" in text
@@ -175,18 +180,20 @@ def test_the_original_in_float_and_its_file_are_told_apart() -> None:
         term, out, _ = terminal()
         term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"before": before, "config": {"precision": "int8"}})))
         term.show_results(as_json=False)
-        told = "before: the original in float, which the drop is counted from; its int8 file has 92.00 %"
+        told = "before: the original in float, which the drop is counted from; the original's own int8 file has 92.00 %"
         assert (told in " ".join(out.getvalue().split())) == said
 
 
 def test_a_drop_says_what_it_is_a_share_of() -> None:
     plain = result()
-    kept = Kept(allowed=0.01, drop=0.02, low=0.0, high=0.03, confidence=0.95, samples=400, met=False, unit="% of the variance of the labels")
+    kept = Kept(
+        allowed=0.01, drop=0.02, low=0.0, high=0.03, confidence=0.95, samples=400, met=False, margin=-0.01, unit="% of the variance of the labels"
+    )
     scores = plain.manifest.accuracy.model_copy(update={"percent": False, "kept": kept})
     term, out, _ = terminal()
     term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"accuracy": scores})))
     term.show_results(as_json=False)
-    told = "drop of the emitted file: 2.00% of the variance of the labels (95 % interval 0.00 to 3.00% on 400 samples; allowed 1%)"
+    told = "lost 2.00 % of the variance of the labels (95 % interval 0.00 to 3.00, 400 samples); 1 % allowed: broken, by 1.00 %."
     assert told in " ".join(out.getvalue().split())
 
 
@@ -254,4 +261,4 @@ def test_results_as_json(names: tuple[str, ...]) -> None:
     printed = json.loads(out.getvalue())
     builds = [printed] if len(names) == 1 else printed["builds"]
     assert [build["out"] for build in builds] == list(names)
-    assert all(build["speedup"] == {"median": 4.0, "low": 3.9, "high": 4.1} and build["problem"] is None for build in builds)
+    assert all(build["speedup"] == {"median": 3.9, "low": 3.8, "high": 4.1, "source": "measured"} and build["problem"] is None for build in builds)

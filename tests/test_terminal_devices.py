@@ -39,19 +39,19 @@ def test_measurements():
     text = shown(terminal_devices.measurements, rows)
     assert "a.tflite 2 2 0.1 3 2 KiB 2 MiB ×1.00 (1.00–1.00)" in text
     assert "b.tflite 1 1 0.1 3 2 KiB 2 MiB ×2.00 (2.00–2.00)" in text
-    assert "LiteRT 2.1, 1 thread(s), bound to core 3, batch 1, 200 timings of each file, interleaved" in text
+    assert "LiteRT 2.1, 1 thread(s), bound to core 3, batch 1, 200 timings of each file in 1 fresh process of its own, interleaved" in text
     assert "b.tflite: the device became 9 % slower b.tflite: 25 % of the timings are far out" in text
     assert "a.tflite:" not in text
     assert [row["median_ms"] for row in printed(terminal_devices.measurements, rows)["measurements"]] == [2.0, 1.0]
 
 
 def test_estimates_are_called_so():
-    rows = [measured(name, ms, estimated=True, cycles=int(ms * 5e5), sram_bytes=1024, flash_bytes=None, runtime="Vela", cold_start_ms=None)
+    rows = [measured(name, ms, source="compiled", cycles=int(ms * 5e5), sram_bytes=1024, flash_bytes=None, runtime="Vela", cold_start_ms=None)
             for name, ms in (("a.tflite", 2.0), ("b.tflite", 1.0))]  # fmt: skip
     text = shown(terminal_devices.measurements, rows)
     assert "a.tflite 2 1,000,000 1 KiB — ×1.00" in text
     assert "b.tflite 1 500,000 1 KiB — ×2.00" in text
-    assert "estimated by Vela 2.1, batch 1; no device was timed" in text
+    assert "compiled by Vela 2.1, batch 1; no device was timed" in text
 
 
 def test_profiles(monkeypatch):

@@ -16,8 +16,8 @@ from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.state import Artifact
 from lrfc.targets import device, flash, vela
 from lrfc.targets.device import Device, Vela
-from lrfc.targets.measure import speedup
 from lrfc.targets.runners.vela import VelaRunner, measurement
+from lrfc.targets.speed import speedup
 from lrfc.targets.tflite import TFLite
 from tests.helpers import conv_net, residual
 
@@ -98,7 +98,7 @@ def test_measurements(file, compiled):
     with VelaRunner(device.load("ethos-u55-128")) as runner:
         first, second = runner.compare([file, file], runs=3)
     assert first == second
-    assert first.estimated
+    assert first.source == "compiled"
     assert (first.cycles, first.sram_bytes, first.flash_bytes) == (compiled.cycles, compiled.sram_bytes, compiled.flash_bytes)
     assert first.median_ms == compiled.ms
     assert (first.iqr_ms, first.n, first.cold_start_ms, first.peak_rss_bytes) == (0.0, 1, None, None)

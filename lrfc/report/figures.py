@@ -10,6 +10,7 @@ from typing import Any
 from lrfc.anatomy import Anatomy, OpCost
 from lrfc.choices import Row
 from lrfc.manifest import Manifest
+from lrfc.origin import MEASURED
 from lrfc.report.chart import chart, legend
 from lrfc.report.text import count, decimal, percent
 
@@ -52,13 +53,16 @@ def files(manifest: Manifest) -> tuple[str, str] | None:
         return None
     factor, unit = (100, ", %") if scores.percent else (1, "")
     name = scores.metric or "accuracy"
-    found = {"original": [(before.latency_ms.p50, factor * before.accuracy, f"original: {decimal(before.latency_ms.p50)} ms")]}
+    timed = after.latency_ms.source
+    found = {"original": [(before.latency_ms.p50, factor * before.accuracy, f"original: {timed} {decimal(before.latency_ms.p50)} ms")]}
     tried = [a for a in manifest.search.attempts if a.accuracy is not None and a.latency_ms is not None]
-    known = [(a.latency_ms or 0, factor * (a.accuracy or 0), f"attempt {i}: {decimal(a.latency_ms)} ms") for i, a in enumerate(tried, 1)]
-    kept = (after.latency_ms.p50, factor * after.accuracy, f"the file that ships: {decimal(after.latency_ms.p50)} ms")
+    known = [
+        (a.latency_ms or 0, factor * (a.accuracy or 0), f"attempt {i}: {a.source or timed} {decimal(a.latency_ms)} ms")
+        for i, a in enumerate(tried, 1)
+    ]
+    kept = (after.latency_ms.p50, factor * after.accuracy, f"the file that ships: {timed} {decimal(after.latency_ms.p50)} ms")
     others = [point for point in known if point[:2] != kept[:2]]
     found |= {"the file that ships": [kept]} | ({"not kept": others} if others else {})
-    timed = "estimated" if after.latency_ms.estimated else "measured"
     drawn = chart(
         found,
         f"{name} against {timed} latency of the emitted files",
@@ -191,13 +195,17 @@ def memory(ops: Anatomy) -> str:
 
 
 def rounds(manifest: Manifest) -> str | None:
-    """Predicted against measured latency of each plan of the measured loop; None where none was measured."""
-    turns = [(i, t.predicted_ms, t.measured_ms) for i, t in enumerate(manifest.search.rounds, 1)]
-    points = [(p, m, f"plan {i}: predicted {decimal(p)} ms, measured {decimal(m)} ms") for i, p, m in turns if p is not None and m is not None]
+    """The latency of each plan of the search against the predicted one; None where none is known."""
+    after = manifest.after.latency_ms
+    default = MEASURED if after is None else after.source
+    turns = [(i, t.predicted_ms, t.measured_ms, t.source or default) for i, t in enumerate(manifest.search.rounds, 1)]
+    points = [
+        (p, m, f"plan {i}: predicted {decimal(p)} ms, {source} {decimal(m)} ms") for i, p, m, source in turns if p is not None and m is not None
+    ]
     if not points:
         return None
     return chart(
-        {f"plan {i}": [point] for i, point in enumerate(points, 1)}, "Measured against predicted latency", "predicted, ms", "measured, ms",
+        {f"plan {i}": [point] for i, point in enumerate(points, 1)}, f"{default.capitalize()} against predicted latency", "predicted, ms", f"{default}, ms",
         size=SIZE, dot=5, diagonal=True,
     )  # fmt: skip
 

@@ -14,13 +14,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lrfc import anatomy, choices
+from lrfc import verdict as verdicts
 from lrfc.anatomy import Anatomy, OpCost
 from lrfc.errors import UsageError
-from lrfc.manifest import Latency, Layer, Manifest, Speedup
+from lrfc.manifest import Latency, Layer, Manifest
+from lrfc.origin import COMPILED, EXPLAINED, MEASURED
+from lrfc.outcome import Speedup
 from lrfc.report import figures
 from lrfc.report.chart import legend
 from lrfc.report.command import command
-from lrfc.report.text import NONE, change, count, decimal, minus, ms, option, percent, points_of, ranks, short_size, size
+from lrfc.report.text import NONE, change, count, decimal, ms, option, percent, ranks, short_size, size
+from lrfc.verdict import points
 
 NAME = "report.html"
 #: The one script: sorts tables, and shows one layer's curves at a time. Without it everything is there, unsorted.
@@ -112,23 +116,26 @@ def render(content: Content) -> str:
     }  # fmt: skip
     environment.globals |= {"change": change, "count": count, "short_size": short_size, "ms": ms}
     manifest, ops = content.manifest, content.ops
-    kept_original = manifest.problem is not None and not manifest.filters and all(layer.method is None for layer in manifest.layers)
+    kept_original = verdicts.kept_original(manifest)
+    found = manifest.verdict or verdicts.judged(manifest)
     # Nothing was weighed against the layers as they are: there are no other plans to show.
     only_cut = manifest.config.get("prune") == "only"
     clocked = None if ops is None else by_cycles(manifest, ops)
     times = clocked or ops
     times_told = f"predicted for {option(manifest.device)} from its cost profile, not measured"
     if clocked is not None:
-        times_told = f"the cycles that the compiler of {option(manifest.device)} counts, at its clock"
+        times_told = f"compiled: the cycles that the compiler of {option(manifest.device)} counts, at its clock"
     curves, key = figures.similarities(() if only_cut else content.candidates)
     points, by_latency = ((), ()) if only_cut else (content.points, content.by_latency)
     return environment.get_template("page.html.j2").render(
         m=manifest,
         title=Path(manifest.input.path).name,
-        verdict=verdict(manifest, manifest.speedup, kept_original=kept_original),
+        verdict=verdicts.headline(found),
+        details=verdicts.details(found),
         kept_original=kept_original,
         cards=[] if kept_original else cards(manifest),
-        speed=None if manifest.speedup is None else speed(manifest.speedup),
+        source=None if manifest.after.latency_ms is None else manifest.after.latency_ms.source,
+        sure=None if manifest.speedup is None else verdicts.sure(manifest.speedup),
         rows=rows(manifest),
         precision=manifest.config.get("precision"),
         baselines=baselines(manifest),
@@ -211,57 +218,17 @@ def _spent(ops: Sequence[OpCost]) -> dict[str, int | None]:
 # -- sentences and rows ------------------------------------------------------------------------------------------------------------
 
 
-def speed(ratio: Speedup) -> str:
-    """What the measured ratio says: a difference only when the whole interval does, and when it shows in two decimals."""
-    if f"{ratio.median:.2f}" == "1.00":
-        return "as fast as the original"
-    if ratio.low > 1:
-        return f"{ratio.median:.2f} times as fast"
-    if ratio.high < 1:
-        return f"slower, at {ratio.median:.2f} times the speed"
-    return "not measurably faster or slower"
-
-
-def verdict(manifest: Manifest, ratio: Speedup | None, *, kept_original: bool) -> str:
-    """The outcome in one sentence."""
-    if kept_original:
-        return "Compression brought no gain, so the original model was kept."
-    before, after = manifest.before, manifest.after
-    said = [
-        f"{percent(after.macs / before.macs)} of the MACs" if before.macs else "",
-        f"{percent(after.params / before.params)} of the parameters" if before.params else "",
-    ]
-    if before.file_bytes and after.file_bytes is not None:
-        said.append(f"{percent(after.file_bytes / before.file_bytes)} of the file size")
-    told = ", ".join(part for part in said if part)
-    sentence = f"The compressed model keeps {told or 'the size of the original'}, and is {'of unknown speed' if ratio is None else speed(ratio)}"
-    if before.accuracy is None or after.accuracy is None:
-        return f"{sentence}; its accuracy was not measured."
-    scores = manifest.accuracy
-    difference = points_of(after.accuracy - before.accuracy) if scores.percent else f"{scores.shown(before.accuracy)} before"
-    if scores.percent and manifest.original_file is not None:
-        difference += " against the original's file"
-    return f"{sentence}; its {scores.metric or 'accuracy'} is {scores.shown(after.accuracy)} ({difference})."
-
-
 def baselines(manifest: Manifest) -> str:
-    """Where the original's file has another score than the original, or kernels add to the drop: what each difference is taken from."""
+    """The parts of the drop, and what it is counted from where the original's file has another score."""
     scores, file = manifest.accuracy, manifest.original_file
-    kernels = scores.kernels if scores.kernels is not None and scores.kernels.counted else None
-    if scores.before is None or scores.artifact is None or (file is None and kernels is None):
-        return ""
-    said = f"The drop is counted from the original in float, which has {scores.shown(scores.before)}."
-    if scores.kept is not None and scores.percent and scores.higher_is_better:
-        lost, more = scores.before - scores.artifact, 0.0 if kernels is None else kernels.optimised - kernels.reference
-        said = f"The drop: {scores.shown(scores.before)} of the original in float less {scores.shown(scores.artifact)} of the emitted file is {_points(lost)}"
-        said += "." if kernels is None else f"; with the {_points(more)} that the reference kernels lose, {_points(scores.kept.drop)}."
-    if file is not None:
-        said += f" “Before and after” compares files: that of the original has {scores.shown(file)}."
-    return said
-
-
-def _points(lost: float) -> str:
-    return minus(f"{100 * lost:.2f} pp")
+    said = []
+    if scores.kept is not None and (summed := verdicts.parts(scores.kept)):
+        said.append(f"The drop is a sum: {summed}.")
+    if file is not None and scores.before is not None:
+        said.append(
+            f"It is counted from the original in float, which has {scores.shown(scores.before)}; the original's own file has {scores.shown(file)}."
+        )
+    return " ".join(said)
 
 
 def cards(manifest: Manifest) -> list[tuple[str, str, str]]:
@@ -276,47 +243,80 @@ def cards(manifest: Manifest) -> list[tuple[str, str, str]]:
                 kept, saved = f"×{second / first:.2f}", f"{100 * (second / first - 1):.1f} % more than before"
             found.append((name, kept, saved))
     if ratio is not None:
-        estimated = after.latency_ms is not None and after.latency_ms.estimated
-        spread = "estimated, no device was timed" if estimated else f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
-        found.append(("Speed-up", f"×{ratio.median:.2f}", spread))
+        found.append(("Speed-up", f"×{ratio.median:.2f}", verdicts.sure(ratio)))
+    whole = manifest.float_original
+    if whole is not None and whole.speedup is not None:
+        over = whole.speedup
+        word = "SLOWER than the float original; " if over.pace == "slower" else ""
+        found.append(("Beside fp32", f"×{over.median:.2f}", f"{word}{verdicts.sure(over)}"))
     if after.accuracy is not None:
-        sure = "on the test data" if before.accuracy is None else f"{scores.shown(before.accuracy)} before"
-        if (held := scores.kept) is not None:
-            unit = held.unit or ("pp" if scores.percent else "%")
-            drop, low, high = (minus(f"{100 * value:.2f}") for value in (held.drop, held.low, held.high))
-            since = ""
-            if manifest.original_file is not None and scores.before is not None:
-                sure += ", the original's file"
-                since = f" against {scores.shown(scores.before)} of the original in float"
-            since += ", reference kernels included" if scores.kernels is not None and scores.kernels.counted else ""
-            sure += f"; lost {drop} {unit}{since}, {100 * held.confidence:g} % interval {low} to {high}, {held.samples:,} samples"
-        found.append(((scores.metric or "accuracy").capitalize(), scores.shown(after.accuracy), sure))
+        since = "on the test data" if scores.before is None else f"{scores.shown(scores.before)} before, in float"
+        if scores.kept is not None:
+            since += f"; {verdicts.contract(scores.kept, percent=scores.percent)}"
+        found.append(((scores.metric or "accuracy").capitalize(), scores.shown(after.accuracy), since))
     return found
 
 
 def rows(manifest: Manifest) -> list[Row]:
-    """The before/after table."""
+    """The before/after table.
+
+    The drop in it is the contract's, and the factor of the latency is the speed-up: there is one of
+    each on the page.
+    """
     before, after = manifest.before, manifest.after
     found = [
         _row("MACs", before.macs, after.macs, count),
         _row("Parameters", before.params, after.params, count),
         _row("File size", before.file_bytes, after.file_bytes, size),
-        _row("Planned activation arena", before.arena_bytes, after.arena_bytes, size),
+        _row("Planned activation arena", before.arena_bytes, after.arena_bytes, size, "planned by lrfc"),
+        *_latencies(manifest),
     ]
-    for name, quantile in (("Latency, median", "p50"), ("Latency, 90th percentile", "p90")):
-        first, second = (None if side.latency_ms is None else getattr(side.latency_ms, quantile) for side in (before, after))
-        found.append(_row(name, first, second, lambda value: f"{decimal(value)} ms", _how(before.latency_ms, after.latency_ms)))
     if before.cycles is None:
-        found.append(_row("Peak resident memory", before.peak_rss_bytes, after.peak_rss_bytes, size, "of the process, runtime included"))
+        note = "measured, of the process, runtime included"
+        found.append(_row("Peak resident memory", before.peak_rss_bytes, after.peak_rss_bytes, size, note))
     else:
-        found.append(_row("NPU cycles", before.cycles, after.cycles, count, "computed by its compiler"))
-        found.append(_row("SRAM", before.sram_bytes, after.sram_bytes, size))
-        found.append(_row("Flash", before.flash_bytes, after.flash_bytes, size))
-    scores = manifest.accuracy
-    score = _row((scores.metric or "accuracy").capitalize(), before.accuracy, after.accuracy, scores.shown)
-    if scores.percent and before.accuracy is not None and after.accuracy is not None:  # a score is not saved: its change is in points
-        score = Row(score.name, score.before, f"{score.after} ({points_of(after.accuracy - before.accuracy)})", score.kept)
-    return [*found, score]
+        found.append(_row("NPU cycles", before.cycles, after.cycles, count, EXPLAINED[COMPILED]))
+        found.append(_row("SRAM", before.sram_bytes, after.sram_bytes, size, EXPLAINED[COMPILED]))
+        found.append(_row("Flash", before.flash_bytes, after.flash_bytes, size, EXPLAINED[COMPILED]))
+    return [*found, _score(manifest)]
+
+
+def _latencies(manifest: Manifest) -> list[Row]:
+    old, new = manifest.before.latency_ms, manifest.after.latency_ms
+    whole = manifest.float_original
+    if old is None or new is None:
+        return [Row("Latency, median", NONE, NONE)]
+    ratio = manifest.speedup if manifest.after != manifest.before else None
+    if new.source != MEASURED:
+        found = [_timed(f"Latency, {new.source}", old.p50, new.p50, ratio, _how(old, new))]
+    else:
+        found = [_timed("Latency, median", old.p50, new.p50, ratio, _how(old, new))]
+        found.append(_timed("Latency, 90th percentile", old.p90, new.p90, None, _how(old, new)))
+    if whole is not None and whole.latency_ms is not None:
+        note = _how(whole.latency_ms, new)
+        name = "Latency, beside the original in fp32"
+        found.append(_timed(name, whole.latency_ms.p50, new.p50, whole.speedup, note))
+    return found
+
+
+def _timed(name: str, before: float, after: float, ratio: Speedup | None, note: str) -> Row:
+    first, second = (f"{decimal(value)} ms" for value in (before, after))
+    if ratio is None:
+        return Row(name, first, second, note=note)
+    kept = 1 / ratio.median
+    return Row(name, first, second, percent(kept), percent(1 - kept), f"×{ratio.median:.2f}", note)
+
+
+def _score(manifest: Manifest) -> Row:
+    """The score in float before and of the file, as the contract compares them."""
+    scores, after = manifest.accuracy, manifest.after.accuracy
+    name = (scores.metric or "accuracy").capitalize()
+    known = None if after is None else scores.shown(after)
+    if scores.before is None or known is None:
+        return Row(name, NONE if scores.before is None else scores.shown(scores.before), known or NONE)
+    if scores.kept is not None:  # a score is not saved: its change is the drop
+        known += f" (drop {points(scores.kept.drop, scores.kept.unit)})"
+    return Row(name, scores.shown(scores.before), known, note="before: the original in float")
 
 
 def _row(name: str, before: float | None, after: float | None, show: Callable[[Any], str], note: str = "") -> Row:
@@ -327,10 +327,9 @@ def _row(name: str, before: float | None, after: float | None, show: Callable[[A
     return Row(name, first, second, percent(kept), percent(1 - kept), f"×{decimal(before / after, 3)}" if after else NONE, note)
 
 
-def _how(before: Latency | None, after: Latency | None) -> str:
-    sides = [
-        "estimated, no device was timed" if side.estimated else f"n = {side.n}, {side.threads} thread{'s' if side.threads > 1 else ''}"
-        for side in (before, after)
-        if side is not None
+def _how(*sides: Latency) -> str:
+    told = [
+        EXPLAINED[side.source] if side.source != MEASURED else f"measured, n = {side.n}, {side.threads} thread{'s' if side.threads > 1 else ''}"
+        for side in sides
     ]
-    return " / ".join(dict.fromkeys(sides))
+    return " / ".join(dict.fromkeys(told))

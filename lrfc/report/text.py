@@ -40,11 +40,6 @@ def percent(value: float | None) -> str:
     return NONE if value is None else minus(f"{100 * value:.2f} %" if abs(value) > 0 else "0 %")
 
 
-def points_of(change: float) -> str:
-    """A change of a fraction, in percentage points."""
-    return minus(f"{100 * change:+.2f} pp")
-
-
 def change(before: float | None, after: float | None) -> str:
     """By how much a figure changed, in percent: −60 %, or nothing where it did not."""
     if before is None or after is None or not before or before == after:

@@ -150,6 +150,7 @@ class BenchmarkRunner:
             n=sum(turn.count for turn in turns),
             inner=1,
             rounds_ms=tuple(times.tolist()),
+            processes=(1,) * len(times),  # the program is started for each turn
             threads=threads,
             cold_start_ms=float(np.median([turn.cold for turn in turns])) / 1e3,
             runtime="benchmark_model",

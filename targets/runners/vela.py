@@ -1,4 +1,4 @@
-"""An Arm Ethos-U as its compiler Vela computes it: a device that is not there, with exact figures that are called estimated."""
+"""An Arm Ethos-U as its compiler Vela computes it: a device that is not there, with exact figures that are called compiled."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Self
 
 from lrfc.errors import DeviceError, UsageError
 from lrfc.ir.graph import Graph
+from lrfc.origin import COMPILED
 from lrfc.search.npu import signatures
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact
@@ -48,7 +49,7 @@ class VelaRunner:
         return Facts(machine=self._reach.accelerator, system=f"Vela {vela.version()}", python=None, runtimes={"tflite": f"Vela {vela.version()}"})
 
     def compare(self, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
-        """Each file's figures, all ``estimated``: one timing, no spread, and nothing of a process's memory. ``runs`` and ``threads`` change nothing."""
+        """Each file's figures, all ``compiled``: one timing, no spread, and nothing of a process's memory. ``runs`` and ``threads`` change nothing."""
         deadline = time.monotonic() + timeout
         return tuple(measurement(file, self.compiled(file, timeout=max(deadline - time.monotonic(), 0.0))) for file in files)
 
@@ -82,6 +83,6 @@ def measurement(file: Artifact, result: vela.Compiled) -> Measurement:
     notes = (f"{len(result.fallbacks)} operators run on the CPU, which Vela does not count: {operators}",) if operators else ()
     return Measurement(
         path=file.path, median_ms=result.ms, p90_ms=result.ms, iqr_ms=0.0, n=1, inner=1, rounds_ms=(result.ms,), threads=1, cold_start_ms=None,
-        runtime="Vela", runtime_version=vela.version(), baseline_rss_bytes=None, peak_rss_bytes=None, estimated=True, cycles=result.cycles,
+        runtime="Vela", runtime_version=vela.version(), baseline_rss_bytes=None, peak_rss_bytes=None, source=COMPILED, cycles=result.cycles,
         sram_bytes=result.sram_bytes, flash_bytes=result.flash_bytes, file_bytes=file.bytes, notes=notes,
     )  # fmt: skip
