@@ -16,6 +16,8 @@ from lrfc.targets.imports import need
 
 #: Bytes of a file: its offsets have 32 bits.
 LARGEST = (1 << 31) - 1
+#: Axes of a tensor at most.
+AXES = 8
 #: What a file says that moves nothing: the values stay where they are.
 _VIEWS = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
 #: Operators of one step for each value of the output, by what the kinds of a signature are called where that differs from the operator in lower case.
@@ -118,7 +120,7 @@ class _File:
         return Signature(_BY_VALUE[name] or name.lower(), inputs, output)
 
     def _layer(self, op: Any, name: str, output: tuple[int, ...]) -> Signature:
-        weights = tuple(self._graph.Tensors(op.Inputs(1)).ShapeAsNumpy().tolist())
+        weights = self._shape(op.Inputs(1), batch=False)
         source = self._shape(op.Inputs(2 if name == "TRANSPOSE_CONV" else 0))
         bias = 3 if name == "TRANSPOSE_CONV" else 2
         params = prod(weights)
@@ -141,6 +143,8 @@ class _File:
             strides = options.StrideH(), options.StrideW()
             dilation = (1, 1) if name == "TRANSPOSE_CONV" else (options.DilationHFactor(), options.DilationWFactor())
         groups = source[-1] if kind == "depthwise" else source[-1] // each
+        if not groups:
+            raise ValueError(f"a convolution of {source[-1]} channels by kernels of {each}")
         positions = prod((source if kind == "transposed" else output)[:-1])
         return Signature(
             kind, (source,), output, window, strides, dilation, groups, activation=fused, params=params, macs=positions * prod(weights)
@@ -159,6 +163,8 @@ class _File:
         """Without the batch axis."""
         shape = self._graph.Tensors(tensor).ShapeAsNumpy()
         sizes = () if isinstance(shape, int) else tuple(shape.tolist())  # 0 stands for a scalar
+        if len(sizes) > AXES or not all(0 < size <= LARGEST for size in sizes):
+            raise ValueError(f"a tensor of shape {sizes}")
         return sizes[1:] if batch else sizes
 
     def _options(self, op: Any, kind: Any) -> Any:
