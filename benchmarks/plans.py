@@ -19,12 +19,13 @@ from table import Table
 
 from lrfc.bench import Bench
 from lrfc.config import METHODS, Budget
-from lrfc.destinations import destinations
+from lrfc.destinations import destination
 from lrfc.errors import BudgetError
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.price_layers import PriceLayers, executed
 from lrfc.passes.select_ranks import ExploreLayers, Selection, SelectRanks, fixed
+from lrfc.preflight import goals
 from lrfc.search.latency import corrected
 from lrfc.search.measurements import Store
 from lrfc.state import State
@@ -57,7 +58,7 @@ def main() -> None:
     given = parser.parse_args()
     state = ExploreLayers(methods=METHODS, cached=True)(cifar("resnet20_cifar10"))
     table = Table(HERE / "plans.csv", anew=True)
-    for goal in destinations(("tflite", "onnx"), (), "fp32", 1):
+    for goal in map(destination, goals(("tflite", "onnx"), (), "fp32", 1)):
         profile, _ = goal.profile()
         few = tuple(x[:8] for x in state.data.train.inputs)
         with tempfile.TemporaryDirectory() as folder, runner(goal.device) as reached:

@@ -19,7 +19,7 @@ from selection import cifar
 from table import Table
 
 from lrfc.config import Budget
-from lrfc.destinations import destinations
+from lrfc.destinations import destination
 from lrfc.errors import BudgetError
 from lrfc.line import bench_of
 from lrfc.passes.explore_filters import ExploreFilters
@@ -27,6 +27,7 @@ from lrfc.passes.factorize import Factorize
 from lrfc.passes.price_layers import PriceLayers, executed
 from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.select_ranks import ExploreLayers, Price, Selection, SelectRanks, fixed, totals
+from lrfc.preflight import goals
 from lrfc.pruning.costs import narrower
 from lrfc.pruning.shares import Shares
 from lrfc.pruning.space import FilterSpace
@@ -45,7 +46,7 @@ def main() -> None:
     given = parser.parse_args()
     table = Table(HERE / "pruning_latency.csv", anew=True)
     data = replace(cifar(given.network), progress=Progress())
-    for goal in destinations(("tflite",), given.devices, None, 1):
+    for goal in map(destination, goals(("tflite",), given.devices, None, 1)):
         multiple = goal.device.rank_multiple
         explored = ExploreFilters(multiple=multiple)(ExploreLayers(rank_multiple=multiple, cached=True)(data))
         with tempfile.TemporaryDirectory() as folder, bench_of(goal, explored, Path(folder)) as bench:

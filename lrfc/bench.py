@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from lrfc.artifact import sha256
+from lrfc.estimate import estimated
 from lrfc.ir.graph import Graph
-from lrfc.origin import ESTIMATED
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.precision import listed
 from lrfc.reader import contents
@@ -158,12 +158,7 @@ class Bench:
     def _computed(self, file: Artifact, graph: Graph) -> Measurement:
         prices = self._prices_in(file.precision)
         assert prices is not None  # no_float says so before
-        ms = prices.predict(self._ops(graph))
-        return Measurement(
-            path=file.path, median_ms=ms, p90_ms=ms, iqr_ms=0.0, n=1, inner=1, rounds_ms=(ms,), threads=self._threads, cold_start_ms=None,
-            runtime=self.profile.runtime or "cost profile", runtime_version=self.profile.runtime_version, baseline_rss_bytes=None, peak_rss_bytes=None,
-            source=ESTIMATED, file_bytes=file.bytes,
-        )  # fmt: skip
+        return estimated(file.path, prices.predict(self._ops(graph)), self.profile, self._threads)
 
 
 class NPUBench(Bench):

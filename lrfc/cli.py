@@ -175,7 +175,7 @@ def measure(
     runs: Annotated[int, typer.Option(help="Timed inferences of each file.")] = 200,
     as_json: Json = False,
 ) -> None:
-    """Measure latency and memory of emitted files on a device, interleaved, each in a fresh process."""
+    """Measure latency and memory of emitted files on a device, interleaved, each in a fresh process; estimate them where none can be reached."""
     with session() as terminal:
         from lrfc import api, terminal_devices
 

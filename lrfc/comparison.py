@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 from lrfc.errors import UsageError
 from lrfc.manifest import Layer as Built
 from lrfc.manifest import Manifest
+from lrfc.nearest import like
 from lrfc.origin import COMPILED, Source
 from lrfc.reader import kind
 from lrfc.reader import shown as _shown
@@ -157,8 +158,10 @@ def parse(text: str) -> Limit:
     match = _LIMIT.fullmatch(text)
     quantity = _ALIKE.get(match[1], match[1]) if match else ""
     if match is None or quantity not in QUANTITIES:
+        near = "" if quantity in QUANTITIES else like(text.partition("=")[0].strip(), QUANTITIES)
         raise UsageError(
-            f"--max-regress {text}: give a quantity and what it may lose, such as latency=5% or accuracy=0.5pp; there are {', '.join(QUANTITIES)}"
+            f"--max-regress {_shown(text, 60)}: give a quantity and what it may lose, such as latency=5% or accuracy=0.5pp; there are"
+            f" {', '.join(QUANTITIES)}{near}"
         )
     if match[3] == "pp" and quantity != "accuracy":
         raise UsageError(f"--max-regress {text}: percentage points are for accuracy; give a percentage")

@@ -16,6 +16,7 @@ from lrfc.config import BuildConfig
 from lrfc.data import load_data
 from lrfc.destinations import Destination, destination
 from lrfc.errors import LrfcError, ModelError, UsageError
+from lrfc.estimate import estimates
 from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
 from lrfc.line import Line, Stop, bench_of, exploration, pipeline, reasons, weighing
@@ -141,6 +142,8 @@ def inspect(model: Path | str, *, unsafe: bool = False, precision: str = "fp32")
 
 def measure(files: Sequence[tuple[Path, str]], chosen: Device, threads: int | None, runs: int) -> tuple[Measurement, ...]:
     """Files, each with its format, on a device; see ``lrfc.api.measure``."""
+    if chosen.reach.kind == "analytic":  # nothing runs there
+        return estimates(files, chosen, threads)
     artifacts = [Artifact(file, form, "fp32") for file, form in files]
     with runner(chosen) as there:
         return there.compare(artifacts, threads=threads or chosen.threads, runs=runs)

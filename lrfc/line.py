@@ -11,12 +11,13 @@ from pathlib import Path
 
 from lrfc import config as options_
 from lrfc import scratch
+from lrfc.baseline import Baseline, baseline
 from lrfc.bench import Bench, NPUBench, fallbacks
 from lrfc.config import Budget, BuildConfig, Drop
 from lrfc.data import Data
 from lrfc.destinations import Destination
 from lrfc.draft import Build, Draft, draft
-from lrfc.errors import ModelError, NoGainError, UsageError
+from lrfc.errors import BudgetError, ModelError, NoGainError, UsageError
 from lrfc.explore import Loop, Settled, Wish
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
@@ -44,7 +45,7 @@ from lrfc.precision import PRECISIONS
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.measurements import Store
 from lrfc.search.store import place
-from lrfc.state import Pass, Progress, State
+from lrfc.state import Pass, Progress, State, Target
 from lrfc.targets.runners import runner
 
 #: Builds that are held against the accuracy contract at most.
@@ -139,6 +140,7 @@ class Line:
         self._weighed: dict[str, State] = {}
         self._trained: dict[tuple[object, ...], tuple[State, dict[str, float]]] = {}
         self._made: dict[tuple[object, ...], Build] = {}
+        self._baselines: dict[tuple[Target, bool], Baseline] = {}
         self._seconds = 0.0
 
     def explored(self, graph: Graph) -> State:
@@ -170,6 +172,7 @@ class Line:
         back to the layers with the most effect on the output, and all is done once more.
         """
         drafts: list[Draft] = []
+        alone = self._baseline(state, goal, folder)
         allowed: float | None = None  # each destination learns its own: another's, or what is left of it, would make its files depend on the order
         while True:
             number = len(drafts) + 1
@@ -187,6 +190,8 @@ class Line:
             self._progress.log(
                 f"the emitted file lost {held}, {held.allowed.text(short(held.unit))} is allowed: rank is given back, attempt {number + 1} of {ATTEMPTS}"
             )
+        if alone is not None:
+            drafts = [_explained(each, alone) for each in drafts]
         useful = [each for each in drafts if not isinstance(each.failure, NoGainError)] or drafts
         return drafts, min(useful, key=lambda each: (each.failure is not None, 0.0 if each.contract is None else each.contract.drop))
 
@@ -225,6 +230,18 @@ class Line:
         made = self._made[key, steps]
         # What was selected is the same; why the other layers were not is told of this destination's prices.
         return replace(made, state=made.state.with_fact(selection), design=design), settled
+
+    def _baseline(self, state: State, goal: Destination, folder: Path) -> Baseline | None:
+        """What the original loses in the precision of a destination, where that is more than the build may lose; it is said before work goes into it."""
+        allowed = self._max_drop()
+        if self._metric is None or allowed is None or not PRECISIONS[goal.target.precision].rounding:
+            return None
+        place = goal.target, goal.device.rounds_like_reference
+        if place not in self._baselines:
+            self._baselines[place] = baseline(self._metric, state, goal, folder, allowed, qat=self._config.qat)
+            if not self._baselines[place].contract.met:
+                self._progress.log(str(self._baselines[place]))
+        return None if self._baselines[place].contract.met else self._baselines[place]
 
     def _left_to_the_cpu(self, state: State) -> Iterator[str]:
         """What NPUs cannot run of the original, before work goes into it."""
@@ -295,6 +312,13 @@ def _idle(step: Pass, state: State) -> bool:
     if isinstance(step, Factorize):
         return all(candidate.method is None for candidate in selection.chosen)
     return isinstance(step, PruneFilters) and not selection.removed
+
+
+def _explained(each: Draft, alone: Baseline) -> Draft:
+    """The draft, its failure with what the original loses by itself where that is part of it."""
+    if not isinstance(each.failure, BudgetError) or each.contract is None or each.contract.met:
+        return each
+    return replace(each, failure=BudgetError(f"{each.failure}; {alone}"))
 
 
 class Stop(Exception):  # noqa: N818  not an error

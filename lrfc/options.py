@@ -28,12 +28,15 @@ OPTIONS: dict[str, Option] = {
     "qat": Option("Train the int8 network with its rounding simulated, after the fine-tune."),
     "data": Option("digits, a .npz (x, y), a folder of class folders, or package.module:function.", "digits"),
     "test_data": Option("Held-out data for the reported accuracies, in the same forms.", "test.npz"),
-    "max_macs": Option("MACs to keep: 50% or 20M.", "50%"),
-    "max_params": Option("Parameters to keep: 50% or 100k.", "50%"),
-    "max_size": Option("Bytes of the emitted file to keep: 40% or 200KiB.", "40%"),
-    "max_ram": Option("Planned activation memory to keep: 60% or 64KiB.", "64KiB"),
-    "max_latency": Option("Latency on the device to keep: 60% or 12ms.", "60%"),
-    "max_drop": Option("Accuracy that the emitted file may lose: 1pp. Without any budget the build goes as far as 1pp allows.", "1pp"),
+    "max_macs": Option("MACs to keep: 50%, or an amount in k, M or G: 20M.", "50%"),
+    "max_params": Option("Parameters to keep: 50%, or an amount in k or M: 100k.", "50%"),
+    "max_size": Option("Bytes of the emitted file to keep: 40%, or an amount in B, kB, MB, KiB or MiB: 200KiB.", "40%"),
+    "max_ram": Option("Planned activation memory to keep: 60%, or an amount in B, kB, MB, KiB or MiB: 64KiB.", "64KiB"),
+    "max_latency": Option("Latency on the device to keep: 60%, or an amount in us, ms or s: 12ms.", "60%"),
+    "max_drop": Option(
+        "Accuracy that the emitted file may lose, in percentage points: 1pp, or 1pp@95% to be sure of it. Without any budget the build goes as far as 1pp allows.",
+        "1pp",
+    ),
     "objective": Option("What to make small as far as --max-drop allows: latency (without any budget), cycles, macs, size or ram.", "latency"),
     "metric": Option(
         "What is reported and held against --max-drop: accuracy, miou, auc, mse, fidelity, or module:function (:min if less is better).", "accuracy"

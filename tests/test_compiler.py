@@ -333,7 +333,7 @@ def test_a_file_that_computes_something_else_does_not_ship(dense: Any, samples: 
     ("options", "message"),
     [
         ({"target": "coreml"}, "unknown target 'coreml'"),
-        ({"max_mac": "50%"}, "--max-mac"),
+        ({"max_mac": "50%"}, "unknown option 'max_mac': did you mean 'max_macs'"),
         ({"keep": ("*",)}, "--keep and --only leave no layer"),
         ({"only": ("nothing",)}, "--only nothing: no layer has such a name"),
         ({"stop_after": "Nope"}, "no pass is named 'Nope'"),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lrfc import factorization
+from lrfc import factorization, units
 from lrfc.config import KNOWN_METHODS, METHODS, Budget, BuildConfig, parse
 from lrfc.errors import UsageError
 
@@ -156,3 +156,19 @@ def test_config_is_frozen() -> None:
 def test_every_factorization_can_be_asked_for():
     assert set(KNOWN_METHODS) == set(factorization.METHODS)
     assert set(METHODS) <= set(KNOWN_METHODS)
+
+
+def test_the_manual_says_what_is_taken_and_what_is_not() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "budgets.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `--")]
+    assert {row[0].strip("`").removeprefix("--max-") for row in rows} == {*units.QUANTITIES, "drop", "--time-budget"}
+    for flag, _, named, accepted, refused in rows:
+        option = flag.strip("`").removeprefix("--").replace("-", "_")
+        for text in re.findall("`([^`]+)`", accepted):
+            assert getattr(parse(**{option: text}), option) is not None
+        for text in re.findall("`([^`]+)`", refused):
+            with pytest.raises(UsageError):
+                parse(**{option: text})
+        quantity = option.removeprefix("max_")
+        if quantity in units.QUANTITIES:
+            assert named.split(", ") == list(units.QUANTITIES[quantity].units)

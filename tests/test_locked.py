@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lrfc
-from lrfc import artifact
+from lrfc import artifact, preflight
 from lrfc.errors import BudgetError, UsageError
 from lrfc.locked import Locked
 from lrfc.manifest import Manifest
@@ -100,6 +100,27 @@ def test_other_options_go_before_those_of_the_manifest(first: Manifest) -> None:
     assert (other.out, other.manifest.target) == (Path("net-locked"), "onnx")
     assert choices(other.manifest) == choices(first)
     assert any("not the same bytes" in line for line in lines)
+
+
+@pytest.mark.usefixtures("first")
+def test_without_a_model_it_is_the_one_that_the_manifest_names() -> None:
+    assert preflight.build(None, {}, "net-lrfc").model == Path("net.keras"), "in the current folder"
+    shutil.copyfile("net.keras", "net-lrfc/net.keras")
+    Path("net.keras").write_bytes(b"PK another")
+    request = preflight.build(None, {}, "net-lrfc/manifest.json")
+    assert request.model == Path("net-lrfc/net.keras"), "in the folder of the manifest"
+    assert request.folders == (Path("net-locked"),)
+    assert request.config.data == "data.npz"
+    Path("net-lrfc/net.keras").unlink()
+    with pytest.raises(
+        UsageError, match=r"net-lrfc: that build's model is net\.keras with SHA-256 \w{12}…, and net\.keras is another \(SHA-256 \w{12}…\)"
+    ):
+        preflight.build(None, {}, "net-lrfc")
+    Path("net.keras").unlink()
+    with pytest.raises(UsageError, match=r"and there is none of that name here; name the file: lrfc build MODEL --locked"):
+        preflight.build(None, {}, "net-lrfc")
+    with pytest.raises(UsageError, match=r"net-lrfc/net\.keras: no such file|net\.keras: no such file"):
+        preflight.build("net.keras", {}, "net-lrfc")
 
 
 @pytest.mark.usefixtures("first")
