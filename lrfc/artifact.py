@@ -25,8 +25,8 @@ PACKAGES = (
     "tensorflow-model-optimization", "ethos-u-vela",
 )  # fmt: skip
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-#: Bytes below which no output folder fits: its report alone takes more.
-ROOM = 64 << 10
+#: Bytes below which no output folder fits: its tables and its page alone take more.
+ROOM = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def reserved(out: Path, *, overwrite: bool = True) -> Iterator[Reserved]:
             stack.enter_context(swap.lock(final))
             swap.settle(final)
             check(out, overwrite=overwrite)
-            _try(final, out)
+            _check_room(final, out)
         except HeldError as error:
             raise UsageError(
                 f"output folder '{out}' is being written by {error.holder}; wait until that has ended, or choose another with --out"
@@ -133,9 +133,12 @@ def check(out: Path, *, overwrite: bool = True) -> None:
 def _missing(final: Path, out: Path) -> list[Path]:
     """The folders above that have to be made, innermost first."""
     try:
-        return [parent for parent in final.parents if not parent.exists()]
+        missing = [parent for parent in final.parents if not parent.exists()]
+        if not final.parents[len(missing)].is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     except OSError as error:
         raise _unwritable(error, out) from error
+    return missing
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
@@ -144,10 +147,8 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             each.rmdir()
 
 
-def _try(final: Path, out: Path) -> None:
-    """Make what is to be made later, and remove it."""
-    swap.staging(final).mkdir()
-    swap.staging(final).rmdir()
+def _check_room(final: Path, out: Path) -> None:
+    """UsageError where the folder cannot be replaced or the disk is full."""
     parent = final.parent.stat()
     owners = (parent.st_uid, final.stat().st_uid) if final.exists() else ()
     if owners and parent.st_mode & stat.S_ISVTX and os.geteuid() not in (0, *owners):

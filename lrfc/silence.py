@@ -164,7 +164,8 @@ class _ByThread:
             number = None if saved is None or any(sink.whole for sink in sinks) else _number(current)
             own = None if saved is None or number is None else saved[number - 1]
             if own is None:
-                return int(current.write(text))
+                current.write(text)
+                return len(text)
             data = text.encode(
                 getattr(current, "encoding", None) or "utf-8",
                 getattr(current, "errors", None) or "backslashreplace",
@@ -222,13 +223,16 @@ _FILTER: Any = ("ignore", _Heard(), Warning, None, 0)
 
 
 def _listen(_: None = None) -> None:
-    _unlisten(None)
-    warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
+    """Put the filter first. Other threads may be silent meanwhile: it is there at every moment."""
+    filters: list[Any] = warnings.filters  # type: ignore[assignment]
+    if filters[:1] != [_FILTER]:
+        filters.insert(0, _FILTER)
 
 
 def _unlisten(_: None) -> None:
     filters: list[Any] = warnings.filters  # type: ignore[assignment]
-    filters[:] = [each for each in filters if each is not _FILTER]
+    while _FILTER in filters:
+        filters.remove(_FILTER)
 
 
 _STREAMS: Override[None, None] = Override(lambda: None, _route, _unroute)

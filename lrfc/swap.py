@@ -1,6 +1,6 @@
 """Put a finished folder into the place of another, so that one of the two is always there.
 
-Beside the folder NAME lie ``.NAME.lock`` while a process writes it, ``.NAME.partial`` with what is
+Beside the folder NAME lie ``.NAME.lrfc-lock`` while a process writes it, ``.NAME.partial`` with what is
 being written or removed, and ``.NAME.old``, always whole, where the file system cannot exchange two
 folders and the process was killed between two renames. The next start puts that one back.
 """
@@ -27,8 +27,8 @@ def staging(final: Path) -> Path:
 
 
 def lock(final: Path) -> Lock:
-    """The lock of those who write ``final``."""
-    return Lock(final.with_name(f".{final.name}.lock"))
+    """The lock of those who write ``final``. Its name is the longest: where it fits, all do."""
+    return Lock(final.with_name(f".{final.name}.lrfc-lock"))
 
 
 def _aside(final: Path) -> Path:

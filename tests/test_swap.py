@@ -226,7 +226,7 @@ def test_the_second_of_two_is_refused_and_told_who_the_first_is(tmp_path: Path) 
 def test_the_lock_of_a_killed_process_does_not_block(tmp_path: Path) -> None:
     with holder(tmp_path / "out") as process:
         process.kill()
-    assert (tmp_path / ".out.lock").exists()
+    assert (tmp_path / ".out.lrfc-lock").exists()
     full(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -287,7 +287,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     flock = locks.fcntl.flock
 
     def refuse(descriptor: int, how: int) -> None:
-        if ".out.lock" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+        if ".out.lrfc-lock" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
         flock(descriptor, how)
 
@@ -356,6 +356,38 @@ def test_the_rights_of_a_user(tmp_path: Path) -> None:
     assert "ours' is read-only" in said[2]
     assert "theirs' belongs to somebody else" in said[3]
     assert {path.name for path in place.iterdir()} == {"theirs"}
+
+
+#: The command line, which says at the end whether TensorFlow was imported.
+CLI = "import atexit, sys; atexit.register(lambda: print('tensorflow' in sys.modules)); from lrfc.cli import main; main()"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("build {model} --out file/out", "file/out' cannot be made (Not a directory)"),
+        ("build {model} --target tflite --target onnx --out file", "file/tflite' cannot be made (Not a directory)"),
+        ("build {model} --out held", "held' is being written by process {holder} on"),
+        ("explore {model} --out held", "held' is being written by process {holder} on"),
+        ("init file/lrfc.toml", "cannot write file/lrfc.toml: Not a directory; name another file"),
+        ("compare {model} {model} --junit photos", "cannot write photos: Is a directory; name another file with --junit"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_any_work(tmp_path: Path, command: str, said: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_text("mine")
+    model = ROOT / "examples" / "digits.keras"
+    with artifact.reserved(tmp_path / "held"):
+        run = subprocess.run(
+            [sys.executable, "-c", CLI, *command.format(model=model).split()],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert said.format(holder=os.getpid()) in run.stderr
+    assert run.stdout == "False\n", "TensorFlow is imported for work"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "photos"}
 
 
 def test_parents_that_were_made_go_when_nothing_is_written(tmp_path: Path) -> None:
