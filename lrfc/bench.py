@@ -57,8 +57,9 @@ class Spent:
 class Bench:
     """Emits graphs for one target and measures them on one device, beside the original's file.
 
-    ``runner`` is None for a device that cannot be reached: then everything is estimated, from the profile. ``calibration``: a few
-    inputs, for int8. All times are in the unit of the profile; what is measured is kept in the ``store``.
+    ``runner`` is None for a device that cannot be reached: then everything is estimated, from the
+    profile. ``calibration``: a few inputs, for int8. All times are in the unit of the profile; what
+    is measured is kept in the ``store``.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity before and after, as text; ``note`` says how it was measured."""
+    """One quantity before and after, as text; ``note`` says where the figures come from."""
 
     name: str
     before: str
@@ -219,7 +219,7 @@ def _spent(ops: Sequence[OpCost]) -> dict[str, int | None]:
 
 
 def baselines(manifest: Manifest) -> str:
-    """The parts of the drop, and what it is counted from where the original's file has another score."""
+    """The parts of the drop, and what it is counted from where the original's file differs."""
     scores, file = manifest.accuracy, manifest.original_file
     said = []
     if scores.kept is not None and (summed := verdicts.parts(scores.kept)):

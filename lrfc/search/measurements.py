@@ -13,6 +13,7 @@ from typing import Any
 
 import platformdirs
 
+from lrfc.origin import COMPILED, MEASURED, Source
 from lrfc.search.signature import Signature
 
 _FORMAT = 1
@@ -31,6 +32,11 @@ class Key:
     precision: str
     threads: int
     subject: str
+
+    @property
+    def source(self) -> Source:
+        """Where the figures come from: a compiler has its name in the place of the runtime's."""
+        return COMPILED if self.runtime == "Vela" else MEASURED
 
 
 @dataclass(frozen=True)
