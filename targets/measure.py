@@ -22,11 +22,13 @@ from lrfc.targets.process import Connection, Here, Worker
 #: Turns that each file gets over all of its processes; the ratio of two files is paired turn by
 #: turn.
 ROUNDS = 20
-#: Fresh processes that each file gets at most, and the timings that are worth starting another one
-#: for. Where a process puts its memory and its threads changes its speed for as long as it lives,
-#: and the machine is busier at one time than at another: benchmarks/repeats.py.
+#: Fresh processes that each file gets at most and at least, and the timings that are worth one more;
+#: with fewer timings than these there is one. Where a process puts its memory and its threads changes
+#: its speed for as long as it lives, and the machine is busier at one time than at another:
+#: benchmarks/repeats.py.
 PROCESSES = 5
-TIMINGS = 12
+FEWEST_PROCESSES = 3
+TIMINGS = 20
 #: Runs that are made even when the time is short.
 FEWEST_RUNS = 5
 #: A timing is over at least this long; a faster model runs several times for each.
@@ -126,9 +128,9 @@ def compare(
 
     Each file lives in a process of its own. The processes take turns (A B, B A, A B, ...), so that
     a change of the machine's speed meets all files. After a few turns fresh processes take their
-    place, up to ``processes`` of each file one after the other, one for every dozen of runs: what
-    differs from process to process is then part of the interval that ``speedup`` gives. ``runs``
-    timings are made of each file, fewer when they would take more than half of ``timeout``
+    place, up to ``processes`` of each file one after the other (three from 20 runs on, five from
+    100): what differs from process to process is then part of the interval that ``speedup`` gives.
+    ``runs`` timings are made of each file, fewer when they would take more than half of ``timeout``
     (seconds, for the whole call); ``n`` says how many. DeviceError, in one line, when a file cannot
     be loaded or run, its runtime is missing, its process dies, the device goes away, or the time is
     up; its ``measured`` holds a Measurement of each file when whole turns were made before. No
@@ -201,7 +203,8 @@ class _Course:
         self._inner = [max(1, ceil(SHORTEST_NS / max(ns, 1))) for ns in single]
         whole_run = sum(ns * count for ns, count in zip(single, self._inner, strict=True)) / 1e9
         wanted = min(self._runs, max(FEWEST_RUNS, int(self._left() / 2 / whole_run)))
-        sessions = min(self._most, max(1, wanted // TIMINGS))
+        sessions = min(self._most, max(FEWEST_PROCESSES, wanted // TIMINGS))
+        sessions = sessions if wanted >= TIMINGS else 1
         self._turns = min(ROUNDS, wanted) // sessions
         self.rounds = self._turns * sessions
         self._each = ceil(wanted / self.rounds)
