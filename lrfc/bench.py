@@ -170,6 +170,11 @@ class NPUBench(Bench):
 
     _runner: VelaRunner
 
+    @property
+    def no_float(self) -> str | None:
+        """An Ethos-U computes in integers, whatever its profile names."""
+        return f"{self._device.name} is an Ethos-U, and a float network cannot run there"
+
     def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]:
         """The cycles of single ops: those kept from an earlier build, the others from probe networks that are compiled for it."""
         keys = {self._key("Vela", version(), of_op(each)): each for each in wanted}

@@ -268,13 +268,14 @@ def rows(manifest: Manifest) -> list[Row]:
         _row("MACs", before.macs, after.macs, count),
         _row("Parameters", before.params, after.params, count),
         _row("File size", before.file_bytes, after.file_bytes, size),
-        _row("Planned activation arena", before.arena_bytes, after.arena_bytes, size, "planned by lrfc"),
+        _row("Planned activation arena", before.arena_bytes, after.arena_bytes, size),
         *_latencies(manifest),
     ]
-    if before.cycles is None:
+    timed = after.latency_ms is None or after.latency_ms.source == MEASURED
+    if before.cycles is None and timed:
         note = "measured, of the process, runtime included"
         found.append(_row("Peak resident memory", before.peak_rss_bytes, after.peak_rss_bytes, size, note))
-    else:
+    elif before.cycles is not None:
         found.append(_row("NPU cycles", before.cycles, after.cycles, count, EXPLAINED[COMPILED]))
         found.append(_row("SRAM", before.sram_bytes, after.sram_bytes, size, EXPLAINED[COMPILED]))
         found.append(_row("Flash", before.flash_bytes, after.flash_bytes, size, EXPLAINED[COMPILED]))
