@@ -59,8 +59,9 @@ class Spent:
 class Bench:
     """Emits graphs for one target and measures them on one device, beside the original's file.
 
-    ``runner`` is None for a device that cannot be reached: then everything is estimated, from the profile. ``calibration``: a few
-    inputs, for int8. All times are in the unit of the profile; what is measured is kept in the ``store``.
+    ``runner`` is None for a device that cannot be reached: then everything is estimated, from the
+    profile. ``calibration``: a few inputs, for int8. All times are in the unit of the profile; what
+    is measured is kept in the ``store``.
     """
 
     def __init__(
@@ -165,6 +166,11 @@ class NPUBench(Bench):
     """An Arm Ethos-U, whose compiler tells the cycles of every op, in the network and before there is one."""
 
     _runner: VelaRunner
+
+    @property
+    def no_float(self) -> str | None:
+        """An Ethos-U computes in integers, whatever its profile names."""
+        return f"{self._device.name} is an Ethos-U, and a float network cannot run there"
 
     def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]:
         """The cycles of single ops: those kept from an earlier build, the others from probe networks that are compiled for it."""

@@ -71,7 +71,8 @@ class Latency(Record):
     """Milliseconds of one inference: median and 90th percentile over ``n`` runs.
 
     ``source``: measured on the device, estimated from a cost profile, or compiled: computed by the
-    device's compiler. Nothing was timed in the latter two: ``n`` is 1 and both figures are the same.
+    device's compiler. Nothing was timed in the latter two: ``n`` is 1 and both figures are the
+    same.
     """
 
     p50: Milliseconds
@@ -84,9 +85,10 @@ class Latency(Record):
 class Figures(Record):
     """What an emitted file costs and is worth.
 
-    ``arena_bytes`` is the planned activation memory; ``peak_rss_bytes`` was measured, of the process
-    that ran the file; ``cycles``, ``sram_bytes`` and ``flash_bytes`` are those of an NPU, compiled (as
-    ``Latency.source`` has it). ``accuracy`` is the score that ``Accuracy.metric`` names.
+    ``arena_bytes`` is the planned activation memory; ``peak_rss_bytes`` was measured, of the
+    process that ran the file; ``cycles``, ``sram_bytes`` and ``flash_bytes`` are those of an NPU,
+    compiled (as ``Latency.source`` has it). ``accuracy`` is the score that ``Accuracy.metric``
+    names.
     """
 
     params: Count
@@ -152,8 +154,9 @@ class Accuracy(Record):
 class Round(Record):
     """One turn of the search: latency in milliseconds, predicted and measured.
 
-    The same in cycles where the device counts those. ``source``: of what stands under ``measured``, where the device was not timed: estimated from the
-    cost profile, or computed by the device's compiler; null from an older lrfc.
+    The same in cycles where the device counts those. ``source``: of what stands under ``measured``,
+    where the device was not timed: estimated from the cost profile, or computed by the device's
+    compiler; null from an older lrfc.
     """
 
     predicted_ms: Number | None = None
@@ -195,8 +198,8 @@ class Search(Record):
 class FloatOriginal(Record):
     """The original's file in fp32, beside a file of another precision, in the same run.
 
-    What it takes, and how many times as fast as it the file that ships is. ``reason``: why that is not
-    known, if so.
+    What it takes, and how many times as fast as it the file that ships is. ``reason``: why that is
+    not known, if so.
     """
 
     file_bytes: Count | None = None
@@ -251,8 +254,8 @@ class Manifest(Record):
 
     ``speedup``: of the compressed file over the original's of the same precision, also where it was
     not kept; ``float_original``: the one in fp32, null for a build in fp32 and from an older lrfc.
-    ``problem``: why the build does not end well, if so. ``verdict``: what all of this amounts to, null
-    from an older lrfc.
+    ``problem``: why the build does not end well, if so. ``verdict``: what all of this amounts to,
+    null from an older lrfc.
     """
 
     schema_version: Literal[1] = 1

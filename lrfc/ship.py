@@ -187,7 +187,7 @@ def _kept(taken: Draft) -> Kept | None:
 
 
 def _parts(taken: Draft, drop: float) -> tuple[Part, ...]:
-    """The steps in which the file lost what it lost; what the kernels add is what is left of the drop."""
+    """The steps in which the score dropped; what the kernels add is what is left of the drop."""
     metric, ladder, file = taken.made.metric, taken.made.ladder, taken.after.accuracy
     if metric is None or file is None or "before" not in ladder:
         return ()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from lrfc import scratch, silence
+from lrfc.origin import MEASURED
 
 if TYPE_CHECKING:
     from lrfc.choices import Explanation
@@ -310,7 +311,8 @@ _UNKNOWN = ("—", "—", "—")
 def _figures(manifest: Manifest) -> Iterator[_Figure]:
     """Name, how a value is shown, both values, and what is kept, what is saved and the factor.
 
-    The factor of the latency is the speed-up: it is measured in turns, and there is one in a printout.
+    The factor of the latency is the speed-up: it is measured in turns, and there is one in a
+    printout.
     """
 
     def row(name: str, show: Callable[[float], str], before: float | None, after: float | None) -> _Figure:
@@ -332,7 +334,7 @@ def _figures(manifest: Manifest) -> Iterator[_Figure]:
         return
     ratio = manifest.speedup
     speed = _UNKNOWN if ratio is None or after == before else _kept(ratio.median, 1.0)
-    if new.source == "measured":
+    if new.source == MEASURED:
         yield f"latency p50, n={old.n}", "{:.4g} ms".format, old.p50, new.p50, speed
         yield "latency p90", "{:.4g} ms".format, old.p90, new.p90, _UNKNOWN
     else:

@@ -53,7 +53,7 @@ def started(monkeypatch):
 
 def test_figures_hang_together(files, started):
     found = compare([*files, files[0]], runs=41, threads=2)
-    assert len(started) == 3 * 3, "a fresh process of each file for every dozen of runs"
+    assert len(started) == 3 * 3, "several fresh processes of each file"
     for measurement, file in zip(found, [*files, files[0]], strict=True):
         assert measurement.path == file.path
         assert 0 < min(measurement.rounds_ms) <= measurement.median_ms <= measurement.p90_ms

@@ -55,7 +55,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity before and after, as text; ``note`` says how it was measured."""
+    """One quantity before and after, as text; ``note`` says where the figures come from."""
 
     name: str
     before: str
@@ -245,7 +245,7 @@ def _spent(ops: Sequence[OpCost]) -> dict[str, int | None]:
 
 
 def baselines(manifest: Manifest) -> str:
-    """The parts of the drop, and what it is counted from where the original's file has another score."""
+    """The parts of the drop, and what it is counted from where the original's file differs."""
     scores, file = manifest.accuracy, manifest.original_file
     said = []
     if scores.kept is not None and (summed := verdicts.parts(scores.kept)):
@@ -294,13 +294,14 @@ def rows(manifest: Manifest) -> list[Row]:
         _row("MACs", before.macs, after.macs, count),
         _row("Parameters", before.params, after.params, count),
         _row("File size", before.file_bytes, after.file_bytes, size),
-        _row("Planned activation arena", before.arena_bytes, after.arena_bytes, size, "planned by lrfc"),
+        _row("Planned activation arena", before.arena_bytes, after.arena_bytes, size),
         *_latencies(manifest),
     ]
-    if before.cycles is None:
+    timed = after.latency_ms is None or after.latency_ms.source == MEASURED
+    if before.cycles is None and timed:
         note = "measured, of the process, runtime included"
         found.append(_row("Peak resident memory", before.peak_rss_bytes, after.peak_rss_bytes, size, note))
-    else:
+    elif before.cycles is not None:
         found.append(_row("NPU cycles", before.cycles, after.cycles, count, EXPLAINED[COMPILED]))
         found.append(_row("SRAM", before.sram_bytes, after.sram_bytes, size, EXPLAINED[COMPILED]))
         found.append(_row("Flash", before.flash_bytes, after.flash_bytes, size, EXPLAINED[COMPILED]))

@@ -15,6 +15,7 @@ import platformdirs
 
 from lrfc import reader
 from lrfc.errors import UsageError
+from lrfc.origin import COMPILED, MEASURED, Source
 from lrfc.search.signature import Signature
 
 _FORMAT = 1
@@ -35,6 +36,11 @@ class Key:
     precision: str
     threads: int
     subject: str
+
+    @property
+    def source(self) -> Source:
+        """Where the figures come from: a compiler has its name in the place of the runtime's."""
+        return COMPILED if self.runtime == "Vela" else MEASURED
 
 
 @dataclass(frozen=True)

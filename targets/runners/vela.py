@@ -1,4 +1,4 @@
-"""An Arm Ethos-U as its compiler Vela computes it: a device that is not there, with exact figures that are called compiled."""
+"""An Arm Ethos-U as its compiler Vela computes it: a device that is not there."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ class VelaRunner:
         return Facts(machine=self._reach.accelerator, system=f"Vela {vela.version()}", python=None, runtimes={"tflite": f"Vela {vela.version()}"})
 
     def compare(self, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
-        """Each file's figures, all ``compiled``: one timing, no spread, and nothing of a process's memory. ``runs`` and ``threads`` change nothing."""
+        """Each file's figures, all ``compiled``, without spread and without a process's memory.
+
+        ``runs`` and ``threads`` change nothing.
+        """
         deadline = time.monotonic() + timeout
         return tuple(measurement(file, self.compiled(file, timeout=max(deadline - time.monotonic(), 0.0))) for file in files)
 
