@@ -18,11 +18,11 @@ from lrfc.config import BuildConfig
 from lrfc.data import load_data
 from lrfc.destinations import HOST, Destination, destinations
 from lrfc.errors import LrfcError, ModelError, UsageError
-from lrfc.ir import keras_io, keras_load
+from lrfc.ir import keras_io, keras_load, processor
 from lrfc.ir.graph import Graph
 from lrfc.line import Line, Stop, bench_of, exploration, pipeline, reasons, weighing
 from lrfc.locked import Locked
-from lrfc.passes.canonicalise import Canonicalise
+from lrfc.passes.canonicalise import Canonicalise, lower_transposed, move_channels
 from lrfc.passes.price_layers import PriceLayers
 from lrfc.passes.profile import Profile, profile
 from lrfc.passes.select_ranks import DesignSpace, costs
@@ -166,7 +166,7 @@ def explore(
     state = run(replace(state, original=state.graph), plan([exploration(config, config.rank_multiple or goal.device.rank_multiple)]))
     if not state.fact(DesignSpace).spaces:
         raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {reasons(state.fact(DesignSpace).skipped)}")
-    state = run(state, plan(weighing(goal.target.precision, cached=config.resume), known=(DesignSpace,)))
+    state = run(state, plan(weighing(goal.target.precision, goal.target.name, cached=config.resume), known=(DesignSpace,)))
     if device is not None or "latency" in over:
         prices, begins = goal.profile()
         progress.log(begins or f"latencies are predicted for {goal.device.name}, not measured")
@@ -249,7 +249,10 @@ def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
         if others:
             raise UsageError(f"--qat goes with --target tflite and --precision int8, not {' and '.join(others)}")
         annotate.check()
-    reasons = [f"{target.name}: {reason}" for target in targets for reason in target.refusals(graph)]
+    # Asked of the layout that is emitted: no format takes every layer with channels first, or dilated and transposed.
+    moved = lower_transposed(move_channels(graph))
+    processor.check(moved)
+    reasons = [f"{target.name}: {reason}" for target in targets for reason in target.refusals(moved)]
     if reasons:
         raise ModelError(f"model '{graph.name}' cannot be emitted: {'; '.join(reasons)}")
     names = [op.name for op in graph]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lrfc.errors import DependencyError
+from lrfc.ir import processor
 
 _log = logging.getLogger("lrfc.keras")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -25,6 +26,7 @@ def keras() -> Any:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    processor.decide()
     with quiet():
         import keras as module
     if module.backend.backend() != "tensorflow":
