@@ -76,6 +76,7 @@ def _given(target: Any, device: Any, data: Any, test_data: Any) -> dict[str, Any
 
 def _repeated(model: Any, locked: Locked, progress: Progress, on_result: Callable[[Result], None], given: Mapping[str, Any]) -> Any:
     """The build of a manifest once more."""
+    processor.decide(locked.manifest.onednn)  # as in that build, where TensorFlow is not imported yet and the user has not set it
     options = locked.options(given)
     for name in ("data", "test_data"):
         if options.get(name) is not None and str(options[name]) == FROM_PYTHON:

@@ -15,7 +15,7 @@ from lrfc import choices
 from lrfc.draft import CHECKED, Build, Draft
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.front import front
-from lrfc.ir import keras_io
+from lrfc.ir import keras_io, processor
 from lrfc.locked import digest
 from lrfc.manifest import Accuracy, Attempt, Filters, FineTuning, Input, Kept, Kernels, Layer, Manifest, Parity, Search, Speedup
 from lrfc.passes.finetune import Tuning
@@ -78,6 +78,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
             config=made.config.model_dump(mode="json") | {"precision": target.precision, "threads": goal.threads},
             seed=made.config.seed,
             versions=files.versions(),
+            onednn=processor.onednn().on,
             target=target.name,
             device=goal.device.name,
             layers=layers,

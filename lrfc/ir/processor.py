@@ -55,13 +55,13 @@ def decide(wanted: bool | None = None) -> None:
 
 
 def onednn() -> OneDNN:
-    """What is in force in this process; imports TensorFlow."""
-    from lrfc.ir.backend import keras
-
-    keras()
+    """What is in force in this process, or will be once TensorFlow is imported."""
+    decide()
+    assert _decided is not None
+    if "tensorflow" not in sys.modules:
+        return OneDNN(os.environ[VARIABLE].lower() in ("1", "true"), _decided)
     from tensorflow.python.util import _pywrap_util_port
 
-    assert _decided is not None
     return OneDNN(bool(_pywrap_util_port.IsMklEnabled()), _decided)
 
 
