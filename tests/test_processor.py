@@ -122,6 +122,22 @@ def test_what_runs_with_onednn_alone_is_refused_before_any_work(monkeypatch: pyt
     processor.check(keras_io.from_keras(helpers.conv_net()))
 
 
+def test_an_old_file_that_cannot_be_compared_here_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras 2 and Keras 3 are held against each other by running both."""
+    import tensorflow as tf
+
+    from lrfc.ir import keras_legacy
+
+    def unable(*args: Any, **options: Any) -> Any:
+        raise tf.errors.UnimplementedError(None, None, "The Conv2D op currently only supports the NHWC tensor format on the CPU.")
+
+    model = helpers.conv_net()
+    monkeypatch.setattr(processor, "onednn", lambda: OneDNN(on=False, decided_by="environment"))
+    monkeypatch.setattr(type(model), "__call__", unable)
+    with pytest.raises(ModelError, match=rf"only supports the NHWC .* oneDNN, which can, is off, .*: set {VARIABLE}=1 before Python starts"):
+        keras_legacy.difference(model, model)
+
+
 def test_a_repeated_build_says_that_the_other_had_it_otherwise(tmp_path: Path) -> None:
     def manifest(*, onednn: bool | None) -> Manifest:
         from tests.test_artifact import example

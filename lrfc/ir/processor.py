@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lrfc.errors import ModelError
@@ -63,6 +65,23 @@ def onednn() -> OneDNN:
     from tensorflow.python.util import _pywrap_util_port
 
     return OneDNN(bool(_pywrap_util_port.IsMklEnabled()), _decided)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Let a model that cannot run as it is here, for want of oneDNN, be a ModelError that says so."""
+    import tensorflow as tf
+
+    from lrfc.ir.backend import reason
+
+    try:
+        yield
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError) as error:
+        if onednn().on:
+            raise
+        raise ModelError(
+            f"TensorFlow cannot run it here ({reason(error)}), and oneDNN, which can, is {onednn()}: set {VARIABLE}=1 before Python starts"
+        ) from error
 
 
 def check(graph: Graph) -> None:
