@@ -17,11 +17,11 @@ from lrfc.data import load_data
 from lrfc.destinations import Destination, destination
 from lrfc.errors import LrfcError, ModelError, UsageError
 from lrfc.estimate import estimates
-from lrfc.ir import keras_io, keras_load
+from lrfc.ir import keras_io, keras_load, processor
 from lrfc.ir.graph import Graph
 from lrfc.line import Line, Stop, bench_of, exploration, pipeline, reasons, weighing
 from lrfc.locked import Locked
-from lrfc.passes.canonicalise import Canonicalise
+from lrfc.passes.canonicalise import Canonicalise, lower_transposed, move_channels
 from lrfc.passes.price_layers import PriceLayers
 from lrfc.passes.profile import Profile, profile
 from lrfc.passes.select_ranks import DesignSpace, costs
@@ -46,6 +46,7 @@ def build(request: Request, progress: Progress | None = None, on_result: Callabl
 
 def _repeated(request: Request, locked: Locked, progress: Progress, on_result: Callable[[Result], None]) -> Any:
     """The build of a manifest once more."""
+    processor.decide(locked.manifest.onednn)  # as in that build, where TensorFlow is not imported yet and the user has not set it
     differences = locked.differences()
     if differences:
         progress.log(f"warning: not the versions of {locked.path}, so the bytes may differ: {', '.join(differences)}")
@@ -116,7 +117,7 @@ def _explored(
     state = run(replace(state, original=state.graph), plan([exploration(config, config.rank_multiple or goal.device.rank_multiple)]))
     if not state.fact(DesignSpace).spaces:
         raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {reasons(state.fact(DesignSpace).skipped)}")
-    state = run(state, plan(weighing(goal.target.precision, cached=config.resume), known=(DesignSpace,)))
+    state = run(state, plan(weighing(goal.target.precision, goal.target.name, cached=config.resume), known=(DesignSpace,)))
     if priced:
         prices, begins = goal.profile()
         progress.log(begins or f"latencies are predicted for {goal.device.name}, not measured")
@@ -160,7 +161,10 @@ def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
 
 def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
     """Everything that stands in the way, before any work."""
-    reasons = [f"{target.name}: {reason}" for target in targets for reason in target.refusals(graph)]
+    # Asked of the layout that is emitted: no format takes every layer with channels first, or dilated and transposed.
+    moved = lower_transposed(move_channels(graph))
+    processor.check(moved)
+    reasons = [f"{target.name}: {reason}" for target in targets for reason in target.refusals(moved)]
     if reasons:
         raise ModelError(f"model '{graph.name}' cannot be emitted: {'; '.join(reasons)}")
     names = [op.name for op in graph]

@@ -17,7 +17,7 @@ import numpy as np
 
 from lrfc import scratch
 from lrfc.errors import DependencyError, UsageError
-from lrfc.ir import backend
+from lrfc.ir import backend, processor
 
 PYTHON = (3, 11)
 #: Distribution → the module that it brings, and the oldest version that lrfc works with (the lower bounds of pyproject.toml).
@@ -59,11 +59,13 @@ class Check:
 
 def run() -> tuple[Check, ...]:
     """Every check. Runs a tiny model through each target when all packages are in order; takes as long as TensorFlow needs to start."""
+    processor.decide()  # before the packages are imported
     packages = [_python(), *(_package(name) for name in REQUIRED)]
     sound = all(check.ok for check in packages)
     targets = [_target(name) for name in ("tflite", "onnx")] if sound else []
     extras = [_extra(name, sound=sound) for name in OPTIONAL]
-    return (*packages, *extras, *targets, *_devices(), Check("CPUs", True, str(_cpus())), Check("free memory", True, _free_memory()))
+    onednn = _attempt("oneDNN", "reinstall lrfc in a fresh environment", lambda: str(processor.onednn()))
+    return (*packages, onednn, *extras, *targets, *_devices(), Check("CPUs", True, str(_cpus())), Check("free memory", True, _free_memory()))
 
 
 def require(checks: Iterable[Check]) -> None:

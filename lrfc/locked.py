@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from lrfc import artifact, trust
 from lrfc.config import BuildConfig, parse
 from lrfc.errors import UsageError
+from lrfc.ir import processor
+from lrfc.ir.graph import Graph
 from lrfc.manifest import Manifest
 from lrfc.options import FIELDS
 from lrfc.reader import kind, refused, shown
@@ -106,10 +108,14 @@ class Locked:
             )
 
     def differences(self) -> list[str]:
-        """What is of another version than it was, each as 'keras 3.14 → 3.15'."""
+        """What is of another version than it was, each as 'keras 3.14 → 3.15', and whether oneDNN is on where it was off, or the reverse."""
         now = artifact.versions()
         then = self.manifest.versions
-        return [f"{name} {then.get(name) or 'none'} → {now.get(name) or 'none'}" for name in {**then, **now} if then.get(name) != now.get(name)]
+        other = [f"{name} {then.get(name) or 'none'} → {now.get(name) or 'none'}" for name in {**then, **now} if then.get(name) != now.get(name)]
+        with_onednn = processor.onednn()
+        if self.manifest.onednn not in (None, with_onednn.on):
+            other.append(f"oneDNN {'on' if self.manifest.onednn else 'off'} → {with_onednn}")
+        return other
 
     def outcome(self, made: Manifest) -> str:
         """Whether the file is the same, byte for byte."""

@@ -263,6 +263,8 @@ class Manifest(Record):
     config: Mapping[str, Any]
     seed: int
     versions: Mapping[str, str | None]
+    #: Whether TensorFlow computed with oneDNN, which changes the last bits; null in manifests of before it was noted.
+    onednn: bool | None = None
     target: str
     device: str | None = None
     layers: tuple[Layer, ...]

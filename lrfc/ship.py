@@ -15,7 +15,7 @@ from lrfc import choices
 from lrfc.draft import CHECKED, Build, Draft, recorded
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.front import front
-from lrfc.ir import keras_io
+from lrfc.ir import keras_io, processor
 from lrfc.locked import digest
 from lrfc.manifest import Accuracy, Attempt, Filters, FineTuning, Input, Kernels, Layer, Manifest, Parity, Search
 from lrfc.outcome import Kept, Part
@@ -82,6 +82,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, place: files.Reserved, log: Sequ
             config=made.config.model_dump(mode="json") | {"precision": target.precision, "threads": goal.threads},
             seed=made.config.seed,
             versions=files.versions(),
+            onednn=processor.onednn().on,
             target=target.name,
             device=goal.device.name,
             layers=layers,

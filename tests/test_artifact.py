@@ -203,6 +203,7 @@ def example() -> Manifest:
         config={"targets": ["tflite"], "max_macs": "50%"},
         seed=3,
         versions={"python": "3.11", "lrfc": None},
+        onednn=True,
         target="tflite",
         device="local",
         layers=(
@@ -250,7 +251,8 @@ def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: 
     value = json.loads(example().write(tmp_path).read_text(encoding="utf-8"))
     assert value["schema_version"] == 1
     assert list(value) == (
-        "schema_version input config seed versions target device layers filters before after accuracy search finetune speedup float_original verdict problem parity artifacts".split()
+        "schema_version input config seed versions onednn target device layers filters before after accuracy search finetune speedup float_original verdict problem"
+        " parity artifacts".split()
     )
     keys = "name kind method rank params_before params_after macs_before macs_after similarity reason filters_before filters_after filters_reason".split()
     assert [list(layer) for layer in value["layers"]] == [keys, keys]

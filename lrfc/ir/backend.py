@@ -11,6 +11,7 @@ from typing import Any
 
 from lrfc import silence
 from lrfc.errors import DependencyError
+from lrfc.ir import processor
 
 _log = logging.getLogger("lrfc.keras")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -24,6 +25,7 @@ def keras() -> Any:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    processor.decide()
     with quiet():
         import keras as module
     if module.backend.backend() != "tensorflow":
