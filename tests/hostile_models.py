@@ -68,14 +68,16 @@ def legacy_model() -> Any:
     return k.Model(inputs, k.layers.Dense(2, activation="softmax", name="head")(k.layers.Flatten(name="flat")(x)), name="victim")
 
 
-def model() -> Any:
-    """The like in Keras 3."""
+def model(*, operation: bool = True) -> Any:
+    """The like in Keras 3; with an operation, which .h5 files cannot hold, or a layer."""
     import keras as k
 
     k.utils.set_random_seed(0)
     inner = k.Sequential([k.Input((4, 3)), k.layers.Dense(3, activation="relu", name="inner_dense")], name="inner")
     x = inputs = k.Input((4, 2), name="image")
-    x = k.layers.Conv1D(3, 1, name="conv", kernel_initializer="he_normal", kernel_regularizer="l2")(k.ops.divide(x, 2.0))
+    x = k.layers.Conv1D(3, 1, name="conv", kernel_initializer="he_normal", kernel_regularizer="l2")(
+        k.ops.divide(x, 2.0) if operation else k.layers.Rescaling(0.5, name="half")(x)
+    )
     x = k.layers.TimeDistributed(k.layers.Dense(3, name="wrapped"), name="each")(inner(x))
     return k.Model(inputs, k.layers.Dense(2, activation="softmax", name="head")(k.layers.Flatten(name="flat")(x)), name="victim")
 
@@ -127,7 +129,7 @@ def _bytecode(config: dict[str, Any], folder: Path) -> None:
     from tf_keras.src.utils.generic_utils import func_dump
 
     code = compile(f"lambda x: __import__('os').system('touch {folder}/executed') or x", "attack", "eval")
-    function = {"function": list(func_dump(eval(code))), "function_type": "lambda", "module": "__main__", "output_shape": None}  # noqa: S307
+    function = {"function": list(func_dump(eval(code))), "function_type": "lambda", "module": "__main__", "output_shape": None}
     layer(config, "each")["config"]["layer"] = {
         "class_name": "Lambda",
         "module": "keras.layers",
