@@ -79,8 +79,8 @@ def explore(
     return compiler.explore(model, data, config, goal, folder, tuple(over), points, progress, priced=priced)
 
 
-def inspect(model: Path | str, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
-    """Costs of each op of a model file and of the whole."""
+def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
+    """Costs of each op of a model, a file or a Keras model, and of the whole."""
     preflight.inspect(model)
     from lrfc import compiler
 

@@ -127,9 +127,9 @@ def explore(
     return found
 
 
-def inspect(model: Path | str, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
-    """Costs of each op of a model file and of the whole."""
-    graph = keras_io.from_keras(keras_load.load(model, unsafe=unsafe))
+def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
+    """Costs of each op of a model, a file or a Keras model, and of the whole."""
+    _, graph = _load(model, unsafe=unsafe)
     return profile(graph, precision)
 
 

@@ -116,8 +116,8 @@ def explore(
     return checked, goal, folder
 
 
-def inspect(model: Path | str) -> None:
-    """Raise what can be said of a model file by its first bytes."""
+def inspect(model: Any) -> None:
+    """Raise what can be said of a model without loading it."""
     _model(model)
 
 
