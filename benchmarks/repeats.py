@@ -2,11 +2,11 @@
 
     python benchmarks/repeats.py ORIGINAL COMPRESSED [--repeats 10] [--out repeats.csv]
 
-Both files are measured side by side again and again in each way: in one process a file, its interval
-bootstrapped over the turns, and in the fresh processes that a build takes, its interval that of the
-processes. The ways take turns. Printed for each: the spread of the figure from repeat to repeat, how
-wide an interval is, how many intervals hold the median of all repeats, and what share of the other
-repeats an interval holds.
+Both files are measured side by side again and again in each way: in one process a file, its
+interval bootstrapped over the turns, and in the fresh processes that a build takes, its interval
+that of the processes. The ways take turns. Printed for each: the spread of the figure from repeat
+to repeat, how wide an interval is, how many intervals hold the median of all repeats, and what
+share of the other repeats an interval holds.
 """
 
 from __future__ import annotations

@@ -10,16 +10,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lrfc import reader
 from lrfc.bench import Bench, Spent
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
+from lrfc.outcome import GREATEST, MOST
 from lrfc.passes.profile import profile
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact
 
 NAME = "ops.json"
 
-_Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0, le=MOST)]
+_Number = Annotated[float, Field(ge=0, le=GREATEST, allow_inf_nan=False)]
 
 
 class _Record(BaseModel):
@@ -44,7 +47,7 @@ class OpCost(_Record):
     macs: _Count
     weight_bytes: _Count
     live_bytes: _Count
-    predicted_ms: float | None
+    predicted_ms: _Number | None
     cycles: _Count | None = None
     sram_bytes: _Count | None = None
     flash_bytes: _Count | None = None
@@ -55,7 +58,7 @@ class Anatomy(_Record):
     """Both files, op by op. ``overhead_ms``: of an inference beside its ops, predicted."""
 
     schema_version: Literal[1] = 1
-    overhead_ms: float | None
+    overhead_ms: _Number | None
     before: tuple[OpCost, ...]
     after: tuple[OpCost, ...]
 
@@ -69,12 +72,12 @@ class Anatomy(_Record):
     def read(folder: Path) -> Anatomy:
         """The ops of an output folder; UsageError when it has no readable ops.json."""
         path = folder / NAME
+        if reader.kind(path) is None:
+            raise UsageError(f"'{folder}' has no readable {NAME}; lrfc build writes one")
         try:
-            return Anatomy.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise UsageError(f"'{folder}' has no readable {NAME}; lrfc build writes one") from error
+            return Anatomy.model_validate(reader.plain(reader.json_object(reader.contents(path), f"'{path}'")))
         except ValidationError as error:
-            raise UsageError(f"'{path}' is damaged: {error.errors()[0]['msg']}") from error
+            raise UsageError(f"'{path}' is damaged: {reader.refused(error)}") from error
 
 
 def anatomy(bench: Bench, before: Graph, after: Graph, files: tuple[Artifact, Artifact]) -> Anatomy:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib.metadata
+import os
 import platform
 import shutil
-import uuid
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from lrfc import scratch, swap
 from lrfc.errors import UsageError
+from lrfc.locks import HeldError
 from lrfc.manifest import File, Scale
 
 #: Packages whose versions a manifest records; those that are not installed are null.
@@ -21,39 +25,90 @@ PACKAGES = (
     "tensorflow-model-optimization", "ethos-u-vela",
 )  # fmt: skip
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Bytes below which no output folder fits: its tables and its page alone take more.
+ROOM = 16 << 10
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """An output folder that no other process writes until the block of ``reserved`` ends.
+
+    ``out``: as it was given; ``path``: absolute; ``final``: where links lead to.
+    """
+
+    out: Path
+    path: Path
+    final: Path
+    overwrite: bool = True
+
+    @contextmanager
+    def writing(self) -> Iterator[Path]:
+        """A new folder, which takes the place of the output folder when the block ends.
+
+        It vanishes, with everything in it, when the block fails. UsageError when what has appeared in the place meanwhile may not be replaced, and when the
+        disk is full.
+        """
+        work = swap.staging(self.final)
+        try:
+            try:
+                work.mkdir()
+            except OSError as error:
+                raise _unwritable(error, self.path) from error
+            yield work
+            check(self.path, overwrite=self.overwrite)
+            try:
+                swap.replace(self.final)
+            except OSError as error:
+                raise _unwritable(error, self.path) from error
+        except BaseException as error:
+            swap.settle(self.final)
+            if _is_full(error) and isinstance(error, Exception) and not isinstance(error, UsageError):
+                raise _full(self.path) from error
+            raise
+
+
+@contextmanager
+def reserved(out: Path, *, overwrite: bool = True) -> Iterator[Reserved]:
+    """Hold an output folder for this process, before the work whose result it takes.
+
+    An ``out`` that exists is replaced in one step at the end when it is empty or was written by lrfc
+    (it has a manifest.json or a pareto.json) and ``overwrite`` is true. What an earlier process left
+    unfinished, because it was killed, is put in order first.
+
+    UsageError when another process holds it, when it may not be replaced, and when the place cannot
+    be written or is full.
+    """
+    given = Path(out)
+    try:
+        out = given.expanduser().absolute()
+        final = out.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody, a loop of links, a null byte
+        raise UsageError(f"output folder '{out}' cannot be made ({error}); choose another place with --out") from error
+    made = _missing(final, out)
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        try:
+            check(out, overwrite=overwrite)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(scratch.folder_elsewhere(final))
+            stack.enter_context(swap.lock(final))
+            swap.settle(final)
+            check(out, overwrite=overwrite)
+            _check_room(final, out)
+        except HeldError as error:
+            raise UsageError(
+                f"output folder '{out}' is being written by {error.holder}; wait until that has ended, or choose another with --out"
+            ) from error
+        except OSError as error:
+            raise _unwritable(error, out) from error
+        yield Reserved(given, out, final, overwrite)
 
 
 @contextmanager
 def folder(out: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """A new folder beside ``out`` to write into, which becomes ``out`` when the block ends and vanishes, with everything in it, when the block fails.
-
-    An existing ``out`` is replaced in one step at the end when it is empty or was written by lrfc (it has a manifest.json or a pareto.json) and ``overwrite`` is true.
-    UsageError when it may not be replaced, when the place cannot be written, and when the disk is full.
-    """
-    out = Path(out).expanduser().absolute()
-    check(out, overwrite=overwrite)
-    final = out.resolve()
-    made = [parent for parent in final.parents if not parent.exists()]  # innermost first
-    work = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        try:
-            work.mkdir(parents=True)
-        except OSError as error:
-            raise _unwritable(error, out) from error
+    """An output folder that is reserved and written at once; see ``reserved`` and ``Reserved.writing``."""
+    with reserved(out, overwrite=overwrite) as place, place.writing() as work:
         yield work
-        check(out, overwrite=overwrite)
-        _put(work, final)
-    except BaseException as error:
-        shutil.rmtree(work, ignore_errors=True)
-        free = _free(final)
-        for parent in made:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-        if _is_full(error) and isinstance(error, Exception) and not isinstance(error, UsageError):
-            raise UsageError(
-                f"the disk is full: {free} of free space for the output folder '{out}'; make room or choose another place with --out"
-            ) from error
-        raise
 
 
 def check(out: Path, *, overwrite: bool = True) -> None:
@@ -64,6 +119,10 @@ def check(out: Path, *, overwrite: bool = True) -> None:
         raise UsageError(f"output folder '{out}' is a file; choose another name with --out")
     if out.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise UsageError(f"output folder '{out}' is the current folder or holds it, and cannot be replaced; choose another with --out")
+    if out.resolve().is_mount():
+        raise UsageError(f"output folder '{out}' is a mount point, and cannot be replaced; choose a folder in it with --out")
+    if not os.access(out, os.R_OK | os.W_OK | os.X_OK):
+        raise UsageError(f"output folder '{out}' is read-only; choose another with --out")
     if any(out.iterdir()):
         if not any((out / own).is_file() for own in ("manifest.json", "pareto.json")):
             raise UsageError(f"output folder '{out}' is not empty and was not written by lrfc; choose another with --out")
@@ -71,26 +130,45 @@ def check(out: Path, *, overwrite: bool = True) -> None:
             raise UsageError(f"output folder '{out}' exists already; choose another with --out")
 
 
-def _put(work: Path, final: Path) -> None:
-    """Move the finished folder into its place. An old one stands aside until then, and comes back when the move fails."""
-    if not final.exists():
-        work.rename(final)
-        return
-    old = final.with_name(work.name.replace(".partial", ".old"))
+def _missing(final: Path, out: Path) -> list[Path]:
+    """The folders above that have to be made, innermost first."""
     try:
-        final.rename(old)
-        work.rename(final)
-    finally:
-        if old.exists() and final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        elif old.exists():
-            old.rename(final)
+        missing = [parent for parent in final.parents if not parent.exists()]
+        if not final.parents[len(missing)].is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except OSError as error:
+        raise _unwritable(error, out) from error
+    return missing
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for each in folders:
+        with suppress(OSError):  # not empty: a result is in it, or another process writes there
+            each.rmdir()
+
+
+def _check_room(final: Path, out: Path) -> None:
+    """UsageError where the folder cannot be replaced or the disk is full."""
+    parent = final.parent.stat()
+    owners = (parent.st_uid, final.stat().st_uid) if final.exists() else ()
+    if owners and parent.st_mode & stat.S_ISVTX and os.geteuid() not in (0, *owners):
+        raise UsageError(f"output folder '{out}' belongs to somebody else, and cannot be replaced; choose another with --out")
+    if shutil.disk_usage(final.parent).free < ROOM:
+        raise _full(out)
 
 
 def _unwritable(error: OSError, out: Path) -> UsageError:
     if error.errno in _FULL:
-        return UsageError(f"the disk is full: {_free(out)} of free space for the output folder '{out}'; make room or choose another place with --out")
+        return _full(out)
+    if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        return UsageError(
+            f"output folder '{out}' cannot be locked: its file system has no locks ({error.strerror}); choose another place with --out, and copy the folder"
+        )
     return UsageError(f"output folder '{out}' cannot be made ({error.strerror}); choose another place with --out")
+
+
+def _full(out: Path) -> UsageError:
+    return UsageError(f"the disk is full: {_free(out)} of free space for the output folder '{out}'; make room or choose another place with --out")
 
 
 def _is_full(error: BaseException | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from lrfc.estimate import estimated
 from lrfc.ir.graph import Graph
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.precision import listed
+from lrfc.reader import contents
 from lrfc.search import npu
 from lrfc.search.latency import CostProfile, load
 from lrfc.search.measurements import Key, Sample, Store, now, of_model, of_op
@@ -19,7 +21,7 @@ from lrfc.search.pricing import Reading
 from lrfc.search.signature import Signature
 from lrfc.state import Artifact, Batch, Target
 from lrfc.targets.catalog import target as target_of
-from lrfc.targets.device import Device, Vela
+from lrfc.targets.device import INI_BYTES, Device, Vela
 from lrfc.targets.measure import Measurement
 from lrfc.targets.runners.base import DeviceRunner
 from lrfc.targets.runners.vela import VelaRunner
@@ -57,8 +59,9 @@ class Spent:
 class Bench:
     """Emits graphs for one target and measures them on one device, beside the original's file.
 
-    ``runner`` is None for a device that cannot be reached: then everything is estimated, from the profile. ``calibration``: a few
-    inputs, for int8. All times are in the unit of the profile; what is measured is kept in the ``store``.
+    ``runner`` is None for a device that cannot be reached: then everything is estimated, from the
+    profile. ``calibration``: a few inputs, for int8. All times are in the unit of the profile; what
+    is measured is kept in the ``store``.
     """
 
     def __init__(
@@ -164,6 +167,11 @@ class NPUBench(Bench):
 
     _runner: VelaRunner
 
+    @property
+    def no_float(self) -> str | None:
+        """An Ethos-U computes in integers, whatever its profile names."""
+        return f"{self._device.name} is an Ethos-U, and a float network cannot run there"
+
     def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]:
         """The cycles of single ops: those kept from an earlier build, the others from probe networks that are compiled for it."""
         keys = {self._key("Vela", version(), of_op(each)): each for each in wanted}
@@ -189,7 +197,7 @@ class NPUBench(Bench):
         """All that Vela's figures depend on, beside its version; a vela.ini by its content, since it may change."""
         reach = self._device.reach
         assert isinstance(reach, Vela)
-        own = "" if reach.config_file is None else sha256(reach.config_file)
+        own = "" if reach.config_file is None else hashlib.sha256(contents(reach.config_file, limit=INI_BYTES)).hexdigest()
         return f"{reach.accelerator} {reach.system_config} {reach.memory_mode} {own}".strip()
 
     def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:

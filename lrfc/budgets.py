@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
+from lrfc import scratch
 from lrfc.config import Budget
 from lrfc.errors import BudgetError
 from lrfc.factorization import METHODS
@@ -98,8 +97,8 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
 def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:
     """Bytes of the file that each target makes of the graph."""
     calibration = tuple(x[:8] for x in state.data.train.inputs)  # the ranges of activations do not change a file's size
-    with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
-        return [target.emit(graph, Path(folder) / f"{number}.{target.name}", calibration).bytes for number, target in enumerate(targets)]
+    with scratch.folder() as folder:
+        return [target.emit(graph, folder / f"{number}.{target.name}", calibration).bytes for number, target in enumerate(targets)]
 
 
 def _check_room(state: State, room: Mapping[str, float], budget: Budget) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from lrfc import files, scratch
 from lrfc.errors import DeviceError, UsageError
 from lrfc.ir.graph import Graph
 from lrfc.search import fitting, latency, measurements, microbench
@@ -87,6 +87,8 @@ def calibrate(
         if form not in device.formats:
             raise UsageError(f"device '{device.name}' does not run {form}; it runs {', '.join(device.formats)}")
     store = store or Store(log=progress.log)
+    path = latency.user_file(device.name)
+    files.check(path, way_out=files.CONFIG)
     graphs = list(microbench.networks(networks))
     counts = {"measured": 0, "reused": 0}
     profiles = []
@@ -107,7 +109,6 @@ def calibrate(
                 known |= found
                 advance(len(some))
             profiles.append(_fitted(graphs, [known[key] for key in keys], device, keys[0], facts))
-    path = latency.user_file(device.name)
     file = latency.read(path) if path.is_file() else CostFile(profiles=())
     for profile in profiles:
         file = file.with_profile(profile)
@@ -123,8 +124,8 @@ def _digest(graph: Graph) -> str:
 
 def _measured(graphs: Sequence[Graph], reached: DeviceRunner, form: str, precision: str, threads: int) -> Iterator[Sample]:
     target = target_of(form, precision)
-    with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
-        files = [target.emit(graph, Path(folder) / f"{number}.{form}", _inputs(graph)) for number, graph in enumerate(graphs)]
+    with scratch.folder() as folder:
+        files = [target.emit(graph, folder / f"{number}.{form}", _inputs(graph)) for number, graph in enumerate(graphs)]
         for times in _times(reached, files, threads):
             median, p90, iqr, _ = measure.statistics(np.asarray(times))
             yield Sample(median, p90, iqr, len(times), measurements.now())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrfc import reader
 from lrfc.errors import UsageError
 from lrfc.manifest import Layer
+from lrfc.outcome import GREATEST, MOST
 
 if TYPE_CHECKING:
     from lrfc.search.candidates import LayerSpace
@@ -65,20 +68,42 @@ def write(folder: Path, spaces: Sequence[LayerSpace], chosen: Mapping[str, tuple
 def read(folder: Path) -> tuple[Row, ...]:
     """The rows; UsageError when the folder has no such file or it is damaged."""
     path = folder / NAME
+    if reader.kind(path) is None:
+        raise UsageError(f"'{folder}' holds no exploration: it has no readable {NAME}; make one with lrfc build or lrfc explore")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = tuple(
-                Row(
-                    r["layer"], r["method"] or None, r["rank"], int(r["params"]), int(r["macs"]), float(r["similarity"]), float(r["impact"]),
-                    float(r["latency"]) if r["latency"] else None, r["dominated"] == "1", r["chosen"] == "1",
-                )
-                for r in csv.DictReader(file)
-            )  # fmt: skip
-    except OSError as error:
-        raise UsageError(f"'{folder}' holds no exploration: it has no readable {NAME}; make one with lrfc build or lrfc explore") from error
-    except (KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"'{path}' is damaged: {error}") from error
-    return rows
+        table = csv.DictReader(io.StringIO(reader.contents(path).decode(), newline=""), strict=True)
+        return tuple(_row(reader.plain(record)) for record in table)
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"'{path}' is damaged: {reader.shown(error)}") from error
+
+
+def _row(record: Mapping[str, str]) -> Row:
+    return Row(
+        layer=record["layer"],
+        method=record["method"] or None,
+        rank=record["rank"],
+        params=_count(record["params"]),
+        macs=_count(record["macs"]),
+        similarity=_number(record["similarity"]),
+        impact=_number(record["impact"]),
+        latency=_number(record["latency"]) if record["latency"] else None,
+        dominated=record["dominated"] == "1",
+        chosen=record["chosen"] == "1",
+    )
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not abs(value) <= GREATEST:
+        raise ValueError(f"{text} is no figure of a layer")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= MOST:
+        raise ValueError(f"{text} is no count")
+    return value
 
 
 # -- why this one ------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from lrfc import cli_devices, cli_project
 from lrfc.cli_project import Config, flags
 from lrfc.errors import DeviceError
 from lrfc.options import text
-from lrfc.session import session
+from lrfc.session import run, session
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=True,
@@ -233,7 +232,4 @@ def _main(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 def main() -> None:
     """The entry point of the ``lrfc`` command."""
-    try:
-        app()
-    except KeyboardInterrupt:  # before or after a session
-        sys.exit(130)
+    run(app)

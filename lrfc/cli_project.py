@@ -66,12 +66,14 @@ def compare(
 ) -> None:
     """Compare two builds or models, figure by figure and layer by layer; exit code 4 when more is lost than --max-regress allows."""
     with session() as terminal:
-        from lrfc import comparison, terminal_project
+        from lrfc import comparison, files, terminal_project
         from lrfc.errors import BudgetError
 
+        if junit is not None:
+            files.check(junit, way_out="name another file with --junit")
         found = comparison.compare(before, after, max_regress)
         if junit is not None:
-            junit.write_text(found.junit(), encoding="utf-8")
+            files.write(junit, found.junit(), way_out="name another file with --junit")
         terminal_project.compared(terminal, found, as_json=as_json)
         lost = [each.told for each in found.verdicts if not each.ok]
         if lost:

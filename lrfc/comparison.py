@@ -22,7 +22,8 @@ COSTS = {
     "latency": "latency_ms", "size": "file_bytes", "macs": "macs", "params": "params", "ram": "arena_bytes", "cycles": "cycles", "sram": "sram_bytes",
     "flash": "flash_bytes",
 }  # fmt: skip
-#: All that a limit can be set for. 'speedup' is that over the original, in turns with it where it is measured: it stays comparable from one machine to another.
+#: All that a limit can be set for. 'speedup' is that over the original, in turns with it where it
+#: is measured: it stays comparable from one machine to another.
 QUANTITIES = ("accuracy", "speedup", *COSTS)
 #: The files that can be compared.
 SUFFIXES = (".json", ".keras", ".h5", ".hdf5", ".tflite", ".onnx")
@@ -60,7 +61,7 @@ class Side:
     manifest: Manifest | None = None
 
     def source(self, quantity: str) -> Source | None:
-        """Where a figure of the device comes from; None for what is counted, and where there is none."""
+        """Where a figure of the device comes from; None for what is counted, or not there."""
         if self.manifest is None or self.figures[quantity] is None:
             return None
         latency = self.manifest.after.latency_ms
@@ -185,7 +186,9 @@ def _require(path: Path) -> None:
     what = kind(path)
     if what is None:
         raise UsageError(f"{_shown(path)}: no such file or folder")
-    if what != "a folder" and path.suffix not in SUFFIXES:
+    if what not in ("a folder", "a file"):
+        raise UsageError(f"{_shown(path)} is {what}, no output folder and no file")
+    if what == "a file" and path.suffix not in SUFFIXES:
         raise UsageError(f"{_shown(path)} is no output folder, manifest.json, {', '.join(SUFFIXES[1:-1])} or {SUFFIXES[-1]} file")
     if what == "a folder" and not (path / "manifest.json").is_file():
         Manifest.read(path)  # says so

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,17 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lrfc import artifact, scratch
 from lrfc import front as front_
 from lrfc.config import BuildConfig
 from lrfc.data import load_data
-from lrfc.destinations import destination
+from lrfc.destinations import Destination, destination
 from lrfc.errors import LrfcError, ModelError, UsageError
 from lrfc.estimate import estimates
-from lrfc.ir import keras_io, keras_load
+from lrfc.ir import keras_io, keras_load, processor
 from lrfc.ir.graph import Graph
 from lrfc.line import Line, Stop, bench_of, exploration, pipeline, reasons, weighing
 from lrfc.locked import Locked
-from lrfc.passes.canonicalise import Canonicalise
+from lrfc.passes.canonicalise import Canonicalise, lower_transposed, move_channels
 from lrfc.passes.price_layers import PriceLayers
 from lrfc.passes.profile import Profile, profile
 from lrfc.passes.select_ranks import DesignSpace, costs
@@ -46,6 +46,7 @@ def build(request: Request, progress: Progress | None = None, on_result: Callabl
 
 def _repeated(request: Request, locked: Locked, progress: Progress, on_result: Callable[[Result], None]) -> Any:
     """The build of a manifest once more."""
+    processor.decide(locked.manifest.onednn)  # as in that build, where TensorFlow is not imported yet and the user has not set it
     differences = locked.differences()
     if differences:
         progress.log(f"warning: not the versions of {locked.path}, so the bytes may differ: {', '.join(differences)}")
@@ -62,6 +63,7 @@ def _built(request: Request, progress: Progress | None, on_result: Callable[[Res
     log: list[str] = []
     progress = _tee(progress or Progress(), log)
     with ExitStack() as stack:
+        places = [stack.enter_context(artifact.reserved(folder)) for folder in request.folders]
         source, graph = _load(request.model, unsafe=config.unsafe_load)
         _refuse(graph, [goal.target for goal in goals], config)
         for remark in dict.fromkeys(remark for goal in goals for remark in refusals.remarks(graph, goal.target)):
@@ -75,11 +77,11 @@ def _built(request: Request, progress: Progress | None, on_result: Callable[[Res
         try:
             line = Line(source, config, goals, samples, progress, request.locked)
             state = line.explored(graph)
-            for goal, folder in zip(goals, request.folders, strict=True):
-                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-")))
-                with bench_of(goal, state, scratch) as bench:
-                    drafts, taken = line.drafted(state, goal, bench, scratch)
-                results.append(ship(drafts, taken, folder, log))
+            for goal, place in zip(goals, places, strict=True):
+                emitted = stack.enter_context(scratch.folder())
+                with bench_of(goal, state, emitted) as bench:
+                    drafts, taken = line.drafted(state, goal, bench, emitted)
+                results.append(ship(drafts, taken, place, log))
                 on_result(results[-1])
         except Stop:
             return None if request.single else ()
@@ -96,7 +98,15 @@ def explore(
     model: Any, data: Any, config: BuildConfig, asked: Goal, folder: Path, over: tuple[str, ...], points: int, progress: Progress | None, *, priced: bool
 ) -> Survey:  # fmt: skip
     """The exploration that was asked for; see ``lrfc.api.explore``. ``priced``: latencies are predicted for the device."""
-    goal, progress = destination(asked), progress or Progress()
+    with artifact.reserved(folder) as place:
+        survey = _explored(model, data, config, destination(asked), over, points, progress or Progress(), priced=priced)
+        survey.write(place)
+    return survey
+
+
+def _explored(
+    model: Any, data: Any, config: BuildConfig, goal: Destination, over: tuple[str, ...], points: int, progress: Progress, *, priced: bool
+) -> Survey:
     source, graph = _load(model, unsafe=config.unsafe_load)
     _refuse(graph, (), config)
     samples = load_data(data, graph, seed=config.seed)
@@ -107,13 +117,13 @@ def explore(
     state = run(replace(state, original=state.graph), plan([exploration(config, config.rank_multiple or goal.device.rank_multiple)]))
     if not state.fact(DesignSpace).spaces:
         raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {reasons(state.fact(DesignSpace).skipped)}")
-    state = run(state, plan(weighing(goal.target.precision, cached=config.resume), known=(DesignSpace,)))
+    state = run(state, plan(weighing(goal.target.precision, goal.target.name, cached=config.resume), known=(DesignSpace,)))
     if priced:
         prices, begins = goal.profile()
         progress.log(begins or f"latencies are predicted for {goal.device.name}, not measured")
         state = run(state, plan([PriceLayers(prices, slower=True)], known=(DesignSpace,)))
     seconds = time.perf_counter() - start
-    found = Survey(
+    return Survey(
         source.name,
         costs(state),
         state.fact(DesignSpace),
@@ -123,8 +133,6 @@ def explore(
         seconds,
         samples.synthetic,
     )
-    found.write(folder)
-    return found
 
 
 def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
@@ -148,12 +156,16 @@ def measure(files: Sequence[tuple[Path, str]], chosen: Device, threads: int | No
 def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
     if isinstance(model, str | Path):
         return Path(model), keras_io.from_keras(keras_load.load(model, unsafe=unsafe))
-    return Path(f"{model.name}.keras"), keras_io.from_keras(model)
+    graph = keras_io.from_keras(model)
+    return Path(f"{model.name}.keras"), graph
 
 
 def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
     """Everything that stands in the way, before any work."""
-    reasons = [f"{target.name}: {reason}" for target in targets for reason in target.refusals(graph)]
+    # Asked of the layout that is emitted: no format takes every layer with channels first, or dilated and transposed.
+    moved = lower_transposed(move_channels(graph))
+    processor.check(moved)
+    reasons = [f"{target.name}: {reason}" for target in targets for reason in target.refusals(moved)]
     if reasons:
         raise ModelError(f"model '{graph.name}' cannot be emitted: {'; '.join(reasons)}")
     names = [op.name for op in graph]

@@ -47,7 +47,7 @@ class Contract:
 
     @property
     def margin(self) -> float | None:
-        """The drop that is still allowed, less than nothing where too much was lost; None without a limit.
+        """The drop that is still allowed, below zero where too much was lost; None without a limit.
 
         With a demanded confidence it is the end of the interval that counts.
         """

@@ -9,15 +9,15 @@ import platform
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from lrfc import scratch
 from lrfc.errors import DependencyError, UsageError
-from lrfc.ir import backend
+from lrfc.ir import backend, processor
 
 PYTHON = (3, 11)
 #: Distribution → the module that it brings, and the oldest version that lrfc works with (the lower bounds of pyproject.toml).
@@ -59,11 +59,13 @@ class Check:
 
 def run() -> tuple[Check, ...]:
     """Every check. Runs a tiny model through each target when all packages are in order; takes as long as TensorFlow needs to start."""
+    processor.decide()  # before the packages are imported
     packages = [_python(), *(_package(name) for name in REQUIRED)]
     sound = all(check.ok for check in packages)
     targets = [_target(name) for name in ("tflite", "onnx")] if sound else []
     extras = [_extra(name, sound=sound) for name in OPTIONAL]
-    return (*packages, *extras, *targets, *_devices(), Check("CPUs", True, str(_cpus())), Check("free memory", True, _free_memory()))
+    onednn = _attempt("oneDNN", "reinstall lrfc in a fresh environment", lambda: str(processor.onednn()))
+    return (*packages, onednn, *extras, *targets, *_devices(), Check("CPUs", True, str(_cpus())), Check("free memory", True, _free_memory()))
 
 
 def require(checks: Iterable[Check]) -> None:
@@ -171,8 +173,8 @@ def _target(name: str) -> Check:
         graph = keras_io.from_keras(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
         batch = np.linspace(-1, 1, 4, dtype=np.float32)[None]
         chosen = target(name, "fp32")
-        with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
-            given = chosen.load(chosen.emit(graph, Path(folder) / f"model.{name}", (batch,)))((batch,))[0]
+        with scratch.folder() as folder:
+            given = chosen.load(chosen.emit(graph, folder / f"model.{name}", (batch,)))((batch,))[0]
         difference = float(np.abs(given - keras_io.predict(graph, (batch,))[0]).max())
         if not difference < 1e-4:
             raise ValueError(f"a one-layer model gives outputs that differ by {difference:.3g} from Keras'")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -55,8 +56,11 @@ def _handle(signum: int, frame: FrameType | None) -> None:
 def unwinding() -> Iterator[None]:
     """In the block SIGINT raises KeyboardInterrupt and SIGTERM Terminated, in the main thread, at the next safe place; a second signal at any place.
 
-    A SIGINT that the process was started to ignore (in the background of a shell) stays ignored.
+    In other threads nothing changes: signals reach the main thread only. A SIGINT that the process was started to ignore (in the background of a shell) stays ignored.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     signals = [signal.SIGTERM] + [signal.SIGINT] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
     before = {each: signal.signal(each, _handle) for each in signals}
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from math import lcm
 from pathlib import Path
 
 from lrfc import config as options_
+from lrfc import scratch
 from lrfc.baseline import Baseline, baseline
 from lrfc.bench import Bench, NPUBench, fallbacks
 from lrfc.config import Budget, BuildConfig, Drop
@@ -21,6 +21,7 @@ from lrfc.errors import BudgetError, ModelError, NoGainError, UsageError
 from lrfc.explore import Loop, Settled, Wish
 from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
+from lrfc.ir.rounding import steps_of
 from lrfc.locked import Locked
 from lrfc.metrics import Metric, metric
 from lrfc.outcome import short
@@ -73,9 +74,9 @@ def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
     )
 
 
-def weighing(precision: str, *, cached: bool = False) -> tuple[Pass, ...]:
-    """The passes that take the explored layers from float to the precision that ships; none where nothing is rounded."""
-    return (WeighRounding(precision, cached=cached),) if PRECISIONS[precision].integer else ()
+def weighing(precision: str, form: str = "tflite", *, cached: bool = False) -> tuple[Pass, ...]:
+    """The passes that take the explored layers from float to the precision that ships, in that format; none where nothing is rounded."""
+    return (WeighRounding(precision, cached=cached, steps=steps_of(form)),) if PRECISIONS[precision].integer else ()
 
 
 def rounding(config: BuildConfig, precision: str) -> tuple[Pass, ...]:
@@ -137,7 +138,7 @@ class Line:
             self._first.append(ExploreFilters(keep=config.keep, only=config.only, multiple=multiple))
         self._ladder: dict[str, float] = {}
         self._metric: Metric | None = None
-        self._weighed: dict[str, State] = {}
+        self._weighed: dict[tuple[Pass, ...], State] = {}
         self._trained: dict[tuple[object, ...], tuple[State, dict[str, float]]] = {}
         self._made: dict[tuple[object, ...], Build] = {}
         self._baselines: dict[tuple[Target, bool], Baseline] = {}
@@ -200,7 +201,7 @@ class Line:
 
         ``allowed``: the predicted divergence, None where it is to be learnt.
         """
-        config, state = self._config, self._in_precision(state, goal.target.precision)
+        config, state = self._config, self._in_precision(state, goal.target.precision, goal.target.name)
         design = state.fact(DesignSpace)
         if self._locked is None:
             settled = Loop(state, goal.target, bench, bench.profile).settle(self._wish(state, goal, bench), allowed)
@@ -215,19 +216,20 @@ class Line:
                 self._ladder.pop(rung, None)
             self._trained[key] = run(state, plan(rest, known=(DesignSpace, Selection)), self._after), dict(self._ladder)
         trained, ladder = self._trained[key]
+        correct = CorrectBiases(steps=steps_of(goal.target.name))
         steps = rounding(config, goal.target.precision)
-        if (key, steps) not in self._made:
+        if (key, steps, correct) not in self._made:
             # Last, because BatchNorm has to be there as long as statistics are estimated or weights trained.
             state = run(trained, plan([FoldBatchNorm(), *steps]), self._after)
             if config.qat:
                 state = self._quantise_aware(state)
             # Only the file has these biases: they make good what rounding does to it, and would be wrong in the float network.
             corrected = steps and state.known(QuantizedModel) is None
-            shipped = run(state, plan([CorrectBiases()]), self._after).graph if corrected else state.graph
-            self._made[key, steps] = Build(
+            shipped = run(state, plan([correct]), self._after).graph if corrected else state.graph
+            self._made[key, steps, correct] = Build(
                 self._source, config, state, trained.graph, shipped, fold_batchnorm(state.original), design, ladder, self._metric, self._seconds
             )
-        made = self._made[key, steps]
+        made = self._made[key, steps, correct]
         # What was selected is the same; why the other layers were not is told of this destination's prices.
         return replace(made, state=made.state.with_fact(selection), design=design), settled
 
@@ -247,18 +249,19 @@ class Line:
         """What NPUs cannot run of the original, before work goes into it."""
         for goal in self._goals:
             if goal.device.reach.kind == "vela":
-                with tempfile.TemporaryDirectory(prefix="lrfc-") as folder:
-                    note = fallbacks(goal.target, goal.device, state.original, self._data.train.inputs, Path(folder))
+                with scratch.folder() as folder:
+                    note = fallbacks(goal.target, goal.device, state.original, self._data.train.inputs, folder)
                 if note is not None:
                     yield note
 
-    def _in_precision(self, state: State, precision: str) -> State:
+    def _in_precision(self, state: State, precision: str, form: str) -> State:
         """The explored state as it is in the precision of a destination. A repeated build has its choices already: nothing is weighed."""
         if self._locked is not None:
             return state
-        if precision not in self._weighed:
-            self._weighed[precision] = run(state, plan(weighing(precision, cached=self._config.resume), known=(DesignSpace,)), self._after)
-        return self._weighed[precision]
+        passes = weighing(precision, form, cached=self._config.resume)
+        if passes not in self._weighed:
+            self._weighed[passes] = run(state, plan(passes, known=(DesignSpace,)), self._after)
+        return self._weighed[passes]
 
     def _quantise_aware(self, state: State) -> State:
         """The network trained with its rounding; as it is where that cannot be done, and then it is quantised as it is."""

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from lrfc import artifact, trust
 from lrfc.config import BuildConfig, parse
 from lrfc.errors import UsageError
+from lrfc.ir import processor
+from lrfc.ir.graph import Graph
 from lrfc.manifest import Manifest
 from lrfc.options import FIELDS
-from lrfc.reader import kind, shown
+from lrfc.reader import kind, refused, shown
 
 if TYPE_CHECKING:
     from lrfc.ir.graph import Graph
@@ -35,7 +39,7 @@ class Locked:
     @staticmethod
     def read(path: Path) -> Locked:
         """From a manifest.json, or the folder that it is in."""
-        found = Locked(path, Manifest.read(path) if path.is_dir() else Manifest.read_file(path))
+        found = Locked(path, Manifest.read(path) if kind(path) == "a folder" else Manifest.read_file(path))
         if not found.filters and all(layer.method is None for layer in found.manifest.layers):
             raise UsageError(f"{path}: no layer was factorized or pruned in that build, the original was kept; there is nothing to repeat")
         return found
@@ -61,7 +65,10 @@ class Locked:
         UsageError for what would have led to another plan.
         """
         config = {name: value for name, value in self.manifest.config.items() if name in BuildConfig.model_fields and name not in _OWN}
-        before = BuildConfig.model_validate(config)
+        try:
+            before = BuildConfig.model_validate(config)
+        except ValidationError as error:
+            raise UsageError(f"{self.path}: config.{refused(error)}; that build cannot be repeated") from error
         for name in _PLANNED:
             made = getattr(before, name)
             if name in given and getattr(parse(**{name: given[name]}), name) != made:
@@ -101,10 +108,14 @@ class Locked:
             )
 
     def differences(self) -> list[str]:
-        """What is of another version than it was, each as 'keras 3.14 → 3.15'."""
+        """What is of another version than it was, each as 'keras 3.14 → 3.15', and whether oneDNN is on where it was off, or the reverse."""
         now = artifact.versions()
         then = self.manifest.versions
-        return [f"{name} {then.get(name) or 'none'} → {now.get(name) or 'none'}" for name in {**then, **now} if then.get(name) != now.get(name)]
+        other = [f"{name} {then.get(name) or 'none'} → {now.get(name) or 'none'}" for name in {**then, **now} if then.get(name) != now.get(name)]
+        with_onednn = processor.onednn()
+        if self.manifest.onednn not in (None, with_onednn.on):
+            other.append(f"oneDNN {'on' if self.manifest.onednn else 'off'} → {with_onednn}")
+        return other
 
     def outcome(self, made: Manifest) -> str:
         """Whether the file is the same, byte for byte."""

@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from lrfc import reader
+from lrfc.config import BuildConfig
 from lrfc.errors import UsageError
 from lrfc.origin import COMPILED, ESTIMATED, MEASURED, Source
-from lrfc.outcome import Count, Kept, Number, Record, Sha256, Speedup, Verdict
+from lrfc.outcome import Count, Kept, Milliseconds, Number, Record, Sha256, Speedup, Verdict
 
 SCHEMA = Path(__file__).with_name("manifest.schema.json")
 
@@ -69,11 +71,12 @@ class Latency(Record):
     """Milliseconds of one inference: median and 90th percentile over ``n`` runs.
 
     ``source``: measured on the device, estimated from a cost profile, or compiled: computed by the
-    device's compiler. Nothing was timed in the latter two: ``n`` is 1 and both figures are the same.
+    device's compiler. Nothing was timed in the latter two: ``n`` is 1 and both figures are the
+    same.
     """
 
-    p50: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    p90: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    p50: Milliseconds
+    p90: Milliseconds
     n: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)]
     source: Source = MEASURED
@@ -82,9 +85,10 @@ class Latency(Record):
 class Figures(Record):
     """What an emitted file costs and is worth.
 
-    ``arena_bytes`` is the planned activation memory; ``peak_rss_bytes`` was measured, of the process
-    that ran the file; ``cycles``, ``sram_bytes`` and ``flash_bytes`` are those of an NPU, compiled (as
-    ``Latency.source`` has it). ``accuracy`` is the score that ``Accuracy.metric`` names.
+    ``arena_bytes`` is the planned activation memory; ``peak_rss_bytes`` was measured, of the
+    process that ran the file; ``cycles``, ``sram_bytes`` and ``flash_bytes`` are those of an NPU,
+    compiled (as ``Latency.source`` has it). ``accuracy`` is the score that ``Accuracy.metric``
+    names.
     """
 
     params: Count
@@ -150,8 +154,9 @@ class Accuracy(Record):
 class Round(Record):
     """One turn of the search: latency in milliseconds, predicted and measured.
 
-    The same in cycles where the device counts those. ``source``: of what stands under ``measured``, where the device was not timed: estimated from the
-    cost profile, or computed by the device's compiler; null from an older lrfc.
+    The same in cycles where the device counts those. ``source``: of what stands under ``measured``,
+    where the device was not timed: estimated from the cost profile, or computed by the device's
+    compiler; null from an older lrfc.
     """
 
     predicted_ms: Number | None = None
@@ -193,8 +198,8 @@ class Search(Record):
 class FloatOriginal(Record):
     """The original's file in fp32, beside a file of another precision, in the same run.
 
-    What it takes, and how many times as fast as it the file that ships is. ``reason``: why that is not
-    known, if so.
+    What it takes, and how many times as fast as it the file that ships is. ``reason``: why that is
+    not known, if so.
     """
 
     file_bytes: Count | None = None
@@ -249,8 +254,8 @@ class Manifest(Record):
 
     ``speedup``: of the compressed file over the original's of the same precision, also where it was
     not kept; ``float_original``: the one in fp32, null for a build in fp32 and from an older lrfc.
-    ``problem``: why the build does not end well, if so. ``verdict``: what all of this amounts to, null
-    from an older lrfc.
+    ``problem``: why the build does not end well, if so. ``verdict``: what all of this amounts to,
+    null from an older lrfc.
     """
 
     schema_version: Literal[1] = 1
@@ -258,6 +263,8 @@ class Manifest(Record):
     config: Mapping[str, Any]
     seed: int
     versions: Mapping[str, str | None]
+    #: Whether TensorFlow computed with oneDNN, which changes the last bits; null in manifests of before it was noted.
+    onednn: bool | None = None
     target: str
     device: str | None = None
     layers: tuple[Layer, ...]
@@ -320,21 +327,20 @@ class Manifest(Record):
     @staticmethod
     def read(folder: Path) -> Manifest:
         """The manifest of an output folder; UsageError when there is none or it is not one of this version."""
-        if not (folder / "manifest.json").is_file():
-            raise UsageError(f"'{folder}' is no output folder of lrfc: it has no readable manifest.json")
+        if reader.kind(folder / "manifest.json") is None:
+            raise UsageError(f"'{reader.shown(folder)}' is no output folder of lrfc: it has no readable manifest.json")
         return Manifest.read_file(folder / "manifest.json")
 
     @staticmethod
     def read_file(path: Path) -> Manifest:
         """A manifest.json, whatever its name; UsageError when it cannot be read or is not one of this version."""
+        where = f"'{reader.shown(path)}'"
         try:
-            return Manifest.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise UsageError(f"'{path}' cannot be read: {error.strerror}") from error
+            found = Manifest.model_validate(reader.plain(reader.json_object(reader.contents(path), where)))
+            BuildConfig.model_validate({name: value for name, value in found.config.items() if name in BuildConfig.model_fields})
         except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"])) or "the file"
-            raise UsageError(f"'{path}' is not a manifest of schema version 1: {where}: {problem['msg']}") from error
+            raise UsageError(f"{where} is not a manifest of schema version 1: {reader.refused(error)}") from error
+        return found
 
 
 def schema() -> dict[str, Any]:

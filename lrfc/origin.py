@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-#: ``measured``: read on the device, as it ran the file. ``estimated``: computed from a cost profile or
-#: from published figures. ``compiled``: computed by the device's compiler for this very file.
+#: ``measured``: read on the device, as it ran the file. ``estimated``: computed from a cost profile
+#: or from published figures. ``compiled``: computed by the device's compiler for this very file.
 Source = Literal["measured", "estimated", "compiled"]
 MEASURED: Final = "measured"
 ESTIMATED: Final = "estimated"

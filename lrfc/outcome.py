@@ -1,4 +1,4 @@
-"""The outcome of a build as values: what was lost, how fast the file is, what grew, and whether it fits."""
+"""The outcome of a build as values: what was lost, how fast the file is, what grew, what fits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lrfc.origin import MEASURED, Source
 
-Count = Annotated[int, Field(ge=0)]
+#: Bounds of every count and of every other figure: with these all can be computed with (squares of
+#: float32 go to 1e77).
+MOST, GREATEST = 10**18, 1e100
+
+Count = Annotated[int, Field(ge=0, le=MOST)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=-GREATEST, le=GREATEST, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=1e-12, le=GREATEST, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -40,12 +45,13 @@ class Part(Record):
 class Kept(Record):
     """The drop of the emitted file's accuracy against the original on the same test samples.
 
-    With its two-sided interval, as fractions of 1. There is one drop: whatever shows one shows this.
-    ``unit``: of these times 100, 'pp' or '% of' something; null from an older lrfc. ``allowed``: what
-    --max-drop allows, null where nothing was asked. ``met``: whether it holds, with the demanded
-    confidence where there is one. ``margin``: what is left of what is allowed, of the drop or with a
-    demanded confidence of the end of its interval; less than nothing where it is broken. ``parts``: in
-    which steps the drop came about; they add up to it, and are empty where that is not known.
+    With its two-sided interval, as fractions of 1. There is one drop: whatever shows one shows
+    this. ``unit``: of these times 100, 'pp' or '% of' something; null from an older lrfc.
+    ``allowed``: what --max-drop allows, null where nothing was asked. ``met``: whether it holds,
+    with the demanded confidence where there is one. ``margin``: what is left of what is allowed, of
+    the drop or with a demanded confidence of the end of its interval; less than nothing where it is
+    broken. ``parts``: in which steps the drop came about; they add up to it, and are empty where
+    that is not known.
     """
 
     allowed: Number | None
@@ -64,7 +70,8 @@ class Speedup(Record):
     """How many times as fast the new file is as another one.
 
     Measured in turns with it: the median over several fresh processes of each file, and the 95 %
-    interval over them. Estimated or compiled (``source``): the quotient of both figures, and no interval.
+    interval over them. Estimated or compiled (``source``): the quotient of both figures, and no
+    interval.
     """
 
     median: Number
@@ -74,7 +81,7 @@ class Speedup(Record):
 
     @property
     def pace(self) -> Pace:
-        """What it says: a difference only where the whole interval does, and it shows in two decimals."""
+        """A difference only where the whole interval says so, and it shows in two decimals."""
         if f"{self.median:.2f}" == "1.00":
             return "as fast"
         low = self.median if self.low is None else self.low
@@ -101,8 +108,8 @@ Quantity = Literal[
 class Change(Record):
     """A quantity of the file before and after.
 
-    ``source``: where the figures come from; null for what is counted or planned, and needs no device.
-    ``grew``: whether it got worse, beyond what a measurement leaves open.
+    ``source``: where the figures come from; null for what is counted or planned, and needs no
+    device. ``grew``: whether it got worse, beyond what a measurement leaves open.
     """
 
     quantity: Quantity
@@ -134,8 +141,8 @@ class Beside(Record):
 class Room(Record):
     """A limit of the device, what the file takes of it, and whether it fits.
 
-    ``flash``: the file, or the weights as an NPU's compiler stores them. ``ram``: its activations, or
-    the SRAM that the compiler plans. What runs them comes on top.
+    ``flash``: the file, or the weights as an NPU's compiler stores them. ``ram``: its activations,
+    or the SRAM that the compiler plans. What runs them comes on top.
     """
 
     memory: Literal["flash", "ram"]
@@ -151,12 +158,12 @@ class Verdict(Record):
     """The verdict on a build, as fields.
 
     ``outcome``: 'compressed'; 'not met' where a budget or the accuracy contract is not; 'original
-    kept' where there was no gain: then the figures are the original's.
-    ``contract``: the accuracy contract, null where accuracy was not measured; ``metric``, ``original``
-    and ``score`` are the name and the values of the score that it is about, in float before and of the
-    emitted file. ``budgets``: each that was given. ``speeds``: beside the original's file of the same precision first, then beside the
-    one in fp32. ``changes``: every quantity that is known, the ones that grew among them. ``rooms``: for
-    each limit in the device's profile.
+    kept' where there was no gain: then the figures are the original's. ``contract``: the accuracy
+    contract, null where accuracy was not measured; ``metric``, ``original`` and ``score`` are the
+    name and the values of the score that it is about, in float before and of the emitted file.
+    ``budgets``: each that was given. ``speeds``: beside the original's file of the same precision
+    first, then beside the one in fp32. ``changes``: every quantity that is known, the ones that
+    grew among them. ``rooms``: for each limit in the device's profile.
     """
 
     outcome: Outcome

@@ -28,6 +28,7 @@ TIMES = 3.5
 _CHECK = "check the preprocessing"
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of values near the end of float32, which look strange and are said to
 def doubts(graph: Graph, split: Split) -> tuple[str, ...]:
     """One line for each thing that looks strange; UsageError for token numbers that the model does not know.
 

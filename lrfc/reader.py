@@ -11,17 +11,23 @@ import math
 import os
 import stat
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lrfc.errors import LrfcError, UsageError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 #: Bytes that a text document may have: manifests, profiles, settings, what a device answers.
 DOCUMENT_BYTES = 64 << 20
 #: Levels of nesting that a document may have. Keras nests a few levels for each nested model.
 DEPTH = 200
+#: Bits that an integer in a document may have.
+BITS = 1023
 
 
 def located(path: Path | str, *, error: type[LrfcError] = UsageError) -> Path:
@@ -65,17 +71,16 @@ def opened(path: Path | str, *, limit: int, error: type[LrfcError] = UsageError)
         raise error(f"{shown(path)}: no such file") from problem
     except (OSError, ValueError) as problem:
         raise error(f"{shown(path)} cannot be read: {_reason(problem)}") from problem
-    file = os.fdopen(number, "rb")
     try:
         found = os.fstat(number)
         if not stat.S_ISREG(found.st_mode):
             raise error(f"{shown(path)} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a regular file")
         if found.st_size > limit:
             raise error(f"{shown(path)} has {found.st_size:,} bytes; at most {limit:,} are read here")
+        return os.fdopen(number, "rb")
     except BaseException:
-        file.close()
+        os.close(number)
         raise
-    return file
 
 
 def contents(path: Path | str, *, limit: int = DOCUMENT_BYTES, error: type[LrfcError] = UsageError) -> bytes:
@@ -143,13 +148,37 @@ def toml_table(content: bytes, where: str, *, error: type[LrfcError] = UsageErro
 
 
 def bounded(document: Any, where: str, *, error: type[LrfcError] = UsageError) -> None:
-    """Raise ``error`` when the document is nested more than DEPTH levels deep, so that a walk over it may recurse."""
+    """Raise ``error`` when the document is nested more than DEPTH levels deep, so that a walk over it may recurse.
+
+    The same where an integer is larger than any float, so that every number can be computed with.
+    """
     level: list[Any] = [document]
     for _ in range(DEPTH):
         level = [item for value in level for item in _items(value)]
         if not level:
             return
+        if any(isinstance(item, int) and item.bit_length() > BITS for item in level):
+            raise error(f"{where} holds an integer of more than {BITS} bits, which is too large for a number")
     raise error(f"{where} is nested too deeply: at most {DEPTH} levels are read")
+
+
+def plain(document: Any) -> Any:
+    """The document with '?' for each control character in its strings, so that it can be shown on a terminal."""
+    if isinstance(document, str):
+        return (
+            document
+            if document.isprintable()
+            else "".join("?" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in document)
+        )
+    if isinstance(document, dict):
+        return {plain(key): plain(value) for key, value in document.items()}
+    return [plain(item) for item in document] if isinstance(document, list) else document
+
+
+def refused(problem: ValidationError) -> str:
+    """What is wrong with a document that pydantic refused: the first place, and why."""
+    first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{shown('.'.join(map(str, first['loc']))) or 'the whole'}: {shown(first['msg'].removeprefix('Value error, '), 500)}"
 
 
 def shown(value: object, length: int = 200) -> str:

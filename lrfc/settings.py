@@ -11,7 +11,7 @@ from typing import Any, get_origin
 
 from pydantic import ValidationError
 
-from lrfc import reader, trust
+from lrfc import files, reader, trust
 from lrfc.config import BuildConfig, problem
 from lrfc.errors import UsageError
 from lrfc.nearest import like
@@ -145,8 +145,7 @@ def init(path: Path, *, force: bool = False) -> Path:
     """Write the template; UsageError when there is a file already and not ``force``."""
     if path.exists() and not force:
         raise UsageError(f"{path} exists already; --force replaces it")
-    path.write_text(template(), encoding="utf-8")
-    return path
+    return files.write(path, template(), way_out="name another file")
 
 
 def schema() -> dict[str, Any]:

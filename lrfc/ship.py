@@ -15,7 +15,7 @@ from lrfc import choices
 from lrfc.draft import CHECKED, Build, Draft, recorded
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.front import front
-from lrfc.ir import keras_io
+from lrfc.ir import keras_io, processor
 from lrfc.locked import digest
 from lrfc.manifest import Accuracy, Attempt, Filters, FineTuning, Input, Kernels, Layer, Manifest, Parity, Search
 from lrfc.outcome import Kept, Part
@@ -50,11 +50,11 @@ class Result:
         return self.out / self.manifest.artifacts[0].path
 
 
-def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -> Result:
+def ship(drafts: Sequence[Draft], taken: Draft, place: files.Reserved, log: Sequence[str]) -> Result:
     """Write the output folder of one destination: that of ``taken``, the last word of several ``drafts``."""
     made, goal, settled, failure = taken.made, taken.goal, taken.settled, taken.failure
     data, target = made.state.data, goal.target
-    with files.folder(out) as work:
+    with place.writing() as work:
         emitted = replace(taken.emitted, path=work / taken.emitted.path.name)
         plain, layers, after, found = made.trainable, _layers(made, settled.state.known(FilterSpace)), taken.after, taken.parity
         kept = isinstance(failure, NoGainError)
@@ -82,6 +82,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
             config=made.config.model_dump(mode="json") | {"precision": target.precision, "threads": goal.threads},
             seed=made.config.seed,
             versions=files.versions(),
+            onednn=processor.onednn().on,
             target=target.name,
             device=goal.device.name,
             layers=layers,
@@ -117,7 +118,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, out: Path, log: Sequence[str]) -
         (work / "pareto.json").write_text(json.dumps({"schema_version": 1, **_fronts(taken)}, indent=2) + "\n", encoding="utf-8")
         (work / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
         page.write(work)
-    return Result(out, manifest, taken.speedup, failure)
+    return Result(place.out, manifest, taken.speedup, failure)
 
 
 def _fronts(taken: Draft) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def _kept(taken: Draft) -> Kept | None:
 
 
 def _parts(taken: Draft, drop: float) -> tuple[Part, ...]:
-    """The steps in which the file lost what it lost; what the kernels add is what is left of the drop."""
+    """The steps in which the score dropped; what the kernels add is what is left of the drop."""
     metric, ladder, file = taken.made.metric, taken.made.ladder, taken.after.accuracy
     if metric is None or file is None or "before" not in ladder:
         return ()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc import scratch
 from lrfc.errors import LrfcError, UsageError
 from lrfc.reader import opened, shown, user_code
 
@@ -65,7 +64,7 @@ def as_float32(array: NDArray[Any]) -> NDArray[Any]:
 
 def written(parts: Iterable[NDArray[Any]], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """The parts (any, *shape) one after the other, as a read-only array over an unnamed temporary file, which goes when the array goes."""
-    with tempfile.TemporaryFile(prefix="lrfc-") as file:
+    with scratch.unnamed() as file:
         for part in parts:
             _write(file, np.asarray(part, dtype))
         return _mapped(file, dtype, shape)
@@ -76,7 +75,7 @@ def _write(file: IO[bytes], part: NDArray[Any]) -> None:
         file.write(np.ascontiguousarray(part).data)
     except OSError as error:
         raise UsageError(
-            f"the data do not fit into the temporary folder {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a larger one"
+            f"the data do not fit into the temporary folder {scratch.root().parent}: {error.strerror}; set TMPDIR to a larger one"
         ) from error
 
 
@@ -210,7 +209,7 @@ def _header(stream: IO[bytes], size: int) -> _Header:
 
 def _room() -> int:
     """Bytes that may come into temporary files."""
-    return min(KEPT, shutil.disk_usage(tempfile.gettempdir()).free // 2)
+    return min(KEPT, scratch.free() // 2)
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------------------
@@ -245,7 +244,7 @@ def read(stream: Any, graph: Graph, where: str, limit: int | None = None) -> tup
     allowed = _room()
     with ExitStack() as stack:
         leaves = [_shaped(leaf, single, where) for leaf in heads[1]]
-        files = [stack.enter_context(tempfile.TemporaryFile(prefix="lrfc-")) for _ in leaves]
+        files = [stack.enter_context(scratch.unnamed()) for _ in leaves]
         count = used = 0
         with user_code(where):
             for element in chain([first], elements):

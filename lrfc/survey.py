@@ -58,10 +58,10 @@ class Survey:
             "skipped": dict(self.design.skipped),
         }
 
-    def write(self, out: Path) -> Path:
+    def write(self, place: artifact.Reserved) -> Path:
         """Write the folder: pareto.json, candidates.csv and explore.html."""
-        with artifact.folder(out) as work:
+        with place.writing() as work:
             (work / "pareto.json").write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
             choices.write(work, self.design.spaces, {})
             (work / "explore.html").write_text(render(self, SHARES), encoding="utf-8")
-        return out
+        return place.out

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir import ops
+from lrfc.ir.channels_last import channels_last
+from lrfc.ir.dilated import without_dilated_transposed
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.state import Batch
 
@@ -155,10 +157,12 @@ class _Matching:
 
         from lrfc.ir import keras_io
 
-        probe = graph.copy()
+        # As the canonical graph will be: the model itself does not run with channels first on every processor.
+        probe = without_dilated_transposed(channels_last(graph)).copy()
+        norms = tuple(probe.op(op.name) for op in norms)
         for name in probe.inputs:
             probe.replace(probe.op(name).with_attrs(batch_shape=(None, *probe.tensors(name)[0].shape[1:])))
-        probe.outputs, probe.structure = tuple(graph.operands(op.name)[0] for op in norms), (None, None)
+        probe.outputs, probe.structure = tuple(probe.operands(op.name)[0] for op in norms), (None, None)
         self.norms, self.floats = norms, floats
         self.model = keras_io.to_keras(probe)
         self.z = [tf.Variable(x) for x in head]

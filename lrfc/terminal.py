@@ -6,13 +6,15 @@ import codecs
 import json
 import os
 import sys
-import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+from lrfc import scratch, silence
+from lrfc.origin import MEASURED
 
 if TYPE_CHECKING:
     from lrfc.choices import Explanation
@@ -26,43 +28,33 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quiet() -> Iterator[tuple[TextIO, TextIO, Callable[[BaseException], Path]]]:
-    """Send what libraries write on file descriptors 1 and 2 to a temporary file; give the real stdout and stderr.
+    """Send what libraries write on file descriptors 1 and 2 to a temporary file without a name; give the real stdout and stderr.
 
-    The third value writes a traceback into that file and names it; otherwise the file is deleted at the end.
+    The third value writes what they wrote, and a traceback, into a file that stays, and names it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    handle, name = tempfile.mkstemp(prefix="lrfc-", suffix=".log")
-    keep = False
-
-    def details(error: BaseException) -> Path:
-        nonlocal keep
-        keep = True
-        with Path(name).open("a") as log:
-            traceback.print_exception(error, file=log)
-        return Path(name)
-
     codecs.register_error(_SPELT, _spelt)
     encodings = [getattr(stream, "encoding", None) or "utf-8" for stream in (sys.stdout, sys.stderr)]
-    try:
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        with (
-            os.fdopen(os.dup(saved[0]), "w", encoding=encodings[0], errors=_SPELT) as out,
-            os.fdopen(os.dup(saved[1]), "w", encoding=encodings[1], errors=_SPELT) as err,
-        ):
-            yield out, err, details
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for descriptor, copy in enumerate(saved, start=1):
-            os.dup2(copy, descriptor)
-            os.close(copy)
-        os.close(handle)
-        if not keep:
-            Path(name).unlink(missing_ok=True)
+    with (
+        scratch.unnamed() as noise,
+        silence.descriptors(noise.fileno(), whole=True) as real,
+        os.fdopen(_opened(real[0]), "w", encoding=encodings[0], errors=_SPELT) as out,
+        os.fdopen(_opened(real[1]), "w", encoding=encodings[1], errors=_SPELT) as err,
+    ):
+
+        def details(error: BaseException) -> Path:
+            silence.flush()
+            with scratch.kept("failure-", ".log") as log:
+                log.write(silence.written(noise.fileno()))
+                traceback.print_exception(error, file=log)
+            return Path(log.name)
+
+        yield out, err, details
+
+
+def _opened(descriptor: int | None) -> int:
+    """A descriptor of our own for a stream; for one that is closed, to where nothing is kept."""
+    return os.open(os.devnull, os.O_WRONLY) if descriptor is None else os.dup(descriptor)
 
 
 #: What stands for a character that the user's encoding does not have.
@@ -319,7 +311,8 @@ _UNKNOWN = ("—", "—", "—")
 def _figures(manifest: Manifest) -> Iterator[_Figure]:
     """Name, how a value is shown, both values, and what is kept, what is saved and the factor.
 
-    The factor of the latency is the speed-up: it is measured in turns, and there is one in a printout.
+    The factor of the latency is the speed-up: it is measured in turns, and there is one in a
+    printout.
     """
 
     def row(name: str, show: Callable[[float], str], before: float | None, after: float | None) -> _Figure:
@@ -341,7 +334,7 @@ def _figures(manifest: Manifest) -> Iterator[_Figure]:
         return
     ratio = manifest.speedup
     speed = _UNKNOWN if ratio is None or after == before else _kept(ratio.median, 1.0)
-    if new.source == "measured":
+    if new.source == MEASURED:
         yield f"latency p50, n={old.n}", "{:.4g} ms".format, old.p50, new.p50, speed
         yield "latency p90", "{:.4g} ms".format, old.p90, new.p90, _UNKNOWN
     else:

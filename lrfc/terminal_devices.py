@@ -129,16 +129,16 @@ def calibration(terminal: Terminal, report: CalibrationReport, *, as_json: bool)
 
 
 def history(terminal: Terminal, entries: Sequence[Entry], *, as_json: bool) -> None:
-    """What was measured, one line a subject."""
+    """What is known of a device, measured there or compiled for it, one line a subject."""
     if as_json:
         from dataclasses import asdict
 
-        terminal.json({"measurements": [{**asdict(entry.key), **asdict(entry.sample)} for entry in entries]})
+        terminal.json({"measurements": [{**asdict(entry.key), **asdict(entry.sample), "source": entry.key.source} for entry in entries]})
         return
     rows = [
         (entry.key.subject, entry.key.device, f"{entry.key.runtime} {entry.key.runtime_version}", entry.key.precision, str(entry.key.threads),
-         f"{entry.sample.median:.4g}", str(entry.sample.n), entry.sample.when)
+         f"{entry.sample.median:.4g}", entry.key.source, str(entry.sample.n), entry.sample.when)
         for entry in entries
     ]  # fmt: skip
-    terminal.table("", ("subject", "device", "runtime", "precision", "threads", "median", "n", "when (UTC)"), rows)
+    terminal.table("", ("subject", "device", "runtime", "precision", "threads", "median", "source", "n", "when (UTC)"), rows)
     terminal.line(f"{len(entries)} measurements" if entries else "nothing was measured yet")

@@ -1,4 +1,4 @@
-"""The verdict on a build: made once from its manifest, and shown by the terminal, the report and the manifest."""
+"""The verdict on a build: made once, shown by the terminal, the report and the manifest."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from lrfc.outcome import Asked, Beside, Change, Kept, Outcome, Quantity, Room, S
 from lrfc.report.text import NONE, count, decimal, minus, percent, short_size
 from lrfc.targets.device import Device
 
-#: What a measurement leaves open: a result counts as slower only when the whole 95 % interval of the
-#: measured speed-up says so by more than this, a measured memory has grown only by more than this, and
-#: a measured time may miss its budget by so much. Whatever is counted or computed has no noise.
+#: What a measurement leaves open: a result counts as slower only when the whole 95 % interval of
+#: the measured speed-up says so by more than this, a measured memory has grown only by more than
+#: this, and a measured time may miss its budget by so much. Whatever is counted or computed has no
+#: noise.
 MARGIN = 0.02
 
 #: What people call a quantity.
@@ -165,7 +166,7 @@ def headline(verdict: Verdict) -> str:
 
 
 def details(verdict: Verdict) -> list[str]:
-    """One sentence each on the contract, the float original, what got worse, and whether it fits."""
+    """A sentence each on the contract, the float original, what got worse, and what fits."""
     lines = []
     if verdict.outcome != "original kept":
         lines += [_held(each) for each in verdict.budgets]

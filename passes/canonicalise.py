@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lrfc.factorization import split_separable
+from lrfc.ir import channels_last, dilated
 from lrfc.ir.affine import LINEAR, Affine, affine, take_in_before
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.state import Fact, State
@@ -19,7 +20,7 @@ _ACTIVATIONS = frozenset({"Activation", "ReLU", "LeakyReLU", "ELU", "Softmax"})
 
 @dataclass(frozen=True)
 class Canonicalise:
-    """Rewrite the graph without changing what it computes: activations stand alone, input normalisation is folded or cheap.
+    """Rewrite the graph without changing what it computes: channels are last, activations stand alone, input normalisation is folded or cheap.
 
     A BatchNorm behind a linear layer stays, because its statistics are estimated anew after factorization. Dropout-like layers stay too: they are
     the identity at inference, but fine-tuning trains better with them. ``FoldBatchNorm`` removes both before the graph is emitted.
@@ -31,11 +32,52 @@ class Canonicalise:
 
     def __call__(self, state: State) -> State:
         """The state with the canonical graph. ``original`` stays as it is."""
-        graph = split_separables(state.graph)
+        # First, because all other rewrites, and all passes, meet one layout then.
+        graph = lower_transposed(move_channels(state.graph))
+        graph = split_separables(graph)
         graph = split_activations(graph)
         graph = merge_normalization(graph)
         graph = fold_into_readers(graph)
         return state.with_graph(lower_normalization(graph))
+
+
+def move_channels(graph: Graph) -> Graph:
+    """Let every layer compute with its channels last, so that it runs on every processor; inputs and outputs keep their layout.
+
+    Given::
+
+        x = InputLayer() -> (?, 3, 8, 8)
+        conv = Conv2D(x) filters=4 kernel_size=3 data_format=channels_first -> (?, 4, 6, 6)
+        bn = BatchNormalization(conv) axis=1 -> (?, 4, 6, 6)
+        flat = Flatten(bn) -> (?, 144)
+
+    Result (the weights are the same)::
+
+        x = InputLayer() -> (?, 3, 8, 8)
+        x__channels_last = Permute(x) dims=2x3x1 -> (?, 8, 8, 3)
+        conv = Conv2D(x__channels_last) filters=4 kernel_size=3 -> (?, 6, 6, 4)
+        bn = BatchNormalization(conv) -> (?, 6, 6, 4)
+        bn__channels_first = Permute(bn) dims=3x1x2 -> (?, 4, 6, 6)
+        flat = Flatten(bn__channels_first) -> (?, 144)
+    """
+    return channels_last.channels_last(graph)
+
+
+def lower_transposed(graph: Graph) -> Graph:
+    """Let a dilated transposed convolution be the plain one that it is, so that it runs on every processor and in every format.
+
+    Given::
+
+        x = InputLayer() -> (?, 8, 8, 3)
+        conv = Conv2DTranspose(x) filters=4 kernel_size=3 dilation_rate=2 -> (?, 12, 12, 4)
+
+    Result (the kernel turned round)::
+
+        x = InputLayer() -> (?, 8, 8, 3)
+        conv__padding = ZeroPadding2D(x) padding=4 -> (?, 16, 16, 3)
+        conv = Conv2D(conv__padding) filters=4 kernel_size=3 dilation_rate=2 -> (?, 12, 12, 4)
+    """
+    return dilated.without_dilated_transposed(graph)
 
 
 def split_separables(graph: Graph) -> Graph:

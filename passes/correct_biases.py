@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lrfc.ir import keras_io
 from lrfc.ir.affine import Affine, channel_axis, take_in_after
 from lrfc.ir.graph import Graph, Op, Ref
-from lrfc.ir.rounding import rounded, rounds
+from lrfc.ir.rounding import STEPS, rounded, rounds
 from lrfc.state import Batch, Fact, State, batches
 
 
@@ -23,10 +23,12 @@ class CorrectBiases:
     Nagel et al. 2019 (arXiv 1906.04721, 4.2), with the mean inputs from calibration, position by position, so that padding counts as it does. To be
     run last, on the weights that ship. The float function changes by just what the int8 file is to be better by.
 
-    Given and result: the graph keeps its ops and shapes; biases change, and appear where there were none.
+    Given and result: the graph keeps its ops and shapes; biases change, and appear where there were none. ``steps``: of
+    the weights in the format of the file (lrfc.ir.rounding).
     """
 
     samples: int = 200
+    steps: int = STEPS
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
     gives: ClassVar[tuple[type[Fact], ...]] = ()
@@ -40,7 +42,7 @@ class CorrectBiases:
             return state
         means = _means(graph, layers, tuple(x[: self.samples] for x in state.data.train.inputs))
         for op in layers:
-            corrected = _corrected(graph, op, means[graph.operands(op.name)[0]])
+            corrected = _corrected(graph, op, means[graph.operands(op.name)[0]], self.steps)
             if corrected is not None:
                 graph.replace(corrected)
         return state.with_graph(graph)
@@ -57,8 +59,8 @@ def _means(graph: Graph, layers: list[Op], inputs: Batch) -> Mapping[Ref, NDArra
     return {ref: (total / len(inputs[0])).astype(np.float32) for ref, total in zip(probe.outputs, sums, strict=True)}
 
 
-def _corrected(graph: Graph, op: Op, mean: NDArray[np.float32]) -> Op | None:
-    kernel = rounded(op).weights["kernel"] - op.weights["kernel"]
+def _corrected(graph: Graph, op: Op, mean: NDArray[np.float32], steps: int) -> Op | None:
+    kernel = rounded(op, steps).weights["kernel"] - op.weights["kernel"]
     error = replace(op.with_attrs(use_bias=False, activation=None), weights={"kernel": kernel})
     (shift,) = keras_io.single(error)([mean])
     tensor = graph.tensors(op.name)[0]

@@ -18,7 +18,7 @@ from lrfc.factorization.threads import SMALL, alone
 from lrfc.ir import keras_io
 from lrfc.ir.backend import keras, quiet
 from lrfc.ir.graph import Graph, Op, Ref, Tensor
-from lrfc.ir.rounding import rounded, rounds
+from lrfc.ir.rounding import STEPS, rounded, rounds
 from lrfc.passes.balance_stages import Ranges, balance, pairs
 from lrfc.passes.select_ranks import DesignSpace
 from lrfc.precision import PRECISIONS
@@ -51,11 +51,13 @@ class WeighRounding:
 
     The noise is measured at two or three ranks of each method; between them it follows a power of the product of the ranks. Float precisions change nothing.
     ``cached``: what an earlier run found out about a layer with the same candidates, on the same model, images and precision, is taken over.
+    ``steps``: of the weights in the format of the file (lrfc.ir.rounding).
     """
 
     precision: str = "int8"
     images: int = 16
     cached: bool = False
+    steps: int = STEPS
 
     needs: ClassVar[tuple[type[Fact], ...]] = (DesignSpace,)
     gives: ClassVar[tuple[type[Fact], ...]] = ()
@@ -73,13 +75,13 @@ class WeighRounding:
         store, found = None, dict[str, LayerSpace]()
         if self.cached:
             given = [(c.layer, c.method, c.ranks, c.error, c.impact) for space in design.spaces for c in space.candidates]
-            store = Store(place(), fingerprint(graph, inputs, ("noise", bits, given)), state.progress.log)
+            store = Store(place(), fingerprint(graph, inputs, ("noise", bits, self.steps, given)), state.progress.log)
             stored = ((name, space, store.get(space.op.name)) for name, space in spaces.items())
             found = {name: replace(space, candidates=known[0]) for name, space, known in stored if known is not None}
             step(len(found))
         missing = [name for name in spaces if name not in found]
         for name, read, before in _seen(graph, missing, inputs) if missing else ():
-            found[name] = _weighed(spaces[name], Rounding.of(graph, name, read, before, bits))
+            found[name] = _weighed(spaces[name], Rounding.of(graph, name, read, before, bits, self.steps))
             if store is not None:
                 store.put(spaces[name].op.name, found[name].candidates, found[name].refusals)
             step(1)
@@ -102,9 +104,10 @@ class Rounding:
     activate: Callable[[Array], Array]
     bits: int = 8
     balanced: bool = True
+    steps: int = STEPS
 
     @classmethod
-    def of(cls, graph: Graph, name: str, read: Array, before: Array, bits: int) -> Rounding:
+    def of(cls, graph: Graph, name: str, read: Array, before: Array, bits: int, steps: int = STEPS) -> Rounding:
         """Of a layer that reads this, and has that in front of the activation behind it."""
         chain, op = follow(graph, name), graph.op(name)
         axis = 1 if op.attrs.get("data_format") == "channels_first" else before.ndim - 1
@@ -115,7 +118,7 @@ class Rounding:
         if chain.activation is not None:
             asked = keras_io.single(chain.activation)
             activate = rectifier(chain.activation) or (lambda x: asked([x])[0])
-        return cls(graph.input_tensors(name)[0], read, before, scale, axis, activate, bits, len(graph.calls(op)) == 1)
+        return cls(graph.input_tensors(name)[0], read, before, scale, axis, activate, bits, len(graph.calls(op)) == 1, steps)
 
     def noise(self, stages: Sequence[Op]) -> float:
         """‖rounded − float‖ of the feature map behind these stages, over the norm of the layer's."""
@@ -130,7 +133,7 @@ class Rounding:
         for pair in found:
             ranges[pair.tensor] = Ranges.of(exact[pair.tensor], pair.axis)
         balance(graph, found, ranges, self.bits)
-        lost = _run(graph, self.read, self.bits)[ref] - exact[ref]
+        lost = _run(graph, self.read, self.bits, self.steps)[ref] - exact[ref]
         others = tuple(number for number in range(lost.ndim) if number != self.axis)
         lost -= lost.mean(others, keepdims=True)
         count = lost.size // lost.shape[self.axis]
@@ -139,13 +142,13 @@ class Rounding:
         return float(difference / max(float(np.linalg.norm(feature)), 1e-12) * np.sqrt(count / max(count - 1, 1)))
 
 
-def _run(graph: Graph, read: Array, bits: int | None = None) -> Mapping[Ref, Array]:
+def _run(graph: Graph, read: Array, bits: int | None = None, steps: int = STEPS) -> Mapping[Ref, Array]:
     """What passes through a chain of ops, in float or with weights and what passes between linear layers rounded."""
     values: dict[Ref, Array] = {}
     current = read
     for op in graph:
         if op.kind != "InputLayer":
-            current = _applied(rounded(op) if bits is not None and rounds(op) else op, current)
+            current = _applied(rounded(op, steps) if bits is not None and rounds(op) else op, current)
             if bits is not None and op.weights and Ref(op.name) not in graph.outputs:
                 current = _fitted(current, bits)
         values[Ref(op.name)] = current

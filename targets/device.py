@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from lrfc import files, reader
 from lrfc.errors import UsageError
 from lrfc.nearest import like
 from lrfc.precision import Name
-from lrfc.targets import files
+from lrfc.targets.ssh_options import known_option
 
 SCHEMA = Path(__file__).with_name("device.schema.json")
 SHIPPED = Path(__file__).with_name("devices")
+#: Bytes that a profile may have.
+PROFILE_BYTES = 1 << 20
+#: Bytes that a vela.ini may have.
+INI_BYTES = 1 << 20
 
-_Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-_Bytes = Annotated[int, Field(gt=0)]
+_Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
+_Bytes = Annotated[int, Field(gt=0, lt=2**63)]
+#: A path, there or here, or a word of a command: printable, so that a message shows all of it.
+_Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000)]
+#: Commands of the user's ssh config may be given what stands in an option, as they may the host.
+_Option = Annotated[str, AfterValidator(known_option)]
 
 
 class _Table(BaseModel):
@@ -30,44 +38,46 @@ class Local(_Table):
     """This machine: each file in a fresh process of Python."""
 
     kind: Literal["local"] = "local"
-    python: str | None = None  #: another interpreter than the one that runs lrfc
+    python: _Text | None = None  #: another interpreter than the one that runs lrfc; run only where the environment variable LRFC_PYTHON says the same
 
 
 class SSH(_Table):
     """A machine with Python and the runtime, over the system's OpenSSH client: its config, agent and jump hosts hold."""
 
     kind: Literal["ssh"] = "ssh"
-    host: Annotated[str, Field(pattern=r"^[^-\s]\S*$")]  #: a name of the ssh config, or [user@]host
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+:%@-]*$", max_length=300)]  #: a name of the ssh config, or [user@]host
     port: Annotated[int, Field(gt=0, lt=65536)] | None = None
-    python: str = "python3"
-    folder: str = "/tmp"  # noqa: S108 #: where a folder of our own is made there, and removed
-    options: tuple[str, ...] = ()  #: further options of ssh, as in ``-o Name=value``
-    connect_timeout: Annotated[float, Field(gt=0)] = 10.0  #: seconds
+    python: _Text = "python3"
+    folder: _Text = "/tmp"  # noqa: S108 #: where a folder of our own is made there, and removed
+    options: Annotated[
+        tuple[_Option, ...], Field(max_length=100)
+    ] = ()  #: further options of ssh, as in ``-o Name=value``, that run and write nothing here
+    connect_timeout: Annotated[float, Field(gt=0, le=3600)] = 10.0  #: seconds
 
 
 class ADB(_Table):
     """An Android device over adb: Python there (Termux), or the benchmark_model program of TensorFlow Lite pushed to it."""
 
     kind: Literal["adb"] = "adb"
-    serial: str | None = None  #: which device, where several are connected
-    python: str | None = None  #: Python on the device; None takes benchmark_model
-    benchmark_model: str | None = None  #: path, on this machine, of the program built for the device
-    folder: str = "/data/local/tmp"
+    serial: _Text | None = None  #: which device, where several are connected
+    python: _Text | None = None  #: Python on the device; None takes benchmark_model
+    benchmark_model: _Text | None = None  #: path, on this machine, of the program built for the device
+    folder: _Text = "/data/local/tmp"
 
 
 class Vela(_Table):
     """An Arm Ethos-U, as Arm's Vela compiler estimates it: cycles and memory are exact for Vela, and no time of a real device."""
 
     kind: Literal["vela"] = "vela"
-    accelerator: str  #: as in ``vela --accelerator-config``
-    system_config: str = "internal-default"
-    memory_mode: str = "internal-default"
-    config: str | None = None  #: a vela.ini; None takes the one that comes with Vela
+    accelerator: _Text  #: as in ``vela --accelerator-config``
+    system_config: _Text = "internal-default"
+    memory_mode: _Text = "internal-default"
+    config: _Text | None = None  #: a vela.ini; None takes the one that comes with Vela
 
     @property
     def config_file(self) -> Path | None:
         """The place of ``config``."""
-        return None if self.config is None else Path(self.config).expanduser().absolute()
+        return None if self.config is None else reader.located(self.config).absolute()
 
 
 class Analytic(_Table):
@@ -93,11 +103,11 @@ class Device(_Table):
     description: str
     formats: Annotated[tuple[Literal["tflite", "onnx"], ...], Field(min_length=1)] = ("tflite",)
     precisions: Annotated[tuple[Name, ...], Field(min_length=1)] = ("fp32",)
-    threads: Annotated[int, Field(ge=1)] = 1
-    rank_multiple: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    rank_multiple: Annotated[int, Field(ge=1, le=65536)] = 1
     flash_bytes: _Bytes | None = None
     ram_bytes: _Bytes | None = None
-    machine: str | None = None
+    machine: _Text | None = None
     reach: Reach = Local()
 
     @property
@@ -127,7 +137,9 @@ def path_of(name: str | Path) -> Path:
         return Path(name)
     found = _files()
     if str(name) not in found:
-        raise UsageError(f"unknown device '{name}'{like(str(name), list(found))}; known are {', '.join(sorted(found))}, and any .toml file")
+        raise UsageError(
+            f"unknown device '{reader.shown(name)}'{like(str(name), list(found))}; known are {', '.join(sorted(found))}, and any .toml file"
+        )
     return found[str(name)]
 
 
@@ -138,30 +150,27 @@ def known() -> list[tuple[str, Path, Device]]:
 
 def add(path: Path, *, force: bool = False) -> Path:
     """Check a profile and copy it into the user's folder, whole or not at all; gives the new file. One that is there is replaced only with ``force``."""
-    device = read(path)
+    content = reader.contents(path, limit=PROFILE_BYTES)
+    device = _parsed(content, path)
     place = own_folder() / f"{device.name}.toml"
     if place.exists() and not force:
         raise UsageError(f"{place} exists: device '{device.name}' is known; give another name in {path}, or --force to replace it")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {place.parent}: {error.strerror}") from error
-    files.write(place, path.read_bytes())
-    return place
+    return files.write(place, content, parents=True, way_out=files.CONFIG)
 
 
 def read(path: Path) -> Device:
     """The profile in a file; UsageError, in one line, with the file, the key, its value and the way out."""
-    try:
-        table = tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise UsageError(f"{path}: no such device profile can be read ({error.strerror}); lrfc devices list shows those known") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
+    if reader.kind(path) is None:
+        raise UsageError(f"{reader.shown(path)}: no such device profile; lrfc devices list shows those known")
+    return _parsed(reader.contents(path, limit=PROFILE_BYTES), path)
+
+
+def _parsed(content: bytes, path: Path) -> Device:
+    table = reader.toml_table(content, reader.shown(path))
     try:
         return Device.model_validate(table)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_problem(error, table)}") from error
+        raise UsageError(f"{reader.shown(path)}: {reader.shown(_problem(error, table), 1500)}") from error
 
 
 def _files() -> dict[str, Path]:
@@ -186,7 +195,8 @@ def _problem(error: ValidationError, table: dict[str, Any]) -> str:
             keys = list(_KINDS.get(str(kind), Device).model_fields)
             return f"unknown key '{key}' (= {value!r}){like(str(loc[-1]), keys)}; known here are {', '.join(keys)}"
         case _:
-            return f"{key} = {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            said = problem["msg"].removeprefix("Value error, ")
+            return f"{key} = {value!r}: {said[0].lower()}{said[1:]}"
 
 
 _KINDS: dict[str, type[_Table]] = {"local": Local, "ssh": SSH, "adb": ADB, "vela": Vela, "analytic": Analytic}

@@ -1,4 +1,4 @@
-"""Latency and memory of model files, each in fresh processes, all of them in turn so that what disturbs one disturbs the others."""
+"""Latency and memory of model files, each in fresh processes, and in turns with the others."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ from lrfc.origin import MEASURED, Source
 from lrfc.state import Artifact
 from lrfc.targets.process import Connection, Here, Worker
 
-#: Turns that each file gets over all of its processes; the ratio of two files is paired turn by turn.
+#: Turns that each file gets over all of its processes; the ratio of two files is paired turn by
+#: turn.
 ROUNDS = 20
-#: Fresh processes that each file gets at most, and the timings that are worth starting another one
-#: for. Where a process puts its memory and its threads changes its speed for as long as it lives, and
-#: the machine is busier at one time than at another: benchmarks/repeats.py.
+#: Fresh processes that each file gets at most and at least, and the timings that are worth one more;
+#: with fewer timings than these there is one. Where a process puts its memory and its threads changes
+#: its speed for as long as it lives, and the machine is busier at one time than at another:
+#: benchmarks/repeats.py.
 PROCESSES = 5
-TIMINGS = 12
+FEWEST_PROCESSES = 3
+TIMINGS = 20
 #: Runs that are made even when the time is short.
 FEWEST_RUNS = 5
+#: What nobody asks for on purpose.
+MOST_RUNS, MOST_THREADS = 1_000_000, 1024
 #: A timing is over at least this long; a faster model runs several times for each.
 SHORTEST_NS = 100_000
 #: A timing further than this many IQRs outside of the quartiles is an outlier (Tukey 1977: far out).
@@ -40,20 +45,25 @@ DRIFT = 0.05
 class Measurement:
     """What one file takes on a device, at batch 1 and on random inputs.
 
-    ``median_ms``, ``p90_ms`` and ``iqr_ms`` (75th minus 25th percentile): latency of one inference in milliseconds, over ``n`` timings of ``inner``
-    inferences each, after a warm-up. ``outliers``: the share of timings far out; all of them count in the figures, which do not mind.
-    ``rounds_ms``: the median of each turn, in order; ``processes``: how many of these turns each fresh
-    process made, in order; empty for what was not measured. ``drift``: how much slower the last third of the turns was than the first, as a fraction; None for
-    fewer than six. ``hz`` and ``celsius``: clock of the processor and its temperature, before and after, where the system tells them.
-    ``notes``: what of this is worth a word. ``cores``: those that the processes were bound to, each to as many as threads; None when they were not.
+    ``median_ms``, ``p90_ms`` and ``iqr_ms`` (75th minus 25th percentile): latency of one inference
+    in milliseconds, over ``n`` timings of ``inner`` inferences each, after a warm-up. ``outliers``:
+    the share of timings far out; all of them count in the figures, which do not mind.
+    ``rounds_ms``: the median of each turn, in order; ``processes``: how many of these turns each
+    fresh process made, in order; empty for what was not measured. ``drift``: how much slower the
+    last third of the turns was than the first, as a fraction; None for fewer than six. ``hz`` and
+    ``celsius``: clock of the processor and its temperature, before and after, where the system
+    tells them. ``notes``: what of this is worth a word. ``cores``: those that the processes were
+    bound to, each to as many as threads; None when they were not.
 
-    ``cold_start_ms``: loading the file in a fresh process and its first inference (the median over the processes), without the start of Python and the
-    import of the runtime. ``baseline_rss_bytes``: resident memory of a process with the runtime imported and no model; ``peak_rss_bytes``: its peak from
-    there to the end, of the process with the largest one; both None where the system does not tell it, or no process came to its end. ``file_bytes``:
-    size of the file.
+    ``cold_start_ms``: loading the file in a fresh process and its first inference (the median over
+    the processes), without the start of Python and the import of the runtime.
+    ``baseline_rss_bytes``: resident memory of a process with the runtime imported and no model;
+    ``peak_rss_bytes``: its peak from there to the end, of the process with the largest one; both
+    None where the system does not tell it, or no process came to its end. ``file_bytes``: size of
+    the file.
 
-    ``source``: where the figures come from. Of what is estimated or compiled there is no cold start; what is compiled has ``cycles`` of the processor,
-    ``sram_bytes`` and ``flash_bytes``.
+    ``source``: where the figures come from. Of what is estimated or compiled there is no cold
+    start; what is compiled has ``cycles`` of the processor, ``sram_bytes`` and ``flash_bytes``.
     """
 
     path: Path
@@ -96,7 +106,11 @@ class Measurement:
 
 @dataclass
 class _Session:
-    """What one fresh process of each file said: on loading, the nanoseconds of each turn's timings, and the peak of its memory (None: it did not end)."""
+    """What one fresh process of each file said.
+
+    On loading, the nanoseconds of each turn's timings, and the peak of its memory (None: it did not
+    come to its end).
+    """
 
     loaded: list[dict[str, Any]]
     times: list[list[list[int]]]
@@ -114,15 +128,19 @@ def compare(
 ) -> tuple[Measurement, ...]:  # fmt: skip
     """Measure the files side by side, on this machine or where ``connection`` leads.
 
-    Each file lives in a process of its own. The processes take turns (A B, B A, A B, ...), so that a change of the machine's speed meets all files.
-    After a few turns fresh processes take their place, up to ``processes`` of each file one after the other, one for every dozen of runs: what differs
-    from process to process is then part of the interval that ``speedup`` gives. ``runs`` timings are made of each file, fewer when they would take more
-    than half of ``timeout`` (seconds, for the whole call); ``n`` says how many. DeviceError, in one line, when a file cannot be loaded or run, its
-    runtime is missing, its process dies, the device goes away, or the time is up; its ``measured`` holds a Measurement of each file when whole turns
-    were made before. No process is left behind.
+    Each file lives in a process of its own. The processes take turns (A B, B A, A B, ...), so that
+    a change of the machine's speed meets all files. After a few turns fresh processes take their
+    place, up to ``processes`` of each file one after the other (three from 20 runs on, five from
+    100): what differs from process to process is then part of the interval that ``speedup`` gives.
+    ``runs`` timings are made of each file, fewer when they would take more than half of ``timeout``
+    (seconds, for the whole call); ``n`` says how many. DeviceError, in one line, when a file cannot
+    be loaded or run, its runtime is missing, its process dies, the device goes away, or the time is
+    up; its ``measured`` holds a Measurement of each file when whole turns were made before. No
+    process is left behind.
     """
-    if runs < 1 or threads < 1 or processes < 1:
-        raise UsageError(f"runs ({runs}), threads ({threads}) and processes ({processes}) are at least 1")
+    check(runs, threads)
+    if processes < 1:
+        raise UsageError(f"processes ({processes}) are at least 1")
     course = _Course(files, runs, threads, processes, timeout, connection or Here())
     try:
         while not course.ended:
@@ -143,7 +161,8 @@ class _Course:
         self._files, self._threads, self._timeout, self._there = files, threads, timeout, there
         self._deadline = time.monotonic() + timeout
         self._runs, self._most = runs, processes
-        #: Turns of all sessions together, how many a session makes, timings in a turn, and inferences in a timing of each file; the first session knows.
+        #: Turns of all sessions together, how many a session makes, timings in a turn, and
+        #: inferences in a timing of each file; the first session knows.
         self.rounds = self._turns = self._each = 0
         self._inner: list[int] = []
         self._longest = 0.0
@@ -182,12 +201,13 @@ class _Course:
         return self._deadline - time.monotonic()
 
     def _plan(self, workers: Sequence[Worker]) -> None:
-        """How many turns of how many timings there are to be, from a first look at the speed of the files."""
+        """Turns and timings that there are to be, from a first look at the speed of the files."""
         single = [min(worker.ask({"runs": 3, "inner": 1})["ns"]) for worker in workers]
         self._inner = [max(1, ceil(SHORTEST_NS / max(ns, 1))) for ns in single]
         whole_run = sum(ns * count for ns, count in zip(single, self._inner, strict=True)) / 1e9
         wanted = min(self._runs, max(FEWEST_RUNS, int(self._left() / 2 / whole_run)))
-        sessions = min(self._most, max(1, wanted // TIMINGS))
+        sessions = min(self._most, max(FEWEST_PROCESSES, wanted // TIMINGS))
+        sessions = sessions if wanted >= TIMINGS else 1
         self._turns = min(ROUNDS, wanted) // sessions
         self.rounds = self._turns * sessions
         self._each = ceil(wanted / self.rounds)
@@ -212,6 +232,14 @@ class _Course:
     def noted(self) -> tuple[Measurement, ...]:
         """With what of the conditions is worth a word."""
         return tuple(map(_noted, self.measurements(), *self._conditions))
+
+
+def check(runs: int, threads: int) -> None:
+    """Raise UsageError unless so many timings can be made, on so many threads."""
+    if runs < 1 or threads < 1:
+        raise UsageError(f"runs ({runs}) and threads ({threads}) are at least 1")
+    if runs > MOST_RUNS or threads > MOST_THREADS:
+        raise UsageError(f"runs ({runs}) are at most {MOST_RUNS:,}, threads ({threads}) at most {MOST_THREADS:,}")
 
 
 def profile(

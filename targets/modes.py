@@ -6,9 +6,10 @@ import configparser
 from collections.abc import Sequence
 from pathlib import Path
 
+from lrfc import reader
 from lrfc.errors import UsageError
 from lrfc.nearest import like
-from lrfc.targets.device import Device, Vela
+from lrfc.targets.device import INI_BYTES, Device, Vela
 from lrfc.targets.imports import place
 
 #: What Vela takes without any vela.ini.
@@ -41,13 +42,14 @@ def _configured(device: Device, reach: Vela, chosen: dict[str, str]) -> Device:
 
 
 def _sections(path: Path) -> list[str]:
+    what = "it is the key reach.config of the device's profile"
+    if reader.kind(path) is None:
+        raise UsageError(f"{path}: no such vela.ini; {what}")
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read_string(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: no vela.ini can be read ({error.strerror}); it is the key reach.config of the device's profile") from error
-    except (configparser.Error, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no vela.ini: {str(error).splitlines()[0]}; it is the key reach.config of the device's profile") from error
+        parser.read_string(reader.contents(path, limit=INI_BYTES).decode())
+    except (configparser.Error, ValueError) as error:
+        raise UsageError(f"{path} is no vela.ini: {reader.shown(str(error).splitlines()[0])}; {what}") from error
     return parser.sections()
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from lrfc import scratch
 from lrfc.ir.graph import Graph
 from lrfc.search import fitting, microbench, npu
 from lrfc.search.latency import CostProfile
@@ -32,8 +31,8 @@ def price(signatures: Iterable[Signature], reach: Vela, *, timeout: float = 600.
     deadline = time.monotonic() + timeout
     found: dict[Signature, float] = {}
     wanted = [each for each in dict.fromkeys(signatures) if probe.can_hold(each)]
-    with tempfile.TemporaryDirectory(prefix="lrfc-vela-") as folder:
-        path = Path(folder, "probe.tflite")
+    with scratch.folder() as folder:
+        path = folder / "probe.tflite"
         for part in probe.batches(wanted, _OPS, _WEIGHTS):
             path.write_bytes(probe.network(part))
             result = vela.compiled(Artifact(path, "tflite", "int8"), reach, timeout=max(deadline - time.monotonic(), 0.0))

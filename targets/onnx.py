@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lrfc import files, scratch
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir import backend
 from lrfc.ir.graph import Graph
 from lrfc.precision import Name, check
 from lrfc.state import Artifact, Batch, Runner
-from lrfc.targets import files, onnx_int8, refusals
+from lrfc.targets import onnx_int8, refusals
 from lrfc.targets.imports import need
 from lrfc.targets.samples import Spec, checked, joined
 from lrfc.targets.trace import Traced, converted, plain
@@ -139,10 +139,10 @@ def _folded(model: Any) -> Any:
     import onnx
 
     runtime = need("onnxruntime", "onnxruntime")
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         options = runtime.SessionOptions()
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
+        options.optimized_model_filepath = str(folder / "folded.onnx")
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

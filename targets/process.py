@@ -8,17 +8,22 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import IO, Any, Protocol, Self, TextIO, cast
 
+from lrfc import scratch
 from lrfc.errors import DeviceError
+from lrfc.reader import shown
+from lrfc.targets.answers import CHARACTERS, answer
 
 SCRIPT = Path(__file__).with_name("worker.py")
+#: Of what a process says on stderr, so many bytes at its end are looked at.
+LAST_BYTES = 64 << 10
 
 
 class Connection(Protocol):
@@ -55,13 +60,15 @@ class Here:
 
     def __init__(self, python: str | None = None) -> None:
         self._python = python
-        self.folder = tempfile.gettempdir()
+        self._stack = ExitStack()
+        self.folder = ""
 
     def __enter__(self) -> Self:
+        self.folder = str(self._stack.enter_context(scratch.folder()))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        return
+        self._stack.close()
 
     def put(self, file: Path, timeout: float) -> str:
         """The file is there."""
@@ -69,7 +76,7 @@ class Here:
 
     def command(self, timeout: float) -> list[str]:
         """A process of Python."""
-        return [self._python or sys.executable, str(SCRIPT)]
+        return [self._python or sys.executable, "-W", "ignore", str(SCRIPT)]  # whatever PYTHONWARNINGS says
 
     def death(self, code: int, said: str) -> str:
         """The signal or the exit code."""
@@ -86,11 +93,12 @@ class Worker:
 
     def __enter__(self) -> Self:
         command = self._connection.command(self.left())
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._errors = scratch.unnamed("w+", encoding="utf-8", errors="replace")
         try:  # a session of its own: Ctrl-C comes to this process alone
             self._process = subprocess.Popen(  # noqa: S603 - the command is ours
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, bufsize=1, start_new_session=True
-            )
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8", errors="replace",
+                bufsize=1, start_new_session=True,
+            )  # fmt: skip
         except OSError as error:
             self._errors.close()
             raise DeviceError(f"no process can be started to {self._task}: {command[0]}: {error.strerror}") from error
@@ -104,13 +112,13 @@ class Worker:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in lines(cast("TextIO", self._process.stdout), CHARACTERS):
             if line.startswith("{"):  # not what a login shell prints
                 self._answers.put(line)
         self._answers.put("")  # the process is gone
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The process's answer; DeviceError when it is an error, does not come in time, or cannot come."""
+        """The process's answer; DeviceError when it is an error, makes no sense, does not come in time, or cannot come."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
@@ -121,16 +129,12 @@ class Worker:
             raise DeviceError(f"it took more than {self._timeout:g} s to {self._task}; allow more time or fewer runs") from None
         if not line:
             raise DeviceError(f"the process to {self._task} {self._death()}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise DeviceError(f"cannot {self._task}: {answer['error']}")
-        return answer
+        return answer(request, line, self._task)
 
     def _death(self) -> str:
         code = self._process.wait()
-        self._errors.seek(0)
-        said = [line.strip() for line in self._errors if line.strip()]
-        return self._connection.death(code, said[-1] if said else "")
+        said = [line.strip() for line in ended(self._errors).splitlines() if line.strip()]
+        return self._connection.death(code, shown(said[-1], 500) if said else "")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         end(self._process)
@@ -138,6 +142,21 @@ class Worker:
         for pipe in (self._process.stdout, self._errors):
             assert pipe is not None
             pipe.close()
+
+
+def lines(stream: TextIO, longest: int) -> Iterator[str]:
+    """The lines of a stream until its end, or until one has more than so many characters: what writes such a line never ends it."""
+    while line := stream.readline(longest + 1):
+        yield line
+        if len(line) > longest:
+            return
+
+
+def ended(file: IO[str]) -> str:
+    """The end of what a process wrote into a file of its own."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - LAST_BYTES, 0))
+    return file.read()
 
 
 def end(process: subprocess.Popen[str]) -> None:

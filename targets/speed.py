@@ -16,7 +16,8 @@ from lrfc.targets.measure import Measurement
 class Ratio:
     """How many times faster one file is than another, and the 95 % interval of that.
 
-    Of what is estimated or compiled both ends are the figure itself: there is nothing to be unsure of.
+    Of what is estimated or compiled both ends are the figure itself: there is nothing to be unsure
+    of.
     """
 
     median: float
@@ -26,12 +27,13 @@ class Ratio:
 
 
 def speedup(before: Measurement, after: Measurement) -> Ratio:
-    """How many times faster ``after`` is, from two measurements of one ``compare`` call: the ratio of each turn's medians, above 1 when it is faster.
+    """How many times faster ``after`` is, from two measurements of one ``compare`` call.
 
-    The figure is the median over the processes of the median of each one's turns. Turns of one process are alike, so the interval is that of the
-    processes: Student's t of the logarithms of their medians (a cluster is one observation; Fieller's problem does not arise, as both are positive).
-    Of a single process it is the percentile bootstrap of the median over its turns (Efron and Tibshirani 1993, ch. 13), with 2,000 resamples, and says
-    nothing of another process.
+    The figure is the median over the processes of the median of each one's turns. Turns of one
+    process are alike, so the interval is that of the processes: Student's t of the logarithms of
+    their medians (a cluster is one observation; Fieller's problem does not arise, as both are
+    positive). Of a single process it is the percentile bootstrap of the median over its turns
+    (Efron and Tibshirani 1993, ch. 13), with 2,000 resamples, and says nothing of another process.
     """
     if len(before.rounds_ms) != len(after.rounds_ms) or before.processes != after.processes:
         raise UsageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,13 +12,14 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc import files, scratch
 from lrfc.errors import ModelError, UsageError
 from lrfc.factorization.threads import workers
 from lrfc.ir import backend
 from lrfc.ir.graph import Graph
 from lrfc.precision import PRECISIONS, Name, check
 from lrfc.state import Artifact, Batch, Runner, batches
-from lrfc.targets import files, refusals, trace
+from lrfc.targets import refusals, trace
 from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
@@ -114,7 +114,8 @@ class TFLite:
         signature = tf.function(call, autograph=False).get_concrete_function(*takes)
         module = tf.Module()
         module.weights = traced.variables
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch.folder() as path:
+            folder = str(path)
             # Without custom gradients: they cannot be saved once the variables are constants, and a file is for inference.
             tf.saved_model.save(module, folder, {"serving_default": signature}, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)

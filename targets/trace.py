@@ -10,8 +10,25 @@ from typing import Any
 from lrfc.errors import LrfcError, ModelError
 from lrfc.ir import backend, keras_io
 from lrfc.ir.graph import Graph
+from lrfc.overrides import Override
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec
+
+
+def _run_eagerly(wanted: bool) -> None:
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(wanted)
+
+
+def _runs_eagerly() -> bool:
+    import tensorflow as tf
+
+    return bool(tf.config.functions_run_eagerly())
+
+
+#: TensorFlow's switch is one for the process.
+_EAGER: Override[bool, bool] = Override(_runs_eagerly, _run_eagerly, _run_eagerly)
 
 
 @dataclass(frozen=True)
@@ -80,12 +97,8 @@ def trace(graph: Graph) -> Traced:
 
     def call(*tensors: Any) -> list[Any]:
         # Keras wraps a grouped convolution in a function compiled by XLA, which no converter sees into; run eagerly, its ops are traced here.
-        eager = tf.config.functions_run_eagerly()
-        tf.config.run_functions_eagerly(True)
-        try:
+        with _EAGER.to(True):
             results = tree.flatten(model(tree.pack_sequence_as(model.input, list(tensors)), training=False))
-        finally:
-            tf.config.run_functions_eagerly(eager)
         return [tf.identity(y) for y in results]  # an output that is an input, or that is given twice, needs a tensor of its own
 
     return traced(graph.name, call, specs, outputs, [variable.value for variable in model.variables])

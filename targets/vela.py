@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import math
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lrfc import scratch
 from lrfc.errors import DeviceError, UsageError
 from lrfc.ir.graph import Graph, Op
+from lrfc.reader import contents, shown
 from lrfc.state import Artifact
 from lrfc.targets import flash, probe
-from lrfc.targets.device import Vela
+from lrfc.targets.device import INI_BYTES, Vela
 from lrfc.targets.imports import need
 from lrfc.targets.trace import plain
 
@@ -90,30 +93,43 @@ def compiled(file: Artifact, reach: Vela, *, timeout: float = 600.0) -> Compiled
     need("ethosu.vela", "'lrfc[npu]'")
     if file.format != "tflite":
         raise UsageError(f"{file.path} is an {file.format} file: an Ethos-U takes --target tflite --precision int8")
-    with tempfile.TemporaryDirectory(prefix="lrfc-vela-") as folder:
-        source = Path(folder, "model.tflite")
+    with scratch.folder() as folder:
+        source = folder / "model.tflite"
         try:
             shutil.copyfile(file.path, source)
         except OSError as error:
             raise DeviceError(f"{file.path} cannot be read: {error.strerror}") from error
         log = _run(file.path, source, reach, timeout)
-        summary = _table(next(iter(source.parent.glob("model_summary_*.csv"))))[0]
-        shares = flash.by_row(log, source.with_name("model_debug.xml").read_text(encoding="utf-8"))
-        layers = tuple(_layer(row, share) for row, share in zip(_table(source.with_name("model_per-layer.csv")), shares, strict=True))
-        content = source.with_name("model_vela.tflite").read_bytes()
-        if not any(layer.on_npu for layer in layers):
+        try:
+            found = _outcome(source, log)
+        except (OSError, LookupError, ArithmeticError, ValueError, StopIteration, csv.Error) as error:
+            # Numbers that its vela.ini leads it to, or files of another version.
+            reason = f"{type(error).__name__}: {shown(error)}"
+            raise DeviceError(f"Vela's figures of {file.path.name} for {reach.accelerator} cannot be read: {reason}") from error
+        if not any(layer.on_npu for layer in found.layers):
             if probe.is_float(source.read_bytes()):
                 raise UsageError(f"{file.path.name} is a float file and an Ethos-U runs integers: build it with --precision int8")
-            operators = ", ".join(sorted({layer.operator for layer in layers})) or "none"
+            operators = ", ".join(sorted({layer.operator for layer in found.layers})) or "none"
             raise DeviceError(f"nothing in {file.path.name} can run on {reach.accelerator}: its operators are {operators}")
+    return found
+
+
+def _outcome(source: Path, log: str) -> Compiled:
+    """What Vela wrote beside its source, and printed."""
+    summary = _table(next(iter(source.parent.glob("model_summary_*.csv"))))[0]
+    shares = flash.by_row(log, source.with_name("model_debug.xml").read_text(encoding="utf-8"))
+    layers = tuple(_layer(row, share) for row, share in zip(_table(source.with_name("model_per-layer.csv")), shares, strict=True))
     kib = {key.removesuffix("_memory_used"): float(value) for key, value in summary.items() if key.endswith("_memory_used")}
+    clock = float(summary["core_clock"])
+    if not 0 < clock < math.inf:
+        raise ValueError(f"a clock of {clock:g} Hz")
     return Compiled(
         layers=layers,
         cycles=round(float(summary["cycles_total"])),
-        clock_hz=float(summary["core_clock"]),
+        clock_hz=clock,
         sram_bytes=round(1024 * kib["sram"]),
         flash_bytes=round(1024 * sum(value for memory, value in kib.items() if memory != "sram")),
-        content=content,
+        content=source.with_name("model_vela.tflite").read_bytes(),
     )
 
 
@@ -173,15 +189,17 @@ def version() -> str:
 def _run(path: Path, source: Path, reach: Vela, timeout: float) -> str:
     """What Vela prints; its files are put beside ``source``."""
     options = {"--accelerator-config": reach.accelerator, "--system-config": reach.system_config, "--memory-mode": reach.memory_mode}
-    if reach.config_file is not None:
-        options["--config"] = str(reach.config_file)
+    if reach.config_file is not None:  # a copy: Vela would wait for a pipe, and read a device to its end
+        config = source.with_name("vela.ini")
+        config.write_bytes(contents(reach.config_file, limit=INI_BYTES, error=DeviceError))
+        options["--config"] = str(config)
     # A process of its own: Vela's core is native, and a file that it cannot read takes the process down. -P: nothing is imported from the working folder.
-    command = [sys.executable, "-P", "-m", "ethosu.vela", str(source), "--output-dir", str(source.parent)]
+    command = [sys.executable, "-W", "ignore", "-P", "-m", "ethosu.vela", str(source), "--output-dir", str(source.parent)]
     command += ["--verbose-performance", "--verbose-allocation", "--enable-debug-db"]
     command += [part for option in options.items() for part in option]
     try:
         done = subprocess.run(  # noqa: S603 - the command is ours
-            command, cwd=source.parent, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False,
+            command, cwd=source.parent, env=os.environ | {"TMPDIR": str(source.parent)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False,
             text=True, errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +15,8 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# As lrfc decides (lrfc/ir/processor.py): tests import Keras by themselves, and TensorFlow's own default depends on the processor.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 # The same examples in every run, and no limit on the time of one: the first call of a layer traces it.
 settings.register_profile("lrfc", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
@@ -41,3 +46,21 @@ def _what_stays_is_not_searched() -> None:
     """Collections pass over what is left of earlier files, above all of TensorFlow's import: a million objects, and the TFLite converter collects each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say in one line how many tests were skipped for want of which programs."""
+    skipped = Counter(
+        missing
+        for report in terminalreporter.getreports("skipped")
+        if (missing := wanted(str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr))) is not None
+    )
+    if skipped:
+        counts = ", ".join(f"{number} for want of {missing}" for missing, number in sorted(skipped.items()))
+        terminalreporter.write_line(f"skipped, and run after apt-get install: {counts}")
+
+
+def wanted(reason: str) -> str | None:
+    """The packages that the reason of a skip names; None when nothing was missing that can be installed."""
+    found = re.search(r"apt-get install ([a-z0-9 .+-]*[a-z0-9])", reason)
+    return None if found is None else found[1]

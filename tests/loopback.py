@@ -78,7 +78,7 @@ class Server:
 
     def device(self, **reach: Any) -> Device:
         """The profile of this machine behind the server."""
-        options = (f"IdentityFile={self.client}", "IdentitiesOnly=yes", f"UserKnownHostsFile={self.known}", "GlobalKnownHostsFile=/dev/null")
+        options = (f"IdentityFile={self.client}", "IdentitiesOnly=yes", f"GlobalKnownHostsFile={self.known}")
         given = {
             "host": "127.0.0.1",
             "port": self.port,

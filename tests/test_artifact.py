@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lrfc import artifact, manifest
+from lrfc import artifact, manifest, swap
 from lrfc.artifact import folder, record, sha256, versions
 from lrfc.errors import BudgetError, ModelError, UsageError
 from lrfc.manifest import Accuracy, Figures, Input, Latency, Layer, Manifest, Parity, Round, Search
@@ -86,7 +86,8 @@ def test_an_old_result_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_old_result_comes_back_when_the_last_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_the_old_result_comes_back_when_the_last_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool) -> None:
     out = tmp_path / "out"
     fill(out, '{"old": 1}')
     rename = Path.rename
@@ -96,7 +97,13 @@ def test_the_old_result_comes_back_when_the_last_step_fails(tmp_path: Path, monk
             raise KeyboardInterrupt
         return rename(self, target)
 
+    def exchange(a: Path, b: Path) -> bool:
+        if exchanged:
+            raise KeyboardInterrupt
+        return False
+
     monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(swap, "exchange", exchange)
     with pytest.raises(KeyboardInterrupt), folder(out) as work:
         (work / "manifest.json").write_text('{"new": 1}')
     assert (out / "manifest.json").read_text() == '{"old": 1}'
@@ -196,6 +203,7 @@ def example() -> Manifest:
         config={"targets": ["tflite"], "max_macs": "50%"},
         seed=3,
         versions={"python": "3.11", "lrfc": None},
+        onednn=True,
         target="tflite",
         device="local",
         layers=(
@@ -243,7 +251,8 @@ def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: 
     value = json.loads(example().write(tmp_path).read_text(encoding="utf-8"))
     assert value["schema_version"] == 1
     assert list(value) == (
-        "schema_version input config seed versions target device layers filters before after accuracy search finetune speedup float_original verdict problem parity artifacts".split()
+        "schema_version input config seed versions onednn target device layers filters before after accuracy search finetune speedup float_original verdict problem"
+        " parity artifacts".split()
     )
     keys = "name kind method rank params_before params_after macs_before macs_after similarity reason filters_before filters_after filters_reason".split()
     assert [list(layer) for layer in value["layers"]] == [keys, keys]
@@ -310,7 +319,7 @@ def test_reading_what_is_no_manifest(tmp_path: Path) -> None:
         Manifest.read(tmp_path)
     assert "\n" not in str(caught.value)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(UsageError, match="not a manifest"):
+    with pytest.raises(UsageError, match="is not JSON"):
         Manifest.read(tmp_path)
 
 

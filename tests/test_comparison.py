@@ -158,7 +158,11 @@ def test_the_command_tells_pipelines(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert cases == {"latency=5%": ["failure"], "accuracy=0.5pp": ["system-out"]}
 
     code, out, _ = lrfc(old, new, *limits, "--json")
-    assert (code, json.loads(out)["ok"], json.loads(out)["figures"]["latency"]) == (4, False, {"before": 2.0, "after": 3.0})
+    assert (code, json.loads(out)["ok"], json.loads(out)["figures"]["latency"]) == (
+        4,
+        False,
+        {"before": 2.0, "after": 3.0, "source": {"before": "measured", "after": "measured"}},
+    )
     code, out, err = lrfc(old, old, *limits, "--junit", tmp_path / "junit.xml")
     assert (code, err) == (0, "")
     assert ET.parse(tmp_path / "junit.xml").getroot().attrib["failures"] == "0"

@@ -150,6 +150,16 @@ def test_two_devices_are_built_for_from_one_exploration(dense: Any, samples: dic
     host, board = (result.manifest.after.latency_ms for result in results)
     assert host.source == "measured"
     assert board.source == "estimated", "nothing runs there"
+    told = [line for line in lines if "predicted" in line and "speed-up of the plan" in line]
+    assert any("measured" in line for line in told)
+    assert any("estimated" in line and "measured" not in line and " to " not in line for line in told)
+    computed = results[1].manifest
+    assert computed.search.rounds[0].source == computed.speedup.source == computed.search.attempts[0].source == "estimated"
+    assert (computed.speedup.low, computed.speedup.high) == (None, None)
+    assert results[0].manifest.float_original is None, "in fp32 there is one baseline"
+    assert computed.float_original.reason == "cortex-m7 computes in int8, not in float"
+    assert [room.memory for room in computed.verdict.rooms] == ["flash", "ram"]
+    assert sum(part.drop for part in computed.accuracy.kept.parts) == pytest.approx(computed.accuracy.kept.drop)
     assert results[1].manifest.search.rounds[0].measured_ms == pytest.approx(results[1].manifest.search.rounds[0].predicted_ms, rel=1e-6)
     assert results[0].manifest.accuracy.kernels is None
     scores = results[1].manifest.accuracy
@@ -185,6 +195,11 @@ def test_int8(dense: Any, samples: dict[str, Any]) -> None:
     interpreter = Interpreter(str(result.artifact))
     assert sum(tensor["dtype"] == np.int8 and len(tensor["shape"]) == 2 for tensor in interpreter.get_tensor_details()) >= 3
     assert result.manifest.accuracy.artifact == pytest.approx(1.0, abs=0.1)
+    whole = result.manifest.float_original
+    assert (whole.latency_ms.source, whole.speedup.source, whole.reason) == ("measured", "measured", None)
+    assert whole.speedup.low <= whole.speedup.median <= whole.speedup.high
+    assert whole.file_bytes > result.manifest.before.file_bytes, "the original in fp32"
+    assert [each.precision for each in result.manifest.verdict.speeds] == ["int8", "fp32"]
 
 
 def test_without_a_budget_the_smallest_network_within_the_drop(dense: Any, samples: dict[str, Any]) -> None:

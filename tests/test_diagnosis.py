@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from lrfc import diagnosis
 from lrfc.diagnosis import Check, require, run
 from lrfc.errors import DependencyError
+from lrfc.ir import processor
 
 
 def test_this_environment_is_in_order() -> None:
@@ -25,6 +26,7 @@ def test_this_environment_is_in_order() -> None:
     assert "host" in checks["devices: local"].detail
     assert "ethos-u55-128" in checks["devices: vela"].detail
     assert checks["devices: analytic"].detail.startswith("cortex-m4, cortex-m7;")
+    assert checks["oneDNN"].detail == str(processor.onednn())
     assert int(checks["CPUs"].detail) >= 1
     assert {"python", "numpy", "free memory", *diagnosis.REQUIRED, *diagnosis.OPTIONAL} <= set(checks)
     require(checks.values())

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 #: From the bottom up: a module imports from its own row and from the rows above it in this list, never from below.
 LAYERS = (
-    {"errors", "nearest", "options", "origin", "precision", "reader", "trust", "units"},
+    {"errors", "nearest", "options", "origin", "overrides", "precision", "reader", "trust", "units"},
+    {"files", "locks", "scratch", "silence", "swap"},
     {"ir"},
     {"state"},
     {"config", "data", "factorization", "manifest", "metrics", "outcome", "plausibility", "sources", "specs", "streams", "synthesis"},
@@ -22,23 +23,7 @@ LAYERS = (
     {"training"},
     {"passes", "targets"},
     {"artifact"},
-    {
-        "anatomy",
-        "bench",
-        "budgets",
-        "calibrate",
-        "choices",
-        "contract",
-        "destinations",
-        "estimate",
-        "front",
-        "judge",
-        "locked",
-        "preflight",
-        "report",
-        "survey",
-        "verdict",
-    },
+    {"anatomy", "bench", "budgets", "calibrate", "choices", "contract", "destinations", "front", "judge", "locked", "preflight", "report", "survey", "verdict", "estimate"},
     {"explore"},
     {"kernels"},
     {"draft"},
@@ -115,6 +100,15 @@ def test_imports_point_downwards(file: Path) -> None:
 def test_heavy_packages_are_imported_where_they_are_needed(file: Path) -> None:
     top = {name.partition(".")[0] for name in imports(ast.parse(file.read_text(encoding="utf-8")), inside_functions=False)}
     assert top & HEAVY == set()
+
+
+def test_temporary_files_are_made_in_one_place() -> None:
+    """lrfc.scratch; lrfc.files only tries a folder, and the worker runs on devices without lrfc."""
+    users = {
+        unit(file) for file in FILES for name in imports(ast.parse(file.read_text(encoding="utf-8")), inside_functions=True) if name == "tempfile"
+    }
+    assert users == {"scratch", "files", "targets"}
+    assert [file.name for file in FILES if unit(file) == "targets" and "import tempfile" in file.read_text(encoding="utf-8")] == ["worker.py"]
 
 
 def test_the_command_line_starts_without_heavy_packages() -> None:

@@ -296,7 +296,7 @@ def test_legacy_files_need_tf_keras(tmp_path, old, monkeypatch) -> None:
     path = legacy(tmp_path, old.Model(inputs, old.layers.Dense(3)(inputs) / 2.0))
     monkeypatch.setitem(__import__("sys").modules, "tf_keras", None)
     with pytest.raises(DependencyError, match="tf-keras"):
-        keras_legacy.load(path, unsafe=False)
+        keras_legacy.read(path, elements=1000, unsafe=False)
 
 
 # -- real files --------------------------------------------------------------------------------------------------------------------

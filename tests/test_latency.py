@@ -196,7 +196,7 @@ def test_a_damaged_file_is_named(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"x\.cost\.json is no file of cost profiles: profiles\.0\.format"):
         latency.read(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="no file of cost profiles"):
+    with pytest.raises(UsageError, match=r"x\.cost\.json is not JSON"):
         latency.read(path)
 
 

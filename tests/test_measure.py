@@ -53,7 +53,7 @@ def started(monkeypatch):
 
 def test_figures_hang_together(files, started):
     found = compare([*files, files[0]], runs=41, threads=2)
-    assert len(started) == 3 * 3, "a fresh process of each file for every dozen of runs"
+    assert len(started) == 3 * 3, "several fresh processes of each file"
     for measurement, file in zip(found, [*files, files[0]], strict=True):
         assert measurement.path == file.path
         assert 0 < min(measurement.rounds_ms) <= measurement.median_ms <= measurement.p90_ms
@@ -78,8 +78,8 @@ def test_figures_hang_together(files, started):
 def test_few_runs_and_short_time(files, started):
     (found,) = compare(files[:1], runs=3)
     assert (found.n, len(found.rounds_ms)) == (3, 3)
-    (found,) = compare(files[:1], runs=10**9, timeout=8.0)
-    assert measure.FEWEST_RUNS <= found.n < 10**9
+    (found,) = compare(files[:1], runs=10**6, timeout=8.0)
+    assert measure.FEWEST_RUNS <= found.n < 10**6
 
 
 def test_int8_and_integer_inputs_run(tmp_path, started):

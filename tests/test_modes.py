@@ -58,7 +58,7 @@ def test_a_vela_ini_of_ones_own(tmp_path: Path) -> None:
         return shipped.model_copy(update={"reach": shipped.reach.model_copy(update={"config": str(path)})})
 
     path = tmp_path / "vela.ini"
-    with pytest.raises(UsageError, match=r"vela\.ini: no vela\.ini can be read"):
+    with pytest.raises(UsageError, match=r"vela\.ini: no such vela\.ini; it is the key reach\.config"):
         configured([named(path)], memory_mode="Mine")
     path.write_text("Memory_Mode.Mine\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"vela\.ini is no vela\.ini"):

@@ -194,6 +194,24 @@ def test_a_latency_names_runs_and_threads_of_both_files() -> None:
     ] == "measured, n = 200, 1 thread"
 
 
+def test_a_page_of_estimates_does_not_speak_of_measurements() -> None:
+    sides = [
+        side.model_copy(update={"latency_ms": Latency(p50=ms, p90=ms, n=1, threads=1, source="estimated"), "peak_rss_bytes": None})
+        for side, ms in ((made().before, 2.0), (made().after, 1.0))
+    ]
+    turns = Search(rounds=(Round(predicted_ms=1.0, measured_ms=1.0, source="estimated"),))
+    manifest = made(before=sides[0], after=sides[1], search=turns, device="board")
+    html = render(manifest, Speedup(median=2.0, source="estimated"), POINTS, None, ops=OPS)
+    page = Page(html)
+    assert ["Latency, estimated", "2 ms", "1 ms", "50.00 %", "50.00 %", "×2.00"] in page.tables["figures"]
+    left = [line for line in page.text.splitlines() if "measured" in line and "not measured" not in line and "were not" not in line]
+    assert left == []
+    assert "in turns" not in html
+    assert "interval" not in " ".join(note for _, _, note in pages.cards(manifest))
+    assert "plan 1: predicted 1 ms, estimated 1 ms" in html
+    assert "original: estimated 2 ms" in html
+
+
 def test_the_ladder_has_the_steps_that_were_measured() -> None:
     assert Page(render(made(), FASTER, POINTS, None)).tables["accuracy"][1:] == [
         ["Original, in float", "98.00 %"],

@@ -208,9 +208,9 @@ def test_sending_fails(phone, files):
     phone(push="remote Permission denied")
     with runner(android(phone)) as there, pytest.raises(DeviceError, match=r"m\.tflite was not sent: adb: error: .*Permission denied"):
         there.compare(files[:1])
-    phone(slow=20)
-    with runner(android(phone)) as there, pytest.raises(DeviceError, match=r"sending m\.tflite .* took more than 1 s"):
-        there.compare(files[:1], timeout=1.0)
+    phone(slow=120)  # the commands before it are programs that have to start, on a busy machine too
+    with runner(android(phone)) as there, pytest.raises(DeviceError, match=r"sending m\.tflite .* took more than \d s"):
+        there.compare(files[:1], timeout=6.0)
     phone(cut=100)
     with runner(android(phone)) as there, pytest.raises(DeviceError, match=r"m\.tflite did not arrive whole"):
         there.compare(files[:1])
@@ -269,8 +269,8 @@ def test_a_device_that_goes_away(phone, files):
 def test_a_program_that_hangs(phone, files, tmp_path):
     program = tmp_path / "benchmark_model"
     program.write_text("#!/bin/sh\nexec sleep 1000\n")
-    with runner(android(phone, benchmark_model=str(program))) as there, pytest.raises(DeviceError, match=r"did not answer within [12] s"):
-        there.compare(files[:1], timeout=2.0)
+    with runner(android(phone, benchmark_model=str(program))) as there, pytest.raises(DeviceError, match=r"did not answer within \d s"):
+        there.compare(files[:1], timeout=6.0)
 
 
 @pytest.fixture

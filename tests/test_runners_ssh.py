@@ -84,13 +84,11 @@ def test_an_unknown_and_a_changed_host_key(server, tmp_path):
     keep = server.device().reach.options
     known = tmp_path / "known"
     known.write_text("")
-    refused(
-        server.device(options=(*keep[:2], f"UserKnownHostsFile={known}", keep[3])), r"its host key is not the one known here; connect once by hand"
-    )
+    refused(server.device(options=(*keep[:2], f"GlobalKnownHostsFile={known}")), r"its host key is not the one known here; connect once by hand")
     public = loopback.key(tmp_path / "other").with_suffix(".pub").read_text()
     known.write_text(f"[127.0.0.1]:{server.port} {public}")
     refused(
-        server.device(options=(*keep[:2], f"UserKnownHostsFile={known}", keep[3])),
+        server.device(options=(*keep[:2], f"GlobalKnownHostsFile={known}")),
         rf"was set up anew, .*ssh-keygen -R '\[127\.0\.0\.1\]:{server.port}'",
     )
 

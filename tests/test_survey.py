@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrfc import api, choices
+from lrfc import api, artifact, choices
 from lrfc.errors import UsageError
 from lrfc.survey import SHARES, Survey
 from lrfc.terminal import Terminal
@@ -66,9 +66,14 @@ def test_it_is_printed_and_a_layer_explained(found, capsys) -> None:
     assert "this is an exploration" in printed
 
 
+def write(survey: Survey, out: Path) -> Path:
+    with artifact.reserved(out) as place:
+        return survey.write(place)
+
+
 def test_the_folder_is_replaced_and_a_strange_one_is_not(found, tmp_path) -> None:
     survey, out = found
-    assert survey.write(out) == out
+    assert write(survey, out) == out
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UsageError, match="not written by lrfc"):
-        survey.write(tmp_path)
+        write(survey, tmp_path)

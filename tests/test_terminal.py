@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lrfc import scratch
 from lrfc.choices import Explanation, Row
 from lrfc.manifest import Accuracy, Figures, Input, Kernels, Latency, Layer, Manifest
 from lrfc.outcome import Kept, Speedup
@@ -55,7 +56,7 @@ def test_the_noise_is_kept_with_the_traceback_of_a_bug(capfd: pytest.CaptureFixt
             _ = 1 // 0
         except ZeroDivisionError as error:
             log = details(error)
-    assert log.parent == tmp_path
+    assert log.parent == scratch.root()
     assert "the last words" in log.read_text()
     assert "ZeroDivisionError" in log.read_text()
     assert capfd.readouterr() == ("", "")

@@ -362,7 +362,7 @@ def test_a_damaged_checkpoint_is_ignored_with_a_line(tmp_path: Path, damage: byt
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot write"):
         Checkpoint(tmp_path / "file", "a" * 32, print).write(Saved({}, [], []))
 
 

@@ -161,7 +161,7 @@ def test_fallbacks_are_named(tmp_path):
     [
         (U55.model_copy(update={"accelerator": "ethos-u99"}), "ended with exit code 2 on .*invalid choice"),
         (U55.model_copy(update={"system_config": "nowhere"}), r"ended with exit code 1 on .*System_Config\.nowhere not found"),
-        (U55.model_copy(update={"config": "/nowhere.ini"}), "ended with exit code 1"),
+        (U55.model_copy(update={"config": "/nowhere.ini"}), r"nowhere\.ini: no such file"),
     ],
 )
 def test_wrong_configurations(file, reach, message):

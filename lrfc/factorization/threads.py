@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from lrfc.factorization.layout import Layout
+from lrfc.overrides import Override
 
 #: Layers with patches up to this length are decomposed on one thread. Their products take less time than waking a second thread, and on a busy machine
 #: threads that wait for each other made a sweep over a 32-channel layer twenty times slower (two cores, OpenBLAS).
@@ -42,8 +43,19 @@ def one_thread() -> AbstractContextManager[Any]:
 
     With two threads on a busy machine a Cholesky factor of 566 columns takes half a second, with one 14 ms.
     """
-    limit: AbstractContextManager[Any] = _controller().limit(limits=1, user_api="blas")
-    return limit
+    return _LIMIT.to(1)
+
+
+def _limited(threads: int) -> Any:
+    return _controller().limit(limits=threads, user_api="blas")
+
+
+def _lifted(limiter: Any) -> None:
+    limiter.restore_original_limits()
+
+
+#: The library's limit is one for the process. What is saved is a limiter, which knows the limits from before it.
+_LIMIT: Override[Any, int] = Override(lambda: _limited(1), _limited, _lifted)
 
 
 @contextmanager
@@ -52,7 +64,7 @@ def alone(layout: Layout) -> Iterator[None]:
     if layout.patch <= HUGE:
         yield
         return
-    with _ONE_AT_A_TIME, _controller().limit(limits=workers(), user_api="blas"):
+    with _ONE_AT_A_TIME, _LIMIT.to(workers()):
         yield
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from lrfc import silence
 from lrfc.errors import DependencyError
+from lrfc.ir import processor
 
 _log = logging.getLogger("lrfc.keras")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -25,10 +25,17 @@ def keras() -> Any:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    processor.decide()
+    other = "Keras runs on '{}' here, lrfc needs TensorFlow: unset KERAS_BACKEND or set it to tensorflow"
     with quiet():
-        import keras as module
+        try:
+            import keras as module
+        except (ImportError, ValueError) as error:  # ValueError: a backend that Keras has not
+            if os.environ["KERAS_BACKEND"] != "tensorflow":
+                raise DependencyError(other.format(os.environ["KERAS_BACKEND"])) from error
+            raise
     if module.backend.backend() != "tensorflow":
-        raise DependencyError(f"Keras runs on '{module.backend.backend()}' here, lrfc needs TensorFlow: unset KERAS_BACKEND or set it to tensorflow")
+        raise DependencyError(other.format(module.backend.backend()))
     import tensorflow as tf
 
     tf.config.optimizer.set_experimental_options({"remapping": False})
@@ -37,12 +44,12 @@ def keras() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Send what Python code prints or warns meanwhile to the log (level debug) instead of stdout and stderr."""
-    printed = io.StringIO()
-    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        warnings.simplefilter("always")
+    """Send what this thread prints or warns of meanwhile to the log (level debug)."""
+    printed: list[str] = []
+    warned: list[str] = []
+    with silence.thread(printed.append, warned.append):
         yield
-    for line in [*printed.getvalue().splitlines(), *(str(warning.message) for warning in caught)]:
+    for line in [*"".join(printed).splitlines(), *warned]:
         _log.debug(line)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from lrfc.ir import keras_allowed
 from lrfc.ir.backend import keras, quiet, reason
+from lrfc.ir.keras_file import ModelFile
 
 _log = logging.getLogger("lrfc.keras")
 _KEPT = ("loss", "loss_weights", "metrics")
@@ -22,33 +21,21 @@ def config_of(model: Any) -> Mapping[str, Any] | None:
     return {key: config.get(key) for key in _KEPT} if config.get("loss") is not None else None
 
 
-def carry(path: Path, suffix: str, model: Any) -> None:
+def carry(file: ModelFile, model: Any, *, unsafe: bool) -> None:
     """Compile a model that was loaded uncompiled with the loss and metrics in its file.
 
     A loss that Keras cannot make again (a function of the user's that is not registered) is left out, and the log says so.
     """
-    config = _read(path, suffix)
-    if config.get("loss") is None:
+    if file.compiled.get("loss") is None:
         return
     k = keras()
+    kept = {key: file.compiled[key] for key in _KEPT if file.compiled.get(key) is not None}
     try:
+        config = kept if unsafe else keras_allowed.compilation(kept, file.path)
         with quiet():
-            given = {key: k.saving.deserialize_keras_object(config[key]) for key in _KEPT if config.get(key) is not None}
+            given = {key: k.saving.deserialize_keras_object(value) for key, value in config.items()}
             model.compile(**given)
             model.get_compile_config()
     except Exception as error:  # noqa: BLE001  the code of a user's loss may raise anything, and the model is whole without it
-        _log.info("%s: the loss that the model was compiled with cannot be made again (%s)", path, reason(error))
+        _log.info("%s: the loss that the model was compiled with cannot be made again (%s)", file.path, reason(error))
         model.compile()
-
-
-def _read(path: Path, suffix: str) -> Mapping[str, Any]:
-    if suffix == ".keras":
-        with zipfile.ZipFile(path) as archive:
-            found = json.loads(archive.read("config.json")).get("compile_config")
-        return found or {}
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        text = file.attrs.get("training_config")
-    config: Mapping[str, Any] = json.loads(text) if text is not None else {}
-    return config

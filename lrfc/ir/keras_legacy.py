@@ -2,76 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lrfc.errors import DependencyError, ModelError
+from lrfc.ir import processor
 from lrfc.ir.backend import keras, quiet, reason
+from lrfc.ir.keras_bounds import TooManyWeights, weights_bounded
 
 _log = logging.getLogger("lrfc.keras")
 _TOLERANCE = 1e-5
+#: The length that a dimension of unknown length is tried with.
+_LENGTH = 64
+#: Numbers that all tensors of a model may have together when it is run to be compared.
+_ELEMENTS = 1 << 31
 
 
-def load(path: Path, *, unsafe: bool) -> Any:
-    """The model of a file of Keras 1 or 2 as a Keras 3 model; None when tf_keras cannot read it either.
+def read(path: Path, *, elements: int, unsafe: bool) -> Any:
+    """The model of a file of Keras 1 or 2 as a tf_keras model; None when tf_keras cannot read it.
 
-    ModelError when Keras 3 has no counterpart of one of its layers, when the rebuilt model computes something else, or when the file holds Python
-    code (a Lambda layer) and ``unsafe`` is not given. DependencyError without tf_keras.
+    tf_keras imports what a file names: without ``unsafe`` the file is one that ``keras_file.Copy``
+    wrote with a configuration from ``keras_allowed.legacy_model``. ``elements``: of the weights that
+    its layers may make. DependencyError without tf_keras.
     """
-    from lrfc.ir.keras_rebuild import rebuild
-
-    old = _read(path, unsafe=unsafe)
-    if old is None:
-        return None
-    with quiet():
-        model = rebuild(old)
-    if (found := difference(old, model)) > _TOLERANCE:
-        raise ModelError(f"rebuilt in Keras {keras().__version__}, its outputs differ by {found:.1e} of their scale")
-    return model
-
-
-def agrees(path: Path, model: Any, *, unsafe: bool) -> bool:
-    """Whether a model that Keras 3 read from a file of Keras 1 or 2 computes what Keras 2 computes; True when tf_keras cannot read the file.
-
-    Keras 3 gives some names another meaning: its ``hard_sigmoid`` is relu6(x + 3) / 6, that of Keras 2 is clip(0.2 x + 0.5, 0, 1).
-    """
-    old = _read(path, unsafe=unsafe)
-    return old is None or old.inputs is None or difference(old, model) <= _TOLERANCE
-
-
-def difference(old: Any, new: Any) -> float:
-    """The largest difference between two models' outputs on the same random inputs, relative to the scale of each output."""
-    rng = np.random.default_rng(0)
-    indices = any(type(layer).__name__ == "Embedding" for layer in old._flatten_layers())  # valid for a table of any length
-    batch = []
-    for tensor in old.inputs:
-        shape = (tensor.shape[0] or 4, *(length or 64 for length in tensor.shape[1:]))
-        dtype = tensor.dtype.as_numpy_dtype
-        if not np.issubdtype(dtype, np.number):
-            raise ModelError(f"its input '{tensor.name}' is of type {tensor.dtype.name}")
-        whole = indices or np.issubdtype(dtype, np.integer)
-        batch.append((rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)).astype(dtype))
-    tree = keras().tree
-    with quiet():
-        before, after = (tree.flatten(model(batch if len(batch) > 1 else batch[0], training=False)) for model in (old, new))
-    worst = 0.0
-    for a, b in zip(before, after, strict=True):
-        x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        if x.shape != y.shape:
-            return float("inf")
-        if np.isfinite(x).all():  # a model that holds NaN is refused for that, elsewhere
-            worst = max(worst, float(np.abs(x - y).max(initial=0.0)) / max(float(np.abs(x).max(initial=0.0)), 1e-12))
-    return worst
-
-
-def _read(path: Path, *, unsafe: bool) -> Any:
-    """The tf_keras model, None when tf_keras cannot read the file."""
-    if not unsafe and path.suffix == ".h5" and _has_lambda(path):  # tf_keras would run it without asking
-        raise ModelError("it contains Python code (a Lambda layer); if you trust the file, give --unsafe-load")
     with quiet():
         try:
             import tf_keras
@@ -84,19 +41,74 @@ def _read(path: Path, *, unsafe: bool) -> Any:
         for name, function in known.items():
             function.__name__ = name
         try:
-            return tf_keras.models.load_model(path, custom_objects=known, compile=False, safe_mode=not unsafe)
+            with weights_bounded(tf_keras.layers.Layer, elements):
+                return tf_keras.models.load_model(path, custom_objects=known, compile=False, safe_mode=not unsafe)
+        except TooManyWeights:
+            raise
         except Exception as error:  # noqa: BLE001 - tf_keras raises all kinds; the caller says why Keras 3 refuses the file
             _log.debug("tf_keras cannot read %s: %s", path, reason(error))
             return None
 
 
-def _has_lambda(path: Path) -> bool:
-    import h5py
+def carried_over(old: Any) -> Any:
+    """A tf_keras model as a Keras 3 model.
 
-    def holds(value: Any) -> bool:
-        if isinstance(value, dict):
-            return value.get("class_name") == "Lambda" or any(holds(item) for item in value.values())
-        return isinstance(value, list) and any(holds(item) for item in value)
+    ModelError when Keras 3 has no counterpart of one of its layers, or when the rebuilt model
+    computes something else.
+    """
+    from lrfc.ir.keras_rebuild import rebuild
 
-    with h5py.File(path, "r") as file:
-        return holds(json.loads(file.attrs["model_config"]))
+    with quiet():
+        model = rebuild(old)
+    if (found := difference(old, model)) > _TOLERANCE:
+        raise ModelError(f"rebuilt in Keras {keras().__version__}, its outputs differ by {found:.1e} of their scale")
+    return model
+
+
+def agrees(old: Any, model: Any) -> bool:
+    """Whether a model that Keras 3 read from a file of Keras 1 or 2 computes what it computes in tf_keras.
+
+    Keras 3 gives some names another meaning: its ``hard_sigmoid`` is relu6(x + 3) / 6, that of Keras 2 is clip(0.2 x + 0.5, 0, 1).
+    """
+    return difference(old, model) <= _TOLERANCE
+
+
+def difference(old: Any, new: Any) -> float:
+    """The largest difference between two models' outputs on the same random inputs, relative to the scale of each output."""
+    rng = np.random.default_rng(0)
+    indices = any(type(layer).__name__ == "Embedding" for layer in old._flatten_layers())  # valid for a table of any length
+    batch = []
+    samples = _samples(old)
+    for tensor in old.inputs:
+        shape = (tensor.shape[0] or samples, *(length or _LENGTH for length in tensor.shape[1:]))
+        dtype = tensor.dtype.as_numpy_dtype
+        if not np.issubdtype(dtype, np.number):
+            raise ModelError(f"its input '{tensor.name}' is of type {tensor.dtype.name}")
+        whole = indices or np.issubdtype(dtype, np.integer)
+        batch.append((rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)).astype(dtype))
+    tree = keras().tree
+    with quiet(), processor.told():
+        before, after = (tree.flatten(model(batch if len(batch) > 1 else batch[0], training=False)) for model in (old, new))
+    worst = 0.0
+    for a, b in zip(before, after, strict=True):
+        x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        if x.shape != y.shape:
+            return float("inf")
+        if np.isfinite(x).all():  # a model that holds NaN is refused for that, elsewhere
+            worst = max(worst, float(np.abs(x - y).max(initial=0.0)) / max(float(np.abs(x).max(initial=0.0)), 1e-12))
+    return worst
+
+
+def _samples(model: Any) -> int:
+    """How many samples a model is compared on: 4, fewer where they are large; ModelError where one is too large."""
+    tensors = [
+        tensor
+        for layer in model._flatten_layers()
+        for node in layer._inbound_nodes
+        for tensor in keras().tree.flatten(node.outputs)
+    ]
+    shapes = [tensor.shape.as_list() for tensor in tensors if tensor.shape.rank is not None]
+    each = sum(math.prod(length or _LENGTH for length in shape[1:]) for shape in shapes)
+    if each > _ELEMENTS:
+        raise ModelError(f"its tensors hold {each:,} numbers for one sample, which is too many to compare what it computes")
+    return max(1, min(4, _ELEMENTS // 8 // max(each, 1)))

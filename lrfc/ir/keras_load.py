@@ -2,117 +2,123 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lrfc.errors import ModelError, UsageError
-from lrfc.ir import keras_compiled, keras_legacy
+from lrfc import scratch
+from lrfc.errors import ModelError
+from lrfc.ir import keras_allowed, keras_compiled, keras_file, keras_legacy, keras_wiring
 from lrfc.ir.backend import keras, quiet, reason
+from lrfc.ir.keras_bounds import TooManyWeights, weights_bounded
+from lrfc.ir.keras_file import ModelFile
+from lrfc.reader import shown
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
+#: Numbers that layers may keep beside what is saved: states of random generators, tables.
+_UNSAVED = 1 << 24
 
 
 def load(path: Path | str, *, unsafe: bool = False) -> Any:
     """The model in a .keras or .h5 file, compiled with the loss in it, where there is one. The content decides, not the name.
 
-    ``unsafe`` lets the file run the Python code of its Lambda layers. UsageError for a missing file, ModelError for one that holds no usable model.
+    Keras never opens the file itself: it gets a copy whose configuration names nothing but what
+    ``keras_allowed`` lists. ``unsafe`` hands the configuration on as it is, and lets the file run
+    Python code. UsageError for a missing file, ModelError for one that holds no usable model.
     """
-    path = Path(path)
-    if not path.exists():
-        raise UsageError(f"{path}: no such file")
-    if path.is_dir():
-        raise ModelError(
-            f"{path} is a folder: lrfc reads .keras and .h5 files; load it with the TensorFlow that wrote it and save it with model.save('model.keras')"
-        )
-    magic = path.read_bytes()[:8] if path.stat().st_size < 8 else _head(path)
-    if magic == _HDF5:
-        suffix = ".h5"
-    elif magic.startswith(b"PK"):
-        suffix = ".keras"
-    else:
-        raise ModelError(f"{path} is not a Keras model: it is neither a .keras archive nor an HDF5 file")
-    version = _written_by(path, suffix)
-    with tempfile.TemporaryDirectory() as folder:
-        named = path
-        if path.suffix != suffix:  # Keras goes by the name
-            named = Path(folder, f"model{suffix}")
-            named.symlink_to(path.absolute())
-        model = _load(named, path, version, unsafe)
-    _refuse_non_finite(model, path)
-    keras_compiled.carry(path, suffix, model)
+    file = keras_file.read(path)
+    with scratch.folder() as folder:
+        model = _Loading(file, unsafe, folder).model()
+    _refuse_non_finite(model, file.path)
+    keras_compiled.carry(file, model, unsafe=unsafe)
     return model
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(8)
+class _Loading:
+    """One file on its way to a model."""
 
-
-def _written_by(path: Path, suffix: str) -> str:
-    """The Keras version that wrote the file, '(unknown)' when it does not say. ModelError for a damaged file or one without a model."""
-    damaged = f"{path} is truncated or damaged: copy or download it again"
-    if suffix == ".keras":
+    def __init__(self, file: ModelFile, unsafe: bool, folder: Path) -> None:
+        self._file, self._unsafe = file, unsafe
         try:
-            with zipfile.ZipFile(path) as archive:
-                if "config.json" not in archive.namelist():
-                    raise ModelError(f"{path} is a zip archive without a config.json, so it is not a Keras model")
-                metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in archive.namelist() else {}
-        except (zipfile.BadZipFile, EOFError, json.JSONDecodeError) as error:
-            raise ModelError(damaged) from error
-        return str(metadata.get("keras_version", "(unknown)"))
-    import h5py
+            self._config = file.config if unsafe else keras_allowed.model(file.config, file.path, legacy=file.legacy)
+        except keras_allowed.NoCounterpartError as error:
+            raise self._lost(error) from error
+        self._copy = keras_file.Copy(file, folder)
 
-    try:
-        with h5py.File(path, "r") as file:
-            if "model_config" not in file.attrs:
-                raise ModelError(f"{path} holds weights but no model: save the whole model with model.save('model.keras')")
-            version = file.attrs.get("keras_version", "(unknown)")
-    except OSError as error:
-        raise ModelError(damaged) from error
-    return version.decode() if isinstance(version, bytes) else str(version)
+    def model(self) -> Any:
+        k, path = keras(), self._file.path
+        given = self._copy.with_config(self._config, "model")
+        try:
+            with quiet(), weights_bounded(k.Layer, self._weights()):
+                model = k.saving.load_model(given, compile=False, safe_mode=not self._unsafe)
+        except TooManyWeights as error:
+            raise self._too_large() from error
+        except Exception as error:
+            if self._file.legacy and (carried := self._carried_over()) is not None:
+                return carried
+            raise self._unreadable(error) from error
+        if not isinstance(model, k.Model):
+            raise ModelError(f"{path} holds a {type(model).__name__}, not a model")
+        old = self._old() if self._file.legacy and model.built else None
+        if old is None or old.inputs is None or keras_legacy.agrees(old, model):
+            return model
+        return self._carried_over(old)
 
+    def _old(self) -> Any:
+        """The file as tf_keras reads it; None when it cannot, or when the file uses classes of the user's."""
+        if self._unsafe:
+            config = self._file.config
+        else:
+            try:
+                config = keras_allowed.legacy_model(self._file.config, self._file.path)
+                keras_wiring.check(config)
+            except keras_allowed.CustomClassError:
+                return None
+        try:
+            given = self._copy.with_config(config, "legacy")
+            return keras_legacy.read(given, elements=self._weights(), unsafe=self._unsafe)
+        except TooManyWeights as error:
+            raise self._too_large() from error
 
-def _load(named: Path, path: Path, version: str, unsafe: bool) -> Any:
-    k = keras()
-    old = version[:1] in "12("
-    try:
-        with quiet():
-            model = k.saving.load_model(named, compile=False, safe_mode=not unsafe)
-    except Exception as error:
-        text = str(error)
-        if re.search(r"safe_mode=False|enable_unsafe_deserialization|unsafe", text):
-            raise ModelError(f"{path} contains Python code (a Lambda layer); if you trust the file, give --unsafe-load") from error
-        unknown = re.search(r"(?:Could not locate (?:class|function)|Unknown (?:layer|object|activation function):?) '([^']+)'", text)
-        if old and (carried := _carried_over(named, path, version, unsafe)) is not None:
-            return carried
-        if unknown:
-            raise ModelError(
-                f"{path} uses '{unknown.group(1)}', which is not part of Keras: decorate it with @keras.saving.register_keras_serializable() "
-                "and import its module before the model is loaded"
-            ) from error
-        raise ModelError(
-            f"{path}, written by Keras {version}, cannot be read by Keras {k.__version__} ({reason(error)}): "
-            "load it with the Keras that wrote it and save it with model.save('model.keras')"
-        ) from error
-    if old and model.built and not keras_legacy.agrees(named, model, unsafe=unsafe):
-        return _carried_over(named, path, version, unsafe)
-    return model
+    def _carried_over(self, old: Any = None) -> Any:
+        try:
+            old = self._old() if old is None else old
+            return None if old is None else keras_legacy.carried_over(old)
+        except ModelError as error:
+            raise self._lost(error) from error
 
+    def _weights(self) -> int:
+        """The weights that its layers may have: those in the file, and room for what is not saved."""
+        return 2 * self._copy.elements + _UNSAVED
 
-def _carried_over(named: Path, path: Path, version: str, unsafe: bool) -> Any:
-    try:
-        return keras_legacy.load(named, unsafe=unsafe)
-    except ModelError as error:
-        raise ModelError(
-            f"{path}, written by Keras {version}, cannot be carried over to Keras {keras().__version__}: {error}. "
+    def _too_large(self) -> ModelError:
+        return ModelError(
+            f"{self._file.path}: its layers have more weights than the file holds, "
+            f"which are {self._copy.elements:,} numbers; it was not saved so by Keras"
+        )
+
+    def _lost(self, error: ModelError) -> ModelError:
+        return ModelError(
+            f"{self._file.path}, written by Keras {self._file.version}, cannot be carried over to Keras {keras().__version__}: {error}. "
             "Build the model with Keras 3, give it the old weights and save it with model.save('model.keras')"
-        ) from error
+        )
+
+    def _unreadable(self, error: Exception) -> ModelError:
+        """Why Keras cannot read the file, from what it said."""
+        path, text = self._file.path, str(error)
+        if re.search(r"safe_mode=False|enable_unsafe_deserialization|unsafe", text):
+            return ModelError(f"{path} contains Python code (a Lambda layer); if you trust the file, give --unsafe-load")
+        unknown = re.search(r"(?:Could not locate (?:class|function)|Unknown (?:layer|object|activation function):?) '([^']+)'", text)
+        if unknown:
+            return ModelError(
+                f"{path} uses '{shown(unknown.group(1), 120)}', which is not part of Keras: decorate it with @keras.saving.register_keras_serializable() "
+                "and import its module before the model is loaded"
+            )
+        return ModelError(
+            f"{path}, written by Keras {self._file.version}, cannot be read by Keras {keras().__version__} ({reason(error)}): "
+            "load it with the Keras that wrote it and save it with model.save('model.keras')"
+        )
 
 
 def _refuse_non_finite(model: Any, path: Path) -> None:

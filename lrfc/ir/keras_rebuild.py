@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lrfc.errors import ModelError
@@ -33,18 +33,39 @@ _OPS = {
     "stack": ("stack", "values axis"),
     "transpose": ("transpose", "a perm"),
 }
+#: The TensorFlow functions that are carried over, without the prefix ``compat.v1``.
+SYMBOLS = frozenset(_OPS)
+#: Layers of Keras 2 that Keras 3 has under another name.
+RENAMED = {
+    "BatchNormalizationV1": "BatchNormalization",
+    "BatchNormalizationV2": "BatchNormalization",
+    "CuDNNGRU": "GRU",
+    "CuDNNLSTM": "LSTM",
+    "SyncBatchNormalization": "BatchNormalization",
+}
 
 
 def rebuild(model: Any) -> Any:
     """The functional or Sequential tf_keras model in Keras 3; shared layers stay shared, nested models nested. ModelError names the layer that cannot be."""
-    return _Rebuilder().model(model)
+    return _Rebuilder(model).model(model)
 
 
 class _Rebuilder:
     """One pass over a model and the models nested in it; it knows the layers that were built already."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Any) -> None:
         self.layers: dict[int, Any] = {}
+        self.names: dict[int, str] = {}
+        layers = list(model._flatten_layers())
+        taken = {layer.name for layer in layers}
+        for layer in layers:
+            if "/" in layer.name:
+                self.names[id(layer)] = name = _unique(_legal(layer.name), taken)
+                taken.add(name)
+
+    def name(self, layer: Any) -> str:
+        """The layer's name; where it has a '/', which Keras 3 does not take, another that no layer has."""
+        return self.names.get(id(layer), str(layer.name))
 
     def model(self, model: Any) -> Any:
         """The model's counterpart."""
@@ -57,12 +78,12 @@ class _Rebuilder:
                 outputs = k.tree.flatten(node.outputs)
                 if node.is_input:
                     layer = node.layer
-                    results = [k.Input(batch_shape=outputs[0].shape.as_list(), dtype=layer.dtype, name=layer.name)]
+                    results = [k.Input(batch_shape=outputs[0].shape.as_list(), dtype=layer.dtype, name=self.name(layer))]
                 else:
                     results = k.tree.flatten(self.call(node, tensors))
                 tensors.update(zip((id(tensor) for tensor in outputs), results, strict=True))
         inputs, outputs = (k.tree.map_structure(lambda tensor: tensors[id(tensor)], structure) for structure in (model.input, model.output))
-        return k.Model(inputs, outputs, name=model.name)
+        return k.Model(inputs, outputs, name=self.name(model))
 
     def call(self, node: Any, tensors: Mapping[int, Any]) -> Any:
         """The Keras 3 tensors that a recorded call of a layer gives."""
@@ -98,8 +119,8 @@ class _Rebuilder:
         if hasattr(layer, "_nodes_by_depth"):
             return self.model(layer)
         if type(layer).__name__ == "Lambda":
-            return k.layers.Lambda(layer.function, arguments=layer.arguments, name=layer.name)
-        return _from_config(type(layer).__name__, layer.get_config())
+            return k.layers.Lambda(layer.function, arguments=layer.arguments, name=self.name(layer))
+        return _from_config(type(layer).__name__, layer.get_config() | {"name": self.name(layer)})
 
 
 def _from_config(kind: str, config: Mapping[str, Any]) -> Any:
@@ -108,8 +129,7 @@ def _from_config(kind: str, config: Mapping[str, Any]) -> Any:
 
 
 def _class(kind: str) -> Any:
-    kind = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU", "SyncBatchNormalization": "BatchNormalization"}.get(kind, kind)
-    cls = getattr(keras().layers, kind, None)
+    cls = getattr(keras().layers, RENAMED.get(kind, kind), None)
     if cls is None:
         raise ModelError(f"its layer kind {kind} is not part of Keras 3")
     return cls
@@ -126,7 +146,9 @@ def _config(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     if cls.__name__ == "BatchNormalization" and isinstance(kept.get("axis"), list | tuple):
         (kept["axis"],) = kept["axis"]
     for key, value in kept.items():
-        if key in ("activation", "recurrent_activation"):
+        if key == "name":
+            kept[key] = _legal(value)
+        elif key in ("activation", "recurrent_activation"):
             kept[key] = _activation(cls.__name__, key, value)
         elif isinstance(value, dict) and key in ("layer", "backward_layer", "cell"):
             kept[key] = _from_config(value["class_name"], value["config"])
@@ -183,3 +205,15 @@ def _slices(index: Any) -> Any:
     if isinstance(index, list | tuple):
         return tuple(_slices(item) for item in index)
     return index
+
+
+def _legal(name: str) -> str:
+    """A name as Keras 3 takes it."""
+    return name.replace("/", "_")
+
+
+def _unique(name: str, taken: Collection[str]) -> str:
+    candidate, n = name, 1
+    while candidate in taken:
+        candidate, n = f"{name}_{n}", n + 1
+    return candidate

@@ -35,6 +35,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Concatenate": {"axis": -1},
     "Flatten": {"data_format": "channels_last"},
     "Reshape": {"target_shape": None},
+    "Permute": {"dims": None},
     "ZeroPadding1D": {"padding": 1},
     "ZeroPadding2D": {"padding": 1, "data_format": "channels_last"},
     "ZeroPadding3D": {"padding": 1, "data_format": "channels_last"},
@@ -50,6 +51,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _SAME_SHAPE = frozenset(
     "Activation ReLU LeakyReLU PReLU ELU Softmax BatchNormalization Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianNoise GaussianDropout "
     "AlphaDropout ActivityRegularization LayerNormalization GroupNormalization UnitNormalization Identity".split()
+)
+
+#: Activations of a value alone.
+ELEMENTWISE = frozenset(
+    "linear relu relu6 sigmoid tanh swish silu gelu elu selu celu softplus softsign leaky_relu hard_sigmoid hard_silu hard_swish mish exponential "
+    "hard_tanh hard_shrink soft_shrink tanh_shrink squareplus log_sigmoid threshold".split()
 )
 
 

@@ -12,6 +12,13 @@ from lrfc.ir.graph import Op
 
 #: Steps from 0 to the largest weight of a channel: int8 without -128.
 STEPS = 127
+#: The same in an ONNX file, whose weights have 7 bits (lrfc.targets.onnx_int8 says why).
+REDUCED = 64
+
+
+def steps_of(form: str) -> int:
+    """The steps in an int8 file of that format."""
+    return REDUCED if form == "onnx" else STEPS
 
 
 def rounds(op: Op) -> bool:
@@ -39,11 +46,11 @@ def grouped(op: Op) -> NDArray[np.float64]:
     return kernel.reshape(-1, before, groups, last // groups).transpose(2, 1, 0, 3)
 
 
-def rounded(op: Op) -> Op:
-    """The layer with the weights that an int8 file holds."""
+def rounded(op: Op, steps: int = STEPS) -> Op:
+    """The layer with the weights that an int8 file holds. ``steps``: see ``steps_of``."""
     kernel = np.asarray(op.weights["kernel"], np.float64)
     outputs = (-1, -2) if op.kind.startswith("Depthwise") else (-2,) if op.kind.endswith("Transpose") else (-1,)
     others = tuple(axis for axis in range(kernel.ndim) if axis - kernel.ndim not in outputs)
-    scale = np.abs(kernel).max(axis=others, keepdims=True) / STEPS
+    scale = np.abs(kernel).max(axis=others, keepdims=True) / steps
     scale = np.where(scale > 0, scale, 1.0)
     return replace(op, weights={**op.weights, "kernel": (np.rint(kernel / scale) * scale).astype(np.float32)})

@@ -9,17 +9,11 @@ import numpy as np
 
 from lrfc.factorization.einsum import Einsum
 from lrfc.ir.graph import Op, Shape, Slot
-from lrfc.ir.ops import conv_geometry
+from lrfc.ir.ops import ELEMENTWISE, conv_geometry
 from lrfc.pruning import shapes
 from lrfc.pruning.labels import Call, Ids, Labels
 
 Rule = Callable[[Call], list[Labels]]
-
-#: Activations of a value alone.
-ELEMENTWISE = frozenset(
-    "linear relu relu6 sigmoid tanh swish silu gelu elu selu celu softplus softsign leaky_relu hard_sigmoid hard_silu hard_swish mish exponential "
-    "hard_tanh hard_shrink soft_shrink tanh_shrink squareplus log_sigmoid threshold".split()
-)
 
 
 def channel_axis(op: Op, rank: int) -> int:

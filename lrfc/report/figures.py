@@ -47,7 +47,7 @@ def _plan(point: Mapping[str, Any], more: str) -> str:
 
 
 def files(manifest: Manifest) -> tuple[str, str] | None:
-    """The score of each emitted file against its measured latency, and the key; None where either was not measured."""
+    """The score of each emitted file against its latency, and the key; None where unknown."""
     before, after, scores = manifest.before, manifest.after, manifest.accuracy
     if before.latency_ms is None or before.accuracy is None or after.latency_ms is None or after.accuracy is None:
         return None
@@ -195,7 +195,7 @@ def memory(ops: Anatomy) -> str:
 
 
 def rounds(manifest: Manifest) -> str | None:
-    """The latency of each plan of the search against the predicted one; None where none is known."""
+    """The latency of each plan of the search against the predicted one; None without any."""
     after = manifest.after.latency_ms
     default = MEASURED if after is None else after.source
     turns = [(i, t.predicted_ms, t.measured_ms, t.source or default) for i, t in enumerate(manifest.search.rounds, 1)]

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, Field, ValidationError
 
-from lrfc import anatomy, choices
+from lrfc import anatomy, choices, files
 from lrfc import verdict as verdicts
 from lrfc.anatomy import Anatomy, OpCost
 from lrfc.errors import UsageError
 from lrfc.manifest import Latency, Layer, Manifest
 from lrfc.origin import COMPILED, EXPLAINED, MEASURED
-from lrfc.outcome import Speedup
+from lrfc.outcome import GREATEST, Speedup
+from lrfc.reader import contents, json_object, kind, refused
 from lrfc.report import figures
 from lrfc.report.chart import legend
 from lrfc.report.command import command
@@ -54,7 +55,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity before and after, as text; ``note`` says how it was measured."""
+    """One quantity before and after, as text; ``note`` says where the figures come from."""
 
     name: str
     before: str
@@ -88,22 +89,47 @@ class NPURow:
 def write(folder: Path) -> Path:
     """Draw the page of an output folder anew. UsageError when the folder is none."""
     path = folder / NAME
-    path.write_text(render(read(folder)), encoding="utf-8")
-    return path
+    if path.is_symlink():  # a folder from somebody else must not decide which file is overwritten
+        raise UsageError(f"'{path}' is a link, and what it leads to is not overwritten; remove it")
+    return files.write(path, render(read(folder)), way_out="copy the folder to another place")
 
 
 def read(folder: Path) -> Content:
     """What an output folder recorded."""
     manifest = Manifest.read(folder)
-    fronts: dict[str, Any] = {}
-    if (folder / "pareto.json").is_file():
-        try:
-            fronts = json.loads((folder / "pareto.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"'{folder / 'pareto.json'}' is damaged: {error}") from error
-    rows = choices.read(folder) if (folder / choices.NAME).is_file() else ()
-    ops = Anatomy.read(folder) if (folder / anatomy.NAME).is_file() else None
-    return Content(manifest, fronts.get("points", ()), fronts.get("by_latency", ()), rows, ops)
+    rows = choices.read(folder) if kind(folder / choices.NAME) is not None else ()
+    ops = Anatomy.read(folder) if kind(folder / anatomy.NAME) is not None else None
+    fronts = _fronts(folder / "pareto.json") if kind(folder / "pareto.json") is not None else _Fronts()
+    return Content(manifest, [p.model_dump() for p in fronts.points], [p.model_dump() for p in fronts.by_latency], rows, ops)
+
+
+_Figure = Annotated[int | float, Field(ge=0, le=GREATEST, allow_inf_nan=False)]
+
+
+class _Point(BaseModel):
+    """A plan of a Pareto front, as far as the page shows it."""
+
+    macs: _Figure
+    params: _Figure
+    predicted_divergence: _Figure
+
+
+class _Timed(_Point):
+    latency: _Figure
+
+
+class _Fronts(BaseModel):
+    """pareto.json, as far as the page shows it."""
+
+    points: tuple[_Point, ...] = ()
+    by_latency: tuple[_Timed, ...] = ()
+
+
+def _fronts(path: Path) -> _Fronts:
+    try:
+        return _Fronts.model_validate(json_object(contents(path), f"'{path}'"))
+    except ValidationError as error:
+        raise UsageError(f"'{path}' is damaged: {refused(error)}") from error
 
 
 def render(content: Content) -> str:
@@ -219,7 +245,7 @@ def _spent(ops: Sequence[OpCost]) -> dict[str, int | None]:
 
 
 def baselines(manifest: Manifest) -> str:
-    """The parts of the drop, and what it is counted from where the original's file has another score."""
+    """The parts of the drop, and what it is counted from where the original's file differs."""
     scores, file = manifest.accuracy, manifest.original_file
     said = []
     if scores.kept is not None and (summed := verdicts.parts(scores.kept)):
@@ -268,13 +294,14 @@ def rows(manifest: Manifest) -> list[Row]:
         _row("MACs", before.macs, after.macs, count),
         _row("Parameters", before.params, after.params, count),
         _row("File size", before.file_bytes, after.file_bytes, size),
-        _row("Planned activation arena", before.arena_bytes, after.arena_bytes, size, "planned by lrfc"),
+        _row("Planned activation arena", before.arena_bytes, after.arena_bytes, size),
         *_latencies(manifest),
     ]
-    if before.cycles is None:
+    timed = after.latency_ms is None or after.latency_ms.source == MEASURED
+    if before.cycles is None and timed:
         note = "measured, of the process, runtime included"
         found.append(_row("Peak resident memory", before.peak_rss_bytes, after.peak_rss_bytes, size, note))
-    else:
+    elif before.cycles is not None:
         found.append(_row("NPU cycles", before.cycles, after.cycles, count, EXPLAINED[COMPILED]))
         found.append(_row("SRAM", before.sram_bytes, after.sram_bytes, size, EXPLAINED[COMPILED]))
         found.append(_row("Flash", before.flash_bytes, after.flash_bytes, size, EXPLAINED[COMPILED]))

@@ -13,9 +13,10 @@ import platformdirs
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lrfc import files, reader
 from lrfc.errors import UsageError
 from lrfc.search.signature import Signature
-from lrfc.search.work import Tile, table, terms, work
+from lrfc.search.work import table, terms, work
 
 #: Which family stands for one that was not measured.
 _LIKE = {
@@ -27,7 +28,9 @@ _NOISE, _COMMON, _OWN = 0.005, 0.5, 0.15
 
 #: (alignment, block); see CostProfile.
 Layout = tuple[int, int]
-_Positive = Annotated[float, Field(ge=0)]
+_Positive = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
+#: Channels and positions that a kernel works on at once.
+_Tile = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
 class _Part(BaseModel):
@@ -49,9 +52,9 @@ class Family(_Part):
     measurements correct them.
     """
 
-    tile: Tile
+    tile: tuple[_Tile, _Tile, _Tile]
     costs: Mapping[str, _Positive]
-    factor: Annotated[float, Field(gt=0)] = 1.0
+    factor: Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)] = 1.0
 
 
 class CostProfile(_Part):
@@ -73,7 +76,7 @@ class CostProfile(_Part):
     runtime: str = ""
     runtime_version: str = ""
     overhead: _Positive = 0.0
-    layout: Layout = (1, 1)
+    layout: tuple[_Tile, _Tile] = (1, 1)
     families: Mapping[str, Family]
     held_out: Mapping[str, HeldOut] = {}
 
@@ -88,6 +91,9 @@ class CostProfile(_Part):
             numbers = table(work(signatures[i]) for i in places)
             model = self.families[family]
             values = terms(family.partition(".")[0], numbers, model.tile, by_row=self.layout != (1, 1))
+            if unknown := sorted(set(model.costs) - set(values)):
+                name = f"the cost profile of device '{self.device}' counts '{reader.shown(unknown[0])}' in {family}, which is nothing of an op"
+                raise UsageError(f"{name}; calibrate it: lrfc devices calibrate {self.device}")
             times[places] = model.factor * sum(cost * values[name] for name, cost in model.costs.items())
         return times
 
@@ -137,10 +143,8 @@ class CostFile(_Part):
 
     def write(self, path: Path) -> None:
         """Write the file, readable, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(_rounded(self.model_dump()), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        text = json.dumps(_rounded(self.model_dump()), indent=1) + "\n"
+        files.write(path, text, parents=True, way_out=files.CONFIG)
 
 
 def _key(profile: CostProfile) -> tuple[str, str, int]:
@@ -178,19 +182,18 @@ def user_file(device: str) -> Path:
 
 def read(path: Path) -> CostFile:
     """The profiles in a file. UsageError when it is damaged."""
+    where = str(path)
     try:
-        return CostFile.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        place = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{path} is no file of cost profiles: {place}: {first['msg']}; calibrate the device again or delete the file") from error
+        return CostFile.model_validate(reader.plain(reader.json_object(reader.contents(path), where)))
+    except ValidationError as error:
+        raise UsageError(f"{where} is no file of cost profiles: {reader.refused(error)}; calibrate the device again or delete the file") from error
 
 
 def load(device: str, format: str, precision: str, threads: int) -> CostProfile | None:  # noqa: A002 - the word of Artifact and Device
     """The profile of a device, the user's own before the one that ships; None when there is none for this format, precision and number of threads."""
     shipped = Path(str(resources.files("lrfc"))) / "targets" / "devices" / f"{device}.cost.json"
     for path in (user_file(device), shipped):
-        if path.is_file():
+        if reader.kind(path) is not None:
             for profile in read(path).profiles:
                 if _key(profile) == (format, precision, threads):
                     return profile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
@@ -13,11 +13,16 @@ from typing import Any
 
 import platformdirs
 
+from lrfc import reader
+from lrfc.errors import UsageError
+from lrfc.origin import COMPILED, MEASURED, Source
 from lrfc.search.signature import Signature
 
 _FORMAT = 1
 #: Seconds to wait for another process that writes.
 _BUSY = 30.0
+#: What no figure of a sample exceeds.
+GREATEST = 1e30
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class Key:
     precision: str
     threads: int
     subject: str
+
+    @property
+    def source(self) -> Source:
+        """Where the figures come from: a compiler has its name in the place of the runtime's."""
+        return COMPILED if self.runtime == "Vela" else MEASURED
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,14 @@ def place() -> Path:
     return Path(os.environ.get("LRFC_CACHE") or platformdirs.user_cache_dir("lrfc", appauthor=False)) / "measurements.sqlite"
 
 
+def _sample(row: Sequence[Any]) -> Sample | None:
+    """What a row of the file says; None when it is damaged: it is measured anew, and written over."""
+    *numbers, when = row
+    if not all(isinstance(n, int | float) and 0 <= n <= GREATEST for n in numbers) or not isinstance(when, str):
+        return None
+    return Sample(*row)
+
+
 class Store:
     """Measurements in an SQLite file, which several processes may use at once.
 
@@ -95,14 +113,15 @@ class Store:
         where = " AND ".join(f"{field.name} = ?" for field in fields(Key))
         wanted = f"SELECT {_SAMPLE} FROM {_TABLE} WHERE {where}"  # noqa: S608 - our own names
         asked = list(keys)
-        return {key: Sample(*rows[0]) for key, rows in zip(asked, self._do(wanted, [astuple(key) for key in asked]), strict=False) if rows}
+        found = zip(asked, self._do(wanted, [astuple(key) for key in asked]), strict=False)
+        return {key: sample for key, rows in found if rows and (sample := _sample(rows[0])) is not None}
 
     def history(self, device: str | None = None) -> list[Entry]:
         """Everything that is kept, of one device or of all, the oldest first."""
         where, values = ("WHERE device = ?", (device,)) if device is not None else ("", ())
         found = self._do(f'SELECT * FROM {_TABLE} {where} ORDER BY "when", rowid', [values])  # noqa: S608 - our own names
         width = len(fields(Key))
-        return [Entry(Key(*row[:width]), Sample(*row[width:])) for rows in found for row in rows]
+        return [Entry(Key(*row[:width]), sample) for rows in found for row in rows if (sample := _sample(row[width:])) is not None]
 
     def _do(self, statement: str, values: Iterable[tuple[Any, ...]] = ((),), *, write: bool = False) -> list[list[tuple[Any, ...]]]:
         """The rows that the statement gives for each tuple of values; nothing when the file cannot be used."""
@@ -117,13 +136,15 @@ class Store:
             except sqlite3.DatabaseError as error:
                 self._set_aside(error)
                 return self._run(statement, rows, write=write)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UsageError) as error:
             self._usable = False
             self._log(f"the measurements in {self._path} cannot be used ({error}): measuring without them")
             return []
 
     def _run(self, statement: str, rows: list[tuple[Any, ...]], *, write: bool) -> list[list[tuple[Any, ...]]]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        if reader.kind(self._path) not in (None, "a file"):  # SQLite would wait for a pipe
+            raise OSError(f"it is {reader.kind(self._path)}")
         with closing(sqlite3.connect(self._path, timeout=_BUSY)) as database:
             database.execute("PRAGMA journal_mode = WAL")
             with database:

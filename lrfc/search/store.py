@@ -9,11 +9,14 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import platformdirs
+from pydantic import BaseModel, Field, ValidationError
 
+from lrfc import reader
+from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
 from lrfc.search.candidates import Candidate
 from lrfc.state import Batch
@@ -42,6 +45,17 @@ def fingerprint(graph: Graph, inputs: Batch, options: Any) -> str:
     return digest.hexdigest()
 
 
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Figure = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Found(BaseModel):
+    """An entry: candidates as (method, ranks, params, macs, error, impact), and why there are no others, by method."""
+
+    candidates: list[tuple[str | None, tuple[_Count, ...], _Count, _Count, _Figure, _Figure]]
+    refusals: dict[str, str]
+
+
 class Store:
     """Candidates and refusals of layers, by fingerprint and layer name.
 
@@ -60,10 +74,10 @@ class Store:
         if not rows:
             return None
         try:
-            found = json.loads(rows[0][0])
-            return tuple(Candidate(layer, c[0], tuple(c[1]), *c[2:]) for c in found["candidates"]), dict(found["refusals"])
-        except (ValueError, TypeError, KeyError):
+            found = _Found.model_validate(reader.json_object(rows[0][0], "the entry"))
+        except (TypeError, ValidationError, UsageError):
             return None  # damaged: it is explored and written anew
+        return tuple(Candidate(layer, *row) for row in found.candidates), found.refusals
 
     def put(self, layer: str, candidates: Sequence[Candidate], refusals: Mapping[str, str]) -> None:
         """Keep what was found out about a layer."""
@@ -77,9 +91,11 @@ class Store:
             return []
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if reader.kind(self._path) not in (None, "a file"):  # SQLite would wait for a pipe
+                raise OSError(f"it is {reader.kind(self._path)}")
             with closing(sqlite3.connect(self._path, timeout=10)) as database, database:
                 return database.execute(statement, values).fetchall()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UsageError) as error:
             self._usable = False
             self._log(f"the cache {self._path} cannot be used ({error}): exploring without it")
             return []

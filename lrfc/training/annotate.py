@@ -15,6 +15,7 @@ from lrfc.ir.backend import quiet, reason
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.ir.rounding import rounds, scaled_by_channel
 from lrfc.ir.tf_keras_lower import Lowered
+from lrfc.overrides import Override
 from lrfc.state import Batch, batches
 
 _PACKAGE = "tensorflow_model_optimization"
@@ -37,15 +38,17 @@ def check() -> None:
 def tools() -> Iterator[Any]:
     """tensorflow-model-optimization, without the environment variable that it sets, which would give child processes another Keras."""
     check()
-    before = os.environ.get("TF_USE_LEGACY_KERAS")
-    with quiet():
-        try:
-            yield importlib.import_module(_PACKAGE).quantization.keras
-        finally:
-            if before is None:
-                os.environ.pop("TF_USE_LEGACY_KERAS", None)
-            else:
-                os.environ["TF_USE_LEGACY_KERAS"] = before
+    with quiet(), _LEGACY.to(None):
+        yield importlib.import_module(_PACKAGE).quantization.keras
+
+
+def _legacy(value: str | None) -> None:
+    os.environ.pop("TF_USE_LEGACY_KERAS", None)
+    if value is not None:
+        os.environ["TF_USE_LEGACY_KERAS"] = value
+
+
+_LEGACY: Override[str | None, None] = Override(lambda: os.environ.get("TF_USE_LEGACY_KERAS"), lambda _: None, _legacy)
 
 
 def annotated(tools: Any, graph: Graph, lowered: Lowered) -> Any:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc import files, streams
 from lrfc.data import Split
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
+from lrfc.reader import json_object, kind
 
 #: Rows of each array that stand for the data in a fingerprint.
 _ROWS = 256
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -44,33 +42,28 @@ class Checkpoint:
         """Replace the file. UsageError when the folder cannot be written."""
         meta = json.dumps({"fingerprint": self._fingerprint, "numbers": saved.numbers})
         arrays: dict[str, Any] = {f"state{i}": a for i, a in enumerate(saved.state)} | {f"best{i}": a for i, a in enumerate(saved.best)}
-        name = None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".finetune-", suffix=".part")
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, meta=np.frombuffer(meta.encode(), np.uint8), **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(self.path)
-        except OSError as error:
-            raise UsageError(f"checkpoint {self.path} cannot be written: {error.strerror or error}; give another folder, or none") from error
-        finally:
-            if name is not None:
-                Path(name).unlink(missing_ok=True)
+        about = np.frombuffer(meta.encode(), np.uint8)
+        files.write_with(
+            self.path,
+            lambda file: np.savez(file, meta=about, **arrays),
+            parents=True,
+            way_out="give another folder, or none",
+        )
 
     def read(self) -> Saved | None:
         """What was written for the same fingerprint; None when there is nothing, or (with a line in the log) when it is damaged."""
-        if not self.path.exists():
+        if kind(self.path) is None:
             return None
         try:
-            with self.path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-                meta = json.loads(file["meta"].tobytes())
-                if meta["fingerprint"] != self._fingerprint:
-                    raise ValueError("it belongs to another training")
-                state, best = ([file[f"{part}{i}"] for i in range(sum(key.startswith(part) for key in file.files))] for part in ("state", "best"))
-                return Saved(meta["numbers"], state, best)
-        except _DAMAGE as error:
+            arrays = streams.npz(self.path)
+            meta = json_object(arrays["meta"].tobytes(), "what it says of itself", constants=True)
+            if meta["fingerprint"] != self._fingerprint:
+                raise UsageError("it belongs to another training")
+            state, best = ([arrays[f"{part}{i}"] for i in range(sum(key.startswith(part) for key in arrays))] for part in ("state", "best"))
+            if not isinstance(meta["numbers"], dict):
+                raise UsageError("it holds no numbers")
+            return Saved(meta["numbers"], state, best)
+        except (KeyError, UsageError) as error:
             self._log(f"  checkpoint {self.path.name} is ignored: {error}")
             return None
 

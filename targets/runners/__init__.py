@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from lrfc.errors import DeviceError
+import os
+import shlex
+
+from lrfc.errors import DeviceError, UsageError
 from lrfc.targets.device import ADB, SSH, Analytic, Device, Local, Vela
 from lrfc.targets.runners.base import DeviceRunner
 
+#: The environment variable by which the user allows a profile's interpreter on this machine.
+INTERPRETER = "LRFC_PYTHON"
+
 
 def runner(device: Device) -> DeviceRunner:
-    """The runner of a device. DeviceError when it has none: nothing can be measured there."""
+    """The runner of a device. DeviceError when it has none: nothing can be measured there. UsageError where its profile would run a program here."""
     match device.reach:
-        case Local():
+        case Local(python=python):
             from lrfc.targets.runners.local import LocalRunner
 
+            if python is not None and python != os.environ.get(INTERPRETER):
+                # A profile may come from anybody, and this program would run here, with all that the user may do.
+                way_out = f"set {INTERPRETER}={shlex.quote(python)} if you want that, or take the key out"
+                asked = f"device '{device.name}': its profile asks to run {python} on this machine (reach.python)"
+                raise UsageError(f"{asked}; {way_out}")
             return LocalRunner(device)
         case SSH():
             from lrfc.targets.runners.ssh import SSHRunner

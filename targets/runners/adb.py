@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from lrfc.errors import DependencyError, DeviceError, UsageError
+from lrfc.reader import kind, located
 from lrfc.targets.device import ADB, Device
 from lrfc.targets.process import SCRIPT
 from lrfc.targets.runners.base import DeviceRunner
@@ -32,8 +33,8 @@ def adb_runner(device: Device) -> DeviceRunner:
         return PythonRunner(device, Attached(device))
     if device.reach.benchmark_model is None:
         raise UsageError(f"device '{device.name}': its profile names neither python nor benchmark_model under [reach]; one of them measures there")
-    program = Path(device.reach.benchmark_model).expanduser()
-    if not program.is_file():
+    program = located(device.reach.benchmark_model)
+    if kind(program) != "a file":
         raise UsageError(
             f"device '{device.name}': reach.benchmark_model = '{program}' is no file; it is TensorFlow Lite's benchmark_model, built for the device"
         )
@@ -82,7 +83,9 @@ class Attached:
         """The serial number of the device, ready to be used."""
         start = f"device '{self._name}'"
         try:
-            done = subprocess.run([program, "devices"], capture_output=True, text=True, timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL)  # noqa: S603
+            done = subprocess.run(  # noqa: S603
+                [program, "devices"], capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL
+            )
         except subprocess.TimeoutExpired:
             raise DeviceError(f"{start}: adb devices did not answer within {PATIENCE:g} s; try adb kill-server") from None
         if done.returncode:
@@ -96,7 +99,7 @@ class Attached:
         serial = wanted or next(iter(states))
         if serial not in states:
             raise DeviceError(f"{start}: adb sees no device '{serial}'; it sees {', '.join(states)}")
-        match states[serial].split()[0]:
+        match (states[serial].split() or [""])[0]:
             case "device":
                 return serial
             case "unauthorized":

@@ -17,10 +17,11 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from lrfc.errors import DeviceError, UsageError
+from lrfc.errors import DeviceError
+from lrfc.reader import contents, shown
 from lrfc.state import Artifact
 from lrfc.targets.device import Device
-from lrfc.targets.measure import Measurement, drift, statistics
+from lrfc.targets.measure import Measurement, check, drift, statistics
 from lrfc.targets.process import Connection
 from lrfc.targets.runners.base import Facts
 
@@ -28,6 +29,11 @@ from lrfc.targets.runners.base import Facts
 TURNS = 8
 #: Seconds that a short command gets.
 PATIENCE = 60.0
+#: Bytes that the program may have.
+PROGRAM_BYTES = 1 << 30
+_KILOBYTES = re.compile(r"[0-9]{1,15}")
+#: A figure of the program's: microseconds, or a number of runs.
+_FIGURE = r"[0-9]{1,15}(?:\.[0-9]{1,15})?(?:e[+-]?[0-9]{1,2})?"
 NOTE = "benchmark_model tells one figure a turn: median, p90 and IQR are those of the turns"
 
 
@@ -53,7 +59,7 @@ class BenchmarkRunner:
 
     def __init__(self, device: Device, connection: Shell, program: Path) -> None:
         self._device, self._connection, self._program = device, connection, program
-        self._version = f"sha256 {hashlib.sha256(program.read_bytes()).hexdigest()[:12]}"
+        self._version = f"sha256 {hashlib.sha256(contents(program, limit=PROGRAM_BYTES)).hexdigest()[:12]}"
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -69,18 +75,17 @@ class BenchmarkRunner:
         asked = "uname -m; getprop ro.build.version.release; df -k "
         said = self._connection.run(f"{asked}{folder} | tail -n 1", PATIENCE).stdout.splitlines()
         if len(said) < 3:
-            raise DeviceError(f"device '{self._device.name}' does not answer uname, getprop and df: {' '.join(said) or 'nothing'}")
-        machine, release, disk = said[0].strip(), said[1].strip(), said[-1].split()
+            raise DeviceError(f"device '{self._device.name}' does not answer uname, getprop and df: {shown(' '.join(said)) or 'nothing'}")
+        machine, release, disk = shown(said[0].strip()), shown(said[1].strip()), said[-1].split()
         if self._device.machine not in (None, machine):
             raise DeviceError(f"device '{self._device.name}' says that it is {machine}, its profile says {self._device.machine}: mend machine there")
-        free = next((int(disk[i - 2]) * 1024 for i in range(3, len(disk)) if disk[i].startswith("/") and disk[i - 2].isdigit()), None)
+        free = next((int(disk[i - 2]) * 1024 for i in range(3, len(disk)) if disk[i].startswith("/") and _KILOBYTES.fullmatch(disk[i - 2])), None)
         self._started(self._connection.run(f"{self._there(PATIENCE)} --help", PATIENCE))
         return Facts(machine, f"Android {release}", None, {"tflite": f"benchmark_model {self._version}"}, free)
 
     def compare(self, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
         """Measure the files side by side, in turns of one process each."""
-        if runs < 1 or threads < 1:
-            raise UsageError(f"runs ({runs}) and threads ({threads}) are at least 1")
+        check(runs, threads)
         others = [file.path.name for file in files if file.format != "tflite"]
         if others:
             raise DeviceError(f"device '{self._device.name}': benchmark_model runs .tflite files, not {', '.join(others)}")
@@ -127,7 +132,7 @@ class BenchmarkRunner:
         if done.returncode or found is None:
             lines = [line.strip() for line in said.splitlines() if line.strip()]
             reason = next((line for line in lines if "ERROR" in line), lines[-1] if lines else f"exit code {done.returncode}")
-            raise DeviceError(f"cannot measure {file.path.name}: benchmark_model: {reason}")
+            raise DeviceError(f"cannot measure {file.path.name}: benchmark_model: {shown(reason, 500)}")
         return found
 
     def _started(self, done: subprocess.CompletedProcess[str]) -> None:
@@ -136,7 +141,7 @@ class BenchmarkRunner:
         if done.returncode in (126, 127) or (done.returncode and broken):
             reason = broken.group() if broken else said.strip().splitlines()[-1] if said.strip() else f"exit code {done.returncode}"
             raise DeviceError(
-                f"device '{self._device.name}' cannot run {self._program}: {' '.join(reason.split())}; take the benchmark_model built for its architecture"
+                f"device '{self._device.name}' cannot run {self._program}: {shown(' '.join(reason.split()), 500)}; take the benchmark_model built for its architecture"
             )
 
     def _measurement(self, file: Artifact, turns: Sequence[Turn], threads: int, note: str) -> Measurement:
@@ -170,10 +175,10 @@ def parse(said: str) -> Turn | None:
     Of the line of the timed runs (``count=50 first=… curr=… min=… max=… avg=… std=…``; the warm-up has one before it) the median where there is one,
     the average otherwise, and of ``Inference timings in us: Init: …, First inference: …`` the cold start.
     """
-    counted = [dict(re.findall(r"(\w+)=([\d.e+-]+)", line)) for line in said.splitlines() if re.search(r"\bcount=\d+ ", line)]
-    cold = re.search(r"Init: ([\d.e+]+), First inference: ([\d.e+]+)", said)
+    counted = [dict(re.findall(rf"(\w+)=({_FIGURE})\b", line)) for line in said.splitlines() if re.search(r"\bcount=[0-9]{1,9} ", line)]
+    cold = re.search(rf"Init: ({_FIGURE}), First inference: ({_FIGURE})", said)
     if not counted or cold is None:
         return None
     last = counted[-1]
     value = last.get("median") or last.get("avg") or last.get("curr")
-    return None if value is None else Turn(float(value), float(cold.group(1)) + float(cold.group(2)), int(last["count"]))
+    return None if value is None or not float(value) > 0 else Turn(float(value), float(cold.group(1)) + float(cold.group(2)), int(last["count"]))

@@ -5,13 +5,18 @@ from __future__ import annotations
 import queue
 import shlex
 import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TextIO, cast
 
+from lrfc import scratch
 from lrfc.errors import DeviceError
+from lrfc.reader import shown
+from lrfc.targets.process import ended, lines
 
+#: Characters that a line of the shell there may have.
+LONGEST = 1 << 16
 #: Seconds that the shell gets to remove the folder.
 PATIENCE = 15.0
 
@@ -42,10 +47,11 @@ class Keeper:
     """The process on this machine whose life is the life of the folder there."""
 
     def __init__(self, command: Sequence[str], timeout: float) -> None:
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by kill
+        self._errors = scratch.unnamed("w+", encoding="utf-8", errors="replace")  # closed by kill
         self._process = subprocess.Popen(  # noqa: S603 - a session of its own: Ctrl-C comes to this process alone
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, errors="replace", start_new_session=True
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8", errors="replace",
+            start_new_session=True,
+        )  # fmt: skip
         self._lines: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -57,7 +63,7 @@ class Keeper:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in lines(cast("TextIO", self._process.stdout), LONGEST):
             if line.startswith("lrfc-"):  # a login shell may print something, too
                 self._lines.put(line.strip())
         self._lines.put("")
@@ -70,12 +76,14 @@ class Keeper:
         if not line:
             code = self._process.wait()
             raise NotOpenedError(code, self.said())
-        return line.removeprefix("lrfc-folder ")
+        folder = line.removeprefix("lrfc-folder ")
+        if not folder or folder.startswith("-") or not folder.isprintable():
+            raise NotOpenedError(0, f"it says that the folder is '{shown(folder)}', which is no path")
+        return folder
 
     def said(self) -> str:
         """What the command said on stderr."""
-        self._errors.seek(0)
-        return self._errors.read().strip()
+        return ended(self._errors).strip()
 
     def close(self) -> bool:
         """Have the folder removed; whether that is certain."""

@@ -8,13 +8,13 @@ import shlex
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lrfc import scratch
 from lrfc.errors import DependencyError, DeviceError
 from lrfc.targets.device import SSH, Device
 from lrfc.targets.process import SCRIPT
@@ -57,10 +57,11 @@ class Connected:
         reach = self._reach
         with ExitStack() as stack:
             # A short path: that of a socket holds about 100 characters.
-            private = stack.enter_context(tempfile.TemporaryDirectory(prefix="lrfc-ssh-", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
+            private = stack.enter_context(scratch.folder(Path("/tmp") if Path("/tmp").is_dir() else None))  # noqa: S108
             self._ssh = [
                 program, "-T", "-S", f"{private}/s", "-o", "BatchMode=yes", "-o", "RemoteCommand=none", "-o", "RequestTTY=no",
                 "-o", "ClearAllForwardings=yes", "-o", "PermitLocalCommand=no", "-o", "ControlPersist=no",
+                "-o", "UpdateHostKeys=no",
                 *(word for option in reach.options for word in ("-o", option.removeprefix("-o").strip())),
                 "-o", f"ConnectTimeout={max(1, round(reach.connect_timeout))}", "-o", f"ServerAliveInterval={SILENCE // 3}", "-o", "ServerAliveCountMax=3",
                 *(("-p", str(reach.port)) if reach.port else ()),

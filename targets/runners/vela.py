@@ -1,15 +1,14 @@
-"""An Arm Ethos-U as its compiler Vela computes it: a device that is not there, with exact figures that are called compiled."""
+"""An Arm Ethos-U as its compiler Vela computes it: a device that is not there."""
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lrfc import scratch
 from lrfc.errors import DeviceError, UsageError
 from lrfc.ir.graph import Graph
 from lrfc.origin import COMPILED
@@ -42,14 +41,17 @@ class VelaRunner:
 
     def check(self) -> Facts:
         """The accelerator and Vela's version, after one small network is compiled. DeviceError when Vela refuses the configuration."""
-        with tempfile.TemporaryDirectory(prefix="lrfc-vela-") as folder:
-            path = Path(folder, "probe.tflite")
+        with scratch.folder() as folder:
+            path = folder / "probe.tflite"
             path.write_bytes(probe.smallest())
             self.compiled(Artifact(path, "tflite", "int8"))
         return Facts(machine=self._reach.accelerator, system=f"Vela {vela.version()}", python=None, runtimes={"tflite": f"Vela {vela.version()}"})
 
     def compare(self, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
-        """Each file's figures, all ``compiled``: one timing, no spread, and nothing of a process's memory. ``runs`` and ``threads`` change nothing."""
+        """Each file's figures, all ``compiled``, without spread and without a process's memory.
+
+        ``runs`` and ``threads`` change nothing.
+        """
         deadline = time.monotonic() + timeout
         return tuple(measurement(file, self.compiled(file, timeout=max(deadline - time.monotonic(), 0.0))) for file in files)
 

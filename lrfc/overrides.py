@@ -1,0 +1,65 @@
+"""Settings of the whole process, changed for blocks of code that may overlap in several threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+Saved = TypeVar("Saved")
+Value = TypeVar("Value")
+
+
+class Override(Generic[Saved, Value]):
+    """One setting. The first block to begin saves it, the last one to end restores it.
+
+    In between, the block that began last decides. Saving and restoring in each block, as nested
+    blocks of one thread do, leaves the setting of another block in place when they overlap.
+
+    ``read`` gives the setting in a form that ``restore`` takes; ``write`` changes it.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Saved],
+        write: Callable[[Value], object],
+        restore: Callable[[Saved], object],
+    ) -> None:
+        self._read, self._write, self._restore = read, write, restore
+        self._lock = threading.RLock()
+        self._blocks: list[tuple[object, Value]] = []
+        self._saved: list[Saved] = []  # one, while there are blocks
+
+    @contextmanager
+    def to(self, value: Value) -> Iterator[Saved]:
+        """The block in which the setting is ``value``; gives what the setting was before all."""
+        block = (object(), value)
+        with self._lock:
+            if not self._blocks:
+                self._saved = [self._read()]
+            self._blocks.append(block)
+        try:
+            with self._lock:
+                self._write(value)
+                (saved,) = self._saved
+            yield saved
+        finally:
+            with self._lock:
+                last = self._blocks[-1] is block
+                self._blocks = [each for each in self._blocks if each is not block]
+                if not self._blocks:
+                    self._restore(self._saved.pop())
+                elif last:
+                    self._write(self._blocks[-1][1])
+
+    @contextmanager
+    def held(self) -> Iterator[tuple[Saved | None, tuple[Value, ...]]]:
+        """A block in which nothing changes.
+
+        Gives what was saved (None when no other block is in progress), and the values of the blocks
+        in progress, oldest first.
+        """
+        with self._lock:
+            saved = self._saved[0] if self._saved else None
+            yield saved, tuple(value for _, value in self._blocks)

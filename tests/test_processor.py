@@ -1,0 +1,162 @@
+"""The same on any machine: oneDNN is decided once, stated, and nothing that is built depends on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lrfc
+from lrfc.errors import ModelError
+from lrfc.ir import keras_io, keras_load, processor
+from lrfc.ir.processor import VARIABLE, OneDNN
+from lrfc.locked import Locked
+from lrfc.manifest import Manifest
+from lrfc.state import Artifact
+from lrfc.targets.catalog import target
+from tests import helpers
+
+
+def said(code: str, value: str | None) -> str:
+    """What a fresh process prints that runs the code, with the variable set to that."""
+    environment = {name: each for name, each in os.environ.items() if name != VARIABLE} | ({} if value is None else {VARIABLE: value})
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+SHOWN = "from lrfc.ir import processor; print(processor.onednn(), 'tensorflow' in __import__('sys').modules)"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "on, the default of lrfc False"),
+        ("0", f"off, by {VARIABLE} in the environment False"),
+        ("1", f"on, by {VARIABLE} in the environment False"),
+    ],
+)
+def test_it_is_decided_before_tensorflow_is_imported(value: str | None, expected: str) -> None:
+    assert said(SHOWN, value) == expected
+
+
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_tensorflow_does_what_was_decided(value: str) -> None:
+    loaded = f"from lrfc.ir.backend import keras; keras(); {SHOWN}"
+    assert said(loaded, value) == f"{'on' if value == '1' else 'off'}, by {VARIABLE} in the environment True"
+    locked = f"from lrfc.ir import processor; processor.decide({value == '1'}); {loaded}"
+    assert said(locked, None) == f"{'on' if value == '1' else 'off'}, the default of lrfc True"
+
+
+def test_what_a_host_program_has_imported_is_in_force() -> None:
+    assert said(f"import tensorflow; {SHOWN}", "0") == "off, by the program that imported TensorFlow before lrfc True"
+
+
+def test_the_user_has_the_last_word_over_a_manifest() -> None:
+    code = f"from lrfc.ir import processor; processor.decide(True); {SHOWN}"
+    assert said(code, "0") == f"off, by {VARIABLE} in the environment False"
+
+
+def channels_first(form: str = "channels_first") -> Any:
+    """A network with everything that does not run everywhere: channels first, and a dilated transposed convolution."""
+    import keras
+    from keras import layers
+
+    first = form == "channels_first"
+    where: dict[str, Any] = {"data_format": form}
+    x = image = keras.Input((1, 8, 8) if first else (8, 8, 1), name="image")
+    x = layers.Conv2D(16, 3, padding="same", use_bias=False, name="conv1", **where)(x)
+    x = layers.ReLU(name="relu1")(layers.BatchNormalization(axis=1 if first else -1, name="bn1")(x))
+    x = layers.MaxPooling2D(name="pool", **where)(layers.Conv2D(24, 3, padding="same", activation="relu", name="conv2", **where)(x))
+    x = skip = layers.Conv2DTranspose(8, 3, dilation_rate=2, padding="same", name="up", **where)(x)
+    x = layers.Add(name="add")([layers.DepthwiseConv2D(3, padding="same", name="depthwise", **where)(x), skip])
+    label = layers.Dense(10, activation="softmax", name="label")(layers.Flatten(name="flat", **where)(x))
+    return keras.Model(image, [label, layers.Conv2D(2, 1, name="mask", **where)(x)], name="net")
+
+
+@pytest.mark.parametrize("form", ["tflite", "onnx"])
+def test_a_network_with_channels_first_is_built(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without data, and without ever running it as it is: what comes out has its inputs and outputs, and computes what it computes."""
+    monkeypatch.chdir(tmp_path)
+    model = helpers.random_weights(channels_first())
+    model.save("net.keras")
+    result = lrfc.build("net.keras", target=form, max_macs="70%", methods=("channel_svd", "svd"), epochs=0, out="out")
+    assert result.manifest.onednn is processor.onednn().on
+    built = keras_io.from_keras(keras_load.load(tmp_path / "out" / "model.keras", unsafe=False))
+    original = keras_io.from_keras(model)
+    assert [built.tensors(name) for name in built.inputs] == [original.tensors(name) for name in original.inputs]
+    assert [built.tensor(ref) for ref in built.outputs] == [original.tensor(ref) for ref in original.outputs]
+    assert not any(op.attrs.get("data_format") == "channels_first" for op in built)
+
+    # The file of the original, by the same way, against the same network with channels last.
+    last = channels_first("channels_last")
+    last.set_weights(model.get_weights())
+    inputs = helpers.random_inputs(original, 8)
+    label, mask = keras_io.predict(last, (np.moveaxis(inputs[0], 1, -1),))
+    assert result.manifest.artifacts[0].format == form
+    file = target(form, "fp32").load(Artifact(result.artifact, form, "fp32"))(inputs)
+    assert [y.shape for y in file] == [label.shape, np.moveaxis(mask, -1, 1).shape]
+    ours = keras_io.predict(built, inputs)
+    assert helpers.difference(file, ours) < 1e-4
+    from lrfc.passes.canonicalise import lower_transposed, move_channels
+
+    moved = lower_transposed(move_channels(original))
+    assert helpers.difference((label, np.moveaxis(mask, -1, 1)), keras_io.predict(moved, inputs)) < 1e-5
+
+
+def test_what_runs_with_onednn_alone_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+    from keras import layers
+
+    clip = keras.Input((4, 3, 8, 8), name="x")
+    frames = layers.TimeDistributed(layers.Conv2D(2, 3, data_format="channels_first"), name="frames")
+    model = keras.Model(clip, layers.Dense(2, name="head")(layers.Flatten(data_format="channels_last")(frames(clip))), name="net")
+    monkeypatch.setattr(processor, "onednn", lambda: OneDNN(on=False, decided_by="environment"))
+    with pytest.raises(ModelError, match=rf"'net' computes with channels first in frames, .* set {VARIABLE}=1 before Python starts"):
+        lrfc.build(model, data={"x": np.zeros((8, 4, 3, 8, 8), np.float32)})
+    processor.check(keras_io.from_keras(helpers.conv_net()))
+
+
+def test_an_old_file_that_cannot_be_compared_here_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras 2 and Keras 3 are held against each other by running both."""
+    import tensorflow as tf
+
+    from lrfc.ir import keras_legacy
+
+    def unable(*args: Any, **options: Any) -> Any:
+        raise tf.errors.UnimplementedError(None, None, "The Conv2D op currently only supports the NHWC tensor format on the CPU.")
+
+    model = helpers.conv_net()
+    monkeypatch.setattr(processor, "onednn", lambda: OneDNN(on=False, decided_by="environment"))
+    monkeypatch.setattr(type(model), "__call__", unable)
+    with pytest.raises(ModelError, match=rf"only supports the NHWC .* oneDNN, which can, is off, .*: set {VARIABLE}=1 before Python starts"):
+        keras_legacy.difference(model, model)
+
+
+def test_a_repeated_build_says_that_the_other_had_it_otherwise(tmp_path: Path) -> None:
+    def manifest(*, onednn: bool | None) -> Manifest:
+        from tests.test_artifact import example
+
+        return example().model_copy(update={"onednn": onednn})
+
+    def differences(*, onednn: bool | None) -> list[str]:
+        found = Locked(tmp_path, manifest(onednn=onednn)).differences()
+        return [each for each in found if each.startswith("oneDNN")]
+
+    now = processor.onednn()
+    assert differences(onednn=now.on) == differences(onednn=None) == []
+    assert differences(onednn=not now.on) == [f"oneDNN {'off' if now.on else 'on'} → {now}"]
+
+
+def test_manifests_of_before_are_read(tmp_path: Path) -> None:
+    from tests.test_artifact import example
+
+    value = json.loads(example().write(tmp_path).read_text(encoding="utf-8"))
+    del value["onednn"]
+    (tmp_path / "manifest.json").write_text(json.dumps(value), encoding="utf-8")
+    assert Manifest.read(tmp_path).onednn is None
