@@ -1,4 +1,7 @@
-"""The calls behind ``lrfc.build`` and the command line: what they are asked for is checked first, and only then is anything slow imported."""
+"""The calls behind ``lrfc.build`` and the command line.
+
+What they are asked for is checked first, and only then is anything slow imported.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,21 @@ def build(
 ) -> Any:
     """Compress a model and write an output folder for each target and device.
 
-    ``model``: path of a .keras or .h5 file, or a Keras model; with ``locked`` it may be left out. ``target``: 'tflite' or 'onnx', or several; ``device``:
-    the name of a device profile, or several. By default the device is this machine, and the target the first that the device runs. ``data``: what the
-    command line takes, or arrays, a dict or a function (see lrfc.data.load_data). ``options``: the fields of lrfc.config.BuildConfig, budgets as on the
-    command line (``max_macs="50%"``). ``locked``: the manifest.json of an earlier build, to be repeated: its options hold where none are given, and its
-    methods and ranks are taken instead of being searched for; the folder is MODEL-locked by default. Without ``model`` it is the file that the manifest
-    names, in its folder or the current one, if that has the same SHA-256. ``on_result`` is called with each Result as soon as its folder is written.
+    ``model``: path of a .keras or .h5 file, or a Keras model; with ``locked`` it may be left out.
+    ``target``: 'tflite' or 'onnx', or several; ``device``: the name of a device profile, or
+    several. By default the device is this machine, and the target the first that the device runs.
+    ``data``: what the command line takes, or arrays, a dict or a function (see
+    lrfc.data.load_data). ``options``: the fields of lrfc.config.BuildConfig, budgets as on the
+    command line (``max_macs="50%"``). ``locked``: the manifest.json of an earlier build, to be
+    repeated: its options hold where none are given, and its methods and ranks are taken instead of
+    being searched for; the folder is MODEL-locked by default. Without ``model`` it is the file that
+    the manifest names, in its folder or the current one, if that has the same SHA-256.
+    ``on_result`` is called with each Result as soon as its folder is written.
 
-    Returns the Result, or a tuple of them when ``target`` or ``device`` is a sequence. Raises a subclass of lrfc.errors.LrfcError; BudgetError and
-    NoGainError carry the results, whose folders are written all the same. What can be refused without TensorFlow is refused before it is imported.
+    Returns the Result, or a tuple of them when ``target`` or ``device`` is a sequence. Raises a
+    subclass of lrfc.errors.LrfcError; BudgetError and NoGainError carry the results, whose folders
+    are written all the same. What can be refused without TensorFlow is refused before it is
+    imported.
     """
     named = {"target": target, "device": device, "data": data, "test_data": test_data}
     given = {name: value for name, value in named.items() if value is not None} | options
@@ -53,11 +62,15 @@ def explore(
     model: Any, *, data: Any = None, device: str | None = None, over: Sequence[str] = ("macs",), points: int = 24, out: Path | str | None = None,
     progress: Progress | None = None, **options: Any,
 ) -> Survey:  # fmt: skip
-    """Weigh every method and rank of every layer, without building anything, and write the folder of the exploration.
+    """Weigh every method and rank of every layer, and write the folder of the exploration.
 
-    ``over``: what the Pareto front of pareto.json is drawn over, besides the predicted divergence ('macs', 'params', 'ram', 'latency'). ``device``: the
-    one that latencies are predicted for by its cost profile, without measuring; this machine when ``over`` asks for them. ``options``: methods, keep, only,
-    precision, threads, rank_multiple, seed, resume, unsafe_load as for ``build``. The folder is MODEL-explore by default.
+    Nothing is built.
+
+    ``over``: what the Pareto front of pareto.json is drawn over, besides the predicted divergence
+    ('macs', 'params', 'ram', 'latency'). ``device``: the one that latencies are predicted for by
+    its cost profile, without measuring; this machine when ``over`` asks for them. ``options``:
+    methods, keep, only, precision, threads, rank_multiple, seed, resume, unsafe_load as for
+    ``build``. The folder is MODEL-explore by default.
     """
     config, goal, folder = preflight.explore(model, data, device, over, points, out, options)
     from lrfc import compiler
@@ -66,8 +79,8 @@ def explore(
     return compiler.explore(model, data, config, goal, folder, tuple(over), points, progress, priced=priced)
 
 
-def inspect(model: Path | str, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
-    """Costs of each op of a model file and of the whole."""
+def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
+    """Costs of each op of a model, a file or a Keras model, and of the whole."""
     preflight.inspect(model)
     from lrfc import compiler
 
@@ -78,10 +91,13 @@ def measure(
     files: Sequence[Path], *, device: str | Path = HOST, memory_mode: str | None = None, system_config: str | None = None, threads: int | None = None,
     runs: int = 200,
 ) -> tuple[Measurement, ...]:  # fmt: skip
-    """Latency and memory of emitted files on a device (a name, or a .toml), interleaved; the first is the baseline. Threads: by default the device's.
+    """Latency and memory of emitted files on a device, interleaved; the first is the baseline.
 
-    ``memory_mode``, ``system_config``: of an Ethos-U, in the place of those of its profile. Of a device that cannot be reached the latencies are computed
-    from its cost profile, and called estimated.
+    ``device``: a name, or a .toml. ``threads``: by default the device's.
+
+    ``memory_mode``, ``system_config``: of an Ethos-U, in the place of those of its profile. Of a
+    device that cannot be reached the latencies are computed from its cost profile, and called
+    estimated.
     """
     chosen, named = preflight.measure(files, device, memory_mode, system_config, threads, runs)
     from lrfc import compiler

@@ -1,4 +1,4 @@
-"""What the original itself loses in the precision of a destination, before anything of it is compressed."""
+"""The loss of the original itself in the precision of a destination."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lrfc.state import State
 
 @dataclass(frozen=True)
 class Baseline:
-    """The drop of the original's own file against the original, held against what is allowed, and what else could be built."""
+    """The drop of the original's own file against the original, and what else could be built."""
 
     precision: str
     contract: Contract
@@ -35,9 +35,12 @@ class Baseline:
 
 
 def baseline(metric: Metric, state: State, goal: Destination, folder: Path, allowed: Drop | None, *, qat: bool) -> Baseline:
-    """What the original loses for a destination. ``folder``: where its file is written. ``qat``: whether the rounding is trained with already.
+    """What the original loses for a destination.
 
-    On devices that round as LiteRT's reference kernels do, what these lose counts too, as in the contract of a build.
+    ``folder``: where its file is written. ``qat``: whether the rounding is trained with already.
+
+    On devices that round as LiteRT's reference kernels do, what these lose counts too, as in the
+    contract of a build.
     """
     test, target = state.data.test, goal.target
     whole = fold_batchnorm(state.original)
@@ -56,7 +59,7 @@ def baseline(metric: Metric, state: State, goal: Destination, folder: Path, allo
 
 
 def ways_out(goal: Destination, *, qat: bool) -> tuple[str, ...]:
-    """The options that round less, or train with the rounding, as far as device and format have them."""
+    """The options that round less, or train with the rounding, that device and format have."""
     form, precision = goal.target.name, goal.target.precision
     ways = ["--qat"] if (form, precision) == ("tflite", "int8") and not qat else []
     wider = [name for name in ("int16x8", "fp16") if PRECISIONS[name].activation > PRECISIONS[precision].activation]

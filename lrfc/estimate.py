@@ -1,4 +1,4 @@
-"""The latencies of emitted files on a device that cannot be reached: computed from its cost profile, and called estimated."""
+"""Estimates of the latencies of emitted files on a device that cannot be reached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from lrfc.targets.measure import Measurement
 
 
 def estimates(files: Sequence[tuple[Path, str]], device: Device, threads: int | None) -> tuple[Measurement, ...]:
-    """An estimate for each file, given with its format. UsageError when the device does not run such files, or nothing is known of their times."""
+    """An estimate for each file, given with its format.
+
+    UsageError when the device does not run such files, or nothing is known of their times.
+    """
     return tuple(_estimate(path, form, device, threads or device.threads) for path, form in files)
 
 

@@ -13,8 +13,6 @@ from pydantic import ValidationError
 from lrfc import artifact, trust
 from lrfc.config import BuildConfig, parse
 from lrfc.errors import UsageError
-from lrfc.ir import processor
-from lrfc.ir.graph import Graph
 from lrfc.manifest import Manifest
 from lrfc.options import FIELDS
 from lrfc.reader import kind, refused, shown
@@ -109,6 +107,8 @@ class Locked:
 
     def differences(self) -> list[str]:
         """What is of another version than it was, each as 'keras 3.14 → 3.15', and whether oneDNN is on where it was off, or the reverse."""
+        from lrfc.ir import processor
+
         now = artifact.versions()
         then = self.manifest.versions
         other = [f"{name} {then.get(name) or 'none'} → {now.get(name) or 'none'}" for name in {**then, **now} if then.get(name) != now.get(name)]

@@ -1,4 +1,4 @@
-"""All that can be refused of a call without TensorFlow, before it or anything else that is slow is imported."""
+"""What can be refused of a call before TensorFlow, or anything else slow, is imported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ _LARGEST = 1 << 40
 
 @dataclass(frozen=True)
 class Goal:
-    """One file to make: format and precision, and the device that it is for. ``name``: of its output folder where a build makes several.
+    """One file to make: format and precision, and the device that it is for.
+
+    ``name``: of its output folder where a build makes several.
 
     ``int8_io``: int8 inputs and outputs.
     """
@@ -48,8 +50,9 @@ class Goal:
 class Request:
     """What a build is asked for, as far as it can be checked without its model.
 
-    ``model``: a path or a Keras model; ``data``, ``test_data`` as they were given. ``folders``: one for each goal. ``single``: one result is wanted,
-    not a tuple. ``locked``: the build that is repeated.
+    ``model``: a path or a Keras model; ``data``, ``test_data`` as they were given. ``folders``: one
+    for each goal. ``single``: one result is wanted, not a tuple. ``locked``: the build that is
+    repeated.
     """
 
     model: Any
@@ -63,7 +66,11 @@ class Request:
 
 
 def build(model: Any, given: Mapping[str, Any], locked: Path | str | None = None) -> Request:
-    """The request of a build. ``given``: its options by their names on the command line, without those that are left to their defaults."""
+    """The request of a build.
+
+    ``given``: its options by their names on the command line, without those that are left to their
+    defaults.
+    """
     config.known(given, [*OPTIONS, *_OTHERS])
     followed = None if locked is None else Locked.read(located(locked))
     options = dict(given) if followed is None else _repeated(followed, given)
@@ -109,8 +116,8 @@ def explore(
     return checked, goal, folder
 
 
-def inspect(model: Path | str) -> None:
-    """Raise what can be said of a model file by its first bytes."""
+def inspect(model: Any) -> None:
+    """Raise what can be said of a model without loading it."""
     _model(model)
 
 
@@ -149,9 +156,10 @@ def goals(
 ) -> list[Goal]:  # fmt: skip
     """Every target on every device that runs it, the defaults being those of the device.
 
-    ``int8_io``: int8 inputs and outputs. ``memory_mode``, ``system_config``: of the devices that Vela reaches. UsageError when a device is unknown, when
-    it runs none of the targets, when it does not compute in that precision, when a target has not that precision or those inputs, and when Vela does
-    not know that mode or configuration.
+    ``int8_io``: int8 inputs and outputs. ``memory_mode``, ``system_config``: of the devices that
+    Vela reaches. UsageError when a device is unknown, when it runs none of the targets, when it
+    does not compute in that precision, when a target has not that precision or those inputs, and
+    when Vela does not know that mode or configuration.
     """
     for form in targets:
         check_format(form, "fp32")  # an unknown one is named before anything else
@@ -214,7 +222,7 @@ def _model(model: Any) -> None:
 
 
 def _named(model: Any, metric: str | None, *data: Any) -> None:
-    """Raise what can be said of data and functions that are named, without reading or running them."""
+    """Raise what can be said of named data and functions without reading or running them."""
     texts = [str(each) for each in data if isinstance(each, str | Path)]
     own = None if metric is None else trust.METRIC.fullmatch(metric)
     if not texts and own is None:

@@ -1,4 +1,4 @@
-"""Data and functions that an option names: whether they exist, by file names and headers, before anything is loaded or run."""
+"""Whether data and functions that an option names exist, by file names and headers alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from lrfc.reader import DOCUMENT_BYTES, located, opened, shown
 def data(spec: str, model: Path | None) -> None:
     """Raise what reading the data would raise, as far as names and headers tell.
 
-    ``model``: a .keras file whose inputs arrays may be named after; None where nothing is known of them.
+    ``model``: a .keras file whose inputs arrays may be named after; None where nothing is known of
+    them.
     """
     match sources.form(spec):
         case "digits":
@@ -35,7 +36,7 @@ def data(spec: str, model: Path | None) -> None:
 
 
 def function(spec: str, what: str) -> None:
-    """Raise UsageError unless there is a module with such a function, as far as its source tells: it is not run."""
+    """Raise UsageError unless there is such a function, as its module's source tells: it is not run."""
     name, attribute = spec.split(":")
     if name in sys.modules:
         if not hasattr(sys.modules[name], attribute):
@@ -62,7 +63,7 @@ def _missing(spec: str, what: str, reason: str) -> str:
 
 
 def _module(name: str) -> ModuleSpec | None:
-    """Where a module would come from, in the current folder too; no package is imported to find it."""
+    """Where a module would come from, also in the current folder; no package is imported."""
     path: Iterable[str] | None = [str(Path.cwd()), *sys.path]
     found = None
     for number, _ in enumerate(name.split("."), 1):
@@ -74,7 +75,7 @@ def _module(name: str) -> ModuleSpec | None:
 
 
 def _bound(tree: ast.AST) -> Iterable[str]:
-    """The names that a module binds outside of its functions and classes; '*' where it takes all of another's."""
+    """Names that a module binds outside of functions and classes; '*' for all of another's."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
@@ -106,7 +107,7 @@ def _fit(shapes: Mapping[str, tuple[int, ...]], where: str, model: Path | None) 
 
 
 def _names(model: Path) -> set[str] | None:
-    """Every name in the configuration of a .keras file, those of its inputs among them; None where it cannot be read."""
+    """Every name in the configuration of a .keras file; None where it cannot be read."""
     try:
         with opened(model, limit=sys.maxsize) as raw, ZipFile(raw) as archive:
             if archive.getinfo("config.json").file_size > DOCUMENT_BYTES:

@@ -1,4 +1,4 @@
-"""How budgets, drops and times are written: the units of each, and what is refused because it may mean two things."""
+"""Budgets, drops and times as text: the units of each, and what is refused as ambiguous."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operators of a .tflite file as signatures that a cost profile prices, and the precision that the file computes in."""
+"""The operators of a .tflite file as signatures that a cost profile prices, and its precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ LARGEST = (1 << 31) - 1
 AXES = 8
 #: What a file says that moves nothing: the values stay where they are.
 _VIEWS = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
-#: Operators of one step for each value of the output, by what the kinds of a signature are called where that differs from the operator in lower case.
+#: Operators of one step for each value of the output → the kind of their signature; empty for the
+#: name in lower case.
 _BY_VALUE = {
     **dict.fromkeys(
         (
@@ -38,14 +39,21 @@ _REDUCTIONS = ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD")
 
 
 class Operators(NamedTuple):
-    """What a file executes, in order, and the precision of its layers; conversions of its inputs and outputs do not count, as they do not in a build."""
+    """What a file executes, in order, and the precision of its layers.
+
+    Conversions of its inputs and outputs do not count, as they do not in a build.
+    """
 
     precision: Name
     signatures: tuple[Signature, ...]
 
 
 def read(path: Path) -> Operators:
-    """The operators of a file. DeviceError when it cannot be read, and when an operator is not of the kinds that can be priced, which it names."""
+    """The operators of a file.
+
+    DeviceError when it cannot be read, and when an operator is not of the kinds that can be priced,
+    which it names.
+    """
     schema = need("ai_edge_litert.schema_py_generated", "ai-edge-litert")
     content = contents(path, limit=LARGEST, error=DeviceError)
     if content[4:8] != b"TFL3":
@@ -71,7 +79,7 @@ class _File:
         self._borders = {*self._graph.InputsAsNumpy().tolist(), *self._graph.OutputsAsNumpy().tolist()}
 
     def precision(self) -> Name:
-        """That of the weights and activations of the layers; of a file without layers that of its first operator's output."""
+        """The precision of the layers; without layers that of the first operator's output."""
         types = self._schema.TensorType
         kinds = [(self._type(op.Inputs(1)), self._type(op.Outputs(0))) for op in self._operators if self._name(op) in _LAYERS]
         weights, activations = {kind for kind, _ in kinds}, {kind for _, kind in kinds}
@@ -100,7 +108,7 @@ class _File:
             yield self._signature(op, name)
 
     def _converts(self, op: Any, name: str) -> bool:
-        """Whether the operator turns an input of the file into integers, an output into floats, or weights of half precision into floats."""
+        """Whether the operator converts an input or output of the file, or float16 weights."""
         if name not in ("QUANTIZE", "DEQUANTIZE"):
             return False
         halves = self._type(op.Inputs(0)) == self._schema.TensorType.FLOAT16

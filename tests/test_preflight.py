@@ -130,7 +130,7 @@ REFUSED = {
         ("measure", "some.onnx --threads -2", 2, "--threads: -2 is out of range"),
         ("compare", "{digits} gone", 2, "gone: no such file or folder"),
         ("compare", "{digits} wrong.toml", 2, "wrong.toml is no output folder, manifest.json"),
-        ("compare", "{digits} {digits} --max-regress speed=1%", 2, "speedup, size, macs, params, ram, cycles, sram, flash: did you mean 'speedup'?"),
+        ("compare", "{digits} {digits} --max-regress speed=1%", 2, "--max-regress speed=1%: give a quantity and what it may lose"),
         ("report", "gone", 2, "'gone' is no output folder of lrfc"),
         ("explain", "gone conv1", 2, "'gone' holds no exploration"),
     ]
