@@ -135,13 +135,13 @@ class BuildConfig(BaseModel):
     methods: tuple[str, ...] = METHODS
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
-    rank_multiple: Annotated[int, Field(ge=1)] | None = None
+    rank_multiple: Annotated[int, Field(ge=1, le=65536)] | None = None
     prune: Literal["off", "on", "only"] = "off"
-    epochs: Annotated[int, Field(ge=0)] = 3
+    epochs: Annotated[int, Field(ge=0, le=1_000_000)] = 3
     time_budget: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds, json_schema_input_type=str | float)] = None
     augment: bool | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    threads: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     out: Path | None = None
     unsafe_load: bool = False
     resume: bool = True

@@ -126,7 +126,13 @@ def test_the_published_schema_is_that_of_the_options() -> None:
     assert "null" not in settings.schema_text(), "TOML has no null"
     assert schema["properties"]["max_macs"]["anyOf"] == [{"type": "string"}, {"type": "number"}]
     assert schema["properties"]["objective"]["enum"] == ["latency", "cycles", "macs", "size", "ram"]
-    assert schema["properties"]["epochs"] == {"default": 3, "minimum": 0, "type": "integer", "description": OPTIONS["epochs"].help}
+    assert schema["properties"]["epochs"] == {
+        "default": 3,
+        "minimum": 0,
+        "maximum": 1_000_000,
+        "type": "integer",
+        "description": OPTIONS["epochs"].help,
+    }
 
 
 def test_lrfc_config_says_where_a_value_comes_from(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
