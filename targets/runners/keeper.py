@@ -76,7 +76,7 @@ class Keeper:
         if not line:
             code = self._process.wait()
             raise NotOpenedError(code, self.said())
-        folder = line.removeprefix("lrfc-folder ")
+        _, _, folder = line.partition("lrfc-folder ")
         if not folder or folder.startswith("-") or not folder.isprintable():
             raise NotOpenedError(0, f"it says that the folder is '{shown(folder)}', which is no path")
         return folder
