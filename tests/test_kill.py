@@ -123,10 +123,12 @@ class Place:
         server = self.servers.get()
         assert server.stdin is not None
         assert server.stdout is not None
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        self.servers.put(server)
+        try:
+            server.stdin.write(json.dumps(job) + "\n")
+            server.stdin.flush()
+            code = int(server.stdout.readline())
+        finally:
+            self.servers.put(server)
         assert code in (0, -signal.SIGKILL), (self.folder / "log").read_text()
         return code
 
