@@ -29,7 +29,7 @@ MOMENTS = 15
 #: Reads a command a line, runs it in a fork, and answers with the exit code. Every file operation of the fork is counted, those from the making of the
 #: staging folder to the end of the lock also by themselves; it kills itself before the one that is asked for, and otherwise writes the two counts.
 SERVER = """
-import json, os, signal, sys
+import json, os, signal, sys, tempfile
 import keras, tensorflow  # which takes half of a build's time; no thread is begun by it
 from lrfc import cli, compiler
 
@@ -57,7 +57,8 @@ def run(job):
     log = os.open(job["folder"] + "/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.environ.update(TMPDIR=job["folder"] + "/temporary", LRFC_CACHE=job["folder"] + "/cache")
+    tempfile.tempdir = job["folder"] + "/temporary"  # the imports may have asked for it already
+    os.environ.update(TMPDIR=tempfile.tempdir, LRFC_CACHE=job["folder"] + "/cache")
     sys.argv = ["lrfc", *job["command"]]
     seen = counted(job["kind"], job["moment"])
     try:
@@ -114,7 +115,7 @@ class Place:
 
     def build(self, seed: int, *, writing: bool = False, moment: int = 0) -> int:
         data = self.model.with_suffix(".npz")
-        options = f"--data {data} --methods channel_svd --max-macs 60% --epochs 1 --device cortex-m7 --seed {seed} --out out"
+        options = f"--data {data} --methods channel_svd --max-macs 60% --epochs 0 --device cortex-m7 --seed {seed} --out out"
         job = {
             "folder": str(self.folder), "kind": "writing" if writing else "whole", "moment": moment,
             "command": ["build", str(self.model), *options.split()],
@@ -122,10 +123,12 @@ class Place:
         server = self.servers.get()
         assert server.stdin is not None
         assert server.stdout is not None
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        self.servers.put(server)
+        try:
+            server.stdin.write(json.dumps(job) + "\n")
+            server.stdin.flush()
+            code = int(server.stdout.readline())
+        finally:
+            self.servers.put(server)
         assert code in (0, -signal.SIGKILL), (self.folder / "log").read_text()
         return code
 
@@ -164,9 +167,17 @@ def test_thirty_kills_spread_over_the_whole_build(model: Path, servers: Any, tmp
         for name in ("in", "cache"):
             shutil.copytree(first.folder / name, place.folder / name, dirs_exist_ok=True)
         code = place.build(1, writing=writing, moment=moment)
-        between = place.seed()
+        between, behind = place.seed(), place.left()
         assert place.build(2) == 0
-        return {"writing": writing, "moment": moment, "code": code, "between": between, "after": place.seed(), "left": sorted(place.left())}
+        return {
+            "writing": writing,
+            "moment": moment,
+            "code": code,
+            "between": between,
+            "behind": sorted(behind),
+            "after": place.seed(),
+            "left": sorted(place.left()),
+        }
 
     half = [0.02 + 0.96 * number / (MOMENTS - 1) for number in range(MOMENTS)]
     cases = [(writing, max(1, int(share * counts["writing" if writing else "whole"]))) for writing in (False, True) for share in half]
@@ -176,6 +187,9 @@ def test_thirty_kills_spread_over_the_whole_build(model: Path, servers: Any, tmp
         assert moment["between"] in (0, 1), moment
         assert moment["after"] == 2, moment
         assert moment["left"] == ["out"], moment
+    behind = [moment["behind"] for moment in moments if moment["code"] == -signal.SIGKILL]
+    assert any(name.startswith("lrfc-") for names in behind for name in names), "a kill leaves temporary files, which the next build removes"
+    assert any(".out.partial" in names for names in behind)
     writing = [moment for moment in moments if moment["writing"]]
     assert all(moment["code"] == -signal.SIGKILL for moment in writing)
     assert {moment["between"] for moment in writing} == {0, 1}
