@@ -18,7 +18,7 @@ import typer
 
 import lrfc
 from lrfc import api as calls
-from lrfc import cli, comparison, errors, manifest, settings, ship, state
+from lrfc import cli, comparison, errors, manifest, outcome, settings, ship, state
 from lrfc.factorization import METHODS, support_table
 from lrfc.options import OPTIONS
 from lrfc.targets import device
@@ -148,7 +148,7 @@ def manifest_fields() -> str:
                 "The record of a build. A value that was not measured is null, never zero. The JSON Schema ships as `lrfc/manifest.schema.json`; within\n"
                 "`schema_version` 1 fields may be added, and none changes its meaning."
             ),
-            *_records(manifest.schema(), "Manifest", manifest, written=True),
+            *_records(manifest.schema(), "Manifest", manifest, outcome, written=True),
         ]
     )
 
@@ -177,12 +177,13 @@ def _shipped() -> list[tuple[str, Path, device.Device]]:
     return [(path.stem, path, device.read(path)) for path in sorted(device.SHIPPED.glob("*.toml"))]
 
 
-def _records(schema: Mapping[str, Any], top: str, module: ModuleType, *, written: bool) -> list[str]:
+def _records(schema: Mapping[str, Any], top: str, *modules: ModuleType, written: bool) -> list[str]:
     """A section for each record of a schema, the top one first. ``written``: by lrfc, so that every field is there."""
     defined = {top: schema, **{name: each for name, each in schema["$defs"].items() if "properties" in each}}
     parts = []
     for name, record in defined.items():
-        notes = _comments(getattr(module, name))
+        model = next(getattr(module, name) for module in modules if hasattr(module, name))
+        notes = _comments(model)
         head = ("field", "value") if written else ("key", "value", "default", "")
         rows = []
         for field, each in record["properties"].items():

@@ -15,5 +15,5 @@ COMPILED: Final = "compiled"
 EXPLAINED: dict[Source, str] = {
     MEASURED: "measured",
     ESTIMATED: "estimated from a cost profile, no device was timed",
-    COMPILED: "computed by the device's compiler, no device was timed",
+    COMPILED: "compiled: computed by the device's compiler, no device was timed",
 }

@@ -161,9 +161,10 @@ class Verdict(Record):
     kept' where there was no gain: then the figures are the original's. ``contract``: the accuracy
     contract, null where accuracy was not measured; ``metric``, ``original`` and ``score`` are the
     name and the values of the score that it is about, in float before and of the emitted file.
-    ``budgets``: each that was given. ``speeds``: beside the original's file of the same precision
-    first, then beside the one in fp32. ``changes``: every quantity that is known, the ones that
-    grew among them. ``rooms``: for each limit in the device's profile.
+    ``budgets``: each that was given. ``speeds``: first of the compressed file, also of one that was
+    not kept, beside the original's of the same precision; then of the file that ships beside the
+    original in fp32. ``changes``: every quantity that is known, the ones that grew among them.
+    ``rooms``: for each limit in the device's profile.
     """
 
     outcome: Outcome

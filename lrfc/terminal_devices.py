@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,8 +138,10 @@ def history(terminal: Terminal, entries: Sequence[Entry], *, as_json: bool) -> N
         return
     rows = [
         (entry.key.subject, entry.key.device, f"{entry.key.runtime} {entry.key.runtime_version}", entry.key.precision, str(entry.key.threads),
-         f"{entry.sample.median:.4g}", entry.key.source, str(entry.sample.n), entry.sample.when)
+         f"{entry.sample.median:.4g}", str(entry.sample.n), entry.sample.when)
         for entry in entries
     ]  # fmt: skip
-    terminal.table("", ("subject", "device", "runtime", "precision", "threads", "median", "source", "n", "when (UTC)"), rows)
-    terminal.line(f"{len(entries)} measurements" if entries else "nothing was measured yet")
+    terminal.table("", ("subject", "device", "runtime", "precision", "threads", "median", "n", "when (UTC)"), rows)
+    kinds = Counter(entry.key.source for entry in entries)
+    counts = ", ".join(f"{number} {source}" for source, number in kinds.items())
+    terminal.line(f"{len(entries)} figures: {counts}" if entries else "nothing was measured yet")

@@ -100,7 +100,9 @@ def test_calibration():
 
 def test_history():
     entry = Entry(Key("host", "LiteRT", "2.1", "tflite", "fp32", 2, "op:conv"), Sample(0.5, 0.6, 0.1, 40, "2026-01-02T03:04:05+00:00"))
-    assert "op:conv host LiteRT 2.1 fp32 2 0.5 measured 40 2026-01" in shown(terminal_devices.history, [entry]).replace("- ", "-")
-    assert "1 measurements" in shown(terminal_devices.history, [entry])
+    assert "op:conv host LiteRT 2.1 fp32 2 0.5 40 2026-01" in shown(terminal_devices.history, [entry]).replace("- ", "-")
+    vela = replace(entry, key=replace(entry.key, device="ethos-u55-128", runtime="Vela"))
+    assert "2 figures: 1 measured, 1 compiled" in shown(terminal_devices.history, [entry, vela])
+    assert [row["source"] for row in printed(terminal_devices.history, [entry, vela])["measurements"]] == ["measured", "compiled"]
     assert "nothing was measured yet" in shown(terminal_devices.history, [])
     assert printed(terminal_devices.history, [entry])["measurements"][0]["median"] == 0.5
