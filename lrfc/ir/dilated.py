@@ -14,8 +14,8 @@ def without_dilated_transposed(graph: Graph) -> Graph:
     """The graph with a plain convolution in the place of every dilated transposed one.
 
     TensorFlow computes the latter on some processors only, and TFLite not at all. Keras allows dilation with a stride of 1 alone, and there the
-    transposed convolution is a plain one, with its kernel turned round, of an input with zeros around it: the same weights, and no more
-    multiplications than before. ``channels_first`` is taken to be gone (lrfc.ir.channels_last).
+    transposed convolution is a plain one, with its kernel turned round, of an input with zeros around it: the same weights, and but for
+    the zeros the same multiplications. ``channels_first`` is taken to be gone (lrfc.ir.channels_last).
     """
     for op in graph:
         if _dilated(op):
