@@ -165,7 +165,7 @@ def test_other_kinds_are_asked_of_keras() -> None:
 #: What Keras wants to be told.
 REQUIRED = {
     "filters": 2, "kernel_size": 1, "units": 2, "equation": "ab,bc->ac", "output_shape": 2, "scale": 2.0, "activation": "relu", "target_shape": (2,),
-    "pool_size": 2,
+    "pool_size": 2, "dims": (1,),
 }  # fmt: skip
 
 
