@@ -88,7 +88,14 @@ def test_a_network_with_channels_first_is_built(form: str, tmp_path: Path, monke
     stopwatch(monkeypatch, 2.0)  # what is measured here is not the time
     model = helpers.random_weights(channels_first())
     model.save("net.keras")
-    result = lrfc.build("net.keras", target=form, max_macs="70%", methods=("channel_svd", "svd"), epochs=0, out="out")
+    result = lrfc.build(
+        "net.keras",
+        target=form,
+        max_macs="70%",
+        methods=("channel_svd", "svd"),
+        epochs=0,
+        out="out",
+    )
     assert result.manifest.onednn is processor.onednn().on
     built = keras_io.from_keras(keras_load.load(tmp_path / "out" / "model.keras", unsafe=False))
     original = keras_io.from_keras(model)
@@ -96,7 +103,8 @@ def test_a_network_with_channels_first_is_built(form: str, tmp_path: Path, monke
     assert [built.tensor(ref) for ref in built.outputs] == [original.tensor(ref) for ref in original.outputs]
     assert not any(op.attrs.get("data_format") == "channels_first" for op in built)
 
-    # The file against what was built, and the canonical graph against the same network with channels last.
+    # The file against what was built, and the canonical graph against the same network with
+    # channels last.
     last = channels_first("channels_last")
     last.set_weights(model.get_weights())
     inputs = helpers.random_inputs(original, 8)
@@ -110,20 +118,31 @@ def test_a_network_with_channels_first_is_built(form: str, tmp_path: Path, monke
     assert helpers.difference((label, np.moveaxis(mask, -1, 1)), keras_io.predict(moved, inputs)) < 1e-5
 
 
-def test_what_runs_with_onednn_alone_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_with_onednn_alone_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import keras
     from keras import layers
 
     clip = keras.Input((4, 3, 8, 8), name="x")
     frames = layers.TimeDistributed(layers.Conv2D(2, 3, data_format="channels_first"), name="frames")
-    model = keras.Model(clip, layers.Dense(2, name="head")(layers.Flatten(data_format="channels_last")(frames(clip))), name="net")
+    model = keras.Model(
+        clip,
+        layers.Dense(2, name="head")(layers.Flatten(data_format="channels_last")(frames(clip))),
+        name="net",
+    )
     monkeypatch.setattr(processor, "onednn", lambda: OneDNN(on=False, decided_by="environment"))
-    with pytest.raises(ModelError, match=rf"'net' computes with channels first in frames, .* set {VARIABLE}=1 before Python starts"):
+    with pytest.raises(
+        ModelError,
+        match=rf"'net' computes with channels first in frames, .* set {VARIABLE}=1 before Python starts",
+    ):
         lrfc.build(model, data={"x": np.zeros((8, 4, 3, 8, 8), np.float32)})
     processor.check(keras_io.from_keras(helpers.conv_net()))
 
 
-def test_an_old_file_that_cannot_be_compared_here_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_file_that_cannot_be_compared_here_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Keras 2 and Keras 3 are held against each other by running both."""
     import tensorflow as tf
     import tf_keras
@@ -136,7 +155,10 @@ def test_an_old_file_that_cannot_be_compared_here_is_refused_in_one_line(monkeyp
     model = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(4,))])
     monkeypatch.setattr(processor, "onednn", lambda: OneDNN(on=False, decided_by="environment"))
     monkeypatch.setattr(type(model), "__call__", unable)
-    with pytest.raises(ModelError, match=rf"only supports the NHWC .* oneDNN, which can, is off, .*: set {VARIABLE}=1 before Python starts"):
+    with pytest.raises(
+        ModelError,
+        match=rf"only supports the NHWC .* oneDNN, which can, is off, .*: set {VARIABLE}=1 before Python starts",
+    ):
         keras_legacy.difference(model, model)
 
 
