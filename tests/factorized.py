@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from lrfc.factorization import METHODS, Cost, Ranks, Statistics
 from lrfc.factorization.layout import Layout
 from lrfc.ir import keras_io, ops
+from lrfc.ir.channels_last import channels_last
 from lrfc.ir.graph import Graph, Op, Tensor
 
 #: Builds the graph of a drawn layer. Strategies draw this, because building one may ask Keras, which draws random numbers of its own.
@@ -182,7 +183,7 @@ def outputs(graph: Graph, samples: int = 2, seed: int = 0) -> np.ndarray:
     shape = graph.tensors("x")[0].shape[1:]
     batch = np.random.default_rng(seed).standard_normal((samples, *shape)).astype(np.float32)
     if any(op.attrs.get("data_format") == "channels_first" for op in graph):
-        return np.asarray(keras_io.predict(graph, (batch,))[0])  # TensorFlow runs it on a CPU only in a compiled graph
+        return np.asarray(keras_io.predict(channels_last(graph), (batch,))[0])  # TensorFlow runs it as it is on some processors only
     return np.asarray(keras_io.to_keras(graph)(batch)).copy()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
-from lrfc.ir import keras_io
+from lrfc.ir import keras_io, processor
 from lrfc.ir.graph import Graph
 from lrfc.state import Batch
 
@@ -107,6 +108,12 @@ def nested_twice(training: bool | None = None, seed: int = 0) -> Any:
     context = {} if training is None else {"training": training}
     joined = layers.Subtract(name="difference")([backbone(left, **context), backbone(right, **context)])
     return random_weights(keras.Model([left, right], layers.Dense(2, name="head")(layers.Flatten(name="flat")(joined)), name="nested_twice"), seed)
+
+
+def run_as_it_is(layout: str) -> None:
+    """Skip the test where TensorFlow does not run layers of that layout; lrfc moves them before it runs anything."""
+    if layout == "channels_first" and not processor.onednn().on:
+        pytest.skip("TensorFlow runs channels_first with oneDNN only, and that is off here (TF_ENABLE_ONEDNN_OPTS)")
 
 
 def random_weights(model: Any, seed: int = 0) -> Any:

@@ -1,6 +1,7 @@
 """Channels last: exact, transposes at the borders only, and independent of the processor.
 
-Nothing here runs a layer with channels first: the reference is the same network built with channels last, on transposed inputs.
+Nothing here runs a layer with channels first: the reference is the same network built with channels
+last, on transposed inputs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ HEADS = ("map", "flat", "flat in its own order", "pooled", "extremes")
 
 
 class Net:
-    """Builds a network step by step in the layout ``form``; the same but for the layout. Steps that a rank or a size does not allow do nothing."""
+    """Builds a network step by step in the layout ``form``; the same but for the layout.
+
+    Steps that a rank or a size does not allow do nothing.
+    """
 
     def __init__(self, rank: int, form: str) -> None:
         self.rank, self.form, self.first = rank, form, form == FIRST
@@ -42,7 +46,11 @@ class Net:
         from keras import layers
 
         cls = getattr(layers, kind.replace("?", f"{self.rank}D"))
-        return cls(*args, **({"data_format": self.form} if "?" in kind else {}), **({"name": self.named(suffix)} | options))
+        return cls(
+            *args,
+            **({"data_format": self.form} if "?" in kind else {}),
+            **({"name": self.named(suffix)} | options),
+        )
 
     def named(self, suffix: str = "") -> str:
         return f"step{self.number}{suffix}"
@@ -128,7 +136,10 @@ class Net:
         return self.layer("Multiply")([x, y])
 
     def shared(self, x: Any) -> Any:
-        twice, bend = self.layer("Conv?", self.channels(x), 3, padding="same"), self.layer("PReLU", suffix="_prelu")
+        twice, bend = (
+            self.layer("Conv?", self.channels(x), 3, padding="same"),
+            self.layer("PReLU", suffix="_prelu"),
+        )
         return bend(twice(bend(twice(x))))
 
     def function(self, x: Any) -> Any:
@@ -233,10 +244,24 @@ def test_the_docstring_shows_what_happens(rewrite: Any) -> None:
     from keras import layers
 
     if rewrite is move_channels:
-        parts = [layers.Conv2D(4, 3, data_format=FIRST, name="conv"), layers.BatchNormalization(axis=1, name="bn")]
-        model = keras.Sequential([keras.Input((3, 8, 8), name="x"), *parts, layers.Flatten(data_format=LAST, name="flat")])
+        parts = [
+            layers.Conv2D(4, 3, data_format=FIRST, name="conv"),
+            layers.BatchNormalization(axis=1, name="bn"),
+        ]
+        model = keras.Sequential(
+            [
+                keras.Input((3, 8, 8), name="x"),
+                *parts,
+                layers.Flatten(data_format=LAST, name="flat"),
+            ]
+        )
     else:
-        model = keras.Sequential([keras.Input((8, 8, 3), name="x"), layers.Conv2DTranspose(4, 3, dilation_rate=2, name="conv")])
+        model = keras.Sequential(
+            [
+                keras.Input((8, 8, 3), name="x"),
+                layers.Conv2DTranspose(4, 3, dilation_rate=2, name="conv"),
+            ]
+        )
     graph = helpers.graph_of(model)
     given, result = documented(rewrite)
     assert [line.strip() for line in str(graph).splitlines() if " = " in line] == given
@@ -245,9 +270,23 @@ def test_the_docstring_shows_what_happens(rewrite: Any) -> None:
 
 def test_transposes_between_neighbours_cancel() -> None:
     """One at each border of a network of every kind of layer, whatever lies between."""
-    steps = ["conv", "batchnorm", "prelu", "pool", "add", "concatenate", "shared", "function", "nested", "up"]
+    steps = [
+        "conv",
+        "batchnorm",
+        "prelu",
+        "pool",
+        "add",
+        "concatenate",
+        "shared",
+        "function",
+        "nested",
+        "up",
+    ]
     moved = channels_last(helpers.graph_of(network(2, steps, "map", FIRST)))
-    assert [op.name for op in moved if op.kind == "Permute"] == ["x__channels_last", "last__channels_first"]
+    assert [op.name for op in moved if op.kind == "Permute"] == [
+        "x__channels_last",
+        "last__channels_first",
+    ]
     moved = channels_last(helpers.graph_of(network(2, steps, "flat", FIRST)))
     assert [op.name for op in moved if op.kind == "Permute"] == ["x__channels_last"]
 
@@ -270,7 +309,12 @@ def test_normalisation_of_the_input_moves_to_where_it_can_be_folded() -> None:
     x = image = keras.Input((3, 8, 8), name="x")
     x = layers.Rescaling(0.5, name="scale")(layers.Normalization(axis=1, mean=[1.0, 2.0, 3.0], variance=[1.0, 4.0, 9.0], name="norm")(x))
     graph = helpers.graph_of(keras.Model(image, layers.Conv2D(4, 3, data_format=FIRST, name="conv")(x)))
-    assert [op.kind for op in channels_last(graph)][:4] == ["InputLayer", "Permute", "Normalization", "Rescaling"]
+    assert [op.kind for op in channels_last(graph)][:4] == [
+        "InputLayer",
+        "Permute",
+        "Normalization",
+        "Rescaling",
+    ]
 
 
 def test_a_graph_with_channels_last_is_left_alone() -> None:
@@ -297,7 +341,10 @@ def test_convolutional_lstm(sequences: bool) -> None:
 
     def model(form: str) -> Any:
         frames = keras.Input((3, 2, 6, 5) if form == FIRST else (3, 6, 5, 2), name="x")
-        return keras.Model(frames, layers.ConvLSTM2D(4, 3, data_format=form, return_sequences=sequences, name="lstm")(frames))
+        return keras.Model(
+            frames,
+            layers.ConvLSTM2D(4, 3, data_format=form, return_sequences=sequences, name="lstm")(frames),
+        )
 
     first, last = helpers.random_weights(model(FIRST)), model(LAST)
     last.set_weights(first.get_weights())
@@ -309,10 +356,15 @@ def test_convolutional_lstm(sequences: bool) -> None:
     assert helpers.difference((np.moveaxis(expected, -1, 2 if sequences else 1),), (found,)) < 1e-5
 
 
-# -- dilated transposed convolutions -------------------------------------------------------------------------------------------------
+# -- dilated transposed convolutions ---------------------------------------------------------------
 
 
-def transposed(kernel: np.ndarray[Any, Any], bias: np.ndarray[Any, Any], x: np.ndarray[Any, Any], dilation: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def transposed(
+    kernel: np.ndarray[Any, Any],
+    bias: np.ndarray[Any, Any],
+    x: np.ndarray[Any, Any],
+    dilation: tuple[int, ...],
+) -> np.ndarray[Any, Any]:
     """A transposed convolution with stride 1 and padding 'valid', by its definition: every input adds a kernel to the output."""
     reach = [step * (length - 1) + 1 for step, length in zip(dilation, kernel.shape, strict=False)]
     lengths = [n + each - 1 for n, each in zip(x.shape[1:-1], reach, strict=True)]
@@ -373,6 +425,14 @@ def test_strided_transposed_convolutions_stay() -> None:
     graph.add(Op("x", "InputLayer", {"batch_shape": (None, 6, 6, 3)}))
     kernel = np.zeros((3, 3, 4, 3), np.float32)
     graph.outputs = (
-        graph.add(Op("conv", "Conv2DTranspose", {"filters": 4, "kernel_size": 3, "strides": 2, "use_bias": False}, {"kernel": kernel}), (Ref("x"),)),
+        graph.add(
+            Op(
+                "conv",
+                "Conv2DTranspose",
+                {"filters": 4, "kernel_size": 3, "strides": 2, "use_bias": False},
+                {"kernel": kernel},
+            ),
+            (Ref("x"),),
+        ),
     )
     assert str(lower_transposed(graph)) == str(graph)

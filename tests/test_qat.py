@@ -25,8 +25,15 @@ from lrfc.targets.tflite import TFLite
 from lrfc.training import annotate
 from tests import helpers
 from tests.compression import learnt, state_of
+from tests.test_compiler import stopwatch
 
 DIGITS = "examples/digits.keras"
+
+
+@pytest.fixture(autouse=True)
+def _stopwatch(monkeypatch):
+    """No build fails because the machine is busy."""
+    stopwatch(monkeypatch, 2.0)
 
 
 @pytest.mark.parametrize("name", ["conv_net", "dense_net", "residual", "branches", "two_inputs", "shared_conv", "nested_twice"])

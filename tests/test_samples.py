@@ -54,6 +54,7 @@ def rows(graph: Graph, inputs) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_patch_times_the_kernel_is_the_output(kind) -> None:
+    helpers.run_as_it_is(kind)
     graph = KINDS[kind]()
     inputs = helpers.random_inputs(graph, 8)
     found = drawn(graph, inputs, SampleSize(4, 4, EVERYTHING, EVERYTHING))["layer"]
@@ -63,6 +64,7 @@ def test_every_patch_times_the_kernel_is_the_output(kind) -> None:
 
 @pytest.mark.parametrize("kind", ["strided", "causal", "channels_first", "dense on a sequence"])
 def testdrawn_patches_give_outputs_at_real_positions(kind) -> None:
+    helpers.run_as_it_is(kind)
     graph = KINDS[kind]()
     inputs = helpers.random_inputs(graph, 8)
     found = drawn(graph, inputs, SampleSize(4, 4, 12, 12))["layer"]
@@ -137,6 +139,7 @@ def test_a_shared_layer_pools_all_of_its_calls() -> None:
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_the_addend_belongs_to_the_same_positions(data_format) -> None:
+    helpers.run_as_it_is(data_format)
     import keras
     from keras import layers
 

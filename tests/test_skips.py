@@ -32,7 +32,21 @@ def test_other():
 def test_what_was_skipped_is_counted(processes: str, tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS, encoding="utf-8")
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-n", processes, "-c", "/dev/null", "--rootdir", ".", "-p", "no:cacheprovider", "."]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        processes,
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        ".",
+        "-p",
+        "no:cacheprovider",
+        ".",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     told = [line for line in done.stdout.splitlines() if line.startswith("skipped, and run after")]

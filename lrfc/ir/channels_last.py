@@ -67,7 +67,11 @@ def _holds_first(value: Any) -> bool:
 
 
 class _Mover:
-    """Makes the new graph op by op. Every tensor of the old graph has one of two forms in the new one, or both: its own layout, and channels last."""
+    """Makes the new graph op by op.
+
+    Every tensor of the old graph has one of two forms in the new one, or both: its own layout, and
+    channels last.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self._old, self._new = graph, Graph(graph.name)
@@ -121,7 +125,10 @@ class _Mover:
         made = self._new.add(twin, [self._in_last(ref) for ref in operands])
         given = self._old.tensor(Ref(op.name))
         if activation is not None:
-            made = self._new.add(activation, [self._transposed(made, f"{op.name}__channels_first", _dims(rank, first=True))])
+            made = self._new.add(
+                activation,
+                [self._transposed(made, f"{op.name}__channels_first", _dims(rank, first=True))],
+            )
             self._own[Ref(op.name)] = made
         elif rank < len(self._old.tensor(operands[0]).shape) or rank < 3:  # a Flatten or global pooling leaves no layout
             self._own[Ref(op.name)] = made
@@ -175,12 +182,18 @@ class _Mover:
         name = _free(self._new, self._old, name)
         long = [axis for axis in dims if shape[axis - 1] != 1]
         if long == sorted(long) and None not in shape:
-            return self._new.add(Op(name, "Reshape", {"target_shape": tuple(shape[axis - 1] for axis in dims)}), [ref])
+            return self._new.add(
+                Op(name, "Reshape", {"target_shape": tuple(shape[axis - 1] for axis in dims)}),
+                [ref],
+            )
         return self._new.add(Op(name, "Permute", {"dims": dims}), [ref])
 
 
 def _channels_first(op: Op) -> bool:
-    """Whether the op says that its channels come first. Keras' own layers only: a custom one computes what it likes."""
+    """Whether the op says that its channels come first.
+
+    Keras' own layers only: a custom one computes what it likes.
+    """
     return op.origin is None and op.kind in _FORMATTED | _RECURRENT and op.attrs.get("data_format") == _FIRST
 
 
@@ -205,7 +218,7 @@ def _free(new: Graph, old: Graph, name: str) -> str:
     return candidate
 
 
-# -- the ops with channels last ------------------------------------------------------------------------------------------------------
+# -- the ops with channels last --------------------------------------------------------------------
 
 
 def _twins(graph: Graph) -> dict[str, Op]:

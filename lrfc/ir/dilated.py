@@ -13,9 +13,10 @@ from lrfc.ir.ops import conv_geometry
 def without_dilated_transposed(graph: Graph) -> Graph:
     """The graph with a plain convolution in the place of every dilated transposed one.
 
-    TensorFlow computes the latter on some processors only, and TFLite not at all. Keras allows dilation with a stride of 1 alone, and there the
-    transposed convolution is a plain one, with its kernel turned round, of an input with zeros around it: the same weights, and no more
-    multiplications than before. ``channels_first`` is taken to be gone (lrfc.ir.channels_last).
+    TensorFlow computes the latter on some processors only, TFLite neither in 1-D nor in 2-D. Keras
+    allows dilation with a stride of 1 alone, and there the convolution is a plain one, with its
+    kernel turned round, of an input with zeros around it: the same weights, and but for the zeros
+    the same multiplications. ``channels_first`` is taken to be gone (lrfc.ir.channels_last).
     """
     for op in graph:
         if _dilated(op):
@@ -34,8 +35,9 @@ def _dilated(op: Op) -> bool:
 def _plain(graph: Graph, op: Op) -> list[Op]:
     """The convolution, behind a ZeroPadding where its own padding does not do.
 
-    y[j] = Σ_t K[t] · x[j + before - t·d], which is the convolution by K reversed, with (reach - 1 - before) zeros in front. ``before`` is what the
-    convolution pads of which this one is the gradient: nothing if 'valid', the smaller half if 'same'.
+    y[j] = Σ_t K[t] · x[j + before - t·d], which is the convolution by K reversed, with (reach - 1 -
+    before) zeros in front. ``before`` is what the convolution pads of which this one is the
+    gradient: nothing if 'valid', the smaller half if 'same'.
     """
     source = graph.input_tensors(op.name)[0]
     at = conv_geometry(op, source)
@@ -54,7 +56,12 @@ def _plain(graph: Graph, op: Op) -> list[Op]:
     twin = next((call for call in graph.calls(op) if call.kind == f"Conv{at.rank}D"), None)  # an earlier call of the same layer
     weights = twin.weights if twin is not None else {**op.weights, "kernel": kernel}
     symmetric = at.padding == "same" and front == before
-    conv = replace(op, kind=f"Conv{at.rank}D", attrs={**taken, "padding": "same" if symmetric else "valid"}, weights=weights)
+    conv = replace(
+        op,
+        kind=f"Conv{at.rank}D",
+        attrs={**taken, "padding": "same" if symmetric else "valid"},
+        weights=weights,
+    )
     if symmetric:
         return [conv]
     back = before if at.padding == "same" else front
@@ -63,4 +70,7 @@ def _plain(graph: Graph, op: Op) -> list[Op]:
     while name in graph:
         number += 1
         name = f"{op.name}__padding_{number}"
-    return [Op(name, f"ZeroPadding{at.rank}D", {"padding": pairs[0] if at.rank == 1 else pairs}), conv]
+    return [
+        Op(name, f"ZeroPadding{at.rank}D", {"padding": pairs[0] if at.rank == 1 else pairs}),
+        conv,
+    ]
