@@ -186,9 +186,9 @@ def explore(
     return found
 
 
-def inspect(model: Path | str, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
-    """Costs of each op of a model file and of the whole."""
-    graph = keras_io.from_keras(keras_load.load(model, unsafe=unsafe))
+def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
+    """Costs of each op of a model, a file or a Keras model, and of the whole."""
+    _, graph = _load(model, unsafe=unsafe)
     return profile(graph, precision)
 
 
@@ -233,13 +233,14 @@ def _folders(model: Any, goals: Sequence[Destination], out: Path | None) -> list
 
 
 def _name(model: Any) -> str:
-    return Path(model).stem if isinstance(model, str | Path) else str(model.name)
+    return Path(model).stem if isinstance(model, str | Path) else str(getattr(model, "name", "model"))
 
 
 def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
     if isinstance(model, str | Path):
         return Path(model), keras_io.from_keras(keras_load.load(model, unsafe=unsafe))
-    return Path(f"{model.name}.keras"), keras_io.from_keras(model)
+    graph = keras_io.from_keras(model)
+    return Path(f"{model.name}.keras"), graph
 
 
 def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:

@@ -30,7 +30,7 @@ def session() -> Iterator[Terminal]:
             terminal.abandon()
             raise SystemExit(128 + signal.SIGPIPE) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG):
                 terminal.fail(f"unexpected {type(error).__name__}: {error} (please report this; details: {noise(error)})", 1)
             terminal.fail(f"cannot write {error.filename or 'the output'}: {error.strerror}; choose another place with --out", UsageError.exit_code)
         except Exception as error:  # noqa: BLE001  the last line of defence: a bug in lrfc, said in one line with the place of the traceback

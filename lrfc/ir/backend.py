@@ -25,10 +25,16 @@ def keras() -> Any:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    other = "Keras runs on '{}' here, lrfc needs TensorFlow: unset KERAS_BACKEND or set it to tensorflow"
     with quiet():
-        import keras as module
+        try:
+            import keras as module
+        except (ImportError, ValueError) as error:  # ValueError: a backend that Keras has not
+            if os.environ["KERAS_BACKEND"] != "tensorflow":
+                raise DependencyError(other.format(os.environ["KERAS_BACKEND"])) from error
+            raise
     if module.backend.backend() != "tensorflow":
-        raise DependencyError(f"Keras runs on '{module.backend.backend()}' here, lrfc needs TensorFlow: unset KERAS_BACKEND or set it to tensorflow")
+        raise DependencyError(other.format(module.backend.backend()))
     import tensorflow as tf
 
     tf.config.optimizer.set_experimental_options({"remapping": False})

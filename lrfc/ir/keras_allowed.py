@@ -225,6 +225,8 @@ class _Walk:
     def mapping(self, value: Mapping[str, Any], place: _Place) -> dict[str, Any]:
         """A copy of the dict, which may itself be an object, and of the objects in it."""
         head: dict[str, Any] = {}
+        if "_TYPE" in value:  # a composite tensor, which tf_keras reads from a string in the string
+            raise NoCounterpartError(f"its layer '{shown(place.layer, 80)}' holds no plain tensor")
         if "class_name" in value:
             inner = value.get("config")
             if isinstance(inner, dict) and isinstance(inner.get("name"), str):

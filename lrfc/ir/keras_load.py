@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lrfc.errors import ModelError
-from lrfc.ir import keras_allowed, keras_compiled, keras_file, keras_legacy
+from lrfc.ir import keras_allowed, keras_compiled, keras_file, keras_legacy, keras_wiring
 from lrfc.ir.backend import keras, quiet, reason
 from lrfc.ir.keras_bounds import TooManyWeights, weights_bounded
 from lrfc.ir.keras_file import ModelFile
@@ -72,6 +72,7 @@ class _Loading:
         else:
             try:
                 config = keras_allowed.legacy_model(self._file.config, self._file.path)
+                keras_wiring.check(config)
             except keras_allowed.CustomClassError:
                 return None
         try:
