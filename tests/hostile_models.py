@@ -250,7 +250,10 @@ def mutated(config: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         slots = list(_slots(config))
         if not slots:
             return config
-        rng.choice(_CHANGES)(slots, rng)
+        change = rng.choice(_CHANGES)
+        change(slots, rng)
+        if change is _nest:  # what walks over it here would not survive twice the depth
+            break
     return config
 
 
@@ -282,7 +285,7 @@ def _move(slots: list[tuple[Any, Any]], rng: random.Random) -> None:
 
 def _nest(slots: list[tuple[Any, Any]], rng: random.Random) -> None:
     where, key = rng.choice(slots)
-    for _ in range(rng.choice((1, 5, 150, 300))):
+    for _ in range(rng.choice((1, 5, 70, 220))):
         where[key] = rng.choice(([where[key]], {"class_name": "Sequential", "config": {"layers": [where[key]]}}, {rng.choice(_KEYS): where[key]}))
 
 

@@ -274,6 +274,63 @@ def test_legacy_keras_archive(tmp_path, old) -> None:
     same_as_legacy(tmp_path / "legacy.keras", model, (np.random.default_rng(1).standard_normal((2, 6, 6, 3)).astype(np.float32),))
 
 
+def test_legacy_relu6_and_separable_convolutions(tmp_path, old) -> None:
+    """As the first MobileNets were saved: ReLU6 as a layer, as a function by its name, and as a call of TensorFlow's."""
+    import tensorflow as tf
+
+    inputs = old.Input((8, 8, 3))
+    x = old.layers.SeparableConv2D(6, 3, padding="same", depth_multiplier=2)(inputs)
+    x = old.layers.Activation(tf.nn.relu6)(tf.nn.relu6(old.layers.ReLU(6.0)(x)) * 0.5 + 1.0)
+    x = old.layers.SeparableConv1D(4, 3)(old.layers.Reshape((64, 6))(x))
+    model = old.Model(inputs, x - tf.reduce_mean(x, axis=1, keepdims=True))
+    path = legacy(tmp_path, model)
+    same_as_legacy(path, model, (np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32) * 4,))
+
+
+@pytest.mark.parametrize("name", ["BatchNormalizationV1", "BatchNormalizationV2"])
+def test_legacy_names_of_layers(tmp_path, old, name) -> None:
+    """TensorFlow 1.13 to 1.15 gave its two batch normalizations names of their own."""
+    inputs = old.Input((5,))
+    model = old.Model(inputs, old.layers.BatchNormalization(name="bn")(old.layers.Dense(4)(inputs) / 2.0))
+    path = legacy(tmp_path, model)
+    import h5py
+
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace('"BatchNormalization"', f'"{name}"')
+    same_as_legacy(path, model, (np.random.default_rng(1).standard_normal((8, 5)).astype(np.float32),))
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_legacy_names_with_a_slash(tmp_path, old, suffix) -> None:
+    """Keras 3 takes none: such a layer gets a name that no other has, the same each time."""
+    inner_input = old.Input((8, 8, 4), name="in/ner")
+    inner = old.Model(inner_input, old.layers.Conv2D(4, 3, name="block/conv2")(inner_input), name="inner/model")
+    inputs = old.Input((8, 8, 3), name="image/input")
+    x = old.layers.Conv2D(4, 3, padding="same", name="block_conv")(inputs)
+    x = inner(old.layers.Conv2D(4, 3, padding="same", name="block/conv")(x))
+    x = old.layers.TimeDistributed(old.layers.Dense(3, name="a/b"), name="each/row")(x)
+    model = old.Model(inputs, x, name="a/model")
+    path = tmp_path / f"slashes{suffix}"
+    model.save(path)
+    same_as_legacy(path, model, (np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32),))
+    names = [layer.name for layer in keras_load.load(path).layers]
+    assert names == ["image_input", "block_conv", "block_conv_1", "inner_model", "each_row"]
+
+
+def test_legacy_calls_in_a_circle(tmp_path, old) -> None:
+    """tf_keras would go round for ever."""
+    inputs = old.Input((4,), name="input")
+    path = legacy(tmp_path, old.Model(inputs, old.layers.Dense(4, name="b")(old.layers.Dense(4, name="a")(inputs)) / 2.0))
+    import h5py
+
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        next(layer for layer in config["config"]["layers"] if layer["name"] == "a")["inbound_nodes"] = [[["b", 0, 0, {}]]]
+        file.attrs["model_config"] = json.dumps(config)
+    with pytest.raises(ModelError, match="layer 'a' waits for an output that never comes"):
+        keras_load.load(path)
+
+
 def test_what_differs_is_not_given_out(tmp_path, old, monkeypatch) -> None:
     inputs = old.Input((4,))
     path = legacy(tmp_path, old.Model(inputs, old.layers.Dense(3)(inputs) / 2.0))

@@ -32,6 +32,9 @@ def from_keras(model: Any) -> Graph:
         raise ModelError(
             f"model '{model.name}' ({type(model).__name__}) is subclassed and has no layer graph: rebuild it with the functional API, keras.Model(inputs, outputs)"
         )
+    for tensor in function.inputs:
+        if str(tensor.dtype) == "string":
+            raise ModelError(f"input '{tensor.name}' is of type string: give the model without the layers that read text")
     inliner = keras_inline.Inliner()
     sources = [inliner.record(tensor._keras_history.operation, "", (), {}, []) for tensor in function.inputs]
     outputs = inliner.inline(function, sources, "", None)

@@ -28,6 +28,8 @@ DAMAGE = (
 _OBJECTS = 1_000_000
 _DEPTH = 100
 _ATTRIBUTE_ITEMS = 100_000
+#: Attributes that Keras reads; long ones are split over several, which are numbered.
+_ATTRIBUTES = frozenset({"backend", "dtype", "keras_version", "layer_names", "weight_names"})
 #: deflate, shuffle, fletcher32, szip, nbit, scale-offset and LZF. HDF5 loads any other from a library.
 _FILTERS = frozenset({1, 2, 3, 4, 5, 6, 32000})
 
@@ -94,15 +96,17 @@ class _Copy:
         self.attributes(source, target.create_dataset(name, data=source[()]), path)
 
     def attributes(self, source: Any, target: Any, path: str) -> None:
+        """Copy what Keras reads: the names of layers and weights of an .h5 file, types that HDF5 has not."""
         import h5py
 
         for name in source.attrs:
+            if name.rstrip("0123456789") not in _ATTRIBUTES:
+                continue
             entry = source.attrs.get_id(name)
-            text = h5py.check_string_dtype(entry.dtype) is not None
+            text = entry.dtype.kind == "S" or h5py.check_string_dtype(entry.dtype) is not None
             items = math.prod(entry.shape or ())
-            if items > _ATTRIBUTE_ITEMS or not (text or entry.dtype.kind in "biuf"):
+            if not (text or items == 0) or items > _ATTRIBUTE_ITEMS:  # an empty list has no type
                 raise ModelError(
-                    f"{self.where}: the attribute '{shown(name, 60)}' of '{shown(path, 120)}' is "
-                    "neither text nor numbers"
+                    f"{self.where}: the attribute '{shown(name, 60)}' of '{shown(path, 120)}' is no text"
                 )
             target.attrs[name] = source.attrs[name]
