@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -334,15 +335,18 @@ for name in ("locked/out", "locked/deep/out", "ours", "shared/theirs"):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can act as two users")
-def test_the_rights_of_a_user(tmp_path: Path) -> None:
+def test_the_rights_of_a_user() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to others
+        Path(folder).chmod(0o755)
+        rights(Path(folder))
+
+
+def rights(tmp_path: Path) -> None:
     for name in ("locked", "ours", "shared"):
         (tmp_path / name).mkdir()
     (tmp_path / "shared" / "theirs").mkdir()
     (tmp_path / "shared" / "theirs").chmod(0o777)
     (tmp_path / "shared").chmod(0o1777)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o011)
     place = tmp_path / "shared"
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{READ_ONLY}"
     run = subprocess.run(
