@@ -170,7 +170,7 @@ def _float_original(bench: Bench, measured: Sequence[Measurement], kept: Measure
     if bench.no_float is not None:
         return FloatOriginal(reason=bench.no_float)
     whole = measured[-1]
-    return FloatOriginal(file_bytes=whole.file_bytes, latency_ms=_latency(whole), speedup=recorded(speedup(whole, kept)))
+    return FloatOriginal(file_bytes=bench.in_float.bytes, latency_ms=_latency(whole), speedup=recorded(speedup(whole, kept)))
 
 
 def recorded(ratio: Ratio) -> Speedup:
