@@ -23,9 +23,9 @@ from lrfc.targets.process import Connection, Here, Worker
 #: turn.
 ROUNDS = 20
 #: Fresh processes that each file gets at most and at least, and the timings that are worth one more;
-#: with fewer timings than these there is one. Where a process puts its memory and its threads changes
-#: its speed for as long as it lives, and the machine is busier at one time than at another:
-#: benchmarks/repeats.py.
+#: with fewer than twice as many there is one process. Where a process puts its memory and its
+#: threads changes its speed for as long as it lives, and the machine is busier at one time than at
+#: another: benchmarks/repeats.py.
 PROCESSES = 5
 FEWEST_PROCESSES = 3
 TIMINGS = 20
@@ -130,7 +130,7 @@ def compare(
 
     Each file lives in a process of its own. The processes take turns (A B, B A, A B, ...), so that
     a change of the machine's speed meets all files. After a few turns fresh processes take their
-    place, up to ``processes`` of each file one after the other (three from 20 runs on, five from
+    place, up to ``processes`` of each file one after the other (three from 40 runs on, five from
     100): what differs from process to process is then part of the interval that ``speedup`` gives.
     ``runs`` timings are made of each file, fewer when they would take more than half of ``timeout``
     (seconds, for the whole call); ``n`` says how many. DeviceError, in one line, when a file cannot
@@ -207,7 +207,7 @@ class _Course:
         whole_run = sum(ns * count for ns, count in zip(single, self._inner, strict=True)) / 1e9
         wanted = min(self._runs, max(FEWEST_RUNS, int(self._left() / 2 / whole_run)))
         sessions = min(self._most, max(FEWEST_PROCESSES, wanted // TIMINGS))
-        sessions = sessions if wanted >= TIMINGS else 1
+        sessions = sessions if wanted >= 2 * TIMINGS else 1
         self._turns = min(ROUNDS, wanted) // sessions
         self.rounds = self._turns * sessions
         self._each = ceil(wanted / self.rounds)
