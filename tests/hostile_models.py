@@ -111,7 +111,12 @@ def _call(config: dict[str, Any], entry: dict[str, Any], argument: Any, **kwargs
 
 
 def _tf(symbol: str) -> dict[str, Any]:
-    return {"class_name": "TFOpLambda", "module": "keras.src.layers.core.tf_op_layer", "registered_name": "TFOpLambda", "config": {"function": symbol}}
+    return {
+        "class_name": "TFOpLambda",
+        "module": "keras.src.layers.core.tf_op_layer",
+        "registered_name": "TFOpLambda",
+        "config": {"function": symbol},
+    }
 
 
 def _function(module: str, name: str) -> dict[str, Any]:
@@ -228,7 +233,18 @@ _CLASSES = (
     "Dense", "Lambda", "TFSMLayer", "Sequential", "Functional", "function", "__lambda__", "__tensor__", "__typespec__", "LSTM", "Bidirectional",
     "StringLookup", "TFOpLambda", "InputLayer", "Add", "Pad", "Map", "os", "", "Dense" * 99,
 )  # fmt: skip
-_MODULES = ("os", "builtins", "keras", "keras.layers", "keras.utils", "keras.src.ops.numpy", "keras.src.saving.saving_lib", "hostile_canary", "", "keras..x")
+_MODULES = (
+    "os",
+    "builtins",
+    "keras",
+    "keras.layers",
+    "keras.utils",
+    "keras.src.ops.numpy",
+    "keras.src.saving.saving_lib",
+    "hostile_canary",
+    "",
+    "keras..x",
+)
 _NAMES = ("system", "relu", "get_file", "deserialize", "load_model", "eval", "_CONSTANT_VALUE", "a/b", "x" * 5000, "\ud800", "", "string", "int8")
 _NUMBERS = (0, -1, 1, 2**31, 10**9, 10**18, 10**400, 0.5, 1e308, float("nan"), float("inf"))
 _OTHERS = (None, True, False, [], {}, [[]], "", "text")

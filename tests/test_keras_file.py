@@ -42,7 +42,9 @@ def test_metadata(saved: dict[str, Path], tmp_path: Path, text: Any) -> None:
         keras_load.load(path)
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "5", "{}", '{"class_name": 5, "config": {}}', '{"class_name": "Functional", "config": null}', "[" * 5000])
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "5", "{}", '{"class_name": 5, "config": {}}', '{"class_name": "Functional", "config": null}', "[" * 5000]
+)
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_configuration(saved: dict[str, Path], tmp_path: Path, suffix: str, text: str) -> None:
     with pytest.raises(ModelError, match="config"):
@@ -226,7 +228,12 @@ def test_another_backend(backend: str) -> None:
 
     code = "from lrfc.ir.backend import keras\nfrom lrfc.errors import DependencyError\ntry: keras()\nexcept DependencyError as error: print(error)"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "KERAS_BACKEND": backend}, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert f"Keras runs on '{backend}' here" in done.stdout, done.stderr
     assert issubclass(DependencyError, LrfcError)

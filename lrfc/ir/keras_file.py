@@ -66,9 +66,7 @@ def read(path: Path | str) -> ModelFile:
             return _read_hdf5(file, place)
         if magic.startswith(b"PK"):
             return _read_archive(file, place)
-    raise ModelError(
-        f"{shown(place)} is not a Keras model: it is neither a .keras archive nor an HDF5 file"
-    )
+    raise ModelError(f"{shown(place)} is not a Keras model: it is neither a .keras archive nor an HDF5 file")
 
 
 class Copy:
@@ -148,9 +146,7 @@ def _read_archive(file: BinaryIO, path: Path) -> ModelFile:
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         if "config.json" not in names:
-            raise ModelError(
-                f"{shown(path)} is a zip archive without a config.json, so it is not a Keras model"
-            )
+            raise ModelError(f"{shown(path)} is a zip archive without a config.json, so it is not a Keras model")
         documents = {}
         for name in ("config.json", "metadata.json"):
             if name in names:
@@ -165,15 +161,10 @@ def _read_hdf5(file: BinaryIO, path: Path) -> ModelFile:
 
     with h5py.File(file, "r") as content:
         if "model_config" not in content.attrs:
-            raise ModelError(
-                f"{shown(path)} holds weights but no model: save the whole model with "
-                "model.save('model.keras')"
-            )
+            raise ModelError(f"{shown(path)} holds weights but no model: save the whole model with model.save('model.keras')")
         version = content.attrs.get("keras_version", "(unknown)")
         texts = {
-            name: _text(content.attrs[name], f"{shown(path)}: its {name}")
-            for name in ("model_config", "training_config")
-            if name in content.attrs
+            name: _text(content.attrs[name], f"{shown(path)}: its {name}") for name in ("model_config", "training_config") if name in content.attrs
         }
     documents = {name: _document(text, f"{shown(path)}: its {name}") for name, text in texts.items()}
     version = version.decode(errors="replace") if isinstance(version, bytes) else version
@@ -218,10 +209,7 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> zipfile.ZipInfo:
 def _content(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
     info = _member(archive, name, path)
     if info.file_size > reader.DOCUMENT_BYTES:
-        raise ModelError(
-            f"{shown(path)}: {name} has {info.file_size:,} bytes; "
-            f"at most {reader.DOCUMENT_BYTES:,} are read here"
-        )
+        raise ModelError(f"{shown(path)}: {name} has {info.file_size:,} bytes; at most {reader.DOCUMENT_BYTES:,} are read here")
     with archive.open(info) as member:
         return member.read(reader.DOCUMENT_BYTES + 1)
 
@@ -235,9 +223,7 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: BinaryIO, l
         while block := member.read(1 << 20):
             size += len(block)
             if size > limit:
-                raise ModelError(
-                    f"{shown(path)}: '{shown(info.filename, 120)}' unpacks to more than {limit:,} bytes"
-                )
+                raise ModelError(f"{shown(path)}: '{shown(info.filename, 120)}' unpacks to more than {limit:,} bytes")
             target.write(block)
     return size
 
@@ -265,6 +251,4 @@ def _damage_named(path: Path) -> Iterator[None]:
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise  # of the copy, not of the file
-        raise ModelError(
-            f"{shown(path)} is truncated or damaged: copy or download it again"
-        ) from error
+        raise ModelError(f"{shown(path)} is truncated or damaged: copy or download it again") from error

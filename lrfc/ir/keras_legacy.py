@@ -101,12 +101,7 @@ def difference(old: Any, new: Any) -> float:
 
 def _samples(model: Any) -> int:
     """How many samples a model is compared on: 4, fewer where they are large; ModelError where one is too large."""
-    tensors = [
-        tensor
-        for layer in model._flatten_layers()
-        for node in layer._inbound_nodes
-        for tensor in keras().tree.flatten(node.outputs)
-    ]
+    tensors = [tensor for layer in model._flatten_layers() for node in layer._inbound_nodes for tensor in keras().tree.flatten(node.outputs)]
     shapes = [tensor.shape.as_list() for tensor in tensors if tensor.shape.rank is not None]
     each = sum(math.prod(length or _LENGTH for length in shape[1:]) for shape in shapes)
     if each > _ELEMENTS:

@@ -81,18 +81,13 @@ class _Copy:
         if source.is_virtual or source.external:
             raise ModelError(f"{self.where}: '{shown(path, 120)}' lies in another file")
         if not filters <= _FILTERS:
-            raise ModelError(
-                f"{self.where}: '{shown(path, 120)}' is compressed by a filter that is a library"
-            )
+            raise ModelError(f"{self.where}: '{shown(path, 120)}' is compressed by a filter that is a library")
         if source.shape is None or source.dtype.kind not in "biufcV" or source.dtype.fields:
             raise ModelError(f"{self.where}: '{shown(path, 120)}' holds no numbers")
         self.elements += math.prod(source.shape)
         self.left -= math.prod(source.shape) * source.dtype.itemsize
         if self.left < 0:
-            raise ModelError(
-                f"{self.where}: '{shown(path, 120)}' declares more than is stored, of shape "
-                f"{shown(source.shape, 60)}"
-            )
+            raise ModelError(f"{self.where}: '{shown(path, 120)}' declares more than is stored, of shape {shown(source.shape, 60)}")
         self.attributes(source, target.create_dataset(name, data=source[()]), path)
 
     def attributes(self, source: Any, target: Any, path: str) -> None:
@@ -106,7 +101,5 @@ class _Copy:
             text = entry.dtype.kind == "S" or h5py.check_string_dtype(entry.dtype) is not None
             items = math.prod(entry.shape or ())
             if not (text or items == 0) or items > _ATTRIBUTE_ITEMS:  # an empty list has no type
-                raise ModelError(
-                    f"{self.where}: the attribute '{shown(name, 60)}' of '{shown(path, 120)}' is no text"
-                )
+                raise ModelError(f"{self.where}: the attribute '{shown(name, 60)}' of '{shown(path, 120)}' is no text")
             target.attrs[name] = source.attrs[name]
