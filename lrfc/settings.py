@@ -109,7 +109,7 @@ def _several(name: str) -> bool:
 
 def _known(name: str, what: str) -> None:
     if name not in OPTIONS:
-        raise UsageError(f"{what} '{name}'{like(name, OPTIONS) or '; there are ' + ', '.join(OPTIONS)}")
+        raise UsageError(f"{what} '{shown(name, 60)}'{like(name, OPTIONS) or '; there are ' + ', '.join(OPTIONS)}")
 
 
 def _valid(name: str, value: Any, where: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfc import compiler
+from lrfc import api, compiler
 from lrfc.errors import DependencyError, LrfcError, ModelError, UsageError
 from lrfc.ir import keras_file, keras_load
 from lrfc.ir.backend import keras
@@ -215,8 +215,8 @@ def test_a_file_that_is_too_large(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", [None, 5, b"model.keras", ["model.keras"], object()])
 def test_no_model_from_python(model: Any, tmp_path: Path) -> None:
-    for run in (compiler.inspect, lambda given: compiler.build(given, out=tmp_path / "out"), compiler.build, compiler.explore):
-        with pytest.raises(ModelError, match="is no model of Keras 3"):
+    for run in (api.inspect, lambda given: api.build(given, out=tmp_path / "out"), api.build, api.explore):
+        with pytest.raises(UsageError, match=r"a model is the path of|no model is given"):
             run(model)
 
 

@@ -175,7 +175,7 @@ def test_an_interrupt_leaves_no_process(files, monkeypatch, started):
 
 
 def test_no_interpreter_and_no_sense(files, monkeypatch):
-    with pytest.raises(UsageError, match=r"runs \(0\), threads \(1\)"):
+    with pytest.raises(UsageError, match=r"runs \(0\) and threads \(1\)"):
         compare(files, runs=0)
     monkeypatch.setattr(process.sys, "executable", "/nowhere/python")
     with pytest.raises(DeviceError, match="no process can be started"):

@@ -12,15 +12,14 @@ from lrfc.data import load_data
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir import keras_io
 from lrfc.passes.profile import profile
-from lrfc.precision import PRECISIONS, listed, of
-from lrfc.targets import onnx as onnx_
+from lrfc.precision import FORMATS, PRECISIONS, listed, of
 from lrfc.targets import refusals
 from lrfc.targets.catalog import target
 from lrfc.targets.parity import TOLERANCE, parity
 from lrfc.targets.tflite import scales
 from tests import helpers
 
-BOTH = [("tflite", precision) for precision in PRECISIONS] + [("onnx", precision) for precision in onnx_.PRECISIONS]
+BOTH = [("tflite", precision) for precision in PRECISIONS] + [("onnx", precision) for precision in FORMATS["onnx"]]
 #: On random networks; trained ones are nearer.
 NEAR = {"fp32": 1e-5, "fp16": 5e-3, "dynamic": 0.1, "int8": 0.2, "int16x8": 0.1}
 

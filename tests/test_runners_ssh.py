@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lrfc import scratch
 from lrfc.errors import DependencyError, DeviceError
 from lrfc.state import Artifact
 from lrfc.targets import process
@@ -324,13 +325,13 @@ from lrfc.targets.runners import runner
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background, and inherited
 with runner(device.load(sys.argv[1])) as there:
     print("open", flush=True)
-    there.compare([Artifact(Path(sys.argv[2]), "tflite", "fp32")], runs=10**7)
+    there.compare([Artifact(Path(sys.argv[2]), "tflite", "fp32")], runs=10**6)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_this_side_is_interrupted_or_killed(number, server, files, tmp_path):
-    reach, before = server.device().reach, set(Path("/tmp").glob("lrfc-ssh-*"))
+    reach = server.device().reach
     lines = [f"{name} = {value!r}" for name, value in reach.model_dump().items() if name != "options"]
     profile = tmp_path / "loopback.toml"
     options = ", ".join(f'"{option}"' for option in reach.options)
@@ -349,9 +350,7 @@ def test_this_side_is_interrupted_or_killed(number, server, files, tmp_path):
         _, said = running.communicate(timeout=60)
     assert "KeyboardInterrupt" in said or number == signal.SIGKILL
     if number == signal.SIGKILL:
-        (private,) = set(Path("/tmp").glob("lrfc-ssh-*")) - before
-        for _ in range(100):
-            if not list(private.iterdir()):
-                break
-            time.sleep(0.1)
-        private.rmdir()  # the one thing that nobody was left to remove
+        own = list(scratch.root(Path("/tmp")).glob(f"{running.pid}-*"))
+        assert own, "the folder of the connection, which nobody was left to remove"
+        with scratch.folder(Path("/tmp")):  # the next run does
+            assert not any(folder.exists() for folder in own)

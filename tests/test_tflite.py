@@ -319,7 +319,7 @@ def test_catalog():
     assert made == TFLite("int8")
     with pytest.raises(UsageError, match="'coreml'; known are tflite, onnx"):
         target("coreml")
-    with pytest.raises(UsageError, match="no precision 'int4'; choose fp32, fp16, dynamic, int8 or int16x8"):
+    with pytest.raises(UsageError, match="unknown precision 'int4': did you mean 'int8'\\?; choose fp32, fp16, dynamic, int8 or int16x8"):
         target("tflite", "int4")
 
 
