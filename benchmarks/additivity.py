@@ -20,16 +20,16 @@ import numpy as np
 from selection import cifar, score
 from table import Table
 
-from lrfc.config import Budget
+from lrfc.config.build import Budget
+from lrfc.engine.evaluate import Judge
 from lrfc.factorization.base import Factors, Ranks
 from lrfc.ir.graph import Array, Graph, Op
-from lrfc.judge import Judge
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks
 from lrfc.search.candidates import LayerSpace
-from lrfc.search.follow import follow
+from lrfc.search.epilogue import follow
 from lrfc.search.segments import Segments
 from lrfc.search.sensitivity import divergence, telling
 from lrfc.state import Batch, Progress, State

@@ -22,13 +22,14 @@ import numpy as np
 from table import Table
 
 import lrfc
-from lrfc.data import Split
+from lrfc.data.dataset import Split
+from lrfc.data.synthetic import synthesise
+from lrfc.engine.package import Result
 from lrfc.errors import BudgetError, NoGainError
-from lrfc.ir import keras_io, keras_load
-from lrfc.metrics import metric
-from lrfc.ship import Result
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras import load as keras_load
+from lrfc.metrics.metric import metric
 from lrfc.state import Artifact
-from lrfc.synthesis import synthesise
 from lrfc.targets.catalog import target
 
 HERE = Path(__file__).parent

@@ -50,8 +50,9 @@ class Layer:
 
 def resnet20(images: int) -> Iterator[Layer]:
     """The convolutions of the shared ResNet-20, on CIFAR-10's training images."""
-    from lrfc.ir import keras_io, keras_load
-    from lrfc.search.samples import SampleSize, collect
+    from lrfc.ir.keras import io as keras_io
+    from lrfc.ir.keras import load as keras_load
+    from lrfc.search.statistics import SampleSize, collect
 
     folder = Path(os.environ["LRFC_DATA"])
     graph = keras_io.from_keras(keras_load.load(folder / "models" / "resnet20_cifar10.keras"))

@@ -22,11 +22,13 @@ import numpy as np
 from selection import canonical
 from table import Table
 
-from lrfc.config import Budget
-from lrfc.data import Split, load_data
-from lrfc.ir import keras_io, keras_load
+from lrfc.config.build import Budget
+from lrfc.config.precision import PRECISIONS
+from lrfc.data.dataset import Split, load_data
 from lrfc.ir.graph import Graph
-from lrfc.metrics import accuracy
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras import load as keras_load
+from lrfc.metrics.metric import accuracy
 from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.correct_biases import CorrectBiases
 from lrfc.passes.factorize import Factorize
@@ -36,11 +38,10 @@ from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import ExploreLayers, SelectRanks, totals
-from lrfc.precision import PRECISIONS
 from lrfc.search.sensitivity import divergence
 from lrfc.state import Artifact, Batch, Progress, State
-from lrfc.targets.onnx import ONNX
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.onnx.target import ONNX
+from lrfc.targets.tflite.target import TFLite
 
 HERE = Path(__file__).parent
 #: Calibration images, as in a build.

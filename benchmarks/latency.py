@@ -22,21 +22,23 @@ from typing import Any
 
 import numpy as np
 
-from lrfc.calibrate import calibrate
-from lrfc.data import Data, Split
+from lrfc.costs import latency
+from lrfc.costs.workload import Signature, signatures
+from lrfc.data.dataset import Data, Split
 from lrfc.factorization import METHODS
 from lrfc.factorization.layout import refusal
-from lrfc.ir import keras_io, keras_load, ops
+from lrfc.ir import ops
 from lrfc.ir.graph import Graph
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras import load as keras_load
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.search import latency
 from lrfc.search.candidates import FACTORIZABLE, grid
-from lrfc.search.signature import Signature, signatures
 from lrfc.state import Progress, State
-from lrfc.targets import device as devices
-from lrfc.targets import measure
+from lrfc.targets.calibrate import calibrate
 from lrfc.targets.catalog import target
+from lrfc.targets.devices import device as devices
+from lrfc.targets.devices import measure
 
 HERE = Path(__file__).parent
 #: Methods that decompose in no time; the others' stages are of the same kinds.

@@ -35,13 +35,15 @@ from selection import cifar, random_plan, selected
 from table import Table
 
 import lrfc
-from lrfc import line
-from lrfc.config import METHODS, Budget
+from lrfc.config.build import METHODS, Budget
+from lrfc.costs import latency, npu
+from lrfc.costs.workload import Signature
+from lrfc.engine import driver as line
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.factorization import METHODS as ALL
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
-from lrfc.metrics import accuracy
+from lrfc.ir.keras import io as keras_io
+from lrfc.metrics.metric import accuracy
 from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.correct_biases import CorrectBiases
 from lrfc.passes.factorize import Factorize
@@ -49,15 +51,14 @@ from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, fixed, totals
 from lrfc.passes.weigh_rounding import WeighRounding
-from lrfc.search import latency, npu
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Candidate, LayerSpace
 from lrfc.search.sensitivity import divergence
-from lrfc.search.signature import Signature
 from lrfc.state import Artifact, Batch, Progress, State
-from lrfc.targets import device, vela
-from lrfc.targets.npu import observed, predicted, price, profile
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.devices import device
+from lrfc.targets.ethos_u import vela
+from lrfc.targets.ethos_u.pricing import observed, predicted, price, profile
+from lrfc.targets.tflite.target import TFLite
 
 HERE = Path(__file__).parent
 DEVICES = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512")

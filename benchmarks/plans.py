@@ -17,20 +17,20 @@ from typing import Any
 from selection import cifar
 from table import Table
 
-from lrfc.bench import Bench
-from lrfc.config import METHODS, Budget
-from lrfc.destinations import destination
+from lrfc.config.build import METHODS, Budget
+from lrfc.costs.latency import corrected
+from lrfc.costs.measurements import Store
+from lrfc.engine.benchmark import Bench
+from lrfc.engine.destinations import destination
+from lrfc.engine.preflight import goals
 from lrfc.errors import BudgetError
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.price_layers import PriceLayers, executed
 from lrfc.passes.select_ranks import ExploreLayers, Selection, SelectRanks, fixed
-from lrfc.preflight import goals
-from lrfc.search.latency import corrected
-from lrfc.search.measurements import Store
 from lrfc.state import State
-from lrfc.targets.runners import runner
-from lrfc.targets.speed import speedup
+from lrfc.targets.devices.runners import runner
+from lrfc.targets.devices.speed import speedup
 
 HERE = Path(__file__).parent
 

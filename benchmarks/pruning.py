@@ -17,8 +17,9 @@ import numpy as np
 from selection import cifar, score
 from table import Table
 
-from lrfc.config import Budget
-from lrfc.judge import closest
+from lrfc.config.build import Budget
+from lrfc.costs.arena import arena
+from lrfc.engine.evaluate import closest
 from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune
@@ -27,7 +28,6 @@ from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import ExploreLayers, Selection, SelectRanks, totals
-from lrfc.search.cost import arena
 from lrfc.state import Progress
 
 WAYS = ("low rank", "filters", "both")

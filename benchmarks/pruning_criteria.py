@@ -17,17 +17,19 @@ from pathlib import Path
 
 import numpy as np
 
-from lrfc.data import load_data
-from lrfc.ir import keras_io, keras_load, ops
+from lrfc.data.dataset import load_data
+from lrfc.ir import ops
 from lrfc.ir.graph import Array, Graph
-from lrfc.metrics import accuracy
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras import load as keras_load
+from lrfc.metrics.metric import accuracy
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.pruning.compensate import refitted
 from lrfc.pruning.criteria import CRITERIA, Context, Scores, keep_best
 from lrfc.pruning.cut import cut
 from lrfc.pruning.groups import Dependencies, groups
 from lrfc.pruning.labels import Ids
-from lrfc.search.samples import Sampler, SampleSize
+from lrfc.search.statistics import Sampler, SampleSize
 from lrfc.state import State
 
 HERE = Path(__file__).parent

@@ -18,20 +18,20 @@ import numpy as np
 from selection import cifar
 from table import Table
 
-from lrfc.config import Budget
-from lrfc.destinations import destination
+from lrfc.config.build import Budget
+from lrfc.costs.latency import corrected
+from lrfc.engine.destinations import destination
+from lrfc.engine.driver import bench_of
+from lrfc.engine.preflight import goals
 from lrfc.errors import BudgetError
-from lrfc.line import bench_of
 from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.price_layers import PriceLayers, executed
 from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.select_ranks import ExploreLayers, Price, Selection, SelectRanks, fixed, totals
-from lrfc.preflight import goals
 from lrfc.pruning.costs import narrower
-from lrfc.pruning.shares import Shares
+from lrfc.pruning.kept_fractions import Shares
 from lrfc.pruning.space import FilterSpace
-from lrfc.search.latency import corrected
 from lrfc.state import Progress
 
 HERE = Path(__file__).parent

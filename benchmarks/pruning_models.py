@@ -50,11 +50,12 @@ def row(name: str) -> dict[str, object]:
     """One network's row."""
     import keras
 
-    from lrfc.ir import keras_io, ops
+    from lrfc.ir import ops
+    from lrfc.ir.keras import io as keras_io
     from lrfc.pruning.criteria import Context, keep_best, l1
     from lrfc.pruning.cut import cut
     from lrfc.pruning.groups import groups
-    from lrfc.targets.tflite import TFLite
+    from lrfc.targets.tflite.target import TFLite
     from tests.helpers import difference, random_weights
     from tests.pruned import zeroed
 

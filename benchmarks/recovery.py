@@ -27,9 +27,9 @@ from selection import at_ranks, cifar, score, selected, within
 from table import Table
 
 import lrfc
-from lrfc.config import Budget
+from lrfc.config.build import Budget
+from lrfc.engine.evaluate import closest
 from lrfc.ir.graph import Graph, Op
-from lrfc.judge import closest
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune, Tuning
 from lrfc.passes.recalibrate import RecalibrateBatchNorm

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 
 from lrfc.state import Artifact
-from lrfc.targets.measure import PROCESSES, compare
-from lrfc.targets.speed import Ratio, speedup
+from lrfc.targets.devices.measure import PROCESSES, compare
+from lrfc.targets.devices.speed import Ratio, speedup
 
 WAYS = {"one process a file": 1, f"{PROCESSES} processes a file": PROCESSES}
 

@@ -23,13 +23,15 @@ import numpy as np
 from scipy.stats import spearmanr
 from table import Table
 
-from lrfc.config import METHODS, Budget
-from lrfc.data import Data, Split, load_data
+from benchmarks.evbmf import evbmf_rank
+from lrfc.config.build import METHODS, Budget
+from lrfc.data.dataset import Data, Split, load_data
 from lrfc.errors import BudgetError
 from lrfc.factorization import METHODS as ALL
-from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph
-from lrfc.metrics import accuracy
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras import load as keras_load
+from lrfc.metrics.metric import accuracy
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
@@ -37,9 +39,8 @@ from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, fixed, totals
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Candidate, LayerSpace
-from lrfc.search.evbmf import evbmf_rank
-from lrfc.search.samples import SampleSize
 from lrfc.search.similarity import MEASURES
+from lrfc.search.statistics import SampleSize
 from lrfc.state import Progress, State
 
 HERE = Path(__file__).parent

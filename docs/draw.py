@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from lrfc.report.chart import Series, chart, legend
+from lrfc.results.report.chart import Series, chart, legend
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 #: As narrow as in a report: its text is read on a phone.

@@ -18,10 +18,16 @@ import typer
 
 import lrfc
 from lrfc import api as calls
-from lrfc import cli, comparison, errors, manifest, outcome, settings, ship, state
+from lrfc import errors, state
+from lrfc.cli import app as cli
+from lrfc.config import resolve as settings
+from lrfc.config.options import OPTIONS
+from lrfc.engine import package as ship
 from lrfc.factorization import METHODS, support_table
-from lrfc.options import OPTIONS
-from lrfc.targets import device
+from lrfc.metrics import outcome
+from lrfc.results import compare as comparison
+from lrfc.results import manifest
+from lrfc.targets.devices import device
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Files of the repository that pages show, and their place in the site.
@@ -126,7 +132,7 @@ def options() -> str:
             (
                 "The options of `lrfc build`, in a file. `lrfc init` writes one in which every line is a comment; `lrfc build` reads `lrfc.toml` in the current folder,\n"
                 "or the file that `--config` names. A flag goes before the environment, the environment before the file, the file before the default; `lrfc config`\n"
-                "prints what holds and where it comes from, `lrfc config --schema` the JSON Schema, which also ships as `lrfc/lrfc.schema.json`."
+                "prints what holds and where it comes from, `lrfc config --schema` the JSON Schema, which also ships as `lrfc/config/lrfc.schema.json`."
             ),
             "An unknown key is an error that names the nearest key there is.",
             _table(("key", "value", "", "default", "environment"), rows),
@@ -145,7 +151,7 @@ def manifest_fields() -> str:
         [
             "# manifest.json",
             (
-                "The record of a build. A value that was not measured is null, never zero. The JSON Schema ships as `lrfc/manifest.schema.json`; within\n"
+                "The record of a build. A value that was not measured is null, never zero. The JSON Schema ships as `lrfc/results/manifest.schema.json`; within\n"
                 "`schema_version` 1 fields may be added, and none changes its meaning."
             ),
             *_records(manifest.schema(), "Manifest", manifest, outcome, written=True),
@@ -161,7 +167,7 @@ def device_fields() -> str:
             "# Device profile",
             (
                 "A TOML file that says what a device runs and how it is reached: `lrfc devices add FILE` makes it known, `lrfc devices show NAME` prints one that is.\n"
-                "The JSON Schema ships as `lrfc/targets/device.schema.json`."
+                "The JSON Schema ships as `lrfc/targets/devices/device.schema.json`."
             ),
             *_records(schema, "Device", device, written=False),
             "## The profiles that ship",

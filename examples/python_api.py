@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lrfc
-from lrfc.comparison import compare
 from lrfc.errors import BudgetError, LrfcError, NoGainError
+from lrfc.results.compare import compare
 from lrfc.state import Progress
 
 HERE = Path(__file__).parent

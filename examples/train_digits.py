@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 from keras import layers
 
-from lrfc import sources
+from lrfc.data import readers as sources
 
 EPOCHS = 40
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lrfc.cli import main
+from lrfc.cli.app import main
 
 if __name__ == "__main__":
     main()

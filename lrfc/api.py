@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrfc import preflight
-from lrfc.config import HOST
+from lrfc.config.build import HOST
+from lrfc.engine import preflight
 
 if TYPE_CHECKING:
+    from lrfc.engine.package import Result
     from lrfc.passes.profile import Profile
-    from lrfc.ship import Result
+    from lrfc.results.exploration import Survey
     from lrfc.state import Progress
-    from lrfc.survey import Survey
-    from lrfc.targets.measure import Measurement
+    from lrfc.targets.devices.measure import Measurement
 
 
 def build(
@@ -38,7 +38,7 @@ def build(
     ``target``: 'tflite' or 'onnx', or several; ``device``: the name of a device profile, or
     several. By default the device is this machine, and the target the first that the device runs.
     ``data``: what the command line takes, or arrays, a dict or a function (see
-    lrfc.data.load_data). ``options``: the fields of lrfc.config.BuildConfig, budgets as on the
+    lrfc.data.dataset.load_data). ``options``: the fields of lrfc.config.build.BuildConfig, budgets as on the
     command line (``max_macs="50%"``). ``locked``: the manifest.json of an earlier build, to be
     repeated: its options hold where none are given, and its methods and ranks are taken instead of
     being searched for; the folder is MODEL-locked by default. Without ``model`` it is the file that
@@ -53,7 +53,7 @@ def build(
     named = {"target": target, "device": device, "data": data, "test_data": test_data}
     given = {name: value for name, value in named.items() if value is not None} | options
     request = preflight.build(model, given, locked)
-    from lrfc import compiler
+    from lrfc.engine import build as compiler
 
     return compiler.build(request, progress, on_result)
 
@@ -73,7 +73,7 @@ def explore(
     ``build``. The folder is MODEL-explore by default.
     """
     config, goal, folder = preflight.explore(model, data, device, over, points, out, options)
-    from lrfc import compiler
+    from lrfc.engine import build as compiler
 
     priced = device is not None or "latency" in over
     return compiler.explore(model, data, config, goal, folder, tuple(over), points, progress, priced=priced)
@@ -82,7 +82,7 @@ def explore(
 def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
     """Costs of each op of a model, a file or a Keras model, and of the whole."""
     preflight.inspect(model)
-    from lrfc import compiler
+    from lrfc.engine import build as compiler
 
     return compiler.inspect(model, unsafe=unsafe, precision=precision)
 
@@ -100,6 +100,6 @@ def measure(
     estimated.
     """
     chosen, named = preflight.measure(files, device, memory_mode, system_config, threads, runs)
-    from lrfc import compiler
+    from lrfc.engine import build as compiler
 
     return compiler.measure(named, chosen, threads, runs)

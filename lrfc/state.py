@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lrfc.errors import GraphError
 
 if TYPE_CHECKING:
-    from lrfc.data import Data
+    from lrfc.data.dataset import Data
     from lrfc.ir.graph import Graph
 
 #: A batch for a model with one or more inputs: one array per model input, in the model's order, samples along axis 0.
@@ -93,7 +93,7 @@ class Pass(Protocol):
 
 @dataclass(frozen=True)
 class Artifact:
-    """An emitted file. ``format`` is 'tflite' or 'onnx', ``precision`` a name of lrfc.precision."""
+    """An emitted file. ``format`` is 'tflite' or 'onnx', ``precision`` a name of lrfc.config.precision."""
 
     path: Path
     format: str
@@ -123,7 +123,7 @@ class Target(Protocol):
 
     @property
     def precision(self) -> str:
-        """A name of lrfc.precision."""
+        """A name of lrfc.config.precision."""
         ...
 
     def refusals(self, graph: Graph) -> Sequence[str]:

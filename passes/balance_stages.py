@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.ir import keras_io
 from lrfc.ir.affine import Affine, channel_axis, take_in_after, take_in_before
 from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.keras import io as keras_io
 from lrfc.ir.rounding import STEPS, grouped, rounds, scaled_by_channel
 from lrfc.state import Batch, Fact, State, batches
 

@@ -12,8 +12,8 @@ from lrfc.pruning import effects
 from lrfc.pruning.criteria import CRITERIA, Context
 from lrfc.pruning.space import FilterSpace, Keep, counts, prunable
 from lrfc.search.candidates import readable
-from lrfc.search.samples import Sampler, SampleSize
 from lrfc.search.sensitivity import Sensitivity
+from lrfc.search.statistics import Sampler, SampleSize
 from lrfc.state import Fact, State
 
 #: Choices for a group's number of units, about.

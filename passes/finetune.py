@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.data import Split
+from lrfc.data.dataset import Split
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
-from lrfc.metrics import metric
+from lrfc.metrics.metric import metric
 from lrfc.search.sensitivity import divergence
 from lrfc.state import Fact, State
 from lrfc.training import rate
@@ -54,7 +54,7 @@ class FineTune:
 
     It ends after ``epochs``, or ``time_budget`` seconds, whichever comes first (the cosine ends there too), or when for ``patience`` epochs neither the
     validation score nor the training loss was better than ever before. The weights of the best epoch by the score are kept, which may be those before the
-    first: fine-tuning never ends worse than it began. ``metric``: see ``lrfc.metrics.metric``.
+    first: fine-tuning never ends worse than it began. ``metric``: see ``lrfc.metrics.metric.metric``.
 
     ``checkpoints``: a folder in which the state is kept after each epoch. The same training, killed and started again, goes on from there and ends the
     same. When it ends the file is removed.
@@ -251,7 +251,7 @@ def recipe_of(options: FineTune) -> str:
 
 def scorer(original: Graph, teacher: Any, split: Split, name: str | None = None) -> Callable[[Any], float]:
     """A function that scores a runner on a split, higher is better: by the metric, or without name and labels minus the divergence from the original."""
-    from lrfc.ir import keras_io
+    from lrfc.ir.keras import io as keras_io
 
     if name is None and split.targets is None:
         reference = keras_io.predict(teacher, split.inputs)

@@ -13,7 +13,7 @@ from lrfc.factorization.base import Ranks
 from lrfc.ir.graph import Graph, Op
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers
 from lrfc.search.candidates import Candidate, Decomposed, LayerSpace, selected
-from lrfc.search.samples import Sampler
+from lrfc.search.statistics import Sampler
 from lrfc.state import Fact, State
 
 

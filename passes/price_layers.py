@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from lrfc.costs.latency import CostProfile
+from lrfc.costs.pricing import Executed, Prices, Reading, paying, priced
+from lrfc.costs.workload import Signature
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.select_ranks import DesignSpace, Price
-from lrfc.search.latency import CostProfile
-from lrfc.search.pricing import Executed, Prices, Reading, paying, priced
-from lrfc.search.signature import Signature
 from lrfc.state import Fact, State
 
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lrfc import precision as precisions
+from lrfc.config import precision as precisions
+from lrfc.costs.arena import Arena, arena
 from lrfc.ir import ops
 from lrfc.ir.graph import Array, Graph, Shape
-from lrfc.search.cost import Arena, arena
 from lrfc.state import Fact, State
 
 
@@ -71,9 +71,9 @@ class Profile(Fact):
 
 @dataclass(frozen=True)
 class ProfileModel:
-    """Profile the graph as it would be stored in ``precision`` (see lrfc.precision): int8 has 1 byte per kernel value and activation, 4 per bias value.
+    """Profile the graph as it would be stored in ``precision`` (see lrfc.config.precision): int8 has 1 byte per kernel value and activation, 4 per bias value.
 
-    Element-wise work counts no MACs; the arena is that of ``lrfc.search.cost.arena``. ModelError when a shape is not fixed.
+    Element-wise work counts no MACs; the arena is that of ``lrfc.costs.arena.arena``. ModelError when a shape is not fixed.
 
     Given and result: the graph is not changed.
     """

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.ir import keras_io
-from lrfc.ir.tf_keras_lower import lower, raised
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras.tf_keras_lower import lower, raised
 from lrfc.passes.finetune import scorer, shown
 from lrfc.state import Batch, Fact, State
 from lrfc.training import annotate, losses

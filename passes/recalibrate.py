@@ -90,7 +90,7 @@ def _left(pruned: Pruned | None, name: str, moments: tuple[Array, Array]) -> tup
 
 def _statistics(graph: Graph, names: Sequence[str], parts: Sequence[Batch], step: Callable[[int], None]) -> dict[str, tuple[Array, Array]]:
     """The mean over batches of each BatchNorm's batch mean and variance, every BatchNorm before it normalising by its batch too."""
-    from lrfc.ir import keras_io
+    from lrfc.ir.keras import io as keras_io
 
     model = keras_io.to_keras(drop_dropout(graph))
     layers = {name: model.get_layer(graph.op(name).shared or name) for name in names}

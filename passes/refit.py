@@ -11,21 +11,21 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc.costs.arena import arena
 from lrfc.factorization import METHODS
 from lrfc.factorization.base import Statistics
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import solve_positive
 from lrfc.factorization.threads import threads
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes.prune_filters import Pruned
 from lrfc.passes.select_ranks import Selection
 from lrfc.search.batchnorm import Moments, moved
 from lrfc.search.candidates import Candidate
-from lrfc.search.cost import arena
-from lrfc.search.follow import Follow, follow
-from lrfc.search.samples import draw
+from lrfc.search.epilogue import Follow, follow
 from lrfc.search.sensitivity import divergence
+from lrfc.search.statistics import draw
 from lrfc.state import Fact, State
 
 Array = NDArray[np.float32]

@@ -10,24 +10,24 @@ from functools import partial
 from itertools import islice
 from typing import ClassVar
 
-from lrfc.config import METHODS, Budget
+from lrfc.config.build import METHODS, Budget
+from lrfc.costs.pricing import Prices
 from lrfc.errors import BudgetError
 from lrfc.factorization.base import Factors
 from lrfc.factorization.threads import one_thread, workers
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph, Op
 from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.pruning import joint
+from lrfc.pruning import milp as joint
 from lrfc.pruning.labels import Ids
-from lrfc.pruning.room import Room
+from lrfc.pruning.memory import Room
 from lrfc.pruning.space import FilterSpace, Keep
 from lrfc.search.allocate import allocate
+from lrfc.search.cache import Store, fingerprint, place
 from lrfc.search.candidates import Answers, Candidate, Decomposed, LayerSpace, answers, compared, pareto, selected
-from lrfc.search.pricing import Prices
-from lrfc.search.samples import LayerSamples, Sampler, SampleSize
 from lrfc.search.sensitivity import PROBES, Sensitivity
 from lrfc.search.similarity import MEASURES
-from lrfc.search.store import Store, fingerprint, place
+from lrfc.search.statistics import LayerSamples, Sampler, SampleSize
 from lrfc.state import Fact, State
 
 #: Multiply-accumulates that the passes for the sensitivities may take, half a minute of two cores, and passes for each layer.
@@ -83,7 +83,7 @@ class Price(Fact):
 class Selection(Fact):
     """The choice for each factorizable layer of the original graph, and the reason where it is left alone.
 
-    ``beside``: what all else costs that channels were taken from; see lrfc.pruning.joint.Joint.
+    ``beside``: what all else costs that channels were taken from; see lrfc.pruning.milp.Joint.
     ``keeps``: the groups of filters that lose some, and which units they keep; ``removed``: the filters that go, by the layer that makes them. The costs of
     a candidate are those that it has between what is left of its neighbours.
     """

@@ -11,22 +11,22 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc.config.precision import PRECISIONS
+from lrfc.costs.arena import arena
 from lrfc.factorization.base import Ranks
 from lrfc.factorization.cp import CPFactors
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.threads import SMALL, alone
-from lrfc.ir import keras_io
 from lrfc.ir.backend import keras, quiet
 from lrfc.ir.graph import Graph, Op, Ref, Tensor
+from lrfc.ir.keras import io as keras_io
 from lrfc.ir.rounding import STEPS, rounded, rounds
 from lrfc.passes.balance_stages import Ranges, balance, pairs
 from lrfc.passes.select_ranks import DesignSpace
-from lrfc.precision import PRECISIONS
+from lrfc.search.cache import Store, fingerprint, place
 from lrfc.search.candidates import Candidate, Decomposed, LayerSpace
-from lrfc.search.cost import arena
-from lrfc.search.follow import follow, rectifier
+from lrfc.search.epilogue import follow, rectifier
 from lrfc.search.sensitivity import FITTED, PROBES
-from lrfc.search.store import Store, fingerprint, place
 from lrfc.state import Fact, State
 
 Array = NDArray[np.float32]

@@ -7,8 +7,8 @@ from typing import Any
 
 from lrfc.errors import UsageError
 from lrfc.state import Target
-from lrfc.targets.onnx import ONNX
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.onnx.target import ONNX
+from lrfc.targets.tflite.target import TFLite
 
 #: Name → target. A new target is added here, and in the choices of ``BuildConfig.targets``.
 TARGETS: Mapping[str, Any] = {TFLite.name: TFLite, ONNX.name: ONNX}

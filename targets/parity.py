@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc.config.precision import PRECISIONS
 from lrfc.errors import ParityError
-from lrfc.precision import PRECISIONS
 from lrfc.state import Artifact, Batch, Runner
 
-#: Precision → largest error that is allowed: of ``relative`` where nothing is rounded to 8 bits (lrfc.precision), else of ``distance``. Six trained networks
+#: Precision → largest error that is allowed: of ``relative`` where nothing is rounded to 8 bits (lrfc.config.precision), else of ``distance``. Six trained networks
 #: stayed below 2e-5 in float32 and below 0.07 in int8; the distance is 0.5 where a classifier gives another answer for every tenth sample.
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-4, "fp16": 2e-2, "dynamic": 0.5, "int8": 0.5, "int16x8": 0.5}
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lrfc import scratch, silence
+from lrfc.system import scratch, silence
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from lrfc.data import Data, Split
+from lrfc.data.dataset import Data, Split
 from lrfc.ir.graph import Graph
 from lrfc.passes.select_ranks import ExploreLayers
-from lrfc.search.samples import SampleSize
+from lrfc.search.statistics import SampleSize
 from lrfc.state import State
 from tests import helpers
 

@@ -15,9 +15,10 @@ from threadpoolctl import threadpool_limits
 
 from lrfc.factorization import METHODS, Cost, Ranks, Statistics
 from lrfc.factorization.layout import Layout
-from lrfc.ir import keras_io, ops
+from lrfc.ir import ops
 from lrfc.ir.channels_last import channels_last
 from lrfc.ir.graph import Graph, Op, Tensor
+from lrfc.ir.keras import io as keras_io
 
 #: Builds the graph of a drawn layer. Strategies draw this, because building one may ask Keras, which draws random numbers of its own.
 Build = Callable[[], Graph]

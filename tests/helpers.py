@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfc.ir import keras_io, processor
+from lrfc.ir import processor
 from lrfc.ir.graph import Graph
+from lrfc.ir.keras import io as keras_io
 from lrfc.state import Batch
 
 

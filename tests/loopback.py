@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import pytest
 
-from lrfc.targets.device import SSH, Device
+from lrfc.targets.devices.device import SSH, Device
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 

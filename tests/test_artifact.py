@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lrfc import artifact, manifest, swap
-from lrfc.artifact import folder, record, sha256, versions
 from lrfc.errors import BudgetError, ModelError, UsageError
-from lrfc.manifest import Accuracy, Figures, Input, Latency, Layer, Manifest, Parity, Round, Search
+from lrfc.results import folder as artifact
+from lrfc.results import manifest
+from lrfc.results.folder import folder, record, sha256, versions
+from lrfc.results.manifest import Accuracy, Figures, Input, Latency, Layer, Manifest, Parity, Round, Search
+from lrfc.system import swap
 
 
 def fill(out: Path, text: str = "{}") -> None:
@@ -230,7 +232,7 @@ def example() -> Manifest:
 
 
 def test_the_shipped_schema_is_that_of_the_models() -> None:
-    assert manifest.SCHEMA.read_text(encoding="utf-8") == manifest.schema_text(), "run: python -m lrfc.manifest"
+    assert manifest.SCHEMA.read_text(encoding="utf-8") == manifest.schema_text(), "run: python -m lrfc.results.manifest"
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -6,16 +6,16 @@ from functools import cache
 
 import pytest
 
-from lrfc.budgets import emitted, meet
-from lrfc.config import Budget
+from lrfc.config.build import Budget
+from lrfc.costs.arena import arena
+from lrfc.costs.memory import live_bytes
+from lrfc.engine.budgets import emitted, meet
 from lrfc.errors import BudgetError
 from lrfc.ir.graph import Graph
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, totals
 from lrfc.pipeline import plan, run
-from lrfc.search.cost import arena
-from lrfc.search.memory import live_bytes
 from lrfc.state import State
 from lrfc.targets.catalog import target
 from tests import helpers

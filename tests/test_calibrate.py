@@ -7,17 +7,17 @@ from typing import Self
 
 import pytest
 
-from lrfc import calibrate as module
-from lrfc.calibrate import calibrate
+from lrfc.costs import latency
+from lrfc.costs.measurements import Store
+from lrfc.costs.microbench import networks
+from lrfc.costs.workload import signatures
 from lrfc.errors import DeviceError, UsageError
-from lrfc.search import latency
-from lrfc.search.measurements import Store
-from lrfc.search.microbench import networks
-from lrfc.search.signature import signatures
 from lrfc.state import Artifact
-from lrfc.targets import device as devices
-from lrfc.targets.device import Device
-from lrfc.targets.runners.base import Facts
+from lrfc.targets import calibrate as module
+from lrfc.targets.calibrate import calibrate
+from lrfc.targets.devices import device as devices
+from lrfc.targets.devices.device import Device
+from lrfc.targets.devices.runners.base import Facts
 
 MADE = Device(name="made", description="a device of this test", formats=("tflite", "onnx"))
 

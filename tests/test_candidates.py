@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrfc.factorization import METHODS
-from lrfc.ir import keras_io, ops
+from lrfc.ir import ops
 from lrfc.ir.graph import Graph, Ref
+from lrfc.ir.keras import io as keras_io
 from lrfc.search.candidates import Candidate, LayerSpace, grid, pareto, selected, space
-from lrfc.search.follow import FeatureMap
-from lrfc.search.samples import SampleSize, collect
+from lrfc.search.epilogue import FeatureMap
 from lrfc.search.similarity import relative_l2
+from lrfc.search.statistics import SampleSize, collect
 from tests import helpers
 from tests.factorized import conv, dense, layer, rewritten
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrfc.ir import keras_io
 from lrfc.ir.channels_last import channels_last, stuck
 from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes.canonicalise import lower_transposed, move_channels
 from lrfc.state import Batch
 from tests import helpers

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from lrfc import choices
-from lrfc.choices import Row, explain, read, write
-from lrfc.config import Budget
+from lrfc.config.build import Budget
 from lrfc.errors import UsageError
-from lrfc.manifest import Layer
 from lrfc.passes.select_ranks import LEFT_ASIDE, DesignSpace, Selection, SelectRanks
+from lrfc.results import candidates as choices
+from lrfc.results.candidates import Row, explain, read, write
+from lrfc.results.manifest import Layer
 from lrfc.state import State
 from tests import helpers
 from tests.compression import explored, state_of

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lrfc.cli import app
-from lrfc.targets import device, process
+from lrfc.cli.app import app
 from lrfc.targets.catalog import target
+from lrfc.targets.devices import device, process
 from tests import helpers, loopback
 
 
@@ -74,7 +74,7 @@ def test_check(lrfc, monkeypatch):
 
 
 def test_calibrate(lrfc, monkeypatch):
-    from lrfc import calibrate
+    from lrfc.targets import calibrate
 
     asked = []
 

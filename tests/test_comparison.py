@@ -11,12 +11,12 @@ from xml.etree import ElementTree as ET
 import pytest
 from typer.testing import CliRunner
 
-from lrfc import cli
-from lrfc.comparison import compare, parse, side
-from lrfc.config import BuildConfig
+from lrfc.cli import app as cli
+from lrfc.config.build import BuildConfig
 from lrfc.errors import UsageError
-from lrfc.manifest import Accuracy, Figures, File, Input, Latency, Layer, Manifest
-from lrfc.outcome import Speedup
+from lrfc.metrics.outcome import Speedup
+from lrfc.results.compare import compare, parse, side
+from lrfc.results.manifest import Accuracy, Figures, File, Input, Latency, Layer, Manifest
 from tests import helpers
 
 

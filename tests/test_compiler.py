@@ -12,22 +12,23 @@ import numpy as np
 import pytest
 
 import lrfc
-from lrfc import choices, ship
-from lrfc.artifact import sha256
-from lrfc.data import load_data
+from lrfc.data.dataset import load_data
+from lrfc.engine import package as ship
+from lrfc.engine.package import Result
 from lrfc.errors import BudgetError, ModelError, NoGainError, ParityError, UsageError
-from lrfc.ir import keras_io
-from lrfc.manifest import Manifest
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes import price_layers
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.select_ranks import LEFT_ASIDE
 from lrfc.pipeline import plan, run
-from lrfc.ship import Result
+from lrfc.results import candidates as choices
+from lrfc.results.folder import sha256
+from lrfc.results.manifest import Manifest
 from lrfc.state import Artifact, Progress, State
-from lrfc.targets.measure import Measurement
-from lrfc.targets.runners.local import LocalRunner
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.devices.measure import Measurement
+from lrfc.targets.devices.runners.local import LocalRunner
+from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 
 #: Only the fastest method: what is tested here is the line from end to end.

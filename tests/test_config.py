@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lrfc import factorization, units
-from lrfc.config import KNOWN_METHODS, METHODS, Budget, BuildConfig, parse
+from lrfc import factorization
+from lrfc.config import units
+from lrfc.config.build import KNOWN_METHODS, METHODS, Budget, BuildConfig, parse
 from lrfc.errors import UsageError
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lrfc.config import Drop
-from lrfc.contract import contract, held
-from lrfc.data import Split
-from lrfc.metrics import metric
-from lrfc.outcome import short
+from lrfc.config.build import Drop
+from lrfc.data.dataset import Split
+from lrfc.metrics.contract import contract, held
+from lrfc.metrics.metric import metric
+from lrfc.metrics.outcome import short
 from tests import helpers
 
 

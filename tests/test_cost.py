@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lrfc.costs.arena import Arena, Buffer, arena, plan
 from lrfc.errors import ModelError
 from lrfc.ir.graph import Graph, Op, Ref
-from lrfc.search.cost import Arena, Buffer, arena, plan
 from tests import helpers
 
 

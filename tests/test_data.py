@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrfc import sources, streams
-from lrfc.data import Data, Split, load_data
+from lrfc.data import mapped as streams
+from lrfc.data import readers as sources
+from lrfc.data.dataset import Data, Split, load_data
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph, Op
 from tests import helpers
@@ -91,7 +92,8 @@ def test_digits_for_another_input() -> None:
 
 
 def test_the_example_reads_what_it_never_saw(digits_graph: Graph) -> None:
-    from lrfc.ir import keras_io, keras_load
+    from lrfc.ir.keras import io as keras_io
+    from lrfc.ir.keras import load as keras_load
 
     model = keras_load.load(Path(__file__).parent.parent / "examples" / "digits.keras")
     g = keras_io.from_keras(model)
@@ -105,7 +107,7 @@ def test_the_example_reads_what_it_never_saw(digits_graph: Graph) -> None:
 def test_the_example_is_what_its_script_builds() -> None:
     from importlib.util import module_from_spec, spec_from_file_location
 
-    from lrfc.ir import keras_load
+    from lrfc.ir.keras import load as keras_load
 
     folder = Path(__file__).parent.parent / "examples"
     spec = spec_from_file_location("train_digits", folder / "train_digits.py")

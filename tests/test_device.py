@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from lrfc.errors import UsageError
-from lrfc.targets import device
-from lrfc.targets.device import Device
+from lrfc.targets.devices import device
+from lrfc.targets.devices.device import Device
 
 SHIPPED = (
     "host", "raspberry-pi-4", "jetson-orin", "android", "ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512", "cortex-m7", "cortex-m4",

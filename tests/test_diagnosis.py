@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
-from lrfc import diagnosis
-from lrfc.diagnosis import Check, require, run
+from lrfc.cli import doctor as diagnosis
+from lrfc.cli.doctor import Check, require, run
 from lrfc.errors import DependencyError
 from lrfc.ir import processor
 
@@ -107,7 +107,7 @@ def test_what_devices_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_profiles_of_the_user_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis.shutil, "which", lambda program: None)
-    monkeypatch.setattr("lrfc.targets.device.own_folder", lambda: tmp_path)
+    monkeypatch.setattr("lrfc.targets.devices.device.own_folder", lambda: tmp_path)
     (tmp_path / "phone.toml").write_text('name = "phone"\ndescription = "mine"\n[reach]\nkind = "adb"\n')
     (tmp_path / "board.toml").write_text('name = "board"\ndescription = "mine"\nthread = 4\n')
     checks = {check.name: check for check in diagnosis._devices()}
@@ -137,7 +137,7 @@ def test_another_backend_of_keras_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_target_that_computes_something_else_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lrfc.ir import keras_io
+    from lrfc.ir.keras import io as keras_io
 
     monkeypatch.setattr(keras_io, "predict", lambda graph, inputs: [np.full((1, 3), 9.0, "float32")])
     check = diagnosis._target("onnx")

@@ -20,11 +20,14 @@ import numpy as np
 import pytest
 import typer
 
-from lrfc import cli, errors, manifest, sources
-from lrfc.comparison import parse
+from lrfc import errors
+from lrfc.cli import app as cli
+from lrfc.config.options import OPTIONS
+from lrfc.data import readers as sources
 from lrfc.factorization import METHODS
-from lrfc.options import OPTIONS
-from lrfc.targets import device
+from lrfc.results import manifest
+from lrfc.results.compare import parse
+from lrfc.targets.devices import device
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

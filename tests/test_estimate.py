@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lrfc import api, cli
+from lrfc import api
+from lrfc.cli import app as cli
+from lrfc.costs import latency
+from lrfc.costs.workload import signatures
 from lrfc.errors import DeviceError, LrfcError, UsageError
-from lrfc.ir import keras_io
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.search import latency
-from lrfc.search.signature import signatures
-from lrfc.targets import operators
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.tflite import operators
+from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 
 MODELS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lrfc.search.evbmf import evbmf_rank
+from benchmarks.evbmf import evbmf_rank
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (48, 200), (200, 48)])

@@ -15,9 +15,9 @@ import pytest
 import typer
 import yaml
 
-from lrfc import cli
-from lrfc.comparison import parse
-from lrfc.targets import device
+from lrfc.cli import app as cli
+from lrfc.results.compare import parse
+from lrfc.targets.devices import device
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

@@ -8,21 +8,21 @@ from functools import cache
 
 import pytest
 
-from lrfc.config import Budget, Drop
+from lrfc.config.build import Budget, Drop
+from lrfc.costs import latency
+from lrfc.costs.latency import CostProfile
+from lrfc.costs.pricing import Reading
+from lrfc.costs.workload import Signature, signatures
+from lrfc.engine.tuning import AGREE, ROUNDS, Loop, Settled, Wish
 from lrfc.errors import BudgetError
-from lrfc.explore import AGREE, ROUNDS, Loop, Settled, Wish
 from lrfc.ir.graph import Graph
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.price_layers import PriceLayers
 from lrfc.passes.select_ranks import DesignSpace, Price, Selection, SelectRanks, costs, fixed
-from lrfc.search import latency
-from lrfc.search.latency import CostProfile
-from lrfc.search.pricing import Reading
-from lrfc.search.signature import Signature, signatures
 from lrfc.state import Progress, State
-from lrfc.targets.speed import Ratio
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.devices.speed import Ratio
+from lrfc.targets.tflite.target import TFLite
 from tests.compression import explored, learnt
 
 

@@ -12,8 +12,8 @@ from lrfc.factorization.support import EXAMPLES
 from lrfc.factorization.tensorized import factorizations
 from lrfc.ir.graph import Graph, Op
 from lrfc.search.candidates import space
-from lrfc.search.samples import SampleSize, collect
 from lrfc.search.similarity import relative_l2
+from lrfc.search.statistics import SampleSize, collect
 from tests.factorized import conv, convolutions, counted, dense, layer, outputs, parts, products, relative, rewritten
 from tests.helpers import random_inputs
 

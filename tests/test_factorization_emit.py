@@ -9,8 +9,8 @@ import pytest
 
 from lrfc.factorization import METHODS
 from lrfc.factorization.support import EXAMPLES
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.keras import io as keras_io
 from lrfc.targets.catalog import target
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lrfc.config import Budget
+from lrfc.config.build import Budget
 from lrfc.factorization import METHODS
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks
 from lrfc.pipeline import plan, run

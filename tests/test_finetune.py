@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfc.config import Budget
-from lrfc.data import Data, Split
+from lrfc.config.build import Budget
+from lrfc.data.dataset import Data, Split
 from lrfc.errors import UsageError
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune, Tuning, scorer
 from lrfc.passes.select_ranks import DesignSpace, SelectRanks

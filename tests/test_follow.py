@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph, Ref
-from lrfc.search.follow import FeatureMap, Follow, follow
+from lrfc.ir.keras import io as keras_io
+from lrfc.search.epilogue import FeatureMap, Follow, follow
 from tests import helpers
 
 

@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 
-from lrfc.config import Budget
+from lrfc.config.build import Budget
+from lrfc.costs.arena import arena
 from lrfc.errors import UsageError
-from lrfc.front import by_method, front
 from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, totals
-from lrfc.search.cost import arena
+from lrfc.search.pareto import by_method, front
 from lrfc.state import State
 from tests import helpers
 from tests.compression import explored, state_of

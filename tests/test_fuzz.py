@@ -14,16 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfc import choices, comparison, reader, settings, terminal
-from lrfc.data import load_data
+from lrfc.cli import console as terminal
+from lrfc.config import resolve as settings
+from lrfc.costs import latency, measurements
+from lrfc.costs.workload import Signature
+from lrfc.data.dataset import load_data
+from lrfc.engine.replay import Locked
 from lrfc.errors import DeviceError, UsageError
-from lrfc.locked import Locked
-from lrfc.manifest import Accuracy, Attempt, FineTuning, Kept, Kernels, Manifest, Round, Search
-from lrfc.report import page
-from lrfc.search import latency, measurements, store
-from lrfc.search.signature import Signature
-from lrfc.targets import answers, device, modes
-from lrfc.targets.runners import benchmark_model
+from lrfc.results import candidates as choices
+from lrfc.results import compare as comparison
+from lrfc.results.manifest import Accuracy, Attempt, FineTuning, Kept, Kernels, Manifest, Round, Search
+from lrfc.results.report import page
+from lrfc.search import cache as store
+from lrfc.system import reader
+from lrfc.targets.devices import answers, device
+from lrfc.targets.devices.runners import benchmark_model
+from lrfc.targets.ethos_u import modes
 from lrfc.training.checkpoint import Checkpoint, Saved
 from tests import helpers, hostile
 from tests import test_report as report

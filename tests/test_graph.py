@@ -112,7 +112,7 @@ def test_operands_keep_their_ports_whatever_their_order() -> None:
     graph.outputs = (graph.add(layer("difference", "Subtract"), [y, x]),)
     assert graph.operands("difference") == (y, x)
     batch = (np.full((1, 4), 5, np.float32), np.full((1, 4), 2, np.float32))
-    from lrfc.ir import keras_io
+    from lrfc.ir.keras import io as keras_io
 
     assert keras_io.predict(graph, batch)[0].tolist() == [[-3] * 4]
 

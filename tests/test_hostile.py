@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lrfc import cli, streams
-from lrfc.data import load_data
+from lrfc.cli import app as cli
+from lrfc.data import mapped as streams
+from lrfc.data.dataset import load_data
 from lrfc.errors import LrfcError, UsageError
 from lrfc.ir.graph import Graph
-from lrfc.targets import measure
-from lrfc.targets.measure import Artifact
+from lrfc.targets.devices import measure
+from lrfc.targets.devices.measure import Artifact
 from tests import helpers
 
 ROOT = Path(__file__).parent.parent

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrfc import compiler
+from lrfc.engine import build as compiler
 from lrfc.errors import LrfcError, ModelError
-from lrfc.ir import keras_allowed, keras_load
+from lrfc.ir.keras import allowed as keras_allowed
+from lrfc.ir.keras import load as keras_load
 from tests import hostile_models as hostile
 from tests.hostile_models import Attack
 

@@ -119,7 +119,7 @@ def test_heavy_packages_are_imported_where_they_are_needed(file: Path) -> None:
 
 
 def test_temporary_files_are_made_in_one_place() -> None:
-    """lrfc.scratch; lrfc.files only tries a folder, and the worker runs on devices without lrfc."""
+    """lrfc.system.scratch; lrfc.system.files only tries a folder, and the worker runs on devices without lrfc."""
     users = {
         unit(file) for file in FILES for name in imports(ast.parse(file.read_text(encoding="utf-8")), inside_functions=True) if name == "tempfile"
     }
@@ -128,6 +128,6 @@ def test_temporary_files_are_made_in_one_place() -> None:
 
 
 def test_the_command_line_starts_without_heavy_packages() -> None:
-    code = f"import sys, lrfc.cli; print(sorted(set({sorted(HEAVY | {'scipy'})!r}) & {{name.partition('.')[0] for name in sys.modules}}))"
+    code = f"import sys, lrfc.cli.app; print(sorted(set({sorted(HEAVY | {'scipy'})!r}) & {{name.partition('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lrfc.interrupts import Terminated, unwinding
+from lrfc.cli.signals import Terminated, unwinding
 
 ENDS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
 #: Python drops every exception of a weak reference's callback, as h5py does in its own.
@@ -83,7 +83,7 @@ def test_the_second_one_does_not_wait(signum: signal.Signals, error: type[BaseEx
 def test_outside_of_libraries_it_is_raised_at_once(signum: signal.Signals, error: type[BaseException]) -> None:
     code = f"""
 import signal
-from lrfc.interrupts import unwinding
+from lrfc.cli.app.signals import unwinding
 signal.signal(signal.SIGINT, signal.default_int_handler)
 done = []
 try:

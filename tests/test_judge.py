@@ -7,10 +7,10 @@ from functools import cache
 
 import pytest
 
-from lrfc.config import Budget
+from lrfc.config.build import Budget
+from lrfc.engine.evaluate import SAFE_DIVERGENCE, STEPS, smallest
 from lrfc.errors import BudgetError
-from lrfc.ir import keras_io
-from lrfc.judge import SAFE_DIVERGENCE, STEPS, smallest
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import scorer
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
@@ -63,14 +63,14 @@ def test_each_try_is_told() -> None:
 
 
 def test_with_every_drop_allowed_the_smallest_network_is_found(monkeypatch) -> None:
-    monkeypatch.setattr("lrfc.judge.STEPS", 4)
+    monkeypatch.setattr("lrfc.engine.evaluate.STEPS", 4)
     found = smallest(state(), 1.0).budget
     assert found.value < strict()[0].value
     assert least() < found.value <= least() + (1 - least()) / 2**4
 
 
 def test_a_drop_that_nothing_keeps(monkeypatch) -> None:
-    monkeypatch.setattr("lrfc.judge.STEPS", 2)
+    monkeypatch.setattr("lrfc.engine.evaluate.STEPS", 2)
     with pytest.raises(BudgetError, match=r"no factorization stays within --max-drop -500pp; allow a larger drop, or give a budget"):
         smallest(state(), -5)
 

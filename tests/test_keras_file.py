@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfc import api, compiler
+from lrfc import api
+from lrfc.engine import build as compiler
 from lrfc.errors import DependencyError, LrfcError, ModelError, UsageError
-from lrfc.ir import keras_file, keras_load
 from lrfc.ir.backend import keras
+from lrfc.ir.keras import file as keras_file
+from lrfc.ir.keras import load as keras_load
 from tests import helpers
 from tests.hostile_models import config_of, rewritten
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from lrfc.errors import ModelError, UsageError
-from lrfc.ir import keras_io, keras_load
 from lrfc.ir.graph import Graph, Op, Ref, Slot, Tensor
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras import load as keras_load
 from tests import helpers
 
 #: A round trip may change the order of sums, nothing else.

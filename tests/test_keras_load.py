@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from lrfc.errors import DependencyError, ModelError, UsageError
-from lrfc.ir import keras_io, keras_legacy, keras_load
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras import legacy as keras_legacy
+from lrfc.ir.keras import load as keras_load
 from tests import helpers
 
 # The names under which Keras and tf_keras warn of what is tested here.
@@ -334,7 +336,7 @@ def test_legacy_calls_in_a_circle(tmp_path, old) -> None:
 def test_what_differs_is_not_given_out(tmp_path, old, monkeypatch) -> None:
     inputs = old.Input((4,))
     path = legacy(tmp_path, old.Model(inputs, old.layers.Dense(3)(inputs) / 2.0))
-    from lrfc.ir import keras_rebuild
+    from lrfc.ir.keras import rebuild as keras_rebuild
 
     true = keras_rebuild.rebuild
 

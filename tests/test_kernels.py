@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfc import kernels as kernels_
-from lrfc.config import Drop
-from lrfc.contract import contract
+from lrfc.config.build import Drop
+from lrfc.engine import reference_kernels as kernels_
+from lrfc.engine.reference_kernels import kernels
 from lrfc.errors import ModelError
-from lrfc.kernels import kernels
-from lrfc.metrics import metric
+from lrfc.metrics.contract import contract
+from lrfc.metrics.metric import metric
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.state import Artifact, State
-from lrfc.targets import device
-from lrfc.targets.onnx import ONNX
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.devices import device
+from lrfc.targets.onnx.target import ONNX
+from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 from tests.compression import learnt
 

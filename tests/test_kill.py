@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfc.artifact import sha256
-from lrfc.manifest import Manifest
+from lrfc.results.folder import sha256
+from lrfc.results.manifest import Manifest
 from tests import helpers
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ MOMENTS = 15
 SERVER = """
 import json, os, signal, sys, tempfile
 import keras, tensorflow  # which takes half of a build's time; no thread is begun by it
-from lrfc import cli, compiler
+from lrfc.cli.app import app as cli; from lrfc.engine import build as compiler
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "shutil.copyfile", "subprocess.Popen")
 

@@ -8,12 +8,12 @@ from math import prod
 import numpy as np
 import pytest
 
+from lrfc.costs import latency
+from lrfc.costs.features import FAMILIES, terms, work
+from lrfc.costs.latency import CostFile, CostProfile, Family
+from lrfc.costs.workload import Signature, signatures
 from lrfc.errors import UsageError
-from lrfc.search import latency
-from lrfc.search.latency import CostFile, CostProfile, Family
-from lrfc.search.signature import Signature, signatures
-from lrfc.search.work import FAMILIES, terms, work
-from lrfc.targets import device as devices
+from lrfc.targets.devices import device as devices
 from tests import helpers
 
 ABOUT = {"device": "bench", "format": "tflite", "precision": "fp32"}
@@ -156,7 +156,7 @@ def test_every_op_of_a_network_has_a_family_and_its_terms() -> None:
 
 
 def test_a_part_of_a_tile_costs_a_whole_one() -> None:
-    from lrfc.search.work import table
+    from lrfc.costs.features import table
 
     small, whole, more = (terms("conv", table([work(conv(4, 8, n))]), (4, 16, 1))["macs"][0] for n in (9, 16, 17))
     assert small == whole

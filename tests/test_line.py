@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 import lrfc
-from lrfc import line, preflight
-from lrfc.artifact import sha256
-from lrfc.baseline import ways_out
-from lrfc.destinations import destination
-from lrfc.draft import Draft
+from lrfc.engine import driver as line
+from lrfc.engine import preflight
+from lrfc.engine.baseline import ways_out
+from lrfc.engine.candidate import Draft
+from lrfc.engine.destinations import destination
+from lrfc.engine.package import Result
 from lrfc.errors import BudgetError, NoGainError
-from lrfc.ship import Result
+from lrfc.results.folder import sha256
 from lrfc.state import Progress
 from tests import helpers
 

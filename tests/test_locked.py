@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 
 import lrfc
-from lrfc import artifact, preflight
+from lrfc.engine import preflight
+from lrfc.engine.replay import Locked
 from lrfc.errors import BudgetError, UsageError
-from lrfc.locked import Locked
-from lrfc.manifest import Manifest
 from lrfc.passes.lock_layers import Choice, LockLayers
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers
 from lrfc.pipeline import plan, run
+from lrfc.results import folder as artifact
+from lrfc.results.manifest import Manifest
 from lrfc.state import Artifact, Progress, State
-from lrfc.targets.measure import Measurement
-from lrfc.targets.runners.local import LocalRunner
+from lrfc.targets.devices.measure import Measurement
+from lrfc.targets.devices.runners.local import LocalRunner
 from tests import helpers
 
 OPTIONS: dict[str, Any] = {"max_macs": "35%", "methods": ("channel_svd", "tucker2", "svd"), "seed": 5}
@@ -183,7 +184,7 @@ def test_other_versions_are_said_and_an_empty_plan_is_refused(first: Manifest) -
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(choice: Choice, reason: str) -> None:
-    from lrfc.data import Data, Split
+    from lrfc.data.dataset import Data, Split
 
     graph = helpers.graph_of(helpers.conv_net(size=8))
     split = Split(helpers.random_inputs(graph, 8))
@@ -193,7 +194,7 @@ def test_a_plan_that_does_not_fit_is_refused(choice: Choice, reason: str) -> Non
 
 
 def test_a_locked_layer_has_one_candidate_and_the_others_their_reason() -> None:
-    from lrfc.data import Data, Split
+    from lrfc.data.dataset import Data, Split
 
     graph = helpers.graph_of(helpers.conv_net(size=8))
     split = Split(helpers.random_inputs(graph, 8))

@@ -20,10 +20,10 @@ import pytest
 
 from lrfc.errors import DeviceError, UsageError
 from lrfc.state import Artifact
-from lrfc.targets import measure, process, worker
 from lrfc.targets.catalog import target
-from lrfc.targets.measure import Measurement, compare
-from lrfc.targets.speed import Ratio, speedup
+from lrfc.targets.devices import measure, process, worker
+from lrfc.targets.devices.measure import Measurement, compare
+from lrfc.targets.devices.speed import Ratio, speedup
 from tests import helpers
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lrfc.search import measurements
-from lrfc.search.measurements import Entry, Key, Sample, Store, of_model, of_op
-from lrfc.search.signature import Signature
+from lrfc.costs import measurements
+from lrfc.costs.measurements import Entry, Key, Sample, Store, of_model, of_op
+from lrfc.costs.workload import Signature
 
 KEY = Key("host", "LiteRT", "2.1", "tflite", "fp32", 1, of_op(Signature("add", ((4,), (4,)), (4,))))
 SAMPLE = Sample(1.5, 1.75, 0.25, 60, "2026-01-02T03:04:05+00:00")
@@ -96,7 +96,7 @@ def test_two_processes_write_at_once(path) -> None:
         "import sys\n"
         "from dataclasses import replace\n"
         "from tests.test_measurements import KEY, SAMPLE\n"
-        "from lrfc.search.measurements import Store\n"
+        "from lrfc.costs.measurements import Store\n"
         "store = Store(log=lambda line: sys.exit(line))\n"
         "for number in range(40):\n"
         "    store.put({replace(KEY, device=sys.argv[1], subject=f'op:{number}-{i}'): SAMPLE for i in range(5)})\n"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrfc.data import Split
+from lrfc.data.dataset import Split
 from lrfc.errors import UsageError
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph, Op
-from lrfc.metrics import accuracy, is_classification, labels, metric
+from lrfc.ir.keras import io as keras_io
+from lrfc.metrics.metric import accuracy, is_classification, labels, metric
 from tests import helpers
 
 INPUTS = (np.zeros((4, 2), np.float32),)

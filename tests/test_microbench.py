@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lrfc.search import microbench
-from lrfc.search.microbench import networks
-from lrfc.search.signature import signatures
-from lrfc.search.work import work
+from lrfc.costs import microbench
+from lrfc.costs.features import work
+from lrfc.costs.microbench import networks
+from lrfc.costs.workload import signatures
 
 
 def test_they_are_whole_and_within_the_limits() -> None:

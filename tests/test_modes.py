@@ -11,15 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 import lrfc
-from lrfc import cli
-from lrfc.comparison import compare
-from lrfc.destinations import destination
+from lrfc.cli import app as cli
+from lrfc.costs.measurements import Store
+from lrfc.engine.destinations import destination
+from lrfc.engine.preflight import goals
+from lrfc.engine.replay import Locked
 from lrfc.errors import BudgetError, NoGainError, UsageError
-from lrfc.locked import Locked
-from lrfc.preflight import goals
-from lrfc.search.measurements import Store
-from lrfc.targets import device
-from lrfc.targets.modes import configured
+from lrfc.results.compare import compare
+from lrfc.targets.devices import device
+from lrfc.targets.ethos_u.modes import configured
 from tests.helpers import residual
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ethosu") is None, reason="ethos-u-vela is not installed: pip install 'lrfc[npu]'")

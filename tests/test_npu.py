@@ -8,17 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lrfc.costs import latency, microbench, npu
+from lrfc.costs.workload import Signature
 from lrfc.errors import DeviceError
 from lrfc.factorization import METHODS
-from lrfc.ir import keras_io
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.search import latency, microbench, npu
-from lrfc.search.signature import Signature
-from lrfc.targets import device, probe, vela
-from lrfc.targets.device import Vela
-from lrfc.targets.npu import observed, predicted, price
-from lrfc.targets.npu import profile as fitted
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.devices import device
+from lrfc.targets.devices.device import Vela
+from lrfc.targets.ethos_u import vela
+from lrfc.targets.ethos_u.pricing import observed, predicted, price
+from lrfc.targets.ethos_u.pricing import profile as fitted
+from lrfc.targets.tflite import probe
+from lrfc.targets.tflite.target import TFLite
 from tests.helpers import residual
 from tests.test_vela import U55
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from lrfc.errors import ModelError, ParityError, UsageError
-from lrfc.ir import keras_io
+from lrfc.ir.keras import io as keras_io
 from lrfc.state import Artifact
 from lrfc.targets import refusals
 from lrfc.targets.catalog import target
-from lrfc.targets.onnx import ONNX
+from lrfc.targets.onnx.target import ONNX
 from lrfc.targets.parity import parity
 from tests import helpers
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
+from lrfc.ir.keras import io as keras_io
 from lrfc.ir.rounding import rounded, steps_of
 from lrfc.targets.catalog import target
 from lrfc.targets.parity import parity

@@ -11,8 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lrfc.errors import GraphError, ModelError
-from lrfc.ir import keras_io, ops, processor
+from lrfc.ir import ops, processor
 from lrfc.ir.graph import Graph, Op, Tensor
+from lrfc.ir.keras import io as keras_io
 from tests import helpers
 
 

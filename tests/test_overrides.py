@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from lrfc.overrides import Override
+from lrfc.system.overrides import Override
 
 
 class Setting:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from lrfc.data import Data, Split
+from lrfc.data.dataset import Data, Split
 from lrfc.errors import GraphError, UsageError
 from lrfc.ir.graph import Graph, Op
 from lrfc.pipeline import name_of, plan, run

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfc.data import Split, load_data
+from lrfc.data.checks import doubts
+from lrfc.data.dataset import Split, load_data
 from lrfc.errors import UsageError
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
-from lrfc.plausibility import doubts
+from lrfc.ir.keras import io as keras_io
 from tests import helpers
 
 RNG = np.random.default_rng(0)

@@ -8,15 +8,15 @@ import pytest
 from keras import layers
 
 import lrfc
-from lrfc.data import load_data
+from lrfc.config.precision import FORMATS, PRECISIONS, listed, of
+from lrfc.data.dataset import load_data
 from lrfc.errors import ModelError, UsageError
-from lrfc.ir import keras_io
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes.profile import profile
-from lrfc.precision import FORMATS, PRECISIONS, listed, of
 from lrfc.targets import refusals
 from lrfc.targets.catalog import target
 from lrfc.targets.parity import TOLERANCE, parity
-from lrfc.targets.tflite import scales
+from lrfc.targets.tflite.target import scales
 from tests import helpers
 
 BOTH = [("tflite", precision) for precision in PRECISIONS] + [("onnx", precision) for precision in FORMATS["onnx"]]

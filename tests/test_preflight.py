@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import lrfc
-from lrfc import preflight
-from lrfc.config import PASSES
+from lrfc.config.build import PASSES
+from lrfc.engine import preflight
 from lrfc.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ class Refuse:
 
 
 sys.meta_path.insert(0, Refuse())
-from lrfc.cli import main
+from lrfc.cli.app.app import main
 
 
 def run(arguments):
@@ -197,7 +197,7 @@ def test_nothing_is_left_behind(said: dict[str, tuple[int, str]], folder: Path) 
     ],
 )
 def test_python_is_refused_by_the_same_lines(given: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lrfc.compiler", None)  # importing it raises
+    monkeypatch.setitem(sys.modules, "lrfc.engine.build", None)  # importing it raises
     with pytest.raises(UsageError) as caught:
         lrfc.build(DIGITS, **given)
     assert str(caught.value).startswith(told)

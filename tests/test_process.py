@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from lrfc.errors import DeviceError
-from lrfc.targets.device import Device
-from lrfc.targets.process import Here, Worker
-from lrfc.targets.runners.keeper import Keeper, NotOpenedError
-from lrfc.targets.runners.python import PythonRunner
+from lrfc.targets.devices.device import Device
+from lrfc.targets.devices.process import Here, Worker
+from lrfc.targets.devices.runners.keeper import Keeper, NotOpenedError
+from lrfc.targets.devices.runners.python import PythonRunner
 
 #: Seconds that nothing here comes near to; a hang would take them all, and ends with another message.
 LONG = 120.0

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 import lrfc
+from lrfc.engine.replay import Locked
 from lrfc.errors import ModelError
-from lrfc.ir import keras_io, keras_load, processor
+from lrfc.ir import processor
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras import load as keras_load
 from lrfc.ir.processor import VARIABLE, OneDNN
-from lrfc.locked import Locked
-from lrfc.manifest import Manifest
 from lrfc.passes.canonicalise import lower_transposed, move_channels
+from lrfc.results.manifest import Manifest
 from lrfc.state import Artifact
 from lrfc.targets.catalog import target
 from tests import helpers
@@ -147,7 +149,7 @@ def test_an_old_file_that_cannot_be_compared_here_is_refused_in_one_line(
     import tensorflow as tf
     import tf_keras
 
-    from lrfc.ir import keras_legacy
+    from lrfc.ir.keras import legacy as keras_legacy
 
     def unable(*args: Any, **options: Any) -> Any:
         raise tf.errors.UnimplementedError(None, None, "The Conv2D op currently only supports the NHWC tensor format on the CPU.")

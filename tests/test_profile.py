@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from lrfc.data import Data, Split
+from lrfc.data.dataset import Data, Split
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir.graph import Graph
 from lrfc.passes.profile import Profile, ProfileModel, profile

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from lrfc.errors import ModelError
-from lrfc.ir import keras_io
+from lrfc.ir.keras import io as keras_io
 from lrfc.pruning.compensate import refitted
 from lrfc.pruning.cut import cut
 from lrfc.pruning.groups import groups
-from lrfc.search.samples import Sampler, SampleSize
+from lrfc.search.statistics import Sampler, SampleSize
 from tests.helpers import conv_net, difference, graph_of, random_inputs, random_weights, residual
 
 

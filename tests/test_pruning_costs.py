@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfc.config import Budget
+from lrfc.config.build import Budget
+from lrfc.costs import latency
+from lrfc.costs.pruned_ops import narrowed
+from lrfc.costs.workload import Signature, signatures
 from lrfc.errors import BudgetError
 from lrfc.ir.graph import Graph
 from lrfc.passes.explore_filters import ExploreFilters
@@ -17,13 +20,10 @@ from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.price_layers import PriceLayers
 from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.select_ranks import DesignSpace, Price, Selection, SelectRanks, fixed, reachable, totals, without_filters
-from lrfc.pruning import joint
+from lrfc.pruning import milp as joint
 from lrfc.pruning.costs import narrower
-from lrfc.pruning.shares import Shares
+from lrfc.pruning.kept_fractions import Shares
 from lrfc.pruning.space import FilterSpace
-from lrfc.search import latency
-from lrfc.search.narrowed import narrowed
-from lrfc.search.signature import Signature, signatures
 from lrfc.state import State
 from tests import helpers
 from tests.compression import SIZE, explored, learnt, state_of

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 from lrfc.errors import UsageError
-from lrfc.ir import keras_io
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.select_ranks import DesignSpace, Selection
 from lrfc.pruning.cut import cut, without

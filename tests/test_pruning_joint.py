@@ -8,12 +8,13 @@ from itertools import product
 import numpy as np
 import pytest
 
-from lrfc.budgets import meet
-from lrfc.config import Budget
+from lrfc.config.build import Budget
+from lrfc.costs.arena import arena
+from lrfc.engine.budgets import meet
+from lrfc.engine.evaluate import closest
 from lrfc.errors import BudgetError, UsageError
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Ref
-from lrfc.judge import closest
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.fold_batchnorm import fold_batchnorm
@@ -22,11 +23,10 @@ from lrfc.passes.prune_filters import Pruned, PruneFilters
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, totals, without_filters
-from lrfc.pruning import joint
-from lrfc.pruning.room import Room
+from lrfc.pruning import milp as joint
+from lrfc.pruning.memory import Room
 from lrfc.pruning.space import FilterSpace, counts
 from lrfc.search.candidates import pareto
-from lrfc.search.cost import arena
 from lrfc.search.sensitivity import divergence
 from lrfc.state import State
 from lrfc.targets.catalog import target

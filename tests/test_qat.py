@@ -12,16 +12,16 @@ import pytest
 from keras import layers
 
 import lrfc
-from lrfc.data import Data, Split
+from lrfc.data.dataset import Data, Split
 from lrfc.errors import DependencyError, ModelError, UsageError
-from lrfc.ir import keras_io
-from lrfc.ir.tf_keras_lower import lower, raised, unlowered
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras.tf_keras_lower import lower, raised, unlowered
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
 from lrfc.state import Progress, State
 from lrfc.targets.parity import parity
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.tflite.target import TFLite
 from lrfc.training import annotate
 from tests import helpers
 from tests.compression import learnt, state_of

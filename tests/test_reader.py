@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lrfc import reader
 from lrfc.errors import DeviceError, LrfcError, ModelError, UsageError
+from lrfc.system import reader
 
 
 def said(call: Callable[[], object], error: type[LrfcError] = UsageError) -> str:

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
-from lrfc.metrics import accuracy
+from lrfc.ir.keras import io as keras_io
+from lrfc.metrics.metric import accuracy
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.pipeline import plan, run
 from lrfc.state import State

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfc.data import Data, Split
-from lrfc.ir import keras_io
+from lrfc.data.dataset import Data, Split
 from lrfc.ir.graph import Graph
-from lrfc.metrics import accuracy
+from lrfc.ir.keras import io as keras_io
+from lrfc.metrics.metric import accuracy
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
@@ -19,7 +19,7 @@ from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import Selection
 from lrfc.pipeline import plan, run
 from lrfc.search.candidates import Candidate, space
-from lrfc.search.samples import collect
+from lrfc.search.statistics import collect
 from lrfc.state import State
 from tests import helpers
 from tests.compression import SIZE, learnt, state_of

@@ -12,10 +12,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from lrfc.anatomy import Anatomy, OpCost
-from lrfc.choices import Row
-from lrfc.config import BuildConfig
-from lrfc.manifest import (
+from lrfc.config.build import BuildConfig
+from lrfc.metrics.outcome import Kept, Part, Speedup
+from lrfc.results.candidates import Row
+from lrfc.results.manifest import (
     Accuracy,
     Attempt,
     Figures,
@@ -31,12 +31,12 @@ from lrfc.manifest import (
     Round,
     Search,
 )
-from lrfc.outcome import Kept, Part, Speedup
-from lrfc.report import page as pages
-from lrfc.report.chart import chart
-from lrfc.report.command import command
-from lrfc.report.page import Content, rows
-from lrfc.report.text import NONE, change, ms, option, percent, size
+from lrfc.results.op_costs import Anatomy, OpCost
+from lrfc.results.report import page as pages
+from lrfc.results.report.chart import chart
+from lrfc.results.report.command import command
+from lrfc.results.report.page import Content, rows
+from lrfc.results.report.text import NONE, change, ms, option, percent, size
 
 
 def ratio_of(median: float, low: float, high: float) -> Speedup:

@@ -14,9 +14,9 @@ import pytest
 from lrfc.errors import DependencyError, DeviceError, UsageError
 from lrfc.state import Artifact
 from lrfc.targets.catalog import target
-from lrfc.targets.device import ADB, Device
-from lrfc.targets.runners import benchmark_model, runner
-from lrfc.targets.runners.benchmark_model import Turn, parse
+from lrfc.targets.devices.device import ADB, Device
+from lrfc.targets.devices.runners import benchmark_model, runner
+from lrfc.targets.devices.runners.benchmark_model import Turn, parse
 from tests import helpers, loopback
 
 #: What benchmark_model said on a phone (github.com/tensorflow/tensorflow/issues/42507).

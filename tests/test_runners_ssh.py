@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from lrfc import scratch
 from lrfc.errors import DependencyError, DeviceError
 from lrfc.state import Artifact
-from lrfc.targets import process
+from lrfc.system import scratch
 from lrfc.targets.catalog import target
-from lrfc.targets.runners import runner, ssh
-from lrfc.targets.runners.ssh import SSHRunner
+from lrfc.targets.devices import process
+from lrfc.targets.devices.runners import runner, ssh
+from lrfc.targets.devices.runners.ssh import SSHRunner
 from tests import helpers, loopback
 
 ROOT = Path(__file__).parent.parent
@@ -320,8 +320,8 @@ import signal
 import sys
 from pathlib import Path
 from lrfc.state import Artifact
-from lrfc.targets import device
-from lrfc.targets.runners import runner
+from lrfc.targets.devices import device
+from lrfc.targets.devices.runners import runner
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background, and inherited
 with runner(device.load(sys.argv[1])) as there:
     print("open", flush=True)

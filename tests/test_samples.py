@@ -8,11 +8,11 @@ import pytest
 
 from lrfc.factorization import METHODS
 from lrfc.factorization.linalg import LowRank
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph, Ref
-from lrfc.search import samples as sampling
+from lrfc.ir.keras import io as keras_io
+from lrfc.search import statistics as sampling
 from lrfc.search.candidates import response
-from lrfc.search.samples import LayerSamples, SampleSize, collect
+from lrfc.search.statistics import LayerSamples, SampleSize, collect
 from tests import helpers
 from tests.factorized import conv, dense, layer
 

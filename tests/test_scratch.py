@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lrfc import files, scratch
 from lrfc.errors import UsageError
+from lrfc.system import files, scratch
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,7 +81,7 @@ def test_threads_share_the_folder(place: Path) -> None:
 HOLDS = """
 import sys
 from pathlib import Path
-from lrfc import scratch
+from lrfc.system import scratch
 with scratch.for_all() as own, scratch.folder() as folder, scratch.file_elsewhere(Path(sys.argv[1])):
     (folder / "deep").mkdir()
     (folder / "deep" / "file").write_text("x")
@@ -140,7 +140,7 @@ def test_a_note_without_its_end_is_not_followed(place: Path, tmp_path: Path) -> 
 
 FORK = """
 import os, sys
-from lrfc import scratch
+from lrfc.system import scratch
 with scratch.folder() as folder:
     number = os.fork()
     if not number:
@@ -258,7 +258,7 @@ def test_a_file_that_cannot_be_written(place: Path, tmp_path: Path, name: str) -
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lrfc import files
+from lrfc.system import files
 def half(file):
     file.write(b"new")
     os.kill(os.getpid(), signal.SIGKILL)

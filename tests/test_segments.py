@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from lrfc.ir import keras_io
+from lrfc.ir.keras import io as keras_io
 from lrfc.search.segments import Segments, _groups
 from tests import helpers
 

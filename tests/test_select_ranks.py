@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from lrfc.config import Budget
+from lrfc.config.build import Budget
 from lrfc.errors import BudgetError
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, reachable, totals

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lrfc.ir import keras_io
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes.factorize import _call
 from lrfc.search import sensitivity
 from lrfc.search.candidates import Candidate, LayerSpace, selected, space
-from lrfc.search.samples import SampleSize, collect
 from lrfc.search.segments import Segments
 from lrfc.search.sensitivity import Sensitivity, divergence, is_distribution, telling
 from lrfc.search.similarity import relative_l2
+from lrfc.search.statistics import SampleSize, collect
 from tests import helpers
 
 SIZE = SampleSize(24, 8, 2000, 500)

@@ -12,12 +12,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from lrfc import cli, settings
-from lrfc.cli_project import flags
-from lrfc.config import BuildConfig, parse
+from lrfc.cli import app as cli
+from lrfc.cli.project import flags
+from lrfc.config import resolve as settings
+from lrfc.config.build import BuildConfig, parse
+from lrfc.config.options import FIELDS, OPTIONS
+from lrfc.config.resolve import Setting, build_options, resolve
 from lrfc.errors import UsageError
-from lrfc.options import FIELDS, OPTIONS
-from lrfc.settings import Setting, build_options, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +127,7 @@ def test_the_written_file_sets_nothing_until_a_line_is_uncommented() -> None:
 
 
 def test_the_published_schema_is_that_of_the_options() -> None:
-    assert settings.SCHEMA.read_text(encoding="utf-8") == settings.schema_text(), "run: python -m lrfc.settings"
+    assert settings.SCHEMA.read_text(encoding="utf-8") == settings.schema_text(), "run: python -m lrfc.config.resolve"
     schema = json.loads(settings.schema_text())
     assert list(schema["properties"]) == list(OPTIONS)
     assert schema["additionalProperties"] is False

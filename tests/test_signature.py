@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lrfc.costs.workload import Signature, chain, parse, signatures
 from lrfc.errors import ModelError
 from lrfc.factorization import METHODS
 from lrfc.ir.graph import Graph, Op
 from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.search.signature import Signature, chain, parse, signatures
 from tests import helpers
 
 

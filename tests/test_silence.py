@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from lrfc import silence
+from lrfc.cli.console import quiet as whole
 from lrfc.ir import backend
+from lrfc.system import silence
 from lrfc.targets.quiet import quiet
-from lrfc.terminal import quiet as whole
 
 LIBC = ctypes.CDLL(None)
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, SelectRanks
-from lrfc.search import store as module
+from lrfc.search import cache as module
+from lrfc.search.cache import Store, fingerprint, place
 from lrfc.search.candidates import Candidate
-from lrfc.search.store import Store, fingerprint, place
 from lrfc.state import Progress, State
 from tests import helpers
 from tests.compression import SIZE, state_of

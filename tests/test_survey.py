@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lrfc import api, artifact, choices
+from lrfc import api
+from lrfc.cli.console import Terminal
 from lrfc.errors import UsageError
-from lrfc.survey import SHARES, Survey
-from lrfc.terminal import Terminal
+from lrfc.results import candidates as choices
+from lrfc.results import folder as artifact
+from lrfc.results.exploration import SHARES, Survey
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits.keras"
 

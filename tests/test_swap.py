@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from lrfc import artifact, locks, scratch, swap
 from lrfc.errors import UsageError
+from lrfc.results import folder as artifact
+from lrfc.system import locks, scratch, swap
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 KILLS = """
 import hashlib, json, os, shutil, signal, sys, tempfile
 from pathlib import Path
-from lrfc import artifact, scratch, swap
+from lrfc.results import folder as artifact; from lrfc.system import scratch, swap
 
 root, mode, old, start = Path(sys.argv[1]), *sys.argv[2:]
 if mode == "renames":
@@ -197,7 +198,7 @@ def test_an_exchange_that_fails_is_said_and_loses_nothing(tmp_path: Path, monkey
 HOLDS = """
 import sys
 from pathlib import Path
-from lrfc import artifact
+from lrfc.results import folder as artifact
 with artifact.reserved(Path(sys.argv[1])):
     print("ready", flush=True)
     sys.stdin.read()
@@ -319,7 +320,7 @@ def test_a_mount_point(tmp_path: Path) -> None:
 READ_ONLY = """
 import os, stat, sys
 from pathlib import Path
-from lrfc import artifact
+from lrfc.results import folder as artifact
 from lrfc.errors import UsageError
 place = Path(sys.argv[1])
 if not os.getuid():
@@ -363,7 +364,7 @@ def rights(tmp_path: Path) -> None:
 
 
 #: The command line, which says at the end whether TensorFlow was imported.
-CLI = "import atexit, sys; atexit.register(lambda: print('tensorflow' in sys.modules)); from lrfc.cli import main; main()"
+CLI = "import atexit, sys; atexit.register(lambda: print('tensorflow' in sys.modules)); from lrfc.cli.app.app import main; main()"
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lrfc.data import load_data
+from lrfc.data.dataset import load_data
+from lrfc.data.synthetic import _coloured, samples_for, scale_of, synthesise
 from lrfc.errors import UsageError
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph
-from lrfc.synthesis import _coloured, samples_for, scale_of, synthesise
+from lrfc.ir.keras import io as keras_io
 from tests import helpers
 
 

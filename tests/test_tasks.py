@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 import lrfc
-from lrfc.data import Split, load_data
-from lrfc.ir import keras_io, keras_load
-from lrfc.metrics import metric
-from lrfc.ship import Result
+from lrfc.data.dataset import Split, load_data
+from lrfc.engine.package import Result
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras import load as keras_load
+from lrfc.metrics.metric import metric
 from lrfc.state import Artifact, Batch
-from lrfc.targets.measure import Measurement
-from lrfc.targets.runners.local import LocalRunner
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.devices.measure import Measurement
+from lrfc.targets.devices.runners.local import LocalRunner
+from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 
 SAMPLES = 400

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from lrfc import scratch
-from lrfc.choices import Explanation, Row
-from lrfc.manifest import Accuracy, Figures, Input, Kernels, Latency, Layer, Manifest
-from lrfc.outcome import Kept, Speedup
-from lrfc.ship import Result
-from lrfc.targets.speed import Ratio
-from lrfc.terminal import Terminal, quiet
+from lrfc.cli.console import Terminal, quiet
+from lrfc.engine.package import Result
+from lrfc.metrics.outcome import Kept, Speedup
+from lrfc.results.candidates import Explanation, Row
+from lrfc.results.manifest import Accuracy, Figures, Input, Kernels, Latency, Layer, Manifest
+from lrfc.system import scratch
+from lrfc.targets.devices.speed import Ratio
 
 
 class Screen(io.StringIO):

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from lrfc import terminal_devices
-from lrfc.search.measurements import Entry, Key, Sample
-from lrfc.targets import device
-from lrfc.targets.measure import Measurement
-from lrfc.targets.runners.base import Facts
+from lrfc.cli import devices_view as terminal_devices
+from lrfc.costs.measurements import Entry, Key, Sample
+from lrfc.targets.devices import device
+from lrfc.targets.devices.measure import Measurement
+from lrfc.targets.devices.runners.base import Facts
 from tests.test_terminal import terminal
 
 

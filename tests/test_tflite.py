@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from lrfc.errors import ModelError, ParityError, UsageError
-from lrfc.ir import keras_io
+from lrfc.ir.keras import io as keras_io
 from lrfc.state import Artifact, Target
 from lrfc.targets import refusals
 from lrfc.targets.catalog import TARGETS, target
 from lrfc.targets.parity import parity
 from lrfc.targets.quiet import quiet
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 
 MODELS = ("conv_net", "dense_net", "residual", "branches", "two_inputs", "shared_conv", "nested_twice")
@@ -124,7 +124,7 @@ def test_large_weights_make_the_same_file(name, precision, tmp_path, monkeypatch
     inputs = helpers.random_inputs(graph, samples=8)
     tflite = TFLite(precision)
     small = tflite.load(tflite.emit(graph, tmp_path / "small.tflite", inputs))(inputs)
-    monkeypatch.setattr("lrfc.targets.tflite.LARGE", 0)
+    monkeypatch.setattr("lrfc.targets.tflite.target.LARGE", 0)
     large = tflite.load(tflite.emit(graph, tmp_path / "large.tflite", inputs))(inputs)
     for one, other in zip(small, large, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -133,7 +133,7 @@ def test_large_weights_make_the_same_file(name, precision, tmp_path, monkeypatch
 WEIGHED = """
 import re, sys
 from pathlib import Path
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.tflite.target.target import TFLite
 from tests import helpers
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])

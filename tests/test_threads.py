@@ -17,9 +17,9 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import lrfc
-from lrfc.artifact import sha256
+from lrfc.engine.package import Result
 from lrfc.errors import LrfcError, UsageError
-from lrfc.ship import Result
+from lrfc.results.folder import sha256
 from lrfc.state import Progress
 from tests import helpers
 

@@ -12,15 +12,16 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from lrfc import cli, trust
+from lrfc.cli import app as cli
+from lrfc.config import trust
+from lrfc.config.resolve import resolve
+from lrfc.engine.replay import Locked
 from lrfc.errors import DeviceError, UsageError
-from lrfc.locked import Locked
-from lrfc.report import page
-from lrfc.settings import resolve
-from lrfc.targets import device
-from lrfc.targets.device import SSH, Device, Local
-from lrfc.targets.runners import INTERPRETER, runner
-from lrfc.targets.ssh_options import known_option
+from lrfc.results.report import page
+from lrfc.targets.devices import device
+from lrfc.targets.devices.device import SSH, Device, Local
+from lrfc.targets.devices.runners import INTERPRETER, runner
+from lrfc.targets.devices.ssh_options import known_option
 from tests.test_report import made
 
 CANARY = "canary"

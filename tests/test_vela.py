@@ -8,17 +8,18 @@ import sys
 import numpy as np
 import pytest
 
-from lrfc.anatomy import Anatomy
-from lrfc.bench import fallbacks, spent
+from lrfc.engine.benchmark import fallbacks, spent
 from lrfc.errors import BudgetError, DependencyError, DeviceError, NoGainError, UsageError
-from lrfc.ir import keras_io
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.results.op_costs import Anatomy
 from lrfc.state import Artifact
-from lrfc.targets import device, flash, vela
-from lrfc.targets.device import Device, Vela
-from lrfc.targets.runners.vela import VelaRunner, measurement
-from lrfc.targets.speed import speedup
-from lrfc.targets.tflite import TFLite
+from lrfc.targets.devices import device
+from lrfc.targets.devices.device import Device, Vela
+from lrfc.targets.devices.speed import speedup
+from lrfc.targets.ethos_u import flash, vela
+from lrfc.targets.ethos_u.runner import VelaRunner, measurement
+from lrfc.targets.tflite.target import TFLite
 from tests.helpers import conv_net, residual
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ethosu") is None, reason="ethos-u-vela is not installed: pip install 'lrfc[npu]'")
@@ -71,7 +72,7 @@ def test_layers_of_like_names(large, tmp_path, monkeypatch):
     import keras
 
     if large:
-        monkeypatch.setattr("lrfc.targets.tflite.LARGE", 0)
+        monkeypatch.setattr("lrfc.targets.tflite.target.LARGE", 0)
     inputs = keras.Input((8, 8, 8), name="image")
     x = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="conv")(inputs)
     x = keras.layers.Conv2D(32, 3, padding="same", name="conv_1")(x)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lrfc.config import BuildConfig
-from lrfc.manifest import Accuracy, Figures, FloatOriginal, Input, Latency, Layer, Manifest
-from lrfc.outcome import Kept, Speedup
-from lrfc.targets import device
-from lrfc.verdict import details, headline, judged, parts
+from lrfc.config.build import BuildConfig
+from lrfc.metrics.outcome import Kept, Speedup
+from lrfc.results.manifest import Accuracy, Figures, FloatOriginal, Input, Latency, Layer, Manifest
+from lrfc.results.verdict import details, headline, judged, parts
+from lrfc.targets.devices import device
 
 COSTS = {"params_before": 5, "params_after": 5, "macs_before": 7, "macs_after": 7}
 

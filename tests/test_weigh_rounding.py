@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
+from lrfc.engine.driver import weighing
 from lrfc.factorization import METHODS
-from lrfc.ir import keras_io
 from lrfc.ir.graph import Graph, Op, Ref
-from lrfc.line import weighing
+from lrfc.ir.keras import io as keras_io
 from lrfc.passes import weigh_rounding
 from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.select_ranks import DesignSpace
 from lrfc.passes.weigh_rounding import Rounding, WeighRounding
-from lrfc.search.follow import follow
-from lrfc.targets.tflite import TFLite
+from lrfc.search.epilogue import follow
+from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 from tests.compression import explored, learnt, state_of
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from lrfc.factorization.layout import Layout
-from lrfc.overrides import Override
+from lrfc.system.overrides import Override
 
 #: Layers with patches up to this length are decomposed on one thread. Their products take less time than waking a second thread, and on a busy machine
 #: threads that wait for each other made a sweep over a 32-channel layer twenty times slower (two cores, OpenBLAS).

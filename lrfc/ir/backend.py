@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lrfc import silence
 from lrfc.errors import DependencyError
 from lrfc.ir import processor
+from lrfc.system import silence
 
 _log = logging.getLogger("lrfc.keras")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lrfc.errors import ModelError
-from lrfc.reader import shown
+from lrfc.system.reader import shown
 
 _MODELS = ("Functional", "Model")
 

@@ -194,7 +194,7 @@ def infer(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (rule(op, *inputs),)
     known = _asked.setdefault(op, {})
     if inputs not in known:
-        from lrfc.ir import keras_io
+        from lrfc.ir.keras import io as keras_io
 
         known[inputs] = keras_io.infer(op, inputs)
     return known[inputs]

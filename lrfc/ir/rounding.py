@@ -12,7 +12,7 @@ from lrfc.ir.graph import Op
 
 #: Steps from 0 to the largest weight of a channel: int8 without -128.
 STEPS = 127
-#: The same in an ONNX file, whose weights have 7 bits (lrfc.targets.onnx_int8 says why).
+#: The same in an ONNX file, whose weights have 7 bits (lrfc.targets.onnx.int8 says why).
 REDUCED = 64
 
 

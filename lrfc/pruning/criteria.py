@@ -13,7 +13,7 @@ from lrfc.errors import ModelError
 from lrfc.factorization.base import Statistics
 from lrfc.factorization.linalg import LowRank
 from lrfc.ir.graph import Graph, Op, Ref
-from lrfc.pruning import seen
+from lrfc.pruning import statistics as seen
 from lrfc.pruning.compensate import layout_of
 from lrfc.pruning.groups import Dependencies, Group, Part
 from lrfc.pruning.labels import Ids

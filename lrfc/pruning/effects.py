@@ -15,8 +15,8 @@ from lrfc.pruning.groups import Group
 from lrfc.pruning.labels import Ids
 from lrfc.pruning.space import Keep
 from lrfc.search.candidates import response
-from lrfc.search.samples import LayerSamples
 from lrfc.search.sensitivity import Sensitivity, followed
+from lrfc.search.statistics import LayerSamples
 
 #: Shares of a group's units at whose removal the output is looked at.
 PROBES = (0.12, 0.4, 0.75)

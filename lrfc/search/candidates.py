@@ -18,9 +18,9 @@ from lrfc.factorization.norms import add_bias
 from lrfc.factorization.threads import SMALL, alone
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph, Op, Tensor
-from lrfc.search.follow import FeatureMap
-from lrfc.search.samples import LayerSamples
+from lrfc.search.epilogue import FeatureMap
 from lrfc.search.similarity import MEASURES, Measure
+from lrfc.search.statistics import LayerSamples
 
 #: Layers that low-rank factorization is for.
 FACTORIZABLE = frozenset(kind for kind in ops.kinds() if "Conv" in kind) | {"Dense", "EinsumDense"}

@@ -95,7 +95,7 @@ def _groups(graph: Graph, parts: int) -> list[tuple[list[Op], tuple[Ref, ...], t
 
 
 def _part(graph: Graph, group: Sequence[Op], takes: Sequence[Ref], gives: tuple[Ref, ...]) -> _Part:
-    from lrfc.ir import keras_io
+    from lrfc.ir.keras import io as keras_io
 
     piece = Graph(graph.name)
     inside: dict[Ref, Ref] = {}

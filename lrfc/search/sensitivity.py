@@ -15,9 +15,9 @@ from lrfc.factorization.layout import Layout
 from lrfc.factorization.threads import alone
 from lrfc.ir.graph import Graph, Op, Tensor
 from lrfc.search.candidates import Candidate, LayerSpace, response
-from lrfc.search.follow import FeatureMap
-from lrfc.search.samples import LayerSamples
+from lrfc.search.epilogue import FeatureMap
 from lrfc.search.segments import Segments
+from lrfc.search.statistics import LayerSamples
 from lrfc.state import Batch
 
 #: Feature-map errors (relative L2) at which each layer is perturbed: about what a mild and a strong compression do.

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from lrfc.errors import DependencyError, ModelError
-from lrfc.ir import keras_io
 from lrfc.ir.backend import quiet, reason
 from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras.tf_keras_lower import Lowered
 from lrfc.ir.rounding import rounds, scaled_by_channel
-from lrfc.ir.tf_keras_lower import Lowered
-from lrfc.overrides import Override
 from lrfc.state import Batch, batches
+from lrfc.system.overrides import Override
 
 _PACKAGE = "tensorflow_model_optimization"
 #: Kinds that hand on values as they are, in the range that they come in, and functions whose range TFLite prescribes.

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc import files, streams
-from lrfc.data import Split
+from lrfc.data import mapped as streams
+from lrfc.data.dataset import Split
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
-from lrfc.reader import json_object, kind
+from lrfc.system import files
+from lrfc.system.reader import json_object, kind
 
 #: Rows of each array that stand for the data in a fingerprint.
 _ROWS = 256

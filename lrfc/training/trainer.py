@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.data import Split
+from lrfc.data.dataset import Split
 from lrfc.ir.graph import Graph
 from lrfc.state import Batch
 from lrfc.training import losses, rate
@@ -49,7 +49,7 @@ class Trainer:
     def __init__(self, graph: Graph, original: Graph, train: Split, recipe: Recipe, seed: int) -> None:
         import keras
 
-        from lrfc.ir import keras_io
+        from lrfc.ir.keras import io as keras_io
 
         self._recipe, self._train, self._seed = recipe, train, seed
         keras.utils.set_random_seed(seed)
@@ -115,7 +115,7 @@ class Trainer:
 
     def absorbed(self, weights: Sequence[NDArray[Any]]) -> Graph:
         """The graph with those weights."""
-        from lrfc.ir import keras_io
+        from lrfc.ir.keras import io as keras_io
 
         self._model.set_weights(weights)
         return keras_io.absorb(self._graph, self._model)
@@ -163,7 +163,7 @@ class Trainer:
         return tuple(np.asarray(x) for x in samples.inputs), samples.targets or (), np.array([self._seed % 2**31, number], np.int32)
 
     def _products(self) -> list[tuple[Any, list[Any]]]:
-        from lrfc.ir import keras_io
+        from lrfc.ir.keras import io as keras_io
 
         trained = {id(variable) for variable in self._model.trainable_variables}
         found = []
@@ -178,7 +178,7 @@ class Trainer:
         import keras
         import tensorflow as tf
 
-        from lrfc.ir import keras_io
+        from lrfc.ir.keras import io as keras_io
 
         recipe, count = self._recipe, len(outputs)
         model, teacher, optimizer, decayed = self._model, self._teacher, self._optimizer, self._decayed

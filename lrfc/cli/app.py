@@ -1,0 +1,238 @@
+"""The command line: the only file that prints. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lrfc.cli import devices as cli_devices
+from lrfc.cli import project as cli_project
+from lrfc.cli.project import Config, flags
+from lrfc.cli.session import run, session
+from lrfc.config.options import text
+from lrfc.errors import DeviceError
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=True,
+    help="Compress a trained Keras model by low-rank factorization for the device it runs on, and prove that it pays.",
+)  # fmt: skip
+app.add_typer(cli_devices.app, name="devices")
+
+OptionalModel = Annotated[
+    Path | None,
+    typer.Argument(
+        help="The trained model: a .keras or legacy .h5 file. With --locked, by default the one that the manifest names.", show_default=False
+    ),
+]
+Model = Annotated[Path, typer.Argument(help="The trained model: a .keras or legacy .h5 file.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Unsafe = Annotated[bool, typer.Option("--unsafe-load", help="Load Lambda code that the file contains. Only for files that you trust.")]
+
+
+@app.command()
+def build(
+    ctx: typer.Context,
+    model: OptionalModel = None,
+    target: Annotated[list[str], typer.Option(help=text("target"))] = [],  # noqa: B006
+    device: Annotated[
+        list[str],
+        typer.Option(help=text("device")),
+    ] = [],  # noqa: B006
+    memory_mode: Annotated[str | None, typer.Option(help=text("memory_mode"))] = None,
+    system_config: Annotated[str | None, typer.Option(help=text("system_config"))] = None,
+    data: Annotated[str | None, typer.Option(help=text("data"))] = None,
+    test_data: Annotated[str | None, typer.Option(help=text("test_data"))] = None,
+    max_macs: Annotated[str | None, typer.Option(help=text("max_macs"))] = None,
+    max_params: Annotated[str | None, typer.Option(help=text("max_params"))] = None,
+    max_size: Annotated[str | None, typer.Option(help=text("max_size"))] = None,
+    max_ram: Annotated[str | None, typer.Option(help=text("max_ram"))] = None,
+    max_latency: Annotated[str | None, typer.Option(help=text("max_latency"))] = None,
+    max_drop: Annotated[str | None, typer.Option(help=text("max_drop"))] = None,
+    objective: Annotated[str | None, typer.Option(help=text("objective"))] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help=text("metric")),
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help=text("precision"))] = None,
+    int8_io: Annotated[bool, typer.Option("--int8-io", help=text("int8_io"))] = False,
+    qat: Annotated[bool, typer.Option("--qat", help=text("qat"))] = False,
+    methods: Annotated[str | None, typer.Option(help=text("methods"))] = None,
+    keep: Annotated[list[str], typer.Option(help=text("keep"))] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help=text("only"))] = [],  # noqa: B006
+    rank_multiple: Annotated[int | None, typer.Option(help=text("rank_multiple"))] = None,
+    prune: Annotated[str, typer.Option(help=text("prune"))] = "off",
+    epochs: Annotated[int, typer.Option(help=text("epochs"))] = 3,
+    time_budget: Annotated[str | None, typer.Option(help=text("time_budget"))] = None,
+    augment: Annotated[bool | None, typer.Option(help=text("augment"))] = None,
+    seed: Annotated[int, typer.Option(help=text("seed"))] = 0,
+    threads: Annotated[int | None, typer.Option(help=text("threads"))] = None,
+    out: Annotated[Path | None, typer.Option(help=text("out"))] = None,
+    unsafe_load: Unsafe = False,
+    resume: Annotated[bool, typer.Option(help=text("resume"))] = True,
+    print_after: Annotated[list[str], typer.Option(help=text("print_after"))] = [],  # noqa: B006
+    stop_after: Annotated[str | None, typer.Option(help=text("stop_after"))] = None,
+    config: Config = None,
+    locked: Annotated[
+        Path | None, typer.Option(help="Repeat the build of this manifest.json: its options, and its methods and ranks without a search.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compress MODEL, emit it for the target, measure it beside the original, and write the output folder."""
+    with session() as terminal:
+        from lrfc import api
+        from lrfc.config import resolve as settings
+
+        options = settings.resolve(flags(ctx), config, os.environ)
+        if locked is not None and config is None:  # a lrfc.toml that happens to lie here may have changed since
+            options = {name: each for name, each in options.items() if each.source != settings.NAME}
+        progress = terminal.progress()
+        for line in settings.told(options):
+            progress.log(line)
+        try:
+            api.build(model, locked=locked, progress=progress, on_result=terminal.keep, **settings.build_options(options))
+        finally:  # also a build that misses its budget has a result
+            terminal.show_results(as_json=as_json)
+
+
+@app.command()
+def explore(
+    model: Model,
+    data: Annotated[str | None, typer.Option(help="digits, a .npz (x, y), a folder of class folders, or package.module:function.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Factorizations to compare, comma-separated; those of a build by default.")] = None,
+    keep: Annotated[list[str], typer.Option(help="Layers to leave alone: a name or a glob; may be given several times.")] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="The only layers to factorize: a name or a glob; may be given several times.")] = [],  # noqa: B006
+    over: Annotated[
+        str, typer.Option(help="What the Pareto front is drawn over, besides the divergence: macs, params, ram, latency, or several with commas.")
+    ] = "macs",
+    device: Annotated[str | None, typer.Option(help="Predict latencies for this device: a name of lrfc devices list, or a .toml.")] = None,
+    points: Annotated[int, typer.Option(help="Budgets that are swept.", min=2)] = 24,
+    rank_multiple: Annotated[int, typer.Option(help="Ranks step in multiples of this, what the device computes at once.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of splits and samples.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Output folder; MODEL-explore by default.")] = None,
+    unsafe_load: Unsafe = False,
+    resume: Annotated[bool, typer.Option(help="Take over what an earlier run, also a killed one, found out about the same model and data.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Compare what the methods could do for MODEL: Pareto fronts, the spread of their solutions, and every candidate. Nothing is built."""
+    with session() as terminal:
+        from lrfc import api
+
+        options: dict[str, Any] = {"methods": tuple(methods.split(","))} if methods is not None else {}
+        survey = api.explore(
+            model, data=data, keep=tuple(keep), only=tuple(only), over=tuple(over.split(",")), device=device, points=points, rank_multiple=rank_multiple, seed=seed,
+            out=out, unsafe_load=unsafe_load, resume=resume, progress=terminal.progress(), **options,
+        )  # fmt: skip
+        if as_json:
+            terminal.json(survey.to_json())
+        else:
+            terminal.survey(survey, out or Path(f"{model.stem}-explore"))
+
+
+@app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(help="An output folder of lrfc build or lrfc explore.", show_default=False)],
+    layer: Annotated[str, typer.Argument(help="The layer, by its name in layers.csv.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Print a layer's candidates, similarity against rank, which one was taken, and why not its neighbours."""
+    with session() as terminal:
+        from lrfc.results import candidates as choices
+        from lrfc.results.manifest import Manifest
+
+        built = Manifest.read(folder).layers if (folder / "manifest.json").is_file() else ()
+        explanation = choices.explain(choices.read(folder), layer, built)
+        if as_json:
+            terminal.json(explanation.to_json())
+        else:
+            terminal.explanation(explanation)
+
+
+@app.command()
+def inspect(model: Model, as_json: Json = False, unsafe_load: Unsafe = False) -> None:
+    """Print each operation's shape, parameters, MACs and memory, and the peak activation arena."""
+    with session() as terminal:
+        from lrfc import api
+
+        profile = api.inspect(model, unsafe=unsafe_load)
+        if as_json:
+            terminal.json(profile.to_json())
+        else:
+            terminal.profile(profile)
+
+
+@app.command()
+def measure(
+    files: Annotated[list[Path], typer.Argument(help="Emitted .tflite or .onnx files; the first is the baseline.", show_default=False)],
+    device: Annotated[str, typer.Option(help="Where to measure: a name of lrfc devices list, or a .toml.")] = "host",
+    memory_mode: Annotated[
+        str | None, typer.Option(help="Memory mode of an Ethos-U, by its name in the vela.ini; by default that of the device.")
+    ] = None,
+    system_config: Annotated[
+        str | None, typer.Option(help="System configuration of an Ethos-U, by its name in the vela.ini; by default that of the device.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that the runtime may use; by default those of the device.")] = None,
+    runs: Annotated[int, typer.Option(help="Timed inferences of each file.")] = 200,
+    as_json: Json = False,
+) -> None:
+    """Measure latency and memory of emitted files on a device, interleaved, each in a fresh process; estimate them where none can be reached."""
+    with session() as terminal:
+        from lrfc import api
+        from lrfc.cli import devices_view as terminal_devices
+
+        try:
+            rows = api.measure(files, device=device, memory_mode=memory_mode, system_config=system_config, threads=threads, runs=runs)
+        except DeviceError as error:
+            if error.measured:  # what was measured before it broke off is of use
+                terminal_devices.measurements(terminal, error.measured, as_json=as_json)
+            raise
+        terminal_devices.measurements(terminal, rows, as_json=as_json)
+
+
+@app.command("ops")
+def operations(as_json: Json = False) -> None:
+    """Print which factorization takes which kind of layer, and why not where it does not."""
+    with session() as terminal:
+        from lrfc.factorization import METHODS, support_matrix, support_table
+
+        if as_json:
+            terminal.json(support_matrix(METHODS))
+        else:
+            terminal.line(support_table(METHODS))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this environment: versions, optional packages, and that each runtime runs."""
+    with session() as terminal:
+        from lrfc.cli import doctor as diagnosis
+
+        checks = diagnosis.run()
+        if as_json:
+            terminal.json({"checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]})
+        else:
+            terminal.checks(checks)
+        diagnosis.require(checks)
+
+
+cli_project.add(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import lrfc
+
+        typer.echo(lrfc.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point of the ``lrfc`` command."""
+    run(app)

@@ -1,0 +1,104 @@
+"""The command line's commands for projects and pipelines: lrfc.toml, comparisons, and pages drawn anew."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lrfc.cli.session import session
+from lrfc.config.options import OPTIONS
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Options from this file; by default from lrfc.toml in the current folder, if there is one.")
+]
+
+
+def flags(ctx: typer.Context) -> dict[str, Any]:
+    """The options of a build that stand on the command line."""
+    given = {name: value for name, value in ctx.params.items() if name in OPTIONS and ctx.get_parameter_source(name) is not None}
+    told = {name: value for name, value in given.items() if ctx.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
+    if "methods" in told:
+        told["methods"] = told["methods"].split(",")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("lrfc.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
+) -> None:
+    """Write a lrfc.toml with every option, its help and its default, for lrfc build."""
+    with session() as terminal:
+        from lrfc.config import resolve as settings
+
+        terminal.line(f"written: {settings.init(file, force=force)}; every line in it is a comment until its # is gone")
+
+
+def config(
+    file: Config = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Also what is left to its default.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of lrfc.toml instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the options that lrfc build would take here without flags, and where each comes from."""
+    with session() as terminal:
+        from lrfc.cli import project_view as terminal_project
+        from lrfc.config import resolve as settings
+
+        if schema:
+            terminal.json(settings.schema())
+            return
+        found = settings.resolve({}, file, os.environ)
+        terminal_project.settings(terminal, {n: s for n, s in found.items() if resolved or s.source != "default"}, as_json=as_json)
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(help="An output folder, a manifest.json, or a .keras, .h5, .tflite or .onnx file.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="The same, to be held against it.", show_default=False)],
+    max_regress: Annotated[
+        list[str],
+        typer.Option(help="What may be lost: latency=5%, accuracy=0.5pp, speedup, size, macs, params, ram, cycles; may be given several times."),
+    ] = [],  # noqa: B006
+    junit: Annotated[Path | None, typer.Option(help="Write the limits as test cases to this JUnit XML file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two builds or models, figure by figure and layer by layer; exit code 4 when more is lost than --max-regress allows."""
+    with session() as terminal:
+        from lrfc.cli import project_view as terminal_project
+        from lrfc.errors import BudgetError
+        from lrfc.results import compare as comparison
+        from lrfc.system import files
+
+        if junit is not None:
+            files.check(junit, way_out="name another file with --junit")
+        found = comparison.compare(before, after, max_regress)
+        if junit is not None:
+            files.write(junit, found.junit(), way_out="name another file with --junit")
+        terminal_project.compared(terminal, found, as_json=as_json)
+        lost = [each.told for each in found.verdicts if not each.ok]
+        if lost:
+            raise BudgetError(f"regressed: {'; '.join(lost)}")
+
+
+def report(folder: Annotated[Path, typer.Argument(help="An output folder of lrfc build.", show_default=False)], as_json: Json = False) -> None:
+    """Draw report.html anew from the files of an output folder."""
+    with session() as terminal:
+        from lrfc.results.manifest import Manifest
+
+        Manifest.read(folder)  # whether there is one is known before what draws is imported
+        from lrfc.results.report import page
+
+        place = page.write(folder)
+        if as_json:
+            terminal.json({"path": str(place)})
+        else:
+            terminal.line(f"written: {place}")
+
+
+def add(app: typer.Typer) -> None:
+    """Put the commands into the command line."""
+    for command in (compare, report, init, config):
+        app.command()(command)

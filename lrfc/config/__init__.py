@@ -1,0 +1,1 @@
+"""Configuration of a build: options, their values, and where they come from."""

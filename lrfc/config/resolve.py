@@ -1,0 +1,180 @@
+"""Where the options of a build come from: flags, the environment, lrfc.toml, and the defaults, in this order."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_origin
+
+from pydantic import ValidationError
+
+from lrfc.config import trust
+from lrfc.config.build import BuildConfig, problem
+from lrfc.config.options import FIELDS, OPTIONS
+from lrfc.errors import UsageError
+from lrfc.nearest import like
+from lrfc.system import files, reader
+from lrfc.system.reader import shown
+
+NAME = "lrfc.toml"
+SCHEMA = Path(__file__).with_name("lrfc.schema.json")
+#: What the names of environment variables begin with: LRFC_BUILD_MAX_MACS. (LRFC_ alone is taken by folders, such as LRFC_CACHE.)
+PREFIX = "LRFC_BUILD_"
+#: Variables of lrfc that are no options: where caches lie, and the real models and data of its tests and benchmarks.
+OTHERS = ("LRFC_CACHE", "LRFC_DATA")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The value of an option as it was given, and where: 'flag', 'environment', the name of the file, or 'default'."""
+
+    value: Any
+    source: str
+
+
+def resolve(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]) -> dict[str, Setting]:
+    """Every option of a build. ``file``: None for lrfc.toml in the current folder, if there is one.
+
+    UsageError when a file cannot be read, a name is unknown (with the nearest one that there is), or a value is wrong. What only the user may
+    decide (lrfc.config.trust) is refused where it stands in the file alone; a file that the user names may also say where the output goes.
+    """
+    path = file if file is not None else Path(NAME)
+    sources = [
+        ({name: Setting(value, "flag") for name, value in flags.items()}),
+        _environment(environ),
+        read(path) if file is not None or os.path.lexists(path) else {},
+        {name: Setting(BuildConfig.model_fields[FIELDS.get(name, name)].default, "default") for name in OPTIONS},
+    ]
+    settings = {name: next(source[name] for source in sources if name in source) for name in OPTIONS}
+    from_file = {name: each.value for name, each in settings.items() if each.source == str(path)}
+    trust.refuse(from_file, str(path), out=file is None)
+    return settings
+
+
+def told(settings: Mapping[str, Setting]) -> list[str]:
+    """Lines that say which options do not stand on the command line, and where they come from."""
+    sources: dict[str, list[str]] = {}
+    for name, each in settings.items():
+        if each.source not in ("flag", "default"):
+            sources.setdefault(each.source, []).append(name)
+    return [f"from {source}: {', '.join(names)}" for source, names in sources.items()]
+
+
+def read(path: Path) -> dict[str, Setting]:
+    """The options of a file."""
+    if reader.kind(path) is None:
+        raise UsageError(f"{path}: no such file; lrfc init writes a commented one")
+    given = reader.toml_table(reader.contents(path), str(path))
+    values = {}
+    for name, value in given.items():
+        _known(name, f"{path}: unknown option")
+        values[name] = _listed(value) if _several(name) and isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    if isinstance(values.get("time_budget"), int | float):  # what means seconds from Python
+        number = values["time_budget"]
+        raise UsageError(f'{path}: time_budget: {number} has no unit: write "{number}s" or "{number}m"')
+    for name, value in values.items():
+        _valid(name, value, f"{path}: {name}")
+    return {name: Setting(value, str(path)) for name, value in values.items()}
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, Setting]:
+    found = {}
+    own = [f"{PREFIX}{name}".upper() for name in OPTIONS]
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(PREFIX):
+            # LRFC_SEED or LRFC_BUIDL_SEED would go unnoticed.
+            short = variable.replace("LRFC_", PREFIX, 1)
+            near = like(short if short in own else variable, own, cutoff=0.8) if variable.startswith("LRFC_") else ""
+            if near and variable not in OTHERS:
+                raise UsageError(f"environment: unknown variable '{shown(variable, 60)}'{near}")
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        _known(name, f"environment: unknown option {variable}, that is")
+        value = _listed(text) if _several(name) else text
+        _valid(name, value, variable)
+        found[name] = Setting(value, f"environment ({variable})")
+    return found
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _several(name: str) -> bool:
+    """Whether an option takes several values."""
+    return get_origin(BuildConfig.model_fields[FIELDS.get(name, name)].annotation) is tuple
+
+
+def _known(name: str, what: str) -> None:
+    if name not in OPTIONS:
+        raise UsageError(f"{what} '{shown(name, 60)}'{like(name, OPTIONS) or '; there are ' + ', '.join(OPTIONS)}")
+
+
+def _valid(name: str, value: Any, where: str) -> None:
+    try:
+        BuildConfig.model_validate({FIELDS.get(name, name): value})
+    except ValidationError as error:
+        raise UsageError(f"{where}: {problem(error)}") from error
+
+
+# -- files that are written --------------------------------------------------------------------------------------------------------
+
+
+def template() -> str:
+    """A lrfc.toml that sets nothing: every option with its help and its default, behind a #."""
+    lines = [
+        "# Options of lrfc build. A line counts once its first # is gone; paths are relative to the folder that lrfc is started in.",
+        f"# A flag (--max-macs 50%) goes before the environment ({PREFIX}MAX_MACS=50%), and that before this file. lrfc config --resolved shows the outcome.",
+        "# This file is data: package.module:function, a device by its path, unsafe_load and out count on the command line and in the environment only.",
+        "# (out also counts in a file that --config names.)",
+    ]
+    for name, option in OPTIONS.items():
+        default = BuildConfig.model_fields[FIELDS.get(name, name)].default
+        value = option.example if default in (None, ()) else default
+        lines += ["", f"# {option.help}", f"# Default: {'none' if default in (None, ()) else _toml(default)}.", f"# {name} = {_toml(value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)  # strings, lists, numbers and booleans are the same in both
+
+
+def init(path: Path, *, force: bool = False) -> Path:
+    """Write the template; UsageError when there is a file already and not ``force``."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already; --force replaces it")
+    return files.write(path, template(), way_out="name another file")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of lrfc.toml, as shipped in lrfc.schema.json (``python -m lrfc.config.resolve`` writes that file)."""
+    given = BuildConfig.model_json_schema(mode="validation")
+    properties = {name: _property(given["properties"][FIELDS.get(name, name)]) | {"description": option.help} for name, option in OPTIONS.items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": NAME, "type": "object", "additionalProperties": False, "properties": properties,
+    } | ({"$defs": given["$defs"]} if "$defs" in given else {})  # fmt: skip
+
+
+def _property(field: dict[str, Any]) -> dict[str, Any]:
+    """A property of the schema without what TOML has no word for: null, by which an option is left out."""
+    kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
+    if kinds:
+        field = {**{key: value for key, value in field.items() if key != "anyOf"}, **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}
+    return {key: value for key, value in field.items() if key != "title" and not (key == "default" and value is None)}
+
+
+def schema_text() -> str:
+    """The content of lrfc.schema.json."""
+    return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def build_options(settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """The arguments of ``lrfc.build``: what is not left to its default."""
+    return {name: setting.value for name, setting in settings.items() if setting.source != "default"}
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(schema_text(), encoding="utf-8")

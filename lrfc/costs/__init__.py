@@ -1,0 +1,1 @@
+"""Costs of operations: latency, memory, and what they are predicted from."""

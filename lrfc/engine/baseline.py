@@ -1,0 +1,69 @@
+"""The loss of the original itself in the precision of a destination."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrfc.config.build import Drop
+from lrfc.config.precision import FORMATS, PRECISIONS, listed
+from lrfc.engine.candidate import CALIBRATED
+from lrfc.engine.destinations import Destination
+from lrfc.engine.reference_kernels import kernels
+from lrfc.errors import ModelError
+from lrfc.ir.keras import io as keras_io
+from lrfc.metrics.contract import Contract, held
+from lrfc.metrics.metric import Metric
+from lrfc.metrics.outcome import short
+from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.passes.select_ranks import totals
+from lrfc.state import State
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The drop of the original's own file against the original, and what else could be built."""
+
+    precision: str
+    contract: Contract
+    ways_out: tuple[str, ...]
+
+    def __str__(self) -> str:
+        allowed = self.contract.allowed
+        limit = "" if allowed is None else f" where {allowed.text(short(self.contract.unit))} is allowed"
+        return f"the original itself loses {self.contract} in {self.precision}{limit}: {listed(self.ways_out)} may keep more"
+
+
+def baseline(metric: Metric, state: State, goal: Destination, folder: Path, allowed: Drop | None, *, qat: bool) -> Baseline:
+    """What the original loses for a destination.
+
+    ``folder``: where its file is written. ``qat``: whether the rounding is trained with already.
+
+    On devices that round as LiteRT's reference kernels do, what these lose counts too, as in the
+    contract of a build.
+    """
+    test, target = state.data.test, goal.target
+    whole = fold_batchnorm(state.original)
+    samples = tuple(x[:CALIBRATED] for x in state.data.train.inputs)
+    file = target.emit(whole, folder / f"original-alone.{target.name}", samples)
+    outputs = target.load(file)(test.inputs)
+    found = held(metric, test, keras_io.predict(state.original, test.inputs), outputs, allowed)
+    if found.met and goal.device.rounds_like_reference:  # otherwise it is known already, and they are slow
+        try:
+            rounded = kernels(file, metric, test, outputs, totals(whole)["macs"])
+        except ModelError as error:
+            state.progress.log(f"  the original's file is not run by LiteRT's reference kernels: {error}")
+        else:
+            found = found if rounded is None else found.then(rounded.change)
+    return Baseline(target.precision, found, ways_out(goal, qat=qat))
+
+
+def ways_out(goal: Destination, *, qat: bool) -> tuple[str, ...]:
+    """The options that round less, or train with the rounding, that device and format have."""
+    form, precision = goal.target.name, goal.target.precision
+    ways = ["--qat"] if (form, precision) == ("tflite", "int8") and not qat else []
+    wider = [name for name in ("int16x8", "fp16") if PRECISIONS[name].activation > PRECISIONS[precision].activation]
+    if not PRECISIONS[precision].integer:
+        wider = ["fp16"]
+    ways += [f"--precision {name}" for name in wider if name in goal.device.precisions and name in FORMATS[form]]
+    return (*ways, "a larger --max-drop")

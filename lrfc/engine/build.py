@@ -1,0 +1,194 @@
+"""The straight line from a trained model to measured files: load, rewrite, emit, verify, measure, report."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lrfc.config.build import BuildConfig
+from lrfc.data.dataset import load_data
+from lrfc.engine.destinations import Destination, destination
+from lrfc.engine.driver import Line, Stop, bench_of, exploration, pipeline, reasons, weighing
+from lrfc.engine.estimate import estimates
+from lrfc.engine.package import Result, ship
+from lrfc.engine.preflight import Goal, Request
+from lrfc.engine.replay import Locked
+from lrfc.errors import LrfcError, ModelError, UsageError
+from lrfc.ir import processor
+from lrfc.ir.graph import Graph
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras import load as keras_load
+from lrfc.passes.canonicalise import Canonicalise, lower_transposed, move_channels
+from lrfc.passes.price_layers import PriceLayers
+from lrfc.passes.profile import Profile, profile
+from lrfc.passes.select_ranks import DesignSpace, costs
+from lrfc.pipeline import plan, run
+from lrfc.results import folder as artifact
+from lrfc.results.exploration import SHARES, Survey
+from lrfc.search import pareto as front_
+from lrfc.search.candidates import selected
+from lrfc.state import Artifact, Progress, State
+from lrfc.system import scratch
+from lrfc.targets import refusals
+from lrfc.targets.devices.device import Device
+from lrfc.targets.devices.measure import Measurement
+from lrfc.targets.devices.runners import runner
+
+
+def build(request: Request, progress: Progress | None = None, on_result: Callable[[Result], None] = lambda result: None) -> Any:
+    """The build that was asked for; see ``lrfc.api.build``."""
+    if request.locked is not None:
+        return _repeated(request, request.locked, progress or Progress(), on_result)
+    return _built(request, progress, on_result)
+
+
+def _repeated(request: Request, locked: Locked, progress: Progress, on_result: Callable[[Result], None]) -> Any:
+    """The build of a manifest once more."""
+    processor.decide(locked.manifest.onednn)  # as in that build, where TensorFlow is not imported yet and the user has not set it
+    differences = locked.differences()
+    if differences:
+        progress.log(f"warning: not the versions of {locked.path}, so the bytes may differ: {', '.join(differences)}")
+
+    def compared(result: Result) -> None:
+        progress.log(locked.outcome(result.manifest))
+        on_result(result)
+
+    return _built(request, progress, compared)
+
+
+def _built(request: Request, progress: Progress | None, on_result: Callable[[Result], None]) -> Any:
+    config, goals = request.config, [destination(goal) for goal in request.goals]
+    log: list[str] = []
+    progress = _tee(progress or Progress(), log)
+    with ExitStack() as stack:
+        places = [stack.enter_context(artifact.reserved(folder)) for folder in request.folders]
+        source, graph = _load(request.model, unsafe=config.unsafe_load)
+        _refuse(graph, [goal.target for goal in goals], config)
+        for remark in dict.fromkeys(remark for goal in goals for remark in refusals.remarks(graph, goal.target)):
+            progress.log(remark)
+        samples = load_data(request.data, graph, test=request.test_data, seed=config.seed)
+        if config.qat and (samples.synthetic or samples.few):
+            raise UsageError("--qat trains the network, and there is too little to train on: give --data, or leave out --qat")
+        for note in samples.notes:
+            progress.log(note)
+        results = []
+        try:
+            line = Line(source, config, goals, samples, progress, request.locked)
+            state = line.explored(graph)
+            for goal, place in zip(goals, places, strict=True):
+                emitted = stack.enter_context(scratch.folder())
+                with bench_of(goal, state, emitted) as bench:
+                    drafts, taken = line.drafted(state, goal, bench, emitted)
+                results.append(ship(drafts, taken, place, log))
+                on_result(results[-1])
+        except Stop:
+            return None if request.single else ()
+    failures = [result.failure for result in results if result.failure is not None]
+    given: Any = results[0] if request.single else tuple(results)
+    if failures:
+        worst = min(failures, key=lambda failure: failure.exit_code)
+        worst.result = given
+        raise worst
+    return given
+
+
+def explore(
+    model: Any, data: Any, config: BuildConfig, asked: Goal, folder: Path, over: tuple[str, ...], points: int, progress: Progress | None, *, priced: bool
+) -> Survey:  # fmt: skip
+    """The exploration that was asked for; see ``lrfc.api.explore``. ``priced``: latencies are predicted for the device."""
+    with artifact.reserved(folder) as place:
+        survey = _explored(model, data, config, destination(asked), over, points, progress or Progress(), priced=priced)
+        survey.write(place)
+    return survey
+
+
+def _explored(
+    model: Any, data: Any, config: BuildConfig, goal: Destination, over: tuple[str, ...], points: int, progress: Progress, *, priced: bool
+) -> Survey:
+    source, graph = _load(model, unsafe=config.unsafe_load)
+    _refuse(graph, (), config)
+    samples = load_data(data, graph, seed=config.seed)
+    for note in samples.notes:
+        progress.log(note)
+    state = run(State(graph, graph, samples, config.seed, progress), plan([Canonicalise()]))
+    start = time.perf_counter()
+    state = run(replace(state, original=state.graph), plan([exploration(config, config.rank_multiple or goal.device.rank_multiple)]))
+    if not state.fact(DesignSpace).spaces:
+        raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {reasons(state.fact(DesignSpace).skipped)}")
+    state = run(state, plan(weighing(goal.target.precision, goal.target.name, cached=config.resume), known=(DesignSpace,)))
+    if priced:
+        prices, begins = goal.profile()
+        progress.log(begins or f"latencies are predicted for {goal.device.name}, not measured")
+        state = run(state, plan([PriceLayers(prices, slower=True)], known=(DesignSpace,)))
+    seconds = time.perf_counter() - start
+    return Survey(
+        source.name,
+        costs(state),
+        state.fact(DesignSpace),
+        over,
+        front_.front(state, over, points),
+        front_.by_method(state, max(4, points // 2), SHARES),
+        seconds,
+        samples.synthetic,
+    )
+
+
+def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
+    """Costs of each op of a model, a file or a Keras model, and of the whole."""
+    _, graph = _load(model, unsafe=unsafe)
+    return profile(graph, precision)
+
+
+def measure(files: Sequence[tuple[Path, str]], chosen: Device, threads: int | None, runs: int) -> tuple[Measurement, ...]:
+    """Files, each with its format, on a device; see ``lrfc.api.measure``."""
+    if chosen.reach.kind == "analytic":  # nothing runs there
+        return estimates(files, chosen, threads)
+    artifacts = [Artifact(file, form, "fp32") for file, form in files]
+    with runner(chosen) as there:
+        return there.compare(artifacts, threads=threads or chosen.threads, runs=runs)
+
+
+# -- the line ----------------------------------------------------------------------------------------------------------------------
+
+
+def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
+    if isinstance(model, str | Path):
+        return Path(model), keras_io.from_keras(keras_load.load(model, unsafe=unsafe))
+    graph = keras_io.from_keras(model)
+    return Path(f"{model.name}.keras"), graph
+
+
+def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
+    """Everything that stands in the way, before any work."""
+    # Asked of the layout that is emitted: no format takes every layer with channels first, or dilated and transposed.
+    moved = lower_transposed(move_channels(graph))
+    processor.check(moved)
+    reasons = [f"{target.name}: {reason}" for target in targets for reason in target.refusals(moved)]
+    if reasons:
+        raise ModelError(f"model '{graph.name}' cannot be emitted: {'; '.join(reasons)}")
+    names = [op.name for op in graph]
+    for option, patterns in (("--keep", config.keep), ("--only", config.only)):
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise UsageError(f"{option} {pattern}: no layer has such a name; lrfc inspect lists the layers")
+    layers = list(selected(graph, config.keep, config.only))
+    if not layers:
+        raise ModelError(f"model '{graph.name}' has no convolution and no fully connected layer, so there is nothing to factorize")
+    if all(reason is not None for _, reason in layers):
+        raise UsageError("--keep and --only leave no layer to factorize; lrfc inspect lists the layers")
+
+
+def _tee(progress: Progress, log: list[str]) -> Progress:
+    def write(line: str) -> None:
+        log.append(line)
+        progress.log(line)
+
+    return Progress(progress.stage, write)
+
+
+__all__ = ["LrfcError", "Result", "build", "explore", "inspect", "measure", "pipeline"]

@@ -1,0 +1,60 @@
+"""Where a build goes: each file format together with the device that it is for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lrfc.config.build import HOST
+from lrfc.config.precision import of
+from lrfc.costs import latency
+from lrfc.costs.latency import CostProfile
+from lrfc.engine.preflight import Goal
+from lrfc.errors import UsageError
+from lrfc.state import Target
+from lrfc.targets.catalog import target as target_of
+from lrfc.targets.devices import device as devices
+from lrfc.targets.devices.device import Device, Vela
+
+
+@dataclass(frozen=True)
+class Destination:
+    """One file to make. ``name``: of its output folder where a build makes several."""
+
+    target: Target
+    device: Device
+    threads: int
+    name: str
+
+    def profile(self) -> tuple[CostProfile, str | None]:
+        """The prices to begin with, and a note when they are those of another device."""
+        form, precision = self.target.name, self.target.precision
+        own = latency.load(self.device.name, form, precision, self.threads)
+        if own is not None:
+            return own, _of_another_mode(self.device)
+        like = of(precision).like
+        near = [(self.device.name, precision, 1), (self.device.name, like, self.threads), (self.device.name, like, 1)]
+        for device, other, threads in (*near, (HOST, precision, 1), (HOST, like, 1), (HOST, "fp32", 1)):
+            found = latency.load(device, form, other, threads)
+            if found is not None:
+                note = f"device '{self.device.name}' has no cost profile for {form} {precision} on {self.threads} threads: prices begin as those of"
+                return found, f"{note} {device} {other}, and every measurement corrects them; lrfc devices calibrate {self.device.name} makes its own"
+        raise UsageError(
+            f"device '{self.device.name}' has no cost profile for {form} {precision}: lrfc devices calibrate {self.device.name} makes one"
+        )
+
+
+def destination(goal: Goal) -> Destination:
+    """The destination of a goal."""
+    return Destination(target_of(goal.format, goal.precision, int8_io=goal.int8_io), goal.device, goal.threads, goal.name)
+
+
+def _of_another_mode(device: Device) -> str | None:
+    """A note for an Ethos-U whose cost profile ships with it, and was computed for another configuration of Vela."""
+    place = devices.SHIPPED / f"{device.name}.toml"
+    reach = device.reach
+    if not isinstance(reach, Vela) or not place.is_file() or devices.read(place).reach == reach:
+        return None
+    return (
+        f"device '{device.name}' has no cost profile for {reach.accelerator}, {reach.system_config}, {reach.memory_mode}: where Vela cannot price an op by"
+        " itself, prices begin as those of the profile that ships, and every measurement corrects them"
+    )

@@ -1,0 +1,1 @@
+"""Keras models to graphs and back."""

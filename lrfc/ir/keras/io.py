@@ -1,0 +1,9 @@
+"""Keras models to graphs and back: import, export, shape inference by Keras, saving, running."""
+
+from __future__ import annotations
+
+from lrfc.ir.keras.export import absorb, infer, layer_of, save, single, to_keras
+from lrfc.ir.keras.importer import from_keras
+from lrfc.ir.keras.run import call, compiled, predict
+
+__all__ = ["absorb", "call", "compiled", "from_keras", "infer", "layer_of", "predict", "save", "single", "to_keras"]

@@ -1,0 +1,132 @@
+"""Read Keras model files: .keras, .h5, and the .h5 files of Keras 1 and 2 that Keras 3 refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrfc.errors import ModelError
+from lrfc.ir import keras_wiring
+from lrfc.ir.backend import keras, quiet, reason
+from lrfc.ir.keras import allowed as keras_allowed
+from lrfc.ir.keras import compiled as keras_compiled
+from lrfc.ir.keras import file as keras_file
+from lrfc.ir.keras import legacy as keras_legacy
+from lrfc.ir.keras.bounds import TooManyWeights, weights_bounded
+from lrfc.ir.keras.file import ModelFile
+from lrfc.system import scratch
+from lrfc.system.reader import shown
+
+#: Numbers that layers may keep beside what is saved: states of random generators, tables.
+_UNSAVED = 1 << 24
+
+
+def load(path: Path | str, *, unsafe: bool = False) -> Any:
+    """The model in a .keras or .h5 file, compiled with the loss in it, where there is one. The content decides, not the name.
+
+    Keras never opens the file itself: it gets a copy whose configuration names nothing but what
+    ``keras_allowed`` lists. ``unsafe`` hands the configuration on as it is, and lets the file run
+    Python code. UsageError for a missing file, ModelError for one that holds no usable model.
+    """
+    file = keras_file.read(path)
+    with scratch.folder() as folder:
+        model = _Loading(file, unsafe, folder).model()
+    _refuse_non_finite(model, file.path)
+    keras_compiled.carry(file, model, unsafe=unsafe)
+    return model
+
+
+class _Loading:
+    """One file on its way to a model."""
+
+    def __init__(self, file: ModelFile, unsafe: bool, folder: Path) -> None:
+        self._file, self._unsafe = file, unsafe
+        try:
+            self._config = file.config if unsafe else keras_allowed.model(file.config, file.path, legacy=file.legacy)
+        except keras_allowed.NoCounterpartError as error:
+            raise self._lost(error) from error
+        self._copy = keras_file.Copy(file, folder)
+
+    def model(self) -> Any:
+        k, path = keras(), self._file.path
+        given = self._copy.with_config(self._config, "model")
+        try:
+            with quiet(), weights_bounded(k.Layer, self._weights()):
+                model = k.saving.load_model(given, compile=False, safe_mode=not self._unsafe)
+        except TooManyWeights as error:
+            raise self._too_large() from error
+        except Exception as error:
+            if self._file.legacy and (carried := self._carried_over()) is not None:
+                return carried
+            raise self._unreadable(error) from error
+        if not isinstance(model, k.Model):
+            raise ModelError(f"{path} holds a {type(model).__name__}, not a model")
+        old = self._old() if self._file.legacy and model.built else None
+        if old is None or old.inputs is None or keras_legacy.agrees(old, model):
+            return model
+        return self._carried_over(old)
+
+    def _old(self) -> Any:
+        """The file as tf_keras reads it; None when it cannot, or when the file uses classes of the user's."""
+        if self._unsafe:
+            config = self._file.config
+        else:
+            try:
+                config = keras_allowed.legacy_model(self._file.config, self._file.path)
+                keras_wiring.check(config)
+            except keras_allowed.CustomClassError:
+                return None
+        try:
+            given = self._copy.with_config(config, "legacy")
+            return keras_legacy.read(given, elements=self._weights(), unsafe=self._unsafe)
+        except TooManyWeights as error:
+            raise self._too_large() from error
+
+    def _carried_over(self, old: Any = None) -> Any:
+        try:
+            old = self._old() if old is None else old
+            return None if old is None else keras_legacy.carried_over(old)
+        except ModelError as error:
+            raise self._lost(error) from error
+
+    def _weights(self) -> int:
+        """The weights that its layers may have: those in the file, and room for what is not saved."""
+        return 2 * self._copy.elements + _UNSAVED
+
+    def _too_large(self) -> ModelError:
+        return ModelError(
+            f"{self._file.path}: its layers have more weights than the file holds, "
+            f"which are {self._copy.elements:,} numbers; it was not saved so by Keras"
+        )
+
+    def _lost(self, error: ModelError) -> ModelError:
+        return ModelError(
+            f"{self._file.path}, written by Keras {self._file.version}, cannot be carried over to Keras {keras().__version__}: {error}. "
+            "Build the model with Keras 3, give it the old weights and save it with model.save('model.keras')"
+        )
+
+    def _unreadable(self, error: Exception) -> ModelError:
+        """Why Keras cannot read the file, from what it said."""
+        path, text = self._file.path, str(error)
+        if re.search(r"safe_mode=False|enable_unsafe_deserialization|unsafe", text):
+            return ModelError(f"{path} contains Python code (a Lambda layer); if you trust the file, give --unsafe-load")
+        unknown = re.search(r"(?:Could not locate (?:class|function)|Unknown (?:layer|object|activation function):?) '([^']+)'", text)
+        if unknown:
+            return ModelError(
+                f"{path} uses '{shown(unknown.group(1), 120)}', which is not part of Keras: decorate it with @keras.saving.register_keras_serializable() "
+                "and import its module before the model is loaded"
+            )
+        return ModelError(
+            f"{path}, written by Keras {self._file.version}, cannot be read by Keras {keras().__version__} ({reason(error)}): "
+            "load it with the Keras that wrote it and save it with model.save('model.keras')"
+        )
+
+
+def _refuse_non_finite(model: Any, path: Path) -> None:
+    for variable in model.weights:
+        array = np.asarray(variable, dtype=np.float32) if "float" in str(variable.dtype) else None
+        if array is not None and not np.isfinite(array).all():
+            raise ModelError(f"{path}: weight '{variable.path}' holds NaN or infinite values; train the model again or take an earlier checkpoint")

@@ -1,0 +1,72 @@
+"""Run graphs and Keras models on data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lrfc.errors import ModelError, UsageError
+from lrfc.ir.backend import keras, quiet
+from lrfc.ir.graph import Array, Graph
+from lrfc.ir.keras import inline as keras_inline
+from lrfc.ir.keras.export import to_keras
+
+if TYPE_CHECKING:
+    from lrfc.state import Batch
+
+
+def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
+    """A function from one batch (any number of samples) to the outputs in the order of ``graph.outputs``, in inference mode. It is traced once."""
+    import tensorflow as tf
+
+    k = keras()
+    model = to_keras(graph_or_model) if isinstance(graph_or_model, Graph) else graph_or_model
+    function = keras_inline.functional(model)
+    if function is None:
+        raise ModelError(f"model '{model.name}' has no layer graph, so it cannot be run")
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in function.inputs]
+
+    def flat_call(*flat: Any) -> Any:
+        return k.tree.flatten(model(k.tree.pack_sequence_as(function.input, list(flat)), training=False))
+
+    with quiet():
+        call = tf.function(flat_call, autograph=False).get_concrete_function(*specs)
+    fixed = specs[0].shape[0]
+
+    def run(batch: Batch) -> Batch:
+        if len(batch) != len(specs):
+            raise UsageError(f"model '{model.name}' has {len(specs)} inputs, the data have {len(batch)} arrays")
+        for tensor, spec, x in zip(function.inputs, specs, batch, strict=True):
+            if not spec.shape[1:].is_compatible_with(x.shape[1:]):
+                raise UsageError(f"input '{tensor.name}' takes samples of shape {tuple(spec.shape[1:])}, the data have {tuple(x.shape[1:])}")
+        arrays = [tf.constant(np.asarray(x, dtype=spec.dtype.as_numpy_dtype)) for x, spec in zip(batch, specs, strict=True)]
+        with quiet():
+            if fixed is None:
+                return tuple(np.asarray(y) for y in call(*arrays))
+            parts = [_run_fixed(call, [x[start : start + fixed] for x in arrays], fixed) for start in range(0, len(arrays[0]), fixed)]
+        return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+    return run
+
+
+def predict(graph_or_model: Any, batch: Batch, batch_size: int = 256) -> Batch:
+    """The outputs of a graph, a model or a ``compiled`` one for all samples of ``batch``, in the order of ``graph.outputs``."""
+    run = graph_or_model if inspect.isfunction(graph_or_model) else compiled(graph_or_model)
+    parts = [run(tuple(x[start : start + batch_size] for x in batch)) for start in range(0, len(batch[0]), batch_size)]
+    return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+
+def call(model: Any, batch: Sequence[Any], *, training: bool = False) -> Any:
+    """The model's outputs, packed as the model packs them, for one array or tensor per input."""
+    arrays = [keras().ops.convert_to_tensor(x, tensor.dtype) for x, tensor in zip(batch, model.inputs, strict=True)]
+    return model(keras().tree.pack_sequence_as(keras_inline.functional(model).input, arrays), training=training)
+
+
+def _run_fixed(call: Callable[..., Any], arrays: list[Array], size: int) -> list[Array]:
+    """One call of a model whose batch size is fixed: the samples are padded by repeating the last, and the surplus is cut off."""
+    count = len(arrays[0])
+    padded = [np.concatenate([x, np.repeat(x[-1:], size - count, axis=0)]) for x in arrays]
+    return [np.asarray(y)[:count] for y in call(*padded)]

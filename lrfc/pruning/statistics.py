@@ -1,0 +1,122 @@
+"""What a network shows of its channels on calibration data: the slope of its output along each, and the rank of their feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfc.errors import ModelError
+from lrfc.factorization.einsum import Einsum
+from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.ops import conv_geometry
+from lrfc.search.sensitivity import is_distribution
+from lrfc.state import Batch, batches
+
+#: Samples that slopes are taken of, one by one, and images whose feature maps are ranked.
+SLOPES, RANKED = 96, 16
+#: Values of the feature maps that one pass may deliver.
+DELIVERED = 32 << 20
+#: Largest side of a feature map that is ranked whole; of larger ones every n-th row and column is taken.
+SIDE = 32
+
+
+def slopes(graph: Graph, readers: Sequence[Op], inputs: Batch, seed: int) -> dict[str, NDArray[np.float32]]:
+    """For each layer (samples, input channels): the change of ℓ per relative change of what the layer reads on that channel.
+
+    ℓ is the log-probability of a class drawn at random (all are as likely: where the network is sure, that of its own answer has no slope), or for outputs
+    that are no probabilities their sum with random signs, relative to their spread over the samples. A layer is linear in what it reads, so the slope is
+    Σ W·∂ℓ/∂W over the channel's weights.
+    """
+    import keras
+    import tensorflow as tf
+
+    from lrfc.ir.keras import io as keras_io
+
+    if not inputs:
+        raise ModelError("the taylor criterion needs calibration data")
+    model = keras_io.to_keras(graph)
+    kernels = [_kernel(keras_io.layer_of(model, op)) for op in readers]
+    samples = tuple(x[:SLOPES] for x in inputs)
+    rng = np.random.default_rng(seed)
+    cotangents = [_cotangent(values, rng) for values in keras_io.predict(model, samples)]
+
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def products(batch: list[Any], weights: list[Any]) -> list[Any]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(kernels)
+            found = keras.tree.flatten(keras_io.call(model, batch))
+            score = tf.add_n([tf.reduce_sum(y * w) for y, w in zip(found, weights, strict=True)])
+        gradients = tape.gradient(score, kernels, unconnected_gradients="zero")
+        return [_by_input(graph, op, kernel * gradient) for op, kernel, gradient in zip(readers, kernels, gradients, strict=True)]
+
+    rows: list[list[NDArray[np.float32]]] = [[] for _ in readers]
+    for i in range(len(samples[0])):
+        values = products([tf.constant(x[i : i + 1]) for x in samples], [tf.constant(c[i : i + 1]) for c in cotangents])
+        for row, value in zip(rows, values, strict=True):
+            row.append(np.asarray(value))
+    return {op.name: np.stack(row) for op, row in zip(readers, rows, strict=True)}
+
+
+def _kernel(layer: Any) -> Any:
+    """TensorFlow's variable of the weights that a layer's input is multiplied with."""
+    variable = layer.depthwise_kernel if hasattr(layer, "depthwise_kernel") else layer.kernel
+    return variable.value
+
+
+def _by_input(graph: Graph, op: Op, values: Any) -> Any:
+    """Values in a kernel's shape, summed up for each input channel (for each row, of a matrix product)."""
+    import tensorflow as tf
+
+    source, rank = graph.input_tensors(op.name)[0], len(values.shape)
+    if op.kind == "Dense":
+        return tf.reduce_sum(values, 1)
+    if op.kind == "EinsumDense":
+        einsum = Einsum.of(op, source)
+        return tf.reshape(tf.reduce_sum(values, [einsum.weights.index(letter) for letter in einsum.made]), [-1])
+    if op.kind.endswith("Transpose"):
+        return tf.reduce_sum(values, list(range(rank - 1)))
+    summed = tf.reduce_sum(values, list(range(rank - 2)))
+    if op.kind.startswith("Separable"):
+        return tf.reduce_sum(summed, 1)
+    groups = conv_geometry(op, source).groups
+    return tf.reshape(tf.transpose(tf.reduce_sum(tf.reshape(summed, [summed.shape[0], groups, -1]), 2)), [-1])
+
+
+def _cotangent(values: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """∂ℓ/∂(output): of log p of a drawn class, or random signs over the spread."""
+    if is_distribution(values):
+        p = np.clip(values.astype(np.float64), 1e-12, None)
+        picked = np.arange(p.shape[-1]) == rng.integers(0, p.shape[-1], (*p.shape[:-1], 1))
+        return np.asarray(np.where(picked, 1 / p, 0), np.float32)
+    spread = max(float(np.sqrt(np.sum(np.square(values - values.mean(0))) / len(values))), 1e-12)
+    return np.asarray(rng.choice([-1.0, 1.0], values.shape) / spread, np.float32)
+
+
+def ranks(graph: Graph, axes: Mapping[Ref, int], inputs: Batch) -> dict[Ref, NDArray[np.float64]]:
+    """For each tensor and each index of the axis given for it: the mean rank of its feature maps, plus less than 1 for their energy.
+
+    A feature map is the matrix of the first spatial axis and the others; without spatial axes it is one value, of rank 1, and the energy alone decides.
+    """
+    from lrfc.ir.keras import io as keras_io
+
+    if not inputs:
+        raise ModelError("the feature_rank criterion needs calibration data")
+    probe = graph.copy()
+    probe.outputs, probe.structure = tuple(axes), (graph.structure[0], None)
+    run = keras_io.compiled(probe)
+    samples = tuple(x[:RANKED] for x in inputs)
+    size = sum(prod(n or 1 for n in graph.tensor(ref).shape[1:]) for ref in axes)
+    rank = {ref: np.zeros(graph.tensor(ref).shape[axis] or 0) for ref, axis in axes.items()}
+    energy = {ref: np.zeros_like(values) for ref, values in rank.items()}
+    for part in batches(samples, max(1, DELIVERED // max(1, size))):
+        for ref, values in zip(axes, run(part), strict=True):
+            maps = np.moveaxis(values, axes[ref], 1)
+            maps = maps.reshape(*maps.shape[:2], maps.shape[2] if maps.ndim > 2 else 1, -1)
+            energy[ref] += np.square(maps, dtype=np.float64).mean((2, 3)).sum(0)
+            steps = [-(-n // SIDE) for n in maps.shape[2:]]
+            rank[ref] += np.linalg.matrix_rank(maps[:, :, :: steps[0], :: steps[1]]).sum(0)
+    return {ref: rank[ref] / len(samples[0]) + 0.999 * energy[ref] / max(float(energy[ref].max(initial=0)), 1e-30) for ref in axes}

@@ -1,0 +1,1 @@
+"""Contents of an output folder: manifest, tables, comparison and report."""

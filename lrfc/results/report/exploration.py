@@ -1,0 +1,65 @@
+"""The page of an exploration: how the solutions of each method spread between memory and MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from lrfc.results.report.chart import chart, legend
+from lrfc.search.candidates import Candidate, LayerSpace, pareto
+
+if TYPE_CHECKING:
+    from lrfc.results.exploration import Survey
+
+
+def render(survey: Survey, shares: Sequence[float]) -> str:
+    """The page as text; ``shares`` of the MACs head the table."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    names = list(survey.fronts)
+    quality = {
+        name: [
+            (100 * p["macs"] / survey.whole["macs"], p["predicted_divergence"], f"{name}: {100 * p['macs'] / survey.whole['macs']:.1f} % of the MACs")
+            for p in points
+        ]
+        for name, points in survey.fronts.items()
+    }
+    spread = {
+        name: [(p["macs"], p["params"], f"{name}: {p['macs']:,} MACs, {p['params']:,} parameters") for p in points]
+        for name, points in survey.fronts.items()
+    }
+    methods = _methods(survey.design.spaces)
+    layers = [_layer(space, methods) for space in survey.design.spaces]
+    return environment.get_template("exploration.html.j2").render(
+        survey=survey,
+        shares=shares,
+        rows=survey.table(),
+        quality=chart(quality, "Predicted divergence against MACs kept", "MACs kept, %", "predicted divergence", lines=True, log_y=True),
+        spread=chart(spread, "Parameters against MACs", "MACs", "parameters", lines=True),
+        legend=legend(names),
+        layer_legend=legend(methods),
+        layers=layers,
+    )
+
+
+def _methods(spaces: Sequence[LayerSpace]) -> list[str]:
+    return list(dict.fromkeys(c.method for s in spaces for c in s.candidates if c.method))
+
+
+def _layer(space: LayerSpace, names: Sequence[str]) -> tuple[str, str, str, str]:
+    """Name, kind, chart and one sentence of a layer."""
+    kept = {id(c) for c in pareto(space.candidates)}
+    best = [c for c in space.candidates if id(c) in kept and c.method]
+
+    def point(c: Candidate) -> tuple[float, float, str]:
+        rank = "×".join(map(str, c.ranks))
+        return (c.macs, c.params, f"{c.method} rank {rank}: {c.macs:,} MACs, {c.params:,} parameters, similarity {1 - c.error:.3f}")
+
+    series = {name: [point(c) for c in best if c.method == name] for name in names}
+    drawn = chart(series, f"{space.op.name}: parameters against MACs", "MACs", "parameters", size=(320, 220), dot=2.5)
+    told = f"{len(space.candidates)} candidates, {len(best)} of them not dominated"
+    return space.op.name, space.op.kind, drawn, told

@@ -1,0 +1,82 @@
+"""Write a file whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from lrfc.errors import UsageError
+from lrfc.system import scratch
+
+#: What a message offers by default, where a file cannot be written.
+_WAY_OUT = "choose another --out"
+#: What it offers for the user's own device profiles and cost files.
+CONFIG = "make its folder writable, or set XDG_CONFIG_HOME to another"
+
+
+def write(path: Path, content: bytes | str, *, parents: bool = False, way_out: str = _WAY_OUT) -> Path:
+    """Write text (UTF-8) or bytes, see ``write_with``."""
+    data = content.encode() if isinstance(content, str) else content
+    return write_with(path, lambda file: file.write(data), parents=parents, way_out=way_out)
+
+
+def write_with(
+    path: Path,
+    fill: Callable[[IO[bytes]], object],
+    *,
+    parents: bool = False,
+    way_out: str = _WAY_OUT,
+) -> Path:
+    """Have ``fill`` write a file beside the path, which then takes its name; gives the path.
+
+    ``parents``: a missing folder is made. UsageError, and what was there before, when the disk or the folder does
+    not take it. Where the process is killed, the file before is there, and a later run of lrfc
+    removes the other.
+    """
+    final = Path(os.path.realpath(path))  # a link stays a link
+    part = final.with_name(f".{final.name[:100]}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        if _is_special(path):
+            with path.open("wb") as file:
+                fill(file)
+            return path
+        if parents:
+            final.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.file_elsewhere(part):
+            try:
+                with part.open("xb") as file:
+                    fill(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if final.exists():
+                    part.chmod(final.stat().st_mode & 0o777)
+                part.replace(final)
+            finally:
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; {way_out}") from error
+    return path
+
+
+def check(path: Path, *, way_out: str = _WAY_OUT) -> None:
+    """UsageError, before any work, where no file can be written at the path."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if _is_special(path):
+            return
+        folder = next(each for each in Path(os.path.realpath(path)).parents if each.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; {way_out}") from error
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe or a device, such as /dev/stdout, which has no name to take."""
+    return path.exists() and not path.is_file()

@@ -1,0 +1,1 @@
+"""Devices: profiles, runners and measurement."""

@@ -1,0 +1,15 @@
+"""This machine as a device."""
+
+from __future__ import annotations
+
+from lrfc.targets.devices.device import Device, Local
+from lrfc.targets.devices.process import Here
+from lrfc.targets.devices.runners.python import PythonRunner
+
+
+class LocalRunner(PythonRunner):
+    """Each file in a fresh child process."""
+
+    def __init__(self, device: Device) -> None:
+        assert isinstance(device.reach, Local)
+        super().__init__(device, Here(device.reach.python))

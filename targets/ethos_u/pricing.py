@@ -1,0 +1,91 @@
+"""What single ops take on an Ethos-U: priced many at a time in networks made for it, and read from the networks that were compiled."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lrfc.costs import fitting, microbench, npu
+from lrfc.costs.latency import CostProfile
+from lrfc.costs.workload import Signature
+from lrfc.ir.graph import Graph
+from lrfc.state import Artifact
+from lrfc.system import scratch
+from lrfc.targets.devices.device import Device, Vela
+from lrfc.targets.ethos_u import vela
+from lrfc.targets.tflite import probe
+
+#: Most ops of one probe, and most of their weights: what keeps a run of Vela at a few seconds.
+_OPS, _WEIGHTS = 150, 4_000_000
+_NONE = Signature("", (), ())
+
+
+def price(signatures: Iterable[Signature], reach: Vela, *, timeout: float = 600.0) -> dict[Signature, float]:
+    """Cycles of each op, as Vela computes them for an op between others of its kind; those that a probe cannot hold are left out.
+
+    In a network an op may differ a little: Vela fetches weights while the op before runs, and chooses blocks by what memory is left. ``timeout``:
+    seconds for all of them. The errors of ``lrfc.targets.ethos_u.vela.compiled``.
+    """
+    deadline = time.monotonic() + timeout
+    found: dict[Signature, float] = {}
+    wanted = [each for each in dict.fromkeys(signatures) if probe.can_hold(each)]
+    with scratch.folder() as folder:
+        path = folder / "probe.tflite"
+        for part in probe.batches(wanted, _OPS, _WEIGHTS):
+            path.write_bytes(probe.network(part))
+            result = vela.compiled(Artifact(path, "tflite", "int8"), reach, timeout=max(deadline - time.monotonic(), 0.0))
+            cycles: dict[int, int] = defaultdict(int)
+            for layer in result.layers:
+                number = re.match(r"op(\d+)(?!\d|/)", layer.name)
+                if number is not None:
+                    cycles[int(number[1])] += layer.cycles
+            found |= {signature: float(cycles[number]) for number, signature in enumerate(part) if cycles[number]}
+    return found
+
+
+def profile(device: Device, *, timeout: float = 3600.0) -> CostProfile:
+    """A cost profile in cycles, for ops that no probe can hold and for predictions without Vela: fitted to the ops of the micro-networks, each priced."""
+    assert isinstance(device.reach, Vela)
+    wanted = {each: None for graph in microbench.networks() for _, each in npu.signatures(graph)}
+    prices = price(wanted, device.reach, timeout=timeout)
+    about: dict[str, Any] = {
+        "machine": device.reach.accelerator,
+        "runtime": "Vela",
+        "runtime_version": vela.version(),
+        "source": "Arm's Vela, ops priced one by one",
+    }
+    return fitting.fit(list(prices.items()), device=device.name, format="tflite", precision="int8", unit="cycles", estimated=True, **about)
+
+
+def observed(result: vela.Compiled, graph: Graph, prices: Mapping[Signature, float] | None = None) -> dict[Signature, float]:
+    """Cycles of the ops of a compiled network, to be taken in the place of predicted ones; the mean where ops of one signature differ.
+
+    ``graph``: the one that the file was emitted from. What Vela computes inside another op has none: 0. But where it merges an op into the one before it
+    (on an Ethos-U85 an addition into a convolution) and ``prices`` knows what that one takes alone, the rest is booked on the merged op, since it will
+    be merged into another one as well.
+    """
+    cycles: dict[str, float] = dict(vela.by_op(result, graph))
+    found = list(npu.signatures(graph))
+    first = dict(reversed(found))  # the first signature of each op
+    for name in first:
+        if name in cycles:
+            continue
+        for operand in graph.operands(name):
+            alone = (prices or {}).get(first.get(operand.op, _NONE))
+            if alone is not None and graph.only_consumer(operand.op) is not None and cycles.get(operand.op, 0.0) > alone:
+                cycles[name] = cycles[operand.op] - alone
+                cycles[operand.op] = alone
+                break
+    sums: dict[Signature, list[float]] = defaultdict(list)
+    for name, signature in found:
+        # An op with several signatures, such as a layer and an activation that runs by itself, is booked as a whole on the first.
+        sums[signature].append(cycles.get(name, 0.0) if signature is first[name] else 0.0)
+    return {signature: sum(values) / len(values) for signature, values in sums.items()}
+
+
+def predicted(graph: Graph, known: Mapping[Signature, float]) -> float:
+    """Cycles of a network whose ops are all known. KeyError for one that is not."""
+    return sum(known[signature] for _, signature in npu.signatures(graph))

@@ -1,0 +1,92 @@
+"""An Arm Ethos-U as its compiler Vela computes it: a device that is not there."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+from lrfc.costs.npu import signatures
+from lrfc.costs.workload import Signature
+from lrfc.errors import DeviceError, UsageError
+from lrfc.ir.graph import Graph
+from lrfc.metrics.source import COMPILED
+from lrfc.state import Artifact
+from lrfc.system import scratch
+from lrfc.targets.devices.device import Device, Vela
+from lrfc.targets.devices.measure import Measurement
+from lrfc.targets.devices.runners.base import Facts
+from lrfc.targets.ethos_u import pricing as npu
+from lrfc.targets.ethos_u import vela
+from lrfc.targets.imports import need
+from lrfc.targets.tflite import probe
+
+
+class VelaRunner:
+    """What Vela says of files and ops. The same file is compiled once: its figures do not change."""
+
+    def __init__(self, device: Device) -> None:
+        if not isinstance(device.reach, Vela):
+            raise UsageError(f"device '{device.name}' is reached by {device.reach.kind}, not by vela")
+        self._name, self._reach = device.name, device.reach
+        self._compiled: dict[str, vela.Compiled] = {}
+        self._prices: dict[Signature, float] = {}
+
+    def __enter__(self) -> Self:
+        need("ethosu.vela", "'lrfc[npu]'")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None  # every compilation removes its own folder
+
+    def check(self) -> Facts:
+        """The accelerator and Vela's version, after one small network is compiled. DeviceError when Vela refuses the configuration."""
+        with scratch.folder() as folder:
+            path = folder / "probe.tflite"
+            path.write_bytes(probe.smallest())
+            self.compiled(Artifact(path, "tflite", "int8"))
+        return Facts(machine=self._reach.accelerator, system=f"Vela {vela.version()}", python=None, runtimes={"tflite": f"Vela {vela.version()}"})
+
+    def compare(self, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
+        """Each file's figures, all ``compiled``, without spread and without a process's memory.
+
+        ``runs`` and ``threads`` change nothing.
+        """
+        deadline = time.monotonic() + timeout
+        return tuple(measurement(file, self.compiled(file, timeout=max(deadline - time.monotonic(), 0.0))) for file in files)
+
+    def compiled(self, file: Artifact, *, timeout: float = 600.0) -> vela.Compiled:
+        """All that Vela makes of a file; the errors of ``lrfc.targets.ethos_u.vela.compiled``."""
+        try:
+            key = hashlib.sha256(file.path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DeviceError(f"{file.path} cannot be read: {error.strerror}") from error
+        if key not in self._compiled:
+            self._compiled[key] = vela.compiled(file, self._reach, timeout=timeout)
+        return self._compiled[key]
+
+    def price(self, ops: Iterable[Signature], *, timeout: float = 600.0) -> dict[Signature, float]:
+        """Cycles of ops before any network is compiled; see ``lrfc.targets.ethos_u.pricing.price``. Each is asked for once."""
+        wanted = dict.fromkeys(ops)
+        self._prices |= npu.price((each for each in wanted if each not in self._prices), self._reach, timeout=timeout)
+        return {each: self._prices[each] for each in wanted if each in self._prices}
+
+    def observed(self, file: Artifact, graph: Graph, *, timeout: float = 600.0) -> dict[Signature, float]:
+        """Cycles of each op in the file that was emitted from this graph; see ``lrfc.targets.ethos_u.pricing.observed``."""
+        deadline = time.monotonic() + timeout
+        result = self.compiled(file, timeout=timeout)
+        prices = self.price((each for _, each in signatures(graph)), timeout=max(deadline - time.monotonic(), 0.0))
+        return npu.observed(result, graph, prices)
+
+
+def measurement(file: Artifact, result: vela.Compiled) -> Measurement:
+    """What Vela says of a file, as a measurement: the same figures each time."""
+    operators = ", ".join(dict.fromkeys(layer.operator for layer in result.fallbacks))
+    notes = (f"{len(result.fallbacks)} operators run on the CPU, which Vela does not count: {operators}",) if operators else ()
+    return Measurement(
+        path=file.path, median_ms=result.ms, p90_ms=result.ms, iqr_ms=0.0, n=1, inner=1, rounds_ms=(result.ms,), threads=1, cold_start_ms=None,
+        runtime="Vela", runtime_version=vela.version(), baseline_rss_bytes=None, peak_rss_bytes=None, source=COMPILED, cycles=result.cycles,
+        sram_bytes=result.sram_bytes, flash_bytes=result.flash_bytes, file_bytes=file.bytes, notes=notes,
+    )  # fmt: skip
