@@ -23,16 +23,20 @@ from table import Table
 from lrfc.config.build import Budget
 from lrfc.engine.evaluate import Judge
 from lrfc.factorization.base import Factors, Ranks
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Array, Graph, Op
+from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks
+from lrfc.passes.select_ranks import SelectRanks
+from lrfc.pruning.facts import Selection
 from lrfc.search.candidates import LayerSpace
 from lrfc.search.epilogue import follow
+from lrfc.search.facts import DesignSpace
 from lrfc.search.segments import Segments
 from lrfc.search.sensitivity import divergence, telling
-from lrfc.state import Batch, Progress, State
+from lrfc.state import Progress, State
 
 #: Inputs that the divergences are measured on, and out of how many times as many they are drawn.
 IMAGES, POOL = 128, 8

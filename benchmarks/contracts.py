@@ -29,7 +29,7 @@ from lrfc.errors import BudgetError, NoGainError
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.metrics.metric import metric
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.targets.catalog import target
 
 HERE = Path(__file__).parent

@@ -24,22 +24,26 @@ from table import Table
 
 from lrfc.config.build import Budget
 from lrfc.config.precision import PRECISIONS
+from lrfc.costs.totals import totals
 from lrfc.data.dataset import Split, load_data
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.metrics.metric import accuracy
 from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.correct_biases import CorrectBiases
+from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune
 from lrfc.passes.fold_batchnorm import FoldBatchNorm
 from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import ExploreLayers, SelectRanks, totals
+from lrfc.passes.select_ranks import SelectRanks
+from lrfc.protocols import Artifact
 from lrfc.search.sensitivity import divergence
-from lrfc.state import Artifact, Batch, Progress, State
+from lrfc.state import Progress, State
 from lrfc.targets.onnx.target import ONNX
 from lrfc.targets.tflite.target import TFLite
 

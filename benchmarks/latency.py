@@ -28,11 +28,11 @@ from lrfc.data.dataset import Data, Split
 from lrfc.factorization import METHODS
 from lrfc.factorization.layout import refusal
 from lrfc.ir import ops
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.passes.canonicalise import Canonicalise
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.search.candidates import FACTORIZABLE, grid
 from lrfc.state import Progress, State
 from lrfc.targets.calibrate import calibrate

@@ -37,24 +37,32 @@ from table import Table
 import lrfc
 from lrfc.config.build import METHODS, Budget
 from lrfc.costs import latency, npu
+from lrfc.costs.totals import totals
 from lrfc.costs.workload import Signature
 from lrfc.engine import driver as line
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.factorization import METHODS as ALL
+from lrfc.ir.batch import Batch
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.metrics.metric import accuracy
 from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.correct_biases import CorrectBiases
+from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
+from lrfc.passes.fold_batchnorm import FoldBatchNorm
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, fixed, totals
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.passes.weigh_rounding import WeighRounding
+from lrfc.protocols import Artifact
+from lrfc.pruning.facts import Selection
+from lrfc.pruning.selection import fixed
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Candidate, LayerSpace
+from lrfc.search.facts import DesignSpace
 from lrfc.search.sensitivity import divergence
-from lrfc.state import Artifact, Batch, Progress, State
+from lrfc.state import Progress, State
 from lrfc.targets.devices import device
 from lrfc.targets.ethos_u import vela
 from lrfc.targets.ethos_u.pricing import observed, predicted, price, profile

@@ -24,10 +24,13 @@ from lrfc.engine.benchmark import Bench
 from lrfc.engine.destinations import destination
 from lrfc.engine.preflight import goals
 from lrfc.errors import BudgetError
+from lrfc.ir.fold import fold_batchnorm
+from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.price_layers import PriceLayers, executed
-from lrfc.passes.select_ranks import ExploreLayers, Selection, SelectRanks, fixed
+from lrfc.passes.select_ranks import SelectRanks
+from lrfc.pruning.facts import Selection
+from lrfc.pruning.selection import fixed
 from lrfc.state import State
 from lrfc.targets.devices.runners import runner
 from lrfc.targets.devices.speed import speedup

@@ -19,15 +19,18 @@ from table import Table
 
 from lrfc.config.build import Budget
 from lrfc.costs.arena import arena
+from lrfc.costs.totals import totals
 from lrfc.engine.evaluate import closest
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.passes.explore_filters import ExploreFilters
+from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import ExploreLayers, Selection, SelectRanks, totals
+from lrfc.passes.select_ranks import SelectRanks
+from lrfc.pruning.facts import Selection
 from lrfc.state import Progress
 
 WAYS = ("low rank", "filters", "both")

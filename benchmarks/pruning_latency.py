@@ -20,18 +20,23 @@ from table import Table
 
 from lrfc.config.build import Budget
 from lrfc.costs.latency import corrected
+from lrfc.costs.totals import totals
 from lrfc.engine.destinations import destination
 from lrfc.engine.driver import bench_of
 from lrfc.engine.preflight import goals
 from lrfc.errors import BudgetError
 from lrfc.passes.explore_filters import ExploreFilters
+from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.price_layers import PriceLayers, executed
 from lrfc.passes.prune_filters import PruneFilters
-from lrfc.passes.select_ranks import ExploreLayers, Price, Selection, SelectRanks, fixed, totals
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pruning.costs import narrower
+from lrfc.pruning.facts import Selection
 from lrfc.pruning.kept_fractions import Shares
+from lrfc.pruning.selection import fixed
 from lrfc.pruning.space import FilterSpace
+from lrfc.search.facts import Price
 from lrfc.state import Progress
 
 HERE = Path(__file__).parent

@@ -28,13 +28,16 @@ from table import Table
 
 import lrfc
 from lrfc.config.build import Budget
+from lrfc.costs.totals import totals
 from lrfc.engine.evaluate import closest
 from lrfc.ir.graph import Graph, Op
+from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune, Tuning
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, SelectRanks, totals
+from lrfc.passes.select_ranks import SelectRanks
+from lrfc.search.facts import DesignSpace
 from lrfc.state import Progress, State
 
 HERE = Path(__file__).parent

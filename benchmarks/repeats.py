@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.targets.devices.measure import PROCESSES, compare
 from lrfc.targets.devices.speed import Ratio, speedup
 

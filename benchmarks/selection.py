@@ -25,6 +25,7 @@ from table import Table
 
 from benchmarks.evbmf import evbmf_rank
 from lrfc.config.build import METHODS, Budget
+from lrfc.costs.totals import totals
 from lrfc.data.dataset import Data, Split, load_data
 from lrfc.errors import BudgetError
 from lrfc.factorization import METHODS as ALL
@@ -33,12 +34,16 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.metrics.metric import accuracy
 from lrfc.passes.canonicalise import Canonicalise
+from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, fixed, totals
+from lrfc.passes.select_ranks import SelectRanks
+from lrfc.pruning.facts import Selection
+from lrfc.pruning.selection import fixed
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Candidate, LayerSpace
+from lrfc.search.facts import DesignSpace
 from lrfc.search.similarity import MEASURES
 from lrfc.search.statistics import SampleSize
 from lrfc.state import Progress, State

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from lrfc.errors import UsageError
-from lrfc.state import Fact, Pass, State
+from lrfc.protocols import Pass
+from lrfc.state import Fact, State
 
 
 def name_of(step: Pass) -> str:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from lrfc.errors import GraphError
 
 if TYPE_CHECKING:
     from lrfc.data.dataset import Data
     from lrfc.ir.graph import Graph
-
-#: A batch for a model with one or more inputs: one array per model input, in the model's order, samples along axis 0.
-Batch = tuple[NDArray[Any], ...]
 
 
 class Fact:
@@ -74,72 +67,3 @@ class State:
     def with_graph(self, graph: Graph) -> State:
         """This state with another graph; the facts about the old one are dropped."""
         return replace(self, graph=graph, facts={kind: fact for kind, fact in self.facts.items() if not kind.about_graph})
-
-
-class Pass(Protocol):
-    """A frozen dataclass whose fields are its options.
-
-    ``needs``: the facts that must be known before it. ``gives``: the facts that it adds. ``rewrites``: whether it changes the graph.
-    """
-
-    needs: ClassVar[tuple[type[Fact], ...]]
-    gives: ClassVar[tuple[type[Fact], ...]]
-    rewrites: ClassVar[bool]
-
-    def __call__(self, state: State) -> State:
-        """The state after the pass. The given state is not changed."""
-        ...
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """An emitted file. ``format`` is 'tflite' or 'onnx', ``precision`` a name of lrfc.config.precision."""
-
-    path: Path
-    format: str
-    precision: str
-
-    @property
-    def bytes(self) -> int:
-        """Size of the file."""
-        return self.path.stat().st_size
-
-
-class Runner(Protocol):
-    """A loaded artifact."""
-
-    def __call__(self, batch: Batch) -> Batch:
-        """The model's outputs (float32 or as the model has them) for a batch of any size."""
-        ...
-
-
-class Target(Protocol):
-    """A file format together with the runtime that executes it. A frozen dataclass; ``precision`` is one of its fields."""
-
-    @property
-    def name(self) -> str:
-        """The name on the command line, such as 'tflite'."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """A name of lrfc.config.precision."""
-        ...
-
-    def refusals(self, graph: Graph) -> Sequence[str]:
-        """Every reason why the graph cannot be emitted, one line each, before any work. Empty when it can."""
-        ...
-
-    def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
-        """Write the file. ``calibration`` holds representative inputs, needed for integer precisions. ModelError when the converter fails."""
-        ...
-
-    def load(self, artifact: Artifact) -> Runner:
-        """The file, ready to run on this machine."""
-        ...
-
-
-def batches(inputs: Batch, size: int) -> Iterator[Batch]:
-    """The samples in consecutive batches; the last may be smaller."""
-    for start in range(0, len(inputs[0]), size):
-        yield tuple(np.asarray(x[start : start + size]) for x in inputs)

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.ir.affine import Affine, channel_axis, take_in_after
+from lrfc.ir.batch import Batch, batches
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.rounding import STEPS, rounded, rounds
-from lrfc.state import Batch, Fact, State, batches
+from lrfc.state import Fact, State
 
 
 @dataclass(frozen=True)

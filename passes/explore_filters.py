@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lrfc.errors import UsageError
-from lrfc.passes.refit import repairable
-from lrfc.passes.select_ranks import POOL
 from lrfc.pruning import effects
 from lrfc.pruning.criteria import CRITERIA, Context
 from lrfc.pruning.space import FilterSpace, Keep, counts, prunable
 from lrfc.search.candidates import readable
-from lrfc.search.sensitivity import Sensitivity
-from lrfc.search.statistics import Sampler, SampleSize
+from lrfc.search.sensitivity import POOL, Sensitivity
+from lrfc.search.statistics import Sampler, SampleSize, repairable
 from lrfc.state import Fact, State
 
 #: Choices for a group's number of units, about.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lrfc.ir.graph import Op
-from lrfc.passes.select_ranks import Selection
+from lrfc.pruning.facts import Selection
 from lrfc.state import Fact, State
 
 

@@ -13,14 +13,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.data.dataset import Split
 from lrfc.errors import UsageError
-from lrfc.ir.graph import Graph
-from lrfc.metrics.metric import metric
-from lrfc.search.sensitivity import divergence
 from lrfc.state import Fact, State
 from lrfc.training import rate
 from lrfc.training.checkpoint import Checkpoint, Saved, fingerprint
+from lrfc.training.scoring import scorer, shown
 from lrfc.training.trainer import Recipe, Trainer
 
 
@@ -247,27 +244,6 @@ class _Run:
 def recipe_of(options: FineTune) -> str:
     """The options that a training depends on, as text: all but where it is kept."""
     return repr([(name, value) for name, value in vars(options).items() if name != "checkpoints"])
-
-
-def scorer(original: Graph, teacher: Any, split: Split, name: str | None = None) -> Callable[[Any], float]:
-    """A function that scores a runner on a split, higher is better: by the metric, or without name and labels minus the divergence from the original."""
-    from lrfc.ir.keras import io as keras_io
-
-    if name is None and split.targets is None:
-        reference = keras_io.predict(teacher, split.inputs)
-        return lambda run: -divergence(reference, keras_io.predict(run, split.inputs))
-    chosen = metric(name, original, split)
-    sign = 1 if chosen.higher_is_better else -1
-    return lambda run: sign * chosen.score(keras_io.predict(run, split.inputs), split)
-
-
-def shown(original: Graph, split: Split, name: str | None = None) -> Callable[[float], str]:
-    """A function that writes such a score as text."""
-    if name is None and split.targets is None:
-        return lambda score: f"divergence {-score:.4g}"
-    chosen = metric(name, original, split)
-    sign = 1 if chosen.higher_is_better else -1
-    return lambda score: f"{chosen.name} {chosen.shown(sign * score)}"
 
 
 def _minutes(seconds: float) -> str:

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from lrfc.ir.affine import LINEAR, Affine, affine, at_inference, take_in_after
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.fold import drop_dropout, fold_batchnorm
 from lrfc.state import Fact, State
-
-#: Layers that are the identity at inference.
-_DROPOUT_LIKE = frozenset(
-    "Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout GaussianNoise ActivityRegularization".split()
-)
 
 
 @dataclass(frozen=True)
@@ -28,78 +20,3 @@ class FoldBatchNorm:
     def __call__(self, state: State) -> State:
         """The state with the folded graph."""
         return state.with_graph(fold_batchnorm(drop_dropout(state.graph)))
-
-
-def drop_dropout(graph: Graph) -> Graph:
-    """Remove the layers that are the identity at inference.
-
-    Given::
-
-        conv = Conv2D(x) filters=8 kernel_size=3 -> (?, 6, 6, 8)
-        drop = Dropout(conv) -> (?, 6, 6, 8)
-        relu = ReLU(drop) -> (?, 6, 6, 8)
-
-    Result::
-
-        conv = Conv2D(x) filters=8 kernel_size=3 -> (?, 6, 6, 8)
-        relu = ReLU(conv) -> (?, 6, 6, 8)
-
-    One that was called with ``training=True`` is active at inference and stays.
-    """
-    graph = graph.copy()
-    for op in graph:
-        if op.kind in _DROPOUT_LIKE and at_inference(op):
-            graph.splice(op.name, [])
-    return graph
-
-
-def fold_batchnorm(graph: Graph) -> Graph:
-    """Multiply each BatchNorm into the linear layer that it alone reads.
-
-    Given::
-
-        conv = Conv2D(x) filters=8 kernel_size=3 use_bias=False -> (?, 6, 6, 8)
-        bn = BatchNormalization(conv) -> (?, 6, 6, 8)
-        relu = ReLU(bn) -> (?, 6, 6, 8)
-
-    Result::
-
-        conv = Conv2D(x) filters=8 kernel_size=3 -> (?, 6, 6, 8)
-        relu = ReLU(conv) -> (?, 6, 6, 8)
-
-    A shared layer takes in a BatchNorm when each of its calls is followed by one of the same effect. A BatchNorm behind anything else stays.
-    """
-    graph = graph.copy()
-    for layer in graph.layers():
-        while layer.kind in LINEAR and _fold_behind(graph, graph.op(layer.name)):
-            pass
-    return graph
-
-
-def _fold_behind(graph: Graph, layer: Op) -> bool:
-    """Fold the BatchNorm behind every call of the layer into it; whether that was possible."""
-    calls = graph.calls(layer)
-    norms = [graph.only_consumer(call.name) for call in calls]
-    effects = [_effect(graph, norm) for norm in norms]
-    first = effects[0]
-    if first is None or not all(effect is not None and _equal(first, effect) for effect in effects):
-        return False
-    folded = take_in_after(layer, graph.tensor(Ref(layer.name)), first)
-    if folded is None:
-        return False
-    for norm in norms:
-        assert norm is not None
-        graph.splice(norm.name, [])
-    for call in calls:  # all calls hold the very same arrays
-        graph.replace(replace(call, attrs=folded.attrs, weights=folded.weights))
-    return True
-
-
-def _effect(graph: Graph, norm: Op | None) -> Affine | None:
-    if norm is None or norm.kind != "BatchNormalization" or len(graph.operands(norm.name)) != 1:
-        return None
-    return affine(norm, graph.input_tensors(norm.name)[0])
-
-
-def _equal(a: Affine, b: Affine) -> bool:
-    return np.array_equal(a.scale, b.scale) and np.array_equal(a.shift, b.shift)

@@ -11,9 +11,9 @@ from lrfc.errors import UsageError
 from lrfc.factorization import METHODS
 from lrfc.factorization.base import Ranks
 from lrfc.ir.graph import Graph, Op
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers
 from lrfc.search.candidates import Candidate, Decomposed, LayerSpace, selected
-from lrfc.search.statistics import Sampler
+from lrfc.search.facts import DesignSpace
+from lrfc.search.statistics import Sampler, SampleSize
 from lrfc.state import Fact, State
 
 
@@ -30,13 +30,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class LockLayers:
-    """Give each layer the one choice that an earlier build made for it. Its factors are computed anew, on the samples that ``explore`` would draw.
+    """Give each layer the one choice that an earlier build made for it.
 
-    ``explore``: how the earlier build explored. UsageError when a layer or a rank is not there.
+    Its factors are computed again, on the samples that ExploreLayers draws with the same options.
+    UsageError when a layer or a rank is not there.
     """
 
     choices: tuple[Choice, ...]
-    explore: ExploreLayers
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    size: SampleSize = SampleSize()
+    sensitivity_images: int = 64
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
     gives: ClassVar[tuple[type[Fact], ...]] = (DesignSpace,)
@@ -44,11 +48,11 @@ class LockLayers:
 
     def __call__(self, state: State) -> State:
         """The state with a DesignSpace of one candidate a layer."""
-        graph, explore = state.graph, self.explore
-        inputs = tuple(x[: max(explore.size.images + explore.size.held_out, explore.sensitivity_images)] for x in state.data.train.inputs)
-        eligible = [op for op, reason in selected(graph, explore.keep, explore.only) if reason is None]
+        graph, images = state.graph, max(self.size.images + self.size.held_out, self.sensitivity_images)
+        inputs = tuple(x[:images] for x in state.data.train.inputs)
+        eligible = [op for op, reason in selected(graph, self.keep, self.only) if reason is None]
         # All of them, also those without a choice: the samples drawn of a layer depend on its place among them.
-        samples = Sampler(graph, eligible, inputs, explore.size, state.seed)
+        samples = Sampler(graph, eligible, inputs, self.size, state.seed)
         spaces = tuple(_space(graph, _found(eligible, choice), choice, samples) for choice in self.choices if choice.method is not None)
         skipped = {choice.layer: choice.reason or "left alone by the build that is repeated" for choice in self.choices if choice.method is None}
         return state.with_fact(DesignSpace(spaces, skipped))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from lrfc.costs.latency import CostProfile
-from lrfc.costs.pricing import Executed, Prices, Reading, paying, priced
 from lrfc.costs.workload import Signature
-from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.passes.select_ranks import DesignSpace, Price
+from lrfc.ir.fold import fold_batchnorm
+from lrfc.search.facts import DesignSpace, Price
+from lrfc.search.pricing import Executed, Prices, Reading, paying, priced
 from lrfc.state import Fact, State
 
 

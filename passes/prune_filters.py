@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from lrfc.ir.graph import Graph, Ref
-from lrfc.passes.select_ranks import Selection
 from lrfc.pruning.cut import without
+from lrfc.pruning.facts import Pruned, Selection
 from lrfc.pruning.groups import groups
-from lrfc.pruning.labels import Ids
 from lrfc.pruning.space import labels
 from lrfc.state import Fact, State
-
-
-@dataclass(frozen=True)
-class Pruned(Fact):
-    """Which channels of the original's tensors are left: by op, the axis and the indices; ops that keep all of theirs are not named.
-
-    ``slim`` is the original without the filters that are gone, with its own weights.
-    """
-
-    about_graph: ClassVar[bool] = False
-
-    slim: Graph
-    left: Mapping[Ref, tuple[int, Ids]]
 
 
 @dataclass(frozen=True)

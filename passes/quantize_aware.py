@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc.ir.batch import Batch
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras.tf_keras_lower import lower, raised
-from lrfc.passes.finetune import scorer, shown
-from lrfc.state import Batch, Fact, State
+from lrfc.state import Fact, State
 from lrfc.training import annotate, losses
 from lrfc.training.rate import annealed
+from lrfc.training.scoring import scorer, shown
 
 #: Calibration inputs that the ranges begin with.
 CALIBRATED = 200

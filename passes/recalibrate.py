@@ -10,11 +10,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc.ir.batch import Batch, batches
+from lrfc.ir.fold import drop_dropout
 from lrfc.ir.graph import Graph, Ref
-from lrfc.passes.fold_batchnorm import drop_dropout
-from lrfc.passes.prune_filters import Pruned
+from lrfc.pruning.facts import Pruned
 from lrfc.search.batchnorm import moved
-from lrfc.state import Batch, Fact, State, batches
+from lrfc.state import Fact, State
 
 Array = NDArray[np.float32]
 

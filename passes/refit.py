@@ -19,13 +19,12 @@ from lrfc.factorization.linalg import solve_positive
 from lrfc.factorization.threads import threads
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.ir.keras import io as keras_io
-from lrfc.passes.prune_filters import Pruned
-from lrfc.passes.select_ranks import Selection
+from lrfc.pruning.facts import Pruned, Selection
 from lrfc.search.batchnorm import Moments, moved
 from lrfc.search.candidates import Candidate
 from lrfc.search.epilogue import Follow, follow
 from lrfc.search.sensitivity import divergence
-from lrfc.search.statistics import draw
+from lrfc.search.statistics import FEWEST, draw, repairable
 from lrfc.state import Fact, State
 
 Array = NDArray[np.float32]
@@ -36,8 +35,6 @@ MEMORY = 2 << 30
 JUDGED = 1_000
 #: Divergence that the rounding of float32 alone makes, on every processor: less is no gain.
 ROUNDING = 1e-7
-#: With fewer inputs than this nothing is fitted.
-FEWEST = 16
 
 
 @dataclass(frozen=True)
@@ -132,12 +129,6 @@ class Refit:
             return None  # pruning has left the layer fewer channels than its factors have
         factors = METHODS[candidate.method].decompose(fitted or op, source, scale=chain.scale, statistics=statistics)
         return factors.stages(candidate.ranks)
-
-
-def repairable(state: State) -> bool:
-    """Whether there are samples to fit layers on: enough of them, and if they are made up, such that match BatchNorm statistics."""
-    matched = any(op.kind == "BatchNormalization" for op in state.original)
-    return (matched or not state.data.synthetic) and len(state.data.train) >= FEWEST
 
 
 class _Values:

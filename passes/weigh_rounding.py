@@ -18,14 +18,14 @@ from lrfc.factorization.cp import CPFactors
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.threads import SMALL, alone
 from lrfc.ir.backend import keras, quiet
+from lrfc.ir.equalize import Ranges, balance, pairs
 from lrfc.ir.graph import Graph, Op, Ref, Tensor
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.rounding import STEPS, rounded, rounds
-from lrfc.passes.balance_stages import Ranges, balance, pairs
-from lrfc.passes.select_ranks import DesignSpace
 from lrfc.search.cache import Store, fingerprint, place
 from lrfc.search.candidates import Candidate, Decomposed, LayerSpace
 from lrfc.search.epilogue import follow, rectifier
+from lrfc.search.facts import DesignSpace
 from lrfc.search.sensitivity import FITTED, PROBES
 from lrfc.state import Fact, State
 

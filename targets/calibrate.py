@@ -16,8 +16,10 @@ from lrfc.costs.latency import CostFile, CostProfile
 from lrfc.costs.measurements import Key, Sample, Store
 from lrfc.costs.workload import signatures
 from lrfc.errors import DeviceError, UsageError
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
-from lrfc.state import Artifact, Batch, Progress
+from lrfc.protocols import Artifact
+from lrfc.state import Progress
 from lrfc.system import files, scratch
 from lrfc.targets.catalog import target as target_of
 from lrfc.targets.devices import measure

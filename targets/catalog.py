@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lrfc.errors import UsageError
-from lrfc.state import Target
+from lrfc.protocols import Target
 from lrfc.targets.onnx.target import ONNX
 from lrfc.targets.tflite.target import TFLite
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from lrfc.config.precision import PRECISIONS
 from lrfc.errors import ParityError
-from lrfc.state import Artifact, Batch, Runner
+from lrfc.ir.batch import Batch
+from lrfc.protocols import Artifact, Runner
 
 #: Precision → largest error that is allowed: of ``relative`` where nothing is rounded to 8 bits (lrfc.config.precision), else of ``distance``. Six trained networks
 #: stayed below 2e-5 in float32 and below 0.07 in int8; the distance is 0.5 where a classifier gives another answer for every tenth sample.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lrfc.ir.graph import Graph, Op
 from lrfc.ir.ops import spatial
-from lrfc.state import Target
+from lrfc.protocols import Target
 
 #: Gives the names of the ops that break the rule.
 Rule = Callable[[Graph], Sequence[str]]

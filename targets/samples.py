@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.errors import UsageError
-from lrfc.state import Batch
+from lrfc.ir.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from lrfc.data.dataset import Data, Split
 from lrfc.ir.graph import Graph
-from lrfc.passes.select_ranks import ExploreLayers
+from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.search.statistics import SampleSize
 from lrfc.state import State
 from tests import helpers

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lrfc.ir import processor
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
-from lrfc.state import Batch
 
 
 def conv_net(

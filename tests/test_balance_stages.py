@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.rounding import STEPS, grouped, rounded
 from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.correct_biases import CorrectBiases
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 from tests.compression import state_of

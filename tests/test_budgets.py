@@ -9,13 +9,16 @@ import pytest
 from lrfc.config.build import Budget
 from lrfc.costs.arena import arena
 from lrfc.costs.memory import live_bytes
+from lrfc.costs.totals import totals
 from lrfc.engine.budgets import emitted, meet
 from lrfc.errors import BudgetError
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, totals
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pipeline import plan, run
+from lrfc.pruning.facts import Selection
+from lrfc.search.facts import DesignSpace
 from lrfc.state import State
 from lrfc.targets.catalog import target
 from tests import helpers

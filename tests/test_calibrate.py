@@ -12,7 +12,7 @@ from lrfc.costs.measurements import Store
 from lrfc.costs.microbench import networks
 from lrfc.costs.workload import signatures
 from lrfc.errors import DeviceError, UsageError
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.targets import calibrate as module
 from lrfc.targets.calibrate import calibrate
 from lrfc.targets.devices import device as devices

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lrfc.ir.batch import Batch
 from lrfc.ir.channels_last import channels_last, stuck
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes.canonicalise import lower_transposed, move_channels
-from lrfc.state import Batch
 from tests import helpers
 
 FIRST, LAST = "channels_first", "channels_last"

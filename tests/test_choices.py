@@ -9,10 +9,13 @@ import pytest
 
 from lrfc.config.build import Budget
 from lrfc.errors import UsageError
-from lrfc.passes.select_ranks import LEFT_ASIDE, DesignSpace, Selection, SelectRanks
+from lrfc.passes.select_ranks import SelectRanks
+from lrfc.pruning.facts import Selection
+from lrfc.pruning.selection import LEFT_ASIDE
 from lrfc.results import candidates as choices
 from lrfc.results.candidates import Row, explain, read, write
 from lrfc.results.manifest import Layer
+from lrfc.search.facts import DesignSpace
 from lrfc.state import State
 from tests import helpers
 from tests.compression import explored, state_of

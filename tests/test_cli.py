@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 
 from lrfc.data.dataset import load_data
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.results.folder import sha256
 from lrfc.results.manifest import Manifest
 from tests import helpers

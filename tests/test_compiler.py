@@ -16,16 +16,17 @@ from lrfc.data.dataset import load_data
 from lrfc.engine import package as ship
 from lrfc.engine.package import Result
 from lrfc.errors import BudgetError, ModelError, NoGainError, ParityError, UsageError
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes import price_layers
 from lrfc.passes.canonicalise import Canonicalise
-from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.passes.select_ranks import LEFT_ASIDE
 from lrfc.pipeline import plan, run
+from lrfc.protocols import Artifact
+from lrfc.pruning.selection import LEFT_ASIDE
 from lrfc.results import candidates as choices
 from lrfc.results.folder import sha256
 from lrfc.results.manifest import Manifest
-from lrfc.state import Artifact, Progress, State
+from lrfc.state import Progress, State
 from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.runners.local import LocalRunner
 from lrfc.targets.tflite.target import TFLite

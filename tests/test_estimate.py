@@ -15,8 +15,8 @@ from lrfc.cli import app as cli
 from lrfc.costs import latency
 from lrfc.costs.workload import signatures
 from lrfc.errors import DeviceError, LrfcError, UsageError
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.targets.tflite import operators
 from lrfc.targets.tflite.target import TFLite
 from tests import helpers

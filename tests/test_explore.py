@@ -11,15 +11,18 @@ import pytest
 from lrfc.config.build import Budget, Drop
 from lrfc.costs import latency
 from lrfc.costs.latency import CostProfile
-from lrfc.costs.pricing import Reading
 from lrfc.costs.workload import Signature, signatures
 from lrfc.engine.tuning import AGREE, ROUNDS, Loop, Settled, Wish
 from lrfc.errors import BudgetError
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.price_layers import PriceLayers
-from lrfc.passes.select_ranks import DesignSpace, Price, Selection, SelectRanks, costs, fixed
+from lrfc.passes.select_ranks import SelectRanks
+from lrfc.pruning.facts import Selection
+from lrfc.pruning.selection import fixed
+from lrfc.search.facts import DesignSpace, Price, costs
+from lrfc.search.pricing import Reading
 from lrfc.state import Progress, State
 from lrfc.targets.devices.speed import Ratio
 from lrfc.targets.tflite.target import TFLite

@@ -10,9 +10,11 @@ from lrfc.factorization import METHODS
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pipeline import plan, run
+from lrfc.pruning.facts import Selection
 from lrfc.search.candidates import Candidate
+from lrfc.search.facts import DesignSpace
 from lrfc.state import State
 from tests import helpers
 from tests.compression import explored, state_of

@@ -16,11 +16,13 @@ from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.finetune import FineTune, Tuning, scorer
-from lrfc.passes.select_ranks import DesignSpace, SelectRanks
+from lrfc.passes.finetune import FineTune, Tuning
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pipeline import plan, run
+from lrfc.search.facts import DesignSpace
 from lrfc.search.sensitivity import divergence
 from lrfc.state import Progress, State
+from lrfc.training.scoring import scorer
 from lrfc.training.trainer import Recipe, Trainer
 from tests import helpers
 from tests.compression import explored, learnt, state_of

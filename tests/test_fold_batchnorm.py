@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrfc.data.dataset import Data, Split
+from lrfc.ir.fold import drop_dropout, fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.passes.canonicalise import split_activations
-from lrfc.passes.fold_batchnorm import FoldBatchNorm, drop_dropout, fold_batchnorm
+from lrfc.passes.fold_batchnorm import FoldBatchNorm
 from lrfc.state import State
 from tests import helpers
 

@@ -9,8 +9,12 @@ import pytest
 
 from lrfc.config.build import Budget
 from lrfc.costs.arena import arena
+from lrfc.costs.totals import totals
 from lrfc.errors import UsageError
-from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, totals
+from lrfc.passes.select_ranks import SelectRanks
+from lrfc.pruning.facts import Selection
+from lrfc.pruning.selection import reachable
+from lrfc.search.facts import DesignSpace
 from lrfc.search.pareto import by_method, front
 from lrfc.state import State
 from tests import helpers

@@ -8,16 +8,20 @@ from functools import cache
 import pytest
 
 from lrfc.config.build import Budget
+from lrfc.costs.totals import totals
 from lrfc.engine.evaluate import SAFE_DIVERGENCE, STEPS, smallest
 from lrfc.errors import BudgetError
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.finetune import scorer
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, totals
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pipeline import plan, run
+from lrfc.pruning.facts import Selection
+from lrfc.pruning.selection import reachable
+from lrfc.search.facts import DesignSpace
 from lrfc.state import Progress, State
+from lrfc.training.scoring import scorer
 from tests.compression import explored, learnt
 
 

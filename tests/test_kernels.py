@@ -13,10 +13,11 @@ from lrfc.config.build import Drop
 from lrfc.engine import reference_kernels as kernels_
 from lrfc.engine.reference_kernels import kernels
 from lrfc.errors import ModelError
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.metrics.contract import contract
 from lrfc.metrics.metric import metric
-from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.state import Artifact, State
+from lrfc.protocols import Artifact
+from lrfc.state import State
 from lrfc.targets.devices import device
 from lrfc.targets.onnx.target import ONNX
 from lrfc.targets.tflite.target import TFLite

@@ -15,11 +15,12 @@ from lrfc.engine import preflight
 from lrfc.engine.replay import Locked
 from lrfc.errors import BudgetError, UsageError
 from lrfc.passes.lock_layers import Choice, LockLayers
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers
 from lrfc.pipeline import plan, run
+from lrfc.protocols import Artifact
 from lrfc.results import folder as artifact
 from lrfc.results.manifest import Manifest
-from lrfc.state import Artifact, Progress, State
+from lrfc.search.facts import DesignSpace
+from lrfc.state import Progress, State
 from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.runners.local import LocalRunner
 from tests import helpers
@@ -189,7 +190,7 @@ def test_a_plan_that_does_not_fit_is_refused(choice: Choice, reason: str) -> Non
     graph = helpers.graph_of(helpers.conv_net(size=8))
     split = Split(helpers.random_inputs(graph, 8))
     with pytest.raises(UsageError) as caught:
-        run(State(graph, graph, Data("made up", split, split, split)), plan([LockLayers((choice,), ExploreLayers())]))
+        run(State(graph, graph, Data("made up", split, split, split)), plan([LockLayers((choice,))]))
     assert reason in str(caught.value)
 
 
@@ -199,7 +200,7 @@ def test_a_locked_layer_has_one_candidate_and_the_others_their_reason() -> None:
     graph = helpers.graph_of(helpers.conv_net(size=8))
     split = Split(helpers.random_inputs(graph, 8))
     plans = (Choice("conv1", "channel_svd", (3,), 0.25, None), Choice("head", None, (), 0.0, "no rank pays"))
-    design = run(State(graph, graph, Data("made up", split, split, split)), plan([LockLayers(plans, ExploreLayers())])).fact(DesignSpace)
+    design = run(State(graph, graph, Data("made up", split, split, split)), plan([LockLayers(plans)])).fact(DesignSpace)
     (space,) = design.spaces
     assert [(c.method, c.ranks, c.error) for c in space.candidates] == [("channel_svd", (3,), 0.25)]
     assert (space.whole.method, space.whole.params) == (None, graph.op("conv1").params)

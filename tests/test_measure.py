@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from lrfc.errors import DeviceError, UsageError
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.targets.catalog import target
 from lrfc.targets.devices import measure, process, worker
 from lrfc.targets.devices.measure import Measurement, compare

@@ -12,8 +12,8 @@ from lrfc.costs import latency, microbench, npu
 from lrfc.costs.workload import Signature
 from lrfc.errors import DeviceError
 from lrfc.factorization import METHODS
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.targets.devices import device
 from lrfc.targets.devices.device import Vela
 from lrfc.targets.ethos_u import vela

@@ -11,7 +11,7 @@ import pytest
 
 from lrfc.errors import ModelError, ParityError, UsageError
 from lrfc.ir.keras import io as keras_io
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.targets import refusals
 from lrfc.targets.catalog import target
 from lrfc.targets.onnx.target import ONNX

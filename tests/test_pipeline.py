@@ -12,9 +12,10 @@ import pytest
 
 from lrfc.data.dataset import Data, Split
 from lrfc.errors import GraphError, UsageError
+from lrfc.ir.batch import batches
 from lrfc.ir.graph import Graph, Op
 from lrfc.pipeline import name_of, plan, run
-from lrfc.state import Fact, Progress, State, batches
+from lrfc.state import Fact, Progress, State
 
 
 @dataclass(frozen=True)

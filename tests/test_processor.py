@@ -20,8 +20,8 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.ir.processor import VARIABLE, OneDNN
 from lrfc.passes.canonicalise import lower_transposed, move_channels
+from lrfc.protocols import Artifact
 from lrfc.results.manifest import Manifest
-from lrfc.state import Artifact
 from lrfc.targets.catalog import target
 from tests import helpers
 from tests.test_compiler import stopwatch

@@ -11,19 +11,23 @@ import pytest
 from lrfc.config.build import Budget
 from lrfc.costs import latency
 from lrfc.costs.pruned_ops import narrowed
+from lrfc.costs.totals import totals
 from lrfc.costs.workload import Signature, signatures
 from lrfc.errors import BudgetError
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.price_layers import PriceLayers
 from lrfc.passes.prune_filters import PruneFilters
-from lrfc.passes.select_ranks import DesignSpace, Price, Selection, SelectRanks, fixed, reachable, totals, without_filters
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pruning import milp as joint
 from lrfc.pruning.costs import narrower
+from lrfc.pruning.facts import Selection
 from lrfc.pruning.kept_fractions import Shares
+from lrfc.pruning.selection import fixed, reachable, without_filters
 from lrfc.pruning.space import FilterSpace
+from lrfc.search.facts import DesignSpace, Price
 from lrfc.state import State
 from tests import helpers
 from tests.compression import SIZE, explored, learnt, state_of

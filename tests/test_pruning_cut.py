@@ -12,10 +12,11 @@ from keras import layers
 from lrfc.errors import UsageError
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.select_ranks import DesignSpace, Selection
 from lrfc.pruning.cut import cut, without
+from lrfc.pruning.facts import Selection
 from lrfc.pruning.groups import groups
 from lrfc.pruning.space import FilterSpace, Keep, labels
+from lrfc.search.facts import DesignSpace
 from tests.compression import explored, state_of
 from tests.helpers import branches, conv_net, difference, graph_of, nested_twice, random_inputs, random_weights, residual, same
 from tests.pruned import BLOCKS, halves, random_net, zeroed

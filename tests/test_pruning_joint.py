@@ -10,23 +10,27 @@ import pytest
 
 from lrfc.config.build import Budget
 from lrfc.costs.arena import arena
+from lrfc.costs.totals import totals
 from lrfc.engine.budgets import meet
 from lrfc.engine.evaluate import closest
 from lrfc.errors import BudgetError, UsageError
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Ref
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.lock_filters import LockFilters
-from lrfc.passes.prune_filters import Pruned, PruneFilters
+from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, totals, without_filters
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pruning import milp as joint
+from lrfc.pruning.facts import Pruned, Selection
 from lrfc.pruning.memory import Room
+from lrfc.pruning.selection import reachable, without_filters
 from lrfc.pruning.space import FilterSpace, counts
 from lrfc.search.candidates import pareto
+from lrfc.search.facts import DesignSpace
 from lrfc.search.sensitivity import divergence
 from lrfc.state import State
 from lrfc.targets.catalog import target

@@ -14,10 +14,10 @@ from keras import layers
 import lrfc
 from lrfc.data.dataset import Data, Split
 from lrfc.errors import DependencyError, ModelError, UsageError
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras.tf_keras_lower import lower, raised, unlowered
 from lrfc.passes.canonicalise import Canonicalise
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
 from lrfc.state import Progress, State
 from lrfc.targets.parity import parity

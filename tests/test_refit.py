@@ -16,8 +16,8 @@ from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import Selection
 from lrfc.pipeline import plan, run
+from lrfc.pruning.facts import Selection
 from lrfc.search.candidates import Candidate, space
 from lrfc.search.statistics import collect
 from lrfc.state import State

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from lrfc.errors import DependencyError, DeviceError, UsageError
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.targets.catalog import target
 from lrfc.targets.devices.device import ADB, Device
 from lrfc.targets.devices.runners import benchmark_model, runner

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lrfc.errors import DependencyError, DeviceError
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.system import scratch
 from lrfc.targets.catalog import target
 from lrfc.targets.devices import process
@@ -319,7 +319,7 @@ PROGRAM = """
 import signal
 import sys
 from pathlib import Path
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.targets.devices import device
 from lrfc.targets.devices.runners import runner
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background, and inherited

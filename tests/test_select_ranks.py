@@ -7,10 +7,15 @@ from itertools import pairwise
 import pytest
 
 from lrfc.config.build import Budget
+from lrfc.costs.totals import totals
 from lrfc.errors import BudgetError
+from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks, reachable, totals
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pipeline import plan, run
+from lrfc.pruning.facts import Selection
+from lrfc.pruning.selection import reachable
+from lrfc.search.facts import DesignSpace
 from lrfc.state import State
 from tests import helpers
 from tests.compression import SIZE, explored, state_of

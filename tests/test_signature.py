@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lrfc.costs.workload import Signature, chain, parse, signatures
 from lrfc.errors import ModelError
 from lrfc.factorization import METHODS
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph, Op
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from tests import helpers
 
 

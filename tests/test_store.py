@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, SelectRanks
+from lrfc.passes.explore_layers import ExploreLayers
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.search import cache as module
 from lrfc.search.cache import Store, fingerprint, place
 from lrfc.search.candidates import Candidate
+from lrfc.search.facts import DesignSpace
 from lrfc.state import Progress, State
 from tests import helpers
 from tests.compression import SIZE, state_of

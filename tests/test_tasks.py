@@ -12,10 +12,11 @@ import pytest
 import lrfc
 from lrfc.data.dataset import Split, load_data
 from lrfc.engine.package import Result
+from lrfc.ir.batch import Batch
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.metrics.metric import metric
-from lrfc.state import Artifact, Batch
+from lrfc.protocols import Artifact
 from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.runners.local import LocalRunner
 from lrfc.targets.tflite.target import TFLite

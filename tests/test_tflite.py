@@ -14,7 +14,7 @@ import pytest
 
 from lrfc.errors import ModelError, ParityError, UsageError
 from lrfc.ir.keras import io as keras_io
-from lrfc.state import Artifact, Target
+from lrfc.protocols import Artifact, Target
 from lrfc.targets import refusals
 from lrfc.targets.catalog import TARGETS, target
 from lrfc.targets.parity import parity

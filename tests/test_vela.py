@@ -10,10 +10,10 @@ import pytest
 
 from lrfc.engine.benchmark import fallbacks, spent
 from lrfc.errors import BudgetError, DependencyError, DeviceError, NoGainError, UsageError
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
-from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.protocols import Artifact
 from lrfc.results.op_costs import Anatomy
-from lrfc.state import Artifact
 from lrfc.targets.devices import device
 from lrfc.targets.devices.device import Device, Vela
 from lrfc.targets.devices.speed import speedup

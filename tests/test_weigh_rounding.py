@@ -18,9 +18,9 @@ from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes import weigh_rounding
 from lrfc.passes.balance_stages import BalanceStages
-from lrfc.passes.select_ranks import DesignSpace
 from lrfc.passes.weigh_rounding import Rounding, WeighRounding
 from lrfc.search.epilogue import follow
+from lrfc.search.facts import DesignSpace
 from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 from tests.compression import explored, learnt, state_of

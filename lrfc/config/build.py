@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -217,3 +217,11 @@ def problem(error: ValidationError) -> str:
             return f"'{given}' is neither true nor false"
         case _:
             return f"'{given}': {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def frontier(over: Sequence[str]) -> None:
+    """Raise UsageError unless a Pareto front can be drawn over these quantities."""
+    unknown = [quantity for quantity in over if quantity not in FRONTS]
+    if unknown or not over:
+        near = like(unknown[0], FRONTS) if unknown else ""
+        raise UsageError(f"a Pareto front cannot be drawn over '{', '.join(unknown)}'{near}; choose from {', '.join(FRONTS)}")

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from lrfc.data.synthetic import readers, scale_of
 from lrfc.errors import UsageError
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph, Op
-from lrfc.state import Batch
 
 if TYPE_CHECKING:
     from lrfc.data.dataset import Split

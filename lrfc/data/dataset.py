@@ -15,8 +15,8 @@ from lrfc.data import checks as plausibility
 from lrfc.data import mapped as streams
 from lrfc.data import readers as sources
 from lrfc.errors import UsageError
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph, Shape, Tensor
-from lrfc.state import Batch
 from lrfc.system import reader
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from lrfc.config.build import Drop
 from lrfc.config.precision import FORMATS, PRECISIONS, listed
+from lrfc.costs.totals import totals
 from lrfc.engine.candidate import CALIBRATED
 from lrfc.engine.destinations import Destination
 from lrfc.engine.reference_kernels import kernels
 from lrfc.errors import ModelError
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
 from lrfc.metrics.contract import Contract, held
 from lrfc.metrics.metric import Metric
 from lrfc.metrics.outcome import short
-from lrfc.passes.fold_batchnorm import fold_batchnorm
-from lrfc.passes.select_ranks import totals
 from lrfc.state import State
 
 

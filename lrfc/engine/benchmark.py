@@ -12,13 +12,14 @@ from lrfc.config.precision import listed
 from lrfc.costs import npu
 from lrfc.costs.latency import CostProfile, load
 from lrfc.costs.measurements import Key, Sample, Store, now, of_model, of_op
-from lrfc.costs.pricing import Reading
 from lrfc.costs.workload import Signature
 from lrfc.engine.estimate import estimated
+from lrfc.ir.batch import Batch
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
-from lrfc.passes.fold_batchnorm import fold_batchnorm
+from lrfc.protocols import Artifact, Target
 from lrfc.results.folder import sha256
-from lrfc.state import Artifact, Batch, Target
+from lrfc.search.pricing import Reading
 from lrfc.system.reader import contents
 from lrfc.targets.catalog import target as target_of
 from lrfc.targets.devices.device import INI_BYTES, Device, Vela

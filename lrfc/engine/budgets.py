@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lrfc.config.build import Budget
 from lrfc.config.precision import of
 from lrfc.costs.arena import arena
-from lrfc.costs.memory import live_bytes
 from lrfc.errors import BudgetError
-from lrfc.factorization import METHODS
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.fold_batchnorm import fold_batchnorm
 from lrfc.passes.prune_filters import PruneFilters
-from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, reachable, without_filters
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pipeline import plan, run
+from lrfc.protocols import Target
 from lrfc.pruning import milp as joint
+from lrfc.pruning.facts import Selection
 from lrfc.pruning.memory import Room
+from lrfc.pruning.selection import reachable, without_filters
 from lrfc.pruning.space import FilterSpace
-from lrfc.search.candidates import Candidate, LayerSpace
-from lrfc.state import Progress, State, Target
+from lrfc.search.facts import DesignSpace
+from lrfc.search.memory import live_need
+from lrfc.state import Progress, State
 from lrfc.system import scratch
 
 #: What may reach a memory budget that factorization cannot.
@@ -131,17 +133,3 @@ def _fitting(state: State, precision: str, limit: float, budget: Budget) -> Stat
         excluded = None if kept[0].method is None else space.whole
         spaces.append(replace(space, candidates=kept, excluded=excluded))
     return state.with_fact(replace(design, spaces=tuple(spaces)))
-
-
-def live_need(graph: Graph, space: LayerSpace, precision: str) -> Callable[[Candidate], int]:
-    """A function that says how many bytes of activations are alive at most while a candidate of that layer runs."""
-    itemsize = of(precision).activation
-    memory = arena(graph, itemsize)
-
-    def need(candidate: Candidate) -> int:
-        if candidate.method is None:
-            return max(memory.timeline[call] for call in space.calls)
-        stages = METHODS[candidate.method].outline(space.op, graph.input_tensors(space.op.name)[0], candidate.ranks)
-        return max(live_bytes(graph, memory, call, stages, itemsize) for call in space.calls)
-
-    return need

@@ -26,13 +26,14 @@ from lrfc.ir.keras import load as keras_load
 from lrfc.passes.canonicalise import Canonicalise, lower_transposed, move_channels
 from lrfc.passes.price_layers import PriceLayers
 from lrfc.passes.profile import Profile, profile
-from lrfc.passes.select_ranks import DesignSpace, costs
 from lrfc.pipeline import plan, run
+from lrfc.protocols import Artifact
 from lrfc.results import folder as artifact
 from lrfc.results.exploration import SHARES, Survey
 from lrfc.search import pareto as front_
 from lrfc.search.candidates import selected
-from lrfc.state import Artifact, Progress, State
+from lrfc.search.facts import DesignSpace, costs
+from lrfc.state import Progress, State
 from lrfc.system import scratch
 from lrfc.targets import refusals
 from lrfc.targets.devices.device import Device

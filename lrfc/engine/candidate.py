@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrfc.config.build import BuildConfig
+from lrfc.costs.totals import totals
 from lrfc.engine.benchmark import Bench
 from lrfc.engine.destinations import Destination
+from lrfc.engine.op_costs import anatomy
 from lrfc.engine.reference_kernels import Kernels, kernels
 from lrfc.engine.tuning import Settled
 from lrfc.errors import BudgetError, ModelError, NoGainError
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.metrics.contract import Contract, held
@@ -20,11 +23,13 @@ from lrfc.metrics.outcome import Speedup
 from lrfc.metrics.source import MEASURED
 from lrfc.passes.profile import profile
 from lrfc.passes.quantize_aware import QuantizedModel
-from lrfc.passes.select_ranks import DesignSpace, Selection, totals
+from lrfc.protocols import Artifact, Target
+from lrfc.pruning.facts import Selection
 from lrfc.results.manifest import Figures, FloatOriginal, Latency
-from lrfc.results.op_costs import Anatomy, anatomy
+from lrfc.results.op_costs import Anatomy
 from lrfc.results.verdict import MARGIN, asked, exact
-from lrfc.state import Artifact, Batch, State, Target
+from lrfc.search.facts import DesignSpace
+from lrfc.state import State
 from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.speed import Ratio, speedup
 from lrfc.targets.parity import Parity, parity

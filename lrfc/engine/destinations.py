@@ -10,7 +10,7 @@ from lrfc.costs import latency
 from lrfc.costs.latency import CostProfile
 from lrfc.engine.preflight import Goal
 from lrfc.errors import UsageError
-from lrfc.state import Target
+from lrfc.protocols import Target
 from lrfc.targets.catalog import target as target_of
 from lrfc.targets.devices import device as devices
 from lrfc.targets.devices.device import Device, Vela

@@ -21,6 +21,7 @@ from lrfc.engine.destinations import Destination
 from lrfc.engine.replay import Locked
 from lrfc.engine.tuning import Loop, Settled, Wish
 from lrfc.errors import BudgetError, ModelError, NoGainError, UsageError
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.rounding import steps_of
@@ -30,9 +31,10 @@ from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.correct_biases import CorrectBiases
 from lrfc.passes.explore_filters import ExploreFilters
+from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune
-from lrfc.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
+from lrfc.passes.fold_batchnorm import FoldBatchNorm
 from lrfc.passes.lock_filters import LockFilters
 from lrfc.passes.lock_layers import LockLayers
 from lrfc.passes.profile import profile
@@ -40,12 +42,15 @@ from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, ExploreLayers, Selection, SelectRanks
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.passes.weigh_rounding import WeighRounding
 from lrfc.pipeline import name_of, plan, run
+from lrfc.protocols import Pass, Target
+from lrfc.pruning.facts import Selection
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.cache import place
-from lrfc.state import Pass, Progress, State, Target
+from lrfc.search.facts import DesignSpace
+from lrfc.state import Progress, State
 from lrfc.system import scratch
 from lrfc.targets.devices.runners import runner
 
@@ -131,7 +136,7 @@ class Line:
         multiple = config.rank_multiple or lcm(*(goal.device.rank_multiple for goal in goals))
         # Exact folds first: everything after them sees one normal form, and it is the original that all else is compared with.
         explore = exploration(config, multiple)
-        self._first: list[Pass] = [Canonicalise(), explore if locked is None else LockLayers(locked.choices, explore)]
+        self._first: list[Pass] = [Canonicalise(), explore if locked is None else LockLayers(locked.choices, config.keep, config.only)]
         if locked is not None and (locked.filters or config.prune != "off"):
             self._first.append(LockFilters(locked.filters, config.keep, config.only))
         elif config.prune != "off":

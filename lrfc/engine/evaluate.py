@@ -19,11 +19,15 @@ from lrfc.passes.factorize import Factorize
 from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
-from lrfc.passes.select_ranks import DesignSpace, Selection, SelectRanks, costs, reachable, without_filters
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pipeline import plan, run
+from lrfc.protocols import Pass
+from lrfc.pruning.facts import Selection
+from lrfc.pruning.selection import reachable, without_filters
 from lrfc.pruning.space import FilterSpace
+from lrfc.search.facts import DesignSpace, costs
 from lrfc.search.sensitivity import divergence
-from lrfc.state import Pass, Progress, State
+from lrfc.state import Progress, State
 
 #: Without data nothing can be measured: the predicted divergence of the outputs (see lrfc.search.sensitivity) stays below this.
 SAFE_DIVERGENCE = 0.01

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lrfc.costs.totals import totals_of
 from lrfc.engine.candidate import CHECKED, Build, Draft, recorded
 from lrfc.engine.replay import digest
 from lrfc.errors import BudgetError, NoGainError
@@ -17,13 +18,14 @@ from lrfc.ir import processor
 from lrfc.ir.keras import io as keras_io
 from lrfc.metrics.outcome import Kept, Part
 from lrfc.passes.finetune import Tuning
-from lrfc.passes.select_ranks import DesignSpace, Price, Selection, totals_of
+from lrfc.pruning.facts import Selection
 from lrfc.pruning.space import FilterSpace
 from lrfc.results import candidates as choices
 from lrfc.results import folder as files
 from lrfc.results.manifest import Accuracy, Attempt, Filters, FineTuning, Input, Kernels, Layer, Manifest, Parity, Search
 from lrfc.results.report import page
 from lrfc.results.verdict import judged
+from lrfc.search.facts import DesignSpace, Price
 from lrfc.search.pareto import front
 from lrfc.targets.devices.speed import Ratio
 from lrfc.targets.parity import parity

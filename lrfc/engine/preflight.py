@@ -10,13 +10,12 @@ from typing import Any
 
 from lrfc.config import build as config
 from lrfc.config import trust
-from lrfc.config.build import HOST, BuildConfig
+from lrfc.config.build import HOST, BuildConfig, frontier
 from lrfc.config.options import OPTIONS
 from lrfc.config.precision import check as check_format
 from lrfc.config.precision import listed, of
 from lrfc.engine.replay import Locked
 from lrfc.errors import DependencyError, ModelError, UsageError
-from lrfc.nearest import like
 from lrfc.results import folder as artifact
 from lrfc.results.report.command import FROM_PYTHON
 from lrfc.system.reader import kind, located, opened, shown
@@ -142,14 +141,6 @@ def measure(
             raise UsageError(f"device '{chosen.name}' runs {' and '.join(chosen.formats)} files, not {shown(file)}")
         opened(file, limit=_LARGEST).close()
     return chosen, tuple((Path(file), MEASURED[Path(file).suffix]) for file in files)
-
-
-def frontier(over: Sequence[str]) -> None:
-    """Raise UsageError unless a Pareto front can be drawn over these quantities."""
-    unknown = [quantity for quantity in over if quantity not in config.FRONTS]
-    if unknown or not over:
-        near = like(unknown[0], config.FRONTS) if unknown else ""
-        raise UsageError(f"a Pareto front cannot be drawn over '{', '.join(unknown)}'{near}; choose from {', '.join(config.FRONTS)}")
 
 
 def goals(

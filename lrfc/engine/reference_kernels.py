@@ -8,9 +8,10 @@ import numpy as np
 
 from lrfc.config.precision import PRECISIONS
 from lrfc.data.dataset import Split
+from lrfc.ir.batch import Batch
 from lrfc.metrics.contract import Contract, held
 from lrfc.metrics.metric import Metric
-from lrfc.state import Artifact, Batch
+from lrfc.protocols import Artifact
 from lrfc.targets.tflite.target import TFLite
 
 #: MACs that the reference kernels are given: half a minute of one core. The change of the score is small and paired, so it needs few samples.

@@ -9,7 +9,6 @@ from typing import Protocol
 
 from lrfc.config.build import Budget, Drop
 from lrfc.costs.latency import CostProfile, corrected
-from lrfc.costs.pricing import Reading, key
 from lrfc.costs.workload import Signature
 from lrfc.engine import budgets
 from lrfc.engine import evaluate as judge
@@ -19,20 +18,25 @@ from lrfc.metrics.source import MEASURED
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.price_layers import PriceLayers, executed
 from lrfc.passes.prune_filters import PruneFilters
-from lrfc.passes.select_ranks import DesignSpace, Price, Selection, SelectRanks, fixed
+from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pipeline import plan, run
+from lrfc.protocols import Target
 from lrfc.pruning.costs import narrower
+from lrfc.pruning.facts import Selection
 from lrfc.pruning.kept_fractions import Shares
+from lrfc.pruning.selection import Minimised, fixed
 from lrfc.pruning.space import FilterSpace
 from lrfc.results.manifest import Round
-from lrfc.state import Progress, State, Target
+from lrfc.search.facts import DesignSpace, Price
+from lrfc.search.pricing import Reading, key
+from lrfc.state import Progress, State
 from lrfc.targets.devices.speed import Ratio
 
 #: Plans that are emitted and measured at most, and how close prediction and measurement are when the loop ends.
 ROUNDS = 5
 AGREE = 0.05
 #: What ``--objective`` names → the quantity of a candidate that is minimised, and the one whose budget is walked to learn what the accuracy allows.
-OBJECTIVES = {"latency": "latency", "cycles": "latency", "macs": "macs", "size": "params", "ram": "macs"}
+OBJECTIVES: Mapping[str, Minimised] = {"latency": "latency", "cycles": "latency", "macs": "macs", "size": "params", "ram": "macs"}
 
 
 class Measured(Protocol):

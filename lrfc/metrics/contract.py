@@ -10,9 +10,9 @@ from scipy.stats import norm
 
 from lrfc.config.build import Drop
 from lrfc.data.dataset import Split
+from lrfc.ir.batch import Batch
 from lrfc.metrics.metric import Metric
 from lrfc.metrics.outcome import short
-from lrfc.state import Batch
 
 #: Confidence of the interval that is reported where the user demands none.
 REPORTED = 0.95

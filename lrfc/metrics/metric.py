@@ -14,8 +14,8 @@ from lrfc.config.build import METRICS
 from lrfc.data import readers as sources
 from lrfc.data.dataset import Split
 from lrfc.errors import UsageError
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
-from lrfc.state import Batch
 from lrfc.system import reader
 
 

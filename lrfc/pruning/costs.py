@@ -7,7 +7,6 @@ from itertools import product
 
 import numpy as np
 
-from lrfc.costs.pricing import Executed, Prices
 from lrfc.costs.pruned_ops import narrowed
 from lrfc.costs.workload import Signature
 from lrfc.factorization import METHODS
@@ -15,6 +14,7 @@ from lrfc.ir import ops
 from lrfc.ir.graph import Graph, Op, Tensor
 from lrfc.pruning.kept_fractions import Share, Shares, Use
 from lrfc.search.candidates import Candidate, LayerSpace
+from lrfc.search.pricing import Executed, Prices
 
 #: The cost of an op when the shares r of what it reads and m of what it makes are left.
 Cost = Callable[[float, float], float]

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from lrfc.errors import ModelError
 from lrfc.factorization.base import Statistics
 from lrfc.factorization.linalg import LowRank
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.pruning import statistics as seen
 from lrfc.pruning.compensate import layout_of
 from lrfc.pruning.groups import Dependencies, Group, Part
 from lrfc.pruning.labels import Ids
 from lrfc.pruning.reconstruct import Block, blocks, eliminate, wide_costs
-from lrfc.state import Batch
 
 Scores = NDArray[np.float64]
 

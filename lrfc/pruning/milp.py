@@ -16,7 +16,6 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from lrfc.costs.arena import arena
-from lrfc.costs.pricing import Prices
 from lrfc.errors import BudgetError
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph
@@ -26,6 +25,7 @@ from lrfc.pruning.memory import Room
 from lrfc.pruning.space import FilterSpace, Keep
 from lrfc.search import allocate as exact
 from lrfc.search.candidates import Candidate, LayerSpace, pareto
+from lrfc.search.pricing import Prices
 
 #: Candidates of a layer that are weighed: the product of ranks and filters is large, and close ranks differ little.
 CANDIDATES = 16

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from lrfc.errors import ModelError
 from lrfc.factorization.einsum import Einsum
+from lrfc.ir.batch import Batch, batches
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.ir.ops import conv_geometry
 from lrfc.search.sensitivity import is_distribution
-from lrfc.state import Batch, batches
 
 #: Samples that slopes are taken of, one by one, and images whose feature maps are ranked.
 SLOPES, RANKED = 96, 16

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrfc.errors import UsageError
 from lrfc.metrics.outcome import GREATEST, MOST
+from lrfc.pruning.selection import LEFT_ASIDE
 from lrfc.results.manifest import Layer
 from lrfc.system import reader
 
@@ -137,7 +138,6 @@ def explain(rows: Sequence[Row], layer: str, built: Sequence[Layer] = ()) -> Exp
     if not own and made is None:
         names = dict.fromkeys([*(row.layer for row in rows), *(each.name for each in built)])
         raise UsageError(f"no layer '{layer}' was explored; the layers are {', '.join(names)}")
-    from lrfc.passes.select_ranks import LEFT_ASIDE
 
     chosen = next((row for row in own if row.chosen), None)
     if chosen is None or (made is not None and made.reason == LEFT_ASIDE):

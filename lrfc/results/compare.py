@@ -10,8 +10,11 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from lrfc.errors import UsageError
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras.load import load
 from lrfc.metrics.source import COMPILED, Source
 from lrfc.nearest import like
+from lrfc.passes.profile import profile
 from lrfc.results.manifest import Layer as Built
 from lrfc.results.manifest import Manifest
 from lrfc.system.reader import kind
@@ -212,9 +215,7 @@ def _layer(built: Built) -> Layer:
 
 
 def _model(path: Path) -> Side:
-    from lrfc import api
-
-    found = api.inspect(path)
+    found = profile(keras_io.from_keras(load(path)))
     figures: dict[str, float | None] = dict.fromkeys(QUANTITIES)
     figures |= {"size": path.stat().st_size, "macs": found.macs, "params": found.params, "ram": found.arena_bytes}
     layers = {row.name: Layer(row.kind, None, "", row.params, row.macs, None) for row in found.rows if row.params}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrfc.passes.select_ranks import DesignSpace
 from lrfc.results import candidates as choices
 from lrfc.results import folder as artifact
 from lrfc.results.report.exploration import render
+from lrfc.search.facts import DesignSpace
 from lrfc.search.pareto import Point
 
 #: Shares of the MACs at which the methods are compared.

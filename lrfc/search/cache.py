@@ -16,9 +16,9 @@ import platformdirs
 from pydantic import BaseModel, Field, ValidationError
 
 from lrfc.errors import UsageError
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.search.candidates import Candidate
-from lrfc.state import Batch
 from lrfc.system import reader
 
 #: Entries that are kept; the oldest go first.

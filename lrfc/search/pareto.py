@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from lrfc.config.build import frontier
 from lrfc.config.precision import of
 from lrfc.costs.arena import arena
-from lrfc.engine.budgets import live_need
-from lrfc.engine.preflight import frontier
 from lrfc.errors import BudgetError
-from lrfc.passes.select_ranks import DesignSpace, costs, fixed, reachable, without_filters
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import pareto
+from lrfc.search.facts import DesignSpace, costs
+from lrfc.search.memory import live_need
 from lrfc.state import State
 
 Point = Mapping[str, Any]
@@ -29,9 +29,9 @@ def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, preci
     also ``ram``, where a device is known (``Price``) its ``latency``, and ``methods``: how many layers each has. 'latency' in ``over`` needs a device.
     """
     frontier(over)
-    state = without_filters(state)
-    spaces = state.fact(DesignSpace).spaces
-    outside, least, whole = fixed(state), {quantity: reachable(state, quantity) for quantity in costs(state)}, costs(state)
+    design, whole = state.fact(DesignSpace), costs(state)
+    spaces, outside = design.spaces, design.outside(whole)
+    least = {quantity: outside[quantity] + design.least(quantity) for quantity in whole}
     memory = arena(state.original, of(precision).activation)
     needs = (
         {s.op.name: {c: need(c) for c in s.candidates} for s in spaces for need in [live_need(state.original, s, precision)]} if "ram" in over else {}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lrfc.ir import ops
+from lrfc.ir.batch import Batch, batches
 from lrfc.ir.graph import Array, Graph, Op, Ref
-from lrfc.state import Batch, batches
 
 #: Parts of equal work that a network is cut into: with eight, a pass from each layer on takes 56 % of a whole one.
 PARTS = 8

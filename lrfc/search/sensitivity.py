@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from lrfc.factorization.base import Factors, Ranks
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.threads import alone
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph, Op, Tensor
 from lrfc.search.candidates import Candidate, LayerSpace, response
 from lrfc.search.epilogue import FeatureMap
 from lrfc.search.segments import Segments
 from lrfc.search.statistics import LayerSamples
-from lrfc.state import Batch
 
 #: Feature-map errors (relative L2) at which each layer is perturbed: about what a mild and a strong compression do.
 PROBES = (0.1, 0.3)
@@ -171,3 +171,7 @@ def _bias(op: Op, factors: Factors, ranks: Ranks, samples: LayerSamples) -> NDAr
     if op.kind == "EinsumDense" or op.kind.endswith("Transpose"):  # their responses are not the layer's output
         return next(stage.weights["bias"] for stage in reversed(factors.stages(ranks)) if "bias" in stage.weights)
     return np.asarray(next(iter(factors.responses(np.zeros_like(samples.patches[:1]), [ranks])))[0])
+
+
+#: Out of how many times as many inputs those are drawn that the sensitivities are measured on.
+POOL = 8

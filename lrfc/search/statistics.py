@@ -19,11 +19,12 @@ from lrfc.factorization.einsum import Einsum
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import LowRank
 from lrfc.factorization.threads import one_thread, workers
+from lrfc.ir.batch import Batch, batches
 from lrfc.ir.graph import Graph, Op, Ref, Tensor
 from lrfc.ir.ops import conv_geometry
 from lrfc.search.epilogue import Follow, follow
 from lrfc.search.heap import lean
-from lrfc.state import Batch, batches
+from lrfc.state import State
 
 Array = NDArray[np.float32]
 
@@ -289,3 +290,13 @@ def padding(
         missing = max((out - 1) * stride + spread * (taps - 1) + 1 - length, 0)
         pads.append((missing // 2, missing - missing // 2))
     return pads
+
+
+#: With fewer inputs than this nothing is fitted.
+FEWEST = 16
+
+
+def repairable(state: State) -> bool:
+    """Whether there are samples to fit layers on: enough of them, and if they are made up, such that match BatchNorm statistics."""
+    matched = any(op.kind == "BatchNormalization" for op in state.original)
+    return (matched or not state.data.synthetic) and len(state.data.train) >= FEWEST

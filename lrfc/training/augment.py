@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.errors import UsageError
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph, Shape
-from lrfc.state import Batch
 
 #: From this height and width on, and with three channels, an input is taken for a natural image.
 SMALLEST = 24

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from lrfc.errors import UsageError
 from lrfc.ir.backend import reason
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.search.sensitivity import is_distribution
-from lrfc.state import Batch
 
 #: What the values of an output are: a softmax's probabilities, the logits of classes, a sigmoid's probabilities, the logits of those, or plain values.
 Kind = Literal["softmax", "logits", "sigmoid", "logit", "values"]

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.data.dataset import Split
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
-from lrfc.state import Batch
 from lrfc.training import losses, rate
 from lrfc.training.adam import Adam
 from lrfc.training.augment import Augmentation, augmentation

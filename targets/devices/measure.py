@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lrfc.errors import DeviceError, UsageError
 from lrfc.metrics.source import MEASURED, Source
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.targets.devices.process import Connection, Here, Worker
 
 #: Turns that each file gets over all of its processes; the ratio of two files is paired turn by

@@ -12,7 +12,7 @@ from lrfc.costs import fitting, microbench, npu
 from lrfc.costs.latency import CostProfile
 from lrfc.costs.workload import Signature
 from lrfc.ir.graph import Graph
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.system import scratch
 from lrfc.targets.devices.device import Device, Vela
 from lrfc.targets.ethos_u import vela

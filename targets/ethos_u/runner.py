@@ -13,7 +13,7 @@ from lrfc.costs.workload import Signature
 from lrfc.errors import DeviceError, UsageError
 from lrfc.ir.graph import Graph
 from lrfc.metrics.source import COMPILED
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.system import scratch
 from lrfc.targets.devices.device import Device, Vela
 from lrfc.targets.devices.measure import Measurement

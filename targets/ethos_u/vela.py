@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lrfc.errors import DeviceError, UsageError
 from lrfc.ir.graph import Graph, Op
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.system import scratch
 from lrfc.system.reader import contents, shown
 from lrfc.targets.devices.device import INI_BYTES, Vela

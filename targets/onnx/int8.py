@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from lrfc.state import Batch
+from lrfc.ir.batch import Batch
 from lrfc.system import scratch, silence
 from lrfc.targets.imports import need
 

@@ -12,8 +12,9 @@ import numpy as np
 from lrfc.config.precision import Name, check
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir import backend
+from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
-from lrfc.state import Artifact, Batch, Runner
+from lrfc.protocols import Artifact, Runner
 from lrfc.system import files, scratch
 from lrfc.targets import refusals
 from lrfc.targets.devices.trace import Traced, converted, plain

@@ -16,8 +16,9 @@ from lrfc.config.precision import PRECISIONS, Name, check
 from lrfc.errors import ModelError, UsageError
 from lrfc.factorization.threads import workers
 from lrfc.ir import backend
+from lrfc.ir.batch import Batch, batches
 from lrfc.ir.graph import Graph
-from lrfc.state import Artifact, Batch, Runner, batches
+from lrfc.protocols import Artifact, Runner
 from lrfc.system import files, scratch
 from lrfc.targets import refusals
 from lrfc.targets.devices import trace

@@ -15,7 +15,7 @@ from lrfc.ir.keras import inline as keras_inline
 from lrfc.ir.keras.export import to_keras
 
 if TYPE_CHECKING:
-    from lrfc.state import Batch
+    from lrfc.ir.batch import Batch
 
 
 def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.targets.devices.measure import Measurement
 
 

@@ -18,7 +18,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from lrfc.errors import DeviceError
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.system.reader import contents, shown
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement, check, drift, statistics

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from lrfc.errors import DeviceError
-from lrfc.state import Artifact
+from lrfc.protocols import Artifact
 from lrfc.targets.devices import measure
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement

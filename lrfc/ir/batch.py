@@ -1,0 +1,18 @@
+"""Batches of samples, one array for each input of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: A batch for a model with one or more inputs: one array per model input, in the model's order, samples along axis 0.
+Batch = tuple[NDArray[Any], ...]
+
+
+def batches(inputs: Batch, size: int) -> Iterator[Batch]:
+    """The samples in consecutive batches; the last may be smaller."""
+    for start in range(0, len(inputs[0]), size):
+        yield tuple(np.asarray(x[start : start + size]) for x in inputs)

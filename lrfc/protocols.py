@@ -1,0 +1,75 @@
+"""What passes and targets look like to the rest: the Pass, Target and Runner protocols, and the emitted file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from lrfc.ir.batch import Batch
+from lrfc.ir.graph import Graph
+from lrfc.state import Fact, State
+
+
+class Pass(Protocol):
+    """A frozen dataclass whose fields are its options.
+
+    ``needs``: the facts that must be known before it. ``gives``: the facts that it adds. ``rewrites``: whether it changes the graph.
+    """
+
+    needs: ClassVar[tuple[type[Fact], ...]]
+    gives: ClassVar[tuple[type[Fact], ...]]
+    rewrites: ClassVar[bool]
+
+    def __call__(self, state: State) -> State:
+        """The state after the pass. The given state is not changed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An emitted file. ``format`` is 'tflite' or 'onnx', ``precision`` a name of lrfc.config.precision."""
+
+    path: Path
+    format: str
+    precision: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return self.path.stat().st_size
+
+
+class Runner(Protocol):
+    """A loaded artifact."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The model's outputs (float32 or as the model has them) for a batch of any size."""
+        ...
+
+
+class Target(Protocol):
+    """A file format together with the runtime that executes it. A frozen dataclass; ``precision`` is one of its fields."""
+
+    @property
+    def name(self) -> str:
+        """The name on the command line, such as 'tflite'."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """A name of lrfc.config.precision."""
+        ...
+
+    def refusals(self, graph: Graph) -> Sequence[str]:
+        """Every reason why the graph cannot be emitted, one line each, before any work. Empty when it can."""
+        ...
+
+    def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
+        """Write the file. ``calibration`` holds representative inputs, needed for integer precisions. ModelError when the converter fails."""
+        ...
+
+    def load(self, artifact: Artifact) -> Runner:
+        """The file, ready to run on this machine."""
+        ...

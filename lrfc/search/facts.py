@@ -1,0 +1,63 @@
+"""Facts of the search: every layer's candidates, and the device that their latencies are predicted for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from lrfc.costs.totals import totals
+from lrfc.search.candidates import LayerSpace, pareto
+from lrfc.search.pricing import Prices
+from lrfc.state import Fact, State
+
+
+@dataclass(frozen=True)
+class DesignSpace(Fact):
+    """Every layer's choices, evaluated: what the allocation draws from, for any budget."""
+
+    spaces: tuple[LayerSpace, ...]
+    skipped: Mapping[str, str]
+
+    def narrowed(self, methods: tuple[str, ...]) -> DesignSpace:
+        """The same layers with the candidates of some methods only."""
+        spaces = tuple(replace(s, candidates=tuple(c for c in s.candidates if c.method is None or c.method in methods)) for s in self.spaces)
+        return replace(self, spaces=spaces)
+
+    def outside(self, whole: Mapping[str, float]) -> dict[str, float]:
+        """Costs of all that has no candidates, from those of the whole network."""
+        return {quantity: cost - sum(getattr(s.whole, quantity) for s in self.spaces) for quantity, cost in whole.items()}
+
+    def least(self, quantity: str) -> float:
+        """The minimum of a quantity over the candidates of each layer, all layers together."""
+        return float(sum(min(getattr(c, quantity) for c in s.candidates) for s in self.spaces))
+
+    @property
+    def size(self) -> int:
+        """Number of candidates."""
+        return sum(len(s.candidates) for s in self.spaces)
+
+    @property
+    def undominated(self) -> int:
+        """Number of candidates that no other of the same layer beats in everything."""
+        return sum(len(pareto(s.candidates)) for s in self.spaces)
+
+
+@dataclass(frozen=True)
+class Price(Fact):
+    """That the latencies of the design space are predicted for a device.
+
+    ``unit``: of the latencies, 'ms' or 'cycles'; ``ms_per_unit`` turns them into milliseconds. ``whole``: the predicted latency of the original.
+    ``prices``: of ops that have lost channels.
+    """
+
+    device: str
+    unit: str
+    ms_per_unit: float
+    whole: float
+    prices: Prices
+
+
+def costs(state: State) -> dict[str, float]:
+    """MACs and parameters of the original, and its predicted latency where a device is known."""
+    price = state.known(Price)
+    return totals(state.original) | ({} if price is None else {"latency": price.whole})
