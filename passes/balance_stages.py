@@ -61,14 +61,12 @@ class BalanceStages:
 
 def _ranges(graph: Graph, wanted: Sequence[Pair], inputs: Batch) -> dict[Ref, Ranges]:
     """What the calibration inputs show of the activation of each pair."""
-    probe = graph.copy()
-    probe.outputs, probe.structure = tuple(dict.fromkeys(pair.tensor for pair in wanted)), (graph.structure[0], None)
     axes = {pair.tensor: pair.axis for pair in wanted}
-    run = keras_io.compiled(probe)
+    run = keras_io.outputs_at(graph, axes)
     found: dict[Ref, Ranges] = {}
     count = len(inputs[0])
     for part in batches(inputs, 64):
-        for ref, values in zip(probe.outputs, run(part), strict=True):
+        for ref, values in zip(axes, run(part), strict=True):
             new, old = Ranges.of(values, axes[ref]), found.get(ref)
             new = replace(new, square=new.square * len(part[0]) / count)
             found[ref] = new if old is None else Ranges(np.minimum(old.low, new.low), np.maximum(old.high, new.high), old.square + new.square)

@@ -51,13 +51,12 @@ class CorrectBiases:
 
 def _means(graph: Graph, layers: list[Op], inputs: Batch) -> Mapping[Ref, NDArray[np.float32]]:
     """The mean sample (1, ...) of what each layer reads."""
-    probe = graph.copy()
-    probe.outputs, probe.structure = tuple(dict.fromkeys(graph.operands(op.name)[0] for op in layers)), (graph.structure[0], None)
-    run = keras_io.compiled(probe)
-    sums = [np.zeros((), np.float64)] * len(probe.outputs)
+    read = list(dict.fromkeys(graph.operands(op.name)[0] for op in layers))
+    run = keras_io.outputs_at(graph, read)
+    sums = [np.zeros((), np.float64)] * len(read)
     for part in batches(inputs, 64):
         sums = [total + values.sum(0, dtype=np.float64, keepdims=True) for total, values in zip(sums, run(part), strict=True)]
-    return {ref: (total / len(inputs[0])).astype(np.float32) for ref, total in zip(probe.outputs, sums, strict=True)}
+    return {ref: (total / len(inputs[0])).astype(np.float32) for ref, total in zip(read, sums, strict=True)}
 
 
 def _corrected(graph: Graph, op: Op, mean: NDArray[np.float32], steps: int) -> Op | None:

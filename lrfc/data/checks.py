@@ -163,7 +163,6 @@ def _run(graph: Graph, norms: list[Op], inputs: Batch) -> tuple[Batch, Batch]:
     """What those BatchNorms read, and the model's outputs."""
     from lrfc.ir.keras import io as keras_io
 
-    probe = graph.copy()
-    probe.outputs, probe.structure = (*(graph.operands(op.name)[0] for op in norms), *graph.outputs), (None, None)
-    values = keras_io.predict(probe, inputs)
+    read = [graph.operands(op.name)[0] for op in norms]
+    values = keras_io.predict(keras_io.outputs_at(graph, [*read, *graph.outputs]), inputs)
     return values[: len(norms)], values[len(norms) :]

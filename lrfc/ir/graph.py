@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from types import MappingProxyType
@@ -203,6 +203,12 @@ class Graph:
         twin = Graph(self.name)
         twin.outputs, twin.structure, twin.compiled = self.outputs, self.structure, self.compiled
         twin._nx, twin._order = self._nx.copy(), list(self._order)
+        return twin
+
+    def with_outputs(self, refs: Iterable[Ref]) -> Graph:
+        """A copy that gives these tensors, as a flat list, in the place of the graph's outputs."""
+        twin = self.copy()
+        twin.outputs, twin.structure = tuple(refs), (self.structure[0], None)
         return twin
 
     def add(self, op: Op, operands: Sequence[Ref] = (), *, before: str | None = None) -> Ref:

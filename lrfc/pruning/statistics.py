@@ -105,9 +105,7 @@ def ranks(graph: Graph, axes: Mapping[Ref, int], inputs: Batch) -> dict[Ref, NDA
 
     if not inputs:
         raise ModelError("the feature_rank criterion needs calibration data")
-    probe = graph.copy()
-    probe.outputs, probe.structure = tuple(axes), (graph.structure[0], None)
-    run = keras_io.compiled(probe)
+    run = keras_io.outputs_at(graph, axes)
     samples = tuple(x[:RANKED] for x in inputs)
     size = sum(prod(n or 1 for n in graph.tensor(ref).shape[1:]) for ref in axes)
     rank = {ref: np.zeros(graph.tensor(ref).shape[axis] or 0) for ref, axis in axes.items()}

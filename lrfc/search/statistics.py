@@ -110,8 +110,6 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
         wanted[graph.operands(name)[0]] = None
         if chain.addend is not None:
             wanted[chain.addend] = None
-    probe = graph.copy()
-    probe.outputs, probe.structure = tuple(wanted), (graph.structure[0], None)
     total = min(len(inputs[0]), size.images + size.held_out)
     fitted = total if total < 4 else round(total * size.images / (size.images + size.held_out))
     held = range(fitted, total) if fitted < total else range(total)
@@ -140,7 +138,7 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
             if addend is not None:
                 addends[call.name].append(values[addend][where])
 
-    run = keras_io.compiled(probe)
+    run = keras_io.outputs_at(graph, wanted)
     batch = max(1, min(batch, DELIVERED // max(1, sum(4 * prod(n or 1 for n in graph.tensor(ref).shape[1:]) for ref in wanted))))
     start = 0
     # Two BLAS threads take three times as long for these products as one does (two cores, OpenBLAS): the layers share the cores instead.

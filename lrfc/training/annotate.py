@@ -164,13 +164,11 @@ def _rules(tools: Any) -> Any:
 
 def calibrate(model: Any, graph: Graph, lowered: Lowered, inputs: Batch) -> None:
     """Begin with the ranges that calibration inputs show; the moving averages need thousands of steps from where they are."""
-    probe = graph.copy()
-    probe.outputs = tuple(Ref(op.name) for op in graph if graph.tensors(op.name)[0].dtype.startswith("float"))
-    probe.structure = (graph.structure[0], None)
-    run = keras_io.compiled(probe)
+    floats = [Ref(op.name) for op in graph if graph.tensors(op.name)[0].dtype.startswith("float")]
+    run = keras_io.outputs_at(graph, floats)
     ranges: dict[str, tuple[float, float]] = {}
     for part in batches(inputs, 50):
-        for ref, values in zip(probe.outputs, run(part), strict=True):
+        for ref, values in zip(floats, run(part), strict=True):
             low, high = ranges.get(lowered.layers[ref.op], (0.0, 0.0))
             ranges[lowered.layers[ref.op]] = min(low, float(values.min())), max(high, float(values.max()))
     for layer in model.layers:

@@ -35,10 +35,7 @@ def block_ends(original: Graph, graph: Graph, most: int = MOST) -> tuple[Ref, ..
 
 def tapped(graph: Graph, refs: Sequence[Ref]) -> Graph:
     """The graph with those outputs behind its own, all in one list."""
-    twin = graph.copy()
-    twin.outputs = (*graph.outputs, *refs)
-    twin.structure = (graph.structure[0], None)
-    return twin
+    return graph.with_outputs((*graph.outputs, *refs))
 
 
 def _behind_weights(graph: Graph) -> set[str]:

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from lrfc.ir.keras.export import absorb, infer, layer_of, save, single, to_keras
 from lrfc.ir.keras.importer import from_keras
-from lrfc.ir.keras.run import call, compiled, predict
+from lrfc.ir.keras.run import call, compiled, outputs_at, predict
 
-__all__ = ["absorb", "call", "compiled", "from_keras", "infer", "layer_of", "predict", "save", "single", "to_keras"]
+__all__ = ["absorb", "call", "compiled", "from_keras", "infer", "layer_of", "outputs_at", "predict", "save", "single", "to_keras"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir.backend import keras, quiet
-from lrfc.ir.graph import Array, Graph
+from lrfc.ir.graph import Array, Graph, Ref
 from lrfc.ir.keras import inline as keras_inline
 from lrfc.ir.keras.export import to_keras
 
@@ -50,6 +50,11 @@ def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
         return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
 
     return run
+
+
+def outputs_at(graph: Graph, refs: Iterable[Ref]) -> Callable[[Batch], Batch]:
+    """A function from one batch to the tensors at ``refs``, in their order; see ``compiled``."""
+    return compiled(graph.with_outputs(refs))
 
 
 def predict(graph_or_model: Any, batch: Batch, batch_size: int = 256) -> Batch:
