@@ -51,7 +51,7 @@ class BalanceStages:
         found = tuple(pair for pair in pairs(graph) if not self.convolutions or scaled_by_channel(graph.op(pair.first)))
         if not found:
             return state
-        ranges = _ranges(graph, found, tuple(x[: self.samples] for x in state.data.train.inputs))
+        ranges = _ranges(graph, found, state.data.train.head(self.samples).inputs)
         changed = balance(graph, found, ranges, self.bits, self.sweeps)
         if changed:
             mean = float(np.exp(np.mean(np.log(list(changed.values())))))

@@ -41,7 +41,7 @@ class CorrectBiases:
         layers = [op for op in graph if rounds(op) and len(graph.calls(op)) == 1 and len(graph.operands(op.name)) == 1]
         if not layers:
             return state
-        means = _means(graph, layers, tuple(x[: self.samples] for x in state.data.train.inputs))
+        means = _means(graph, layers, state.data.train.head(self.samples).inputs)
         for op in layers:
             corrected = _corrected(graph, op, means[graph.operands(op.name)[0]], self.steps)
             if corrected is not None:

@@ -43,7 +43,7 @@ class ExploreFilters:
             raise UsageError(
                 "filters are cut only where calibration samples can make up for them: give --data with at least 16 samples, or choose --prune off"
             )
-        graph, inputs = state.graph, tuple(x[: max(self.size.images + self.size.held_out, POOL * self.images)] for x in state.data.train.inputs)
+        graph, inputs = state.graph, state.data.train.head(max(self.size.images + self.size.held_out, POOL * self.images)).inputs
         layers = readable(graph)
         found, wanted, refused = prunable(graph, {op.name for op in layers}, self.keep, self.only)
         choices: dict[str, tuple[Keep, ...]] = {}

@@ -13,6 +13,7 @@ from typing import ClassVar
 from lrfc.config.build import METHODS
 from lrfc.costs.totals import totals
 from lrfc.factorization.threads import one_thread, workers
+from lrfc.ir.batch import head
 from lrfc.ir.graph import Graph, Op
 from lrfc.search.cache import Store, fingerprint, place
 from lrfc.search.candidates import Answers, Decomposed, LayerSpace, answers, compared, selected
@@ -45,7 +46,7 @@ class ExploreLayers:
 
     def __call__(self, state: State) -> State:
         """The state with its DesignSpace. ``cached``: what an earlier run found out about a layer on the same model, data and options is taken over."""
-        graph, inputs = state.graph, tuple(x[: max(self.size.images + self.size.held_out, self.sensitivity_images)] for x in state.data.train.inputs)
+        graph, inputs = state.graph, state.data.train.head(max(self.size.images + self.size.held_out, self.sensitivity_images)).inputs
         layers = list(selected(graph, self.keep, self.only))
         skipped = {op.name: reason for op, reason in layers if reason is not None}
         eligible = [op for op, reason in layers if reason is None]
@@ -71,7 +72,7 @@ class ExploreLayers:
                 if len(found.candidates) > 1:
                     if sensitivity is None:
                         images = self._looked_at(graph, len(eligible))
-                        sensitivity = Sensitivity(graph, tuple(x[: POOL * images] for x in inputs), images)
+                        sensitivity = Sensitivity(graph, head(inputs, POOL * images), images)
                     found = sensitivity(found, sample)
                 if op.name not in samples.lasting:  # what a large network's layers read is not kept for all of them
                     found = replace(

@@ -49,7 +49,7 @@ class LockLayers:
     def __call__(self, state: State) -> State:
         """The state with a DesignSpace of one candidate a layer."""
         graph, images = state.graph, max(self.size.images + self.size.held_out, self.sensitivity_images)
-        inputs = tuple(x[:images] for x in state.data.train.inputs)
+        inputs = state.data.train.head(images).inputs
         eligible = [op for op, reason in selected(graph, self.keep, self.only) if reason is None]
         # All of them, also those without a choice: the samples drawn of a layer depend on its place among them.
         samples = Sampler(graph, eligible, inputs, self.size, state.seed)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.ir.batch import Batch
+from lrfc.ir.batch import Batch, head
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras.tf_keras_lower import lower, raised
 from lrfc.state import Fact, State
@@ -76,12 +76,12 @@ class _Training:
         with annotate.tools() as tools:
             self._lowered = lower(state.graph)
             self.model = annotate.annotated(tools, state.graph, self._lowered)
-        annotate.calibrate(self.model, state.graph, self._lowered, tuple(x[:CALIBRATED] for x in state.data.train.inputs))
+        annotate.calibrate(self.model, state.graph, self._lowered, state.data.train.head(CALIBRATED).inputs)
         train = state.data.train
         teach = keras_io.compiled(state.original)
         self._taught = keras_io.predict(teach, train.inputs)
         outputs = losses.describe(state.original, self._taught, train.targets)
-        few = None if train.targets is None else (tuple(y[:512] for y in self._taught), tuple(y[:512] for y in train.targets))
+        few = None if train.targets is None else (head(self._taught, 512), head(train.targets, 512))
         task = None if few is None else losses.task_loss(state.original, outputs, few)
         self._optimizer = tf_keras.optimizers.Adam(options.learning_rate)
         self._size = options.batch or int(np.clip(len(train) // 20, 16, 128))

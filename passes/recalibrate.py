@@ -40,7 +40,7 @@ class RecalibrateBatchNorm:
 
     def __call__(self, state: State) -> State:
         """The state with the new statistics."""
-        inputs = tuple(x[: self.samples] for x in state.data.train.inputs)
+        inputs = state.data.train.head(self.samples).inputs
         size = min(self.batch, len(inputs[0]))
         names = [op.name for op in state.graph.layers() if op.kind == "BatchNormalization"]
         if not names or size < 16:

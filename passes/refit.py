@@ -17,6 +17,7 @@ from lrfc.factorization.base import Statistics
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import solve_positive
 from lrfc.factorization.threads import threads
+from lrfc.ir.batch import head
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.ir.keras import io as keras_io
 from lrfc.pruning.facts import Pruned, Selection
@@ -76,7 +77,7 @@ class Refit:
         chains = {op.name: follow(slim, op.name) for op in slim if _fittable(slim, op)}
         step = state.progress.stage("refit", len(graph))
         updated: dict[str, dict[str, NDArray[np.float32]]] = {}
-        values = _Values(graph, tuple(x[:count] for x in inputs), {} if pruned is None else pruned.left)
+        values = _Values(graph, head(inputs, count), {} if pruned is None else pruned.left)
         rng = np.random.default_rng(state.seed)
         for op in _order(graph, chains, values):
             operands = graph.operands(op.name)
@@ -101,7 +102,7 @@ class Refit:
             values.put(op.name, delivered, results)
             step(1)
         refitted = state.graph.with_weights(updated)
-        judged = tuple(x[:JUDGED] for x in state.data.validation.inputs)
+        judged = state.data.validation.head(JUDGED).inputs
         reference = keras_io.predict(state.original, judged)
         before, after = (divergence(reference, keras_io.predict(graph, judged)) for graph in (state.graph, refitted))
         if not before - after > ROUNDING + 1e-3 * before:

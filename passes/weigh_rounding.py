@@ -69,7 +69,7 @@ class WeighRounding:
             return state
         graph, design, bits = state.graph, state.fact(DesignSpace), 8 * PRECISIONS[self.precision].activation
         count = max(4, min(self.images, MEMORY // max(1, arena(graph, 4).peak_bytes)))
-        inputs = tuple(x[:count] for x in state.data.train.inputs)
+        inputs = state.data.train.head(count).inputs
         spaces = {space.calls[0]: space for space in design.spaces}
         step = state.progress.stage("rounding", len(spaces))
         store, found = None, dict[str, LayerSpace]()

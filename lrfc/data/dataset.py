@@ -15,7 +15,7 @@ from lrfc.data import checks as plausibility
 from lrfc.data import mapped as streams
 from lrfc.data import readers as sources
 from lrfc.errors import UsageError
-from lrfc.ir.batch import Batch
+from lrfc.ir.batch import Batch, head
 from lrfc.ir.graph import Graph, Shape, Tensor
 from lrfc.system import reader
 
@@ -35,6 +35,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.inputs[0])
+
+    def head(self, count: int) -> Split:
+        """The first samples, at most ``count``, as views of the same arrays."""
+        targets = None if self.targets is None else head(self.targets, count)
+        return Split(head(self.inputs, count), targets)
 
     def take(self, rows: NDArray[np.intp]) -> Split:
         """The samples of those rows, in that order."""

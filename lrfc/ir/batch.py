@@ -16,3 +16,8 @@ def batches(inputs: Batch, size: int) -> Iterator[Batch]:
     """The samples in consecutive batches; the last may be smaller."""
     for start in range(0, len(inputs[0]), size):
         yield tuple(np.asarray(x[start : start + size]) for x in inputs)
+
+
+def head(batch: Batch, count: int) -> Batch:
+    """The first samples, at most ``count``, as views of the same arrays."""
+    return tuple(x[:count] for x in batch)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lrfc.errors import ModelError
 from lrfc.factorization.einsum import Einsum
-from lrfc.ir.batch import Batch, batches
+from lrfc.ir.batch import Batch, batches, head
 from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.ir.ops import conv_geometry
 from lrfc.search.sensitivity import is_distribution
@@ -40,7 +40,7 @@ def slopes(graph: Graph, readers: Sequence[Op], inputs: Batch, seed: int) -> dic
         raise ModelError("the taylor criterion needs calibration data")
     model = keras_io.to_keras(graph)
     kernels = [_kernel(keras_io.layer_of(model, op)) for op in readers]
-    samples = tuple(x[:SLOPES] for x in inputs)
+    samples = head(inputs, SLOPES)
     rng = np.random.default_rng(seed)
     cotangents = [_cotangent(values, rng) for values in keras_io.predict(model, samples)]
 
@@ -106,7 +106,7 @@ def ranks(graph: Graph, axes: Mapping[Ref, int], inputs: Batch) -> dict[Ref, NDA
     if not inputs:
         raise ModelError("the feature_rank criterion needs calibration data")
     run = keras_io.outputs_at(graph, axes)
-    samples = tuple(x[:RANKED] for x in inputs)
+    samples = head(inputs, RANKED)
     size = sum(prod(n or 1 for n in graph.tensor(ref).shape[1:]) for ref in axes)
     rank = {ref: np.zeros(graph.tensor(ref).shape[axis] or 0) for ref, axis in axes.items()}
     energy = {ref: np.zeros_like(values) for ref, values in rank.items()}

@@ -19,7 +19,7 @@ from lrfc.factorization.einsum import Einsum
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import LowRank
 from lrfc.factorization.threads import one_thread, workers
-from lrfc.ir.batch import Batch, batches
+from lrfc.ir.batch import Batch, batches, head
 from lrfc.ir.graph import Graph, Op, Ref, Tensor
 from lrfc.ir.ops import conv_geometry
 from lrfc.search.epilogue import Follow, follow
@@ -143,7 +143,7 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
     start = 0
     # Two BLAS threads take three times as long for these products as one does (two cores, OpenBLAS): the layers share the cores instead.
     with one_thread(), ThreadPoolExecutor(workers()) as pool:
-        for part in batches(tuple(x[:total] for x in inputs), batch):
+        for part in batches(head(inputs, total), batch):
             values = dict(zip(wanted, run(part), strict=True))
             index = np.arange(start, start + len(part[0]))
             start += len(part[0])
