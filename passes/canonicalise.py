@@ -10,12 +10,10 @@ import numpy as np
 
 from lrfc.factorization import split_separable
 from lrfc.ir import channels_last, dilated
-from lrfc.ir.affine import LINEAR, Affine, affine, take_in_before
+from lrfc.ir.affine import Affine, affine, take_in_before
 from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.kinds import kind_of
 from lrfc.state import Fact, State
-
-#: What an activation argument may become; a layer given there must have no weights.
-_ACTIVATIONS = frozenset({"Activation", "ReLU", "LeakyReLU", "ELU", "Softmax"})
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def split_separables(graph: Graph) -> Graph:
     """
     graph = graph.copy()
     for op in graph:
-        if op.kind.startswith("SeparableConv"):
+        if op.info.is_separable:
             graph.splice(op.name, split_separable(op))
     return graph
 
@@ -115,10 +113,10 @@ def split_activations(graph: Graph) -> Graph:
     """
     graph = graph.copy()
     for op in graph:
-        if op.kind not in LINEAR | {"EinsumDense"} or op["activation"] in (None, "linear"):
+        if not op.info.has_kernel or op["activation"] in (None, "linear"):
             continue
         kind, attrs = _activation(op["activation"])
-        if kind in _ACTIVATIONS:
+        if kind_of(kind).is_activation and not kind_of(kind).parametric:
             activation = Op(_free(graph, f"{op.name}__activation"), kind, attrs, shared=op.shared and f"{op.shared}__activation")
             graph.splice(op.name, [op.with_attrs(activation="linear"), activation])
     return graph
@@ -155,7 +153,7 @@ def merge_normalization(graph: Graph) -> Graph:
     graph = graph.copy()
     for op in graph:
         reader = graph.only_consumer(op.name)
-        if op.kind not in ("Normalization", "Rescaling") or reader is None or reader.kind not in ("Normalization", "Rescaling"):
+        if op.info.family != "rescaling" or reader is None or reader.info.family != "rescaling":
             continue
         first, second = _affine(graph, op), _affine(graph, reader)
         if first is not None and second is not None:
@@ -200,7 +198,7 @@ def fold_into_readers(graph: Graph) -> Graph:
         given = _affine(graph, op)
         if given is None or any(out.op == op.name for out in graph.outputs):
             continue
-        if op.kind == "BatchNormalization" and graph.op(graph.operands(op.name)[0].op).kind in LINEAR:
+        if op.kind == "BatchNormalization" and graph.op(graph.operands(op.name)[0].op).info.is_linear:
             continue
         folded = [_fold_at(graph, name, given) for name, _ in graph.consumers(Ref(op.name))]
         if folded and None not in folded:
@@ -217,7 +215,7 @@ def _fold_at(graph: Graph, name: str, given: Affine | None) -> Op | None:
     while reader is not None and given is not None and _keeps_order(reader):
         given = given.reshaped(graph.input_tensors(reader.name)[0], graph.tensor(Ref(reader.name)))
         reader = graph.only_consumer(reader.name)
-    if reader is None or given is None or reader.shared is not None or reader.kind not in LINEAR:
+    if reader is None or given is None or reader.shared is not None or not reader.info.is_linear:
         return None
     return take_in_before(reader, graph.input_tensors(reader.name)[0], given)
 
@@ -244,7 +242,7 @@ def lower_normalization(graph: Graph) -> Graph:
     """
     graph = graph.copy()
     for op in graph:
-        given = _affine(graph, op) if op.kind in ("Normalization", "Rescaling") else None
+        given = _affine(graph, op) if op.info.family == "rescaling" else None
         tensor = graph.tensor(Ref(op.name))
         rank = len(tensor.shape) - 2
         found = given.channels(tensor, -1) if given is not None and rank in (1, 2) else None

@@ -14,13 +14,6 @@ from lrfc.ir.graph import Array, Op, Tensor
 
 Values = NDArray[np.float64]
 
-_CONVS = frozenset(f"Conv{n}D" for n in (1, 2, 3))
-_TRANSPOSED = frozenset(f"Conv{n}DTranspose" for n in (1, 2, 3))
-_DEPTHWISE = frozenset(f"DepthwiseConv{n}D" for n in (1, 2))
-_SEPARABLE = frozenset(f"SeparableConv{n}D" for n in (1, 2))
-#: Kinds that multiply by a kernel and add a bias.
-LINEAR = _CONVS | _TRANSPOSED | _DEPTHWISE | _SEPARABLE | {"Dense"}
-
 
 @dataclass(frozen=True, eq=False)
 class Affine:
@@ -117,7 +110,7 @@ def _array(value: Any) -> Values:
 
 def channel_axis(op: Op, tensor: Tensor) -> int:
     """The channel axis of what a linear layer reads and gives."""
-    return 1 if op.kind != "Dense" and op["data_format"] == "channels_first" else len(tensor.shape) - 1
+    return 1 if op.info.is_convolution and op["data_format"] == "channels_first" else len(tensor.shape) - 1
 
 
 def take_in_before(op: Op, source: Tensor, given: Affine) -> Op | None:
@@ -126,22 +119,24 @@ def take_in_before(op: Op, source: Tensor, given: Affine) -> Op | None:
     W ∗ (s·x + t) = (W·s) ∗ x + Σ W·t. The sum is a bias only where the layer pads no zeros, unless t is 0.
     """
     found = given.channels(source, channel_axis(op, source)) if _plain(op) else None
-    if found is None or (found[1].any() and (op.kind in _TRANSPOSED or _pads(op, source))):
+    if found is None or (found[1].any() and (op.info.is_transposed or _pads(op, source))):
         return None
     scale, shift = found
     weights = {name: np.asarray(w, np.float64) for name, w in op.weights.items()}
-    if op.kind in _TRANSPOSED:
+    kind = op.info
+    if kind.is_transposed:
         return _with(op, weights | {"kernel": weights["kernel"] * scale})  # (*K, O, I)
-    if op.kind == "Dense" or op.kind in _CONVS:  # (*K, I/groups, O); a group's inputs stand side by side, as its outputs do
+    if kind.family in ("dense", "conv"):
+        # (*K, I/groups, O); a group's inputs stand side by side, as its outputs do
         kernel = weights["kernel"]
-        groups = 1 if op.kind == "Dense" else int(op["groups"])
+        groups = 1 if kind.family == "dense" else int(op["groups"])
         by_output = [np.repeat(a.reshape(groups, -1).T, kernel.shape[-1] // groups, axis=1) for a in (scale, shift)]
         added = (kernel * by_output[1]).reshape(-1, kernel.shape[-1]).sum(0)
         return _with(op, weights | {"kernel": kernel * by_output[0]}, added)
-    name = "depthwise_kernel" if op.kind in _SEPARABLE else "kernel"  # (*K, I, multiplier)
+    name = "depthwise_kernel" if kind.is_separable else "kernel"  # (*K, I, multiplier)
     kernel = weights[name]
     added = (kernel * shift[:, None]).reshape(-1, kernel.shape[-2] * kernel.shape[-1]).sum(0)
-    if op.kind in _SEPARABLE:
+    if kind.is_separable:
         point = weights["pointwise_kernel"]
         added = added @ point.reshape(point.shape[-2:])
     return _with(op, weights | {name: kernel * scale[:, None]}, added)
@@ -154,11 +149,11 @@ def take_in_after(op: Op, tensor: Tensor, given: Affine) -> Op | None:
         return None
     scale, shift = found
     weights = {name: np.asarray(w, np.float64) for name, w in op.weights.items()}
-    name = "pointwise_kernel" if op.kind in _SEPARABLE else "kernel"
+    name = "pointwise_kernel" if op.info.is_separable else "kernel"
     kernel = weights[name]
-    if op.kind in _TRANSPOSED:  # (*K, O, I)
+    if op.info.is_transposed:  # (*K, O, I)
         kernel = kernel * scale[:, None]
-    elif op.kind in _DEPTHWISE:  # (*K, I, multiplier)
+    elif op.info.is_depthwise:  # (*K, I, multiplier)
         kernel = kernel * scale.reshape(-1, kernel.shape[-1])
     else:  # the outputs come last
         kernel = kernel * scale
@@ -168,12 +163,12 @@ def take_in_after(op: Op, tensor: Tensor, given: Affine) -> Op | None:
 
 def _plain(op: Op) -> bool:
     """Whether the op is a linear layer with a kernel and at most a bias (an adapter beside the kernel is not)."""
-    return op.kind in LINEAR and not set(op.weights) - {"kernel", "depthwise_kernel", "pointwise_kernel", "bias"}
+    return op.info.is_linear and not set(op.weights) - {"kernel", "depthwise_kernel", "pointwise_kernel", "bias"}
 
 
 def _pads(op: Op, source: Tensor) -> bool:
     """Whether the layer may read zeros around its input."""
-    if op.kind == "Dense" or op["padding"] == "valid":
+    if op.info.family == "dense" or op["padding"] == "valid":
         return False
     rank = len(source.shape) - 2
     kernel, strides, dilation = (ops.spatial(op[key], rank) for key in ("kernel_size", "strides", "dilation_rate"))

@@ -14,14 +14,7 @@ from lrfc.ir.rounding import STEPS, grouped, rounds
 
 Values = NDArray[np.float64]
 
-
-#: Kinds that give scaled channels for scaled channels, of either sign, and those that do so for positive scales only.
-_LINEAR = frozenset(f"{kind}{n}D" for kind in ("ZeroPadding", "Cropping", "AveragePooling", "GlobalAveragePooling", "UpSampling") for n in (1, 2, 3))
-
-
-_POSITIVE = frozenset(f"{kind}{n}D" for kind in ("MaxPooling", "GlobalMaxPooling") for n in (1, 2, 3)) | {"LeakyReLU"}
-
-
+#: Activations, by name, that give scaled values for values scaled by a positive factor.
 _POSITIVE_ACTIVATIONS = frozenset(("relu", "leaky_relu"))
 
 
@@ -120,10 +113,8 @@ def _plain(graph: Graph, op: Op) -> bool:
 
 def _passes(op: Op) -> bool | None:
     """Whether the op keeps scales of either sign (True), or positive ones (False); None if it does not."""
-    if op.kind in _LINEAR:
-        return True
-    if op.kind in _POSITIVE:
-        return False
+    if op.info.homogeneous is not None:
+        return op.info.homogeneous == "linear"
     if op.kind == "ReLU" and op["max_value"] is None and not op["threshold"]:
         return False
     if op.kind == "Activation" and op["activation"] in ("linear", *_POSITIVE_ACTIVATIONS):

@@ -6,13 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from lrfc.ir.affine import LINEAR, Affine, affine, at_inference, take_in_after
+from lrfc.ir.affine import Affine, affine, at_inference, take_in_after
 from lrfc.ir.graph import Graph, Op, Ref
-
-#: Layers that are the identity at inference.
-_DROPOUT_LIKE = frozenset(
-    "Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout GaussianNoise ActivityRegularization".split()
-)
 
 
 def drop_dropout(graph: Graph) -> Graph:
@@ -33,7 +28,7 @@ def drop_dropout(graph: Graph) -> Graph:
     """
     graph = graph.copy()
     for op in graph:
-        if op.kind in _DROPOUT_LIKE and at_inference(op):
+        if op.info.is_dropout and at_inference(op):
             graph.splice(op.name, [])
     return graph
 
@@ -56,7 +51,7 @@ def fold_batchnorm(graph: Graph) -> Graph:
     """
     graph = graph.copy()
     for layer in graph.layers():
-        while layer.kind in LINEAR and _fold_behind(graph, graph.op(layer.name)):
+        while layer.info.is_linear and _fold_behind(graph, graph.op(layer.name)):
             pass
     return graph
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.errors import GraphError
+from lrfc.ir.kinds import Kind, kind_of
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
@@ -92,6 +93,11 @@ class Op:
         from lrfc.ir import ops
 
         return self.attrs[attr] if attr in self.attrs else ops.default(self.kind, attr)
+
+    @property
+    def info(self) -> Kind:
+        """The facts that hold for every op of this kind."""
+        return kind_of(self.kind)
 
     def with_attrs(self, **attrs: Any) -> Op:
         """This op with some attributes replaced."""

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from lrfc.errors import GraphError, ModelError
 from lrfc.ir.graph import Op, Shape, Slot, Tensor
+from lrfc.ir.kinds import names
 
 #: Attributes that a kind has when its config does not say otherwise (Keras' own defaults), in the order in which they are printed.
 _CONV: dict[str, Any] = {
@@ -19,11 +20,13 @@ _CONV: dict[str, Any] = {
 _TRANSPOSED = {key: value for key, value in _CONV.items() if key != "groups"} | {"output_padding": None}
 _DEPTHWISE = {"depth_multiplier": 1} | {key: value for key, value in _CONV.items() if key not in ("filters", "groups")}
 _SEPARABLE = {"filters": None} | _DEPTHWISE
+_POOLING = {"pool_size": 2, "strides": None, "padding": "valid", "data_format": "channels_last"}
+_GLOBAL_POOLING = {"data_format": "channels_last", "keepdims": False}
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    **{f"Conv{n}D": _CONV for n in (1, 2, 3)},
-    **{f"Conv{n}DTranspose": _TRANSPOSED for n in (1, 2, 3)},
-    **{f"DepthwiseConv{n}D": _DEPTHWISE for n in (1, 2)},
-    **{f"SeparableConv{n}D": _SEPARABLE for n in (1, 2)},
+    **dict.fromkeys(names("conv"), _CONV),
+    **dict.fromkeys(names("transposed"), _TRANSPOSED),
+    **dict.fromkeys(names("depthwise"), _DEPTHWISE),
+    **dict.fromkeys(names("separable"), _SEPARABLE),
     "Dense": {"units": None, "activation": None, "use_bias": True},
     "EinsumDense": {"equation": None, "activation": None},
     "BatchNormalization": {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True},
@@ -39,19 +42,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "ZeroPadding1D": {"padding": 1},
     "ZeroPadding2D": {"padding": 1, "data_format": "channels_last"},
     "ZeroPadding3D": {"padding": 1, "data_format": "channels_last"},
-    **{
-        f"{m}Pooling{n}D": {"pool_size": 2, "strides": None, "padding": "valid", "data_format": "channels_last"}
-        for m in ("Max", "Average")
-        for n in (1, 2, 3)
-    },
-    **{f"Global{m}Pooling{n}D": {"data_format": "channels_last", "keepdims": False} for m in ("Max", "Average") for n in (1, 2, 3)},
+    **dict.fromkeys(names("pooling"), _POOLING),
+    **dict.fromkeys(names("global_pooling"), _GLOBAL_POOLING),
 }
 
-#: Kinds whose output has the shape and dtype of their one input.
+#: Kinds whose output has the shape and dtype of their one input. Keras infers RMSNormalization.
 _SAME_SHAPE = frozenset(
-    "Activation ReLU LeakyReLU PReLU ELU Softmax BatchNormalization Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianNoise GaussianDropout "
-    "AlphaDropout ActivityRegularization LayerNormalization GroupNormalization UnitNormalization Identity".split()
-)
+    names("activation", "batchnorm", "normalization", "dropout", "identity"),
+) - {"RMSNormalization"}
 
 #: Activations of a value alone.
 ELEMENTWISE = frozenset(
@@ -138,8 +136,7 @@ class ConvGeometry:
 
 def conv_geometry(op: Op, source: Tensor) -> ConvGeometry:
     """The geometry of a Conv, transposed or depthwise op on that input tensor."""
-    depthwise, transposed = op.kind.startswith("Depthwise"), op.kind.endswith("Transpose")
-    rank = int(op.kind.split("Conv")[1][0])
+    depthwise, transposed, rank = op.info.is_depthwise, op.info.is_transposed, op.info.spatial_axes
     if len(source.shape) != rank + 2:
         raise GraphError(f"op '{op.name}' ({op.kind}) reads a tensor of shape {source}, expected {rank + 2} axes")
     channels_first = op["data_format"] == "channels_first"
@@ -218,7 +215,7 @@ def _infer_dense(op: Op, source: Tensor) -> Tensor:
 
 _INFER: dict[str, Callable[..., Tensor]] = {
     "Dense": _infer_dense,
-    **{kind: _infer_conv for kind in _DEFAULTS if "Conv" in kind and not kind.startswith("Separable")},
+    **dict.fromkeys(names("conv", "transposed", "depthwise"), _infer_conv),
 }
 
 
@@ -227,7 +224,7 @@ _INFER: dict[str, Callable[..., Tensor]] = {
 
 def macs(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
     """Multiply-accumulates of one sample: convolutions, matrix products, attention and recurrent layers; element-wise work counts as 0."""
-    if op.kind in _INFER and "Conv" in op.kind:
+    if op.info.is_convolution and not op.info.is_separable:
         return conv_geometry(op, inputs[0]).macs
     rule = _MACS.get(op.kind)
     return 0 if rule is None else rule(op, inputs, outputs)
@@ -284,8 +281,7 @@ def _macs_matmul(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]
 
 _MACS: dict[str, Callable[[Op, tuple[Tensor, ...], tuple[Tensor, ...]], int]] = {
     "Dense": _macs_dense,
-    "SeparableConv1D": _macs_separable,
-    "SeparableConv2D": _macs_separable,
+    **dict.fromkeys(names("separable"), _macs_separable),
     "EinsumDense": _macs_einsum,
     "MultiHeadAttention": _macs_attention,
     **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "Bidirectional"), _macs_recurrent),

@@ -82,7 +82,7 @@ def raised(graph: Graph, weights: Mapping[str, Mapping[str, Array]]) -> Graph:
     for op in graph.layers():
         found = weights.get(op.name, {})
         if found:
-            renamed = {"depthwise_kernel": "kernel"} if op.kind.startswith("Depthwise") else {}
+            renamed = {"depthwise_kernel": "kernel"} if op.info.is_depthwise else {}
             own = {renamed.get(name, name): np.asarray(array) for name, array in found.items()}
             updated[op.name] = {name: own.get(name, weight) for name, weight in op.weights.items()}
     return graph.with_weights(updated)
