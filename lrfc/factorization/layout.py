@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,25 +16,24 @@ from lrfc.factorization.base import Cost, Ranks
 from lrfc.factorization.einsum import Einsum
 from lrfc.factorization.linalg import Array
 from lrfc.ir.graph import Op, Tensor
+from lrfc.ir.kinds import Family
 from lrfc.ir.ops import conv_geometry
 
 #: The spatial axes that each stage of a chain takes, first stage first.
 Split = tuple[tuple[int, ...], ...]
 
-_CONV = re.compile(r"(Depthwise)?Conv([123])D(Transpose)?")
-
 
 def refusal(op: Op, source: Tensor) -> str | None:
     """Why no factorization applies to this op, as one clause; None when some may."""
-    if op.kind.startswith("SeparableConv"):
+    if op.info.is_separable:
         return "a separable convolution is two layers: split it first"
-    if op.kind == "MultiHeadAttention":
+    if op.info.family == "attention":
         return "the projections of an attention layer are inside the layer, which Keras offers only as a whole"
-    if _CONV.fullmatch(op.kind) is None and op.kind not in ("Dense", "EinsumDense"):
+    if not op.info.has_kernel:
         return f"{op.kind} is neither a convolution nor a matrix product"
     if "kernel" not in op.weights:
         return "its kernel is not a plain weight"
-    if op.kind == "EinsumDense":
+    if op.info.family == "einsum":
         return Einsum.refusal(op, source)
     return None
 
@@ -50,7 +48,7 @@ class Layout:
 
     op: Op
     source: Tensor
-    family: str
+    family: Family
     kernel: tuple[int, ...]
     groups: int
     inputs: int
@@ -59,13 +57,13 @@ class Layout:
     @staticmethod
     def of(op: Op, source: Tensor) -> Layout:
         """The layout of an op that ``refusal`` lets pass."""
-        if op.kind == "Dense":
-            return Layout(op, source, "dense", (), 1, *op.weights["kernel"].shape)
-        if op.kind == "EinsumDense":
+        family = op.info.family
+        if family == "dense":
+            return Layout(op, source, family, (), 1, *op.weights["kernel"].shape)
+        if family == "einsum":
             einsum = Einsum.of(op, source)
-            return Layout(op, source, "einsum", (), 1, einsum.inputs, einsum.outputs)
+            return Layout(op, source, family, (), 1, einsum.inputs, einsum.outputs)
         at = conv_geometry(op, source)
-        family = "transposed" if at.transposed else "depthwise" if at.multiplier else "conv"
         return Layout(op, source, family, at.kernel, at.groups, at.inputs // at.groups, at.outputs // at.groups)
 
     @property

@@ -12,7 +12,7 @@ def split_separable(op: Op) -> list[Op]:
 
     Exact, with the same weights and MACs: TFLite and ONNX store the layer as these two anyway.
     """
-    rank = op.kind[len("SeparableConv")]
+    rank = op.info.spatial_axes
     carried = {key: op.attrs[key] for key in ("dtype", "trainable", "data_format") if key in op.attrs}
     window = {key: op[key] for key in ("kernel_size", "strides", "padding", "dilation_rate", "depth_multiplier")}
     shared = None if op.shared is None else f"{op.shared}__depthwise"
@@ -28,7 +28,7 @@ def split_separable(op: Op) -> list[Op]:
     pointwise = replace(
         op,
         kind=f"Conv{rank}D",
-        attrs={**carried, **last, "filters": op["filters"], "kernel_size": (1,) * int(rank), "use_bias": "bias" in op.weights},
+        attrs={**carried, **last, "filters": op["filters"], "kernel_size": (1,) * rank, "use_bias": "bias" in op.weights},
         weights=weights,
     )
     return [depthwise, pointwise]

@@ -10,6 +10,7 @@ import numpy as np
 
 from lrfc.factorization.base import Method
 from lrfc.ir.graph import Op, Tensor
+from lrfc.ir.kinds import kind_of, names
 
 _IN, _OUT = 16, 32
 
@@ -19,12 +20,13 @@ def _layer(kind: str, source: tuple[int, ...], kernel: tuple[int, ...], **attrs:
 
 
 def _conv(kind: str, length: int = 3, groups: int = 1, strides: int = 1) -> tuple[Op, Tensor]:
-    rank = int(kind.split("Conv")[1][0])
+    info = kind_of(kind)
+    rank = info.spatial_axes
     taps, source = (length,) * rank, (*(8,) * rank, _IN)
     window = {"kernel_size": taps, "strides": (strides,) * rank, "padding": "same"}
-    if kind.startswith("Depthwise"):
+    if info.is_depthwise:
         return _layer(kind, source, (*taps, _IN, 1), depth_multiplier=1, **window)
-    if kind.endswith("Transpose"):
+    if info.is_transposed:
         return _layer(kind, source, (*taps, _OUT, _IN), filters=_OUT, **window)
     return _layer(kind, source, (*taps, _IN // groups, _OUT), filters=_OUT, groups=groups, **window)
 
@@ -37,12 +39,11 @@ def _separable(rank: int) -> tuple[Op, Tensor]:
 
 #: One typical layer of each kind that the table has a row for.
 EXAMPLES: Mapping[str, tuple[Op, Tensor]] = MappingProxyType({
-    **{f"Conv{n}D": _conv(f"Conv{n}D") for n in (1, 2, 3)},
+    **{kind: _conv(kind) for kind in names("conv")},
     "Conv2D 1×1": _conv("Conv2D", 1),
     "Conv2D strided": _conv("Conv2D", strides=2),
     "Conv2D grouped": _conv("Conv2D", groups=4),
-    **{f"Conv{n}DTranspose": _conv(f"Conv{n}DTranspose") for n in (1, 2, 3)},
-    **{f"DepthwiseConv{n}D": _conv(f"DepthwiseConv{n}D") for n in (1, 2)},
+    **{kind: _conv(kind) for kind in names("transposed", "depthwise")},
     "DepthwiseConv2D strided": _conv("DepthwiseConv2D", strides=2),
     **{f"SeparableConv{n}D": _separable(n) for n in (1, 2)},
     "Dense": _layer("Dense", (_IN,), (_IN, _OUT), units=_OUT),

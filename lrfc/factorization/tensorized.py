@@ -41,9 +41,9 @@ def refusal(op: Op, source: Tensor) -> str | None:
     reason = layouts.refusal(op, source)
     if reason is not None:
         return reason
-    if op.kind == "EinsumDense":
+    if op.info.family == "einsum":
         return "its inputs and outputs have axes of their own: use svd"
-    if op.kind != "Dense":
+    if op.info.family != "dense":
         return "a convolution has a kernel: use tt or tucker2"
     if None in source.shape[1:]:
         return f"the shape {source} of its input is not fixed, so it cannot be reshaped"

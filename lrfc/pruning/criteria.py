@@ -63,16 +63,17 @@ Criterion = Callable[[Graph, Group, Context], Scores]
 
 def filters(op: Op) -> NDArray[np.float64]:
     """A producer's filters as rows (filters, values), without the bias."""
-    if op.kind == "Embedding":
+    kind = op.info
+    if kind.family == "embedding":
         return np.asarray(op.weights["embeddings"].T, np.float64)
-    if op.kind.startswith("Separable"):
-        return _last_first(op.weights["pointwise_kernel"], -1)
-    if op.kind == "EinsumDense":
+    if kind.family == "einsum":
         terms, target = str(op["equation"]).replace(" ", "").split("->")
         weights = terms.split(",")[1]
         made = next(letter for letter in target if letter in weights)
         return _last_first(op.weights["kernel"], weights.index(made))
-    return _last_first(op.weights["kernel"], -2 if op.kind.endswith("Transpose") else -1)
+    assert kind.output_kernel is not None
+    (axis,) = kind.output_axes
+    return _last_first(op.weights[kind.output_kernel], axis)
 
 
 def _last_first(kernel: NDArray[np.float32], axis: int) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lrfc.errors import UsageError
 from lrfc.factorization.einsum import Einsum
 from lrfc.ir.graph import Array, Graph, Op, Ref
+from lrfc.ir.kinds import names
 from lrfc.ir.ops import conv_geometry
 from lrfc.pruning.groups import Dependencies, groups
 from lrfc.pruning.labels import Ids
@@ -89,7 +90,7 @@ class _Cut:
         op = self.op
         rule = _RULES.get(op.kind)
         touched = self.made is not None or self.carried is not None or self.read is not None
-        if rule is None or not (touched or (op.kind in _RESHAPING and self.resized)):
+        if rule is None or not (touched or (op.kind in _RESHAPERS and self.resized)):
             return op
         weights, attrs, call = dict(op.weights), dict[str, Any](), op.call
         result = rule(self, weights)
@@ -247,23 +248,26 @@ def _split(cut: _Cut, weights: Weights) -> dict[str, Any]:
     return {"indices_or_sections": tuple(_count(mask[:end]) for end in ends[:-1])}
 
 
-#: Ops without weights whose arguments name lengths.
-_RESHAPING = frozenset({"Reshape", "ops.Reshape", "ops.Pad", "ops.GetItem", "ops.Split"})
+_Rule = Callable[[_Cut, Weights], dict[str, Any]]
 
-_RULES: dict[str, Callable[[_Cut, Weights], dict[str, Any]]] = {
-    **{f"Conv{n}D{kind}": _conv for n in (1, 2, 3) for kind in ("", "Transpose")},
-    **{f"DepthwiseConv{n}D": _conv for n in (1, 2)},
-    **{f"SeparableConv{n}D": _separable for n in (1, 2)},
-    "Dense": _dense,
-    "EinsumDense": _einsum,
-    "Embedding": _embedding,
-    "BatchNormalization": _normalization,
-    "GroupNormalization": _normalization,
-    "PReLU": _prelu,
-    "Rescaling": _rescaling,
+#: Ops without weights whose arguments name lengths.
+_RESHAPERS: dict[str, _Rule] = {
     "Reshape": _reshape,
     "ops.Reshape": _reshape,
     "ops.Pad": _pad,
     "ops.GetItem": _get_item,
     "ops.Split": _split,
+}
+
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(names("conv", "transposed", "depthwise"), _conv),
+    **dict.fromkeys(names("separable"), _separable),
+    **dict.fromkeys(names("dense"), _dense),
+    **dict.fromkeys(names("einsum"), _einsum),
+    **dict.fromkeys(names("embedding"), _embedding),
+    "BatchNormalization": _normalization,
+    "GroupNormalization": _normalization,
+    "PReLU": _prelu,
+    "Rescaling": _rescaling,
+    **_RESHAPERS,
 }

@@ -12,11 +12,6 @@ from lrfc.ir.graph import Graph, Op, Ref
 from lrfc.pruning.labels import Call, Ids, Labels, Walk
 from lrfc.pruning.rules import follow
 
-#: Layers that have filters (or units) of their own.
-PRODUCERS = frozenset(
-    {"Dense", "EinsumDense", "Embedding"} | {f"{k}Conv{n}D{t}" for n in (1, 2, 3) for k, t in (("", ""), ("", "Transpose"), ("Separable", ""))}
-)
-
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -172,7 +167,7 @@ def _refused(graph: Graph, walk: Walk, made: Mapping[str, Ids], reasons: Mapping
     grouped = {part.layer for group in found for part in group.producers}
     refused = {}
     for op in graph.layers():
-        if op.kind not in PRODUCERS or op.origin is not None or op.name in grouped:
+        if not op.info.has_filters or op.origin is not None or op.name in grouped:
             continue
         refused[op.name] = _reason(op, made.get(op.name), reasons)
     return refused
@@ -180,7 +175,7 @@ def _refused(graph: Graph, walk: Walk, made: Mapping[str, Ids], reasons: Mapping
 
 def _reason(op: Op, ids: Ids | None, reasons: Mapping[int, str]) -> str:
     if ids is None:
-        return "its filters go with the channels that it reads" if op.kind.startswith("Conv") else "it is not a plain projection"
+        return "its filters go with the channels that it reads" if op.info.family in ("conv", "transposed") else "it is not a plain projection"
     if len(ids) == 1:
         return "it has one filter"
     known = next((reasons[each] for each in ids.tolist() if each in reasons), None)

@@ -74,7 +74,7 @@ class Room:
                 first.join(made, outside, layer.chosen[number], joined)
                 continue
             between = [size * self.itemsize for size in _between(graph, op, candidate)]
-            share = inside if "Depthwise" in op.kind else Share(1.0, {})
+            share = inside if op.info.is_depthwise else Share(1.0, {})
             pairs = [a + b for a, b in pairwise(between)]
             for sum_, size in ((first, between[0]), (middle, max(pairs, default=0)), (last, between[-1])):
                 sum_.join(size, share, layer.chosen[number], joined)

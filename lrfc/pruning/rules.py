@@ -9,6 +9,7 @@ import numpy as np
 
 from lrfc.factorization.einsum import Einsum
 from lrfc.ir.graph import Op, Shape, Slot
+from lrfc.ir.kinds import kind_of, names
 from lrfc.ir.ops import ELEMENTWISE, conv_geometry
 from lrfc.pruning import shapes
 from lrfc.pruning.labels import Call, Ids, Labels
@@ -242,32 +243,19 @@ def _input(call: Call) -> list[Labels]:
 
 #: Kinds with one operand, and with several.
 ONE: dict[str, Rule] = {
-    **{f"Conv{n}D{kind}": _conv for n in (1, 2, 3) for kind in ("", "Transpose")},
-    **{f"DepthwiseConv{n}D": _conv for n in (1, 2)},
-    **{f"SeparableConv{n}D": _separable for n in (1, 2)},
-    "Dense": _dense,
-    "EinsumDense": _einsum,
-    "Embedding": _embedding,
+    **dict.fromkeys(names("conv", "transposed", "depthwise"), _conv),
+    **dict.fromkeys(names("separable"), _separable),
+    **dict.fromkeys(names("dense"), _dense),
+    **dict.fromkeys(names("einsum"), _einsum),
+    **dict.fromkeys(names("embedding"), _embedding),
     "BatchNormalization": _batch_norm,
     "PReLU": _prelu,
     "Rescaling": _rescaling,
     "Activation": _activation,
-    **dict.fromkeys(
-        "ReLU LeakyReLU ELU Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianNoise GaussianDropout AlphaDropout "
-        "ActivityRegularization Identity".split(),
-        _through,
-    ),
-    **dict.fromkeys(
-        (
-            f"ops.{name}"
-            for name in "Relu Relu6 Sigmoid Tanh Silu Gelu Elu Selu Softplus Softsign LeakyRelu HardSigmoid HardSilu Abs Absolute Negative Square Sqrt "
-            "Rsqrt Exp Log Sign Identity".split()
-        ),
-        _through,
-    ),
-    **{f"{m}Pooling{n}D": _along_channels for m in ("Max", "Average") for n in (1, 2, 3)},
-    **{f"{m}{n}D": _along_channels for m in ("ZeroPadding", "Cropping", "UpSampling") for n in (1, 2, 3)},
-    **{f"Global{m}Pooling{n}D": _global_pool for m in ("Max", "Average") for n in (1, 2, 3)},
+    **dict.fromkeys(("ReLU", "LeakyReLU", "ELU", *names("dropout", "identity")), _through),
+    **dict.fromkeys((name for name in names("function") if kind_of(name).elementwise), _through),
+    **dict.fromkeys(names("pooling", "padding", "cropping", "upsampling"), _along_channels),
+    **dict.fromkeys(names("global_pooling"), _global_pool),
     **dict.fromkeys(("LayerNormalization", "UnitNormalization", "Softmax", "ops.Softmax"), _normalized_axes),
     "GroupNormalization": _group_norm,
     "Flatten": shapes.flatten,
@@ -280,14 +268,13 @@ ONE: dict[str, Rule] = {
     "Permute": shapes.permute,
     "ops.Transpose": shapes.permute,
     "RepeatVector": shapes.repeat_vector,
-    **dict.fromkeys((f"ops.{name}" for name in ("Mean", "Max", "Min", "Sum")), shapes.reduce),
+    **dict.fromkeys(names("reduction"), shapes.reduce),
     "ops.GetItem": shapes.get_item,
     "ops.Split": shapes.split,
 }
 SEVERAL: dict[str, Rule] = {
-    **dict.fromkeys(("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"), _merge),
-    **dict.fromkeys((f"ops.{name}" for name in ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Power")), _merge),
-    **dict.fromkeys(("Concatenate", "ops.Concatenate"), shapes.concatenate),
+    **dict.fromkeys(names("arithmetic"), _merge),
+    **dict.fromkeys(names("concatenation"), shapes.concatenate),
 }
 
 
@@ -301,6 +288,6 @@ def follow(call: Call) -> list[Labels]:
         return SEVERAL[op.kind](call)
     if known and op.kind in ONE and len(call.inputs) == 1 and len(call.inputs[0].shape) > 1:
         return ONE[op.kind](call)
-    if op.kind == "MultiHeadAttention":
+    if op.info.family == "attention":
         return call.fix(f"its filters are read by {call.title}, whose projections are inside the layer, which Keras offers only as a whole")
     return call.fix(f"its filters are read by {call.title}, of which it is not known whether it keeps channels apart")

@@ -72,15 +72,15 @@ def _by_input(graph: Graph, op: Op, values: Any) -> Any:
     import tensorflow as tf
 
     source, rank = graph.input_tensors(op.name)[0], len(values.shape)
-    if op.kind == "Dense":
+    if op.info.family == "dense":
         return tf.reduce_sum(values, 1)
-    if op.kind == "EinsumDense":
+    if op.info.family == "einsum":
         einsum = Einsum.of(op, source)
         return tf.reshape(tf.reduce_sum(values, [einsum.weights.index(letter) for letter in einsum.made]), [-1])
-    if op.kind.endswith("Transpose"):
+    if op.info.is_transposed:
         return tf.reduce_sum(values, list(range(rank - 1)))
     summed = tf.reduce_sum(values, list(range(rank - 2)))
-    if op.kind.startswith("Separable"):
+    if op.info.is_separable:
         return tf.reduce_sum(summed, 1)
     groups = conv_geometry(op, source).groups
     return tf.reshape(tf.transpose(tf.reduce_sum(tf.reshape(summed, [summed.shape[0], groups, -1]), 2)), [-1])
