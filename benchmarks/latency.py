@@ -33,7 +33,7 @@ from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.passes.canonicalise import Canonicalise
-from lrfc.search.candidates import FACTORIZABLE, grid
+from lrfc.search.candidates import grid
 from lrfc.state import Progress, State
 from lrfc.targets.calibrate import calibrate
 from lrfc.targets.catalog import target
@@ -78,7 +78,7 @@ def plan(graph: Graph, rng: np.random.Generator) -> Graph:
     low = rng.uniform(0.15, 0.6)
     high = rng.uniform(low, 0.95)
     for op in graph.layers():
-        if op.kind not in FACTORIZABLE or refusal(op, *graph.input_tensors(op.name)) is not None or rng.random() < 0.2:
+        if not op.info.has_kernel or refusal(op, *graph.input_tensors(op.name)) is not None or rng.random() < 0.2:
             continue
         source = graph.input_tensors(op.name)[0]
         whole = ops.macs(op, (source,), graph.tensors(op.name))

@@ -173,7 +173,7 @@ class _Values:
 
 def _fittable(graph: Graph, op: Op) -> bool:
     """Whether the layer's output at a position is a product of one patch with its kernel, and of no other call's."""
-    plain = op.kind == "Dense" or (("Conv" in op.kind) and not op.kind.endswith("Transpose") and not op.kind.startswith("Separable"))
+    plain = op.info.family in ("dense", "conv", "depthwise")
     return plain and op.origin is None and "kernel" in op.weights and len(graph.calls(op)) == 1 and op["activation"] in (None, "linear")
 
 

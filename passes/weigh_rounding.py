@@ -158,10 +158,10 @@ def _run(graph: Graph, read: Array, bits: int | None = None, steps: int = STEPS)
 def _applied(op: Op, x: Array) -> Array:
     """What the op makes of x. A Keras layer takes ten times as long to build as to run, so the usual ones are not built."""
     plain = op.attrs.get("data_format") in (None, "channels_last") and op.attrs.get("groups", 1) == 1 and op.attrs.get("padding") != "causal"
-    known = {"Dense": "matmul", **{f"Conv{n}D": "conv" for n in (1, 2, 3)}, **{f"DepthwiseConv{n}D": "depthwise_conv" for n in (1, 2)}}.get(op.kind)
+    known = {"dense": "matmul", "conv": "conv", "depthwise": "depthwise_conv"}.get(op.info.family)
     if known is None or not plain:
         return keras_io.single(op)([x])[0]
-    window = {} if op.kind == "Dense" else {name: op[name] for name in ("strides", "padding", "dilation_rate")}
+    window = {} if op.info.family == "dense" else {name: op[name] for name in ("strides", "padding", "dilation_rate")}
     with quiet():
         found = np.asarray(getattr(keras().ops, known)(x, op.weights["kernel"], **window))
     return found + op.weights["bias"] if "bias" in op.weights else found

@@ -232,8 +232,8 @@ def closest(state: State, select: SelectRanks) -> SelectRanks:
 def _alternatives(state: State, select: SelectRanks) -> Iterator[tuple[str, SelectRanks]]:
     """The plans that the mixed one is held against, each with its name."""
     spaces = state.fact(DesignSpace).spaces
-    dense = {c.method for s in spaces if s.op.kind in ("Dense", "EinsumDense") for c in s.candidates if c.method}
-    offered = {c.method for s in spaces if "Conv" in s.op.kind for c in s.candidates if c.method}
+    dense = {c.method for s in spaces if s.op.info.is_matrix_product for c in s.candidates if c.method}
+    offered = {c.method for s in spaces if s.op.info.is_convolution for c in s.candidates if c.method}
     methods = tuple(sorted(dense | offered)) if select.methods is None else select.methods
     convolutions = [m for m in methods if m in offered]
     if len(convolutions) > 1:

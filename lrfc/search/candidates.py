@@ -22,9 +22,6 @@ from lrfc.search.epilogue import FeatureMap
 from lrfc.search.similarity import MEASURES, Measure
 from lrfc.search.statistics import LayerSamples
 
-#: Layers that low-rank factorization is for.
-FACTORIZABLE = frozenset(kind for kind in ops.kinds() if "Conv" in kind) | {"Dense", "EinsumDense"}
-
 #: Methods that fit every rank anew: they are weighed at half as many, and of those every other one is fitted, with the distance interpolated between them.
 COSTLY = frozenset({"cp", "cp4"})
 
@@ -74,7 +71,7 @@ class LayerSpace:
 def selected(graph: Graph, keep: Sequence[str], only: Sequence[str]) -> Iterator[tuple[Op, str | None]]:
     """Each factorizable layer once, with the reason when the user's patterns or the graph rule it out."""
     for op in graph.layers():
-        if op.kind not in FACTORIZABLE or op.origin is not None:
+        if not op.info.has_kernel or op.origin is not None:
             continue
         calls = graph.calls(op)
         inputs = {graph.input_tensors(call.name) for call in calls}
@@ -256,4 +253,4 @@ def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(kept)
 
 
-__all__ = ["FACTORIZABLE", "MEASURES", "Candidate", "LayerSpace", "Method", "grid", "pareto", "selected", "space"]
+__all__ = ["MEASURES", "Candidate", "LayerSpace", "Method", "grid", "pareto", "selected", "space"]

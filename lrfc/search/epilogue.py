@@ -13,9 +13,6 @@ from lrfc.search.batchnorm import moved
 
 Array = NDArray[np.float32]
 
-#: Activations that act on each value alone (or along channels, as softmax does), so that they can be applied to sampled positions.
-ACTIVATIONS = frozenset({"Activation", "ReLU", "LeakyReLU", "ELU", "Softmax"})
-
 
 @dataclass(frozen=True, eq=False)
 class Follow:
@@ -49,7 +46,7 @@ def follow(graph: Graph, name: str) -> Follow:
     """The chain behind an op; the op itself is its end when nothing element-wise reads it alone."""
     chain = Follow(end=name)
     op, rank = graph.op(name), len(graph.tensor(Ref(name)).shape)
-    if op.kind == "EinsumDense" or op.kind.endswith("Transpose"):
+    if op.info.family in ("einsum", "transposed"):
         return chain  # their samples are not rows of the output's channels
     channels = 1 if op.attrs.get("data_format") == "channels_first" else rank - 1
     step = graph.only_consumer(name)
@@ -61,7 +58,7 @@ def follow(graph: Graph, name: str) -> Follow:
         if len(others) == 1 and graph.tensor(others[0]) == graph.tensor(Ref(step.name)):
             chain = Follow(end=step.name, batchnorm=chain.batchnorm, addend=others[0])
             step = graph.only_consumer(step.name)
-    if step is not None and step.kind in ACTIVATIONS and len(graph.operands(step.name)) == 1 and _per_position(step, rank, channels):
+    if step is not None and len(graph.operands(step.name)) == 1 and _per_position(step, rank, channels):
         chain = Follow(end=step.name, batchnorm=chain.batchnorm, addend=chain.addend, activation=step)
     return chain
 
@@ -80,7 +77,12 @@ def rectifier(activation: Op) -> Callable[[Array], Array] | None:
 
 
 def _per_position(activation: Op, rank: int, channels: int) -> bool:
-    """Whether the activation of a position follows from its channels alone, standing on the last axis."""
+    """Whether the op is an activation of each position by its channels alone, on the last axis.
+
+    Such an activation can be applied to sampled positions. PReLU may have a weight per position.
+    """
+    if not activation.info.is_activation or activation.info.parametric:
+        return False
     if activation.kind == "Softmax":
         return activation["axis"] in (-1, rank - 1) and channels == rank - 1
     return channels == rank - 1 or activation.kind != "Activation" or activation["activation"] != "softmax"

@@ -66,8 +66,8 @@ def front(state: State, over: Sequence[str] = ("macs",), points: int = 24, preci
 def by_method(state: State, points: int = 24, also: Sequence[float] = ()) -> dict[str, list[Point]]:
     """The front over MACs of all methods together ('all'), and of each method for convolutions alone, with those for fully connected layers beside it."""
     spaces = state.fact(DesignSpace).spaces
-    dense = {c.method for s in spaces if "Conv" not in s.op.kind for c in s.candidates if c.method}
-    conv = dict.fromkeys(c.method for s in spaces if "Conv" in s.op.kind for c in s.candidates if c.method)
+    dense = {c.method for s in spaces if not s.op.info.is_convolution for c in s.candidates if c.method}
+    conv = dict.fromkeys(c.method for s in spaces if s.op.info.is_convolution for c in s.candidates if c.method)
     fronts = {"all": front(state, points=points, also=also)}
     for method in [*conv, *(() if conv else sorted(dense))]:
         narrowed = state.fact(DesignSpace).narrowed((method, *dense) if conv else (method,))

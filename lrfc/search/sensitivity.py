@@ -168,7 +168,7 @@ def _bias(op: Op, factors: Factors, ranks: Ranks, samples: LayerSamples) -> NDAr
     """The bias of the compressed layer, None where it has none."""
     if "bias" not in op.weights:
         return None
-    if op.kind == "EinsumDense" or op.kind.endswith("Transpose"):  # their responses are not the layer's output
+    if op.info.family in ("einsum", "transposed"):  # their responses are not the layer's output
         return next(stage.weights["bias"] for stage in reversed(factors.stages(ranks)) if "bias" in stage.weights)
     return np.asarray(next(iter(factors.responses(np.zeros_like(samples.patches[:1]), [ranks])))[0])
 

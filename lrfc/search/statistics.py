@@ -204,7 +204,7 @@ def _covariance_bytes(op: Op, tensor: Tensor, images: int) -> int:
 
 def _wide(op: Op, length: int) -> bool:
     """Whether a layer's covariance may be given by its rows: a matrix product whose covariance would take half a gigabyte."""
-    return op.kind == "Dense" and length > WIDE
+    return op.info.family == "dense" and length > WIDE
 
 
 def _gather(
@@ -231,8 +231,8 @@ def draw(op: Op, tensor: Tensor, source: Array, images: NDArray[np.intp], each: 
 
     Where an image has no more positions than that, each of them is taken once.
     """
-    if "Conv" not in op.kind:
-        if op.kind == "EinsumDense":
+    if not op.info.is_convolution:
+        if op.info.family == "einsum":
             source = _summed_last(op, tensor, source)
         where = _positions(source.shape[1:-1], images, each, rng)
         return source[where][:, None, :], where

@@ -19,13 +19,8 @@ from lrfc.ir.rounding import rounds, scaled_by_channel
 from lrfc.system.overrides import Override
 
 _PACKAGE = "tensorflow_model_optimization"
-#: Kinds that hand on values as they are, in the range that they come in, and functions whose range TFLite prescribes.
-_SAME = frozenset(f"{kind}{n}D" for kind in ("MaxPooling", "AveragePooling", "ZeroPadding", "Cropping", "UpSampling") for n in (1, 2, 3)) | frozenset(
-    ("Flatten", "Reshape", "Permute", "RepeatVector", "ops.Pad", "ops.Reshape", "ops.Transpose")
-)
+#: Functions whose range TFLite prescribes.
 _FIXED = frozenset(("softmax", "sigmoid", "tanh", "log_softmax"))
-#: Kinds with a kernel that TFLite computes in float only.
-_FLOAT = frozenset(("Conv3D", "Conv3DTranspose"))
 
 
 def check() -> None:
@@ -77,16 +72,21 @@ def refusal(graph: Graph, error: Exception) -> ModelError:
 
 def _kernel(op: Op) -> str | None:
     """The tf_keras name of the layer's kernel."""
-    return None if not rounds(op) or op.kind in _FLOAT else "depthwise_kernel" if op.kind.startswith("Depthwise") else "kernel"
+    return None if not rounds(op) or _in_float(op) else "depthwise_kernel" if op.info.is_depthwise else "kernel"
 
 
 def _rounds_output(graph: Graph, op: Op) -> bool:
     """Whether the file rounds what the op gives to a range of its own: not where a ReLU is fused into it, the range is given, or it computes in float."""
     reader = graph.only_consumer(op.name)
     fused = reader is not None and _rectifies(reader)
-    in_float = op.kind in _FLOAT or (_rectifies(op) and graph.op(graph.operands(op.name)[0].op).kind in _FLOAT)
+    in_float = _in_float(op) or (_rectifies(op) and _in_float(graph.op(graph.operands(op.name)[0].op)))
     function = op.attrs.get("activation") if isinstance(op.attrs.get("activation"), str) else op.kind.lower()
-    return op.kind not in _SAME and function not in _FIXED and not fused and not in_float and graph.tensors(op.name)[0].dtype.startswith("float")
+    return not op.info.keeps_range and function not in _FIXED and not fused and not in_float and graph.tensors(op.name)[0].dtype.startswith("float")
+
+
+def _in_float(op: Op) -> bool:
+    """Whether it has a kernel and TFLite computes it in float only."""
+    return op.info.is_convolution and op.info.spatial_axes == 3
 
 
 def _rectifies(op: Op) -> bool:

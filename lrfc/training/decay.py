@@ -8,11 +8,6 @@ from typing import Any
 
 from lrfc.ir.graph import Graph, Op
 
-_CONV = frozenset({"Conv1D", "Conv2D", "Conv3D"})
-_TRANSPOSED = frozenset({"Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"})
-_DEPTHWISE = frozenset({"DepthwiseConv1D", "DepthwiseConv2D"})
-_STAGES = _CONV | _TRANSPOSED | _DEPTHWISE | {"Dense"}
-
 
 @dataclass(frozen=True)
 class Chain:
@@ -29,15 +24,15 @@ class Chain:
 
         product = None
         for op, kernel in zip(self.stages, kernels, strict=True):
-            groups = int(op["groups"]) if op.kind in _CONV else 1
-            if op.kind in _DEPTHWISE:
+            groups = int(op["groups"]) if op.info.family == "conv" else 1
+            if op.info.is_depthwise:
                 # (taps..., G·R, 1): a diagonal matrix at every tap, which scales the columns.
                 assert product is not None
                 count, taps = product.shape[0], kernel.shape[:-2]
                 diagonal = tf.reshape(kernel, (*taps, count, 1, kernel.shape[-2] // count))
                 product = product * tf.transpose(diagonal, (len(taps), *range(len(taps)), len(taps) + 1, len(taps) + 2))
                 continue
-            factor = tf.linalg.matrix_transpose(kernel) if op.kind in _TRANSPOSED else kernel
+            factor = tf.linalg.matrix_transpose(kernel) if op.info.is_transposed else kernel
             taps, (width, outputs) = factor.shape[:-2], factor.shape[-2:]
             factor = tf.reshape(factor, (*taps, width, groups, outputs // groups))
             factor = tf.transpose(factor, (len(taps) + 1, *range(len(taps)), len(taps), len(taps) + 2))
@@ -55,12 +50,12 @@ def chains(graph: Graph) -> tuple[Chain, ...]:
     inner = {stage.name for stages in of.values() for stage in stages}
     found = []
     for op in graph.layers():
-        stages = tuple(stage for stage in (*of[op.name], op) if not stage.kind.startswith("ZeroPadding"))
+        stages = tuple(stage for stage in (*of[op.name], op) if stage.info.family != "padding")
         if (
             stages
             and op.name not in inner
             and all(_multiplies(stage) for stage in stages)
-            and stages[0].kind not in _DEPTHWISE
+            and not stages[0].info.is_depthwise
             and _same_groups(stages)
         ):
             found.append(Chain(stages))
@@ -78,12 +73,9 @@ def _stages(graph: Graph, last: Op) -> tuple[Op, ...]:
 
 def _multiplies(op: Op) -> bool:
     return (
-        op.kind in _STAGES
-        and "kernel" in op.weights
-        and op.attrs.get("trainable", True)
-        and (op.kind not in _DEPTHWISE or op["depth_multiplier"] == 1)
+        op.info.is_linear and "kernel" in op.weights and op.attrs.get("trainable", True) and (not op.info.is_depthwise or op["depth_multiplier"] == 1)
     )
 
 
 def _same_groups(stages: Sequence[Op]) -> bool:
-    return len({int(op["groups"]) for op in stages if op.kind in _CONV}) <= 1
+    return len({int(op["groups"]) for op in stages if op.info.family == "conv"}) <= 1

@@ -8,7 +8,6 @@ from lrfc.ir.graph import Graph, Op, Ref, Shape
 
 #: Feature maps at most; of more, an even choice is taken. Each costs memory for its gradient, and neighbours say much the same.
 MOST = 8
-_ACTIVATIONS = frozenset({"Activation", "ELU", "LeakyReLU", "PReLU", "ReLU"})
 
 
 def block_ends(original: Graph, graph: Graph, most: int = MOST) -> tuple[Ref, ...]:
@@ -48,7 +47,9 @@ def _behind_weights(graph: Graph) -> set[str]:
 
 def _activated(graph: Graph, op: Op) -> Ref:
     reader = graph.only_consumer(op.name)
-    return Ref(reader.name) if reader is not None and reader.kind in _ACTIVATIONS else Ref(op.name)
+    if reader is None or not (reader.info.is_activation and reader.info.elementwise):
+        return Ref(op.name)
+    return Ref(reader.name)
 
 
 def _resolution(shape: Shape) -> Shape | None:
