@@ -24,11 +24,7 @@ def open_axis(graph: Graph) -> Sequence[str]:
 
 def strings(graph: Graph) -> Sequence[str]:
     """Text and lookup tables cannot be emitted; turn text into numbers before the model, and re-save the model without this layer."""
-    return [
-        op.name
-        for op in graph
-        if op.kind in ("StringLookup", "IntegerLookup", "TextVectorization", "Hashing", "HashedCrossing") or _reads(graph, op, "string")
-    ]
+    return [op.name for op in graph if op.info.family == "lookup" or _reads(graph, op, "string")]
 
 
 def dilated_transposed(graph: Graph) -> Sequence[str]:
@@ -38,7 +34,7 @@ def dilated_transposed(graph: Graph) -> Sequence[str]:
 
 def pooled_3d(graph: Graph) -> Sequence[str]:
     """TFLite has no 3-D pooling with a window; use strides in the convolution before it, or global pooling."""
-    return _names(graph, ("MaxPooling3D", "AveragePooling3D"))
+    return _where(graph, lambda op: op.info.family == "pooling" and op.info.spatial_axes == 3)
 
 
 def dilated_3d(graph: Graph) -> Sequence[str]:
@@ -77,7 +73,7 @@ def bucketed(graph: Graph) -> Sequence[str]:
 
 def looped(graph: Graph) -> Sequence[str]:
     """Calibration cannot run the loop of a recurrent layer; re-save the layer with unroll=True, or choose --precision fp32."""
-    return _names(graph, ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), lambda op: not _unrolled(op))
+    return _where(graph, lambda op: op.info.family == "recurrent" and not _unrolled(op))
 
 
 def misrounded(graph: Graph) -> Sequence[str]:
@@ -87,22 +83,21 @@ def misrounded(graph: Graph) -> Sequence[str]:
 
 def no_int16(graph: Graph) -> Sequence[str]:
     """TFLite has no kernel for this with activations of 16 bits; choose --precision int8."""
-    kinds = (*_NORMS, "Conv3D", "Conv3DTranspose", "PReLU", "Embedding", "CategoryEncoding")
-    return _where(graph, lambda op: op.kind in kinds or bool({"elu", "selu", "softsign", "hard_silu", "log_softmax"} & _functions(op)))
+    kinds = ("PReLU", "Embedding", "CategoryEncoding")
+    functions = {"elu", "selu", "softsign", "hard_silu", "log_softmax"}
+    return _where(graph, lambda op: _float_in_tflite(op) or op.kind in kinds or bool(functions & _functions(op)))
 
 
 def float_in_tflite(graph: Graph) -> Sequence[str]:
     """TFLite has no int8 kernel for this: it stays float32 in the file, between two conversions."""
-    return _where(graph, lambda op: op.kind in (*_NORMS, "Conv3D", "Conv3DTranspose") or "elu" in _functions(op))
+    return _where(graph, lambda op: _float_in_tflite(op) or "elu" in _functions(op))
 
 
 def float_in_onnx(graph: Graph) -> Sequence[str]:
     """There is no int8 kernel for this in onnxruntime: it stays float32 in the file, between two conversions."""
     functions = {"elu", "selu", "celu", "gelu", "softplus", "softsign", "tanh", "exponential", "mish", "log_softmax"}
-    return _where(graph, lambda op: op.kind in _NORMS or bool(functions & _functions(op)))
+    return _where(graph, lambda op: op.info.family == "normalization" or bool(functions & _functions(op)))
 
-
-_NORMS = ("LayerNormalization", "GroupNormalization", "UnitNormalization", "RMSNormalization")
 
 TFLITE: tuple[Rule, ...] = (open_axis, strings, dilated_transposed, pooled_3d, dilated_3d, grouped_3d, channels_first, smooth_resize)
 TFLITE_INT8: tuple[Rule, ...] = (*TFLITE, looped, misrounded)
@@ -123,6 +118,11 @@ def _where(graph: Graph, breaks: Callable[[Op], bool]) -> list[str]:
     return [op.name for op in graph if breaks(op)]
 
 
+def _float_in_tflite(op: Op) -> bool:
+    """Whether TFLite has no integer kernel for the kind."""
+    return op.info.family == "normalization" or (op.info.is_convolution and op.info.spatial_axes == 3)
+
+
 def _functions(op: Op) -> set[str]:
     """The activation functions that an op applies, by name."""
     own = {"ELU": "elu", "Softmax": "softmax"}.get(op.kind, "")
@@ -139,7 +139,7 @@ def _reads(graph: Graph, op: Op, dtype: str) -> bool:
 
 
 def _dilation(op: Op) -> tuple[int, ...]:
-    return spatial(op["dilation_rate"], int(op.kind.split("Conv")[1][0]))
+    return spatial(op["dilation_rate"], op.info.spatial_axes)
 
 
 def _channels_first(op: Op) -> bool:

@@ -10,17 +10,6 @@ import numpy as np
 from lrfc.errors import ModelError
 from lrfc.ir.graph import Graph, Op, Ref, Tensor
 
-#: Kinds that only give their input another name or shape; no runtime copies for them.
-VIEWS = frozenset(
-    "Reshape Flatten Identity Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianNoise GaussianDropout AlphaDropout ActivityRegularization".split()
-)
-#: Kinds into which a runtime folds a BatchNorm behind them.
-_LINEAR = frozenset(
-    ["Dense", *(f"{kind}{n}D" for kind in ("Conv", "DepthwiseConv", "SeparableConv") for n in (1, 2, 3)), *(f"Conv{n}DTranspose" for n in (1, 2, 3))]
-)
-#: Kinds that have a fused ReLU in TFLite, beside the linear ones.
-_FUSES_RELU = _LINEAR | {"Add", "Subtract", "Multiply", "MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"}
-
 
 @dataclass(frozen=True)
 class Buffer:
@@ -127,12 +116,17 @@ def _bytes(tensor: Tensor, itemsize: int, op: Op) -> int:
     return tensor.size * (itemsize if "float" in tensor.dtype else np.dtype(tensor.dtype).itemsize)
 
 
+def is_view(op: Op) -> bool:
+    """Whether no runtime copies for the op: it gives its input another name or shape."""
+    return op.info.view or (op.kind == "Activation" and op["activation"] in (None, "linear"))
+
+
 def in_place(graph: Graph, op: Op) -> bool:
     """Whether the op's output lies where its input does."""
     operands = graph.operands(op.name)
     if len(operands) != 1:
         return False
-    if op.kind in VIEWS or (op.kind == "Activation" and op["activation"] in (None, "linear")):
+    if is_view(op):
         return True
     source = graph.op(operands[0].op)
     if graph.only_consumer(source.name) is None:
@@ -146,13 +140,13 @@ def _linear(graph: Graph, op: Op) -> bool:
     """Whether a BatchNorm behind this op can be folded into what computes its input."""
     if op.kind == "BatchNormalization":
         return in_place(graph, op)
-    return op.kind in _LINEAR and op["activation"] in (None, "linear")
+    return op.info.is_linear and op["activation"] in (None, "linear")
 
 
 def _fuses_relu(graph: Graph, op: Op) -> bool:
     if op.kind == "BatchNormalization":
         return True  # folded, or a multiplication and an addition
-    return op.kind in _FUSES_RELU and (op.kind not in _LINEAR or op["activation"] in (None, "linear"))
+    return op.info.fuses_relu and (not op.info.is_linear or op["activation"] in (None, "linear"))
 
 
 def _relu(op: Op) -> bool:
@@ -163,4 +157,4 @@ def _relu(op: Op) -> bool:
 
 def own_activation(op: Op) -> bool:
     """Whether the layer's activation argument runs as an op of its own."""
-    return op.kind in (_LINEAR | {"EinsumDense"}) and op["activation"] not in (None, "linear", "relu", "relu6")
+    return op.info.has_kernel and op["activation"] not in (None, "linear", "relu", "relu6")

@@ -8,15 +8,13 @@ from lrfc.costs import workload as plain
 from lrfc.costs.workload import Signature
 from lrfc.ir.graph import Graph, Op
 
-_PADDING = frozenset({"ZeroPadding1D", "ZeroPadding2D"})
-
 
 def signatures(graph: Graph) -> Iterator[tuple[str, Signature]]:
     """As ``lrfc.costs.workload.signatures``, without the paddings that the op behind them takes in."""
     found = list(plain.signatures(graph))
     by_name = dict(reversed(found))  # the first signature of each op
     for name, each in found:
-        reader = graph.only_consumer(name) if graph.op(name).kind in _PADDING else None
+        reader = graph.only_consumer(name) if _pads(graph.op(name)) else None
         if reader is None or reader.name not in by_name or not takes_in(by_name[reader.name], each):
             yield name, each
 
@@ -44,11 +42,16 @@ def takes_in(reader: Signature, padding: Signature) -> bool:
     return all(-(-sides // 2) < taps for sides, taps in zip(added[:-1], reader.kernel, strict=True))
 
 
+def _pads(op: Op) -> bool:
+    """Whether it is a padding that a compiler may take into the op behind it."""
+    return op.info.family == "padding" and op.info.spatial_axes < 3
+
+
 def _before(graph: Graph, name: str) -> Signature | None:
     """The signature of the padding that only this op reads."""
     operands = graph.operands(name)
     source = graph.op(operands[0].op) if operands else None
-    if source is None or source.kind not in _PADDING or graph.only_consumer(source.name) is None:
+    if source is None or not _pads(source) or graph.only_consumer(source.name) is None:
         return None
     return Signature(
         source.kind.lower(),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from types import MappingProxyType
 
-from lrfc.costs.arena import VIEWS, in_place, own_activation
+from lrfc.costs.arena import in_place, is_view, own_activation
 from lrfc.errors import ModelError
 from lrfc.factorization.separable import split_separable
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph, Op, Shape, Tensor
+from lrfc.ir.kinds import Family
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def chain(graph: Graph, name: str, stages: Sequence[Op]) -> Iterator[Signature]:
     for stage, following in pairwise([*stages, None]):
         assert stage is not None
         output = ops.infer(stage, (source,))[0]
-        if stage.kind not in VIEWS and not (stage.kind == "Activation" and stage["activation"] in (None, "linear")):
+        if not is_view(stage):
             yield from _executed(stage, (source,), output, behind if following is None else None)
         source = output
 
@@ -123,22 +125,31 @@ def _activation(op: Op) -> str | None:
     return None if name in (None, "linear") else str(name if isinstance(name, str) else "custom")
 
 
-_KINDS = {"EinsumDense": "dense", **{f"Conv{n}D": "conv" for n in (1, 2, 3)}, **{f"Conv{n}DTranspose": "transposed" for n in (1, 2, 3)}}
-_KINDS |= {"DepthwiseConv1D": "depthwise", "DepthwiseConv2D": "depthwise"}
-_KINDS |= {f"{m}Pooling{n}D": "pool" for m in ("Max", "Average") for n in (1, 2, 3)}
-_KINDS |= {f"Global{m}Pooling{n}D": "reduce" for m in ("Max", "Average") for n in (1, 2, 3)}
+#: Families whose kinds share a name in signatures; any other kind has its own.
+_SHARED_NAMES: Mapping[Family, str] = MappingProxyType(
+    {
+        "conv": "conv",
+        "transposed": "transposed",
+        "depthwise": "depthwise",
+        "dense": "dense",
+        "einsum": "dense",
+        "pooling": "pool",
+        "global_pooling": "reduce",
+    }
+)
 
 
 def _executed(op: Op, inputs: tuple[Tensor, ...], output: Tensor, behind: str | None) -> Iterator[Signature]:
     """The signatures of one op; ``behind`` is the activation of its reader that it fuses."""
-    if op.kind in ("SeparableConv1D", "SeparableConv2D"):
+    if op.info.is_separable:
         for part in split_separable(op):
             middle = ops.infer(part, inputs)
             yield from _executed(part, inputs, middle[0], behind if part.name == op.name else None)
             inputs = middle
         return
-    kind = _KINDS.get(op.kind, op.kind.lower())
-    own = op.attrs.get("activation") if own_activation(op) or op.kind in _KINDS or op.kind == "Dense" else None
+    family = op.info.family
+    kind = _SHARED_NAMES.get(family, op.kind.lower())
+    own = op.attrs.get("activation") if own_activation(op) or family in _SHARED_NAMES else None
     apart = own_activation(op)
     fused = behind if behind is not None else None if apart or own in (None, "linear") else str(own)
     kernel: tuple[int, ...] = ()

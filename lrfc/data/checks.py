@@ -67,7 +67,7 @@ def _tokens(graph: Graph, name: str, x: NDArray[Any]) -> None:
 
 
 def _against_layer(graph: Graph, name: str, x: NDArray[Any]) -> list[str]:
-    op = next(op for op in readers(graph, name) if op.kind in ("Normalization", "Rescaling"))
+    op = next(op for op in readers(graph, name) if op.info.family == "rescaling")
     scale = scale_of(graph, name)
     assert scale is not None
     values = (x.astype(np.float32) - scale.mean) / np.maximum(scale.std, 1e-12)

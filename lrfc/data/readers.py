@@ -270,7 +270,7 @@ def _folder(root: Path, graph: Graph, seed: int, limit: int | None) -> Raw:
         for i, row in enumerate(keep):
             x[i] = _image(files[row][0], height, width, channels)
         parts[part] = (x.transpose(0, 3, 1, 2) if first else x, y[keep])
-    scaled = any(op.kind in ("Rescaling", "Normalization") for op in graph)
+    scaled = any(op.info.family == "rescaling" for op in graph)
     note = f"data folder '{root}': pixels are fed as 0–255 and the model has no Rescaling or Normalization layer; use package.module:function for another scale"
     return Raw(parts, () if scaled else (note,), f"pixels 0–255 from image files, resized to {height}×{width}, {channels} channels")
 

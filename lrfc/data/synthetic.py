@@ -98,7 +98,7 @@ def _noise(graph: Graph, name: str, samples: int, rng: np.random.Generator) -> N
     if len(shape) > 1:
         first = any(op.attrs.get("data_format") == "channels_first" for op in readers(graph, name))
         return _standardised(_coloured(white, tuple(range(2, len(shape) + 1)) if first else tuple(range(1, len(shape)))))
-    kernels = [op.weights["kernel"] for op in readers(graph, name) if op.kind == "Dense" and op.weights["kernel"].shape[0] == white.shape[-1]]
+    kernels = [op.weights["kernel"] for op in readers(graph, name) if op.info.family == "dense" and op.weights["kernel"].shape[0] == white.shape[-1]]
     if not kernels:
         return white
     kernel = np.concatenate(kernels, axis=1)
@@ -276,7 +276,7 @@ def readers(graph: Graph, name: str) -> list[Op]:
     found = []
     for reader, _ in graph.consumers(Ref(name)):
         op = graph.op(reader)
-        through = op.kind in ("Flatten", "Reshape", "Identity", "Dropout", "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D")
+        through = op.info.family == "padding" or op.kind in ("Flatten", "Reshape", "Identity", "Dropout")
         found += [op, *(readers(graph, reader) if through else [])]
     return found
 

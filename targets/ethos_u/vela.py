@@ -178,7 +178,8 @@ def _owner(layer: Layer, graph: Graph, outputs: Sequence[str]) -> str:
 
 
 def _is_linear(op: Op) -> bool:
-    return "Conv" in op.kind or op.kind in ("Dense", "EinsumDense")
+    """Whether such an operator may come from the op; a custom layer or function has only its name."""
+    return op.info.has_kernel or "Conv" in op.kind
 
 
 def version() -> str:
