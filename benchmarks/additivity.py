@@ -24,7 +24,8 @@ from lrfc.config.build import Budget
 from lrfc.engine.evaluate import Judge
 from lrfc.factorization.base import Factors, Ranks
 from lrfc.ir.batch import Batch
-from lrfc.ir.graph import Array, Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Array, Op
 from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.recalibrate import RecalibrateBatchNorm

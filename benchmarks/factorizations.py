@@ -27,7 +27,7 @@ import numpy as np
 
 from lrfc.factorization import METHODS, Statistics, break_even, cost_of
 from lrfc.factorization.layout import Layout
-from lrfc.ir.graph import Op, Tensor
+from lrfc.ir.op import Op, Tensor
 
 KEPT = (0.25, 0.5, 0.75)
 #: For layers with patches longer than this, CP is shown at the middle share only.

@@ -25,7 +25,8 @@ from table import Table
 from lrfc.config.build import Budget
 from lrfc.config.precision import PRECISIONS
 from lrfc.costs.totals import totals
-from lrfc.data.dataset import Split, load_data
+from lrfc.data.dataset import Split
+from lrfc.data.load import load_data
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lrfc.data.dataset import load_data
+from lrfc.data.load import load_data
 from lrfc.ir import ops
-from lrfc.ir.graph import Array, Graph
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
+from lrfc.ir.op import Array
 from lrfc.metrics.metric import accuracy
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.pruning.compensate import refitted

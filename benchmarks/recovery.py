@@ -30,7 +30,8 @@ import lrfc
 from lrfc.config.build import Budget
 from lrfc.costs.totals import totals
 from lrfc.engine.evaluate import closest
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune, Tuning

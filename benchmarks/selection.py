@@ -26,7 +26,8 @@ from table import Table
 from benchmarks.evbmf import evbmf_rank
 from lrfc.config.build import METHODS, Budget
 from lrfc.costs.totals import totals
-from lrfc.data.dataset import Data, Split, load_data
+from lrfc.data.dataset import Data, Split
+from lrfc.data.load import load_data
 from lrfc.errors import BudgetError
 from lrfc.factorization import METHODS as ALL
 from lrfc.ir.graph import Graph

@@ -38,7 +38,7 @@ def build(
     ``target``: 'tflite' or 'onnx', or several; ``device``: the name of a device profile, or
     several. By default the device is this machine, and the target the first that the device runs.
     ``data``: what the command line takes, or arrays, a dict or a function (see
-    lrfc.data.dataset.load_data). ``options``: the fields of lrfc.config.build.BuildConfig, budgets as on the
+    lrfc.data.load.load_data). ``options``: the fields of lrfc.config.build.BuildConfig, budgets as on the
     command line (``max_macs="50%"``). ``locked``: the manifest.json of an earlier build, to be
     repeated: its options hold where none are given, and its methods and ranks are taken instead of
     being searched for; the folder is MODEL-locked by default. Without ``model`` it is the file that

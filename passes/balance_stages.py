@@ -10,8 +10,9 @@ import numpy as np
 
 from lrfc.ir.batch import Batch, batches
 from lrfc.ir.equalize import Pair, Ranges, balance, pairs
-from lrfc.ir.graph import Graph, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Ref
 from lrfc.ir.rounding import scaled_by_channel
 from lrfc.state import Fact, State
 

@@ -11,8 +11,9 @@ import numpy as np
 from lrfc.factorization import split_separable
 from lrfc.ir import channels_last, dilated
 from lrfc.ir.affine import Affine, affine, take_in_before
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.kinds import kind_of
+from lrfc.ir.op import Op, Ref
 from lrfc.state import Fact, State
 
 

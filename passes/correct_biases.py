@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from lrfc.ir.affine import Affine, channel_axis, take_in_after
 from lrfc.ir.batch import Batch, batches
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Op, Ref
 from lrfc.ir.rounding import STEPS, rounded, rounds
 from lrfc.state import Fact, State
 

@@ -14,7 +14,8 @@ from lrfc.config.build import METHODS
 from lrfc.costs.totals import totals
 from lrfc.factorization.threads import one_thread, workers
 from lrfc.ir.batch import head
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from lrfc.search.cache import Store, fingerprint, place
 from lrfc.search.candidates import Answers, Decomposed, LayerSpace, answers, compared, selected
 from lrfc.search.facts import DesignSpace

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from lrfc.ir.graph import Op
+from lrfc.ir.op import Op
 from lrfc.pruning.facts import Selection
 from lrfc.state import Fact, State
 

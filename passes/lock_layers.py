@@ -10,7 +10,8 @@ from typing import ClassVar
 from lrfc.errors import UsageError
 from lrfc.factorization import METHODS
 from lrfc.factorization.base import Ranks
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from lrfc.search.candidates import Candidate, Decomposed, LayerSpace, selected
 from lrfc.search.facts import DesignSpace
 from lrfc.search.statistics import Sampler, SampleSize

@@ -10,7 +10,8 @@ import numpy as np
 from lrfc.config import precision as precisions
 from lrfc.costs.arena import Arena, arena
 from lrfc.ir import ops
-from lrfc.ir.graph import Array, Graph, Shape
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Array, Shape
 from lrfc.state import Fact, State
 
 

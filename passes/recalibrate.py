@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from lrfc.ir.batch import Batch, batches
 from lrfc.ir.fold import drop_dropout
-from lrfc.ir.graph import Graph, Ref
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Ref
 from lrfc.pruning.facts import Pruned
 from lrfc.search.batchnorm import moved
 from lrfc.state import Fact, State

@@ -18,8 +18,9 @@ from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import solve_positive
 from lrfc.factorization.threads import threads
 from lrfc.ir.batch import head
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Op, Ref
 from lrfc.pruning.facts import Pruned, Selection
 from lrfc.search.batchnorm import Moments, moved
 from lrfc.search.candidates import Candidate

@@ -19,8 +19,9 @@ from lrfc.factorization.layout import Layout
 from lrfc.factorization.threads import SMALL, alone
 from lrfc.ir.backend import keras, quiet
 from lrfc.ir.equalize import Ranges, balance, pairs
-from lrfc.ir.graph import Graph, Op, Ref, Tensor
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Op, Ref, Tensor
 from lrfc.ir.rounding import STEPS, rounded, rounds
 from lrfc.search.cache import Store, fingerprint, place
 from lrfc.search.candidates import Candidate, Decomposed, LayerSpace

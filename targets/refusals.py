@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from lrfc.ir.ops import spatial
 from lrfc.protocols import Target
 

@@ -17,8 +17,9 @@ from lrfc.factorization import METHODS, Cost, Ranks, Statistics
 from lrfc.factorization.layout import Layout
 from lrfc.ir import ops
 from lrfc.ir.channels_last import channels_last
-from lrfc.ir.graph import Graph, Op, Tensor
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Op, Tensor
 
 #: Builds the graph of a drawn layer. Strategies draw this, because building one may ask Keras, which draws random numbers of its own.
 Build = Callable[[], Graph]

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.factorization.einsum import Einsum
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from lrfc.pruning.groups import Dependencies, Group
 from tests.helpers import random_weights
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from lrfc.factorization import METHODS
 from lrfc.ir import ops
-from lrfc.ir.graph import Graph, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Ref
 from lrfc.search.candidates import Candidate, LayerSpace, grid, pareto, selected, space
 from lrfc.search.epilogue import FeatureMap
 from lrfc.search.similarity import relative_l2

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from lrfc.ir.batch import Batch
 from lrfc.ir.channels_last import channels_last, stuck
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Op, Ref
 from lrfc.passes.canonicalise import lower_transposed, move_channels
 from tests import helpers
 

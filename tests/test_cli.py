@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfc.data.dataset import load_data
+from lrfc.data.load import load_data
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
 from lrfc.results.folder import sha256

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lrfc
-from lrfc.data.dataset import load_data
+from lrfc.data.load import load_data
 from lrfc.engine import package as ship
 from lrfc.engine.package import Result
 from lrfc.errors import BudgetError, ModelError, NoGainError, ParityError, UsageError

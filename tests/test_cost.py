@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from lrfc.costs.arena import Arena, Buffer, arena, plan
 from lrfc.errors import ModelError
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref
 from tests import helpers
 
 

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from lrfc.data import mapped as streams
 from lrfc.data import readers as sources
-from lrfc.data.dataset import Data, Split, load_data
+from lrfc.data.dataset import Data, Split
+from lrfc.data.load import load_data
 from lrfc.errors import UsageError
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from tests import helpers
 
 RNG = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 
 from lrfc.config.build import Budget, Drop
-from lrfc.costs import latency
+from lrfc.costs import fitting
 from lrfc.costs.latency import CostProfile
 from lrfc.costs.workload import Signature, signatures
 from lrfc.engine.tuning import AGREE, ROUNDS, Loop, Settled, Wish
@@ -45,7 +45,7 @@ def believed() -> CostProfile:
             graph = state().original.copy()
             graph.splice(space.op.name, space.factors[candidate.method or ""].stages(candidate.ranks))
             ops += [each for _, each in signatures(fold_batchnorm(graph))]
-    return latency.fit([(op, 0.001 + 1e-6 * op.macs) for op in dict.fromkeys(ops)], device="made", format="tflite", precision="fp32")
+    return fitting.fit([(op, 0.001 + 1e-6 * op.macs) for op in dict.fromkeys(ops)], device="made", format="tflite", precision="fp32")
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def test_a_budget_that_needs_slower_layers_gets_them() -> None:
     lines: list[str] = []
     loud = replace(state(), progress=Progress(log=lines.append))
     device = Device(depthwise=1.0, pace=1.0)
-    overhead = latency.fit([(op, 10.0) for op in believed_ops()], device="made", format="tflite", precision="fp32")
+    overhead = fitting.fit([(op, 10.0) for op in believed_ops()], device="made", format="tflite", precision="fp32")
     found = Loop(loud, TFLite(), device, overhead).settle(Wish(SelectRanks(max_macs=share(0.4))))
     assert any("take longer than they do now" in line for line in lines)
     assert any(c.method is not None for c in chosen(found).chosen)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from lrfc.factorization import METHODS, chain
 from lrfc.factorization.layout import Layout
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from lrfc.search.candidates import grid
 from tests.factorized import (
     conv,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from lrfc.factorization import METHODS, Cost, break_even, cost_of, eligible, split_separable, support_matrix, support_table, tt_matrix, tucker_matrix
 from lrfc.factorization.support import EXAMPLES
 from lrfc.factorization.tensorized import factorizations
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from lrfc.search.candidates import space
 from lrfc.search.similarity import relative_l2
 from lrfc.search.statistics import SampleSize, collect

@@ -9,8 +9,9 @@ import pytest
 
 from lrfc.factorization import METHODS
 from lrfc.factorization.support import EXAMPLES
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Op, Ref
 from lrfc.targets.catalog import target
 
 

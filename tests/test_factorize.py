@@ -7,8 +7,9 @@ import pytest
 
 from lrfc.config.build import Budget
 from lrfc.factorization import METHODS
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Op, Ref
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pipeline import plan, run

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lrfc.ir.graph import Graph, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Ref
 from lrfc.search.epilogue import FeatureMap, Follow, follow
 from tests import helpers
 

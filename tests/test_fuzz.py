@@ -18,7 +18,7 @@ from lrfc.cli import console as terminal
 from lrfc.config import resolve as settings
 from lrfc.costs import latency, measurements
 from lrfc.costs.workload import Signature
-from lrfc.data.dataset import load_data
+from lrfc.data.load import load_data
 from lrfc.engine.replay import Locked
 from lrfc.errors import DeviceError, UsageError
 from lrfc.results import candidates as choices

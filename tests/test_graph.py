@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lrfc.errors import GraphError
-from lrfc.ir.graph import Graph, Op, Ref, Slot, Tensor
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref, Slot, Tensor
 from tests import helpers
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from lrfc.cli import app as cli
 from lrfc.data import mapped as streams
-from lrfc.data.dataset import load_data
+from lrfc.data.load import load_data
 from lrfc.errors import LrfcError, UsageError
 from lrfc.ir.graph import Graph
 from lrfc.targets.devices import measure

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from lrfc.errors import ModelError, UsageError
-from lrfc.ir.graph import Graph, Op, Ref, Slot, Tensor
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
+from lrfc.ir.op import Op, Ref, Slot, Tensor
 from tests import helpers
 
 #: A round trip may change the order of sums, nothing else.

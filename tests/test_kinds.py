@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrfc.ir.graph import Op
 from lrfc.ir.kinds import KINDS, Kind, kind_of, names
+from lrfc.ir.op import Op
 
 LAYERS = [kind for kind in KINDS if not kind.name.startswith("ops.")]
 #: Arguments of layers that have no default for them. Three inputs, four outputs.

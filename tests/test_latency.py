@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 import pytest
 
-from lrfc.costs import latency
+from lrfc.costs import fitting, latency
 from lrfc.costs.features import FAMILIES, terms, work
 from lrfc.costs.latency import CostFile, CostProfile, Family
 from lrfc.costs.workload import Signature, signatures
@@ -54,7 +54,7 @@ def drawn(count: int, rng: np.random.Generator) -> list[Signature]:
 def profile() -> CostProfile:
     rng = np.random.default_rng(0)
     samples = [(op, truth(op) * float(np.exp(0.01 * rng.standard_normal()))) for op in drawn(160, rng)]
-    return latency.fit(samples, layouts=((1, 1),), **ABOUT)
+    return fitting.fit(samples, layouts=((1, 1),), **ABOUT)
 
 
 def test_a_fit_finds_the_tiles_and_costs_that_made_the_times(profile: CostProfile) -> None:
@@ -76,7 +76,7 @@ def test_ops_never_seen_are_predicted(profile: CostProfile) -> None:
 def test_networks_tell_the_overhead_and_their_ops_apart() -> None:
     rng = np.random.default_rng(2)
     networks = [drawn(int(rng.integers(1, 8)), rng) for _ in range(120)]
-    found = latency.fit([(ops, 0.01 + sum(map(truth, ops))) for ops in networks], layouts=((1, 1),), **ABOUT)
+    found = fitting.fit([(ops, 0.01 + sum(map(truth, ops))) for ops in networks], layouts=((1, 1),), **ABOUT)
     assert found.overhead == pytest.approx(0.01, rel=0.1)
     assert found.held_out["networks"].n == 120
     fresh = drawn(10, rng)
@@ -86,7 +86,7 @@ def test_networks_tell_the_overhead_and_their_ops_apart() -> None:
 def test_a_layout_is_found_where_other_kernels_run_odd_channels() -> None:
     rng = np.random.default_rng(3)
     ops = [conv(int(rng.integers(4, 30)), int(rng.integers(2, 80)), 16 * int(rng.integers(1, 6))) for _ in range(160)]
-    found = latency.fit([(op, truth(op) * (3 if op.inputs[0][-1] % 4 and op.inputs[0][-1] >= 16 else 1)) for op in ops], **ABOUT)
+    found = fitting.fit([(op, truth(op) * (3 if op.inputs[0][-1] % 4 and op.inputs[0][-1] >= 16 else 1)) for op in ops], **ABOUT)
     assert found.layout == (4, 16)
     assert found.op(conv(8, 33, 32)) == pytest.approx(3 * truth(conv(8, 33, 32)), rel=0.1)
 
@@ -95,16 +95,16 @@ def test_one_outlier_does_not_rule() -> None:
     rng = np.random.default_rng(4)
     samples = [(op, truth(op)) for op in drawn(120, rng)]
     samples[0] = (samples[0][0], 50 * samples[0][1])
-    found = latency.fit(samples, layouts=((1, 1),), **ABOUT)
+    found = fitting.fit(samples, layouts=((1, 1),), **ABOUT)
     fresh = drawn(50, rng)
     assert np.abs(found.ops(fresh) / [truth(op) for op in fresh] - 1).mean() < 0.05
 
 
 def test_too_few_or_impossible_times_are_refused() -> None:
     with pytest.raises(UsageError, match="2 measurements are too few"):
-        latency.fit([(conv(4, 4, 4), 1.0)] * 2, **ABOUT)
+        fitting.fit([(conv(4, 4, 4), 1.0)] * 2, **ABOUT)
     with pytest.raises(UsageError, match="not positive"):
-        latency.fit([(conv(4, 4, 4), 0.0)] * 6, **ABOUT)
+        fitting.fit([(conv(4, 4, 4), 0.0)] * 6, **ABOUT)
 
 
 def test_what_was_measured_is_taken_as_it_is(profile: CostProfile) -> None:

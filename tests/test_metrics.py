@@ -9,8 +9,9 @@ import pytest
 
 from lrfc.data.dataset import Split
 from lrfc.errors import UsageError
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Op
 from lrfc.metrics.metric import accuracy, is_classification, labels, metric
 from tests import helpers
 

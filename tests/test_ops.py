@@ -11,9 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lrfc.errors import GraphError, ModelError
-from lrfc.ir import ops, processor
-from lrfc.ir.graph import Graph, Op, Tensor
+from lrfc.ir import defaults, ops, processor
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Op, Tensor
 from tests import helpers
 
 
@@ -170,7 +171,7 @@ REQUIRED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", sorted(ops.kinds()))
+@pytest.mark.parametrize("kind", sorted(defaults.kinds()))
 def test_defaults_are_those_of_keras(kind) -> None:
     """A pass makes an op by what differs from the defaults, and to_keras leaves the rest to Keras."""
     import keras

@@ -13,7 +13,8 @@ import pytest
 from lrfc.data.dataset import Data, Split
 from lrfc.errors import GraphError, UsageError
 from lrfc.ir.batch import batches
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from lrfc.pipeline import name_of, plan, run
 from lrfc.state import Fact, Progress, State
 

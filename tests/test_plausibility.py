@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lrfc.data.checks import doubts
-from lrfc.data.dataset import Split, load_data
+from lrfc.data.dataset import Split
+from lrfc.data.load import load_data
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io

@@ -9,7 +9,7 @@ from keras import layers
 
 import lrfc
 from lrfc.config.precision import FORMATS, PRECISIONS, listed, of
-from lrfc.data.dataset import load_data
+from lrfc.data.load import load_data
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes.profile import profile

@@ -15,8 +15,8 @@ from lrfc.engine.budgets import meet
 from lrfc.engine.evaluate import closest
 from lrfc.errors import BudgetError, UsageError
 from lrfc.ir.fold import fold_batchnorm
-from lrfc.ir.graph import Ref
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Ref
 from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.lock_filters import LockFilters

@@ -8,8 +8,9 @@ import pytest
 
 from lrfc.factorization import METHODS
 from lrfc.factorization.linalg import LowRank
-from lrfc.ir.graph import Graph, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Ref
 from lrfc.search import statistics as sampling
 from lrfc.search.candidates import response
 from lrfc.search.statistics import LayerSamples, SampleSize, collect

@@ -11,7 +11,8 @@ from lrfc.costs.workload import Signature, chain, parse, signatures
 from lrfc.errors import ModelError
 from lrfc.factorization import METHODS
 from lrfc.ir.fold import fold_batchnorm
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from tests import helpers
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lrfc.data.dataset import load_data
+from lrfc.data.load import load_data
 from lrfc.data.synthetic import _coloured, samples_for, scale_of, synthesise
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph

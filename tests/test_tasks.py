@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import lrfc
-from lrfc.data.dataset import Split, load_data
+from lrfc.data.dataset import Split
+from lrfc.data.load import load_data
 from lrfc.engine.package import Result
 from lrfc.ir.batch import Batch
 from lrfc.ir.keras import io as keras_io

@@ -11,9 +11,10 @@ import pytest
 from lrfc.data.dataset import Split
 from lrfc.errors import UsageError
 from lrfc.factorization import METHODS
-from lrfc.ir.graph import Graph, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
+from lrfc.ir.op import Ref
 from lrfc.training import losses, rate
 from lrfc.training.augment import Augmentation, augmentation, changed
 from lrfc.training.checkpoint import Checkpoint, Saved, fingerprint

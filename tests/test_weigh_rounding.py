@@ -14,8 +14,9 @@ from keras import layers
 
 from lrfc.engine.driver import weighing
 from lrfc.factorization import METHODS
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.op import Op, Ref
 from lrfc.passes import weigh_rounding
 from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.weigh_rounding import Rounding, WeighRounding

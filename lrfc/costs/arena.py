@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrfc.errors import ModelError
-from lrfc.ir.graph import Graph, Op, Ref, Tensor
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref, Tensor
 
 
 @dataclass(frozen=True)

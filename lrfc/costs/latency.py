@@ -200,13 +200,6 @@ def load(device: str, format: str, precision: str, threads: int) -> CostProfile 
     return None
 
 
-def fit(samples: Sequence[tuple[Signature | Sequence[Signature], float]], **about: Any) -> CostProfile:
-    """The profile that explains measurements of ops and of networks; see ``lrfc.costs.fitting.fit``."""
-    from lrfc.costs import fitting
-
-    return fitting.fit(samples, **about)
-
-
 def corrected(profile: CostProfile, rounds: Sequence[tuple[Sequence[Signature], float]]) -> CostProfile:
     """The profile with factors under which networks that were measured are predicted as measured.
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from lrfc.costs.arena import Arena
 from lrfc.ir import ops
-from lrfc.ir.graph import Graph, Op, Tensor
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Tensor
 
 
 def live_bytes(graph: Graph, memory: Arena, name: str, stages: Sequence[Op], itemsize: int) -> int:

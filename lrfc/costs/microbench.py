@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.costs.workload import signatures
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref
 
 #: Multiply-accumulates of one network: a millisecond or so of a desktop's core.
 LARGEST = 40_000_000

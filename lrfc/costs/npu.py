@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from lrfc.costs import workload as plain
 from lrfc.costs.workload import Signature
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 
 
 def signatures(graph: Graph) -> Iterator[tuple[str, Signature]]:

@@ -13,8 +13,9 @@ from lrfc.costs.arena import in_place, is_view, own_activation
 from lrfc.errors import ModelError
 from lrfc.factorization.separable import split_separable
 from lrfc.ir import ops
-from lrfc.ir.graph import Graph, Op, Shape, Tensor
+from lrfc.ir.graph import Graph
 from lrfc.ir.kinds import Family
+from lrfc.ir.op import Op, Shape, Tensor
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from math import prod, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc.data.dataset import Split
 from lrfc.data.synthetic import readers, scale_of
 from lrfc.errors import UsageError
 from lrfc.ir.batch import Batch
-from lrfc.ir.graph import Graph, Op
-
-if TYPE_CHECKING:
-    from lrfc.data.dataset import Split
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 
 #: Samples that are looked at, and the fewest that tell anything.
 LOOKED_AT = 256

@@ -22,7 +22,8 @@ from lrfc.system import scratch
 from lrfc.system.reader import opened, shown, user_code
 
 if TYPE_CHECKING:
-    from lrfc.ir.graph import Graph, Shape
+    from lrfc.ir.graph import Graph
+    from lrfc.ir.op import Shape
 
 #: Arrays of fewer bytes are held in memory.
 LARGE = 256 << 20

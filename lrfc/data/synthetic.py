@@ -15,7 +15,8 @@ from lrfc.ir import ops
 from lrfc.ir.batch import Batch
 from lrfc.ir.channels_last import channels_last
 from lrfc.ir.dilated import without_dilated_transposed
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref
 
 #: Means and standard deviations that trained models commonly read: standardised, 0–1, −1–1, 0–255.
 _SCALES = ((0.0, 1.0), (0.5, 0.25), (0.0, 0.5), (127.5, 64.0))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lrfc.config.build import BuildConfig
-from lrfc.data.dataset import load_data
+from lrfc.data.load import load_data
 from lrfc.engine.destinations import Destination, destination
 from lrfc.engine.driver import Line, Stop, bench_of, exploration, pipeline, reasons, weighing
 from lrfc.engine.estimate import estimates

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.factorization.linalg import LowRank
-from lrfc.ir.graph import Op, Tensor
+from lrfc.ir.op import Op, Tensor
 
 #: One number per free rank of the method, outermost stage first: (R,) for an SVD, (R_in, R_out) for Tucker-2.
 Ranks = tuple[int, ...]

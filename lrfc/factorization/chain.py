@@ -30,7 +30,7 @@ from lrfc.factorization.norms import (
 from lrfc.factorization.stages import finish, stage
 from lrfc.factorization.threads import SMALL, on_threads, threads
 from lrfc.factorization.unfold import Unfolding
-from lrfc.ir.graph import Op, Tensor
+from lrfc.ir.op import Op, Tensor
 
 #: Above this patch length the bases of the plain TT-SVD are not tried beside the whitened ones: the second try costs as much as the first.
 BOTH_BASES = 2500

@@ -7,7 +7,7 @@ from typing import Literal
 
 from lrfc.factorization.base import Cost, Method, Ranks
 from lrfc.ir import ops
-from lrfc.ir.graph import Op, Tensor
+from lrfc.ir.op import Op, Tensor
 
 Quantity = Literal["params", "macs"]
 

@@ -21,7 +21,7 @@ from lrfc.factorization.linalg import Array, need, solve_lower
 from lrfc.factorization.norms import dense_responses, input_grams, mean_shift, output_scale, separable_roots
 from lrfc.factorization.stages import depthwise_stages, finish, stage
 from lrfc.factorization.threads import on_threads, threads
-from lrfc.ir.graph import Op, Tensor
+from lrfc.ir.op import Op, Tensor
 
 _log = logging.getLogger("lrfc.factorization")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lrfc.factorization.linalg import Array
-from lrfc.ir.graph import Op, Tensor
+from lrfc.ir.op import Op, Tensor
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from lrfc.errors import ModelError
 from lrfc.factorization.base import Cost, Ranks
 from lrfc.factorization.einsum import Einsum
 from lrfc.factorization.linalg import Array
-from lrfc.ir.graph import Op, Tensor
 from lrfc.ir.kinds import Family
+from lrfc.ir.op import Op, Tensor
 from lrfc.ir.ops import conv_geometry
 
 #: The spatial axes that each stage of a chain takes, first stage first.

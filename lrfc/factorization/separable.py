@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lrfc.ir.graph import Op
+from lrfc.ir.op import Op
 
 
 def split_separable(op: Op) -> list[Op]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lrfc.factorization.layout import Layout, per_axis
 from lrfc.factorization.linalg import Array
-from lrfc.ir.graph import Op
+from lrfc.ir.op import Op
 
 #: Attributes of the layer that all its stages take over, and those that the last one takes over as well. Regularizers and constraints of the kernel
 #: speak of a kernel that is no longer there.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lrfc.factorization.base import Method
-from lrfc.ir.graph import Op, Tensor
 from lrfc.ir.kinds import kind_of, names
+from lrfc.ir.op import Op, Tensor
 
 _IN, _OUT = 16, 32
 

@@ -17,7 +17,7 @@ from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import Array
 from lrfc.factorization.norms import dense_responses, mean_shift
 from lrfc.factorization.threads import on_threads, threads
-from lrfc.ir.graph import Op, Tensor
+from lrfc.ir.op import Op, Tensor
 
 #: Activations that act on each element, so that they may stand before the last Reshape; all others stand behind it.
 _ELEMENTWISE = frozenset(

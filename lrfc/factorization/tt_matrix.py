@@ -18,7 +18,7 @@ from lrfc.factorization.linalg import Array, need, solve_lower, solve_positive
 from lrfc.factorization.norms import input_grams, separable_roots
 from lrfc.factorization.tensorized import Step, TensorizedFactors, factorizations
 from lrfc.factorization.unfold import Unfolding
-from lrfc.ir.graph import Op, Tensor
+from lrfc.ir.op import Op, Tensor
 
 #: The rank at which shapes are compared: a core between two bonds counts its square.
 _USUAL_RANK = 8

@@ -17,7 +17,7 @@ from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import Array, eigh, need, solve_lower, solve_positive
 from lrfc.factorization.norms import input_grams, separable_roots
 from lrfc.factorization.tensorized import Step, TensorizedFactors, factorizations
-from lrfc.ir.graph import Op, Tensor
+from lrfc.ir.op import Op, Tensor
 
 _SIZES = "abxy"  # input factors, output factors
 _REDUCED = "pquv"

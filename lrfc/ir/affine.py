@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.ir import ops
-from lrfc.ir.graph import Array, Op, Tensor
+from lrfc.ir.op import Array, Op, Tensor
 
 Values = NDArray[np.float64]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lrfc.ir.graph import Array, Graph, Op, Ref, Shape, Tensor
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Array, Op, Ref, Shape, Tensor
 from lrfc.ir.ops import ELEMENTWISE
 
 _FIRST, _LAST = "channels_first", "channels_last"

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from lrfc.ir.ops import conv_geometry
 
 

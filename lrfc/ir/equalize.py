@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.ir.affine import Affine, channel_axis, take_in_after, take_in_before
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref
 from lrfc.ir.rounding import STEPS, grouped, rounds
 
 Values = NDArray[np.float64]

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from lrfc.ir.affine import Affine, affine, at_inference, take_in_after
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref
 
 
 def drop_dropout(graph: Graph) -> Graph:

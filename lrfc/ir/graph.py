@@ -3,110 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import prod
-from types import MappingProxyType
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
 import numpy as np
-from numpy.typing import NDArray
 
 from lrfc.errors import GraphError
-from lrfc.ir.kinds import Kind, kind_of
-
-Array = NDArray[Any]
-Shape = tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Shape and dtype of what one operation hands to another. The first axis is the batch and is usually None."""
-
-    shape: Shape
-    dtype: str = "float32"
-
-    @property
-    def size(self) -> int:
-        """Number of elements of one sample (the batch axis counts as 1)."""
-        unknown = [axis for axis, length in enumerate(self.shape[1:], start=1) if length is None]
-        if unknown:
-            raise GraphError(f"axis {unknown[0]} of shape {self} has no fixed length")
-        return prod(length for length in self.shape[1:] if length is not None)
-
-    def __str__(self) -> str:
-        lengths = ", ".join("?" if length is None else str(length) for length in self.shape)
-        return f"({lengths})" if self.dtype == "float32" else f"({lengths}) {self.dtype}"
-
-
-@dataclass(frozen=True, order=True)
-class Ref:
-    """One output of an operation."""
-
-    op: str
-    output: int = 0
-
-    def __str__(self) -> str:
-        return self.op if self.output == 0 else f"{self.op}:{self.output}"
-
-
-@dataclass(frozen=True)
-class Slot:
-    """The place of operand number ``port`` in an operation's call."""
-
-    port: int
-
-
-def _readonly(array: Array) -> Array:
-    if not array.flags.writeable:
-        return array
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-@dataclass(frozen=True, eq=False)
-class Op:
-    """One operation: a Keras layer or keras.ops call, with its configuration and weights.
-
-    ``attrs`` is the Keras configuration without the name; a pass that makes an op gives only what differs from Keras' defaults.
-    ``weights`` are read-only arrays in Keras' order, by variable name (``kernel``, ``bias``, ``gamma``, ...).
-    Ops with equal ``shared`` are calls of one layer: they hold the very same weights.
-    ``call`` is (args, kwargs) with a ``Slot`` for each operand; None is the usual form: the operand, or the list of them when there are several.
-    ``origin`` is the Python class behind a kind that is not in ``keras.layers`` (keras.ops, custom layers); such ops pass through untouched.
-    """
-
-    name: str
-    kind: str
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-    weights: Mapping[str, Array] = field(default_factory=dict)
-    shared: str | None = None
-    call: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
-    origin: type | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
-        object.__setattr__(self, "weights", MappingProxyType({k: _readonly(np.asarray(w)) for k, w in self.weights.items()}))
-
-    def __getitem__(self, attr: str) -> Any:
-        """The attribute, or Keras' default for this kind when it is not set."""
-        from lrfc.ir import ops
-
-        return self.attrs[attr] if attr in self.attrs else ops.default(self.kind, attr)
-
-    @property
-    def info(self) -> Kind:
-        """The facts that hold for every op of this kind."""
-        return kind_of(self.kind)
-
-    def with_attrs(self, **attrs: Any) -> Op:
-        """This op with some attributes replaced."""
-        return replace(self, attrs={**self.attrs, **attrs})
-
-    @property
-    def params(self) -> int:
-        """Number of values in the op's weights."""
-        return sum(w.size for w in self.weights.values())
+from lrfc.ir import ops
+from lrfc.ir.op import Array, Op, Ref, Tensor, _readonly
 
 
 class Graph:
@@ -219,8 +124,6 @@ class Graph:
 
     def add(self, op: Op, operands: Sequence[Ref] = (), *, before: str | None = None) -> Ref:
         """Add an op after all others (or just before another one) and return its first output."""
-        from lrfc.ir import ops
-
         if op.name in self._nx:
             raise GraphError(f"op '{op.name}' exists already in graph '{self.name}'")
         tensors = ops.infer(op, tuple(self.tensor(ref) for ref in operands))
@@ -280,8 +183,6 @@ class Graph:
 
     def infer(self) -> None:
         """Compute every tensor anew, in execution order."""
-        from lrfc.ir import ops
-
         for op in self:
             self._nx.nodes[op.name]["tensors"] = ops.infer(op, self.input_tensors(op.name))
             for _, _, edge in self._nx.out_edges(op.name, data=True):
@@ -300,8 +201,6 @@ class Graph:
 
     def check(self) -> None:
         """Raise GraphError unless the graph is whole: ordered, ports complete, shapes true, shared weights shared, outputs there."""
-        from lrfc.ir import ops
-
         done: set[str] = set()
         shared: dict[str, Op] = {}
         for op in self:
@@ -331,8 +230,6 @@ class Graph:
                 raise GraphError(f"the model output '{out}' does not exist")
 
     def __str__(self) -> str:
-        from lrfc.ir import ops
-
         lines = [f"graph {self.name}"]
         for op in self:
             operands = ", ".join(str(ref) for ref in self.operands(op.name))

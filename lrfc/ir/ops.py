@@ -9,42 +9,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from lrfc.errors import GraphError, ModelError
-from lrfc.ir.graph import Op, Shape, Slot, Tensor
+from lrfc.ir.defaults import DEFAULTS
 from lrfc.ir.kinds import names
+from lrfc.ir.op import Op, Shape, Slot, Tensor
 
-#: Attributes that a kind has when its config does not say otherwise (Keras' own defaults), in the order in which they are printed.
-_CONV: dict[str, Any] = {
-    "filters": None, "kernel_size": None, "strides": 1, "padding": "valid", "data_format": "channels_last", "dilation_rate": 1, "groups": 1,
-    "activation": None, "use_bias": True,
-}  # fmt: skip
-_TRANSPOSED = {key: value for key, value in _CONV.items() if key != "groups"} | {"output_padding": None}
-_DEPTHWISE = {"depth_multiplier": 1} | {key: value for key, value in _CONV.items() if key not in ("filters", "groups")}
-_SEPARABLE = {"filters": None} | _DEPTHWISE
 _POOLING = {"pool_size": 2, "strides": None, "padding": "valid", "data_format": "channels_last"}
 _GLOBAL_POOLING = {"data_format": "channels_last", "keepdims": False}
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(names("conv"), _CONV),
-    **dict.fromkeys(names("transposed"), _TRANSPOSED),
-    **dict.fromkeys(names("depthwise"), _DEPTHWISE),
-    **dict.fromkeys(names("separable"), _SEPARABLE),
-    "Dense": {"units": None, "activation": None, "use_bias": True},
-    "EinsumDense": {"equation": None, "activation": None},
-    "BatchNormalization": {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True},
-    "Rescaling": {"scale": None, "offset": 0.0},
-    "Activation": {"activation": None},
-    "ReLU": {"max_value": None, "negative_slope": 0.0, "threshold": 0.0},
-    "LeakyReLU": {"negative_slope": 0.3},
-    "Softmax": {"axis": -1},
-    "Concatenate": {"axis": -1},
-    "Flatten": {"data_format": "channels_last"},
-    "Reshape": {"target_shape": None},
-    "Permute": {"dims": None},
-    "ZeroPadding1D": {"padding": 1},
-    "ZeroPadding2D": {"padding": 1, "data_format": "channels_last"},
-    "ZeroPadding3D": {"padding": 1, "data_format": "channels_last"},
-    **dict.fromkeys(names("pooling"), _POOLING),
-    **dict.fromkeys(names("global_pooling"), _GLOBAL_POOLING),
-}
 
 #: Kinds whose output has the shape and dtype of their one input. Keras infers RMSNormalization.
 _SAME_SHAPE = frozenset(
@@ -58,22 +28,9 @@ ELEMENTWISE = frozenset(
 )
 
 
-def default(kind: str, attr: str) -> Any:
-    """Keras' default of an attribute; GraphError when the kind is not known to have it."""
-    try:
-        return _DEFAULTS[kind][attr]
-    except KeyError:
-        raise GraphError(f"kind '{kind}' has no attribute '{attr}'") from None
-
-
-def kinds() -> frozenset[str]:
-    """The kinds whose attributes are known here."""
-    return frozenset(_DEFAULTS)
-
-
 def shown(op: Op) -> tuple[str, ...]:
     """The attributes worth printing: the known ones that are set and differ from the default."""
-    known = _DEFAULTS.get(op.kind, {})
+    known = DEFAULTS.get(op.kind, {})
     return tuple(key for key, usual in known.items() if key in op.attrs and not _is(op.attrs[key], usual))
 
 
@@ -191,9 +148,9 @@ def infer(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (rule(op, *inputs),)
     known = _asked.setdefault(op, {})
     if inputs not in known:
-        from lrfc.ir.keras import io as keras_io
+        from lrfc.ir.keras.layers import infer as asked
 
-        known[inputs] = keras_io.infer(op, inputs)
+        known[inputs] = asked(op, inputs)
     return known[inputs]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.ir.graph import Op
+from lrfc.ir.op import Op
 
 #: Steps from 0 to the largest weight of a channel: int8 without -128.
 STEPS = 127

@@ -12,7 +12,7 @@ from lrfc.factorization.base import Statistics
 from lrfc.factorization.layout import Layout, refusal
 from lrfc.factorization.linalg import Array, LowRank, solve_positive
 from lrfc.factorization.norms import centred, input_grams, input_rows
-from lrfc.ir.graph import Op, Tensor
+from lrfc.ir.op import Op, Tensor
 from lrfc.pruning.labels import Ids
 
 

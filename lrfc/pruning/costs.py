@@ -11,7 +11,8 @@ from lrfc.costs.pruned_ops import narrowed
 from lrfc.costs.workload import Signature
 from lrfc.factorization import METHODS
 from lrfc.ir import ops
-from lrfc.ir.graph import Graph, Op, Tensor
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Tensor
 from lrfc.pruning.kept_fractions import Share, Shares, Use
 from lrfc.search.candidates import Candidate, LayerSpace
 from lrfc.search.pricing import Executed, Prices

@@ -13,7 +13,8 @@ from lrfc.errors import ModelError
 from lrfc.factorization.base import Statistics
 from lrfc.factorization.linalg import LowRank
 from lrfc.ir.batch import Batch
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref
 from lrfc.pruning import statistics as seen
 from lrfc.pruning.compensate import layout_of
 from lrfc.pruning.groups import Dependencies, Group, Part

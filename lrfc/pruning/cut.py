@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from lrfc.errors import UsageError
 from lrfc.factorization.einsum import Einsum
-from lrfc.ir.graph import Array, Graph, Op, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.kinds import names
+from lrfc.ir.op import Array, Op, Ref
 from lrfc.ir.ops import conv_geometry
 from lrfc.pruning.groups import Dependencies, groups
 from lrfc.pruning.labels import Ids

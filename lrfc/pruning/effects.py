@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.ir.graph import Array, Graph
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Array
 from lrfc.pruning.compensate import refitted
 from lrfc.pruning.criteria import keep_best
 from lrfc.pruning.groups import Group

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from lrfc.factorization.base import Factors
-from lrfc.ir.graph import Graph, Ref
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Ref
 from lrfc.pruning.labels import Ids
 from lrfc.pruning.space import Keep
 from lrfc.search.candidates import Candidate

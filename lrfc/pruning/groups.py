@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref
 from lrfc.pruning.labels import Call, Ids, Labels, Walk
 from lrfc.pruning.rules import follow
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lrfc.ir.graph import Graph, Op, Tensor
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Tensor
 
 Ids = NDArray[np.intp]
 

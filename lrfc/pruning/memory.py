@@ -10,7 +10,8 @@ from typing import Protocol
 from lrfc.costs.arena import arena
 from lrfc.factorization import METHODS
 from lrfc.ir import ops
-from lrfc.ir.graph import Graph, Op, Ref, Tensor
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref, Tensor
 from lrfc.pruning.kept_fractions import Share, Shares
 from lrfc.search.candidates import Candidate, LayerSpace
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lrfc.factorization.einsum import Einsum
-from lrfc.ir.graph import Op, Shape, Slot
 from lrfc.ir.kinds import kind_of, names
+from lrfc.ir.op import Op, Shape, Slot
 from lrfc.ir.ops import ELEMENTWISE, conv_geometry
 from lrfc.pruning import shapes
 from lrfc.pruning.labels import Call, Ids, Labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lrfc.ir.graph import Op
+from lrfc.ir.op import Op
 from lrfc.pruning.labels import Call, Labels
 
 

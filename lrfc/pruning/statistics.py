@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from lrfc.errors import ModelError
 from lrfc.factorization.einsum import Einsum
 from lrfc.ir.batch import Batch, batches, head
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref
 from lrfc.ir.ops import conv_geometry
 from lrfc.search.sensitivity import is_distribution
 

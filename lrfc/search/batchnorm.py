@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.ir.graph import Op
+from lrfc.ir.op import Op
 
 #: Per channel: mean and variance.
 Moments = tuple[NDArray[Any], NDArray[Any]]

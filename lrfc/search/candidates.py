@@ -17,7 +17,8 @@ from lrfc.factorization.layout import Layout, refusal
 from lrfc.factorization.norms import add_bias
 from lrfc.factorization.threads import SMALL, alone
 from lrfc.ir import ops
-from lrfc.ir.graph import Graph, Op, Tensor
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Tensor
 from lrfc.search.epilogue import FeatureMap
 from lrfc.search.similarity import MEASURES, Measure
 from lrfc.search.statistics import LayerSamples

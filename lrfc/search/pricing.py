@@ -13,7 +13,8 @@ from lrfc.costs.latency import CostProfile
 from lrfc.costs.pruned_ops import narrowed
 from lrfc.costs.workload import Signature
 from lrfc.factorization import METHODS
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from lrfc.search.candidates import Candidate, LayerSpace
 
 Key = tuple[str, str | None, tuple[int, ...]]

@@ -10,7 +10,8 @@ import numpy as np
 
 from lrfc.ir import ops
 from lrfc.ir.batch import Batch, batches
-from lrfc.ir.graph import Array, Graph, Op, Ref
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Array, Op, Ref
 
 #: Parts of equal work that a network is cut into: with eight, a pass from each layer on takes 56 % of a whole one.
 PARTS = 8

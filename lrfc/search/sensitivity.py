@@ -14,7 +14,8 @@ from lrfc.factorization.base import Factors, Ranks
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.threads import alone
 from lrfc.ir.batch import Batch
-from lrfc.ir.graph import Graph, Op, Tensor
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Tensor
 from lrfc.search.candidates import Candidate, LayerSpace, response
 from lrfc.search.epilogue import FeatureMap
 from lrfc.search.segments import Segments

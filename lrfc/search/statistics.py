@@ -20,7 +20,8 @@ from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import LowRank
 from lrfc.factorization.threads import one_thread, workers
 from lrfc.ir.batch import Batch, batches, head
-from lrfc.ir.graph import Graph, Op, Ref, Tensor
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref, Tensor
 from lrfc.ir.ops import conv_geometry
 from lrfc.search.epilogue import Follow, follow
 from lrfc.search.heap import lean

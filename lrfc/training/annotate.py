@@ -12,9 +12,10 @@ from typing import Any
 from lrfc.errors import DependencyError, ModelError
 from lrfc.ir.backend import quiet, reason
 from lrfc.ir.batch import Batch, batches
-from lrfc.ir.graph import Graph, Op, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras.tf_keras_lower import Lowered
+from lrfc.ir.op import Op, Ref
 from lrfc.ir.rounding import rounds, scaled_by_channel
 from lrfc.system.overrides import Override
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from lrfc.errors import UsageError
 from lrfc.ir.batch import Batch
-from lrfc.ir.graph import Graph, Shape
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Shape
 
 #: From this height and width on, and with three channels, an input is taken for a natural image.
 SMALLEST = 24

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lrfc.ir.graph import Graph, Op, Ref, Shape
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op, Ref, Shape
 
 #: Feature maps at most; of more, an even choice is taken. Each costs memory for its gradient, and neighbours say much the same.
 MOST = 8

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrfc.errors import DeviceError, UsageError
-from lrfc.ir.graph import Graph, Op
+from lrfc.ir.graph import Graph
+from lrfc.ir.op import Op
 from lrfc.protocols import Artifact
 from lrfc.system import scratch
 from lrfc.system.reader import contents, shown

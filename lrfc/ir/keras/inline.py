@@ -12,7 +12,8 @@ import numpy as np
 
 from lrfc.errors import ModelError
 from lrfc.ir.backend import keras, reason
-from lrfc.ir.graph import Array, Op, Ref, Slot
+from lrfc.ir.keras.layers import unique_name, variables_of
+from lrfc.ir.op import Array, Op, Ref, Slot
 
 #: One output of a recorded call: (index of the call, index of the output).
 _Source = tuple[int, int]
@@ -40,9 +41,9 @@ class Inliner:
         """Note a call and name it; gives its first output."""
         taken = {*self.names, *self.keys.values()}
         if id(operation) not in self.keys:
-            self.keys[id(operation)] = name = _unique(prefix + operation.name, taken)
+            self.keys[id(operation)] = name = unique_name(prefix + operation.name, taken)
         else:
-            name = _unique(f"{self.keys[id(operation)]}@{sum(call.operation is operation for call in self.calls)}", taken)
+            name = unique_name(f"{self.keys[id(operation)]}@{sum(call.operation is operation for call in self.calls)}", taken)
         self.names.append(name)
         self.calls.append(_Call(operation, args, kwargs, operands))
         return len(self.calls) - 1, 0
@@ -247,7 +248,7 @@ def _tuples(value: Any) -> Any:
 def _weights(operation: Any) -> dict[str, Array]:
     """The layer's weights by variable path relative to the layer, read-only; floats as float32."""
     weights: dict[str, Array] = {}
-    for name, variable in variables(operation).items():
+    for name, variable in variables_of(operation).items():
         array = np.array(variable)
         if np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16":
             array = array.astype(np.float32)
@@ -256,25 +257,8 @@ def _weights(operation: Any) -> dict[str, Array]:
     return weights
 
 
-def variables(operation: Any) -> dict[str, Any]:
-    """The layer's weight variables in Keras' order, by path relative to the layer."""
-    found: dict[str, Any] = {}
-    for variable in getattr(operation, "weights", ()):
-        path, own = variable.path, f"{operation.path}/"
-        name = path[len(own) :] if path.startswith(own) else path.rpartition(f"{operation.name}/")[2]
-        found[_unique(name, found)] = variable
-    return found
-
-
 def structure(packed: Any, count: int) -> Any:
     """How Keras packs inputs or outputs: None for a list and for a single tensor."""
     if isinstance(packed, keras().KerasTensor) or (isinstance(packed, list) and len(keras().tree.flatten(packed)) == len(packed)):
         return None
     return keras().tree.pack_sequence_as(packed, [Slot(i) for i in range(count)])
-
-
-def _unique(name: str, taken: Any) -> str:
-    candidate, n = name, 1
-    while candidate in taken:
-        candidate, n = f"{name}_{n}", n + 1
-    return candidate

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from lrfc.ir.keras.export import absorb, infer, layer_of, save, single, to_keras
+from lrfc.ir.keras.export import absorb, save, to_keras
 from lrfc.ir.keras.importer import from_keras
+from lrfc.ir.keras.layers import infer, layer_of, single
 from lrfc.ir.keras.run import call, compiled, outputs_at, predict
 
 __all__ = ["absorb", "call", "compiled", "from_keras", "infer", "layer_of", "outputs_at", "predict", "save", "single", "to_keras"]

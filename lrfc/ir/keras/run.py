@@ -10,9 +10,10 @@ import numpy as np
 
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir.backend import keras, quiet
-from lrfc.ir.graph import Array, Graph, Ref
+from lrfc.ir.graph import Graph
 from lrfc.ir.keras import inline as keras_inline
 from lrfc.ir.keras.export import to_keras
+from lrfc.ir.op import Array, Ref
 
 if TYPE_CHECKING:
     from lrfc.ir.batch import Batch

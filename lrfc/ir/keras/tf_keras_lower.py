@@ -12,8 +12,9 @@ import numpy as np
 
 from lrfc.errors import ModelError
 from lrfc.ir.backend import quiet, reason
-from lrfc.ir.graph import Array, Graph, Op, Ref
-from lrfc.ir.keras.export import function
+from lrfc.ir.graph import Graph
+from lrfc.ir.keras.layers import function
+from lrfc.ir.op import Array, Op, Ref
 
 #: Of a Keras 3 configuration, what tf_keras has under another name.
 _RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}, "ELU": {}}

@@ -1,0 +1,144 @@
+"""Single ops as Keras layers."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lrfc.errors import ModelError
+from lrfc.ir.backend import as_float32, keras, quiet, reason
+from lrfc.ir.op import Array, Op, Slot, Tensor
+
+
+def variables_of(operation: Any) -> dict[str, Any]:
+    """The layer's weight variables in Keras' order, by path relative to the layer."""
+    found: dict[str, Any] = {}
+    for variable in getattr(operation, "weights", ()):
+        path, own = variable.path, f"{operation.path}/"
+        name = path[len(own) :] if path.startswith(own) else path.rpartition(f"{operation.name}/")[2]
+        found[unique_name(name, found)] = variable
+    return found
+
+
+def unique_name(name: str, taken: Any) -> str:
+    """The name, with a number behind it where it is taken."""
+    candidate, n = name, 1
+    while candidate in taken:
+        candidate, n = f"{name}_{n}", n + 1
+    return candidate
+
+
+def infer(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The op's output tensors, asked of Keras. ModelError when the layer refuses these inputs."""
+    k = keras()
+    with quiet(), as_float32(), trusted():
+        layer = build_layer(op, layer_name(op.shared or op.name))
+        results = call_layer(layer, op, [k.KerasTensor(tensor.shape, tensor.dtype) for tensor in inputs], symbolic=False)
+    return tuple(Tensor(tuple(result.shape), str(result.dtype)) for result in results)
+
+
+def single(op: Op, batch: int = 256) -> Callable[[Sequence[Array]], tuple[Array, ...]]:
+    """One op by itself, with its weights: a function from its operands' values (samples along axis 0) to its outputs, in inference mode."""
+    k = keras()
+    built: Any = None
+
+    def run(operands: Sequence[Array]) -> tuple[Array, ...]:
+        nonlocal built
+        parts = []
+        with quiet(), as_float32(), trusted():
+            for start in range(0, len(operands[0]), batch):
+                part = [k.ops.convert_to_tensor(x[start : start + batch]) for x in operands]
+                if built is None:
+                    layer = build_layer(op, layer_name(op.shared or op.name))
+                    call_layer(layer, op, [x[:1] for x in part])  # makes the variables
+                    if op.weights:
+                        set_weights(layer, op)
+                    built = layer
+                parts.append([np.asarray(y) for y in call_layer(built, op, part)])
+        return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+    return run
+
+
+def function(op: Op) -> Callable[[Sequence[Any]], Any]:
+    """An op without weights as a function of TensorFlow tensors, to be called while something else is traced; gives its one output."""
+    layer = build_layer(op, layer_name(op.name))
+
+    def run(operands: Sequence[Any]) -> Any:
+        (result,) = call_layer(layer, op, list(operands))
+        return result
+
+    return run
+
+
+def layer_of(model: Any, op: Op) -> Any:
+    """The layer of the op in the model that ``to_keras`` made."""
+    return model.get_layer(layer_name(op.shared or op.name))
+
+
+def build_layer(op: Op, name: str) -> Any:
+    """The op's layer or keras.ops operation, not yet built."""
+    k = keras()
+    cls: Any = op.origin or getattr(k.layers, op.kind, None)
+    if cls is None:
+        raise ModelError(f"op '{op.name}' is of kind '{op.kind}', which is not in keras.layers, and has no class of its own")
+    parameters = inspect.signature(cls.__init__).parameters
+    named = "name" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    config = copy.deepcopy(dict(op.attrs)) | ({"name": name} if named else {})
+    try:
+        layer = cls.from_config(config)
+    except Exception as error:
+        raise ModelError(f"layer '{op.name}' ({op.kind}) cannot be rebuilt from its configuration: {reason(error)}") from error
+    if not named:
+        layer.name = name
+    return layer
+
+
+def call_layer(layer: Any, op: Op, operands: list[Any], *, symbolic: bool = True) -> list[Any]:
+    """The layer's output tensors on symbolic operands. ``symbolic=False`` asks for their shapes only, where Keras can tell without weights."""
+    tree = keras().tree
+    if op.call is None:
+        args, kwargs = (operands[0] if len(operands) == 1 else operands,), {}
+    else:
+        given = (op.call[0], dict(op.call[1]))
+        args, kwargs = tree.map_structure(lambda value: operands[value.port] if isinstance(value, Slot) else value, given)
+    try:
+        if symbolic or (op.origin is not None and isinstance(layer, keras().Layer)):
+            return list(tree.flatten(layer(*args, **kwargs)))
+        return list(tree.flatten(layer.compute_output_spec(*args, **kwargs)))
+    except Exception as error:
+        shapes = ", ".join(str(Tensor(tuple(operand.shape), str(operand.dtype))) for operand in operands)
+        raise ModelError(f"layer '{op.name}' ({op.kind}) does not take {shapes}: {reason(error)}") from error
+
+
+def set_weights(layer: Any, op: Op) -> None:
+    """Assign by name; by order where the layer names its inner layers anew each time it is made."""
+    variables = variables_of(layer)
+    if variables.keys() != op.weights.keys():
+        if [tuple(v.shape) for v in variables.values()] != [w.shape for w in op.weights.values()]:
+            raise ModelError(
+                f"layer '{op.name}' ({op.kind}) has the weights {', '.join(variables)} when rebuilt, the graph holds {', '.join(op.weights)}"
+            )
+        variables = dict(zip(op.weights, variables.values(), strict=True))
+    for name, value in op.weights.items():
+        if tuple(variables[name].shape) != value.shape:
+            raise ModelError(f"weight '{name}' of layer '{op.name}' has shape {value.shape}, the layer needs {tuple(variables[name].shape)}")
+        variables[name].assign(value)
+    if hasattr(layer, "finalize_state"):  # preprocessing layers compute from their weights what they use
+        layer.finalize_state()
+
+
+def layer_name(name: str) -> str:
+    """Keras forbids '/' in layer names, TensorFlow '@'."""
+    return name.replace("/", "_").replace("@", "__")
+
+
+def trusted() -> Any:
+    """A scope in which Lambda code is rebuilt: it is the code of a model that was already loaded, by the user's leave."""
+    from keras.src.saving.serialization_lib import SafeModeScope
+
+    return SafeModeScope(safe_mode=False)
