@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lrfc.version import __version__
+
 if TYPE_CHECKING:
     from lrfc.api import build
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "build"]
 
 #: Public names that are imported on first use, because what stands behind them is slow to load.

@@ -15,7 +15,7 @@ import pytest
 import lrfc
 from lrfc.engine.replay import Locked
 from lrfc.errors import ModelError
-from lrfc.ir import processor
+from lrfc.ir import processor, runnable
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.ir.processor import VARIABLE, OneDNN
@@ -139,7 +139,7 @@ def test_what_runs_with_onednn_alone_is_refused_before_any_work(
         match=rf"'net' computes with channels first in frames, .* set {VARIABLE}=1 before Python starts",
     ):
         lrfc.build(model, data={"x": np.zeros((8, 4, 3, 8, 8), np.float32)})
-    processor.check(keras_io.from_keras(helpers.conv_net()))
+    runnable.check(keras_io.from_keras(helpers.conv_net()))
 
 
 def test_an_old_file_that_cannot_be_compared_here_is_refused_in_one_line(

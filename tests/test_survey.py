@@ -14,6 +14,7 @@ from lrfc.errors import UsageError
 from lrfc.results import candidates as choices
 from lrfc.results import folder as artifact
 from lrfc.results.exploration import SHARES, Survey
+from lrfc.results.report import exploration as page
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits.keras"
 
@@ -70,7 +71,7 @@ def test_it_is_printed_and_a_layer_explained(found, capsys) -> None:
 
 def write(survey: Survey, out: Path) -> Path:
     with artifact.reserved(out) as place:
-        return survey.write(place)
+        return page.write(survey, place)
 
 
 def test_the_folder_is_replaced_and_a_strange_one_is_not(found, tmp_path) -> None:

@@ -78,8 +78,6 @@ METHODS = ("channel_svd", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "svd"
 KNOWN_METHODS = (
     "channel_svd", "channel_svd_1x1", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "cp4", "tt", "svd", "tt_matrix", "tucker_matrix",
 )  # fmt: skip
-
-
 #: The device of a build that names none: the machine that it runs on.
 HOST = "host"
 #: What a Pareto front can be drawn over, besides the predicted divergence: multiply-accumulates, parameters, bytes of activations alive at once, and the

@@ -19,7 +19,7 @@ from lrfc.engine.package import Result, ship
 from lrfc.engine.preflight import Goal, Request
 from lrfc.engine.replay import Locked
 from lrfc.errors import LrfcError, ModelError, UsageError
-from lrfc.ir import processor
+from lrfc.ir import processor, runnable
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
@@ -30,6 +30,7 @@ from lrfc.pipeline import plan, run
 from lrfc.protocols import Artifact
 from lrfc.results import folder as artifact
 from lrfc.results.exploration import SHARES, Survey
+from lrfc.results.report import exploration as page
 from lrfc.search import pareto as front_
 from lrfc.search.candidates import selected
 from lrfc.search.facts import DesignSpace, costs
@@ -104,7 +105,7 @@ def explore(
     """The exploration that was asked for; see ``lrfc.api.explore``. ``priced``: latencies are predicted for the device."""
     with artifact.reserved(folder) as place:
         survey = _explored(model, data, config, destination(asked), over, points, progress or Progress(), priced=priced)
-        survey.write(place)
+        page.write(survey, place)
     return survey
 
 
@@ -168,7 +169,7 @@ def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
     """Everything that stands in the way, before any work."""
     # Asked of the layout that is emitted: no format takes every layer with channels first, or dilated and transposed.
     moved = lower_transposed(move_channels(graph))
-    processor.check(moved)
+    runnable.check(moved)
     reasons = [f"{target.name}: {reason}" for target in targets for reason in target.refusals(moved)]
     if reasons:
         raise ModelError(f"model '{graph.name}' cannot be emitted: {'; '.join(reasons)}")

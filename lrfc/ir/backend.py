@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lrfc.errors import DependencyError
+from lrfc.errors import DependencyError, ModelError
 from lrfc.ir import processor
+from lrfc.ir.processor import VARIABLE, onednn
 from lrfc.system import silence
 
 _log = logging.getLogger("lrfc.keras")
@@ -75,3 +76,18 @@ def reason(error: BaseException) -> str:
     ]
     line = (told or lines or [""])[0] or type(error).__name__
     return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Let a model that cannot run as it is here, for want of oneDNN, be a ModelError that says so."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError) as error:
+        if onednn().on:
+            raise
+        raise ModelError(
+            f"TensorFlow cannot run it here ({reason(error)}), and oneDNN, which can, is {onednn()}: set {VARIABLE}=1 before Python starts"
+        ) from error

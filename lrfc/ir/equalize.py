@@ -17,12 +17,8 @@ Values = NDArray[np.float64]
 
 #: Activations, by name, that give scaled values for values scaled by a positive factor.
 _POSITIVE_ACTIVATIONS = frozenset(("relu", "leaky_relu"))
-
-
 #: How far the scaling goes from equal ranges of the activations (0) to equal ranges of the weights that read them (1).
 _SHARES = np.linspace(0, 1, 9)
-
-
 #: The least range of a channel that is looked at, as a share of the greatest.
 _LEAST = 0.05
 

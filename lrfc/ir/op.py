@@ -16,8 +16,6 @@ from lrfc.ir import defaults
 from lrfc.ir.kinds import Kind, kind_of
 
 Array = NDArray[Any]
-
-
 Shape = tuple[int | None, ...]
 
 

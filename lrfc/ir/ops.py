@@ -13,9 +13,6 @@ from lrfc.ir.defaults import DEFAULTS
 from lrfc.ir.kinds import names
 from lrfc.ir.op import Op, Shape, Slot, Tensor
 
-_POOLING = {"pool_size": 2, "strides": None, "padding": "valid", "data_format": "channels_last"}
-_GLOBAL_POOLING = {"data_format": "channels_last", "keepdims": False}
-
 #: Kinds whose output has the shape and dtype of their one input. Keras infers RMSNormalization.
 _SAME_SHAPE = frozenset(
     names("activation", "batchnorm", "normalization", "dropout", "identity"),

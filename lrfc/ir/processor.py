@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-from lrfc.errors import ModelError
-from lrfc.ir.channels_last import stuck
-from lrfc.ir.graph import Graph
 
 #: The environment variable that TensorFlow reads once, when it is imported.
 VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
@@ -65,30 +59,3 @@ def onednn() -> OneDNN:
     from tensorflow.python.util import _pywrap_util_port
 
     return OneDNN(bool(_pywrap_util_port.IsMklEnabled()), _decided)
-
-
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Let a model that cannot run as it is here, for want of oneDNN, be a ModelError that says so."""
-    import tensorflow as tf
-
-    from lrfc.ir.backend import reason
-
-    try:
-        yield
-    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError) as error:
-        if onednn().on:
-            raise
-        raise ModelError(
-            f"TensorFlow cannot run it here ({reason(error)}), and oneDNN, which can, is {onednn()}: set {VARIABLE}=1 before Python starts"
-        ) from error
-
-
-def check(graph: Graph) -> None:
-    """Raise ModelError when the graph holds what TensorFlow computes with oneDNN alone, and that is off. ``graph``: with its channels last."""
-    names = stuck(graph)
-    if names and not onednn().on:
-        raise ModelError(
-            f"model '{graph.name}' computes with channels first in {', '.join(names)}, which TensorFlow does with oneDNN only, and oneDNN is"
-            f" {onednn()}: set {VARIABLE}=1 before Python starts, or rebuild the layer with data_format='channels_last'"
-        )

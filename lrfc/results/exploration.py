@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from lrfc.results import candidates as choices
-from lrfc.results import folder as artifact
-from lrfc.results.report.exploration import render
 from lrfc.search.facts import DesignSpace
 from lrfc.search.pareto import Point
 
@@ -58,11 +53,3 @@ class Survey:
             "methods": {method: [dict(point) for point in points] for method, points in self.fronts.items()},
             "skipped": dict(self.design.skipped),
         }
-
-    def write(self, place: artifact.Reserved) -> Path:
-        """Write the folder: pareto.json, candidates.csv and explore.html."""
-        with place.writing() as work:
-            (work / "pareto.json").write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-            choices.write(work, self.design.spaces, {})
-            (work / "explore.html").write_text(render(self, SHARES), encoding="utf-8")
-        return place.out

@@ -211,7 +211,7 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     if found["lrfc"] is None:  # run from the tree
-        from lrfc import __version__
+        from lrfc.version import __version__
 
         found["lrfc"] = __version__
     return found

@@ -33,7 +33,7 @@ def place() -> Path:
 
 def fingerprint(graph: Graph, inputs: Batch, options: Any) -> str:
     """A hash of everything that decides what exploration finds: the graph with its weights, the inputs looked at, the options, and the file's format."""
-    from lrfc import __version__
+    from lrfc.version import __version__
 
     digest = hashlib.sha256(repr((__version__, _FORMAT, options)).encode())
     for op in graph:

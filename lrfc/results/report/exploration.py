@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from lrfc.results import candidates
+from lrfc.results.exploration import SHARES, Survey
+from lrfc.results.folder import Reserved
 from lrfc.results.report.chart import chart, legend
 from lrfc.search.candidates import Candidate, LayerSpace, pareto
 
-if TYPE_CHECKING:
-    from lrfc.results.exploration import Survey
+
+def write(survey: Survey, place: Reserved) -> Path:
+    """Write the folder of an exploration: pareto.json, candidates.csv and explore.html."""
+    with place.writing() as work:
+        front = json.dumps(survey.to_json(), indent=2, allow_nan=False)
+        (work / "pareto.json").write_text(front + "\n", encoding="utf-8")
+        candidates.write(work, survey.design.spaces, {})
+        (work / "explore.html").write_text(render(survey, SHARES), encoding="utf-8")
+    return place.out
 
 
 def render(survey: Survey, shares: Sequence[float]) -> str:

@@ -1,0 +1,3 @@
+"""The version of lrfc."""
+
+__version__ = "0.1.0"
