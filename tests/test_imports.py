@@ -104,7 +104,7 @@ def test_temporary_files_are_made_in_one_place() -> None:
     users = {
         unit(file) for file in FILES for name in imports(ast.parse(file.read_text(encoding="utf-8")), inside_functions=True) if name == "tempfile"
     }
-    assert users == {"scratch", "files", "targets"}
+    assert users == {"system", "targets"}
     assert [file.name for file in FILES if unit(file) == "targets" and "import tempfile" in file.read_text(encoding="utf-8")] == ["worker.py"]
 
 
