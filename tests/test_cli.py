@@ -31,7 +31,7 @@ from tests import helpers
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits.keras"
 #: Ctrl-C works in the child even where the tests run in the background of a shell, which makes their children ignore it.
-MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from lrfc.cli.app.app import main; main()"
+MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from lrfc.cli.app import main; main()"
 
 
 @dataclass(frozen=True)
@@ -422,7 +422,7 @@ def test_a_table_on_a_terminal_without_colours(files: Path, tmp_path: Path) -> N
 
 def test_help_needs_no_heavy_package(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.argv = ['lrfc', *sys.argv[1:]]\nfrom lrfc.cli.app.app import main\ntry:\n    main()\nexcept SystemExit as end:\n"
+        "import sys; sys.argv = ['lrfc', *sys.argv[1:]]\nfrom lrfc.cli.app import main\ntry:\n    main()\nexcept SystemExit as end:\n"
         "    print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))\n    assert not end.code"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

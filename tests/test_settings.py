@@ -6,16 +6,20 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import typer
+from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
 from lrfc.cli import app as cli
+from lrfc.cli.build_options import parameters as parameters_of
+from lrfc.cli.build_options import with_options
 from lrfc.cli.project import flags
 from lrfc.config import resolve as settings
 from lrfc.config.build import BuildConfig, parse
+from lrfc.config.declare import Option
 from lrfc.config.options import FIELDS, OPTIONS
 from lrfc.config.resolve import Setting, build_options, resolve
 from lrfc.errors import UsageError
@@ -32,13 +36,74 @@ def write(text: str) -> Path:
     return path
 
 
-def test_every_option_of_a_build_can_be_set() -> None:
-    assert {FIELDS.get(name, name) for name in OPTIONS} == set(BuildConfig.model_fields)
-    build = typer.main.get_command(cli.app).commands["build"]  # type: ignore[attr-defined]
-    assert set(OPTIONS) <= {parameter.name for parameter in build.params}
-    for parameter in build.params:
-        if parameter.name in OPTIONS and parameter.name != "unsafe_load":
-            assert parameter.help.startswith(OPTIONS[parameter.name].help), "one text for the command line and the file"
+def parameters(command: Any) -> dict[str, Any]:
+    return {parameter.name: parameter for parameter in command.params}
+
+
+def test_every_field_is_an_option_everywhere_with_the_same_help() -> None:
+    assert sorted(FIELDS.get(name, name) for name in OPTIONS) == sorted(BuildConfig.model_fields)
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    flags_of_build = parameters(commands["build"])
+    template, properties = settings.template(), settings.schema()["properties"]
+    for name, option in OPTIONS.items():
+        assert option.help.endswith("."), name
+        assert flags_of_build[name].help == option.help
+        assert f"# {option.help}\n# Default: " in template
+        assert f"# {name} = " in template
+        assert properties[name]["description"] == option.help
+    others = set(flags_of_build) - set(OPTIONS)
+    assert others == {"model", "config", "locked", "as_json"}
+    of_explore = parameters(commands["explore"])
+    for name in ("data", "keep", "only", "rank_multiple", "unsafe_load", "resume"):
+        assert of_explore[name].help == OPTIONS[name].help
+
+
+def test_the_command_line_has_the_defaults_of_the_configuration() -> None:
+    build = parameters(typer.main.get_command(cli.app).commands["build"])  # type: ignore[attr-defined]
+    defaults = parse().model_dump(mode="json")
+    for name in OPTIONS:
+        default, shown = defaults[FIELDS.get(name, name)], build[name].default
+        assert (shown.split(",") if OPTIONS[name].commas else shown) == default, name
+
+
+def test_a_field_that_is_added_is_an_option_of_the_command() -> None:
+    class More(BuildConfig):
+        rounds: Annotated[Annotated[int, Field(ge=1)] | None, Option("Rounds.", before="keep")] = None
+        labels: Annotated[tuple[str, ...], Option("Labels.", name="label")] = ("a",)
+        fast: Annotated[bool, Option("Be fast.")] = False
+        slow: Annotated[bool, Option("Be slow.")] = True
+        kinds: Annotated[tuple[str, ...], Option("Kinds.", commas=True)] = ("x", "y")
+
+    app = typer.Typer(add_completion=False)
+    seen: dict[str, Any] = {}
+
+    @app.command()
+    @with_options(More)
+    def command(model: str, *, last: bool = False, **options: Any) -> None:
+        seen.update(options, model=model, last=last)
+
+    generated = parameters(typer.main.get_command(app))
+    names = list(generated)
+    assert names[0] == "model"
+    assert names[-5:-1] == ["label", "fast", "slow", "kinds"]
+    assert names.index("last") == len(names) - 1
+    assert names[names.index("rounds") + 1] == "keep"
+    assert generated["label"].opts == ["--label"]
+    assert (generated["fast"].opts, generated["fast"].secondary_opts) == (["--fast"], [])
+    assert generated["slow"].secondary_opts == ["--no-slow"]
+    given = ["net", "--rounds", "3", "--label", "b", "--label", "c", "--fast", "--no-slow"]
+    assert CliRunner().invoke(app, given).exit_code == 0
+    assert (seen["model"], seen["rounds"], seen["label"]) == ("net", 3, ["b", "c"])
+    assert (seen["fast"], seen["slow"], seen["kinds"]) == (True, False, "x,y")
+    assert CliRunner().invoke(app, ["net", "--rounds", "few"]).exit_code == 2
+
+
+def test_a_field_without_a_help_is_refused() -> None:
+    class Silent(BaseModel):
+        seed: int = 0
+
+    with pytest.raises(TypeError, match="declared by one Option, not 0"):
+        parameters_of(Silent)
 
 
 def test_a_flag_goes_before_the_environment_before_the_file_before_the_default() -> None:
@@ -122,8 +187,6 @@ def test_the_written_file_sets_nothing_until_a_line_is_uncommented() -> None:
     found = settings.read(path)
     assert set(found) == set(OPTIONS)
     parse(**{FIELDS.get(name, name): each.value for name, each in found.items()})
-    for option in OPTIONS.values():
-        assert f"# {option.help}\n# Default: " in text
 
 
 def test_the_published_schema_is_that_of_the_options() -> None:

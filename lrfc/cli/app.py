@@ -10,8 +10,10 @@ import typer
 
 from lrfc.cli import devices as cli_devices
 from lrfc.cli import project as cli_project
+from lrfc.cli.build_options import with_options
 from lrfc.cli.project import Config, flags
 from lrfc.cli.session import run, session
+from lrfc.config.build import BuildConfig
 from lrfc.config.options import text
 from lrfc.errors import DeviceError
 
@@ -29,56 +31,22 @@ OptionalModel = Annotated[
 ]
 Model = Annotated[Path, typer.Argument(help="The trained model: a .keras or legacy .h5 file.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Unsafe = Annotated[bool, typer.Option("--unsafe-load", help="Load Lambda code that the file contains. Only for files that you trust.")]
+Unsafe = Annotated[bool, typer.Option("--unsafe-load", help=text("unsafe_load"))]
 
 
 @app.command()
+@with_options(BuildConfig)
 def build(
     ctx: typer.Context,
     model: OptionalModel = None,
-    target: Annotated[list[str], typer.Option(help=text("target"))] = [],  # noqa: B006
-    device: Annotated[
-        list[str],
-        typer.Option(help=text("device")),
-    ] = [],  # noqa: B006
-    memory_mode: Annotated[str | None, typer.Option(help=text("memory_mode"))] = None,
-    system_config: Annotated[str | None, typer.Option(help=text("system_config"))] = None,
-    data: Annotated[str | None, typer.Option(help=text("data"))] = None,
-    test_data: Annotated[str | None, typer.Option(help=text("test_data"))] = None,
-    max_macs: Annotated[str | None, typer.Option(help=text("max_macs"))] = None,
-    max_params: Annotated[str | None, typer.Option(help=text("max_params"))] = None,
-    max_size: Annotated[str | None, typer.Option(help=text("max_size"))] = None,
-    max_ram: Annotated[str | None, typer.Option(help=text("max_ram"))] = None,
-    max_latency: Annotated[str | None, typer.Option(help=text("max_latency"))] = None,
-    max_drop: Annotated[str | None, typer.Option(help=text("max_drop"))] = None,
-    objective: Annotated[str | None, typer.Option(help=text("objective"))] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(help=text("metric")),
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help=text("precision"))] = None,
-    int8_io: Annotated[bool, typer.Option("--int8-io", help=text("int8_io"))] = False,
-    qat: Annotated[bool, typer.Option("--qat", help=text("qat"))] = False,
-    methods: Annotated[str | None, typer.Option(help=text("methods"))] = None,
-    keep: Annotated[list[str], typer.Option(help=text("keep"))] = [],  # noqa: B006
-    only: Annotated[list[str], typer.Option(help=text("only"))] = [],  # noqa: B006
-    rank_multiple: Annotated[int | None, typer.Option(help=text("rank_multiple"))] = None,
-    prune: Annotated[str, typer.Option(help=text("prune"))] = "off",
-    epochs: Annotated[int, typer.Option(help=text("epochs"))] = 3,
-    time_budget: Annotated[str | None, typer.Option(help=text("time_budget"))] = None,
-    augment: Annotated[bool | None, typer.Option(help=text("augment"))] = None,
-    seed: Annotated[int, typer.Option(help=text("seed"))] = 0,
-    threads: Annotated[int | None, typer.Option(help=text("threads"))] = None,
-    out: Annotated[Path | None, typer.Option(help=text("out"))] = None,
-    unsafe_load: Unsafe = False,
-    resume: Annotated[bool, typer.Option(help=text("resume"))] = True,
-    print_after: Annotated[list[str], typer.Option(help=text("print_after"))] = [],  # noqa: B006
-    stop_after: Annotated[str | None, typer.Option(help=text("stop_after"))] = None,
+    *,
     config: Config = None,
     locked: Annotated[
-        Path | None, typer.Option(help="Repeat the build of this manifest.json: its options, and its methods and ranks without a search.")
+        Path | None,
+        typer.Option(help="Repeat the build of this manifest.json: its options, and its methods and ranks without a search."),
     ] = None,
     as_json: Json = False,
+    **_options: Any,
 ) -> None:
     """Compress MODEL, emit it for the target, measure it beside the original, and write the output folder."""
     with session() as terminal:
@@ -86,13 +54,14 @@ def build(
         from lrfc.config import resolve as settings
 
         options = settings.resolve(flags(ctx), config, os.environ)
-        if locked is not None and config is None:  # a lrfc.toml that happens to lie here may have changed since
+        if locked is not None and config is None:  # lrfc.toml in this folder may have changed since
             options = {name: each for name, each in options.items() if each.source != settings.NAME}
         progress = terminal.progress()
         for line in settings.told(options):
             progress.log(line)
+        wanted = settings.build_options(options)
         try:
-            api.build(model, locked=locked, progress=progress, on_result=terminal.keep, **settings.build_options(options))
+            api.build(model, locked=locked, progress=progress, on_result=terminal.keep, **wanted)
         finally:  # also a build that misses its budget has a result
             terminal.show_results(as_json=as_json)
 
@@ -100,20 +69,27 @@ def build(
 @app.command()
 def explore(
     model: Model,
-    data: Annotated[str | None, typer.Option(help="digits, a .npz (x, y), a folder of class folders, or package.module:function.")] = None,
-    methods: Annotated[str | None, typer.Option(help="Factorizations to compare, comma-separated; those of a build by default.")] = None,
-    keep: Annotated[list[str], typer.Option(help="Layers to leave alone: a name or a glob; may be given several times.")] = [],  # noqa: B006
-    only: Annotated[list[str], typer.Option(help="The only layers to factorize: a name or a glob; may be given several times.")] = [],  # noqa: B006
+    data: Annotated[str | None, typer.Option(help=text("data"))] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Factorizations to compare, separated by commas; by default, those of lrfc build."),
+    ] = None,
+    keep: Annotated[list[str], typer.Option(help=text("keep"))] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help=text("only"))] = [],  # noqa: B006
     over: Annotated[
-        str, typer.Option(help="What the Pareto front is drawn over, besides the divergence: macs, params, ram, latency, or several with commas.")
+        str,
+        typer.Option(help="Quantities of the Pareto front, besides the divergence: macs, params, ram, latency, or several separated by commas."),
     ] = "macs",
-    device: Annotated[str | None, typer.Option(help="Predict latencies for this device: a name of lrfc devices list, or a .toml.")] = None,
-    points: Annotated[int, typer.Option(help="Budgets that are swept.", min=2)] = 24,
-    rank_multiple: Annotated[int, typer.Option(help="Ranks step in multiples of this, what the device computes at once.")] = 1,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device to predict latencies for: a name from lrfc devices list, or a .toml."),
+    ] = None,
+    points: Annotated[int, typer.Option(help="Number of budgets to sweep.", min=2)] = 24,
+    rank_multiple: Annotated[int, typer.Option(help=text("rank_multiple"))] = 1,
     seed: Annotated[int, typer.Option(help="Seed of splits and samples.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Output folder; MODEL-explore by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default, MODEL-explore.")] = None,
     unsafe_load: Unsafe = False,
-    resume: Annotated[bool, typer.Option(help="Take over what an earlier run, also a killed one, found out about the same model and data.")] = True,
+    resume: Annotated[bool, typer.Option(help=text("resume"))] = True,
     as_json: Json = False,
 ) -> None:
     """Compare what the methods could do for MODEL: Pareto fronts, the spread of their solutions, and every candidate. Nothing is built."""

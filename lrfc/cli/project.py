@@ -19,11 +19,13 @@ Config = Annotated[
 
 def flags(ctx: typer.Context) -> dict[str, Any]:
     """The options of a build that stand on the command line."""
-    given = {name: value for name, value in ctx.params.items() if name in OPTIONS and ctx.get_parameter_source(name) is not None}
-    told = {name: value for name, value in given.items() if ctx.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
-    if "methods" in told:
-        told["methods"] = told["methods"].split(",")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    given = {}
+    for name, value in ctx.params.items():
+        source = ctx.get_parameter_source(name)
+        if name in OPTIONS and source is not None and source.name == "COMMANDLINE":
+            value = value.split(",") if OPTIONS[name].commas else value
+            given[name] = tuple(value) if isinstance(value, list) else value
+    return given
 
 
 def init(

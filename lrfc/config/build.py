@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from lrfc.config import trust, units
-from lrfc.config.options import FIELDS
+from lrfc.config import declare, trust, units
+from lrfc.config.declare import Option
 from lrfc.config.precision import Name, listed
 from lrfc.errors import UsageError
 from lrfc.nearest import like
@@ -96,42 +96,141 @@ MOST_RUNS, MOST_THREADS, MOST_EPOCHS, MOST_SEED, MOST_MULTIPLE, MOST_POINTS = 10
 
 
 class BuildConfig(BaseModel):
-    """Every option of a build."""
+    """Every option of a build: its type, its default and its help, from which all else comes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    targets: tuple[Literal["tflite", "onnx"], ...] = ()
-    devices: tuple[str, ...] = ()
-    memory_mode: str | None = None
-    system_config: str | None = None
-    precision: Name | None = None
-    int8_io: bool = False
-    qat: bool = False
-    data: str | None = None
-    test_data: str | None = None
-    max_macs: _budget("macs") = None  # type: ignore[valid-type]
-    max_params: _budget("params") = None  # type: ignore[valid-type]
-    max_size: _budget("size") = None  # type: ignore[valid-type]
-    max_ram: _budget("ram") = None  # type: ignore[valid-type]
-    max_latency: _budget("latency") = None  # type: ignore[valid-type]
-    objective: Literal["latency", "cycles", "macs", "size", "ram"] | None = None
-    max_drop: Annotated[Drop | None, BeforeValidator(_drop, json_schema_input_type=str)] = None
-    metric: str | None = None
-    methods: tuple[str, ...] = METHODS
-    keep: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    rank_multiple: Annotated[int, Field(ge=1, le=MOST_MULTIPLE)] | None = None
-    prune: Literal["off", "on", "only"] = "off"
-    epochs: Annotated[int, Field(ge=0, le=MOST_EPOCHS)] = 3
-    time_budget: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds, json_schema_input_type=str | float)] = None
-    augment: bool | None = None
-    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
-    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] | None = None
-    out: Path | None = None
-    unsafe_load: bool = False
-    resume: bool = True
-    print_after: tuple[str, ...] = ()
-    stop_after: str | None = None
+    # fmt: off
+    targets: Annotated[tuple[Literal["tflite", "onnx"], ...], Option(
+        "File format: tflite or onnx; may be repeated. By default, the first that the device runs.",
+        ["tflite"], name="target",
+    )] = ()
+    devices: Annotated[tuple[str, ...], Option(
+        "Device that runs the file: a name from lrfc devices list, or a .toml; may be repeated."
+        " By default, this machine.",
+        ["host"], name="device",
+    )] = ()
+    memory_mode: Annotated[str | None, Option(
+        "Memory mode of every Ethos-U among the devices, by its name in the vela.ini; by default,"
+        " that of the device.",
+        "Sram_Only",
+    )] = None
+    system_config: Annotated[str | None, Option(
+        "System configuration of every Ethos-U among the devices, by its name in the vela.ini;"
+        " by default, that of the device.",
+        "Ethos_U55_Deep_Embedded",
+    )] = None
+    precision: Annotated[Name | None, Option(
+        "Number format: fp32, fp16, dynamic, int8 or int16x8; by default, what the device computes"
+        " in.",
+        "int8",
+    )] = None
+    int8_io: Annotated[bool, Option(
+        "Give an int8 file int8 inputs and outputs; their scales are in the manifest.",
+    )] = False
+    qat: Annotated[bool, Option(
+        "Quantization-aware training: after the fine-tune, train the int8 network with simulated"
+        " rounding.",
+    )] = False
+    data: Annotated[str | None, Option(
+        "Data set: digits, a .npz (x, y), a folder of class folders, or package.module:function.",
+        "digits",
+    )] = None
+    test_data: Annotated[str | None, Option(
+        "Held-out data for the reported accuracies, in the same forms as --data.", "test.npz",
+    )] = None
+    max_macs: Annotated[_budget("macs"), Option(  # type: ignore[valid-type]
+        "Upper limit on MACs: 50% (of the original), or an amount such as 20M (k, M, G).", "50%",
+    )] = None
+    max_params: Annotated[_budget("params"), Option(  # type: ignore[valid-type]
+        "Upper limit on parameters: 50% (of the original), or an amount such as 100k (k, M).", "50%",
+    )] = None
+    max_size: Annotated[_budget("size"), Option(  # type: ignore[valid-type]
+        "Upper limit on the emitted file: 40% (of the original), or an amount such as 200KiB"
+        " (B, kB, MB, KiB, MiB).",
+        "40%",
+    )] = None
+    max_ram: Annotated[_budget("ram"), Option(  # type: ignore[valid-type]
+        "Upper limit on planned activation memory: 60% (of the original), or an amount such as 64KiB"
+        " (B, kB, MB, KiB, MiB).",
+        "64KiB",
+    )] = None
+    max_latency: Annotated[_budget("latency"), Option(  # type: ignore[valid-type]
+        "Upper limit on latency on the device: 60% (of the original), or an amount such as 12ms"
+        " (us, ms, s).",
+        "60%",
+    )] = None
+    objective: Annotated[Literal["latency", "cycles", "macs", "size", "ram"] | None, Option(
+        "Quantity to minimize within --max-drop: latency (the default without any budget), cycles,"
+        " macs, size or ram.",
+        "latency",
+    )] = None
+    max_drop: Annotated[
+        Drop | None, BeforeValidator(_drop, json_schema_input_type=str), Option(
+        "Accuracy that the emitted file may lose, in percentage points: 1pp, or 1pp@95% for a drop"
+        f" that holds with 95% confidence. Without any budget, {DEFAULT_DROP}.",
+        "1pp", before="objective",
+    )] = None
+    metric: Annotated[str | None, Option(
+        "Score to report and to hold to --max-drop: accuracy, miou, auc, mse, fidelity, or"
+        " module:function (with :min if less is better).",
+        "accuracy",
+    )] = None
+    methods: Annotated[tuple[str, ...], Option(
+        "Factorizations to choose from, separated by commas; lrfc ops lists them all.",
+        commas=True,
+    )] = METHODS
+    keep: Annotated[tuple[str, ...], Option(
+        "Layers to leave unchanged: a name or a glob; may be repeated.", ["head*"],
+    )] = ()
+    only: Annotated[tuple[str, ...], Option(
+        "Only layers to factorize: a name or a glob; may be repeated.", ["conv*"],
+    )] = ()
+    rank_multiple: Annotated[Annotated[int, Field(ge=1, le=MOST_MULTIPLE)] | None, Option(
+        "Make every rank a multiple of this number, such as the channels computed at once.",
+        8,
+    )] = None
+    prune: Annotated[Literal["off", "on", "only"], Option(
+        "Prune filters: on (besides factorization, chosen together with the ranks), only (in place"
+        " of factorization) or off.",
+        "on",
+    )] = "off"
+    epochs: Annotated[int, Field(ge=0, le=MOST_EPOCHS), Option(
+        "Epochs of the one fine-tune; 0 for none.",
+    )] = 3
+    time_budget: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        BeforeValidator(_seconds, json_schema_input_type=str | float), Option(
+        "Time limit of the fine-tune, such as 10m; it ends then or after its epochs, whichever"
+        " comes first.",
+        "10m",
+    )] = None
+    augment: Annotated[bool | None, Option(
+        "Flip and shift images in the fine-tune; by default, for classifiers of natural images.",
+        True,
+    )] = None
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED), Option(
+        "Seed of splits, samples and fine-tuning.",
+    )] = 0
+    threads: Annotated[Annotated[int, Field(ge=1, le=MOST_THREADS)] | None, Option(
+        "Threads of the measured runtime; by default, those of the device.", 1,
+    )] = None
+    out: Annotated[Path | None, Option(
+        "Output folder; by default, MODEL-lrfc.", "model-lrfc",
+    )] = None
+    unsafe_load: Annotated[bool, Option(
+        "Load the code of Lambda layers in the file. Only for files that you trust.",
+    )] = False
+    resume: Annotated[bool, Option(
+        "Reuse results of earlier runs, even interrupted ones, on the same model and data.",
+    )] = True
+    print_after: Annotated[tuple[str, ...], Option(
+        "Print the graph after this pass; may be repeated.", ["Factorize"],
+    )] = ()
+    stop_after: Annotated[str | None, Option(
+        "Stop after this pass and emit nothing.", "Factorize",
+    )] = None
+    # fmt: on
 
     @property
     def budgets(self) -> dict[str, Budget]:
@@ -182,7 +281,7 @@ def parse(**options: Any) -> BuildConfig:
     try:
         return BuildConfig(**options)
     except ValidationError as error:
-        names = {field: name for name, field in FIELDS.items()}
+        names = {field: name for name, field in declare.renamed(BuildConfig).items()}
         field = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else "options"
         raise UsageError(f"--{names.get(field, field).replace('_', '-')}: {problem(error)}") from error
 
