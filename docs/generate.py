@@ -21,6 +21,8 @@ from lrfc import api as calls
 from lrfc import errors, state
 from lrfc.cli import app as cli
 from lrfc.config import resolve as settings
+from lrfc.config.build import BuildConfig
+from lrfc.config.keywords import BuildOptions
 from lrfc.config.options import OPTIONS
 from lrfc.engine import package as ship
 from lrfc.factorization import METHODS, support_table
@@ -293,8 +295,14 @@ def _described(name: str, thing: Any) -> str:
 
 
 def _parameters(signature: inspect.Signature) -> list[str]:
+    """The parameters of a function, each with its type and default; options by their names."""
     shown: list[str] = []
     for each in signature.parameters.values():
+        if each.annotation == f"Unpack[{BuildOptions.__name__}]":
+            for name, kind in inspect.get_annotations(BuildOptions).items():
+                default = BuildConfig.model_fields[name].default
+                shown.append(f"{name}: {kind.__forward_arg__} = {default!r}")
+            continue
         if each.kind is each.KEYWORD_ONLY and "*" not in shown:
             shown.append("*")
         kind = f"{'**' if each.kind is each.VAR_KEYWORD else ''}{each.name}: {each.annotation}"

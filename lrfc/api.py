@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from lrfc.config.build import HOST
+from lrfc.config.keywords import BuildOptions
 from lrfc.engine import preflight
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def build(
     locked: Path | str | None = None,
     progress: Progress | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
-    **options: Any,
+    **options: Unpack[BuildOptions],
 ) -> Any:
     """Compress a model and write an output folder for each target and device.
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pytest
 import typer
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
+from lrfc import api
 from lrfc.cli import app as cli
 from lrfc.cli.build_options import parameters as parameters_of
 from lrfc.cli.build_options import with_options
@@ -20,6 +22,7 @@ from lrfc.cli.project import flags
 from lrfc.config import resolve as settings
 from lrfc.config.build import BuildConfig, parse
 from lrfc.config.declare import Option
+from lrfc.config.keywords import BuildOptions
 from lrfc.config.options import FIELDS, OPTIONS
 from lrfc.config.resolve import Setting, build_options, resolve
 from lrfc.errors import UsageError
@@ -204,6 +207,21 @@ def test_the_published_schema_is_that_of_the_options() -> None:
         "type": "integer",
         "description": OPTIONS["epochs"].help,
     }
+
+
+def test_the_function_has_every_option_as_a_keyword_with_its_type() -> None:
+    regenerate = "run: python -m lrfc.config.resolve"
+    assert settings.KEYWORDS.read_text(encoding="utf-8") == settings.keywords_text(), regenerate
+    keywords = get_type_hints(BuildOptions)
+    named = list(inspect.signature(api.build).parameters)
+    assert sorted([*keywords, *settings.NAMED]) == sorted(OPTIONS)
+    assert set(settings.NAMED) < set(named)
+    assert not set(keywords) & set(named)
+    assert keywords["max_macs"] == str | float | None
+    assert keywords["out"] == str | Path | None
+    assert keywords["keep"] == list[str] | tuple[str, ...]
+    assert keywords["prune"] == Literal["off", "on", "only"]
+    assert keywords["seed"] is int
 
 
 def test_lrfc_config_says_where_a_value_comes_from(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,21 @@ from lrfc.system.reader import shown
 
 NAME = "lrfc.toml"
 SCHEMA = Path(__file__).with_name("lrfc.schema.json")
+KEYWORDS = Path(__file__).with_name("keywords.py")
+#: The options that the functions of lrfc.api name themselves, because they take more from Python.
+NAMED = ("target", "device", "data", "test_data")
+_KEYWORDS_HEAD = '''\
+"""The options of a build as keywords of ``lrfc.build``; written by python -m lrfc.config.resolve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypedDict
+
+
+class BuildOptions(TypedDict, total=False):
+    """Types of the options by keyword; lrfc.config.build.BuildConfig declares them."""
+'''
 #: What the names of environment variables begin with: LRFC_BUILD_MAX_MACS. (LRFC_ alone is taken by folders, such as LRFC_CACHE.)
 PREFIX = "LRFC_BUILD_"
 #: Variables of lrfc that are no options: where caches lie, and the real models and data of its tests and benchmarks.
@@ -171,6 +186,34 @@ def schema_text() -> str:
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
 
 
+def keywords_text() -> str:
+    """The content of keywords.py: the options that ``lrfc.build`` takes by ``**``, for type checkers."""
+    given = BuildConfig.model_json_schema(mode="validation")["properties"]
+    lines = []
+    for name in (name for name in OPTIONS if name not in NAMED):
+        field = given[FIELDS.get(name, name)]
+        kind = _python(field)
+        # The schema of a budget has only its text and its number.
+        none = " | None" if field["default"] is None and not kind.endswith("None") else ""
+        lines.append(f"    {name}: {kind}{none}")
+    return "\n".join([_KEYWORDS_HEAD, *lines]) + "\n"
+
+
+def _python(field: dict[str, Any]) -> str:
+    """The type of a property of the schema, as Python writes it."""
+    if "anyOf" in field:
+        return " | ".join(map(_python, field["anyOf"]))
+    if "enum" in field:
+        return f"Literal[{', '.join(map(json.dumps, field['enum']))}]"
+    if field["type"] == "array":
+        item = _python(field["items"])
+        return f"list[{item}] | tuple[{item}, ...]"
+    if field.get("format") == "path":
+        return "str | Path"
+    words = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
+    return "None" if field["type"] == "null" else words[field["type"]]
+
+
 def build_options(settings: Mapping[str, Setting]) -> dict[str, Any]:
     """The arguments of ``lrfc.build``: what is not left to its default."""
     return {name: setting.value for name, setting in settings.items() if setting.source != "default"}
@@ -178,3 +221,4 @@ def build_options(settings: Mapping[str, Setting]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     SCHEMA.write_text(schema_text(), encoding="utf-8")
+    KEYWORDS.write_text(keywords_text(), encoding="utf-8")
