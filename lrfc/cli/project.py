@@ -1,4 +1,4 @@
-"""The command line's commands for projects and pipelines: lrfc.toml, comparisons, and pages drawn anew."""
+"""Commands for projects and pipelines: lrfc.toml, comparisons, and reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Config = Annotated[
 
 
 def flags(ctx: typer.Context) -> dict[str, Any]:
-    """The options of a build that stand on the command line."""
+    """The options of a build that are written on the command line."""
     given = {}
     for name, value in ctx.params.items():
         source = ctx.get_parameter_source(name)
@@ -36,16 +36,16 @@ def init(
     with session() as terminal:
         from lrfc.config import resolve as settings
 
-        terminal.line(f"written: {settings.init(file, force=force)}; every line in it is a comment until its # is gone")
+        terminal.line(f"written: {settings.init(file, force=force)}; every line in it is a comment; remove a # to set an option")
 
 
 def config(
     file: Config = None,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Also what is left to its default.")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Also print the options that keep their default.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of lrfc.toml instead.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the options that lrfc build would take here without flags, and where each comes from."""
+    """Print the options of lrfc build in this folder without flags, and the source of each."""
     with session() as terminal:
         from lrfc.cli import project_view as terminal_project
         from lrfc.config import resolve as settings
@@ -59,10 +59,10 @@ def config(
 
 def compare(
     before: Annotated[Path, typer.Argument(help="An output folder, a manifest.json, or a .keras, .h5, .tflite or .onnx file.", show_default=False)],
-    after: Annotated[Path, typer.Argument(help="The same, to be held against it.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="The same, to compare with it.", show_default=False)],
     max_regress: Annotated[
         list[str],
-        typer.Option(help="What may be lost: latency=5%, accuracy=0.5pp, speedup, size, macs, params, ram, cycles; may be given several times."),
+        typer.Option(help="Largest allowed loss: latency=5%, accuracy=0.5pp, speedup, size, macs, params, ram, cycles; may be repeated."),
     ] = [],  # noqa: B006
     junit: Annotated[Path | None, typer.Option(help="Write the limits as test cases to this JUnit XML file.")] = None,
     as_json: Json = False,
@@ -86,7 +86,7 @@ def compare(
 
 
 def report(folder: Annotated[Path, typer.Argument(help="An output folder of lrfc build.", show_default=False)], as_json: Json = False) -> None:
-    """Draw report.html anew from the files of an output folder."""
+    """Draw report.html again from the files of an output folder."""
     with session() as terminal:
         from lrfc.results.manifest import Manifest
 
@@ -101,6 +101,6 @@ def report(folder: Annotated[Path, typer.Argument(help="An output folder of lrfc
 
 
 def add(app: typer.Typer) -> None:
-    """Put the commands into the command line."""
+    """Register the commands."""
     for command in (compare, report, init, config):
         app.command()(command)

@@ -1,4 +1,4 @@
-"""What the user asks for: options and budgets, validated before any work."""
+"""The options and budgets of a build, validated before any work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from lrfc.system.reader import shown
 
 
 class Budget(BaseModel):
-    """An upper bound: an absolute value in the base unit, or a fraction of the original that may be kept. ``given``: the text of it, with its unit."""
+    """Upper bound: an absolute value in the base unit, or a fraction of the original.
+
+    ``given``: the text of it, with its unit.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,7 +47,11 @@ def _budget(quantity: str) -> Any:
 
 
 class Drop(BaseModel):
-    """What the score may lose: ``value`` as a fraction of 1 (0.01 is one percentage point), with ``confidence`` (0.95) where it has to be sure."""
+    """Allowed loss of the score.
+
+    ``value``: a fraction of 1, so that 0.01 is one percentage point. ``confidence``: the
+    probability (such as 0.95) with which the loss has to stay below it, if it has to.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,8 +59,9 @@ class Drop(BaseModel):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] | None = None
 
     def text(self, unit: str = "pp") -> str:
-        """With another unit for metrics whose drop is not in points."""
-        return f"{100 * self.value:.3g}{unit}" + (f"@{100 * self.confidence:g}%" if self.confidence is not None else "")
+        """The drop in words; ``unit``: another one for metrics whose drop is not in points."""
+        sure = f"@{100 * self.confidence:g}%" if self.confidence is not None else ""
+        return f"{100 * self.value:.3g}{unit}{sure}"
 
     def __str__(self) -> str:
         return self.text()
@@ -73,30 +81,38 @@ def _seconds(given: object) -> object:
     return None if given is None else units.seconds(given)
 
 
-#: The methods that a build chooses from unless it is told otherwise, and all that it can be told (lrfc.factorization.METHODS).
+#: The methods that a build chooses from by default.
 METHODS = ("channel_svd", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "svd")
+#: All methods (lrfc.factorization.METHODS).
 KNOWN_METHODS = (
-    "channel_svd", "channel_svd_1x1", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "cp4", "tt", "svd", "tt_matrix", "tucker_matrix",
+    "channel_svd", "channel_svd_1x1", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "cp4", "tt",
+    "svd", "tt_matrix", "tucker_matrix",
 )  # fmt: skip
-#: The device of a build that names none: the machine that it runs on.
+#: The default device: the machine that the build runs on.
 HOST = "host"
-#: What a Pareto front can be drawn over, besides the predicted divergence: multiply-accumulates, parameters, bytes of activations alive at once, and the
-#: latency that is predicted for a device.
+#: Quantities of a Pareto front, besides the predicted divergence: multiply-accumulates, parameters,
+#: peak activation memory, and the latency that is predicted for a device.
 FRONTS = ("macs", "params", "ram", "latency")
 #: The passes that ``print_after`` and ``stop_after`` may name, in no order.
 PASSES = (
-    "Canonicalise", "ExploreLayers", "LockLayers", "ExploreFilters", "LockFilters", "SelectRanks", "Factorize", "PruneFilters", "RecalibrateBatchNorm",
-    "Refit", "FineTune", "FoldBatchNorm", "WeighRounding", "BalanceStages", "CorrectBiases", "QuantizeAware",
+    "Canonicalise", "ExploreLayers", "LockLayers", "ExploreFilters", "LockFilters", "SelectRanks",
+    "Factorize", "PruneFilters", "RecalibrateBatchNorm", "Refit", "FineTune", "FoldBatchNorm",
+    "WeighRounding", "BalanceStages", "CorrectBiases", "QuantizeAware",
 )  # fmt: skip
 #: The metrics by name, besides 'module:function' (lrfc.metrics.metric).
 METRICS = ("accuracy", "miou", "auc", "mse", "fidelity")
 
-#: The largest numbers that are taken: beyond them a build would never end, or numpy and TensorFlow take no such number.
-MOST_RUNS, MOST_THREADS, MOST_EPOCHS, MOST_SEED, MOST_MULTIPLE, MOST_POINTS = 100_000, 1_024, 100_000, 2**32 - 1, 65_536, 10_000
+#: Upper limits of numbers: beyond them a build would not end, or numpy and TensorFlow refuse them.
+MOST_RUNS, MOST_EPOCHS, MOST_POINTS = 100_000, 100_000, 10_000
+MOST_THREADS, MOST_SEED, MOST_MULTIPLE = 1_024, 2**32 - 1, 65_536
 
 
 class BuildConfig(BaseModel):
-    """Every option of a build: its type, its default and its help, from which all else comes."""
+    """Options of a build, each declared once: type, default, help and example.
+
+    The flags and their help, lrfc.toml and its schema, the environment, the manual and the keywords
+    of ``lrfc.build`` are generated from here: after a change, run python -m lrfc.config.resolve.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -143,7 +159,8 @@ class BuildConfig(BaseModel):
         "Upper limit on MACs: 50% (of the original), or an amount such as 20M (k, M, G).", "50%",
     )] = None
     max_params: Annotated[_budget("params"), Option(  # type: ignore[valid-type]
-        "Upper limit on parameters: 50% (of the original), or an amount such as 100k (k, M).", "50%",
+        "Upper limit on parameters: 50% (of the original), or an amount such as 100k (k, M).",
+        "50%",
     )] = None
     max_size: Annotated[_budget("size"), Option(  # type: ignore[valid-type]
         "Upper limit on the emitted file: 40% (of the original), or an amount such as 200KiB"
@@ -151,8 +168,8 @@ class BuildConfig(BaseModel):
         "40%",
     )] = None
     max_ram: Annotated[_budget("ram"), Option(  # type: ignore[valid-type]
-        "Upper limit on planned activation memory: 60% (of the original), or an amount such as 64KiB"
-        " (B, kB, MB, KiB, MiB).",
+        "Upper limit on planned activation memory: 60% (of the original), or an amount such as"
+        " 64KiB (B, kB, MB, KiB, MiB).",
         "64KiB",
     )] = None
     max_latency: Annotated[_budget("latency"), Option(  # type: ignore[valid-type]
@@ -234,9 +251,10 @@ class BuildConfig(BaseModel):
 
     @property
     def budgets(self) -> dict[str, Budget]:
-        """The budgets that are given, by quantity."""
-        given = {name: getattr(self, f"max_{name}") for name in ("macs", "params", "size", "ram", "latency")}
-        return {name: budget for name, budget in given.items() if budget is not None}
+        """The budgets that are set, by quantity."""
+        quantities = ("macs", "params", "size", "ram", "latency")
+        budgets = {name: getattr(self, f"max_{name}") for name in quantities}
+        return {name: budget for name, budget in budgets.items() if budget is not None}
 
     @field_validator("methods")
     @classmethod
@@ -276,7 +294,7 @@ class BuildConfig(BaseModel):
 
 
 def parse(**options: Any) -> BuildConfig:
-    """The validated configuration; UsageError names the option, its value and the way out."""
+    """The validated configuration; UsageError names the option, its value and the remedy."""
     known(options, BuildConfig.model_fields)
     try:
         return BuildConfig(**options)
@@ -295,7 +313,7 @@ def known(given: Iterable[str], names: Iterable[str]) -> None:
 
 
 def problem(error: ValidationError) -> str:
-    """The first thing that is wrong with an option: its value, and what would do."""
+    """The first error of a value: the value, and what is accepted."""
     first = error.errors()[0]
     given, context = shown(first.get("input"), 60), first.get("ctx", {})
     match first["type"]:

@@ -1,4 +1,4 @@
-"""Where the options of a build come from: flags, the environment, lrfc.toml, and the defaults, in this order."""
+"""The values of a build's options: from flags, the environment, lrfc.toml and the defaults."""
 
 from __future__ import annotations
 
@@ -36,32 +36,40 @@ from typing import Literal, TypedDict
 class BuildOptions(TypedDict, total=False):
     """Types of the options by keyword; lrfc.config.build.BuildConfig declares them."""
 '''
-#: What the names of environment variables begin with: LRFC_BUILD_MAX_MACS. (LRFC_ alone is taken by folders, such as LRFC_CACHE.)
+#: Prefix of environment variables, such as LRFC_BUILD_MAX_MACS. LRFC_ alone is for folders, such
+#: as LRFC_CACHE.
 PREFIX = "LRFC_BUILD_"
-#: Variables of lrfc that are no options: where caches lie, and the real models and data of its tests and benchmarks.
+#: Variables of lrfc that are not options: the folders of caches, and of the real models and data
+#: for tests and benchmarks.
 OTHERS = ("LRFC_CACHE", "LRFC_DATA")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The value of an option as it was given, and where: 'flag', 'environment', the name of the file, or 'default'."""
+    """Value of an option as it was written, and its source.
+
+    ``source``: 'flag', 'environment (VARIABLE)', the name of the file, or 'default'.
+    """
 
     value: Any
     source: str
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]) -> dict[str, Setting]:
-    """Every option of a build. ``file``: None for lrfc.toml in the current folder, if there is one.
+    """Every option of a build, from the first source that has it.
 
-    UsageError when a file cannot be read, a name is unknown (with the nearest one that there is), or a value is wrong. What only the user may
-    decide (lrfc.config.trust) is refused where it stands in the file alone; a file that the user names may also say where the output goes.
+    ``file``: None for lrfc.toml in the current folder, if there is one.
+
+    UsageError when a file cannot be read, a name is unknown (with the nearest known one), or a
+    value is wrong. Options that only the user may set (lrfc.config.trust) are refused when they
+    come from the file alone; a file that the user names may set the output folder.
     """
     path = file if file is not None else Path(NAME)
     sources = [
         ({name: Setting(value, "flag") for name, value in flags.items()}),
         _environment(environ),
         read(path) if file is not None or os.path.lexists(path) else {},
-        {name: Setting(BuildConfig.model_fields[FIELDS.get(name, name)].default, "default") for name in OPTIONS},
+        {name: Setting(_default(name), "default") for name in OPTIONS},
     ]
     settings = {name: next(source[name] for source in sources if name in source) for name in OPTIONS}
     from_file = {name: each.value for name, each in settings.items() if each.source == str(path)}
@@ -70,7 +78,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, s
 
 
 def told(settings: Mapping[str, Setting]) -> list[str]:
-    """Lines that say which options do not stand on the command line, and where they come from."""
+    """Lines that name the options from the file and from the environment."""
     sources: dict[str, list[str]] = {}
     for name, each in settings.items():
         if each.source not in ("flag", "default"):
@@ -86,7 +94,9 @@ def read(path: Path) -> dict[str, Setting]:
     values = {}
     for name, value in given.items():
         _known(name, f"{path}: unknown option")
-        values[name] = _listed(value) if _several(name) and isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+        if isinstance(value, str) and _several(name):
+            value = _listed(value)
+        values[name] = tuple(value) if isinstance(value, list) else value
     if isinstance(values.get("time_budget"), int | float):  # what means seconds from Python
         number = values["time_budget"]
         raise UsageError(f'{path}: time_budget: {number} has no unit: write "{number}s" or "{number}m"')
@@ -114,6 +124,10 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Setting]:
     return found
 
 
+def _default(name: str) -> Any:
+    return BuildConfig.model_fields[FIELDS.get(name, name)].default
+
+
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -139,22 +153,29 @@ def _valid(name: str, value: Any, where: str) -> None:
 
 
 def template() -> str:
-    """A lrfc.toml that sets nothing: every option with its help and its default, behind a #."""
+    """A lrfc.toml that sets nothing: every option with its help and its default, as a comment."""
     lines = [
-        "# Options of lrfc build. A line counts once its first # is gone; paths are relative to the folder that lrfc is started in.",
-        f"# A flag (--max-macs 50%) goes before the environment ({PREFIX}MAX_MACS=50%), and that before this file. lrfc config --resolved shows the outcome.",
-        "# This file is data: package.module:function, a device by its path, unsafe_load and out count on the command line and in the environment only.",
-        "# (out also counts in a file that --config names.)",
+        "# Options of lrfc build. To set one, remove the # in front of it. Paths are relative to the",
+        "# folder that lrfc is started in.",
+        "#",
+        f"# A flag (--max-macs 50%) overrides the environment ({PREFIX}MAX_MACS=50%), and both",
+        "# override this file. lrfc config --resolved shows the values of all options.",
+        "#",
+        "# For your safety, package.module:function, a device by its path, unsafe_load and out are",
+        "# refused in this file: use a flag or the environment. (A file that --config names may set",
+        "# out.)",
     ]
     for name, option in OPTIONS.items():
-        default = BuildConfig.model_fields[FIELDS.get(name, name)].default
-        value = option.example if default in (None, ()) else default
-        lines += ["", f"# {option.help}", f"# Default: {'none' if default in (None, ()) else _toml(default)}.", f"# {name} = {_toml(value)}"]
+        default = _default(name)
+        unset = default in (None, ())
+        lines += ["", f"# {option.help}", f"# Default: {'none' if unset else _toml(default)}."]
+        lines += [f"# {name} = {_toml(option.example if unset else default)}"]
     return "\n".join(lines) + "\n"
 
 
 def _toml(value: Any) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value)  # strings, lists, numbers and booleans are the same in both
+    # Strings, lists, numbers and booleans are the same in TOML and JSON.
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def init(path: Path, *, force: bool = False) -> Path:
@@ -165,16 +186,19 @@ def init(path: Path, *, force: bool = False) -> Path:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of lrfc.toml, as shipped in lrfc.schema.json (``python -m lrfc.config.resolve`` writes that file)."""
+    """The JSON Schema of lrfc.toml, which ``python -m lrfc.config.resolve`` writes to a file."""
     given = BuildConfig.model_json_schema(mode="validation")
-    properties = {name: _property(given["properties"][FIELDS.get(name, name)]) | {"description": option.help} for name, option in OPTIONS.items()}
+    properties = {}
+    for name, option in OPTIONS.items():
+        field = given["properties"][FIELDS.get(name, name)]
+        properties[name] = _property(field) | {"description": option.help}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema", "title": NAME, "type": "object", "additionalProperties": False, "properties": properties,
     } | ({"$defs": given["$defs"]} if "$defs" in given else {})  # fmt: skip
 
 
 def _property(field: dict[str, Any]) -> dict[str, Any]:
-    """A property of the schema without what TOML has no word for: null, by which an option is left out."""
+    """A property of the schema without null, which TOML does not have."""
     kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
     if kinds:
         field = {**{key: value for key, value in field.items() if key != "anyOf"}, **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}
@@ -187,7 +211,7 @@ def schema_text() -> str:
 
 
 def keywords_text() -> str:
-    """The content of keywords.py: the options that ``lrfc.build`` takes by ``**``, for type checkers."""
+    """The content of keywords.py: the ``**options`` of ``lrfc.build``, for type checkers."""
     given = BuildConfig.model_json_schema(mode="validation")["properties"]
     lines = []
     for name in (name for name in OPTIONS if name not in NAMED):
@@ -215,7 +239,7 @@ def _python(field: dict[str, Any]) -> str:
 
 
 def build_options(settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """The arguments of ``lrfc.build``: what is not left to its default."""
+    """The arguments of ``lrfc.build``: every option that is set."""
     return {name: setting.value for name, setting in settings.items() if setting.source != "default"}
 
 
