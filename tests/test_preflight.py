@@ -36,7 +36,7 @@ class Refuse:
 
 
 sys.meta_path.insert(0, Refuse())
-from lrfc.cli.app.app import main
+from lrfc.cli.app import main
 
 
 def run(arguments):

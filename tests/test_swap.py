@@ -364,7 +364,7 @@ def rights(tmp_path: Path) -> None:
 
 
 #: The command line, which says at the end whether TensorFlow was imported.
-CLI = "import atexit, sys; atexit.register(lambda: print('tensorflow' in sys.modules)); from lrfc.cli.app.app import main; main()"
+CLI = "import atexit, sys; atexit.register(lambda: print('tensorflow' in sys.modules)); from lrfc.cli.app import main; main()"
 
 
 @pytest.mark.parametrize(
