@@ -41,14 +41,14 @@ def build(
     model: OptionalModel = None,
     *,
     config: Config = None,
-    locked: Annotated[
-        Path | None,
-        typer.Option(help="Repeat the build of this manifest.json: its options, and its methods and ranks without a search."),
-    ] = None,
+    locked: Annotated[Path | None, typer.Option(
+        help="Repeat the build of this manifest.json: its options, and its methods and ranks"
+        " without a search.",
+    )] = None,
     as_json: Json = False,
     **_options: Any,
-) -> None:
-    """Compress MODEL, emit it for the target, measure it beside the original, and write the output folder."""
+) -> None:  # fmt: skip
+    """Compress MODEL, emit it, measure it beside the original, and write the output folder."""
     with session() as terminal:
         from lrfc import api
         from lrfc.config import resolve as settings
@@ -70,29 +70,32 @@ def build(
 def explore(
     model: Model,
     data: Annotated[str | None, typer.Option(help=text("data"))] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(help="Factorizations to compare, separated by commas; by default, those of lrfc build."),
-    ] = None,
+    methods: Annotated[str | None, typer.Option(
+        help="Factorizations to compare, separated by commas; by default, those of lrfc build.",
+    )] = None,
     keep: Annotated[list[str], typer.Option(help=text("keep"))] = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help=text("only"))] = [],  # noqa: B006
-    over: Annotated[
-        str,
-        typer.Option(help="Quantities of the Pareto front, besides the divergence: macs, params, ram, latency, or several separated by commas."),
-    ] = "macs",
-    device: Annotated[
-        str | None,
-        typer.Option(help="Device to predict latencies for: a name from lrfc devices list, or a .toml."),
-    ] = None,
+    over: Annotated[str, typer.Option(
+        help="Quantities of the Pareto front, besides the divergence: macs, params, ram, latency,"
+        " or several separated by commas.",
+    )] = "macs",
+    device: Annotated[str | None, typer.Option(
+        help="Device to predict latencies for: a name from lrfc devices list, or a .toml.",
+    )] = None,
     points: Annotated[int, typer.Option(help="Number of budgets to sweep.", min=2)] = 24,
     rank_multiple: Annotated[int, typer.Option(help=text("rank_multiple"))] = 1,
     seed: Annotated[int, typer.Option(help="Seed of splits and samples.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Output folder; by default, MODEL-explore.")] = None,
+    out: Annotated[Path | None, typer.Option(
+        help="Output folder; by default, MODEL-explore.",
+    )] = None,
     unsafe_load: Unsafe = False,
     resume: Annotated[bool, typer.Option(help=text("resume"))] = True,
     as_json: Json = False,
-) -> None:
-    """Compare what the methods could do for MODEL: Pareto fronts, the spread of their solutions, and every candidate. Nothing is built."""
+) -> None:  # fmt: skip
+    """Compare what the methods could do for MODEL, without building anything.
+
+    The result has Pareto fronts, the spread of their solutions, and every candidate.
+    """
     with session() as terminal:
         from lrfc import api
 

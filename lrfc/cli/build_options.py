@@ -29,8 +29,8 @@ def with_options(model: type[BaseModel]) -> Callable[[Command], Command]:
         for parameter in signature.parameters.values():
             if parameter.kind is not parameter.VAR_KEYWORD:
                 (last if parameter.kind is parameter.KEYWORD_ONLY else first).append(parameter)
-        everything = [*first, *parameters(model), *last]
-        command.__signature__ = signature.replace(parameters=everything)  # type: ignore[attr-defined]
+        replaced = signature.replace(parameters=[*first, *parameters(model), *last])
+        command.__signature__ = replaced  # type: ignore[attr-defined]
         return command
 
     return decorate
@@ -54,7 +54,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     # Words are wrapped where there is a space.
     shown = ", ".join(field.default) if declared.commas else True
     info = typer.Option(*written, help=declared.help, show_default=shown)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=default)
+    keyword, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[kind, info]
+    return inspect.Parameter(name, keyword, annotation=annotation, default=default)
 
 
 def _written(field: FieldInfo, *, commas: bool) -> tuple[Any, Any]:
