@@ -25,7 +25,7 @@ KEYWORDS = Path(__file__).with_name("keywords.py")
 #: The options that the functions of lrfc.api name themselves, because they take more from Python.
 NAMED = ("target", "device", "data", "test_data")
 _KEYWORDS_HEAD = '''\
-"""The options of a build as keywords of ``lrfc.build``; written by python -m lrfc.config.resolve."""
+"""The options of a build as keywords of ``lrfc.build``, by python -m lrfc.config.resolve."""
 
 from __future__ import annotations
 
