@@ -47,7 +47,7 @@ def cases(folder: Path) -> Iterator[Case]:
     yield Case("digits-prune", (*DIGITS, "--prune", "on", "--epochs", "0"))
     for device in ("cortex-m7", "ethos-u55-128"):
         yield Case(f"digits-{device}", (*DIGITS, "--device", device, "--epochs", "0"), computed=True)
-    yield Case("two-inputs", (str(two_inputs(folder)), "--max-macs", "60%", "--device", "cortex-m7", "--precision", "fp32"), computed=True)
+    yield Case("two-inputs", (str(two_inputs(folder)), "--max-macs", "60%", "--device", "cortex-m7"), computed=True)
     data = os.environ.get("LRFC_DATA")
     if data:
         model, samples = Path(data, "models", "mlperf_tiny_resnet8_cifar10.h5"), Path(data, "cifar10_test.npz")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from lrfc.errors import UsageError
 from lrfc.metrics.outcome import GREATEST, MOST
-from lrfc.pruning.selection import LEFT_ASIDE
 from lrfc.results.manifest import Layer
 from lrfc.system import reader
 
@@ -133,6 +132,8 @@ def explain(rows: Sequence[Row], layer: str, built: Sequence[Layer] = ()) -> Exp
 
     UsageError, with the layers there are, when none has that name.
     """
+    from lrfc.pruning.selection import LEFT_ASIDE
+
     own = tuple(row for row in rows if row.layer == layer)
     made = next((each for each in built if each.name == layer), None)
     if not own and made is None:

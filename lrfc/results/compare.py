@@ -10,11 +10,8 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from lrfc.errors import UsageError
-from lrfc.ir.keras import io as keras_io
-from lrfc.ir.keras.load import load
 from lrfc.metrics.source import COMPILED, Source
 from lrfc.nearest import like
-from lrfc.passes.profile import profile
 from lrfc.results.manifest import Layer as Built
 from lrfc.results.manifest import Manifest
 from lrfc.system.reader import kind
@@ -215,6 +212,10 @@ def _layer(built: Built) -> Layer:
 
 
 def _model(path: Path) -> Side:
+    from lrfc.ir.keras import io as keras_io
+    from lrfc.ir.keras.load import load
+    from lrfc.passes.profile import profile
+
     found = profile(keras_io.from_keras(load(path)))
     figures: dict[str, float | None] = dict.fromkeys(QUANTITIES)
     figures |= {"size": path.stat().st_size, "macs": found.macs, "params": found.params, "ram": found.arena_bytes}
