@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from lrfc.config import trust, units
+from lrfc.config.formats import Form
 from lrfc.config.options import FIELDS
 from lrfc.config.precision import Name, listed
 from lrfc.errors import UsageError
@@ -100,7 +101,7 @@ class BuildConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    targets: tuple[Literal["tflite", "onnx"], ...] = ()
+    targets: tuple[Form, ...] = ()
     devices: tuple[str, ...] = ()
     memory_mode: str | None = None
     system_config: str | None = None

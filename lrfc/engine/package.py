@@ -29,7 +29,6 @@ from lrfc.search.facts import DesignSpace, Price
 from lrfc.search.pareto import front
 from lrfc.targets.devices.speed import Ratio
 from lrfc.targets.parity import parity
-from lrfc.targets.tflite.target import scales
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, place: files.Reserved, log: Sequ
             problem=None if failure is None else str(failure),
             parity=Parity(max_abs_diff=found.max_abs_diff, samples=found.samples),
             artifacts=(
-                files.record(emitted.path, work, target.name, scales(emitted.path) if made.config.int8_io else ()),
+                files.record(emitted.path, work, target.name, target.scales(emitted.path) if made.config.int8_io else ()),
                 *(files.record(path, work, goal.device.reach.kind) for path in built),
                 files.record(work / "model.keras", work, "keras"),
             ),
