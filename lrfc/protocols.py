@@ -29,7 +29,10 @@ class Pass(Protocol):
 
 @dataclass(frozen=True)
 class Artifact:
-    """An emitted file. ``format`` is a name of lrfc.config.formats, ``precision`` a name of lrfc.config.precision."""
+    """An emitted file.
+
+    ``format``: a name of lrfc.config.formats. ``precision``: a name of lrfc.config.precision.
+    """
 
     path: Path
     format: str

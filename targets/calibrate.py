@@ -81,7 +81,8 @@ def calibrate(
     formats, precision, threads = tuple(formats or device.formats), precision or device.precisions[0], threads or device.threads
     progress = progress or Progress()
     if not device.measured:
-        raise UsageError(f"device '{device.name}' has nothing to calibrate: {device.reach.not_timed}")
+        why = device.reach.not_timed
+        raise UsageError(f"device '{device.name}' has nothing to calibrate: {why}")
     for form in formats:
         if form not in device.formats:
             raise UsageError(f"device '{device.name}' does not run {form}; it runs {', '.join(device.formats)}")
@@ -124,7 +125,8 @@ def _digest(graph: Graph) -> str:
 def _measured(graphs: Sequence[Graph], reached: DeviceRunner, form: str, precision: str, threads: int) -> Iterator[Sample]:
     target = target_of(form, precision)
     with scratch.folder() as folder:
-        files = [target.emit(graph, folder / f"{number}{target.suffix}", _inputs(graph)) for number, graph in enumerate(graphs)]
+        places = [folder / f"{number}{target.suffix}" for number in range(len(graphs))]
+        files = [target.emit(graph, place, _inputs(graph)) for graph, place in zip(graphs, places, strict=True)]
         for times in _times(reached, files, threads):
             median, p90, iqr, _ = measure.statistics(np.asarray(times))
             yield Sample(median, p90, iqr, len(times), measurements.now())

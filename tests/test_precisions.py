@@ -20,7 +20,7 @@ from lrfc.targets.parity import TOLERANCE, parity
 from lrfc.targets.tflite.target import scales
 from tests import helpers
 
-BOTH = [("tflite", precision) for precision in PRECISIONS] + [("onnx", precision) for precision in FORMATS["onnx"].precisions]
+BOTH = [(name, precision) for name, each in FORMATS.items() for precision in each.precisions]
 #: On random networks; trained ones are nearer.
 NEAR = {"fp32": 1e-5, "fp16": 5e-3, "dynamic": 0.1, "int8": 0.2, "int16x8": 0.1}
 

@@ -152,7 +152,8 @@ def _devices() -> list[Check]:
         if path.stem not in by_kind.setdefault(kind, []):
             by_kind[kind].append(path.stem)
         own |= set() if path in shipped else {kind}
-    checks += [_reach(kind, ways[kind], names, needed=kind in own) for kind, names in sorted(by_kind.items())]
+    for kind, names in sorted(by_kind.items()):
+        checks.append(_reach(kind, ways[kind], names, needed=kind in own))
     return checks
 
 
@@ -186,7 +187,8 @@ def _target(name: str) -> Check:
         batch = np.linspace(-1, 1, 4, dtype=np.float32)[None]
         chosen = target(name, "fp32")
         with scratch.folder() as folder:
-            given = chosen.load(chosen.emit(graph, folder / f"model{chosen.suffix}", (batch,)))((batch,))[0]
+            file = chosen.emit(graph, folder / f"model{chosen.suffix}", (batch,))
+            given = chosen.load(file)((batch,))[0]
         difference = float(np.abs(given - keras_io.predict(graph, (batch,))[0]).max())
         if not difference < 1e-4:
             raise ValueError(f"a one-layer model gives outputs that differ by {difference:.3g} from Keras'")

@@ -5,7 +5,9 @@ A line holds all that must be known before anything slow is imported.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import compress
 from typing import Annotated, Any, get_args
 
 from pydantic import PlainValidator, WithJsonSchema
@@ -37,10 +39,14 @@ class Format:
 #: Name on the command line → format. A new target is one line here.
 FORMATS: dict[str, Format] = {
     "tflite": Format(
-        "lrfc.targets.tflite.target:TFLite", ".tflite", get_args(Name), int8_io=True, trained=("int8",)
+        "lrfc.targets.tflite.target:TFLite",
+        ".tflite",
+        get_args(Name),
+        int8_io=True,
+        trained=("int8",),
     ),
     "onnx": Format("lrfc.targets.onnx.target:ONNX", ".onnx", ("fp32", "fp16", "int8")),
-}  # fmt: skip
+}
 
 
 def _known(name: Any) -> str:
@@ -74,11 +80,16 @@ def check(form: str, precision: str, *, int8_io: bool = False) -> None:
     of(precision)
     chosen = FORMATS[form]
     if precision not in chosen.precisions:
-        others = tuple(f"target {name}" for name, each in FORMATS.items() if precision in each.precisions)
+        others = _targets(precision in each.precisions for each in FORMATS.values())
         way_out = listed(chosen.precisions) + (f", or {listed(others)}" if others else "")
         raise UsageError(f"target {form} has no precision '{precision}'; choose {way_out}")
     if int8_io and not chosen.int8_io:
-        having = listed(tuple(f"target {name}" for name, each in FORMATS.items() if each.int8_io))
-        raise UsageError(f"target {form} has no --int8-io: its int8 files take and give what the model does; choose {having}")
+        having = listed(_targets(each.int8_io for each in FORMATS.values()))
+        why = "its int8 files take and give what the model does"
+        raise UsageError(f"target {form} has no --int8-io: {why}; choose {having}")
     if int8_io and precision != "int8":
         raise UsageError(f"--int8-io goes with --precision int8, not {precision}")
+
+
+def _targets(chosen: Iterable[bool]) -> tuple[str, ...]:
+    return tuple(f"target {name}" for name in compress(FORMATS, chosen))

@@ -66,5 +66,6 @@ def ways_out(goal: Destination, *, qat: bool) -> tuple[str, ...]:
     wider = [name for name in ("int16x8", "fp16") if PRECISIONS[name].activation > PRECISIONS[precision].activation]
     if not PRECISIONS[precision].integer:
         wider = ["fp16"]
-    ways += [f"--precision {name}" for name in wider if name in goal.device.precisions and name in FORMATS[form].precisions]
+    both = set(goal.device.precisions) & set(FORMATS[form].precisions)
+    ways += [f"--precision {name}" for name in wider if name in both]
     return (*ways, "a larger --max-drop")

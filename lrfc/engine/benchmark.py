@@ -85,7 +85,8 @@ class Bench:
     def __call__(self, graph: Graph) -> Trial:
         """The plan, measured."""
         folded = fold_batchnorm(graph)
-        emitted = self._target.emit(folded, self._folder / f"plan{self._target.suffix}", self._calibration)
+        path = self._folder / f"plan{self._target.suffix}"
+        emitted = self._target.emit(folded, path, self._calibration)
         before, after = self.measure([self.original, emitted], [self._graph, folded], RUNS)
         ratio = speedup(before, after)
         return Trial(ratio, self.time / ratio.median, self._ops(folded), self._known(emitted, folded))
@@ -194,7 +195,7 @@ class NPUBench(Bench):
 
     @cached_property
     def _configuration(self) -> str:
-        """All that the figures depend on, besides the version; read once, since a file may change."""
+        """All that the figures depend on, besides the version; read once."""
         return self._device.reach.configuration
 
     def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:

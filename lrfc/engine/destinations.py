@@ -54,7 +54,6 @@ def _of_another_mode(device: Device) -> str | None:
     setting = device.reach.setting
     if not setting or not place.is_file() or devices.read(place).reach == device.reach:
         return None
-    return (
-        f"device '{device.name}' has no cost profile for {', '.join(setting)}: where Vela cannot price an op by"
-        " itself, prices begin as those of the profile that ships, and every measurement corrects them"
-    )
+    first = f"device '{device.name}' has no cost profile for {', '.join(setting)}"
+    begin = "prices begin as those of the profile that ships, and every measurement corrects them"
+    return f"{first}: where Vela cannot price an op by itself, {begin}"

@@ -136,7 +136,8 @@ def measure(
         if kind(file) is None:
             raise UsageError(f"{shown(file)}: no such file")
         if file.suffix not in formats:
-            raise UsageError(f"{shown(file)} is no {' or '.join(formats)} file; emit one with lrfc build")
+            other = f"{shown(file)} is no {' or '.join(formats)} file"
+            raise UsageError(f"{other}; emit one with lrfc build")
         if formats[file.suffix] not in chosen.formats:
             raise UsageError(f"device '{chosen.name}' runs {' and '.join(chosen.formats)} files, not {shown(file)}")
         opened(file, limit=_LARGEST).close()
@@ -237,7 +238,8 @@ def _together(checked: BuildConfig, wanted: Sequence[Goal], data: Any) -> None:
                 raise UsageError(f"--objective cycles: device '{goal.device.name}' is timed in milliseconds; take --objective latency")
     if not checked.qat:
         return
-    others = [f"{goal.format} {goal.precision}" for goal in wanted if goal.precision not in FORMATS[goal.format].trained]
+    untrained = [goal for goal in wanted if goal.precision not in FORMATS[goal.format].trained]
+    others = [f"{goal.format} {goal.precision}" for goal in untrained]
     if others:
         raise UsageError(f"--qat goes with --target tflite and --precision int8, not {' and '.join(others)}")
     if data is None:

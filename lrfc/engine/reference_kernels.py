@@ -35,8 +35,9 @@ class Kernels:
 
 
 def kernels(file: Artifact, metric: Metric, split: Split, optimised: Batch, macs: int) -> Kernels | None:
-    """The file by both; ``optimised`` are its outputs on the split, ``macs`` what one sample takes. None for what has no such kernels: floats, and most formats.
+    """The file by both kernels; None for what has no such: floats, and most formats.
 
+    ``optimised``: its outputs on the split. ``macs``: what one sample takes.
     ModelError when the reference kernels do not run the file.
     """
     if not PRECISIONS[file.precision].integer:

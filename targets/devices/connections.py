@@ -47,13 +47,16 @@ class Need(NamedTuple):
 
 
 class Connection(Table, ABC):
-    """A way to reach devices. Its fields are the keys of the table, its class variables what it can do."""
+    """A way to reach devices.
+
+    Its fields are the keys of the table; its class variables say what it can do.
+    """
 
     #: Where the figures of such a device come from.
     figures: ClassVar[Source] = MEASURED
     #: Whether integers are rounded there as LiteRT's reference kernels do.
     rounds_like_reference: ClassVar[bool] = False
-    #: Whether the runner tells the cycles of single ops; see ``lrfc.targets.devices.runners.base.OpRunner``.
+    #: Whether the runner tells the cycles of single ops: it is an OpRunner of runners/base.py.
     tells_ops: ClassVar[bool] = False
     #: Why a device whose figures are not measured has nothing to calibrate.
     not_timed: ClassVar[str] = ""
@@ -97,17 +100,22 @@ class Local(Connection):
         from lrfc.targets.devices.runners.local import LocalRunner
 
         if self.python is not None and self.python != os.environ.get(INTERPRETER):
-            # A profile may come from anybody, and this program would run here, with all that the user may do.
-            way_out = f"set {INTERPRETER}={shlex.quote(self.python)} if you want that, or take the key out"
-            asked = f"device '{device.name}': its profile asks to run {self.python} on this machine (reach.python)"
-            raise UsageError(f"{asked}; {way_out}")
+            # A profile may come from anybody, and this program would run here, with all that the
+            # user may do.
+            asked = f"its profile asks to run {self.python} on this machine (reach.python)"
+            allowed = f"set {INTERPRETER}={shlex.quote(self.python)} if you want that"
+            way_out = f"{allowed}, or take the key out"
+            raise UsageError(f"device '{device.name}': {asked}; {way_out}")
         return LocalRunner(device)
 
 
 class SSH(Connection):
     """A machine with Python and the runtime, over the system's OpenSSH client: its config, agent and jump hosts hold."""
 
-    program: ClassVar[Need | None] = Need("ssh", "OpenSSH's client (Debian: apt-get install openssh-client)")
+    program: ClassVar[Need | None] = Need(
+        "ssh",
+        "OpenSSH's client (Debian: apt-get install openssh-client)",
+    )
 
     kind: Literal["ssh"] = "ssh"
     #: A name of the ssh config, or [user@]host.
@@ -130,12 +138,16 @@ class SSH(Connection):
 class ADB(Connection):
     """An Android device over adb: Python there (Termux), or the benchmark_model program of TensorFlow Lite pushed to it."""
 
-    program: ClassVar[Need | None] = Need("adb", "Android's platform-tools (Debian: apt-get install adb)")
+    program: ClassVar[Need | None] = Need(
+        "adb",
+        "Android's platform-tools (Debian: apt-get install adb)",
+    )
 
     kind: Literal["adb"] = "adb"
     serial: Text | None = None  #: which device, where several are connected
     python: Text | None = None  #: Python on the device; None takes benchmark_model
-    benchmark_model: Text | None = None  #: path, on this machine, of the program built for the device
+    #: Path, on this machine, of the program built for the device.
+    benchmark_model: Text | None = None
     folder: Text = "/data/local/tmp"
 
     def open(self, device: Device) -> DeviceRunner:
@@ -178,7 +190,10 @@ class Vela(Connection):
 
     @property
     def configuration(self) -> str:
-        """All that Vela's figures depend on, besides its version; a vela.ini by its content, since it may change."""
+        """All that Vela's figures depend on, besides its version.
+
+        A vela.ini by its content, since it may change.
+        """
         file = self.config_file
         own = ""
         if file is not None:
@@ -199,7 +214,8 @@ class Analytic(Connection):
 
     def open(self, device: Device) -> DeviceRunner:
         """DeviceError: nothing can be measured there."""
-        raise DeviceError(f"device '{device.name}' cannot be measured: it has no runner, its times are computed and called estimated")
+        why = "it has no runner, its times are computed and called estimated"
+        raise DeviceError(f"device '{device.name}' cannot be measured: {why}")
 
 
 #: ``kind`` → way to reach. A new one is one line here.
@@ -215,7 +231,11 @@ CONNECTIONS: dict[str, type[Connection]] = {
 class ByKind:
     """The annotation of a field that holds a table of CONNECTIONS, told apart by its ``kind``."""
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(
+        self,
+        source: Any,
+        handler: GetCoreSchemaHandler,
+    ) -> CoreSchema:
         shipped = dict(CONNECTIONS)
         choices = {kind: handler.generate_schema(each) for kind, each in shipped.items()}
 

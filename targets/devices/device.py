@@ -164,7 +164,9 @@ def _problem(error: ValidationError, table: dict[str, Any]) -> str:
         case "union_tag_not_found":
             return f"the key '{key}.kind' is missing; it is one of {', '.join(CONNECTIONS)}"
         case "union_tag_invalid":
-            return f"{key}.kind = {value['kind']!r}: it is one of {', '.join(CONNECTIONS)}{like(str(value['kind']), list(CONNECTIONS))}"
+            kind = value["kind"]
+            known = ", ".join(CONNECTIONS)
+            return f"{key}.kind = {kind!r}: it is one of {known}{like(str(kind), CONNECTIONS)}"
         case "extra_forbidden":
             kind = table["reach"].get("kind") if len(loc) > 1 and isinstance(table.get("reach"), dict) else None
             keys = list(CONNECTIONS.get(str(kind), Device).model_fields)

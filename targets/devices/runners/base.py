@@ -63,7 +63,13 @@ class OpRunner(DeviceRunner, Protocol):
         """Cycles of ops before there is a network; those that it cannot tell are left out."""
         ...
 
-    def observed(self, file: Artifact, graph: Graph, *, timeout: float = 600.0) -> dict[Signature, float]:
+    def observed(
+        self,
+        file: Artifact,
+        graph: Graph,
+        *,
+        timeout: float = 600.0,
+    ) -> dict[Signature, float]:
         """Cycles of each op in the file that was emitted from this graph."""
         ...
 
