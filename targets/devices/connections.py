@@ -91,8 +91,8 @@ class Local(Connection):
     """This machine: each file in a fresh process of Python."""
 
     kind: Literal["local"] = "local"
-    #: Another interpreter than the one that runs lrfc; run only where the environment variable
-    #: LRFC_PYTHON says the same.
+    #: another interpreter than the one that runs lrfc; run only where the environment variable
+    #: LRFC_PYTHON says the same
     python: Text | None = None
 
     def open(self, device: Device) -> DeviceRunner:
@@ -118,13 +118,13 @@ class SSH(Connection):
     )
 
     kind: Literal["ssh"] = "ssh"
-    #: A name of the ssh config, or [user@]host.
+    #: a name of the ssh config, or [user@]host
     host: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+:%@-]*$", max_length=300)]
     port: Annotated[int, Field(gt=0, lt=65536)] | None = None
     python: Text = "python3"
-    #: Where a folder of our own is made there, and removed.
+    #: where a folder of our own is made there, and removed
     folder: Text = "/tmp"  # noqa: S108
-    #: Further options of ssh, as in ``-o Name=value``, that run and write nothing here.
+    #: further options of ssh, as in ``-o Name=value``, that run and write nothing here
     options: Annotated[tuple[_Option, ...], Field(max_length=100)] = ()
     connect_timeout: Annotated[float, Field(gt=0, le=3600)] = 10.0  #: seconds
 
@@ -146,7 +146,7 @@ class ADB(Connection):
     kind: Literal["adb"] = "adb"
     serial: Text | None = None  #: which device, where several are connected
     python: Text | None = None  #: Python on the device; None takes benchmark_model
-    #: Path, on this machine, of the program built for the device.
+    #: path, on this machine, of the program built for the device
     benchmark_model: Text | None = None
     folder: Text = "/data/local/tmp"
 
