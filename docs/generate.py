@@ -205,8 +205,11 @@ def _records(schema: Mapping[str, Any], top: str, *modules: ModuleType, written:
 
 
 def _comments(model: type) -> dict[str, str]:
-    """The ``#:`` comments behind a class' fields."""
-    return dict(re.findall(r"^    (\w+): .*#: (.*)$", inspect.getsource(model), re.MULTILINE))
+    """The ``#:`` comments of a class' fields, each above its field or behind it."""
+    source = inspect.getsource(model)
+    above = re.findall(r"((?:^    #: .*\n)+)    (\w+): ", source, re.MULTILINE)
+    behind = re.findall(r"^    (\w+): .*#: (.*)$", source, re.MULTILINE)
+    return {name: " ".join(re.findall(r"#: (.*)", text)) for text, name in above} | dict(behind)
 
 
 def _type(field: Mapping[str, Any], defined: Mapping[str, Any]) -> str:

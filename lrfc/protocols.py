@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
@@ -29,7 +29,10 @@ class Pass(Protocol):
 
 @dataclass(frozen=True)
 class Artifact:
-    """An emitted file. ``format`` is 'tflite' or 'onnx', ``precision`` a name of lrfc.config.precision."""
+    """An emitted file.
+
+    ``format``: a name of lrfc.config.formats. ``precision``: a name of lrfc.config.precision.
+    """
 
     path: Path
     format: str
@@ -62,6 +65,11 @@ class Target(Protocol):
         """A name of lrfc.config.precision."""
         ...
 
+    @property
+    def suffix(self) -> str:
+        """The suffix of its files, with the dot."""
+        ...
+
     def refusals(self, graph: Graph) -> Sequence[str]:
         """Every reason why the graph cannot be emitted, one line each, before any work. Empty when it can."""
         ...
@@ -72,4 +80,20 @@ class Target(Protocol):
 
     def load(self, artifact: Artifact) -> Runner:
         """The file, ready to run on this machine."""
+        ...
+
+    def emit_trained(self, graph: Graph, model: Any, path: Path) -> Artifact | None:
+        """Write the file of a model that was trained with its rounding inside.
+
+        None, and no file, where the format does not take the ranges of a training. ModelError when
+        the converter fails.
+        """
+        ...
+
+    def reference(self, artifact: Artifact) -> Runner | None:
+        """The file by the kernels that others are tested against; None where there are none."""
+        ...
+
+    def scales(self, path: Path) -> tuple[tuple[str, float, int], ...]:
+        """Name, scale and zero point of each input and output of a file that holds integers."""
         ...

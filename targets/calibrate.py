@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,8 +29,6 @@ from lrfc.targets.devices.runners.base import DeviceRunner, Facts, Profiler
 
 #: Networks that are emitted and measured together, then kept.
 TOGETHER = 30
-#: How a runtime may store channels; see CostProfile.
-_LAYOUTS: Mapping[str, Sequence[latency.Layout]] = {"tflite": ((1, 1),), "onnx": ((1, 1), (4, 8), (4, 16))}
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def calibrate(
     formats, precision, threads = tuple(formats or device.formats), precision or device.precisions[0], threads or device.threads
     progress = progress or Progress()
     if not device.measured:
-        why = "Vela tells the cycles of each op" if device.reach.kind == "vela" else "its times are computed"
+        why = device.reach.not_timed
         raise UsageError(f"device '{device.name}' has nothing to calibrate: {why}")
     for form in formats:
         if form not in device.formats:
@@ -127,7 +125,8 @@ def _digest(graph: Graph) -> str:
 def _measured(graphs: Sequence[Graph], reached: DeviceRunner, form: str, precision: str, threads: int) -> Iterator[Sample]:
     target = target_of(form, precision)
     with scratch.folder() as folder:
-        files = [target.emit(graph, folder / f"{number}.{form}", _inputs(graph)) for number, graph in enumerate(graphs)]
+        places = [folder / f"{number}{target.suffix}" for number in range(len(graphs))]
+        files = [target.emit(graph, place, _inputs(graph)) for graph, place in zip(graphs, places, strict=True)]
         for times in _times(reached, files, threads):
             median, p90, iqr, _ = measure.statistics(np.asarray(times))
             yield Sample(median, p90, iqr, len(times), measurements.now())
@@ -151,7 +150,7 @@ def _fitted(graphs: Sequence[Graph], samples: Sequence[Sample], device: Device, 
     try:
         return fitting.fit(
             list(zip(ops, (sample.median for sample in samples), strict=True)),
-            layouts=_LAYOUTS[key.format],
+            layouts=target_of(key.format, key.precision).layouts,
             device=device.name,
             format=key.format,
             precision=key.precision,

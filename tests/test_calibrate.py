@@ -15,6 +15,7 @@ from lrfc.errors import DeviceError, UsageError
 from lrfc.protocols import Artifact
 from lrfc.targets import calibrate as module
 from lrfc.targets.calibrate import calibrate
+from lrfc.targets.catalog import target as target_of
 from lrfc.targets.devices import device as devices
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.runners.base import Facts
@@ -49,6 +50,9 @@ class Made:
 class Emitter:
     """A target that writes the time that the made device takes."""
 
+    def __init__(self, form: str) -> None:
+        self.suffix, self.layouts = f".{form}", target_of(form).layouts
+
     def emit(self, graph, path, calibration=None) -> Artifact:
         path.write_text(str(sum(1e-6 * each.macs + 1e-3 for _, each in signatures(graph))))
         return Artifact(path, path.suffix[1:], "fp32")
@@ -59,7 +63,7 @@ def made(monkeypatch, tmp_path) -> Made:
     device = Made()
     monkeypatch.setenv("LRFC_CACHE", str(tmp_path))
     monkeypatch.setattr(module, "runner", lambda profile: device)
-    monkeypatch.setattr(module, "target_of", lambda form, precision: Emitter())
+    monkeypatch.setattr(module, "target_of", lambda form, precision: Emitter(form))
     monkeypatch.setattr(latency, "user_file", lambda name: tmp_path / f"{name}.cost.json")
     return device
 

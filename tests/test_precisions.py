@@ -8,7 +8,8 @@ import pytest
 from keras import layers
 
 import lrfc
-from lrfc.config.precision import FORMATS, PRECISIONS, listed, of
+from lrfc.config.formats import FORMATS
+from lrfc.config.precision import PRECISIONS, listed, of
 from lrfc.data.load import load_data
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir.keras import io as keras_io
@@ -19,7 +20,7 @@ from lrfc.targets.parity import TOLERANCE, parity
 from lrfc.targets.tflite.target import scales
 from tests import helpers
 
-BOTH = [("tflite", precision) for precision in PRECISIONS] + [("onnx", precision) for precision in FORMATS["onnx"]]
+BOTH = [(name, precision) for name, each in FORMATS.items() for precision in each.precisions]
 #: On random networks; trained ones are nearer.
 NEAR = {"fp32": 1e-5, "fp16": 5e-3, "dynamic": 0.1, "int8": 0.2, "int16x8": 0.1}
 

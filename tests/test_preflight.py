@@ -122,7 +122,7 @@ REFUSED = {
         ("inspect", "gone.keras", 2, "gone.keras: no such file"),
         ("inspect", "text.keras", 3, "text.keras is not a Keras model"),
         ("measure", "gone.tflite", 2, "gone.tflite: no such file"),
-        ("measure", "text.keras", 2, "text.keras is neither a .tflite nor an .onnx file"),
+        ("measure", "text.keras", 2, "text.keras is no .tflite or .onnx file"),
         ("measure", "some.onnx --device cortex-m7", 2, "device 'cortex-m7' runs tflite files, not some.onnx"),
         ("measure", "some.onnx --device hots", 2, "unknown device 'hots': did you mean 'host'?"),
         ("measure", "some.onnx --runs 99999999999999999999", 2, "--runs: 99999999999999999999 is out of range: 1 to 100,000"),

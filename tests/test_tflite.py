@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lrfc.config.formats import FORMATS
 from lrfc.errors import ModelError, ParityError, UsageError
 from lrfc.ir.keras import io as keras_io
 from lrfc.protocols import Artifact, Target
 from lrfc.targets import refusals
-from lrfc.targets.catalog import TARGETS, target
+from lrfc.targets.catalog import target
 from lrfc.targets.parity import parity
 from lrfc.targets.quiet import quiet
 from lrfc.targets.tflite.target import TFLite
@@ -313,7 +314,7 @@ def test_parity_of_constant_outputs_and_of_wrong_shapes():
 
 
 def test_catalog():
-    assert set(TARGETS) == {"tflite", "onnx"}
+    assert set(FORMATS) == {"tflite", "onnx"}
     made: Target = target("tflite", "int8")
     assert (made.name, made.precision) == ("tflite", "int8")
     assert made == TFLite("int8")

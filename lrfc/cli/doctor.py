@@ -12,12 +12,17 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lrfc.config.formats import FORMATS
 from lrfc.errors import DependencyError, UsageError
 from lrfc.ir import backend, processor
 from lrfc.system import scratch
+
+if TYPE_CHECKING:
+    from lrfc.targets.devices.connections import Connection
 
 PYTHON = (3, 11)
 #: Distribution → the module that it brings, and the oldest version that lrfc works with (the lower bounds of pyproject.toml).
@@ -44,8 +49,6 @@ REQUIRED = {
 }
 #: Distribution → the extra of lrfc that brings it, and the oldest version that lrfc works with.
 OPTIONAL = {"ethos-u-vela": ("npu", "5"), "tensorflow-model-optimization": ("qat", "0.8")}
-#: Way to reach a device → the program on this machine that it needs, and where that comes from.
-PROGRAMS = {"ssh": "OpenSSH's client (Debian: apt-get install openssh-client)", "adb": "Android's platform-tools (Debian: apt-get install adb)"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def run() -> tuple[Check, ...]:
     processor.decide()  # before the packages are imported
     packages = [_python(), *(_package(name) for name in REQUIRED)]
     sound = all(check.ok for check in packages)
-    targets = [_target(name) for name in ("tflite", "onnx")] if sound else []
+    targets = [_target(name) for name in FORMATS] if sound else []
     extras = [_extra(name, sound=sound) for name in OPTIONAL]
     onednn = _attempt("oneDNN", "reinstall lrfc in a fresh environment", lambda: str(processor.onednn()))
     return (*packages, onednn, *extras, *targets, *_devices(), Check("CPUs", True, str(_cpus())), Check("free memory", True, _free_memory()))
@@ -135,32 +138,42 @@ def _devices() -> list[Check]:
 
     checks: list[Check] = []
     by_kind: dict[str, list[str]] = {}
+    ways: dict[str, type[Connection]] = {}
     own: set[str] = set()
     shipped = set(device.SHIPPED.glob("*.toml"))
     for path in sorted({*shipped, *device.own_folder().glob("*.toml")}, key=lambda path: path.stem):
         try:
-            kind = device.read(path).reach.kind
+            way = device.read(path).reach
         except UsageError as error:
             checks.append(Check(f"device {path.stem}", False, str(error)))
             continue
+        kind = way.kind
+        ways[kind] = type(way)
         if path.stem not in by_kind.setdefault(kind, []):
             by_kind[kind].append(path.stem)
         own |= set() if path in shipped else {kind}
-    checks += [_reach(kind, names, needed=kind in own) for kind, names in sorted(by_kind.items())]
+    for kind, names in sorted(by_kind.items()):
+        checks.append(_reach(kind, ways[kind], names, needed=kind in own))
     return checks
 
 
-def _reach(kind: str, names: list[str], *, needed: bool) -> Check:
-    """A way of reaching devices. ``needed``: by a profile of the user's own, so that what is missing for it is a fault."""
-    told = ", ".join(names)
-    if kind in PROGRAMS:
-        program = shutil.which(kind)
+def _reach(kind: str, way: type[Connection], names: list[str], *, needed: bool) -> Check:
+    """A way of reaching devices.
+
+    ``needed``: by a profile of the user's own, so that what is missing for it is a fault.
+    """
+    title, told = f"devices: {kind}", ", ".join(names)
+    if way.program is not None:
+        name, source = way.program
+        program = shutil.which(name)
         if program is None:
-            return Check(f"devices: {kind}", not needed, f"{told} cannot be reached: {kind} is not installed; it comes with {PROGRAMS[kind]}")
-        return Check(f"devices: {kind}", True, f"{told}, through {program}; lrfc devices check NAME reaches one")
-    if kind == "vela" and _version("ethos-u-vela") is None:
-        return Check("devices: vela", not needed, f"{told} cannot be built for; pip install 'lrfc[npu]'")
-    return Check(f"devices: {kind}", True, f"{told}; computed from published figures, never measured" if kind == "analytic" else told)
+            missing = f"{name} is not installed; it comes with {source}"
+            return Check(title, not needed, f"{told} cannot be reached: {missing}")
+        return Check(title, True, f"{told}, through {program}; lrfc devices check NAME reaches one")
+    if way.package is not None and _version(way.package.name) is None:
+        way_out = f"pip install 'lrfc[{way.package.source}]'"
+        return Check(title, not needed, f"{told} cannot be built for; {way_out}")
+    return Check(title, True, f"{told}; {way.remark}" if way.remark else told)
 
 
 def _target(name: str) -> Check:
@@ -174,7 +187,8 @@ def _target(name: str) -> Check:
         batch = np.linspace(-1, 1, 4, dtype=np.float32)[None]
         chosen = target(name, "fp32")
         with scratch.folder() as folder:
-            given = chosen.load(chosen.emit(graph, folder / f"model.{name}", (batch,)))((batch,))[0]
+            file = chosen.emit(graph, folder / f"model{chosen.suffix}", (batch,))
+            given = chosen.load(file)((batch,))[0]
         difference = float(np.abs(given - keras_io.predict(graph, (batch,))[0]).max())
         if not difference < 1e-4:
             raise ValueError(f"a one-layer model gives outputs that differ by {difference:.3g} from Keras'")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from lrfc.config import declare, trust, units
 from lrfc.config.declare import Option
+from lrfc.config.formats import Form
 from lrfc.config.precision import Name, listed
 from lrfc.errors import UsageError
 from lrfc.nearest import like
@@ -117,7 +118,7 @@ class BuildConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     # fmt: off
-    targets: Annotated[tuple[Literal["tflite", "onnx"], ...], Option(
+    targets: Annotated[tuple[Form, ...], Option(
         "File format: tflite or onnx; may be repeated. By default, the first that the device runs.",
         ["tflite"], name="target",
     )] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from lrfc.errors import UsageError
 from lrfc.nearest import like
@@ -38,23 +38,6 @@ PRECISIONS: Mapping[str, Precision] = {
     "int8": Precision(1, 4, 1, integer=True, rounding=True, like="int8"),
     "int16x8": Precision(1, 8, 2, integer=True, rounding=True, like="int8"),
 }
-
-#: File format → the precisions that it has, by what its runtimes have kernels for.
-FORMATS: Mapping[str, tuple[Name, ...]] = {"tflite": get_args(Name), "onnx": ("fp32", "fp16", "int8")}
-
-
-def check(form: str, precision: str, *, int8_io: bool = False) -> None:
-    """Raise UsageError unless there are files of that format in that precision, with int8 inputs and outputs where these are asked for."""
-    if form not in FORMATS:
-        raise UsageError(f"unknown target '{shown(form, 60)}'{like(form, FORMATS)}; known are {', '.join(FORMATS)}")
-    of(precision)
-    if precision not in FORMATS[form]:
-        others = [f"target {name}" for name, has in FORMATS.items() if precision in has]
-        raise UsageError(f"target {form} has no precision '{precision}'; choose {listed(FORMATS[form])}, or {listed(tuple(others))}")
-    if int8_io and form != "tflite":
-        raise UsageError(f"target {form} has no --int8-io: its int8 files take and give what the model does; choose target tflite")
-    if int8_io and precision != "int8":
-        raise UsageError(f"--int8-io goes with --precision int8, not {precision}")
 
 
 def of(name: str) -> Precision:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrfc.config.build import Drop
-from lrfc.config.precision import FORMATS, PRECISIONS, listed
+from lrfc.config.formats import FORMATS
+from lrfc.config.precision import PRECISIONS, listed
 from lrfc.costs.totals import totals
 from lrfc.engine.candidate import CALIBRATED
 from lrfc.engine.destinations import Destination
@@ -45,7 +46,7 @@ def baseline(metric: Metric, state: State, goal: Destination, folder: Path, allo
     test, target = state.data.test, goal.target
     whole = fold_batchnorm(state.original)
     samples = tuple(x[:CALIBRATED] for x in state.data.train.inputs)
-    file = target.emit(whole, folder / f"original-alone.{target.name}", samples)
+    file = target.emit(whole, folder / f"original-alone{target.suffix}", samples)
     outputs = target.load(file)(test.inputs)
     found = held(metric, test, keras_io.predict(state.original, test.inputs), outputs, allowed)
     if found.met and goal.device.rounds_like_reference:  # otherwise it is known already, and they are slow
@@ -61,9 +62,10 @@ def baseline(metric: Metric, state: State, goal: Destination, folder: Path, allo
 def ways_out(goal: Destination, *, qat: bool) -> tuple[str, ...]:
     """The options that round less, or train with the rounding, that device and format have."""
     form, precision = goal.target.name, goal.target.precision
-    ways = ["--qat"] if (form, precision) == ("tflite", "int8") and not qat else []
+    ways = ["--qat"] if precision in FORMATS[form].trained and not qat else []
     wider = [name for name in ("int16x8", "fp16") if PRECISIONS[name].activation > PRECISIONS[precision].activation]
     if not PRECISIONS[precision].integer:
         wider = ["fp16"]
-    ways += [f"--precision {name}" for name in wider if name in goal.device.precisions and name in FORMATS[form]]
+    both = set(goal.device.precisions) & set(FORMATS[form].precisions)
+    ways += [f"--precision {name}" for name in wider if name in both]
     return (*ways, "a larger --max-drop")

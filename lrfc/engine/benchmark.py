@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 from lrfc.config.precision import listed
 from lrfc.costs import npu
@@ -20,14 +20,13 @@ from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact, Target
 from lrfc.results.folder import sha256
 from lrfc.search.pricing import Reading
-from lrfc.system.reader import contents
 from lrfc.targets.catalog import target as target_of
-from lrfc.targets.devices.device import INI_BYTES, Device, Vela
+from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
-from lrfc.targets.devices.runners.base import DeviceRunner
+from lrfc.targets.devices.runners import runner
+from lrfc.targets.devices.runners.base import DeviceRunner, OpRunner
 from lrfc.targets.devices.speed import Ratio, speedup
-from lrfc.targets.ethos_u.runner import VelaRunner
-from lrfc.targets.ethos_u.vela import Compiled, compiled, owners, version
+from lrfc.targets.ethos_u.vela import Compiled, owners, version
 
 #: Timings of each file: enough to see which is slower.
 RUNS = 60
@@ -73,7 +72,7 @@ class Bench:
         self._calibration, self._threads, self._folder, self._store = calibration, threads, folder, store
         self.reading = self._reading()
         whole = fold_batchnorm(original)
-        self.original = target.emit(whole, folder / f"original.{target.name}", calibration)
+        self.original = target.emit(whole, folder / f"original{target.suffix}", calibration)
         self._graph = whole
         (alone,) = self.measure([self.original], [whole], RUNS)
         #: Time of the original, milliseconds of one unit, and what the original executes.
@@ -86,7 +85,8 @@ class Bench:
     def __call__(self, graph: Graph) -> Trial:
         """The plan, measured."""
         folded = fold_batchnorm(graph)
-        emitted = self._target.emit(folded, self._folder / f"plan.{self._target.name}", self._calibration)
+        path = self._folder / f"plan{self._target.suffix}"
+        emitted = self._target.emit(folded, path, self._calibration)
         before, after = self.measure([self.original, emitted], [self._graph, folded], RUNS)
         ratio = speedup(before, after)
         return Trial(ratio, self.time / ratio.median, self._ops(folded), self._known(emitted, folded))
@@ -120,7 +120,7 @@ class Bench:
     @cached_property
     def in_float(self) -> Artifact:
         """The original's file in fp32, emitted once."""
-        place = self._folder / f"original-fp32.{self._target.name}"
+        place = self._folder / f"original-fp32{self._target.suffix}"
         return target_of(self._target.name, "fp32").emit(self._graph, place, self._calibration)
 
     def _key(self, runtime: str, version: str, subject: str) -> Key:
@@ -166,7 +166,7 @@ class Bench:
 class NPUBench(Bench):
     """An Arm Ethos-U, whose compiler tells the cycles of every op, in the network and before there is one."""
 
-    _runner: VelaRunner
+    _runner: OpRunner
 
     @property
     def no_float(self) -> str | None:
@@ -195,11 +195,8 @@ class NPUBench(Bench):
 
     @cached_property
     def _configuration(self) -> str:
-        """All that Vela's figures depend on, beside its version; a vela.ini by its content, since it may change."""
-        reach = self._device.reach
-        assert isinstance(reach, Vela)
-        own = "" if reach.config_file is None else hashlib.sha256(contents(reach.config_file, limit=INI_BYTES)).hexdigest()
-        return f"{reach.accelerator} {reach.system_config} {reach.memory_mode} {own}".strip()
+        """All that the figures depend on, besides the version; read once."""
+        return self._device.reach.configuration
 
     def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:
         return self._runner.observed(file, graph)
@@ -223,10 +220,12 @@ def spent(result: Compiled, graph: Graph) -> dict[str, Spent]:
 
 def fallbacks(target: Target, device: Device, graph: Graph, inputs: Batch, folder: Path) -> str | None:
     """One line that names what an NPU leaves of a network to the CPU, found by compiling it; None where there is nothing. DeviceError where all is left."""
-    assert isinstance(device.reach, Vela)
     folded = fold_batchnorm(graph)
-    file = target.emit(folded, folder / f"{device.name}.{target.name}", tuple(x[:2] for x in inputs))
-    left = {name: each.cpu for name, each in spent(compiled(file, device.reach), folded).items() if each.cpu}
+    path = folder / f"{device.name}{target.suffix}"
+    file = target.emit(folded, path, tuple(x[:2] for x in inputs))
+    with runner(device) as there:
+        result = cast("OpRunner", there).compiled(file)
+    left = {name: each.cpu for name, each in spent(result, folded).items() if each.cpu}
     if not left:
         return None
     named = ", ".join(f"{name} ({', '.join(operators)})" for name, operators in left.items())

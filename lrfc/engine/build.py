@@ -148,7 +148,7 @@ def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Pro
 
 def measure(files: Sequence[tuple[Path, str]], chosen: Device, threads: int | None, runs: int) -> tuple[Measurement, ...]:
     """Files, each with its format, on a device; see ``lrfc.api.measure``."""
-    if chosen.reach.kind == "analytic":  # nothing runs there
+    if chosen.estimated:  # nothing runs there
         return estimates(files, chosen, threads)
     artifacts = [Artifact(file, form, "fp32") for file, form in files]
     with runner(chosen) as there:

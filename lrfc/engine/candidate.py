@@ -33,7 +33,6 @@ from lrfc.state import State
 from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.speed import Ratio, speedup
 from lrfc.targets.parity import Parity, parity
-from lrfc.targets.tflite.target import TFLite
 
 #: Samples of the parity check, and of the int8 calibration.
 CHECKED = 64
@@ -101,8 +100,8 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
     """
     data, target = made.state.data, goal.target
     calibration = tuple(x[:CALIBRATED] for x in data.train.inputs)
-    original = target.emit(made.original, folder / f"original.{target.name}", calibration)
-    emitted = _emitted(made, target, folder / f"{made.source.stem}.{target.name}", calibration)
+    original = target.emit(made.original, folder / f"original{target.suffix}", calibration)
+    emitted = _emitted(made, target, folder / f"{made.source.stem}{target.suffix}", calibration)
     checked = tuple(x[:CHECKED] for x in data.validation.inputs)
     found = parity(emitted, target.load(emitted), checked, keras_io.predict(made.state.graph, checked))
     files, graphs = [original, emitted], [made.original, made.state.graph]
@@ -132,11 +131,14 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
 def _emitted(made: Build, target: Target, path: Path, calibration: Batch) -> Artifact:
     """The file, with the ranges of its training where it was trained with its rounding and the converter takes them."""
     trained = made.state.known(QuantizedModel)
-    if trained is not None and isinstance(target, TFLite):
+    if trained is not None:
         try:
-            return target.emit_trained(made.shipped, trained.model, path)
+            file = target.emit_trained(made.shipped, trained.model, path)
         except ModelError as error:
             made.state.progress.log(f"  not written with the ranges of its training, quantised as it is: {error}")
+        else:
+            if file is not None:
+                return file
     return target.emit(made.shipped, path, calibration)
 
 

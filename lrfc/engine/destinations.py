@@ -13,7 +13,7 @@ from lrfc.errors import UsageError
 from lrfc.protocols import Target
 from lrfc.targets.catalog import target as target_of
 from lrfc.targets.devices import device as devices
-from lrfc.targets.devices.device import Device, Vela
+from lrfc.targets.devices.device import Device
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,9 @@ def destination(goal: Goal) -> Destination:
 def _of_another_mode(device: Device) -> str | None:
     """A note for an Ethos-U whose cost profile ships with it, and was computed for another configuration of Vela."""
     place = devices.SHIPPED / f"{device.name}.toml"
-    reach = device.reach
-    if not isinstance(reach, Vela) or not place.is_file() or devices.read(place).reach == reach:
+    setting = device.reach.setting
+    if not setting or not place.is_file() or devices.read(place).reach == device.reach:
         return None
-    return (
-        f"device '{device.name}' has no cost profile for {reach.accelerator}, {reach.system_config}, {reach.memory_mode}: where Vela cannot price an op by"
-        " itself, prices begin as those of the profile that ships, and every measurement corrects them"
-    )
+    first = f"device '{device.name}' has no cost profile for {', '.join(setting)}"
+    begin = "prices begin as those of the profile that ships, and every measurement corrects them"
+    return f"{first}: where Vela cannot price an op by itself, {begin}"

@@ -111,8 +111,8 @@ def bench_of(goal: Destination, state: State, folder: Path) -> Iterator[Bench]:
     if note is not None:
         state.progress.log(note)
     with ExitStack() as stack:
-        reached = None if goal.device.reach.kind == "analytic" else stack.enter_context(runner(goal.device))
-        kind = NPUBench if goal.device.reach.kind == "vela" else Bench
+        reached = None if goal.device.estimated else stack.enter_context(runner(goal.device))
+        kind = NPUBench if goal.device.tells_ops else Bench
         few = tuple(x[:8] for x in state.data.train.inputs)
         store = Store(log=state.progress.log)
         yield kind(goal.target, goal.device, reached, profile, state.original, few, goal.threads, folder, store)
@@ -253,7 +253,7 @@ class Line:
     def _left_to_the_cpu(self, state: State) -> Iterator[str]:
         """What NPUs cannot run of the original, before work goes into it."""
         for goal in self._goals:
-            if goal.device.reach.kind == "vela":
+            if goal.device.tells_ops:
                 with scratch.folder() as folder:
                     note = fallbacks(goal.target, goal.device, state.original, self._data.train.inputs, folder)
                 if note is not None:

@@ -12,9 +12,9 @@ from lrfc.engine.preflight import Goal
 from lrfc.errors import UsageError
 from lrfc.metrics.source import ESTIMATED
 from lrfc.system.reader import shown
+from lrfc.targets.catalog import target
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
-from lrfc.targets.tflite import operators
 
 
 def estimates(files: Sequence[tuple[Path, str]], device: Device, threads: int | None) -> tuple[Measurement, ...]:
@@ -35,9 +35,9 @@ def estimated(path: Path, ms: float, profile: CostProfile, threads: int, notes: 
 
 
 def _estimate(path: Path, form: str, device: Device, threads: int) -> Measurement:
-    if form != "tflite":
+    found = target(form).operators(path)
+    if found is None:
         raise UsageError(f"device '{device.name}' cannot be reached, and the times of {shown(path)} cannot be computed: give a .tflite file")
-    found = operators.read(path)
     if found.precision not in device.precisions:
         raise UsageError(
             f"device '{device.name}' computes in {listed(device.precisions, 'and')}, and {shown(path)} is of {found.precision}; emit it with"

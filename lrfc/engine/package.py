@@ -29,7 +29,6 @@ from lrfc.search.facts import DesignSpace, Price
 from lrfc.search.pareto import front
 from lrfc.targets.devices.speed import Ratio
 from lrfc.targets.parity import parity
-from lrfc.targets.tflite.target import scales
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, place: files.Reserved, log: Sequ
         if compiled is not None:
             built.append(work / f"{emitted.path.stem}_{goal.device.reach.kind}{emitted.path.suffix}")
             built[0].write_bytes(compiled)
+        scales = target.scales(emitted.path) if made.config.int8_io else ()
         keras_io.save(plain, work / "model.keras")
         manifest = Manifest(
             input=Input(path=str(made.source), sha256=digest(made.source, made.state.original), preprocessing=data.preprocessing),
@@ -108,7 +108,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, place: files.Reserved, log: Sequ
             problem=None if failure is None else str(failure),
             parity=Parity(max_abs_diff=found.max_abs_diff, samples=found.samples),
             artifacts=(
-                files.record(emitted.path, work, target.name, scales(emitted.path) if made.config.int8_io else ()),
+                files.record(emitted.path, work, target.name, scales),
                 *(files.record(path, work, goal.device.reach.kind) for path in built),
                 files.record(work / "model.keras", work, "keras"),
             ),

@@ -11,8 +11,9 @@ from typing import Any
 from lrfc.config import build as config
 from lrfc.config import trust
 from lrfc.config.build import HOST, BuildConfig, frontier
+from lrfc.config.formats import FORMATS, suffixes
+from lrfc.config.formats import check as check_format
 from lrfc.config.options import OPTIONS
-from lrfc.config.precision import check as check_format
 from lrfc.config.precision import listed, of
 from lrfc.engine.replay import Locked
 from lrfc.errors import DependencyError, ModelError, UsageError
@@ -23,8 +24,6 @@ from lrfc.targets.devices import device as devices
 from lrfc.targets.devices.device import Device
 from lrfc.targets.ethos_u.modes import configured
 
-#: Suffix → format of the files that can be measured.
-MEASURED = {".tflite": "tflite", ".onnx": "onnx"}
 #: The arguments of a build that are no options, but may be what was meant.
 _OTHERS = ("model", "locked", "progress", "on_result")
 _LARGEST = 1 << 40
@@ -130,17 +129,19 @@ def measure(
         if value is not None and not 1 <= value <= most:
             raise UsageError(f"{flag}: {value} is out of range: 1 to {most:,}")
     (chosen,) = configured([devices.load(device)], memory_mode=memory_mode, system_config=system_config)
+    formats = suffixes()
     if not files:
-        raise UsageError("no file is given; name a .tflite or an .onnx file")
+        raise UsageError(f"no file is given; name a {' or '.join(formats)} file")
     for file in map(Path, files):
         if kind(file) is None:
             raise UsageError(f"{shown(file)}: no such file")
-        if file.suffix not in MEASURED:
-            raise UsageError(f"{shown(file)} is neither a .tflite nor an .onnx file; emit one with lrfc build")
-        if MEASURED[file.suffix] not in chosen.formats:
+        if file.suffix not in formats:
+            other = f"{shown(file)} is no {' or '.join(formats)} file"
+            raise UsageError(f"{other}; emit one with lrfc build")
+        if formats[file.suffix] not in chosen.formats:
             raise UsageError(f"device '{chosen.name}' runs {' and '.join(chosen.formats)} files, not {shown(file)}")
         opened(file, limit=_LARGEST).close()
-    return chosen, tuple((Path(file), MEASURED[Path(file).suffix]) for file in files)
+    return chosen, tuple((Path(file), formats[Path(file).suffix]) for file in files)
 
 
 def goals(
@@ -233,11 +234,12 @@ def _together(checked: BuildConfig, wanted: Sequence[Goal], data: Any) -> None:
     """Raise UsageError for options that do not go together."""
     if checked.objective == "cycles":
         for goal in wanted:
-            if goal.device.reach.kind != "vela":
+            if not goal.device.tells_ops:
                 raise UsageError(f"--objective cycles: device '{goal.device.name}' is timed in milliseconds; take --objective latency")
     if not checked.qat:
         return
-    others = [f"{goal.format} {goal.precision}" for goal in wanted if (goal.format, goal.precision) != ("tflite", "int8")]
+    untrained = [goal for goal in wanted if goal.precision not in FORMATS[goal.format].trained]
+    others = [f"{goal.format} {goal.precision}" for goal in untrained]
     if others:
         raise UsageError(f"--qat goes with --target tflite and --precision int8, not {' and '.join(others)}")
     if data is None:

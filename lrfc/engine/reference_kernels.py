@@ -12,7 +12,7 @@ from lrfc.ir.batch import Batch
 from lrfc.metrics.contract import Contract, held
 from lrfc.metrics.metric import Metric
 from lrfc.protocols import Artifact
-from lrfc.targets.tflite.target import TFLite
+from lrfc.targets.catalog import target
 
 #: MACs that the reference kernels are given: half a minute of one core. The change of the score is small and paired, so it needs few samples.
 MACS = 1e11
@@ -35,14 +35,18 @@ class Kernels:
 
 
 def kernels(file: Artifact, metric: Metric, split: Split, optimised: Batch, macs: int) -> Kernels | None:
-    """The file by both; ``optimised`` are its outputs on the split, ``macs`` what one sample takes. None for what has no such kernels: floats, and ONNX.
+    """The file by both kernels; None for what has no such: floats, and most formats.
 
+    ``optimised``: its outputs on the split. ``macs``: what one sample takes.
     ModelError when the reference kernels do not run the file.
     """
-    if file.format != TFLite.name or not PRECISIONS[file.precision].integer:
+    if not PRECISIONS[file.precision].integer:
+        return None
+    reference = target(file.format, file.precision).reference(file)
+    if reference is None:
         return None
     count = min(len(split), max(FEWEST, int(MACS // max(1, macs))))
     rows = np.linspace(0, len(split) - 1, count).astype(np.intp)  # evenly: the samples may lie class by class
     some, seen = split.take(rows), tuple(y[rows] for y in optimised)
-    found = TFLite().reference(file)(some.inputs)
+    found = reference(some.inputs)
     return Kernels(metric.score(found, some), metric.score(seen, some), count, held(metric, some, seen, found))

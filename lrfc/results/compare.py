@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from lrfc.config.formats import suffixes
 from lrfc.errors import UsageError
 from lrfc.metrics.source import COMPILED, Source
 from lrfc.nearest import like
@@ -26,7 +27,7 @@ COSTS = {
 #: is measured: it stays comparable from one machine to another.
 QUANTITIES = ("accuracy", "speedup", *COSTS)
 #: The files that can be compared.
-SUFFIXES = (".json", ".keras", ".h5", ".hdf5", ".tflite", ".onnx")
+SUFFIXES = (".json", ".keras", ".h5", ".hdf5", *suffixes())
 _ALIKE = {"arena": "ram", "parameters": "params"}
 _LIMIT = re.compile(r"\s*(\w+)\s*=\s*(\d+(?:\.\d+)?)\s*(%|pp)\s*")
 

@@ -7,90 +7,55 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from lrfc.config.formats import Form
 from lrfc.config.precision import Name
 from lrfc.errors import UsageError
+from lrfc.metrics.source import ESTIMATED, MEASURED
 from lrfc.nearest import like
 from lrfc.system import files, reader
-from lrfc.targets.devices.ssh_options import known_option
+from lrfc.targets.devices.connections import (
+    ADB,
+    CONNECTIONS,
+    INI_BYTES,
+    SSH,
+    Analytic,
+    ByKind,
+    Connection,
+    Local,
+    Table,
+    Text,
+    Vela,
+)
+
+__all__ = [
+    "ADB",
+    "INI_BYTES",
+    "SSH",
+    "Analytic",
+    "Connection",
+    "Device",
+    "Local",
+    "Vela",
+    "add",
+    "known",
+    "load",
+    "own_folder",
+    "path_of",
+    "read",
+]
 
 SCHEMA = Path(__file__).with_name("device.schema.json")
 SHIPPED = Path(__file__).with_name("profiles")
 #: Bytes that a profile may have.
 PROFILE_BYTES = 1 << 20
-#: Bytes that a vela.ini may have.
-INI_BYTES = 1 << 20
 
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 _Bytes = Annotated[int, Field(gt=0, lt=2**63)]
-#: A path, there or here, or a word of a command: printable, so that a message shows all of it.
-_Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000)]
-#: Commands of the user's ssh config may be given what stands in an option, as they may the host.
-_Option = Annotated[str, AfterValidator(known_option)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Local(_Table):
-    """This machine: each file in a fresh process of Python."""
-
-    kind: Literal["local"] = "local"
-    python: _Text | None = None  #: another interpreter than the one that runs lrfc; run only where the environment variable LRFC_PYTHON says the same
-
-
-class SSH(_Table):
-    """A machine with Python and the runtime, over the system's OpenSSH client: its config, agent and jump hosts hold."""
-
-    kind: Literal["ssh"] = "ssh"
-    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+:%@-]*$", max_length=300)]  #: a name of the ssh config, or [user@]host
-    port: Annotated[int, Field(gt=0, lt=65536)] | None = None
-    python: _Text = "python3"
-    folder: _Text = "/tmp"  # noqa: S108 #: where a folder of our own is made there, and removed
-    options: Annotated[
-        tuple[_Option, ...], Field(max_length=100)
-    ] = ()  #: further options of ssh, as in ``-o Name=value``, that run and write nothing here
-    connect_timeout: Annotated[float, Field(gt=0, le=3600)] = 10.0  #: seconds
-
-
-class ADB(_Table):
-    """An Android device over adb: Python there (Termux), or the benchmark_model program of TensorFlow Lite pushed to it."""
-
-    kind: Literal["adb"] = "adb"
-    serial: _Text | None = None  #: which device, where several are connected
-    python: _Text | None = None  #: Python on the device; None takes benchmark_model
-    benchmark_model: _Text | None = None  #: path, on this machine, of the program built for the device
-    folder: _Text = "/data/local/tmp"
-
-
-class Vela(_Table):
-    """An Arm Ethos-U, as Arm's Vela compiler estimates it: cycles and memory are exact for Vela, and no time of a real device."""
-
-    kind: Literal["vela"] = "vela"
-    accelerator: _Text  #: as in ``vela --accelerator-config``
-    system_config: _Text = "internal-default"
-    memory_mode: _Text = "internal-default"
-    config: _Text | None = None  #: a vela.ini; None takes the one that comes with Vela
-
-    @property
-    def config_file(self) -> Path | None:
-        """The place of ``config``."""
-        return None if self.config is None else reader.located(self.config).absolute()
-
-
-class Analytic(_Table):
-    """A device that cannot be reached: everything about its time is computed from the cost profile and called estimated."""
-
-    kind: Literal["analytic"] = "analytic"
-    source: str  #: where the figures come from
-
-
-Reach = Annotated[Local | SSH | ADB | Vela | Analytic, Field(discriminator="kind")]
-
-
-class Device(_Table):
+class Device(Table):
     """A device profile.
 
     ``formats`` and ``precisions``: what it runs, the default first. ``machine``: the architecture that it must say it has ('aarch64'); None for any.
@@ -101,24 +66,34 @@ class Device(_Table):
     schema_version: Literal[1] = 1
     name: _Name
     description: str
-    formats: Annotated[tuple[Literal["tflite", "onnx"], ...], Field(min_length=1)] = ("tflite",)
+    formats: Annotated[tuple[Form, ...], Field(min_length=1)] = ("tflite",)
     precisions: Annotated[tuple[Name, ...], Field(min_length=1)] = ("fp32",)
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     rank_multiple: Annotated[int, Field(ge=1, le=65536)] = 1
     flash_bytes: _Bytes | None = None
     ram_bytes: _Bytes | None = None
-    machine: _Text | None = None
-    reach: Reach = Local()
+    machine: Text | None = None
+    reach: Annotated[Connection, ByKind()] = Local()
 
     @property
     def measured(self) -> bool:
         """Whether a real device is timed: not for compiler estimates and formulas."""
-        return self.reach.kind in ("local", "ssh", "adb")
+        return self.reach.figures == MEASURED
+
+    @property
+    def estimated(self) -> bool:
+        """Whether nothing runs there: every time is computed from a cost profile."""
+        return self.reach.figures == ESTIMATED
+
+    @property
+    def tells_ops(self) -> bool:
+        """Whether its runner tells the cycles of single ops."""
+        return self.reach.tells_ops
 
     @property
     def rounds_like_reference(self) -> bool:
         """Whether integers are rounded there as LiteRT's reference kernels do: on an Ethos-U, and by CMSIS-NN on a microcontroller."""
-        return self.reach.kind in ("vela", "analytic")
+        return self.reach.rounds_like_reference
 
 
 def own_folder() -> Path:
@@ -187,19 +162,18 @@ def _problem(error: ValidationError, table: dict[str, Any]) -> str:
         case "missing":
             return f"the key '{key}' is missing"
         case "union_tag_not_found":
-            return f"the key '{key}.kind' is missing; it is one of {', '.join(_KINDS)}"
+            return f"the key '{key}.kind' is missing; it is one of {', '.join(CONNECTIONS)}"
         case "union_tag_invalid":
-            return f"{key}.kind = {value['kind']!r}: it is one of {', '.join(_KINDS)}{like(str(value['kind']), list(_KINDS))}"
+            kind = value["kind"]
+            known = ", ".join(CONNECTIONS)
+            return f"{key}.kind = {kind!r}: it is one of {known}{like(str(kind), CONNECTIONS)}"
         case "extra_forbidden":
             kind = table["reach"].get("kind") if len(loc) > 1 and isinstance(table.get("reach"), dict) else None
-            keys = list(_KINDS.get(str(kind), Device).model_fields)
+            keys = list(CONNECTIONS.get(str(kind), Device).model_fields)
             return f"unknown key '{key}' (= {value!r}){like(str(loc[-1]), keys)}; known here are {', '.join(keys)}"
         case _:
             said = problem["msg"].removeprefix("Value error, ")
             return f"{key} = {value!r}: {said[0].lower()}{said[1:]}"
-
-
-_KINDS: dict[str, type[_Table]] = {"local": Local, "ssh": SSH, "adb": ADB, "vela": Vela, "analytic": Analytic}
 
 
 def schema_text() -> str:

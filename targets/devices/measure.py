@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lrfc.errors import DeviceError, UsageError
 from lrfc.metrics.source import MEASURED, Source
 from lrfc.protocols import Artifact
-from lrfc.targets.devices.process import Connection, Here, Worker
+from lrfc.targets.devices.process import Here, Transport, Worker
 
 #: Turns that each file gets over all of its processes; the ratio of two files is paired turn by
 #: turn.
@@ -123,7 +123,7 @@ class _Session:
 
 
 def compare(
-    files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0, connection: Connection | None = None,
+    files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0, connection: Transport | None = None,
     processes: int = PROCESSES,
 ) -> tuple[Measurement, ...]:  # fmt: skip
     """Measure the files side by side, on this machine or where ``connection`` leads.
@@ -157,7 +157,7 @@ def compare(
 class _Course:
     """The course of one comparison: sessions of one fresh process a file, one after the other."""
 
-    def __init__(self, files: Sequence[Artifact], runs: int, threads: int, processes: int, timeout: float, there: Connection) -> None:
+    def __init__(self, files: Sequence[Artifact], runs: int, threads: int, processes: int, timeout: float, there: Transport) -> None:
         self._files, self._threads, self._timeout, self._there = files, threads, timeout, there
         self._deadline = time.monotonic() + timeout
         self._runs, self._most = runs, processes
@@ -243,7 +243,7 @@ def check(runs: int, threads: int) -> None:
 
 
 def profile(
-    file: Artifact, *, runs: int = 50, threads: int = 1, timeout: float = 600.0, connection: Connection | None = None
+    file: Artifact, *, runs: int = 50, threads: int = 1, timeout: float = 600.0, connection: Transport | None = None
 ) -> dict[str, float]:  # fmt: skip
     """Microseconds (medians over ``runs``) of each part of a file: of a .tflite file its signatures, of an .onnx file its nodes, as onnxruntime names them.
 
@@ -258,7 +258,7 @@ def profile(
 
 
 def times(
-    files: Sequence[Artifact], *, turns: int = 12, threads: int = 1, timeout: float = 600.0, connection: Connection | None = None
+    files: Sequence[Artifact], *, turns: int = 12, threads: int = 1, timeout: float = 600.0, connection: Transport | None = None
 ) -> list[list[float]]:
     """Milliseconds of an inference of each of many small files of one format, in each turn of ``turns``. All of them live in one process.
 
@@ -278,7 +278,7 @@ def onnx_profile(path: Path, runs: int = 50, threads: int = 1) -> dict[str, floa
     return profile(Artifact(path, "onnx", "fp32"), runs=runs, threads=threads)
 
 
-def _request(file: Artifact, threads: int, cores: list[int] | None, there: Connection, timeout: float) -> dict[str, Any]:
+def _request(file: Artifact, threads: int, cores: list[int] | None, there: Transport, timeout: float) -> dict[str, Any]:
     """The file is there, and to be loaded."""
     try:
         sha256 = hashlib.sha256(file.path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""A process on a device that runs targets/devices/worker.py, spoken to line by line; where the device is, a Connection knows."""
+"""A process on a device that runs targets/devices/worker.py, spoken to line by line; where the device is, a Transport knows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCRIPT = Path(__file__).with_name("worker.py")
 LAST_BYTES = 64 << 10
 
 
-class Connection(Protocol):
+class Transport(Protocol):
     """How files come to a device and processes start there. Open inside a ``with`` block; its end removes everything that came to the device."""
 
     def __enter__(self) -> Self:
@@ -87,7 +87,7 @@ class Here:
 class Worker:
     """A process that answers requests; killed and waited for when the block ends, however it ends. ``task``: what it does, for messages."""
 
-    def __init__(self, connection: Connection, task: str, timeout: float, deadline: float) -> None:
+    def __init__(self, connection: Transport, task: str, timeout: float, deadline: float) -> None:
         self._connection, self._task, self._timeout, self._deadline = connection, task, timeout, deadline
         self._answers: queue.Queue[str] = queue.Queue()
 

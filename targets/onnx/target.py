@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lrfc.config.precision import Name, check
+from lrfc.config.formats import check
+from lrfc.config.precision import Name
+from lrfc.costs.latency import Layout
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir import backend
 from lrfc.ir.batch import Batch
@@ -17,6 +19,7 @@ from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact, Runner
 from lrfc.system import files, scratch
 from lrfc.targets import refusals
+from lrfc.targets.base import FileTarget
 from lrfc.targets.devices.trace import Traced, converted, plain
 from lrfc.targets.imports import need
 from lrfc.targets.onnx import int8 as onnx_int8
@@ -27,7 +30,7 @@ OPSET = 17
 
 
 @dataclass(frozen=True)
-class ONNX:
+class ONNX(FileTarget):
     """One ``.onnx`` file of standard operators (opset 17) with a fixed batch of one.
 
     Inputs and outputs keep the layout, the order, the names and the dtypes of the model's. See lrfc.targets.onnx.int8 for 'fp16' and 'int8'. The same
@@ -37,6 +40,7 @@ class ONNX:
     precision: Name = "fp32"
     int8_io: bool = False
     name: ClassVar[str] = "onnx"
+    layouts: ClassVar[Sequence[Layout]] = ((1, 1), (4, 8), (4, 16))
 
     def __post_init__(self) -> None:
         check(self.name, self.precision, int8_io=self.int8_io)

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.config.precision import PRECISIONS, Name, check
+from lrfc.config.formats import check
+from lrfc.config.precision import PRECISIONS, Name
 from lrfc.errors import ModelError, UsageError
 from lrfc.factorization.threads import workers
 from lrfc.ir import backend
@@ -21,11 +22,14 @@ from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact, Runner
 from lrfc.system import files, scratch
 from lrfc.targets import refusals
+from lrfc.targets.base import FileTarget
 from lrfc.targets.devices import trace
 from lrfc.targets.devices.trace import Traced
 from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
+from lrfc.targets.tflite import operators
+from lrfc.targets.tflite.operators import Operators
 
 #: Bytes of weights from which they stay variables while a file is written. As constants the converter holds them more than twenty times; of few weights it
 #: makes the file faster that way.
@@ -33,7 +37,7 @@ LARGE = 32 << 20
 
 
 @dataclass(frozen=True)
-class TFLite:
+class TFLite(FileTarget):
     """One ``.tflite`` file with a fixed batch of one and built-in operators only.
 
     'int8' quantises weights (per channel) and activations, 'int16x8' weights to 8 and activations to 16 bits, 'dynamic' weights only: activations are
@@ -93,6 +97,14 @@ class TFLite:
     def reference(self, artifact: Artifact) -> Runner:
         """The file by LiteRT's reference kernels: slow, and what microcontrollers compute bit by bit. ModelError, when it runs, where LiteRT refuses it."""
         return _Reference(artifact.path)
+
+    def scales(self, path: Path) -> tuple[tuple[str, float, int], ...]:
+        """Name, scale and zero point of each input and output that holds integers."""
+        return scales(path)
+
+    def operators(self, path: Path) -> Operators:
+        """The operators of a file; the errors of ``lrfc.targets.tflite.operators.read``."""
+        return operators.read(path)
 
     @property
     def _integer(self) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from lrfc.protocols import Artifact
 from lrfc.targets.devices.measure import Measurement
+
+if TYPE_CHECKING:
+    from lrfc.costs.workload import Signature
+    from lrfc.ir.graph import Graph
+    from lrfc.targets.ethos_u.vela import Compiled
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,28 @@ class DeviceRunner(Protocol):
 
     def compare(self, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
         """Measure the files side by side, as ``lrfc.targets.devices.measure.compare`` does on this machine; the same errors."""
+        ...
+
+
+class OpRunner(DeviceRunner, Protocol):
+    """A device whose compiler tells the cycles of single ops."""
+
+    def compiled(self, file: Artifact, *, timeout: float = 600.0) -> Compiled:
+        """All that the compiler makes of a file."""
+        ...
+
+    def price(self, ops: Iterable[Signature], *, timeout: float = 600.0) -> dict[Signature, float]:
+        """Cycles of ops before there is a network; those that it cannot tell are left out."""
+        ...
+
+    def observed(
+        self,
+        file: Artifact,
+        graph: Graph,
+        *,
+        timeout: float = 600.0,
+    ) -> dict[Signature, float]:
+        """Cycles of each op in the file that was emitted from this graph."""
         ...
 
 

@@ -22,7 +22,7 @@ from lrfc.protocols import Artifact
 from lrfc.system.reader import contents, shown
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement, check, drift, statistics
-from lrfc.targets.devices.process import Connection
+from lrfc.targets.devices.process import Transport
 from lrfc.targets.devices.runners.base import Facts
 
 #: Times that the program is started for each file, the files in turns.
@@ -37,7 +37,7 @@ _FIGURE = r"[0-9]{1,15}(?:\.[0-9]{1,15})?(?:e[+-]?[0-9]{1,2})?"
 NOTE = "benchmark_model tells one figure a turn: median, p90 and IQR are those of the turns"
 
 
-class Shell(Connection, Protocol):
+class Shell(Transport, Protocol):
     """A connection that also runs commands to their end."""
 
     def run(self, there: str, timeout: float) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from lrfc.protocols import Artifact
 from lrfc.targets.devices import measure
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
-from lrfc.targets.devices.process import Connection, Worker
+from lrfc.targets.devices.process import Transport, Worker
 from lrfc.targets.devices.runners.base import Facts
 
 #: Seconds that a device gets to import its runtimes.
@@ -23,7 +23,7 @@ PATIENCE = 120.0
 class PythonRunner:
     """Runs targets/devices/worker.py on a device, over a connection to it."""
 
-    def __init__(self, device: Device, connection: Connection) -> None:
+    def __init__(self, device: Device, connection: Transport) -> None:
         self._device, self._connection = device, connection
         self._stack = ExitStack()
 

@@ -1,0 +1,58 @@
+"""The base class of the targets: what every one has to do, and what some can do besides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lrfc.config.formats import FORMATS
+from lrfc.config.precision import Name
+from lrfc.costs.latency import Layout
+from lrfc.ir.batch import Batch
+from lrfc.ir.graph import Graph
+from lrfc.protocols import Artifact, Runner
+from lrfc.targets.tflite.operators import Operators
+
+
+class FileTarget(ABC):
+    """A target as ``lrfc.protocols.Target`` describes it; what a format cannot do is inherited."""
+
+    precision: Name
+    name: ClassVar[str]
+    #: How its runtime may store channels; see CostProfile.
+    layouts: ClassVar[Sequence[Layout]] = ((1, 1),)
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of its files, with the dot."""
+        return FORMATS[self.name].suffix
+
+    @abstractmethod
+    def refusals(self, graph: Graph) -> Sequence[str]:
+        """Every reason why the graph cannot be emitted."""
+
+    @abstractmethod
+    def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
+        """Write the file."""
+
+    @abstractmethod
+    def load(self, artifact: Artifact) -> Runner:
+        """The file, ready to run on this machine."""
+
+    def emit_trained(self, graph: Graph, model: Any, path: Path) -> Artifact | None:
+        """Write nothing: the format does not take the ranges of a training."""
+        return None
+
+    def reference(self, artifact: Artifact) -> Runner | None:
+        """None: the format has no reference kernels."""
+        return None
+
+    def scales(self, path: Path) -> tuple[tuple[str, float, int], ...]:
+        """Nothing: inputs and outputs are as the model has them."""
+        return ()
+
+    def operators(self, path: Path) -> Operators | None:
+        """The operators of a file of unknown origin; None: the format does not name them."""
+        return None

@@ -1,0 +1,258 @@
+"""The ways to reach a device: the table ``[reach]`` of its profile, and what each way can do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, SchemaValidator, core_schema
+
+from lrfc.errors import DeviceError, UsageError
+from lrfc.metrics.source import COMPILED, ESTIMATED, MEASURED, Source
+from lrfc.system import reader
+from lrfc.targets.devices.ssh_options import known_option
+
+if TYPE_CHECKING:
+    from lrfc.targets.devices.device import Device
+    from lrfc.targets.devices.runners.base import DeviceRunner
+
+#: Bytes that a vela.ini may have.
+INI_BYTES = 1 << 20
+#: The environment variable by which the user allows a profile's interpreter on this machine.
+INTERPRETER = "LRFC_PYTHON"
+
+#: A path, there or here, or a word of a command: printable, so that a message shows all of it.
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000)]
+#: Commands of the user's ssh config may be given what stands in an option, as they may the host.
+_Option = Annotated[str, AfterValidator(known_option)]
+
+
+class Table(BaseModel):
+    """A table of a profile."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Need(NamedTuple):
+    """Something on this machine that a way of reaching needs, and where it comes from."""
+
+    name: str
+    source: str
+
+
+class Connection(Table, ABC):
+    """A way to reach devices.
+
+    Its fields are the keys of the table; its class variables say what it can do.
+    """
+
+    #: Where the figures of such a device come from.
+    figures: ClassVar[Source] = MEASURED
+    #: Whether integers are rounded there as LiteRT's reference kernels do.
+    rounds_like_reference: ClassVar[bool] = False
+    #: Whether the runner tells the cycles of single ops: it is an OpRunner of runners/base.py.
+    tells_ops: ClassVar[bool] = False
+    #: Why a device whose figures are not measured has nothing to calibrate.
+    not_timed: ClassVar[str] = ""
+    #: The program on this machine that it needs.
+    program: ClassVar[Need | None] = None
+    #: The distribution that it needs, and the extra of lrfc that brings it.
+    package: ClassVar[Need | None] = None
+    #: A remark on such devices for ``lrfc doctor``.
+    remark: ClassVar[str] = ""
+
+    kind: str
+
+    @abstractmethod
+    def open(self, device: Device) -> DeviceRunner:
+        """The runner of a device that is reached like this.
+
+        DeviceError when there is none; UsageError where the profile would run a program here.
+        """
+
+    @property
+    def setting(self) -> tuple[str, ...]:
+        """The keys that a computed cost profile holds for; empty where none is computed."""
+        return ()
+
+    @property
+    def configuration(self) -> str:
+        """All that the figures depend on, besides the version of the runtime."""
+        return ""
+
+
+class Local(Connection):
+    """This machine: each file in a fresh process of Python."""
+
+    kind: Literal["local"] = "local"
+    #: another interpreter than the one that runs lrfc; run only where the environment variable
+    #: LRFC_PYTHON says the same
+    python: Text | None = None
+
+    def open(self, device: Device) -> DeviceRunner:
+        """The runner; UsageError for an interpreter that the user has not allowed."""
+        from lrfc.targets.devices.runners.local import LocalRunner
+
+        if self.python is not None and self.python != os.environ.get(INTERPRETER):
+            # A profile may come from anybody, and this program would run here, with all that the
+            # user may do.
+            asked = f"its profile asks to run {self.python} on this machine (reach.python)"
+            allowed = f"set {INTERPRETER}={shlex.quote(self.python)} if you want that"
+            way_out = f"{allowed}, or take the key out"
+            raise UsageError(f"device '{device.name}': {asked}; {way_out}")
+        return LocalRunner(device)
+
+
+class SSH(Connection):
+    """A machine with Python and the runtime, over the system's OpenSSH client: its config, agent and jump hosts hold."""
+
+    program: ClassVar[Need | None] = Need(
+        "ssh",
+        "OpenSSH's client (Debian: apt-get install openssh-client)",
+    )
+
+    kind: Literal["ssh"] = "ssh"
+    #: a name of the ssh config, or [user@]host
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+:%@-]*$", max_length=300)]
+    port: Annotated[int, Field(gt=0, lt=65536)] | None = None
+    python: Text = "python3"
+    #: where a folder of our own is made there, and removed
+    folder: Text = "/tmp"  # noqa: S108
+    #: further options of ssh, as in ``-o Name=value``, that run and write nothing here
+    options: Annotated[tuple[_Option, ...], Field(max_length=100)] = ()
+    connect_timeout: Annotated[float, Field(gt=0, le=3600)] = 10.0  #: seconds
+
+    def open(self, device: Device) -> DeviceRunner:
+        """The runner."""
+        from lrfc.targets.devices.runners.ssh import SSHRunner
+
+        return SSHRunner(device)
+
+
+class ADB(Connection):
+    """An Android device over adb: Python there (Termux), or the benchmark_model program of TensorFlow Lite pushed to it."""
+
+    program: ClassVar[Need | None] = Need(
+        "adb",
+        "Android's platform-tools (Debian: apt-get install adb)",
+    )
+
+    kind: Literal["adb"] = "adb"
+    serial: Text | None = None  #: which device, where several are connected
+    python: Text | None = None  #: Python on the device; None takes benchmark_model
+    #: path, on this machine, of the program built for the device
+    benchmark_model: Text | None = None
+    folder: Text = "/data/local/tmp"
+
+    def open(self, device: Device) -> DeviceRunner:
+        """The runner, of Python there or of benchmark_model."""
+        from lrfc.targets.devices.runners.adb import adb_runner
+
+        return adb_runner(device)
+
+
+class Vela(Connection):
+    """An Arm Ethos-U, as Arm's Vela compiler estimates it: cycles and memory are exact for Vela, and no time of a real device."""
+
+    figures: ClassVar[Source] = COMPILED
+    rounds_like_reference: ClassVar[bool] = True
+    tells_ops: ClassVar[bool] = True
+    not_timed: ClassVar[str] = "Vela tells the cycles of each op"
+    package: ClassVar[Need | None] = Need("ethos-u-vela", "npu")
+
+    kind: Literal["vela"] = "vela"
+    accelerator: Text  #: as in ``vela --accelerator-config``
+    system_config: Text = "internal-default"
+    memory_mode: Text = "internal-default"
+    config: Text | None = None  #: a vela.ini; None takes the one that comes with Vela
+
+    def open(self, device: Device) -> DeviceRunner:
+        """The runner."""
+        from lrfc.targets.ethos_u.runner import VelaRunner
+
+        return VelaRunner(device)
+
+    @property
+    def config_file(self) -> Path | None:
+        """The place of ``config``."""
+        return None if self.config is None else reader.located(self.config).absolute()
+
+    @property
+    def setting(self) -> tuple[str, ...]:
+        """Accelerator, system configuration and memory mode."""
+        return self.accelerator, self.system_config, self.memory_mode
+
+    @property
+    def configuration(self) -> str:
+        """All that Vela's figures depend on, besides its version.
+
+        A vela.ini by its content, since it may change.
+        """
+        file = self.config_file
+        own = ""
+        if file is not None:
+            own = hashlib.sha256(reader.contents(file, limit=INI_BYTES)).hexdigest()
+        return " ".join((*self.setting, own)).strip()
+
+
+class Analytic(Connection):
+    """A device that cannot be reached: everything about its time is computed from the cost profile and called estimated."""
+
+    figures: ClassVar[Source] = ESTIMATED
+    rounds_like_reference: ClassVar[bool] = True  # CMSIS-NN on a microcontroller
+    not_timed: ClassVar[str] = "its times are computed"
+    remark: ClassVar[str] = "computed from published figures, never measured"
+
+    kind: Literal["analytic"] = "analytic"
+    source: str  #: where the figures come from
+
+    def open(self, device: Device) -> DeviceRunner:
+        """DeviceError: nothing can be measured there."""
+        why = "it has no runner, its times are computed and called estimated"
+        raise DeviceError(f"device '{device.name}' cannot be measured: {why}")
+
+
+#: ``kind`` → way to reach. A new one is one line here.
+CONNECTIONS: dict[str, type[Connection]] = {
+    "local": Local,
+    "ssh": SSH,
+    "adb": ADB,
+    "vela": Vela,
+    "analytic": Analytic,
+}
+
+
+class ByKind:
+    """The annotation of a field that holds a table of CONNECTIONS, told apart by its ``kind``."""
+
+    def __get_pydantic_core_schema__(
+        self,
+        source: Any,
+        handler: GetCoreSchemaHandler,
+    ) -> CoreSchema:
+        shipped = dict(CONNECTIONS)
+        choices = {kind: handler.generate_schema(each) for kind, each in shipped.items()}
+
+        def read(value: Any, validated: Callable[[Any], Any]) -> Any:
+            if isinstance(value, Connection):
+                return value
+            kind = value.get("kind") if isinstance(value, dict) else None
+            added = CONNECTIONS.get(kind) if isinstance(kind, str) else None
+            if added is None or kind in shipped:
+                return validated(value)
+            # As a union of one, so that the errors name the place as those of the shipped kinds do.
+            choice = {str(kind): added.__pydantic_core_schema__}
+            alone = core_schema.tagged_union_schema(choice, discriminator="kind")
+            return SchemaValidator(alone).validate_python(value)
+
+        return core_schema.no_info_wrap_validator_function(
+            read,
+            core_schema.tagged_union_schema(choices, discriminator="kind"),
+            serialization=core_schema.plain_serializer_function_ser_schema(BaseModel.model_dump),
+        )
