@@ -8,22 +8,19 @@ from dataclasses import replace
 from lrfc.config.build import Budget
 from lrfc.config.precision import of
 from lrfc.costs.arena import arena
+from lrfc.engine.plans import rewritten, selected
 from lrfc.errors import BudgetError
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
-from lrfc.passes.factorize import Factorize
-from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.select_ranks import SelectRanks
-from lrfc.pipeline import plan, run
 from lrfc.protocols import Target
 from lrfc.pruning import milp as joint
-from lrfc.pruning.facts import Selection
 from lrfc.pruning.memory import Room
 from lrfc.pruning.selection import reachable, without_filters
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import live_need
-from lrfc.state import Progress, State
+from lrfc.state import State
 from lrfc.system import scratch
 
 #: What may reach a memory budget that factorization cannot.
@@ -42,7 +39,6 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
     """
     if max_size is None and max_ram is None:
         return state, select
-    silent = replace(state, progress=Progress())
     pruning = select.prune and state.known(FilterSpace) is not None
     itemsizes = [of(target.precision).weight for target in targets]
     precisions = sorted({target.precision for target in targets})
@@ -53,7 +49,7 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
     room = {p: max_ram.limit(arena(original, of(p).activation).planned_bytes()) for p in precisions} if max_ram is not None else {}
     live = dict(room)
     for _ in range(ROUNDS):
-        found, rooms = silent, select.rooms
+        found, rooms = state, select.rooms
         for precision, limit in live.items():
             assert max_ram is not None
             if pruning:
@@ -68,12 +64,12 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
             params = Budget(value=given, relative=False)
         wanted = replace(select, max_params=params, rooms=rooms)
         try:
-            chosen = run(found, plan([wanted], known=(DesignSpace,)))
+            chosen = selected(found, wanted)
         except BudgetError:
             if pruning and max_ram is not None:
                 _check_room(state, room, max_ram)
             raise
-        graph = fold_batchnorm(run(chosen, plan([Factorize(), PruneFilters()], known=(Selection,))).graph)
+        graph = fold_batchnorm(rewritten(chosen))
         good = True
         if max_size is not None:
             sizes = emitted(graph, state, targets)
@@ -91,7 +87,7 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
             if planned > limit:
                 good, live[precision] = False, live[precision] * limit / planned
         if good:
-            return replace(found, progress=state.progress), wanted
+            return found, wanted
     budgets = [f"--max-{name} {budget}" for name, budget in (("size", max_size), ("ram", max_ram)) if budget is not None]
     raise BudgetError(f"{' and '.join(budgets)} cannot be reached: every one of {ROUNDS} plans needs more; allow more, or name more --methods")
 

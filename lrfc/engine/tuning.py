@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,14 +12,12 @@ from lrfc.costs.latency import CostProfile, corrected
 from lrfc.costs.workload import Signature
 from lrfc.engine import budgets
 from lrfc.engine import evaluate as judge
+from lrfc.engine.plans import rewritten, selected
 from lrfc.errors import BudgetError
 from lrfc.ir.graph import Graph
 from lrfc.metrics.source import MEASURED
-from lrfc.passes.factorize import Factorize
 from lrfc.passes.price_layers import PriceLayers, executed
-from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.select_ranks import SelectRanks
-from lrfc.pipeline import plan, run
 from lrfc.protocols import Target
 from lrfc.pruning.costs import narrower
 from lrfc.pruning.facts import Selection
@@ -157,7 +155,7 @@ class Loop:
             place = (*map(key, selection.chosen), *((name, len(keep.units)) for name, keep in selection.keeps.items()))
             if place in tried:
                 break
-            trial = self._bench(run(found, plan([Factorize(), PruneFilters()], known=(Selection,))).graph)
+            trial = self._bench(rewritten(found))
             price = found.fact(Price)
             predicted = fixed(found)["latency"] + selection.cost("latency")
             rounds.append(self._round(price, predicted, trial))
@@ -200,8 +198,7 @@ class Loop:
             state, select = budgets.meet(priced, select, wish.max_size, wish.max_ram, [self._target])
             if narrowed is None:
                 select = judge.closest(state, select)
-        found = run(replace(state, progress=Progress()), plan([select], known=(DesignSpace,)))
-        return _Turn(state, select, found)
+        return _Turn(state, select, selected(state, select))
 
     def _least(self, state: State, wish: Wish, select: SelectRanks, allowed: float | None) -> tuple[State, SelectRanks]:
         """The selection that is best in the objective with no more than the allowed divergence."""
@@ -213,8 +210,8 @@ class Loop:
 
     def _priced(self, *, slower: bool) -> State:
         profile = corrected(self._profile, self._seen)
-        step = PriceLayers(profile, self._known, self._alone, self._bench.ms_per_unit, slower, self._executed)
-        return replace(run(replace(self._state, progress=Progress()), plan([step], known=(DesignSpace,))), progress=self._state.progress)
+        price = PriceLayers(profile, self._known, self._alone, self._bench.ms_per_unit, slower, self._executed)
+        return price(self._state)
 
     def _allowed(self, wish: Wish) -> float:
         """The predicted divergence that ``max_drop`` allows, learnt by running plans along the objective."""
@@ -254,8 +251,8 @@ class Loop:
 def _goal(each: _Tried, wish: Wish) -> float:
     if wish.objective is None:
         return each.impact
-    selected = run(replace(each.state, progress=Progress()), plan([each.select], known=(DesignSpace,)))
-    return selected.fact(Selection).cost(OBJECTIVES[wish.objective])
+    selection = selected(each.state, each.select).fact(Selection)
+    return selection.cost(OBJECTIVES[wish.objective])
 
 
 def _methods(state: State) -> tuple[str, ...]:
@@ -267,12 +264,13 @@ def _least_ram(state: State, select: SelectRanks, wish: Wish, target: Target) ->
     select = replace(select, minimise="macs")
     low, high = 0.0, 1.0 if wish.max_ram is None else wish.max_ram.value if wish.max_ram.relative else 1.0
     best = budgets.meet(state, select, wish.max_size, wish.max_ram, [target])
-    quiet: Callable[[State], State] = lambda each: replace(each, progress=Progress())  # noqa: E731
+    silent = replace(state, progress=Progress())  # one line for each limit says nothing
     while high - low > 0.01:
         share = (low + high) / 2
         try:
-            found = budgets.meet(quiet(state), select, wish.max_size, Budget(value=share, relative=True), [target])
-            run(quiet(found[0]), plan([found[1]], known=(DesignSpace,)))
+            limit = Budget(value=share, relative=True)
+            found = budgets.meet(silent, select, wish.max_size, limit, [target])
+            selected(*found)
         except BudgetError:
             low = share
         else:
