@@ -8,6 +8,7 @@ from dataclasses import replace
 from lrfc.config.build import Budget
 from lrfc.config.precision import of
 from lrfc.costs.arena import arena
+from lrfc.data.counts import TIMED
 from lrfc.engine.plans import rewritten, selected
 from lrfc.errors import BudgetError
 from lrfc.ir.fold import fold_batchnorm
@@ -94,7 +95,7 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
 
 def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:
     """Bytes of the file that each target makes of the graph."""
-    calibration = tuple(x[:8] for x in state.data.train.inputs)  # the ranges of activations do not change a file's size
+    calibration = state.data.train.head(TIMED).inputs
     with scratch.folder() as folder:
         return [target.emit(graph, folder / f"{number}.{target.name}", calibration).bytes for number, target in enumerate(targets)]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lrfc.config.build import BuildConfig
 from lrfc.costs.totals import totals
+from lrfc.data.counts import CALIBRATED, CHECKED
 from lrfc.engine.benchmark import Bench
 from lrfc.engine.destinations import Destination
 from lrfc.engine.op_costs import anatomy
@@ -35,9 +36,6 @@ from lrfc.targets.devices.speed import Ratio, speedup
 from lrfc.targets.parity import Parity, parity
 from lrfc.targets.tflite.target import TFLite
 
-#: Samples of the parity check, and of the int8 calibration.
-CHECKED = 64
-CALIBRATED = 200
 #: What brings no gain, by --prune.
 NOT_FASTER = {
     "off": "no factorization of a layer is faster than the layer itself",
@@ -100,10 +98,10 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
     ParityError when the emitted file does not compute what the graph computes.
     """
     data, target = made.state.data, goal.target
-    calibration = tuple(x[:CALIBRATED] for x in data.train.inputs)
+    calibration = data.train.head(CALIBRATED).inputs
     original = target.emit(made.original, folder / f"original.{target.name}", calibration)
     emitted = _emitted(made, target, folder / f"{made.source.stem}.{target.name}", calibration)
-    checked = tuple(x[:CHECKED] for x in data.validation.inputs)
+    checked = data.validation.head(CHECKED).inputs
     found = parity(emitted, target.load(emitted), checked, keras_io.predict(made.state.graph, checked))
     files, graphs = [original, emitted], [made.original, made.state.graph]
     if target.precision != "fp32" and bench.no_float is None:

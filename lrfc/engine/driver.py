@@ -13,6 +13,7 @@ from lrfc.config import build as options_
 from lrfc.config.build import Budget, BuildConfig, Drop
 from lrfc.config.precision import PRECISIONS
 from lrfc.costs.measurements import Store
+from lrfc.data.counts import TIMED
 from lrfc.data.dataset import Data
 from lrfc.engine.baseline import Baseline, baseline
 from lrfc.engine.benchmark import Bench, NPUBench, fallbacks
@@ -113,7 +114,7 @@ def bench_of(goal: Destination, state: State, folder: Path) -> Iterator[Bench]:
     with ExitStack() as stack:
         reached = None if goal.device.reach.kind == "analytic" else stack.enter_context(runner(goal.device))
         kind = NPUBench if goal.device.reach.kind == "vela" else Bench
-        few = tuple(x[:8] for x in state.data.train.inputs)
+        few = state.data.train.head(TIMED).inputs
         store = Store(log=state.progress.log)
         yield kind(goal.target, goal.device, reached, profile, state.original, few, goal.threads, folder, store)
 

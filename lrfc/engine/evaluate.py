@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lrfc.config.build import Budget
+from lrfc.data.counts import FITTED, JUDGED
 from lrfc.data.dataset import Split
 from lrfc.engine.plans import rewritten, selected
 from lrfc.errors import BudgetError
@@ -31,9 +32,6 @@ SAFE_DIVERGENCE = 0.01
 #: Plans that the search for the smallest network runs at most, and the width of the interval, as a share of the MACs, at which it stops.
 STEPS = 7
 WIDTH = 0.01
-#: Validation samples that a plan is judged on, and training samples that it is refitted on.
-JUDGED = 2_000
-FITTED = 500
 #: A method's own plan is not run when its predicted impact is this many times that of the mixed plan.
 HOPELESS = 1.5
 #: What a share of a quantity is a share of, in words.
@@ -69,8 +67,11 @@ class Judge:
     def __init__(self, state: State, name: str | None = None) -> None:
         # Few validation samples say little; training samples that no layer is fitted to say more.
         validation, train = state.data.validation, state.data.train
-        unseen = train.take(np.arange(min(FITTED, len(train)), min(FITTED + max(0, JUDGED - len(validation)), len(train))))
-        self._few = _joined(validation.take(np.arange(min(len(validation), JUDGED))), unseen)
+        few = validation.head(JUDGED)
+        first = min(FITTED, len(train))
+        last = min(FITTED + JUDGED - len(few), len(train))
+        unseen = train.take(np.arange(first, last))
+        self._few = _joined(few, unseen)
         self._reference = keras_io.predict(state.original, self._few.inputs)
         self._metric = metric(name, state.original, self._few)
         self.unit = short(self._metric.drop_unit)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lrfc.costs.totals import totals_of
-from lrfc.engine.candidate import CHECKED, Build, Draft, recorded
+from lrfc.data.counts import CHECKED
+from lrfc.engine.candidate import Build, Draft, recorded
 from lrfc.engine.replay import digest
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.ir import processor
@@ -64,7 +65,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, place: files.Reserved, log: Sequ
         shutil.copyfile(taken.original.path if kept else taken.emitted.path, emitted.path)
         if kept:  # never worse: the original's file ships
             plain, after = made.state.original, taken.before
-            checked = tuple(x[:CHECKED] for x in data.validation.inputs)
+            checked = data.validation.head(CHECKED).inputs
             found = parity(emitted, target.load(emitted), checked, keras_io.predict(plain, checked))
             layers = tuple(
                 layer.model_copy(
