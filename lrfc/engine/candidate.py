@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from lrfc.engine.benchmark import Bench
 from lrfc.engine.destinations import Destination
 from lrfc.engine.op_costs import anatomy
 from lrfc.engine.reference_kernels import Kernels, kernels
-from lrfc.engine.tuning import Settled
+from lrfc.engine.tuning import Plan
 from lrfc.errors import BudgetError, ModelError, NoGainError
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
@@ -45,7 +45,7 @@ NOT_FASTER = {
 
 
 @dataclass(frozen=True)
-class Build:
+class Compressed:
     """A compressed graph (``state.graph``, BatchNorms folded) and what is known about it before it is emitted.
 
     ``trainable`` is the same with its BatchNorms, for model.keras: it can be trained further, and stays clear of a crash of TensorFlow 2.21 on folded
@@ -60,13 +60,13 @@ class Build:
     shipped: Graph
     original: Graph
     design: DesignSpace
-    ladder: dict[str, float]
+    ladder: Mapping[str, float]
     metric: Metric | None
     seconds: float
 
 
 @dataclass(frozen=True)
-class Draft:
+class Trial:
     """A build as a file, before it is put into an output folder.
 
     ``speedup``: above 1 when the new file is faster than the original's of the same precision;
@@ -75,9 +75,9 @@ class Draft:
     one as the device takes them; None where it takes them as they are.
     """
 
-    made: Build
+    made: Compressed
     goal: Destination
-    settled: Settled
+    plan: Plan
     original: Artifact
     emitted: Artifact
     parity: Parity
@@ -92,7 +92,7 @@ class Draft:
     compiled: tuple[bytes | None, bytes | None]
 
 
-def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder: Path, looks: int = 1) -> Draft:
+def try_out(made: Compressed, goal: Destination, bench: Bench, plan: Plan, folder: Path, looks: int = 1) -> Trial:
     """The file of a build, in that folder. ``looks``: how many have been held against the same test samples, this one included.
 
     ParityError when the emitted file does not compute what the graph computes.
@@ -114,7 +114,7 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
         reference: Batch = keras_io.predict(made.state.original, data.test.inputs)
         outputs = [target.load(file)(data.test.inputs) for file in (original, emitted)]
         scores = made.metric.score(outputs[0], data.test), made.metric.score(outputs[1], data.test)
-        promise = held(made.metric, data.test, reference, outputs[1], settled.max_drop, looks=looks)
+        promise = held(made.metric, data.test, reference, outputs[1], plan.max_drop, looks=looks)
         rounded = _rounded(made, emitted, outputs[1])
         if rounded is not None and goal.device.rounds_like_reference:
             promise = promise.then(rounded.change)
@@ -124,10 +124,10 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
     in_float = None if target.precision == "fp32" else _float_original(bench, measured, kept)
     ops = anatomy(bench, made.original, made.state.graph, (original, emitted))
     compiled = bench.compiled(original), bench.compiled(emitted)
-    return Draft(made, goal, settled, original, emitted, found, ratio, in_float, before, after, promise, rounded, failure, ops, compiled)
+    return Trial(made, goal, plan, original, emitted, found, ratio, in_float, before, after, promise, rounded, failure, ops, compiled)
 
 
-def _emitted(made: Build, target: Target, path: Path, calibration: Batch) -> Artifact:
+def _emitted(made: Compressed, target: Target, path: Path, calibration: Batch) -> Artifact:
     """The file, with the ranges of its training where it was trained with its rounding and the converter takes them."""
     trained = made.state.known(QuantizedModel)
     if trained is not None and isinstance(target, TFLite):
@@ -138,7 +138,7 @@ def _emitted(made: Build, target: Target, path: Path, calibration: Batch) -> Art
     return target.emit(made.shipped, path, calibration)
 
 
-def _rounded(made: Build, file: Artifact, outputs: Batch) -> Kernels | None:
+def _rounded(made: Compressed, file: Artifact, outputs: Batch) -> Kernels | None:
     """The file by the reference kernels, where they run it."""
     assert made.metric is not None
     try:
@@ -183,7 +183,7 @@ def recorded(ratio: Ratio) -> Speedup:
     return Speedup(median=ratio.median, low=ratio.low, high=ratio.high)
 
 
-def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
+def _loss(made: Compressed, goal: Destination, before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
     selection = made.state.fact(Selection)
     if not selection.keeps and all(choice.method is None for choice in selection.chosen):
         return NoGainError(
@@ -203,7 +203,7 @@ def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio
     return None
 
 
-def _unmet(made: Build, promise: Contract | None, before: Figures, after: Figures) -> BudgetError | None:
+def _unmet(made: Compressed, promise: Contract | None, before: Figures, after: Figures) -> BudgetError | None:
     problems = [
         f"{each.option}: {exact(each.quantity, each.value)} of at most {exact(each.quantity, each.bound)}"
         for each in asked(made.config.budgets, before, after)

@@ -80,7 +80,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Settled:
+class Plan:
     """A selection to build, the state to run it on, and how it was found: the turns of the loop and, with an objective, the divergence allowed.
 
     ``design``: every candidate at the last prices, also those that do not pay.
@@ -129,7 +129,7 @@ class Loop:
         self._alone = bench.prices(wanted)
         self._known = {**self._alone, **bench.known}
 
-    def settle(self, wish: Wish, allowed: float | None = None) -> Settled:
+    def settle(self, wish: Wish, allowed: float | None = None) -> Plan:
         """The plan. ``allowed``: the divergence that ``max_drop`` allows, where an earlier loop on the same data has found it.
 
         MACs do not tell time: a plan may have half of them and be slower. Each plan is emitted and measured before work goes into it; what was measured
@@ -173,7 +173,7 @@ class Loop:
                 break
         best = min(tried.values(), key=lambda each: self._rank(wish, each))
         design = self._priced(slower=True).fact(DesignSpace)
-        return Settled(best.state, best.select, tuple(rounds), wish.objective, allowed, wish.max_drop, design)
+        return Plan(best.state, best.select, tuple(rounds), wish.objective, allowed, wish.max_drop, design)
 
     # -- one turn --------------------------------------------------------------------------------------------------------------
 
