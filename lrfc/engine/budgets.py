@@ -21,7 +21,7 @@ from lrfc.pruning.selection import reachable, without_filters
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import live_need
-from lrfc.state import State
+from lrfc.state import Progress, State
 from lrfc.system import scratch
 
 #: What may reach a memory budget that factorization cannot.
@@ -91,6 +91,36 @@ def meet(state: State, select: SelectRanks, max_size: Budget | None, max_ram: Bu
             return found, wanted
     budgets = [f"--max-{name} {budget}" for name, budget in (("size", max_size), ("ram", max_ram)) if budget is not None]
     raise BudgetError(f"{' and '.join(budgets)} cannot be reached: every one of {ROUNDS} plans needs more; allow more, or name more --methods")
+
+
+def least_ram(
+    state: State,
+    select: SelectRanks,
+    max_size: Budget | None,
+    max_ram: Budget | None,
+    target: Target,
+) -> tuple[State, SelectRanks]:
+    """The least activation memory within the constraints, found by bisection.
+
+    Of the plans with it the one with the fewest MACs.
+    """
+    select = replace(select, minimise="macs")
+    low, high = 0.0, 1.0
+    if max_ram is not None and max_ram.relative:
+        high = max_ram.value
+    best = meet(state, select, max_size, max_ram, [target])
+    silent = replace(state, progress=Progress())  # a line for each limit tells nobody anything
+    while high - low > 0.01:
+        share = (low + high) / 2
+        try:
+            limit = Budget(value=share, relative=True)
+            found, tight = meet(silent, select, max_size, limit, [target])
+            selected(found, tight)
+        except BudgetError:
+            low = share
+        else:
+            best, high = (replace(found, progress=state.progress), tight), share
+    return best
 
 
 def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:

@@ -118,7 +118,8 @@ def try_out(made: Compressed, goal: Destination, bench: Bench, plan: Plan, folde
         rounded = _rounded(made, emitted, outputs[1])
         if rounded is not None and goal.device.rounds_like_reference:
             promise = promise.then(rounded.change)
-    before, after = (_figures(graph, file, each, score) for graph, file, each, score in zip(graphs[:2], files[:2], measured[:2], scores, strict=True))
+    before = _figures(made.original, original, measured[0], scores[0])
+    after = _figures(made.state.graph, emitted, measured[1], scores[1])
     failure = _loss(made, goal, before, after, ratio) or _unmet(made, promise, before, after)
     kept = measured[0] if isinstance(failure, NoGainError) else measured[1]
     in_float = None if target.precision == "fp32" else _float_original(bench, measured, kept)

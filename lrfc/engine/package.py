@@ -67,14 +67,7 @@ def ship(trials: Sequence[Trial], taken: Trial, place: files.Reserved, log: Sequ
             plain, after = made.state.original, taken.before
             checked = data.validation.head(CHECKED).inputs
             found = parity(emitted, target.load(emitted), checked, keras_io.predict(plain, checked))
-            layers = tuple(
-                layer.model_copy(
-                    update={"method": None, "rank": None, "similarity": None, "params_after": layer.params_before, "macs_after": layer.macs_before}
-                    | {"reason": layer.reason or f"{layer.method} was tried; {failure}", "filters_after": layer.filters_before}
-                    | {"filters_reason": f"cutting them was tried; {failure}" if layer.cut else layer.filters_reason}
-                )
-                for layer in layers
-            )
+            layers = tuple(_as_it_was(layer, str(failure)) for layer in layers)
         compiled = taken.compiled[0 if kept else 1]
         built = []
         if compiled is not None:
@@ -223,6 +216,22 @@ def _filters(made: Compressed) -> tuple[Filters, ...]:
         )
         for name, keep in keeps.items()
     )
+
+
+def _as_it_was(layer: Layer, failure: str) -> Layer:
+    """The layer as it is in the original, with what was tried and why it does not ship."""
+    update: dict[str, Any] = {
+        "method": None,
+        "rank": None,
+        "similarity": None,
+        "params_after": layer.params_before,
+        "macs_after": layer.macs_before,
+        "reason": layer.reason or f"{layer.method} was tried; {failure}",
+        "filters_after": layer.filters_before,
+    }
+    if layer.cut:
+        update["filters_reason"] = f"cutting them was tried; {failure}"
+    return layer.model_copy(update=update)
 
 
 def _layers(made: Compressed, filters: FilterSpace | None) -> tuple[Layer, ...]:
