@@ -270,6 +270,7 @@ def _tightest(budget: Budget | None, limit: int | None, original: int) -> Budget
     return Budget(value=limit, relative=False, given=f"{limit}B")
 
 
-def reasons(*told: Mapping[str, str]) -> str:
+def reasons(*refused: Mapping[str, str]) -> str:
     """Why each layer has no choice, in one line."""
-    return "; ".join(f"{name}: {reason}" for each in told for name, reason in each.items())
+    pairs = (pair for each in refused for pair in each.items())
+    return "; ".join(f"{name}: {reason}" for name, reason in pairs)
