@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc.data.counts import CALIBRATED
 from lrfc.ir.batch import Batch, head
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras.tf_keras_lower import lower, raised
@@ -16,9 +17,6 @@ from lrfc.state import Fact, State
 from lrfc.training import annotate, losses
 from lrfc.training.rate import annealed
 from lrfc.training.scoring import scorer, shown
-
-#: Calibration inputs that the ranges begin with.
-CALIBRATED = 200
 
 
 @dataclass(frozen=True, eq=False)

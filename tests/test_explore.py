@@ -12,7 +12,7 @@ from lrfc.config.build import Budget, Drop
 from lrfc.costs import fitting
 from lrfc.costs.latency import CostProfile
 from lrfc.costs.workload import Signature, signatures
-from lrfc.engine.tuning import AGREE, ROUNDS, Loop, Settled, Wish
+from lrfc.engine.tuning import AGREE, ROUNDS, Loop, Plan, Wish
 from lrfc.errors import BudgetError
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
@@ -87,11 +87,11 @@ def share(value: float) -> Budget:
     return Budget(value=value, relative=True)
 
 
-def settled(device: Device, wish: Wish, allowed: float | None = None) -> Settled:
+def settled(device: Device, wish: Wish, allowed: float | None = None) -> Plan:
     return Loop(state(), TFLite(), device, believed()).settle(wish, allowed)
 
 
-def chosen(found: Settled) -> Selection:
+def chosen(found: Plan) -> Selection:
     return found.select(found.state).fact(Selection)
 
 

@@ -13,7 +13,7 @@ import lrfc
 from lrfc.engine import driver as line
 from lrfc.engine import preflight
 from lrfc.engine.baseline import ways_out
-from lrfc.engine.candidate import Draft
+from lrfc.engine.candidate import Trial
 from lrfc.engine.destinations import destination
 from lrfc.engine.package import Result
 from lrfc.errors import BudgetError, NoGainError
@@ -37,9 +37,9 @@ def samples(model: Any) -> dict[str, Any]:
 
 def failed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first file of every destination is found to lose twice of what is allowed, so that the build is repeated with less."""
-    real = line.draft
+    real = line.try_out
 
-    def draft(*args: Any, looks: int) -> Draft:
+    def try_out(*args: Any, looks: int) -> Trial:
         made = real(*args, looks=looks)
         assert made.contract is not None
         assert made.contract.allowed is not None
@@ -47,7 +47,7 @@ def failed_once(monkeypatch: pytest.MonkeyPatch) -> None:
             return made
         return replace(made, contract=replace(made.contract, drop=2 * made.contract.allowed.value))
 
-    monkeypatch.setattr(line, "draft", draft)
+    monkeypatch.setattr(line, "try_out", try_out)
 
 
 def test_the_order_of_destinations_changes_no_file(monkeypatch: pytest.MonkeyPatch) -> None:

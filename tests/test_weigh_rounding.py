@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
-from lrfc.engine.driver import weighing
+from lrfc.engine.passes import weighing
 from lrfc.factorization import METHODS
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io

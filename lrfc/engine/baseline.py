@@ -9,7 +9,7 @@ from lrfc.config.build import Drop
 from lrfc.config.formats import FORMATS
 from lrfc.config.precision import PRECISIONS, listed
 from lrfc.costs.totals import totals
-from lrfc.engine.candidate import CALIBRATED
+from lrfc.data.counts import CALIBRATED
 from lrfc.engine.destinations import Destination
 from lrfc.engine.reference_kernels import kernels
 from lrfc.errors import ModelError
@@ -45,7 +45,7 @@ def baseline(metric: Metric, state: State, goal: Destination, folder: Path, allo
     """
     test, target = state.data.test, goal.target
     whole = fold_batchnorm(state.original)
-    samples = tuple(x[:CALIBRATED] for x in state.data.train.inputs)
+    samples = state.data.train.head(CALIBRATED).inputs
     file = target.emit(whole, folder / f"original-alone{target.suffix}", samples)
     outputs = target.load(file)(test.inputs)
     found = held(metric, test, keras_io.predict(state.original, test.inputs), outputs, allowed)

@@ -12,10 +12,14 @@ from typing import Any
 
 from lrfc.config.build import BuildConfig
 from lrfc.data.load import load_data
+from lrfc.engine import driver
+from lrfc.engine.compress import Shared
 from lrfc.engine.destinations import Destination, destination
-from lrfc.engine.driver import Line, Stop, bench_of, exploration, pipeline, reasons, weighing
+from lrfc.engine.driver import reasons
 from lrfc.engine.estimate import estimates
+from lrfc.engine.job import Job, job_of
 from lrfc.engine.package import Result, ship
+from lrfc.engine.passes import exploration, pipeline, weighing
 from lrfc.engine.preflight import Goal, Request
 from lrfc.engine.replay import Locked
 from lrfc.errors import LrfcError, ModelError, UsageError
@@ -78,25 +82,39 @@ def _built(request: Request, progress: Progress | None, on_result: Callable[[Res
             raise UsageError("--qat trains the network, and there is too little to train on: give --data, or leave out --qat")
         for note in samples.notes:
             progress.log(note)
-        results = []
-        try:
-            line = Line(source, config, goals, samples, progress, request.locked)
-            state = line.explored(graph)
-            for goal, place in zip(goals, places, strict=True):
-                emitted = stack.enter_context(scratch.folder())
-                with bench_of(goal, state, emitted) as bench:
-                    drafts, taken = line.drafted(state, goal, bench, emitted)
-                results.append(ship(drafts, taken, place, log))
-                on_result(results[-1])
-        except Stop:
-            return None if request.single else ()
+        job = job_of(source, config, goals, samples, progress, request.locked)
+        results = _results(job, graph, places, log, on_result)
+    if results is None:  # stopped before there was anything to emit
+        return None if request.single else ()
+    value: Any = results[0] if request.single else tuple(results)
     failures = [result.failure for result in results if result.failure is not None]
-    given: Any = results[0] if request.single else tuple(results)
     if failures:
         worst = min(failures, key=lambda failure: failure.exit_code)
-        worst.result = given
-        raise worst
-    return given
+        raise type(worst)(str(worst), value)
+    return value
+
+
+def _results(
+    job: Job,
+    graph: Graph,
+    places: Sequence[artifact.Reserved],
+    log: Sequence[str],
+    on_result: Callable[[Result], None],
+) -> list[Result] | None:
+    """The written folder of each destination; None where the build stops after a pass."""
+    explored = driver.explore(job, graph)
+    if explored is None:
+        return None
+    shared, results = Shared(), []
+    for goal, place in zip(job.goals, places, strict=True):
+        with scratch.folder() as folder:
+            with driver.bench_of(goal, explored.state, folder) as bench:
+                trials = driver.trials(job, explored, goal, bench, folder, shared)
+            if trials is None:
+                return None
+            results.append(ship(trials, driver.best(trials), place, log))
+        on_result(results[-1])
+    return results
 
 
 def explore(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lrfc.config.build import BuildConfig
 from lrfc.costs.totals import totals
+from lrfc.data.counts import CALIBRATED, CHECKED
 from lrfc.engine.benchmark import Bench
 from lrfc.engine.destinations import Destination
 from lrfc.engine.op_costs import anatomy
 from lrfc.engine.reference_kernels import Kernels, kernels
-from lrfc.engine.tuning import Settled
+from lrfc.engine.tuning import Plan
 from lrfc.errors import BudgetError, ModelError, NoGainError
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
@@ -34,9 +35,6 @@ from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.speed import Ratio, speedup
 from lrfc.targets.parity import Parity, parity
 
-#: Samples of the parity check, and of the int8 calibration.
-CHECKED = 64
-CALIBRATED = 200
 #: What brings no gain, by --prune.
 NOT_FASTER = {
     "off": "no factorization of a layer is faster than the layer itself",
@@ -46,7 +44,7 @@ NOT_FASTER = {
 
 
 @dataclass(frozen=True)
-class Build:
+class Compressed:
     """A compressed graph (``state.graph``, BatchNorms folded) and what is known about it before it is emitted.
 
     ``trainable`` is the same with its BatchNorms, for model.keras: it can be trained further, and stays clear of a crash of TensorFlow 2.21 on folded
@@ -61,13 +59,13 @@ class Build:
     shipped: Graph
     original: Graph
     design: DesignSpace
-    ladder: dict[str, float]
+    ladder: Mapping[str, float]
     metric: Metric | None
     seconds: float
 
 
 @dataclass(frozen=True)
-class Draft:
+class Trial:
     """A build as a file, before it is put into an output folder.
 
     ``speedup``: above 1 when the new file is faster than the original's of the same precision;
@@ -76,9 +74,9 @@ class Draft:
     one as the device takes them; None where it takes them as they are.
     """
 
-    made: Build
+    made: Compressed
     goal: Destination
-    settled: Settled
+    plan: Plan
     original: Artifact
     emitted: Artifact
     parity: Parity
@@ -93,16 +91,16 @@ class Draft:
     compiled: tuple[bytes | None, bytes | None]
 
 
-def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder: Path, looks: int = 1) -> Draft:
+def try_out(made: Compressed, goal: Destination, bench: Bench, plan: Plan, folder: Path, looks: int = 1) -> Trial:
     """The file of a build, in that folder. ``looks``: how many have been held against the same test samples, this one included.
 
     ParityError when the emitted file does not compute what the graph computes.
     """
     data, target = made.state.data, goal.target
-    calibration = tuple(x[:CALIBRATED] for x in data.train.inputs)
+    calibration = data.train.head(CALIBRATED).inputs
     original = target.emit(made.original, folder / f"original{target.suffix}", calibration)
     emitted = _emitted(made, target, folder / f"{made.source.stem}{target.suffix}", calibration)
-    checked = tuple(x[:CHECKED] for x in data.validation.inputs)
+    checked = data.validation.head(CHECKED).inputs
     found = parity(emitted, target.load(emitted), checked, keras_io.predict(made.state.graph, checked))
     files, graphs = [original, emitted], [made.original, made.state.graph]
     if target.precision != "fp32" and bench.no_float is None:
@@ -115,20 +113,21 @@ def draft(made: Build, goal: Destination, bench: Bench, settled: Settled, folder
         reference: Batch = keras_io.predict(made.state.original, data.test.inputs)
         outputs = [target.load(file)(data.test.inputs) for file in (original, emitted)]
         scores = made.metric.score(outputs[0], data.test), made.metric.score(outputs[1], data.test)
-        promise = held(made.metric, data.test, reference, outputs[1], settled.max_drop, looks=looks)
+        promise = held(made.metric, data.test, reference, outputs[1], plan.max_drop, looks=looks)
         rounded = _rounded(made, emitted, outputs[1])
         if rounded is not None and goal.device.rounds_like_reference:
             promise = promise.then(rounded.change)
-    before, after = (_figures(graph, file, each, score) for graph, file, each, score in zip(graphs[:2], files[:2], measured[:2], scores, strict=True))
+    before = _figures(made.original, original, measured[0], scores[0])
+    after = _figures(made.state.graph, emitted, measured[1], scores[1])
     failure = _loss(made, goal, before, after, ratio) or _unmet(made, promise, before, after)
     kept = measured[0] if isinstance(failure, NoGainError) else measured[1]
     in_float = None if target.precision == "fp32" else _float_original(bench, measured, kept)
     ops = anatomy(bench, made.original, made.state.graph, (original, emitted))
     compiled = bench.compiled(original), bench.compiled(emitted)
-    return Draft(made, goal, settled, original, emitted, found, ratio, in_float, before, after, promise, rounded, failure, ops, compiled)
+    return Trial(made, goal, plan, original, emitted, found, ratio, in_float, before, after, promise, rounded, failure, ops, compiled)
 
 
-def _emitted(made: Build, target: Target, path: Path, calibration: Batch) -> Artifact:
+def _emitted(made: Compressed, target: Target, path: Path, calibration: Batch) -> Artifact:
     """The file, with the ranges of its training where it was trained with its rounding and the converter takes them."""
     trained = made.state.known(QuantizedModel)
     if trained is not None:
@@ -142,7 +141,7 @@ def _emitted(made: Build, target: Target, path: Path, calibration: Batch) -> Art
     return target.emit(made.shipped, path, calibration)
 
 
-def _rounded(made: Build, file: Artifact, outputs: Batch) -> Kernels | None:
+def _rounded(made: Compressed, file: Artifact, outputs: Batch) -> Kernels | None:
     """The file by the reference kernels, where they run it."""
     assert made.metric is not None
     try:
@@ -187,7 +186,7 @@ def recorded(ratio: Ratio) -> Speedup:
     return Speedup(median=ratio.median, low=ratio.low, high=ratio.high)
 
 
-def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
+def _loss(made: Compressed, goal: Destination, before: Figures, after: Figures, ratio: Ratio) -> NoGainError | None:
     selection = made.state.fact(Selection)
     if not selection.keeps and all(choice.method is None for choice in selection.chosen):
         return NoGainError(
@@ -207,7 +206,7 @@ def _loss(made: Build, goal: Destination, before: Figures, after: Figures, ratio
     return None
 
 
-def _unmet(made: Build, promise: Contract | None, before: Figures, after: Figures) -> BudgetError | None:
+def _unmet(made: Compressed, promise: Contract | None, before: Figures, after: Figures) -> BudgetError | None:
     problems = [
         f"{each.option}: {exact(each.quantity, each.value)} of at most {exact(each.quantity, each.bound)}"
         for each in asked(made.config.budgets, before, after)

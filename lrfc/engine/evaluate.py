@@ -9,34 +9,29 @@ from typing import Any
 import numpy as np
 
 from lrfc.config.build import Budget
+from lrfc.data.counts import FITTED, JUDGED
 from lrfc.data.dataset import Split
+from lrfc.engine.plans import rewritten, selected
 from lrfc.errors import BudgetError
 from lrfc.ir.keras import io as keras_io
 from lrfc.metrics.contract import held
 from lrfc.metrics.metric import metric
 from lrfc.metrics.outcome import short
-from lrfc.passes.factorize import Factorize
-from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import SelectRanks
-from lrfc.pipeline import plan, run
-from lrfc.protocols import Pass
 from lrfc.pruning.facts import Selection
 from lrfc.pruning.selection import reachable, without_filters
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace, costs
 from lrfc.search.sensitivity import divergence
-from lrfc.state import Progress, State
+from lrfc.state import State
 
 #: Without data nothing can be measured: the predicted divergence of the outputs (see lrfc.search.sensitivity) stays below this.
 SAFE_DIVERGENCE = 0.01
 #: Plans that the search for the smallest network runs at most, and the width of the interval, as a share of the MACs, at which it stops.
 STEPS = 7
 WIDTH = 0.01
-#: Validation samples that a plan is judged on, and training samples that it is refitted on.
-JUDGED = 2_000
-FITTED = 500
 #: A method's own plan is not run when its predicted impact is this many times that of the mixed plan.
 HOPELESS = 1.5
 #: What a share of a quantity is a share of, in words.
@@ -72,8 +67,11 @@ class Judge:
     def __init__(self, state: State, name: str | None = None) -> None:
         # Few validation samples say little; training samples that no layer is fitted to say more.
         validation, train = state.data.validation, state.data.train
-        unseen = train.take(np.arange(min(FITTED, len(train)), min(FITTED + max(0, JUDGED - len(validation)), len(train))))
-        self._few = _joined(validation.take(np.arange(min(len(validation), JUDGED))), unseen)
+        few = validation.head(JUDGED)
+        first = min(FITTED, len(train))
+        last = min(FITTED + JUDGED - len(few), len(train))
+        unseen = train.take(np.arange(first, last))
+        self._few = _joined(few, unseen)
         self._reference = keras_io.predict(state.original, self._few.inputs)
         self._metric = metric(name, state.original, self._few)
         self.unit = short(self._metric.drop_unit)
@@ -83,10 +81,10 @@ class Judge:
         same = held(self._metric, self._few, self._reference, self._reference, confidence=SURE)
         return same.high <= allowed
 
-    def __call__(self, selected: State) -> Verdict:
+    def __call__(self, planned: State) -> Verdict:
         """The verdict on the plan of that state."""
-        steps: list[Pass] = [Factorize(), PruneFilters(), RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED, patches=8_192)]
-        graph = run(selected, plan(steps, known=(Selection,))).graph
+        repairs = (RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED, patches=8_192))
+        graph = rewritten(planned, repairs)
         outputs = keras_io.predict(graph, self._few.inputs)
         found = held(self._metric, self._few, self._reference, outputs, confidence=SURE)
         return Verdict(divergence(self._reference, outputs), found.drop, found.high - found.drop, found.unit)
@@ -114,8 +112,7 @@ def smallest(state: State, max_drop: float, quantity: str = "macs", select: Sele
     is that of the metric (lrfc.metrics.metric); without labels it is the fidelity to the original's outputs. On synthetic data nothing is run: the predicted
     divergence must stay below ``SAFE_DIVERGENCE``. BudgetError when not even the largest candidate is within.
     """
-    silent = replace(state, progress=Progress())
-    judge = None if state.data.synthetic else Judge(silent, name)
+    judge = None if state.data.synthetic else Judge(state, name)
     sure = judge is None or judge.sure(max_drop)
     if judge is not None and not sure:
         state.progress.log(f"  too few samples to be sure of {100 * max_drop:.3g}{judge.unit}: the drop that they show is taken as it is")
@@ -127,7 +124,7 @@ def smallest(state: State, max_drop: float, quantity: str = "macs", select: Sele
 
     def at(share: float) -> State:
         bound: dict[str, Any] = {field: Budget(value=share, relative=True)}
-        return run(silent, plan([replace(base, **bound)], known=(DesignSpace,)))
+        return selected(state, replace(base, **bound))
 
     step = state.progress.stage("budget", STEPS)
     seen: list[tuple[float, float]] = []
@@ -135,17 +132,17 @@ def smallest(state: State, max_drop: float, quantity: str = "macs", select: Sele
     share = (low + high) / 2
     for _ in range(STEPS):
         try:
-            selected = at(share)
+            planned = at(share)
         except BudgetError:  # the budgets that are kept besides do not allow so little
             low, share = share, (share + high) / 2
             continue
-        impact = selected.fact(Selection).impact
+        impact = planned.fact(Selection).impact
         if judge is None:
             good = impact <= SAFE_DIVERGENCE
             state.progress.log(f"  {100 * share:.1f}% of the {NOUNS[quantity]}: predicted divergence {impact:.4f} (at most {SAFE_DIVERGENCE})")
             seen.append((impact, impact / SAFE_DIVERGENCE))
         else:
-            verdict = judge(selected)
+            verdict = judge(planned)
             verdict = verdict if sure else replace(verdict, margin=0.0)
             good = verdict.within(max_drop)
             state.progress.log(f"  {100 * share:.1f}% of the {NOUNS[quantity]}: {verdict} (at most {100 * max_drop:.3g}{judge.unit})")
@@ -205,10 +202,9 @@ def closest(state: State, select: SelectRanks) -> SelectRanks:
     others = list(_alternatives(state, select))
     if state.data.synthetic or not others:
         return select
-    silent = replace(state, progress=Progress())
-    judge = Judge(silent)
+    judge = Judge(state)
     step = state.progress.stage("plans", len(others) + 1)
-    mixed = run(silent, plan([select], known=(DesignSpace,)))
+    mixed = selected(state, select)
     predicted = mixed.fact(Selection).impact
     found = [(judge(mixed).divergence, select)]
     state.progress.log(f"  all together: predicted {predicted:.4f}, output divergence {found[0][0]:.4f}")
@@ -216,15 +212,15 @@ def closest(state: State, select: SelectRanks) -> SelectRanks:
     for name, other in others:
         step(1)
         try:
-            selected = run(silent, plan([other], known=(DesignSpace,)))
+            planned = selected(state, other)
         except BudgetError as error:
             state.progress.log(f"  {name}: {error}")
             continue
-        impact = selected.fact(Selection).impact
+        impact = planned.fact(Selection).impact
         if impact > HOPELESS * predicted:
             state.progress.log(f"  {name}: predicted {impact:.4f}, the mixed plan {predicted:.4f}; not run")
             continue
-        found.append((judge(selected).divergence, other))
+        found.append((judge(planned).divergence, other))
         state.progress.log(f"  {name}: predicted {impact:.4f}, output divergence {found[-1][0]:.4f}")
     return min(found, key=lambda each: each[0])[1]
 

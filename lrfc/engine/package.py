@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lrfc.costs.totals import totals_of
-from lrfc.engine.candidate import CHECKED, Build, Draft, recorded
+from lrfc.data.counts import CHECKED
+from lrfc.engine.candidate import Compressed, Trial, recorded
 from lrfc.engine.replay import digest
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.ir import processor
@@ -52,27 +53,20 @@ class Result:
         return self.out / self.manifest.artifacts[0].path
 
 
-def ship(drafts: Sequence[Draft], taken: Draft, place: files.Reserved, log: Sequence[str]) -> Result:
-    """Write the output folder of one destination: that of ``taken``, the last word of several ``drafts``."""
-    made, goal, settled, failure = taken.made, taken.goal, taken.settled, taken.failure
+def ship(trials: Sequence[Trial], taken: Trial, place: files.Reserved, log: Sequence[str]) -> Result:
+    """Write the output folder of one destination: that of ``taken``, one of the ``trials``."""
+    made, goal, plan, failure = taken.made, taken.goal, taken.plan, taken.failure
     data, target = made.state.data, goal.target
     with place.writing() as work:
         emitted = replace(taken.emitted, path=work / taken.emitted.path.name)
-        plain, layers, after, found = made.trainable, _layers(made, settled.state.known(FilterSpace)), taken.after, taken.parity
+        plain, layers, after, found = made.trainable, _layers(made, plan.state.known(FilterSpace)), taken.after, taken.parity
         kept = isinstance(failure, NoGainError)
         shutil.copyfile(taken.original.path if kept else taken.emitted.path, emitted.path)
         if kept:  # never worse: the original's file ships
             plain, after = made.state.original, taken.before
-            checked = tuple(x[:CHECKED] for x in data.validation.inputs)
+            checked = data.validation.head(CHECKED).inputs
             found = parity(emitted, target.load(emitted), checked, keras_io.predict(plain, checked))
-            layers = tuple(
-                layer.model_copy(
-                    update={"method": None, "rank": None, "similarity": None, "params_after": layer.params_before, "macs_after": layer.macs_before}
-                    | {"reason": layer.reason or f"{layer.method} was tried; {failure}", "filters_after": layer.filters_before}
-                    | {"filters_reason": f"cutting them was tried; {failure}" if layer.cut else layer.filters_reason}
-                )
-                for layer in layers
-            )
+            layers = tuple(_as_it_was(layer, str(failure)) for layer in layers)
         compiled = taken.compiled[0 if kept else 1]
         built = []
         if compiled is not None:
@@ -97,10 +91,10 @@ def ship(drafts: Sequence[Draft], taken: Draft, place: files.Reserved, log: Sequ
                 candidates=made.design.size,
                 undominated=made.design.undominated,
                 seconds=made.seconds,
-                objective=settled.objective,
-                allowed_divergence=settled.allowed,
-                rounds=settled.rounds,
-                attempts=tuple(map(_attempt, drafts)),
+                objective=plan.objective,
+                allowed_divergence=plan.allowed,
+                rounds=plan.rounds,
+                attempts=tuple(map(_attempt, trials)),
             ),
             finetune=_tuning(made),
             speedup=recorded(taken.speedup),
@@ -116,7 +110,7 @@ def ship(drafts: Sequence[Draft], taken: Draft, place: files.Reserved, log: Sequ
         manifest = manifest.model_copy(update={"verdict": judged(manifest, goal.device)})
         manifest.write(work)
         manifest.write_layers(work)
-        choices.write(work, _weighed(made, settled.design).spaces, {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers})
+        choices.write(work, _weighed(made, plan.design).spaces, {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers})
         taken.ops.write(work)
         (work / "pareto.json").write_text(json.dumps({"schema_version": 1, **_fronts(taken)}, indent=2) + "\n", encoding="utf-8")
         (work / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
@@ -124,26 +118,26 @@ def ship(drafts: Sequence[Draft], taken: Draft, place: files.Reserved, log: Sequ
     return Result(place.out, manifest, taken.speedup, failure)
 
 
-def _fronts(taken: Draft) -> dict[str, Any]:
+def _fronts(taken: Trial) -> dict[str, Any]:
     """The front over MACs, and the one over the predicted latency in milliseconds where the loop has priced the candidates."""
-    made, settled = taken.made, taken.settled
+    made, plan = taken.made, taken.plan
     fronts = {"points": front(replace(made.state, graph=made.state.original).with_fact(_weighed(made, made.design)))}
-    price = settled.state.known(Price)
+    price = plan.state.known(Price)
     if price is not None:
-        priced = front(replace(settled.state, graph=made.state.original).with_fact(_weighed(made, settled.design), price), ("latency",))
+        priced = front(replace(plan.state, graph=made.state.original).with_fact(_weighed(made, plan.design), price), ("latency",))
         fronts["by_latency"] = [{**point, "latency": point["latency"] * price.ms_per_unit} for point in priced]
     return fronts
 
 
-def _weighed(made: Build, design: DesignSpace) -> DesignSpace:
+def _weighed(made: Compressed, design: DesignSpace) -> DesignSpace:
     """The candidates that were weighed: with --prune only each layer as it is."""
     return design.narrowed(()) if made.config.prune == "only" else design
 
 
-def _attempt(each: Draft) -> Attempt:
+def _attempt(each: Trial) -> Attempt:
     latency = each.after.latency_ms
     return Attempt(
-        allowed_divergence=each.settled.allowed,
+        allowed_divergence=each.plan.allowed,
         kept=_kept(each),
         accuracy=each.after.accuracy,
         latency_ms=None if latency is None else latency.p50,
@@ -151,7 +145,7 @@ def _attempt(each: Draft) -> Attempt:
     )
 
 
-def _tuning(made: Build) -> FineTuning | None:
+def _tuning(made: Compressed) -> FineTuning | None:
     found = made.state.known(Tuning)
     if found is None or not found.steps:
         return None
@@ -162,7 +156,7 @@ def _tuning(made: Build) -> FineTuning | None:
     )  # fmt: skip
 
 
-def _accuracy(taken: Draft, artifact: float | None) -> Accuracy:
+def _accuracy(taken: Trial, artifact: float | None) -> Accuracy:
     metric, ladder = taken.made.metric, taken.made.ladder
     if metric is None:
         return Accuracy()
@@ -172,7 +166,7 @@ def _accuracy(taken: Draft, artifact: float | None) -> Accuracy:
     return Accuracy(**given, artifact=artifact, kept=_kept(taken), kernels=_kernels(taken))
 
 
-def _kept(taken: Draft) -> Kept | None:
+def _kept(taken: Trial) -> Kept | None:
     held = taken.contract
     if held is None:
         return None
@@ -190,7 +184,7 @@ def _kept(taken: Draft) -> Kept | None:
     )
 
 
-def _parts(taken: Draft, drop: float) -> tuple[Part, ...]:
+def _parts(taken: Trial, drop: float) -> tuple[Part, ...]:
     """The steps in which the score dropped; what the kernels add is what is left of the drop."""
     metric, ladder, file = taken.made.metric, taken.made.ladder, taken.after.accuracy
     if metric is None or file is None or "before" not in ladder:
@@ -203,14 +197,14 @@ def _parts(taken: Draft, drop: float) -> tuple[Part, ...]:
     return (*parts, Part(step="kernels", drop=drop - whole)) if counted else tuple(parts)
 
 
-def _kernels(taken: Draft) -> Kernels | None:
+def _kernels(taken: Trial) -> Kernels | None:
     found = taken.kernels
     if found is None:
         return None
     return Kernels(reference=found.reference, optimised=found.optimised, samples=found.samples, counted=taken.goal.device.rounds_like_reference)
 
 
-def _filters(made: Build) -> tuple[Filters, ...]:
+def _filters(made: Compressed) -> tuple[Filters, ...]:
     keeps = made.state.fact(Selection).keeps
     return tuple(
         Filters(
@@ -224,7 +218,23 @@ def _filters(made: Build) -> tuple[Filters, ...]:
     )
 
 
-def _layers(made: Build, filters: FilterSpace | None) -> tuple[Layer, ...]:
+def _as_it_was(layer: Layer, failure: str) -> Layer:
+    """The layer as it is in the original, with what was tried and why it does not ship."""
+    update: dict[str, Any] = {
+        "method": None,
+        "rank": None,
+        "similarity": None,
+        "params_after": layer.params_before,
+        "macs_after": layer.macs_before,
+        "reason": layer.reason or f"{layer.method} was tried; {failure}",
+        "filters_after": layer.filters_before,
+    }
+    if layer.cut:
+        update["filters_reason"] = f"cutting them was tried; {failure}"
+    return layer.model_copy(update=update)
+
+
+def _layers(made: Compressed, filters: FilterSpace | None) -> tuple[Layer, ...]:
     selection = made.state.fact(Selection)
     spaces = {space.op.name: space for space in made.design.spaces}
     rows = {}

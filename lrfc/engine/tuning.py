@@ -1,76 +1,55 @@
-"""The measured loop: allocate, rewrite, emit, measure, correct the prices, and allocate again until what is predicted is what is measured."""
+"""The tuning loop: allocate, rewrite, emit, measure, correct the prices, and allocate again.
+
+It ends when what is predicted is what is measured.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
 
 from lrfc.config.build import Budget, Drop
-from lrfc.costs.latency import CostProfile, corrected
-from lrfc.costs.workload import Signature
+from lrfc.costs.latency import CostProfile
 from lrfc.engine import budgets
 from lrfc.engine import evaluate as judge
+from lrfc.engine.plans import rewritten, selected
+from lrfc.engine.times import Measured, Measures, Times, times_of
 from lrfc.errors import BudgetError
-from lrfc.ir.graph import Graph
 from lrfc.metrics.source import MEASURED
-from lrfc.passes.factorize import Factorize
-from lrfc.passes.price_layers import PriceLayers, executed
-from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.select_ranks import SelectRanks
-from lrfc.pipeline import plan, run
 from lrfc.protocols import Target
-from lrfc.pruning.costs import narrower
 from lrfc.pruning.facts import Selection
-from lrfc.pruning.kept_fractions import Shares
 from lrfc.pruning.selection import Minimised, fixed
-from lrfc.pruning.space import FilterSpace
 from lrfc.results.manifest import Round
 from lrfc.search.facts import DesignSpace, Price
-from lrfc.search.pricing import Reading, key
-from lrfc.state import Progress, State
-from lrfc.targets.devices.speed import Ratio
+from lrfc.search.pricing import key
+from lrfc.state import State
 
-#: Plans that are emitted and measured at most, and how close prediction and measurement are when the loop ends.
+#: Plans that are emitted and measured at most, and how close prediction and measurement are when
+#: the loop ends.
 ROUNDS = 5
 AGREE = 0.05
-#: What ``--objective`` names → the quantity of a candidate that is minimised, and the one whose budget is walked to learn what the accuracy allows.
-OBJECTIVES: Mapping[str, Minimised] = {"latency": "latency", "cycles": "latency", "macs": "macs", "size": "params", "ram": "macs"}
-
-
-class Measured(Protocol):
-    """A plan beside the original; see ``lrfc.engine.benchmark.Trial``."""
-
-    @property
-    def ratio(self) -> Ratio: ...  # noqa: D102
-    @property
-    def time(self) -> float: ...  # noqa: D102
-    @property
-    def ops(self) -> tuple[Signature, ...]: ...  # noqa: D102
-    @property
-    def known(self) -> Mapping[Signature, float]: ...  # noqa: D102
-
-
-class Measures(Protocol):
-    """Measures plans on the device; see ``lrfc.engine.benchmark.Bench``."""
-
-    time: float
-    ms_per_unit: float
-    ops: tuple[Signature, ...]
-    known: Mapping[Signature, float]
-    reading: Reading
-
-    def __call__(self, graph: Graph) -> Measured: ...  # noqa: D102
-    def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]: ...  # noqa: D102
+#: What ``--objective`` names → the quantity of a candidate that is minimised, and the one whose
+#: budget is walked to learn what the accuracy allows.
+OBJECTIVES: Mapping[str, Minimised] = {
+    "latency": "latency",
+    "cycles": "latency",
+    "macs": "macs",
+    "size": "params",
+    "ram": "macs",
+}
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a plan has to keep, and what it is to be best in.
+    """Budgets of a plan, and its objective.
 
-    ``select``: budgets on MACs, parameters and latency, and the methods. ``objective``: the quantity to make small as far as ``max_drop`` allows; None
-    to keep the outputs as close as the budgets allow, and then ``max_drop`` is only looked at in the end. ``metric``: what drops, see lrfc.metrics.metric.
+    ``select``: budgets on MACs, parameters and latency, and the methods. ``objective``: the
+    quantity to make small as far as ``max_drop`` allows; None to keep the outputs as close as the
+    budgets allow, and then ``max_drop`` is only looked at in the end. ``metric``: what drops, see
+    lrfc.metrics.metric.
     """
 
     select: SelectRanks
@@ -82,9 +61,11 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Settled:
-    """A selection to build, the state to run it on, and how it was found: the turns of the loop and, with an objective, the divergence allowed.
+class Plan:
+    """What was chosen for a destination, and what is predicted of it.
 
+    ``select`` on ``state`` gives the selection. ``rounds``: predicted and measured times of the
+    plans that were tried. ``allowed``: with an objective, the divergence that is allowed.
     ``design``: every candidate at the last prices, also those that do not pay.
     """
 
@@ -98,183 +79,227 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """A plan before it is measured: ``found`` is the state with its Selection."""
+class _Choice:
+    """A plan before it is measured: the priced state with its Selection, and what selected it."""
 
     state: State
     select: SelectRanks
-    found: State
+
+    @property
+    def selection(self) -> Selection:
+        return self.state.fact(Selection)
+
+    @property
+    def predicted(self) -> float:
+        """The latency of the network, in the unit of the prices."""
+        return fixed(self.state)["latency"] + self.selection.cost("latency")
+
+    @property
+    def same_as(self) -> tuple[object, ...]:
+        """What is the same for plans that do not differ in what runs."""
+        keeps = self.selection.keeps
+        widths = ((name, len(keep.units)) for name, keep in keeps.items())
+        return *map(key, self.selection.chosen), *widths
 
 
 @dataclass(frozen=True)
 class _Tried:
-    state: State
-    select: SelectRanks
-    trial: Measured
-    impact: float
+    """A plan with its measurement."""
+
+    choice: _Choice
+    measured: Measured
 
     @property
     def slower(self) -> bool:
-        return self.trial.ratio.high < 1
+        """Whether it is surely slower than the original."""
+        return self.measured.ratio.high < 1
+
+    @property
+    def predictable(self) -> bool:
+        """Whether prediction and measurement agree."""
+        return abs(self.choice.predicted / self.measured.time - 1) <= AGREE
 
 
+@dataclass(frozen=True)
 class Loop:
-    """Settles on a plan for one device. ``profile``: the prices to begin with, whatever they were fitted on; they are corrected by each measurement."""
+    """Settles on a plan for one device.
 
-    def __init__(self, state: State, target: Target, bench: Measures, profile: CostProfile) -> None:
-        self._state, self._target, self._bench, self._profile = state, target, bench, profile
-        self._executed = executed(state, bench.reading)
-        self._seen: list[tuple[tuple[Signature, ...], float]] = [(bench.ops, bench.time)]
-        wanted, filters = self._executed.distinct(), state.known(FilterSpace)
-        if filters is not None:
-            wanted += narrower(state.graph, Shares(state.graph, filters), self._executed)
-        self._alone = bench.prices(wanted)
-        self._known = {**self._alone, **bench.known}
+    ``profile``: the prices to begin with, whatever they were fitted on; they are corrected by each
+    measurement.
+    """
 
-    def settle(self, wish: Wish, allowed: float | None = None) -> Settled:
-        """The plan. ``allowed``: the divergence that ``max_drop`` allows, where an earlier loop on the same data has found it.
+    state: State
+    target: Target
+    bench: Measures
+    profile: CostProfile
 
-        MACs do not tell time: a plan may have half of them and be slower. Each plan is emitted and measured before work goes into it; what was measured
-        corrects the prices, and one that is slower than the original loses the method that most of its layers have. The loop ends when prediction
-        and measurement agree within 5 %, when a plan comes again, or after five plans. BudgetError when a budget cannot be met.
+    def settle(self, wish: Wish, allowed: float | None = None) -> Plan:
+        """The plan. ``allowed``: the divergence that ``max_drop`` allows, where it is known.
+
+        MACs do not tell time: a plan may have half of them and be slower. Each plan is emitted and
+        measured before work goes into it; what was measured corrects the prices, and one that is
+        slower than the original loses the method that most of its layers have. The loop ends when
+        prediction and measurement agree within 5 %, when a plan comes again, or after five plans.
+        BudgetError when a budget cannot be met.
         """
+        known = times_of(self.state, self.bench, self.profile)
         if wish.objective is not None and allowed is None:
-            allowed = self._allowed(wish)
-        methods = _methods(self._state) if wish.select.methods is None else wish.select.methods
+            allowed = self._allowed(wish, known)
+        methods = wish.select.methods
+        if methods is None:
+            methods = _methods(self.state)
         tried: dict[tuple[object, ...], _Tried] = {}
         rounds: list[Round] = []
         narrowed: SelectRanks | None = None
         while len(rounds) < ROUNDS:
             try:
-                turn = self._chosen(wish, methods, narrowed, allowed)
+                choice = self._chosen(wish, known, methods, narrowed, allowed)
             except BudgetError as error:
                 if not tried:
                     raise
-                self._state.progress.log(f"  at the corrected prices no other plan keeps the budgets: {error}")
+                none = "at the corrected prices no other plan keeps the budgets"
+                self.state.progress.log(f"  {none}: {error}")
                 break
-            narrowed, found = turn.select, turn.found
-            selection = found.fact(Selection)
-            place = (*map(key, selection.chosen), *((name, len(keep.units)) for name, keep in selection.keeps.items()))
-            if place in tried:
+            narrowed = choice.select
+            if choice.same_as in tried:
                 break
-            trial = self._bench(run(found, plan([Factorize(), PruneFilters()], known=(Selection,))).graph)
-            price = found.fact(Price)
-            predicted = fixed(found)["latency"] + selection.cost("latency")
-            rounds.append(self._round(price, predicted, trial))
-            self._told(selection, rounds[-1], trial)
-            tried[place] = this = _Tried(turn.state, turn.select, trial, selection.impact)
-            self._seen.append((trial.ops, trial.time))
-            self._known |= trial.known
-            used = [c.method for c in selection.chosen if c.method is not None]
+            this = _Tried(choice, self.bench(rewritten(choice.state)))
+            tried[choice.same_as] = this
+            rounds.append(_round(this))
+            self.state.progress.log(_line(this, rounds[-1]))
+            known = known.with_measured(this.measured)
+            used = [c.method for c in choice.selection.chosen if c.method is not None]
             if this.slower and used:
-                methods = tuple(m for m in methods if m != Counter(used).most_common(1)[0][0])
+                ((worst, _),) = Counter(used).most_common(1)
+                methods = tuple(method for method in methods if method != worst)
                 narrowed = None
                 if not methods:
                     break
-            elif abs(predicted / trial.time - 1) <= AGREE and not self._late(wish, trial):
+            elif this.predictable and not self._late(wish, this.measured):
                 break
-        best = min(tried.values(), key=lambda each: self._rank(wish, each))
-        design = self._priced(slower=True).fact(DesignSpace)
-        return Settled(best.state, best.select, tuple(rounds), wish.objective, allowed, wish.max_drop, design)
+        best = min(tried.values(), key=lambda each: self._rank(wish, each)).choice
+        design = known.priced(self.state, slower=True).fact(DesignSpace)
+        rest = tuple(rounds), wish.objective, allowed, wish.max_drop, design
+        return Plan(best.state, best.select, *rest)
 
-    # -- one turn --------------------------------------------------------------------------------------------------------------
+    # -- one turn ----------------------------------------------------------------------------------
 
-    def _chosen(self, wish: Wish, methods: tuple[str, ...], narrowed: SelectRanks | None, allowed: float | None) -> _Turn:
-        """The plan at the prices as they stand. ``narrowed``: what an earlier turn found to be the best to mix, None to find it."""
-        if wish.objective in ("macs", "size", "ram"):  # what is small may take its time, as long as the whole is not slower
-            return self._selected(self._priced(slower=True), wish, methods, narrowed, allowed)
+    def _chosen(
+        self,
+        wish: Wish,
+        known: Times,
+        methods: tuple[str, ...],
+        narrowed: SelectRanks | None,
+        allowed: float | None,
+    ) -> _Choice:
+        """The plan at the prices as they stand.
+
+        ``narrowed``: what an earlier turn found to be the best to mix, None to find it.
+        """
+        all_priced = partial(known.priced, self.state, slower=True)
+        if wish.objective in ("macs", "size", "ram"):
+            # What is small may take its time, as long as the whole is not slower.
+            return self._selected(all_priced(), wish, methods, narrowed, allowed)
         try:
-            return self._selected(self._priced(slower=False), wish, methods, narrowed, allowed)
+            paying = known.priced(self.state, slower=False)
+            return self._selected(paying, wish, methods, narrowed, allowed)
         except BudgetError:
-            found = self._selected(self._priced(slower=True), wish, methods, narrowed, allowed)
-            self._state.progress.log("  the budgets need layers that take longer than they do now: these are allowed")
+            found = self._selected(all_priced(), wish, methods, narrowed, allowed)
+            why = "the budgets need layers that take longer than they do now"
+            self.state.progress.log(f"  {why}: these are allowed")
             return found
 
-    def _selected(self, priced: State, wish: Wish, methods: tuple[str, ...], narrowed: SelectRanks | None, allowed: float | None) -> _Turn:
+    def _selected(
+        self,
+        priced: State,
+        wish: Wish,
+        methods: tuple[str, ...],
+        narrowed: SelectRanks | None,
+        allowed: float | None,
+    ) -> _Choice:
         select = replace(wish.select, methods=methods)
         if narrowed is not None:
             select = replace(select, methods=narrowed.methods, prune=narrowed.prune)
         if wish.objective is not None:
             state, select = self._least(priced, wish, select, allowed)
         else:
-            state, select = budgets.meet(priced, select, wish.max_size, wish.max_ram, [self._target])
+            targets = [self.target]
+            state, select = budgets.meet(priced, select, wish.max_size, wish.max_ram, targets)
             if narrowed is None:
                 select = judge.closest(state, select)
-        found = run(replace(state, progress=Progress()), plan([select], known=(DesignSpace,)))
-        return _Turn(state, select, found)
+        return _Choice(selected(state, select), select)
 
-    def _least(self, state: State, wish: Wish, select: SelectRanks, allowed: float | None) -> tuple[State, SelectRanks]:
+    def _least(
+        self,
+        state: State,
+        wish: Wish,
+        select: SelectRanks,
+        allowed: float | None,
+    ) -> tuple[State, SelectRanks]:
         """The selection that is best in the objective with no more than the allowed divergence."""
         assert wish.objective is not None
         select = replace(select, max_impact=allowed)
-        if wish.objective != "ram":
-            return budgets.meet(state, replace(select, minimise=OBJECTIVES[wish.objective]), wish.max_size, wish.max_ram, [self._target])
-        return _least_ram(state, select, wish, self._target)
+        if wish.objective == "ram":
+            return budgets.least_ram(state, select, wish.max_size, wish.max_ram, self.target)
+        select = replace(select, minimise=OBJECTIVES[wish.objective])
+        return budgets.meet(state, select, wish.max_size, wish.max_ram, [self.target])
 
-    def _priced(self, *, slower: bool) -> State:
-        profile = corrected(self._profile, self._seen)
-        step = PriceLayers(profile, self._known, self._alone, self._bench.ms_per_unit, slower, self._executed)
-        return replace(run(replace(self._state, progress=Progress()), plan([step], known=(DesignSpace,))), progress=self._state.progress)
+    def _allowed(self, wish: Wish, known: Times) -> float:
+        """The predicted divergence that ``max_drop`` allows.
 
-    def _allowed(self, wish: Wish) -> float:
-        """The predicted divergence that ``max_drop`` allows, learnt by running plans along the objective."""
+        It is found by running plans along the objective.
+        """
         assert wish.objective is not None
         assert wish.max_drop is not None
-        priced = self._priced(slower=OBJECTIVES[wish.objective] != "latency")
-        return judge.smallest(priced, wish.max_drop.value, OBJECTIVES[wish.objective], wish.select, wish.metric).impact
+        quantity = OBJECTIVES[wish.objective]
+        priced = known.priced(self.state, slower=quantity != "latency")
+        found = judge.smallest(priced, wish.max_drop.value, quantity, wish.select, wish.metric)
+        return found.impact
 
-    def _round(self, price: Price, predicted: float, trial: Measured) -> Round:
-        cycles = price.unit == "cycles"
-        return Round(
-            predicted_ms=predicted * price.ms_per_unit, measured_ms=trial.time * price.ms_per_unit,
-            predicted_cycles=round(predicted) if cycles else None, measured_cycles=round(trial.time) if cycles else None,
-            source=trial.ratio.source,
-        )  # fmt: skip
-
-    def _told(self, selection: Selection, turn: Round, trial: Measured) -> None:
-        used = ", ".join(dict.fromkeys(c.method for c in selection.chosen if c.method is not None)) or "nothing factorized"
-        used += f", {len(selection.keeps)} groups of filters cut" if selection.keeps else ""
-        ratio = trial.ratio
-        sure = f" ({ratio.low:.2f} to {ratio.high:.2f})" if ratio.source == MEASURED else ""
-        self._state.progress.log(
-            f"  {used}: predicted {turn.predicted_ms:.4g} ms, {ratio.source} {turn.measured_ms:.4g} ms,"
-            f" speed-up of the plan ×{ratio.median:.2f}{sure}"
-        )
-
-    def _late(self, wish: Wish, trial: Measured) -> bool:
+    def _late(self, wish: Wish, measured: Measured) -> bool:
         """Whether the plan misses the latency budget."""
         limit = wish.select.max_latency
-        return limit is not None and trial.time > limit.limit(self._bench.time * self._bench.ms_per_unit) / self._bench.ms_per_unit
+        if limit is None:
+            return False
+        bench = self.bench
+        return measured.time > limit.limit(bench.time * bench.ms_per_unit) / bench.ms_per_unit
 
     def _rank(self, wish: Wish, each: _Tried) -> tuple[bool, bool, float]:
-        timed = wish.objective in ("latency", "cycles") or each.slower or self._late(wish, each.trial)
-        return self._late(wish, each.trial), each.slower, each.trial.time if timed else _goal(each, wish)
+        late = self._late(wish, each.measured)
+        timed = wish.objective in ("latency", "cycles") or each.slower or late
+        return late, each.slower, each.measured.time if timed else _goal(each.choice, wish)
 
 
-def _goal(each: _Tried, wish: Wish) -> float:
+def _round(tried: _Tried) -> Round:
+    price, time = tried.choice.state.fact(Price), tried.measured.time
+    predicted, cycles = tried.choice.predicted, price.unit == "cycles"
+    return Round(
+        predicted_ms=predicted * price.ms_per_unit,
+        measured_ms=time * price.ms_per_unit,
+        predicted_cycles=round(predicted) if cycles else None,
+        measured_cycles=round(time) if cycles else None,
+        source=tried.measured.ratio.source,
+    )
+
+
+def _line(tried: _Tried, turn: Round) -> str:
+    """The measured plan as a line of the log."""
+    selection, ratio = tried.choice.selection, tried.measured.ratio
+    methods = dict.fromkeys(c.method for c in selection.chosen if c.method is not None)
+    used = ", ".join(methods) or "nothing factorized"
+    used += f", {len(selection.keeps)} groups of filters cut" if selection.keeps else ""
+    sure = f" ({ratio.low:.2f} to {ratio.high:.2f})" if ratio.source == MEASURED else ""
+    predicted = f"predicted {turn.predicted_ms:.4g} ms"
+    found = f"{ratio.source} {turn.measured_ms:.4g} ms"
+    return f"  {used}: {predicted}, {found}, speed-up of the plan ×{ratio.median:.2f}{sure}"
+
+
+def _goal(choice: _Choice, wish: Wish) -> float:
     if wish.objective is None:
-        return each.impact
-    selected = run(replace(each.state, progress=Progress()), plan([each.select], known=(DesignSpace,)))
-    return selected.fact(Selection).cost(OBJECTIVES[wish.objective])
+        return choice.selection.impact
+    return choice.selection.cost(OBJECTIVES[wish.objective])
 
 
 def _methods(state: State) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(c.method for s in state.fact(DesignSpace).spaces for c in s.candidates if c.method))
-
-
-def _least_ram(state: State, select: SelectRanks, wish: Wish, target: Target) -> tuple[State, SelectRanks]:
-    """The least activation memory within the allowed divergence, found by bisection; of the plans with it the one with the fewest MACs."""
-    select = replace(select, minimise="macs")
-    low, high = 0.0, 1.0 if wish.max_ram is None else wish.max_ram.value if wish.max_ram.relative else 1.0
-    best = budgets.meet(state, select, wish.max_size, wish.max_ram, [target])
-    quiet: Callable[[State], State] = lambda each: replace(each, progress=Progress())  # noqa: E731
-    while high - low > 0.01:
-        share = (low + high) / 2
-        try:
-            found = budgets.meet(quiet(state), select, wish.max_size, Budget(value=share, relative=True), [target])
-            run(quiet(found[0]), plan([found[1]], known=(DesignSpace,)))
-        except BudgetError:
-            low = share
-        else:
-            best, high = (replace(found[0], progress=state.progress), found[1]), share
-    return best
+    spaces = state.fact(DesignSpace).spaces
+    return tuple(dict.fromkeys(c.method for s in spaces for c in s.candidates if c.method))

@@ -1,0 +1,101 @@
+"""A build as it was asked for, and its passes run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrfc.config import build as options_
+from lrfc.config.build import BuildConfig, Drop
+from lrfc.data.dataset import Data
+from lrfc.engine.destinations import Destination
+from lrfc.engine.passes import until
+from lrfc.engine.replay import Locked
+from lrfc.ir.keras import io as keras_io
+from lrfc.metrics.metric import Metric
+from lrfc.pipeline import name_of, plan, run
+from lrfc.protocols import Pass
+from lrfc.state import Fact, Progress, State
+
+
+@dataclass(frozen=True)
+class Job:
+    """A build as it was asked for, with its data."""
+
+    source: Path
+    config: BuildConfig
+    goals: tuple[Destination, ...]
+    data: Data
+    progress: Progress
+    locked: Locked | None = None
+
+    @property
+    def max_drop(self) -> Drop | None:
+        """The most that the score may lose: as given; without that and any budget the default."""
+        config = self.config
+        if config.max_drop is not None or (config.objective is None and config.budgets):
+            return config.max_drop
+        return options_.DEFAULT_DROP
+
+
+@dataclass(frozen=True)
+class Explored:
+    """The canonical graph with its DesignSpace, which every destination starts from.
+
+    ``metric``: the figure of the accuracies, None where nothing can be claimed. ``ladder``: the
+    score before anything is done. ``seconds``: of the exploration.
+    """
+
+    state: State
+    metric: Metric | None
+    ladder: Mapping[str, float]
+    seconds: float
+
+
+def job_of(
+    source: Path,
+    config: BuildConfig,
+    goals: Sequence[Destination],
+    data: Data,
+    progress: Progress,
+    locked: Locked | None = None,
+) -> Job:
+    """The build to do. Without enough data to train on, it has no fine-tune."""
+    if data.synthetic and config.epochs:
+        claimed = "nothing is claimed about accuracy"
+        if data.judged:
+            claimed = "accuracy is read on the test samples"
+        how = "calibrated and refitted on synthetic inputs, not fine-tuned"
+        progress.log(f"no data: {how}, and {claimed}")
+        config = config.model_copy(update={"epochs": 0})
+    if data.few:
+        config = config.model_copy(update={"epochs": 0})
+    return Job(source, config, tuple(goals), data, progress, locked)
+
+
+def advanced(
+    job: Job,
+    state: State,
+    passes: Sequence[Pass],
+    known: Sequence[type[Fact]] = (),
+    after: Callable[[Pass, State], None] = lambda step, state: None,
+) -> State | None:
+    """The state after the passes; None where the build stops after one of them."""
+
+    def shown(step: Pass, now: State) -> None:
+        if name_of(step) in job.config.print_after:
+            job.progress.log(str(now.graph))
+        after(step, now)
+
+    steps, stops = until(passes, job.config.stop_after)
+    state = run(state, plan(steps, known), shown)
+    return None if stops else state
+
+
+def scored(job: Job, figure: Metric, state: State) -> float:
+    """The score of the network as it stands on the test samples, with a line in the log."""
+    test = job.data.test
+    score = figure.score(keras_io.predict(state.graph, test.inputs), test)
+    job.progress.log(f"  {figure.name} {figure.shown(score)}")
+    return score

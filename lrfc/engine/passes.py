@@ -1,0 +1,140 @@
+"""The passes of a build, in order, and those that a precision adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import lcm
+
+from lrfc.config.build import BuildConfig
+from lrfc.config.precision import PRECISIONS
+from lrfc.engine.destinations import Destination
+from lrfc.engine.replay import Locked
+from lrfc.ir.rounding import steps_of
+from lrfc.passes.balance_stages import BalanceStages
+from lrfc.passes.explore_filters import ExploreFilters
+from lrfc.passes.explore_layers import ExploreLayers
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.finetune import FineTune
+from lrfc.passes.lock_filters import LockFilters
+from lrfc.passes.lock_layers import LockLayers
+from lrfc.passes.prune_filters import PruneFilters
+from lrfc.passes.recalibrate import RecalibrateBatchNorm
+from lrfc.passes.refit import Refit
+from lrfc.passes.select_ranks import SelectRanks
+from lrfc.passes.weigh_rounding import WeighRounding
+from lrfc.pipeline import name_of
+from lrfc.protocols import Pass
+from lrfc.pruning.facts import Selection
+from lrfc.search.cache import place
+from lrfc.state import State
+
+#: Pass → its rung on the ladder of accuracies.
+RUNGS = {
+    "Factorize": "factorized",
+    "PruneFilters": "pruned",
+    "RecalibrateBatchNorm": "recalibrated",
+    "Refit": "refitted",
+    "FineTune": "finetuned",
+}
+
+
+def exploring(
+    config: BuildConfig,
+    goals: Sequence[Destination],
+    locked: Locked | None,
+) -> tuple[Pass, ...]:
+    """The passes that give the canonical graph its choices: explored, or those of a manifest."""
+    # Below what a device computes at once no rank saves time; with several devices, ranks suit all.
+    multiple = config.rank_multiple or lcm(*(goal.device.rank_multiple for goal in goals))
+    if locked is not None:
+        layers = LockLayers(locked.choices, config.keep, config.only)
+        if not locked.filters and config.prune == "off":
+            return (layers,)
+        return layers, LockFilters(locked.filters, config.keep, config.only)
+    explore = exploration(config, multiple)
+    if config.prune == "off":
+        return (explore,)
+    return explore, ExploreFilters(keep=config.keep, only=config.only, multiple=multiple)
+
+
+def exploration(config: BuildConfig, multiple: int = 1) -> ExploreLayers:
+    """The pass that explores the layers. ``multiple``: of ranks, what the devices compute at once."""
+    return ExploreLayers(
+        methods=config.methods,
+        keep=config.keep,
+        only=config.only,
+        rank_multiple=multiple,
+        cached=config.resume,
+    )
+
+
+def weighing(precision: str, form: str = "tflite", *, cached: bool = False) -> tuple[Pass, ...]:
+    """The passes that take the explored layers from float to the precision and format that ship.
+
+    Empty where nothing is rounded.
+    """
+    if not PRECISIONS[precision].integer:
+        return ()
+    return (WeighRounding(precision, cached=cached, steps=steps_of(form)),)
+
+
+def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
+    """The passes after exploration, in order. Each comment says why it stands where it stands."""
+    return (
+        # One choice per layer, once every layer's choices are known.
+        select,
+        Factorize(),
+        # Cut where the factors stand already: which filters go was decided with the ranks.
+        PruneFilters(),
+        # The statistics of the original no longer fit; wrong ones would cost the fine-tune its
+        # first epochs.
+        RecalibrateBatchNorm(),
+        # In closed form what can be, before gradients start from there.
+        Refit(),
+        *([finetune(config)] if config.epochs else []),
+    )
+
+
+def finetune(config: BuildConfig) -> FineTune:
+    """The one fine-tune of a build."""
+    # A killed build goes on after the last epoch, as its exploration does.
+    checkpoints = place().parent / "finetune" if config.resume else None
+    return FineTune(
+        epochs=config.epochs,
+        time_budget=config.time_budget,
+        augment=config.augment,
+        metric=config.metric,
+        checkpoints=checkpoints,
+    )
+
+
+def rounding(config: BuildConfig, precision: str) -> tuple[Pass, ...]:
+    """The passes behind FoldBatchNorm that prepare a file of integers; none for other precisions."""
+    if not PRECISIONS[precision].integer:
+        return ()
+    # The function stays the same, and what is rounded from here on suits it better.
+    bits = 8 * PRECISIONS[precision].activation
+    return (BalanceStages(bits=bits, convolutions=config.qat),)
+
+
+def until(passes: Sequence[Pass], name: str | None) -> tuple[tuple[Pass, ...], bool]:
+    """The passes up to and with the one of that name, and whether it is among them."""
+    for number, step in enumerate(passes, 1):
+        if name_of(step) == name:
+            return tuple(passes[:number]), True
+    return tuple(passes), False
+
+
+def rung(step: Pass, state: State) -> str | None:
+    """The rung of the ladder on which the state after the pass stands; None where it has none.
+
+    A rewrite that had nothing to do, no layer to factorize or no filter to cut, has none.
+    """
+    selection = state.known(Selection)
+    if selection is not None and isinstance(step, Factorize):
+        idle = all(candidate.method is None for candidate in selection.chosen)
+    elif selection is not None and isinstance(step, PruneFilters):
+        idle = not selection.removed
+    else:
+        idle = False
+    return None if idle else RUNGS.get(name_of(step))

@@ -1,0 +1,28 @@
+"""A plan looked at before it is built: its selection and its graph, without a line in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lrfc.ir.graph import Graph
+from lrfc.passes.factorize import Factorize
+from lrfc.passes.prune_filters import PruneFilters
+from lrfc.protocols import Pass
+from lrfc.pruning.selection import Constraints, select
+from lrfc.state import Progress, State
+
+
+def selected(state: State, constraints: Constraints) -> State:
+    """The state with the best Selection within the constraints; BudgetError where there is none."""
+    return state.with_fact(select(state, constraints))
+
+
+def rewritten(state: State, repairs: Sequence[Pass] = ()) -> Graph:
+    """The graph of the state's Selection, layers factorized and filters cut, after the repairs."""
+    state = replace(state, progress=Progress())
+    steps: tuple[Pass, ...] = (Factorize(), PruneFilters(), *repairs)
+    for step in steps:
+        state = step(state)
+        state.graph.check()
+    return state.graph

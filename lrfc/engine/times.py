@@ -1,0 +1,82 @@
+"""What is known of a device's times while plans are measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from lrfc.costs.latency import CostProfile, corrected
+from lrfc.costs.workload import Signature
+from lrfc.ir.graph import Graph
+from lrfc.passes.price_layers import PriceLayers, executed
+from lrfc.pruning.costs import narrower
+from lrfc.pruning.kept_fractions import Shares
+from lrfc.pruning.space import FilterSpace
+from lrfc.search.pricing import Executed, Reading
+from lrfc.state import State
+from lrfc.targets.devices.speed import Ratio
+
+
+class Measured(Protocol):
+    """A plan beside the original; see ``lrfc.engine.benchmark.Trial``."""
+
+    @property
+    def ratio(self) -> Ratio: ...  # noqa: D102
+    @property
+    def time(self) -> float: ...  # noqa: D102
+    @property
+    def ops(self) -> tuple[Signature, ...]: ...  # noqa: D102
+    @property
+    def known(self) -> Mapping[Signature, float]: ...  # noqa: D102
+
+
+class Measures(Protocol):
+    """Measures plans on the device; see ``lrfc.engine.benchmark.Bench``."""
+
+    time: float
+    ms_per_unit: float
+    ops: tuple[Signature, ...]
+    known: Mapping[Signature, float]
+    reading: Reading
+
+    def __call__(self, graph: Graph) -> Measured: ...  # noqa: D102
+    def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Times:
+    """What is known of a device's times, by which candidates are priced.
+
+    ``seen``: times of networks, each with its ops. ``known``: times of single ops in a network;
+    ``alone``: of ops outside of one.
+    """
+
+    profile: CostProfile
+    executed: Executed
+    ms_per_unit: float
+    alone: Mapping[Signature, float]
+    known: Mapping[Signature, float]
+    seen: tuple[tuple[tuple[Signature, ...], float], ...]
+
+    def with_measured(self, measured: Measured) -> Times:
+        """These and what a measurement tells."""
+        seen = (*self.seen, (measured.ops, measured.time))
+        return replace(self, seen=seen, known={**self.known, **measured.known})
+
+    def priced(self, state: State, *, slower: bool) -> State:
+        """The state with its candidates priced. ``slower``: with those that do not pay in time."""
+        profile = corrected(self.profile, self.seen)
+        unit, ops = self.ms_per_unit, self.executed
+        return PriceLayers(profile, self.known, self.alone, unit, slower, ops)(state)
+
+
+def times_of(state: State, bench: Measures, profile: CostProfile) -> Times:
+    """What is known before a plan is measured: the original, and ops that a device prices alone."""
+    ops, filters = executed(state, bench.reading), state.known(FilterSpace)
+    wanted = ops.distinct()
+    if filters is not None:
+        wanted += narrower(state.graph, Shares(state.graph, filters), ops)
+    alone = bench.prices(wanted)
+    known = {**alone, **bench.known}
+    return Times(profile, ops, bench.ms_per_unit, alone, known, ((bench.ops, bench.time),))
