@@ -83,7 +83,7 @@ def test_the_second_one_does_not_wait(signum: signal.Signals, error: type[BaseEx
 def test_outside_of_libraries_it_is_raised_at_once(signum: signal.Signals, error: type[BaseException]) -> None:
     code = f"""
 import signal
-from lrfc.cli.app.signals import unwinding
+from lrfc.cli.signals import unwinding
 signal.signal(signal.SIGINT, signal.default_int_handler)
 done = []
 try:

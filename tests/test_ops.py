@@ -181,7 +181,7 @@ def test_defaults_are_those_of_keras(kind) -> None:
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     given_here = {name: REQUIRED[name] for name in needed}
     config = cls(**given_here).get_config()
-    for attr, usual in ops._DEFAULTS[kind].items():
+    for attr, usual in defaults.DEFAULTS[kind].items():
         if attr not in given_here:
             assert ops._is(config[attr], usual) or (attr == "strides" and usual is None and config[attr] == config["pool_size"]), (
                 f"{attr}: {config[attr]}"

@@ -134,7 +134,7 @@ def test_large_weights_make_the_same_file(name, precision, tmp_path, monkeypatch
 WEIGHED = """
 import re, sys
 from pathlib import Path
-from lrfc.targets.tflite.target.target import TFLite
+from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])

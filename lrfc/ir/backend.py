@@ -11,7 +11,6 @@ from typing import Any
 
 from lrfc.errors import DependencyError, ModelError
 from lrfc.ir import processor
-from lrfc.ir.processor import VARIABLE, onednn
 from lrfc.system import silence
 
 _log = logging.getLogger("lrfc.keras")
@@ -79,15 +78,16 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Let a model that cannot run as it is here, for want of oneDNN, be a ModelError that says so."""
+def onednn_needed() -> Iterator[None]:
+    """A block in which a model that only oneDNN can run, where it is off, ends as a ModelError."""
     import tensorflow as tf
 
     try:
         yield
     except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError) as error:
-        if onednn().on:
+        if processor.onednn().on:
             raise
         raise ModelError(
-            f"TensorFlow cannot run it here ({reason(error)}), and oneDNN, which can, is {onednn()}: set {VARIABLE}=1 before Python starts"
+            f"TensorFlow cannot run it here ({reason(error)}), and oneDNN, which can, is"
+            f" {processor.onednn()}: set {processor.VARIABLE}=1 before Python starts"
         ) from error

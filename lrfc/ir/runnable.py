@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from lrfc.errors import ModelError
+from lrfc.ir import processor
 from lrfc.ir.channels_last import stuck
 from lrfc.ir.graph import Graph
-from lrfc.ir.processor import VARIABLE, onednn
 
 
 def check(graph: Graph) -> None:
-    """Raise ModelError when the graph holds what TensorFlow computes with oneDNN alone, and that is off. ``graph``: with its channels last."""
+    """Raise ModelError when oneDNN is off and the graph needs it; ``graph`` has its channels last."""
     names = stuck(graph)
-    if names and not onednn().on:
+    if names and not processor.onednn().on:
         raise ModelError(
-            f"model '{graph.name}' computes with channels first in {', '.join(names)}, which TensorFlow does with oneDNN only, and oneDNN is"
-            f" {onednn()}: set {VARIABLE}=1 before Python starts, or rebuild the layer with data_format='channels_last'"
+            f"model '{graph.name}' computes with channels first in {', '.join(names)}, which"
+            f" TensorFlow does with oneDNN only, and oneDNN is {processor.onednn()}: set"
+            f" {processor.VARIABLE}=1 before Python starts, or rebuild the layer with"
+            " data_format='channels_last'"
         )

@@ -87,7 +87,7 @@ def difference(old: Any, new: Any) -> float:
         whole = indices or np.issubdtype(dtype, np.integer)
         batch.append((rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)).astype(dtype))
     tree = keras().tree
-    with quiet(), backend.told():
+    with quiet(), backend.onednn_needed():
         before, after = (tree.flatten(model(batch if len(batch) > 1 else batch[0], training=False)) for model in (old, new))
     worst = 0.0
     for a, b in zip(before, after, strict=True):
