@@ -87,8 +87,11 @@ def test_what_a_page_tells_to_type_runs(page: Path, tmp_path: Path) -> None:
             pytest.skip(f"the extra {extra} is not installed")
     programs, folder = tmp_path / "bin", tmp_path / "clone"
     programs.mkdir()
-    for name, arguments in (("lrfc", "-m lrfc "), ("python", "")):
-        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments}"$@"\n')
+    # Whether so small a network becomes faster depends on the processor and on what else it does; a
+    # build that finds no gain (8) keeps the original, and the page goes on with its folder.
+    lrfc = f'"{sys.executable}" -m lrfc "$@"; code=$?; [ $code -eq 8 ] || exit $code'
+    for name, command in (("lrfc", lrfc), ("python", f'exec "{sys.executable}" "$@"')):
+        (programs / name).write_text(f"#!/bin/sh\n{command}\n")
         (programs / name).chmod(0o755)
     shutil.copytree(ROOT / "examples", folder / "examples")
     if page.name == "README.md":
