@@ -31,7 +31,8 @@ MOMENTS = 15
 SERVER = """
 import json, os, signal, sys, tempfile
 import keras, tensorflow  # which takes half of a build's time; no thread is begun by it
-from lrfc.cli.app import app as cli; from lrfc.engine import build as compiler
+from lrfc.cli import app as cli
+from lrfc.engine import build as compiler
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "shutil.copyfile", "subprocess.Popen")
 
