@@ -36,6 +36,7 @@ REQUIRED = {
     "platformdirs": ("platformdirs", "4.2"),
     "jinja2": ("jinja2", "3.1"),
     "pydantic": ("pydantic", "2.10"),
+    "pydantic-core": ("pydantic_core", "2.27"),
     "rich": ("rich", "14"),
     "scikit-learn": ("sklearn", "1.5"),
     "typer": ("typer", "0.15"),
