@@ -53,7 +53,7 @@ def toml(options: dict[str, Any]) -> str:
     return "\n".join(f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}" for name, value in options.items())
 
 
-@pytest.mark.parametrize(("options", "flag"), [*ASKED, ({"unsafe_load": True}, "--unsafe-load"), ({"out": "/home/x"}, "--out /home/x")])
+@pytest.mark.parametrize(("options", "flag"), [*ASKED, ({"unsafe_load": True}, "--unsafe-load"), ({"out": "/elsewhere/x"}, "--out /elsewhere/x")])
 def test_a_file_in_the_current_folder_is_data(options: dict[str, Any], flag: str) -> None:
     Path("lrfc.toml").write_text(toml(options))
     with pytest.raises(UsageError) as caught:
@@ -82,7 +82,7 @@ def test_a_file_that_is_named_may_say_where_the_output_goes() -> None:
 
 @pytest.mark.parametrize(("options", "flag"), ASKED[:-1])  # of several devices a manifest takes its own one
 def test_a_manifest_is_data(options: dict[str, Any], flag: str) -> None:
-    config = {{"device": "devices"}.get(name, name): value for name, value in options.items()} | {"out": "/home/x", "unsafe_load": True}
+    config = {{"device": "devices"}.get(name, name): value for name, value in options.items()} | {"out": "/elsewhere/x", "unsafe_load": True}
     made(config=config).write(Path())
     locked = Locked.read(Path())
     with pytest.raises(UsageError, match="which a file cannot ask for") as caught:
