@@ -28,6 +28,7 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.results.folder import sha256
 from lrfc.results.manifest import Manifest
 from tests import helpers
+from tests.disks import small_disk
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits.keras"
 #: Ctrl-C works in the child even where the tests run in the background of a shell, which makes their children ignore it.
@@ -150,12 +151,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def on_a_full_disk(folder: Path, *args: object) -> Run:
     """Run the command in a file system of 1 MB that holds a file of almost that size; what is left in it is noted, then it is unmounted."""
-    folder.mkdir()
-    mount = shutil.which("mount")
-    command = [str(mount), "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
-    if mount is None or sys.platform != "linux" or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("a small disk can only be mounted by root on Linux")
-    try:
+    with small_disk(folder, "1m"):
         (folder / "film").write_bytes(bytes(1_044_480))
         run = lrfc(folder, *args)
         after = folder.with_name(folder.name + "-after")
@@ -164,8 +160,6 @@ def on_a_full_disk(folder: Path, *args: object) -> Run:
             (after / path.name).touch()
         temporary(folder).rename(temporary(after))
         return replace(run, folder=after)
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def interrupted(sent: signal.Signals, *, writing: bool) -> Callable[..., Run]:

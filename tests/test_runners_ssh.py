@@ -22,6 +22,7 @@ from lrfc.targets.devices import process
 from lrfc.targets.devices.runners import runner, ssh
 from lrfc.targets.devices.runners.ssh import SSHRunner
 from tests import helpers, loopback
+from tests.disks import small_disk
 
 ROOT = Path(__file__).parent.parent
 
@@ -205,10 +206,7 @@ def test_no_room_for_the_file(tmp_path, files):
 
 def test_a_full_disk(server, tmp_path, files):
     disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False, capture_output=True).returncode:
-        pytest.skip("a small disk cannot be mounted by this user")
-    try:
+    with small_disk(disk, "64k"):
         big = tmp_path / "big.tflite"
         big.write_bytes(files[0].path.read_bytes() + bytes(1 << 20))
         with runner(server.device(folder=str(disk))) as there, pytest.raises(DeviceError, match=r"no space left in .*disk for big\.tflite"):
@@ -221,8 +219,6 @@ def test_a_full_disk(server, tmp_path, files):
             except OSError:
                 break
         refused(server.device(folder=str(disk)), "no space left in")
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 def measured(server, files, first=lambda: None):
