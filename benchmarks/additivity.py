@@ -2,9 +2,11 @@
 
     LRFC_DATA=... python benchmarks/additivity.py resnet20_cifar10 [--kept 50 40 30] [--images 2000]
 
-Writes additivity_NETWORK.csv beside this file. Exploration measures what a layer's error does to the output with that layer alone perturbed, and a plan's
-predicted divergence is the sum. Here the plan that follows is run, the effect of each of its choices is measured inside it, the allocation is solved
-again with the impacts so scaled, and both plans are judged by running them: output divergence after BatchNorm re-estimation and refit, and accuracy.
+Writes additivity_NETWORK.csv beside this file. Exploration measures what a layer's error does to
+the output with that layer alone perturbed, and a plan's predicted divergence is the sum. Here the
+plan that follows is run, the effect of each of its choices is measured inside it, the allocation is
+solved again with the impacts so scaled, and both plans are judged by running them: output
+divergence after BatchNorm re-estimation and refit, and accuracy.
 """
 
 from __future__ import annotations
@@ -48,13 +50,20 @@ BOUND = 4.0
 def remeasured(state: State) -> DesignSpace:
     """The design space with the impacts of every layer that is compressed scaled to what its choice does in the midst of all others.
 
-    Errors of layers do not simply add up: one layer may hide or amplify another's. The network runs with all choices made (each layer's dense
-    equivalent kernel, BatchNorm re-estimated), then with one layer after the other put back as it was; the fall of the divergence is what that layer's
-    choice does here. All scales together leave the plan's predicted divergence as it is, so that bounds on it hold as they did.
+    Errors of layers do not simply add up: one layer may hide or amplify another's. The network runs
+    with all choices made (each layer's dense equivalent kernel, BatchNorm re-estimated), then with
+    one layer after the other put back as it was; the fall of the divergence is what that layer's
+    choice does here. All scales together leave the plan's predicted divergence as it is, so that
+    bounds on it hold as they did.
     """
-    original, chosen = state.original, {c.layer: c for c in state.fact(Selection).chosen if c.method is not None}
+    original, chosen = (
+        state.original,
+        {c.layer: c for c in state.fact(Selection).chosen if c.method is not None},
+    )
     factors = state.fact(Selection).factors
-    dense = original.with_weights({name: _dense(original.op(name), factors[name], c.ranks) for name, c in chosen.items()})
+    dense = original.with_weights(
+        {name: _dense(original.op(name), factors[name], c.ranks) for name, c in chosen.items()}
+    )
     silent = replace(state, graph=dense, progress=Progress())
     compressed = RecalibrateBatchNorm(samples=500)(silent).graph
     inputs, weights = _inputs(original, state.data.train.inputs)
@@ -67,7 +76,9 @@ def remeasured(state: State) -> DesignSpace:
         _assign(segments, original, changes)
         fall[name] = whole - divergence(reference, segments.outputs(changes), weights)
         _assign(segments, compressed, changes)
-    return _scaled(state.fact(DesignSpace), {name: (fall[name], c.impact) for name, c in chosen.items()})
+    return _scaled(
+        state.fact(DesignSpace), {name: (fall[name], c.impact) for name, c in chosen.items()}
+    )
 
 
 def _inputs(graph: Graph, inputs: Batch) -> tuple[Batch, Any]:
@@ -80,7 +91,11 @@ def _dense(op: Op, factors: Factors, ranks: Ranks) -> Mapping[str, Array]:
     """The layer's weights with the kernel, and the bias, that the factors amount to."""
     weights = {**op.weights, "kernel": factors.kernel(ranks).astype(op.weights["kernel"].dtype)}
     if "bias" in weights:
-        bias = next(stage.weights["bias"] for stage in reversed(factors.stages(ranks)) if "bias" in stage.weights)
+        bias = next(
+            stage.weights["bias"]
+            for stage in reversed(factors.stages(ranks))
+            if "bias" in stage.weights
+        )
         weights["bias"] = np.asarray(bias).reshape(op.weights["bias"].shape)
     return weights
 
@@ -106,13 +121,23 @@ def _scaled(design: DesignSpace, seen: Mapping[str, tuple[float, float]]) -> Des
     measured = sum(max(m, 0.0) for m, _ in seen.values())
     if predicted <= 0 or measured <= 0:
         return design
-    ratios = {name: float(np.clip(m / measured / max(p / predicted, 1e-12), 1 / BOUND, BOUND)) for name, (m, p) in seen.items()}
+    ratios = {
+        name: float(np.clip(m / measured / max(p / predicted, 1e-12), 1 / BOUND, BOUND))
+        for name, (m, p) in seen.items()
+    }
     level = sum(ratios[name] * p for name, (_, p) in seen.items()) / predicted
-    return replace(design, spaces=tuple(_times(space, ratios.get(space.op.name, level) / level) for space in design.spaces))
+    return replace(
+        design,
+        spaces=tuple(
+            _times(space, ratios.get(space.op.name, level) / level) for space in design.spaces
+        ),
+    )
 
 
 def _times(space: LayerSpace, scale: float) -> LayerSpace:
-    return replace(space, candidates=tuple(replace(c, impact=c.impact * scale) for c in space.candidates))
+    return replace(
+        space, candidates=tuple(replace(c, impact=c.impact * scale) for c in space.candidates)
+    )
 
 
 def compare(name: str, kept: Sequence[int], images: int, rounds: int, folder: Path) -> None:
@@ -133,15 +158,23 @@ def compare(name: str, kept: Sequence[int], images: int, rounds: int, folder: Pa
             steps.append(Refit(samples=500, patches=12_288)(steps[-1]))
             scores = [f"{score(each.graph, explored.data.test, images):.2f}" for each in steps]
             table.add(
-                {"network": name, "kept": share, "remeasured": turn, "predicted": f"{plan.fact(Selection).impact:.4f}", "divergence": f"{judge(plan).divergence:.4f}"}
+                {
+                    "network": name,
+                    "kept": share,
+                    "remeasured": turn,
+                    "predicted": f"{plan.fact(Selection).impact:.4f}",
+                    "divergence": f"{judge(plan).divergence:.4f}",
+                }
                 | dict(zip(("factorized", "recalibrated", "refitted"), scores, strict=True))
                 | {"seconds": f"{seconds:.1f}"}
-            )  # fmt: skip
+            )
 
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("network")
     parser.add_argument("--kept", type=int, nargs="+", default=[50, 40, 30])
     parser.add_argument("--images", type=int, default=2_000)

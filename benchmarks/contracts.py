@@ -2,10 +2,13 @@
 
     LRFC_DATA=... python benchmarks/contracts.py [resnet8 mobilenetv2 gtsrb autoencoder] [--epochs 0]
 
-resnet8: the MLPerf Tiny image classification reference, made as small in MACs as its quality target of 85 % allows, in float32 and int8. mobilenetv2: a
-MobileNetV2-shaped network on CIFAR-10, and gtsrb: a small traffic-sign network, as fast as 1pp allows. autoencoder: the MLPerf Tiny anomaly detection
-reference without any data: fidelity of the file to the original (R² of the outputs, on made-up inputs other than those that it was built on) at shares of
-the parameters. Writes contracts.csv beside this file, a row as soon as it is known; networks that are there are not built again. Whole folders are written to a temporary place.
+resnet8: the MLPerf Tiny image classification reference, made as small in MACs as its quality target
+of 85 % allows, in float32 and int8. mobilenetv2: a MobileNetV2-shaped network on CIFAR-10, and
+gtsrb: a small traffic-sign network, as fast as 1pp allows. autoencoder: the MLPerf Tiny anomaly
+detection reference without any data: fidelity of the file to the original (R² of the outputs, on
+made-up inputs other than those that it was built on) at shares of the parameters. Writes
+contracts.csv beside this file, a row as soon as it is known; networks that are there are not built
+again. Whole folders are written to a temporary place.
 """
 
 from __future__ import annotations
@@ -39,7 +42,12 @@ DATA = Path(os.environ["LRFC_DATA"])
 def arrays(name: str, change: Callable[[Any], Any] = lambda x: x) -> dict[str, Any]:
     """Training and test samples of a shared set, as the model wants them."""
     parts = {part: np.load(DATA / f"{name}_{part}.npz") for part in ("train", "test")}
-    return {"x": change(parts["train"]["x"]), "y": parts["train"]["y"], "x_test": change(parts["test"]["x"]), "y_test": parts["test"]["y"]}
+    return {
+        "x": change(parts["train"]["x"]),
+        "y": parts["train"]["y"],
+        "x_test": change(parts["test"]["x"]),
+        "y_test": parts["test"]["y"],
+    }
 
 
 def scaled(x: Any) -> Any:
@@ -68,23 +76,48 @@ def row(network: str, precision: str, asked: str, result: Result) -> dict[str, A
     manifest = result.manifest
     before, after, kept = manifest.before, manifest.after, manifest.accuracy.kept
     return {
-        "network": network, "precision": precision, "asked": asked, "macs_kept": f"{100 * after.macs / before.macs:.1f}",
-        "params_kept": f"{100 * after.params / before.params:.1f}", "file_kept": f"{100 * (after.file_bytes or 0) / (before.file_bytes or 1):.1f}",
-        "original": "" if manifest.accuracy.before is None else f"{100 * manifest.accuracy.before:.2f}",
+        "network": network,
+        "precision": precision,
+        "asked": asked,
+        "macs_kept": f"{100 * after.macs / before.macs:.1f}",
+        "params_kept": f"{100 * after.params / before.params:.1f}",
+        "file_kept": f"{100 * (after.file_bytes or 0) / (before.file_bytes or 1):.1f}",
+        "original": (
+            "" if manifest.accuracy.before is None else f"{100 * manifest.accuracy.before:.2f}"
+        ),
         "file": "" if after.accuracy is None else f"{100 * after.accuracy:.2f}",
-        "drop_low": "" if kept is None else f"{100 * kept.low:.2f}", "drop_high": "" if kept is None else f"{100 * kept.high:.2f}",
-        "speedup": f"{result.speedup.median:.2f}", "problem": str(result.failure or ""),
-    }  # fmt: skip
+        "drop_low": "" if kept is None else f"{100 * kept.low:.2f}",
+        "drop_high": "" if kept is None else f"{100 * kept.high:.2f}",
+        "speedup": f"{result.speedup.median:.2f}",
+        "problem": str(result.failure or ""),
+    }
 
 
 def classifiers(name: str, epochs: int, folder: Path) -> Iterator[dict[str, Any]]:
     """The networks with a contract on their accuracy."""
-    files = {"resnet8": "mlperf_tiny_resnet8_cifar10.h5", "mobilenetv2": "mini_mobilenetv2_cifar10.h5", "gtsrb": "gtsrb_cnn30_sivaprakash.h5"}
-    data = {"resnet8": lambda: arrays("cifar10"), "mobilenetv2": lambda: arrays("cifar10", scaled), "gtsrb": lambda: arrays("gtsrb", resized)}[name]()
+    files = {
+        "resnet8": "mlperf_tiny_resnet8_cifar10.h5",
+        "mobilenetv2": "mini_mobilenetv2_cifar10.h5",
+        "gtsrb": "gtsrb_cnn30_sivaprakash.h5",
+    }
+    data = {
+        "resnet8": lambda: arrays("cifar10"),
+        "mobilenetv2": lambda: arrays("cifar10", scaled),
+        "gtsrb": lambda: arrays("gtsrb", resized),
+    }[name]()
     for precision in ("fp32", "int8") if name == "resnet8" else ("fp32",):
-        options: dict[str, Any] = {"objective": "macs", "max_drop": "2.2pp"} if name == "resnet8" else {"max_drop": "1pp"}
-        result = built(files[name], folder, data=data, precision=precision, epochs=epochs, **options)
-        yield row(name, precision, f"{options.get('objective', 'latency')} within {options['max_drop']}", result)
+        options: dict[str, Any] = (
+            {"objective": "macs", "max_drop": "2.2pp"} if name == "resnet8" else {"max_drop": "1pp"}
+        )
+        result = built(
+            files[name], folder, data=data, precision=precision, epochs=epochs, **options
+        )
+        yield row(
+            name,
+            precision,
+            f"{options.get('objective', 'latency')} within {options['max_drop']}",
+            result,
+        )
 
 
 def autoencoder(folder: Path) -> Iterator[dict[str, Any]]:
@@ -96,13 +129,20 @@ def autoencoder(folder: Path) -> Iterator[dict[str, Any]]:
         result = built("mlperf_tiny_autoencoder_ad.h5", folder, max_params=f"{share}%")
         found = row("autoencoder", "fp32", f"{share}% of the parameters", result)
         loaded = target("tflite").load(Artifact(result.artifact, "tflite", "fp32"))
-        yield found | {"original": "100.00", "file": f"{100 * fidelity.score(loaded(unseen.inputs), unseen):.2f}"}
+        yield found | {
+            "original": "100.00",
+            "file": f"{100 * fidelity.score(loaded(unseen.inputs), unseen):.2f}",
+        }
 
 
 def main() -> None:
     """Build, and write what came out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", default=["resnet8", "mobilenetv2", "gtsrb", "autoencoder"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "networks", nargs="*", default=["resnet8", "mobilenetv2", "gtsrb", "autoencoder"]
+    )
     parser.add_argument("--epochs", type=int, default=0)
     given = parser.parse_args()
     table = Table(HERE / "contracts.csv")
@@ -110,7 +150,11 @@ def main() -> None:
         if table.knows(network=name):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            for found in autoencoder(Path(folder)) if name == "autoencoder" else classifiers(name, given.epochs, Path(folder)):
+            for found in (
+                autoencoder(Path(folder))
+                if name == "autoencoder"
+                else classifiers(name, given.epochs, Path(folder))
+            ):
                 table.add(found)
 
 

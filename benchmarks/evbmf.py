@@ -12,8 +12,9 @@ Array = NDArray[np.float64]
 def evbmf_rank(matrix: NDArray[np.floating]) -> int:
     """The number of components that stand out of the noise of an (m, n) matrix, with the noise estimated from it.
 
-    The global analytic solution of Nakajima, Sugiyama, Babacan and Tomioka (JMLR 14, 2013, theorems 2 and 3), which Kim et al. (arXiv 1511.06530) take
-    for the ranks of Tucker-2: applied to the unfoldings along the input and the output channels. 0 for a matrix of zeros.
+    The global analytic solution of Nakajima, Sugiyama, Babacan and Tomioka (JMLR 14, 2013, theorems
+    2 and 3), which Kim et al. (arXiv 1511.06530) take for the ranks of Tucker-2: applied to the
+    unfoldings along the input and the output channels. 0 for a matrix of zeros.
     """
     values: Array = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
     short, long = sorted(matrix.shape)
@@ -24,7 +25,9 @@ def evbmf_rank(matrix: NDArray[np.floating]) -> int:
     least = (1 + edge) * (1 + alpha / edge)
     held = max(min(int(np.ceil(short / (1 + alpha))) - 1, short) - 1, 0)
     rest = values[min(held + 1, short - 1) :] ** 2
-    low = max(rest[0] / (long * least), float(rest.mean()) / long, 1e-12 * float(values[0] ** 2) / long)
+    low = max(
+        rest[0] / (long * least), float(rest.mean()) / long, 1e-12 * float(values[0] ** 2) / long
+    )
     high = max(float(np.sum(values**2)) / (short * long), low * (1 + 1e-9))
 
     def energy(logarithm: float) -> float:

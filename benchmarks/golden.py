@@ -1,6 +1,7 @@
 """Plans, figures and files of a few builds, to be compared between two checkouts on one machine.
 
-A change that must not alter what a build computes is held against the builds of the checkout before it::
+A change that must not alter what a build computes is held against the builds of the checkout before
+it::
 
     python benchmarks/golden.py make FOLDER     # in the old checkout
     python benchmarks/golden.py check FOLDER    # in the new one
@@ -26,13 +27,25 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 DIGITS = (str(ROOT / "examples" / "digits.keras"), "--data", "digits", "--max-macs", "50%")
 #: Fields of ``before`` and ``after`` that do not depend on the machine's speed.
-FIGURES = ("params", "macs", "file_bytes", "arena_bytes", "accuracy", "cycles", "sram_bytes", "flash_bytes")
+FIGURES = (
+    "params",
+    "macs",
+    "file_bytes",
+    "arena_bytes",
+    "accuracy",
+    "cycles",
+    "sram_bytes",
+    "flash_bytes",
+)
 LAYER = ("name", "method", "rank", "params_after", "macs_after", "filters_before", "filters_after")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A build. ``computed``: its device's times are computed, so that the same plan is found each time."""
+    """A build.
+
+    ``computed``: its device's times are computed, so that the same plan is found each time.
+    """
 
     name: str
     arguments: tuple[str, ...]
@@ -43,15 +56,41 @@ def cases(folder: Path) -> Iterator[Case]:
     """The builds, those on LRFC_DATA only where it is set."""
     for target in ("tflite", "onnx"):
         for precision in ("fp32", "int8"):
-            yield Case(f"digits-{target}-{precision}", (*DIGITS, "--target", target, "--precision", precision, "--epochs", "1"))
+            yield Case(
+                f"digits-{target}-{precision}",
+                (*DIGITS, "--target", target, "--precision", precision, "--epochs", "1"),
+            )
     yield Case("digits-prune", (*DIGITS, "--prune", "on", "--epochs", "0"))
     for device in ("cortex-m7", "ethos-u55-128"):
-        yield Case(f"digits-{device}", (*DIGITS, "--device", device, "--epochs", "0"), computed=True)
-    yield Case("two-inputs", (str(two_inputs(folder)), "--max-macs", "60%", "--device", "cortex-m7"), computed=True)
+        yield Case(
+            f"digits-{device}", (*DIGITS, "--device", device, "--epochs", "0"), computed=True
+        )
+    yield Case(
+        "two-inputs",
+        (str(two_inputs(folder)), "--max-macs", "60%", "--device", "cortex-m7"),
+        computed=True,
+    )
     data = os.environ.get("LRFC_DATA")
     if data:
-        model, samples = Path(data, "models", "mlperf_tiny_resnet8_cifar10.h5"), Path(data, "cifar10_test.npz")
-        yield Case("resnet8", (str(model), "--data", str(samples), "--max-macs", "60%", "--device", "cortex-m7", "--epochs", "0"), computed=True)
+        model, samples = (
+            Path(data, "models", "mlperf_tiny_resnet8_cifar10.h5"),
+            Path(data, "cifar10_test.npz"),
+        )
+        yield Case(
+            "resnet8",
+            (
+                str(model),
+                "--data",
+                str(samples),
+                "--max-macs",
+                "60%",
+                "--device",
+                "cortex-m7",
+                "--epochs",
+                "0",
+            ),
+            computed=True,
+        )
 
 
 def two_inputs(folder: Path) -> Path:
@@ -68,13 +107,18 @@ def two_inputs(folder: Path) -> Path:
         y = layers.Conv2D(32, 3, padding="same", groups=4)(x)
         y = layers.ReLU()(layers.BatchNormalization()(y))
         x = layers.ReLU()(layers.Add()([x, layers.Conv2D(32, 3, padding="same")(y)]))
-        x = layers.Dense(10, activation="softmax")(layers.Dense(64, activation="relu")(layers.GlobalAveragePooling2D()(x)))
+        x = layers.Dense(10, activation="softmax")(
+            layers.Dense(64, activation="relu")(layers.GlobalAveragePooling2D()(x))
+        )
         keras.Model([left, right], x).save(path)
     return path
 
 
 def build(arguments: tuple[str, ...], out: Path) -> dict[str, Any]:
-    """The manifest of a build in a process of its own. Exit codes of results that miss a wish are taken, too."""
+    """The manifest of a build in a process of its own.
+
+    Exit codes of results that miss a wish are taken, too.
+    """
     command = [sys.executable, "-m", "lrfc", "build", *arguments, "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603  our own command
     if done.returncode not in (0, 4, 8):
@@ -87,8 +131,15 @@ def essence(manifest: dict[str, Any]) -> dict[str, Any]:
     """All that has to be the same."""
     return {
         "layers": [{name: layer.get(name) for name in LAYER} for layer in manifest["layers"]],
-        **{side: {name: manifest[side].get(name) for name in FIGURES} for side in ("before", "after")},
-        "files": {each["path"]: each["sha256"] for each in manifest["artifacts"] if each["format"] != "keras"},
+        **{
+            side: {name: manifest[side].get(name) for name in FIGURES}
+            for side in ("before", "after")
+        },
+        "files": {
+            each["path"]: each["sha256"]
+            for each in manifest["artifacts"]
+            if each["format"] != "keras"
+        },
     }
 
 
@@ -96,7 +147,9 @@ def differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
     """The places where two essences differ, one line each."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
-            yield from differences(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+            yield from differences(
+                old.get(key), new.get(key), f"{place}.{key}" if place else str(key)
+            )
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for number, pair in enumerate(zip(old, new, strict=True)):
             yield from differences(*pair, f"{place}[{number}]")
@@ -122,14 +175,18 @@ def check(folder: Path) -> None:
             continue
         locked = ("--locked", str(folder / case.name / "manifest.json"))
         arguments = case.arguments if case.computed else (case.arguments[0], *locked)
-        found = list(differences(essence(old), essence(build(arguments, folder / f"{case.name}-again"))))
+        found = list(
+            differences(essence(old), essence(build(arguments, folder / f"{case.name}-again")))
+        )
         failed += bool(found)
         print(case.name, "differs" if found else "equal", *found, sep="\n  ", flush=True)
     sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("make", "check"))
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()

@@ -2,10 +2,13 @@
 
     LRFC_DATA=... python benchmarks/int8.py resnet20_cifar10 [--kept 100 60 40] [--images 8000] [--epochs 2] [--tune 0] [--test 10000]
 
-Writes int8_NET.csv beside this file, a row for each file, as soon as it is known; rows that are there already are not run again. The networks are
-factorized, re-estimated and refitted, and fine-tuned for --tune epochs; quantisation-aware training sees --images training images for --epochs epochs.
-TFLite files of integers are also run by LiteRT's reference kernels, on the first --reference test images: their accuracy there, that of the optimised
-kernels on the same images, and the share of these on which both answer alike. Besides the accuracy: the share of test images on which the file answers what the float network answers, which tells apart what the accuracy of a few
+Writes int8_NET.csv beside this file, a row for each file, as soon as it is known; rows that are
+there already are not run again. The networks are factorized, re-estimated and refitted, and
+fine-tuned for --tune epochs; quantisation-aware training sees --images training images for --epochs
+epochs. TFLite files of integers are also run by LiteRT's reference kernels, on the first
+--reference test images: their accuracy there, that of the optimised kernels on the same images, and
+the share of these on which both answer alike. Besides the accuracy: the share of test images on
+which the file answers what the float network answers, which tells apart what the accuracy of a few
 thousand images does not, and the mean divergence of the outputs.
 """
 
@@ -71,14 +74,26 @@ def loaded(name: str) -> State:
     folder = Path(os.environ["LRFC_DATA"])
     (path,) = (folder / "models").glob(f"{name}.*")
     graph = keras_io.from_keras(keras_load.load(path))
-    return canonical(graph, load_data(str(folder / "cifar10_train.npz"), graph, test=str(folder / "cifar10_test.npz"), seed=0))
+    return canonical(
+        graph,
+        load_data(
+            str(folder / "cifar10_train.npz"), graph, test=str(folder / "cifar10_test.npz"), seed=0
+        ),
+    )
 
 
 def compressed(state: State, kept: int, tune: int) -> State:
     """The float network at that share of the MACs."""
     if kept < 100:
-        state = SelectRanks(Budget(value=kept / 100, relative=True))(ExploreLayers(cached=True)(state))
-        for step in (Factorize(), RecalibrateBatchNorm(), Refit(), *([FineTune(epochs=tune)] if tune else [])):
+        state = SelectRanks(Budget(value=kept / 100, relative=True))(
+            ExploreLayers(cached=True)(state)
+        )
+        for step in (
+            Factorize(),
+            RecalibrateBatchNorm(),
+            Refit(),
+            *([FineTune(epochs=tune)] if tune else []),
+        ):
             state = step(state)
     return FoldBatchNorm()(state)
 
@@ -96,11 +111,19 @@ def emitted(state: State, folder: Path, file: str, images: int, epochs: int) -> 
             state = step(state)
         return TFLite(file.split()[1]).emit(state.graph, path, calibration)
     if file == "qat":
-        train = state.data.train.take(np.sort(np.random.default_rng(0).permutation(len(state.data.train))[:images]))
-        few = replace(BalanceStages(convolutions=True)(state), data=replace(state.data, train=train))
+        train = state.data.train.take(
+            np.sort(np.random.default_rng(0).permutation(len(state.data.train))[:images])
+        )
+        few = replace(
+            BalanceStages(convolutions=True)(state), data=replace(state.data, train=train)
+        )
         trained = QuantizeAware(epochs=epochs)(few)
         return TFLite("int8").emit_trained(trained.graph, trained.fact(QuantizedModel).model, path)
-    for step in {"balanced": (BalanceStages(),), "biases": (CorrectBiases(),), "balanced + biases": (BalanceStages(), CorrectBiases())}.get(file, ()):
+    for step in {
+        "balanced": (BalanceStages(),),
+        "biases": (CorrectBiases(),),
+        "balanced + biases": (BalanceStages(), CorrectBiases()),
+    }.get(file, ()):
         state = step(state)
     return TFLite("int8").emit(state.graph, path, calibration)
 
@@ -117,8 +140,15 @@ def referenced(file: Artifact, test: Split, found: Batch, count: int) -> dict[st
     some, seen = test.take(np.arange(min(count, len(test)))), tuple(y[:count] for y in found)
     by_reference = TFLite().reference(file)(some.inputs)
     same = float(np.mean(by_reference[0].argmax(-1) == seen[0].argmax(-1)))
-    figures = {"reference": accuracy(by_reference, some), "optimised": accuracy(seen, some), "kernels_agree": same}
-    return {"reference_images": str(len(some)), **{name: f"{100 * value:.2f}" for name, value in figures.items()}}
+    figures = {
+        "reference": accuracy(by_reference, some),
+        "optimised": accuracy(seen, some),
+        "kernels_agree": same,
+    }
+    return {
+        "reference_images": str(len(some)),
+        **{name: f"{100 * value:.2f}" for name, value in figures.items()},
+    }
 
 
 def reference(graph: Graph, test: Split) -> Batch:
@@ -128,7 +158,9 @@ def reference(graph: Graph, test: Split) -> Batch:
 
 def main() -> None:
     """Every file at every share of the MACs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("network")
     parser.add_argument("--kept", type=int, nargs="+", default=[100, 60, 40])
     parser.add_argument("--files", nargs="+", default=list(FILES), choices=FILES)
@@ -140,11 +172,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     given = parser.parse_args()
     table = Table(given.out / f"int8_{given.network}.csv")
-    state = replace(loaded(given.network), progress=Progress(log=lambda line: print(line, flush=True)))
+    state = replace(
+        loaded(given.network), progress=Progress(log=lambda line: print(line, flush=True))
+    )
     test = state.data.test.take(np.arange(min(given.test, len(state.data.test))))
     whole = totals(state.original)["macs"]
     for kept in given.kept:
-        key = {"network": given.network, "kept": str(kept), "test": str(len(test)), "tuned": str(given.tune)}
+        key = {
+            "network": given.network,
+            "kept": str(kept),
+            "test": str(len(test)),
+            "tuned": str(given.tune),
+        }
         wanted = [file for file in given.files if not table.knows(**key, file=file)]
         if not wanted:
             continue
@@ -157,14 +196,24 @@ def main() -> None:
                 found, size = answers(artifact, test), artifact.bytes
                 by_reference = referenced(artifact, test, found, given.reference)
             same = float(np.mean(found[0].argmax(-1) == expected[0].argmax(-1)))
-            extra = by_reference | {"qat_images": str(given.images), "qat_epochs": str(given.epochs)} if file == "qat" else by_reference
+            extra = (
+                by_reference | {"qat_images": str(given.images), "qat_epochs": str(given.epochs)}
+                if file == "qat"
+                else by_reference
+            )
             table.add(
                 {
-                    **key, **extra, "file": file, "accuracy": f"{100 * accuracy(found, test):.2f}", "agreement": f"{100 * same:.2f}",
-                    "divergence": f"{divergence(expected, found):.5f}", "bytes": str(size), "macs_kept": f"{100 * totals(made.graph)['macs'] / whole:.1f}",
+                    **key,
+                    **extra,
+                    "file": file,
+                    "accuracy": f"{100 * accuracy(found, test):.2f}",
+                    "agreement": f"{100 * same:.2f}",
+                    "divergence": f"{divergence(expected, found):.5f}",
+                    "bytes": str(size),
+                    "macs_kept": f"{100 * totals(made.graph)['macs'] / whole:.1f}",
                     "seconds": f"{time.perf_counter() - start:.0f}",
                 }
-            )  # fmt: skip
+            )
 
 
 if __name__ == "__main__":

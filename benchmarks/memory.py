@@ -2,8 +2,10 @@
 
     python benchmarks/memory.py [--builds 50]
 
-Builds a small classifier (two convolutions, a few hundred made-up images, one epoch of fine-tuning) again and again in one process, each time with another
-budget, and writes memory.csv beside this file: what the process holds in MiB after each build. The first builds import and compile what the later ones use.
+Builds a small classifier (two convolutions, a few hundred made-up images, one epoch of fine-tuning)
+again and again in one process, each time with another budget, and writes memory.csv beside this
+file: what the process holds in MiB after each build. The first builds import and compile what the
+later ones use.
 """
 
 from __future__ import annotations
@@ -37,14 +39,24 @@ def model() -> Any:
 
     keras.utils.set_random_seed(0)
     image = keras.Input((12, 12, 3), name="image")
-    x = layers.ReLU(name="relu0")(layers.BatchNormalization(name="norm0")(layers.Conv2D(24, 3, padding="same", name="conv0")(image)))
-    x = layers.ReLU(name="relu1")(layers.BatchNormalization(name="norm1")(layers.Conv2D(32, 3, strides=2, name="conv1")(x)))
-    return keras.Model(image, layers.Dense(5, "softmax", name="head")(layers.Flatten(name="flat")(x)), name="small")
+    x = layers.ReLU(name="relu0")(
+        layers.BatchNormalization(name="norm0")(
+            layers.Conv2D(24, 3, padding="same", name="conv0")(image)
+        )
+    )
+    x = layers.ReLU(name="relu1")(
+        layers.BatchNormalization(name="norm1")(layers.Conv2D(32, 3, strides=2, name="conv1")(x))
+    )
+    return keras.Model(
+        image, layers.Dense(5, "softmax", name="head")(layers.Flatten(name="flat")(x)), name="small"
+    )
 
 
 def main() -> None:
     """Build, and write what the process holds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--builds", type=int, default=50)
     given = parser.parse_args()
     rng = np.random.default_rng(0)

@@ -6,15 +6,19 @@
     LRFC_DATA=... python benchmarks/npu.py rounding [--network resnet20_cifar10] [--kept 95 85 75 60 45]
     python benchmarks/npu.py profiles [--devices ethos-u55-128 ...]
 
-The first two take ResNet-20 in int8 and, as the third, write a CSV file beside this one. Vela is deterministic: the same figures come out each time.
+The first two take ResNet-20 in int8 and, as the third, write a CSV file beside this one. Vela is
+deterministic: the same figures come out each time.
 
-predict: random plans (a random method and rank for each layer), each compiled by Vela. 'profile' predicts them from the shipped cost profile alone, 'priced'
-from ops that Vela priced in probe networks together with the compiled original, 'fed back' after the plan itself was compiled once.
-plans: at equal predicted impact on the network's output, the plan with the fewest MACs against the one with the fewest predicted cycles, both compiled.
-rounding: plans for so many MACs chosen with candidates weighed as integers and as if they shipped in float, both as int8 files.
-contract: whole builds without fine-tuning: the fewest cycles at which the int8 file keeps what the contract allows, with candidates weighed as integers
-('weighed' 1) and as if they shipped in float (0). Accuracies are those of the emitted files. Rows that the file holds are not made again.
-profiles: writes the cost profiles that ship.
+predict: random plans (a random method and rank for each layer), each compiled by Vela. 'profile'
+predicts them from the shipped cost profile alone, 'priced' from ops that Vela priced in probe
+networks together with the compiled original, 'fed back' after the plan itself was compiled once.
+plans: at equal predicted impact on the network's output, the plan with the fewest MACs against the
+one with the fewest predicted cycles, both compiled. rounding: plans for so many MACs chosen with
+candidates weighed as integers and as if they shipped in float, both as int8 files. contract: whole
+builds without fine-tuning: the fewest cycles at which the int8 file keeps what the contract allows,
+with candidates weighed as integers ('weighed' 1) and as if they shipped in float (0). Accuracies
+are those of the emitted files. Rows that the file holds are not made again. profiles: writes the
+cost profiles that ship.
 """
 
 from __future__ import annotations
@@ -81,7 +85,9 @@ class Emitted:
 
     def graph(self, plan: Mapping[str, Candidate]) -> Graph:
         """The graph of a plan as it is emitted; the original for an empty one."""
-        return fold_batchnorm(Factorize()(selected(self.state, plan)).graph if plan else self.state.graph)
+        return fold_batchnorm(
+            Factorize()(selected(self.state, plan)).graph if plan else self.state.graph
+        )
 
     def file(self, graph: Graph) -> Artifact:
         """The int8 file of a graph."""
@@ -92,7 +98,11 @@ class Emitted:
 def from_profile(name: str, graph: Graph) -> float:
     """Cycles by the shipped cost profile alone; nothing where there is none."""
     shipped = latency.load(name, "tflite", "int8", 1)
-    return float("nan") if shipped is None else shipped.predict(each for _, each in npu.signatures(graph))
+    return (
+        float("nan")
+        if shipped is None
+        else shipped.predict(each for _, each in npu.signatures(graph))
+    )
 
 
 def predict(devices: Sequence[str], plans: int) -> None:
@@ -103,7 +113,10 @@ def predict(devices: Sequence[str], plans: int) -> None:
     table = Table(HERE / "npu_predict.csv", anew=True)
     with tempfile.TemporaryDirectory() as folder:
         emitted = Emitted(state, Path(folder))
-        graphs = [emitted.graph({}), *(emitted.graph(random_plan(spaces, rng)) for _ in range(plans))]
+        graphs = [
+            emitted.graph({}),
+            *(emitted.graph(random_plan(spaces, rng)) for _ in range(plans)),
+        ]
         files = [emitted.file(graph) for graph in graphs]
         for name in devices:
             reach = vela_of(name)
@@ -120,17 +133,27 @@ def predict(devices: Sequence[str], plans: int) -> None:
                     "priced": predicted(graph, known),
                     "fed_back": predicted(graph, known | observed(result, graph, prices)),
                 }
-                row = {"device": name, "plan": number or "original", "macs": totals(graph)["macs"], "cycles": result.cycles}
+                row = {
+                    "device": name,
+                    "plan": number or "original",
+                    "macs": totals(graph)["macs"],
+                    "cycles": result.cycles,
+                }
                 row |= {"sram_bytes": result.sram_bytes, "flash_bytes": result.flash_bytes}
-                row |= {key: "" if np.isnan(value) else round(value) for key, value in guesses.items()}
+                row |= {
+                    key: "" if np.isnan(value) else round(value) for key, value in guesses.items()
+                }
                 table.add(row)
                 if number:
                     own.append(row)
             errors = {
-                key: np.mean([abs(row[key] / row["cycles"] - 1) for row in own]) for key in ("profile", "priced", "fed_back") if own[0][key] != ""
+                key: np.mean([abs(row[key] / row["cycles"] - 1) for row in own])
+                for key in ("profile", "priced", "fed_back")
+                if own[0][key] != ""
             }
             print(
-                f"{name}: {len(prices)} ops priced in {seconds:.1f} s; mean error of {len(own)} plans: "
+                f"{name}: {len(prices)} ops priced in {seconds:.1f} s; mean error of {len(own)}"
+                " plans: "
                 + ", ".join(f"{key} {100 * error:.2f} %" for key, error in errors.items()),
                 flush=True,
             )
@@ -150,7 +173,9 @@ def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in devices:
             reach = vela_of(name)
-            state = ExploreLayers(methods=METHODS, rank_multiple=device.load(name).rank_multiple)(explored)
+            state = ExploreLayers(methods=METHODS, rank_multiple=device.load(name).rank_multiple)(
+                explored
+            )
             spaces = state.fact(DesignSpace).spaces
             emitted = Emitted(state, Path(folder))
             whole = emitted.graph({})
@@ -159,24 +184,44 @@ def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
             start = time.perf_counter()
             prices = price([each for own in parts.values() for each in own], reach)
             known = prices | observed(original, whole, prices)
-            print(f"{name}: {len(known)} ops of {len(parts)} candidates priced in {time.perf_counter() - start:.1f} s", flush=True)
-            choices = [[replace(c, latency=sum(known[each] for each in parts[id(c)])) for c in s.candidates] for s in spaces]
+            print(
+                f"{name}: {len(known)} ops of {len(parts)} candidates priced in"
+                f" {time.perf_counter() - start:.1f} s",
+                flush=True,
+            )
+            choices = [
+                [
+                    replace(c, latency=sum(known[each] for each in parts[id(c)]))
+                    for c in s.candidates
+                ]
+                for s in spaces
+            ]
             for share in kept:
                 limit = share / 100 * totals(whole)["macs"] - fixed(state)["macs"]
                 try:
                     impact = sum(c.impact for c in allocate(choices, {"macs": limit}))
                 except BudgetError:
                     continue
-                row: dict[str, Any] = {"device": name, "macs_budget": share, "impact": f"{impact:.6f}", "original": original.cycles}
+                row: dict[str, Any] = {
+                    "device": name,
+                    "macs_budget": share,
+                    "impact": f"{impact:.6f}",
+                    "original": original.cycles,
+                }
                 for quantity in ("macs", "latency"):
                     chosen = allocate(choices, {"impact": impact}, minimise=quantity)
                     graph = emitted.graph({c.layer: c for c in chosen})
                     result = vela.compiled(emitted.file(graph), reach)
-                    row |= {f"{quantity}_{key}": value for key, value in figures(graph, result, known).items()}
+                    row |= {
+                        f"{quantity}_{key}": value
+                        for key, value in figures(graph, result, known).items()
+                    }
                 table.add(row)
 
 
-def figures(graph: Graph, result: vela.Compiled, known: Mapping[Signature, float]) -> dict[str, Any]:
+def figures(
+    graph: Graph, result: vela.Compiled, known: Mapping[Signature, float]
+) -> dict[str, Any]:
     """What is told of a plan."""
     return {
         "macs": totals(graph)["macs"],
@@ -192,7 +237,11 @@ def ops(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[Signature
     source = graph.input_tensors(space.op.name)[0]
     found: list[Signature] = []
     for call in space.calls:
-        stages = [graph.op(call)] if candidate.method is None else ALL[candidate.method].outline(graph.op(call), source, candidate.ranks)
+        stages = (
+            [graph.op(call)]
+            if candidate.method is None
+            else ALL[candidate.method].outline(graph.op(call), source, candidate.ranks)
+        )
         found += npu.chain(graph, call, stages)
     return found
 
@@ -209,13 +258,26 @@ def contract(networks: Sequence[str], devices: Sequence[str], drop: str) -> None
         (model,) = (folder / "models").glob(f"{network}.*")
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as out:
-            spec: dict[str, Any] = {"data": str(folder / "cifar10_train.npz"), "test_data": str(folder / "cifar10_test.npz")}
+            spec: dict[str, Any] = {
+                "data": str(folder / "cifar10_train.npz"),
+                "test_data": str(folder / "cifar10_test.npz"),
+            }
             try:
-                result = lrfc.build(str(model), device=name, max_drop=drop, epochs=0, out=f"{out}/build", progress=Progress(log=said), **spec)
+                result = lrfc.build(
+                    str(model),
+                    device=name,
+                    max_drop=drop,
+                    epochs=0,
+                    out=f"{out}/build",
+                    progress=Progress(log=said),
+                    **spec,
+                )
             except (BudgetError, NoGainError) as error:
                 print(error, flush=True)
                 result = error.result
-        table.add(key | outcome(result.manifest) | {"seconds": f"{time.perf_counter() - start:.0f}"})
+        table.add(
+            key | outcome(result.manifest) | {"seconds": f"{time.perf_counter() - start:.0f}"}
+        )
 
 
 def rounding(kept: Sequence[int], network: str, images: int = 2_000) -> None:
@@ -234,13 +296,31 @@ def rounding(kept: Sequence[int], network: str, images: int = 2_000) -> None:
         exact = above(keras_io.predict(made.graph, test.inputs))
         ready = CorrectBiases()(BalanceStages()(made))
         with tempfile.TemporaryDirectory() as folder:
-            file = TFLite("int8").emit(ready.graph, Path(folder, "plan.tflite"), tuple(x[:200] for x in state.data.train.inputs))
+            file = TFLite("int8").emit(
+                ready.graph,
+                Path(folder, "plan.tflite"),
+                tuple(x[:200] for x in state.data.train.inputs),
+            )
             found = above(TFLite("int8").load(file)(test.inputs))
-        row: dict[str, Any] = {"network": network, "macs_budget": share, "weighed": weighed, "impact": f"{plan.fact(Selection).impact:.6f}"}
-        row |= {"divergence_float": f"{divergence(reference, exact):.5f}", "divergence_int8": f"{divergence(reference, found):.5f}"}
-        row |= {"rounding": f"{divergence(exact, found):.5f}", "accuracy_int8": f"{100 * accuracy(found, test):.2f}"}
+        row: dict[str, Any] = {
+            "network": network,
+            "macs_budget": share,
+            "weighed": weighed,
+            "impact": f"{plan.fact(Selection).impact:.6f}",
+        }
+        row |= {
+            "divergence_float": f"{divergence(reference, exact):.5f}",
+            "divergence_int8": f"{divergence(reference, found):.5f}",
+        }
+        row |= {
+            "rounding": f"{divergence(exact, found):.5f}",
+            "accuracy_int8": f"{100 * accuracy(found, test):.2f}",
+        }
         counts = Counter(method or "none" for method, _ in chosen.values())
-        table.add(row | {"methods": " ".join(f"{method}:{count}" for method, count in sorted(counts.items()))})
+        table.add(
+            row
+            | {"methods": " ".join(f"{method}:{count}" for method, count in sorted(counts.items()))}
+        )
 
 
 def above(outputs: Batch) -> Batch:
@@ -257,9 +337,15 @@ def said(text: str) -> None:
 def outcome(manifest: Any) -> dict[str, Any]:
     """What a build came to."""
     before, after, held = manifest.before, manifest.after, manifest.accuracy.kept
-    found = {f"{quantity}_{side}": getattr(each, quantity) for quantity in ("cycles", "sram_bytes", "flash_bytes", "macs", "file_bytes")
-             for side, each in (("before", before), ("after", after))}  # fmt: skip
-    found |= {f"accuracy_{side}": f"{100 * each.accuracy:.2f}" for side, each in (("before", before), ("after", after))}
+    found = {
+        f"{quantity}_{side}": getattr(each, quantity)
+        for quantity in ("cycles", "sram_bytes", "flash_bytes", "macs", "file_bytes")
+        for side, each in (("before", before), ("after", after))
+    }
+    found |= {
+        f"accuracy_{side}": f"{100 * each.accuracy:.2f}"
+        for side, each in (("before", before), ("after", after))
+    }
     methods = Counter(layer.method or "none" for layer in manifest.layers)
     return found | {
         "accuracy_float": f"{100 * manifest.accuracy.before:.2f}",
@@ -276,20 +362,33 @@ def profiles(devices: Sequence[str]) -> None:
     for name in devices:
         found = profile(device.load(name))
         latency.CostFile(profiles=(found,)).write(device.SHIPPED / f"{name}.cost.json")
-        print(f"{name}: " + ", ".join(f"{family} {100 * error.mean:.0f} % ({error.n})" for family, error in found.held_out.items()), flush=True)
+        print(
+            f"{name}: "
+            + ", ".join(
+                f"{family} {100 * error.mean:.0f} % ({error.n})"
+                for family, error in found.held_out.items()
+            ),
+            flush=True,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("rounding").add_argument("--network", default="resnet20_cifar10")
-    commands.choices["rounding"].add_argument("--kept", type=int, nargs="+", default=[95, 85, 75, 60, 45])
+    commands.choices["rounding"].add_argument(
+        "--kept", type=int, nargs="+", default=[95, 85, 75, 60, 45]
+    )
     for name in ("predict", "plans", "contract", "profiles"):
         command = commands.add_parser(name)
         command.add_argument("--devices", nargs="+", choices=DEVICES, default=list(DEVICES))
     commands.choices["predict"].add_argument("--plans", type=int, default=20)
     commands.choices["plans"].add_argument("--kept", type=int, nargs="+", default=[75, 60, 45, 30])
-    commands.choices["contract"].add_argument("--networks", nargs="+", default=["resnet20_cifar10", "mlperf_tiny_resnet8_cifar10"])
+    commands.choices["contract"].add_argument(
+        "--networks", nargs="+", default=["resnet20_cifar10", "mlperf_tiny_resnet8_cifar10"]
+    )
     commands.choices["contract"].add_argument("--drop", default="1pp")
     given = parser.parse_args()
     if given.command == "profiles":

@@ -1,10 +1,14 @@
-"""What does a search that knows the device gain? At equal predicted impact on the outputs: the plan with the fewest MACs against the one with the least time.
+"""What does a search that knows the device gain?
+
+At equal predicted impact on the outputs: the plan with the fewest MACs against the one with the
+least time.
 
     LRFC_DATA=... python benchmarks/plans.py [--kept 75 60 45 30] [--rounds 3]
 
-ResNet-20 on CIFAR-10 in float32, by LiteRT and onnxruntime on one core of this machine. Prices begin with the shipped cost profile and are corrected by the
-original and by each plan that is measured, as in a build: the time-driven plan is the last of ``--rounds`` turns. Both plans are then timed in turns with
-the original. Writes plans.csv beside this file; the intervals are 95 %.
+ResNet-20 on CIFAR-10 in float32, by LiteRT and onnxruntime on one core of this machine. Prices
+begin with the shipped cost profile and are corrected by the original and by each plan that is
+measured, as in a build: the time-driven plan is the last of ``--rounds`` turns. Both plans are then
+timed in turns with the original. Writes plans.csv beside this file; the intervals are 95 %.
 """
 
 from __future__ import annotations
@@ -55,7 +59,9 @@ def quickest(state: State, bench: Bench, impact: float, rounds: int) -> tuple[St
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kept", type=int, nargs="+", default=[75, 60, 45, 30])
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
@@ -66,7 +72,17 @@ def main() -> None:
         few = tuple(x[:8] for x in state.data.train.inputs)
         with tempfile.TemporaryDirectory() as folder, runner(goal.device) as reached:
             place = Path(folder)
-            bench = Bench(goal.target, goal.device, reached, profile, state.original, few, 1, place, Store(place / "measured.sqlite"))
+            bench = Bench(
+                goal.target,
+                goal.device,
+                reached,
+                profile,
+                state.original,
+                few,
+                1,
+                place,
+                Store(place / "measured.sqlite"),
+            )
             for share in given.kept:
                 try:
                     fewest = SelectRanks(Budget(value=share / 100, relative=True))(state)
@@ -75,13 +91,32 @@ def main() -> None:
                 impact = fewest.fact(Selection).impact
                 fewest = SelectRanks(max_impact=impact, minimise="macs")(state)
                 quick, predicted, _ = quickest(state, bench, impact, given.rounds)
-                graphs = [fold_batchnorm(state.original), *(fold_batchnorm(Factorize()(each).graph) for each in (fewest, quick))]
-                files = [goal.target.emit(graph, place / f"{number}.{goal.target.name}", few) for number, graph in enumerate(graphs)]
+                graphs = [
+                    fold_batchnorm(state.original),
+                    *(fold_batchnorm(Factorize()(each).graph) for each in (fewest, quick)),
+                ]
+                files = [
+                    goal.target.emit(graph, place / f"{number}.{goal.target.name}", few)
+                    for number, graph in enumerate(graphs)
+                ]
                 original, by_macs, by_time = bench.measure(files, graphs)
-                row: dict[str, Any] = {"target": goal.target.name, "kept": share, "impact": f"{impact:.5f}", "predicted_ms": f"{predicted:.3f}"}
-                for name, first, second in (("macs_plan", original, by_macs), ("time_plan", original, by_time), ("time_over_macs", by_macs, by_time)):
+                row: dict[str, Any] = {
+                    "target": goal.target.name,
+                    "kept": share,
+                    "impact": f"{impact:.5f}",
+                    "predicted_ms": f"{predicted:.3f}",
+                }
+                for name, first, second in (
+                    ("macs_plan", original, by_macs),
+                    ("time_plan", original, by_time),
+                    ("time_over_macs", by_macs, by_time),
+                ):
                     ratio = speedup(first, second)
-                    row |= {f"{name}_speedup": f"{ratio.median:.3f}", f"{name}_low": f"{ratio.low:.3f}", f"{name}_high": f"{ratio.high:.3f}"}
+                    row |= {
+                        f"{name}_speedup": f"{ratio.median:.3f}",
+                        f"{name}_low": f"{ratio.low:.3f}",
+                        f"{name}_high": f"{ratio.high:.3f}",
+                    }
                 table.add(row)
 
 

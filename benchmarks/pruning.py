@@ -2,8 +2,9 @@
 
     LRFC_DATA=... python benchmarks/pruning.py resnet56_cifar10 [--kept 50 30] [--epochs 1] [--images 10000] [--test 10000]
 
-Writes pruning_NETWORK.csv beside this file, a row as soon as it is known; rows that are there already are not run again. 'both' is what a build with
-``--prune on`` takes: the joint plan, or one of its parts where that keeps the outputs closer on validation images.
+Writes pruning_NETWORK.csv beside this file, a row as soon as it is known; rows that are there
+already are not run again. 'both' is what a build with ``--prune on`` takes: the joint plan, or one
+of its parts where that keeps the outputs closer on validation images.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ def compare(network: str, kept: list[int], epochs: int, images: int, test: int, 
     table = Table(path)
     state = cifar(network)
     state = replace(
-        state, data=replace(state.data, train=state.data.train.take(np.arange(min(images, len(state.data.train))))), progress=Progress(log=print)
+        state,
+        data=replace(
+            state.data, train=state.data.train.take(np.arange(min(images, len(state.data.train))))
+        ),
+        progress=Progress(log=print),
     )
     whole = totals(state.original)
     original = score(state.original, state.data.test, test)
@@ -53,7 +58,9 @@ def compare(network: str, kept: list[int], epochs: int, images: int, test: int, 
         for way in WAYS:
             if table.knows(way=way, kept=share):
                 continue
-            select = SelectRanks(budget, methods=() if way == "filters" else None, prune=way != "low rank")
+            select = SelectRanks(
+                budget, methods=() if way == "filters" else None, prune=way != "low rank"
+            )
             made = closest(state, select)(state)
             selection = made.fact(Selection)
             steps = {"compressed": PruneFilters()(Factorize()(made))}
@@ -61,19 +68,43 @@ def compare(network: str, kept: list[int], epochs: int, images: int, test: int, 
             steps["refitted"] = Refit()(steps["recalibrated"])
             steps["fine-tuned"] = FineTune(epochs=epochs)(steps["refitted"])
             graph = steps["fine-tuned"].graph
-            row = {"network": network, "kept": str(share), "way": way, "macs_kept": f"{100 * totals(graph)['macs'] / whole['macs']:.1f}"}
-            row |= {"params_kept": f"{100 * totals(graph)['params'] / whole['params']:.1f}", "original": f"{original:.2f}"}
-            row |= {step: f"{score(each.graph, state.data.test, test):.2f}" for step, each in steps.items()}
-            row |= {"epochs": str(epochs), "images": str(len(state.data.train)), "predicted": f"{selection.impact:.4f}"}
+            row = {
+                "network": network,
+                "kept": str(share),
+                "way": way,
+                "macs_kept": f"{100 * totals(graph)['macs'] / whole['macs']:.1f}",
+            }
+            row |= {
+                "params_kept": f"{100 * totals(graph)['params'] / whole['params']:.1f}",
+                "original": f"{original:.2f}",
+            }
+            row |= {
+                step: f"{score(each.graph, state.data.test, test):.2f}"
+                for step, each in steps.items()
+            }
+            row |= {
+                "epochs": str(epochs),
+                "images": str(len(state.data.train)),
+                "predicted": f"{selection.impact:.4f}",
+            }
             row |= {"arena_kib": f"{arena(fold_batchnorm(graph)).planned_bytes() / 1024:.0f}"}
-            row |= {"original_arena_kib": f"{arena(fold_batchnorm(state.original)).planned_bytes() / 1024:.0f}"}
-            row |= {"factorized": str(sum(c.method is not None for c in selection.chosen)), "groups_cut": str(len(selection.keeps))}
+            row |= {
+                "original_arena_kib": (
+                    f"{arena(fold_batchnorm(state.original)).planned_bytes() / 1024:.0f}"
+                )
+            }
+            row |= {
+                "factorized": str(sum(c.method is not None for c in selection.chosen)),
+                "groups_cut": str(len(selection.keeps)),
+            }
             table.add(row | {"explored_seconds": f"{explored:.0f}"})
 
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("network")
     parser.add_argument("--kept", type=int, nargs="+", default=[50, 30])
     parser.add_argument("--epochs", type=int, default=1)
@@ -81,7 +112,14 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     given = parser.parse_args()
-    compare(given.network, given.kept, given.epochs, given.images, given.test, given.out / f"pruning_{given.network}.csv")
+    compare(
+        given.network,
+        given.kept,
+        given.epochs,
+        given.images,
+        given.test,
+        given.out / f"pruning_{given.network}.csv",
+    )
 
 
 if __name__ == "__main__":

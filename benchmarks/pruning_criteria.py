@@ -2,8 +2,10 @@
 
     LRFC_DATA=... python benchmarks/pruning_criteria.py resnet56_cifar10 [--kept 75 50] [--criteria l1 ...] [--keep "*_add"] [--images 2000]
 
-From every dependency group the same share of filters goes, so that the criteria only differ in which. pruning_criteria_NET.csv, beside this file: the test
-accuracy of the network as cut, and with what reads the filters refitted in closed form before. Nothing is trained, and BatchNorm stays as it is.
+From every dependency group the same share of filters goes, so that the criteria only differ in
+which. pruning_criteria_NET.csv, beside this file: the test accuracy of the network as cut, and with
+what reads the filters refitted in closed form before. Nothing is trained, and BatchNorm stays as it
+is.
 """
 
 from __future__ import annotations
@@ -40,16 +42,23 @@ def macs(graph: Graph) -> int:
     return sum(ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)) for op in graph)
 
 
-def uniform(graph: Graph, found: Dependencies, scores: dict[str, Scores], limit: float) -> dict[str, Ids]:
+def uniform(
+    graph: Graph, found: Dependencies, scores: dict[str, Scores], limit: float
+) -> dict[str, Ids]:
     """The best filters of each group, the same share of each, within so many MACs."""
 
     def kept(share: float) -> dict[str, Ids]:
-        return {group.name: keep_best(scores[group.name], max(1, round(share * group.width))) for group in found.groups}
+        return {
+            group.name: keep_best(scores[group.name], max(1, round(share * group.width)))
+            for group in found.groups
+        }
 
     low, high = 0.0, 1.0
     for _ in range(8):
         middle = (low + high) / 2
-        low, high = (low, middle) if macs(cut(graph, kept(middle), found)) > limit else (middle, high)
+        low, high = (
+            (low, middle) if macs(cut(graph, kept(middle), found)) > limit else (middle, high)
+        )
     return kept(low)
 
 
@@ -60,17 +69,25 @@ def refit(graph: Graph, found: Dependencies, kept: dict[str, Ids], context: Cont
     for group in found.groups:
         gone = np.delete(np.arange(group.width), kept[group.name])
         for part in group.consumers:
-            removed[part.layer] = np.union1d(removed.get(part.layer, np.empty(0, np.intp)), part.where(gone))
+            removed[part.layer] = np.union1d(
+                removed.get(part.layer, np.empty(0, np.intp)), part.where(gone)
+            )
     weights: dict[str, dict[str, Array]] = {}
     for layer, rows in removed.items():
         op = graph.op(layer)
         new = refitted(op, graph.input_tensors(layer)[0], context.statistics(layer), rows)
-        weights[layer] = {**op.weights, "kernel": new.kernel, **({} if new.bias is None else {"bias": new.bias})}
+        weights[layer] = {
+            **op.weights,
+            "kernel": new.kernel,
+            **({} if new.bias is None else {"bias": new.bias}),
+        }
     return graph.with_weights(weights)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("network")
     parser.add_argument("--kept", type=int, nargs="+", default=[75, 50])
     parser.add_argument("--criteria", nargs="+", choices=tuple(CRITERIA), default=tuple(CRITERIA))
@@ -79,19 +96,25 @@ def main() -> None:
     given = parser.parse_args()
     folder = Path(os.environ["LRFC_DATA"])
     graph = keras_io.from_keras(keras_load.load(folder / "models" / f"{given.network}.keras"))
-    data = load_data(str(folder / "cifar10_train.npz"), graph, test=str(folder / "cifar10_test.npz"), seed=0)
+    data = load_data(
+        str(folder / "cifar10_train.npz"), graph, test=str(folder / "cifar10_test.npz"), seed=0
+    )
     graph = Canonicalise()(State(graph, graph, data)).graph
     test = data.test.take(np.arange(given.images))
     inputs = data.train.inputs
     found = groups(graph, given.keep)
     readers = dict.fromkeys(part.layer for group in found.groups for part in group.consumers)
-    sampler = Sampler(graph, [graph.op(name) for name in readers], inputs, replace(SampleSize(), held_out=1), 0)
+    sampler = Sampler(
+        graph, [graph.op(name) for name in readers], inputs, replace(SampleSize(), held_out=1), 0
+    )
     context = Context(graph, found, inputs, lambda name: sampler[name].statistics)
 
     def score(of: Graph) -> str:
         return f"{100 * accuracy(keras_io.predict(of, test.inputs), test):.2f}"
 
-    with (HERE / f"pruning_criteria_{given.network}.csv").open("w", newline="", encoding="utf-8") as file:
+    with (HERE / f"pruning_criteria_{given.network}.csv").open(
+        "w", newline="", encoding="utf-8"
+    ) as file:
         table = csv.writer(file)
         table.writerow(("criterion", "macs_kept", "seconds", "cut", "refitted"))
         table.writerow(("none", 100, "", score(graph), ""))

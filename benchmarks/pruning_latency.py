@@ -2,9 +2,10 @@
 
     LRFC_DATA=... python benchmarks/pruning_latency.py [--network resnet20_cifar10] [--devices host ethos-u55-128 ethos-u85-512] [--kept 75 60 45 30]
 
-Plans of least predicted impact within a latency budget, filters cut or not (``--prune only`` leaves the ranks out), emitted and measured. 'macs': the time of
-a layer that loses channels follows its MACs; 'widths': that of its ops at other widths, as the cost profile predicts it. The original was measured, nothing else.
-Writes pruning_latency.csv.
+Plans of least predicted impact within a latency budget, filters cut or not (``--prune only`` leaves
+the ranks out), emitted and measured. 'macs': the time of a layer that loses channels follows its
+MACs; 'widths': that of its ops at other widths, as the cost profile predicts it. The original was
+measured, nothing else. Writes pruning_latency.csv.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     """Every device, budget and way to predict."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", default="resnet20_cifar10")
     parser.add_argument("--devices", nargs="+", default=["host", "ethos-u55-128", "ethos-u85-512"])
     parser.add_argument("--kept", type=int, nargs="+", default=[75, 60, 45, 30])
@@ -53,13 +56,30 @@ def main() -> None:
     data = replace(cifar(given.network), progress=Progress())
     for goal in map(destination, goals(("tflite",), given.devices, None, 1)):
         multiple = goal.device.rank_multiple
-        explored = ExploreFilters(multiple=multiple)(ExploreLayers(rank_multiple=multiple, cached=True)(data))
-        with tempfile.TemporaryDirectory() as folder, bench_of(goal, explored, Path(folder)) as bench:
+        explored = ExploreFilters(multiple=multiple)(
+            ExploreLayers(rank_multiple=multiple, cached=True)(data)
+        )
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            bench_of(goal, explored, Path(folder)) as bench,
+        ):
             ops = executed(explored, bench.reading)
-            alone = bench.prices([*ops.distinct(), *narrower(explored.graph, Shares(explored.graph, explored.fact(FilterSpace)), ops)])
+            alone = bench.prices(
+                [
+                    *ops.distinct(),
+                    *narrower(
+                        explored.graph, Shares(explored.graph, explored.fact(FilterSpace)), ops
+                    ),
+                ]
+            )
             profile = corrected(bench.profile, [(bench.ops, bench.time)])
-            priced = PriceLayers(profile, {**alone, **bench.known}, alone, bench.ms_per_unit, executed=ops)(explored)
-            ways = {"macs": priced.with_fact(replace(priced.fact(Price), prices=None)), "widths": priced}
+            priced = PriceLayers(
+                profile, {**alone, **bench.known}, alone, bench.ms_per_unit, executed=ops
+            )(explored)
+            ways = {
+                "macs": priced.with_fact(replace(priced.fact(Price), prices=None)),
+                "widths": priced,
+            }
             for methods in (None, ()):
                 for kept in given.kept:
                     for way, state in ways.items():
@@ -75,15 +95,27 @@ def main() -> None:
                         trial = bench(plan)
                         table.add(
                             {
-                                "device": goal.device.name, "choices": "ranks and filters" if methods is None else "filters", "kept": kept, "time": way,
-                                "predicted_ms": f"{predicted * bench.ms_per_unit:.5g}", "measured_ms": f"{trial.time * bench.ms_per_unit:.5g}",
-                                "original_ms": f"{bench.time * bench.ms_per_unit:.5g}", "error": f"{predicted / trial.time - 1:+.4f}",
-                                "impact": f"{selection.impact:.5f}", "groups": len(selection.keeps),
-                                "macs_kept": f"{100 * totals(plan)['macs'] / totals(state.original)['macs']:.1f}",
+                                "device": goal.device.name,
+                                "choices": "ranks and filters" if methods is None else "filters",
+                                "kept": kept,
+                                "time": way,
+                                "predicted_ms": f"{predicted * bench.ms_per_unit:.5g}",
+                                "measured_ms": f"{trial.time * bench.ms_per_unit:.5g}",
+                                "original_ms": f"{bench.time * bench.ms_per_unit:.5g}",
+                                "error": f"{predicted / trial.time - 1:+.4f}",
+                                "impact": f"{selection.impact:.5f}",
+                                "groups": len(selection.keeps),
+                                "macs_kept": (
+                                    f"{100 * totals(plan)['macs'] / totals(state.original)['macs']:.1f}"
+                                ),
                             }
-                        )  # fmt: skip
+                        )
         for way in ways:
-            own = [abs(float(row["error"])) for row in table.rows if row["device"] == goal.device.name and row["time"] == way]
+            own = [
+                abs(float(row["error"]))
+                for row in table.rows
+                if row["device"] == goal.device.name and row["time"] == way
+            ]
             print(f"{goal.device.name}, {way}: mean error {100 * np.mean(own):.1f} %", flush=True)
 
 

@@ -2,10 +2,12 @@
 
     PYTHONPATH=. python benchmarks/pruning_models.py [NAME ...]
 
-Random weights, 96×96 inputs (or what the network takes), ten classes. The filters of least L1 norm go, from every dependency group the same share. A
-row of pruning_models.csv, which lies beside this file, is a network; rows that are there are skipped. ``exact`` is the largest difference from the original
-with the removed filters' inputs set to zero, relative to its largest output, in Keras; ``tflite`` that of the emitted file from the pruned Keras model.
-Each network runs in a process of its own.
+Random weights, 96×96 inputs (or what the network takes), ten classes. The filters of least L1 norm
+go, from every dependency group the same share. A row of pruning_models.csv, which lies beside this
+file, is a network; rows that are there are skipped. ``exact`` is the largest difference from the
+original with the removed filters' inputs set to zero, relative to its largest output, in Keras;
+``tflite`` that of the emitted file from the pruned Keras model. Each network runs in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -24,10 +26,33 @@ from lrfc.ir.graph import Graph
 from lrfc.pruning.labels import Ids
 
 TABLE = Path(__file__).with_suffix(".csv")
-COLUMNS = ("model", "input", "params", "params_after", "macs", "macs_after", "groups", "stay", "exact", "tflite", "seconds", "ok")
+COLUMNS = (
+    "model",
+    "input",
+    "params",
+    "params_after",
+    "macs",
+    "macs_after",
+    "groups",
+    "stay",
+    "exact",
+    "tflite",
+    "seconds",
+    "ok",
+)
 #: One of each family, then the others, smallest first.
 NAMES = (
-    *("MobileNetV3Small", "MobileNetV2", "MobileNet", "EfficientNetB0", "NASNetMobile", "EfficientNetV2B0", "DenseNet121", "ResNet50", "Xception"),
+    *(
+        "MobileNetV3Small",
+        "MobileNetV2",
+        "MobileNet",
+        "EfficientNetB0",
+        "NASNetMobile",
+        "EfficientNetV2B0",
+        "DenseNet121",
+        "ResNet50",
+        "Xception",
+    ),
     *("ConvNeXtTiny", "VGG16", "InceptionV3", "ResNet50V2", "InceptionResNetV2"),
     *(
         "MobileNetV3Large",
@@ -39,8 +64,27 @@ NAMES = (
         "DenseNet169",
         "EfficientNetV2B3",
     ),
-    *("DenseNet201", "EfficientNetB4", "EfficientNetV2S", "EfficientNetB5", "ResNet101", "ResNet101V2", "ConvNeXtSmall", "EfficientNetB6"),
-    *("EfficientNetV2M", "ResNet152", "ResNet152V2", "EfficientNetB7", "VGG19", "ConvNeXtBase", "NASNetLarge", "EfficientNetV2L", "ConvNeXtLarge"),
+    *(
+        "DenseNet201",
+        "EfficientNetB4",
+        "EfficientNetV2S",
+        "EfficientNetB5",
+        "ResNet101",
+        "ResNet101V2",
+        "ConvNeXtSmall",
+        "EfficientNetB6",
+    ),
+    *(
+        "EfficientNetV2M",
+        "ResNet152",
+        "ResNet152V2",
+        "EfficientNetB7",
+        "VGG19",
+        "ConvNeXtBase",
+        "NASNetLarge",
+        "EfficientNetV2L",
+        "ConvNeXtLarge",
+    ),
     "ConvNeXtXLarge",
 )
 SHARE = 0.5
@@ -73,7 +117,9 @@ def row(name: str) -> dict[str, object]:
     scores = {group.name: l1(graph, group, Context(graph, found)) for group in found.groups}
 
     def pruned(share: float) -> tuple[dict[str, Ids], Graph]:
-        kept = {g.name: keep_best(scores[g.name], max(1, round(share * g.width))) for g in found.groups}
+        kept = {
+            g.name: keep_best(scores[g.name], max(1, round(share * g.width))) for g in found.groups
+        }
         return kept, cut(graph, kept, found)
 
     def macs(of: Graph) -> int:
@@ -82,7 +128,9 @@ def row(name: str) -> dict[str, object]:
     low, high = 0.0, 1.0
     for _ in range(7):
         middle = (low + high) / 2
-        low, high = (low, middle) if macs(pruned(middle)[1]) > SHARE * macs(graph) else (middle, high)
+        low, high = (
+            (low, middle) if macs(pruned(middle)[1]) > SHARE * macs(graph) else (middle, high)
+        )
     kept, smaller = pruned(low)
     seconds = time.perf_counter() - start
     smaller.check()
@@ -96,10 +144,19 @@ def row(name: str) -> dict[str, object]:
         parity = difference(answer, target.load(emitted)(batch))
     reached = macs(smaller) <= SHARE * macs(graph)
     return {
-        "model": name, "input": shape[0], "params": graph.params, "params_after": smaller.params, "macs": macs(graph), "macs_after": macs(smaller),
-        "groups": len(found.groups), "stay": len(found.refused), "exact": f"{exact:.1e}", "tflite": f"{parity:.1e}", "seconds": f"{seconds:.1f}",
+        "model": name,
+        "input": shape[0],
+        "params": graph.params,
+        "params_after": smaller.params,
+        "macs": macs(graph),
+        "macs_after": macs(smaller),
+        "groups": len(found.groups),
+        "stay": len(found.refused),
+        "exact": f"{exact:.1e}",
+        "tflite": f"{parity:.1e}",
+        "seconds": f"{seconds:.1f}",
         "ok": "yes" if reached else "its filters that can be cut are too few",
-    }  # fmt: skip
+    }
 
 
 def main(names: list[str]) -> None:
@@ -110,11 +167,18 @@ def main(names: list[str]) -> None:
         with TABLE.open(newline="", encoding="utf-8") as file:
             if any(line["model"] == name for line in csv.DictReader(file)):
                 continue
-        done = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, check=False)  # noqa: S603  this file itself
-        failed = {"model": name, "ok": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, __file__, "--one", name], capture_output=True, text=True, check=False
+        )
+        failed = {
+            "model": name,
+            "ok": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1],
+        }
         cells = list(csv.reader(done.stdout.splitlines()[-1:]))
         with TABLE.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(cells[0] if done.returncode == 0 else [failed.get(column, "") for column in COLUMNS])
+            csv.writer(file).writerow(
+                cells[0] if done.returncode == 0 else [failed.get(column, "") for column in COLUMNS]
+            )
         print(name, "done" if done.returncode == 0 else failed["ok"], flush=True)
 
 

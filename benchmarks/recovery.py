@@ -3,12 +3,14 @@
     LRFC_DATA=... python benchmarks/recovery.py ladder resnet20_cifar10 [--kept 50 30] [--epochs 1 3 10] [--images 45000] [--test 10000]
     LRFC_DATA=... python benchmarks/recovery.py sources resnet20_cifar10 [--kept 60] [--epochs 3] [--images 45000] [--test 10000]
 
-``ladder`` writes recovery_ladder_NET.csv beside this file, a row for each way and step; ``sources`` writes recovery_sources_NET.csv: the emitted file of a
-build with labelled images, with the same images without labels, with 32 of them, and without any. Rows are written as soon as they are known; those that
-are there already are not run again.
-Ways: lrfc's own (with distillation, and with the labels alone); a Tucker-2 network with the same share of both ranks in every layer; and a network whose
-residual blocks have lost the inner channels of least L1 norm (Li et al. 2017, arXiv 1608.08710), all at the same MACs, fine-tuned on the same images for
-as many epochs. The simpler ways are tuned as lrfc is, but from the labels alone: plain fine-tuning.
+``ladder`` writes recovery_ladder_NET.csv beside this file, a row for each way and step; ``sources``
+writes recovery_sources_NET.csv: the emitted file of a build with labelled images, with the same
+images without labels, with 32 of them, and without any. Rows are written as soon as they are known;
+those that are there already are not run again. Ways: lrfc's own (with distillation, and with the
+labels alone); a Tucker-2 network with the same share of both ranks in every layer; and a network
+whose residual blocks have lost the inner channels of least L1 norm (Li et al. 2017, arXiv
+1608.08710), all at the same MACs, fine-tuned on the same images for as many epochs. The simpler
+ways are tuned as lrfc is, but from the labels alone: plain fine-tuning.
 """
 
 from __future__ import annotations
@@ -44,9 +46,11 @@ from lrfc.state import Progress, State
 HERE = Path(__file__).parent
 RUNGS = ("before", "factorized", "recalibrated", "refitted", "finetuned", "artifact")
 PLAIN: dict[str, Any] = {"distillation": 0.0, "features": 0.0}
-#: A pruned network's statistics have no counterpart in the original to be moved by, so its BatchNorm follows the batches.
+#: A pruned network's statistics have no counterpart in the original to be moved by, so its
+#: BatchNorm follows the batches.
 PRUNED = {**PLAIN, "batchnorm": "trained"}
-#: The steps without gradients of each way. The Tucker-2 network is given the first one: fine-tuning from broken statistics would prove nothing.
+#: The steps without gradients of each way. The Tucker-2 network is given the first one: fine-tuning
+#: from broken statistics would prove nothing.
 REPAIRS = {
     "lrfc": (("recalibrated", RecalibrateBatchNorm()), ("refitted", Refit())),
     "uniform tucker2": (("recalibrated", RecalibrateBatchNorm()),),
@@ -54,16 +58,23 @@ REPAIRS = {
 }
 
 
-# -- the simpler ways --------------------------------------------------------------------------------------------------------------
+# -- the simpler ways ------------------------------------------------------------------------------
 
 
 def uniform_tucker(state: State, limit: float) -> State:
     """Tucker-2 with the same share of both ranks in every layer."""
-    spaces = [s for s in state.fact(DesignSpace).spaces if any(c.method == "tucker2" for c in s.candidates)]
+    spaces = [
+        s
+        for s in state.fact(DesignSpace).spaces
+        if any(c.method == "tucker2" for c in s.candidates)
+    ]
 
     def plan(knob: float) -> dict[str, Any]:
         widths = {s.op.name: s.op.weights["kernel"].shape[2:] for s in spaces}
-        return {s.op.name: at_ranks(s, "tucker2", tuple(knob * width for width in widths[s.op.name])) for s in spaces}
+        return {
+            s.op.name: at_ranks(s, "tucker2", tuple(knob * width for width in widths[s.op.name]))
+            for s in spaces
+        }
 
     return Factorize()(selected(state, within(state, limit, plan)))
 
@@ -81,13 +92,25 @@ def prune(graph: Graph, share: float) -> Graph:
     """The graph with that share of the inner channels of each pair conv → BatchNorm → activation → conv."""
     twin = graph.copy()
     for first, norm, second in inner(graph):
-        first, second = twin.op(first.name), twin.op(second.name)  # an earlier pair may have cut them
+        first, second = (
+            twin.op(first.name),
+            twin.op(second.name),
+        )  # an earlier pair may have cut them
         norms = np.abs(first.weights["kernel"]).sum(axis=(0, 1, 2))
         kept = np.sort(np.argsort(-norms, kind="stable")[: max(1, round(share * len(norms)))])
-        twin.replace(replace(first.with_attrs(filters=len(kept)), weights={name: w[..., kept] for name, w in first.weights.items()}))
+        twin.replace(
+            replace(
+                first.with_attrs(filters=len(kept)),
+                weights={name: w[..., kept] for name, w in first.weights.items()},
+            )
+        )
         if norm is not None:
             twin.replace(replace(norm, weights={name: w[kept] for name, w in norm.weights.items()}))
-        twin.replace(replace(second, weights={**second.weights, "kernel": second.weights["kernel"][:, :, kept]}))
+        twin.replace(
+            replace(
+                second, weights={**second.weights, "kernel": second.weights["kernel"][:, :, kept]}
+            )
+        )
     twin.check()
     return twin
 
@@ -98,17 +121,24 @@ def inner(graph: Graph) -> Iterator[tuple[Op, Op | None, Op]]:
         if first.kind != "Conv2D":
             continue
         norm, op = None, graph.only_consumer(first.name)
-        while op is not None and op.kind in ("BatchNormalization", "ReLU", "Activation", "ZeroPadding2D"):
+        while op is not None and op.kind in (
+            "BatchNormalization",
+            "ReLU",
+            "Activation",
+            "ZeroPadding2D",
+        ):
             norm = op if op.kind == "BatchNormalization" else norm
             op = graph.only_consumer(op.name)
         if op is not None and op.kind == "Conv2D" and int(op["groups"]) == 1:
             yield first, norm, op
 
 
-# -- the ladder --------------------------------------------------------------------------------------------------------------------
+# -- the ladder ------------------------------------------------------------------------------------
 
 
-def ladder(network: str, kept: list[int], epochs: list[int], images: int, test: int, folder: Path) -> None:
+def ladder(
+    network: str, kept: list[int], epochs: list[int], images: int, test: int, folder: Path
+) -> None:
     """Every way at every share of the MACs."""
     state = cifar(network)
     train = state.data.train.take(np.arange(min(images, len(state.data.train))))
@@ -121,10 +151,22 @@ def ladder(network: str, kept: list[int], epochs: list[int], images: int, test: 
         budget = Budget(value=share / 100, relative=True)
         limit = budget.limit(whole)
         ways: list[tuple[str, Callable[[], State], dict[str, dict[str, Any]]]] = [
-            ("lrfc", lambda budget=budget: Factorize()(closest(explored, SelectRanks(budget))(explored)), {"fine-tuned": {}, "fine-tuned, labels only": PLAIN}),
-            ("uniform tucker2", lambda limit=limit: uniform_tucker(explored, limit), {"fine-tuned, labels only": PLAIN}),
-            ("l1 pruned", lambda limit=limit: pruned(state, limit), {"fine-tuned, labels only": PRUNED}),
-        ]  # fmt: skip
+            (
+                "lrfc",
+                lambda budget=budget: Factorize()(closest(explored, SelectRanks(budget))(explored)),
+                {"fine-tuned": {}, "fine-tuned, labels only": PLAIN},
+            ),
+            (
+                "uniform tucker2",
+                lambda limit=limit: uniform_tucker(explored, limit),
+                {"fine-tuned, labels only": PLAIN},
+            ),
+            (
+                "l1 pruned",
+                lambda limit=limit: pruned(state, limit),
+                {"fine-tuned, labels only": PRUNED},
+            ),
+        ]
         for way, make, recipes in ways:
             key = {"network": network, "kept": share, "way": way, "images": len(train)}
             made = climb(table, key, make(), original=original, whole=whole, test=test)
@@ -137,33 +179,63 @@ def ladder(network: str, kept: list[int], epochs: list[int], images: int, test: 
                     told = tuned.fact(Tuning)
                     table.add(
                         {
-                            **key, "step": step, "epochs": count, "macs_kept": f"{100 * totals(tuned.graph)['macs'] / whole:.1f}", "original": f"{original:.2f}",
-                            "accuracy": f"{score(tuned.graph, state.data.test, test):.2f}", "learning_rate": f"{told.learning_rate:.2g}",
-                            "best_epoch": told.best, "seconds": f"{time.perf_counter() - start:.0f}",
+                            **key,
+                            "step": step,
+                            "epochs": count,
+                            "macs_kept": f"{100 * totals(tuned.graph)['macs'] / whole:.1f}",
+                            "original": f"{original:.2f}",
+                            "accuracy": f"{score(tuned.graph, state.data.test, test):.2f}",
+                            "learning_rate": f"{told.learning_rate:.2g}",
+                            "best_epoch": told.best,
+                            "seconds": f"{time.perf_counter() - start:.0f}",
                         }
-                    )  # fmt: skip
+                    )
 
 
-def climb(table: Table, key: dict[str, Any], made: State, *, original: float, whole: int, test: int) -> State:
+def climb(
+    table: Table, key: dict[str, Any], made: State, *, original: float, whole: int, test: int
+) -> State:
     """The steps without gradients."""
-    steps: list[tuple[str, Callable[[State], State]]] = [("compressed", lambda state: state), *REPAIRS[key["way"]]]
+    steps: list[tuple[str, Callable[[State], State]]] = [
+        ("compressed", lambda state: state),
+        *REPAIRS[key["way"]],
+    ]
     corrected = RecalibrateBatchNorm(variances=False)
     for step, run in steps:
         if step == "recalibrated" and not table.knows(**key, step="means corrected"):
-            accuracy = f"{score(corrected(made).graph, made.data.test, test):.2f}"  # a step of its own: re-estimation corrects the means too
-            table.add({**key, "step": "means corrected", "accuracy": accuracy, "original": f"{original:.2f}"})
+            accuracy = (  # a step of its own: re-estimation corrects the means too
+                f"{score(corrected(made).graph, made.data.test, test):.2f}"
+            )
+            table.add(
+                {
+                    **key,
+                    "step": "means corrected",
+                    "accuracy": accuracy,
+                    "original": f"{original:.2f}",
+                }
+            )
         made = run(made)
         if not table.knows(**key, step=step):
             kept = f"{100 * totals(made.graph)['macs'] / whole:.1f}"
             accuracy = f"{score(made.graph, made.data.test, test):.2f}"
-            table.add({**key, "step": step, "macs_kept": kept, "accuracy": accuracy, "original": f"{original:.2f}"})
+            table.add(
+                {
+                    **key,
+                    "step": step,
+                    "macs_kept": kept,
+                    "accuracy": accuracy,
+                    "original": f"{original:.2f}",
+                }
+            )
     return made
 
 
-# -- what the data are worth -------------------------------------------------------------------------------------------------------
+# -- what the data are worth -----------------------------------------------------------------------
 
 
-def sources(network: str, kept: list[int], epochs: list[int], images: int, test: int, folder: Path) -> None:
+def sources(
+    network: str, kept: list[int], epochs: list[int], images: int, test: int, folder: Path
+) -> None:
     """The same build with labelled images, with unlabelled ones, with 32, and with none."""
     shared = Path(os.environ["LRFC_DATA"])
     train, held_out = (np.load(shared / f"cifar10_{part}.npz") for part in ("train", "test"))
@@ -171,22 +243,41 @@ def sources(network: str, kept: list[int], epochs: list[int], images: int, test:
     exam = {"x": held_out["x"][:test], "y": held_out["y"][:test]}
     table = Table(folder / f"recovery_sources_{network}.csv")
     for share in kept:
-        for name, data in {"labelled": {"x": x, "y": y}, "unlabelled": {"x": x}, "32 images": {"x": x[:32]}, "none": None}.items():
-            key = {"network": network, "kept": share, "data": name, "images": 0 if data is None else len(data["x"])}
+        for name, data in {
+            "labelled": {"x": x, "y": y},
+            "unlabelled": {"x": x},
+            "32 images": {"x": x[:32]},
+            "none": None,
+        }.items():
+            key = {
+                "network": network,
+                "kept": share,
+                "data": name,
+                "images": 0 if data is None else len(data["x"]),
+            }
             if table.knows(**key):
                 continue
             with tempfile.TemporaryDirectory() as place:
                 result = lrfc.build(
-                    shared / "models" / f"{network}.keras", data=data, test_data=exam, max_macs=f"{share}%", max_drop="100pp",
-                    epochs=epochs[0], out=Path(place) / "out",
-                )  # fmt: skip
+                    shared / "models" / f"{network}.keras",
+                    data=data,
+                    test_data=exam,
+                    max_macs=f"{share}%",
+                    max_drop="100pp",
+                    epochs=epochs[0],
+                    out=Path(place) / "out",
+                )
             told = result.manifest.accuracy
             rungs = {name: getattr(told, name) for name in RUNGS}
-            shown = {name: "" if value is None else f"{100 * value:.2f}" for name, value in rungs.items()}
+            shown = {
+                name: "" if value is None else f"{100 * value:.2f}" for name, value in rungs.items()
+            }
             table.add(
                 {
                     **key,
-                    "macs_kept": f"{100 * result.manifest.after.macs / result.manifest.before.macs:.1f}",
+                    "macs_kept": (
+                        f"{100 * result.manifest.after.macs / result.manifest.before.macs:.1f}"
+                    ),
                     "speedup": f"{result.speedup.median:.2f}",
                     **shown,
                 }
@@ -195,7 +286,9 @@ def sources(network: str, kept: list[int], epochs: list[int], images: int, test:
 
 def main() -> None:
     """Run one command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=("ladder", "sources"))
     parser.add_argument("network")
     parser.add_argument("--kept", type=int, nargs="+", default=[50, 30])

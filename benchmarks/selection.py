@@ -5,8 +5,10 @@
     LRFC_DATA=... python benchmarks/selection.py speed resnet56_cifar10
     python benchmarks/selection.py growth VGG16
 
-Each writes a CSV file beside this one, named after the command and the network; rows of ``accuracy`` that are there are not made again. Nothing is trained: accuracy is that of the network as factorized, with
-BatchNorm re-estimated, and refitted in closed form. Plans are chosen and repaired on training images, and judged on test images.
+Each writes a CSV file beside this one, named after the command and the network; rows of
+``accuracy`` that are there are not made again. Nothing is trained: accuracy is that of the network
+as factorized, with BatchNorm re-estimated, and refitted in closed form. Plans are chosen and
+repaired on training images, and judged on test images.
 """
 
 from __future__ import annotations
@@ -62,7 +64,12 @@ def cifar(name: str) -> State:
     """A shared CIFAR-10 model with its data."""
     folder = Path(os.environ["LRFC_DATA"])
     graph = keras_io.from_keras(keras_load.load(folder / "models" / f"{name}.keras"))
-    return canonical(graph, load_data(str(folder / "cifar10_train.npz"), graph, test=str(folder / "cifar10_test.npz"), seed=0))
+    return canonical(
+        graph,
+        load_data(
+            str(folder / "cifar10_train.npz"), graph, test=str(folder / "cifar10_test.npz"), seed=0
+        ),
+    )
 
 
 def score(graph: Graph, split: Split, images: int) -> float:
@@ -71,18 +78,24 @@ def score(graph: Graph, split: Split, images: int) -> float:
     return 100 * accuracy(keras_io.predict(graph, few.inputs), few)
 
 
-# -- accuracy ----------------------------------------------------------------------------------------------------------------------
+# -- accuracy --------------------------------------------------------------------------------------
 
 
 def selected(state: State, chosen: Mapping[str, Candidate]) -> State:
     """The state with a selection made by hand; layers without an entry stay as they are."""
     spaces = state.fact(DesignSpace).spaces
     picked = tuple(chosen.get(s.op.name, s.whole) for s in spaces)
-    factors = {s.op.name: s.factors[c.method] for s, c in zip(spaces, picked, strict=True) if c.method is not None}
+    factors = {
+        s.op.name: s.factors[c.method]
+        for s, c in zip(spaces, picked, strict=True)
+        if c.method is not None
+    }
     return state.with_fact(Selection(picked, {}, factors))
 
 
-def within(state: State, limit: float, plan: Callable[[float], Mapping[str, Candidate]]) -> Mapping[str, Candidate]:
+def within(
+    state: State, limit: float, plan: Callable[[float], Mapping[str, Candidate]]
+) -> Mapping[str, Candidate]:
     """Of a family of plans with one knob in 0..1 (1 keeps everything), the largest within so many MACs."""
     outside = fixed(state)["macs"]
     spaces = state.fact(DesignSpace).spaces
@@ -100,36 +113,58 @@ def at_ranks(space: LayerSpace, method: str, wanted: tuple[float, ...]) -> Candi
     own = [c for c in space.candidates if c.method == method]
     if not own or all(w > max(c.ranks[i] for c in own) for i, w in enumerate(wanted)):
         return space.whole
-    return min(own, key=lambda c: sum(abs(np.log(max(w, 0.5) / r)) for w, r in zip(wanted, c.ranks, strict=True)))
+    return min(
+        own,
+        key=lambda c: sum(
+            abs(np.log(max(w, 0.5) / r)) for w, r in zip(wanted, c.ranks, strict=True)
+        ),
+    )
 
 
 def spectrum(space: LayerSpace) -> Any:
     """Squared singular values of the kernel's unfolding that spatial SVD cuts."""
     kernel = np.asarray(space.op.weights["kernel"], np.float64)  # (h, w, S, T)
-    return np.linalg.svd(kernel.transpose(0, 2, 1, 3).reshape(kernel.shape[0] * kernel.shape[2], -1), compute_uv=False) ** 2
+    return (
+        np.linalg.svd(
+            kernel.transpose(0, 2, 1, 3).reshape(kernel.shape[0] * kernel.shape[2], -1),
+            compute_uv=False,
+        )
+        ** 2
+    )
 
 
 def baselines(state: State) -> Iterator[tuple[str, Callable[[float], Mapping[str, Candidate]]]]:
     """Selections that do not look at feature maps, over the same candidates: name, and the plan at a knob."""
-    spaces = [s for s in state.fact(DesignSpace).spaces if any(c.method == "spatial_svd" for c in s.candidates)]
+    spaces = [
+        s
+        for s in state.fact(DesignSpace).spaces
+        if any(c.method == "spatial_svd" for c in s.candidates)
+    ]
     spectra = {s.op.name: spectrum(s) for s in spaces}
 
     def energy(knob: float) -> Mapping[str, Candidate]:
         found = {}
         for s in spaces:
             share = np.cumsum(spectra[s.op.name]) / spectra[s.op.name].sum()
-            found[s.op.name] = at_ranks(s, "spatial_svd", (float(np.searchsorted(share, 1 - (1 - knob) ** 3) + 1),))
+            found[s.op.name] = at_ranks(
+                s, "spatial_svd", (float(np.searchsorted(share, 1 - (1 - knob) ** 3) + 1),)
+            )
         return found
 
     def uniform(knob: float) -> Mapping[str, Candidate]:
-        return {s.op.name: at_ranks(s, "spatial_svd", (knob * len(spectra[s.op.name]),)) for s in spaces}
+        return {
+            s.op.name: at_ranks(s, "spatial_svd", (knob * len(spectra[s.op.name]),)) for s in spaces
+        }
 
     weights: dict[int, float] = {}
     for s in spaces:
         kernel = np.asarray(s.op.weights["kernel"])
         for c in s.candidates:
             if c.method == "spatial_svd":
-                weights[id(c)] = float(np.linalg.norm(s.factors["spatial_svd"].kernel(c.ranks) - kernel) / np.linalg.norm(kernel))
+                weights[id(c)] = float(
+                    np.linalg.norm(s.factors["spatial_svd"].kernel(c.ranks) - kernel)
+                    / np.linalg.norm(kernel)
+                )
 
     def weight_error(knob: float) -> Mapping[str, Candidate]:
         """Each layer at the same relative error of its kernel."""
@@ -143,10 +178,16 @@ def baselines(state: State) -> Iterator[tuple[str, Callable[[float], Mapping[str
     ranks = {}
     for s in tuckers:
         kernel = np.asarray(s.op.weights["kernel"])
-        ranks[s.op.name] = tuple(max(1, evbmf_rank(np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1))) for axis in (2, 3))
+        ranks[s.op.name] = tuple(
+            max(1, evbmf_rank(np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)))
+            for axis in (2, 3)
+        )
 
     def evbmf(knob: float) -> Mapping[str, Candidate]:
-        return {s.op.name: at_ranks(s, "tucker2", tuple(4 * knob * r for r in ranks[s.op.name])) for s in tuckers}
+        return {
+            s.op.name: at_ranks(s, "tucker2", tuple(4 * knob * r for r in ranks[s.op.name]))
+            for s in tuckers
+        }
 
     yield "spatial_svd by energy", energy
     yield "spatial_svd uniform", uniform
@@ -159,7 +200,10 @@ def accuracies(name: str, kept: list[int], images: int, refitted: list[str]) -> 
     state = cifar(name)
     start = time.perf_counter()
     state = ExploreLayers(methods=METHODS)(state)
-    print(f"{name}: explored in {time.perf_counter() - start:.1f} s, {state.fact(DesignSpace).size} candidates")
+    print(
+        f"{name}: explored in {time.perf_counter() - start:.1f} s, {state.fact(DesignSpace).size}"
+        " candidates"
+    )
     whole = totals(state.original)["macs"]
     table = Table(HERE / f"selection_accuracy_{name}.csv")
     original = score(state.original, state.data.test, images)
@@ -176,13 +220,27 @@ def accuracies(name: str, kept: list[int], images: int, refitted: list[str]) -> 
                 plans.append((label, SelectRanks(budget, methods=methods)(state)))
             except BudgetError:
                 plans.append((label, None))
-        plans += [(label, selected(state, within(state, budget.limit(whole), family))) for label, family in others]
+        plans += [
+            (label, selected(state, within(state, budget.limit(whole), family)))
+            for label, family in others
+        ]
         for label, chosen in plans:
             if table.knows(budget=share, selection=label):
                 continue
-            row: dict[str, Any] = {"network": name, "budget": share, "selection": label, "original": f"{original:.2f}"}
+            row: dict[str, Any] = {
+                "network": name,
+                "budget": share,
+                "selection": label,
+                "original": f"{original:.2f}",
+            }
             if chosen is None:
-                row |= {"macs_kept": "", "predicted": "", "factorized": "", "recalibrated": "", "refitted": ""}
+                row |= {
+                    "macs_kept": "",
+                    "predicted": "",
+                    "factorized": "",
+                    "recalibrated": "",
+                    "refitted": "",
+                }
             else:
                 factorized = Factorize()(chosen)
                 recalibrated = RecalibrateBatchNorm(samples=1_000)(factorized)
@@ -197,7 +255,7 @@ def accuracies(name: str, kept: list[int], images: int, refitted: list[str]) -> 
             table.add(row)
 
 
-# -- ranking -----------------------------------------------------------------------------------------------------------------------
+# -- ranking ---------------------------------------------------------------------------------------
 
 
 def random_plan(spaces: tuple[LayerSpace, ...], rng: np.random.Generator) -> dict[str, Candidate]:
@@ -208,16 +266,25 @@ def random_plan(spaces: tuple[LayerSpace, ...], rng: np.random.Generator) -> dic
     for space in spaces:
         method = rng.choice(sorted({c.method for c in space.candidates if c.method}))
         wanted = rng.uniform(low, high) * space.whole.macs
-        plan[space.op.name] = min((c for c in space.candidates if c.method == method), key=lambda c: (abs(c.macs - wanted), c.error))
+        plan[space.op.name] = min(
+            (c for c in space.candidates if c.method == method),
+            key=lambda c: (abs(c.macs - wanted), c.error),
+        )
     return plan
 
 
 def ranking(name: str, plans: int, images: int) -> None:
     """Spearman's correlation between predicted scores and the measured accuracy of random plans, for each measure, with sensitivity and without."""
     state = cifar(name)
-    designs = {measure: ExploreLayers(methods=METHODS, measure=measure)(state).fact(DesignSpace) for measure in MEASURES}
+    designs = {
+        measure: ExploreLayers(methods=METHODS, measure=measure)(state).fact(DesignSpace)
+        for measure in MEASURES
+    }
     spaces = designs["relative_l2"].spaces
-    known = {m: {(c.layer, c.method, c.ranks): c for s in d.spaces for c in s.candidates} for m, d in designs.items()}
+    known = {
+        m: {(c.layer, c.method, c.ranks): c for s in d.spaces for c in s.candidates}
+        for m, d in designs.items()
+    }
     kernels = {s.op.name: np.asarray(s.op.weights["kernel"]) for s in spaces}
     state = state.with_fact(designs["relative_l2"])
     rng = np.random.default_rng(0)
@@ -237,19 +304,31 @@ def ranking(name: str, plans: int, images: int) -> None:
         for measure in MEASURES:
             own = [known[measure][c.layer, c.method, c.ranks] for c in plan.values()]
             row[f"{measure} weighted"] = sum(c.impact for c in own)
-            row[f"{measure} unweighted"] = sum(c.error**2 if measure == "relative_l2" else c.error for c in own)
-        errors = [np.linalg.norm(factors[n].kernel(c.ranks) - kernels[n]) / np.linalg.norm(kernels[n]) for n, c in plan.items()]
+            row[f"{measure} unweighted"] = sum(
+                c.error**2 if measure == "relative_l2" else c.error for c in own
+            )
+        errors = [
+            np.linalg.norm(factors[n].kernel(c.ranks) - kernels[n]) / np.linalg.norm(kernels[n])
+            for n, c in plan.items()
+        ]
         row["weight error"] = float(np.sum(np.square(errors)))
-        table.add({key: value if isinstance(value, int) else f"{value:.6g}" for key, value in row.items()})
+        table.add(
+            {key: value if isinstance(value, int) else f"{value:.6g}" for key, value in row.items()}
+        )
     for rung in ("recalibrated", "factorized"):
-        print(f"Spearman's correlation with the accuracy, {rung}, over {plans} random plans of {name}:")
+        print(
+            f"Spearman's correlation with the accuracy, {rung}, over {plans} random plans of"
+            f" {name}:"
+        )
         for key in table.rows[0]:
             if key not in ("plan", "macs", "factorized", "recalibrated"):
-                found = spearmanr([-float(r[key]) for r in table.rows], [float(r[rung]) for r in table.rows]).statistic
+                found = spearmanr(
+                    [-float(r[key]) for r in table.rows], [float(r[rung]) for r in table.rows]
+                ).statistic
                 print(f"  {key:24} {found:.3f}")
 
 
-# -- speed -------------------------------------------------------------------------------------------------------------------------
+# -- speed -----------------------------------------------------------------------------------------
 
 
 def speed(name: str, samples: int = 4) -> None:
@@ -266,7 +345,9 @@ def speed(name: str, samples: int = 4) -> None:
         candidate = space.candidates[rng.integers(1, len(space.candidates))]
         start = time.perf_counter()
         graph = state.graph.copy()
-        factors = ALL[candidate.method or ""].decompose(space.op, graph.input_tensors(space.op.name)[0])
+        factors = ALL[candidate.method or ""].decompose(
+            space.op, graph.input_tensors(space.op.name)[0]
+        )
         graph.splice(space.op.name, factors.stages(candidate.ranks))
         keras_io.predict(graph, tuple(x[:1_024] for x in state.data.train.inputs))
         naive.append(time.perf_counter() - start)
@@ -276,10 +357,17 @@ def speed(name: str, samples: int = 4) -> None:
     chosen = allocate([s.candidates for s in design.spaces], {"macs": limit})
     allocation = time.perf_counter() - start
     row = {
-        "network": name, "layers": len(design.spaces), "candidates": design.size, "undominated": design.undominated, "seconds": f"{seconds:.1f}",
-        "seconds_each": f"{seconds / design.size:.5f}", "naive_each": f"{each:.2f}", "ratio": f"{each * design.size / seconds:.0f}",
-        "allocation_seconds": f"{allocation:.2f}", "allocation_impact": f"{sum(c.impact for c in chosen):.6f}",
-    }  # fmt: skip
+        "network": name,
+        "layers": len(design.spaces),
+        "candidates": design.size,
+        "undominated": design.undominated,
+        "seconds": f"{seconds:.1f}",
+        "seconds_each": f"{seconds / design.size:.5f}",
+        "naive_each": f"{each:.2f}",
+        "ratio": f"{each * design.size / seconds:.0f}",
+        "allocation_seconds": f"{allocation:.2f}",
+        "allocation_impact": f"{sum(c.impact for c in chosen):.6f}",
+    }
     Table(HERE / f"selection_speed_{name}.csv", anew=True).add(row)
 
 
@@ -288,31 +376,46 @@ def growth(name: str) -> None:
     import keras
 
     keras.utils.set_random_seed(0)
-    graph = keras_io.from_keras(getattr(keras.applications, name)(weights=None, input_shape=(224, 224, 3)))
+    graph = keras_io.from_keras(
+        getattr(keras.applications, name)(weights=None, input_shape=(224, 224, 3))
+    )
     images = np.random.default_rng(0).random((32, 224, 224, 3), np.float32)
     split = Split((images,))
     state = canonical(graph, Data("noise", split, split, split, synthetic=True))
     state = State(state.graph, state.original, state.data, progress=Progress(log=print))
     start = time.perf_counter()
-    design = ExploreLayers(methods=METHODS, size=SampleSize(images=24, held_out=8), sensitivity_images=8)(state).fact(DesignSpace)
+    design = ExploreLayers(
+        methods=METHODS, size=SampleSize(images=24, held_out=8), sensitivity_images=8
+    )(state).fact(DesignSpace)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     row = {
-        "network": name, "layers": len(design.spaces), "candidates": design.size, "seconds": f"{seconds:.0f}", "seconds_each": f"{seconds / design.size:.4f}",
+        "network": name,
+        "layers": len(design.spaces),
+        "candidates": design.size,
+        "seconds": f"{seconds:.0f}",
+        "seconds_each": f"{seconds / design.size:.4f}",
         "peak_gib": f"{peak:.2f}",
-    }  # fmt: skip
+    }
     Table(HERE / f"selection_growth_{name}.csv", anew=True).add(row)
 
 
 def main() -> None:
     """Run one command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=("accuracy", "ranking", "speed", "growth"))
     parser.add_argument("network")
     parser.add_argument("--kept", type=int, nargs="+", default=[75, 60, 50, 40, 30])
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--plans", type=int, default=60)
-    parser.add_argument("--refitted", nargs="+", default=["hybrid", *METHODS], help="selections that are refitted in closed form too")
+    parser.add_argument(
+        "--refitted",
+        nargs="+",
+        default=["hybrid", *METHODS],
+        help="selections that are refitted in closed form too",
+    )
     given = parser.parse_args()
     if given.command == "accuracy":
         accuracies(given.network, given.kept, given.images, given.refitted)

@@ -9,7 +9,10 @@ from typing import Any
 
 
 class Table:
-    """The rows of a CSV file. ``anew`` forgets those that it holds as soon as the first one is added."""
+    """The rows of a CSV file.
+
+    ``anew`` forgets those that it holds as soon as the first one is added.
+    """
 
     def __init__(self, path: Path, *, anew: bool = False) -> None:
         self.path = path
@@ -20,13 +23,20 @@ class Table:
 
     def knows(self, **key: Any) -> bool:
         """Whether there is a row with these values."""
-        return any(all(row.get(name) == str(value) for name, value in key.items()) for row in self.rows)
+        return any(
+            all(row.get(name) == str(value) for name, value in key.items()) for row in self.rows
+        )
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write one more row, and show it."""
         self.rows.append({name: str(value) for name, value in row.items()})
-        print(", ".join(f"{name} {value}" for name, value in self.rows[-1].items() if value), flush=True)
+        print(
+            ", ".join(f"{name} {value}" for name, value in self.rows[-1].items() if value),
+            flush=True,
+        )
         with self.path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for each in self.rows for name in each)))
+            writer = csv.DictWriter(
+                file, list(dict.fromkeys(name for each in self.rows for name in each))
+            )
             writer.writeheader()
             writer.writerows(self.rows)

@@ -1,7 +1,7 @@
 """The figures of the documentation, drawn from benchmarks/*.csv by the code that draws reports: a hook of MkDocs.
 
-A page asks for one with ``<!-- figure: NAME -->`` on a line of its own; NAME is a function below; its docstring is the title and the
-caption.
+A page asks for one with ``<!-- figure: NAME -->`` on a line of its own; NAME is a function below;
+its docstring is the title and the caption.
 """
 
 from __future__ import annotations
@@ -27,33 +27,57 @@ Points = dict[str, list[tuple[float, float, str]]]
 def accuracy() -> str:
     """Accuracy against MACs.
 
-    ResNet-20 on CIFAR-10, nothing trained, BatchNorm re-estimated: test accuracy against the MACs kept. *hybrid* mixes all methods; the others have
-    one method each, *uniform* and *EVBMF* ranks that do not come from feature maps (selection_accuracy_resnet20_cifar10.csv).
+    ResNet-20 on CIFAR-10, nothing trained, BatchNorm re-estimated: test accuracy against the MACs
+    kept. *hybrid* mixes all methods; the others have one method each, *uniform* and *EVBMF* ranks
+    that do not come from feature maps (selection_accuracy_resnet20_cifar10.csv).
     """
-    shown = ("cp", "spatial_svd", "spatial_svd_w", "tucker2", "channel_svd", "spatial_svd uniform", "tucker2 by EVBMF", "hybrid")
+    shown = (
+        "cp",
+        "spatial_svd",
+        "spatial_svd_w",
+        "tucker2",
+        "channel_svd",
+        "spatial_svd uniform",
+        "tucker2 by EVBMF",
+        "hybrid",
+    )
     found: Points = {name: [] for name in shown}
     for row in _rows("selection_accuracy_resnet20_cifar10.csv"):
         if row["selection"] in found:
-            found[row["selection"]].append((float(row["macs_kept"]), float(row["recalibrated"]), f"{row['selection']}: {row['recalibrated']} %"))
+            found[row["selection"]].append(
+                (
+                    float(row["macs_kept"]),
+                    float(row["recalibrated"]),
+                    f"{row['selection']}: {row['recalibrated']} %",
+                )
+            )
     return _drawn(found, "MACs kept, %", "accuracy, %", lines=True, from_zero=(False, False))
 
 
 def ranking() -> str:
     """Accuracy against predicted divergence.
 
-    60 random plans of ResNet-20: the divergence that lrfc predicts for a plan, and the accuracy that the plan then has with BatchNorm re-estimated
-    (selection_ranking_resnet20_cifar10.csv).
+    60 random plans of ResNet-20: the divergence that lrfc predicts for a plan, and the accuracy
+    that the plan then has with BatchNorm re-estimated (selection_ranking_resnet20_cifar10.csv).
     """
     rows = _rows("selection_ranking_resnet20_cifar10.csv")
-    points = [(float(row["relative_l2 weighted"]), float(row["recalibrated"]), f"plan {row['plan']}: {row['recalibrated']} %") for row in rows]
+    points = [
+        (
+            float(row["relative_l2 weighted"]),
+            float(row["recalibrated"]),
+            f"plan {row['plan']}: {row['recalibrated']} %",
+        )
+        for row in rows
+    ]
     return _drawn({"plans": points}, "predicted divergence", "accuracy, %", from_zero=(True, False))
 
 
 def statistics() -> str:
     """Error with and without statistics of the inputs.
 
-    Mean relative error of a layer's output at 50 % of its MACs: truncated by the weights alone (x) and in the norm of the layer's inputs (y). Below
-    the line, knowing the inputs helps (factorizations.csv).
+    Mean relative error of a layer's output at 50 % of its MACs: truncated by the weights alone (x)
+    and in the norm of the layer's inputs (y). Below the line, knowing the inputs helps
+    (factorizations.csv).
     """
     errors: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for row in _rows("factorizations.csv"):
@@ -69,22 +93,26 @@ def statistics() -> str:
 def prediction() -> str:
     """Measured against predicted latency.
 
-    Latency of three networks and ten random factorizations of each, predicted before anything was measured, against what was then measured on one
-    core (latency.csv).
+    Latency of three networks and ten random factorizations of each, predicted before anything was
+    measured, against what was then measured on one core (latency.csv).
     """
     found: Points = defaultdict(list)
     for row in _rows("latency.csv"):
         runtime = {"tflite": "LiteRT", "onnx": "onnxruntime"}[row["format"]]
         x, y = float(row["predicted_ms_before"]), float(row["measured_ms"])
-        found[f"{row['network']}, {runtime}"].append((x, y, f"predicted {x:.3g} ms, measured {y:.3g} ms"))
+        found[f"{row['network']}, {runtime}"].append(
+            (x, y, f"predicted {x:.3g} ms, measured {y:.3g} ms")
+        )
     return _drawn(found, "predicted, ms", "measured, ms", diagonal=True)
 
 
 def macs_and_time() -> str:
     """Cycles against MACs.
 
-    ResNet-20 in int8 on four Ethos-U at equal predicted effect on the output: cycles of the plan with the fewest MACs, and of the plan with the
-    fewest cycles, beside the original's (100 %). Fewer MACs are often slower (npu_plans.csv; cycles as Vela computes them, no hardware was timed).
+    ResNet-20 in int8 on four Ethos-U at equal predicted effect on the output: cycles of the plan
+    with the fewest MACs, and of the plan with the fewest cycles, beside the original's (100 %).
+    Fewer MACs are often slower (npu_plans.csv; cycles as Vela computes them, no hardware was
+    timed).
     """
     found: Points = {"fewest MACs": [], "fewest cycles": []}
     whole = {row["device"]: row for row in _rows("npu_predict.csv") if row["plan"] == "original"}
@@ -92,16 +120,25 @@ def macs_and_time() -> str:
         for name, kind in (("fewest MACs", "macs"), ("fewest cycles", "latency")):
             x = 100 * float(row[f"{kind}_macs"]) / float(whole[row["device"]]["macs"])
             y = 100 * float(row[f"{kind}_cycles"]) / float(row["original"])
-            found[name].append((x, y, f"{row['device']}: {x:.0f} % of the MACs, {y:.0f} % of the cycles"))
+            found[name].append(
+                (x, y, f"{row['device']}: {x:.0f} % of the MACs, {y:.0f} % of the cycles")
+            )
     return _drawn(found, "MACs kept, %", "cycles kept, %")
 
 
-FIGURES: dict[str, Callable[[], str]] = {each.__name__: each for each in (accuracy, ranking, statistics, prediction, macs_and_time)}
+FIGURES: dict[str, Callable[[], str]] = {
+    each.__name__: each for each in (accuracy, ranking, statistics, prediction, macs_and_time)
+}
 
 
 def placed(markdown: str) -> str:
     """A page with its figures. KeyError for one that there is not."""
-    return re.sub(r"^<!-- figure: (\w+) -->$", lambda match: _figure(FIGURES[match[1]]), markdown, flags=re.MULTILINE)
+    return re.sub(
+        r"^<!-- figure: (\w+) -->$",
+        lambda match: _figure(FIGURES[match[1]]),
+        markdown,
+        flags=re.MULTILINE,
+    )
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -112,12 +149,22 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def _figure(draw: Callable[[], str]) -> str:
     title, _, told = (inspect.getdoc(draw) or "").partition("\n\n")
     caption = re.sub(r"\*(\w+)\*", r"<em>\1</em>", escape(" ".join(told.split()), quote=False))
-    return f"<figure>{draw()}<figcaption><strong>{escape(title)}</strong> {caption}</figcaption></figure>"
+    return (
+        f"<figure>{draw()}<figcaption><strong>{escape(title)}</strong>"
+        f" {caption}</figcaption></figure>"
+    )
 
 
-def _drawn(found: Series, x_label: str, y_label: str, *, lines: bool | Collection[str] = False, **more: Any) -> str:
+def _drawn(
+    found: Series, x_label: str, y_label: str, *, lines: bool | Collection[str] = False, **more: Any
+) -> str:
     key = legend(list(found)) if len(found) > 1 else ""
-    return chart(found, f"{y_label} against {x_label}", x_label, y_label, lines=lines, size=SIZE, **more) + key
+    return (
+        chart(
+            found, f"{y_label} against {x_label}", x_label, y_label, lines=lines, size=SIZE, **more
+        )
+        + key
+    )
 
 
 def _rows(name: str) -> Sequence[dict[str, str]]:

@@ -1,6 +1,7 @@
 """The reference, made from the code: a hook of MkDocs (mkdocs.yml), and ``python docs/generate.py FOLDER`` writes the same pages as files.
 
-Nothing of it is kept in the repository, so no page shows an option, a field or an exit code that the code does not have.
+Nothing of it is kept in the repository, so no page shows an option, a field or an exit code that
+the code does not have.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def on_files(files: Any, *, config: Any) -> Any:
     return files
 
 
-# -- command line ------------------------------------------------------------------------------------------------------------------
+# -- command line ----------------------------------------------------------------------------------
 
 
 def commands(group: Any = None, above: str = "lrfc") -> dict[str, Any]:
@@ -80,19 +81,40 @@ def command_line() -> str:
     parts = [
         "# Command line",
         (
-            "`lrfc --help` and `lrfc COMMAND --help` print the same. `lrfc --version` prints the version; `lrfc --install-completion` lets the shell complete\n"
-            "commands and options. Results go to stdout, everything else to stderr; with `--json` stdout holds one JSON object."
+            "`lrfc --help` and `lrfc COMMAND --help` print the same. `lrfc --version` prints the"
+            " version; `lrfc --install-completion` lets the shell complete\ncommands and options."
+            " Results go to stdout, everything else to stderr; with `--json` stdout holds one JSON"
+            " object."
         ),
     ]
     for name, command in commands().items():
         arguments = [p for p in command.params if p.param_type_name == "argument"]
-        flags = [p for p in command.params if p.param_type_name == "option" and not p.hidden and p.name != "help"]
-        usage = " ".join([name, *(_placeholder(argument) for argument in arguments), *(["[OPTIONS]"] if flags else [])])
+        flags = [
+            p
+            for p in command.params
+            if p.param_type_name == "option" and not p.hidden and p.name != "help"
+        ]
+        usage = " ".join(
+            [
+                name,
+                *(_placeholder(argument) for argument in arguments),
+                *(["[OPTIONS]"] if flags else []),
+            ]
+        )
         parts += [f"## {name}", f"    {usage}", _sentence(command.help)]
         if arguments:
-            parts.append(_table(("argument", ""), [(f"`{a.name.upper()}`", _cell(a.help)) for a in arguments]))
+            parts.append(
+                _table(
+                    ("argument", ""), [(f"`{a.name.upper()}`", _cell(a.help)) for a in arguments]
+                )
+            )
         if flags:
-            parts.append(_table(("option", "", "default"), [(_names(flag), _cell(flag.help), _default(flag)) for flag in flags]))
+            parts.append(
+                _table(
+                    ("option", "", "default"),
+                    [(_names(flag), _cell(flag.help), _default(flag)) for flag in flags],
+                )
+            )
     return "\n\n".join(parts) + "\n"
 
 
@@ -118,23 +140,32 @@ def _default(flag: Any) -> str:
     return "" if flag.default in (None, [], (), False) else f"`{flag.default}`"
 
 
-# -- lrfc.toml ---------------------------------------------------------------------------------------------------------------------
+# -- lrfc.toml -------------------------------------------------------------------------------------
 
 
 def options() -> str:
     """Every option of a build, as lrfc.toml has it."""
     properties = settings.schema()["properties"]
     rows = [
-        (f"`{name}`", _type(properties[name], {}), _cell(option.help), _json(properties[name].get("default")), f"`{settings.PREFIX}{name.upper()}`")
+        (
+            f"`{name}`",
+            _type(properties[name], {}),
+            _cell(option.help),
+            _json(properties[name].get("default")),
+            f"`{settings.PREFIX}{name.upper()}`",
+        )
         for name, option in OPTIONS.items()
     ]
     return "\n\n".join(
         [
             "# lrfc.toml",
             (
-                "The options of `lrfc build`, in a file. `lrfc init` writes one in which every line is a comment; `lrfc build` reads `lrfc.toml` in the current folder,\n"
-                "or the file that `--config` names. A flag goes before the environment, the environment before the file, the file before the default; `lrfc config`\n"
-                "prints what holds and where it comes from, `lrfc config --schema` the JSON Schema, which also ships as `lrfc/config/lrfc.schema.json`."
+                "The options of `lrfc build`, in a file. `lrfc init` writes one in which every line"
+                " is a comment; `lrfc build` reads `lrfc.toml` in the current folder,\nor the file"
+                " that `--config` names. A flag goes before the environment, the environment before"
+                " the file, the file before the default; `lrfc config`\nprints what holds and where"
+                " it comes from, `lrfc config --schema` the JSON Schema, which also ships as"
+                " `lrfc/config/lrfc.schema.json`."
             ),
             "An unknown key is an error that names the nearest key there is.",
             _table(("key", "value", "", "default", "environment"), rows),
@@ -144,7 +175,7 @@ def options() -> str:
     )
 
 
-# -- schemas -----------------------------------------------------------------------------------------------------------------------
+# -- schemas ---------------------------------------------------------------------------------------
 
 
 def manifest_fields() -> str:
@@ -153,8 +184,9 @@ def manifest_fields() -> str:
         [
             "# manifest.json",
             (
-                "The record of a build. A value that was not measured is null, never zero. The JSON Schema ships as `lrfc/results/manifest.schema.json`; within\n"
-                "`schema_version` 1 fields may be added, and none changes its meaning."
+                "The record of a build. A value that was not measured is null, never zero. The JSON"
+                " Schema ships as `lrfc/results/manifest.schema.json`; within\n`schema_version` 1"
+                " fields may be added, and none changes its meaning."
             ),
             *_records(manifest.schema(), "Manifest", manifest, outcome, written=True),
         ]
@@ -168,8 +200,9 @@ def device_fields() -> str:
         [
             "# Device profile",
             (
-                "A TOML file that says what a device runs and how it is reached: `lrfc devices add FILE` makes it known, `lrfc devices show NAME` prints one that is.\n"
-                "The JSON Schema ships as `lrfc/targets/devices/device.schema.json`."
+                "A TOML file that says what a device runs and how it is reached: `lrfc devices add"
+                " FILE` makes it known, `lrfc devices show NAME` prints one that is.\nThe JSON"
+                " Schema ships as `lrfc/targets/devices/device.schema.json`."
             ),
             *_records(schema, "Device", device, written=False),
             "## The profiles that ship",
@@ -186,8 +219,14 @@ def _shipped() -> list[tuple[str, Path, device.Device]]:
 
 
 def _records(schema: Mapping[str, Any], top: str, *modules: ModuleType, written: bool) -> list[str]:
-    """A section for each record of a schema, the top one first. ``written``: by lrfc, so that every field is there."""
-    defined = {top: schema, **{name: each for name, each in schema["$defs"].items() if "properties" in each}}
+    """A section for each record of a schema, the top one first.
+
+    ``written``: by lrfc, so that every field is there.
+    """
+    defined = {
+        top: schema,
+        **{name: each for name, each in schema["$defs"].items() if "properties" in each},
+    }
     parts = []
     for name, record in defined.items():
         model = next(getattr(module, name) for module in modules if hasattr(module, name))
@@ -198,7 +237,14 @@ def _records(schema: Mapping[str, Any], top: str, *modules: ModuleType, written:
             kind = _type(each, defined)
             must = field in record.get("required", []) and "default" not in each
             rows.append(
-                (f"`{field}`", kind) if written else (f"`{field}`", kind, "required" if must else _json(each.get("default")), notes.get(field, ""))
+                (f"`{field}`", kind)
+                if written
+                else (
+                    f"`{field}`",
+                    kind,
+                    "required" if must else _json(each.get("default")),
+                    notes.get(field, ""),
+                )
             )
         parts += [f"## {name}", _prose(record["description"]), _table(head[: len(rows[0])], rows)]
     return parts
@@ -218,7 +264,11 @@ def _type(field: Mapping[str, Any], defined: Mapping[str, Any]) -> str:
         name = (field.get("$ref") or field["allOf"][0]["$ref"]).rpartition("/")[2]
         return f"[{name}](#{name.lower()})" if name in defined else name
     if "anyOf" in field or "oneOf" in field:
-        return " or ".join(dict.fromkeys(_type(each, defined) for each in field.get("anyOf", field.get("oneOf", ()))))
+        return " or ".join(
+            dict.fromkeys(
+                _type(each, defined) for each in field.get("anyOf", field.get("oneOf", ()))
+            )
+        )
     if "const" in field:
         return _json(field["const"])
     if "enum" in field:
@@ -229,13 +279,18 @@ def _type(field: Mapping[str, Any], defined: Mapping[str, Any]) -> str:
         return f"list of {_type(items, defined)}"
     limits = [
         f"{sign} {field[key]:g}"
-        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+        for key, sign in (
+            ("minimum", "≥"),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "≤"),
+            ("exclusiveMaximum", "<"),
+        )
         if key in field
     ]
     return " ".join([{"object": "table", None: "any"}.get(kind, kind), *limits])
 
 
-# -- the rest ----------------------------------------------------------------------------------------------------------------------
+# -- the rest --------------------------------------------------------------------------------------
 
 
 def matrix() -> str:
@@ -244,8 +299,9 @@ def matrix() -> str:
         [
             "# Support matrix",
             (
-                "Which factorization takes which layer; `lrfc ops` prints the same. A number is the reason why it does not. SeparableConv layers are split into\n"
-                "their two convolutions first. Layers of other kinds are left as they are."
+                "Which factorization takes which layer; `lrfc ops` prints the same. A number is the"
+                " reason why it does not. SeparableConv layers are split into\ntheir two"
+                " convolutions first. Layers of other kinds are left as they are."
             ),
             support_table(METHODS),
         ]
@@ -254,9 +310,18 @@ def matrix() -> str:
 
 def exit_codes() -> str:
     """The exit codes, from the errors' classes."""
-    found = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.LrfcError) and each is not errors.LrfcError]
+    found = [
+        each
+        for each in vars(errors).values()
+        if isinstance(each, type)
+        and issubclass(each, errors.LrfcError)
+        and each is not errors.LrfcError
+    ]
     rows = [("0", "", "Done.")]
-    rows += [(str(each.exit_code), f"`{each.__name__}`", _cell(_prose(inspect.getdoc(each) or ""))) for each in found]
+    rows += [
+        (str(each.exit_code), f"`{each.__name__}`", _cell(_prose(inspect.getdoc(each) or "")))
+        for each in found
+    ]
     rows += [
         ("1", "", "A bug in lrfc: the line says where its details are."),
         ("130", "", "Interrupted (Ctrl-C); nothing is left half-written."),
@@ -266,8 +331,9 @@ def exit_codes() -> str:
         [
             "# Exit codes",
             (
-                "Each command ends with one of these. An error is one line on stderr: the thing, its value, and the way out. From Python the errors are classes of\n"
-                "`lrfc.errors`, all of them `LrfcError`."
+                "Each command ends with one of these. An error is one line on stderr: the thing,"
+                " its value, and the way out. From Python the errors are classes of\n`lrfc.errors`,"
+                " all of them `LrfcError`."
             ),
             _table(("code", "error", ""), sorted(rows, key=lambda row: int(row[0]))),
         ]
@@ -276,12 +342,24 @@ def exit_codes() -> str:
 
 def api() -> str:
     """The functions of the package, and what they take and give."""
-    public = {f"lrfc.{name}": getattr(lrfc, name) for name in lrfc.__all__ if not name.startswith("__")}
+    public = {
+        f"lrfc.{name}": getattr(lrfc, name) for name in lrfc.__all__ if not name.startswith("__")
+    }
     others = [calls.explore, calls.inspect, calls.measure, comparison.compare]
-    more = {f"{each.__module__}.{each.__name__}": each for each in (*others, ship.Result, state.Progress)}
-    parts = ["# Python", "`import lrfc` takes no time: TensorFlow is imported by the first build.", "## Public names"]
+    more = {
+        f"{each.__module__}.{each.__name__}": each
+        for each in (*others, ship.Result, state.Progress)
+    }
+    parts = [
+        "# Python",
+        "`import lrfc` takes no time: TensorFlow is imported by the first build.",
+        "## Public names",
+    ]
     parts += [_described(name, each) for name, each in public.items()]
-    parts += ["## Behind them", "The classes that a build takes and gives, and the other commands as functions."]
+    parts += [
+        "## Behind them",
+        "The classes that a build takes and gives, and the other commands as functions.",
+    ]
     parts += [_described(name, each) for name, each in more.items()]
     return "\n\n".join(parts) + "\n"
 
@@ -289,11 +367,28 @@ def api() -> str:
 def _described(name: str, thing: Any) -> str:
     shown = inspect.signature(thing) if not isinstance(thing, type) else None
     call = name.rpartition(".")[2]
-    lines = [] if shown is None else ["```python", f"{call}(", *(f"    {each}," for each in _parameters(shown)), ")" + _returns(shown), "```", ""]
+    lines = (
+        []
+        if shown is None
+        else [
+            "```python",
+            f"{call}(",
+            *(f"    {each}," for each in _parameters(shown)),
+            ")" + _returns(shown),
+            "```",
+            "",
+        ]
+    )
     lines.append(_prose(inspect.getdoc(thing) or ""))
     if isinstance(thing, type):
         kinds = inspect.get_annotations(thing)
-        lines += ["", _table(("field", "type"), [(f"`{field}`", f"`{kind}`".replace("|", r"\|")) for field, kind in kinds.items()])]
+        lines += [
+            "",
+            _table(
+                ("field", "type"),
+                [(f"`{field}`", f"`{kind}`".replace("|", r"\|")) for field, kind in kinds.items()],
+            ),
+        ]
     return "\n".join([f"### {name}", "", *lines])
 
 
@@ -309,15 +404,23 @@ def _parameters(signature: inspect.Signature) -> list[str]:
         if each.kind is each.KEYWORD_ONLY and "*" not in shown:
             shown.append("*")
         kind = f"{'**' if each.kind is each.VAR_KEYWORD else ''}{each.name}: {each.annotation}"
-        shown.append(kind if each.default is each.empty else f"{kind} = {'...' if callable(each.default) else repr(each.default)}")
+        shown.append(
+            kind
+            if each.default is each.empty
+            else f"{kind} = {'...' if callable(each.default) else repr(each.default)}"
+        )
     return shown
 
 
 def _returns(signature: inspect.Signature) -> str:
-    return f" -> {signature.return_annotation}" if signature.return_annotation is not signature.empty else ""
+    return (
+        f" -> {signature.return_annotation}"
+        if signature.return_annotation is not signature.empty
+        else ""
+    )
 
 
-# -- Markdown ----------------------------------------------------------------------------------------------------------------------
+# -- Markdown --------------------------------------------------------------------------------------
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -20,13 +20,28 @@ def main() -> None:
     """Build, and draw what it wrote to stdout."""
     options = tuple(sys.argv[1:]) or OPTIONS
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "lrfc", "build", str(HERE / "digits.keras"), *options, "--out", "digits-lrfc"]
-        shown = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout  # noqa: S603  lrfc itself
+        command = [
+            sys.executable,
+            "-m",
+            "lrfc",
+            "build",
+            str(HERE / "digits.keras"),
+            *options,
+            "--out",
+            "digits-lrfc",
+        ]
+        shown = subprocess.run(  # noqa: S603
+            command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
     console = Console(record=True, width=80, file=io.StringIO())
     console.print(Text(shown.rstrip()))
     drawn = console.export_svg(title=f"lrfc build digits.keras {' '.join(options)}")
-    own = re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", "", drawn, flags=re.DOTALL)  # fonts of the reader's machine, none of the network's
-    (HERE / "result.svg").write_text(own.replace("Fira Code, monospace", "monospace"), encoding="utf-8")
+    own = re.sub(
+        r"@font-face \{.*?\}\s*|<!--.*?-->\s*", "", drawn, flags=re.DOTALL
+    )  # fonts of the reader's machine, none of the network's
+    (HERE / "result.svg").write_text(
+        own.replace("Fira Code, monospace", "monospace"), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

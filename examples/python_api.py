@@ -1,4 +1,7 @@
-"""A build from Python, with callbacks for progress: ``python examples/python_api.py [OUT]``. It compresses the digits model and looks at the outcome."""
+"""A build from Python, with callbacks for progress: ``python examples/python_api.py [OUT]``.
+
+It compresses the digits model and looks at the outcome.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ def main(out: Path) -> None:
         sys.exit(f"lrfc: {error}")
 
     before, after = result.manifest.before, result.manifest.after
-    print(f"{result.artifact.name}: {after.file_bytes:,} of {before.file_bytes:,} bytes, {result.speedup.median:.2f} times as fast")
+    print(
+        f"{result.artifact.name}: {after.file_bytes:,} of {before.file_bytes:,} bytes,"
+        f" {result.speedup.median:.2f} times as fast"
+    )
     for layer in result.manifest.layers:
         print(f"  {layer.name}: {layer.method or 'as it is'} {layer.rank or ''}")
 

@@ -1,7 +1,8 @@
 """Train the quickstart model, a small CNN on scikit-learn's handwritten digits: ``python examples/train_digits.py [PATH]``, about a minute.
 
-It learns from the training part of ``--data digits`` alone and picks its best epoch on the validation part, so that the test part, on which
-``lrfc build examples/digits.keras --data digits`` reports, is new to it.
+It learns from the training part of ``--data digits`` alone and picks its best epoch on the
+validation part, so that the test part, on which ``lrfc build examples/digits.keras --data digits``
+reports, is new to it.
 """
 
 from __future__ import annotations
@@ -35,14 +36,19 @@ def network() -> keras.Model:
     x = layers.MaxPooling2D(name="pool4")(x)
     x = layers.Dropout(0.4, name="drop")(layers.Flatten(name="flatten")(x))
     x = layers.Dense(32, activation="relu", name="hidden")(x)
-    return keras.Model(image, layers.Dense(10, activation="softmax", name="digit")(x), name="digits")
+    return keras.Model(
+        image, layers.Dense(10, activation="softmax", name="digit")(x), name="digits"
+    )
 
 
 def main(path: Path) -> None:
     """Train, print the test accuracy and save the model."""
     keras.utils.set_random_seed(0)
     digits = sources.digits().parts
-    (x, y), validation, test = ((images, keras.utils.to_categorical(numbers, 10)) for images, numbers in map(digits.get, ("train", "val", "test")))
+    (x, y), validation, test = (
+        (images, keras.utils.to_categorical(numbers, 10))
+        for images, numbers in map(digits.get, ("train", "val", "test"))
+    )
     model = network()
     # The scans differ by small shifts and turns: an example is never seen twice in the same place.
     moved = keras.Sequential(
@@ -55,11 +61,17 @@ def main(path: Path) -> None:
         ]
     )
     steps = EPOCHS * -(-len(x) // 32)
-    optimizer = keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(3e-3, steps), weight_decay=0.02)
+    optimizer = keras.optimizers.AdamW(
+        keras.optimizers.schedules.CosineDecay(3e-3, steps), weight_decay=0.02
+    )
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
     moved.compile(optimizer, loss, metrics=["accuracy"])
-    best = keras.callbacks.ModelCheckpoint(path.with_suffix(".weights.h5"), "val_loss", save_best_only=True, save_weights_only=True)
-    moved.fit(x, y, batch_size=32, epochs=EPOCHS, validation_data=validation, callbacks=[best], verbose=2)
+    best = keras.callbacks.ModelCheckpoint(
+        path.with_suffix(".weights.h5"), "val_loss", save_best_only=True, save_weights_only=True
+    )
+    moved.fit(
+        x, y, batch_size=32, epochs=EPOCHS, validation_data=validation, callbacks=[best], verbose=2
+    )
     moved.load_weights(best.filepath)
     Path(best.filepath).unlink()
     print(f"test accuracy {moved.evaluate(*test, verbose=0)[1]:.4f}")

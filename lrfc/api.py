@@ -39,11 +39,11 @@ def build(
     ``target``: 'tflite' or 'onnx', or several; ``device``: the name of a device profile, or
     several. By default the device is this machine, and the target the first that the device runs.
     ``data``: what the command line takes, or arrays, a dict or a function (see
-    lrfc.data.load.load_data). ``options``: the fields of lrfc.config.build.BuildConfig, budgets as on the
-    command line (``max_macs="50%"``). ``locked``: the manifest.json of an earlier build, to be
-    repeated: its options hold where none are given, and its methods and ranks are taken instead of
-    being searched for; the folder is MODEL-locked by default. Without ``model`` it is the file that
-    the manifest names, in its folder or the current one, if that has the same SHA-256.
+    lrfc.data.load.load_data). ``options``: the fields of lrfc.config.build.BuildConfig, budgets as
+    on the command line (``max_macs="50%"``). ``locked``: the manifest.json of an earlier build, to
+    be repeated: its options hold where none are given, and its methods and ranks are taken instead
+    of being searched for; the folder is MODEL-locked by default. Without ``model`` it is the file
+    that the manifest names, in its folder or the current one, if that has the same SHA-256.
     ``on_result`` is called with each Result as soon as its folder is written.
 
     Returns the Result, or a tuple of them when ``target`` or ``device`` is a sequence. Raises a
@@ -60,9 +60,16 @@ def build(
 
 
 def explore(
-    model: Any, *, data: Any = None, device: str | None = None, over: Sequence[str] = ("macs",), points: int = 24, out: Path | str | None = None,
-    progress: Progress | None = None, **options: Any,
-) -> Survey:  # fmt: skip
+    model: Any,
+    *,
+    data: Any = None,
+    device: str | None = None,
+    over: Sequence[str] = ("macs",),
+    points: int = 24,
+    out: Path | str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Survey:
     """Weigh every method and rank of every layer, and write the folder of the exploration.
 
     Nothing is built.
@@ -77,7 +84,9 @@ def explore(
     from lrfc.engine import build as compiler
 
     priced = device is not None or "latency" in over
-    return compiler.explore(model, data, config, goal, folder, tuple(over), points, progress, priced=priced)
+    return compiler.explore(
+        model, data, config, goal, folder, tuple(over), points, progress, priced=priced
+    )
 
 
 def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
@@ -89,9 +98,14 @@ def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Pro
 
 
 def measure(
-    files: Sequence[Path], *, device: str | Path = HOST, memory_mode: str | None = None, system_config: str | None = None, threads: int | None = None,
+    files: Sequence[Path],
+    *,
+    device: str | Path = HOST,
+    memory_mode: str | None = None,
+    system_config: str | None = None,
+    threads: int | None = None,
     runs: int = 200,
-) -> tuple[Measurement, ...]:  # fmt: skip
+) -> tuple[Measurement, ...]:
     """Latency and memory of emitted files on a device, interleaved; the first is the baseline.
 
     ``device``: a name, or a .toml. ``threads``: by default the device's.

@@ -6,7 +6,10 @@ from typing import Any
 
 
 class LrfcError(Exception):
-    """Base of all errors of lrfc. The message is one line: the thing, its value, and the way out."""
+    """Base of all errors of lrfc.
+
+    The message is one line: the thing, its value, and the way out.
+    """
 
     exit_code = 1
 
@@ -40,7 +43,10 @@ class BudgetError(LrfcError):
 
 
 class DeviceError(LrfcError):
-    """A device that cannot be reached, or a measurement that failed. ``measured`` holds what was measured of each file before."""
+    """A device that cannot be reached, or a measurement that failed.
+
+    ``measured`` holds what was measured of each file before.
+    """
 
     exit_code = 5
 
@@ -62,7 +68,10 @@ class ParityError(LrfcError):
 
 
 class NoGainError(LrfcError):
-    """A result that is not smaller or not faster than the original, which is kept. ``result`` holds the build."""
+    """A result that is not smaller or not faster than the original, which is kept.
+
+    ``result`` holds the build.
+    """
 
     exit_code = 8
 

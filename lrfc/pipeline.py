@@ -22,9 +22,15 @@ def plan(passes: Iterable[Pass], known: Iterable[type[Fact]] = ()) -> tuple[Pass
     for step in steps:
         missing = [fact.__name__ for fact in step.needs if fact not in facts]
         if missing:
-            givers = [name_of(other) for other in steps if any(fact.__name__ in missing for fact in other.gives)]
+            givers = [
+                name_of(other)
+                for other in steps
+                if any(fact.__name__ in missing for fact in other.gives)
+            ]
             hint = (
-                f"; {', '.join(givers)} gives it and must come before, with no rewrite between" if givers else "; no pass in this pipeline gives it"
+                f"; {', '.join(givers)} gives it and must come before, with no rewrite between"
+                if givers
+                else "; no pass in this pipeline gives it"
             )
             raise UsageError(f"pass {name_of(step)} needs {', '.join(missing)}{hint}")
         if step.rewrites:
@@ -33,7 +39,11 @@ def plan(passes: Iterable[Pass], known: Iterable[type[Fact]] = ()) -> tuple[Pass
     return steps
 
 
-def run(state: State, passes: Sequence[Pass], after: Callable[[Pass, State], None] = lambda step, state: None) -> State:
+def run(
+    state: State,
+    passes: Sequence[Pass],
+    after: Callable[[Pass, State], None] = lambda step, state: None,
+) -> State:
     """Run planned passes. Each result is checked, logged as one line, and shown to ``after``."""
     for step in passes:
         start = time.perf_counter()
@@ -42,7 +52,14 @@ def run(state: State, passes: Sequence[Pass], after: Callable[[Pass, State], Non
         state.graph.check()
         missing = [fact.__name__ for fact in step.gives if fact not in state.facts]
         assert not missing, f"pass {name_of(step)} promised {missing}"
-        change = "" if state.graph is before else f", {len(before)} → {len(state.graph)} ops, {before.params:,} → {state.graph.params:,} params"
+        change = (
+            ""
+            if state.graph is before
+            else (
+                f", {len(before)} → {len(state.graph)} ops, {before.params:,} →"
+                f" {state.graph.params:,} params"
+            )
+        )
         state.progress.log(f"{name_of(step)}: {time.perf_counter() - start:.1f} s{change}")
         after(step, state)
     return state

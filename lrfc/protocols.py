@@ -15,7 +15,8 @@ from lrfc.state import Fact, State
 class Pass(Protocol):
     """A frozen dataclass whose fields are its options.
 
-    ``needs``: the facts that must be known before it. ``gives``: the facts that it adds. ``rewrites``: whether it changes the graph.
+    ``needs``: the facts that must be known before it. ``gives``: the facts that it adds.
+    ``rewrites``: whether it changes the graph.
     """
 
     needs: ClassVar[tuple[type[Fact], ...]]
@@ -53,7 +54,10 @@ class Runner(Protocol):
 
 
 class Target(Protocol):
-    """A file format together with the runtime that executes it. A frozen dataclass; ``precision`` is one of its fields."""
+    """A file format together with the runtime that executes it.
+
+    A frozen dataclass; ``precision`` is one of its fields.
+    """
 
     @property
     def name(self) -> str:
@@ -71,11 +75,18 @@ class Target(Protocol):
         ...
 
     def refusals(self, graph: Graph) -> Sequence[str]:
-        """Every reason why the graph cannot be emitted, one line each, before any work. Empty when it can."""
+        """Every reason why the graph cannot be emitted, one line each, before any work.
+
+        Empty when it can.
+        """
         ...
 
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
-        """Write the file. ``calibration`` holds representative inputs, needed for integer precisions. ModelError when the converter fails."""
+        """Write the file.
+
+        ``calibration`` holds representative inputs, needed for integer precisions. ModelError when
+        the converter fails.
+        """
         ...
 
     def load(self, artifact: Artifact) -> Runner:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 class Fact:
-    """Something a pass found out. Facts are frozen dataclasses, stored by their type; one about the graph dies when the graph changes."""
+    """Something a pass found out.
+
+    Facts are frozen dataclasses, stored by their type; one about the graph dies when the graph
+    changes.
+    """
 
     about_graph: ClassVar[bool] = True
 
@@ -25,7 +29,10 @@ F = TypeVar("F", bound=Fact)
 
 @dataclass(frozen=True)
 class Progress:
-    """How long work reports itself: ``stage(title, total)`` gives a function to call after each step. The default reports nothing."""
+    """How long work reports itself: ``stage(title, total)`` gives a function to call after each step.
+
+    The default reports nothing.
+    """
 
     stage: Callable[[str, int], Callable[[int], None]] = lambda title, total: lambda steps: None
     log: Callable[[str], None] = lambda line: None
@@ -35,7 +42,8 @@ class Progress:
 class State:
     """The value that every pass takes and gives: the graph as it stands, the graph it came from, the data, and the facts known so far.
 
-    ``original`` is the graph before any lossy rewrite: the reference of every similarity and of distillation.
+    ``original`` is the graph before any lossy rewrite: the reference of every similarity and of
+    distillation.
     """
 
     graph: Graph
@@ -66,4 +74,8 @@ class State:
 
     def with_graph(self, graph: Graph) -> State:
         """This state with another graph; the facts about the old one are dropped."""
-        return replace(self, graph=graph, facts={kind: fact for kind, fact in self.facts.items() if not kind.about_graph})
+        return replace(
+            self,
+            graph=graph,
+            facts={kind: fact for kind, fact in self.facts.items() if not kind.about_graph},
+        )

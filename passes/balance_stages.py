@@ -21,18 +21,23 @@ from lrfc.state import Fact, State
 class BalanceStages:
     """Multiply the channels between two linear layers by scales, and divide them out again in the second: the function stays the same.
 
-    An int8 file has one scale for all channels of an activation, and one for all weights that make an output channel. Between two layers with nothing
-    nonlinear between them (the stages of a factorization), or only what is positively homogeneous (ReLU), each channel's range can be moved between
-    the activation and the weights that read it: cross-layer equalisation (Nagel et al. 2019, arXiv 1906.04721, 4.1), here for weights with a scale per
-    output channel, so that what is weighed is the activation against the second layer. The noise that rounding leaves in the output of the second
-    layer is, with Δ the step of the activation x, Δ_t those of the weights w and E over calibration inputs,
+    An int8 file has one scale for all channels of an activation, and one for all weights that make
+    an output channel. Between two layers with nothing nonlinear between them (the stages of a
+    factorization), or only what is positively homogeneous (ReLU), each channel's range can be moved
+    between the activation and the weights that read it: cross-layer equalisation (Nagel et al.
+    2019, arXiv 1906.04721, 4.1), here for weights with a scale per output channel, so that what is
+    weighed is the activation against the second layer. The noise that rounding leaves in the output
+    of the second layer is, with Δ the step of the activation x, Δ_t those of the weights w and E
+    over calibration inputs,
 
         Σ_it (w_it / s_i)² Δ² / 12 + Σ_t Δ_t² / 12 · Σ_i s_i² E[x_i²].
 
-    Of the scales s_i = r_i^β / a_i^(1-β), with a_i the range of the activation and r_i that of the weights that read it (SmoothQuant, Xiao et al. 2022,
-    arXiv 2211.10438, formula 4), those with the least noise are taken, or none. Where the pair is linear, channels whose range is mostly negative change
-    their sign: the common range becomes narrower. ``bits``: of the activations. ``convolutions``: only those have a scale per output channel, so that the
-    outputs of other layers stay as they are. To be run behind FoldBatchNorm, on the weights that ship.
+    Of the scales s_i = r_i^β / a_i^(1-β), with a_i the range of the activation and r_i that of the
+    weights that read it (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438, formula 4), those with
+    the least noise are taken, or none. Where the pair is linear, channels whose range is mostly
+    negative change their sign: the common range becomes narrower. ``bits``: of the activations.
+    ``convolutions``: only those have a scale per output channel, so that the outputs of other
+    layers stay as they are. To be run behind FoldBatchNorm, on the weights that ship.
 
     Given and result: the graph keeps its ops and shapes; weights change, the function does not.
     """
@@ -49,14 +54,21 @@ class BalanceStages:
     def __call__(self, state: State) -> State:
         """The state with the balanced graph."""
         graph = state.graph.copy()
-        found = tuple(pair for pair in pairs(graph) if not self.convolutions or scaled_by_channel(graph.op(pair.first)))
+        found = tuple(
+            pair
+            for pair in pairs(graph)
+            if not self.convolutions or scaled_by_channel(graph.op(pair.first))
+        )
         if not found:
             return state
         ranges = _ranges(graph, found, state.data.train.head(self.samples).inputs)
         changed = balance(graph, found, ranges, self.bits, self.sweeps)
         if changed:
             mean = float(np.exp(np.mean(np.log(list(changed.values())))))
-            state.progress.log(f"  {len(changed)} of {len(found)} pairs of layers balanced, rounding noise of these ×{mean:.2f}")
+            state.progress.log(
+                f"  {len(changed)} of {len(found)} pairs of layers balanced, rounding noise of"
+                f" these ×{mean:.2f}"
+            )
         return state.with_graph(graph)
 
 
@@ -70,5 +82,13 @@ def _ranges(graph: Graph, wanted: Sequence[Pair], inputs: Batch) -> dict[Ref, Ra
         for ref, values in zip(axes, run(part), strict=True):
             new, old = Ranges.of(values, axes[ref]), found.get(ref)
             new = replace(new, square=new.square * len(part[0]) / count)
-            found[ref] = new if old is None else Ranges(np.minimum(old.low, new.low), np.maximum(old.high, new.high), old.square + new.square)
+            found[ref] = (
+                new
+                if old is None
+                else Ranges(
+                    np.minimum(old.low, new.low),
+                    np.maximum(old.high, new.high),
+                    old.square + new.square,
+                )
+            )
     return found

@@ -21,8 +21,9 @@ from lrfc.state import Fact, State
 class Canonicalise:
     """Rewrite the graph without changing what it computes: channels are last, activations stand alone, input normalisation is folded or cheap.
 
-    A BatchNorm behind a linear layer stays, because its statistics are estimated anew after factorization. Dropout-like layers stay too: they are
-    the identity at inference, but fine-tuning trains better with them. ``FoldBatchNorm`` removes both before the graph is emitted.
+    A BatchNorm behind a linear layer stays, because its statistics are estimated anew after
+    factorization. Dropout-like layers stay too: they are the identity at inference, but fine-tuning
+    trains better with them. ``FoldBatchNorm`` removes both before the graph is emitted.
     """
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
@@ -110,7 +111,8 @@ def split_activations(graph: Graph) -> Graph:
         conv = Conv2D(x) filters=8 kernel_size=3 -> (?, 6, 6, 8)
         conv__activation = Activation(conv) activation=relu -> (?, 6, 6, 8)
 
-    Every call of a shared layer gets a call of one shared activation. An activation that is a layer with weights (PReLU) stays inside.
+    Every call of a shared layer gets a call of one shared activation. An activation that is a layer
+    with weights (PReLU) stays inside.
     """
     graph = graph.copy()
     for op in graph:
@@ -118,7 +120,12 @@ def split_activations(graph: Graph) -> Graph:
             continue
         kind, attrs = _activation(op["activation"])
         if kind_of(kind).is_activation and not kind_of(kind).parametric:
-            activation = Op(_free(graph, f"{op.name}__activation"), kind, attrs, shared=op.shared and f"{op.shared}__activation")
+            activation = Op(
+                _free(graph, f"{op.name}__activation"),
+                kind,
+                attrs,
+                shared=op.shared and f"{op.shared}__activation",
+            )
             graph.splice(op.name, [op.with_attrs(activation="linear"), activation])
     return graph
 
@@ -126,7 +133,9 @@ def split_activations(graph: Graph) -> Graph:
 def _activation(value: Any) -> tuple[str, dict[str, Any]]:
     """Kind and attributes of the op for an activation argument: a function's name, or the configuration of a function or layer."""
     if isinstance(value, Mapping) and value.get("module") == "keras.layers":
-        return value["class_name"], {k: v for k, v in value["config"].items() if k not in ("name", "dtype")}
+        return value["class_name"], {
+            k: v for k, v in value["config"].items() if k not in ("name", "dtype")
+        }
     return "Activation", {"activation": value}
 
 
@@ -159,13 +168,21 @@ def merge_normalization(graph: Graph) -> Graph:
         first, second = _affine(graph, op), _affine(graph, reader)
         if first is not None and second is not None:
             both = first.then(second)
-            graph.replace(Op(reader.name, "Rescaling", {"scale": _plain(both.scale), "offset": _plain(both.shift)}))
+            graph.replace(
+                Op(
+                    reader.name,
+                    "Rescaling",
+                    {"scale": _plain(both.scale), "offset": _plain(both.shift)},
+                )
+            )
             graph.splice(op.name, [])
     return graph
 
 
 def _affine(graph: Graph, op: Op) -> Affine | None:
-    return affine(op, graph.input_tensors(op.name)[0]) if len(graph.operands(op.name)) == 1 else None
+    return (
+        affine(op, graph.input_tensors(op.name)[0]) if len(graph.operands(op.name)) == 1 else None
+    )
 
 
 def _plain(values: np.ndarray[Any, Any]) -> Any:
@@ -191,15 +208,19 @@ def fold_into_readers(graph: Graph) -> Graph:
 
         conv = Conv2D(x) filters=4 kernel_size=3 -> (?, 6, 6, 4)
 
-    It is exact where the layer pads no zeros, since zeros are padded behind the normalisation, or where the shift is zero; and where every
-    reader can take it in, through Flatten and Reshape where need be. A BatchNorm behind a linear layer stays for that one.
+    It is exact where the layer pads no zeros, since zeros are padded behind the normalisation, or
+    where the shift is zero; and where every reader can take it in, through Flatten and Reshape
+    where need be. A BatchNorm behind a linear layer stays for that one.
     """
     graph = graph.copy()
     for op in reversed(list(graph)):
         given = _affine(graph, op)
         if given is None or any(out.op == op.name for out in graph.outputs):
             continue
-        if op.kind == "BatchNormalization" and graph.op(graph.operands(op.name)[0].op).info.is_linear:
+        if (
+            op.kind == "BatchNormalization"
+            and graph.op(graph.operands(op.name)[0].op).info.is_linear
+        ):
             continue
         folded = [_fold_at(graph, name, given) for name, _ in graph.consumers(Ref(op.name))]
         if folded and None not in folded:
@@ -236,10 +257,13 @@ def lower_normalization(graph: Graph) -> Graph:
 
         normalize = DepthwiseConv2D(image) kernel_size=1 -> (?, 32, 32, 3)
 
-    Keras' own form is emitted as two element-wise ops, SUB and MUL. In front of ResNet-20 they take 310,000 of 940,000 cycles on an Ethos-U55-128
-    (Vela 5.2); subtracting the mean alone, with the division folded into the next kernel, takes 48,000, and the depthwise convolution 2,500. On LiteRT
-    the depthwise convolution and the subtraction take the same time, less than half of Keras' form (224×224×3, float and int8). Its weights are not
-    trained, as the normalisation was not. A lone scale or shift is one op already; volumes (no depthwise convolution in 3D) stay as they are.
+    Keras' own form is emitted as two element-wise ops, SUB and MUL. In front of ResNet-20 they take
+    310,000 of 940,000 cycles on an Ethos-U55-128 (Vela 5.2); subtracting the mean alone, with the
+    division folded into the next kernel, takes 48,000, and the depthwise convolution 2,500. On
+    LiteRT the depthwise convolution and the subtraction take the same time, less than half of
+    Keras' form (224×224×3, float and int8). Its weights are not trained, as the normalisation was
+    not. A lone scale or shift is one op already; volumes (no depthwise convolution in 3D) stay as
+    they are.
     """
     graph = graph.copy()
     for op in graph:
@@ -250,6 +274,11 @@ def lower_normalization(graph: Graph) -> Graph:
         if found is None or not found[1].any() or (found[0] == 1).all():
             continue
         scale, shift = found
-        weights = {"kernel": scale.astype(np.float32).reshape((1,) * rank + (-1, 1)), "bias": shift.astype(np.float32)}
-        graph.replace(Op(op.name, f"DepthwiseConv{rank}D", {"kernel_size": 1, "trainable": False}, weights))
+        weights = {
+            "kernel": scale.astype(np.float32).reshape((1,) * rank + (-1, 1)),
+            "bias": shift.astype(np.float32),
+        }
+        graph.replace(
+            Op(op.name, f"DepthwiseConv{rank}D", {"kernel_size": 1, "trainable": False}, weights)
+        )
     return graph

@@ -22,11 +22,12 @@ from lrfc.state import Fact, State
 class CorrectBiases:
     """Subtract from each bias the mean shift of the output that 8-bit weights cause: (W₈ − W) ∗ E[x], over channels and calibration inputs.
 
-    Nagel et al. 2019 (arXiv 1906.04721, 4.2), with the mean inputs from calibration, position by position, so that padding counts as it does. To be
-    run last, on the weights that ship. The float function changes by just what the int8 file is to be better by.
+    Nagel et al. 2019 (arXiv 1906.04721, 4.2), with the mean inputs from calibration, position by
+    position, so that padding counts as it does. To be run last, on the weights that ship. The float
+    function changes by just what the int8 file is to be better by.
 
-    Given and result: the graph keeps its ops and shapes; biases change, and appear where there were none. ``steps``: of
-    the weights in the format of the file (lrfc.ir.rounding).
+    Given and result: the graph keeps its ops and shapes; biases change, and appear where there were
+    none. ``steps``: of the weights in the format of the file (lrfc.ir.rounding).
     """
 
     samples: int = 200
@@ -39,7 +40,11 @@ class CorrectBiases:
     def __call__(self, state: State) -> State:
         """The state with the corrected graph."""
         graph = state.graph.copy()
-        layers = [op for op in graph if rounds(op) and len(graph.calls(op)) == 1 and len(graph.operands(op.name)) == 1]
+        layers = [
+            op
+            for op in graph
+            if rounds(op) and len(graph.calls(op)) == 1 and len(graph.operands(op.name)) == 1
+        ]
         if not layers:
             return state
         means = _means(graph, layers, state.data.train.head(self.samples).inputs)
@@ -56,8 +61,14 @@ def _means(graph: Graph, layers: list[Op], inputs: Batch) -> Mapping[Ref, NDArra
     run = keras_io.outputs_at(graph, read)
     sums = [np.zeros((), np.float64)] * len(read)
     for part in batches(inputs, 64):
-        sums = [total + values.sum(0, dtype=np.float64, keepdims=True) for total, values in zip(sums, run(part), strict=True)]
-    return {ref: (total / len(inputs[0])).astype(np.float32) for ref, total in zip(read, sums, strict=True)}
+        sums = [
+            total + values.sum(0, dtype=np.float64, keepdims=True)
+            for total, values in zip(sums, run(part), strict=True)
+        ]
+    return {
+        ref: (total / len(inputs[0])).astype(np.float32)
+        for ref, total in zip(read, sums, strict=True)
+    }
 
 
 def _corrected(graph: Graph, op: Op, mean: NDArray[np.float32], steps: int) -> Op | None:
@@ -68,5 +79,11 @@ def _corrected(graph: Graph, op: Op, mean: NDArray[np.float32], steps: int) -> O
     axis = channel_axis(op, tensor)
     others = tuple(number for number in range(shift.ndim) if number != axis)
     moved = -shift.mean(axis=others, keepdims=True, dtype=np.float64)[0]
-    found = take_in_after(op.with_attrs(activation=None), tensor, Affine(np.ones_like(moved), moved))
-    return None if found is None else replace(found, attrs={**found.attrs, "activation": op["activation"]})
+    found = take_in_after(
+        op.with_attrs(activation=None), tensor, Affine(np.ones_like(moved), moved)
+    )
+    return (
+        None
+        if found is None
+        else replace(found, attrs={**found.attrs, "activation": op["activation"]})
+    )

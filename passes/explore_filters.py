@@ -22,8 +22,9 @@ LEVELS = 8
 class ExploreFilters:
     """Rank the units of every dependency group by a criterion, and measure what the output loses when the worst of them go.
 
-    ``criterion``: one of lrfc.pruning.criteria. The layers that read a group are refitted in closed form to what is left before the output is looked at,
-    so that a choice is judged as it will be built. ``multiple``: numbers of units step in multiples of it.
+    ``criterion``: one of lrfc.pruning.criteria. The layers that read a group are refitted in closed
+    form to what is left before the output is looked at, so that a choice is judged as it will be
+    built. ``multiple``: numbers of units step in multiples of it.
     """
 
     criterion: str = "reconstruction"
@@ -38,24 +39,40 @@ class ExploreFilters:
     rewrites: ClassVar[bool] = False
 
     def __call__(self, state: State) -> State:
-        """The state with its FilterSpace. UsageError where there is nothing to refit the layers on, so that nothing could make up for what goes."""
+        """The state with its FilterSpace.
+
+        UsageError where there is nothing to refit the layers on, so that nothing could make up for
+        what goes.
+        """
         if not repairable(state):
             raise UsageError(
-                "filters are cut only where calibration samples can make up for them: give --data with at least 16 samples, or choose --prune off"
+                "filters are cut only where calibration samples can make up for them: give --data"
+                " with at least 16 samples, or choose --prune off"
             )
-        graph, inputs = state.graph, state.data.train.head(max(self.size.images + self.size.held_out, POOL * self.images)).inputs
+        graph, inputs = (
+            state.graph,
+            state.data.train.head(
+                max(self.size.images + self.size.held_out, POOL * self.images)
+            ).inputs,
+        )
         layers = readable(graph)
         found, wanted, refused = prunable(graph, {op.name for op in layers}, self.keep, self.only)
         choices: dict[str, tuple[Keep, ...]] = {}
         if wanted:
             read = {part.layer for group in wanted for part in group.consumers}
-            samples = Sampler(graph, [op for op in layers if op.name in read], inputs, self.size, state.seed)
-            context = Context(graph, found, inputs, lambda name: samples[name].statistics, state.seed)
+            samples = Sampler(
+                graph, [op for op in layers if op.name in read], inputs, self.size, state.seed
+            )
+            context = Context(
+                graph, found, inputs, lambda name: samples[name].statistics, state.seed
+            )
             sensitivity = Sensitivity(graph, inputs, self.images)
             step = state.progress.stage("filters", len(wanted))
             for group in wanted:
                 scores = CRITERIA[self.criterion](graph, group, context)
                 kept = counts(group.width, self.multiple, LEVELS)
-                choices[group.name] = effects.choices(graph, group, scores, kept, sensitivity, samples.__getitem__)
+                choices[group.name] = effects.choices(
+                    graph, group, scores, kept, sensitivity, samples.__getitem__
+                )
                 step(1)
         return state.with_fact(FilterSpace(found, choices, refused))

@@ -29,7 +29,10 @@ class Factorize:
     rewrites: ClassVar[bool] = True
 
     def __call__(self, state: State) -> State:
-        """The state with the rewritten graph. A shared layer is factorized once, and every call reads the same factors."""
+        """The state with the rewritten graph.
+
+        A shared layer is factorized once, and every call reads the same factors.
+        """
         selection = state.fact(Selection)
         graph = state.graph.copy()
         for candidate in selection.chosen:
@@ -37,7 +40,9 @@ class Factorize:
                 continue
             stages = selection.factors[candidate.layer].stages(candidate.ranks)
             for number, call in enumerate(graph.calls(graph.op(candidate.layer))):
-                graph.splice(call.name, stages if number == 0 else _call(stages, candidate.layer, call.name))
+                graph.splice(
+                    call.name, stages if number == 0 else _call(stages, candidate.layer, call.name)
+                )
         return state.with_graph(graph)
 
 

@@ -25,8 +25,9 @@ from lrfc.training.trainer import Recipe, Trainer
 class Tuning(Fact):
     """What each epoch gave: the mean training loss, and the validation score (higher is better); entry 0 is before the first epoch.
 
-    The score is the metric of the data, with its sign changed where lower is better; without labels minus the divergence from the original's outputs.
-    ``learning_rate``: the highest one. ``stopped``: why before the last epoch, if so.
+    The score is the metric of the data, with its sign changed where lower is better; without labels
+    minus the divergence from the original's outputs. ``learning_rate``: the highest one.
+    ``stopped``: why before the last epoch, if so.
     """
 
     about_graph: ClassVar[bool] = False
@@ -42,19 +43,26 @@ class Tuning(Fact):
 
 @dataclass(frozen=True)
 class FineTune:
-    """One run of distillation from the original (Hinton et al. 2015, arXiv 1503.02531), with the task loss where there are labels.
+    """One run of distillation from the original (Hinton et al.
 
-    The loss is ``distillation`` · (distance of the outputs, softened by ``temperature``) + (1 − ``distillation``) · (task loss: the one that the model
-    was compiled with, else by kind of output) + ``features`` · (distance of the feature maps at block ends). Without labels there is no task loss.
-    Adam, with a warm-up and a cosine to 0; ``learning_rate`` None: found by short trials. ``decay`` acts on the product of a layer's factors.
-    ``batchnorm``: statistics stay as they are, or follow the batches. ``augment`` None: flips and shifts for classifiers of natural images.
+    2015, arXiv 1503.02531), with the task loss where there are labels.
 
-    It ends after ``epochs``, or ``time_budget`` seconds, whichever comes first (the cosine ends there too), or when for ``patience`` epochs neither the
-    validation score nor the training loss was better than ever before. The weights of the best epoch by the score are kept, which may be those before the
-    first: fine-tuning never ends worse than it began. ``metric``: see ``lrfc.metrics.metric.metric``.
+    The loss is ``distillation`` · (distance of the outputs, softened by ``temperature``) + (1 −
+    ``distillation``) · (task loss: the one that the model was compiled with, else by kind of
+    output) + ``features`` · (distance of the feature maps at block ends). Without labels there is
+    no task loss. Adam, with a warm-up and a cosine to 0; ``learning_rate`` None: found by short
+    trials. ``decay`` acts on the product of a layer's factors. ``batchnorm``: statistics stay as
+    they are, or follow the batches. ``augment`` None: flips and shifts for classifiers of natural
+    images.
 
-    ``checkpoints``: a folder in which the state is kept after each epoch. The same training, killed and started again, goes on from there and ends the
-    same. When it ends the file is removed.
+    It ends after ``epochs``, or ``time_budget`` seconds, whichever comes first (the cosine ends
+    there too), or when for ``patience`` epochs neither the validation score nor the training loss
+    was better than ever before. The weights of the best epoch by the score are kept, which may be
+    those before the first: fine-tuning never ends worse than it began. ``metric``: see
+    ``lrfc.metrics.metric.metric``.
+
+    ``checkpoints``: a folder in which the state is kept after each epoch. The same training, killed
+    and started again, goes on from there and ends the same. When it ends the file is removed.
     """
 
     epochs: int = 3
@@ -78,15 +86,28 @@ class FineTune:
     def __post_init__(self) -> None:
         for name, low in (("epochs", 0), ("patience", 1)):
             if getattr(self, name) < low:
-                raise UsageError(f"fine-tuning with {name}={getattr(self, name)}: give at least {low}")
+                raise UsageError(
+                    f"fine-tuning with {name}={getattr(self, name)}: give at least {low}"
+                )
         if self.time_budget is not None and not self.time_budget > 0:
             raise UsageError(f"fine-tuning within {self.time_budget} seconds: give more than 0")
         if not 0 <= self.distillation <= 1:
-            raise UsageError(f"fine-tuning with distillation={self.distillation}: give a share between 0 and 1")
+            raise UsageError(
+                f"fine-tuning with distillation={self.distillation}: give a share between 0 and 1"
+            )
 
     def __call__(self, state: State) -> State:
         """The state with the trained weights and its Tuning."""
-        recipe = Recipe(self.batch, self.temperature, self.distillation, self.features, self.decay, 1.0, self.batchnorm, self.augment)
+        recipe = Recipe(
+            self.batch,
+            self.temperature,
+            self.distillation,
+            self.features,
+            self.decay,
+            1.0,
+            self.batchnorm,
+            self.augment,
+        )
         trainer = Trainer(state.graph, state.original, state.data.train, recipe, state.seed)
         run = _Run(self, state, trainer)
         try:
@@ -101,21 +122,30 @@ class _Run:
     """One fine-tuning: where it stands, and how it goes on."""
 
     def __init__(self, options: FineTune, state: State, trainer: Trainer) -> None:
-        self._options, self._trainer, self._progress, self._seed = options, trainer, state.progress, state.seed
+        self._options, self._trainer, self._progress, self._seed = (
+            options,
+            trainer,
+            state.progress,
+            state.seed,
+        )
         self._start = time.perf_counter()
         self._score = scorer(state.original, trainer.teach, state.data.validation, options.metric)
         self._shown = shown(state.original, state.data.validation, options.metric)
         self._checkpoint: Checkpoint | None = None
         if options.checkpoints is not None:
             told = (options.epochs, options.time_budget, recipe_of(options), state.seed)
-            print_ = fingerprint(state.graph, state.original, state.data.train, state.data.validation, told)
+            print_ = fingerprint(
+                state.graph, state.original, state.data.train, state.data.validation, told
+            )
             self._checkpoint = Checkpoint(options.checkpoints, print_, state.progress.log)
         self._losses: list[float | None] = [None]
         self._scores = [self._score(trainer.run)]
         self._best, self._weights = 0, trainer.weights()
         self._step, self._rate = 0, 0.0
         self._stopped: str | None = None
-        self._reserve = time.perf_counter() - self._start  # the last score takes as long as the first
+        self._reserve = (
+            time.perf_counter() - self._start
+        )  # the last score takes as long as the first
         self._report: Callable[[int], None] = lambda steps: None
         self._told = 0
 
@@ -124,7 +154,10 @@ class _Run:
         if trainer.trainable and options.epochs and trainer.steps:
             if not self._resumed():
                 self._choose_rate()
-            self._report = self._progress.stage("fine-tune", self._total if options.time_budget is None else max(1, round(options.time_budget)))
+            self._report = self._progress.stage(
+                "fine-tune",
+                self._total if options.time_budget is None else max(1, round(options.time_budget)),
+            )
             self._tell()
             for epoch in range(len(self._scores), options.epochs + 1):
                 if self._done() >= 1:
@@ -137,10 +170,20 @@ class _Run:
                 self._checkpoint.remove()
             why = "" if self._stopped is None else f"stopped: {self._stopped}; "
             self._progress.log(
-                f"  {why}kept: {'the weights before the first epoch' if self._best == 0 else f'epoch {self._best}'}, {self._last(self._best)}"
+                f"  {why}kept:"
+                f" {'the weights before the first epoch' if self._best == 0 else f'epoch {self._best}'},"
+                f" {self._last(self._best)}"
             )
         seconds = time.perf_counter() - self._start
-        tuning = Tuning(tuple(self._losses), tuple(self._scores), self._best, self._rate, self._step, seconds, self._stopped)
+        tuning = Tuning(
+            tuple(self._losses),
+            tuple(self._scores),
+            self._best,
+            self._rate,
+            self._step,
+            seconds,
+            self._stopped,
+        )
         return tuning, self._weights
 
     @property
@@ -167,7 +210,8 @@ class _Run:
             self._rate, tried = trainer.find_rate(steps)
             how = f"the best of {tried} tried"
         self._progress.log(
-            f"  {steps:,} steps of {trainer.batch} samples, learning rate {self._rate:.2g} ({how}), {trainer.maps} feature maps, augmentation: {trainer.augmentation}"
+            f"  {steps:,} steps of {trainer.batch} samples, learning rate {self._rate:.2g} ({how}),"
+            f" {trainer.maps} feature maps, augmentation: {trainer.augmentation}"
         )
 
     def _epoch(self, epoch: int) -> None:
@@ -189,16 +233,24 @@ class _Run:
             return
         self._losses.append(total / count)
         self._scores.append(self._score(trainer.run))
-        # Broken weights are no improvement, even where class 0, the guess of an output full of NaN, is the most frequent.
+        # Broken weights are no improvement, even where class 0, the guess of an output full of NaN,
+        # is the most frequent.
         if self._scores[-1] > self._scores[self._best]:
             weights = trainer.weights()
             if all(np.isfinite(w).all() for w in weights):
                 self._best, self._weights = epoch, weights
-        if self._stopped is None and epoch < self._options.epochs and self._idle() >= self._options.patience:
+        if (
+            self._stopped is None
+            and epoch < self._options.epochs
+            and self._idle() >= self._options.patience
+        ):
             self._stopped = f"no better for {self._options.patience} epochs"
         left = (time.perf_counter() - self._start) * (1 / max(self._done(), 1e-9) - 1)
         tail = f", {_minutes(left)} left" if self._stopped is None and self._done() < 1 else ""
-        self._progress.log(f"  epoch {epoch}/{self._options.epochs}: loss {self._losses[-1]:.4f}, {self._last(-1)}{tail}")
+        self._progress.log(
+            f"  epoch {epoch}/{self._options.epochs}: loss {self._losses[-1]:.4f},"
+            f" {self._last(-1)}{tail}"
+        )
         if self._checkpoint is not None and self._stopped is None and epoch < self._options.epochs:
             self._save()
 
@@ -212,20 +264,28 @@ class _Run:
 
     def _tell(self, *, finished: bool = False) -> None:
         """Move the progress bar to where the training is."""
-        whole = self._total if self._options.time_budget is None else max(1, round(self._options.time_budget))
+        whole = (
+            self._total
+            if self._options.time_budget is None
+            else max(1, round(self._options.time_budget))
+        )
         now = whole if finished else min(whole, round(whole * self._done()))
         if now > self._told:
             self._report(now - self._told)
             self._told = now
 
-    # -- going on where another left off -----------------------------------------------------------------------------------------
+    # -- going on where another left off -----------------------------------------------------------
 
     def _save(self) -> None:
         assert self._checkpoint is not None
         numbers = {
-            "losses": self._losses, "scores": self._scores, "best": self._best, "step": self._step, "rate": self._rate,
+            "losses": self._losses,
+            "scores": self._scores,
+            "best": self._best,
+            "step": self._step,
+            "rate": self._rate,
             "seconds": time.perf_counter() - self._start,
-        }  # fmt: skip
+        }
         self._checkpoint.write(Saved(numbers, self._trainer.state(), self._weights))
 
     def _resumed(self) -> bool:
@@ -234,10 +294,17 @@ class _Run:
             return False
         self._trainer.restore(saved.state)
         numbers = saved.numbers
-        self._losses, self._scores, self._best = numbers["losses"], numbers["scores"], numbers["best"]
+        self._losses, self._scores, self._best = (
+            numbers["losses"],
+            numbers["scores"],
+            numbers["best"],
+        )
         self._step, self._rate, self._weights = numbers["step"], numbers["rate"], saved.best
         self._start -= numbers["seconds"]
-        self._progress.log(f"  resumed after epoch {len(self._scores) - 1}/{self._options.epochs}, {self._last(-1)}")
+        self._progress.log(
+            f"  resumed after epoch {len(self._scores) - 1}/{self._options.epochs},"
+            f" {self._last(-1)}"
+        )
         return True
 
 
@@ -247,4 +314,10 @@ def recipe_of(options: FineTune) -> str:
 
 
 def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -11,7 +11,10 @@ from lrfc.state import Fact, State
 
 @dataclass(frozen=True)
 class FoldBatchNorm:
-    """Drop Dropout-like layers and fold every BatchNorm that can be folded. The last rewrite before the graph is emitted."""
+    """Drop Dropout-like layers and fold every BatchNorm that can be folded.
+
+    The last rewrite before the graph is emitted.
+    """
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
     gives: ClassVar[tuple[type[Fact], ...]] = ()

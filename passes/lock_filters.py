@@ -18,7 +18,8 @@ from lrfc.state import Fact, State
 class LockFilters:
     """Give each dependency group the one choice that an earlier build made for it.
 
-    ``kept``: by group, the indices of the units that stay. UsageError when the model has no such group or unit.
+    ``kept``: by group, the indices of the units that stay. UsageError when the model has no such
+    group or unit.
     """
 
     kept: Mapping[str, tuple[int, ...]]
@@ -36,6 +37,12 @@ class LockFilters:
         known = {group.name: group for group in found.groups}
         for name, units in self.kept.items():
             if not units or name not in known or max(units) >= known[name].width:
-                raise UsageError(f"the plan keeps {len(units)} filters of a group '{name}' that the model does not have so")
-        choices = {name: (Keep(known[name], np.array(units, np.intp)),) for name, units in self.kept.items()}
+                raise UsageError(
+                    f"the plan keeps {len(units)} filters of a group '{name}' that the model does"
+                    " not have so"
+                )
+        choices = {
+            name: (Keep(known[name], np.array(units, np.intp)),)
+            for name, units in self.kept.items()
+        }
         return state.with_fact(FilterSpace(found, choices, refused))

@@ -20,7 +20,10 @@ from lrfc.state import Fact, State
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for a layer: a method with its ranks, or, with a reason, nothing. ``error``: the distance of the feature maps, as it was found."""
+    """What was chosen for a layer: a method with its ranks, or, with a reason, nothing.
+
+    ``error``: the distance of the feature maps, as it was found.
+    """
 
     layer: str
     method: str | None
@@ -49,13 +52,25 @@ class LockLayers:
 
     def __call__(self, state: State) -> State:
         """The state with a DesignSpace of one candidate a layer."""
-        graph, images = state.graph, max(self.size.images + self.size.held_out, self.sensitivity_images)
+        graph, images = (
+            state.graph,
+            max(self.size.images + self.size.held_out, self.sensitivity_images),
+        )
         inputs = state.data.train.head(images).inputs
         eligible = [op for op, reason in selected(graph, self.keep, self.only) if reason is None]
-        # All of them, also those without a choice: the samples drawn of a layer depend on its place among them.
+        # All of them, also those without a choice: the samples drawn of a layer depend on its place
+        # among them.
         samples = Sampler(graph, eligible, inputs, self.size, state.seed)
-        spaces = tuple(_space(graph, _found(eligible, choice), choice, samples) for choice in self.choices if choice.method is not None)
-        skipped = {choice.layer: choice.reason or "left alone by the build that is repeated" for choice in self.choices if choice.method is None}
+        spaces = tuple(
+            _space(graph, _found(eligible, choice), choice, samples)
+            for choice in self.choices
+            if choice.method is not None
+        )
+        skipped = {
+            choice.layer: choice.reason or "left alone by the build that is repeated"
+            for choice in self.choices
+            if choice.method is None
+        }
         return state.with_fact(DesignSpace(spaces, skipped))
 
 
@@ -63,26 +78,42 @@ def _found(layers: Sequence[Op], choice: Choice) -> Op:
     for op in layers:
         if op.name == choice.layer:
             return op
-    raise UsageError(f"the plan has a layer '{choice.layer}', and the model none that can be factorized under that name")
+    raise UsageError(
+        f"the plan has a layer '{choice.layer}', and the model none that can be factorized under"
+        " that name"
+    )
 
 
 def _space(graph: Graph, op: Op, choice: Choice, samples: Sampler) -> LayerSpace:
     method, source = METHODS.get(choice.method or ""), graph.input_tensors(op.name)[0]
-    refusal = f"there is no method '{choice.method}'" if method is None else method.refuses(op, source)
+    refusal = (
+        f"there is no method '{choice.method}'" if method is None else method.refuses(op, source)
+    )
     if method is None or choice.method is None or refusal is not None:
         raise UsageError(f"the plan for layer '{op.name}' cannot be followed: {refusal}")
     full = method.full(op, source)
-    if len(choice.ranks) != len(full) or not all(1 <= rank <= most for rank, most in zip(choice.ranks, full, strict=True)):
-        raise UsageError(f"the plan for layer '{op.name}' cannot be followed: {choice.method} has no rank {choice.ranks}, the highest is {full}")
+    if len(choice.ranks) != len(full) or not all(
+        1 <= rank <= most for rank, most in zip(choice.ranks, full, strict=True)
+    ):
+        raise UsageError(
+            f"the plan for layer '{op.name}' cannot be followed: {choice.method} has no rank"
+            f" {choice.ranks}, the highest is {full}"
+        )
     calls = graph.calls(op)
     cost = method.cost(op, source, choice.ranks)
-    taken = Candidate(op.name, choice.method, choice.ranks, cost.params, cost.macs * len(calls), choice.error)
+    taken = Candidate(
+        op.name, choice.method, choice.ranks, cost.params, cost.macs * len(calls), choice.error
+    )
     factors = Decomposed(op, source, [choice.method], partial(samples.__getitem__, op.name))
-    return LayerSpace(op, tuple(call.name for call in calls), (taken,), factors, excluded=_whole(graph, op))
+    return LayerSpace(
+        op, tuple(call.name for call in calls), (taken,), factors, excluded=_whole(graph, op)
+    )
 
 
 def _whole(graph: Graph, op: Op) -> Candidate:
     from lrfc.ir import ops
 
-    macs = len(graph.calls(op)) * ops.macs(op, (graph.input_tensors(op.name)[0],), graph.tensors(op.name))
+    macs = len(graph.calls(op)) * ops.macs(
+        op, (graph.input_tensors(op.name)[0],), graph.tensors(op.name)
+    )
     return Candidate(op.name, None, (), op.params, macs)

@@ -53,7 +53,10 @@ class Profile(Fact):
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes of the planned activation arena (16-byte aligned). ``arena.peak_bytes`` is the lower bound of any plan."""
+        """Bytes of the planned activation arena (16-byte aligned).
+
+        ``arena.peak_bytes`` is the lower bound of any plan.
+        """
         return self.arena.planned_bytes()
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +77,8 @@ class Profile(Fact):
 class ProfileModel:
     """Profile the graph as it would be stored in ``precision`` (see lrfc.config.precision): int8 has 1 byte per kernel value and activation, 4 per bias value.
 
-    Element-wise work counts no MACs; the arena is that of ``lrfc.costs.arena.arena``. ModelError when a shape is not fixed.
+    Element-wise work counts no MACs; the arena is that of ``lrfc.costs.arena.arena``. ModelError
+    when a shape is not fixed.
 
     Given and result: the graph is not changed.
     """

@@ -49,4 +49,6 @@ class PruneFilters:
         }
         slim = without(state.original, original, gone)
         found = groups(state.graph, like=state.original)
-        return state.with_graph(without(state.graph, found, labels(found, removed))).with_fact(Pruned(slim, left))
+        return state.with_graph(without(state.graph, found, labels(found, removed))).with_fact(
+            Pruned(slim, left)
+        )

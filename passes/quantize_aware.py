@@ -23,7 +23,8 @@ from lrfc.training.scoring import scorer, shown
 class QuantizedModel(Fact):
     """The network in tf_keras with its rounding inside, as tensorflow-model-optimization has annotated it: what an int8 file is converted from.
 
-    ``scores``: the validation score before the first epoch and after each; ``best``: of the epoch whose weights were kept.
+    ``scores``: the validation score before the first epoch and after each; ``best``: of the epoch
+    whose weights were kept.
     """
 
     model: Any
@@ -33,13 +34,18 @@ class QuantizedModel(Fact):
 
 @dataclass(frozen=True)
 class QuantizeAware:
-    """Quantisation-aware training (Jacob et al. 2018, arXiv 1712.05877) through tensorflow-model-optimization, with the original as the teacher.
+    """Quantisation-aware training (Jacob et al.
 
-    The graph is carried over to tf_keras and annotated layer by layer: kernels of 8 bits with a scale per output channel (one for all channels of a
-    matrix, a depthwise or a transposed convolution), activations of 8 bits. Convolutions along three axes stay float, as in the file. Activation
-    ranges begin with those of calibration inputs. Then a few epochs of Adam with a small learning rate, which falls on a cosine, on the distance of
-    the outputs and the task loss, mixed as in FineTune. The best weights by the validation score are kept, which may be those before the first epoch.
-    To be run behind FoldBatchNorm: a BatchNorm would be trained on what no file computes.
+    2018, arXiv 1712.05877) through tensorflow-model-optimization, with the original as the teacher.
+
+    The graph is carried over to tf_keras and annotated layer by layer: kernels of 8 bits with a
+    scale per output channel (one for all channels of a matrix, a depthwise or a transposed
+    convolution), activations of 8 bits. Convolutions along three axes stay float, as in the file.
+    Activation ranges begin with those of calibration inputs. Then a few epochs of Adam with a small
+    learning rate, which falls on a cosine, on the distance of the outputs and the task loss, mixed
+    as in FineTune. The best weights by the validation score are kept, which may be those before the
+    first epoch. To be run behind FoldBatchNorm: a BatchNorm would be trained on what no file
+    computes.
 
     Given and result: the graph keeps its ops and shapes; weights change.
     """
@@ -56,11 +62,16 @@ class QuantizeAware:
     rewrites: ClassVar[bool] = True
 
     def __call__(self, state: State) -> State:
-        """The state with the trained weights, and the model to convert. ModelError when the graph cannot be carried over."""
+        """The state with the trained weights, and the model to convert.
+
+        ModelError when the graph cannot be carried over.
+        """
         training = _Training(self, state)
         scores = training()
         graph = raised(state.graph, training.weights())
-        return state.with_graph(graph).with_fact(QuantizedModel(training.model, tuple(scores), int(np.argmax(scores))))
+        return state.with_graph(graph).with_fact(
+            QuantizedModel(training.model, tuple(scores), int(np.argmax(scores)))
+        )
 
 
 class _Training:
@@ -74,7 +85,9 @@ class _Training:
         with annotate.tools() as tools:
             self._lowered = lower(state.graph)
             self.model = annotate.annotated(tools, state.graph, self._lowered)
-        annotate.calibrate(self.model, state.graph, self._lowered, state.data.train.head(CALIBRATED).inputs)
+        annotate.calibrate(
+            self.model, state.graph, self._lowered, state.data.train.head(CALIBRATED).inputs
+        )
         train = state.data.train
         teach = keras_io.compiled(state.original)
         self._taught = keras_io.predict(teach, train.inputs)
@@ -88,13 +101,18 @@ class _Training:
         self._step, self._look, self._run = self._functions(outputs, task)
 
     def __call__(self) -> list[float]:
-        """Train; the model is left with the best weights. The scores of all epochs, the first entry before the first one."""
+        """Train; the model is left with the best weights.
+
+        The scores of all epochs, the first entry before the first one.
+        """
         progress, train = self._state.progress, self._state.data.train
         steps = -(-len(train) // self._size)
         report = progress.stage("quantise-aware", max(1, steps * self._options.epochs))
         first = train.take(np.arange(min(self._size, len(train)))).inputs
         try:
-            self._look(*self._tensors(first))  # the ranges of kernels are seen in training mode only
+            self._look(
+                *self._tensors(first)
+            )  # the ranges of kernels are seen in training mode only
         except Exception as error:  # the first time that the layers compute in it
             raise annotate.refusal(self._state.graph, error) from error
         best = self.model.get_weights()
@@ -106,17 +124,23 @@ class _Training:
             for number, start in enumerate(range(0, len(order), self._size)):
                 done = (epoch + number / steps) / self._options.epochs
                 self._optimizer.learning_rate.assign(self._options.learning_rate * annealed(done))
-                total += float(self._step(*self._samples(np.sort(order[start : start + self._size]))))
+                total += float(
+                    self._step(*self._samples(np.sort(order[start : start + self._size])))
+                )
                 report(1)
             self._look(*self._tensors(first))
             scores.append(self._score(self._run))
             if scores[-1] > max(scores[:-1]):
                 best = self.model.get_weights()
-            progress.log(f"  epoch {epoch + 1}/{self._options.epochs}: loss {total / steps:.4g}, validation {self._shown(scores[-1])} in int8")
+            progress.log(
+                f"  epoch {epoch + 1}/{self._options.epochs}: loss {total / steps:.4g}, validation"
+                f" {self._shown(scores[-1])} in int8"
+            )
         self.model.set_weights(best)
         kept = int(np.argmax(scores))
         progress.log(
-            f"  kept: {'the weights before the first epoch' if kept == 0 else f'epoch {kept}'}, validation {self._shown(scores[kept])} in int8"
+            f"  kept: {'the weights before the first epoch' if kept == 0 else f'epoch {kept}'},"
+            f" validation {self._shown(scores[kept])} in int8"
         )
         return scores
 
@@ -126,19 +150,27 @@ class _Training:
         layers = {layer.name.removeprefix("quant_"): layer for layer in self.model.layers}
         for op, name in self._lowered.layers.items():
             if name in layers and layers[name].trainable_weights:
-                found[op] = {weight.name.split(":")[0].rpartition("/")[2]: weight.numpy() for weight in layers[name].trainable_weights}
+                found[op] = {
+                    weight.name.split(":")[0].rpartition("/")[2]: weight.numpy()
+                    for weight in layers[name].trainable_weights
+                }
         return found
 
     def _tensors(self, inputs: Batch) -> list[Any]:
         import tensorflow as tf
 
-        return [tf.cast(tf.constant(np.asarray(x)), tensor.dtype) for x, tensor in zip(inputs, self.model.inputs, strict=True)]
+        return [
+            tf.cast(tf.constant(np.asarray(x)), tensor.dtype)
+            for x, tensor in zip(inputs, self.model.inputs, strict=True)
+        ]
 
     def _samples(self, rows: NDArray[np.intp]) -> tuple[list[Any], Batch, Batch]:
         part = self._state.data.train.take(rows)
         return self._tensors(part.inputs), tuple(y[rows] for y in self._taught), part.targets or ()
 
-    def _functions(self, outputs: Any, task: Any) -> tuple[Callable[..., Any], Callable[..., Any], Callable[[Batch], Batch]]:
+    def _functions(
+        self, outputs: Any, task: Any
+    ) -> tuple[Callable[..., Any], Callable[..., Any], Callable[[Batch], Batch]]:
         """The compiled step, a pass that shows the model its ranges, and the model in inference mode."""
         import tensorflow as tf
 
@@ -150,9 +182,14 @@ class _Training:
                 learnt = tf.nest.flatten(model(inputs, training=True))
                 loss = losses.distillation(outputs, learnt, taught, options.temperature)
                 if task is not None:
-                    loss = options.distillation * loss + (1 - options.distillation) * task(learnt, labels)
+                    loss = options.distillation * loss + (1 - options.distillation) * task(
+                        learnt, labels
+                    )
             variables = model.trainable_variables
-            gradients, _ = tf.clip_by_global_norm(tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO), 1.0)
+            gradients, _ = tf.clip_by_global_norm(
+                tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO),
+                1.0,
+            )
             optimizer.apply_gradients(zip(gradients, variables, strict=True))
             return loss
 

@@ -25,10 +25,13 @@ Array = NDArray[np.float32]
 class RecalibrateBatchNorm:
     """Move every BatchNorm's statistics by what compression has changed, on training inputs, without gradients or labels.
 
-    Adaptive BatchNorm (EagleEye, Li et al. 2020, arXiv 2007.02491) replaces the moving mean and variance by those of a few forward passes in
-    training mode. But a model trained with augmentation has other statistics than the plain images show, and loses accuracy by that alone. So both
-    networks are passed, and only the difference is carried over (``lrfc.search.batchnorm``). An uncompressed network stays as it is. Without
-    BatchNorm, or with fewer than 16 inputs, the graph is not changed. Without ``variances`` only the means are moved, which is bias correction.
+    Adaptive BatchNorm (EagleEye, Li et al. 2020, arXiv 2007.02491) replaces the moving mean and
+    variance by those of a few forward passes in training mode. But a model trained with
+    augmentation has other statistics than the plain images show, and loses accuracy by that alone.
+    So both networks are passed, and only the difference is carried over
+    (``lrfc.search.batchnorm``). An uncompressed network stays as it is. Without BatchNorm, or with
+    fewer than 16 inputs, the graph is not changed. Without ``variances`` only the means are moved,
+    which is bias correction.
     """
 
     samples: int = 2_000
@@ -68,15 +71,24 @@ class _Seen:
     found: dict[str, tuple[Array, Array]]
 
 
-#: Of each original that still exists, those asked for last: they are the same for every plan that is tried.
+#: Of each original that still exists, those asked for last: they are the same for every plan that
+#: is tried.
 _SEEN: WeakKeyDictionary[Graph, _Seen] = WeakKeyDictionary()
 
 
 def _remembered(
-    graph: Graph, names: Sequence[str], inputs: Batch, parts: Sequence[Batch], step: Callable[[int], None]
+    graph: Graph,
+    names: Sequence[str],
+    inputs: Batch,
+    parts: Sequence[Batch],
+    step: Callable[[int], None],
 ) -> dict[str, tuple[Array, Array]]:
     request, seen = (tuple(names), len(parts), len(parts[0][0])), _SEEN.get(graph)
-    if seen is not None and seen.request == request and all(a is b for a, b in zip(seen.inputs, inputs, strict=True)):
+    if (
+        seen is not None
+        and seen.request == request
+        and all(a is b for a, b in zip(seen.inputs, inputs, strict=True))
+    ):
         step(len(parts))
         return seen.found
     found = _statistics(graph, names, parts, step)
@@ -90,7 +102,9 @@ def _left(pruned: Pruned | None, name: str, moments: tuple[Array, Array]) -> tup
     return moments if cut is None else (moments[0][cut[1]], moments[1][cut[1]])
 
 
-def _statistics(graph: Graph, names: Sequence[str], parts: Sequence[Batch], step: Callable[[int], None]) -> dict[str, tuple[Array, Array]]:
+def _statistics(
+    graph: Graph, names: Sequence[str], parts: Sequence[Batch], step: Callable[[int], None]
+) -> dict[str, tuple[Array, Array]]:
     """The mean over batches of each BatchNorm's batch mean and variance, every BatchNorm before it normalising by its batch too."""
     from lrfc.ir.keras import io as keras_io
 
@@ -100,7 +114,12 @@ def _statistics(graph: Graph, names: Sequence[str], parts: Sequence[Batch], step
         layer.trainable = True  # a frozen BatchNorm would not look at its batch
     for number, part in enumerate(parts):
         for layer in layers.values():
-            layer.momentum = number / (number + 1)  # the running value becomes the mean of all batches so far
+            layer.momentum = number / (
+                number + 1
+            )  # the running value becomes the mean of all batches so far
         keras_io.call(model, part, training=True)
         step(1)
-    return {name: (np.asarray(layer.moving_mean), np.asarray(layer.moving_variance)) for name, layer in layers.items()}
+    return {
+        name: (np.asarray(layer.moving_mean), np.asarray(layer.moving_variance))
+        for name, layer in layers.items()
+    }

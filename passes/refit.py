@@ -43,16 +43,20 @@ ROUNDING = 1e-7
 class Refit:
     """Solve every factorized layer again in closed form, with its method and ranks as they are: no gradients, no labels.
 
-    Both networks are passed once, op by op. At each layer the kernel is regressed (ridge, towards the kernel that it has) from what the compressed
-    network delivers onto what the original delivers, and decomposed again in the norm of those inputs: the asymmetric reconstruction of Zhang et al.
-    2016 (arXiv 1505.06798, 3.3), so that the errors of the layers before are repaired instead of handed on. In front of a residual addition the
-    target includes what the other branch has lost (He et al. 2017, arXiv 1707.06168, 3.3). Layers that are not factorized are regressed too, BatchNorm
-    statistics follow. A regression that does not fit held-out inputs better than the kernel does is not taken, and neither is the whole when the network's
-    outputs on validation inputs do not come nearer to the original's.
+    Both networks are passed once, op by op. At each layer the kernel is regressed (ridge, towards
+    the kernel that it has) from what the compressed network delivers onto what the original
+    delivers, and decomposed again in the norm of those inputs: the asymmetric reconstruction of
+    Zhang et al. 2016 (arXiv 1505.06798, 3.3), so that the errors of the layers before are repaired
+    instead of handed on. In front of a residual addition the target includes what the other branch
+    has lost (He et al. 2017, arXiv 1707.06168, 3.3). Layers that are not factorized are regressed
+    too, BatchNorm statistics follow. A regression that does not fit held-out inputs better than the
+    kernel does is not taken, and neither is the whole when the network's outputs on validation
+    inputs do not come nearer to the original's.
 
-    Where filters were pruned, what is left is regressed onto what the original delivers there, which makes up for what is gone.
-    Transposed convolutions, EinsumDense and layers that are called more than once keep their factors. With fewer than 16 inputs, or on synthetic ones
-    that no BatchNorm's statistics could be matched for, the graph is not changed.
+    Where filters were pruned, what is left is regressed onto what the original delivers there,
+    which makes up for what is gone. Transposed convolutions, EinsumDense and layers that are called
+    more than once keep their factors. With fewer than 16 inputs, or on synthetic ones that no
+    BatchNorm's statistics could be matched for, the graph is not changed.
 
     Given and result: the graph keeps its ops and shapes; weights change.
     """
@@ -68,13 +72,19 @@ class Refit:
     def __call__(self, state: State) -> State:
         """The state with the new weights."""
         inputs = state.data.train.inputs
-        count = min(self.samples, len(inputs[0]), max(FEWEST, MEMORY // (2 * max(1, arena(state.original, 4).peak_bytes))))
+        count = min(
+            self.samples,
+            len(inputs[0]),
+            max(FEWEST, MEMORY // (2 * max(1, arena(state.original, 4).peak_bytes))),
+        )
         graph = state.original
         if not repairable(state):
             return state
         chosen = {candidate.layer: candidate for candidate in state.fact(Selection).chosen}
         pruned = state.known(Pruned)
-        slim = graph if pruned is None else pruned.slim  # the original without the filters that are gone, whose shapes the compressed network has
+        slim = (
+            graph if pruned is None else pruned.slim
+        )  # the original without the filters that are gone, whose shapes the compressed network has
         chains = {op.name: follow(slim, op.name) for op in slim if _fittable(slim, op)}
         step = state.progress.stage("refit", len(graph))
         updated: dict[str, dict[str, NDArray[np.float32]]] = {}
@@ -87,13 +97,34 @@ class Refit:
             stages = _compressed(state.graph, graph, op.name)
             if op.name in chains:
                 target = values.left(Ref(op.name), delivered[0])
-                stages = self._fitted(slim, slim.op(op.name), chosen.get(op.name), chains[op.name], values, target, rng) or stages
+                stages = (
+                    self._fitted(
+                        slim,
+                        slim.op(op.name),
+                        chosen.get(op.name),
+                        chains[op.name],
+                        values,
+                        target,
+                        rng,
+                    )
+                    or stages
+                )
             elif op.kind == "BatchNormalization" and len(graph.calls(op)) == 1:
-                seen = (_moments(x, op["axis"]) for x in (values.left(operands[0], values.original[operands[0]]), given[0]))
+                seen = (
+                    _moments(x, op["axis"])
+                    for x in (values.left(operands[0], values.original[operands[0]]), given[0])
+                )
                 norm = slim.op(op.name)
                 mean, variance = moved(norm, *seen)
                 stages = [
-                    replace(norm, weights={**norm.weights, "moving_mean": mean.astype(np.float32), "moving_variance": variance.astype(np.float32)})
+                    replace(
+                        norm,
+                        weights={
+                            **norm.weights,
+                            "moving_mean": mean.astype(np.float32),
+                            "moving_variance": variance.astype(np.float32),
+                        },
+                    )
                 ]
             results: Sequence[Array] = given
             for stage in stages:
@@ -105,14 +136,26 @@ class Refit:
         refitted = state.graph.with_weights(updated)
         judged = state.data.validation.head(JUDGED).inputs
         reference = keras_io.predict(state.original, judged)
-        before, after = (divergence(reference, keras_io.predict(graph, judged)) for graph in (state.graph, refitted))
+        before, after = (
+            divergence(reference, keras_io.predict(graph, judged))
+            for graph in (state.graph, refitted)
+        )
         if not before - after > ROUNDING + 1e-3 * before:
-            state.progress.log(f"  not taken: the outputs' divergence would go from {before:.4g} to {after:.4g}")
+            state.progress.log(
+                f"  not taken: the outputs' divergence would go from {before:.4g} to {after:.4g}"
+            )
             return state
         return state.with_graph(refitted)
 
     def _fitted(
-        self, graph: Graph, op: Op, candidate: Candidate | None, chain: Follow, values: _Values, delivered: Array, rng: np.random.Generator
+        self,
+        graph: Graph,
+        op: Op,
+        candidate: Candidate | None,
+        chain: Follow,
+        values: _Values,
+        delivered: Array,
+        rng: np.random.Generator,
     ) -> list[Op] | None:
         """The layer's stages after regression; None where it keeps those that it has."""
         source = graph.input_tensors(op.name)[0]
@@ -121,22 +164,38 @@ class Refit:
         rows, where = draw(op, source, drifted, images, -(-self.patches // len(images)), rng)
         target = _rows(delivered, where)
         if chain.addend in values.compressed:
-            lost = _rows(values.left(chain.addend, values.original[chain.addend]) - values.compressed[chain.addend], where)
+            lost = _rows(
+                values.left(chain.addend, values.original[chain.addend])
+                - values.compressed[chain.addend],
+                where,
+            )
             target = target + (lost if chain.scale is None else _divided(lost, chain.scale))
         centred = chain.batchnorm is not None or "bias" in op.weights
         fitted, statistics = _regress(layout, rows, target, self.ridge, centred=centred)
         if candidate is None or candidate.method is None:
             return None if fitted is None else [fitted]
-        if any(rank > full for rank, full in zip(candidate.ranks, METHODS[candidate.method].full(op, source), strict=True)):
+        if any(
+            rank > full
+            for rank, full in zip(
+                candidate.ranks, METHODS[candidate.method].full(op, source), strict=True
+            )
+        ):
             return None  # pruning has left the layer fewer channels than its factors have
-        factors = METHODS[candidate.method].decompose(fitted or op, source, scale=chain.scale, statistics=statistics)
+        factors = METHODS[candidate.method].decompose(
+            fitted or op, source, scale=chain.scale, statistics=statistics
+        )
         return factors.stages(candidate.ranks)
 
 
 class _Values:
     """What both networks deliver, kept as long as an op still reads it."""
 
-    def __init__(self, graph: Graph, inputs: Sequence[NDArray[np.generic]], left: Mapping[Ref, tuple[int, NDArray[np.intp]]]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        inputs: Sequence[NDArray[np.generic]],
+        left: Mapping[Ref, tuple[int, NDArray[np.intp]]],
+    ) -> None:
         self._graph, self._left = graph, left
         self._readers = Counter(ref for op in graph for ref in graph.operands(op.name))
         self.original: dict[Ref, Array] = {}
@@ -175,7 +234,13 @@ class _Values:
 def _fittable(graph: Graph, op: Op) -> bool:
     """Whether the layer's output at a position is a product of one patch with its kernel, and of no other call's."""
     plain = op.info.family in ("dense", "conv", "depthwise")
-    return plain and op.origin is None and "kernel" in op.weights and len(graph.calls(op)) == 1 and op["activation"] in (None, "linear")
+    return (
+        plain
+        and op.origin is None
+        and "kernel" in op.weights
+        and len(graph.calls(op)) == 1
+        and op["activation"] in (None, "linear")
+    )
 
 
 def _order(graph: Graph, chains: dict[str, Follow], values: _Values) -> Iterator[Op]:
@@ -230,10 +295,13 @@ def _divided(lost: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[n
     return np.where(open_, lost / np.where(open_, scale, 1), 0)
 
 
-def _regress(layout: Layout, rows: Array, target: NDArray[np.float64], ridge: float, *, centred: bool) -> tuple[Op | None, Statistics]:
+def _regress(
+    layout: Layout, rows: Array, target: NDArray[np.float64], ridge: float, *, centred: bool
+) -> tuple[Op | None, Statistics]:
     """The op with the kernel (and bias) that best gives ``target`` (N, G·T) from patches (N, G, D), or None; and the patches' statistics.
 
-    It is None when rows of held-out images are not fitted better than by the kernel that the op has.
+    It is None when rows of held-out images are not fitted better than by the kernel that the op
+    has.
     """
     op = layout.op
     kernel = layout.matrix(layout.tensor())
@@ -244,14 +312,18 @@ def _regress(layout: Layout, rows: Array, target: NDArray[np.float64], ridge: fl
     before = after = 0.0
     for group in range(layout.groups):
         part = slice(group * layout.outputs, (group + 1) * layout.outputs)
-        missing = target[:, part].astype(np.float32) - rows[:, group] @ kernel[group].astype(np.float32)
+        missing = target[:, part].astype(np.float32) - rows[:, group] @ kernel[group].astype(
+            np.float32
+        )
         shift = missing[:fold].mean(0) if centred else bias[part].astype(np.float32)
         inner = rows[:, group] - means[group]
         moments[group] = inner[:fold].T @ inner[:fold] / np.float32(fold)
         cross = inner[:fold].T @ (missing[:fold] - shift) / np.float32(fold)
         weight = ridge * max(float(np.trace(moments[group])) / layout.patch, 1e-12)
         with threads(layout):
-            change = solve_positive(moments[group] + weight * np.eye(layout.patch), cross.astype(np.float64))
+            change = solve_positive(
+                moments[group] + weight * np.eye(layout.patch), cross.astype(np.float64)
+            )
         before += float(np.sum(np.square(missing[fold:] - (shift if centred else bias[part]))))
         after += float(np.sum(np.square(missing[fold:] - shift - inner[fold:] @ change)))
         kernel[group] += change

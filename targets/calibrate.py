@@ -47,7 +47,10 @@ class CalibrationReport:
         """One JSON object; of each profile what it is for and its held-out errors."""
         about = ("format", "precision", "threads", "runtime", "runtime_version", "machine", "unit")
         profiles = [
-            {**{key: getattr(each, key) for key in about}, "held_out": {name: error.model_dump() for name, error in each.held_out.items()}}
+            {
+                **{key: getattr(each, key) for key in about},
+                "held_out": {name: error.model_dump() for name, error in each.held_out.items()},
+            }
             for each in self.profiles
         ]
         return {
@@ -74,18 +77,26 @@ def calibrate(
 ) -> CalibrationReport:
     """Measure what is not known yet and write the user's cost file of the device, which is read before the one that ships.
 
-    ``formats``, ``precision``, ``threads``: the device's own by default. ``fresh``: measure again what earlier calibrations have measured. What was measured
-    before the device went away is kept. UsageError for a device whose times are not measured, or a format that it does not run; DeviceError from its runner.
+    ``formats``, ``precision``, ``threads``: the device's own by default. ``fresh``: measure again
+    what earlier calibrations have measured. What was measured before the device went away is kept.
+    UsageError for a device whose times are not measured, or a format that it does not run;
+    DeviceError from its runner.
     """
     began = time.monotonic()
-    formats, precision, threads = tuple(formats or device.formats), precision or device.precisions[0], threads or device.threads
+    formats, precision, threads = (
+        tuple(formats or device.formats),
+        precision or device.precisions[0],
+        threads or device.threads,
+    )
     progress = progress or Progress()
     if not device.measured:
         why = device.reach.not_timed
         raise UsageError(f"device '{device.name}' has nothing to calibrate: {why}")
     for form in formats:
         if form not in device.formats:
-            raise UsageError(f"device '{device.name}' does not run {form}; it runs {', '.join(device.formats)}")
+            raise UsageError(
+                f"device '{device.name}' does not run {form}; it runs {', '.join(device.formats)}"
+            )
     store = store or Store(log=progress.log)
     path = latency.user_file(device.name)
     files.check(path, way_out=files.CONFIG)
@@ -96,15 +107,34 @@ def calibrate(
         facts = reached.check()
         for form in formats:
             name, _, version = facts.runtimes[form].rpartition(" ")
-            keys = [Key(device.name, name, version, form, precision, threads, measurements.of_model(_digest(graph))) for graph in graphs]
+            keys = [
+                Key(
+                    device.name,
+                    name,
+                    version,
+                    form,
+                    precision,
+                    threads,
+                    measurements.of_model(_digest(graph)),
+                )
+                for graph in graphs
+            ]
             known = {} if fresh else store.get(keys)
-            missing = [(key, graph) for key, graph in zip(keys, graphs, strict=True) if key not in known]
+            missing = [
+                (key, graph) for key, graph in zip(keys, graphs, strict=True) if key not in known
+            ]
             counts["measured"] += len(missing)
             counts["reused"] += len(known)
             advance = progress.stage(f"Measure {form} on {device.name}", len(missing))
             for start in range(0, len(missing), TOGETHER):
                 some = missing[start : start + TOGETHER]
-                found = dict(zip((key for key, _ in some), _measured([graph for _, graph in some], reached, form, precision, threads), strict=True))
+                found = dict(
+                    zip(
+                        (key for key, _ in some),
+                        _measured([graph for _, graph in some], reached, form, precision, threads),
+                        strict=True,
+                    )
+                )
                 store.put(found)
                 known |= found
                 advance(len(some))
@@ -114,7 +144,15 @@ def calibrate(
         file = file.with_profile(profile)
     file.write(path)
     ops = sum(1 for graph in graphs for _ in signatures(graph)) * len(formats)
-    return CalibrationReport(device.name, path, tuple(profiles), counts["measured"], counts["reused"], ops, time.monotonic() - began)
+    return CalibrationReport(
+        device.name,
+        path,
+        tuple(profiles),
+        counts["measured"],
+        counts["reused"],
+        ops,
+        time.monotonic() - began,
+    )
 
 
 def _digest(graph: Graph) -> str:
@@ -122,30 +160,44 @@ def _digest(graph: Graph) -> str:
     return hashlib.sha256(str(graph).encode()).hexdigest()
 
 
-def _measured(graphs: Sequence[Graph], reached: DeviceRunner, form: str, precision: str, threads: int) -> Iterator[Sample]:
+def _measured(
+    graphs: Sequence[Graph], reached: DeviceRunner, form: str, precision: str, threads: int
+) -> Iterator[Sample]:
     target = target_of(form, precision)
     with scratch.folder() as folder:
         places = [folder / f"{number}{target.suffix}" for number in range(len(graphs))]
-        files = [target.emit(graph, place, _inputs(graph)) for graph, place in zip(graphs, places, strict=True)]
+        files = [
+            target.emit(graph, place, _inputs(graph))
+            for graph, place in zip(graphs, places, strict=True)
+        ]
         for times in _times(reached, files, threads):
             median, p90, iqr, _ = measure.statistics(np.asarray(times))
             yield Sample(median, p90, iqr, len(times), measurements.now())
 
 
-def _times(reached: DeviceRunner, files: Sequence[Artifact], threads: int) -> Sequence[Sequence[float]]:
+def _times(
+    reached: DeviceRunner, files: Sequence[Artifact], threads: int
+) -> Sequence[Sequence[float]]:
     """Milliseconds of each file in each turn: in one process where the device has such workers, otherwise in one process each."""
     if hasattr(reached, "times"):
         return cast("Profiler", reached).times(files, threads=threads)
-    return [reached.compare([file], runs=measure.ROUNDS, threads=threads)[0].rounds_ms for file in files]
+    return [
+        reached.compare([file], runs=measure.ROUNDS, threads=threads)[0].rounds_ms for file in files
+    ]
 
 
 def _inputs(graph: Graph) -> Batch:
     """Inputs for the ranges of int8."""
     rng = np.random.default_rng(0)
-    return tuple(rng.random((2, *(size or 1 for size in graph.tensors(name)[0].shape[1:])), np.float32) for name in graph.inputs)
+    return tuple(
+        rng.random((2, *(size or 1 for size in graph.tensors(name)[0].shape[1:])), np.float32)
+        for name in graph.inputs
+    )
 
 
-def _fitted(graphs: Sequence[Graph], samples: Sequence[Sample], device: Device, key: Key, facts: Facts) -> CostProfile:
+def _fitted(
+    graphs: Sequence[Graph], samples: Sequence[Sample], device: Device, key: Key, facts: Facts
+) -> CostProfile:
     ops = [tuple(each for _, each in signatures(graph)) for graph in graphs]
     try:
         return fitting.fit(
@@ -160,4 +212,6 @@ def _fitted(graphs: Sequence[Graph], samples: Sequence[Sample], device: Device, 
             runtime_version=key.runtime_version,
         )
     except UsageError as error:
-        raise DeviceError(f"the measurements on device '{device.name}' cannot be explained: {error}") from error
+        raise DeviceError(
+            f"the measurements on device '{device.name}' cannot be explained: {error}"
+        ) from error

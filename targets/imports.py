@@ -15,7 +15,9 @@ def need(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise DependencyError(f"'{module}' cannot be imported ({error}); install it with: pip install {package}") from error
+        raise DependencyError(
+            f"'{module}' cannot be imported ({error}); install it with: pip install {package}"
+        ) from error
 
 
 def place(package: str, extra: str) -> Path:

@@ -14,17 +14,27 @@ from lrfc.errors import ParityError
 from lrfc.ir.batch import Batch
 from lrfc.protocols import Artifact, Runner
 
-#: Precision → largest error that is allowed: of ``relative`` where nothing is rounded to 8 bits (lrfc.config.precision), else of ``distance``. Six trained networks
-#: stayed below 2e-5 in float32 and below 0.07 in int8; the distance is 0.5 where a classifier gives another answer for every tenth sample.
-TOLERANCE: Mapping[str, float] = {"fp32": 1e-4, "fp16": 2e-2, "dynamic": 0.5, "int8": 0.5, "int16x8": 0.5}
+#: Precision → largest error that is allowed: of ``relative`` where nothing is rounded to 8 bits
+#: (lrfc.config.precision), else of ``distance``. Six trained networks stayed below 2e-5 in float32
+#: and below 0.07 in int8; the distance is 0.5 where a classifier gives another answer for every
+#: tenth sample.
+TOLERANCE: Mapping[str, float] = {
+    "fp32": 1e-4,
+    "fp16": 2e-2,
+    "dynamic": 0.5,
+    "int8": 0.5,
+    "int16x8": 0.5,
+}
 
 
 @dataclass(frozen=True)
 class Parity:
     """How far the file's outputs are from the model's, each the worst over the outputs.
 
-    ``max_abs_diff``: largest absolute difference, in the unit of the output. ``relative``: that difference divided by the range (max - min) of the
-    output. ``distance``: L2 norm of the difference divided by that of the output around its mean. ``samples``: how many inputs were compared.
+    ``max_abs_diff``: largest absolute difference, in the unit of the output. ``relative``: that
+    difference divided by the range (max - min) of the output. ``distance``: L2 norm of the
+    difference divided by that of the output around its mean. ``samples``: how many inputs were
+    compared.
     """
 
     max_abs_diff: float
@@ -41,15 +51,24 @@ def parity(artifact: Artifact, runner: Runner, inputs: Batch, reference: Batch) 
     outputs = runner(inputs)
     shapes, expected = [y.shape for y in outputs], [y.shape for y in reference]
     if shapes != expected:
-        raise ParityError(f"{artifact.path.name} gives outputs of shape {shapes}, the model {expected}")
-    absolute, relative, distance = (max(values) for values in zip(*map(_differences, outputs, reference), strict=True))
+        raise ParityError(
+            f"{artifact.path.name} gives outputs of shape {shapes}, the model {expected}"
+        )
+    absolute, relative, distance = (
+        max(values) for values in zip(*map(_differences, outputs, reference), strict=True)
+    )
     found = Parity(absolute, relative, distance, samples=len(inputs[0]))
     rounded, limit = PRECISIONS[artifact.precision].rounding, TOLERANCE[artifact.precision]
-    error, what = (found.distance, "L2 distance") if rounded else (found.relative, "difference relative to the output's range")
+    error, what = (
+        (found.distance, "L2 distance")
+        if rounded
+        else (found.relative, "difference relative to the output's range")
+    )
     if not error <= limit:
         raise ParityError(
-            f"{artifact.path.name} does not compute what the model computes: {what} {error:.2g}, allowed is {limit:g} "
-            f"(largest absolute difference {found.max_abs_diff:.3g}, {found.samples} samples)"
+            f"{artifact.path.name} does not compute what the model computes: {what} {error:.2g},"
+            f" allowed is {limit:g} (largest absolute difference {found.max_abs_diff:.3g},"
+            f" {found.samples} samples)"
         )
     return found
 
@@ -61,4 +80,8 @@ def _differences(output: NDArray[Any], reference: NDArray[Any]) -> tuple[float, 
         return np.inf, np.inf, np.inf
     spread = np.ptp(r) or np.abs(r).max() or 1.0  # a constant output is held to its own size
     norm = np.linalg.norm(r - r.mean()) or np.linalg.norm(r) or 1.0
-    return float(difference.max()), float(difference.max() / spread), float(np.linalg.norm(difference) / norm)
+    return (
+        float(difference.max()),
+        float(difference.max() / spread),
+        float(np.linalg.norm(difference) / norm),
+    )

@@ -13,9 +13,9 @@ from lrfc.system import scratch, silence
 def quiet() -> Iterator[Callable[[], str]]:
     """Send what is written to stdout and stderr to a temporary file; gives a function that reads it.
 
-    Warnings of this thread are dropped. C++ code writes to the file descriptors, past ``sys.stdout``, so these are redirected, for all
-    threads of the process. Where blocks of several threads overlap, the file of the one that began
-    last takes what all of them write there.
+    Warnings of this thread are dropped. C++ code writes to the file descriptors, past
+    ``sys.stdout``, so these are redirected, for all threads of the process. Where blocks of several
+    threads overlap, the file of the one that began last takes what all of them write there.
     """
     with scratch.unnamed() as noise:
         descriptor = noise.fileno()

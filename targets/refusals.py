@@ -1,4 +1,7 @@
-"""What a graph must not have to be emitted. The docstring of each rule is the message and the manual; each was found by trying."""
+"""What a graph must not have to be emitted.
+
+The docstring of each rule is the message and the manual; each was found by trying.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,12 @@ Rule = Callable[[Graph], Sequence[str]]
 
 def of(graph: Graph, rules: Sequence[Rule]) -> tuple[str, ...]:
     """One line for each rule that the graph breaks, with the names of the ops that break it."""
-    return tuple(f"{', '.join(names)}: {rule.__doc__}" for rule in rules if (names := rule(graph)))
+    return tuple(f"{', '.join(names)}: {message(rule)}" for rule in rules if (names := rule(graph)))
+
+
+def message(rule: Rule) -> str:
+    """The text of a rule's docstring on one line."""
+    return " ".join((rule.__doc__ or "").split())
 
 
 def open_axis(graph: Graph) -> Sequence[str]:
@@ -51,12 +59,23 @@ def grouped_3d(graph: Graph) -> Sequence[str]:
 def channels_first(graph: Graph) -> Sequence[str]:
     """The TFLite converter takes this convolution with channels last only; rebuild the model with data_format='channels_last'."""
     always = _names(graph, ("Conv1D", "Conv3D", "Conv3DTranspose"), _channels_first)
-    return [*always, *_names(graph, ("Conv1DTranspose", "DepthwiseConv1D", "SeparableConv1D"), lambda op: _channels_first(op) and op["use_bias"])]
+    return [
+        *always,
+        *_names(
+            graph,
+            ("Conv1DTranspose", "DepthwiseConv1D", "SeparableConv1D"),
+            lambda op: _channels_first(op) and op["use_bias"],
+        ),
+    ]
 
 
 def smooth_resize(graph: Graph) -> Sequence[str]:
     """TFLite resizes by nearest or bilinear interpolation only."""
-    return _names(graph, ("UpSampling2D", "Resizing"), lambda op: _interpolation(op) not in ("nearest", "bilinear"))
+    return _names(
+        graph,
+        ("UpSampling2D", "Resizing"),
+        lambda op: _interpolation(op) not in ("nearest", "bilinear"),
+    )
 
 
 def inexact_resize(graph: Graph) -> Sequence[str]:
@@ -86,7 +105,10 @@ def no_int16(graph: Graph) -> Sequence[str]:
     """TFLite has no kernel for this with activations of 16 bits; choose --precision int8."""
     kinds = ("PReLU", "Embedding", "CategoryEncoding")
     functions = {"elu", "selu", "softsign", "hard_silu", "log_softmax"}
-    return _where(graph, lambda op: _float_in_tflite(op) or op.kind in kinds or bool(functions & _functions(op)))
+    return _where(
+        graph,
+        lambda op: _float_in_tflite(op) or op.kind in kinds or bool(functions & _functions(op)),
+    )
 
 
 def float_in_tflite(graph: Graph) -> Sequence[str]:
@@ -96,18 +118,43 @@ def float_in_tflite(graph: Graph) -> Sequence[str]:
 
 def float_in_onnx(graph: Graph) -> Sequence[str]:
     """There is no int8 kernel for this in onnxruntime: it stays float32 in the file, between two conversions."""
-    functions = {"elu", "selu", "celu", "gelu", "softplus", "softsign", "tanh", "exponential", "mish", "log_softmax"}
-    return _where(graph, lambda op: op.info.family == "normalization" or bool(functions & _functions(op)))
+    functions = {
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "softplus",
+        "softsign",
+        "tanh",
+        "exponential",
+        "mish",
+        "log_softmax",
+    }
+    return _where(
+        graph, lambda op: op.info.family == "normalization" or bool(functions & _functions(op))
+    )
 
 
-TFLITE: tuple[Rule, ...] = (open_axis, strings, dilated_transposed, pooled_3d, dilated_3d, grouped_3d, channels_first, smooth_resize)
+TFLITE: tuple[Rule, ...] = (
+    open_axis,
+    strings,
+    dilated_transposed,
+    pooled_3d,
+    dilated_3d,
+    grouped_3d,
+    channels_first,
+    smooth_resize,
+)
 TFLITE_INT8: tuple[Rule, ...] = (*TFLITE, looped, misrounded)
 TFLITE_INT16X8: tuple[Rule, ...] = (*TFLITE, looped, no_int16)
 ONNX: tuple[Rule, ...] = (open_axis, strings, grouped_3d, inexact_resize, bucketed)
 ONNX_INT8: tuple[Rule, ...] = (*ONNX, looped)
 
 #: Format and precision → what is no reason to refuse, but good to know before any work.
-REMARKS: Mapping[tuple[str, str], tuple[Rule, ...]] = {("tflite", "int8"): (float_in_tflite,), ("onnx", "int8"): (float_in_onnx,)}
+REMARKS: Mapping[tuple[str, str], tuple[Rule, ...]] = {
+    ("tflite", "int8"): (float_in_tflite,),
+    ("onnx", "int8"): (float_in_onnx,),
+}
 
 
 def remarks(graph: Graph, target: Target) -> tuple[str, ...]:
@@ -121,7 +168,9 @@ def _where(graph: Graph, breaks: Callable[[Op], bool]) -> list[str]:
 
 def _float_in_tflite(op: Op) -> bool:
     """Whether TFLite has no integer kernel for the kind."""
-    return op.info.family == "normalization" or (op.info.is_convolution and op.info.spatial_axes == 3)
+    return op.info.family == "normalization" or (
+        op.info.is_convolution and op.info.spatial_axes == 3
+    )
 
 
 def _functions(op: Op) -> set[str]:
@@ -131,12 +180,16 @@ def _functions(op: Op) -> set[str]:
     return {own, given if isinstance(given, str) else ""} - {""}
 
 
-def _names(graph: Graph, kinds: Iterable[str], breaks: Callable[[Op], bool] = lambda op: True) -> list[str]:
+def _names(
+    graph: Graph, kinds: Iterable[str], breaks: Callable[[Op], bool] = lambda op: True
+) -> list[str]:
     return [op.name for op in graph if op.kind in kinds and breaks(op)]
 
 
 def _reads(graph: Graph, op: Op, dtype: str) -> bool:
-    return any(tensor.dtype == dtype for tensor in (*graph.input_tensors(op.name), *graph.tensors(op.name)))
+    return any(
+        tensor.dtype == dtype for tensor in (*graph.input_tensors(op.name), *graph.tensors(op.name))
+    )
 
 
 def _dilation(op: Op) -> tuple[int, ...]:
@@ -148,7 +201,9 @@ def _channels_first(op: Op) -> bool:
 
 
 def _interpolation(op: Op) -> str:
-    return str(op.attrs.get("interpolation", "nearest" if op.kind == "UpSampling2D" else "bilinear"))
+    return str(
+        op.attrs.get("interpolation", "nearest" if op.kind == "UpSampling2D" else "bilinear")
+    )
 
 
 def _unrolled(op: Op) -> bool:

@@ -25,12 +25,21 @@ class Spec:
 def checked(batch: Batch, inputs: Sequence[Spec], taker: str) -> list[NDArray[Any]]:
     """The arrays with the dtypes of the inputs; UsageError, naming the taker, when their number, shapes or dtypes do not fit."""
     if len(batch) != len(inputs):
-        raise UsageError(f"{taker} takes {len(inputs)} inputs ({', '.join(spec.name for spec in inputs)}), the data have {len(batch)}")
+        raise UsageError(
+            f"{taker} takes {len(inputs)} inputs ({', '.join(spec.name for spec in inputs)}), the"
+            f" data have {len(batch)}"
+        )
     arrays = []
     for spec, x in zip(inputs, batch, strict=True):
-        if x.shape[1:] != spec.shape[1:] or len(x) != len(batch[0]) or len(x) == 0 or not np.can_cast(x.dtype, spec.dtype, "same_kind"):
+        if (
+            x.shape[1:] != spec.shape[1:]
+            or len(x) != len(batch[0])
+            or len(x) == 0
+            or not np.can_cast(x.dtype, spec.dtype, "same_kind")
+        ):
             raise UsageError(
-                f"input '{spec.name}' of {taker} takes samples of shape {spec.shape[1:]} {np.dtype(spec.dtype)}, the data have {x.shape} {x.dtype}"
+                f"input '{spec.name}' of {taker} takes samples of shape {spec.shape[1:]}"
+                f" {np.dtype(spec.dtype)}, the data have {x.shape} {x.dtype}"
             )
         arrays.append(np.ascontiguousarray(x, dtype=spec.dtype))
     return arrays

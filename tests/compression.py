@@ -18,12 +18,17 @@ from tests import helpers
 SIZE = SampleSize(48, 16, 2_000, 500)
 
 
-def state_of(graph: Graph, *, samples: int = 64, seed: int = 0, targets: Any = None, synthetic: bool = False) -> State:
+def state_of(
+    graph: Graph, *, samples: int = 64, seed: int = 0, targets: Any = None, synthetic: bool = False
+) -> State:
     """A state with normal inputs; ``targets`` maps a batch of inputs to the labels."""
     batch = helpers.random_inputs(graph, samples + samples // 2, seed)
     labels = None if targets is None else (np.asarray(targets(batch)),)
     whole = Split(batch, labels)
-    train, validation = whole.take(np.arange(samples)), whole.take(np.arange(samples, samples + samples // 2))
+    train, validation = (
+        whole.take(np.arange(samples)),
+        whole.take(np.arange(samples, samples + samples // 2)),
+    )
     return State(graph, graph, Data("random", train, validation, validation, synthetic=synthetic))
 
 
@@ -48,10 +53,15 @@ def learnt() -> State:
     x = layers.ReLU(name="relu0")(layers.BatchNormalization(momentum=0.8, name="bn0")(x))
     x = layers.Conv2D(16, 3, padding="same", strides=2, use_bias=False, name="conv1")(x)
     x = layers.ReLU(name="relu1")(layers.BatchNormalization(momentum=0.8, name="bn1")(x))
-    outputs = layers.Softmax(name="softmax")(layers.Dense(4, name="head")(layers.Flatten(name="flat")(x)))
+    outputs = layers.Softmax(name="softmax")(
+        layers.Dense(4, name="head")(layers.Flatten(name="flat")(x))
+    )
     model = keras.Model(image, outputs, name="learnt")
     model.compile(keras.optimizers.Adam(5e-3), "sparse_categorical_crossentropy")
     model.fit(images[:512], labels[:512], batch_size=64, epochs=4, verbose=0)
-    train, validation = Split((images[:512],), (labels[:512],)), Split((images[512:],), (labels[512:],))
+    train, validation = (
+        Split((images[:512],), (labels[:512],)),
+        Split((images[512:],), (labels[512:],)),
+    )
     graph = helpers.graph_of(model)
     return State(graph, graph, Data("patterns", train, validation, validation))

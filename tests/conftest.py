@@ -15,12 +15,22 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-# As lrfc decides (lrfc/ir/processor.py): tests import Keras by themselves, and TensorFlow's own default depends on the processor.
+# As lrfc decides (lrfc/ir/processor.py): tests import Keras by themselves, and TensorFlow's own
+# default depends on the processor.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-# The same examples in every run, and no limit on the time of one: the first call of a layer traces it.
-settings.register_profile("lrfc", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("deep", settings.get_profile("lrfc"), max_examples=500)  # pytest --hypothesis-profile=deep
+# The same examples in every run, and no limit on the time of one: the first call of a layer traces
+# it.
+settings.register_profile(
+    "lrfc",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "deep", settings.get_profile("lrfc"), max_examples=500
+)  # pytest --hypothesis-profile=deep
 settings.load_profile("lrfc")
 
 
@@ -53,10 +63,17 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     skipped = Counter(
         missing
         for report in terminalreporter.getreports("skipped")
-        if (missing := wanted(str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr))) is not None
+        if (
+            missing := wanted(
+                str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr)
+            )
+        )
+        is not None
     )
     if skipped:
-        counts = ", ".join(f"{number} for want of {missing}" for missing, number in sorted(skipped.items()))
+        counts = ", ".join(
+            f"{number} for want of {missing}" for missing, number in sorted(skipped.items())
+        )
         terminalreporter.write_line(f"skipped, and run after apt-get install: {counts}")
 
 

@@ -14,7 +14,13 @@ from lrfc.ir.keras import io as keras_io
 
 
 def conv_net(
-    size: int = 12, channels: int = 3, filters: tuple[int, ...] = (8, 12), classes: int = 5, *, batch_norm: bool = True, seed: int = 0
+    size: int = 12,
+    channels: int = 3,
+    filters: tuple[int, ...] = (8, 12),
+    classes: int = 5,
+    *,
+    batch_norm: bool = True,
+    seed: int = 0,
 ) -> Any:
     """Conv (+ BatchNorm) + ReLU blocks, pooling, Dense softmax; random weights."""
     import keras
@@ -31,7 +37,9 @@ def conv_net(
     return random_weights(keras.Model(inputs, outputs, name="conv_net"), seed)
 
 
-def dense_net(features: int = 16, widths: tuple[int, ...] = (24, 12), classes: int = 4, seed: int = 0) -> Any:
+def dense_net(
+    features: int = 16, widths: tuple[int, ...] = (24, 12), classes: int = 4, seed: int = 0
+) -> Any:
     """Dense + ReLU layers and a linear head; random weights."""
     import keras
     from keras import layers
@@ -39,7 +47,9 @@ def dense_net(features: int = 16, widths: tuple[int, ...] = (24, 12), classes: i
     x = inputs = keras.Input((features,), name="features")
     for i, width in enumerate(widths):
         x = layers.Dense(width, activation="relu", name=f"dense{i}")(x)
-    return random_weights(keras.Model(inputs, layers.Dense(classes, name="head")(x), name="dense_net"), seed)
+    return random_weights(
+        keras.Model(inputs, layers.Dense(classes, name="head")(x), name="dense_net"), seed
+    )
 
 
 def residual(size: int = 8, filters: int = 6, seed: int = 0) -> Any:
@@ -63,13 +73,29 @@ def branches(seed: int = 0) -> Any:
     from keras import layers
 
     image, extra = keras.Input((8, 8, 3), name="photo"), keras.Input((5,), name="extra")
-    x = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(layers.Conv2D(6, 3, padding="same", name="conv")(image)))
+    x = layers.ReLU(name="relu")(
+        layers.BatchNormalization(name="bn")(
+            layers.Conv2D(6, 3, padding="same", name="conv")(image)
+        )
+    )
     y = layers.DepthwiseConv2D(3, padding="same", activation="relu6", name="depthwise")(x)
-    x = layers.Concatenate(name="joined")([layers.Add(name="sum")([x, y]), layers.Conv2D(4, 1, name="point")(y)])
-    x = layers.Flatten(name="flat")(layers.AveragePooling2D(2, strides=1, name="average")(layers.MaxPooling2D(name="max")(x)))
+    x = layers.Concatenate(name="joined")(
+        [layers.Add(name="sum")([x, y]), layers.Conv2D(4, 1, name="point")(y)]
+    )
+    x = layers.Flatten(name="flat")(
+        layers.AveragePooling2D(2, strides=1, name="average")(layers.MaxPooling2D(name="max")(x))
+    )
     x = layers.Concatenate(name="all")([x, layers.Dense(6, activation="tanh", name="embed")(extra)])
     return random_weights(
-        keras.Model([image, extra], [layers.Dense(3, name="value")(x), layers.Dense(4, activation="softmax", name="label")(x)], name="branches"), seed
+        keras.Model(
+            [image, extra],
+            [
+                layers.Dense(3, name="value")(x),
+                layers.Dense(4, activation="softmax", name="label")(x),
+            ],
+            name="branches",
+        ),
+        seed,
     )
 
 
@@ -80,9 +106,16 @@ def two_inputs(seed: int = 0) -> Any:
 
     image, vector = keras.Input((8, 8, 2), name="image"), keras.Input((5,), name="vector")
     x = layers.Flatten(name="flat")(layers.Conv2D(4, 3, activation="relu", name="conv")(image))
-    x = layers.Concatenate(name="join")([x, layers.Dense(6, activation="tanh", name="embed")(vector)])
-    outputs = {"label": layers.Dense(3, activation="softmax", name="label")(x), "value": layers.Dense(1, name="value")(x)}
-    return random_weights(keras.Model({"image": image, "vector": vector}, outputs, name="two_inputs"), seed)
+    x = layers.Concatenate(name="join")(
+        [x, layers.Dense(6, activation="tanh", name="embed")(vector)]
+    )
+    outputs = {
+        "label": layers.Dense(3, activation="softmax", name="label")(x),
+        "value": layers.Dense(1, name="value")(x),
+    }
+    return random_weights(
+        keras.Model({"image": image, "vector": vector}, outputs, name="two_inputs"), seed
+    )
 
 
 def shared_conv(seed: int = 0) -> Any:
@@ -93,7 +126,9 @@ def shared_conv(seed: int = 0) -> Any:
     left, right = keras.Input((6, 6, 3), name="left"), keras.Input((6, 6, 3), name="right")
     conv = layers.Conv2D(3, 3, padding="same", name="conv")
     x = layers.Add(name="add")([conv(left), conv(right)])
-    return random_weights(keras.Model([left, right], layers.Flatten(name="flat")(conv(x)), name="shared_conv"), seed)
+    return random_weights(
+        keras.Model([left, right], layers.Flatten(name="flat")(conv(x)), name="shared_conv"), seed
+    )
 
 
 def nested_twice(training: bool | None = None, seed: int = 0) -> Any:
@@ -101,24 +136,45 @@ def nested_twice(training: bool | None = None, seed: int = 0) -> Any:
     import keras
     from keras import layers
 
-    inner = keras.Sequential([layers.Conv2D(5, 1, activation="relu", name="point"), layers.BatchNormalization(name="bn")], name="inner")
+    inner = keras.Sequential(
+        [
+            layers.Conv2D(5, 1, activation="relu", name="point"),
+            layers.BatchNormalization(name="bn"),
+        ],
+        name="inner",
+    )
     x = image = keras.Input((6, 6, 3), name="image")
     x = layers.Conv2D(4, 3, name="conv1")(x)
     backbone = keras.Model(image, inner(x), name="backbone")
     left, right = keras.Input((6, 6, 3), name="left"), keras.Input((6, 6, 3), name="right")
     context = {} if training is None else {"training": training}
-    joined = layers.Subtract(name="difference")([backbone(left, **context), backbone(right, **context)])
-    return random_weights(keras.Model([left, right], layers.Dense(2, name="head")(layers.Flatten(name="flat")(joined)), name="nested_twice"), seed)
+    joined = layers.Subtract(name="difference")(
+        [backbone(left, **context), backbone(right, **context)]
+    )
+    return random_weights(
+        keras.Model(
+            [left, right],
+            layers.Dense(2, name="head")(layers.Flatten(name="flat")(joined)),
+            name="nested_twice",
+        ),
+        seed,
+    )
 
 
 def run_as_it_is(layout: str) -> None:
     """Skip the test where TensorFlow does not run layers of that layout; lrfc moves them before it runs anything."""
     if layout == "channels_first" and not processor.onednn().on:
-        pytest.skip("TensorFlow runs channels_first with oneDNN only, and that is off here (TF_ENABLE_ONEDNN_OPTS)")
+        pytest.skip(
+            "TensorFlow runs channels_first with oneDNN only, and that is off here"
+            " (TF_ENABLE_ONEDNN_OPTS)"
+        )
 
 
 def random_weights(model: Any, seed: int = 0) -> Any:
-    """The model with random weights of a sensible scale, BatchNorm statistics included. Returned for chaining."""
+    """The model with random weights of a sensible scale, BatchNorm statistics included.
+
+    Returned for chaining.
+    """
     rng = np.random.default_rng(seed)
     for variable in model.weights:
         shape, leaf = tuple(variable.shape), variable.path.rpartition("/")[2]
@@ -132,7 +188,9 @@ def random_weights(model: Any, seed: int = 0) -> Any:
             value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
         variable.assign(value.astype(np.float32))
     for layer in model._flatten_layers():
-        if hasattr(layer, "finalize_state"):  # Normalization computes with what it makes of its weights
+        if hasattr(
+            layer, "finalize_state"
+        ):  # Normalization computes with what it makes of its weights
             layer.finalize_state()
     return model
 
@@ -150,8 +208,15 @@ def random_inputs(graph: Graph, samples: int = 3, seed: int = 0, length: int = 1
     batch = []
     for name in graph.inputs:
         tensor = graph.tensors(name)[0]
-        shape = (tensor.shape[0] or samples, *(length if axis is None else axis for axis in tensor.shape[1:]))
-        batch.append(rng.standard_normal(shape).astype(tensor.dtype) if "float" in tensor.dtype else rng.integers(0, 4, shape).astype(tensor.dtype))
+        shape = (
+            tensor.shape[0] or samples,
+            *(length if axis is None else axis for axis in tensor.shape[1:]),
+        )
+        batch.append(
+            rng.standard_normal(shape).astype(tensor.dtype)
+            if "float" in tensor.dtype
+            else rng.integers(0, 4, shape).astype(tensor.dtype)
+        )
     return tuple(batch)
 
 
@@ -162,12 +227,20 @@ def difference(a: Batch, b: Batch) -> float:
     for x, y in zip(a, b, strict=True):
         assert x.shape == y.shape, f"{x.shape} != {y.shape}"
         assert np.isfinite(x).all()
-        worst = max(worst, float(np.abs(x.astype(np.float64) - y).max(initial=0.0)) / max(float(np.abs(x).max(initial=0.0)), 1e-12))
+        worst = max(
+            worst,
+            float(np.abs(x.astype(np.float64) - y).max(initial=0.0))
+            / max(float(np.abs(x).max(initial=0.0)), 1e-12),
+        )
     return worst
 
 
-def same(a: Graph | Any, b: Graph | Any, tolerance: float = 1e-5, samples: int = 3, seed: int = 0) -> None:
+def same(
+    a: Graph | Any, b: Graph | Any, tolerance: float = 1e-5, samples: int = 3, seed: int = 0
+) -> None:
     """Assert that two graphs (or models) give the same outputs on random inputs, relative to the scale of the first one's."""
     batch = random_inputs(a if isinstance(a, Graph) else keras_io.from_keras(a), samples, seed)
     found = difference(keras_io.predict(a, batch), keras_io.predict(b, batch))
-    assert found <= tolerance, f"outputs differ by {found:.2e} of their scale, allowed is {tolerance:.0e}"
+    assert found <= tolerance, (
+        f"outputs differ by {found:.2e} of their scale, allowed is {tolerance:.0e}"
+    )

@@ -21,9 +21,34 @@ PATIENCE = 20
 
 #: Values in the place of any other.
 VALUES: tuple[Any, ...] = (
-    None, True, 0, -1, 1e308, -1e308, 5e-324, 10**18, 10**30, 10**400, 2**63, "", "x", "\x1b[31m", "a" * 5000, "os:system", "../../etc/passwd",
-    "/dev/zero", "NaN", "\ud800", [], {}, [[]], [None], {"": None}, float("nan"), float("inf"),
-)  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    1e308,
+    -1e308,
+    5e-324,
+    10**18,
+    10**30,
+    10**400,
+    2**63,
+    "",
+    "x",
+    "\x1b[31m",
+    "a" * 5000,
+    "os:system",
+    "../../etc/passwd",
+    "/dev/zero",
+    "NaN",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    float("nan"),
+    float("inf"),
+)
 
 
 @contextmanager
@@ -43,7 +68,10 @@ def in_time() -> Iterator[None]:
 
 
 def survives(call: Callable[[], object], what: str) -> bool:
-    """Whether the call takes the input. It may refuse it, in one line of an error of lrfc's; everything else fails."""
+    """Whether the call takes the input.
+
+    It may refuse it, in one line of an error of lrfc's; everything else fails.
+    """
     refusal = _raised(call)
     if refusal is None:
         return True
@@ -83,7 +111,18 @@ def damaged(content: bytes, number: int) -> bytes:
             case 3:
                 data[at:at] = data[at : at + chance.randrange(1, 200)]
             case 4:
-                data[at:at] = chance.choice((b"\0", b"\xff", b"[" * 3000, b'{"a":' * 3000, b"9" * 5000, b"\x1b[31m", b"\n", b'"'))
+                data[at:at] = chance.choice(
+                    (
+                        b"\0",
+                        b"\xff",
+                        b"[" * 3000,
+                        b'{"a":' * 3000,
+                        b"9" * 5000,
+                        b"\x1b[31m",
+                        b"\n",
+                        b'"',
+                    )
+                )
             case _:
                 data[at : at + 8] = bytes(chance.randrange(256) for _ in range(8))
         if not data:
@@ -127,7 +166,11 @@ def _dumped(value: Any) -> str:
         opened.append("[")
         (value,) = value
     if isinstance(value, dict):
-        text = "{" + ",".join(f"{json.dumps(key)}:{_dumped(each)}" for key, each in value.items()) + "}"
+        text = (
+            "{"
+            + ",".join(f"{json.dumps(key)}:{_dumped(each)}" for key, each in value.items())
+            + "}"
+        )
     elif isinstance(value, list):
         text = "[" + ",".join(map(_dumped, value)) + "]"
     else:
@@ -136,10 +179,20 @@ def _dumped(value: Any) -> str:
 
 
 def _places(document: Any) -> Iterator[tuple[Any, Any]]:
-    keys = document.keys() if isinstance(document, dict) else range(len(document)) if isinstance(document, list) else ()
+    keys = (
+        document.keys()
+        if isinstance(document, dict)
+        else range(len(document))
+        if isinstance(document, list)
+        else ()
+    )
     for key in keys:
         yield document, key
-        yield from _places(document[key]) if isinstance(document[key], dict | list) and not _is_deep(document[key]) else ()
+        yield from (
+            _places(document[key])
+            if isinstance(document[key], dict | list) and not _is_deep(document[key])
+            else ()
+        )
 
 
 def _is_deep(value: Any) -> bool:

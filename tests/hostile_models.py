@@ -16,7 +16,7 @@ import numpy as np
 Attack = Callable[[dict[str, Any], Path], None]
 
 
-# -- files and their configurations ------------------------------------------------------------------------------------------------
+# -- files and their configurations ----------------------------------------------------------------
 
 
 def config_of(path: Path) -> dict[str, Any]:
@@ -40,7 +40,9 @@ def rewritten(path: Path, target: Path, *, text: str | None = None, **members: A
 
         target.write_bytes(path.read_bytes())
         with h5py.File(target, "r+") as file:
-            for name, value in ({} if text is None else {"model_config": text} | members).items() or members.items():
+            for name, value in (
+                {} if text is None else {"model_config": text} | members
+            ).items() or members.items():
                 file.attrs.pop(name, None)
                 if value is not None:
                     file.attrs[name] = value
@@ -61,11 +63,19 @@ def legacy_model() -> Any:
     import tf_keras as k
 
     k.utils.set_random_seed(0)
-    inner = k.Sequential([k.Input((4, 3)), k.layers.Dense(3, activation="relu", name="inner_dense")], name="inner")
+    inner = k.Sequential(
+        [k.Input((4, 3)), k.layers.Dense(3, activation="relu", name="inner_dense")], name="inner"
+    )
     x = inputs = k.Input((4, 2), name="image")
-    x = k.layers.Conv1D(3, 1, name="conv", kernel_initializer="he_normal", kernel_regularizer="l2")(x / 2.0)
+    x = k.layers.Conv1D(3, 1, name="conv", kernel_initializer="he_normal", kernel_regularizer="l2")(
+        x / 2.0
+    )
     x = k.layers.TimeDistributed(k.layers.Dense(3, name="wrapped"), name="each")(inner(x))
-    return k.Model(inputs, k.layers.Dense(2, activation="softmax", name="head")(k.layers.Flatten(name="flat")(x)), name="victim")
+    return k.Model(
+        inputs,
+        k.layers.Dense(2, activation="softmax", name="head")(k.layers.Flatten(name="flat")(x)),
+        name="victim",
+    )
 
 
 def model(*, operation: bool = True) -> Any:
@@ -73,18 +83,28 @@ def model(*, operation: bool = True) -> Any:
     import keras as k
 
     k.utils.set_random_seed(0)
-    inner = k.Sequential([k.Input((4, 3)), k.layers.Dense(3, activation="relu", name="inner_dense")], name="inner")
+    inner = k.Sequential(
+        [k.Input((4, 3)), k.layers.Dense(3, activation="relu", name="inner_dense")], name="inner"
+    )
     x = inputs = k.Input((4, 2), name="image")
     x = k.layers.Conv1D(3, 1, name="conv", kernel_initializer="he_normal", kernel_regularizer="l2")(
         k.ops.divide(x, 2.0) if operation else k.layers.Rescaling(0.5, name="half")(x)
     )
     x = k.layers.TimeDistributed(k.layers.Dense(3, name="wrapped"), name="each")(inner(x))
-    return k.Model(inputs, k.layers.Dense(2, activation="softmax", name="head")(k.layers.Flatten(name="flat")(x)), name="victim")
+    return k.Model(
+        inputs,
+        k.layers.Dense(2, activation="softmax", name="head")(k.layers.Flatten(name="flat")(x)),
+        name="victim",
+    )
 
 
 def layer(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The entry of a layer, at any depth."""
-    return next(entry for entry in objects(config) if isinstance(entry.get("config"), dict) and entry["config"].get("name") == name)
+    return next(
+        entry
+        for entry in objects(config)
+        if isinstance(entry.get("config"), dict) and entry["config"].get("name") == name
+    )
 
 
 def objects(value: Any) -> Iterator[dict[str, Any]]:
@@ -99,13 +119,18 @@ def objects(value: Any) -> Iterator[dict[str, Any]]:
             yield from objects(item)
 
 
-# -- attacks -----------------------------------------------------------------------------------------------------------------------
+# -- attacks ---------------------------------------------------------------------------------------
 
 
 def _call(config: dict[str, Any], entry: dict[str, Any], argument: Any, **kwargs: Any) -> None:
     """Put a layer of Keras 2 that is called with constants in front of the outputs."""
     arguments = [["_CONSTANT_VALUE", -1, argument, kwargs]]
-    whole = {"name": "attack", "inbound_nodes": arguments, "registered_name": None, "module": "keras.layers"} | entry
+    whole = {
+        "name": "attack",
+        "inbound_nodes": arguments,
+        "registered_name": None,
+        "module": "keras.layers",
+    } | entry
     whole["config"] = {"name": "attack", "trainable": True, "dtype": "float32"} | entry["config"]
     config["config"]["layers"].insert(1, whole)
 
@@ -124,7 +149,12 @@ def _function(module: str, name: str) -> dict[str, Any]:
 
 
 def _shell(config: dict[str, Any], folder: Path) -> None:
-    rest = {"function_type": "function", "output_shape": None, "output_shape_type": "raw", "arguments": {}}
+    rest = {
+        "function_type": "function",
+        "output_shape": None,
+        "output_shape_type": "raw",
+        "arguments": {},
+    }
     entry = {"class_name": "Lambda", "config": {"function": _function("os", "system")} | rest}
     _call(config, entry, f"touch '{folder / 'executed'}'")
 
@@ -133,13 +163,28 @@ def _bytecode(config: dict[str, Any], folder: Path) -> None:
     """Marshalled code of a Lambda inside a wrapper."""
     from tf_keras.src.utils.generic_utils import func_dump
 
-    code = compile(f"lambda x: __import__('os').system('touch {folder}/executed') or x", "attack", "eval")
-    function = {"function": list(func_dump(eval(code))), "function_type": "lambda", "module": "__main__", "output_shape": None}
+    code = compile(
+        f"lambda x: __import__('os').system('touch {folder}/executed') or x", "attack", "eval"
+    )
+    function = {
+        "function": list(func_dump(eval(code))),
+        "function_type": "lambda",
+        "module": "__main__",
+        "output_shape": None,
+    }
     layer(config, "each")["config"]["layer"] = {
         "class_name": "Lambda",
         "module": "keras.layers",
         "registered_name": None,
-        "config": {"name": "hidden", "output_shape_type": "raw", "output_shape_module": None, "arguments": {}} | function,
+        "config": (
+            {
+                "name": "hidden",
+                "output_shape_type": "raw",
+                "output_shape_module": None,
+                "arguments": {},
+            }
+            | function
+        ),
     }
 
 
@@ -156,7 +201,9 @@ def _remove(config: dict[str, Any], folder: Path) -> None:
 
 
 def _copy(config: dict[str, Any], folder: Path) -> None:
-    _call(config, _tf("io.gfile.copy"), str(folder / "precious" / "file"), dst=str(folder / "copied"))
+    _call(
+        config, _tf("io.gfile.copy"), str(folder / "precious" / "file"), dst=str(folder / "copied")
+    )
 
 
 def _library(config: dict[str, Any], folder: Path) -> None:
@@ -165,14 +212,26 @@ def _library(config: dict[str, Any], folder: Path) -> None:
 
 def _download(config: dict[str, Any], folder: Path) -> None:
     url = (folder / "precious" / "file").as_uri()
-    _call(config, _tf("keras.utils.get_file"), "fetched", origin=url, cache_dir=str(folder), cache_subdir="cache")
+    _call(
+        config,
+        _tf("keras.utils.get_file"),
+        "fetched",
+        origin=url,
+        cache_dir=str(folder),
+        cache_subdir="cache",
+    )
 
 
 def _module(place: str, key: str) -> Attack:
     """A module of the attacker's that is imported for the sake of one entry of a layer."""
 
     def change(config: dict[str, Any], folder: Path) -> None:
-        entry = {"class_name": "Anything", "module": "hostile_canary", "config": {}, "registered_name": None}
+        entry = {
+            "class_name": "Anything",
+            "module": "hostile_canary",
+            "config": {},
+            "registered_name": None,
+        }
         layer(config, place)["config"][key] = entry
 
     return change
@@ -183,11 +242,15 @@ def _top(config: dict[str, Any], folder: Path) -> None:
 
 
 def _class(config: dict[str, Any], folder: Path) -> None:
-    layer(config, "conv").update({"class_name": "Anything", "module": "hostile_canary", "registered_name": None})
+    layer(config, "conv").update(
+        {"class_name": "Anything", "module": "hostile_canary", "registered_name": None}
+    )
 
 
 def _nested(config: dict[str, Any], folder: Path) -> None:
-    layer(config, "inner_dense").update({"class_name": "Anything", "module": "hostile_canary", "registered_name": None})
+    layer(config, "inner_dense").update(
+        {"class_name": "Anything", "module": "hostile_canary", "registered_name": None}
+    )
 
 
 def _alias(config: dict[str, Any], folder: Path) -> None:
@@ -197,7 +260,12 @@ def _alias(config: dict[str, Any], folder: Path) -> None:
 
 def _compilation(config: dict[str, Any], folder: Path) -> None:
     """A nested model that was compiled: it is compiled again although the outer one is not."""
-    entry = {"class_name": "Anything", "module": "hostile_canary", "config": {}, "registered_name": None}
+    entry = {
+        "class_name": "Anything",
+        "module": "hostile_canary",
+        "config": {},
+        "registered_name": None,
+    }
     layer(config, "inner")["compile_config"] = {"optimizer": entry, "loss": entry}
 
 
@@ -227,12 +295,30 @@ LEGACY_ARCHIVE: dict[str, Attack] = {
 LEGACY_HDF5: dict[str, Attack] = {"bytecode": _bytecode}
 
 
-# -- broken at random --------------------------------------------------------------------------------------------------------------
+# -- broken at random ------------------------------------------------------------------------------
 
 _CLASSES = (
-    "Dense", "Lambda", "TFSMLayer", "Sequential", "Functional", "function", "__lambda__", "__tensor__", "__typespec__", "LSTM", "Bidirectional",
-    "StringLookup", "TFOpLambda", "InputLayer", "Add", "Pad", "Map", "os", "", "Dense" * 99,
-)  # fmt: skip
+    "Dense",
+    "Lambda",
+    "TFSMLayer",
+    "Sequential",
+    "Functional",
+    "function",
+    "__lambda__",
+    "__tensor__",
+    "__typespec__",
+    "LSTM",
+    "Bidirectional",
+    "StringLookup",
+    "TFOpLambda",
+    "InputLayer",
+    "Add",
+    "Pad",
+    "Map",
+    "os",
+    "",
+    "Dense" * 99,
+)
 _MODULES = (
     "os",
     "builtins",
@@ -245,15 +331,47 @@ _MODULES = (
     "",
     "keras..x",
 )
-_NAMES = ("system", "relu", "get_file", "deserialize", "load_model", "eval", "_CONSTANT_VALUE", "a/b", "x" * 5000, "\ud800", "", "string", "int8")
+_NAMES = (
+    "system",
+    "relu",
+    "get_file",
+    "deserialize",
+    "load_model",
+    "eval",
+    "_CONSTANT_VALUE",
+    "a/b",
+    "x" * 5000,
+    "\ud800",
+    "",
+    "string",
+    "int8",
+)
 _NUMBERS = (0, -1, 1, 2**31, 10**9, 10**18, 10**400, 0.5, 1e308, float("nan"), float("inf"))
 _OTHERS = (None, True, False, [], {}, [[]], "", "text")
-_KEYS = ("class_name", "module", "registered_name", "config", "name", "inbound_nodes", "compile_config", "build_config", "dtype", "shape", "function")
+_KEYS = (
+    "class_name",
+    "module",
+    "registered_name",
+    "config",
+    "name",
+    "inbound_nodes",
+    "compile_config",
+    "build_config",
+    "dtype",
+    "shape",
+    "function",
+)
 
 
 def _slots(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every place in a document: a dict and a key, or a list and an index."""
-    entries = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    entries = (
+        list(value.items())
+        if isinstance(value, dict)
+        else list(enumerate(value))
+        if isinstance(value, list)
+        else []
+    )
     for key, item in entries:
         yield value, key
         yield from _slots(item)
@@ -279,12 +397,16 @@ def _replace(slots: list[tuple[Any, Any]], rng: random.Random) -> None:
 
 
 def _rename(slots: list[tuple[Any, Any]], rng: random.Random) -> None:
-    where, key = rng.choice([slot for slot in slots if slot[1] in ("class_name", "module", "registered_name")] or slots)
+    where, key = rng.choice(
+        [slot for slot in slots if slot[1] in ("class_name", "module", "registered_name")] or slots
+    )
     where[key] = rng.choice(rng.choice((_CLASSES, _MODULES, _NAMES)))
 
 
 def _number(slots: list[tuple[Any, Any]], rng: random.Random) -> None:
-    where, key = rng.choice([slot for slot in slots if isinstance(slot[0][slot[1]], int | float)] or slots)
+    where, key = rng.choice(
+        [slot for slot in slots if isinstance(slot[0][slot[1]], int | float)] or slots
+    )
     where[key] = rng.choice(_NUMBERS)
 
 
@@ -302,12 +424,20 @@ def _move(slots: list[tuple[Any, Any]], rng: random.Random) -> None:
 def _nest(slots: list[tuple[Any, Any]], rng: random.Random) -> None:
     where, key = rng.choice(slots)
     for _ in range(rng.choice((1, 5, 70, 220))):
-        where[key] = rng.choice(([where[key]], {"class_name": "Sequential", "config": {"layers": [where[key]]}}, {rng.choice(_KEYS): where[key]}))
+        where[key] = rng.choice(
+            (
+                [where[key]],
+                {"class_name": "Sequential", "config": {"layers": [where[key]]}},
+                {rng.choice(_KEYS): where[key]},
+            )
+        )
 
 
 def _insert(slots: list[tuple[Any, Any]], rng: random.Random) -> None:
     where, _ = rng.choice([slot for slot in slots if isinstance(slot[0], dict)])
-    where[rng.choice(_KEYS)] = rng.choice(rng.choice((_CLASSES, _MODULES, _NAMES, _NUMBERS, _OTHERS)))
+    where[rng.choice(_KEYS)] = rng.choice(
+        rng.choice((_CLASSES, _MODULES, _NAMES, _NUMBERS, _OTHERS))
+    )
 
 
 _CHANGES = (_replace, _rename, _number, _delete_entry, _move, _nest, _insert)
@@ -330,7 +460,11 @@ def flipped(content: bytes, rng: random.Random) -> bytes:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file under a folder, with its content."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def sandbox(folder: Path) -> Path:
@@ -339,6 +473,8 @@ def sandbox(folder: Path) -> Path:
     (folder / "precious" / "file").write_text("a secret", encoding="utf-8")
     (folder / "library.so").write_bytes(b"no library")
     trace = folder / "imported"
-    (folder / "hostile_canary.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass Anything:\n    pass\n", encoding="utf-8")
+    (folder / "hostile_canary.py").write_text(
+        f"open({str(trace)!r}, 'w').close()\nclass Anything:\n    pass\n", encoding="utf-8"
+    )
     np.save(folder / "precious" / "array.npy", np.arange(4.0))
     return folder

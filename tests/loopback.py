@@ -41,22 +41,39 @@ class Server:
             pytest.skip("no OpenSSH server is installed (sshd): apt-get install openssh-server")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.port = folder, port or free_port()
-        self.client, self.known, self.remote = key(folder / "client"), folder / "known_hosts", folder / "there"
+        self.client, self.known, self.remote = (
+            key(folder / "client"),
+            folder / "known_hosts",
+            folder / "there",
+        )
         self.remote.mkdir()
         host = key(folder / "host")
         self.known.write_text(f"[127.0.0.1]:{self.port} {host.with_suffix('.pub').read_text()}")
         settings = (
-            f"Port {self.port}", "ListenAddress 127.0.0.1", f"HostKey {host}", f"AuthorizedKeysFile {self.client}.pub", "PidFile none", "StrictModes no",
-            "UsePAM no", "PasswordAuthentication no", "KbdInteractiveAuthentication no", "PermitRootLogin yes", "MaxStartups 100",
+            f"Port {self.port}",
+            "ListenAddress 127.0.0.1",
+            f"HostKey {host}",
+            f"AuthorizedKeysFile {self.client}.pub",
+            "PidFile none",
+            "StrictModes no",
+            "UsePAM no",
+            "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "PermitRootLogin yes",
+            "MaxStartups 100",
             *([f"ForceCommand {command}"] if command else ()),
-        )  # fmt: skip
+        )
         (folder / "sshd_config").write_text("\n".join(settings) + "\n")
 
     def __enter__(self) -> Self:
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)  # where the server of root empties its privileges; Debian makes it at its start
+            Path("/run/sshd").mkdir(
+                exist_ok=True
+            )  # where the server of root empties its privileges; Debian makes it at its start
         self.log = (self.folder / "log").open("w+")
-        self.process = subprocess.Popen([str(SSHD), "-D", "-e", "-f", self.folder / "sshd_config"], stderr=self.log)
+        self.process = subprocess.Popen(
+            [str(SSHD), "-D", "-e", "-f", self.folder / "sshd_config"], stderr=self.log
+        )
         for _ in range(200):
             assert self.process.poll() is None, (self.folder / "log").read_text()
             with socket.socket() as client:
@@ -65,7 +82,12 @@ class Server:
             time.sleep(0.05)
         raise AssertionError((self.folder / "log").read_text())
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.kill()
         self.log.close()
 
@@ -78,7 +100,11 @@ class Server:
 
     def device(self, **reach: Any) -> Device:
         """The profile of this machine behind the server."""
-        options = (f"IdentityFile={self.client}", "IdentitiesOnly=yes", f"GlobalKnownHostsFile={self.known}")
+        options = (
+            f"IdentityFile={self.client}",
+            "IdentitiesOnly=yes",
+            f"GlobalKnownHostsFile={self.known}",
+        )
         given = {
             "host": "127.0.0.1",
             "port": self.port,
@@ -87,13 +113,22 @@ class Server:
             "options": options,
             "connect_timeout": 20.0,
         }
-        return Device(name="loopback", description="", formats=("tflite", "onnx"), precisions=("fp32", "int8"), reach=SSH(**given | reach))
+        return Device(
+            name="loopback",
+            description="",
+            formats=("tflite", "onnx"),
+            precisions=("fp32", "int8"),
+            reach=SSH(**given | reach),
+        )
 
     def left(self) -> list[str]:
         """What is there of ours: files and processes, after the moment that they need to go."""
         found: list[str] = []
         for _ in range(100):
-            found = [*(path.name for path in self.remote.iterdir()), *(line for line in commands() if str(self.remote) in line)]
+            found = [
+                *(path.name for path in self.remote.iterdir()),
+                *(line for line in commands() if str(self.remote) in line),
+            ]
             if not found:
                 break
             time.sleep(0.1)

@@ -24,11 +24,15 @@ def zeroed(graph: Graph, dependencies: Dependencies, kept: Kept) -> Graph:
         gone = np.setdiff1d(np.arange(group.width), kept.get(group.name, np.arange(group.width)))
         for part in group.consumers:
             op = graph.op(part.layer)
-            weights[part.layer] = _blind(graph, op, weights.get(part.layer, dict(op.weights)), part.where(gone))
+            weights[part.layer] = _blind(
+                graph, op, weights.get(part.layer, dict(op.weights)), part.where(gone)
+            )
     return graph.with_weights(weights)
 
 
-def _blind(graph: Graph, op: Op, weights: Mapping[str, Any], rows: NDArray[np.intp]) -> dict[str, Any]:
+def _blind(
+    graph: Graph, op: Op, weights: Mapping[str, Any], rows: NDArray[np.intp]
+) -> dict[str, Any]:
     name = "depthwise_kernel" if op.kind.startswith("Separable") else "kernel"
     kernel = np.array(weights[name])
     if op.kind == "EinsumDense":
@@ -45,7 +49,9 @@ def _blind(graph: Graph, op: Op, weights: Mapping[str, Any], rows: NDArray[np.in
     return {**weights, name: kernel}
 
 
-def halves(dependencies: Dependencies, seed: int = 0, share: float = 0.5) -> dict[str, NDArray[np.intp]]:
+def halves(
+    dependencies: Dependencies, seed: int = 0, share: float = 0.5
+) -> dict[str, NDArray[np.intp]]:
     """Random units of every group, about that share of them."""
     rng = np.random.default_rng(seed)
     return {g.name: _some(g, rng, share) for g in dependencies.groups}
@@ -55,7 +61,7 @@ def _some(group: Group, rng: np.random.Generator, share: float) -> NDArray[np.in
     return np.sort(rng.choice(group.width, max(1, round(share * group.width)), replace=False))
 
 
-# -- random networks ---------------------------------------------------------------------------------------------------------------
+# -- random networks -------------------------------------------------------------------------------
 
 
 def _grouped(x: Any, width: int, groups: int) -> Any:
@@ -71,17 +77,23 @@ def _block(kind: str, x: Any, width: int) -> Any:
     channels = x.shape[-1]
     even = channels % 2 == 0
     if kind == "residual":
-        y = layers.BatchNormalization()(layers.Conv2D(channels, 3, padding="same", use_bias=False)(x))
+        y = layers.BatchNormalization()(
+            layers.Conv2D(channels, 3, padding="same", use_bias=False)(x)
+        )
         return layers.Activation("sigmoid")(layers.Add()([x, y]))
     if kind == "dense_concat":
         return layers.Concatenate()([layers.Conv2D(width, 1, activation="relu")(x), x])
     if kind == "squeeze_excite":
         gate = layers.Conv2D(channels, 1, activation="sigmoid")(
-            layers.Conv2D(width, 1, activation="relu")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+            layers.Conv2D(width, 1, activation="relu")(
+                layers.GlobalAveragePooling2D(keepdims=True)(x)
+            )
         )
         return layers.Multiply()([x, gate])
     if kind == "squeeze_excite_flat":
-        gate = layers.Dense(channels, activation="hard_sigmoid")(layers.Dense(width)(layers.GlobalMaxPooling2D()(x)))
+        gate = layers.Dense(channels, activation="hard_sigmoid")(
+            layers.Dense(width)(layers.GlobalMaxPooling2D()(x))
+        )
         return layers.Multiply()([layers.Reshape((1, 1, channels))(gate), x])
     if kind == "shared":
         conv, norm = layers.Conv2D(width, 3, padding="same"), layers.BatchNormalization()
@@ -96,10 +108,14 @@ def _block(kind: str, x: Any, width: int) -> Any:
         return x[..., 1:] + 0.5
     if kind == "padded_shortcut":
         shortcut = ops.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (1, 2)))
-        return layers.ReLU()(layers.Add()([layers.Conv2D(channels + 3, 3, strides=2, padding="same")(x), shortcut]))
+        return layers.ReLU()(
+            layers.Add()([layers.Conv2D(channels + 3, 3, strides=2, padding="same")(x), shortcut])
+        )
     if kind == "shuffle" and even:
         h, w = x.shape[1:3]
-        return layers.Reshape((h, w, channels))(layers.Permute((1, 2, 4, 3))(layers.Reshape((h, w, 2, channels // 2))(x)))
+        return layers.Reshape((h, w, channels))(
+            layers.Permute((1, 2, 4, 3))(layers.Reshape((h, w, 2, channels // 2))(x))
+        )
     if kind == "group_norm" and even:
         return layers.GroupNormalization(2)(layers.Conv2D(channels, 1)(x))
     simple: dict[str, Callable[[], Any]] = {
@@ -110,7 +126,9 @@ def _block(kind: str, x: Any, width: int) -> Any:
         "prelu": lambda: layers.PReLU(shared_axes=[1, 2]),
         "dense": lambda: layers.Dense(width, activation="gelu"),
         "pool": lambda: layers.AveragePooling2D(2, strides=1, padding="same"),
-        "rescaling": lambda: layers.Rescaling([0.1 * (i + 1) for i in range(channels)], offset=[0.3] * channels),
+        "rescaling": lambda: layers.Rescaling(
+            [0.1 * (i + 1) for i in range(channels)], offset=[0.3] * channels
+        ),
         "layer_norm": layers.LayerNormalization,
         "spatial_norm": lambda: layers.LayerNormalization(axis=[1, 2]),
         "pad": lambda: layers.Cropping2D(1) if x.shape[1] > 4 else layers.ZeroPadding2D(1),
@@ -123,13 +141,38 @@ def _block(kind: str, x: Any, width: int) -> Any:
 
 
 BLOCKS = (
-    *("conv", "residual", "dense_concat", "squeeze_excite", "squeeze_excite_flat", "shared", "shared_recurrent", "split", "slice", "shuffle"),
-    *("group_norm", "transposed", "depthwise", "separable", "prelu", "dense", "pool", "rescaling", "layer_norm", "spatial_norm", "pad"),
+    *(
+        "conv",
+        "residual",
+        "dense_concat",
+        "squeeze_excite",
+        "squeeze_excite_flat",
+        "shared",
+        "shared_recurrent",
+        "split",
+        "slice",
+        "shuffle",
+    ),
+    *(
+        "group_norm",
+        "transposed",
+        "depthwise",
+        "separable",
+        "prelu",
+        "dense",
+        "pool",
+        "rescaling",
+        "layer_norm",
+        "spatial_norm",
+        "pad",
+    ),
     *("grouped", "by_channel", "padded_shortcut"),
 )
 
 
-def random_net(blocks: Sequence[str], widths: Sequence[int], *, flat: bool, two_outputs: bool, seed: int) -> Any:
+def random_net(
+    blocks: Sequence[str], widths: Sequence[int], *, flat: bool, two_outputs: bool, seed: int
+) -> Any:
     """A network of those blocks between a stem and one or two heads."""
     import keras
     from keras import layers
@@ -140,7 +183,11 @@ def random_net(blocks: Sequence[str], widths: Sequence[int], *, flat: bool, two_
     for i, (kind, width) in enumerate(zip(blocks, widths[1:], strict=True)):
         x = _block(kind, x, width)
         middle = x if i == 0 else middle
-    outputs = [layers.Dense(3, name="head")(layers.Flatten()(x) if flat else layers.GlobalAveragePooling2D()(x))]
+    outputs = [
+        layers.Dense(3, name="head")(
+            layers.Flatten()(x) if flat else layers.GlobalAveragePooling2D()(x)
+        )
+    ]
     if two_outputs:
         outputs.append(layers.Conv2D(2, 1, name="mask")(middle))
     return random_weights(keras.Model(inputs, outputs), seed)

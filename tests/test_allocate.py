@@ -15,7 +15,10 @@ from lrfc.search.candidates import Candidate
 
 IMPACTS = st.one_of(st.just(0.0), st.floats(1e-6, 10))
 CANDIDATES = st.builds(
-    lambda macs, params, impact: Candidate("", "svd", (1,), params, macs, impact, impact), st.integers(1, 40), st.integers(1, 40), IMPACTS
+    lambda macs, params, impact: Candidate("", "svd", (1,), params, macs, impact, impact),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    IMPACTS,
 )
 SPACES = st.lists(st.lists(CANDIDATES, min_size=1, max_size=5), min_size=1, max_size=4)
 
@@ -27,7 +30,11 @@ def total(chosen, quantity: str) -> float:
 @given(SPACES, st.integers(1, 160), st.one_of(st.none(), st.integers(1, 160)))
 def test_equals_brute_force(spaces, macs, params) -> None:
     limits = {"macs": macs} | ({} if params is None else {"params": params})
-    feasible = [c for c in product(*spaces) if all(total(c, quantity) <= limit for quantity, limit in limits.items())]
+    feasible = [
+        c
+        for c in product(*spaces)
+        if all(total(c, quantity) <= limit for quantity, limit in limits.items())
+    ]
     if not feasible:
         with pytest.raises(BudgetError):
             allocate(spaces, limits)
@@ -46,20 +53,31 @@ def candidate(macs: int, params: int, impact: float) -> Candidate:
 
 def test_a_budget_is_kept_to_the_last_mac() -> None:
     # One MAC in a hundred million is far within the solver's tolerance.
-    spaces = [[candidate(50_000_001, 1, 0.0), candidate(50_000_000, 1, 1.0), candidate(1, 1, 5.0)]] * 2
+    spaces = [
+        [candidate(50_000_001, 1, 0.0), candidate(50_000_000, 1, 1.0), candidate(1, 1, 5.0)]
+    ] * 2
     assert total(allocate(spaces, {"macs": 100_000_000}), "macs") == 100_000_000
     assert total(allocate(spaces, {"macs": 100_000_001}), "impact") == 1.0
 
 
 def test_without_limits_each_layer_takes_what_hurts_least_and_of_equals_the_cheapest() -> None:
-    spaces = [[candidate(9, 9, 0.0), candidate(5, 5, 0.0), candidate(1, 1, 1.0)], [candidate(3, 3, 0.5)]]
+    spaces = [
+        [candidate(9, 9, 0.0), candidate(5, 5, 0.0), candidate(1, 1, 1.0)],
+        [candidate(3, 3, 0.5)],
+    ]
     assert [c.macs for c in allocate(spaces, {})] == [5, 3]
     assert allocate([], {"macs": 5}) == ()
 
 
 def test_the_budget_that_cannot_be_met_is_named_with_the_least_that_can() -> None:
     spaces = [[candidate(1_000, 10, 1.0), candidate(3_000, 5, 0.0)], [candidate(500, 7, 0.0)]]
-    with pytest.raises(BudgetError, match=re.escape("macs budget cannot be met: 1,400 wanted of the layers that can be factorized, at least 1,500")):
+    with pytest.raises(
+        BudgetError,
+        match=re.escape(
+            "macs budget cannot be met: 1,400 wanted of the layers that can be factorized, at least"
+            " 1,500"
+        ),
+    ):
         allocate(spaces, {"macs": 1_400})
     with pytest.raises(BudgetError, match=r"params budget .* at least 12 needed"):
         allocate(spaces, {"macs": 9_999, "params": 11})

@@ -18,7 +18,17 @@ from lrfc.errors import BudgetError, ModelError, UsageError
 from lrfc.results import folder as artifact
 from lrfc.results import manifest
 from lrfc.results.folder import folder, record, sha256, versions
-from lrfc.results.manifest import Accuracy, Figures, Input, Latency, Layer, Manifest, Parity, Round, Search
+from lrfc.results.manifest import (
+    Accuracy,
+    Figures,
+    Input,
+    Latency,
+    Layer,
+    Manifest,
+    Parity,
+    Round,
+    Search,
+)
 from lrfc.system import swap
 
 
@@ -54,11 +64,15 @@ def test_nothing_shows_before_the_end(tmp_path: Path) -> None:
 def test_the_folder_has_the_usual_permissions(tmp_path: Path) -> None:
     fill(tmp_path / "out")
     (tmp_path / "plain").mkdir()
-    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "plain").stat().st_mode
+    )
 
 
 @pytest.mark.parametrize(
-    "failure", [RuntimeError("x"), KeyboardInterrupt(), SystemExit(3), BudgetError("x"), GeneratorExit()], ids=lambda e: type(e).__name__
+    "failure",
+    [RuntimeError("x"), KeyboardInterrupt(), SystemExit(3), BudgetError("x"), GeneratorExit()],
+    ids=lambda e: type(e).__name__,
 )
 def test_a_failure_leaves_nothing(tmp_path: Path, failure: BaseException) -> None:
     out = tmp_path / "new" / "out"
@@ -89,7 +103,9 @@ def test_an_old_result_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exchanged", [True, False])
-def test_the_old_result_comes_back_when_the_last_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool) -> None:
+def test_the_old_result_comes_back_when_the_last_step_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool
+) -> None:
     out = tmp_path / "out"
     fill(out, '{"old": 1}')
     rename = Path.rename
@@ -180,7 +196,12 @@ def on_a_full_device() -> None:
 def test_a_full_disk_is_one_line_with_the_space_that_is_left(tmp_path: Path, write: Any) -> None:
     if write is on_a_full_device and not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    with pytest.raises(UsageError, match=r"disk is full: [\d.]+ (bytes|KiB|MiB|GiB) of free space.*--out") as caught, folder(tmp_path / "out"):
+    with (
+        pytest.raises(
+            UsageError, match=r"disk is full: [\d.]+ (bytes|KiB|MiB|GiB) of free space.*--out"
+        ) as caught,
+        folder(tmp_path / "out"),
+    ):
         write()
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -220,19 +241,31 @@ def example() -> Manifest:
                 macs_after=4,
                 similarity=0.98,
             ),
-            Layer(name="head", kind="Dense", params_before=10, params_after=10, macs_before=1, macs_after=1, reason='too small, "kept"'),
+            Layer(
+                name="head",
+                kind="Dense",
+                params_before=10,
+                params_after=10,
+                macs_before=1,
+                macs_after=1,
+                reason='too small, "kept"',
+            ),
         ),
         before=Figures(params=110, macs=10, latency_ms=Latency(p50=1.0, p90=1.5, n=50, threads=1)),
         after=Figures(params=60, macs=5, file_bytes=300, accuracy=0.5),
         accuracy=Accuracy(before=0.75),
-        search=Search(candidates=7, seconds=0.1, rounds=(Round(predicted_ms=1.0, measured_ms=1.1),)),
+        search=Search(
+            candidates=7, seconds=0.1, rounds=(Round(predicted_ms=1.0, measured_ms=1.1),)
+        ),
         parity=Parity(max_abs_diff=1e-6, samples=8),
         artifacts=(),
     )
 
 
 def test_the_shipped_schema_is_that_of_the_models() -> None:
-    assert manifest.SCHEMA.read_text(encoding="utf-8") == manifest.schema_text(), "run: python -m lrfc.results.manifest"
+    assert manifest.SCHEMA.read_text(encoding="utf-8") == manifest.schema_text(), (
+        "run: python -m lrfc.results.manifest"
+    )
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -252,11 +285,15 @@ def test_the_manifest_of_an_earlier_build_is_read(tmp_path: Path) -> None:
 def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: Path) -> None:
     value = json.loads(example().write(tmp_path).read_text(encoding="utf-8"))
     assert value["schema_version"] == 1
-    assert list(value) == (
-        "schema_version input config seed versions onednn target device layers filters before after accuracy search finetune speedup float_original verdict problem"
-        " parity artifacts".split()
+    assert (
+        list(value)
+        == "schema_version input config seed versions onednn target device layers filters before"
+        " after accuracy search finetune speedup float_original verdict problem parity artifacts".split()
     )
-    keys = "name kind method rank params_before params_after macs_before macs_after similarity reason filters_before filters_after filters_reason".split()
+    keys = (
+        "name kind method rank params_before params_after macs_before macs_after similarity reason"
+        " filters_before filters_after filters_reason".split()
+    )
     assert [list(layer) for layer in value["layers"]] == [keys, keys]
     assert value["layers"][0]["filters_before"] is None
     assert value["layers"][0]["rank"] == [4, 8]
@@ -328,7 +365,9 @@ def test_reading_what_is_no_manifest(tmp_path: Path) -> None:
 def test_layers_csv(tmp_path: Path) -> None:
     with example().write_layers(tmp_path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["name"], row["method"], row["rank"], row["similarity"], row["reason"]) for row in rows] == [
+    assert [
+        (row["name"], row["method"], row["rank"], row["similarity"], row["reason"]) for row in rows
+    ] == [
         ("conv", "tucker2", "4x8", "0.98", ""),
         ("head", "", "", "", 'too small, "kept"'),
     ]
@@ -340,7 +379,9 @@ def test_record(tmp_path: Path) -> None:
     found = record(tmp_path / "sub" / "m.tflite", tmp_path, "tflite")
     assert found.path == "sub/m.tflite"
     assert found.bytes == 3
-    assert found.sha256 == sha256(tmp_path / "sub" / "m.tflite") == hashlib.sha256(b"abc").hexdigest()
+    assert (
+        found.sha256 == sha256(tmp_path / "sub" / "m.tflite") == hashlib.sha256(b"abc").hexdigest()
+    )
 
 
 def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 from tests.compression import state_of
 
-#: What may stand between two layers whose channels are balanced; the first three keep a change of sign, the others positive scales only.
+#: What may stand between two layers whose channels are balanced; the first three keep a change of
+#: sign, the others positive scales only.
 BETWEEN = {
     "nothing": lambda: (),
     "padding": lambda: (layers.ZeroPadding2D(1),),
@@ -39,7 +40,9 @@ FIRST = {
 SECOND = {
     "conv": lambda: layers.Conv2D(5, 3, padding="same", activation="tanh", name="second"),
     "grouped": lambda: layers.Conv2D(4, 2, groups=2, name="second"),
-    "depthwise": lambda: layers.DepthwiseConv2D(2, depth_multiplier=2, use_bias=False, name="second"),
+    "depthwise": lambda: layers.DepthwiseConv2D(
+        2, depth_multiplier=2, use_bias=False, name="second"
+    ),
     "transposed": lambda: layers.Conv2DTranspose(3, 2, name="second"),
     "dense": lambda: layers.Dense(4, name="second"),
 }
@@ -52,13 +55,25 @@ def pair(first, between, second, seed=0, spread=2.0):
         x = layer(x)
     model = helpers.random_weights(keras.Model(inputs, x), seed)
     kernel = model.get_layer("first").weights[0]
-    axis = kernel.shape[-2:] if "depthwise" in first or "transposed" in first else (1, kernel.shape[-1])
+    axis = (
+        kernel.shape[-2:]
+        if "depthwise" in first or "transposed" in first
+        else (1, kernel.shape[-1])
+    )
     wild = np.exp(spread * np.random.default_rng(seed).standard_normal(axis))
-    kernel.assign(np.asarray(kernel) * (wild if "depthwise" in first else wild[:, :1] if "transposed" in first else wild))
+    kernel.assign(
+        np.asarray(kernel)
+        * (wild if "depthwise" in first else wild[:, :1] if "transposed" in first else wild)
+    )
     return helpers.graph_of(model)
 
 
-@given(st.sampled_from(sorted(FIRST)), st.sampled_from(sorted(BETWEEN)), st.sampled_from(sorted(SECOND)), st.integers(0, 99))
+@given(
+    st.sampled_from(sorted(FIRST)),
+    st.sampled_from(sorted(BETWEEN)),
+    st.sampled_from(sorted(SECOND)),
+    st.integers(0, 99),
+)
 def test_the_function_stays(first, between, second, seed):
     graph = pair(first, between, second, seed)
     state = state_of(graph, samples=16)
@@ -99,7 +114,10 @@ def distance(graph, samples, tmp_path, shipped=None):
     tflite = TFLite("int8")
     outputs = tflite.load(tflite.emit(shipped or graph, tmp_path / "m.tflite", samples))(samples)
     reference = keras_io.predict(graph, samples)
-    return np.sqrt(sum(np.square(y - r).sum() for y, r in zip(outputs, reference, strict=True)) / sum(np.square(r).sum() for r in reference))
+    return np.sqrt(
+        sum(np.square(y - r).sum() for y, r in zip(outputs, reference, strict=True))
+        / sum(np.square(r).sum() for r in reference)
+    )
 
 
 @pytest.mark.parametrize("between", ["nothing", "relu"])
@@ -113,7 +131,10 @@ def test_the_int8_file_is_nearer(between, tmp_path):
     state = state_of(graph.with_weights({"first": first, "second": second}), samples=64)
     helpers.same(graph, state.graph)
     samples = state.data.train.inputs
-    best, before, after = (distance(each, samples, tmp_path) for each in (graph, state.graph, BalanceStages()(state).graph))
+    best, before, after = (
+        distance(each, samples, tmp_path)
+        for each in (graph, state.graph, BalanceStages()(state).graph)
+    )
     assert after < 0.75 * before
     assert after < 1.1 * best
 
@@ -122,7 +143,10 @@ def test_the_int8_file_is_nearer(between, tmp_path):
 def test_rounded_weights_have_a_scale_per_output_channel(kind):
     op = pair("conv", "nothing", kind).op("second")
     kernels = grouped(op), grouped(rounded(op))
-    for kernel, small in zip(*(each.transpose(0, 3, 1, 2).reshape(-1, each[0, ..., 0].size) for each in kernels), strict=True):
+    for kernel, small in zip(
+        *(each.transpose(0, 3, 1, 2).reshape(-1, each[0, ..., 0].size) for each in kernels),
+        strict=True,
+    ):
         step = np.abs(kernel).max() / STEPS
         np.testing.assert_allclose(small / step, np.rint(kernel / step), atol=1e-3)
         assert np.abs(small - kernel).max() <= 0.5001 * step
@@ -134,11 +158,18 @@ def test_corrected_biases_take_out_the_mean_shift(tmp_path):
     inputs = keras.Input((8, 8, 3), name="x")
     x = layers.Conv2D(6, 3, padding="same", use_bias=False, name="a")(inputs)
     graph = helpers.graph_of(
-        helpers.random_weights(keras.Model(inputs, layers.Conv2D(5, 3, activation="relu", name="b")(layers.ReLU(name="relu")(x))))
+        helpers.random_weights(
+            keras.Model(
+                inputs,
+                layers.Conv2D(5, 3, activation="relu", name="b")(layers.ReLU(name="relu")(x)),
+            )
+        )
     )
     state = state_of(graph, samples=64)
     samples = tuple(x + np.float32(4) for x in state.data.train.inputs)
-    state = replace(state, data=replace(state.data, train=replace(state.data.train, inputs=samples)))
+    state = replace(
+        state, data=replace(state.data, train=replace(state.data.train, inputs=samples))
+    )
     corrected = CorrectBiases()(state).graph
 
     def mean(each, kernel):

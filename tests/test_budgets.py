@@ -56,9 +56,14 @@ def test_the_emitted_file_keeps_the_size(precision, kept) -> None:
 def test_every_target_keeps_the_size_and_the_other_budgets_stay() -> None:
     targets = [target("tflite"), target("onnx")]
     wholes = emitted(fold_batchnorm(state().original), state(), targets)
-    found, select = meet(state(), SelectRanks(max_macs=share(0.5), max_params=share(0.9)), share(0.8), None, targets)
+    found, select = meet(
+        state(), SelectRanks(max_macs=share(0.5), max_params=share(0.9)), share(0.8), None, targets
+    )
     graph = rewritten(found, select)
-    assert all(size <= 0.8 * whole for size, whole in zip(emitted(graph, state(), targets), wholes, strict=True))
+    assert all(
+        size <= 0.8 * whole
+        for size, whole in zip(emitted(graph, state(), targets), wholes, strict=True)
+    )
     assert totals(graph)["macs"] <= 0.5 * totals(state().original)["macs"]
 
 
@@ -83,18 +88,42 @@ def test_what_is_alive_while_the_factors_run_is_what_the_rewritten_graph_says() 
             changed = graph.copy()
             changed.splice(space.op.name, stages)
             timeline = arena(changed).timeline
-            assert live_bytes(graph, memory, space.op.name, stages, 4) == max(timeline[stage.name] for stage in stages)
+            assert live_bytes(graph, memory, space.op.name, stages, 4) == max(
+                timeline[stage.name] for stage in stages
+            )
 
 
 def test_what_cannot_be_reached_is_said() -> None:
-    with pytest.raises(BudgetError, match=r"--max-size 5% cannot be reached: the smallest plan of these methods has \d+\.\d% of the original's file"):
+    with pytest.raises(
+        BudgetError,
+        match=(
+            r"--max-size 5% cannot be reached: the smallest plan of these methods has \d+\.\d% of"
+            r" the original's file"
+        ),
+    ):
         meet(state(), SelectRanks(), share(0.05), None, [target("tflite")])
     with pytest.raises(
-        BudgetError, match=r"--max-ram 30% cannot be reached: \w+ needs (at least )?[\d,]+ bytes, .*; cutting filters may \(--prune on\)"
+        BudgetError,
+        match=(
+            r"--max-ram 30% cannot be reached: \w+ needs (at least )?[\d,]+ bytes, .*; cutting"
+            r" filters may \(--prune on\)"
+        ),
     ):
         meet(state(), SelectRanks(), None, share(0.3), [target("tflite")])
-    with pytest.raises(BudgetError, match=r"^--max-ram 10B cannot be reached: \w+ needs [\d,]+ bytes, and nothing changes what the model reads$"):
-        meet(state(), SelectRanks(), None, Budget(value=10, relative=False, given="10B"), [target("tflite")])
+    with pytest.raises(
+        BudgetError,
+        match=(
+            r"^--max-ram 10B cannot be reached: \w+ needs [\d,]+ bytes, and nothing changes what"
+            r" the model reads$"
+        ),
+    ):
+        meet(
+            state(),
+            SelectRanks(),
+            None,
+            Budget(value=10, relative=False, given="10B"),
+            [target("tflite")],
+        )
 
 
 def test_without_these_budgets_nothing_is_done() -> None:

@@ -24,7 +24,10 @@ MADE = Device(name="made", description="a device of this test", formats=("tflite
 
 
 class Made:
-    """A device whose ops take a nanosecond for each MAC and a microsecond each. ``left``: files that it times before it goes away."""
+    """A device whose ops take a nanosecond for each MAC and a microsecond each.
+
+    ``left``: files that it times before it goes away.
+    """
 
     def __init__(self, left: int = 1000) -> None:
         self.left = left
@@ -37,9 +40,18 @@ class Made:
         return
 
     def check(self) -> Facts:
-        return Facts("armv7", "Linux 5", "3.11", {"tflite": "LiteRT 2.1", "onnx": "onnxruntime 1.20"})
+        return Facts(
+            "armv7", "Linux 5", "3.11", {"tflite": "LiteRT 2.1", "onnx": "onnxruntime 1.20"}
+        )
 
-    def times(self, files: Sequence[Artifact], *, turns: int = 12, threads: int = 1, timeout: float = 600.0) -> list[list[float]]:
+    def times(
+        self,
+        files: Sequence[Artifact],
+        *,
+        turns: int = 12,
+        threads: int = 1,
+        timeout: float = 600.0,
+    ) -> list[list[float]]:
         if self.left < len(files):
             raise DeviceError("the device went away")
         self.left -= len(files)
@@ -75,9 +87,16 @@ def test_a_profile_is_fitted_and_written(made) -> None:
     assert [each.format for each in latency.read(report.path).profiles] == ["onnx", "tflite"]
     found = latency.load("made", "tflite", "fp32", 1)
     assert found is not None
-    assert (found.runtime, found.runtime_version, found.machine) == ("LiteRT", "2.1", "armv7, Linux")
+    assert (found.runtime, found.runtime_version, found.machine) == (
+        "LiteRT",
+        "2.1",
+        "armv7, Linux",
+    )
     fresh = [[each for _, each in signatures(graph)] for graph in networks(10, seed=5)]
-    errors = [abs(found.predict(ops) / (0.01 + sum(1e-6 * each.macs + 1e-3 for each in ops)) - 1) for ops in fresh]
+    errors = [
+        abs(found.predict(ops) / (0.01 + sum(1e-6 * each.macs + 1e-3 for each in ops)) - 1)
+        for ops in fresh
+    ]
     assert sum(errors) / len(errors) < 0.05
 
 
@@ -98,10 +117,18 @@ def test_what_was_measured_before_the_device_went_away_is_kept(made) -> None:
         calibrate(MADE, formats=["tflite"], networks=2 * module.TOGETHER)
     assert len(Store().history("made")) == module.TOGETHER
     made.left = 1000
-    assert calibrate(MADE, formats=["tflite"], networks=2 * module.TOGETHER).reused == module.TOGETHER
+    assert (
+        calibrate(MADE, formats=["tflite"], networks=2 * module.TOGETHER).reused == module.TOGETHER
+    )
 
 
-@pytest.mark.parametrize(("name", "why"), [("cortex-m7", "its times are computed"), ("ethos-u55-128", "Vela tells the cycles of each op")])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("cortex-m7", "its times are computed"),
+        ("ethos-u55-128", "Vela tells the cycles of each op"),
+    ],
+)
 def test_a_device_that_is_not_timed_is_not_calibrated(name: str, why: str) -> None:
     with pytest.raises(UsageError, match=f"device '{name}' has nothing to calibrate: {why}"):
         calibrate(devices.load(name))

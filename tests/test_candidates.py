@@ -24,12 +24,16 @@ SMALL = ("channel_svd", "spatial_svd", "tucker2", "svd")
 
 def found(graph: Graph, name: str = "layer", methods=SMALL, levels: int = 4) -> LayerSpace:
     op = graph.op(name)
-    samples = collect(graph, [op], helpers.random_inputs(graph, 16), SampleSize(12, 4, 200, 100), seed=0)
+    samples = collect(
+        graph, [op], helpers.random_inputs(graph, 16), SampleSize(12, 4, 200, 100), seed=0
+    )
     return space(graph, op, samples[name], methods, relative_l2, levels)
 
 
 def costs(graph: Graph) -> tuple[int, int]:
-    return graph.params, sum(ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)) for op in graph)
+    return graph.params, sum(
+        ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)) for op in graph
+    )
 
 
 LAYERS = {
@@ -38,11 +42,28 @@ LAYERS = {
     "grouped": lambda: conv((3, 3), 16, 16, (6, 6), groups=2),
     "1-D causal": lambda: conv((5,), 12, 16, (9,), padding="causal"),
     "transposed": lambda: layer(
-        "Conv2DTranspose", (4, 4, 12), (3, 3, 10, 12), filters=10, kernel_size=(3, 3), strides=(2, 2), padding="same", bias=10
+        "Conv2DTranspose",
+        (4, 4, 12),
+        (3, 3, 10, 12),
+        filters=10,
+        kernel_size=(3, 3),
+        strides=(2, 2),
+        padding="same",
+        bias=10,
     ),
-    "channels_first": lambda: layer("Conv2D", (12, 6, 6), (3, 3, 12, 16), filters=16, kernel_size=(3, 3), data_format="channels_first", bias=16),
+    "channels_first": lambda: layer(
+        "Conv2D",
+        (12, 6, 6),
+        (3, 3, 12, 16),
+        filters=16,
+        kernel_size=(3, 3),
+        data_format="channels_first",
+        bias=16,
+    ),
     "dense": lambda: dense(20, 16),
-    "einsum": lambda: layer("EinsumDense", (4, 20), (20, 4, 4), equation="abc,cde->abde", output_shape=(4, 4, 4)),
+    "einsum": lambda: layer(
+        "EinsumDense", (4, 20), (20, 4, 4), equation="abc,cde->abde", output_shape=(4, 4, 4)
+    ),
 }
 
 
@@ -54,7 +75,9 @@ def test_costs_are_those_of_the_rewritten_graph(kind) -> None:
     assert (whole.method, whole.params, whole.macs, whole.error) == (None, *costs(graph), 0)
     assert len(others) >= 2
     for candidate in others:
-        assert (candidate.params, candidate.macs) == costs(rewritten(graph, candidate.method, candidate.ranks))
+        assert (candidate.params, candidate.macs) == costs(
+            rewritten(graph, candidate.method, candidate.ranks)
+        )
         assert candidate.params <= whole.params
         assert candidate.macs <= whole.macs
         assert (candidate.params, candidate.macs) != (whole.params, whole.macs)
@@ -74,7 +97,9 @@ def test_the_error_is_that_of_the_rewritten_network() -> None:
             changed.splice("conv1", layers.factors[candidate.method].stages(candidate.ranks))
         changed.outputs = (Ref("relu1"),)
         outputs.append(keras_io.predict(changed, (inputs[0][12:],))[0])
-    for output, candidate in zip(outputs[1:], (layers.candidates[1], layers.candidates[-1]), strict=True):
+    for output, candidate in zip(
+        outputs[1:], (layers.candidates[1], layers.candidates[-1]), strict=True
+    ):
         assert candidate.error == pytest.approx(relative_l2(outputs[0], output), rel=1e-3)
 
 
@@ -83,7 +108,11 @@ def test_calls_of_a_shared_layer_pay_weights_once_and_work_each_time() -> None:
 
     dense_layer = keras.layers.Dense(16, name="dense")
     left, right = keras.Input((16,), name="left"), keras.Input((16,), name="right")
-    graph = helpers.graph_of(keras.Model([left, right], keras.layers.Add(name="add")([dense_layer(left), dense_layer(right)])))
+    graph = helpers.graph_of(
+        keras.Model(
+            [left, right], keras.layers.Add(name="add")([dense_layer(left), dense_layer(right)])
+        )
+    )
     layers = found(graph, "dense")
     assert layers.calls == ("dense", "dense@1")
     whole, one, *_ = layers.candidates
@@ -108,8 +137,16 @@ def reasons(graph: Graph, keep=(), only=()) -> dict[str, str | None]:
 def test_patterns_give_their_reasons() -> None:
     graph = helpers.graph_of(helpers.conv_net())
     assert reasons(graph) == dict.fromkeys(("conv0", "conv1", "head"))
-    assert reasons(graph, keep=["head", "c*0"]) == {"conv0": "kept by --keep c*0", "conv1": None, "head": "kept by --keep head"}
-    assert reasons(graph, only=["conv*"]) == {"conv0": None, "conv1": None, "head": "not named by --only"}
+    assert reasons(graph, keep=["head", "c*0"]) == {
+        "conv0": "kept by --keep c*0",
+        "conv1": None,
+        "head": "kept by --keep head",
+    }
+    assert reasons(graph, only=["conv*"]) == {
+        "conv0": None,
+        "conv1": None,
+        "head": "not named by --only",
+    }
     assert reasons(graph, keep=["conv0"], only=["conv?"])["conv0"] == "kept by --keep conv0"
     shared = helpers.graph_of(helpers.shared_conv())
     assert reasons(shared, keep=["conv@2"]) == {"conv": "kept by --keep conv@2"}
@@ -123,7 +160,10 @@ def test_layers_that_the_graph_rules_out() -> None:
     image = keras.Input((8, 8, 4), name="image")
     shared = layers.Conv2D(4, 3, padding="same", name="shared")
     x = layers.Concatenate(name="all")(
-        [layers.Flatten(name="f0")(shared(image)), layers.Flatten(name="f1")(shared(layers.MaxPooling2D(name="max")(image)))]
+        [
+            layers.Flatten(name="f0")(shared(image)),
+            layers.Flatten(name="f1")(shared(layers.MaxPooling2D(name="max")(image))),
+        ]
     )
     y = layers.Flatten(name="f2")(layers.SeparableConv2D(4, 3, name="separable")(image))
     graph = helpers.graph_of(keras.Model(image, [x, y]))
@@ -143,7 +183,12 @@ def test_the_grid_holds_the_full_ranks_and_few_others(full) -> None:
         assert tuples == [(1,), (2,), (3,), (4,), (5,)]
 
 
-CANDIDATES = st.builds(lambda m, p, i: Candidate("", "svd", (), p, m, 0.0, i), st.integers(1, 6), st.integers(1, 6), st.integers(0, 5).map(float))
+CANDIDATES = st.builds(
+    lambda m, p, i: Candidate("", "svd", (), p, m, 0.0, i),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(0, 5).map(float),
+)
 
 
 @given(st.lists(CANDIDATES, min_size=1, max_size=20))
@@ -152,7 +197,11 @@ def test_pareto_drops_the_dominated_and_nothing_else(candidates) -> None:
         return c.impact, c.macs, c.params
 
     points = {at(c) for c in candidates}
-    undominated = {p for p in points if not any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for q in points)}
+    undominated = {
+        p
+        for p in points
+        if not any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for q in points)
+    }
     kept = [at(c) for c in pareto(candidates)]
     assert set(kept) == undominated
     assert len(kept) == len(undominated)
@@ -171,13 +220,25 @@ def test_all_methods_give_finite_errors_that_fall_with_the_rank() -> None:
 def test_the_chain_weighs_the_error() -> None:
     """A channel that the BatchNorm switches off does not count."""
     graph = helpers.graph_of(helpers.residual())
-    samples = collect(graph, [graph.op("conv")], helpers.random_inputs(graph, 16), SampleSize(12, 4, 200, 100), seed=0)["conv"]
+    samples = collect(
+        graph,
+        [graph.op("conv")],
+        helpers.random_inputs(graph, 16),
+        SampleSize(12, 4, 200, 100),
+        seed=0,
+    )["conv"]
     assert samples.chain.batchnorm is not None
     gamma = np.ones(6, np.float32)
     gamma[2] = 0
     norm = graph.op("bn1")
     silent = graph.with_weights({"bn1": {**norm.weights, "gamma": gamma}})
-    chain = collect(silent, [silent.op("conv")], helpers.random_inputs(graph, 16), SampleSize(12, 4, 200, 100), seed=0)["conv"].chain
+    chain = collect(
+        silent,
+        [silent.op("conv")],
+        helpers.random_inputs(graph, 16),
+        SampleSize(12, 4, 200, 100),
+        seed=0,
+    )["conv"].chain
     base = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)
     other = base.copy()
     other[:, 2] = other[::-1, 2]

@@ -31,7 +31,11 @@ def canonical(graph: Graph) -> Graph:
 def chain(*layers: Any, shape: tuple[int | None, ...] = (8, 8, 3)) -> Graph:
     import keras
 
-    return helpers.graph_of(helpers.random_weights(keras.Sequential([keras.Input(shape, name="x"), *layers], name="chain")))
+    return helpers.graph_of(
+        helpers.random_weights(
+            keras.Sequential([keras.Input(shape, name="x"), *layers], name="chain")
+        )
+    )
 
 
 def proved(graph: Graph) -> str:
@@ -48,7 +52,9 @@ def test_activation_arguments_become_ops() -> None:
     from keras import layers
 
     graph = chain(
-        layers.Conv2D(4, 3, activation="relu", name="conv"), layers.Flatten(name="flat"), layers.Dense(2, activation="softmax", name="head")
+        layers.Conv2D(4, 3, activation="relu", name="conv"),
+        layers.Flatten(name="flat"),
+        layers.Dense(2, activation="softmax", name="head"),
     )
     assert proved(graph) == "\n".join(
         [
@@ -85,7 +91,9 @@ def test_shared_layer_gets_a_shared_activation() -> None:
 
     left, right = keras.Input((5,), name="left"), keras.Input((5,), name="right")
     dense = layers.Dense(3, activation="tanh", name="dense")
-    graph = helpers.graph_of(keras.Model([left, right], layers.Add(name="add")([dense(left), dense(right)])))
+    graph = helpers.graph_of(
+        keras.Model([left, right], layers.Add(name="add")([dense(left), dense(right)]))
+    )
     result = canonical(graph)
     helpers.same(graph, result)
     activations = [op for op in result if op.kind == "Activation"]
@@ -97,14 +105,23 @@ def test_shared_layer_gets_a_shared_activation() -> None:
 def test_name_of_the_activation_avoids_existing_ones() -> None:
     from keras import layers
 
-    text = proved(chain(layers.Dense(4, activation="relu", name="a"), layers.ReLU(name="a__activation"), shape=(5,)))
+    text = proved(
+        chain(
+            layers.Dense(4, activation="relu", name="a"),
+            layers.ReLU(name="a__activation"),
+            shape=(5,),
+        )
+    )
     assert "a__activation_1 = Activation(a)" in text
 
 
 def test_normalization_folds_into_a_valid_convolution() -> None:
     from keras import layers
 
-    graph = chain(layers.Normalization(mean=MEAN, variance=VARIANCE), layers.Conv2D(4, 3, use_bias=False, name="conv"))
+    graph = chain(
+        layers.Normalization(mean=MEAN, variance=VARIANCE),
+        layers.Conv2D(4, 3, use_bias=False, name="conv"),
+    )
     assert proved(graph) == "\n".join(
         [
             "graph chain",
@@ -119,9 +136,11 @@ def test_chain_of_normalizations_before_a_padded_convolution_becomes_one_depthwi
     from keras import layers
 
     graph = chain(
-        layers.Rescaling(1 / 127.5, -1, name="rescale"), layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0], name="normalize"),
-        layers.Rescaling([1.0, 2.0, 0.5], name="again"), layers.Conv2D(4, 3, padding="same", name="conv"),
-    )  # fmt: skip
+        layers.Rescaling(1 / 127.5, -1, name="rescale"),
+        layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0], name="normalize"),
+        layers.Rescaling([1.0, 2.0, 0.5], name="again"),
+        layers.Conv2D(4, 3, padding="same", name="conv"),
+    )
     assert proved(graph) == "\n".join(
         [
             "graph chain",
@@ -136,14 +155,18 @@ def test_chain_of_normalizations_before_a_padded_convolution_becomes_one_depthwi
 def test_pure_scale_folds_into_a_padded_convolution() -> None:
     from keras import layers
 
-    assert "Rescaling" not in proved(chain(layers.Rescaling(1 / 255), layers.Conv2D(4, 3, padding="same", name="conv")))
+    assert "Rescaling" not in proved(
+        chain(layers.Rescaling(1 / 255), layers.Conv2D(4, 3, padding="same", name="conv"))
+    )
 
 
 def test_single_elementwise_op_that_cannot_be_folded_stays() -> None:
     from keras import layers
 
     assert "Rescaling" in proved(chain(layers.Rescaling(1 / 255), layers.MaxPooling2D(name="pool")))
-    assert "Rescaling" in proved(chain(layers.Rescaling(1.0, -3.0), layers.Conv2D(4, 3, padding="same", name="conv")))
+    assert "Rescaling" in proved(
+        chain(layers.Rescaling(1.0, -3.0), layers.Conv2D(4, 3, padding="same", name="conv"))
+    )
 
 
 def test_normalization_per_position_folds_through_flatten_into_dense() -> None:
@@ -151,7 +174,12 @@ def test_normalization_per_position_folds_through_flatten_into_dense() -> None:
 
     rng = np.random.default_rng(0)
     mean, variance = rng.normal(size=(4, 4, 2)), rng.uniform(0.5, 2, (4, 4, 2))
-    graph = chain(layers.Normalization(axis=(1, 2, 3), mean=mean, variance=variance), layers.Flatten(), layers.Dense(3), shape=(4, 4, 2))
+    graph = chain(
+        layers.Normalization(axis=(1, 2, 3), mean=mean, variance=variance),
+        layers.Flatten(),
+        layers.Dense(3),
+        shape=(4, 4, 2),
+    )
     assert "Normalization" not in proved(graph)
 
 
@@ -200,7 +228,13 @@ def test_shared_normalization_is_folded_or_lowered_call_by_call() -> None:
     left, right = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
     normalize = layers.Normalization(mean=MEAN, variance=VARIANCE)
     graph = helpers.graph_of(
-        keras.Model([left, right], [layers.Conv2D(2, 3)(normalize(left)), layers.Conv2D(2, 3, padding="same")(normalize(right))])
+        keras.Model(
+            [left, right],
+            [
+                layers.Conv2D(2, 3)(normalize(left)),
+                layers.Conv2D(2, 3, padding="same")(normalize(right)),
+            ],
+        )
     )
     text = proved(graph)
     assert "Normalization" not in text
@@ -212,18 +246,31 @@ def test_integer_images_keep_their_normalization() -> None:
     from keras import layers
 
     image = keras.Input((8, 8, 3), dtype="uint8", name="image")
-    graph = helpers.graph_of(keras.Model(image, layers.Conv2D(2, 3)(layers.Rescaling(1 / 255, name="rescale")(image))))
+    graph = helpers.graph_of(
+        keras.Model(image, layers.Conv2D(2, 3)(layers.Rescaling(1 / 255, name="rescale")(image)))
+    )
     assert "rescale = Rescaling(image)" in proved(graph)
 
 
 def test_batchnorm_before_a_convolution_folds_and_behind_one_stays() -> None:
     from keras import layers
 
-    before = chain(layers.BatchNormalization(), layers.ReLU(), layers.BatchNormalization(), layers.Conv2D(4, 3, name="conv"))
+    before = chain(
+        layers.BatchNormalization(),
+        layers.ReLU(),
+        layers.BatchNormalization(),
+        layers.Conv2D(4, 3, name="conv"),
+    )
     assert proved(before).count("BatchNormalization") == 1  # the one before ReLU
-    behind = chain(layers.Conv2D(4, 3, name="first"), layers.BatchNormalization(name="bn"), layers.Conv2D(4, 1, name="second"))
+    behind = chain(
+        layers.Conv2D(4, 3, name="first"),
+        layers.BatchNormalization(name="bn"),
+        layers.Conv2D(4, 1, name="second"),
+    )
     assert proved(behind) == str(behind)
-    padded = chain(layers.BatchNormalization(name="bn"), layers.Conv2D(4, 3, padding="same", name="conv"))
+    padded = chain(
+        layers.BatchNormalization(name="bn"), layers.Conv2D(4, 3, padding="same", name="conv")
+    )
     assert proved(padded) == str(padded)
 
 
@@ -232,7 +279,9 @@ def test_batchnorm_that_trains_at_inference_is_left_alone() -> None:
     from keras import layers
 
     x = features = keras.Input((5,))
-    graph = helpers.graph_of(keras.Model(features, layers.Dense(3)(layers.BatchNormalization()(x, training=True))))
+    graph = helpers.graph_of(
+        keras.Model(features, layers.Dense(3)(layers.BatchNormalization()(x, training=True)))
+    )
     assert str(canonical(graph)) == str(graph)
 
 
@@ -249,9 +298,15 @@ def test_other_ranks(shape: tuple[int, ...]) -> None:
 
     rank = len(shape) - 1
     conv, mean = getattr(layers, f"Conv{rank}D"), list(range(1, shape[-1] + 1))
-    text = proved(chain(layers.Normalization(mean=mean, variance=mean), conv(3, 2, padding="same"), shape=shape))
+    text = proved(
+        chain(
+            layers.Normalization(mean=mean, variance=mean), conv(3, 2, padding="same"), shape=shape
+        )
+    )
     assert ("DepthwiseConv1D" if rank == 1 else " Normalization(x)") in text
-    assert "Normalization" not in proved(chain(layers.Normalization(mean=mean, variance=mean), conv(3, 2), shape=shape))
+    assert "Normalization" not in proved(
+        chain(layers.Normalization(mean=mean, variance=mean), conv(3, 2), shape=shape)
+    )
 
 
 @given(
@@ -260,7 +315,15 @@ def test_other_ranks(shape: tuple[int, ...]) -> None:
     groups=st.sampled_from([1, 2]), bias=st.booleans(), shift=st.booleans(), norm=st.sampled_from(["Normalization", "BatchNormalization", "Rescaling"]),
 )  # fmt: skip
 def test_every_linear_layer_behind_a_normalization(
-    kind: str, kernel: int, strides: int, dilation: int, padding: str, groups: int, bias: bool, shift: bool, norm: str
+    kind: str,
+    kernel: int,
+    strides: int,
+    dilation: int,
+    padding: str,
+    groups: int,
+    bias: bool,
+    shift: bool,
+    norm: str,
 ) -> None:
     from keras import layers
 
@@ -268,7 +331,9 @@ def test_every_linear_layer_behind_a_normalization(
     channels = 4
     mean = rng.normal(0, 2, channels) if shift else np.zeros(channels)
     before = {
-        "Normalization": lambda: layers.Normalization(mean=mean, variance=rng.uniform(0.5, 4, channels)),
+        "Normalization": lambda: layers.Normalization(
+            mean=mean, variance=rng.uniform(0.5, 4, channels)
+        ),
         "BatchNormalization": lambda: layers.BatchNormalization(center=shift),
         "Rescaling": lambda: layers.Rescaling(rng.uniform(0.5, 2, channels), mean),
     }[norm]()
@@ -278,15 +343,26 @@ def test_every_linear_layer_behind_a_normalization(
     else:
         rank = int(kind.split("Conv")[1][0])
         dilation = dilation if strides == 1 and "Transpose" not in kind else 1
-        options |= {"kernel_size": kernel, "strides": strides, "dilation_rate": dilation, "padding": padding}
+        options |= {
+            "kernel_size": kernel,
+            "strides": strides,
+            "dilation_rate": dilation,
+            "padding": padding,
+        }
         options |= {"depth_multiplier": 2} if "Depthwise" in kind or "Separable" in kind else {}
         options |= {"groups": groups} if kind in ("Conv1D", "Conv2D") else {}
-        layer = getattr(layers, kind)(**options) if "Depthwise" in kind else getattr(layers, kind)(6, **options)
+        layer = (
+            getattr(layers, kind)(**options)
+            if "Depthwise" in kind
+            else getattr(layers, kind)(6, **options)
+        )
         shape = (7,) * rank + (channels,)
     graph = chain(before, layer, shape=shape)
     text = proved(graph)
     if kind == "Dense" or (padding == "valid" and "Transpose" not in kind):
-        assert len(text.splitlines()) == (5 if "Separable" in kind else 4), text  # the normalisation is gone
+        assert len(text.splitlines()) == (5 if "Separable" in kind else 4), (
+            text
+        )  # the normalisation is gone
 
 
 @pytest.mark.slow
@@ -296,7 +372,9 @@ def test_real_models(name: str, lrfc_data: Path) -> None:
     graph = keras_io.from_keras(keras_load.load(lrfc_data / "models" / name))
     result = canonical(graph)
     batch = tuple(128 + 64 * x for x in helpers.random_inputs(graph, 8))
-    assert helpers.difference(keras_io.predict(graph, batch), keras_io.predict(result, batch)) < 1e-5
+    assert (
+        helpers.difference(keras_io.predict(graph, batch), keras_io.predict(result, batch)) < 1e-5
+    )
     if name.startswith("resnet"):
         assert "normalize = DepthwiseConv2D(image)" in str(result)
 
@@ -304,6 +382,13 @@ def test_real_models(name: str, lrfc_data: Path) -> None:
 def test_a_separable_convolution_becomes_its_two_layers():
     import keras
 
-    graph = chain(keras.layers.SeparableConv2D(8, 3, activation="relu", depth_multiplier=2, name="conv"))
+    graph = chain(
+        keras.layers.SeparableConv2D(8, 3, activation="relu", depth_multiplier=2, name="conv")
+    )
     assert "DepthwiseConv2D" in proved(graph)
-    assert [op.kind for op in canonical(graph)] == ["InputLayer", "DepthwiseConv2D", "Conv2D", "Activation"]
+    assert [op.kind for op in canonical(graph)] == [
+        "InputLayer",
+        "DepthwiseConv2D",
+        "Conv2D",
+        "Activation",
+    ]

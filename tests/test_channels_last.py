@@ -92,7 +92,9 @@ class Net:
         return self.layer("LayerNormalization", axis=self.axis)(x)
 
     def prelu(self, x: Any) -> Any:
-        return self.layer("PReLU", shared_axes=([2] if self.first else [1]) if self.number % 2 else None)(x)
+        return self.layer(
+            "PReLU", shared_axes=([2] if self.first else [1]) if self.number % 2 else None
+        )(x)
 
     def relu(self, x: Any) -> Any:
         return self.layer("ReLU", max_value=2.0)(x)
@@ -106,7 +108,9 @@ class Net:
     def softmax_in_conv(self, x: Any) -> Any:
         """Keras takes the last axis, whatever the layout is."""
         x = self.layer("Conv?", 3, 1, activation="softmax" if self.first else None)(x)
-        return x if self.first else self.layer("Softmax", axis=self.last_space, suffix="_softmax")(x)
+        return (
+            x if self.first else self.layer("Softmax", axis=self.last_space, suffix="_softmax")(x)
+        )
 
     def pool(self, x: Any) -> Any:
         return self.layer("MaxPooling?", 2)(x) if self.tall(x) else x
@@ -118,7 +122,11 @@ class Net:
         return x if self.rank == 1 else self.layer("ZeroPadding?", 1)(x)
 
     def crop(self, x: Any) -> Any:
-        return self.layer("Cropping?", (1, *(0,) * (self.rank - 1)))(x) if self.rank > 1 and self.tall(x) else x
+        return (
+            self.layer("Cropping?", (1, *(0,) * (self.rank - 1)))(x)
+            if self.rank > 1 and self.tall(x)
+            else x
+        )
 
     def up(self, x: Any) -> Any:
         return self.layer("UpSampling?", 2)(x) if self.rank > 1 and self.number < 3 else x
@@ -127,13 +135,17 @@ class Net:
         return self.layer("Add")([x, self.layer("Conv?", self.channels(x), 1, suffix="_conv")(x)])
 
     def concatenate(self, x: Any) -> Any:
-        return self.layer("Concatenate", axis=self.axis)([x, self.layer("Conv?", 2, 1, suffix="_conv")(x)])
+        return self.layer("Concatenate", axis=self.axis)(
+            [x, self.layer("Conv?", 2, 1, suffix="_conv")(x)]
+        )
 
     def excite(self, x: Any) -> Any:
         width, ones = self.channels(x), (1,) * self.rank
         y = self.layer("GlobalAveragePooling?", suffix="_pool")(x)
         y = self.layer("Dense", width, activation="sigmoid", suffix="_dense")(y)
-        y = self.layer("Reshape", (width, *ones) if self.first else (*ones, width), suffix="_shape")(y)
+        y = self.layer(
+            "Reshape", (width, *ones) if self.first else (*ones, width), suffix="_shape"
+        )(y)
         return self.layer("Multiply")([x, y])
 
     def shared(self, x: Any) -> Any:
@@ -152,7 +164,9 @@ class Net:
         import keras
 
         z = inside = keras.Input(x.shape[1:])
-        z = self.layer("BatchNormalization", axis=self.axis, name="bn")(self.layer("Conv?", 3, 1, name="conv")(z))
+        z = self.layer("BatchNormalization", axis=self.axis, name="bn")(
+            self.layer("Conv?", 3, 1, name="conv")(z)
+        )
         return keras.Model(inside, z, name=self.named())(x)
 
     def headed(self, head: str, x: Any) -> Any:
@@ -162,17 +176,30 @@ class Net:
         if head == "extremes":
             return self.layer("GlobalMaxPooling?", keepdims=True, name="pool")(x)
         if head == "pooled":
-            return self.layer("Dense", 2, name="head")(self.layer("GlobalMaxPooling?", name="pool")(x))
+            return self.layer("Dense", 2, name="head")(
+                self.layer("GlobalMaxPooling?", name="pool")(x)
+            )
         form = self.form
         if head == "flat in its own order":
             form = LAST
-            x = x if self.first else self.layer("Permute", (self.rank + 1, *range(1, self.rank + 1)), name="as_first")(x)
-        return self.layer("Dense", 2, name="head")(self.layer("Flatten", data_format=form, name="flat")(x))
+            x = (
+                x
+                if self.first
+                else self.layer(
+                    "Permute", (self.rank + 1, *range(1, self.rank + 1)), name="as_first"
+                )(x)
+            )
+        return self.layer("Dense", 2, name="head")(
+            self.layer("Flatten", data_format=form, name="flat")(x)
+        )
 
 
 STEPS = [
-    name for name in vars(Net) if not name.startswith("_") and name not in ("sized", "layer", "named", "channels", "tall", "then", "headed")
-]  # fmt: skip
+    name
+    for name in vars(Net)
+    if not name.startswith("_")
+    and name not in ("sized", "layer", "named", "channels", "tall", "then", "headed")
+]
 
 
 def network(rank: int, steps: Sequence[str], head: str, form: str, *, second: bool = False) -> Any:
@@ -184,7 +211,9 @@ def network(rank: int, steps: Sequence[str], head: str, form: str, *, second: bo
     x = net.layer("Concatenate", axis=net.axis, name="both")(inputs) if second else inputs[0]
     for step in steps:
         x = net.then(step, x)
-    return keras.Model(inputs, net.headed(head, net.layer("Conv?", 3, 1, name="last")(x)), name="net")
+    return keras.Model(
+        inputs, net.headed(head, net.layer("Conv?", 3, 1, name="last")(x)), name="net"
+    )
 
 
 def with_weights_of(first: Any, last: Any) -> Any:
@@ -193,7 +222,11 @@ def with_weights_of(first: Any, last: Any) -> Any:
     for layer in first._flatten_layers():
         if layer.weights and layer.name in alike and not getattr(layer, "layers", None):
             weights = layer.get_weights()
-            alike[layer.name].set_weights([np.moveaxis(w, 0, -1) for w in weights] if type(layer).__name__ == "PReLU" else weights)
+            alike[layer.name].set_weights(
+                [np.moveaxis(w, 0, -1) for w in weights]
+                if type(layer).__name__ == "PReLU"
+                else weights
+            )
     return last
 
 
@@ -202,8 +235,12 @@ def agree(graph: Graph, reference: Any) -> None:
     moved = channels_last(graph)
     moved.check()
     assert stuck(moved) == ()
-    assert [moved.tensors(name) for name in moved.inputs] == [graph.tensors(name) for name in graph.inputs]
-    assert [moved.tensor(ref) for ref in moved.outputs] == [graph.tensor(ref) for ref in graph.outputs]
+    assert [moved.tensors(name) for name in moved.inputs] == [
+        graph.tensors(name) for name in graph.inputs
+    ]
+    assert [moved.tensor(ref) for ref in moved.outputs] == [
+        graph.tensor(ref) for ref in graph.outputs
+    ]
     assert moved.params == graph.params
     inputs = helpers.random_inputs(graph)
     expected: Batch = keras_io.predict(reference, tuple(np.moveaxis(x, 1, -1) for x in inputs))
@@ -214,7 +251,9 @@ def agree(graph: Graph, reference: Any) -> None:
 @given(
     rank=st.sampled_from([1, 2, 2, 3]), steps=st.lists(st.sampled_from(STEPS), max_size=5), head=st.sampled_from(HEADS), second=st.booleans()
 )  # fmt: skip
-def test_any_network_computes_the_same(rank: int, steps: list[str], head: str, second: bool) -> None:
+def test_any_network_computes_the_same(
+    rank: int, steps: list[str], head: str, second: bool
+) -> None:
     first = helpers.random_weights(network(rank, steps, head, FIRST, second=second))
     graph = helpers.graph_of(first)
     agree(graph, with_weights_of(first, network(rank, steps, head, LAST, second=second)))
@@ -236,7 +275,9 @@ def test_every_head(head: str) -> None:
 def documented(rewrite: Any) -> tuple[list[str], list[str]]:
     """The printed ops under Given and under Result in a docstring."""
     given, result = rewrite.__doc__.split("Result")
-    return tuple([line.strip() for line in part.splitlines() if " = " in line] for part in (given, result))  # type: ignore[return-value]
+    return tuple(
+        [line.strip() for line in part.splitlines() if " = " in line] for part in (given, result)
+    )  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("rewrite", [move_channels, lower_transposed])
@@ -308,8 +349,12 @@ def test_normalisation_of_the_input_moves_to_where_it_can_be_folded() -> None:
     from keras import layers
 
     x = image = keras.Input((3, 8, 8), name="x")
-    x = layers.Rescaling(0.5, name="scale")(layers.Normalization(axis=1, mean=[1.0, 2.0, 3.0], variance=[1.0, 4.0, 9.0], name="norm")(x))
-    graph = helpers.graph_of(keras.Model(image, layers.Conv2D(4, 3, data_format=FIRST, name="conv")(x)))
+    x = layers.Rescaling(0.5, name="scale")(
+        layers.Normalization(axis=1, mean=[1.0, 2.0, 3.0], variance=[1.0, 4.0, 9.0], name="norm")(x)
+    )
+    graph = helpers.graph_of(
+        keras.Model(image, layers.Conv2D(4, 3, data_format=FIRST, name="conv")(x))
+    )
     assert [op.kind for op in channels_last(graph)][:4] == [
         "InputLayer",
         "Permute",
@@ -331,7 +376,9 @@ def test_what_cannot_be_moved_is_named() -> None:
 
     clip = keras.Input((4, 3, 8, 8), name="x")
     inner = layers.Conv2D(2, 3, data_format=FIRST)
-    graph = channels_last(helpers.graph_of(keras.Model(clip, layers.TimeDistributed(inner, name="frames")(clip))))
+    graph = channels_last(
+        helpers.graph_of(keras.Model(clip, layers.TimeDistributed(inner, name="frames")(clip)))
+    )
     assert stuck(graph) == ("frames",)
 
 
@@ -344,7 +391,9 @@ def test_convolutional_lstm(sequences: bool) -> None:
         frames = keras.Input((3, 2, 6, 5) if form == FIRST else (3, 6, 5, 2), name="x")
         return keras.Model(
             frames,
-            layers.ConvLSTM2D(4, 3, data_format=form, return_sequences=sequences, name="lstm")(frames),
+            layers.ConvLSTM2D(4, 3, data_format=form, return_sequences=sequences, name="lstm")(
+                frames
+            ),
         )
 
     first, last = helpers.random_weights(model(FIRST)), model(LAST)
@@ -371,7 +420,10 @@ def transposed(
     lengths = [n + each - 1 for n, each in zip(x.shape[1:-1], reach, strict=True)]
     y = np.zeros((len(x), *lengths, kernel.shape[-2]))
     for tap in np.ndindex(kernel.shape[:-2]):
-        at = tuple(slice(t * step, t * step + n) for t, step, n in zip(tap, dilation, x.shape[1:-1], strict=True))
+        at = tuple(
+            slice(t * step, t * step + n)
+            for t, step, n in zip(tap, dilation, x.shape[1:-1], strict=True)
+        )
         y[(slice(None), *at)] += x @ kernel[tap].T
     return y + bias
 
@@ -383,14 +435,20 @@ def transposed(
     padding=st.sampled_from(["same", "valid"]),
     form=st.sampled_from([FIRST, LAST]),
 )
-def test_dilated_transposed_convolutions(rank: int, kernel: int, data: Any, padding: str, form: str) -> None:
+def test_dilated_transposed_convolutions(
+    rank: int, kernel: int, data: Any, padding: str, form: str
+) -> None:
     import keras
     from keras import layers
 
     dilation = tuple(data.draw(st.lists(st.integers(1, 3), min_size=rank, max_size=rank)))
     shape = (2, *SIZE[rank]) if form == FIRST else (*SIZE[rank], 2)
-    conv = getattr(layers, f"Conv{rank}DTranspose")(3, kernel, dilation_rate=dilation, padding=padding, data_format=form, name="conv")
-    graph = helpers.graph_of(helpers.random_weights(keras.Sequential([keras.Input(shape, name="x"), conv])))
+    conv = getattr(layers, f"Conv{rank}DTranspose")(
+        3, kernel, dilation_rate=dilation, padding=padding, data_format=form, name="conv"
+    )
+    graph = helpers.graph_of(
+        helpers.random_weights(keras.Sequential([keras.Input(shape, name="x"), conv]))
+    )
     lowered = lower_transposed(move_channels(graph))
     lowered.check()
     if max(dilation) > 1:
@@ -399,12 +457,21 @@ def test_dilated_transposed_convolutions(rank: int, kernel: int, data: Any, padd
     assert lowered.tensor(lowered.outputs[0]) == graph.tensor(graph.outputs[0])
     (x,) = helpers.random_inputs(graph)
     weights = graph.op("conv").weights
-    expected = transposed(weights["kernel"], weights["bias"], np.moveaxis(x, 1, -1) if form == FIRST else x, dilation)
-    if padding == "same":  # what lies around the positions of the input is cut off, the smaller half in front
+    expected = transposed(
+        weights["kernel"], weights["bias"], np.moveaxis(x, 1, -1) if form == FIRST else x, dilation
+    )
+    if (
+        padding == "same"
+    ):  # what lies around the positions of the input is cut off, the smaller half in front
         cut = [(step * (kernel - 1)) // 2 for step in dilation]
-        expected = expected[(slice(None), *(slice(c, c + n) for c, n in zip(cut, SIZE[rank], strict=True)))]
+        expected = expected[
+            (slice(None), *(slice(c, c + n) for c, n in zip(cut, SIZE[rank], strict=True)))
+        ]
     (found,) = keras_io.predict(lowered, (x,))
-    assert helpers.difference((np.moveaxis(expected, -1, 1) if form == FIRST else expected,), (found,)) < 1e-5
+    assert (
+        helpers.difference((np.moveaxis(expected, -1, 1) if form == FIRST else expected,), (found,))
+        < 1e-5
+    )
 
 
 def test_a_shared_dilated_transposed_convolution_stays_shared() -> None:

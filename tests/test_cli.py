@@ -31,8 +31,12 @@ from tests import helpers
 from tests.disks import small_disk
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits.keras"
-#: Ctrl-C works in the child even where the tests run in the background of a shell, which makes their children ignore it.
-MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from lrfc.cli.app import main; main()"
+#: Ctrl-C works in the child even where the tests run in the background of a shell, which makes
+#: their children ignore it.
+MAIN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from lrfc.cli.app"
+    " import main; main()"
+)
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,22 @@ def temporary(folder: Path) -> Path:
 def start(folder: Path, *args: object) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     temporary(folder).mkdir(exist_ok=True)
-    env = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE")}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE")
+    }
     env |= {"PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(temporary(folder))}
     return subprocess.Popen(
         [sys.executable, "-c", MAIN, *map(str, args)],
-        cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        cwd=folder,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def finish(process: subprocess.Popen[str], folder: Path, said: str = "") -> Run:
@@ -108,20 +122,30 @@ REFUSED = {
     "text file": Case("{files}/text.keras", 3, ("text.keras", "not a Keras model")),
     "truncated": Case("{files}/truncated.keras", 3, ("truncated.keras", "truncated or damaged")),
     "NaN weights": Case("{files}/nan.keras", 3, ("nan.keras", "NaN")),
-    "nothing to factorize": Case("{files}/pooling.keras", 3, ("no convolution and no fully connected layer",)),
-    "wrong shape": Case(f"{CONV} --data {{files}}/wrong.npz", 2, ("wrong.npz", "(10, 10, 3)", "(12, 12, 3)")),
+    "nothing to factorize": Case(
+        "{files}/pooling.keras", 3, ("no convolution and no fully connected layer",)
+    ),
+    "wrong shape": Case(
+        f"{CONV} --data {{files}}/wrong.npz", 2, ("wrong.npz", "(10, 10, 3)", "(12, 12, 3)")
+    ),
     "budget 0%": Case(f"{TINY} --max-macs 0%", 2, ("--max-macs", "0%")),
     "budget 400%": Case(f"{TINY} --max-macs 400%", 2, ("--max-macs", "400%")),
     "budget banana": Case(f"{TINY} --max-macs banana", 2, ("--max-macs", "'banana'")),
-    "budget out of reach": Case(f"{TINY} --max-macs 1%", 4, ("--max-macs 1% cannot be reached", "the least")),
+    "budget out of reach": Case(
+        f"{TINY} --max-macs 1%", 4, ("--max-macs 1% cannot be reached", "the least")
+    ),
     "unknown target": Case(f"{TINY} --target coreml", 2, ("'coreml'", "tflite, onnx")),
     "unknown precision": Case(f"{TINY} --precision int4", 2, ("precision", "int8")),
     "unknown method": Case(f"{TINY} --methods magic", 2, ("magic", "tucker2")),
-    "int16x8 for onnx": Case(f"{TINY} --target onnx --precision int16x8", 2, ("onnx", "int16x8", "fp16 or int8", "tflite")),
+    "int16x8 for onnx": Case(
+        f"{TINY} --target onnx --precision int16x8",
+        2,
+        ("onnx", "int16x8", "fp16 or int8", "tflite"),
+    ),
 }
 
 
-# -- a few child processes at a time ---------------------------------------------------------------------------------------------------
+# -- a few child processes at a time ---------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +168,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     conv.get_layer("head").set_weights([kernel, bias])
     conv.save(folder / "nan.keras")
     inputs = keras.Input((8, 8, 3))
-    keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs)).save(folder / "pooling.keras")
+    keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs)).save(
+        folder / "pooling.keras"
+    )
     (folder / "corrupt.tflite").write_bytes(bytes(range(256)) * 8)
     return folder
 
@@ -189,7 +215,10 @@ def interrupted(sent: signal.Signals, *, writing: bool) -> Callable[..., Run]:
 SMALLER = f"build {TINY} --methods channel_svd --max-macs 60%"
 #: Name → how it is run, and the command.
 COMMANDS: dict[str, tuple[Callable[..., Run], str]] = {
-    "digits": (lrfc, f"build {DIGITS} --data digits --max-macs 50% --epochs 0 --json --out small"),  # the longest comes first
+    "digits": (
+        lrfc,
+        f"build {DIGITS} --data digits --max-macs 50% --epochs 0 --json --out small",
+    ),  # the longest comes first
     "full disk": (on_a_full_disk, f"{SMALLER} --out small"),
     "Ctrl-C while writing": (interrupted(signal.SIGINT, writing=True), SMALLER),
     "SIGTERM while writing": (interrupted(signal.SIGTERM, writing=True), SMALLER),
@@ -203,10 +232,16 @@ COMMANDS: dict[str, tuple[Callable[..., Run], str]] = {
 
 
 @pytest.fixture(scope="module")
-def begun(files: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Run]]]:
+def begun(
+    files: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[dict[str, Future[Run]]]:
     """The commands of the selected tests, three at a time: most of a child's life is the import of TensorFlow."""
     root = tmp_path_factory.mktemp("runs")
-    wanted = {item.callspec.params.get("run") for item in request.session.items if item.path == Path(__file__) and hasattr(item, "callspec")}
+    wanted = {
+        item.callspec.params.get("run")
+        for item in request.session.items
+        if item.path == Path(__file__) and hasattr(item, "callspec")
+    }
     with ThreadPoolExecutor(3) as pool:
         yield {
             name: pool.submit(how, root / str(number), *args.format(files=files).split())
@@ -227,7 +262,7 @@ def command(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("run", names, indirect=True)
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("run", "case"), REFUSED.items(), ids=REFUSED, indirect=["run"])
@@ -255,7 +290,11 @@ def test_a_full_disk_is_said_and_keeps_nothing(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("run", "code", "word"),
-    [("Ctrl-C while exploring", 130, "interrupted"), ("Ctrl-C while writing", 130, "interrupted"), ("SIGTERM while writing", 143, "terminated")],
+    [
+        ("Ctrl-C while exploring", 130, "interrupted"),
+        ("Ctrl-C while writing", 130, "interrupted"),
+        ("SIGTERM while writing", 143, "terminated"),
+    ],
     indirect=["run"],
 )
 def test_an_interrupt_leaves_nothing_behind(run: Run, code: int, word: str) -> None:
@@ -263,7 +302,7 @@ def test_an_interrupt_leaves_nothing_behind(run: Run, code: int, word: str) -> N
     assert run.left() == set()
 
 
-# -- a whole build -----------------------------------------------------------------------------------------------------------------
+# -- a whole build ---------------------------------------------------------------------------------
 
 
 def run_file(path: Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -288,7 +327,17 @@ def test_the_output_folder_is_complete_and_true(run: Run) -> None:
     assert run.code == 0, run.stderr
     assert run.left() == {"small"}
     out = run.folder / "small"
-    names = {"digits.tflite", "model.keras", "manifest.json", "layers.csv", "pareto.json", "candidates.csv", "ops.json", "report.html", "log.txt"}
+    names = {
+        "digits.tflite",
+        "model.keras",
+        "manifest.json",
+        "layers.csv",
+        "pareto.json",
+        "candidates.csv",
+        "ops.json",
+        "report.html",
+        "log.txt",
+    }
     assert {p.name for p in out.iterdir()} == names
 
     manifest = Manifest.read(out)
@@ -296,11 +345,14 @@ def test_the_output_folder_is_complete_and_true(run: Run) -> None:
     assert manifest.after.macs <= 0.5 * manifest.before.macs
     assert manifest.after.params < manifest.before.params
     assert {file.path: (file.sha256, file.bytes) for file in manifest.artifacts} == {
-        name: (sha256(out / name), (out / name).stat().st_size) for name in ("digits.tflite", "model.keras")
+        name: (sha256(out / name), (out / name).stat().st_size)
+        for name in ("digits.tflite", "model.keras")
     }
     assert manifest.after.file_bytes == (out / "digits.tflite").stat().st_size
     for figures in (manifest.before, manifest.after):
-        assert None not in figures.model_dump(exclude={"cycles", "sram_bytes", "flash_bytes"}).values()
+        assert (
+            None not in figures.model_dump(exclude={"cycles", "sram_bytes", "flash_bytes"}).values()
+        )
     assert manifest.parity is not None
     assert manifest.parity.samples > 0
 
@@ -310,8 +362,15 @@ def test_the_output_folder_is_complete_and_true(run: Run) -> None:
     assert test.targets is not None
     outputs = run_file(out / "digits.tflite", test.inputs[0])
     accuracy = float(np.mean(outputs.argmax(1) == test.targets[0]))
-    assert manifest.after.accuracy == manifest.accuracy.artifact == pytest.approx(accuracy, abs=1e-9)
-    before = float(np.mean(original.predict(test.inputs[0].astype(np.float32), verbose=0).argmax(1) == test.targets[0]))
+    assert (
+        manifest.after.accuracy == manifest.accuracy.artifact == pytest.approx(accuracy, abs=1e-9)
+    )
+    before = float(
+        np.mean(
+            original.predict(test.inputs[0].astype(np.float32), verbose=0).argmax(1)
+            == test.targets[0]
+        )
+    )
     assert manifest.accuracy.before == pytest.approx(before, abs=1e-9)
     assert accuracy >= before - 0.01
 
@@ -319,11 +378,19 @@ def test_the_output_folder_is_complete_and_true(run: Run) -> None:
     with zipfile.ZipFile(out / "model.keras") as archive:
         assert "lrfc" not in archive.read("config.json").decode()
     model = keras.saving.load_model(out / "model.keras", compile=False)
-    np.testing.assert_allclose(model.predict(test.inputs[0].astype(np.float32), verbose=0), outputs, atol=1e-4 * np.ptp(outputs))
+    np.testing.assert_allclose(
+        model.predict(test.inputs[0].astype(np.float32), verbose=0),
+        outputs,
+        atol=1e-4 * np.ptp(outputs),
+    )
     assert fold_batchnorm(keras_io.from_keras(model)).params == manifest.after.params
 
     rows = list(csv.DictReader((out / "layers.csv").read_text(encoding="utf-8").splitlines()))
-    assert [row["name"] for row in rows] == [layer.name for layer in manifest.layers] == ["conv1", "conv2", "conv3", "conv4", "hidden", "digit"]
+    assert (
+        [row["name"] for row in rows]
+        == [layer.name for layer in manifest.layers]
+        == ["conv1", "conv2", "conv3", "conv4", "hidden", "digit"]
+    )
     assert any(row["method"] for row in rows)
     for row in rows:
         assert bool(row["method"]) != bool(row["reason"]), row
@@ -333,7 +400,12 @@ def test_the_output_folder_is_complete_and_true(run: Run) -> None:
         assert small["macs"] < large["macs"]
         assert small["predicted_divergence"] >= large["predicted_divergence"]
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//|url\(\s*["']?https?:|@import""", page) is None
+    assert (
+        re.search(
+            r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//|url\(\s*["']?https?:|@import""", page
+        )
+        is None
+    )
     assert "Factorize" in (out / "log.txt").read_text()
 
     assert "FineTune" not in run.stderr
@@ -341,7 +413,9 @@ def test_the_output_folder_is_complete_and_true(run: Run) -> None:
     assert printed["out"].endswith("small")
     assert printed["problem"] is None
     assert printed["speedup"]["low"] <= printed["speedup"]["median"] <= printed["speedup"]["high"]
-    assert {key: printed[key] for key in manifest.model_dump(mode="json")} == json.loads((out / "manifest.json").read_text())
+    assert {key: printed[key] for key in manifest.model_dump(mode="json")} == json.loads(
+        (out / "manifest.json").read_text()
+    )
 
 
 @command("digits")
@@ -354,11 +428,14 @@ def test_measure_compares_files(run: Run, tmp_path: Path) -> None:
     assert measured.code == 0, measured.stderr
     rows = measured.json()["measurements"]
     assert [row["path"] for row in rows] == ["a.tflite", "b.tflite"]
-    assert all(0 < row["median_ms"] <= row["p90_ms"] and row["n"] == 20 and row["peak_rss_bytes"] > 0 for row in rows)
+    assert all(
+        0 < row["median_ms"] <= row["p90_ms"] and row["n"] == 20 and row["peak_rss_bytes"] > 0
+        for row in rows
+    )
     assert measured.left() == {"a.tflite", "b.tflite"}
 
 
-# -- the other commands ------------------------------------------------------------------------------------------------------------
+# -- the other commands ----------------------------------------------------------------------------
 
 
 @command("stopped")
@@ -397,9 +474,17 @@ def test_doctor_finds_this_environment_sound(run: Run) -> None:
 def test_a_table_on_a_terminal_without_colours(files: Path, tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    env = {**os.environ, "NO_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "120", "PYTHONPATH": str(Path(__file__).parents[1])}
+    env = {
+        **os.environ,
+        "NO_COLOR": "1",
+        "TERM": "xterm-256color",
+        "COLUMNS": "120",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     command = [sys.executable, "-m", "lrfc", "inspect", str(files / "conv.keras")]
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL
+    )
     os.close(theirs)
     said = b""
     try:
@@ -416,21 +501,50 @@ def test_a_table_on_a_terminal_without_colours(files: Path, tmp_path: Path) -> N
 
 def test_help_needs_no_heavy_package(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.argv = ['lrfc', *sys.argv[1:]]\nfrom lrfc.cli.app import main\ntry:\n    main()\nexcept SystemExit as end:\n"
-        "    print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))\n    assert not end.code"
+        "import sys; sys.argv = ['lrfc', *sys.argv[1:]]\nfrom lrfc.cli.app import main\ntry:\n   "
+        " main()\nexcept SystemExit as end:\n    print('loaded:', *sorted({name.partition('.')[0]"
+        " for name in sys.modules}))\n    assert not end.code"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     for args in (["--help"], ["build", "--help"], ["--version"]):
-        run = subprocess.run([sys.executable, "-c", code, *args], cwd=tmp_path, env=env, text=True, capture_output=True, check=False)
+        run = subprocess.run(
+            [sys.executable, "-c", code, *args],
+            cwd=tmp_path,
+            env=env,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
         assert run.returncode == 0, run.stderr
         loaded = set(run.stdout.rpartition("loaded:")[2].split())
         assert "lrfc" in loaded
-        assert not loaded & {"tensorflow", "keras", "numpy", "scipy", "networkx", "onnx", "onnxruntime", "ai_edge_litert"}
+        assert not loaded & {
+            "tensorflow",
+            "keras",
+            "numpy",
+            "scipy",
+            "networkx",
+            "onnx",
+            "onnxruntime",
+            "ai_edge_litert",
+        }
 
 
 def test_explore_then_explain(tmp_path) -> None:
     run = lrfc(
-        tmp_path, "explore", DIGITS, "--data", "digits", "--methods", "spatial_svd,svd", "--over", "macs,ram", "--points", "9", "--out", "seen"
+        tmp_path,
+        "explore",
+        DIGITS,
+        "--data",
+        "digits",
+        "--methods",
+        "spatial_svd,svd",
+        "--over",
+        "macs,ram",
+        "--points",
+        "9",
+        "--out",
+        "seen",
     )
     assert run.code == 0, run.stderr
     assert "Pareto front" in run.stdout

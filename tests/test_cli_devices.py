@@ -24,7 +24,10 @@ def _own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def lrfc(capfd):
-    """Run a command in this process: exit code, stdout and stderr. Not those of CliRunner: the terminal writes to the descriptors."""
+    """Run a command in this process: exit code, stdout and stderr.
+
+    Not those of CliRunner: the terminal writes to the descriptors.
+    """
 
     def run(*args):
         capfd.readouterr()
@@ -55,7 +58,10 @@ def test_add(lrfc, tmp_path):
     assert "device 'mine' is known" in out
     assert lrfc("devices", "add", path)[0] == 2
     code, out, _ = lrfc("devices", "add", path, "--force", "--json")
-    assert (code, json.loads(out)) == (0, {"name": "mine", "path": str(tmp_path / "config" / "mine.toml")})
+    assert (code, json.loads(out)) == (
+        0,
+        {"name": "mine", "path": str(tmp_path / "config" / "mine.toml")},
+    )
     assert "a board" in lrfc("devices", "show", "mine")[1]
     path.write_text('name = "mine"\n')
     code, _, err = lrfc("devices", "add", path, "--force")
@@ -85,9 +91,13 @@ def test_calibrate(lrfc, monkeypatch):
 
     real = calibrate.calibrate
     monkeypatch.setattr(calibrate, "calibrate", calibrated)
-    code, out, _ = lrfc("devices", "calibrate", "host", "--format", "onnx", "--threads", 2, "--fresh", "--json")
+    code, out, _ = lrfc(
+        "devices", "calibrate", "host", "--format", "onnx", "--threads", 2, "--fresh", "--json"
+    )
     assert (code, json.loads(out)["networks_measured"]) == (0, 3)
-    assert asked == [("host", {"formats": ["onnx"], "precision": None, "threads": 2, "fresh": True})]
+    assert asked == [
+        ("host", {"formats": ["onnx"], "precision": None, "threads": 2, "fresh": True})
+    ]
     assert "3 networks measured" in lrfc("devices", "calibrate", "host")[1]
     monkeypatch.setattr(calibrate, "calibrate", real)
     code, out, err = lrfc("devices", "calibrate", "cortex-m7")
@@ -108,16 +118,27 @@ def emitted(tmp_path):
 
 def write(server, path):
     """The profile of the server, as a user would write it."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in server.device().reach.model_dump().items() if value is not None]
-    path.write_text("\n".join(['name = "loopback"', 'description = ""', "threads = 2", "[reach]", *lines]))
+    lines = [
+        f"{key} = {json.dumps(value)}"
+        for key, value in server.device().reach.model_dump().items()
+        if value is not None
+    ]
+    path.write_text(
+        "\n".join(['name = "loopback"', 'description = ""', "threads = 2", "[reach]", *lines])
+    )
 
 
 def test_measure_on_a_device(lrfc, emitted, tmp_path):
     with loopback.Server(tmp_path / "sshd") as server:
         write(server, tmp_path / "loopback.toml")
-        code, out, err = lrfc("measure", emitted, emitted, "--device", "loopback.toml", "--runs", "20", "--json")
+        code, out, err = lrfc(
+            "measure", emitted, emitted, "--device", "loopback.toml", "--runs", "20", "--json"
+        )
         assert code == 0, err
-        assert [(row["n"], row["threads"]) for row in json.loads(out)["measurements"]] == [(20, 2), (20, 2)]
+        assert [(row["n"], row["threads"]) for row in json.loads(out)["measurements"]] == [
+            (20, 2),
+            (20, 2),
+        ]
         assert server.left() == []
         assert lrfc("devices", "check", "loopback.toml")[0] == 0
     code, out, err = lrfc("measure", emitted, "--device", "loopback.toml")
@@ -153,7 +174,19 @@ def test_what_was_measured_before_a_failure_is_shown(lrfc, emitted, monkeypatch)
 @pytest.mark.slow
 def test_a_build_for_a_device_and_one_that_goes_away(lrfc, tmp_path, monkeypatch):
     digits = Path(__file__).parents[1] / "examples" / "digits.keras"
-    build = ("build", digits, "--device", "loopback.toml", "--data", "digits", "--max-macs", "50%", "--epochs", "0", "--json")
+    build = (
+        "build",
+        digits,
+        "--device",
+        "loopback.toml",
+        "--data",
+        "digits",
+        "--max-macs",
+        "50%",
+        "--epochs",
+        "0",
+        "--json",
+    )
     with loopback.Server(tmp_path / "sshd") as server:
         write(server, tmp_path / "loopback.toml")
         code, out, err = lrfc(*build, "--out", "out")

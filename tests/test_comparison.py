@@ -38,17 +38,41 @@ def folder(place: Path, **changes: Any) -> Path:
         "target": "tflite",
         "device": "host",
         "layers": (
-            Layer(name="conv", kind="Conv2D", method="svd", rank=rank, params_before=100, params_after=10 * rank[0], macs_before=1000, macs_after=400, similarity=0.9),
-            Layer(name="head", kind="Dense", params_before=20, params_after=20, macs_before=20, macs_after=20, reason="small"),
+            Layer(
+                name="conv",
+                kind="Conv2D",
+                method="svd",
+                rank=rank,
+                params_before=100,
+                params_after=10 * rank[0],
+                macs_before=1000,
+                macs_after=400,
+                similarity=0.9,
+            ),
+            Layer(
+                name="head",
+                kind="Dense",
+                params_before=20,
+                params_after=20,
+                macs_before=20,
+                macs_after=20,
+                reason="small",
+            ),
         ),
         "before": Figures(params=120, macs=1020, accuracy=0.98),
         "after": Figures(
-            **after, accuracy=accuracy, latency_ms=None if latency is None else Latency(p50=latency, p90=latency, n=9, threads=1, source=source)
+            **after,
+            accuracy=accuracy,
+            latency_ms=(
+                None
+                if latency is None
+                else Latency(p50=latency, p90=latency, n=9, threads=1, source=source)
+            ),
         ),
         "accuracy": Accuracy(**scores),
         "speedup": Speedup(median=1.5, low=1.4, high=1.6),
         "artifacts": (File(path="net.tflite", sha256="cd" * 32, bytes=2048, format="tflite"),),
-    }  # fmt: skip
+    }
     place.mkdir(parents=True)
     Manifest(**fields | changes).write(place)
     return place
@@ -67,18 +91,40 @@ def folder(place: Path, **changes: Any) -> Path:
         ("macs=0%", {"macs": 420}, True, "0.00% off"),
         ("params=0%", {"params": 61}, False, "params 60 -> 61"),
         ("arena=10%", {"arena_bytes": 1200}, False, "ram 1,024 -> 1,200"),
-        ("speedup=10%", {"speedup": Speedup(median=1.3, low=1.2, high=1.4)}, False, "speedup x1.50 -> x1.30"),
+        (
+            "speedup=10%",
+            {"speedup": Speedup(median=1.3, low=1.2, high=1.4)},
+            False,
+            "speedup x1.50 -> x1.30",
+        ),
         ("speedup=10%", {"speedup": Speedup(median=1.9, low=1.2, high=2.4)}, True, "better"),
         ("latency=5%", {"latency": None}, False, "latency cannot be compared: "),
-        ("latency=5%", {"device": "pixel"}, False, "host tflite on 1 threads, measured against pixel tflite"),
-        ("latency=5%", {"config": {"memory_mode": "Sram_Only"}}, False, "measured against host Sram_Only tflite on 1 threads"),
-        ("latency=5%", {"source": "estimated"}, False, "measured against host tflite on 1 threads, estimated"),
+        (
+            "latency=5%",
+            {"device": "pixel"},
+            False,
+            "host tflite on 1 threads, measured against pixel tflite",
+        ),
+        (
+            "latency=5%",
+            {"config": {"memory_mode": "Sram_Only"}},
+            False,
+            "measured against host Sram_Only tflite on 1 threads",
+        ),
+        (
+            "latency=5%",
+            {"source": "estimated"},
+            False,
+            "measured against host tflite on 1 threads, estimated",
+        ),
         ("accuracy=1pp", {"scores": {"metric": "miou"}}, False, "accuracy against miou"),
         ("cycles=5%", {}, False, "cycles cannot be compared"),
     ],
 )
 def test_a_limit(tmp_path: Path, limit: str, changes: dict[str, Any], ok: bool, told: str) -> None:
-    (verdict,) = compare(folder(tmp_path / "a"), folder(tmp_path / "b", **changes), [limit]).verdicts
+    (verdict,) = compare(
+        folder(tmp_path / "a"), folder(tmp_path / "b", **changes), [limit]
+    ).verdicts
     assert told in verdict.told
     assert verdict.ok is ok
 
@@ -91,7 +137,9 @@ def test_where_less_is_better_more_is_a_regression(tmp_path: Path) -> None:
     assert "mse is no share" in compare(*places, ["accuracy=1pp"]).verdicts[0].told
 
 
-@pytest.mark.parametrize("text", ["latency", "latency=5", "latency=x%", "weight=5%", "size=1pp", "latency=-5%"])
+@pytest.mark.parametrize(
+    "text", ["latency", "latency=5", "latency=x%", "weight=5%", "size=1pp", "latency=-5%"]
+)
 def test_a_wrong_limit_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"--max-regress {text}: ")):
         parse(text)
@@ -115,22 +163,45 @@ def test_sides_are_folders_manifests_and_models(tmp_path: Path) -> None:
 
 def test_layers_that_differ(tmp_path: Path) -> None:
     found = compare(folder(tmp_path / "a"), folder(tmp_path / "b", rank=(6,)))
-    assert [(name, old and old.label, new and new.label) for name, old, new in found.changed] == [("conv", "svd 4", "svd 6")]
+    assert [(name, old and old.label, new and new.label) for name, old, new in found.changed] == [
+        ("conv", "svd 4", "svd 6")
+    ]
     assert compare(folder(tmp_path / "c"), folder(tmp_path / "d")).changed == []
 
 
 def test_layers_that_have_lost_filters(tmp_path: Path) -> None:
-    costs: dict[str, Any] = {"kind": "Conv2D", "params_before": 9, "params_after": 9, "macs_before": 9, "macs_after": 9}
+    costs: dict[str, Any] = {
+        "kind": "Conv2D",
+        "params_before": 9,
+        "params_after": 9,
+        "macs_before": 9,
+        "macs_after": 9,
+    }
 
     def layers(conv: int, svd: int) -> tuple[Layer, ...]:
         return (
             Layer(name="conv", **costs, filters_before=64, filters_after=conv),
-            Layer(name="other", **costs, method="svd", rank=(4,), filters_before=32, filters_after=svd),
-            Layer(name="plain", **costs, filters_before=8, filters_after=8, filters_reason="its filters are the model's output 'y'"),
+            Layer(
+                name="other", **costs, method="svd", rank=(4,), filters_before=32, filters_after=svd
+            ),
+            Layer(
+                name="plain",
+                **costs,
+                filters_before=8,
+                filters_after=8,
+                filters_reason="its filters are the model's output 'y'",
+            ),
         )
 
-    whole = (*(layer.model_copy(update={"filters_before": None, "filters_after": None}) for layer in layers(64, 32)),)
-    found = compare(folder(tmp_path / "a", layers=whole), folder(tmp_path / "b", layers=layers(16, 24)))
+    whole = (
+        *(
+            layer.model_copy(update={"filters_before": None, "filters_after": None})
+            for layer in layers(64, 32)
+        ),
+    )
+    found = compare(
+        folder(tmp_path / "a", layers=whole), folder(tmp_path / "b", layers=layers(16, 24))
+    )
     assert [(name, old and old.label, new and new.label) for name, old, new in found.changed] == [
         ("conv", "as it is", "16 of 64 filters"),
         ("other", "svd 4", "svd 4, 24 of 32 filters"),

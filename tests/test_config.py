@@ -56,56 +56,127 @@ def test_percentages_round_trip(percent: float) -> None:
     text = f"{percent:.4g}%"
     budget = parse(max_macs=text).max_macs
     assert budget is not None
-    assert float(str(budget).removesuffix("%")) == pytest.approx(float(text.removesuffix("%")), rel=1e-3)
+    assert float(str(budget).removesuffix("%")) == pytest.approx(
+        float(text.removesuffix("%")), rel=1e-3
+    )
     assert budget.limit(1000) <= 1000
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_macs": "0%"}, "--max-macs: 0% is out of range: a percentage is what is kept of the original, above 0% and at most 100%"),
-        ({"max_macs": "400%"}, "--max-macs: 400% is out of range: a percentage is what is kept of the original, above 0% and at most 100%"),
+        (
+            {"max_macs": "0%"},
+            (
+                "--max-macs: 0% is out of range: a percentage is what is kept of the original,"
+                " above 0% and at most 100%"
+            ),
+        ),
+        (
+            {"max_macs": "400%"},
+            (
+                "--max-macs: 400% is out of range: a percentage is what is kept of the original,"
+                " above 0% and at most 100%"
+            ),
+        ),
         ({"max_params": "0k"}, "--max-params: 0k is out of range: a budget is above 0"),
         (
             {"max_macs": "half"},
-            "--max-macs: 'half' is not a macs budget: write 50% (of the original's MACs) or an amount in k, M, G, such as 200M",
+            (
+                "--max-macs: 'half' is not a macs budget: write 50% (of the original's MACs) or an"
+                " amount in k, M, G, such as 200M"
+            ),
         ),
         ({"max_params": "3g"}, "--max-params: '3g' is not a params budget"),
         ({"max_macs": "-50%"}, "--max-macs: -50% is out of range"),
         ({"max_macs": -5000}, "--max-macs: -5000 is out of range: a budget is above 0"),
-        ({"max_macs": "50"}, "--max-macs: 50 has no unit: write 50% (of the original's MACs) or 50M"),
-        ({"max_macs": 0.5}, "--max-macs: 0.5 has no unit: write 50% (of the original's MACs) or 0.5M"),
-        ({"max_macs": "0.5"}, "--max-macs: 0.5 has no unit: write 50% (of the original's MACs) or 0.5M"),
+        (
+            {"max_macs": "50"},
+            "--max-macs: 50 has no unit: write 50% (of the original's MACs) or 50M",
+        ),
+        (
+            {"max_macs": 0.5},
+            "--max-macs: 0.5 has no unit: write 50% (of the original's MACs) or 0.5M",
+        ),
+        (
+            {"max_macs": "0.5"},
+            "--max-macs: 0.5 has no unit: write 50% (of the original's MACs) or 0.5M",
+        ),
         ({"max_macs": np.float64(0.25)}, "--max-macs: 0.25 has no unit: write 25%"),
         ({"max_macs": 300}, "--max-macs: 300 has no unit: write 300M"),
         ({"max_macs": "1234.5"}, "--max-macs: 1234.5 has no unit: write 1234.5M"),
-        ({"max_params": 50}, "--max-params: 50 has no unit: write 50% (of the original's parameters) or 50k"),
+        (
+            {"max_params": 50},
+            "--max-params: 50 has no unit: write 50% (of the original's parameters) or 50k",
+        ),
         ({"max_size": "200"}, "--max-size: 200 has no unit: write 200KiB"),
-        ({"max_size": "200K"}, "--max-size: '200K' is not a size budget: write 50% (of the original's file) or an amount in B, kB, MB, KiB, MiB"),
+        (
+            {"max_size": "200K"},
+            (
+                "--max-size: '200K' is not a size budget: write 50% (of the original's file) or an"
+                " amount in B, kB, MB, KiB, MiB"
+            ),
+        ),
         ({"max_latency": 5000}, "--max-latency: 5000 has no unit: write 5000ms"),
         ({"max_latency": "12m"}, "--max-latency: '12m' is not a latency budget"),
         ({"max_macs": float("nan")}, "--max-macs: 'nan' is not a macs budget"),
         ({"max_macs": float("inf")}, "--max-macs: 'inf' is not a macs budget"),
         ({"max_macs": "1e400M"}, "--max-macs: 1e400M is out of range"),
-        ({"max_macs": "9" * 5000}, "9… is out of range: a budget is above 0".replace("9…", "9" * 30)),
+        (
+            {"max_macs": "9" * 5000},
+            "9… is out of range: a budget is above 0".replace("9…", "9" * 30),
+        ),
         ({"max_macs": True}, "--max-macs: 'True' is not a macs budget"),
-        ({"max_drop": "1%"}, "--max-drop: 1% may be percentage points or a share of the score: write 1pp"),
-        ({"max_drop": "0.01"}, "--max-drop: 0.01 has no unit: write 1pp or 0.01pp (percentage points)"),
-        ({"max_drop": 0.01}, "--max-drop: 0.01 has no unit: write 1pp or 0.01pp (percentage points)"),
+        (
+            {"max_drop": "1%"},
+            "--max-drop: 1% may be percentage points or a share of the score: write 1pp",
+        ),
+        (
+            {"max_drop": "0.01"},
+            "--max-drop: 0.01 has no unit: write 1pp or 0.01pp (percentage points)",
+        ),
+        (
+            {"max_drop": 0.01},
+            "--max-drop: 0.01 has no unit: write 1pp or 0.01pp (percentage points)",
+        ),
         ({"max_drop": 1}, "--max-drop: 1 has no unit: write 1pp (percentage points)"),
-        ({"max_drop": "half"}, "--max-drop: 'half' is not an accuracy drop: give percentage points, such as 1pp, or 1pp@95% to be sure of it"),
+        (
+            {"max_drop": "half"},
+            (
+                "--max-drop: 'half' is not an accuracy drop: give percentage points, such as 1pp,"
+                " or 1pp@95% to be sure of it"
+            ),
+        ),
         ({"max_drop": "1pp@95"}, "--max-drop: the confidence of 1pp@95 has no unit: write 1pp@95%"),
-        ({"max_drop": "1pp@0.95"}, "--max-drop: the confidence of 1pp@0.95 has no unit: write 1pp@95%"),
-        ({"max_drop": "0pp"}, "--max-drop: 0pp is out of range: a drop is above 0pp and at most 100pp"),
+        (
+            {"max_drop": "1pp@0.95"},
+            "--max-drop: the confidence of 1pp@0.95 has no unit: write 1pp@95%",
+        ),
+        (
+            {"max_drop": "0pp"},
+            "--max-drop: 0pp is out of range: a drop is above 0pp and at most 100pp",
+        ),
         ({"max_drop": "-1pp"}, "--max-drop: -1pp is out of range"),
         ({"max_drop": "101pp"}, "--max-drop: 101pp is out of range"),
         ({"max_drop": float("nan")}, "--max-drop: 'nan' is not an accuracy drop"),
         ({"time_budget": "10"}, "--time-budget: 10 has no unit: write 10s or 10m"),
         ({"time_budget": float("inf")}, "--time-budget: 'inf' is not a time"),
         ({"time_budget": "0s"}, "--time-budget: 0s is out of range"),
-        ({"metric": "acuracy"}, "--metric: unknown metric 'acuracy': did you mean 'accuracy'?; known are accuracy, miou"),
-        ({"objective": "latncy"}, "--objective: 'latncy' is not known: did you mean 'latency'?; choose latency, cycles"),
-        ({"methods": ("tuker2",)}, "--methods: unknown method tuker2: did you mean 'tucker2'?; known are"),
+        (
+            {"metric": "acuracy"},
+            (
+                "--metric: unknown metric 'acuracy': did you mean 'accuracy'?; known are accuracy,"
+                " miou"
+            ),
+        ),
+        (
+            {"objective": "latncy"},
+            "--objective: 'latncy' is not known: did you mean 'latency'?; choose latency, cycles",
+        ),
+        (
+            {"methods": ("tuker2",)},
+            "--methods: unknown method tuker2: did you mean 'tucker2'?; known are",
+        ),
         ({"keep": ("",)}, "--keep: '' names no layer; give a name or a glob"),
         ({"threads": 100_000}, "--threads: 100000 is out of range: at most 1,024"),
         ({"seed": 2**40}, "--seed: 1099511627776 is out of range: at most 4,294,967,295"),
@@ -115,7 +186,10 @@ def test_percentages_round_trip(percent: float) -> None:
         ({"epochs": -1}, "--epochs:"),
         ({"seed": -1}, "--seed:"),
         ({"threads": 0}, "--threads:"),
-        ({"targets": ("tflit",)}, "--target: 'tflit' is not known: did you mean 'tflite'?; choose tflite or onnx"),
+        (
+            {"targets": ("tflit",)},
+            "--target: 'tflit' is not known: did you mean 'tflite'?; choose tflite or onnx",
+        ),
         ({"precision": "int4"}, "--precision: 'int4' is not known: did you mean 'int8'?"),
         ({"max_mac": "50%"}, "unknown option 'max_mac': did you mean 'max_macs'?"),
         ({"dat": "digits"}, "unknown option 'dat': did you mean 'data'?"),
@@ -129,7 +203,9 @@ def test_wrong_options_are_refused_in_one_line(options: dict[str, object], messa
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize(("given_as", "share"), [("1pp", 0.01), ("0.5PP", 0.005), (" 2 pp ", 0.02), ("1e-1pp", 0.001)])
+@pytest.mark.parametrize(
+    ("given_as", "share"), [("1pp", 0.01), ("0.5PP", 0.005), (" 2 pp ", 0.02), ("1e-1pp", 0.001)]
+)
 def test_drop_is_in_percentage_points(given_as: object, share: float) -> None:
     assert parse(max_drop=given_as).max_drop.value == pytest.approx(share)
 
@@ -144,7 +220,13 @@ def test_a_drop_may_have_to_be_sure() -> None:
 
 def test_defaults() -> None:
     config = parse()
-    assert (config.targets, config.devices, config.precision, config.methods, config.budgets) == ((), (), None, METHODS, {})
+    assert (config.targets, config.devices, config.precision, config.methods, config.budgets) == (
+        (),
+        (),
+        None,
+        METHODS,
+        {},
+    )
     assert config.max_drop is None
     assert parse(out="somewhere").out == Path("somewhere")
 
@@ -160,9 +242,19 @@ def test_every_factorization_can_be_asked_for():
 
 
 def test_the_manual_says_what_is_taken_and_what_is_not() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "how-to" / "budgets.md").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `--")]
-    assert {row[0].strip("`").removeprefix("--max-") for row in rows} == {*units.QUANTITIES, "drop", "--time-budget"}
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "budgets.md").read_text(
+        encoding="utf-8"
+    )
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in page.splitlines()
+        if line.startswith("| `--")
+    ]
+    assert {row[0].strip("`").removeprefix("--max-") for row in rows} == {
+        *units.QUANTITIES,
+        "drop",
+        "--time-budget",
+    }
     for flag, _, named, accepted, refused in rows:
         option = flag.strip("`").removeprefix("--").replace("-", "_")
         for text in re.findall("`([^`]+)`", accepted):

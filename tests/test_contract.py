@@ -25,8 +25,17 @@ def scores(lost: int, gained: int, count: int = 1_000) -> tuple[np.ndarray, np.n
 def test_a_drop_of_an_error_says_what_it_is_a_share_of() -> None:
     labels = np.linspace(0, 1, 200)[:, None]
     split = Split((labels,), (labels,))
-    found = held(metric("mse", helpers.graph_of(helpers.dense_net(1, (2,), 1)), split), split, (labels,), (labels + 0.1,), Drop(value=0.05))
-    assert str(found) == "11.88% of the variance of the labels (95 % interval 11.88 to 11.88%, 200 samples)"
+    found = held(
+        metric("mse", helpers.graph_of(helpers.dense_net(1, (2,), 1)), split),
+        split,
+        (labels,),
+        (labels + 0.1,),
+        Drop(value=0.05),
+    )
+    assert (
+        str(found)
+        == "11.88% of the variance of the labels (95 % interval 11.88 to 11.88%, 200 samples)"
+    )
     assert Drop(value=0.05, confidence=0.9).text(short(found.unit)) == "5%@90%"
 
 
@@ -36,7 +45,11 @@ def test_the_drop_is_the_difference_of_the_accuracies() -> None:
     assert found.drop == pytest.approx(before.mean() - after.mean()) == pytest.approx(0.02)
     assert found.low < 0.02 < found.high
     assert found.met
-    assert str(found) == f"2.00pp (95 % interval {100 * found.low:.2f} to {100 * found.high:.2f}pp, 1,000 samples)"
+    assert (
+        str(found)
+        == f"2.00pp (95 % interval {100 * found.low:.2f} to {100 * found.high:.2f}pp, 1,000"
+        " samples)"
+    )
 
 
 def test_what_is_allowed_is_held_against_the_drop_and_with_a_confidence_against_its_bound() -> None:
@@ -69,7 +82,10 @@ def test_nothing_changed_is_not_certainty() -> None:
 
 def test_each_look_makes_a_demanded_confidence_stricter() -> None:
     before, after = scores(20, 10)
-    bounds = [contract(before, after, Drop(value=0.02, confidence=0.95), looks).high for looks in (1, 2, 3)]
+    bounds = [
+        contract(before, after, Drop(value=0.02, confidence=0.95), looks).high
+        for looks in (1, 2, 3)
+    ]
     assert bounds[0] < bounds[1] < bounds[2]
 
 

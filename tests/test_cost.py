@@ -15,7 +15,12 @@ from tests import helpers
 
 
 def dense(name: str, inputs: int, units: int, **attrs: object) -> Op:
-    return Op(name, "Dense", {"units": units, **attrs}, {"kernel": np.zeros((inputs, units)), "bias": np.zeros(units)})
+    return Op(
+        name,
+        "Dense",
+        {"units": units, **attrs},
+        {"kernel": np.zeros((inputs, units)), "bias": np.zeros(units)},
+    )
 
 
 def chain(*ops: Op, features: int = 10) -> Graph:
@@ -32,7 +37,9 @@ def test_a_chain_by_hand() -> None:
     assert dict(found.timeline) == {"x": 40, "a": 120, "b": 100, "c": 24}
     assert (found.peak_bytes, found.at_op) == (120, "a")
     assert found.planned_bytes(1) == 120
-    assert arena(chain(dense("a", 10, 21))).planned_bytes(16) == 96 + 40  # the 84 bytes of a end at 84, the next multiple of 16 is 96
+    assert (
+        arena(chain(dense("a", 10, 21))).planned_bytes(16) == 96 + 40
+    )  # the 84 bytes of a end at 84, the next multiple of 16 is 96
 
 
 def test_int8_takes_a_quarter() -> None:
@@ -72,7 +79,15 @@ def test_inputs_live_from_the_start_and_outputs_to_the_end() -> None:
         (Op("y", "Dropout", {"rate": 0.5}), True),
         (Op("y", "Reshape", {"target_shape": (5, 4)}), True),
         (Op("y", "Softmax"), False),
-        (Op("y", "BatchNormalization", {}, {k: np.ones(20) for k in ("gamma", "beta", "moving_mean", "moving_variance")}), True),
+        (
+            Op(
+                "y",
+                "BatchNormalization",
+                {},
+                {k: np.ones(20) for k in ("gamma", "beta", "moving_mean", "moving_variance")},
+            ),
+            True,
+        ),
     ],
     ids=str,
 )
@@ -93,12 +108,21 @@ def test_the_models_input_is_not_overwritten() -> None:
 
 
 def test_a_relu_after_another_activation_is_an_op_of_its_own() -> None:
-    assert arena(chain(dense("a", 10, 20, activation="tanh"), Op("y", "ReLU"), dense("b", 20, 1))).timeline["y"] == 160
+    assert (
+        arena(
+            chain(dense("a", 10, 20, activation="tanh"), Op("y", "ReLU"), dense("b", 20, 1))
+        ).timeline["y"]
+        == 160
+    )
 
 
 def test_an_activation_argument_that_is_not_fused_costs_as_a_layer_does() -> None:
     argument = arena(chain(dense("a", 10, 20, activation="sigmoid"), dense("b", 20, 1)))
-    layer = arena(chain(dense("a", 10, 20), Op("s", "Activation", {"activation": "sigmoid"}), dense("b", 20, 1)))
+    layer = arena(
+        chain(
+            dense("a", 10, 20), Op("s", "Activation", {"activation": "sigmoid"}), dense("b", 20, 1)
+        )
+    )
     assert argument.peak_bytes == layer.peak_bytes == 160
     fused = arena(chain(dense("a", 10, 20, activation="relu"), dense("b", 20, 1)))
     assert fused.peak_bytes == 120
@@ -121,14 +145,25 @@ def test_a_shape_that_is_not_fixed_is_refused() -> None:
 
 
 def test_a_small_buffer_takes_the_smallest_gap_that_holds_it() -> None:
-    buffers = [Buffer("a", 50, 0, 1), Buffer("b", 40, 0, 9), Buffer("c", 30, 0, 2), Buffer("d", 20, 0, 9), Buffer("e", 10, 3, 9)]
+    buffers = [
+        Buffer("a", 50, 0, 1),
+        Buffer("b", 40, 0, 9),
+        Buffer("c", 30, 0, 2),
+        Buffer("d", 20, 0, 9),
+        Buffer("e", 10, 3, 9),
+    ]
     offsets = plan(buffers, 1)
     assert [offsets[name] for name in "abcd"] == [0, 50, 90, 120]
     assert offsets["e"] == 90  # 30 bytes are free there, 50 at 0
 
 
 def test_models_of_helpers() -> None:
-    for model in (helpers.residual(), helpers.two_inputs(), helpers.shared_conv(), helpers.nested_twice()):
+    for model in (
+        helpers.residual(),
+        helpers.two_inputs(),
+        helpers.shared_conv(),
+        helpers.nested_twice(),
+    ):
         valid(arena(helpers.graph_of(model)), 16)
 
 
@@ -138,9 +173,16 @@ def valid(found: Arena, alignment: int) -> None:
     for i, one in enumerate(found.buffers):
         for other in found.buffers[:i]:
             if one.meets(other):
-                assert offsets[one.name] + one.size <= offsets[other.name] or offsets[other.name] + other.size <= offsets[one.name]
+                assert (
+                    offsets[one.name] + one.size <= offsets[other.name]
+                    or offsets[other.name] + other.size <= offsets[one.name]
+                )
     steps = range(max(buffer.last for buffer in found.buffers) + 1)
-    assert found.peak_bytes == max(sum(b.size for b in found.buffers if b.first <= step <= b.last) for step in steps) == max(found.timeline.values())
+    assert (
+        found.peak_bytes
+        == max(sum(b.size for b in found.buffers if b.first <= step <= b.last) for step in steps)
+        == max(found.timeline.values())
+    )
     assert found.planned_bytes(alignment) >= found.peak_bytes
     assert found.timeline[found.at_op] == found.peak_bytes
 
@@ -166,7 +208,9 @@ def nets(draw: st.DrawFn) -> Graph:
             "add": Op(f"o{i}", "Add"),
         }[kind]
         refs.append(g.add(op, operands))
-    g.outputs = tuple(draw(st.lists(st.sampled_from(refs[1:]), min_size=1, max_size=3, unique=True)))
+    g.outputs = tuple(
+        draw(st.lists(st.sampled_from(refs[1:]), min_size=1, max_size=3, unique=True))
+    )
     return g
 
 
@@ -175,8 +219,26 @@ def test_no_two_live_buffers_overlap(g: Graph, alignment: int) -> None:
     valid(arena(g), alignment)
 
 
-@given(st.lists(st.tuples(st.integers(1, 100), st.integers(0, 20), st.integers(0, 8)), min_size=1, max_size=25), st.sampled_from((1, 16)))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 100), st.integers(0, 20), st.integers(0, 8)),
+        min_size=1,
+        max_size=25,
+    ),
+    st.sampled_from((1, 16)),
+)
 def test_any_buffers_can_be_planned(sizes: list[tuple[int, int, int]], alignment: int) -> None:
-    buffers = tuple(Buffer(f"b{i}", size, first, first + length) for i, (size, first, length) in enumerate(sizes))
+    buffers = tuple(
+        Buffer(f"b{i}", size, first, first + length)
+        for i, (size, first, length) in enumerate(sizes)
+    )
     alive = [sum(b.size for b in buffers if b.first <= step <= b.last) for step in range(30)]
-    valid(Arena(max(alive), str(int(np.argmax(alive))), {str(step): size for step, size in enumerate(alive)}, buffers), alignment)
+    valid(
+        Arena(
+            max(alive),
+            str(int(np.argmax(alive))),
+            {str(step): size for step, size in enumerate(alive)},
+            buffers,
+        ),
+        alignment,
+    )

@@ -30,12 +30,27 @@ def graph(*shape: int, classes: int = 3, extra: tuple[int, ...] = (), flat: bool
     if flat and len(shape) > 1:
         x = g.add(Op("flat", "Reshape", {"target_shape": (int(np.prod(shape)),)}), (x,))
     width = g.tensor(x).shape[-1] or 0
-    for name, units in (("head", classes), *((f"extra{i}", units) for i, units in enumerate(extra))):
-        g.outputs += (g.add(Op(name, "Dense", {"units": units}, {"kernel": np.zeros((width, units)), "bias": np.zeros(units)}), (x,)),)
+    for name, units in (
+        ("head", classes),
+        *((f"extra{i}", units) for i, units in enumerate(extra)),
+    ):
+        g.outputs += (
+            g.add(
+                Op(
+                    name,
+                    "Dense",
+                    {"units": units},
+                    {"kernel": np.zeros((width, units)), "bias": np.zeros(units)},
+                ),
+                (x,),
+            ),
+        )
     return g
 
 
-def vectors(n: int = 80, features: int = 5, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def vectors(
+    n: int = 80, features: int = 5, classes: int = 3, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.standard_normal((n, features)).astype(np.float32), np.arange(n) % classes
 
@@ -52,7 +67,7 @@ def said(given: Any, g: Graph, **options: Any) -> str:
     return str(caught.value)
 
 
-# -- digits ------------------------------------------------------------------------------------------------------------------------
+# -- digits ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +85,14 @@ def test_digits(digits_graph: Graph) -> None:
     assert data.train.inputs[0].shape[1:] == (8, 8, 1)
     assert data.train.inputs[0].min() == 0
     assert data.train.inputs[0].max() == 1
-    everything = np.concatenate([s.inputs[0] for s in (data.train, data.validation, data.test)]).reshape(1797, 64)
+    everything = np.concatenate(
+        [s.inputs[0] for s in (data.train, data.validation, data.test)]
+    ).reshape(1797, 64)
     from sklearn.datasets import load_digits
 
-    assert sorted(map(bytes, everything)) == sorted(map(bytes, (load_digits().data / 16).astype(np.float32)))
+    assert sorted(map(bytes, everything)) == sorted(
+        map(bytes, (load_digits().data / 16).astype(np.float32))
+    )
 
 
 def test_the_test_digits_do_not_depend_on_the_seed(digits_graph: Graph) -> None:
@@ -90,7 +109,10 @@ def test_digits_for_a_flat_input() -> None:
 
 
 def test_digits_for_another_input() -> None:
-    assert re.search(r"\(8, 8, 1\).*the model wants \(28, 28, 1\).*resize", said("digits", graph(28, 28, 1, classes=10)))
+    assert re.search(
+        r"\(8, 8, 1\).*the model wants \(28, 28, 1\).*resize",
+        said("digits", graph(28, 28, 1, classes=10)),
+    )
 
 
 def test_the_example_reads_what_it_never_saw(digits_graph: Graph) -> None:
@@ -119,11 +141,13 @@ def test_the_example_is_what_its_script_builds() -> None:
     spec.loader.exec_module(module)
     committed = keras_load.load(folder / "digits.keras")
     fresh = module.network()
-    assert [(type(layer), layer.name) for layer in committed.layers] == [(type(layer), layer.name) for layer in fresh.layers]
+    assert [(type(layer), layer.name) for layer in committed.layers] == [
+        (type(layer), layer.name) for layer in fresh.layers
+    ]
     assert [w.shape for w in committed.weights] == [w.shape for w in fresh.weights]
 
 
-# -- npz ---------------------------------------------------------------------------------------------------------------------------
+# -- npz -------------------------------------------------------------------------------------------
 
 
 def test_npz_is_split_in_proportion(tmp_path: Path) -> None:
@@ -136,17 +160,34 @@ def test_npz_is_split_in_proportion(tmp_path: Path) -> None:
     assert np.bincount(data.validation.targets[0]).tolist() == [70, 20, 10]  # type: ignore[index]
     assert abs(np.bincount(data.train.targets[0][:90]) - [63, 18, 9]).max() <= 1  # type: ignore[index]
     rows = {bytes(row): label for row, label in zip(x, y, strict=True)}
-    assert all(rows[bytes(row)] == label for row, label in zip(data.train.inputs[0], data.train.targets[0], strict=True))  # type: ignore[index]
-    assert {bytes(r) for r in data.train.inputs[0]} | {bytes(r) for r in data.validation.inputs[0]} == set(rows)
+    assert all(
+        rows[bytes(row)] == label
+        for row, label in zip(data.train.inputs[0], data.train.targets[0], strict=True)
+    )  # type: ignore[index]
+    assert {bytes(r) for r in data.train.inputs[0]} | {
+        bytes(r) for r in data.validation.inputs[0]
+    } == set(rows)
 
 
 def test_at_most_5000_are_set_aside() -> None:
-    assert len(load({"x": np.arange(60_000, dtype=np.float32).reshape(-1, 1)}, graph(1)).validation) == 5000
+    assert (
+        len(load({"x": np.arange(60_000, dtype=np.float32).reshape(-1, 1)}, graph(1)).validation)
+        == 5000
+    )
 
 
 def test_given_validation_and_test_are_used(tmp_path: Path) -> None:
     (x, y), (xv, yv), (xt, yt) = vectors(seed=1), vectors(10, seed=2), vectors(12, seed=3)
-    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_val=xv, y_val=yv, x_test=xt, y_test=yt, names=np.array(["a"]))
+    np.savez(
+        tmp_path / "d.npz",
+        x_train=x,
+        y_train=y,
+        x_val=xv,
+        y_val=yv,
+        x_test=xt,
+        y_test=yt,
+        names=np.array(["a"]),
+    )
     data = load(tmp_path / "d.npz", graph(5))
     assert [len(s) for s in (data.train, data.validation, data.test)] == [80, 10, 12]
     np.testing.assert_array_equal(data.test.inputs[0], xt)
@@ -166,11 +207,21 @@ def test_a_second_spec_is_for_testing_only(tmp_path: Path) -> None:
 
 def test_several_inputs_and_outputs_by_name(tmp_path: Path) -> None:
     g = helpers.graph_of(helpers.two_inputs())
-    image, vector = RNG.integers(0, 255, (20, 8, 8, 2)).astype(np.uint8), RNG.standard_normal((20, 5))
-    arrays = {"image": image, "vector": vector, "label": np.arange(20) % 3, "value": RNG.standard_normal(20)}
+    image, vector = (
+        RNG.integers(0, 255, (20, 8, 8, 2)).astype(np.uint8),
+        RNG.standard_normal((20, 5)),
+    )
+    arrays = {
+        "image": image,
+        "vector": vector,
+        "label": np.arange(20) % 3,
+        "value": RNG.standard_normal(20),
+    }
     np.savez(tmp_path / "d.npz", **arrays)
     data = load(tmp_path / "d.npz", g)
-    assert [x.shape[1:] for x in data.train.inputs] == [g.tensors(name)[0].shape[1:] for name in g.inputs]
+    assert [x.shape[1:] for x in data.train.inputs] == [
+        g.tensors(name)[0].shape[1:] for name in g.inputs
+    ]
     assert data.train.targets is not None
     assert [y.shape[1:] for y in data.train.targets] == [(), (1,)]
     del arrays["vector"]
@@ -179,7 +230,10 @@ def test_several_inputs_and_outputs_by_name(tmp_path: Path) -> None:
 
 
 def test_uint8_stays_uint8_and_float64_becomes_float32() -> None:
-    assert load({"x": RNG.integers(0, 255, (30, 4)).astype(np.uint8)}, graph(4)).train.inputs[0].dtype == np.uint8
+    assert (
+        load({"x": RNG.integers(0, 255, (30, 4)).astype(np.uint8)}, graph(4)).train.inputs[0].dtype
+        == np.uint8
+    )
     assert load({"x": RNG.standard_normal((30, 4))}, graph(4)).train.inputs[0].dtype == np.float32
 
 
@@ -191,12 +245,14 @@ def test_limit(tmp_path: Path) -> None:
 
 
 def test_the_seed_decides_the_split() -> None:
-    one, again, other = (load(vectors(), graph(5), seed=seed).validation.inputs[0] for seed in (3, 3, 4))
+    one, again, other = (
+        load(vectors(), graph(5), seed=seed).validation.inputs[0] for seed in (3, 3, 4)
+    )
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
 
 
-# -- functions and folders ---------------------------------------------------------------------------------------------------------
+# -- functions and folders -------------------------------------------------------------------------
 
 
 def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +274,13 @@ def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("pair", "named", "keras_like", "three", "inputs_only")
         for d in [load(f"own_samples:{name}", graph(5))]
     }
-    assert sizes == {"pair": [72, 8, 8], "named": [80, 3, 3], "keras_like": [72, 8, 6], "three": [80, 5, 6], "inputs_only": [72, 8, 8]}
+    assert sizes == {
+        "pair": [72, 8, 8],
+        "named": [80, 3, 3],
+        "keras_like": [72, 8, 6],
+        "three": [80, 5, 6],
+        "inputs_only": [72, 8, 8],
+    }
     assert load("own_samples:inputs_only", graph(5)).train.targets is None
     assert "RuntimeError: no net" in said("own_samples:broken", graph(5))
     assert "NoneType: return (x, y)" in said("own_samples:nothing", graph(5))
@@ -259,11 +321,15 @@ def test_folder_resizes_converts_and_limits(image_folder: Path) -> None:
 def test_folder_with_splits(image_folder: Path, tmp_path: Path) -> None:
     for part in ("train", "test"):
         (tmp_path / part).symlink_to(image_folder)
-    assert "test samples" in said(tmp_path, graph(10, 12, 3, classes=2))  # the same images: the overlap is found
+    assert "test samples" in said(
+        tmp_path, graph(10, 12, 3, classes=2)
+    )  # the same images: the overlap is found
 
 
 def test_folder_refusals(image_folder: Path, tmp_path: Path) -> None:
-    assert "2 class folders, the model has 3 outputs" in said(image_folder, graph(5, 5, 3, classes=3))
+    assert "2 class folders, the model has 3 outputs" in said(
+        image_folder, graph(5, 5, 3, classes=3)
+    )
     assert "one image input of fixed size" in said(image_folder, graph(5, classes=2))
     assert "no class folders" in said(tmp_path, graph(5, 5, 3))
     for name in ("a", "b"):
@@ -273,7 +339,7 @@ def test_folder_refusals(image_folder: Path, tmp_path: Path) -> None:
     assert "x.png" in said(tmp_path, graph(5, 5, 3, classes=2))
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -294,7 +360,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_arrays_that_are_missing() -> None:
     assert "has no array 'x'; it holds 'images'" in said({"images": np.zeros((3, 5))}, graph(5))
-    assert "labels 'y_val' but no inputs 'x_val'" in said({"x": np.zeros((3, 5)), "y_val": np.zeros(3)}, graph(5))
+    assert "labels 'y_val' but no inputs 'x_val'" in said(
+        {"x": np.zeros((3, 5)), "y_val": np.zeros(3)}, graph(5)
+    )
     assert "test samples only" in said({"x_test": np.zeros((3, 5))}, graph(5))
 
 
@@ -312,7 +380,9 @@ def test_arrays_that_are_missing() -> None:
         ((6,), (5,), "model wants (5,)"),
     ],
 )
-def test_wrong_shapes_name_the_way_out(shape: tuple[int, ...], wanted: tuple[int, ...], way_out: str) -> None:
+def test_wrong_shapes_name_the_way_out(
+    shape: tuple[int, ...], wanted: tuple[int, ...], way_out: str
+) -> None:
     line = said({"x": np.zeros((4, *shape))}, graph(*wanted))
     assert str(shape) in line
     assert way_out in line
@@ -322,7 +392,12 @@ def test_wrong_shapes_name_the_way_out(shape: tuple[int, ...], wanted: tuple[int
 
 
 def test_the_channel_axis_of_grey_images_is_added() -> None:
-    assert load({"x": np.zeros((30, 6, 7), np.uint8)}, graph(6, 7, 1)).train.inputs[0].shape == (30, 6, 7, 1)
+    assert load({"x": np.zeros((30, 6, 7), np.uint8)}, graph(6, 7, 1)).train.inputs[0].shape == (
+        30,
+        6,
+        7,
+        1,
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -341,10 +416,12 @@ def test_numbers_are_wanted() -> None:
 def test_lengths_must_agree() -> None:
     assert "hold 8, 7 samples" in said((np.zeros((8, 5)), np.zeros(7, int)), graph(5))
     assert "no samples" in said((np.zeros((0, 5)), np.zeros(0, int)), graph(5))
-    assert "1 training sample, which is too few" in said((np.zeros((1, 5)), np.zeros(1, int)), graph(5))
+    assert "1 training sample, which is too few" in said(
+        (np.zeros((1, 5)), np.zeros(1, int)), graph(5)
+    )
 
 
-# -- labels ------------------------------------------------------------------------------------------------------------------------
+# -- labels ----------------------------------------------------------------------------------------
 
 
 def targets(y: np.ndarray, g: Graph) -> np.ndarray:
@@ -356,7 +433,14 @@ def targets(y: np.ndarray, g: Graph) -> np.ndarray:
 
 def test_forms_of_labels() -> None:
     indices = np.array([2, 0, 1, 1])
-    for y in (indices, indices[:, None], indices.astype(np.uint8), indices.astype(np.float64), np.eye(3)[indices], np.eye(3, dtype=bool)[indices]):
+    for y in (
+        indices,
+        indices[:, None],
+        indices.astype(np.uint8),
+        indices.astype(np.float64),
+        np.eye(3)[indices],
+        np.eye(3, dtype=bool)[indices],
+    ):
         found = targets(y, graph(5))
         assert found.dtype == np.int32
         np.testing.assert_array_equal(found, indices)
@@ -379,13 +463,21 @@ def test_a_single_output_takes_two_classes_or_values() -> None:
 def test_labels_of_maps() -> None:
     masks = RNG.integers(0, 2, (4, 6, 5, 1)).astype(np.uint8)
     x = RNG.standard_normal((4, 6, 5, 3))
-    assert load((x, masks), graph(6, 5, 3, classes=1, flat=False)).train.targets[0].shape == (4, 6, 5)  # type: ignore[index]
-    assert load((x, masks), graph(6, 5, 3, classes=2, flat=False)).train.targets[0].dtype == np.int32  # type: ignore[index]
+    assert load((x, masks), graph(6, 5, 3, classes=1, flat=False)).train.targets[0].shape == (
+        4,
+        6,
+        5,
+    )  # type: ignore[index]
+    assert (
+        load((x, masks), graph(6, 5, 3, classes=2, flat=False)).train.targets[0].dtype == np.int32
+    )  # type: ignore[index]
 
 
 def test_labels_that_do_not_fit() -> None:
     x = np.zeros((4, 5))
-    assert "go from 0 to 3, the model has 3 outputs (0 to 2)" in said((x, np.array([0, 1, 2, 3])), graph(5))
+    assert "go from 0 to 3, the model has 3 outputs (0 to 2)" in said(
+        (x, np.array([0, 1, 2, 3])), graph(5)
+    )
     assert "subtract 1" in said((x, np.array([1, 2, 3, 3])), graph(5))
     assert "go from -1" in said((x, np.array([-1, 0, 1, 2])), graph(5))
     assert "not whole numbers" in said((x, np.array([0.5, 1, 2, 0])), graph(5))
@@ -401,18 +493,22 @@ def test_labels_of_several_outputs() -> None:
     assert "are named head, other" in said((x, {"head": np.zeros(10), "other": np.zeros(10)}), g)
 
 
-# -- overlap -----------------------------------------------------------------------------------------------------------------------
+# -- overlap ---------------------------------------------------------------------------------------
 
 
 def test_testing_on_the_training_set_is_refused() -> None:
     assert "are training samples too" in said(vectors(), graph(5), test=vectors())
     x, y = vectors()
-    assert "1 of 10 test samples (10 %)" in said({"x": x, "y": y, "x_test": np.concatenate([x[:1], x[:9] + 1]), "y_test": y[:10]}, graph(5))
+    assert "1 of 10 test samples (10 %)" in said(
+        {"x": x, "y": y, "x_test": np.concatenate([x[:1], x[:9] + 1]), "y_test": y[:10]}, graph(5)
+    )
 
 
 def test_testing_on_the_validation_set_is_refused() -> None:
     (x, y), (xv, yv) = vectors(), vectors(10, seed=1)
-    assert "are validation samples too" in said({"x": x, "y": y, "x_val": xv, "y_val": yv, "x_test": xv, "y_test": yv}, graph(5))
+    assert "are validation samples too" in said(
+        {"x": x, "y": y, "x_val": xv, "y_val": yv, "x_test": xv, "y_test": yv}, graph(5)
+    )
 
 
 def test_a_copy_in_another_dtype_is_found() -> None:
@@ -422,7 +518,9 @@ def test_a_copy_in_another_dtype_is_found() -> None:
 
 def test_a_few_duplicates_are_noted() -> None:
     x, _ = vectors(2000)
-    data = load({"x": x, "x_val": x[:2] + 1, "x_test": np.concatenate([x[:1], x[1:] + 2])}, graph(5))
+    data = load(
+        {"x": x, "x_val": x[:2] + 1, "x_test": np.concatenate([x[:1], x[1:] + 2])}, graph(5)
+    )
     assert data.notes == ("1 of 2,000 test samples (0.05 %) are training samples too",)
 
 
@@ -432,7 +530,7 @@ def test_data_full_of_duplicates_may_share_them() -> None:
     assert any("test samples" in note for note in data.notes)
 
 
-# -- a handful, and larger than memory ---------------------------------------------------------------------------------------------
+# -- a handful, and larger than memory -------------------------------------------------------------
 
 
 def test_a_handful_validates_itself() -> None:
@@ -441,7 +539,9 @@ def test_a_handful_validates_itself() -> None:
     assert data.validation is data.train
     assert sorted(map(bytes, data.train.inputs[0])) == sorted(map(bytes, vectors(32)[0]))
     assert len(data.notes) == 1
-    assert re.search("only 32 training samples.*nothing is trained.*validation samples too", data.notes[0])
+    assert re.search(
+        "only 32 training samples.*nothing is trained.*validation samples too", data.notes[0]
+    )
     with_test = load(vectors(32), graph(5), test=vectors(90, seed=8))
     assert with_test.few
     assert len(with_test.test) == 90
@@ -492,7 +592,7 @@ def test_large_sets_are_mapped(form: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert "in 1 samples, the first is number 777" in said(tmp_path, graph(5))
 
 
-# -- streams -----------------------------------------------------------------------------------------------------------------------
+# -- streams ---------------------------------------------------------------------------------------
 
 
 def dataset(*arrays: Any, batch: int | None = None) -> Any:
@@ -513,18 +613,26 @@ def test_tf_dataset(batch: int | None) -> None:
     assert load(dataset(x, batch=batch), graph(5)).train.targets is None
     weighted = load(dataset(x, y, np.ones(100), batch=batch), graph(5))
     assert any("weights are not used" in note for note in weighted.notes)
-    grey = load(dataset(np.arange(100 * 12).reshape(100, 3, 4).astype(np.uint8), y, batch=batch), graph(3, 4, 1))
+    grey = load(
+        dataset(np.arange(100 * 12).reshape(100, 3, 4).astype(np.uint8), y, batch=batch),
+        graph(3, 4, 1),
+    )
     assert grey.train.inputs[0].shape == (90, 3, 4, 1)
 
 
 @pytest.mark.parametrize("batch", [None, 16])
 def test_tf_dataset_of_mappings(batch: int | None) -> None:
     g = helpers.graph_of(helpers.two_inputs())
-    inputs = {"vector": RNG.standard_normal((80, 5)), "image": RNG.integers(0, 255, (80, 8, 8, 2)).astype(np.uint8)}
+    inputs = {
+        "vector": RNG.standard_normal((80, 5)),
+        "image": RNG.integers(0, 255, (80, 8, 8, 2)).astype(np.uint8),
+    }
     outputs = {"value": RNG.standard_normal(80), "label": np.arange(80) % 3}
     for stream in (dataset(inputs, outputs, batch=batch), dataset(inputs | outputs, batch=batch)):
         train = load(stream, g).train
-        assert [x.shape for x in train.inputs] == [(72, *g.tensors(name)[0].shape[1:]) for name in g.inputs]
+        assert [x.shape for x in train.inputs] == [
+            (72, *g.tensors(name)[0].shape[1:]) for name in g.inputs
+        ]
         assert train.targets is not None
         assert [y.shape for y in train.targets] == [(72,), (72, 1)]
     assert load(dataset(inputs, batch=batch), g).train.targets is None
@@ -554,7 +662,9 @@ def test_py_dataset_and_generators() -> None:
     same = load((x, y), graph(5)).train.inputs[0]
     np.testing.assert_array_equal(load(Batches(), graph(5)).train.inputs[0], same)
     np.testing.assert_array_equal(load(zip(x, y, strict=True), graph(5)).train.inputs[0], same)
-    np.testing.assert_array_equal(load(lambda: (row for row in x), graph(5)).train.inputs[0].shape, same.shape)
+    np.testing.assert_array_equal(
+        load(lambda: (row for row in x), graph(5)).train.inputs[0].shape, same.shape
+    )
 
 
 def test_streams_are_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,17 +689,22 @@ def test_streams_that_do_not_fit() -> None:
     assert "no samples" in said(iter(()), graph(5))
 
 
-# -- order -------------------------------------------------------------------------------------------------------------------------
+# -- order -----------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(0, 60), st.integers(0, 5))
-def test_every_head_holds_the_classes_in_proportion(labels: list[int], head: int, seed: int) -> None:
+def test_every_head_holds_the_classes_in_proportion(
+    labels: list[int], head: int, seed: int
+) -> None:
     y = np.array(labels)
     order = sources.stratified(y, len(y), np.random.default_rng(seed))
     assert sorted(order) == list(range(len(y)))
     share = min(head, len(y)) / len(y)
     for number in set(labels):
-        assert abs((y[order[:head]] == number).sum() - share * (y == number).sum()) < 1 + len(set(labels)) / 2
+        assert (
+            abs((y[order[:head]] == number).sum() - share * (y == number).sum())
+            < 1 + len(set(labels)) / 2
+        )
 
 
 def test_split_knows_its_length() -> None:

@@ -12,8 +12,17 @@ from lrfc.targets.devices import device
 from lrfc.targets.devices.device import Device
 
 SHIPPED = (
-    "host", "raspberry-pi-4", "jetson-orin", "android", "ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512", "cortex-m7", "cortex-m4",
-)  # fmt: skip
+    "host",
+    "raspberry-pi-4",
+    "jetson-orin",
+    "android",
+    "ethos-u55-128",
+    "ethos-u55-256",
+    "ethos-u65-512",
+    "ethos-u85-512",
+    "cortex-m7",
+    "cortex-m4",
+)
 SSH = 'name = "board"\ndescription = "mine"\n[reach]\nkind = "ssh"\nhost = "board.local"\n'
 
 
@@ -110,7 +119,10 @@ def test_what_is_wrong_is_one_line(text, said, tmp_path):
 
 
 def test_unknown_names_and_files(tmp_path):
-    with pytest.raises(UsageError, match=r"unknown device 'hots': did you mean 'host'\?; known are android, cortex-m4, "):
+    with pytest.raises(
+        UsageError,
+        match=r"unknown device 'hots': did you mean 'host'\?; known are android, cortex-m4, ",
+    ):
         device.load("hots")
     with pytest.raises(UsageError, match=r"none\.toml: no such device profile; lrfc devices list"):
         device.load(tmp_path / "none.toml")

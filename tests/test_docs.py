@@ -31,11 +31,16 @@ from lrfc.targets.devices import device
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-#: Pages whose blocks run in every test run; the others, whose builds take a minute each, run with -m slow.
+#: Pages whose blocks run in every test run; the others, whose builds take a minute each, run with
+#: -m slow.
 FAST = {"device-over-ssh.md", "add-a-pass.md", "add-a-factorization.md"}
 #: Options of other programs, which the text names with their program.
 OTHERS = {"--accelerator-config", "--strict", "--hypothesis-profile"}
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w*)(?:"
+    r" title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
+)
 NOTHING = "set -euo pipefail"
 _NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
 
@@ -54,7 +59,14 @@ def blocks(text: str) -> list[Block]:
     found = []
     for match in _FENCE.finditer(text):
         lines = [line.removeprefix(match["indent"]) for line in match["text"].splitlines()]
-        found.append(Block(match["language"], match["title"], "\n".join(lines) + "\n", _NOT_RUN.search(text, 0, match.start()) is not None))
+        found.append(
+            Block(
+                match["language"],
+                match["title"],
+                "\n".join(lines) + "\n",
+                _NOT_RUN.search(text, 0, match.start()) is not None,
+            )
+        )
     return found
 
 
@@ -74,7 +86,9 @@ def script(page: Path) -> str:
 
 
 RUN = [
-    pytest.param(page, id=str(page.relative_to(ROOT)), marks=[] if page.name in FAST else [pytest.mark.slow])
+    pytest.param(
+        page, id=str(page.relative_to(ROOT)), marks=[] if page.name in FAST else [pytest.mark.slow]
+    )
     for page in PAGES
     if script(page) != NOTHING
 ]
@@ -82,7 +96,10 @@ RUN = [
 
 @pytest.mark.parametrize("page", RUN)
 def test_what_a_page_tells_to_type_runs(page: Path, tmp_path: Path) -> None:
-    for option, module, extra in (("--qat", "tensorflow_model_optimization", "qat"), ("ethos-u", "ethosu", "npu")):
+    for option, module, extra in (
+        ("--qat", "tensorflow_model_optimization", "qat"),
+        ("ethos-u", "ethosu", "npu"),
+    ):
         if option in script(page) and importlib.util.find_spec(module) is None:
             pytest.skip(f"the extra {extra} is not installed")
     programs, folder = tmp_path / "bin", tmp_path / "clone"
@@ -102,7 +119,15 @@ def test_what_a_page_tells_to_type_runs(page: Path, tmp_path: Path) -> None:
         "PYTHONPATH": str(ROOT),
         "LRFC_CACHE": str(tmp_path / "cache"),
     }
-    done = subprocess.run(["bash", "-c", script(page)], cwd=folder, env=env, capture_output=True, text=True, timeout=1800, check=False)
+    done = subprocess.run(
+        ["bash", "-c", script(page)],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
     assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
 
 
@@ -116,7 +141,10 @@ def own_files(folder: Path) -> None:
 
 
 def test_a_block_is_run_written_or_told_why_not() -> None:
-    text = '<!-- not run: a board -->\n```sh\na\n```\n\n1. x\n\n    ```toml title="f.toml"\n    b = 1\n    ```\n\n```python\nif c:\n    d\n```\n'
+    text = (
+        '<!-- not run: a board -->\n```sh\na\n```\n\n1. x\n\n    ```toml title="f.toml"\n    b ='
+        " 1\n    ```\n\n```python\nif c:\n    d\n```\n"
+    )
     assert blocks(text) == [
         Block("sh", None, "a\n", told=True),
         Block("toml", "f.toml", "b = 1\n", told=False),
@@ -140,14 +168,30 @@ def generated(name: str) -> Any:
 
 
 def flags(command: Any) -> set[str]:
-    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("-")} | {"--help"}
+    return {
+        name
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+        if name.startswith("-")
+    } | {"--help"}
 
 
 def commands_in(text: str) -> list[list[str]]:
     """The words behind 'lrfc' of every command: in `code`, in blocks, and in indented lines."""
-    lines = [line for block in blocks(text) if block.language == "sh" for line in block.text.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"^ {4,}(lrfc .+)$", text, re.MULTILINE) + re.findall(r"`(lrfc [^`]+)`", text)
-    return [shlex.split(command)[1:] for line in lines for command in re.findall(r"(?:^|/|&& )(lrfc .+?)(?= && | \|\| |$)", line)]
+    lines = [
+        line
+        for block in blocks(text)
+        if block.language == "sh"
+        for line in block.text.replace("\\\n", " ").splitlines()
+    ]
+    lines += re.findall(r"^ {4,}(lrfc .+)$", text, re.MULTILINE) + re.findall(
+        r"`(lrfc [^`]+)`", text
+    )
+    return [
+        shlex.split(command)[1:]
+        for line in lines
+        for command in re.findall(r"(?:^|/|&& )(lrfc .+?)(?= && | \|\| |$)", line)
+    ]
 
 
 def test_every_command_and_option_that_is_named_exists() -> None:
@@ -159,24 +203,43 @@ def test_every_command_and_option_that_is_named_exists() -> None:
         for words in commands_in(text):
             name = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in known), None)
             if name is None:
-                assert words[0] in general | {"COMMAND", "devices"}, f"{page.name}: lrfc {' '.join(words)}"
-                assert len(words) == 1 or words[0] == "COMMAND", f"{page.name}: lrfc {' '.join(words)}"
+                assert words[0] in general | {
+                    "COMMAND",
+                    "devices",
+                }, f"{page.name}: lrfc {' '.join(words)}"
+                assert len(words) == 1 or words[0] == "COMMAND", (
+                    f"{page.name}: lrfc {' '.join(words)}"
+                )
             else:
-                unknown = {word.partition("=")[0] for word in words if word.startswith("--")} - flags(known[name])
+                unknown = {
+                    word.partition("=")[0] for word in words if word.startswith("--")
+                } - flags(known[name])
                 assert not unknown, f"{page.name}: lrfc {' '.join(words)}"
-        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)))
+        named = set(
+            re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
+        )
         assert named <= every, f"{page.name}: {named - every}"
         for limit in re.findall(r"--max-regress (\w+=\S+?)[`\s]", text):
             parse(limit)
 
 
 def test_commands_are_found_wherever_they_stand() -> None:
-    text = "lrfc is `lrfc ops --json`.\n\n    lrfc inspect a.keras\n\n```sh\nx && .venv/bin/lrfc build b --out 'c d' && lrfc doctor\n```\n"
-    assert commands_in(text) == [["build", "b", "--out", "c d"], ["doctor"], ["inspect", "a.keras"], ["ops", "--json"]]
+    text = (
+        "lrfc is `lrfc ops --json`.\n\n    lrfc inspect a.keras\n\n```sh\nx && .venv/bin/lrfc build"
+        " b --out 'c d' && lrfc doctor\n```\n"
+    )
+    assert commands_in(text) == [
+        ["build", "b", "--out", "c d"],
+        ["doctor"],
+        ["inspect", "a.keras"],
+        ["ops", "--json"],
+    ]
 
 
 def test_links_of_pages_resolve() -> None:
-    made = {ROOT / "docs" / path for path in generated("generate").pages()} | {ROOT / "docs" / path for path in generated("generate").SHOWN.values()}
+    made = {ROOT / "docs" / path for path in generated("generate").pages()} | {
+        ROOT / "docs" / path for path in generated("generate").SHOWN.values()
+    }
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]:
         for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if ":" not in link:
@@ -186,10 +249,16 @@ def test_links_of_pages_resolve() -> None:
 
 def test_files_that_are_named_exist() -> None:
     for page in PAGES:
-        for name in re.findall(r"`((?:benchmarks|examples|lrfc|passes|targets|tests)/[\w./-]+)`", page.read_text(encoding="utf-8")):
+        for name in re.findall(
+            r"`((?:benchmarks|examples|lrfc|passes|targets|tests)/[\w./-]+)`",
+            page.read_text(encoding="utf-8"),
+        ):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
         for name in re.findall(r"[`(](\w+\.csv)\b", page.read_text(encoding="utf-8")):
-            assert (ROOT / "benchmarks" / name).exists() or name in ("layers.csv", "candidates.csv"), f"{page.name}: {name}"
+            assert (ROOT / "benchmarks" / name).exists() or name in (
+                "layers.csv",
+                "candidates.csv",
+            ), f"{page.name}: {name}"
 
 
 def test_the_reference_has_all_that_the_code_has() -> None:
@@ -199,13 +268,32 @@ def test_the_reference_has_all_that_the_code_has() -> None:
         section = made["reference/cli.md"].split(f"\n## {name}\n")[1].split("\n## ")[0]
         assert {flag for flag in flags(command) if f"`{flag}" not in section} <= {"--help"}, name
     assert all(f"`{name}`" in made["reference/lrfc-toml.md"] for name in OPTIONS)
-    assert all(f"| `{field}` |" in made["reference/manifest.md"] for field in (*manifest.Manifest.model_fields, *manifest.Layer.model_fields))
-    assert all(f"| `{key}` |" in made["reference/device-profile.md"] for key in device.Device.model_fields)
-    assert all(f"### {path.stem}\n" in made["reference/device-profile.md"] for path in device.SHIPPED.glob("*.toml"))
+    assert all(
+        f"| `{field}` |" in made["reference/manifest.md"]
+        for field in (*manifest.Manifest.model_fields, *manifest.Layer.model_fields)
+    )
+    assert all(
+        f"| `{key}` |" in made["reference/device-profile.md"] for key in device.Device.model_fields
+    )
+    assert all(
+        f"### {path.stem}\n" in made["reference/device-profile.md"]
+        for path in device.SHIPPED.glob("*.toml")
+    )
     assert all(f" {method} |" in made["reference/support-matrix.md"] for method in METHODS)
-    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", made["reference/exit-codes.md"], re.MULTILINE)}
-    assert codes == {0, 1, 130, 143, *(each.exit_code for each in vars(errors).values() if hasattr(each, "exit_code"))}
-    named = re.findall(r"^\| (\d+) \| ", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    codes = {
+        int(code)
+        for code in re.findall(r"^\| (\d+) \|", made["reference/exit-codes.md"], re.MULTILINE)
+    }
+    assert codes == {
+        0,
+        1,
+        130,
+        143,
+        *(each.exit_code for each in vars(errors).values() if hasattr(each, "exit_code")),
+    }
+    named = re.findall(
+        r"^\| (\d+) \| ", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert set(map(int, named)) == codes - {1}
     assert "### lrfc.build\n" in made["reference/python.md"]
     assert "|  |  |" not in made["reference/cli.md"], "an option without a word about it"
@@ -220,7 +308,9 @@ def test_figures_are_drawn_from_the_benchmarks() -> None:
     assert "<!-- figure" not in drawn
     assert drawn.count('<figure><svg viewBox="0 0 480 300" role="img"') == len(wanted)
     assert "Nothing to draw" not in drawn
-    for name in re.findall(r"\((\w+\.csv)[;)]", " ".join(re.findall(r"<figcaption>(.*?)</figcaption>", drawn))):
+    for name in re.findall(
+        r"\((\w+\.csv)[;)]", " ".join(re.findall(r"<figcaption>(.*?)</figcaption>", drawn))
+    ):
         assert (draw.BENCHMARKS / name).exists()
     with pytest.raises(KeyError):
         draw.placed("<!-- figure: none -->")
@@ -248,8 +338,15 @@ def test_the_command_line_is_that_of_typer() -> None:
 def test_the_notice_names_the_licence_of_every_package_that_is_installed_beside() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [re.split(r"[^\w-]", line, maxsplit=1)[0] for line in (*project["dependencies"], *extras["npu"], *extras["qat"])]
-    named = dict(re.findall(r"^ {4}(\S+) +(\S+)", (ROOT / "NOTICE").read_text(encoding="utf-8"), re.MULTILINE))
+    wanted = [
+        re.split(r"[^\w-]", line, maxsplit=1)[0]
+        for line in (*project["dependencies"], *extras["npu"], *extras["qat"])
+    ]
+    named = dict(
+        re.findall(
+            r"^ {4}(\S+) +(\S+)", (ROOT / "NOTICE").read_text(encoding="utf-8"), re.MULTILINE
+        )
+    )
     assert set(named) == set(wanted)
     assert "NOTICE" in project["license-files"]
     kinds = {"Apache-2.0": r"apache", "MIT": r"\bmit\b", "BSD-3-Clause": r"\bbsd\b"}
@@ -258,5 +355,11 @@ def test_the_notice_names_the_licence_of_every_package_that_is_installed_beside(
             found = importlib.metadata.metadata(name)
         except importlib.metadata.PackageNotFoundError:  # an extra that is not installed here
             continue
-        told = " ".join([found.get("License-Expression", ""), found.get("License", "")[:40], *found.get_all("Classifier", [])])
+        told = " ".join(
+            [
+                found.get("License-Expression", ""),
+                found.get("License", "")[:40],
+                *found.get_all("Classifier", []),
+            ]
+        )
         assert re.search(kinds[licence], told, re.IGNORECASE), f"{name}: {told}"

@@ -162,7 +162,9 @@ def test_the_passes_end_at_the_one_after_which_the_build_stops(graph: Graph) -> 
     assert rest.fact(Mark).count == 2
 
 
-def test_a_build_that_stops_gives_nothing_and_goes_to_no_further_destination(graph: Graph, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_build_that_stops_gives_nothing_and_goes_to_no_further_destination(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked = replace(job(), goals=("one", "two"))  # type: ignore[arg-type]
     visited: list[str] = []
 
@@ -210,7 +212,9 @@ class Fakes:
 
         return SimpleNamespace(settle=settle)
 
-    def try_out(self, made: Any, goal: Any, bench: Any, plan: Plan, folder: Path, looks: int) -> Any:
+    def try_out(
+        self, made: Any, goal: Any, bench: Any, plan: Plan, folder: Path, looks: int
+    ) -> Any:
         drop = 1.0 if goal.target.name == "one" and looks == 1 else 0.0
         return SimpleNamespace(contract=contract(drop), plan=plan, failure=None)
 
@@ -258,7 +262,10 @@ def test_the_same_selection_is_trained_once(graph: Graph, monkeypatch: pytest.Mo
     explored = Explored(state, None, {"before": 0.5}, 1.0)
     monkeypatch.setattr(compress, "pipeline", lambda config, select: (select, Refit()))
     plan: Any = SimpleNamespace(state=state, select=Choose())
-    made = [compress.compress(asked, explored, state, plan, _target(precision), shared) for precision in ("fp32", "fp16")]
+    made = [
+        compress.compress(asked, explored, state, plan, _target(precision), shared)
+        for precision in ("fp32", "fp16")
+    ]
     one, two = made
     assert one is not None
     assert two is not None
@@ -271,7 +278,9 @@ def _target(precision: str) -> Any:
     return SimpleNamespace(name="tflite", precision=precision)
 
 
-def test_a_build_that_fails_raises_its_error_with_the_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_build_that_fails_raises_its_error_with_the_results(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     failures = NoGainError("no gain"), BudgetError("not met")
     results = [SimpleNamespace(failure=failure) for failure in failures]
     monkeypatch.setattr(build, "_load", lambda *given, **options: (Path("net.keras"), None))

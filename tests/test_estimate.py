@@ -42,7 +42,9 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Pa
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_file_is_priced_as_the_graph_that_it_was_emitted_from(name: str, emitted: dict[str, tuple[Any, Path]]) -> None:
+def test_a_file_is_priced_as_the_graph_that_it_was_emitted_from(
+    name: str, emitted: dict[str, tuple[Any, Path]]
+) -> None:
     graph, path = emitted[name]
     profile = latency.load("cortex-m7", "tflite", "int8", 1)
     assert profile is not None
@@ -50,34 +52,63 @@ def test_a_file_is_priced_as_the_graph_that_it_was_emitted_from(name: str, emitt
     assert found.precision == "int8"
     wanted = [each for _, each in signatures(graph)]
     # A file has a bias for each of its convolutions, and its own order.
-    layers, own = (sorted((each.kind, each.kernel, each.groups, each.macs) for each in ops if each.macs) for ops in (found.signatures, wanted))
+    layers, own = (
+        sorted((each.kind, each.kernel, each.groups, each.macs) for each in ops if each.macs)
+        for ops in (found.signatures, wanted)
+    )
     assert layers == own
     (measured,) = api.measure([path], device="cortex-m7")
     assert measured.source == "estimated"
-    assert measured.median_ms == measured.p90_ms == pytest.approx(profile.predict(wanted), rel=0.03), "a file may convert between scales"
+    assert (
+        measured.median_ms == measured.p90_ms == pytest.approx(profile.predict(wanted), rel=0.03)
+    ), "a file may convert between scales"
 
 
-def test_the_command_calls_it_an_estimate(emitted: dict[str, tuple[Any, Path]], capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_calls_it_an_estimate(
+    emitted: dict[str, tuple[Any, Path]], capfd: pytest.CaptureFixture[str]
+) -> None:
     one, other = emitted["conv_net"][1], emitted["dense"][1]
-    assert CliRunner().invoke(cli.app, ["measure", str(one), str(other), "--device", "cortex-m7"]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(cli.app, ["measure", str(one), str(other), "--device", "cortex-m7"])
+        .exit_code
+        == 0
+    )
     text = capfd.readouterr().out
     assert "estimated by TensorFlow Lite Micro with CMSIS-NN" in text
     assert "measured" not in text
-    assert CliRunner().invoke(cli.app, ["measure", str(one), "--device", "cortex-m7", "--json"]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(cli.app, ["measure", str(one), "--device", "cortex-m7", "--json"])
+        .exit_code
+        == 0
+    )
     (row,) = json.loads(capfd.readouterr().out)["measurements"]
     assert row["source"] == "estimated"
     assert row["cold_start_ms"] is row["peak_rss_bytes"] is None
 
 
 @pytest.mark.parametrize(
-    ("precision", "wanted"), [("fp32", "fp32"), ("fp16", "fp16"), ("dynamic", "dynamic"), ("int16x8", "int16x8"), ("int8", "int8")]
+    ("precision", "wanted"),
+    [
+        ("fp32", "fp32"),
+        ("fp16", "fp16"),
+        ("dynamic", "dynamic"),
+        ("int16x8", "int16x8"),
+        ("int8", "int8"),
+    ],
 )
 def test_the_precision_is_that_of_the_layers(precision: Any, wanted: str, tmp_path: Path) -> None:
     graph = fold_batchnorm(keras_io.from_keras(helpers.dense_net(features=48, widths=(64, 32))))
-    path = TFLite(precision).emit(graph, tmp_path / "net.tflite", helpers.random_inputs(graph, 8)).path
+    path = (
+        TFLite(precision).emit(graph, tmp_path / "net.tflite", helpers.random_inputs(graph, 8)).path
+    )
     assert operators.read(path).precision == wanted
     if precision != "int8":
-        with pytest.raises(UsageError, match=f"device 'cortex-m7' computes in int8, and .*net.tflite is of {precision}"):
+        with pytest.raises(
+            UsageError,
+            match=f"device 'cortex-m7' computes in int8, and .*net.tflite is of {precision}",
+        ):
             api.measure([path], device="cortex-m7")
 
 
@@ -85,13 +116,25 @@ def test_an_operator_that_has_no_price_is_named(tmp_path: Path) -> None:
     import keras
 
     inputs = keras.Input((6, 4), name="steps")
-    graph = keras_io.from_keras(keras.Model(inputs, keras.layers.LSTM(5, unroll=False, name="memory")(inputs), name="recurrent"))
+    graph = keras_io.from_keras(
+        keras.Model(
+            inputs, keras.layers.LSTM(5, unroll=False, name="memory")(inputs), name="recurrent"
+        )
+    )
     path = TFLite().emit(graph, tmp_path / "net.tflite").path
-    with pytest.raises(DeviceError, match=r"net\.tflite: no time can be computed for its operator (WHILE|UNIDIRECTIONAL_SEQUENCE_LSTM)"):
+    with pytest.raises(
+        DeviceError,
+        match=(
+            r"net\.tflite: no time can be computed for its operator"
+            r" (WHILE|UNIDIRECTIONAL_SEQUENCE_LSTM)"
+        ),
+    ):
         operators.read(path)
 
 
-def test_a_damaged_file_ends_in_one_line(emitted: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:
+def test_a_damaged_file_ends_in_one_line(
+    emitted: dict[str, tuple[Any, Path]], tmp_path: Path
+) -> None:
     content = bytearray(emitted["conv_net"][1].read_bytes())
     rng = np.random.default_rng(0)
     path = tmp_path / "damaged.tflite"

@@ -23,7 +23,9 @@ def test_noise_alone_and_nothing_have_no_rank() -> None:
 
 def test_more_noise_hides_more() -> None:
     rng = np.random.default_rng(1)
-    signal = (rng.standard_normal((80, 40)) * np.geomspace(1, 0.01, 40)) @ rng.standard_normal((40, 60))
+    signal = (rng.standard_normal((80, 40)) * np.geomspace(1, 0.01, 40)) @ rng.standard_normal(
+        (40, 60)
+    )
     noise = rng.standard_normal((80, 60))
     ranks = [evbmf_rank(signal + level * noise) for level in (0.05, 0.3, 1.5)]
     assert ranks == sorted(ranks, reverse=True)

@@ -31,7 +31,11 @@ def known(line: str) -> None:
     while hasattr(command, "commands"):
         words = words[1:]
         command = command.commands[words[0]]
-    options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    options = {
+        name
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
     assert {word for word in words if word.startswith("--")} <= options, line
 
 
@@ -50,21 +54,33 @@ def test_python_api_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"digits.tflite: [\d,]+ of [\d,]+ bytes, \d+\.\d\d times as fast", done.stdout)
     assert "  layers: " in done.stdout, "the callback for progress was called"
-    assert [line.split()[:2] for line in done.stdout.splitlines()[-2:]] == [["ok:", "accuracy"], ["ok:", "size"]]
+    assert [line.split()[:2] for line in done.stdout.splitlines()[-2:]] == [
+        ["ok:", "accuracy"],
+        ["ok:", "size"],
+    ]
     assert {path.name for path in tmp_path.iterdir()} == {"out", "out-again"}
 
 
 def test_own_device_is_a_profile() -> None:
     found = device.read(EXAMPLES / "own_device.toml")
     assert (found.name, found.reach.kind) == ("own-board", "ssh")
-    for line in re.findall(r"^#   lrfc (.*?)(?:  +.*)?$", (EXAMPLES / "own_device.toml").read_text(encoding="utf-8"), re.MULTILINE):
+    for line in re.findall(
+        r"^#   lrfc (.*?)(?:  +.*)?$",
+        (EXAMPLES / "own_device.toml").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    ):
         known(line)
 
 
 def test_the_pipeline_calls_what_there_is() -> None:
     text = (EXAMPLES / "ci" / "github-actions.yml").read_text(encoding="utf-8")
     steps = yaml.safe_load(text)["jobs"]["compress"]["steps"]
-    lines = [line.strip() for step in steps for line in step.get("run", "").splitlines() if line.strip().startswith("lrfc ")]
+    lines = [
+        line.strip()
+        for step in steps
+        for line in step.get("run", "").splitlines()
+        if line.strip().startswith("lrfc ")
+    ]
     assert [line.split()[1] for line in lines] == ["build", "compare"]
     for line in lines:
         known(line.removeprefix("lrfc "))
@@ -77,12 +93,18 @@ class Workflow:
 
     def __init__(self, folder: Path) -> None:
         self.folder, programs = folder, folder / "bin"
-        self.steps = yaml.safe_load((EXAMPLES / "ci" / "github-actions.yml").read_text(encoding="utf-8"))["jobs"]["compress"]["steps"]
+        self.steps = yaml.safe_load(
+            (EXAMPLES / "ci" / "github-actions.yml").read_text(encoding="utf-8")
+        )["jobs"]["compress"]["steps"]
         programs.mkdir()
         kept = folder / "releases"
         kept.mkdir()
         gh = f"""if [ "$2" = upload ]; then shift 3; cp "$@" {kept}; else mkdir -p baseline && cp {kept}/manifest.json baseline; fi"""
-        for name, line in (("lrfc", f'exec "{sys.executable}" -m lrfc "$@"'), ("pip", '[ "$*" = "install lrfc" ]'), ("gh", gh)):
+        for name, line in (
+            ("lrfc", f'exec "{sys.executable}" -m lrfc "$@"'),
+            ("pip", '[ "$*" = "install lrfc" ]'),
+            ("gh", gh),
+        ):
             (programs / name).write_text(f"#!/bin/sh\n{line}\n")
             (programs / name).chmod(0o755)
         self._env = os.environ | {
@@ -91,18 +113,34 @@ class Workflow:
             "LRFC_CACHE": str(folder / "cache"),
         }
 
-    def run(self, event: str, names: frozenset[str] | None = None) -> subprocess.CompletedProcess[str] | None:
-        """The last command that ran: one that failed, or that of the last step. ``names``: of the steps that run, all where it is None."""
+    def run(
+        self, event: str, names: frozenset[str] | None = None
+    ) -> subprocess.CompletedProcess[str] | None:
+        """The last command that ran: one that failed, or that of the last step.
+
+        ``names``: of the steps that run, all where it is None.
+        """
         done = None
         for step in self.steps:
-            wanted = {"github.event_name != 'release'": event != "release", "github.event_name == 'release'": event == "release"}.get(
-                step.get("if"), True
-            )
-            if "run" not in step or not wanted or (names is not None and step.get("name") not in names):
+            wanted = {
+                "github.event_name != 'release'": event != "release",
+                "github.event_name == 'release'": event == "release",
+            }.get(step.get("if"), True)
+            if (
+                "run" not in step
+                or not wanted
+                or (names is not None and step.get("name") not in names)
+            ):
                 continue
             command = re.sub(r"\$\{\{ (.*?) \}\}", "v1", step["run"])
             done = subprocess.run(
-                ["bash", "-e", "-c", command], cwd=self.folder, env=self._env, capture_output=True, text=True, timeout=900, check=False
+                ["bash", "-e", "-c", command],
+                cwd=self.folder,
+                env=self._env,
+                capture_output=True,
+                text=True,
+                timeout=900,
+                check=False,
             )
             if done.returncode:
                 break
@@ -112,12 +150,17 @@ class Workflow:
 @pytest.mark.slow
 def test_the_pipeline_keeps_a_release_and_stops_a_change_that_is_worse(tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "digits.keras", tmp_path / "model.keras")
-    (tmp_path / "lrfc.toml").write_text('target = ["tflite"]\ndata = "digits"\nmax_macs = "50%"\nmax_drop = "2pp"\nepochs = 0\n')
+    (tmp_path / "lrfc.toml").write_text(
+        'target = ["tflite"]\ndata = "digits"\nmax_macs = "50%"\nmax_drop = "2pp"\nepochs = 0\n'
+    )
     workflow = Workflow(tmp_path)
     released = workflow.run("release")
     assert released is not None
     assert released.returncode == 0, released.stderr
-    assert {path.name for path in (tmp_path / "releases").iterdir()} == {"manifest.json", "model.tflite"}
+    assert {path.name for path in (tmp_path / "releases").iterdir()} == {
+        "manifest.json",
+        "model.tflite",
+    }
     same = workflow.run("pull_request", frozenset({"The last release's manifest", "Compare"}))
     assert same is not None
     assert same.returncode == 0, same.stderr

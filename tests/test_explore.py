@@ -31,7 +31,8 @@ from tests.compression import explored, learnt
 
 @cache
 def state() -> State:
-    # As if there were no data, so that no plan is run: what the loop does with prices does not depend on it.
+    # As if there were no data, so that no plan is run: what the loop does with prices does not
+    # depend on it.
     found = explored(learnt())
     return replace(found, data=replace(found.data, synthetic=True))
 
@@ -43,9 +44,16 @@ def believed() -> CostProfile:
     for space in state().fact(DesignSpace).spaces:
         for candidate in space.candidates[1::7]:
             graph = state().original.copy()
-            graph.splice(space.op.name, space.factors[candidate.method or ""].stages(candidate.ranks))
+            graph.splice(
+                space.op.name, space.factors[candidate.method or ""].stages(candidate.ranks)
+            )
             ops += [each for _, each in signatures(fold_batchnorm(graph))]
-    return fitting.fit([(op, 0.001 + 1e-6 * op.macs) for op in dict.fromkeys(ops)], device="made", format="tflite", precision="fp32")
+    return fitting.fit(
+        [(op, 0.001 + 1e-6 * op.macs) for op in dict.fromkeys(ops)],
+        device="made",
+        format="tflite",
+        precision="fp32",
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,10 @@ class Device:
         return tuple(each for _, each in signatures(fold_batchnorm(graph)))
 
     def _time(self, ops: Sequence[Signature]) -> float:
-        return self._pace * sum((self._depthwise if op.kind == "depthwise" else 1.0) * (0.001 + 1e-6 * op.macs) for op in ops)
+        return self._pace * sum(
+            (self._depthwise if op.kind == "depthwise" else 1.0) * (0.001 + 1e-6 * op.macs)
+            for op in ops
+        )
 
 
 def share(value: float) -> Budget:
@@ -126,7 +137,9 @@ def test_an_objective_uses_all_of_the_divergence_that_is_allowed() -> None:
     device = Device()
     plain = settled(device, Wish(SelectRanks(max_macs=share(0.5))))
     allowed = chosen(plain).impact
-    found = settled(device, Wish(SelectRanks(), objective="latency", max_drop=Drop(value=0.05)), allowed)
+    found = settled(
+        device, Wish(SelectRanks(), objective="latency", max_drop=Drop(value=0.05)), allowed
+    )
     assert chosen(found).impact <= allowed * (1 + 1e-6)
     times = [device(Factorize()(each.select(each.state)).graph).time for each in (found, plain)]
     assert times[0] <= times[1] * (1 + 1e-6)
@@ -155,7 +168,9 @@ def test_a_budget_that_needs_slower_layers_gets_them() -> None:
     lines: list[str] = []
     loud = replace(state(), progress=Progress(log=lines.append))
     device = Device(depthwise=1.0, pace=1.0)
-    overhead = fitting.fit([(op, 10.0) for op in believed_ops()], device="made", format="tflite", precision="fp32")
+    overhead = fitting.fit(
+        [(op, 10.0) for op in believed_ops()], device="made", format="tflite", precision="fp32"
+    )
     found = Loop(loud, TFLite(), device, overhead).settle(Wish(SelectRanks(max_macs=share(0.4))))
     assert any("take longer than they do now" in line for line in lines)
     assert any(c.method is not None for c in chosen(found).chosen)
@@ -169,10 +184,16 @@ def test_prices_add_up_to_the_network() -> None:
     priced = PriceLayers(believed())(state())
     outside, spaces = fixed(priced)["latency"], priced.fact(DesignSpace).spaces
     assert outside + sum(s.whole.latency for s in spaces) == pytest.approx(costs(priced)["latency"])
-    assert priced.fact(Price).whole == pytest.approx(believed().predict(each for _, each in signatures(fold_batchnorm(state().original))))
+    assert priced.fact(Price).whole == pytest.approx(
+        believed().predict(each for _, each in signatures(fold_batchnorm(state().original)))
+    )
     found = SelectRanks(max_latency=share(0.6))(priced)
     graph = fold_batchnorm(Factorize()(found).graph)
     predicted = outside + sum(c.latency for c in found.fact(Selection).chosen)
-    assert predicted == pytest.approx(believed().predict(each for _, each in signatures(graph)), rel=1e-6)
+    assert predicted == pytest.approx(
+        believed().predict(each for _, each in signatures(graph)), rel=1e-6
+    )
     assert predicted <= 0.6 * priced.fact(Price).whole * (1 + 1e-6)
-    assert all(c.latency < s.whole.latency for s in spaces for c in s.candidates if c.method is not None)
+    assert all(
+        c.latency < s.whole.latency for s in spaces for c in s.candidates if c.method is not None
+    )

@@ -29,7 +29,12 @@ from tests.factorized import (
     with_kernel,
 )
 
-relaxed = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow], derandomize=True)
+relaxed = settings(
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+    derandomize=True,
+)
 
 
 def taken(graph: Graph) -> list[str]:
@@ -63,27 +68,43 @@ def check_rank(graph: Graph, fraction: float, *, aware: bool) -> None:
         factors = method.decompose(op, source, statistics=stats)
         result = graph.copy()
         stages = factors.stages(ranks)
-        assert [shown(stage) for stage in method.outline(op, source, ranks)] == [shown(stage) for stage in stages], f"{name} {ranks}"
+        assert [shown(stage) for stage in method.outline(op, source, ranks)] == [
+            shown(stage) for stage in stages
+        ], f"{name} {ranks}"
         result.splice("layer", stages)
         result.check()
         assert counted(result) == method.cost(op, source, ranks), f"{name} {ranks}"
         *earlier, last = [stage for stage in stages if stage.weights]
-        assert [stage for stage in stages if "bias" in stage.weights] == ([last] if "bias" in op.weights else []), name
+        assert [stage for stage in stages if "bias" in stage.weights] == (
+            [last] if "bias" in op.weights else []
+        ), name
         assert all(stage["activation"] in (None, "linear") for stage in earlier), name
         # The stages give what the multiplied-out kernel gives, and so do the responses.
         kernel = factors.kernel(ranks)
         bias = absorbed_bias(layout, kernel, stats)
-        assert relative(outputs(result), outputs(with_kernel(graph, kernel, bias))) < 2e-5, f"{name} {ranks}"
+        assert relative(outputs(result), outputs(with_kernel(graph, kernel, bias))) < 2e-5, (
+            f"{name} {ranks}"
+        )
         flat = Layout.of(with_kernel(graph, kernel).op("layer"), source)
-        response = np.einsum("ngd,gdt->ngt", rows, flat.matrix(flat.tensor())).reshape(len(rows), -1)
+        response = np.einsum("ngd,gdt->ngt", rows, flat.matrix(flat.tensor())).reshape(
+            len(rows), -1
+        )
         if "bias" in op.weights and layout.bias is not None:
             response = response + flat_bias(layout, bias)
-        assert relative(next(iter(factors.responses(rows, [ranks]))), response) < 2e-5, f"{name} {ranks}"
+        assert relative(next(iter(factors.responses(rows, [ranks]))), response) < 2e-5, (
+            f"{name} {ranks}"
+        )
 
 
 def shown(stage: Op) -> tuple[object, ...]:
     """All of an op but the values of its weights."""
-    return stage.name, stage.kind, dict(stage.attrs), stage.shared, {name: weight.shape for name, weight in stage.weights.items()}
+    return (
+        stage.name,
+        stage.kind,
+        dict(stage.attrs),
+        stage.shared,
+        {name: weight.shape for name, weight in stage.weights.items()},
+    )
 
 
 def absorbed_bias(layout: Layout, kernel: np.ndarray, stats: object) -> np.ndarray | None:
@@ -91,7 +112,12 @@ def absorbed_bias(layout: Layout, kernel: np.ndarray, stats: object) -> np.ndarr
     bias = layout.op.weights.get("bias")
     if bias is None or stats is None or layout.bias is None:
         return bias
-    other = Layout.of(type(layout.op)(layout.op.name, layout.op.kind, layout.op.attrs, {**layout.op.weights, "kernel": kernel}), layout.source)
+    other = Layout.of(
+        type(layout.op)(
+            layout.op.name, layout.op.kind, layout.op.attrs, {**layout.op.weights, "kernel": kernel}
+        ),
+        layout.source,
+    )
     missing = layout.matrix(layout.tensor()) - other.matrix(other.tensor())
     shift = np.einsum("gd,gdt->gt", stats.mean, missing).reshape(-1)  # type: ignore[attr-defined]
     return (bias + shift.reshape(bias.shape)).astype(np.float32)
@@ -133,7 +159,13 @@ def test_responses_come_in_the_order_asked(name):
     layout = Layout.of(op, source)
     factors = METHODS[name].decompose(op, source, statistics=statistics(layout))
     full = METHODS[name].full(op, source)
-    asked = [full, tuple(1 for _ in full), tuple(max(1, rank // 2) for rank in full), tuple(1 for _ in full), full]
+    asked = [
+        full,
+        tuple(1 for _ in full),
+        tuple(max(1, rank // 2) for rank in full),
+        tuple(1 for _ in full),
+        full,
+    ]
     rows = patches(layout, 4, np.random.default_rng(0)).astype(np.float32)
     found = list(factors.responses(rows, asked))
     assert len(found) == 5
@@ -150,7 +182,11 @@ def test_stages_of_a_shared_layer_are_shared_alike(name):
     op, source = parts(graph)
     from dataclasses import replace
 
-    stages = METHODS[name].decompose(replace(op, shared="layer"), source).stages(tuple(1 for _ in METHODS[name].full(op, source)))
+    stages = (
+        METHODS[name]
+        .decompose(replace(op, shared="layer"), source)
+        .stages(tuple(1 for _ in METHODS[name].full(op, source)))
+    )
     assert stages[-1].name == "layer"
     assert stages[-1].shared == "layer"
     assert [stage.shared for stage in stages[:-1]] == [stage.name for stage in stages[:-1]]
@@ -160,8 +196,21 @@ def test_stages_of_a_shared_layer_are_shared_alike(name):
 def test_strides_are_taken_as_early_as_the_form_allows():
     """Public CP code strides in the last stage alone, and computes the others at four times the positions."""
     graph = conv((3, 3), 4, 4, (8, 8), strides=(2, 2))
-    shapes = {name: [t.shape[1:3] for op in rewritten(graph, name, ranks) if op.weights for t in graph_tensors(rewritten(graph, name, ranks), op.name)]
-              for name, ranks in {"channel_svd": (2,), "spatial_svd": (2,), "spatial_svd_w": (2,), "cp": (2,), "tt": (2, 2, 2)}.items()}  # fmt: skip
+    shapes = {
+        name: [
+            t.shape[1:3]
+            for op in rewritten(graph, name, ranks)
+            if op.weights
+            for t in graph_tensors(rewritten(graph, name, ranks), op.name)
+        ]
+        for name, ranks in {
+            "channel_svd": (2,),
+            "spatial_svd": (2,),
+            "spatial_svd_w": (2,),
+            "cp": (2,),
+            "tt": (2, 2, 2),
+        }.items()
+    }
     assert shapes == {
         "channel_svd": [(4, 4), (4, 4)],
         "spatial_svd": [(4, 8), (4, 4)],
@@ -196,8 +245,14 @@ def test_printed_form():
             "graph one",
             "  x = InputLayer() -> (?, 8, 8, 4)",
             "  layer__in = Conv2D(x) filters=2 kernel_size=1 use_bias=False -> (?, 8, 8, 2)",
-            "  layer__kernel = Conv2D(layer__in) filters=3 kernel_size=3 padding=same use_bias=False -> (?, 8, 8, 3)",
-            "  layer = Conv2D(layer__kernel) filters=6 kernel_size=1 activation=relu -> (?, 8, 8, 6)",
+            (
+                "  layer__kernel = Conv2D(layer__in) filters=3 kernel_size=3 padding=same"
+                " use_bias=False -> (?, 8, 8, 3)"
+            ),
+            (
+                "  layer = Conv2D(layer__kernel) filters=6 kernel_size=1 activation=relu -> (?, 8,"
+                " 8, 6)"
+            ),
             "  return layer",
         ]
     )
@@ -224,7 +279,9 @@ def test_zero_kernel():
     for name in taken(graph):
         ranks = tuple(max(1, r // 2) for r in METHODS[name].full(*parts(graph)))
         for stats in (None, statistics(Layout.of(*parts(graph)))):
-            np.testing.assert_allclose(outputs(rewritten(graph, name, ranks, stats=stats)), outputs(graph), atol=1e-6)
+            np.testing.assert_allclose(
+                outputs(rewritten(graph, name, ranks, stats=stats)), outputs(graph), atol=1e-6
+            )
 
 
 def test_einsum_that_is_no_matrix_product_is_refused():

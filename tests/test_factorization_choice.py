@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrfc.factorization import METHODS, Cost, break_even, cost_of, eligible, split_separable, support_matrix, support_table, tt_matrix, tucker_matrix
+from lrfc.factorization import (
+    METHODS,
+    Cost,
+    break_even,
+    cost_of,
+    eligible,
+    split_separable,
+    support_matrix,
+    support_table,
+    tt_matrix,
+    tucker_matrix,
+)
 from lrfc.factorization.support import EXAMPLES
 from lrfc.factorization.tensorized import factorizations
 from lrfc.ir.graph import Graph
@@ -15,7 +26,18 @@ from lrfc.ir.op import Op
 from lrfc.search.candidates import space
 from lrfc.search.similarity import relative_l2
 from lrfc.search.statistics import SampleSize, collect
-from tests.factorized import conv, convolutions, counted, dense, layer, outputs, parts, products, relative, rewritten
+from tests.factorized import (
+    conv,
+    convolutions,
+    counted,
+    dense,
+    layer,
+    outputs,
+    parts,
+    products,
+    relative,
+    rewritten,
+)
 from tests.helpers import random_inputs
 
 
@@ -27,7 +49,9 @@ def test_break_even_of_the_literature():
         assert break_even(METHODS[name], op, source, "macs") == (rank,), name
         assert break_even(METHODS[name], op, source, "params") == (rank,), name
     assert break_even(METHODS["svd"], *parts(dense(256, 64)), "params") == (51,)
-    assert break_even(METHODS["channel_svd"], *parts(conv((1, 1), 64, 64, bias=None)), "macs") == (31,)
+    assert break_even(METHODS["channel_svd"], *parts(conv((1, 1), 64, 64, bias=None)), "macs") == (
+        31,
+    )
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -49,7 +73,12 @@ def test_break_even_saves_and_the_next_does_not(build, quantity):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.one_of(convolutions(), products()), st.sampled_from(["params", "macs"]), st.floats(0.1, 1), st.data())
+@given(
+    st.one_of(convolutions(), products()),
+    st.sampled_from(["params", "macs"]),
+    st.floats(0.1, 1),
+    st.data(),
+)
 def test_no_ranks_within_break_even_enlarge_the_cost(build, quantity, kept, data):
     """Whatever ranks up to the break-even ones are taken, the rewritten layer costs less than the share that was asked for."""
     op, source = parts(build())
@@ -58,29 +87,50 @@ def test_no_ranks_within_break_even_enlarge_the_cost(build, quantity, kept, data
         highest = break_even(METHODS[name], op, source, quantity, kept)
         if highest is not None:
             ranks = tuple(data.draw(st.integers(1, rank)) for rank in highest)
-            assert getattr(METHODS[name].cost(op, source, ranks), quantity) < limit, f"{name} {ranks}"
+            assert getattr(METHODS[name].cost(op, source, ranks), quantity) < limit, (
+                f"{name} {ranks}"
+            )
 
 
-@pytest.mark.parametrize("graph", [conv((3, 3), 8, 8, (6, 6), strides=(2, 2)), conv((3, 3), 3, 8, (6, 6)), dense(12, 16), dense(4, 4)])
+@pytest.mark.parametrize(
+    "graph",
+    [
+        conv((3, 3), 8, 8, (6, 6), strides=(2, 2)),
+        conv((3, 3), 3, 8, (6, 6)),
+        dense(12, 16),
+        dense(4, 4),
+    ],
+)
 def test_no_candidate_is_offered_that_enlarges_the_cost(graph):
     """What the search gets to see of every method: at most the layer's parameters and MACs, and less of one; a reason where that leaves nothing."""
     op = graph.op("layer")
-    samples = collect(graph, [op], random_inputs(graph, 8), SampleSize(6, 2, 100, 50), seed=0)["layer"]
+    samples = collect(graph, [op], random_inputs(graph, 8), SampleSize(6, 2, 100, 50), seed=0)[
+        "layer"
+    ]
     offered = space(graph, op, samples, tuple(METHODS), relative_l2)
     whole = cost_of(*parts(graph))
-    assert {candidate.method for candidate in offered.candidates if candidate.method} | set(offered.refusals) == set(METHODS)
+    assert {candidate.method for candidate in offered.candidates if candidate.method} | set(
+        offered.refusals
+    ) == set(METHODS)
     for candidate in offered.candidates[1:]:
         assert candidate.params <= whole.params
         assert candidate.macs <= whole.macs
         assert (candidate.params, candidate.macs) != (whole.params, whole.macs)
-        assert Cost(candidate.params, candidate.macs) == counted(rewritten(graph, candidate.method, candidate.ranks))
+        assert Cost(candidate.params, candidate.macs) == counted(
+            rewritten(graph, candidate.method, candidate.ranks)
+        )
 
 
 def test_strided_layers_pay_for_stages_before_the_stride():
     """A stage at the input's resolution costs four times as much before a stride of 2: MACs and parameters break even at different ranks."""
     op, source = parts(conv((3, 3), 16, 32, (32, 32), strides=(2, 2)))
-    assert break_even(METHODS["channel_svd"], op, source, "macs") == break_even(METHODS["channel_svd"], op, source, "params")
-    macs, params = (break_even(METHODS["channel_svd_1x1"], op, source, quantity) for quantity in ("macs", "params"))
+    assert break_even(METHODS["channel_svd"], op, source, "macs") == break_even(
+        METHODS["channel_svd"], op, source, "params"
+    )
+    macs, params = (
+        break_even(METHODS["channel_svd_1x1"], op, source, quantity)
+        for quantity in ("macs", "params")
+    )
     assert macs is not None
     assert params is not None
     assert macs < params
@@ -97,18 +147,35 @@ def test_eligible_names_why_not():
 def test_two_ranks_are_counted_in_their_order():
     """Public code counts Tucker-2 with its ranks swapped."""
     op, source = parts(conv((3, 3), 4, 10, (5, 5), bias=None))
-    assert METHODS["tucker2"].cost(op, source, (2, 5)) == Cost(4 * 2 + 2 * 5 * 9 + 5 * 10, 25 * (4 * 2 + 2 * 5 * 9 + 5 * 10))
+    assert METHODS["tucker2"].cost(op, source, (2, 5)) == Cost(
+        4 * 2 + 2 * 5 * 9 + 5 * 10, 25 * (4 * 2 + 2 * 5 * 9 + 5 * 10)
+    )
 
 
 def test_support_matrix_covers_every_kind_and_method():
     matrix = support_matrix(METHODS)
     assert set(matrix) == set(EXAMPLES)
     assert all(set(row) == set(METHODS) for row in matrix.values())
-    taken = {(kind, name) for kind, row in matrix.items() for name, reason in row.items() if reason is None}
+    taken = {
+        (kind, name)
+        for kind, row in matrix.items()
+        for name, reason in row.items()
+        if reason is None
+    }
     assert {("Conv2D", name) for name in METHODS if "matrix" not in name and name != "svd"} <= taken
-    assert {("Dense", "svd"), ("Dense", "tt_matrix"), ("EinsumDense", "svd"), ("Conv2D 1×1", "channel_svd"), ("Conv3DTranspose", "tucker2")} <= taken
+    assert {
+        ("Dense", "svd"),
+        ("Dense", "tt_matrix"),
+        ("EinsumDense", "svd"),
+        ("Conv2D 1×1", "channel_svd"),
+        ("Conv3DTranspose", "tucker2"),
+    } <= taken
     for row in matrix.values():
-        assert all(reason is None or ((reason and reason[0].islower()) or reason.startswith(("Keras", "MultiHead"))) for reason in row.values())
+        assert all(
+            reason is None
+            or ((reason and reason[0].islower()) or reason.startswith(("Keras", "MultiHead")))
+            for reason in row.values()
+        )
 
 
 def test_support_table_is_markdown_with_every_reason():
@@ -128,7 +195,14 @@ def test_separable_convolution_as_two_layers(rank, padding):
         "pointwise_kernel": rng.standard_normal((1,) * rank + (8, 5)).astype(np.float32),
         "bias": rng.standard_normal(5).astype(np.float32),
     }
-    attrs = {"filters": 5, "kernel_size": (3,) * rank, "depth_multiplier": 2, "strides": (2,) * rank, "padding": padding, "activation": "relu"}
+    attrs = {
+        "filters": 5,
+        "kernel_size": (3,) * rank,
+        "depth_multiplier": 2,
+        "strides": (2,) * rank,
+        "padding": padding,
+        "activation": "relu",
+    }
     graph = Graph("one")
     source = graph.add(Op("x", "InputLayer", {"batch_shape": (None, *(9,) * rank, 4)}))
     graph.outputs = (graph.add(Op("layer", f"SeparableConv{rank}D", attrs, weights), (source,)),)
@@ -137,8 +211,13 @@ def test_separable_convolution_as_two_layers(rank, padding):
     split.check()
     assert relative(outputs(split), outputs(graph)) < 1e-6
     assert counted(split) == counted(graph)
-    assert METHODS["channel_svd"].refuses(split.op("layer"), split.input_tensors("layer")[0]) is None
-    assert METHODS["channel_svd"].refuses(*parts(graph)) == "a separable convolution is two layers: split it first"
+    assert (
+        METHODS["channel_svd"].refuses(split.op("layer"), split.input_tensors("layer")[0]) is None
+    )
+    assert (
+        METHODS["channel_svd"].refuses(*parts(graph))
+        == "a separable convolution is two layers: split it first"
+    )
 
 
 def test_factorizations():
@@ -154,16 +233,27 @@ def test_shapes_of_tensorised_layers_have_the_fewest_weights():
     assert weights < 0.01 * 4096 * 4096
     assert all(
         weights <= tt_matrix._weights((i, o), (8,) * (len(i) - 1))[0]
-        for d in (2, 3) for i in list(factorizations(4096, d))[::5] for o in list(factorizations(4096, d))[::5]
-    )  # fmt: skip
+        for d in (2, 3)
+        for i in list(factorizations(4096, d))[::5]
+        for o in list(factorizations(4096, d))[::5]
+    )
     assert len(tt_matrix.shapes(16, 10)[0]) == 2
     assert tucker_matrix.shape(784, 128) == (28, 28, 8, 16)
 
 
 def test_tensorised_layers_need_factors_and_a_fixed_shape():
-    assert METHODS["tt_matrix"].refuses(*parts(dense(7, 8))) == "its 7 inputs have no factors to form a tensor of"
-    assert METHODS["tucker_matrix"].refuses(*parts(dense(8, 11))) == "its 11 outputs have no factors to form a tensor of"
-    assert METHODS["tt_matrix"].refuses(*parts(dense(8, 8, (None,)))) == "the shape (?, ?, 8) of its input is not fixed, so it cannot be reshaped"
+    assert (
+        METHODS["tt_matrix"].refuses(*parts(dense(7, 8)))
+        == "its 7 inputs have no factors to form a tensor of"
+    )
+    assert (
+        METHODS["tucker_matrix"].refuses(*parts(dense(8, 11)))
+        == "its 11 outputs have no factors to form a tensor of"
+    )
+    assert (
+        METHODS["tt_matrix"].refuses(*parts(dense(8, 8, (None,))))
+        == "the shape (?, ?, 8) of its input is not fixed, so it cannot be reshaped"
+    )
 
 
 @pytest.mark.parametrize("name", ["tt_matrix", "tucker_matrix"])
@@ -177,12 +267,21 @@ def test_macs_are_those_of_the_cheaper_order(name, leading):
 
 def test_kinds_that_are_no_layer_of_weights_are_refused():
     graph = Graph("one")
-    graph.outputs = (graph.add(Op("layer", "ReLU"), (graph.add(Op("x", "InputLayer", {"batch_shape": (None, 4)})),)),)
-    assert METHODS["svd"].refuses(*parts(graph)) == "ReLU is neither a convolution nor a matrix product"
+    graph.outputs = (
+        graph.add(
+            Op("layer", "ReLU"), (graph.add(Op("x", "InputLayer", {"batch_shape": (None, 4)})),)
+        ),
+    )
+    assert (
+        METHODS["svd"].refuses(*parts(graph))
+        == "ReLU is neither a convolution nor a matrix product"
+    )
 
 
 def test_depthwise_kernels_split_channel_by_channel():
-    graph = layer("DepthwiseConv2D", (9, 9, 6), (5, 5, 6, 1), depth_multiplier=1, kernel_size=(5, 5))
+    graph = layer(
+        "DepthwiseConv2D", (9, 9, 6), (5, 5, 6, 1), depth_multiplier=1, kernel_size=(5, 5)
+    )
     op, source = parts(graph)
     assert break_even(METHODS["spatial_svd"], op, source, "params") == (2,)  # 2·k·q against k²
     result = rewritten(graph, "spatial_svd", (1,))

@@ -12,15 +12,26 @@ from lrfc.factorization.als import NORM_LIMIT, khatri_rao, norm_ratio, random_st
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import cholesky
 from lrfc.factorization.norms import separable_roots
-from tests.factorized import conv, one_thread, parts, statistics  # noqa: F401  the fixture applies to this file
+from tests.factorized import (
+    conv,
+    one_thread,  # noqa: F401  the fixture applies to this file
+    parts,
+    statistics,
+)
 from tests.test_factorization_norms import loss
 
 
-def problem(inputs: int = 4, taps: int = 6, outputs: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def problem(
+    inputs: int = 4, taps: int = 6, outputs: int = 5, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """A tensor (S, k, T), and the second moment (S·k, S·k) of inputs that are not separable."""
     rng = np.random.default_rng(seed)
     length = inputs * taps
-    rows = np.maximum(rng.standard_normal((20 * length, length)) @ (rng.standard_normal((length, length)) * np.logspace(0, -1, length)).T, -0.5)
+    rows = np.maximum(
+        rng.standard_normal((20 * length, length))
+        @ (rng.standard_normal((length, length)) * np.logspace(0, -1, length)).T,
+        -0.5,
+    )
     return rng.standard_normal((inputs, taps, outputs)), rows.T @ rows / len(rows)
 
 
@@ -40,21 +51,33 @@ def tucker_product(factors) -> np.ndarray:
 def test_conjugate_gradients_solve_and_descend():
     rng = np.random.default_rng(0)
     half = rng.standard_normal((12, 12))
-    matrix, right, start = half @ half.T + np.eye(12), rng.standard_normal((12, 3)), rng.standard_normal((12, 3))
+    matrix, right, start = (
+        half @ half.T + np.eye(12),
+        rng.standard_normal((12, 3)),
+        rng.standard_normal((12, 3)),
+    )
 
     def quadratic(x):
         return float(np.vdot(x, matrix @ x) - 2 * np.vdot(x, right))
 
     solve = covariance_als.separable_solver(cholesky(np.diag(np.diagonal(matrix))), np.eye(3))
-    steps = [covariance_als.conjugate_gradients(lambda x: matrix @ x, right, start, solve, steps=n) for n in range(60)]
+    steps = [
+        covariance_als.conjugate_gradients(lambda x: matrix @ x, right, start, solve, steps=n)
+        for n in range(60)
+    ]
     assert all(quadratic(after) <= quadratic(before) + 1e-9 for before, after in pairwise(steps))
     np.testing.assert_array_equal(steps[0], start)
     np.testing.assert_allclose(steps[-1], np.linalg.solve(matrix, right), atol=1e-6)
     exact = covariance_als.separable_solver(cholesky(matrix), np.eye(3))
     np.testing.assert_allclose(
-        covariance_als.conjugate_gradients(lambda x: matrix @ x, right, start, exact, steps=1), np.linalg.solve(matrix, right), atol=1e-9
+        covariance_als.conjugate_gradients(lambda x: matrix @ x, right, start, exact, steps=1),
+        np.linalg.solve(matrix, right),
+        atol=1e-9,
     )
-    np.testing.assert_array_equal(covariance_als.conjugate_gradients(lambda x: matrix @ x, matrix @ start, start, exact), start)
+    np.testing.assert_array_equal(
+        covariance_als.conjugate_gradients(lambda x: matrix @ x, matrix @ start, start, exact),
+        start,
+    )
 
 
 @pytest.mark.parametrize("modes", [1, 2])
@@ -64,7 +87,9 @@ def test_cp_lowers_the_error_of_its_start(modes, rank):
     target = target if modes == 1 else target.reshape(4, 2, 3, 5)
     roots = separable_roots(gram, target.shape[:-1])
     start = slices_start(target, rank)
-    start[-1] = covariance_als.output_factor(start[:-1], gram, gram @ target.reshape(24, 5), 1e-9)[0]
+    start[-1] = covariance_als.output_factor(start[:-1], gram, gram @ target.reshape(24, 5), 1e-9)[
+        0
+    ]
     found = covariance_als.fit_cp(target, gram, roots, start)
     assert squared(target, gram, terms(found)) < 0.9 * squared(target, gram, terms(start))
     assert norm_ratio(found, float(np.linalg.norm(target))) <= NORM_LIMIT
@@ -82,8 +107,13 @@ def test_cp_reaches_what_dense_solves_reach(monkeypatch):
         for mode in range(3):
             sizes = (4, 6, 5)
             basis = np.eye(sizes[mode] * 3).reshape(-1, sizes[mode], 3)
-            columns = [(root @ terms([*(a, b, c)[:mode], each, *(a, b, c)[mode + 1 :]])).ravel() for each in basis]
-            solved = np.linalg.lstsq(np.stack(columns, 1), (root @ flat).ravel(), rcond=None)[0].reshape(sizes[mode], 3)
+            columns = [
+                (root @ terms([*(a, b, c)[:mode], each, *(a, b, c)[mode + 1 :]])).ravel()
+                for each in basis
+            ]
+            solved = np.linalg.lstsq(np.stack(columns, 1), (root @ flat).ravel(), rcond=None)[
+                0
+            ].reshape(sizes[mode], 3)
             a, b, c = (solved if i == mode else each for i, each in enumerate((a, b, c)))
     found = covariance_als.fit_cp(target, gram, separable_roots(gram, (4, 6)), start)
     assert squared(target, gram, terms(found)) <= 1.01 * squared(target, gram, terms([a, b, c]))
@@ -113,10 +143,15 @@ def test_tucker_falls_to_a_point_where_no_side_can_be_better_alone(monkeypatch, 
     root = np.linalg.cholesky(norm).T
     basis = np.eye(4 * ranks[0]).reshape(-1, 4, ranks[0])
     columns = [(root @ tucker_product([each, *found[1:]]).reshape(24, 5)).ravel() for each in basis]
-    least = np.linalg.lstsq(np.stack(columns, 1), (root @ target.reshape(24, 5)).ravel(), rcond=None)[1]
+    least = np.linalg.lstsq(
+        np.stack(columns, 1), (root @ target.reshape(24, 5)).ravel(), rcond=None
+    )[1]
     assert reached <= 1.001 * float(least[0])
     # So is no random start.
-    others = [covariance_als.fit_tucker(target, gram, cross, [rng.standard_normal(start.shape)], ranks[1]) for _ in range(3)]
+    others = [
+        covariance_als.fit_tucker(target, gram, cross, [rng.standard_normal(start.shape)], ranks[1])
+        for _ in range(3)
+    ]
     assert reached <= 1.2 * min(squared(target, norm, tucker_product(each)) for each in others)
 
 
@@ -125,9 +160,16 @@ def test_tucker_takes_the_best_start(monkeypatch):
     target, gram = problem()
     cross = gram @ target.reshape(24, 5)
     starts = [np.random.default_rng(seed).standard_normal((4, 2)) for seed in range(4)]
-    errors = [squared(target, gram, tucker_product(covariance_als.fit_tucker(target, gram, cross, [start], 3))) for start in starts]
+    errors = [
+        squared(
+            target, gram, tucker_product(covariance_als.fit_tucker(target, gram, cross, [start], 3))
+        )
+        for start in starts
+    ]
     assert max(errors) > 1.05 * min(errors)
-    assert squared(target, gram, tucker_product(covariance_als.fit_tucker(target, gram, cross, starts, 3))) == pytest.approx(min(errors))
+    assert squared(
+        target, gram, tucker_product(covariance_als.fit_tucker(target, gram, cross, starts, 3))
+    ) == pytest.approx(min(errors))
 
 
 def test_large_layers_get_no_sweeps():
@@ -135,7 +177,10 @@ def test_large_layers_get_no_sweeps():
     layer = np.broadcast_to(0.0, (512, 9, 512))
     assert covariance_als.tucker_sweeps(layer, np.broadcast_to(0.0, (4608, 4608)), (128, 128)) == 0
     assert covariance_als.tucker_sweeps(layer, None, (128, 128)) >= 1
-    assert covariance_als.tucker_sweeps(layer[:64, :, :64], np.broadcast_to(0.0, (576, 576)), (32, 32)) == covariance_als.TUCKER_SWEEPS
+    assert (
+        covariance_als.tucker_sweeps(layer[:64, :, :64], np.broadcast_to(0.0, (576, 576)), (32, 32))
+        == covariance_als.TUCKER_SWEEPS
+    )
 
 
 def test_methods_use_them():
@@ -150,5 +195,11 @@ def test_methods_use_them():
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(covariance_als, "CP_WORK", work)
                 patch.setattr(covariance_als, "TUCKER_WORK", work)
-                errors.append(loss(graph, METHODS[name].decompose(op, source, statistics=stats).kernel(ranks), stats))
+                errors.append(
+                    loss(
+                        graph,
+                        METHODS[name].decompose(op, source, statistics=stats).kernel(ranks),
+                        stats,
+                    )
+                )
         assert errors[1] < 0.99 * errors[0], name

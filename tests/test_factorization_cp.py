@@ -8,13 +8,25 @@ import pytest
 from lrfc.factorization import METHODS, als
 from lrfc.factorization.cp import RANDOM_STARTS, _best, _fits
 from lrfc.factorization.layout import Layout
-from tests.factorized import conv, layer, one_thread, parts, relative, rewritten, statistics  # noqa: F401  the fixture applies to this file
+from tests.factorized import (
+    conv,
+    layer,
+    one_thread,  # noqa: F401  the fixture applies to this file
+    parts,
+    relative,
+    rewritten,
+    statistics,
+)
 
 
 def degenerate(size: int = 5) -> np.ndarray:
     """a∘a∘b + a∘b∘a + b∘a∘a: rank 3, but two terms come arbitrarily near, with norms that grow without bound."""
     a, b = np.eye(size)[:2]
-    return np.einsum("i,j,k->ijk", a, a, b) + np.einsum("i,j,k->ijk", a, b, a) + np.einsum("i,j,k->ijk", b, a, a)
+    return (
+        np.einsum("i,j,k->ijk", a, a, b)
+        + np.einsum("i,j,k->ijk", a, b, a)
+        + np.einsum("i,j,k->ijk", b, a, a)
+    )
 
 
 def multiplied(factors) -> np.ndarray:
@@ -45,11 +57,15 @@ def test_factors_whose_terms_cancel_are_rejected(monkeypatch, caplog):
     tensor, exploding = degenerate(), cancelling()
     sound = als.slices_start(tensor, 2)
     assert relative(multiplied(exploding), tensor) < relative(multiplied(sound), tensor)
-    monkeypatch.setattr("lrfc.factorization.cp._fits", lambda target, rank, starts: [exploding, sound])
+    monkeypatch.setattr(
+        "lrfc.factorization.cp._fits", lambda target, rank, starts: [exploding, sound]
+    )
     with caplog.at_level("INFO", "lrfc.factorization"):
         assert _best(tensor, 2, None) is sound
     ratio = als.norm_ratio(exploding, float(np.linalg.norm(tensor)))
-    reason = f"its terms cancel each other: their joint norm is {ratio:.3g} times the kernel's, above 10"
+    reason = (
+        f"its terms cancel each other: their joint norm is {ratio:.3g} times the kernel's, above 10"
+    )
     assert caplog.messages == [f"a CP fit of rank 2 is rejected: {reason}"]
     assert als.cancelling(sound, float(np.linalg.norm(tensor))) is None
 
@@ -58,7 +74,9 @@ def test_the_guard_holds_with_statistics(monkeypatch):
     """Neither the fits nor what is made of them in the norm of the inputs may explode."""
     tensor, exploding = degenerate(), cancelling()
     sound = als.slices_start(tensor, 2)
-    monkeypatch.setattr("lrfc.factorization.cp._fits", lambda target, rank, starts: [exploding, sound])
+    monkeypatch.setattr(
+        "lrfc.factorization.cp._fits", lambda target, rank, starts: [exploding, sound]
+    )
     moment = np.random.default_rng(0).standard_normal((25, 200))
     found = _best(tensor, 2, moment @ moment.T / 200)
     assert als.norm_ratio(found, float(np.linalg.norm(tensor))) <= als.NORM_LIMIT
@@ -69,7 +87,10 @@ def test_the_best_of_several_starts_is_taken():
     winners = set()
     for seed in range(8):
         tensor = np.random.default_rng(seed).standard_normal((5, 4, 5))
-        starts = [als.slices_start(tensor, 4), *(als.random_start(tensor, 4, number) for number in range(RANDOM_STARTS))]
+        starts = [
+            als.slices_start(tensor, 4),
+            *(als.random_start(tensor, 4, number) for number in range(RANDOM_STARTS)),
+        ]
         errors = [relative(multiplied(als.als(tensor, start)), tensor) for start in starts]
         winners.add(int(np.argmin(errors)))
         assert relative(multiplied(_best(tensor, 4, None)), tensor) <= min(errors) + 1e-9
@@ -93,7 +114,11 @@ def test_separate_axes_start_from_the_merged_form(monkeypatch):
     merged = als.als(tensor.reshape(5, 9, 6), joined)
     for term in range(4):
         u, s, vt = np.linalg.svd(merged[1][:, term].reshape(3, 3))
-        np.testing.assert_allclose(np.outer(separate[1][:, term], separate[2][:, term]), s[0] * np.outer(u[:, 0], vt[0]), atol=1e-9)
+        np.testing.assert_allclose(
+            np.outer(separate[1][:, term], separate[2][:, term]),
+            s[0] * np.outer(u[:, 0], vt[0]),
+            atol=1e-9,
+        )
 
 
 @pytest.mark.parametrize("shape", [(4, 9, 6), (6, 9, 4), (3, 2, 3, 5)])
@@ -104,14 +129,20 @@ def test_start_is_exact_at_full_rank_and_orthogonal_below(shape):
     np.testing.assert_allclose(multiplied(als.slices_start(tensor, rank + 2)), tensor, atol=1e-12)
     half = als.slices_start(tensor, rank // 2)
     kept = np.linalg.norm(multiplied(half)) ** 2
-    assert kept == pytest.approx(sum(np.prod([np.linalg.norm(f[:, r]) ** 2 for f in half]) for r in range(rank // 2)))
-    assert np.linalg.norm(multiplied(half) - tensor) ** 2 == pytest.approx(np.linalg.norm(tensor) ** 2 - kept)
+    assert kept == pytest.approx(
+        sum(np.prod([np.linalg.norm(f[:, r]) ** 2 for f in half]) for r in range(rank // 2))
+    )
+    assert np.linalg.norm(multiplied(half) - tensor) ** 2 == pytest.approx(
+        np.linalg.norm(tensor) ** 2 - kept
+    )
 
 
 def test_als_lowers_the_error_of_its_start():
     tensor = np.random.default_rng(0).standard_normal((6, 9, 7))
     start = als.slices_start(tensor, 8)
-    assert relative(multiplied(als.als(tensor, start)), tensor) < 0.95 * relative(multiplied(start), tensor)
+    assert relative(multiplied(als.als(tensor, start)), tensor) < 0.95 * relative(
+        multiplied(start), tensor
+    )
 
 
 @pytest.mark.parametrize("name", ["cp", "cp4"])
@@ -124,7 +155,9 @@ def test_terms_of_a_layer_are_balanced_and_bounded(name, aware):
         factors = METHODS[name].decompose(op, source, statistics=stats)._factors(rank)
         norms = np.stack([np.linalg.norm(factor[0], axis=0) for factor in factors])
         np.testing.assert_allclose(norms / norms.mean(0), 1, rtol=1e-6)
-        ratio = als.norm_ratio([factor[0] for factor in factors], float(np.linalg.norm(op.weights["kernel"])))
+        ratio = als.norm_ratio(
+            [factor[0] for factor in factors], float(np.linalg.norm(op.weights["kernel"]))
+        )
         assert ratio <= als.NORM_LIMIT
 
 
@@ -142,7 +175,10 @@ def test_causal_padding_stands_before_the_depthwise_stage():
             "  x = InputLayer() -> (?, 8, 4)",
             "  layer__in = Conv1D(x) filters=3 kernel_size=1 use_bias=False -> (?, 8, 3)",
             "  layer__kernel_padding = ZeroPadding1D(layer__in) padding=4x0 -> (?, 12, 3)",
-            "  layer__kernel = DepthwiseConv1D(layer__kernel_padding) kernel_size=3 dilation_rate=2 use_bias=False -> (?, 8, 3)",
+            (
+                "  layer__kernel = DepthwiseConv1D(layer__kernel_padding) kernel_size=3"
+                " dilation_rate=2 use_bias=False -> (?, 8, 3)"
+            ),
             "  layer = Conv1D(layer__kernel) filters=5 kernel_size=1 -> (?, 8, 5)",
             "  return layer",
         ]
@@ -154,12 +190,22 @@ def test_refusals_say_why():
         "strided cp4": METHODS["cp4"].refuses(*parts(conv((3, 3), 4, 5, strides=(2, 2)))),
         "unequal strides": METHODS["cp"].refuses(*parts(conv((3, 3), 4, 5, strides=(2, 1)))),
         "3-D": METHODS["cp"].refuses(*parts(conv((2, 2, 2), 4, 5))),
-        "transposed": METHODS["cp"].refuses(*parts(layer("Conv1DTranspose", (5, 4), (3, 6, 4), filters=6, kernel_size=(3,)))),
+        "transposed": (
+            METHODS["cp"].refuses(
+                *parts(layer("Conv1DTranspose", (5, 4), (3, 6, 4), filters=6, kernel_size=(3,)))
+            )
+        ),
         "one axis": METHODS["cp4"].refuses(*parts(conv((3, 1), 4, 5))),
     }
     assert reasons == {
-        "strided cp4": "its stage would be a depthwise convolution with strides 2x1, which TensorFlow does not run",
-        "unequal strides": "its stage would be a depthwise convolution with strides 2x1, which TensorFlow does not run",
+        "strided cp4": (
+            "its stage would be a depthwise convolution with strides 2x1, which TensorFlow does"
+            " not run"
+        ),
+        "unequal strides": (
+            "its stage would be a depthwise convolution with strides 2x1, which TensorFlow does"
+            " not run"
+        ),
         "3-D": "Keras has no depthwise convolution with three spatial axes",
         "transposed": "Keras has no depthwise transposed convolution",
         "one axis": "with a kernel along one axis it is cp",

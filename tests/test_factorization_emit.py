@@ -26,15 +26,34 @@ def examples() -> Graph:
             continue
         read = graph.add(Op(f"in{number}", "InputLayer", {"batch_shape": source.shape}))
         kernel = op.weights["kernel"]
-        weights = {"kernel": (rng.standard_normal(kernel.shape) / np.sqrt(kernel.shape[-2])).astype(np.float32)}
+        weights = {
+            "kernel": (
+                (rng.standard_normal(kernel.shape) / np.sqrt(kernel.shape[-2])).astype(np.float32)
+            )
+        }
         attrs = dict(op.attrs)
         if kind == "EinsumDense":
-            attrs["bias_axes"], weights["bias"] = "de", rng.standard_normal(kernel.shape[1:]).astype(np.float32)
+            attrs["bias_axes"], weights["bias"] = (
+                "de",
+                rng.standard_normal(kernel.shape[1:]).astype(np.float32),
+            )
         else:
-            length = kernel.shape[-2] * kernel.shape[-1] if kind.startswith("Depthwise") else kernel.shape[-2 if kind.endswith("Transpose") else -1]
-            attrs["use_bias"], weights["bias"] = True, rng.standard_normal(length).astype(np.float32)
+            length = (
+                kernel.shape[-2] * kernel.shape[-1]
+                if kind.startswith("Depthwise")
+                else kernel.shape[-2 if kind.endswith("Transpose") else -1]
+            )
+            attrs["use_bias"], weights["bias"] = (
+                True,
+                rng.standard_normal(length).astype(np.float32),
+            )
         for name in names:
-            layer = replace(op, name=f"layer{number}_{name}", attrs={**attrs, "activation": "relu"}, weights=weights)
+            layer = replace(
+                op,
+                name=f"layer{number}_{name}",
+                attrs={**attrs, "activation": "relu"},
+                weights=weights,
+            )
             ranks = tuple(max(1, rank // 4) for rank in METHODS[name].full(layer, source))
             last: Ref = read
             for stage in METHODS[name].decompose(layer, source).stages(ranks):
@@ -52,10 +71,15 @@ def test_every_method_on_every_kind_is_emitted_and_agrees(kind, tmp_path):
     assert len(graph.outputs) > 50
     rng = np.random.default_rng(1)
     batch = tuple(
-        rng.standard_normal((2, *(n for n in graph.tensors(name)[0].shape[1:] if n is not None))).astype(np.float32) for name in graph.inputs
+        rng.standard_normal(
+            (2, *(n for n in graph.tensors(name)[0].shape[1:] if n is not None))
+        ).astype(np.float32)
+        for name in graph.inputs
     )
     emitter = target(kind)
     assert not emitter.refusals(graph)
     runner = emitter.load(emitter.emit(graph, tmp_path / f"all.{kind}"))
-    for ref, found, wanted in zip(graph.outputs, runner(batch), keras_io.predict(graph, batch), strict=True):
+    for ref, found, wanted in zip(
+        graph.outputs, runner(batch), keras_io.predict(graph, batch), strict=True
+    ):
         assert np.abs(found - wanted).max() <= 1e-4 * max(1.0, float(np.abs(wanted).max())), ref

@@ -25,7 +25,9 @@ def choose(graph: Graph, name: str, method: str, ranks: tuple[int, ...] | None =
     """A state in which that layer is to be factorized, at full rank by default."""
     op, source = graph.op(name), graph.input_tensors(name)[0]
     candidate = Candidate(name, method, ranks or METHODS[method].full(op, source), 0, 0)
-    return state_of(graph, samples=2).with_fact(Selection((candidate,), {}, {name: METHODS[method].decompose(op, source)}))
+    return state_of(graph, samples=2).with_fact(
+        Selection((candidate,), {}, {name: METHODS[method].decompose(op, source)})
+    )
 
 
 def factorized(state: State) -> Graph:
@@ -36,12 +38,22 @@ def test_prints_as_documented() -> None:
     rng = np.random.default_rng(0)
     graph = Graph("one")
     source = graph.add(Op("x", "InputLayer", {"batch_shape": (None, 16, 16, 16)}))
-    weights = {"kernel": rng.standard_normal((3, 3, 16, 32)).astype(np.float32), "bias": np.zeros(32, np.float32)}
-    graph.outputs = (graph.add(Op("conv", "Conv2D", {"filters": 32, "kernel_size": 3, "padding": "same"}, weights), (source,)),)
+    weights = {
+        "kernel": rng.standard_normal((3, 3, 16, 32)).astype(np.float32),
+        "bias": np.zeros(32, np.float32),
+    }
+    graph.outputs = (
+        graph.add(
+            Op("conv", "Conv2D", {"filters": 32, "kernel_size": 3, "padding": "same"}, weights),
+            (source,),
+        ),
+    )
     given, result = str(graph), str(factorized(choose(graph, "conv", "channel_svd", (8,))))
     documented = [line.strip() for line in (Factorize.__doc__ or "").splitlines() if " = " in line]
     assert documented[0] in given
-    assert documented[1:] == [line.strip() for line in result.splitlines() if line.strip().startswith("conv")]
+    assert documented[1:] == [
+        line.strip() for line in result.splitlines() if line.strip().startswith("conv")
+    ]
     assert len(documented) == 3
 
 
@@ -69,14 +81,23 @@ def test_a_shared_layer_is_factorized_once_and_every_call_reads_the_same_factors
     state = choose(graph, "conv", "channel_svd", (2,))
     result = factorized(state)
     calls = [op for op in result if op.kind == "Conv2D"]
-    assert {op.name for op in calls} == {f"conv{call}{stage}" for call in ("", "@1", "@2") for stage in ("", "__kernel")}
+    assert {op.name for op in calls} == {
+        f"conv{call}{stage}" for call in ("", "@1", "@2") for stage in ("", "__kernel")
+    }
     assert {op.shared for op in calls} == {"conv", "conv__kernel"}
     for key in ("conv", "conv__kernel"):
         first, *others = [op for op in calls if op.shared == key]
         assert all(op.weights["kernel"] is first.weights["kernel"] for op in others)
     model = keras_io.to_keras(result)
     assert model.count_params() == result.params == 27 * 2 + 2 * 3 + 3
-    dense = graph.with_weights({"conv": {**graph.op("conv").weights, "kernel": state.fact(Selection).factors["conv"].kernel((2,))}})
+    dense = graph.with_weights(
+        {
+            "conv": {
+                **graph.op("conv").weights,
+                "kernel": state.fact(Selection).factors["conv"].kernel((2,)),
+            }
+        }
+    )
     helpers.same(dense, result, 1e-4)
 
 
@@ -90,9 +111,21 @@ def test_layers_left_alone_are_the_same_ops() -> None:
 
 def test_the_choices_of_a_budget_give_a_network_that_is_near_the_original() -> None:
     state = explored(state_of(helpers.graph_of(helpers.residual(filters=12))))
-    after = run(state, plan([SelectRanks(max_macs=Budget(value=0.8, relative=True)), Factorize()], known=(DesignSpace,)))
+    after = run(
+        state,
+        plan(
+            [SelectRanks(max_macs=Budget(value=0.8, relative=True)), Factorize()],
+            known=(DesignSpace,),
+        ),
+    )
     assert len(after.graph) > len(state.graph)
     batch = state.data.validation.inputs
-    assert 0 < helpers.difference(keras_io.predict(state.graph, batch), keras_io.predict(after.graph, batch)) < 0.5
+    assert (
+        0
+        < helpers.difference(
+            keras_io.predict(state.graph, batch), keras_io.predict(after.graph, batch)
+        )
+        < 0.5
+    )
     assert after.known(DesignSpace) is None
     assert after.known(Selection) is not None

@@ -29,7 +29,13 @@ from tests.compression import explored, learnt, state_of
 
 
 def smaller(state: State, kept: float) -> State:
-    return run(explored(state), plan([SelectRanks(max_macs=Budget(value=kept, relative=True)), Factorize()], known=(DesignSpace,)))
+    return run(
+        explored(state),
+        plan(
+            [SelectRanks(max_macs=Budget(value=kept, relative=True)), Factorize()],
+            known=(DesignSpace,),
+        ),
+    )
 
 
 @cache
@@ -39,7 +45,9 @@ def compressed() -> State:
 
 
 def score(state: State) -> float:
-    return scorer(state.original, keras_io.compiled(state.original), state.data.validation)(keras_io.compiled(state.graph))
+    return scorer(state.original, keras_io.compiled(state.original), state.data.validation)(
+        keras_io.compiled(state.graph)
+    )
 
 
 def noisy(graph: Graph, seed: int = 0) -> Graph:
@@ -49,7 +57,14 @@ def noisy(graph: Graph, seed: int = 0) -> Graph:
     for op in graph.layers():
         if "kernel" in op.weights:
             kernel = op.weights["kernel"]
-            changed[op.name] = {**op.weights, "kernel": (kernel + 0.3 * kernel.std() * rng.standard_normal(kernel.shape)).astype(np.float32)}
+            changed[op.name] = {
+                **op.weights,
+                "kernel": (
+                    (kernel + 0.3 * kernel.std() * rng.standard_normal(kernel.shape)).astype(
+                        np.float32
+                    )
+                ),
+            }
     return graph.with_weights(changed)
 
 
@@ -83,7 +98,9 @@ def test_an_absurd_learning_rate_leaves_the_network_as_it_was(rate) -> None:
     assert all(np.isfinite(w).all() for op in after.graph for w in op.weights.values())
     if after.fact(Tuning).best == 0:
         for op in before.graph:
-            assert all(np.array_equal(w, after.graph.op(op.name).weights[k]) for k, w in op.weights.items())
+            assert all(
+                np.array_equal(w, after.graph.op(op.name).weights[k]) for k, w in op.weights.items()
+            )
 
 
 def test_broken_weights_never_win() -> None:
@@ -93,9 +110,9 @@ def test_broken_weights_never_win() -> None:
     zero = np.zeros(len(data.validation), np.int32)
     wrong = before.graph.op("head")
     bias = wrong.weights["bias"] + np.array([-100, 0, 0, 0], np.float32)
-    state = replace(before, data=replace(data, validation=Split(data.validation.inputs, (zero,)))).with_graph(
-        before.graph.with_weights({"head": {**wrong.weights, "bias": bias}})
-    )
+    state = replace(
+        before, data=replace(data, validation=Split(data.validation.inputs, (zero,)))
+    ).with_graph(before.graph.with_weights({"head": {**wrong.weights, "bias": bias}}))
     after = FineTune(epochs=1, batch=64, learning_rate=1e38)(state)
     assert all(np.isfinite(w).all() for op in after.graph for w in op.weights.values())
 
@@ -107,13 +124,18 @@ def test_without_labels_a_regression_learns_from_the_original() -> None:
     image = keras.Input((8, 8, 3), name="image")
     x = layers.Conv2D(8, 3, activation="relu", name="conv")(image)
     x = layers.Dense(2, name="head")(layers.Flatten(name="flat")(x))
-    state = state_of(helpers.graph_of(helpers.random_weights(keras.Model(image, x, name="regression"))), samples=256)
+    state = state_of(
+        helpers.graph_of(helpers.random_weights(keras.Model(image, x, name="regression"))),
+        samples=256,
+    )
     assert state.data.train.targets is None
     before = state.with_graph(noisy(state.graph))
     after = FineTune(epochs=3, batch=32)(before)
     assert score(before) < 0
     assert score(after) > 0.7 * score(before)
-    wanted, found = (keras_io.predict(g, state.data.validation.inputs) for g in (state.graph, after.graph))
+    wanted, found = (
+        keras_io.predict(g, state.data.validation.inputs) for g in (state.graph, after.graph)
+    )
     assert max(after.fact(Tuning).scores) == pytest.approx(-divergence(wanted, found), rel=1e-3)
 
 
@@ -132,17 +154,27 @@ def test_a_shared_layer_stays_shared() -> None:
     calls = [op for op in after.graph if op.kind == "Conv2D"]
     assert len(calls) > 3
     for op in calls:
-        assert op.weights["kernel"] is next(other for other in calls if other.shared == op.shared).weights["kernel"]
+        assert (
+            op.weights["kernel"]
+            is next(other for other in calls if other.shared == op.shared).weights["kernel"]
+        )
         assert not np.array_equal(op.weights["kernel"], state.graph.op(op.name).weights["kernel"])
     assert keras_io.to_keras(after.graph).count_params() == after.graph.params
 
 
 def test_the_seed_decides() -> None:
-    before = replace(compressed(), data=replace(compressed().data, train=compressed().data.train.take(np.arange(64))))
-    one, same, other = (FineTune(epochs=1, batch=16)(replace(before, seed=seed)) for seed in (0, 0, 1))
+    before = replace(
+        compressed(),
+        data=replace(compressed().data, train=compressed().data.train.take(np.arange(64))),
+    )
+    one, same, other = (
+        FineTune(epochs=1, batch=16)(replace(before, seed=seed)) for seed in (0, 0, 1)
+    )
     assert one.fact(Tuning).losses[1] == pytest.approx(same.fact(Tuning).losses[1], rel=1e-4)
     assert one.fact(Tuning).losses[1] != pytest.approx(other.fact(Tuning).losses[1], rel=1e-3)
-    np.testing.assert_allclose(*(state.graph.op("head").weights["kernel"] for state in (one, same)), atol=1e-5)
+    np.testing.assert_allclose(
+        *(state.graph.op("head").weights["kernel"] for state in (one, same)), atol=1e-5
+    )
 
 
 def test_frozen_layers_stay_and_a_frozen_network_is_left_alone() -> None:
@@ -152,7 +184,12 @@ def test_frozen_layers_stay_and_a_frozen_network_is_left_alone() -> None:
         if op.weights and op.name != "head":
             frozen.replace(op.with_attrs(trainable=False))
     after = FineTune(epochs=1, batch=64)(before.with_graph(frozen)).graph
-    assert all(np.array_equal(w, after.op(op.name).weights[k]) for op in frozen if op.name != "head" for k, w in op.weights.items())
+    assert all(
+        np.array_equal(w, after.op(op.name).weights[k])
+        for op in frozen
+        if op.name != "head"
+        for k, w in op.weights.items()
+    )
     frozen.replace(frozen.op("head").with_attrs(trainable=False))
     state = FineTune(epochs=1, batch=64)(before.with_graph(frozen))
     assert state.fact(Tuning).best == 0
@@ -169,11 +206,13 @@ def test_the_score_of_data_with_labels_is_the_accuracy() -> None:
 
 def test_a_few_samples_are_enough_to_run() -> None:
     state = compressed()
-    few = Data("few", state.data.train.take(np.arange(5)), state.data.validation, state.data.validation)
+    few = Data(
+        "few", state.data.train.take(np.arange(5)), state.data.validation, state.data.validation
+    )
     assert len(FineTune(epochs=1, batch=128)(replace(state, data=few)).fact(Tuning).scores) == 2
 
 
-# -- other tasks -------------------------------------------------------------------------------------------------------------------
+# -- other tasks -----------------------------------------------------------------------------------
 
 
 def labelled(graph: Graph, *, samples: int = 192) -> State:
@@ -195,7 +234,13 @@ def segmenter() -> Graph:
     image = keras.Input((8, 8, 2), name="image")
     x = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name="down")(image)
     x = layers.Conv2DTranspose(6, 3, strides=2, padding="same", activation="relu", name="up")(x)
-    return helpers.graph_of(helpers.random_weights(keras.Model(image, layers.Conv2D(3, 1, activation="softmax", name="map")(x), name="segmenter")))
+    return helpers.graph_of(
+        helpers.random_weights(
+            keras.Model(
+                image, layers.Conv2D(3, 1, activation="softmax", name="map")(x), name="segmenter"
+            )
+        )
+    )
 
 
 def autoencoder() -> Graph:
@@ -205,17 +250,31 @@ def autoencoder() -> Graph:
     x = vector = keras.Input((12,), name="vector")
     for i, width in enumerate((8, 4, 8)):
         x = layers.Dense(width, activation="relu", name=f"dense{i}")(x)
-    return helpers.graph_of(helpers.random_weights(keras.Model(vector, layers.Dense(12, name="out")(x), name="autoencoder")))
+    return helpers.graph_of(
+        helpers.random_weights(
+            keras.Model(vector, layers.Dense(12, name="out")(x), name="autoencoder")
+        )
+    )
 
 
 @pytest.mark.parametrize(
-    "make", [segmenter, autoencoder, lambda: helpers.graph_of(helpers.two_inputs()), lambda: helpers.graph_of(helpers.branches())]
+    "make",
+    [
+        segmenter,
+        autoencoder,
+        lambda: helpers.graph_of(helpers.two_inputs()),
+        lambda: helpers.graph_of(helpers.branches()),
+    ],
 )
 @pytest.mark.parametrize("with_labels", [True, False])
 def test_any_task_gets_better(make: Any, with_labels: bool) -> None:
     state = labelled(make())
     if not with_labels:
-        unlabelled = replace(state.data, train=Split(state.data.train.inputs), validation=Split(state.data.validation.inputs))
+        unlabelled = replace(
+            state.data,
+            train=Split(state.data.train.inputs),
+            validation=Split(state.data.validation.inputs),
+        )
         state = replace(state, data=unlabelled)
     before = state.with_graph(noisy(state.graph))
     after = FineTune(epochs=10, batch=16)(before)
@@ -226,20 +285,34 @@ def test_any_task_gets_better(make: Any, with_labels: bool) -> None:
 def test_the_models_own_loss_is_what_it_is_trained_for() -> None:
     """Of two models compiled with a loss on one output each, the one learns that output from the labels."""
     errors = {}
-    for loss in ({"label": "categorical_crossentropy", "value": None}, {"label": None, "value": "mae"}):
+    for loss in (
+        {"label": "categorical_crossentropy", "value": None},
+        {"label": None, "value": "mae"},
+    ):
         model = helpers.two_inputs()
         model.compile("adam", loss)
         state = labelled(helpers.graph_of(model))
         truth = state.data.train.targets
         assert truth is not None
-        state = replace(state, data=replace(state.data, train=Split(state.data.train.inputs, (truth[0], truth[1] + 3))))  # a lesson of its own
+        state = replace(
+            state,
+            data=replace(
+                state.data, train=Split(state.data.train.inputs, (truth[0], truth[1] + 3))
+            ),
+        )  # a lesson of its own
         after = FineTune(epochs=4, batch=16, distillation=0, features=0, learning_rate=0.03)(state)
         assert after.fact(Tuning).best == 0  # worse by the labels of the validation split
-        trainer = Trainer(state.graph, state.original, state.data.train, Recipe(batch=16, distillation=0, features=0), 0)
+        trainer = Trainer(
+            state.graph,
+            state.original,
+            state.data.train,
+            Recipe(batch=16, distillation=0, features=0),
+            0,
+        )
         for _ in range(10):
             for number, rows in enumerate(trainer.epoch(1)):
                 trainer.step(rows, 0.01, number)
-        (_, value) = trainer.run(state.data.train.inputs)
+        _, value = trainer.run(state.data.train.inputs)
         errors[next(k for k, v in loss.items() if v)] = float(np.abs(value - truth[1] - 3).mean())
     assert errors["value"] < 0.5 * errors["label"]
 
@@ -260,21 +333,29 @@ def test_batchnorm_statistics_stay_unless_they_are_trained() -> None:
         after = FineTune(epochs=1, batch=64, **options)(before)
         assert after.fact(Tuning).best == 1
         return any(
-            not np.array_equal(op.weights["moving_mean"], before.graph.op(op.name).weights["moving_mean"]) for op in after.graph if "bn" in op.name
+            not np.array_equal(
+                op.weights["moving_mean"], before.graph.op(op.name).weights["moving_mean"]
+            )
+            for op in after.graph
+            if "bn" in op.name
         )
 
     assert not moved()
     assert moved(batchnorm="trained")
 
 
-# -- when it ends ------------------------------------------------------------------------------------------------------------------
+# -- when it ends ----------------------------------------------------------------------------------
 
 
 def test_a_time_budget_ends_it() -> None:
     lines: list[str] = []
     ticks: list[int] = []
-    progress = Progress(stage=lambda title, total: ticks.append(-total) or ticks.append, log=lines.append)
-    tuning = FineTune(epochs=10_000, batch=16, time_budget=3.0, learning_rate=1e-3)(replace(compressed(), progress=progress)).fact(Tuning)
+    progress = Progress(
+        stage=lambda title, total: ticks.append(-total) or ticks.append, log=lines.append
+    )
+    tuning = FineTune(epochs=10_000, batch=16, time_budget=3.0, learning_rate=1e-3)(
+        replace(compressed(), progress=progress)
+    ).fact(Tuning)
     assert tuning.stopped == "time"
     assert 1 < len(tuning.scores) < 10_000
     assert sum(ticks) == 0  # the bar ends full
@@ -288,13 +369,17 @@ def test_a_budget_that_is_over_at_once_leaves_the_network_as_it_was() -> None:
 
 
 def test_patience_ends_it() -> None:
-    tuning = FineTune(epochs=30, batch=64, learning_rate=1e-12, decay=0, patience=2, features=0)(compressed()).fact(Tuning)
+    tuning = FineTune(epochs=30, batch=64, learning_rate=1e-12, decay=0, patience=2, features=0)(
+        compressed()
+    ).fact(Tuning)
     assert tuning.stopped is not None
     assert "no better" in tuning.stopped
     assert len(tuning.scores) < 30
 
 
-@pytest.mark.parametrize("options", [{"epochs": -1}, {"patience": 0}, {"time_budget": 0}, {"distillation": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"epochs": -1}, {"patience": 0}, {"time_budget": 0}, {"distillation": 1.5}]
+)
 def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="fine-tuning"):
         FineTune(**options)
@@ -303,7 +388,9 @@ def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
 def test_the_bar_and_the_log_say_where_it_stands() -> None:
     lines: list[str] = []
     ticks: list[int] = []
-    progress = Progress(stage=lambda title, total: ticks.append(-total) or ticks.append, log=lines.append)
+    progress = Progress(
+        stage=lambda title, total: ticks.append(-total) or ticks.append, log=lines.append
+    )
     FineTune(epochs=2, batch=64)(replace(compressed(), progress=progress))
     assert ticks[0] == -16
     assert ticks[1:] == [1] * 16
@@ -314,14 +401,16 @@ def test_the_bar_and_the_log_say_where_it_stands() -> None:
     assert lines[-1].startswith("  kept: epoch")
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------------
 
 
 class _Killed(BaseException):
     """Stands for whatever ends the process."""
 
 
-def interrupted(options: FineTune, state: State, epoch: int, error: type[BaseException] = _Killed) -> None:
+def interrupted(
+    options: FineTune, state: State, epoch: int, error: type[BaseException] = _Killed
+) -> None:
     """Run it until the training of the epoch after ``epoch`` has begun."""
     steps = 0
 
@@ -347,7 +436,12 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path: Path, batchnorm: 
     assert sum("epoch" in line and "loss" in line for line in lines) == 1
     one, other = whole.fact(Tuning), resumed.fact(Tuning)
     assert one.losses[1:] == pytest.approx(other.losses[1:], rel=1e-4)
-    assert (one.scores, one.best, one.learning_rate, one.steps) == (other.scores, other.best, other.learning_rate, other.steps)
+    assert (one.scores, one.best, one.learning_rate, one.steps) == (
+        other.scores,
+        other.best,
+        other.learning_rate,
+        other.steps,
+    )
     for op in whole.graph:
         for name, weight in op.weights.items():
             np.testing.assert_allclose(weight, resumed.graph.op(op.name).weights[name], atol=1e-5)
@@ -380,14 +474,17 @@ def test_a_damaged_checkpoint_is_ignored(tmp_path: Path) -> None:
     assert len(tuning.scores) == 3
 
 
-# -- memory ------------------------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
 def test_what_a_training_builds_is_freed() -> None:
     """Keras' own optimizers keep some thousand objects of each compiled step, and its graph, for good."""
     import gc
 
-    before = replace(compressed(), data=replace(compressed().data, train=compressed().data.train.take(np.arange(64))))
+    before = replace(
+        compressed(),
+        data=replace(compressed().data, train=compressed().data.train.take(np.arange(64))),
+    )
 
     def alive() -> int:
         gc.collect()

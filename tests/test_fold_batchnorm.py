@@ -32,13 +32,22 @@ def folded(graph: Graph) -> Graph:
 def chain(*layers: Any, shape: tuple[int, ...] = (8, 8, 3)) -> Graph:
     import keras
 
-    return helpers.graph_of(helpers.random_weights(keras.Sequential([keras.Input(shape, name="x"), *layers], name="chain")))
+    return helpers.graph_of(
+        helpers.random_weights(
+            keras.Sequential([keras.Input(shape, name="x"), *layers], name="chain")
+        )
+    )
 
 
 def test_batchnorm_folds_and_dropout_goes() -> None:
     from keras import layers
 
-    graph = chain(layers.Conv2D(4, 3, use_bias=False, name="conv"), layers.Dropout(0.5), layers.BatchNormalization(), layers.ReLU(name="relu"))
+    graph = chain(
+        layers.Conv2D(4, 3, use_bias=False, name="conv"),
+        layers.Dropout(0.5),
+        layers.BatchNormalization(),
+        layers.ReLU(name="relu"),
+    )
     empty = Split((np.zeros((0, 1), np.float32),))
     result = FoldBatchNorm()(State(graph, graph, Data("none", empty, empty, empty))).graph
     helpers.same(graph, result)
@@ -56,7 +65,14 @@ def test_batchnorm_folds_and_dropout_goes() -> None:
 def test_consecutive_batchnorms_and_one_at_the_output() -> None:
     from keras import layers
 
-    result = folded(chain(layers.Dense(4, name="dense"), layers.BatchNormalization(), layers.BatchNormalization(), shape=(5,)))
+    result = folded(
+        chain(
+            layers.Dense(4, name="dense"),
+            layers.BatchNormalization(),
+            layers.BatchNormalization(),
+            shape=(5,),
+        )
+    )
     assert [op.kind for op in result] == ["InputLayer", "Dense"]
     assert str(result.outputs[0]) == "dense"
 
@@ -65,14 +81,24 @@ def test_what_cannot_be_folded_stays() -> None:
     import keras
     from keras import layers
 
-    assert "BatchNormalization" in str(folded(chain(layers.BatchNormalization(), layers.Conv2D(2, 3))))
-    assert "BatchNormalization" in str(folded(chain(layers.Conv2D(2, 3, activation="relu"), layers.BatchNormalization())))
-    assert "BatchNormalization" in str(folded(chain(layers.Conv2D(6, 3), layers.BatchNormalization(axis=1))))  # along the height
+    assert "BatchNormalization" in str(
+        folded(chain(layers.BatchNormalization(), layers.Conv2D(2, 3)))
+    )
+    assert "BatchNormalization" in str(
+        folded(chain(layers.Conv2D(2, 3, activation="relu"), layers.BatchNormalization()))
+    )
+    assert "BatchNormalization" in str(
+        folded(chain(layers.Conv2D(6, 3), layers.BatchNormalization(axis=1)))
+    )  # along the height
     image = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3)(image)
-    two_readers = helpers.random_weights(keras.Model(image, layers.Add()([x, layers.BatchNormalization()(x)])))
+    two_readers = helpers.random_weights(
+        keras.Model(image, layers.Add()([x, layers.BatchNormalization()(x)]))
+    )
     assert "BatchNormalization" in str(folded(helpers.graph_of(two_readers)))
-    response_is_output = helpers.random_weights(keras.Model(image, [x, layers.BatchNormalization()(x)]))
+    response_is_output = helpers.random_weights(
+        keras.Model(image, [x, layers.BatchNormalization()(x)])
+    )
     assert "BatchNormalization" in str(folded(helpers.graph_of(response_is_output)))
 
 
@@ -93,7 +119,11 @@ def test_shared_layer_folds_when_all_calls_are_followed_alike() -> None:
     def model(second: Any) -> Graph:
         left, right = keras.Input((6, 6, 3)), keras.Input((6, 6, 3))
         conv = layers.Conv2D(4, 3, name="conv")
-        return helpers.graph_of(helpers.random_weights(keras.Model([left, right], layers.Add()([first(conv(left)), second(conv(right))]))))
+        return helpers.graph_of(
+            helpers.random_weights(
+                keras.Model([left, right], layers.Add()([first(conv(left)), second(conv(right))]))
+            )
+        )
 
     first = layers.BatchNormalization()
     result = folded(model(first))
@@ -111,18 +141,34 @@ def test_one_batchnorm_behind_several_layers_folds_into_each() -> None:
 
     image, norm = keras.Input((6, 6, 3)), layers.BatchNormalization()
     graph = helpers.graph_of(
-        helpers.random_weights(keras.Model(image, layers.Add()([norm(layers.Conv2D(4, 3)(image)), norm(layers.Conv2D(4, 3)(image))])))
+        helpers.random_weights(
+            keras.Model(
+                image,
+                layers.Add()([norm(layers.Conv2D(4, 3)(image)), norm(layers.Conv2D(4, 3)(image))]),
+            )
+        )
     )
     assert "BatchNormalization" not in str(folded(graph))
 
 
-@pytest.mark.parametrize("model", [helpers.conv_net, helpers.residual, helpers.nested_twice, helpers.shared_conv, helpers.two_inputs])
+@pytest.mark.parametrize(
+    "model",
+    [
+        helpers.conv_net,
+        helpers.residual,
+        helpers.nested_twice,
+        helpers.shared_conv,
+        helpers.two_inputs,
+    ],
+)
 def test_small_models(model: Any) -> None:
     graph = helpers.graph_of(model())
     result = folded(split_activations(graph))
     helpers.same(graph, result)
     if model in (helpers.conv_net, helpers.residual):
-        assert "BatchNormalization" not in str(result).replace("bn0 = BatchNormalization(stem)", "")  # the stem has a second reader
+        assert "BatchNormalization" not in str(result).replace(
+            "bn0 = BatchNormalization(stem)", ""
+        )  # the stem has a second reader
 
 
 @given(
@@ -132,7 +178,16 @@ def test_small_models(model: Any) -> None:
     groups=st.sampled_from([1, 2]), bias=st.booleans(), scale=st.booleans(), center=st.booleans(), axis=st.booleans(),
 )  # fmt: skip
 def test_every_linear_layer(
-    kind: str, kernel: int, strides: int, dilation: int, padding: str, groups: int, bias: bool, scale: bool, center: bool, axis: bool
+    kind: str,
+    kernel: int,
+    strides: int,
+    dilation: int,
+    padding: str,
+    groups: int,
+    bias: bool,
+    scale: bool,
+    center: bool,
+    axis: bool,
 ) -> None:
     from keras import layers
 
@@ -141,10 +196,19 @@ def test_every_linear_layer(
     if rank:
         dilation = dilation if strides == 1 and "Transpose" not in kind else 1
         padding = padding if padding != "causal" or kind == "Conv1D" else "same"
-        options |= {"kernel_size": kernel, "strides": strides, "dilation_rate": dilation, "padding": padding}
+        options |= {
+            "kernel_size": kernel,
+            "strides": strides,
+            "dilation_rate": dilation,
+            "padding": padding,
+        }
         options |= {"depth_multiplier": 2} if "Depthwise" in kind or "Separable" in kind else {}
         options |= {"groups": groups} if kind in ("Conv1D", "Conv2D") else {}
-    layer = getattr(layers, kind)(**options) if "Depthwise" in kind else getattr(layers, kind)(6, **options)
+    layer = (
+        getattr(layers, kind)(**options)
+        if "Depthwise" in kind
+        else getattr(layers, kind)(6, **options)
+    )
     norm = layers.BatchNormalization(axis=rank + 1 if axis else -1, scale=scale, center=center)
     result = folded(chain(layer, norm, shape=(7,) * rank + (4,)))
     assert [op.kind for op in result] == ["InputLayer", kind]
@@ -157,9 +221,17 @@ def test_channels_first(kind: str) -> None:
 
     def model(data_format: str) -> Graph:
         options = {"kernel_size": 3, "data_format": data_format, "name": "conv"}
-        layer = getattr(layers, kind)(**options) if "Depthwise" in kind else getattr(layers, kind)(4, **options)
+        layer = (
+            getattr(layers, kind)(**options)
+            if "Depthwise" in kind
+            else getattr(layers, kind)(4, **options)
+        )
         first = data_format == "channels_first"
-        return chain(layer, layers.BatchNormalization(axis=1 if first else -1), shape=(3, 8, 8) if first else (8, 8, 3))
+        return chain(
+            layer,
+            layers.BatchNormalization(axis=1 if first else -1),
+            shape=(3, 8, 8) if first else (8, 8, 3),
+        )
 
     first, last = (fold_batchnorm(model(f)) for f in ("channels_first", "channels_last"))
     assert len(first) == len(last) == 2
@@ -169,12 +241,20 @@ def test_channels_first(kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["resnet20_cifar10.keras", "mlperf_tiny_resnet8_cifar10.h5", "mlperf_tiny_autoencoder_ad.h5", "mini_mobilenetv2_cifar10.h5"]
+    "name",
+    [
+        "resnet20_cifar10.keras",
+        "mlperf_tiny_resnet8_cifar10.h5",
+        "mlperf_tiny_autoencoder_ad.h5",
+        "mini_mobilenetv2_cifar10.h5",
+    ],
 )
 def test_real_models(name: str, lrfc_data: Path) -> None:
     graph = keras_io.from_keras(keras_load.load(lrfc_data / "models" / name))
     result = fold_batchnorm(drop_dropout(split_activations(graph)))
     result.check()
     batch = tuple(128 + 64 * x for x in helpers.random_inputs(graph, 8))
-    assert helpers.difference(keras_io.predict(graph, batch), keras_io.predict(result, batch)) < 1e-5
+    assert (
+        helpers.difference(keras_io.predict(graph, batch), keras_io.predict(result, batch)) < 1e-5
+    )
     assert "BatchNormalization" not in str(result)

@@ -14,7 +14,12 @@ from tests import helpers
 
 def names(chain: Follow) -> tuple[str | None, str | None, str | None, str]:
     norm, activation = chain.batchnorm, chain.activation
-    return norm and norm.name, chain.addend and str(chain.addend), activation and activation.name, chain.end
+    return (
+        norm and norm.name,
+        chain.addend and str(chain.addend),
+        activation and activation.name,
+        chain.end,
+    )
 
 
 def tail(*layers, data_format: str = "channels_last", kind: str = "Conv2D") -> Graph:
@@ -25,13 +30,20 @@ def tail(*layers, data_format: str = "channels_last", kind: str = "Conv2D") -> G
     x = getattr(keras.layers, kind)(4, 3, padding="same", data_format=data_format, name="conv")(x)
     for layer in layers:
         x = layer(x)
-    return helpers.graph_of(helpers.random_weights(keras.Model(image, keras.layers.Flatten(name="flat")(x))))
+    return helpers.graph_of(
+        helpers.random_weights(keras.Model(image, keras.layers.Flatten(name="flat")(x)))
+    )
 
 
 def test_through_batchnorm_addition_and_activation() -> None:
     graph = helpers.graph_of(helpers.residual())
     assert names(follow(graph, "conv")) == ("bn1", "stem", "relu1", "relu1")
-    assert names(follow(graph, "stem")) == (None, None, None, "stem")  # two readers: the map itself is what is read
+    assert names(follow(graph, "stem")) == (
+        None,
+        None,
+        None,
+        "stem",
+    )  # two readers: the map itself is what is read
     assert names(follow(graph, "head")) == (None, None, None, "head")
 
 
@@ -39,26 +51,47 @@ def test_each_link_may_be_absent() -> None:
     from keras import layers
 
     assert names(follow(tail(layers.ReLU(name="relu")), "conv")) == (None, None, "relu", "relu")
-    assert names(follow(tail(layers.BatchNormalization(name="bn")), "conv")) == ("bn", None, None, "bn")
-    assert names(follow(tail(layers.MaxPooling2D(name="max"), layers.ReLU(name="relu")), "conv")) == (None, None, None, "conv")
+    assert names(follow(tail(layers.BatchNormalization(name="bn")), "conv")) == (
+        "bn",
+        None,
+        None,
+        "bn",
+    )
+    assert names(
+        follow(tail(layers.MaxPooling2D(name="max"), layers.ReLU(name="relu")), "conv")
+    ) == (None, None, None, "conv")
 
 
 def test_the_layer_added_to_itself_has_no_addend() -> None:
     from keras import layers
 
-    assert names(follow(tail(lambda x: layers.Add(name="add")([x, x])), "conv")) == (None, None, None, "conv")
+    assert names(follow(tail(lambda x: layers.Add(name="add")([x, x])), "conv")) == (
+        None,
+        None,
+        None,
+        "conv",
+    )
 
 
 def test_an_addend_of_another_shape_ends_the_chain() -> None:
     from keras import layers
 
     def add(x):
-        return layers.Add(name="add")([x, layers.GlobalAveragePooling2D(keepdims=True, name="pool")(layers.ReLU(name="other")(image))])
+        return layers.Add(name="add")(
+            [
+                x,
+                layers.GlobalAveragePooling2D(keepdims=True, name="pool")(
+                    layers.ReLU(name="other")(image)
+                ),
+            ]
+        )
 
     import keras
 
     image = keras.Input((6, 6, 4), name="image")
-    graph = helpers.graph_of(keras.Model(image, add(layers.Conv2D(4, 3, padding="same", name="conv")(image))))
+    graph = helpers.graph_of(
+        keras.Model(image, add(layers.Conv2D(4, 3, padding="same", name="conv")(image)))
+    )
     assert names(follow(graph, "conv")) == (None, None, None, "conv")
 
 
@@ -80,9 +113,18 @@ def test_only_a_batchnorm_of_the_output_channels_belongs_to_the_layer() -> None:
 
     assert follow(tail(layers.BatchNormalization(axis=1, name="bn")), "conv").batchnorm is None
     assert follow(tail(layers.BatchNormalization(axis=3, name="bn")), "conv").batchnorm is not None
-    first = tail(layers.BatchNormalization(axis=1, name="bn"), layers.ReLU(name="relu"), data_format="channels_first")
+    first = tail(
+        layers.BatchNormalization(axis=1, name="bn"),
+        layers.ReLU(name="relu"),
+        data_format="channels_first",
+    )
     assert names(follow(first, "conv")) == ("bn", None, "relu", "relu")
-    assert follow(tail(layers.BatchNormalization(name="bn"), data_format="channels_first"), "conv").batchnorm is None
+    assert (
+        follow(
+            tail(layers.BatchNormalization(name="bn"), data_format="channels_first"), "conv"
+        ).batchnorm
+        is None
+    )
 
 
 def test_an_activation_across_positions_ends_the_chain() -> None:
@@ -90,14 +132,26 @@ def test_an_activation_across_positions_ends_the_chain() -> None:
 
     assert follow(tail(layers.Softmax(name="softmax")), "conv").activation is not None
     assert follow(tail(layers.Softmax(axis=1, name="softmax")), "conv").activation is None
-    assert follow(tail(layers.Activation("softmax", name="softmax"), data_format="channels_first"), "conv").activation is None
-    assert follow(tail(layers.Activation("tanh", name="tanh"), data_format="channels_first"), "conv").activation is not None
+    assert (
+        follow(
+            tail(layers.Activation("softmax", name="softmax"), data_format="channels_first"), "conv"
+        ).activation
+        is None
+    )
+    assert (
+        follow(
+            tail(layers.Activation("tanh", name="tanh"), data_format="channels_first"), "conv"
+        ).activation
+        is not None
+    )
 
 
 def test_a_transposed_convolution_is_compared_by_its_bare_response() -> None:
     from keras import layers
 
-    assert names(follow(tail(layers.BatchNormalization(name="bn"), kind="Conv2DTranspose"), "conv")) == (None, None, None, "conv")
+    assert names(
+        follow(tail(layers.BatchNormalization(name="bn"), kind="Conv2DTranspose"), "conv")
+    ) == (None, None, None, "conv")
 
 
 def test_the_feature_map_is_what_the_network_computes() -> None:
@@ -105,12 +159,16 @@ def test_the_feature_map_is_what_the_network_computes() -> None:
     chain = follow(graph, "conv")
     probe = graph.copy()
     probe.outputs, probe.structure = (Ref("conv"), Ref("stem"), Ref("relu1")), (None, None)
-    response, addend, wanted = (x.reshape(-1, 6) for x in keras_io.predict(probe, helpers.random_inputs(graph, 4)))
+    response, addend, wanted = (
+        x.reshape(-1, 6) for x in keras_io.predict(probe, helpers.random_inputs(graph, 4))
+    )
     found = FeatureMap(chain, response, addend)
     np.testing.assert_allclose(found.reference, wanted, atol=1e-5)
     assert found.energy == pytest.approx(float(np.square(wanted).sum()), rel=1e-4)
     assert chain.scale == pytest.approx(
-        np.asarray(graph.op("bn1").weights["gamma"]) / np.sqrt(graph.op("bn1").weights["moving_variance"] + 1e-3), rel=1e-5
+        np.asarray(graph.op("bn1").weights["gamma"])
+        / np.sqrt(graph.op("bn1").weights["moving_variance"] + 1e-3),
+        rel=1e-5,
     )
 
 
@@ -120,5 +178,7 @@ def test_reestimation_undoes_a_shift_and_nearly_a_scale() -> None:
     addend = np.zeros_like(response)
     found = FeatureMap(follow(graph, "conv"), response, addend)
     np.testing.assert_allclose(found(response + 3), found.reference, atol=1e-4)
-    np.testing.assert_allclose(found(3 * response + 1), found.reference, atol=0.01)  # but for the epsilon
+    np.testing.assert_allclose(
+        found(3 * response + 1), found.reference, atol=0.01
+    )  # but for the epsilon
     assert np.abs(found(response[::-1]) - found.reference).max() > 0.1

@@ -40,17 +40,23 @@ def test_the_front_is_one_way_and_ends_at_the_whole_network() -> None:
 
 def test_each_point_is_what_the_allocation_gives_at_its_budget() -> None:
     for point in front(state(), points=5):
-        selection = SelectRanks(max_macs=Budget(value=point["macs"], relative=False))(state()).fact(Selection)
+        selection = SelectRanks(max_macs=Budget(value=point["macs"], relative=False))(state()).fact(
+            Selection
+        )
         assert selection.impact == pytest.approx(point["predicted_divergence"], rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("over", [("params",), ("ram",), ("macs", "params"), ("macs", "ram"), ("macs", "params", "ram")])
+@pytest.mark.parametrize(
+    "over", [("params",), ("ram",), ("macs", "params"), ("macs", "ram"), ("macs", "params", "ram")]
+)
 def test_no_point_beats_another(over) -> None:
     points = front(state(), over, points=16)
     quantities = (*over, "predicted_divergence")
     assert len(points) >= 2
     for one in points:
-        assert not any(other is not one and all(other[q] <= one[q] for q in quantities) for other in points)
+        assert not any(
+            other is not one and all(other[q] <= one[q] for q in quantities) for other in points
+        )
     if "ram" in over:
         assert max(p["ram"] for p in points) <= arena(state().original).peak_bytes
         assert min(p["ram"] for p in points) < arena(state().original).peak_bytes
@@ -63,7 +69,9 @@ def test_all_methods_together_are_never_worse_than_one() -> None:
         for one, two in pairwise(points):
             assert one["predicted_divergence"] > two["predicted_divergence"]
         for point in points:
-            selection = SelectRanks(max_macs=Budget(value=point["macs"], relative=False))(state()).fact(Selection)
+            selection = SelectRanks(max_macs=Budget(value=point["macs"], relative=False))(
+                state()
+            ).fact(Selection)
             assert selection.impact <= point["predicted_divergence"] * (1 + 1e-9)
     narrowed = {m for point in fronts["tucker2"] for m in point["methods"]}
     assert narrowed <= {"tucker2", "svd"}
@@ -71,5 +79,7 @@ def test_all_methods_together_are_never_worse_than_one() -> None:
 
 
 def test_an_unknown_quantity_is_refused() -> None:
-    with pytest.raises(UsageError, match="cannot be drawn over 'watts'; choose from macs, params, ram"):
+    with pytest.raises(
+        UsageError, match="cannot be drawn over 'watts'; choose from macs, params, ram"
+    ):
         front(state(), ("macs", "watts"))

@@ -18,7 +18,13 @@ def layer(name: str, kind: str = "ReLU", **attrs: object) -> Op:
 
 
 def dense(name: str, units: int, inputs: int, shared: str | None = None) -> Op:
-    return Op(name, "Dense", {"units": units}, {"kernel": np.ones((inputs, units), np.float32), "bias": np.zeros(units, np.float32)}, shared)
+    return Op(
+        name,
+        "Dense",
+        {"units": units},
+        {"kernel": np.ones((inputs, units), np.float32), "bias": np.zeros(units, np.float32)},
+        shared,
+    )
 
 
 def source(*shape: int | None, name: str = "x") -> Op:
@@ -210,7 +216,9 @@ def test_splice_the_last_op(graph) -> None:
 
 
 def test_splice_refuses_another_shape(graph) -> None:
-    with pytest.raises(GraphError, match=r"the chain for 'a' gives \(\?, 5\) in place of \(\?, 3\)"):
+    with pytest.raises(
+        GraphError, match=r"the chain for 'a' gives \(\?, 5\) in place of \(\?, 3\)"
+    ):
         graph.splice("a", [dense("wide", 5, 4)])
 
 
@@ -298,7 +306,9 @@ def test_check_finds_an_edge_with_another_shape(graph) -> None:
 
 def test_check_finds_an_output_that_the_op_has_not(graph) -> None:
     graph._nx.edges["b", "sum", 1]["output"] = 2
-    with pytest.raises(GraphError, match=r"the edge from 'b' to operand 1 of 'sum' .* which the op does not give"):
+    with pytest.raises(
+        GraphError, match=r"the edge from 'b' to operand 1 of 'sum' .* which the op does not give"
+    ):
         graph.check()
 
 
@@ -307,7 +317,9 @@ def test_check_finds_calls_with_different_weights() -> None:
     x = graph.add(source(4))
     first = graph.add(dense("a", 4, 4, "a"), [x])
     graph.outputs = (graph.add(dense("a@1", 4, 4, "a"), [first]),)
-    with pytest.raises(GraphError, match="ops 'a' and 'a@1' are calls of 'a' but hold different weights"):
+    with pytest.raises(
+        GraphError, match="ops 'a' and 'a@1' are calls of 'a' but hold different weights"
+    ):
         graph.check()
 
 
@@ -335,7 +347,19 @@ def test_printing() -> None:
     x = graph.add(source(8, 6, 3))
     kernel = np.zeros((3, 1, 3, 4), np.float32)
     x = graph.add(
-        Op("conv", "Conv2D", {"filters": 4, "kernel_size": (3, 1), "strides": (1, 1), "padding": "same", "use_bias": False}, {"kernel": kernel}, "c"),
+        Op(
+            "conv",
+            "Conv2D",
+            {
+                "filters": 4,
+                "kernel_size": (3, 1),
+                "strides": (1, 1),
+                "padding": "same",
+                "use_bias": False,
+            },
+            {"kernel": kernel},
+            "c",
+        ),
         [x],
     )
     x = graph.add(Op("pool", "MaxPooling2D", {"pool_size": (2, 2)}), [x])
@@ -344,7 +368,10 @@ def test_printing() -> None:
         [
             "graph printed",
             "  x = InputLayer() -> (?, 8, 6, 3)",
-            "  conv = Conv2D(x) filters=4 kernel_size=3x1 padding=same use_bias=False shared=c -> (?, 8, 6, 4)",
+            (
+                "  conv = Conv2D(x) filters=4 kernel_size=3x1 padding=same use_bias=False shared=c"
+                " -> (?, 8, 6, 4)"
+            ),
             "  pool = MaxPooling2D(conv) -> (?, 4, 3, 4)",
             "  cast = ReLU(pool) max_value=6.0 -> (?, 4, 3, 4)",
             "  return cast, pool",
@@ -357,7 +384,9 @@ def test_printing_of_several_outputs() -> None:
 
     inputs = keras.Input((6,), name="x")
     left, right = keras.ops.split(inputs, 2, axis=-1)
-    graph = helpers.graph_of(keras.Model(inputs, keras.layers.Subtract(name="minus")([right, left]), name="m"))
+    graph = helpers.graph_of(
+        keras.Model(inputs, keras.layers.Subtract(name="minus")([right, left]), name="m")
+    )
     (split,) = [op.name for op in graph if op.kind == "ops.Split"]
     assert f"{split} = ops.Split(x) -> (?, 3), (?, 3)" in str(graph)
     assert f"minus = Subtract({split}:1, {split})" in str(graph)
@@ -367,6 +396,10 @@ def test_a_call_is_written_with_slots() -> None:
     import keras
 
     inputs = keras.Input((6,), name="x")
-    (op,) = [op for op in helpers.graph_of(keras.Model(inputs, keras.ops.subtract(1.0, inputs))) if op.kind != "InputLayer"]
+    (op,) = [
+        op
+        for op in helpers.graph_of(keras.Model(inputs, keras.ops.subtract(1.0, inputs)))
+        if op.kind != "InputLayer"
+    ]
     assert op.call is not None
     assert op.call[0] == (1.0, Slot(0))

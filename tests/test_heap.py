@@ -28,7 +28,14 @@ print(held() - before)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_freed_arrays_are_given_back() -> None:
     lean, usual = (
-        int(subprocess.run([sys.executable, "-c", HELD.format(lean=given)], capture_output=True, text=True, check=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", HELD.format(lean=given)],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
         for given in (True, False)
     )
     assert lean < 16 << 20

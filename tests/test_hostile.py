@@ -40,12 +40,14 @@ def said(call: Callable[[], object], error: type[LrfcError] = UsageError) -> str
     return str(caught.value)
 
 
-# -- samples -----------------------------------------------------------------------------------------------------------------------
+# -- samples ---------------------------------------------------------------------------------------
 
 
 def npy(shape: object, dtype: str = "<f4", values: bytes = b"") -> bytes:
     """An .npy file whose header says anything."""
-    header = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
+    header = (
+        repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
+    )
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + values
 
 
@@ -65,7 +67,9 @@ def npy(shape: object, dtype: str = "<f4", values: bytes = b"") -> bytes:
         (b"", "cannot be read"),
     ],
 )  # fmt: skip
-def test_arrays_that_are_none(content: bytes, text: str, graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_that_are_none(
+    content: bytes, text: str, graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "arrays").mkdir()
     (tmp_path / "arrays" / "x.npy").write_bytes(content)
@@ -76,32 +80,57 @@ def test_arrays_that_are_none(content: bytes, text: str, graph: Graph, tmp_path:
     assert not (tmp_path / "canary").exists()
 
 
-def test_archives_that_are_none(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_that_are_none(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.npz"
     np.savez_compressed(path, x=np.zeros((64, 8, 8, 3), np.float32))
     whole = bytearray(path.read_bytes())
-    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag that says that it is encrypted
+    for signature, offset in (
+        (b"PK\x03\x04", 6),
+        (b"PK\x01\x02", 8),
+    ):  # the flag that says that it is encrypted
         whole[whole.index(signature) + offset] |= 1
     path.write_bytes(whole)
     assert "encrypted, password required" in said(lambda: load_data(str(path), graph, seed=0))
     np.savez_compressed(path, x=np.zeros((64, 8, 8, 3), np.float32))
     monkeypatch.setattr(streams, "KEPT", 10_000)
-    assert "unpacks to 49,280 bytes; at most 10,000 fit here" in said(lambda: load_data(str(path), graph, seed=0))
+    assert "unpacks to 49,280 bytes; at most 10,000 fit here" in said(
+        lambda: load_data(str(path), graph, seed=0)
+    )
     monkeypatch.setattr(streams, "MEMBERS", 0)
     assert "holds 1 arrays; at most 0 are read" in said(lambda: load_data(str(path), graph, seed=0))
 
 
-def test_many_large_arrays_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_large_arrays_are_not_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streams, "LARGE", 40_000)
     arrays = {name: np.full((80, 64), i, np.float32) for i, name in enumerate("abc")}
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "x.npz", **arrays)
         found = streams.npz(tmp_path / "x.npz")
         assert all((found[name] == arrays[name]).all() for name in arrays)
-        assert [streams.is_mapped(found[name]) for name in arrays] == [False, save is np.savez, save is np.savez]
+        assert [streams.is_mapped(found[name]) for name in arrays] == [
+            False,
+            save is np.savez,
+            save is np.savez,
+        ]
 
 
-@pytest.mark.parametrize("place", ["/dev/zero", "/dev/zero.npz", "a" * 300, "b" * 5000 + ".npz", "~nouser/x", "~nouser/x.npz", "\0", ""])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/dev/zero",
+        "/dev/zero.npz",
+        "a" * 300,
+        "b" * 5000 + ".npz",
+        "~nouser/x",
+        "~nouser/x.npz",
+        "\0",
+        "",
+    ],
+)
 def test_places_without_samples(place: str, graph: Graph) -> None:
     assert len(said(lambda: load_data(place, graph, seed=0))) < 900
 
@@ -113,11 +142,15 @@ def test_pipes_are_not_read(graph: Graph, tmp_path: Path) -> None:
     for name in ("x.npz", "arrays/x.npy"):
         os.mkfifo(tmp_path / name)
     for name in ("x.npz", "arrays"):
-        assert "is a pipe, not a regular file" in said(lambda name=name: load_data(str(tmp_path / name), graph, seed=0))
+        assert "is a pipe, not a regular file" in said(
+            lambda name=name: load_data(str(tmp_path / name), graph, seed=0)
+        )
     small = helpers.graph_of(helpers.conv_net(size=8, classes=2))
     os.mkfifo(tmp_path / "images" / "a" / "x.png")
     (tmp_path / "images" / "b" / "x.png").write_bytes(b"no image")
-    assert "is a pipe, not a regular file" in said(lambda: load_data(str(tmp_path / "images"), small, seed=0))
+    assert "is a pipe, not a regular file" in said(
+        lambda: load_data(str(tmp_path / "images"), small, seed=0)
+    )
 
 
 class LoudError(Exception):
@@ -129,19 +162,35 @@ def midway(error: BaseException) -> Iterator[Any]:
     raise error
 
 
-@pytest.mark.parametrize("error", [LoudError("one\ntwo"), SystemExit(7), RecursionError("deep"), MemoryError(), StopIteration(), UnicodeError("x")])
-def test_functions_that_raise(error: BaseException, graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        LoudError("one\ntwo"),
+        SystemExit(7),
+        RecursionError("deep"),
+        MemoryError(),
+        StopIteration(),
+        UnicodeError("x"),
+    ],
+)
+def test_functions_that_raise(
+    error: BaseException, graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def given() -> Any:
         raise error
 
     assert type(error).__name__ in said(lambda: load_data(given, graph, seed=0))
-    kind = "RuntimeError" if isinstance(error, StopIteration) else type(error).__name__  # as Python has it for generators
+    kind = (
+        "RuntimeError" if isinstance(error, StopIteration) else type(error).__name__
+    )  # as Python has it for generators
     assert kind in said(lambda: load_data(midway(error), graph, seed=0))
     assert kind in said(lambda: load_data(lambda: midway(error), graph, seed=0))
     monkeypatch.chdir(tmp_path)
     name = f"raises_{type(error).__name__.lower()}"
     Path(f"{name}.py").write_text(
-        f"def f():\n    raise {type(error).__name__ if not isinstance(error, LoudError) else 'ValueError'}('x')\nraise_now = 1\n"
+        "def f():\n    raise"
+        f" {type(error).__name__ if not isinstance(error, LoudError) else 'ValueError'}('x')\nraise_now"
+        " = 1\n"
     )
     assert f"data '{name}:f' failed with" in said(lambda: load_data(f"{name}:f", graph, seed=0))
     Path(f"{name}_early.py").write_text("import sys\nsys.path[:] = sys.path[1:]\nsys.exit(9)\n")
@@ -159,35 +208,74 @@ def test_ctrl_c_in_a_function_is_ctrl_c(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [5, b"x", [], {}, {"x": None}, {"x": "text"}, [object()], iter([None]), iter([(None, None)]), iter([{}]), iter(["x"]), iter([5])]
+    "given",
+    [
+        5,
+        b"x",
+        [],
+        {},
+        {"x": None},
+        {"x": "text"},
+        [object()],
+        iter([None]),
+        iter([(None, None)]),
+        iter([{}]),
+        iter(["x"]),
+        iter([5]),
+    ],
 )
 def test_data_that_are_none(given: Any, graph: Graph) -> None:
     said(lambda: load_data(given, graph, seed=0))
 
 
-# -- figures ------------------------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------
 
 
 def test_runs_without_end(tmp_path: Path) -> None:
     (tmp_path / "m.tflite").write_bytes(b"")
     file = Artifact(tmp_path / "m.tflite", "tflite", "fp32")
-    assert "are at most 1,000,000" in said(lambda: measure.compare([file], runs=99999999999999999999))
+    assert "are at most 1,000,000" in said(
+        lambda: measure.compare([file], runs=99999999999999999999)
+    )
     assert "at most 1,024" in said(lambda: measure.compare([file], threads=10**30))
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "5", "[" * 5000, '{"schema_version": NaN}', '{"schema_version": 1e999}', "\ud800", "{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "null",
+        "5",
+        "[" * 5000,
+        '{"schema_version": NaN}',
+        '{"schema_version": 1e999}',
+        "\ud800",
+        "{",
+    ],
+)
 def test_manifests_that_are_none(text: str, tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    for words in (["report", str(tmp_path)], ["compare", str(path), str(tmp_path)], ["explain", str(tmp_path), "conv"]):
+    for words in (
+        ["report", str(tmp_path)],
+        ["compare", str(path), str(tmp_path)],
+        ["explain", str(tmp_path), "conv"],
+    ):
         done = CliRunner().invoke(cli.app, words)
         assert done.exit_code == 2, words
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("name", ["d" * 300, "~nouser/x.toml", "/dev/zero", "d" * 5000 + ".toml", "\0.toml"])
+@pytest.mark.parametrize(
+    "name", ["d" * 300, "~nouser/x.toml", "/dev/zero", "d" * 5000 + ".toml", "\0.toml"]
+)
 def test_devices_that_are_none(name: str) -> None:
-    for words in (["devices", "show", name], ["devices", "check", name], ["devices", "add", name], ["devices", "calibrate", name]):
+    for words in (
+        ["devices", "show", name],
+        ["devices", "check", name],
+        ["devices", "add", name],
+        ["devices", "calibrate", name],
+    ):
         assert CliRunner().invoke(cli.app, words).exit_code == 2, words
 
 
@@ -196,15 +284,21 @@ def test_a_name_that_is_too_long_for_a_file(tmp_path: Path) -> None:
     assert CliRunner().invoke(cli.app, ["devices", "add", str(tmp_path / "x.toml")]).exit_code == 2
 
 
-# -- streams and environment -------------------------------------------------------------------------------------------------------
+# -- streams and environment -----------------------------------------------------------------------
 
 
 def lrfc(*words: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, its streams as the shell has them."""
     command = f'exec "{sys.executable}" -m lrfc {" ".join(words)} {shell}'
     kept = {name: value for name, value in os.environ.items() if environment.get(name) != ""}
-    chosen = kept | {name: value for name, value in environment.items() if value} | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, env=chosen, timeout=120)
+    chosen = (
+        kept
+        | {name: value for name, value in environment.items() if value}
+        | {"PYTHONPATH": str(ROOT)}
+    )
+    return subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, check=False, env=chosen, timeout=120
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

@@ -23,7 +23,8 @@ from lrfc.ir.keras import load as keras_load
 from tests import hostile_models as hostile
 from tests.hostile_models import Attack
 
-# What Keras and tf_keras warn of when they write and read the files, TensorFlow of a number that is too large, and numpy of casts.
+# What Keras and tf_keras warn of when they write and read the files, TensorFlow of a number that is
+# too large, and numpy of casts.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -33,7 +34,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("files")
     paths = {name: folder / name for name in ("old.h5", "old.keras", "new.h5", "new.keras")}
     old = hostile.legacy_model()
-    models = {"old.h5": old, "old.keras": old, "new.h5": hostile.model(operation=False), "new.keras": hostile.model()}
+    models = {
+        "old.h5": old,
+        "old.keras": old,
+        "new.h5": hostile.model(operation=False),
+        "new.keras": hostile.model(),
+    }
     for name, model in models.items():
         model.save(paths[name])
         keras_load.load(paths[name])
@@ -63,12 +69,14 @@ def attacked(source: Path, attack: Attack, box: Path) -> Path:
     return hostile.rewritten(source, box.parent / f"attack{source.suffix}", text=json.dumps(config))
 
 
-# -- files of Keras 2 --------------------------------------------------------------------------------------------------------------
+# -- files of Keras 2 ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", ["old.h5", "old.keras"])
 @pytest.mark.parametrize("name", hostile.LEGACY)
-def test_a_file_of_keras_2_does_nothing(files: dict[str, Path], box: Path, file: str, name: str) -> None:
+def test_a_file_of_keras_2_does_nothing(
+    files: dict[str, Path], box: Path, file: str, name: str
+) -> None:
     path = attacked(files[file], hostile.LEGACY[name], box)
     with pytest.raises(ModelError, match=r"Lambda layer|calls tf\."):
         keras_load.load(path)
@@ -91,7 +99,9 @@ def test_bytecode_in_a_wrapper(files: dict[str, Path], box: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["old.h5", "old.keras"])
-def test_the_command_line_may_load_what_is_unsafe(files: dict[str, Path], tmp_path: Path, file: str) -> None:
+def test_the_command_line_may_load_what_is_unsafe(
+    files: dict[str, Path], tmp_path: Path, file: str
+) -> None:
     """The attack acts with --unsafe-load, so the tests above would notice it."""
     box = hostile.sandbox(tmp_path / "box")
     path = attacked(files[file], hostile.LEGACY["write"], box)
@@ -103,21 +113,31 @@ def test_the_command_line_may_load_what_is_unsafe(files: dict[str, Path], tmp_pa
 @pytest.mark.parametrize("file", ["old.h5", "old.keras", "new.h5", "new.keras"])
 def test_a_key_twice(files: dict[str, Path], tmp_path: Path, file: str) -> None:
     """One reader may see the first of the two, another the second."""
-    text = json.dumps(hostile.config_of(files[file])).replace('"class_name"', '"class_name": "Lambda", "class_name"', 1)
+    text = json.dumps(hostile.config_of(files[file])).replace(
+        '"class_name"', '"class_name": "Lambda", "class_name"', 1
+    )
     path = hostile.rewritten(files[file], tmp_path / f"twice{files[file].suffix}", text=text)
     with pytest.raises(ModelError, match="key twice"):
         keras_load.load(path)
 
 
-# -- files of Keras 3 --------------------------------------------------------------------------------------------------------------
+# -- files of Keras 3 ------------------------------------------------------------------------------
 
 
 def _entry(name: str, **config: Any) -> Attack:
     """A layer of keras.layers in the place of the first."""
 
     def change(model: dict[str, Any], box: Path) -> None:
-        given = {key: str(box / value) if key in ("filepath", "vocabulary") else value for key, value in config.items()}
-        entry = {"class_name": name, "module": "keras.layers", "registered_name": None, "config": {"name": "conv"} | given}
+        given = {
+            key: str(box / value) if key in ("filepath", "vocabulary") else value
+            for key, value in config.items()
+        }
+        entry = {
+            "class_name": name,
+            "module": "keras.layers",
+            "registered_name": None,
+            "config": {"name": "conv"} | given,
+        }
         hostile.layer(model, "conv").update(entry)
 
     return change
@@ -127,7 +147,12 @@ def _named(module: str, name: str) -> Attack:
     """A function in the place of an activation."""
 
     def change(model: dict[str, Any], box: Path) -> None:
-        entry = {"class_name": "function", "module": module, "config": name, "registered_name": name}
+        entry = {
+            "class_name": "function",
+            "module": module,
+            "config": name,
+            "registered_name": name,
+        }
         hostile.layer(model, "conv")["config"]["activation"] = entry
 
     return change
@@ -170,7 +195,9 @@ def _object(module: str | None, name: str, **config: Any) -> Attack:
         (_object(None, "TypeSpec"), "TypeSpec"),
     ],
 )  # fmt: skip
-def test_a_file_of_keras_3_names_only_what_computes(files: dict[str, Path], box: Path, attack: Attack, named: str) -> None:
+def test_a_file_of_keras_3_names_only_what_computes(
+    files: dict[str, Path], box: Path, attack: Attack, named: str
+) -> None:
     path = attacked(files["new.keras"], attack, box)
     with pytest.raises(ModelError, match=named):
         keras_load.load(path)
@@ -202,8 +229,18 @@ def test_an_operation_that_is_listed_calls_no_function() -> None:
     for module in sorted(keras_allowed.OPERATIONS):
         for name in vars(import_module(module)):
             if keras_allowed._is_operation(module, name):
-                parameters = set(inspect.signature(getattr(import_module(module), name).__init__).parameters)
-                assert not parameters & {"f", "fn", "func", "function", "body_fun", "cond", "callable"}, name
+                parameters = set(
+                    inspect.signature(getattr(import_module(module), name).__init__).parameters
+                )
+                assert not parameters & {
+                    "f",
+                    "fn",
+                    "func",
+                    "function",
+                    "body_fun",
+                    "cond",
+                    "callable",
+                }, name
 
 
 def test_a_class_that_the_user_registered(tmp_path: Path) -> None:
@@ -236,13 +273,20 @@ def test_losses_that_are_not_of_keras_are_left_out(tmp_path: Path, box: Path) ->
     model.save(tmp_path / "model.keras")
     assert keras_load.load(tmp_path / "model.keras").loss == "mse"
     config = hostile.config_of(tmp_path / "model.keras")
-    entry = {"class_name": "Anything", "module": "hostile_canary", "config": {}, "registered_name": None}
+    entry = {
+        "class_name": "Anything",
+        "module": "hostile_canary",
+        "config": {},
+        "registered_name": None,
+    }
     config["compile_config"]["loss"] = entry
-    path = hostile.rewritten(tmp_path / "model.keras", tmp_path / "other.keras", text=json.dumps(config))
+    path = hostile.rewritten(
+        tmp_path / "model.keras", tmp_path / "other.keras", text=json.dumps(config)
+    )
     assert keras_load.load(path).get_compile_config()["loss"] is None
 
 
-# -- more weights than there are ---------------------------------------------------------------------------------------------------
+# -- more weights than there are -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", ["old.h5", "old.keras", "new.h5", "new.keras"])
@@ -254,7 +298,7 @@ def test_a_layer_of_terabytes(files: dict[str, Path], tmp_path: Path, file: str)
         keras_load.load(path)
 
 
-# -- at random ---------------------------------------------------------------------------------------------------------------------
+# -- at random -------------------------------------------------------------------------------------
 
 
 class _HangError(BaseException):
@@ -285,7 +329,10 @@ def broken(source: Path, rng: random.Random, target: Path) -> Path:
 
 
 def refusal(path: Path) -> LrfcError | None:
-    """The error with which ``lrfc inspect`` ends, None when it does not. Any other exception passes, and so does a minute."""
+    """The error with which ``lrfc inspect`` ends, None when it does not.
+
+    Any other exception passes, and so does a minute.
+    """
     alarm = signal.signal(signal.SIGALRM, _hang)
     signal.alarm(60)
     try:
@@ -313,6 +360,8 @@ def test_any_broken_model_ends_in_one_line(files: dict[str, Path], target: Path,
 
 
 def test_the_broken_models_differ(files: dict[str, Path], target: Path) -> None:
-    contents = {broken(files["new.keras"], random.Random(seed), target).read_bytes() for seed in range(20)}
+    contents = {
+        broken(files["new.keras"], random.Random(seed), target).read_bytes() for seed in range(20)
+    }
     assert len(contents) >= 18
     assert np.mean([len(content) for content in contents]) > 1000

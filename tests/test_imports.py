@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-#: From the bottom up: a module imports from its own row and from the rows above it in this list, never from below.
+#: From the bottom up: a module imports from its own row and from the rows above it in this list,
+#: never from below.
 LAYERS = (
     {"errors", "nearest", "version"},
     {"system"},
@@ -47,7 +48,12 @@ HEAVY = {
     "tf_keras",
 }
 
-FILES = sorted(path for folder in ("lrfc", "passes", "targets") for path in (ROOT / folder).rglob("*.py") if not path.parent.is_symlink())
+FILES = sorted(
+    path
+    for folder in ("lrfc", "passes", "targets")
+    for path in (ROOT / folder).rglob("*.py")
+    if not path.parent.is_symlink()
+)
 
 
 def unit(file: Path) -> str:
@@ -66,7 +72,9 @@ def imports(tree: ast.AST, *, inside_functions: bool) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        elif inside_functions or not isinstance(
+            node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+        ):
             yield from imports(node, inside_functions=inside_functions)
 
 
@@ -90,25 +98,43 @@ def test_imports_point_downwards(file: Path) -> None:
         assert other in RANK, f"give {other} a place in LAYERS"
         assert RANK[other] <= RANK[own], f"lrfc.{own} must not import lrfc.{other}"
         assert {own, other} != {"passes", "targets"}, "a target is handed to a pass as an argument"
-        assert (own, other) != ("passes", "passes"), "what two passes share is a fact or a function below them"
+        assert (own, other) != (
+            "passes",
+            "passes",
+        ), "what two passes share is a fact or a function below them"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_heavy_packages_are_imported_where_they_are_needed(file: Path) -> None:
-    top = {name.partition(".")[0] for name in imports(ast.parse(file.read_text(encoding="utf-8")), inside_functions=False)}
+    top = {
+        name.partition(".")[0]
+        for name in imports(ast.parse(file.read_text(encoding="utf-8")), inside_functions=False)
+    }
     assert top & HEAVY == set()
 
 
 def test_temporary_files_are_made_in_one_place() -> None:
     """lrfc.system.scratch; lrfc.system.files only tries a folder, and the worker runs on devices without lrfc."""
     users = {
-        unit(file) for file in FILES for name in imports(ast.parse(file.read_text(encoding="utf-8")), inside_functions=True) if name == "tempfile"
+        unit(file)
+        for file in FILES
+        for name in imports(ast.parse(file.read_text(encoding="utf-8")), inside_functions=True)
+        if name == "tempfile"
     }
     assert users == {"system", "targets"}
-    assert [file.name for file in FILES if unit(file) == "targets" and "import tempfile" in file.read_text(encoding="utf-8")] == ["worker.py"]
+    assert [
+        file.name
+        for file in FILES
+        if unit(file) == "targets" and "import tempfile" in file.read_text(encoding="utf-8")
+    ] == ["worker.py"]
 
 
 def test_the_command_line_starts_without_heavy_packages() -> None:
-    code = f"import sys, lrfc.cli.app; print(sorted(set({sorted(HEAVY | {'scipy'})!r}) & {{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    code = (
+        f"import sys, lrfc.cli.app; print(sorted(set({sorted(HEAVY | {'scipy'})!r}) &"
+        " {name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == "[]", done.stderr

@@ -56,9 +56,13 @@ def as_package(name: str, source: str, **names: Any) -> Callable[[int], None]:
 
 
 @pytest.mark.parametrize(("signum", "error"), ENDS)
-def test_inside_a_library_it_waits_for_lrfc(signum: signal.Signals, error: type[BaseException]) -> None:
+def test_inside_a_library_it_waits_for_lrfc(
+    signum: signal.Signals, error: type[BaseException]
+) -> None:
     done: list[str] = []
-    work = as_package("lrfc", LRFC, library=as_package("library", LIBRARY, signum=signum, done=done), done=done)
+    work = as_package(
+        "lrfc", LRFC, library=as_package("library", LIBRARY, signum=signum, done=done), done=done
+    )
     before = signal.getsignal(signum)
     with pytest.raises(error), unwinding():
         work(1)
@@ -71,8 +75,16 @@ def test_inside_a_library_it_waits_for_lrfc(signum: signal.Signals, error: type[
 @pytest.mark.parametrize(("signum", "error"), ENDS)
 def test_the_second_one_does_not_wait(signum: signal.Signals, error: type[BaseException]) -> None:
     done: list[str] = []
-    twice = "def work(times):\n    for _ in range(times):\n        signal.raise_signal(signum)\n        done.append('library')\n"
-    work = as_package("lrfc", LRFC, library=as_package("library", twice, signal=signal, signum=signum, done=done), done=done)
+    twice = (
+        "def work(times):\n    for _ in range(times):\n        signal.raise_signal(signum)\n       "
+        " done.append('library')\n"
+    )
+    work = as_package(
+        "lrfc",
+        LRFC,
+        library=as_package("library", twice, signal=signal, signum=signum, done=done),
+        done=done,
+    )
     with pytest.raises(error), unwinding():
         work(3)
     assert done == ["library"]
@@ -80,7 +92,9 @@ def test_the_second_one_does_not_wait(signum: signal.Signals, error: type[BaseEx
 
 
 @pytest.mark.parametrize(("signum", "error"), ENDS)
-def test_outside_of_libraries_it_is_raised_at_once(signum: signal.Signals, error: type[BaseException]) -> None:
+def test_outside_of_libraries_it_is_raised_at_once(
+    signum: signal.Signals, error: type[BaseException]
+) -> None:
     code = f"""
 import signal
 from lrfc.cli.signals import unwinding
@@ -94,7 +108,13 @@ try:
 except BaseException as error:
     print(type(error).__name__, done)
 """
-    run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert run.stdout == f"{error.__name__} ['before']\n"
 
 

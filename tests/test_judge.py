@@ -31,7 +31,13 @@ def state() -> State:
 
 
 def at(budget: Budget, given: State) -> State:
-    return run(given, plan([SelectRanks(max_macs=budget), Factorize(), RecalibrateBatchNorm(), Refit()], known=(DesignSpace,)))
+    return run(
+        given,
+        plan(
+            [SelectRanks(max_macs=budget), Factorize(), RecalibrateBatchNorm(), Refit()],
+            known=(DesignSpace,),
+        ),
+    )
 
 
 def drop(given: State, budget: Budget) -> float:
@@ -49,7 +55,14 @@ def strict() -> tuple[Budget, list[str], list[int]]:
     """The budget for a drop of 3 percentage points, the log, and the steps of the bar."""
     lines: list[str] = []
     steps: list[int] = []
-    return smallest(replace(state(), progress=Progress(lambda title, total: steps.append, lines.append)), 0.03).budget, lines, steps
+    return (
+        smallest(
+            replace(state(), progress=Progress(lambda title, total: steps.append, lines.append)),
+            0.03,
+        ).budget,
+        lines,
+        steps,
+    )
 
 
 def test_the_network_within_the_budget_keeps_the_drop() -> None:
@@ -57,7 +70,9 @@ def test_the_network_within_the_budget_keeps_the_drop() -> None:
     assert found.relative
     assert least() < found.value < 1
     assert drop(state(), found) <= 0.03
-    assert totals(at(found, state()).graph)["macs"] <= found.value * totals(state().original)["macs"]
+    assert (
+        totals(at(found, state()).graph)["macs"] <= found.value * totals(state().original)["macs"]
+    )
 
 
 def test_each_try_is_told() -> None:
@@ -75,7 +90,13 @@ def test_with_every_drop_allowed_the_smallest_network_is_found(monkeypatch) -> N
 
 def test_a_drop_that_nothing_keeps(monkeypatch) -> None:
     monkeypatch.setattr("lrfc.engine.evaluate.STEPS", 2)
-    with pytest.raises(BudgetError, match=r"no factorization stays within --max-drop -500pp; allow a larger drop, or give a budget"):
+    with pytest.raises(
+        BudgetError,
+        match=(
+            r"no factorization stays within --max-drop -500pp; allow a larger drop, or give a"
+            r" budget"
+        ),
+    ):
         smallest(state(), -5)
 
 

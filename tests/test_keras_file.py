@@ -34,10 +34,22 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-# -- documents ---------------------------------------------------------------------------------------------------------------------
+# -- documents -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "5", '"text"', "{", '{"keras_version": []}', '{"keras_version": null}', b"\xff\xfe\xfa"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "null",
+        "5",
+        '"text"',
+        "{",
+        '{"keras_version": []}',
+        '{"keras_version": null}',
+        b"\xff\xfe\xfa",
+    ],
+)
 def test_metadata(saved: dict[str, Path], tmp_path: Path, text: Any) -> None:
     path = rewritten(saved[".keras"], tmp_path / "m.keras", metadata_json=text)
     with pytest.raises(ModelError, match=r"metadata\.json|keras_version"):
@@ -45,7 +57,16 @@ def test_metadata(saved: dict[str, Path], tmp_path: Path, text: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "null", "5", "{}", '{"class_name": 5, "config": {}}', '{"class_name": "Functional", "config": null}', "[" * 5000]
+    "text",
+    [
+        "[]",
+        "null",
+        "5",
+        "{}",
+        '{"class_name": 5, "config": {}}',
+        '{"class_name": "Functional", "config": null}',
+        "[" * 5000,
+    ],
 )
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_configuration(saved: dict[str, Path], tmp_path: Path, suffix: str, text: str) -> None:
@@ -59,7 +80,9 @@ def test_compilation_that_is_no_object(saved: dict[str, Path], tmp_path: Path, v
     with pytest.raises(ModelError, match="compile_config"):
         keras_load.load(rewritten(saved[".keras"], tmp_path / "m.keras", text=text))
     with pytest.raises(ModelError, match="training_config"):
-        keras_load.load(rewritten(saved[".h5"], tmp_path / "m.h5", training_config=json.dumps(value)))
+        keras_load.load(
+            rewritten(saved[".h5"], tmp_path / "m.h5", training_config=json.dumps(value))
+        )
 
 
 def test_a_file_without_metadata(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -76,7 +99,7 @@ def test_an_input_of_text(tmp_path: Path) -> None:
         compiler.inspect(tmp_path / "m.keras")
 
 
-# -- archives ----------------------------------------------------------------------------------------------------------------------
+# -- archives --------------------------------------------------------------------------------------
 
 
 def test_an_encrypted_archive(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -91,7 +114,16 @@ def test_an_encrypted_archive(saved: dict[str, Path], tmp_path: Path) -> None:
         keras_load.load(path)
 
 
-@pytest.mark.parametrize("name", ["assets/../../outside", "assets//outside", "assets/a\\..\\outside", "assets/c:outside", "assets/./a"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "assets/../../outside",
+        "assets//outside",
+        "assets/a\\..\\outside",
+        "assets/c:outside",
+        "assets/./a",
+    ],
+)
 def test_names_that_leave_the_folder(saved: dict[str, Path], tmp_path: Path, name: str) -> None:
     path = rewritten(saved[".keras"], tmp_path / "m.keras", **{name: b"outside"})
     with pytest.raises(ModelError, match="is no name of an asset"):
@@ -109,7 +141,9 @@ def test_a_link_in_an_archive(saved: dict[str, Path], tmp_path: Path) -> None:
         keras_load.load(path)
 
 
-def test_what_unpacks_to_too_much(saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_unpacks_to_too_much(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(keras_file, "_UNPACKED_BYTES", 1 << 20)
     path = rewritten(saved[".keras"], tmp_path / "m.keras")
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -126,7 +160,7 @@ def test_two_configurations(saved: dict[str, Path], tmp_path: Path) -> None:
         keras_load.load(path)
 
 
-# -- HDF5 --------------------------------------------------------------------------------------------------------------------------
+# -- HDF5 ------------------------------------------------------------------------------------------
 
 
 def _h5(path: Path, change: Any) -> Path:
@@ -140,7 +174,9 @@ def _h5(path: Path, change: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["external link", "soft link", "external array", "virtual", "text", "declared"])
+@pytest.mark.parametrize(
+    "kind", ["external link", "soft link", "external array", "virtual", "text", "declared"]
+)
 def test_weights_that_lie_elsewhere(saved: dict[str, Path], tmp_path: Path, kind: str) -> None:
     """Another file of the machine never becomes a weight."""
     import h5py
@@ -156,7 +192,12 @@ def test_weights_that_lie_elsewhere(saved: dict[str, Path], tmp_path: Path, kind
         elif kind == "soft link":
             group["kernel"] = h5py.SoftLink("/elsewhere")
         elif kind == "external array":
-            group.create_dataset("kernel", kernel.shape, kernel.dtype, external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+            group.create_dataset(
+                "kernel",
+                kernel.shape,
+                kernel.dtype,
+                external=[(str(secret), 0, h5py.h5f.UNLIMITED)],
+            )
         elif kind == "virtual":
             layout = h5py.VirtualLayout(kernel.shape, kernel.dtype)
             layout[:] = h5py.VirtualSource(str(secret), "kernel", kernel.shape)
@@ -164,10 +205,14 @@ def test_weights_that_lie_elsewhere(saved: dict[str, Path], tmp_path: Path, kind
         elif kind == "text":
             group["kernel"] = "text"
         else:
-            group.create_dataset("kernel", (1 << 20, 1 << 20), "f4", chunks=(1024, 1024), compression="gzip")
+            group.create_dataset(
+                "kernel", (1 << 20, 1 << 20), "f4", chunks=(1024, 1024), compression="gzip"
+            )
 
     path = _h5(rewritten(saved[".h5"], tmp_path / "m.h5"), change)
-    with pytest.raises(ModelError, match=r"kernel' (is a link|lies in another file|holds no numbers|declares more)"):
+    with pytest.raises(
+        ModelError, match=r"kernel' (is a link|lies in another file|holds no numbers|declares more)"
+    ):
         keras_load.load(path)
 
 
@@ -183,7 +228,9 @@ def test_an_h5_file_without_weights(saved: dict[str, Path], tmp_path: Path) -> N
 
 def test_what_is_read_is_what_was_saved(saved: dict[str, Path], tmp_path: Path) -> None:
     k = keras()
-    model = k.Sequential([k.Input((6,)), k.layers.Dense(4, dtype="bfloat16"), k.layers.Dense(3, dtype="float16")])
+    model = k.Sequential(
+        [k.Input((6,)), k.layers.Dense(4, dtype="bfloat16"), k.layers.Dense(3, dtype="float16")]
+    )
     model.save(tmp_path / "m.keras")
     loaded = keras_load.load(tmp_path / "m.keras")
     for before, after in zip(model.weights, loaded.weights, strict=True):
@@ -191,10 +238,12 @@ def test_what_is_read_is_what_was_saved(saved: dict[str, Path], tmp_path: Path) 
     assert all(path.exists() for path in saved.values())
 
 
-# -- what is no model file ---------------------------------------------------------------------------------------------------------
+# -- what is no model file -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "~nouser/x.keras", "a" * 300, "b/" * 2500, "nul\0.keras"])
+@pytest.mark.parametrize(
+    "path", ["/dev/zero", "/dev/null", "~nouser/x.keras", "a" * 300, "b/" * 2500, "nul\0.keras"]
+)
 def test_what_is_no_file(path: str) -> None:
     with pytest.raises(UsageError) as caught:
         keras_load.load(path)
@@ -217,7 +266,12 @@ def test_a_file_that_is_too_large(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", [None, 5, b"model.keras", ["model.keras"], object()])
 def test_no_model_from_python(model: Any, tmp_path: Path) -> None:
-    for run in (api.inspect, lambda given: api.build(given, out=tmp_path / "out"), api.build, api.explore):
+    for run in (
+        api.inspect,
+        lambda given: api.build(given, out=tmp_path / "out"),
+        api.build,
+        api.explore,
+    ):
         with pytest.raises(UsageError, match=r"a model is the path of|no model is given"):
             run(model)
 
@@ -228,7 +282,10 @@ def test_another_backend(backend: str) -> None:
     import subprocess
     import sys
 
-    code = "from lrfc.ir.backend import keras\nfrom lrfc.errors import DependencyError\ntry: keras()\nexcept DependencyError as error: print(error)"
+    code = (
+        "from lrfc.ir.backend import keras\nfrom lrfc.errors import DependencyError\ntry:"
+        " keras()\nexcept DependencyError as error: print(error)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "KERAS_BACKEND": backend},

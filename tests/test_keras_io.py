@@ -41,18 +41,31 @@ def round_trip(model: Any) -> Graph:
 def described(graph: Graph) -> list[str]:
     """The ops without their names: Keras puts calls that do not depend on each other in an order of its own."""
     lines = [line.partition(" = ")[2] for line in str(graph).splitlines()[1:-1]]
-    return sorted(re.sub(r"\(.*?\)| shared=\S+", "", line, count=2).partition(" ->")[0] + line.rpartition("->")[2] for line in lines)
+    return sorted(
+        re.sub(r"\(.*?\)| shared=\S+", "", line, count=2).partition(" ->")[0]
+        + line.rpartition("->")[2]
+        for line in lines
+    )
 
 
 def kinds(graph: Graph) -> list[str]:
     return [op.kind for op in graph]
 
 
-# -- ways to connect layers --------------------------------------------------------------------------------------------------------
+# -- ways to connect layers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "build", [helpers.conv_net, helpers.dense_net, helpers.residual, helpers.branches, helpers.two_inputs, helpers.shared_conv, helpers.nested_twice]
+    "build",
+    [
+        helpers.conv_net,
+        helpers.dense_net,
+        helpers.residual,
+        helpers.branches,
+        helpers.two_inputs,
+        helpers.shared_conv,
+        helpers.nested_twice,
+    ],
 )
 def test_small_models_survive(build) -> None:
     round_trip(build())
@@ -64,10 +77,19 @@ def test_a_printed_model() -> None:
             "graph shared_conv",
             "  left = InputLayer() -> (?, 6, 6, 3)",
             "  right = InputLayer() -> (?, 6, 6, 3)",
-            "  conv = Conv2D(left) filters=3 kernel_size=3 padding=same shared=conv -> (?, 6, 6, 3)",
-            "  conv@1 = Conv2D(right) filters=3 kernel_size=3 padding=same shared=conv -> (?, 6, 6, 3)",
+            (
+                "  conv = Conv2D(left) filters=3 kernel_size=3 padding=same shared=conv -> (?, 6,"
+                " 6, 3)"
+            ),
+            (
+                "  conv@1 = Conv2D(right) filters=3 kernel_size=3 padding=same shared=conv -> (?,"
+                " 6, 6, 3)"
+            ),
             "  add = Add(conv, conv@1) -> (?, 6, 6, 3)",
-            "  conv@2 = Conv2D(add) filters=3 kernel_size=3 padding=same shared=conv -> (?, 6, 6, 3)",
+            (
+                "  conv@2 = Conv2D(add) filters=3 kernel_size=3 padding=same shared=conv -> (?, 6,"
+                " 6, 3)"
+            ),
             "  flat = Flatten(conv@2) -> (?, 108)",
             "  return flat",
         ]
@@ -94,7 +116,10 @@ def test_several_inputs_and_outputs_keep_their_order() -> None:
 def test_dicts_of_inputs_and_outputs() -> None:
     model = helpers.two_inputs()
     graph = round_trip(model)
-    assert graph.structure == ({"image": Slot(0), "vector": Slot(1)}, {"label": Slot(0), "value": Slot(1)})
+    assert graph.structure == (
+        {"image": Slot(0), "vector": Slot(1)},
+        {"label": Slot(0), "value": Slot(1)},
+    )
     rebuilt = keras_io.to_keras(graph)
     batch = helpers.random_inputs(graph)
     outputs = rebuilt(dict(zip(("image", "vector"), batch, strict=True)))
@@ -141,7 +166,11 @@ def test_the_unread_output_of_a_nested_model_is_left_out() -> None:
     import keras
 
     x = keras.Input((4,))
-    inner = keras.Model(x, [keras.layers.Dense(2, name="idle")(x), keras.layers.Dense(3, name="used")(x)], name="inner")
+    inner = keras.Model(
+        x,
+        [keras.layers.Dense(2, name="idle")(x), keras.layers.Dense(3, name="used")(x)],
+        name="inner",
+    )
     inputs = keras.Input((4,), name="x")
     graph = helpers.graph_of(helpers.random_weights(keras.Model(inputs, inner(inputs)[1])))
     assert [op.name for op in graph] == ["x", "inner__used"]
@@ -157,8 +186,14 @@ def test_a_nested_model_takes_inputs_of_other_types_and_ranks() -> None:
     as_row = keras.Model(column, layers.Flatten(name="flat")(column), name="column")
     as_column = keras.Model(row, layers.Flatten(name="flat")(row), name="row")
     dense = keras.Model(row, layers.Dense(2, name="dense")(row), name="dense")
-    x, y, z = keras.Input((4,), name="x"), keras.Input((4, 1), name="y"), keras.Input((4,), dtype="int32", name="z")
-    graph = round_trip(helpers.random_weights(keras.Model([x, y, z], [as_row(x), as_column(y), dense(z)])))
+    x, y, z = (
+        keras.Input((4,), name="x"),
+        keras.Input((4, 1), name="y"),
+        keras.Input((4,), dtype="int32", name="z"),
+    )
+    graph = round_trip(
+        helpers.random_weights(keras.Model([x, y, z], [as_row(x), as_column(y), dense(z)]))
+    )
     assert {"ops.ExpandDims", "ops.Squeeze", "ops.Cast"} <= set(kinds(graph))
 
 
@@ -188,7 +223,9 @@ def test_add_of_one_tensor_with_itself() -> None:
     import keras
 
     inputs = keras.Input((4,), name="x")
-    assert round_trip(keras.Model(inputs, keras.layers.Add(name="add")([inputs, inputs]))).operands("add") == (Ref("x"), Ref("x"))
+    assert round_trip(keras.Model(inputs, keras.layers.Add(name="add")([inputs, inputs]))).operands(
+        "add"
+    ) == (Ref("x"), Ref("x"))
 
 
 def test_a_part_of_a_larger_model() -> None:
@@ -207,10 +244,12 @@ def test_a_pretrained_body_with_a_new_head() -> None:
 
     body = helpers.conv_net(batch_norm=True)
     head = keras.layers.Dense(2, name="new_head")(body.get_layer("pool").output)
-    assert round_trip(helpers.random_weights(keras.Model(body.input, head, name="transfer"))).outputs == (Ref("new_head"),)
+    assert round_trip(
+        helpers.random_weights(keras.Model(body.input, head, name="transfer"))
+    ).outputs == (Ref("new_head"),)
 
 
-# -- kinds of calls ----------------------------------------------------------------------------------------------------------------
+# -- kinds of calls --------------------------------------------------------------------------------
 
 
 def test_keras_ops_with_constants_and_lists() -> None:
@@ -236,7 +275,12 @@ def test_ops_with_several_outputs() -> None:
     mean, variance = ops.moments(inputs, axes=[-1], keepdims=True)
     values, indices = ops.top_k(inputs, 2)
     graph = round_trip(keras.Model(inputs, [a * d - b, c * mean + variance, values, indices]))
-    assert [str(tensor) for tensor in (graph.tensor(ref) for ref in graph.outputs)] == ["(?, 2)", "(?, 2)", "(?, 2)", "(?, 2) int32"]
+    assert [str(tensor) for tensor in (graph.tensor(ref) for ref in graph.outputs)] == [
+        "(?, 2)",
+        "(?, 2)",
+        "(?, 2)",
+        "(?, 2) int32",
+    ]
 
 
 def test_attention_with_positional_and_named_operands() -> None:
@@ -246,7 +290,9 @@ def test_attention_with_positional_and_named_operands() -> None:
     attention = keras.layers.MultiHeadAttention(2, 4, name="attention")
     x = attention(query, value)
     x = keras.layers.MultiHeadAttention(2, 4, name="named")(query=x, value=value, key=value)
-    graph = round_trip(helpers.random_weights(keras.Model([query, value], keras.layers.LayerNormalization()(x))))
+    graph = round_trip(
+        helpers.random_weights(keras.Model([query, value], keras.layers.LayerNormalization()(x)))
+    )
     assert graph.operands("attention") == (Ref("query"), Ref("value"))
     op = graph.op("named")
     assert op.call is not None
@@ -259,7 +305,9 @@ def test_attention_that_gives_its_scores() -> None:
     import keras
 
     query = keras.Input((5, 8), name="query")
-    outputs = keras.layers.MultiHeadAttention(2, 4, name="attention")(query, query, return_attention_scores=True, use_causal_mask=True)
+    outputs = keras.layers.MultiHeadAttention(2, 4, name="attention")(
+        query, query, return_attention_scores=True, use_causal_mask=True
+    )
     graph = round_trip(helpers.random_weights(keras.Model(query, list(outputs))))
     assert graph.tensors("attention") == (Tensor((None, 5, 8)), Tensor((None, 2, 5, 5)))
 
@@ -273,7 +321,9 @@ def test_recurrent_layers_and_their_states() -> None:
     x = layers.LSTM(4, return_sequences=True, name="decoder")(x, initial_state=[h, c])
     x = layers.Bidirectional(layers.GRU(3, return_sequences=True), name="both")(x)
     x = layers.TimeDistributed(layers.Dense(2), name="each")(x)
-    graph = round_trip(helpers.random_weights(keras.Model(inputs, layers.SimpleRNN(2, name="last")(x))))
+    graph = round_trip(
+        helpers.random_weights(keras.Model(inputs, layers.SimpleRNN(2, name="last")(x)))
+    )
     assert graph.operands("decoder") == (Ref("encoder"), Ref("encoder", 1), Ref("encoder", 2))
     assert next(iter(graph.op("both").weights)).startswith("forward")
 
@@ -287,10 +337,18 @@ def test_masks_travel_through_the_rebuilt_model() -> None:
     model = helpers.random_weights(keras.Model(inputs, layers.LSTM(4, name="lstm")(x)))
     graph = round_trip(model)
     tokens = np.array([[1, 2, 3, 0, 0, 0], [1, 2, 3, 4, 5, 6]], np.int32)
-    assert helpers.difference((np.asarray(model(tokens)),), keras_io.predict(graph, (tokens,))) <= EXACT
-    unmasked = keras.Model(inputs, layers.LSTM(4, name="lstm")(layers.Embedding(9, 5, name="embedding")(inputs)))
+    assert (
+        helpers.difference((np.asarray(model(tokens)),), keras_io.predict(graph, (tokens,)))
+        <= EXACT
+    )
+    unmasked = keras.Model(
+        inputs, layers.LSTM(4, name="lstm")(layers.Embedding(9, 5, name="embedding")(inputs))
+    )
     unmasked.set_weights(model.get_weights())
-    assert helpers.difference((np.asarray(unmasked(tokens)),), keras_io.predict(graph, (tokens,))) > 1e-3
+    assert (
+        helpers.difference((np.asarray(unmasked(tokens)),), keras_io.predict(graph, (tokens,)))
+        > 1e-3
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Layer 'inner' .* was passed an input with a mask:UserWarning")
@@ -299,13 +357,20 @@ def test_masks_reach_into_a_nested_model() -> None:
     from keras import layers
 
     sequence = keras.Input((6, 5))
-    inner = keras.Model(sequence, layers.LSTM(4, name="lstm")(layers.Dense(5, name="dense")(sequence)), name="inner")
+    inner = keras.Model(
+        sequence, layers.LSTM(4, name="lstm")(layers.Dense(5, name="dense")(sequence)), name="inner"
+    )
     inputs = keras.Input((6,), dtype="int32", name="tokens")
-    model = helpers.random_weights(keras.Model(inputs, inner(layers.Embedding(9, 5, mask_zero=True, name="embedding")(inputs))))
+    model = helpers.random_weights(
+        keras.Model(inputs, inner(layers.Embedding(9, 5, mask_zero=True, name="embedding")(inputs)))
+    )
     graph = round_trip(model)
     assert "inner__lstm" in graph
     tokens = np.array([[1, 2, 3, 0, 0, 0], [1, 2, 3, 4, 5, 6]], np.int32)
-    assert helpers.difference((np.asarray(model(tokens)),), keras_io.predict(graph, (tokens,))) <= EXACT
+    assert (
+        helpers.difference((np.asarray(model(tokens)),), keras_io.predict(graph, (tokens,)))
+        <= EXACT
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Layer 'inner' .* was passed an input with a mask:UserWarning")
@@ -315,7 +380,9 @@ def test_a_nested_model_with_a_mask_of_the_user_passes_through() -> None:
     sequence = keras.Input((6, 5))
     inner = keras.Model(sequence, keras.layers.LSTM(4)(sequence), name="inner")
     inputs, mask = keras.Input((6, 5), name="x"), keras.Input((6,), dtype="bool", name="mask")
-    graph = round_trip(helpers.random_weights(keras.Model([inputs, mask], inner(inputs, mask=mask))))
+    graph = round_trip(
+        helpers.random_weights(keras.Model([inputs, mask], inner(inputs, mask=mask)))
+    )
     assert graph.op("inner").origin is not None
 
 
@@ -327,7 +394,12 @@ def test_a_learned_vocabulary_survives() -> None:
     inputs = keras.Input((4,), dtype="int64", name="ids")
     model = keras.Model(inputs, keras.layers.Embedding(5, 3)(lookup(inputs)))
     ids = np.array([[10, 20, 30, 40]])
-    assert helpers.difference(keras_io.predict(model, (ids,)), keras_io.predict(helpers.graph_of(model), (ids,))) == 0
+    assert (
+        helpers.difference(
+            keras_io.predict(model, (ids,)), keras_io.predict(helpers.graph_of(model), (ids,))
+        )
+        == 0
+    )
 
 
 def test_an_input_of_unknown_lengths() -> None:
@@ -335,7 +407,9 @@ def test_an_input_of_unknown_lengths() -> None:
 
     x = inputs = keras.Input((None, None, 3), name="image")
     x = keras.layers.Conv2D(4, 3, padding="same", name="conv")(x)
-    graph = round_trip(helpers.random_weights(keras.Model(inputs, keras.layers.UpSampling2D(name="up")(x))))
+    graph = round_trip(
+        helpers.random_weights(keras.Model(inputs, keras.layers.UpSampling2D(name="up")(x)))
+    )
     assert graph.tensors("up") == (Tensor((None, None, None, 4)),)
 
 
@@ -378,7 +452,9 @@ def test_a_custom_layer_passes_through() -> None:
     cls = scaling()
     inputs = keras.Input((4,), name="x")
     x = cls(3, name="first")(inputs)
-    graph = round_trip(helpers.random_weights(keras.Model(inputs, cls(3, name="second")(inputs, bias=x))))
+    graph = round_trip(
+        helpers.random_weights(keras.Model(inputs, cls(3, name="second")(inputs, bias=x)))
+    )
     op = graph.op("second")
     assert op.origin is cls
     assert set(op.weights) == {"inner/kernel", "inner/bias", "factor"}
@@ -420,11 +496,16 @@ def test_preprocessing_with_statistics() -> None:
     inputs = keras.Input((4,), name="x")
     normalise = keras.layers.Normalization(name="normalise")
     normalise.adapt(np.random.default_rng(0).uniform(3, 9, (100, 4)).astype(np.float32))
-    graph = round_trip(keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Rescaling(2.0, offset=-1.0)(normalise(inputs)))))
+    graph = round_trip(
+        keras.Model(
+            inputs,
+            keras.layers.Dense(2)(keras.layers.Rescaling(2.0, offset=-1.0)(normalise(inputs))),
+        )
+    )
     assert "mean" in graph.op("normalise").weights
 
 
-# -- types -------------------------------------------------------------------------------------------------------------------------
+# -- types -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -439,7 +520,9 @@ def test_mixed_precision_is_rebuilt_in_float32(policy) -> None:
         rebuilt = keras_io.to_keras(graph)
     finally:
         keras.config.set_dtype_policy(before)
-    assert {tensor.dtype for op in graph if op.kind != "InputLayer" for tensor in graph.tensors(op.name)} == {"float32"}
+    assert {
+        tensor.dtype for op in graph if op.kind != "InputLayer" for tensor in graph.tensors(op.name)
+    } == {"float32"}
     assert {layer.compute_dtype for layer in rebuilt.layers} == {"float32"}
     assert {w.dtype.name for op in graph for w in op.weights.values()} == {"float32"}
     helpers.same(helpers.conv_net(), rebuilt, EXACT)
@@ -449,7 +532,9 @@ def test_weights_of_half_precision_become_float32() -> None:
     import keras
 
     inputs = keras.Input((4,), name="x")
-    model = helpers.random_weights(keras.Model(inputs, keras.layers.Dense(3, dtype="float16", name="dense")(inputs)))
+    model = helpers.random_weights(
+        keras.Model(inputs, keras.layers.Dense(3, dtype="float16", name="dense")(inputs))
+    )
     graph = helpers.graph_of(model)
     assert graph.op("dense").weights["kernel"].dtype == np.float32
     assert "float16" not in str(graph)
@@ -471,14 +556,16 @@ def test_quantized_layers_are_refused() -> None:
         keras_io.from_keras(model)
 
 
-# -- what has no graph -------------------------------------------------------------------------------------------------------------
+# -- what has no graph -----------------------------------------------------------------------------
 
 
 def test_an_unbuilt_sequential_is_refused() -> None:
     import keras
 
     model = keras.Sequential([keras.layers.Dense(3)], name="open")
-    with pytest.raises(ModelError, match=r"Sequential model 'open' has no input shape: add keras\.Input"):
+    with pytest.raises(
+        ModelError, match=r"Sequential model 'open' has no input shape: add keras\.Input"
+    ):
         keras_io.from_keras(model)
     model(np.ones((1, 4), np.float32))
     assert len(helpers.graph_of(model)) == 2
@@ -495,7 +582,9 @@ def test_a_subclassed_model_is_refused() -> None:
         def call(self, x: Any) -> Any:
             return self.dense(x)
 
-    with pytest.raises(ModelError, match=r"model 'own' \(Own\) is subclassed and has no layer graph"):
+    with pytest.raises(
+        ModelError, match=r"model 'own' \(Own\) is subclassed and has no layer graph"
+    ):
         keras_io.from_keras(Own())
 
 
@@ -512,7 +601,9 @@ def test_a_functional_model_with_its_own_call_is_refused() -> None:
 
 
 def test_a_kind_that_nobody_knows() -> None:
-    with pytest.raises(ModelError, match=r"op 'a' is of kind 'Mystery', which is not in keras\.layers"):
+    with pytest.raises(
+        ModelError, match=r"op 'a' is of kind 'Mystery', which is not in keras\.layers"
+    ):
         keras_io.infer(Op("a", "Mystery"), (Tensor((None, 3)),))
 
 
@@ -524,15 +615,25 @@ def test_a_layer_that_does_not_take_its_input() -> None:
 def test_weights_that_do_not_fit() -> None:
     graph = Graph()
     x = graph.add(Op("x", "InputLayer", {"batch_shape": (None, 4)}))
-    graph.outputs = (graph.add(Op("a", "Dense", {"units": 3}, {"kernel": np.ones((5, 3)), "bias": np.ones(3)}), [x]),)
-    with pytest.raises(ModelError, match=r"weight 'kernel' of layer 'a' has shape \(5, 3\), the layer needs \(4, 3\)"):
+    graph.outputs = (
+        graph.add(
+            Op("a", "Dense", {"units": 3}, {"kernel": np.ones((5, 3)), "bias": np.ones(3)}), [x]
+        ),
+    )
+    with pytest.raises(
+        ModelError,
+        match=r"weight 'kernel' of layer 'a' has shape \(5, 3\), the layer needs \(4, 3\)",
+    ):
         keras_io.to_keras(graph)
     graph.replace(Op("a", "Dense", {"units": 3}, {"kernel": np.ones((4, 3))}))
-    with pytest.raises(ModelError, match=r"layer 'a'.*has the weights kernel, bias when rebuilt, the graph holds kernel"):
+    with pytest.raises(
+        ModelError,
+        match=r"layer 'a'.*has the weights kernel, bias when rebuilt, the graph holds kernel",
+    ):
         keras_io.to_keras(graph)
 
 
-# -- running, training, saving -----------------------------------------------------------------------------------------------------
+# -- running, training, saving ---------------------------------------------------------------------
 
 
 def test_predict_does_not_mind_the_batch_size() -> None:
@@ -554,14 +655,19 @@ def test_a_fixed_batch_size_takes_any_number_of_samples() -> None:
     x = np.random.default_rng(0).standard_normal((11, 5)).astype(np.float32)
     kernel, bias = model.get_weights()
     for count in (1, 4, 11):
-        assert helpers.difference((x[:count] @ kernel + bias,), keras_io.predict(model, (x[:count],))) < 1e-5
+        assert (
+            helpers.difference((x[:count] @ kernel + bias,), keras_io.predict(model, (x[:count],)))
+            < 1e-5
+        )
 
 
 def test_data_that_do_not_fit_the_model() -> None:
     run = keras_io.compiled(helpers.branches())
     with pytest.raises(UsageError, match="has 2 inputs, the data have 1 arrays"):
         run((np.zeros((1, 8, 8, 3)),))
-    with pytest.raises(UsageError, match=r"input 'extra' takes samples of shape \(5,\), the data have \(6,\)"):
+    with pytest.raises(
+        UsageError, match=r"input 'extra' takes samples of shape \(5,\), the data have \(6,\)"
+    ):
         run((np.zeros((1, 8, 8, 3)), np.zeros((1, 6))))
 
 
@@ -570,14 +676,22 @@ def test_call_packs_as_the_model_does() -> None:
     batch = helpers.random_inputs(helpers.graph_of(model))
     outputs = keras_io.call(model, batch)
     assert set(outputs) == {"label", "value"}
-    assert helpers.difference(keras_io.predict(model, batch), (np.asarray(outputs["label"]), np.asarray(outputs["value"]))) < EXACT
+    assert (
+        helpers.difference(
+            keras_io.predict(model, batch),
+            (np.asarray(outputs["label"]), np.asarray(outputs["value"])),
+        )
+        < EXACT
+    )
 
 
 def test_an_op_alone() -> None:
     relu = keras_io.single(Op("act", "ReLU", {"max_value": 2.0}))
     assert relu((np.array([[-1.0, 1.0, 3.0]], np.float32),))[0].tolist() == [[0, 1, 2]]
     kernel = np.arange(6, dtype=np.float32).reshape(3, 2)
-    dense = keras_io.single(Op("dense", "Dense", {"units": 2, "use_bias": False}, {"kernel": kernel}), batch=2)
+    dense = keras_io.single(
+        Op("dense", "Dense", {"units": 2, "use_bias": False}, {"kernel": kernel}), batch=2
+    )
     x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
     np.testing.assert_allclose(dense((x,))[0], x @ kernel, rtol=1e-5, atol=1e-6)
     add = keras_io.single(Op("add", "Add"))
@@ -621,16 +735,35 @@ def test_the_model_of_the_user_is_not_changed() -> None:
     assert graph.op("head").weights["kernel"].any()
 
 
-# -- real models -------------------------------------------------------------------------------------------------------------------
+# -- real models -----------------------------------------------------------------------------------
 
-#: Those of keras.applications with at most this many parameters (with 1,000 classes) are tried; larger ones only repeat the same blocks.
+#: Those of keras.applications with at most this many parameters (with 1,000 classes) are tried;
+#: larger ones only repeat the same blocks.
 LIMIT = 30e6
 SMALL = ("MobileNet", "MobileNetV3Small")
 OTHERS = (
-    "ConvNeXtTiny", "DenseNet121", "DenseNet169", "DenseNet201", "EfficientNetB0", "EfficientNetB1", "EfficientNetB2", "EfficientNetB3", "EfficientNetB4",
-    "EfficientNetV2B0", "EfficientNetV2B1", "EfficientNetV2B2", "EfficientNetV2B3", "EfficientNetV2S", "InceptionV3", "MobileNetV2", "MobileNetV3Large",
-    "NASNetMobile", "ResNet50", "ResNet50V2", "Xception",
-)  # fmt: skip
+    "ConvNeXtTiny",
+    "DenseNet121",
+    "DenseNet169",
+    "DenseNet201",
+    "EfficientNetB0",
+    "EfficientNetB1",
+    "EfficientNetB2",
+    "EfficientNetB3",
+    "EfficientNetB4",
+    "EfficientNetV2B0",
+    "EfficientNetV2B1",
+    "EfficientNetV2B2",
+    "EfficientNetV2B3",
+    "EfficientNetV2S",
+    "InceptionV3",
+    "MobileNetV2",
+    "MobileNetV3Large",
+    "NASNetMobile",
+    "ResNet50",
+    "ResNet50V2",
+    "Xception",
+)
 #: The smallest image that these take.
 SIZE = {"InceptionV3": 75, "Xception": 71, "NASNetMobile": 224}
 
@@ -639,7 +772,9 @@ def application(name: str) -> Any:
     import keras
 
     size = SIZE.get(name, 32)
-    model = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), classes=10, classifier_activation=None)
+    model = getattr(keras.applications, name)(
+        weights=None, input_shape=(size, size, 3), classes=10, classifier_activation=None
+    )
     rng = np.random.default_rng(0)
     for variable in model.weights:
         leaf = variable.path.rpartition("/")[2]
@@ -647,7 +782,11 @@ def application(name: str) -> Any:
             variable.assign(rng.uniform(0.8, 1.2, variable.shape).astype(np.float32))
         elif leaf in ("beta", "bias"):
             variable.assign(0.1 * rng.standard_normal(variable.shape).astype(np.float32))
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
     momenta = [layer.momentum for layer in norms]
     for layer in norms:  # one call then sets the statistics to those of the images: without them, the signal dies on its way
         layer.momentum = 0.0
@@ -662,9 +801,12 @@ def images(model: Any, count: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     shape = (count, *model.inputs[0].shape[1:])
     each = (count, *[1] * (len(shape) - 2), shape[-1])
-    return np.clip(rng.uniform(0, 255, each) + rng.uniform(5, 80, (count, *[1] * (len(shape) - 1))) * rng.standard_normal(shape), 0, 255).astype(
-        np.float32
-    )
+    return np.clip(
+        rng.uniform(0, 255, each)
+        + rng.uniform(5, 80, (count, *[1] * (len(shape) - 1))) * rng.standard_normal(shape),
+        0,
+        255,
+    ).astype(np.float32)
 
 
 def survives(model: Any, *, centred: bool = False) -> float:
@@ -679,7 +821,10 @@ def survives(model: Any, *, centred: bool = False) -> float:
     assert keras_io.from_keras(rebuilt).params == graph.params
     expected = run(model, batch)
     nudge = {op.name: {name: nudged(w) for name, w in op.weights.items()} for op in graph.layers()}
-    assert helpers.difference(expected, run(keras_io.to_keras(graph.with_weights(nudge)), batch)) > 1e-3
+    assert (
+        helpers.difference(expected, run(keras_io.to_keras(graph.with_weights(nudge)), batch))
+        > 1e-3
+    )
     assert all(np.ptp(y, axis=0).max() > 1e-2 * np.abs(y).max() for y in expected)
     return helpers.difference(expected, run(rebuilt, batch))
 
@@ -688,7 +833,9 @@ def nudged(weights: np.ndarray) -> np.ndarray:
     """Other weights of the same scale."""
     if not np.issubdtype(weights.dtype, np.floating):
         return weights
-    return (weights * np.random.default_rng(1).uniform(0.9, 1.1, weights.shape)).astype(weights.dtype)
+    return (weights * np.random.default_rng(1).uniform(0.9, 1.1, weights.shape)).astype(
+        weights.dtype
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -708,7 +855,11 @@ def test_known_models_survive(name, record_property) -> None:
 def test_no_known_model_is_forgotten() -> None:
     import keras
 
-    names = [name for name, value in vars(keras.applications).items() if callable(value) and name[0].isupper()]
+    names = [
+        name
+        for name, value in vars(keras.applications).items()
+        if callable(value) and name[0].isupper()
+    ]
     for name in names:
         if name not in SMALL + OTHERS:
             model = getattr(keras.applications, name)(weights=None)
@@ -722,4 +873,6 @@ def test_all_real_models_survive(lrfc_data) -> None:
     files = sorted((lrfc_data / "models").iterdir())
     assert files
     for file in files:
-        assert survives(keras_load.load(file), centred=file.name.startswith("mini_mobilenet")) <= EXACT, file.name
+        assert (
+            survives(keras_load.load(file), centred=file.name.startswith("mini_mobilenet")) <= EXACT
+        ), file.name

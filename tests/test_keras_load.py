@@ -30,7 +30,12 @@ def saved(tmp_path) -> Path:
 def legacy(tmp_path: Path, model: Any, seed: int = 0) -> Path:
     """A file as Keras 2 writes it, with random weights."""
     rng = np.random.default_rng(seed)
-    model.set_weights([rng.uniform(0.2, 1.0, w.shape).astype(w.dtype) / max(1, np.prod(w.shape[:-1])) ** 0.5 for w in model.get_weights()])
+    model.set_weights(
+        [
+            rng.uniform(0.2, 1.0, w.shape).astype(w.dtype) / max(1, np.prod(w.shape[:-1])) ** 0.5
+            for w in model.get_weights()
+        ]
+    )
     path = tmp_path / "legacy.h5"
     model.save(path)
     return path
@@ -50,7 +55,7 @@ def same_as_legacy(path: Path, model: Any, batch: tuple[np.ndarray, ...]) -> Non
     helpers.same(helpers.graph_of(loaded), loaded)
 
 
-# -- files of Keras 3 --------------------------------------------------------------------------------------------------------------
+# -- files of Keras 3 ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.keras.bak", "noname"])
@@ -142,7 +147,10 @@ def test_an_unknown_custom_class(tmp_path, suffix) -> None:
     inputs = keras.Input((3,))
     path = tmp_path / f"model{suffix}"
     keras.Model(inputs, Doubling()(inputs)).save(path)
-    with pytest.raises(ModelError, match=r"uses 'Doubling', which is not part of Keras: .*register_keras_serializable"):
+    with pytest.raises(
+        ModelError,
+        match=r"uses 'Doubling', which is not part of Keras: .*register_keras_serializable",
+    ):
         keras_load.load(path)
 
 
@@ -160,7 +168,7 @@ def test_a_file_of_a_newer_keras_says_so(saved) -> None:
         keras_load.load(saved)
 
 
-# -- files of Keras 1 and 2 --------------------------------------------------------------------------------------------------------
+# -- files of Keras 1 and 2 ------------------------------------------------------------------------
 
 
 def test_legacy_convolutions(tmp_path, old) -> None:
@@ -171,7 +179,9 @@ def test_legacy_convolutions(tmp_path, old) -> None:
     x = old.layers.ReLU(6.0, name="relu6")(x)
     x = old.layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, name="depthwise")(x)
     x = old.layers.LeakyReLU(alpha=0.1, name="leaky")(x)
-    x = old.layers.Dense(3, activation="softmax", name="head")(old.layers.GlobalAveragePooling2D(name="pool")(x))
+    x = old.layers.Dense(3, activation="softmax", name="head")(
+        old.layers.GlobalAveragePooling2D(name="pool")(x)
+    )
     model = old.Model(inputs, x, name="legacy")
     path = legacy(tmp_path, model)
     import h5py
@@ -182,9 +192,20 @@ def test_legacy_convolutions(tmp_path, old) -> None:
             if layer["class_name"] == "DepthwiseConv2D":
                 layer["config"]["groups"] = 1
         file.attrs["model_config"] = json.dumps(config)
-    same_as_legacy(path, model, (np.random.default_rng(1).standard_normal((4, 8, 8, 3)).astype(np.float32),))
+    same_as_legacy(
+        path, model, (np.random.default_rng(1).standard_normal((4, 8, 8, 3)).astype(np.float32),)
+    )
     graph = helpers.graph_of(keras_load.load(path))
-    assert [op.name for op in graph] == ["image", "conv", "bn", "relu6", "depthwise", "leaky", "pool", "head"]
+    assert [op.name for op in graph] == [
+        "image",
+        "conv",
+        "bn",
+        "relu6",
+        "depthwise",
+        "leaky",
+        "pool",
+        "head",
+    ]
     assert graph.name == "legacy"
 
 
@@ -198,7 +219,11 @@ def test_legacy_functions_of_tensorflow(tmp_path, old) -> None:
     y = tf.reduce_mean(y, axis=[1, 2], keepdims=True) * y + tf.sigmoid(y)
     y = tf.transpose(tf.reshape(y, (-1, 12, 4)), perm=[0, 2, 1])
     model = old.Model(inputs, tf.clip_by_value(y, -0.2, 0.9))
-    same_as_legacy(legacy(tmp_path, model), model, (np.random.default_rng(1).uniform(0, 255, (3, 6, 6, 3)).astype(np.float32),))
+    same_as_legacy(
+        legacy(tmp_path, model),
+        model,
+        (np.random.default_rng(1).uniform(0, 255, (3, 6, 6, 3)).astype(np.float32),),
+    )
 
 
 def test_legacy_function_without_a_counterpart(tmp_path, old) -> None:
@@ -207,7 +232,11 @@ def test_legacy_function_without_a_counterpart(tmp_path, old) -> None:
     inputs = old.Input((4,))
     path = legacy(tmp_path, old.Model(inputs, tf.math.lgamma(old.layers.Dense(3)(inputs))))
     with pytest.raises(
-        ModelError, match=r"written by Keras 2\..* cannot be carried over to Keras 3.* calls tf\.math\.lgamma.*model\.save\('model\.keras'\)"
+        ModelError,
+        match=(
+            r"written by Keras 2\..* cannot be carried over to Keras 3.* calls"
+            r" tf\.math\.lgamma.*model\.save\('model\.keras'\)"
+        ),
     ):
         keras_load.load(path)
 
@@ -222,21 +251,34 @@ def test_legacy_layer_without_a_counterpart(tmp_path, old) -> None:
 def test_legacy_hard_sigmoid_keeps_its_meaning(tmp_path, old) -> None:
     """Keras 3 reads such a file without complaint and computes something else."""
     inputs = old.Input((5,))
-    x = old.layers.Activation("hard_sigmoid")(old.layers.Dense(4, activation="hard_sigmoid")(inputs))
+    x = old.layers.Activation("hard_sigmoid")(
+        old.layers.Dense(4, activation="hard_sigmoid")(inputs)
+    )
     model = old.Model(inputs, x)
-    same_as_legacy(legacy(tmp_path, model), model, (np.random.default_rng(1).standard_normal((8, 5)).astype(np.float32) * 2,))
+    same_as_legacy(
+        legacy(tmp_path, model),
+        model,
+        (np.random.default_rng(1).standard_normal((8, 5)).astype(np.float32) * 2,),
+    )
 
 
 def test_legacy_recurrent_hard_sigmoid_is_refused(tmp_path, old) -> None:
     inputs = old.Input((5, 3))
-    path = legacy(tmp_path, old.Model(inputs, old.layers.LSTM(4, recurrent_activation="hard_sigmoid")(inputs)))
+    path = legacy(
+        tmp_path, old.Model(inputs, old.layers.LSTM(4, recurrent_activation="hard_sigmoid")(inputs))
+    )
     with pytest.raises(ModelError, match="LSTM uses Keras 2's hard_sigmoid"):
         keras_load.load(path)
 
 
 def test_legacy_nested_and_shared_layers(tmp_path, old) -> None:
     backbone = old.Sequential(
-        [old.Input((6,)), old.layers.Dense(5, activation="relu", name="first"), old.layers.Dense(4, name="second")], name="backbone"
+        [
+            old.Input((6,)),
+            old.layers.Dense(5, activation="relu", name="first"),
+            old.layers.Dense(4, name="second"),
+        ],
+        name="backbone",
     )
     left, right = old.Input((6,), name="left"), old.Input((6,), name="right")
     dense = old.layers.Dense(4, activation="swish", name="twice")
@@ -244,7 +286,9 @@ def test_legacy_nested_and_shared_layers(tmp_path, old) -> None:
     model = old.Model([left, right], x)
     path = legacy(tmp_path, model)
     rng = np.random.default_rng(1)
-    same_as_legacy(path, model, tuple(rng.standard_normal((3, 6)).astype(np.float32) for _ in range(2)))
+    same_as_legacy(
+        path, model, tuple(rng.standard_normal((3, 6)).astype(np.float32) for _ in range(2))
+    )
     assert keras_load.load(path).count_params() == model.count_params()
 
 
@@ -256,7 +300,11 @@ def test_legacy_recurrent_layers(tmp_path, old) -> None:
     x = old.layers.Bidirectional(old.layers.GRU(3, return_sequences=True))(x)
     x = old.layers.TimeDistributed(old.layers.Dense(2, activation="tanh"))(x)
     model = old.Model(tokens, x)
-    same_as_legacy(legacy(tmp_path, model), model, (np.random.default_rng(1).integers(1, 10, (3, 7)).astype(np.float32),))
+    same_as_legacy(
+        legacy(tmp_path, model),
+        model,
+        (np.random.default_rng(1).integers(1, 10, (3, 7)).astype(np.float32),),
+    )
 
 
 def test_legacy_lambda_runs_by_leave_only(tmp_path, old) -> None:
@@ -273,7 +321,11 @@ def test_legacy_keras_archive(tmp_path, old) -> None:
     inputs = old.Input((6, 6, 3))
     model = old.Model(inputs, old.layers.DepthwiseConv2D(3)(inputs / 2.0))
     model.save(tmp_path / "legacy.keras")
-    same_as_legacy(tmp_path / "legacy.keras", model, (np.random.default_rng(1).standard_normal((2, 6, 6, 3)).astype(np.float32),))
+    same_as_legacy(
+        tmp_path / "legacy.keras",
+        model,
+        (np.random.default_rng(1).standard_normal((2, 6, 6, 3)).astype(np.float32),),
+    )
 
 
 def test_legacy_relu6_and_separable_convolutions(tmp_path, old) -> None:
@@ -286,27 +338,39 @@ def test_legacy_relu6_and_separable_convolutions(tmp_path, old) -> None:
     x = old.layers.SeparableConv1D(4, 3)(old.layers.Reshape((64, 6))(x))
     model = old.Model(inputs, x - tf.reduce_mean(x, axis=1, keepdims=True))
     path = legacy(tmp_path, model)
-    same_as_legacy(path, model, (np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32) * 4,))
+    same_as_legacy(
+        path,
+        model,
+        (np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32) * 4,),
+    )
 
 
 @pytest.mark.parametrize("name", ["BatchNormalizationV1", "BatchNormalizationV2"])
 def test_legacy_names_of_layers(tmp_path, old, name) -> None:
     """TensorFlow 1.13 to 1.15 gave its two batch normalizations names of their own."""
     inputs = old.Input((5,))
-    model = old.Model(inputs, old.layers.BatchNormalization(name="bn")(old.layers.Dense(4)(inputs) / 2.0))
+    model = old.Model(
+        inputs, old.layers.BatchNormalization(name="bn")(old.layers.Dense(4)(inputs) / 2.0)
+    )
     path = legacy(tmp_path, model)
     import h5py
 
     with h5py.File(path, "r+") as file:
-        file.attrs["model_config"] = file.attrs["model_config"].replace('"BatchNormalization"', f'"{name}"')
-    same_as_legacy(path, model, (np.random.default_rng(1).standard_normal((8, 5)).astype(np.float32),))
+        file.attrs["model_config"] = file.attrs["model_config"].replace(
+            '"BatchNormalization"', f'"{name}"'
+        )
+    same_as_legacy(
+        path, model, (np.random.default_rng(1).standard_normal((8, 5)).astype(np.float32),)
+    )
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 def test_legacy_names_with_a_slash(tmp_path, old, suffix) -> None:
     """Keras 3 takes none: such a layer gets a name that no other has, the same each time."""
     inner_input = old.Input((8, 8, 4), name="in/ner")
-    inner = old.Model(inner_input, old.layers.Conv2D(4, 3, name="block/conv2")(inner_input), name="inner/model")
+    inner = old.Model(
+        inner_input, old.layers.Conv2D(4, 3, name="block/conv2")(inner_input), name="inner/model"
+    )
     inputs = old.Input((8, 8, 3), name="image/input")
     x = old.layers.Conv2D(4, 3, padding="same", name="block_conv")(inputs)
     x = inner(old.layers.Conv2D(4, 3, padding="same", name="block/conv")(x))
@@ -314,7 +378,9 @@ def test_legacy_names_with_a_slash(tmp_path, old, suffix) -> None:
     model = old.Model(inputs, x, name="a/model")
     path = tmp_path / f"slashes{suffix}"
     model.save(path)
-    same_as_legacy(path, model, (np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32),))
+    same_as_legacy(
+        path, model, (np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32),)
+    )
     names = [layer.name for layer in keras_load.load(path).layers]
     assert names == ["image_input", "block_conv", "block_conv_1", "inner_model", "each_row"]
 
@@ -322,12 +388,19 @@ def test_legacy_names_with_a_slash(tmp_path, old, suffix) -> None:
 def test_legacy_calls_in_a_circle(tmp_path, old) -> None:
     """tf_keras would go round for ever."""
     inputs = old.Input((4,), name="input")
-    path = legacy(tmp_path, old.Model(inputs, old.layers.Dense(4, name="b")(old.layers.Dense(4, name="a")(inputs)) / 2.0))
+    path = legacy(
+        tmp_path,
+        old.Model(
+            inputs, old.layers.Dense(4, name="b")(old.layers.Dense(4, name="a")(inputs)) / 2.0
+        ),
+    )
     import h5py
 
     with h5py.File(path, "r+") as file:
         config = json.loads(file.attrs["model_config"])
-        next(layer for layer in config["config"]["layers"] if layer["name"] == "a")["inbound_nodes"] = [[["b", 0, 0, {}]]]
+        next(layer for layer in config["config"]["layers"] if layer["name"] == "a")[
+            "inbound_nodes"
+        ] = [[["b", 0, 0, {}]]]
         file.attrs["model_config"] = json.dumps(config)
     with pytest.raises(ModelError, match="layer 'a' waits for an output that never comes"):
         keras_load.load(path)
@@ -358,7 +431,7 @@ def test_legacy_files_need_tf_keras(tmp_path, old, monkeypatch) -> None:
         keras_legacy.read(path, elements=1000, unsafe=False)
 
 
-# -- real files --------------------------------------------------------------------------------------------------------------------
+# -- real files ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -32,7 +32,9 @@ def state() -> State:
 
 
 def emitted(state: State, folder: Path, target: Any) -> Artifact:
-    found: Artifact = target.emit(state.graph, folder / f"m.{target.name}", tuple(x[:100] for x in state.data.train.inputs))
+    found: Artifact = target.emit(
+        state.graph, folder / f"m.{target.name}", tuple(x[:100] for x in state.data.train.inputs)
+    )
     return found
 
 
@@ -51,11 +53,15 @@ def test_several_outputs_and_inputs_stay_in_order(name: str, tmp_path: Path) -> 
     file = target.emit(graph, tmp_path / "m.tflite", inputs)
     for one, other in zip(target.load(file)(inputs), target.reference(file)(inputs), strict=True):
         assert one.shape == other.shape
-        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.99  # not the same: that is the point
+        assert (
+            np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.99
+        )  # not the same: that is the point
 
 
 @pytest.mark.parametrize("precision", ["int8", "int16x8"])
-def test_scores_by_both_kernels(precision: Any, state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_by_both_kernels(
+    precision: Any, state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target, test = TFLite(precision), state.data.test
     file, accuracy = emitted(state, tmp_path, target), metric("accuracy", state.graph, test)
     outputs = target.load(file)(test.inputs)
@@ -74,29 +80,56 @@ def test_scores_by_both_kernels(precision: Any, state: State, tmp_path: Path, mo
 @pytest.mark.parametrize("target", [TFLite(), TFLite("dynamic"), ONNX(), ONNX("int8")])
 def test_only_tflite_files_of_integers_have_both(target: Any, state: State, tmp_path: Path) -> None:
     file = emitted(state, tmp_path, target)
-    assert kernels(file, metric("accuracy", state.graph, state.data.test), state.data.test, (), 1) is None
+    assert (
+        kernels(file, metric("accuracy", state.graph, state.data.test), state.data.test, (), 1)
+        is None
+    )
 
 
 def test_a_file_that_the_reference_kernels_refuse(state: State, tmp_path: Path) -> None:
     broken = tmp_path / "m.tflite"
     broken.write_bytes(b"no model")
     with pytest.raises(ModelError, match=r"LiteRT cannot load .*m\.tflite"):
-        kernels(Artifact(broken, "tflite", "int8"), metric("accuracy", state.graph, state.data.test), state.data.test, (), 1)
+        kernels(
+            Artifact(broken, "tflite", "int8"),
+            metric("accuracy", state.graph, state.data.test),
+            state.data.test,
+            (),
+            1,
+        )
 
 
 def test_what_the_kernels_lose_comes_on_top() -> None:
     rng = np.random.default_rng(0)
     before = rng.random(2_000) < 0.9
-    after, there = (np.where(rng.random(2_000) < 0.02, rng.random(2_000) < 0.5, before) for _ in range(2))
-    first, second = contract(before, after, Drop(value=0.02, confidence=0.95)), contract(after[:500], there[:500], None)
+    after, there = (
+        np.where(rng.random(2_000) < 0.02, rng.random(2_000) < 0.5, before) for _ in range(2)
+    )
+    first, second = (
+        contract(before, after, Drop(value=0.02, confidence=0.95)),
+        contract(after[:500], there[:500], None),
+    )
     both = first.then(second)
     assert both.drop == pytest.approx(first.drop + second.drop)
-    assert both.high - both.drop == pytest.approx(np.hypot(first.high - first.drop, second.high - second.drop))
-    assert both.drop - both.low == pytest.approx(np.hypot(first.drop - first.low, second.drop - second.low))
-    assert (both.samples, both.allowed, both.confidence) == (first.samples, first.allowed, first.confidence)
+    assert both.high - both.drop == pytest.approx(
+        np.hypot(first.high - first.drop, second.high - second.drop)
+    )
+    assert both.drop - both.low == pytest.approx(
+        np.hypot(first.drop - first.low, second.drop - second.low)
+    )
+    assert (both.samples, both.allowed, both.confidence) == (
+        first.samples,
+        first.allowed,
+        first.confidence,
+    )
 
 
 def test_which_devices_follow_them() -> None:
     assert {name for name, _, each in device.known() if each.rounds_like_reference} == {
-        "cortex-m4", "cortex-m7", "ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512",
-    }  # fmt: skip
+        "cortex-m4",
+        "cortex-m7",
+        "ethos-u55-128",
+        "ethos-u55-256",
+        "ethos-u65-512",
+        "ethos-u85-512",
+    }

@@ -26,8 +26,10 @@ pytestmark = pytest.mark.slow
 #: Moments of each half: over the whole build, and while the folder is written.
 MOMENTS = 15
 
-#: Reads a command a line, runs it in a fork, and answers with the exit code. Every file operation of the fork is counted, those from the making of the
-#: staging folder to the end of the lock also by themselves; it kills itself before the one that is asked for, and otherwise writes the two counts.
+#: Reads a command a line, runs it in a fork, and answers with the exit code. Every file operation
+#: of the fork is counted, those from the making of the staging folder to the end of the lock also
+#: by themselves; it kills itself before the one that is asked for, and otherwise writes the two
+#: counts.
 SERVER = """
 import json, os, signal, sys, tempfile
 import keras, tensorflow  # which takes half of a build's time; no thread is begun by it
@@ -99,7 +101,13 @@ def servers() -> Iterator[queue.Queue[subprocess.Popen[str]]]:
     with ExitStack() as stack:
         for _ in range(2):
             command = [sys.executable, "-c", SERVER]
-            server = subprocess.Popen(command, cwd=Path(__file__).parents[1], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            server = subprocess.Popen(
+                command,
+                cwd=Path(__file__).parents[1],
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
             free.put(stack.enter_context(server))
         yield free
         for _ in range(2):
@@ -109,14 +117,19 @@ def servers() -> Iterator[queue.Queue[subprocess.Popen[str]]]:
 class Place:
     """A folder with an output folder in it, a folder of temporary files, and caches."""
 
-    def __init__(self, folder: Path, model: Path, servers: queue.Queue[subprocess.Popen[str]]) -> None:
+    def __init__(
+        self, folder: Path, model: Path, servers: queue.Queue[subprocess.Popen[str]]
+    ) -> None:
         self.folder, self.model, self.servers = folder, model, servers
         for name in ("in", "temporary", "cache"):
             (folder / name).mkdir(parents=True)
 
     def build(self, seed: int, *, writing: bool = False, moment: int = 0) -> int:
         data = self.model.with_suffix(".npz")
-        options = f"--data {data} --methods channel_svd --max-macs 60% --epochs 0 --device cortex-m7 --seed {seed} --out out"
+        options = (
+            f"--data {data} --methods channel_svd --max-macs 60% --epochs 0 --device cortex-m7"
+            f" --seed {seed} --out out"
+        )
         job = {
             "folder": str(self.folder), "kind": "writing" if writing else "whole", "moment": moment,
             "command": ["build", str(self.model), *options.split()],
@@ -143,18 +156,36 @@ class Place:
         if not out.exists():
             return None
         manifest = Manifest.read(out)
-        assert {file.path: file.sha256 for file in manifest.artifacts} == {file.path: sha256(out / file.path) for file in manifest.artifacts}
-        names = {"conv.tflite", "model.keras", "manifest.json", "layers.csv", "pareto.json", "candidates.csv", "ops.json", "report.html", "log.txt"}
+        assert {file.path: file.sha256 for file in manifest.artifacts} == {
+            file.path: sha256(out / file.path) for file in manifest.artifacts
+        }
+        names = {
+            "conv.tflite",
+            "model.keras",
+            "manifest.json",
+            "layers.csv",
+            "pareto.json",
+            "candidates.csv",
+            "ops.json",
+            "report.html",
+            "log.txt",
+        }
         assert {path.name for path in out.iterdir()} == names
         return manifest.seed
 
     def left(self) -> set[str]:
         """All but the caches themselves."""
-        beside = {path.name for name in ("in", "temporary") for path in (self.folder / name).iterdir()}
-        return beside | {path.name for path in (self.folder / "cache").rglob("*") if path.suffix == ".part"}
+        beside = {
+            path.name for name in ("in", "temporary") for path in (self.folder / name).iterdir()
+        }
+        return beside | {
+            path.name for path in (self.folder / "cache").rglob("*") if path.suffix == ".part"
+        }
 
 
-def test_thirty_kills_spread_over_the_whole_build(model: Path, servers: Any, tmp_path: Path) -> None:
+def test_thirty_kills_spread_over_the_whole_build(
+    model: Path, servers: Any, tmp_path: Path
+) -> None:
     first = Place(tmp_path / "first", model, servers)
     assert first.build(1) == 0
     assert first.build(0) == 0  # with what is known from before, as those that are killed
@@ -181,7 +212,11 @@ def test_thirty_kills_spread_over_the_whole_build(model: Path, servers: Any, tmp
         }
 
     half = [0.02 + 0.96 * number / (MOMENTS - 1) for number in range(MOMENTS)]
-    cases = [(writing, max(1, int(share * counts["writing" if writing else "whole"]))) for writing in (False, True) for share in half]
+    cases = [
+        (writing, max(1, int(share * counts["writing" if writing else "whole"])))
+        for writing in (False, True)
+        for share in half
+    ]
     with ThreadPoolExecutor(2) as pool:
         moments = list(pool.map(killed, cases))
     for moment in moments:
@@ -189,7 +224,9 @@ def test_thirty_kills_spread_over_the_whole_build(model: Path, servers: Any, tmp
         assert moment["after"] == 2, moment
         assert moment["left"] == ["out"], moment
     behind = [moment["behind"] for moment in moments if moment["code"] == -signal.SIGKILL]
-    assert any(name.startswith("lrfc-") for names in behind for name in names), "a kill leaves temporary files, which the next build removes"
+    assert any(name.startswith("lrfc-") for names in behind for name in names), (
+        "a kill leaves temporary files, which the next build removes"
+    )
     assert any(".out.partial" in names for names in behind)
     writing = [moment for moment in moments if moment["writing"]]
     assert all(moment["code"] == -signal.SIGKILL for moment in writing)

@@ -21,15 +21,30 @@ ABOUT = {"device": "bench", "format": "tflite", "precision": "fp32"}
 
 def conv(side: int, inputs: int, outputs: int, length: int = 3) -> Signature:
     return Signature(
-        "conv", ((side, side, inputs),), (side, side, outputs), (length, length), (1, 1), (1, 1), params=length**2 * inputs * outputs,
+        "conv",
+        ((side, side, inputs),),
+        (side, side, outputs),
+        (length, length),
+        (1, 1),
+        (1, 1),
+        params=length**2 * inputs * outputs,
         macs=side**2 * length**2 * inputs * outputs,
-    )  # fmt: skip
+    )
 
 
 def depthwise(side: int, channels: int, length: int = 3) -> Signature:
     shape = (side, side, channels)
     return Signature(
-        "depthwise", (shape,), shape, (length,) * 2, (1, 1), (1, 1), channels, None, length**2 * channels, side**2 * length**2 * channels
+        "depthwise",
+        (shape,),
+        shape,
+        (length,) * 2,
+        (1, 1),
+        (1, 1),
+        channels,
+        None,
+        length**2 * channels,
+        side**2 * length**2 * channels,
     )
 
 
@@ -38,7 +53,11 @@ def truth(op: Signature) -> float:
     positions, outputs, inputs = prod(op.output[:-1]), op.output[-1], op.inputs[0][-1]
     if op.kind == "depthwise":
         return 1e-3 + 5e-8 * op.macs
-    return 2e-3 + 2e-8 * np.ceil(positions / 6) * 6 * np.ceil(outputs / 16) * 16 * prod(op.kernel) * inputs + 1e-7 * (positions * inputs)
+    return (
+        2e-3
+        + 2e-8 * np.ceil(positions / 6) * 6 * np.ceil(outputs / 16) * 16 * prod(op.kernel) * inputs
+        + 1e-7 * (positions * inputs)
+    )
 
 
 def drawn(count: int, rng: np.random.Generator) -> list[Signature]:
@@ -53,7 +72,9 @@ def drawn(count: int, rng: np.random.Generator) -> list[Signature]:
 @pytest.fixture(scope="module")
 def profile() -> CostProfile:
     rng = np.random.default_rng(0)
-    samples = [(op, truth(op) * float(np.exp(0.01 * rng.standard_normal()))) for op in drawn(160, rng)]
+    samples = [
+        (op, truth(op) * float(np.exp(0.01 * rng.standard_normal()))) for op in drawn(160, rng)
+    ]
     return fitting.fit(samples, layouts=((1, 1),), **ABOUT)
 
 
@@ -76,7 +97,9 @@ def test_ops_never_seen_are_predicted(profile: CostProfile) -> None:
 def test_networks_tell_the_overhead_and_their_ops_apart() -> None:
     rng = np.random.default_rng(2)
     networks = [drawn(int(rng.integers(1, 8)), rng) for _ in range(120)]
-    found = fitting.fit([(ops, 0.01 + sum(map(truth, ops))) for ops in networks], layouts=((1, 1),), **ABOUT)
+    found = fitting.fit(
+        [(ops, 0.01 + sum(map(truth, ops))) for ops in networks], layouts=((1, 1),), **ABOUT
+    )
     assert found.overhead == pytest.approx(0.01, rel=0.1)
     assert found.held_out["networks"].n == 120
     fresh = drawn(10, rng)
@@ -85,8 +108,17 @@ def test_networks_tell_the_overhead_and_their_ops_apart() -> None:
 
 def test_a_layout_is_found_where_other_kernels_run_odd_channels() -> None:
     rng = np.random.default_rng(3)
-    ops = [conv(int(rng.integers(4, 30)), int(rng.integers(2, 80)), 16 * int(rng.integers(1, 6))) for _ in range(160)]
-    found = fitting.fit([(op, truth(op) * (3 if op.inputs[0][-1] % 4 and op.inputs[0][-1] >= 16 else 1)) for op in ops], **ABOUT)
+    ops = [
+        conv(int(rng.integers(4, 30)), int(rng.integers(2, 80)), 16 * int(rng.integers(1, 6)))
+        for _ in range(160)
+    ]
+    found = fitting.fit(
+        [
+            (op, truth(op) * (3 if op.inputs[0][-1] % 4 and op.inputs[0][-1] >= 16 else 1))
+            for op in ops
+        ],
+        **ABOUT,
+    )
     assert found.layout == (4, 16)
     assert found.op(conv(8, 33, 32)) == pytest.approx(3 * truth(conv(8, 33, 32)), rel=0.1)
 
@@ -113,7 +145,7 @@ def test_what_was_measured_is_taken_as_it_is(profile: CostProfile) -> None:
     assert profile.predict([]) == 0
 
 
-# -- corrections -------------------------------------------------------------------------------------------------------------------
+# -- corrections -----------------------------------------------------------------------------------
 
 
 def test_one_round_is_met_and_moves_everything_alike(profile: CostProfile) -> None:
@@ -126,14 +158,20 @@ def test_one_round_is_met_and_moves_everything_alike(profile: CostProfile) -> No
 
 
 def test_further_rounds_tell_the_families_apart(profile: CostProfile) -> None:
-    networks = [[conv(16, 8, 32)] * 4, [depthwise(16, 64)] * 4, [conv(12, 16, 16), depthwise(12, 64), depthwise(12, 16)]]
+    networks = [
+        [conv(16, 8, 32)] * 4,
+        [depthwise(16, 64)] * 4,
+        [conv(12, 16, 16), depthwise(12, 64), depthwise(12, 16)],
+    ]
 
     def real(ops: list[Signature]) -> float:
         return float(sum(profile.op(op) * (1.2 if op.kind == "depthwise" else 0.9) for op in ops))
 
     found = latency.corrected(profile, [(ops, real(ops)) for ops in networks[:2]])
     assert found.predict(networks[2]) == pytest.approx(real(networks[2]), rel=0.02)
-    assert found.families["depthwise"].factor / found.families["conv"].factor == pytest.approx(1.2 / 0.9, rel=0.05)
+    assert found.families["depthwise"].factor / found.families["conv"].factor == pytest.approx(
+        1.2 / 0.9, rel=0.05
+    )
 
 
 def test_corrections_do_not_pile_up(profile: CostProfile) -> None:
@@ -144,7 +182,7 @@ def test_corrections_do_not_pile_up(profile: CostProfile) -> None:
     assert latency.corrected(profile, []) is profile
 
 
-# -- families, files ---------------------------------------------------------------------------------------------------------------
+# -- families, files -------------------------------------------------------------------------------
 
 
 def test_every_op_of_a_network_has_a_family_and_its_terms() -> None:
@@ -158,7 +196,9 @@ def test_every_op_of_a_network_has_a_family_and_its_terms() -> None:
 def test_a_part_of_a_tile_costs_a_whole_one() -> None:
     from lrfc.costs.features import table
 
-    small, whole, more = (terms("conv", table([work(conv(4, 8, n))]), (4, 16, 1))["macs"][0] for n in (9, 16, 17))
+    small, whole, more = (
+        terms("conv", table([work(conv(4, 8, n))]), (4, 16, 1))["macs"][0] for n in (9, 16, 17)
+    )
     assert small == whole
     assert more == 2 * whole
 
@@ -166,7 +206,9 @@ def test_a_part_of_a_tile_costs_a_whole_one() -> None:
 def test_a_family_that_was_not_measured_is_like_another_one() -> None:
     only = CostProfile(**ABOUT, families={"conv": Family(tile=(1, 1, 1), costs={"macs": 1e-6})})
     assert only.op(depthwise(4, 8)) > 0
-    with pytest.raises(UsageError, match=r"no op like 'sigmoid 8 -> 8 .* lrfc devices calibrate bench"):
+    with pytest.raises(
+        UsageError, match=r"no op like 'sigmoid 8 -> 8 .* lrfc devices calibrate bench"
+    ):
         only.op(Signature("sigmoid", ((8,),), (8,)))
 
 
@@ -186,21 +228,33 @@ def test_the_users_file_wins_over_the_one_that_ships(profile: CostProfile) -> No
 
 def test_a_profile_takes_the_place_of_its_like(profile: CostProfile) -> None:
     more = profile.model_copy(update={"threads": 2})
-    file = CostFile(profiles=(profile,)).with_profile(more).with_profile(profile.model_copy(update={"overhead": 3.0}))
-    assert [(each.threads, each.overhead) for each in file.profiles] == [(1, 3.0), (2, profile.overhead)]
+    file = (
+        CostFile(profiles=(profile,))
+        .with_profile(more)
+        .with_profile(profile.model_copy(update={"overhead": 3.0}))
+    )
+    assert [(each.threads, each.overhead) for each in file.profiles] == [
+        (1, 3.0),
+        (2, profile.overhead),
+    ]
 
 
 def test_a_damaged_file_is_named(tmp_path) -> None:
     path = tmp_path / "x.cost.json"
     path.write_text(json.dumps({"schema_version": 1, "profiles": [{"device": "x"}]}))
-    with pytest.raises(UsageError, match=r"x\.cost\.json is no file of cost profiles: profiles\.0\.format"):
+    with pytest.raises(
+        UsageError, match=r"x\.cost\.json is no file of cost profiles: profiles\.0\.format"
+    ):
         latency.read(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"x\.cost\.json is not JSON"):
         latency.read(path)
 
 
-@pytest.mark.parametrize(("device", "forms"), [("host", ("tflite", "onnx")), ("cortex-m7", ("tflite",)), ("cortex-m4", ("tflite",))])
+@pytest.mark.parametrize(
+    ("device", "forms"),
+    [("host", ("tflite", "onnx")), ("cortex-m7", ("tflite",)), ("cortex-m4", ("tflite",))],
+)
 def test_the_profiles_that_ship_are_whole(device: str, forms: tuple[str, ...]) -> None:
     precision = "fp32" if device == "host" else "int8"
     graph = helpers.graph_of(helpers.branches())
@@ -217,6 +271,9 @@ def test_the_network_that_the_cortex_m7_figures_come_from() -> None:
     found = latency.load("cortex-m7", "tflite", "int8", 1)
     assert found is not None
     layers = [conv(32, 3, 32, 5), conv(16, 32, 32, 5), conv(8, 32, 64, 5)]
-    pools = [Signature("pool", ((2 * n, 2 * n, c),), (n, n, c), (3, 3), (2, 2)) for n, c in ((16, 32), (8, 32), (4, 64))]
+    pools = [
+        Signature("pool", ((2 * n, 2 * n, c),), (n, n, c), (3, 3), (2, 2))
+        for n, c in ((16, 32), (8, 32), (4, 64))
+    ]
     dense = Signature("dense", ((1024,),), (10,), params=10_250, macs=10_240)
     assert found.predict([*layers, *pools, dense]) == pytest.approx(99.1, rel=0.03)

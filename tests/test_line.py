@@ -56,7 +56,12 @@ def test_the_order_of_destinations_changes_no_file(monkeypatch: pytest.MonkeyPat
     data = samples(model)
 
     def built(*devices: str) -> dict[str, Result]:
-        options: dict[str, Any] = {"methods": ("channel_svd", "svd"), "epochs": 0, "max_drop": "20pp", "out": "-".join(devices)}
+        options: dict[str, Any] = {
+            "methods": ("channel_svd", "svd"),
+            "epochs": 0,
+            "max_drop": "20pp",
+            "out": "-".join(devices),
+        }
         try:
             results = lrfc.build(model, device=devices, data=data, **options)
         except (BudgetError, NoGainError) as error:
@@ -68,7 +73,9 @@ def test_the_order_of_destinations_changes_no_file(monkeypatch: pytest.MonkeyPat
     for device, result in one.items():
         again = other[device].manifest
         first, second = result.manifest.search.attempts[:2]
-        assert second.allowed_divergence == pytest.approx(0.5 * first.allowed_divergence), "it was repeated with less"
+        assert second.allowed_divergence == pytest.approx(0.5 * first.allowed_divergence), (
+            "it was repeated with less"
+        )
         assert again.search.attempts == result.manifest.search.attempts
         assert again.layers == result.manifest.layers
         assert sha256(other[device].artifact) == sha256(result.artifact)
@@ -89,10 +96,18 @@ def test_what_the_original_loses_is_said_before_rank_is_given_back() -> None:
     kernel[0] = 0
     model.get_layer("hidden").set_weights([kernel, bias])
     lines: list[str] = []
-    options: dict[str, Any] = {"methods": ("svd",), "epochs": 0, "device": "cortex-m7", "max_macs": "90%", "max_drop": "1pp"}
+    options: dict[str, Any] = {
+        "methods": ("svd",),
+        "epochs": 0,
+        "device": "cortex-m7",
+        "max_macs": "90%",
+        "max_drop": "1pp",
+    }
     with pytest.raises(BudgetError) as caught:
         lrfc.build(model, data=samples(model), progress=Progress(log=lines.append), **options)
-    (told,) = [number for number, text in enumerate(lines) if text.startswith("the original itself loses ")]
+    (told,) = [
+        number for number, text in enumerate(lines) if text.startswith("the original itself loses ")
+    ]
     assert "in int8 where 1pp is allowed: --qat or a larger --max-drop may keep more" in lines[told]
     assert not any("rank is given back" in text for text in lines[:told])
     assert lines[told] in str(caught.value)
@@ -110,6 +125,8 @@ def test_what_the_original_loses_is_said_before_rank_is_given_back() -> None:
         ("onnx", "int8", False, ("--precision fp16",)),
     ],
 )
-def test_the_ways_out_are_those_that_the_device_has(target: str, precision: str, qat: bool, ways: tuple[str, ...]) -> None:
+def test_the_ways_out_are_those_that_the_device_has(
+    target: str, precision: str, qat: bool, ways: tuple[str, ...]
+) -> None:
     goals = preflight.goals([target], ["host"], precision, None)
     assert ways_out(destination(goals[0]), qat=qat) == (*ways, "a larger --max-drop")

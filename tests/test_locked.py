@@ -25,17 +25,29 @@ from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.runners.local import LocalRunner
 from tests import helpers
 
-OPTIONS: dict[str, Any] = {"max_macs": "35%", "methods": ("channel_svd", "tucker2", "svd"), "seed": 5}
+OPTIONS: dict[str, Any] = {
+    "max_macs": "35%",
+    "methods": ("channel_svd", "tucker2", "svd"),
+    "seed": 5,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _stopwatch() -> Iterator[None]:
     """One that needs no child processes."""
 
-    def compare(self: LocalRunner, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600) -> tuple[Measurement, ...]:
+    def compare(
+        self: LocalRunner,
+        files: Sequence[Artifact],
+        *,
+        runs: int = 200,
+        threads: int = 1,
+        timeout: float = 600,
+    ) -> tuple[Measurement, ...]:
         times = [1.0, *(0.5 for _ in files[1:])]
         return tuple(
-            Measurement(f.path, ms, ms, 0.0, runs, 1, (ms,) * 20, threads, 1.0, "none", "0", 1, 2) for f, ms in zip(files, times, strict=True)
+            Measurement(f.path, ms, ms, 0.0, runs, 1, (ms,) * 20, threads, 1.0, "none", "0", 1, 2)
+            for f, ms in zip(files, times, strict=True)
         )
 
     with pytest.MonkeyPatch.context() as patch:
@@ -71,25 +83,44 @@ def model_and_data(classes: int = 5) -> Path:
     helpers.conv_net(size=8, filters=(8, 16), classes=classes).save("net.keras")
     rng = np.random.default_rng(1)
     x = rng.standard_normal((240, 8, 8, 3)).astype(np.float32)
-    np.savez("data.npz", x=x, y=np.argmax(x.mean(axis=(1, 2)) @ rng.standard_normal((3, classes)), axis=1))
+    np.savez(
+        "data.npz",
+        x=x,
+        y=np.argmax(x.mean(axis=(1, 2)) @ rng.standard_normal((3, classes)), axis=1),
+    )
     return Path("net.keras")
 
 
 def choices(manifest: Manifest) -> list[Any]:
-    return [(layer.name, layer.method, layer.rank, layer.params_after, layer.macs_after) for layer in manifest.layers]
+    return [
+        (layer.name, layer.method, layer.rank, layer.params_after, layer.macs_after)
+        for layer in manifest.layers
+    ]
 
 
 def test_the_same_plan_and_the_same_bytes() -> None:
     model = model_and_data()
     first = lrfc.build(model, data="data.npz", out="first", epochs=2, **OPTIONS)
     lines: list[str] = []
-    again = lrfc.build(model, locked=Path("first/manifest.json"), out="again", progress=Progress(log=lines.append))
+    again = lrfc.build(
+        model, locked=Path("first/manifest.json"), out="again", progress=Progress(log=lines.append)
+    )
     assert first.manifest.finetune is not None
     assert first.manifest.finetune.best > 0, "what was trained is in the file"
     assert choices(again.manifest) == choices(first.manifest)
-    assert again.manifest.artifacts[0].sha256 == artifact.sha256(again.artifact) == first.manifest.artifacts[0].sha256
-    assert (again.manifest.config["epochs"], again.manifest.seed, again.manifest.config["data"]) == (2, 5, "data.npz")
-    assert again.manifest.accuracy.model_dump(exclude={"kept"}) == first.manifest.accuracy.model_dump(exclude={"kept"})
+    assert (
+        again.manifest.artifacts[0].sha256
+        == artifact.sha256(again.artifact)
+        == first.manifest.artifacts[0].sha256
+    )
+    assert (
+        again.manifest.config["epochs"],
+        again.manifest.seed,
+        again.manifest.config["data"],
+    ) == (2, 5, "data.npz")
+    assert again.manifest.accuracy.model_dump(
+        exclude={"kept"}
+    ) == first.manifest.accuracy.model_dump(exclude={"kept"})
     assert not any(line.startswith("ExploreLayers") for line in lines)
     assert sum("byte for byte" in line for line in lines) == 1
     assert not any("warning" in line for line in lines)
@@ -98,7 +129,9 @@ def test_the_same_plan_and_the_same_bytes() -> None:
 
 def test_other_options_go_before_those_of_the_manifest(first: Manifest) -> None:
     lines: list[str] = []
-    other = lrfc.build("net.keras", locked="net-lrfc", target="onnx", progress=Progress(log=lines.append))
+    other = lrfc.build(
+        "net.keras", locked="net-lrfc", target="onnx", progress=Progress(log=lines.append)
+    )
     assert (other.out, other.manifest.target) == (Path("net-locked"), "onnx")
     assert choices(other.manifest) == choices(first)
     assert any("not the same bytes" in line for line in lines)
@@ -115,13 +148,22 @@ def test_without_a_model_it_is_the_one_that_the_manifest_names() -> None:
     assert request.config.data == "data.npz"
     Path("net-lrfc/net.keras").unlink()
     with pytest.raises(
-        UsageError, match=r"net-lrfc: that build's model is net\.keras with SHA-256 \w{12}…, and net\.keras is another \(SHA-256 \w{12}…\)"
+        UsageError,
+        match=(
+            r"net-lrfc: that build's model is net\.keras with SHA-256 \w{12}…, and net\.keras is"
+            r" another \(SHA-256 \w{12}…\)"
+        ),
     ):
         preflight.build(None, {}, "net-lrfc")
     Path("net.keras").unlink()
-    with pytest.raises(UsageError, match=r"and there is none of that name here; name the file: lrfc build MODEL --locked"):
+    with pytest.raises(
+        UsageError,
+        match=r"and there is none of that name here; name the file: lrfc build MODEL --locked",
+    ):
         preflight.build(None, {}, "net-lrfc")
-    with pytest.raises(UsageError, match=r"net-lrfc/net\.keras: no such file|net\.keras: no such file"):
+    with pytest.raises(
+        UsageError, match=r"net-lrfc/net\.keras: no such file|net\.keras: no such file"
+    ):
         preflight.build("net.keras", {}, "net-lrfc")
 
 
@@ -130,16 +172,24 @@ def test_what_would_lead_to_another_plan_is_refused() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         (
             {"prune": "only"},
-            "--prune only: the plan of net-lrfc is repeated as it is, and was made with --prune off; leave out --prune, or build without",
+            (
+                "--prune only: the plan of net-lrfc is repeated as it is, and was made with --prune"
+                " off; leave out --prune, or build without"
+            ),
         ),
         ({"keep": ("conv0",)}, "--keep conv0: .* was made with no --keep; leave out --keep"),
-        ({"methods": ("svd", "cp")}, "--methods svd,cp: .* was made with --methods channel_svd,tucker2,svd;"),
+        (
+            {"methods": ("svd", "cp")},
+            "--methods svd,cp: .* was made with --methods channel_svd,tucker2,svd;",
+        ),
         ({"objective": "size"}, "--objective size: .* was made with no --objective;"),
     ]
     for options, message in wrong:
         with pytest.raises(UsageError, match=message):
             lrfc.build("net.keras", locked="net-lrfc", **options)
-    lrfc.build("net.keras", locked="net-lrfc", prune="off", methods=OPTIONS["methods"], out="as before")
+    lrfc.build(
+        "net.keras", locked="net-lrfc", prune="off", methods=OPTIONS["methods"], out="as before"
+    )
     with pytest.raises(BudgetError, match="not met: --max-macs 10%"):
         lrfc.build("net.keras", locked="net-lrfc", max_macs="10%", out="too large")
 
@@ -147,7 +197,10 @@ def test_what_would_lead_to_another_plan_is_refused() -> None:
 @pytest.mark.usefixtures("first")
 def test_another_model_is_refused() -> None:
     helpers.conv_net(size=8, filters=(8, 16), seed=1).save("other.keras")
-    with pytest.raises(UsageError, match=r"net-lrfc is the plan for another model: net.keras with SHA-256 .*'other.keras' has"):
+    with pytest.raises(
+        UsageError,
+        match=r"net-lrfc is the plan for another model: net.keras with SHA-256 .*'other.keras' has",
+    ):
         lrfc.build("other.keras", locked="net-lrfc")
     assert not Path("other-locked").exists()
 
@@ -156,9 +209,14 @@ def test_data_from_python_have_to_be_given_again() -> None:
     model = model_and_data()
     data = dict(np.load("data.npz"))
     first = lrfc.build(model, data=data, epochs=0, **OPTIONS)
-    with pytest.raises(UsageError, match="that build's data came from Python; give the same with --data"):
+    with pytest.raises(
+        UsageError, match="that build's data came from Python; give the same with --data"
+    ):
         lrfc.build(model, locked="net-lrfc")
-    assert lrfc.build(model, locked="net-lrfc", data=data).manifest.artifacts[0].sha256 == first.manifest.artifacts[0].sha256
+    assert (
+        lrfc.build(model, locked="net-lrfc", data=data).manifest.artifacts[0].sha256
+        == first.manifest.artifacts[0].sha256
+    )
 
 
 def test_other_versions_are_said_and_an_empty_plan_is_refused(first: Manifest) -> None:
@@ -167,7 +225,10 @@ def test_other_versions_are_said_and_an_empty_plan_is_refused(first: Manifest) -
     changed.write(out)
     lines: list[str] = []
     lrfc.build("net.keras", locked=out, progress=Progress(log=lines.append))
-    assert any(line.startswith("warning: not the versions of net-lrfc") and "keras 3.0.0 → " in line for line in lines)
+    assert any(
+        line.startswith("warning: not the versions of net-lrfc") and "keras 3.0.0 → " in line
+        for line in lines
+    )
     layers = tuple(layer.model_copy(update={"method": None}) for layer in changed.layers)
     changed.model_copy(update={"layers": layers}).write(out)
     with pytest.raises(UsageError, match="no layer was factorized or pruned in that build"):
@@ -181,7 +242,10 @@ def test_other_versions_are_said_and_an_empty_plan_is_refused(first: Manifest) -
         (Choice("head", "magic", (2,), 0.1, None), "there is no method 'magic'"),
         (Choice("head", "svd", (99,), 0.1, None), "svd has no rank (99,)"),
         (Choice("head", "svd", (2, 2), 0.1, None), "svd has no rank (2, 2)"),
-        (Choice("head", "spatial_svd", (2,), 0.1, None), "the plan for layer 'head' cannot be followed"),
+        (
+            Choice("head", "spatial_svd", (2,), 0.1, None),
+            "the plan for layer 'head' cannot be followed",
+        ),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(choice: Choice, reason: str) -> None:
@@ -190,7 +254,9 @@ def test_a_plan_that_does_not_fit_is_refused(choice: Choice, reason: str) -> Non
     graph = helpers.graph_of(helpers.conv_net(size=8))
     split = Split(helpers.random_inputs(graph, 8))
     with pytest.raises(UsageError) as caught:
-        run(State(graph, graph, Data("made up", split, split, split)), plan([LockLayers((choice,))]))
+        run(
+            State(graph, graph, Data("made up", split, split, split)), plan([LockLayers((choice,))])
+        )
     assert reason in str(caught.value)
 
 
@@ -199,8 +265,13 @@ def test_a_locked_layer_has_one_candidate_and_the_others_their_reason() -> None:
 
     graph = helpers.graph_of(helpers.conv_net(size=8))
     split = Split(helpers.random_inputs(graph, 8))
-    plans = (Choice("conv1", "channel_svd", (3,), 0.25, None), Choice("head", None, (), 0.0, "no rank pays"))
-    design = run(State(graph, graph, Data("made up", split, split, split)), plan([LockLayers(plans)])).fact(DesignSpace)
+    plans = (
+        Choice("conv1", "channel_svd", (3,), 0.25, None),
+        Choice("head", None, (), 0.0, "no rank pays"),
+    )
+    design = run(
+        State(graph, graph, Data("made up", split, split, split)), plan([LockLayers(plans)])
+    ).fact(DesignSpace)
     (space,) = design.spaces
     assert [(c.method, c.ranks, c.error) for c in space.candidates] == [("channel_svd", (3,), 0.25)]
     assert (space.whole.method, space.whole.params) == (None, graph.op("conv1").params)

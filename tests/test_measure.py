@@ -72,7 +72,9 @@ def test_figures_hang_together(files, started):
         json.dumps(measurement.to_json(), allow_nan=False)
     assert [m.runtime for m in found] == ["LiteRT", "onnxruntime", "LiteRT"]
     if sys.platform == "linux":
-        assert all(0 < m.model_rss_bytes < m.peak_rss_bytes and m.baseline_rss_bytes > 2**20 for m in found)
+        assert all(
+            0 < m.model_rss_bytes < m.peak_rss_bytes and m.baseline_rss_bytes > 2**20 for m in found
+        )
 
 
 def test_few_runs_and_short_time(files, started):
@@ -87,9 +89,15 @@ def test_int8_and_integer_inputs_run(tmp_path, started):
     from keras import layers
 
     inputs = keras.Input((5,), dtype="int32", name="x")
-    graph = helpers.graph_of(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Embedding(4, 3)(inputs)))))
-    made = [target(name, precision).emit(graph, tmp_path / f"{precision}.{name}", helpers.random_inputs(graph, 4)) for name, precision in
-            (("tflite", "fp32"), ("tflite", "int8"), ("onnx", "fp32"))]  # fmt: skip
+    graph = helpers.graph_of(
+        keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Embedding(4, 3)(inputs))))
+    )
+    made = [
+        target(name, precision).emit(
+            graph, tmp_path / f"{precision}.{name}", helpers.random_inputs(graph, 4)
+        )
+        for name, precision in (("tflite", "fp32"), ("tflite", "int8"), ("onnx", "fp32"))
+    ]
     assert len(compare(made, runs=2)) == 3
 
 
@@ -98,7 +106,9 @@ def test_int8_and_integer_inputs_run(tmp_path, started):
 def test_a_bad_file_is_one_line(form, content, files, tmp_path, started):
     path = tmp_path / f"bad.{form}"
     if content == "truncated":
-        path.write_bytes(next(file for file in files if file.format == form).path.read_bytes()[:600])
+        path.write_bytes(
+            next(file for file in files if file.format == form).path.read_bytes()[:600]
+        )
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(DeviceError, match=rf"bad\.{form}") as failure:
@@ -106,11 +116,19 @@ def test_a_bad_file_is_one_line(form, content, files, tmp_path, started):
     assert "\n" not in str(failure.value)
 
 
-@pytest.mark.parametrize(("form", "package"), [("tflite", "ai_edge_litert"), ("onnx", "onnxruntime")])
+@pytest.mark.parametrize(
+    ("form", "package"), [("tflite", "ai_edge_litert"), ("onnx", "onnxruntime")]
+)
 def test_a_missing_runtime_is_named(form, package, files, tmp_path, monkeypatch, started):
     (tmp_path / f"{package}.py").write_text("raise ImportError('gone')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(DeviceError, match=rf"the runtime of \.{form} files is not installed there .*pip install {package.replace('_', '-')}"):
+    with pytest.raises(
+        DeviceError,
+        match=(
+            rf"the runtime of \.{form} files is not installed there .*pip install"
+            rf" {package.replace('_', '-')}"
+        ),
+    ):
         compare([Artifact(files[0].path, form, "fp32")])
 
 
@@ -141,7 +159,9 @@ def test_what_was_measured_before_is_kept(files, monkeypatch, started):
     monkeypatch.setattr(process.Worker, "ask", ask)
     with pytest.raises(DeviceError, match="was killed by SIGKILL") as failure:
         compare(files)
-    assert [(m.path, len(m.rounds_ms), m.n, m.peak_rss_bytes) for m in failure.value.measured] == [(file.path, 7, 70, None) for file in files]
+    assert [(m.path, len(m.rounds_ms), m.n, m.peak_rss_bytes) for m in failure.value.measured] == [
+        (file.path, 7, 70, None) for file in files
+    ]
     assert failure.value.measured[0].notes == ("stopped after 7 of 20 turns",)
     speedup(*failure.value.measured)
 
@@ -156,7 +176,9 @@ def test_a_process_that_hangs(files, monkeypatch, started):
         return real(self, request)
 
     monkeypatch.setattr(process.Worker, "ask", ask)
-    with pytest.raises(DeviceError, match=r"it took more than 4 s to measure m\.\w+; allow more time"):
+    with pytest.raises(
+        DeviceError, match=r"it took more than 4 s to measure m\.\w+; allow more time"
+    ):
         compare(files, timeout=4.0)
 
 
@@ -183,7 +205,21 @@ def test_no_interpreter_and_no_sense(files, monkeypatch):
 
 
 def measurement(rounds):
-    return Measurement(Path("m.tflite"), 1.0, 1.0, 0.0, len(rounds), 1, tuple(rounds), 1, 1.0, "LiteRT", "2", None, None)
+    return Measurement(
+        Path("m.tflite"),
+        1.0,
+        1.0,
+        0.0,
+        len(rounds),
+        1,
+        tuple(rounds),
+        1,
+        1.0,
+        "LiteRT",
+        "2",
+        None,
+        None,
+    )
 
 
 def test_speedup_pairs_the_turns():
@@ -246,9 +282,16 @@ def test_drift_is_noted_with_what_the_system_tells():
     slow = replace(measurement([1.0, 1.0, 1.0, 1.0, 1.2, 1.2]), path=Path("m.tflite"))
     found = measure._noted(slow, conditions(1.5e9, 50.0), conditions(1.2e9, 80.5))
     assert found.notes == (
-        "the device became 20 % slower during the measurement, clock from 1.5 to 1.2 GHz, temperature from 50 to 80.5 °C: compare files measured together only",
+        (
+            "the device became 20 % slower during the measurement, clock from 1.5 to 1.2 GHz,"
+            " temperature from 50 to 80.5 °C: compare files measured together only"
+        ),
     )
-    assert (found.drift, found.hz, found.celsius) == (pytest.approx(0.2), (1.5e9, 1.2e9), (50.0, 80.5))
+    assert (found.drift, found.hz, found.celsius) == (
+        pytest.approx(0.2),
+        (1.5e9, 1.2e9),
+        (50.0, 80.5),
+    )
     steady = measure._noted(measurement([1.0] * 6), conditions(None, 40.0), conditions(None, None))
     assert (steady.notes, steady.drift, steady.hz, steady.celsius) == ((), 0.0, None, None)
 
@@ -259,7 +302,9 @@ def test_onnx_profile_names_the_nodes_that_run(files):
     found = measure.onnx_profile(files[1].path, runs=20)
     nodes = {node.name for node in onnx.load(files[1].path).graph.node}
     assert len(found) >= 3
-    assert len([name for name in found if any(node in name for node in nodes)]) >= 2, "onnxruntime fuses some, and names what it made after them"
+    assert len([name for name in found if any(node in name for node in nodes)]) >= 2, (
+        "onnxruntime fuses some, and names what it made after them"
+    )
     assert all(value >= 0 for value in found.values())
     assert sum(found.values()) > 0
 
@@ -283,13 +328,22 @@ def test_signatures_are_timed_by_name(tmp_path, started):
     found = measure.profile(Artifact(path, "tflite", "fp32"), runs=20)
     assert set(found) == {"small", "large"}
     assert found["large"] > 10 * found["small"] > 0, "128 million operations against eight"
-    with pytest.raises(DeviceError, match=r"cannot profile none\.tflite|cannot measure .*none\.tflite: No such file"):
+    with pytest.raises(
+        DeviceError,
+        match=r"cannot profile none\.tflite|cannot measure .*none\.tflite: No such file",
+    ):
         measure.profile(Artifact(tmp_path / "none.tflite", "tflite", "fp32"))
 
 
 def test_kernels_of_a_profile():
-    events = [{"cat": "Session", "name": "model_run", "dur": 9}, *({"cat": "Node", "name": f"a_{what}", "dur": us} for us in
-              [900] * worker.WARM_RUNS + [4, 5, 6] for what in ("fence_before", "kernel_time"))]  # fmt: skip
+    events = [
+        {"cat": "Session", "name": "model_run", "dur": 9},
+        *(
+            {"cat": "Node", "name": f"a_{what}", "dur": us}
+            for us in [900] * worker.WARM_RUNS + [4, 5, 6]
+            for what in ("fence_before", "kernel_time")
+        ),
+    ]
     assert worker.kernels(events) == {"a": 5.0}
 
 
@@ -298,7 +352,13 @@ def alone(tmp_path):
     """The worker as it would be on another machine: alone in a folder, without this package on the path."""
     script = tmp_path / "worker.py"
     script.write_bytes(Path(worker.__file__).read_bytes())
-    process = subprocess.Popen([sys.executable, "-I", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    process = subprocess.Popen(
+        [sys.executable, "-I", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
 
     def ask(**request):
         process.stdin.write(json.dumps(request) + "\n")
@@ -314,7 +374,13 @@ def alone(tmp_path):
 
 def load(file, sha256=None):
     digest = hashlib.sha256(file.path.read_bytes()).hexdigest() if sha256 is None else sha256
-    return {"path": str(file.path), "format": file.format, "threads": 1, "cores": None, "sha256": digest}
+    return {
+        "path": str(file.path),
+        "format": file.format,
+        "threads": 1,
+        "cores": None,
+        "sha256": digest,
+    }
 
 
 def test_worker_needs_nothing_but_numpy_and_the_runtime(files, alone, tmp_path):
@@ -326,7 +392,10 @@ def test_worker_needs_nothing_but_numpy_and_the_runtime(files, alone, tmp_path):
     assert loaded["load_ns"] > 0 < loaded["first_ns"]
     assert len(alone(runs=2, inner=3)["ns"]) == 2
     assert alone(path="none", format="tflite", threads=1, cores=None, sha256="")["error"]
-    assert alone(**load(files[0], "0" * 64))["error"] == "the file that arrived there is not the one that was sent"
+    assert (
+        alone(**load(files[0], "0" * 64))["error"]
+        == "the file that arrived there is not the one that was sent"
+    )
     assert set(alone(conditions=True)) == {"hz", "celsius"}
     end = alone()
     assert end["peak_rss"] is None or end["peak_rss"] >= loaded["baseline_rss"]
@@ -342,17 +411,25 @@ def test_worker_ends_with_its_stdin_also_in_the_middle_of_a_run(files, alone):
 
 
 def test_worker_is_python_3_8():
-    """Older devices have no newer one. What the parser takes, and where there is one, that it runs."""
+    """Older devices have no newer one.
+
+    What the parser takes, and where there is one, that it runs.
+    """
     source = Path(worker.__file__).read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 8))
     python = shutil.which("python3.8")
-    if python is not None and subprocess.run([python, "-c", ""], check=False, capture_output=True).returncode == 0:
+    if (
+        python is not None
+        and subprocess.run([python, "-c", ""], check=False, capture_output=True).returncode == 0
+    ):
         code = f"import runpy; print(runpy.run_path({worker.__file__!r})['facts']('/')['python'])"
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
         assert done.stdout.startswith("3.8"), done.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to a core")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to a core"
+)
 def test_worker_is_bound_to_as_many_cores_as_threads(files, alone):
     allowed = sorted(os.sched_getaffinity(0))
     cores = alone(**load(files[0]))["cores"]
@@ -382,7 +459,13 @@ def test_worker_counts_the_calls():
 def test_worker_answers_an_error_and_goes_on():
     answers = io.StringIO()
     worker.serve(
-        [{"path": "a", "format": "zip", "threads": 1, "cores": None, "sha256": ""}, {"runs": 1, "inner": 1}, {"facts": "/nowhere"}, {}], answers
+        [
+            {"path": "a", "format": "zip", "threads": 1, "cores": None, "sha256": ""},
+            {"runs": 1, "inner": 1},
+            {"facts": "/nowhere"},
+            {},
+        ],
+        answers,
     )
     unknown, end, nowhere, again = map(json.loads, answers.getvalue().splitlines())
     assert unknown["error"]

@@ -29,7 +29,13 @@ def test_what_was_put_is_found_and_nothing_else(path) -> None:
     other = replace(KEY, subject=of_model("abc"))
     store.put({KEY: SAMPLE, other: replace(SAMPLE, median=2.0)})
     changes = [
-        replace(KEY, **{field: value}) for field, value in (("device", "pi"), ("runtime_version", "2.2"), ("threads", 2), ("precision", "int8"))
+        replace(KEY, **{field: value})
+        for field, value in (
+            ("device", "pi"),
+            ("runtime_version", "2.2"),
+            ("threads", 2),
+            ("precision", "int8"),
+        )
     ]
     assert Store().get([KEY, *changes, other]) == {KEY: SAMPLE, other: replace(SAMPLE, median=2.0)}
     assert KEY.subject == "op:add 4+4 -> 4 params=0 macs=0"
@@ -93,15 +99,17 @@ def test_where_nothing_can_be_written_that_is_said_once(tmp_path) -> None:
 
 def test_two_processes_write_at_once(path) -> None:
     code = (
-        "import sys\n"
-        "from dataclasses import replace\n"
-        "from tests.test_measurements import KEY, SAMPLE\n"
-        "from lrfc.costs.measurements import Store\n"
-        "store = Store(log=lambda line: sys.exit(line))\n"
-        "for number in range(40):\n"
-        "    store.put({replace(KEY, device=sys.argv[1], subject=f'op:{number}-{i}'): SAMPLE for i in range(5)})\n"
+        "import sys\nfrom dataclasses import replace\nfrom tests.test_measurements import KEY,"
+        " SAMPLE\nfrom lrfc.costs.measurements import Store\nstore = Store(log=lambda line:"
+        " sys.exit(line))\nfor number in range(40):\n    store.put({replace(KEY,"
+        " device=sys.argv[1], subject=f'op:{number}-{i}'): SAMPLE for i in range(5)})\n"
     )
-    writers = [subprocess.Popen([sys.executable, "-c", code, name], cwd=ROOT, stderr=subprocess.PIPE, text=True) for name in ("a", "b")]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, name], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        for name in ("a", "b")
+    ]
     for writer in writers:
         _, said = writer.communicate(timeout=120)
         assert writer.returncode == 0, said

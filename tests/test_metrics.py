@@ -64,7 +64,10 @@ def test_labels_for_two_outputs_are_no_classification() -> None:
 def outputs(*shapes: tuple[int, ...]) -> Graph:
     """A graph whose outputs have those shapes."""
     g = Graph("outputs")
-    g.outputs = tuple(g.add(Op(f"out{i}", "InputLayer", {"batch_shape": (None, *shape)})) for i, shape in enumerate(shapes))
+    g.outputs = tuple(
+        g.add(Op(f"out{i}", "InputLayer", {"batch_shape": (None, *shape)}))
+        for i, shape in enumerate(shapes)
+    )
     return g
 
 
@@ -84,10 +87,16 @@ def test_squared_errors_are_taken_for_values() -> None:
     values = np.array([[0.0, 2.0], [2.0, 0.5], [0.5, 3.0], [1.0, 1.0]], np.float32)
     truth = split(values)
     found = metric(None, outputs((2,)), truth)
-    assert (found.name, found.percent, found.higher_is_better) == ("mean squared error", False, False)
+    assert (found.name, found.percent, found.higher_is_better) == (
+        "mean squared error",
+        False,
+        False,
+    )
     assert found.score((values + 0.5,), truth) == pytest.approx(0.25)
     assert found.per_sample((values + 0.5,), truth).tolist() == [0.25] * 4
-    assert found.drop(0.1, 0.1 + 0.01 * values.var(0).mean()) == pytest.approx(0.01)  # a hundredth of what is to be explained
+    assert found.drop(0.1, 0.1 + 0.01 * values.var(0).mean()) == pytest.approx(
+        0.01
+    )  # a hundredth of what is to be explained
     assert found.drop_unit == "% of the variance of the labels"
     assert found.better(0.1, 0.2)
     assert metric("mse", outputs((3,)), split(INDICES)).score((ONE_HOT,), split(INDICES)) == 0
@@ -100,16 +109,22 @@ def test_fidelity_is_taken_without_labels() -> None:
     (own,) = keras_io.predict(graph, truth.inputs)
     assert found.name == "fidelity to the original"
     assert found.score((own,), truth) == pytest.approx(1)
-    assert found.score((np.broadcast_to(own.mean(0), own.shape),), truth) == pytest.approx(0, abs=1e-5)
+    assert found.score((np.broadcast_to(own.mean(0), own.shape),), truth) == pytest.approx(
+        0, abs=1e-5
+    )
     noise = 0.1 * own.std(0) * np.random.default_rng(0).standard_normal(own.shape)
     assert found.score((own + noise,), truth) == pytest.approx(0.99, abs=0.005)
-    assert found.per_sample((own + noise,), truth).mean() == pytest.approx(found.score((own + noise,), truth))
+    assert found.per_sample((own + noise,), truth).mean() == pytest.approx(
+        found.score((own + noise,), truth)
+    )
     with pytest.raises(UsageError, match="no labels"):
         metric("accuracy", graph, truth)
 
 
 def test_segmentation() -> None:
-    truth = Split((np.zeros((2, 2, 2, 1)),), (np.array([[[0, 0], [1, 1]], [[0, 0], [2, 2]]], np.int32),))
+    truth = Split(
+        (np.zeros((2, 2, 2, 1)),), (np.array([[[0, 0], [1, 1]], [[0, 0], [2, 2]]], np.int32),)
+    )
     scores = np.eye(4, dtype=np.float32)[np.array([[[0, 0], [1, 0]], [[0, 0], [2, 2]]])]
     graph = outputs((2, 2, 4))
     found = metric(None, graph, truth)
@@ -117,10 +132,14 @@ def test_segmentation() -> None:
     assert found.score((scores,), truth) == 7 / 8
     assert found.per_sample((scores,), truth).tolist() == [0.75, 1]
     iou = metric("miou", graph, truth)
-    assert iou.score((scores,), truth) == pytest.approx((4 / 5 + 1 / 2 + 1) / 3)  # class 3 occurs nowhere
+    assert iou.score((scores,), truth) == pytest.approx(
+        (4 / 5 + 1 / 2 + 1) / 3
+    )  # class 3 occurs nowhere
     assert iou.per_sample((scores,), truth) is None
     binary = Split(truth.inputs, (np.array([[[0, 1], [1, 1]]], np.int32),))
-    assert metric("miou", outputs((2, 2, 1)), binary).score((np.array([[[[0.9], [0.9]], [[0.9], [0.9]]]]),), binary) == pytest.approx(3 / 8)
+    assert metric("miou", outputs((2, 2, 1)), binary).score(
+        (np.array([[[[0.9], [0.9]], [[0.9], [0.9]]]]),), binary
+    ) == pytest.approx(3 / 8)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 4])
@@ -129,12 +148,16 @@ def test_auc(classes: int) -> None:
 
     rng = np.random.default_rng(0)
     truth = rng.integers(0, max(classes, 2), 200).astype(np.int32)
-    logits = rng.standard_normal((200, classes)) + (truth[:, None] == (np.arange(classes) if classes > 1 else 1))
+    logits = rng.standard_normal((200, classes)) + (
+        truth[:, None] == (np.arange(classes) if classes > 1 else 1)
+    )
     one = Split((np.zeros((200, 1)),), (truth,))
     found = metric("auc", outputs((classes,)), one).score((logits,), one)
     if classes == 4:
         softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        assert found == pytest.approx(np.mean([roc_auc_score(truth == k, logits[:, k]) for k in range(4)]))
+        assert found == pytest.approx(
+            np.mean([roc_auc_score(truth == k, logits[:, k]) for k in range(4)])
+        )
         assert abs(found - roc_auc_score(truth, softmax, multi_class="ovr")) < 0.05
     else:
         assert found == pytest.approx(roc_auc_score(truth, logits[:, -1]))

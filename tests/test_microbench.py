@@ -27,11 +27,25 @@ def test_the_same_seed_gives_the_same_and_a_longer_list_begins_alike() -> None:
 
 def test_all_families_occur_often_enough_to_be_fitted() -> None:
     found = Counter(work(each).family for graph in networks() for _, each in signatures(graph))
-    assert {family for family, count in found.items() if count >= 10} >= {"conv", "pointwise", "depthwise", "dense", "pool", "add", "other", "reduce"}
+    assert {family for family, count in found.items() if count >= 10} >= {
+        "conv",
+        "pointwise",
+        "depthwise",
+        "dense",
+        "pool",
+        "add",
+        "other",
+        "reduce",
+    }
 
 
 def test_ranks_are_any_number_of_channels() -> None:
-    widths = {each.output[-1] for graph in networks() for _, each in signatures(graph) if each.kind == "conv"}
+    widths = {
+        each.output[-1]
+        for graph in networks()
+        for _, each in signatures(graph)
+        if each.kind == "conv"
+    }
     assert {True, False} == {width % 4 == 0 for width in widths}
     assert min(widths) <= 4
     assert max(widths) >= 256

@@ -24,9 +24,14 @@ from lrfc.targets.tflite.target import TFLite
 from tests.helpers import residual
 from tests.test_vela import U55
 
-needs_vela = pytest.mark.skipif(importlib.util.find_spec("ethosu") is None, reason="ethos-u-vela is not installed: pip install 'lrfc[npu]'")
+needs_vela = pytest.mark.skipif(
+    importlib.util.find_spec("ethosu") is None,
+    reason="ethos-u-vela is not installed: pip install 'lrfc[npu]'",
+)
 
-CONV = Signature("conv", ((16, 16, 16),), (16, 16, 16), (3, 3), (1, 1), (1, 1), params=2320, macs=589824)
+CONV = Signature(
+    "conv", ((16, 16, 16),), (16, 16, 16), (3, 3), (1, 1), (1, 1), params=2320, macs=589824
+)
 PADDING = Signature("zeropadding2d", ((16, 16, 16),), (18, 18, 16))
 
 
@@ -36,7 +41,9 @@ def padded():
     import keras
 
     inputs = keras.Input((16, 16, 4), name="image")
-    x = keras.layers.Conv2D(16, 1, name="stem")(inputs)  # the first op of all waits for its weights; this one has few
+    x = keras.layers.Conv2D(16, 1, name="stem")(
+        inputs
+    )  # the first op of all waits for its weights; this one has few
     skip = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="first")(x)
     x = keras.layers.ZeroPadding2D(1, name="padding")(skip)
     x = keras.layers.Conv2D(16, 3, name="second")(x)
@@ -44,7 +51,9 @@ def padded():
 
 
 def compiled(graph, folder):
-    images = np.random.default_rng(0).random((4, *graph.tensors(graph.inputs[0])[0].shape[1:]), np.float32)
+    images = np.random.default_rng(0).random(
+        (4, *graph.tensors(graph.inputs[0])[0].shape[1:]), np.float32
+    )
     return vela.compiled(TFLite("int8").emit(graph, folder / "graph.tflite", (images,)), U55)
 
 
@@ -55,8 +64,14 @@ def test_padding_is_taken_in(padded):
     assert [each.kind for each in whole] == ["conv"]
     first = list(npu.chain(padded, "second", METHODS["channel_svd"].outline(layer, source, (8,))))
     assert [each.kind for each in first] == ["conv", "conv"]
-    separable = list(npu.chain(padded, "second", METHODS["spatial_svd"].outline(layer, source, (8,))))
-    assert [each.kind for each in separable] == ["zeropadding2d", "conv", "conv"]  # one stage cannot take in both sides
+    separable = list(
+        npu.chain(padded, "second", METHODS["spatial_svd"].outline(layer, source, (8,)))
+    )
+    assert [each.kind for each in separable] == [
+        "zeropadding2d",
+        "conv",
+        "conv",
+    ]  # one stage cannot take in both sides
     assert separable[0] == PADDING
 
 
@@ -69,10 +84,18 @@ def test_an_unpadded_layer_has_no_padding(padded):
     [
         (CONV, PADDING, True),
         (Signature("conv", ((18, 18, 16),), (18, 18, 4), (1, 1), (1, 1), (1, 1)), PADDING, False),
-        (Signature("depthwise", ((18, 18, 16),), (16, 18, 16), (3, 1), (1, 1), (1, 1)), PADDING, False),
+        (
+            Signature("depthwise", ((18, 18, 16),), (16, 18, 16), (3, 1), (1, 1), (1, 1)),
+            PADDING,
+            False,
+        ),
         (Signature("pool", ((18, 18, 16),), (9, 9, 16), (2, 2), (2, 2)), PADDING, True),
         (Signature("add", ((18, 18, 16),), (18, 18, 16)), PADDING, False),
-        (CONV, Signature("zeropadding2d", ((12, 16, 16),), (18, 18, 16)), False),  # three rows on a side
+        (
+            CONV,
+            Signature("zeropadding2d", ((12, 16, 16),), (18, 18, 16)),
+            False,
+        ),  # three rows on a side
     ],
 )
 def test_takes_in(reader, padding, taken):
@@ -98,7 +121,9 @@ def test_unfused_padding_is_priced(padded, tmp_path):
     result = compiled(graph, tmp_path)
     known = price((each for _, each in npu.signatures(graph)), U55)
     assert known[PADDING] == pytest.approx(observed(result, graph)[PADDING], rel=0.1)
-    assert known[PADDING] > known[replace(CONV, activation="relu")]  # dearer than a whole convolution
+    assert (
+        known[PADDING] > known[replace(CONV, activation="relu")]
+    )  # dearer than a whole convolution
 
 
 @needs_vela
@@ -111,7 +136,11 @@ def test_observed_ops_of_one_signature_share(tmp_path):
 @needs_vela
 def test_what_is_merged_is_booked_apart(padded, tmp_path):
     """An Ethos-U85 computes the addition while the convolution's results leave: Vela gives the addition no cycles of its own."""
-    reach = Vela(accelerator="ethos-u85-512", system_config="Ethos_U85_SYS_DRAM_Mid", memory_mode="Dedicated_Sram_384KB")
+    reach = Vela(
+        accelerator="ethos-u85-512",
+        system_config="Ethos_U85_SYS_DRAM_Mid",
+        memory_mode="Dedicated_Sram_384KB",
+    )
     images = np.random.default_rng(0).random((4, 16, 16, 4), np.float32)
     result = vela.compiled(TFLite("int8").emit(padded, tmp_path / "graph.tflite", (images,)), reach)
     assert "third" not in vela.by_op(result, padded)
@@ -149,8 +178,12 @@ def test_every_kind_of_probe():
 
 def test_what_no_probe_holds():
     assert not probe.can_hold(Signature("softmax", ((10,),), (10,)))
-    assert not probe.can_hold(Signature("conv", ((4, 4, 4, 2),), (4, 4, 4, 2), (3, 3, 3), (1, 1, 1), (1, 1, 1)))
-    assert not probe.can_hold(Signature("dense", ((4, 8),), (3,), macs=96))  # an einsum over two axes
+    assert not probe.can_hold(
+        Signature("conv", ((4, 4, 4, 2),), (4, 4, 4, 2), (3, 3, 3), (1, 1, 1), (1, 1, 1))
+    )
+    assert not probe.can_hold(
+        Signature("dense", ((4, 8),), (3,), macs=96)
+    )  # an einsum over two axes
 
 
 @needs_vela
@@ -165,7 +198,9 @@ def test_time_is_up():
 
 
 def test_batches():
-    signatures = [Signature("dense", ((width,),), (10,), params=10 * width) for width in range(1, 30)]
+    signatures = [
+        Signature("dense", ((width,),), (10,), params=10 * width) for width in range(1, 30)
+    ]
     parts = list(probe.batches(signatures, ops=8, weights=500))
     assert sorted((each for part in parts for each in part), key=str) == sorted(signatures, key=str)
     for part in parts:
@@ -173,7 +208,9 @@ def test_batches():
         assert len(part) == 1 or sum(each.params for each in part) <= 500
 
 
-@pytest.mark.parametrize("name", ["ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512"])
+@pytest.mark.parametrize(
+    "name", ["ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512"]
+)
 def test_shipped_profiles(name):
     profile = latency.load(name, "tflite", "int8", 1)
     assert profile is not None

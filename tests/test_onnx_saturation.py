@@ -1,6 +1,7 @@
 """int8 in ONNX files is right on processors that add products of 8 bits in 16: no sum that such a kernel makes reaches its end.
 
-The references are integers: the exact sum, and that of the instruction vpmaddubsw, which multiplies unsigned by signed bytes and adds two products.
+The references are integers: the exact sum, and that of the instruction vpmaddubsw, which multiplies
+unsigned by signed bytes and adds two products.
 """
 
 from __future__ import annotations
@@ -47,8 +48,14 @@ def stored(path: Path) -> dict[str, tuple[NDArray[np.int8], NDArray[Any]]]:
     held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     found = {}
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and (values := held.get(node.input[0])) is not None and values.ndim > 1:
-            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        if (
+            node.op_type == "DequantizeLinear"
+            and (values := held.get(node.input[0])) is not None
+            and values.ndim > 1
+        ):
+            axis = next(
+                (attribute.i for attribute in node.attribute if attribute.name == "axis"), 1
+            )
             found[node.output[0]] = np.moveaxis(values, axis % values.ndim, 0), held[node.input[1]]
     return found
 
@@ -62,8 +69,12 @@ def provoking() -> Graph:
     x = layers.Conv2D(4, 3, activation="relu", name="conv")(image)
     model = keras.Model(image, layers.Dense(2, name="head")(layers.Flatten(name="flat")(x)))
     signs = np.array([1, -1, 1, 1], np.float32)
-    model.get_layer("conv").set_weights([np.full((3, 3, 8, 4), 0.05, np.float32) * signs, np.full(4, 0.2, np.float32)])
-    model.get_layer("head").set_weights([np.full((64, 2), 0.1, np.float32) * signs[:2], np.zeros(2, np.float32)])
+    model.get_layer("conv").set_weights(
+        [np.full((3, 3, 8, 4), 0.05, np.float32) * signs, np.full(4, 0.2, np.float32)]
+    )
+    model.get_layer("head").set_weights(
+        [np.full((64, 2), 0.1, np.float32) * signs[:2], np.zeros(2, np.float32)]
+    )
     return helpers.graph_of(model)
 
 
@@ -84,11 +95,15 @@ def test_no_sum_of_seven_bits_saturates(activations: Integers, weights: Integers
 def test_no_pair_of_weights_in_a_file_can_saturate(network: str, tmp_path: Path) -> None:
     """Whatever the activations are and whichever weights a kernel pairs: with all activations at 255 the two references agree."""
     graph = provoking() if network == "provoking" else helpers.graph_of(getattr(helpers, network)())
-    artifact = target("onnx", "int8").emit(graph, tmp_path / "m.onnx", helpers.random_inputs(graph, 20))
+    artifact = target("onnx", "int8").emit(
+        graph, tmp_path / "m.onnx", helpers.random_inputs(graph, 20)
+    )
     kernels = stored(artifact.path)
     assert len(kernels) >= 2
     for values, _ in kernels.values():
-        flat = np.sort(values.reshape(len(values), -1).astype(np.int64), axis=1).T  # sorted, the largest of each sign stand beside each other
+        flat = np.sort(
+            values.reshape(len(values), -1).astype(np.int64), axis=1
+        ).T  # sorted, the largest of each sign stand beside each other
         for weights in (np.maximum(flat, 0), np.minimum(flat, 0), np.maximum(flat, 0)[::-1], flat):
             activations = np.full((1, len(weights)), 255)
             assert (saturating(activations, weights) == exact(activations, weights)).all()
@@ -110,9 +125,14 @@ def test_weights_made_to_provoke_it_give_what_the_model_gives(tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["conv0", "head"])
 def test_the_passes_round_weights_as_the_file_does(name: str, tmp_path: Path) -> None:
     graph = helpers.graph_of(helpers.conv_net(batch_norm=False))
-    artifact = target("onnx", "int8").emit(graph, tmp_path / "m.onnx", helpers.random_inputs(graph, 8))
+    artifact = target("onnx", "int8").emit(
+        graph, tmp_path / "m.onnx", helpers.random_inputs(graph, 8)
+    )
     kernel = rounded(graph.op(name), steps_of("onnx")).weights["kernel"]
     axes = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)  # outputs, inputs, positions
     wanted = kernel.transpose(axes)
-    held = [values * scales.reshape(-1, *[1] * (values.ndim - 1)) for values, scales in stored(artifact.path).values()]
+    held = [
+        values * scales.reshape(-1, *[1] * (values.ndim - 1))
+        for values, scales in stored(artifact.path).values()
+    ]
     assert any(each.shape == wanted.shape and np.allclose(each, wanted, atol=1e-6) for each in held)

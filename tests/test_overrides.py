@@ -56,7 +56,10 @@ def test_a_failure_in_a_block_or_at_its_begin_restores() -> None:
 
     assert setting.value == "original"
     setting.value = "kept"
-    with pytest.raises(OSError, match="3"), Override(lambda: setting.value, refuse, restore).to("3"):
+    with (
+        pytest.raises(OSError, match="3"),
+        Override(lambda: setting.value, refuse, restore).to("3"),
+    ):
         pytest.fail("the block must not run")
     assert setting.value == "kept"
 
@@ -73,7 +76,9 @@ def test_many_threads() -> None:
         for turn in range(200):
             with ExitStack() as stack:
                 depths = range(draw.randrange(1, 4))
-                seen.extend(stack.enter_context(shared.to(f"{seed} {turn} {depth}")) for depth in depths)
+                seen.extend(
+                    stack.enter_context(shared.to(f"{seed} {turn} {depth}")) for depth in depths
+                )
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
     for thread in threads:

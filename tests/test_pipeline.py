@@ -69,7 +69,12 @@ def state(log: list[str] | None = None) -> State:
     graph = Graph("g")
     x = graph.add(Op("x", "InputLayer", {"batch_shape": (None, 3)}))
     a = graph.add(Op("a", "ReLU"), (x,))
-    dense = Op("b", "Dense", {"units": 3}, {"kernel": np.eye(3, dtype=np.float32), "bias": np.zeros(3, np.float32)})
+    dense = Op(
+        "b",
+        "Dense",
+        {"units": 3},
+        {"kernel": np.eye(3, dtype=np.float32), "bias": np.zeros(3, np.float32)},
+    )
     graph.outputs = (graph.add(dense, (a,)),)
     empty = Split((np.zeros((0, 3), np.float32),))
     progress = Progress() if log is None else Progress(log=log.append)
@@ -82,9 +87,14 @@ def test_plan_keeps_a_right_order() -> None:
 
 
 def test_plan_names_who_gives_what_is_missing() -> None:
-    with pytest.raises(UsageError, match=r"^pass Use needs Seen; Look gives it and must come before, with no rewrite between$"):
+    with pytest.raises(
+        UsageError,
+        match=r"^pass Use needs Seen; Look gives it and must come before, with no rewrite between$",
+    ):
         plan([Use(), Look()], known=(Wish,))
-    with pytest.raises(UsageError, match=r"^pass Use needs Wish; no pass in this pipeline gives it$"):
+    with pytest.raises(
+        UsageError, match=r"^pass Use needs Wish; no pass in this pipeline gives it$"
+    ):
         plan([Look(), Use()])
 
 
@@ -96,7 +106,11 @@ def test_plan_knows_that_facts_about_the_graph_die_with_it() -> None:
 
 def test_run_gives_the_facts_and_shows_each_state() -> None:
     shown: list[tuple[str, int]] = []
-    result = run(state(), (Rewrite(), Look()), after=lambda step, now: shown.append((name_of(step), len(now.graph))))
+    result = run(
+        state(),
+        (Rewrite(), Look()),
+        after=lambda step, now: shown.append((name_of(step), len(now.graph))),
+    )
     assert result.fact(Seen) == Seen(2)
     assert shown == [("Rewrite", 2), ("Look", 2)]
 

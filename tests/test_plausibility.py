@@ -27,7 +27,15 @@ def trained() -> Graph:
     probe.outputs, probe.structure = graph.operands("bn0"), (None, None)
     (x,) = keras_io.predict(probe, (IMAGES,))
     bn = graph.op("bn0")
-    return graph.with_weights({"bn0": {**bn.weights, "moving_mean": x.mean((0, 1, 2)), "moving_variance": x.var((0, 1, 2))}})
+    return graph.with_weights(
+        {
+            "bn0": {
+                **bn.weights,
+                "moving_mean": x.mean((0, 1, 2)),
+                "moving_variance": x.var((0, 1, 2)),
+            }
+        }
+    )
 
 
 def test_the_scale_that_a_batchnorm_knows(trained: Graph) -> None:
@@ -41,7 +49,9 @@ def test_the_scale_that_a_batchnorm_knows(trained: Graph) -> None:
 
 
 def test_notes_reach_the_data(trained: Graph) -> None:
-    assert any("scaled differently" in note for note in load_data(255 * IMAGES, trained, seed=0).notes)
+    assert any(
+        "scaled differently" in note for note in load_data(255 * IMAGES, trained, seed=0).notes
+    )
     assert load_data(IMAGES, trained, seed=0).notes == ()
 
 
@@ -49,7 +59,9 @@ def test_a_batchnorm_that_was_never_trained_knows_nothing() -> None:
     import keras
 
     inputs = keras.Input((8, 8, 3))
-    graph = helpers.graph_of(keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(inputs))))
+    graph = helpers.graph_of(
+        keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(inputs)))
+    )
     assert doubts(graph, Split((255 * IMAGES,))) == ()
 
 
@@ -62,7 +74,9 @@ def test_the_range_of_a_rescaling_layer(scale: float, offset: float) -> None:
 
 
 def test_the_statistics_of_a_normalization_layer() -> None:
-    graph = first_layer("Normalization", mean=(120.0, 110.0, 100.0), variance=(3600.0, 3600.0, 4900.0))
+    graph = first_layer(
+        "Normalization", mean=(120.0, 110.0, 100.0), variance=(3600.0, 3600.0, 4900.0)
+    )
     assert doubts(graph, Split((255 * IMAGES,))) == ()
     (note,) = doubts(graph, Split((IMAGES,)))
     assert "expects mean 110 and deviation 63.3, they have 0.5" in note
@@ -73,7 +87,9 @@ def first_layer(kind: str, **attrs: Any) -> Graph:
 
     inputs = keras.Input((8, 8, 3), name="image")
     x = getattr(keras.layers, kind)(name="first", **attrs)(inputs)
-    return helpers.graph_of(keras.Model(inputs, keras.layers.Flatten()(keras.layers.Conv2D(4, 3)(x))))
+    return helpers.graph_of(
+        keras.Model(inputs, keras.layers.Flatten()(keras.layers.Conv2D(4, 3)(x)))
+    )
 
 
 def classifier(single: bool = False) -> tuple[Graph, np.ndarray, np.ndarray]:
@@ -82,7 +98,12 @@ def classifier(single: bool = False) -> tuple[Graph, np.ndarray, np.ndarray]:
 
     classes = 1 if single else 4
     inputs = keras.Input((4,), name="x")
-    model = keras.Model(inputs, keras.layers.Dense(classes, activation="sigmoid" if single else "softmax", name="head")(inputs))
+    model = keras.Model(
+        inputs,
+        keras.layers.Dense(classes, activation="sigmoid" if single else "softmax", name="head")(
+            inputs
+        ),
+    )
     labels = np.arange(200) % (2 if single else 4)
     x = (np.eye(4)[labels] + 0.05 * RNG.standard_normal((200, 4))).astype(np.float32)
     kernel = np.array([[-10.0], [10.0], [0.0], [0.0]]) if single else 12 * np.eye(4)
@@ -116,6 +137,10 @@ def test_unknown_tokens_are_refused() -> None:
     import keras
 
     tokens = keras.Input((7,), dtype="int32", name="tokens")
-    graph = helpers.graph_of(keras.Model(tokens, keras.layers.Dense(2)(keras.layers.Embedding(11, 4)(tokens))))
-    with pytest.raises(UsageError, match="tokens from 0 to 11, the model's Embedding knows 0 to 10"):
+    graph = helpers.graph_of(
+        keras.Model(tokens, keras.layers.Dense(2)(keras.layers.Embedding(11, 4)(tokens)))
+    )
+    with pytest.raises(
+        UsageError, match="tokens from 0 to 11, the model's Embedding knows 0 to 10"
+    ):
         load_data(np.arange(12 * 7).reshape(12, 7) % 12, graph, seed=0)

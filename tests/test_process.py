@@ -15,10 +15,14 @@ from lrfc.targets.devices.process import Here, Worker
 from lrfc.targets.devices.runners.keeper import Keeper, NotOpenedError
 from lrfc.targets.devices.runners.python import PythonRunner
 
-#: Seconds that nothing here comes near to; a hang would take them all, and ends with another message.
+#: Seconds that nothing here comes near to; a hang would take them all, and ends with another
+#: message.
 LONG = 120.0
 
-GOOD = '{"machine": "x", "system": "y", "python": "3.11", "runtimes": {"tflite": "LiteRT 2"}, "missing": {"onnx": "none"}, "free_bytes": 5}'
+GOOD = (
+    '{"machine": "x", "system": "y", "python": "3.11", "runtimes": {"tflite": "LiteRT 2"},'
+    ' "missing": {"onnx": "none"}, "free_bytes": 5}'
+)
 
 
 class Fake(Here):
@@ -30,12 +34,20 @@ class Fake(Here):
 
     def command(self, timeout: float) -> list[str]:
         """The program, which reads requests and writes what it likes."""
-        return [sys.executable, "-S", "-c", f"import sys, time, os\nout = sys.stdout.buffer\n{self._program}\nout.flush()\n"]
+        return [
+            sys.executable,
+            "-S",
+            "-c",
+            f"import sys, time, os\nout = sys.stdout.buffer\n{self._program}\nout.flush()\n",
+        ]
 
 
 def asked(program: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
     """The answer of such a device."""
-    with Fake(program) as there, Worker(there, "look at the device", LONG, time.monotonic() + LONG) as worker:
+    with (
+        Fake(program) as there,
+        Worker(there, "look at the device", LONG, time.monotonic() + LONG) as worker,
+    ):
         found = worker.ask({"facts": "/tmp"} if request is None else request)
     assert worker._process.returncode is not None
     return found
@@ -43,7 +55,12 @@ def asked(program: str, request: dict[str, Any] | None = None) -> dict[str, Any]
 
 def test_a_login_shell_may_say_something_first() -> None:
     noise = 'out.write(b"Welcome!\\n\\xff\\xfe bytes\\n[1]\\n")'
-    assert asked(f"{noise}\nout.write({GOOD!r}.encode() + b'\\n'); out.flush(); sys.stdin.read()")["python"] == "3.11"
+    assert (
+        asked(f"{noise}\nout.write({GOOD!r}.encode() + b'\\n'); out.flush(); sys.stdin.read()")[
+            "python"
+        ]
+        == "3.11"
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,16 +68,28 @@ def test_a_login_shell_may_say_something_first() -> None:
     [
         ("out.write(b'{\\n')", "what the device answers is not JSON"),
         ("out.write(b'{}\\n')", "makes no sense: machine: Field required"),
-        ('out.write(b\'{"error": [1, {"a": null}]}\\n\')', r"cannot look at the device: \[1, \{'a': None\}\]"),
+        (
+            'out.write(b\'{"error": [1, {"a": null}]}\\n\')',
+            r"cannot look at the device: \[1, \{'a': None\}\]",
+        ),
         ('out.write(b\'{"error": "\\x1b[31mred\\\\nnext"}\\n\')', r"cannot look at the device: "),
         ('out.write(b\'{"machine": "\\xff\\xfe"}\\n\')', "makes no sense: system: Field required"),
-        (f"out.write({GOOD!r}.replace('5}}', '-5}}').encode() + b'\\n')", "makes no sense: free_bytes"),
-        (f"out.write({GOOD!r}.replace('5}}', '1e999}}').encode() + b'\\n')", "too large for a number"),
+        (
+            f"out.write({GOOD!r}.replace('5}}', '-5}}').encode() + b'\\n')",
+            "makes no sense: free_bytes",
+        ),
+        (
+            f"out.write({GOOD!r}.replace('5}}', '1e999}}').encode() + b'\\n')",
+            "too large for a number",
+        ),
         ("out.write(b'{\"a\": ' * 5000 + b'1' + b'}' * 5000 + b'\\n')", "nested too deeply"),
         ("out.write(b'\\xff\\xfe\\n' * 1000)", "ended with exit code 0"),
         ("out.write(b'{' * (20 << 20))", "is not JSON"),
         ("sys.exit(3)", "ended with exit code 3"),
-        ("sys.stderr.write('x' * 10_000_000 + '\\x1b[31mthe end'); sys.exit(4)", r"ended with exit code 4: x+…x+\?\[31mthe end"),
+        (
+            "sys.stderr.write('x' * 10_000_000 + '\\x1b[31mthe end'); sys.exit(4)",
+            r"ended with exit code 4: x+…x+\?\[31mthe end",
+        ),
         ("os.kill(os.getpid(), 9)", "was killed by SIGKILL"),
     ],
 )
@@ -84,7 +113,10 @@ def test_as_many_times_as_were_asked_for() -> None:
 
 def test_facts_of_such_a_device() -> None:
     mine = Device(name="mine", description="", formats=("tflite", "onnx"))
-    with pytest.raises(DeviceError, match="device 'mine': none; or take 'onnx' out"), PythonRunner(mine, Fake(f"print({GOOD!r})")) as there:
+    with (
+        pytest.raises(DeviceError, match="device 'mine': none; or take 'onnx' out"),
+        PythonRunner(mine, Fake(f"print({GOOD!r})")) as there,
+    ):
         there.check()
 
 
@@ -98,7 +130,12 @@ def test_facts_of_such_a_device() -> None:
     ],
 )
 def test_a_folder_that_is_none(line: str, said: str) -> None:
-    command = [sys.executable, "-S", "-c", f"import sys; sys.stdout.write('{line}\\n'); sys.stdout.flush(); sys.stdin.read()"]
+    command = [
+        sys.executable,
+        "-S",
+        "-c",
+        f"import sys; sys.stdout.write('{line}\\n'); sys.stdout.flush(); sys.stdin.read()",
+    ]
     with pytest.raises(NotOpenedError, match=said) as caught:
         Keeper(command, LONG)
     assert "\x1b" not in caught.value.said
@@ -106,6 +143,14 @@ def test_a_folder_that_is_none(line: str, said: str) -> None:
 
 def test_a_folder() -> None:
     script = Path(sys.executable)
-    kept = Keeper([str(script), "-S", "-c", "print('hello'); print('lrfc-folder /tmp/x y', flush=True); input()"], LONG)
+    kept = Keeper(
+        [
+            str(script),
+            "-S",
+            "-c",
+            "print('hello'); print('lrfc-folder /tmp/x y', flush=True); input()",
+        ],
+        LONG,
+    )
     assert kept.folder == "/tmp/x y"
     kept.kill()

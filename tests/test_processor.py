@@ -29,12 +29,19 @@ from tests.test_compiler import stopwatch
 
 def said(code: str, value: str | None) -> str:
     """What a fresh process prints that runs the code, with the variable set to that."""
-    environment = {name: each for name, each in os.environ.items() if name != VARIABLE} | ({} if value is None else {VARIABLE: value})
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    environment = {name: each for name, each in os.environ.items() if name != VARIABLE} | (
+        {} if value is None else {VARIABLE: value}
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
-SHOWN = "from lrfc.ir import processor; print(processor.onednn(), 'tensorflow' in __import__('sys').modules)"
+SHOWN = (
+    "from lrfc.ir import processor; print(processor.onednn(), 'tensorflow' in"
+    " __import__('sys').modules)"
+)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +59,19 @@ def test_it_is_decided_before_tensorflow_is_imported(value: str | None, expected
 @pytest.mark.parametrize("value", ["0", "1"])
 def test_tensorflow_does_what_was_decided(value: str) -> None:
     loaded = f"from lrfc.ir.backend import keras; keras(); {SHOWN}"
-    assert said(loaded, value) == f"{'on' if value == '1' else 'off'}, by {VARIABLE} in the environment True"
+    assert (
+        said(loaded, value)
+        == f"{'on' if value == '1' else 'off'}, by {VARIABLE} in the environment True"
+    )
     locked = f"from lrfc.ir import processor; processor.decide({value == '1'}); {loaded}"
     assert said(locked, None) == f"{'on' if value == '1' else 'off'}, the default of lrfc True"
 
 
 def test_what_a_host_program_has_imported_is_in_force() -> None:
-    assert said(f"import tensorflow; {SHOWN}", "0") == "off, by the program that imported TensorFlow before lrfc True"
+    assert (
+        said(f"import tensorflow; {SHOWN}", "0")
+        == "off, by the program that imported TensorFlow before lrfc True"
+    )
 
 
 def test_the_user_has_the_last_word_over_a_manifest() -> None:
@@ -76,15 +89,23 @@ def channels_first(form: str = "channels_first") -> Any:
     x = image = keras.Input((1, 8, 8) if first else (8, 8, 1), name="image")
     x = layers.Conv2D(16, 3, padding="same", use_bias=False, name="conv1", **where)(x)
     x = layers.ReLU(name="relu1")(layers.BatchNormalization(axis=1 if first else -1, name="bn1")(x))
-    x = layers.MaxPooling2D(name="pool", **where)(layers.Conv2D(24, 3, padding="same", activation="relu", name="conv2", **where)(x))
+    x = layers.MaxPooling2D(name="pool", **where)(
+        layers.Conv2D(24, 3, padding="same", activation="relu", name="conv2", **where)(x)
+    )
     x = skip = layers.Conv2DTranspose(8, 3, dilation_rate=2, padding="same", name="up", **where)(x)
-    x = layers.Add(name="add")([layers.DepthwiseConv2D(3, padding="same", name="depthwise", **where)(x), skip])
-    label = layers.Dense(10, activation="softmax", name="label")(layers.Flatten(name="flat", **where)(x))
+    x = layers.Add(name="add")(
+        [layers.DepthwiseConv2D(3, padding="same", name="depthwise", **where)(x), skip]
+    )
+    label = layers.Dense(10, activation="softmax", name="label")(
+        layers.Flatten(name="flat", **where)(x)
+    )
     return keras.Model(image, [label, layers.Conv2D(2, 1, name="mask", **where)(x)], name="net")
 
 
 @pytest.mark.parametrize("form", ["tflite", "onnx"])
-def test_a_network_with_channels_first_is_built(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_with_channels_first_is_built(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without data, and without ever running it as it is: what comes out has its inputs and outputs, and computes what it computes."""
     monkeypatch.chdir(tmp_path)
     stopwatch(monkeypatch, 2.0)  # what is measured here is not the time
@@ -101,8 +122,12 @@ def test_a_network_with_channels_first_is_built(form: str, tmp_path: Path, monke
     assert result.manifest.onednn is processor.onednn().on
     built = keras_io.from_keras(keras_load.load(tmp_path / "out" / "model.keras", unsafe=False))
     original = keras_io.from_keras(model)
-    assert [built.tensors(name) for name in built.inputs] == [original.tensors(name) for name in original.inputs]
-    assert [built.tensor(ref) for ref in built.outputs] == [original.tensor(ref) for ref in original.outputs]
+    assert [built.tensors(name) for name in built.inputs] == [
+        original.tensors(name) for name in original.inputs
+    ]
+    assert [built.tensor(ref) for ref in built.outputs] == [
+        original.tensor(ref) for ref in original.outputs
+    ]
     assert not any(op.attrs.get("data_format") == "channels_first" for op in built)
 
     # The file against what was built, and the canonical graph against the same network with
@@ -110,14 +135,19 @@ def test_a_network_with_channels_first_is_built(form: str, tmp_path: Path, monke
     last = channels_first("channels_last")
     last.set_weights(model.get_weights())
     inputs = helpers.random_inputs(original, 8)
-    label, mask = keras_io.predict(lower_transposed(keras_io.from_keras(last)), (np.moveaxis(inputs[0], 1, -1),))
+    label, mask = keras_io.predict(
+        lower_transposed(keras_io.from_keras(last)), (np.moveaxis(inputs[0], 1, -1),)
+    )
     assert result.manifest.artifacts[0].format == form
     file = target(form, "fp32").load(Artifact(result.artifact, form, "fp32"))(inputs)
     assert [y.shape for y in file] == [label.shape, np.moveaxis(mask, -1, 1).shape]
     ours = keras_io.predict(built, inputs)
     assert helpers.difference(file, ours) < 1e-4
     moved = lower_transposed(move_channels(original))
-    assert helpers.difference((label, np.moveaxis(mask, -1, 1)), keras_io.predict(moved, inputs)) < 1e-5
+    assert (
+        helpers.difference((label, np.moveaxis(mask, -1, 1)), keras_io.predict(moved, inputs))
+        < 1e-5
+    )
 
 
 def test_what_runs_with_onednn_alone_is_refused_before_any_work(
@@ -127,7 +157,9 @@ def test_what_runs_with_onednn_alone_is_refused_before_any_work(
     from keras import layers
 
     clip = keras.Input((4, 3, 8, 8), name="x")
-    frames = layers.TimeDistributed(layers.Conv2D(2, 3, data_format="channels_first"), name="frames")
+    frames = layers.TimeDistributed(
+        layers.Conv2D(2, 3, data_format="channels_first"), name="frames"
+    )
     model = keras.Model(
         clip,
         layers.Dense(2, name="head")(layers.Flatten(data_format="channels_last")(frames(clip))),
@@ -136,7 +168,10 @@ def test_what_runs_with_onednn_alone_is_refused_before_any_work(
     monkeypatch.setattr(processor, "onednn", lambda: OneDNN(on=False, decided_by="environment"))
     with pytest.raises(
         ModelError,
-        match=rf"'net' computes with channels first in frames, .* set {VARIABLE}=1 before Python starts",
+        match=(
+            rf"'net' computes with channels first in frames, .* set {VARIABLE}=1 before Python"
+            r" starts"
+        ),
     ):
         lrfc.build(model, data={"x": np.zeros((8, 4, 3, 8, 8), np.float32)})
     runnable.check(keras_io.from_keras(helpers.conv_net()))
@@ -152,14 +187,19 @@ def test_an_old_file_that_cannot_be_compared_here_is_refused_in_one_line(
     from lrfc.ir.keras import legacy as keras_legacy
 
     def unable(*args: Any, **options: Any) -> Any:
-        raise tf.errors.UnimplementedError(None, None, "The Conv2D op currently only supports the NHWC tensor format on the CPU.")
+        raise tf.errors.UnimplementedError(
+            None, None, "The Conv2D op currently only supports the NHWC tensor format on the CPU."
+        )
 
     model = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(4,))])
     monkeypatch.setattr(processor, "onednn", lambda: OneDNN(on=False, decided_by="environment"))
     monkeypatch.setattr(type(model), "__call__", unable)
     with pytest.raises(
         ModelError,
-        match=rf"only supports the NHWC .* oneDNN, which can, is off, .*: set {VARIABLE}=1 before Python starts",
+        match=(
+            rf"only supports the NHWC .* oneDNN, which can, is off, .*: set {VARIABLE}=1 before"
+            r" Python starts"
+        ),
     ):
         keras_legacy.difference(model, model)
 

@@ -22,7 +22,15 @@ def state(graph: Graph) -> State:
 
 
 @pytest.mark.parametrize(
-    "build", [helpers.conv_net, helpers.dense_net, helpers.residual, helpers.two_inputs, helpers.shared_conv, helpers.nested_twice]
+    "build",
+    [
+        helpers.conv_net,
+        helpers.dense_net,
+        helpers.residual,
+        helpers.two_inputs,
+        helpers.shared_conv,
+        helpers.nested_twice,
+    ],
 )
 def test_parameters_are_those_of_keras(build) -> None:
     model = build()
@@ -32,20 +40,30 @@ def test_parameters_are_those_of_keras(build) -> None:
 
 
 def test_rows_by_hand() -> None:
-    found = profile(helpers.graph_of(helpers.conv_net(size=12, channels=3, filters=(8, 12), classes=5)))
+    found = profile(
+        helpers.graph_of(helpers.conv_net(size=12, channels=3, filters=(8, 12), classes=5))
+    )
     rows = {row.name: row for row in found.rows}
     assert rows["conv0"].macs == 12 * 12 * 9 * 3 * 8
     assert rows["conv1"].macs == 6 * 6 * 9 * 8 * 12
     assert rows["conv1"].shapes == ((None, 6, 6, 12),)
     assert rows["conv1"].live_bytes == 4 * (12 * 12 * 8 + 6 * 6 * 12)
     assert rows["head"].params == 12 * 5 + 5
-    assert found.macs == sum(row.macs for row in found.rows) == rows["conv0"].macs + rows["conv1"].macs + 60
-    assert found.arena.at_op == "conv0" or found.arena.peak_bytes == rows[found.arena.at_op].live_bytes
+    assert (
+        found.macs
+        == sum(row.macs for row in found.rows)
+        == rows["conv0"].macs + rows["conv1"].macs + 60
+    )
+    assert (
+        found.arena.at_op == "conv0" or found.arena.peak_bytes == rows[found.arena.at_op].live_bytes
+    )
     assert found.arena_bytes >= found.arena.peak_bytes == max(row.live_bytes for row in found.rows)
 
 
 def test_a_shared_layer_counts_its_weights_once_and_its_work_each_time() -> None:
-    rows = [row for row in profile(helpers.graph_of(helpers.shared_conv())).rows if row.kind == "Conv2D"]
+    rows = [
+        row for row in profile(helpers.graph_of(helpers.shared_conv())).rows if row.kind == "Conv2D"
+    ]
     assert [row.params > 0 for row in rows] == [True, False, False]
     assert len({row.macs for row in rows}) == 1
 

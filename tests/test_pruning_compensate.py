@@ -15,13 +15,23 @@ from tests.helpers import conv_net, difference, graph_of, random_inputs, random_
 
 
 def statistics(graph, name, samples=256):
-    return Sampler(graph, [graph.op(name)], random_inputs(graph, samples), SampleSize(held_out=1), 0)[name].statistics
+    return Sampler(
+        graph, [graph.op(name)], random_inputs(graph, samples), SampleSize(held_out=1), 0
+    )[name].statistics
 
 
 def with_refit(graph, name, removed, found):
     op = graph.op(name)
     new = refitted(op, graph.input_tensors(name)[0], found, removed)
-    return new, graph.with_weights({name: {**op.weights, "kernel": new.kernel, **({} if new.bias is None else {"bias": new.bias})}})
+    return new, graph.with_weights(
+        {
+            name: {
+                **op.weights,
+                "kernel": new.kernel,
+                **({} if new.bias is None else {"bias": new.bias}),
+            }
+        }
+    )
 
 
 def layer(kind, **options):
@@ -31,7 +41,9 @@ def layer(kind, **options):
 
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(8, 3, padding="same", activation="sigmoid", name="conv")(inputs)
-    return graph_of(random_weights(keras.Model(inputs, getattr(layers, kind)(name="reader", **options)(x))))
+    return graph_of(
+        random_weights(keras.Model(inputs, getattr(layers, kind)(name="reader", **options)(x)))
+    )
 
 
 READERS = [
@@ -39,7 +51,10 @@ READERS = [
     ("Conv2D", {"filters": 6, "kernel_size": 3, "strides": 2, "padding": "same", "groups": 2}),
     ("Conv2DTranspose", {"filters": 5, "kernel_size": 2, "strides": 2}),
     ("Dense", {"units": 5}),
-    ("EinsumDense", {"equation": "bhwc,cde->bhwde", "output_shape": (8, 8, 2, 3), "bias_axes": "de"}),
+    (
+        "EinsumDense",
+        {"equation": "bhwc,cde->bhwde", "output_shape": (8, 8, 2, 3), "bias_axes": "de"},
+    ),
 ]
 
 
@@ -55,9 +70,13 @@ def test_the_refit_reads_nothing_of_what_is_gone_and_is_better_than_zeros(kind, 
     kept = {"conv": np.setdiff1d(np.arange(found["conv"].width), gone)}
     batch = random_inputs(graph, 64, seed=1)
     reference, answer = keras_io.predict(graph, batch), keras_io.predict(changed, batch)
-    assert difference(answer, keras_io.predict(cut(changed, kept), batch)) < 1e-5  # its rows are zero: cutting changes nothing
+    assert (
+        difference(answer, keras_io.predict(cut(changed, kept), batch)) < 1e-5
+    )  # its rows are zero: cutting changes nothing
     plain = keras_io.predict(cut(graph, kept), batch)
-    error, before = (float(np.square(values[0] - reference[0]).mean()) for values in (answer, plain))
+    error, before = (
+        float(np.square(values[0] - reference[0]).mean()) for values in (answer, plain)
+    )
     assert error < 0.6 * before
 
 
@@ -101,7 +120,9 @@ def test_without_a_bias_the_batchnorm_behind_absorbs_the_mean():
     assert new.bias is None
     assert new.shift is not None
     norm = graph.op("bn1").weights
-    absorbed = changed.with_weights({"bn1": {**norm, "moving_mean": norm["moving_mean"] - new.shift}})
+    absorbed = changed.with_weights(
+        {"bn1": {**norm, "moving_mean": norm["moving_mean"] - new.shift}}
+    )
 
     def mean(graph):
         probe = graph.copy()
@@ -115,4 +136,9 @@ def test_without_a_bias_the_batchnorm_behind_absorbs_the_mean():
 def test_a_layer_without_a_plain_kernel_is_refused():
     graph = layer("SeparableConv2D", filters=4, kernel_size=3)
     with pytest.raises(ModelError, match="layer 'reader': a separable convolution is two layers"):
-        refitted(graph.op("reader"), graph.input_tensors("reader")[0], statistics(graph_of(conv_net()), "conv1"), np.array([0]))
+        refitted(
+            graph.op("reader"),
+            graph.input_tensors("reader")[0],
+            statistics(graph_of(conv_net()), "conv1"),
+            np.array([0]),
+        )

@@ -47,24 +47,38 @@ def padded_shortcuts() -> Any:
     x = image = keras.Input((16, 16, 3), name="image")
     x = layers.Conv2D(8, 3, padding="same", activation="relu", name="stem")(x)
     for stage, width in enumerate((16, 32)):
-        y = layers.Conv2D(width, 3, strides=2, padding="same", activation="relu", name=f"a{stage}")(x)
+        y = layers.Conv2D(width, 3, strides=2, padding="same", activation="relu", name=f"a{stage}")(
+            x
+        )
         y = layers.Conv2D(width, 3, padding="same", name=f"b{stage}")(y)
         left = layers.AveragePooling2D(1, 2, name=f"down{stage}")(x)
         short = ops.pad(left, ((0, 0), (0, 0), (0, 0), (width // 4, width // 4)))
         x = layers.ReLU(name=f"relu{stage}")(layers.Add(name=f"add{stage}")([y, short]))
-    return keras.Model(image, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D(name="mean")(x)), name="padded")
+    return keras.Model(
+        image,
+        layers.Dense(4, name="head")(layers.GlobalAveragePooling2D(name="mean")(x)),
+        name="padded",
+    )
 
 
-@pytest.fixture(scope="module", params=["learnt", "residual", "padded", "embedding", "stream", "sizes"])
+@pytest.fixture(
+    scope="module", params=["learnt", "residual", "padded", "embedding", "stream", "sizes"]
+)
 def state(request: pytest.FixtureRequest) -> State:
     if request.param == "learnt":
         return PriceLayers(PROFILE, slower=True)(filtered(learnt()))
     small = {"embedding": embedding, "stream": stream, "sizes": sizes}
     if request.param in small:
-        return PriceLayers(PROFILE, slower=True)(filtered(state_of(helpers.graph_of(small[request.param]()))))
+        return PriceLayers(PROFILE, slower=True)(
+            filtered(state_of(helpers.graph_of(small[request.param]())))
+        )
     if request.param == "padded":
-        return PriceLayers(PROFILE, slower=True)(filtered(state_of(helpers.graph_of(padded_shortcuts())), multiple=4))
-    return PriceLayers(PROFILE, slower=True)(filtered(state_of(helpers.graph_of(helpers.residual()))))
+        return PriceLayers(PROFILE, slower=True)(
+            filtered(state_of(helpers.graph_of(padded_shortcuts())), multiple=4)
+        )
+    return PriceLayers(PROFILE, slower=True)(
+        filtered(state_of(helpers.graph_of(helpers.residual())))
+    )
 
 
 def stream() -> Any:
@@ -77,7 +91,11 @@ def stream() -> Any:
     for number in range(2):
         y = layers.Conv2D(24, 3, padding="same", activation="relu", name=f"conv{number}")(x)
         x = layers.Add(name=f"add{number}")([x, y])
-    return keras.Model(image, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D(name="mean")(x)), name="stream")
+    return keras.Model(
+        image,
+        layers.Dense(4, name="head")(layers.GlobalAveragePooling2D(name="mean")(x)),
+        name="stream",
+    )
 
 
 def sizes() -> Any:
@@ -89,7 +107,9 @@ def sizes() -> Any:
     x = layers.Conv2D(24, 3, padding="same", activation="relu", name="stem")(image)
     twice = layers.Conv2D(24, 3, padding="same", activation="relu", name="twice")
     far, near = twice(x), twice(layers.MaxPooling2D(name="half")(x))
-    joined = layers.Concatenate(name="both")([layers.GlobalAveragePooling2D(name=f"mean{i}")(each) for i, each in enumerate((far, near))])
+    joined = layers.Concatenate(name="both")(
+        [layers.GlobalAveragePooling2D(name=f"mean{i}")(each) for i, each in enumerate((far, near))]
+    )
     return keras.Model(image, layers.Dense(4, name="head")(joined), name="sizes")
 
 
@@ -100,7 +120,11 @@ def embedding() -> Any:
     words = keras.Input((16,), dtype="int32", name="words")
     x = layers.Embedding(50, 32, name="table")(words)
     x = layers.PReLU(shared_axes=[1], name="slope")(layers.Conv1D(48, 3, name="conv")(x))
-    return keras.Model(words, layers.Dense(4, name="head")(layers.GlobalAveragePooling1D(name="mean")(x)), name="embedding")
+    return keras.Model(
+        words,
+        layers.Dense(4, name="head")(layers.GlobalAveragePooling1D(name="mean")(x)),
+        name="embedding",
+    )
 
 
 def built(selected: State) -> Graph:
@@ -114,7 +138,11 @@ def plans(state: State) -> list[State]:
     for methods in (None, ()):
         for kept in (0.8, 0.6, 0.4):
             try:
-                found.append(SelectRanks(max_latency=Budget(value=kept, relative=True), methods=methods)(state))
+                found.append(
+                    SelectRanks(max_latency=Budget(value=kept, relative=True), methods=methods)(
+                        state
+                    )
+                )
             except BudgetError:
                 continue
     return found
@@ -130,7 +158,9 @@ def test_the_predicted_time_is_that_of_the_ops_that_run(plans: list[State]) -> N
     assert any(each.fact(Selection).keeps for each in plans)
     for each in plans:
         runs = PROFILE.predict(signature for _, signature in signatures(built(each)))
-        assert fixed(each)["latency"] + each.fact(Selection).cost("latency") == pytest.approx(runs, rel=0.01)
+        assert fixed(each)["latency"] + each.fact(Selection).cost("latency") == pytest.approx(
+            runs, rel=0.01
+        )
 
 
 def test_parameters_and_macs_are_those_of_the_cut_graph(state: State, plans: list[State]) -> None:
@@ -144,13 +174,26 @@ def test_parameters_and_macs_are_those_of_the_cut_graph(state: State, plans: lis
 
 
 @pytest.mark.parametrize("methods", [None, ()])
-def test_the_programme_counts_what_its_choices_cost(state: State, methods: tuple[str, ...] | None) -> None:
-    design = state.fact(DesignSpace) if methods is None else state.fact(DesignSpace).narrowed(methods)
+def test_the_programme_counts_what_its_choices_cost(
+    state: State, methods: tuple[str, ...] | None
+) -> None:
+    design = (
+        state.fact(DesignSpace) if methods is None else state.fact(DesignSpace).narrowed(methods)
+    )
     for minimise in ("macs", "params", "latency"):
-        programme = joint._Programme(state.graph, design.spaces, state.fact(FilterSpace), (), frozenset(), state.fact(Price).prices)
+        programme = joint._Programme(
+            state.graph,
+            design.spaces,
+            state.fact(FilterSpace),
+            (),
+            frozenset(),
+            state.fact(Price).prices,
+        )
         values, found = programme._optimum({}, minimise), programme._chosen({}, minimise)
         for quantity in ("macs", "params", "latency"):
-            assert np.dot(programme._costs[quantity], values) == pytest.approx(found.cost(quantity), rel=1e-4)
+            assert np.dot(programme._costs[quantity], values) == pytest.approx(
+                found.cost(quantity), rel=1e-4
+            )
 
 
 def test_a_latency_budget_is_kept_and_cutting_is_never_worse(state: State) -> None:
@@ -163,20 +206,29 @@ def test_a_latency_budget_is_kept_and_cutting_is_never_worse(state: State) -> No
         both = SelectRanks(max_latency=budget)(state)
         selection = both.fact(Selection)
         assert selection.impact <= alone.impact * (1 + 2 * joint.GAP) + 1e-9
-        assert fixed(both)["latency"] + selection.cost("latency") <= kept * state.fact(Price).whole * (1 + 1e-5)
+        assert fixed(both)["latency"] + selection.cost("latency") <= kept * state.fact(
+            Price
+        ).whole * (1 + 1e-5)
 
 
 def test_the_least_time_is_reached(state: State) -> None:
     least = reachable(state, "latency") / state.fact(Price).whole
     assert least <= reachable(without_filters(state), "latency") / state.fact(Price).whole + 1e-9
     found = SelectRanks(max_latency=Budget(value=min(1.0, 1.01 * least), relative=True))(state)
-    assert fixed(found)["latency"] + found.fact(Selection).cost("latency") <= 1.01 * least * state.fact(Price).whole * (1 + 1e-5)
+    assert fixed(found)["latency"] + found.fact(Selection).cost(
+        "latency"
+    ) <= 1.01 * least * state.fact(Price).whole * (1 + 1e-5)
 
 
-def test_where_groups_meet_in_too_many_ways_a_budget_is_nearly_kept(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_groups_meet_in_too_many_ways_a_budget_is_nearly_kept(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(joint, "COMBINATIONS", 12)
     found = SelectRanks(max_latency=Budget(value=0.6, relative=True))(state)
-    assert fixed(found)["latency"] + found.fact(Selection).cost("latency") <= 0.6 * state.fact(Price).whole * 1.1
+    assert (
+        fixed(found)["latency"] + found.fact(Selection).cost("latency")
+        <= 0.6 * state.fact(Price).whole * 1.1
+    )
 
 
 def test_what_was_seen_in_a_network_is_taken_as_it_is(state: State) -> None:
@@ -185,7 +237,11 @@ def test_what_was_seen_in_a_network_is_taken_as_it_is(state: State) -> None:
     budget = Budget(value=min(1.0, 0.5 * (1 + least)), relative=True)
     found = SelectRanks(max_latency=budget, methods=())(state)
     whole = {each for _, each in signatures(fold_batchnorm(state.graph))}
-    seen = {each: 100 * PROFILE.op(each) for _, each in signatures(built(found)) if each.macs and each not in whole}
+    seen = {
+        each: 100 * PROFILE.op(each)
+        for _, each in signatures(built(found))
+        if each.macs and each not in whole
+    }
     assert seen
     again = PriceLayers(PROFILE, seen, slower=True)(state)
     other = SelectRanks(max_latency=budget, methods=())(again)
@@ -196,7 +252,12 @@ def test_times_of_ops_alone_tell_how_time_changes_with_the_width() -> None:
     """An op takes what it was seen to take at full width, and at others as much less as it does alone."""
     state = filtered(learnt())
     plain = PriceLayers(PROFILE, slower=True)(state).fact(Price).prices
-    alone = {each: 1.0 + each.output[-1] for each in narrower(state.graph, Shares(state.graph, state.fact(FilterSpace)), plain.executed)}
+    alone = {
+        each: 1.0 + each.output[-1]
+        for each in narrower(
+            state.graph, Shares(state.graph, state.fact(FilterSpace)), plain.executed
+        )
+    }
     (op,) = plain.executed.ops(("conv1",))[0]
     prices = PriceLayers(PROFILE, {**alone, op: 34.0}, alone, slower=True)(state).fact(Price).prices
     assert op.output[-1] == 16
@@ -207,38 +268,72 @@ def test_times_of_ops_alone_tell_how_time_changes_with_the_width() -> None:
 def test_without_prices_time_follows_the_macs() -> None:
     state = filtered(learnt())
     spaces = tuple(
-        replace(space, candidates=tuple(replace(c, latency=c.macs / 1e6) for c in space.candidates)) for space in state.fact(DesignSpace).spaces
+        replace(space, candidates=tuple(replace(c, latency=c.macs / 1e6) for c in space.candidates))
+        for space in state.fact(DesignSpace).spaces
     )
-    found = joint.allocate(state.graph, spaces, state.fact(FilterSpace), {"latency": 0.5 * sum(s.whole.latency for s in spaces)})
+    found = joint.allocate(
+        state.graph,
+        spaces,
+        state.fact(FilterSpace),
+        {"latency": 0.5 * sum(s.whole.latency for s in spaces)},
+    )
     assert found.keeps or any(c.method for c in found.chosen)
-    assert sum(c.latency for c in found.chosen) == pytest.approx(sum(c.macs for c in found.chosen) / 1e6, rel=1e-4)
+    assert sum(c.latency for c in found.chosen) == pytest.approx(
+        sum(c.macs for c in found.chosen) / 1e6, rel=1e-4
+    )
 
 
 def conv(read: int, made: int, groups: int = 1) -> Signature:
     return Signature(
-        "conv", ((8, 8, read),), (8, 8, made), (3, 3), (1, 1), (1, 1), groups, params=9 * read * made // groups, macs=64 * 9 * read * made // groups
+        "conv",
+        ((8, 8, read),),
+        (8, 8, made),
+        (3, 3),
+        (1, 1),
+        (1, 1),
+        groups,
+        params=9 * read * made // groups,
+        macs=64 * 9 * read * made // groups,
     )
 
 
 def test_narrower_ops() -> None:
     assert list(narrowed([conv(16, 32)], 0.5, 0.25)) == [conv(8, 8)]
-    assert list(narrowed([conv(16, 4), conv(4, 4), conv(4, 32)], 0.5, 0.25)) == [conv(8, 4), conv(4, 4), conv(4, 8)]
+    assert list(narrowed([conv(16, 4), conv(4, 4), conv(4, 32)], 0.5, 0.25)) == [
+        conv(8, 4),
+        conv(4, 4),
+        conv(4, 8),
+    ]
     pool = Signature("pool", ((8, 8, 16),), (4, 4, 16), (2, 2), (2, 2))
-    assert list(narrowed([pool], 0.5, 1.0, carried=True)) == [Signature("pool", ((8, 8, 8),), (4, 4, 8), (2, 2), (2, 2))]
+    assert list(narrowed([pool], 0.5, 1.0, carried=True)) == [
+        Signature("pool", ((8, 8, 8),), (4, 4, 8), (2, 2), (2, 2))
+    ]
     assert list(narrowed([conv(16, 16, 4)], 0.5, 1.0, carried=True)) == [conv(8, 8, 2)]
     padded = Signature("ops.pad", ((8, 8, 16),), (8, 8, 32))
     assert list(narrowed([padded], 0.5, 0.75)) == [Signature("ops.pad", ((8, 8, 8),), (8, 8, 24))]
     biased = replace(conv(16, 32), params=9 * 16 * 32 + 32)
     assert list(narrowed([biased], 0.5, 0.25)) == [replace(conv(8, 8), params=9 * 8 * 8 + 8)]
     activation = Signature("sigmoid", ((8, 8, 32),), (8, 8, 32))
-    assert list(narrowed([conv(16, 32), activation], 1.0, 0.5)) == [conv(16, 16), Signature("sigmoid", ((8, 8, 16),), (8, 8, 16))]
+    assert list(narrowed([conv(16, 32), activation], 1.0, 0.5)) == [
+        conv(16, 16),
+        Signature("sigmoid", ((8, 8, 16),), (8, 8, 16)),
+    ]
 
 
 def test_what_breaks_ties_never_outweighs_what_is_asked_for(state: State) -> None:
     """However many MACs a network has: they decide between choices that are equal otherwise, and nothing else."""
     prices, spaces = state.fact(Price).prices, state.fact(DesignSpace).spaces
-    large = tuple(replace(space, candidates=tuple(replace(c, macs=10**9 * c.macs) for c in space.candidates)) for space in spaces)
+    large = tuple(
+        replace(space, candidates=tuple(replace(c, macs=10**9 * c.macs) for c in space.candidates))
+        for space in spaces
+    )
     limit = {"latency": 0.8 * state.fact(Price).whole - fixed(state)["latency"]}
-    found = [joint.allocate(state.graph, each, state.fact(FilterSpace), limit, prices=prices) for each in (spaces, large)]
-    impacts = [sum(c.impact for c in each.chosen) + sum(keep.impact for keep in each.keeps.values()) for each in found]
+    found = [
+        joint.allocate(state.graph, each, state.fact(FilterSpace), limit, prices=prices)
+        for each in (spaces, large)
+    ]
+    impacts = [
+        sum(c.impact for c in each.chosen) + sum(keep.impact for keep in each.keeps.values())
+        for each in found
+    ]
     assert impacts[1] == pytest.approx(impacts[0], rel=3 * joint.GAP, abs=1e-9)

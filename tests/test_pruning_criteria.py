@@ -11,7 +11,16 @@ from lrfc.pruning.compensate import refitted
 from lrfc.pruning.criteria import CRITERIA, Context, keep_best
 from lrfc.pruning.groups import groups
 from lrfc.search.statistics import Sampler, SampleSize
-from tests.helpers import branches, conv_net, dense_net, graph_of, random_inputs, random_weights, residual, two_inputs
+from tests.helpers import (
+    branches,
+    conv_net,
+    dense_net,
+    graph_of,
+    random_inputs,
+    random_weights,
+    residual,
+    two_inputs,
+)
 from tests.pruned import zeroed
 
 
@@ -29,7 +38,9 @@ def test_each_criterion_scores_each_unit(name, model):
     graph = graph_of(model())
     given = context(graph)
     for group in given.dependencies.groups:
-        if name == "batchnorm_scale" and not any(part.layer.startswith("bn") for part in group.members):
+        if name == "batchnorm_scale" and not any(
+            part.layer.startswith("bn") for part in group.members
+        ):
             with pytest.raises(ModelError, match="have no BatchNorm with a scale"):
                 CRITERIA[name](graph, group, given)
             continue
@@ -51,7 +62,9 @@ def dead(graph, units):
     return graph.with_weights(weights)
 
 
-@pytest.mark.parametrize("name", ["l1", "l2", "batchnorm_scale", "taylor", "feature_rank", "reconstruction"])
+@pytest.mark.parametrize(
+    "name", ["l1", "l2", "batchnorm_scale", "taylor", "feature_rank", "reconstruction"]
+)
 def test_dead_units_come_last(name):
     graph = dead(graph_of(conv_net()), [2, 5])
     given = context(graph)
@@ -72,7 +85,10 @@ def test_the_geometric_median_finds_the_filter_in_the_middle():
 def test_reconstruction_finds_what_others_say_too():
     """A copied unit costs nothing, however large it is; and of two copies only one may go."""
     graph = graph_of(conv_net())
-    weights = {name: {k: np.array(w) for k, w in graph.op(name).weights.items()} for name in ("conv0", "bn0")}
+    weights = {
+        name: {k: np.array(w) for k, w in graph.op(name).weights.items()}
+        for name in ("conv0", "bn0")
+    }
     for arrays in weights.values():
         for array in arrays.values():
             array[..., 6] = array[..., 1]
@@ -93,7 +109,12 @@ def test_the_scores_of_reconstruction_are_the_errors_of_the_refit(model):
         for count in {1, group.width // 2}:
             gone = np.setdiff1d(np.arange(group.width), keep_best(scores, group.width - count))
             errors = [
-                refitted(graph.op(part.layer), graph.input_tensors(part.layer)[0], given.statistics(part.layer), part.where(gone)).error
+                refitted(
+                    graph.op(part.layer),
+                    graph.input_tensors(part.layer)[0],
+                    given.statistics(part.layer),
+                    part.where(gone),
+                ).error
                 for part in group.consumers
             ]
             assert np.sort(scores)[count - 1] == pytest.approx(sum(errors), rel=1e-5, abs=1e-9)
@@ -111,7 +132,10 @@ def test_taylor_predicts_small_effects():
     (reference,) = keras_io.predict(graph, some)
     found = []
     for unit in range(group.width):
-        (values,) = keras_io.predict(zeroed(graph, given.dependencies, {"conv1": np.delete(np.arange(group.width), unit)}), some)
+        (values,) = keras_io.predict(
+            zeroed(graph, given.dependencies, {"conv1": np.delete(np.arange(group.width), unit)}),
+            some,
+        )
         found.append(float(np.square(np.log(values) - np.log(reference)).mean()))
     assert np.corrcoef(predicted, found)[0, 1] > 0.9
     assert 0.6 < predicted.sum() / sum(found) < 1.6
@@ -120,7 +144,11 @@ def test_taylor_predicts_small_effects():
 def test_criteria_say_what_they_need():
     graph = graph_of(conv_net())
     given = Context(graph, groups(graph))
-    for name, message in (("taylor", "needs calibration data"), ("feature_rank", "needs calibration data"), ("reconstruction", "needs statistics")):
+    for name, message in (
+        ("taylor", "needs calibration data"),
+        ("feature_rank", "needs calibration data"),
+        ("reconstruction", "needs statistics"),
+    ):
         with pytest.raises(ModelError, match=message):
             CRITERIA[name](graph, given.dependencies["conv0"], given)
 
@@ -138,9 +166,14 @@ def test_wide_layers_are_scored_by_their_rows():
     rows = np.random.default_rng(0).standard_normal((12, 40))
     low = LowRank(rows / np.sqrt(12))
     units = np.arange(40) % 10
-    few, whole = Statistics(low, np.zeros((1, 40)), 12), Statistics(low.dense()[None], np.zeros((1, 40)), 12)
+    few, whole = (
+        Statistics(low, np.zeros((1, 40)), 12),
+        Statistics(low.dense()[None], np.zeros((1, 40)), 12),
+    )
     (block,) = blocks(layout, whole, units, 10)
-    np.testing.assert_allclose(wide_costs(layout, few, units, 10), block.costs(np.arange(10)), rtol=1e-6)
+    np.testing.assert_allclose(
+        wide_costs(layout, few, units, 10), block.costs(np.arange(10)), rtol=1e-6
+    )
     source, gone = graph.input_tensors("dense0")[0], np.flatnonzero(units < 3)
     a, b = refitted(op, source, few, gone), refitted(op, source, whole, gone)
     np.testing.assert_allclose(a.kernel, b.kernel, atol=1e-6)

@@ -18,7 +18,17 @@ from lrfc.pruning.groups import groups
 from lrfc.pruning.space import FilterSpace, Keep, labels
 from lrfc.search.facts import DesignSpace
 from tests.compression import explored, state_of
-from tests.helpers import branches, conv_net, difference, graph_of, nested_twice, random_inputs, random_weights, residual, same
+from tests.helpers import (
+    branches,
+    conv_net,
+    difference,
+    graph_of,
+    nested_twice,
+    random_inputs,
+    random_weights,
+    residual,
+    same,
+)
 from tests.pruned import BLOCKS, halves, random_net, zeroed
 
 
@@ -30,7 +40,12 @@ def check(model, share=0.5, seed=0, samples=2):
     smaller = cut(graph, kept)
     smaller.check()
     batch = random_inputs(graph, samples, seed)
-    assert difference(keras_io.predict(zeroed(graph, found, kept), batch), keras_io.predict(smaller, batch)) < 1e-5
+    assert (
+        difference(
+            keras_io.predict(zeroed(graph, found, kept), batch), keras_io.predict(smaller, batch)
+        )
+        < 1e-5
+    )
     if any(len(kept[group.name]) < group.width for group in found.groups):
         assert smaller.params < graph.params
     removed = found.removed(kept)
@@ -50,7 +65,13 @@ def check(model, share=0.5, seed=0, samples=2):
     st.integers(0, 99),
 )
 def test_a_random_network_cut_at_random(blocks, widths, flat, two_outputs, share, seed):
-    check(random_net(blocks, widths[: len(blocks) + 1], flat=flat, two_outputs=two_outputs, seed=seed), share, seed)
+    check(
+        random_net(
+            blocks, widths[: len(blocks) + 1], flat=flat, two_outputs=two_outputs, seed=seed
+        ),
+        share,
+        seed,
+    )
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -75,8 +96,12 @@ def test_one_and_three_dimensions():
     from keras import layers
 
     sound, volume = keras.Input((12, 3), name="sound"), keras.Input((4, 4, 4, 2), name="volume")
-    x = layers.Conv1D(6, 3, padding="causal", name="a")(layers.ZeroPadding1D(1)(layers.Conv1D(4, 3, strides=2, name="b")(sound)))
-    x = layers.Conv1DTranspose(5, 3, strides=2, name="c")(layers.UpSampling1D(2)(layers.MaxPooling1D(2, padding="same")(x)))
+    x = layers.Conv1D(6, 3, padding="causal", name="a")(
+        layers.ZeroPadding1D(1)(layers.Conv1D(4, 3, strides=2, name="b")(sound))
+    )
+    x = layers.Conv1DTranspose(5, 3, strides=2, name="c")(
+        layers.UpSampling1D(2)(layers.MaxPooling1D(2, padding="same")(x))
+    )
     x = layers.Dense(2, name="d")(layers.Flatten()(x))
     y = layers.Conv3D(4, 2, name="e")(volume)
     y = layers.Conv3DTranspose(3, 2, name="f")(layers.AveragePooling3D(1)(y))
@@ -92,9 +117,15 @@ def test_projections_to_heads_are_cut_by_heads():
     inputs = keras.Input((5, 6))
     x = layers.Dense(8, name="widen")(inputs)
     x = layers.EinsumDense("abc,cde->abde", (5, 4, 3), bias_axes="de", name="heads")(x)
-    x = layers.EinsumDense("abde,dec->abc", (5, 7), bias_axes="c", activation="relu", name="join")(x)
+    x = layers.EinsumDense("abde,dec->abc", (5, 7), bias_axes="c", activation="relu", name="join")(
+        x
+    )
     found, smaller = check(functional(inputs, layers.Dense(2, name="head")(x)))
-    assert [(group.name, group.width) for group in found.groups] == [("widen", 8), ("heads", 4), ("join", 7)]
+    assert [(group.name, group.width) for group in found.groups] == [
+        ("widen", 8),
+        ("heads", 4),
+        ("join", 7),
+    ]
     assert smaller.tensors("heads")[0].shape == (None, 5, 2, 3)
 
 
@@ -116,9 +147,14 @@ def test_channels_first():
     inputs = keras.Input((3, 5, 5))
     x = layers.Conv2D(6, 3, data_format="channels_first", name="conv")(inputs)
     x = layers.BatchNormalization(axis=1, name="bn")(x)
-    x = layers.MaxPooling2D(data_format="channels_first", name="pool")(layers.PReLU(name="prelu")(x))
+    x = layers.MaxPooling2D(data_format="channels_first", name="pool")(
+        layers.PReLU(name="prelu")(x)
+    )
     x = layers.Conv2D(6, 1, groups=2, data_format="channels_first", name="pairs")(x)
-    model = functional(inputs, layers.Dense(2, name="head")(layers.Flatten(data_format="channels_first", name="flat")(x)))
+    model = functional(
+        inputs,
+        layers.Dense(2, name="head")(layers.Flatten(data_format="channels_first", name="flat")(x)),
+    )
     graph = graph_of(model)
     found = groups(graph)
     assert [(group.name, group.width) for group in found.groups] == [("conv", 3), ("pairs", 3)]
@@ -134,12 +170,17 @@ def test_slices_of_a_saved_model_are_those_of_the_model(tmp_path):
 
     inputs = keras.Input((6, 6, 3))
     x = layers.Conv2D(8, 3, activation="relu", name="conv")(inputs)
-    model = functional(inputs, [layers.Conv2D(3, 3, name="a")(x[..., :6]), layers.Conv2D(3, 2, name="b")(x[:, 1:, :, 2:])])
+    model = functional(
+        inputs,
+        [layers.Conv2D(3, 3, name="a")(x[..., :6]), layers.Conv2D(3, 2, name="b")(x[:, 1:, :, 2:])],
+    )
     model.save(tmp_path / "m.keras")
     found, _ = check(model)
     loaded, smaller = check(keras.models.load_model(tmp_path / "m.keras"))
     assert len(found.groups) == 3
-    assert [(group.name, group.width) for group in loaded.groups] == [(group.name, group.width) for group in found.groups]
+    assert [(group.name, group.width) for group in loaded.groups] == [
+        (group.name, group.width) for group in found.groups
+    ]
     keras_io.save(smaller, tmp_path / "small.keras")
     same(smaller, keras.models.load_model(tmp_path / "small.keras"))
 
@@ -158,7 +199,9 @@ def test_what_is_not_named_stays():
     smaller = cut(graph, {"conv0": np.array([1, 5])})
     assert smaller.tensors("conv1")[0] == graph.tensors("conv1")[0]
     assert smaller.op("conv1").weights["kernel"].shape == (3, 3, 2, 12)
-    np.testing.assert_array_equal(smaller.op("bn0").weights["gamma"], graph.op("bn0").weights["gamma"][[1, 5]])
+    np.testing.assert_array_equal(
+        smaller.op("bn0").weights["gamma"], graph.op("bn0").weights["gamma"][[1, 5]]
+    )
 
 
 def test_the_original_is_left_as_it_was():
@@ -175,7 +218,13 @@ def test_a_cut_network_is_saved_and_loaded_by_keras_alone(tmp_path):
     smaller = cut(graph, halves(groups(graph)))
     keras_io.save(smaller, tmp_path / "small.keras")
     batch = random_inputs(graph)
-    assert difference(keras_io.predict(smaller, batch), keras_io.predict(keras.saving.load_model(tmp_path / "small.keras"), batch)) < 1e-6
+    assert (
+        difference(
+            keras_io.predict(smaller, batch),
+            keras_io.predict(keras.saving.load_model(tmp_path / "small.keras"), batch),
+        )
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("method", ["channel_svd", "tucker2", "cp"])
@@ -187,13 +236,27 @@ def test_a_factorized_grouped_convolution_is_cut_as_the_layer_would_be(method, b
     x = layers.Conv2D(16, 3, padding="same", groups=blocks, activation="relu", name="wide")(x)
     graph = graph_of(keras.Model(image, layers.Conv2D(4, 1, name="head")(x)))
     state = explored(state_of(graph), methods=(method,))
-    chosen = [next(c for c in space.candidates if c.method == method) for space in state.fact(DesignSpace).spaces if space.op.name == "wide"]
+    chosen = [
+        next(c for c in space.candidates if c.method == method)
+        for space in state.fact(DesignSpace).spaces
+        if space.op.name == "wide"
+    ]
     if not chosen:
         pytest.skip(f"{method} makes nothing smaller of {blocks} groups")
-    factors = {space.op.name: space.factors[method] for space in state.fact(DesignSpace).spaces if space.op.name == "wide"}
-    whole, before = Factorize()(state.with_fact(Selection(tuple(chosen), {}, factors))).graph, groups(graph)
+    factors = {
+        space.op.name: space.factors[method]
+        for space in state.fact(DesignSpace).spaces
+        if space.op.name == "wide"
+    }
+    whole, before = (
+        Factorize()(state.with_fact(Selection(tuple(chosen), {}, factors))).graph,
+        groups(graph),
+    )
     kept = halves(before)
-    gone = labels(groups(whole, like=graph), FilterSpace(before, {}, {}).removed({g.name: Keep(g, kept[g.name]) for g in before.groups}))
+    gone = labels(
+        groups(whole, like=graph),
+        FilterSpace(before, {}, {}).removed({g.name: Keep(g, kept[g.name]) for g in before.groups}),
+    )
     smaller = without(whole, groups(whole, like=graph), gone)
     smaller.check()
     assert {name: smaller.op(name)["filters"] for name in ("stem", "wide")} == {
@@ -202,4 +265,9 @@ def test_a_factorized_grouped_convolution_is_cut_as_the_layer_would_be(method, b
     found = groups(whole, like=graph)
     units = {group.name: np.flatnonzero(~np.isin(group.classes, gone)) for group in found.groups}
     batch = random_inputs(graph, 2)
-    assert difference(keras_io.predict(zeroed(whole, found, units), batch), keras_io.predict(smaller, batch)) < 1e-5
+    assert (
+        difference(
+            keras_io.predict(zeroed(whole, found, units), batch), keras_io.predict(smaller, batch)
+        )
+        < 1e-5
+    )

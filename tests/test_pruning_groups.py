@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from lrfc.pruning.groups import groups
-from tests.helpers import branches, conv_net, dense_net, graph_of, random_weights, residual, shared_conv
+from tests.helpers import (
+    branches,
+    conv_net,
+    dense_net,
+    graph_of,
+    random_weights,
+    residual,
+    shared_conv,
+)
 from tests.test_pruning_cut import check
 
 
@@ -27,7 +35,10 @@ def image(channels=3, size=6):
 
 def test_a_chain_has_a_group_for_each_layer_but_the_last():
     found = groups(graph_of(conv_net()))
-    assert [(g.name, g.width, names(g.producers), names(g.members), names(g.consumers)) for g in found.groups] == [
+    assert [
+        (g.name, g.width, names(g.producers), names(g.members), names(g.consumers))
+        for g in found.groups
+    ] == [
         ("conv0", 8, ["conv0"], ["bn0"], ["conv1"]),
         ("conv1", 12, ["conv1"], ["bn1"], ["head"]),
     ]
@@ -36,7 +47,11 @@ def test_a_chain_has_a_group_for_each_layer_but_the_last():
 
 def test_a_residual_addition_joins_its_layers():
     (group,) = groups(graph_of(residual())).groups
-    assert (names(group.producers), names(group.members), names(group.consumers)) == (["stem", "conv"], ["bn0", "bn1"], ["conv", "head"])
+    assert (names(group.producers), names(group.members), names(group.consumers)) == (
+        ["stem", "conv"],
+        ["bn0", "bn1"],
+        ["conv", "head"],
+    )
 
 
 def test_survivors_are_the_channels_that_a_layer_keeps():
@@ -48,7 +63,9 @@ def test_survivors_are_the_channels_that_a_layer_keeps():
 def test_rows_behind_a_flatten_and_offsets_behind_a_concatenation():
     found = groups(graph_of(branches()))
     label = next(part for part in found["point"].consumers if part.layer == "label")
-    assert label.where([0]).tolist() == list(range(6, 90, 10))  # 6 channels of 'sum', 4 of 'point', at 9 positions; then 6 of 'embed'
+    assert label.where([0]).tolist() == list(
+        range(6, 90, 10)
+    )  # 6 channels of 'sum', 4 of 'point', at 9 positions; then 6 of 'embed'
     assert found["embed"].consumers[0].where([0, 5]).tolist() == [90, 95]
 
 
@@ -66,7 +83,8 @@ def test_a_unit_of_a_grouped_convolution():
         ("wide", 4, ["narrow"], ["head"]),
     ]
     assert found["stem"].producers[0].where([0]).tolist() == [0, 8]
-    # Positions of both groups of 'wide' and whole groups of three in 'narrow' are joined: filters 0-2 and 12-14 are one unit.
+    # Positions of both groups of 'wide' and whole groups of three in 'narrow' are joined: filters
+    # 0-2 and 12-14 are one unit.
     assert found["wide"].producers[0].where([0]).tolist() == [0, 1, 2, 12, 13, 14]
 
 
@@ -78,7 +96,9 @@ def test_model_inputs_stay():
     found = groups(graph_of(functional(inputs, layers.Dense(2, name="head")(layers.Flatten()(x)))))
     assert not found.groups
     assert found.refused["conv"] == "its filters meet the model's input 'image' in 'add' (Add)"
-    assert groups(graph_of(shared_conv())).refused == {"conv": "its filters are the model's output 'flat'"}
+    assert groups(graph_of(shared_conv())).refused == {
+        "conv": "its filters are the model's output 'flat'"
+    }
 
 
 def test_layers_that_mix_channels_freeze_them():
@@ -90,9 +110,15 @@ def test_layers_that_mix_channels_freeze_them():
     x = layers.Softmax(name="soft")(layers.Conv2D(4, 1, name="c")(x))
     x = layers.Dense(5, activation="softmax", name="d")(x)
     x = layers.GroupNormalization(1, name="group")(layers.Conv2D(4, 1, name="e")(x))
-    refused = groups(graph_of(functional(inputs, layers.Dense(2, name="head")(layers.Flatten()(x))))).refused
+    refused = groups(
+        graph_of(functional(inputs, layers.Dense(2, name="head")(layers.Flatten()(x))))
+    ).refused
     assert refused["a"] == "its filters are read by 'norm' (LayerNormalization), which mixes them"
-    assert refused["b"] == "its filters are read by 'sort' (ops.Sort), of which it is not known whether it keeps channels apart"
+    assert (
+        refused["b"]
+        == "its filters are read by 'sort' (ops.Sort), of which it is not known whether it keeps"
+        " channels apart"
+    )
     assert refused["c"] == "its filters are read by 'soft' (Softmax), which mixes them"
     assert refused["d"] == "its filters go through the activation softmax of 'd', which mixes them"
     assert refused["e"] == "its filters are read by 'group' (GroupNormalization), which mixes them"
@@ -107,7 +133,16 @@ def test_custom_layers_freeze_what_they_read():
 
     inputs = image()
     x = Conv2D(4, 1, name="own")(layers.Conv2D(4, 1, name="plain")(inputs))
-    found = groups(graph_of(keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(layers.Conv2D(4, 1, name="behind")(x))))))
+    found = groups(
+        graph_of(
+            keras.Model(
+                inputs,
+                layers.Dense(2, name="head")(
+                    layers.Flatten()(layers.Conv2D(4, 1, name="behind")(x))
+                ),
+            )
+        )
+    )
     assert [group.name for group in found.groups] == ["behind"]
     assert "of which it is not known whether it keeps channels apart" in found.refused["plain"]
     assert "own" not in found.refused
@@ -122,7 +157,10 @@ def test_attention_is_refused_with_its_reason():
     x = layers.Dense(4, name="behind")(layers.MultiHeadAttention(2, 4, name="attention")(x, x))
     found = groups(graph_of(functional(inputs, layers.Dense(2, name="head")(x))))
     assert [group.name for group in found.groups] == ["behind"]
-    assert found.refused["widen"].startswith("its filters are read by 'attention' (MultiHeadAttention), whose projections are inside the layer")
+    assert found.refused["widen"].startswith(
+        "its filters are read by 'attention' (MultiHeadAttention), whose projections are inside the"
+        " layer"
+    )
 
 
 def test_units_that_all_hang_together_are_no_choice():
@@ -130,11 +168,20 @@ def test_units_that_all_hang_together_are_no_choice():
 
     inputs = image()
     x = layers.Conv2D(1, 1, name="mono")(inputs)
-    x = layers.Multiply(name="gate")([layers.Conv2D(4, 1, name="wide")(inputs), layers.Activation("sigmoid")(x)])
+    x = layers.Multiply(name="gate")(
+        [layers.Conv2D(4, 1, name="wide")(inputs), layers.Activation("sigmoid")(x)]
+    )
     found = groups(graph_of(functional(inputs, layers.Dense(2, name="head")(layers.Flatten()(x)))))
     assert found.refused["mono"] == "it has one filter"
     assert [(group.name, group.width) for group in found.groups] == [("wide", 4)]
-    single = graph_of(functional(inputs, layers.Dense(2, name="head")(layers.GlobalAveragePooling2D()(layers.Conv2D(1, 1, name="one")(inputs)))))
+    single = graph_of(
+        functional(
+            inputs,
+            layers.Dense(2, name="head")(
+                layers.GlobalAveragePooling2D()(layers.Conv2D(1, 1, name="one")(inputs))
+            ),
+        )
+    )
     assert groups(single).refused["one"] == "it has one filter"
 
 
@@ -147,10 +194,18 @@ def test_a_shortcut_padded_with_zero_channels():
     shortcut = ops.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (2, 2)), constant_values=0.5)
     x = layers.Add()([layers.Conv2D(8, 3, strides=2, padding="same", name="wide")(x), shortcut])
     found, _ = check(functional(inputs, layers.Dense(2, name="head")(layers.Flatten()(x))))
-    assert [(group.name, group.width, names(group.producers)) for group in found.groups] == [("narrow", 4, ["narrow", "wide"]), ("wide", 4, ["wide"])]
+    assert [(group.name, group.width, names(group.producers)) for group in found.groups] == [
+        ("narrow", 4, ["narrow", "wide"]),
+        ("wide", 4, ["wide"]),
+    ]
     assert found["wide"].producers[0].where(range(4)).tolist() == [0, 1, 6, 7]
-    x = ops.pad(layers.Conv2D(4, 1, name="edge")(inputs), ((0, 0), (0, 0), (0, 0), (2, 2)), mode="reflect")
-    assert "are padded by" in groups(graph_of(functional(inputs, layers.Conv2D(2, 1)(x)))).refused["edge"]
+    x = ops.pad(
+        layers.Conv2D(4, 1, name="edge")(inputs), ((0, 0), (0, 0), (0, 0), (2, 2)), mode="reflect"
+    )
+    assert (
+        "are padded by"
+        in groups(graph_of(functional(inputs, layers.Conv2D(2, 1)(x)))).refused["edge"]
+    )
 
 
 def test_both_parts_of_a_slice_keep_a_unit():
@@ -163,9 +218,20 @@ def test_both_parts_of_a_slice_keep_a_unit():
     y = ops.squeeze(ops.mean(ops.expand_dims(x[..., 3:], 1), axis=(2, 3)), 1)
     y = ops.reshape(ops.reshape(y, (-1, 1, 3)), (-1, 3))
     found, _ = check(
-        functional(inputs, [layers.Conv2D(2, 1, name="a")(left), layers.Conv2D(2, 1, name="b")(right), layers.Dense(2, name="c")(y)]), share=0.1
+        functional(
+            inputs,
+            [
+                layers.Conv2D(2, 1, name="a")(left),
+                layers.Conv2D(2, 1, name="b")(right),
+                layers.Dense(2, name="c")(y),
+            ],
+        ),
+        share=0.1,
     )
-    assert [(group.name, group.producers[0].where(range(group.width)).tolist()) for group in found.groups] == [
+    assert [
+        (group.name, group.producers[0].where(range(group.width)).tolist())
+        for group in found.groups
+    ] == [
         ("conv", [0, 1]),
         ("conv#3", [3, 4, 5]),
     ]
@@ -174,11 +240,17 @@ def test_both_parts_of_a_slice_keep_a_unit():
 def test_only_and_keep():
     graph = graph_of(dense_net(widths=(8, 6, 5)))
     assert [group.name for group in groups(graph, only=["dense1"]).groups] == ["dense1"]
-    assert groups(graph, only=["dense1"]).refused["dense0"] == "its filters include those of 'dense0', which is not named by --only"
-    assert [group.name for group in groups(graph, only=["dense[12]"]).groups] == ["dense1", "dense2"]
+    assert (
+        groups(graph, only=["dense1"]).refused["dense0"]
+        == "its filters include those of 'dense0', which is not named by --only"
+    )
+    assert [group.name for group in groups(graph, only=["dense[12]"]).groups] == [
+        "dense1",
+        "dense2",
+    ]
 
 
-# -- what users of other tools report (peers.md, 16 to 19) -------------------------------------------------------------------------
+# -- what users of other tools report (peers.md, 16 to 19) -----------------------------------------
 
 
 def test_regression_concatenation_under_an_addition():
@@ -190,7 +262,10 @@ def test_regression_concatenation_under_an_addition():
     x = layers.Add()([layers.Concatenate()([a, b]), layers.Conv2D(8, 1, name="c")(inputs)])
     x = layers.Concatenate()([x, a, x])
     found, _ = check(functional(inputs, layers.Conv2D(2, 1, name="head")(x)), share=0.4)
-    assert [(group.name, group.width, names(group.producers)) for group in found.groups] == [("a", 3, ["a", "c"]), ("b", 5, ["b", "c"])]
+    assert [(group.name, group.width, names(group.producers)) for group in found.groups] == [
+        ("a", 3, ["a", "c"]),
+        ("b", 5, ["b", "c"]),
+    ]
     assert found["a"].consumers[0].where([1]).tolist() == [1, 9, 12]
     assert found["b"].producers[1].units.tolist() == [-1, -1, -1, 0, 1, 2, 3, 4]
 
@@ -205,10 +280,16 @@ def test_regression_depthwise_and_one_output_convolutions():
     y = layers.Conv2D(1, 1, name="one_output")(x)
     x = layers.DepthwiseConv2D(1, name="depthwise")(x)
     y = layers.DepthwiseConv2D(1, depth_multiplier=4, name="widening")(y)
-    heads = [layers.Dense(2, name="head")(layers.Flatten()(x)), layers.Dense(2, name="other")(layers.Flatten()(y))]
+    heads = [
+        layers.Dense(2, name="head")(layers.Flatten()(x)),
+        layers.Dense(2, name="other")(layers.Flatten()(y)),
+    ]
     found, _ = check(functional(inputs, heads))
     (group,) = found.groups
-    assert (names(group.producers), names(group.members)) == (["one_input"], ["grouped", "depthwise"])
+    assert (names(group.producers), names(group.members)) == (
+        ["one_input"],
+        ["grouped", "depthwise"],
+    )
     assert names(group.consumers) == ["one_output", "head"]
     assert found.refused["one_output"] == "it has one filter"
     assert found.refused["grouped"] == "its filters go with the channels that it reads"
@@ -237,7 +318,10 @@ def test_regression_outputs_stay_by_default():
 
     inputs = image()
     x = layers.Conv2D(4, 1, name="features")(inputs)
-    model = functional(inputs, [x, layers.Dense(2, name="head")(layers.Flatten()(layers.Conv2D(5, 1, name="on")(x)))])
+    model = functional(
+        inputs,
+        [x, layers.Dense(2, name="head")(layers.Flatten()(layers.Conv2D(5, 1, name="on")(x)))],
+    )
     found = groups(graph_of(model))
     assert [group.name for group in found.groups] == ["on"]
     assert found.refused["features"] == "its filters are the model's output 'features'"

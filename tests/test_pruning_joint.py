@@ -75,7 +75,9 @@ def test_removing_more_is_never_predicted_to_harm_less(state: State) -> None:
 
 @pytest.mark.parametrize("kept", [0.8, 0.5, 0.25])
 @pytest.mark.parametrize("methods", [None, ()])
-def test_the_predicted_costs_are_those_of_the_graph(state: State, kept: float, methods: tuple[str, ...] | None) -> None:
+def test_the_predicted_costs_are_those_of_the_graph(
+    state: State, kept: float, methods: tuple[str, ...] | None
+) -> None:
     found = SelectRanks(share(kept), methods=methods)(state)
     selection = found.fact(Selection)
     graph = built(found).graph
@@ -83,7 +85,9 @@ def test_the_predicted_costs_are_those_of_the_graph(state: State, kept: float, m
     whole, after = totals(state.original), totals(graph)
     assert after["macs"] <= kept * whole["macs"]
     spaces = state.fact(DesignSpace).spaces
-    assert after["macs"] == whole["macs"] - sum(s.whole.macs for s in spaces) + sum(c.macs for c in selection.chosen)
+    assert after["macs"] == whole["macs"] - sum(s.whole.macs for s in spaces) + sum(
+        c.macs for c in selection.chosen
+    )
     if methods == ():
         assert all(c.method is None for c in selection.chosen)
         assert selection.keeps
@@ -92,7 +96,10 @@ def test_the_predicted_costs_are_those_of_the_graph(state: State, kept: float, m
 def test_it_is_the_optimum_of_brute_force(state: State) -> None:
     """Few candidates and levels, every combination cut and counted."""
     design, filters = state.fact(DesignSpace), state.fact(FilterSpace)
-    spaces = tuple(replace(s, candidates=(s.whole, *[c for c in pareto(s.candidates) if c.method][::9][:3])) for s in design.spaces)
+    spaces = tuple(
+        replace(s, candidates=(s.whole, *[c for c in pareto(s.candidates) if c.method][::9][:3]))
+        for s in design.spaces
+    )
     narrow = replace(filters, choices={name: keeps[::3] for name, keeps in filters.choices.items()})
     small = state.with_fact(replace(design, spaces=spaces), narrow)
     whole = totals(state.original)["macs"]
@@ -100,9 +107,20 @@ def test_it_is_the_optimum_of_brute_force(state: State) -> None:
     for chosen in product(*(s.candidates for s in spaces)):
         for keeps in product(*narrow.choices.values()):
             cut = {keep.group.name: keep for keep in keeps if keep.cuts}
-            factors = {s.op.name: s.factors[c.method] for s, c in zip(spaces, chosen, strict=True) if c.method is not None}
-            graph = built(small.with_fact(Selection(chosen, {}, factors, cut, narrow.removed(cut)))).graph
-            combinations.append((totals(graph)["macs"], sum(c.impact for c in chosen) + sum(k.impact for k in keeps)))
+            factors = {
+                s.op.name: s.factors[c.method]
+                for s, c in zip(spaces, chosen, strict=True)
+                if c.method is not None
+            }
+            graph = built(
+                small.with_fact(Selection(chosen, {}, factors, cut, narrow.removed(cut)))
+            ).graph
+            combinations.append(
+                (
+                    totals(graph)["macs"],
+                    sum(c.impact for c in chosen) + sum(k.impact for k in keeps),
+                )
+            )
     for kept in (0.7, 0.45, 0.3):
         best = min(impact for macs, impact in combinations if macs <= kept * whole)
         found = SelectRanks(share(kept))(small).fact(Selection)
@@ -113,19 +131,27 @@ def test_it_is_the_optimum_of_brute_force(state: State) -> None:
 def test_both_together_are_never_predicted_worse_than_either(state: State) -> None:
     for kept in (0.7, 0.4):
         together, ranks, filters = (
-            SelectRanks(share(kept), **options)(state).fact(Selection).impact for options in ({}, {"prune": False}, {"methods": ()})
+            SelectRanks(share(kept), **options)(state).fact(Selection).impact
+            for options in ({}, {"prune": False}, {"methods": ()})
         )
         assert together <= min(ranks, filters) * (1 + 2e-3)
 
 
-def test_an_error_says_what_was_tried_and_which_large_layers_keep_their_filters(state: State) -> None:
-    for methods, means in ((None, "these methods and cutting filters reach is"), ((), "cutting filters reaches is")):
+def test_an_error_says_what_was_tried_and_which_large_layers_keep_their_filters(
+    state: State,
+) -> None:
+    for methods, means in (
+        (None, "these methods and cutting filters reach is"),
+        ((), "cutting filters reaches is"),
+    ):
         with pytest.raises(BudgetError, match=means):
             SelectRanks(share(0.001), methods=methods)(state)
     with pytest.raises(BudgetError, match=r"these methods reach is [\d,]+ \([\d.]+%\)$"):
         SelectRanks(share(0.001), prune=False)(state)
     kept = ExploreFilters(size=SIZE, images=32, keep=("conv0",))(state)
-    with pytest.raises(BudgetError, match=r"%\); filters stay in conv0: its filters are kept by --keep conv0$"):
+    with pytest.raises(
+        BudgetError, match=r"%\); filters stay in conv0: its filters are kept by --keep conv0$"
+    ):
         SelectRanks(share(0.001))(kept)
 
 
@@ -154,12 +180,25 @@ def test_no_more_memory_is_alive_than_there_is_room_for(build) -> None:
 @pytest.mark.parametrize("build", [helpers.residual, helpers.branches, helpers.conv_net])
 def test_the_least_room_is_enough_and_less_is_not(build) -> None:
     state = filtered(state_of(helpers.graph_of(build())))
-    least = joint.least_room(state.graph, state.fact(DesignSpace).spaces, state.fact(FilterSpace), 4)
-    assert arena(fold_batchnorm(built(SelectRanks(rooms=(Room(4, 1.001 * least),))(state)).graph)).peak_bytes <= 1.001 * least
+    least = joint.least_room(
+        state.graph, state.fact(DesignSpace).spaces, state.fact(FilterSpace), 4
+    )
+    assert (
+        arena(
+            fold_batchnorm(built(SelectRanks(rooms=(Room(4, 1.001 * least),))(state)).graph)
+        ).peak_bytes
+        <= 1.001 * least
+    )
     with pytest.raises(BudgetError, match="cannot be met"):
         SelectRanks(rooms=(Room(4, 0.99 * least),))(state)
     limit = int(0.5 * least)
-    with pytest.raises(BudgetError, match=rf"--max-ram {limit} cannot be reached: {limit:,} bytes are allowed, and the least .* is {least:,.0f}"):
+    with pytest.raises(
+        BudgetError,
+        match=(
+            rf"--max-ram {limit} cannot be reached: {limit:,} bytes are allowed, and the least .*"
+            rf" is {least:,.0f}"
+        ),
+    ):
         meet(state, SelectRanks(), None, Budget(value=limit, relative=False), [target("tflite")])
 
 
@@ -173,7 +212,9 @@ def test_what_is_left_is_known_and_refitted(state: State) -> None:
     refitted = Refit(samples=256)(recalibrated)
     inputs = state.data.validation.inputs
     reference = keras_io.predict(state.original, inputs)
-    before, after = (divergence(reference, keras_io.predict(each.graph, inputs)) for each in (cut, refitted))
+    before, after = (
+        divergence(reference, keras_io.predict(each.graph, inputs)) for each in (cut, refitted)
+    )
     assert after < 0.7 * before
 
 
@@ -181,10 +222,18 @@ def test_a_plan_of_its_own_is_taken_where_it_is_closer(state: State) -> None:
     lines: list[str] = []
     told = replace(state, progress=replace(state.progress, log=lines.append))
     select = closest(told, SelectRanks(share(0.5)))
-    judged = {line.split(":")[0].strip(): float(line.split("divergence ")[1]) for line in lines if "divergence" in line}
+    judged = {
+        line.split(":")[0].strip(): float(line.split("divergence ")[1])
+        for line in lines
+        if "divergence" in line
+    }
     assert "all together" in judged
     assert {"no filters cut", "filters alone"} <= {line.split(":")[0].strip() for line in lines}
-    expected = {"no filters cut": (None, False), "filters alone": ((), True), "all together": (None, True)}
+    expected = {
+        "no filters cut": (None, False),
+        "filters alone": ((), True),
+        "all together": (None, True),
+    }
     best = min(judged, key=judged.__getitem__)
     assert (select.methods, select.prune) == expected.get(best, (tuple(best.split(", ")), True))
 
@@ -193,7 +242,9 @@ def test_a_locked_build_cuts_the_same_filters(state: State) -> None:
     first = SelectRanks(share(0.4), methods=())(state)
     kept = {name: tuple(keep.units.tolist()) for name, keep in first.fact(Selection).keeps.items()}
     again = SelectRanks(methods=())(LockFilters(kept)(state))
-    assert {k: v.tolist() for k, v in again.fact(Selection).removed.items()} == {k: v.tolist() for k, v in first.fact(Selection).removed.items()}
+    assert {k: v.tolist() for k, v in again.fact(Selection).removed.items()} == {
+        k: v.tolist() for k, v in first.fact(Selection).removed.items()
+    }
     assert str(built(again).graph) == str(built(first).graph)
     with pytest.raises(UsageError, match="group 'nobody'"):
         LockFilters({"nobody": (0,)})(state)
@@ -205,7 +256,12 @@ def test_layers_that_are_kept_lose_nothing(state: State) -> None:
     kept = ExploreFilters(size=SIZE, images=32, keep=("conv0",))(state)
     assert set(kept.fact(FilterSpace).choices) == {"conv1"}
     assert "--keep conv0" in kept.fact(FilterSpace).refused["conv0"]
-    assert np.all([keep.group.name == "conv1" for keep in SelectRanks(share(0.5))(kept).fact(Selection).keeps.values()])
+    assert np.all(
+        [
+            keep.group.name == "conv1"
+            for keep in SelectRanks(share(0.5))(kept).fact(Selection).keeps.values()
+        ]
+    )
 
 
 def test_channels_are_counted_of_what_each_layer_gives() -> None:
@@ -214,16 +270,33 @@ def test_channels_are_counted_of_what_each_layer_gives() -> None:
     from keras import layers
 
     image = keras.Input((6, 6, 3))
-    x = layers.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise")(layers.Conv2D(8, 1, name="stem")(image))
-    x = layers.Conv2D(16, 3, groups=8, padding="same", name="grouped")(layers.Conv2D(32, 1, name="point")(x))
-    outputs = layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(layers.Conv2D(6, 1, name="last")(x)))
-    state = ExploreFilters(size=SIZE, images=32)(state_of(helpers.graph_of(helpers.random_weights(keras.Model(image, outputs)))))
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise")(
+        layers.Conv2D(8, 1, name="stem")(image)
+    )
+    x = layers.Conv2D(16, 3, groups=8, padding="same", name="grouped")(
+        layers.Conv2D(32, 1, name="point")(x)
+    )
+    outputs = layers.Dense(3, name="head")(
+        layers.GlobalAveragePooling2D()(layers.Conv2D(6, 1, name="last")(x))
+    )
+    state = ExploreFilters(size=SIZE, images=32)(
+        state_of(helpers.graph_of(helpers.random_weights(keras.Model(image, outputs))))
+    )
     filters = state.fact(FilterSpace)
-    counted = filters.left(filters.removed({name: filters.choices[name][-1] for name in ("stem", "point")}))
+    counted = filters.left(
+        filters.removed({name: filters.choices[name][-1] for name in ("stem", "point")})
+    )
     stem, point = (len(filters.choices[name][-1].units) for name in ("stem", "point"))
-    assert {name: counted[name] for name in ("stem", "depthwise", "point", "grouped", "last", "head")} == {
-        "stem": (8, stem), "depthwise": (16, 2 * stem), "point": (32, 4 * point), "grouped": (16, 2 * point), "last": (6, 6), "head": (3, 3)
-    }  # fmt: skip
+    assert {
+        name: counted[name] for name in ("stem", "depthwise", "point", "grouped", "last", "head")
+    } == {
+        "stem": (8, stem),
+        "depthwise": (16, 2 * stem),
+        "point": (32, 4 * point),
+        "grouped": (16, 2 * point),
+        "last": (6, 6),
+        "head": (3, 3),
+    }
 
 
 def test_a_layer_of_which_some_filters_may_go_has_no_reason() -> None:
@@ -234,29 +307,47 @@ def test_a_layer_of_which_some_filters_may_go_has_no_reason() -> None:
     image = keras.Input((6, 6, 3))
     one, other = ops.split(layers.Conv2D(8, 3, name="both")(image), 2, axis=-1)
     shared = layers.Conv2D(4, 1, name="shared")
-    maps = (shared(one), shared(layers.AveragePooling2D(2)(one)), layers.Conv2D(4, 1, name="point")(other))
-    outputs = layers.Dense(3, name="head")(layers.Concatenate()([layers.GlobalAveragePooling2D()(each) for each in maps]))
-    state = ExploreFilters(size=SIZE, images=32)(state_of(helpers.graph_of(helpers.random_weights(keras.Model(image, outputs)))))
+    maps = (
+        shared(one),
+        shared(layers.AveragePooling2D(2)(one)),
+        layers.Conv2D(4, 1, name="point")(other),
+    )
+    outputs = layers.Dense(3, name="head")(
+        layers.Concatenate()([layers.GlobalAveragePooling2D()(each) for each in maps])
+    )
+    state = ExploreFilters(size=SIZE, images=32)(
+        state_of(helpers.graph_of(helpers.random_weights(keras.Model(image, outputs))))
+    )
     filters = state.fact(FilterSpace)
-    assert any(part.layer == "both" for keeps in filters.choices.values() for part in keeps[0].group.producers)
+    assert any(
+        part.layer == "both"
+        for keeps in filters.choices.values()
+        for part in keeps[0].group.producers
+    )
     assert list(filters.refused) == ["head"]
     assert LockFilters({})(state).fact(FilterSpace).refused == filters.refused
 
 
 def test_filters_go_only_where_something_can_make_up_for_them() -> None:
-    graph = helpers.graph_of(helpers.dense_net())  # no BatchNorm that made-up inputs could be matched to
+    graph = helpers.graph_of(
+        helpers.dense_net()
+    )  # no BatchNorm that made-up inputs could be matched to
     for state in (state_of(graph, synthetic=True), state_of(graph, samples=12)):
         with pytest.raises(UsageError, match="--prune off"):
             ExploreFilters()(state)
 
 
-def test_where_no_choice_is_found_in_time_no_filters_are_cut(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_choice_is_found_in_time_no_filters_are_cut(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines: list[str] = []
     told = replace(state, progress=replace(state.progress, log=lines.append))
     alone = SelectRanks(share(0.6), prune=False)(state).fact(Selection)
     solve = joint.milp
 
-    def slow(objective, **options):  # the least that can be reached is found, the best within the budget is not
+    def slow(
+        objective, **options
+    ):  # the least that can be reached is found, the best within the budget is not
         found = solve(objective, **options)
         if len(options["constraints"]) > 1:
             found.x, found.status = None, 1
@@ -265,6 +356,11 @@ def test_where_no_choice_is_found_in_time_no_filters_are_cut(state: State, monke
     monkeypatch.setattr(joint, "milp", slow)
     selection = SelectRanks(share(0.6))(told).fact(Selection)
     assert (selection.chosen, selection.keeps) == (alone.chosen, {})
-    assert lines == ["  no choice of ranks and filters within the macs budgets was found in 60 s: no filters are cut"]
+    assert lines == [
+        (
+            "  no choice of ranks and filters within the macs budgets was found in 60 s: no filters"
+            " are cut"
+        )
+    ]
     with pytest.raises(BudgetError, match="was found in 60 s"):
         SelectRanks(share(0.6), methods=())(state)

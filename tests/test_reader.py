@@ -30,7 +30,9 @@ def test_what_is_no_path(path: str) -> None:
         assert len(text) < 400
 
 
-def test_a_path_is_expanded_and_need_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_is_expanded_and_need_not_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert reader.located("~/x/y") == tmp_path / "x/y"
     assert reader.kind("~/x/y") is None
@@ -50,7 +52,9 @@ def test_a_device_is_not_read(device: str) -> None:
 
 def test_neither_are_pipes_folders_and_sockets(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert "is a pipe, not a regular file" in said(lambda: reader.contents(tmp_path / "pipe", error=ModelError), ModelError)
+    assert "is a pipe, not a regular file" in said(
+        lambda: reader.contents(tmp_path / "pipe", error=ModelError), ModelError
+    )
     assert "is a folder" in said(lambda: reader.contents(tmp_path))
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "s"))
@@ -62,7 +66,9 @@ def test_neither_are_pipes_folders_and_sockets(tmp_path: Path) -> None:
 def test_the_size_is_bounded(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"12345")
     assert reader.contents(tmp_path / "x", limit=5) == b"12345"
-    assert said(lambda: reader.contents(tmp_path / "x", limit=4)).endswith("x has 5 bytes; at most 4 are read here")
+    assert said(lambda: reader.contents(tmp_path / "x", limit=4)).endswith(
+        "x has 5 bytes; at most 4 are read here"
+    )
 
 
 def test_a_file_that_says_that_it_is_empty_is_bounded_too() -> None:
@@ -98,7 +104,9 @@ def test_what_is_no_json_object(content: bytes, text: str) -> None:
 
 
 def test_json_that_is_one() -> None:
-    assert reader.json_object('{"a": [1, 2.5, null, {"b": "ä"}]}', "it") == {"a": [1, 2.5, None, {"b": "ä"}]}
+    assert reader.json_object('{"a": [1, 2.5, null, {"b": "ä"}]}', "it") == {
+        "a": [1, 2.5, None, {"b": "ä"}]
+    }
     assert reader.json_object('{"a": Infinity}', "it", constants=True) == {"a": float("inf")}
 
 
@@ -121,10 +129,22 @@ def test_what_is_no_toml(content: bytes, text: str) -> None:
 def test_what_is_shown_is_one_short_line() -> None:
     assert reader.shown("a\nb\x1b[31mc\u202e") == "a?b?[31mc?"
     assert len(reader.shown("x" * 10_000)) == 201
-    assert reader.plain({"a\x1b": ["b\x07", 1, None, "c\nd\te"]}) == {"a?": ["b?", 1, None, "c\nd\te"]}
+    assert reader.plain({"a\x1b": ["b\x07", 1, None, "c\nd\te"]}) == {
+        "a?": ["b?", 1, None, "c\nd\te"]
+    }
 
 
-@pytest.mark.parametrize("raised", [ValueError("no\nsense"), SystemExit(3), RecursionError(), MemoryError(), KeyError("x"), OSError(5, "I/O")])
+@pytest.mark.parametrize(
+    "raised",
+    [
+        ValueError("no\nsense"),
+        SystemExit(3),
+        RecursionError(),
+        MemoryError(),
+        KeyError("x"),
+        OSError(5, "I/O"),
+    ],
+)
 def test_what_the_users_code_raises_is_the_users_to_see(raised: BaseException) -> None:
     def fails() -> None:
         with reader.user_code("data 'mine:f'"):

@@ -31,7 +31,9 @@ def disturbed(graph: Graph, name: str, norm: str) -> Graph:
     factor = np.geomspace(0.2, 8.0, op.weights["kernel"].shape[-1]).astype(np.float32)
     changed = {"kernel": op.weights["kernel"] * factor}
     if "bias" in op.weights:
-        changed["bias"] = op.weights["bias"] * factor + np.linspace(-2, 2, len(factor)).astype(np.float32)
+        changed["bias"] = op.weights["bias"] * factor + np.linspace(-2, 2, len(factor)).astype(
+            np.float32
+        )
     # Without the epsilon that BatchNorm adds to the variance, a scale can be undone exactly.
     exact = graph.copy()
     exact.replace(graph.op(norm).with_attrs(epsilon=1e-7))
@@ -43,7 +45,9 @@ def test_an_uncompressed_network_stays_as_it_is() -> None:
         result = recalibrated(state)
         for op in state.graph:
             for key, value in op.weights.items():
-                np.testing.assert_allclose(result.op(op.name).weights[key], value, rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(
+                    result.op(op.name).weights[key], value, rtol=1e-5, atol=1e-6
+                )
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -58,7 +62,10 @@ def test_a_batchnorm_behind_a_shifted_and_scaled_layer_is_repaired(frozen) -> No
     result = recalibrated(state.with_graph(broken))
     assert helpers.difference(wanted, keras_io.predict(result, batch)) < 1e-3
     for name in ("conv0", "conv1", "head"):
-        assert all(np.array_equal(value, weights(broken, name)[key]) for key, value in weights(result, name).items())
+        assert all(
+            np.array_equal(value, weights(broken, name)[key])
+            for key, value in weights(result, name).items()
+        )
     for key in ("gamma", "beta"):
         assert np.array_equal(weights(result, "bn0")[key], weights(broken, "bn0")[key])
 
@@ -68,14 +75,24 @@ def test_means_alone_are_bias_correction() -> None:
     state = state_of(graph)
     op = graph.op("conv0")
     shifted = graph.with_weights(
-        {"conv0": {**op.weights, "bias": op.weights["bias"] + np.linspace(-2, 2, op.weights["bias"].size).astype(np.float32)}}
+        {
+            "conv0": {
+                **op.weights,
+                "bias": (
+                    op.weights["bias"]
+                    + np.linspace(-2, 2, op.weights["bias"].size).astype(np.float32)
+                ),
+            }
+        }
     )
     batch = state.data.validation.inputs
     wanted = keras_io.predict(graph, batch)
     assert helpers.difference(wanted, keras_io.predict(shifted, batch)) > 0.05
     result = RecalibrateBatchNorm(variances=False)(state.with_graph(shifted)).graph
     assert helpers.difference(wanted, keras_io.predict(result, batch)) < 1e-3
-    assert np.array_equal(weights(result, "bn0")["moving_variance"], weights(graph, "bn0")["moving_variance"])
+    assert np.array_equal(
+        weights(result, "bn0")["moving_variance"], weights(graph, "bn0")["moving_variance"]
+    )
 
 
 def test_a_second_batchnorm_sees_what_the_repaired_first_one_delivers() -> None:
@@ -84,14 +101,19 @@ def test_a_second_batchnorm_sees_what_the_repaired_first_one_delivers() -> None:
     graph.replace(graph.op("bn0").with_attrs(epsilon=1e-7))
     result = recalibrated(state.with_graph(disturbed(graph, "conv0", "bn0")))
     for key in ("moving_mean", "moving_variance"):
-        np.testing.assert_allclose(weights(result, "bn1")[key], weights(graph, "bn1")[key], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            weights(result, "bn1")[key], weights(graph, "bn1")[key], rtol=1e-3, atol=1e-3
+        )
 
 
 def test_a_broken_classifier_works_again() -> None:
     state = learnt()
     split = state.data.validation
     broken = disturbed(state.graph, "conv1", "bn1")
-    whole, before, after = (accuracy(keras_io.predict(g, split.inputs), split) for g in (state.graph, broken, recalibrated(state.with_graph(broken))))
+    whole, before, after = (
+        accuracy(keras_io.predict(g, split.inputs), split)
+        for g in (state.graph, broken, recalibrated(state.with_graph(broken)))
+    )
     assert before < whole - 0.05
     assert after >= whole - 0.01
 
@@ -104,9 +126,17 @@ def test_a_channel_that_says_nothing_keeps_its_spread() -> None:
     state = state_of(dead)
     noisy = kernel.copy()
     noisy[..., 2] = 1e-3
-    result = recalibrated(state.with_graph(dead.with_weights({"conv0": {**graph.op("conv0").weights, "kernel": noisy}})))
-    assert weights(result, "bn0")["moving_variance"][2] == pytest.approx(weights(dead, "bn0")["moving_variance"][2])
-    assert weights(result, "bn0")["moving_mean"][2] == pytest.approx(weights(dead, "bn0")["moving_mean"][2], abs=1e-2)
+    result = recalibrated(
+        state.with_graph(
+            dead.with_weights({"conv0": {**graph.op("conv0").weights, "kernel": noisy}})
+        )
+    )
+    assert weights(result, "bn0")["moving_variance"][2] == pytest.approx(
+        weights(dead, "bn0")["moving_variance"][2]
+    )
+    assert weights(result, "bn0")["moving_mean"][2] == pytest.approx(
+        weights(dead, "bn0")["moving_mean"][2], abs=1e-2
+    )
     assert np.isfinite(weights(result, "bn1")["moving_variance"]).all()
 
 
@@ -130,11 +160,15 @@ def test_dropout_does_not_disturb_the_statistics() -> None:
     x = layers.BatchNormalization(name="bn")(x)
     graph = helpers.graph_of(helpers.random_weights(keras.Model(features, x)))
     result = recalibrated(state_of(graph))
-    np.testing.assert_allclose(weights(result, "bn")["moving_variance"], weights(graph, "bn")["moving_variance"], rtol=1e-5)
+    np.testing.assert_allclose(
+        weights(result, "bn")["moving_variance"], weights(graph, "bn")["moving_variance"], rtol=1e-5
+    )
     assert "drop" in result
 
 
-def test_the_original_is_passed_once_for_all_plans_and_anew_for_other_data_or_options(monkeypatch) -> None:
+def test_the_original_is_passed_once_for_all_plans_and_anew_for_other_data_or_options(
+    monkeypatch,
+) -> None:
     from lrfc.passes import recalibrate
 
     passed: list[Graph] = []
@@ -154,7 +188,10 @@ def test_the_original_is_passed_once_for_all_plans_and_anew_for_other_data_or_op
     for op in first:
         for key, value in op.weights.items():
             np.testing.assert_array_equal(second.op(op.name).weights[key], value)
-    other = replace(state.data, train=replace(state.data.train, inputs=tuple(0.5 * x for x in state.data.train.inputs)))
+    other = replace(
+        state.data,
+        train=replace(state.data.train, inputs=tuple(0.5 * x for x in state.data.train.inputs)),
+    )
     recalibrated(replace(broken, data=other))
     assert passed.count(state.original) == 2
     RecalibrateBatchNorm(samples=32)(replace(broken, data=other))

@@ -25,14 +25,28 @@ from tests import helpers
 from tests.compression import SIZE, learnt, state_of
 
 
-def compressed(graph: Graph, choices: dict[str, tuple[str, tuple[int, ...]]], state: State | None = None, samples: int = 256) -> State:
+def compressed(
+    graph: Graph,
+    choices: dict[str, tuple[str, tuple[int, ...]]],
+    state: State | None = None,
+    samples: int = 256,
+) -> State:
     """The graph with these layers factorized on their samples, and BatchNorm re-estimated."""
     state = state or state_of(graph, samples=samples)
     graph = run(state, plan([Canonicalise()])).graph
     layers = [graph.op(name) for name in choices]
     drawn = collect(graph, layers, state.data.train.inputs, SIZE, 0) if layers else {}
-    factors = {op.name: space(graph, op, drawn[op.name], (choices[op.name][0],), lambda a, b: 0.0).factors[choices[op.name][0]] for op in layers}
-    chosen = tuple(Candidate(name, method, ranks, 0, 0) for name, (method, ranks) in choices.items())
+    factors = {
+        op.name: (
+            space(graph, op, drawn[op.name], (choices[op.name][0],), lambda a, b: 0.0).factors[
+                choices[op.name][0]
+            ]
+        )
+        for op in layers
+    }
+    chosen = tuple(
+        Candidate(name, method, ranks, 0, 0) for name, (method, ranks) in choices.items()
+    )
     known = State(graph, graph, state.data).with_fact(Selection(chosen, {}, factors))
     return run(known, plan([Factorize(), RecalibrateBatchNorm()], known=(Selection,)))
 
@@ -45,11 +59,24 @@ def distance(state: State, graph: Graph) -> float:
     """Relative distance of the outputs from the original's, on validation inputs."""
     batch = state.data.validation.inputs
     wanted, got = keras_io.predict(state.original, batch), keras_io.predict(graph, batch)
-    return float(np.sqrt(sum(np.sum(np.square(a - b)) for a, b in zip(wanted, got, strict=True)) / sum(np.sum(np.square(a)) for a in wanted)))
+    return float(
+        np.sqrt(
+            sum(np.sum(np.square(a - b)) for a, b in zip(wanted, got, strict=True))
+            / sum(np.sum(np.square(a)) for a in wanted)
+        )
+    )
 
 
 @pytest.mark.parametrize(
-    "build", [helpers.conv_net, helpers.residual, helpers.branches, helpers.shared_conv, helpers.nested_twice, helpers.dense_net]
+    "build",
+    [
+        helpers.conv_net,
+        helpers.residual,
+        helpers.branches,
+        helpers.shared_conv,
+        helpers.nested_twice,
+        helpers.dense_net,
+    ],
 )
 def test_an_uncompressed_network_stays_as_it_is(build: Any) -> None:
     state = compressed(helpers.graph_of(build()), {}, samples=32)
@@ -66,7 +93,9 @@ def test_an_uncompressed_network_stays_as_it_is(build: Any) -> None:
         (helpers.residual, {"stem": ("channel_svd", (3,)), "conv": ("spatial_svd", (4,))}),
     ],
 )
-def test_the_graph_keeps_its_form_and_comes_nearer_to_the_original(build: Any, choices: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+def test_the_graph_keeps_its_form_and_comes_nearer_to_the_original(
+    build: Any, choices: dict[str, tuple[str, tuple[int, ...]]]
+) -> None:
     state = compressed(helpers.graph_of(build()), choices, samples=512)
     result = refitted(state)
     assert str(result) == str(state.graph)
@@ -86,13 +115,20 @@ def test_what_the_other_branch_lost_is_made_good() -> None:
     wanted = sums(state.original)
     before, after = (float(np.linalg.norm(sums(g) - wanted)) for g in (state.graph, result))
     assert after < 0.95 * before
-    assert not np.allclose(result.op("conv").weights["kernel"], state.graph.op("conv").weights["kernel"], rtol=1e-2)
+    assert not np.allclose(
+        result.op("conv").weights["kernel"], state.graph.op("conv").weights["kernel"], rtol=1e-2
+    )
 
 
 def test_a_compressed_classifier_gets_more_right() -> None:
-    state = compressed(learnt().graph, {"conv0": ("channel_svd", (3,)), "conv1": ("spatial_svd", (5,))}, learnt())
+    state = compressed(
+        learnt().graph, {"conv0": ("channel_svd", (3,)), "conv1": ("spatial_svd", (5,))}, learnt()
+    )
     split = state.data.validation
-    before, after = (accuracy(keras_io.predict(graph, split.inputs), split) for graph in (state.graph, refitted(state)))
+    before, after = (
+        accuracy(keras_io.predict(graph, split.inputs), split)
+        for graph in (state.graph, refitted(state))
+    )
     assert after > before
 
 
@@ -100,7 +136,10 @@ def test_layers_called_more_than_once_keep_their_factors() -> None:
     state = compressed(helpers.graph_of(helpers.shared_conv()), {"conv": ("channel_svd", (2,))})
     result = refitted(state)
     for op in state.graph:
-        assert all(np.array_equal(result.op(op.name).weights[key], value) for key, value in op.weights.items())
+        assert all(
+            np.array_equal(result.op(op.name).weights[key], value)
+            for key, value in op.weights.items()
+        )
 
 
 def test_nothing_is_fitted_on_noise_or_on_too_few_inputs() -> None:
@@ -114,6 +153,11 @@ def test_nothing_is_fitted_on_noise_or_on_too_few_inputs() -> None:
 
 
 def test_sixteen_inputs_do_no_harm() -> None:
-    state = compressed(helpers.graph_of(helpers.conv_net()), {"conv0": ("channel_svd", (5,)), "conv1": ("spatial_svd", (8,))})
+    state = compressed(
+        helpers.graph_of(helpers.conv_net()),
+        {"conv0": ("channel_svd", (5,)), "conv1": ("spatial_svd", (8,))},
+    )
     few = Split(tuple(x[:16] for x in state.data.train.inputs), None)
-    assert distance(state, refitted(replace(state, data=replace(state.data, train=few)))) < 1.05 * distance(state, state.graph)
+    assert distance(
+        state, refitted(replace(state, data=replace(state.data, train=few)))
+    ) < 1.05 * distance(state, state.graph)

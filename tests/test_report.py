@@ -60,31 +60,73 @@ def made(**changes: Any) -> Manifest:
         "device": "local",
         "layers": (
             Layer(
-                name="conv1", kind="conv2d", method="tucker2", rank=(4, 8), params_before=100, params_after=40,
-                macs_before=1000, macs_after=400, similarity=0.9876,
+                name="conv1",
+                kind="conv2d",
+                method="tucker2",
+                rank=(4, 8),
+                params_before=100,
+                params_after=40,
+                macs_before=1000,
+                macs_after=400,
+                similarity=0.9876,
             ),
-            Layer(name="head", kind="dense", params_before=20, params_after=20, macs_before=20, macs_after=20, reason="no rank pays"),
+            Layer(
+                name="head",
+                kind="dense",
+                params_before=20,
+                params_after=20,
+                macs_before=20,
+                macs_after=20,
+                reason="no rank pays",
+            ),
         ),
         "before": Figures(
-            params=120, macs=1020, file_bytes=4096, arena_bytes=2048, accuracy=0.98, latency_ms=Latency(p50=2.0, p90=3.0, n=200, threads=1),
+            params=120,
+            macs=1020,
+            file_bytes=4096,
+            arena_bytes=2048,
+            accuracy=0.98,
+            latency_ms=Latency(p50=2.0, p90=3.0, n=200, threads=1),
             peak_rss_bytes=50 * 2**20,
         ),
         "after": Figures(
-            params=60, macs=420, file_bytes=2048, arena_bytes=1024, accuracy=0.97, latency_ms=Latency(p50=1.0, p90=1.5, n=180, threads=1),
+            params=60,
+            macs=420,
+            file_bytes=2048,
+            arena_bytes=1024,
+            accuracy=0.97,
+            latency_ms=Latency(p50=1.0, p90=1.5, n=180, threads=1),
             peak_rss_bytes=40 * 2**20,
         ),
         "accuracy": Accuracy(before=0.98, factorized=0.61, recalibrated=0.83, artifact=0.97),
         "parity": Parity(max_abs_diff=1.5e-6, samples=64),
         "artifacts": (File(path="digits.tflite", sha256="cd" * 32, bytes=2048, format="tflite"),),
-    }  # fmt: skip
+    }
     return Manifest(**fields | changes)
 
 
-def render(manifest: Manifest, ratio: Speedup | None, points: list[dict[str, Any]], problem: str | None, **content: Any) -> str:
-    return pages.render(Content(manifest.model_copy(update={"speedup": ratio, "problem": problem}), points, **content))
+def render(
+    manifest: Manifest,
+    ratio: Speedup | None,
+    points: list[dict[str, Any]],
+    problem: str | None,
+    **content: Any,
+) -> str:
+    return pages.render(
+        Content(
+            manifest.model_copy(update={"speedup": ratio, "problem": problem}), points, **content
+        )
+    )
 
 
-def op(name: str, layer: str, live: int, ms: float | None, kernel: tuple[int, ...] | None = None, weight_bytes: int = 0) -> OpCost:
+def op(
+    name: str,
+    layer: str,
+    live: int,
+    ms: float | None,
+    kernel: tuple[int, ...] | None = None,
+    weight_bytes: int = 0,
+) -> OpCost:
     return OpCost(
         name=name,
         layer=layer,
@@ -101,12 +143,18 @@ def op(name: str, layer: str, live: int, ms: float | None, kernel: tuple[int, ..
 
 OPS = Anatomy(
     overhead_ms=0.1,
-    before=(op("conv1", "conv1", 2048, 1.0, (3, 3, 4, 8), 400), op("pool", "pool", 1024, 0.5), op("head", "head", 100, 0.4, (8, 2), 80)),
-    after=(
-        op("conv1__in", "conv1", 3072, 0.2, (1, 1, 4, 2), 40), op("conv1", "conv1", 2048, 0.3, (3, 3, 2, 8), 120), op("pool", "pool", 1024, 0.5),
+    before=(
+        op("conv1", "conv1", 2048, 1.0, (3, 3, 4, 8), 400),
+        op("pool", "pool", 1024, 0.5),
         op("head", "head", 100, 0.4, (8, 2), 80),
     ),
-)  # fmt: skip
+    after=(
+        op("conv1__in", "conv1", 3072, 0.2, (1, 1, 4, 2), 40),
+        op("conv1", "conv1", 2048, 0.3, (3, 3, 2, 8), 120),
+        op("pool", "pool", 1024, 0.5),
+        op("head", "head", 100, 0.4, (8, 2), 80),
+    ),
+)
 CANDIDATES = (
     Row("conv1", None, "", 100, 1000, 1.0, 0.0, 1.0, False, False),
     Row("conv1", "svd", "2", 20, 200, 0.6, 0.5, 0.4, False, False),
@@ -166,19 +214,45 @@ def test_figures_before_and_after() -> None:
         ["MACs", "1,020", "420", "41.18 %", "58.82 %", "×2.43"],
         ["Parameters", "120", "60", "50.00 %", "50.00 %", "×2"],
         ["File size", "4.0 KiB (4,096 bytes)", "2.0 KiB (2,048 bytes)", "50.00 %", "50.00 %", "×2"],
-        ["Planned activation arena", "2.0 KiB (2,048 bytes)", "1.0 KiB (1,024 bytes)", "50.00 %", "50.00 %", "×2"],
+        [
+            "Planned activation arena",
+            "2.0 KiB (2,048 bytes)",
+            "1.0 KiB (1,024 bytes)",
+            "50.00 %",
+            "50.00 %",
+            "×2",
+        ],
         ["Latency, median", "2 ms", "1 ms", "55.56 %", "44.44 %", "×1.80"],
         ["Latency, 90th percentile", "3 ms", "1.5 ms", NONE, NONE, NONE],
-        ["Peak resident memory", "50.0 MiB (52,428,800 bytes)", "40.0 MiB (41,943,040 bytes)", "80.00 %", "20.00 %", "×1.25"],
+        [
+            "Peak resident memory",
+            "50.0 MiB (52,428,800 bytes)",
+            "40.0 MiB (41,943,040 bytes)",
+            "80.00 %",
+            "20.00 %",
+            "×1.25",
+        ],
         ["Accuracy", "98.00 %", "97.00 %", NONE, NONE, NONE],
     ]
 
 
 def test_what_was_not_measured_is_a_dash_and_never_zero() -> None:
-    bare = made(before=Figures(params=0, macs=10), after=Figures(params=0, macs=20), accuracy=Accuracy(), device=None, parity=None)
+    bare = made(
+        before=Figures(params=0, macs=10),
+        after=Figures(params=0, macs=20),
+        accuracy=Accuracy(),
+        device=None,
+        parity=None,
+    )
     page = Page(render(bare, FASTER, [], None))
     by_name = {row[0]: row[1:] for row in page.tables["figures"]}
-    for name in ("File size", "Planned activation arena", "Latency, median", "Peak resident memory", "Accuracy"):
+    for name in (
+        "File size",
+        "Planned activation arena",
+        "Latency, median",
+        "Peak resident memory",
+        "Accuracy",
+    ):
         assert by_name[name] == [NONE] * 5
     assert by_name["Parameters"] == ["0", "0", NONE, NONE, NONE]  # nothing can be kept of nothing
     assert by_name["MACs"] == ["10", "20", "200.00 %", "−100.00 %", "×0.5"]
@@ -196,15 +270,26 @@ def test_a_latency_names_runs_and_threads_of_both_files() -> None:
 
 def test_a_page_of_estimates_does_not_speak_of_measurements() -> None:
     sides = [
-        side.model_copy(update={"latency_ms": Latency(p50=ms, p90=ms, n=1, threads=1, source="estimated"), "peak_rss_bytes": None})
+        side.model_copy(
+            update={
+                "latency_ms": Latency(p50=ms, p90=ms, n=1, threads=1, source="estimated"),
+                "peak_rss_bytes": None,
+            }
+        )
         for side, ms in ((made().before, 2.0), (made().after, 1.0))
     ]
     turns = Search(rounds=(Round(predicted_ms=1.0, measured_ms=1.0, source="estimated"),))
     manifest = made(before=sides[0], after=sides[1], search=turns, device="board")
     html = render(manifest, Speedup(median=2.0, source="estimated"), POINTS, None, ops=OPS)
     page = Page(html)
-    assert ["Latency, estimated", "2 ms", "1 ms", "50.00 %", "50.00 %", "×2.00"] in page.tables["figures"]
-    left = [line for line in page.text.splitlines() if "measured" in line and "not measured" not in line and "were not" not in line]
+    assert ["Latency, estimated", "2 ms", "1 ms", "50.00 %", "50.00 %", "×2.00"] in page.tables[
+        "figures"
+    ]
+    left = [
+        line
+        for line in page.text.splitlines()
+        if "measured" in line and "not measured" not in line and "were not" not in line
+    ]
     assert left == []
     assert "in turns" not in html
     assert "interval" not in " ".join(note for _, _, note in pages.cards(manifest))
@@ -224,11 +309,20 @@ def test_the_ladder_has_the_steps_that_were_measured() -> None:
 def test_every_layer_has_its_row() -> None:
     assert Page(render(made(), FASTER, POINTS, None, ops=OPS)).tables["layers"][1:] == [
         [
-            "conv1", "tucker2", "4 × 8", "1,000 → 400 ", "100 → 40 ", "400 B → 160 B ", "1.000 → 0.500 ", "0.9876", "conv2d",
-            "3×3×4×8 → 1×1×4×2 · 3×3×2×8", NONE,
+            "conv1",
+            "tucker2",
+            "4 × 8",
+            "1,000 → 400 ",
+            "100 → 40 ",
+            "400 B → 160 B ",
+            "1.000 → 0.500 ",
+            "0.9876",
+            "conv2d",
+            "3×3×4×8 → 1×1×4×2 · 3×3×2×8",
+            NONE,
         ],
         ["head", NONE, NONE, "20", "20", "80 B", "0.400", NONE, "dense", "8×2", "no rank pays"],
-    ]  # fmt: skip
+    ]
     bare = Page(render(made(), FASTER, POINTS, None)).tables["layers"][1]
     assert bare[5] == bare[6] == bare[9] == NONE
 
@@ -236,13 +330,18 @@ def test_every_layer_has_its_row() -> None:
 @pytest.mark.parametrize(
     ("ratio", "said"),
     [
-        (FASTER, "is ×1.80 as fast as the original (measured in turns, 95 % interval 1.70 to 1.90)"),
+        (
+            FASTER,
+            "is ×1.80 as fast as the original (measured in turns, 95 % interval 1.70 to 1.90)",
+        ),
         (ratio_of(0.5, 0.4, 0.6), "is slower than the original, at ×0.50 its speed"),
         (ratio_of(1.2, 0.9, 1.4), "is not measurably faster or slower"),
         (ratio_of(1.004, 1.001, 1.006), "is as fast as the original"),
     ],
 )
-def test_the_verdict_claims_a_speed_only_when_the_whole_interval_does(ratio: Speedup, said: str) -> None:
+def test_the_verdict_claims_a_speed_only_when_the_whole_interval_does(
+    ratio: Speedup, said: str
+) -> None:
     text = Page(render(made(), ratio, POINTS, None)).text
     assert said in text
     assert "Accuracy 97.00 %, of 98.00 % in float." in text
@@ -257,7 +356,14 @@ def test_a_problem_stands_before_all_figures() -> None:
 
 def test_without_gain_nothing_is_claimed_of_the_original() -> None:
     layers = tuple(layer.model_copy(update={"method": None}) for layer in made().layers)
-    text = Page(render(made(layers=layers, after=made().before), ratio_of(0.5, 0.4, 0.6), POINTS, "no gain: slower")).text
+    text = Page(
+        render(
+            made(layers=layers, after=made().before),
+            ratio_of(0.5, 0.4, 0.6),
+            POINTS,
+            "no gain: slower",
+        )
+    ).text
     assert "Compression brought no gain on local, so the original was kept." in text
     assert "It keeps" not in text
     assert "of the compressed file, which was not kept" in text
@@ -266,7 +372,9 @@ def test_without_gain_nothing_is_claimed_of_the_original() -> None:
 def test_the_plot_is_well_formed_and_has_a_table() -> None:
     html = render(made(), FASTER, list(reversed(POINTS)), None)
     svg = ET.fromstring(re.search(r"<svg.*?</svg>", html, re.DOTALL)[0])  # type: ignore[index]
-    marks = [(float(circle.attrib["cx"]), float(circle.attrib["cy"])) for circle in svg.iter("circle")]
+    marks = [
+        (float(circle.attrib["cx"]), float(circle.attrib["cy"])) for circle in svg.iter("circle")
+    ]
     assert len(marks) == 2
     assert marks[0][0] < marks[1][0]  # more MACs to the right
     assert marks[0][1] < marks[1][1]  # more divergence above
@@ -301,36 +409,78 @@ def test_environment_and_configuration() -> None:
 PRUNED: dict[str, Any] = {
     "layers": (
         made().layers[0].model_copy(update={"filters_before": 64, "filters_after": 16}),
-        made().layers[1].model_copy(update={"filters_before": 2, "filters_after": 2, "filters_reason": "its filters are the model's output 'head'"}),
+        made()
+        .layers[1]
+        .model_copy(
+            update={
+                "filters_before": 2,
+                "filters_after": 2,
+                "filters_reason": "its filters are the model's output 'head'",
+            }
+        ),
     ),
-    "filters": (Filters(name="conv1", layers=("conv1", "conv2"), units=2, kept=(1,), impact=0.0125),),
+    "filters": (
+        Filters(name="conv1", layers=("conv1", "conv2"), units=2, kept=(1,), impact=0.0125),
+    ),
 }
 
 
 def full() -> str:
     """A page with everything on it."""
-    kept = Kept(allowed=0.01, drop=0.005, low=-0.001, high=0.011, confidence=0.95, samples=400, met=True)
-    attempts = (Attempt(allowed_divergence=0.1, kept=kept, accuracy=0.9, latency_ms=0.8), Attempt(allowed_divergence=0.05, kept=kept))
+    kept = Kept(
+        allowed=0.01, drop=0.005, low=-0.001, high=0.011, confidence=0.95, samples=400, met=True
+    )
+    attempts = (
+        Attempt(allowed_divergence=0.1, kept=kept, accuracy=0.9, latency_ms=0.8),
+        Attempt(allowed_divergence=0.05, kept=kept),
+    )
     manifest = made(
         search=Search(
-            candidates=4, seconds=1.0, rounds=(Round(predicted_ms=1.0, measured_ms=1.3), Round(predicted_ms=1.2, measured_ms=1.25)), attempts=attempts
+            candidates=4,
+            seconds=1.0,
+            rounds=(
+                Round(predicted_ms=1.0, measured_ms=1.3),
+                Round(predicted_ms=1.2, measured_ms=1.25),
+            ),
+            attempts=attempts,
         ),
-        finetune=FineTuning(losses=(None, 0.5, 0.3), scores=(0.9, 0.95, None), best=1, learning_rate=1e-3, steps=20, seconds=3.0),
+        finetune=FineTuning(
+            losses=(None, 0.5, 0.3),
+            scores=(0.9, 0.95, None),
+            best=1,
+            learning_rate=1e-3,
+            steps=20,
+            seconds=3.0,
+        ),
         accuracy=Accuracy(
-            metric="accuracy", before=0.98, artifact=0.97, kept=kept, kernels=Kernels(reference=0.965, optimised=0.972, samples=1_200, counted=True)
+            metric="accuracy",
+            before=0.98,
+            artifact=0.97,
+            kept=kept,
+            kernels=Kernels(reference=0.965, optimised=0.972, samples=1_200, counted=True),
         ),
     )
     by_latency = [{**point, "latency": point["macs"] / 500} for point in POINTS]
     manifest = manifest.model_copy(update=PRUNED)
-    return render(manifest, FASTER, POINTS, None, by_latency=by_latency, candidates=CANDIDATES, ops=OPS)
+    return render(
+        manifest, FASTER, POINTS, None, by_latency=by_latency, candidates=CANDIDATES, ops=OPS
+    )
 
 
 def test_the_verdict_shows_kept_and_saved_and_how_sure_both_are() -> None:
     text = re.sub(r"\s+", " ", Page(full()).text)
     for said in (
-        "41.2 % kept", "58.8 % saved", "×1.80", "95 % interval 1.70 to 1.90", "97.00 %", "98.00 % before, in float; lost 0.50 pp (95 % interval −0.10 to 1.10, 400 samples)",
-        "on 1,200 samples the file that ships has 97.20 % by the former, 96.50 % by the latter. local rounds as the reference kernels do",
-    ):  # fmt: skip
+        "41.2 % kept",
+        "58.8 % saved",
+        "×1.80",
+        "95 % interval 1.70 to 1.90",
+        "97.00 %",
+        "98.00 % before, in float; lost 0.50 pp (95 % interval −0.10 to 1.10, 400 samples)",
+        (
+            "on 1,200 samples the file that ships has 97.20 % by the former, 96.50 % by the latter."
+            " local rounds as the reference kernels do"
+        ),
+    ):
         assert said in text
 
 
@@ -340,14 +490,19 @@ def test_filters_are_counted_and_groups_are_in_units() -> None:
     assert [row[3].strip() for row in (head, conv, dense)] == ["Filters", "64 → 16", "2"]
     assert "1 of 2 layers factorized, 1 with fewer filters." in page.text
     assert "Filters: its filters are the model's output 'head'" in page.text
-    assert page.tables["filters"] == [["Group", "Units", "Predicted divergence", "Layers"], ["conv1", "2 → 1 ", "0.0125", "conv1, conv2"]]
+    assert page.tables["filters"] == [
+        ["Group", "Units", "Predicted divergence", "Layers"],
+        ["conv1", "2 → 1 ", "0.0125", "conv1, conv2"],
+    ]
     plain = Page(render(made(), FASTER, POINTS, None))
     assert "Filters" not in plain.tables["layers"][0]
     assert "filters" not in plain.tables
 
 
 def test_a_layer_that_was_cut_shows_the_kernel_that_ships() -> None:
-    layers = tuple(layer.model_copy(update={"method": None, "rank": None}) for layer in made().layers)
+    layers = tuple(
+        layer.model_copy(update={"method": None, "rank": None}) for layer in made().layers
+    )
     cut = made(layers=layers, filters=PRUNED["filters"])
     html = render(cut, FASTER, POINTS, "not met: --max-macs 10%", ops=OPS)
     assert Page(html).tables["layers"][1][9] == "3×3×4×8 → 1×1×4×2 · 3×3×2×8"
@@ -359,7 +514,14 @@ def test_a_layer_that_was_cut_shows_the_kernel_that_ships() -> None:
 
 def test_without_methods_no_other_plans_are_drawn() -> None:
     only = made(config=BuildConfig(prune="only").model_dump(mode="json"), filters=PRUNED["filters"])
-    html = render(only, FASTER, POINTS, None, by_latency=[{**POINTS[0], "latency": 1.0}], candidates=CANDIDATES)
+    html = render(
+        only,
+        FASTER,
+        POINTS,
+        None,
+        by_latency=[{**POINTS[0], "latency": 1.0}],
+        candidates=CANDIDATES,
+    )
     page = Page(html)
     assert "Methods were left aside (--prune only)" in page.text
     assert "front" not in page.tables
@@ -370,13 +532,27 @@ def test_without_methods_no_other_plans_are_drawn() -> None:
 
 def rounded(*, counted: bool = True) -> Manifest:
     """A build of integers, whose original has one score in float and another as a file."""
-    steps = [("compression", -0.002), ("emission", 0.007), *([("kernels", 0.013)] if counted else [])]
+    steps = [
+        ("compression", -0.002),
+        ("emission", 0.007),
+        *([("kernels", 0.013)] if counted else []),
+    ]
     kept = Kept(
-        allowed=0.02, drop=0.018 if counted else 0.005, low=0.001, high=0.03, confidence=0.95, samples=1_000, met=True,
-        margin=0.002 if counted else 0.015, parts=tuple(Part(step=step, drop=drop) for step, drop in steps),
-    )  # fmt: skip
+        allowed=0.02,
+        drop=0.018 if counted else 0.005,
+        low=0.001,
+        high=0.03,
+        confidence=0.95,
+        samples=1_000,
+        met=True,
+        margin=0.002 if counted else 0.015,
+        parts=tuple(Part(step=step, drop=drop) for step, drop in steps),
+    )
     kernels = Kernels(reference=0.371, optimised=0.384, samples=1_000, counted=counted)
-    sides = [side.model_copy(update={"accuracy": score}) for side, score in ((made().before, 0.405), (made().after, 0.384))]
+    sides = [
+        side.model_copy(update={"accuracy": score})
+        for side, score in ((made().before, 0.405), (made().after, 0.384))
+    ]
     scores = Accuracy(metric="accuracy", before=0.389, artifact=0.384, kept=kept, kernels=kernels)
     return made(before=sides[0], after=sides[1], accuracy=scores, config={"precision": "int8"})
 
@@ -387,8 +563,14 @@ def test_the_score_of_the_original_says_whether_it_is_that_of_its_file() -> None
         "Accuracy 38.40 %, of 38.90 % in float: lost 1.80 pp (95 % interval",
         "38.90 % before, in float; lost 1.80 pp (95 % interval",
         "The original's emitted file and the one that ships, both int8.",
-        "The drop is a sum: −0.20 pp by compression, in float + 0.70 pp by the emitted file against that network + 1.30 pp by the reference kernels",
-        "It is counted from the original in float, which has 38.90 %; the original's own file has 40.50 %.",
+        (
+            "The drop is a sum: −0.20 pp by compression, in float + 0.70 pp by the emitted file"
+            " against that network + 1.30 pp by the reference kernels"
+        ),
+        (
+            "It is counted from the original in float, which has 38.90 %; the original's own file"
+            " has 40.50 %."
+        ),
     ):
         assert said in page.text
     assert page.tables["accuracy"][1] == ["Original, in float", "38.90 %"]
@@ -407,41 +589,84 @@ def test_one_baseline_needs_no_words() -> None:
 
 def test_where_cycles_are_known_the_times_of_layers_add_up_to_the_latency() -> None:
     spent = {"conv1": 700, "pool": 100, "head": 200, "conv1__in": 100}
-    sides = [[each.model_copy(update={"cycles": spent[each.name]}) for each in side] for side in (OPS.before, OPS.after)]
+    sides = [
+        [each.model_copy(update={"cycles": spent[each.name]}) for each in side]
+        for side in (OPS.before, OPS.after)
+    ]
     sides[0][0] = sides[0][0].model_copy(update={"cycles": 1_700})
     latency = Latency(p50=1.0, p90=1.0, n=1, threads=1, source="compiled")
     manifest = made(
         before=made().before.model_copy(update={"cycles": 2_000, "latency_ms": latency}),
-        after=made().after.model_copy(update={"cycles": 1_100, "latency_ms": latency.model_copy(update={"p50": 0.55})}),
+        after=made().after.model_copy(
+            update={"cycles": 1_100, "latency_ms": latency.model_copy(update={"p50": 0.55})}
+        ),
     )
     ops = Anatomy(overhead_ms=0.1, before=tuple(sides[0]), after=tuple(sides[1]))
     page = Page(render(manifest, FASTER, POINTS, None, ops=ops))
-    assert page.tables["times"][1:] == [["conv1", "0.850", "0.400", ""], ["pool", "0.050", "0.050", ""], ["head", "0.100", "0.100", ""]]
+    assert page.tables["times"][1:] == [
+        ["conv1", "0.850", "0.400", ""],
+        ["pool", "0.050", "0.050", ""],
+        ["head", "0.100", "0.100", ""],
+    ]
     assert [row[6].strip() for row in page.tables["layers"][1:]] == ["0.850 → 0.400", "0.100"]
-    assert "Time: compiled: the cycles that the compiler of local counts, at its clock." in page.text
-    assert "Compiled: the cycles that the compiler of local counts, at its clock; they add up to the compiled latency." in page.text
+    assert (
+        "Time: compiled: the cycles that the compiler of local counts, at its clock." in page.text
+    )
+    assert (
+        "Compiled: the cycles that the compiler of local counts, at its clock; they add up to the"
+        " compiled latency." in page.text
+    )
     assert "Predicted for local" not in page.text
 
 
 def test_a_drop_says_what_it_is_a_share_of() -> None:
-    kept = Kept(allowed=None, drop=0.02, low=-0.01, high=0.03, confidence=0.95, samples=400, met=True)
+    kept = Kept(
+        allowed=None, drop=0.02, low=-0.01, high=0.03, confidence=0.95, samples=400, met=True
+    )
     told = {
-        "% of the variance of the labels": "3.1 before, in float; lost 2.00 % of the variance of the labels (95 % interval −1.00 to 3.00,",
+        "% of the variance of the labels": (
+            "3.1 before, in float; lost 2.00 % of the variance of the labels (95 % interval −1.00"
+            " to 3.00,"
+        ),
         None: "lost 2.00 % (95 % interval",
     }
     for unit, text in told.items():
-        scores = Accuracy(metric="mean squared error", percent=False, before=3.1, artifact=3.2, kept=kept.model_copy(update={"unit": unit}))
-        assert text in pages.cards(made(accuracy=scores, after=made().after.model_copy(update={"accuracy": 3.2})))[-1][2]
+        scores = Accuracy(
+            metric="mean squared error",
+            percent=False,
+            before=3.1,
+            artifact=3.2,
+            kept=kept.model_copy(update={"unit": unit}),
+        )
+        assert (
+            text
+            in pages.cards(
+                made(accuracy=scores, after=made().after.model_copy(update={"accuracy": 3.2}))
+            )[-1][2]
+        )
 
 
 def test_what_grew_is_not_called_kept() -> None:
     manifest = made()
-    grown = manifest.model_copy(update={"after": manifest.after.model_copy(update={"arena_bytes": 2 * (manifest.before.arena_bytes or 0)})})
+    grown = manifest.model_copy(
+        update={
+            "after": manifest.after.model_copy(
+                update={"arena_bytes": 2 * (manifest.before.arena_bytes or 0)}
+            )
+        }
+    )
     assert ("Activation memory", "×2.00", "100.0 % more than before") in pages.cards(grown)
 
 
 def test_no_axis_goes_beyond_what_there_is() -> None:
-    drawn = chart({"score": [(0, 99.6, ""), (1, 99.9, "")]}, "score", "epoch", "score, %", from_zero=(True, False), most_y=100)
+    drawn = chart(
+        {"score": [(0, 99.6, ""), (1, 99.9, "")]},
+        "score",
+        "epoch",
+        "score, %",
+        from_zero=(True, False),
+        most_y=100,
+    )
     ticks = [float(value) for value in re.findall(r'text-anchor="end">([\d.]+)<', drawn)]
     assert ticks
     assert max(ticks) <= 100
@@ -460,11 +685,20 @@ def test_no_axis_goes_beyond_what_there_is() -> None:
     ],
 )
 def test_every_drawing_has_a_title_and_its_points(title: str, points: int) -> None:
-    found = [svg for svg in re.findall(r"<svg.*?</svg>", full(), re.DOTALL) if f"<title>{title}</title>" in svg]
+    found = [
+        svg
+        for svg in re.findall(r"<svg.*?</svg>", full(), re.DOTALL)
+        if f"<title>{title}</title>" in svg
+    ]
     assert len(found) == 1
     svg = ET.fromstring(found[0])
     assert svg.attrib["aria-label"] == title
-    assert sum(each.tag != "polyline" and "mark" in each.attrib.get("class", "") for each in svg.iter()) == points
+    assert (
+        sum(
+            each.tag != "polyline" and "mark" in each.attrib.get("class", "") for each in svg.iter()
+        )
+        == points
+    )
 
 
 def test_bars_follow_one_another() -> None:
@@ -489,25 +723,45 @@ def test_the_layer_that_changed_is_shown_first_and_slower_ranks_are_ringed() -> 
 
 def test_the_command_is_that_of_the_options() -> None:
     config = BuildConfig(
-        targets=("tflite",), data="digits", max_macs="50%", max_latency="12ms", max_drop="1pp@95%", methods=("svd", "tt"), keep=("a b*",), time_budget="10m", seed=7,
+        targets=("tflite",),
+        data="digits",
+        max_macs="50%",
+        max_latency="12ms",
+        max_drop="1pp@95%",
+        methods=("svd", "tt"),
+        keep=("a b*",),
+        time_budget="10m",
+        seed=7,
         augment=False,
-    ).model_dump(mode="json")  # fmt: skip
-    assert command(made(config=config)) == (
-        "lrfc build models/digits.keras --target tflite --data digits --max-macs 50% --max-latency 12ms --max-drop 1pp@95% --methods svd,tt"
-        " --keep 'a b*' --time-budget 600s --no-augment --seed 7"
+    ).model_dump(mode="json")
+    assert (
+        command(made(config=config))
+        == "lrfc build models/digits.keras --target tflite --data digits --max-macs 50%"
+        " --max-latency 12ms --max-drop 1pp@95% --methods svd,tt --keep 'a b*' --time-budget"
+        " 600s --no-augment --seed 7"
     )
     assert command(made(config=config | {"data": "(from Python)"})) is None
-    assert "lrfc build models/digits.keras --locked manifest.json" in render(made(), FASTER, POINTS, None)
+    assert "lrfc build models/digits.keras --locked manifest.json" in render(
+        made(), FASTER, POINTS, None
+    )
 
 
 def test_nothing_comes_from_outside_and_only_the_known_script_runs() -> None:
     html = full()
     page = Page(html)
-    assert {name for _, name, _ in page.attributes} & {"src", "srcset", "onclick", "onload"} == set()
+    assert {name for _, name, _ in page.attributes} & {
+        "src",
+        "srcset",
+        "onclick",
+        "onload",
+    } == set()
     assert [value for _, name, value in page.attributes if name == "href"] == ["data:,"]
     assert re.search(r"https?:|@import|url\(", html) is None
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in html
+    assert (
+        f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        in html
+    )
     assert "default-src 'none'" in html
     assert "prefers-color-scheme: dark" in html
     assert 'name="viewport"' in html
@@ -521,7 +775,12 @@ def test_every_table_is_accessible() -> None:
     assert re.findall(r"<th(?!ead)(?! scope)[^>]*>", html) == []
     ids = [value for _, name, value in Page(html).attributes if name == "id"]
     assert len(ids) == len(set(ids))
-    named = {part for _, name, value in Page(html).attributes if name == "aria-labelledby" for part in value.split()}
+    named = {
+        part
+        for _, name, value in Page(html).attributes
+        if name == "aria-labelledby"
+        for part in value.split()
+    }
     assert named <= set(ids)
 
 
@@ -529,8 +788,12 @@ def test_names_cannot_become_markup() -> None:
     evil = "<script>alert('x')</script>"
     layer = made().layers[0].model_copy(update={"name": evil, "reason": evil, "method": evil})
     candidates = [replace(row, layer=evil, method=row.method and evil) for row in CANDIDATES]
-    ops = Anatomy(overhead_ms=0.1, before=(op(evil, evil, 1, 1.0),), after=(op(evil, evil, 1, 1.0),))
-    changed = made(layers=(layer,), input=Input(path=f"a/{evil}", sha256="ab" * 32), config={evil: [evil]})
+    ops = Anatomy(
+        overhead_ms=0.1, before=(op(evil, evil, 1, 1.0),), after=(op(evil, evil, 1, 1.0),)
+    )
+    changed = made(
+        layers=(layer,), input=Input(path=f"a/{evil}", sha256="ab" * 32), config={evil: [evil]}
+    )
     html = render(changed, FASTER, POINTS, evil, candidates=candidates, ops=ops)
     assert html.count("<script") == 1
     assert html.count("&lt;script&gt;") >= 12
@@ -549,7 +812,18 @@ def test_option(value: Any, shown: str) -> None:
 
 
 def test_numbers() -> None:
-    assert [size(value) for value in (None, 0, 1023, 1536)] == [NONE, "0 bytes", "1,023 bytes", "1.5 KiB (1,536 bytes)"]
-    assert [change(*pair) for pair in ((100, 40), (40, 100), (0, 1), (None, 1), (2, 2))] == ["−60 %", "+150 %", "", "", ""]
+    assert [size(value) for value in (None, 0, 1023, 1536)] == [
+        NONE,
+        "0 bytes",
+        "1,023 bytes",
+        "1.5 KiB (1,536 bytes)",
+    ]
+    assert [change(*pair) for pair in ((100, 40), (40, 100), (0, 1), (None, 1), (2, 2))] == [
+        "−60 %",
+        "+150 %",
+        "",
+        "",
+        "",
+    ]
     assert [ms(value) for value in (None, 0.0, 0.0001, 1.5)] == [NONE, "0.000", "< 0.001", "1.500"]
     assert [percent(value) for value in (None, 0.0, -0.25)] == [NONE, "0 %", "−25.00 %"]

@@ -13,13 +13,18 @@ import pytest
 
 from tests.test_report import full
 
-CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
+CHROMIUM, DRIVER = (
+    shutil.which("chromium") or shutil.which("chromium-browser"),
+    shutil.which("chromedriver"),
+)
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="chromium and chromedriver are not installed (apt-get install chromium chromium-driver)"
+    CHROMIUM is None or DRIVER is None,
+    reason="chromium and chromedriver are not installed (apt-get install chromium chromium-driver)",
 )
 
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
+    " --disable-background-networking --disable-component-update --disable-sync"
     " --disable-dev-shm-usage --window-size=1280,1000"
 ).split()
 
@@ -32,7 +37,9 @@ def browser() -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with tempfile.TemporaryDirectory(prefix="lrfc-chromium-", ignore_cleanup_errors=True) as profile:
+    with tempfile.TemporaryDirectory(
+        prefix="lrfc-chromium-", ignore_cleanup_errors=True
+    ) as profile:
         for flag in (*FLAGS, f"--user-data-dir={profile}"):
             options.add_argument(flag)
         driver = webdriver.Chrome(options=options, service=Service(DRIVER))
@@ -51,14 +58,23 @@ def page(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_no_error_and_no_request(page: Any) -> None:
     assert page.get_log("browser") == []
     events = (json.loads(entry["message"])["message"] for entry in page.get_log("performance"))
-    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    urls = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
     assert urls, "the page itself was asked for"
-    assert [url for url in urls if not url.startswith(("file:", "data:", "chrome:", "chrome-untrusted:"))] == [], "chrome: is the empty tab before it"
+    assert [
+        url
+        for url in urls
+        if not url.startswith(("file:", "data:", "chrome:", "chrome-untrusted:"))
+    ] == [], "chrome: is the empty tab before it"
 
 
 def test_every_drawing_is_visible_and_has_a_size(page: Any) -> None:
     sizes = page.execute_script(
-        "return [...document.querySelectorAll('svg[role=img]')].filter(s => !s.closest('[hidden]')).map(s => [s.getAttribute('aria-label'),"
+        "return [...document.querySelectorAll('svg[role=img]')].filter(s =>"
+        " !s.closest('[hidden]')).map(s => [s.getAttribute('aria-label'),"
         " s.getBoundingClientRect().width, s.querySelectorAll('.mark').length])"
     )
     assert len(sizes) == 7
@@ -69,7 +85,10 @@ def test_every_drawing_is_visible_and_has_a_size(page: Any) -> None:
 
 
 def column(page: Any, number: int) -> list[str]:
-    script = "return [...document.querySelectorAll('#layer-table tbody tr')].map(r => r.children[arguments[0]].textContent.trim())"
+    script = (
+        "return [...document.querySelectorAll('#layer-table tbody tr')].map(r =>"
+        " r.children[arguments[0]].textContent.trim())"
+    )
     return list(page.execute_script(script, number))
 
 
@@ -97,26 +116,37 @@ def test_one_layer_s_curves_at_a_time_and_the_changed_layers_alone(page: Any) ->
     from selenium.webdriver.support.select import Select
 
     def shown() -> list[str]:
-        return [each.get_attribute("data-layer") for each in page.find_elements(By.CSS_SELECTOR, ".curve") if each.is_displayed()]
+        return [
+            each.get_attribute("data-layer")
+            for each in page.find_elements(By.CSS_SELECTOR, ".curve")
+            if each.is_displayed()
+        ]
 
     assert shown() == ["conv1"]
     Select(page.find_element(By.ID, "layer-choice")).select_by_visible_text("head")
     assert shown() == ["head"]
     page.find_element(By.ID, "only-changed").click()
     rows = page.find_elements(By.CSS_SELECTOR, "#layer-table tbody tr")
-    assert [row.find_element(By.TAG_NAME, "th").text for row in rows if row.is_displayed()] == ["conv1"]
+    assert [row.find_element(By.TAG_NAME, "th").text for row in rows if row.is_displayed()] == [
+        "conv1"
+    ]
     page.find_element(By.ID, "only-changed").click()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_what_is_behind_it(page: Any, scheme: str) -> None:
     """WCAG 2.1 AA: a contrast of 4.5."""
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-    pairs = page.execute_script("""
+    page.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    pairs = page.execute_script(
+        """
         const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (!/, 0\\)$/.test(c)) return c; } return null; };
         return [...document.querySelectorAll('p, td, th, li, dt, dd, h1, h2, h3, caption, figcaption, small, button, code, span, svg text')]
             .filter(e => e.textContent.trim())
-            .map(e => { const s = getComputedStyle(e); return [e.tagName, e.tagName === 'text' ? s.fill : s.color, behind(e)]; })""")
+            .map(e => { const s = getComputedStyle(e); return [e.tagName, e.tagName === 'text' ? s.fill : s.color, behind(e)]; })"""
+    )
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
     def luminance(colour: str) -> float:
@@ -131,10 +161,18 @@ def test_text_stands_out_from_what_is_behind_it(page: Any, scheme: str) -> None:
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(page: Any) -> None:
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 320, "height": 640, "deviceScaleFactor": 2, "mobile": True})
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 320, "height": 640, "deviceScaleFactor": 2, "mobile": True},
+    )
     assert page.execute_script("return document.documentElement.scrollWidth") == 320
     assert (
-        min(page.execute_script("return [...document.querySelectorAll('svg[role=img]')].filter(s => !s.closest('[hidden]')).map(s => s.clientWidth)"))
+        min(
+            page.execute_script(
+                "return [...document.querySelectorAll('svg[role=img]')].filter(s =>"
+                " !s.closest('[hidden]')).map(s => s.clientWidth)"
+            )
+        )
         > 250
     )
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -1,4 +1,7 @@
-"""A device over adb: the real client where no device is, and a scripted one that answers as adb does. No real Android device was ever tried."""
+"""A device over adb: the real client where no device is, and a scripted one that answers as adb does.
+
+No real Android device was ever tried.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ Inference timings in us: Init: 855, First inference: 49060, Warmup (avg): 34825.
 Peak memory footprint (MB): init=0 overall=12.8672
 """
 
-#: adb as far as lrfc uses it: this machine stands for the device. What goes wrong is said in a file beside it.
+#: adb as far as lrfc uses it: this machine stands for the device. What goes wrong is said in a file
+#: beside it.
 FAKE = """#!{python}
 import json, os, shutil, subprocess, sys, time
 here = os.path.dirname(os.path.abspath(__file__))
@@ -82,8 +86,11 @@ def phone(tmp_path, monkeypatch):
     folder = tmp_path / "bin"
     (folder / "there").mkdir(parents=True)
     (tmp_path / "data").mkdir()
-    for name, text in (("adb", FAKE.format(python=sys.executable)), ("there/getprop", "#!/bin/sh\necho 14\n"),
-                       ("benchmark_model", PROGRAM.format(folder=folder, said=SAID))):  # fmt: skip
+    for name, text in (
+        ("adb", FAKE.format(python=sys.executable)),
+        ("there/getprop", "#!/bin/sh\necho 14\n"),
+        ("benchmark_model", PROGRAM.format(folder=folder, said=SAID)),
+    ):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     (folder / "dies").write_text("1000")
@@ -99,7 +106,10 @@ def phone(tmp_path, monkeypatch):
     yield plan
     left = []
     for _ in range(100):
-        left = [*plan.data.iterdir(), *(line for line in loopback.commands() if str(plan.data) in line)]
+        left = [
+            *plan.data.iterdir(),
+            *(line for line in loopback.commands() if str(plan.data) in line),
+        ]
         if not left:
             break
         time.sleep(0.1)
@@ -116,8 +126,15 @@ def files(tmp_path_factory):
 
 
 def android(phone, **reach):
-    given = {"folder": str(phone.data)} | ({} if "python" in reach else {"benchmark_model": str(phone.folder / "benchmark_model")})
-    return Device(name="android", description="", machine=reach.pop("machine", None), reach=ADB(**given | reach))
+    given = {"folder": str(phone.data)} | (
+        {} if "python" in reach else {"benchmark_model": str(phone.folder / "benchmark_model")}
+    )
+    return Device(
+        name="android",
+        description="",
+        machine=reach.pop("machine", None),
+        reach=ADB(**given | reach),
+    )
 
 
 def refused(device, said, error=DeviceError):
@@ -137,7 +154,11 @@ def test_python_there_is_asked_and_measured(phone, files):
 def test_benchmark_model_is_asked_and_measured(phone, files):
     with runner(android(phone)) as there:
         facts = there.check()
-        assert (facts.machine, facts.system, facts.python) == (os.uname().machine, "Android 14", None)
+        assert (facts.machine, facts.system, facts.python) == (
+            os.uname().machine,
+            "Android 14",
+            None,
+        )
         assert facts.runtimes["tflite"].startswith("benchmark_model sha256 ")
         assert facts.free_bytes > 0
         found = there.compare(files[:2], runs=40, threads=4)
@@ -147,16 +168,25 @@ def test_benchmark_model_is_asked_and_measured(phone, files):
         assert measurement.median_ms == pytest.approx(33.2094)
         assert measurement.rounds_ms == (measurement.median_ms,) * benchmark_model.TURNS
         assert measurement.cold_start_ms == pytest.approx(0.855 + 49.06)
-        assert (measurement.n, measurement.threads, measurement.iqr_ms) == (50 * benchmark_model.TURNS, 4, 0)
+        assert (measurement.n, measurement.threads, measurement.iqr_ms) == (
+            50 * benchmark_model.TURNS,
+            4,
+            0,
+        )
         assert measurement.peak_rss_bytes is None
         assert measurement.notes == (benchmark_model.NOTE,)
 
 
 def test_what_benchmark_model_says():
     assert parse(SAID) == Turn(33209.4, 855 + 49060, 50)
-    newer = SAID.replace("avg=33209.4 std=450", "avg=33209.4 std=450 p5=32700 median=33100 p95=34000")
+    newer = SAID.replace(
+        "avg=33209.4 std=450", "avg=33209.4 std=450 p5=32700 median=33100 p95=34000"
+    )
     assert parse(newer) == Turn(33100, 855 + 49060, 50)
-    once = SAID.replace("count=50 first=32891 curr=33978 min=32641 max=34005 avg=33209.4 std=450", "count=1 curr=33978")
+    once = SAID.replace(
+        "count=50 first=32891 curr=33978 min=32641 max=34005 avg=33209.4 std=450",
+        "count=1 curr=33978",
+    )
     assert parse(once) == Turn(33978, 855 + 49060, 1)
     assert parse("") is None
     assert parse(SAID.replace("count=", "number=")) is None
@@ -191,13 +221,24 @@ def test_no_adb(phone, monkeypatch):
 
 
 def test_a_profile_that_names_no_way(phone):
-    refused(android(phone, benchmark_model=None), "names neither python nor benchmark_model", UsageError)
-    refused(android(phone, benchmark_model="/nowhere/benchmark_model"), "'/nowhere/benchmark_model' is no file", UsageError)
+    refused(
+        android(phone, benchmark_model=None), "names neither python nor benchmark_model", UsageError
+    )
+    refused(
+        android(phone, benchmark_model="/nowhere/benchmark_model"),
+        "'/nowhere/benchmark_model' is no file",
+        UsageError,
+    )
 
 
 def test_no_room(phone, files):
     phone(push="couldn't create file: No space left on device")
-    with runner(android(phone)) as there, pytest.raises(DeviceError, match=r"no space left in .*/data for m\.tflite \([\d,]+ bytes\)"):
+    with (
+        runner(android(phone)) as there,
+        pytest.raises(
+            DeviceError, match=r"no space left in .*/data for m\.tflite \([\d,]+ bytes\)"
+        ),
+    ):
         there.compare(files[:1])
     refused(android(phone, folder="/nowhere"), "no folder can be made in /nowhere: .*No such file")
     phone(shell="mktemp: /data/local/tmp/lrfc-XXXXXX: No space left on device")
@@ -206,33 +247,67 @@ def test_no_room(phone, files):
 
 def test_sending_fails(phone, files):
     phone(push="remote Permission denied")
-    with runner(android(phone)) as there, pytest.raises(DeviceError, match=r"m\.tflite was not sent: adb: error: .*Permission denied"):
+    with (
+        runner(android(phone)) as there,
+        pytest.raises(
+            DeviceError, match=r"m\.tflite was not sent: adb: error: .*Permission denied"
+        ),
+    ):
         there.compare(files[:1])
     phone(slow=120)  # the commands before it are programs that have to start, on a busy machine too
-    with runner(android(phone)) as there, pytest.raises(DeviceError, match=r"sending m\.tflite .* took more than \d s"):
+    with (
+        runner(android(phone)) as there,
+        pytest.raises(DeviceError, match=r"sending m\.tflite .* took more than \d s"),
+    ):
         there.compare(files[:1], timeout=6.0)
     phone(cut=100)
-    with runner(android(phone)) as there, pytest.raises(DeviceError, match=r"m\.tflite did not arrive whole"):
+    with (
+        runner(android(phone)) as there,
+        pytest.raises(DeviceError, match=r"m\.tflite did not arrive whole"),
+    ):
         there.compare(files[:1])
-    with runner(android(phone, python=sys.executable)) as there, pytest.raises(DeviceError, match="is not the one that was sent"):
+    with (
+        runner(android(phone, python=sys.executable)) as there,
+        pytest.raises(DeviceError, match="is not the one that was sent"),
+    ):
         there.compare(files[:1])
 
 
 def test_another_architecture(phone, tmp_path):
-    refused(android(phone, machine="sparc"), f"says that it is {os.uname().machine}, its profile says sparc")
+    refused(
+        android(phone, machine="sparc"),
+        f"says that it is {os.uname().machine}, its profile says sparc",
+    )
     program = tmp_path / "benchmark_model"
     program.write_text("#!/nowhere/linker64\n")
-    refused(android(phone, benchmark_model=str(program)), rf"cannot run {program}: .*take the benchmark_model built for its architecture")
-    program.write_text('#!/bin/sh\necho "CANNOT LINK EXECUTABLE: library libc.so not found" >&2; exit 1\n')
-    refused(android(phone, benchmark_model=str(program)), "cannot run .*: CANNOT LINK EXECUTABLE: library libc.so not found; take")
-    refused(android(phone, python="/nowhere/python"), "did not start: /nowhere/python cannot be run on device 'android'.*mend reach.python")
+    refused(
+        android(phone, benchmark_model=str(program)),
+        rf"cannot run {program}: .*take the benchmark_model built for its architecture",
+    )
+    program.write_text(
+        '#!/bin/sh\necho "CANNOT LINK EXECUTABLE: library libc.so not found" >&2; exit 1\n'
+    )
+    refused(
+        android(phone, benchmark_model=str(program)),
+        "cannot run .*: CANNOT LINK EXECUTABLE: library libc.so not found; take",
+    )
+    refused(
+        android(phone, python="/nowhere/python"),
+        "did not start: /nowhere/python cannot be run on device 'android'.*mend reach.python",
+    )
 
 
 def test_a_file_that_cannot_be_run(phone, tmp_path, files):
     bad = tmp_path / "bad.tflite"
     bad.write_bytes(b"not a model")
     with runner(android(phone)) as there:
-        with pytest.raises(DeviceError, match=r"cannot measure bad\.tflite: benchmark_model: ERROR: The model is not a valid Flatbuffer"):
+        with pytest.raises(
+            DeviceError,
+            match=(
+                r"cannot measure bad\.tflite: benchmark_model: ERROR: The model is not a valid"
+                r" Flatbuffer"
+            ),
+        ):
             there.compare([Artifact(bad, "tflite", "fp32")])
         with pytest.raises(DeviceError, match=r"cannot measure .*none\.tflite: No such file"):
             there.compare([Artifact(tmp_path / "none.tflite", "tflite", "fp32")])
@@ -245,7 +320,9 @@ def test_a_file_that_cannot_be_run(phone, tmp_path, files):
 def test_what_was_measured_before_is_kept(phone, files):
     (phone.folder / "dies").write_text("8")  # in the fourth turn, with one file done
     with (
-        pytest.raises(DeviceError, match=r"cannot measure m\.tflite: benchmark_model: ERROR: out of memory") as failure,
+        pytest.raises(
+            DeviceError, match=r"cannot measure m\.tflite: benchmark_model: ERROR: out of memory"
+        ) as failure,
         runner(android(phone)) as there,
     ):
         there.compare(files[:2])
@@ -256,20 +333,31 @@ def test_what_was_measured_before_is_kept(phone, files):
 def test_a_device_that_goes_away(phone, files):
     with runner(android(phone)) as there:
         (phone.folder / "gone").touch()
-        with pytest.raises(DeviceError, match="device 'android': the connection was lost: adb: device 'R58M' not found"):
+        with pytest.raises(
+            DeviceError,
+            match="device 'android': the connection was lost: adb: device 'R58M' not found",
+        ):
             there.check()
     (phone.folder / "gone").unlink()
     with runner(android(phone, python=sys.executable)) as there:
         there.check()
         (phone.folder / "gone").touch()
-        with pytest.raises(DeviceError, match="is gone: the connection to device 'android' was lost: adb: device 'R58M' not found"):
+        with pytest.raises(
+            DeviceError,
+            match=(
+                "is gone: the connection to device 'android' was lost: adb: device 'R58M' not found"
+            ),
+        ):
             there.check()
 
 
 def test_a_program_that_hangs(phone, files, tmp_path):
     program = tmp_path / "benchmark_model"
     program.write_text("#!/bin/sh\nexec sleep 1000\n")
-    with runner(android(phone, benchmark_model=str(program))) as there, pytest.raises(DeviceError, match=r"did not answer within \d s"):
+    with (
+        runner(android(phone, benchmark_model=str(program))) as there,
+        pytest.raises(DeviceError, match=r"did not answer within \d s"),
+    ):
         there.compare(files[:1], timeout=6.0)
 
 
@@ -292,10 +380,19 @@ def test_the_real_client_without_a_device(real, tmp_path):
     if "\t" in listed:
         pytest.skip("an Android device is connected")
     for reach in (ADB(benchmark_model=str(program)), ADB(python="python3")):
-        refused(Device(name="android", description="", reach=reach), "device 'android': adb sees no device; connect it")
-    refused(Device(name="android", description="", reach=ADB(python="python3", serial="X1")), "adb sees no device")
+        refused(
+            Device(name="android", description="", reach=reach),
+            "device 'android': adb sees no device; connect it",
+        )
+    refused(
+        Device(name="android", description="", reach=ADB(python="python3", serial="X1")),
+        "adb sees no device",
+    )
 
 
 def test_the_real_client_fails(real, monkeypatch):
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "nonsense")
-    refused(Device(name="android", description="", reach=ADB(python="python3")), "adb devices failed: .*nonsense")
+    refused(
+        Device(name="android", description="", reach=ADB(python="python3")),
+        "adb devices failed: .*nonsense",
+    )

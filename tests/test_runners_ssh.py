@@ -43,7 +43,9 @@ def _nothing_is_left(request, monkeypatch):
         made.append(Path(folder.name))
         return folder
 
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", noted)  # those of this process: others may be at work on the machine
+    monkeypatch.setattr(
+        tempfile, "TemporaryDirectory", noted
+    )  # those of this process: others may be at work on the machine
     yield
     assert [folder for folder in made if folder.exists()] == [], "the control socket's folder"
     if "server" in request.fixturenames:
@@ -79,22 +81,39 @@ def test_a_device_is_asked_and_measured(server, files):
         assert [m.runtime for m in first] == ["LiteRT", "onnxruntime", "LiteRT"]
         assert all(m.n == 20 and m.median_ms > 0 and m.cold_start_ms > 0 for m in first)
         assert [m.path for m in first] == [files[0].path, files[1].path, files[0].path]
-        assert sorted(path.suffix for path in folder.iterdir()) == [".onnx", ".pid", ".pid", ".pid", ".pid", ".py", ".tflite"], "a file is sent once"
+        assert sorted(path.suffix for path in folder.iterdir()) == [
+            ".onnx",
+            ".pid",
+            ".pid",
+            ".pid",
+            ".pid",
+            ".py",
+            ".tflite",
+        ], "a file is sent once"
         assert there.profile(files[1], runs=5)
         assert there.compare(files[:1], runs=3)[0].n == 3
         assert len([path for path in folder.iterdir() if path.suffix != ".pid"]) == 3
 
 
 def test_a_wrong_key_is_refused(server, tmp_path):
-    options = (f"IdentityFile={loopback.key(tmp_path / 'other')}", *server.device().reach.options[1:])
-    refused(server.device(options=options), r"refuses the login: .*Permission denied \(publickey\).*ssh-copy-id")
+    options = (
+        f"IdentityFile={loopback.key(tmp_path / 'other')}",
+        *server.device().reach.options[1:],
+    )
+    refused(
+        server.device(options=options),
+        r"refuses the login: .*Permission denied \(publickey\).*ssh-copy-id",
+    )
 
 
 def test_an_unknown_and_a_changed_host_key(server, tmp_path):
     keep = server.device().reach.options
     known = tmp_path / "known"
     known.write_text("")
-    refused(server.device(options=(*keep[:2], f"GlobalKnownHostsFile={known}")), r"its host key is not the one known here; connect once by hand")
+    refused(
+        server.device(options=(*keep[:2], f"GlobalKnownHostsFile={known}")),
+        r"its host key is not the one known here; connect once by hand",
+    )
     public = loopback.key(tmp_path / "other").with_suffix(".pub").read_text()
     known.write_text(f"[127.0.0.1]:{server.port} {public}")
     refused(
@@ -104,7 +123,10 @@ def test_an_unknown_and_a_changed_host_key(server, tmp_path):
 
 
 def test_nobody_listens(server):
-    refused(server.device(port=loopback.free_port()), r"cannot be reached: .*Connection refused; see that it is on")
+    refused(
+        server.device(port=loopback.free_port()),
+        r"cannot be reached: .*Connection refused; see that it is on",
+    )
 
 
 def test_no_such_host(server):
@@ -116,7 +138,10 @@ def test_a_port_that_never_answers(server):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         began = time.monotonic()
-        refused(server.device(port=silent.getsockname()[1], connect_timeout=1.0), "cannot be reached: .*timed out")
+        refused(
+            server.device(port=silent.getsockname()[1], connect_timeout=1.0),
+            "cannot be reached: .*timed out",
+        )
         assert time.monotonic() - began < 60
 
 
@@ -141,7 +166,10 @@ def test_connecting_is_tried_again(tmp_path, monkeypatch):
 
 def test_no_client(server, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(DependencyError, match="the program ssh is not installed"), runner(server.device()):
+    with (
+        pytest.raises(DependencyError, match="the program ssh is not installed"),
+        runner(server.device()),
+    ):
         pass
 
 
@@ -150,25 +178,40 @@ def test_a_folder_that_is_not_there(server):
 
 
 def test_no_python(server):
-    refused(server.device(python="/nowhere/python3"), r"there is no Python at /nowhere/python3 on device 'loopback'; install it")
-    refused(server.device(python="~/no such/python3"), r"there is no Python at ~/no such/python3 on device 'loopback'")
+    refused(
+        server.device(python="/nowhere/python3"),
+        r"there is no Python at /nowhere/python3 on device 'loopback'; install it",
+    )
+    refused(
+        server.device(python="~/no such/python3"),
+        r"there is no Python at ~/no such/python3 on device 'loopback'",
+    )
 
 
 def test_a_python_that_cannot_be_run(server, tmp_path):
     path = tmp_path / "python3"
     path.write_text("#!/bin/sh\n")
-    refused(server.device(python=str(path)), "cannot be run on device 'loopback', it may be made for another architecture")
+    refused(
+        server.device(python=str(path)),
+        "cannot be run on device 'loopback', it may be made for another architecture",
+    )
 
 
 def test_a_python_for_another_processor(server, tmp_path):
     path = tmp_path / "python3"
     path.write_text("#!/bin/sh\nkill -ILL $$\n")
     path.chmod(0o755)
-    refused(server.device(python=str(path)), "was killed by SIGILL on device 'loopback': its runtime is made for another processor")
+    refused(
+        server.device(python=str(path)),
+        "was killed by SIGILL on device 'loopback': its runtime is made for another processor",
+    )
 
 
 def test_another_architecture_than_promised(server):
-    refused(server.device().model_copy(update={"machine": "sparc"}), f"says that it is {os.uname().machine}, its profile says sparc")
+    refused(
+        server.device().model_copy(update={"machine": "sparc"}),
+        f"says that it is {os.uname().machine}, its profile says sparc",
+    )
 
 
 def test_no_runtime(server, files, tmp_path):
@@ -176,17 +219,31 @@ def test_no_runtime(server, files, tmp_path):
     path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
     path.chmod(0o755)
     bare = server.device(python=str(path))
-    refused(bare, r"the runtime of \.tflite files is not installed there .*: pip install ai-edge-litert")
-    with pytest.raises(DeviceError, match=r"cannot measure m\.onnx: the runtime of \.onnx files is not installed there"), runner(bare) as there:
+    refused(
+        bare, r"the runtime of \.tflite files is not installed there .*: pip install ai-edge-litert"
+    )
+    with (
+        pytest.raises(
+            DeviceError,
+            match=r"cannot measure m\.onnx: the runtime of \.onnx files is not installed there",
+        ),
+        runner(bare) as there,
+    ):
         there.compare(files[1:])
 
 
 def test_a_file_that_is_no_model(server, tmp_path):
     path = tmp_path / "bad.tflite"
     path.write_bytes(b"not a model")
-    with pytest.raises(DeviceError, match=r"cannot measure bad\.tflite"), runner(server.device()) as there:
+    with (
+        pytest.raises(DeviceError, match=r"cannot measure bad\.tflite"),
+        runner(server.device()) as there,
+    ):
         there.compare([Artifact(path, "tflite", "fp32")])
-    with pytest.raises(DeviceError, match=r"cannot measure .*none\.tflite: No such file"), runner(server.device()) as there:
+    with (
+        pytest.raises(DeviceError, match=r"cannot measure .*none\.tflite: No such file"),
+        runner(server.device()) as there,
+    ):
         there.compare([Artifact(tmp_path / "none.tflite", "tflite", "fp32")])
 
 
@@ -198,7 +255,10 @@ def test_no_room_for_the_file(tmp_path, files):
     with loopback.Server(tmp_path / "sshd", limited) as server:
         with (
             runner(server.device()) as there,
-            pytest.raises(DeviceError, match=r"no space left in .* for big\.tflite \(4,\d+,\d+ bytes\); make room"),
+            pytest.raises(
+                DeviceError,
+                match=r"no space left in .* for big\.tflite \(4,\d+,\d+ bytes\); make room",
+            ),
         ):
             there.compare([Artifact(big, "tflite", "fp32")])
         assert server.left() == []
@@ -209,7 +269,10 @@ def test_a_full_disk(server, tmp_path, files):
     with small_disk(disk, "64k"):
         big = tmp_path / "big.tflite"
         big.write_bytes(files[0].path.read_bytes() + bytes(1 << 20))
-        with runner(server.device(folder=str(disk))) as there, pytest.raises(DeviceError, match=r"no space left in .*disk for big\.tflite"):
+        with (
+            runner(server.device(folder=str(disk))) as there,
+            pytest.raises(DeviceError, match=r"no space left in .*disk for big\.tflite"),
+        ):
             there.compare([Artifact(big, "tflite", "fp32")])
         assert list(disk.iterdir()) == []
         (disk / "full").write_bytes(bytes(60 << 10))
@@ -244,23 +307,38 @@ def killing(monkeypatch, request, number, what):
 def test_the_server_is_killed_in_the_middle(tmp_path, files, monkeypatch):
     with loopback.Server(tmp_path / "sshd") as server:
         killing(monkeypatch, "runs", 2 + 2 * 5 + 1, lambda worker: server.kill())
-        with pytest.raises(DeviceError, match=r"the process to measure m\.\w+ is gone: the connection to device 'loopback' was lost") as failure:
+        with pytest.raises(
+            DeviceError,
+            match=(
+                r"the process to measure m\.\w+ is gone: the connection to device 'loopback' was"
+                r" lost"
+            ),
+        ) as failure:
             measured(server, files)
         assert "\n" not in str(failure.value)
-        assert [len(m.rounds_ms) for m in failure.value.measured] == [5, 5], "what was measured so far is kept"
+        assert [len(m.rounds_ms) for m in failure.value.measured] == [
+            5,
+            5,
+        ], "what was measured so far is kept"
         assert server.left() == [], "the folder removes itself"
 
 
 def test_the_server_is_killed_before_a_file_is_sent(tmp_path, files):
     with loopback.Server(tmp_path / "sshd") as server:
-        with pytest.raises(DeviceError, match=r"device 'loopback': the connection was lost while worker\.py was sent"):
+        with pytest.raises(
+            DeviceError,
+            match=r"device 'loopback': the connection was lost while worker\.py was sent",
+        ):
             measured(server, files, server.kill)
         assert server.left() == []
 
 
 def test_the_connection_ends_unseen(tmp_path):
     with loopback.Server(tmp_path / "sshd") as server:
-        with pytest.raises(DeviceError, match=r"the connection ended badly; see whether .*/lrfc-"), runner(server.device()):
+        with (
+            pytest.raises(DeviceError, match=r"the connection ended badly; see whether .*/lrfc-"),
+            runner(server.device()),
+        ):
             server.kill()
         assert server.left() == []
 
@@ -278,14 +356,20 @@ def send(server, number):
 
 def test_the_worker_is_killed_there(server, files, monkeypatch):
     killing(monkeypatch, "runs", 4, lambda worker: send(server, signal.SIGKILL))
-    with pytest.raises(DeviceError, match=r"was killed by SIGKILL on device 'loopback': its memory may be too small"):
+    with pytest.raises(
+        DeviceError,
+        match=r"was killed by SIGKILL on device 'loopback': its memory may be too small",
+    ):
         measured(server, files)
 
 
 def test_the_time_is_up(server, files, monkeypatch):
     killing(monkeypatch, "runs", 4, lambda worker: send(server, signal.SIGSTOP))
     try:
-        with pytest.raises(DeviceError, match=r"it took more than 15 s to measure m\.\w+"), runner(server.device()) as there:
+        with (
+            pytest.raises(DeviceError, match=r"it took more than 15 s to measure m\.\w+"),
+            runner(server.device()) as there,
+        ):
             there.compare(files, timeout=15.0)
     except BaseException:
         send(server, signal.SIGCONT)
@@ -293,11 +377,16 @@ def test_the_time_is_up(server, files, monkeypatch):
 
 
 def test_sending_takes_too_long(tmp_path, files):
-    slow = "sh -c 'case $SSH_ORIGINAL_COMMAND in *.py*) sleep 30;; esac; exec sh -c \"$SSH_ORIGINAL_COMMAND\"'"
+    slow = (
+        "sh -c 'case $SSH_ORIGINAL_COMMAND in *.py*) sleep 30;; esac; exec sh -c"
+        ' "$SSH_ORIGINAL_COMMAND"\''
+    )
     with (
         loopback.Server(tmp_path / "sshd", slow) as server,
         runner(server.device()) as there,
-        pytest.raises(DeviceError, match=r"sending worker\.py \([\d,]+ bytes\) took more than \d s"),
+        pytest.raises(
+            DeviceError, match=r"sending worker\.py \([\d,]+ bytes\) took more than \d s"
+        ),
     ):
         there.compare(files, timeout=3.0)
 
@@ -328,12 +417,23 @@ with runner(device.load(sys.argv[1])) as there:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_this_side_is_interrupted_or_killed(number, server, files, tmp_path):
     reach = server.device().reach
-    lines = [f"{name} = {value!r}" for name, value in reach.model_dump().items() if name != "options"]
+    lines = [
+        f"{name} = {value!r}" for name, value in reach.model_dump().items() if name != "options"
+    ]
     profile = tmp_path / "loopback.toml"
     options = ", ".join(f'"{option}"' for option in reach.options)
-    profile.write_text("\n".join(['name = "loopback"', 'description = ""', "[reach]", *lines, f"options = [{options}]"]) + "\n")
+    profile.write_text(
+        "\n".join(
+            ['name = "loopback"', 'description = ""', "[reach]", *lines, f"options = [{options}]"]
+        )
+        + "\n"
+    )
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, profile, files[0].path], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM, profile, files[0].path],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as running:
         assert running.stdout.readline() == "open\n"
         (folder,) = server.remote.iterdir()

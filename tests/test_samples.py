@@ -28,18 +28,58 @@ KINDS = {
     "causal": lambda: conv((3,), 4, 5, (9,), padding="causal", dilation_rate=2),
     "causal strided": lambda: conv((4,), 4, 5, (9,), padding="causal", strides=2),
     "3-D": lambda: conv((2, 3, 2), 3, 4, (4, 5, 4), strides=(1, 2, 1)),
-    "channels_first": lambda: layer("Conv2D", (4, 7, 6), (3, 3, 4, 5), filters=5, kernel_size=(3, 3), padding="same", data_format="channels_first", bias=5),
-    "depthwise": lambda: layer("DepthwiseConv2D", (7, 6, 4), (3, 3, 4, 2), kernel_size=(3, 3), depth_multiplier=2, strides=(2, 2), padding="same", bias=8),
+    "channels_first": lambda: layer(
+        "Conv2D",
+        (4, 7, 6),
+        (3, 3, 4, 5),
+        filters=5,
+        kernel_size=(3, 3),
+        padding="same",
+        data_format="channels_first",
+        bias=5,
+    ),
+    "depthwise": lambda: layer(
+        "DepthwiseConv2D",
+        (7, 6, 4),
+        (3, 3, 4, 2),
+        kernel_size=(3, 3),
+        depth_multiplier=2,
+        strides=(2, 2),
+        padding="same",
+        bias=8,
+    ),
     "dense": lambda: dense(6, 5),
     "dense on a sequence": lambda: dense(6, 5, (2, 3)),
-    "einsum": lambda: layer("EinsumDense", (4, 6), (5, 6), equation="abc,dc->abd", output_shape=(4, 5), bias_axes="d", bias=5),
-    "einsum over two axes": lambda: layer("EinsumDense", (4, 2, 3), (3, 2, 5), equation="abde,edc->abc", output_shape=(4, 5), bias_axes="c", bias=5),
-    "einsum over the first axis": lambda: layer("EinsumDense", (4, 6), (4, 5), equation="abc,bd->adc", output_shape=(5, 6)),
-}  # fmt: skip
+    "einsum": lambda: layer(
+        "EinsumDense",
+        (4, 6),
+        (5, 6),
+        equation="abc,dc->abd",
+        output_shape=(4, 5),
+        bias_axes="d",
+        bias=5,
+    ),
+    "einsum over two axes": lambda: layer(
+        "EinsumDense",
+        (4, 2, 3),
+        (3, 2, 5),
+        equation="abde,edc->abc",
+        output_shape=(4, 5),
+        bias_axes="c",
+        bias=5,
+    ),
+    "einsum over the first axis": lambda: layer(
+        "EinsumDense", (4, 6), (4, 5), equation="abc,bd->adc", output_shape=(5, 6)
+    ),
+}
 
 
-def drawn(graph: Graph, inputs, size: SampleSize, *names: str, seed: int = 0) -> dict[str, LayerSamples]:
-    return collect(graph, [graph.op(name) for name in names or ("layer",)], inputs, size, seed, batch=5)
+def drawn(
+    graph: Graph, inputs, size: SampleSize, *names: str, seed: int = 0
+) -> dict[str, LayerSamples]:
+    return collect(
+        graph, [graph.op(name) for name in names or ("layer",)], inputs, size, seed, batch=5
+    )
 
 
 def rows(graph: Graph, inputs) -> np.ndarray:
@@ -77,16 +117,30 @@ def testdrawn_patches_give_outputs_at_real_positions(kind) -> None:
 
 
 def test_a_transposed_convolution_scatters_the_response_of_its_pixels() -> None:
-    graph = layer("Conv2DTranspose", (3, 3, 4), (2, 2, 5, 4), filters=5, kernel_size=(2, 2), strides=(2, 2), bias=5)
+    graph = layer(
+        "Conv2DTranspose",
+        (3, 3, 4),
+        (2, 2, 5, 4),
+        filters=5,
+        kernel_size=(2, 2),
+        strides=(2, 2),
+        bias=5,
+    )
     inputs = helpers.random_inputs(graph, 8)
     found = drawn(graph, inputs, SampleSize(4, 4, EVERYTHING, EVERYTHING))["layer"]
     given = response(graph.op("layer"), graph.input_tensors("layer")[0], found)
     # The stride equals the kernel: each pixel alone makes a block of the output.
     blocks = given.reshape(4, 3, 3, 2, 2, 5).transpose(0, 1, 3, 2, 4, 5).reshape(4, 6, 6, 5)
-    np.testing.assert_allclose(blocks + graph.op("layer").weights["bias"], keras_io.predict(graph, (inputs[0][4:],))[0], atol=2e-5)
+    np.testing.assert_allclose(
+        blocks + graph.op("layer").weights["bias"],
+        keras_io.predict(graph, (inputs[0][4:],))[0],
+        atol=2e-5,
+    )
 
 
-@pytest.mark.parametrize("kind", ["same", "strided", "grouped", "depthwise", "dense", "einsum over two axes"])
+@pytest.mark.parametrize(
+    "kind", ["same", "strided", "grouped", "depthwise", "dense", "einsum over two axes"]
+)
 def test_statistics_of_every_position_are_the_covariance(kind) -> None:
     graph = KINDS[kind]()
     inputs = helpers.random_inputs(graph, 12)
@@ -98,7 +152,9 @@ def test_statistics_of_every_position_are_the_covariance(kind) -> None:
     assert found.mean is not None
     np.testing.assert_allclose(found.mean, patches.mean(0), atol=1e-5)
     for group, covariance in enumerate(found.covariance):
-        np.testing.assert_allclose(covariance, np.cov(patches[:, group].T, bias=True).reshape(covariance.shape), atol=1e-5)
+        np.testing.assert_allclose(
+            covariance, np.cov(patches[:, group].T, bias=True).reshape(covariance.shape), atol=1e-5
+        )
 
 
 def test_without_bias_or_batchnorm_the_moment_is_not_centred() -> None:
@@ -131,7 +187,9 @@ def test_a_shared_layer_pools_all_of_its_calls() -> None:
     calls = graph.calls(graph.op("conv"))
     assert len(calls) == 3
     probe.outputs, probe.structure = tuple(Ref(call.name) for call in calls), (None, None)
-    wanted = np.concatenate([y.reshape(-1, 3) for y in keras_io.predict(probe, tuple(x[4:] for x in inputs))])
+    wanted = np.concatenate(
+        [y.reshape(-1, 3) for y in keras_io.predict(probe, tuple(x[4:] for x in inputs))]
+    )
     given = response(graph.op("conv"), graph.input_tensors("conv")[0], found)
     np.testing.assert_allclose(given, wanted, atol=2e-5)
     few = drawn(graph, inputs, SampleSize(4, 4, 24, 24), "conv")["conv"]
@@ -162,7 +220,9 @@ def test_the_addend_belongs_to_the_same_positions(data_format) -> None:
 def test_the_seed_decides() -> None:
     graph = KINDS["same"]()
     inputs = helpers.random_inputs(graph, 8)
-    one, same, other = (drawn(graph, inputs, SampleSize(4, 4, 12, 12), seed=seed)["layer"] for seed in (1, 1, 2))
+    one, same, other = (
+        drawn(graph, inputs, SampleSize(4, 4, 12, 12), seed=seed)["layer"] for seed in (1, 1, 2)
+    )
     assert np.array_equal(one.patches, same.patches)
     assert np.array_equal(one.statistics.covariance, same.statistics.covariance)
     assert not np.array_equal(one.patches, other.patches)
@@ -195,11 +255,17 @@ def test_wide_dense_layers_keep_rows_that_are_the_same_covariance(monkeypatch, b
     assert np.allclose(few.covariance.dense(), whole.covariance[0])
     assert (few.mean is None) == (whole.mean is None)
     for method in ("svd", "tt_matrix"):
-        kernels = [METHODS[method].decompose(op, source, statistics=each).kernel((3,)) for each in (whole, few)]
+        kernels = [
+            METHODS[method].decompose(op, source, statistics=each).kernel((3,))
+            for each in (whole, few)
+        ]
         assert np.allclose(*kernels, atol=1e-5)
     monkeypatch.setattr(sampling, "WIDE", 10)
     inputs = helpers.random_inputs(graph, 40)
-    assert isinstance(collect(graph, [op], inputs, SampleSize(30, 10, 30, 10), 0)["d"].statistics.covariance, np.ndarray)  # rows would take more
+    assert isinstance(
+        collect(graph, [op], inputs, SampleSize(30, 10, 30, 10), 0)["d"].statistics.covariance,
+        np.ndarray,
+    )  # rows would take more
 
 
 def test_samples_of_large_networks_are_collected_in_groups(monkeypatch) -> None:
@@ -216,5 +282,7 @@ def test_samples_of_large_networks_are_collected_in_groups(monkeypatch) -> None:
     for op in layers:
         a, b = at_once[op.name].statistics, one_by_one[op.name].statistics
         assert a.count == b.count
-        assert np.abs(a.covariance - b.covariance).max() < 0.5 * np.abs(a.covariance).max()  # other positions of the same images
+        assert (
+            np.abs(a.covariance - b.covariance).max() < 0.5 * np.abs(a.covariance).max()
+        )  # other positions of the same images
         assert len(one_by_one._samples) == 1

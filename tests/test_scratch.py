@@ -34,8 +34,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def child(code: str, place: Path, *args: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)],
-        cwd=ROOT, env=os.environ | {"TMPDIR": str(place)}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(place)},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
 
 
 def test_one_root_that_nobody_else_can_read(place: Path) -> None:
@@ -97,20 +101,27 @@ with scratch.for_all() as own, scratch.folder() as folder, scratch.file_elsewher
 def test_what_a_killed_process_leaves_goes_at_the_next_start(place: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    with child(HOLDS, place, elsewhere / ".killed.part") as killed, child(HOLDS, place, elsewhere / ".lives.part") as lives:
+    with (
+        child(HOLDS, place, elsewhere / ".killed.part") as killed,
+        child(HOLDS, place, elsewhere / ".lives.part") as lives,
+    ):
         for process in (killed, lives):
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
         killed.kill()
         killed.wait()
-        assert [path.name for path in place.iterdir()] == [f"lrfc-{os.getuid()}"], "also what libraries and children make"
+        assert [path.name for path in place.iterdir()] == [f"lrfc-{os.getuid()}"], (
+            "also what libraries and children make"
+        )
         assert len(list(scratch.root().iterdir())) == 2
         with scratch.folder() as mine:
             names = {path.name.split("-")[0] for path in scratch.root().iterdir()}
             assert names == {str(lives.pid), str(os.getpid())}
             assert [path.name for path in elsewhere.iterdir()] == [".lives.part"]
             assert mine.is_dir()
-        assert len(list(next(scratch.root().iterdir()).iterdir())) > 2, "that of a process that lives is not touched"
+        assert len(list(next(scratch.root().iterdir()).iterdir())) > 2, (
+            "that of a process that lives is not touched"
+        )
         lives.communicate("", timeout=30)
     assert lives.returncode == 0
     assert list(place.iterdir()) == []
@@ -185,7 +196,10 @@ def test_a_root_of_somebody_else(place: Path) -> None:
 
 def test_a_place_that_cannot_be_used(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(place / "missing"))
-    with pytest.raises(UsageError, match=r"temporary files cannot be written.*missing.*TMPDIR"), scratch.folder():
+    with (
+        pytest.raises(UsageError, match=r"temporary files cannot be written.*missing.*TMPDIR"),
+        scratch.folder(),
+    ):
         pytest.fail("the block must not run")
 
 
@@ -194,8 +208,13 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path, command: str) -> N
     (tmp_path / f"lrfc-{os.getuid()}").symlink_to(tmp_path)
     run = subprocess.run(
         [sys.executable, "-m", "lrfc", *command.split()],
-        cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert run.returncode == 2
     assert run.stderr.startswith("lrfc: the folder of temporary files")
     assert run.stderr.count("\n") == 1

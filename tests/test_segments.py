@@ -17,7 +17,9 @@ def residual() -> keras.Model:
     """Two inputs and two outputs, with tensors that pass several ops by."""
     one, two = keras.Input((8, 8, 3), name="one"), keras.Input((5,), name="two")
     x = keras.layers.Conv2D(6, 3, padding="same", name="a")(one)
-    y = keras.layers.BatchNormalization(name="norm")(keras.layers.Conv2D(6, 3, padding="same", name="b")(x))
+    y = keras.layers.BatchNormalization(name="norm")(
+        keras.layers.Conv2D(6, 3, padding="same", name="b")(x)
+    )
     x = keras.layers.Add(name="sum")([x, y])
     early = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     x = keras.layers.Conv2D(6, 3, padding="same", name="c")(x)
@@ -31,7 +33,12 @@ def noted(ran, number, run, batch):
     return run(batch)
 
 
-NETS = {"residual": residual, "shared": helpers.shared_conv, "conv": lambda: helpers.conv_net(filters=(6, 8, 6)), "dense": helpers.dense_net}
+NETS = {
+    "residual": residual,
+    "shared": helpers.shared_conv,
+    "conv": lambda: helpers.conv_net(filters=(6, 8, 6)),
+    "dense": helpers.dense_net,
+}
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5, 50])
@@ -66,7 +73,11 @@ def test_a_change_is_followed_through_all_parts_behind_it_and_no_others(build) -
         changed = segments.outputs([name])
         assert helpers.difference(keras_io.predict(model, inputs), changed) < 1e-4
         assert helpers.difference(changed, reference) > 1e-4
-        first = next(i for i, part in enumerate(segments._parts) if any((op.shared or op.name) == name for op in graph if op.name in part.names))
+        first = next(
+            i
+            for i, part in enumerate(segments._parts)
+            if any((op.shared or op.name) == name for op in graph if op.name in part.names)
+        )
         assert sorted(set(ran)) == list(range(first, len(segments._parts)))
         for layer in layers:
             layer.kernel.assign(before)

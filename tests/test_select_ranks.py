@@ -57,7 +57,10 @@ def test_the_totals_are_those_of_the_choices(state, shared) -> None:
         after = rewritten(each, max_macs=share(kept))
         spaces, chosen = each.fact(DesignSpace).spaces, after.fact(Selection).chosen
         for quantity, value in totals(after.graph).items():
-            saved = sum(getattr(s.candidates[0], quantity) - getattr(c, quantity) for s, c in zip(spaces, chosen, strict=True))
+            saved = sum(
+                getattr(s.candidates[0], quantity) - getattr(c, quantity)
+                for s, c in zip(spaces, chosen, strict=True)
+            )
             assert value == before[quantity] - saved
 
 
@@ -72,12 +75,20 @@ def test_totals_count_the_file_and_not_the_training_graph(state) -> None:
 def test_the_least_is_reachable_and_nothing_below_it(state) -> None:
     least = {quantity: reachable(state, quantity) for quantity in ("macs", "params")}
     for quantity in ("macs", "params"):
-        after = rewritten(state, **{f"max_{quantity}": Budget(value=least[quantity], relative=False)})
+        after = rewritten(
+            state, **{f"max_{quantity}": Budget(value=least[quantity], relative=False)}
+        )
         assert totals(after.graph)[quantity] == least[quantity]
         with pytest.raises(
-            BudgetError, match=rf"--max-{quantity} \S+ cannot be reached: .* least that these methods reach is {int(least[quantity]):,}"
+            BudgetError,
+            match=(
+                rf"--max-{quantity} \S+ cannot be reached: .* least that these methods reach is"
+                rf" {int(least[quantity]):,}"
+            ),
         ):
-            SelectRanks(**{f"max_{quantity}": Budget(value=least[quantity] - 1, relative=False)})(state)
+            SelectRanks(**{f"max_{quantity}": Budget(value=least[quantity] - 1, relative=False)})(
+                state
+            )
     with pytest.raises(BudgetError, match="1% cannot be reached"):
         SelectRanks(max_macs=share(0.01))(state)
 
@@ -90,7 +101,10 @@ def test_without_budgets_nothing_is_given_up(state) -> None:
 
 
 def test_less_budget_more_impact(state) -> None:
-    impacts = [SelectRanks(max_macs=share(kept))(state).fact(Selection).impact for kept in (0.9, 0.7, 0.5, 0.4)]
+    impacts = [
+        SelectRanks(max_macs=share(kept))(state).fact(Selection).impact
+        for kept in (0.9, 0.7, 0.5, 0.4)
+    ]
     assert impacts == sorted(impacts)
     assert impacts[-1] > impacts[0]
 
@@ -125,18 +139,30 @@ def test_layers_of_every_kind_are_explored() -> None:
 
     image = keras.Input((8, 8, 8), name="image")
     x = layers.SeparableConv2D(8, 3, name="separable")(image)
-    x = layers.BatchNormalization(name="bn")(layers.Conv2DTranspose(8, 3, padding="same", name="transposed")(x))
+    x = layers.BatchNormalization(name="bn")(
+        layers.Conv2DTranspose(8, 3, padding="same", name="transposed")(x)
+    )
     x = layers.ReLU(name="relu")(layers.DepthwiseConv2D(3, name="depthwise")(x))
     x = layers.Reshape((16, 8), name="rows")(x)
     x = layers.EinsumDense("abc,cd->abd", (16, 10), name="einsum")(x)
     x = layers.LayerNormalization(name="norm")(x)
-    model = helpers.random_weights(keras.Model(image, layers.Dense(6, name="head")(layers.Flatten(name="flat")(x)), name="zoo"))
+    model = helpers.random_weights(
+        keras.Model(image, layers.Dense(6, name="head")(layers.Flatten(name="flat")(x)), name="zoo")
+    )
     given = state_of(helpers.graph_of(model), samples=32)
     found = explored(given)
     design = found.fact(DesignSpace)
-    assert {s.op.name for s in design.spaces} | set(design.skipped) == {"separable", "transposed", "depthwise", "einsum", "head"}
+    assert {s.op.name for s in design.spaces} | set(design.skipped) == {
+        "separable",
+        "transposed",
+        "depthwise",
+        "einsum",
+        "head",
+    }
     assert {"transposed", "einsum", "head"} <= {s.op.name for s in design.spaces}
-    after = rewritten(found, max_macs=share((reachable(found, "macs") / totals(found.graph)["macs"] + 1) / 2))
+    after = rewritten(
+        found, max_macs=share((reachable(found, "macs") / totals(found.graph)["macs"] + 1) / 2)
+    )
     assert totals(after.graph)["macs"] < totals(found.graph)["macs"]
 
 
@@ -145,6 +171,9 @@ def test_the_seed_decides() -> None:
 
     def chosen() -> list[tuple]:
         found = ExploreLayers(size=SIZE, sensitivity_images=32)(given)
-        return [(c.layer, c.method, c.ranks, c.impact) for c in SelectRanks(max_macs=share(0.6))(found).fact(Selection).chosen]
+        return [
+            (c.layer, c.method, c.ranks, c.impact)
+            for c in SelectRanks(max_macs=share(0.6))(found).fact(Selection).chosen
+        ]
 
     assert chosen() == chosen()

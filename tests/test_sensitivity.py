@@ -21,18 +21,26 @@ SIZE = SampleSize(24, 8, 2000, 500)
 def explored(graph, inputs):
     ops = [op for op, reason in selected(graph, (), ()) if reason is None]
     samples = collect(graph, ops, inputs, SIZE, seed=0)
-    spaces = [space(graph, op, samples[op.name], ("channel_svd", "spatial_svd", "svd"), relative_l2, 8) for op in ops]
+    spaces = [
+        space(graph, op, samples[op.name], ("channel_svd", "spatial_svd", "svd"), relative_l2, 8)
+        for op in ops
+    ]
     return [s for s in spaces if len(s.candidates) > 1], samples
 
 
 def weights(graph, segments):
     """Copies of every Keras layer's weights in every part, by name."""
     names = {op.shared or op.name for op in graph if op.weights}
-    return {name: [np.array(w) for layer in segments.layers(name) for w in layer.get_weights()] for name in names}
+    return {
+        name: [np.array(w) for layer in segments.layers(name) for w in layer.get_weights()]
+        for name in names
+    }
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(np.array_equal(x, y) for name in a for x, y in zip(a[name], b[name], strict=True))
+    return a.keys() == b.keys() and all(
+        np.array_equal(x, y) for name in a for x, y in zip(a[name], b[name], strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +48,13 @@ def weighed():
     graph = helpers.graph_of(helpers.conv_net(filters=(10, 12, 14)))
     inputs = helpers.random_inputs(graph, 32)
     spaces, samples = explored(graph, inputs)
-    return graph, inputs, spaces, samples, [Sensitivity(graph, inputs)(each, samples[each.op.name]) for each in spaces]
+    return (
+        graph,
+        inputs,
+        spaces,
+        samples,
+        [Sensitivity(graph, inputs)(each, samples[each.op.name]) for each in spaces],
+    )
 
 
 def test_every_candidate_has_an_impact_that_grows_with_its_error(weighed) -> None:
@@ -55,7 +69,9 @@ def test_every_candidate_has_an_impact_that_grows_with_its_error(weighed) -> Non
         assert impacts[-1] > impacts[0]
 
 
-@pytest.mark.parametrize("build", [lambda: helpers.conv_net(filters=(10, 12)), helpers.shared_conv, helpers.dense_net])
+@pytest.mark.parametrize(
+    "build", [lambda: helpers.conv_net(filters=(10, 12)), helpers.shared_conv, helpers.dense_net]
+)
 def test_a_perturbed_layer_computes_as_the_rewritten_graph_and_comes_back(build) -> None:
     graph = helpers.graph_of(build())
     inputs = helpers.random_inputs(graph, 32)
@@ -65,9 +81,15 @@ def test_a_perturbed_layer_computes_as_the_rewritten_graph_and_comes_back(build)
     layer = spaces[-1] if build is helpers.dense_net else spaces[0]
     candidate = layer.candidates[1]
     source = graph.input_tensors(layer.op.name)[0]
-    with sensitivity.holding(graph, segments, sensitivity._weights(layer, candidate, samples[layer.op.name], source)) as names:
+    with sensitivity.holding(
+        graph, segments, sensitivity._weights(layer, candidate, samples[layer.op.name], source)
+    ) as names:
         perturbed = segments.outputs(names)
-        changed = {name for name, values in weights(graph, segments).items() if any(map(np.any, map(np.not_equal, values, before[name])))}
+        changed = {
+            name
+            for name, values in weights(graph, segments).items()
+            if any(map(np.any, map(np.not_equal, values, before[name])))
+        }
     assert changed == set(names)
     assert helpers.difference(reference, perturbed) > 1e-3
     assert same(before, weights(graph, segments))
@@ -90,30 +112,45 @@ def test_the_perturbation_is_undone_after_a_failure(weighed) -> None:
     with (
         pytest.raises(RuntimeError, match="stop"),
         sensitivity.holding(
-            graph, segments, sensitivity._weights(layer, layer.candidates[1], samples[layer.op.name], graph.input_tensors(layer.op.name)[0])
+            graph,
+            segments,
+            sensitivity._weights(
+                layer,
+                layer.candidates[1],
+                samples[layer.op.name],
+                graph.input_tensors(layer.op.name)[0],
+            ),
         ),
     ):
         raise RuntimeError("stop")
     assert same(before, weights(graph, segments))
 
 
-@pytest.mark.parametrize("points", [{0.1: 1e-3, 0.3: 1e-2}, {0.1: 1e-3, 0.3: 9e-4}, {0.1: 1e-6, 0.3: 1.0}, {0.2: 1e-3}])
+@pytest.mark.parametrize(
+    "points", [{0.1: 1e-3, 0.3: 1e-2}, {0.1: 1e-3, 0.3: 9e-4}, {0.1: 1e-6, 0.3: 1.0}, {0.2: 1e-3}]
+)
 def test_the_fit_never_rewards_a_larger_error(points) -> None:
     errors = np.geomspace(1e-3, 1, 40)
-    impacts = [sensitivity._with_impact(Candidate("", "svd", (1,), 1, 1, e), points).impact for e in errors]
+    impacts = [
+        sensitivity._with_impact(Candidate("", "svd", (1,), 1, 1, e), points).impact for e in errors
+    ]
     assert all(np.diff(impacts) > 0)
 
 
 def test_between_the_probes_the_fit_meets_them() -> None:
     points = {0.1: 1e-3, 0.3: 8e-3}
     for error, impact in points.items():
-        assert sensitivity._with_impact(Candidate("", "svd", (1,), 1, 1, error), points).impact == pytest.approx(impact)
+        assert sensitivity._with_impact(
+            Candidate("", "svd", (1,), 1, 1, error), points
+        ).impact == pytest.approx(impact)
 
 
 def test_a_layer_without_choices_has_no_impact(weighed) -> None:
     graph, inputs, spaces, samples, _ = weighed
     alone = LayerSpace(spaces[0].op, spaces[0].calls, spaces[0].candidates[:1])
-    assert [c.impact for c in Sensitivity(graph, inputs)(alone, samples[alone.op.name]).candidates] == [0]
+    assert [
+        c.impact for c in Sensitivity(graph, inputs)(alone, samples[alone.op.name]).candidates
+    ] == [0]
 
 
 def test_divergence_by_hand() -> None:
@@ -146,7 +183,10 @@ def test_doubtful_samples_tell_the_mean_with_fewer_images() -> None:
     assert weights.sum() == pytest.approx(1, rel=0.3)
     drawn = divergence((p[chosen],), (q[chosen],), weights)
     assert drawn == pytest.approx(whole, rel=0.2)
-    plain = [abs(divergence((p[at : at + 64],), (q[at : at + 64],)) / whole - 1) for at in range(0, 512, 64)]
+    plain = [
+        abs(divergence((p[at : at + 64],), (q[at : at + 64],)) / whole - 1)
+        for at in range(0, 512, 64)
+    ]
     assert abs(drawn / whole - 1) < np.median(plain)
 
 
@@ -156,7 +196,9 @@ def test_of_equally_doubtful_samples_all_weigh_the_same() -> None:
     assert np.allclose(weights, 0.1)
 
 
-@pytest.mark.parametrize("sure", [np.eye(6)[:, :3] + np.eye(6)[:, 3:], np.tile([1.0, 0.0, 0.0], (6, 1))])
+@pytest.mark.parametrize(
+    "sure", [np.eye(6)[:, :3] + np.eye(6)[:, 3:], np.tile([1.0, 0.0, 0.0], (6, 1))]
+)
 def test_a_network_without_doubt_and_one_without_classes_are_looked_at_as_they_come(sure) -> None:
     chosen, weights = telling((sure,), 3)
     assert len(chosen) == 3

@@ -71,7 +71,9 @@ def test_the_command_line_has_the_defaults_of_the_configuration() -> None:
 
 def test_a_field_that_is_added_is_an_option_of_the_command() -> None:
     class More(BuildConfig):
-        rounds: Annotated[Annotated[int, Field(ge=1)] | None, Option("Rounds.", before="keep")] = None
+        rounds: Annotated[Annotated[int, Field(ge=1)] | None, Option("Rounds.", before="keep")] = (
+            None
+        )
         labels: Annotated[tuple[str, ...], Option("Labels.", name="label")] = ("a",)
         fast: Annotated[bool, Option("Be fast.")] = False
         slow: Annotated[bool, Option("Be slow.")] = True
@@ -111,7 +113,9 @@ def test_a_field_without_a_help_is_refused() -> None:
 
 def test_a_flag_goes_before_the_environment_before_the_file_before_the_default() -> None:
     write('max_macs = "50%"\nseed = 1\nepochs = 1\n')
-    found = resolve({"seed": 3}, None, {"LRFC_BUILD_SEED": "2", "LRFC_BUILD_EPOCHS": "2", "LRFC_CACHE": "/x"})
+    found = resolve(
+        {"seed": 3}, None, {"LRFC_BUILD_SEED": "2", "LRFC_BUILD_EPOCHS": "2", "LRFC_CACHE": "/x"}
+    )
     assert found["seed"] == Setting(3, "flag")
     assert found["epochs"] == Setting("2", "environment (LRFC_BUILD_EPOCHS)")
     assert found["max_macs"] == Setting("50%", "lrfc.toml")
@@ -119,7 +123,10 @@ def test_a_flag_goes_before_the_environment_before_the_file_before_the_default()
     options = build_options(found)
     assert options == {"seed": 3, "epochs": "2", "max_macs": "50%"}
     assert parse(**options).epochs == 2
-    assert settings.told(found) == ["from lrfc.toml: max_macs", "from environment (LRFC_BUILD_EPOCHS): epochs"]
+    assert settings.told(found) == [
+        "from lrfc.toml: max_macs",
+        "from environment (LRFC_BUILD_EPOCHS): epochs",
+    ]
 
 
 def test_only_what_stands_on_the_command_line_is_a_flag() -> None:
@@ -127,10 +134,25 @@ def test_only_what_stands_on_the_command_line_is_a_flag() -> None:
     seen: dict[str, Any] = {}
 
     @app.command()
-    def build(ctx: typer.Context, methods: str | None = None, keep: list[str] = [], epochs: int = 3, resume: bool = True, other: int = 0) -> None:  # noqa: B006
+    def build(
+        ctx: typer.Context,
+        methods: str | None = None,
+        keep: list[str] = [],  # noqa: B006
+        epochs: int = 3,
+        resume: bool = True,
+        other: int = 0,
+    ) -> None:
         seen.update(flags(ctx))
 
-    assert CliRunner().invoke(app, ["--methods", "svd,tt", "--keep", "a", "--keep", "b", "--epochs", "3", "--other", "1"]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(
+            app,
+            ["--methods", "svd,tt", "--keep", "a", "--keep", "b", "--epochs", "3", "--other", "1"],
+        )
+        .exit_code
+        == 0
+    )
     assert seen == {"methods": ("svd", "tt"), "keep": ("a", "b"), "epochs": 3}
 
 
@@ -152,7 +174,10 @@ def test_lists_may_be_single_and_are_split_in_the_environment(text: str) -> None
         ("max_drop = 1", "max_drop: 1 has no unit: write 1pp"),
         ("max_macs = 50", "lrfc.toml: max_macs: 50 has no unit: write 50%"),
         ("time_budget = 10", 'lrfc.toml: time_budget: 10 has no unit: write "10s" or "10m"'),
-        ("metric = 'acuracy'", "lrfc.toml: metric: unknown metric 'acuracy': did you mean 'accuracy'?"),
+        (
+            "metric = 'acuracy'",
+            "lrfc.toml: metric: unknown metric 'acuracy': did you mean 'accuracy'?",
+        ),
         ("target = ['coreml']", "lrfc.toml: target: "),
         ("methods = 'magic'", "unknown method magic"),
         ("epochs = -1", "lrfc.toml: epochs: "),
@@ -169,10 +194,19 @@ def test_a_wrong_file_is_refused_in_one_line(text: str, message: str) -> None:
 def test_a_wrong_environment_and_a_missing_file_are_refused() -> None:
     with pytest.raises(UsageError, match=r"LRFC_BUILD_MAXMACS.* did you mean 'max_macs'"):
         resolve({}, None, {"LRFC_BUILD_MAXMACS": "50%"})
-    for variable, meant in (("LRFC_SEED", "LRFC_BUILD_SEED"), ("LRFC_BUIDL_MAX_MACS", "LRFC_BUILD_MAX_MACS")):
-        with pytest.raises(UsageError, match=f"unknown variable '{variable}': did you mean '{meant}'"):
+    for variable, meant in (
+        ("LRFC_SEED", "LRFC_BUILD_SEED"),
+        ("LRFC_BUIDL_MAX_MACS", "LRFC_BUILD_MAX_MACS"),
+    ):
+        with pytest.raises(
+            UsageError, match=f"unknown variable '{variable}': did you mean '{meant}'"
+        ):
             resolve({}, None, {variable: "1"})
-    resolve({}, None, {"LRFC_DATA": "/x", "LRFC_CACHE": "/y", "LRFC_OF_SOMEBODY_ELSE": "1", "MAX_MACS": "1"})
+    resolve(
+        {},
+        None,
+        {"LRFC_DATA": "/x", "LRFC_CACHE": "/y", "LRFC_OF_SOMEBODY_ELSE": "1", "MAX_MACS": "1"},
+    )
     with pytest.raises(UsageError, match="LRFC_BUILD_EPOCHS: "):
         resolve({}, None, {"LRFC_BUILD_EPOCHS": "many"})
     with pytest.raises(UsageError, match=r"gone.toml: no such file.*lrfc init"):
@@ -193,7 +227,9 @@ def test_the_written_file_sets_nothing_until_a_line_is_uncommented() -> None:
 
 
 def test_the_published_schema_is_that_of_the_options() -> None:
-    assert settings.SCHEMA.read_text(encoding="utf-8") == settings.schema_text(), "run: python -m lrfc.config.resolve"
+    assert settings.SCHEMA.read_text(encoding="utf-8") == settings.schema_text(), (
+        "run: python -m lrfc.config.resolve"
+    )
     schema = json.loads(settings.schema_text())
     assert list(schema["properties"]) == list(OPTIONS)
     assert schema["additionalProperties"] is False
@@ -224,7 +260,9 @@ def test_the_function_has_every_option_as_a_keyword_with_its_type() -> None:
     assert keywords["seed"] is int
 
 
-def test_lrfc_config_says_where_a_value_comes_from(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lrfc_config_says_where_a_value_comes_from(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write('max_macs = "50%"')
     monkeypatch.setenv("LRFC_BUILD_SEED", "4")
 

@@ -22,30 +22,41 @@ def text(graph: Graph) -> list[str]:
 
 def test_a_relu_is_fused_and_an_add_is_not_free() -> None:
     graph = fold_batchnorm(helpers.graph_of(helpers.residual()))
-    assert text(graph) == [
-        "stem: conv 8x8x3 -> 8x8x6 k3x3 s1x1 d1x1 params=162 macs=10368",
-        "bn0: batchnormalization 8x8x6 -> 8x8x6 relu params=24 macs=0",  # two readers before it: it cannot be folded
-        "conv: conv 8x8x6 -> 8x8x6 k3x3 s1x1 d1x1 params=330 macs=20736",
-        "add: add 8x8x6+8x8x6 -> 8x8x6 relu params=0 macs=0",
-        "pool: reduce 8x8x6 -> 6 params=0 macs=0",
-        "head: dense 6 -> 3 params=21 macs=18",
-    ]
+    assert (
+        text(graph)
+        == [
+            "stem: conv 8x8x3 -> 8x8x6 k3x3 s1x1 d1x1 params=162 macs=10368",
+            "bn0: batchnormalization 8x8x6 -> 8x8x6 relu params=24 macs=0",  # two readers before it: it cannot be folded
+            "conv: conv 8x8x6 -> 8x8x6 k3x3 s1x1 d1x1 params=330 macs=20736",
+            "add: add 8x8x6+8x8x6 -> 8x8x6 relu params=0 macs=0",
+            "pool: reduce 8x8x6 -> 6 params=0 macs=0",
+            "head: dense 6 -> 3 params=21 macs=18",
+        ]
+    )
 
 
 def test_an_activation_that_is_not_fused_runs_as_an_op_of_its_own() -> None:
     graph = fold_batchnorm(helpers.graph_of(helpers.branches()))
     lines = text(graph)
-    assert "depthwise: depthwise 8x8x6 -> 8x8x6 k3x3 s1x1 d1x1 groups=6 relu6 params=60 macs=3456" in lines
+    assert (
+        "depthwise: depthwise 8x8x6 -> 8x8x6 k3x3 s1x1 d1x1 groups=6 relu6 params=60 macs=3456"
+        in lines
+    )
     assert "joined: concatenate 8x8x6+8x8x4 -> 8x8x10 params=0 macs=0" in lines
     assert "max: pool 8x8x10 -> 4x4x10 k2x2 s2x2 params=0 macs=0" in lines
-    assert [line for line in lines if line.startswith("embed")] == ["embed: dense 5 -> 6 params=36 macs=30", "embed: tanh 6 -> 6 params=0 macs=0"]
+    assert [line for line in lines if line.startswith("embed")] == [
+        "embed: dense 5 -> 6 params=36 macs=30",
+        "embed: tanh 6 -> 6 params=0 macs=0",
+    ]
     assert not any(line.startswith(("relu", "flat")) for line in lines)
 
 
 def test_a_separable_convolution_is_two_ops() -> None:
     import keras
 
-    model = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.SeparableConv2D(6, 3, activation="relu", name="s")])
+    model = keras.Sequential(
+        [keras.Input((8, 8, 4)), keras.layers.SeparableConv2D(6, 3, activation="relu", name="s")]
+    )
     assert text(helpers.graph_of(model)) == [
         "s: depthwise 8x8x4 -> 6x6x4 k3x3 s1x1 d1x1 groups=4 params=36 macs=1296",
         "s: conv 6x6x4 -> 6x6x6 k1x1 s1x1 d1x1 relu params=30 macs=864",
@@ -68,7 +79,9 @@ def test_a_chain_has_the_signatures_that_the_rewritten_graph_has(method: str) ->
     before = [name for name, _ in signatures(graph)]
     rewritten = graph.copy()
     rewritten.splice("conv1", stages)
-    expected = [each for name, each in signatures(rewritten) if name not in before or name == "conv1"]
+    expected = [
+        each for name, each in signatures(rewritten) if name not in before or name == "conv1"
+    ]
     assert list(chain(graph, "conv1", stages)) == expected
     assert expected[-1].activation == "relu"
     assert expected[0].activation is None
@@ -81,15 +94,21 @@ def test_the_tensorised_form_of_a_dense_layer_has_no_op_for_its_reshapes() -> No
     stages = method.decompose(op, source).stages(method.full(op, source))
     rewritten = graph.copy()
     rewritten.splice("dense0", stages)
-    after = [each for name, each in signatures(rewritten) if not name.startswith(("dense1", "head"))]
+    after = [
+        each for name, each in signatures(rewritten) if not name.startswith(("dense1", "head"))
+    ]
     assert list(chain(graph, "dense0", stages)) == after
 
 
 def test_a_shape_that_is_not_fixed_is_named() -> None:
     graph = Graph()
-    source = graph.add(Op("image", "InputLayer", {"batch_shape": (None, None, 4), "dtype": "float32"}))
+    source = graph.add(
+        Op("image", "InputLayer", {"batch_shape": (None, None, 4), "dtype": "float32"})
+    )
     weights = {"kernel": np.zeros((4, 2), np.float32)}
-    graph.outputs = (graph.add(Op("head", "Dense", {"units": 2, "use_bias": False}, weights), (source,)),)
+    graph.outputs = (
+        graph.add(Op("head", "Dense", {"units": 2, "use_bias": False}, weights), (source,)),
+    )
     with pytest.raises(ModelError, match="not fixed"):
         list(signatures(graph))
 

@@ -27,7 +27,9 @@ LIBC = ctypes.CDLL(None)
 
 def state() -> dict[str, Any]:
     """What belongs to the program that uses lrfc."""
-    files = {number: (found.st_dev, found.st_ino) for number in (1, 2) for found in [os.fstat(number)]}
+    files = {
+        number: (found.st_dev, found.st_ino) for number in (1, 2) for found in [os.fstat(number)]
+    }
     root = logging.root
     logs = (root.level, tuple(root.handlers), tuple(root.filters), root.manager.disable)
     shown = (id(warnings.filters), tuple(warnings.filters), warnings.showwarning)
@@ -58,8 +60,14 @@ def threads(*jobs: Callable[[], None]) -> None:
     assert not errors, errors
 
 
-@pytest.mark.parametrize("block", [quiet, backend.quiet, whole, silence.root_logger], ids=lambda each: f"{each.__module__}.{each.__name__}")
-def test_two_threads_that_overlap(block: Callable[[], AbstractContextManager[Any]], unchanged: None) -> None:
+@pytest.mark.parametrize(
+    "block",
+    [quiet, backend.quiet, whole, silence.root_logger],
+    ids=lambda each: f"{each.__module__}.{each.__name__}",
+)
+def test_two_threads_that_overlap(
+    block: Callable[[], AbstractContextManager[Any]], unchanged: None
+) -> None:
     """The first one to begin ends first: each restoring what it saw would leave the redirection of the first in place."""
     begun, ended = threading.Event(), threading.Event()
     inside = threading.Event()
@@ -91,7 +99,9 @@ def test_many_threads_nested_and_failing(unchanged: None) -> None:
             for _ in range(25):
                 try:
                     with ExitStack() as stack:
-                        others = draw.choices([quiet, backend.quiet, silence.root_logger], k=draw.randrange(4))
+                        others = draw.choices(
+                            [quiet, backend.quiet, silence.root_logger], k=draw.randrange(4)
+                        )
                         for block in (draw.choice([quiet, backend.quiet]), *others):
                             stack.enter_context(block())
                             sys.stdout.write(f"noise {seed}")
@@ -123,7 +133,11 @@ def test_each_thread_has_its_own_text_and_warnings(unchanged: None) -> None:
 
     threads(*(job(number) for number in range(4)))
     for number, texts in taken.items():
-        assert texts == [f"{kind} {turn} of {number};" for turn in range(50) for kind in ("out", "err", "warning")]
+        assert texts == [
+            f"{kind} {turn} of {number};"
+            for turn in range(50)
+            for kind in ("out", "err", "warning")
+        ]
 
 
 CODE = """

@@ -32,7 +32,10 @@ def test_relative_l2_by_hand() -> None:
 
 def test_what_each_measure_does_not_see() -> None:
     rotation, _ = np.linalg.qr(RNG.standard_normal((6, 6)))
-    rotated, shifted = (MAP @ rotation).astype(np.float32), MAP + RNG.standard_normal(6).astype(np.float32)
+    rotated, shifted = (
+        (MAP @ rotation).astype(np.float32),
+        MAP + RNG.standard_normal(6).astype(np.float32),
+    )
     assert cosine(MAP, 3 * MAP) == pytest.approx(0, abs=1e-6)
     assert cosine(MAP, shifted) > 0.01
     assert pearson(MAP, shifted) == pytest.approx(0, abs=1e-6)

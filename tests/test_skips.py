@@ -31,7 +31,9 @@ def test_other():
 @pytest.mark.parametrize("processes", ["0", "1"])
 def test_what_was_skipped_is_counted(processes: str, tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS, encoding="utf-8")
-    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "conftest.py").write_text(
+        (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     command = [
         sys.executable,
         "-m",
@@ -50,4 +52,9 @@ def test_what_was_skipped_is_counted(processes: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     told = [line for line in done.stdout.splitlines() if line.startswith("skipped, and run after")]
-    assert told == ["skipped, and run after apt-get install: 1 for want of chromium chromium-driver, 3 for want of openssh-server"]
+    assert told == [
+        (
+            "skipped, and run after apt-get install: 1 for want of chromium chromium-driver, 3 for want"
+            " of openssh-server"
+        )
+    ]

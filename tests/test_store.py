@@ -19,7 +19,10 @@ from lrfc.state import Progress, State
 from tests import helpers
 from tests.compression import SIZE, state_of
 
-FOUND = (Candidate("conv", None, (), 100, 1000), Candidate("conv", "tucker2", (3, 4), 50, 400, 0.25, 1e-3))
+FOUND = (
+    Candidate("conv", None, (), 100, 1000),
+    Candidate("conv", "tucker2", (3, 4), 50, 400, 0.25, 1e-3),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +81,11 @@ def test_the_fingerprint_follows_weights_inputs_and_options() -> None:
     kernel = np.array(graph.op("conv0").weights["kernel"])
     kernel[0, 0, 0, 0] += 1e-3
     others = [
-        fingerprint(graph.with_weights({"conv0": {**graph.op("conv0").weights, "kernel": kernel}}), inputs, ("svd",)),
+        fingerprint(
+            graph.with_weights({"conv0": {**graph.op("conv0").weights, "kernel": kernel}}),
+            inputs,
+            ("svd",),
+        ),
         fingerprint(graph, (inputs[0] + 1,), ("svd",)),
         fingerprint(graph, inputs, ("tucker2",)),
     ]
@@ -115,18 +122,27 @@ def test_a_killed_exploration_goes_on_and_a_finished_one_is_not_repeated(monkeyp
         assert values(found.candidates) == values(wanted.candidates)
         assert found.calls == wanted.calls
     assert dict(again.skipped) == dict(fresh.skipped)
-    monkeypatch.setitem(ExploreLayers.__call__.__globals__, "compared", lambda *rest, **options: pytest.fail("explored again"))
+    monkeypatch.setitem(
+        ExploreLayers.__call__.__globals__,
+        "compared",
+        lambda *rest, **options: pytest.fail("explored again"),
+    )
     cached = explore(state)
-    assert [values(s.candidates) for s in cached.fact(DesignSpace).spaces] == [values(s.candidates) for s in fresh.spaces]
+    assert [values(s.candidates) for s in cached.fact(DesignSpace).spaces] == [
+        values(s.candidates) for s in fresh.spaces
+    ]
 
 
 def test_factors_of_a_stored_layer_are_those_of_a_fresh_one() -> None:
     state = state_of(helpers.graph_of(helpers.conv_net(filters=(10, 12))))
     first, second = explore(state), explore(replace(state, progress=Progress()))
-    for found, known in zip(first.fact(DesignSpace).spaces, second.fact(DesignSpace).spaces, strict=True):
+    for found, known in zip(
+        first.fact(DesignSpace).spaces, second.fact(DesignSpace).spaces, strict=True
+    ):
         candidate = found.candidates[1]
         assert candidate.method is not None
         np.testing.assert_array_equal(
-            found.factors[candidate.method].kernel(candidate.ranks), known.factors[candidate.method].kernel(candidate.ranks)
+            found.factors[candidate.method].kernel(candidate.ranks),
+            known.factors[candidate.method].kernel(candidate.ranks),
         )
     assert SelectRanks()(second) is not second

@@ -19,16 +19,25 @@ PLAIN = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONC
 
 def lrfc(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[bytes]:
     own = {
-        name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE", "COLUMNS", "NO_COLOR")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE", "COLUMNS", "NO_COLOR")
     }
     return subprocess.run(
-        [sys.executable, "-m", "lrfc", *args], cwd=folder, env=own | {"PYTHONPATH": str(ROOT)} | env, capture_output=True, check=False,
-        stdin=subprocess.DEVNULL, timeout=600,
-    )  # fmt: skip
+        [sys.executable, "-m", "lrfc", *args],
+        cwd=folder,
+        env=own | {"PYTHONPATH": str(ROOT)} | env,
+        capture_output=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=600,
+    )
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[bytes]]:
+def built(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[bytes]]:
     """A build in a pipe, in ASCII, with NO_COLOR."""
     folder = tmp_path_factory.mktemp("plain")
     model = helpers.conv_net(size=8, filters=(8, 16))
@@ -53,15 +62,27 @@ def test_a_build_in_plain_ascii(built: tuple[Path, subprocess.CompletedProcess[b
     assert "----" in text
     table = text[: text.index("accuracy: ")].splitlines()
     assert max(map(len, table)) <= 80
-    assert any(line.startswith("|MACs ") and line.rstrip("| ").split()[-1].startswith("x") for line in table), "no row is folded"
-    assert "×" in (folder / "net-lrfc" / "report.html").read_text(encoding="utf-8"), "files are UTF-8 everywhere"
+    assert any(
+        line.startswith("|MACs ") and line.rstrip("| ").split()[-1].startswith("x")
+        for line in table
+    ), "no row is folded"
+    assert "×" in (folder / "net-lrfc" / "report.html").read_text(encoding="utf-8"), (
+        "files are UTF-8 everywhere"
+    )
 
 
 def test_the_same_in_utf_8(built: tuple[Path, subprocess.CompletedProcess[bytes]]) -> None:
     done = lrfc(built[0], "inspect", "net.keras", PYTHONIOENCODING="utf-8")
     assert done.returncode == 0
     assert "8×8×8" in done.stdout.decode("utf-8")
-    assert max(len(line) for line in done.stdout.decode("utf-8").splitlines() if not line.startswith("total")) <= 80
+    assert (
+        max(
+            len(line)
+            for line in done.stdout.decode("utf-8").splitlines()
+            if not line.startswith("total")
+        )
+        <= 80
+    )
 
 
 def test_compare_in_ascii(built: tuple[Path, subprocess.CompletedProcess[bytes]]) -> None:
@@ -80,7 +101,11 @@ def test_json_is_one_object_in_any_encoding(tmp_path: Path) -> None:
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-m", "lrfc", "config", "--schema"], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "lrfc", "config", "--schema"],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -22,16 +22,31 @@ DIGITS = Path(__file__).parents[1] / "examples" / "digits.keras"
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> tuple[Survey, Path]:
     out = tmp_path_factory.mktemp("survey") / "out"
-    return api.explore(
-        DIGITS, data="digits", over=("macs", "params"), points=9, methods=("channel_svd", "spatial_svd", "svd"), out=out, resume=False
-    ), out
+    return (
+        api.explore(
+            DIGITS,
+            data="digits",
+            over=("macs", "params"),
+            points=9,
+            methods=("channel_svd", "spatial_svd", "svd"),
+            out=out,
+            resume=False,
+        ),
+        out,
+    )
 
 
 def test_the_folder_is_complete(found) -> None:
     survey, out = found
-    assert {path.name for path in out.iterdir()} == {"pareto.json", "candidates.csv", "explore.html"}
+    assert {path.name for path in out.iterdir()} == {
+        "pareto.json",
+        "candidates.csv",
+        "explore.html",
+    }
     value = json.loads((out / "pareto.json").read_text())
-    assert value["candidates"] == survey.design.size > value["undominated"] > len(survey.design.spaces)
+    assert (
+        value["candidates"] == survey.design.size > value["undominated"] > len(survey.design.spaces)
+    )
     assert set(value["methods"]) == {"all", "channel_svd", "spatial_svd"}
     assert len(choices.read(out)) == survey.design.size
     assert value["over"] == ["macs", "params"]
@@ -41,7 +56,11 @@ def test_the_folder_is_complete(found) -> None:
 def test_the_table_compares_what_is_reachable(found) -> None:
     table = dict(found[0].table())
     for number in range(len(SHARES)):
-        alone = [values[number] for name, values in table.items() if name != "all" and values[number] is not None]
+        alone = [
+            values[number]
+            for name, values in table.items()
+            if name != "all" and values[number] is not None
+        ]
         assert table["all"][number] <= min(alone) * (1 + 1e-9)
 
 

@@ -20,7 +20,8 @@ from lrfc.system import locks, scratch, swap
 
 ROOT = Path(__file__).parents[1]
 
-#: Forks for each file operation of a swap, and kills the child before that operation. Prints what is there then, and after the next start.
+#: Forks for each file operation of a swap, and kills the child before that operation. Prints what
+#: is there then, and after the next start.
 KILLS = """
 import hashlib, json, os, shutil, signal, sys, tempfile
 from pathlib import Path
@@ -123,8 +124,13 @@ def system_exchanges(tmp_path_factory: pytest.TempPathFactory) -> bool:
 def killed(tmp_path: Path, *args: str) -> list[dict[str, Any]]:
     run = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path), *args],
-        cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path / "place")}, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path / "place")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert run.returncode == 0, run.stderr
     moments: list[dict[str, Any]] = json.loads(run.stdout)
     return moments
@@ -133,7 +139,9 @@ def killed(tmp_path: Path, *args: str) -> list[dict[str, Any]]:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.parametrize("start", ["another", "same"])
 @pytest.mark.parametrize("mode", ["exchange", "renames"])
-def test_a_kill_before_each_file_operation(tmp_path: Path, mode: str, start: str, system_exchanges: bool) -> None:
+def test_a_kill_before_each_file_operation(
+    tmp_path: Path, mode: str, start: str, system_exchanges: bool
+) -> None:
     """The next start is one of another command, or of a build into the same folder that knows nothing of the killed run."""
     moments = killed(tmp_path, mode, "old", start)
     assert len(moments) > 40
@@ -167,7 +175,9 @@ def full(out: Path, version: str = "1") -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
-def test_without_an_exchange_two_renames_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_without_an_exchange_two_renames_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     class Old:
         def renameat2(self, *args: object) -> int:
             return -1
@@ -181,19 +191,24 @@ def test_without_an_exchange_two_renames_do(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_exchange_that_fails_is_said_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exchange_that_fails_is_said_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def across(a: Path, b: Path) -> bool:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(a), None, str(b))
 
     full(tmp_path / "out", "1")
     monkeypatch.setattr(swap, "exchange", across)
-    with pytest.raises(UsageError, match=r"out' cannot be made \(Invalid cross-device link\); choose another place with --out"):
+    with pytest.raises(
+        UsageError,
+        match=r"out' cannot be made \(Invalid cross-device link\); choose another place with --out",
+    ):
         full(tmp_path / "out", "2")
     assert (tmp_path / "out" / "manifest.json").read_text() == "1"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-# -- locks -------------------------------------------------------------------------------------------------------------------------
+# -- locks -----------------------------------------------------------------------------------------
 
 HOLDS = """
 import sys
@@ -206,7 +221,13 @@ with artifact.reserved(Path(sys.argv[1])):
 
 
 def holder(out: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(out)], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(out)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -217,7 +238,10 @@ def test_the_second_of_two_is_refused_and_told_who_the_first_is(tmp_path: Path) 
     (tmp_path / "out").mkdir()
     with holder(tmp_path / "out") as first:
         for name in ("out", "link"):
-            with pytest.raises(UsageError, match=rf"{name}' is being written by process {first.pid} on \S+; wait .*--out"):
+            with pytest.raises(
+                UsageError,
+                match=rf"{name}' is being written by process {first.pid} on \S+; wait .*--out",
+            ):
                 full(tmp_path / name)
         first.communicate("", timeout=30)
     full(tmp_path / "link")
@@ -256,7 +280,9 @@ def test_one_of_many_threads_has_it(tmp_path: Path) -> None:
     refused = [said for said in got if said != "held"]
     assert len(refused) == 7
     for said in refused:  # the name of the holder may not have been written yet
-        assert f"is being written by process {os.getpid()} on" in said or "by another process" in said
+        assert (
+            f"is being written by process {os.getpid()} on" in said or "by another process" in said
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -294,26 +320,42 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         flock(descriptor, how)
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
-    with pytest.raises(UsageError, match=r"cannot be locked: its file system has no locks \(No locks available\); choose another place"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            r"cannot be locked: its file system has no locks \(No locks available\); choose another"
+            r" place"
+        ),
+    ):
         full(tmp_path / "out")
 
 
-# -- what is refused before any work -----------------------------------------------------------------------------------------------
+# -- what is refused before any work ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["file/out", "x" * 300, "x" * 250, "~nobody-of-this-name/out", "loop/out", "null\0byte"])
-def test_a_place_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["file/out", "x" * 300, "x" * 250, "~nobody-of-this-name/out", "loop/out", "null\0byte"]
+)
+def test_a_place_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("mine")
     Path("loop").symlink_to("loop")
-    with pytest.raises(UsageError, match=r"output folder '.*' cannot be made .*--out") as caught, artifact.reserved(Path(name)):
+    with (
+        pytest.raises(UsageError, match=r"output folder '.*' cannot be made .*--out") as caught,
+        artifact.reserved(Path(name)),
+    ):
         pytest.fail("the block must not run")
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"file", "loop"}
 
 
 def test_a_mount_point(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is a mount point.*choose a folder in it"), artifact.reserved(Path("/proc")):
+    with (
+        pytest.raises(UsageError, match=r"is a mount point.*choose a folder in it"),
+        artifact.reserved(Path("/proc")),
+    ):
         pytest.fail("the block must not run")
 
 
@@ -352,8 +394,13 @@ def rights(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{READ_ONLY}"
     run = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
-        cwd="/", env=os.environ | {"TMPDIR": str(place)}, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+        cwd="/",
+        env=os.environ | {"TMPDIR": str(place)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     said = run.stdout.splitlines()
     assert len(said) == 4, run.stderr
     assert "locked/out' cannot be made (Permission denied)" in said[0]
@@ -364,21 +411,32 @@ def rights(tmp_path: Path) -> None:
 
 
 #: The command line, which says at the end whether TensorFlow was imported.
-CLI = "import atexit, sys; atexit.register(lambda: print('tensorflow' in sys.modules)); from lrfc.cli.app import main; main()"
+CLI = (
+    "import atexit, sys; atexit.register(lambda: print('tensorflow' in sys.modules)); from"
+    " lrfc.cli.app import main; main()"
+)
 
 
 @pytest.mark.parametrize(
     ("command", "said"),
     [
         ("build {model} --out file/out", "file/out' cannot be made (Not a directory)"),
-        ("build {model} --target tflite --target onnx --out file", "file/tflite' cannot be made (Not a directory)"),
+        (
+            "build {model} --target tflite --target onnx --out file",
+            "file/tflite' cannot be made (Not a directory)",
+        ),
         ("build {model} --out held", "held' is being written by process {holder} on"),
         ("explore {model} --out held", "held' is being written by process {holder} on"),
         ("init file/lrfc.toml", "cannot write file/lrfc.toml: Not a directory; name another file"),
-        ("compare {model} {model} --junit photos", "cannot write photos: Is a directory; name another file with --junit"),
+        (
+            "compare {model} {model} --junit photos",
+            "cannot write photos: Is a directory; name another file with --junit",
+        ),
     ],
 )
-def test_what_cannot_be_written_is_refused_before_any_work(tmp_path: Path, command: str, said: str) -> None:
+def test_what_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, command: str, said: str
+) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").write_text("mine")
@@ -386,8 +444,13 @@ def test_what_cannot_be_written_is_refused_before_any_work(tmp_path: Path, comma
     with artifact.reserved(tmp_path / "held"):
         run = subprocess.run(
             [sys.executable, "-c", CLI, *command.format(model=model).split()],
-            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=60,
-        )  # fmt: skip
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
     assert said.format(holder=os.getpid()) in run.stderr
@@ -407,4 +470,9 @@ def test_what_others_left_is_not_touched(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     full(tmp_path / "out")
     with scratch.folder():
-        assert {path.name for path in tmp_path.iterdir()} == {".other.partial", ".out.partially", "out.old", "out"}
+        assert {path.name for path in tmp_path.iterdir()} == {
+            ".other.partial",
+            ".out.partially",
+            "out.old",
+            "out",
+        }

@@ -13,14 +13,22 @@ from lrfc.ir.keras import io as keras_io
 from tests import helpers
 
 
-def before_norms(graph: Graph, batch: tuple[np.ndarray, ...]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+def before_norms(
+    graph: Graph, batch: tuple[np.ndarray, ...]
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """(mean, variance, moving mean, moving variance) of what each BatchNorm reads."""
     probe = graph.copy()
     norms = [op for op in graph if op.kind == "BatchNormalization"]
     probe.outputs, probe.structure = tuple(graph.operands(op.name)[0] for op in norms), (None, None)
     maps = keras_io.predict(probe, batch)
     return [
-        (x.mean((0, 1, 2)), x.var((0, 1, 2)), op.weights["moving_mean"], op.weights["moving_variance"]) for op, x in zip(norms, maps, strict=True)
+        (
+            x.mean((0, 1, 2)),
+            x.var((0, 1, 2)),
+            op.weights["moving_mean"],
+            op.weights["moving_variance"],
+        )
+        for op, x in zip(norms, maps, strict=True)
     ]
 
 
@@ -33,7 +41,9 @@ def trained_on(mean: float, std: float) -> Graph:
     for number in range(2):
         m, v, _, _ = before_norms(graph, (images,))[number]
         bn = graph.op(f"bn{number}")
-        graph = graph.with_weights({bn.name: {**bn.weights, "moving_mean": m, "moving_variance": v}})
+        graph = graph.with_weights(
+            {bn.name: {**bn.weights, "moving_mean": m, "moving_variance": v}}
+        )
     return graph
 
 
@@ -69,13 +79,17 @@ def test_flat_inputs_lie_where_the_first_dense_layer_reads() -> None:
     (x,) = synthesise(graph, 500, 0)
     white = np.random.default_rng(0).standard_normal(x.shape)
     q, _ = np.linalg.qr(graph.op("dense0").weights["kernel"])
-    assert np.var(x @ q) * q.shape[1] / (np.var(x) * 64) > 4 * np.var(white @ q) * q.shape[1] / (np.var(white) * 64)
+    assert np.var(x @ q) * q.shape[1] / (np.var(x) * 64) > 4 * np.var(white @ q) * q.shape[1] / (
+        np.var(white) * 64
+    )
 
 
 def test_several_inputs_each_get_theirs() -> None:
     graph = helpers.graph_of(helpers.two_inputs())
     batch = synthesise(graph, 5, 0)
-    assert [x.shape[1:] for x in batch] == [graph.tensors(name)[0].shape[1:] for name in graph.inputs]
+    assert [x.shape[1:] for x in batch] == [
+        graph.tensors(name)[0].shape[1:] for name in graph.inputs
+    ]
     assert all(np.isfinite(y).all() for y in keras_io.predict(graph, batch))
 
 
@@ -106,12 +120,19 @@ def test_a_normalization_layer_tells_the_scale() -> None:
     np.testing.assert_allclose(x.std((0, 1, 2)), (2, 3, 4), rtol=0.2)
 
 
-@pytest.mark.parametrize(("scale", "offset", "mean", "std"), [(1 / 255, 0.0, 127.5, 63.75), (1 / 127.5, -1.0, 127.5, 63.75)])
-def test_a_rescaling_layer_tells_the_scale(scale: float, offset: float, mean: float, std: float) -> None:
+@pytest.mark.parametrize(
+    ("scale", "offset", "mean", "std"),
+    [(1 / 255, 0.0, 127.5, 63.75), (1 / 127.5, -1.0, 127.5, 63.75)],
+)
+def test_a_rescaling_layer_tells_the_scale(
+    scale: float, offset: float, mean: float, std: float
+) -> None:
     import keras
 
     inputs = keras.Input((6, 6, 3), name="image")
-    model = keras.Model(inputs, keras.layers.Conv2D(2, 3)(keras.layers.Rescaling(scale, offset)(inputs)))
+    model = keras.Model(
+        inputs, keras.layers.Conv2D(2, 3)(keras.layers.Rescaling(scale, offset)(inputs))
+    )
     found = scale_of(helpers.graph_of(model), "image")
     assert found is not None
     assert float(found.mean) == pytest.approx(mean)

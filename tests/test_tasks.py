@@ -30,10 +30,31 @@ SAMPLES = 400
 def _stopwatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty current folder, and files that are found to be twice as fast as the original's without child processes."""
 
-    def compare(self: LocalRunner, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600) -> tuple[Measurement, ...]:
+    def compare(
+        self: LocalRunner,
+        files: Sequence[Artifact],
+        *,
+        runs: int = 200,
+        threads: int = 1,
+        timeout: float = 600,
+    ) -> tuple[Measurement, ...]:
         times = [1.0, *(0.5 for _ in files[1:])]
         return tuple(
-            Measurement(file.path, ms, ms, 0.0, runs, 1, (ms,) * 20, threads, 1.0, "none", "0", 1_000_000, 2_000_000)
+            Measurement(
+                file.path,
+                ms,
+                ms,
+                0.0,
+                runs,
+                1,
+                (ms,) * 20,
+                threads,
+                1.0,
+                "none",
+                "0",
+                1_000_000,
+                2_000_000,
+            )
             for file, ms in zip(files, times, strict=True)
         )
 
@@ -45,7 +66,9 @@ def regression() -> tuple[Any, dict[str, np.ndarray]]:
     """Two values from 24 features that lie near 6 dimensions."""
     model = helpers.dense_net(features=24, widths=(48, 48), classes=2)
     rng = np.random.default_rng(1)
-    x = rng.standard_normal((SAMPLES, 6)) @ rng.standard_normal((6, 24)) + 0.05 * rng.standard_normal((SAMPLES, 24))
+    x = rng.standard_normal((SAMPLES, 6)) @ rng.standard_normal(
+        (6, 24)
+    ) + 0.05 * rng.standard_normal((SAMPLES, 24))
     return model, {"x": x.astype(np.float32)}
 
 
@@ -57,10 +80,21 @@ def two_and_two() -> tuple[Any, dict[str, np.ndarray]]:
     image, vector = keras.Input((8, 8, 3), name="image"), keras.Input((12,), name="vector")
     x = layers.Conv2D(16, 3, padding="same", activation="relu", name="conv0")(image)
     x = layers.Conv2D(16, 3, padding="same", activation="relu", name="conv1")(x)
-    x = layers.Concatenate(name="join")([layers.GlobalAveragePooling2D(name="pool")(x), layers.Dense(24, activation="relu", name="embed")(vector)])
-    outputs = [layers.Dense(3, activation="softmax", name="label")(x), layers.Dense(1, name="value")(x)]
+    x = layers.Concatenate(name="join")(
+        [
+            layers.GlobalAveragePooling2D(name="pool")(x),
+            layers.Dense(24, activation="relu", name="embed")(vector),
+        ]
+    )
+    outputs = [
+        layers.Dense(3, activation="softmax", name="label")(x),
+        layers.Dense(1, name="value")(x),
+    ]
     model = helpers.random_weights(keras.Model([image, vector], outputs, name="two_and_two"))
-    return model, {"image": smooth(8), "vector": np.random.default_rng(2).standard_normal((SAMPLES, 12)).astype(np.float32)}
+    return model, {
+        "image": smooth(8),
+        "vector": np.random.default_rng(2).standard_normal((SAMPLES, 12)).astype(np.float32),
+    }
 
 
 def segmentation() -> tuple[Any, dict[str, np.ndarray]]:
@@ -69,19 +103,27 @@ def segmentation() -> tuple[Any, dict[str, np.ndarray]]:
     from keras import layers
 
     inputs = keras.Input((12, 12, 3), name="image")
-    skip = layers.ReLU(name="relu0")(layers.BatchNormalization(name="bn0")(layers.Conv2D(12, 3, padding="same", name="conv0")(inputs)))
+    skip = layers.ReLU(name="relu0")(
+        layers.BatchNormalization(name="bn0")(
+            layers.Conv2D(12, 3, padding="same", name="conv0")(inputs)
+        )
+    )
     x = layers.Conv2D(24, 3, strides=2, padding="same", activation="relu", name="down")(skip)
     x = layers.Conv2D(24, 3, padding="same", activation="relu", name="middle")(x)
     x = layers.Concatenate(name="join")([layers.UpSampling2D(name="up")(x), skip])
     outputs = layers.Conv2D(3, 1, activation="softmax", name="mask")(x)
-    return helpers.random_weights(keras.Model(inputs, outputs, name="segmentation")), {"x": smooth(12)}
+    return helpers.random_weights(keras.Model(inputs, outputs, name="segmentation")), {
+        "x": smooth(12)
+    }
 
 
 def smooth(size: int) -> np.ndarray:
     """Images (SAMPLES, size, size, 3) of a few low frequencies."""
     rng = np.random.default_rng(3)
     waves = np.stack([np.cos(np.pi * f * (np.arange(size) + 0.5) / size) for f in range(3)])
-    images: np.ndarray = np.einsum("nabc,ai,bj->nijc", rng.standard_normal((SAMPLES, 3, 3, 3)), waves, waves).astype(np.float32)
+    images: np.ndarray = np.einsum(
+        "nabc,ai,bj->nijc", rng.standard_normal((SAMPLES, 3, 3, 3)), waves, waves
+    ).astype(np.float32)
     return images
 
 
@@ -91,12 +133,16 @@ def labelled(model: Any, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     answers = keras_io.predict(graph, tuple(arrays[name] for name in arrays))
     names = ["y"] if len(answers) == 1 else [ref.op for ref in graph.outputs]
     probable = [float(abs(a.sum(-1) - 1).max()) < 1e-3 for a in answers]
-    return arrays | {name: a.argmax(-1) if p else a for name, a, p in zip(names, answers, probable, strict=True)}
+    return arrays | {
+        name: a.argmax(-1) if p else a for name, a, p in zip(names, answers, probable, strict=True)
+    }
 
 
 def shipped(result: Result, batch: Batch) -> tuple[Batch, Batch]:
     """What the emitted file and the Keras model beside it say."""
-    return TFLite().load(Artifact(result.artifact, "tflite", "fp32"))(batch), keras_io.predict(keras_load.load(result.out / "model.keras"), batch)
+    return TFLite().load(Artifact(result.artifact, "tflite", "fp32"))(batch), keras_io.predict(
+        keras_load.load(result.out / "model.keras"), batch
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +184,14 @@ def test_a_build(task: Any, name: str, bound: float, with_labels: bool) -> None:
 
 def test_data_free() -> None:
     model, inputs = segmentation()
-    result = lrfc.build(model, target="tflite", max_params="80%", methods=("channel_svd", "tucker2"), epochs=1, out="out")
+    result = lrfc.build(
+        model,
+        target="tflite",
+        max_params="80%",
+        methods=("channel_svd", "tucker2"),
+        epochs=1,
+        out="out",
+    )
     assert isinstance(result, Result)
     batch = (inputs["x"][:8],)
     file, keras_model = shipped(result, batch)

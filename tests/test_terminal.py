@@ -32,10 +32,12 @@ def terminal(*, screen: bool = False) -> tuple[Terminal, io.StringIO, io.StringI
     return Terminal(out, err), out, err
 
 
-# -- silence -----------------------------------------------------------------------------------------------------------------------
+# -- silence ---------------------------------------------------------------------------------------
 
 
-def test_what_libraries_write_is_not_seen(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_libraries_write_is_not_seen(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with quiet() as (out, err, _):
         os.write(1, b"noise")
@@ -48,7 +50,9 @@ def test_what_libraries_write_is_not_seen(capfd: pytest.CaptureFixture[str], tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_noise_is_kept_with_the_traceback_of_a_bug(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_noise_is_kept_with_the_traceback_of_a_bug(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with quiet() as (_, _, details):
         os.write(2, b"the last words of a library\n")
@@ -69,7 +73,7 @@ def test_the_streams_come_back_after_a_failure(capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().out == "here again"
 
 
-# -- lines -------------------------------------------------------------------------------------------------------------------------
+# -- lines -----------------------------------------------------------------------------------------
 
 
 def test_a_failure_is_one_line_and_an_exit_code() -> None:
@@ -115,15 +119,19 @@ def test_json_is_one_object_and_has_no_nan() -> None:
         term.json({"a": float("nan")})
 
 
-# -- results -----------------------------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------
 
 
 def result(name: str = "small", accuracy: float | None = 0.9) -> Result:
     def figures(factor: int, score: float | None) -> Figures:
         return Figures(
-            params=1000 * factor, macs=20_000 * factor, file_bytes=4096 * factor, arena_bytes=512, accuracy=score,
+            params=1000 * factor,
+            macs=20_000 * factor,
+            file_bytes=4096 * factor,
+            arena_bytes=512,
+            accuracy=score,
             latency_ms=Latency(p50=0.5 * factor, p90=0.75 * factor, n=200, threads=2),
-        )  # fmt: skip
+        )
 
     cost = {"params_before": 5, "params_after": 5, "macs_before": 7, "macs_after": 7}
     manifest = Manifest(
@@ -132,7 +140,10 @@ def result(name: str = "small", accuracy: float | None = 0.9) -> Result:
         seed=0,
         versions={},
         target="tflite",
-        layers=(Layer(name="a", kind="Conv2D", method="svd", **cost), Layer(name="b", kind="Dense", reason="too small", **cost)),
+        layers=(
+            Layer(name="a", kind="Conv2D", method="svd", **cost),
+            Layer(name="b", kind="Dense", reason="too small", **cost),
+        ),
         before=figures(4, accuracy),
         after=figures(1, accuracy),
         accuracy=Accuracy(before=accuracy, artifact=accuracy),
@@ -150,7 +161,9 @@ def test_the_table_of_a_build() -> None:
     assert "MACs 80,000 20,000 25.0 % 75.0 % ×4.00" in text
     assert "file 16 KiB 4 KiB 25.0 % 75.0 % ×4.00" in text
     assert "peak RSS" not in text, "what was not measured is not a number"
-    assert "latency p50, n=200 2 ms 0.5 ms 25.6 % 74.4 % ×3.90" in text, "the speed-up, not the quotient"
+    assert "latency p50, n=200 2 ms 0.5 ms 25.6 % 74.4 % ×3.90" in text, (
+        "the speed-up, not the quotient"
+    )
     assert "latency p90 3 ms 0.75 ms — — —" in text
     assert "×3.90 as fast as the original" in text
     assert "×4.00 as" not in text
@@ -162,16 +175,30 @@ def test_the_table_of_a_build() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counted", "said"), [(True, "which board follows; the difference is in the drop"), (False, "which microcontrollers follow")]
+    ("counted", "said"),
+    [
+        (True, "which board follows; the difference is in the drop"),
+        (False, "which microcontrollers follow"),
+    ],
 )
 def test_the_score_by_the_reference_kernels(counted: bool, said: str) -> None:
     plain = result()
-    scores = plain.manifest.accuracy.model_copy(update={"kernels": Kernels(reference=0.89, optimised=0.9, samples=1_200, counted=counted)})
+    scores = plain.manifest.accuracy.model_copy(
+        update={"kernels": Kernels(reference=0.89, optimised=0.9, samples=1_200, counted=counted)}
+    )
     term, out, _ = terminal()
-    term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"accuracy": scores, "device": "board"})))
+    term.keep(
+        replace(
+            plain,
+            manifest=plain.manifest.model_copy(update={"accuracy": scores, "device": "board"}),
+        )
+    )
     term.show_results(as_json=False)
     text = " ".join(out.getvalue().split())
-    assert f"on 1,200 samples 90.00 % by LiteRT's optimised kernels, 89.00 % by its reference kernels, {said}" in text
+    assert (
+        "on 1,200 samples 90.00 % by LiteRT's optimised kernels, 89.00 % by its reference kernels,"
+        f" {said}" in text
+    )
 
 
 def test_the_original_in_float_and_its_file_are_told_apart() -> None:
@@ -179,22 +206,43 @@ def test_the_original_in_float_and_its_file_are_told_apart() -> None:
         plain = result()
         before = plain.manifest.before.model_copy(update={"accuracy": file})
         term, out, _ = terminal()
-        term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"before": before, "config": {"precision": "int8"}})))
+        term.keep(
+            replace(
+                plain,
+                manifest=plain.manifest.model_copy(
+                    update={"before": before, "config": {"precision": "int8"}}
+                ),
+            )
+        )
         term.show_results(as_json=False)
-        told = "before: the original in float, which the drop is counted from; the original's own int8 file has 92.00 %"
+        told = (
+            "before: the original in float, which the drop is counted from; the original's own int8"
+            " file has 92.00 %"
+        )
         assert (told in " ".join(out.getvalue().split())) == said
 
 
 def test_a_drop_says_what_it_is_a_share_of() -> None:
     plain = result()
     kept = Kept(
-        allowed=0.01, drop=0.02, low=0.0, high=0.03, confidence=0.95, samples=400, met=False, margin=-0.01, unit="% of the variance of the labels"
+        allowed=0.01,
+        drop=0.02,
+        low=0.0,
+        high=0.03,
+        confidence=0.95,
+        samples=400,
+        met=False,
+        margin=-0.01,
+        unit="% of the variance of the labels",
     )
     scores = plain.manifest.accuracy.model_copy(update={"percent": False, "kept": kept})
     term, out, _ = terminal()
     term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"accuracy": scores})))
     term.show_results(as_json=False)
-    told = "lost 2.00 % of the variance of the labels (95 % interval 0.00 to 3.00, 400 samples); 1 % allowed: broken, by 1.00 %."
+    told = (
+        "lost 2.00 % of the variance of the labels (95 % interval 0.00 to 3.00, 400 samples); 1 %"
+        " allowed: broken, by 1.00 %."
+    )
     assert told in " ".join(out.getvalue().split())
 
 
@@ -210,7 +258,14 @@ def test_filters_are_counted_by_layer() -> None:
     cut = plain.manifest.layers[0].model_copy(update={"filters_before": 32, "filters_after": 16})
     layers = [cut.model_copy(update={"name": f"conv{i}"}) for i in range(14)]
     term, out, _ = terminal()
-    term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"layers": (*layers, plain.manifest.layers[1])})))
+    term.keep(
+        replace(
+            plain,
+            manifest=plain.manifest.model_copy(
+                update={"layers": (*layers, plain.manifest.layers[1])}
+            ),
+        )
+    )
     term.show_results(as_json=False)
     text = " ".join(out.getvalue().split())
     assert "filters: conv0 32 → 16, conv1 32 → 16, " in text
@@ -262,4 +317,8 @@ def test_results_as_json(names: tuple[str, ...]) -> None:
     printed = json.loads(out.getvalue())
     builds = [printed] if len(names) == 1 else printed["builds"]
     assert [build["out"] for build in builds] == list(names)
-    assert all(build["speedup"] == {"median": 3.9, "low": 3.8, "high": 4.1, "source": "measured"} and build["problem"] is None for build in builds)
+    assert all(
+        build["speedup"] == {"median": 3.9, "low": 3.8, "high": 4.1, "source": "measured"}
+        and build["problem"] is None
+        for build in builds
+    )

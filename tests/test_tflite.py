@@ -23,7 +23,15 @@ from lrfc.targets.quiet import quiet
 from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 
-MODELS = ("conv_net", "dense_net", "residual", "branches", "two_inputs", "shared_conv", "nested_twice")
+MODELS = (
+    "conv_net",
+    "dense_net",
+    "residual",
+    "branches",
+    "two_inputs",
+    "shared_conv",
+    "nested_twice",
+)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -53,26 +61,36 @@ def test_names_and_order_are_the_models(tmp_path):
     graph = helpers.graph_of(helpers.branches())
     artifact = TFLite().emit(graph, tmp_path / "m.tflite")
     made = interpreter(artifact)
-    assert made.get_signature_list() == {"serving_default": {"inputs": ["extra", "photo"], "outputs": ["label", "value"]}}
+    assert made.get_signature_list() == {
+        "serving_default": {"inputs": ["extra", "photo"], "outputs": ["label", "value"]}
+    }
     assert [entry["shape"].tolist() for entry in made.get_input_details()] == [[1, 8, 8, 3], [1, 5]]
     assert [entry["shape"].tolist() for entry in made.get_output_details()] == [[1, 3], [1, 4]]
 
 
 def test_only_builtin_operators_and_no_variables(tmp_path):
     graph = helpers.graph_of(helpers.branches())
-    ops = {entry["op_name"] for entry in interpreter(TFLite().emit(graph, tmp_path / "m.tflite"))._get_ops_details()}
+    ops = {
+        entry["op_name"]
+        for entry in interpreter(TFLite().emit(graph, tmp_path / "m.tflite"))._get_ops_details()
+    }
     assert {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONCATENATION", "ADD"} <= ops
-    assert not {op for op in ops if op.startswith("Flex") or "VARIABLE" in op or op in ("MUL", "CALL_ONCE")}, (
-        "BatchNorm is folded, weights are constants"
-    )
+    assert not {
+        op for op in ops if op.startswith("Flex") or "VARIABLE" in op or op in ("MUL", "CALL_ONCE")
+    }, "BatchNorm is folded, weights are constants"
 
 
 def test_int8_is_whole_per_channel_and_keeps_float_inputs_and_outputs(tmp_path):
     graph = helpers.graph_of(helpers.conv_net())
     inputs = helpers.random_inputs(graph, samples=8)
-    whole, small = (TFLite(precision).emit(graph, tmp_path / precision, inputs) for precision in ("fp32", "int8"))
+    whole, small = (
+        TFLite(precision).emit(graph, tmp_path / precision, inputs)
+        for precision in ("fp32", "int8")
+    )
     made = interpreter(small)
-    assert {entry["dtype"] for entry in (*made.get_input_details(), *made.get_output_details())} == {np.float32}
+    assert {
+        entry["dtype"] for entry in (*made.get_input_details(), *made.get_output_details())
+    } == {np.float32}
     tensors = {entry["index"]: entry for entry in made.get_tensor_details()}
     convs = [entry for entry in made._get_ops_details() if entry["op_name"] == "CONV_2D"]
     assert len(convs) == 2
@@ -80,7 +98,11 @@ def test_int8_is_whole_per_channel_and_keeps_float_inputs_and_outputs(tmp_path):
         source, kernel, bias = (tensors[index] for index in conv["inputs"])
         assert (source["dtype"], kernel["dtype"], bias["dtype"]) == (np.int8, np.int8, np.int32)
         assert len(kernel["quantization_parameters"]["scales"]) == filters
-    float_ops = {entry["op_name"] for entry in made._get_ops_details() if any(tensors[i]["dtype"] is np.float32 for i in entry["inputs"])}
+    float_ops = {
+        entry["op_name"]
+        for entry in made._get_ops_details()
+        if any(tensors[i]["dtype"] is np.float32 for i in entry["inputs"])
+    }
     assert float_ops == {"QUANTIZE"}
     assert small.bytes < whole.bytes
 
@@ -104,18 +126,33 @@ def test_the_same_bytes_every_time_and_not_a_word(tmp_path):
     kinds = (("tflite", "fp32"), ("tflite", "int8"), ("onnx", "fp32"))
 
     def digests(folder):
-        return [hashlib.sha256((folder / f"{precision}.{name}").read_bytes()).hexdigest() for name, precision in kinds]
+        return [
+            hashlib.sha256((folder / f"{precision}.{name}").read_bytes()).hexdigest()
+            for name, precision in kinds
+        ]
 
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         for name, precision in kinds:
             target(name, precision).emit(graph, tmp_path / folder / f"{precision}.{name}", inputs)
     (tmp_path / "third").mkdir()
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", EMIT, str(tmp_path / "third")], env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "7",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", EMIT, str(tmp_path / "third")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert digests(tmp_path / "first") == digests(tmp_path / "second") == digests(tmp_path / "third")
+    assert (
+        digests(tmp_path / "first") == digests(tmp_path / "second") == digests(tmp_path / "third")
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -168,7 +205,14 @@ def test_any_number_of_samples(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda x: x[:1], lambda x: (x[0][:, 1:], x[1]), lambda x: (x[0], x[1][:2]), lambda x: (x[0] + 1j, x[1]), lambda x: (x[0][:0], x[1][:0])]
+    "spoil",
+    [
+        lambda x: x[:1],
+        lambda x: (x[0][:, 1:], x[1]),
+        lambda x: (x[0], x[1][:2]),
+        lambda x: (x[0] + 1j, x[1]),
+        lambda x: (x[0][:0], x[1][:0]),
+    ],
 )
 def test_data_that_do_not_fit_are_named(spoil, tmp_path):
     graph = helpers.graph_of(helpers.branches())
@@ -177,7 +221,7 @@ def test_data_that_do_not_fit_are_named(spoil, tmp_path):
         runner(spoil(helpers.random_inputs(graph, 3)))
 
 
-# -- refusals ------------------------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 def one_layer(layer, shape, dtype="float32"):
@@ -192,20 +236,38 @@ def refused():
 
     return {
         "open_axis": lambda: one_layer(layers.Conv2D(2, 3), (None, 8, 3)),
-        "dilated_transposed": lambda: one_layer(layers.Conv2DTranspose(2, 3, dilation_rate=(1, 2), name="bad"), (6, 6, 3)),
+        "dilated_transposed": lambda: one_layer(
+            layers.Conv2DTranspose(2, 3, dilation_rate=(1, 2), name="bad"), (6, 6, 3)
+        ),
         "pooled_3d": lambda: one_layer(layers.MaxPooling3D(name="bad"), (6, 6, 6, 2)),
-        "dilated_3d": lambda: one_layer(layers.Conv3D(2, 3, dilation_rate=2, name="bad"), (6, 6, 6, 2)),
+        "dilated_3d": lambda: one_layer(
+            layers.Conv3D(2, 3, dilation_rate=2, name="bad"), (6, 6, 6, 2)
+        ),
         "grouped_3d": lambda: one_layer(layers.Conv3D(2, 3, groups=2, name="bad"), (6, 6, 6, 2)),
-        "channels_first": lambda: one_layer(layers.Conv1D(2, 3, data_format="channels_first", name="bad"), (2, 6)),
-        "smooth_resize": lambda: one_layer(layers.UpSampling2D(interpolation="bicubic", name="bad"), (6, 6, 2)),
+        "channels_first": lambda: one_layer(
+            layers.Conv1D(2, 3, data_format="channels_first", name="bad"), (2, 6)
+        ),
+        "smooth_resize": lambda: one_layer(
+            layers.UpSampling2D(interpolation="bicubic", name="bad"), (6, 6, 2)
+        ),
     }
 
 
-@pytest.mark.parametrize("rule", ["dilated_transposed", "pooled_3d", "dilated_3d", "grouped_3d", "channels_first", "smooth_resize"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "dilated_transposed",
+        "pooled_3d",
+        "dilated_3d",
+        "grouped_3d",
+        "channels_first",
+        "smooth_resize",
+    ],
+)
 def test_what_is_refused_cannot_be_converted(rule, tmp_path):
     """A refusal is real: without it the converter fails, and leaves no file."""
     graph = refused()[rule]()
-    assert TFLite().refusals(graph) == (f"bad: {getattr(refusals, rule).__doc__}",)
+    assert TFLite().refusals(graph) == (f"bad: {refusals.message(getattr(refusals, rule))}",)
     with pytest.raises(ModelError, match="cannot be converted to TFLite") as failure:
         TFLite().emit(graph, tmp_path / "m.tflite")
     assert "\n" not in str(failure.value)
@@ -213,16 +275,21 @@ def test_what_is_refused_cannot_be_converted(rule, tmp_path):
 
 
 def test_open_axis_is_refused():
-    assert TFLite().refusals(refused()["open_axis"]()) == (f"x: {refusals.open_axis.__doc__}",)
+    assert TFLite().refusals(refused()["open_axis"]()) == (
+        f"x: {refusals.message(refusals.open_axis)}",
+    )
 
 
 def test_neighbours_of_the_refused_are_taken():
     from keras import layers
 
     for layer, shape in (
-        (layers.Conv2D(2, 3, data_format="channels_first"), (2, 6, 6)), (layers.DepthwiseConv1D(3, data_format="channels_first", use_bias=False), (2, 6)),
-        (layers.Conv3DTranspose(2, 3, dilation_rate=2), (4, 4, 4, 2)), (layers.Conv2D(2, 3, groups=2), (6, 6, 4)), (layers.UpSampling2D(), (6, 6, 2)),
-    ):  # fmt: skip
+        (layers.Conv2D(2, 3, data_format="channels_first"), (2, 6, 6)),
+        (layers.DepthwiseConv1D(3, data_format="channels_first", use_bias=False), (2, 6)),
+        (layers.Conv3DTranspose(2, 3, dilation_rate=2), (4, 4, 4, 2)),
+        (layers.Conv2D(2, 3, groups=2), (6, 6, 4)),
+        (layers.UpSampling2D(), (6, 6, 2)),
+    ):
         assert TFLite().refusals(one_layer(layer, shape)) == ()
 
 
@@ -231,7 +298,12 @@ def test_all_reasons_come_at_once():
     from keras import layers
 
     inputs = keras.Input((None, 6, 6, 2), name="x")
-    graph = helpers.graph_of(keras.Model(inputs, layers.MaxPooling3D(name="pool")(layers.Conv3D(2, 2, groups=2, name="conv")(inputs))))
+    graph = helpers.graph_of(
+        keras.Model(
+            inputs,
+            layers.MaxPooling3D(name="pool")(layers.Conv3D(2, 2, groups=2, name="conv")(inputs)),
+        )
+    )
     assert [line.split(":")[0] for line in TFLite().refusals(graph)] == ["x", "pool", "conv"]
 
 
@@ -240,9 +312,14 @@ def test_a_recurrent_loop_is_refused_in_int8_only():
 
     looped = one_layer(layers.LSTM(3, name="bad"), (4, 2))
     assert TFLite().refusals(looped) == ()
-    assert TFLite("int8").refusals(looped) == (f"bad: {refusals.looped.__doc__}",)
-    assert TFLite("int8").refusals(one_layer(layers.Bidirectional(layers.GRU(3, unroll=True)), (4, 2))) == ()
-    with pytest.raises(ModelError, match="unroll=True"):  # the calibrator would take this process down
+    assert TFLite("int8").refusals(looped) == (f"bad: {refusals.message(refusals.looped)}",)
+    assert (
+        TFLite("int8").refusals(one_layer(layers.Bidirectional(layers.GRU(3, unroll=True)), (4, 2)))
+        == ()
+    )
+    with pytest.raises(
+        ModelError, match="unroll=True"
+    ):  # the calibrator would take this process down
         TFLite("int8").emit(looped, Path("nowhere"), helpers.random_inputs(looped))
 
 
@@ -253,7 +330,11 @@ def test_a_failed_conversion_names_the_op_and_keeps_the_converters_words(tmp_pat
     graph = helpers.graph_of(keras.Model(inputs, keras.ops.inv(inputs), name="inverse"))
     with pytest.raises(ModelError) as failure:
         TFLite().emit(graph, tmp_path / "m.tflite")
-    assert str(failure.value) == "'inverse' cannot be converted to TFLite: it has no operator for TensorFlow's MatrixInverse (in 'MatrixInverse')"
+    assert (
+        str(failure.value)
+        == "'inverse' cannot be converted to TFLite: it has no operator for TensorFlow's"
+        " MatrixInverse (in 'MatrixInverse')"
+    )
     assert "MatrixInverse" in failure.value.__notes__[0]
 
 
@@ -281,12 +362,18 @@ def test_files_that_cannot_be_written_or_read(tmp_path):
             TFLite().load(Artifact(tmp_path / name, "tflite", "fp32"))
 
 
-# -- parity, catalog, silence ----------------------------------------------------------------------------------------------------------
+# -- parity, catalog, silence ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("precision", "error", "accepted"),
-    [("fp32", 5e-5, True), ("fp32", 2e-4, False), ("int8", 0.1, True), ("int8", 2.0, False), ("int8", np.nan, False)],
+    [
+        ("fp32", 5e-5, True),
+        ("fp32", 2e-4, False),
+        ("int8", 0.1, True),
+        ("int8", 2.0, False),
+        ("int8", np.nan, False),
+    ],
 )
 def test_parity_is_held_to_the_tolerance_of_the_precision(precision, error, accepted):
     reference = np.linspace(0, 10, 50, dtype=np.float32).reshape(10, 5)
@@ -300,7 +387,9 @@ def test_parity_is_held_to_the_tolerance_of_the_precision(precision, error, acce
         assert found.relative == pytest.approx(error, rel=0.05)
         assert found.samples == 10
     else:
-        with pytest.raises(ParityError, match=r"m\.tflite does not compute what the model computes: .* allowed is"):
+        with pytest.raises(
+            ParityError, match=r"m\.tflite does not compute what the model computes: .* allowed is"
+        ):
             parity(artifact, lambda batch: (reference, off), inputs, (reference, reference))
 
 
@@ -308,7 +397,9 @@ def test_parity_of_constant_outputs_and_of_wrong_shapes():
     constant = np.full((4, 2), 3.0)
     artifact = Artifact(Path("m.tflite"), "tflite", "fp32")
     assert parity(artifact, lambda batch: (constant,), (constant,), (constant,)).relative == 0
-    assert parity(artifact, lambda batch: (constant + 3e-5,), (constant,), (constant,)).relative == pytest.approx(1e-5, rel=0.01)
+    assert parity(
+        artifact, lambda batch: (constant + 3e-5,), (constant,), (constant,)
+    ).relative == pytest.approx(1e-5, rel=0.01)
     with pytest.raises(ParityError, match="shape"):
         parity(artifact, lambda batch: (constant[:, :1],), (constant,), (constant,))
 
@@ -320,7 +411,13 @@ def test_catalog():
     assert made == TFLite("int8")
     with pytest.raises(UsageError, match="'coreml'; known are tflite, onnx"):
         target("coreml")
-    with pytest.raises(UsageError, match="unknown precision 'int4': did you mean 'int8'\\?; choose fp32, fp16, dynamic, int8 or int16x8"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            "unknown precision 'int4': did you mean 'int8'\\?; choose fp32, fp16, dynamic, int8 or"
+            " int16x8"
+        ),
+    ):
         target("tflite", "int4")
 
 
@@ -337,18 +434,28 @@ def test_quiet_takes_all_streams_and_leaves_handlers_working(capfd):
 
 
 def test_targets_is_imported_as_lrfc_targets():
-    done = subprocess.run([sys.executable, "-c", "import targets"], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", "import targets"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert "ImportError: import this package as lrfc.targets" in done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("LRFC_DATA" not in os.environ, reason="needs the real models and data of LRFC_DATA")
+@pytest.mark.skipif(
+    "LRFC_DATA" not in os.environ, reason="needs the real models and data of LRFC_DATA"
+)
 def test_resnet20_keeps_its_accuracy(tmp_path):
     import keras
 
     folder = Path(os.environ["LRFC_DATA"])
-    graph = keras_io.from_keras(keras.saving.load_model(folder / "models" / "resnet20_cifar10.keras", compile=False))
+    graph = keras_io.from_keras(
+        keras.saving.load_model(folder / "models" / "resnet20_cifar10.keras", compile=False)
+    )
     with np.load(folder / "cifar10_test.npz") as data:
         x, y = data["x"].astype(np.float32), data["y"].ravel()
     with np.load(folder / "cifar10_train.npz") as data:

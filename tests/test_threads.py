@@ -31,10 +31,16 @@ def state() -> dict[str, Any]:
     """What belongs to the program that calls lrfc."""
     import tensorflow as tf
 
-    files = {number: (found.st_dev, found.st_ino) for number in (1, 2) for found in [os.fstat(number)]}
+    files = {
+        number: (found.st_dev, found.st_ino) for number in (1, 2) for found in [os.fstat(number)]
+    }
     root = logging.root
     # What Keras has AutoGraph convert is in a file that TensorFlow removes when the program ends.
-    left = [path.name for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith("__autograph_generated")]
+    left = [
+        path.name
+        for path in Path(tempfile.gettempdir()).iterdir()
+        if not path.name.startswith("__autograph_generated")
+    ]
     return {
         "files": files,
         "streams": (sys.stdout, sys.stderr),
@@ -58,17 +64,29 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     model.save(folder / "conv.keras")
     x = np.random.default_rng(0).standard_normal((120, 12, 12, 3)).astype(np.float32)
     data = {"x": x, "y": np.argmax(model.predict(x, verbose=0), axis=1)}
-    return folder / "conv.keras", {"data": data, "methods": ("channel_svd",), "max_macs": "60%", "epochs": 1, "resume": False}
+    return folder / "conv.keras", {
+        "data": data,
+        "methods": ("channel_svd",),
+        "max_macs": "60%",
+        "epochs": 1,
+        "resume": False,
+    }
 
 
-def build(case: tuple[Path, dict[str, Any]], out: Path, device: str = DEVICES[0], **options: Any) -> Result:
+def build(
+    case: tuple[Path, dict[str, Any]], out: Path, device: str = DEVICES[0], **options: Any
+) -> Result:
     path, asked = case
     result: Result = lrfc.build(path, out=out, device=device, **asked | options)
     return result
 
 
 def choices(result: Result) -> list[tuple[str, str | None, tuple[int, ...] | None]]:
-    """What was chosen. Bytes may differ: BLAS has one number of threads for the process, and sums in another order with another number."""
+    """What was chosen.
+
+    Bytes may differ: BLAS has one number of threads for the process, and sums in another order with
+    another number.
+    """
     return [(layer.name, layer.method, layer.rank) for layer in result.manifest.layers]
 
 
@@ -107,7 +125,9 @@ def test_two_builds_at_once(case: Any, tmp_path: Path) -> None:
     for result in together.values():
         assert is_whole(result)
         assert result.manifest.after.macs <= 0.6 * result.manifest.before.macs
-        assert {file.name for file in result.out.iterdir()} == {file.name for file in alone.out.iterdir()}
+        assert {file.name for file in result.out.iterdir()} == {
+            file.name for file in alone.out.iterdir()
+        }
     assert choices(together[DEVICES[0]]) == choices(alone)
     assert {path.name for path in tmp_path.iterdir()} == {"alone", *DEVICES}
 

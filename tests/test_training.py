@@ -23,7 +23,7 @@ from lrfc.training.features import block_ends, tapped
 from tests import helpers
 from tests.factorized import conv, dense
 
-# -- feature maps ------------------------------------------------------------------------------------------------------------------
+# -- feature maps ----------------------------------------------------------------------------------
 
 
 def test_blocks_end_at_additions_and_before_the_resolution_changes() -> None:
@@ -52,7 +52,9 @@ def test_maps_that_the_other_graph_lacks_or_that_come_before_weights_are_left_ou
     inputs = keras.Input((8, 8, 3))
     x = layers.MaxPooling2D(name="shrink")(layers.Rescaling(2.0, name="rescaled")(inputs))
     x = layers.MaxPooling2D(name="pool")(layers.Conv2D(4, 3, padding="same", name="conv")(x))
-    graph = helpers.graph_of(keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten(name="flat")(x))))
+    graph = helpers.graph_of(
+        keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten(name="flat")(x)))
+    )
     assert [ref.op for ref in block_ends(graph, graph)] == ["conv", "pool"]
     other = graph.copy()
     other.splice("pool", [replace(graph.op("pool"), name="renamed")])
@@ -69,7 +71,7 @@ def test_a_tapped_graph_gives_the_outputs_first() -> None:
     assert graph.outputs == twin.outputs[:2]
 
 
-# -- decay -------------------------------------------------------------------------------------------------------------------------
+# -- decay -----------------------------------------------------------------------------------------
 
 LAYERS = {
     "conv": conv((3, 3), 6, 8),
@@ -83,7 +85,11 @@ LAYERS = {
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *((name, method) for name in ("conv", "strided", "grouped") for method in ("channel_svd", "spatial_svd", "tucker2", "cp", "tt")),
+        *(
+            (name, method)
+            for name in ("conv", "strided", "grouped")
+            for method in ("channel_svd", "spatial_svd", "tucker2", "cp", "tt")
+        ),
         *(("1d", method) for method in ("channel_svd", "tucker2", "cp")),
         ("dense", "svd"),
     ],
@@ -105,7 +111,11 @@ def test_the_stages_multiply_out_to_the_kernel(name: str, method: str) -> None:
 def test_neighbours_in_a_nested_model_are_not_one_chain() -> None:
     graph = helpers.graph_of(helpers.nested_twice())
     assert all(len(chain.stages) == 1 for chain in chains(graph))
-    assert {chain.stages[0].name for chain in chains(graph)} == {"backbone__conv1", "backbone__inner__point", "head"}
+    assert {chain.stages[0].name for chain in chains(graph)} == {
+        "backbone__conv1",
+        "backbone__inner__point",
+        "head",
+    }
 
 
 def test_frozen_and_tensorised_layers_are_not_decayed() -> None:
@@ -119,10 +129,12 @@ def test_frozen_and_tensorised_layers_are_not_decayed() -> None:
     assert chains(frozen) == ()
 
 
-# -- losses ------------------------------------------------------------------------------------------------------------------------
+# -- losses ----------------------------------------------------------------------------------------
 
 
-def outputs_of(graph: Graph, batch: tuple[np.ndarray, ...], targets: tuple[np.ndarray, ...] | None = None) -> tuple[losses.Output, ...]:
+def outputs_of(
+    graph: Graph, batch: tuple[np.ndarray, ...], targets: tuple[np.ndarray, ...] | None = None
+) -> tuple[losses.Output, ...]:
     return losses.describe(graph, keras_io.predict(graph, batch), targets)
 
 
@@ -131,25 +143,50 @@ def head(units: int, activation: str | None) -> Graph:
     from keras import layers
 
     inputs = keras.Input((5,), name="x")
-    return helpers.graph_of(helpers.random_weights(keras.Model(inputs, layers.Dense(units, activation=activation, name="head")(inputs), name="one")))
+    return helpers.graph_of(
+        helpers.random_weights(
+            keras.Model(
+                inputs, layers.Dense(units, activation=activation, name="head")(inputs), name="one"
+            )
+        )
+    )
 
 
 def test_what_an_output_is() -> None:
     rng = np.random.default_rng(0)
-    indices, values = rng.integers(0, 3, 32).astype(np.int32), rng.standard_normal((32, 3)).astype(np.float32)
+    indices, values = (
+        rng.integers(0, 3, 32).astype(np.int32),
+        rng.standard_normal((32, 3)).astype(np.float32),
+    )
     one = (indices > 1).astype(np.int32)
     cases = [
-        (head(3, "softmax"), None, "softmax"), (head(3, "softmax"), indices, "softmax"), (head(3, None), indices, "logits"), (head(3, None), None, "values"),
-        (head(3, None), values, "values"), (head(1, "sigmoid"), one, "sigmoid"), (head(1, None), one, "logit"), (head(3, "sigmoid"), None, "sigmoid"),
-        (head(3, "sigmoid"), values, "values"), (head(3, "sigmoid"), (values > 0).astype(np.float32), "sigmoid"),
-    ]  # fmt: skip
+        (head(3, "softmax"), None, "softmax"),
+        (head(3, "softmax"), indices, "softmax"),
+        (head(3, None), indices, "logits"),
+        (head(3, None), None, "values"),
+        (head(3, None), values, "values"),
+        (head(1, "sigmoid"), one, "sigmoid"),
+        (head(1, None), one, "logit"),
+        (head(3, "sigmoid"), None, "sigmoid"),
+        (head(3, "sigmoid"), values, "values"),
+        (head(3, "sigmoid"), (values > 0).astype(np.float32), "sigmoid"),
+    ]
     for graph, target, kind in cases:
-        (found,) = outputs_of(graph, helpers.random_inputs(graph, 32), None if target is None else (target,))
+        (found,) = outputs_of(
+            graph, helpers.random_inputs(graph, 32), None if target is None else (target,)
+        )
         assert found.kind == kind
 
 
 @pytest.mark.parametrize(
-    ("units", "activation", "labelled"), [(3, "softmax", True), (3, None, True), (1, "sigmoid", True), (1, None, True), (2, None, False)]
+    ("units", "activation", "labelled"),
+    [
+        (3, "softmax", True),
+        (3, None, True),
+        (1, "sigmoid", True),
+        (1, None, True),
+        (2, None, False),
+    ],
 )
 def test_distillation_is_least_at_the_original(units, activation, labelled) -> None:
     graph = head(units, activation)
@@ -157,16 +194,20 @@ def test_distillation_is_least_at_the_original(units, activation, labelled) -> N
     taught = keras_io.predict(graph, batch)
     described = outputs_of(graph, batch, (np.arange(32, dtype=np.int32) % 2,) if labelled else None)
     same = float(losses.distillation(described, taught, taught, 2.0))
-    other = float(losses.distillation(described, tuple(np.roll(a, 1, 0) for a in taught), taught, 2.0))
+    other = float(
+        losses.distillation(described, tuple(np.roll(a, 1, 0) for a in taught), taught, 2.0)
+    )
     assert same == pytest.approx(0, abs=1e-6)
     assert other > 1e-3
 
 
 def test_softened_distillation_is_the_formula() -> None:
-    (a, b) = np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
+    a, b = np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
     p, q = (np.exp(x / 3) / np.exp(x / 3).sum(-1, keepdims=True) for x in (a, b))
     expected = 9 * np.mean(np.sum(p * (np.log(p) - np.log(q)), -1))
-    assert float(losses.distillation((losses.Output("logits", 1.0),), (b,), (a,), 3.0)) == pytest.approx(expected, rel=1e-4)
+    assert float(
+        losses.distillation((losses.Output("logits", 1.0),), (b,), (a,), 3.0)
+    ) == pytest.approx(expected, rel=1e-4)
 
 
 def test_feature_maps_are_compared_in_units_of_their_spread() -> None:
@@ -181,21 +222,36 @@ def test_feature_maps_are_compared_in_units_of_their_spread() -> None:
 
 def test_the_task_loss_by_kind() -> None:
     rng = np.random.default_rng(0)
-    logits, indices = rng.standard_normal((8, 3)).astype(np.float32), rng.integers(0, 3, 8).astype(np.int32)
+    logits, indices = (
+        rng.standard_normal((8, 3)).astype(np.float32),
+        rng.integers(0, 3, 8).astype(np.int32),
+    )
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = -np.mean(np.log(p[np.arange(8), indices]))
     usual = losses._usual
-    assert float(usual((losses.Output("logits", 1),), (logits,), (indices,))) == pytest.approx(expected, rel=1e-4)
-    assert float(usual((losses.Output("softmax", 1),), (p,), (indices,))) == pytest.approx(expected, rel=1e-4)
+    assert float(usual((losses.Output("logits", 1),), (logits,), (indices,))) == pytest.approx(
+        expected, rel=1e-4
+    )
+    assert float(usual((losses.Output("softmax", 1),), (p,), (indices,))) == pytest.approx(
+        expected, rel=1e-4
+    )
     q, truth = p[:, :1], (indices[:, None] > 0).astype(np.float32)
     binary = -np.mean(truth * np.log(q) + (1 - truth) * np.log(1 - q))
-    assert float(usual((losses.Output("sigmoid", 1),), (q,), (truth[:, 0].astype(np.int32),))) == pytest.approx(binary, rel=1e-4)
-    assert float(usual((losses.Output("values", 1, 4.0),), (logits,), (logits + 2,))) == pytest.approx(1.0, rel=1e-5)
+    assert float(
+        usual((losses.Output("sigmoid", 1),), (q,), (truth[:, 0].astype(np.int32),))
+    ) == pytest.approx(binary, rel=1e-4)
+    assert float(
+        usual((losses.Output("values", 1, 4.0),), (logits,), (logits + 2,))
+    ) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_the_models_own_loss_survives_its_file(tmp_path: Path) -> None:
     model = helpers.two_inputs()
-    model.compile("adam", {"label": "categorical_crossentropy", "value": "mae"}, loss_weights={"label": 1.0, "value": 3.0})
+    model.compile(
+        "adam",
+        {"label": "categorical_crossentropy", "value": "mae"},
+        loss_weights={"label": 1.0, "value": 3.0},
+    )
     for name in ("m.keras", "m.h5"):
         model.save(tmp_path / name)
         graph = helpers.graph_of(keras_load.load(tmp_path / name))
@@ -203,7 +259,9 @@ def test_the_models_own_loss_survives_its_file(tmp_path: Path) -> None:
         taught = keras_io.predict(graph, batch)
         targets = (np.arange(8, dtype=np.int32) % 3, np.zeros((8, 1), np.float32))
         own = losses.task_loss(graph, outputs_of(graph, batch, targets), (taught, targets))
-        expected = -np.mean(np.log(taught[0][np.arange(8), targets[0]])) + 3 * np.mean(np.abs(taught[1]))
+        expected = -np.mean(np.log(taught[0][np.arange(8), targets[0]])) + 3 * np.mean(
+            np.abs(taught[1])
+        )
         assert float(own(taught, targets)) == pytest.approx(expected, rel=1e-4)
 
 
@@ -234,10 +292,12 @@ def test_a_loss_that_does_not_take_the_labels_is_named() -> None:
     batch = helpers.random_inputs(graph, 8)
     wrong = (np.zeros((8, 3), np.float32),)
     with pytest.raises(UsageError, match=r"mean_squared_error.*does not take these labels"):
-        losses.task_loss(graph, (losses.Output("values", 1.0),), (keras_io.predict(graph, batch), wrong))
+        losses.task_loss(
+            graph, (losses.Output("values", 1.0),), (keras_io.predict(graph, batch), wrong)
+        )
 
 
-# -- augmentation ------------------------------------------------------------------------------------------------------------------
+# -- augmentation ----------------------------------------------------------------------------------
 
 
 def picture_net(size: int = 24, channels: int = 3, seed: int = 0) -> Graph:
@@ -248,12 +308,19 @@ def test_flips_and_shifts_move_whole_images() -> None:
     images = np.random.default_rng(0).standard_normal((64, 24, 24, 3)).astype(np.float32)
     flipped = np.asarray(changed(images, np.array([1, 2], np.int32), flip=True, shift=False))
     which = [np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, images, strict=True)]
-    assert all(same or np.array_equal(a, b) for same, a, b in zip(which, flipped, images, strict=True))
+    assert all(
+        same or np.array_equal(a, b) for same, a, b in zip(which, flipped, images, strict=True)
+    )
     assert 10 < sum(which) < 54
     shifted = np.asarray(changed(images, np.array([1, 2], np.int32), flip=False, shift=True))
     offsets = set()
     for a, b in zip(shifted, images, strict=True):
-        found = [(i, j) for i in range(-3, 4) for j in range(-3, 4) if np.array_equal(a[3:-3, 3:-3], b[3 + i : 21 + i, 3 + j : 21 + j])]
+        found = [
+            (i, j)
+            for i in range(-3, 4)
+            for j in range(-3, 4)
+            if np.array_equal(a[3:-3, 3:-3], b[3 + i : 21 + i, 3 + j : 21 + j])
+        ]
         assert len(found) == 1
         offsets.add(found[0])
     assert len(offsets) > 20
@@ -262,7 +329,13 @@ def test_flips_and_shifts_move_whole_images() -> None:
 
 
 def chosen(graph: Graph, wanted: bool | None = None) -> Augmentation:
-    return augmentation(graph, helpers.random_inputs(graph, 64), None, lambda batch: keras_io.predict(graph, batch), wanted=wanted)
+    return augmentation(
+        graph,
+        helpers.random_inputs(graph, 64),
+        None,
+        lambda batch: keras_io.predict(graph, batch),
+        wanted=wanted,
+    )
 
 
 def test_only_natural_images_are_changed() -> None:
@@ -281,9 +354,21 @@ def test_a_change_under_which_the_class_changes_is_not_made() -> None:
 
     def left(images):  # the class is where the mean is larger: left or right
         half = images[0].shape[2] // 2
-        return (np.stack([images[0][:, :, :half].mean((1, 2, 3)), images[0][:, :, half:].mean((1, 2, 3)), np.full(64, -9.0)], -1),)
+        return (
+            np.stack(
+                [
+                    images[0][:, :, :half].mean((1, 2, 3)),
+                    images[0][:, :, half:].mean((1, 2, 3)),
+                    np.full(64, -9.0),
+                ],
+                -1,
+            ),
+        )
 
-    ramp = np.linspace(-1, 1, 24, dtype=np.float32)[None, None, :, None] * np.where(np.arange(64) % 2, 1, -1)[:, None, None, None]
+    ramp = (
+        np.linspace(-1, 1, 24, dtype=np.float32)[None, None, :, None]
+        * np.where(np.arange(64) % 2, 1, -1)[:, None, None, None]
+    )
     assert str(augmentation(graph, (batch[0] * 0 + ramp,), None, left)) == "shifts"
     total = augmentation(graph, batch, None, lambda images: (np.tile([1.0, 0.0, 0.0], (64, 1)),))
     assert str(total) == "flips and shifts"
@@ -294,13 +379,15 @@ def test_maps_do_not_move_with_their_images() -> None:
     from keras import layers
 
     inputs = keras.Input((24, 24, 3))
-    graph = helpers.graph_of(keras.Model(inputs, layers.Conv2D(2, 3, padding="same", name="map")(inputs)))
+    graph = helpers.graph_of(
+        keras.Model(inputs, layers.Conv2D(2, 3, padding="same", name="map")(inputs))
+    )
     assert not chosen(graph)
     with pytest.raises(UsageError, match=r"outputs.*are maps"):
         chosen(graph, wanted=True)
 
 
-# -- the learning rate -------------------------------------------------------------------------------------------------------------
+# -- the learning rate -----------------------------------------------------------------------------
 
 
 def test_the_schedule_rises_and_falls_to_nothing() -> None:
@@ -325,23 +412,34 @@ def test_the_best_rate_is_found_by_climbing(wanted: int) -> None:
 
 def test_candidates_follow_the_size_of_the_kernels() -> None:
     graph = helpers.graph_of(helpers.conv_net())
-    larger = graph.with_weights({op.name: {k: 10 * w for k, w in op.weights.items()} for op in graph.layers() if op.weights})
-    np.testing.assert_allclose(rate.candidates(larger), 10 * np.array(rate.candidates(graph)), rtol=1e-5)
+    larger = graph.with_weights(
+        {op.name: {k: 10 * w for k, w in op.weights.items()} for op in graph.layers() if op.weights}
+    )
+    np.testing.assert_allclose(
+        rate.candidates(larger), 10 * np.array(rate.candidates(graph)), rtol=1e-5
+    )
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_comes_back_for_the_same_training_only(tmp_path: Path) -> None:
     lines: list[str] = []
-    saved = Saved({"losses": [None, 0.5], "rate": 0.1}, [np.arange(3.0), np.int64(7)], [np.ones((2, 2), np.float32)])
+    saved = Saved(
+        {"losses": [None, 0.5], "rate": 0.1},
+        [np.arange(3.0), np.int64(7)],
+        [np.ones((2, 2), np.float32)],
+    )
     one = Checkpoint(tmp_path / "new", "a" * 32, lines.append)
     assert one.read() is None
     one.write(saved)
     found = one.read()
     assert found is not None
     assert found.numbers == saved.numbers
-    assert all(np.array_equal(a, b) for a, b in zip(found.state + found.best, saved.state + saved.best, strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(found.state + found.best, saved.state + saved.best, strict=True)
+    )
     assert Checkpoint(tmp_path / "new", "b" * 32, lines.append).read() is None
     assert [path.name for path in (tmp_path / "new").iterdir()] == [one.path.name]
     one.remove()
@@ -371,8 +469,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_the_fingerprint_tells_weights_data_and_options_apart() -> None:
     graph = helpers.graph_of(helpers.dense_net())
     split = Split((np.arange(4000.0).reshape(-1, 1),))
-    other = graph.with_weights({"head": {**graph.op("head").weights, "bias": graph.op("head").weights["bias"] + 1}})
+    other = graph.with_weights(
+        {"head": {**graph.op("head").weights, "bias": graph.op("head").weights["bias"] + 1}}
+    )
     longer = Split((np.arange(4001.0).reshape(-1, 1),))
-    found = {fingerprint(*parts) for parts in ((graph, split, 1), (other, split, 1), (graph, longer, 1), (graph, split, 2))}
+    found = {
+        fingerprint(*parts)
+        for parts in ((graph, split, 1), (other, split, 1), (graph, longer, 1), (graph, split, 2))
+    }
     assert len(found) == 4
-    assert fingerprint(graph, split, 1) == fingerprint(graph.copy(), Split(tuple(x.copy() for x in split.inputs)), 1)
+    assert fingerprint(graph, split, 1) == fingerprint(
+        graph.copy(), Split(tuple(x.copy() for x in split.inputs)), 1
+    )

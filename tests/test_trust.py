@@ -50,18 +50,33 @@ ASKED: list[tuple[dict[str, Any], str]] = [
 
 
 def toml(options: dict[str, Any]) -> str:
-    return "\n".join(f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}" for name, value in options.items())
+    return "\n".join(
+        f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}"
+        for name, value in options.items()
+    )
 
 
-@pytest.mark.parametrize(("options", "flag"), [*ASKED, ({"unsafe_load": True}, "--unsafe-load"), ({"out": "/elsewhere/x"}, "--out /elsewhere/x")])
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        *ASKED,
+        ({"unsafe_load": True}, "--unsafe-load"),
+        ({"out": "/elsewhere/x"}, "--out /elsewhere/x"),
+    ],
+)
 def test_a_file_in_the_current_folder_is_data(options: dict[str, Any], flag: str) -> None:
     Path("lrfc.toml").write_text(toml(options))
     with pytest.raises(UsageError) as caught:
         resolve({}, None, {})
     assert str(caught.value).startswith("lrfc.toml: ")
-    assert str(caught.value).endswith(f"which a file cannot ask for; if that is what you want, say the same yourself: {flag}")
+    assert str(caught.value).endswith(
+        f"which a file cannot ask for; if that is what you want, say the same yourself: {flag}"
+    )
     assert resolve(options, None, {})[next(iter(options))].source == "flag"
-    text = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in options.items()}
+    text = {
+        name: ",".join(value) if isinstance(value, tuple) else str(value)
+        for name, value in options.items()
+    }
     given = {f"LRFC_BUILD_{name.upper()}": value for name, value in text.items()}
     assert resolve({}, None, given)[next(iter(options))].source.startswith("environment")
     done = CliRunner().invoke(cli.app, ["build", "model.keras"])
@@ -76,13 +91,20 @@ def test_so_is_a_file_that_is_named(options: dict[str, Any], flag: str) -> None:
 
 
 def test_a_file_that_is_named_may_say_where_the_output_goes() -> None:
-    Path("mine.toml").write_text('out = "there"\ndata = "digits"\ndevice = "host"\nmetric = "mse"\nunsafe_load = false\n')
+    Path("mine.toml").write_text(
+        'out = "there"\ndata = "digits"\ndevice = "host"\nmetric = "mse"\nunsafe_load = false\n'
+    )
     assert resolve({}, Path("mine.toml"), {})["out"].value == "there"
 
 
-@pytest.mark.parametrize(("options", "flag"), ASKED[:-1])  # of several devices a manifest takes its own one
+@pytest.mark.parametrize(
+    ("options", "flag"), ASKED[:-1]
+)  # of several devices a manifest takes its own one
 def test_a_manifest_is_data(options: dict[str, Any], flag: str) -> None:
-    config = {{"device": "devices"}.get(name, name): value for name, value in options.items()} | {"out": "/elsewhere/x", "unsafe_load": True}
+    config = {{"device": "devices"}.get(name, name): value for name, value in options.items()} | {
+        "out": "/elsewhere/x",
+        "unsafe_load": True,
+    }
     made(config=config).write(Path())
     locked = Locked.read(Path())
     with pytest.raises(UsageError, match="which a file cannot ask for") as caught:
@@ -99,10 +121,19 @@ def test_a_manifest_names_no_device_by_its_path() -> None:
 
 
 def test_ordinary_options_are_no_concern() -> None:
-    trust.refuse({"data": "data/train.npz", "metric": "accuracy", "device": ("host",), "unsafe_load": False, "out": None}, "x")
+    trust.refuse(
+        {
+            "data": "data/train.npz",
+            "metric": "accuracy",
+            "device": ("host",),
+            "unsafe_load": False,
+            "out": None,
+        },
+        "x",
+    )
 
 
-# -- device profiles ---------------------------------------------------------------------------------------------------------------
+# -- device profiles -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -131,17 +162,25 @@ def test_options_of_ssh_that_a_profile_may_have(option: str) -> None:
     assert SSH(host="board", options=(option,)).options == (option,)
 
 
-@pytest.mark.parametrize("host", ["-oProxyCommand=x", "a b", "$(x)", "a;b", "`x`", "a'b", "a\nb", ""])
+@pytest.mark.parametrize(
+    "host", ["-oProxyCommand=x", "a b", "$(x)", "a;b", "`x`", "a'b", "a\nb", ""]
+)
 def test_a_host_holds_nothing_for_a_shell(host: str) -> None:
     with pytest.raises(ValidationError):
         SSH(host=host)
 
 
 def test_what_a_profile_may_not_is_one_line_with_the_way_out() -> None:
-    Path("x.toml").write_text('name = "b"\ndescription = ""\n[reach]\nkind = "ssh"\nhost = "b"\noptions = ["ProxyCommand=touch canary"]\n')
+    Path("x.toml").write_text(
+        'name = "b"\ndescription = ""\n[reach]\nkind = "ssh"\nhost = "b"\noptions ='
+        ' ["ProxyCommand=touch canary"]\n'
+    )
     with pytest.raises(UsageError) as caught:
         device.read(Path("x.toml"))
-    assert "reach.options.0 = 'ProxyCommand=touch canary': a profile cannot set ProxyCommand" in str(caught.value)
+    assert (
+        "reach.options.0 = 'ProxyCommand=touch canary': a profile cannot set ProxyCommand"
+        in str(caught.value)
+    )
     assert "put it into your ssh config" in str(caught.value)
 
 
@@ -150,7 +189,9 @@ def test_a_profile_runs_no_interpreter_here(monkeypatch: pytest.MonkeyPatch) -> 
     script.write_text(f"#!/bin/sh\ntouch {CANARY}\n")
     script.chmod(0o755)
     mine = Device(name="mine", description="", reach=Local(python=str(script.absolute())))
-    with pytest.raises(UsageError, match=rf"asks to run {script.absolute()} on this machine .*set {INTERPRETER}="):
+    with pytest.raises(
+        UsageError, match=rf"asks to run {script.absolute()} on this machine .*set {INTERPRETER}="
+    ):
         runner(mine)
     monkeypatch.setenv(INTERPRETER, "/another/python")
     with pytest.raises(UsageError):

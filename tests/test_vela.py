@@ -1,4 +1,7 @@
-"""Arm's Vela compiler as a device: its figures, which op they belong to, and its errors. Vela is deterministic, so the figures are tested."""
+"""Arm's Vela compiler as a device: its figures, which op they belong to, and its errors.
+
+Vela is deterministic, so the figures are tested.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,16 @@ from lrfc.targets.ethos_u.runner import VelaRunner, measurement
 from lrfc.targets.tflite.target import TFLite
 from tests.helpers import conv_net, residual
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("ethosu") is None, reason="ethos-u-vela is not installed: pip install 'lrfc[npu]'")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ethosu") is None,
+    reason="ethos-u-vela is not installed: pip install 'lrfc[npu]'",
+)
 
-U55 = Vela(accelerator="ethos-u55-128", system_config="Ethos_U55_High_End_Embedded", memory_mode="Shared_Sram")
+U55 = Vela(
+    accelerator="ethos-u55-128",
+    system_config="Ethos_U55_High_End_Embedded",
+    memory_mode="Shared_Sram",
+)
 DEVICES = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512")
 
 
@@ -36,7 +46,9 @@ def graph():
 @pytest.fixture(scope="module")
 def file(graph, tmp_path_factory):
     images = np.random.default_rng(0).random((8, 16, 16, 3), np.float32)
-    return TFLite("int8").emit(graph, tmp_path_factory.mktemp("vela") / "residual.tflite", (images,))
+    return TFLite("int8").emit(
+        graph, tmp_path_factory.mktemp("vela") / "residual.tflite", (images,)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +72,14 @@ def test_figures(compiled, file):
 def test_cycles_belong_to_ops(compiled, graph):
     cycles = vela.by_op(compiled, graph)
     assert sum(cycles.values()) == compiled.cycles
-    assert set(cycles) == {"stem", "bn0", "conv", "add", "pool", "head"}  # the BatchNorm stays, since the skip connection reads before it
+    assert set(cycles) == {
+        "stem",
+        "bn0",
+        "conv",
+        "add",
+        "pool",
+        "head",
+    }  # the BatchNorm stays, since the skip connection reads before it
     macs = {layer.name: layer.macs for layer in compiled.layers}
     assert 16 * 16 * 9 * 16 * 16 in macs.values()
     assert cycles["conv"] > cycles["stem"] > cycles["head"]
@@ -79,7 +98,9 @@ def test_layers_of_like_names(large, tmp_path, monkeypatch):
     x = keras.layers.Activation("exponential", name="odd")(x)
     graph = keras_io.from_keras(keras.Model(inputs, keras.layers.Conv2D(4, 1, name="conv_1_1")(x)))
     images = np.random.default_rng(0).random((4, 8, 8, 8), np.float32)
-    found = vela.by_op(vela.compiled(TFLite("int8").emit(graph, tmp_path / "names.tflite", (images,)), U55), graph)
+    found = vela.by_op(
+        vela.compiled(TFLite("int8").emit(graph, tmp_path / "names.tflite", (images,)), U55), graph
+    )
     assert set(found) == {"conv", "conv_1", "conv_1_1"}
     assert found["conv_1"] > found["conv"] > found["conv_1_1"]
 
@@ -100,9 +121,18 @@ def test_measurements(file, compiled):
         first, second = runner.compare([file, file], runs=3)
     assert first == second
     assert first.source == "compiled"
-    assert (first.cycles, first.sram_bytes, first.flash_bytes) == (compiled.cycles, compiled.sram_bytes, compiled.flash_bytes)
+    assert (first.cycles, first.sram_bytes, first.flash_bytes) == (
+        compiled.cycles,
+        compiled.sram_bytes,
+        compiled.flash_bytes,
+    )
     assert first.median_ms == compiled.ms
-    assert (first.iqr_ms, first.n, first.cold_start_ms, first.peak_rss_bytes) == (0.0, 1, None, None)
+    assert (first.iqr_ms, first.n, first.cold_start_ms, first.peak_rss_bytes) == (
+        0.0,
+        1,
+        None,
+        None,
+    )
     assert first.file_bytes == file.bytes
     assert not first.notes
     assert speedup(first, second).median == 1.0
@@ -160,8 +190,14 @@ def test_fallbacks_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("reach", "message"),
     [
-        (U55.model_copy(update={"accelerator": "ethos-u99"}), "ended with exit code 2 on .*invalid choice"),
-        (U55.model_copy(update={"system_config": "nowhere"}), r"ended with exit code 1 on .*System_Config\.nowhere not found"),
+        (
+            U55.model_copy(update={"accelerator": "ethos-u99"}),
+            "ended with exit code 2 on .*invalid choice",
+        ),
+        (
+            U55.model_copy(update={"system_config": "nowhere"}),
+            r"ended with exit code 1 on .*System_Config\.nowhere not found",
+        ),
         (U55.model_copy(update={"config": "/nowhere.ini"}), r"nowhere\.ini: no such file"),
     ],
 )
@@ -202,7 +238,12 @@ def test_memory_modes_and_system_configs_are_fields_of_a_device(file, compiled, 
 
     def with_fields(**fields):
         lines = [
-            line if line.split(" = ")[0] not in fields else f'{line.split(" = ")[0]} = "{fields[line.split(" = ")[0]]}"' for line in text.splitlines()
+            (
+                line
+                if line.split(" = ")[0] not in fields
+                else f'{line.split(" = ")[0]} = "{fields[line.split(" = ")[0]]}"'
+            )
+            for line in text.splitlines()
         ]
         path = tmp_path / "mine.toml"
         path.write_text("\n".join(lines), encoding="utf-8")
@@ -221,7 +262,9 @@ def test_what_each_op_takes(compiled, graph):
     found = spent(compiled, graph)
     assert sum(each.cycles for each in found.values()) == compiled.cycles
     assert max(each.sram_bytes for each in found.values()) <= compiled.sram_bytes
-    assert found["conv"].sram_bytes > found["stem"].sram_bytes  # the skip connection waits meanwhile
+    assert (
+        found["conv"].sram_bytes > found["stem"].sram_bytes
+    )  # the skip connection waits meanwhile
     assert not any(each.cpu for each in found.values())
 
 
@@ -229,9 +272,13 @@ def flash_of(model, folder, reach=U55):
     """Flash of each op, and of the file."""
     graph = fold_batchnorm(keras_io.from_keras(model))
     images = np.random.default_rng(0).random((4, *model.inputs[0].shape[1:]), np.float32)
-    result = vela.compiled(TFLite("int8").emit(graph, folder / f"{model.name}.tflite", (images,)), reach)
+    result = vela.compiled(
+        TFLite("int8").emit(graph, folder / f"{model.name}.tflite", (images,)), reach
+    )
     assert sum(layer.flash_bytes for layer in result.layers) <= result.flash_bytes
-    return {name: each.flash_bytes for name, each in spent(result, graph).items()}, result.flash_bytes
+    return {
+        name: each.flash_bytes for name, each in spent(result, graph).items()
+    }, result.flash_bytes
 
 
 def test_the_flash_of_all_ops_is_that_of_the_file(compiled, graph):
@@ -239,11 +286,15 @@ def test_the_flash_of_all_ops_is_that_of_the_file(compiled, graph):
     assert sum(found.values()) == compiled.flash_bytes
     assert found["conv"] > found["stem"] > found["add"] == 0
     weights = 16 * 9 * 16
-    assert 0.5 * weights < found["conv"] < 1.2 * weights + 10 * 16  # encoded, and 10 bytes of scale and bias a filter
+    assert (
+        0.5 * weights < found["conv"] < 1.2 * weights + 10 * 16
+    )  # encoded, and 10 bytes of scale and bias a filter
 
 
 def test_fewer_filters_take_less_flash(tmp_path):
-    (whole, first), (cut, second) = (flash_of(residual(size=8, filters=filters), tmp_path) for filters in (32, 16))
+    (whole, first), (cut, second) = (
+        flash_of(residual(size=8, filters=filters), tmp_path) for filters in (32, 16)
+    )
     assert 0.2 < cut["conv"] / whole["conv"] < 0.4
     assert first - second == sum(whole[name] - cut[name] for name in whole)
 
@@ -265,13 +316,19 @@ def cascade():
 @pytest.mark.parametrize("name", DEVICES)
 def test_flash_in_a_cascade(name, tmp_path):
     found, whole = flash_of(cascade(), tmp_path, device.load(name).reach)
-    assert found["tanh0"] == found["tanh1"] == 256  # a lookup table of int8, and none for the pooling before it
+    assert (
+        found["tanh0"] == found["tanh1"] == 256
+    )  # a lookup table of int8, and none for the pooling before it
     scales = {16: 10 * 16, 24: 10 * 24}
     assert 9 * 3 * 16 / 2 < found["conv0"] < 9 * 3 * 16 * 2 + 2 * scales[16]
     assert 9 * 16 * 24 / 2 < found["conv1"] < 9 * 16 * 24 * 1.3 + 2 * scales[24]
-    assert 9 * 24 * 24 / 2 < found["shared"] < 9 * 24 * 24 * 1.3 + 4 * scales[24]  # the weights once, their scales twice
+    assert (
+        9 * 24 * 24 / 2 < found["shared"] < 9 * 24 * 24 * 1.3 + 4 * scales[24]
+    )  # the weights once, their scales twice
     assert found["head"] == 0
-    assert sum(found.values()) == whole or name.startswith(("ethos-u65", "ethos-u85"))  # those have feature maps in the same memory
+    assert sum(found.values()) == whole or name.startswith(
+        ("ethos-u65", "ethos-u85")
+    )  # those have feature maps in the same memory
 
 
 def test_flash_that_is_told_in_another_way_is_refused(file, monkeypatch):
@@ -281,8 +338,17 @@ def test_flash_that_is_told_in_another_way_is_refused(file, monkeypatch):
     whole = vela.compiled(file, U55)
     ((log, database),) = texts
     assert sum(by_row(log, database)) == whole.flash_bytes
-    logs = ["", log.replace("read-only", "constant"), log.replace(" Unknown ", " Encoded "), log.replace(" 768:", " 784:")]
-    databases = ["", database.replace("time_index", "time"), database.replace('"perf"', '"performance"')]
+    logs = [
+        "",
+        log.replace("read-only", "constant"),
+        log.replace(" Unknown ", " Encoded "),
+        log.replace(" 768:", " 784:"),
+    ]
+    databases = [
+        "",
+        database.replace("time_index", "time"),
+        database.replace('"perf"', '"performance"'),
+    ]
     for texts in [(other, database) for other in logs] + [(log, other) for other in databases]:
         with pytest.raises(DeviceError, match=r"Vela does not tell .* pip install") as caught:
             by_row(*texts)
@@ -296,7 +362,13 @@ def elu_net():
     x = keras.layers.Conv2D(32, 3, padding="same", name="first")(inputs)
     x = keras.layers.Activation("elu", name="odd")(x)
     x = keras.layers.Conv2D(32, 3, padding="same", name="second")(x)
-    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax", name="head")(keras.layers.Flatten(name="flat")(x)), name="elu_net")
+    return keras.Model(
+        inputs,
+        keras.layers.Dense(3, activation="softmax", name="head")(
+            keras.layers.Flatten(name="flat")(x)
+        ),
+        name="elu_net",
+    )
 
 
 def test_fallbacks_are_named_before_any_work(tmp_path):
@@ -309,12 +381,22 @@ def test_fallbacks_are_named_before_any_work(tmp_path):
     said: list[str] = []
     try:
         result = lrfc.build(
-            elu_net(), device="ethos-u55-128", data={"x": images, "y": labels}, max_macs="70%", epochs=0, out=tmp_path / "out", methods=("channel_svd", "svd"),
+            elu_net(),
+            device="ethos-u55-128",
+            data={"x": images, "y": labels},
+            max_macs="70%",
+            epochs=0,
+            out=tmp_path / "out",
+            methods=("channel_svd", "svd"),
             progress=Progress(log=said.append),
-        )  # fmt: skip
+        )
     except (BudgetError, NoGainError) as error:
         result = error.result
-    named = next(i for i, line in enumerate(said) if line == "ethos-u55-128 leaves to the CPU, and counts no cycles for: odd (Elu)")
+    named = next(
+        i
+        for i, line in enumerate(said)
+        if line == "ethos-u55-128 leaves to the CPU, and counts no cycles for: odd (Elu)"
+    )
     assert named < next(i for i, line in enumerate(said) if line.startswith("ExploreLayers"))
     assert [(file.path, file.format) for file in result.manifest.artifacts] == [
         ("elu_net.tflite", "tflite"), ("elu_net_vela.tflite", "vela"), ("model.keras", "keras"),
@@ -335,4 +417,6 @@ def test_fallbacks_are_named_before_any_work(tmp_path):
 
 def test_a_network_without_fallbacks_is_not_remarked_on(graph, tmp_path):
     images = np.random.default_rng(0).random((4, 16, 16, 3), np.float32)
-    assert fallbacks(TFLite("int8"), device.load("ethos-u55-128"), graph, (images,), tmp_path) is None
+    assert (
+        fallbacks(TFLite("int8"), device.load("ethos-u55-128"), graph, (images,), tmp_path) is None
+    )

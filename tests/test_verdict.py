@@ -49,20 +49,32 @@ def manifest(**changes: Any) -> Manifest:
 def test_it_names_the_device_what_was_asked_and_the_margin() -> None:
     found = judged(manifest())
     assert (found.outcome, found.device, found.precision) == ("compressed", "host", "fp32")
-    assert [(each.option, each.bound, each.value, each.met) for each in found.budgets] == [("--max-macs 50%", 500.0, 480.0, True)]
-    assert headline(found) == (
-        "On host the compressed tflite file (fp32) is ×2.00 as fast as the original (measured in turns, 95 % interval 1.90 to 2.10). It keeps 48.00 % of"
-        " the MACs, 100.00 % of the parameters and 50.00 % of the file size."
+    assert [(each.option, each.bound, each.value, each.met) for each in found.budgets] == [
+        ("--max-macs 50%", 500.0, 480.0, True)
+    ]
+    assert (
+        headline(found)
+        == "On host the compressed tflite file (fp32) is ×2.00 as fast as the original (measured in"
+        " turns, 95 % interval 1.90 to 2.10). It keeps 48.00 % of the MACs, 100.00 % of the"
+        " parameters and 50.00 % of the file size."
     )
     assert details(found) == [
         "Asked --max-macs 50%: held, MACs 480 of at most 500, 4.00 % below it.",
-        "Accuracy 97.60 %, of 98.00 % in float: lost 0.40 pp (95 % interval −0.10 to 0.90, 400 samples); 1 pp allowed: held, with 0.60 pp to spare.",
+        (
+            "Accuracy 97.60 %, of 98.00 % in float: lost 0.40 pp (95 % interval −0.10 to 0.90, 400"
+            " samples); 1 pp allowed: held, with 0.60 pp to spare."
+        ),
         "Nothing grew.",
     ]
 
 
 def test_a_contract_that_is_broken_says_by_how_much() -> None:
-    scores = Accuracy(metric="accuracy", before=0.98, artifact=0.96, kept=kept(drop=0.02, high=0.03, met=False, margin=-0.01))
+    scores = Accuracy(
+        metric="accuracy",
+        before=0.98,
+        artifact=0.96,
+        kept=kept(drop=0.02, high=0.03, met=False, margin=-0.01),
+    )
     found = judged(manifest(accuracy=scores, problem="not met: --max-drop 1pp"))
     assert found.outcome == "not met"
     assert "and misses what was asked of it" in headline(found)
@@ -80,7 +92,13 @@ def test_a_contract_that_is_broken_says_by_how_much() -> None:
     ],
 )
 def test_every_quantity_that_grew_is_named(changes: dict[str, int], grown: list[str]) -> None:
-    before = figures(**{name: 1_000 for name in changes if name not in ("arena_bytes", "file_bytes", "params", "macs")})
+    before = figures(
+        **{
+            name: 1_000
+            for name in changes
+            if name not in ("arena_bytes", "file_bytes", "params", "macs")
+        }
+    )
     found = judged(manifest(before=before, after=before.model_copy(update=changes)))
     assert [change.quantity for change in found.grown] == grown
 
@@ -90,40 +108,75 @@ def test_a_measured_time_grew_when_the_whole_interval_says_so() -> None:
     assert [change.quantity for change in judged(slower).grown] == ["latency_ms"]
     unsure = manifest(after=figures(ms=2.1), speedup=Speedup(median=0.95, low=0.85, high=1.05))
     assert judged(unsure).grown == ()
-    computed = manifest(before=figures("estimated"), after=figures("estimated", ms=2.001), speedup=Speedup(median=0.9995, source="estimated"))
-    assert [(change.quantity, change.source) for change in judged(computed).grown] == [("latency_ms", "estimated")]
+    computed = manifest(
+        before=figures("estimated"),
+        after=figures("estimated", ms=2.001),
+        speedup=Speedup(median=0.9995, source="estimated"),
+    )
+    assert [(change.quantity, change.source) for change in judged(computed).grown] == [
+        ("latency_ms", "estimated")
+    ]
 
 
 def test_growth_is_told_with_both_values() -> None:
     found = judged(manifest(after=figures(arena_bytes=3_461)))
-    assert "What grew: activation memory (planned) from 2.0 KiB to 3.4 KiB (+69 %)." in details(found)
+    assert "What grew: activation memory (planned) from 2.0 KiB to 3.4 KiB (+69 %)." in details(
+        found
+    )
 
 
 def test_the_float_original_is_a_baseline_of_its_own() -> None:
     int8 = {"config": {"precision": "int8"}}
-    slow = FloatOriginal(latency_ms=figures().latency_ms, speedup=Speedup(median=0.95, low=0.93, high=0.97))
+    slow = FloatOriginal(
+        latency_ms=figures().latency_ms, speedup=Speedup(median=0.95, low=0.93, high=0.97)
+    )
     found = judged(manifest(float_original=slow, **int8))
-    assert [(each.precision, each.pace) for each in found.speeds] == [("int8", "faster"), ("fp32", "slower")]
+    assert [(each.precision, each.pace) for each in found.speeds] == [
+        ("int8", "faster"),
+        ("fp32", "slower"),
+    ]
     assert "×2.00 as fast as the original's int8 file" in headline(found)
-    told = "Beside the original in fp32 it is SLOWER, at ×0.95 the speed of the float original (measured in turns, 95 % interval 0.93 to 0.97)."
+    told = (
+        "Beside the original in fp32 it is SLOWER, at ×0.95 the speed of the float original"
+        " (measured in turns, 95 % interval 0.93 to 0.97)."
+    )
     assert told in details(found)
-    none = judged(manifest(float_original=FloatOriginal(reason="board computes in int8, not in float"), **int8))
-    assert "Beside the original in fp32: not known, board computes in int8, not in float." in details(none)
+    none = judged(
+        manifest(
+            float_original=FloatOriginal(reason="board computes in int8, not in float"), **int8
+        )
+    )
+    assert (
+        "Beside the original in fp32: not known, board computes in int8, not in float."
+        in details(none)
+    )
     assert len(judged(manifest()).speeds) == 1, "in fp32 there is one baseline"
 
 
 def test_the_limits_of_the_device() -> None:
     board = device.load("cortex-m7")
-    sides = {"before": figures("estimated"), "after": figures("estimated", ms=1.0), "device": board.name}
+    sides = {
+        "before": figures("estimated"),
+        "after": figures("estimated", ms=1.0),
+        "device": board.name,
+    }
     computed = manifest(**sides, speedup=Speedup(median=2.0, source="estimated"))
     fits = judged(computed, board)
     assert [(room.memory, room.needed, room.limit, room.fits) for room in fits.rooms] == [
         ("flash", 4_096, 1_048_576, True), ("ram", 2_048, 327_680, True)]  # fmt: skip
-    assert "The file fits cortex-m7: flash 4.0 KiB of 1.0 MiB and RAM 2.0 KiB of 320.0 KiB; what runs it comes on top." in details(fits)
+    assert (
+        "The file fits cortex-m7: flash 4.0 KiB of 1.0 MiB and RAM 2.0 KiB of 320.0 KiB; what runs"
+        " it comes on top." in details(fits)
+    )
     large = judged(computed, board.model_copy(update={"ram_bytes": 2_047}))
     assert details(large)[-1].startswith("The file does NOT fit cortex-m7: ")
     assert "RAM 2.0 KiB of 2.0 KiB (TOO MUCH)" in details(large)[-1]
-    npu = judged(manifest(**sides | {"after": figures("compiled", sram_bytes=900, flash_bytes=700, cycles=5)}), board)
+    npu = judged(
+        manifest(
+            **sides | {"after": figures("compiled", sram_bytes=900, flash_bytes=700, cycles=5)}
+        ),
+        board,
+    )
     assert [room.needed for room in npu.rooms] == [700, 900], "what the compiler plans"
     without = judged(computed, board.model_copy(update={"flash_bytes": None, "ram_bytes": None}))
     assert details(without)[-1] == "The profile of cortex-m7 names no limits of flash and RAM."
@@ -132,7 +185,9 @@ def test_the_limits_of_the_device() -> None:
 def test_what_nobody_timed_is_not_called_measured() -> None:
     for source in ("estimated", "compiled"):
         speed = Speedup(median=2.0, source=source)
-        found = judged(manifest(before=figures(source), after=figures(source, ms=1.0), speedup=speed))
+        found = judged(
+            manifest(before=figures(source), after=figures(source, ms=1.0), speedup=speed)
+        )
         text = " ".join([headline(found), *details(found)])
         assert "no device was timed" in text
         assert "measured" not in text
@@ -143,8 +198,17 @@ def test_what_nobody_timed_is_not_called_measured() -> None:
 def test_the_parts_of_a_drop_are_its_sum() -> None:
     steps = [{"step": "compression", "drop": 0.0045}, {"step": "emission", "drop": -0.0023}]
     found = kept(drop=0.0022, parts=steps)
-    assert parts(found) == "0.45 pp by compression, in float − 0.23 pp by the emitted file against that network = 0.22 pp"
-    assert parts(kept(parts=[{"step": "compression", "drop": 0.004}, {"step": "emission", "drop": 0.0}])) == ""
+    assert (
+        parts(found)
+        == "0.45 pp by compression, in float − 0.23 pp by the emitted file against that network ="
+        " 0.22 pp"
+    )
+    assert (
+        parts(
+            kept(parts=[{"step": "compression", "drop": 0.004}, {"step": "emission", "drop": 0.0}])
+        )
+        == ""
+    )
 
 
 def test_it_stands_in_the_manifest_as_fields(tmp_path: Path) -> None:
@@ -159,7 +223,9 @@ def test_it_stands_in_the_manifest_as_fields(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("cycles", "source"), [(None, "estimated"), (500, "compiled")])
-def test_a_manifest_of_an_older_lrfc_is_read(tmp_path: Path, cycles: int | None, source: str) -> None:
+def test_a_manifest_of_an_older_lrfc_is_read(
+    tmp_path: Path, cycles: int | None, source: str
+) -> None:
     old = json.loads(manifest().model_dump_json())
     del old["verdict"], old["float_original"], old["speedup"]["source"]
     for side in (old["before"], old["after"]):

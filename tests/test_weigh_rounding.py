@@ -39,10 +39,27 @@ def chain(spread, seed=0):
     wild = np.exp(spread * rng.standard_normal(8)).astype(np.float32)
     first = rng.standard_normal((1, 1, 6, 8)).astype(np.float32) * wild
     second = rng.standard_normal((3, 3, 8, 5)).astype(np.float32) / wild[:, None]
-    common = {"strides": (1, 1), "dilation_rate": (1, 1), "data_format": "channels_last", "groups": 1, "use_bias": False, "activation": "linear"}
+    common = {
+        "strides": (1, 1),
+        "dilation_rate": (1, 1),
+        "data_format": "channels_last",
+        "groups": 1,
+        "use_bias": False,
+        "activation": "linear",
+    }
     stages = [
-        Op("layer__in", "Conv2D", {**common, "filters": 8, "kernel_size": (1, 1), "padding": "valid"}, {"kernel": first}),
-        Op("layer", "Conv2D", {**common, "filters": 5, "kernel_size": (3, 3), "padding": "same"}, {"kernel": second}),
+        Op(
+            "layer__in",
+            "Conv2D",
+            {**common, "filters": 8, "kernel_size": (1, 1), "padding": "valid"},
+            {"kernel": first},
+        ),
+        Op(
+            "layer",
+            "Conv2D",
+            {**common, "filters": 5, "kernel_size": (3, 3), "padding": "same"},
+            {"kernel": second},
+        ),
     ]
     graph = Graph("chain")
     ref = graph.add(Op("x", "InputLayer", {"batch_shape": (None, 8, 8, 6), "dtype": "float32"}))
@@ -54,13 +71,24 @@ def chain(spread, seed=0):
 
 def rounding(graph, read, *, bits=8, balanced=True):
     (before,) = keras_io.predict(graph, (read,))
-    return Rounding(graph.tensor(Ref("x")), read, before, np.ones((1, 1, 1, 1), np.float32), 3, lambda x: x, bits, balanced)
+    return Rounding(
+        graph.tensor(Ref("x")),
+        read,
+        before,
+        np.ones((1, 1, 1, 1), np.float32),
+        3,
+        lambda x: x,
+        bits,
+        balanced,
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_wild_ranges_cost_more_unless_they_are_balanced(seed):
     even, wild = chain(0.0, seed), chain(1.0, seed)
-    unbalanced = [rounding(graph, read, balanced=False).noise(stages) for graph, stages, read in (even, wild)]
+    unbalanced = [
+        rounding(graph, read, balanced=False).noise(stages) for graph, stages, read in (even, wild)
+    ]
     balanced = [rounding(graph, read).noise(stages) for graph, stages, read in (even, wild)]
     assert unbalanced[1] > 2 * unbalanced[0]
     assert balanced[1] < 1.5 * balanced[0]
@@ -68,7 +96,9 @@ def test_wild_ranges_cost_more_unless_they_are_balanced(seed):
 
 def test_sixteen_bits_leave_the_noise_of_the_weights():
     graph, stages, read = chain(0.0)
-    eight, sixteen, of_weights = (rounding(graph, read, bits=bits).noise(stages) for bits in (8, 16, 30))
+    eight, sixteen, of_weights = (
+        rounding(graph, read, bits=bits).noise(stages) for bits in (8, 16, 30)
+    )
     assert sixteen == pytest.approx(of_weights, rel=1e-3)
     assert 0.002 < sixteen < 0.9 * eight
 
@@ -79,14 +109,19 @@ def test_the_file_bears_it_out(balanced, spread, tmp_path):
     """What an emitted int8 file is off by: the noise, and the rounding of input and output, which no choice changes."""
     graph, stages, read = chain(spread)
     state = state_of(graph)
-    state = replace(state, data=replace(state.data, train=replace(state.data.train, inputs=(read,))))
+    state = replace(
+        state, data=replace(state.data, train=replace(state.data.train, inputs=(read,)))
+    )
     shipped = BalanceStages()(state).graph if balanced else graph
     target = TFLite("int8")
     (found,) = target.load(target.emit(shipped, tmp_path / "chain.tflite", (read,)))((read,))
     (exact,) = keras_io.predict(graph, (read,))
     (of_input,) = keras_io.predict(graph, (_rounded(read),))
     norm = np.linalg.norm(exact)
-    others = [np.linalg.norm(of_input - exact) / norm, np.linalg.norm(_rounded(exact) - exact) / norm]
+    others = [
+        np.linalg.norm(of_input - exact) / norm,
+        np.linalg.norm(_rounded(exact) - exact) / norm,
+    ]
     lost = found - exact
     lost -= lost.mean((0, 1, 2))  # what the corrected bias makes good
     predicted = rounding(graph, read, balanced=balanced).noise(stages)
@@ -100,9 +135,13 @@ def _rounded(values):
 
 
 def test_errors_and_impacts_never_shrink():
-    before, after = (state.fact(DesignSpace).spaces for state in (known(), WeighRounding()(known())))
+    before, after = (
+        state.fact(DesignSpace).spaces for state in (known(), WeighRounding()(known()))
+    )
     for old, new in zip(before, after, strict=True):
-        assert [(c.method, c.ranks, c.params, c.macs) for c in old.candidates] == [(c.method, c.ranks, c.params, c.macs) for c in new.candidates]
+        assert [(c.method, c.ranks, c.params, c.macs) for c in old.candidates] == [
+            (c.method, c.ranks, c.params, c.macs) for c in new.candidates
+        ]
         assert new.whole.error > 0
         assert new.whole.impact > 0
         for a, b in zip(old.candidates, new.candidates, strict=True):
@@ -116,7 +155,11 @@ def test_what_was_weighed_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("LRFC_CACHE", str(tmp_path))
     weighed = []
     weigh = weigh_rounding._weighed
-    monkeypatch.setattr(weigh_rounding, "_weighed", lambda space, rounding: weighed.append(space.op.name) or weigh(space, rounding))
+    monkeypatch.setattr(
+        weigh_rounding,
+        "_weighed",
+        lambda space, rounding: weighed.append(space.op.name) or weigh(space, rounding),
+    )
     first = WeighRounding(cached=True)(known()).fact(DesignSpace)
     layers = list(weighed)
     again = WeighRounding(cached=True)(known()).fact(DesignSpace)
@@ -134,10 +177,16 @@ def test_what_was_weighed_is_kept(monkeypatch, tmp_path):
 
 def test_the_ranking_follows():
     """What a candidate's impact grows by is as the square of what its error does, on a scale of the layer's own."""
-    before, after = (state.fact(DesignSpace).spaces for state in (known(), WeighRounding()(known())))
+    before, after = (
+        state.fact(DesignSpace).spaces for state in (known(), WeighRounding()(known()))
+    )
     for old, new in zip(before, after, strict=True):
-        noise = np.array([b.error**2 - a.error**2 for a, b in zip(old.candidates, new.candidates, strict=True)])
-        added = np.array([b.impact - a.impact for a, b in zip(old.candidates, new.candidates, strict=True)])
+        noise = np.array(
+            [b.error**2 - a.error**2 for a, b in zip(old.candidates, new.candidates, strict=True)]
+        )
+        added = np.array(
+            [b.impact - a.impact for a, b in zip(old.candidates, new.candidates, strict=True)]
+        )
         scale = added[0] / noise[0]
         np.testing.assert_allclose(added, scale * noise, rtol=1e-3, atol=1e-9)
         near = min(old.candidates[1:], key=lambda c: abs(c.error - 0.1))
@@ -151,7 +200,14 @@ def test_a_method_whose_tensors_round_badly_pays_for_it(monkeypatch):
     space = next(s for s in design.spaces if s.op.name == "conv1")
     plain = next(c for c in space.candidates if c.method == "channel_svd")
     twin = next(c for c in space.candidates if c.method == "spatial_svd")
-    one = replace(space, candidates=(space.whole, replace(plain, error=0.1, impact=0.01), replace(twin, error=0.1, impact=0.01)))
+    one = replace(
+        space,
+        candidates=(
+            space.whole,
+            replace(plain, error=0.1, impact=0.01),
+            replace(twin, error=0.1, impact=0.01),
+        ),
+    )
 
     class Wild:
         def __init__(self, factors):
@@ -162,13 +218,28 @@ def test_a_method_whose_tensors_round_badly_pays_for_it(monkeypatch):
             wild = np.geomspace(1, 200, first.weights["kernel"].shape[-1], dtype=np.float32)
             return [
                 replace(first, weights={"kernel": first.weights["kernel"] * wild}),
-                replace(second, weights={**second.weights, "kernel": second.weights["kernel"] / wild[:, None]}),
+                replace(
+                    second,
+                    weights={**second.weights, "kernel": second.weights["kernel"] / wild[:, None]},
+                ),
             ]
 
-    wild = replace(one, factors={"channel_svd": one.factors["channel_svd"], "spatial_svd": Wild(one.factors["spatial_svd"])})
+    wild = replace(
+        one,
+        factors={
+            "channel_svd": one.factors["channel_svd"],
+            "spatial_svd": Wild(one.factors["spatial_svd"]),
+        },
+    )
     monkeypatch.setattr("lrfc.passes.weigh_rounding.balance", lambda *given: {})
-    (found,) = WeighRounding()(state.with_fact(replace(design, spaces=(wild,)))).fact(DesignSpace).spaces
-    assert found.candidates[2].impact > 1.01 * found.candidates[1].impact > 1.01 * found.candidates[0].impact
+    (found,) = (
+        WeighRounding()(state.with_fact(replace(design, spaces=(wild,)))).fact(DesignSpace).spaces
+    )
+    assert (
+        found.candidates[2].impact
+        > 1.01 * found.candidates[1].impact
+        > 1.01 * found.candidates[0].impact
+    )
 
 
 @given(st.sampled_from(["fp32", "fp16", "dynamic"]))
@@ -189,7 +260,11 @@ def test_what_an_activation_holds_back_does_not_count(activation):
     probe = graph.copy()
     probe.outputs, probe.structure = (Ref("bn"),), (graph.structure[0], None)
     (before,) = keras_io.predict(probe, (read,))
-    stages = METHODS["channel_svd"].decompose(graph.op("conv"), graph.input_tensors("conv")[0]).stages((3,))
+    stages = (
+        METHODS["channel_svd"]
+        .decompose(graph.op("conv"), graph.input_tensors("conv")[0])
+        .stages((3,))
+    )
     found = Rounding.of(graph, "conv", read, before, 8).noise(stages)
     assert follow(graph, "conv").end == ("bn" if activation is None else "activation")
     assert 0.001 < found < 0.05
@@ -200,7 +275,10 @@ def test_every_kind_of_layer():
     for graph in _nets():
         state = explored(state_of(graph))
         for space in WeighRounding()(state).fact(DesignSpace).spaces:
-            assert all(c.error > 0 and np.isfinite(c.impact) for c in space.candidates), (graph.name, space.op.name)
+            assert all(c.error > 0 and np.isfinite(c.impact) for c in space.candidates), (
+                graph.name,
+                space.op.name,
+            )
 
 
 def _nets():
@@ -211,7 +289,11 @@ def _nets():
     x = layers.Dense(8, name="pixels")(x)
     y = layers.Conv1D(8, 3, padding="causal", dilation_rate=2, name="causal")(sequence)
     both = layers.Concatenate()([layers.Flatten()(x), layers.Flatten()(y)])
-    outputs = layers.Dense(4, activation="softmax", name="head")(layers.Dense(32, name="wide")(both))
-    yield helpers.graph_of(helpers.random_weights(keras.Model([image, sequence], outputs, name="kinds")))
+    outputs = layers.Dense(4, activation="softmax", name="head")(
+        layers.Dense(32, name="wide")(both)
+    )
+    yield helpers.graph_of(
+        helpers.random_weights(keras.Model([image, sequence], outputs, name="kinds"))
+    )
     yield helpers.graph_of(helpers.shared_conv())
     yield helpers.graph_of(helpers.residual(filters=8))

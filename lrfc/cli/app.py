@@ -18,18 +18,30 @@ from lrfc.config.options import text
 from lrfc.errors import DeviceError
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=True,
-    help="Compress a trained Keras model by low-rank factorization for the device it runs on, and prove that it pays.",
-)  # fmt: skip
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=True,
+    help=(
+        "Compress a trained Keras model by low-rank factorization for the device it runs on, and"
+        " prove that it pays."
+    ),
+)
 app.add_typer(cli_devices.app, name="devices")
 
 OptionalModel = Annotated[
     Path | None,
     typer.Argument(
-        help="The trained model: a .keras or legacy .h5 file. With --locked, by default the one that the manifest names.", show_default=False
+        help=(
+            "The trained model: a .keras or legacy .h5 file. With --locked, by default the one that"
+            " the manifest names."
+        ),
+        show_default=False,
     ),
 ]
-Model = Annotated[Path, typer.Argument(help="The trained model: a .keras or legacy .h5 file.", show_default=False)]
+Model = Annotated[
+    Path, typer.Argument(help="The trained model: a .keras or legacy .h5 file.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Unsafe = Annotated[bool, typer.Option("--unsafe-load", help=text("unsafe_load"))]
 
@@ -99,11 +111,25 @@ def explore(
     with session() as terminal:
         from lrfc import api
 
-        options: dict[str, Any] = {"methods": tuple(methods.split(","))} if methods is not None else {}
+        options: dict[str, Any] = (
+            {"methods": tuple(methods.split(","))} if methods is not None else {}
+        )
         survey = api.explore(
-            model, data=data, keep=tuple(keep), only=tuple(only), over=tuple(over.split(",")), device=device, points=points, rank_multiple=rank_multiple, seed=seed,
-            out=out, unsafe_load=unsafe_load, resume=resume, progress=terminal.progress(), **options,
-        )  # fmt: skip
+            model,
+            data=data,
+            keep=tuple(keep),
+            only=tuple(only),
+            over=tuple(over.split(",")),
+            device=device,
+            points=points,
+            rank_multiple=rank_multiple,
+            seed=seed,
+            out=out,
+            unsafe_load=unsafe_load,
+            resume=resume,
+            progress=terminal.progress(),
+            **options,
+        )
         if as_json:
             terminal.json(survey.to_json())
         else:
@@ -112,8 +138,13 @@ def explore(
 
 @app.command()
 def explain(
-    folder: Annotated[Path, typer.Argument(help="An output folder of lrfc build or lrfc explore.", show_default=False)],
-    layer: Annotated[str, typer.Argument(help="The layer, by its name in layers.csv.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="An output folder of lrfc build or lrfc explore.", show_default=False),
+    ],
+    layer: Annotated[
+        str, typer.Argument(help="The layer, by its name in layers.csv.", show_default=False)
+    ],
     as_json: Json = False,
 ) -> None:
     """Print a layer's candidates, similarity against rank, which one was taken, and why not its neighbours."""
@@ -144,15 +175,37 @@ def inspect(model: Model, as_json: Json = False, unsafe_load: Unsafe = False) ->
 
 @app.command()
 def measure(
-    files: Annotated[list[Path], typer.Argument(help="Emitted .tflite or .onnx files; the first is the baseline.", show_default=False)],
-    device: Annotated[str, typer.Option(help="Where to measure: a name of lrfc devices list, or a .toml.")] = "host",
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Emitted .tflite or .onnx files; the first is the baseline.", show_default=False
+        ),
+    ],
+    device: Annotated[
+        str, typer.Option(help="Where to measure: a name of lrfc devices list, or a .toml.")
+    ] = "host",
     memory_mode: Annotated[
-        str | None, typer.Option(help="Memory mode of an Ethos-U, by its name in the vela.ini; by default that of the device.")
+        str | None,
+        typer.Option(
+            help=(
+                "Memory mode of an Ethos-U, by its name in the vela.ini; by default that of the"
+                " device."
+            )
+        ),
     ] = None,
     system_config: Annotated[
-        str | None, typer.Option(help="System configuration of an Ethos-U, by its name in the vela.ini; by default that of the device.")
+        str | None,
+        typer.Option(
+            help=(
+                "System configuration of an Ethos-U, by its name in the vela.ini; by default that"
+                " of the device."
+            )
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads that the runtime may use; by default those of the device.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads that the runtime may use; by default those of the device."),
+    ] = None,
     runs: Annotated[int, typer.Option(help="Timed inferences of each file.")] = 200,
     as_json: Json = False,
 ) -> None:
@@ -162,7 +215,14 @@ def measure(
         from lrfc.cli import devices_view as terminal_devices
 
         try:
-            rows = api.measure(files, device=device, memory_mode=memory_mode, system_config=system_config, threads=threads, runs=runs)
+            rows = api.measure(
+                files,
+                device=device,
+                memory_mode=memory_mode,
+                system_config=system_config,
+                threads=threads,
+                runs=runs,
+            )
         except DeviceError as error:
             if error.measured:  # what was measured before it broke off is of use
                 terminal_devices.measurements(terminal, error.measured, as_json=as_json)
@@ -190,7 +250,9 @@ def doctor(as_json: Json = False) -> None:
 
         checks = diagnosis.run()
         if as_json:
-            terminal.json({"checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]})
+            terminal.json(
+                {"checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]}
+            )
         else:
             terminal.checks(checks)
         diagnosis.require(checks)
@@ -208,7 +270,11 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     pass
 
 

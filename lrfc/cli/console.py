@@ -34,7 +34,9 @@ def quiet() -> Iterator[tuple[TextIO, TextIO, Callable[[BaseException], Path]]]:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     codecs.register_error(_SPELT, _spelt)
-    encodings = [getattr(stream, "encoding", None) or "utf-8" for stream in (sys.stdout, sys.stderr)]
+    encodings = [
+        getattr(stream, "encoding", None) or "utf-8" for stream in (sys.stdout, sys.stderr)
+    ]
     with (
         scratch.unnamed() as noise,
         silence.descriptors(noise.fileno(), whole=True) as real,
@@ -58,14 +60,27 @@ def _opened(descriptor: int | None) -> int:
 
 
 #: What stands for a character that the user's encoding does not have.
-_PLAIN = {"×": "x", "→": "->", "—": "-", "–": "-", "−": "-", "─": "-", "█": "#", "…": "...", "µ": "u"}
+_PLAIN = {
+    "×": "x",
+    "→": "->",
+    "—": "-",
+    "–": "-",
+    "−": "-",
+    "─": "-",
+    "█": "#",
+    "…": "...",
+    "µ": "u",
+}
 _SPELT = "lrfc.spelt"
 
 
 def _spelt(error: UnicodeError) -> tuple[str, int]:
     """The error handler of the streams: plain characters in the place of those that cannot be written."""
     assert isinstance(error, UnicodeEncodeError)
-    return "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
+    return (
+        "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end]),
+        error.end,
+    )
 
 
 #: What stands where a method cannot go so far.
@@ -81,7 +96,12 @@ class Terminal:
         from rich.console import Console
 
         # Without a terminal there is no width to ask for; COLUMNS tells it there too.
-        self._out = Console(file=stdout, width=None if stdout.isatty() or "COLUMNS" in os.environ else 80, highlight=False, soft_wrap=False)
+        self._out = Console(
+            file=stdout,
+            width=None if stdout.isatty() or "COLUMNS" in os.environ else 80,
+            highlight=False,
+            soft_wrap=False,
+        )
         self._err = Console(file=stderr, highlight=False, soft_wrap=True)
         self._bars: Any = None
         self._results: list[Result] = []
@@ -115,10 +135,17 @@ class Terminal:
         from rich.progress import Progress as Bars
 
         self._bars = Bars(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=self._err, transient=True
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._err,
+            transient=True,
         )
         self._bars.start()
-        return Progress(stage=self._bar, log=lambda line: self._bars.console.print(line, markup=False))
+        return Progress(
+            stage=self._bar, log=lambda line: self._bars.console.print(line, markup=False)
+        )
 
     def _plain(self, title: str, total: int) -> Callable[[int], None]:
         return lambda steps: None
@@ -139,7 +166,14 @@ class Terminal:
         """A table of text alone."""
         self.table(title, columns, rows, figures=False)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, figures: bool = True) -> None:
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        figures: bool = True,
+    ) -> None:
         """A table; the first column is text, the others are figures."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
@@ -147,7 +181,9 @@ class Terminal:
         self._stop()
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 or not figures else "right", overflow="fold")
+            table.add_column(
+                column, justify="left" if number == 0 or not figures else "right", overflow="fold"
+            )
         for row in rows:
             table.add_row(*row)
         self._out.print(table)
@@ -159,7 +195,14 @@ class Terminal:
     def show_results(self, *, as_json: bool) -> None:
         """Each build's manifest (an object, or a list of them under 'builds' when there are several), or its tables."""
         if as_json:
-            builds = [{**result.manifest.model_dump(mode="json"), "out": str(result.out), "problem": _problem(result)} for result in self._results]
+            builds = [
+                {
+                    **result.manifest.model_dump(mode="json"),
+                    "out": str(result.out),
+                    "problem": _problem(result),
+                }
+                for result in self._results
+            ]
             if builds:
                 self.json(builds[0] if len(builds) == 1 else {"builds": builds})
             return
@@ -173,45 +216,84 @@ class Terminal:
         rows = []
         for name, show, before, after, kept in _figures(manifest):
             rows.append((name, shown(before, show), shown(after, show), *kept))
-        threads = "" if manifest.before.latency_ms is None else f", {manifest.before.latency_ms.threads} thread(s)"
-        self.table(f"{manifest.target} {manifest.config['precision']}{threads}", ("", "original", "lrfc", "kept", "saved", ""), rows)
+        threads = (
+            ""
+            if manifest.before.latency_ms is None
+            else f", {manifest.before.latency_ms.threads} thread(s)"
+        )
+        self.table(
+            f"{manifest.target} {manifest.config['precision']}{threads}",
+            ("", "original", "lrfc", "kept", "saved", ""),
+            rows,
+        )
         scores = manifest.accuracy
         if ladder := scores.ladder():
             steps = " → ".join(f"{name} {scores.shown(value)}" for name, value in ladder.items())
             self.line(f"{scores.metric or 'accuracy'}: {steps}")
             if (file := manifest.original_file) is not None:
-                made = f"the original's own {manifest.config['precision']} file has {scores.shown(file)}"
+                made = (
+                    f"the original's own {manifest.config['precision']} file has"
+                    f" {scores.shown(file)}"
+                )
                 self.line(f"before: the original in float, which the drop is counted from; {made}")
             if (attempts := len(manifest.search.attempts)) > 1:
                 self.line(f"attempts at the accuracy contract: {attempts}")
             if (seen := scores.kernels) is not None:
-                followed = f"which {manifest.device} follows; the difference is in the drop" if seen.counted else "which microcontrollers follow"
+                followed = (
+                    f"which {manifest.device} follows; the difference is in the drop"
+                    if seen.counted
+                    else "which microcontrollers follow"
+                )
                 self.line(
-                    f"on {seen.samples:,} samples {scores.shown(seen.optimised)} by LiteRT's optimised kernels, {scores.shown(seen.reference)} by its reference"
-                    f" kernels, {followed}"
+                    f"on {seen.samples:,} samples {scores.shown(seen.optimised)} by LiteRT's"
+                    f" optimised kernels, {scores.shown(seen.reference)} by its reference kernels,"
+                    f" {followed}"
                 )
         else:
             self.line("accuracy: not measured (no data)")
         methods = Counter(layer.method or "not factorized" for layer in manifest.layers)
-        self.line("layers: " + ", ".join(f"{count} {name}" for name, count in methods.most_common()) + f"; why: {result.out / 'layers.csv'}")
+        self.line(
+            "layers: "
+            + ", ".join(f"{count} {name}" for name, count in methods.most_common())
+            + f"; why: {result.out / 'layers.csv'}"
+        )
         if cut := [layer for layer in manifest.layers if layer.cut]:
-            named = ", ".join(f"{layer.name} {layer.filters_before} → {layer.filters_after}" for layer in cut[:NAMED])
-            self.line(f"filters: {named}" + (f" and {len(cut) - NAMED} more layers" if len(cut) > NAMED else ""))
+            named = ", ".join(
+                f"{layer.name} {layer.filters_before} → {layer.filters_after}"
+                for layer in cut[:NAMED]
+            )
+            self.line(
+                f"filters: {named}"
+                + (f" and {len(cut) - NAMED} more layers" if len(cut) > NAMED else "")
+            )
         found = manifest.verdict or verdict.judged(manifest)
         self.line(f"verdict: {verdict.headline(found)}")
         for sentence in verdict.details(found):
             self.line(f"  {sentence}")
-        self.line(f"written: {result.out}{os.sep} ({', '.join(file.path for file in manifest.artifacts)}, manifest.json, report.html)")
+        self.line(
+            f"written: {result.out}{os.sep} ({', '.join(file.path for file in manifest.artifacts)},"
+            " manifest.json, report.html)"
+        )
 
     def survey(self, survey: Survey, out: Path) -> None:
         """The methods side by side, and the Pareto front."""
         from lrfc.results.exploration import SHARES
 
-        rows = [(name, *(NOT_REACHED if value is None else f"{value:.3g}" for value in values)) for name, values in survey.table()]
-        self.table("least predicted divergence of the outputs at a share of the MACs", ("method", *(f"{100 * s:.0f} %" for s in SHARES)), rows)
+        rows = [
+            (name, *(NOT_REACHED if value is None else f"{value:.3g}" for value in values))
+            for name, values in survey.table()
+        ]
+        self.table(
+            "least predicted divergence of the outputs at a share of the MACs",
+            ("method", *(f"{100 * s:.0f} %" for s in SHARES)),
+            rows,
+        )
         points = [
             (
-                *(size(p[q]) if q == "ram" else f"{p[q]:.4g}" if q == "latency" else f"{p[q]:,}" for q in survey.over),
+                *(
+                    size(p[q]) if q == "ram" else f"{p[q]:.4g}" if q == "latency" else f"{p[q]:,}"
+                    for q in survey.over
+                ),
                 *(f"{100 * p[q] / survey.whole[q]:.1f} %" for q in survey.over if q != "ram"),
                 f"{p['predicted_divergence']:.3g}",
                 ", ".join(f"{count} {name}" for name, count in p["methods"].items()) or "as it is",
@@ -222,18 +304,28 @@ class Terminal:
         self.table("Pareto front", (*survey.over, *kept, "divergence", "layers"), points)
         design = survey.design
         self.line(
-            f"{design.size:,} candidates on {len(design.spaces)} layers in {survey.seconds:.1f} s, {design.undominated:,} of them not beaten by another of"
-            f" the same layer; {len(design.skipped)} layers have no choice"
+            f"{design.size:,} candidates on {len(design.spaces)} layers in {survey.seconds:.1f} s,"
+            f" {design.undominated:,} of them not beaten by another of the same layer;"
+            f" {len(design.skipped)} layers have no choice"
         )
-        self.line(f"written: {out}{os.sep} (explore.html, pareto.json, candidates.csv); one layer: lrfc explain {out} LAYER")
+        self.line(
+            f"written: {out}{os.sep} (explore.html, pareto.json, candidates.csv); one layer: lrfc"
+            f" explain {out} LAYER"
+        )
 
     def explanation(self, explanation: Explanation) -> None:
         """One layer's candidates by method and rank, what a build made of it, and why the one taken was taken."""
         built, chosen = explanation.built, explanation.chosen
-        narrower = built is not None and chosen is not None and (built.params_after, built.macs_after) != (chosen.params, chosen.macs)
+        narrower = (
+            built is not None
+            and chosen is not None
+            and (built.params_after, built.macs_after) != (chosen.params, chosen.macs)
+        )
         if explanation.rows:
             whole = explanation.rows[0]
-            kept: Callable[[int], str] = lambda macs: f"{100 * macs / whole.macs:.1f} %" if whole.macs else ""  # noqa: E731
+            kept: Callable[[int], str] = lambda macs: (  # noqa: E731
+                f"{100 * macs / whole.macs:.1f} %" if whole.macs else ""
+            )
             rows = [
                 (
                     ("→ " if row.chosen and not narrower else "  ") + row.label,
@@ -248,12 +340,29 @@ class Terminal:
                 if not row.dominated or row.chosen
             ]
             if narrower and built is not None:
-                rows.append(("→ as built", f"{built.params_after:,}", f"{built.macs_after:,}", kept(built.macs_after), "", "", ""))
-            self.table(explanation.layer, ("candidate", "params", "MACs", "kept", "similarity", "", "divergence"), rows)
+                rows.append(
+                    (
+                        "→ as built",
+                        f"{built.params_after:,}",
+                        f"{built.macs_after:,}",
+                        kept(built.macs_after),
+                        "",
+                        "",
+                        "",
+                    )
+                )
+            self.table(
+                explanation.layer,
+                ("candidate", "params", "MACs", "kept", "similarity", "", "divergence"),
+                rows,
+            )
             if hidden := sum(row.dominated and not row.chosen for row in explanation.rows):
                 self.line(f"{hidden} candidates that another one beats in everything are not shown")
         elif built is not None:
-            self.line(f"params {built.params_before:,} → {built.params_after:,}, MACs {built.macs_before:,} → {built.macs_after:,}")
+            self.line(
+                f"params {built.params_before:,} → {built.params_after:,}, MACs"
+                f" {built.macs_before:,} → {built.macs_after:,}"
+            )
         if built is None and chosen is None:
             self.line("nothing was chosen: this is an exploration")
         else:
@@ -266,8 +375,14 @@ class Terminal:
                 else f"filters: all {built.filters_before} stay{why}"
             )
         if narrower:
-            self.line("as built: without the filters and channels that were cut; the other rows are for all of them")
-        for sentence in (*([built.reason] if built is not None and built.reason is not None else []), *explanation.sentences):
+            self.line(
+                "as built: without the filters and channels that were cut; the other rows are for"
+                " all of them"
+            )
+        for sentence in (
+            *([built.reason] if built is not None and built.reason is not None else []),
+            *explanation.sentences,
+        ):
             self.line(f"  {sentence}")
 
     def profile(self, profile: Profile) -> None:
@@ -286,13 +401,19 @@ class Terminal:
         ]
         self.table("", ("op", "kind", "output", "params", "MACs", "weights", "live"), rows)
         self.line(
-            f"total: {profile.params:,} params, {profile.macs:,} MACs, {size(profile.weight_bytes)} of weights; activation arena {size(profile.arena_bytes)}"
-            f" planned (at least {size(profile.arena.peak_bytes)}, at {profile.arena.at_op}); {profile.precision}, batch 1"
+            f"total: {profile.params:,} params, {profile.macs:,} MACs, {size(profile.weight_bytes)}"
+            f" of weights; activation arena {size(profile.arena_bytes)} planned (at least"
+            f" {size(profile.arena.peak_bytes)}, at {profile.arena.at_op}); {profile.precision},"
+            " batch 1"
         )
 
     def checks(self, checks: Sequence[Check]) -> None:
         """One line a check."""
-        self.texts("", ("check", "", "detail"), [(check.name, "ok" if check.ok else "FAILED", check.detail) for check in checks])
+        self.texts(
+            "",
+            ("check", "", "detail"),
+            [(check.name, "ok" if check.ok else "FAILED", check.detail) for check in checks],
+        )
 
     def line(self, text: str) -> None:
         """One line of text on stdout."""
@@ -315,7 +436,9 @@ def _figures(manifest: Manifest) -> Iterator[_Figure]:
     printout.
     """
 
-    def row(name: str, show: Callable[[float], str], before: float | None, after: float | None) -> _Figure:
+    def row(
+        name: str, show: Callable[[float], str], before: float | None, after: float | None
+    ) -> _Figure:
         return name, show, before, after, _kept(before, after)
 
     before, after = manifest.before, manifest.after
@@ -348,7 +471,11 @@ def _figures(manifest: Manifest) -> Iterator[_Figure]:
 def _kept(before: float | None, after: float | None) -> tuple[str, str, str]:
     if not before or not after:
         return _UNKNOWN
-    return f"{100 * after / before:.1f} %", f"{100 - 100 * after / before:.1f} %", f"×{before / after:.2f}"
+    return (
+        f"{100 * after / before:.1f} %",
+        f"{100 - 100 * after / before:.1f} %",
+        f"×{before / after:.2f}",
+    )
 
 
 def shown(value: float | None, show: Callable[[float], str]) -> str:

@@ -9,9 +9,15 @@ import typer
 
 from lrfc.cli.session import session
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The devices that models are built for: list, add, check and calibrate them.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The devices that models are built for: list, add, check and calibrate them.",
+)
 
-Name = Annotated[str, typer.Argument(help="A name of lrfc devices list, or a .toml file.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(help="A name of lrfc devices list, or a .toml file.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -37,7 +43,12 @@ def show(name: Name, as_json: Json = False) -> None:
 
 @app.command()
 def add(
-    file: Annotated[Path, typer.Argument(help="A device profile: a .toml by the example of one that ships.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A device profile: a .toml by the example of one that ships.", show_default=False
+        ),
+    ],
     force: Annotated[bool, typer.Option("--force", help="Replace a device of that name.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -49,7 +60,9 @@ def add(
         if as_json:
             terminal.json({"name": place.stem, "path": str(place)})
         else:
-            terminal.line(f"device '{place.stem}' is known: {place}; lrfc devices check {place.stem} asks it")
+            terminal.line(
+                f"device '{place.stem}' is known: {place}; lrfc devices check {place.stem} asks it"
+            )
 
 
 @app.command()
@@ -70,11 +83,24 @@ def check(name: Name, as_json: Json = False) -> None:
 def calibrate(
     name: Name,
     formats: Annotated[
-        list[str], typer.Option("--format", help="tflite or onnx; may be given several times. By default all that the device runs.")
+        list[str],
+        typer.Option(
+            "--format",
+            help="tflite or onnx; may be given several times. By default all that the device runs.",
+        ),
     ] = [],  # noqa: B006
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16, dynamic, int8 or int16x8; by default what the device computes in.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of the runtime; by default those of the device.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what earlier calibrations have measured.")] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="fp32, fp16, dynamic, int8 or int16x8; by default what the device computes in."
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the runtime; by default those of the device.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure again what earlier calibrations have measured.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure small networks on a device and fit its cost profile, by which later builds predict."""
@@ -85,16 +111,28 @@ def calibrate(
 
         profile = device.load(name)
         report = calibration.calibrate(
-            profile, formats=formats or None, precision=precision, threads=threads, fresh=fresh, progress=terminal.progress()
-        )  # fmt: skip
+            profile,
+            formats=formats or None,
+            precision=precision,
+            threads=threads,
+            fresh=fresh,
+            progress=terminal.progress(),
+        )
         terminal_devices.calibration(terminal, report, as_json=as_json)
 
 
 @app.command()
-def history(name: Annotated[str | None, typer.Argument(help="Of this device only.", show_default=False)] = None, as_json: Json = False) -> None:
+def history(
+    name: Annotated[
+        str | None, typer.Argument(help="Of this device only.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Print what was measured so far, and is used again by later builds."""
     with session() as terminal:
         from lrfc.cli import devices_view as terminal_devices
         from lrfc.costs.measurements import Store
 
-        terminal_devices.history(terminal, Store(log=terminal.progress().log).history(name), as_json=as_json)
+        terminal_devices.history(
+            terminal, Store(log=terminal.progress().log).history(name), as_json=as_json
+        )

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from lrfc.targets.devices.connections import Connection
 
 PYTHON = (3, 11)
-#: Distribution → the module that it brings, and the oldest version that lrfc works with (the lower bounds of pyproject.toml).
+#: Distribution → the module that it brings, and the oldest version that lrfc works with (the lower
+#: bounds of pyproject.toml).
 REQUIRED = {
     "numpy": ("numpy", "2"),
     "scipy": ("scipy", "1.13"),
@@ -54,7 +55,10 @@ OPTIONAL = {"ethos-u-vela": ("npu", "5"), "tensorflow-model-optimization": ("qat
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. ``detail``: what was found, or, when it is not ok, what is wrong and the way out."""
+    """One thing that was looked at.
+
+    ``detail``: what was found, or, when it is not ok, what is wrong and the way out.
+    """
 
     name: str
     ok: bool
@@ -62,14 +66,28 @@ class Check:
 
 
 def run() -> tuple[Check, ...]:
-    """Every check. Runs a tiny model through each target when all packages are in order; takes as long as TensorFlow needs to start."""
+    """Every check.
+
+    Runs a tiny model through each target when all packages are in order; takes as long as
+    TensorFlow needs to start.
+    """
     processor.decide()  # before the packages are imported
     packages = [_python(), *(_package(name) for name in REQUIRED)]
     sound = all(check.ok for check in packages)
     targets = [_target(name) for name in FORMATS] if sound else []
     extras = [_extra(name, sound=sound) for name in OPTIONAL]
-    onednn = _attempt("oneDNN", "reinstall lrfc in a fresh environment", lambda: str(processor.onednn()))
-    return (*packages, onednn, *extras, *targets, *_devices(), Check("CPUs", True, str(_cpus())), Check("free memory", True, _free_memory()))
+    onednn = _attempt(
+        "oneDNN", "reinstall lrfc in a fresh environment", lambda: str(processor.onednn())
+    )
+    return (
+        *packages,
+        onednn,
+        *extras,
+        *targets,
+        *_devices(),
+        Check("CPUs", True, str(_cpus())),
+        Check("free memory", True, _free_memory()),
+    )
 
 
 def require(checks: Iterable[Check]) -> None:
@@ -79,14 +97,16 @@ def require(checks: Iterable[Check]) -> None:
         raise DependencyError("; ".join(failed))
 
 
-# -- the checks --------------------------------------------------------------------------------------------------------------------
+# -- the checks ------------------------------------------------------------------------------------
 
 
 def _python() -> Check:
     found = platform.python_version()
     wanted = ".".join(map(str, PYTHON))
     ok = sys.version_info >= PYTHON
-    return Check("python", ok, found if ok else f"{found} is too old; install Python {wanted} or newer")
+    return Check(
+        "python", ok, found if ok else f"{found} is too old; install Python {wanted} or newer"
+    )
 
 
 def _package(name: str) -> Check:
@@ -99,8 +119,15 @@ def _package(name: str) -> Check:
         return Check(name, False, f"{found} is too old; {way_out}")
 
     wanted = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    if name == "keras" and wanted != "tensorflow":  # said before the import, which fails on a backend that is not installed
-        return Check(name, False, f"its backend is '{wanted}', lrfc needs TensorFlow; unset KERAS_BACKEND or set it to tensorflow")
+    if (
+        name == "keras" and wanted != "tensorflow"
+    ):  # said before the import, which fails on a backend that is not installed
+        return Check(
+            name,
+            False,
+            f"its backend is '{wanted}', lrfc needs TensorFlow; unset KERAS_BACKEND or set it to"
+            " tensorflow",
+        )
 
     def load() -> str:
         with backend.quiet():
@@ -111,7 +138,10 @@ def _package(name: str) -> Check:
 
 
 def _extra(name: str, *, sound: bool = True) -> Check:
-    """An optional package: it may be missing, but what is there has to work. ``sound``: whether what it builds on is in order."""
+    """An optional package: it may be missing, but what is there has to work.
+
+    ``sound``: whether what it builds on is in order.
+    """
     extra, least = OPTIONAL[name]
     way_out = f"pip install 'lrfc[{extra}]'"
     found = _version(name)
@@ -134,7 +164,10 @@ def _extra(name: str, *, sound: bool = True) -> Check:
 
 
 def _devices() -> list[Check]:
-    """One check for each way of reaching devices, and one for each profile of the user's that cannot be read. No device is reached."""
+    """One check for each way of reaching devices, and one for each profile of the user's that cannot be read.
+
+    No device is reached.
+    """
     from lrfc.targets.devices import device
 
     checks: list[Check] = []
@@ -192,7 +225,9 @@ def _target(name: str) -> Check:
             given = chosen.load(file)((batch,))[0]
         difference = float(np.abs(given - keras_io.predict(graph, (batch,))[0]).max())
         if not difference < 1e-4:
-            raise ValueError(f"a one-layer model gives outputs that differ by {difference:.3g} from Keras'")
+            raise ValueError(
+                f"a one-layer model gives outputs that differ by {difference:.3g} from Keras'"
+            )
         return "emits and runs a model"
 
     return _attempt(f"target {name}", "reinstall lrfc in a fresh environment", emit_and_run)
@@ -202,11 +237,15 @@ def _attempt(name: str, way_out: str, job: Callable[[], str]) -> Check:
     try:
         return Check(name, True, job())
     except Exception as error:  # noqa: BLE001  a broken package can raise anything, and that is what is reported
-        told = str(error) if isinstance(error, DependencyError) else f"{type(error).__name__}: {backend.reason(error)}; {way_out}"
+        told = (
+            str(error)
+            if isinstance(error, DependencyError)
+            else f"{type(error).__name__}: {backend.reason(error)}; {way_out}"
+        )
         return Check(name, False, told)
 
 
-# -- facts -------------------------------------------------------------------------------------------------------------------------
+# -- facts -----------------------------------------------------------------------------------------
 
 
 def _version(name: str) -> str | None:
@@ -236,5 +275,7 @@ def _free_memory() -> str:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return "unknown on this system"
-    available = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    available = next(
+        (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None
+    )
     return "unknown on this system" if available is None else f"{available / 2**20:.1f} GiB"

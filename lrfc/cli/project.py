@@ -13,7 +13,14 @@ from lrfc.config.options import OPTIONS
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Config = Annotated[
-    Path | None, typer.Option("--config", help="Options from this file; by default from lrfc.toml in the current folder, if there is one.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help=(
+            "Options from this file; by default from lrfc.toml in the current folder, if there is"
+            " one."
+        ),
+    ),
 ]
 
 
@@ -36,13 +43,20 @@ def init(
     with session() as terminal:
         from lrfc.config import resolve as settings
 
-        terminal.line(f"written: {settings.init(file, force=force)}; every line in it is a comment; remove a # to set an option")
+        terminal.line(
+            f"written: {settings.init(file, force=force)}; every line in it is a comment; remove a"
+            " # to set an option"
+        )
 
 
 def config(
     file: Config = None,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Also print the options that keep their default.")] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of lrfc.toml instead.")] = False,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Also print the options that keep their default.")
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of lrfc.toml instead.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Print the options of lrfc build in this folder without flags, and the source of each."""
@@ -54,17 +68,36 @@ def config(
             terminal.json(settings.schema())
             return
         found = settings.resolve({}, file, os.environ)
-        terminal_project.settings(terminal, {n: s for n, s in found.items() if resolved or s.source != "default"}, as_json=as_json)
+        terminal_project.settings(
+            terminal,
+            {n: s for n, s in found.items() if resolved or s.source != "default"},
+            as_json=as_json,
+        )
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(help="An output folder, a manifest.json, or a .keras, .h5, .tflite or .onnx file.", show_default=False)],
-    after: Annotated[Path, typer.Argument(help="The same, to compare with it.", show_default=False)],
+    before: Annotated[
+        Path,
+        typer.Argument(
+            help="An output folder, a manifest.json, or a .keras, .h5, .tflite or .onnx file.",
+            show_default=False,
+        ),
+    ],
+    after: Annotated[
+        Path, typer.Argument(help="The same, to compare with it.", show_default=False)
+    ],
     max_regress: Annotated[
         list[str],
-        typer.Option(help="Largest allowed loss: latency=5%, accuracy=0.5pp, speedup, size, macs, params, ram, cycles; may be repeated."),
+        typer.Option(
+            help=(
+                "Largest allowed loss: latency=5%, accuracy=0.5pp, speedup, size, macs, params,"
+                " ram, cycles; may be repeated."
+            )
+        ),
     ] = [],  # noqa: B006
-    junit: Annotated[Path | None, typer.Option(help="Write the limits as test cases to this JUnit XML file.")] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="Write the limits as test cases to this JUnit XML file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare two builds or models, figure by figure and layer by layer; exit code 4 when more is lost than --max-regress allows."""
@@ -85,7 +118,12 @@ def compare(
             raise BudgetError(f"regressed: {'; '.join(lost)}")
 
 
-def report(folder: Annotated[Path, typer.Argument(help="An output folder of lrfc build.", show_default=False)], as_json: Json = False) -> None:
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="An output folder of lrfc build.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
     """Draw report.html again from the files of an output folder."""
     with session() as terminal:
         from lrfc.results.manifest import Manifest

@@ -16,12 +16,24 @@ if TYPE_CHECKING:
 def settings(terminal: Terminal, found: Mapping[str, Setting], *, as_json: bool) -> None:
     """Each option, its value and where it comes from."""
     if as_json:
-        terminal.json({name: {"value": _plain(each.value), "source": each.source} for name, each in found.items()})
+        terminal.json(
+            {
+                name: {"value": _plain(each.value), "source": each.source}
+                for name, each in found.items()
+            }
+        )
         return
     if not found:
-        terminal.line("every option has its default; lrfc config --resolved shows them, lrfc init writes a file to change them in")
+        terminal.line(
+            "every option has its default; lrfc config --resolved shows them, lrfc init writes a"
+            " file to change them in"
+        )
         return
-    terminal.texts("", ("option", "value", "from"), [(name, _shown(each.value), each.source) for name, each in found.items()])
+    terminal.texts(
+        "",
+        ("option", "value", "from"),
+        [(name, _shown(each.value), each.source) for name, each in found.items()],
+    )
 
 
 def compared(terminal: Terminal, found: Comparison, *, as_json: bool) -> None:
@@ -37,7 +49,9 @@ def compared(terminal: Terminal, found: Comparison, *, as_json: bool) -> None:
         for q in QUANTITIES
         if (before[q], after[q]) != (None, None)
     ]
-    terminal.table(f"{found.before.path} → {found.after.path}", ("", "before", "after", "change"), rows)
+    terminal.table(
+        f"{found.before.path} → {found.after.path}", ("", "before", "after", "change"), rows
+    )
     changed = [
         (
             name,
@@ -50,7 +64,9 @@ def compared(terminal: Terminal, found: Comparison, *, as_json: bool) -> None:
     ]
     same = len(set(found.before.layers) | set(found.after.layers)) - len(changed)
     if changed:
-        terminal.table("layers that differ", ("layer", "before", "after", "params", "MACs"), changed)
+        terminal.table(
+            "layers that differ", ("layer", "before", "after", "params", "MACs"), changed
+        )
     terminal.line(f"layers: {len(changed)} differ, {same} do not")
     for each in found.verdicts:
         terminal.line(f"{'ok' if each.ok else 'REGRESSED'}: {each.told}")
@@ -58,7 +74,9 @@ def compared(terminal: Terminal, found: Comparison, *, as_json: bool) -> None:
 
 def _named(found: Comparison, quantity: str) -> str:
     """A quantity with where its figures come from, where that is the device or stands for it."""
-    sources = dict.fromkeys(each for side in (found.before, found.after) if (each := side.source(quantity)) is not None)
+    sources = dict.fromkeys(
+        each for side in (found.before, found.after) if (each := side.source(quantity)) is not None
+    )
     return ", ".join([quantity, " and ".join(sources)]) if sources else quantity
 
 
@@ -69,7 +87,13 @@ def _change(before: float | None, after: float | None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    return (
+        list(value)
+        if isinstance(value, tuple)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+    )
 
 
 def _shown(value: Any) -> str:

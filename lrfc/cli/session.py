@@ -44,35 +44,51 @@ def session() -> Iterator[Terminal]:
             terminal.abandon()
             raise SystemExit(128 + signal.SIGPIPE) from None
         except MemoryError:
-            terminal.fail("the memory of this machine is too small for this; give a smaller model or less data", UsageError.exit_code)
+            terminal.fail(
+                "the memory of this machine is too small for this; give a smaller model or less"
+                " data",
+                UsageError.exit_code,
+            )
         except OSError as error:
             if error.filename is None:
                 terminal.abandon()  # what stdout does not take, it does not take at the end either
             terminal.fail(_refused(error), UsageError.exit_code)
         except Exception as error:  # noqa: BLE001  the last line of defence: a bug in lrfc, said in one line with the place of the traceback
-            terminal.fail(f"unexpected {type(error).__name__}: {error} (please report this; details: {noise(error)})", 1)
+            terminal.fail(
+                f"unexpected {type(error).__name__}: {error} (please report this; details:"
+                f" {noise(error)})",
+                1,
+            )
 
 
 def _refused(error: OSError) -> str:
     reason = shown(error.strerror or type(error).__name__)
     if error.filename is None:
         return f"cannot write the output: {reason}; choose another place with --out, or for stdout"
-    return f"cannot use '{shown(error.filename)}': {reason}; choose another place, with --out for the output"
+    return (
+        f"cannot use '{shown(error.filename)}': {reason}; choose another place, with --out for the"
+        " output"
+    )
 
 
 def run(command: Callable[[], object]) -> None:
     """Run the command line in a process of its own, whatever its environment is."""
-    for number in range(3):  # a stream that is closed: nothing is read from it, and what is written goes nowhere
+    for number in range(
+        3
+    ):  # a stream that is closed: nothing is read from it, and what is written goes nowhere
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     sys.stdout, sys.stderr = (
-        stream or os.fdopen(number, "w", closefd=False) for number, stream in ((1, sys.stdout), (2, sys.stderr))
-    )  # fmt: skip
+        stream or os.fdopen(number, "w", closefd=False)
+        for number, stream in ((1, sys.stdout), (2, sys.stderr))
+    )
     if not 0 < _number(os.environ.get("COLUMNS", "80")) < WIDEST:
         del os.environ["COLUMNS"]
-    warnings.simplefilter("ignore")  # those of libraries are for developers, whatever PYTHONWARNINGS says
+    warnings.simplefilter(
+        "ignore"
+    )  # those of libraries are for developers, whatever PYTHONWARNINGS says
     try:
         command()
     except KeyboardInterrupt:  # before or after a session

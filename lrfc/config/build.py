@@ -264,18 +264,22 @@ class BuildConfig(BaseModel):
         if unknown or not methods:
             near = like(unknown[0], KNOWN_METHODS) if unknown else ""
             names = ", ".join(unknown) or "(none)"
-            raise ValueError(f"unknown method {shown(names)}{near}; known are {', '.join(KNOWN_METHODS)}")
+            raise ValueError(
+                f"unknown method {shown(names)}{near}; known are {', '.join(KNOWN_METHODS)}"
+            )
         return methods
 
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, metric: str | None) -> str | None:
-        # 'mixed' is the name of what is chosen where some outputs have classes and some have values.
+        # 'mixed' is the name of what is chosen where some outputs have classes and some have
+        # values.
         if metric is None or metric in (*METRICS, "mixed") or trust.METRIC.fullmatch(metric):
             return metric
         raise ValueError(
-            f"unknown metric '{shown(metric, 60)}'{like(metric, METRICS)}; known are {', '.join(METRICS)}, and"
-            " module:function (higher is better) or module:function:min (lower is better)"
+            f"unknown metric '{shown(metric, 60)}'{like(metric, METRICS)}; known are"
+            f" {', '.join(METRICS)}, and module:function (higher is better) or module:function:min"
+            " (lower is better)"
         )
 
     @field_validator("print_after", "stop_after")
@@ -283,7 +287,10 @@ class BuildConfig(BaseModel):
     def _known_passes(cls, passes: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
         for name in (passes,) if isinstance(passes, str) else passes or ():
             if name not in PASSES:
-                raise ValueError(f"no pass is named '{shown(name, 60)}'{like(name, PASSES)}; they are {', '.join(sorted(PASSES))}")
+                raise ValueError(
+                    f"no pass is named '{shown(name, 60)}'{like(name, PASSES)}; they are"
+                    f" {', '.join(sorted(PASSES))}"
+                )
         return passes
 
     @field_validator("keep", "only")
@@ -302,7 +309,9 @@ def parse(**options: Any) -> BuildConfig:
     except ValidationError as error:
         names = {field: name for name, field in declare.renamed(BuildConfig).items()}
         field = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else "options"
-        raise UsageError(f"--{names.get(field, field).replace('_', '-')}: {problem(error)}") from error
+        raise UsageError(
+            f"--{names.get(field, field).replace('_', '-')}: {problem(error)}"
+        ) from error
 
 
 def known(given: Iterable[str], names: Iterable[str]) -> None:
@@ -310,7 +319,10 @@ def known(given: Iterable[str], names: Iterable[str]) -> None:
     names = list(names)
     for name in given:
         if name not in names:
-            raise UsageError(f"unknown option '{shown(name, 60)}'{like(name, names) or '; known are ' + ', '.join(names)}")
+            raise UsageError(
+                "unknown option"
+                f" '{shown(name, 60)}'{like(name, names) or '; known are ' + ', '.join(names)}"
+            )
 
 
 def problem(error: ValidationError) -> str:
@@ -340,4 +352,7 @@ def frontier(over: Sequence[str]) -> None:
     unknown = [quantity for quantity in over if quantity not in FRONTS]
     if unknown or not over:
         near = like(unknown[0], FRONTS) if unknown else ""
-        raise UsageError(f"a Pareto front cannot be drawn over '{', '.join(unknown)}'{near}; choose from {', '.join(FRONTS)}")
+        raise UsageError(
+            f"a Pareto front cannot be drawn over '{', '.join(unknown)}'{near}; choose from"
+            f" {', '.join(FRONTS)}"
+        )

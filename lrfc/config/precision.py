@@ -18,8 +18,10 @@ Name = Literal["fp32", "fp16", "dynamic", "int8", "int16x8"]
 class Precision:
     """Bytes of a kernel value, of an entry of a vector (a bias), and of an activation value while the file runs.
 
-    ``integer``: activations are integers too, whose ranges are read from calibration samples; weights have 8 bits. ``rounding``: the file is as close
-    to the model as rounding to so few bits allows, and no closer. ``like``: the precision whose times are nearest, where none were measured in this one.
+    ``integer``: activations are integers too, whose ranges are read from calibration samples;
+    weights have 8 bits. ``rounding``: the file is as close to the model as rounding to so few bits
+    allows, and no closer. ``like``: the precision whose times are nearest, where none were measured
+    in this one.
     """
 
     weight: int
@@ -30,7 +32,8 @@ class Precision:
     like: Name
 
 
-#: Half-precision weights are computed with in float32: LiteRT and onnxruntime convert them on CPUs. Dynamic range quantises activations op by op.
+#: Half-precision weights are computed with in float32: LiteRT and onnxruntime convert them on CPUs.
+#: Dynamic range quantises activations op by op.
 PRECISIONS: Mapping[str, Precision] = {
     "fp32": Precision(4, 4, 4, integer=False, rounding=False, like="fp32"),
     "fp16": Precision(2, 2, 4, integer=False, rounding=False, like="fp32"),
@@ -43,7 +46,10 @@ PRECISIONS: Mapping[str, Precision] = {
 def of(name: str) -> Precision:
     """The precision of that name; UsageError when there is none."""
     if name not in PRECISIONS:
-        raise UsageError(f"unknown precision '{shown(name, 60)}'{like(name, PRECISIONS)}; choose {listed(tuple(PRECISIONS))}")
+        raise UsageError(
+            f"unknown precision '{shown(name, 60)}'{like(name, PRECISIONS)}; choose"
+            f" {listed(tuple(PRECISIONS))}"
+        )
     return PRECISIONS[name]
 
 

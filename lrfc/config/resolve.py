@@ -55,7 +55,9 @@ class Setting:
     source: str
 
 
-def resolve(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]) -> dict[str, Setting]:
+def resolve(
+    flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]
+) -> dict[str, Setting]:
     """Every option of a build, from the first source that has it.
 
     ``file``: None for lrfc.toml in the current folder, if there is one.
@@ -71,7 +73,9 @@ def resolve(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, s
         read(path) if file is not None or os.path.lexists(path) else {},
         {name: Setting(_default(name), "default") for name in OPTIONS},
     ]
-    settings = {name: next(source[name] for source in sources if name in source) for name in OPTIONS}
+    settings = {
+        name: next(source[name] for source in sources if name in source) for name in OPTIONS
+    }
     from_file = {name: each.value for name, each in settings.items() if each.source == str(path)}
     trust.refuse(from_file, str(path), out=file is None)
     return settings
@@ -99,7 +103,9 @@ def read(path: Path) -> dict[str, Setting]:
         values[name] = tuple(value) if isinstance(value, list) else value
     if isinstance(values.get("time_budget"), int | float):  # what means seconds from Python
         number = values["time_budget"]
-        raise UsageError(f'{path}: time_budget: {number} has no unit: write "{number}s" or "{number}m"')
+        raise UsageError(
+            f'{path}: time_budget: {number} has no unit: write "{number}s" or "{number}m"'
+        )
     for name, value in values.items():
         _valid(name, value, f"{path}: {name}")
     return {name: Setting(value, str(path)) for name, value in values.items()}
@@ -112,7 +118,11 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Setting]:
         if not variable.startswith(PREFIX):
             # LRFC_SEED or LRFC_BUIDL_SEED would go unnoticed.
             short = variable.replace("LRFC_", PREFIX, 1)
-            near = like(short if short in own else variable, own, cutoff=0.8) if variable.startswith("LRFC_") else ""
+            near = (
+                like(short if short in own else variable, own, cutoff=0.8)
+                if variable.startswith("LRFC_")
+                else ""
+            )
             if near and variable not in OTHERS:
                 raise UsageError(f"environment: unknown variable '{shown(variable, 60)}'{near}")
             continue
@@ -139,7 +149,10 @@ def _several(name: str) -> bool:
 
 def _known(name: str, what: str) -> None:
     if name not in OPTIONS:
-        raise UsageError(f"{what} '{shown(name, 60)}'{like(name, OPTIONS) or '; there are ' + ', '.join(OPTIONS)}")
+        raise UsageError(
+            f"{what}"
+            f" '{shown(name, 60)}'{like(name, OPTIONS) or '; there are ' + ', '.join(OPTIONS)}"
+        )
 
 
 def _valid(name: str, value: Any, where: str) -> None:
@@ -155,14 +168,20 @@ def _valid(name: str, value: Any, where: str) -> None:
 def template() -> str:
     """A lrfc.toml that sets nothing: every option with its help and its default, as a comment."""
     lines = [
-        "# Options of lrfc build. To set one, remove the # in front of it. Paths are relative to the",
+        (
+            "# Options of lrfc build. To set one, remove the # in front of it. Paths are relative"
+            " to the"
+        ),
         "# folder that lrfc is started in.",
         "#",
         f"# A flag (--max-macs 50%) overrides the environment ({PREFIX}MAX_MACS=50%), and both",
         "# override this file. lrfc config --resolved shows the values of all options.",
         "#",
         "# For your safety, package.module:function, a device by its path, unsafe_load and out are",
-        "# refused in this file: use a flag or the environment. (A file that --config names may set",
+        (
+            "# refused in this file: use a flag or the environment. (A file that --config names"
+            " may set"
+        ),
         "# out.)",
     ]
     for name, option in OPTIONS.items():
@@ -193,16 +212,27 @@ def schema() -> dict[str, Any]:
         field = given["properties"][FIELDS.get(name, name)]
         properties[name] = _property(field) | {"description": option.help}
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": NAME, "type": "object", "additionalProperties": False, "properties": properties,
-    } | ({"$defs": given["$defs"]} if "$defs" in given else {})  # fmt: skip
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": NAME,
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+    } | ({"$defs": given["$defs"]} if "$defs" in given else {})
 
 
 def _property(field: dict[str, Any]) -> dict[str, Any]:
     """A property of the schema without null, which TOML does not have."""
     kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
     if kinds:
-        field = {**{key: value for key, value in field.items() if key != "anyOf"}, **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}
-    return {key: value for key, value in field.items() if key != "title" and not (key == "default" and value is None)}
+        field = {
+            **{key: value for key, value in field.items() if key != "anyOf"},
+            **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds}),
+        }
+    return {
+        key: value
+        for key, value in field.items()
+        if key != "title" and not (key == "default" and value is None)
+    }
 
 
 def schema_text() -> str:
@@ -240,7 +270,9 @@ def _python(field: dict[str, Any]) -> str:
 
 def build_options(settings: Mapping[str, Setting]) -> dict[str, Any]:
     """The arguments of ``lrfc.build``: every option that is set."""
-    return {name: setting.value for name, setting in settings.items() if setting.source != "default"}
+    return {
+        name: setting.value for name, setting in settings.items() if setting.source != "default"
+    }
 
 
 if __name__ == "__main__":

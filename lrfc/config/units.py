@@ -36,7 +36,9 @@ QUANTITIES: Mapping[str, Quantity] = {
     "params": Quantity("the original's parameters", {"k": 1e3, "M": 1e6}, "k"),
     "size": Quantity("the original's file", _BYTES, "KiB"),
     "ram": Quantity("the original's activation memory", _BYTES, "KiB"),
-    "latency": Quantity("the original's latency", {"us": 1e-3, "µs": 1e-3, "ms": 1, "s": 1e3}, "ms", counted=False),
+    "latency": Quantity(
+        "the original's latency", {"us": 1e-3, "µs": 1e-3, "ms": 1, "s": 1e3}, "ms", counted=False
+    ),
 }
 
 _AMOUNT = r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)"
@@ -62,17 +64,22 @@ def budget(name: str, given: object) -> Amount:
     """
     quantity = QUANTITIES[name]
     match = _read(_BUDGET, given)
-    unit = "" if match is None else match[2].lower().replace("μ", "µ")  # the Greek letter, and the sign of micro
+    unit = (
+        "" if match is None else match[2].lower().replace("μ", "µ")
+    )  # the Greek letter, and the sign of micro
     factors = {each.lower(): factor for each, factor in quantity.units.items()}
     if match is None or unit not in ("", "%", *factors):
         raise ValueError(
-            f"'{shown(given, 60)}' is not a {name} budget:"
-            f" write 50% (of {quantity.whole}) or an amount in {', '.join(quantity.units)}, such as 200{quantity.usual}"
+            f"'{shown(given, 60)}' is not a {name} budget: write 50% (of {quantity.whole}) or an"
+            f" amount in {', '.join(quantity.units)}, such as 200{quantity.usual}"
         )
     amount, text = float(match[1]), "".join(match.groups()) if isinstance(given, str) else None
     if unit == "%":
         if not 0 < amount <= 100:
-            raise ValueError(f"{shown(given, 60)} is out of range: a percentage is what is kept of the original, above 0% and at most 100%")
+            raise ValueError(
+                f"{shown(given, 60)} is out of range: a percentage is what is kept of the original,"
+                " above 0% and at most 100%"
+            )
         return Amount(amount / 100, True, text)
     if not isfinite(amount) or amount <= 0:
         raise ValueError(f"{shown(given, 60)} is out of range: a budget is above 0")
@@ -88,15 +95,18 @@ def drop(given: object) -> tuple[float, float | None]:
     """
     match = _read(_DROP, given)
     if match is None:
-        raise ValueError(f"'{shown(given, 60)}' is not an accuracy drop: give percentage points, such as 1pp, or 1pp@95% to be sure of it")
+        raise ValueError(
+            f"'{shown(given, 60)}' is not an accuracy drop: give percentage points, such as 1pp, or"
+            " 1pp@95% to be sure of it"
+        )
     number, unit, sure, percent = match.groups()
     value, text = float(number), shown(given, 60)
     if not 0 < value <= 100:
         raise ValueError(f"{text} is out of range: a drop is above 0pp and at most 100pp")
     if unit == "%":
         raise ValueError(
-            f"{text} may be percentage points or a share of the score: write {value:g}pp, percentage points of a"
-            " score in percent, and hundredths of any other"
+            f"{text} may be percentage points or a share of the score: write {value:g}pp,"
+            " percentage points of a score in percent, and hundredths of any other"
         )
     if unit == "":
         fraction = f"{100 * value:g}pp or " if value < 1 else ""
@@ -116,7 +126,10 @@ def seconds(given: object) -> float:
     """A time in seconds: text with its unit, or from Python a number of seconds."""
     match = _read(_TIME, given)
     if match is None:
-        raise ValueError(f"'{shown(given, 60)}' is not a time: give seconds, minutes or hours, such as 90s, 10m or 1h")
+        raise ValueError(
+            f"'{shown(given, 60)}' is not a time: give seconds, minutes or hours, such as 90s, 10m"
+            " or 1h"
+        )
     number, unit = float(match[1]), match[2].lower()
     if not isfinite(number) or number <= 0:
         raise ValueError(f"{shown(given, 60)} is out of range: a time is above 0s")

@@ -30,7 +30,8 @@ class Buffer:
 class Arena:
     """The activation memory of one inference, for one sample.
 
-    ``timeline``: bytes alive while each op runs, in execution order; ``peak_bytes`` is its maximum, reached ``at_op`` first. No plan needs less.
+    ``timeline``: bytes alive while each op runs, in execution order; ``peak_bytes`` is its maximum,
+    reached ``at_op`` first. No plan needs less.
     """
 
     peak_bytes: int
@@ -47,10 +48,12 @@ class Arena:
 def arena(graph: Graph, itemsize: int = 4) -> Arena:
     """The arena of the graph run in its execution order, with ``itemsize`` bytes per float value (4, or 1 for int8); integers keep their own size.
 
-    An op's inputs and outputs are alive together while it runs; model inputs from the start, model outputs to the end. As in TFLite, no buffer is needed
-    for reshapes and dropout, for a BatchNorm behind a convolution or Dense layer, and for a ReLU (also ReLU6) behind those, an addition or a pooling; any
-    other activation, also one given as a layer's argument, runs as an op of its own. Nothing else is done in place, and temporaries inside an op are not
-    counted (im2col, recurrent states, attention scores). ModelError when a shape is not fixed.
+    An op's inputs and outputs are alive together while it runs; model inputs from the start, model
+    outputs to the end. As in TFLite, no buffer is needed for reshapes and dropout, for a BatchNorm
+    behind a convolution or Dense layer, and for a ReLU (also ReLU6) behind those, an addition or a
+    pooling; any other activation, also one given as a layer's argument, runs as an op of its own.
+    Nothing else is done in place, and temporaries inside an op are not counted (im2col, recurrent
+    states, attention scores). ModelError when a shape is not fixed.
     """
     buffers = _buffers(graph, itemsize)
     steps = np.zeros(2 * len(graph) + 2, np.int64)
@@ -66,8 +69,9 @@ def arena(graph: Graph, itemsize: int = 4) -> Arena:
 def plan(buffers: Sequence[Buffer], alignment: int = 16) -> dict[str, int]:
     """The offset of each buffer, none overlapping another that is alive with it.
 
-    Greedy by size: the largest first, each into the smallest gap that holds it between those already placed (Pisarchyk & Lee 2020, arXiv 2001.03288,
-    algorithm 3; what TFLite does). Equal sizes go by start and name.
+    Greedy by size: the largest first, each into the smallest gap that holds it between those
+    already placed (Pisarchyk & Lee 2020, arXiv 2001.03288, algorithm 3; what TFLite does). Equal
+    sizes go by start and name.
     """
     offsets: dict[str, int] = {}
     placed: list[Buffer] = []
@@ -84,7 +88,10 @@ def plan(buffers: Sequence[Buffer], alignment: int = 16) -> dict[str, int]:
 
 
 def _buffers(graph: Graph, itemsize: int) -> tuple[Buffer, ...]:
-    """Every buffer with its lifetime. Op number i runs at step 2i, and an activation of its own that cannot be fused at step 2i + 1."""
+    """Every buffer with its lifetime.
+
+    Op number i runs at step 2i, and an activation of its own that cannot be fused at step 2i + 1.
+    """
     owner: dict[Ref, Ref] = {}  # whose buffer an output lies in
     first: dict[Ref, int] = {}
     last: dict[Ref, int] = {}
@@ -102,17 +109,30 @@ def _buffers(graph: Graph, itemsize: int) -> tuple[Buffer, ...]:
             own = own_activation(op)
             first[ref] = last[ref] = 0 if op.kind == "InputLayer" else 2 * i + own
             if own:
-                scratch.append(Buffer(f"{ref} before its activation", _bytes(tensor, itemsize, op), 2 * i, 2 * i + 1))
+                scratch.append(
+                    Buffer(
+                        f"{ref} before its activation",
+                        _bytes(tensor, itemsize, op),
+                        2 * i,
+                        2 * i + 1,
+                    )
+                )
     for ref in graph.outputs:
         last[owner[ref]] = 2 * len(graph) - 1
-    whole = tuple(Buffer(str(ref), _bytes(graph.tensor(ref), itemsize, graph.op(ref.op)), first[ref], last[ref]) for ref in first)
+    whole = tuple(
+        Buffer(
+            str(ref), _bytes(graph.tensor(ref), itemsize, graph.op(ref.op)), first[ref], last[ref]
+        )
+        for ref in first
+    )
     return (*whole, *scratch)
 
 
 def _bytes(tensor: Tensor, itemsize: int, op: Op) -> int:
     if None in tensor.shape[1:]:
         raise ModelError(
-            f"layer '{op.name}': the output shape {tensor} is not fixed, so its memory is unknown; re-save the model with a fixed Input shape"
+            f"layer '{op.name}': the output shape {tensor} is not fixed, so its memory is unknown;"
+            " re-save the model with a fixed Input shape"
         )
     return tensor.size * (itemsize if "float" in tensor.dtype else np.dtype(tensor.dtype).itemsize)
 

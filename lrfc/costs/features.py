@@ -19,16 +19,20 @@ MATRIX = ("conv", "pointwise", "dense", "grouped", "transposed")
 FAMILIES = (*MATRIX, "depthwise", "pool", "reduce", "add", "other")
 _BINARY = frozenset("add subtract multiply average maximum minimum".split())
 
-#: A tile (rows, columns, depth): output positions, output channels and input channels that a kernel works on at once; a part of a tile costs a whole one.
+#: A tile (rows, columns, depth): output positions, output channels and input channels that a kernel
+#: works on at once; a part of a tile costs a whole one.
 Tile = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Work:
-    """One op in numbers. Positions of the output (of the input for a transposed convolution), channels out and in of each group, taps of the window.
+    """One op in numbers.
 
-    ``inputs``, ``outputs`` and ``weights`` count values. ``height`` and ``width``: of the output of a window that moves over two axes; ``span``: columns that
-    the window reaches beyond its own.
+    Positions of the output (of the input for a transposed convolution), channels out and in of each
+    group, taps of the window.
+
+    ``inputs``, ``outputs`` and ``weights`` count values. ``height`` and ``width``: of the output of
+    a window that moves over two axes; ``span``: columns that the window reaches beyond its own.
     """
 
     family: str
@@ -58,17 +62,41 @@ def work(op: Signature) -> Work:
     elif op.kind == "transposed":
         positions = prod(op.inputs[0][:-1])
     elif op.kind == "dense":
-        # An einsum may sum over, and give, several axes; as a matrix product it has as many columns as it has outputs for each position.
-        positions = max(1, outputs * depth // max(1, op.macs)) if len(op.inputs[0]) == 1 else max(1, prod(op.inputs[0][:-1]))
+        # An einsum may sum over, and give, several axes; as a matrix product it has as many columns
+        # as it has outputs for each position.
+        positions = (
+            max(1, outputs * depth // max(1, op.macs))
+            if len(op.inputs[0]) == 1
+            else max(1, prod(op.inputs[0][:-1]))
+        )
         channels, depth = max(1, outputs // positions), max(1, op.macs // outputs)
     elif op.kind == "reduce":
         taps, positions, channels = max(1, inputs // max(1, outputs)), 1, outputs
     elif family == "other" and op.macs:
-        taps = max(1, op.macs // max(1, outputs))  # recurrent layers, attention: so many multiplications for each output
-    height, width = (positions // op.output[-2], op.output[-2]) if op.kernel and len(op.output) > 1 else (1, positions)
+        taps = max(
+            1, op.macs // max(1, outputs)
+        )  # recurrent layers, attention: so many multiplications for each output
+    height, width = (
+        (positions // op.output[-2], op.output[-2])
+        if op.kernel and len(op.output) > 1
+        else (1, positions)
+    )
     span = (op.kernel[-1] - 1) * (op.dilation[-1] if op.dilation else 1) if op.kernel else 0
     columns, depth = max(1, channels // groups), max(1, depth // groups)
-    return Work(family, positions, columns, depth, taps, groups, inputs, outputs, op.params, max(1, height), max(1, width), span)
+    return Work(
+        family,
+        positions,
+        columns,
+        depth,
+        taps,
+        groups,
+        inputs,
+        outputs,
+        op.params,
+        max(1, height),
+        max(1, width),
+        span,
+    )
 
 
 _NAMES = tuple(field.name for field in fields(Work))[1:]
@@ -81,12 +109,15 @@ def table(ops: Iterable[Work]) -> Mapping[str, NDArray[np.float64]]:
     return dict(zip(_NAMES, rows.T, strict=True))
 
 
-def terms(family: str, many: Mapping[str, NDArray[np.float64]], tile: Tile, *, by_row: bool = False) -> dict[str, NDArray[np.float64]]:
+def terms(
+    family: str, many: Mapping[str, NDArray[np.float64]], tile: Tile, *, by_row: bool = False
+) -> dict[str, NDArray[np.float64]]:
     """What the time of ops of one family is made of, each term as an array over the ops of ``table``.
 
-    A roofline in additive form: arithmetic in whole tiles, the start of each tile, values moved, and a start of the op itself. ``by_row``: windows are
-    moved along one row of the output at a time, as in kernels for channels in blocks, so that tiles end with the row, weights are read again for each row,
-    and where the window reaches over an edge ('edges') less is done at once.
+    A roofline in additive form: arithmetic in whole tiles, the start of each tile, values moved,
+    and a start of the op itself. ``by_row``: windows are moved along one row of the output at a
+    time, as in kernels for channels in blocks, so that tiles end with the row, weights are read
+    again for each row, and where the window reaches over an edge ('edges') less is done at once.
     """
     rows, columns, depth = tile
     direct = by_row and family in ("conv", "depthwise")
@@ -94,7 +125,9 @@ def terms(family: str, many: Mapping[str, NDArray[np.float64]], tile: Tile, *, b
     wide = _up(many["columns"], columns)
     start = {"op": np.ones_like(high)}
     moved = {"inputs": many["inputs"], "outputs": many["outputs"]}
-    edge = np.minimum(many["span"], many["width"]) * many["height"] * many["taps"] if direct else None
+    edge = (
+        np.minimum(many["span"], many["width"]) * many["height"] * many["taps"] if direct else None
+    )
     if family in MATRIX:
         tiles = many["groups"] * high * wide / (rows * columns)
         long = many["taps"] * _up(many["depth"], depth)
@@ -106,27 +139,51 @@ def terms(family: str, many: Mapping[str, NDArray[np.float64]], tile: Tile, *, b
             "rows": many["groups"] * high * long,
             **moved,
             "weights": many["weights"],
-            **({} if edge is None else {"edges": edge * wide * many["depth"], "reread": many["weights"] * many["height"]}),
+            **(
+                {}
+                if edge is None
+                else {
+                    "edges": edge * wide * many["depth"],
+                    "reread": many["weights"] * many["height"],
+                }
+            ),
         }
     if family == "depthwise":
         lanes = _up(many["groups"] * many["columns"], columns)
         taps = many["taps"] if depth == 1 else _menu(many["taps"])
-        parts = {**start, "macs": high * lanes * taps, "positions": high, "tiles": high * lanes / columns, **moved, "weights": many["weights"]}
+        parts = {
+            **start,
+            "macs": high * lanes * taps,
+            "positions": high,
+            "tiles": high * lanes / columns,
+            **moved,
+            "weights": many["weights"],
+        }
         return parts if edge is None else {**parts, "edges": edge * lanes}
     if family in ("pool", "reduce"):
         lanes = _up(many["columns"], columns)
         return {**start, "macs": high * lanes * many["taps"], **moved}
     if family == "other":
-        return {**start, "macs": many["outputs"] * (many["taps"] - 1), **moved, "weights": many["weights"]}
+        return {
+            **start,
+            "macs": many["outputs"] * (many["taps"] - 1),
+            **moved,
+            "weights": many["weights"],
+        }
     return {**start, **moved}
 
 
-#: Windows that XNNPACK has depthwise kernels for, in taps; a smaller window costs as much as the next larger one of them.
+#: Windows that XNNPACK has depthwise kernels for, in taps; a smaller window costs as much as the
+#: next larger one of them.
 _WINDOWS = np.array([3, 4, 9, 25])
 
 
 def _menu(taps: NDArray[np.float64]) -> NDArray[Any]:
-    return np.where(taps > _WINDOWS[-1], taps, _WINDOWS[np.minimum(np.searchsorted(_WINDOWS, taps), len(_WINDOWS) - 1)])
+    return np.where(
+        taps > _WINDOWS[-1],
+        taps,
+        _WINDOWS[np.minimum(np.searchsorted(_WINDOWS, taps), len(_WINDOWS) - 1)],
+    )
 
 
 def _up(sizes: NDArray[np.float64], multiple: int) -> NDArray[Any]:

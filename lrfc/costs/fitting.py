@@ -27,26 +27,38 @@ _FOLDS = 5
 Sample = tuple[Signature | Sequence[Signature], float]
 
 
-def fit(samples: Sequence[Sample], *, layouts: Sequence[Layout] = ((1, 1), (4, 8), (4, 16)), **about: Any) -> CostProfile:
+def fit(
+    samples: Sequence[Sample],
+    *,
+    layouts: Sequence[Layout] = ((1, 1), (4, 8), (4, 16)),
+    **about: Any,
+) -> CostProfile:
     """The profile that explains the samples.
 
-    ``samples``: (op, time) or (all ops of a network, time of an inference); networks alone tell the overhead of an inference. ``about``: the fields of
-    CostProfile that say where the times come from. The costs are those of least squared relative error that are not negative (Lawson and Hanson 1974, ch.
-    23), outliers weighted down (Huber 1964); each family's tile and the layout are the ones with the least error in cross-validation, which is what
-    ``held_out`` tells.
+    ``samples``: (op, time) or (all ops of a network, time of an inference); networks alone tell the
+    overhead of an inference. ``about``: the fields of CostProfile that say where the times come
+    from. The costs are those of least squared relative error that are not negative (Lawson and
+    Hanson 1974, ch. 23), outliers weighted down (Huber 1964); each family's tile and the layout are
+    the ones with the least error in cross-validation, which is what ``held_out`` tells.
     """
     if len(samples) < _FOLDS:
-        raise UsageError(f"{len(samples)} measurements are too few to fit a cost profile, {_FOLDS} are the least")
+        raise UsageError(
+            f"{len(samples)} measurements are too few to fit a cost profile, {_FOLDS} are the least"
+        )
     if any(time <= 0 for _, time in samples):
         raise UsageError("a measured time is not positive")
-    fits = [_Fit(samples, layout) for layout in layouts if layout == (1, 1) or _divides(samples, layout)]
+    fits = [
+        _Fit(samples, layout) for layout in layouts if layout == (1, 1) or _divides(samples, layout)
+    ]
     best = min(fits, key=lambda each: each.search())
     return best.profile(about)
 
 
 def _divides(samples: Sequence[Sample], layout: Layout) -> bool:
     """Whether enough samples lie on either side of the alignment to be told apart."""
-    odd = sum(any(family_of(op, layout).endswith(".odd") for op in _network(ops)) for ops, _ in samples)
+    odd = sum(
+        any(family_of(op, layout).endswith(".odd") for op in _network(ops)) for ops, _ in samples
+    )
     return 2 * _FOLDS <= odd <= len(samples) - 2 * _FOLDS
 
 
@@ -95,7 +107,11 @@ class _Fit:
         costs = self._solve(matrix, self._times)
         families = {}
         for family, tile in self.tiles.items():
-            own = {term: float(cost) for (name, term), cost in zip(names, costs, strict=True) if name == family and cost > 0}
+            own = {
+                term: float(cost)
+                for (name, term), cost in zip(names, costs, strict=True)
+                if name == family and cost > 0
+            }
             families[family] = Family(tile=tile, costs=own)
         return CostProfile(
             overhead=float(costs[0]) if names[0] == ("", "network") else 0.0,
@@ -119,14 +135,18 @@ class _Fit:
 
     def _family(self, family: str, tile: Tile) -> tuple[list[str], NDArray[np.float64]]:
         if (family, tile) not in self._columns:
-            values = terms(family.partition(".")[0], self._tables[family], tile, by_row=self._layout != (1, 1))
+            values = terms(
+                family.partition(".")[0], self._tables[family], tile, by_row=self._layout != (1, 1)
+            )
             sums = np.zeros((len(self._times), len(values)))
             np.add.at(sums, self._places[family], np.stack(list(values.values()), axis=1))
             self._columns[family, tile] = list(values), sums
         return self._columns[family, tile]
 
     @staticmethod
-    def _solve(matrix: NDArray[np.float64], times: NDArray[np.float64], passes: int = 4) -> NDArray[np.float64]:
+    def _solve(
+        matrix: NDArray[np.float64], times: NDArray[np.float64], passes: int = 4
+    ) -> NDArray[np.float64]:
         """The costs; each pass after the first weighs the outliers of the one before down."""
         from scipy.optimize import nnls
 
@@ -138,14 +158,20 @@ class _Fit:
         for _ in range(passes):
             costs = nnls(relative * weights[:, None], weights)[0]
             misses = np.abs(relative @ costs - 1)
-            weights = np.sqrt(np.minimum(1.0, 1.5 * max(float(np.median(misses)), 1e-6) / np.maximum(misses, 1e-12)))
+            weights = np.sqrt(
+                np.minimum(
+                    1.0, 1.5 * max(float(np.median(misses)), 1e-6) / np.maximum(misses, 1e-12)
+                )
+            )
         found: NDArray[np.float64] = costs / scale
         return found
 
     def _loss(self) -> float:
         """How badly a fit with these tiles explains all samples: the mean relative error, which outliers do not rule."""
         _, matrix = self._matrix()
-        return float(np.abs(matrix @ self._solve(matrix, self._times, passes=2) / self._times - 1).mean())
+        return float(
+            np.abs(matrix @ self._solve(matrix, self._times, passes=2) / self._times - 1).mean()
+        )
 
     def _errors(self) -> NDArray[np.float64]:
         """The relative error of each sample, predicted from the folds without it."""
@@ -164,7 +190,18 @@ class _Fit:
         errors = self._errors()
         names, matrix = self._matrix()
         shares = matrix * self._solve(matrix, self._times)
-        totals = {family: shares[:, [i for i, (name, _) in enumerate(names) if name == family]].sum(axis=1) for family in self.tiles}
+        totals = {
+            family: (
+                shares[:, [i for i, (name, _) in enumerate(names) if name == family]].sum(axis=1)
+            )
+            for family in self.tiles
+        }
         main = np.array(list(totals))[np.argmax(np.stack(list(totals.values())), axis=0)]
-        groups = {family: errors[main == family] for family in totals} | {"networks": errors[self._whole > 0]}
-        return {name: HeldOut(n=len(e), mean=float(e.mean()), p90=float(np.percentile(e, 90))) for name, e in groups.items() if len(e)}
+        groups = {family: errors[main == family] for family in totals} | {
+            "networks": errors[self._whole > 0]
+        }
+        return {
+            name: HeldOut(n=len(e), mean=float(e.mean()), p90=float(np.percentile(e, 90)))
+            for name, e in groups.items()
+            if len(e)
+        }

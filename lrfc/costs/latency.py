@@ -20,10 +20,19 @@ from lrfc.system import files, reader
 
 #: Which family stands for one that was not measured.
 _LIKE = {
-    "conv": "pointwise", "pointwise": "conv", "grouped": "conv", "transposed": "conv", "dense": "pointwise", "depthwise": "conv",
-    "reduce": "pool", "pool": "add", "add": "other", "other": "add",
-}  # fmt: skip
-#: What is known of a measured total and of the factors that ``corrected`` looks for, as standard deviations of their logarithms.
+    "conv": "pointwise",
+    "pointwise": "conv",
+    "grouped": "conv",
+    "transposed": "conv",
+    "dense": "pointwise",
+    "depthwise": "conv",
+    "reduce": "pool",
+    "pool": "add",
+    "add": "other",
+    "other": "add",
+}
+#: What is known of a measured total and of the factors that ``corrected`` looks for, as standard
+#: deviations of their logarithms.
 _NOISE, _COMMON, _OWN = 0.005, 0.5, 0.15
 
 #: (alignment, block); see CostProfile.
@@ -48,8 +57,8 @@ class HeldOut(_Part):
 class Family(_Part):
     """What ops of one family cost.
 
-    ``tile``: of their kernels (rows, columns, depth). ``costs``: of one of each term of ``lrfc.costs.features.terms``. ``factor``: by which later
-    measurements correct them.
+    ``tile``: of their kernels (rows, columns, depth). ``costs``: of one of each term of
+    ``lrfc.costs.features.terms``. ``factor``: by which later measurements correct them.
     """
 
     tile: tuple[_Tile, _Tile, _Tile]
@@ -60,9 +69,11 @@ class Family(_Part):
 class CostProfile(_Part):
     """What a device takes for an op, in one format and precision with so many threads.
 
-    ``unit``: of all times. ``overhead``: of an inference, beside its ops. ``layout``: where a runtime stores channels in blocks, the alignment that its
-    blocked kernels need and the channels of a block, (1, 1) elsewhere (onnxruntime: 4, and 8 or 16). ``machine``, ``runtime``, ``runtime_version``: what it was fitted
-    on. ``held_out``: error by family, and of 'networks'. ``estimated``: computed from public figures, ``source``, and not measured.
+    ``unit``: of all times. ``overhead``: of an inference, beside its ops. ``layout``: where a
+    runtime stores channels in blocks, the alignment that its blocked kernels need and the channels
+    of a block, (1, 1) elsewhere (onnxruntime: 4, and 8 or 16). ``machine``, ``runtime``,
+    ``runtime_version``: what it was fitted on. ``held_out``: error by family, and of 'networks'.
+    ``estimated``: computed from public figures, ``source``, and not measured.
     """
 
     device: str
@@ -90,14 +101,23 @@ class CostProfile(_Part):
         for family, places in self.grouped(signatures).items():
             numbers = table(work(signatures[i]) for i in places)
             model = self.families[family]
-            values = terms(family.partition(".")[0], numbers, model.tile, by_row=self.layout != (1, 1))
+            values = terms(
+                family.partition(".")[0], numbers, model.tile, by_row=self.layout != (1, 1)
+            )
             if unknown := sorted(set(model.costs) - set(values)):
-                name = f"the cost profile of device '{self.device}' counts '{reader.shown(unknown[0])}' in {family}, which is nothing of an op"
+                name = (
+                    f"the cost profile of device '{self.device}' counts"
+                    f" '{reader.shown(unknown[0])}' in {family}, which is nothing of an op"
+                )
                 raise UsageError(f"{name}; calibrate it: lrfc devices calibrate {self.device}")
-            times[places] = model.factor * sum(cost * values[name] for name, cost in model.costs.items())
+            times[places] = model.factor * sum(
+                cost * values[name] for name, cost in model.costs.items()
+            )
         return times
 
-    def predict(self, signatures: Iterable[Signature], known: Mapping[Signature, float] | None = None) -> float:
+    def predict(
+        self, signatures: Iterable[Signature], known: Mapping[Signature, float] | None = None
+    ) -> float:
         """The time of a whole network. ``known``: measured times of ops, taken as they are."""
         found, rest = [], []
         for each in signatures:
@@ -108,7 +128,10 @@ class CostProfile(_Part):
         return float(self.overhead + sum(found) + self.ops(rest).sum())
 
     def grouped(self, signatures: Sequence[Signature]) -> dict[str, list[int]]:
-        """The places of the ops of each family, by the family of this profile that stands for theirs. UsageError when there is none."""
+        """The places of the ops of each family, by the family of this profile that stands for theirs.
+
+        UsageError when there is none.
+        """
         places: dict[str, list[int]] = {}
         for i, signature in enumerate(signatures):
             places.setdefault(family_of(signature, self.layout), []).append(i)
@@ -125,7 +148,8 @@ class CostProfile(_Part):
             family = own if dot else _LIKE[own]
             if family in tried:
                 raise UsageError(
-                    f"the cost profile of device '{self.device}' has no op like '{example}'; calibrate it: lrfc devices calibrate {self.device}"
+                    f"the cost profile of device '{self.device}' has no op like '{example}';"
+                    f" calibrate it: lrfc devices calibrate {self.device}"
                 )
         return family
 
@@ -163,35 +187,61 @@ def _rounded(value: Any) -> Any:
 def family_of(signature: Signature, layout: Layout = (1, 1)) -> str:
     """The op's family: that of ``work``, and behind it which kernels run it where a runtime stores channels in blocks (see CostProfile).
 
-    '.small' is a convolution of fewer input channels than a block, '.odd' an op whose channels are no multiple of the alignment.
+    '.small' is a convolution of fewer input channels than a block, '.odd' an op whose channels are
+    no multiple of the alignment.
     """
     alignment, block = layout
     found = work(signature)
     if alignment == 1:
         return found.family
-    depth = found.depth if found.family in ("conv", "pointwise") else found.groups if found.family == "depthwise" else found.columns
+    depth = (
+        found.depth
+        if found.family in ("conv", "pointwise")
+        else found.groups
+        if found.family == "depthwise"
+        else found.columns
+    )
     if found.family in ("conv", "pointwise") and depth < block:
         return f"{found.family}.small"
-    return f"{found.family}.odd" if found.family in ("conv", "pointwise", "depthwise", "pool") and depth % alignment else found.family
+    return (
+        f"{found.family}.odd"
+        if found.family in ("conv", "pointwise", "depthwise", "pool") and depth % alignment
+        else found.family
+    )
 
 
 def user_file(device: str) -> Path:
     """Where the user's own cost profiles of a device lie."""
-    return Path(platformdirs.user_config_dir("lrfc", appauthor=False)) / "devices" / f"{device}.cost.json"
+    return (
+        Path(platformdirs.user_config_dir("lrfc", appauthor=False))
+        / "devices"
+        / f"{device}.cost.json"
+    )
 
 
 def read(path: Path) -> CostFile:
     """The profiles in a file. UsageError when it is damaged."""
     where = str(path)
     try:
-        return CostFile.model_validate(reader.plain(reader.json_object(reader.contents(path), where)))
+        return CostFile.model_validate(
+            reader.plain(reader.json_object(reader.contents(path), where))
+        )
     except ValidationError as error:
-        raise UsageError(f"{where} is no file of cost profiles: {reader.refused(error)}; calibrate the device again or delete the file") from error
+        raise UsageError(
+            f"{where} is no file of cost profiles: {reader.refused(error)}; calibrate the device"
+            " again or delete the file"
+        ) from error
 
 
 def load(device: str, format: str, precision: str, threads: int) -> CostProfile | None:  # noqa: A002 - the word of Artifact and Device
     """The profile of a device, the user's own before the one that ships; None when there is none for this format, precision and number of threads."""
-    shipped = Path(str(resources.files("lrfc"))) / "targets" / "devices" / "profiles" / f"{device}.cost.json"
+    shipped = (
+        Path(str(resources.files("lrfc")))
+        / "targets"
+        / "devices"
+        / "profiles"
+        / f"{device}.cost.json"
+    )
     for path in (user_file(device), shipped):
         if reader.kind(path) is not None:
             for profile in read(path).profiles:
@@ -200,12 +250,15 @@ def load(device: str, format: str, precision: str, threads: int) -> CostProfile 
     return None
 
 
-def corrected(profile: CostProfile, rounds: Sequence[tuple[Sequence[Signature], float]]) -> CostProfile:
+def corrected(
+    profile: CostProfile, rounds: Sequence[tuple[Sequence[Signature], float]]
+) -> CostProfile:
     """The profile with factors under which networks that were measured are predicted as measured.
 
-    ``rounds``: the ops of each network and its time. One factor is common to all, one is each family's own: the most likely ones (a posteriori) when their
-    logarithms are normal around 0, the common one's with far more spread, so that one round moves everything alike and further rounds tell the
-    families apart.
+    ``rounds``: the ops of each network and its time. One factor is common to all, one is each
+    family's own: the most likely ones (a posteriori) when their logarithms are normal around 0, the
+    common one's with far more spread, so that one round moves everything alike and further rounds
+    tell the families apart.
     """
     from scipy.optimize import least_squares
 
@@ -221,12 +274,18 @@ def corrected(profile: CostProfile, rounds: Sequence[tuple[Sequence[Signature], 
 
     def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         predicted = np.exp(logs[0]) * (profile.overhead + parts @ np.exp(logs[1:]))
-        return np.concatenate([(np.log(predicted) - measured) / _NOISE, logs[:1] / _COMMON, logs[1:] / _OWN])
+        return np.concatenate(
+            [(np.log(predicted) - measured) / _NOISE, logs[:1] / _COMMON, logs[1:] / _OWN]
+        )
 
     factors = np.exp(least_squares(residuals, np.zeros(len(names) + 1)).x)
     own = dict(zip(names, factors[1:], strict=True))
     families = {
-        name: family.model_copy(update={"factor": float(family.factor * factors[0] * own.get(name, 1.0))})
+        name: family.model_copy(
+            update={"factor": float(family.factor * factors[0] * own.get(name, 1.0))}
+        )
         for name, family in profile.families.items()
     }
-    return profile.model_copy(update={"overhead": float(profile.overhead * factors[0]), "families": families})
+    return profile.model_copy(
+        update={"overhead": float(profile.overhead * factors[0]), "families": families}
+    )

@@ -45,7 +45,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Sample:
-    """The times of one subject: milliseconds, or cycles for devices that count them. ``n`` timings; ``when``: UTC, ISO 8601."""
+    """The times of one subject: milliseconds, or cycles for devices that count them.
+
+    ``n`` timings; ``when``: UTC, ISO 8601.
+    """
 
     median: float
     p90: float
@@ -79,13 +82,18 @@ def of_model(sha256: str) -> str:
 
 def place() -> Path:
     """The file: in the folder that LRFC_CACHE names, or in the platform's cache folder."""
-    return Path(os.environ.get("LRFC_CACHE") or platformdirs.user_cache_dir("lrfc", appauthor=False)) / "measurements.sqlite"
+    return (
+        Path(os.environ.get("LRFC_CACHE") or platformdirs.user_cache_dir("lrfc", appauthor=False))
+        / "measurements.sqlite"
+    )
 
 
 def _sample(row: Sequence[Any]) -> Sample | None:
     """What a row of the file says; None when it is damaged: it is measured anew, and written over."""
     *numbers, when = row
-    if not all(isinstance(n, int | float) and 0 <= n <= GREATEST for n in numbers) or not isinstance(when, str):
+    if not all(
+        isinstance(n, int | float) and 0 <= n <= GREATEST for n in numbers
+    ) or not isinstance(when, str):
         return None
     return Sample(*row)
 
@@ -93,11 +101,14 @@ def _sample(row: Sequence[Any]) -> Sample | None:
 class Store:
     """Measurements in an SQLite file, which several processes may use at once.
 
-    A damaged file is set aside under another name, with one line to ``log``, and a new one begun. Where none can be written, that is said once and
-    nothing is kept: measuring anew is always right.
+    A damaged file is set aside under another name, with one line to ``log``, and a new one begun.
+    Where none can be written, that is said once and nothing is kept: measuring anew is always
+    right.
     """
 
-    def __init__(self, path: Path | None = None, log: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self, path: Path | None = None, log: Callable[[str], None] = lambda line: None
+    ) -> None:
         self._path, self._log = path or place(), log
         self._usable = True
         self._do(_SCHEMA, write=True)
@@ -114,16 +125,25 @@ class Store:
         wanted = f"SELECT {_SAMPLE} FROM {_TABLE} WHERE {where}"  # noqa: S608 - our own names
         asked = list(keys)
         found = zip(asked, self._do(wanted, [astuple(key) for key in asked]), strict=False)
-        return {key: sample for key, rows in found if rows and (sample := _sample(rows[0])) is not None}
+        return {
+            key: sample for key, rows in found if rows and (sample := _sample(rows[0])) is not None
+        }
 
     def history(self, device: str | None = None) -> list[Entry]:
         """Everything that is kept, of one device or of all, the oldest first."""
         where, values = ("WHERE device = ?", (device,)) if device is not None else ("", ())
         found = self._do(f'SELECT * FROM {_TABLE} {where} ORDER BY "when", rowid', [values])  # noqa: S608 - our own names
         width = len(fields(Key))
-        return [Entry(Key(*row[:width]), sample) for rows in found for row in rows if (sample := _sample(row[width:])) is not None]
+        return [
+            Entry(Key(*row[:width]), sample)
+            for rows in found
+            for row in rows
+            if (sample := _sample(row[width:])) is not None
+        ]
 
-    def _do(self, statement: str, values: Iterable[tuple[Any, ...]] = ((),), *, write: bool = False) -> list[list[tuple[Any, ...]]]:
+    def _do(
+        self, statement: str, values: Iterable[tuple[Any, ...]] = ((),), *, write: bool = False
+    ) -> list[list[tuple[Any, ...]]]:
         """The rows that the statement gives for each tuple of values; nothing when the file cannot be used."""
         if not self._usable:
             return []
@@ -131,17 +151,23 @@ class Store:
         try:
             try:
                 return self._run(statement, rows, write=write)
-            except sqlite3.OperationalError:  # locked for too long, no room, not allowed: the file itself may be whole
+            except (
+                sqlite3.OperationalError
+            ):  # locked for too long, no room, not allowed: the file itself may be whole
                 raise
             except sqlite3.DatabaseError as error:
                 self._set_aside(error)
                 return self._run(statement, rows, write=write)
         except (sqlite3.Error, OSError, UsageError) as error:
             self._usable = False
-            self._log(f"the measurements in {self._path} cannot be used ({error}): measuring without them")
+            self._log(
+                f"the measurements in {self._path} cannot be used ({error}): measuring without them"
+            )
             return []
 
-    def _run(self, statement: str, rows: list[tuple[Any, ...]], *, write: bool) -> list[list[tuple[Any, ...]]]:
+    def _run(
+        self, statement: str, rows: list[tuple[Any, ...]], *, write: bool
+    ) -> list[list[tuple[Any, ...]]]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if reader.kind(self._path) not in (None, "a file"):  # SQLite would wait for a pipe
             raise OSError(f"it is {reader.kind(self._path)}")
@@ -149,15 +175,22 @@ class Store:
             database.execute("PRAGMA journal_mode = WAL")
             with database:
                 if write:
-                    database.execute("BEGIN IMMEDIATE")  # waits for its turn; a read that turns into a write could not
+                    database.execute(
+                        "BEGIN IMMEDIATE"
+                    )  # waits for its turn; a read that turns into a write could not
                 return [database.execute(statement, row).fetchall() for row in rows]
 
     def _set_aside(self, error: sqlite3.Error) -> None:
-        damaged = self._path.with_name(f"{self._path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+        damaged = self._path.with_name(
+            f"{self._path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        )
         self._path.rename(damaged)
         for extra in ("-wal", "-shm"):
             self._path.with_name(self._path.name + extra).unlink(missing_ok=True)
-        self._log(f"the measurements in {self._path} cannot be read ({error}); they are now {damaged.name}, and a new file is begun")
+        self._log(
+            f"the measurements in {self._path} cannot be read ({error}); they are now"
+            f" {damaged.name}, and a new file is begun"
+        )
         self._run(_SCHEMA, [()], write=True)
 
 

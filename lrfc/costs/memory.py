@@ -13,7 +13,8 @@ from lrfc.ir.op import Op, Tensor
 def live_bytes(graph: Graph, memory: Arena, name: str, stages: Sequence[Op], itemsize: int) -> int:
     """The most bytes alive while the chain ``stages`` runs in the place of a layer, everything else in the graph being as it is.
 
-    ``memory`` is the arena of the graph at ``itemsize`` bytes a value. What the layer reads stays alive to the chain's end when another op reads it later.
+    ``memory`` is the arena of the graph at ``itemsize`` bytes a value. What the layer reads stays
+    alive to the chain's end when another op reads it later.
     """
     operand = graph.operands(name)[0]
     given = graph.tensor(operand)
@@ -22,7 +23,10 @@ def live_bytes(graph: Graph, memory: Arena, name: str, stages: Sequence[Op], ite
     others = memory.timeline[name] - before - after
     order = [op.name for op in graph]
     readers = [reader for reader, _ in graph.consumers(operand)]
-    held = any(order.index(reader) > order.index(name) for reader in readers) or operand in graph.outputs
+    held = (
+        any(order.index(reader) > order.index(name) for reader in readers)
+        or operand in graph.outputs
+    )
     most, read = 0, before
     tensors: tuple[Tensor, ...] = (given,)
     for number, stage in enumerate(stages):

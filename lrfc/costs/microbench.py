@@ -21,16 +21,24 @@ COUNT = 120
 
 
 def networks(count: int = COUNT, seed: int = 0) -> Iterator[Graph]:
-    """The graphs, with random weights; the same for the same seed. Sizes are spread evenly over their logarithms."""
+    """The graphs, with random weights; the same for the same seed.
+
+    Sizes are spread evenly over their logarithms.
+    """
     rng = np.random.default_rng(seed)
     names = list(_WEIGHTS)
     made = 0
     turns = [name for name in names for _ in range(_WEIGHTS[name])]
     while made < count:
-        kind = turns[made * 7 % len(turns)]  # 7 and the number of turns have no common factor: every kind has its share from the first networks on
+        kind = turns[
+            made * 7 % len(turns)
+        ]  # 7 and the number of turns have no common factor: every kind has its share from the first networks on
         graph = _MAKE[kind](_Net(rng, f"{kind}{made}"))
         own = [each for _, each in signatures(graph)]
-        if 10_000 <= sum(each.macs for each in own) <= LARGEST and sum(each.params for each in own) <= HEAVIEST:
+        if (
+            10_000 <= sum(each.macs for each in own) <= LARGEST
+            and sum(each.params for each in own) <= HEAVIEST
+        ):
             made += 1
             yield graph
 
@@ -44,7 +52,9 @@ class _Net:
         self.last = Ref("")
 
     def input(self, *shape: int) -> None:
-        self.last = self.graph.add(Op("input", "InputLayer", {"batch_shape": (None, *shape), "dtype": "float32"}))
+        self.last = self.graph.add(
+            Op("input", "InputLayer", {"batch_shape": (None, *shape), "dtype": "float32"})
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,19 +64,60 @@ class _Net:
     def channels(self) -> int:
         return self.shape[-1]
 
-    def add(self, kind: str, weights: Mapping[str, NDArray[np.float32]] | None = None, other: Ref | None = None, **attrs: Any) -> None:
+    def add(
+        self,
+        kind: str,
+        weights: Mapping[str, NDArray[np.float32]] | None = None,
+        other: Ref | None = None,
+        **attrs: Any,
+    ) -> None:
         operands = (self.last,) if other is None else (self.last, other)
         self.last = self.graph.add(Op(f"op{len(self.graph)}", kind, attrs, weights or {}), operands)
 
-    def conv(self, filters: int, kernel: tuple[int, int], stride: int = 1, activation: str | None = "relu") -> None:
-        attrs: dict[str, Any] = {"strides": (stride if kernel[0] > 1 or max(kernel) == 1 else 1, stride if kernel[1] > 1 or max(kernel) == 1 else 1)}
-        weights = {"kernel": self._normal(*kernel, self.channels, filters), "bias": self._normal(filters)}
-        self.add("Conv2D", weights, filters=filters, kernel_size=kernel, padding="same", activation=activation, use_bias=True, **attrs)
-
-    def depthwise(self, kernel: tuple[int, int], stride: int = 1, activation: str | None = "relu") -> None:
-        weights = {"kernel": self._normal(*kernel, self.channels, 1), "bias": self._normal(self.channels)}
+    def conv(
+        self,
+        filters: int,
+        kernel: tuple[int, int],
+        stride: int = 1,
+        activation: str | None = "relu",
+    ) -> None:
+        attrs: dict[str, Any] = {
+            "strides": (
+                stride if kernel[0] > 1 or max(kernel) == 1 else 1,
+                stride if kernel[1] > 1 or max(kernel) == 1 else 1,
+            )
+        }
+        weights = {
+            "kernel": self._normal(*kernel, self.channels, filters),
+            "bias": self._normal(filters),
+        }
         self.add(
-            "DepthwiseConv2D", weights, depth_multiplier=1, kernel_size=kernel, strides=stride, padding="same", activation=activation, use_bias=True
+            "Conv2D",
+            weights,
+            filters=filters,
+            kernel_size=kernel,
+            padding="same",
+            activation=activation,
+            use_bias=True,
+            **attrs,
+        )
+
+    def depthwise(
+        self, kernel: tuple[int, int], stride: int = 1, activation: str | None = "relu"
+    ) -> None:
+        weights = {
+            "kernel": self._normal(*kernel, self.channels, 1),
+            "bias": self._normal(self.channels),
+        }
+        self.add(
+            "DepthwiseConv2D",
+            weights,
+            depth_multiplier=1,
+            kernel_size=kernel,
+            strides=stride,
+            padding="same",
+            activation=activation,
+            use_bias=True,
         )
 
     def dense(self, units: int) -> None:
@@ -90,7 +141,9 @@ class _Net:
         return max(8, found // 8 * 8) if self.rng.random() < 0.5 and high >= 8 else found
 
     def _normal(self, *shape: int) -> NDArray[np.float32]:
-        return self.weights.standard_normal(shape, np.float32) / np.float32(np.sqrt(max(1, int(np.prod(shape[:-1])))))
+        return self.weights.standard_normal(shape, np.float32) / np.float32(
+            np.sqrt(max(1, int(np.prod(shape[:-1]))))
+        )
 
 
 def _convs(net: _Net) -> Graph:
@@ -150,7 +203,10 @@ def _elementwise(net: _Net) -> Graph:
     for number in range(4):
         kind = net.pick("Add", "Add", "tanh", "sigmoid", "LeakyReLU", "Concatenate")
         if kind == "Add":
-            net.add("Add" if number % 2 else "Multiply", other=first if net.shape == tuple(net.graph.tensor(first).shape[1:]) else net.last)
+            net.add(
+                "Add" if number % 2 else "Multiply",
+                other=first if net.shape == tuple(net.graph.tensor(first).shape[1:]) else net.last,
+            )
         elif kind == "Concatenate":
             net.add(kind, other=first)
         elif kind == "LeakyReLU":
@@ -174,7 +230,12 @@ def _blocks(net: _Net) -> Graph:
             net.add("Add", other=before)
         net.add("ReLU")
         if net.shape[0] >= 4 and net.rng.random() < 0.15:
-            net.add(net.pick("MaxPooling2D", "AveragePooling2D"), pool_size=(2, 2), strides=(2, 2), padding="valid")
+            net.add(
+                net.pick("MaxPooling2D", "AveragePooling2D"),
+                pool_size=(2, 2),
+                strides=(2, 2),
+                padding="valid",
+            )
     net.add("GlobalAveragePooling2D")
     net.dense(net.width(4, 100))
     return net.done()
@@ -210,7 +271,21 @@ def _block(net: _Net, filters: int, stride: int) -> None:
 
 
 _MAKE: Mapping[str, Callable[[_Net], Graph]] = {
-    "conv": _convs, "point": _points, "depthwise": _depthwise, "dense": _dense, "pool": _pools, "elementwise": _elementwise, "blocks": _blocks,
-}  # fmt: skip
+    "conv": _convs,
+    "point": _points,
+    "depthwise": _depthwise,
+    "dense": _dense,
+    "pool": _pools,
+    "elementwise": _elementwise,
+    "blocks": _blocks,
+}
 #: How many of 30 networks are of which kind.
-_WEIGHTS = {"conv": 6, "point": 4, "depthwise": 5, "dense": 3, "pool": 2, "elementwise": 2, "blocks": 8}
+_WEIGHTS = {
+    "conv": 6,
+    "point": 4,
+    "depthwise": 5,
+    "dense": 3,
+    "pool": 2,
+    "elementwise": 2,
+    "blocks": 8,
+}

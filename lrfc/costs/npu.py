@@ -23,7 +23,8 @@ def signatures(graph: Graph) -> Iterator[tuple[str, Signature]]:
 def chain(graph: Graph, name: str, stages: Sequence[Op]) -> Iterator[Signature]:
     """As ``lrfc.costs.workload.chain``, behind the padding that the layer would take in and the first stage does not: it becomes an op of its own.
 
-    On ethos-u55-128 the padding before a strided layer of ResNet-20 takes 21,000 cycles that way, more than many layers.
+    On ethos-u55-128 the padding before a strided layer of ResNet-20 takes 21,000 cycles that way,
+    more than many layers.
     """
     found = list(plain.chain(graph, name, stages))
     padding = _before(graph, name)
@@ -37,9 +38,14 @@ def takes_in(reader: Signature, padding: Signature) -> bool:
 
     Vela's rule for a Pad in front of a convolution or a pooling that has no padding of its own.
     """
-    if reader.kind not in ("conv", "depthwise", "pool") or len(reader.kernel) != len(padding.output) - 1:
+    if (
+        reader.kind not in ("conv", "depthwise", "pool")
+        or len(reader.kernel) != len(padding.output) - 1
+    ):
         return False
-    added = [after - before for after, before in zip(padding.output, padding.inputs[0], strict=True)]
+    added = [
+        after - before for after, before in zip(padding.output, padding.inputs[0], strict=True)
+    ]
     return all(-(-sides // 2) < taps for sides, taps in zip(added[:-1], reader.kernel, strict=True))
 
 
@@ -56,6 +62,9 @@ def _before(graph: Graph, name: str) -> Signature | None:
         return None
     return Signature(
         source.kind.lower(),
-        tuple(tuple(size or 0 for size in tensor.shape[1:]) for tensor in graph.input_tensors(source.name)),
+        tuple(
+            tuple(size or 0 for size in tensor.shape[1:])
+            for tensor in graph.input_tensors(source.name)
+        ),
         tuple(size or 0 for size in graph.tensors(source.name)[0].shape[1:]),
     )

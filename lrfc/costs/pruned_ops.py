@@ -9,11 +9,15 @@ from math import prod
 from lrfc.costs.workload import Signature
 
 
-def narrowed(ops: Sequence[Signature], read: float, made: float, *, carried: bool = False) -> Iterator[Signature]:
+def narrowed(
+    ops: Sequence[Signature], read: float, made: float, *, carried: bool = False
+) -> Iterator[Signature]:
     """The ops of one call when these shares of the channels that it reads and makes are left, one for each of ``ops``.
 
-    What lies in front of the first op that multiplies works on what is read, what lies behind the last one on what is made, and the tensors between them
-    stay; where none multiplies, the last op takes what is read to what is made. ``carried``: channels are kept apart, or in groups that go as a whole (a depthwise or grouped convolution): all tensors lose what is read.
+    What lies in front of the first op that multiplies works on what is read, what lies behind the
+    last one on what is made, and the tensors between them stay; where none multiplies, the last op
+    takes what is read to what is made. ``carried``: channels are kept apart, or in groups that go
+    as a whole (a depthwise or grouped convolution): all tensors lose what is read.
     """
     multiply = [place for place, op in enumerate(ops) if op.macs] or [len(ops) - 1]
     first, last = (len(ops), len(ops)) if carried else (multiply[0], multiply[-1])
@@ -26,11 +30,15 @@ def narrowed(ops: Sequence[Signature], read: float, made: float, *, carried: boo
 def _narrowed(op: Signature, read: float, made: float, *, carried: bool) -> Signature:
     inputs, output = tuple(_cut(shape, read) for shape in op.inputs), _cut(op.output, made)
     groups = max(1, round(read * op.groups)) if carried else op.groups
-    kept = (output[-1] / op.output[-1] if op.output else 1.0) * (inputs[0][-1] / op.inputs[0][-1] if op.inputs and op.inputs[0] else 1.0)
+    kept = (output[-1] / op.output[-1] if op.output else 1.0) * (
+        inputs[0][-1] / op.inputs[0][-1] if op.inputs and op.inputs[0] else 1.0
+    )
     kept *= op.groups / groups
     bias = _bias(op)
     params = round(kept * (op.params - bias)) + (output[-1] if bias else 0)
-    return replace(op, inputs=inputs, output=output, groups=groups, params=params, macs=round(kept * op.macs))
+    return replace(
+        op, inputs=inputs, output=output, groups=groups, params=params, macs=round(kept * op.macs)
+    )
 
 
 def _bias(op: Signature) -> int:

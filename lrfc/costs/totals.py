@@ -10,11 +10,19 @@ from lrfc.ir.graph import Graph
 def totals(graph: Graph) -> dict[str, int]:
     """MACs of one sample and parameters of the file that a graph becomes, with every BatchNorm folded that can be."""
     folded = fold_batchnorm(graph)
-    macs = sum(ops.macs(op, folded.input_tensors(op.name), folded.tensors(op.name)) for op in folded)
+    macs = sum(
+        ops.macs(op, folded.input_tensors(op.name), folded.tensors(op.name)) for op in folded
+    )
     return {"macs": macs, "params": folded.params}
 
 
 def totals_of(graph: Graph, name: str) -> dict[str, int]:
     """Parameters of a layer, and the MACs of all its calls."""
     op = graph.op(name)
-    return {"params": op.params, "macs": sum(ops.macs(call, graph.input_tensors(call.name), graph.tensors(call.name)) for call in graph.calls(op))}
+    return {
+        "params": op.params,
+        "macs": sum(
+            ops.macs(call, graph.input_tensors(call.name), graph.tensors(call.name))
+            for call in graph.calls(op)
+        ),
+    }

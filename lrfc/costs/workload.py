@@ -22,10 +22,12 @@ from lrfc.ir.op import Op, Shape, Tensor
 class Signature:
     """One operation of a runtime for one sample; two ops with equal signatures take equal time on the same device.
 
-    ``kind``: the family ('conv', 'depthwise', 'transposed', 'dense', 'pool', 'reduce', 'add', ... , the Keras kind in lower case for the rest, an
-    activation that runs alone by its own name). ``inputs`` and ``output``: shapes without the batch axis, channels last. ``kernel``, ``strides``,
-    ``dilation``: spatial, empty where there is none. ``groups``: of a convolution. ``activation``: fused into the op, None for none. ``params``: weight
-    values, bias included. ``macs``: multiply-accumulates.
+    ``kind``: the family ('conv', 'depthwise', 'transposed', 'dense', 'pool', 'reduce', 'add', ... ,
+    the Keras kind in lower case for the rest, an activation that runs alone by its own name).
+    ``inputs`` and ``output``: shapes without the batch axis, channels last. ``kernel``,
+    ``strides``, ``dilation``: spatial, empty where there is none. ``groups``: of a convolution.
+    ``activation``: fused into the op, None for none. ``params``: weight values, bias included.
+    ``macs``: multiply-accumulates.
     """
 
     kind: str
@@ -41,7 +43,11 @@ class Signature:
 
     def __str__(self) -> str:
         """The text that a store is searched by, such as 'conv 16x16x32 -> 8x8x64 k3x3 s2x2 relu params=18496 macs=1179648'; ``parse`` reads it."""
-        window = [letter + _shown(sizes) for letter, sizes in zip("ksd", (self.kernel, self.strides, self.dilation), strict=True) if sizes]
+        window = [
+            letter + _shown(sizes)
+            for letter, sizes in zip("ksd", (self.kernel, self.strides, self.dilation), strict=True)
+            if sizes
+        ]
         words = [self.kind, "+".join(map(_shown, self.inputs)), "->", _shown(self.output), *window]
         words += [f"groups={self.groups}"] if self.groups != 1 else []
         words += [self.activation] if self.activation else []
@@ -52,9 +58,21 @@ class Signature:
 
     @cached_property
     def _hash(self) -> int:
-        # A search asks for the same signatures again and again: the hash of the nested shapes is computed once.
+        # A search asks for the same signatures again and again: the hash of the nested shapes is
+        # computed once.
         return hash(
-            (self.kind, self.inputs, self.output, self.kernel, self.strides, self.dilation, self.groups, self.activation, self.params, self.macs)
+            (
+                self.kind,
+                self.inputs,
+                self.output,
+                self.kernel,
+                self.strides,
+                self.dilation,
+                self.groups,
+                self.activation,
+                self.params,
+                self.macs,
+            )
         )
 
 
@@ -64,7 +82,9 @@ def parse(text: str) -> Signature:
     if found is None:
         raise ValueError(f"no signature of an op: '{text}'")
     part = found.groupdict()
-    output, kernel, strides, dilation = (_sizes(part[key]) for key in ("output", "kernel", "strides", "dilation"))
+    output, kernel, strides, dilation = (
+        _sizes(part[key]) for key in ("output", "kernel", "strides", "dilation")
+    )
     inputs = tuple(_sizes(each) for each in part["inputs"].split("+")) if part["inputs"] else ()
     numbers = int(part["groups"] or 1), part["activation"], int(part["params"]), int(part["macs"])
     return Signature(part["kind"], inputs, output, kernel, strides, dilation, *numbers)
@@ -72,8 +92,10 @@ def parse(text: str) -> Signature:
 
 _SHAPE = r"(?:\d+(?:x\d+)*|\(\))"
 _TEXT = re.compile(
-    rf"(?P<kind>\S+) (?P<inputs>{_SHAPE}(?:\+{_SHAPE})*)? ?-> (?P<output>{_SHAPE})(?: k(?P<kernel>{_SHAPE}))?(?: s(?P<strides>{_SHAPE}))?"
-    rf"(?: d(?P<dilation>{_SHAPE}))?(?: groups=(?P<groups>\d+))?(?: (?P<activation>[^\s=]+))? params=(?P<params>\d+) macs=(?P<macs>\d+)"
+    rf"(?P<kind>\S+) (?P<inputs>{_SHAPE}(?:\+{_SHAPE})*)? ?-> (?P<output>{_SHAPE})(?:"
+    rf" k(?P<kernel>{_SHAPE}))?(?: s(?P<strides>{_SHAPE}))?"
+    rf"(?: d(?P<dilation>{_SHAPE}))?(?: groups=(?P<groups>\d+))?(?: (?P<activation>[^\s=]+))?"
+    r" params=(?P<params>\d+) macs=(?P<macs>\d+)"
 )
 
 
@@ -88,12 +110,18 @@ def _sizes(text: str | None) -> tuple[int, ...]:
 def signatures(graph: Graph) -> Iterator[tuple[str, Signature]]:
     """The name and signature of each op that a runtime executes, in order, of a graph whose BatchNorms are folded.
 
-    Ops that cost nothing (reshapes, dropout, an activation that the op before it fuses) have none; a separable convolution has two, an activation that
-    runs by itself behind its layer has one of its own. ModelError when a shape is not fixed.
+    Ops that cost nothing (reshapes, dropout, an activation that the op before it fuses) have none;
+    a separable convolution has two, an activation that runs by itself behind its layer has one of
+    its own. ModelError when a shape is not fixed.
     """
     for op in graph:
         if op.kind != "InputLayer" and not in_place(graph, op):
-            yield from ((op.name, each) for each in _executed(op, graph.input_tensors(op.name), graph.tensors(op.name)[0], _fused(graph, op)))
+            yield from (
+                (op.name, each)
+                for each in _executed(
+                    op, graph.input_tensors(op.name), graph.tensors(op.name)[0], _fused(graph, op)
+                )
+            )
 
 
 def chain(graph: Graph, name: str, stages: Sequence[Op]) -> Iterator[Signature]:
@@ -140,7 +168,9 @@ _SHARED_NAMES: Mapping[Family, str] = MappingProxyType(
 )
 
 
-def _executed(op: Op, inputs: tuple[Tensor, ...], output: Tensor, behind: str | None) -> Iterator[Signature]:
+def _executed(
+    op: Op, inputs: tuple[Tensor, ...], output: Tensor, behind: str | None
+) -> Iterator[Signature]:
     """The signatures of one op; ``behind`` is the activation of its reader that it fuses."""
     if op.info.is_separable:
         for part in split_separable(op):
@@ -169,7 +199,18 @@ def _executed(op: Op, inputs: tuple[Tensor, ...], output: Tensor, behind: str | 
         kind = _activation(op) or "linear"
     shapes = tuple(_static(op, tensor.shape, first) for tensor in inputs)
     result = _static(op, output.shape, first and len(output.shape) == len(inputs[0].shape))
-    yield Signature(kind, shapes, result, kernel, strides, dilation, groups, fused, op.params, ops.macs(op, inputs, (output,)))
+    yield Signature(
+        kind,
+        shapes,
+        result,
+        kernel,
+        strides,
+        dilation,
+        groups,
+        fused,
+        op.params,
+        ops.macs(op, inputs, (output,)),
+    )
     if apart:
         yield Signature(str(own if isinstance(own, str) else "custom"), (result,), result)
 
@@ -179,6 +220,7 @@ def _static(op: Op, shape: Shape, channels_first: bool) -> tuple[int, ...]:
     sizes = tuple(size for size in shape[1:] if size is not None)
     if len(sizes) != len(shape) - 1:
         raise ModelError(
-            f"layer '{op.name}': the shape {Tensor(shape)} is not fixed, so its time is unknown; re-save the model with a fixed Input shape"
+            f"layer '{op.name}': the shape {Tensor(shape)} is not fixed, so its time is unknown;"
+            " re-save the model with a fixed Input shape"
         )
     return (*sizes[1:], sizes[0]) if channels_first else sizes

@@ -1,4 +1,7 @@
-"""Whether samples look like what the model was trained on: their scale and their labels. What looks strange is said, not refused."""
+"""Whether samples look like what the model was trained on: their scale and their labels.
+
+What looks strange is said, not refused.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +23,33 @@ LOOKED_AT = 256
 FEWEST = 8
 #: Values of one feature map that are held at most.
 HELD = 1 << 26
-#: Statistics are strange when they are off by this many standard deviations, or this many times larger or smaller.
+#: Statistics are strange when they are off by this many standard deviations, or this many times
+#: larger or smaller.
 APART = 2.5
 TIMES = 3.5
 #: What to do about it.
 _CHECK = "check the preprocessing"
 
 
-@np.errstate(over="ignore", invalid="ignore")  # of values near the end of float32, which look strange and are said to
+@np.errstate(
+    over="ignore", invalid="ignore"
+)  # of values near the end of float32, which look strange and are said to
 def doubts(graph: Graph, split: Split) -> tuple[str, ...]:
     """One line for each thing that looks strange; UsageError for token numbers that the model does not know.
 
-    The inputs are held against the statistics of a Normalization layer, the range of a Rescaling layer or else the moving statistics of the first
-    BatchNorm; labels against the model's own answers.
+    The inputs are held against the statistics of a Normalization layer, the range of a Rescaling
+    layer or else the moving statistics of the first BatchNorm; labels against the model's own
+    answers.
     """
     norms = {name: _first_norm(graph, name) for name in graph.inputs}
-    sizes = [prod(n or 64 for n in graph.input_tensors(op.name)[0].shape[1:]) for op in norms.values() if op is not None]
-    some = split.take(np.arange(min(len(split), LOOKED_AT, max(FEWEST, HELD // max(sizes, default=1)))))
+    sizes = [
+        prod(n or 64 for n in graph.input_tensors(op.name)[0].shape[1:])
+        for op in norms.values()
+        if op is not None
+    ]
+    some = split.take(
+        np.arange(min(len(split), LOOKED_AT, max(FEWEST, HELD // max(sizes, default=1))))
+    )
     notes = []
     unknown: list[Op] = []
     for name, x in zip(graph.inputs, some.inputs, strict=True):
@@ -51,18 +64,23 @@ def doubts(graph: Graph, split: Split) -> tuple[str, ...]:
     maps, outputs = _run(graph, unknown, some.inputs)
     for op, x in zip(unknown, maps, strict=True):
         notes += _against_batchnorm(op, x)
-    if answers and some.targets is not None and not notes:  # strange inputs get strange answers: one line is enough
+    if (
+        answers and some.targets is not None and not notes
+    ):  # strange inputs get strange answers: one line is enough
         notes += _against_labels(outputs[0], some.targets[0])
     return tuple(notes)
 
 
-# -- inputs ------------------------------------------------------------------------------------------------------------------------
+# -- inputs ----------------------------------------------------------------------------------------
 
 
 def _tokens(graph: Graph, name: str, x: NDArray[Any]) -> None:
     known = [int(op["input_dim"]) for op in readers(graph, name) if op.kind == "Embedding"]
     if known and (x.min() < 0 or x.max() >= min(known)):
-        raise UsageError(f"input '{name}' has tokens from {x.min()} to {x.max()}, the model's Embedding knows 0 to {min(known) - 1}")
+        raise UsageError(
+            f"input '{name}' has tokens from {x.min()} to {x.max()}, the model's Embedding knows 0"
+            f" to {min(known) - 1}"
+        )
 
 
 def _against_layer(graph: Graph, name: str, x: NDArray[Any]) -> list[str]:
@@ -74,13 +92,19 @@ def _against_layer(graph: Graph, name: str, x: NDArray[Any]) -> list[str]:
         low, high = float(values.min()), float(values.max())
         if high - low > 4 / 30 and max(-low, high) < 40:
             return []
-        wanted = f"its {op.kind} layer '{op.name}' expects about {_range(scale.mean - 2 * scale.std, scale.mean + 2 * scale.std)}"
+        wanted = (
+            f"its {op.kind} layer '{op.name}' expects about"
+            f" {_range(scale.mean - 2 * scale.std, scale.mean + 2 * scale.std)}"
+        )
         return [_line(name, f"{wanted}, they lie in {_range(x.min(), x.max())}")]
     axes = tuple(range(x.ndim - 1))
     shift, spread = float(np.median(np.abs(values.mean(axes)))), float(np.median(values.std(axes)))
     if shift < APART and 1 / TIMES < spread < TIMES:
         return []
-    wanted = f"its {op.kind} layer '{op.name}' expects mean {np.mean(scale.mean):.3g} and deviation {np.mean(scale.std):.3g}"
+    wanted = (
+        f"its {op.kind} layer '{op.name}' expects mean {np.mean(scale.mean):.3g} and deviation"
+        f" {np.mean(scale.std):.3g}"
+    )
     return [_line(name, f"{wanted}, they have {x.mean():.3g} and {x.std():.3g}")]
 
 
@@ -88,12 +112,18 @@ def _against_batchnorm(op: Op, x: NDArray[Any]) -> list[str]:
     axis = int(op["axis"]) % x.ndim
     axes = tuple(a for a in range(x.ndim) if a != axis)
     mean, std = x.mean(axes), x.std(axes)
-    wanted_mean, wanted_std = op.weights["moving_mean"], np.sqrt(op.weights["moving_variance"] + op["epsilon"])
+    wanted_mean, wanted_std = (
+        op.weights["moving_mean"],
+        np.sqrt(op.weights["moving_variance"] + op["epsilon"]),
+    )
     shift = float(np.median(np.abs(mean - wanted_mean) / wanted_std))
     times = float(np.exp(np.median(np.log(np.maximum(std, 1e-12) / wanted_std))))
     if shift < APART and 1 / TIMES < times < TIMES:
         return []
-    expects = f"its first BatchNorm '{op.name}' expects deviations of about {np.median(wanted_std):.3g}, sees {np.median(std):.3g}"
+    expects = (
+        f"its first BatchNorm '{op.name}' expects deviations of about {np.median(wanted_std):.3g},"
+        f" sees {np.median(std):.3g}"
+    )
     return [_line(None, f"{expects}, with means {shift:.3g} deviations off")]
 
 
@@ -104,7 +134,9 @@ def _first_norm(graph: Graph, name: str) -> Op | None:
         if any(ref.op in reached for ref in graph.operands(op.name)):
             reached.add(op.name)
             if op.kind == "BatchNormalization":
-                trained = np.any(op.weights["moving_mean"]) or np.any(op.weights["moving_variance"] != 1)
+                trained = np.any(op.weights["moving_mean"]) or np.any(
+                    op.weights["moving_variance"] != 1
+                )
                 return op if trained and len(graph.calls(op)) == 1 else None
     return None
 
@@ -118,13 +150,17 @@ def _range(low: Any, high: Any) -> str:
     return f"{float(np.mean(low)):.3g} to {float(np.mean(high)):.3g}"
 
 
-# -- labels ------------------------------------------------------------------------------------------------------------------------
+# -- labels ----------------------------------------------------------------------------------------
 
 
 def _labelled(graph: Graph, split: Split) -> bool:
     target = None if split.targets is None or len(split.targets) > 1 else split.targets[0]
     return (
-        target is not None and target.ndim == 1 and target.dtype.kind == "i" and len(graph.tensor(graph.outputs[0]).shape) == 2 and len(split) >= 32
+        target is not None
+        and target.ndim == 1
+        and target.dtype.kind == "i"
+        and len(graph.tensor(graph.outputs[0]).shape) == 2
+        and len(split) >= 32
     )
 
 
@@ -148,14 +184,24 @@ def _against_labels(scores: NDArray[Any], labels: NDArray[Any]) -> list[str]:
     told = f"the model's answers are right for {100 * share:.0f} % of {count} samples"
     # A best order is found for noise too: it has to explain far more than chance does.
     if count >= 5 * len(np.unique(labels)) and swapped > max(0.6, share + 0.3):
-        return [f"{told}, with its classes in another order for {100 * swapped:.0f} %: the labels may be in another order than the model's outputs"]
+        return [
+            (
+                f"{told}, with its classes in another order for {100 * swapped:.0f} %: the labels may"
+                " be in another order than the model's outputs"
+            )
+        ]
     chance = max(1 / classes, float(np.bincount(labels).max()) / count)
     if sure > max(0.7, 2 / classes) and share < chance + 2 * sqrt(chance * (1 - chance) / count):
-        return [f"{told}, no more than by chance, though it is sure of them ({100 * sure:.0f} %): the labels may be in another order, or {_CHECK}"]
+        return [
+            (
+                f"{told}, no more than by chance, though it is sure of them ({100 * sure:.0f} %): the"
+                f" labels may be in another order, or {_CHECK}"
+            )
+        ]
     return []
 
 
-# -- running -----------------------------------------------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 
 
 def _run(graph: Graph, norms: list[Op], inputs: Batch) -> tuple[Batch, Batch]:

@@ -15,10 +15,12 @@ from lrfc.ir.batch import Batch, head
 class Split:
     """Samples: one array per model input and, where there are labels, one per model output.
 
-    ``inputs`` keep the compact dtype of their source (uint8 images stay uint8); what runs a model (keras_io.compiled, a Runner) converts one batch at a
-    time to the dtype of the model's input. ``targets`` of a model output of shape
-    (batch, ..., C) are int32 class indices (N, ...) when they have one axis less, and float32 values (N, ..., C) otherwise; C = 1 takes indices 0 and 1.
-    Arrays of large files and streams are mapped from disk (lrfc.data.mapped): take slices of them, not the whole.
+    ``inputs`` keep the compact dtype of their source (uint8 images stay uint8); what runs a model
+    (keras_io.compiled, a Runner) converts one batch at a time to the dtype of the model's input.
+    ``targets`` of a model output of shape (batch, ..., C) are int32 class indices (N, ...) when
+    they have one axis less, and float32 values (N, ..., C) otherwise; C = 1 takes indices 0 and 1.
+    Arrays of large files and streams are mapped from disk (lrfc.data.mapped): take slices of them,
+    not the whole.
     """
 
     inputs: Batch
@@ -34,7 +36,9 @@ class Split:
 
     def take(self, rows: NDArray[np.intp]) -> Split:
         """The samples of those rows, in that order."""
-        targets = None if self.targets is None else tuple(streams.rows(y, rows) for y in self.targets)
+        targets = (
+            None if self.targets is None else tuple(streams.rows(y, rows) for y in self.targets)
+        )
         return Split(tuple(streams.rows(x, rows) for x in self.inputs), targets)
 
 
@@ -46,11 +50,13 @@ FEW = 64
 class Data:
     """What a build may look at.
 
-    ``train`` is for calibration and fine-tuning, ``validation`` for every choice, ``test`` for the accuracies that are reported (the validation split
-    when no test set was given, ``test_is_validation``). Training and validation samples stand in a random order of which every head holds the classes
-    in proportion. ``synthetic`` data were made up from the model: they are for calibration only, and nothing
-    is claimed about accuracy. ``notes`` are lines for the log. ``preprocessing`` is what was done to the samples before they were given, as far as is
-    known: it belongs to the data, so whoever runs the model has to do it too.
+    ``train`` is for calibration and fine-tuning, ``validation`` for every choice, ``test`` for the
+    accuracies that are reported (the validation split when no test set was given,
+    ``test_is_validation``). Training and validation samples stand in a random order of which every
+    head holds the classes in proportion. ``synthetic`` data were made up from the model: they are
+    for calibration only, and nothing is claimed about accuracy. ``notes`` are lines for the log.
+    ``preprocessing`` is what was done to the samples before they were given, as far as is known: it
+    belongs to the data, so whoever runs the model has to do it too.
     """
 
     source: str
@@ -78,7 +84,7 @@ class Data:
         return self.test is self.validation
 
 
-# -- checking against the model ----------------------------------------------------------------------------------------------------
+# -- checking against the model --------------------------------------------------------------------
 
 
-# -- splitting and overlap ---------------------------------------------------------------------------------------------------------
+# -- splitting and overlap -------------------------------------------------------------------------

@@ -21,23 +21,32 @@ from lrfc.ir.op import Shape, Tensor
 from lrfc.system import reader
 
 
-def load_data(spec: Any, graph: Graph, *, test: Any = None, seed: int, limit: int | None = None) -> Data:
+def load_data(
+    spec: Any, graph: Graph, *, test: Any = None, seed: int, limit: int | None = None
+) -> Data:
     """The data that ``spec`` names, fit for that model.
 
-    ``spec``: 'digits', an .npz file, a folder of .npy files (x.npy, y.npy, ...) or of class folders, 'package.module:function', or (from Python) such a
-    function or what it returns (sources.from_object): arrays, a tf.data.Dataset, a keras.utils.PyDataset, a generator;
-    None makes up calibration inputs from the model (lrfc.data.synthetic). Without validation samples 10 % of the training samples, at most 5,000, are set
-    aside by ``seed``, in proportion of the classes; of a handful (``FEW``) none are, and they validate too. ``test`` is a second one, used for the
-    reported accuracies only. ``limit``: at most that many samples in each split. UsageError says what does not fit; what looks strange is a note.
+    ``spec``: 'digits', an .npz file, a folder of .npy files (x.npy, y.npy, ...) or of class
+    folders, 'package.module:function', or (from Python) such a function or what it returns
+    (sources.from_object): arrays, a tf.data.Dataset, a keras.utils.PyDataset, a generator; None
+    makes up calibration inputs from the model (lrfc.data.synthetic). Without validation samples 10
+    % of the training samples, at most 5,000, are set aside by ``seed``, in proportion of the
+    classes; of a handful (``FEW``) none are, and they validate too. ``test`` is a second one, used
+    for the reported accuracies only. ``limit``: at most that many samples in each split. UsageError
+    says what does not fit; what looks strange is a note.
 
-    Sets larger than memory: .npy files, what numpy.savez wrote and numpy.memmap are mapped; a stream is read once into a temporary file; the shuffled
-    splits of a large set are temporary files too (folder: TMPDIR). Labels are held in memory. The same seed splits the same arrays in the same way;
-    a stream that gives its samples in another order each time is split in another way each time.
+    Sets larger than memory: .npy files, what numpy.savez wrote and numpy.memmap are mapped; a
+    stream is read once into a temporary file; the shuffled splits of a large set are temporary
+    files too (folder: TMPDIR). Labels are held in memory. The same seed splits the same arrays in
+    the same way; a stream that gives its samples in another order each time is split in another way
+    each time.
     """
     raw = {} if spec is None else _read(spec, graph, seed, limit)
     notes, preprocessing = raw.pop("notes", ()), raw.pop("preprocessing", None)
     if spec is not None and "train" not in raw:
-        raise UsageError(f"data '{_name(spec)}' has test samples only: give 'x' (and 'y') to calibrate on")
+        raise UsageError(
+            f"data '{_name(spec)}' has test samples only: give 'x' (and 'y') to calibrate on"
+        )
     if test is not None:
         other = _read(test, graph, seed, limit)
         notes += other.pop("notes")
@@ -49,7 +58,10 @@ def load_data(spec: Any, graph: Graph, *, test: Any = None, seed: int, limit: in
     elif "val" not in raw and len(raw["train"]) <= FEW:
         raw["train"] = raw["val"] = raw["train"].take(_order(raw["train"], rng)[:limit])
         if len(raw["train"]) < 2:
-            raise UsageError(f"data '{_name(spec)}' has 1 training sample, which is too few: give at least 16, better some hundred")
+            raise UsageError(
+                f"data '{_name(spec)}' has 1 training sample, which is too few: give at least 16,"
+                " better some hundred"
+            )
     elif "val" not in raw:
         raw["train"], raw["val"] = _halves(raw["train"], rng, limit)
     else:
@@ -60,11 +72,20 @@ def load_data(spec: Any, graph: Graph, *, test: Any = None, seed: int, limit: in
     if spec is not None:
         notes += plausibility.doubts(graph, raw["train"])
     source = "synthetic" if spec is None else _name(spec)
-    data = Data(source, raw["train"], raw["val"], raw.get("test", raw["val"]), synthetic=spec is None, notes=notes, preprocessing=preprocessing)
+    data = Data(
+        source,
+        raw["train"],
+        raw["val"],
+        raw.get("test", raw["val"]),
+        synthetic=spec is None,
+        notes=notes,
+        preprocessing=preprocessing,
+    )
     if not data.few:
         return data
     known = (
-        f"only {len(data.train)} training samples: BatchNorm statistics and closed-form refits are all that they are enough for, nothing is trained"
+        f"only {len(data.train)} training samples: BatchNorm statistics and closed-form refits are"
+        " all that they are enough for, nothing is trained"
     )
     both = "; they are the validation samples too" if data.validation is data.train else ""
     return replace(data, notes=(*notes, known + both))
@@ -75,7 +96,13 @@ def _name(spec: Any) -> str:
         return getattr(spec, "__qualname__", type(spec).__name__)
     if isinstance(spec, str | Path):
         return str(spec)
-    return "tf.data.Dataset" if hasattr(spec, "element_spec") else type(spec).__name__ if streams.is_stream(spec) else "arrays"
+    return (
+        "tf.data.Dataset"
+        if hasattr(spec, "element_spec")
+        else type(spec).__name__
+        if streams.is_stream(spec)
+        else "arrays"
+    )
 
 
 def _read(spec: Any, graph: Graph, seed: int, limit: int | None) -> dict[str, Any]:
@@ -88,7 +115,9 @@ def _read(spec: Any, graph: Graph, seed: int, limit: int | None) -> dict[str, An
             with reader.user_code(f"data '{where}'"):
                 given = spec()
         raw = sources.from_object(given, graph, f"data '{where}'", limit)
-        raw = replace(raw, preprocessing=f"as given by {where}" if callable(spec) else "as given from Python")
+        raw = replace(
+            raw, preprocessing=f"as given by {where}" if callable(spec) else "as given from Python"
+        )
     return {
         "notes": raw.notes,
         "preprocessing": raw.preprocessing,
@@ -97,16 +126,24 @@ def _read(spec: Any, graph: Graph, seed: int, limit: int | None) -> dict[str, An
 
 
 def _split(x: Any, y: Any, graph: Graph, where: str) -> Split:
-    inputs = tuple(_input(a, graph.tensors(name)[0], f"{where}: input '{name}'") for a, name in _paired(x, graph.inputs, f"{where}: the inputs"))
+    inputs = tuple(
+        _input(a, graph.tensors(name)[0], f"{where}: input '{name}'")
+        for a, name in _paired(x, graph.inputs, f"{where}: the inputs")
+    )
     outputs = tuple(ref.op for ref in graph.outputs)
     targets = None
     if y is not None:
         tensors = [graph.tensor(ref) for ref in graph.outputs]
         paired = zip(_paired(y, outputs, f"{where}: the labels"), tensors, strict=True)
-        targets = tuple(_target(a, tensor, f"{where}: labels of '{name}'") for (a, name), tensor in paired)
+        targets = tuple(
+            _target(a, tensor, f"{where}: labels of '{name}'") for (a, name), tensor in paired
+        )
     lengths = [len(a) for a in (*inputs, *(targets or ()))]
     if len(set(lengths)) > 1:
-        raise UsageError(f"{where}: the arrays hold {', '.join(map(str, lengths))} samples; inputs and labels must have the same number")
+        raise UsageError(
+            f"{where}: the arrays hold {', '.join(map(str, lengths))} samples; inputs and labels"
+            " must have the same number"
+        )
     if lengths[0] == 0:
         raise UsageError(f"{where}: there are no samples")
     return Split(inputs, targets)
@@ -115,12 +152,16 @@ def _split(x: Any, y: Any, graph: Graph, where: str) -> Split:
 def _paired(given: Any, names: tuple[str, ...], where: str) -> list[tuple[NDArray[Any], str]]:
     if isinstance(given, Mapping):
         if set(given) != set(names):
-            raise UsageError(f"{where} are named {', '.join(map(str, given))}, the model has {', '.join(names)}")
+            raise UsageError(
+                f"{where} are named {', '.join(map(str, given))}, the model has {', '.join(names)}"
+            )
         given = [given[name] for name in names]
     elif not (isinstance(given, list | tuple) and len(names) > 1):
         given = [given]
     if len(given) != len(names):
-        raise UsageError(f"{where}: {len(given)} arrays for {', '.join(names)}; name the arrays like these")
+        raise UsageError(
+            f"{where}: {len(given)} arrays for {', '.join(names)}; name the arrays like these"
+        )
     try:
         arrays = [np.asarray(a) for a in given]
     except ValueError as error:
@@ -134,9 +175,21 @@ def _plain(array: NDArray[Any], where: str) -> NDArray[Any]:
     if array.dtype.kind not in "biuf":
         raise UsageError(f"{where} has dtype {array.dtype}; give numbers")
     array = streams.as_float32(array) if array.dtype == np.float64 else array
-    if array.dtype.kind == "f" and not all(np.isfinite(block).all() for block in streams.blocks(array)):
-        bad = np.flatnonzero(np.concatenate([~np.isfinite(block.reshape(len(block), -1)).all(axis=1) for block in streams.blocks(array)]))
-        raise UsageError(f"{where} has NaN or infinite values in {len(bad):,} samples, the first is number {bad[0]}; clean the data")
+    if array.dtype.kind == "f" and not all(
+        np.isfinite(block).all() for block in streams.blocks(array)
+    ):
+        bad = np.flatnonzero(
+            np.concatenate(
+                [
+                    ~np.isfinite(block.reshape(len(block), -1)).all(axis=1)
+                    for block in streams.blocks(array)
+                ]
+            )
+        )
+        raise UsageError(
+            f"{where} has NaN or infinite values in {len(bad):,} samples, the first is number"
+            f" {bad[0]}; clean the data"
+        )
     return array
 
 
@@ -145,18 +198,28 @@ def _input(array: NDArray[Any], tensor: Tensor, where: str) -> NDArray[Any]:
     if _fits((*shape, 1), wanted):  # the channel axis of grey images
         array = array[..., None]
     elif not _fits(shape, wanted):
-        raise UsageError(f"{where} has samples of shape {shape}, the model wants {_shown(wanted)}{_remedy(shape, wanted)}")
+        raise UsageError(
+            f"{where} has samples of shape {shape}, the model wants"
+            f" {_shown(wanted)}{_remedy(shape, wanted)}"
+        )
     if tensor.dtype.startswith("int") and array.dtype.kind == "f":
         raise UsageError(f"{where} has dtype {array.dtype}, the model wants {tensor.dtype}")
     return _plain(array, where)
 
 
 def _fits(shape: Shape, wanted: Shape) -> bool:
-    return len(shape) == len(wanted) and all(b in (None, a) for a, b in zip(shape, wanted, strict=True))
+    return len(shape) == len(wanted) and all(
+        b in (None, a) for a, b in zip(shape, wanted, strict=True)
+    )
 
 
 def _shown(shape: Shape) -> str:
-    return "(" + ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+    return (
+        "("
+        + ", ".join("any" if n is None else str(n) for n in shape)
+        + ("," if len(shape) == 1 else "")
+        + ")"
+    )
 
 
 def _remedy(shape: tuple[int, ...], wanted: Shape) -> str:
@@ -169,7 +232,11 @@ def _remedy(shape: tuple[int, ...], wanted: Shape) -> str:
         if shape[2] == wanted[2]:
             return f"; resize the images: keras.ops.image.resize(x, ({wanted[0]}, {wanted[1]}))"
         if {shape[2], wanted[2]} == {1, 3} and _fits(shape[:2], wanted[:2]):
-            return "; grey and colour: numpy.repeat(x, 3, axis=-1)" if wanted[2] == 3 else "; colour and grey: x.mean(axis=-1, keepdims=True)"
+            return (
+                "; grey and colour: numpy.repeat(x, 3, axis=-1)"
+                if wanted[2] == 3
+                else "; colour and grey: x.mean(axis=-1, keepdims=True)"
+            )
     if len(shape) == len(wanted) == 2 and _fits(shape[::-1], wanted):
         return "; the axes are swapped: x.transpose(0, 2, 1)"
     if None not in wanted and np.prod(shape) == np.prod([n or 0 for n in wanted]):
@@ -178,7 +245,10 @@ def _remedy(shape: tuple[int, ...], wanted: Shape) -> str:
 
 
 def _target(array: NDArray[Any], tensor: Tensor, where: str) -> NDArray[Any]:
-    """Class indices or values for that output (the rule of ``Split``). One-hot labels become indices."""
+    """Class indices or values for that output (the rule of ``Split``).
+
+    One-hot labels become indices.
+    """
     array, wanted = _plain(array, where), tensor.shape[1:]
     classes: int | None = wanted[-1] if wanted else 1
     if wanted and classes != 1 and _fits(array.shape[1:], wanted):
@@ -189,16 +259,23 @@ def _target(array: NDArray[Any], tensor: Tensor, where: str) -> NDArray[Any]:
         array = array[..., 0]
     if not _fits(array.shape[1:], wanted[:-1]):
         raise UsageError(
-            f"{where} have shape {array.shape[1:]} a sample; the output {_shown(wanted)} takes class numbers, one-hot labels or values of its shape"
+            f"{where} have shape {array.shape[1:]} a sample; the output {_shown(wanted)} takes"
+            " class numbers, one-hot labels or values of its shape"
         )
     if classes == 1 and not np.isin(array, (0, 1)).all():
         return array.astype(np.float32)[..., None] if wanted else array.astype(np.float32)
     if (array != np.round(array)).any():
-        raise UsageError(f"{where} are not whole numbers; the output {_shown(wanted)} takes class numbers, one-hot labels or values of its shape")
+        raise UsageError(
+            f"{where} are not whole numbers; the output {_shown(wanted)} takes class numbers,"
+            " one-hot labels or values of its shape"
+        )
     low, high = int(array.min(initial=0)), int(array.max(initial=0))
     if low < 0 or (classes is not None and high >= max(classes, 2)):
         shift = "; they start at 1: subtract 1" if high == classes and array.min() == 1 else ""
-        raise UsageError(f"{where} go from {low} to {high}, the model has {classes} outputs (0 to {(classes or 0) - 1}){shift}")
+        raise UsageError(
+            f"{where} go from {low} to {high}, the model has {classes} outputs (0 to"
+            f" {(classes or 0) - 1}){shift}"
+        )
     return array.astype(np.int32)
 
 
@@ -229,14 +306,19 @@ def _synthetic(graph: Graph, seed: int, limit: int | None) -> tuple[Split, Split
 def _overlaps(parts: Mapping[str, Split]) -> tuple[str, ...]:
     """A note for each two splits that share samples; UsageError when the test set is not new.
 
-    Real sets hold a few exact duplicates (CIFAR-10 some dozen, ModelNet's voxels 5 %), so test samples may be known as often as training samples are
-    duplicates of each other, and always in 0.1 % of the cases.
+    Real sets hold a few exact duplicates (CIFAR-10 some dozen, ModelNet's voxels 5 %), so test
+    samples may be known as often as training samples are duplicates of each other, and always in
+    0.1 % of the cases.
     """
     same = len({x.dtype for split in parts.values() for x in split.inputs}) == 1
     keys = {part: _hashes(split.inputs, raw=same) for part, split in parts.items()}
     usual = 1 - len(set(keys["train"])) / len(keys["train"])
     notes = []
-    pairs = (("train", "val"), ("train", "test"), *((("val", "test"),) if parts["val"] is not parts["train"] else ()))
+    pairs = (
+        ("train", "val"),
+        ("train", "test"),
+        *((("val", "test"),) if parts["val"] is not parts["train"] else ()),
+    )
     for one, other in pairs:
         if one not in keys or other not in keys or parts[one] is parts[other]:
             continue
@@ -244,9 +326,15 @@ def _overlaps(parts: Mapping[str, Split]) -> tuple[str, ...]:
         count = sum(key in known for key in keys[other])
         share = count / len(keys[other])
         names = {"train": "training", "val": "validation", "test": "test"}
-        fact = f"{count:,} of {len(keys[other]):,} {names[other]} samples ({100 * share:.3g} %) are {names[one]} samples too"
+        fact = (
+            f"{count:,} of {len(keys[other]):,} {names[other]} samples ({100 * share:.3g} %) are"
+            f" {names[one]} samples too"
+        )
         if other == "test" and share > max(0.001, 2 * usual):
-            raise UsageError(f"{fact}, so the accuracy on them would mean nothing; give a test set that is not part of the training data")
+            raise UsageError(
+                f"{fact}, so the accuracy on them would mean nothing; give a test set that is not"
+                " part of the training data"
+            )
         if count:
             notes.append(fact)
     return tuple(notes)

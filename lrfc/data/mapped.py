@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 
 #: Arrays of fewer bytes are held in memory.
 LARGE = 256 << 20
-#: Bytes of a stream that are kept at most; half of the free space of the temporary folder where that is less.
+#: Bytes of a stream that are kept at most; half of the free space of the temporary folder where
+#: that is less.
 KEPT = 16 << 30
 #: Arrays that a file may hold.
 MEMBERS = 10_000
 _ROWS = 4096  # samples that are copied at once
 
 
-# -- arrays ------------------------------------------------------------------------------------------------------------------------
+# -- arrays ----------------------------------------------------------------------------------------
 
 
 def is_mapped(array: Any) -> bool:
@@ -50,20 +51,34 @@ def blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def rows(array: NDArray[Any], index: NDArray[np.intp]) -> NDArray[Any]:
-    """``array[index]``. Many rows of a mapped array become a mapped array too: they are copied to an unnamed temporary file (folder: TMPDIR)."""
+    """``array[index]``.
+
+    Many rows of a mapped array become a mapped array too: they are copied to an unnamed temporary
+    file (folder: TMPDIR).
+    """
     if not is_mapped(array) or len(index) * _row_bytes(array) < LARGE:
         return array[index]
-    return written((array[index[start : start + _ROWS]] for start in range(0, len(index), _ROWS)), array.dtype, array.shape[1:])
+    return written(
+        (array[index[start : start + _ROWS]] for start in range(0, len(index), _ROWS)),
+        array.dtype,
+        array.shape[1:],
+    )
 
 
 def as_float32(array: NDArray[Any]) -> NDArray[Any]:
     """The array in float32, mapped when it was mapped and is large."""
     if not is_mapped(array) or array.size * 4 < LARGE:
         return np.asarray(array, np.float32)
-    return written((np.asarray(block, np.float32) for block in blocks(array)), np.dtype(np.float32), array.shape[1:])
+    return written(
+        (np.asarray(block, np.float32) for block in blocks(array)),
+        np.dtype(np.float32),
+        array.shape[1:],
+    )
 
 
-def written(parts: Iterable[NDArray[Any]], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+def written(
+    parts: Iterable[NDArray[Any]], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> NDArray[Any]:
     """The parts (any, *shape) one after the other, as a read-only array over an unnamed temporary file, which goes when the array goes."""
     with scratch.unnamed() as file:
         for part in parts:
@@ -76,7 +91,8 @@ def _write(file: IO[bytes], part: NDArray[Any]) -> None:
         file.write(np.ascontiguousarray(part).data)
     except OSError as error:
         raise UsageError(
-            f"the data do not fit into the temporary folder {scratch.root().parent}: {error.strerror}; set TMPDIR to a larger one"
+            f"the data do not fit into the temporary folder {scratch.root().parent}:"
+            f" {error.strerror}; set TMPDIR to a larger one"
         ) from error
 
 
@@ -95,9 +111,13 @@ def _row_bytes(array: NDArray[Any]) -> int:
 
 
 def npz(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file, by name. Large ones are mapped: in place where they are stored as they are (numpy.savez), otherwise unpacked first.
+    """The arrays of an .npz file, by name.
 
-    UsageError when the file cannot be read, or its arrays do not fit into memory and the temporary folder; a member that is no .npy is passed over.
+    Large ones are mapped: in place where they are stored as they are (numpy.savez), otherwise
+    unpacked first.
+
+    UsageError when the file cannot be read, or its arrays do not fit into memory and the temporary
+    folder; a member that is no .npy is passed over.
     """
     what = f"data file '{shown(path)}'"
     arrays: dict[str, NDArray[Any]] = {}
@@ -110,9 +130,15 @@ def npz(path: Path) -> dict[str, NDArray[Any]]:
         entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
         if len(entries) > MEMBERS:
             raise UsageError(f"{what} holds {len(entries):,} arrays; at most {MEMBERS:,} are read")
-        total, allowed = sum(entry.file_size for entry in entries if entry.compress_type != ZIP_STORED), _room()
+        total, allowed = (
+            sum(entry.file_size for entry in entries if entry.compress_type != ZIP_STORED),
+            _room(),
+        )
         if total > allowed:
-            raise UsageError(f"{what} unpacks to {total:,} bytes; at most {allowed:,} fit here: save it with numpy.savez, which is mapped")
+            raise UsageError(
+                f"{what} unpacks to {total:,} bytes; at most {allowed:,} fit here: save it with"
+                " numpy.savez, which is mapped"
+            )
         held = 0
         for entry in entries:
             held += entry.file_size
@@ -122,18 +148,31 @@ def npz(path: Path) -> dict[str, NDArray[Any]]:
                 if held < LARGE:
                     array = header.array(np.frombuffer(member.read(), np.uint8))
                 elif entry.compress_type == ZIP_STORED:
-                    raw.seek(entry.header_offset + 26)  # the local header: lengths of name and extra field, then these, then the file itself
+                    raw.seek(
+                        entry.header_offset + 26
+                    )  # the local header: lengths of name and extra field, then these, then the file itself
                     lengths = np.frombuffer(raw.read(4), "<u2")
-                    array = header.mapped(raw, entry.header_offset + 30 + int(lengths.sum()) + start)
+                    array = header.mapped(
+                        raw, entry.header_offset + 30 + int(lengths.sum()) + start
+                    )
                 else:
                     pieces = iter(lambda member=member: member.read(16 << 20), b"")  # type: ignore[misc]
-                    array = header.array(written((np.frombuffer(piece, np.uint8) for piece in pieces), np.dtype(np.uint8), ()))
+                    array = header.array(
+                        written(
+                            (np.frombuffer(piece, np.uint8) for piece in pieces),
+                            np.dtype(np.uint8),
+                            (),
+                        )
+                    )
             arrays[entry.filename.removesuffix(".npy")] = array
     return arrays
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays of an .npz file, by name, from their headers alone. UsageError as from ``npz``."""
+    """The shapes of the arrays of an .npz file, by name, from their headers alone.
+
+    UsageError as from ``npz``.
+    """
     what = f"data file '{shown(path)}' cannot be read as .npz"
     found: dict[str, tuple[int, ...]] = {}
     with (
@@ -144,7 +183,9 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
         for entry in archive.infolist()[:MEMBERS]:
             if entry.filename.endswith(".npy"):
                 with archive.open(entry) as member:
-                    found[entry.filename.removesuffix(".npy")] = _header(member, entry.file_size).shape
+                    found[entry.filename.removesuffix(".npy")] = _header(
+                        member, entry.file_size
+                    ).shape
     return found
 
 
@@ -152,7 +193,10 @@ def npy(path: Path) -> NDArray[Any]:
     """The array of an .npy file, mapped. UsageError when the file cannot be read."""
     with (
         opened(path, limit=sys.maxsize) as raw,
-        _readable(f"data file '{shown(path)}' cannot be read as .npy", "write it with numpy.save(path, array) from plain numbers"),
+        _readable(
+            f"data file '{shown(path)}' cannot be read as .npy",
+            "write it with numpy.save(path, array) from plain numbers",
+        ),
     ):
         return _header(raw, os.fstat(raw.fileno()).st_size).mapped(raw, raw.tell())
 
@@ -171,7 +215,9 @@ def _readable(start: str, way_out: str) -> Iterator[None]:
     except _NumbersError as error:
         raise UsageError(f"{start}: {error}; {way_out}") from error
     except Exception as error:  # numpy, zipfile and zlib raise whatever the bytes lead them to
-        raise UsageError(f"{start}: {shown(' '.join(str(error).split())) or type(error).__name__}; {way_out}") from error
+        raise UsageError(
+            f"{start}: {shown(' '.join(str(error).split())) or type(error).__name__}; {way_out}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -196,15 +242,27 @@ class _Header:
 def _header(stream: IO[bytes], size: int) -> _Header:
     """Read the header. _NumbersError unless plain numbers follow, just as many as the rest of so many bytes holds."""
     version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran, dtype = read(stream)
     if dtype.hasobject:
         raise _NumbersError("it holds Python objects: save plain numeric arrays")
-    if dtype.kind not in "biufcSU" or not dtype.itemsize or any(isinstance(n, bool) or n < 0 for n in shape):
-        raise _NumbersError(f"it holds {shown(dtype, 60)} of shape {shown(shape, 60)}, not plain numbers")
+    if (
+        dtype.kind not in "biufcSU"
+        or not dtype.itemsize
+        or any(isinstance(n, bool) or n < 0 for n in shape)
+    ):
+        raise _NumbersError(
+            f"it holds {shown(dtype, 60)} of shape {shown(shape, 60)}, not plain numbers"
+        )
     wanted, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
     if wanted != there:
-        raise _NumbersError(f"an array of shape {shown(shape, 60)} takes {wanted:,} bytes, and there are {there:,}")
+        raise _NumbersError(
+            f"an array of shape {shown(shape, 60)} takes {wanted:,} bytes, and there are {there:,}"
+        )
     return _Header(tuple(shape), "F" if fortran else "C", dtype)
 
 
@@ -213,24 +271,38 @@ def _room() -> int:
     return min(KEPT, scratch.free() // 2)
 
 
-# -- streams -----------------------------------------------------------------------------------------------------------------------
+# -- streams ---------------------------------------------------------------------------------------
 
 
 def is_stream(given: Any) -> bool:
     """Whether samples come from it one after the other: a tf.data.Dataset, a keras.utils.PyDataset, a generator or another iterable that is no array."""
-    if isinstance(given, np.ndarray | list | tuple | Mapping | str | bytes | Path) or hasattr(given, "__array__"):
+    if isinstance(given, np.ndarray | list | tuple | Mapping | str | bytes | Path) or hasattr(
+        given, "__array__"
+    ):
         return False
-    return hasattr(given, "__iter__") or (hasattr(given, "__getitem__") and hasattr(given, "__len__"))
+    return hasattr(given, "__iter__") or (
+        hasattr(given, "__getitem__") and hasattr(given, "__len__")
+    )
 
 
-def read(stream: Any, graph: Graph, where: str, limit: int | None = None) -> tuple[Any, Any, tuple[str, ...]]:
+def read(
+    stream: Any, graph: Graph, where: str, limit: int | None = None
+) -> tuple[Any, Any, tuple[str, ...]]:
     """All samples of a stream: inputs, targets (None without) and notes, with arrays, tuples or mappings of arrays as the stream packs them.
 
-    Its elements are inputs, (inputs, targets) or (inputs, targets, weights), one sample or one batch each: which, follows from the model's input shape.
-    Mappings go by the names of the model's inputs and outputs; one mapping may hold both. Read once, up to ``limit`` samples and ``KEPT`` bytes.
+    Its elements are inputs, (inputs, targets) or (inputs, targets, weights), one sample or one
+    batch each: which, follows from the model's input shape. Mappings go by the names of the model's
+    inputs and outputs; one mapping may hold both. Read once, up to ``limit`` samples and ``KEPT``
+    bytes.
     """
-    if getattr(stream, "element_spec", None) is not None and int(stream.cardinality()) == -1 and limit is None:
-        raise UsageError(f"{where} repeats for ever: take a number of elements from it, dataset.take(n)")
+    if (
+        getattr(stream, "element_spec", None) is not None
+        and int(stream.cardinality()) == -1
+        and limit is None
+    ):
+        raise UsageError(
+            f"{where} repeats for ever: take a number of elements from it, dataset.take(n)"
+        )
     with user_code(where):
         elements = iter(_elements(stream, where))
         first = next(elements, None)
@@ -239,7 +311,9 @@ def read(stream: Any, graph: Graph, where: str, limit: int | None = None) -> tup
         x, y, weighted = _parts(first, graph)
         heads = [_leaves(x), _leaves((x, y))]
     if not heads[0]:
-        raise UsageError(f"{where}: an element holds no inputs, only {type(first).__name__}; give (x, y) or x")
+        raise UsageError(
+            f"{where}: an element holds no inputs, only {type(first).__name__}; give (x, y) or x"
+        )
     notes: tuple[str, ...] = (f"{where}: the samples' weights are not used",) if weighted else ()
     single = _is_single(heads[0][0], graph.tensors(graph.inputs[0])[0].shape[1:])
     allowed = _room()
@@ -249,9 +323,14 @@ def read(stream: Any, graph: Graph, where: str, limit: int | None = None) -> tup
         count = used = 0
         with user_code(where):
             for element in chain([first], elements):
-                arrays = [_shaped(leaf, single, where) for leaf in _leaves(_parts(element, graph)[:2])]
+                arrays = [
+                    _shaped(leaf, single, where) for leaf in _leaves(_parts(element, graph)[:2])
+                ]
                 if [a.shape[1:] for a in arrays] != [a.shape[1:] for a in leaves]:
-                    raise UsageError(f"{where}: the samples have different shapes, {_shapes(leaves)} and {_shapes(arrays)}; bring them to one")
+                    raise UsageError(
+                        f"{where}: the samples have different shapes, {_shapes(leaves)} and"
+                        f" {_shapes(arrays)}; bring them to one"
+                    )
                 kept = arrays if limit is None else [a[: limit - count] for a in arrays]
                 for file, array, known in zip(files, kept, leaves, strict=True):
                     _write(file, array.astype(known.dtype, copy=False))
@@ -259,16 +338,28 @@ def read(stream: Any, graph: Graph, where: str, limit: int | None = None) -> tup
                 if limit is not None and count >= limit:
                     break
                 if used >= allowed:
-                    notes += (f"{where}: only the first {count:,} samples ({used / 2**30:.3g} GiB) are read",)
+                    notes += (
+                        (
+                            f"{where}: only the first {count:,} samples ({used / 2**30:.3g} GiB)"
+                            " are read"
+                        ),
+                    )
                     break
-        found = iter([_mapped(file, leaf.dtype, leaf.shape[1:]) for file, leaf in zip(files, leaves, strict=True)])
+        found = iter(
+            [
+                _mapped(file, leaf.dtype, leaf.shape[1:])
+                for file, leaf in zip(files, leaves, strict=True)
+            ]
+        )
     return _packed(x, found), _packed(y, found), notes
 
 
 def _elements(stream: Any, where: str) -> Iterable[Any]:
     if hasattr(stream, "as_numpy_iterator"):
         return cast("Iterable[Any]", stream.as_numpy_iterator())
-    if hasattr(stream, "__getitem__") and hasattr(stream, "__len__"):  # a PyDataset goes round and round when it is iterated
+    if hasattr(stream, "__getitem__") and hasattr(
+        stream, "__len__"
+    ):  # a PyDataset goes round and round when it is iterated
         count = getattr(stream, "num_batches", None) or len(stream)
         return (stream[i] for i in range(count))
     return cast("Iterable[Any]", islice(stream, None))
@@ -281,8 +372,14 @@ def _parts(element: Any, graph: Graph) -> tuple[Any, Any, bool]:
         return x, y, weights is not None
     if isinstance(element, Mapping) and set(graph.inputs) < set(element):
         outputs = {ref.op for ref in graph.outputs}
-        labels = {name: value for name, value in element.items() if name in outputs} or ({"y": element["y"]} if "y" in element else None)
-        return {name: element[name] for name in graph.inputs}, labels.get("y", labels) if labels else None, False
+        labels = {name: value for name, value in element.items() if name in outputs} or (
+            {"y": element["y"]} if "y" in element else None
+        )
+        return (
+            {name: element[name] for name in graph.inputs},
+            labels.get("y", labels) if labels else None,
+            False,
+        )
     if isinstance(element, Mapping) and "x" in element:
         return element["x"], element.get("y"), False
     return element, None, False
@@ -312,7 +409,9 @@ def _is_single(x: NDArray[Any], wanted: Shape) -> bool:
     """Whether the first input of an element is one sample, not a batch of them."""
 
     def fits(shape: tuple[int, ...]) -> bool:
-        return len(shape) == len(wanted) and all(b in (None, a) for a, b in zip(shape, wanted, strict=True))
+        return len(shape) == len(wanted) and all(
+            b in (None, a) for a, b in zip(shape, wanted, strict=True)
+        )
 
     if x.ndim and (fits(x.shape[1:]) or (fits((*x.shape[1:], 1)) and not fits(x.shape))):
         return False

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 #: The name of a part of the data → the suffixes that its arrays may have in a file.
 PARTS = {"train": ("", "_train"), "val": ("_val",), "test": ("_test",)}
-_FORMS = "give 'digits', an .npz file, a folder of .npy files or of class folders, or package.module:function"
+_FORMS = (
+    "give 'digits', an .npz file, a folder of .npy files or of class folders, or"
+    " package.module:function"
+)
 DIGITS_NEED = "data 'digits' need scikit-learn: pip install scikit-learn"
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 
@@ -32,7 +35,8 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 class Raw:
     """What a source holds, unchecked: part → (x, y), with x and y an array, a sequence, or a mapping by input or output name; y None without labels.
 
-    ``notes`` are worth a line in the log. ``preprocessing``: what was done to the samples before the model sees them, and must be done on the device.
+    ``notes`` are worth a line in the log. ``preprocessing``: what was done to the samples before
+    the model sees them, and must be done on the device.
     """
 
     parts: Mapping[str, tuple[Any, Any]]
@@ -68,7 +72,10 @@ def form(spec: str) -> Literal["digits", "arrays", "folder", "npz", "function"]:
         if any(file.suffix == ".npy" for file in _listed(path)):
             return "arrays"
         if not _classes(path):
-            raise UsageError(f"data folder '{path}' has no class folders: put the images of each class into a folder of its own")
+            raise UsageError(
+                f"data folder '{path}' has no class folders: put the images of each class into a"
+                " folder of its own"
+            )
         return "folder"
     if path.suffix == ".npz":
         if there is None:
@@ -83,14 +90,15 @@ def form(spec: str) -> Literal["digits", "arrays", "folder", "npz", "function"]:
     raise UsageError(f"data '{spec}' does not exist: {_FORMS}")
 
 
-# -- the built-in digits -----------------------------------------------------------------------------------------------------------
+# -- the built-in digits ---------------------------------------------------------------------------
 
 
 def digits(shape: tuple[int | None, ...] = (8, 8, 1)) -> Raw:
     """scikit-learn's 1,797 handwritten digits, scaled from 0–16 to 0–1: 60 % training, 15 % validation, 25 % test.
 
-    The split is always the same one, whatever the build's seed, so that a model that was trained on its training part (examples/train_digits.py)
-    never meets its test part before the last reading. ``shape``: of one sample, (8, 8, 1) or (64,).
+    The split is always the same one, whatever the build's seed, so that a model that was trained on
+    its training part (examples/train_digits.py) never meets its test part before the last reading.
+    ``shape``: of one sample, (8, 8, 1) or (64,).
     """
     try:
         from sklearn.datasets import load_digits
@@ -102,10 +110,14 @@ def digits(shape: tuple[int | None, ...] = (8, 8, 1)) -> Raw:
     order = stratified(y, len(y), np.random.default_rng(0))
     test, val = len(y) // 4, len(y) * 15 // 100
     cut = {"test": order[:test], "val": order[test : test + val], "train": order[test + val :]}
-    return Raw({part: (x[rows], y[rows]) for part, rows in cut.items()}, (), "digits 0–16 scaled to 0–1")
+    return Raw(
+        {part: (x[rows], y[rows]) for part, rows in cut.items()}, (), "digits 0–16 scaled to 0–1"
+    )
 
 
-def stratified(labels: NDArray[Any] | None, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+def stratified(
+    labels: NDArray[Any] | None, count: int, rng: np.random.Generator
+) -> NDArray[np.intp]:
     """All indices below ``count`` in a random order of which every head holds the classes in proportion (no ``labels``: any random order)."""
     order = rng.permutation(count)
     if labels is None:
@@ -117,7 +129,7 @@ def stratified(labels: NDArray[Any] | None, count: int, rng: np.random.Generator
     return order[np.argsort(place, kind="stable")]
 
 
-# -- arrays by name ----------------------------------------------------------------------------------------------------------------
+# -- arrays by name --------------------------------------------------------------------------------
 
 
 def _npz(path: Path, graph: Graph) -> Raw:
@@ -137,7 +149,9 @@ def _listed(folder: Path) -> list[Path]:
         raise UsageError(f"data folder '{folder}' cannot be read: {error.strerror}") from error
 
 
-def from_arrays(arrays: Mapping[str, Any], graph: Graph, where: str, preprocessing: str | None = None) -> Raw:
+def from_arrays(
+    arrays: Mapping[str, Any], graph: Graph, where: str, preprocessing: str | None = None
+) -> Raw:
     """Arrays by name: x, y, and with the suffixes _val and _test; or by the names of the model's inputs and outputs when it has several of them."""
     outputs = tuple(ref.op for ref in graph.outputs)
     parts, used = {}, set()
@@ -149,20 +163,33 @@ def from_arrays(arrays: Mapping[str, Any], graph: Graph, where: str, preprocessi
                 parts[part] = (x, y)
                 used |= x_names | y_names
             elif y is not None and x is None:
-                raise UsageError(f"{where} has labels {_list(y_names)} but no inputs 'x{suffix}' for them")
+                raise UsageError(
+                    f"{where} has labels {_list(y_names)} but no inputs 'x{suffix}' for them"
+                )
     if not parts:
-        names = "'x'" if len(graph.inputs) == 1 else f"'x' and no arrays named like the inputs {_list(graph.inputs)}"
+        names = (
+            "'x'"
+            if len(graph.inputs) == 1
+            else f"'x' and no arrays named like the inputs {_list(graph.inputs)}"
+        )
         raise UsageError(f"{where} has no array {names}; it holds {_list(arrays) or 'nothing'}")
     unused = set(arrays) - used
-    return Raw(parts, (f"{where}: not used: {_list(sorted(unused))}",) if unused else (), preprocessing)
+    return Raw(
+        parts, (f"{where}: not used: {_list(sorted(unused))}",) if unused else (), preprocessing
+    )
 
 
-def _named(arrays: Mapping[str, Any], letter: str, names: tuple[str, ...], suffix: str, where: str) -> tuple[Any, set[str]]:
+def _named(
+    arrays: Mapping[str, Any], letter: str, names: tuple[str, ...], suffix: str, where: str
+) -> tuple[Any, set[str]]:
     if letter + suffix in arrays:
         return arrays[letter + suffix], {letter + suffix}
     found = {name: arrays[name + suffix] for name in names if name + suffix in arrays}
     if found and len(found) < len(set(names)):
-        raise UsageError(f"{where} has '{next(iter(found))}{suffix}' but lacks {_list(name + suffix for name in names if name not in found)}")
+        raise UsageError(
+            f"{where} has '{next(iter(found))}{suffix}' but lacks"
+            f" {_list(name + suffix for name in names if name not in found)}"
+        )
     return (found, {name + suffix for name in found}) if found else (None, set())
 
 
@@ -170,7 +197,7 @@ def _list(names: Any) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-# -- Python ------------------------------------------------------------------------------------------------------------------------
+# -- Python ----------------------------------------------------------------------------------------
 
 
 def imported(spec: str, what: str) -> Any:
@@ -182,9 +209,14 @@ def imported(spec: str, what: str) -> Any:
 
 def _function(spec: str, graph: Graph, limit: int | None) -> Raw:
     function = imported(spec, "data")
-    with _current_folder(), reader.user_code(f"data '{spec}'"):  # also for what the function itself imports
+    with (
+        _current_folder(),
+        reader.user_code(f"data '{spec}'"),
+    ):  # also for what the function itself imports
         result = function()
-    return replace(from_object(result, graph, f"data '{spec}'", limit), preprocessing=f"as given by {spec}")
+    return replace(
+        from_object(result, graph, f"data '{spec}'", limit), preprocessing=f"as given by {spec}"
+    )
 
 
 @contextmanager
@@ -202,10 +234,17 @@ def _current_folder() -> Iterator[None]:
 def from_object(result: Any, graph: Graph, where: str, limit: int | None = None) -> Raw:
     """What a function may return, or data from Python may be.
 
-    (x, y); x alone; a mapping of arrays as in an .npz; a stream (lrfc.data.mapped: tf.data.Dataset, PyDataset, generator); pairs (x, y) or streams, two of
-    them (train, test), three (train, validation, test), or in a mapping by 'train', 'val' and 'test'. At most ``limit`` samples of a split are needed.
+    (x, y); x alone; a mapping of arrays as in an .npz; a stream (lrfc.data.mapped: tf.data.Dataset,
+    PyDataset, generator); pairs (x, y) or streams, two of them (train, test), three (train,
+    validation, test), or in a mapping by 'train', 'val' and 'test'. At most ``limit`` samples of a
+    split are needed.
     """
-    if isinstance(result, Mapping) and result and set(result) <= set(PARTS) and all(_is_part(part) for part in result.values()):
+    if (
+        isinstance(result, Mapping)
+        and result
+        and set(result) <= set(PARTS)
+        and all(_is_part(part) for part in result.values())
+    ):
         return _parts(result, graph, where, limit)
     if isinstance(result, Mapping):
         return from_arrays(result, graph, where)
@@ -213,11 +252,29 @@ def from_object(result: Any, graph: Graph, where: str, limit: int | None = None)
         return Raw({"train": (result, None)})
     if streams.is_stream(result):
         return _parts({"train": result}, graph, where, limit)
-    if isinstance(result, tuple) and len(result) in (2, 3) and all(_is_part(part) for part in result):
-        return _parts(dict(zip(("train", "test") if len(result) == 2 else ("train", "val", "test"), result, strict=True)), graph, where, limit)
+    if (
+        isinstance(result, tuple)
+        and len(result) in (2, 3)
+        and all(_is_part(part) for part in result)
+    ):
+        return _parts(
+            dict(
+                zip(
+                    ("train", "test") if len(result) == 2 else ("train", "val", "test"),
+                    result,
+                    strict=True,
+                )
+            ),
+            graph,
+            where,
+            limit,
+        )
     if isinstance(result, tuple) and len(result) == 2:
         return Raw({"train": result})
-    raise UsageError(f"{where} gave a {type(result).__name__}: return (x, y), a dict of arrays, ((x, y), (x_test, y_test)), or a tf.data.Dataset")
+    raise UsageError(
+        f"{where} gave a {type(result).__name__}: return (x, y), a dict of arrays, ((x, y),"
+        " (x_test, y_test)), or a tf.data.Dataset"
+    )
 
 
 def _is_part(given: Any) -> bool:
@@ -231,23 +288,34 @@ def _parts(given: Mapping[str, Any], graph: Graph, where: str, limit: int | None
         if isinstance(part, tuple):
             parts[name] = part
         else:
-            x, y, said = streams.read(part, graph, where if len(given) == 1 else f"{where} ({name})", None if limit is None else limit * 10 // 9 + 2)
+            x, y, said = streams.read(
+                part,
+                graph,
+                where if len(given) == 1 else f"{where} ({name})",
+                None if limit is None else limit * 10 // 9 + 2,
+            )
             parts[name], notes = (x, y), (*notes, *said)
     return Raw(parts, notes)
 
 
-# -- a folder of class folders -----------------------------------------------------------------------------------------------------
+# -- a folder of class folders ---------------------------------------------------------------------
 
 
 def _folder(root: Path, graph: Graph, seed: int, limit: int | None) -> Raw:
     """Images under root/<class>/, or under root/train/<class>/ with root/val and root/test beside it; class numbers follow the sorted names."""
     aliases = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
-    subsets = {part: root / name for part, names in aliases.items() for name in names if _classes(root / name)}
+    subsets = {
+        part: root / name
+        for part, names in aliases.items()
+        for name in names
+        if _classes(root / name)
+    }
     folders = subsets if "train" in subsets or "test" in subsets else {"train": root}
     shape = graph.tensors(graph.inputs[0])[0].shape[1:]
     if len(graph.inputs) > 1 or len(shape) != 3 or None in shape:
         raise UsageError(
-            f"data folder '{root}': a folder of images feeds a model with one image input of fixed size, not {shape}; use package.module:function"
+            f"data folder '{root}': a folder of images feeds a model with one image input of fixed"
+            f" size, not {shape}; use package.module:function"
         )
     first = shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
     height, width, channels = (int(n or 0) for n in ((*shape[1:], shape[0]) if first else shape))
@@ -255,38 +323,72 @@ def _folder(root: Path, graph: Graph, seed: int, limit: int | None) -> Raw:
     outputs = graph.tensor(graph.outputs[0]).shape[-1]
     if outputs not in (1, len(names)):
         raise UsageError(
-            f"data folder '{root}' has {len(names)} class folders, the model has {outputs} outputs; one folder for each class, in the order of the outputs"
+            f"data folder '{root}' has {len(names)} class folders, the model has {outputs} outputs;"
+            " one folder for each class, in the order of the outputs"
         )
     parts = {}
     for part, folder in folders.items():
         if _classes(folder) != names:
-            raise UsageError(f"data folder '{folder}' has the classes {_list(_classes(folder))}, the training folder {_list(names)}")
-        files = [(file, number) for number, name in enumerate(names) for file in sorted((folder / name).rglob("*")) if file.suffix.lower() in _IMAGES]
+            raise UsageError(
+                f"data folder '{folder}' has the classes {_list(_classes(folder))}, the training"
+                f" folder {_list(names)}"
+            )
+        files = [
+            (file, number)
+            for number, name in enumerate(names)
+            for file in sorted((folder / name).rglob("*"))
+            if file.suffix.lower() in _IMAGES
+        ]
         if not files:
             raise UsageError(f"data folder '{folder}' has no images ({', '.join(_IMAGES)})")
         y = np.array([number for _, number in files], np.int32)
-        keep = np.sort(stratified(y, len(y), np.random.default_rng(seed))[: len(y) if limit is None else limit * 10 // 9 + 2])
+        keep = np.sort(
+            stratified(y, len(y), np.random.default_rng(seed))[
+                : len(y) if limit is None else limit * 10 // 9 + 2
+            ]
+        )
         x = np.empty((len(keep), height, width, channels), np.uint8)
         for i, row in enumerate(keep):
             x[i] = _image(files[row][0], height, width, channels)
         parts[part] = (x.transpose(0, 3, 1, 2) if first else x, y[keep])
     scaled = any(op.info.family == "rescaling" for op in graph)
-    note = f"data folder '{root}': pixels are fed as 0–255 and the model has no Rescaling or Normalization layer; use package.module:function for another scale"
-    return Raw(parts, () if scaled else (note,), f"pixels 0–255 from image files, resized to {height}×{width}, {channels} channels")
+    note = (
+        f"data folder '{root}': pixels are fed as 0–255 and the model has no Rescaling or"
+        " Normalization layer; use package.module:function for another scale"
+    )
+    return Raw(
+        parts,
+        () if scaled else (note,),
+        f"pixels 0–255 from image files, resized to {height}×{width}, {channels} channels",
+    )
 
 
 def _classes(folder: Path) -> list[str]:
-    return [entry.name for entry in _listed(folder) if entry.is_dir() and not entry.name.startswith(".")] if folder.is_dir() else []
+    return (
+        [
+            entry.name
+            for entry in _listed(folder)
+            if entry.is_dir() and not entry.name.startswith(".")
+        ]
+        if folder.is_dir()
+        else []
+    )
 
 
 def _image(path: Path, height: int, width: int, channels: int) -> NDArray[np.uint8]:
     import tensorflow as tf
 
     try:
-        pixels = tf.io.decode_image(reader.contents(path), channels=channels, expand_animations=False)
+        pixels = tf.io.decode_image(
+            reader.contents(path), channels=channels, expand_animations=False
+        )
     except tf.errors.OpError as error:
-        raise UsageError(f"image '{path}' cannot be read: {' '.join(error.message.split())[:120]}") from error
+        raise UsageError(
+            f"image '{path}' cannot be read: {' '.join(error.message.split())[:120]}"
+        ) from error
     if pixels.shape[:2] != (height, width):
-        pixels = tf.cast(tf.round(tf.image.resize(pixels, (height, width), antialias=True)), tf.uint8)
+        pixels = tf.cast(
+            tf.round(tf.image.resize(pixels, (height, width), antialias=True)), tf.uint8
+        )
     result: NDArray[np.uint8] = pixels.numpy()
     return result

@@ -29,7 +29,11 @@ def data(spec: str, model: Path | None) -> None:
                 raise DependencyError(sources.DIGITS_NEED)
         case "arrays":
             root = located(spec)
-            _fit({file.stem: streams.npy(file).shape for file in sorted(root.glob("*.npy"))}, f"data folder '{root}'", model)
+            _fit(
+                {file.stem: streams.npy(file).shape for file in sorted(root.glob("*.npy"))},
+                f"data folder '{root}'",
+                model,
+            )
         case "npz":
             _fit(streams.shapes(located(spec)), f"data file '{located(spec)}'", model)
         case "function":
@@ -45,7 +49,11 @@ def function(spec: str, what: str) -> None:
         return
     module = _module(name)
     if module is None:
-        raise UsageError(_missing(spec, what, f"there is no module '{name}', neither installed nor in {Path.cwd()}"))
+        raise UsageError(
+            _missing(
+                spec, what, f"there is no module '{name}', neither installed nor in {Path.cwd()}"
+            )
+        )
     if module.origin is None or not module.origin.endswith(".py"):
         return  # of a package without a file, or of compiled code, nothing is known before it is imported
     try:
@@ -68,9 +76,15 @@ def _module(name: str) -> ModuleSpec | None:
     path: Iterable[str] | None = [str(Path.cwd()), *sys.path]
     found = None
     for number, _ in enumerate(name.split("."), 1):
-        found = None if path is None else PathFinder.find_spec(".".join(name.split(".")[:number]), list(path))
+        found = (
+            None
+            if path is None
+            else PathFinder.find_spec(".".join(name.split(".")[:number]), list(path))
+        )
         if found is None:
-            return importlib.util.find_spec(name) if "." not in name else None  # built in, or frozen
+            return (
+                importlib.util.find_spec(name) if "." not in name else None
+            )  # built in, or frozen
         path = found.submodule_search_locations
     return found
 
@@ -88,21 +102,28 @@ def _bound(tree: ast.AST) -> Iterable[str]:
             yield from _bound(node)
 
 
-# -- arrays ------------------------------------------------------------------------------------------------------------------------
+# -- arrays ----------------------------------------------------------------------------------------
 
 
 def _fit(shapes: Mapping[str, tuple[int, ...]], where: str, model: Path | None) -> None:
     """Raise UsageError where there are no inputs, or inputs and labels of unequal number."""
     suffixes = [suffix for each in sources.PARTS.values() for suffix in each]
     for suffix in suffixes:
-        lengths = {name: shapes[name][0] for name in (f"x{suffix}", f"y{suffix}") if shapes.get(name)}
+        lengths = {
+            name: shapes[name][0] for name in (f"x{suffix}", f"y{suffix}") if shapes.get(name)
+        }
         if len(set(lengths.values())) > 1:
             told = " and ".join(f"{count:,} in '{name}'" for name, count in lengths.items())
-            raise UsageError(f"{where}: there are {told}; inputs and labels must have the same number of samples")
+            raise UsageError(
+                f"{where}: there are {told}; inputs and labels must have the same number of samples"
+            )
     if any(f"x{suffix}" in shapes for suffix in suffixes):
         return
     layers = None if model is None else _names(model)
-    if not shapes or (layers is not None and not any(f"{layer}{suffix}" in shapes for layer in layers for suffix in suffixes)):
+    if not shapes or (
+        layers is not None
+        and not any(f"{layer}{suffix}" in shapes for layer in layers for suffix in suffixes)
+    ):
         held = ", ".join(f"'{name}'" for name in shapes)
         raise UsageError(f"{where} has no array 'x'; it holds {shown(held) or 'nothing'}")
 
@@ -114,6 +135,13 @@ def _names(model: Path) -> set[str] | None:
             if archive.getinfo("config.json").file_size > DOCUMENT_BYTES:
                 return None
             text = archive.read("config.json").decode()
-    except (BadZipFile, KeyError, OSError, RuntimeError, ValueError, NotImplementedError):  # the loader says what is wrong with it
+    except (
+        BadZipFile,
+        KeyError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        NotImplementedError,
+    ):  # the loader says what is wrong with it
         return None
     return set(re.findall(r'"name":\s*"((?:[^"\\]|\\.)*)"', text))

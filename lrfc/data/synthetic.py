@@ -42,15 +42,19 @@ class Scale:
 def samples_for(graph: Graph) -> int:
     """How many samples a calibration set for that model has: 256 small ones, at least 16 of any size (64 MiB).
 
-    256 are enough for closed-form refits too. ResNet-20 with channel SVD at half of the MACs (1,000 test images): 40 % as factorized; refitted on 128
-    made-up samples 65 %, on 256 71 %, on 256 real ones 77 %. Plain noise ruins it (64 samples: 21 %), and more samples are worth more than more steps.
+    256 are enough for closed-form refits too. ResNet-20 with channel SVD at half of the MACs (1,000
+    test images): 40 % as factorized; refitted on 128 made-up samples 65 %, on 256 71 %, on 256 real
+    ones 77 %. Plain noise ruins it (64 samples: 21 %), and more samples are worth more than more
+    steps.
     """
     values = sum(_size(graph, name) for name in graph.inputs)
     return max(16, min(256, 2**24 // values))
 
 
 def synthesise(graph: Graph, samples: int, seed: int) -> Batch:
-    """Made-up inputs (samples, ...) for every model input, in its dtype. The same graph, number and seed give the same samples.
+    """Made-up inputs (samples, ...) for every model input, in its dtype.
+
+    The same graph, number and seed give the same samples.
 
     1. Noise: images and signals are Gaussian with the 1/f amplitudes of natural ones; flat inputs are drawn in the directions that the Dense layers
        behind them read (half of the energy; trained weights lie where data lay); integer inputs are uniform over the vocabulary of the Embedding behind.
@@ -69,7 +73,10 @@ def synthesise(graph: Graph, samples: int, seed: int) -> Batch:
     floats = [i for i, name in enumerate(graph.inputs) if _is_float(graph, name)]
     if not norms or not floats:
         scales = [scale or Scale.of(0, 1) for scale in known]
-        return tuple(_scaled(x, scale) if i in floats else x for i, (x, scale) in enumerate(zip(noise, scales, strict=True)))
+        return tuple(
+            _scaled(x, scale) if i in floats else x
+            for i, (x, scale) in enumerate(zip(noise, scales, strict=True))
+        )
     head = [x[:_CHUNK] for x in noise]
     if any(known[i] is None for i in floats):
         first = _Matching(graph, norms[:1] if len(graph.inputs) == 1 else norms, floats, head)
@@ -79,11 +86,14 @@ def synthesise(graph: Graph, samples: int, seed: int) -> Batch:
         scales = [scale or Scale.of(0, 1) for scale in known]
     matching = _Matching(graph, norms, floats, head)
     steps = int(np.clip(_WORK // (3 * samples * max(1, _macs(graph))), *_STEPS))
-    parts = [matching.matched([x[start : start + _CHUNK] for x in noise], scales, steps) for start in range(0, samples, _CHUNK)]
+    parts = [
+        matching.matched([x[start : start + _CHUNK] for x in noise], scales, steps)
+        for start in range(0, samples, _CHUNK)
+    ]
     return tuple(np.concatenate(columns)[:samples] for columns in zip(*parts, strict=True))
 
 
-# -- noise -------------------------------------------------------------------------------------------------------------------------
+# -- noise -----------------------------------------------------------------------------------------
 
 
 def _noise(graph: Graph, name: str, samples: int, rng: np.random.Generator) -> NDArray[Any]:
@@ -92,29 +102,52 @@ def _noise(graph: Graph, name: str, samples: int, rng: np.random.Generator) -> N
     shape = tuple(int(n) for n in tensor.shape[1:] if n is not None)
     _size(graph, name)
     if not _is_float(graph, name):
-        vocabularies = [int(op.attrs["input_dim"]) for op in readers(graph, name) if op.kind == "Embedding"]
-        numbers: NDArray[Any] = rng.integers(0, min(vocabularies, default=2), (samples, *shape)).astype(tensor.dtype)
+        vocabularies = [
+            int(op.attrs["input_dim"]) for op in readers(graph, name) if op.kind == "Embedding"
+        ]
+        numbers: NDArray[Any] = rng.integers(
+            0, min(vocabularies, default=2), (samples, *shape)
+        ).astype(tensor.dtype)
         return numbers
     white = rng.standard_normal((samples, *shape)).astype(np.float32)
     if len(shape) > 1:
         first = any(op.attrs.get("data_format") == "channels_first" for op in readers(graph, name))
-        return _standardised(_coloured(white, tuple(range(2, len(shape) + 1)) if first else tuple(range(1, len(shape)))))
-    kernels = [op.weights["kernel"] for op in readers(graph, name) if op.info.family == "dense" and op.weights["kernel"].shape[0] == white.shape[-1]]
+        return _standardised(
+            _coloured(
+                white, tuple(range(2, len(shape) + 1)) if first else tuple(range(1, len(shape)))
+            )
+        )
+    kernels = [
+        op.weights["kernel"]
+        for op in readers(graph, name)
+        if op.info.family == "dense" and op.weights["kernel"].shape[0] == white.shape[-1]
+    ]
     if not kernels:
         return white
     kernel = np.concatenate(kernels, axis=1)
     directed = rng.standard_normal((samples, kernel.shape[1])).astype(np.float32) @ kernel.T
-    noise: NDArray[Any] = (white + directed / max(float(directed.std()), 1e-12)) / np.float32(np.sqrt(2))
+    noise: NDArray[Any] = (white + directed / max(float(directed.std()), 1e-12)) / np.float32(
+        np.sqrt(2)
+    )
     return noise
 
 
 def _coloured(white: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[Any]:
     """Noise whose amplitude falls with the spatial frequency as 1/f (Field 1987, the statistics of natural images)."""
     spectrum = np.fft.rfftn(white, axes=axes)
-    frequencies = [np.fft.fftfreq(white.shape[axis]) for axis in axes[:-1]] + [np.fft.rfftfreq(white.shape[axes[-1]])]
-    squares = sum(np.square(f).reshape([-1 if a == axis else 1 for a in range(white.ndim)]) for axis, f in zip(axes, frequencies, strict=True))
+    frequencies = [np.fft.fftfreq(white.shape[axis]) for axis in axes[:-1]] + [
+        np.fft.rfftfreq(white.shape[axes[-1]])
+    ]
+    squares = sum(
+        np.square(f).reshape([-1 if a == axis else 1 for a in range(white.ndim)])
+        for axis, f in zip(axes, frequencies, strict=True)
+    )
     floor = 1 / max(white.shape[axis] for axis in axes)
-    return np.fft.irfftn(spectrum / np.sqrt(np.maximum(squares, floor**2)), s=[white.shape[axis] for axis in axes], axes=axes).astype(np.float32)
+    return np.fft.irfftn(
+        spectrum / np.sqrt(np.maximum(squares, floor**2)),
+        s=[white.shape[axis] for axis in axes],
+        axes=axes,
+    ).astype(np.float32)
 
 
 def _standardised(x: NDArray[Any]) -> NDArray[Any]:
@@ -123,18 +156,29 @@ def _standardised(x: NDArray[Any]) -> NDArray[Any]:
     return x
 
 
-# -- scale -------------------------------------------------------------------------------------------------------------------------
+# -- scale -----------------------------------------------------------------------------------------
 
 
 def scale_of(graph: Graph, name: str) -> Scale | None:
     """What a Normalization or Rescaling layer behind the input says of its scale; None without one."""
     for op in readers(graph, name):
-        if op.kind == "Normalization" and "mean" in op.weights and not op.attrs.get("invert", False):
+        if (
+            op.kind == "Normalization"
+            and "mean" in op.weights
+            and not op.attrs.get("invert", False)
+        ):
             return Scale.of(op.weights["mean"], np.sqrt(op.weights["variance"]))
-        if op.kind == "Normalization" and op.attrs.get("mean") is not None and not op.attrs.get("invert", False):
+        if (
+            op.kind == "Normalization"
+            and op.attrs.get("mean") is not None
+            and not op.attrs.get("invert", False)
+        ):
             return Scale.of(op.attrs["mean"], np.sqrt(op.attrs["variance"]))
         if op.kind == "Rescaling" and np.all(op.attrs["scale"]):
-            scale, offset = np.asarray(op.attrs["scale"], np.float32), np.asarray(op.attrs.get("offset", 0.0), np.float32)
+            scale, offset = (
+                np.asarray(op.attrs["scale"], np.float32),
+                np.asarray(op.attrs.get("offset", 0.0), np.float32),
+            )
             mean, std = (0.0, 0.5) if np.any(offset) else (0.5, 0.25)
             return Scale.of((mean - offset) / scale, std / np.abs(scale))
     return None
@@ -144,26 +188,35 @@ def _scaled(x: Any, scale: Scale) -> Any:
     return x * scale.std + scale.mean
 
 
-# -- matching ----------------------------------------------------------------------------------------------------------------------
+# -- matching --------------------------------------------------------------------------------------
 
 
 class _Matching:
     """Brings the statistics before some BatchNorms, for a chunk of samples, to those of their training.
 
-    What is learnt, in units of each input's scale: the values ``z``, and a ``shift`` and a logarithmic ``gain`` per channel (last axis).
+    What is learnt, in units of each input's scale: the values ``z``, and a ``shift`` and a
+    logarithmic ``gain`` per channel (last axis).
     """
 
-    def __init__(self, graph: Graph, norms: tuple[Op, ...], floats: list[int], head: list[NDArray[Any]]) -> None:
+    def __init__(
+        self, graph: Graph, norms: tuple[Op, ...], floats: list[int], head: list[NDArray[Any]]
+    ) -> None:
         import tensorflow as tf
 
         from lrfc.ir.keras import io as keras_io
 
-        # As the canonical graph will be: the model itself does not run with channels first on every processor.
+        # As the canonical graph will be: the model itself does not run with channels first on every
+        # processor.
         probe = without_dilated_transposed(channels_last(graph)).copy()
         norms = tuple(probe.op(op.name) for op in norms)
         for name in probe.inputs:
-            probe.replace(probe.op(name).with_attrs(batch_shape=(None, *probe.tensors(name)[0].shape[1:])))
-        probe.outputs, probe.structure = tuple(probe.operands(op.name)[0] for op in norms), (None, None)
+            probe.replace(
+                probe.op(name).with_attrs(batch_shape=(None, *probe.tensors(name)[0].shape[1:]))
+            )
+        probe.outputs, probe.structure = (
+            tuple(probe.operands(op.name)[0] for op in norms),
+            (None, None),
+        )
         self.norms, self.floats = norms, floats
         self.model = keras_io.to_keras(probe)
         self.z = [tf.Variable(x) for x in head]
@@ -179,35 +232,52 @@ class _Matching:
 
         return [
             (z * tf.exp(gain) + shift) * std + mean if i in self.floats else z
-            for i, (z, gain, shift, std, mean) in enumerate(zip(self.z, self.gain, self.shift, self.std, self.mean, strict=True))
+            for i, (z, gain, shift, std, mean) in enumerate(
+                zip(self.z, self.gain, self.shift, self.std, self.mean, strict=True)
+            )
         ]
 
     def _evaluate(self) -> tuple[Any, Any, Any, Any]:
         """The distance and its gradients by values, shifts and gains.
 
-        A BatchNorm's distance is log(1 + d²) + mean(log² r), with d² the mean squared error of the means in units of the moving variance, and r the
-        ratio of the standard deviations: alike for too much and too little, and no BatchNorm drowns the others.
+        A BatchNorm's distance is log(1 + d²) + mean(log² r), with d² the mean squared error of the
+        means in units of the moving variance, and r the ratio of the standard deviations: alike for
+        too much and too little, and no BatchNorm drowns the others.
         """
         import tensorflow as tf
 
-        variables = ([self.z[i] for i in self.floats], [self.shift[i] for i in self.floats], [self.gain[i] for i in self.floats])
+        variables = (
+            [self.z[i] for i in self.floats],
+            [self.shift[i] for i in self.floats],
+            [self.gain[i] for i in self.floats],
+        )
         with tf.GradientTape() as tape:
             inputs = self._inputs()
             outputs = self.model(inputs if len(inputs) > 1 else inputs[0], training=False)
             total = tf.constant(0.0)
-            for op, x in zip(self.norms, outputs if isinstance(outputs, list) else [outputs], strict=True):
+            for op, x in zip(
+                self.norms, outputs if isinstance(outputs, list) else [outputs], strict=True
+            ):
                 axis = int(op["axis"]) % len(x.shape)
                 mean, variance = tf.nn.moments(x, [a for a in range(len(x.shape)) if a != axis])
                 wanted = op.weights["moving_variance"] + op["epsilon"]
                 ratio = (variance + op["epsilon"]) / wanted
-                total += tf.math.log1p(tf.reduce_mean((mean - op.weights["moving_mean"]) ** 2 / wanted)) + tf.reduce_mean(tf.math.log(ratio) ** 2) / 4
-        gradients = tape.gradient(total, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+                total += (
+                    tf.math.log1p(tf.reduce_mean((mean - op.weights["moving_mean"]) ** 2 / wanted))
+                    + tf.reduce_mean(tf.math.log(ratio) ** 2) / 4
+                )
+        gradients = tape.gradient(
+            total, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
         return total / len(self.norms), *gradients
 
     def _set(self, scales: list[Scale]) -> None:
         import tensorflow as tf
 
-        for variables, values in ((self.mean, [s.mean for s in scales]), (self.std, [s.std for s in scales])):
+        for variables, values in (
+            (self.mean, [s.mean for s in scales]),
+            (self.std, [s.std for s in scales]),
+        ):
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(tf.broadcast_to(value, variable.shape))
         for variable in (*self.shift, *self.gain):
@@ -235,7 +305,9 @@ class _Matching:
             step([g for k, _ in free for g in (shifts[k], gains[k])])
         return best
 
-    def matched(self, noise: list[NDArray[Any]], scales: list[Scale], steps: int) -> list[NDArray[Any]]:
+    def matched(
+        self, noise: list[NDArray[Any]], scales: list[Scale], steps: int
+    ) -> list[NDArray[Any]]:
         """One chunk, scaled and matched (a short one is filled up by repetition); of all steps the best one is kept."""
         self._set(scales)
         for z, x in zip(self.z, noise, strict=True):
@@ -258,7 +330,7 @@ def _adam(variables: list[Any], rate: float) -> Callable[[Any], None]:
     return lambda gradients: optimizer.apply(gradients, variables)
 
 
-# -- what the graph says of its inputs ---------------------------------------------------------------------------------------------
+# -- what the graph says of its inputs -------------------------------------------------------------
 
 
 def _is_float(graph: Graph, name: str) -> bool:
@@ -268,7 +340,10 @@ def _is_float(graph: Graph, name: str) -> bool:
 def _size(graph: Graph, name: str) -> int:
     tensor = graph.tensors(name)[0]
     if None in tensor.shape[1:]:
-        raise UsageError(f"input '{name}' of shape {tensor} has no fixed size, so no inputs can be made up for it: give --data")
+        raise UsageError(
+            f"input '{name}' of shape {tensor} has no fixed size, so no inputs can be made up for"
+            " it: give --data"
+        )
     return max(1, prod(n for n in tensor.shape[1:] if n is not None))
 
 
@@ -277,13 +352,20 @@ def readers(graph: Graph, name: str) -> list[Op]:
     found = []
     for reader, _ in graph.consumers(Ref(name)):
         op = graph.op(reader)
-        through = op.info.family == "padding" or op.kind in ("Flatten", "Reshape", "Identity", "Dropout")
+        through = op.info.family == "padding" or op.kind in (
+            "Flatten",
+            "Reshape",
+            "Identity",
+            "Dropout",
+        )
         found += [op, *(readers(graph, reader) if through else [])]
     return found
 
 
 def _macs(graph: Graph) -> int:
     try:
-        return sum(ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)) for op in graph)
+        return sum(
+            ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)) for op in graph
+        )
     except ModelError:  # a size inside is not fixed: count the weights once, a lower bound that costs at most the full number of steps
         return graph.params

@@ -31,11 +31,26 @@ class Baseline:
 
     def __str__(self) -> str:
         allowed = self.contract.allowed
-        limit = "" if allowed is None else f" where {allowed.text(short(self.contract.unit))} is allowed"
-        return f"the original itself loses {self.contract} in {self.precision}{limit}: {listed(self.ways_out)} may keep more"
+        limit = (
+            ""
+            if allowed is None
+            else f" where {allowed.text(short(self.contract.unit))} is allowed"
+        )
+        return (
+            f"the original itself loses {self.contract} in {self.precision}{limit}:"
+            f" {listed(self.ways_out)} may keep more"
+        )
 
 
-def baseline(metric: Metric, state: State, goal: Destination, folder: Path, allowed: Drop | None, *, qat: bool) -> Baseline:
+def baseline(
+    metric: Metric,
+    state: State,
+    goal: Destination,
+    folder: Path,
+    allowed: Drop | None,
+    *,
+    qat: bool,
+) -> Baseline:
     """What the original loses for a destination.
 
     ``folder``: where its file is written. ``qat``: whether the rounding is trained with already.
@@ -49,11 +64,15 @@ def baseline(metric: Metric, state: State, goal: Destination, folder: Path, allo
     file = target.emit(whole, folder / f"original-alone{target.suffix}", samples)
     outputs = target.load(file)(test.inputs)
     found = held(metric, test, keras_io.predict(state.original, test.inputs), outputs, allowed)
-    if found.met and goal.device.rounds_like_reference:  # otherwise it is known already, and they are slow
+    if (
+        found.met and goal.device.rounds_like_reference
+    ):  # otherwise it is known already, and they are slow
         try:
             rounded = kernels(file, metric, test, outputs, totals(whole)["macs"])
         except ModelError as error:
-            state.progress.log(f"  the original's file is not run by LiteRT's reference kernels: {error}")
+            state.progress.log(
+                f"  the original's file is not run by LiteRT's reference kernels: {error}"
+            )
         else:
             found = found if rounded is None else found.then(rounded.change)
     return Baseline(target.precision, found, ways_out(goal, qat=qat))
@@ -63,7 +82,11 @@ def ways_out(goal: Destination, *, qat: bool) -> tuple[str, ...]:
     """The options that round less, or train with the rounding, that device and format have."""
     form, precision = goal.target.name, goal.target.precision
     ways = ["--qat"] if precision in FORMATS[form].trained and not qat else []
-    wider = [name for name in ("int16x8", "fp16") if PRECISIONS[name].activation > PRECISIONS[precision].activation]
+    wider = [
+        name
+        for name in ("int16x8", "fp16")
+        if PRECISIONS[name].activation > PRECISIONS[precision].activation
+    ]
     if not PRECISIONS[precision].integer:
         wider = ["fp16"]
     both = set(goal.device.precisions) & set(FORMATS[form].precisions)

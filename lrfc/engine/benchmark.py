@@ -36,8 +36,9 @@ RUNS = 60
 class Trial:
     """A plan beside the original.
 
-    ``time``: in the unit of the cost profile, at the speed that the device had when the original was measured alone. ``ops``: what it executes.
-    ``known``: the times of single ops, where the device tells them.
+    ``time``: in the unit of the cost profile, at the speed that the device had when the original
+    was measured alone. ``ops``: what it executes. ``known``: the times of single ops, where the
+    device tells them.
     """
 
     ratio: Ratio
@@ -48,7 +49,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Spent:
-    """What an NPU's compiler says of an op in a file: see ``lrfc.targets.ethos_u.vela.Layer``. ``cpu``: the operators that it leaves to the CPU, uncounted."""
+    """What an NPU's compiler says of an op in a file: see ``lrfc.targets.ethos_u.vela.Layer``.
+
+    ``cpu``: the operators that it leaves to the CPU, uncounted.
+    """
 
     cycles: int
     sram_bytes: int
@@ -65,11 +69,24 @@ class Bench:
     """
 
     def __init__(
-        self, target: Target, device: Device, runner: DeviceRunner | None, profile: CostProfile, original: Graph, calibration: Batch, threads: int,
-        folder: Path, store: Store,
-    ) -> None:  # fmt: skip
+        self,
+        target: Target,
+        device: Device,
+        runner: DeviceRunner | None,
+        profile: CostProfile,
+        original: Graph,
+        calibration: Batch,
+        threads: int,
+        folder: Path,
+        store: Store,
+    ) -> None:
         self._target, self._device, self._runner, self.profile = target, device, runner, profile
-        self._calibration, self._threads, self._folder, self._store = calibration, threads, folder, store
+        self._calibration, self._threads, self._folder, self._store = (
+            calibration,
+            threads,
+            folder,
+            store,
+        )
         self.reading = self._reading()
         whole = fold_batchnorm(original)
         self.original = target.emit(whole, folder / f"original{target.suffix}", calibration)
@@ -89,12 +106,18 @@ class Bench:
         emitted = self._target.emit(folded, path, self._calibration)
         before, after = self.measure([self.original, emitted], [self._graph, folded], RUNS)
         ratio = speedup(before, after)
-        return Trial(ratio, self.time / ratio.median, self._ops(folded), self._known(emitted, folded))
+        return Trial(
+            ratio, self.time / ratio.median, self._ops(folded), self._known(emitted, folded)
+        )
 
-    def measure(self, files: Sequence[Artifact], graphs: Sequence[Graph], runs: int = 200) -> tuple[Measurement, ...]:
+    def measure(
+        self, files: Sequence[Artifact], graphs: Sequence[Graph], runs: int = 200
+    ) -> tuple[Measurement, ...]:
         """The files side by side; ``graphs`` are what they were emitted from."""
         if self._runner is None:
-            return tuple(self._computed(file, graph) for file, graph in zip(files, graphs, strict=True))
+            return tuple(
+                self._computed(file, graph) for file, graph in zip(files, graphs, strict=True)
+            )
         found = self._runner.compare(files, runs=runs, threads=self._threads)
         when = now()
         self._store.put(
@@ -112,7 +135,10 @@ class Bench:
     def no_float(self) -> str | None:
         """Why the original's file in fp32 cannot be looked at here; None where it can."""
         if "fp32" not in self._device.precisions:
-            return f"{self._device.name} computes in {listed(self._device.precisions, 'and')}, not in float"
+            return (
+                f"{self._device.name} computes in {listed(self._device.precisions, 'and')}, not in"
+                " float"
+            )
         if self._runner is None and self._prices_in("fp32") is None:
             return f"the cost profile of {self._device.name} has no prices in fp32"
         return None
@@ -124,7 +150,15 @@ class Bench:
         return target_of(self._target.name, "fp32").emit(self._graph, place, self._calibration)
 
     def _key(self, runtime: str, version: str, subject: str) -> Key:
-        return Key(self._device.name, runtime, version, self._target.name, self._target.precision, self._threads, subject)
+        return Key(
+            self._device.name,
+            runtime,
+            version,
+            self._target.name,
+            self._target.precision,
+            self._threads,
+            subject,
+        )
 
     def _time(self, measured: Measurement) -> float:
         if self.profile.unit == "cycles" and measured.cycles is not None:
@@ -179,7 +213,13 @@ class NPUBench(Bench):
         known = {keys[key]: sample.median for key, sample in self._store.get(keys).items()}
         fresh = self._runner.price(each for each in wanted if each not in known)
         when = now()
-        self._store.put({key: Sample(fresh[each], fresh[each], 0.0, 1, when) for key, each in keys.items() if each in fresh})
+        self._store.put(
+            {
+                key: Sample(fresh[each], fresh[each], 0.0, 1, when)
+                for key, each in keys.items()
+                if each in fresh
+            }
+        )
         return {**known, **fresh}
 
     def spent(self, file: Artifact, graph: Graph) -> Mapping[str, Spent]:
@@ -218,8 +258,13 @@ def spent(result: Compiled, graph: Graph) -> dict[str, Spent]:
     }
 
 
-def fallbacks(target: Target, device: Device, graph: Graph, inputs: Batch, folder: Path) -> str | None:
-    """One line that names what an NPU leaves of a network to the CPU, found by compiling it; None where there is nothing. DeviceError where all is left."""
+def fallbacks(
+    target: Target, device: Device, graph: Graph, inputs: Batch, folder: Path
+) -> str | None:
+    """One line that names what an NPU leaves of a network to the CPU, found by compiling it; None where there is nothing.
+
+    DeviceError where all is left.
+    """
     folded = fold_batchnorm(graph)
     path = folder / f"{device.name}{target.suffix}"
     file = target.emit(folded, path, tuple(x[:2] for x in inputs))

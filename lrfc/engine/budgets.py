@@ -212,16 +212,25 @@ def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:
     """Bytes of the file that each target makes of the graph."""
     calibration = state.data.train.head(TIMED).inputs
     with scratch.folder() as folder:
-        return [target.emit(graph, folder / f"{number}.{target.name}", calibration).bytes for number, target in enumerate(targets)]
+        return [
+            target.emit(graph, folder / f"{number}.{target.name}", calibration).bytes
+            for number, target in enumerate(targets)
+        ]
 
 
 def _check_room(state: State, room: Mapping[str, float], budget: Budget) -> None:
     """BudgetError where the memory budget alone is beyond what ranks and filters reach."""
     for precision, limit in room.items():
-        least = joint.least_room(state.graph, state.fact(DesignSpace).spaces, state.fact(FilterSpace), of(precision).activation)
+        least = joint.least_room(
+            state.graph,
+            state.fact(DesignSpace).spaces,
+            state.fact(FilterSpace),
+            of(precision).activation,
+        )
         if least > limit:
             raise BudgetError(
-                f"--max-ram {budget} cannot be reached: {limit:,.0f} bytes are allowed, and the least that ranks and filters reach is {least:,.0f}"
+                f"--max-ram {budget} cannot be reached: {limit:,.0f} bytes are allowed, and the"
+                f" least that ranks and filters reach is {least:,.0f}"
             )
 
 
@@ -231,8 +240,14 @@ def _fitting(state: State, precision: str, limit: float, budget: Budget) -> Stat
     changed = {call for space in design.spaces for call in space.calls}
     for name, size in memory.timeline.items():
         if size > limit and name not in changed:
-            beyond = "nothing changes what the model reads" if name in state.original.inputs else f"factorization does not change that; {CUT}"
-            raise BudgetError(f"--max-ram {budget} cannot be reached: {name} needs {size:,} bytes, and {beyond}")
+            beyond = (
+                "nothing changes what the model reads"
+                if name in state.original.inputs
+                else f"factorization does not change that; {CUT}"
+            )
+            raise BudgetError(
+                f"--max-ram {budget} cannot be reached: {name} needs {size:,} bytes, and {beyond}"
+            )
     spaces = []
     for space in design.spaces:
         need = live_need(state.original, space, precision)
@@ -240,7 +255,8 @@ def _fitting(state: State, precision: str, limit: float, budget: Budget) -> Stat
         if not kept:
             least = min(need(candidate) for candidate in space.candidates)
             raise BudgetError(
-                f"--max-ram {budget} cannot be reached: {space.op.name} needs at least {least:,} bytes, {limit:,.0f} are allowed; {CUT}"
+                f"--max-ram {budget} cannot be reached: {space.op.name} needs at least {least:,}"
+                f" bytes, {limit:,.0f} are allowed; {CUT}"
             )
         excluded = None if kept[0].method is None else space.whole
         spaces.append(replace(space, candidates=kept, excluded=excluded))

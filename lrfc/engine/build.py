@@ -46,19 +46,30 @@ from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.runners import runner
 
 
-def build(request: Request, progress: Progress | None = None, on_result: Callable[[Result], None] = lambda result: None) -> Any:
+def build(
+    request: Request,
+    progress: Progress | None = None,
+    on_result: Callable[[Result], None] = lambda result: None,
+) -> Any:
     """The build that was asked for; see ``lrfc.api.build``."""
     if request.locked is not None:
         return _repeated(request, request.locked, progress or Progress(), on_result)
     return _built(request, progress, on_result)
 
 
-def _repeated(request: Request, locked: Locked, progress: Progress, on_result: Callable[[Result], None]) -> Any:
+def _repeated(
+    request: Request, locked: Locked, progress: Progress, on_result: Callable[[Result], None]
+) -> Any:
     """The build of a manifest once more."""
-    processor.decide(locked.manifest.onednn)  # as in that build, where TensorFlow is not imported yet and the user has not set it
+    processor.decide(
+        locked.manifest.onednn
+    )  # as in that build, where TensorFlow is not imported yet and the user has not set it
     differences = locked.differences()
     if differences:
-        progress.log(f"warning: not the versions of {locked.path}, so the bytes may differ: {', '.join(differences)}")
+        progress.log(
+            f"warning: not the versions of {locked.path}, so the bytes may differ:"
+            f" {', '.join(differences)}"
+        )
 
     def compared(result: Result) -> None:
         progress.log(locked.outcome(result.manifest))
@@ -75,11 +86,16 @@ def _built(request: Request, progress: Progress | None, on_result: Callable[[Res
         places = [stack.enter_context(artifact.reserved(folder)) for folder in request.folders]
         source, graph = _load(request.model, unsafe=config.unsafe_load)
         _refuse(graph, [goal.target for goal in goals], config)
-        for remark in dict.fromkeys(remark for goal in goals for remark in refusals.remarks(graph, goal.target)):
+        for remark in dict.fromkeys(
+            remark for goal in goals for remark in refusals.remarks(graph, goal.target)
+        ):
             progress.log(remark)
         samples = load_data(request.data, graph, test=request.test_data, seed=config.seed)
         if config.qat and (samples.synthetic or samples.few):
-            raise UsageError("--qat trains the network, and there is too little to train on: give --data, or leave out --qat")
+            raise UsageError(
+                "--qat trains the network, and there is too little to train on: give --data, or"
+                " leave out --qat"
+            )
         for note in samples.notes:
             progress.log(note)
         job = job_of(source, config, goals, samples, progress, request.locked)
@@ -118,17 +134,46 @@ def _results(
 
 
 def explore(
-    model: Any, data: Any, config: BuildConfig, asked: Goal, folder: Path, over: tuple[str, ...], points: int, progress: Progress | None, *, priced: bool
-) -> Survey:  # fmt: skip
-    """The exploration that was asked for; see ``lrfc.api.explore``. ``priced``: latencies are predicted for the device."""
+    model: Any,
+    data: Any,
+    config: BuildConfig,
+    asked: Goal,
+    folder: Path,
+    over: tuple[str, ...],
+    points: int,
+    progress: Progress | None,
+    *,
+    priced: bool,
+) -> Survey:
+    """The exploration that was asked for; see ``lrfc.api.explore``.
+
+    ``priced``: latencies are predicted for the device.
+    """
     with artifact.reserved(folder) as place:
-        survey = _explored(model, data, config, destination(asked), over, points, progress or Progress(), priced=priced)
+        survey = _explored(
+            model,
+            data,
+            config,
+            destination(asked),
+            over,
+            points,
+            progress or Progress(),
+            priced=priced,
+        )
         page.write(survey, place)
     return survey
 
 
 def _explored(
-    model: Any, data: Any, config: BuildConfig, goal: Destination, over: tuple[str, ...], points: int, progress: Progress, *, priced: bool
+    model: Any,
+    data: Any,
+    config: BuildConfig,
+    goal: Destination,
+    over: tuple[str, ...],
+    points: int,
+    progress: Progress,
+    *,
+    priced: bool,
 ) -> Survey:
     source, graph = _load(model, unsafe=config.unsafe_load)
     _refuse(graph, (), config)
@@ -137,10 +182,22 @@ def _explored(
         progress.log(note)
     state = run(State(graph, graph, samples, config.seed, progress), plan([Canonicalise()]))
     start = time.perf_counter()
-    state = run(replace(state, original=state.graph), plan([exploration(config, config.rank_multiple or goal.device.rank_multiple)]))
+    state = run(
+        replace(state, original=state.graph),
+        plan([exploration(config, config.rank_multiple or goal.device.rank_multiple)]),
+    )
     if not state.fact(DesignSpace).spaces:
-        raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {reasons(state.fact(DesignSpace).skipped)}")
-    state = run(state, plan(weighing(goal.target.precision, goal.target.name, cached=config.resume), known=(DesignSpace,)))
+        raise ModelError(
+            f"no layer of model '{graph.name}' can be made smaller:"
+            f" {reasons(state.fact(DesignSpace).skipped)}"
+        )
+    state = run(
+        state,
+        plan(
+            weighing(goal.target.precision, goal.target.name, cached=config.resume),
+            known=(DesignSpace,),
+        ),
+    )
     if priced:
         prices, begins = goal.profile()
         progress.log(begins or f"latencies are predicted for {goal.device.name}, not measured")
@@ -164,7 +221,9 @@ def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Pro
     return profile(graph, precision)
 
 
-def measure(files: Sequence[tuple[Path, str]], chosen: Device, threads: int | None, runs: int) -> tuple[Measurement, ...]:
+def measure(
+    files: Sequence[tuple[Path, str]], chosen: Device, threads: int | None, runs: int
+) -> tuple[Measurement, ...]:
     """Files, each with its format, on a device; see ``lrfc.api.measure``."""
     if chosen.estimated:  # nothing runs there
         return estimates(files, chosen, threads)
@@ -173,7 +232,7 @@ def measure(files: Sequence[tuple[Path, str]], chosen: Device, threads: int | No
         return there.compare(artifacts, threads=threads or chosen.threads, runs=runs)
 
 
-# -- the line ----------------------------------------------------------------------------------------------------------------------
+# -- the line --------------------------------------------------------------------------------------
 
 
 def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
@@ -185,22 +244,32 @@ def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
 
 def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
     """Everything that stands in the way, before any work."""
-    # Asked of the layout that is emitted: no format takes every layer with channels first, or dilated and transposed.
+    # Asked of the layout that is emitted: no format takes every layer with channels first, or
+    # dilated and transposed.
     moved = lower_transposed(move_channels(graph))
     runnable.check(moved)
-    reasons = [f"{target.name}: {reason}" for target in targets for reason in target.refusals(moved)]
+    reasons = [
+        f"{target.name}: {reason}" for target in targets for reason in target.refusals(moved)
+    ]
     if reasons:
         raise ModelError(f"model '{graph.name}' cannot be emitted: {'; '.join(reasons)}")
     names = [op.name for op in graph]
     for option, patterns in (("--keep", config.keep), ("--only", config.only)):
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
-                raise UsageError(f"{option} {pattern}: no layer has such a name; lrfc inspect lists the layers")
+                raise UsageError(
+                    f"{option} {pattern}: no layer has such a name; lrfc inspect lists the layers"
+                )
     layers = list(selected(graph, config.keep, config.only))
     if not layers:
-        raise ModelError(f"model '{graph.name}' has no convolution and no fully connected layer, so there is nothing to factorize")
+        raise ModelError(
+            f"model '{graph.name}' has no convolution and no fully connected layer, so there is"
+            " nothing to factorize"
+        )
     if all(reason is not None for _, reason in layers):
-        raise UsageError("--keep and --only leave no layer to factorize; lrfc inspect lists the layers")
+        raise UsageError(
+            "--keep and --only leave no layer to factorize; lrfc inspect lists the layers"
+        )
 
 
 def _tee(progress: Progress, log: list[str]) -> Progress:

@@ -32,20 +32,44 @@ class Destination:
         if own is not None:
             return own, _of_another_mode(self.device)
         like = of(precision).like
-        near = [(self.device.name, precision, 1), (self.device.name, like, self.threads), (self.device.name, like, 1)]
-        for device, other, threads in (*near, (HOST, precision, 1), (HOST, like, 1), (HOST, "fp32", 1)):
+        near = [
+            (self.device.name, precision, 1),
+            (self.device.name, like, self.threads),
+            (self.device.name, like, 1),
+        ]
+        for device, other, threads in (
+            *near,
+            (HOST, precision, 1),
+            (HOST, like, 1),
+            (HOST, "fp32", 1),
+        ):
             found = latency.load(device, form, other, threads)
             if found is not None:
-                note = f"device '{self.device.name}' has no cost profile for {form} {precision} on {self.threads} threads: prices begin as those of"
-                return found, f"{note} {device} {other}, and every measurement corrects them; lrfc devices calibrate {self.device.name} makes its own"
+                note = (
+                    f"device '{self.device.name}' has no cost profile for {form} {precision} on"
+                    f" {self.threads} threads: prices begin as those of"
+                )
+                return (
+                    found,
+                    (
+                        f"{note} {device} {other}, and every measurement corrects them; lrfc"
+                        f" devices calibrate {self.device.name} makes its own"
+                    ),
+                )
         raise UsageError(
-            f"device '{self.device.name}' has no cost profile for {form} {precision}: lrfc devices calibrate {self.device.name} makes one"
+            f"device '{self.device.name}' has no cost profile for {form} {precision}: lrfc devices"
+            f" calibrate {self.device.name} makes one"
         )
 
 
 def destination(goal: Goal) -> Destination:
     """The destination of a goal."""
-    return Destination(target_of(goal.format, goal.precision, int8_io=goal.int8_io), goal.device, goal.threads, goal.name)
+    return Destination(
+        target_of(goal.format, goal.precision, int8_io=goal.int8_io),
+        goal.device,
+        goal.threads,
+        goal.name,
+    )
 
 
 def _of_another_mode(device: Device) -> str | None:

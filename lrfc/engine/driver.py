@@ -107,7 +107,17 @@ def bench_of(goal: Destination, state: State, folder: Path) -> Iterator[Bench]:
         kind = NPUBench if goal.device.tells_ops else Bench
         few = state.data.train.head(TIMED).inputs
         store = Store(log=state.progress.log)
-        yield kind(goal.target, goal.device, reached, profile, state.original, few, goal.threads, folder, store)
+        yield kind(
+            goal.target,
+            goal.device,
+            reached,
+            profile,
+            state.original,
+            few,
+            goal.threads,
+            folder,
+            store,
+        )
 
 
 def trials(

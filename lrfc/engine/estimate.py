@@ -17,7 +17,9 @@ from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
 
 
-def estimates(files: Sequence[tuple[Path, str]], device: Device, threads: int | None) -> tuple[Measurement, ...]:
+def estimates(
+    files: Sequence[tuple[Path, str]], device: Device, threads: int | None
+) -> tuple[Measurement, ...]:
     """An estimate for each file, given with its format.
 
     UsageError when the device does not run such files, or nothing is known of their times.
@@ -25,27 +27,49 @@ def estimates(files: Sequence[tuple[Path, str]], device: Device, threads: int | 
     return tuple(_estimate(path, form, device, threads or device.threads) for path, form in files)
 
 
-def estimated(path: Path, ms: float, profile: CostProfile, threads: int, notes: tuple[str, ...] = ()) -> Measurement:
+def estimated(
+    path: Path, ms: float, profile: CostProfile, threads: int, notes: tuple[str, ...] = ()
+) -> Measurement:
     """A latency that was computed from a cost profile."""
     return Measurement(
-        path=path, median_ms=ms, p90_ms=ms, iqr_ms=0.0, n=1, inner=1, rounds_ms=(ms,), threads=threads, cold_start_ms=None,
-        runtime=profile.runtime or "cost profile", runtime_version=profile.runtime_version, baseline_rss_bytes=None, peak_rss_bytes=None,
-        source=ESTIMATED, file_bytes=path.stat().st_size, notes=notes,
-    )  # fmt: skip
+        path=path,
+        median_ms=ms,
+        p90_ms=ms,
+        iqr_ms=0.0,
+        n=1,
+        inner=1,
+        rounds_ms=(ms,),
+        threads=threads,
+        cold_start_ms=None,
+        runtime=profile.runtime or "cost profile",
+        runtime_version=profile.runtime_version,
+        baseline_rss_bytes=None,
+        peak_rss_bytes=None,
+        source=ESTIMATED,
+        file_bytes=path.stat().st_size,
+        notes=notes,
+    )
 
 
 def _estimate(path: Path, form: str, device: Device, threads: int) -> Measurement:
     found = target(form).operators(path)
     if found is None:
-        raise UsageError(f"device '{device.name}' cannot be reached, and the times of {shown(path)} cannot be computed: give a .tflite file")
+        raise UsageError(
+            f"device '{device.name}' cannot be reached, and the times of {shown(path)} cannot be"
+            " computed: give a .tflite file"
+        )
     if found.precision not in device.precisions:
         raise UsageError(
-            f"device '{device.name}' computes in {listed(device.precisions, 'and')}, and {shown(path)} is of {found.precision}; emit it with"
-            f" lrfc build --device {device.name}"
+            f"device '{device.name}' computes in {listed(device.precisions, 'and')}, and"
+            f" {shown(path)} is of {found.precision}; emit it with lrfc build --device"
+            f" {device.name}"
         )
     profile, note = destination(Goal(form, found.precision, device, threads, device.name)).profile()
     if profile.unit != "ms":
         raise UsageError(
-            f"device '{device.name}' has a cost profile in {profile.unit}, of which no time is known; lrfc devices calibrate makes another"
+            f"device '{device.name}' has a cost profile in {profile.unit}, of which no time is"
+            " known; lrfc devices calibrate makes another"
         )
-    return estimated(path, profile.predict(found.signatures), profile, threads, () if note is None else (note,))
+    return estimated(
+        path, profile.predict(found.signatures), profile, threads, () if note is None else (note,)
+    )

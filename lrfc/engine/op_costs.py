@@ -36,13 +36,20 @@ def _times(bench: Bench, wanted: Sequence[Signature]) -> Mapping[Signature, floa
         predicted = dict(zip(distinct, bench.profile.ops(distinct).tolist(), strict=True))
     except UsageError:  # an op that the profile has no family for
         return None
-    return {each: time * bench.ms_per_unit for each, time in {**predicted, **bench.prices(distinct)}.items()}
+    return {
+        each: time * bench.ms_per_unit
+        for each, time in {**predicted, **bench.prices(distinct)}.items()
+    }
 
 
 def _side(
-    graph: Graph, layers: Set[str], listed: Sequence[tuple[str, Signature]], times: Mapping[Signature, float] | None, precision: str,
+    graph: Graph,
+    layers: Set[str],
+    listed: Sequence[tuple[str, Signature]],
+    times: Mapping[Signature, float] | None,
+    precision: str,
     spent: Mapping[str, Spent],
-) -> tuple[OpCost, ...]:  # fmt: skip
+) -> tuple[OpCost, ...]:
     own: dict[str, float] = {}
     for name, each in listed:
         if times is not None:
@@ -53,15 +60,36 @@ def _side(
         weights = [weight.shape for weight in op.weights.values() if weight.ndim > 1]
         found.append(
             OpCost(
-                name=row.name, layer=_layer(row.name, layers), kind=row.kind, kernel=max(weights, key=prod) if weights else None,
-                output=row.shapes[0][1:] if row.shapes else None, params=row.params, macs=row.macs, weight_bytes=row.weight_bytes,
-                live_bytes=row.live_bytes, predicted_ms=own.get(row.name), **_told(spent.get(row.name)),
+                name=row.name,
+                layer=_layer(row.name, layers),
+                kind=row.kind,
+                kernel=max(weights, key=prod) if weights else None,
+                output=row.shapes[0][1:] if row.shapes else None,
+                params=row.params,
+                macs=row.macs,
+                weight_bytes=row.weight_bytes,
+                live_bytes=row.live_bytes,
+                predicted_ms=own.get(row.name),
+                **_told(spent.get(row.name)),
             )
-        )  # fmt: skip
+        )
     for name, told in spent.items():
         if name not in graph:  # what the compiler or the converter made, and no op gave its name to
-            nothing: dict[str, Any] = dict.fromkeys(("params", "macs", "weight_bytes", "live_bytes"), 0)
-            found.append(OpCost(name=name, layer=name, kind="operator", kernel=None, output=None, predicted_ms=None, **nothing, **_told(told)))
+            nothing: dict[str, Any] = dict.fromkeys(
+                ("params", "macs", "weight_bytes", "live_bytes"), 0
+            )
+            found.append(
+                OpCost(
+                    name=name,
+                    layer=name,
+                    kind="operator",
+                    kernel=None,
+                    output=None,
+                    predicted_ms=None,
+                    **nothing,
+                    **_told(told),
+                )
+            )
     return tuple(found)
 
 

@@ -23,7 +23,18 @@ from lrfc.pruning.facts import Selection
 from lrfc.pruning.space import FilterSpace
 from lrfc.results import candidates as choices
 from lrfc.results import folder as files
-from lrfc.results.manifest import Accuracy, Attempt, Filters, FineTuning, Input, Kernels, Layer, Manifest, Parity, Search
+from lrfc.results.manifest import (
+    Accuracy,
+    Attempt,
+    Filters,
+    FineTuning,
+    Input,
+    Kernels,
+    Layer,
+    Manifest,
+    Parity,
+    Search,
+)
 from lrfc.results.report import page
 from lrfc.results.verdict import judged
 from lrfc.search.facts import DesignSpace, Price
@@ -37,8 +48,8 @@ class Result:
     """A written output folder.
 
     ``speedup``: above 1 when the new file is faster than the original's of the same precision; its
-    ``source`` says where it comes from.
-    ``failure`` is the error with which the build ends although the folder is written: a budget that is not met, or no gain (the folder then holds the
+    ``source`` says where it comes from. ``failure`` is the error with which the build ends although
+    the folder is written: a budget that is not met, or no gain (the folder then holds the
     original's file).
     """
 
@@ -53,13 +64,20 @@ class Result:
         return self.out / self.manifest.artifacts[0].path
 
 
-def ship(trials: Sequence[Trial], taken: Trial, place: files.Reserved, log: Sequence[str]) -> Result:
+def ship(
+    trials: Sequence[Trial], taken: Trial, place: files.Reserved, log: Sequence[str]
+) -> Result:
     """Write the output folder of one destination: that of ``taken``, one of the ``trials``."""
     made, goal, plan, failure = taken.made, taken.goal, taken.plan, taken.failure
     data, target = made.state.data, goal.target
     with place.writing() as work:
         emitted = replace(taken.emitted, path=work / taken.emitted.path.name)
-        plain, layers, after, found = made.trainable, _layers(made, plan.state.known(FilterSpace)), taken.after, taken.parity
+        plain, layers, after, found = (
+            made.trainable,
+            _layers(made, plan.state.known(FilterSpace)),
+            taken.after,
+            taken.parity,
+        )
         kept = isinstance(failure, NoGainError)
         shutil.copyfile(taken.original.path if kept else taken.emitted.path, emitted.path)
         if kept:  # never worse: the original's file ships
@@ -70,13 +88,23 @@ def ship(trials: Sequence[Trial], taken: Trial, place: files.Reserved, log: Sequ
         compiled = taken.compiled[0 if kept else 1]
         built = []
         if compiled is not None:
-            built.append(work / f"{emitted.path.stem}_{goal.device.reach.kind}{emitted.path.suffix}")
+            built.append(
+                work / f"{emitted.path.stem}_{goal.device.reach.kind}{emitted.path.suffix}"
+            )
             built[0].write_bytes(compiled)
         scales = target.scales(emitted.path) if made.config.int8_io else ()
         keras_io.save(plain, work / "model.keras")
         manifest = Manifest(
-            input=Input(path=str(made.source), sha256=digest(made.source, made.state.original), preprocessing=data.preprocessing),
-            config=made.config.model_dump(mode="json") | {"precision": target.precision, "threads": goal.threads},
+            input=Input(
+                path=str(made.source),
+                sha256=digest(made.source, made.state.original),
+                preprocessing=data.preprocessing,
+            ),
+            config=made.config.model_dump(mode="json")
+            | {
+                "precision": target.precision,
+                "threads": goal.threads,
+            },
             seed=made.config.seed,
             versions=files.versions(),
             onednn=processor.onednn().on,
@@ -110,9 +138,15 @@ def ship(trials: Sequence[Trial], taken: Trial, place: files.Reserved, log: Sequ
         manifest = manifest.model_copy(update={"verdict": judged(manifest, goal.device)})
         manifest.write(work)
         manifest.write_layers(work)
-        choices.write(work, _weighed(made, plan.design).spaces, {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers})
+        choices.write(
+            work,
+            _weighed(made, plan.design).spaces,
+            {layer.name: (layer.method, tuple(layer.rank or ())) for layer in layers},
+        )
         taken.ops.write(work)
-        (work / "pareto.json").write_text(json.dumps({"schema_version": 1, **_fronts(taken)}, indent=2) + "\n", encoding="utf-8")
+        (work / "pareto.json").write_text(
+            json.dumps({"schema_version": 1, **_fronts(taken)}, indent=2) + "\n", encoding="utf-8"
+        )
         (work / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
         page.write(work)
     return Result(place.out, manifest, taken.speedup, failure)
@@ -121,11 +155,22 @@ def ship(trials: Sequence[Trial], taken: Trial, place: files.Reserved, log: Sequ
 def _fronts(taken: Trial) -> dict[str, Any]:
     """The front over MACs, and the one over the predicted latency in milliseconds where the loop has priced the candidates."""
     made, plan = taken.made, taken.plan
-    fronts = {"points": front(replace(made.state, graph=made.state.original).with_fact(_weighed(made, made.design)))}
+    fronts = {
+        "points": front(
+            replace(made.state, graph=made.state.original).with_fact(_weighed(made, made.design))
+        )
+    }
     price = plan.state.known(Price)
     if price is not None:
-        priced = front(replace(plan.state, graph=made.state.original).with_fact(_weighed(made, plan.design), price), ("latency",))
-        fronts["by_latency"] = [{**point, "latency": point["latency"] * price.ms_per_unit} for point in priced]
+        priced = front(
+            replace(plan.state, graph=made.state.original).with_fact(
+                _weighed(made, plan.design), price
+            ),
+            ("latency",),
+        )
+        fronts["by_latency"] = [
+            {**point, "latency": point["latency"] * price.ms_per_unit} for point in priced
+        ]
     return fronts
 
 
@@ -149,19 +194,34 @@ def _tuning(made: Compressed) -> FineTuning | None:
     found = made.state.known(Tuning)
     if found is None or not found.steps:
         return None
-    losses, scores = (tuple(v if v is not None and math.isfinite(v) else None for v in values) for values in (found.losses, found.scores))
+    losses, scores = (
+        tuple(v if v is not None and math.isfinite(v) else None for v in values)
+        for values in (found.losses, found.scores)
+    )
     return FineTuning(
-        losses=losses, scores=scores, best=found.best, learning_rate=found.learning_rate, steps=found.steps, seconds=found.seconds,
+        losses=losses,
+        scores=scores,
+        best=found.best,
+        learning_rate=found.learning_rate,
+        steps=found.steps,
+        seconds=found.seconds,
         stopped=found.stopped,
-    )  # fmt: skip
+    )
 
 
 def _accuracy(taken: Trial, artifact: float | None) -> Accuracy:
     metric, ladder = taken.made.metric, taken.made.ladder
     if metric is None:
         return Accuracy()
-    given: dict[str, Any] = {"metric": metric.name, "percent": metric.percent, "higher_is_better": metric.higher_is_better, **ladder}
-    if isinstance(taken.failure, NoGainError):  # what is known is known of a file that does not ship
+    given: dict[str, Any] = {
+        "metric": metric.name,
+        "percent": metric.percent,
+        "higher_is_better": metric.higher_is_better,
+        **ladder,
+    }
+    if isinstance(
+        taken.failure, NoGainError
+    ):  # what is known is known of a file that does not ship
         return Accuracy(**given, artifact=artifact)
     return Accuracy(**given, artifact=artifact, kept=_kept(taken), kernels=_kernels(taken))
 
@@ -192,7 +252,10 @@ def _parts(taken: Trial, drop: float) -> tuple[Part, ...]:
     original, network = ladder["before"], list(ladder.values())[-1]
     compression = metric.drop(original, network)
     whole = metric.drop(original, file)  # a share of the original's figure, as the drop itself is
-    parts = [Part(step="compression", drop=compression), Part(step="emission", drop=whole - compression)]
+    parts = [
+        Part(step="compression", drop=compression),
+        Part(step="emission", drop=whole - compression),
+    ]
     counted = taken.kernels is not None and taken.goal.device.rounds_like_reference
     return (*parts, Part(step="kernels", drop=drop - whole)) if counted else tuple(parts)
 
@@ -201,7 +264,12 @@ def _kernels(taken: Trial) -> Kernels | None:
     found = taken.kernels
     if found is None:
         return None
-    return Kernels(reference=found.reference, optimised=found.optimised, samples=found.samples, counted=taken.goal.device.rounds_like_reference)
+    return Kernels(
+        reference=found.reference,
+        optimised=found.optimised,
+        samples=found.samples,
+        counted=taken.goal.device.rounds_like_reference,
+    )
 
 
 def _filters(made: Compressed) -> tuple[Filters, ...]:
@@ -269,5 +337,7 @@ def _layers(made: Compressed, filters: FilterSpace | None) -> tuple[Layer, ...]:
         for name, (before, after) in filters.left(selection.removed).items():
             if name in rows:
                 why = filters.refused.get(name) if before == after else None
-                rows[name] = rows[name].model_copy(update={"filters_before": before, "filters_after": after, "filters_reason": why})
+                rows[name] = rows[name].model_copy(
+                    update={"filters_before": before, "filters_after": after, "filters_reason": why}
+                )
     return tuple(rows[op.name] for op in made.state.original.layers() if op.name in rows)

@@ -58,7 +58,10 @@ def exploring(
 
 
 def exploration(config: BuildConfig, multiple: int = 1) -> ExploreLayers:
-    """The pass that explores the layers. ``multiple``: of ranks, what the devices compute at once."""
+    """The pass that explores the layers.
+
+    ``multiple``: of ranks, what the devices compute at once.
+    """
     return ExploreLayers(
         methods=config.methods,
         keep=config.keep,

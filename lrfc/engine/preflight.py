@@ -76,7 +76,10 @@ def build(model: Any, given: Mapping[str, Any], locked: Path | str | None = None
     options = dict(given) if followed is None else _repeated(followed, given)
     if model is None:
         if followed is None:
-            raise UsageError("no model is given: name a .keras or .h5 file, or with --locked a manifest.json that names one")
+            raise UsageError(
+                "no model is given: name a .keras or .h5 file, or with --locked a manifest.json"
+                " that names one"
+            )
         model = followed.model()
     _model(model)
     if followed is not None:
@@ -85,22 +88,49 @@ def build(model: Any, given: Mapping[str, Any], locked: Path | str | None = None
     several = (given.get(each) for each in ("target", "device"))
     single = not any(isinstance(each, Sequence) and not isinstance(each, str) for each in several)
     data, test_data = (options.pop(each, None) for each in ("data", "test_data"))
-    texts = [None if each is None else str(each) if isinstance(each, str | Path) else FROM_PYTHON for each in (data, test_data)]
+    texts = [
+        None if each is None else str(each) if isinstance(each, str | Path) else FROM_PYTHON
+        for each in (data, test_data)
+    ]
     checked = config.parse(
-        **{name: value for name, value in options.items() if name != "precision"}, targets=(), devices=names, data=texts[0], test_data=texts[1]
+        **{name: value for name, value in options.items() if name != "precision"},
+        targets=(),
+        devices=names,
+        data=texts[0],
+        test_data=texts[1],
     )
     wanted = goals(
-        targets, names, options.get("precision"), checked.threads, int8_io=checked.int8_io, memory_mode=checked.memory_mode,
+        targets,
+        names,
+        options.get("precision"),
+        checked.threads,
+        int8_io=checked.int8_io,
+        memory_mode=checked.memory_mode,
         system_config=checked.system_config,
-    )  # fmt: skip
+    )
     checked = checked.model_copy(update={"targets": targets, "precision": options.get("precision")})
     _together(checked, wanted, data)
     _named(model, checked.metric, data, test_data)
-    return Request(model, checked, tuple(wanted), _folders(model, wanted, checked.out), data, test_data, single, followed)
+    return Request(
+        model,
+        checked,
+        tuple(wanted),
+        _folders(model, wanted, checked.out),
+        data,
+        test_data,
+        single,
+        followed,
+    )
 
 
 def explore(
-    model: Any, data: Any, device: str | None, over: Sequence[str], points: int, out: Path | str | None, options: Mapping[str, Any]
+    model: Any,
+    data: Any,
+    device: str | None,
+    over: Sequence[str],
+    points: int,
+    out: Path | str | None,
+    options: Mapping[str, Any],
 ) -> tuple[BuildConfig, Goal, Path]:
     """The options of an exploration, the destination that it is for, and its folder."""
     config.known(options, [*OPTIONS, "over", "points"])
@@ -122,13 +152,23 @@ def inspect(model: Any) -> None:
 
 
 def measure(
-    files: Sequence[Path | str], device: str | Path, memory_mode: str | None, system_config: str | None, threads: int | None, runs: int
-) -> tuple[Device, tuple[tuple[Path, str], ...]]:  # fmt: skip
+    files: Sequence[Path | str],
+    device: str | Path,
+    memory_mode: str | None,
+    system_config: str | None,
+    threads: int | None,
+    runs: int,
+) -> tuple[Device, tuple[tuple[Path, str], ...]]:
     """The device, and each file with its format."""
-    for flag, value, most in (("--runs", runs, config.MOST_RUNS), ("--threads", threads, config.MOST_THREADS)):
+    for flag, value, most in (
+        ("--runs", runs, config.MOST_RUNS),
+        ("--threads", threads, config.MOST_THREADS),
+    ):
         if value is not None and not 1 <= value <= most:
             raise UsageError(f"{flag}: {value} is out of range: 1 to {most:,}")
-    (chosen,) = configured([devices.load(device)], memory_mode=memory_mode, system_config=system_config)
+    (chosen,) = configured(
+        [devices.load(device)], memory_mode=memory_mode, system_config=system_config
+    )
     formats = suffixes()
     if not files:
         raise UsageError(f"no file is given; name a {' or '.join(formats)} file")
@@ -139,15 +179,24 @@ def measure(
             other = f"{shown(file)} is no {' or '.join(formats)} file"
             raise UsageError(f"{other}; emit one with lrfc build")
         if formats[file.suffix] not in chosen.formats:
-            raise UsageError(f"device '{chosen.name}' runs {' and '.join(chosen.formats)} files, not {shown(file)}")
+            raise UsageError(
+                f"device '{chosen.name}' runs {' and '.join(chosen.formats)} files, not"
+                f" {shown(file)}"
+            )
         opened(file, limit=_LARGEST).close()
     return chosen, tuple((Path(file), formats[Path(file).suffix]) for file in files)
 
 
 def goals(
-    targets: Sequence[str], names: Sequence[str], precision: str | None, threads: int | None, *, int8_io: bool = False, memory_mode: str | None = None,
+    targets: Sequence[str],
+    names: Sequence[str],
+    precision: str | None,
+    threads: int | None,
+    *,
+    int8_io: bool = False,
+    memory_mode: str | None = None,
     system_config: str | None = None,
-) -> list[Goal]:  # fmt: skip
+) -> list[Goal]:
     """Every target on every device that runs it, the defaults being those of the device.
 
     ``int8_io``: int8 inputs and outputs. ``memory_mode``, ``system_config``: of the devices that
@@ -160,16 +209,30 @@ def goals(
     if precision is not None:
         of(precision)
     found = []
-    for device in configured([devices.load(name) for name in names or (HOST,)], memory_mode=memory_mode, system_config=system_config):
-        formats = [form for form in targets if form in device.formats] if targets else [device.formats[0]]
+    for device in configured(
+        [devices.load(name) for name in names or (HOST,)],
+        memory_mode=memory_mode,
+        system_config=system_config,
+    ):
+        formats = (
+            [form for form in targets if form in device.formats] if targets else [device.formats[0]]
+        )
         if not formats:
-            raise UsageError(f"device '{device.name}' runs {' and '.join(device.formats)} files, not {', '.join(targets)}; leave out --target")
+            raise UsageError(
+                f"device '{device.name}' runs {' and '.join(device.formats)} files, not"
+                f" {', '.join(targets)}; leave out --target"
+            )
         chosen = precision or device.precisions[0]
         if chosen not in device.precisions:
-            raise UsageError(f"device '{device.name}' computes in {listed(device.precisions, 'and')}, not in {chosen}; leave out --precision")
+            raise UsageError(
+                f"device '{device.name}' computes in {listed(device.precisions, 'and')}, not in"
+                f" {chosen}; leave out --precision"
+            )
         for form in formats:
             check_format(form, chosen, int8_io=int8_io)
-            label = form if not names else device.name if len(formats) == 1 else f"{device.name}-{form}"
+            label = (
+                form if not names else device.name if len(formats) == 1 else f"{device.name}-{form}"
+            )
             found.append(Goal(form, chosen, device, threads or device.threads, label, int8_io))
     return found
 
@@ -183,7 +246,9 @@ def name(model: Any) -> str:
 
 
 def _several(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    return () if given is None else (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
+    return (
+        () if given is None else (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
+    )
 
 
 def _repeated(locked: Locked, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +256,10 @@ def _repeated(locked: Locked, given: Mapping[str, Any]) -> dict[str, Any]:
     options = locked.options(given)
     for each in ("data", "test_data"):
         if options.get(each) is not None and str(options[each]) == FROM_PYTHON:
-            raise UsageError(f"{locked.path}: that build's {each} came from Python; give the same with --{each.replace('_', '-')}")
+            raise UsageError(
+                f"{locked.path}: that build's {each} came from Python; give the same with"
+                f" --{each.replace('_', '-')}"
+            )
     return options
 
 
@@ -199,20 +267,25 @@ def _model(model: Any) -> None:
     """Raise what can be said of a model without loading it: of a file by its first bytes."""
     if not isinstance(model, str | Path):
         if not all(hasattr(model, each) for each in ("name", "layers")):
-            raise UsageError(f"a model is the path of a .keras or .h5 file, or a Keras model, not {type(model).__name__}")
+            raise UsageError(
+                "a model is the path of a .keras or .h5 file, or a Keras model, not"
+                f" {type(model).__name__}"
+            )
         return
     what = kind(model)
     if what is None:
         raise UsageError(f"{shown(model)}: no such file")
     if what == "a folder":
         raise ModelError(
-            f"{shown(model)} is a folder: lrfc reads .keras and .h5 files; load it with the TensorFlow that wrote it and save it with"
-            " model.save('model.keras')"
+            f"{shown(model)} is a folder: lrfc reads .keras and .h5 files; load it with the"
+            " TensorFlow that wrote it and save it with model.save('model.keras')"
         )
     with opened(model, limit=_LARGEST) as file:
         start = file.read(8)
     if not start.startswith(b"PK") and start != b"\x89HDF\r\n\x1a\n":
-        raise ModelError(f"{shown(model)} is not a Keras model: it is neither a .keras archive nor an HDF5 file")
+        raise ModelError(
+            f"{shown(model)} is not a Keras model: it is neither a .keras archive nor an HDF5 file"
+        )
 
 
 def _named(model: Any, metric: str | None, *data: Any) -> None:
@@ -225,7 +298,9 @@ def _named(model: Any, metric: str | None, *data: Any) -> None:
 
     if own is not None:
         specs.function(own["function"], "metric")
-    archive = Path(model) if isinstance(model, str | Path) and Path(model).suffix == ".keras" else None
+    archive = (
+        Path(model) if isinstance(model, str | Path) and Path(model).suffix == ".keras" else None
+    )
     for text in texts:
         specs.data(text, archive)
 
@@ -235,17 +310,27 @@ def _together(checked: BuildConfig, wanted: Sequence[Goal], data: Any) -> None:
     if checked.objective == "cycles":
         for goal in wanted:
             if not goal.device.tells_ops:
-                raise UsageError(f"--objective cycles: device '{goal.device.name}' is timed in milliseconds; take --objective latency")
+                raise UsageError(
+                    f"--objective cycles: device '{goal.device.name}' is timed in milliseconds;"
+                    " take --objective latency"
+                )
     if not checked.qat:
         return
     untrained = [goal for goal in wanted if goal.precision not in FORMATS[goal.format].trained]
     others = [f"{goal.format} {goal.precision}" for goal in untrained]
     if others:
-        raise UsageError(f"--qat goes with --target tflite and --precision int8, not {' and '.join(others)}")
+        raise UsageError(
+            f"--qat goes with --target tflite and --precision int8, not {' and '.join(others)}"
+        )
     if data is None:
-        raise UsageError("--qat trains the network, and there is too little to train on: give --data, or leave out --qat")
+        raise UsageError(
+            "--qat trains the network, and there is too little to train on: give --data, or leave"
+            " out --qat"
+        )
     if importlib.util.find_spec("tensorflow_model_optimization") is None:
-        raise DependencyError("--qat needs tensorflow-model-optimization; install it with: pip install 'lrfc[qat]'")
+        raise DependencyError(
+            "--qat needs tensorflow-model-optimization; install it with: pip install 'lrfc[qat]'"
+        )
 
 
 def _folders(model: Any, wanted: Sequence[Goal], out: Path | None) -> tuple[Path, ...]:

@@ -1,7 +1,9 @@
 """Canonical polyadic decomposition of one tensor: exact and random starts, and alternating least squares with a bound on the norms.
 
-tensorly's ``parafac`` is the reference that the tests hold this against. It is not called here: it knows no norm of the inputs, its ridge weighs large
-terms more than small ones and so bounds nothing, and it forms a Khatri-Rao product of all other modes for each mode, which for 256 channels is 260 MB.
+tensorly's ``parafac`` is the reference that the tests hold this against. It is not called here: it
+knows no norm of the inputs, its ridge weighs large terms more than small ones and so bounds
+nothing, and it forms a Khatri-Rao product of all other modes for each mode, which for 256 channels
+is 260 MB.
 """
 
 from __future__ import annotations
@@ -13,18 +15,24 @@ import numpy as np
 
 from lrfc.factorization.linalg import Array, eigh, solve_positive
 
-#: Relative ridge of every least-squares solve. With unit columns, the solution c of (G + ρI)c = b obeys ‖c‖ ≤ ‖X‖ / (2√ρ): at 1/400 the terms'
-#: norms, taken together, cannot exceed ten times the tensor's norm. On the layers of ResNet-20 it moves the error by less than one part in a hundred.
+#: Relative ridge of every least-squares solve. With unit columns, the solution c of (G + ρI)c = b
+#: obeys ‖c‖ ≤ ‖X‖ / (2√ρ): at 1/400 the terms' norms, taken together, cannot exceed ten times the
+#: tensor's norm. On the layers of ResNet-20 it moves the error by less than one part in a hundred.
 RIDGE = 1 / 400
-#: Multiplications that the sweeps of one fit may take: at 3×3×512×512 and rank 512 about twenty sweeps.
+#: Multiplications that the sweeps of one fit may take: at 3×3×512×512 and rank 512 about twenty
+#: sweeps.
 WORK = 5e10
-#: Terms whose joint norm is above this multiple of the tensor's norm are cancelling each other (the degeneracy of Phan et al., arXiv 2008.05441).
+#: Terms whose joint norm is above this multiple of the tensor's norm are cancelling each other (the
+#: degeneracy of Phan et al., arXiv 2008.05441).
 NORM_LIMIT = 10.0
 
 
 def khatri_rao(factors: Sequence[Array]) -> Array:
     """The column-wise Kronecker product of (n_i, R) factors: (Π n_i, R), the first factor's index slowest."""
-    return reduce(lambda left, right: (left[:, None, :] * right[None, :, :]).reshape(-1, left.shape[1]), factors)
+    return reduce(
+        lambda left, right: (left[:, None, :] * right[None, :, :]).reshape(-1, left.shape[1]),
+        factors,
+    )
 
 
 def norm_ratio(factors: Sequence[Array], norm: float) -> float:
@@ -38,7 +46,14 @@ def norm_ratio(factors: Sequence[Array], norm: float) -> float:
 def cancelling(factors: Sequence[Array], norm: float) -> str | None:
     """Why terms that approximate a tensor of this norm are not to be used, as one clause; None when they are sound."""
     ratio = norm_ratio(factors, norm)
-    return None if ratio <= NORM_LIMIT else f"its terms cancel each other: their joint norm is {ratio:.3g} times the kernel's, above {NORM_LIMIT:.3g}"
+    return (
+        None
+        if ratio <= NORM_LIMIT
+        else (
+            f"its terms cancel each other: their joint norm is {ratio:.3g} times the kernel's,"
+            f" above {NORM_LIMIT:.3g}"
+        )
+    )
 
 
 def balanced(factors: Sequence[Array]) -> list[Array]:
@@ -52,7 +67,12 @@ def contracted(partial: Array, factors: Sequence[Array], mode: int) -> Array:
     """Σ over all modes but one of a tensor (n_0, ..., R) times their factors (n_i, R), column by column: (n_mode, R)."""
     for other in reversed(range(len(factors))):
         if other != mode:
-            shape = [1] * other + list(factors[other].shape[:1]) + [1] * (partial.ndim - other - 2) + [partial.shape[-1]]
+            shape = (
+                [1] * other
+                + list(factors[other].shape[:1])
+                + [1] * (partial.ndim - other - 2)
+                + [partial.shape[-1]]
+            )
             partial = np.sum(partial * factors[other].reshape(shape), axis=other, keepdims=True)
     return partial.reshape(-1, partial.shape[-1])
 
@@ -60,7 +80,8 @@ def contracted(partial: Array, factors: Sequence[Array], mode: int) -> Array:
 def slices_start(tensor: Array, rank: int) -> list[Array]:
     """The best terms of the SVDs of all slices of a tensor (S, k_1, ..., T), taken along the principal axes of each middle mode.
 
-    Terms of one slice are orthogonal, and so are the slices: no term cancels another, and with Π k_i · min(S, T) terms the tensor is met exactly.
+    Terms of one slice are orthogonal, and so are the slices: no term cancels another, and with Π
+    k_i · min(S, T) terms the tensor is met exactly.
     """
     middle = range(1, tensor.ndim - 1)
     bases = []
@@ -69,7 +90,11 @@ def slices_start(tensor: Array, rank: int) -> list[Array]:
         unfolded = np.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
         bases.append(eigh(unfolded @ unfolded.T)[1])
         rotated = np.moveaxis(np.tensordot(bases[-1].T, rotated, (1, mode)), 0, mode)
-    slices = np.moveaxis(rotated, -1, 1).reshape(tensor.shape[0], tensor.shape[-1], -1).transpose(2, 0, 1)
+    slices = (
+        np.moveaxis(rotated, -1, 1)
+        .reshape(tensor.shape[0], tensor.shape[-1], -1)
+        .transpose(2, 0, 1)
+    )
     u, s, vt = np.linalg.svd(slices, full_matrices=False)
     order = np.argsort(s, axis=None)[::-1][:rank]
     at, component = np.unravel_index(order, s.shape)
@@ -87,15 +112,24 @@ def random_start(tensor: Array, rank: int, seed: int) -> list[Array]:
 
 
 def als(
-    tensor: Array, start: Sequence[Array], *, ridge: float = RIDGE, sweeps: int = 100, tolerance: float = 1e-4, work: float = WORK
+    tensor: Array,
+    start: Sequence[Array],
+    *,
+    ridge: float = RIDGE,
+    sweeps: int = 100,
+    tolerance: float = 1e-4,
+    work: float = WORK,
 ) -> list[Array]:
     """Alternating least squares with a ridge in every solve (Carroll and Chang 1970, Harshman 1970; reference sheet §9), extrapolated.
 
-    Columns are kept at unit norm, the weight of a term beside them, so that the ridge weighs every term alike. Each sweep starts a step beyond the last
-    one, in the direction of its change; where that raises the error, the step is taken back and shortened (Ang, Cohen, Hien and Gillis, Extrapolated
-    Alternating Algorithms for Approximate Canonical Polyadic Decomposition, ICASSP 2020). On ResNet-20's layers 30 such sweeps reach what 100 plain ones do.
-    All modes but the last share one product with the last factor (a dimension tree: Phan, Tichavský and Cichocki, IEEE Trans. Signal Processing 61(19), 2013).
-    It stops when a sweep lowers the squared error by less than ``tolerance`` of it, or after ``sweeps``, fewer where they would take more multiplications
+    Columns are kept at unit norm, the weight of a term beside them, so that the ridge weighs every
+    term alike. Each sweep starts a step beyond the last one, in the direction of its change; where
+    that raises the error, the step is taken back and shortened (Ang, Cohen, Hien and Gillis,
+    Extrapolated Alternating Algorithms for Approximate Canonical Polyadic Decomposition, ICASSP
+    2020). On ResNet-20's layers 30 such sweeps reach what 100 plain ones do. All modes but the last
+    share one product with the last factor (a dimension tree: Phan, Tichavský and Cichocki, IEEE
+    Trans. Signal Processing 61(19), 2013). It stops when a sweep lowers the squared error by less
+    than ``tolerance`` of it, or after ``sweeps``, fewer where they would take more multiplications
     than ``work``, but at least three.
     """
     flat = tensor.reshape(-1, tensor.shape[-1])
@@ -107,8 +141,14 @@ def als(
         factors = list(guess)
         partial = (flat @ factors[-1]).reshape(*tensor.shape[:-1], -1)
         for mode in range(tensor.ndim):
-            gram = reduce(np.multiply, [factor.T @ factor for i, factor in enumerate(factors) if i != mode])
-            right = contracted(partial, factors[:-1], mode) if mode < tensor.ndim - 1 else flat.T @ khatri_rao(factors[:-1])
+            gram = reduce(
+                np.multiply, [factor.T @ factor for i, factor in enumerate(factors) if i != mode]
+            )
+            right = (
+                contracted(partial, factors[:-1], mode)
+                if mode < tensor.ndim - 1
+                else flat.T @ khatri_rao(factors[:-1])
+            )
             solved = solve_positive(gram + ridge * np.eye(len(gram)), right.T).T
             factors[mode] = _unit(solved)
         error = total - 2 * float(np.vdot(solved, right)) + float(np.vdot(solved.T @ solved, gram))
@@ -120,7 +160,9 @@ def als(
         best = [*factors[:-1], solved]
         if last - error <= tolerance * error or error <= 1e-12 * total:
             break
-        guess = [_unit(now + step * (now - before)) for now, before in zip(factors, units, strict=True)]
+        guess = [
+            _unit(now + step * (now - before)) for now, before in zip(factors, units, strict=True)
+        ]
         units, step, last = factors, min(1.05 * step, 1.0), error
     return best
 

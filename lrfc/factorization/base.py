@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from lrfc.factorization.linalg import LowRank
 from lrfc.ir.op import Op, Tensor
 
-#: One number per free rank of the method, outermost stage first: (R,) for an SVD, (R_in, R_out) for Tucker-2.
+#: One number per free rank of the method, outermost stage first: (R,) for an SVD, (R_in, R_out) for
+#: Tucker-2.
 Ranks = tuple[int, ...]
 
 
@@ -28,11 +29,13 @@ class Cost:
 class Statistics:
     """Second-order statistics of what a layer reads.
 
-    ``covariance``: (G, D, D), with G groups and D the length of one flattened input patch, in the order of the kernel's leading axes (spatial axes,
-    then input channels; for Dense the input features, for a transposed convolution the channels of a pixel, for EinsumDense the summed axes in the kernel's
-    order). ``mean``: (G, D), or None when ``covariance`` is the uncentred second moment.
-    For a layer with many more inputs than samples, of which one group is multiplied as a matrix, the covariance may be given by its rows.
-    A centred covariance says that the mean error is absorbed later: by the layer's bias where it has one, otherwise by the BatchNorm behind it.
+    ``covariance``: (G, D, D), with G groups and D the length of one flattened input patch, in the
+    order of the kernel's leading axes (spatial axes, then input channels; for Dense the input
+    features, for a transposed convolution the channels of a pixel, for EinsumDense the summed axes
+    in the kernel's order). ``mean``: (G, D), or None when ``covariance`` is the uncentred second
+    moment. For a layer with many more inputs than samples, of which one group is multiplied as a
+    matrix, the covariance may be given by its rows. A centred covariance says that the mean error
+    is absorbed later: by the layer's bias where it has one, otherwise by the BatchNorm behind it.
     """
 
     covariance: NDArray[np.float64] | LowRank
@@ -46,9 +49,11 @@ class Factors(Protocol):
     def stages(self, ranks: Ranks) -> list[Op]:
         """The chain of plain ops at those ranks, ready for ``Graph.splice``.
 
-        The last op has the layer's own name, keeps its activation and alone has its bias; the others are ``<name>__<role>``, linear and bias-free.
-        (The tensorised forms of a Dense layer end with the Reshape, or the Activation behind it, that gives the layer's output: that op has the name.)
-        When the layer is a call of a shared one, each stage is shared alike, under ``<shared>__<role>``.
+        The last op has the layer's own name, keeps its activation and alone has its bias; the
+        others are ``<name>__<role>``, linear and bias-free. (The tensorised forms of a Dense layer
+        end with the Reshape, or the Activation behind it, that gives the layer's output: that op
+        has the name.) When the layer is a call of a shared one, each stage is shared alike, under
+        ``<shared>__<role>``.
         """
         ...
 
@@ -56,15 +61,20 @@ class Factors(Protocol):
         """The dense kernel that the stages multiply out to, in the layer's own layout."""
         ...
 
-    def responses(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+    def responses(
+        self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
+    ) -> Iterator[NDArray[np.float32]]:
         """What the stages give, bias included, for input patches (N, G, D): one (N, T) array per entry of ``ranks``, in their order.
 
-        Nested methods share the work between ranks by cumulative sums. For a transposed convolution, whose patch is one input pixel, a response is what
-        that pixel adds to the output: (N, prod(kernel)·T), without the bias.
+        Nested methods share the work between ranks by cumulative sums. For a transposed
+        convolution, whose patch is one input pixel, a response is what that pixel adds to the
+        output: (N, prod(kernel)·T), without the bias.
         """
         ...
 
-    def estimates(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+    def estimates(
+        self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
+    ) -> Iterator[NDArray[np.float32]]:
         """As ``responses``, for weighing many ranks: where each rank is a fit of its own, by a cheaper fit, so that the factors themselves do better."""
         ...
 
@@ -86,14 +96,25 @@ class Method(Protocol):
         ...
 
     def cost(self, op: Op, source: Tensor, ranks: Ranks) -> Cost:
-        """Parameters and MACs of the stages at those ranks, bias included. Equals what the rewritten graph counts."""
+        """Parameters and MACs of the stages at those ranks, bias included.
+
+        Equals what the rewritten graph counts.
+        """
         ...
 
-    def decompose(self, op: Op, source: Tensor, *, scale: NDArray[Any] | None = None, statistics: Statistics | None = None) -> Factors:
+    def decompose(
+        self,
+        op: Op,
+        source: Tensor,
+        *,
+        scale: NDArray[Any] | None = None,
+        statistics: Statistics | None = None,
+    ) -> Factors:
         """The factors of the layer.
 
-        ``scale`` (T,) weights the error of each output channel: the factor by which a BatchNorm behind the layer multiplies it.
-        ``statistics`` moves the truncation into the norm of the layer's inputs; without them the weights alone are approximated.
+        ``scale`` (T,) weights the error of each output channel: the factor by which a BatchNorm
+        behind the layer multiplies it. ``statistics`` moves the truncation into the norm of the
+        layer's inputs; without them the weights alone are approximated.
         """
         ...
 

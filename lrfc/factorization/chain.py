@@ -1,4 +1,7 @@
-"""Methods that split a kernel into a chain of smaller ones: what they share. The files svd, spatial, tucker and train say how each of them splits."""
+"""Methods that split a kernel into a chain of smaller ones: what they share.
+
+The files svd, spatial, tucker and train say how each of them splits.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ from lrfc.factorization.threads import SMALL, on_threads, threads
 from lrfc.factorization.unfold import Unfolding
 from lrfc.ir.op import Op, Tensor
 
-#: Above this patch length the bases of the plain TT-SVD are not tried beside the whitened ones: the second try costs as much as the first.
+#: Above this patch length the bases of the plain TT-SVD are not tried beside the whitened ones: the
+#: second try costs as much as the first.
 BOTH_BASES = 2500
 
 
@@ -61,35 +65,69 @@ class Chain(ABC):
         """The smaller side of every bond: min(S·k_1···k_j, k_{j+1}···k_n·T)."""
         layout = Layout.of(op, source)
         sizes = layout.sizes(self.split(layout))
-        return tuple(min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs) for j in range(1, len(sizes)))
+        return tuple(
+            min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs)
+            for j in range(1, len(sizes))
+        )
 
     def cost(self, op: Op, source: Tensor, ranks: Ranks) -> Cost:
         """Parameters and MACs of the stages at those ranks, bias included."""
         layout = Layout.of(op, source)
         return layout.cost(self.split(layout), ranks)
 
-    def decompose(self, op: Op, source: Tensor, *, scale: NDArray[Any] | None = None, statistics: Statistics | None = None) -> Factors:
+    def decompose(
+        self,
+        op: Op,
+        source: Tensor,
+        *,
+        scale: NDArray[Any] | None = None,
+        statistics: Statistics | None = None,
+    ) -> Factors:
         """The factors of the layer, for all ranks at once."""
         layout = Layout.of(op, source)
-        return ChainFactors(layout, self.split(layout), output_scale(layout, scale), statistics, self.improved)
+        return ChainFactors(
+            layout, self.split(layout), output_scale(layout, scale), statistics, self.improved
+        )
 
     def outline(self, op: Op, source: Tensor, ranks: Ranks) -> list[Op]:
         """The chain of plain ops with weights of no meaning; see ``Method``."""
         layout = Layout.of(op, source)
         split = self.split(layout)
         widths = (layout.inputs, *ranks, layout.outputs)
-        cores = [np.zeros((layout.groups, widths[j], size, widths[j + 1])) for j, size in enumerate(layout.sizes(layout.place(split)))]
-        chain = [stage(layout, role, axes, core) for role, axes, core in zip(roles(layout, split), layout.place(split), cores, strict=True)]
+        cores = [
+            np.zeros((layout.groups, widths[j], size, widths[j + 1]))
+            for j, size in enumerate(layout.sizes(layout.place(split)))
+        ]
+        chain = [
+            stage(layout, role, axes, core)
+            for role, axes, core in zip(
+                roles(layout, split), layout.place(split), cores, strict=True
+            )
+        ]
         return [*chain[:-1], finish(layout, chain[-1], None)]
 
-    def improved(self, unfoldings: Sequence[Unfolding], cores: list[Array], ranks: Ranks) -> list[Array]:
+    def improved(
+        self, unfoldings: Sequence[Unfolding], cores: list[Array], ranks: Ranks
+    ) -> list[Array]:
         """Better cores than the nested ones (here: the same), given the unfoldings that they were chosen from."""
         return cores
 
 
 def roles(layout: Layout, split: Split) -> list[str | None]:
     """The role of each stage; None is the last one, which keeps the layer's name."""
-    return [*("in" if not axes else "kernel" if axes == layout.wide else f"axis{''.join(map(str, axes))}" for axes in split[:-1]), None]
+    return [
+        *(
+            (
+                "in"
+                if not axes
+                else "kernel"
+                if axes == layout.wide
+                else f"axis{''.join(map(str, axes))}"
+            )
+            for axes in split[:-1]
+        ),
+        None,
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,31 +147,57 @@ class ChainFactors:
         """The chain of plain ops; see ``Factors``."""
         with threads(self.layout):
             cores = self._cores(ranks)
-            balanced = [canonical([core[group] for core in cores]) for group in range(self.layout.groups)]
+            balanced = [
+                canonical([core[group] for core in cores]) for group in range(self.layout.groups)
+            ]
         cores = [np.stack(each) for each in zip(*balanced, strict=True)]
-        chain = [stage(self.layout, role, axes, core) for role, axes, core in zip(self._roles, self._placed, cores, strict=True)]
-        return [*chain[:-1], finish(self.layout, chain[-1], mean_shift(self.layout, self.statistics, self._tensor(cores)))]
+        chain = [
+            stage(self.layout, role, axes, core)
+            for role, axes, core in zip(self._roles, self._placed, cores, strict=True)
+        ]
+        return [
+            *chain[:-1],
+            finish(
+                self.layout,
+                chain[-1],
+                mean_shift(self.layout, self.statistics, self._tensor(cores)),
+            ),
+        ]
 
     def kernel(self, ranks: Ranks) -> NDArray[np.float32]:
         """The dense kernel that the stages multiply out to, in the layer's own layout."""
         with threads(self.layout):
             return self.layout.layer_kernel(self._tensor_at(ranks))
 
-    def responses(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
-        """What the stages give for patches (N, G, D); see ``Factors``. A transposed convolution gives its scatter contributions, without the bias."""
+    def responses(
+        self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
+    ) -> Iterator[NDArray[np.float32]]:
+        """What the stages give for patches (N, G, D); see ``Factors``.
+
+        A transposed convolution gives its scatter contributions, without the bias.
+        """
         if len(self.split) == 2 and self.layout.family != "transposed":
             return on_threads(self.layout, self._nested(patches, ranks))
-        return on_threads(self.layout, dense_responses(self.layout, self._tensor_at, self.statistics, patches, ranks))
+        return on_threads(
+            self.layout,
+            dense_responses(self.layout, self._tensor_at, self.statistics, patches, ranks),
+        )
 
-    def estimates(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+    def estimates(
+        self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
+    ) -> Iterator[NDArray[np.float32]]:
         """What the nested cores give, before they are improved at each choice of ranks; see ``Factors``."""
         if len(self.split) == 3 and not self._placed[0] and self.layout.family != "transposed":
             return on_threads(self.layout, self._doubly_nested(patches, ranks))
         if len(self.split) == 2:
-            return self.responses(patches, ranks)  # not improved, so that the decomposition is kept for other questions
-        return replace(self, improved=lambda unfoldings, cores, ranks: cores).responses(patches, ranks)
+            return self.responses(
+                patches, ranks
+            )  # not improved, so that the decomposition is kept for other questions
+        return replace(self, improved=lambda unfoldings, cores, ranks: cores).responses(
+            patches, ranks
+        )
 
-    # -- factors ---------------------------------------------------------------------------------------------------------------
+    # -- factors -----------------------------------------------------------------------------------
 
     @cached_property
     def _placed(self) -> Split:
@@ -152,13 +216,19 @@ class ChainFactors:
     def _grams(self) -> Sequence[Array | LowRank] | None:
         if self.statistics is None:
             return None
-        if isinstance(self.statistics.covariance, LowRank) and self.layout.patch == self.layout.inputs:
-            return [input_rows(self.layout, self.statistics)]  # with one tap it is never needed as a whole
+        if (
+            isinstance(self.statistics.covariance, LowRank)
+            and self.layout.patch == self.layout.inputs
+        ):
+            return [
+                input_rows(self.layout, self.statistics)
+            ]  # with one tap it is never needed as a whole
         return list(input_grams(self.layout, self.statistics))
 
     @cached_property
     def _pixel_root(self) -> Array:
-        # A transposed convolution multiplies each input pixel by every tap: the pixel's covariance acts on the input channels alone, exactly.
+        # A transposed convolution multiplies each input pixel by every tap: the pixel's covariance
+        # acts on the input channels alone, exactly.
         grams = self._grams()
         assert grams is not None
         gram = grams[0]
@@ -167,16 +237,26 @@ class ChainFactors:
     @cached_property
     def _unfoldings(self) -> list[tuple[Unfolding, ...]]:
         """Per group, the unfoldings to choose from."""
-        layout, grams = self.layout, self._grams()  # not kept: in the chain's order each unfolding has its own
-        rows = grams is not None and isinstance(grams[0], LowRank)  # such a layer would have a gigabyte of weights in float64
+        layout, grams = (
+            self.layout,
+            self._grams(),
+        )  # not kept: in the chain's order each unfolding has its own
+        rows = grams is not None and isinstance(
+            grams[0], LowRank
+        )  # such a layer would have a gigabyte of weights in float64
         self._check_memory(dense=grams is not None and not rows)
         scale = self.scale.reshape(layout.groups, layout.outputs)
         sizes = (layout.inputs, *layout.sizes(self._placed), layout.outputs)
-        # With nothing but output channels behind the first bond the solution is exact, and no other basis is worth a try.
+        # With nothing but output channels behind the first bond the solution is exact, and no other
+        # basis is worth a try.
         both = layout.patch <= BOTH_BASES and prod(sizes[2:-1]) > 1
         found: list[tuple[Unfolding, ...]] = []
         for group, kernel in enumerate(layout.tensor(np.float32 if rows else np.float64)):
-            weighted = kernel if np.all(scale[group] == 1) else (kernel * scale[group]).astype(kernel.dtype, copy=False)
+            weighted = (
+                kernel
+                if np.all(scale[group] == 1)
+                else (kernel * scale[group]).astype(kernel.dtype, copy=False)
+            )
             target = weighted.transpose(self._order).reshape(sizes)
             if grams is None:
                 found.append((Unfolding(target),))
@@ -185,17 +265,26 @@ class ChainFactors:
             else:
                 gram = self._reordered(grams[group])
                 whitened = Unfolding(target, gram)
-                found.append((whitened, Unfolding(target, gram, whitened=False)) if both else (whitened,))
+                found.append(
+                    (whitened, Unfolding(target, gram, whitened=False)) if both else (whitened,)
+                )
         return found
 
     def _check_memory(self, *, dense: bool) -> None:
         layout = self.layout
         sizes = layout.sizes(self._placed)
-        bonds = [min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs) for j in range(1, len(sizes))]
+        bonds = [
+            min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs)
+            for j in range(1, len(sizes))
+        ]
         shapes = [(layout.patch, layout.outputs)] * 3 + [(max(bonds), max(bonds))] * 3
         if dense:
             shapes += [(layout.patch, layout.patch)] * 4
-        need(layout.op.name, f"its decomposition at {layout.patch} inputs and {layout.outputs} outputs", *shapes)
+        need(
+            layout.op.name,
+            f"its decomposition at {layout.patch} inputs and {layout.outputs} outputs",
+            *shapes,
+        )
 
     def _reordered(self, gram: Array | LowRank) -> Array | LowRank:
         """A Gram matrix over (k..., S) as one over (S, k...) in the chain's order."""
@@ -203,20 +292,33 @@ class ChainFactors:
             return gram
         shape = (*self.layout.kernel, self.layout.inputs)
         order = self._order[:-1]
-        return gram.reshape(shape + shape).transpose(*order, *(len(shape) + axis for axis in order)).reshape(gram.shape)
+        return (
+            gram.reshape(shape + shape)
+            .transpose(*order, *(len(shape) + axis for axis in order))
+            .reshape(gram.shape)
+        )
 
     def _choice(self, group: int, ranks: Ranks) -> int:
         found = self._unfoldings[group]
-        return 0 if len(found) == 1 else int(np.argmin([unfolding.loss(ranks) for unfolding in found]))
+        return (
+            0 if len(found) == 1 else int(np.argmin([unfolding.loss(ranks) for unfolding in found]))
+        )
 
     def _cores(self, ranks: Ranks) -> list[Array]:
         """The cores (G, r_in, taps, r_out) at those ranks."""
         layout = self.layout
-        groups = [self.improved(found, found[self._choice(group, ranks)].cores(ranks), ranks) for group, found in enumerate(self._unfoldings)]
+        groups = [
+            self.improved(found, found[self._choice(group, ranks)].cores(ranks), ranks)
+            for group, found in enumerate(self._unfoldings)
+        ]
         cores = [np.stack(each) for each in zip(*groups, strict=True)]
         if self.statistics is not None and layout.family == "transposed":
-            cores[0] = solve_lower(self._pixel_root, cores[0].reshape(layout.inputs, -1), transposed=True).reshape(cores[0].shape)
-        cores[-1] = (cores[-1] / self.scale.reshape(layout.groups, 1, 1, layout.outputs)).astype(cores[-1].dtype, copy=False)
+            cores[0] = solve_lower(
+                self._pixel_root, cores[0].reshape(layout.inputs, -1), transposed=True
+            ).reshape(cores[0].shape)
+        cores[-1] = (cores[-1] / self.scale.reshape(layout.groups, 1, 1, layout.outputs)).astype(
+            cores[-1].dtype, copy=False
+        )
         return cores
 
     def _tensor(self, cores: Sequence[Array]) -> Array:
@@ -225,7 +327,9 @@ class ChainFactors:
     def _tensor_at(self, ranks: Ranks) -> Array:
         return self._tensor(self._cores(ranks))
 
-    def _nested(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+    def _nested(
+        self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
+    ) -> Iterator[NDArray[np.float32]]:
         sums: dict[tuple[int, int], _Sum] = {}
 
         def part(group: int, at: Ranks) -> Array:
@@ -238,7 +342,9 @@ class ChainFactors:
 
         return self._with_bias(ranks, part)
 
-    def _doubly_nested(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+    def _doubly_nested(
+        self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
+    ) -> Iterator[NDArray[np.float32]]:
         """Responses of a 1×1 stage and two more: the first stage's features are those of all its ranks, and of each, the second's of all of its own."""
         first: dict[tuple[int, int], NDArray[Any]] = {}
         second: dict[tuple[int, int], tuple[int, NDArray[Any], NDArray[Any]]] = {}
@@ -247,8 +353,12 @@ class ChainFactors:
             choice = self._choice(group, at)
             unfolding = self._unfoldings[group][choice]
             if (group, choice) not in first:
-                rows = self._rows(patches, group, np.float32).reshape(len(patches) + self._absorbs, self.layout.inputs, -1)
-                first[group, choice] = np.tensordot(unfolding.node(()).core.astype(np.float32), rows, (0, 1))  # (R, N, taps)
+                rows = self._rows(patches, group, np.float32).reshape(
+                    len(patches) + self._absorbs, self.layout.inputs, -1
+                )
+                first[group, choice] = np.tensordot(
+                    unfolding.node(()).core.astype(np.float32), rows, (0, 1)
+                )  # (R, N, taps)
             width = min(at[0], len(first[group, choice]))
             if (group, choice) not in second or second[group, choice][0] != width:
                 if self.layout.patch > SMALL:
@@ -256,18 +366,29 @@ class ChainFactors:
                         each.forget_but((width,))
                 node = unfolding.node((width,))
                 features = np.moveaxis(first[group, choice][:width], 0, 1)
-                second[group, choice] = width, features.reshape(len(features), -1) @ node.core.astype(np.float32), node.outputs.astype(np.float32)
+                second[group, choice] = (
+                    width,
+                    features.reshape(len(features), -1) @ node.core.astype(np.float32),
+                    node.outputs.astype(np.float32),
+                )
             _, features, outputs = second[group, choice]
             return np.asarray(features[:, : at[1]] @ outputs[: at[1]])
 
         return self._with_bias(ranks, part)
 
-    def _with_bias(self, ranks: Sequence[Ranks], part: Callable[[int, Ranks], NDArray[Any]]) -> Iterator[NDArray[np.float32]]:
-        """The responses of all groups, with their share of the bias. The last row of a part is the response to the mean, where the bias absorbs it."""
+    def _with_bias(
+        self, ranks: Sequence[Ranks], part: Callable[[int, Ranks], NDArray[Any]]
+    ) -> Iterator[NDArray[np.float32]]:
+        """The responses of all groups, with their share of the bias.
+
+        The last row of a part is the response to the mean, where the bias absorbs it.
+        """
         scale = self.scale.astype(np.float32)
         for each in ranks:
             parts = [part(group, each) for group in range(self.layout.groups)]
-            response = np.concatenate(parts, axis=1) / (scale if parts[0].dtype == np.float32 else self.scale)
+            response = np.concatenate(parts, axis=1) / (
+                scale if parts[0].dtype == np.float32 else self.scale
+            )
             if self._absorbs:
                 yield add_bias(self.layout, response[:-1], self._mean_response - response[-1])
             else:
@@ -282,7 +403,9 @@ class ChainFactors:
         layout, rows = self.layout, patches[:, group].astype(dtype)
         if self._absorbs and self.statistics is not None and self.statistics.mean is not None:
             rows = np.concatenate([rows, self.statistics.mean[group][None].astype(dtype)])
-        return rows.reshape(-1, *layout.kernel, layout.inputs).transpose(0, *(1 + axis for axis in self._order[:-1]))
+        return rows.reshape(-1, *layout.kernel, layout.inputs).transpose(
+            0, *(1 + axis for axis in self._order[:-1])
+        )
 
     @cached_property
     def _mean_response(self) -> Array:
@@ -303,6 +426,8 @@ class _Sum:
         size = min(rank * self._taps, len(self._outputs))
         if size < self._done:
             self._done, self._sum = 0, np.zeros_like(self._sum)
-        self._sum = self._sum + self._features[:, self._done : size] @ self._outputs[self._done : size]
+        self._sum = (
+            self._sum + self._features[:, self._done : size] @ self._outputs[self._done : size]
+        )
         self._done = size
         return self._sum

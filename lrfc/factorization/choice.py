@@ -22,16 +22,23 @@ def eligible(methods: Mapping[str, Method], op: Op, source: Tensor) -> dict[str,
     answers: dict[str, str | None] = {}
     for name, method in methods.items():
         reason = method.refuses(op, source)
-        if reason is None and break_even(method, op, source, "params") is None and break_even(method, op, source, "macs") is None:
+        if (
+            reason is None
+            and break_even(method, op, source, "params") is None
+            and break_even(method, op, source, "macs") is None
+        ):
             reason = "no rank saves parameters or MACs"
         answers[name] = reason
     return answers
 
 
-def break_even(method: Method, op: Op, source: Tensor, quantity: Quantity, kept: float = 1.0) -> Ranks | None:
+def break_even(
+    method: Method, op: Op, source: Tensor, quantity: Quantity, kept: float = 1.0
+) -> Ranks | None:
     """The largest ranks that cost less than the share ``kept`` of the layer's own cost; None when even rank one costs as much.
 
-    They are looked for on the line from all ones to the full ranks. Costs grow with every rank, so bisection finds the point.
+    They are looked for on the line from all ones to the full ranks. Costs grow with every rank, so
+    bisection finds the point.
     """
     full, limit = method.full(op, source), kept * getattr(cost_of(op, source), quantity)
     steps = max(full)

@@ -1,8 +1,10 @@
 """Alternating least squares in the norm of a layer's inputs, for the two forms that have no closed solution there: CP and Tucker-2.
 
-The error is tr(EᵀGE), with G the inputs' second moment. The factor of the output channels is solved for exactly. That of the input channels would need
-a matrix with (S·R)² entries, because G couples all channels and taps; conjugate gradients do without it, started from the last sweep's factor and
-preconditioned by the nearest separable norm. Three of their steps a sweep are enough: ten reach the same error on ResNet-20's layers.
+The error is tr(EᵀGE), with G the inputs' second moment. The factor of the output channels is solved
+for exactly. That of the input channels would need a matrix with (S·R)² entries, because G couples
+all channels and taps; conjugate gradients do without it, started from the last sweep's factor and
+preconditioned by the nearest separable norm. Three of their steps a sweep are enough: ten reach the
+same error on ResNet-20's layers.
 """
 
 from __future__ import annotations
@@ -20,14 +22,22 @@ from lrfc.factorization.linalg import Array, cholesky, eigh, solve_lower, solve_
 _STEPS = 3
 #: A sweep that lowers the squared error by less than this share of it is the last one.
 _TOLERANCE = 1e-3
-#: Multiplications that the sweeps for one rank may take, and the most sweeps. Tucker-2 is evaluated at a hundred pairs of ranks, CP at thirty ranks.
+#: Multiplications that the sweeps for one rank may take, and the most sweeps. Tucker-2 is evaluated
+#: at a hundred pairs of ranks, CP at thirty ranks.
 CP_WORK, CP_SWEEPS = 5e10, 10
 TUCKER_WORK, TUCKER_SWEEPS = 4e9, 5
 #: Relative ridge of the output factor, whose features have unit norm, and of the preconditioners.
 _RIDGE = 1e-6
 
 
-def fit_cp(target: Array, gram: Array, roots: Sequence[Array], factors: Sequence[Array], *, sweeps: int = CP_SWEEPS) -> list[Array]:
+def fit_cp(
+    target: Array,
+    gram: Array,
+    roots: Sequence[Array],
+    factors: Sequence[Array],
+    *,
+    sweeps: int = CP_SWEEPS,
+) -> list[Array]:
     """CP terms of a tensor (n_0, ..., T), improved in the norm of ``gram`` (Π n, Π n); ``roots`` are Cholesky factors of its nearest separable norm.
 
     The error falls with every sweep. A sweep whose terms start to cancel each other is not taken.
@@ -52,27 +62,44 @@ def fit_cp(target: Array, gram: Array, roots: Sequence[Array], factors: Sequence
     return best
 
 
-def output_factor(factors: Sequence[Array], gram: Array, cross: Array, ridge: float) -> tuple[Array, float]:
+def output_factor(
+    factors: Sequence[Array], gram: Array, cross: Array, ridge: float
+) -> tuple[Array, float]:
     """The output factor (T, R) that is best for these others, with ``cross`` = gram·target, and the error less the target's squared norm."""
     return output_factors(factors, gram, cross, (ridge,))[0]
 
 
-def output_factors(factors: Sequence[Array], gram: Array, cross: Array, ridges: Sequence[float]) -> list[tuple[Array, float]]:
+def output_factors(
+    factors: Sequence[Array], gram: Array, cross: Array, ridges: Sequence[float]
+) -> list[tuple[Array, float]]:
     """``output_factor`` for each of several ridges."""
     features = khatri_rao(factors)
     moment, right = features.T @ gram @ features, features.T @ cross
     unit = np.sqrt(np.maximum(np.diagonal(moment), 1e-300))
     scaled, found = moment / np.outer(unit, unit), []
     for ridge in ridges:
-        solved = solve_positive(scaled + ridge * np.eye(len(unit)), right / unit[:, None]) / unit[:, None]
+        solved = (
+            solve_positive(scaled + ridge * np.eye(len(unit)), right / unit[:, None])
+            / unit[:, None]
+        )
         found.append((solved.T, float(np.vdot(solved, moment @ solved - 2 * right))))
     return found
 
 
-def _input_factor(mode: int, root: Array, factors: Sequence[Array], roots: Sequence[Array], gram: Array, cross: Array) -> Array:
+def _input_factor(
+    mode: int,
+    root: Array,
+    factors: Sequence[Array],
+    roots: Sequence[Array],
+    gram: Array,
+    cross: Array,
+) -> Array:
     """The factor of one mode of the inputs, after some steps towards its optimum for the others."""
     outputs, shape = factors[-1], tuple(len(factor) for factor in factors[:-1])
-    white = [factor if other is None else other.T @ factor for factor, other in zip(factors, chain(roots, [None]), strict=True)]
+    white = [
+        factor if other is None else other.T @ factor
+        for factor, other in zip(factors, chain(roots, [None]), strict=True)
+    ]
     others = reduce(np.multiply, [each.T @ each for i, each in enumerate(white) if i != mode])
     others[np.diag_indices(len(others))] *= 1 + _RIDGE
 
@@ -82,26 +109,45 @@ def _input_factor(mode: int, root: Array, factors: Sequence[Array], roots: Seque
         return contracted(response.reshape(*shape, -1), factors[:-1], mode)
 
     right = contracted((cross @ outputs).reshape(*shape, -1), factors[:-1], mode)
-    return conjugate_gradients(apply, right, factors[mode], separable_solver(root, cholesky(others)))
+    return conjugate_gradients(
+        apply, right, factors[mode], separable_solver(root, cholesky(others))
+    )
 
 
 def tucker_sweeps(target: Array, gram: Array | None, ranks: Ranks) -> int:
     """How many sweeps the work for one pair of ranks allows."""
     size, (left, right) = target.shape[0] * target.shape[1], ranks
-    work = 4 * target.size * left if gram is None else size**2 * (2 * left + 2 * (_STEPS + 1) * right)
+    work = (
+        4 * target.size * left if gram is None else size**2 * (2 * left + 2 * (_STEPS + 1) * right)
+    )
     return min(TUCKER_SWEEPS, int(TUCKER_WORK // work))
 
 
-def fit_tucker(target: Array, gram: Array | None, cross: Array, starts: Sequence[Array], rank: int) -> list[Array]:
+def fit_tucker(
+    target: Array, gram: Array | None, cross: Array, starts: Sequence[Array], rank: int
+) -> list[Array]:
     """Input factor (S, R), core (R, k, rank) and output factor (rank, T) of a tensor (S, k, T), from the best of some input factors (S, R).
 
-    ``cross`` is gram·target, (S·k, T). Without ``gram`` it is the target, and this the higher-order orthogonal iteration (De Lathauwer et al., SIAM J.
-    Matrix Anal. 21(4), 2000): what tensorly's ``partial_tucker`` does, which knows neither the norm of the inputs nor a start from the nested factors.
+    ``cross`` is gram·target, (S·k, T). Without ``gram`` it is the target, and this the higher-order
+    orthogonal iteration (De Lathauwer et al., SIAM J. Matrix Anal. 21(4), 2000): what tensorly's
+    ``partial_tucker`` does, which knows neither the norm of the inputs nor a start from the nested
+    factors.
     """
-    best = min((_refitted(target, gram, cross, start, rank) for start in starts), key=lambda fit: fit[1])
-    left = None if gram is None else cholesky(np.einsum("aibi->ab", gram.reshape(target.shape[:2] * 2)) / target.shape[1])
+    best = min(
+        (_refitted(target, gram, cross, start, rank) for start in starts), key=lambda fit: fit[1]
+    )
+    left = (
+        None
+        if gram is None
+        else cholesky(np.einsum("aibi->ab", gram.reshape(target.shape[:2] * 2)) / target.shape[1])
+    )
     for _ in range(tucker_sweeps(target, gram, (starts[0].shape[1], rank))):
-        before, found = best[1], _refitted(target, gram, cross, _tucker_input(target.shape, gram, left, cross, best[0]), rank)
+        before, found = (
+            best[1],
+            _refitted(
+                target, gram, cross, _tucker_input(target.shape, gram, left, cross, best[0]), rank
+            ),
+        )
         if found[1] >= before:
             break
         best = found
@@ -110,15 +156,21 @@ def fit_tucker(target: Array, gram: Array | None, cross: Array, starts: Sequence
     return best[0]
 
 
-def _refitted(target: Array, gram: Array | None, cross: Array, factor: Array, rank: int) -> tuple[list[Array], float]:
+def _refitted(
+    target: Array, gram: Array | None, cross: Array, factor: Array, rank: int
+) -> tuple[list[Array], float]:
     """The optimal core and output factor for an input factor (S, R), and the squared error."""
     (size, taps, outputs), width = target.shape, factor.shape[1]
     lower = None
     if gram is None:
         factor = np.linalg.qr(factor)[0]
     else:
-        half = np.tensordot(factor, gram.reshape(size, -1), (0, 0)).reshape(width * taps, size, taps)
-        lower = cholesky(np.tensordot(half, factor, (1, 0)).swapaxes(1, 2).reshape(width * taps, width * taps))
+        half = np.tensordot(factor, gram.reshape(size, -1), (0, 0)).reshape(
+            width * taps, size, taps
+        )
+        lower = cholesky(
+            np.tensordot(half, factor, (1, 0)).swapaxes(1, 2).reshape(width * taps, width * taps)
+        )
     white = np.tensordot(factor, cross.reshape(target.shape), (0, 0)).reshape(-1, outputs)
     if lower is not None:
         white = solve_lower(lower, white)
@@ -126,11 +178,22 @@ def _refitted(target: Array, gram: Array | None, cross: Array, factor: Array, ra
     core = white @ basis[:, :rank]
     if lower is not None:
         core = solve_lower(lower, core, transposed=True)
-    return [factor, core.reshape(width, taps, rank), basis[:, :rank].T], float(np.vdot(target, cross) - energy[:rank].sum())
+    return [factor, core.reshape(width, taps, rank), basis[:, :rank].T], float(
+        np.vdot(target, cross) - energy[:rank].sum()
+    )
 
 
-def _tucker_input(shape: tuple[int, ...], gram: Array | None, left: Array | None, cross: Array, factors: Sequence[Array]) -> Array:
-    """A better input factor for this core and output factor. ``left`` is the Cholesky factor of the channels' mean second moment."""
+def _tucker_input(
+    shape: tuple[int, ...],
+    gram: Array | None,
+    left: Array | None,
+    cross: Array,
+    factors: Sequence[Array],
+) -> Array:
+    """A better input factor for this core and output factor.
+
+    ``left`` is the Cholesky factor of the channels' mean second moment.
+    """
     factor, core, basis = factors
     seen = (cross @ basis.T).reshape(shape[0], -1)
     if gram is None or left is None:
@@ -142,8 +205,11 @@ def _tucker_input(shape: tuple[int, ...], gram: Array | None, left: Array | None
 
     others = inner @ inner.T
     others[np.diag_indices(len(others))] *= 1 + _RIDGE
-    found = conjugate_gradients(apply, seen @ inner.T, factor, separable_solver(left, cholesky(others)))
-    # Columns that are orthonormal for the inputs keep the next solve well conditioned; the core takes up the change.
+    found = conjugate_gradients(
+        apply, seen @ inner.T, factor, separable_solver(left, cholesky(others))
+    )
+    # Columns that are orthonormal for the inputs keep the next solve well conditioned; the core
+    # takes up the change.
     return solve_lower(left, np.linalg.qr(left.T @ found)[0], transposed=True)
 
 
@@ -157,7 +223,13 @@ def separable_solver(left: Array, right: Array) -> Callable[[Array], Array]:
     return solve
 
 
-def conjugate_gradients(apply: Callable[[Array], Array], right: Array, start: Array, solve: Callable[[Array], Array], steps: int = _STEPS) -> Array:
+def conjugate_gradients(
+    apply: Callable[[Array], Array],
+    right: Array,
+    start: Array,
+    solve: Callable[[Array], Array],
+    steps: int = _STEPS,
+) -> Array:
     """Steps of the preconditioned conjugate gradients for apply(X) = right, from a start: each lowers the quadratic error."""
     found, missing = start, right - apply(start)
     direction = solved = solve(missing)
@@ -167,7 +239,10 @@ def conjugate_gradients(apply: Callable[[Array], Array], right: Array, start: Ar
         curvature = float(np.vdot(direction, moved))
         if energy <= 0 or curvature <= 0:
             break  # at the optimum, to rounding
-        found, missing = found + energy / curvature * direction, missing - energy / curvature * moved
+        found, missing = (
+            found + energy / curvature * direction,
+            missing - energy / curvature * moved,
+        )
         solved = solve(missing)
         before, energy = energy, float(np.vdot(missing, solved))
         direction = solved + energy / before * direction

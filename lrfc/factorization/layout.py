@@ -28,7 +28,10 @@ def refusal(op: Op, source: Tensor) -> str | None:
     if op.info.is_separable:
         return "a separable convolution is two layers: split it first"
     if op.info.family == "attention":
-        return "the projections of an attention layer are inside the layer, which Keras offers only as a whole"
+        return (
+            "the projections of an attention layer are inside the layer, which Keras offers only as"
+            " a whole"
+        )
     if not op.info.has_kernel:
         return f"{op.kind} is neither a convolution nor a matrix product"
     if "kernel" not in op.weights:
@@ -42,8 +45,9 @@ def refusal(op: Op, source: Tensor) -> str | None:
 class Layout:
     """A factorizable op on its input: sizes of one group, and what builds its stages.
 
-    ``family`` is 'conv', 'depthwise', 'transposed', 'dense' or 'einsum'; ``kernel`` the spatial kernel sizes (empty for dense and einsum);
-    ``inputs`` and ``outputs`` the channels of one of the ``groups``.
+    ``family`` is 'conv', 'depthwise', 'transposed', 'dense' or 'einsum'; ``kernel`` the spatial
+    kernel sizes (empty for dense and einsum); ``inputs`` and ``outputs`` the channels of one of the
+    ``groups``.
     """
 
     op: Op
@@ -64,7 +68,15 @@ class Layout:
             einsum = Einsum.of(op, source)
             return Layout(op, source, family, (), 1, einsum.inputs, einsum.outputs)
         at = conv_geometry(op, source)
-        return Layout(op, source, family, at.kernel, at.groups, at.inputs // at.groups, at.outputs // at.groups)
+        return Layout(
+            op,
+            source,
+            family,
+            at.kernel,
+            at.groups,
+            at.inputs // at.groups,
+            at.outputs // at.groups,
+        )
 
     @property
     def wide(self) -> tuple[int, ...]:
@@ -76,7 +88,7 @@ class Layout:
         """D: the length of one flattened input patch of a group."""
         return self.inputs if self.family == "transposed" else self.inputs * prod(self.kernel)
 
-    # -- arrays ----------------------------------------------------------------------------------------------------------------
+    # -- arrays ------------------------------------------------------------------------------------
 
     def tensor(self, dtype: DTypeLike = np.float64) -> NDArray[Any]:
         """The kernel as (G, kernel sizes..., S, T)."""
@@ -113,7 +125,8 @@ class Layout:
         """The bias, (G·T,) where it can absorb the mean error of every output, else None."""
         bias = self.op.weights.get("bias")
         if bias is None or self.family == "transposed":
-            # The mean of a transposed convolution depends on how many kernel taps reach an output position: no constant absorbs it.
+            # The mean of a transposed convolution depends on how many kernel taps reach an output
+            # position: no constant absorbs it.
             return None
         if self.family == "einsum":
             return self.einsum.flat_bias(np.asarray(bias, np.float64))
@@ -124,17 +137,23 @@ class Layout:
         """The equation of an EinsumDense."""
         return Einsum.of(self.op, self.source)
 
-    # -- stages and their cost -------------------------------------------------------------------------------------------------
+    # -- stages and their cost ---------------------------------------------------------------------
 
     def place(self, split: Split) -> Split:
         """The split with the axes of length 1 given to a stage.
 
-        The first stage takes them, where a stride leaves the least to compute; in a transposed convolution, whose strides enlarge the map, the last
-        stage that has a kernel.
+        The first stage takes them, where a stride leaves the least to compute; in a transposed
+        convolution, whose strides enlarge the map, the last stage that has a kernel.
         """
         narrow = tuple(axis for axis, length in enumerate(self.kernel) if length == 1)
-        at = max((j for j, axes in enumerate(split) if axes), default=len(split) - 1) if self.family == "transposed" else 0
-        return tuple(tuple(sorted(axes + narrow)) if j == at else axes for j, axes in enumerate(split))
+        at = (
+            max((j for j, axes in enumerate(split) if axes), default=len(split) - 1)
+            if self.family == "transposed"
+            else 0
+        )
+        return tuple(
+            tuple(sorted(axes + narrow)) if j == at else axes for j, axes in enumerate(split)
+        )
 
     def sizes(self, split: Split) -> list[int]:
         """The number of kernel taps of each stage."""
@@ -143,13 +162,19 @@ class Layout:
     def cost(self, split: Split, ranks: Ranks) -> Cost:
         """Σ_j G·r_{j-1}·k_j·r_j weights, each used once at every position of its stage (reference: §4.1 of the literature sheet).
 
-        A stage runs at the output length along the axes that it or an earlier stage takes, at the input length along the others; a transposed
-        stage runs at the length that it reads.
+        A stage runs at the output length along the axes that it or an earlier stage takes, at the
+        input length along the others; a transposed stage runs at the length that it reads.
         """
         widths = (self.inputs, *ranks, self.outputs)
-        weights = [self.groups * widths[j] * size * widths[j + 1] for j, size in enumerate(self.sizes(split))]
+        weights = [
+            self.groups * widths[j] * size * widths[j + 1]
+            for j, size in enumerate(self.sizes(split))
+        ]
         bias = self.op.weights["bias"].size if "bias" in self.op.weights else 0
-        return Cost(sum(weights) + bias, sum(w * p for w, p in zip(weights, self.positions(split), strict=True)))
+        return Cost(
+            sum(weights) + bias,
+            sum(w * p for w, p in zip(weights, self.positions(split), strict=True)),
+        )
 
     def positions(self, split: Split) -> list[int]:
         """The number of positions at which each stage applies its kernel."""
@@ -167,25 +192,38 @@ class Layout:
             grown = before if self.family == "transposed" else taken
             if self.family == "transposed" and not axes:
                 grown = taken
-            positions.append(_fixed(self.op, [at.out_shape[a] if a in grown else at.in_shape[a] for a in range(at.rank)]))
+            positions.append(
+                _fixed(
+                    self.op,
+                    [at.out_shape[a] if a in grown else at.in_shape[a] for a in range(at.rank)],
+                )
+            )
         return positions
 
     def unrunnable(self, placed: Split) -> str | None:
         """Why a stage of this split has no kernel in TensorFlow, as one clause."""
         if self.family != "depthwise":
             return None
-        return next((reason for axes in placed if (reason := self.depthwise_limit(axes)) is not None), None)
+        return next(
+            (reason for axes in placed if (reason := self.depthwise_limit(axes)) is not None), None
+        )
 
     def depthwise_limit(self, axes: tuple[int, ...]) -> str | None:
         """Why a depthwise stage cannot take these axes, as one clause."""
         strides = self.strides(axes)
         if len(set(strides)) > 1:
-            return f"its stage would be a depthwise convolution with strides {'x'.join(map(str, strides))}, which TensorFlow does not run"
+            return (
+                "its stage would be a depthwise convolution with strides"
+                f" {'x'.join(map(str, strides))}, which TensorFlow does not run"
+            )
         return None
 
     def strides(self, axes: tuple[int, ...]) -> tuple[int, ...]:
         """The strides of a stage that takes these axes."""
-        return tuple(per_axis(self.op["strides"], axis) if axis in axes else 1 for axis in range(len(self.kernel)))
+        return tuple(
+            per_axis(self.op["strides"], axis) if axis in axes else 1
+            for axis in range(len(self.kernel))
+        )
 
 
 def per_axis(value: Any, axis: int) -> int:
@@ -195,5 +233,8 @@ def per_axis(value: Any, axis: int) -> int:
 
 def _fixed(op: Op, lengths: Sequence[int | None]) -> int:
     if None in lengths:
-        raise ModelError(f"layer '{op.name}': the size {tuple(lengths)} of its input is not fixed; re-save the model with a fixed Input shape")
+        raise ModelError(
+            f"layer '{op.name}': the size {tuple(lengths)} of its input is not fixed; re-save the"
+            " model with a fixed Input shape"
+        )
     return prod(length for length in lengths if length is not None)

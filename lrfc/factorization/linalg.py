@@ -16,7 +16,8 @@ Array = NDArray[np.float64]
 
 #: Largest amount of memory that one decomposition may need, in bytes.
 MEMORY_LIMIT = 6 << 30
-#: Least weight of the identity in a covariance. It bounds the condition number, so that no whitening divides by zero.
+#: Least weight of the identity in a covariance. It bounds the condition number, so that no
+#: whitening divides by zero.
 LEAST_SHRINKAGE = 1e-6
 
 
@@ -58,15 +59,17 @@ def need(layer: str, what: str, *shapes: Sequence[int]) -> None:
     size = 8 * sum(prod(shape) for shape in shapes)
     if size > MEMORY_LIMIT:
         raise ModelError(
-            f"layer '{layer}': {what} needs {size / 2**30:.1f} GiB, above the limit of {MEMORY_LIMIT / 2**30:.0f} GiB; exclude the layer with --keep {layer}"
+            f"layer '{layer}': {what} needs {size / 2**30:.1f} GiB, above the limit of"
+            f" {MEMORY_LIMIT / 2**30:.0f} GiB; exclude the layer with --keep {layer}"
         )
 
 
 def shrink(covariance: Array, count: int) -> Array:
     """The covariance pulled towards a multiple of the identity, so that it is positive definite however few samples there were.
 
-    (1-ρ)·Σ + ρ·tr(Σ)/D·I with the oracle approximating shrinkage ρ of Chen, Wiesel, Eldar and Hero (IEEE Trans. Signal Processing 58(10), 2010, eq. 23),
-    and at least LEAST_SHRINKAGE. A covariance of zero (a layer that only reads zeros) becomes the identity.
+    (1-ρ)·Σ + ρ·tr(Σ)/D·I with the oracle approximating shrinkage ρ of Chen, Wiesel, Eldar and Hero
+    (IEEE Trans. Signal Processing 58(10), 2010, eq. 23), and at least LEAST_SHRINKAGE. A covariance
+    of zero (a layer that only reads zeros) becomes the identity.
     """
     size = len(covariance)
     trace = float(np.trace(covariance))
@@ -83,7 +86,9 @@ def shrink_rows(covariance: LowRank, count: int) -> LowRank:
     size, trace = len(covariance), float(np.vdot(covariance.rows, covariance.rows))
     if trace <= 0:
         return LowRank(covariance.rows, 1.0)
-    weight = shrinkage(size, trace, float(np.sum(np.square(covariance.rows @ covariance.rows.T))), count)
+    weight = shrinkage(
+        size, trace, float(np.sum(np.square(covariance.rows @ covariance.rows.T))), count
+    )
     return LowRank(np.sqrt(1 - weight) * covariance.rows, weight * trace / size)
 
 
@@ -103,9 +108,11 @@ def eigh(gram: Array) -> tuple[Array, Array]:
 def project(matrix: Array, gram: Array | LowRank | None = None) -> tuple[Array, Array, Array]:
     """Factors (core, rest) of an (m, n) matrix, nested in the rank, and the energy of each component.
 
-    ``core`` has orthonormal columns (under ``gram``, (m, m), where given), ``rest`` carries the weights, and ``core[:, :r] @ rest[:r]`` is the best
-    approximation of rank r in the norm tr(EᵀGE). It is an SVD from the Gram matrix of the shorter side: both factors are projections onto an orthonormal
-    eigenbasis, so that all of them together give the matrix back exactly, however small its singular values are.
+    ``core`` has orthonormal columns (under ``gram``, (m, m), where given), ``rest`` carries the
+    weights, and ``core[:, :r] @ rest[:r]`` is the best approximation of rank r in the norm
+    tr(EᵀGE). It is an SVD from the Gram matrix of the shorter side: both factors are projections
+    onto an orthonormal eigenbasis, so that all of them together give the matrix back exactly,
+    however small its singular values are.
     """
     rows, columns = matrix.shape
     if rows < columns:
@@ -116,10 +123,18 @@ def project(matrix: Array, gram: Array | LowRank | None = None) -> tuple[Array, 
         white = lower.T @ matrix
         energy, basis = eigh(white @ white.T)
         return solve_lower(lower, basis, transposed=True), basis.T @ white, energy
-    energy, basis = eigh(gram.between(matrix) if isinstance(gram, LowRank) else matrix.T @ (matrix if gram is None else gram @ matrix))
+    energy, basis = eigh(
+        gram.between(matrix)
+        if isinstance(gram, LowRank)
+        else matrix.T @ (matrix if gram is None else gram @ matrix)
+    )
     sigma = np.sqrt(np.maximum(energy, (1e-9**2) * energy[0]))
     sigma[sigma == 0] = 1.0  # a matrix of zeros
-    return matrix @ (basis / sigma).astype(matrix.dtype), (sigma[:, None] * basis.T).astype(matrix.dtype), energy
+    return (
+        matrix @ (basis / sigma).astype(matrix.dtype),
+        (sigma[:, None] * basis.T).astype(matrix.dtype),
+        energy,
+    )
 
 
 def cholesky(gram: Array) -> Array:
@@ -128,7 +143,13 @@ def cholesky(gram: Array) -> Array:
     largest = float(np.max(np.diagonal(gram))) or 1.0
     while True:
         try:
-            return np.asarray(linalg.cholesky(gram + ridge * np.eye(len(gram)) if ridge else gram, lower=True, check_finite=False))
+            return np.asarray(
+                linalg.cholesky(
+                    gram + ridge * np.eye(len(gram)) if ridge else gram,
+                    lower=True,
+                    check_finite=False,
+                )
+            )
         except linalg.LinAlgError:
             if ridge > largest:
                 raise
@@ -137,7 +158,11 @@ def cholesky(gram: Array) -> Array:
 
 def solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Array:
     """L⁻¹·B, or L⁻ᵀ·B, for a lower triangular L."""
-    return np.asarray(linalg.solve_triangular(lower, right, lower=True, trans="T" if transposed else "N", check_finite=False))
+    return np.asarray(
+        linalg.solve_triangular(
+            lower, right, lower=True, trans="T" if transposed else "N", check_finite=False
+        )
+    )
 
 
 def solve_positive(matrix: Array, right: Array) -> Array:
@@ -149,7 +174,8 @@ def solve_positive(matrix: Array, right: Array) -> Array:
 def canonical(cores: Sequence[Array]) -> list[Array]:
     """The same chain of cores (r_{j-1}, k_j, r_j), with well-conditioned bonds that share each singular value's root between both sides.
 
-    A QR sweep from the left makes the cores orthonormal, an SVD sweep from the right splits every bond as U√Σ · √ΣVᵀ. The shapes stay.
+    A QR sweep from the left makes the cores orthonormal, an SVD sweep from the right splits every
+    bond as U√Σ · √ΣVᵀ. The shapes stay.
     """
     done = list(cores)
     for j in range(len(done) - 1):

@@ -18,14 +18,17 @@ from lrfc.factorization.linalg import Array, LowRank, cholesky, need, shrink, sh
 def output_scale(layout: Layout, scale: NDArray[Any] | None) -> Array:
     """The weight (G·T,) of each output channel's error.
 
-    Channels that a BatchNorm switches off keep a thousandth of the largest weight, so that the weighted kernel can be divided by it again.
+    Channels that a BatchNorm switches off keep a thousandth of the largest weight, so that the
+    weighted kernel can be divided by it again.
     """
     length = layout.groups * layout.outputs
     if scale is None:
         return np.ones(length)
     weights = np.abs(np.asarray(scale, np.float64)).reshape(-1)
     if weights.shape != (length,):
-        raise ModelError(f"layer '{layout.op.name}': {weights.size} output scales for {length} output channels")
+        raise ModelError(
+            f"layer '{layout.op.name}': {weights.size} output scales for {length} output channels"
+        )
     largest = float(weights.max())
     return np.maximum(weights, 1e-3 * largest) if largest > 0 else np.ones(length)
 
@@ -45,10 +48,16 @@ def mean_absorbed(layout: Layout, statistics: Statistics) -> bool:
 def input_grams(layout: Layout, statistics: Statistics) -> Array:
     """The second moment of each group's patches, (G, D, D), positive definite: centred where the mean error is absorbed, shrunk by the sample's size."""
     shape = (layout.groups, layout.patch, layout.patch)
-    given = statistics.covariance.shape if isinstance(statistics.covariance, np.ndarray) else (1, *statistics.covariance.shape)
+    given = (
+        statistics.covariance.shape
+        if isinstance(statistics.covariance, np.ndarray)
+        else (1, *statistics.covariance.shape)
+    )
     if given != shape:
         raise ModelError(f"layer '{layout.op.name}': statistics of shape {given}, expected {shape}")
-    need(layout.op.name, f"the covariance of its {layout.patch} inputs", shape, shape[1:], shape[1:])
+    need(
+        layout.op.name, f"the covariance of its {layout.patch} inputs", shape, shape[1:], shape[1:]
+    )
     if isinstance(statistics.covariance, LowRank):
         return input_rows(layout, statistics).dense()[None]
     grams = np.empty(shape)
@@ -70,9 +79,12 @@ def input_rows(layout: Layout, statistics: Statistics) -> LowRank:
 
 
 def mean_shift(layout: Layout, statistics: Statistics | None, tensor: Array) -> Array | None:
-    """What the bias has to add, (G·T,), so that the kernel tensor (G, k..., S, T) gives the layer's mean output: (W - W̃)ᵀμ. None when no bias can.
+    """What the bias has to add, (G·T,), so that the kernel tensor (G, k..., S, T) gives the layer's mean output: (W - W̃)ᵀμ.
 
-    The bias is taken out of the mean before and put back after (the trap of the literature sheet, §5.1), so it cancels here.
+    None when no bias can.
+
+    The bias is taken out of the mean before and put back after (the trap of the literature sheet,
+    §5.1), so it cancels here.
     """
     if statistics is None or statistics.mean is None or not mean_absorbed(layout, statistics):
         return None
@@ -84,18 +96,31 @@ def mean_response(layout: Layout, statistics: Statistics) -> Array:
     """What the layer gives for its mean input, (G·T,), without the bias."""
     assert statistics.mean is not None
     # A wide layer's weights are a gigabyte in float64: they are read as they are.
-    matrix = layout.op.weights["kernel"][None] if layout.family == "dense" else layout.matrix(layout.tensor())
+    matrix = (
+        layout.op.weights["kernel"][None]
+        if layout.family == "dense"
+        else layout.matrix(layout.tensor())
+    )
     return np.asarray(np.einsum("gd,gdt->gt", statistics.mean, matrix).reshape(-1))
 
 
 def dense_responses(
-    layout: Layout, tensor: Callable[[Ranks], Array], statistics: Statistics | None, patches: NDArray[np.float32], ranks: Sequence[Ranks]
+    layout: Layout,
+    tensor: Callable[[Ranks], Array],
+    statistics: Statistics | None,
+    patches: NDArray[np.float32],
+    ranks: Sequence[Ranks],
 ) -> Iterator[NDArray[np.float32]]:
-    """Responses (N, T) for patches (N, G, D), by multiplying each approximated kernel out. Transposed: (N, prod(kernel)·T), without the bias."""
+    """Responses (N, T) for patches (N, G, D), by multiplying each approximated kernel out.
+
+    Transposed: (N, prod(kernel)·T), without the bias.
+    """
     for each in ranks:
         approximation = tensor(each)
         matrix = layout.matrix(approximation).astype(np.float32)
-        response = np.concatenate([patches[:, group] @ matrix[group] for group in range(layout.groups)], axis=1)
+        response = np.concatenate(
+            [patches[:, group] @ matrix[group] for group in range(layout.groups)], axis=1
+        )
         yield add_bias(layout, response, mean_shift(layout, statistics, approximation))
 
 
@@ -111,7 +136,10 @@ def tensor_of(layout: Layout, order: Sequence[int], cores: Sequence[Array]) -> A
     """The kernel tensor (G, k..., S, T) of cores (G, r_in, taps, r_out); ``order`` lists its axes S, the stages' axes, T in the chain's order."""
     product = cores[0]
     for core in cores[1:]:
-        product = np.matmul(product.reshape(layout.groups, -1, product.shape[-1]), core.reshape(layout.groups, core.shape[1], -1))
+        product = np.matmul(
+            product.reshape(layout.groups, -1, product.shape[-1]),
+            core.reshape(layout.groups, core.shape[1], -1),
+        )
         product = product.reshape(layout.groups, -1, core.shape[-1])
     sizes = (*layout.kernel, layout.inputs, layout.outputs)
     assert product.size == layout.groups * prod(sizes)

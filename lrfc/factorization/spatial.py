@@ -12,7 +12,8 @@ from lrfc.factorization.layout import Layout, Split
 class SpatialSVD(Chain):
     """k×1 S→R with that axis' stride, then 1×k R→T (Jaderberg et al., arXiv 1405.3866; 3-D: k×1×1, then 1×k×k).
 
-    R·S·k_h weights at Ho×Wi positions and R·k_w·T at Ho×Wo. Strides, dilation and padding split axis by axis, exactly.
+    R·S·k_h weights at Ho×Wi positions and R·k_w·T at Ho×Wo. Strides, dilation and padding split
+    axis by axis, exactly.
     """
 
     name: str = "spatial_svd"
@@ -26,13 +27,18 @@ class SpatialSVD(Chain):
         if not layout.kernel:
             return "a matrix product has no kernel: use svd"
         if len(layout.wide) < 2:
-            return "its kernel is longer than 1 along fewer than two axes: there is nothing to split"
+            return (
+                "its kernel is longer than 1 along fewer than two axes: there is nothing to split"
+            )
         return None
 
 
 @dataclass(frozen=True)
 class SpatialSVDWidthFirst(SpatialSVD):
-    """1×k S→R with that axis' stride, then k×1 R→T (3-D: 1×1×k, then k×k×1). Cheaper than height first where it leaves the shorter map."""
+    """1×k S→R with that axis' stride, then k×1 R→T (3-D: 1×1×k, then k×k×1).
+
+    Cheaper than height first where it leaves the shorter map.
+    """
 
     name: str = "spatial_svd_w"
 

@@ -10,10 +10,16 @@ from lrfc.factorization.layout import Layout, per_axis
 from lrfc.factorization.linalg import Array
 from lrfc.ir.op import Op
 
-#: Attributes of the layer that all its stages take over, and those that the last one takes over as well. Regularizers and constraints of the kernel
-#: speak of a kernel that is no longer there.
+#: Attributes of the layer that all its stages take over, and those that the last one takes over as
+#: well. Regularizers and constraints of the kernel speak of a kernel that is no longer there.
 _CARRIED = ("dtype", "trainable", "data_format")
-_LAST = ("activation", "activity_regularizer", "bias_initializer", "bias_regularizer", "bias_constraint")
+_LAST = (
+    "activation",
+    "activity_regularizer",
+    "bias_initializer",
+    "bias_regularizer",
+    "bias_constraint",
+)
 
 
 def stage(layout: Layout, role: str | None, axes: tuple[int, ...], core: Array) -> Op:
@@ -36,17 +42,34 @@ def stage(layout: Layout, role: str | None, axes: tuple[int, ...], core: Array) 
     if layout.family == "transposed" and axes:
         extra_length = op["output_padding"]
         if extra_length is not None:
-            attrs["output_padding"] = tuple(per_axis(extra_length, axis) if axis in axes else 0 for axis in range(rank))
-        return _op(layout, role, f"Conv{rank}DTranspose", {**attrs, "filters": outputs}, np.swapaxes(kernel[0], -1, -2))
+            attrs["output_padding"] = tuple(
+                per_axis(extra_length, axis) if axis in axes else 0 for axis in range(rank)
+            )
+        return _op(
+            layout,
+            role,
+            f"Conv{rank}DTranspose",
+            {**attrs, "filters": outputs},
+            np.swapaxes(kernel[0], -1, -2),
+        )
     if layout.family == "depthwise" and width == 1:
-        return _op(layout, role, f"DepthwiseConv{rank}D", {**attrs, "depth_multiplier": outputs}, np.moveaxis(kernel[..., 0, :], 0, -2))
+        return _op(
+            layout,
+            role,
+            f"DepthwiseConv{rank}D",
+            {**attrs, "depth_multiplier": outputs},
+            np.moveaxis(kernel[..., 0, :], 0, -2),
+        )
     moved = np.moveaxis(kernel, 0, -2)
     attrs |= {"filters": groups * outputs, "groups": groups}
     return _op(layout, role, f"Conv{rank}D", attrs, moved.reshape(*moved.shape[:-2], -1))
 
 
 def depthwise_stages(layout: Layout, role: str, axes: tuple[int, ...], core: Array) -> list[Op]:
-    """A depthwise stage over all groups' channels: ``core`` is (G, taps, R). Causal padding, which Keras' depthwise layer lacks, comes before it."""
+    """A depthwise stage over all groups' channels: ``core`` is (G, taps, R).
+
+    Causal padding, which Keras' depthwise layer lacks, comes before it.
+    """
     groups, _, width = core.shape
     rank = len(layout.kernel)
     attrs = _common(layout, role) | _window(layout, axes) | {"depth_multiplier": 1}
@@ -54,11 +77,29 @@ def depthwise_stages(layout: Layout, role: str, axes: tuple[int, ...], core: Arr
     if attrs["padding"] == "causal":
         before = attrs["dilation_rate"][0] * (layout.kernel[0] - 1)
         name, shared = _names(layout, f"{role}_padding")
-        layout_of_data: dict[str, Any] = {key: attrs[key] for key in ("data_format", "dtype") if key in attrs}
-        chain = [Op(name, f"ZeroPadding{rank}D", {**layout_of_data, "padding": (before, 0)}, shared=shared)]
+        layout_of_data: dict[str, Any] = {
+            key: attrs[key] for key in ("data_format", "dtype") if key in attrs
+        }
+        chain = [
+            Op(
+                name,
+                f"ZeroPadding{rank}D",
+                {**layout_of_data, "padding": (before, 0)},
+                shared=shared,
+            )
+        ]
         attrs["padding"] = "valid"
     kernel = np.moveaxis(core.reshape(groups, *_taps(layout, axes), width), 0, -2)
-    return [*chain, _op(layout, role, f"DepthwiseConv{rank}D", attrs, kernel.reshape(*kernel.shape[:-2], groups * width, 1))]
+    return [
+        *chain,
+        _op(
+            layout,
+            role,
+            f"DepthwiseConv{rank}D",
+            attrs,
+            kernel.reshape(*kernel.shape[:-2], groups * width, 1),
+        ),
+    ]
 
 
 def finish(layout: Layout, last: Op, shift: Array | None) -> Op:
@@ -75,7 +116,9 @@ def finish(layout: Layout, last: Op, shift: Array | None) -> Op:
 def _common(layout: Layout, role: str | None) -> dict[str, Any]:
     op = layout.op
     kept = _CARRIED if role is not None else (*_CARRIED, *_LAST)
-    return {key: op.attrs[key] for key in kept if key in op.attrs} | {"use_bias": role is None and "bias" in op.weights}
+    return {key: op.attrs[key] for key in kept if key in op.attrs} | {
+        "use_bias": role is None and "bias" in op.weights
+    }
 
 
 def _taps(layout: Layout, axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -85,19 +128,27 @@ def _taps(layout: Layout, axes: tuple[int, ...]) -> tuple[int, ...]:
 def _window(layout: Layout, axes: tuple[int, ...]) -> dict[str, Any]:
     """Kernel, strides, dilation and padding of the stage that takes these axes: the layer's own along them, none along the others."""
     taps = _taps(layout, axes)
-    # Padding 'same' adds nothing where one tap covers each position, so a 1×1 stage says 'valid'; the length of a transposed stage depends on it.
+    # Padding 'same' adds nothing where one tap covers each position, so a 1×1 stage says 'valid';
+    # the length of a transposed stage depends on it.
     pads = max(taps) > 1 or (layout.family == "transposed" and axes)
     return {
         "kernel_size": taps,
         "strides": layout.strides(axes),
-        "dilation_rate": tuple(per_axis(layout.op["dilation_rate"], axis) if axis in axes and taps[axis] > 1 else 1 for axis in range(len(taps))),
+        "dilation_rate": tuple(
+            per_axis(layout.op["dilation_rate"], axis) if axis in axes and taps[axis] > 1 else 1
+            for axis in range(len(taps))
+        ),
         "padding": layout.op["padding"] if pads else "valid",
     }
 
 
 def _names(layout: Layout, role: str | None) -> tuple[str, str | None]:
     name, shared = layout.op.name, layout.op.shared
-    return (name, shared) if role is None else (f"{name}__{role}", None if shared is None else f"{shared}__{role}")
+    return (
+        (name, shared)
+        if role is None
+        else (f"{name}__{role}", None if shared is None else f"{shared}__{role}")
+    )
 
 
 def _op(layout: Layout, role: str | None, kind: str, attrs: dict[str, Any], kernel: Array) -> Op:

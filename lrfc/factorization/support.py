@@ -15,8 +15,12 @@ from lrfc.ir.op import Op, Tensor
 _IN, _OUT = 16, 32
 
 
-def _layer(kind: str, source: tuple[int, ...], kernel: tuple[int, ...], **attrs: Any) -> tuple[Op, Tensor]:
-    return Op("layer", kind, attrs, {"kernel": np.zeros(kernel, np.float32)}), Tensor((None, *source))
+def _layer(
+    kind: str, source: tuple[int, ...], kernel: tuple[int, ...], **attrs: Any
+) -> tuple[Op, Tensor]:
+    return Op("layer", kind, attrs, {"kernel": np.zeros(kernel, np.float32)}), Tensor(
+        (None, *source)
+    )
 
 
 def _conv(kind: str, length: int = 3, groups: int = 1, strides: int = 1) -> tuple[Op, Tensor]:
@@ -33,29 +37,43 @@ def _conv(kind: str, length: int = 3, groups: int = 1, strides: int = 1) -> tupl
 
 def _separable(rank: int) -> tuple[Op, Tensor]:
     taps = (3,) * rank
-    weights = {"depthwise_kernel": np.zeros((*taps, _IN, 1), np.float32), "pointwise_kernel": np.zeros((*(1,) * rank, _IN, _OUT), np.float32)}
-    return Op("layer", f"SeparableConv{rank}D", {"filters": _OUT, "kernel_size": taps}, weights), Tensor((None, *(8,) * rank, _IN))
+    weights = {
+        "depthwise_kernel": np.zeros((*taps, _IN, 1), np.float32),
+        "pointwise_kernel": np.zeros((*(1,) * rank, _IN, _OUT), np.float32),
+    }
+    return Op(
+        "layer", f"SeparableConv{rank}D", {"filters": _OUT, "kernel_size": taps}, weights
+    ), Tensor((None, *(8,) * rank, _IN))
 
 
 #: One typical layer of each kind that the table has a row for.
-EXAMPLES: Mapping[str, tuple[Op, Tensor]] = MappingProxyType({
-    **{kind: _conv(kind) for kind in names("conv")},
-    "Conv2D 1×1": _conv("Conv2D", 1),
-    "Conv2D strided": _conv("Conv2D", strides=2),
-    "Conv2D grouped": _conv("Conv2D", groups=4),
-    **{kind: _conv(kind) for kind in names("transposed", "depthwise")},
-    "DepthwiseConv2D strided": _conv("DepthwiseConv2D", strides=2),
-    **{f"SeparableConv{n}D": _separable(n) for n in (1, 2)},
-    "Dense": _layer("Dense", (_IN,), (_IN, _OUT), units=_OUT),
-    "Dense on a sequence": _layer("Dense", (8, _IN), (_IN, _OUT), units=_OUT),
-    "EinsumDense": _layer("EinsumDense", (8, _IN), (_IN, 4, 8), equation="abc,cde->abde", output_shape=(8, 4, 8)),
-    "MultiHeadAttention": _layer("MultiHeadAttention", (8, _IN), (_IN, 4, 4), num_heads=4, key_dim=4),
-})  # fmt: skip
+EXAMPLES: Mapping[str, tuple[Op, Tensor]] = MappingProxyType(
+    {
+        **{kind: _conv(kind) for kind in names("conv")},
+        "Conv2D 1×1": _conv("Conv2D", 1),
+        "Conv2D strided": _conv("Conv2D", strides=2),
+        "Conv2D grouped": _conv("Conv2D", groups=4),
+        **{kind: _conv(kind) for kind in names("transposed", "depthwise")},
+        "DepthwiseConv2D strided": _conv("DepthwiseConv2D", strides=2),
+        **{f"SeparableConv{n}D": _separable(n) for n in (1, 2)},
+        "Dense": _layer("Dense", (_IN,), (_IN, _OUT), units=_OUT),
+        "Dense on a sequence": _layer("Dense", (8, _IN), (_IN, _OUT), units=_OUT),
+        "EinsumDense": _layer(
+            "EinsumDense", (8, _IN), (_IN, 4, 8), equation="abc,cde->abde", output_shape=(8, 4, 8)
+        ),
+        "MultiHeadAttention": _layer(
+            "MultiHeadAttention", (8, _IN), (_IN, 4, 4), num_heads=4, key_dim=4
+        ),
+    }
+)
 
 
 def support_matrix(methods: Mapping[str, Method]) -> dict[str, dict[str, str | None]]:
     """For each kind of layer and each method, why the method does not take it, as one clause; None where it does."""
-    return {kind: {name: method.refuses(*example) for name, method in methods.items()} for kind, example in EXAMPLES.items()}
+    return {
+        kind: {name: method.refuses(*example) for name, method in methods.items()}
+        for kind, example in EXAMPLES.items()
+    }
 
 
 def support_table(methods: Mapping[str, Method]) -> str:
@@ -64,6 +82,14 @@ def support_table(methods: Mapping[str, Method]) -> str:
     notes: dict[str, int] = {}
     rows = [["layer", *methods], ["---", *(":-:" for _ in methods)]]
     for kind, answers in matrix.items():
-        rows.append([kind, *("✓" if reason is None else str(notes.setdefault(reason, len(notes) + 1)) for reason in answers.values())])
+        rows.append(
+            [
+                kind,
+                *(
+                    "✓" if reason is None else str(notes.setdefault(reason, len(notes) + 1))
+                    for reason in answers.values()
+                ),
+            ]
+        )
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", *(f"{number}. {reason}" for reason, number in notes.items())])

@@ -19,9 +19,11 @@ from lrfc.factorization.norms import dense_responses, mean_shift
 from lrfc.factorization.threads import on_threads, threads
 from lrfc.ir.op import Op, Tensor
 
-#: Activations that act on each element, so that they may stand before the last Reshape; all others stand behind it.
+#: Activations that act on each element, so that they may stand before the last Reshape; all others
+#: stand behind it.
 _ELEMENTWISE = frozenset(
-    "relu relu6 leaky_relu elu selu gelu silu swish sigmoid hard_sigmoid hard_silu hard_swish tanh softplus softsign exponential mish".split()
+    "relu relu6 leaky_relu elu selu gelu silu swish sigmoid hard_sigmoid hard_silu hard_swish tanh"
+    " softplus softsign exponential mish".split()
 )
 
 
@@ -102,7 +104,10 @@ class TensorizedFactors(ABC):
         """The letters of the output's axes."""
 
     def stages(self, ranks: Ranks) -> list[Op]:
-        """The chain of plain ops; see ``Factors``. The last op may be the Reshape or Activation that ends the chain: it has the layer's name."""
+        """The chain of plain ops; see ``Factors``.
+
+        The last op may be the Reshape or Activation that ends the chain: it has the layer's name.
+        """
         layout = self.layout
         with threads(layout):
             steps, sizes = self.steps(ranks)
@@ -116,7 +121,13 @@ class TensorizedFactors(ABC):
         chain = _Chain(layout, self.inputs, sizes)
         for number, step in enumerate(steps):
             last = number == len(steps) - 1
-            chain.contract(step, f"core{number}", self.outputs if last else None, bias if last else None, activation if last and inside else None)
+            chain.contract(
+                step,
+                f"core{number}",
+                self.outputs if last else None,
+                bias if last else None,
+                activation if last and inside else None,
+            )
         chain.arrange([*chain.lead, self.outputs], chain.final)
         if not inside and activation not in (None, "linear"):
             chain.add("activation", "Activation", {"activation": activation})
@@ -128,17 +139,30 @@ class TensorizedFactors(ABC):
         with threads(self.layout):
             return self.matrix(ranks).astype(np.float32)
 
-    def responses(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+    def responses(
+        self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
+    ) -> Iterator[NDArray[np.float32]]:
         """What the stages give for patches (N, 1, I); see ``Factors``."""
-        return on_threads(self.layout, dense_responses(self.layout, lambda each: self.matrix(each)[None], self.statistics, patches, ranks))
+        return on_threads(
+            self.layout,
+            dense_responses(
+                self.layout, lambda each: self.matrix(each)[None], self.statistics, patches, ranks
+            ),
+        )
 
-    def estimates(self, patches: NDArray[np.float32], ranks: Sequence[Ranks]) -> Iterator[NDArray[np.float32]]:
+    def estimates(
+        self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
+    ) -> Iterator[NDArray[np.float32]]:
         """The responses; see ``Factors``."""
         return self.responses(patches, ranks)
 
 
 class _Chain:
-    """Builds the ops. ``groups`` holds the axes (letters) behind each dimension of the tensor as it stands; '.' stands for the layer's leading axes."""
+    """Builds the ops.
+
+    ``groups`` holds the axes (letters) behind each dimension of the tensor as it stands; '.' stands
+    for the layer's leading axes.
+    """
 
     def __init__(self, layout: Layout, inputs: str, sizes: dict[str, int]) -> None:
         self.layout, self.ops = layout, list[Op]()
@@ -149,7 +173,9 @@ class _Chain:
         self._shape: tuple[int, ...] = (*leading, layout.inputs)
         self.final = (*leading, layout.outputs)
 
-    def add(self, role: str, kind: str, attrs: dict[str, Any], weights: dict[str, Any] | None = None) -> None:
+    def add(
+        self, role: str, kind: str, attrs: dict[str, Any], weights: dict[str, Any] | None = None
+    ) -> None:
         op = self.layout.op
         carried = {key: op.attrs[key] for key in ("dtype", "trainable") if key in op.attrs}
         shared = None if op.shared is None else f"{op.shared}__{role}"
@@ -160,13 +186,22 @@ class _Chain:
         now, wanted = "".join(self.groups), "".join(groups)
         if now != wanted:
             self._reshape([self.sizes[axis] for axis in now])
-            self.add(f"permute{len(self.ops)}", "Permute", {"dims": tuple(now.index(axis) + 1 for axis in wanted)})
+            self.add(
+                f"permute{len(self.ops)}",
+                "Permute",
+                {"dims": tuple(now.index(axis) + 1 for axis in wanted)},
+            )
             self._shape = tuple(self.sizes[axis] for axis in wanted)
         self.groups = list(groups)
         self._reshape(shape or [prod(self.sizes[axis] for axis in group) for group in groups])
 
-    def contract(self, step: Step, role: str, outputs: str | None, bias: NDArray[Any] | None, activation: Any) -> None:
-        """A Dense over the summed axes; with a bias, which differs along the axes left alone too, an EinsumDense. ``outputs`` orders the last result."""
+    def contract(
+        self, step: Step, role: str, outputs: str | None, bias: NDArray[Any] | None, activation: Any
+    ) -> None:
+        """A Dense over the summed axes; with a bias, which differs along the axes left alone too, an EinsumDense.
+
+        ``outputs`` orders the last result.
+        """
         axes = "".join(self.groups).replace(".", "")
         kept = "".join(axis for axis in axes if axis not in step.summed)
         if outputs is not None:
@@ -180,13 +215,19 @@ class _Chain:
         self._shape = (*self._shape[:-1], width)
         if bias is None or outputs is None or not kept:
             weights = {"kernel": kernel} if bias is None else {"kernel": kernel, "bias": bias}
-            self.add(role, "Dense", {**attrs, "units": width, "use_bias": bias is not None}, weights)
+            self.add(
+                role, "Dense", {**attrs, "units": width, "use_bias": bias is not None}, weights
+            )
             return
         lengths = [self.sizes[axis] for axis in outputs]
         order = [outputs.index(axis) for axis in kept + step.made]
         spread = bias.reshape(lengths).transpose(order).reshape(-1, width)
         lead = "p" if self.lead else ""
-        attrs |= {"equation": f"b{lead}kc,co->b{lead}ko", "output_shape": self._shape, "bias_axes": "ko"}
+        attrs |= {
+            "equation": f"b{lead}kc,co->b{lead}ko",
+            "output_shape": self._shape,
+            "bias_axes": "ko",
+        }
         self.add(role, "EinsumDense", attrs, {"kernel": kernel, "bias": spread})
 
     def _reshape(self, shape: Sequence[int]) -> None:

@@ -17,8 +17,9 @@ from threadpoolctl import ThreadpoolController
 from lrfc.factorization.layout import Layout
 from lrfc.system.overrides import Override
 
-#: Layers with patches up to this length are decomposed on one thread. Their products take less time than waking a second thread, and on a busy machine
-#: threads that wait for each other made a sweep over a 32-channel layer twenty times slower (two cores, OpenBLAS).
+#: Layers with patches up to this length are decomposed on one thread. Their products take less time
+#: than waking a second thread, and on a busy machine threads that wait for each other made a sweep
+#: over a 32-channel layer twenty times slower (two cores, OpenBLAS).
 SMALL = 1200
 #: Layers with longer patches than this take turns.
 HUGE = 2500
@@ -27,8 +28,9 @@ _ONE_AT_A_TIME = Lock()
 
 @lru_cache(maxsize=1)
 def _controller() -> ThreadpoolController:
-    # It looks for BLAS libraries in a C callback, where Python drops every exception, also the KeyboardInterrupt of a Ctrl-C. Those reach the main thread
-    # only, so the search runs in another.
+    # It looks for BLAS libraries in a C callback, where Python drops every exception, also the
+    # KeyboardInterrupt of a Ctrl-C. Those reach the main thread only, so the search runs in
+    # another.
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(ThreadpoolController).result()
 
@@ -41,7 +43,8 @@ def workers() -> int:
 def one_thread() -> AbstractContextManager[Any]:
     """A context in which BLAS uses one thread, for many solves in a row.
 
-    With two threads on a busy machine a Cholesky factor of 566 columns takes half a second, with one 14 ms.
+    With two threads on a busy machine a Cholesky factor of 566 columns takes half a second, with
+    one 14 ms.
     """
     return _LIMIT.to(1)
 
@@ -54,7 +57,8 @@ def _lifted(limiter: Any) -> None:
     limiter.restore_original_limits()
 
 
-#: The library's limit is one for the process. What is saved is a limiter, which knows the limits from before it.
+#: The library's limit is one for the process. What is saved is a limiter, which knows the limits
+#: from before it.
 _LIMIT: Override[Any, int] = Override(lambda: _limited(1), _limited, _lifted)
 
 
@@ -73,7 +77,9 @@ def threads(layout: Layout) -> AbstractContextManager[Any]:
     return one_thread() if max(layout.patch, layout.outputs) <= SMALL else nullcontext()
 
 
-def on_threads(layout: Layout, responses: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+def on_threads(
+    layout: Layout, responses: Iterator[NDArray[np.float32]]
+) -> Iterator[NDArray[np.float32]]:
     """The responses, each computed in that context; what the caller does between them is not."""
     while True:
         with threads(layout):

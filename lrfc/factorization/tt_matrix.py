@@ -23,7 +23,8 @@ from lrfc.ir.op import Op, Tensor
 #: The rank at which shapes are compared: a core between two bonds counts its square.
 _USUAL_RANK = 8
 _INPUTS, _OUTPUTS, _BONDS = "abc", "xyz", "rs"
-#: Up to this many rank · Π i_k the last core is refitted; beyond it a train saves nothing and the refit's matrices grow large.
+#: Up to this many rank · Π i_k the last core is refitted; beyond it a train saves nothing and the
+#: refit's matrices grow large.
 LARGEST_REFIT = 4096
 
 
@@ -31,7 +32,12 @@ LARGEST_REFIT = 4096
 def shapes(inputs: int, outputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The factors (i_1, ..., i_d) and (o_1, ..., o_d), d 2 or 3, with the fewest weights at rank 8; of equals those with the fewest MACs."""
     return min(
-        ((i, o) for d in (2, 3) for i in factorizations(inputs, d) for o in factorizations(outputs, d)),
+        (
+            (i, o)
+            for d in (2, 3)
+            for i in factorizations(inputs, d)
+            for o in factorizations(outputs, d)
+        ),
         key=lambda shape: _weights(shape, (_USUAL_RANK,) * (len(shape[0]) - 1)),
     )
 
@@ -50,8 +56,9 @@ def _weights(shape: tuple[Sequence[int], Sequence[int]], ranks: Ranks) -> tuple[
 class TTMatrix:
     """Cores (r_{k-1}, i_k, o_k, r_k), contracted one after the other (Novikov et al., arXiv 1509.06569).
 
-    Σ r_{k-1}·i_k·o_k·r_k weights; from the left Σ_k r_{k-1}·i_k·o_k·r_k · Π_{j>k} i_j · Π_{j<k} o_j MACs, from the right likewise: the cheaper order is
-    taken. It saves memory far more than time. With two factors it is a sum of Kronecker products.
+    Σ r_{k-1}·i_k·o_k·r_k weights; from the left Σ_k r_{k-1}·i_k·o_k·r_k · Π_{j>k} i_j · Π_{j<k} o_j
+    MACs, from the right likewise: the cheaper order is taken. It saves memory far more than time.
+    With two factors it is a sum of Kronecker products.
     """
 
     name: str = "tt_matrix"
@@ -70,8 +77,18 @@ class TTMatrix:
         """Parameters and MACs of the stages at those ranks, bias included."""
         return _cheaper(op, source, ranks)[1]
 
-    def decompose(self, op: Op, source: Tensor, *, scale: NDArray[Any] | None = None, statistics: Statistics | None = None) -> Factors:
-        """The factors of the layer. ``scale`` is not used: the outputs' weights do not factor over the tensor's axes."""
+    def decompose(
+        self,
+        op: Op,
+        source: Tensor,
+        *,
+        scale: NDArray[Any] | None = None,
+        statistics: Statistics | None = None,
+    ) -> Factors:
+        """The factors of the layer.
+
+        ``scale`` is not used: the outputs' weights do not factor over the tensor's axes.
+        """
         return TTMatrixFactors(Layout.of(op, source), statistics)
 
     def outline(self, op: Op, source: Tensor, ranks: Ranks) -> list[Op]:
@@ -86,7 +103,11 @@ def _shape_of(op: Op) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _sizes(op: Op, ranks: Ranks) -> dict[str, int]:
     inputs, outputs = _shape_of(op)
-    return dict(zip(_INPUTS, inputs, strict=False)) | dict(zip(_OUTPUTS, outputs, strict=False)) | dict(zip(_BONDS, ranks, strict=False))
+    return (
+        dict(zip(_INPUTS, inputs, strict=False))
+        | dict(zip(_OUTPUTS, outputs, strict=False))
+        | dict(zip(_BONDS, ranks, strict=False))
+    )
 
 
 def _cheaper(op: Op, source: Tensor, ranks: Ranks) -> tuple[bool, Cost]:
@@ -95,24 +116,34 @@ def _cheaper(op: Op, source: Tensor, ranks: Ranks) -> tuple[bool, Cost]:
     sizes = _sizes(op, ranks)
     costs = []
     for left in (True, False):
-        steps = [Step(*_letters(k, count, left=left)) for k in (range(count) if left else reversed(range(count)))]
+        steps = [
+            Step(*_letters(k, count, left=left))
+            for k in (range(count) if left else reversed(range(count)))
+        ]
         costs.append(tensorized.cost(op, source, steps, _INPUTS[:count], sizes))
-    left = costs[0].macs < costs[1].macs  # of equals the order from the right, which starts at the input's last axis and needs one Permute less
+    left = (
+        costs[0].macs < costs[1].macs
+    )  # of equals the order from the right, which starts at the input's last axis and needs one Permute less
     return left, costs[0 if left else 1]
 
 
 def _letters(k: int, count: int, *, left: bool) -> tuple[str, str]:
     """The axes that core k sums over and makes."""
     before, after = _BONDS[k - 1 : k] if k else "", _BONDS[k : k + 1] if k < count - 1 else ""
-    return (before + _INPUTS[k], _OUTPUTS[k] + after) if left else (_INPUTS[k] + after, before + _OUTPUTS[k])
+    return (
+        (before + _INPUTS[k], _OUTPUTS[k] + after)
+        if left
+        else (_INPUTS[k] + after, before + _OUTPUTS[k])
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class TTMatrixFactors(TensorizedFactors):
     """The train at every rank.
 
-    With statistics it is truncated in the nearest separable norm of the input factors, and the last core is refitted under the whole covariance; the
-    plain train, refitted alike, is used where it is better.
+    With statistics it is truncated in the nearest separable norm of the input factors, and the last
+    core is refitted under the whole covariance; the plain train, refitted alike, is used where it
+    is better.
     """
 
     layout: Layout
@@ -136,7 +167,11 @@ class TTMatrixFactors(TensorizedFactors):
         steps = []
         for k in range(count) if left else reversed(range(count)):
             r, i, o, s = cores[k].shape
-            weights = cores[k].reshape(r * i, o * s) if left else cores[k].transpose(1, 3, 0, 2).reshape(i * s, r * o)
+            weights = (
+                cores[k].reshape(r * i, o * s)
+                if left
+                else cores[k].transpose(1, 3, 0, 2).reshape(i * s, r * o)
+            )
             steps.append(Step(*_letters(k, count, left=left), weights))
         return steps, _sizes(op, ranks)
 
@@ -183,18 +218,31 @@ class TTMatrixFactors(TensorizedFactors):
         found = [self._train(0, ranks)]
         if self._gram is not None:
             white = self._train(1, ranks)
-            found.append([_unwhitened(core, root) for core, root in zip(white, self._roots, strict=True)])
-            found += [self._refitted(cores) for cores in found if ranks[-1] * prod(self._shape[0][:-1]) <= LARGEST_REFIT]
+            found.append(
+                [_unwhitened(core, root) for core, root in zip(white, self._roots, strict=True)]
+            )
+            found += [
+                self._refitted(cores)
+                for cores in found
+                if ranks[-1] * prod(self._shape[0][:-1]) <= LARGEST_REFIT
+            ]
         return found[0] if len(found) == 1 else min(found, key=self._error)
 
     def _train(self, number: int, ranks: Ranks) -> list[Array]:
         inputs, outputs = self._shape
         cores = self._trains[number].cores(ranks)
-        return [core.reshape(len(core), i, o, -1) for core, i, o in zip(cores, inputs, outputs, strict=True)]
+        return [
+            core.reshape(len(core), i, o, -1)
+            for core, i, o in zip(cores, inputs, outputs, strict=True)
+        ]
 
     def _error(self, cores: Sequence[Array]) -> float:
         missing = self._target - _multiplied(cores)
-        return float(np.vdot(missing, self._gram @ missing)) if self._gram is not None else float(np.vdot(missing, missing))
+        return (
+            float(np.vdot(missing, self._gram @ missing))
+            if self._gram is not None
+            else float(np.vdot(missing, missing))
+        )
 
     def _refitted(self, cores: Sequence[Array]) -> list[Array]:
         """The train with the last core that is best for the layer's inputs: least squares over all outputs that share it."""
@@ -202,13 +250,29 @@ class TTMatrixFactors(TensorizedFactors):
         left = _multiplied_left(cores[:-1])  # (I', O', r)
         rows, rank = left.shape[0], left.shape[2]
         last, outputs = self._shape[0][-1], self._shape[1][-1]
-        overlap = np.einsum("aor,bos->rsab", left, left, optimize=True).reshape(rank * rank, rows * rows)
-        gram = self._gram.reshape(rows, last, rows, last).transpose(0, 2, 1, 3).reshape(rows * rows, last * last)
-        normal = (overlap @ gram).reshape(rank, rank, last, last).transpose(0, 2, 1, 3).reshape(rank * last, rank * last)
+        overlap = np.einsum("aor,bos->rsab", left, left, optimize=True).reshape(
+            rank * rank, rows * rows
+        )
+        gram = (
+            self._gram.reshape(rows, last, rows, last)
+            .transpose(0, 2, 1, 3)
+            .reshape(rows * rows, last * last)
+        )
+        normal = (
+            (overlap @ gram)
+            .reshape(rank, rank, last, last)
+            .transpose(0, 2, 1, 3)
+            .reshape(rank * last, rank * last)
+        )
         cross = (self._gram @ self._target).reshape(rows, last, left.shape[1], outputs)
         right = np.tensordot(left, cross, ((0, 1), (0, 2))).reshape(rank * last, outputs)
         unit = np.sqrt(np.maximum(np.diagonal(normal), 1e-300))
-        solved = solve_positive(normal / np.outer(unit, unit) + 1e-9 * np.eye(len(unit)), right / unit[:, None]) / unit[:, None]
+        solved = (
+            solve_positive(
+                normal / np.outer(unit, unit) + 1e-9 * np.eye(len(unit)), right / unit[:, None]
+            )
+            / unit[:, None]
+        )
         return [*cores[:-1], solved.reshape(rank, last, outputs, 1)]
 
 
@@ -224,7 +288,11 @@ def _multiplied_left(cores: Sequence[Array]) -> Array:
     product: Array = cores[0][0]
     for core in cores[1:]:
         rows, columns = product.shape[:2]
-        product = np.asarray(np.tensordot(product, core, 1).transpose(0, 2, 1, 3, 4).reshape(rows * core.shape[1], columns * core.shape[2], -1))
+        product = np.asarray(
+            np.tensordot(product, core, 1)
+            .transpose(0, 2, 1, 3, 4)
+            .reshape(rows * core.shape[1], columns * core.shape[2], -1)
+        )
     return product
 
 

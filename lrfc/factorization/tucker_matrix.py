@@ -28,7 +28,10 @@ SWEEPS = 3
 @lru_cache(maxsize=1024)
 def shape(inputs: int, outputs: int) -> tuple[int, int, int, int]:
     """The two input and two output factors, each pair as even as it can be."""
-    (a, b), (x, y) = (min(factorizations(number, 2), key=lambda pair: (max(pair), pair)) for number in (inputs, outputs))
+    (a, b), (x, y) = (
+        min(factorizations(number, 2), key=lambda pair: (max(pair), pair))
+        for number in (inputs, outputs)
+    )
     return a, b, x, y
 
 
@@ -36,7 +39,8 @@ def shape(inputs: int, outputs: int) -> tuple[int, int, int, int]:
 class TuckerMatrix:
     """Factors a→p and b→q of the inputs, a core (p·q, u·v), factors u→x and v→y of the outputs (Tucker 1966; reference sheet §4.2).
 
-    a·p + b·q + p·q·u·v + u·x + v·y weights. The first rank bounds p and q, the second u and v. The factors are contracted in the order with the fewest MACs.
+    a·p + b·q + p·q·u·v + u·x + v·y weights. The first rank bounds p and q, the second u and v. The
+    factors are contracted in the order with the fewest MACs.
     """
 
     name: str = "tucker_matrix"
@@ -52,10 +56,23 @@ class TuckerMatrix:
 
     def cost(self, op: Op, source: Tensor, ranks: Ranks) -> Cost:
         """Parameters and MACs of the stages at those ranks, bias included."""
-        return min((tensorized.cost(op, source, steps, "ab", _lengths(op, ranks)) for steps in _orders()), key=lambda cost: cost.macs)
+        return min(
+            (tensorized.cost(op, source, steps, "ab", _lengths(op, ranks)) for steps in _orders()),
+            key=lambda cost: cost.macs,
+        )
 
-    def decompose(self, op: Op, source: Tensor, *, scale: NDArray[Any] | None = None, statistics: Statistics | None = None) -> Factors:
-        """The factors of the layer. ``scale`` is not used: the outputs' weights do not factor over the tensor's axes."""
+    def decompose(
+        self,
+        op: Op,
+        source: Tensor,
+        *,
+        scale: NDArray[Any] | None = None,
+        statistics: Statistics | None = None,
+    ) -> Factors:
+        """The factors of the layer.
+
+        ``scale`` is not used: the outputs' weights do not factor over the tensor's axes.
+        """
         return TuckerMatrixFactors(Layout.of(op, source), statistics)
 
     def outline(self, op: Op, source: Tensor, ranks: Ranks) -> list[Op]:
@@ -77,7 +94,9 @@ def _lengths(op: Op, ranks: Ranks) -> dict[str, int]:
 def _orders() -> list[list[Step]]:
     """The four orders: which input factor first, and which output factor first."""
     ways = []
-    for first, last in product((("a", "p", "b", "q"), ("b", "q", "a", "p")), (("u", "x", "v", "y"), ("v", "y", "u", "x"))):
+    for first, last in product(
+        (("a", "p", "b", "q"), ("b", "q", "a", "p")), (("u", "x", "v", "y"), ("v", "y", "u", "x"))
+    ):
         pairs = [first[:2], first[2:], ("pq", "uv"), last[:2], last[2:]]
         ways.append([Step(summed, made) for summed, made in pairs])
     return ways
@@ -85,10 +104,13 @@ def _orders() -> list[list[Step]]:
 
 @dataclass(frozen=True, eq=False)
 class TuckerMatrixFactors(TensorizedFactors):
-    """Orthogonal iteration at every rank (De Lathauwer et al., SIAM J. Matrix Anal. 21(4), 2000), from the truncated HOSVD.
+    """Orthogonal iteration at every rank (De Lathauwer et al., SIAM J.
 
-    tensorly's ``tucker`` does the same by an SVD of every wide unfolding: for 4096 inputs 25 s a rank, where the Gram matrices take one.
-    With statistics the input factors come from the nearest separable norm, and the core is refitted under the whole covariance, which for given factors is
+    Matrix Anal. 21(4), 2000), from the truncated HOSVD.
+
+    tensorly's ``tucker`` does the same by an SVD of every wide unfolding: for 4096 inputs 25 s a
+    rank, where the Gram matrices take one. With statistics the input factors come from the nearest
+    separable norm, and the core is refitted under the whole covariance, which for given factors is
     its optimum; the plain factors with such a core are used where they are better.
     """
 
@@ -102,8 +124,17 @@ class TuckerMatrixFactors(TensorizedFactors):
         op = self.layout.op
         lengths = _lengths(op, ranks)
         factors, core = self._best(ranks)
-        matrices = {"a": factors[0], "b": factors[1], "pq": core, "u": factors[2].T, "v": factors[3].T}
-        order = min(_orders(), key=lambda steps: tensorized.cost(op, self.layout.source, steps, "ab", lengths).macs)
+        matrices = {
+            "a": factors[0],
+            "b": factors[1],
+            "pq": core,
+            "u": factors[2].T,
+            "v": factors[3].T,
+        }
+        order = min(
+            _orders(),
+            key=lambda steps: tensorized.cost(op, self.layout.source, steps, "ab", lengths).macs,
+        )
         return [Step(step.summed, step.made, matrices[step.summed]) for step in order], lengths
 
     def matrix(self, ranks: Ranks) -> Array:
@@ -124,7 +155,9 @@ class TuckerMatrixFactors(TensorizedFactors):
     @cached_property
     def _roots(self) -> list[Array]:
         """Cholesky factors of the nearest separable norm, one per input factor."""
-        return [] if self._gram is None else separable_roots(self._gram, _shape_of(self.layout.op)[:2])
+        return (
+            [] if self._gram is None else separable_roots(self._gram, _shape_of(self.layout.op)[:2])
+        )
 
     @cached_property
     def _tensors(self) -> list[tuple[Array, list[Array]]]:
@@ -139,9 +172,18 @@ class TuckerMatrixFactors(TensorizedFactors):
 
     def _best(self, ranks: Ranks) -> tuple[list[Array], Array]:
         """The factors (n, rank) and the core (p·q, u·v) with the least error."""
-        fits = [_iterated(tensor, [basis[:, : ranks[mode // 2]] for mode, basis in enumerate(bases)]) for tensor, bases in self._tensors]
+        fits = [
+            _iterated(tensor, [basis[:, : ranks[mode // 2]] for mode, basis in enumerate(bases)])
+            for tensor, bases in self._tensors
+        ]
         if self._gram is not None:
-            fits[1] = [*(solve_lower(root, factor, transposed=True) for root, factor in zip(self._roots, fits[1], strict=False)), *fits[1][2:]]
+            fits[1] = [
+                *(
+                    solve_lower(root, factor, transposed=True)
+                    for root, factor in zip(self._roots, fits[1], strict=False)
+                ),
+                *fits[1][2:],
+            ]
         return max((self._with_core(factors) for factors in fits), key=lambda each: each[2])[:2]
 
     def _with_core(self, factors: Sequence[Array]) -> tuple[list[Array], Array, float]:
@@ -150,13 +192,17 @@ class TuckerMatrixFactors(TensorizedFactors):
         output = np.kron(factors[2], factors[3])
         moment = reduced if self._gram is None else self._gram @ reduced
         right = moment.T @ self._target @ output
-        core = right if self._gram is None else solve_positive(reduced.T @ moment, right)  # without statistics the factors are orthonormal
+        core = (
+            right if self._gram is None else solve_positive(reduced.T @ moment, right)
+        )  # without statistics the factors are orthonormal
         return list(factors), core, float(np.vdot(core, right))
 
 
 def _hosvd(tensor: Array) -> list[Array]:
     """The eigenvectors of every unfolding's Gram matrix."""
-    unfoldings = (np.moveaxis(tensor, mode, 0).reshape(size, -1) for mode, size in enumerate(tensor.shape))
+    unfoldings = (
+        np.moveaxis(tensor, mode, 0).reshape(size, -1) for mode, size in enumerate(tensor.shape)
+    )
     return [eigh(unfolding @ unfolding.T)[1] for unfolding in unfoldings]
 
 
@@ -168,7 +214,9 @@ def _iterated(tensor: Array, factors: Sequence[Array]) -> list[Array]:
     for _ in range(SWEEPS):
         for mode, factor in enumerate(found):
             reduced = tensor
-            for other in sorted(range(tensor.ndim), key=lambda n: found[n].shape[1] / len(found[n])):  # what shrinks the tensor most comes first
+            for other in sorted(
+                range(tensor.ndim), key=lambda n: found[n].shape[1] / len(found[n])
+            ):  # what shrinks the tensor most comes first
                 if other != mode:
                     reduced = np.moveaxis(np.tensordot(found[other], reduced, (0, other)), 0, other)
             unfolding = np.moveaxis(reduced, mode, 0).reshape(len(factor), -1)

@@ -17,7 +17,10 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """x · scale + shift. Both arrays have one axis per axis of a sample, of its length or of length 1."""
+    """x · scale + shift.
+
+    Both arrays have one axis per axis of a sample, of its length or of length 1.
+    """
 
     scale: Values
     shift: Values
@@ -27,10 +30,16 @@ class Affine:
         return Affine(self.scale * other.scale, self.shift * other.scale + other.shift)
 
     def reshaped(self, before: Tensor, after: Tensor) -> Affine | None:
-        """The same map behind a Flatten or Reshape that keeps the order of the values; None when a length is not fixed."""
-        if None in before.shape[1:] or None in after.shape[1:]:
+        """The same map behind a Flatten or Reshape that keeps the order of the values.
+
+        None when a length is not fixed.
+        """
+        old, new = (
+            tuple(n for n in shape[1:] if n is not None) for shape in (before.shape, after.shape)
+        )
+        if (len(old), len(new)) != (len(before.shape) - 1, len(after.shape) - 1):
             return None
-        return Affine(*(np.broadcast_to(a, before.shape[1:]).reshape(after.shape[1:]) for a in (self.scale, self.shift)))  # type: ignore[arg-type]
+        return Affine(*(np.broadcast_to(a, old).reshape(new) for a in (self.scale, self.shift)))
 
     def channels(self, tensor: Tensor, axis: int) -> tuple[Values, Values] | None:
         """Scale and shift (C,) along one axis of the tensor (batch included); None when they vary along another one."""
@@ -38,17 +47,25 @@ class Affine:
         others = [i - 1 for i in range(1, len(tensor.shape)) if i != axis % len(tensor.shape)]
         if length is None or any(a.shape[i] != 1 for a in (self.scale, self.shift) for i in others):
             return None
-        return np.broadcast_to(self.scale.ravel(), (length,)), np.broadcast_to(self.shift.ravel(), (length,))
+        return np.broadcast_to(self.scale.ravel(), (length,)), np.broadcast_to(
+            self.shift.ravel(), (length,)
+        )
 
 
 def at_inference(op: Op) -> bool:
     """Whether the layer runs in inference mode at inference: not so where it was called with ``training=True``."""
-    return op.call is None or not (op.call[1].get("training") or True in [arg for arg in op.call[0] if isinstance(arg, bool)])
+    return op.call is None or not (
+        op.call[1].get("training") or True in [arg for arg in op.call[0] if isinstance(arg, bool)]
+    )
 
 
 def affine(op: Op, source: Tensor) -> Affine | None:
     """What a BatchNormalization (at inference), Normalization or Rescaling op computes of a float input; None for every other op."""
-    reader = {"BatchNormalization": _batchnorm, "Normalization": _normalization, "Rescaling": _rescaling}.get(op.kind)
+    reader = {
+        "BatchNormalization": _batchnorm,
+        "Normalization": _normalization,
+        "Rescaling": _rescaling,
+    }.get(op.kind)
     if reader is None or source.dtype != "float32" or not at_inference(op):
         return None
     return reader(op, source)
@@ -59,7 +76,9 @@ def _batchnorm(op: Op, source: Tensor) -> Affine | None:
     axis = op["axis"]
     axis = axis if isinstance(axis, int) else axis[0]
     weights = {name: np.asarray(w, np.float64) for name, w in op.weights.items()}
-    scale = weights.get("gamma", np.float64(1)) / np.sqrt(weights["moving_variance"] + op["epsilon"])
+    scale = weights.get("gamma", np.float64(1)) / np.sqrt(
+        weights["moving_variance"] + op["epsilon"]
+    )
     shift = weights.get("beta", np.float64(0)) - weights["moving_mean"] * scale
     shape = [1] * (len(source.shape) - 1)
     shape[axis % len(source.shape) - 1] = scale.size
@@ -82,7 +101,10 @@ def _normalization(op: Op, source: Tensor) -> Affine | None:
             shape[at] = length
         return values.reshape(shape[1:])
 
-    mean, variance = (_array(op.attrs.get(k) if op.attrs.get(k) is not None else op.weights[k]) for k in ("mean", "variance"))
+    mean, variance = (
+        _array(op.attrs.get(k) if op.attrs.get(k) is not None else op.weights[k])
+        for k in ("mean", "variance")
+    )
     mean, spread = expand(mean), np.maximum(np.sqrt(expand(variance)), keras().config.epsilon())
     return Affine(spread, mean) if op.attrs.get("invert") else Affine(1 / spread, -mean / spread)
 
@@ -92,31 +114,45 @@ def _rescaling(op: Op, source: Tensor) -> Affine | None:
 
     rank = len(source.shape) - 1
     given = [_array(op.attrs["scale"]), _array(op.attrs.get("offset", 0.0))]
-    if any(a.ndim > rank for a in given) or (given[0].ndim and keras().config.image_data_format() == "channels_first"):
+    if any(a.ndim > rank for a in given) or (
+        given[0].ndim and keras().config.image_data_format() == "channels_first"
+    ):
         return None
     scale, shift = (a.reshape((1,) * (rank - a.ndim) + a.shape) for a in given)
-    fits = all(n in (1, length) for a in (scale, shift) for n, length in zip(a.shape, source.shape[1:], strict=True))
+    fits = all(
+        n in (1, length)
+        for a in (scale, shift)
+        for n, length in zip(a.shape, source.shape[1:], strict=True)
+    )
     return Affine(scale, shift) if fits else None
 
 
 def _array(value: Any) -> Values:
     from lrfc.ir.backend import keras
 
-    return np.asarray(keras().saving.deserialize_keras_object(value) if isinstance(value, Mapping) else value, np.float64)
+    return np.asarray(
+        keras().saving.deserialize_keras_object(value) if isinstance(value, Mapping) else value,
+        np.float64,
+    )
 
 
-# -- into a linear layer -------------------------------------------------------------------------------------------------------------
+# -- into a linear layer ---------------------------------------------------------------------------
 
 
 def channel_axis(op: Op, tensor: Tensor) -> int:
     """The channel axis of what a linear layer reads and gives."""
-    return 1 if op.info.is_convolution and op["data_format"] == "channels_first" else len(tensor.shape) - 1
+    return (
+        1
+        if op.info.is_convolution and op["data_format"] == "channels_first"
+        else len(tensor.shape) - 1
+    )
 
 
 def take_in_before(op: Op, source: Tensor, given: Affine) -> Op | None:
     """The linear layer that computes ``op(given(x))``, exactly; None when there is none.
 
-    W ∗ (s·x + t) = (W·s) ∗ x + Σ W·t. The sum is a bias only where the layer pads no zeros, unless t is 0.
+    W ∗ (s·x + t) = (W·s) ∗ x + Σ W·t. The sum is a bias only where the layer pads no zeros, unless
+    t is 0.
     """
     found = given.channels(source, channel_axis(op, source)) if _plain(op) else None
     if found is None or (found[1].any() and (op.info.is_transposed or _pads(op, source))):
@@ -130,7 +166,10 @@ def take_in_before(op: Op, source: Tensor, given: Affine) -> Op | None:
         # (*K, I/groups, O); a group's inputs stand side by side, as its outputs do
         kernel = weights["kernel"]
         groups = 1 if kind.family == "dense" else int(op["groups"])
-        by_output = [np.repeat(a.reshape(groups, -1).T, kernel.shape[-1] // groups, axis=1) for a in (scale, shift)]
+        by_output = [
+            np.repeat(a.reshape(groups, -1).T, kernel.shape[-1] // groups, axis=1)
+            for a in (scale, shift)
+        ]
         added = (kernel * by_output[1]).reshape(-1, kernel.shape[-1]).sum(0)
         return _with(op, weights | {"kernel": kernel * by_output[0]}, added)
     name = "depthwise_kernel" if kind.is_separable else "kernel"  # (*K, I, multiplier)
@@ -143,8 +182,15 @@ def take_in_before(op: Op, source: Tensor, given: Affine) -> Op | None:
 
 
 def take_in_after(op: Op, tensor: Tensor, given: Affine) -> Op | None:
-    """The linear layer that computes ``given(op(x))``, exactly; None when there is none. ``tensor`` is what the layer gives."""
-    found = given.channels(tensor, channel_axis(op, tensor)) if _plain(op) and op["activation"] in (None, "linear") else None
+    """The linear layer that computes ``given(op(x))``, exactly; None when there is none.
+
+    ``tensor`` is what the layer gives.
+    """
+    found = (
+        given.channels(tensor, channel_axis(op, tensor))
+        if _plain(op) and op["activation"] in (None, "linear")
+        else None
+    )
     if found is None:
         return None
     scale, shift = found
@@ -163,7 +209,12 @@ def take_in_after(op: Op, tensor: Tensor, given: Affine) -> Op | None:
 
 def _plain(op: Op) -> bool:
     """Whether the op is a linear layer with a kernel and at most a bias (an adapter beside the kernel is not)."""
-    return op.info.is_linear and not set(op.weights) - {"kernel", "depthwise_kernel", "pointwise_kernel", "bias"}
+    return op.info.is_linear and not set(op.weights) - {
+        "kernel",
+        "depthwise_kernel",
+        "pointwise_kernel",
+        "bias",
+    }
 
 
 def _pads(op: Op, source: Tensor) -> bool:
@@ -171,11 +222,17 @@ def _pads(op: Op, source: Tensor) -> bool:
     if op.info.family == "dense" or op["padding"] == "valid":
         return False
     rank = len(source.shape) - 2
-    kernel, strides, dilation = (ops.spatial(op[key], rank) for key in ("kernel_size", "strides", "dilation_rate"))
+    kernel, strides, dilation = (
+        ops.spatial(op[key], rank) for key in ("kernel_size", "strides", "dilation_rate")
+    )
     lengths = source.shape[2:] if channel_axis(op, source) == 1 else source.shape[1:-1]
     for k, stride, step, length in zip(kernel, strides, dilation, lengths, strict=True):
         reach = step * (k - 1) + 1
-        if k > 1 and (op["padding"] == "causal" or length is None or (-(-length // stride) - 1) * stride + reach > length):
+        if k > 1 and (
+            op["padding"] == "causal"
+            or length is None
+            or (-(-length // stride) - 1) * stride + reach > length
+        ):
             return True
     return False
 
@@ -186,4 +243,7 @@ def _with(op: Op, weights: Mapping[str, Array], added: Values | None = None) -> 
     if added is not None and added.any():
         bias = added if bias is None else bias + added
     kept = {name: w.astype(np.float32) for name, w in weights.items() if name != "bias"}
-    return replace(op.with_attrs(use_bias=bias is not None), weights=kept if bias is None else {**kept, "bias": bias.astype(np.float32)})
+    return replace(
+        op.with_attrs(use_bias=bias is not None),
+        weights=kept if bias is None else {**kept, "bias": bias.astype(np.float32)},
+    )

@@ -20,13 +20,17 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 def keras() -> Any:
     """The keras module, running on TensorFlow. DependencyError when it runs on anything else.
 
-    TensorFlow's graph remapper is switched off for the process: it computes maximum(x, 2x) as a leaky ReLU, and with oneDNN it crashes on a 1×1
-    convolution with bias, residual addition and ReLU (TensorFlow 2.21).
+    TensorFlow's graph remapper is switched off for the process: it computes maximum(x, 2x) as a
+    leaky ReLU, and with oneDNN it crashes on a 1×1 convolution with bias, residual addition and
+    ReLU (TensorFlow 2.21).
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     processor.decide()
-    other = "Keras runs on '{}' here, lrfc needs TensorFlow: unset KERAS_BACKEND or set it to tensorflow"
+    other = (
+        "Keras runs on '{}' here, lrfc needs TensorFlow: unset KERAS_BACKEND or set it to"
+        " tensorflow"
+    )
     with quiet():
         try:
             import keras as module
@@ -71,7 +75,15 @@ def reason(error: BaseException) -> str:
     told = [
         line
         for line in lines
-        if line and not line.startswith(("Exception encountered", "Error when deserializing", "Could not automatically infer", "Arguments received"))
+        if line
+        and not line.startswith(
+            (
+                "Exception encountered",
+                "Error when deserializing",
+                "Could not automatically infer",
+                "Arguments received",
+            )
+        )
     ]
     line = (told or lines or [""])[0] or type(error).__name__
     return line if len(line) <= 300 else f"{line[:297]}..."

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: A batch for a model with one or more inputs: one array per model input, in the model's order, samples along axis 0.
+#: A batch for a model with one or more inputs: one array per model input, in the model's order,
+#: samples along axis 0.
 Batch = tuple[NDArray[Any], ...]
 
 

@@ -17,18 +17,27 @@ _FIRST, _LAST = "channels_first", "channels_last"
 _WINDOWED = frozenset(
     [f"Conv{n}D{suffix}" for n in (1, 2, 3) for suffix in ("", "Transpose")]
     + [f"{kind}Conv{n}D" for n in (1, 2) for kind in ("Depthwise", "Separable")]
-    + [f"{g}{m}Pooling{n}D" for n in (1, 2, 3) for m in ("Max", "Average") for g in ("", "Global", "Adaptive")]
+    + [
+        f"{g}{m}Pooling{n}D"
+        for n in (1, 2, 3)
+        for m in ("Max", "Average")
+        for g in ("", "Global", "Adaptive")
+    ]
 )
 _RECURRENT = frozenset(f"ConvLSTM{n}D" for n in (1, 2, 3))
 #: Layers for which the layout is an attribute and nothing else.
 _FORMATTED = _WINDOWED | frozenset(
-    "Flatten ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping2D Cropping3D UpSampling2D UpSampling3D SpatialDropout2D SpatialDropout3D"
-    " Resizing CenterCrop".split()
+    "Flatten ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping2D Cropping3D UpSampling2D"
+    " UpSampling3D SpatialDropout2D SpatialDropout3D Resizing CenterCrop".split()
 )
-_VALUES = frozenset("ReLU LeakyReLU ELU Identity Dropout GaussianNoise GaussianDropout AlphaDropout ActivityRegularization".split())
+_VALUES = frozenset(
+    "ReLU LeakyReLU ELU Identity Dropout GaussianNoise GaussianDropout AlphaDropout"
+    " ActivityRegularization".split()
+)
 _MERGED = frozenset("Add Subtract Multiply Average Maximum Minimum Concatenate".split())
 _ALONG_AXES = frozenset(
-    "BatchNormalization GroupNormalization LayerNormalization RMSNormalization UnitNormalization Normalization Softmax Concatenate".split()
+    "BatchNormalization GroupNormalization LayerNormalization RMSNormalization UnitNormalization"
+    " Normalization Softmax Concatenate".split()
 )
 #: Those without a weight for each position, whose axes may be several.
 _UNWEIGHTED = frozenset(("UnitNormalization", "Softmax"))
@@ -36,8 +45,9 @@ _UNWEIGHTED = frozenset(("UnitNormalization", "Softmax"))
 _FUNCTIONS = frozenset(
     "ops." + name
     for name in (
-        "Add Subtract Multiply Divide TrueDivide Maximum Minimum Power Negative Absolute Abs Square Sqrt Rsqrt Exp Log Relu Relu6 Sigmoid Silu"
-        " Tanh Elu Gelu HardSigmoid HardSilu LeakyRelu Softplus Softsign Selu Celu Clip"
+        "Add Subtract Multiply Divide TrueDivide Maximum Minimum Power Negative Absolute Abs Square"
+        " Sqrt Rsqrt Exp Log Relu Relu6 Sigmoid Silu Tanh Elu Gelu HardSigmoid HardSilu LeakyRelu"
+        " Softplus Softsign Selu Celu Clip"
     ).split()
 )
 
@@ -45,9 +55,11 @@ _FUNCTIONS = frozenset(
 def channels_last(graph: Graph) -> Graph:
     """The graph with every layer that has its channels first computing with channels last; inputs and outputs keep their layout.
 
-    Transposes stand at the borders, and where an op depends on the order of the axes (Reshape, a Dense on a map, a Flatten that says channels last).
-    Between neighbours they cancel. What computes value by value or along named axes moves with its neighbours. Exact: kernels are the same in both
-    layouts, and of all weights only those of a PReLU, one for each position, follow the order of the axes.
+    Transposes stand at the borders, and where an op depends on the order of the axes (Reshape, a
+    Dense on a map, a Flatten that says channels last). Between neighbours they cancel. What
+    computes value by value or along named axes moves with its neighbours. Exact: kernels are the
+    same in both layouts, and of all weights only those of a PReLU, one for each position, follow
+    the order of the axes.
     """
     if not any(_channels_first(op) for op in graph):
         return graph
@@ -56,15 +68,25 @@ def channels_last(graph: Graph) -> Graph:
 
 def stuck(graph: Graph) -> tuple[str, ...]:
     """The ops that hold a convolution or pooling with channels first all the same: in a wrapper, or with weights in their activation."""
-    return tuple(op.name for op in graph if _holds_first({"class_name": op.kind, "config": dict(op.attrs)}))
+    return tuple(
+        op.name for op in graph if _holds_first({"class_name": op.kind, "config": dict(op.attrs)})
+    )
 
 
 def _holds_first(value: Any) -> bool:
     if isinstance(value, Mapping):
         config = value.get("config")
-        own = value.get("class_name") in _WINDOWED | _RECURRENT and isinstance(config, Mapping) and config.get("data_format") == _FIRST
+        own = (
+            value.get("class_name") in _WINDOWED | _RECURRENT
+            and isinstance(config, Mapping)
+            and config.get("data_format") == _FIRST
+        )
         return own or any(_holds_first(each) for each in value.values())
-    return isinstance(value, Sequence) and not isinstance(value, str) and any(_holds_first(each) for each in value)
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and any(_holds_first(each) for each in value)
+    )
 
 
 class _Mover:
@@ -98,7 +120,11 @@ class _Mover:
             for output in range(len(self._old.tensors(op.name))):
                 ref = Ref(op.name, output)
                 readers = self._old.consumers(ref)
-                if readers and ref not in self._old.outputs and all(reader in takes for reader, _ in readers):
+                if (
+                    readers
+                    and ref not in self._old.outputs
+                    and all(reader in takes for reader, _ in readers)
+                ):
                     wanted.add(ref)
             if op.name in self._twins and (_channels_first(op) or Ref(op.name) in wanted):
                 takes.add(op.name)
@@ -108,20 +134,30 @@ class _Mover:
         operands, rank = self._old.operands(op.name), len(self._old.tensors(op.name)[0].shape)
         if op.kind == "Permute" and self._cancels(op, operands[0], rank):
             return
-        if op.kind in _RECURRENT and _channels_first(op) and len(operands) == len(self._old.tensors(op.name)) == 1:
+        if (
+            op.kind in _RECURRENT
+            and _channels_first(op)
+            and len(operands) == len(self._old.tensors(op.name)) == 1
+        ):
             self._place_recurrent(op, operands[0])
             return
         twin = self._twins.get(op.name)
         if twin is None or not self._moves(op, operands):
             self._new.add(op, [self._in_own(ref) for ref in operands])
-            self._own.update({Ref(op.name, i): Ref(op.name, i) for i in range(len(self._old.tensors(op.name)))})
+            self._own.update(
+                {Ref(op.name, i): Ref(op.name, i) for i in range(len(self._old.tensors(op.name)))}
+            )
             return
         activation = None
-        if twin.kind in _WINDOWED and not _by_value(twin.attrs.get("activation")):  # softmax is along the last axis, whichever that is
+        if twin.kind in _WINDOWED and not _by_value(
+            twin.attrs.get("activation")
+        ):  # softmax is along the last axis, whichever that is
             activation = Op(
-                _free(self._new, self._old, f"{op.name}__activation"), "Activation", {"activation": twin["activation"]},
+                _free(self._new, self._old, f"{op.name}__activation"),
+                "Activation",
+                {"activation": twin["activation"]},
                 shared=op.shared and f"{op.shared}__activation",
-            )  # fmt: skip
+            )
             twin = twin.with_attrs(activation="linear")
         made = self._new.add(twin, [self._in_last(ref) for ref in operands])
         given = self._old.tensor(Ref(op.name))
@@ -131,7 +167,9 @@ class _Mover:
                 [self._transposed(made, f"{op.name}__channels_first", _dims(rank, first=True))],
             )
             self._own[Ref(op.name)] = made
-        elif rank < len(self._old.tensor(operands[0]).shape) or rank < 3:  # a Flatten or global pooling leaves no layout
+        elif (
+            rank < len(self._old.tensor(operands[0]).shape) or rank < 3
+        ):  # a Flatten or global pooling leaves no layout
             self._own[Ref(op.name)] = made
         else:
             assert self._new.tensor(made) == Tensor(_last_shape(given.shape), given.dtype)
@@ -139,7 +177,11 @@ class _Mover:
 
     def _moves(self, op: Op, operands: Sequence[Ref]) -> bool:
         """Whether the op is to compute with channels last; all calls of a shared layer do, or none."""
-        here = _channels_first(op) or Ref(op.name) in self._wanted or any(ref not in self._own for ref in operands)
+        here = (
+            _channels_first(op)
+            or Ref(op.name) in self._wanted
+            or any(ref not in self._own for ref in operands)
+        )
         return here if op.shared is None else self._decided.setdefault(op.shared, here)
 
     def _cancels(self, op: Op, source: Ref, rank: int) -> bool:
@@ -156,17 +198,23 @@ class _Mover:
     def _place_recurrent(self, op: Op, source: Ref) -> None:
         """A convolutional LSTM reads (N, T, C, ...) and gives that or (N, C, ...)."""
         rank = len(self._old.tensor(source).shape)
-        here = self._transposed(self._in_own(source), f"{op.name}__channels_last", (1, *range(3, rank), 2))
+        here = self._transposed(
+            self._in_own(source), f"{op.name}__channels_last", (1, *range(3, rank), 2)
+        )
         made = self._new.add(op.with_attrs(data_format=_LAST), [here])
         if len(self._new.tensor(made).shape) < rank:
             self._last[Ref(op.name)] = made
         else:
-            self._own[Ref(op.name)] = self._transposed(made, f"{op.name}__channels_first", (1, rank - 1, *range(2, rank - 1)))
+            self._own[Ref(op.name)] = self._transposed(
+                made, f"{op.name}__channels_first", (1, rank - 1, *range(2, rank - 1))
+            )
 
     def _in_own(self, ref: Ref) -> Ref:
         if ref not in self._own:
             rank = len(self._old.tensor(ref).shape)
-            self._own[ref] = self._transposed(self._last[ref], f"{_plain(ref)}__channels_first", _dims(rank, first=True))
+            self._own[ref] = self._transposed(
+                self._last[ref], f"{_plain(ref)}__channels_first", _dims(rank, first=True)
+            )
         return self._own[ref]
 
     def _in_last(self, ref: Ref) -> Ref:
@@ -174,7 +222,9 @@ class _Mover:
             rank = len(self._old.tensor(ref).shape)
             if rank < 3:
                 return self._in_own(ref)
-            self._last[ref] = self._transposed(self._own[ref], f"{_plain(ref)}__channels_last", _dims(rank, first=False))
+            self._last[ref] = self._transposed(
+                self._own[ref], f"{_plain(ref)}__channels_last", _dims(rank, first=False)
+            )
         return self._last[ref]
 
     def _transposed(self, ref: Ref, name: str, dims: tuple[int, ...]) -> Ref:
@@ -195,7 +245,11 @@ def _channels_first(op: Op) -> bool:
 
     Keras' own layers only: a custom one computes what it likes.
     """
-    return op.origin is None and op.kind in _FORMATTED | _RECURRENT and op.attrs.get("data_format") == _FIRST
+    return (
+        op.origin is None
+        and op.kind in _FORMATTED | _RECURRENT
+        and op.attrs.get("data_format") == _FIRST
+    )
 
 
 def _dims(rank: int, *, first: bool) -> tuple[int, ...]:
@@ -238,7 +292,11 @@ def _twins(graph: Graph) -> dict[str, Op]:
 def _twin(graph: Graph, op: Op) -> Op | None:
     """The op that computes the same of tensors with channels last; None where there is none."""
     calls = graph.calls(op)
-    tensors = [tensor for call in calls for tensor in (*graph.input_tensors(call.name), *graph.tensors(call.name))]
+    tensors = [
+        tensor
+        for call in calls
+        for tensor in (*graph.input_tensors(call.name), *graph.tensors(call.name))
+    ]
     operands = len(graph.operands(op.name))
     if operands == 0 or len(graph.tensors(op.name)) != 1:
         return None
@@ -247,19 +305,29 @@ def _twin(graph: Graph, op: Op) -> Op | None:
     if op.origin is not None or (operands > 1 and (op.kind not in _MERGED or op.call is not None)):
         return None
     if op.kind in _FORMATTED:
-        held = {name for name in op.weights if "/" in name}  # an activation with weights of its own, one for each position
-        return op.with_attrs(data_format=_LAST) if op.attrs.get("data_format") == _FIRST and not held else None
+        held = {
+            name for name in op.weights if "/" in name
+        }  # an activation with weights of its own, one for each position
+        return (
+            op.with_attrs(data_format=_LAST)
+            if op.attrs.get("data_format") == _FIRST and not held
+            else None
+        )
     if _ranks(tensors) > 1 or len(tensors[0].shape) < 3:
         return None
     rank = len(tensors[0].shape)
     if op.kind == "PReLU":
         axes = op.attrs.get("shared_axes")
         alpha = np.ascontiguousarray(np.moveaxis(op.weights["alpha"], 0, -1))
-        return replace(op, weights={"alpha": alpha}).with_attrs(shared_axes=axes and tuple(_axis(axis, rank) % rank for axis in axes))
+        return replace(op, weights={"alpha": alpha}).with_attrs(
+            shared_axes=axes and tuple(_axis(axis, rank) % rank for axis in axes)
+        )
     if op.kind in _ALONG_AXES:
         return _along(op, rank)
     plain = op.kind in _VALUES and op.attrs.get("noise_shape") is None
-    scaled = op.kind == "Rescaling" and all(isinstance(op.attrs.get(name, 0.0), int | float) for name in ("scale", "offset"))
+    scaled = op.kind == "Rescaling" and all(
+        isinstance(op.attrs.get(name, 0.0), int | float) for name in ("scale", "offset")
+    )
     activated = op.kind == "Activation" and _by_value(op.attrs.get("activation"))
     return op if plain or scaled or activated or op.kind in _MERGED else None
 

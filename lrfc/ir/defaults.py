@@ -9,13 +9,25 @@ from lrfc.ir.kinds import names
 
 _POOLING = {"pool_size": 2, "strides": None, "padding": "valid", "data_format": "channels_last"}
 _GLOBAL_POOLING = {"data_format": "channels_last", "keepdims": False}
-#: Attributes that a kind has when its config does not say otherwise (Keras' own defaults), in the order in which they are printed.
+#: Attributes that a kind has when its config does not say otherwise (Keras' own defaults), in the
+#: order in which they are printed.
 _CONV: dict[str, Any] = {
-    "filters": None, "kernel_size": None, "strides": 1, "padding": "valid", "data_format": "channels_last", "dilation_rate": 1, "groups": 1,
-    "activation": None, "use_bias": True,
-}  # fmt: skip
-_TRANSPOSED = {key: value for key, value in _CONV.items() if key != "groups"} | {"output_padding": None}
-_DEPTHWISE = {"depth_multiplier": 1} | {key: value for key, value in _CONV.items() if key not in ("filters", "groups")}
+    "filters": None,
+    "kernel_size": None,
+    "strides": 1,
+    "padding": "valid",
+    "data_format": "channels_last",
+    "dilation_rate": 1,
+    "groups": 1,
+    "activation": None,
+    "use_bias": True,
+}
+_TRANSPOSED = {key: value for key, value in _CONV.items() if key != "groups"} | {
+    "output_padding": None
+}
+_DEPTHWISE = {"depth_multiplier": 1} | {
+    key: value for key, value in _CONV.items() if key not in ("filters", "groups")
+}
 _SEPARABLE = {"filters": None} | _DEPTHWISE
 DEFAULTS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(names("conv"), _CONV),

@@ -30,7 +30,9 @@ def _dilated(op: Op) -> bool:
     if op.origin is not None or not op.kind.startswith("Conv") or not op.kind.endswith("Transpose"):
         return False
     dilation = op["dilation_rate"]
-    return bool(np.max(dilation) > 1 and np.max(op["strides"]) == 1 and op["data_format"] == "channels_last")
+    return bool(
+        np.max(dilation) > 1 and np.max(op["strides"]) == 1 and op["data_format"] == "channels_last"
+    )
 
 
 def _plain(graph: Graph, op: Op) -> list[Op]:
@@ -45,16 +47,22 @@ def _plain(graph: Graph, op: Op) -> list[Op]:
     reach = [step * (length - 1) + 1 for step, length in zip(at.dilation, at.kernel, strict=True)]
     before = [0 if at.padding == "valid" else (each - 1) // 2 for each in reach]
     front = [each - 1 - zeros for each, zeros in zip(reach, before, strict=True)]
-    given = [None if n is None else n + each - 1 for n, each in zip(at.in_shape, reach, strict=True)]
+    given = [
+        None if n is None else n + each - 1 for n, each in zip(at.in_shape, reach, strict=True)
+    ]
     if at.padding == "same":
         given = list(at.in_shape)
-    if list(at.out_shape) != given:  # an output_padding that no gradient of a convolution has: TensorFlow refuses it, and says so
+    if (
+        list(at.out_shape) != given
+    ):  # an output_padding that no gradient of a convolution has: TensorFlow refuses it, and says so
         return [op]
     # A transposed kernel is (*K, O, I), a plain one (*K, I, O).
     spatial = tuple(range(at.rank))
     kernel = np.ascontiguousarray(np.swapaxes(np.flip(op.weights["kernel"], spatial), -1, -2))
     taken = {name: value for name, value in op.attrs.items() if name != "output_padding"}
-    twin = next((call for call in graph.calls(op) if call.kind == f"Conv{at.rank}D"), None)  # an earlier call of the same layer
+    twin = next(
+        (call for call in graph.calls(op) if call.kind == f"Conv{at.rank}D"), None
+    )  # an earlier call of the same layer
     weights = twin.weights if twin is not None else {**op.weights, "kernel": kernel}
     symmetric = at.padding == "same" and front == before
     conv = replace(

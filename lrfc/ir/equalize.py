@@ -17,18 +17,26 @@ Values = NDArray[np.float64]
 
 #: Activations, by name, that give scaled values for values scaled by a positive factor.
 _POSITIVE_ACTIVATIONS = frozenset(("relu", "leaky_relu"))
-#: How far the scaling goes from equal ranges of the activations (0) to equal ranges of the weights that read them (1).
+#: How far the scaling goes from equal ranges of the activations (0) to equal ranges of the weights
+#: that read them (1).
 _SHARES = np.linspace(0, 1, 9)
 #: The least range of a channel that is looked at, as a share of the greatest.
 _LEAST = 0.05
 
 
-def balance(graph: Graph, found: Sequence[Pair], ranges: dict[Ref, Ranges], bits: int, sweeps: int = 2) -> dict[str, float]:
-    """Balance pairs of layers in place; ``ranges``, of what each second layer reads, follow. The noise that is left, as a share, by the first layers changed."""
+def balance(
+    graph: Graph, found: Sequence[Pair], ranges: dict[Ref, Ranges], bits: int, sweeps: int = 2
+) -> dict[str, float]:
+    """Balance pairs of layers in place; ``ranges``, of what each second layer reads, follow.
+
+    The noise that is left, as a share, by the first layers changed.
+    """
     changed: dict[str, float] = {}
     for _ in range(sweeps):
         for pair in found:
-            scales, gain = _best(grouped(graph.op(pair.second)), ranges[pair.tensor], 2**bits - 1, signs=pair.linear)
+            scales, gain = _best(
+                grouped(graph.op(pair.second)), ranges[pair.tensor], 2**bits - 1, signs=pair.linear
+            )
             if gain >= 1 or not pair.scale(graph, scales):
                 continue
             ranges[pair.tensor] = ranges[pair.tensor].scaled(scales)
@@ -38,7 +46,10 @@ def balance(graph: Graph, found: Sequence[Pair], ranges: dict[Ref, Ranges], bits
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers, and what the second reads. ``linear``: there is nothing nonlinear between them."""
+    """Two layers, and what the second reads.
+
+    ``linear``: there is nothing nonlinear between them.
+    """
 
     first: str
     second: str
@@ -50,11 +61,17 @@ class Pair:
         """Multiply the channels between the two by ``scales``, which the second takes out again; whether that was possible."""
         first, second = graph.op(self.first), graph.op(self.second)
         given, read = graph.tensors(self.first)[0], graph.tensor(self.tensor)
-        multiplied = take_in_after(first.with_attrs(activation=None), given, _along(scales, len(given.shape), channel_axis(first, given)))
+        multiplied = take_in_after(
+            first.with_attrs(activation=None),
+            given,
+            _along(scales, len(given.shape), channel_axis(first, given)),
+        )
         divided = take_in_before(second, read, _along(1 / scales, len(read.shape), self.axis))
         if multiplied is None or divided is None:
             return False
-        graph.replace(replace(multiplied, attrs={**multiplied.attrs, "activation": first["activation"]}))
+        graph.replace(
+            replace(multiplied, attrs={**multiplied.attrs, "activation": first["activation"]})
+        )
         graph.replace(divided)
         return True
 
@@ -71,7 +88,11 @@ class Ranges:
     def of(cls, values: NDArray[np.float32], axis: int) -> Ranges:
         """What some values show, with their channels along that axis."""
         rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
-        return cls(rows.min(0).astype(np.float64), rows.max(0).astype(np.float64), np.square(rows).mean(0, dtype=np.float64))
+        return cls(
+            rows.min(0).astype(np.float64),
+            rows.max(0).astype(np.float64),
+            np.square(rows).mean(0, dtype=np.float64),
+        )
 
     def scaled(self, scales: Values) -> Ranges:
         """Those of the channels multiplied by the scales."""
@@ -87,11 +108,19 @@ class Ranges:
 def pairs(graph: Graph) -> Iterator[Pair]:
     """The layers that can be balanced, each with the one that reads it."""
     for first in graph:
-        if not _plain(graph, first) or first["activation"] not in (None, "linear", *_POSITIVE_ACTIVATIONS):
+        if not _plain(graph, first) or first["activation"] not in (
+            None,
+            "linear",
+            *_POSITIVE_ACTIVATIONS,
+        ):
             continue
         linear = first["activation"] in (None, "linear")
         last, op = first, graph.only_consumer(first.name)
-        while op is not None and len(graph.operands(op.name)) == 1 and (how := _passes(op)) is not None:
+        while (
+            op is not None
+            and len(graph.operands(op.name)) == 1
+            and (how := _passes(op)) is not None
+        ):
             linear &= how
             last, op = op, graph.only_consumer(op.name)
         if op is None or not _plain(graph, op) or len(graph.operands(op.name)) != 1:
@@ -99,7 +128,9 @@ def pairs(graph: Graph) -> Iterator[Pair]:
         tensor = graph.tensor(Ref(last.name))
         axis = channel_axis(op, tensor)
         given = graph.tensors(first.name)[0]
-        same = channel_axis(first, given) == axis or len(given.shape) != len(tensor.shape)  # not so where one has its channels first
+        same = channel_axis(first, given) == axis or len(given.shape) != len(
+            tensor.shape
+        )  # not so where one has its channels first
         if same and given.shape[channel_axis(first, given)] == tensor.shape[axis]:
             yield Pair(first.name, op.name, Ref(last.name), axis, linear)
 
@@ -126,12 +157,16 @@ def _along(values: Values, rank: int, axis: int) -> Affine:
 
 
 def _best(weights: Values, ranges: Ranges, steps: int, *, signs: bool) -> tuple[Values, float]:
-    """The scales with the least noise, and the noise with them as a share of that without. ``weights``: (G, S, K, T) of the second layer."""
+    """The scales with the least noise, and the noise with them as a share of that without.
+
+    ``weights``: (G, S, K, T) of the second layer.
+    """
     reach = np.maximum(np.abs(ranges.low), np.abs(ranges.high))
     read = np.abs(weights).max(axis=(2, 3)).ravel()
     if not reach.max(initial=0) or not read.max(initial=0):
         return np.ones_like(reach), 1.0
-    # A channel that calibration hardly sees may be seen by others: it is not blown up to the range of all.
+    # A channel that calibration hardly sees may be seen by others: it is not blown up to the range
+    # of all.
     reach, read = (np.maximum(each, _LEAST * each.max()) for each in (reach, read))
     sign = np.where(signs & (-ranges.low > ranges.high), -1.0, 1.0)
     choices = [sign]
@@ -150,4 +185,7 @@ def _noise(weights: Values, ranges: Ranges, steps: int, scales: Values) -> float
     seen = ranges.scaled(scales)
     square = seen.square.reshape(weights.shape[:2]).sum(1)  # (G,)
     of_weights = (np.abs(scaled).max(axis=(1, 2)) / STEPS) ** 2  # (G, T)
-    return float(np.square(scaled).sum() * (seen.width / steps) ** 2 + weights.shape[2] * (of_weights.sum(1) * square).sum())
+    return float(
+        np.square(scaled).sum() * (seen.width / steps) ** 2
+        + weights.shape[2] * (of_weights.sum(1) * square).sum()
+    )

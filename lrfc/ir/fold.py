@@ -48,7 +48,8 @@ def fold_batchnorm(graph: Graph) -> Graph:
         conv = Conv2D(x) filters=8 kernel_size=3 -> (?, 6, 6, 8)
         relu = ReLU(conv) -> (?, 6, 6, 8)
 
-    A shared layer takes in a BatchNorm when each of its calls is followed by one of the same effect. A BatchNorm behind anything else stays.
+    A shared layer takes in a BatchNorm when each of its calls is followed by one of the same
+    effect. A BatchNorm behind anything else stays.
     """
     graph = graph.copy()
     for layer in graph.layers():

@@ -17,22 +17,25 @@ from lrfc.ir.op import Array, Op, Ref, Tensor, _readonly
 class Graph:
     """A directed acyclic multigraph of ops.
 
-    It wraps a private ``networkx.MultiDiGraph``: the edge key is the operand's port, so that ``Add(x, x)`` has two edges, and an edge carries
-    the producer's output index and its tensor. Iteration follows the execution order, which is part of the graph and is always topological.
+    It wraps a private ``networkx.MultiDiGraph``: the edge key is the operand's port, so that
+    ``Add(x, x)`` has two edges, and an edge carries the producer's output index and its tensor.
+    Iteration follows the execution order, which is part of the graph and is always topological.
     Passes work on a ``copy()``, which shares the read-only weights.
     """
 
     def __init__(self, name: str = "model") -> None:
         self.name = name
         self.outputs: tuple[Ref, ...] = ()
-        #: How Keras packs the model's inputs and outputs: structures of Slot; None is a list, or the tensor itself when there is one.
+        #: How Keras packs the model's inputs and outputs: structures of Slot; None is a list, or
+        #: the tensor itself when there is one.
         self.structure: tuple[Any, Any] = (None, None)
-        #: What the model was compiled with, as Keras writes it ("loss", "loss_weights", "metrics"); None when it was not.
+        #: What the model was compiled with, as Keras writes it ("loss", "loss_weights", "metrics");
+        #: None when it was not.
         self.compiled: Mapping[str, Any] | None = None
         self._nx: nx.MultiDiGraph[str] = nx.MultiDiGraph()
         self._order: list[str] = []
 
-    # -- reading ---------------------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Op]:
         return (self.op(name) for name in tuple(self._order))
@@ -63,7 +66,11 @@ class Graph:
     def consumers(self, ref: Ref) -> tuple[tuple[str, int], ...]:
         """(op, port) of each reader of that output, in execution order."""
         rank = {name: i for i, name in enumerate(self._order)}
-        readers = [(to, port) for _, to, port, output in self._nx.out_edges(ref.op, keys=True, data="output") if output == ref.output]
+        readers = [
+            (to, port)
+            for _, to, port, output in self._nx.out_edges(ref.op, keys=True, data="output")
+            if output == ref.output
+        ]
         return tuple(sorted(readers, key=lambda reader: (rank[reader[0]], reader[1])))
 
     def tensors(self, name: str) -> tuple[Tensor, ...]:
@@ -83,13 +90,21 @@ class Graph:
     def only_consumer(self, name: str) -> Op | None:
         """The op that alone reads the first output of this one; None when there are several readers or it is a model output."""
         readers = self.consumers(Ref(name))
-        if len(readers) != 1 or len(self.tensors(name)) != 1 or any(out.op == name for out in self.outputs):
+        if (
+            len(readers) != 1
+            or len(self.tensors(name)) != 1
+            or any(out.op == name for out in self.outputs)
+        ):
             return None
         return self.op(readers[0][0])
 
     def calls(self, op: Op) -> tuple[Op, ...]:
         """All calls of the layer behind this op (itself included)."""
-        return (op,) if op.shared is None else tuple(other for other in self if other.shared == op.shared)
+        return (
+            (op,)
+            if op.shared is None
+            else tuple(other for other in self if other.shared == op.shared)
+        )
 
     @property
     def params(self) -> int:
@@ -107,7 +122,7 @@ class Graph:
                 seen.add(op.shared)
         return tuple(first)
 
-    # -- editing ---------------------------------------------------------------------------------------------------------------
+    # -- editing -----------------------------------------------------------------------------------
 
     def copy(self) -> Graph:
         """An independent graph over the same ops."""
@@ -128,7 +143,9 @@ class Graph:
             raise GraphError(f"op '{op.name}' exists already in graph '{self.name}'")
         tensors = ops.infer(op, tuple(self.tensor(ref) for ref in operands))
         self._nx.add_node(op.name, op=op, tensors=tensors)
-        self._order.insert(len(self._order) if before is None else self._order.index(before), op.name)
+        self._order.insert(
+            len(self._order) if before is None else self._order.index(before), op.name
+        )
         for port, ref in enumerate(operands):
             self._connect(ref, op.name, port)
         return Ref(op.name)
@@ -148,10 +165,16 @@ class Graph:
         self.outputs = tuple(new if out == old else out for out in self.outputs)
 
     def splice(self, name: str, chain: Sequence[Op]) -> None:
-        """Put a chain of one-input, one-output ops in the place of such an op. An empty chain removes it."""
+        """Put a chain of one-input, one-output ops in the place of such an op.
+
+        An empty chain removes it.
+        """
         operands = self.operands(name)
         if len(operands) != 1 or len(self.tensors(name)) != 1:
-            raise GraphError(f"op '{name}' has {len(operands)} operands and {len(self.tensors(name))} outputs: only one of each can be spliced")
+            raise GraphError(
+                f"op '{name}' has {len(operands)} operands and {len(self.tensors(name))} outputs:"
+                " only one of each can be spliced"
+            )
         last = operands[0]
         taken = self._nx.nodes[name]
         stand_in = f"{name}\0"  # frees the name for the chain
@@ -159,7 +182,10 @@ class Graph:
         for op in chain:
             last = self.add(op, (last,), before=stand_in)
         if chain and self.tensor(last) != taken["tensors"][0]:
-            raise GraphError(f"the chain for '{name}' gives {self.tensor(last)} in place of {taken['tensors'][0]}")
+            raise GraphError(
+                f"the chain for '{name}' gives {self.tensor(last)} in place of"
+                f" {taken['tensors'][0]}"
+            )
         self.substitute(Ref(stand_in), last)
         self.remove(stand_in)
 
@@ -174,8 +200,12 @@ class Graph:
         twin = self.copy()
         for name, arrays in weights.items():
             old = self.op(name)
-            if {k: w.shape for k, w in old.weights.items()} != {k: w.shape for k, w in arrays.items()}:
-                raise GraphError(f"the new weights of op '{name}' do not have the shapes of the old ones")
+            if {k: w.shape for k, w in old.weights.items()} != {
+                k: w.shape for k, w in arrays.items()
+            }:
+                raise GraphError(
+                    f"the new weights of op '{name}' do not have the shapes of the old ones"
+                )
             arrays = {k: _readonly(np.asarray(arrays[k])) for k in old.weights}
             for call in self.calls(old):
                 twin._nx.nodes[call.name]["op"] = replace(call, weights=arrays)
@@ -197,7 +227,7 @@ class Graph:
         self._order[self._order.index(old)] = new
         self.outputs = tuple(Ref(new, out.output) if out.op == old else out for out in self.outputs)
 
-    # -- checking and printing -------------------------------------------------------------------------------------------------
+    # -- checking and printing ---------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise GraphError unless the graph is whole: ordered, ports complete, shapes true, shared weights shared, outputs there."""
@@ -213,16 +243,29 @@ class Graph:
             done.add(op.name)
             tensors = ops.infer(op, self.input_tensors(op.name))
             if tensors != self.tensors(op.name):
-                raise GraphError(f"op '{op.name}' gives {tensors[0]}, its readers expect {self.tensors(op.name)[0]}")
+                raise GraphError(
+                    f"op '{op.name}' gives {tensors[0]}, its readers expect"
+                    f" {self.tensors(op.name)[0]}"
+                )
             for _, to, port, edge in self._nx.out_edges(op.name, keys=True, data=True):
                 if edge["output"] >= len(tensors) or edge["tensor"] != tensors[edge["output"]]:
-                    raise GraphError(f"the edge from '{op.name}' to operand {port} of '{to}' says {edge['tensor']}, which the op does not give")
+                    raise GraphError(
+                        f"the edge from '{op.name}' to operand {port} of '{to}' says"
+                        f" {edge['tensor']}, which the op does not give"
+                    )
             if op.shared is not None:
                 first = shared.setdefault(op.shared, op)
-                if first.kind != op.kind or any(first.weights[k] is not op.weights.get(k) for k in first.weights):
-                    raise GraphError(f"ops '{first.name}' and '{op.name}' are calls of '{op.shared}' but hold different weights")
+                if first.kind != op.kind or any(
+                    first.weights[k] is not op.weights.get(k) for k in first.weights
+                ):
+                    raise GraphError(
+                        f"ops '{first.name}' and '{op.name}' are calls of '{op.shared}' but hold"
+                        " different weights"
+                    )
         if set(done) != set(self._nx):
-            raise GraphError(f"ops without a place in the execution order: {sorted(set(self._nx) - done)}")
+            raise GraphError(
+                f"ops without a place in the execution order: {sorted(set(self._nx) - done)}"
+            )
         if not self.outputs:
             raise GraphError(f"graph '{self.name}' has no outputs")
         for out in self.outputs:
@@ -235,7 +278,10 @@ class Graph:
             operands = ", ".join(str(ref) for ref in self.operands(op.name))
             shown = "".join(f" {key}={_short(op[key])}" for key in ops.shown(op))
             shared = f" shared={op.shared}" if op.shared is not None else ""
-            lines.append(f"  {op.name} = {op.kind}({operands}){shown}{shared} -> {', '.join(map(str, self.tensors(op.name)))}")
+            lines.append(
+                f"  {op.name} = {op.kind}({operands}){shown}{shared} ->"
+                f" {', '.join(map(str, self.tensors(op.name)))}"
+            )
         lines.append(f"  return {', '.join(map(str, self.outputs))}")
         return "\n".join(lines)
 

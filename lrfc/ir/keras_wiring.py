@@ -44,7 +44,9 @@ def _check(model: Mapping[str, Any]) -> None:
         config = layer.get("config")
         name, calls = layer.get("name"), layer.get("inbound_nodes")
         if not isinstance(name, str) or not isinstance(config, Mapping) or name in waiting:
-            raise ModelError(f"a layer of its model '{shown(model.get('name'), 80)}' has no name of its own")
+            raise ModelError(
+                f"a layer of its model '{shown(model.get('name'), 80)}' has no name of its own"
+            )
         if config.get("name", name) != name or not isinstance(calls, list):
             raise ModelError(f"its layer '{shown(name, 80)}' has two names, or no list of calls")
         if layer.get("class_name") == "InputLayer":
@@ -64,7 +66,9 @@ def _check(model: Mapping[str, Any]) -> None:
             raise ModelError(f"its layer '{shown(stuck, 80)}' waits for an output that never comes")
 
 
-def _is_made(operand: tuple[str, Any], starts: Mapping[str, int], made: Mapping[str, int], inputs: set[str]) -> bool:
+def _is_made(
+    operand: tuple[str, Any], starts: Mapping[str, int], made: Mapping[str, int], inputs: set[str]
+) -> bool:
     name, index = operand
     if name in inputs:
         return True
@@ -96,4 +100,7 @@ def _starts_with_input(layer: Mapping[str, Any]) -> bool:
     first = next(iter(config["layers"]), None)
     if not isinstance(first, Mapping) or not isinstance(first.get("config"), Mapping):
         return False
-    return first.get("class_name") == "InputLayer" or first["config"].get("batch_input_shape") is not None
+    return (
+        first.get("class_name") == "InputLayer"
+        or first["config"].get("batch_input_shape") is not None
+    )

@@ -21,7 +21,10 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Tensor:
-    """Shape and dtype of what one operation hands to another. The first axis is the batch and is usually None."""
+    """Shape and dtype of what one operation hands to another.
+
+    The first axis is the batch and is usually None.
+    """
 
     shape: Shape
     dtype: str = "float32"
@@ -69,11 +72,13 @@ def _readonly(array: Array) -> Array:
 class Op:
     """One operation: a Keras layer or keras.ops call, with its configuration and weights.
 
-    ``attrs`` is the Keras configuration without the name; a pass that makes an op gives only what differs from Keras' defaults.
-    ``weights`` are read-only arrays in Keras' order, by variable name (``kernel``, ``bias``, ``gamma``, ...).
-    Ops with equal ``shared`` are calls of one layer: they hold the very same weights.
-    ``call`` is (args, kwargs) with a ``Slot`` for each operand; None is the usual form: the operand, or the list of them when there are several.
-    ``origin`` is the Python class behind a kind that is not in ``keras.layers`` (keras.ops, custom layers); such ops pass through untouched.
+    ``attrs`` is the Keras configuration without the name; a pass that makes an op gives only what
+    differs from Keras' defaults. ``weights`` are read-only arrays in Keras' order, by variable name
+    (``kernel``, ``bias``, ``gamma``, ...). Ops with equal ``shared`` are calls of one layer: they
+    hold the very same weights. ``call`` is (args, kwargs) with a ``Slot`` for each operand; None is
+    the usual form: the operand, or the list of them when there are several. ``origin`` is the
+    Python class behind a kind that is not in ``keras.layers`` (keras.ops, custom layers); such ops
+    pass through untouched.
     """
 
     name: str
@@ -86,7 +91,11 @@ class Op:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
-        object.__setattr__(self, "weights", MappingProxyType({k: _readonly(np.asarray(w)) for k, w in self.weights.items()}))
+        object.__setattr__(
+            self,
+            "weights",
+            MappingProxyType({k: _readonly(np.asarray(w)) for k, w in self.weights.items()}),
+        )
 
     def __getitem__(self, attr: str) -> Any:
         """The attribute, or Keras' default for this kind when it is not set."""

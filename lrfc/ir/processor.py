@@ -32,11 +32,13 @@ _decided: str | None = None
 def decide(wanted: bool | None = None) -> None:
     """Set before TensorFlow is imported whether it computes with oneDNN; once, and what the user has set holds.
 
-    ``wanted``: as in a build that is repeated. Without it oneDNN is on, whatever the processor. TensorFlow's own default is on with AVX-512 VNNI and
-    off without, so that the same command gives other bits, and with channels first an error, on the next machine. On suits best: convolutions with
-    channels first run at all, ResNet-20 answers 1.4 times and trains 1.8 times as fast (1,024 images in 0.82 s against 1.20 s, ten steps of 64 in
-    3.0 s against 5.5 s, two cores with AVX-512), and its predictions were the same bit by bit with AVX-512 and with AVX2 alone, where without
-    oneDNN they were not (gradients differ either way).
+    ``wanted``: as in a build that is repeated. Without it oneDNN is on, whatever the processor.
+    TensorFlow's own default is on with AVX-512 VNNI and off without, so that the same command gives
+    other bits, and with channels first an error, on the next machine. On suits best: convolutions
+    with channels first run at all, ResNet-20 answers 1.4 times and trains 1.8 times as fast (1,024
+    images in 0.82 s against 1.20 s, ten steps of 64 in 3.0 s against 5.5 s, two cores with
+    AVX-512), and its predictions were the same bit by bit with AVX-512 and with AVX2 alone, where
+    without oneDNN they were not (gradients differ either way).
     """
     global _decided  # noqa: PLW0603  one decision for the process, as TensorFlow's is
     if _decided is not None:

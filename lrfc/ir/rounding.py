@@ -28,13 +28,17 @@ def rounds(op: Op) -> bool:
 def scaled_by_channel(op: Op) -> bool:
     """Whether the kernel also has a scale per output channel where rounding is trained.
 
-    tensorflow-model-optimization scales by the last axis only, and TFLite's converter does not take a matrix with several scales from it.
+    tensorflow-model-optimization scales by the last axis only, and TFLite's converter does not take
+    a matrix with several scales from it.
     """
     return op.info.family == "conv"
 
 
 def grouped(op: Op) -> NDArray[np.float64]:
-    """The kernel (G, S, K, T): groups, inputs and outputs of a group, and positions. A depthwise convolution has a group for each channel."""
+    """The kernel (G, S, K, T): groups, inputs and outputs of a group, and positions.
+
+    A depthwise convolution has a group for each channel.
+    """
     kernel = np.asarray(op.weights["kernel"], np.float64)
     last, before = kernel.shape[-1], kernel.shape[-2]
     if op.info.is_depthwise:  # (*K, I, multiplier)
@@ -48,7 +52,11 @@ def grouped(op: Op) -> NDArray[np.float64]:
 def rounded(op: Op, steps: int = STEPS) -> Op:
     """The layer with the weights that an int8 file holds. ``steps``: see ``steps_of``."""
     kernel = np.asarray(op.weights["kernel"], np.float64)
-    others = tuple(axis for axis in range(kernel.ndim) if axis - kernel.ndim not in op.info.output_axes)
+    others = tuple(
+        axis for axis in range(kernel.ndim) if axis - kernel.ndim not in op.info.output_axes
+    )
     scale = np.abs(kernel).max(axis=others, keepdims=True) / steps
     scale = np.where(scale > 0, scale, 1.0)
-    return replace(op, weights={**op.weights, "kernel": (np.rint(kernel / scale) * scale).astype(np.float32)})
+    return replace(
+        op, weights={**op.weights, "kernel": (np.rint(kernel / scale) * scale).astype(np.float32)}
+    )

@@ -26,8 +26,9 @@ FEW_RESAMPLES = 200
 class Contract:
     """A drop of the score on ``samples`` samples, its two-sided ``confidence`` interval, and whether it is within what is ``allowed``.
 
-    Where the user demands a confidence the whole interval has to be within: its upper end is the one-sided bound at (1 + confidence) / 2. ``unit``: of these
-    times 100, that of ``Metric.drop_unit``.
+    Where the user demands a confidence the whole interval has to be within: its upper end is the
+    one-sided bound at (1 + confidence) / 2. ``unit``: of these times 100, that of
+    ``Metric.drop_unit``.
     """
 
     allowed: Drop | None
@@ -43,7 +44,9 @@ class Contract:
         """Whether the contract holds; without one it does."""
         if self.allowed is None:
             return True
-        return (self.drop if self.allowed.confidence is None else self.high) <= self.allowed.value + 1e-9
+        return (
+            self.drop if self.allowed.confidence is None else self.high
+        ) <= self.allowed.value + 1e-9
 
     @property
     def margin(self) -> float | None:
@@ -58,36 +61,63 @@ class Contract:
     def then(self, other: Contract) -> Contract:
         """This drop and another one on top of it, found independently of it: the halves of their intervals add up as their squares do."""
         drop = self.drop + other.drop
-        below, above = (np.hypot(getattr(self, end) - self.drop, getattr(other, end) - other.drop) for end in ("low", "high"))
+        below, above = (
+            np.hypot(getattr(self, end) - self.drop, getattr(other, end) - other.drop)
+            for end in ("low", "high")
+        )
         return replace(self, drop=drop, low=float(drop - below), high=float(drop + above))
 
     def __str__(self) -> str:
-        sure = f"{100 * self.confidence:g} % interval {100 * self.low:.2f} to {100 * self.high:.2f}{short(self.unit)}"
+        sure = (
+            f"{100 * self.confidence:g} % interval {100 * self.low:.2f} to"
+            f" {100 * self.high:.2f}{short(self.unit)}"
+        )
         return f"{100 * self.drop:.2f}{self.unit} ({sure}, {self.samples:,} samples)"
 
 
 def held(
-    metric: Metric, split: Split, before: Batch, after: Batch, allowed: Drop | None = None, *, looks: int = 1, confidence: float = REPORTED
+    metric: Metric,
+    split: Split,
+    before: Batch,
+    after: Batch,
+    allowed: Drop | None = None,
+    *,
+    looks: int = 1,
+    confidence: float = REPORTED,
 ) -> Contract:
     """The contract on the outputs of the original and of the compressed model for a split; a drop is that of ``Metric.drop``.
 
-    A figure that is no mean over samples (AUC, IoU, a function of the user's) is computed anew on each of the bootstrap's resamples.
+    A figure that is no mean over samples (AUC, IoU, a function of the user's) is computed anew on
+    each of the bootstrap's resamples.
     """
     one, two = metric.per_sample(before, split), metric.per_sample(after, split)
     if one is None or two is None:
-        return replace(_resampled(metric, split, before, after, allowed, looks, confidence), unit=metric.drop_unit)
+        return replace(
+            _resampled(metric, split, before, after, allowed, looks, confidence),
+            unit=metric.drop_unit,
+        )
     if metric.percent and np.isin(one, (0, 1)).all() and np.isin(two, (0, 1)).all():
         return contract(one.astype(bool), two.astype(bool), allowed, looks, confidence)
-    # What one more of the figure is worth as a drop: one for a share of what is good, less than nothing for an error.
+    # What one more of the figure is worth as a drop: one for a share of what is good, less than
+    # nothing for an error.
     scale = -metric.drop(metric.score(before, split), metric.score(before, split) + 1.0)
-    return replace(contract(scale * one, scale * two, allowed, looks, confidence), unit=metric.drop_unit)
+    return replace(
+        contract(scale * one, scale * two, allowed, looks, confidence), unit=metric.drop_unit
+    )
 
 
-def contract(before: NDArray[np.generic], after: NDArray[np.generic], allowed: Drop | None, looks: int = 1, confidence: float = REPORTED) -> Contract:
+def contract(
+    before: NDArray[np.generic],
+    after: NDArray[np.generic],
+    allowed: Drop | None,
+    looks: int = 1,
+    confidence: float = REPORTED,
+) -> Contract:
     """The contract on the samples' scores (N,), higher being better, of the original and of the emitted file.
 
-    Scores of right or wrong (bool) are compared by the paired test of Agresti and Min (2005), any others by the percentile bootstrap of the mean
-    difference. ``looks``: how many results have been held against the same samples; each makes the confidence stricter (Bonferroni). ``confidence``
+    Scores of right or wrong (bool) are compared by the paired test of Agresti and Min (2005), any
+    others by the percentile bootstrap of the mean difference. ``looks``: how many results have been
+    held against the same samples; each makes the confidence stricter (Bonferroni). ``confidence``
     is that of the interval where ``allowed`` demands none.
     """
     asked = confidence if allowed is None or allowed.confidence is None else allowed.confidence
@@ -99,7 +129,15 @@ def contract(before: NDArray[np.generic], after: NDArray[np.generic], allowed: D
     return Contract(allowed, drop, low, high, asked, len(before))
 
 
-def _resampled(metric: Metric, split: Split, before: Batch, after: Batch, allowed: Drop | None, looks: int, confidence: float) -> Contract:
+def _resampled(
+    metric: Metric,
+    split: Split,
+    before: Batch,
+    after: Batch,
+    allowed: Drop | None,
+    looks: int,
+    confidence: float,
+) -> Contract:
     asked = confidence if allowed is None or allowed.confidence is None else allowed.confidence
     strict = 1 - (1 - asked) / looks
     drop = metric.drop(metric.score(before, split), metric.score(after, split))
@@ -108,17 +146,23 @@ def _resampled(metric: Metric, split: Split, before: Batch, after: Batch, allowe
     for _ in range(FEW_RESAMPLES):
         rows = rng.integers(0, len(split), len(split))
         some = split.take(rows)
-        scores = (metric.score(tuple(y[rows] for y in outputs), some) for outputs in (before, after))
+        scores = (
+            metric.score(tuple(y[rows] for y in outputs), some) for outputs in (before, after)
+        )
         found.append(metric.drop(*scores))
     low, high = np.quantile(found, [(1 - strict) / 2, (1 + strict) / 2])
     return Contract(allowed, drop, min(drop, float(low)), max(drop, float(high)), asked, len(split))
 
 
-def _proportions(before: NDArray[np.bool_], after: NDArray[np.bool_], confidence: float) -> tuple[float, float, float]:
+def _proportions(
+    before: NDArray[np.bool_], after: NDArray[np.bool_], confidence: float
+) -> tuple[float, float, float]:
     lost, gained = float(np.sum(before & ~after)), float(np.sum(~before & after))
     count = len(before) + 2
     centre = (lost - gained) / count
-    spread = float(norm.ppf((1 + confidence) / 2) * np.sqrt(((lost + gained + 1) / count - centre**2) / count))
+    spread = float(
+        norm.ppf((1 + confidence) / 2) * np.sqrt(((lost + gained + 1) / count - centre**2) / count)
+    )
     drop = (lost - gained) / len(before)
     return drop, min(drop, centre - spread), max(drop, centre + spread)
 

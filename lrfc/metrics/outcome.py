@@ -22,7 +22,9 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 class Record(BaseModel):
     """A part of manifest.json: immutable, and nothing unknown in it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_serialization_defaults_required=True
+    )
 
 
 def short(unit: str) -> str:
@@ -90,8 +92,8 @@ class Speedup(Record):
 
 
 Pace = Literal["faster", "slower", "as fast", "not measurably different"]
-#: The fields of ``lrfc.results.manifest.Figures`` that a verdict looks at, in the order in which it does;
-#: less is better in all of them.
+#: The fields of ``lrfc.results.manifest.Figures`` that a verdict looks at, in the order in which it
+#: does; less is better in all of them.
 Quantity = Literal[
     "macs",
     "params",

@@ -20,9 +20,11 @@ from lrfc.pruning.labels import Ids
 class Refitted:
     """A layer's weights after a cut in front of it, in its own shapes, with zeros where it read what is gone.
 
-    ``bias`` is None where the layer has none. Then ``shift`` (T,), where the statistics are centred, is the mean response that is missing: the moving mean of
-    the BatchNorm behind the layer absorbs it by ``moving_mean - shift``. It is None where there is nothing to absorb, or the bias did.
-    ``error`` is the energy of the response that could not be made up for, relative to that of the response.
+    ``bias`` is None where the layer has none. Then ``shift`` (T,), where the statistics are
+    centred, is the mean response that is missing: the moving mean of the BatchNorm behind the layer
+    absorbs it by ``moving_mean - shift``. It is None where there is nothing to absorb, or the bias
+    did. ``error`` is the energy of the response that could not be made up for, relative to that of
+    the response.
     """
 
     kernel: NDArray[np.float32]
@@ -49,9 +51,10 @@ def patch_rows(layout: Layout, channels: Ids) -> Ids:
 def refitted(op: Op, source: Tensor, statistics: Statistics, removed: Ids) -> Refitted:
     """The layer's weights that best give its own response without the ``removed`` input channels (``Part.where`` of a consumer).
 
-    For covariance G of the inputs, kept rows K and removed rows R: W_K + (G_KK)⁻¹·G_KR·W_R, the least-squares solution (He, Zhang and Sun 2017,
-    arXiv 1707.06168, eq. 2 with the channels given). The covariance is shrunk towards the identity by its sample size, which is the ridge. The bias
-    absorbs the mean of what is gone, so that only its variation has to be made up for.
+    For covariance G of the inputs, kept rows K and removed rows R: W_K + (G_KK)⁻¹·G_KR·W_R, the
+    least-squares solution (He, Zhang and Sun 2017, arXiv 1707.06168, eq. 2 with the channels
+    given). The covariance is shrunk towards the identity by its sample size, which is the ridge.
+    The bias absorbs the mean of what is gone, so that only its variation has to be made up for.
     """
     layout = layout_of(op, source)
     channels = np.zeros(layout.groups * layout.inputs, np.intp)
@@ -67,8 +70,13 @@ def refitted(op: Op, source: Tensor, statistics: Statistics, removed: Ids) -> Re
         for group, gram in enumerate(input_grams(layout, statistics)):
             lost = gone[group]
             if lost.any() and not lost.all():
-                new[group, ~lost] += solve_positive(gram[np.ix_(~lost, ~lost)], gram[np.ix_(~lost, lost)] @ old[group, lost])
-            error, energy = error + _energy(gram, old[group] - new[group]), energy + _energy(gram, old[group])
+                new[group, ~lost] += solve_positive(
+                    gram[np.ix_(~lost, ~lost)], gram[np.ix_(~lost, lost)] @ old[group, lost]
+                )
+            error, energy = (
+                error + _energy(gram, old[group] - new[group]),
+                energy + _energy(gram, old[group]),
+            )
     shift = None
     if statistics.mean is not None and centred(layout, statistics):
         shift = np.einsum("gd,gdt->gt", statistics.mean, old - new).reshape(-1)
@@ -77,7 +85,11 @@ def refitted(op: Op, source: Tensor, statistics: Statistics, removed: Ids) -> Re
         flat = layout.bias + shift
         bias, shift = (layout.einsum.layer_bias(flat) if layout.family == "einsum" else flat), None
     return Refitted(
-        layout.layer_kernel(new.reshape(layout.tensor().shape)) if layout.family != "transposed" else _transposed_kernel(layout, new),
+        (
+            layout.layer_kernel(new.reshape(layout.tensor().shape))
+            if layout.family != "transposed"
+            else _transposed_kernel(layout, new)
+        ),
         None if bias is None else np.asarray(bias, np.float32),
         None if shift is None else shift.astype(np.float32),
         error / max(energy, 1e-30),
@@ -86,7 +98,9 @@ def refitted(op: Op, source: Tensor, statistics: Statistics, removed: Ids) -> Re
 
 def _transposed_kernel(layout: Layout, matrix: Array) -> NDArray[np.float32]:
     """The kernel of a matrix (1, S, prod(kernel)·T)."""
-    return layout.layer_kernel(np.moveaxis(matrix.reshape(1, layout.inputs, *layout.kernel, layout.outputs), 1, -2))
+    return layout.layer_kernel(
+        np.moveaxis(matrix.reshape(1, layout.inputs, *layout.kernel, layout.outputs), 1, -2)
+    )
 
 
 def _made_up_by_rows(covariance: LowRank, gone: NDArray[np.bool_], lost: Array) -> Array:

@@ -28,8 +28,9 @@ Scores = NDArray[np.float64]
 class Context:
     """What a criterion may look at beside the weights.
 
-    ``statistics`` gives those of what a consumer reads, by its name (such as ``lambda name: sampler[name].statistics``); ``inputs`` are calibration
-    samples. What is found for all groups at once is kept.
+    ``statistics`` gives those of what a consumer reads, by its name (such as ``lambda name:
+    sampler[name].statistics``); ``inputs`` are calibration samples. What is found for all groups at
+    once is kept.
     """
 
     graph: Graph
@@ -46,20 +47,28 @@ class Context:
     @cached_property
     def ranks(self) -> Mapping[Ref, NDArray[np.float64]]:
         """See ``seen.ranks``."""
-        refs = dict.fromkeys(self.graph.operands(call.name)[0] for op in self._readers for call in self.graph.calls(op))
+        refs = dict.fromkeys(
+            self.graph.operands(call.name)[0]
+            for op in self._readers
+            for call in self.graph.calls(op)
+        )
         axes = {ref: self.dependencies.labels[ref].axis for ref in refs}
-        return seen.ranks(self.graph, {ref: axis for ref, axis in axes.items() if axis is not None}, self.inputs)
+        return seen.ranks(
+            self.graph, {ref: axis for ref, axis in axes.items() if axis is not None}, self.inputs
+        )
 
     @cached_property
     def _readers(self) -> tuple[Op, ...]:
-        names = dict.fromkeys(part.layer for group in self.dependencies.groups for part in group.consumers)
+        names = dict.fromkeys(
+            part.layer for group in self.dependencies.groups for part in group.consumers
+        )
         return tuple(self.graph.op(name) for name in names)
 
 
 Criterion = Callable[[Graph, Group, Context], Scores]
 
 
-# -- the filters' weights ----------------------------------------------------------------------------------------------------------
+# -- the filters' weights --------------------------------------------------------------------------
 
 
 def filters(op: Op) -> NDArray[np.float64]:
@@ -94,45 +103,78 @@ def _total(parts: Iterable[Scores]) -> Scores:
 
 def l1(graph: Graph, group: Group, context: Context) -> Scores:
     """Σ|w| of the unit's filters (Li et al. 2017, arXiv 1608.08710)."""
-    return _total(_summed(np.abs(filters(graph.op(p.layer))).sum(1), p, group.width) for p in group.producers)
+    return _total(
+        _summed(np.abs(filters(graph.op(p.layer))).sum(1), p, group.width) for p in group.producers
+    )
 
 
 def l2(graph: Graph, group: Group, context: Context) -> Scores:
     """√Σw² of the unit's filters."""
-    return np.asarray(np.sqrt(_total(_summed(np.square(filters(graph.op(p.layer))).sum(1), p, group.width) for p in group.producers)))
+    return np.asarray(
+        np.sqrt(
+            _total(
+                _summed(np.square(filters(graph.op(p.layer))).sum(1), p, group.width)
+                for p in group.producers
+            )
+        )
+    )
 
 
 def geometric_median(graph: Graph, group: Group, context: Context) -> Scores:
-    """The sum of distances to the other units: those near the geometric median are replaceable (FPGM: He et al. 2019, arXiv 1811.00250, eq. 6)."""
+    """The sum of distances to the other units: those near the geometric median are replaceable (FPGM: He et al.
+
+    2019, arXiv 1811.00250, eq. 6).
+    """
     columns = []
     for part in group.producers:
         kernel = filters(graph.op(part.layer))
-        own = [kernel[np.flatnonzero(part.units == unit)].reshape(-1) for unit in range(group.width)]
+        own = [
+            kernel[np.flatnonzero(part.units == unit)].reshape(-1) for unit in range(group.width)
+        ]
         longest = max(map(len, own))
         columns.append(np.stack([np.pad(row, (0, longest - len(row))) for row in own]))
     units = np.concatenate(columns, axis=1)
     squares = np.square(units).sum(1)
-    return np.asarray(np.sqrt(np.clip(squares[:, None] + squares - 2 * units @ units.T, 0, None)).sum(1))
+    return np.asarray(
+        np.sqrt(np.clip(squares[:, None] + squares - 2 * units @ units.T, 0, None)).sum(1)
+    )
 
 
 def batchnorm_scale(graph: Graph, group: Group, context: Context) -> Scores:
-    """Σ|γ| of the BatchNorms in the group (network slimming: Liu et al. 2017, arXiv 1708.06519). ModelError where none of them has a scale."""
-    norms = [part for part in group.members if graph.op(part.layer).kind == "BatchNormalization" and "gamma" in graph.op(part.layer).weights]
+    """Σ|γ| of the BatchNorms in the group (network slimming: Liu et al.
+
+    2017, arXiv 1708.06519). ModelError where none of them has a scale.
+    """
+    norms = [
+        part
+        for part in group.members
+        if graph.op(part.layer).kind == "BatchNormalization"
+        and "gamma" in graph.op(part.layer).weights
+    ]
     if not norms:
-        raise ModelError(f"the filters of '{group.name}' have no BatchNorm with a scale behind them; choose another criterion")
-    return _total(_summed(np.abs(graph.op(p.layer).weights["gamma"]).astype(np.float64), p, group.width) for p in norms)
+        raise ModelError(
+            f"the filters of '{group.name}' have no BatchNorm with a scale behind them; choose"
+            " another criterion"
+        )
+    return _total(
+        _summed(np.abs(graph.op(p.layer).weights["gamma"]).astype(np.float64), p, group.width)
+        for p in norms
+    )
 
 
-# -- what the network does with the units ------------------------------------------------------------------------------------------
+# -- what the network does with the units ----------------------------------------------------------
 
 
 def taylor(graph: Graph, group: Group, context: Context) -> Scores:
-    """The mean square of each unit's first-order effect on the output (Molchanov et al. 2019, arXiv 1906.10771, eq. 8, on what the consumers read).
+    """The mean square of each unit's first-order effect on the output (Molchanov et al.
 
-    At the network itself the divergence from its own outputs has no slope, so it is the outputs' own change that is squared: that of the
-    log-probabilities, class by class, or of outputs that are no probabilities. Labels are not needed. With the loss of the network's own answer in its
-    place, as the Fisher information has it, a trained network that is sure of its samples shows nothing: on ResNet-20 a quarter of the MACs then cost
-    twice the accuracy.
+    2019, arXiv 1906.10771, eq. 8, on what the consumers read).
+
+    At the network itself the divergence from its own outputs has no slope, so it is the outputs'
+    own change that is squared: that of the log-probabilities, class by class, or of outputs that
+    are no probabilities. Labels are not needed. With the loss of the network's own answer in its
+    place, as the Fisher information has it, a trained network that is sure of its samples shows
+    nothing: on ResNet-20 a quarter of the MACs then cost twice the accuracy.
     """
     total = np.zeros((0, group.width))
     for part in group.consumers:
@@ -146,13 +188,22 @@ def taylor(graph: Graph, group: Group, context: Context) -> Scores:
 
 
 def feature_rank(graph: Graph, group: Group, context: Context) -> Scores:
-    """The mean rank of the unit's feature maps (HRank: Lin et al. 2020, arXiv 2002.10179, eq. 5), their energy deciding between equal ranks."""
+    """The mean rank of the unit's feature maps (HRank: Lin et al.
+
+    2020, arXiv 2002.10179, eq. 5), their energy deciding between equal ranks.
+    """
     scores = np.zeros(group.width)
-    refs = dict.fromkeys(graph.operands(call.name)[0] for part in group.consumers for call in graph.calls(graph.op(part.layer)))
+    refs = dict.fromkeys(
+        graph.operands(call.name)[0]
+        for part in group.consumers
+        for call in graph.calls(graph.op(part.layer))
+    )
     unit = {label: number for number, label in enumerate(group.classes.tolist())}
     for ref in refs:
         labels = context.dependencies.labels[ref]
-        part = Part(ref.op, np.array([unit.get(label, -1) for label in labels.ids.tolist()], np.intp))
+        part = Part(
+            ref.op, np.array([unit.get(label, -1) for label in labels.ids.tolist()], np.intp)
+        )
         scores += _summed(context.ranks[ref], part, group.width)
     return scores
 
@@ -160,8 +211,9 @@ def feature_rank(graph: Graph, group: Group, context: Context) -> Scores:
 def reconstruction(graph: Graph, group: Group, context: Context) -> Scores:
     """The relative error of what the consumers give, refitted to do without the unit and all units that matter less, summed over the consumers.
 
-    Sorted, the scores are the curve of that error: entry j − 1 is the error without j units. The greedy search goes from all units down (in the spirit
-    of ThiNet, Luo et al. 2017, arXiv 1707.06342, with the refit inside the search).
+    Sorted, the scores are the curve of that error: entry j − 1 is the error without j units. The
+    greedy search goes from all units down (in the spirit of ThiNet, Luo et al. 2017, arXiv
+    1707.06342, with the refit inside the search).
     """
     if context.statistics is None:
         raise ModelError("the reconstruction criterion needs statistics of what the layers read")
@@ -169,7 +221,10 @@ def reconstruction(graph: Graph, group: Group, context: Context) -> Scores:
     alone = np.zeros(group.width)
     for part in group.consumers:
         op = graph.op(part.layer)
-        layout, statistics = layout_of(op, graph.input_tensors(op.name)[0]), context.statistics(part.layer)
+        layout, statistics = (
+            layout_of(op, graph.input_tensors(op.name)[0]),
+            context.statistics(part.layer),
+        )
         if isinstance(statistics.covariance, LowRank):
             alone += wide_costs(layout, statistics, part.units, group.width)
         else:

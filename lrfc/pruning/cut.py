@@ -25,8 +25,9 @@ Mask = NDArray[np.bool_]
 def cut(graph: Graph, kept: Mapping[str, Ids], dependencies: Dependencies | None = None) -> Graph:
     """The graph with only the named groups' units at those indices; groups that are not named stay whole.
 
-    It computes what the original computes with the removed units' inputs to their consumers set to zero. ``dependencies`` are the graph's own,
-    where they are known already (group names may depend on the patterns given for them). UsageError when no unit is kept, or one does not exist.
+    It computes what the original computes with the removed units' inputs to their consumers set to
+    zero. ``dependencies`` are the graph's own, where they are known already (group names may depend
+    on the patterns given for them). UsageError when no unit is kept, or one does not exist.
 
     Given:
         conv = Conv2D(image) filters=8 -> (?, 8, 8, 8)
@@ -41,7 +42,10 @@ def cut(graph: Graph, kept: Mapping[str, Ids], dependencies: Dependencies | None
         if width is None:
             raise UsageError(f"there is no group of filters '{name}' in graph '{graph.name}'")
         if not len(units) or (np.diff(units) <= 0).any() or units[0] < 0 or units[-1] >= width:
-            raise UsageError(f"the units to keep of '{name}' must be ascending indices below {width}, at least one")
+            raise UsageError(
+                f"the units to keep of '{name}' must be ascending indices below {width}, at"
+                " least one"
+            )
     return without(graph, known, known.removed(kept))
 
 
@@ -66,7 +70,10 @@ class _Cut:
         self.graph, self.op = graph, op
         self._dependencies, self._removed = dependencies, removed
         layer = graph.calls(op)[0].name
-        self.made, self.carried, self.read = (self._left(notes.get(layer)) for notes in (dependencies.made, dependencies.carried, dependencies.read))
+        self.made, self.carried, self.read = (
+            self._left(notes.get(layer))
+            for notes in (dependencies.made, dependencies.carried, dependencies.read)
+        )
 
     def _left(self, ids: Ids | None) -> Mask | None:
         """Which indices stay; None where all do."""
@@ -84,7 +91,10 @@ class _Cut:
     @property
     def resized(self) -> bool:
         """Whether what the op reads or what it gives shrinks."""
-        refs = (*self.graph.operands(self.op.name), *(Ref(self.op.name, i) for i in range(len(self.graph.tensors(self.op.name)))))
+        refs = (
+            *self.graph.operands(self.op.name),
+            *(Ref(self.op.name, i) for i in range(len(self.graph.tensors(self.op.name)))),
+        )
         return any(self.tensor(ref) is not None for ref in refs)
 
     def __call__(self) -> Op:
@@ -120,12 +130,22 @@ def _conv(cut: _Cut, weights: Weights) -> dict[str, Any]:
     at = conv_geometry(op, cut.graph.input_tensors(op.name)[0])
     if at.multiplier:
         _take(weights, "kernel", cut.carried, -2)
-        _take(weights, "bias", None if cut.carried is None else np.repeat(cut.carried, at.multiplier), 0)
+        _take(
+            weights,
+            "bias",
+            None if cut.carried is None else np.repeat(cut.carried, at.multiplier),
+            0,
+        )
         return {}
     if cut.carried is None:
         made_axis, read_axis = (-2, -1) if at.transposed else (-1, -2)
         _take(weights, "kernel", cut.made, made_axis)
-        _take(weights, "kernel", None if cut.read is None else cut.read[: at.inputs // at.groups], read_axis)
+        _take(
+            weights,
+            "kernel",
+            None if cut.read is None else cut.read[: at.inputs // at.groups],
+            read_axis,
+        )
         _take(weights, "bias", cut.made, 0)
         return {} if cut.made is None else {"filters": _count(cut.made)}
     _take(weights, "kernel", cut.carried, -1)
@@ -136,7 +156,12 @@ def _conv(cut: _Cut, weights: Weights) -> dict[str, Any]:
 
 def _separable(cut: _Cut, weights: Weights) -> dict[str, Any]:
     _take(weights, "depthwise_kernel", cut.read, -2)
-    _take(weights, "pointwise_kernel", None if cut.read is None else np.repeat(cut.read, int(cut.op["depth_multiplier"])), -2)
+    _take(
+        weights,
+        "pointwise_kernel",
+        None if cut.read is None else np.repeat(cut.read, int(cut.op["depth_multiplier"])),
+        -2,
+    )
     _take(weights, "pointwise_kernel", cut.made, -1)
     _take(weights, "bias", cut.made, 0)
     return {} if cut.made is None else {"filters": _count(cut.made)}
@@ -158,7 +183,12 @@ def _einsum(cut: _Cut, weights: Weights) -> dict[str, Any]:
         read = cut.tensor(source_ref)
         assert read is not None
         letters = einsum.source.removeprefix("...")
-        _take(weights, "kernel", read[1], einsum.weights.index(letters[read[0] - len(source.shape) + len(letters)]))
+        _take(
+            weights,
+            "kernel",
+            read[1],
+            einsum.weights.index(letters[read[0] - len(source.shape) + len(letters)]),
+        )
     made = cut.tensor(Ref(op.name))
     if made is None:
         return {}
@@ -171,7 +201,12 @@ def _einsum(cut: _Cut, weights: Weights) -> dict[str, Any]:
     declared = einsum.output_shape
     if isinstance(declared, int):
         return {"output_shape": _count(mask)}
-    return {"output_shape": tuple(_count(mask) if i - len(declared) == axis - len(result.shape) else n for i, n in enumerate(declared))}
+    return {
+        "output_shape": tuple(
+            _count(mask) if i - len(declared) == axis - len(result.shape) else n
+            for i, n in enumerate(declared)
+        )
+    }
 
 
 def _embedding(cut: _Cut, weights: Weights) -> dict[str, Any]:
@@ -198,8 +233,15 @@ def _prelu(cut: _Cut, weights: Weights) -> dict[str, Any]:
 
 def _rescaling(cut: _Cut, weights: Weights) -> dict[str, Any]:
     assert cut.carried is not None
-    values = {name: cut.op.attrs[name] for name in ("scale", "offset") if np.size(cut.op.attrs.get(name, 0)) > 1}
-    return {name: tuple(np.compress(cut.carried, np.reshape(value, -1)).tolist()) for name, value in values.items()}
+    values = {
+        name: cut.op.attrs[name]
+        for name in ("scale", "offset")
+        if np.size(cut.op.attrs.get(name, 0)) > 1
+    }
+    return {
+        name: tuple(np.compress(cut.carried, np.reshape(value, -1)).tolist())
+        for name, value in values.items()
+    }
 
 
 def _reshape(cut: _Cut, weights: Weights) -> dict[str, Any]:
@@ -235,7 +277,9 @@ def _get_item(cut: _Cut, weights: Weights) -> dict[str, Any]:
     if index[axis] != slice(None):
         index[axis] = slice(_count(mask[:start]), _count(mask[:stop]), None)
     assert cut.op.call is not None
-    return {"call": ((cut.op.call[0][0] if cut.op.call[0] else cut.op.call[1]["x"], tuple(index)), {})}
+    return {
+        "call": ((cut.op.call[0][0] if cut.op.call[0] else cut.op.call[1]["x"], tuple(index)), {})
+    }
 
 
 def _split(cut: _Cut, weights: Weights) -> dict[str, Any]:

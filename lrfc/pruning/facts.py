@@ -20,9 +20,10 @@ class Selection(Fact):
     """The choice for each factorizable layer of the original graph, and the reason where it is left alone.
 
     ``beside``: what all else costs that channels were taken from; see lrfc.pruning.milp.Joint.
-    ``keeps``: the groups of filters that lose some, and which units they keep; ``removed``: the filters that go, by the layer that makes them. The costs of
-    a candidate are those that it has between what is left of its neighbours. ``remark``: why it is
-    not the one that was asked for, where it is not.
+    ``keeps``: the groups of filters that lose some, and which units they keep; ``removed``: the
+    filters that go, by the layer that makes them. The costs of a candidate are those that it has
+    between what is left of its neighbours. ``remark``: why it is not the one that was asked for,
+    where it is not.
     """
 
     about_graph: ClassVar[bool] = False
@@ -37,7 +38,9 @@ class Selection(Fact):
 
     def cost(self, quantity: str) -> float:
         """The MACs, parameters or predicted latency of all that depends on the choices; see ``fixed`` for the rest."""
-        return self.beside.get(quantity, 0.0) + float(sum(getattr(c, quantity) for c in self.chosen))
+        return self.beside.get(quantity, 0.0) + float(
+            sum(getattr(c, quantity) for c in self.chosen)
+        )
 
     @property
     def impact(self) -> float:

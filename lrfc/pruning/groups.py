@@ -18,7 +18,8 @@ from lrfc.pruning.rules import follow
 class Part:
     """A layer's share in a group: ``units[i]`` is the unit that index i belongs to, −1 where it belongs to no unit of the group.
 
-    Indices are a producer's filters, a member's channels, a consumer's input channels (for a Dense behind a Flatten, each of its rows).
+    Indices are a producer's filters, a member's channels, a consumer's input channels (for a Dense
+    behind a Flatten, each of its rows).
     """
 
     layer: str
@@ -33,8 +34,10 @@ class Part:
 class Group:
     """Filters that are cut together, in ``width`` units: for each unit, some filters of every producer.
 
-    ``producers`` make the units, ``members`` hold weights for them channel by channel (BatchNorm, depthwise and other grouped convolutions, PReLU) and
-    ``consumers`` sum over them. A layer stands there once, under the name of its first call. ``classes`` are the units' labels in ``Dependencies.labels``.
+    ``producers`` make the units, ``members`` hold weights for them channel by channel (BatchNorm,
+    depthwise and other grouped convolutions, PReLU) and ``consumers`` sum over them. A layer stands
+    there once, under the name of its first call. ``classes`` are the units' labels in
+    ``Dependencies.labels``.
     """
 
     name: str
@@ -49,8 +52,9 @@ class Group:
 class Dependencies:
     """The groups in execution order of their first producers, and why each other layer's filters stay.
 
-    ``labels`` says for each tensor along which axis it shrinks, and which unit each index carries; ``made``, ``carried`` and ``read`` say the same of
-    each layer's filters, channel weights and input channels.
+    ``labels`` says for each tensor along which axis it shrinks, and which unit each index carries;
+    ``made``, ``carried`` and ``read`` say the same of each layer's filters, channel weights and
+    input channels.
     """
 
     groups: tuple[Group, ...]
@@ -85,20 +89,34 @@ class Dependencies:
         return tuple(shape)
 
 
-def groups(graph: Graph, keep: Sequence[str] = (), only: Sequence[str] = (), like: Graph | None = None) -> Dependencies:
+def groups(
+    graph: Graph, keep: Sequence[str] = (), only: Sequence[str] = (), like: Graph | None = None
+) -> Dependencies:
     """The dependency groups of a graph.
 
-    Every channel of every tensor carries a label; each op says which labels its outputs carry and which of those that it reads must be the same
-    one. ``keep`` are patterns of ops whose inputs and outputs stay whole; with ``only``, units stay unless all their producers match. The model's
-    inputs and outputs stay. ``like``: the graph before its factorization; its filters go together as they did.
+    Every channel of every tensor carries a label; each op says which labels its outputs carry and
+    which of those that it reads must be the same one. ``keep`` are patterns of ops whose inputs and
+    outputs stay whole; with ``only``, units stay unless all their producers match. The model's
+    inputs and outputs stay. ``like``: the graph before its factorization; its filters go together
+    as they did.
     """
     walk = Walk(graph, like)
     labels: dict[Ref, Labels] = {}
     for op in graph:
         operands = graph.operands(op.name)
-        found = follow(Call(walk, op, [labels[ref] for ref in operands], graph.input_tensors(op.name), graph.tensors(op.name)))
+        found = follow(
+            Call(
+                walk,
+                op,
+                [labels[ref] for ref in operands],
+                graph.input_tensors(op.name),
+                graph.tensors(op.name),
+            )
+        )
         labels.update({Ref(op.name, i): each for i, each in enumerate(found)})
-        pattern = next((p for p in keep if any(fnmatchcase(call.name, p) for call in graph.calls(op))), None)
+        pattern = next(
+            (p for p in keep if any(fnmatchcase(call.name, p) for call in graph.calls(op))), None
+        )
         if pattern is not None:
             for ref in (*operands, *(Ref(op.name, i) for i in range(len(found)))):
                 reader = "" if ref.op == op.name else f"read by '{op.name}', which is "
@@ -107,17 +125,37 @@ def groups(graph: Graph, keep: Sequence[str] = (), only: Sequence[str] = (), lik
         walk.stay(labels[ref].ids, f"its filters are the model's output '{ref}'", foremost=True)
     if only:
         for layer, ids in walk.made.items():
-            if not any(fnmatchcase(call.name, p) for call in graph.calls(graph.op(layer)) for p in only):
-                walk.stay(ids, f"its filters include those of '{layer}', which is not named by --only")
+            if not any(
+                fnmatchcase(call.name, p) for call in graph.calls(graph.op(layer)) for p in only
+            ):
+                walk.stay(
+                    ids, f"its filters include those of '{layer}', which is not named by --only"
+                )
     classes, reasons = walk.classes()
-    made, carried, read = ({layer: classes[ids] for layer, ids in notes.items()} for notes in (walk.made, walk.carried, walk.read))
-    resolved = {ref: Labels(each.axis, classes[each.ids], each.source) for ref, each in labels.items()}
+    made, carried, read = (
+        {layer: classes[ids] for layer, ids in notes.items()}
+        for notes in (walk.made, walk.carried, walk.read)
+    )
+    resolved = {
+        ref: Labels(each.axis, classes[each.ids], each.source) for ref, each in labels.items()
+    }
     found_groups = _gather(made, carried, read, [classes[ids] for ids in walk.slices], reasons)
-    return Dependencies(found_groups, _refused(graph, walk, made, reasons, found_groups), resolved, made, carried, read)
+    return Dependencies(
+        found_groups,
+        _refused(graph, walk, made, reasons, found_groups),
+        resolved,
+        made,
+        carried,
+        read,
+    )
 
 
 def _gather(
-    made: Mapping[str, Ids], carried: Mapping[str, Ids], read: Mapping[str, Ids], slices: Sequence[Ids], reasons: Mapping[int, str]
+    made: Mapping[str, Ids],
+    carried: Mapping[str, Ids],
+    read: Mapping[str, Ids],
+    slices: Sequence[Ids],
+    reasons: Mapping[int, str],
 ) -> tuple[Group, ...]:
     """Classes that come from the same layers, and pass through the same slices, make a group; a group of one unit is none.
 
@@ -140,10 +178,19 @@ def _gather(
     for (layers, _), classes in members.items():
         names[layers[0]] = names.get(layers[0], 0) + 1
         if len(classes) > 1:
-            kept.append((layers[0] if names[layers[0]] == 1 else f"{layers[0]}#{names[layers[0]]}", classes))
+            kept.append(
+                (layers[0] if names[layers[0]] == 1 else f"{layers[0]}#{names[layers[0]]}", classes)
+            )
     parts = [_parts(notes, [classes for _, classes in kept]) for notes in (made, carried, read)]
     return tuple(
-        Group(name, len(classes), tuple(parts[0][number]), tuple(parts[1][number]), tuple(parts[2][number]), np.array(classes, np.intp))
+        Group(
+            name,
+            len(classes),
+            tuple(parts[0][number]),
+            tuple(parts[1][number]),
+            tuple(parts[2][number]),
+            np.array(classes, np.intp),
+        )
         for number, (name, classes) in enumerate(kept)
     )
 
@@ -163,7 +210,13 @@ def _parts(notes: Mapping[str, Ids], groups_of: Sequence[Sequence[int]]) -> list
     return found
 
 
-def _refused(graph: Graph, walk: Walk, made: Mapping[str, Ids], reasons: Mapping[int, str], found: Sequence[Group]) -> dict[str, str]:
+def _refused(
+    graph: Graph,
+    walk: Walk,
+    made: Mapping[str, Ids],
+    reasons: Mapping[int, str],
+    found: Sequence[Group],
+) -> dict[str, str]:
     """Why the filters of each layer that is in no group stay."""
     grouped = {part.layer for group in found for part in group.producers}
     refused = {}
@@ -176,7 +229,11 @@ def _refused(graph: Graph, walk: Walk, made: Mapping[str, Ids], reasons: Mapping
 
 def _reason(op: Op, ids: Ids | None, reasons: Mapping[int, str]) -> str:
     if ids is None:
-        return "its filters go with the channels that it reads" if op.info.family in ("conv", "transposed") else "it is not a plain projection"
+        return (
+            "its filters go with the channels that it reads"
+            if op.info.family in ("conv", "transposed")
+            else "it is not a plain projection"
+        )
     if len(ids) == 1:
         return "it has one filter"
     known = next((reasons[each] for each in ids.tolist() if each in reasons), None)

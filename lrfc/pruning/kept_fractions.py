@@ -33,7 +33,8 @@ WHOLE = Share(1.0, {})
 class Use:
     """What is left of an op: of what it reads and of what it makes.
 
-    ``carried``: its channels are both at once, as those of a depthwise layer or an addition; then ``made`` is whole.
+    ``carried``: its channels are both at once, as those of a depthwise layer or an addition; then
+    ``made`` is whole.
     """
 
     read: Share
@@ -52,9 +53,14 @@ class Shares:
     def __init__(self, graph: Graph, space: FilterSpace) -> None:
         self._graph, self._space = graph, space
         self._masks = {
-            name: np.array([_units(space.dependencies[name].width, keep.units) for keep in keeps]) for name, keeps in space.choices.items()
+            name: np.array([_units(space.dependencies[name].width, keep.units) for keep in keeps])
+            for name, keeps in space.choices.items()
         }
-        self._groups = {label: (name, unit) for name in space.choices for unit, label in enumerate(space.dependencies[name].classes.tolist())}
+        self._groups = {
+            label: (name, unit)
+            for name in space.choices
+            for unit, label in enumerate(space.dependencies[name].classes.tolist())
+        }
 
     def of(self, ids: Ids | None) -> Share:
         """The share of indices with these labels that is left."""

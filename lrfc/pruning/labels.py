@@ -20,7 +20,8 @@ Ids = NDArray[np.intp]
 class Labels:
     """The labels of one tensor: ``ids[i]`` for everything at index i of ``axis``.
 
-    Without an axis nothing of the tensor can be cut; ``source`` then says what it is, such as "the model's input 'image'".
+    Without an axis nothing of the tensor can be cut; ``source`` then says what it is, such as "the
+    model's input 'image'".
     """
 
     axis: int | None
@@ -36,9 +37,10 @@ class Labels:
 class Walk:
     """What is learned on the way through a graph: labels that are equal, labels that must stay, and what each layer makes, carries and reads.
 
-    ``made``, ``carried`` and ``read`` map a layer's name (that of its first call) to the labels of its filters, of the channels whose weights
-    it holds, and of the input channels that its kernel sums over. ``slices`` are the labels of tensors that are a part of another one.
-    ``like``: the graph before its factorization.
+    ``made``, ``carried`` and ``read`` map a layer's name (that of its first call) to the labels of
+    its filters, of the channels whose weights it holds, and of the input channels that its kernel
+    sums over. ``slices`` are the labels of tensors that are a part of another one. ``like``: the
+    graph before its factorization.
     """
 
     def __init__(self, graph: Graph, like: Graph | None = None) -> None:
@@ -101,9 +103,18 @@ class Walk:
     def classes(self) -> tuple[Ids, dict[int, str]]:
         """The class of each label, and the reason of each class that must stay (the first one met)."""
         pairs = self._equal
-        ones, others = (np.concatenate([pair[i] for pair in pairs]) if pairs else np.empty(0, np.intp) for i in (0, 1))
-        links = coo_array((np.ones(len(ones), np.int8), (ones, others)), shape=(self._count, self._count))
-        found = np.asarray(connected_components(links, directed=False)[1], np.intp) if self._count else np.empty(0, np.intp)
+        ones, others = (
+            np.concatenate([pair[i] for pair in pairs]) if pairs else np.empty(0, np.intp)
+            for i in (0, 1)
+        )
+        links = coo_array(
+            (np.ones(len(ones), np.int8), (ones, others)), shape=(self._count, self._count)
+        )
+        found = (
+            np.asarray(connected_components(links, directed=False)[1], np.intp)
+            if self._count
+            else np.empty(0, np.intp)
+        )
         reasons: dict[int, str] = {}
         for ids, reason in self._stay:
             for each in np.unique(found[ids]):
@@ -146,5 +157,9 @@ class Call:
         ids = self.walk.fresh(length)
         self.walk.stay(ids, f"its filters meet {source.source or 'another axis'} in {self.title}")
         if source.axis is not None:
-            self.walk.stay(source.ids, f"its filters stand on axis {source.axis} of what {self.title} reads, which works along axis {axis}")
+            self.walk.stay(
+                source.ids,
+                f"its filters stand on axis {source.axis} of what {self.title} reads, which works"
+                f" along axis {axis}",
+            )
         return ids

@@ -39,10 +39,20 @@ class Room:
     itemsize: int
     limit: float
 
-    def rows(self, graph: Graph, shares: Shares, keeps: Mapping[str, Sequence[int]], layers: Sequence[Layer]) -> Iterator[Row]:
+    def rows(
+        self,
+        graph: Graph,
+        shares: Shares,
+        keeps: Mapping[str, Sequence[int]],
+        layers: Sequence[Layer],
+    ) -> Iterator[Row]:
         """The rows for the steps that may need more than there is room for; see lrfc.costs.memory for what is alive while a layer's stages run."""
         memory = arena(graph, self.itemsize)
-        refs = {str(Ref(op.name, i)): Ref(op.name, i) for op in graph for i in range(len(graph.tensors(op.name)))}
+        refs = {
+            str(Ref(op.name, i)): Ref(op.name, i)
+            for op in graph
+            for i in range(len(graph.tensors(op.name)))
+        }
         order = {op.name: number for number, op in enumerate(graph)}
         by_call = {call: layer for layer in layers for call in layer.space.calls}
         for op in graph:
@@ -58,26 +68,51 @@ class Room:
                 continue
             yield from self._stages(graph, op, layer, shares, alive, order)
 
-    def _stages(self, graph: Graph, op: Op, layer: Layer, shares: Shares, alive: _Sum, order: Mapping[str, int]) -> Iterator[Row]:
+    def _stages(
+        self,
+        graph: Graph,
+        op: Op,
+        layer: Layer,
+        shares: Shares,
+        alive: _Sum,
+        order: Mapping[str, int],
+    ) -> Iterator[Row]:
         operand = graph.operands(op.name)[0]
-        read, made = graph.tensor(operand).size * self.itemsize, graph.tensors(op.name)[0].size * self.itemsize
+        read, made = (
+            graph.tensor(operand).size * self.itemsize,
+            graph.tensors(op.name)[0].size * self.itemsize,
+        )
         inside, outside = shares.tensor(operand), shares.tensor(Ref(op.name))
-        held = operand in graph.outputs or any(order[reader] > order[op.name] for reader, _ in graph.consumers(operand))
-        first, middle, last = alive.copy(), alive.copy(), alive.copy()  # of these, ``alive`` counts what is read and what is made
+        held = operand in graph.outputs or any(
+            order[reader] > order[op.name] for reader, _ in graph.consumers(operand)
+        )
+        first, middle, last = (
+            alive.copy(),
+            alive.copy(),
+            alive.copy(),
+        )  # of these, ``alive`` counts what is read and what is made
         first.add(-made, outside)
         middle.add(-made, outside)
         for each in (middle, last):
             if not held:
                 each.add(-read, inside)
         for number, candidate in enumerate(layer.candidates):
-            joined = {group: columns for (index, group), columns in layer.joined.items() if index == number}
+            joined = {
+                group: columns
+                for (index, group), columns in layer.joined.items()
+                if index == number
+            }
             if candidate.method is None:
                 first.join(made, outside, layer.chosen[number], joined)
                 continue
             between = [size * self.itemsize for size in _between(graph, op, candidate)]
             share = inside if op.info.is_depthwise else Share(1.0, {})
             pairs = [a + b for a, b in pairwise(between)]
-            for sum_, size in ((first, between[0]), (middle, max(pairs, default=0)), (last, between[-1])):
+            for sum_, size in (
+                (first, between[0]),
+                (middle, max(pairs, default=0)),
+                (last, between[-1]),
+            ):
                 sum_.join(size, share, layer.chosen[number], joined)
         for each in (first, middle, last):
             yield each.row(self.limit)
@@ -97,7 +132,12 @@ def _between(graph: Graph, op: Op, candidate: Candidate) -> list[int]:
 class _Sum:
     """A constant, and coefficients of columns."""
 
-    def __init__(self, keeps: Mapping[str, Sequence[int]], constant: float = 0.0, values: Mapping[int, float] | None = None) -> None:
+    def __init__(
+        self,
+        keeps: Mapping[str, Sequence[int]],
+        constant: float = 0.0,
+        values: Mapping[int, float] | None = None,
+    ) -> None:
         self._keeps, self._constant, self._values = keeps, constant, dict(values or {})
 
     def copy(self) -> _Sum:
@@ -110,7 +150,9 @@ class _Sum:
             for column, value in zip(self._keeps[group], values, strict=True):
                 self._values[column] = self._values.get(column, 0.0) + size * float(value)
 
-    def join(self, size: float, share: Share, chosen: int, joined: Mapping[str, Sequence[int]]) -> None:
+    def join(
+        self, size: float, share: Share, chosen: int, joined: Mapping[str, Sequence[int]]
+    ) -> None:
         """That share of so many bytes, if a candidate is chosen."""
         self._values[chosen] = self._values.get(chosen, 0.0) + size * share.fixed
         for group, values in share.by.items():

@@ -16,7 +16,8 @@ from lrfc.factorization.norms import input_grams, input_rows
 from lrfc.pruning.compensate import patch_rows
 from lrfc.pruning.labels import Ids
 
-#: The share of the units left that goes at once: between two updates, the units are taken for independent.
+#: The share of the units left that goes at once: between two updates, the units are taken for
+#: independent.
 STEP = 1 / 24
 #: Values that a chunk of units takes while it is scored.
 CHUNK = 1 << 22
@@ -73,12 +74,25 @@ def blocks(layout: Layout, statistics: Statistics, units: Ids, width: int) -> It
     """The blocks of one consumer; ``units`` says which unit each input channel belongs to."""
     table, matrix = patch_rows(layout, units), layout.matrix(layout.tensor())
     grams = input_grams(layout, statistics)
-    energy = max(sum(float(np.vdot(weights, gram @ weights)) for gram, weights in zip(grams, matrix, strict=True)), 1e-30)
+    energy = max(
+        sum(
+            float(np.vdot(weights, gram @ weights))
+            for gram, weights in zip(grams, matrix, strict=True)
+        ),
+        1e-30,
+    )
     for group, gram in enumerate(grams):
         weights = matrix[group]
-        if weights.shape[1] > weights.shape[0]:  # only W·Wᵀ counts, and a square factor of it is smaller
+        if (
+            weights.shape[1] > weights.shape[0]
+        ):  # only W·Wᵀ counts, and a square factor of it is smaller
             weights = np.asarray(np.linalg.qr(weights.T, mode="r")).T
-        yield Block(_rows(table[group], width), solve_positive(gram, np.eye(len(gram))), np.array(weights), energy)
+        yield Block(
+            _rows(table[group], width),
+            solve_positive(gram, np.eye(len(gram))),
+            np.array(weights),
+            energy,
+        )
 
 
 def _rows(table: Ids, width: int) -> list[Ids]:
@@ -97,7 +111,9 @@ def wide_costs(layout: Layout, statistics: Statistics, units: Ids, width: int) -
     cost = np.zeros(width)
     for unit, rows in enumerate(_rows(units, width)):
         if len(rows):
-            inner = (np.eye(len(rows)) - covariance.rows[:, rows].T @ seen[:, rows]) / covariance.ridge
+            inner = (
+                np.eye(len(rows)) - covariance.rows[:, rows].T @ seen[:, rows]
+            ) / covariance.ridge
             cost[unit] = np.vdot(matrix[rows], solve_positive(inner, matrix[rows]))
     return cost / max(float(np.vdot(matrix, covariance @ matrix)), 1e-30)
 

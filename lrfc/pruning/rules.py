@@ -27,7 +27,7 @@ def positions(groups: int, inputs: int, outputs: int) -> bool:
     return groups < min(inputs, outputs) // groups
 
 
-# -- layers with kernels -----------------------------------------------------------------------------------------------------------
+# -- layers with kernels ---------------------------------------------------------------------------
 
 
 def _activated(call: Call, labels: Labels) -> list[Labels]:
@@ -35,12 +35,22 @@ def _activated(call: Call, labels: Labels) -> list[Labels]:
     activation = call.op.attrs.get("activation")
     if activation is None or (isinstance(activation, str) and activation in ELEMENTWISE):
         return [labels]
-    call.walk.stay(labels.ids, f"its filters go through the activation {_named(activation)} of '{call.op.name}', which mixes them")
+    call.walk.stay(
+        labels.ids,
+        f"its filters go through the activation {_named(activation)} of '{call.op.name}', which"
+        " mixes them",
+    )
     return [labels]
 
 
 def _named(activation: Any) -> str:
-    return activation if isinstance(activation, str) else str(activation.get("class_name", "")) if isinstance(activation, Mapping) else "given"
+    return (
+        activation
+        if isinstance(activation, str)
+        else str(activation.get("class_name", ""))
+        if isinstance(activation, Mapping)
+        else "given"
+    )
 
 
 def _conv(call: Call) -> list[Labels]:
@@ -80,19 +90,27 @@ def _separable(call: Call) -> list[Labels]:
     rank = len(call.inputs[0].shape)
     axis = channel_axis(call.op, rank)
     call.walk.sum_over(call.op, call.along(axis))
-    return _activated(call, Labels(axis, call.walk.make(call.op, call.walk.fresh(int(call.op["filters"])))))
+    return _activated(
+        call, Labels(axis, call.walk.make(call.op, call.walk.fresh(int(call.op["filters"]))))
+    )
 
 
 def _dense(call: Call) -> list[Labels]:
     axis = len(call.inputs[0].shape) - 1
     call.walk.sum_over(call.op, call.along(axis))
-    return _activated(call, Labels(axis, call.walk.make(call.op, call.walk.fresh(int(call.op["units"])))))
+    return _activated(
+        call, Labels(axis, call.walk.make(call.op, call.walk.fresh(int(call.op["units"]))))
+    )
 
 
 def _einsum(call: Call) -> list[Labels]:
     """A projection to several letters, such as heads and their width, is cut along the first; what it reads is noted row by row of its matrix."""
     op, walk = call.op, call.walk
-    why = "its kernel is not a plain weight" if "kernel" not in op.weights else Einsum.refusal(op, call.inputs[0])
+    why = (
+        "its kernel is not a plain weight"
+        if "kernel" not in op.weights
+        else Einsum.refusal(op, call.inputs[0])
+    )
     if why is not None:
         return call.fix(f"its filters are read by {call.title}: {why}")
     einsum = Einsum.of(op, call.inputs[0])
@@ -112,10 +130,15 @@ def _einsum(call: Call) -> list[Labels]:
 
 
 def _embedding(call: Call) -> list[Labels]:
-    return [Labels(len(call.outputs[0].shape) - 1, call.walk.make(call.op, call.walk.fresh(int(call.op.attrs["output_dim"]))))]
+    return [
+        Labels(
+            len(call.outputs[0].shape) - 1,
+            call.walk.make(call.op, call.walk.fresh(int(call.op.attrs["output_dim"]))),
+        )
+    ]
 
 
-# -- layers that keep channels apart -----------------------------------------------------------------------------------------------
+# -- layers that keep channels apart ---------------------------------------------------------------
 
 
 def _through(call: Call) -> list[Labels]:
@@ -137,12 +160,16 @@ def _along_channels(call: Call) -> list[Labels]:
     source, axis = call.source, channel_axis(call.op, len(call.inputs[0].shape))
     if source.axis in (None, axis):
         return [source]
-    return call.fix(f"its filters stand on axis {source.axis} of what {call.title} reads, which works along it")
+    return call.fix(
+        f"its filters stand on axis {source.axis} of what {call.title} reads, which works along it"
+    )
 
 
 def _global_pool(call: Call) -> list[Labels]:
     (labels,) = _along_channels(call)
-    return [labels if labels.axis is None or call.op.attrs.get("keepdims") else Labels(1, labels.ids)]
+    return [
+        labels if labels.axis is None or call.op.attrs.get("keepdims") else Labels(1, labels.ids)
+    ]
 
 
 def _batch_norm(call: Call) -> list[Labels]:
@@ -162,7 +189,10 @@ def _prelu(call: Call) -> list[Labels]:
 def _rescaling(call: Call) -> list[Labels]:
     lengths = {np.size(call.op.attrs.get(name, 0)) for name in ("scale", "offset")} - {1}
     if lengths and call.source.axis not in (None, len(call.inputs[0].shape) - 1):
-        return call.fix(f"its filters stand on axis {call.source.axis} of what {call.title} reads, whose scale stands on the last")
+        return call.fix(
+            f"its filters stand on axis {call.source.axis} of what {call.title} reads, whose scale"
+            " stands on the last"
+        )
     if lengths and call.source.axis is not None:
         call.walk.carry(call.op, call.source.ids)
     return [call.source]
@@ -190,22 +220,31 @@ def _group_norm(call: Call) -> list[Labels]:
     return [source]
 
 
-# -- several operands --------------------------------------------------------------------------------------------------------------
+# -- several operands ------------------------------------------------------------------------------
 
 
 def _merge(call: Call) -> list[Labels]:
     """Element-wise arithmetic, with shapes aligned from the last axis: labels at the same place are equal."""
     shape = call.outputs[0].shape
     places = [
-        labels.axis - len(t.shape) + len(shape) if labels.axis is not None else None for labels, t in zip(call.labels, call.inputs, strict=True)
+        labels.axis - len(t.shape) + len(shape) if labels.axis is not None else None
+        for labels, t in zip(call.labels, call.inputs, strict=True)
     ]
-    real = [i for i, place in enumerate(places) if place is not None and len(call.labels[i].ids) == shape[place]]
+    real = [
+        i
+        for i, place in enumerate(places)
+        if place is not None and len(call.labels[i].ids) == shape[place]
+    ]
     for i, place in enumerate(places):
         if place is not None and i not in real:
-            call.walk.stay(call.labels[i].ids, f"its filters are repeated along a longer axis in {call.title}")
+            call.walk.stay(
+                call.labels[i].ids, f"its filters are repeated along a longer axis in {call.title}"
+            )
     if len({places[i] for i in real}) > 1:
         return call.fix(f"its filters meet others on another axis in {call.title}")
-    whole = next((labels.source for labels in call.labels if labels.source), f"the output of {call.title}")
+    whole = next(
+        (labels.source for labels in call.labels if labels.source), f"the output of {call.title}"
+    )
     if not real:
         return [Labels.fixed(whole)]
     place, ids = places[real[0]], call.labels[real[0]].ids
@@ -214,7 +253,9 @@ def _merge(call: Call) -> list[Labels]:
         if i in real:
             call.walk.unify(ids, labels.ids)
         elif _spans(tensor.shape, place - len(shape), shape[place]):
-            call.walk.stay(ids, f"its filters meet {labels.source or 'others on another axis'} in {call.title}")
+            call.walk.stay(
+                ids, f"its filters meet {labels.source or 'others on another axis'} in {call.title}"
+            )
     for constant in _constants(call.op):
         if _spans(np.shape(constant), place - len(shape), shape[place]):
             call.walk.stay(ids, f"its filters meet a constant in {call.title}")
@@ -230,11 +271,17 @@ def _constants(op: Op) -> list[Any]:
     if op.call is None:
         return []
     args, kwargs = op.call
-    return [value for value in (*args, *kwargs.values()) if isinstance(value, np.ndarray | list | tuple) and not _holds_slot(value)]
+    return [
+        value
+        for value in (*args, *kwargs.values())
+        if isinstance(value, np.ndarray | list | tuple) and not _holds_slot(value)
+    ]
 
 
 def _holds_slot(value: Any) -> bool:
-    return isinstance(value, Slot) or (isinstance(value, list | tuple) and any(_holds_slot(item) for item in value))
+    return isinstance(value, Slot) or (
+        isinstance(value, list | tuple) and any(_holds_slot(item) for item in value)
+    )
 
 
 def _input(call: Call) -> list[Labels]:
@@ -256,7 +303,9 @@ ONE: dict[str, Rule] = {
     **dict.fromkeys((name for name in names("function") if kind_of(name).elementwise), _through),
     **dict.fromkeys(names("pooling", "padding", "cropping", "upsampling"), _along_channels),
     **dict.fromkeys(names("global_pooling"), _global_pool),
-    **dict.fromkeys(("LayerNormalization", "UnitNormalization", "Softmax", "ops.Softmax"), _normalized_axes),
+    **dict.fromkeys(
+        ("LayerNormalization", "UnitNormalization", "Softmax", "ops.Softmax"), _normalized_axes
+    ),
     "GroupNormalization": _group_norm,
     "Flatten": shapes.flatten,
     "Reshape": shapes.reshaped,
@@ -289,5 +338,11 @@ def follow(call: Call) -> list[Labels]:
     if known and op.kind in ONE and len(call.inputs) == 1 and len(call.inputs[0].shape) > 1:
         return ONE[op.kind](call)
     if op.info.family == "attention":
-        return call.fix(f"its filters are read by {call.title}, whose projections are inside the layer, which Keras offers only as a whole")
-    return call.fix(f"its filters are read by {call.title}, of which it is not known whether it keeps channels apart")
+        return call.fix(
+            f"its filters are read by {call.title}, whose projections are inside the layer, which"
+            " Keras offers only as a whole"
+        )
+    return call.fix(
+        f"its filters are read by {call.title}, of which it is not known whether it keeps channels"
+        " apart"
+    )

@@ -75,11 +75,21 @@ def _ranks(state: State, constraints: Constraints) -> Selection:
 def _ranks_and_filters(state: State, filters: FilterSpace, constraints: Constraints) -> Selection:
     limits = _limits(state, constraints)
     spaces = state.fact(DesignSpace).spaces
-    found = milp.allocate(state.graph, spaces, filters, limits, constraints.minimise, constraints.rooms, _prices(state))
+    found = milp.allocate(
+        state.graph,
+        spaces,
+        filters,
+        limits,
+        constraints.minimise,
+        constraints.rooms,
+        _prices(state),
+    )
     return replace(_selection(state, constraints, found), removed=filters.removed(found.keeps))
 
 
-def _without_filters_instead(state: State, constraints: Constraints, error: milp.UnsolvedError) -> Selection:
+def _without_filters_instead(
+    state: State, constraints: Constraints, error: milp.UnsolvedError
+) -> Selection:
     """The selection that cuts no filters, where no other was found in time.
 
     The error where that does not keep the budgets.
@@ -106,7 +116,7 @@ def _selection(state: State, constraints: Constraints, found: milp.Joint) -> Sel
     return Selection(found.chosen, reasons, factors, found.keeps, beside=found.beside)
 
 
-# -- limits ------------------------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------
 
 
 def _limits(state: State, constraints: Constraints) -> dict[str, float]:
@@ -129,7 +139,8 @@ def _limits(state: State, constraints: Constraints) -> dict[str, float]:
             raise BudgetError(
                 f"--max-{quantity} {budget} cannot be reached: that is {_amount(limit)} of"
                 f" {_amount(whole[quantity])}, and the least that {_means(state, constraints)} is"
-                f" {_amount(least)} ({100 * least / whole[quantity]:.1f}%){_staying(state, quantity)}"
+                f" {_amount(least)}"
+                f" ({100 * least / whole[quantity]:.1f}%){_staying(state, quantity)}"
             )
         limits[quantity] = limit - outside[quantity]
     if constraints.max_impact is not None:
@@ -168,7 +179,7 @@ def _prices(state: State) -> Prices | None:
     return None if price is None else price.prices
 
 
-# -- messages ----------------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------------
 
 
 def _means(state: State, constraints: Constraints) -> str:

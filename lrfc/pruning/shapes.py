@@ -37,14 +37,27 @@ def concatenate(call: Call) -> list[Labels]:
 
 
 def reshaped(call: Call, order: tuple[int, ...] | None = None) -> list[Labels]:
-    """A Flatten or Reshape, of the source with its axes in ``order``. What then lies along several axes is cut along the last of them."""
+    """A Flatten or Reshape, of the source with its axes in ``order``.
+
+    What then lies along several axes is cut along the last of them.
+    """
     source, shape, target = call.source, call.inputs[0].shape[1:], call.outputs[0].shape[1:]
     if source.axis is None:
         return [Labels.fixed(f"the output of {call.title}")]
-    if None in shape or None in target or (call.op.shared is not None and call.op.kind == "Reshape"):
-        return call.fix(f"its filters are reshaped by {call.title}, whose shape is not fixed" + (" for each call" if call.op.shared else ""))
+    if (
+        None in shape
+        or None in target
+        or (call.op.shared is not None and call.op.kind == "Reshape")
+    ):
+        return call.fix(
+            f"its filters are reshaped by {call.title}, whose shape is not fixed"
+            + (" for each call" if call.op.shared else "")
+        )
     lengths, wanted = [n or 0 for n in shape], [n or 0 for n in target]
-    laid = np.broadcast_to(source.ids.reshape([n if a == source.axis - 1 else 1 for a, n in enumerate(lengths)]), lengths)
+    laid = np.broadcast_to(
+        source.ids.reshape([n if a == source.axis - 1 else 1 for a, n in enumerate(lengths)]),
+        lengths,
+    )
     table = (laid if order is None else laid.transpose(order)).reshape(wanted)
     varying = [axis for axis in range(len(wanted)) if (table != table.take([0], axis)).any()]
     if not varying:
@@ -79,7 +92,11 @@ def repeat_vector(call: Call) -> list[Labels]:
 def reduce(call: Call) -> list[Labels]:
     """A mean, sum or extreme over other axes."""
     source, rank, axis = call.source, len(call.inputs[0].shape), call.op.attrs.get("axis")
-    gone = set(range(rank)) if axis is None else {a % rank for a in (axis if isinstance(axis, tuple | list) else (axis,))}
+    gone = (
+        set(range(rank))
+        if axis is None
+        else {a % rank for a in (axis if isinstance(axis, tuple | list) else (axis,))}
+    )
     if source.axis in gone:
         return call.fix(f"its filters are read by {call.title}, which mixes them")
     if source.axis is None or call.op.attrs.get("keepdims"):
@@ -92,7 +109,9 @@ def pad(call: Call) -> list[Labels]:
     source, widths = call.source, np.asarray(call.op.attrs["pad_width"])
     if source.axis is None:
         return [Labels.fixed(f"the output of {call.title}")]
-    if widths.shape != (len(call.inputs[0].shape), 2) or (widths[source.axis].any() and call.op.attrs.get("mode", "constant") != "constant"):
+    if widths.shape != (len(call.inputs[0].shape), 2) or (
+        widths[source.axis].any() and call.op.attrs.get("mode", "constant") != "constant"
+    ):
         return call.fix(f"its filters are padded by {call.title} with others")
     before, after = (call.walk.fresh(int(width)) for width in widths[source.axis])
     return [Labels(source.axis, np.concatenate([before, source.ids, after]))]
@@ -129,7 +148,13 @@ def squeeze(call: Call) -> list[Labels]:
         gone = {a % len(shape) for a in (axis if isinstance(axis, tuple | list) else (axis,))}
     if call.source.axis in gone:
         return call.fix(f"its filters are reshaped by {call.title}, which leaves no axis for them")
-    return [call.source if call.source.axis is None else Labels(call.source.axis - sum(a < call.source.axis for a in gone), call.source.ids)]
+    return [
+        (
+            call.source
+            if call.source.axis is None
+            else Labels(call.source.axis - sum(a < call.source.axis for a in gone), call.source.ids)
+        )
+    ]
 
 
 def get_item(call: Call) -> list[Labels]:

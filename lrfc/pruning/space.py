@@ -29,7 +29,10 @@ class Keep:
 
 @dataclass(frozen=True, eq=False)
 class FilterSpace(Fact):
-    """The choices of every group; the first keeps all units. ``refused`` says why the filters of the other layers stay."""
+    """The choices of every group; the first keeps all units.
+
+    ``refused`` says why the filters of the other layers stay.
+    """
 
     dependencies: Dependencies
     choices: Mapping[str, tuple[Keep, ...]]
@@ -42,7 +45,11 @@ class FilterSpace(Fact):
             left = np.setdiff1d(np.arange(keep.group.width), keep.units)
             for part in keep.group.producers:
                 gone.setdefault(part.layer, []).append(part.where(left))
-        return {layer: np.sort(np.concatenate(parts)) for layer, parts in gone.items() if sum(map(len, parts))}
+        return {
+            layer: np.sort(np.concatenate(parts))
+            for layer, parts in gone.items()
+            if sum(map(len, parts))
+        }
 
     def left(self, removed: Mapping[str, Ids]) -> dict[str, tuple[int, int]]:
         """How many channels each op gives, and how many without the filters that go; what cannot be cut along any axis is not named."""
@@ -67,7 +74,9 @@ def labels(dependencies: Dependencies, removed: Mapping[str, Ids]) -> Ids:
     return np.unique(np.concatenate(found)) if found else np.empty(0, np.intp)
 
 
-def prunable(graph: Graph, known: set[str], keep: Sequence[str] = (), only: Sequence[str] = ()) -> tuple[Dependencies, list[Group], dict[str, str]]:
+def prunable(
+    graph: Graph, known: set[str], keep: Sequence[str] = (), only: Sequence[str] = ()
+) -> tuple[Dependencies, list[Group], dict[str, str]]:
     """The groups of a graph, those of them whose effect can be measured, and why the filters of each layer in none of these stay.
 
     ``known``: the layers whose inputs can be sampled. ``keep``, ``only``: see ``groups``.

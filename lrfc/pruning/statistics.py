@@ -21,16 +21,20 @@ from lrfc.search.sensitivity import is_distribution
 SLOPES, RANKED = 96, 16
 #: Values of the feature maps that one pass may deliver.
 DELIVERED = 32 << 20
-#: Largest side of a feature map that is ranked whole; of larger ones every n-th row and column is taken.
+#: Largest side of a feature map that is ranked whole; of larger ones every n-th row and column is
+#: taken.
 SIDE = 32
 
 
-def slopes(graph: Graph, readers: Sequence[Op], inputs: Batch, seed: int) -> dict[str, NDArray[np.float32]]:
+def slopes(
+    graph: Graph, readers: Sequence[Op], inputs: Batch, seed: int
+) -> dict[str, NDArray[np.float32]]:
     """For each layer (samples, input channels): the change of ℓ per relative change of what the layer reads on that channel.
 
-    ℓ is the log-probability of a class drawn at random (all are as likely: where the network is sure, that of its own answer has no slope), or for outputs
-    that are no probabilities their sum with random signs, relative to their spread over the samples. A layer is linear in what it reads, so the slope is
-    Σ W·∂ℓ/∂W over the channel's weights.
+    ℓ is the log-probability of a class drawn at random (all are as likely: where the network is
+    sure, that of its own answer has no slope), or for outputs that are no probabilities their sum
+    with random signs, relative to their spread over the samples. A layer is linear in what it
+    reads, so the slope is Σ W·∂ℓ/∂W over the channel's weights.
     """
     import keras
     import tensorflow as tf
@@ -52,11 +56,17 @@ def slopes(graph: Graph, readers: Sequence[Op], inputs: Batch, seed: int) -> dic
             found = keras.tree.flatten(keras_io.call(model, batch))
             score = tf.add_n([tf.reduce_sum(y * w) for y, w in zip(found, weights, strict=True)])
         gradients = tape.gradient(score, kernels, unconnected_gradients="zero")
-        return [_by_input(graph, op, kernel * gradient) for op, kernel, gradient in zip(readers, kernels, gradients, strict=True)]
+        return [
+            _by_input(graph, op, kernel * gradient)
+            for op, kernel, gradient in zip(readers, kernels, gradients, strict=True)
+        ]
 
     rows: list[list[NDArray[np.float32]]] = [[] for _ in readers]
     for i in range(len(samples[0])):
-        values = products([tf.constant(x[i : i + 1]) for x in samples], [tf.constant(c[i : i + 1]) for c in cotangents])
+        values = products(
+            [tf.constant(x[i : i + 1]) for x in samples],
+            [tf.constant(c[i : i + 1]) for c in cotangents],
+        )
         for row, value in zip(rows, values, strict=True):
             row.append(np.asarray(value))
     return {op.name: np.stack(row) for op, row in zip(readers, rows, strict=True)}
@@ -77,14 +87,18 @@ def _by_input(graph: Graph, op: Op, values: Any) -> Any:
         return tf.reduce_sum(values, 1)
     if op.info.family == "einsum":
         einsum = Einsum.of(op, source)
-        return tf.reshape(tf.reduce_sum(values, [einsum.weights.index(letter) for letter in einsum.made]), [-1])
+        return tf.reshape(
+            tf.reduce_sum(values, [einsum.weights.index(letter) for letter in einsum.made]), [-1]
+        )
     if op.info.is_transposed:
         return tf.reduce_sum(values, list(range(rank - 1)))
     summed = tf.reduce_sum(values, list(range(rank - 2)))
     if op.info.is_separable:
         return tf.reduce_sum(summed, 1)
     groups = conv_geometry(op, source).groups
-    return tf.reshape(tf.transpose(tf.reduce_sum(tf.reshape(summed, [summed.shape[0], groups, -1]), 2)), [-1])
+    return tf.reshape(
+        tf.transpose(tf.reduce_sum(tf.reshape(summed, [summed.shape[0], groups, -1]), 2)), [-1]
+    )
 
 
 def _cotangent(values: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -100,7 +114,8 @@ def _cotangent(values: NDArray[np.float32], rng: np.random.Generator) -> NDArray
 def ranks(graph: Graph, axes: Mapping[Ref, int], inputs: Batch) -> dict[Ref, NDArray[np.float64]]:
     """For each tensor and each index of the axis given for it: the mean rank of its feature maps, plus less than 1 for their energy.
 
-    A feature map is the matrix of the first spatial axis and the others; without spatial axes it is one value, of rank 1, and the energy alone decides.
+    A feature map is the matrix of the first spatial axis and the others; without spatial axes it is
+    one value, of rank 1, and the energy alone decides.
     """
     from lrfc.ir.keras import io as keras_io
 
@@ -118,4 +133,10 @@ def ranks(graph: Graph, axes: Mapping[Ref, int], inputs: Batch) -> dict[Ref, NDA
             energy[ref] += np.square(maps, dtype=np.float64).mean((2, 3)).sum(0)
             steps = [-(-n // SIDE) for n in maps.shape[2:]]
             rank[ref] += np.linalg.matrix_rank(maps[:, :, :: steps[0], :: steps[1]]).sum(0)
-    return {ref: rank[ref] / len(samples[0]) + 0.999 * energy[ref] / max(float(energy[ref].max(initial=0)), 1e-30) for ref in axes}
+    return {
+        ref: (
+            rank[ref] / len(samples[0])
+            + 0.999 * energy[ref] / max(float(energy[ref].max(initial=0)), 1e-30)
+        )
+        for ref in axes
+    }

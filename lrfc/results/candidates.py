@@ -18,15 +18,27 @@ if TYPE_CHECKING:
     from lrfc.search.candidates import LayerSpace
 
 NAME = "candidates.csv"
-_COLUMNS = ("layer", "method", "rank", "params", "macs", "similarity", "impact", "latency", "dominated", "chosen")
+_COLUMNS = (
+    "layer",
+    "method",
+    "rank",
+    "params",
+    "macs",
+    "similarity",
+    "impact",
+    "latency",
+    "dominated",
+    "chosen",
+)
 
 
 @dataclass(frozen=True)
 class Row:
     """One candidate.
 
-    ``method`` is None for the layer as it is; ``impact`` the predicted divergence of the network's outputs; ``similarity`` 1 − relative L2; ``latency`` the
-    predicted one, in the unit of the device's cost profile, None where no device was known.
+    ``method`` is None for the layer as it is; ``impact`` the predicted divergence of the network's
+    outputs; ``similarity`` 1 − relative L2; ``latency`` the predicted one, in the unit of the
+    device's cost profile, None where no device was known.
     """
 
     layer: str
@@ -46,8 +58,15 @@ class Row:
         return f"{self.method} {self.rank}" if self.method else "as it is"
 
 
-def write(folder: Path, spaces: Sequence[LayerSpace], chosen: Mapping[str, tuple[str | None, tuple[int, ...]]]) -> Path:
-    """Write the file. ``chosen``: layer → (method, ranks) of the candidate taken; empty when nothing was."""
+def write(
+    folder: Path,
+    spaces: Sequence[LayerSpace],
+    chosen: Mapping[str, tuple[str | None, tuple[int, ...]]],
+) -> Path:
+    """Write the file.
+
+    ``chosen``: layer → (method, ranks) of the candidate taken; empty when nothing was.
+    """
     from lrfc.search.candidates import pareto
 
     path = folder / NAME
@@ -60,7 +79,15 @@ def write(folder: Path, spaces: Sequence[LayerSpace], chosen: Mapping[str, tuple
                 taken = chosen.get(c.layer) == (c.method, c.ranks)
                 rank = "x".join(map(str, c.ranks))
                 latency = f"{c.latency:.6g}" if space.whole.latency else ""
-                numbers = (c.params, c.macs, f"{1 - c.error:.6g}", f"{c.impact:.6g}", latency, int(id(c) not in kept), int(taken))
+                numbers = (
+                    c.params,
+                    c.macs,
+                    f"{1 - c.error:.6g}",
+                    f"{c.impact:.6g}",
+                    latency,
+                    int(id(c) not in kept),
+                    int(taken),
+                )
                 writer.writerow((c.layer, c.method or "", rank, *numbers))
     return path
 
@@ -69,7 +96,10 @@ def read(folder: Path) -> tuple[Row, ...]:
     """The rows; UsageError when the folder has no such file or it is damaged."""
     path = folder / NAME
     if reader.kind(path) is None:
-        raise UsageError(f"'{folder}' holds no exploration: it has no readable {NAME}; make one with lrfc build or lrfc explore")
+        raise UsageError(
+            f"'{folder}' holds no exploration: it has no readable {NAME}; make one with lrfc build"
+            " or lrfc explore"
+        )
     try:
         table = csv.DictReader(io.StringIO(reader.contents(path).decode(), newline=""), strict=True)
         return tuple(_row(reader.plain(record)) for record in table)
@@ -106,14 +136,15 @@ def _count(text: str) -> int:
     return value
 
 
-# -- why this one ------------------------------------------------------------------------------------------------------------------
+# -- why this one ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Explanation:
     """One layer: its candidates, the one taken (None in an exploration), and one sentence for each neighbour that was not.
 
-    ``built``: what a build made of it, whose costs are less than those of the candidate taken where filters of it, or of what it reads, are gone.
+    ``built``: what a build made of it, whose costs are less than those of the candidate taken where
+    filters of it, or of what it reads, are gone.
     """
 
     layer: str
@@ -124,11 +155,15 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""
-        return asdict(self) | {"built": None if self.built is None else self.built.model_dump(mode="json")}
+        return asdict(self) | {
+            "built": None if self.built is None else self.built.model_dump(mode="json")
+        }
 
 
 def explain(rows: Sequence[Row], layer: str, built: Sequence[Layer] = ()) -> Explanation:
-    """Why a layer's candidate was taken and its neighbours were not. ``built``: the layers of the build's manifest.
+    """Why a layer's candidate was taken and its neighbours were not.
+
+    ``built``: the layers of the build's manifest.
 
     UsageError, with the layers there are, when none has that name.
     """
@@ -146,17 +181,30 @@ def explain(rows: Sequence[Row], layer: str, built: Sequence[Layer] = ()) -> Exp
     sentences = []
     for name, row in _neighbours(own, chosen):
         more, less = row.macs - chosen.macs, chosen.impact - row.impact
-        told = f"{name}, {row.label}: {more:+,} MACs, {row.params - chosen.params:+,} parameters, predicted divergence {-less:+.3g}"
+        told = (
+            f"{name}, {row.label}: {more:+,} MACs, {row.params - chosen.params:+,} parameters,"
+            f" predicted divergence {-less:+.3g}"
+        )
         if more > 0 and less > 0:
             other = _best_elsewhere(rows, layer, more)
             if other is not None and other[1] >= less:
-                told += f"; the same MACs do more at {other[0].layer} ({other[0].label}: {-other[1]:+.3g})"
+                told += (
+                    f"; the same MACs do more at {other[0].layer} ({other[0].label}:"
+                    f" {-other[1]:+.3g})"
+                )
             else:
                 told += "; the budget has no room for it"
         elif more <= 0 and less < 0:
-            told += "; it saves MACs, but its effect on the output is larger than what the MACs are worth elsewhere"
+            told += (
+                "; it saves MACs, but its effect on the output is larger than what the MACs are"
+                " worth elsewhere"
+            )
         elif more >= 0 and less <= 0:
-            told += "; it is worse and saves nothing" if row.params >= chosen.params else "; it saves parameters only"
+            told += (
+                "; it is worse and saves nothing"
+                if row.params >= chosen.params
+                else "; it saves parameters only"
+            )
         sentences.append(told)
     return Explanation(layer, own, chosen, tuple(sentences), made)
 
@@ -164,8 +212,13 @@ def explain(rows: Sequence[Row], layer: str, built: Sequence[Layer] = ()) -> Exp
 def _neighbours(own: Sequence[Row], chosen: Row) -> list[tuple[str, Row]]:
     """The next smaller and larger rank of the same method, and of each other method what is nearest in MACs."""
     found = []
-    same = sorted((r for r in own if r.method == chosen.method and r is not chosen), key=lambda r: r.macs)
-    smaller, larger = [r for r in same if r.macs < chosen.macs], [r for r in same if r.macs > chosen.macs]
+    same = sorted(
+        (r for r in own if r.method == chosen.method and r is not chosen), key=lambda r: r.macs
+    )
+    smaller, larger = (
+        [r for r in same if r.macs < chosen.macs],
+        [r for r in same if r.macs > chosen.macs],
+    )
     if smaller:
         found.append(("smaller", smaller[-1]))
     if larger:
@@ -184,6 +237,8 @@ def _best_elsewhere(rows: Sequence[Row], layer: str, macs: int) -> tuple[Row, fl
     moves = [
         (row, taken[row.layer].impact - row.impact)
         for row in rows
-        if row.layer != layer and row.layer in taken and 0 < row.macs - taken[row.layer].macs <= macs
+        if row.layer != layer
+        and row.layer in taken
+        and 0 < row.macs - taken[row.layer].macs <= macs
     ]
     return max(moves, key=lambda move: move[1]) if moves else None

@@ -20,9 +20,15 @@ from lrfc.system.reader import shown as _shown
 
 #: Quantity of a limit → the field of ``Figures``; less is better in all of them.
 COSTS = {
-    "latency": "latency_ms", "size": "file_bytes", "macs": "macs", "params": "params", "ram": "arena_bytes", "cycles": "cycles", "sram": "sram_bytes",
+    "latency": "latency_ms",
+    "size": "file_bytes",
+    "macs": "macs",
+    "params": "params",
+    "ram": "arena_bytes",
+    "cycles": "cycles",
+    "sram": "sram_bytes",
     "flash": "flash_bytes",
-}  # fmt: skip
+}
 #: All that a limit can be set for. 'speedup' is that over the original, in turns with it where it
 #: is measured: it stays comparable from one machine to another.
 QUANTITIES = ("accuracy", "speedup", *COSTS)
@@ -68,7 +74,9 @@ class Side:
         latency = self.manifest.after.latency_ms
         if quantity in ("cycles", "sram", "flash"):
             return COMPILED
-        return latency.source if latency is not None and quantity in ("latency", "speedup") else None
+        return (
+            latency.source if latency is not None and quantity in ("latency", "speedup") else None
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,9 @@ class Comparison:
     def changed(self) -> list[tuple[str, Layer | None, Layer | None]]:
         """The layers that differ, by name; None on a side that has no such layer."""
         names = dict.fromkeys([*self.before.layers, *self.after.layers])
-        pairs = ((name, self.before.layers.get(name), self.after.layers.get(name)) for name in names)
+        pairs = (
+            (name, self.before.layers.get(name), self.after.layers.get(name)) for name in names
+        )
         return [(name, old, new) for name, old, new in pairs if old != new]
 
     def to_json(self) -> dict[str, Any]:
@@ -121,24 +131,45 @@ class Comparison:
                 for q in QUANTITIES
             },
             "layers": [
-                {"name": name, "before": None if old is None else vars(old), "after": None if new is None else vars(new)}
+                {
+                    "name": name,
+                    "before": None if old is None else vars(old),
+                    "after": None if new is None else vars(new),
+                }
                 for name, old, new in self.changed
             ],
-            "limits": [{"limit": str(each.limit), "ok": each.ok, "told": each.told} for each in self.verdicts],
+            "limits": [
+                {"limit": str(each.limit), "ok": each.ok, "told": each.told}
+                for each in self.verdicts
+            ],
             "ok": all(each.ok for each in self.verdicts),
         }
 
     def junit(self) -> str:
         """A JUnit report: one test case a limit."""
         failed = sum(not each.ok for each in self.verdicts)
-        root = ET.Element("testsuites", tests=str(len(self.verdicts)), failures=str(failed), errors="0")
-        suite = ET.SubElement(root, "testsuite", name="lrfc compare", tests=str(len(self.verdicts)), failures=str(failed), errors="0", skipped="0")
+        root = ET.Element(
+            "testsuites", tests=str(len(self.verdicts)), failures=str(failed), errors="0"
+        )
+        suite = ET.SubElement(
+            root,
+            "testsuite",
+            name="lrfc compare",
+            tests=str(len(self.verdicts)),
+            failures=str(failed),
+            errors="0",
+            skipped="0",
+        )
         for each in self.verdicts:
-            case = ET.SubElement(suite, "testcase", classname="lrfc.compare", name=str(each.limit), time="0")
+            case = ET.SubElement(
+                suite, "testcase", classname="lrfc.compare", name=str(each.limit), time="0"
+            )
             if each.ok:
                 ET.SubElement(case, "system-out").text = each.told
             else:
-                ET.SubElement(case, "failure", message=each.told, type="regression").text = f"{self.before.path} -> {self.after.path}: {each.told}"
+                ET.SubElement(
+                    case, "failure", message=each.told, type="regression"
+                ).text = f"{self.before.path} -> {self.after.path}: {each.told}"
         ET.indent(root)
         return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -146,7 +177,8 @@ class Comparison:
 def compare(before: Path, after: Path, limits: Sequence[str] = ()) -> Comparison:
     """Two output folders, manifests or model files. ``limits``: latency=5%, accuracy=0.5pp.
 
-    A limit that cannot be checked does not hold: a figure that is missing is no figure that is as good. UsageError for what is none of these.
+    A limit that cannot be checked does not hold: a figure that is missing is no figure that is as
+    good. UsageError for what is none of these.
     """
     wanted = [parse(limit) for limit in limits]
     for path in (before, after):  # both, before a model is loaded
@@ -162,11 +194,13 @@ def parse(text: str) -> Limit:
     if match is None or quantity not in QUANTITIES:
         near = "" if quantity in QUANTITIES else like(text.partition("=")[0].strip(), QUANTITIES)
         raise UsageError(
-            f"--max-regress {_shown(text, 60)}: give a quantity and what it may lose, such as latency=5% or accuracy=0.5pp; there are"
-            f" {', '.join(QUANTITIES)}{near}"
+            f"--max-regress {_shown(text, 60)}: give a quantity and what it may lose, such as"
+            f" latency=5% or accuracy=0.5pp; there are {', '.join(QUANTITIES)}{near}"
         )
     if match[3] == "pp" and quantity != "accuracy":
-        raise UsageError(f"--max-regress {text}: percentage points are for accuracy; give a percentage")
+        raise UsageError(
+            f"--max-regress {text}: percentage points are for accuracy; give a percentage"
+        )
     return Limit(quantity, float(match[2]) / 100, match[3] == "pp")
 
 
@@ -190,26 +224,49 @@ def _require(path: Path) -> None:
     if what not in ("a folder", "a file"):
         raise UsageError(f"{_shown(path)} is {what}, no output folder and no file")
     if what == "a file" and path.suffix not in SUFFIXES:
-        raise UsageError(f"{_shown(path)} is no output folder, manifest.json, {', '.join(SUFFIXES[1:-1])} or {SUFFIXES[-1]} file")
+        raise UsageError(
+            f"{_shown(path)} is no output folder, manifest.json, {', '.join(SUFFIXES[1:-1])} or"
+            f" {SUFFIXES[-1]} file"
+        )
     if what == "a folder" and not (path / "manifest.json").is_file():
         Manifest.read(path)  # says so
 
 
 def _build(manifest: Manifest, path: Path) -> Side:
-    figures: dict[str, float | None] = {quantity: getattr(manifest.after, name) for quantity, name in COSTS.items() if quantity != "latency"}
+    figures: dict[str, float | None] = {
+        quantity: getattr(manifest.after, name)
+        for quantity, name in COSTS.items()
+        if quantity != "latency"
+    }
     latency = manifest.after.latency_ms
     figures |= {
         "latency": None if latency is None else latency.p50,
         "accuracy": manifest.after.accuracy,
-        "speedup": None if manifest.speedup is None else 1.0 if manifest.after == manifest.before else manifest.speedup.median,
+        "speedup": (
+            None
+            if manifest.speedup is None
+            else 1.0
+            if manifest.after == manifest.before
+            else manifest.speedup.median
+        ),
     }
-    return Side(str(path), figures, {layer.name: _layer(layer) for layer in manifest.layers}, manifest)
+    return Side(
+        str(path), figures, {layer.name: _layer(layer) for layer in manifest.layers}, manifest
+    )
 
 
 def _layer(built: Built) -> Layer:
     before, after = built.filters_before, built.filters_after
     cut = (after, before) if built.cut and after is not None and before is not None else None
-    return Layer(built.kind, built.method, "x".join(map(str, built.rank or ())), built.params_after, built.macs_after, built.similarity, cut)
+    return Layer(
+        built.kind,
+        built.method,
+        "x".join(map(str, built.rank or ())),
+        built.params_after,
+        built.macs_after,
+        built.similarity,
+        cut,
+    )
 
 
 def _model(path: Path) -> Side:
@@ -219,31 +276,47 @@ def _model(path: Path) -> Side:
 
     found = profile(keras_io.from_keras(load(path)))
     figures: dict[str, float | None] = dict.fromkeys(QUANTITIES)
-    figures |= {"size": path.stat().st_size, "macs": found.macs, "params": found.params, "ram": found.arena_bytes}
-    layers = {row.name: Layer(row.kind, None, "", row.params, row.macs, None) for row in found.rows if row.params}
+    figures |= {
+        "size": path.stat().st_size,
+        "macs": found.macs,
+        "params": found.params,
+        "ram": found.arena_bytes,
+    }
+    layers = {
+        row.name: Layer(row.kind, None, "", row.params, row.macs, None)
+        for row in found.rows
+        if row.params
+    }
     return Side(str(path), figures, layers)
 
 
-# -- limits ------------------------------------------------------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------
 
 
 def _verdict(limit: Limit, before: Side, after: Side) -> Verdict:
     old, new = before.figures[limit.quantity], after.figures[limit.quantity]
     missing = [each.path for each, value in ((before, old), (after, new)) if value is None]
     if old is None or new is None:
-        return Verdict(limit, False, f"{limit.quantity} cannot be compared: {' and '.join(missing)} {'have' if len(missing) > 1 else 'has'} none")
+        return Verdict(
+            limit,
+            False,
+            f"{limit.quantity} cannot be compared: {' and '.join(missing)}"
+            f" {'have' if len(missing) > 1 else 'has'} none",
+        )
     unlike = _unlike(limit, before.manifest, after.manifest)
     if unlike is not None:
         return Verdict(limit, False, f"{limit.quantity} cannot be compared: {unlike}")
     less_is_better = limit.quantity in COSTS or (
-        limit.quantity == "accuracy" and before.manifest is not None and not before.manifest.accuracy.higher_is_better
+        limit.quantity == "accuracy"
+        and before.manifest is not None
+        and not before.manifest.accuracy.higher_is_better
     )
     worse = (new - old) if less_is_better else (old - new)
     allowed = limit.value if limit.points else limit.value * abs(old)
     origin = after.source(limit.quantity)
     told = (
-        f"{limit.quantity} {shown(limit.quantity, old)} -> {shown(limit.quantity, new)}, {_by(limit, worse, old)}"
-        f"{'' if origin is None else f' ({origin})'}"
+        f"{limit.quantity} {shown(limit.quantity, old)} -> {shown(limit.quantity, new)},"
+        f" {_by(limit, worse, old)}{'' if origin is None else f' ({origin})'}"
     )
     return Verdict(limit, worse <= allowed * (1 + 1e-9), told)
 
@@ -253,7 +326,13 @@ def _unlike(limit: Limit, old: Manifest | None, new: Manifest | None) -> str | N
     if old is None or new is None:
         return None
     if limit.quantity in ("latency", "cycles", "speedup"):
-        kinds = [(_where(m), m.after.latency_ms and (m.after.latency_ms.threads, m.after.latency_ms.source)) for m in (old, new)]
+        kinds = [
+            (
+                _where(m),
+                m.after.latency_ms and (m.after.latency_ms.threads, m.after.latency_ms.source),
+            )
+            for m in (old, new)
+        ]
         if kinds[0] != kinds[1]:
             named = (place + (f" on {p[0]} threads, {p[1]}" if p else "") for place, p in kinds)
             return " against ".join(named)
@@ -267,12 +346,22 @@ def _unlike(limit: Limit, old: Manifest | None, new: Manifest | None) -> str | N
 
 def _where(manifest: Manifest) -> str:
     """The device with what was chosen for it, and the format."""
-    modes = [str(manifest.config[name]) for name in ("memory_mode", "system_config") if manifest.config.get(name) is not None]
+    modes = [
+        str(manifest.config[name])
+        for name in ("memory_mode", "system_config")
+        if manifest.config.get(name) is not None
+    ]
     return " ".join([str(manifest.device), *modes, manifest.target])
 
 
 def _by(limit: Limit, worse: float, old: float) -> str:
-    amount = f"{100 * abs(worse):.2f}pp" if limit.points else f"{100 * abs(worse) / abs(old):.2f}%" if old else f"{abs(worse):.4g}"
+    amount = (
+        f"{100 * abs(worse):.2f}pp"
+        if limit.points
+        else f"{100 * abs(worse) / abs(old):.2f}%"
+        if old
+        else f"{abs(worse):.4g}"
+    )
     allowed = f"{100 * limit.value:g}{'pp' if limit.points else '%'} allowed"
     return f"{amount} {'worse' if worse > 0 else 'better' if worse < 0 else 'off'}, {allowed}"
 

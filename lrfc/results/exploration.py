@@ -17,8 +17,9 @@ SHARES = (0.75, 0.6, 0.5, 0.4, 0.3)
 class Survey:
     """An exploration.
 
-    ``whole``: MACs and parameters of the original, and its predicted latency where a device was named. ``fronts``: by method, 'all' for the mix, over MACs. ``points``: the front that was asked for, over the
-    quantities ``over``.
+    ``whole``: MACs and parameters of the original, and its predicted latency where a device was
+    named. ``fronts``: by method, 'all' for the mix, over MACs. ``points``: the front that was asked
+    for, over the quantities ``over``.
     """
 
     model: str
@@ -34,7 +35,14 @@ class Survey:
         """For each method, the least predicted divergence at each of ``SHARES``; None where the method cannot go so far."""
         rows = []
         for method, points in self.fronts.items():
-            reached = [[p["predicted_divergence"] for p in points if p["macs"] <= share * self.whole["macs"]] for share in SHARES]
+            reached = [
+                [
+                    p["predicted_divergence"]
+                    for p in points
+                    if p["macs"] <= share * self.whole["macs"]
+                ]
+                for share in SHARES
+            ]
             rows.append((method, [min(found) if found else None for found in reached]))
         return rows
 
@@ -50,6 +58,8 @@ class Survey:
             "seconds": self.seconds,
             "synthetic": self.synthetic,
             "points": [dict(point) for point in self.points],
-            "methods": {method: [dict(point) for point in points] for method, points in self.fronts.items()},
+            "methods": {
+                method: [dict(point) for point in points] for method, points in self.fronts.items()
+            },
             "skipped": dict(self.design.skipped),
         }

@@ -21,9 +21,20 @@ from lrfc.system.locks import HeldError
 
 #: Packages whose versions a manifest records; those that are not installed are null.
 PACKAGES = (
-    "lrfc", "tensorflow", "keras", "numpy", "scipy", "networkx", "tensorly", "ai-edge-litert", "onnx", "onnxruntime", "tf2onnx",
-    "tensorflow-model-optimization", "ethos-u-vela",
-)  # fmt: skip
+    "lrfc",
+    "tensorflow",
+    "keras",
+    "numpy",
+    "scipy",
+    "networkx",
+    "tensorly",
+    "ai-edge-litert",
+    "onnx",
+    "onnxruntime",
+    "tf2onnx",
+    "tensorflow-model-optimization",
+    "ethos-u-vela",
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Bytes below which no output folder fits: its tables and its page alone take more.
 ROOM = 16 << 10
@@ -45,8 +56,8 @@ class Reserved:
     def writing(self) -> Iterator[Path]:
         """A new folder, which takes the place of the output folder when the block ends.
 
-        It vanishes, with everything in it, when the block fails. UsageError when what has appeared in the place meanwhile may not be replaced, and when the
-        disk is full.
+        It vanishes, with everything in it, when the block fails. UsageError when what has appeared
+        in the place meanwhile may not be replaced, and when the disk is full.
         """
         work = swap.staging(self.final)
         try:
@@ -62,7 +73,11 @@ class Reserved:
                 raise _unwritable(error, self.path) from error
         except BaseException as error:
             swap.settle(self.final)
-            if _is_full(error) and isinstance(error, Exception) and not isinstance(error, UsageError):
+            if (
+                _is_full(error)
+                and isinstance(error, Exception)
+                and not isinstance(error, UsageError)
+            ):
                 raise _full(self.path) from error
             raise
 
@@ -71,9 +86,9 @@ class Reserved:
 def reserved(out: Path, *, overwrite: bool = True) -> Iterator[Reserved]:
     """Hold an output folder for this process, before the work whose result it takes.
 
-    An ``out`` that exists is replaced in one step at the end when it is empty or was written by lrfc
-    (it has a manifest.json or a pareto.json) and ``overwrite`` is true. What an earlier process left
-    unfinished, because it was killed, is put in order first.
+    An ``out`` that exists is replaced in one step at the end when it is empty or was written by
+    lrfc (it has a manifest.json or a pareto.json) and ``overwrite`` is true. What an earlier
+    process left unfinished, because it was killed, is put in order first.
 
     UsageError when another process holds it, when it may not be replaced, and when the place cannot
     be written or is full.
@@ -83,7 +98,9 @@ def reserved(out: Path, *, overwrite: bool = True) -> Iterator[Reserved]:
         out = given.expanduser().absolute()
         final = out.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # ~nobody, a loop of links, a null byte
-        raise UsageError(f"output folder '{out}' cannot be made ({error}); choose another place with --out") from error
+        raise UsageError(
+            f"output folder '{out}' cannot be made ({error}); choose another place with --out"
+        ) from error
     made = _missing(final, out)
     with ExitStack() as stack:
         stack.callback(_remove_empty, made)
@@ -97,7 +114,8 @@ def reserved(out: Path, *, overwrite: bool = True) -> Iterator[Reserved]:
             _check_room(final, out)
         except HeldError as error:
             raise UsageError(
-                f"output folder '{out}' is being written by {error.holder}; wait until that has ended, or choose another with --out"
+                f"output folder '{out}' is being written by {error.holder}; wait until that has"
+                " ended, or choose another with --out"
             ) from error
         except OSError as error:
             raise _unwritable(error, out) from error
@@ -118,14 +136,23 @@ def check(out: Path, *, overwrite: bool = True) -> None:
     if not out.is_dir():
         raise UsageError(f"output folder '{out}' is a file; choose another name with --out")
     if out.resolve() in (Path.cwd(), *Path.cwd().parents):
-        raise UsageError(f"output folder '{out}' is the current folder or holds it, and cannot be replaced; choose another with --out")
+        raise UsageError(
+            f"output folder '{out}' is the current folder or holds it, and cannot be replaced;"
+            " choose another with --out"
+        )
     if out.resolve().is_mount():
-        raise UsageError(f"output folder '{out}' is a mount point, and cannot be replaced; choose a folder in it with --out")
+        raise UsageError(
+            f"output folder '{out}' is a mount point, and cannot be replaced; choose a folder in it"
+            " with --out"
+        )
     if not os.access(out, os.R_OK | os.W_OK | os.X_OK):
         raise UsageError(f"output folder '{out}' is read-only; choose another with --out")
     if any(out.iterdir()):
         if not any((out / own).is_file() for own in ("manifest.json", "pareto.json")):
-            raise UsageError(f"output folder '{out}' is not empty and was not written by lrfc; choose another with --out")
+            raise UsageError(
+                f"output folder '{out}' is not empty and was not written by lrfc; choose another"
+                " with --out"
+            )
         if not overwrite:
             raise UsageError(f"output folder '{out}' exists already; choose another with --out")
 
@@ -152,7 +179,10 @@ def _check_room(final: Path, out: Path) -> None:
     parent = final.parent.stat()
     owners = (parent.st_uid, final.stat().st_uid) if final.exists() else ()
     if owners and parent.st_mode & stat.S_ISVTX and os.geteuid() not in (0, *owners):
-        raise UsageError(f"output folder '{out}' belongs to somebody else, and cannot be replaced; choose another with --out")
+        raise UsageError(
+            f"output folder '{out}' belongs to somebody else, and cannot be replaced; choose"
+            " another with --out"
+        )
     if shutil.disk_usage(final.parent).free < ROOM:
         raise _full(out)
 
@@ -162,19 +192,32 @@ def _unwritable(error: OSError, out: Path) -> UsageError:
         return _full(out)
     if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
         return UsageError(
-            f"output folder '{out}' cannot be locked: its file system has no locks ({error.strerror}); choose another place with --out, and copy the folder"
+            f"output folder '{out}' cannot be locked: its file system has no locks"
+            f" ({error.strerror}); choose another place with --out, and copy the folder"
         )
-    return UsageError(f"output folder '{out}' cannot be made ({error.strerror}); choose another place with --out")
+    return UsageError(
+        f"output folder '{out}' cannot be made ({error.strerror}); choose another place with --out"
+    )
 
 
 def _full(out: Path) -> UsageError:
-    return UsageError(f"the disk is full: {_free(out)} of free space for the output folder '{out}'; make room or choose another place with --out")
+    return UsageError(
+        f"the disk is full: {_free(out)} of free space for the output folder '{out}'; make room or"
+        " choose another place with --out"
+    )
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind the error. Libraries wrap it in errors of their own, and keep only its text."""
+    """Whether a full disk is behind the error.
+
+    Libraries wrap it in errors of their own, and keep only its text.
+    """
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in _FULL) or "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+        if (
+            (isinstance(error, OSError) and error.errno in _FULL)
+            or "No space left on device" in str(error)
+            or "Disk quota exceeded" in str(error)
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -196,10 +239,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def record(path: Path, root: Path, format: str, scales: Sequence[tuple[str, float, int]] = ()) -> File:  # noqa: A002  the name of the manifest's field
-    """The manifest's entry for a file under the output folder ``root``. ``scales``: name, scale and zero point of each integer input and output."""
+def record(
+    path: Path,
+    root: Path,
+    format: str,  # noqa: A002
+    scales: Sequence[tuple[str, float, int]] = (),
+) -> File:
+    """The manifest's entry for a file under the output folder ``root``.
+
+    ``scales``: name, scale and zero point of each integer input and output.
+    """
     told = tuple(Scale(name=name, scale=scale, zero_point=zero) for name, scale, zero in scales)
-    return File(path=path.relative_to(root).as_posix(), sha256=sha256(path), bytes=path.stat().st_size, format=format, scales=told)
+    return File(
+        path=path.relative_to(root).as_posix(),
+        sha256=sha256(path),
+        bytes=path.stat().st_size,
+        format=format,
+        scales=told,
+    )
 
 
 def versions() -> dict[str, str | None]:

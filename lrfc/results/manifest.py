@@ -1,4 +1,7 @@
-"""The record of a build, manifest.json: what went in, what came out, and every number on the way. A value that was not measured is null."""
+"""The record of a build, manifest.json: what went in, what came out, and every number on the way.
+
+A value that was not measured is null.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,11 @@ SCHEMA = Path(__file__).with_name("manifest.schema.json")
 
 
 class Input(Record):
-    """The model that was compressed. ``preprocessing``: what was done to the samples before the model saw them, which whoever runs it has to do too."""
+    """The model that was compressed.
+
+    ``preprocessing``: what was done to the samples before the model saw them, which whoever runs it
+    has to do too.
+    """
 
     path: str
     sha256: Sha256
@@ -28,10 +35,14 @@ class Input(Record):
 
 
 class Layer(Record):
-    """What became of one layer. ``rank`` has a number for each free rank of the method; without a method, ``reason`` says why the layer was left alone.
+    """What became of one layer.
 
-    ``similarity``: of the feature maps before and after, 1 for equal ones. ``filters_before`` and ``filters_after``: channels of what the layer gives, null
-    where it has none to cut, or nothing was to be cut; ``filters_reason`` says why none may go.
+    ``rank`` has a number for each free rank of the method; without a method, ``reason`` says why
+    the layer was left alone.
+
+    ``similarity``: of the feature maps before and after, 1 for equal ones. ``filters_before`` and
+    ``filters_after``: channels of what the layer gives, null where it has none to cut, or nothing
+    was to be cut; ``filters_reason`` says why none may go.
     """
 
     name: str
@@ -57,7 +68,8 @@ class Layer(Record):
 class Filters(Record):
     """A group of filters of which some were cut.
 
-    ``layers`` make them; of so many ``units`` those with the indices ``kept`` are left; ``impact`` is the predicted divergence of the outputs.
+    ``layers`` make them; of so many ``units`` those with the indices ``kept`` are left; ``impact``
+    is the predicted divergence of the outputs.
     """
 
     name: str
@@ -106,7 +118,8 @@ class Figures(Record):
 class Kernels(Record):
     """The score of an emitted file of integers by LiteRT's reference kernels, and by its optimised ones (XNNPACK), on the same ``samples`` out of the test set.
 
-    ``counted``: the device rounds as the reference kernels do, so what they lose against the optimised ones is part of ``Accuracy.kept``.
+    ``counted``: the device rounds as the reference kernels do, so what they lose against the
+    optimised ones is part of ``Accuracy.kept``.
     """
 
     reference: Number
@@ -118,8 +131,10 @@ class Kernels(Record):
 class Accuracy(Record):
     """The score at each stage, on the same samples: of the original and of what became of it, in float, and of the emitted file (``artifact``).
 
-    As factorized, with filters cut (``pruned``), with BatchNorms re-estimated, refitted and fine-tuned; null for a stage that had nothing to do.
-    ``metric`` names the score; a share of 1 where ``percent``, otherwise in units of its own, of which less may be better (``higher_is_better``).
+    As factorized, with filters cut (``pruned``), with BatchNorms re-estimated, refitted and
+    fine-tuned; null for a stage that had nothing to do. ``metric`` names the score; a share of 1
+    where ``percent``, otherwise in units of its own, of which less may be better
+    (``higher_is_better``).
     """
 
     metric: str | None = None
@@ -143,7 +158,15 @@ class Accuracy(Record):
 
     def ladder(self) -> dict[str, float]:
         """The stages that were measured, in their order."""
-        rungs = ("before", "factorized", "pruned", "recalibrated", "refitted", "finetuned", "artifact")
+        rungs = (
+            "before",
+            "factorized",
+            "pruned",
+            "recalibrated",
+            "refitted",
+            "finetuned",
+            "artifact",
+        )
         return {rung: value for rung in rungs if (value := getattr(self, rung)) is not None}
 
     def shown(self, value: float) -> str:
@@ -183,7 +206,8 @@ class Attempt(Record):
 class Search(Record):
     """How many candidates were evaluated, how many of them no other of the same layer beats, the seconds, and the turns of the measured loop.
 
-    ``objective``: what was made small; ``allowed_divergence``: the predicted divergence of the outputs up to which, learnt from the accuracy that may be lost.
+    ``objective``: what was made small; ``allowed_divergence``: the predicted divergence of the
+    outputs up to which, learnt from the accuracy that may be lost.
     """
 
     candidates: Count | None = None
@@ -211,8 +235,9 @@ class FloatOriginal(Record):
 class FineTuning(Record):
     """The fine-tune: the mean training loss and the validation score of each epoch, the first entry before the first one; the weights kept are of ``best``.
 
-    The score is ``Accuracy.metric`` where the data have labels, with its sign changed where less is better; otherwise minus the divergence from the
-    original's outputs. ``stopped``: why before the last epoch, if so.
+    The score is ``Accuracy.metric`` where the data have labels, with its sign changed where less is
+    better; otherwise minus the divergence from the original's outputs. ``stopped``: why before the
+    last epoch, if so.
     """
 
     losses: tuple[Number | None, ...]
@@ -240,7 +265,10 @@ class Scale(Record):
 
 
 class File(Record):
-    """A file in the output folder; ``path`` is relative to it. ``scales``: of its integer inputs and outputs, in their order."""
+    """A file in the output folder; ``path`` is relative to it.
+
+    ``scales``: of its integer inputs and outputs, in their order.
+    """
 
     path: str
     sha256: Sha256
@@ -263,7 +291,8 @@ class Manifest(Record):
     config: Mapping[str, Any]
     seed: int
     versions: Mapping[str, str | None]
-    #: Whether TensorFlow computed with oneDNN, which changes the last bits; null in manifests of before it was noted.
+    #: Whether TensorFlow computed with oneDNN, which changes the last bits; null in manifests of
+    #: before it was noted.
     onednn: bool | None = None
     target: str
     device: str | None = None
@@ -291,7 +320,11 @@ class Manifest(Record):
         for side in ("before", "after"):
             figures = fields.get(side)
             latency = figures.get("latency_ms") if isinstance(figures, Mapping) else None
-            if isinstance(figures, Mapping) and isinstance(latency, Mapping) and "estimated" in latency:
+            if (
+                isinstance(figures, Mapping)
+                and isinstance(latency, Mapping)
+                and "estimated" in latency
+            ):
                 timed = {key: value for key, value in latency.items() if key != "estimated"}
                 computed = ESTIMATED if figures.get("cycles") is None else COMPILED
                 source = computed if latency["estimated"] else MEASURED
@@ -306,12 +339,22 @@ class Manifest(Record):
     def original_file(self) -> float | None:
         """The score of the original's file, where it is another than that of the original in float; ``Accuracy.kept`` is counted from the latter."""
         file, scores = self.before.accuracy, self.accuracy
-        return None if file is None or scores.before is None or scores.shown(file) == scores.shown(scores.before) else file
+        return (
+            None
+            if file is None
+            or scores.before is None
+            or scores.shown(file) == scores.shown(scores.before)
+            else file
+        )
 
     def write(self, folder: Path) -> Path:
         """Write manifest.json into the folder."""
         path = folder / "manifest.json"
-        path.write_text(json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+            + "\n",
+            encoding="utf-8",
+        )
         return path
 
     def write_layers(self, folder: Path) -> Path:
@@ -328,7 +371,10 @@ class Manifest(Record):
     def read(folder: Path) -> Manifest:
         """The manifest of an output folder; UsageError when there is none or it is not one of this version."""
         if reader.kind(folder / "manifest.json") is None:
-            raise UsageError(f"'{reader.shown(folder)}' is no output folder of lrfc: it has no readable manifest.json")
+            raise UsageError(
+                f"'{reader.shown(folder)}' is no output folder of lrfc: it has no readable"
+                " manifest.json"
+            )
         return Manifest.read_file(folder / "manifest.json")
 
     @staticmethod
@@ -336,10 +382,20 @@ class Manifest(Record):
         """A manifest.json, whatever its name; UsageError when it cannot be read or is not one of this version."""
         where = f"'{reader.shown(path)}'"
         try:
-            found = Manifest.model_validate(reader.plain(reader.json_object(reader.contents(path), where)))
-            BuildConfig.model_validate({name: value for name, value in found.config.items() if name in BuildConfig.model_fields})
+            found = Manifest.model_validate(
+                reader.plain(reader.json_object(reader.contents(path), where))
+            )
+            BuildConfig.model_validate(
+                {
+                    name: value
+                    for name, value in found.config.items()
+                    if name in BuildConfig.model_fields
+                }
+            )
         except ValidationError as error:
-            raise UsageError(f"{where} is not a manifest of schema version 1: {reader.refused(error)}") from error
+            raise UsageError(
+                f"{where} is not a manifest of schema version 1: {reader.refused(error)}"
+            ) from error
         return found
 
 

@@ -22,12 +22,17 @@ class _Record(BaseModel):
 
 
 class OpCost(_Record):
-    """One op. ``layer``: the original's layer that it is, or is a factor of. ``kernel``: shape of its largest weight, ``output`` of one sample's output.
+    """One op.
 
-    ``live_bytes``: activations alive while it runs. ``predicted_ms``: by the cost profile of the device, before anything was measured; the op's share of
-    a measured time is not known. Null where the runtime executes nothing of its own for it, or nothing is known.
-    ``cycles``, ``sram_bytes`` (alive meanwhile) and ``flash_bytes`` (its weights as encoded, and its constants; what several ops read counts for the first):
-    what the compiler of an NPU says of the op in this file, null elsewhere; ``cpu``: the operators that it leaves to the CPU.
+    ``layer``: the original's layer that it is, or is a factor of. ``kernel``: shape of its largest
+    weight, ``output`` of one sample's output.
+
+    ``live_bytes``: activations alive while it runs. ``predicted_ms``: by the cost profile of the
+    device, before anything was measured; the op's share of a measured time is not known. Null where
+    the runtime executes nothing of its own for it, or nothing is known. ``cycles``, ``sram_bytes``
+    (alive meanwhile) and ``flash_bytes`` (its weights as encoded, and its constants; what several
+    ops read counts for the first): what the compiler of an NPU says of the op in this file, null
+    elsewhere; ``cpu``: the operators that it leaves to the CPU.
     """
 
     name: str
@@ -67,6 +72,8 @@ class Anatomy(_Record):
         if reader.kind(path) is None:
             raise UsageError(f"'{folder}' has no readable {NAME}; lrfc build writes one")
         try:
-            return Anatomy.model_validate(reader.plain(reader.json_object(reader.contents(path), f"'{path}'")))
+            return Anatomy.model_validate(
+                reader.plain(reader.json_object(reader.contents(path), f"'{path}'"))
+            )
         except ValidationError as error:
             raise UsageError(f"'{path}' is damaged: {reader.refused(error)}") from error

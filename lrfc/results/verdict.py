@@ -6,7 +6,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lrfc.config.build import Budget
-from lrfc.metrics.outcome import Asked, Beside, Change, Kept, Outcome, Quantity, Room, Speedup, Verdict, short
+from lrfc.metrics.outcome import (
+    Asked,
+    Beside,
+    Change,
+    Kept,
+    Outcome,
+    Quantity,
+    Room,
+    Speedup,
+    Verdict,
+    short,
+)
 from lrfc.metrics.source import COMPILED, EXPLAINED, MEASURED, Source
 from lrfc.results.manifest import Figures, Manifest
 from lrfc.results.report.text import NONE, count, decimal, minus, percent, short_size
@@ -73,9 +84,13 @@ def asked(budgets: Mapping[str, Budget], before: Figures, after: Figures) -> Ite
         if original is None or value is None:
             continue
         bound = budget.limit(original)
-        noise = MARGIN if _source(after, quantity) == MEASURED else 1e-6 if name == "latency" else 0.0
+        noise = (
+            MARGIN if _source(after, quantity) == MEASURED else 1e-6 if name == "latency" else 0.0
+        )
         met = value <= bound * (1 + noise)
-        yield Asked(option=f"--max-{name} {budget}", quantity=quantity, bound=bound, value=value, met=met)
+        yield Asked(
+            option=f"--max-{name} {budget}", quantity=quantity, bound=bound, value=value, met=met
+        )
 
 
 def _budgets(config: Mapping[str, Any]) -> dict[str, Budget]:
@@ -193,7 +208,9 @@ def paced(speed: Speedup, precision: str) -> str:
         "faster": f"{factor} as fast as {other} ({rests})",
         "slower": f"slower than {other}, at {factor} its speed ({rests})",
         "as fast": f"as fast as {other} ({rests})",
-        "not measurably different": f"not measurably faster or slower than {other} ({factor}, {rests})",
+        "not measurably different": (
+            f"not measurably faster or slower than {other} ({factor}, {rests})"
+        ),
     }[speed.pace]
 
 
@@ -212,7 +229,10 @@ def contract(kept: Kept, *, percent: bool = True) -> str:
     lost += f" ({100 * kept.confidence:g} % interval {low} to {high}, {kept.samples:,} samples)"
     if kept.allowed is None:
         return f"{lost}; no limit was set"
-    said = f"{lost}; {100 * kept.allowed:.3g} {short(unit)} allowed: {'held' if kept.met else 'broken'}"
+    said = (
+        f"{lost}; {100 * kept.allowed:.3g} {short(unit)} allowed:"
+        f" {'held' if kept.met else 'broken'}"
+    )
     if kept.margin is None:
         return said
     by = points(abs(kept.margin), short(unit))
@@ -245,9 +265,14 @@ def parts(kept: Kept) -> str:
 
 def _held(each: Asked) -> str:
     value, bound = (exact(each.quantity, amount) for amount in (each.value, each.bound))
-    left = f"{percent(abs(1 - each.value / each.bound))} {'below' if each.value <= each.bound else 'above'} it"
+    left = (
+        f"{percent(abs(1 - each.value / each.bound))}"
+        f" {'below' if each.value <= each.bound else 'above'} it"
+    )
     word = "held" if each.met else "NOT held"
-    return f"Asked {each.option}: {word}, {NAMES[each.quantity]} {value} of at most {bound}, {left}."
+    return (
+        f"Asked {each.option}: {word}, {NAMES[each.quantity]} {value} of at most {bound}, {left}."
+    )
 
 
 def _score(verdict: Verdict) -> str:
@@ -283,7 +308,9 @@ def _beside(other: Beside) -> str:
 
 
 def _growth(change: Change) -> str:
-    before, after = (quantity_text(change.quantity, value) for value in (change.before, change.after))
+    before, after = (
+        quantity_text(change.quantity, value) for value in (change.before, change.after)
+    )
     by = f" (+{100 * (change.after / change.before - 1):.3g} %)" if change.before else ""
     origin = "" if change.source is None else f", {change.source}"
     return f"{NAMES[change.quantity]} from {before} to {after}{by}{origin}"
@@ -307,7 +334,8 @@ def exact(quantity: Quantity, value: float) -> str:
 
 def _fit(verdict: Verdict) -> str:
     each = [
-        f"{'flash' if room.memory == 'flash' else 'RAM'} {short_size(room.needed)} of {short_size(room.limit)}{'' if room.fits else ' (TOO MUCH)'}"
+        f"{'flash' if room.memory == 'flash' else 'RAM'} {short_size(room.needed)} of"
+        f" {short_size(room.limit)}{'' if room.fits else ' (TOO MUCH)'}"
         for room in verdict.rooms
     ]
     what = "The file fits" if all(room.fits for room in verdict.rooms) else "The file does NOT fit"

@@ -15,17 +15,21 @@ from lrfc.search.candidates import Candidate
 COUNTED = frozenset({"macs", "params"})
 
 
-def allocate(spaces: Sequence[Sequence[Candidate]], limits: Mapping[str, float], minimise: str = "impact") -> tuple[Candidate, ...]:
+def allocate(
+    spaces: Sequence[Sequence[Candidate]], limits: Mapping[str, float], minimise: str = "impact"
+) -> tuple[Candidate, ...]:
     """The candidate of each layer that together have the least impact, with the sum of each limited quantity within its limit.
 
-    ``limits`` maps 'macs', 'params', 'latency' or 'impact' to the bound on the sum over these layers; ``minimise`` is any of these. Ties are broken by
-    cost and then by order, so the result is deterministic. BudgetError names the budget that cannot be met and the least value that can.
+    ``limits`` maps 'macs', 'params', 'latency' or 'impact' to the bound on the sum over these
+    layers; ``minimise`` is any of these. Ties are broken by cost and then by order, so the result
+    is deterministic. BudgetError names the budget that cannot be met and the least value that can.
     """
     for quantity, limit in limits.items():
         least = sum(min(getattr(c, quantity) for c in layer) for layer in spaces)
         if least > limit:
             raise BudgetError(
-                f"the {quantity} budget cannot be met: {_shown(limit)} wanted of the layers that can be factorized, at least {_shown(least)} needed"
+                f"the {quantity} budget cannot be met: {_shown(limit)} wanted of the layers that"
+                f" can be factorized, at least {_shown(least)} needed"
             )
     flat = [candidate for layer in spaces for candidate in layer]
     if not flat:
@@ -34,21 +38,40 @@ def allocate(spaces: Sequence[Sequence[Candidate]], limits: Mapping[str, float],
     goal = np.array([getattr(c, minimise) for c in flat], float)
     cost = np.array([c.macs + c.params for c in flat], float)
     # A hair of cost decides between choices of equal worth; far below any difference that matters.
-    # HiGHS stops within 1e-6 of the optimum, whatever the gap asked for: in units of a millionth of the largest value that is nothing.
+    # HiGHS stops within 1e-6 of the optimum, whatever the gap asked for: in units of a millionth of
+    # the largest value that is nothing.
     objective = 1e6 * (goal / max(goal.max(), 1e-30) + 1e-9 * cost / max(cost.sum(), 1))
-    one_each = LinearConstraint(csr_array((np.ones(len(flat)), (owner, np.arange(len(flat))))), 1, 1)
+    one_each = LinearConstraint(
+        csr_array((np.ones(len(flat)), (owner, np.arange(len(flat))))), 1, 1
+    )
     constraints = [one_each]
     for quantity, limit in limits.items():
         unit = limit if limit > 0 else 1.0
-        constraints.append(LinearConstraint(np.array([[getattr(c, quantity) / unit for c in flat]]), -np.inf, limit / unit))
+        constraints.append(
+            LinearConstraint(
+                np.array([[getattr(c, quantity) / unit for c in flat]]), -np.inf, limit / unit
+            )
+        )
     while True:
-        result = milp(objective, integrality=np.ones(len(flat)), bounds=Bounds(0, 1), constraints=constraints, options={"mip_rel_gap": 0.0})
+        result = milp(
+            objective,
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0},
+        )
         if result.x is None:
-            raise BudgetError(f"the {' and '.join(limits)} budgets cannot be met together: {result.message}")
+            raise BudgetError(
+                f"the {' and '.join(limits)} budgets cannot be met together: {result.message}"
+            )
         chosen = tuple(flat[i] for i in np.flatnonzero(result.x > 0.5))
-        if all(sum(getattr(c, q) for c in chosen) <= limit * (1 if q in COUNTED else 1 + 1e-6) for q, limit in limits.items()):
+        if all(
+            sum(getattr(c, q) for c in chosen) <= limit * (1 if q in COUNTED else 1 + 1e-6)
+            for q, limit in limits.items()
+        ):
             return chosen
-        # HiGHS takes a sum for equal to its limit within a relative 1e-6. A budget is a promise: rule this combination out and solve again.
+        # HiGHS takes a sum for equal to its limit within a relative 1e-6. A budget is a promise:
+        # rule this combination out and solve again.
         constraints.append(LinearConstraint(np.round(result.x)[None], -np.inf, len(spaces) - 1))
 
 

@@ -28,7 +28,10 @@ _FORMAT = 2
 
 def place() -> Path:
     """The file: in the folder that LRFC_CACHE names, or in the platform's cache folder."""
-    return Path(os.environ.get("LRFC_CACHE") or platformdirs.user_cache_dir("lrfc", appauthor=False)) / "explored.sqlite"
+    return (
+        Path(os.environ.get("LRFC_CACHE") or platformdirs.user_cache_dir("lrfc", appauthor=False))
+        / "explored.sqlite"
+    )
 
 
 def fingerprint(graph: Graph, inputs: Batch, options: Any) -> str:
@@ -37,11 +40,26 @@ def fingerprint(graph: Graph, inputs: Batch, options: Any) -> str:
 
     digest = hashlib.sha256(repr((__version__, _FORMAT, options)).encode())
     for op in graph:
-        digest.update(repr((op.name, op.kind, sorted(op.attrs.items(), key=str), op.shared, graph.operands(op.name), list(op.weights))).encode())
+        digest.update(
+            repr(
+                (
+                    op.name,
+                    op.kind,
+                    sorted(op.attrs.items(), key=str),
+                    op.shared,
+                    graph.operands(op.name),
+                    list(op.weights),
+                )
+            ).encode()
+        )
         for weight in op.weights.values():
-            digest.update(repr((weight.shape, weight.dtype)).encode() + np.ascontiguousarray(weight).tobytes())
+            digest.update(
+                repr((weight.shape, weight.dtype)).encode() + np.ascontiguousarray(weight).tobytes()
+            )
     for values in inputs:
-        digest.update(repr((values.shape, values.dtype)).encode() + np.ascontiguousarray(values).tobytes())
+        digest.update(
+            repr((values.shape, values.dtype)).encode() + np.ascontiguousarray(values).tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -59,14 +77,19 @@ class _Found(BaseModel):
 class Store:
     """Candidates and refusals of layers, by fingerprint and layer name.
 
-    A layer is written as soon as it is explored, so that a build that was killed goes on from there. A store that cannot be read or written is named
-    once by ``log`` and not used: exploring anew is always right.
+    A layer is written as soon as it is explored, so that a build that was killed goes on from
+    there. A store that cannot be read or written is named once by ``log`` and not used: exploring
+    anew is always right.
     """
 
     def __init__(self, path: Path, key: str, log: Callable[[str], None]) -> None:
         self._path, self._key, self._log = path, key, log
         self._usable = True
-        self._do("CREATE TABLE IF NOT EXISTS layers (key TEXT, layer TEXT, found TEXT, PRIMARY KEY (key, layer))", ())
+        self._do(
+            "CREATE TABLE IF NOT EXISTS layers (key TEXT, layer TEXT, found TEXT, PRIMARY KEY (key,"
+            " layer))",
+            (),
+        )
 
     def get(self, layer: str) -> tuple[tuple[Candidate, ...], dict[str, str]] | None:
         """What is known of a layer; None when nothing is."""

@@ -23,7 +23,8 @@ from lrfc.search.epilogue import FeatureMap
 from lrfc.search.similarity import MEASURES, Measure
 from lrfc.search.statistics import LayerSamples
 
-#: Methods that fit every rank anew: they are weighed at half as many, and of those every other one is fitted, with the distance interpolated between them.
+#: Methods that fit every rank anew: they are weighed at half as many, and of those every other one
+#: is fitted, with the distance interpolated between them.
 COSTLY = frozenset({"cp", "cp4"})
 
 
@@ -31,9 +32,10 @@ COSTLY = frozenset({"cp", "cp4"})
 class Candidate:
     """One choice for one layer: a method at given ranks, or the layer as it is (``method`` None).
 
-    ``params`` and ``macs`` count all calls of the layer (weights once); ``error`` is the feature-map distance on held-out data (0 for the layer as
-    it is), ``impact`` the divergence of the network's output that it predicts. ``latency``: predicted time of all calls on the device that the build is
-    for, in the unit of its cost profile; 0 as long as no device is known.
+    ``params`` and ``macs`` count all calls of the layer (weights once); ``error`` is the
+    feature-map distance on held-out data (0 for the layer as it is), ``impact`` the divergence of
+    the network's output that it predicts. ``latency``: predicted time of all calls on the device
+    that the build is for, in the unit of its cost profile; 0 as long as no device is known.
     """
 
     layer: str
@@ -48,7 +50,10 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class LayerSpace:
-    """All choices for one layer. ``refusals`` says, by method, why there are no others. ``whole`` is the layer as it is."""
+    """All choices for one layer.
+
+    ``refusals`` says, by method, why there are no others. ``whole`` is the layer as it is.
+    """
 
     op: Op
     calls: tuple[str, ...]
@@ -69,7 +74,9 @@ class LayerSpace:
         return "; ".join(distinct)
 
 
-def selected(graph: Graph, keep: Sequence[str], only: Sequence[str]) -> Iterator[tuple[Op, str | None]]:
+def selected(
+    graph: Graph, keep: Sequence[str], only: Sequence[str]
+) -> Iterator[tuple[Op, str | None]]:
     """Each factorizable layer once, with the reason when the user's patterns or the graph rule it out."""
     for op in graph.layers():
         if not op.info.has_kernel or op.origin is not None:
@@ -94,21 +101,35 @@ def readable(graph: Graph) -> list[Op]:
     found = []
     for op, reason in selected(graph, (), ()):
         read = [graph.input_tensors(call.name) for call in graph.calls(op)]
-        if reason is None or (len(set(read)) > 1 and all(len(each) == 1 and refusal(op, *each) is None for each in read)):
+        if reason is None or (
+            len(set(read)) > 1
+            and all(len(each) == 1 and refusal(op, *each) is None for each in read)
+        ):
             found.append(op)
     return found
 
 
-def space(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], measure: Measure, levels: int = 32, multiple: int = 1) -> LayerSpace:
+def space(
+    graph: Graph,
+    op: Op,
+    samples: LayerSamples,
+    methods: Sequence[str],
+    measure: Measure,
+    levels: int = 32,
+    multiple: int = 1,
+) -> LayerSpace:
     """Every candidate of one layer that saves MACs or parameters and costs no more of either, evaluated on the layer's samples."""
-    return compared(graph, op, samples, answers(graph, op, samples, methods, measure, levels, multiple), measure)
+    return compared(
+        graph, op, samples, answers(graph, op, samples, methods, measure, levels, multiple), measure
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
     """What the methods can do for a layer: the costs of each method's ranks, and its distances at them, or at some of them.
 
-    Where the activation behind the layer has to be asked of Keras, which threads cannot, there are responses in the place of distances.
+    Where the activation behind the layer has to be asked of Keras, which threads cannot, there are
+    responses in the place of distances.
     """
 
     costs: Mapping[str, Mapping[Ranks, Cost]]
@@ -117,7 +138,15 @@ class Answers:
     refusals: Mapping[str, str]
 
 
-def answers(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str], measure: Measure, levels: int = 32, multiple: int = 1) -> Answers:
+def answers(
+    graph: Graph,
+    op: Op,
+    samples: LayerSamples,
+    methods: Sequence[str],
+    measure: Measure,
+    levels: int = 32,
+    multiple: int = 1,
+) -> Answers:
     """The decompositions of a layer and their distances: plain array work, so that several layers can be answered at once in threads."""
     source, whole = graph.input_tensors(op.name)[0], _whole(graph, op)
     costs: dict[str, Mapping[Ranks, Cost]] = {}
@@ -129,9 +158,15 @@ def answers(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str],
             refusals[name] = reason
             continue
         ranks = grid(method.full(op, source), levels // 2 if name in COSTLY else levels, multiple)
-        totals = {each: _total(method.cost(op, source, each), len(graph.calls(op))) for each in ranks}
+        totals = {
+            each: _total(method.cost(op, source, each), len(graph.calls(op))) for each in ranks
+        }
         smaller = {
-            r: c for r, c in totals.items() if c.params <= whole.params and c.macs <= whole.macs and (c.params < whole.params or c.macs < whole.macs)
+            r: c
+            for r, c in totals.items()
+            if c.params <= whole.params
+            and c.macs <= whole.macs
+            and (c.params < whole.params or c.macs < whole.macs)
         }
         if smaller:
             costs[name] = smaller
@@ -144,10 +179,19 @@ def answers(graph: Graph, op: Op, samples: LayerSamples, methods: Sequence[str],
 
 
 def _looked_at(
-    op: Op, source: Tensor, samples: LayerSamples, costs: Mapping[str, Mapping[Ranks, Cost]], factors: Decomposed, measure: Measure
+    op: Op,
+    source: Tensor,
+    samples: LayerSamples,
+    costs: Mapping[str, Mapping[Ranks, Cost]],
+    factors: Decomposed,
+    measure: Measure,
 ) -> dict[str, dict[Ranks, float | NDArray[np.float32]]]:
     """The distances of each method, or its responses; see ``Answers``."""
-    feature_map = FeatureMap(samples.chain, response(op, source, samples), samples.addend) if costs and samples.chain.in_numpy else None
+    feature_map = (
+        FeatureMap(samples.chain, response(op, source, samples), samples.addend)
+        if costs and samples.chain.in_numpy
+        else None
+    )
     found: dict[str, dict[Ranks, float | NDArray[np.float32]]] = {}
     for name, saving in costs.items():
         ranks = list(saving)
@@ -155,14 +199,19 @@ def _looked_at(
             ranks = sorted({*ranks[::2], ranks[-1]})
         # One response at a time: together they are a gigabyte for a layer of 512 channels.
         estimates = factors[name].estimates(samples.patches, ranks)
-        values = (v if feature_map is None else measure(feature_map.reference, feature_map(v)) for v in estimates)
+        values = (
+            v if feature_map is None else measure(feature_map.reference, feature_map(v))
+            for v in estimates
+        )
         found[name] = dict(zip(ranks, values, strict=True))
         if Layout.of(op, source).patch > SMALL and len(costs) > 1:
             factors.forget(name)
     return found
 
 
-def compared(graph: Graph, op: Op, samples: LayerSamples, given: Answers, measure: Measure) -> LayerSpace:
+def compared(
+    graph: Graph, op: Op, samples: LayerSamples, given: Answers, measure: Measure
+) -> LayerSpace:
     """The candidates with their distances from the original's feature map."""
     whole = _whole(graph, op)
     found = [whole]
@@ -171,13 +220,23 @@ def compared(graph: Graph, op: Op, samples: LayerSamples, given: Answers, measur
         known: dict[Ranks, float] = {}
         for ranks, value in given.found[name].items():
             if not isinstance(value, float):
-                feature_map = feature_map or FeatureMap(samples.chain, response(op, graph.input_tensors(op.name)[0], samples), samples.addend)
+                feature_map = feature_map or FeatureMap(
+                    samples.chain,
+                    response(op, graph.input_tensors(op.name)[0], samples),
+                    samples.addend,
+                )
                 value = measure(feature_map.reference, feature_map(value))
             known[ranks] = value
         for ranks, cost in costs.items():
             error = known[ranks] if ranks in known else _between(known, ranks)
             found.append(Candidate(op.name, name, ranks, cost.params, cost.macs, error))
-    return LayerSpace(op, tuple(call.name for call in graph.calls(op)), tuple(found), given.factors, given.refusals)
+    return LayerSpace(
+        op,
+        tuple(call.name for call in graph.calls(op)),
+        tuple(found),
+        given.factors,
+        given.refusals,
+    )
 
 
 def _between(known: Mapping[Ranks, float], ranks: Ranks) -> float:
@@ -188,14 +247,18 @@ def _between(known: Mapping[Ranks, float], ranks: Ranks) -> float:
 
 
 def _whole(graph: Graph, op: Op) -> Candidate:
-    macs = len(graph.calls(op)) * ops.macs(op, (graph.input_tensors(op.name)[0],), graph.tensors(op.name))
+    macs = len(graph.calls(op)) * ops.macs(
+        op, (graph.input_tensors(op.name)[0],), graph.tensors(op.name)
+    )
     return Candidate(op.name, None, (), op.params, macs)
 
 
 class Decomposed(Mapping[str, Factors]):
     """The factors of a layer by method, decomposed when they are asked for."""
 
-    def __init__(self, op: Op, source: Tensor, methods: Sequence[str], samples: Callable[[], LayerSamples]) -> None:
+    def __init__(
+        self, op: Op, source: Tensor, methods: Sequence[str], samples: Callable[[], LayerSamples]
+    ) -> None:
         self._op, self._source, self._samples = op, source, samples
         self._found: dict[str, Factors | None] = dict.fromkeys(methods)
 
@@ -203,7 +266,9 @@ class Decomposed(Mapping[str, Factors]):
         factors = self._found[method]
         if factors is None:
             samples = self._samples()
-            factors = METHODS[method].decompose(self._op, self._source, scale=samples.chain.scale, statistics=samples.statistics)
+            factors = METHODS[method].decompose(
+                self._op, self._source, scale=samples.chain.scale, statistics=samples.statistics
+            )
             self._found[method] = factors
         return factors
 
@@ -233,8 +298,8 @@ def response(op: Op, source: Tensor, samples: LayerSamples) -> NDArray[np.float3
 def grid(full: Ranks, levels: int, multiple: int = 1) -> list[Ranks]:
     """Rank tuples up to the full ranks: all of them where there are few, otherwise about ``levels`` per rank (√levels·2 each for two ranks).
 
-    Ranks are multiples of ``multiple``, what a device computes at once, besides the full ones; below it there are none, except that a rank which cannot
-    reach it has its full value.
+    Ranks are multiples of ``multiple``, what a device computes at once, besides the full ones;
+    below it there are none, except that a rank which cannot reach it has its full value.
     """
     each = levels if len(full) == 1 else max(4, round(2 * levels ** (1 / len(full))))
     axes = []
@@ -245,11 +310,21 @@ def grid(full: Ranks, levels: int, multiple: int = 1) -> list[Ranks]:
 
 
 def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The candidates that no other one beats: at most the same impact, MACs, parameters and latency, and less of one. The others are never allocated."""
-    ordered = sorted(candidates, key=lambda c: (c.impact, c.macs, c.params, c.latency, c.method or "", c.ranks))
+    """The candidates that no other one beats: at most the same impact, MACs, parameters and latency, and less of one.
+
+    The others are never allocated.
+    """
+    ordered = sorted(
+        candidates, key=lambda c: (c.impact, c.macs, c.params, c.latency, c.method or "", c.ranks)
+    )
     kept: list[Candidate] = []
     for candidate in ordered:
-        if not any(o.macs <= candidate.macs and o.params <= candidate.params and o.latency <= candidate.latency for o in kept):
+        if not any(
+            o.macs <= candidate.macs
+            and o.params <= candidate.params
+            and o.latency <= candidate.latency
+            for o in kept
+        ):
             kept.append(candidate)
     return tuple(kept)
 

@@ -19,8 +19,8 @@ Array = NDArray[np.float32]
 class Follow:
     """The element-wise chain behind a layer, up to the feature map that the next layer reads.
 
-    ``batchnorm`` directly behind the layer, then ``addend`` (the other operand of a residual Add), then ``activation``; each may be absent.
-    ``end`` is the op whose output is the feature map.
+    ``batchnorm`` directly behind the layer, then ``addend`` (the other operand of a residual Add),
+    then ``activation``; each may be absent. ``end`` is the op whose output is the feature map.
     """
 
     end: str
@@ -51,7 +51,12 @@ def follow(graph: Graph, name: str) -> Follow:
         return chain  # their samples are not rows of the output's channels
     channels = 1 if op.attrs.get("data_format") == "channels_first" else rank - 1
     step = graph.only_consumer(name)
-    if step is not None and step.kind == "BatchNormalization" and step["axis"] % rank == channels and len(graph.operands(step.name)) == 1:
+    if (
+        step is not None
+        and step.kind == "BatchNormalization"
+        and step["axis"] % rank == channels
+        and len(graph.operands(step.name)) == 1
+    ):
         chain = Follow(end=step.name, batchnorm=step)
         step = graph.only_consumer(step.name)
     if step is not None and step.kind == "Add" and len(graph.operands(step.name)) == 2:
@@ -59,8 +64,14 @@ def follow(graph: Graph, name: str) -> Follow:
         if len(others) == 1 and graph.tensor(others[0]) == graph.tensor(Ref(step.name)):
             chain = Follow(end=step.name, batchnorm=chain.batchnorm, addend=others[0])
             step = graph.only_consumer(step.name)
-    if step is not None and len(graph.operands(step.name)) == 1 and _per_position(step, rank, channels):
-        chain = Follow(end=step.name, batchnorm=chain.batchnorm, addend=chain.addend, activation=step)
+    if (
+        step is not None
+        and len(graph.operands(step.name)) == 1
+        and _per_position(step, rank, channels)
+    ):
+        chain = Follow(
+            end=step.name, batchnorm=chain.batchnorm, addend=chain.addend, activation=step
+        )
     return chain
 
 
@@ -71,7 +82,11 @@ def rectifier(activation: Op) -> Callable[[Array], Array] | None:
         return lambda x: np.maximum(x, np.float32(0))
     if kind == "relu6":
         return lambda x: np.clip(x, np.float32(0), np.float32(6))
-    if activation.kind == "ReLU" and not activation["negative_slope"] and not activation["threshold"]:
+    if (
+        activation.kind == "ReLU"
+        and not activation["negative_slope"]
+        and not activation["threshold"]
+    ):
         top = np.float32(np.inf if activation["max_value"] is None else activation["max_value"])
         return lambda x: np.clip(x, np.float32(0), top)
     return None
@@ -86,7 +101,11 @@ def _per_position(activation: Op, rank: int, channels: int) -> bool:
         return False
     if activation.kind == "Softmax":
         return activation["axis"] in (-1, rank - 1) and channels == rank - 1
-    return channels == rank - 1 or activation.kind != "Activation" or activation["activation"] != "softmax"
+    return (
+        channels == rank - 1
+        or activation.kind != "Activation"
+        or activation["activation"] != "softmax"
+    )
 
 
 class FeatureMap:
@@ -108,7 +127,9 @@ class FeatureMap:
     def statistics(self, response: Array) -> tuple[Array, Array]:
         """The BatchNorm's mean and variance after re-estimation on that response."""
         assert self._chain.batchnorm is not None
-        return moved(self._chain.batchnorm, (self._mean, self._variance), (response.mean(0), response.var(0)))
+        return moved(
+            self._chain.batchnorm, (self._mean, self._variance), (response.mean(0), response.var(0))
+        )
 
     def __call__(self, response: Array) -> Array:
         """The feature map (N, T) that the response becomes."""
@@ -116,7 +137,9 @@ class FeatureMap:
         if self._chain.batchnorm is not None:
             op = self._chain.batchnorm
             mean, variance = self.statistics(response)
-            factor = op.weights.get("gamma", np.float32(1)) / np.sqrt(variance + np.float32(op["epsilon"]))
+            factor = op.weights.get("gamma", np.float32(1)) / np.sqrt(
+                variance + np.float32(op["epsilon"])
+            )
             values = values * factor
             values += op.weights.get("beta", np.float32(0)) - mean * factor
         if self._addend is not None:

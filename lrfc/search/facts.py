@@ -20,12 +20,23 @@ class DesignSpace(Fact):
 
     def narrowed(self, methods: tuple[str, ...]) -> DesignSpace:
         """The same layers with the candidates of some methods only."""
-        spaces = tuple(replace(s, candidates=tuple(c for c in s.candidates if c.method is None or c.method in methods)) for s in self.spaces)
+        spaces = tuple(
+            replace(
+                s,
+                candidates=tuple(
+                    c for c in s.candidates if c.method is None or c.method in methods
+                ),
+            )
+            for s in self.spaces
+        )
         return replace(self, spaces=spaces)
 
     def outside(self, whole: Mapping[str, float]) -> dict[str, float]:
         """Costs of all that has no candidates, from those of the whole network."""
-        return {quantity: cost - sum(getattr(s.whole, quantity) for s in self.spaces) for quantity, cost in whole.items()}
+        return {
+            quantity: cost - sum(getattr(s.whole, quantity) for s in self.spaces)
+            for quantity, cost in whole.items()
+        }
 
     def least(self, quantity: str) -> float:
         """The minimum of a quantity over the candidates of each layer, all layers together."""
@@ -46,8 +57,8 @@ class DesignSpace(Fact):
 class Price(Fact):
     """That the latencies of the design space are predicted for a device.
 
-    ``unit``: of the latencies, 'ms' or 'cycles'; ``ms_per_unit`` turns them into milliseconds. ``whole``: the predicted latency of the original.
-    ``prices``: of ops that have lost channels.
+    ``unit``: of the latencies, 'ms' or 'cycles'; ``ms_per_unit`` turns them into milliseconds.
+    ``whole``: the predicted latency of the original. ``prices``: of ops that have lost channels.
     """
 
     device: str

@@ -20,7 +20,9 @@ def live_need(graph: Graph, space: LayerSpace, precision: str) -> Callable[[Cand
     def need(candidate: Candidate) -> int:
         if candidate.method is None:
             return max(memory.timeline[call] for call in space.calls)
-        stages = METHODS[candidate.method].outline(space.op, graph.input_tensors(space.op.name)[0], candidate.ranks)
+        stages = METHODS[candidate.method].outline(
+            space.op, graph.input_tensors(space.op.name)[0], candidate.ranks
+        )
         return max(live_bytes(graph, memory, call, stages, itemsize) for call in space.calls)
 
     return need

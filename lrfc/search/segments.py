@@ -13,7 +13,8 @@ from lrfc.ir.batch import Batch, batches
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Array, Op, Ref
 
-#: Parts of equal work that a network is cut into: with eight, a pass from each layer on takes 56 % of a whole one.
+#: Parts of equal work that a network is cut into: with eight, a pass from each layer on takes 56 %
+#: of a whole one.
 PARTS = 8
 
 
@@ -33,7 +34,11 @@ class Segments:
 
     def __init__(self, graph: Graph, parts: int = PARTS) -> None:
         self._graph = graph
-        self._parts = [_part(graph, group, takes, gives) for group, takes, gives in _groups(graph, parts) if gives]
+        self._parts = [
+            _part(graph, group, takes, gives)
+            for group, takes, gives in _groups(graph, parts)
+            if gives
+        ]
         self._values: dict[Ref, Array] = {}
 
     def predict(self, inputs: Batch, batch: int) -> Batch:
@@ -42,7 +47,10 @@ class Segments:
         return tuple(np.concatenate(values) for values in zip(*found, strict=True))
 
     def hold(self, inputs: Batch) -> Batch:
-        """The network's outputs for the inputs that changes are seen on. What passes between the parts is kept."""
+        """The network's outputs for the inputs that changes are seen on.
+
+        What passes between the parts is kept.
+        """
         self._values = self._given(inputs)
         return self._outputs(self._values, 0)
 
@@ -55,7 +63,9 @@ class Segments:
         """The outputs for the inputs held, after the Keras layers of these names were changed."""
         names = set(changed)
         calls = {op.name for op in self._graph if (op.shared or op.name) in names}
-        first = next((i for i, part in enumerate(self._parts) if calls & part.names), len(self._parts))
+        first = next(
+            (i for i, part in enumerate(self._parts) if calls & part.names), len(self._parts)
+        )
         return self._outputs(dict(self._values), first)
 
     def _given(self, inputs: Batch) -> dict[Ref, Array]:
@@ -63,14 +73,18 @@ class Segments:
 
     def _outputs(self, values: dict[Ref, Array], first: int) -> Batch:
         for part in self._parts[first:]:
-            values.update(zip(part.gives, part.run(tuple(values[ref] for ref in part.takes)), strict=True))
+            values.update(
+                zip(part.gives, part.run(tuple(values[ref] for ref in part.takes)), strict=True)
+            )
         return tuple(values[ref] for ref in self._graph.outputs)
 
 
 def _groups(graph: Graph, parts: int) -> list[tuple[list[Op], tuple[Ref, ...], tuple[Ref, ...]]]:
     """Consecutive ops of about equal work, each group with what it takes and gives."""
     order = [op for op in graph if op.kind != "InputLayer"]
-    last = {ref: i for i, op in enumerate(order) for ref in graph.operands(op.name)} | dict.fromkeys(graph.outputs, len(order))
+    last = {
+        ref: i for i, op in enumerate(order) for ref in graph.operands(op.name)
+    } | dict.fromkeys(graph.outputs, len(order))
     work = [ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)) for op in order]
     batch = {graph.tensor(Ref(name)).shape[0] for name in graph.inputs}
     # A Keras mask travels beside the tensors and would be lost at a cut.
@@ -84,11 +98,16 @@ def _groups(graph: Graph, parts: int) -> list[tuple[list[Op], tuple[Ref, ...], t
         live |= {Ref(op.name, output): None for output in range(len(graph.tensors(op.name)))}
         done += work[i]
         passing = [ref for ref in live if last.get(ref, -1) > i]
-        split = all(graph.tensor(ref).shape[:1] == (length,) for ref in passing for length in batch) and not masked
+        split = (
+            all(graph.tensor(ref).shape[:1] == (length,) for ref in passing for length in batch)
+            and not masked
+        )
         if i == len(order) - 1 or (split and full < done * parts // total < parts):
             full = done * parts // total
             names = {op.name for op in group}
-            takes = dict.fromkeys(ref for op in group for ref in graph.operands(op.name) if ref.op not in names)
+            takes = dict.fromkeys(
+                ref for op in group for ref in graph.operands(op.name) if ref.op not in names
+            )
             found.append((group, tuple(takes), tuple(ref for ref in passing if ref.op in names)))
             group = []
         live = dict.fromkeys(passing)
@@ -102,10 +121,21 @@ def _part(graph: Graph, group: Sequence[Op], takes: Sequence[Ref], gives: tuple[
     inside: dict[Ref, Ref] = {}
     for number, ref in enumerate(takes):
         tensor = graph.tensor(ref)
-        inside[ref] = piece.add(Op(f"from_before_{number}", "InputLayer", {"batch_shape": tensor.shape, "dtype": tensor.dtype}))
+        inside[ref] = piece.add(
+            Op(
+                f"from_before_{number}",
+                "InputLayer",
+                {"batch_shape": tensor.shape, "dtype": tensor.dtype},
+            )
+        )
     for op in group:
         piece.add(op, [inside[ref] for ref in graph.operands(op.name)])
-        inside |= {Ref(op.name, output): Ref(op.name, output) for output in range(len(graph.tensors(op.name)))}
+        inside |= {
+            Ref(op.name, output): Ref(op.name, output)
+            for output in range(len(graph.tensors(op.name)))
+        }
     piece.outputs = gives
     model = keras_io.to_keras(piece)
-    return _Part(frozenset(op.name for op in group), model, keras_io.compiled(model), tuple(takes), gives)
+    return _Part(
+        frozenset(op.name for op in group), model, keras_io.compiled(model), tuple(takes), gives
+    )

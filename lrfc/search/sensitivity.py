@@ -21,29 +21,45 @@ from lrfc.search.epilogue import FeatureMap
 from lrfc.search.segments import Segments
 from lrfc.search.statistics import LayerSamples
 
-#: Feature-map errors (relative L2) at which each layer is perturbed: about what a mild and a strong compression do.
+#: Feature-map errors (relative L2) at which each layer is perturbed: about what a mild and a strong
+#: compression do.
 PROBES = (0.1, 0.3)
-#: Methods whose factors are a fit for each choice of ranks, which takes longer than the pass: layers are perturbed by them only where no other applies.
+#: Methods whose factors are a fit for each choice of ranks, which takes longer than the pass:
+#: layers are perturbed by them only where no other applies.
 FITTED = frozenset({"cp", "cp4", "tucker2"})
 
 
-def divergence(reference: Batch, outputs: Batch, weights: NDArray[np.float64] | None = None) -> float:
+def divergence(
+    reference: Batch, outputs: Batch, weights: NDArray[np.float64] | None = None
+) -> float:
     """How far a network's outputs are from the original's, labels unseen; the mean over outputs.
 
-    For probabilities (last axis sums to 1) the Kullback-Leibler divergence in nats per sample, otherwise ‖a − b‖² / ‖a − mean(a)‖². ``weights`` of the
-    samples (N,) apply to the former.
+    For probabilities (last axis sums to 1) the Kullback-Leibler divergence in nats per sample,
+    otherwise ‖a − b‖² / ‖a − mean(a)‖². ``weights`` of the samples (N,) apply to the former.
     """
     return float(
-        np.mean([_divergence(np.asarray(a, np.float64), np.asarray(b, np.float64), weights) for a, b in zip(reference, outputs, strict=True)])
+        np.mean(
+            [
+                _divergence(np.asarray(a, np.float64), np.asarray(b, np.float64), weights)
+                for a, b in zip(reference, outputs, strict=True)
+            ]
+        )
     )
 
 
 def is_distribution(values: NDArray[Any]) -> bool:
     """Whether the last axis holds probabilities."""
-    return values.ndim > 1 and values.shape[-1] > 1 and float(values.min()) >= 0 and bool(np.allclose(values.sum(-1), 1, atol=1e-3))
+    return (
+        values.ndim > 1
+        and values.shape[-1] > 1
+        and float(values.min()) >= 0
+        and bool(np.allclose(values.sum(-1), 1, atol=1e-3))
+    )
 
 
-def _divergence(a: NDArray[np.float64], b: NDArray[np.float64], weights: NDArray[np.float64] | None) -> float:
+def _divergence(
+    a: NDArray[np.float64], b: NDArray[np.float64], weights: NDArray[np.float64] | None
+) -> float:
     if is_distribution(a):
         tiny = 1e-9
         each = np.sum(a * (np.log(a + tiny) - np.log(b + tiny)), -1).reshape(len(a), -1).mean(1)
@@ -54,9 +70,11 @@ def _divergence(a: NDArray[np.float64], b: NDArray[np.float64], weights: NDArray
 def telling(outputs: Batch, count: int) -> tuple[NDArray[np.intp], NDArray[np.float64] | None]:
     """Which of many samples to look at, and their weights in the mean over all: those about whose class the network is in doubt, most of all.
 
-    A trained classifier is sure of most images, and a tenth of them carry more than half of the divergence. They are drawn with a probability that
-    follows the entropy of the output (systematic sampling, Madow 1949) and weighted by its inverse, which leaves the mean unbiased. On ResNet-20, 64 of
-    them tell a layer's effect as well as 256 taken as they come. Where the outputs are no probabilities, the first samples are taken, unweighted.
+    A trained classifier is sure of most images, and a tenth of them carry more than half of the
+    divergence. They are drawn with a probability that follows the entropy of the output (systematic
+    sampling, Madow 1949) and weighted by its inverse, which leaves the mean unbiased. On ResNet-20,
+    64 of them tell a layer's effect as well as 256 taken as they come. Where the outputs are no
+    probabilities, the first samples are taken, unweighted.
     """
     total = len(outputs[0])
     if count >= total or not all(is_distribution(values) for values in outputs):
@@ -79,8 +97,9 @@ def telling(outputs: Batch, count: int) -> tuple[NDArray[np.intp], NDArray[np.fl
 class Sensitivity:
     """Gives the candidates of a layer their ``impact``: the output divergence predicted from their feature-map error.
 
-    Each layer is perturbed alone, at the candidates nearest to ``PROBES``, by its dense equivalent kernel (so nothing is rebuilt), with the
-    BatchNorm behind it re-estimated. Between and beyond the probes the divergence follows a power of the error. ``images`` of the inputs are looked at.
+    Each layer is perturbed alone, at the candidates nearest to ``PROBES``, by its dense equivalent
+    kernel (so nothing is rebuilt), with the BatchNorm behind it re-estimated. Between and beyond
+    the probes the divergence follows a power of the error. ``images`` of the inputs are looked at.
     """
 
     def __init__(self, graph: Graph, inputs: Batch, images: int | None = None) -> None:
@@ -97,18 +116,27 @@ class Sensitivity:
         points, source = {}, self._graph.input_tensors(space.op.name)[0]
         for candidate in _probes(space.candidates):
             with alone(Layout.of(space.op, source)):
-                points[candidate.error] = self.divergence(_weights(space, candidate, samples, source))
+                points[candidate.error] = self.divergence(
+                    _weights(space, candidate, samples, source)
+                )
         return replace(space, candidates=tuple(_with_impact(c, points) for c in space.candidates))
 
     def divergence(self, weights: Mapping[str, Mapping[str, NDArray[Any]]]) -> float:
         """The divergence of the outputs when the named layers hold these weights, given by variable; the others are as they were."""
         with holding(self._graph, self._segments, weights) as changed:
-            return max(divergence(self._reference, self._segments.outputs(changed), self._weights), 1e-12)
+            return max(
+                divergence(self._reference, self._segments.outputs(changed), self._weights), 1e-12
+            )
 
 
 @contextmanager
-def holding(graph: Graph, segments: Segments, weights: Mapping[str, Mapping[str, NDArray[Any]]]) -> Iterator[list[str]]:
-    """The running network with other weights in the named layers, given by variable; undone on exit. Gives the names of the Keras layers changed."""
+def holding(
+    graph: Graph, segments: Segments, weights: Mapping[str, Mapping[str, NDArray[Any]]]
+) -> Iterator[list[str]]:
+    """The running network with other weights in the named layers, given by variable; undone on exit.
+
+    Gives the names of the Keras layers changed.
+    """
     names = {name: graph.op(name).shared or name for name in weights}
     changes = [
         (getattr(layer, variable), value, graph.op(name).weights[variable])
@@ -138,30 +166,46 @@ def _with_impact(candidate: Candidate, points: Mapping[float, float]) -> Candida
     errors = sorted(points)
     x = np.log(candidate.error)
     if len(errors) == 1:
-        return replace(candidate, impact=float(points[errors[0]] * np.exp(2 * (x - np.log(errors[0])))))
+        return replace(
+            candidate, impact=float(points[errors[0]] * np.exp(2 * (x - np.log(errors[0]))))
+        )
     at, found = np.log([errors[0], errors[-1]]), np.log([points[errors[0]], points[errors[-1]]])
     slope = np.clip((found[1] - found[0]) / max(at[1] - at[0], 1e-9), 1.0, 3.0)
-    # Through the middle of both probes: with a clipped slope, any other line would give some larger error the smaller impact.
+    # Through the middle of both probes: with a clipped slope, any other line would give some larger
+    # error the smaller impact.
     return replace(candidate, impact=float(np.exp(found.mean() + slope * (x - at.mean()))))
 
 
-def _weights(space: LayerSpace, candidate: Candidate, samples: LayerSamples, source: Tensor) -> dict[str, dict[str, NDArray[Any]]]:
+def _weights(
+    space: LayerSpace, candidate: Candidate, samples: LayerSamples, source: Tensor
+) -> dict[str, dict[str, NDArray[Any]]]:
     """A candidate's dense kernel, its bias, and the re-estimated BatchNorm behind it."""
     assert candidate.method is not None
     factors = space.factors[candidate.method]
-    weights: dict[str, dict[str, NDArray[Any]]] = {space.op.name: {"kernel": factors.kernel(candidate.ranks)}}
+    weights: dict[str, dict[str, NDArray[Any]]] = {
+        space.op.name: {"kernel": factors.kernel(candidate.ranks)}
+    }
     bias = _bias(space.op, factors, candidate.ranks, samples)
     if bias is not None:
         weights[space.op.name]["bias"] = bias
-    return weights | followed(space.op, source, samples, lambda: next(iter(factors.responses(samples.patches, [candidate.ranks]))))
+    return weights | followed(
+        space.op,
+        source,
+        samples,
+        lambda: next(iter(factors.responses(samples.patches, [candidate.ranks]))),
+    )
 
 
-def followed(op: Op, source: Tensor, samples: LayerSamples, changed: Callable[[], NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+def followed(
+    op: Op, source: Tensor, samples: LayerSamples, changed: Callable[[], NDArray[Any]]
+) -> dict[str, dict[str, NDArray[Any]]]:
     """The statistics of the BatchNorm behind a layer that gives a ``changed`` response to its samples; nothing where there is none."""
     chain = samples.chain
     if chain.batchnorm is None:
         return {}
-    mean, variance = FeatureMap(chain, response(op, source, samples), samples.addend).statistics(changed())
+    mean, variance = FeatureMap(chain, response(op, source, samples), samples.addend).statistics(
+        changed()
+    )
     return {chain.batchnorm.name: {"moving_mean": mean, "moving_variance": variance}}
 
 
@@ -170,7 +214,11 @@ def _bias(op: Op, factors: Factors, ranks: Ranks, samples: LayerSamples) -> NDAr
     if "bias" not in op.weights:
         return None
     if op.info.family in ("einsum", "transposed"):  # their responses are not the layer's output
-        return next(stage.weights["bias"] for stage in reversed(factors.stages(ranks)) if "bias" in stage.weights)
+        return next(
+            stage.weights["bias"]
+            for stage in reversed(factors.stages(ranks))
+            if "bias" in stage.weights
+        )
     return np.asarray(next(iter(factors.responses(np.zeros_like(samples.patches[:1]), [ranks])))[0])
 
 

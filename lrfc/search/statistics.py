@@ -59,7 +59,8 @@ WIDE = 8192
 class _Moments:
     """Streaming mean and second moment of rows (N, G, D) in float64; memory does not grow with N.
 
-    ``wide``: there may be far fewer rows than D; then they are kept themselves for as long as that takes less.
+    ``wide``: there may be far fewer rows than D; then they are kept themselves for as long as that
+    takes less.
     """
 
     def __init__(self, groups: int, length: int, *, wide: bool) -> None:
@@ -96,11 +97,14 @@ class _Moments:
         return Statistics(second, mean, self.count)
 
 
-def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize, seed: int, batch: int = 64) -> dict[str, LayerSamples]:
+def collect(
+    graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize, seed: int, batch: int = 64
+) -> dict[str, LayerSamples]:
     """Samples of each layer (by name, all calls of a shared layer together), from one pass over the inputs in batches.
 
-    Positions are drawn evenly over images and at random within each; the first ``size.images`` images feed the statistics, the next
-    ``size.held_out`` the similarity. Fewer inputs are split in the same proportion; with fewer than 4 both use all.
+    Positions are drawn evenly over images and at random within each; the first ``size.images``
+    images feed the statistics, the next ``size.held_out`` the similarity. Fewer inputs are split in
+    the same proportion; with fewer than 4 both use all.
     """
     from lrfc.ir.keras import io as keras_io
 
@@ -114,7 +118,9 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
     total = min(len(inputs[0]), size.images + size.held_out)
     fitted = total if total < 4 else round(total * size.images / (size.images + size.held_out))
     held = range(fitted, total) if fitted < total else range(total)
-    rngs = {layer.name: np.random.default_rng((seed, number)) for number, layer in enumerate(layers)}
+    rngs = {
+        layer.name: np.random.default_rng((seed, number)) for number, layer in enumerate(layers)
+    }
     moments: dict[str, _Moments] = {}
     patches: dict[str, list[Array]] = {name: [] for name in chains}
     addends: dict[str, list[Array]] = {name: [] for name in chains}
@@ -126,23 +132,37 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
             source, tensor = values[graph.operands(call.name)[0]], graph.input_tensors(call.name)[0]
             chosen = np.flatnonzero(index < fitted)
             if len(chosen):
-                rows, _ = draw(call, tensor, source, chosen, -(-size.statistics // (fitted * share)), rng)
+                rows, _ = draw(
+                    call, tensor, source, chosen, -(-size.statistics // (fitted * share)), rng
+                )
                 if layer.name not in moments:
-                    moments[layer.name] = _Moments(*rows.shape[1:], wide=_wide(layer, rows.shape[-1]))
+                    moments[layer.name] = _Moments(
+                        *rows.shape[1:], wide=_wide(layer, rows.shape[-1])
+                    )
                 moments[layer.name].add(rows)
             chosen = np.flatnonzero((index >= held.start) & (index < held.stop))
             if not len(chosen):
                 continue
-            rows, where = draw(call, tensor, source, chosen, -(-size.similarity // (len(held) * share)), rng)
+            rows, where = draw(
+                call, tensor, source, chosen, -(-size.similarity // (len(held) * share)), rng
+            )
             patches[call.name].append(rows)
             addend = chains[call.name].addend
             if addend is not None:
                 addends[call.name].append(values[addend][where])
 
     run = keras_io.outputs_at(graph, wanted)
-    batch = max(1, min(batch, DELIVERED // max(1, sum(4 * prod(n or 1 for n in graph.tensor(ref).shape[1:]) for ref in wanted))))
+    batch = max(
+        1,
+        min(
+            batch,
+            DELIVERED
+            // max(1, sum(4 * prod(n or 1 for n in graph.tensor(ref).shape[1:]) for ref in wanted)),
+        ),
+    )
     start = 0
-    # Two BLAS threads take three times as long for these products as one does (two cores, OpenBLAS): the layers share the cores instead.
+    # Two BLAS threads take three times as long for these products as one does (two cores,
+    # OpenBLAS): the layers share the cores instead.
     with one_thread(), ThreadPoolExecutor(workers()) as pool:
         for part in batches(head(inputs, total), batch):
             values = dict(zip(wanted, run(part), strict=True))
@@ -152,7 +172,10 @@ def collect(graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize,
             del values  # before the next batch runs
     del run
     gc.collect()  # Keras models are cycles: the weights of a large one would stay for long
-    return {layer.name: _gather(layer, calls[layer.name], chains, moments, patches, addends) for layer in layers}
+    return {
+        layer.name: _gather(layer, calls[layer.name], chains, moments, patches, addends)
+        for layer in layers
+    }
 
 
 class Sampler:
@@ -161,12 +184,16 @@ class Sampler:
     Then only the last pass's samples are kept.
     """
 
-    def __init__(self, graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize, seed: int) -> None:
+    def __init__(
+        self, graph: Graph, layers: Sequence[Op], inputs: Batch, size: SampleSize, seed: int
+    ) -> None:
         self._collect = partial(collect, graph, inputs=inputs, size=size, seed=seed)
         self._groups: list[list[Op]] = [[]]
         held = 0
         for op in layers:
-            need = _covariance_bytes(op, graph.input_tensors(op.name)[0], min(len(inputs[0]), size.images))
+            need = _covariance_bytes(
+                op, graph.input_tensors(op.name)[0], min(len(inputs[0]), size.images)
+            )
             if held + need > HELD and self._groups[-1]:
                 self._groups.append([])
                 held = 0
@@ -185,11 +212,15 @@ class Sampler:
     @property
     def lasting(self) -> frozenset[str]:
         """The layers whose samples stay: all where one pass collects them."""
-        return frozenset(op.name for op in self._groups[0]) if len(self._groups) == 1 else frozenset()
+        return (
+            frozenset(op.name for op in self._groups[0]) if len(self._groups) == 1 else frozenset()
+        )
 
     def __getitem__(self, layer: str) -> LayerSamples:
         """The samples of a layer."""
-        wanted = next(i for i, group in enumerate(self._groups) if any(op.name == layer for op in group))
+        wanted = next(
+            i for i, group in enumerate(self._groups) if any(op.name == layer for op in group)
+        )
         if wanted != self._current:
             self._samples = {}
             self._samples = self._collect(layers=self._groups[wanted])
@@ -216,7 +247,8 @@ def _gather(
     patches: dict[str, list[Array]],
     addends: dict[str, list[Array]],
 ) -> LayerSamples:
-    # Calls of a shared layer may be followed by different chains: then the bare response of all calls is compared.
+    # Calls of a shared layer may be followed by different chains: then the bare response of all
+    # calls is compared.
     chain = chains[calls[0].name] if len(calls) == 1 else Follow(end=calls[0].name)
     centred = chain.batchnorm is not None or "bias" in layer.weights
     return LayerSamples(
@@ -227,7 +259,14 @@ def _gather(
     )
 
 
-def draw(op: Op, tensor: Tensor, source: Array, images: NDArray[np.intp], each: int, rng: np.random.Generator) -> tuple[Array, tuple[Any, ...]]:
+def draw(
+    op: Op,
+    tensor: Tensor,
+    source: Array,
+    images: NDArray[np.intp],
+    each: int,
+    rng: np.random.Generator,
+) -> tuple[Array, tuple[Any, ...]]:
     """``each`` input patches (N, G, D) at random output positions of each image, and the index of those positions in the output.
 
     Where an image has no more positions than that, each of them is taken once.
@@ -245,11 +284,21 @@ def draw(op: Op, tensor: Tensor, source: Array, images: NDArray[np.intp], each: 
         return source[where][:, None, :], where
     lengths = tuple(int(n) for n in geometry.out_shape if n is not None)
     at, *spots = _positions(lengths, images, each, rng)
-    pads = padding(geometry.padding, source.shape[1:-1], lengths, geometry.kernel, geometry.strides, geometry.dilation)
+    pads = padding(
+        geometry.padding,
+        source.shape[1:-1],
+        lengths,
+        geometry.kernel,
+        geometry.strides,
+        geometry.dilation,
+    )
     padded = np.pad(source, [(0, 0), *pads, (0, 0)])
     index: list[NDArray[np.intp]] = [at.reshape(-1, *(1,) * geometry.rank)]
     for axis in range(geometry.rank):
-        taps = spots[axis][:, None] * geometry.strides[axis] + np.arange(geometry.kernel[axis]) * geometry.dilation[axis]
+        taps = (
+            spots[axis][:, None] * geometry.strides[axis]
+            + np.arange(geometry.kernel[axis]) * geometry.dilation[axis]
+        )
         shape = [1] * geometry.rank
         shape[axis] = geometry.kernel[axis]
         index.append(taps.reshape(-1, *shape))
@@ -259,11 +308,20 @@ def draw(op: Op, tensor: Tensor, source: Array, images: NDArray[np.intp], each: 
     return rows, (at, slice(None), *spots) if geometry.channels_first else (at, *spots)
 
 
-def _positions(lengths: Sequence[int], images: NDArray[np.intp], each: int, rng: np.random.Generator) -> tuple[NDArray[np.intp], ...]:
+def _positions(
+    lengths: Sequence[int], images: NDArray[np.intp], each: int, rng: np.random.Generator
+) -> tuple[NDArray[np.intp], ...]:
     """Index arrays (images, axes...) of ``each`` positions of each image."""
     total = int(np.prod(lengths, dtype=int))
-    flat = np.tile(np.arange(total), len(images)) if each >= total else rng.integers(0, total, each * len(images))
-    return (np.repeat(images, min(each, total)), *(np.unravel_index(flat, lengths) if lengths else ()))
+    flat = (
+        np.tile(np.arange(total), len(images))
+        if each >= total
+        else rng.integers(0, total, each * len(images))
+    )
+    return (
+        np.repeat(images, min(each, total)),
+        *(np.unravel_index(flat, lengths) if lengths else ()),
+    )
 
 
 def _summed_last(op: Op, tensor: Tensor, source: Array) -> Array:
@@ -277,7 +335,12 @@ def _summed_last(op: Op, tensor: Tensor, source: Array) -> Array:
 
 
 def padding(
-    mode: str, in_shape: Sequence[int], out_shape: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+    mode: str,
+    in_shape: Sequence[int],
+    out_shape: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int],
 ) -> list[tuple[int, int]]:
     """Zeros before and after each spatial axis, as TensorFlow pads: 'same' puts the odd one behind, 'causal' all before."""
     if mode == "valid":
@@ -285,7 +348,9 @@ def padding(
     if mode == "causal":
         return [(dilation[0] * (kernel[0] - 1), 0)]
     pads = []
-    for length, out, taps, stride, spread in zip(in_shape, out_shape, kernel, strides, dilation, strict=True):
+    for length, out, taps, stride, spread in zip(
+        in_shape, out_shape, kernel, strides, dilation, strict=True
+    ):
         missing = max((out - 1) * stride + spread * (taps - 1) + 1 - length, 0)
         pads.append((missing // 2, missing - missing // 2))
     return pads

@@ -19,7 +19,9 @@ _WAY_OUT = "choose another --out"
 CONFIG = "make its folder writable, or set XDG_CONFIG_HOME to another"
 
 
-def write(path: Path, content: bytes | str, *, parents: bool = False, way_out: str = _WAY_OUT) -> Path:
+def write(
+    path: Path, content: bytes | str, *, parents: bool = False, way_out: str = _WAY_OUT
+) -> Path:
     """Write text (UTF-8) or bytes, see ``write_with``."""
     data = content.encode() if isinstance(content, str) else content
     return write_with(path, lambda file: file.write(data), parents=parents, way_out=way_out)
@@ -34,9 +36,9 @@ def write_with(
 ) -> Path:
     """Have ``fill`` write a file beside the path, which then takes its name; gives the path.
 
-    ``parents``: a missing folder is made. UsageError, and what was there before, when the disk or the folder does
-    not take it. Where the process is killed, the file before is there, and a later run of lrfc
-    removes the other.
+    ``parents``: a missing folder is made. UsageError, and what was there before, when the disk or
+    the folder does not take it. Where the process is killed, the file before is there, and a later
+    run of lrfc removes the other.
     """
     final = Path(os.path.realpath(path))  # a link stays a link
     part = final.with_name(f".{final.name[:100]}.{uuid.uuid4().hex[:8]}.part")

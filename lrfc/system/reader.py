@@ -1,7 +1,7 @@
 """The one reader of what comes from outside: regular files of bounded size, and JSON and TOML of bounded depth.
 
-A file that lrfc did not write in this run may hold anything, and may be no file at all. Whatever
-is wrong with it becomes one line of the caller's error class; nothing in it names code.
+A file that lrfc did not write in this run may hold anything, and may be no file at all. Whatever is
+wrong with it becomes one line of the caller's error class; nothing in it names code.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ def located(path: Path | str, *, error: type[LrfcError] = UsageError) -> Path:
 
 
 def kind(path: Path | str, *, error: type[LrfcError] = UsageError) -> str | None:
-    """What lies there, as in 'a file', 'a folder', 'a device'; None where nothing does. ``error`` when that cannot be a path."""
+    """What lies there, as in 'a file', 'a folder', 'a device'; None where nothing does.
+
+    ``error`` when that cannot be a path.
+    """
     place = located(path, error=error)
     try:
         mode = place.stat().st_mode
@@ -66,7 +69,9 @@ def opened(path: Path | str, *, limit: int, error: type[LrfcError] = UsageError)
     place = located(path, error=error)
     try:
         # Without O_NONBLOCK, opening a pipe waits for its writer.
-        number = os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        number = os.open(
+            place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+        )
     except FileNotFoundError as problem:
         raise error(f"{shown(path)}: no such file") from problem
     except (OSError, ValueError) as problem:
@@ -74,16 +79,23 @@ def opened(path: Path | str, *, limit: int, error: type[LrfcError] = UsageError)
     try:
         found = os.fstat(number)
         if not stat.S_ISREG(found.st_mode):
-            raise error(f"{shown(path)} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a regular file")
+            raise error(
+                f"{shown(path)} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a"
+                " regular file"
+            )
         if found.st_size > limit:
-            raise error(f"{shown(path)} has {found.st_size:,} bytes; at most {limit:,} are read here")
+            raise error(
+                f"{shown(path)} has {found.st_size:,} bytes; at most {limit:,} are read here"
+            )
         return os.fdopen(number, "rb")
     except BaseException:
         os.close(number)
         raise
 
 
-def contents(path: Path | str, *, limit: int = DOCUMENT_BYTES, error: type[LrfcError] = UsageError) -> bytes:
+def contents(
+    path: Path | str, *, limit: int = DOCUMENT_BYTES, error: type[LrfcError] = UsageError
+) -> bytes:
     """The bytes of a regular file; ``error`` as for :func:`opened`, and when reading fails."""
     with opened(path, limit=limit, error=error) as file:
         try:
@@ -91,16 +103,24 @@ def contents(path: Path | str, *, limit: int = DOCUMENT_BYTES, error: type[LrfcE
         except (OSError, MemoryError) as problem:
             raise error(f"{shown(path)} cannot be read: {_reason(problem)}") from problem
     if len(content) > limit:  # it grew while it was read
-        raise error(f"{shown(path)} has more than {limit:,} bytes, which is the most that is read here")
+        raise error(
+            f"{shown(path)} has more than {limit:,} bytes, which is the most that is read here"
+        )
     return content
 
 
-def json_object(content: bytes | str, where: str, *, error: type[LrfcError] = UsageError, constants: bool = False) -> dict[str, Any]:
+def json_object(
+    content: bytes | str,
+    where: str,
+    *,
+    error: type[LrfcError] = UsageError,
+    constants: bool = False,
+) -> dict[str, Any]:
     """The JSON object in ``content``; ``where`` begins the line of the error.
 
     ``error`` for what is not UTF-8, not JSON, not an object, nested more than DEPTH levels deep, or
-    holds a key twice in one object or a number that is too large. ``constants``: whether NaN and Infinity, which JSON does not
-    have and Python writes, are taken.
+    holds a key twice in one object or a number that is too large. ``constants``: whether NaN and
+    Infinity, which JSON does not have and Python writes, are taken.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,7 +142,9 @@ def json_object(content: bytes | str, where: str, *, error: type[LrfcError] = Us
 
     try:
         text = content if isinstance(content, str) else content.decode()
-        document = json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_float=finite)
+        document = json.loads(
+            text, object_pairs_hook=unique, parse_constant=constant, parse_float=finite
+        )
     except _DocumentError as problem:
         raise error(f"{where}: {problem}") from problem
     except RecursionError as problem:
@@ -135,7 +157,9 @@ def json_object(content: bytes | str, where: str, *, error: type[LrfcError] = Us
     return document
 
 
-def toml_table(content: bytes, where: str, *, error: type[LrfcError] = UsageError) -> dict[str, Any]:
+def toml_table(
+    content: bytes, where: str, *, error: type[LrfcError] = UsageError
+) -> dict[str, Any]:
     """The TOML table in ``content``; ``error`` for what is not UTF-8, not TOML, or nested too deeply."""
     try:
         table = tomllib.loads(content.decode())
@@ -158,7 +182,10 @@ def bounded(document: Any, where: str, *, error: type[LrfcError] = UsageError) -
         if not level:
             return
         if any(isinstance(item, int) and item.bit_length() > BITS for item in level):
-            raise error(f"{where} holds an integer of more than {BITS} bits, which is too large for a number")
+            raise error(
+                f"{where} holds an integer of more than {BITS} bits, which is too large for a"
+                " number"
+            )
     raise error(f"{where} is nested too deeply: at most {DEPTH} levels are read")
 
 
@@ -168,7 +195,10 @@ def plain(document: Any) -> Any:
         return (
             document
             if document.isprintable()
-            else "".join("?" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in document)
+            else "".join(
+                "?" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c
+                for c in document
+            )
         )
     if isinstance(document, dict):
         return {plain(key): plain(value) for key, value in document.items()}
@@ -178,7 +208,10 @@ def plain(document: Any) -> Any:
 def refused(problem: ValidationError) -> str:
     """What is wrong with a document that pydantic refused: the first place, and why."""
     first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{shown('.'.join(map(str, first['loc']))) or 'the whole'}: {shown(first['msg'].removeprefix('Value error, '), 500)}"
+    return (
+        f"{shown('.'.join(map(str, first['loc']))) or 'the whole'}:"
+        f" {shown(first['msg'].removeprefix('Value error, '), 500)}"
+    )
 
 
 def shown(value: object, length: int = 200) -> str:

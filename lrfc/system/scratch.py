@@ -44,7 +44,9 @@ def _system() -> Path:
     for place in (*named, "/tmp", "/var/tmp", "/usr/tmp"):  # noqa: S108 - a folder in it is made
         if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):  # noqa: PTH112
             return Path(place).absolute()
-    raise UsageError("there is no folder for temporary files that can be written; name one in TMPDIR")
+    raise UsageError(
+        "there is no folder for temporary files that can be written; name one in TMPDIR"
+    )
 
 
 @contextmanager
@@ -188,7 +190,9 @@ def _make(top: Path) -> None:
         wrong = "can be read or written by others"
     else:
         return
-    raise UsageError(f"the folder of temporary files {top} {wrong}; remove it, or set TMPDIR to another place")
+    raise UsageError(
+        f"the folder of temporary files {top} {wrong}; remove it, or set TMPDIR to another place"
+    )
 
 
 def _begun(top: Path) -> tuple[Path, Lock]:
@@ -209,8 +213,8 @@ def _sweep(top: Path) -> None:
         if not path.is_dir() or path.is_symlink():
             continue
         # What cannot be locked belongs to a process that lives, or is being removed by another run;
-        # what cannot be removed now, such as a part of an output folder on a disk that is not there,
-        # stays for a later run.
+        # what cannot be removed now, such as a part of an output folder on a disk that is not
+        # there, stays for a later run.
         with suppress(HeldError, OSError), Lock(path / _LOCK):
             for place in _notes(path / _FOLDERS):
                 swap.recover(place)
@@ -242,4 +246,7 @@ def _usable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"temporary files cannot be written to {path.parent} ({error.strerror}); set TMPDIR to another place") from error
+        raise UsageError(
+            f"temporary files cannot be written to {path.parent} ({error.strerror}); set TMPDIR to"
+            " another place"
+        ) from error

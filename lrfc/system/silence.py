@@ -82,7 +82,9 @@ def _restore(saved: tuple[int | None, int | None]) -> None:
 _DESCRIPTORS: Override[tuple[int | None, int | None], _Sink] = Override(_saved, _redirect, _restore)
 
 
-def descriptors(to: int, *, whole: bool = False) -> AbstractContextManager[tuple[int | None, int | None]]:
+def descriptors(
+    to: int, *, whole: bool = False
+) -> AbstractContextManager[tuple[int | None, int | None]]:
     """Send descriptors 1 and 2 to ``to``; gives the program's own, None for one that is closed.
 
     C++ code writes there, past ``sys.stdout``. That concerns all threads of the process. What other
@@ -161,7 +163,9 @@ class _ByThread:
             return len(text)
         current = self._current()
         with _DESCRIPTORS.held() as (saved, sinks):
-            number = None if saved is None or any(sink.whole for sink in sinks) else _number(current)
+            number = (
+                None if saved is None or any(sink.whole for sink in sinks) else _number(current)
+            )
             own = None if saved is None or number is None else saved[number - 1]
             if own is None:
                 current.write(text)
@@ -240,7 +244,9 @@ _WARNINGS: Override[None, None] = Override(lambda: None, _listen, _unlisten)
 
 
 @contextmanager
-def thread(printed: Callable[[str], object], warned: Callable[[str], object] = lambda text: None) -> Iterator[None]:
+def thread(
+    printed: Callable[[str], object], warned: Callable[[str], object] = lambda text: None
+) -> Iterator[None]:
     """Hand what this thread prints and warns of to the two functions, instead of showing it."""
     with _STREAMS.to(None), _WARNINGS.to(None):
         _THREAD.blocks.append((printed, warned))

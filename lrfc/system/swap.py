@@ -1,8 +1,9 @@
 """Put a finished folder into the place of another, so that one of the two is always there.
 
-Beside the folder NAME lie ``.NAME.lrfc-lock`` while a process writes it, ``.NAME.partial`` with what is
-being written or removed, and ``.NAME.old``, always whole, where the file system cannot exchange two
-folders and the process was killed between two renames. The next start puts that one back.
+Beside the folder NAME lie ``.NAME.lrfc-lock`` while a process writes it, ``.NAME.partial`` with
+what is being written or removed, and ``.NAME.old``, always whole, where the file system cannot
+exchange two folders and the process was killed between two renames. The next start puts that one
+back.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def recover(final: Path) -> None:
 
 def exchange(a: Path, b: Path) -> bool:
     """Let two names trade what they stand for, in one step; False where the system cannot."""
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None, use_errno=True), "renameat2"):
+    if sys.platform != "linux" or not hasattr(
+        libc := ctypes.CDLL(None, use_errno=True), "renameat2"
+    ):
         return False
     sys.audit("os.rename", a, b, -1, -1)
     names = (_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b))

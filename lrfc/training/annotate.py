@@ -27,7 +27,9 @@ _FIXED = frozenset(("softmax", "sigmoid", "tanh", "log_softmax"))
 def check() -> None:
     """DependencyError unless quantisation-aware training can be done here."""
     if importlib.util.find_spec(_PACKAGE) is None:
-        raise DependencyError("--qat needs tensorflow-model-optimization; install it with: pip install 'lrfc[qat]'")
+        raise DependencyError(
+            "--qat needs tensorflow-model-optimization; install it with: pip install 'lrfc[qat]'"
+        )
 
 
 @contextmanager
@@ -44,7 +46,9 @@ def _legacy(value: str | None) -> None:
         os.environ["TF_USE_LEGACY_KERAS"] = value
 
 
-_LEGACY: Override[str | None, None] = Override(lambda: os.environ.get("TF_USE_LEGACY_KERAS"), lambda _: None, _legacy)
+_LEGACY: Override[str | None, None] = Override(
+    lambda: os.environ.get("TF_USE_LEGACY_KERAS"), lambda _: None, _legacy
+)
 
 
 def annotated(tools: Any, graph: Graph, lowered: Lowered) -> Any:
@@ -52,10 +56,19 @@ def annotated(tools: Any, graph: Graph, lowered: Lowered) -> Any:
     import tf_keras
 
     rules = _rules(tools)
-    wanted = {lowered.layers[op.name]: rules(kernel=_kernel(op), channels=scaled_by_channel(op), output=_rounds_output(graph, op)) for op in graph}
+    wanted = {
+        lowered.layers[op.name]: rules(
+            kernel=_kernel(op), channels=scaled_by_channel(op), output=_rounds_output(graph, op)
+        )
+        for op in graph
+    }
 
     def annotate(layer: Any) -> Any:
-        return layer if isinstance(layer, tf_keras.layers.InputLayer) else tools.quantize_annotate_layer(layer, wanted[layer.name])
+        return (
+            layer
+            if isinstance(layer, tf_keras.layers.InputLayer)
+            else tools.quantize_annotate_layer(layer, wanted[layer.name])
+        )
 
     try:
         marked = tf_keras.models.clone_model(lowered.model, clone_function=annotate)
@@ -68,21 +81,41 @@ def annotated(tools: Any, graph: Graph, lowered: Lowered) -> Any:
 
 def refusal(graph: Graph, error: Exception) -> ModelError:
     """That the graph cannot be trained with its rounding, in one line."""
-    return ModelError(f"tensorflow-model-optimization refuses '{graph.name}': {reason(error)}; leave out --qat")
+    return ModelError(
+        f"tensorflow-model-optimization refuses '{graph.name}': {reason(error)}; leave out --qat"
+    )
 
 
 def _kernel(op: Op) -> str | None:
     """The tf_keras name of the layer's kernel."""
-    return None if not rounds(op) or _in_float(op) else "depthwise_kernel" if op.info.is_depthwise else "kernel"
+    return (
+        None
+        if not rounds(op) or _in_float(op)
+        else "depthwise_kernel"
+        if op.info.is_depthwise
+        else "kernel"
+    )
 
 
 def _rounds_output(graph: Graph, op: Op) -> bool:
     """Whether the file rounds what the op gives to a range of its own: not where a ReLU is fused into it, the range is given, or it computes in float."""
     reader = graph.only_consumer(op.name)
     fused = reader is not None and _rectifies(reader)
-    in_float = _in_float(op) or (_rectifies(op) and _in_float(graph.op(graph.operands(op.name)[0].op)))
-    function = op.attrs.get("activation") if isinstance(op.attrs.get("activation"), str) else op.kind.lower()
-    return not op.info.keeps_range and function not in _FIXED and not fused and not in_float and graph.tensors(op.name)[0].dtype.startswith("float")
+    in_float = _in_float(op) or (
+        _rectifies(op) and _in_float(graph.op(graph.operands(op.name)[0].op))
+    )
+    function = (
+        op.attrs.get("activation")
+        if isinstance(op.attrs.get("activation"), str)
+        else op.kind.lower()
+    )
+    return (
+        not op.info.keeps_range
+        and function not in _FIXED
+        and not fused
+        and not in_float
+        and graph.tensors(op.name)[0].dtype.startswith("float")
+    )
 
 
 def _in_float(op: Op) -> bool:
@@ -97,16 +130,22 @@ def _rectifies(op: Op) -> bool:
 def _scheme(tools: Any) -> Any:
     """Its scheme with one rewrite only, the rounding of the inputs: the others expect a BatchNorm, and without one leave the kernel before a ReLU in float."""
     inside = f"{_PACKAGE}.python.core.quantization.keras"
-    inputs = importlib.import_module(f"{inside}.default_8bit.default_8bit_transforms").InputLayerQuantize()
+    inputs = importlib.import_module(
+        f"{inside}.default_8bit.default_8bit_transforms"
+    ).InputLayerQuantize()
     transformer = importlib.import_module(f"{inside}.graph_transformations.model_transformer")
     registry = importlib.import_module(f"{inside}.default_8bit.default_8bit_quantize_registry")
     floats = inputs.pattern()
     floats.config = {"dtype": "float32"}
     inputs.pattern = lambda: floats
 
-    class Layout(importlib.import_module(f"{inside}.quantize_layout_transform").QuantizeLayoutTransform):  # type: ignore[misc]
+    base: Any = importlib.import_module(f"{inside}.quantize_layout_transform").QuantizeLayoutTransform
+
+    class Layout(base):  # type: ignore[misc]
         def apply(self, model: Any, layer_quantize_map: Any) -> Any:
-            return transformer.ModelTransformer(model, [inputs], set(layer_quantize_map), layer_quantize_map).transform()
+            return transformer.ModelTransformer(
+                model, [inputs], set(layer_quantize_map), layer_quantize_map
+            ).transform()
 
     class Scheme(tools.QuantizeScheme):  # type: ignore[misc]
         def get_layout_transformer(self) -> Any:
@@ -125,11 +164,16 @@ def _rules(tools: Any) -> Any:
     quantizers = tools.quantizers
 
     class Kernel(tools.quantizers.LastValueQuantizer):  # type: ignore[misc]
-        """Of a kernel. Scales per channel go with two spatial axes only: a kernel (K, I, O) becomes (1, K, I, O)."""
+        """Of a kernel.
+
+        Scales per channel go with two spatial axes only: a kernel (K, I, O) becomes (1, K, I, O).
+        """
 
         def __call__(self, inputs: Any, training: Any, weights: Any, **kwargs: Any) -> Any:
             flat = self.per_axis and len(inputs.shape) == 3
-            return super().__call__(tf.expand_dims(inputs, 0) if flat else inputs, training, weights, **kwargs)
+            return super().__call__(
+                tf.expand_dims(inputs, 0) if flat else inputs, training, weights, **kwargs
+            )
 
     class Rules(tools.QuantizeConfig):  # type: ignore[misc]
         """Of one layer: the name of its kernel, whether that has a scale per channel, and whether the output is rounded."""
@@ -140,7 +184,9 @@ def _rules(tools: Any) -> Any:
         def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
             if self._kernel is None:
                 return []
-            quantizer = Kernel(num_bits=8, per_axis=self._channels, symmetric=True, narrow_range=True)
+            quantizer = Kernel(
+                num_bits=8, per_axis=self._channels, symmetric=True, narrow_range=True
+            )
             return [(getattr(layer, self._kernel), quantizer)]
 
         def set_quantize_weights(self, layer: Any, quantize_weights: Any) -> None:
@@ -154,7 +200,9 @@ def _rules(tools: Any) -> Any:
             return None
 
         def get_output_quantizers(self, layer: Any) -> list[Any]:
-            quantizer = quantizers.MovingAverageQuantizer(num_bits=8, per_axis=False, symmetric=False, narrow_range=False)
+            quantizer = quantizers.MovingAverageQuantizer(
+                num_bits=8, per_axis=False, symmetric=False, narrow_range=False
+            )
             return [quantizer] if self._output else []
 
         def get_config(self) -> dict[str, Any]:
@@ -171,10 +219,17 @@ def calibrate(model: Any, graph: Graph, lowered: Lowered, inputs: Batch) -> None
     for part in batches(inputs, 50):
         for ref, values in zip(floats, run(part), strict=True):
             low, high = ranges.get(lowered.layers[ref.op], (0.0, 0.0))
-            ranges[lowered.layers[ref.op]] = min(low, float(values.min())), max(high, float(values.max()))
+            ranges[lowered.layers[ref.op]] = (
+                min(low, float(values.min())),
+                max(high, float(values.max())),
+            )
     for layer in model.layers:
         wrapped = layer.name.startswith("quant_")
-        name = layer.name.removeprefix("quant_") if wrapped else getattr(layer.inbound_nodes[0].inbound_layers, "name", None)  # rounds an input
+        name = (
+            layer.name.removeprefix("quant_")
+            if wrapped
+            else getattr(layer.inbound_nodes[0].inbound_layers, "name", None)
+        )  # rounds an input
         if name not in ranges:
             continue
         for weight in layer.non_trainable_weights:

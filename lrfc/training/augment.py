@@ -16,7 +16,8 @@ from lrfc.ir.op import Shape
 
 #: From this height and width on, and with three channels, an input is taken for a natural image.
 SMALLEST = 24
-#: The share of images whose class the original must keep under a change for the change to be harmless.
+#: The share of images whose class the original must keep under a change for the change to be
+#: harmless.
 AGREEMENT = 0.9
 
 
@@ -32,11 +33,18 @@ class Augmentation:
         return bool(self.images) and (self.flip or self.shift)
 
     def __str__(self) -> str:
-        return " and ".join(name for name, on in (("flips", self.flip), ("shifts", self.shift)) if on) if self else "none"
+        return (
+            " and ".join(name for name, on in (("flips", self.flip), ("shifts", self.shift)) if on)
+            if self
+            else "none"
+        )
 
     def __call__(self, inputs: Sequence[Any], seed: Any) -> list[Any]:
         """The inputs (tensors (N, ...)), changed; the same for the same seed, an int32 tensor (2,)."""
-        return [changed(x, seed, flip=self.flip, shift=self.shift) if i in self.images else x for i, x in enumerate(inputs)]
+        return [
+            changed(x, seed, flip=self.flip, shift=self.shift) if i in self.images else x
+            for i, x in enumerate(inputs)
+        ]
 
 
 def changed(x: Any, seed: Any, *, flip: bool, shift: bool) -> Any:
@@ -52,29 +60,49 @@ def changed(x: Any, seed: Any, *, flip: bool, shift: bool) -> Any:
             most = max(1, length // 8)
             offsets = tf.cast(tf.floor(draws[axis] * (2 * most + 1)), tf.int32) - most
             rows = tf.range(length)[None] + offsets[:, None]
-            rows = tf.where(rows < 0, -rows, tf.where(rows >= length, 2 * (length - 1) - rows, rows))
+            rows = tf.where(
+                rows < 0, -rows, tf.where(rows >= length, 2 * (length - 1) - rows, rows)
+            )
             x = tf.gather(x, rows, axis=axis, batch_dims=1)
     return x
 
 
 def augmentation(
-    graph: Graph, inputs: Batch, targets: Batch | None, run: Callable[[Batch], Batch], *, wanted: bool | None = None, seed: int = 0
+    graph: Graph,
+    inputs: Batch,
+    targets: Batch | None,
+    run: Callable[[Batch], Batch],
+    *,
+    wanted: bool | None = None,
+    seed: int = 0,
 ) -> Augmentation:
     """What suits these data; ``wanted`` forces all of it on or off.
 
-    By itself only for classifiers of natural images (height and width of at least 24, three channels), and only those changes under which the
-    original (``run``) gives 9 of 10 of these samples (a few hundred) the class that it gives the plain ones: traffic signs may not be flipped.
-    UsageError when it is wanted and the model takes no images, or the labels would have to move with them.
+    By itself only for classifiers of natural images (height and width of at least 24, three
+    channels), and only those changes under which the original (``run``) gives 9 of 10 of these
+    samples (a few hundred) the class that it gives the plain ones: traffic signs may not be
+    flipped. UsageError when it is wanted and the model takes no images, or the labels would have to
+    move with them.
     """
     natural = wanted is None
-    images = tuple(i for i, name in enumerate(graph.inputs) if _is_image(graph.tensors(name)[0].shape, natural=natural))
+    images = tuple(
+        i
+        for i, name in enumerate(graph.inputs)
+        if _is_image(graph.tensors(name)[0].shape, natural=natural)
+    )
     moving = any(len(graph.tensor(ref).shape) > 2 for ref in graph.outputs)
     if wanted is False or (wanted is None and (moving or not images)):
         return Augmentation()
     if wanted and not images:
-        raise UsageError(f"augmentation is asked for, but model '{graph.name}' takes no images (height, width, channels)")
+        raise UsageError(
+            f"augmentation is asked for, but model '{graph.name}' takes no images (height, width,"
+            " channels)"
+        )
     if wanted and moving:
-        raise UsageError(f"augmentation is asked for, but the outputs of model '{graph.name}' are maps, which would have to move with the images")
+        raise UsageError(
+            f"augmentation is asked for, but the outputs of model '{graph.name}' are maps, which"
+            " would have to move with the images"
+        )
     if wanted:
         return Augmentation(images, flip=True, shift=True)
     classes = [i for i, ref in enumerate(graph.outputs) if (graph.tensor(ref).shape[-1] or 0) > 1]
@@ -84,14 +112,22 @@ def augmentation(
     kept = {}
     for name in ("flip", "shift"):
         other = run(_applied(Augmentation(images, **{name: True}), inputs, seed))
-        kept[name] = all(float(np.mean(a == values.argmax(-1))) >= AGREEMENT for a, values in zip(plain, other, strict=True))
+        kept[name] = all(
+            float(np.mean(a == values.argmax(-1))) >= AGREEMENT
+            for a, values in zip(plain, other, strict=True)
+        )
     return Augmentation(images, **kept)
 
 
 def _applied(change: Augmentation, inputs: Batch, seed: int) -> Batch:
     import tensorflow as tf
 
-    moved: list[NDArray[Any]] = [np.asarray(x) for x in change([tf.constant(np.asarray(x)) for x in inputs], tf.constant([seed, 0], tf.int32))]
+    moved: list[NDArray[Any]] = [
+        np.asarray(x)
+        for x in change(
+            [tf.constant(np.asarray(x)) for x in inputs], tf.constant([seed, 0], tf.int32)
+        )
+    ]
     return tuple(moved)
 
 

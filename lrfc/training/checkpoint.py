@@ -42,7 +42,9 @@ class Checkpoint:
     def write(self, saved: Saved) -> None:
         """Replace the file. UsageError when the folder cannot be written."""
         meta = json.dumps({"fingerprint": self._fingerprint, "numbers": saved.numbers})
-        arrays: dict[str, Any] = {f"state{i}": a for i, a in enumerate(saved.state)} | {f"best{i}": a for i, a in enumerate(saved.best)}
+        arrays: dict[str, Any] = {f"state{i}": a for i, a in enumerate(saved.state)} | {
+            f"best{i}": a for i, a in enumerate(saved.best)
+        }
         about = np.frombuffer(meta.encode(), np.uint8)
         files.write_with(
             self.path,
@@ -60,7 +62,10 @@ class Checkpoint:
             meta = json_object(arrays["meta"].tobytes(), "what it says of itself", constants=True)
             if meta["fingerprint"] != self._fingerprint:
                 raise UsageError("it belongs to another training")
-            state, best = ([arrays[f"{part}{i}"] for i in range(sum(key.startswith(part) for key in arrays))] for part in ("state", "best"))
+            state, best = (
+                [arrays[f"{part}{i}"] for i in range(sum(key.startswith(part) for key in arrays))]
+                for part in ("state", "best")
+            )
             if not isinstance(meta["numbers"], dict):
                 raise UsageError("it holds no numbers")
             return Saved(meta["numbers"], state, best)

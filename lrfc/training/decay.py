@@ -19,7 +19,8 @@ class Chain:
     def kernel(self, kernels: Sequence[Any]) -> Any:
         """The kernel that the stages' kernels (tensors in Keras' layout) multiply out to, (G, taps..., S, T): G = 1 without groups.
 
-        The stages of a chain take different axes, with one tap along the others, so a batched product that broadcasts over the taps is their composition.
+        The stages of a chain take different axes, with one tap along the others, so a batched
+        product that broadcasts over the taps is their composition.
         """
         import tensorflow as tf
 
@@ -31,12 +32,16 @@ class Chain:
                 assert product is not None
                 count, taps = product.shape[0], kernel.shape[:-2]
                 diagonal = tf.reshape(kernel, (*taps, count, 1, kernel.shape[-2] // count))
-                product = product * tf.transpose(diagonal, (len(taps), *range(len(taps)), len(taps) + 1, len(taps) + 2))
+                product = product * tf.transpose(
+                    diagonal, (len(taps), *range(len(taps)), len(taps) + 1, len(taps) + 2)
+                )
                 continue
             factor = tf.linalg.matrix_transpose(kernel) if op.info.is_transposed else kernel
             taps, (width, outputs) = factor.shape[:-2], factor.shape[-2:]
             factor = tf.reshape(factor, (*taps, width, groups, outputs // groups))
-            factor = tf.transpose(factor, (len(taps) + 1, *range(len(taps)), len(taps), len(taps) + 2))
+            factor = tf.transpose(
+                factor, (len(taps) + 1, *range(len(taps)), len(taps), len(taps) + 2)
+            )
             product = factor if product is None else tf.matmul(product, factor)
         return product
 
@@ -44,8 +49,8 @@ class Chain:
 def chains(graph: Graph) -> tuple[Chain, ...]:
     """The layers of ``graph`` whose kernel is decayed: each with the stages ``<name>__<role>`` that stand before it.
 
-    Left out are layers that are not trained, and those whose kernel is no product of their stages' (tensorised fully connected layers, and depthwise
-    layers as such).
+    Left out are layers that are not trained, and those whose kernel is no product of their stages'
+    (tensorised fully connected layers, and depthwise layers as such).
     """
     of: dict[str, tuple[Op, ...]] = {op.name: _stages(graph, op) for op in graph.layers()}
     inner = {stage.name for stages in of.values() for stage in stages}
@@ -66,7 +71,9 @@ def chains(graph: Graph) -> tuple[Chain, ...]:
 def _stages(graph: Graph, last: Op) -> tuple[Op, ...]:
     stages: list[Op] = []
     op = last
-    while len(operands := graph.operands(op.name)) == 1 and operands[0].op.startswith(f"{last.name}__"):
+    while len(operands := graph.operands(op.name)) == 1 and operands[0].op.startswith(
+        f"{last.name}__"
+    ):
         op = graph.op(operands[0].op)
         stages.insert(0, op)
     return tuple(stages)
@@ -74,7 +81,10 @@ def _stages(graph: Graph, last: Op) -> tuple[Op, ...]:
 
 def _multiplies(op: Op) -> bool:
     return (
-        op.info.is_linear and "kernel" in op.weights and op.attrs.get("trainable", True) and (not op.info.is_depthwise or op["depth_multiplier"] == 1)
+        op.info.is_linear
+        and "kernel" in op.weights
+        and op.attrs.get("trainable", True)
+        and (not op.info.is_depthwise or op["depth_multiplier"] == 1)
     )
 
 

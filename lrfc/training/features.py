@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref, Shape
 
-#: Feature maps at most; of more, an even choice is taken. Each costs memory for its gradient, and neighbours say much the same.
+#: Feature maps at most; of more, an even choice is taken. Each costs memory for its gradient, and
+#: neighbours say much the same.
 MOST = 8
 
 
 def block_ends(original: Graph, graph: Graph, most: int = MOST) -> tuple[Ref, ...]:
     """The outputs at the ends of blocks that both graphs have in the same shape, in execution order.
 
-    A block ends at a residual addition (after the activation behind it, when there is one) and before every change of the spatial resolution, which
-    the flattening or pooling at the end is too. Only maps that depend on weights count: what stands before them is the same in both networks.
+    A block ends at a residual addition (after the activation behind it, when there is one) and
+    before every change of the spatial resolution, which the flattening or pooling at the end is
+    too. Only maps that depend on weights count: what stands before them is the same in both
+    networks.
     """
     learnt = _behind_weights(original)
     ends: dict[Ref, None] = {}
@@ -23,10 +26,18 @@ def block_ends(original: Graph, graph: Graph, most: int = MOST) -> tuple[Ref, ..
         if op.kind == "Add" and len(set(original.operands(op.name))) > 1:
             ends[_activated(original, op)] = None
         elif op.kind != "InputLayer":
-            changed = {ref for ref in original.operands(op.name) if _resolution(original.tensor(ref).shape) not in (None, _of_output(original, op))}
+            changed = {
+                ref
+                for ref in original.operands(op.name)
+                if _resolution(original.tensor(ref).shape) not in (None, _of_output(original, op))
+            }
             ends.update(dict.fromkeys(sorted(changed)))
     rank = {op.name: number for number, op in enumerate(original)}
-    found = [ref for ref in sorted(ends, key=lambda ref: rank[ref.op]) if ref.op in learnt and _comparable(original, graph, ref)]
+    found = [
+        ref
+        for ref in sorted(ends, key=lambda ref: rank[ref.op])
+        if ref.op in learnt and _comparable(original, graph, ref)
+    ]
     found = [ref for ref in found if ref not in original.outputs]
     if len(found) <= most:
         return tuple(found)
@@ -41,7 +52,9 @@ def tapped(graph: Graph, refs: Sequence[Ref]) -> Graph:
 def _behind_weights(graph: Graph) -> set[str]:
     found: set[str] = set()
     for op in graph:
-        if op.kind != "Normalization" and (op.weights or any(ref.op in found for ref in graph.operands(op.name))):
+        if op.kind != "Normalization" and (
+            op.weights or any(ref.op in found for ref in graph.operands(op.name))
+        ):
             found.add(op.name)
     return found
 

@@ -15,7 +15,8 @@ from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.search.sensitivity import is_distribution
 
-#: What the values of an output are: a softmax's probabilities, the logits of classes, a sigmoid's probabilities, the logits of those, or plain values.
+#: What the values of an output are: a softmax's probabilities, the logits of classes, a sigmoid's
+#: probabilities, the logits of those, or plain values.
 Kind = Literal["softmax", "logits", "sigmoid", "logit", "values"]
 _TINY = 1e-7
 
@@ -36,7 +37,13 @@ def describe(graph: Graph, taught: Batch, targets: Batch | None) -> tuple[Output
         target = None if targets is None else np.asarray(targets[number])
         last = graph.op(ref.op)
         sigmoid = "sigmoid" in (last.attrs.get("activation"), last.kind.lower())
-        found.append(Output(_kind(values, target, sigmoid=sigmoid), _variance(values), 1.0 if target is None else _variance(target)))
+        found.append(
+            Output(
+                _kind(values, target, sigmoid=sigmoid),
+                _variance(values),
+                1.0 if target is None else _variance(target),
+            )
+        )
     return tuple(found)
 
 
@@ -50,7 +57,11 @@ def _kind(values: NDArray[Any], target: NDArray[Any] | None, *, sigmoid: bool) -
     if indices:
         return "sigmoid" if unit else "logit"
     # A sigmoid's values are probabilities only if the labels, where there are any, can be such.
-    return "sigmoid" if sigmoid and unit and (target is None or (target.min() >= 0 and target.max() <= 1)) else "values"
+    return (
+        "sigmoid"
+        if sigmoid and unit and (target is None or (target.min() >= 0 and target.max() <= 1))
+        else "values"
+    )
 
 
 def _variance(values: NDArray[Any]) -> float:
@@ -58,14 +69,16 @@ def _variance(values: NDArray[Any]) -> float:
     return found if found > 1e-12 else 1.0  # constant values have no scale of their own
 
 
-# -- distillation ------------------------------------------------------------------------------------------------------------------
+# -- distillation ----------------------------------------------------------------------------------
 
 
-def distillation(outputs: Sequence[Output], student: Sequence[Any], teacher: Sequence[Any], temperature: float) -> Any:
+def distillation(
+    outputs: Sequence[Output], student: Sequence[Any], teacher: Sequence[Any], temperature: float
+) -> Any:
     """The mean over outputs of the distance from the original's (tensors (N, ...)).
 
-    For classes T²·KL of the softened distributions (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2), for plain values the squared error in units of
-    their variance.
+    For classes T²·KL of the softened distributions (Hinton, Vinyals, Dean 2015, arXiv 1503.02531,
+    section 2), for plain values the squared error in units of their variance.
     """
     import tensorflow as tf
 
@@ -74,8 +87,12 @@ def distillation(outputs: Sequence[Output], student: Sequence[Any], teacher: Seq
         if output.kind == "values":
             total += tf.reduce_mean(tf.square(learnt - taught)) / output.variance
         else:
-            known, found = (_log_probabilities(output.kind, values, temperature) for values in (taught, learnt))
-            total += temperature**2 * tf.reduce_mean(tf.reduce_sum(tf.exp(known) * (known - found), -1))
+            known, found = (
+                _log_probabilities(output.kind, values, temperature) for values in (taught, learnt)
+            )
+            total += temperature**2 * tf.reduce_mean(
+                tf.reduce_sum(tf.exp(known) * (known - found), -1)
+            )
     return total / len(outputs)
 
 
@@ -84,8 +101,14 @@ def _log_probabilities(kind: Kind, values: Any, temperature: float = 1.0) -> Any
     import tensorflow as tf
 
     if kind in ("sigmoid", "logit"):
-        odds = values if kind == "logit" else tf.math.log(values + _TINY) - tf.math.log(1 - values + _TINY)
-        return tf.stack([tf.math.log_sigmoid(-odds / temperature), tf.math.log_sigmoid(odds / temperature)], -1)
+        odds = (
+            values
+            if kind == "logit"
+            else tf.math.log(values + _TINY) - tf.math.log(1 - values + _TINY)
+        )
+        return tf.stack(
+            [tf.math.log_sigmoid(-odds / temperature), tf.math.log_sigmoid(odds / temperature)], -1
+        )
     logits = tf.math.log(values + _TINY) if kind == "softmax" else values
     return tf.nn.log_softmax(logits / temperature)
 
@@ -102,7 +125,7 @@ def features(student: Sequence[Any], teacher: Sequence[Any]) -> Any:
     return total / max(len(student), 1)
 
 
-# -- the task ----------------------------------------------------------------------------------------------------------------------
+# -- the task --------------------------------------------------------------------------------------
 
 TaskLoss = Callable[[Sequence[Any], Sequence[Any]], Any]
 
@@ -110,8 +133,9 @@ TaskLoss = Callable[[Sequence[Any], Sequence[Any]], Any]
 def task_loss(graph: Graph, outputs: Sequence[Output], sample: tuple[Batch, Batch]) -> TaskLoss:
     """A function from outputs and labels (tensors) to the loss: the one that the model was compiled with, or by kind of output.
 
-    By kind: cross-entropy for classes, squared error in units of the labels' variance for values, averaged over the outputs. ``sample`` holds
-    outputs and labels to try the model's own loss on; UsageError when it does not take them.
+    By kind: cross-entropy for classes, squared error in units of the labels' variance for values,
+    averaged over the outputs. ``sample`` holds outputs and labels to try the model's own loss on;
+    UsageError when it does not take them.
     """
     import tensorflow as tf
 
@@ -132,8 +156,9 @@ def task_loss(graph: Graph, outputs: Sequence[Output], sample: tuple[Batch, Batc
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
         names = ", ".join(_name(loss) for loss, _ in compiled if loss is not None)
         raise UsageError(
-            f"the loss of model '{graph.name}' ({names}) does not take these labels: {reason(error)}; compile the model with a loss that"
-            " fits the data, or without one (the task's usual loss is taken then)"
+            f"the loss of model '{graph.name}' ({names}) does not take these labels:"
+            f" {reason(error)}; compile the model with a loss that fits the data, or without one"
+            " (the task's usual loss is taken then)"
         ) from error
     return own
 
@@ -149,7 +174,8 @@ def own_losses(graph: Graph) -> tuple[tuple[Any, float], ...] | None:
     given = keras.saving.deserialize_keras_object(given)
     losses, scales = _in_order(graph, given, None), _in_order(graph, weights, 1.0)
     found = tuple(
-        (None if loss is None else keras.losses.get(loss), 1.0 if scale is None else float(scale)) for loss, scale in zip(losses, scales, strict=True)
+        (None if loss is None else keras.losses.get(loss), 1.0 if scale is None else float(scale))
+        for loss, scale in zip(losses, scales, strict=True)
     )
     return found if any(loss is not None for loss, _ in found) else None
 
@@ -165,7 +191,10 @@ def _in_order(graph: Graph, given: Any, default: Any) -> list[Any]:
         if isinstance(packed, Mapping):
             for key, slot in packed.items():
                 keys[slot.port] = key
-        return [given.get(key, given.get(ref.op, default)) for key, ref in zip(keys, graph.outputs, strict=True)]
+        return [
+            given.get(key, given.get(ref.op, default))
+            for key, ref in zip(keys, graph.outputs, strict=True)
+        ]
     if isinstance(given, list | tuple):
         flat = keras.tree.flatten(given)
         return flat if len(flat) == count else [default] * count
@@ -178,7 +207,11 @@ def _fitted(target: Any, values: Any, loss: Any) -> Any:
 
     if len(target.shape) != len(values.shape) - 1 or "sparse" in _name(loss):
         return target
-    return tf.cast(target, tf.float32)[..., None] if values.shape[-1] == 1 else tf.one_hot(target, values.shape[-1])
+    return (
+        tf.cast(target, tf.float32)[..., None]
+        if values.shape[-1] == 1
+        else tf.one_hot(target, values.shape[-1])
+    )
 
 
 def _name(loss: Any) -> str:
@@ -191,14 +224,21 @@ def _usual(outputs: Sequence[Output], found: Sequence[Any], wanted: Sequence[Any
     total = 0.0
     for output, values, target in zip(outputs, found, wanted, strict=True):
         if output.kind == "values":
-            total += tf.reduce_mean(tf.square(values - tf.reshape(tf.cast(target, values.dtype), tf.shape(values)))) / output.target_variance
+            total += (
+                tf.reduce_mean(
+                    tf.square(values - tf.reshape(tf.cast(target, values.dtype), tf.shape(values)))
+                )
+                / output.target_variance
+            )
             continue
         known = _log_probabilities(output.kind, values)
         if output.kind in ("sigmoid", "logit"):
             one = tf.reshape(tf.cast(target, values.dtype), tf.shape(values))
             total -= tf.reduce_mean(one * known[..., 1] + (1 - one) * known[..., 0])
         elif len(target.shape) == len(values.shape) - 1:
-            total += tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(target, tf.int64), known))
+            total += tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(target, tf.int64), known)
+            )
         else:
             total -= tf.reduce_mean(tf.reduce_sum(tf.cast(target, values.dtype) * known, -1))
     return total / len(outputs)

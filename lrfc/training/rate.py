@@ -9,7 +9,8 @@ import numpy as np
 
 from lrfc.ir.graph import Graph
 
-#: Rates that are tried, as shares of the kernels' typical size: what Adam moves a weight in one step, relative to it.
+#: Rates that are tried, as shares of the kernels' typical size: what Adam moves a weight in one
+#: step, relative to it.
 SHARES = (0.03, 0.01, 0.003, 0.001, 0.0003)
 
 
@@ -25,17 +26,25 @@ def annealed(done: float, warm: float = 0.05) -> float:
 
 def candidates(graph: Graph) -> tuple[float, ...]:
     """The rates to try, highest first: ``SHARES`` of the geometric mean of the kernels' root mean squares."""
-    sizes = [float(np.sqrt(np.mean(np.square(w)))) for op in graph.layers() for name, w in op.weights.items() if name.endswith("kernel")]
+    sizes = [
+        float(np.sqrt(np.mean(np.square(w))))
+        for op in graph.layers()
+        for name, w in op.weights.items()
+        if name.endswith("kernel")
+    ]
     sizes = [size for size in sizes if size > 0 and math.isfinite(size)]
     typical = math.exp(sum(map(math.log, sizes)) / len(sizes)) if sizes else 0.05
     return tuple(share * typical for share in SHARES)
 
 
-def best(rates: Sequence[float], trial: Callable[[float], float]) -> tuple[float, dict[float, float]]:
+def best(
+    rates: Sequence[float], trial: Callable[[float], float]
+) -> tuple[float, dict[float, float]]:
     """The rate of the least loss, and the losses of those tried.
 
-    ``trial`` gives the loss after a training of a few steps from the same start with the whole schedule in small. It starts in the middle and climbs
-    to better neighbours, upwards first. A loss that is not finite counts as worst.
+    ``trial`` gives the loss after a training of a few steps from the same start with the whole
+    schedule in small. It starts in the middle and climbs to better neighbours, upwards first. A
+    loss that is not finite counts as worst.
     """
     losses: dict[float, float] = {}
 

@@ -11,7 +11,9 @@ from lrfc.metrics.metric import metric
 from lrfc.search.sensitivity import divergence
 
 
-def scorer(original: Graph, teacher: Any, split: Split, name: str | None = None) -> Callable[[Any], float]:
+def scorer(
+    original: Graph, teacher: Any, split: Split, name: str | None = None
+) -> Callable[[Any], float]:
     """A function that scores a runner on a split, higher is better: by the metric, or without name and labels minus the divergence from the original."""
     from lrfc.ir.keras import io as keras_io
 

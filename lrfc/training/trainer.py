@@ -21,13 +21,17 @@ from lrfc.training.features import block_ends, tapped
 
 #: Samples by which outputs are described and augmentation is judged.
 _SAMPLE = 512
-#: Steps of one trial of a learning rate at most, batches that judge it, and the share of the training's steps that a trial may take.
+#: Steps of one trial of a learning rate at most, batches that judge it, and the share of the
+#: training's steps that a trial may take.
 _TRIAL, _PROBE, _TRIAL_SHARE = 24, 4, 1 / 8
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. ``batch`` None: 128, less where an epoch would have fewer than 20 steps, at least 16."""
+    """How to train.
+
+    ``batch`` None: 128, less where an epoch would have fewer than 20 steps, at least 16.
+    """
 
     batch: int | None = None
     temperature: float = 2.0
@@ -42,11 +46,14 @@ class Recipe:
 class Trainer:
     """A graph as a Keras model, the original as its teacher, and a compiled step of Adam.
 
-    Weights decay apart from the gradients (Loshchilov and Hutter 2019, arXiv 1711.05101), by the product of a layer's factors (Khodak et al. 2021,
-    arXiv 2105.01029). Each step's randomness is drawn from the seed and the step's number, so a training can go on where another left off.
+    Weights decay apart from the gradients (Loshchilov and Hutter 2019, arXiv 1711.05101), by the
+    product of a layer's factors (Khodak et al. 2021, arXiv 2105.01029). Each step's randomness is
+    drawn from the seed and the step's number, so a training can go on where another left off.
     """
 
-    def __init__(self, graph: Graph, original: Graph, train: Split, recipe: Recipe, seed: int) -> None:
+    def __init__(
+        self, graph: Graph, original: Graph, train: Split, recipe: Recipe, seed: int
+    ) -> None:
         import keras
 
         from lrfc.ir.keras import io as keras_io
@@ -56,22 +63,38 @@ class Trainer:
         taps = block_ends(original, graph) if recipe.features > 0 else ()
         self.maps = len(taps)
         count = len(graph.outputs)
-        self._model, self._teacher = (keras_io.to_keras(tapped(each, taps)) for each in (graph, original))
+        self._model, self._teacher = (
+            keras_io.to_keras(tapped(each, taps)) for each in (graph, original)
+        )
         if recipe.batchnorm == "trained":
             for layer in self._model.layers:
                 if isinstance(layer, keras.layers.BatchNormalization):
-                    layer.momentum = 0.9  # a few epochs are too few steps for Keras' default of 0.99
+                    layer.momentum = (
+                        0.9  # a few epochs are too few steps for Keras' default of 0.99
+                    )
         #: The model's and the original's own outputs, as ``keras_io.compiled`` gives them.
-        self.run, self.teach = (keras_io.compiled(keras.Model(model.input, model.outputs[:count])) for model in (self._model, self._teacher))
+        self.run, self.teach = (
+            keras_io.compiled(keras.Model(model.input, model.outputs[:count]))
+            for model in (self._model, self._teacher)
+        )
         self._graph = graph
         self.batch = _fixed_batch(graph) or recipe.batch or int(np.clip(len(train) // 20, 16, 128))
         few = train.take(np.unique(np.linspace(0, len(train) - 1, _SAMPLE).astype(np.intp)))
         taught = keras_io.predict(self.teach, few.inputs)
         self.augmentation: Augmentation = augmentation(
-            original, few.inputs, few.targets, lambda batch: keras_io.predict(self.teach, batch), wanted=recipe.augment, seed=seed
+            original,
+            few.inputs,
+            few.targets,
+            lambda batch: keras_io.predict(self.teach, batch),
+            wanted=recipe.augment,
+            seed=seed,
         )
         outputs = losses.describe(original, taught, few.targets)
-        task = None if few.targets is None else losses.task_loss(original, outputs, (taught, few.targets))
+        task = (
+            None
+            if few.targets is None
+            else losses.task_loss(original, outputs, (taught, few.targets))
+        )
         self._optimizer = Adam(self._model.trainable_variables)
         self._decayed = self._products()
         self._step, self._loss = self._functions(outputs, task)
@@ -88,20 +111,31 @@ class Trainer:
 
     def epoch(self, number: int) -> list[NDArray[np.intp]]:
         """The rows of each batch of that epoch, in a random order of its own."""
-        return self._parts(np.random.default_rng((self._seed, number)).permutation(len(self._train)))
+        return self._parts(
+            np.random.default_rng((self._seed, number)).permutation(len(self._train))
+        )
 
     def step(self, rows: NDArray[np.intp], learning_rate: float, number: int) -> float:
-        """One update on the samples of those rows; gives their loss. ``number`` decides what is random about it."""
+        """One update on the samples of those rows; gives their loss.
+
+        ``number`` decides what is random about it.
+        """
         return float(self._step(*self._samples(rows, number), np.float32(learning_rate)))
 
     def probe(self) -> float:
         """The mean loss of a few batches, always the same, in inference mode."""
         parts = self.epoch(0)[-_PROBE:]
-        return float(np.mean([float(self._loss(*self._samples(rows, -1 - i))) for i, rows in enumerate(parts)]))
+        return float(
+            np.mean(
+                [float(self._loss(*self._samples(rows, -1 - i))) for i, rows in enumerate(parts)]
+            )
+        )
 
     def state(self) -> list[NDArray[Any]]:
         """Copies of everything that steps change: weights, statistics, random states, and what Adam remembers."""
-        return [np.array(variable) for variable in (*self._model.variables, *self._optimizer.variables)]
+        return [
+            np.array(variable) for variable in (*self._model.variables, *self._optimizer.variables)
+        ]
 
     def restore(self, state: Sequence[NDArray[Any]]) -> None:
         """Set what ``state`` gave. ValueError when it is of another training."""
@@ -132,10 +166,13 @@ class Trainer:
         return (time.perf_counter() - start) / 2
 
     def find_rate(self, steps: int) -> tuple[float, int]:
-        """A learning rate for a training of so many steps, and how many were tried. Nothing is changed.
+        """A learning rate for a training of so many steps, and how many were tried.
 
-        Each trial is the training in small: at most 24 steps with warm-up and cosine from the same start on the same batches, judged by ``probe``. After
-        L. Smith's range test (2017, arXiv 1506.01186), which lets the rate rise in one run.
+        Nothing is changed.
+
+        Each trial is the training in small: at most 24 steps with warm-up and cosine from the same
+        start on the same batches, judged by ``probe``. After L. Smith's range test (2017, arXiv
+        1506.01186), which lets the rate rise in one run.
         """
         before = self.state()
         length = int(np.clip(steps * _TRIAL_SHARE, 4, _TRIAL))
@@ -144,23 +181,33 @@ class Trainer:
         def trial(learning_rate: float) -> float:
             self.restore(before)
             for number in range(length):
-                self.step(order[number % len(order)], learning_rate * rate.annealed(number / length), number)
+                self.step(
+                    order[number % len(order)],
+                    learning_rate * rate.annealed(number / length),
+                    number,
+                )
             return self.probe()
 
         found, tried = rate.best(rate.candidates(self._graph), trial)
         self.restore(before)
         return found, len(tried)
 
-    # -- what a step is made of ------------------------------------------------------------------------------------------------
+    # -- what a step is made of --------------------------------------------------------------------
 
     def _parts(self, order: NDArray[np.intp]) -> list[NDArray[np.intp]]:
         whole = _fixed_batch(self._graph) is not None
         parts = [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
         return [part for part in parts if len(part) == self.batch or not whole]
 
-    def _samples(self, rows: NDArray[np.intp], number: int) -> tuple[Batch, Batch, NDArray[np.int32]]:
+    def _samples(
+        self, rows: NDArray[np.intp], number: int
+    ) -> tuple[Batch, Batch, NDArray[np.int32]]:
         samples = self._train.take(np.sort(rows))  # rows in order are read faster from a file
-        return tuple(np.asarray(x) for x in samples.inputs), samples.targets or (), np.array([self._seed % 2**31, number], np.int32)
+        return (
+            tuple(np.asarray(x) for x in samples.inputs),
+            samples.targets or (),
+            np.array([self._seed % 2**31, number], np.int32),
+        )
 
     def _products(self) -> list[tuple[Any, list[Any]]]:
         from lrfc.ir.keras import io as keras_io
@@ -173,7 +220,9 @@ class Trainer:
                 found.append((chain, kernels))
         return found
 
-    def _functions(self, outputs: Sequence[losses.Output], task: losses.TaskLoss | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def _functions(
+        self, outputs: Sequence[losses.Output], task: losses.TaskLoss | None
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The compiled step and the compiled loss."""
         import keras
         import tensorflow as tf
@@ -181,14 +230,21 @@ class Trainer:
         from lrfc.ir.keras import io as keras_io
 
         recipe, count = self._recipe, len(outputs)
-        model, teacher, optimizer, decayed = self._model, self._teacher, self._optimizer, self._decayed
+        model, teacher, optimizer, decayed = (
+            self._model,
+            self._teacher,
+            self._optimizer,
+            self._decayed,
+        )
 
         def total(inputs: Any, labels: Any, seed: Any, *, training: bool) -> Any:
             taught = keras.tree.flatten(keras_io.call(teacher, inputs, training=False))
             learnt = keras.tree.flatten(keras_io.call(model, inputs, training=training))
             loss = losses.distillation(outputs, learnt[:count], taught[:count], recipe.temperature)
             if task is not None:
-                loss = recipe.distillation * loss + (1 - recipe.distillation) * task(learnt[:count], labels)
+                loss = recipe.distillation * loss + (1 - recipe.distillation) * task(
+                    learnt[:count], labels
+                )
             if learnt[count:]:
                 loss += recipe.features * losses.features(learnt[count:], taught[count:])
             return loss
@@ -199,15 +255,24 @@ class Trainer:
         @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
         def step(inputs: Any, labels: Any, seed: Any, learning_rate: Any) -> Any:
             with tf.GradientTape() as tape:
-                loss = total(prepared(inputs, seed), labels, seed, training=recipe.batchnorm == "trained")
+                loss = total(
+                    prepared(inputs, seed), labels, seed, training=recipe.batchnorm == "trained"
+                )
             variables = model.trainable_variables
-            gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            gradients = tape.gradient(
+                loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
             gradients, _ = tf.clip_by_global_norm(gradients, recipe.clip)
             if decayed:
                 factors = [kernel.value for _, kernels in decayed for kernel in kernels]
                 with tf.GradientTape() as tape:
                     tape.watch(factors)
-                    size = tf.add_n([tf.nn.l2_loss(chain.kernel([kernel.value for kernel in kernels])) for chain, kernels in decayed])
+                    size = tf.add_n(
+                        [
+                            tf.nn.l2_loss(chain.kernel([kernel.value for kernel in kernels]))
+                            for chain, kernels in decayed
+                        ]
+                    )
                 pulls = tape.gradient(size, factors)
                 for factor, pull in zip(factors, pulls, strict=True):
                     factor.assign_sub(learning_rate * recipe.decay * pull)

@@ -79,12 +79,20 @@ class End(_Answer):
 
 #: The key of a request, in the order in which the worker looks for them.
 _ANSWERS: tuple[tuple[str, type[_Answer]], ...] = (
-    ("facts", Facts), ("path", Loaded), ("runs", Timed), ("parts", Parts), ("files", Turns), ("conditions", Conditions),
-)  # fmt: skip
+    ("facts", Facts),
+    ("path", Loaded),
+    ("runs", Timed),
+    ("parts", Parts),
+    ("files", Turns),
+    ("conditions", Conditions),
+)
 
 
 def answer(request: Mapping[str, Any], line: str, task: str) -> dict[str, Any]:
-    """The answer to a request; DeviceError when it is an error, or not such an answer. ``task``: what is done there, for messages."""
+    """The answer to a request; DeviceError when it is an error, or not such an answer.
+
+    ``task``: what is done there, for messages.
+    """
     where = f"cannot {task}: what the device answers"
     document = reader.json_object(line, where, error=DeviceError)
     if "error" in document:
@@ -95,7 +103,9 @@ def answer(request: Mapping[str, Any], line: str, task: str) -> dict[str, Any]:
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
-        raise DeviceError(f"{where} makes no sense: {reader.shown(place)}: {problem['msg']}") from error
+        raise DeviceError(
+            f"{where} makes no sense: {reader.shown(place)}: {problem['msg']}"
+        ) from error
     for name, counted in (("runs", Timed), ("files", Turns)):
         if isinstance(found, counted):
             _counted(len(request[name]) if name == "files" else request[name], found.ns, where)
@@ -107,4 +117,6 @@ def answer(request: Mapping[str, Any], line: str, task: str) -> dict[str, Any]:
 
 def _counted(wanted: int, given: Sequence[Any], where: str) -> None:
     if len(given) != wanted:
-        raise DeviceError(f"{where} makes no sense: {len(given):,} times where {wanted:,} were asked for")
+        raise DeviceError(
+            f"{where} makes no sense: {len(given):,} times where {wanted:,} were asked for"
+        )

@@ -1,4 +1,7 @@
-"""What a device is: its runtime, its limits, and how to reach it. Read from TOML, checked before any work."""
+"""What a device is: its runtime, its limits, and how to reach it.
+
+Read from TOML, checked before any work.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +61,10 @@ _Bytes = Annotated[int, Field(gt=0, lt=2**63)]
 class Device(Table):
     """A device profile.
 
-    ``formats`` and ``precisions``: what it runs, the default first. ``machine``: the architecture that it must say it has ('aarch64'); None for any.
-    ``rank_multiple``: ranks step in multiples of this, what the hardware computes at
-    once. ``flash_bytes`` and ``ram_bytes``: limits that a file and its activations must keep; None for no limit.
+    ``formats`` and ``precisions``: what it runs, the default first. ``machine``: the architecture
+    that it must say it has ('aarch64'); None for any. ``rank_multiple``: ranks step in multiples of
+    this, what the hardware computes at once. ``flash_bytes`` and ``ram_bytes``: limits that a file
+    and its activations must keep; None for no limit.
     """
 
     schema_version: Literal[1] = 1
@@ -102,7 +106,10 @@ def own_folder() -> Path:
 
 
 def load(name: str | Path) -> Device:
-    """The profile of that name, or in that .toml file. The user's wins over one that ships. UsageError when there is none, or it is not valid."""
+    """The profile of that name, or in that .toml file.
+
+    The user's wins over one that ships. UsageError when there is none, or it is not valid.
+    """
     return read(path_of(name))
 
 
@@ -113,7 +120,8 @@ def path_of(name: str | Path) -> Path:
     found = _files()
     if str(name) not in found:
         raise UsageError(
-            f"unknown device '{reader.shown(name)}'{like(str(name), list(found))}; known are {', '.join(sorted(found))}, and any .toml file"
+            f"unknown device '{reader.shown(name)}'{like(str(name), list(found))}; known are"
+            f" {', '.join(sorted(found))}, and any .toml file"
         )
     return found[str(name)]
 
@@ -124,19 +132,27 @@ def known() -> list[tuple[str, Path, Device]]:
 
 
 def add(path: Path, *, force: bool = False) -> Path:
-    """Check a profile and copy it into the user's folder, whole or not at all; gives the new file. One that is there is replaced only with ``force``."""
+    """Check a profile and copy it into the user's folder, whole or not at all; gives the new file.
+
+    One that is there is replaced only with ``force``.
+    """
     content = reader.contents(path, limit=PROFILE_BYTES)
     device = _parsed(content, path)
     place = own_folder() / f"{device.name}.toml"
     if place.exists() and not force:
-        raise UsageError(f"{place} exists: device '{device.name}' is known; give another name in {path}, or --force to replace it")
+        raise UsageError(
+            f"{place} exists: device '{device.name}' is known; give another name in {path}, or"
+            " --force to replace it"
+        )
     return files.write(place, content, parents=True, way_out=files.CONFIG)
 
 
 def read(path: Path) -> Device:
     """The profile in a file; UsageError, in one line, with the file, the key, its value and the way out."""
     if reader.kind(path) is None:
-        raise UsageError(f"{reader.shown(path)}: no such device profile; lrfc devices list shows those known")
+        raise UsageError(
+            f"{reader.shown(path)}: no such device profile; lrfc devices list shows those known"
+        )
     return _parsed(reader.contents(path, limit=PROFILE_BYTES), path)
 
 
@@ -145,18 +161,28 @@ def _parsed(content: bytes, path: Path) -> Device:
     try:
         return Device.model_validate(table)
     except ValidationError as error:
-        raise UsageError(f"{reader.shown(path)}: {reader.shown(_problem(error, table), 1500)}") from error
+        raise UsageError(
+            f"{reader.shown(path)}: {reader.shown(_problem(error, table), 1500)}"
+        ) from error
 
 
 def _files() -> dict[str, Path]:
-    return {path.stem: path for folder in (SHIPPED, own_folder()) for path in sorted(folder.glob("*.toml"))}
+    return {
+        path.stem: path
+        for folder in (SHIPPED, own_folder())
+        for path in sorted(folder.glob("*.toml"))
+    }
 
 
 def _problem(error: ValidationError, table: dict[str, Any]) -> str:
     """The first problem: key, value, and what would do."""
     problem = error.errors()[0]
     # Inside a tagged union the tag stands in the location; it is no key of the file.
-    loc = [part for number, part in enumerate(problem["loc"]) if not (number == 1 and problem["loc"][0] == "reach")]
+    loc = [
+        part
+        for number, part in enumerate(problem["loc"])
+        if not (number == 1 and problem["loc"][0] == "reach")
+    ]
     key, value = ".".join(map(str, loc)), problem.get("input")
     match problem["type"]:
         case "missing":
@@ -168,9 +194,16 @@ def _problem(error: ValidationError, table: dict[str, Any]) -> str:
             known = ", ".join(CONNECTIONS)
             return f"{key}.kind = {kind!r}: it is one of {known}{like(str(kind), CONNECTIONS)}"
         case "extra_forbidden":
-            kind = table["reach"].get("kind") if len(loc) > 1 and isinstance(table.get("reach"), dict) else None
+            kind = (
+                table["reach"].get("kind")
+                if len(loc) > 1 and isinstance(table.get("reach"), dict)
+                else None
+            )
             keys = list(CONNECTIONS.get(str(kind), Device).model_fields)
-            return f"unknown key '{key}' (= {value!r}){like(str(loc[-1]), keys)}; known here are {', '.join(keys)}"
+            return (
+                f"unknown key '{key}' (= {value!r}){like(str(loc[-1]), keys)}; known here are"
+                f" {', '.join(keys)}"
+            )
         case _:
             said = problem["msg"].removeprefix("Value error, ")
             return f"{key} = {value!r}: {said[0].lower()}{said[1:]}"
@@ -178,9 +211,15 @@ def _problem(error: ValidationError, table: dict[str, Any]) -> str:
 
 def schema_text() -> str:
     """The content of device.schema.json: the JSON Schema of a profile (``python -m lrfc.targets.devices.device`` writes that file)."""
-    return json.dumps(
-        {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Device.model_json_schema() | {"title": "lrfc device profile"}, indent=2
-    ) + "\n"  # fmt: skip
+    return (
+        json.dumps(
+            {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+            | Device.model_json_schema()
+            | {"title": "lrfc device profile"},
+            indent=2,
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

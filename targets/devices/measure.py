@@ -22,8 +22,8 @@ from lrfc.targets.devices.process import Here, Transport, Worker
 #: Turns that each file gets over all of its processes; the ratio of two files is paired turn by
 #: turn.
 ROUNDS = 20
-#: Fresh processes that each file gets at most and at least, and the timings that are worth one more;
-#: with fewer than twice as many there is one process. Where a process puts its memory and its
+#: Fresh processes that each file gets at most and at least, and the timings that are worth one
+#: more; with fewer than twice as many there is one process. Where a process puts its memory and its
 #: threads changes its speed for as long as it lives, and the machine is busier at one time than at
 #: another: benchmarks/repeats.py.
 PROCESSES = 5
@@ -35,7 +35,8 @@ FEWEST_RUNS = 5
 MOST_RUNS, MOST_THREADS = 1_000_000, 1024
 #: A timing is over at least this long; a faster model runs several times for each.
 SHORTEST_NS = 100_000
-#: A timing further than this many IQRs outside of the quartiles is an outlier (Tukey 1977: far out).
+#: A timing further than this many IQRs outside of the quartiles is an outlier (Tukey 1977: far
+#: out).
 FAR_OUT = 3
 #: A change of speed during the measurement that is worth a note.
 DRIFT = 0.05
@@ -123,9 +124,14 @@ class _Session:
 
 
 def compare(
-    files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0, connection: Transport | None = None,
+    files: Sequence[Artifact],
+    *,
+    runs: int = 200,
+    threads: int = 1,
+    timeout: float = 600.0,
+    connection: Transport | None = None,
     processes: int = PROCESSES,
-) -> tuple[Measurement, ...]:  # fmt: skip
+) -> tuple[Measurement, ...]:
     """Measure the files side by side, on this machine or where ``connection`` leads.
 
     Each file lives in a process of its own. The processes take turns (A B, B A, A B, ...), so that
@@ -149,7 +155,9 @@ def compare(
         made = sum(session.turns for session in course.sessions)
         if made:
             note = f"stopped after {made} of {course.rounds} turns"
-            error.measured = tuple(replace(each, notes=(note,), peak_rss_bytes=None) for each in course.measurements())
+            error.measured = tuple(
+                replace(each, notes=(note,), peak_rss_bytes=None) for each in course.measurements()
+            )
         raise
     return course.noted()
 
@@ -157,7 +165,15 @@ def compare(
 class _Course:
     """The course of one comparison: sessions of one fresh process a file, one after the other."""
 
-    def __init__(self, files: Sequence[Artifact], runs: int, threads: int, processes: int, timeout: float, there: Transport) -> None:
+    def __init__(
+        self,
+        files: Sequence[Artifact],
+        runs: int,
+        threads: int,
+        processes: int,
+        timeout: float,
+        there: Transport,
+    ) -> None:
         self._files, self._threads, self._timeout, self._there = files, threads, timeout, there
         self._deadline = time.monotonic() + timeout
         self._runs, self._most = runs, processes
@@ -174,16 +190,30 @@ class _Course:
     def ended(self) -> bool:
         """Whether all turns were made, or another session would not end in time."""
         made = sum(session.turns for session in self.sessions)
-        return bool(self.sessions) and (made >= self.rounds or self._short or self._left() < 2 * self._longest)
+        return bool(self.sessions) and (
+            made >= self.rounds or self._short or self._left() < 2 * self._longest
+        )
 
     def session(self) -> None:
         """A fresh process of each file, and turns of them."""
         began = time.monotonic()
         with ExitStack() as stack:
             workers, loaded, cores = [], [], None
-            for file in self._files:  # one after the other: the start of a process would slow the loading of another file
-                workers.append(stack.enter_context(Worker(self._there, f"measure {file.path.name}", self._timeout, self._deadline)))
-                loaded.append(workers[-1].ask(_request(file, self._threads, cores, self._there, workers[-1].left())))
+            for file in (
+                self._files
+            ):  # one after the other: the start of a process would slow the loading of another file
+                workers.append(
+                    stack.enter_context(
+                        Worker(
+                            self._there, f"measure {file.path.name}", self._timeout, self._deadline
+                        )
+                    )
+                )
+                loaded.append(
+                    workers[-1].ask(
+                        _request(file, self._threads, cores, self._there, workers[-1].left())
+                    )
+                )
                 cores = loaded[0]["cores"]
             first = not self.sessions
             if first:
@@ -216,18 +246,26 @@ class _Course:
         longest = 0.0
         for turn in range(self._turns):
             began = time.monotonic()
-            if self._left() < 2 * longest and sum(session.turns for session in self.sessions) * self._each >= FEWEST_RUNS:
+            if (
+                self._left() < 2 * longest
+                and sum(session.turns for session in self.sessions) * self._each >= FEWEST_RUNS
+            ):
                 self._short = True  # the device became slower than it was at first: fewer turns, rather than none
                 return
             order = range(len(workers)) if turn % 2 == 0 else reversed(range(len(workers)))
             for i in order:
-                made.times[i].append(workers[i].ask({"runs": self._each, "inner": self._inner[i]})["ns"])
+                made.times[i].append(
+                    workers[i].ask({"runs": self._each, "inner": self._inner[i]})["ns"]
+                )
             longest = max(longest, time.monotonic() - began)
 
     def measurements(self) -> tuple[Measurement, ...]:
         """What whole turns say of each file."""
         sessions = [session for session in self.sessions if session.turns]
-        return tuple(_measurement(file, i, sessions, self._inner[i], self._threads) for i, file in enumerate(self._files))
+        return tuple(
+            _measurement(file, i, sessions, self._inner[i], self._threads)
+            for i, file in enumerate(self._files)
+        )
 
     def noted(self) -> tuple[Measurement, ...]:
         """With what of the conditions is worth a word."""
@@ -239,16 +277,23 @@ def check(runs: int, threads: int) -> None:
     if runs < 1 or threads < 1:
         raise UsageError(f"runs ({runs}) and threads ({threads}) are at least 1")
     if runs > MOST_RUNS or threads > MOST_THREADS:
-        raise UsageError(f"runs ({runs}) are at most {MOST_RUNS:,}, threads ({threads}) at most {MOST_THREADS:,}")
+        raise UsageError(
+            f"runs ({runs}) are at most {MOST_RUNS:,}, threads ({threads}) at most {MOST_THREADS:,}"
+        )
 
 
 def profile(
-    file: Artifact, *, runs: int = 50, threads: int = 1, timeout: float = 600.0, connection: Transport | None = None
-) -> dict[str, float]:  # fmt: skip
+    file: Artifact,
+    *,
+    runs: int = 50,
+    threads: int = 1,
+    timeout: float = 600.0,
+    connection: Transport | None = None,
+) -> dict[str, float]:
     """Microseconds (medians over ``runs``) of each part of a file: of a .tflite file its signatures, of an .onnx file its nodes, as onnxruntime names them.
 
-    Signatures are timed in turns. onnxruntime counts in whole microseconds, and the nodes are those of the graph that it made of the file's.
-    The errors of ``compare``.
+    Signatures are timed in turns. onnxruntime counts in whole microseconds, and the nodes are those
+    of the graph that it made of the file's. The errors of ``compare``.
     """
     there = connection or Here()
     with Worker(there, f"profile {file.path.name}", timeout, time.monotonic() + timeout) as worker:
@@ -258,9 +303,16 @@ def profile(
 
 
 def times(
-    files: Sequence[Artifact], *, turns: int = 12, threads: int = 1, timeout: float = 600.0, connection: Transport | None = None
+    files: Sequence[Artifact],
+    *,
+    turns: int = 12,
+    threads: int = 1,
+    timeout: float = 600.0,
+    connection: Transport | None = None,
 ) -> list[list[float]]:
-    """Milliseconds of an inference of each of many small files of one format, in each turn of ``turns``. All of them live in one process.
+    """Milliseconds of an inference of each of many small files of one format, in each turn of ``turns``.
+
+    All of them live in one process.
 
     The errors of ``compare``.
     """
@@ -278,21 +330,38 @@ def onnx_profile(path: Path, runs: int = 50, threads: int = 1) -> dict[str, floa
     return profile(Artifact(path, "onnx", "fp32"), runs=runs, threads=threads)
 
 
-def _request(file: Artifact, threads: int, cores: list[int] | None, there: Transport, timeout: float) -> dict[str, Any]:
+def _request(
+    file: Artifact, threads: int, cores: list[int] | None, there: Transport, timeout: float
+) -> dict[str, Any]:
     """The file is there, and to be loaded."""
     try:
         sha256 = hashlib.sha256(file.path.read_bytes()).hexdigest()
     except OSError as error:
         raise DeviceError(f"cannot measure {file.path}: {error.strerror}") from error
-    return {"path": there.put(file.path, timeout), "format": file.format, "threads": threads, "cores": cores, "sha256": sha256}
+    return {
+        "path": there.put(file.path, timeout),
+        "format": file.format,
+        "threads": threads,
+        "cores": cores,
+        "sha256": sha256,
+    }
 
 
-def _measurement(file: Artifact, i: int, sessions: Sequence[_Session], inner: int, threads: int) -> Measurement:
+def _measurement(
+    file: Artifact, i: int, sessions: Sequence[_Session], inner: int, threads: int
+) -> Measurement:
     """What the sessions say of the i-th file."""
-    rounds = np.asarray([times for session in sessions for times in session.times[i][: session.turns]]) / inner / 1e6
+    rounds = (
+        np.asarray([times for session in sessions for times in session.times[i][: session.turns]])
+        / inner
+        / 1e6
+    )
     median, p90, iqr, outliers = statistics(rounds)
     loaded = [session.loaded[i] for session in sessions]
-    peak, baseline = max(((session.peaks[i] or 0, session.loaded[i]["baseline_rss"]) for session in sessions), key=lambda pair: pair[0])
+    peak, baseline = max(
+        ((session.peaks[i] or 0, session.loaded[i]["baseline_rss"]) for session in sessions),
+        key=lambda pair: pair[0],
+    )
     bound = [session["cores"] for session in loaded if session["cores"] is not None]
     return Measurement(
         path=file.path,
@@ -305,7 +374,8 @@ def _measurement(file: Artifact, i: int, sessions: Sequence[_Session], inner: in
         rounds_ms=tuple(np.median(rounds, axis=1).tolist()),
         processes=tuple(session.turns for session in sessions),
         threads=threads,
-        cold_start_ms=float(np.median([each["load_ns"] + each["first_ns"] for each in loaded])) / 1e6,
+        cold_start_ms=float(np.median([each["load_ns"] + each["first_ns"] for each in loaded]))
+        / 1e6,
         runtime=loaded[0]["runtime"],
         runtime_version=loaded[0]["version"],
         baseline_rss_bytes=baseline,
@@ -325,21 +395,36 @@ def statistics(times: NDArray[np.float64]) -> tuple[float, float, float, float]:
 
 def _noted(found: Measurement, before: dict[str, Any], after: dict[str, Any]) -> Measurement:
     """With the conditions before and after, and what of them is worth a word."""
-    pairs = {key: None if None in (before[key], after[key]) else (before[key], after[key]) for key in ("hz", "celsius")}
+    pairs = {
+        key: None if None in (before[key], after[key]) else (before[key], after[key])
+        for key in ("hz", "celsius")
+    }
     change = drift(found.rounds_ms)
     notes = []
     if change is not None and abs(change) > DRIFT:
         cause = "".join(
             f", {name} from {pair[0] / unit:.3g} to {pair[1] / unit:.3g} {symbol}"
-            for name, pair, unit, symbol in (("clock", pairs["hz"], 1e9, "GHz"), ("temperature", pairs["celsius"], 1, "°C"))
+            for name, pair, unit, symbol in (
+                ("clock", pairs["hz"], 1e9, "GHz"),
+                ("temperature", pairs["celsius"], 1, "°C"),
+            )
             if pair is not None
         )
         word = "slower" if change > 0 else "faster"
-        notes.append(f"the device became {100 * abs(change):.0f} % {word} during the measurement{cause}: compare files measured together only")
-    return replace(found, drift=change, notes=tuple(notes), hz=pairs["hz"], celsius=pairs["celsius"])
+        notes.append(
+            f"the device became {100 * abs(change):.0f} % {word} during the measurement{cause}:"
+            " compare files measured together only"
+        )
+    return replace(
+        found, drift=change, notes=tuple(notes), hz=pairs["hz"], celsius=pairs["celsius"]
+    )
 
 
 def drift(rounds_ms: Sequence[float]) -> float | None:
     """How much slower the last third of the turns was than the first, as a fraction of the first; None for fewer than six."""
     third = len(rounds_ms) // 3
-    return float(np.median(rounds_ms[-third:]) / np.median(rounds_ms[:third]) - 1) if third >= 2 else None
+    return (
+        float(np.median(rounds_ms[-third:]) / np.median(rounds_ms[:third]) - 1)
+        if third >= 2
+        else None
+    )

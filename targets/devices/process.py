@@ -27,13 +27,21 @@ LAST_BYTES = 64 << 10
 
 
 class Transport(Protocol):
-    """How files come to a device and processes start there. Open inside a ``with`` block; its end removes everything that came to the device."""
+    """How files come to a device and processes start there.
+
+    Open inside a ``with`` block; its end removes everything that came to the device.
+    """
 
     def __enter__(self) -> Self:
         """Connect; DeviceError when that fails."""
         ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Remove what was put there."""
         ...
 
@@ -67,7 +75,12 @@ class Here:
         self.folder = str(self._stack.enter_context(scratch.folder()))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stack.close()
 
     def put(self, file: Path, timeout: float) -> str:
@@ -76,19 +89,36 @@ class Here:
 
     def command(self, timeout: float) -> list[str]:
         """A process of Python."""
-        return [self._python or sys.executable, "-W", "ignore", str(SCRIPT)]  # whatever PYTHONWARNINGS says
+        return [
+            self._python or sys.executable,
+            "-W",
+            "ignore",
+            str(SCRIPT),
+        ]  # whatever PYTHONWARNINGS says
 
     def death(self, code: int, said: str) -> str:
         """The signal or the exit code."""
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = (
+            f"was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
         return f"{how}: {said}" if said else how
 
 
 class Worker:
-    """A process that answers requests; killed and waited for when the block ends, however it ends. ``task``: what it does, for messages."""
+    """A process that answers requests; killed and waited for when the block ends, however it ends.
+
+    ``task``: what it does, for messages.
+    """
 
     def __init__(self, connection: Transport, task: str, timeout: float, deadline: float) -> None:
-        self._connection, self._task, self._timeout, self._deadline = connection, task, timeout, deadline
+        self._connection, self._task, self._timeout, self._deadline = (
+            connection,
+            task,
+            timeout,
+            deadline,
+        )
         self._answers: queue.Queue[str] = queue.Queue()
 
     def __enter__(self) -> Self:
@@ -96,12 +126,21 @@ class Worker:
         self._errors = scratch.unnamed("w+", encoding="utf-8", errors="replace")
         try:  # a session of its own: Ctrl-C comes to this process alone
             self._process = subprocess.Popen(  # noqa: S603 - the command is ours
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8", errors="replace",
-                bufsize=1, start_new_session=True,
-            )  # fmt: skip
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                bufsize=1,
+                start_new_session=True,
+            )
         except OSError as error:
             self._errors.close()
-            raise DeviceError(f"no process can be started to {self._task}: {command[0]}: {error.strerror}") from error
+            raise DeviceError(
+                f"no process can be started to {self._task}: {command[0]}: {error.strerror}"
+            ) from error
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         return self
@@ -126,7 +165,10 @@ class Worker:
         except BrokenPipeError:
             line = ""
         except queue.Empty:
-            raise DeviceError(f"it took more than {self._timeout:g} s to {self._task}; allow more time or fewer runs") from None
+            raise DeviceError(
+                f"it took more than {self._timeout:g} s to {self._task}; allow more time or fewer"
+                " runs"
+            ) from None
         if not line:
             raise DeviceError(f"the process to {self._task} {self._death()}")
         return answer(request, line, self._task)
@@ -136,7 +178,12 @@ class Worker:
         said = [line.strip() for line in ended(self._errors).splitlines() if line.strip()]
         return self._connection.death(code, shown(said[-1], 500) if said else "")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         end(self._process)
         self._reader.join()
         for pipe in (self._process.stdout, self._errors):

@@ -37,14 +37,17 @@ def speedup(before: Measurement, after: Measurement) -> Ratio:
     """
     if len(before.rounds_ms) != len(after.rounds_ms) or before.processes != after.processes:
         raise UsageError(
-            f"{before.path.name} and {after.path.name} were not measured side by side: {len(before.rounds_ms)} and {len(after.rounds_ms)} turns"
+            f"{before.path.name} and {after.path.name} were not measured side by side:"
+            f" {len(before.rounds_ms)} and {len(after.rounds_ms)} turns"
         )
     ratios = np.asarray(before.rounds_ms) / np.asarray(after.rounds_ms)
     if after.source != MEASURED:
         ratio = float(np.median(ratios))
         return Ratio(ratio, ratio, ratio, after.source)
     if len(after.processes) > 1:
-        return _over_processes(np.array([np.median(own) for own in np.split(ratios, np.cumsum(after.processes)[:-1])]))
+        return _over_processes(
+            np.array([np.median(own) for own in np.split(ratios, np.cumsum(after.processes)[:-1])])
+        )
     resampled = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
     low, high = np.percentile(resampled, [2.5, 97.5])
     return Ratio(float(np.median(ratios)), float(low), float(high))

@@ -36,7 +36,8 @@ _EAGER: Override[bool, bool] = Override(_runs_eagerly, _run_eagerly, _run_eagerl
 class Traced:
     """``function`` takes the model's inputs in the model's order and returns the list of its outputs.
 
-    ``inputs`` have the names that they have in the file; ``outputs`` names the outputs there. ``variables``: the weights that it reads.
+    ``inputs`` have the names that they have in the file; ``outputs`` names the outputs there.
+    ``variables``: the weights that it reads.
     """
 
     name: str
@@ -47,27 +48,43 @@ class Traced:
 
     def frozen(self) -> Traced:
         """With every weight a constant of the function, calls inlined, and what gives no output pruned."""
-        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+        from tensorflow.python.framework.convert_to_constants import (
+            convert_variables_to_constants_v2,
+        )
 
-        function = convert_variables_to_constants_v2(self.function, lower_control_flow=False, aggressive_inlining=True)
+        function = convert_variables_to_constants_v2(
+            self.function, lower_control_flow=False, aggressive_inlining=True
+        )
         return replace(self, function=function, variables=())
 
     def kinds(self) -> dict[str, set[str]]:
         """The kinds of TensorFlow's ops in it, each with the names of its ops."""
         graph = self.function.graph.as_graph_def()
         found: dict[str, set[str]] = {}
-        for node in (*graph.node, *(node for function in graph.library.function for node in function.node_def)):
+        for node in (
+            *graph.node,
+            *(node for function in graph.library.function for node in function.node_def),
+        ):
             found.setdefault(node.op, set()).add(node.name)
         return found
 
     def places(self, kinds: Iterable[str]) -> str:
         """The TensorFlow ops of those kinds, each with the layer it comes from, for a message."""
         found = self.kinds()
-        named = {f"{kind} (in '{plain(name, self.name)}')" for kind in kinds for name in found.get(kind, ())}
+        named = {
+            f"{kind} (in '{plain(name, self.name)}')"
+            for kind in kinds
+            for name in found.get(kind, ())
+        }
         return ", ".join(sorted(named)) or ", ".join(sorted(kinds))
 
 
-def converted(graph: Graph, form: str, convert: Callable[[Traced], bytes], start: Callable[[], Traced] | None = None) -> bytes:
+def converted(
+    graph: Graph,
+    form: str,
+    convert: Callable[[Traced], bytes],
+    start: Callable[[], Traced] | None = None,
+) -> bytes:
     """The bytes that the converter makes of the traced graph, in silence; ModelError, with all the converter wrote in its notes, when it fails.
 
     ``start`` gives another function than the graph's own.
@@ -78,8 +95,12 @@ def converted(graph: Graph, form: str, convert: Callable[[Traced], bytes], start
         except LrfcError as error:
             error.add_note(noise())
             raise
-        except Exception as error:  # the converters raise whatever comes; all of it means the same to the user
-            failure = ModelError(f"'{graph.name}' cannot be converted to {form}: {backend.reason(error)}")
+        except (
+            Exception
+        ) as error:  # the converters raise whatever comes; all of it means the same to the user
+            failure = ModelError(
+                f"'{graph.name}' cannot be converted to {form}: {backend.reason(error)}"
+            )
             failure.add_note(noise())
             raise failure from error
 
@@ -87,32 +108,56 @@ def converted(graph: Graph, form: str, convert: Callable[[Traced], bytes], start
 def trace(graph: Graph) -> Traced:
     """The graph's inference function.
 
-    Inputs have the names of their ops, outputs those of the ops that give them. ModelError when the model holds a lookup table.
+    Inputs have the names of their ops, outputs those of the ops that give them. ModelError when the
+    model holds a lookup table.
     """
     import tensorflow as tf
 
     tree = backend.keras().tree
     model = keras_io.to_keras(graph)
     inputs, outputs = names(graph)
-    specs = [Spec(name, (1, *tensor.shape[1:]), tensor.dtype) for name, tensor in zip(inputs, model.inputs, strict=True)]
+    specs = [
+        Spec(name, (1, *tensor.shape[1:]), tensor.dtype)
+        for name, tensor in zip(inputs, model.inputs, strict=True)
+    ]
 
     def call(*tensors: Any) -> list[Any]:
-        # Keras wraps a grouped convolution in a function compiled by XLA, which no converter sees into; run eagerly, its ops are traced here.
+        # Keras wraps a grouped convolution in a function compiled by XLA, which no converter sees
+        # into; run eagerly, its ops are traced here.
         with _EAGER.to(True):
-            results = tree.flatten(model(tree.pack_sequence_as(model.input, list(tensors)), training=False))
-        return [tf.identity(y) for y in results]  # an output that is an input, or that is given twice, needs a tensor of its own
+            results = tree.flatten(
+                model(tree.pack_sequence_as(model.input, list(tensors)), training=False)
+            )
+        return [
+            tf.identity(y) for y in results
+        ]  # an output that is an input, or that is given twice, needs a tensor of its own
 
-    return traced(graph.name, call, specs, outputs, [variable.value for variable in model.variables])
+    return traced(
+        graph.name, call, specs, outputs, [variable.value for variable in model.variables]
+    )
 
 
-def traced(name: str, call: Callable[..., Any], inputs: Sequence[Spec], outputs: tuple[str, ...], variables: Sequence[Any]) -> Traced:
+def traced(
+    name: str,
+    call: Callable[..., Any],
+    inputs: Sequence[Spec],
+    outputs: tuple[str, ...],
+    variables: Sequence[Any],
+) -> Traced:
     """The call as a function, see Traced; ``variables``: all that it may read."""
     import tensorflow as tf
 
-    function = tf.function(call, autograph=False).get_concrete_function(*(tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in inputs))
+    function = tf.function(call, autograph=False).get_concrete_function(
+        *(tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in inputs)
+    )
     known = {id(variable.handle) for variable in variables}
-    if any(held.dtype == tf.resource and id(held) not in known for held in function.captured_inputs):
-        raise ModelError(f"'{name}' holds a lookup table or other state that no file can carry; take it out of the model")
+    if any(
+        held.dtype == tf.resource and id(held) not in known for held in function.captured_inputs
+    ):
+        raise ModelError(
+            f"'{name}' holds a lookup table or other state that no file can carry; take it out of"
+            " the model"
+        )
     return Traced(name, function, tuple(inputs), outputs, tuple(variables))
 
 

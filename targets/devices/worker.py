@@ -1,4 +1,6 @@
-"""Runs one model file in a process of its own and tells how long that takes. A script for any machine with Python 3.8, numpy and the file's runtime.
+"""Runs one model file in a process of its own and tells how long that takes.
+
+A script for any machine with Python 3.8, numpy and the file's runtime.
 
 It reads one JSON object a line from stdin and answers each with one on stdout:
   {"facts": folder}              what this machine is           -> {"machine", "system", "python", "runtimes", "missing", "free_bytes"}
@@ -10,8 +12,10 @@ It reads one JSON object a line from stdin and answers each with one on stdout:
   {"files": [path], "turns"}     time these files, in turns     -> {"ns": [[time of one call, in each turn] for each file]}
   {"conditions": true}           of the processor, now          -> {"hz", "celsius"}
   {}                             the end                        -> {"peak_rss"}
-Memory is in bytes of resident set; null stands for what the system does not tell. A failure is answered with {"error"}. When stdin ends, whoever asked
-is gone: the process ends at once, also in the middle of a run. A folder given as the argument gets a file that holds the number of the process.
+Memory is in bytes of resident set; null stands for what the system does not tell. A failure is
+answered with {"error"}. When stdin ends, whoever asked is gone: the process ends at once, also in
+the middle of a run. A folder given as the argument gets a file that holds the number of the
+process.
 """
 
 from __future__ import annotations
@@ -31,7 +35,9 @@ import time
 from pathlib import Path
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # no package before main() has cleared the path, and nothing that Python 3.8 does not have
+if (
+    TYPE_CHECKING
+):  # no package before main() has cleared the path, and nothing that Python 3.8 does not have
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any, TextIO
 
@@ -41,7 +47,8 @@ if TYPE_CHECKING:  # no package before main() has cleared the path, and nothing 
     Starter = Callable[[str, int], Invoke]
     Parts = Callable[[str, int, int, str], dict[str, float]]
 
-#: Untimed work before each timing: another process had the caches, and the threads of its runtime may still spin.
+#: Untimed work before each timing: another process had the caches, and the threads of its runtime
+#: may still spin.
 WARM_NS = 1_000_000
 #: A part is timed over at least this long, and in this many turns with the others.
 PART_NS = 100_000
@@ -87,16 +94,31 @@ def serve(asked: Iterable[dict[str, Any]], answers: TextIO) -> None:
                 answer = {"ns": timed(infer, request["runs"], request["inner"])}
             elif "parts" in request:
                 parts = RUNTIMES[loaded["format"]]()[1]
-                answer = {"us": parts(loaded["path"], loaded["threads"], request["parts"], request["scratch"])}
+                answer = {
+                    "us": parts(
+                        loaded["path"], loaded["threads"], request["parts"], request["scratch"]
+                    )
+                }
             elif "files" in request:
                 start = RUNTIMES[loaded["format"]]()[0]
-                answer = {"ns": by_turns([start(path, loaded["threads"]) for path in request["files"]], request["turns"])}
+                answer = {
+                    "ns": by_turns(
+                        [start(path, loaded["threads"]) for path in request["files"]],
+                        request["turns"],
+                    )
+                }
             elif "conditions" in request:
                 answer = conditions()
             else:
                 answer = {"peak_rss": memory("VmHWM")}
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the answer
-            answer = {"error": str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}
+            answer = {
+                "error": (
+                    str(error).strip().splitlines()[0]
+                    if str(error).strip()
+                    else type(error).__name__
+                )
+            }
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -113,10 +135,23 @@ def facts(folder: str) -> dict[str, Any]:
     free = shutil.disk_usage(folder).free
     system = f"{platform.system()} {platform.release()}"
     python = platform.python_version()
-    return {"machine": platform.machine(), "system": system, "python": python, "runtimes": runtimes, "missing": missing, "free_bytes": free}
+    return {
+        "machine": platform.machine(),
+        "system": system,
+        "python": python,
+        "runtimes": runtimes,
+        "missing": missing,
+        "free_bytes": free,
+    }
 
 
-def load(path: str, format: str, threads: int, cores: list[int] | None, sha256: str) -> tuple[Invoke, dict[str, Any]]:  # noqa: A002
+def load(
+    path: str,
+    format: str,  # noqa: A002
+    threads: int,
+    cores: list[int] | None,
+    sha256: str,
+) -> tuple[Invoke, dict[str, Any]]:
     """A function that runs the file once, on random inputs, and what its loading took."""
     if not sha256 or hashlib.sha256(Path(path).read_bytes()).hexdigest() != sha256:
         raise RuntimeError("the file that arrived there is not the one that was sent")
@@ -129,7 +164,13 @@ def load(path: str, format: str, threads: int, cores: list[int] | None, sha256: 
     loaded = time.perf_counter_ns()
     infer()
     first = time.perf_counter_ns()
-    figures = {"load_ns": loaded - began, "first_ns": first - loaded, "baseline_rss": baseline, "rss": memory("VmRSS"), "cores": pinned}
+    figures = {
+        "load_ns": loaded - began,
+        "first_ns": first - loaded,
+        "baseline_rss": baseline,
+        "rss": memory("VmRSS"),
+        "cores": pinned,
+    }
     return infer, {"runtime": name, "version": version, **figures}
 
 
@@ -168,7 +209,7 @@ def by_turns(calls: list[Invoke], turns: int) -> list[list[float]]:
     return times
 
 
-# -- runtimes ----------------------------------------------------------------------------------------------------------------------
+# -- runtimes --------------------------------------------------------------------------------------
 
 
 def litert() -> tuple[Starter, Parts, str, str]:
@@ -176,13 +217,19 @@ def litert() -> tuple[Starter, Parts, str, str]:
     errors = []
     for module in ("ai_edge_litert", "tflite_runtime"):
         try:
-            package, Interpreter = importlib.import_module(module), importlib.import_module(f"{module}.interpreter").Interpreter  # noqa: N806
+            package, Interpreter = (  # noqa: N806
+                importlib.import_module(module),
+                importlib.import_module(f"{module}.interpreter").Interpreter,
+            )
             version = str(getattr(package, "__version__", "of unknown version"))
             break
         except ImportError as error:
             errors.append(error)
     else:
-        raise RuntimeError(f"the runtime of .tflite files is not installed there ({errors[0]}): pip install ai-edge-litert") from errors[0]
+        raise RuntimeError(
+            f"the runtime of .tflite files is not installed there ({errors[0]}): pip install"
+            " ai-edge-litert"
+        ) from errors[0]
 
     def start(path: str, threads: int) -> Invoke:
         interpreter = Interpreter(model_path=path, num_threads=threads)
@@ -194,18 +241,33 @@ def litert() -> tuple[Starter, Parts, str, str]:
 
     def parts(path: str, threads: int, runs: int, scratch: str) -> dict[str, float]:
         interpreter = Interpreter(model_path=path, num_threads=threads)
-        return in_turns({key: signature(interpreter, key) for key in interpreter.get_signature_list()}, runs)
+        return in_turns(
+            {key: signature(interpreter, key) for key in interpreter.get_signature_list()}, runs
+        )
 
-    return start, parts, {"ai_edge_litert": "LiteRT", "tflite_runtime": "tflite-runtime"}[module], version
+    return (
+        start,
+        parts,
+        {"ai_edge_litert": "LiteRT", "tflite_runtime": "tflite-runtime"}[module],
+        version,
+    )
 
 
 def signature(interpreter: Any, key: str) -> Invoke:
     """A function that runs one signature, on random inputs."""
     runner = interpreter.get_signature_runner(key)
-    inputs = {name: random(entry["shape"], entry["dtype"]) for name, entry in runner.get_input_details().items()}
+    inputs = {
+        name: random(entry["shape"], entry["dtype"])
+        for name, entry in runner.get_input_details().items()
+    }
     runner(**inputs)  # allocates
-    wrapper, subgraph = getattr(runner, "_interpreter_wrapper", None), getattr(runner, "_subgraph_index", None)
-    if wrapper is None or subgraph is None:  # another runtime's insides: with the copies of inputs and outputs, then
+    wrapper, subgraph = (
+        getattr(runner, "_interpreter_wrapper", None),
+        getattr(runner, "_subgraph_index", None),
+    )
+    if (
+        wrapper is None or subgraph is None
+    ):  # another runtime's insides: with the copies of inputs and outputs, then
         return lambda: runner(**inputs)
     return lambda: wrapper.Invoke(subgraph)
 
@@ -215,7 +277,9 @@ def onnxruntime() -> tuple[Starter, Parts, str, str]:
     try:
         import onnxruntime as package
     except ImportError as error:
-        raise RuntimeError(f"the runtime of .onnx files is not installed there ({error}): pip install onnxruntime") from error
+        raise RuntimeError(
+            f"the runtime of .onnx files is not installed there ({error}): pip install onnxruntime"
+        ) from error
 
     def session(path: str, threads: int, profile: str | None = None) -> tuple[Any, Invoke]:
         options = package.SessionOptions()
@@ -227,7 +291,10 @@ def onnxruntime() -> tuple[Starter, Parts, str, str]:
             options.profile_file_prefix = profile
         opened = package.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         dtypes = {"float": "float32", "double": "float64"}
-        feed = {entry.name: random(entry.shape, dtypes.get(entry.type[7:-1], entry.type[7:-1])) for entry in opened.get_inputs()}
+        feed = {
+            entry.name: random(entry.shape, dtypes.get(entry.type[7:-1], entry.type[7:-1]))
+            for entry in opened.get_inputs()
+        }
         return opened, lambda: opened.run(None, feed)
 
     def parts(path: str, threads: int, runs: int, scratch: str) -> dict[str, float]:
@@ -241,20 +308,34 @@ def onnxruntime() -> tuple[Starter, Parts, str, str]:
             shutil.rmtree(folder, ignore_errors=True)
         return kernels(events)
 
-    return (lambda path, threads: session(path, threads)[1]), parts, "onnxruntime", package.__version__
+    return (
+        (lambda path, threads: session(path, threads)[1]),
+        parts,
+        "onnxruntime",
+        package.__version__,
+    )
 
 
 def kernels(events: list[dict[str, Any]]) -> dict[str, float]:
-    """Median microseconds of each node, by its name, from onnxruntime's profile; it counts in whole microseconds. The warm-up is left out."""
+    """Median microseconds of each node, by its name, from onnxruntime's profile; it counts in whole microseconds.
+
+    The warm-up is left out.
+    """
     times: dict[str, list[int]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             times.setdefault(event["name"][: -len("_kernel_time")], []).append(event["dur"])
-    return {name: float(statistics.median(durations[WARM_RUNS:])) for name, durations in times.items()}
+    return {
+        name: float(statistics.median(durations[WARM_RUNS:])) for name, durations in times.items()
+    }
 
 
-#: Format → function that gives how to start its runtime, how to time the parts of a file, and the runtime's name and version.
-RUNTIMES: dict[str, Callable[[], tuple[Starter, Parts, str, str]]] = {"tflite": litert, "onnx": onnxruntime}
+#: Format → function that gives how to start its runtime, how to time the parts of a file, and the
+#: runtime's name and version.
+RUNTIMES: dict[str, Callable[[], tuple[Starter, Parts, str, str]]] = {
+    "tflite": litert,
+    "onnx": onnxruntime,
+}
 
 
 def random(shape: Any, dtype: Any) -> NDArray[Any]:
@@ -262,15 +343,22 @@ def random(shape: Any, dtype: Any) -> NDArray[Any]:
     import numpy as np
 
     kind = np.dtype(dtype)
-    values = np.random.default_rng(0).random(tuple(shape)) if kind.kind == "f" else np.zeros(tuple(shape))
+    values = (
+        np.random.default_rng(0).random(tuple(shape))
+        if kind.kind == "f"
+        else np.zeros(tuple(shape))
+    )
     return values.astype(kind)
 
 
-# -- the machine -------------------------------------------------------------------------------------------------------------------
+# -- the machine -----------------------------------------------------------------------------------
 
 
 def pin(threads: int, cores: list[int] | None) -> list[int] | None:
-    """Bind this thread, and those it starts, to ``cores``, or to as many as threads: the fastest, of them the least busy. None where that cannot be."""
+    """Bind this thread, and those it starts, to ``cores``, or to as many as threads: the fastest, of them the least busy.
+
+    None where that cannot be.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return None
     allowed = sorted(os.sched_getaffinity(0))
@@ -280,7 +368,14 @@ def pin(threads: int, cores: list[int] | None) -> list[int] | None:
         busy = ticks()
         time.sleep(0.05 if threads < len(allowed) else 0.0)
         load = {core: count - busy.get(core, 0) for core, count in ticks().items()}
-        cores = sorted(allowed, key=lambda core: (-(number(CPU / f"cpu{core}/cpufreq/cpuinfo_max_freq") or 0), load.get(core, 0), -core))[:threads]
+        cores = sorted(
+            allowed,
+            key=lambda core: (
+                -(number(CPU / f"cpu{core}/cpufreq/cpuinfo_max_freq") or 0),
+                load.get(core, 0),
+                -core,
+            ),
+        )[:threads]
     try:
         os.sched_setaffinity(0, cores)
     except OSError:
@@ -301,9 +396,20 @@ def ticks() -> dict[int, int]:
 def conditions() -> dict[str, Any]:
     """The mean clock of the cores that this process may use, and the hottest temperature; None where the system does not tell it."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    clocks = [khz for khz in (number(CPU / f"cpu{core}/cpufreq/scaling_cur_freq") for core in cores) if khz]
-    heat = [value for value in map(number, sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp"))) if value is not None]
-    return {"hz": statistics.mean(clocks) * 1e3 if clocks else None, "celsius": max(heat) / 1e3 if heat else None}
+    clocks = [
+        khz
+        for khz in (number(CPU / f"cpu{core}/cpufreq/scaling_cur_freq") for core in cores)
+        if khz
+    ]
+    heat = [
+        value
+        for value in map(number, sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp")))
+        if value is not None
+    ]
+    return {
+        "hz": statistics.mean(clocks) * 1e3 if clocks else None,
+        "celsius": max(heat) / 1e3 if heat else None,
+    }
 
 
 def number(path: Path) -> int | None:
@@ -315,12 +421,17 @@ def number(path: Path) -> int | None:
 
 
 def memory(field: str) -> int | None:
-    """Resident set of this process in bytes: 'VmRSS' now, 'VmHWM' at its peak. Read from Linux; getrusage would give the peak of the parent before exec."""
+    """Resident set of this process in bytes: 'VmRSS' now, 'VmHWM' at its peak.
+
+    Read from Linux; getrusage would give the peak of the parent before exec.
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+    return next(
+        (int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None
+    )
 
 
 def forget_peak() -> None:
@@ -333,7 +444,11 @@ def forget_peak() -> None:
 
 if __name__ == "__main__":
     # The folder of this script may hold modules named like the packages that are imported.
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    sys.path[:] = [
+        entry
+        for entry in sys.path
+        if Path(entry or ".").resolve() != Path(__file__).resolve().parent
+    ]
     for folder in sys.argv[1:]:
         Path(folder, f"{os.getpid()}.pid").write_text(str(os.getpid()))
     main()

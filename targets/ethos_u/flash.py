@@ -10,12 +10,22 @@ from typing import NamedTuple
 
 from lrfc.errors import DeviceError
 
-_BLOCK = re.compile(r"^Tensor Allocation for read-only NPU tensors:\n.*\n((?: *\d.*\n)*)Allocation Peak Tensor Size: (\d+) bytes", re.MULTILINE)
-_TENSOR = re.compile(r" *(?P<start>\d+) - +\d+: +(?P<address>0x[0-9a-f]+) - +0x[0-9a-f]+: +(?P<size>\d+): +\d+: (?P<format>\w+) *: ")
+_BLOCK = re.compile(
+    r"^Tensor Allocation for read-only NPU tensors:\n.*\n((?: *\d.*\n)*)Allocation Peak Tensor"
+    r" Size: (\d+) bytes",
+    re.MULTILINE,
+)
+_TENSOR = re.compile(
+    r" *(?P<start>\d+) - +\d+: +(?P<address>0x[0-9a-f]+) - +0x[0-9a-f]+: +(?P<size>\d+): +\d+:"
+    r" (?P<format>\w+) *: "
+)
 
 
 class _Tensor(NamedTuple):
-    """``time``: when an operator reads it first. ``encoded``: weights and scales in the NPU's own form, and no constant that is read as it is."""
+    """``time``: when an operator reads it first.
+
+    ``encoded``: weights and scales in the NPU's own form, and no constant that is read as it is.
+    """
 
     address: int
     time: int
@@ -26,10 +36,12 @@ class _Tensor(NamedTuple):
 def by_row(log: str, database: str) -> list[int]:
     """Bytes of read-only tensors of each operator, in the order of Vela's table of layers; together all that Vela allocates for such tensors.
 
-    ``log``: what Vela prints with --verbose-allocation, the tensors with the time at which each is read first, but without operators. ``database``: what
-    it writes with --enable-debug-db, the operators with their times and inputs, but without these tensors. Their names would not do: many tensors are
-    Vela's own ('reversed_weights', 'tanh'). Operators that are fused, and those of a cascade, have one time; their tensors lie in the order in which
-    they run. DeviceError when either text is not as that of Vela 5.
+    ``log``: what Vela prints with --verbose-allocation, the tensors with the time at which each is
+    read first, but without operators. ``database``: what it writes with --enable-debug-db, the
+    operators with their times and inputs, but without these tensors. Their names would not do: many
+    tensors are Vela's own ('reversed_weights', 'tanh'). Operators that are fused, and those of a
+    cascade, have one time; their tensors lie in the order in which they run. DeviceError when
+    either text is not as that of Vela 5.
     """
     try:
         readers, rows = _readers(database)
@@ -37,7 +49,10 @@ def by_row(log: str, database: str) -> list[int]:
         for tensor in _tensors(log):
             found[readers[tensor.time, tensor.encoded].pop(0)] += tensor.size
     except (LookupError, ValueError) as error:
-        raise DeviceError(f"Vela does not tell as version 5.2 does what lies in flash ({error}): pip install 'ethos-u-vela==5.2.0'") from error
+        raise DeviceError(
+            f"Vela does not tell as version 5.2 does what lies in flash ({error}): pip install"
+            " 'ethos-u-vela==5.2.0'"
+        ) from error
     return found
 
 
@@ -49,7 +64,12 @@ def _tensors(log: str) -> list[_Tensor]:
     found: dict[int, _Tensor] = {}
     for parts in map(_TENSOR.match, block[1].split("\n")):
         if parts is not None:
-            tensor = _Tensor(int(parts["address"], 16), int(parts["start"]), int(parts["size"]), parts["format"] == "Unknown")
+            tensor = _Tensor(
+                int(parts["address"], 16),
+                int(parts["start"]),
+                int(parts["size"]),
+                parts["format"] == "Unknown",
+            )
             found[tensor.address] = min(found.get(tensor.address, tensor), tensor)
     total = sum(tensor.size for tensor in found.values())
     if total != int(block[2]):

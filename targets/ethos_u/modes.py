@@ -16,18 +16,37 @@ from lrfc.targets.imports import place
 _DEFAULT = "internal-default"
 
 
-def configured(devices: Sequence[Device], *, memory_mode: str | None = None, system_config: str | None = None) -> list[Device]:
+def configured(
+    devices: Sequence[Device], *, memory_mode: str | None = None, system_config: str | None = None
+) -> list[Device]:
     """The devices, those that Vela reaches with this memory mode and this system configuration; None leaves what the profile says.
 
-    UsageError when Vela reaches none of them, and when the vela.ini of one has no such name; DependencyError when Vela is not installed.
+    UsageError when Vela reaches none of them, and when the vela.ini of one has no such name;
+    DependencyError when Vela is not installed.
     """
-    chosen = {name: value for name, value in (("memory_mode", memory_mode), ("system_config", system_config)) if value is not None}
+    chosen = {
+        name: value
+        for name, value in (("memory_mode", memory_mode), ("system_config", system_config))
+        if value is not None
+    }
     if not chosen:
         return list(devices)
     if not any(isinstance(each.reach, Vela) for each in devices):
-        given, names = (", ".join(each) for each in ([f"{_flag(name)} {value}" for name, value in chosen.items()], [each.name for each in devices]))
-        raise UsageError(f"{given}: Vela reaches no device of this call ({names}); name an Ethos-U, such as --device ethos-u55-128")
-    return [_configured(each, each.reach, chosen) if isinstance(each.reach, Vela) else each for each in devices]
+        given, names = (
+            ", ".join(each)
+            for each in (
+                [f"{_flag(name)} {value}" for name, value in chosen.items()],
+                [each.name for each in devices],
+            )
+        )
+        raise UsageError(
+            f"{given}: Vela reaches no device of this call ({names}); name an Ethos-U, such as"
+            " --device ethos-u55-128"
+        )
+    return [
+        _configured(each, each.reach, chosen) if isinstance(each.reach, Vela) else each
+        for each in devices
+    ]
 
 
 def _configured(device: Device, reach: Vela, chosen: dict[str, str]) -> Device:
@@ -35,9 +54,19 @@ def _configured(device: Device, reach: Vela, chosen: dict[str, str]) -> Device:
     sections = _sections(path)
     for name, value in chosen.items():
         # Its sections are called Memory_Mode.Shared_Sram, its keys memory_mode.
-        known = [_DEFAULT, *(section.partition(".")[2] for section in sections if section.partition(".")[0].lower() == name)]
+        known = [
+            _DEFAULT,
+            *(
+                section.partition(".")[2]
+                for section in sections
+                if section.partition(".")[0].lower() == name
+            ),
+        ]
         if value not in known:
-            raise UsageError(f"{_flag(name)} {value}: {path} has none of that name{like(value, known)}; it has {', '.join(known[1:])}")
+            raise UsageError(
+                f"{_flag(name)} {value}: {path} has none of that name{like(value, known)}; it has"
+                f" {', '.join(known[1:])}"
+            )
     return device.model_copy(update={"reach": reach.model_copy(update=chosen)})
 
 
@@ -49,7 +78,9 @@ def _sections(path: Path) -> list[str]:
     try:
         parser.read_string(reader.contents(path, limit=INI_BYTES).decode())
     except (configparser.Error, ValueError) as error:
-        raise UsageError(f"{path} is no vela.ini: {reader.shown(str(error).splitlines()[0])}; {what}") from error
+        raise UsageError(
+            f"{path} is no vela.ini: {reader.shown(str(error).splitlines()[0])}; {what}"
+        ) from error
     return parser.sections()
 
 

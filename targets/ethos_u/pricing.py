@@ -23,11 +23,14 @@ _OPS, _WEIGHTS = 150, 4_000_000
 _NONE = Signature("", (), ())
 
 
-def price(signatures: Iterable[Signature], reach: Vela, *, timeout: float = 600.0) -> dict[Signature, float]:
+def price(
+    signatures: Iterable[Signature], reach: Vela, *, timeout: float = 600.0
+) -> dict[Signature, float]:
     """Cycles of each op, as Vela computes them for an op between others of its kind; those that a probe cannot hold are left out.
 
-    In a network an op may differ a little: Vela fetches weights while the op before runs, and chooses blocks by what memory is left. ``timeout``:
-    seconds for all of them. The errors of ``lrfc.targets.ethos_u.vela.compiled``.
+    In a network an op may differ a little: Vela fetches weights while the op before runs, and
+    chooses blocks by what memory is left. ``timeout``: seconds for all of them. The errors of
+    ``lrfc.targets.ethos_u.vela.compiled``.
     """
     deadline = time.monotonic() + timeout
     found: dict[Signature, float] = {}
@@ -36,13 +39,21 @@ def price(signatures: Iterable[Signature], reach: Vela, *, timeout: float = 600.
         path = folder / "probe.tflite"
         for part in probe.batches(wanted, _OPS, _WEIGHTS):
             path.write_bytes(probe.network(part))
-            result = vela.compiled(Artifact(path, "tflite", "int8"), reach, timeout=max(deadline - time.monotonic(), 0.0))
+            result = vela.compiled(
+                Artifact(path, "tflite", "int8"),
+                reach,
+                timeout=max(deadline - time.monotonic(), 0.0),
+            )
             cycles: dict[int, int] = defaultdict(int)
             for layer in result.layers:
                 number = re.match(r"op(\d+)(?!\d|/)", layer.name)
                 if number is not None:
                     cycles[int(number[1])] += layer.cycles
-            found |= {signature: float(cycles[number]) for number, signature in enumerate(part) if cycles[number]}
+            found |= {
+                signature: float(cycles[number])
+                for number, signature in enumerate(part)
+                if cycles[number]
+            }
     return found
 
 
@@ -57,15 +68,26 @@ def profile(device: Device, *, timeout: float = 3600.0) -> CostProfile:
         "runtime_version": vela.version(),
         "source": "Arm's Vela, ops priced one by one",
     }
-    return fitting.fit(list(prices.items()), device=device.name, format="tflite", precision="int8", unit="cycles", estimated=True, **about)
+    return fitting.fit(
+        list(prices.items()),
+        device=device.name,
+        format="tflite",
+        precision="int8",
+        unit="cycles",
+        estimated=True,
+        **about,
+    )
 
 
-def observed(result: vela.Compiled, graph: Graph, prices: Mapping[Signature, float] | None = None) -> dict[Signature, float]:
+def observed(
+    result: vela.Compiled, graph: Graph, prices: Mapping[Signature, float] | None = None
+) -> dict[Signature, float]:
     """Cycles of the ops of a compiled network, to be taken in the place of predicted ones; the mean where ops of one signature differ.
 
-    ``graph``: the one that the file was emitted from. What Vela computes inside another op has none: 0. But where it merges an op into the one before it
-    (on an Ethos-U85 an addition into a convolution) and ``prices`` knows what that one takes alone, the rest is booked on the merged op, since it will
-    be merged into another one as well.
+    ``graph``: the one that the file was emitted from. What Vela computes inside another op has
+    none: 0. But where it merges an op into the one before it (on an Ethos-U85 an addition into a
+    convolution) and ``prices`` knows what that one takes alone, the rest is booked on the merged
+    op, since it will be merged into another one as well.
     """
     cycles: dict[str, float] = dict(vela.by_op(result, graph))
     found = list(npu.signatures(graph))
@@ -75,13 +97,18 @@ def observed(result: vela.Compiled, graph: Graph, prices: Mapping[Signature, flo
             continue
         for operand in graph.operands(name):
             alone = (prices or {}).get(first.get(operand.op, _NONE))
-            if alone is not None and graph.only_consumer(operand.op) is not None and cycles.get(operand.op, 0.0) > alone:
+            if (
+                alone is not None
+                and graph.only_consumer(operand.op) is not None
+                and cycles.get(operand.op, 0.0) > alone
+            ):
                 cycles[name] = cycles[operand.op] - alone
                 cycles[operand.op] = alone
                 break
     sums: dict[Signature, list[float]] = defaultdict(list)
     for name, signature in found:
-        # An op with several signatures, such as a layer and an activation that runs by itself, is booked as a whole on the first.
+        # An op with several signatures, such as a layer and an activation that runs by itself, is
+        # booked as a whole on the first.
         sums[signature].append(cycles.get(name, 0.0) if signature is first[name] else 0.0)
     return {signature: sum(values) / len(values) for signature, values in sums.items()}
 

@@ -25,11 +25,16 @@ from lrfc.targets.tflite import probe
 
 
 class VelaRunner:
-    """What Vela says of files and ops. The same file is compiled once: its figures do not change."""
+    """What Vela says of files and ops.
+
+    The same file is compiled once: its figures do not change.
+    """
 
     def __init__(self, device: Device) -> None:
         if not isinstance(device.reach, Vela):
-            raise UsageError(f"device '{device.name}' is reached by {device.reach.kind}, not by vela")
+            raise UsageError(
+                f"device '{device.name}' is reached by {device.reach.kind}, not by vela"
+            )
         self._name, self._reach = device.name, device.reach
         self._compiled: dict[str, vela.Compiled] = {}
         self._prices: dict[Signature, float] = {}
@@ -38,24 +43,47 @@ class VelaRunner:
         need("ethosu.vela", "'lrfc[npu]'")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         return None  # every compilation removes its own folder
 
     def check(self) -> Facts:
-        """The accelerator and Vela's version, after one small network is compiled. DeviceError when Vela refuses the configuration."""
+        """The accelerator and Vela's version, after one small network is compiled.
+
+        DeviceError when Vela refuses the configuration.
+        """
         with scratch.folder() as folder:
             path = folder / "probe.tflite"
             path.write_bytes(probe.smallest())
             self.compiled(Artifact(path, "tflite", "int8"))
-        return Facts(machine=self._reach.accelerator, system=f"Vela {vela.version()}", python=None, runtimes={"tflite": f"Vela {vela.version()}"})
+        return Facts(
+            machine=self._reach.accelerator,
+            system=f"Vela {vela.version()}",
+            python=None,
+            runtimes={"tflite": f"Vela {vela.version()}"},
+        )
 
-    def compare(self, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
+    def compare(
+        self,
+        files: Sequence[Artifact],
+        *,
+        runs: int = 200,
+        threads: int = 1,
+        timeout: float = 600.0,
+    ) -> tuple[Measurement, ...]:
         """Each file's figures, all ``compiled``, without spread and without a process's memory.
 
         ``runs`` and ``threads`` change nothing.
         """
         deadline = time.monotonic() + timeout
-        return tuple(measurement(file, self.compiled(file, timeout=max(deadline - time.monotonic(), 0.0))) for file in files)
+        return tuple(
+            measurement(file, self.compiled(file, timeout=max(deadline - time.monotonic(), 0.0)))
+            for file in files
+        )
 
     def compiled(self, file: Artifact, *, timeout: float = 600.0) -> vela.Compiled:
         """All that Vela makes of a file; the errors of ``lrfc.targets.ethos_u.vela.compiled``."""
@@ -68,25 +96,59 @@ class VelaRunner:
         return self._compiled[key]
 
     def price(self, ops: Iterable[Signature], *, timeout: float = 600.0) -> dict[Signature, float]:
-        """Cycles of ops before any network is compiled; see ``lrfc.targets.ethos_u.pricing.price``. Each is asked for once."""
+        """Cycles of ops before any network is compiled; see ``lrfc.targets.ethos_u.pricing.price``.
+
+        Each is asked for once.
+        """
         wanted = dict.fromkeys(ops)
-        self._prices |= npu.price((each for each in wanted if each not in self._prices), self._reach, timeout=timeout)
+        self._prices |= npu.price(
+            (each for each in wanted if each not in self._prices), self._reach, timeout=timeout
+        )
         return {each: self._prices[each] for each in wanted if each in self._prices}
 
-    def observed(self, file: Artifact, graph: Graph, *, timeout: float = 600.0) -> dict[Signature, float]:
+    def observed(
+        self, file: Artifact, graph: Graph, *, timeout: float = 600.0
+    ) -> dict[Signature, float]:
         """Cycles of each op in the file that was emitted from this graph; see ``lrfc.targets.ethos_u.pricing.observed``."""
         deadline = time.monotonic() + timeout
         result = self.compiled(file, timeout=timeout)
-        prices = self.price((each for _, each in signatures(graph)), timeout=max(deadline - time.monotonic(), 0.0))
+        prices = self.price(
+            (each for _, each in signatures(graph)), timeout=max(deadline - time.monotonic(), 0.0)
+        )
         return npu.observed(result, graph, prices)
 
 
 def measurement(file: Artifact, result: vela.Compiled) -> Measurement:
     """What Vela says of a file, as a measurement: the same figures each time."""
     operators = ", ".join(dict.fromkeys(layer.operator for layer in result.fallbacks))
-    notes = (f"{len(result.fallbacks)} operators run on the CPU, which Vela does not count: {operators}",) if operators else ()
+    notes = (
+        (
+            (
+                f"{len(result.fallbacks)} operators run on the CPU, which Vela does not count:"
+                f" {operators}"
+            ),
+        )
+        if operators
+        else ()
+    )
     return Measurement(
-        path=file.path, median_ms=result.ms, p90_ms=result.ms, iqr_ms=0.0, n=1, inner=1, rounds_ms=(result.ms,), threads=1, cold_start_ms=None,
-        runtime="Vela", runtime_version=vela.version(), baseline_rss_bytes=None, peak_rss_bytes=None, source=COMPILED, cycles=result.cycles,
-        sram_bytes=result.sram_bytes, flash_bytes=result.flash_bytes, file_bytes=file.bytes, notes=notes,
-    )  # fmt: skip
+        path=file.path,
+        median_ms=result.ms,
+        p90_ms=result.ms,
+        iqr_ms=0.0,
+        n=1,
+        inner=1,
+        rounds_ms=(result.ms,),
+        threads=1,
+        cold_start_ms=None,
+        runtime="Vela",
+        runtime_version=vela.version(),
+        baseline_rss_bytes=None,
+        peak_rss_bytes=None,
+        source=COMPILED,
+        cycles=result.cycles,
+        sram_bytes=result.sram_bytes,
+        flash_bytes=result.flash_bytes,
+        file_bytes=file.bytes,
+        notes=notes,
+    )

@@ -39,15 +39,25 @@ def quantised(model: Any, inputs: Sequence[str], samples: Batch) -> Any:
             if self._number == len(samples[0]):
                 return None
             self._number += 1
-            return {name: x[self._number - 1 : self._number] for name, x in zip(inputs, samples, strict=True)}
+            return {
+                name: x[self._number - 1 : self._number]
+                for name, x in zip(inputs, samples, strict=True)
+            }
 
     with scratch.folder() as folder, silence.root_logger():
         source, target = folder / "float.onnx", folder / "int8.onnx"
         onnx.save(onnx.shape_inference.infer_shapes(model), source)
         tools.quantize_static(
-            str(source), str(target), Reader(), quant_format=tools.QuantFormat.QDQ, per_channel=True, activation_type=tools.QuantType.QInt8,
-            weight_type=tools.QuantType.QInt8, reduce_range=True, extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
-        )  # fmt: skip
+            str(source),
+            str(target),
+            Reader(),
+            quant_format=tools.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=tools.QuantType.QInt8,
+            weight_type=tools.QuantType.QInt8,
+            reduce_range=True,
+            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+        )
         return onnx.load(target)
 
 
@@ -55,6 +65,8 @@ def halved(model: Any) -> Any:
     """The model with weights and operators in float16, but for its inputs and outputs, and for operators that onnxruntime has in float32 only."""
     tools = need("onnxruntime.transformers.float16", "onnxruntime")
     with silence.root_logger():
-        half = need("onnxruntime.transformers.onnx_model", "onnxruntime").OnnxModel(tools.convert_float_to_float16(model, keep_io_types=True))
+        half = need("onnxruntime.transformers.onnx_model", "onnxruntime").OnnxModel(
+            tools.convert_float_to_float16(model, keep_io_types=True)
+        )
         half.topological_sort(is_deterministic=True)  # the casts of the inputs are put last
         return half.model

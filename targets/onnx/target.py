@@ -25,7 +25,8 @@ from lrfc.targets.imports import need
 from lrfc.targets.onnx import int8 as onnx_int8
 from lrfc.targets.samples import Spec, checked, joined
 
-#: The operator set that is written: the newest one that tf2onnx converts and that runtimes of the last years all read.
+#: The operator set that is written: the newest one that tf2onnx converts and that runtimes of the
+#: last years all read.
 OPSET = 17
 
 
@@ -33,8 +34,8 @@ OPSET = 17
 class ONNX(FileTarget):
     """One ``.onnx`` file of standard operators (opset 17) with a fixed batch of one.
 
-    Inputs and outputs keep the layout, the order, the names and the dtypes of the model's. See lrfc.targets.onnx.int8 for 'fp16' and 'int8'. The same
-    graph gives the same bytes.
+    Inputs and outputs keep the layout, the order, the names and the dtypes of the model's. See
+    lrfc.targets.onnx.int8 for 'fp16' and 'int8'. The same graph gives the same bytes.
     """
 
     precision: Name = "fp32"
@@ -52,12 +53,20 @@ class ONNX(FileTarget):
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
         """Write the file.
 
-        ``calibration``: one array (N, ...) per input; int8 reads the range of every activation from these samples, one by one.
-        UsageError when int8 lacks it or the file cannot be written; ModelError when the converter fails, with all it wrote in the error's notes.
+        ``calibration``: one array (N, ...) per input; int8 reads the range of every activation from
+        these samples, one by one. UsageError when int8 lacks it or the file cannot be written;
+        ModelError when the converter fails, with all it wrote in the error's notes.
         """
         if self.precision == "int8" and (calibration is None or len(calibration[0]) == 0):
-            raise UsageError("int8 needs calibration samples to read the range of each activation: give --data, or choose --precision fp32")
-        content = converted(graph, f"ONNX {self.precision}", lambda traced: self._convert(traced.frozen(), calibration))
+            raise UsageError(
+                "int8 needs calibration samples to read the range of each activation: give --data,"
+                " or choose --precision fp32"
+            )
+        content = converted(
+            graph,
+            f"ONNX {self.precision}",
+            lambda traced: self._convert(traced.frozen(), calibration),
+        )
         files.write(path, content)
         return Artifact(path, self.name, self.precision)
 
@@ -73,7 +82,11 @@ class ONNX(FileTarget):
             model = onnx_int8.halved(model)
         if self.precision == "int8":
             assert calibration is not None
-            model = onnx_int8.quantised(model, [spec.name for spec in frozen.inputs], tuple(checked(calibration, frozen.inputs, "the model")))
+            model = onnx_int8.quantised(
+                model,
+                [spec.name for spec in frozen.inputs],
+                tuple(checked(calibration, frozen.inputs, "the model")),
+            )
         if self.precision != "fp32":
             _rename(model.graph, frozen)
         onnx.checker.check_model(model, full_check=True)
@@ -94,13 +107,22 @@ def _plain(frozen: Traced) -> Any:
     names = {tensor.name: name for tensor, name in zip(tensors, _ports(frozen), strict=True)}
     # from_keras fails on Keras 3; from_function takes constant tensors of the model for inputs.
     model, _ = tf2onnx.convert.from_graph_def(
-        frozen.function.graph.as_graph_def(), name=frozen.name, input_names=[t.name for t in frozen.function.inputs],
-        output_names=[t.name for t in frozen.function.outputs], opset=OPSET, tensors_to_rename=names,
+        frozen.function.graph.as_graph_def(),
+        name=frozen.name,
+        input_names=[t.name for t in frozen.function.inputs],
+        output_names=[t.name for t in frozen.function.outputs],
+        opset=OPSET,
+        tensors_to_rename=names,
         custom_op_handlers={"Erfc": (_erfc, []), "Expm1": (_expm1, []), "Log1p": (_log1p, [])},
-    )  # fmt: skip
-    unknown = {node.op_type for node in model.graph.node if not onnx.defs.has(node.op_type, node.domain)}
+    )
+    unknown = {
+        node.op_type for node in model.graph.node if not onnx.defs.has(node.op_type, node.domain)
+    }
     if unknown:
-        raise ModelError(f"'{frozen.name}' cannot be converted to ONNX: it has no operator for TensorFlow's {frozen.places(unknown)}")
+        raise ModelError(
+            f"'{frozen.name}' cannot be converted to ONNX: it has no operator for TensorFlow's"
+            f" {frozen.places(unknown)}"
+        )
     model = _folded(model)
     _rename(model.graph, frozen)
     return model
@@ -131,8 +153,13 @@ def _one(context: Any, name: str) -> str:
     return str(context.make_const(f"{name}/one", np.ones((), np.float32)).output[0])
 
 
-def _stage(context: Any, node: Any, name: str, kind: str, operands: list[str], *, last: bool = False) -> str:
-    """Add an op with the shape and dtype of ``node``; the last one takes its place. Gives the op's output."""
+def _stage(
+    context: Any, node: Any, name: str, kind: str, operands: list[str], *, last: bool = False
+) -> str:
+    """Add an op with the shape and dtype of ``node``; the last one takes its place.
+
+    Gives the op's output.
+    """
     form = {"shapes": node.output_shapes, "dtypes": node.output_dtypes}
     if last:
         context.remove_node(name)
@@ -151,7 +178,9 @@ def _folded(model: Any) -> Any:
         options.optimized_model_filepath = str(folder / "folded.onnx")
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        runtime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         folded = onnx.load(options.optimized_model_filepath)
     used = {node.domain for node in folded.graph.node}
     opsets = [entry for entry in folded.opset_import if entry.domain in used]
@@ -163,7 +192,8 @@ def _folded(model: Any) -> Any:
 def _rename(graph: Any, frozen: Traced) -> None:
     """Give nodes and tensors names that depend on the graph alone, and put the initializers in the order of their use.
 
-    The converter numbers names with a counter of the process, and its order of the initializers changes with Python's hash seed.
+    The converter numbers names with a counter of the process, and its order of the initializers
+    changes with Python's hash seed.
     """
     names = {name: name for name in ("", *_ports(frozen))}
     taken = set(names)
@@ -189,7 +219,9 @@ def _rename(graph: Any, frozen: Traced) -> None:
             node.name = unique(node.name)
             node.input[:] = [renamed(name) for name in node.input]
             for attribute in node.attribute:
-                if attribute.HasField("g"):  # the body of a loop or a branch, which reads tensors of the graph around it
+                if attribute.HasField(
+                    "g"
+                ):  # the body of a loop or a branch, which reads tensors of the graph around it
                     tidy(attribute.g)
             node.output[:] = [renamed(name) for name in node.output]
         for value in [*part.output, *part.initializer]:
@@ -204,7 +236,10 @@ def _rename(graph: Any, frozen: Traced) -> None:
 
 
 class _OnnxRuntime:
-    """A loaded ``.onnx`` file. Samples run one by one: a batch is not faster, and what runs is the file as it ships."""
+    """A loaded ``.onnx`` file.
+
+    Samples run one by one: a batch is not faster, and what runs is the file as it ships.
+    """
 
     def __init__(self, path: Path, threads: int) -> None:
         runtime = need("onnxruntime", "onnxruntime")
@@ -213,10 +248,15 @@ class _OnnxRuntime:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime's own exceptions have no common base
             raise ModelError(f"onnxruntime cannot load {path}: {backend.reason(error)}") from error
-        self._inputs = [Spec(entry.name, tuple(entry.shape), np.dtype(_DTYPES[entry.type])) for entry in self._session.get_inputs()]
+        self._inputs = [
+            Spec(entry.name, tuple(entry.shape), np.dtype(_DTYPES[entry.type]))
+            for entry in self._session.get_inputs()
+        ]
         self._name = path.name
 
     def __call__(self, batch: Batch) -> Batch:
@@ -224,13 +264,27 @@ class _OnnxRuntime:
         names = [spec.name for spec in self._inputs]
         try:
             return joined(
-                [self._session.run(None, {name: x[i : i + 1] for name, x in zip(names, arrays, strict=True)}) for i in range(len(arrays[0]))]
+                [
+                    self._session.run(
+                        None, {name: x[i : i + 1] for name, x in zip(names, arrays, strict=True)}
+                    )
+                    for i in range(len(arrays[0]))
+                ]
             )
         except Exception as error:  # as above
-            raise ModelError(f"onnxruntime cannot run {self._name}: {backend.reason(error)}") from error
+            raise ModelError(
+                f"onnxruntime cannot run {self._name}: {backend.reason(error)}"
+            ) from error
 
 
 _DTYPES = {
-    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool", "tensor(uint8)": "uint8", "tensor(int8)": "int8",
-    "tensor(int16)": "int16", "tensor(int32)": "int32", "tensor(int64)": "int64",
-}  # fmt: skip
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+}

@@ -25,16 +25,67 @@ _VIEWS = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
 _BY_VALUE = {
     **dict.fromkeys(
         (
-            "ABS", "CAST", "CEIL", "CONCATENATION", "COS", "DEQUANTIZE", "DIV", "ELU", "EXP", "FLOOR", "GATHER", "GELU", "HARD_SWISH", "LEAKY_RELU",
-            "L2_NORMALIZATION", "LOG", "LOGISTIC", "LOG_SOFTMAX", "MIRROR_PAD", "NEG", "PACK", "PAD", "PADV2", "POW", "PRELU", "QUANTIZE", "RELU",
-            "RELU6", "RELU_N1_TO_1", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "ROUND", "RSQRT", "SELECT", "SELECT_V2", "SIN", "SLICE", "SOFTMAX",
-            "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPLIT", "SPLIT_V", "SQRT", "SQUARE", "SQUARED_DIFFERENCE", "STRIDED_SLICE", "TANH", "TILE",
-            "TRANSPOSE", "UNPACK", "BATCH_TO_SPACE_ND", "SPACE_TO_BATCH_ND",
+            "ABS",
+            "CAST",
+            "CEIL",
+            "CONCATENATION",
+            "COS",
+            "DEQUANTIZE",
+            "DIV",
+            "ELU",
+            "EXP",
+            "FLOOR",
+            "GATHER",
+            "GELU",
+            "HARD_SWISH",
+            "LEAKY_RELU",
+            "L2_NORMALIZATION",
+            "LOG",
+            "LOGISTIC",
+            "LOG_SOFTMAX",
+            "MIRROR_PAD",
+            "NEG",
+            "PACK",
+            "PAD",
+            "PADV2",
+            "POW",
+            "PRELU",
+            "QUANTIZE",
+            "RELU",
+            "RELU6",
+            "RELU_N1_TO_1",
+            "RESIZE_BILINEAR",
+            "RESIZE_NEAREST_NEIGHBOR",
+            "ROUND",
+            "RSQRT",
+            "SELECT",
+            "SELECT_V2",
+            "SIN",
+            "SLICE",
+            "SOFTMAX",
+            "SPACE_TO_DEPTH",
+            "DEPTH_TO_SPACE",
+            "SPLIT",
+            "SPLIT_V",
+            "SQRT",
+            "SQUARE",
+            "SQUARED_DIFFERENCE",
+            "STRIDED_SLICE",
+            "TANH",
+            "TILE",
+            "TRANSPOSE",
+            "UNPACK",
+            "BATCH_TO_SPACE_ND",
+            "SPACE_TO_BATCH_ND",
         ),
         "",
     ),
-    "ADD": "add", "SUB": "subtract", "MUL": "multiply", "MAXIMUM": "maximum", "MINIMUM": "minimum",
-}  # fmt: skip
+    "ADD": "add",
+    "SUB": "subtract",
+    "MUL": "multiply",
+    "MAXIMUM": "maximum",
+    "MINIMUM": "minimum",
+}
 _REDUCTIONS = ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD")
 
 
@@ -62,8 +113,20 @@ def read(path: Path) -> Operators:
         file = _File(schema, bytearray(content))
         return Operators(file.precision(), tuple(file.signatures(path)))
     # Whatever damaged offsets lead the flatbuffer's accessors to.
-    except (struct.error, IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        raise DeviceError(f"{shown(path)} is truncated or damaged: emit it again with lrfc build ({type(error).__name__})") from error
+    except (
+        struct.error,
+        IndexError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        raise DeviceError(
+            f"{shown(path)} is truncated or damaged: emit it again with lrfc build"
+            f" ({type(error).__name__})"
+        ) from error
 
 
 class _File:
@@ -73,15 +136,32 @@ class _File:
         self._schema = schema
         self._model = schema.Model.GetRootAs(content)
         self._graph = self._model.Subgraphs(0)
-        self._names = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-        self._activations = {value: name.lower() for name, value in vars(schema.ActivationFunctionType).items() if not name.startswith("_")}
-        self._operators = [self._graph.Operators(number) for number in range(self._graph.OperatorsLength())]
-        self._borders = {*self._graph.InputsAsNumpy().tolist(), *self._graph.OutputsAsNumpy().tolist()}
+        self._names = {
+            value: name
+            for name, value in vars(schema.BuiltinOperator).items()
+            if not name.startswith("_")
+        }
+        self._activations = {
+            value: name.lower()
+            for name, value in vars(schema.ActivationFunctionType).items()
+            if not name.startswith("_")
+        }
+        self._operators = [
+            self._graph.Operators(number) for number in range(self._graph.OperatorsLength())
+        ]
+        self._borders = {
+            *self._graph.InputsAsNumpy().tolist(),
+            *self._graph.OutputsAsNumpy().tolist(),
+        }
 
     def precision(self) -> Name:
         """The precision of the layers; without layers that of the first operator's output."""
         types = self._schema.TensorType
-        kinds = [(self._type(op.Inputs(1)), self._type(op.Outputs(0))) for op in self._operators if self._name(op) in _LAYERS]
+        kinds = [
+            (self._type(op.Inputs(1)), self._type(op.Outputs(0)))
+            for op in self._operators
+            if self._name(op) in _LAYERS
+        ]
         weights, activations = {kind for kind, _ in kinds}, {kind for _, kind in kinds}
         if not kinds:
             activations = {self._type(op.Outputs(0)) for op in self._operators[:1]}
@@ -91,7 +171,9 @@ class _File:
             return "int8"
         if types.INT8 in weights:
             return "dynamic"
-        halves = any(self._type(op.Inputs(0)) == types.FLOAT16 for op in self._operators if op.InputsLength())
+        halves = any(
+            self._type(op.Inputs(0)) == types.FLOAT16 for op in self._operators if op.InputsLength()
+        )
         return "fp16" if halves else "fp32"
 
     def signatures(self, path: Path) -> Iterator[Signature]:
@@ -102,8 +184,9 @@ class _File:
                 continue
             if name not in (*_LAYERS, *_POOLS, *_REDUCTIONS, *_BY_VALUE):
                 raise DeviceError(
-                    f"{shown(path)}: no time can be computed for its operator {name}: a cost profile prices convolutions, fully connected layers,"
-                    " pooling, and operators of one step a value"
+                    f"{shown(path)}: no time can be computed for its operator {name}: a cost"
+                    " profile prices convolutions, fully connected layers, pooling, and operators"
+                    " of one step a value"
                 )
             yield self._signature(op, name)
 
@@ -120,11 +203,18 @@ class _File:
             return self._layer(op, name, output)
         if name in _POOLS:
             options = self._options(op, self._schema.Pool2DOptions)
-            kernel, strides = (options.FilterHeight(), options.FilterWidth()), (options.StrideH(), options.StrideW())
+            kernel, strides = (
+                (options.FilterHeight(), options.FilterWidth()),
+                (options.StrideH(), options.StrideW()),
+            )
             return Signature("pool", (self._shape(op.Inputs(0)),), output, kernel, strides)
         if name in _REDUCTIONS:
             return Signature("reduce", (self._shape(op.Inputs(0)),), output)
-        inputs = tuple(self._shape(op.Inputs(number)) for number in range(op.InputsLength()) if op.Inputs(number) >= 0)
+        inputs = tuple(
+            self._shape(op.Inputs(number))
+            for number in range(op.InputsLength())
+            if op.Inputs(number) >= 0
+        )
         return Signature(_BY_VALUE[name] or name.lower(), inputs, output)
 
     def _layer(self, op: Any, name: str, output: tuple[int, ...]) -> Signature:
@@ -139,28 +229,54 @@ class _File:
         activation = self._activations[options.FusedActivationFunction()]
         fused = None if activation == "none" else activation
         if name == "FULLY_CONNECTED":
-            return Signature(kind, (source,), output, activation=fused, params=params, macs=prod(output) * weights[-1])
+            return Signature(
+                kind,
+                (source,),
+                output,
+                activation=fused,
+                params=params,
+                macs=prod(output) * weights[-1],
+            )
         strides: tuple[int, ...]
         dilation: tuple[int, ...]
         if name == "CONV_3D":
             window, each = weights[:3], weights[3]
             strides = options.StrideD(), options.StrideH(), options.StrideW()
-            dilation = options.DilationDFactor(), options.DilationHFactor(), options.DilationWFactor()
+            dilation = (
+                options.DilationDFactor(),
+                options.DilationHFactor(),
+                options.DilationWFactor(),
+            )
         else:
             window, each = weights[1:-1], weights[-1]
             strides = options.StrideH(), options.StrideW()
-            dilation = (1, 1) if name == "TRANSPOSE_CONV" else (options.DilationHFactor(), options.DilationWFactor())
+            dilation = (
+                (1, 1)
+                if name == "TRANSPOSE_CONV"
+                else (options.DilationHFactor(), options.DilationWFactor())
+            )
         groups = source[-1] if kind == "depthwise" else source[-1] // each
         if not groups:
             raise ValueError(f"a convolution of {source[-1]} channels by kernels of {each}")
         positions = prod((source if kind == "transposed" else output)[:-1])
         return Signature(
-            kind, (source,), output, window, strides, dilation, groups, activation=fused, params=params, macs=positions * prod(weights)
-        )  # fmt: skip
+            kind,
+            (source,),
+            output,
+            window,
+            strides,
+            dilation,
+            groups,
+            activation=fused,
+            params=params,
+            macs=positions * prod(weights),
+        )
 
     def _name(self, op: Any) -> str:
         code = self._model.OperatorCodes(op.OpcodeIndex())
-        number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())  # old files have the second one only
+        number = max(
+            code.BuiltinCode(), code.DeprecatedBuiltinCode()
+        )  # old files have the second one only
         name = str(self._names[number])
         return name if name != "CUSTOM" else f"CUSTOM ({shown(code.CustomCode().decode(), 60)})"
 
@@ -182,7 +298,10 @@ class _File:
 
 
 _LAYERS = {
-    "CONV_2D": ("conv", "Conv2DOptions"), "CONV_3D": ("conv", "Conv3DOptions"), "DEPTHWISE_CONV_2D": ("depthwise", "DepthwiseConv2DOptions"),
-    "TRANSPOSE_CONV": ("transposed", "TransposeConvOptions"), "FULLY_CONNECTED": ("dense", "FullyConnectedOptions"),
-}  # fmt: skip
+    "CONV_2D": ("conv", "Conv2DOptions"),
+    "CONV_3D": ("conv", "Conv3DOptions"),
+    "DEPTHWISE_CONV_2D": ("depthwise", "DepthwiseConv2DOptions"),
+    "TRANSPOSE_CONV": ("transposed", "TransposeConvOptions"),
+    "FULLY_CONNECTED": ("dense", "FullyConnectedOptions"),
+}
 _POOLS = ("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D")

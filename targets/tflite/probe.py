@@ -23,20 +23,35 @@ _POOL = 256
 def can_hold(signature: Signature) -> bool:
     """Whether a probe can hold the op: a convolution or pooling of one or two axes, a matrix product, a padding, a sum of two tensors or a mean."""
     if signature.kind in ("add", "reduce"):
-        return len(signature.inputs) < 3 and all(2 <= len(shape) <= 3 and len(shape) == len(signature.inputs[0]) for shape in signature.inputs)
+        return len(signature.inputs) < 3 and all(
+            2 <= len(shape) <= 3 and len(shape) == len(signature.inputs[0])
+            for shape in signature.inputs
+        )
     if signature.kind == "dense":
-        return signature.macs in (0, math.prod(signature.output) * signature.inputs[0][-1])  # an einsum may sum over more than the last axis
+        return signature.macs in (
+            0,
+            math.prod(signature.output) * signature.inputs[0][-1],
+        )  # an einsum may sum over more than the last axis
     if signature.kind in _PADDING:
-        return len(signature.output) == 3 and all(after >= before for after, before in zip(signature.output, signature.inputs[0], strict=True))
-    return signature.kind in _WINDOWED and len(signature.kernel) in (1, 2) and len(signature.output) == len(signature.kernel) + 1
+        return len(signature.output) == 3 and all(
+            after >= before
+            for after, before in zip(signature.output, signature.inputs[0], strict=True)
+        )
+    return (
+        signature.kind in _WINDOWED
+        and len(signature.kernel) in (1, 2)
+        and len(signature.output) == len(signature.kernel) + 1
+    )
 
 
 def network(signatures: Sequence[Signature]) -> bytes:
     """A network in which op number i gives the tensor ``op<i>``.
 
-    Each stands between two small ops, as it does in a real network, so that a compiler is free to choose the layout of what it reads and writes: a
-    convolution makes its input (once for each shape), and its maxima are kept. A pooling, of which a signature does not tell, is one of maxima. Weights are drawn at random from a normal
-    distribution and scaled to the full range of int8 per channel, as trained weights mostly lie, so that they compress alike.
+    Each stands between two small ops, as it does in a real network, so that a compiler is free to
+    choose the layout of what it reads and writes: a convolution makes its input (once for each
+    shape), and its maxima are kept. A pooling, of which a signature does not tell, is one of
+    maxima. Weights are drawn at random from a normal distribution and scaled to the full range of
+    int8 per channel, as trained weights mostly lie, so that they compress alike.
     """
     file = _File()
     sources: dict[tuple[Any, ...], int] = {}
@@ -63,7 +78,11 @@ def is_float(content: bytes) -> bool:
     model = schema.Model.GetRootAs(content)
     integers = {schema.TensorType.INT8, schema.TensorType.UINT8, schema.TensorType.INT16}
     graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
-    return not any(graph.Tensors(i).Type() in integers for graph in graphs for i in range(graph.TensorsLength()))
+    return not any(
+        graph.Tensors(i).Type() in integers
+        for graph in graphs
+        for i in range(graph.TensorsLength())
+    )
 
 
 def _image(shape: tuple[int, ...], signature: Signature) -> tuple[int, ...]:
@@ -100,17 +119,34 @@ class _File:
         given = self._activation((*shape[:-1], _SEED), f"input{number}")
         self.inputs.append(given)
         made = self._activation(shape, f"source{number}")
-        self._linear("CONV_2D", given, made, (shape[-1], 1, 1, _SEED), self._window("Conv2DOptions", (1, 1), (1, 1), (1, 1), same=True), 0)
+        self._linear(
+            "CONV_2D",
+            given,
+            made,
+            (shape[-1], 1, 1, _SEED),
+            self._window("Conv2DOptions", (1, 1), (1, 1), (1, 1), same=True),
+            0,
+        )
         return made
 
-    def op(self, signature: Signature, sources: Sequence[int], shape: tuple[int, ...], name: str) -> None:
+    def op(
+        self, signature: Signature, sources: Sequence[int], shape: tuple[int, ...], name: str
+    ) -> None:
         """The op itself, and something small made of its output."""
         made, source = self._activation(shape, name), sources[0]
         channels, width = shape[-1], signature.inputs[0][-1]
         if signature.kind in _PADDING:
-            growth = [after - before for after, before in zip(shape, self.tensors[source].shape[1:], strict=True)]
+            growth = [
+                after - before
+                for after, before in zip(shape, self.tensors[source].shape[1:], strict=True)
+            ]
             sides = np.asarray([(0, 0), *((n // 2, n - n // 2) for n in growth)], np.int32)
-            self._operator("PAD", [source, self._constant(sides, "INT32")], made, ("PadOptions", self.schema.PadOptionsT()))
+            self._operator(
+                "PAD",
+                [source, self._constant(sides, "INT32")],
+                made,
+                ("PadOptions", self.schema.PadOptionsT()),
+            )
         elif signature.kind == "add":
             added = self.schema.AddOptionsT()
             added.fusedActivationFunction = self._fused(signature.activation)
@@ -118,18 +154,36 @@ class _File:
         elif signature.kind == "reduce":
             reducer = self.schema.ReducerOptionsT()
             reducer.keepDims = True
-            self._operator("MEAN", [source, self._constant(np.asarray([1, 2], np.int32), "INT32")], made, ("ReducerOptions", reducer))
+            self._operator(
+                "MEAN",
+                [source, self._constant(np.asarray([1, 2], np.int32), "INT32")],
+                made,
+                ("ReducerOptions", reducer),
+            )
         elif signature.kind == "dense":
             options = self.schema.FullyConnectedOptionsT()
             options.keepNumDims = True
             options.fusedActivationFunction = self._fused(signature.activation)
-            self._linear("FULLY_CONNECTED", source, made, (channels, width), ("FullyConnectedOptions", options), 0)
+            self._linear(
+                "FULLY_CONNECTED",
+                source,
+                made,
+                (channels, width),
+                ("FullyConnectedOptions", options),
+                0,
+            )
         else:
-            kernel, strides, dilation = _pair(signature.kernel), _pair(signature.strides or (1, 1)), _pair(signature.dilation or (1, 1))
+            kernel, strides, dilation = (
+                _pair(signature.kernel),
+                _pair(signature.strides or (1, 1)),
+                _pair(signature.dilation or (1, 1)),
+            )
             size = tuple(self.tensors[source].shape[1:3])
             same = all(-(-n // s) == m for n, s, m in zip(size, strides, shape, strict=False))
             depthwise = signature.kind == "depthwise"
-            kind = {"pool": "Pool2DOptions", "depthwise": "DepthwiseConv2DOptions"}.get(signature.kind, "Conv2DOptions")
+            kind = {"pool": "Pool2DOptions", "depthwise": "DepthwiseConv2DOptions"}.get(
+                signature.kind, "Conv2DOptions"
+            )
             window = self._window(kind, strides, dilation, kernel, same=same)
             window[1].fusedActivationFunction = self._fused(signature.activation)
             if signature.kind == "pool":
@@ -139,7 +193,14 @@ class _File:
                 window[1].depthMultiplier = channels // width
                 self._linear("DEPTHWISE_CONV_2D", source, made, (1, *kernel, channels), window, 3)
             else:
-                self._linear("CONV_2D", source, made, (channels, *kernel, width // signature.groups), window, 0)
+                self._linear(
+                    "CONV_2D",
+                    source,
+                    made,
+                    (channels, *kernel, width // signature.groups),
+                    window,
+                    0,
+                )
         self._keep(made, name)
 
     def content(self) -> bytes:
@@ -148,9 +209,20 @@ class _File:
 
         schema = self.schema
         graph = schema.SubGraphT()
-        graph.tensors, graph.inputs, graph.outputs, graph.operators, graph.name = self.tensors, self.inputs, self.outputs, self.operators, "probe"
+        graph.tensors, graph.inputs, graph.outputs, graph.operators, graph.name = (
+            self.tensors,
+            self.inputs,
+            self.outputs,
+            self.operators,
+            "probe",
+        )
         model = schema.ModelT()
-        model.version, model.subgraphs, model.buffers, model.description = 3, [graph], self.buffers, "lrfc probe"
+        model.version, model.subgraphs, model.buffers, model.description = (
+            3,
+            [graph],
+            self.buffers,
+            "lrfc probe",
+        )
         model.operatorCodes = [self._code(code) for code in self.codes]
         builder = flatbuffers.Builder(1 << 20)
         builder.Finish(model.Pack(builder), b"TFL3")
@@ -162,7 +234,15 @@ class _File:
         code.version = 3
         return code
 
-    def _linear(self, operator: str, source: int, made: int, shape: tuple[int, ...], options: tuple[str, Any], axis: int) -> None:
+    def _linear(
+        self,
+        operator: str,
+        source: int,
+        made: int,
+        shape: tuple[int, ...],
+        options: tuple[str, Any],
+        axis: int,
+    ) -> None:
         channels = shape[axis]
         weights = np.moveaxis(self.random.standard_normal(shape), axis, 0).reshape(channels, -1)
         weights = np.round(127 * weights / np.abs(weights).max(axis=1, keepdims=True))
@@ -170,7 +250,10 @@ class _File:
         kernel = np.moveaxis(weights.reshape(channels, *rest), 0, axis).astype(np.int8)
         bias = self.random.integers(-1000, 1000, channels).astype(np.int32)
         scales = np.full(channels, 0.005, np.float32)
-        constants = [self._constant(kernel, "INT8", scales, axis), self._constant(bias, "INT32", scales * np.float32(0.02), 0)]
+        constants = [
+            self._constant(kernel, "INT8", scales, axis),
+            self._constant(bias, "INT32", scales * np.float32(0.02), 0),
+        ]
         self._operator(operator, [source, *constants], made, options)
 
     def _keep(self, source: int, name: str) -> None:
@@ -184,16 +267,33 @@ class _File:
         self._operator("MAX_POOL_2D", [source], kept, ("Pool2DOptions", options))
         self.outputs.append(kept)
 
-    def _operator(self, name: str, inputs: list[int], output: int, options: tuple[str, Any]) -> None:
+    def _operator(
+        self, name: str, inputs: list[int], output: int, options: tuple[str, Any]
+    ) -> None:
         builtin = getattr(self.schema.BuiltinOperator, name)
         if builtin not in self.codes:
             self.codes.append(builtin)
         operator = self.schema.OperatorT()
-        operator.opcodeIndex, operator.inputs, operator.outputs = self.codes.index(builtin), inputs, [output]
-        operator.builtinOptionsType, operator.builtinOptions = getattr(self.schema.BuiltinOptions, options[0]), options[1]
+        operator.opcodeIndex, operator.inputs, operator.outputs = (
+            self.codes.index(builtin),
+            inputs,
+            [output],
+        )
+        operator.builtinOptionsType, operator.builtinOptions = (
+            getattr(self.schema.BuiltinOptions, options[0]),
+            options[1],
+        )
         self.operators.append(operator)
 
-    def _window(self, kind: str, strides: tuple[int, int], dilation: tuple[int, int], kernel: tuple[int, int], *, same: bool) -> tuple[str, Any]:
+    def _window(
+        self,
+        kind: str,
+        strides: tuple[int, int],
+        dilation: tuple[int, int],
+        kernel: tuple[int, int],
+        *,
+        same: bool,
+    ) -> tuple[str, Any]:
         options = getattr(self.schema, f"{kind}T")()
         padding = self.schema.Padding
         options.padding = padding.SAME if same or kernel == (1, 1) else padding.VALID
@@ -208,24 +308,51 @@ class _File:
     def _activation(self, shape: tuple[int, ...], name: str) -> int:
         return self._tensor((1, *shape), "INT8", 0, name, np.asarray([0.02], np.float32), 0)
 
-    def _constant(self, values: NDArray[Any], kind: str, scales: NDArray[np.float32] | None = None, axis: int = 0) -> int:
+    def _constant(
+        self,
+        values: NDArray[Any],
+        kind: str,
+        scales: NDArray[np.float32] | None = None,
+        axis: int = 0,
+    ) -> int:
         buffer = self.schema.BufferT()
         buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
         self.buffers.append(buffer)
-        return self._tensor(values.shape, kind, len(self.buffers) - 1, f"constant{len(self.buffers)}", scales, axis)
+        return self._tensor(
+            values.shape, kind, len(self.buffers) - 1, f"constant{len(self.buffers)}", scales, axis
+        )
 
-    def _tensor(self, shape: tuple[int, ...], kind: str, buffer: int, name: str, scales: NDArray[np.float32] | None, axis: int) -> int:
+    def _tensor(
+        self,
+        shape: tuple[int, ...],
+        kind: str,
+        buffer: int,
+        name: str,
+        scales: NDArray[np.float32] | None,
+        axis: int,
+    ) -> int:
         tensor = self.schema.TensorT()
-        tensor.shape, tensor.type, tensor.buffer, tensor.name = list(shape), getattr(self.schema.TensorType, kind), buffer, name
+        tensor.shape, tensor.type, tensor.buffer, tensor.name = (
+            list(shape),
+            getattr(self.schema.TensorType, kind),
+            buffer,
+            name,
+        )
         if scales is not None:
             quantization = self.schema.QuantizationParametersT()
-            quantization.scale, quantization.zeroPoint, quantization.quantizedDimension = scales, np.zeros(len(scales), np.int64), axis
+            quantization.scale, quantization.zeroPoint, quantization.quantizedDimension = (
+                scales,
+                np.zeros(len(scales), np.int64),
+                axis,
+            )
             tensor.quantization = quantization
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
 
-def batches(signatures: Sequence[Signature], ops: int, weights: int) -> Iterator[Sequence[Signature]]:
+def batches(
+    signatures: Sequence[Signature], ops: int, weights: int
+) -> Iterator[Sequence[Signature]]:
     """The signatures in parts of at most so many ops and, unless one op alone has more, weights; those that read the same shape together."""
     part: list[Signature] = []
     total = 0

@@ -31,8 +31,8 @@ from lrfc.targets.samples import Spec, checked, joined
 from lrfc.targets.tflite import operators
 from lrfc.targets.tflite.operators import Operators
 
-#: Bytes of weights from which they stay variables while a file is written. As constants the converter holds them more than twenty times; of few weights it
-#: makes the file faster that way.
+#: Bytes of weights from which they stay variables while a file is written. As constants the
+#: converter holds them more than twenty times; of few weights it makes the file faster that way.
 LARGE = 32 << 20
 
 
@@ -40,10 +40,12 @@ LARGE = 32 << 20
 class TFLite(FileTarget):
     """One ``.tflite`` file with a fixed batch of one and built-in operators only.
 
-    'int8' quantises weights (per channel) and activations, 'int16x8' weights to 8 and activations to 16 bits, 'dynamic' weights only: activations are
-    quantised as they come, where the runtime has a kernel for that. 'fp16' halves the weights, and is computed in float32. Inputs and outputs stay as the
-    model has them, unless ``int8_io``. The signature ``serving_default`` names inputs and outputs like the model's ops, and the file lists both in the
-    model's order. The same graph gives the same bytes.
+    'int8' quantises weights (per channel) and activations, 'int16x8' weights to 8 and activations
+    to 16 bits, 'dynamic' weights only: activations are quantised as they come, where the runtime
+    has a kernel for that. 'fp16' halves the weights, and is computed in float32. Inputs and outputs
+    stay as the model has them, unless ``int8_io``. The signature ``serving_default`` names inputs
+    and outputs like the model's ops, and the file lists both in the model's order. The same graph
+    gives the same bytes.
     """
 
     precision: Name = "fp32"
@@ -55,19 +57,28 @@ class TFLite(FileTarget):
 
     def refusals(self, graph: Graph) -> Sequence[str]:
         """Every reason why the graph cannot be emitted, one line each. Empty when it can."""
-        return refusals.of(graph, {"int8": refusals.TFLITE_INT8, "int16x8": refusals.TFLITE_INT16X8}.get(self.precision, refusals.TFLITE))
+        return refusals.of(
+            graph,
+            {"int8": refusals.TFLITE_INT8, "int16x8": refusals.TFLITE_INT16X8}.get(
+                self.precision, refusals.TFLITE
+            ),
+        )
 
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
         """Write the file.
 
-        ``calibration``: one array (N, ...) per input; integer precisions read the range of every activation from these samples, one by one.
-        UsageError when they lack it or the file cannot be written; ModelError when the converter fails, with all it wrote in the error's notes.
+        ``calibration``: one array (N, ...) per input; integer precisions read the range of every
+        activation from these samples, one by one. UsageError when they lack it or the file cannot
+        be written; ModelError when the converter fails, with all it wrote in the error's notes.
         """
         if self._integer and (calibration is None or len(calibration[0]) == 0):
             raise UsageError(
-                f"{self.precision} needs calibration samples to read the range of each activation: give --data, or choose --precision fp32"
+                f"{self.precision} needs calibration samples to read the range of each activation:"
+                " give --data, or choose --precision fp32"
             )
-        content = trace.converted(graph, f"TFLite {self.precision}", lambda traced: self._convert(traced, calibration))
+        content = trace.converted(
+            graph, f"TFLite {self.precision}", lambda traced: self._convert(traced, calibration)
+        )
         files.write(path, content)
         return Artifact(path, self.name, self.precision)
 
@@ -80,14 +91,24 @@ class TFLite(FileTarget):
 
         def start() -> Traced:
             inputs, outputs = trace.names(graph)
-            specs = [Spec(name, (1, *t.shape[1:]), t.dtype.name) for name, t in zip(inputs, model.inputs, strict=True)]
+            specs = [
+                Spec(name, (1, *t.shape[1:]), t.dtype.name)
+                for name, t in zip(inputs, model.inputs, strict=True)
+            ]
 
             def call(*tensors: Any) -> list[Any]:
-                return [tf.identity(y) for y in tf.nest.flatten(model(list(tensors), training=False))]
+                return [
+                    tf.identity(y) for y in tf.nest.flatten(model(list(tensors), training=False))
+                ]
 
             return trace.traced(graph.name, call, specs, outputs, model.variables)
 
-        files.write(path, trace.converted(graph, f"TFLite {self.precision}", lambda traced: self._convert(traced, None), start))
+        files.write(
+            path,
+            trace.converted(
+                graph, f"TFLite {self.precision}", lambda traced: self._convert(traced, None), start
+            ),
+        )
         return Artifact(path, self.name, self.precision)
 
     def load(self, artifact: Artifact, threads: int = 1) -> Runner:
@@ -95,7 +116,10 @@ class TFLite(FileTarget):
         return _LiteRT(artifact.path, threads)
 
     def reference(self, artifact: Artifact) -> Runner:
-        """The file by LiteRT's reference kernels: slow, and what microcontrollers compute bit by bit. ModelError, when it runs, where LiteRT refuses it."""
+        """The file by LiteRT's reference kernels: slow, and what microcontrollers compute bit by bit.
+
+        ModelError, when it runs, where LiteRT refuses it.
+        """
         return _Reference(artifact.path)
 
     def scales(self, path: Path) -> tuple[tuple[str, float, int], ...]:
@@ -113,7 +137,12 @@ class TFLite(FileTarget):
     def _convert(self, traced: Traced, calibration: Batch | None) -> bytes:
         import tensorflow as tf
 
-        if sum(variable.dtype.size * variable.shape.num_elements() for variable in traced.variables) < LARGE:
+        if (
+            sum(
+                variable.dtype.size * variable.shape.num_elements() for variable in traced.variables
+            )
+            < LARGE
+        ):
             traced = traced.frozen()
 
         def call(*tensors: Any) -> dict[str, Any]:
@@ -122,7 +151,8 @@ class TFLite(FileTarget):
         if self._integer and any(kind.startswith("TensorList") for kind in traced.kinds()):
             # The calibrator does not fail on it: it takes the process down.
             raise ModelError(
-                f"'{traced.name}' has a loop that calibration cannot run: unroll its recurrent layers (unroll=True), or choose --precision fp32"
+                f"'{traced.name}' has a loop that calibration cannot run: unroll its recurrent"
+                " layers (unroll=True), or choose --precision fp32"
             )
         takes = [tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in traced.inputs]
         signature = tf.function(call, autograph=False).get_concrete_function(*takes)
@@ -130,8 +160,14 @@ class TFLite(FileTarget):
         module.weights = traced.variables
         with scratch.folder() as path:
             folder = str(path)
-            # Without custom gradients: they cannot be saved once the variables are constants, and a file is for inference.
-            tf.saved_model.save(module, folder, {"serving_default": signature}, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
+            # Without custom gradients: they cannot be saved once the variables are constants, and a
+            # file is for inference.
+            tf.saved_model.save(
+                module,
+                folder,
+                {"serving_default": signature},
+                tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+            )
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)
             self._quantise(converter, trained=calibration is None)
             if calibration is not None and self._integer:
@@ -139,7 +175,10 @@ class TFLite(FileTarget):
 
                 def representative() -> Iterator[dict[str, Any]]:
                     for i in range(len(samples[0])):
-                        yield {spec.name: x[i : i + 1] for spec, x in zip(traced.inputs, samples, strict=True)}
+                        yield {
+                            spec.name: x[i : i + 1]
+                            for spec, x in zip(traced.inputs, samples, strict=True)
+                        }
 
                 converter.representative_dataset = representative
             try:
@@ -149,7 +188,8 @@ class TFLite(FileTarget):
                 if not missing:
                     raise
                 raise ModelError(
-                    f"'{traced.name}' cannot be converted to TFLite: it has no operator for TensorFlow's {traced.places(missing)}"
+                    f"'{traced.name}' cannot be converted to TFLite: it has no operator for"
+                    f" TensorFlow's {traced.places(missing)}"
                 ) from error
         return _in_order(bytes(content), traced)
 
@@ -157,7 +197,10 @@ class TFLite(FileTarget):
         """Set the converter to the precision. ``trained``: the ranges are in the graph."""
         import tensorflow as tf
 
-        sets = {"int8": "TFLITE_BUILTINS_INT8", "int16x8": "EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8"}
+        sets = {
+            "int8": "TFLITE_BUILTINS_INT8",
+            "int16x8": "EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8",
+        }
         if self.precision != "fp32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if self.precision == "fp16":
@@ -170,7 +213,11 @@ class TFLite(FileTarget):
 
 def scales(path: Path) -> tuple[tuple[str, float, int], ...]:
     """Name, scale and zero point of each input and output of a file that holds integers: value = scale · (integer - zero point)."""
-    return tuple((name, port.scale, port.zero_point) for name, port in _LiteRT(path, 1).ports().items() if port.scale)
+    return tuple(
+        (name, port.scale, port.zero_point)
+        for name, port in _LiteRT(path, 1).ports().items()
+        if port.scale
+    )
 
 
 def _in_order(content: bytes, traced: Traced) -> bytes:
@@ -180,15 +227,26 @@ def _in_order(content: bytes, traced: Traced) -> bytes:
     buffer = bytearray(content)
     model = schema.Model.GetRootAs(buffer)
     graph, signature = model.Subgraphs(0), model.SignatureDefs(0)
-    inputs = {entry.Name().decode(): entry.TensorIndex() for entry in map(signature.Inputs, range(signature.InputsLength()))}
-    outputs = {entry.Name().decode(): entry.TensorIndex() for entry in map(signature.Outputs, range(signature.OutputsLength()))}
-    graph.InputsAsNumpy()[:] = [inputs[spec.name] for spec in traced.inputs]  # views into the buffer
+    inputs = {
+        entry.Name().decode(): entry.TensorIndex()
+        for entry in map(signature.Inputs, range(signature.InputsLength()))
+    }
+    outputs = {
+        entry.Name().decode(): entry.TensorIndex()
+        for entry in map(signature.Outputs, range(signature.OutputsLength()))
+    }
+    graph.InputsAsNumpy()[:] = [
+        inputs[spec.name] for spec in traced.inputs
+    ]  # views into the buffer
     graph.OutputsAsNumpy()[:] = [outputs[name] for name in traced.outputs]
     return bytes(buffer)
 
 
 class _Port(NamedTuple):
-    """An input or output of a loaded file. One of integers with a scale is read and written as the float values that they stand for."""
+    """An input or output of a loaded file.
+
+    One of integers with a scale is read and written as the float values that they stand for.
+    """
 
     number: int
     spec: Spec
@@ -200,7 +258,13 @@ class _Port(NamedTuple):
     def of(cls, entry: Mapping[str, Any]) -> _Port:
         scale, zero_point = entry["quantization"]
         dtype = np.float32 if scale else entry["dtype"]
-        return cls(entry["index"], Spec(entry["name"], tuple(entry["shape"].tolist()), dtype), entry["dtype"], float(scale), int(zero_point))
+        return cls(
+            entry["index"],
+            Spec(entry["name"], tuple(entry["shape"].tolist()), dtype),
+            entry["dtype"],
+            float(scale),
+            int(zero_point),
+        )
 
     def given(self, x: NDArray[Any]) -> NDArray[Any]:
         if not self.scale:
@@ -210,23 +274,35 @@ class _Port(NamedTuple):
         return np.asarray(np.clip(rounded, limits.min, limits.max), self.dtype)
 
     def taken(self, y: NDArray[Any]) -> NDArray[Any]:
-        return np.float32(self.scale) * (y.astype(np.float32) - self.zero_point) if self.scale else y
+        return (
+            np.float32(self.scale) * (y.astype(np.float32) - self.zero_point) if self.scale else y
+        )
 
 
 class _LiteRT:
-    """A loaded ``.tflite`` file. Samples run one by one: with XNNPACK a batch is not faster, and what runs is the file as it ships."""
+    """A loaded ``.tflite`` file.
+
+    Samples run one by one: with XNNPACK a batch is not faster, and what runs is the file as it
+    ships.
+    """
 
     def __init__(self, path: Path, threads: int, *, reference: bool = False) -> None:
         litert = need("ai_edge_litert.interpreter", "ai-edge-litert")
         kernels = litert.OpResolverType.BUILTIN_REF if reference else litert.OpResolverType.AUTO
         try:
             with quiet():
-                self._interpreter = litert.Interpreter(model_path=str(path), num_threads=threads, experimental_op_resolver_type=kernels)
+                self._interpreter = litert.Interpreter(
+                    model_path=str(path), num_threads=threads, experimental_op_resolver_type=kernels
+                )
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError, OSError) as error:
             raise ModelError(f"LiteRT cannot load {path}: {backend.reason(error)}") from error
         self._inputs, self._outputs = (
-            [_Port.of(entry) for entry in details()] for details in (self._interpreter.get_input_details, self._interpreter.get_output_details)
+            [_Port.of(entry) for entry in details()]
+            for details in (
+                self._interpreter.get_input_details,
+                self._interpreter.get_output_details,
+            )
         )
         self._name = path.name
 
@@ -238,7 +314,14 @@ class _LiteRT:
         return {names[port.number]: port for port in (*self._inputs, *self._outputs)}
 
     def __call__(self, batch: Batch) -> Batch:
-        arrays = [port.given(x) for port, x in zip(self._inputs, checked(batch, [port.spec for port in self._inputs], self._name), strict=True)]
+        arrays = [
+            port.given(x)
+            for port, x in zip(
+                self._inputs,
+                checked(batch, [port.spec for port in self._inputs], self._name),
+                strict=True,
+            )
+        ]
         results: list[list[np.ndarray[Any, Any]]] = []
         for i in range(len(arrays[0])):
             for port, x in zip(self._inputs, arrays, strict=True):
@@ -246,8 +329,12 @@ class _LiteRT:
             try:
                 self._interpreter.invoke()
             except RuntimeError as error:
-                raise ModelError(f"LiteRT cannot run {self._name}: {backend.reason(error)}") from error
-            results.append([port.taken(self._interpreter.get_tensor(port.number)) for port in self._outputs])
+                raise ModelError(
+                    f"LiteRT cannot run {self._name}: {backend.reason(error)}"
+                ) from error
+            results.append(
+                [port.taken(self._interpreter.get_tensor(port.number)) for port in self._outputs]
+            )
         return joined(results)
 
 

@@ -108,8 +108,12 @@ _INITIALIZERS = frozenset(
     random_normal random_uniform stft truncated_normal uniform variance_scaling zero zeros
     """.split()
 )
-_REGULARIZERS = frozenset("L1 L1L2 L2 OrthogonalRegularizer l1 l1_l2 l2 orthogonal_regularizer".split())
-_CONSTRAINTS = frozenset("MaxNorm MinMaxNorm NonNeg UnitNorm max_norm min_max_norm non_neg unit_norm".split())
+_REGULARIZERS = frozenset(
+    "L1 L1L2 L2 OrthogonalRegularizer l1 l1_l2 l2 orthogonal_regularizer".split()
+)
+_CONSTRAINTS = frozenset(
+    "MaxNorm MinMaxNorm NonNeg UnitNorm max_norm min_max_norm non_neg unit_norm".split()
+)
 _POLICIES = frozenset(
     """
     AWQDTypePolicy DTypePolicy DTypePolicyMap FloatDTypePolicy GPTQDTypePolicy Int4DTypePolicy
@@ -133,11 +137,18 @@ _LOSS_CLASSES = {
     "keras.dtype_policies": _POLICIES,
 }
 #: Modules whose classes are operations on tensors, and the operations that call a function.
-OPERATIONS = frozenset(f"keras.src.ops.{name}" for name in "core einops image linalg math nn numpy".split())
-CALLING = frozenset("AssociativeScan Cond ForiLoop JVP Map Scan Switch VectorizedMap WhileLoop".split())
+OPERATIONS = frozenset(
+    f"keras.src.ops.{name}" for name in "core einops image linalg math nn numpy".split()
+)
+CALLING = frozenset(
+    "AssociativeScan Cond ForiLoop JVP Map Scan Switch VectorizedMap WhileLoop".split()
+)
 #: Values that JSON has no form for.
-_VALUES = frozenset("__bytes__ __ellipsis__ __keras_tensor__ __numpy__ __slice__ __tensor__ __tuple__ TensorShape".split())
-#: What Keras 2 has more: where tf_keras finds it, and of its layers those that keras_rebuild builds.
+_VALUES = frozenset(
+    "__bytes__ __ellipsis__ __keras_tensor__ __numpy__ __slice__ __tensor__ __tuple__ TensorShape".split()
+)
+#: What Keras 2 has more: where tf_keras finds it, and of its layers those that keras_rebuild
+#: builds.
 _LEGACY_CLASSES = {
     "keras.layers": LAYERS | set(RENAMED),
     "keras.src.engine.functional": frozenset({"Functional"}),
@@ -223,7 +234,9 @@ class _Walk:
                 place = replace(place, layer=inner["name"])
             head = self._object(value, place)
             place = replace(place, custom="module" in head and head["module"] is None)
-        rest = {key: item for key, item in value.items() if not (key in head or self._left_out(key))}
+        rest = {
+            key: item for key, item in value.items() if not (key in head or self._left_out(key))
+        }
         return {key: self._value(item, place, key) for key, item in rest.items()} | head
 
     def _value(self, value: Any, place: _Place, key: str) -> Any:
@@ -246,7 +259,9 @@ class _Walk:
         for key in ("class_name", "module", "registered_name"):
             entry = value.get(key)
             if not isinstance(entry, str) and not (entry is None and key != "class_name"):
-                raise ModelError(f"{self.path}: a {key} in its configuration is {shown(entry, 40)}, not a name")
+                raise ModelError(
+                    f"{self.path}: a {key} in its configuration is {shown(entry, 40)}, not a name"
+                )
         name, module = value["class_name"], value.get("module")
         if name == "function":
             return self._function(value.get("config"), module)
@@ -270,7 +285,9 @@ class _Walk:
 
     def _function(self, name: Any, module: str | None) -> dict[str, Any]:
         if not isinstance(name, str):
-            raise ModelError(f"{self.path}: a function in its configuration is {shown(name, 40)}, not a name")
+            raise ModelError(
+                f"{self.path}: a function in its configuration is {shown(name, 40)}, not a name"
+            )
         head = {"class_name": "function", "config": name, "registered_name": name}
         if self._registered(name):
             return head | {"module": None}
@@ -284,7 +301,11 @@ class _Walk:
             return module if _is_operation(module, name) else None
         homes = {**self.classes, **(_LEGACY_CLASSES if self.legacy else {})}
         part = _part(module)
-        fitting = [home for home, names in homes.items() if name in names and (part is None or part == _part(home))]
+        fitting = [
+            home
+            for home, names in homes.items()
+            if name in names and (part is None or part == _part(home))
+        ]
         if name == "Functional" and self.legacy:  # Keras 2 and 3 have it in different places
             old = self.tf_keras or (module is not None and "engine" in module.split("."))
             return "keras.src.engine.functional" if old else "keras.src.models.functional"
@@ -299,7 +320,8 @@ class _Walk:
             known = {"__operators__.getitem"} if name == "SlicingOpLambda" else SYMBOLS
             if not isinstance(symbol, str) or symbol.removeprefix("compat.v1.") not in known:
                 raise NoCounterpartError(
-                    f"its layer '{shown(place.layer, 80)}' calls tf.{shown(symbol, 80)}, which lrfc does not carry over to Keras 3"
+                    f"its layer '{shown(place.layer, 80)}' calls tf.{shown(symbol, 80)}, which lrfc"
+                    " does not carry over to Keras 3"
                 )
         if name in _LOOKUPS and isinstance(config.get("vocabulary"), str):
             raise ModelError(
@@ -321,14 +343,20 @@ class _Walk:
 
     def _refused(self, name: str, module: str | None) -> ModelError:
         if name in ("Lambda", "__lambda__"):
-            return ModelError(f"{self.path} contains Python code (a Lambda layer); if you trust the file, give --unsafe-load")
+            return ModelError(
+                f"{self.path} contains Python code (a Lambda layer); if you trust the file, give"
+                " --unsafe-load"
+            )
         if self.legacy and name in _DROPPED_LAYERS:
             return NoCounterpartError(f"its layer kind {name} is not part of Keras 3")
         if module is None and name not in REFUSED_LAYERS:
             return self._unknown(name)
         whole = shown(f"{module or 'keras.layers'}.{name}", 120)
         why = REFUSED_LAYERS.get(name, "it is not in the list of what a model file may name")
-        return ModelError(f"{self.path} uses '{whole}', which is not loaded: {why}; if you trust the file, give --unsafe-load")
+        return ModelError(
+            f"{self.path} uses '{whole}', which is not loaded: {why}; if you trust the file, give"
+            " --unsafe-load"
+        )
 
 
 def _of_keras(module: str | None) -> bool:

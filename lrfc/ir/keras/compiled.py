@@ -15,7 +15,10 @@ _KEPT = ("loss", "loss_weights", "metrics")
 
 
 def config_of(model: Any) -> Mapping[str, Any] | None:
-    """What the model was compiled with, as Keras writes it; None when it was not, or with no loss. The optimizer is not kept."""
+    """What the model was compiled with, as Keras writes it; None when it was not, or with no loss.
+
+    The optimizer is not kept.
+    """
     with quiet():
         config = model.get_compile_config() or {}
     return {key: config.get(key) for key in _KEPT} if config.get("loss") is not None else None
@@ -24,7 +27,8 @@ def config_of(model: Any) -> Mapping[str, Any] | None:
 def carry(file: ModelFile, model: Any, *, unsafe: bool) -> None:
     """Compile a model that was loaded uncompiled with the loss and metrics in its file.
 
-    A loss that Keras cannot make again (a function of the user's that is not registered) is left out, and the log says so.
+    A loss that Keras cannot make again (a function of the user's that is not registered) is left
+    out, and the log says so.
     """
     if file.compiled.get("loss") is None:
         return
@@ -37,5 +41,9 @@ def carry(file: ModelFile, model: Any, *, unsafe: bool) -> None:
             model.compile(**given)
             model.get_compile_config()
     except Exception as error:  # noqa: BLE001  the code of a user's loss may raise anything, and the model is whole without it
-        _log.info("%s: the loss that the model was compiled with cannot be made again (%s)", file.path, reason(error))
+        _log.info(
+            "%s: the loss that the model was compiled with cannot be made again (%s)",
+            file.path,
+            reason(error),
+        )
         model.compile()

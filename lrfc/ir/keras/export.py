@@ -9,12 +9,23 @@ import numpy as np
 
 from lrfc.ir.backend import as_float32, keras, quiet
 from lrfc.ir.graph import Graph
-from lrfc.ir.keras.layers import build_layer, call_layer, layer_name, layer_of, set_weights, trusted, variables_of
+from lrfc.ir.keras.layers import (
+    build_layer,
+    call_layer,
+    layer_name,
+    layer_of,
+    set_weights,
+    trusted,
+    variables_of,
+)
 from lrfc.ir.op import Ref
 
 
 def to_keras(graph: Graph) -> Any:
-    """A plain functional Keras model that computes the graph, with its layer names and weights. Calls of a shared layer are calls of one layer."""
+    """A plain functional Keras model that computes the graph, with its layer names and weights.
+
+    Calls of a shared layer are calls of one layer.
+    """
     k = keras()
     layers: dict[str, Any] = {}
     tensors: dict[Ref, Any] = {}
@@ -24,7 +35,11 @@ def to_keras(graph: Graph) -> Any:
             if op.kind == "InputLayer":
                 results = [build_layer(op, layer_name(key)).output]
             else:
-                layer = layers[key] if key in layers else layers.setdefault(key, build_layer(op, layer_name(key)))
+                layer = (
+                    layers[key]
+                    if key in layers
+                    else layers.setdefault(key, build_layer(op, layer_name(key)))
+                )
                 results = call_layer(layer, op, [tensors[ref] for ref in graph.operands(op.name)])
             tensors.update({Ref(op.name, i): result for i, result in enumerate(results)})
         model = k.Model(
@@ -51,7 +66,9 @@ def absorb(graph: Graph, model: Any) -> Graph:
     for op in graph.layers():
         if op.weights:
             variables = variables_of(layer_of(model, op))
-            trained[op.name] = dict(zip(op.weights, (np.asarray(v) for v in variables.values()), strict=True))
+            trained[op.name] = dict(
+                zip(op.weights, (np.asarray(v) for v in variables.values()), strict=True)
+            )
     return graph.with_weights(trained)
 
 

@@ -56,8 +56,8 @@ def read(path: Path | str) -> ModelFile:
     place = reader.located(path)
     if os.path.isdir(place):  # noqa: PTH112  Path.is_dir raises for a name that is too long
         raise ModelError(
-            f"{place} is a folder: lrfc reads .keras and .h5 files; load it with the TensorFlow that "
-            "wrote it and save it with model.save('model.keras')"
+            f"{place} is a folder: lrfc reads .keras and .h5 files; load it with the TensorFlow"
+            " that wrote it and save it with model.save('model.keras')"
         )
     with reader.opened(place, limit=MODEL_BYTES) as file, _damage_named(place):
         magic = file.read(8)
@@ -66,7 +66,9 @@ def read(path: Path | str) -> ModelFile:
             return _read_hdf5(file, place)
         if magic.startswith(b"PK"):
             return _read_archive(file, place)
-    raise ModelError(f"{shown(place)} is not a Keras model: it is neither a .keras archive nor an HDF5 file")
+    raise ModelError(
+        f"{shown(place)} is not a Keras model: it is neither a .keras archive nor an HDF5 file"
+    )
 
 
 class Copy:
@@ -106,12 +108,17 @@ class Copy:
     def _copy_hdf5(self, content: BinaryIO) -> None:
         import h5py
 
-        with h5py.File(content, "r") as source, h5py.File(self._weights, "w", libver="latest") as target:
+        with (
+            h5py.File(content, "r") as source,
+            h5py.File(self._weights, "w", libver="latest") as target,
+        ):
             for name in ("keras_version", "backend"):
                 if name in source.attrs:
                     target.attrs[name] = _text(source.attrs[name], f"{self._file.path}: its {name}")
             link = source.get("model_weights", getlink=True)
-            if not isinstance(link, h5py.HardLink) or not isinstance(source["model_weights"], h5py.Group):
+            if not isinstance(link, h5py.HardLink) or not isinstance(
+                source["model_weights"], h5py.Group
+            ):
                 raise ModelError(f"{self._file.path} holds a model without its weights")
             self.elements = keras_weights.copy(
                 source["model_weights"],
@@ -127,7 +134,13 @@ class Copy:
         with zipfile.ZipFile(content) as archive:
             packed = self._folder / "packed.h5"
             with packed.open("wb") as target:
-                limit -= _unpack(archive, _member(archive, _WEIGHTS, self._file.path), target, limit, self._file.path)
+                limit -= _unpack(
+                    archive,
+                    _member(archive, _WEIGHTS, self._file.path),
+                    target,
+                    limit,
+                    self._file.path,
+                )
             for info in archive.infolist():
                 if not info.filename.startswith("assets/") or info.is_dir():
                     continue
@@ -137,8 +150,13 @@ class Copy:
                     limit -= _unpack(archive, info, target, limit, self._file.path)
                 self._assets.append(info.filename)
         where = f"{self._file.path}: {_WEIGHTS}"
-        with h5py.File(packed, "r") as source, h5py.File(self._weights, "w", libver="latest") as target:
-            self.elements = keras_weights.copy(source, target, limit=_unpacked(self._file.path), where=where)
+        with (
+            h5py.File(packed, "r") as source,
+            h5py.File(self._weights, "w", libver="latest") as target,
+        ):
+            self.elements = keras_weights.copy(
+                source, target, limit=_unpacked(self._file.path), where=where
+            )
         packed.unlink()
 
 
@@ -146,7 +164,9 @@ def _read_archive(file: BinaryIO, path: Path) -> ModelFile:
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         if "config.json" not in names:
-            raise ModelError(f"{shown(path)} is a zip archive without a config.json, so it is not a Keras model")
+            raise ModelError(
+                f"{shown(path)} is a zip archive without a config.json, so it is not a Keras model"
+            )
         documents = {}
         for name in ("config.json", "metadata.json"):
             if name in names:
@@ -161,30 +181,43 @@ def _read_hdf5(file: BinaryIO, path: Path) -> ModelFile:
 
     with h5py.File(file, "r") as content:
         if "model_config" not in content.attrs:
-            raise ModelError(f"{shown(path)} holds weights but no model: save the whole model with model.save('model.keras')")
+            raise ModelError(
+                f"{shown(path)} holds weights but no model: save the whole model with"
+                " model.save('model.keras')"
+            )
         version = content.attrs.get("keras_version", "(unknown)")
         texts = {
-            name: _text(content.attrs[name], f"{shown(path)}: its {name}") for name in ("model_config", "training_config") if name in content.attrs
+            name: _text(content.attrs[name], f"{shown(path)}: its {name}")
+            for name in ("model_config", "training_config")
+            if name in content.attrs
         }
-    documents = {name: _document(text, f"{shown(path)}: its {name}") for name, text in texts.items()}
+    documents = {
+        name: _document(text, f"{shown(path)}: its {name}") for name, text in texts.items()
+    }
     version = version.decode(errors="replace") if isinstance(version, bytes) else version
     compiled = documents.get("training_config")
     return _checked(path, ".h5", version, documents["model_config"], compiled, "training_config")
 
 
-def _checked(path: Path, suffix: str, version: Any, config: Any, compiled: Any, name: str) -> ModelFile:
+def _checked(
+    path: Path, suffix: str, version: Any, config: Any, compiled: Any, name: str
+) -> ModelFile:
     if not isinstance(version, str):
         raise ModelError(f"{shown(path)}: its keras_version is {shown(version, 40)}, not a version")
     if compiled is not None and not isinstance(compiled, dict):
         raise ModelError(f"{shown(path)}: its {name} is {shown(compiled, 40)}, not a JSON object")
-    if not isinstance(config.get("class_name"), str) or not isinstance(config.get("config"), dict | list):
+    if not isinstance(config.get("class_name"), str) or not isinstance(
+        config.get("config"), dict | list
+    ):
         raise ModelError(f"{shown(path)}: its configuration names no model")
     return ModelFile(path, suffix, shown(version, 40), config, compiled or {})
 
 
 def _document(content: bytes | str, where: str) -> dict[str, Any]:
     if len(content) > reader.DOCUMENT_BYTES:
-        raise ModelError(f"{where} has {len(content):,} bytes; at most {reader.DOCUMENT_BYTES:,} are read here")
+        raise ModelError(
+            f"{where} has {len(content):,} bytes; at most {reader.DOCUMENT_BYTES:,} are read here"
+        )
     return reader.json_object(content, where, error=ModelError, constants=True)
 
 
@@ -194,7 +227,7 @@ def _text(value: Any, where: str) -> str | bytes:
     return value
 
 
-# -- archives ----------------------------------------------------------------------------------------------------------------------
+# -- archives --------------------------------------------------------------------------------------
 
 
 def _member(archive: zipfile.ZipFile, name: str, path: Path) -> zipfile.ZipInfo:
@@ -202,28 +235,43 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> zipfile.ZipInfo:
     if len(members) != 1:
         raise ModelError(f"{shown(path)} holds {'no' if not members else 'more than one'} {name}")
     if members[0].flag_bits & 1:
-        raise ModelError(f"{shown(path)} is encrypted: unpack it and save the model without a password")
+        raise ModelError(
+            f"{shown(path)} is encrypted: unpack it and save the model without a password"
+        )
     return members[0]
 
 
 def _content(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
     info = _member(archive, name, path)
     if info.file_size > reader.DOCUMENT_BYTES:
-        raise ModelError(f"{shown(path)}: {name} has {info.file_size:,} bytes; at most {reader.DOCUMENT_BYTES:,} are read here")
+        raise ModelError(
+            f"{shown(path)}: {name} has {info.file_size:,} bytes; at most {reader.DOCUMENT_BYTES:,}"
+            " are read here"
+        )
     with archive.open(info) as member:
         return member.read(reader.DOCUMENT_BYTES + 1)
 
 
-def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: BinaryIO, limit: int, path: Path) -> int:
-    """Write a member to a file; gives the number of bytes. ModelError when they are more than ``limit``."""
+def _unpack(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: BinaryIO, limit: int, path: Path
+) -> int:
+    """Write a member to a file; gives the number of bytes.
+
+    ModelError when they are more than ``limit``.
+    """
     if info.flag_bits & 1:
-        raise ModelError(f"{shown(path)} is encrypted: unpack it and save the model without a password")
+        raise ModelError(
+            f"{shown(path)} is encrypted: unpack it and save the model without a password"
+        )
     size = 0
     with archive.open(info) as member:
         while block := member.read(1 << 20):
             size += len(block)
             if size > limit:
-                raise ModelError(f"{shown(path)}: '{shown(info.filename, 120)}' unpacks to more than {limit:,} bytes")
+                raise ModelError(
+                    f"{shown(path)}: '{shown(info.filename, 120)}' unpacks to more than {limit:,}"
+                    " bytes"
+                )
             target.write(block)
     return size
 
@@ -251,4 +299,6 @@ def _damage_named(path: Path) -> Iterator[None]:
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise  # of the copy, not of the file
-        raise ModelError(f"{shown(path)} is truncated or damaged: copy or download it again") from error
+        raise ModelError(
+            f"{shown(path)} is truncated or damaged: copy or download it again"
+        ) from error

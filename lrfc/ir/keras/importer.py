@@ -15,35 +15,47 @@ from lrfc.system.reader import shown
 def from_keras(model: Any) -> Graph:
     """The graph of a Functional or Sequential model.
 
-    Nested models are inlined, their ops are named by path (``backbone__conv``); further calls of a layer are ``conv@1``, ``conv@2``, and all calls
-    share one key and the same arrays. Everything float is taken as float32. ModelError for what is no Keras model, for a model without a layer graph
-    (subclassed), without an input shape, or with quantized layers.
+    Nested models are inlined, their ops are named by path (``backbone__conv``); further calls of a
+    layer are ``conv@1``, ``conv@2``, and all calls share one key and the same arrays. Everything
+    float is taken as float32. ModelError for what is no Keras model, for a model without a layer
+    graph (subclassed), without an input shape, or with quantized layers.
     """
     if not isinstance(model, keras().Model):
         raise ModelError(
-            f"{shown(repr(model), 60)} ({type(model).__module__}.{type(model).__name__}) is no model "
-            "of Keras 3: give one, or the path of a .keras or .h5 file"
+            f"{shown(repr(model), 60)} ({type(model).__module__}.{type(model).__name__}) is no"
+            " model of Keras 3: give one, or the path of a .keras or .h5 file"
         )
     function = keras_inline.functional(model)
     if function is None:
         if isinstance(model, keras().Sequential):
             raise ModelError(
-                f"Sequential model '{model.name}' has no input shape: add keras.Input(shape=...) as its first layer, or call it once before saving"
+                f"Sequential model '{model.name}' has no input shape: add keras.Input(shape=...) as"
+                " its first layer, or call it once before saving"
             )
         raise ModelError(
-            f"model '{model.name}' ({type(model).__name__}) is subclassed and has no layer graph: rebuild it with the functional API, keras.Model(inputs, outputs)"
+            f"model '{model.name}' ({type(model).__name__}) is subclassed and has no layer graph:"
+            " rebuild it with the functional API, keras.Model(inputs, outputs)"
         )
     for tensor in function.inputs:
         if str(tensor.dtype) == "string":
-            raise ModelError(f"input '{tensor.name}' is of type string: give the model without the layers that read text")
+            raise ModelError(
+                f"input '{tensor.name}' is of type string: give the model without the layers that"
+                " read text"
+            )
     inliner = keras_inline.Inliner()
-    sources = [inliner.record(tensor._keras_history.operation, "", (), {}, []) for tensor in function.inputs]
+    sources = [
+        inliner.record(tensor._keras_history.operation, "", (), {}, [])
+        for tensor in function.inputs
+    ]
     outputs = inliner.inline(function, sources, "", None)
 
     graph = Graph(model.name)
     for op, operands in inliner.ops(outputs):
         graph.add(op, operands)
     graph.outputs = tuple(inliner.ref(source) for source in outputs)
-    graph.structure = (keras_inline.structure(function.input, len(sources)), keras_inline.structure(function.output, len(outputs)))
+    graph.structure = (
+        keras_inline.structure(function.input, len(sources)),
+        keras_inline.structure(function.output, len(outputs)),
+    )
     graph.compiled = keras_compiled.config_of(model)
     return graph

@@ -37,19 +37,34 @@ class Inliner:
         self.keys: dict[int, str] = {}
         self.names: list[str] = []
 
-    def record(self, operation: Any, prefix: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], operands: list[_Source]) -> _Source:
+    def record(
+        self,
+        operation: Any,
+        prefix: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        operands: list[_Source],
+    ) -> _Source:
         """Note a call and name it; gives its first output."""
         taken = {*self.names, *self.keys.values()}
         if id(operation) not in self.keys:
             self.keys[id(operation)] = name = unique_name(prefix + operation.name, taken)
         else:
-            name = unique_name(f"{self.keys[id(operation)]}@{sum(call.operation is operation for call in self.calls)}", taken)
+            name = unique_name(
+                f"{self.keys[id(operation)]}@{sum(call.operation is operation for call in self.calls)}",
+                taken,
+            )
         self.names.append(name)
         self.calls.append(_Call(operation, args, kwargs, operands))
         return len(self.calls) - 1, 0
 
-    def inline(self, function: Any, inputs: Sequence[_Source], prefix: str, training: bool | None) -> list[_Source]:
-        """Record the calls inside a model that reads ``inputs``; ``training`` is the argument it was called with. Gives its outputs."""
+    def inline(
+        self, function: Any, inputs: Sequence[_Source], prefix: str, training: bool | None
+    ) -> list[_Source]:
+        """Record the calls inside a model that reads ``inputs``; ``training`` is the argument it was called with.
+
+        Gives its outputs.
+        """
         known = {id(tensor): source for tensor, source in zip(function.inputs, inputs, strict=True)}
         for node in _nodes(function):
             if node.is_input or any(id(tensor) not in known for tensor in node.input_tensors):
@@ -62,20 +77,31 @@ class Inliner:
                 outputs = [(call, i) for i in range(len(node.outputs))]
             else:
                 inner = f"{prefix}{node.operation.name}__"
-                order = {id(tensor): source for tensor, source in zip(node.input_tensors, operands, strict=True)}
+                order = {
+                    id(tensor): source
+                    for tensor, source in zip(node.input_tensors, operands, strict=True)
+                }
                 given = [
                     self._fit(tensor, order[id(tensor)], expected, inner)
-                    for tensor, expected in zip(nested, functional(node.operation).inputs, strict=True)
+                    for tensor, expected in zip(
+                        nested, functional(node.operation).inputs, strict=True
+                    )
                 ]
-                outputs = self.inline(functional(node.operation), given, inner, kwargs.get("training", training))
-            known.update({id(tensor): source for tensor, source in zip(node.outputs, outputs, strict=True)})
+                outputs = self.inline(
+                    functional(node.operation), given, inner, kwargs.get("training", training)
+                )
+            known.update(
+                {id(tensor): source for tensor, source in zip(node.outputs, outputs, strict=True)}
+            )
         return [known[id(tensor)] for tensor in function.outputs]
 
     def _fit(self, tensor: Any, source: _Source, expected: Any, prefix: str) -> _Source:
         """What a nested model does to its input before use: match the dtype, add or drop a last axis of length 1."""
         k = keras()
         probe = k.KerasTensor(tensor.shape, tensor.dtype)
-        if tensor.dtype != expected.dtype and not ("float" in tensor.dtype and "float" in expected.dtype):
+        if tensor.dtype != expected.dtype and not (
+            "float" in tensor.dtype and "float" in expected.dtype
+        ):
             probe = k.ops.cast(probe, expected.dtype)
             source = self.record(probe._keras_history.operation, prefix, (Slot(0),), {}, [source])
         if len(tensor.shape) == len(expected.shape) + 1:
@@ -106,7 +132,15 @@ class Inliner:
                 weights[key] = _weights(call.operation)
             kind, origin = _kind(call.operation)
             shared = self.keys[key] if counts[key] > 1 else None
-            op = Op(name, kind, _attrs(call.operation, origin), weights[key], shared, _usual(call), origin)
+            op = Op(
+                name,
+                kind,
+                _attrs(call.operation, origin),
+                weights[key],
+                shared,
+                _usual(call),
+                origin,
+            )
             yield op, tuple(self.ref(source) for source in call.operands)
 
 
@@ -133,20 +167,29 @@ def _nested(node: Any) -> list[Any] | None:
         return None
     args, kwargs = node.arguments.args, dict(node.arguments.kwargs)
     given, tree = args[0] if args else kwargs.get("inputs"), keras().tree
-    # Keras passes the masks of the operands on; the layers inside find them again on the tensors. Another mask is the user's own.
+    # Keras passes the masks of the operands on; the layers inside find them again on the tensors.
+    # Another mask is the user's own.
     masks = [getattr(tensor, "_keras_mask", None) for tensor in tree.flatten(given)]
-    if len(args) > 1 or (kwargs.get("mask") is not None and [id(mask) for mask in tree.flatten(kwargs["mask"])] != [id(mask) for mask in masks]):
+    if len(args) > 1 or (
+        kwargs.get("mask") is not None
+        and [id(mask) for mask in tree.flatten(kwargs["mask"])] != [id(mask) for mask in masks]
+    ):
         return None
     if isinstance(given, dict) and not isinstance(function.input, dict):
         given = [given.get(tensor.name) for tensor in function.inputs]
     flat = tree.flatten(given)
-    if len(flat) != len(function.inputs) or any(not isinstance(tensor, keras().KerasTensor) for tensor in flat):
+    if len(flat) != len(function.inputs) or any(
+        not isinstance(tensor, keras().KerasTensor) for tensor in flat
+    ):
         return None
     return list(flat)
 
 
 def _slots(node: Any, training: bool | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with a Slot for each operand. ``training`` of an enclosing model wins, as it does in Keras."""
+    """The arguments of a call with a Slot for each operand.
+
+    ``training`` of an enclosing model wins, as it does in Keras.
+    """
     k = keras()
     ports = iter(range(len(node.input_tensors)))
 
@@ -162,7 +205,11 @@ def _slots(node: Any, training: bool | None) -> tuple[tuple[Any, ...], dict[str,
     given = (node.arguments.args, node.arguments.kwargs)
     args, kwargs = k.tree.pack_sequence_as(given, [plain(value) for value in k.tree.flatten(given)])
     if isinstance(node.operation, k.Layer):
-        kwargs = {name: value for name, value in kwargs.items() if not (value is None and name in ("training", "mask"))}
+        kwargs = {
+            name: value
+            for name, value in kwargs.items()
+            if not (value is None and name in ("training", "mask"))
+        }
         if training is not None and _minds_training(node.operation):
             kwargs["training"] = training
     return tuple(args), dict(kwargs)
@@ -170,7 +217,10 @@ def _slots(node: Any, training: bool | None) -> tuple[tuple[Any, ...], dict[str,
 
 def _minds_training(layer: Any) -> bool:
     """Whether the layer, or one inside it, computes differently in training."""
-    return "training" in inspect.signature(layer.call).parameters or len(list(layer._flatten_layers())) > 1
+    return (
+        "training" in inspect.signature(layer.call).parameters
+        or len(list(layer._flatten_layers())) > 1
+    )
 
 
 def _usual(call: _Call) -> tuple[tuple[Any, ...], Mapping[str, Any]] | None:
@@ -193,7 +243,9 @@ def _kind(operation: Any) -> tuple[str, type | None]:
     namesake = getattr(k.layers, cls.__name__, None)
     if namesake is cls:
         return cls.__name__, None
-    return (cls.__name__ if namesake is None else f"{cls.__module__}.{cls.__name__}"), cls  # a custom Conv2D is not a Conv2D
+    return (
+        cls.__name__ if namesake is None else f"{cls.__module__}.{cls.__name__}"
+    ), cls  # a custom Conv2D is not a Conv2D
 
 
 def _attrs(operation: Any, origin: type | None) -> dict[str, Any]:
@@ -201,17 +253,23 @@ def _attrs(operation: Any, origin: type | None) -> dict[str, Any]:
     layers = list(operation._flatten_layers()) if isinstance(operation, k.Layer) else []
     for layer in layers:
         if layer.dtype_policy.quantization_mode is not None:
-            raise ModelError(f"layer '{layer.name}' is quantized ({layer.dtype_policy.name}): give the float model it was made from")
+            raise ModelError(
+                f"layer '{layer.name}' is quantized ({layer.dtype_policy.name}): give the float"
+                " model it was made from"
+            )
     try:
         config = dict(operation.get_config())
     except NotImplementedError as error:
         raise ModelError(
-            f"layer '{operation.name}' ({type(operation).__name__}) has no usable get_config(), which a rebuild needs: {reason(error)}"
+            f"layer '{operation.name}' ({type(operation).__name__}) has no usable get_config(),"
+            f" which a rebuild needs: {reason(error)}"
         ) from error
     config.pop("name", None)
     if not layers:
         return config
-    if hasattr(operation, "get_vocabulary") and config.get("vocabulary") is None:  # a learned one is neither in the configuration nor in the weights
+    if (
+        hasattr(operation, "get_vocabulary") and config.get("vocabulary") is None
+    ):  # a learned one is neither in the configuration nor in the weights
         config["vocabulary"] = operation.get_vocabulary(include_special_tokens=False)
     if isinstance(operation, k.layers.InputLayer):
         return {key: _tuples(value) for key, value in config.items()}
@@ -241,7 +299,11 @@ def _tuples(value: Any) -> Any:
     """Lists of numbers (or of lists of them) as tuples."""
     if isinstance(value, list | tuple):
         items = tuple(_tuples(item) for item in value)
-        return items if all(item is None or isinstance(item, int | float | tuple) for item in items) else value
+        return (
+            items
+            if all(item is None or isinstance(item, int | float | tuple) for item in items)
+            else value
+        )
     return value
 
 
@@ -259,6 +321,8 @@ def _weights(operation: Any) -> dict[str, Array]:
 
 def structure(packed: Any, count: int) -> Any:
     """How Keras packs inputs or outputs: None for a list and for a single tensor."""
-    if isinstance(packed, keras().KerasTensor) or (isinstance(packed, list) and len(keras().tree.flatten(packed)) == len(packed)):
+    if isinstance(packed, keras().KerasTensor) or (
+        isinstance(packed, list) and len(keras().tree.flatten(packed)) == len(packed)
+    ):
         return None
     return keras().tree.pack_sequence_as(packed, [Slot(i) for i in range(count)])

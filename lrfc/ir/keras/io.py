@@ -7,4 +7,16 @@ from lrfc.ir.keras.importer import from_keras
 from lrfc.ir.keras.layers import infer, layer_of, single
 from lrfc.ir.keras.run import call, compiled, outputs_at, predict
 
-__all__ = ["absorb", "call", "compiled", "from_keras", "infer", "layer_of", "outputs_at", "predict", "save", "single", "to_keras"]
+__all__ = [
+    "absorb",
+    "call",
+    "compiled",
+    "from_keras",
+    "infer",
+    "layer_of",
+    "outputs_at",
+    "predict",
+    "save",
+    "single",
+    "to_keras",
+]

@@ -19,7 +19,9 @@ def variables_of(operation: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for variable in getattr(operation, "weights", ()):
         path, own = variable.path, f"{operation.path}/"
-        name = path[len(own) :] if path.startswith(own) else path.rpartition(f"{operation.name}/")[2]
+        name = (
+            path[len(own) :] if path.startswith(own) else path.rpartition(f"{operation.name}/")[2]
+        )
         found[unique_name(name, found)] = variable
     return found
 
@@ -37,7 +39,12 @@ def infer(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     k = keras()
     with quiet(), as_float32(), trusted():
         layer = build_layer(op, layer_name(op.shared or op.name))
-        results = call_layer(layer, op, [k.KerasTensor(tensor.shape, tensor.dtype) for tensor in inputs], symbolic=False)
+        results = call_layer(
+            layer,
+            op,
+            [k.KerasTensor(tensor.shape, tensor.dtype) for tensor in inputs],
+            symbolic=False,
+        )
     return tuple(Tensor(tuple(result.shape), str(result.dtype)) for result in results)
 
 
@@ -85,34 +92,49 @@ def build_layer(op: Op, name: str) -> Any:
     k = keras()
     cls: Any = op.origin or getattr(k.layers, op.kind, None)
     if cls is None:
-        raise ModelError(f"op '{op.name}' is of kind '{op.kind}', which is not in keras.layers, and has no class of its own")
+        raise ModelError(
+            f"op '{op.name}' is of kind '{op.kind}', which is not in keras.layers, and has no class"
+            " of its own"
+        )
     parameters = inspect.signature(cls.__init__).parameters
     named = "name" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     config = copy.deepcopy(dict(op.attrs)) | ({"name": name} if named else {})
     try:
         layer = cls.from_config(config)
     except Exception as error:
-        raise ModelError(f"layer '{op.name}' ({op.kind}) cannot be rebuilt from its configuration: {reason(error)}") from error
+        raise ModelError(
+            f"layer '{op.name}' ({op.kind}) cannot be rebuilt from its configuration:"
+            f" {reason(error)}"
+        ) from error
     if not named:
         layer.name = name
     return layer
 
 
 def call_layer(layer: Any, op: Op, operands: list[Any], *, symbolic: bool = True) -> list[Any]:
-    """The layer's output tensors on symbolic operands. ``symbolic=False`` asks for their shapes only, where Keras can tell without weights."""
+    """The layer's output tensors on symbolic operands.
+
+    ``symbolic=False`` asks for their shapes only, where Keras can tell without weights.
+    """
     tree = keras().tree
     if op.call is None:
         args, kwargs = (operands[0] if len(operands) == 1 else operands,), {}
     else:
         given = (op.call[0], dict(op.call[1]))
-        args, kwargs = tree.map_structure(lambda value: operands[value.port] if isinstance(value, Slot) else value, given)
+        args, kwargs = tree.map_structure(
+            lambda value: operands[value.port] if isinstance(value, Slot) else value, given
+        )
     try:
         if symbolic or (op.origin is not None and isinstance(layer, keras().Layer)):
             return list(tree.flatten(layer(*args, **kwargs)))
         return list(tree.flatten(layer.compute_output_spec(*args, **kwargs)))
     except Exception as error:
-        shapes = ", ".join(str(Tensor(tuple(operand.shape), str(operand.dtype))) for operand in operands)
-        raise ModelError(f"layer '{op.name}' ({op.kind}) does not take {shapes}: {reason(error)}") from error
+        shapes = ", ".join(
+            str(Tensor(tuple(operand.shape), str(operand.dtype))) for operand in operands
+        )
+        raise ModelError(
+            f"layer '{op.name}' ({op.kind}) does not take {shapes}: {reason(error)}"
+        ) from error
 
 
 def set_weights(layer: Any, op: Op) -> None:
@@ -121,14 +143,20 @@ def set_weights(layer: Any, op: Op) -> None:
     if variables.keys() != op.weights.keys():
         if [tuple(v.shape) for v in variables.values()] != [w.shape for w in op.weights.values()]:
             raise ModelError(
-                f"layer '{op.name}' ({op.kind}) has the weights {', '.join(variables)} when rebuilt, the graph holds {', '.join(op.weights)}"
+                f"layer '{op.name}' ({op.kind}) has the weights {', '.join(variables)} when"
+                f" rebuilt, the graph holds {', '.join(op.weights)}"
             )
         variables = dict(zip(op.weights, variables.values(), strict=True))
     for name, value in op.weights.items():
         if tuple(variables[name].shape) != value.shape:
-            raise ModelError(f"weight '{name}' of layer '{op.name}' has shape {value.shape}, the layer needs {tuple(variables[name].shape)}")
+            raise ModelError(
+                f"weight '{name}' of layer '{op.name}' has shape {value.shape}, the layer needs"
+                f" {tuple(variables[name].shape)}"
+            )
         variables[name].assign(value)
-    if hasattr(layer, "finalize_state"):  # preprocessing layers compute from their weights what they use
+    if hasattr(
+        layer, "finalize_state"
+    ):  # preprocessing layers compute from their weights what they use
         layer.finalize_state()
 
 

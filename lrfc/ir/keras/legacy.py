@@ -26,14 +26,16 @@ def read(path: Path, *, elements: int, unsafe: bool) -> Any:
     """The model of a file of Keras 1 or 2 as a tf_keras model; None when tf_keras cannot read it.
 
     tf_keras imports what a file names: without ``unsafe`` the file is one that ``keras_file.Copy``
-    wrote with a configuration from ``keras_allowed.legacy_model``. ``elements``: of the weights that
-    its layers may make. DependencyError without tf_keras.
+    wrote with a configuration from ``keras_allowed.legacy_model``. ``elements``: of the weights
+    that its layers may make. DependencyError without tf_keras.
     """
     with quiet():
         try:
             import tf_keras
         except ImportError as error:
-            raise DependencyError("a model file of Keras 1 or 2 needs the package tf_keras: pip install tf-keras") from error
+            raise DependencyError(
+                "a model file of Keras 1 or 2 needs the package tf_keras: pip install tf-keras"
+            ) from error
         import tensorflow as tf
 
         # Functions that the model zoo of Keras 1 and 2 defined next to its models.
@@ -42,7 +44,9 @@ def read(path: Path, *, elements: int, unsafe: bool) -> Any:
             function.__name__ = name
         try:
             with weights_bounded(tf_keras.layers.Layer, elements):
-                return tf_keras.models.load_model(path, custom_objects=known, compile=False, safe_mode=not unsafe)
+                return tf_keras.models.load_model(
+                    path, custom_objects=known, compile=False, safe_mode=not unsafe
+                )
         except TooManyWeights:
             raise
         except Exception as error:  # noqa: BLE001 - tf_keras raises all kinds; the caller says why Keras 3 refuses the file
@@ -61,14 +65,18 @@ def carried_over(old: Any) -> Any:
     with quiet():
         model = rebuild(old)
     if (found := difference(old, model)) > _TOLERANCE:
-        raise ModelError(f"rebuilt in Keras {keras().__version__}, its outputs differ by {found:.1e} of their scale")
+        raise ModelError(
+            f"rebuilt in Keras {keras().__version__}, its outputs differ by {found:.1e} of their"
+            " scale"
+        )
     return model
 
 
 def agrees(old: Any, model: Any) -> bool:
     """Whether a model that Keras 3 read from a file of Keras 1 or 2 computes what it computes in tf_keras.
 
-    Keras 3 gives some names another meaning: its ``hard_sigmoid`` is relu6(x + 3) / 6, that of Keras 2 is clip(0.2 x + 0.5, 0, 1).
+    Keras 3 gives some names another meaning: its ``hard_sigmoid`` is relu6(x + 3) / 6, that of
+    Keras 2 is clip(0.2 x + 0.5, 0, 1).
     """
     return difference(old, model) <= _TOLERANCE
 
@@ -76,7 +84,9 @@ def agrees(old: Any, model: Any) -> bool:
 def difference(old: Any, new: Any) -> float:
     """The largest difference between two models' outputs on the same random inputs, relative to the scale of each output."""
     rng = np.random.default_rng(0)
-    indices = any(type(layer).__name__ == "Embedding" for layer in old._flatten_layers())  # valid for a table of any length
+    indices = any(
+        type(layer).__name__ == "Embedding" for layer in old._flatten_layers()
+    )  # valid for a table of any length
     batch = []
     samples = _samples(old)
     for tensor in old.inputs:
@@ -85,25 +95,42 @@ def difference(old: Any, new: Any) -> float:
         if not np.issubdtype(dtype, np.number):
             raise ModelError(f"its input '{tensor.name}' is of type {tensor.dtype.name}")
         whole = indices or np.issubdtype(dtype, np.integer)
-        batch.append((rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)).astype(dtype))
+        batch.append(
+            (rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)).astype(dtype)
+        )
     tree = keras().tree
     with quiet(), backend.onednn_needed():
-        before, after = (tree.flatten(model(batch if len(batch) > 1 else batch[0], training=False)) for model in (old, new))
+        before, after = (
+            tree.flatten(model(batch if len(batch) > 1 else batch[0], training=False))
+            for model in (old, new)
+        )
     worst = 0.0
     for a, b in zip(before, after, strict=True):
         x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
         if x.shape != y.shape:
             return float("inf")
         if np.isfinite(x).all():  # a model that holds NaN is refused for that, elsewhere
-            worst = max(worst, float(np.abs(x - y).max(initial=0.0)) / max(float(np.abs(x).max(initial=0.0)), 1e-12))
+            worst = max(
+                worst,
+                float(np.abs(x - y).max(initial=0.0))
+                / max(float(np.abs(x).max(initial=0.0)), 1e-12),
+            )
     return worst
 
 
 def _samples(model: Any) -> int:
     """How many samples a model is compared on: 4, fewer where they are large; ModelError where one is too large."""
-    tensors = [tensor for layer in model._flatten_layers() for node in layer._inbound_nodes for tensor in keras().tree.flatten(node.outputs)]
+    tensors = [
+        tensor
+        for layer in model._flatten_layers()
+        for node in layer._inbound_nodes
+        for tensor in keras().tree.flatten(node.outputs)
+    ]
     shapes = [tensor.shape.as_list() for tensor in tensors if tensor.shape.rank is not None]
     each = sum(math.prod(length or _LENGTH for length in shape[1:]) for shape in shapes)
     if each > _ELEMENTS:
-        raise ModelError(f"its tensors hold {each:,} numbers for one sample, which is too many to compare what it computes")
+        raise ModelError(
+            f"its tensors hold {each:,} numbers for one sample, which is too many to compare what"
+            " it computes"
+        )
     return max(1, min(4, _ELEMENTS // 8 // max(each, 1)))

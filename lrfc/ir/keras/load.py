@@ -25,7 +25,9 @@ _UNSAVED = 1 << 24
 
 
 def load(path: Path | str, *, unsafe: bool = False) -> Any:
-    """The model in a .keras or .h5 file, compiled with the loss in it, where there is one. The content decides, not the name.
+    """The model in a .keras or .h5 file, compiled with the loss in it, where there is one.
+
+    The content decides, not the name.
 
     Keras never opens the file itself: it gets a copy whose configuration names nothing but what
     ``keras_allowed`` lists. ``unsafe`` hands the configuration on as it is, and lets the file run
@@ -45,7 +47,11 @@ class _Loading:
     def __init__(self, file: ModelFile, unsafe: bool, folder: Path) -> None:
         self._file, self._unsafe = file, unsafe
         try:
-            self._config = file.config if unsafe else keras_allowed.model(file.config, file.path, legacy=file.legacy)
+            self._config = (
+                file.config
+                if unsafe
+                else keras_allowed.model(file.config, file.path, legacy=file.legacy)
+            )
         except keras_allowed.NoCounterpartError as error:
             raise self._lost(error) from error
         self._copy = keras_file.Copy(file, folder)
@@ -104,24 +110,34 @@ class _Loading:
 
     def _lost(self, error: ModelError) -> ModelError:
         return ModelError(
-            f"{self._file.path}, written by Keras {self._file.version}, cannot be carried over to Keras {keras().__version__}: {error}. "
-            "Build the model with Keras 3, give it the old weights and save it with model.save('model.keras')"
+            f"{self._file.path}, written by Keras {self._file.version}, cannot be carried over to"
+            f" Keras {keras().__version__}: {error}. Build the model with Keras 3, give it the old"
+            " weights and save it with model.save('model.keras')"
         )
 
     def _unreadable(self, error: Exception) -> ModelError:
         """Why Keras cannot read the file, from what it said."""
         path, text = self._file.path, str(error)
         if re.search(r"safe_mode=False|enable_unsafe_deserialization|unsafe", text):
-            return ModelError(f"{path} contains Python code (a Lambda layer); if you trust the file, give --unsafe-load")
-        unknown = re.search(r"(?:Could not locate (?:class|function)|Unknown (?:layer|object|activation function):?) '([^']+)'", text)
+            return ModelError(
+                f"{path} contains Python code (a Lambda layer); if you trust the file, give"
+                " --unsafe-load"
+            )
+        unknown = re.search(
+            r"(?:Could not locate (?:class|function)|Unknown (?:layer|object|activation"
+            r" function):?) '([^']+)'",
+            text,
+        )
         if unknown:
             return ModelError(
-                f"{path} uses '{shown(unknown.group(1), 120)}', which is not part of Keras: decorate it with @keras.saving.register_keras_serializable() "
-                "and import its module before the model is loaded"
+                f"{path} uses '{shown(unknown.group(1), 120)}', which is not part of Keras:"
+                " decorate it with @keras.saving.register_keras_serializable() and import its"
+                " module before the model is loaded"
             )
         return ModelError(
-            f"{path}, written by Keras {self._file.version}, cannot be read by Keras {keras().__version__} ({reason(error)}): "
-            "load it with the Keras that wrote it and save it with model.save('model.keras')"
+            f"{path}, written by Keras {self._file.version}, cannot be read by Keras"
+            f" {keras().__version__} ({reason(error)}): load it with the Keras that wrote it and"
+            " save it with model.save('model.keras')"
         )
 
 
@@ -129,4 +145,7 @@ def _refuse_non_finite(model: Any, path: Path) -> None:
     for variable in model.weights:
         array = np.asarray(variable, dtype=np.float32) if "float" in str(variable.dtype) else None
         if array is not None and not np.isfinite(array).all():
-            raise ModelError(f"{path}: weight '{variable.path}' holds NaN or infinite values; train the model again or take an earlier checkpoint")
+            raise ModelError(
+                f"{path}: weight '{variable.path}' holds NaN or infinite values; train the model"
+                " again or take an earlier checkpoint"
+            )

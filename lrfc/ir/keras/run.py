@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
-    """A function from one batch (any number of samples) to the outputs in the order of ``graph.outputs``, in inference mode. It is traced once."""
+    """A function from one batch (any number of samples) to the outputs in the order of ``graph.outputs``, in inference mode.
+
+    It is traced once.
+    """
     import tensorflow as tf
 
     k = keras()
@@ -31,7 +34,9 @@ def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in function.inputs]
 
     def flat_call(*flat: Any) -> Any:
-        return k.tree.flatten(model(k.tree.pack_sequence_as(function.input, list(flat)), training=False))
+        return k.tree.flatten(
+            model(k.tree.pack_sequence_as(function.input, list(flat)), training=False)
+        )
 
     with quiet():
         call = tf.function(flat_call, autograph=False).get_concrete_function(*specs)
@@ -39,15 +44,26 @@ def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
 
     def run(batch: Batch) -> Batch:
         if len(batch) != len(specs):
-            raise UsageError(f"model '{model.name}' has {len(specs)} inputs, the data have {len(batch)} arrays")
+            raise UsageError(
+                f"model '{model.name}' has {len(specs)} inputs, the data have {len(batch)} arrays"
+            )
         for tensor, spec, x in zip(function.inputs, specs, batch, strict=True):
             if not spec.shape[1:].is_compatible_with(x.shape[1:]):
-                raise UsageError(f"input '{tensor.name}' takes samples of shape {tuple(spec.shape[1:])}, the data have {tuple(x.shape[1:])}")
-        arrays = [tf.constant(np.asarray(x, dtype=spec.dtype.as_numpy_dtype)) for x, spec in zip(batch, specs, strict=True)]
+                raise UsageError(
+                    f"input '{tensor.name}' takes samples of shape {tuple(spec.shape[1:])}, the"
+                    f" data have {tuple(x.shape[1:])}"
+                )
+        arrays = [
+            tf.constant(np.asarray(x, dtype=spec.dtype.as_numpy_dtype))
+            for x, spec in zip(batch, specs, strict=True)
+        ]
         with quiet():
             if fixed is None:
                 return tuple(np.asarray(y) for y in call(*arrays))
-            parts = [_run_fixed(call, [x[start : start + fixed] for x in arrays], fixed) for start in range(0, len(arrays[0]), fixed)]
+            parts = [
+                _run_fixed(call, [x[start : start + fixed] for x in arrays], fixed)
+                for start in range(0, len(arrays[0]), fixed)
+            ]
         return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
 
     return run
@@ -61,14 +77,23 @@ def outputs_at(graph: Graph, refs: Iterable[Ref]) -> Callable[[Batch], Batch]:
 def predict(graph_or_model: Any, batch: Batch, batch_size: int = 256) -> Batch:
     """The outputs of a graph, a model or a ``compiled`` one for all samples of ``batch``, in the order of ``graph.outputs``."""
     run = graph_or_model if inspect.isfunction(graph_or_model) else compiled(graph_or_model)
-    parts = [run(tuple(x[start : start + batch_size] for x in batch)) for start in range(0, len(batch[0]), batch_size)]
+    parts = [
+        run(tuple(x[start : start + batch_size] for x in batch))
+        for start in range(0, len(batch[0]), batch_size)
+    ]
     return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
 
 
 def call(model: Any, batch: Sequence[Any], *, training: bool = False) -> Any:
     """The model's outputs, packed as the model packs them, for one array or tensor per input."""
-    arrays = [keras().ops.convert_to_tensor(x, tensor.dtype) for x, tensor in zip(batch, model.inputs, strict=True)]
-    return model(keras().tree.pack_sequence_as(keras_inline.functional(model).input, arrays), training=training)
+    arrays = [
+        keras().ops.convert_to_tensor(x, tensor.dtype)
+        for x, tensor in zip(batch, model.inputs, strict=True)
+    ]
+    return model(
+        keras().tree.pack_sequence_as(keras_inline.functional(model).input, arrays),
+        training=training,
+    )
 
 
 def _run_fixed(call: Callable[..., Any], arrays: list[Array], size: int) -> list[Array]:

@@ -22,7 +22,10 @@ _RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}, "ELU": {}}
 
 @dataclass(frozen=True)
 class Lowered:
-    """``model``: the tf_keras model, outputs as a list. ``layers``: op → the name of its layer. ``custom``: classes of ours that it is made of."""
+    """``model``: the tf_keras model, outputs as a list.
+
+    ``layers``: op → the name of its layer. ``custom``: classes of ours that it is made of.
+    """
 
     model: Any
     layers: Mapping[str, str]
@@ -43,7 +46,10 @@ def unlowered(graph: Graph) -> tuple[str, ...]:
 
 
 def lower(graph: Graph) -> Lowered:
-    """The graph in tf_keras, with its weights. Calls of a shared layer are calls of one layer. ModelError names what cannot be carried over."""
+    """The graph in tf_keras, with its weights.
+
+    Calls of a shared layer are calls of one layer. ModelError names what cannot be carried over.
+    """
     import tf_keras
 
     missing = unlowered(graph)
@@ -57,24 +63,40 @@ def lower(graph: Graph) -> Lowered:
         for op in graph:
             if op.kind == "InputLayer":
                 tensor = graph.tensors(op.name)[0]
-                tensors[Ref(op.name)] = tf_keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=names[op.name])
+                tensors[Ref(op.name)] = tf_keras.Input(
+                    tensor.shape[1:], dtype=tensor.dtype, name=names[op.name]
+                )
                 continue
             key = op.shared or op.name
             try:
                 first = key not in layers
                 if first:
                     cls = conv1d if op.kind == "Conv1D" else getattr(tf_keras.layers, op.kind, None)
-                    layers[key] = own.of(op, names[op.name]) if _is_function(graph, op) else _layer(cls, op, names[op.name])
+                    layers[key] = (
+                        own.of(op, names[op.name])
+                        if _is_function(graph, op)
+                        else _layer(cls, op, names[op.name])
+                    )
                 operands = [tensors[ref] for ref in graph.operands(op.name)]
                 given = layers[key](operands[0] if len(operands) == 1 else operands)
                 if first and op.weights:
                     layers[key].set_weights(list(op.weights.values()))
             except (TypeError, ValueError, NotImplementedError) as error:
-                raise ModelError(f"{op.name} ({op.kind}) cannot be carried over to tf_keras: {reason(error)}") from error
+                raise ModelError(
+                    f"{op.name} ({op.kind}) cannot be carried over to tf_keras: {reason(error)}"
+                ) from error
             for number, each in enumerate(given if isinstance(given, list | tuple) else [given]):
                 tensors[Ref(op.name, number)] = each
-        model = tf_keras.Model([tensors[Ref(name)] for name in graph.inputs], [tensors[ref] for ref in graph.outputs], name=_plain(graph.name))
-    return Lowered(model, {op.name: names[next(iter(graph.calls(op))).name] for op in graph}, {"Function": own, "FlatConv": conv1d})
+        model = tf_keras.Model(
+            [tensors[Ref(name)] for name in graph.inputs],
+            [tensors[ref] for ref in graph.outputs],
+            name=_plain(graph.name),
+        )
+    return Lowered(
+        model,
+        {op.name: names[next(iter(graph.calls(op))).name] for op in graph},
+        {"Function": own, "FlatConv": conv1d},
+    )
 
 
 def raised(graph: Graph, weights: Mapping[str, Mapping[str, Array]]) -> Graph:
@@ -157,5 +179,9 @@ def _layer(cls: Any, op: Op, name: str) -> Any:
     renamed = _RENAMED.get(op.kind, {})
     config = {renamed.get(key, key): value for key, value in op.attrs.items()}
     skipped = ("_initializer", "_regularizer", "_constraint")
-    kept = {key: value for key, value in config.items() if key in takes and not key.endswith(skipped) and key not in ("name", "dtype", "trainable")}
+    kept = {
+        key: value
+        for key, value in config.items()
+        if key in takes and not key.endswith(skipped) and key not in ("name", "dtype", "trainable")
+    }
     return cls(**kept, name=name)

@@ -30,15 +30,17 @@ _DEPTH = 100
 _ATTRIBUTE_ITEMS = 100_000
 #: Attributes that Keras reads; long ones are split over several, which are numbered.
 _ATTRIBUTES = frozenset({"backend", "dtype", "keras_version", "layer_names", "weight_names"})
-#: deflate, shuffle, fletcher32, szip, nbit, scale-offset and LZF. HDF5 loads any other from a library.
+#: deflate, shuffle, fletcher32, szip, nbit, scale-offset and LZF. HDF5 loads any other from a
+#: library.
 _FILTERS = frozenset({1, 2, 3, 4, 5, 6, 32000})
 
 
 def copy(source: Any, target: Any, *, limit: int, where: str) -> int:
     """Copy an HDF5 group into another: its arrays, groups and attributes, of ``limit`` bytes in all.
 
-    Gives the number of elements of the arrays. ModelError for what Keras writes nowhere: links, arrays kept in another file, filters that are
-    libraries, other types than numbers, more bytes than the limit.
+    Gives the number of elements of the arrays. ModelError for what Keras writes nowhere: links,
+    arrays kept in another file, filters that are libraries, other types than numbers, more bytes
+    than the limit.
     """
     counted = _Copy(limit, where)
     counted.group(source, target, "")
@@ -81,13 +83,18 @@ class _Copy:
         if source.is_virtual or source.external:
             raise ModelError(f"{self.where}: '{shown(path, 120)}' lies in another file")
         if not filters <= _FILTERS:
-            raise ModelError(f"{self.where}: '{shown(path, 120)}' is compressed by a filter that is a library")
+            raise ModelError(
+                f"{self.where}: '{shown(path, 120)}' is compressed by a filter that is a library"
+            )
         if source.shape is None or source.dtype.kind not in "biufcV" or source.dtype.fields:
             raise ModelError(f"{self.where}: '{shown(path, 120)}' holds no numbers")
         self.elements += math.prod(source.shape)
         self.left -= math.prod(source.shape) * source.dtype.itemsize
         if self.left < 0:
-            raise ModelError(f"{self.where}: '{shown(path, 120)}' declares more than is stored, of shape {shown(source.shape, 60)}")
+            raise ModelError(
+                f"{self.where}: '{shown(path, 120)}' declares more than is stored, of shape"
+                f" {shown(source.shape, 60)}"
+            )
         self.attributes(source, target.create_dataset(name, data=source[()]), path)
 
     def attributes(self, source: Any, target: Any, path: str) -> None:
@@ -101,5 +108,8 @@ class _Copy:
             text = entry.dtype.kind == "S" or h5py.check_string_dtype(entry.dtype) is not None
             items = math.prod(entry.shape or ())
             if not (text or items == 0) or items > _ATTRIBUTE_ITEMS:  # an empty list has no type
-                raise ModelError(f"{self.where}: the attribute '{shown(name, 60)}' of '{shown(path, 120)}' is no text")
+                raise ModelError(
+                    f"{self.where}: the attribute '{shown(name, 60)}' of '{shown(path, 120)}' is no"
+                    " text"
+                )
             target.attrs[name] = source.attrs[name]

@@ -7,13 +7,28 @@ from dataclasses import dataclass
 from html import escape
 from math import floor, inf, log10
 
-#: Colours that differ in hue and lightness (Okabe & Ito 2008), and shapes, so that series can be told apart without colour.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#b2182b", "#4d4d4d", "#6a51a3")
+#: Colours that differ in hue and lightness (Okabe & Ito 2008), and shapes, so that series can be
+#: told apart without colour.
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#8c6d31",
+    "#7f7f7f",
+    "#b2182b",
+    "#4d4d4d",
+    "#6a51a3",
+)
 _SHAPES: tuple[Callable[[float, float, float], str], ...] = (
     lambda x, y, r: f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"',
     lambda x, y, r: f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}"',
     lambda x, y, r: f'<path d="M{x:.1f} {y - r:.1f}l{r} {2 * r}h-{2 * r}z"',
-    lambda x, y, r: f'<path d="M{x:.1f} {y - 1.3 * r:.1f}l{r} {1.3 * r}l-{r} {1.3 * r}l-{r} -{1.3 * r}z"',
+    lambda x, y, r: (
+        f'<path d="M{x:.1f} {y - 1.3 * r:.1f}l{r} {1.3 * r}l-{r} {1.3 * r}l-{r} -{1.3 * r}z"'
+    ),
 )
 
 Series = Mapping[str, Sequence[tuple[float, float, str]]]
@@ -33,11 +48,17 @@ class _Axis:
         if self.log:
             span = max(log10(self.high) - log10(self.low), 1e-9)
             return self.start + (self.end - self.start) * (log10(value) - log10(self.low)) / span
-        return self.start + (self.end - self.start) * (value - self.low) / ((self.high - self.low) or 1)
+        return self.start + (self.end - self.start) * (value - self.low) / (
+            (self.high - self.low) or 1
+        )
 
     def ticks(self) -> list[float]:
         if self.log:
-            decades = [10.0**e for e in range(floor(log10(self.low)), floor(log10(self.high)) + 1) if self.low <= 10.0**e <= self.high]
+            decades = [
+                10.0**e
+                for e in range(floor(log10(self.low)), floor(log10(self.high)) + 1)
+                if self.low <= 10.0**e <= self.high
+            ]
             return decades[:: max(1, len(decades) // 6)] or [self.low]
         return _ticks(self.low, self.high)
 
@@ -60,10 +81,14 @@ def chart(
     large: Collection[str] = (),
     rings: Collection[str] = (),
 ) -> str:
-    """An SVG of (x, y, tooltip) points by series. On a logarithmic axis points at or below 0 are left out.
+    """An SVG of (x, y, tooltip) points by series.
 
-    ``lines``: join the points, of all series or of some. ``guides``: dashed vertical lines at x with a label. ``from_zero``: whether the axes begin at 0.
-    ``diagonal``: a line where y is x. ``whole_x``: x counts something. ``most_y``: what no value can exceed. ``large``, ``rings``: series with larger points, or with rings around points.
+    On a logarithmic axis points at or below 0 are left out.
+
+    ``lines``: join the points, of all series or of some. ``guides``: dashed vertical lines at x
+    with a label. ``from_zero``: whether the axes begin at 0. ``diagonal``: a line where y is x.
+    ``whole_x``: x counts something. ``most_y``: what no value can exceed. ``large``, ``rings``:
+    series with larger points, or with rings around points.
     """
     width, height = size
     left, right, top, bottom = 64, 14, 44 if guides else 26, 44
@@ -78,30 +103,74 @@ def chart(
     least, most = (min(ys), max(ys)) if log_y else _range(ys, from_zero[1])
     y = _Axis(least, min(most, most_y), height - bottom, top, log=log_y)
 
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>']
+    parts = [
+        (
+            f'<svg viewBox="0 0 {width} {height}" role="img"'
+            f' aria-label="{escape(title)}"><title>{escape(title)}</title>'
+        )
+    ]
     for tick in (tick for tick in x.ticks() if not whole_x or tick == round(tick)):
-        parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{height - bottom}"/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{height - bottom + 16}" text-anchor="middle">{_short(tick)}</text>')
+        parts.append(
+            f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}"'
+            f' y2="{height - bottom}"/>'
+        )
+        parts.append(
+            f'<text x="{x(tick):.1f}" y="{height - bottom + 16}"'
+            f' text-anchor="middle">{_short(tick)}</text>'
+        )
     for tick in y.ticks():
-        parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
-    parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(f'<text x="4" y="14">{escape(y_label)}</text>')  # lying down, it has room on a phone too
+        parts.append(
+            f'<line class="axis" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}"'
+            f' y2="{y(tick):.1f}"/>'
+        )
+        parts.append(
+            f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{_short(tick)}</text>'
+        )
+    parts.append(
+        f'<text x="{(left + width - right) / 2}" y="{height - 8}"'
+        f' text-anchor="middle">{escape(x_label)}</text>'
+    )
+    parts.append(
+        f'<text x="4" y="14">{escape(y_label)}</text>'
+    )  # lying down, it has room on a phone too
     if diagonal:
-        parts.append(f'<line class="chosen" x1="{x(x.low):.1f}" y1="{y(y.low):.1f}" x2="{x(x.high):.1f}" y2="{y(y.high):.1f}"/>')
+        parts.append(
+            f'<line class="chosen" x1="{x(x.low):.1f}" y1="{y(y.low):.1f}" x2="{x(x.high):.1f}"'
+            f' y2="{y(y.high):.1f}"/>'
+        )
     for value, label in guides:
-        anchor = "start" if x(value) < width * 0.25 else "end" if x(value) > width * 0.75 else "middle"
-        parts.append(f'<line class="chosen" x1="{x(value):.1f}" y1="{top}" x2="{x(value):.1f}" y2="{height - bottom}"/>')
-        parts.append(f'<text x="{x(value):.1f}" y="{top - 6}" text-anchor="{anchor}">{escape(label)}</text>')
+        anchor = (
+            "start" if x(value) < width * 0.25 else "end" if x(value) > width * 0.75 else "middle"
+        )
+        parts.append(
+            f'<line class="chosen" x1="{x(value):.1f}" y1="{top}" x2="{x(value):.1f}"'
+            f' y2="{height - bottom}"/>'
+        )
+        parts.append(
+            f'<text x="{x(value):.1f}" y="{top - 6}" text-anchor="{anchor}">{escape(label)}</text>'
+        )
     for number, (name, points) in enumerate(shown.items()):
         colour, shape = COLOURS[number % len(COLOURS)], _SHAPES[number % len(_SHAPES)]
         if (name in lines if isinstance(lines, Collection) else lines) and len(points) > 1:
-            path = " ".join(f"{x(p[0]):.1f},{y(p[1]):.1f}" for p in sorted(points, key=lambda p: p[0]))
-            parts.append(f'<polyline class="mark" points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            path = " ".join(
+                f"{x(p[0]):.1f},{y(p[1]):.1f}" for p in sorted(points, key=lambda p: p[0])
+            )
+            parts.append(
+                f'<polyline class="mark" points="{path}" fill="none" stroke="{colour}"'
+                ' stroke-width="2"/>'
+            )
         radius = dot * (2.2 if name in large else 1.9 if name in rings else 1)
-        paint = f'fill="none" stroke="{colour}" stroke-width="1.5"' if name in rings else f'fill="{colour}"'
+        paint = (
+            f'fill="none" stroke="{colour}" stroke-width="1.5"'
+            if name in rings
+            else f'fill="{colour}"'
+        )
         if dot:
-            parts += [f'{shape(x(p[0]), y(p[1]), radius)} class="mark" {paint}><title>{escape(p[2])}</title></{_tag(shape)}>' for p in points]
+            parts += [
+                f'{shape(x(p[0]), y(p[1]), radius)} class="mark"'
+                f" {paint}><title>{escape(p[2])}</title></{_tag(shape)}>"
+                for p in points
+            ]
     return "".join([*parts, "</svg>"])
 
 
@@ -111,9 +180,16 @@ def legend(names: Sequence[str], rings: Collection[str] = ()) -> str:
     for number, name in enumerate(names):
         shape = _SHAPES[number % len(_SHAPES)]
         colour = COLOURS[number % len(COLOURS)]
-        paint = f'fill="none" stroke="{colour}" stroke-width="2"' if name in rings else f'fill="{colour}"'
+        paint = (
+            f'fill="none" stroke="{colour}" stroke-width="2"'
+            if name in rings
+            else f'fill="{colour}"'
+        )
         mark = f'{shape(8, 8, 5)} class="mark" {paint}></{_tag(shape)}>'
-        items.append(f'<li><svg class="key" viewBox="0 0 16 16" aria-hidden="true">{mark}</svg> {escape(name)}</li>')
+        items.append(
+            f'<li><svg class="key" viewBox="0 0 16 16" aria-hidden="true">{mark}</svg>'
+            f" {escape(name)}</li>"
+        )
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 

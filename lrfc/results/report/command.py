@@ -12,7 +12,8 @@ from lrfc.results.report.text import option
 
 #: What a configuration says of data that were given as arrays.
 FROM_PYTHON = "(from Python)"
-#: What the command line takes no number for without a unit, and the unit of one that a manifest holds without it.
+#: What the command line takes no number for without a unit, and the unit of one that a manifest
+#: holds without it.
 _UNITS = {"max_latency": "ms", "time_budget": "s"}
 
 
@@ -25,7 +26,11 @@ def command(manifest: Manifest) -> str | None:
     defaults = BuildConfig().model_dump(mode="json")
     for name in OPTIONS:
         field = FIELDS.get(name, name)
-        if name not in ("out", "resume", "print_after", "stop_after") and field in config and config[field] != defaults[field]:
+        if (
+            name not in ("out", "resume", "print_after", "stop_after")
+            and field in config
+            and config[field] != defaults[field]
+        ):
             words += _words(name, config[field])
     return shlex.join(words)
 

@@ -28,18 +28,29 @@ def write(survey: Survey, place: Reserved) -> Path:
 def render(survey: Survey, shares: Sequence[float]) -> str:
     """The page as text; ``shares`` of the MACs head the table."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     names = list(survey.fronts)
     quality = {
         name: [
-            (100 * p["macs"] / survey.whole["macs"], p["predicted_divergence"], f"{name}: {100 * p['macs'] / survey.whole['macs']:.1f} % of the MACs")
+            (
+                100 * p["macs"] / survey.whole["macs"],
+                p["predicted_divergence"],
+                f"{name}: {100 * p['macs'] / survey.whole['macs']:.1f} % of the MACs",
+            )
             for p in points
         ]
         for name, points in survey.fronts.items()
     }
     spread = {
-        name: [(p["macs"], p["params"], f"{name}: {p['macs']:,} MACs, {p['params']:,} parameters") for p in points]
+        name: [
+            (p["macs"], p["params"], f"{name}: {p['macs']:,} MACs, {p['params']:,} parameters")
+            for p in points
+        ]
         for name, points in survey.fronts.items()
     }
     methods = _methods(survey.design.spaces)
@@ -48,7 +59,14 @@ def render(survey: Survey, shares: Sequence[float]) -> str:
         survey=survey,
         shares=shares,
         rows=survey.table(),
-        quality=chart(quality, "Predicted divergence against MACs kept", "MACs kept, %", "predicted divergence", lines=True, log_y=True),
+        quality=chart(
+            quality,
+            "Predicted divergence against MACs kept",
+            "MACs kept, %",
+            "predicted divergence",
+            lines=True,
+            log_y=True,
+        ),
         spread=chart(spread, "Parameters against MACs", "MACs", "parameters", lines=True),
         legend=legend(names),
         layer_legend=legend(methods),
@@ -67,9 +85,23 @@ def _layer(space: LayerSpace, names: Sequence[str]) -> tuple[str, str, str, str]
 
     def point(c: Candidate) -> tuple[float, float, str]:
         rank = "×".join(map(str, c.ranks))
-        return (c.macs, c.params, f"{c.method} rank {rank}: {c.macs:,} MACs, {c.params:,} parameters, similarity {1 - c.error:.3f}")
+        return (
+            c.macs,
+            c.params,
+            (
+                f"{c.method} rank {rank}: {c.macs:,} MACs, {c.params:,} parameters, similarity"
+                f" {1 - c.error:.3f}"
+            ),
+        )
 
     series = {name: [point(c) for c in best if c.method == name] for name in names}
-    drawn = chart(series, f"{space.op.name}: parameters against MACs", "MACs", "parameters", size=(320, 220), dot=2.5)
+    drawn = chart(
+        series,
+        f"{space.op.name}: parameters against MACs",
+        "MACs",
+        "parameters",
+        size=(320, 220),
+        dot=2.5,
+    )
     told = f"{len(space.candidates)} candidates, {len(best)} of them not dominated"
     return space.op.name, space.op.kind, drawn, told

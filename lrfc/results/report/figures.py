@@ -16,19 +16,39 @@ from lrfc.results.report.text import count, decimal, percent
 
 #: Narrow enough for its text to be read on a phone.
 SIZE = (480, 300)
-#: Layers that have a bar of their own in the waterfall, and what share of the whole they take at least.
+#: Layers that have a bar of their own in the waterfall, and what share of the whole they take at
+#: least.
 BARS, SHORTEST = 32, 0.002
 
 
-def front(points: Sequence[Mapping[str, Any]], by_latency: Sequence[Mapping[str, Any]], manifest: Manifest) -> str:
+def front(
+    points: Sequence[Mapping[str, Any]], by_latency: Sequence[Mapping[str, Any]], manifest: Manifest
+) -> str:
     """Predicted divergence against the predicted latency, or against MACs where none was predicted, with the file that ships."""
     if by_latency:
-        turns = [turn.predicted_ms for turn in manifest.search.rounds if turn.predicted_ms is not None]
+        turns = [
+            turn.predicted_ms for turn in manifest.search.rounds if turn.predicted_ms is not None
+        ]
         marked = [(turns[-1], "this plan")] if turns else []
-        drawn = [(p["latency"], p["predicted_divergence"], _plan(p, f"{decimal(p['latency'])} ms")) for p in by_latency]
+        drawn = [
+            (p["latency"], p["predicted_divergence"], _plan(p, f"{decimal(p['latency'])} ms"))
+            for p in by_latency
+        ]
         title = "Predicted divergence of the output against predicted latency"
-        return chart({"plans": drawn}, title, "predicted latency, ms", "predicted divergence", lines=True, log_y=True, size=SIZE, guides=marked)
-    drawn = [(p["macs"], p["predicted_divergence"], _plan(p, f"{p['params']:,} parameters")) for p in sorted(points, key=lambda p: p["macs"])]
+        return chart(
+            {"plans": drawn},
+            title,
+            "predicted latency, ms",
+            "predicted divergence",
+            lines=True,
+            log_y=True,
+            size=SIZE,
+            guides=marked,
+        )
+    drawn = [
+        (p["macs"], p["predicted_divergence"], _plan(p, f"{p['params']:,} parameters"))
+        for p in sorted(points, key=lambda p: p["macs"])
+    ]
     title = "Predicted divergence of the output against MACs"
     return chart(
         {"plans": drawn},
@@ -43,24 +63,49 @@ def front(points: Sequence[Mapping[str, Any]], by_latency: Sequence[Mapping[str,
 
 
 def _plan(point: Mapping[str, Any], more: str) -> str:
-    return f"{count(point['macs'])} MACs, {more}, divergence {decimal(point['predicted_divergence'])}"
+    return (
+        f"{count(point['macs'])} MACs, {more}, divergence {decimal(point['predicted_divergence'])}"
+    )
 
 
 def files(manifest: Manifest) -> tuple[str, str] | None:
     """The score of each emitted file against its latency, and the key; None where unknown."""
     before, after, scores = manifest.before, manifest.after, manifest.accuracy
-    if before.latency_ms is None or before.accuracy is None or after.latency_ms is None or after.accuracy is None:
+    if (
+        before.latency_ms is None
+        or before.accuracy is None
+        or after.latency_ms is None
+        or after.accuracy is None
+    ):
         return None
     factor, unit = (100, ", %") if scores.percent else (1, "")
     name = scores.metric or "accuracy"
     timed = after.latency_ms.source
-    found = {"original": [(before.latency_ms.p50, factor * before.accuracy, f"original: {timed} {decimal(before.latency_ms.p50)} ms")]}
-    tried = [a for a in manifest.search.attempts if a.accuracy is not None and a.latency_ms is not None]
+    found = {
+        "original": [
+            (
+                before.latency_ms.p50,
+                factor * before.accuracy,
+                f"original: {timed} {decimal(before.latency_ms.p50)} ms",
+            )
+        ]
+    }
+    tried = [
+        a for a in manifest.search.attempts if a.accuracy is not None and a.latency_ms is not None
+    ]
     known = [
-        (a.latency_ms or 0, factor * (a.accuracy or 0), f"attempt {i}: {a.source or timed} {decimal(a.latency_ms)} ms")
+        (
+            a.latency_ms or 0,
+            factor * (a.accuracy or 0),
+            f"attempt {i}: {a.source or timed} {decimal(a.latency_ms)} ms",
+        )
         for i, a in enumerate(tried, 1)
     ]
-    kept = (after.latency_ms.p50, factor * after.accuracy, f"the file that ships: {timed} {decimal(after.latency_ms.p50)} ms")
+    kept = (
+        after.latency_ms.p50,
+        factor * after.accuracy,
+        f"the file that ships: {timed} {decimal(after.latency_ms.p50)} ms",
+    )
     others = [point for point in known if point[:2] != kept[:2]]
     found |= {"the file that ships": [kept]} | ({"not kept": others} if others else {})
     drawn = chart(
@@ -92,9 +137,14 @@ def similarities(candidates: Sequence[Row]) -> tuple[list[LayerCurves], str]:
     layers: dict[str, list[Row]] = {}
     for row in candidates:
         layers.setdefault(row.layer, []).append(row)
-    # A build that repeats another has weighed nothing: its layers have one row, and there is nothing to draw.
-    weighed = {name: rows for name, rows in layers.items() if any(row.method is None for row in rows)}
-    return [_curves(name, rows, methods) for name, rows in weighed.items()], legend([*methods, TAKEN, SLOWER], rings=[SLOWER])
+    # A build that repeats another has weighed nothing: its layers have one row, and there is
+    # nothing to draw.
+    weighed = {
+        name: rows for name, rows in layers.items() if any(row.method is None for row in rows)
+    }
+    return [_curves(name, rows, methods) for name, rows in weighed.items()], legend(
+        [*methods, TAKEN, SLOWER], rings=[SLOWER]
+    )
 
 
 TAKEN, SLOWER = "taken", "takes longer than the layer as it is (predicted)"
@@ -106,20 +156,45 @@ def _curves(name: str, rows: Sequence[Row], methods: Sequence[str]) -> LayerCurv
 
     def point(row: Row) -> tuple[float, float, str]:
         cost = 100 * row.macs / whole.macs if whole.macs else 0.0
-        time = "" if row.latency is None or not whole.latency else f", {100 * row.latency / whole.latency:.0f} % of the predicted time"
-        return cost, max(row.similarity, 0.0), f"{row.label}: similarity {row.similarity:.4f}, {cost:.1f} % of the MACs{time}"
+        time = (
+            ""
+            if row.latency is None or not whole.latency
+            else f", {100 * row.latency / whole.latency:.0f} % of the predicted time"
+        )
+        return (
+            cost,
+            max(row.similarity, 0.0),
+            f"{row.label}: similarity {row.similarity:.4f}, {cost:.1f} % of the MACs{time}",
+        )
 
     best = {method: _best([row for row in rows if row.method == method]) for method in methods}
     series = {method: [point(row) for row in own] for method, own in best.items()}
     series[TAKEN] = [point(taken)] if taken is not None and taken.method is not None else []
-    series[SLOWER] = [point(row) for own in best.values() for row in own if row.latency and whole.latency and row.latency >= whole.latency]
+    series[SLOWER] = [
+        point(row)
+        for own in best.values()
+        for row in own
+        if row.latency and whole.latency and row.latency >= whole.latency
+    ]
     drawn = chart(
-        series, f"{name}: similarity against the MACs that a rank keeps", "MACs kept, % (the rank grows to the right)", "similarity", lines=methods,
-        size=SIZE, dot=3, guides=[(100.0, "break-even")], from_zero=(True, False), large=[TAKEN], rings=[SLOWER],
-    )  # fmt: skip
+        series,
+        f"{name}: similarity against the MACs that a rank keeps",
+        "MACs kept, % (the rank grows to the right)",
+        "similarity",
+        lines=methods,
+        size=SIZE,
+        dot=3,
+        guides=[(100.0, "break-even")],
+        from_zero=(True, False),
+        large=[TAKEN],
+        rings=[SLOWER],
+    )
     told = f"{len(rows) - 1} candidates. Taken: {taken.label if taken is not None else 'nothing'}"
     if taken is not None and taken.method is not None:
-        told += f", similarity {taken.similarity:.4f} at {percent(taken.macs / whole.macs) if whole.macs else count(taken.macs)} of the MACs"
+        told += (
+            f", similarity {taken.similarity:.4f} at"
+            f" {percent(taken.macs / whole.macs) if whole.macs else count(taken.macs)} of the MACs"
+        )
         if taken.latency and whole.latency:
             told += f" and {percent(taken.latency / whole.latency)} of the predicted time"
     return LayerCurves(name, drawn, told + ".", taken is not None and taken.method is not None)
@@ -151,18 +226,36 @@ def waterfall(ops: Anatomy) -> list[Bar]:
         return []
     names = list(dict.fromkeys([*old, *new]))
     least = SHORTEST * max(sum(old.values()), sum(new.values()))
-    longest = set(sorted(names, key=lambda name: -max(old.get(name, 0.0), new.get(name, 0.0)))[:BARS])
+    longest = set(
+        sorted(names, key=lambda name: -max(old.get(name, 0.0), new.get(name, 0.0)))[:BARS]
+    )
     longest -= {name for name in names if max(old.get(name, 0.0), new.get(name, 0.0)) < least}
     rows = [(name, old.get(name, 0.0), new.get(name, 0.0)) for name in names if name in longest]
     rest = [name for name in names if name not in longest]
     if rest:
-        rows.append((f"{len(rest)} others", sum(old.get(name, 0.0) for name in rest), sum(new.get(name, 0.0) for name in rest)))
+        rows.append(
+            (
+                f"{len(rest)} others",
+                sum(old.get(name, 0.0) for name in rest),
+                sum(new.get(name, 0.0) for name in rest),
+            )
+        )
     rows.append(("beside the ops", ops.overhead_ms or 0.0, ops.overhead_ms or 0.0))
     whole = max(sum(row[1] for row in rows), sum(row[2] for row in rows)) or 1.0
     found, first, second = [], 0.0, 0.0
     for name, before, after in rows:
         if before or after:
-            found.append(Bar(name, before, after, ((100 * first / whole, 100 * before / whole), (100 * second / whole, 100 * after / whole))))
+            found.append(
+                Bar(
+                    name,
+                    before,
+                    after,
+                    (
+                        (100 * first / whole, 100 * before / whole),
+                        (100 * second / whole, 100 * after / whole),
+                    ),
+                )
+            )
         first, second = first + before, second + after
     return found
 
@@ -177,37 +270,62 @@ def _times(side: Sequence[OpCost]) -> dict[str, float]:
 
 def memory(ops: Anatomy) -> str:
     """Activation bytes alive while each op runs, before and after, at the place of the op's layer in the network."""
-    places = {name: i for i, name in enumerate(dict.fromkeys(op.layer for op in [*ops.before, *ops.after]))}
+    places = {
+        name: i
+        for i, name in enumerate(dict.fromkeys(op.layer for op in [*ops.before, *ops.after]))
+    }
 
     def side(listed: Sequence[OpCost]) -> list[tuple[float, float, str]]:
         own: dict[str, list[OpCost]] = {}
         for op in listed:
             own.setdefault(op.layer, []).append(op)
         return [
-            (places[layer] + i / len(group), op.live_bytes / 1024, f"{op.name}: {op.live_bytes:,} bytes")
+            (
+                places[layer] + i / len(group),
+                op.live_bytes / 1024,
+                f"{op.name}: {op.live_bytes:,} bytes",
+            )
             for layer, group in own.items()
             for i, op in enumerate(group)
         ]
 
     series = {"before": side(ops.before), "after": side(ops.after)}
     dot = 2.5 if len(places) < 30 else 0
-    return chart(series, "Activation memory alive while each op runs", "op, in execution order", "KiB alive", lines=True, size=SIZE, dot=dot)
+    return chart(
+        series,
+        "Activation memory alive while each op runs",
+        "op, in execution order",
+        "KiB alive",
+        lines=True,
+        size=SIZE,
+        dot=dot,
+    )
 
 
 def rounds(manifest: Manifest) -> str | None:
     """The latency of each plan of the search against the predicted one; None without any."""
     after = manifest.after.latency_ms
     default = MEASURED if after is None else after.source
-    turns = [(i, t.predicted_ms, t.measured_ms, t.source or default) for i, t in enumerate(manifest.search.rounds, 1)]
+    turns = [
+        (i, t.predicted_ms, t.measured_ms, t.source or default)
+        for i, t in enumerate(manifest.search.rounds, 1)
+    ]
     points = [
-        (p, m, f"plan {i}: predicted {decimal(p)} ms, {source} {decimal(m)} ms") for i, p, m, source in turns if p is not None and m is not None
+        (p, m, f"plan {i}: predicted {decimal(p)} ms, {source} {decimal(m)} ms")
+        for i, p, m, source in turns
+        if p is not None and m is not None
     ]
     if not points:
         return None
     return chart(
-        {f"plan {i}": [point] for i, point in enumerate(points, 1)}, f"{default.capitalize()} against predicted latency", "predicted, ms", f"{default}, ms",
-        size=SIZE, dot=5, diagonal=True,
-    )  # fmt: skip
+        {f"plan {i}": [point] for i, point in enumerate(points, 1)},
+        f"{default.capitalize()} against predicted latency",
+        "predicted, ms",
+        f"{default}, ms",
+        size=SIZE,
+        dot=5,
+        diagonal=True,
+    )
 
 
 def tuning(manifest: Manifest) -> list[str]:
@@ -220,8 +338,16 @@ def tuning(manifest: Manifest) -> list[str]:
     if scores.metric is not None:
         factor = (100 if scores.percent else 1) * (1 if scores.higher_is_better else -1)
         name = scores.metric + (", %" if scores.percent else "")
-    losses = [(i, loss, f"epoch {i}: loss {loss:.4g}") for i, loss in enumerate(found.losses) if loss is not None]
-    values = [(i, factor * score, f"epoch {i}: {factor * score:.4g}") for i, score in enumerate(found.scores) if score is not None]
+    losses = [
+        (i, loss, f"epoch {i}: loss {loss:.4g}")
+        for i, loss in enumerate(found.losses)
+        if loss is not None
+    ]
+    values = [
+        (i, factor * score, f"epoch {i}: {factor * score:.4g}")
+        for i, score in enumerate(found.scores)
+        if score is not None
+    ]
     drawn = [
         chart(
             {"validation": values},
@@ -237,5 +363,15 @@ def tuning(manifest: Manifest) -> list[str]:
         )
     ]
     if losses:
-        drawn.append(chart({"loss": losses}, "Training loss by epoch", "epoch", "loss", lines=True, size=SIZE, whole_x=True))
+        drawn.append(
+            chart(
+                {"loss": losses},
+                "Training loss by epoch",
+                "epoch",
+                "loss",
+                lines=True,
+                size=SIZE,
+                whole_x=True,
+            )
+        )
     return drawn

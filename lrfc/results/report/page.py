@@ -24,13 +24,25 @@ from lrfc.results.op_costs import Anatomy, OpCost
 from lrfc.results.report import figures
 from lrfc.results.report.chart import legend
 from lrfc.results.report.command import command
-from lrfc.results.report.text import NONE, change, count, decimal, ms, option, percent, ranks, short_size, size
+from lrfc.results.report.text import (
+    NONE,
+    change,
+    count,
+    decimal,
+    ms,
+    option,
+    percent,
+    ranks,
+    short_size,
+    size,
+)
 from lrfc.results.verdict import points
 from lrfc.system import files
 from lrfc.system.reader import contents, json_object, kind, refused
 
 NAME = "report.html"
-#: The one script: sorts tables, and shows one layer's curves at a time. Without it everything is there, unsorted.
+#: The one script: sorts tables, and shows one layer's curves at a time. Without it everything is
+#: there, unsorted.
 SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 
 _RUNGS = {
@@ -46,7 +58,11 @@ _RUNGS = {
 
 @dataclass(frozen=True)
 class Content:
-    """What a page is drawn from. ``points`` and ``by_latency``: the Pareto fronts of pareto.json. ``ops``: None for the folder of an older lrfc."""
+    """What a page is drawn from.
+
+    ``points`` and ``by_latency``: the Pareto fronts of pareto.json. ``ops``: None for the folder of
+    an older lrfc.
+    """
 
     manifest: Manifest
     points: Sequence[Mapping[str, Any]] = ()
@@ -101,8 +117,16 @@ def read(folder: Path) -> Content:
     manifest = Manifest.read(folder)
     rows = choices.read(folder) if kind(folder / choices.NAME) is not None else ()
     ops = Anatomy.read(folder) if kind(folder / anatomy.NAME) is not None else None
-    fronts = _fronts(folder / "pareto.json") if kind(folder / "pareto.json") is not None else _Fronts()
-    return Content(manifest, [p.model_dump() for p in fronts.points], [p.model_dump() for p in fronts.by_latency], rows, ops)
+    fronts = (
+        _fronts(folder / "pareto.json") if kind(folder / "pareto.json") is not None else _Fronts()
+    )
+    return Content(
+        manifest,
+        [p.model_dump() for p in fronts.points],
+        [p.model_dump() for p in fronts.by_latency],
+        rows,
+        ops,
+    )
 
 
 _Figure = Annotated[int | float, Field(ge=0, le=GREATEST, allow_inf_nan=False)]
@@ -137,11 +161,21 @@ def _fronts(path: Path) -> _Fronts:
 def render(content: Content) -> str:
     """The page as text."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
-        "count": count, "size": size, "short_size": short_size, "percent": percent, "decimal": decimal, "option": option, "ranks": ranks,
-    }  # fmt: skip
+        "count": count,
+        "size": size,
+        "short_size": short_size,
+        "percent": percent,
+        "decimal": decimal,
+        "option": option,
+        "ranks": ranks,
+    }
     environment.globals |= {"change": change, "count": count, "short_size": short_size, "ms": ms}
     manifest, ops = content.manifest, content.ops
     kept_original = verdicts.kept_original(manifest)
@@ -152,7 +186,10 @@ def render(content: Content) -> str:
     times = clocked or ops
     times_told = f"predicted for {option(manifest.device)} from its cost profile, not measured"
     if clocked is not None:
-        times_told = f"compiled: the cycles that the compiler of {option(manifest.device)} counts, at its clock"
+        times_told = (
+            f"compiled: the cycles that the compiler of {option(manifest.device)} counts, at its"
+            " clock"
+        )
     curves, key = figures.similarities(() if only_cut else content.candidates)
     points, by_latency = ((), ()) if only_cut else (content.points, content.by_latency)
     return environment.get_template("page.html.j2").render(
@@ -167,7 +204,10 @@ def render(content: Content) -> str:
         rows=rows(manifest),
         precision=manifest.config.get("precision"),
         baselines=baselines(manifest),
-        ladder=[(_RUNGS[rung], manifest.accuracy.shown(value)) for rung, value in manifest.accuracy.ladder().items()],
+        ladder=[
+            (_RUNGS[rung], manifest.accuracy.shown(value))
+            for rung, value in manifest.accuracy.ladder().items()
+        ],
         changed=sum(layer.method is not None for layer in manifest.layers),
         cut=sum(layer.cut for layer in manifest.layers),
         counted=any(layer.filters_before is not None for layer in manifest.layers),
@@ -178,7 +218,9 @@ def render(content: Content) -> str:
         front=figures.front(points, by_latency, manifest) if points or by_latency else None,
         files=figures.files(manifest),
         curves=curves,
-        first_curve=next((curve for curve in curves if curve.changed), curves[0] if curves else None),
+        first_curve=next(
+            (curve for curve in curves if curve.changed), curves[0] if curves else None
+        ),
         curves_key=key,
         bars=figures.waterfall(times) if times is not None else [],
         times_told=times_told,
@@ -196,11 +238,16 @@ def render(content: Content) -> str:
     )
 
 
-def layers(manifest: Manifest, ops: Anatomy | None, *, kept_original: bool = False) -> list[LayerRow]:
+def layers(
+    manifest: Manifest, ops: Anatomy | None, *, kept_original: bool = False
+) -> list[LayerRow]:
     """The table of layers."""
     found = []
     for layer in manifest.layers:
-        sides = [[op for op in side if op.layer == layer.name] for side in ((ops.before, ops.after) if ops is not None else ((), ()))]
+        sides = [
+            [op for op in side if op.layer == layer.name]
+            for side in ((ops.before, ops.after) if ops is not None else ((), ()))
+        ]
         if kept_original:  # the ops are those of a file that was not kept
             sides[1] = sides[0]
         kernels, stored, times = zip(*map(_side, sides), strict=True)
@@ -211,18 +258,34 @@ def layers(manifest: Manifest, ops: Anatomy | None, *, kept_original: bool = Fal
 def _side(ops: Sequence[OpCost]) -> tuple[tuple[str, ...], int | None, float | None]:
     kernels = tuple("×".join(map(str, op.kernel)) for op in ops if op.kernel)
     times = [op.predicted_ms for op in ops if op.predicted_ms is not None]
-    return kernels, sum(op.weight_bytes for op in ops) if ops else None, sum(times) if times else None
+    return (
+        kernels,
+        sum(op.weight_bytes for op in ops) if ops else None,
+        sum(times) if times else None,
+    )
 
 
 def by_cycles(manifest: Manifest, ops: Anatomy) -> Anatomy | None:
-    """The ops with the time of their cycles in the place of the predicted one: together they take what the file takes. None where cycles are not known."""
+    """The ops with the time of their cycles in the place of the predicted one: together they take what the file takes.
+
+    None where cycles are not known.
+    """
     before = manifest.before
-    if not before.cycles or before.latency_ms is None or not all(any(op.cycles is not None for op in side) for side in (ops.before, ops.after)):
+    if (
+        not before.cycles
+        or before.latency_ms is None
+        or not all(any(op.cycles is not None for op in side) for side in (ops.before, ops.after))
+    ):
         return None
     ms_per_cycle = before.latency_ms.p50 / before.cycles  # one clock for both files
 
     def side(listed: Sequence[OpCost]) -> tuple[OpCost, ...]:
-        return tuple(op.model_copy(update={"predicted_ms": None if op.cycles is None else op.cycles * ms_per_cycle}) for op in listed)
+        return tuple(
+            op.model_copy(
+                update={"predicted_ms": None if op.cycles is None else op.cycles * ms_per_cycle}
+            )
+            for op in listed
+        )
 
     return Anatomy(overhead_ms=0.0, before=side(ops.before), after=side(ops.after))
 
@@ -230,20 +293,34 @@ def by_cycles(manifest: Manifest, ops: Anatomy) -> Anatomy | None:
 def npu(ops: Anatomy) -> list[NPURow]:
     """Cycles and memory layer by layer; empty where no compiler told them."""
     found = []
-    for name in dict.fromkeys(op.layer for op in (*ops.before, *ops.after) if op.cycles is not None):
-        before, after = ([op for op in side if op.layer == name] for side in (ops.before, ops.after))
+    for name in dict.fromkeys(
+        op.layer for op in (*ops.before, *ops.after) if op.cycles is not None
+    ):
+        before, after = (
+            [op for op in side if op.layer == name] for side in (ops.before, ops.after)
+        )
         cpu = dict.fromkeys(operator for op in (*before, *after) for operator in op.cpu)
         found.append(NPURow(name, _spent(before), _spent(after), tuple(cpu)))
     return found
 
 
 def _spent(ops: Sequence[OpCost]) -> dict[str, int | None]:
-    how: dict[str, Callable[[Sequence[int]], int]] = {"cycles": sum, "sram_bytes": max, "flash_bytes": sum}
-    known = {quantity: [value for op in ops if (value := getattr(op, quantity)) is not None] for quantity in how}
-    return {quantity: merge(known[quantity]) if known[quantity] else None for quantity, merge in how.items()}
+    how: dict[str, Callable[[Sequence[int]], int]] = {
+        "cycles": sum,
+        "sram_bytes": max,
+        "flash_bytes": sum,
+    }
+    known = {
+        quantity: [value for op in ops if (value := getattr(op, quantity)) is not None]
+        for quantity in how
+    }
+    return {
+        quantity: merge(known[quantity]) if known[quantity] else None
+        for quantity, merge in how.items()
+    }
 
 
-# -- sentences and rows ------------------------------------------------------------------------------------------------------------
+# -- sentences and rows ----------------------------------------------------------------------------
 
 
 def baselines(manifest: Manifest) -> str:
@@ -254,21 +331,38 @@ def baselines(manifest: Manifest) -> str:
         said.append(f"The drop is a sum: {summed}.")
     if file is not None and scores.before is not None:
         said.append(
-            f"It is counted from the original in float, which has {scores.shown(scores.before)}; the original's own file has {scores.shown(file)}."
+            f"It is counted from the original in float, which has {scores.shown(scores.before)};"
+            f" the original's own file has {scores.shown(file)}."
         )
     return " ".join(said)
 
 
 def cards(manifest: Manifest) -> list[tuple[str, str, str]]:
     """The figures that people look for first: what each is, what is kept, and what that saves or how sure it is."""
-    before, after, ratio, scores = manifest.before, manifest.after, manifest.speedup, manifest.accuracy
+    before, after, ratio, scores = (
+        manifest.before,
+        manifest.after,
+        manifest.speedup,
+        manifest.accuracy,
+    )
     found = []
-    for name, quantity in (("MACs", "macs"), ("Parameters", "params"), ("File size", "file_bytes"), ("Activation memory", "arena_bytes")):
+    for name, quantity in (
+        ("MACs", "macs"),
+        ("Parameters", "params"),
+        ("File size", "file_bytes"),
+        ("Activation memory", "arena_bytes"),
+    ):
         first, second = getattr(before, quantity), getattr(after, quantity)
         if first and second is not None:
-            kept, saved = f"{100 * second / first:.1f} % kept", f"{100 * (1 - second / first):.1f} % saved"
+            kept, saved = (
+                f"{100 * second / first:.1f} % kept",
+                f"{100 * (1 - second / first):.1f} % saved",
+            )
             if second > first:
-                kept, saved = f"×{second / first:.2f}", f"{100 * (second / first - 1):.1f} % more than before"
+                kept, saved = (
+                    f"×{second / first:.2f}",
+                    f"{100 * (second / first - 1):.1f} % more than before",
+                )
             found.append((name, kept, saved))
     if ratio is not None:
         found.append(("Speed-up", f"×{ratio.median:.2f}", verdicts.sure(ratio)))
@@ -278,10 +372,16 @@ def cards(manifest: Manifest) -> list[tuple[str, str, str]]:
         word = "SLOWER than the float original; " if over.pace == "slower" else ""
         found.append(("Beside fp32", f"×{over.median:.2f}", f"{word}{verdicts.sure(over)}"))
     if after.accuracy is not None:
-        since = "on the test data" if scores.before is None else f"{scores.shown(scores.before)} before, in float"
+        since = (
+            "on the test data"
+            if scores.before is None
+            else f"{scores.shown(scores.before)} before, in float"
+        )
         if scores.kept is not None:
             since += f"; {verdicts.contract(scores.kept, percent=scores.percent)}"
-        found.append(((scores.metric or "accuracy").capitalize(), scores.shown(after.accuracy), since))
+        found.append(
+            ((scores.metric or "accuracy").capitalize(), scores.shown(after.accuracy), since)
+        )
     return found
 
 
@@ -302,11 +402,15 @@ def rows(manifest: Manifest) -> list[Row]:
     timed = after.latency_ms is None or after.latency_ms.source == MEASURED
     if before.cycles is None and timed:
         note = "measured, of the process, runtime included"
-        found.append(_row("Peak resident memory", before.peak_rss_bytes, after.peak_rss_bytes, size, note))
+        found.append(
+            _row("Peak resident memory", before.peak_rss_bytes, after.peak_rss_bytes, size, note)
+        )
     elif before.cycles is not None:
         found.append(_row("NPU cycles", before.cycles, after.cycles, count, EXPLAINED[COMPILED]))
         found.append(_row("SRAM", before.sram_bytes, after.sram_bytes, size, EXPLAINED[COMPILED]))
-        found.append(_row("Flash", before.flash_bytes, after.flash_bytes, size, EXPLAINED[COMPILED]))
+        found.append(
+            _row("Flash", before.flash_bytes, after.flash_bytes, size, EXPLAINED[COMPILED])
+        )
     return [*found, _score(manifest)]
 
 
@@ -342,23 +446,39 @@ def _score(manifest: Manifest) -> Row:
     name = (scores.metric or "accuracy").capitalize()
     known = None if after is None else scores.shown(after)
     if scores.before is None or known is None:
-        return Row(name, NONE if scores.before is None else scores.shown(scores.before), known or NONE)
+        return Row(
+            name, NONE if scores.before is None else scores.shown(scores.before), known or NONE
+        )
     if scores.kept is not None:  # a score is not saved: its change is the drop
         known += f" (drop {points(scores.kept.drop, scores.kept.unit)})"
     return Row(name, scores.shown(scores.before), known, note="before: the original in float")
 
 
-def _row(name: str, before: float | None, after: float | None, show: Callable[[Any], str], note: str = "") -> Row:
+def _row(
+    name: str, before: float | None, after: float | None, show: Callable[[Any], str], note: str = ""
+) -> Row:
     first, second = (NONE if value is None else show(value) for value in (before, after))
     if before is None or after is None or not before:
         return Row(name, first, second, note=note)
     kept = after / before
-    return Row(name, first, second, percent(kept), percent(1 - kept), f"×{decimal(before / after, 3)}" if after else NONE, note)
+    return Row(
+        name,
+        first,
+        second,
+        percent(kept),
+        percent(1 - kept),
+        f"×{decimal(before / after, 3)}" if after else NONE,
+        note,
+    )
 
 
 def _how(*sides: Latency) -> str:
     told = [
-        EXPLAINED[side.source] if side.source != MEASURED else f"measured, n = {side.n}, {side.threads} thread{'s' if side.threads > 1 else ''}"
+        (
+            EXPLAINED[side.source]
+            if side.source != MEASURED
+            else f"measured, n = {side.n}, {side.threads} thread{'s' if side.threads > 1 else ''}"
+        )
         for side in sides
     ]
     return " / ".join(dict.fromkeys(told))

@@ -23,7 +23,15 @@ from lrfc.targets.devices.runners.python import PythonRunner
 
 #: Seconds that adb gets to answer; it may have to start its server.
 PATIENCE = 30.0
-_LOST = ("not found", "offline", "no devices", "error: closed", "device unauthorized", "protocol fault", "cannot connect to daemon")
+_LOST = (
+    "not found",
+    "offline",
+    "no devices",
+    "error: closed",
+    "device unauthorized",
+    "protocol fault",
+    "cannot connect to daemon",
+)
 
 
 def adb_runner(device: Device) -> DeviceRunner:
@@ -32,11 +40,15 @@ def adb_runner(device: Device) -> DeviceRunner:
     if device.reach.python is not None:
         return PythonRunner(device, Attached(device))
     if device.reach.benchmark_model is None:
-        raise UsageError(f"device '{device.name}': its profile names neither python nor benchmark_model under [reach]; one of them measures there")
+        raise UsageError(
+            f"device '{device.name}': its profile names neither python nor benchmark_model under"
+            " [reach]; one of them measures there"
+        )
     program = located(device.reach.benchmark_model)
     if kind(program) != "a file":
         raise UsageError(
-            f"device '{device.name}': reach.benchmark_model = '{program}' is no file; it is TensorFlow Lite's benchmark_model, built for the device"
+            f"device '{device.name}': reach.benchmark_model = '{program}' is no file; it is"
+            " TensorFlow Lite's benchmark_model, built for the device"
         )
     return BenchmarkRunner(device, Attached(device), program)
 
@@ -52,7 +64,10 @@ class Attached:
     def __enter__(self) -> Self:
         program = shutil.which("adb")
         if program is None:
-            raise DependencyError("the program adb is not installed on this machine; install Android's platform-tools (Debian: apt-get install adb)")
+            raise DependencyError(
+                "the program adb is not installed on this machine; install Android's platform-tools"
+                " (Debian: apt-get install adb)"
+            )
         self._adb = [program, "-s", self._serial(program)]
         try:
             self._keeper = Keeper([*self._adb, "shell", "-T", script(self._reach.folder)], PATIENCE)
@@ -60,17 +75,29 @@ class Attached:
             if no_room(failure.said):
                 raise self._full() from None
             reason = failure.said.splitlines()[-1] if failure.said else "no shell answered in time"
-            raise DeviceError(f"device '{self._name}': no folder can be made in {self._reach.folder}: {reason}") from None
+            raise DeviceError(
+                f"device '{self._name}': no folder can be made in {self._reach.folder}: {reason}"
+            ) from None
         with ExitStack() as stack:
             stack.push(self._closed)
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._there.clear()
         self._stack.__exit__(kind, error, trace)
 
-    def _closed(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def _closed(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if not self._keeper.close() and error is None:
             raise left_behind(self._name, self.folder)
 
@@ -84,28 +111,52 @@ class Attached:
         start = f"device '{self._name}'"
         try:
             done = subprocess.run(  # noqa: S603
-                [program, "devices"], capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL
+                [program, "devices"],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=PATIENCE,
+                check=False,
+                stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired:
-            raise DeviceError(f"{start}: adb devices did not answer within {PATIENCE:g} s; try adb kill-server") from None
+            raise DeviceError(
+                f"{start}: adb devices did not answer within {PATIENCE:g} s; try adb kill-server"
+            ) from None
         if done.returncode:
-            raise DeviceError(f"{start}: adb devices failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")
+            raise DeviceError(
+                f"{start}: adb devices failed:"
+                f" {(done.stderr.strip().splitlines() or ['without a word'])[-1]}"
+            )
         states = dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line)
         wanted = self._reach.serial or os.environ.get("ANDROID_SERIAL")
         if not states:
-            raise DeviceError(f"{start}: adb sees no device; connect it, and allow USB debugging in its developer options")
+            raise DeviceError(
+                f"{start}: adb sees no device; connect it, and allow USB debugging in its developer"
+                " options"
+            )
         if wanted is None and len(states) > 1:
-            raise DeviceError(f"{start}: adb sees several devices ({', '.join(states)}); name one in the profile (reach.serial)")
+            raise DeviceError(
+                f"{start}: adb sees several devices ({', '.join(states)}); name one in the profile"
+                " (reach.serial)"
+            )
         serial = wanted or next(iter(states))
         if serial not in states:
-            raise DeviceError(f"{start}: adb sees no device '{serial}'; it sees {', '.join(states)}")
+            raise DeviceError(
+                f"{start}: adb sees no device '{serial}'; it sees {', '.join(states)}"
+            )
         match (states[serial].split() or [""])[0]:
             case "device":
                 return serial
             case "unauthorized":
-                raise DeviceError(f"{start}: '{serial}' does not trust this machine yet; allow USB debugging on its screen")
+                raise DeviceError(
+                    f"{start}: '{serial}' does not trust this machine yet; allow USB debugging on"
+                    " its screen"
+                )
             case "offline":
-                raise DeviceError(f"{start}: '{serial}' is offline; reconnect it, or try adb reconnect")
+                raise DeviceError(
+                    f"{start}: '{serial}' is offline; reconnect it, or try adb reconnect"
+                )
             case _:
                 raise DeviceError(f"{start}: '{serial}' cannot be used: {states[serial]}")
 
@@ -117,14 +168,27 @@ class Attached:
             path = f"{self.folder}/{len(self._there)}{file.suffix}"
             try:
                 done = subprocess.run(  # noqa: S603
-                    [*self._adb, "push", str(file), path], capture_output=True, text=True, errors="replace", timeout=timeout, check=False,
-                    stdin=subprocess.DEVNULL, start_new_session=True,
-                )  # fmt: skip
+                    [*self._adb, "push", str(file), path],
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=timeout,
+                    check=False,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
             except subprocess.TimeoutExpired:
-                raise DeviceError(f"device '{self._name}': sending {file.name} ({len(content):,} bytes) took more than {timeout:.0f} s") from None
+                raise DeviceError(
+                    f"device '{self._name}': sending {file.name} ({len(content):,} bytes) took more"
+                    f" than {timeout:.0f} s"
+                ) from None
             said = f"{done.stdout}\n{done.stderr}".strip()
             if done.returncode:
-                raise self._full(f" for {file.name} ({len(content):,} bytes)") if no_room(said) else self.lost(f"{file.name} was not sent", said)
+                raise (
+                    self._full(f" for {file.name} ({len(content):,} bytes)")
+                    if no_room(said)
+                    else self.lost(f"{file.name} was not sent", said)
+                )
             self._there[digest] = path
         return self._there[digest]
 
@@ -134,12 +198,25 @@ class Attached:
         marked = f"echo $$ > {shlex.quote(self.folder)}/$$.pid; {there}"
         try:
             done = subprocess.run(  # noqa: S603
-                [*self._adb, "shell", "-T", marked], capture_output=True, text=True, errors="replace", timeout=timeout, check=False,
-                stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+                [*self._adb, "shell", "-T", marked],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         except subprocess.TimeoutExpired:
-            raise DeviceError(f"device '{self._name}' did not answer within {timeout:.0f} s; allow more time or fewer runs") from None
-        if done.returncode == 1 and done.stderr.startswith(("error:", "adb:")) and any(word in done.stderr for word in _LOST):
+            raise DeviceError(
+                f"device '{self._name}' did not answer within {timeout:.0f} s; allow more time or"
+                " fewer runs"
+            ) from None
+        if (
+            done.returncode == 1
+            and done.stderr.startswith(("error:", "adb:"))
+            and any(word in done.stderr for word in _LOST)
+        ):
             raise self.lost("the connection was lost", done.stderr)
         return done
 
@@ -155,7 +232,10 @@ class Attached:
         if any(word in said for word in _LOST) and said.startswith(("error:", "adb:")):
             return f"is gone: the connection to device '{self._name}' was lost: {said}"
         if code in (126, 127):
-            return f"did not start: {python} cannot be run on device '{self._name}'{f': {said}' if said else ''}; mend reach.python in the profile"
+            return (
+                f"did not start: {python} cannot be run on device"
+                f" '{self._name}'{f': {said}' if said else ''}; mend reach.python in the profile"
+            )
         return f"ended with exit code {code} on device '{self._name}'{f': {said}' if said else ''}"
 
     def lost(self, what: str, said: str) -> DeviceError:
@@ -165,5 +245,6 @@ class Attached:
 
     def _full(self, what: str = "") -> DeviceError:
         return DeviceError(
-            f"device '{self._name}': no space left in {self._reach.folder}{what}; make room there, or name another folder in the profile"
+            f"device '{self._name}': no space left in {self._reach.folder}{what}; make room there,"
+            " or name another folder in the profile"
         )

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 class Facts:
     """What a device says about itself.
 
-    ``machine``: its architecture ('x86_64', 'aarch64', 'ethos-u55-128'). ``system``: its operating system, or the program that stands for it.
-    ``python``: the version there; None where none is used. ``runtimes``: format → runtime and version ('tflite' → 'LiteRT 2.1.0').
-    ``free_bytes``: room for files there; None where it is not known.
+    ``machine``: its architecture ('x86_64', 'aarch64', 'ethos-u55-128'). ``system``: its operating
+    system, or the program that stands for it. ``python``: the version there; None where none is
+    used. ``runtimes``: format → runtime and version ('tflite' → 'LiteRT 2.1.0'). ``free_bytes``:
+    room for files there; None where it is not known.
     """
 
     machine: str
@@ -33,21 +34,43 @@ class Facts:
 
 
 class DeviceRunner(Protocol):
-    """A device, reached inside a ``with`` block. At its end, however it ends, nothing of ours is left on the device."""
+    """A device, reached inside a ``with`` block.
+
+    At its end, however it ends, nothing of ours is left on the device.
+    """
 
     def __enter__(self) -> Self:
-        """Reach the device. DeviceError, in one line, when it cannot be reached; DependencyError when a program on this machine is missing."""
+        """Reach the device.
+
+        DeviceError, in one line, when it cannot be reached; DependencyError when a program on this
+        machine is missing.
+        """
         ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Stop what runs there and remove what was put there."""
         ...
 
     def check(self) -> Facts:
-        """Ask the device what it is. DeviceError when something that its profile promises is missing there."""
+        """Ask the device what it is.
+
+        DeviceError when something that its profile promises is missing there.
+        """
         ...
 
-    def compare(self, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
+    def compare(
+        self,
+        files: Sequence[Artifact],
+        *,
+        runs: int = 200,
+        threads: int = 1,
+        timeout: float = 600.0,
+    ) -> tuple[Measurement, ...]:
         """Measure the files side by side, as ``lrfc.targets.devices.measure.compare`` does on this machine; the same errors."""
         ...
 
@@ -77,10 +100,19 @@ class OpRunner(DeviceRunner, Protocol):
 class Profiler(DeviceRunner, Protocol):
     """A device whose runtime tells how long the parts of a file take."""
 
-    def times(self, files: Sequence[Artifact], *, turns: int = 12, threads: int = 1, timeout: float = 600.0) -> list[list[float]]:
+    def times(
+        self,
+        files: Sequence[Artifact],
+        *,
+        turns: int = 12,
+        threads: int = 1,
+        timeout: float = 600.0,
+    ) -> list[list[float]]:
         """Milliseconds of an inference of each of many small files of one format, in each turn; the errors of ``compare``."""
         ...
 
-    def profile(self, file: Artifact, *, runs: int = 50, threads: int = 1, timeout: float = 600.0) -> Mapping[str, float]:
+    def profile(
+        self, file: Artifact, *, runs: int = 50, threads: int = 1, timeout: float = 600.0
+    ) -> Mapping[str, float]:
         """Microseconds (medians) of each part: of a .tflite file each signature, of an .onnx file each node that is executed, by name."""
         ...

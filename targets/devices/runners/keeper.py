@@ -24,19 +24,22 @@ PATIENCE = 15.0
 def script(parent: str) -> str:
     """The commands for a POSIX shell. It ends with 73 when no folder can be made in ``parent``.
 
-    A signal must not end the shell before it has removed the folder. A worker that hangs does not see its stdin end: those whose number stands in a file
-    .pid of the folder are killed.
+    A signal must not end the shell before it has removed the folder. A worker that hangs does not
+    see its stdin end: those whose number stands in a file .pid of the folder are killed.
     """
     template = shlex.quote(f"{parent.rstrip('/')}/lrfc-XXXXXX")
     return (
-        f'umask 077; trap "" HUP INT TERM PIPE; d=$(mktemp -d {template}) || exit 73; echo "lrfc-folder $d"; '
-        'cat > /dev/null; for p in "$d"/*.pid; do kill -9 "$(cat "$p")"; done 2> /dev/null; '
-        'rm -rf "$d" || { sleep 1; rm -rf "$d"; } && echo lrfc-removed'
+        f'umask 077; trap "" HUP INT TERM PIPE; d=$(mktemp -d {template}) || exit 73; echo'
+        ' "lrfc-folder $d"; cat > /dev/null; for p in "$d"/*.pid; do kill -9 "$(cat "$p")"; done'
+        ' 2> /dev/null; rm -rf "$d" || { sleep 1; rm -rf "$d"; } && echo lrfc-removed'
     )
 
 
 class NotOpenedError(Exception):
-    """The command ended, or said nothing, before it gave a folder. ``code`` is None when the time was up."""
+    """The command ended, or said nothing, before it gave a folder.
+
+    ``code`` is None when the time was up.
+    """
 
     def __init__(self, code: int | None, said: str) -> None:
         super().__init__(said)
@@ -49,9 +52,15 @@ class Keeper:
     def __init__(self, command: Sequence[str], timeout: float) -> None:
         self._errors = scratch.unnamed("w+", encoding="utf-8", errors="replace")  # closed by kill
         self._process = subprocess.Popen(  # noqa: S603 - a session of its own: Ctrl-C comes to this process alone
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8", errors="replace",
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
-        )  # fmt: skip
+        )
         self._lines: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -78,7 +87,9 @@ class Keeper:
             raise NotOpenedError(code, self.said())
         _, _, folder = line.partition("lrfc-folder ")
         if not folder or folder.startswith("-") or not folder.isprintable():
-            raise NotOpenedError(0, f"it says that the folder is '{shown(folder)}', which is no path")
+            raise NotOpenedError(
+                0, f"it says that the folder is '{shown(folder)}', which is no path"
+            )
         return folder
 
     def said(self) -> str:
@@ -111,10 +122,20 @@ class Keeper:
 
 def no_room(said: str) -> bool:
     """Whether a command's words mean that the disk there is full, or a quota or a limit reached."""
-    words = ("no space left", "quota exceeded", "file too large", "file size limit", "not enough space", "no space on device")
+    words = (
+        "no space left",
+        "quota exceeded",
+        "file too large",
+        "file size limit",
+        "not enough space",
+        "no space on device",
+    )
     return any(word in said.lower() for word in words)
 
 
 def left_behind(name: str, folder: str) -> DeviceError:
     """The folder could not be removed, for all that is known."""
-    return DeviceError(f"device '{name}': the connection ended badly; see whether {folder} is still there, and remove it")
+    return DeviceError(
+        f"device '{name}': the connection ended badly; see whether {folder} is still there, and"
+        " remove it"
+    )

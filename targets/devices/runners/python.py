@@ -31,30 +31,71 @@ class PythonRunner:
         self._stack.enter_context(self._connection)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stack.__exit__(kind, error, trace)
 
     def check(self) -> Facts:
-        """The facts. DeviceError when a runtime of the profile's formats is missing, or the architecture is not the profile's."""
+        """The facts.
+
+        DeviceError when a runtime of the profile's formats is missing, or the architecture is not
+        the profile's.
+        """
         name = self._device.name
-        with Worker(self._connection, f"look at device '{name}'", PATIENCE, time.monotonic() + PATIENCE) as worker:
+        with Worker(
+            self._connection, f"look at device '{name}'", PATIENCE, time.monotonic() + PATIENCE
+        ) as worker:
             said = worker.ask({"facts": self._connection.folder})
-        found = Facts(said["machine"], said["system"], said["python"], said["runtimes"], said["free_bytes"])
+        found = Facts(
+            said["machine"], said["system"], said["python"], said["runtimes"], said["free_bytes"]
+        )
         if self._device.machine not in (None, found.machine):
-            raise DeviceError(f"device '{name}' says that it is {found.machine}, its profile says {self._device.machine}: mend host or machine there")
+            raise DeviceError(
+                f"device '{name}' says that it is {found.machine}, its profile says"
+                f" {self._device.machine}: mend host or machine there"
+            )
         for form in self._device.formats:
             if form not in found.runtimes:
-                raise DeviceError(f"device '{name}': {said['missing'][form]}; or take '{form}' out of formats in its profile")
+                raise DeviceError(
+                    f"device '{name}': {said['missing'][form]}; or take '{form}' out of formats in"
+                    " its profile"
+                )
         return found
 
-    def compare(self, files: Sequence[Artifact], *, runs: int = 200, threads: int = 1, timeout: float = 600.0) -> tuple[Measurement, ...]:
+    def compare(
+        self,
+        files: Sequence[Artifact],
+        *,
+        runs: int = 200,
+        threads: int = 1,
+        timeout: float = 600.0,
+    ) -> tuple[Measurement, ...]:
         """Measure the files side by side there."""
-        return measure.compare(files, runs=runs, threads=threads, timeout=timeout, connection=self._connection)
+        return measure.compare(
+            files, runs=runs, threads=threads, timeout=timeout, connection=self._connection
+        )
 
-    def times(self, files: Sequence[Artifact], *, turns: int = 12, threads: int = 1, timeout: float = 600.0) -> list[list[float]]:
+    def times(
+        self,
+        files: Sequence[Artifact],
+        *,
+        turns: int = 12,
+        threads: int = 1,
+        timeout: float = 600.0,
+    ) -> list[list[float]]:
         """Milliseconds of an inference of each of many small files of one format there, in each turn."""
-        return measure.times(files, turns=turns, threads=threads, timeout=timeout, connection=self._connection)
+        return measure.times(
+            files, turns=turns, threads=threads, timeout=timeout, connection=self._connection
+        )
 
-    def profile(self, file: Artifact, *, runs: int = 50, threads: int = 1, timeout: float = 600.0) -> Mapping[str, float]:
+    def profile(
+        self, file: Artifact, *, runs: int = 50, threads: int = 1, timeout: float = 600.0
+    ) -> Mapping[str, float]:
         """Microseconds of each part of the file there."""
-        return measure.profile(file, runs=runs, threads=threads, timeout=timeout, connection=self._connection)
+        return measure.profile(
+            file, runs=runs, threads=threads, timeout=timeout, connection=self._connection
+        )

@@ -30,9 +30,18 @@ SILENCE = 15
 FAILED = 255
 #: What ssh says when another try may help.
 _PASSING = (
-    "connection refused", "timed out", "no route to host", "network is unreachable", "connection reset", "connection closed", "closed by remote host",
-    "kex_exchange_identification", "banner exchange", "temporary failure", "broken pipe",
-)  # fmt: skip
+    "connection refused",
+    "timed out",
+    "no route to host",
+    "network is unreachable",
+    "connection reset",
+    "connection closed",
+    "closed by remote host",
+    "kex_exchange_identification",
+    "banner exchange",
+    "temporary failure",
+    "broken pipe",
+)
 
 
 class SSHRunner(PythonRunner):
@@ -53,29 +62,67 @@ class Connected:
     def __enter__(self) -> Self:
         program = shutil.which("ssh")
         if program is None:
-            raise DependencyError("the program ssh is not installed on this machine; install OpenSSH's client")
+            raise DependencyError(
+                "the program ssh is not installed on this machine; install OpenSSH's client"
+            )
         reach = self._reach
         with ExitStack() as stack:
             # A short path: that of a socket holds about 100 characters.
-            private = stack.enter_context(scratch.folder(Path("/tmp") if Path("/tmp").is_dir() else None))  # noqa: S108
+            private = stack.enter_context(
+                scratch.folder(Path("/tmp") if Path("/tmp").is_dir() else None)  # noqa: S108
+            )
             self._ssh = [
-                program, "-T", "-S", f"{private}/s", "-o", "BatchMode=yes", "-o", "RemoteCommand=none", "-o", "RequestTTY=no",
-                "-o", "ClearAllForwardings=yes", "-o", "PermitLocalCommand=no", "-o", "ControlPersist=no",
-                "-o", "UpdateHostKeys=no",
-                *(word for option in reach.options for word in ("-o", option.removeprefix("-o").strip())),
-                "-o", f"ConnectTimeout={max(1, round(reach.connect_timeout))}", "-o", f"ServerAliveInterval={SILENCE // 3}", "-o", "ServerAliveCountMax=3",
+                program,
+                "-T",
+                "-S",
+                f"{private}/s",
+                "-o",
+                "BatchMode=yes",
+                "-o",
+                "RemoteCommand=none",
+                "-o",
+                "RequestTTY=no",
+                "-o",
+                "ClearAllForwardings=yes",
+                "-o",
+                "PermitLocalCommand=no",
+                "-o",
+                "ControlPersist=no",
+                "-o",
+                "UpdateHostKeys=no",
+                *(
+                    word
+                    for option in reach.options
+                    for word in ("-o", option.removeprefix("-o").strip())
+                ),
+                "-o",
+                f"ConnectTimeout={max(1, round(reach.connect_timeout))}",
+                "-o",
+                f"ServerAliveInterval={SILENCE // 3}",
+                "-o",
+                "ServerAliveCountMax=3",
                 *(("-p", str(reach.port)) if reach.port else ()),
-            ]  # fmt: skip
+            ]
             self._keeper = self._connected()
             stack.push(self._closed)
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._there.clear()
         self._stack.__exit__(kind, error, trace)
 
-    def _closed(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def _closed(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if not self._keeper.close() and error is None:
             raise left_behind(self._name, self.folder)
 
@@ -87,12 +134,17 @@ class Connected:
     def _connected(self) -> Keeper:
         """The connection and the folder; tried again where that may help."""
         # After connecting, the login shell and mktemp need time, too.
-        command, patience = self._command(script(self._reach.folder), master=True), self._reach.connect_timeout + 3 * SILENCE
+        command, patience = (
+            self._command(script(self._reach.folder), master=True),
+            self._reach.connect_timeout + 3 * SILENCE,
+        )
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return Keeper(command, patience)
             except NotOpenedError as failure:
-                passing = failure.code == FAILED and any(words in failure.said.lower() for words in _PASSING)
+                passing = failure.code == FAILED and any(
+                    words in failure.said.lower() for words in _PASSING
+                )
                 if attempt < ATTEMPTS and passing:
                     time.sleep(PAUSE * attempt)
                     continue
@@ -102,29 +154,55 @@ class Connected:
     def _command(self, there: str, *, master: bool = False) -> list[str]:
         """The command that runs a POSIX shell's commands there, whatever the login shell is."""
         # The control socket cannot be had on Windows; each command then connects by itself.
-        control = ["-o", f"ControlMaster={'yes' if master else 'no'}"] if os.name != "nt" else ["-o", "ControlPath=none"]
-        return [self._ssh[0], *control, *self._ssh[1:], "--", self._reach.host, f"exec sh -c {shlex.quote(there)}"]
+        control = (
+            ["-o", f"ControlMaster={'yes' if master else 'no'}"]
+            if os.name != "nt"
+            else ["-o", "ControlPath=none"]
+        )
+        return [
+            self._ssh[0],
+            *control,
+            *self._ssh[1:],
+            "--",
+            self._reach.host,
+            f"exec sh -c {shlex.quote(there)}",
+        ]
 
     def _unreachable(self, failure: NotOpenedError) -> DeviceError:
         host = self._reach.host + (f", port {self._reach.port}" if self._reach.port else "")
         start, said = f"device '{self._name}' ({host})", failure.said.lower()
         last = _last(failure.said)
         if failure.code is None:
-            return DeviceError(f"{start}: connected, but no shell answered in time{f': {last}' if last else ''}")
+            return DeviceError(
+                f"{start}: connected, but no shell answered in time{f': {last}' if last else ''}"
+            )
         if failure.code != FAILED:
             if no_room(said):
-                return DeviceError(f"{start}: no space left in {self._reach.folder}; make room there, or name another folder in the profile")
-            return DeviceError(f"{start}: no folder can be made in {self._reach.folder}: {last or f'exit code {failure.code}'}")
+                return DeviceError(
+                    f"{start}: no space left in {self._reach.folder}; make room there, or name"
+                    " another folder in the profile"
+                )
+            return DeviceError(
+                f"{start}: no folder can be made in {self._reach.folder}:"
+                f" {last or f'exit code {failure.code}'}"
+            )
         if "host key verification failed" in said or "identification has changed" in said:
             if "has changed" in said:
-                way = f"if the machine was set up anew, forget the old key (ssh-keygen -R {self._known}) and connect once by hand"
+                way = (
+                    "if the machine was set up anew, forget the old key (ssh-keygen -R"
+                    f" {self._known}) and connect once by hand"
+                )
             else:
                 way = f"connect once by hand (ssh {self._reach.host}) and accept its key"
             return DeviceError(f"{start}: its host key is not the one known here; {way}")
         if "permission denied" in said or "too many authentication failures" in said:
-            return DeviceError(f"{start} refuses the login: {last}; load a key that it knows into the agent, or copy yours there (ssh-copy-id)")
+            return DeviceError(
+                f"{start} refuses the login: {last}; load a key that it knows into the agent, or"
+                " copy yours there (ssh-copy-id)"
+            )
         return DeviceError(
-            f"{start} cannot be reached: {last or 'ssh ended without a word'}; see that it is on and ssh {self._reach.host} works by hand"
+            f"{start} cannot be reached: {last or 'ssh ended without a word'}; see that it is on"
+            f" and ssh {self._reach.host} works by hand"
         )
 
     @property
@@ -141,21 +219,38 @@ class Connected:
             path = f"{self.folder}/{len(self._there)}{file.suffix}"
             command = self._command(f"cat > {shlex.quote(path)} && wc -c < {shlex.quote(path)}")
             try:
-                done = subprocess.run(command, input=content, capture_output=True, timeout=timeout, check=False, start_new_session=True)  # noqa: S603
+                done = subprocess.run(  # noqa: S603
+                    command,
+                    input=content,
+                    capture_output=True,
+                    timeout=timeout,
+                    check=False,
+                    start_new_session=True,
+                )
             except subprocess.TimeoutExpired:
-                raise DeviceError(f"device '{self._name}': sending {file.name} ({len(content):,} bytes) took more than {timeout:.0f} s") from None
+                raise DeviceError(
+                    f"device '{self._name}': sending {file.name} ({len(content):,} bytes) took more"
+                    f" than {timeout:.0f} s"
+                ) from None
             said = done.stderr.decode(errors="replace")
             if done.returncode == FAILED:
-                raise DeviceError(f"device '{self._name}': the connection was lost while {file.name} was sent{_colon(said)}")
+                raise DeviceError(
+                    f"device '{self._name}': the connection was lost while {file.name} was"
+                    f" sent{_colon(said)}"
+                )
             if no_room(said) or done.returncode == 128 + signal.SIGXFSZ:
                 raise DeviceError(
-                    f"device '{self._name}': no space left in {self._reach.folder} for {file.name} ({len(content):,} bytes);"
-                    " make room there, or name another folder in the profile"
+                    f"device '{self._name}': no space left in {self._reach.folder} for {file.name}"
+                    f" ({len(content):,} bytes); make room there, or name another folder in the"
+                    " profile"
                 )
             arrived = done.stdout.split()[-1:]
             if done.returncode or arrived != [str(len(content)).encode()]:
                 count = arrived[0].decode(errors="replace") if arrived else "nothing"
-                raise DeviceError(f"device '{self._name}': of {file.name} {count} of {len(content):,} bytes arrived{_colon(said)}")
+                raise DeviceError(
+                    f"device '{self._name}': of {file.name} {count} of {len(content):,} bytes"
+                    f" arrived{_colon(said)}"
+                )
             self._there[digest] = path
         return self._there[digest]
 
@@ -163,9 +258,16 @@ class Connected:
         """Python there, with the worker script."""
         path, home = self.put(SCRIPT, timeout), "~/"
         python = self._reach.python
-        interpreter = f'"$HOME"/{shlex.quote(python.removeprefix(home))}' if python.startswith(home) else shlex.quote(python)
-        # Not exec: the shell has to live on, to tell of a signal. ssh itself would say no more than that the connection is gone.
-        return self._command(f"{interpreter} {shlex.quote(path)} {shlex.quote(self.folder)}; exit $?")
+        interpreter = (
+            f'"$HOME"/{shlex.quote(python.removeprefix(home))}'
+            if python.startswith(home)
+            else shlex.quote(python)
+        )
+        # Not exec: the shell has to live on, to tell of a signal. ssh itself would say no more than
+        # that the connection is gone.
+        return self._command(
+            f"{interpreter} {shlex.quote(path)} {shlex.quote(self.folder)}; exit $?"
+        )
 
     def death(self, code: int, said: str) -> str:
         """A lost connection, a missing Python, one for another processor, or a signal there."""
@@ -173,19 +275,35 @@ class Connected:
         if code == FAILED:
             return f"is gone: the connection to device '{self._name}' was lost{_colon(said)}"
         if code == 127:
-            return f"did not start: there is no Python at {python} {on}; install it, or name another in the profile (reach.python)"
+            return (
+                f"did not start: there is no Python at {python} {on}; install it, or name another"
+                " in the profile (reach.python)"
+            )
         if code == 126:
-            return f"did not start: {python} cannot be run {on}, it may be made for another architecture{_colon(said)}"
+            return (
+                f"did not start: {python} cannot be run {on}, it may be made for another"
+                f" architecture{_colon(said)}"
+            )
         if code > 128 and code - 128 in {int(number) for number in signal.Signals}:
             name = signal.Signals(code - 128).name
-            hint = ": its runtime is made for another processor" if name == "SIGILL" else ": its memory may be too small" if name == "SIGKILL" else ""
+            hint = (
+                ": its runtime is made for another processor"
+                if name == "SIGILL"
+                else ": its memory may be too small"
+                if name == "SIGKILL"
+                else ""
+            )
             return f"was killed by {name} {on}{hint}"
         return f"ended with exit code {code} {on}{_colon(said)}"
 
 
 def _last(said: str) -> str:
     """The last line that tells something."""
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("Warning:", "** "))]
+    lines = [
+        line.strip()
+        for line in said.splitlines()
+        if line.strip() and not line.startswith(("Warning:", "** "))
+    ]
     return lines[-1] if lines else ""
 
 
