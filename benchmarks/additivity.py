@@ -35,7 +35,7 @@ from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pruning.facts import Selection
 from lrfc.search.candidates import LayerSpace
-from lrfc.search.epilogue import follow
+from lrfc.search.epilogue import epilogue_of
 from lrfc.search.facts import DesignSpace
 from lrfc.search.segments import Segments
 from lrfc.search.sensitivity import divergence, telling
@@ -77,7 +77,7 @@ def remeasured(state: State) -> DesignSpace:
         fall[name] = whole - divergence(reference, segments.outputs(changes), weights)
         _assign(segments, compressed, changes)
     return _scaled(
-        state.fact(DesignSpace), {name: (fall[name], c.impact) for name, c in chosen.items()}
+        state.fact(DesignSpace), {name: (fall[name], c.divergence) for name, c in chosen.items()}
     )
 
 
@@ -102,7 +102,7 @@ def _dense(op: Op, factors: Factors, ranks: Ranks) -> Mapping[str, Array]:
 
 def _restored(original: Graph, compressed: Graph, name: str) -> Sequence[str]:
     """The layers that are as they were when one layer is: itself, and the BatchNorm that follows its output."""
-    norm = follow(original, name).batchnorm
+    norm = epilogue_of(original, name).batchnorm
     names = [name] if norm is None else [name, norm.name]
     return [original.op(each).shared or each for each in names if each in compressed]
 
@@ -136,7 +136,8 @@ def _scaled(design: DesignSpace, seen: Mapping[str, tuple[float, float]]) -> Des
 
 def _times(space: LayerSpace, scale: float) -> LayerSpace:
     return replace(
-        space, candidates=tuple(replace(c, impact=c.impact * scale) for c in space.candidates)
+        space,
+        candidates=tuple(replace(c, divergence=c.divergence * scale) for c in space.candidates),
     )
 
 
@@ -162,7 +163,7 @@ def compare(name: str, kept: Sequence[int], images: int, rounds: int, folder: Pa
                     "network": name,
                     "kept": share,
                     "remeasured": turn,
-                    "predicted": f"{plan.fact(Selection).impact:.4f}",
+                    "predicted": f"{plan.fact(Selection).divergence:.4f}",
                     "divergence": f"{judge(plan).divergence:.4f}",
                 }
                 | dict(zip(("factorized", "recalibrated", "refitted"), scores, strict=True))

@@ -35,8 +35,8 @@ from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.metrics.metric import accuracy
-from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.correct_biases import CorrectBiases
+from lrfc.passes.equalize_stages import EqualizeStages
 from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.finetune import FineTune
@@ -103,10 +103,10 @@ def emitted(state: State, folder: Path, file: str, images: int, epochs: int) -> 
     calibration = tuple(x[:CALIBRATED] for x in state.data.train.inputs)
     path = folder / "network.bin"
     if file.startswith("onnx"):
-        ready = CorrectBiases()(BalanceStages()(state)) if file.endswith("int8") else state
+        ready = CorrectBiases()(EqualizeStages()(state)) if file.endswith("int8") else state
         return ONNX(file.split()[1]).emit(ready.graph, path, calibration)
     if file.startswith("tflite"):
-        bits = {"tflite int16x8": (BalanceStages(bits=16), CorrectBiases())}.get(file, ())
+        bits = {"tflite int16x8": (EqualizeStages(bits=16), CorrectBiases())}.get(file, ())
         for step in bits:
             state = step(state)
         return TFLite(file.split()[1]).emit(state.graph, path, calibration)
@@ -115,14 +115,14 @@ def emitted(state: State, folder: Path, file: str, images: int, epochs: int) -> 
             np.sort(np.random.default_rng(0).permutation(len(state.data.train))[:images])
         )
         few = replace(
-            BalanceStages(convolutions=True)(state), data=replace(state.data, train=train)
+            EqualizeStages(convolutions=True)(state), data=replace(state.data, train=train)
         )
         trained = QuantizeAware(epochs=epochs)(few)
         return TFLite("int8").emit_trained(trained.graph, trained.fact(QuantizedModel).model, path)
     for step in {
-        "balanced": (BalanceStages(),),
+        "balanced": (EqualizeStages(),),
         "biases": (CorrectBiases(),),
-        "balanced + biases": (BalanceStages(), CorrectBiases()),
+        "balanced + biases": (EqualizeStages(), CorrectBiases()),
     }.get(file, ()):
         state = step(state)
     return TFLite("int8").emit(state.graph, path, calibration)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from lrfc.costs import latency
-from lrfc.costs.workload import Signature, signatures
+from lrfc.costs.workload import Workload, workloads
 from lrfc.data.dataset import Data, Split
 from lrfc.factorization import METHODS
 from lrfc.factorization.layout import refusal
@@ -153,7 +153,7 @@ def main() -> None:
             fold_batchnorm(each)
             for each in (graph, *(plan(graph, rng) for _ in range(given.plans)))
         ]
-        work = [tuple(each for _, each in signatures(each)) for each in graphs]
+        work = [tuple(each for _, each in workloads(each)) for each in graphs]
         for form, profile in profiles.items():
             assert profile is not None
             rows += evaluated(name, form, profile, graphs, work)
@@ -168,7 +168,7 @@ def evaluated(
     form: str,
     profile: latency.CostProfile,
     graphs: list[Graph],
-    work: list[tuple[Signature, ...]],
+    work: list[tuple[Workload, ...]],
 ) -> Iterator[dict[str, Any]]:
     """Measured and predicted times of each graph; those that corrected the profile are not judged by it."""
     with tempfile.TemporaryDirectory() as folder:

@@ -42,7 +42,7 @@ import lrfc
 from lrfc.config.build import METHODS, Budget
 from lrfc.costs import latency, npu
 from lrfc.costs.totals import totals
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.engine import driver as line
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.factorization import METHODS as ALL
@@ -51,8 +51,8 @@ from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.metrics.metric import accuracy
-from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.correct_biases import CorrectBiases
+from lrfc.passes.equalize_stages import EqualizeStages
 from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.fold_batchnorm import FoldBatchNorm
@@ -101,7 +101,7 @@ def from_profile(name: str, graph: Graph) -> float:
     return (
         float("nan")
         if shipped is None
-        else shipped.predict(each for _, each in npu.signatures(graph))
+        else shipped.predict(each for _, each in npu.workloads(graph))
     )
 
 
@@ -121,7 +121,7 @@ def predict(devices: Sequence[str], plans: int) -> None:
         for name in devices:
             reach = vela_of(name)
             start = time.perf_counter()
-            prices = price([each for graph in graphs for _, each in npu.signatures(graph)], reach)
+            prices = price([each for graph in graphs for _, each in npu.workloads(graph)], reach)
             seconds = time.perf_counter() - start
             original = vela.compiled(files[0], reach)
             known = prices | observed(original, graphs[0], prices)
@@ -199,7 +199,7 @@ def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
             for share in kept:
                 limit = share / 100 * totals(whole)["macs"] - fixed(state)["macs"]
                 try:
-                    impact = sum(c.impact for c in allocate(choices, {"macs": limit}))
+                    impact = sum(c.divergence for c in allocate(choices, {"macs": limit}))
                 except BudgetError:
                     continue
                 row: dict[str, Any] = {
@@ -209,7 +209,7 @@ def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
                     "original": original.cycles,
                 }
                 for quantity in ("macs", "latency"):
-                    chosen = allocate(choices, {"impact": impact}, minimise=quantity)
+                    chosen = allocate(choices, {"divergence": impact}, minimise=quantity)
                     graph = emitted.graph({c.layer: c for c in chosen})
                     result = vela.compiled(emitted.file(graph), reach)
                     row |= {
@@ -219,9 +219,7 @@ def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
                 table.add(row)
 
 
-def figures(
-    graph: Graph, result: vela.Compiled, known: Mapping[Signature, float]
-) -> dict[str, Any]:
+def figures(graph: Graph, result: vela.Compiled, known: Mapping[Workload, float]) -> dict[str, Any]:
     """What is told of a plan."""
     return {
         "macs": totals(graph)["macs"],
@@ -232,10 +230,10 @@ def figures(
     }
 
 
-def ops(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[Signature]:
+def ops(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[Workload]:
     """What runs in the place of a layer, at each of its calls."""
     source = graph.input_tensors(space.op.name)[0]
-    found: list[Signature] = []
+    found: list[Workload] = []
     for call in space.calls:
         stages = (
             [graph.op(call)]
@@ -294,7 +292,7 @@ def rounding(kept: Sequence[int], network: str, images: int = 2_000) -> None:
         for step in (Factorize(), RecalibrateBatchNorm(), FoldBatchNorm()):
             made = step(made)
         exact = above(keras_io.predict(made.graph, test.inputs))
-        ready = CorrectBiases()(BalanceStages()(made))
+        ready = CorrectBiases()(EqualizeStages()(made))
         with tempfile.TemporaryDirectory() as folder:
             file = TFLite("int8").emit(
                 ready.graph,
@@ -306,7 +304,7 @@ def rounding(kept: Sequence[int], network: str, images: int = 2_000) -> None:
             "network": network,
             "macs_budget": share,
             "weighed": weighed,
-            "impact": f"{plan.fact(Selection).impact:.6f}",
+            "impact": f"{plan.fact(Selection).divergence:.6f}",
         }
         row |= {
             "divergence_float": f"{divergence(reference, exact):.5f}",

@@ -48,7 +48,7 @@ def quickest(state: State, bench: Bench, impact: float, rounds: int) -> tuple[St
     read = executed(state, bench.reading)
     for _ in range(rounds):
         priced = PriceLayers(corrected(bench.profile, seen), executed=read)(state)
-        chosen = SelectRanks(max_impact=impact, minimise="latency")(priced)
+        chosen = SelectRanks(max_divergence=impact, minimise="latency")(priced)
         predicted = fixed(priced)["latency"] + sum(c.latency for c in chosen.fact(Selection).chosen)
         trial = bench(Factorize()(chosen).graph)
         found.append((trial.time, predicted, chosen))
@@ -88,8 +88,8 @@ def main() -> None:
                     fewest = SelectRanks(Budget(value=share / 100, relative=True))(state)
                 except BudgetError:
                     continue
-                impact = fewest.fact(Selection).impact
-                fewest = SelectRanks(max_impact=impact, minimise="macs")(state)
+                impact = fewest.fact(Selection).divergence
+                fewest = SelectRanks(max_divergence=impact, minimise="macs")(state)
                 quick, predicted, _ = quickest(state, bench, impact, given.rounds)
                 graphs = [
                     fold_batchnorm(state.original),

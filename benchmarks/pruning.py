@@ -1,4 +1,4 @@
-"""Filters cut, layers factorized, and both chosen in one programme: accuracy and activation memory at the same MACs, with the same fine-tune.
+"""Filters cut, layers factorized, and both chosen in one program: accuracy and activation memory at the same MACs, with the same fine-tune.
 
     LRFC_DATA=... python benchmarks/pruning.py resnet56_cifar10 [--kept 50 30] [--epochs 1] [--images 10000] [--test 10000]
 
@@ -85,7 +85,7 @@ def compare(network: str, kept: list[int], epochs: int, images: int, test: int, 
             row |= {
                 "epochs": str(epochs),
                 "images": str(len(state.data.train)),
-                "predicted": f"{selection.impact:.4f}",
+                "predicted": f"{selection.divergence:.4f}",
             }
             row |= {"arena_kib": f"{arena(fold_batchnorm(graph)).planned_bytes() / 1024:.0f}"}
             row |= {

@@ -103,7 +103,7 @@ def main() -> None:
                                 "measured_ms": f"{trial.time * bench.ms_per_unit:.5g}",
                                 "original_ms": f"{bench.time * bench.ms_per_unit:.5g}",
                                 "error": f"{predicted / trial.time - 1:+.4f}",
-                                "impact": f"{selection.impact:.5f}",
+                                "impact": f"{selection.divergence:.5f}",
                                 "groups": len(selection.keeps),
                                 "macs_kept": (
                                     f"{100 * totals(plan)['macs'] / totals(state.original)['macs']:.1f}"

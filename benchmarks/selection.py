@@ -248,7 +248,7 @@ def accuracies(name: str, kept: list[int], images: int, refitted: list[str]) -> 
                 if label in refitted:  # the others are about selection alone
                     rungs.append(("refitted", Refit(samples=500, patches=12_288)(recalibrated)))
                 row["macs_kept"] = f"{100 * totals(factorized.graph)['macs'] / whole:.1f}"
-                row["predicted"] = f"{chosen.fact(Selection).impact:.5f}"
+                row["predicted"] = f"{chosen.fact(Selection).divergence:.5f}"
                 row["refitted"] = ""
                 for rung, each in rungs:
                     row[rung] = f"{score(each.graph, state.data.test, images):.2f}"
@@ -303,7 +303,7 @@ def ranking(name: str, plans: int, images: int) -> None:
         }
         for measure in MEASURES:
             own = [known[measure][c.layer, c.method, c.ranks] for c in plan.values()]
-            row[f"{measure} weighted"] = sum(c.impact for c in own)
+            row[f"{measure} weighted"] = sum(c.divergence for c in own)
             row[f"{measure} unweighted"] = sum(
                 c.error**2 if measure == "relative_l2" else c.error for c in own
             )
@@ -366,7 +366,7 @@ def speed(name: str, samples: int = 4) -> None:
         "naive_each": f"{each:.2f}",
         "ratio": f"{each * design.size / seconds:.0f}",
         "allocation_seconds": f"{allocation:.2f}",
-        "allocation_impact": f"{sum(c.impact for c in chosen):.6f}",
+        "allocation_impact": f"{sum(c.divergence for c in chosen):.6f}",
     }
     Table(HERE / f"selection_speed_{name}.csv", anew=True).add(row)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from lrfc.costs.latency import CostProfile
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.search.facts import DesignSpace, Price
 from lrfc.search.pricing import Executed, Prices, Reading, paying, priced
@@ -25,8 +25,8 @@ class PriceLayers:
     """
 
     profile: CostProfile
-    known: Mapping[Signature, float] = field(default_factory=dict)
-    alone: Mapping[Signature, float] = field(default_factory=dict)
+    known: Mapping[Workload, float] = field(default_factory=dict)
+    alone: Mapping[Workload, float] = field(default_factory=dict)
     ms_per_unit: float = 1.0
     slower: bool = False
     executed: Executed | None = None

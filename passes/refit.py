@@ -24,7 +24,7 @@ from lrfc.ir.op import Op, Ref
 from lrfc.pruning.facts import Pruned, Selection
 from lrfc.search.batchnorm import Moments, moved
 from lrfc.search.candidates import Candidate
-from lrfc.search.epilogue import Follow, follow
+from lrfc.search.epilogue import Epilogue, epilogue_of
 from lrfc.search.sensitivity import divergence
 from lrfc.search.statistics import FEWEST, draw, repairable
 from lrfc.state import Fact, State
@@ -85,7 +85,7 @@ class Refit:
         slim = (
             graph if pruned is None else pruned.slim
         )  # the original without the filters that are gone, whose shapes the compressed network has
-        chains = {op.name: follow(slim, op.name) for op in slim if _fittable(slim, op)}
+        chains = {op.name: epilogue_of(slim, op.name) for op in slim if _fittable(slim, op)}
         step = state.progress.stage("refit", len(graph))
         updated: dict[str, dict[str, NDArray[np.float32]]] = {}
         values = _Values(graph, head(inputs, count), {} if pruned is None else pruned.left)
@@ -152,7 +152,7 @@ class Refit:
         graph: Graph,
         op: Op,
         candidate: Candidate | None,
-        chain: Follow,
+        chain: Epilogue,
         values: _Values,
         delivered: Array,
         rng: np.random.Generator,
@@ -243,7 +243,7 @@ def _fittable(graph: Graph, op: Op) -> bool:
     )
 
 
-def _order(graph: Graph, chains: dict[str, Follow], values: _Values) -> Iterator[Op]:
+def _order(graph: Graph, chains: dict[str, Epilogue], values: _Values) -> Iterator[Op]:
     """Execution order in which, where possible, the other branch of a residual addition comes before the layer that can repair it."""
     ordered = nx.DiGraph()
     rank = {op.name: number for number, op in enumerate(graph)}

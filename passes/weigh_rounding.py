@@ -18,14 +18,14 @@ from lrfc.factorization.cp import CPFactors
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.threads import SMALL, alone
 from lrfc.ir.backend import keras, quiet
-from lrfc.ir.equalize import Ranges, balance, pairs
+from lrfc.ir.equalize import Ranges, equalize, pairs
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Op, Ref, Tensor
 from lrfc.ir.rounding import STEPS, rounded, rounds
 from lrfc.search.cache import Store, fingerprint, place
 from lrfc.search.candidates import Candidate, Decomposed, LayerSpace
-from lrfc.search.epilogue import follow, rectifier
+from lrfc.search.epilogue import epilogue_of, rectifier
 from lrfc.search.facts import DesignSpace
 from lrfc.search.sensitivity import FITTED, PROBES
 from lrfc.state import Fact, State
@@ -46,7 +46,7 @@ class WeighRounding:
     Two networks with the same float error may differ much as integers: each stage adds a tensor
     that is rounded with one scale for all its channels. The stages of a candidate are run on what
     the layer reads for a few calibration images, once in float and once as the file computes them:
-    balanced as BalanceStages will, weights rounded per output channel, what passes between them to
+    balanced as EqualizeStages will, weights rounded per output channel, what passes between them to
     the bits of the precision. The difference, without its mean (which CorrectBiases takes out),
     behind BatchNorm and activation, over the norm of the feature map, is the noise n. Independent
     of what the ranks lose, it adds up with that to √(error² + n²). To the impact it adds what the
@@ -86,7 +86,7 @@ class WeighRounding:
         store, found = None, dict[str, LayerSpace]()
         if self.cached:
             given = [
-                (c.layer, c.method, c.ranks, c.error, c.impact)
+                (c.layer, c.method, c.ranks, c.error, c.divergence)
                 for space in design.spaces
                 for c in space.candidates
             ]
@@ -137,7 +137,7 @@ class Rounding:
         cls, graph: Graph, name: str, read: Array, before: Array, bits: int, steps: int = STEPS
     ) -> Rounding:
         """Of a layer that reads this, and has that in front of the activation behind it."""
-        chain, op = follow(graph, name), graph.op(name)
+        chain, op = epilogue_of(graph, name), graph.op(name)
         axis = 1 if op.attrs.get("data_format") == "channels_first" else before.ndim - 1
         scale = np.ones([1] * before.ndim, np.float32)
         if chain.scale is not None:
@@ -187,7 +187,7 @@ class Rounding:
         exact, ranges = _run(graph, self.read), {}
         for pair in found:
             ranges[pair.tensor] = Ranges.of(exact[pair.tensor], pair.axis)
-        balance(graph, found, ranges, self.bits)
+        equalize(graph, found, ranges, self.bits)
         lost = _run(graph, self.read, self.bits, self.steps)[ref] - exact[ref]
         others = tuple(number for number in range(lost.ndim) if number != self.axis)
         lost -= lost.mean(others, keepdims=True)
@@ -255,7 +255,7 @@ def _seen(
     ends: dict[str, list[str]] = defaultdict(list)
     readers = Counter(ref for op in graph for ref in graph.operands(op.name))
     for name in layers:
-        chain = follow(graph, name)
+        chain = epilogue_of(graph, name)
         ends[
             chain.end if chain.activation is None else graph.operands(chain.activation.name)[0].op
         ].append(name)
@@ -304,7 +304,7 @@ def _weighed(space: LayerSpace, rounding: Rounding) -> LayerSpace:
         return replace(
             candidate,
             error=float(np.hypot(candidate.error, noise)),
-            impact=candidate.impact + curvature * noise**2,
+            divergence=candidate.divergence + curvature * noise**2,
         )
 
     return replace(
@@ -340,7 +340,7 @@ def _between(known: Mapping[Ranks, float]) -> Callable[[Ranks], float]:
 
 def _impact(candidates: Sequence[Candidate], error: float) -> float:
     """The impact of an error: a power of it, through the candidates of the least and the greatest one (see lrfc.search.sensitivity)."""
-    known = sorted((c.error, c.impact) for c in candidates if c.error > 0 and c.impact > 0)
+    known = sorted((c.error, c.divergence) for c in candidates if c.error > 0 and c.divergence > 0)
     if not known:
         return 0.0
     (x, y), (far, top) = np.log(known[0]), np.log(known[-1])

@@ -14,7 +14,7 @@ import numpy as np
 from lrfc.costs import fitting, latency, measurements, microbench
 from lrfc.costs.latency import CostFile, CostProfile
 from lrfc.costs.measurements import Key, Sample, Store
-from lrfc.costs.workload import signatures
+from lrfc.costs.workload import workloads
 from lrfc.errors import DeviceError, UsageError
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
@@ -143,7 +143,7 @@ def calibrate(
     for profile in profiles:
         file = file.with_profile(profile)
     file.write(path)
-    ops = sum(1 for graph in graphs for _ in signatures(graph)) * len(formats)
+    ops = sum(1 for graph in graphs for _ in workloads(graph)) * len(formats)
     return CalibrationReport(
         device.name,
         path,
@@ -198,7 +198,7 @@ def _inputs(graph: Graph) -> Batch:
 def _fitted(
     graphs: Sequence[Graph], samples: Sequence[Sample], device: Device, key: Key, facts: Facts
 ) -> CostProfile:
-    ops = [tuple(each for _, each in signatures(graph)) for graph in graphs]
+    ops = [tuple(each for _, each in workloads(graph)) for graph in graphs]
     try:
         return fitting.fit(
             list(zip(ops, (sample.median for sample in samples), strict=True)),

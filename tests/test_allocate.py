@@ -42,8 +42,11 @@ def test_equals_brute_force(spaces, macs, params) -> None:
     chosen = allocate(spaces, limits)
     assert all(candidate in layer for candidate, layer in zip(chosen, spaces, strict=True))
     assert all(total(chosen, quantity) <= limit for quantity, limit in limits.items())
-    largest = max(candidate.impact for layer in spaces for candidate in layer)
-    assert total(chosen, "impact") <= min(total(c, "impact") for c in feasible) + 1e-8 * largest
+    largest = max(candidate.divergence for layer in spaces for candidate in layer)
+    assert (
+        total(chosen, "divergence")
+        <= min(total(c, "divergence") for c in feasible) + 1e-8 * largest
+    )
     assert chosen == allocate(spaces, limits)
 
 
@@ -57,7 +60,7 @@ def test_a_budget_is_kept_to_the_last_mac() -> None:
         [candidate(50_000_001, 1, 0.0), candidate(50_000_000, 1, 1.0), candidate(1, 1, 5.0)]
     ] * 2
     assert total(allocate(spaces, {"macs": 100_000_000}), "macs") == 100_000_000
-    assert total(allocate(spaces, {"macs": 100_000_001}), "impact") == 1.0
+    assert total(allocate(spaces, {"macs": 100_000_001}), "divergence") == 1.0
 
 
 def test_without_limits_each_layer_takes_what_hurts_least_and_of_equals_the_cheapest() -> None:

@@ -10,7 +10,7 @@ import pytest
 from lrfc.costs import latency
 from lrfc.costs.measurements import Store
 from lrfc.costs.microbench import networks
-from lrfc.costs.workload import signatures
+from lrfc.costs.workload import workloads
 from lrfc.errors import DeviceError, UsageError
 from lrfc.protocols import Artifact
 from lrfc.targets import calibrate as module
@@ -66,7 +66,7 @@ class Emitter:
         self.suffix, self.layouts = f".{form}", target_of(form).layouts
 
     def emit(self, graph, path, calibration=None) -> Artifact:
-        path.write_text(str(sum(1e-6 * each.macs + 1e-3 for _, each in signatures(graph))))
+        path.write_text(str(sum(1e-6 * each.macs + 1e-3 for _, each in workloads(graph))))
         return Artifact(path, path.suffix[1:], "fp32")
 
 
@@ -92,7 +92,7 @@ def test_a_profile_is_fitted_and_written(made) -> None:
         "2.1",
         "armv7, Linux",
     )
-    fresh = [[each for _, each in signatures(graph)] for graph in networks(10, seed=5)]
+    fresh = [[each for _, each in workloads(graph)] for graph in networks(10, seed=5)]
     errors = [
         abs(found.predict(ops) / (0.01 + sum(1e-6 * each.macs + 1e-3 for each in ops)) - 1)
         for ops in fresh

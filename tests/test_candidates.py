@@ -194,7 +194,7 @@ CANDIDATES = st.builds(
 @given(st.lists(CANDIDATES, min_size=1, max_size=20))
 def test_pareto_drops_the_dominated_and_nothing_else(candidates) -> None:
     def at(c: Candidate) -> tuple[float, int, int]:
-        return c.impact, c.macs, c.params
+        return c.divergence, c.macs, c.params
 
     points = {at(c) for c in candidates}
     undominated = {

@@ -49,7 +49,7 @@ def test_every_candidate_is_there_and_one_of_each_layer_was_taken(folder) -> Non
         assert not any(row.chosen and row.dominated for row in own)
         for row, candidate in zip(own, space.candidates, strict=True):
             assert row.similarity == pytest.approx(1 - candidate.error, abs=1e-5)
-            assert row.impact == pytest.approx(candidate.impact, rel=1e-5)
+            assert row.impact == pytest.approx(candidate.divergence, rel=1e-5)
 
 
 def test_the_neighbours_of_the_choice_are_explained(folder) -> None:

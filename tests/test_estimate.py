@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from lrfc import api
 from lrfc.cli import app as cli
 from lrfc.costs import latency
-from lrfc.costs.workload import signatures
+from lrfc.costs.workload import workloads
 from lrfc.errors import DeviceError, LrfcError, UsageError
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
@@ -50,11 +50,11 @@ def test_a_file_is_priced_as_the_graph_that_it_was_emitted_from(
     assert profile is not None
     found = operators.read(path)
     assert found.precision == "int8"
-    wanted = [each for _, each in signatures(graph)]
+    wanted = [each for _, each in workloads(graph)]
     # A file has a bias for each of its convolutions, and its own order.
     layers, own = (
         sorted((each.kind, each.kernel, each.groups, each.macs) for each in ops if each.macs)
-        for ops in (found.signatures, wanted)
+        for ops in (found.workloads, wanted)
     )
     assert layers == own
     (measured,) = api.measure([path], device="cortex-m7")

@@ -11,7 +11,7 @@ import pytest
 from lrfc.config.build import Budget, Drop
 from lrfc.costs import fitting
 from lrfc.costs.latency import CostProfile
-from lrfc.costs.workload import Signature, signatures
+from lrfc.costs.workload import Workload, workloads
 from lrfc.engine.tuning import AGREE, ROUNDS, Loop, Plan, Wish
 from lrfc.errors import BudgetError
 from lrfc.ir.fold import fold_batchnorm
@@ -40,14 +40,14 @@ def state() -> State:
 @cache
 def believed() -> CostProfile:
     """Prices of a device on which time is MACs and a little for each op."""
-    ops = [each for _, each in signatures(fold_batchnorm(state().original))]
+    ops = [each for _, each in workloads(fold_batchnorm(state().original))]
     for space in state().fact(DesignSpace).spaces:
         for candidate in space.candidates[1::7]:
             graph = state().original.copy()
             graph.splice(
                 space.op.name, space.factors[candidate.method or ""].stages(candidate.ranks)
             )
-            ops += [each for _, each in signatures(fold_batchnorm(graph))]
+            ops += [each for _, each in workloads(fold_batchnorm(graph))]
     return fitting.fit(
         [(op, 0.001 + 1e-6 * op.macs) for op in dict.fromkeys(ops)],
         device="made",
@@ -60,8 +60,8 @@ def believed() -> CostProfile:
 class Trial:
     ratio: Ratio
     time: float
-    ops: tuple[Signature, ...]
-    known: Mapping[Signature, float] = field(default_factory=dict)
+    ops: tuple[Workload, ...]
+    known: Mapping[Workload, float] = field(default_factory=dict)
 
 
 class Device:
@@ -70,7 +70,7 @@ class Device:
     def __init__(self, *, depthwise: float = 1.0, pace: float = 1.0) -> None:
         self._depthwise, self._pace = depthwise, pace
         self.reading, self.ms_per_unit = Reading(), 1.0
-        self.known: Mapping[Signature, float] = {}
+        self.known: Mapping[Workload, float] = {}
         self.tried: list[Graph] = []
         self.ops = self._ops(state().original)
         self.time = self._time(self.ops)
@@ -81,13 +81,13 @@ class Device:
         ratio = self.time / self._time(ops)
         return Trial(Ratio(ratio, ratio, ratio), self._time(ops), ops)
 
-    def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]:
+    def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]:
         return {}
 
-    def _ops(self, graph: Graph) -> tuple[Signature, ...]:
-        return tuple(each for _, each in signatures(fold_batchnorm(graph)))
+    def _ops(self, graph: Graph) -> tuple[Workload, ...]:
+        return tuple(each for _, each in workloads(fold_batchnorm(graph)))
 
-    def _time(self, ops: Sequence[Signature]) -> float:
+    def _time(self, ops: Sequence[Workload]) -> float:
         return self._pace * sum(
             (self._depthwise if op.kind == "depthwise" else 1.0) * (0.001 + 1e-6 * op.macs)
             for op in ops
@@ -136,11 +136,11 @@ def test_what_is_slow_on_the_device_is_not_taken() -> None:
 def test_an_objective_uses_all_of_the_divergence_that_is_allowed() -> None:
     device = Device()
     plain = settled(device, Wish(SelectRanks(max_macs=share(0.5))))
-    allowed = chosen(plain).impact
+    allowed = chosen(plain).divergence
     found = settled(
         device, Wish(SelectRanks(), objective="latency", max_drop=Drop(value=0.05)), allowed
     )
-    assert chosen(found).impact <= allowed * (1 + 1e-6)
+    assert chosen(found).divergence <= allowed * (1 + 1e-6)
     times = [device(Factorize()(each.select(each.state)).graph).time for each in (found, plain)]
     assert times[0] <= times[1] * (1 + 1e-6)
 
@@ -148,7 +148,7 @@ def test_an_objective_uses_all_of_the_divergence_that_is_allowed() -> None:
 def test_the_divergence_is_learnt_where_it_is_not_given() -> None:
     found = settled(Device(), Wish(SelectRanks(), objective="macs", max_drop=Drop(value=0.05)))
     assert found.allowed is not None
-    assert 0 < chosen(found).impact <= found.allowed * (1 + 1e-6)
+    assert 0 < chosen(found).divergence <= found.allowed * (1 + 1e-6)
     assert found.objective == "macs"
     assert found.max_drop == Drop(value=0.05)
 
@@ -156,7 +156,7 @@ def test_the_divergence_is_learnt_where_it_is_not_given() -> None:
 def test_the_least_memory_within_the_divergence() -> None:
     wish = Wish(SelectRanks(), objective="ram", max_drop=Drop(value=0.05))
     found = settled(Device(), wish, allowed=0.05)
-    assert chosen(found).impact <= 0.05 * (1 + 1e-6)
+    assert chosen(found).divergence <= 0.05 * (1 + 1e-6)
 
 
 def test_a_budget_that_cannot_be_met() -> None:
@@ -176,8 +176,8 @@ def test_a_budget_that_needs_slower_layers_gets_them() -> None:
     assert any(c.method is not None for c in chosen(found).chosen)
 
 
-def believed_ops() -> list[Signature]:
-    return [each for _, each in signatures(fold_batchnorm(state().original))] * 3
+def believed_ops() -> list[Workload]:
+    return [each for _, each in workloads(fold_batchnorm(state().original))] * 3
 
 
 def test_prices_add_up_to_the_network() -> None:
@@ -185,13 +185,13 @@ def test_prices_add_up_to_the_network() -> None:
     outside, spaces = fixed(priced)["latency"], priced.fact(DesignSpace).spaces
     assert outside + sum(s.whole.latency for s in spaces) == pytest.approx(costs(priced)["latency"])
     assert priced.fact(Price).whole == pytest.approx(
-        believed().predict(each for _, each in signatures(fold_batchnorm(state().original)))
+        believed().predict(each for _, each in workloads(fold_batchnorm(state().original)))
     )
     found = SelectRanks(max_latency=share(0.6))(priced)
     graph = fold_batchnorm(Factorize()(found).graph)
     predicted = outside + sum(c.latency for c in found.fact(Selection).chosen)
     assert predicted == pytest.approx(
-        believed().predict(each for _, each in signatures(graph)), rel=1e-6
+        believed().predict(each for _, each in workloads(graph)), rel=1e-6
     )
     assert predicted <= 0.6 * priced.fact(Price).whole * (1 + 1e-6)
     assert all(

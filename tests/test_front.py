@@ -43,7 +43,9 @@ def test_each_point_is_what_the_allocation_gives_at_its_budget() -> None:
         selection = SelectRanks(max_macs=Budget(value=point["macs"], relative=False))(state()).fact(
             Selection
         )
-        assert selection.impact == pytest.approx(point["predicted_divergence"], rel=1e-9, abs=1e-12)
+        assert selection.divergence == pytest.approx(
+            point["predicted_divergence"], rel=1e-9, abs=1e-12
+        )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_all_methods_together_are_never_worse_than_one() -> None:
             selection = SelectRanks(max_macs=Budget(value=point["macs"], relative=False))(
                 state()
             ).fact(Selection)
-            assert selection.impact <= point["predicted_divergence"] * (1 + 1e-9)
+            assert selection.divergence <= point["predicted_divergence"] * (1 + 1e-9)
     narrowed = {m for point in fronts["tucker2"] for m in point["methods"]}
     assert narrowed <= {"tucker2", "svd"}
     assert state().fact(DesignSpace).size > 50

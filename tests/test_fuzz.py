@@ -17,7 +17,7 @@ import pytest
 from lrfc.cli import console as terminal
 from lrfc.config import resolve as settings
 from lrfc.costs import latency, measurements
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.data.load import load_data
 from lrfc.engine.replay import Locked
 from lrfc.errors import DeviceError, UsageError
@@ -150,7 +150,7 @@ def folder_of_a_build(place: Path) -> Path:
             row.params,
             row.macs,
             row.similarity,
-            row.impact,
+            row.divergence,
             row.latency,
             int(row.dominated),
             int(row.chosen),
@@ -297,8 +297,8 @@ def test_cost_profiles() -> None:
     shipped = device.SHIPPED / "host.cost.json"
     document = json.loads(shipped.read_bytes())
     ops = [
-        Signature("conv", ((16, 16, 32),), (8, 8, 64), (3, 3), (2, 2), params=18496, macs=1179648),
-        Signature("add", ((8, 8, 4),) * 2, (8, 8, 4)),
+        Workload("conv", ((16, 16, 32),), (8, 8, 64), (3, 3), (2, 2), params=18496, macs=1179648),
+        Workload("add", ((8, 8, 4),) * 2, (8, 8, 4)),
     ]
 
     def one(number: int, folder: Path) -> None:

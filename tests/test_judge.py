@@ -103,7 +103,7 @@ def test_a_drop_that_nothing_keeps(monkeypatch) -> None:
 def test_on_synthetic_data_the_prediction_decides() -> None:
     given = replace(state(), data=replace(state().data, synthetic=True))
     found = smallest(given, 0.01).budget
-    impact = SelectRanks(max_macs=found)(given).fact(Selection).impact
+    impact = SelectRanks(max_macs=found)(given).fact(Selection).divergence
     assert 0 < impact <= SAFE_DIVERGENCE
     smaller = Budget(value=found.value - 0.05, relative=True)
-    assert SelectRanks(max_macs=smaller)(given).fact(Selection).impact > SAFE_DIVERGENCE
+    assert SelectRanks(max_macs=smaller)(given).fact(Selection).divergence > SAFE_DIVERGENCE

@@ -11,7 +11,7 @@ import pytest
 from lrfc.costs import fitting, latency
 from lrfc.costs.features import FAMILIES, terms, work
 from lrfc.costs.latency import CostFile, CostProfile, Family
-from lrfc.costs.workload import Signature, signatures
+from lrfc.costs.workload import Workload, workloads
 from lrfc.errors import UsageError
 from lrfc.targets.devices import device as devices
 from tests import helpers
@@ -19,8 +19,8 @@ from tests import helpers
 ABOUT = {"device": "bench", "format": "tflite", "precision": "fp32"}
 
 
-def conv(side: int, inputs: int, outputs: int, length: int = 3) -> Signature:
-    return Signature(
+def conv(side: int, inputs: int, outputs: int, length: int = 3) -> Workload:
+    return Workload(
         "conv",
         ((side, side, inputs),),
         (side, side, outputs),
@@ -32,9 +32,9 @@ def conv(side: int, inputs: int, outputs: int, length: int = 3) -> Signature:
     )
 
 
-def depthwise(side: int, channels: int, length: int = 3) -> Signature:
+def depthwise(side: int, channels: int, length: int = 3) -> Workload:
     shape = (side, side, channels)
-    return Signature(
+    return Workload(
         "depthwise",
         (shape,),
         shape,
@@ -48,7 +48,7 @@ def depthwise(side: int, channels: int, length: int = 3) -> Signature:
     )
 
 
-def truth(op: Signature) -> float:
+def truth(op: Workload) -> float:
     """A device with tiles of 6 positions and 16 channels."""
     positions, outputs, inputs = prod(op.output[:-1]), op.output[-1], op.inputs[0][-1]
     if op.kind == "depthwise":
@@ -60,7 +60,7 @@ def truth(op: Signature) -> float:
     )
 
 
-def drawn(count: int, rng: np.random.Generator) -> list[Signature]:
+def drawn(count: int, rng: np.random.Generator) -> list[Workload]:
     numbers = [int(n) for n in rng.integers(2, 40, count)]
     widths = np.exp(rng.uniform(0, np.log(200), (count, 2))).astype(int) + 1
     return [
@@ -164,7 +164,7 @@ def test_further_rounds_tell_the_families_apart(profile: CostProfile) -> None:
         [conv(12, 16, 16), depthwise(12, 64), depthwise(12, 16)],
     ]
 
-    def real(ops: list[Signature]) -> float:
+    def real(ops: list[Workload]) -> float:
         return float(sum(profile.op(op) * (1.2 if op.kind == "depthwise" else 0.9) for op in ops))
 
     found = latency.corrected(profile, [(ops, real(ops)) for ops in networks[:2]])
@@ -187,7 +187,7 @@ def test_corrections_do_not_pile_up(profile: CostProfile) -> None:
 
 def test_every_op_of_a_network_has_a_family_and_its_terms() -> None:
     graph = helpers.graph_of(helpers.branches())
-    for _, each in signatures(graph):
+    for _, each in workloads(graph):
         found = work(each)
         assert found.family in FAMILIES
         assert all(size >= 0 for size in (found.positions, found.columns, found.depth))
@@ -209,7 +209,7 @@ def test_a_family_that_was_not_measured_is_like_another_one() -> None:
     with pytest.raises(
         UsageError, match=r"no op like 'sigmoid 8 -> 8 .* lrfc devices calibrate bench"
     ):
-        only.op(Signature("sigmoid", ((8,),), (8,)))
+        only.op(Workload("sigmoid", ((8,),), (8,)))
 
 
 def test_the_users_file_wins_over_the_one_that_ships(profile: CostProfile) -> None:
@@ -262,7 +262,7 @@ def test_the_profiles_that_ship_are_whole(device: str, forms: tuple[str, ...]) -
         found = latency.load(device, form, precision, devices.load(device).threads)
         assert found is not None
         assert found.device == device
-        assert found.predict([each for _, each in signatures(graph)]) > 0
+        assert found.predict([each for _, each in workloads(graph)]) > 0
         assert found.estimated == (device != "host")
         assert (found.source is not None) == found.estimated
 
@@ -272,8 +272,8 @@ def test_the_network_that_the_cortex_m7_figures_come_from() -> None:
     assert found is not None
     layers = [conv(32, 3, 32, 5), conv(16, 32, 32, 5), conv(8, 32, 64, 5)]
     pools = [
-        Signature("pool", ((2 * n, 2 * n, c),), (n, n, c), (3, 3), (2, 2))
+        Workload("pool", ((2 * n, 2 * n, c),), (n, n, c), (3, 3), (2, 2))
         for n, c in ((16, 32), (8, 32), (4, 64))
     ]
-    dense = Signature("dense", ((1024,),), (10,), params=10_250, macs=10_240)
+    dense = Workload("dense", ((1024,),), (10,), params=10_250, macs=10_240)
     assert found.predict([*layers, *pools, dense]) == pytest.approx(99.1, rel=0.03)

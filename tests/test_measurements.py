@@ -11,9 +11,9 @@ import pytest
 
 from lrfc.costs import measurements
 from lrfc.costs.measurements import Entry, Key, Sample, Store, of_model, of_op
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 
-KEY = Key("host", "LiteRT", "2.1", "tflite", "fp32", 1, of_op(Signature("add", ((4,), (4,)), (4,))))
+KEY = Key("host", "LiteRT", "2.1", "tflite", "fp32", 1, of_op(Workload("add", ((4,), (4,)), (4,))))
 SAMPLE = Sample(1.5, 1.75, 0.25, 60, "2026-01-02T03:04:05+00:00")
 ROOT = Path(__file__).parent.parent
 

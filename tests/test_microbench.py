@@ -7,13 +7,13 @@ from collections import Counter
 from lrfc.costs import microbench
 from lrfc.costs.features import work
 from lrfc.costs.microbench import networks
-from lrfc.costs.workload import signatures
+from lrfc.costs.workload import workloads
 
 
 def test_they_are_whole_and_within_the_limits() -> None:
     for graph in networks(25):
         graph.check()
-        own = [each for _, each in signatures(graph)]
+        own = [each for _, each in workloads(graph)]
         assert sum(each.macs for each in own) <= microbench.LARGEST
         assert sum(each.params for each in own) <= microbench.HEAVIEST
 
@@ -26,7 +26,7 @@ def test_the_same_seed_gives_the_same_and_a_longer_list_begins_alike() -> None:
 
 
 def test_all_families_occur_often_enough_to_be_fitted() -> None:
-    found = Counter(work(each).family for graph in networks() for _, each in signatures(graph))
+    found = Counter(work(each).family for graph in networks() for _, each in workloads(graph))
     assert {family for family, count in found.items() if count >= 10} >= {
         "conv",
         "pointwise",
@@ -43,7 +43,7 @@ def test_ranks_are_any_number_of_channels() -> None:
     widths = {
         each.output[-1]
         for graph in networks()
-        for _, each in signatures(graph)
+        for _, each in workloads(graph)
         if each.kind == "conv"
     }
     assert {True, False} == {width % 4 == 0 for width in widths}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lrfc.costs import latency, microbench, npu
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.errors import DeviceError
 from lrfc.factorization import METHODS
 from lrfc.ir.fold import fold_batchnorm
@@ -29,10 +29,10 @@ needs_vela = pytest.mark.skipif(
     reason="ethos-u-vela is not installed: pip install 'lrfc[npu]'",
 )
 
-CONV = Signature(
+CONV = Workload(
     "conv", ((16, 16, 16),), (16, 16, 16), (3, 3), (1, 1), (1, 1), params=2320, macs=589824
 )
-PADDING = Signature("zeropadding2d", ((16, 16, 16),), (18, 18, 16))
+PADDING = Workload("zeropadding2d", ((16, 16, 16),), (18, 18, 16))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def compiled(graph, folder):
 
 
 def test_padding_is_taken_in(padded):
-    assert [name for name, _ in npu.signatures(padded)] == ["stem", "first", "second", "third"]
+    assert [name for name, _ in npu.workloads(padded)] == ["stem", "first", "second", "third"]
     layer, source = padded.op("second"), padded.input_tensors("second")[0]
     whole = list(npu.chain(padded, "second", [layer]))
     assert [each.kind for each in whole] == ["conv"]
@@ -83,17 +83,17 @@ def test_an_unpadded_layer_has_no_padding(padded):
     ("reader", "padding", "taken"),
     [
         (CONV, PADDING, True),
-        (Signature("conv", ((18, 18, 16),), (18, 18, 4), (1, 1), (1, 1), (1, 1)), PADDING, False),
+        (Workload("conv", ((18, 18, 16),), (18, 18, 4), (1, 1), (1, 1), (1, 1)), PADDING, False),
         (
-            Signature("depthwise", ((18, 18, 16),), (16, 18, 16), (3, 1), (1, 1), (1, 1)),
+            Workload("depthwise", ((18, 18, 16),), (16, 18, 16), (3, 1), (1, 1), (1, 1)),
             PADDING,
             False,
         ),
-        (Signature("pool", ((18, 18, 16),), (9, 9, 16), (2, 2), (2, 2)), PADDING, True),
-        (Signature("add", ((18, 18, 16),), (18, 18, 16)), PADDING, False),
+        (Workload("pool", ((18, 18, 16),), (9, 9, 16), (2, 2), (2, 2)), PADDING, True),
+        (Workload("add", ((18, 18, 16),), (18, 18, 16)), PADDING, False),
         (
             CONV,
-            Signature("zeropadding2d", ((12, 16, 16),), (18, 18, 16)),
+            Workload("zeropadding2d", ((12, 16, 16),), (18, 18, 16)),
             False,
         ),  # three rows on a side
     ],
@@ -105,11 +105,11 @@ def test_takes_in(reader, padding, taken):
 @needs_vela
 def test_prices_are_those_of_a_network(padded, tmp_path):
     result = compiled(padded, tmp_path)
-    known = price((each for _, each in npu.signatures(padded)), U55)
+    known = price((each for _, each in npu.workloads(padded)), U55)
     assert known == price(known, U55)
     cycles = vela.by_op(result, padded)
-    for name, signature in npu.signatures(padded):
-        assert name == "stem" or known[signature] == pytest.approx(cycles[name], rel=0.1)
+    for name, workload in npu.workloads(padded):
+        assert name == "stem" or known[workload] == pytest.approx(cycles[name], rel=0.1)
     assert predicted(padded, observed(result, padded)) == result.cycles
 
 
@@ -119,7 +119,7 @@ def test_unfused_padding_is_priced(padded, tmp_path):
     layer, source = graph.op("second"), graph.input_tensors("second")[0]
     graph.splice("second", METHODS["spatial_svd"].decompose(layer, source).stages((8,)))
     result = compiled(graph, tmp_path)
-    known = price((each for _, each in npu.signatures(graph)), U55)
+    known = price((each for _, each in npu.workloads(graph)), U55)
     assert known[PADDING] == pytest.approx(observed(result, graph)[PADDING], rel=0.1)
     assert (
         known[PADDING] > known[replace(CONV, activation="relu")]
@@ -144,7 +144,7 @@ def test_what_is_merged_is_booked_apart(padded, tmp_path):
     images = np.random.default_rng(0).random((4, 16, 16, 4), np.float32)
     result = vela.compiled(TFLite("int8").emit(padded, tmp_path / "graph.tflite", (images,)), reach)
     assert "third" not in vela.by_op(result, padded)
-    ops = dict(npu.signatures(padded))
+    ops = dict(npu.workloads(padded))
     together = observed(result, padded)
     assert together[ops["third"]] == 0
     prices = price(ops.values(), reach)
@@ -159,16 +159,16 @@ def test_every_kind_of_probe():
     wanted = [
         CONV,
         PADDING,
-        Signature("conv", ((16, 16, 16),), (8, 8, 8), (3, 3), (2, 2), (1, 1), activation="relu"),
-        Signature("conv", ((18, 18, 16),), (8, 8, 8), (3, 3), (2, 2), (1, 1), activation="relu6"),
-        Signature("conv", ((20, 8),), (18, 8), (3,), (1,), (1,)),
-        Signature("conv", ((16, 16, 16),), (12, 12, 16), (3, 3), (1, 1), (2, 2)),
-        Signature("depthwise", ((16, 16, 16),), (16, 16, 32), (3, 3), (1, 1), (1, 1), groups=16),
-        Signature("dense", ((64,),), (10,)),
-        Signature("dense", ((5, 64),), (5, 10)),
-        Signature("add", ((16, 16, 16), (16, 16, 16)), (16, 16, 16), activation="relu"),
-        Signature("reduce", ((16, 16, 16),), (16,)),
-        Signature("pool", ((16, 16, 16),), (8, 8, 16), (2, 2), (2, 2)),
+        Workload("conv", ((16, 16, 16),), (8, 8, 8), (3, 3), (2, 2), (1, 1), activation="relu"),
+        Workload("conv", ((18, 18, 16),), (8, 8, 8), (3, 3), (2, 2), (1, 1), activation="relu6"),
+        Workload("conv", ((20, 8),), (18, 8), (3,), (1,), (1,)),
+        Workload("conv", ((16, 16, 16),), (12, 12, 16), (3, 3), (1, 1), (2, 2)),
+        Workload("depthwise", ((16, 16, 16),), (16, 16, 32), (3, 3), (1, 1), (1, 1), groups=16),
+        Workload("dense", ((64,),), (10,)),
+        Workload("dense", ((5, 64),), (5, 10)),
+        Workload("add", ((16, 16, 16), (16, 16, 16)), (16, 16, 16), activation="relu"),
+        Workload("reduce", ((16, 16, 16),), (16,)),
+        Workload("pool", ((16, 16, 16),), (8, 8, 16), (2, 2), (2, 2)),
     ]
     found = price(wanted, U55)
     assert set(found) == set(wanted)
@@ -177,18 +177,18 @@ def test_every_kind_of_probe():
 
 
 def test_what_no_probe_holds():
-    assert not probe.can_hold(Signature("softmax", ((10,),), (10,)))
+    assert not probe.can_hold(Workload("softmax", ((10,),), (10,)))
     assert not probe.can_hold(
-        Signature("conv", ((4, 4, 4, 2),), (4, 4, 4, 2), (3, 3, 3), (1, 1, 1), (1, 1, 1))
+        Workload("conv", ((4, 4, 4, 2),), (4, 4, 4, 2), (3, 3, 3), (1, 1, 1), (1, 1, 1))
     )
     assert not probe.can_hold(
-        Signature("dense", ((4, 8),), (3,), macs=96)
+        Workload("dense", ((4, 8),), (3,), macs=96)
     )  # an einsum over two axes
 
 
 @needs_vela
 def test_unknown_ops_have_no_price():
-    assert price([Signature("softmax", ((10,),), (10,))], U55) == {}
+    assert price([Workload("softmax", ((10,),), (10,))], U55) == {}
 
 
 @needs_vela
@@ -198,11 +198,9 @@ def test_time_is_up():
 
 
 def test_batches():
-    signatures = [
-        Signature("dense", ((width,),), (10,), params=10 * width) for width in range(1, 30)
-    ]
-    parts = list(probe.batches(signatures, ops=8, weights=500))
-    assert sorted((each for part in parts for each in part), key=str) == sorted(signatures, key=str)
+    workloads = [Workload("dense", ((width,),), (10,), params=10 * width) for width in range(1, 30)]
+    parts = list(probe.batches(workloads, ops=8, weights=500))
+    assert sorted((each for part in parts for each in part), key=str) == sorted(workloads, key=str)
     for part in parts:
         assert len(part) <= 8
         assert len(part) == 1 or sum(each.params for each in part) <= 500

@@ -241,5 +241,5 @@ def test_two_precisions_of_one_build_share_the_training_only(tmp_path):
             progress=lrfc.state.Progress(log=log.append),
             max_drop="100pp",
         )
-        assert any(line.startswith("BalanceStages") for line in log) == (precision == "int16x8")
+        assert any(line.startswith("EqualizeStages") for line in log) == (precision == "int16x8")
     assert made["int16x8"].artifact.stat().st_size < made["fp32"].artifact.stat().st_size

@@ -12,7 +12,7 @@ from lrfc.config.build import Budget
 from lrfc.costs import latency
 from lrfc.costs.pruned_ops import narrowed
 from lrfc.costs.totals import totals
-from lrfc.costs.workload import Signature, signatures
+from lrfc.costs.workload import Workload, workloads
 from lrfc.errors import BudgetError
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
@@ -157,7 +157,7 @@ def test_shared_layers_that_read_several_sizes_lose_filters_too(state: State) ->
 def test_the_predicted_time_is_that_of_the_ops_that_run(plans: list[State]) -> None:
     assert any(each.fact(Selection).keeps for each in plans)
     for each in plans:
-        runs = PROFILE.predict(signature for _, signature in signatures(built(each)))
+        runs = PROFILE.predict(workload for _, workload in workloads(built(each)))
         assert fixed(each)["latency"] + each.fact(Selection).cost("latency") == pytest.approx(
             runs, rel=0.01
         )
@@ -181,7 +181,7 @@ def test_the_programme_counts_what_its_choices_cost(
         state.fact(DesignSpace) if methods is None else state.fact(DesignSpace).narrowed(methods)
     )
     for minimise in ("macs", "params", "latency"):
-        programme = joint._Programme(
+        program = joint._Programme(
             state.graph,
             design.spaces,
             state.fact(FilterSpace),
@@ -189,9 +189,9 @@ def test_the_programme_counts_what_its_choices_cost(
             frozenset(),
             state.fact(Price).prices,
         )
-        values, found = programme._optimum({}, minimise), programme._chosen({}, minimise)
+        values, found = program._optimum({}, minimise), program._chosen({}, minimise)
         for quantity in ("macs", "params", "latency"):
-            assert np.dot(programme._costs[quantity], values) == pytest.approx(
+            assert np.dot(program._costs[quantity], values) == pytest.approx(
                 found.cost(quantity), rel=1e-4
             )
 
@@ -205,7 +205,7 @@ def test_a_latency_budget_is_kept_and_cutting_is_never_worse(state: State) -> No
             continue
         both = SelectRanks(max_latency=budget)(state)
         selection = both.fact(Selection)
-        assert selection.impact <= alone.impact * (1 + 2 * joint.GAP) + 1e-9
+        assert selection.divergence <= alone.divergence * (1 + 2 * joint.GAP) + 1e-9
         assert fixed(both)["latency"] + selection.cost("latency") <= kept * state.fact(
             Price
         ).whole * (1 + 1e-5)
@@ -236,16 +236,16 @@ def test_what_was_seen_in_a_network_is_taken_as_it_is(state: State) -> None:
     least = reachable(state, "latency") / state.fact(Price).whole
     budget = Budget(value=min(1.0, 0.5 * (1 + least)), relative=True)
     found = SelectRanks(max_latency=budget, methods=())(state)
-    whole = {each for _, each in signatures(fold_batchnorm(state.graph))}
+    whole = {each for _, each in workloads(fold_batchnorm(state.graph))}
     seen = {
         each: 100 * PROFILE.op(each)
-        for _, each in signatures(built(found))
+        for _, each in workloads(built(found))
         if each.macs and each not in whole
     }
     assert seen
     again = PriceLayers(PROFILE, seen, slower=True)(state)
     other = SelectRanks(max_latency=budget, methods=())(again)
-    assert not seen.keys() & {each for _, each in signatures(built(other))}
+    assert not seen.keys() & {each for _, each in workloads(built(other))}
 
 
 def test_times_of_ops_alone_tell_how_time_changes_with_the_width() -> None:
@@ -283,8 +283,8 @@ def test_without_prices_time_follows_the_macs() -> None:
     )
 
 
-def conv(read: int, made: int, groups: int = 1) -> Signature:
-    return Signature(
+def conv(read: int, made: int, groups: int = 1) -> Workload:
+    return Workload(
         "conv",
         ((8, 8, read),),
         (8, 8, made),
@@ -304,19 +304,19 @@ def test_narrower_ops() -> None:
         conv(4, 4),
         conv(4, 8),
     ]
-    pool = Signature("pool", ((8, 8, 16),), (4, 4, 16), (2, 2), (2, 2))
+    pool = Workload("pool", ((8, 8, 16),), (4, 4, 16), (2, 2), (2, 2))
     assert list(narrowed([pool], 0.5, 1.0, carried=True)) == [
-        Signature("pool", ((8, 8, 8),), (4, 4, 8), (2, 2), (2, 2))
+        Workload("pool", ((8, 8, 8),), (4, 4, 8), (2, 2), (2, 2))
     ]
     assert list(narrowed([conv(16, 16, 4)], 0.5, 1.0, carried=True)) == [conv(8, 8, 2)]
-    padded = Signature("ops.pad", ((8, 8, 16),), (8, 8, 32))
-    assert list(narrowed([padded], 0.5, 0.75)) == [Signature("ops.pad", ((8, 8, 8),), (8, 8, 24))]
+    padded = Workload("ops.pad", ((8, 8, 16),), (8, 8, 32))
+    assert list(narrowed([padded], 0.5, 0.75)) == [Workload("ops.pad", ((8, 8, 8),), (8, 8, 24))]
     biased = replace(conv(16, 32), params=9 * 16 * 32 + 32)
     assert list(narrowed([biased], 0.5, 0.25)) == [replace(conv(8, 8), params=9 * 8 * 8 + 8)]
-    activation = Signature("sigmoid", ((8, 8, 32),), (8, 8, 32))
+    activation = Workload("sigmoid", ((8, 8, 32),), (8, 8, 32))
     assert list(narrowed([conv(16, 32), activation], 1.0, 0.5)) == [
         conv(16, 16),
-        Signature("sigmoid", ((8, 8, 16),), (8, 8, 16)),
+        Workload("sigmoid", ((8, 8, 16),), (8, 8, 16)),
     ]
 
 
@@ -333,7 +333,8 @@ def test_what_breaks_ties_never_outweighs_what_is_asked_for(state: State) -> Non
         for each in (spaces, large)
     ]
     impacts = [
-        sum(c.impact for c in each.chosen) + sum(keep.impact for keep in each.keeps.values())
+        sum(c.divergence for c in each.chosen)
+        + sum(keep.divergence for keep in each.keeps.values())
         for each in found
     ]
     assert impacts[1] == pytest.approx(impacts[0], rel=3 * joint.GAP, abs=1e-9)

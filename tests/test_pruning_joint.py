@@ -1,4 +1,4 @@
-"""Ranks and filters in one programme: its costs are those of the rewritten graph, its optimum is that of brute force, and its memory is what is planned."""
+"""Ranks and filters in one program: its costs are those of the rewritten graph, its optimum is that of brute force, and its memory is what is planned."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pruning import milp as joint
 from lrfc.pruning.facts import Pruned, Selection
-from lrfc.pruning.memory import Room
+from lrfc.pruning.memory import PeakMemory
 from lrfc.pruning.selection import reachable, without_filters
 from lrfc.pruning.space import FilterSpace, counts
 from lrfc.search.candidates import pareto
@@ -67,7 +67,7 @@ def test_removing_more_is_never_predicted_to_harm_less(state: State) -> None:
     choices = state.fact(FilterSpace).choices
     assert set(choices) == {"conv0", "conv1"}
     for keeps in choices.values():
-        impacts = [keep.impact for keep in keeps]
+        impacts = [keep.divergence for keep in keeps]
         assert impacts[0] == 0
         assert impacts == sorted(impacts)
         assert impacts[-1] > 0
@@ -118,20 +118,20 @@ def test_it_is_the_optimum_of_brute_force(state: State) -> None:
             combinations.append(
                 (
                     totals(graph)["macs"],
-                    sum(c.impact for c in chosen) + sum(k.impact for k in keeps),
+                    sum(c.divergence for c in chosen) + sum(k.divergence for k in keeps),
                 )
             )
     for kept in (0.7, 0.45, 0.3):
         best = min(impact for macs, impact in combinations if macs <= kept * whole)
         found = SelectRanks(share(kept))(small).fact(Selection)
-        assert found.impact == pytest.approx(best, rel=2e-3)
+        assert found.divergence == pytest.approx(best, rel=2e-3)
     assert reachable(small, "macs") == min(macs for macs, _ in combinations)
 
 
 def test_both_together_are_never_predicted_worse_than_either(state: State) -> None:
     for kept in (0.7, 0.4):
         together, ranks, filters = (
-            SelectRanks(share(kept), **options)(state).fact(Selection).impact
+            SelectRanks(share(kept), **options)(state).fact(Selection).divergence
             for options in ({}, {"prune": False}, {"methods": ()})
         )
         assert together <= min(ranks, filters) * (1 + 2e-3)
@@ -169,7 +169,7 @@ def test_no_more_memory_is_alive_than_there_is_room_for(build) -> None:
     tight = 0
     for limit in (0.9, 0.7, 0.5):
         try:
-            found = SelectRanks(rooms=(Room(4, limit * whole),))(state)
+            found = SelectRanks(rooms=(PeakMemory(4, limit * whole),))(state)
         except BudgetError:
             continue
         tight += 1
@@ -185,12 +185,12 @@ def test_the_least_room_is_enough_and_less_is_not(build) -> None:
     )
     assert (
         arena(
-            fold_batchnorm(built(SelectRanks(rooms=(Room(4, 1.001 * least),))(state)).graph)
+            fold_batchnorm(built(SelectRanks(rooms=(PeakMemory(4, 1.001 * least),))(state)).graph)
         ).peak_bytes
         <= 1.001 * least
     )
     with pytest.raises(BudgetError, match="cannot be met"):
-        SelectRanks(rooms=(Room(4, 0.99 * least),))(state)
+        SelectRanks(rooms=(PeakMemory(4, 0.99 * least),))(state)
     limit = int(0.5 * least)
     with pytest.raises(
         BudgetError,

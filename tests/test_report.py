@@ -31,7 +31,7 @@ from lrfc.results.manifest import (
     Round,
     Search,
 )
-from lrfc.results.op_costs import Anatomy, OpCost
+from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report import page as pages
 from lrfc.results.report.chart import chart
 from lrfc.results.report.command import command
@@ -141,7 +141,7 @@ def op(
     )
 
 
-OPS = Anatomy(
+OPS = OpProfile(
     overhead_ms=0.1,
     before=(
         op("conv1", "conv1", 2048, 1.0, (3, 3, 4, 8), 400),
@@ -601,7 +601,7 @@ def test_where_cycles_are_known_the_times_of_layers_add_up_to_the_latency() -> N
             update={"cycles": 1_100, "latency_ms": latency.model_copy(update={"p50": 0.55})}
         ),
     )
-    ops = Anatomy(overhead_ms=0.1, before=tuple(sides[0]), after=tuple(sides[1]))
+    ops = OpProfile(overhead_ms=0.1, before=tuple(sides[0]), after=tuple(sides[1]))
     page = Page(render(manifest, FASTER, POINTS, None, ops=ops))
     assert page.tables["times"][1:] == [
         ["conv1", "0.850", "0.400", ""],
@@ -788,7 +788,7 @@ def test_names_cannot_become_markup() -> None:
     evil = "<script>alert('x')</script>"
     layer = made().layers[0].model_copy(update={"name": evil, "reason": evil, "method": evil})
     candidates = [replace(row, layer=evil, method=row.method and evil) for row in CANDIDATES]
-    ops = Anatomy(
+    ops = OpProfile(
         overhead_ms=0.1, before=(op(evil, evil, 1, 1.0),), after=(op(evil, evil, 1, 1.0),)
     )
     changed = made(

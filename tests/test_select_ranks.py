@@ -95,14 +95,14 @@ def test_the_least_is_reachable_and_nothing_below_it(state) -> None:
 
 def test_without_budgets_nothing_is_given_up(state) -> None:
     selection = SelectRanks()(state).fact(Selection)
-    assert selection.impact == 0
+    assert selection.divergence == 0
     assert all(c.method is None for c in selection.chosen)
     assert set(selection.factors) == set()
 
 
 def test_less_budget_more_impact(state) -> None:
     impacts = [
-        SelectRanks(max_macs=share(kept))(state).fact(Selection).impact
+        SelectRanks(max_macs=share(kept))(state).fact(Selection).divergence
         for kept in (0.9, 0.7, 0.5, 0.4)
     ]
     assert impacts == sorted(impacts)
@@ -172,7 +172,7 @@ def test_the_seed_decides() -> None:
     def chosen() -> list[tuple]:
         found = ExploreLayers(size=SIZE, sensitivity_images=32)(given)
         return [
-            (c.layer, c.method, c.ranks, c.impact)
+            (c.layer, c.method, c.ranks, c.divergence)
             for c in SelectRanks(max_macs=share(0.6))(found).fact(Selection).chosen
         ]
 

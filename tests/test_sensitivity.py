@@ -61,9 +61,9 @@ def test_every_candidate_has_an_impact_that_grows_with_its_error(weighed) -> Non
     *_, spaces = weighed
     assert len(spaces) >= 2
     for layer in spaces:
-        assert layer.candidates[0].impact == 0
+        assert layer.candidates[0].divergence == 0
         ordered = sorted(layer.candidates[1:], key=lambda c: c.error)
-        impacts = [c.impact for c in ordered]
+        impacts = [c.divergence for c in ordered]
         assert impacts == sorted(impacts)
         assert impacts[0] > 0
         assert impacts[-1] > impacts[0]
@@ -132,7 +132,8 @@ def test_the_perturbation_is_undone_after_a_failure(weighed) -> None:
 def test_the_fit_never_rewards_a_larger_error(points) -> None:
     errors = np.geomspace(1e-3, 1, 40)
     impacts = [
-        sensitivity._with_impact(Candidate("", "svd", (1,), 1, 1, e), points).impact for e in errors
+        sensitivity._with_divergence(Candidate("", "svd", (1,), 1, 1, e), points).divergence
+        for e in errors
     ]
     assert all(np.diff(impacts) > 0)
 
@@ -140,16 +141,16 @@ def test_the_fit_never_rewards_a_larger_error(points) -> None:
 def test_between_the_probes_the_fit_meets_them() -> None:
     points = {0.1: 1e-3, 0.3: 8e-3}
     for error, impact in points.items():
-        assert sensitivity._with_impact(
+        assert sensitivity._with_divergence(
             Candidate("", "svd", (1,), 1, 1, error), points
-        ).impact == pytest.approx(impact)
+        ).divergence == pytest.approx(impact)
 
 
 def test_a_layer_without_choices_has_no_impact(weighed) -> None:
     graph, inputs, spaces, samples, _ = weighed
     alone = LayerSpace(spaces[0].op, spaces[0].calls, spaces[0].candidates[:1])
     assert [
-        c.impact for c in Sensitivity(graph, inputs)(alone, samples[alone.op.name]).candidates
+        c.divergence for c in Sensitivity(graph, inputs)(alone, samples[alone.op.name]).candidates
     ] == [0]
 
 

@@ -32,7 +32,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def values(candidates) -> list[tuple]:
-    return [(c.layer, c.method, c.ranks, c.params, c.macs, c.error, c.impact) for c in candidates]
+    return [
+        (c.layer, c.method, c.ranks, c.params, c.macs, c.error, c.divergence) for c in candidates
+    ]
 
 
 def test_what_is_kept_is_found_again(cache) -> None:

@@ -16,7 +16,7 @@ from lrfc.errors import BudgetError, DependencyError, DeviceError, NoGainError, 
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
 from lrfc.protocols import Artifact
-from lrfc.results.op_costs import Anatomy
+from lrfc.results.op_costs import OpProfile
 from lrfc.targets.devices import device
 from lrfc.targets.devices.device import Device, Vela
 from lrfc.targets.devices.speed import speedup
@@ -403,7 +403,7 @@ def test_fallbacks_are_named_before_any_work(tmp_path):
     ]  # fmt: skip
     recompiled = vela.compiled(Artifact(result.artifact, "tflite", "int8"), U55)
     assert (result.out / "elu_net_vela.tflite").read_bytes() == recompiled.content
-    ops = Anatomy.read(result.out)
+    ops = OpProfile.read(result.out)
     assert sum(op.cycles or 0 for op in ops.before) == result.manifest.before.cycles
     assert sum(op.cycles or 0 for op in ops.after) == recompiled.cycles
     assert sum(op.flash_bytes or 0 for op in ops.before) == result.manifest.before.flash_bytes

@@ -18,9 +18,9 @@ from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Op, Ref
 from lrfc.passes import weigh_rounding
-from lrfc.passes.balance_stages import BalanceStages
+from lrfc.passes.equalize_stages import EqualizeStages
 from lrfc.passes.weigh_rounding import Rounding, WeighRounding
-from lrfc.search.epilogue import follow
+from lrfc.search.epilogue import epilogue_of
 from lrfc.search.facts import DesignSpace
 from lrfc.targets.tflite.target import TFLite
 from tests import helpers
@@ -112,7 +112,7 @@ def test_the_file_bears_it_out(balanced, spread, tmp_path):
     state = replace(
         state, data=replace(state.data, train=replace(state.data.train, inputs=(read,)))
     )
-    shipped = BalanceStages()(state).graph if balanced else graph
+    shipped = EqualizeStages()(state).graph if balanced else graph
     target = TFLite("int8")
     (found,) = target.load(target.emit(shipped, tmp_path / "chain.tflite", (read,)))((read,))
     (exact,) = keras_io.predict(graph, (read,))
@@ -143,10 +143,10 @@ def test_errors_and_impacts_never_shrink():
             (c.method, c.ranks, c.params, c.macs) for c in new.candidates
         ]
         assert new.whole.error > 0
-        assert new.whole.impact > 0
+        assert new.whole.divergence > 0
         for a, b in zip(old.candidates, new.candidates, strict=True):
             assert b.error > a.error
-            assert b.impact >= a.impact * (1 - 1e-6)
+            assert b.divergence >= a.divergence * (1 - 1e-6)
             assert b.error < a.error + 0.1  # 8 bits are not that bad
 
 
@@ -185,12 +185,15 @@ def test_the_ranking_follows():
             [b.error**2 - a.error**2 for a, b in zip(old.candidates, new.candidates, strict=True)]
         )
         added = np.array(
-            [b.impact - a.impact for a, b in zip(old.candidates, new.candidates, strict=True)]
+            [
+                b.divergence - a.divergence
+                for a, b in zip(old.candidates, new.candidates, strict=True)
+            ]
         )
         scale = added[0] / noise[0]
         np.testing.assert_allclose(added, scale * noise, rtol=1e-3, atol=1e-9)
         near = min(old.candidates[1:], key=lambda c: abs(c.error - 0.1))
-        assert scale * 0.1**2 == pytest.approx(near.impact * (0.1 / near.error) ** 2, rel=1.0)
+        assert scale * 0.1**2 == pytest.approx(near.divergence * (0.1 / near.error) ** 2, rel=1.0)
 
 
 def test_a_method_whose_tensors_round_badly_pays_for_it(monkeypatch):
@@ -204,8 +207,8 @@ def test_a_method_whose_tensors_round_badly_pays_for_it(monkeypatch):
         space,
         candidates=(
             space.whole,
-            replace(plain, error=0.1, impact=0.01),
-            replace(twin, error=0.1, impact=0.01),
+            replace(plain, error=0.1, divergence=0.01),
+            replace(twin, error=0.1, divergence=0.01),
         ),
     )
 
@@ -236,9 +239,9 @@ def test_a_method_whose_tensors_round_badly_pays_for_it(monkeypatch):
         WeighRounding()(state.with_fact(replace(design, spaces=(wild,)))).fact(DesignSpace).spaces
     )
     assert (
-        found.candidates[2].impact
-        > 1.01 * found.candidates[1].impact
-        > 1.01 * found.candidates[0].impact
+        found.candidates[2].divergence
+        > 1.01 * found.candidates[1].divergence
+        > 1.01 * found.candidates[0].divergence
     )
 
 
@@ -266,7 +269,7 @@ def test_what_an_activation_holds_back_does_not_count(activation):
         .stages((3,))
     )
     found = Rounding.of(graph, "conv", read, before, 8).noise(stages)
-    assert follow(graph, "conv").end == ("bn" if activation is None else "activation")
+    assert epilogue_of(graph, "conv").end == ("bn" if activation is None else "activation")
     assert 0.001 < found < 0.05
 
 
@@ -275,7 +278,7 @@ def test_every_kind_of_layer():
     for graph in _nets():
         state = explored(state_of(graph))
         for space in WeighRounding()(state).fact(DesignSpace).spaces:
-            assert all(c.error > 0 and np.isfinite(c.impact) for c in space.candidates), (
+            assert all(c.error > 0 and np.isfinite(c.divergence) for c in space.candidates), (
                 graph.name,
                 space.op.name,
             )

@@ -98,7 +98,7 @@ FRONTS = ("macs", "params", "ram", "latency")
 PASSES = (
     "Canonicalise", "ExploreLayers", "LockLayers", "ExploreFilters", "LockFilters", "SelectRanks",
     "Factorize", "PruneFilters", "RecalibrateBatchNorm", "Refit", "FineTune", "FoldBatchNorm",
-    "WeighRounding", "BalanceStages", "CorrectBiases", "QuantizeAware",
+    "WeighRounding", "EqualizeStages", "CorrectBiases", "QuantizeAware",
 )  # fmt: skip
 #: The metrics by name, besides 'module:function' (lrfc.metrics.metric).
 METRICS = ("accuracy", "miou", "auc", "mse", "fidelity")

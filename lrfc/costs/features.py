@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 
 #: Families of ops that run through one kind of kernel. The first ones multiply matrices.
 MATRIX = ("conv", "pointwise", "dense", "grouped", "transposed")
@@ -50,7 +50,7 @@ class Work:
 
 
 @lru_cache(maxsize=1 << 17)
-def work(op: Signature) -> Work:
+def work(op: Workload) -> Work:
     """The work of an op."""
     inputs, outputs = sum(map(prod, op.inputs)), prod(op.output)
     channels = op.output[-1] if op.output else 1

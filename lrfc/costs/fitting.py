@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lrfc.costs.features import MATRIX, Tile, table, terms, work
 from lrfc.costs.latency import CostProfile, Family, HeldOut, Layout, family_of
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.errors import UsageError
 
 #: Tiles that are tried: (rows, columns, depth).
@@ -24,7 +24,7 @@ _TILES: dict[str, list[Tile]] = {
 _FOLDS = 5
 
 #: One op, or all ops of a network, and the time measured.
-Sample = tuple[Signature | Sequence[Signature], float]
+Sample = tuple[Workload | Sequence[Workload], float]
 
 
 def fit(
@@ -62,8 +62,8 @@ def _divides(samples: Sequence[Sample], layout: Layout) -> bool:
     return 2 * _FOLDS <= odd <= len(samples) - 2 * _FOLDS
 
 
-def _network(ops: Signature | Sequence[Signature]) -> Sequence[Signature]:
-    return (ops,) if isinstance(ops, Signature) else ops
+def _network(ops: Workload | Sequence[Workload]) -> Sequence[Workload]:
+    return (ops,) if isinstance(ops, Workload) else ops
 
 
 class _Fit:
@@ -72,7 +72,7 @@ class _Fit:
     def __init__(self, samples: Sequence[Sample], layout: Layout) -> None:
         self._layout = layout
         self._times = np.array([time for _, time in samples])
-        self._whole = np.array([not isinstance(ops, Signature) for ops, _ in samples], np.float64)
+        self._whole = np.array([not isinstance(ops, Workload) for ops, _ in samples], np.float64)
         self._places: dict[str, list[int]] = {}
         works: dict[str, list[Any]] = {}
         for row, (ops, _) in enumerate(samples):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lrfc.costs.features import table, terms, work
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.errors import UsageError
 from lrfc.system import files, reader
 
@@ -91,15 +91,15 @@ class CostProfile(_Part):
     families: Mapping[str, Family]
     held_out: Mapping[str, HeldOut] = {}
 
-    def op(self, signature: Signature) -> float:
+    def op(self, workload: Workload) -> float:
         """The time of one op."""
-        return float(self.ops([signature])[0])
+        return float(self.ops([workload])[0])
 
-    def ops(self, signatures: Sequence[Signature]) -> NDArray[np.float64]:
+    def ops(self, workloads: Sequence[Workload]) -> NDArray[np.float64]:
         """The time of each op."""
-        times = np.zeros(len(signatures))
-        for family, places in self.grouped(signatures).items():
-            numbers = table(work(signatures[i]) for i in places)
+        times = np.zeros(len(workloads))
+        for family, places in self.grouped(workloads).items():
+            numbers = table(work(workloads[i]) for i in places)
             model = self.families[family]
             values = terms(
                 family.partition(".")[0], numbers, model.tile, by_row=self.layout != (1, 1)
@@ -116,31 +116,31 @@ class CostProfile(_Part):
         return times
 
     def predict(
-        self, signatures: Iterable[Signature], known: Mapping[Signature, float] | None = None
+        self, workloads: Iterable[Workload], known: Mapping[Workload, float] | None = None
     ) -> float:
         """The time of a whole network. ``known``: measured times of ops, taken as they are."""
         found, rest = [], []
-        for each in signatures:
+        for each in workloads:
             if known is not None and each in known:
                 found.append(known[each])
             else:
                 rest.append(each)
         return float(self.overhead + sum(found) + self.ops(rest).sum())
 
-    def grouped(self, signatures: Sequence[Signature]) -> dict[str, list[int]]:
+    def grouped(self, workloads: Sequence[Workload]) -> dict[str, list[int]]:
         """The places of the ops of each family, by the family of this profile that stands for theirs.
 
         UsageError when there is none.
         """
         places: dict[str, list[int]] = {}
-        for i, signature in enumerate(signatures):
-            places.setdefault(family_of(signature, self.layout), []).append(i)
+        for i, workload in enumerate(workloads):
+            places.setdefault(family_of(workload, self.layout), []).append(i)
         found: dict[str, list[int]] = {}
         for family, own in places.items():
-            found.setdefault(self._standing(family, signatures[own[0]]), []).extend(own)
+            found.setdefault(self._standing(family, workloads[own[0]]), []).extend(own)
         return found
 
-    def _standing(self, family: str, example: Signature) -> str:
+    def _standing(self, family: str, example: Workload) -> str:
         tried = []
         while family not in self.families:
             tried.append(family)
@@ -184,14 +184,14 @@ def _rounded(value: Any) -> Any:
     return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def family_of(signature: Signature, layout: Layout = (1, 1)) -> str:
+def family_of(workload: Workload, layout: Layout = (1, 1)) -> str:
     """The op's family: that of ``work``, and behind it which kernels run it where a runtime stores channels in blocks (see CostProfile).
 
     '.small' is a convolution of fewer input channels than a block, '.odd' an op whose channels are
     no multiple of the alignment.
     """
     alignment, block = layout
-    found = work(signature)
+    found = work(workload)
     if alignment == 1:
         return found.family
     depth = (
@@ -251,7 +251,7 @@ def load(device: str, format: str, precision: str, threads: int) -> CostProfile 
 
 
 def corrected(
-    profile: CostProfile, rounds: Sequence[tuple[Sequence[Signature], float]]
+    profile: CostProfile, rounds: Sequence[tuple[Sequence[Workload], float]]
 ) -> CostProfile:
     """The profile with factors under which networks that were measured are predicted as measured.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import platformdirs
 
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.errors import UsageError
 from lrfc.metrics.source import COMPILED, MEASURED, Source
 from lrfc.system import reader
@@ -27,7 +27,7 @@ GREATEST = 1e30
 
 @dataclass(frozen=True)
 class Key:
-    """What was measured, and how: ``subject`` is 'op:' with the text of a Signature, or 'model:' with the SHA-256 of a file."""
+    """What was measured, and how: ``subject`` is 'op:' with the text of a Workload, or 'model:' with the SHA-256 of a file."""
 
     device: str
     runtime: str
@@ -70,9 +70,9 @@ _TABLE = f"measured_{_FORMAT}"
 _SCHEMA = f"CREATE TABLE IF NOT EXISTS {_TABLE} ({_KEY}, {_SAMPLE}, PRIMARY KEY ({_KEY}))"
 
 
-def of_op(signature: Signature) -> str:
+def of_op(workload: Workload) -> str:
     """The subject that stands for an op."""
-    return f"op:{signature}"
+    return f"op:{workload}"
 
 
 def of_model(sha256: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.costs.workload import signatures
+from lrfc.costs.workload import workloads
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref
 
@@ -34,7 +34,7 @@ def networks(count: int = COUNT, seed: int = 0) -> Iterator[Graph]:
             made * 7 % len(turns)
         ]  # 7 and the number of turns have no common factor: every kind has its share from the first networks on
         graph = _MAKE[kind](_Net(rng, f"{kind}{made}"))
-        own = [each for _, each in signatures(graph)]
+        own = [each for _, each in workloads(graph)]
         if (
             10_000 <= sum(each.macs for each in own) <= LARGEST
             and sum(each.params for each in own) <= HEAVIEST

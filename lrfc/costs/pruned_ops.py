@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 
 
 def narrowed(
-    ops: Sequence[Signature], read: float, made: float, *, carried: bool = False
-) -> Iterator[Signature]:
+    ops: Sequence[Workload], read: float, made: float, *, carried: bool = False
+) -> Iterator[Workload]:
     """The ops of one call when these shares of the channels that it reads and makes are left, one for each of ``ops``.
 
     What lies in front of the first op that multiplies works on what is read, what lies behind the
@@ -27,7 +27,7 @@ def narrowed(
         yield _narrowed(op, before, behind, carried=carried)
 
 
-def _narrowed(op: Signature, read: float, made: float, *, carried: bool) -> Signature:
+def _narrowed(op: Workload, read: float, made: float, *, carried: bool) -> Workload:
     inputs, output = tuple(_cut(shape, read) for shape in op.inputs), _cut(op.output, made)
     groups = max(1, round(read * op.groups)) if carried else op.groups
     kept = (output[-1] / op.output[-1] if op.output else 1.0) * (
@@ -41,7 +41,7 @@ def _narrowed(op: Signature, read: float, made: float, *, carried: bool) -> Sign
     )
 
 
-def _bias(op: Signature) -> int:
+def _bias(op: Workload) -> int:
     """Values of the bias: one for each output channel, where the parameters are so many more than those of the kernel."""
     if not op.macs:
         return 0

@@ -19,8 +19,8 @@ from lrfc.ir.op import Op, Shape, Tensor
 
 
 @dataclass(frozen=True)
-class Signature:
-    """One operation of a runtime for one sample; two ops with equal signatures take equal time on the same device.
+class Workload:
+    """One operation of a runtime for one sample; two ops with equal workloads take equal time on the same device.
 
     ``kind``: the family ('conv', 'depthwise', 'transposed', 'dense', 'pool', 'reduce', 'add', ... ,
     the Keras kind in lower case for the rest, an activation that runs alone by its own name).
@@ -58,7 +58,7 @@ class Signature:
 
     @cached_property
     def _hash(self) -> int:
-        # A search asks for the same signatures again and again: the hash of the nested shapes is
+        # A search asks for the same workloads again and again: the hash of the nested shapes is
         # computed once.
         return hash(
             (
@@ -76,18 +76,18 @@ class Signature:
         )
 
 
-def parse(text: str) -> Signature:
-    """The signature that ``str`` wrote. ValueError for any other text."""
+def parse(text: str) -> Workload:
+    """The workload that ``str`` wrote. ValueError for any other text."""
     found = _TEXT.fullmatch(text)
     if found is None:
-        raise ValueError(f"no signature of an op: '{text}'")
+        raise ValueError(f"no workload of an op: '{text}'")
     part = found.groupdict()
     output, kernel, strides, dilation = (
         _sizes(part[key]) for key in ("output", "kernel", "strides", "dilation")
     )
     inputs = tuple(_sizes(each) for each in part["inputs"].split("+")) if part["inputs"] else ()
     numbers = int(part["groups"] or 1), part["activation"], int(part["params"]), int(part["macs"])
-    return Signature(part["kind"], inputs, output, kernel, strides, dilation, *numbers)
+    return Workload(part["kind"], inputs, output, kernel, strides, dilation, *numbers)
 
 
 _SHAPE = r"(?:\d+(?:x\d+)*|\(\))"
@@ -107,8 +107,8 @@ def _sizes(text: str | None) -> tuple[int, ...]:
     return tuple(map(int, text.split("x"))) if text and text != "()" else ()
 
 
-def signatures(graph: Graph) -> Iterator[tuple[str, Signature]]:
-    """The name and signature of each op that a runtime executes, in order, of a graph whose BatchNorms are folded.
+def workloads(graph: Graph) -> Iterator[tuple[str, Workload]]:
+    """The name and workload of each op that a runtime executes, in order, of a graph whose BatchNorms are folded.
 
     Ops that cost nothing (reshapes, dropout, an activation that the op before it fuses) have none;
     a separable convolution has two, an activation that runs by itself behind its layer has one of
@@ -124,8 +124,8 @@ def signatures(graph: Graph) -> Iterator[tuple[str, Signature]]:
             )
 
 
-def chain(graph: Graph, name: str, stages: Sequence[Op]) -> Iterator[Signature]:
-    """The signatures of the chain ``stages`` in the place of the op of that name (of a candidate: ``factors.stages(ranks)``)."""
+def chain(graph: Graph, name: str, stages: Sequence[Op]) -> Iterator[Workload]:
+    """The workloads of the chain ``stages`` in the place of the op of that name (of a candidate: ``factors.stages(ranks)``)."""
     source = graph.input_tensors(name)[0]
     behind = _fused(graph, graph.op(name))
     for stage, following in pairwise([*stages, None]):
@@ -154,7 +154,7 @@ def _activation(op: Op) -> str | None:
     return None if name in (None, "linear") else str(name if isinstance(name, str) else "custom")
 
 
-#: Families whose kinds share a name in signatures; any other kind has its own.
+#: Families whose kinds share a name in workloads; any other kind has its own.
 _SHARED_NAMES: Mapping[Family, str] = MappingProxyType(
     {
         "conv": "conv",
@@ -170,8 +170,8 @@ _SHARED_NAMES: Mapping[Family, str] = MappingProxyType(
 
 def _executed(
     op: Op, inputs: tuple[Tensor, ...], output: Tensor, behind: str | None
-) -> Iterator[Signature]:
-    """The signatures of one op; ``behind`` is the activation of its reader that it fuses."""
+) -> Iterator[Workload]:
+    """The workloads of one op; ``behind`` is the activation of its reader that it fuses."""
     if op.info.is_separable:
         for part in split_separable(op):
             middle = ops.infer(part, inputs)
@@ -199,7 +199,7 @@ def _executed(
         kind = _activation(op) or "linear"
     shapes = tuple(_static(op, tensor.shape, first) for tensor in inputs)
     result = _static(op, output.shape, first and len(output.shape) == len(inputs[0].shape))
-    yield Signature(
+    yield Workload(
         kind,
         shapes,
         result,
@@ -212,7 +212,7 @@ def _executed(
         ops.macs(op, inputs, (output,)),
     )
     if apart:
-        yield Signature(str(own if isinstance(own, str) else "custom"), (result,), result)
+        yield Workload(str(own if isinstance(own, str) else "custom"), (result,), result)
 
 
 def _static(op: Op, shape: Shape, channels_first: bool) -> tuple[int, ...]:

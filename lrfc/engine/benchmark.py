@@ -12,7 +12,7 @@ from lrfc.config.precision import listed
 from lrfc.costs import npu
 from lrfc.costs.latency import CostProfile, load
 from lrfc.costs.measurements import Key, Sample, Store, now, of_model, of_op
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.engine.estimate import estimated
 from lrfc.ir.batch import Batch
 from lrfc.ir.fold import fold_batchnorm
@@ -43,8 +43,8 @@ class Trial:
 
     ratio: Ratio
     time: float
-    ops: tuple[Signature, ...]
-    known: Mapping[Signature, float] = field(default_factory=dict)
+    ops: tuple[Workload, ...]
+    known: Mapping[Workload, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Bench:
             return float(measured.cycles)
         return measured.median_ms
 
-    def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]:
+    def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]:
         """The times of single ops, in the profile's unit, that the device tells before a network is made of them; here none."""
         return {}
 
@@ -177,14 +177,14 @@ class Bench:
         """The file as the device takes it; None where it takes the file as it is."""
         return None
 
-    def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:
+    def _known(self, file: Artifact, graph: Graph) -> Mapping[Workload, float]:
         return {}
 
     def _reading(self) -> Reading:
         return Reading()
 
-    def _ops(self, graph: Graph) -> tuple[Signature, ...]:
-        return tuple(each for _, each in self.reading.signatures(graph))
+    def _ops(self, graph: Graph) -> tuple[Workload, ...]:
+        return tuple(each for _, each in self.reading.workloads(graph))
 
     def _prices_in(self, precision: str) -> CostProfile | None:
         if precision == self._target.precision:
@@ -207,7 +207,7 @@ class NPUBench(Bench):
         """An Ethos-U computes in integers, whatever its profile names."""
         return f"{self._device.name} is an Ethos-U, and a float network cannot run there"
 
-    def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]:
+    def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]:
         """The cycles of single ops: those kept from an earlier build, the others from probe networks that are compiled for it."""
         keys = {self._key("Vela", version(), of_op(each)): each for each in wanted}
         known = {keys[key]: sample.median for key, sample in self._store.get(keys).items()}
@@ -238,11 +238,11 @@ class NPUBench(Bench):
         """All that the figures depend on, besides the version; read once."""
         return self._device.reach.configuration
 
-    def _known(self, file: Artifact, graph: Graph) -> Mapping[Signature, float]:
+    def _known(self, file: Artifact, graph: Graph) -> Mapping[Workload, float]:
         return self._runner.observed(file, graph)
 
     def _reading(self) -> Reading:
-        return Reading(npu.signatures, npu.chain)
+        return Reading(npu.workloads, npu.chain)
 
 
 def spent(result: Compiled, graph: Graph) -> dict[str, Spent]:

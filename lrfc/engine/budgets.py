@@ -19,7 +19,7 @@ from lrfc.ir.graph import Graph
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.protocols import Target
 from lrfc.pruning import milp as joint
-from lrfc.pruning.memory import Room
+from lrfc.pruning.memory import PeakMemory
 from lrfc.pruning.selection import reachable, without_filters
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace
@@ -171,7 +171,7 @@ def _in_room(
 ) -> tuple[State, SelectRanks]:
     """The state and the selection with so many bytes alive at most, in each precision."""
     if _prunes(state, select):
-        rooms = (Room(of(precision).activation, limit) for precision, limit in live.items())
+        rooms = (PeakMemory(of(precision).activation, limit) for precision, limit in live.items())
         return state, replace(select, rooms=(*select.rooms, *rooms))
     for precision, limit in live.items():
         state = _fitting(state, precision, limit, budget)

@@ -11,7 +11,7 @@ from lrfc.costs.totals import totals
 from lrfc.data.counts import CALIBRATED, CHECKED
 from lrfc.engine.benchmark import Bench
 from lrfc.engine.destinations import Destination
-from lrfc.engine.op_costs import anatomy
+from lrfc.engine.op_costs import op_profile
 from lrfc.engine.reference_kernels import Kernels, kernels
 from lrfc.engine.tuning import Plan
 from lrfc.errors import BudgetError, ModelError, NoGainError
@@ -27,7 +27,7 @@ from lrfc.passes.quantize_aware import QuantizedModel
 from lrfc.protocols import Artifact, Target
 from lrfc.pruning.facts import Selection
 from lrfc.results.manifest import Figures, FloatOriginal, Latency
-from lrfc.results.op_costs import Anatomy
+from lrfc.results.op_costs import OpProfile
 from lrfc.results.verdict import MARGIN, asked, exact
 from lrfc.search.facts import DesignSpace
 from lrfc.state import State
@@ -93,7 +93,7 @@ class Trial:
     contract: Contract | None
     kernels: Kernels | None
     failure: BudgetError | NoGainError | None
-    ops: Anatomy
+    ops: OpProfile
     compiled: tuple[bytes | None, bytes | None]
 
 
@@ -134,7 +134,7 @@ def try_out(
     failure = _loss(made, goal, before, after, ratio) or _unmet(made, promise, before, after)
     kept = measured[0] if isinstance(failure, NoGainError) else measured[1]
     in_float = None if target.precision == "fp32" else _float_original(bench, measured, kept)
-    ops = anatomy(bench, made.original, made.state.graph, (original, emitted))
+    ops = op_profile(bench, made.original, made.state.graph, (original, emitted))
     compiled = bench.compiled(original), bench.compiled(emitted)
     return Trial(
         made,

@@ -71,5 +71,5 @@ def _estimate(path: Path, form: str, device: Device, threads: int) -> Measuremen
             " known; lrfc devices calibrate makes another"
         )
     return estimated(
-        path, profile.predict(found.signatures), profile, threads, () if note is None else (note,)
+        path, profile.predict(found.workloads), profile, threads, () if note is None else (note,)
     )

@@ -115,7 +115,7 @@ class Bound:
     """How far compression may go: the smallest budget at which the drop is within what is allowed, and the predicted divergence of the plan there."""
 
     budget: Budget
-    impact: float
+    divergence: float
 
 
 def smallest(
@@ -161,7 +161,7 @@ def smallest(
         except BudgetError:  # the budgets that are kept besides do not allow so little
             low, share = share, (share + high) / 2
             continue
-        impact = planned.fact(Selection).impact
+        impact = planned.fact(Selection).divergence
         if judge is None:
             good = impact <= SAFE_DIVERGENCE
             state.progress.log(
@@ -222,7 +222,7 @@ def _next(
     for _ in range(12):  # the impact falls with the share, so bisection finds it
         share = (inner + outer) / 2
         try:
-            above = at(share).fact(Selection).impact > wanted
+            above = at(share).fact(Selection).divergence > wanted
         except BudgetError:
             above = True
         inner, outer = (share, outer) if above else (inner, share)
@@ -247,7 +247,7 @@ def closest(state: State, select: SelectRanks) -> SelectRanks:
     judge = Judge(state)
     step = state.progress.stage("plans", len(others) + 1)
     mixed = selected(state, select)
-    predicted = mixed.fact(Selection).impact
+    predicted = mixed.fact(Selection).divergence
     found = [(judge(mixed).divergence, select)]
     state.progress.log(
         f"  all together: predicted {predicted:.4f}, output divergence {found[0][0]:.4f}"
@@ -260,7 +260,7 @@ def closest(state: State, select: SelectRanks) -> SelectRanks:
         except BudgetError as error:
             state.progress.log(f"  {name}: {error}")
             continue
-        impact = planned.fact(Selection).impact
+        impact = planned.fact(Selection).divergence
         if impact > HOPELESS * predicted:
             state.progress.log(
                 f"  {name}: predicted {impact:.4f}, the mixed plan {predicted:.4f}; not run"

@@ -7,18 +7,20 @@ from dataclasses import asdict
 from math import prod
 from typing import Any
 
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.engine.benchmark import Bench, Spent
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
 from lrfc.passes.profile import profile
 from lrfc.protocols import Artifact
-from lrfc.results.op_costs import Anatomy, OpCost
+from lrfc.results.op_costs import OpCost, OpProfile
 
 
-def anatomy(bench: Bench, before: Graph, after: Graph, files: tuple[Artifact, Artifact]) -> Anatomy:
+def op_profile(
+    bench: Bench, before: Graph, after: Graph, files: tuple[Artifact, Artifact]
+) -> OpProfile:
     """The ops of two graphs as they are in the files that were emitted from them, their times predicted for the device of the bench."""
-    listed = [list(bench.reading.signatures(graph)) for graph in (before, after)]
+    listed = [list(bench.reading.workloads(graph)) for graph in (before, after)]
     times = _times(bench, [each for ops in listed for _, each in ops])
     overhead = None if times is None else bench.profile.overhead * bench.ms_per_unit
     layers = {op.name for op in before}
@@ -26,10 +28,10 @@ def anatomy(bench: Bench, before: Graph, after: Graph, files: tuple[Artifact, Ar
         _side(graph, layers, ops, times, file.precision, bench.spent(file, graph))
         for graph, ops, file in zip((before, after), listed, files, strict=True)
     ]
-    return Anatomy(overhead_ms=overhead, before=sides[0], after=sides[1])
+    return OpProfile(overhead_ms=overhead, before=sides[0], after=sides[1])
 
 
-def _times(bench: Bench, wanted: Sequence[Signature]) -> Mapping[Signature, float] | None:
+def _times(bench: Bench, wanted: Sequence[Workload]) -> Mapping[Workload, float] | None:
     """Milliseconds of each op; None where the profile does not know them."""
     distinct = list(dict.fromkeys(wanted))
     try:
@@ -45,8 +47,8 @@ def _times(bench: Bench, wanted: Sequence[Signature]) -> Mapping[Signature, floa
 def _side(
     graph: Graph,
     layers: Set[str],
-    listed: Sequence[tuple[str, Signature]],
-    times: Mapping[Signature, float] | None,
+    listed: Sequence[tuple[str, Workload]],
+    times: Mapping[Workload, float] | None,
     precision: str,
     spent: Mapping[str, Spent],
 ) -> tuple[OpCost, ...]:

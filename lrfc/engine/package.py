@@ -280,7 +280,7 @@ def _filters(made: Compressed) -> tuple[Filters, ...]:
             layers=tuple(part.layer for part in keep.group.producers),
             units=keep.group.width,
             kept=tuple(keep.units.tolist()),
-            impact=keep.impact,
+            impact=keep.divergence,
         )
         for name, keep in keeps.items()
     )

@@ -10,7 +10,7 @@ from lrfc.config.precision import PRECISIONS
 from lrfc.engine.destinations import Destination
 from lrfc.engine.replay import Locked
 from lrfc.ir.rounding import steps_of
-from lrfc.passes.balance_stages import BalanceStages
+from lrfc.passes.equalize_stages import EqualizeStages
 from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
@@ -117,7 +117,7 @@ def rounding(config: BuildConfig, precision: str) -> tuple[Pass, ...]:
         return ()
     # The function stays the same, and what is rounded from here on suits it better.
     bits = 8 * PRECISIONS[precision].activation
-    return (BalanceStages(bits=bits, convolutions=config.qat),)
+    return (EqualizeStages(bits=bits, convolutions=config.qat),)
 
 
 def until(passes: Sequence[Pass], name: str | None) -> tuple[tuple[Pass, ...], bool]:

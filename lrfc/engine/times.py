@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lrfc.costs.latency import CostProfile, corrected
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.ir.graph import Graph
 from lrfc.passes.price_layers import PriceLayers, executed
 from lrfc.pruning.costs import narrower
@@ -26,9 +26,9 @@ class Measured(Protocol):
     @property
     def time(self) -> float: ...  # noqa: D102
     @property
-    def ops(self) -> tuple[Signature, ...]: ...  # noqa: D102
+    def ops(self) -> tuple[Workload, ...]: ...  # noqa: D102
     @property
-    def known(self) -> Mapping[Signature, float]: ...  # noqa: D102
+    def known(self) -> Mapping[Workload, float]: ...  # noqa: D102
 
 
 class Measures(Protocol):
@@ -36,12 +36,12 @@ class Measures(Protocol):
 
     time: float
     ms_per_unit: float
-    ops: tuple[Signature, ...]
-    known: Mapping[Signature, float]
+    ops: tuple[Workload, ...]
+    known: Mapping[Workload, float]
     reading: Reading
 
     def __call__(self, graph: Graph) -> Measured: ...  # noqa: D102
-    def prices(self, wanted: Sequence[Signature]) -> Mapping[Signature, float]: ...  # noqa: D102
+    def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Times:
     profile: CostProfile
     executed: Executed
     ms_per_unit: float
-    alone: Mapping[Signature, float]
-    known: Mapping[Signature, float]
-    seen: tuple[tuple[tuple[Signature, ...], float], ...]
+    alone: Mapping[Workload, float]
+    known: Mapping[Workload, float]
+    seen: tuple[tuple[tuple[Workload, ...], float], ...]
 
     def with_measured(self, measured: Measured) -> Times:
         """These and what a measurement tells."""

@@ -238,7 +238,7 @@ class Loop:
     ) -> tuple[State, SelectRanks]:
         """The selection that is best in the objective with no more than the allowed divergence."""
         assert wish.objective is not None
-        select = replace(select, max_impact=allowed)
+        select = replace(select, max_divergence=allowed)
         if wish.objective == "ram":
             return budgets.least_ram(state, select, wish.max_size, wish.max_ram, self.target)
         select = replace(select, minimise=OBJECTIVES[wish.objective])
@@ -254,7 +254,7 @@ class Loop:
         quantity = OBJECTIVES[wish.objective]
         priced = known.priced(self.state, slower=quantity != "latency")
         found = judge.smallest(priced, wish.max_drop.value, quantity, wish.select, wish.metric)
-        return found.impact
+        return found.divergence
 
     def _late(self, wish: Wish, measured: Measured) -> bool:
         """Whether the plan misses the latency budget."""
@@ -296,7 +296,7 @@ def _line(tried: _Tried, turn: Round) -> str:
 
 def _goal(choice: _Choice, wish: Wish) -> float:
     if wish.objective is None:
-        return choice.selection.impact
+        return choice.selection.divergence
     return choice.selection.cost(OBJECTIVES[wish.objective])
 
 

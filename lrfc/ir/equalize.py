@@ -24,7 +24,7 @@ _SHARES = np.linspace(0, 1, 9)
 _LEAST = 0.05
 
 
-def balance(
+def equalize(
     graph: Graph, found: Sequence[Pair], ranges: dict[Ref, Ranges], bits: int, sweeps: int = 2
 ) -> dict[str, float]:
     """Balance pairs of layers in place; ``ranges``, of what each second layer reads, follow.

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from lrfc.costs.pruned_ops import narrowed
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.factorization import METHODS
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph
@@ -44,7 +44,7 @@ def costs(
     return {"macs": macs, "params": params, "latency": lambda read, made: scale * macs(read, made)}
 
 
-def narrower(graph: Graph, shares: Shares, executed: Executed) -> Iterator[Signature]:
+def narrower(graph: Graph, shares: Shares, executed: Executed) -> Iterator[Workload]:
     """Whatever is executed of a graph, at all widths that it may get."""
     for op in graph:
         use = shares.use(op)

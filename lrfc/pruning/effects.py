@@ -17,7 +17,7 @@ from lrfc.pruning.groups import Group
 from lrfc.pruning.labels import Ids
 from lrfc.pruning.space import Keep
 from lrfc.search.candidates import response
-from lrfc.search.sensitivity import Sensitivity, followed
+from lrfc.search.sensitivity import Sensitivity, batchnorm_statistics
 from lrfc.search.statistics import LayerSamples
 
 #: Shares of a group's units at whose removal the output is looked at.
@@ -76,7 +76,7 @@ def _weights(
             {} if found.bias is None else {"bias": found.bias}
         )
         changed = replace(op, weights={**op.weights, **weights[op.name]})
-        weights |= followed(
+        weights |= batchnorm_statistics(
             op,
             source,
             sample,

@@ -43,9 +43,11 @@ class Selection(Fact):
         )
 
     @property
-    def impact(self) -> float:
+    def divergence(self) -> float:
         """The predicted divergence of the network's output."""
-        return sum(c.impact for c in self.chosen) + sum(k.impact for k in self.keeps.values())
+        return sum(c.divergence for c in self.chosen) + sum(
+            k.divergence for k in self.keeps.values()
+        )
 
 
 @dataclass(frozen=True)

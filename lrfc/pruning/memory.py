@@ -1,4 +1,4 @@
-"""Activation memory as rows of the programme: at no step may more bytes be alive than there is room for."""
+"""Activation memory as rows of the MILP: at no step may more bytes be alive than there is room for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Layer(Protocol):
 
 
 @dataclass(frozen=True)
-class Room:
+class PeakMemory:
     """``limit``: bytes of activations that may be alive at once, at ``itemsize`` bytes a value."""
 
     itemsize: int

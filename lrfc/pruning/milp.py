@@ -1,4 +1,4 @@
-"""Ranks and filters chosen together: one mixed-integer programme over the candidates of every layer and the units that every group keeps."""
+"""Ranks and filters chosen together: one mixed-integer program over the candidates of every layer and the units that every group keeps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lrfc.ir import ops
 from lrfc.ir.graph import Graph
 from lrfc.pruning.costs import QUANTITIES, Cost, apart, costs
 from lrfc.pruning.kept_fractions import Shares, Use
-from lrfc.pruning.memory import Room
+from lrfc.pruning.memory import PeakMemory
 from lrfc.pruning.space import FilterSpace, Keep
 from lrfc.search import allocate as exact
 from lrfc.search.candidates import Candidate, LayerSpace, pareto
@@ -30,7 +30,7 @@ from lrfc.search.pricing import Prices
 #: Candidates of a layer that are weighed: the product of ranks and filters is large, and close
 #: ranks differ little.
 CANDIDATES = 16
-#: What the optimum may be missed by, relative, and seconds that one programme may take.
+#: What the optimum may be missed by, relative, and seconds that one program may take.
 GAP, SECONDS = 1e-3, 60.0
 #: Most combinations of the choices of groups that meet in an op.
 COMBINATIONS = 200
@@ -60,7 +60,7 @@ class Joint:
 
 @dataclass(frozen=True, eq=False)
 class Variables:
-    """A layer's columns in the programme; see lrfc.pruning.memory.Layer.
+    """A layer's columns in the MILP; see lrfc.pruning.memory.Layer.
 
     ``costs``: of each candidate.
     """
@@ -78,17 +78,17 @@ def allocate(
     spaces: Sequence[LayerSpace],
     filters: FilterSpace,
     limits: Mapping[str, float],
-    minimise: str = "impact",
-    rooms: Sequence[Room] = (),
+    minimise: str = "divergence",
+    rooms: Sequence[PeakMemory] = (),
     prices: Prices | None = None,
 ) -> Joint:
     """The candidate of each layer and the units of each group that together have the least ``minimise``, with each limited quantity within its limit.
 
-    ``limits``: bounds on 'macs', 'params', 'latency' or 'impact', summed over these layers and all
+    ``limits``: bounds on 'macs', 'params', 'latency' or 'divergence', summed over these layers and all
     else that loses channels with them. ``rooms``: activation memory. ``prices``: what ops take, at
     any width; without them time follows the MACs. A factorized layer's MACs are linear in what is
     left of its inputs and outputs, for given ranks: its first stage reads, its last stage makes. A
-    whole layer's are their product. Both are exact in the programme, and so is the time of an op
+    whole layer's are their product. Both are exact in the MILP, and so is the time of an op
     between two groups: for each pair of choices there is a variable whose margins are the choices
     (the local polytope of a pairwise model), so only the choices themselves need to be integers.
     BudgetError when nothing is within, UnsolvedError when nothing was found in time.
@@ -129,17 +129,19 @@ class _Programme:
         graph: Graph,
         spaces: Sequence[LayerSpace],
         filters: FilterSpace,
-        rooms: Sequence[Room],
+        rooms: Sequence[PeakMemory],
         always: frozenset[Candidate],
         prices: Prices | None,
     ) -> None:
         self._graph, self._filters, self._always, self._prices = graph, filters, always, prices
-        self._costs: dict[str, list[float]] = {name: [] for name in (*QUANTITIES, "impact", "room")}
+        self._costs: dict[str, list[float]] = {
+            name: [] for name in (*QUANTITIES, "divergence", "room")
+        }
         self._integer: list[int] = []
         self._rows: list[tuple[list[int], list[float], float, float]] = []
         self._shares = Shares(graph, filters)
         self._keeps = {
-            name: [self._add({"impact": keep.impact}, integer=True) for keep in keeps]
+            name: [self._add({"divergence": keep.divergence}, integer=True) for keep in keeps]
             for name, keeps in filters.choices.items()
         }
         for columns in self._keeps.values():
@@ -176,7 +178,9 @@ class _Programme:
         chosen: list[int] = []
         parts: dict[tuple[int, str], list[int]] = {}
         for number, (candidate, cost) in enumerate(zip(candidates, found, strict=True)):
-            chosen.append(self._add(_at(cost, use) | {"impact": candidate.impact}, integer=True))
+            chosen.append(
+                self._add(_at(cost, use) | {"divergence": candidate.divergence}, integer=True)
+            )
             for name in use.groups:
                 parts[number, name] = [self._add({}) for _ in self._keeps[name]]
                 self._row(parts[number, name], 0, 0, [chosen[-1]])
@@ -241,7 +245,7 @@ class _Programme:
         """What bounds every step's bytes is a variable of its own, a share of what the original needs."""
         whole = max(arena(self._graph, itemsize).timeline.values())
         share = self._add({"room": float(whole)})
-        for columns, values, limit in Room(itemsize, 0).rows(
+        for columns, values, limit in PeakMemory(itemsize, 0).rows(
             self._graph, self._shares, self._keeps, self._own
         ):
             self._rows.append(([*columns, share], [*values, -float(whole)], -np.inf, limit))
@@ -250,7 +254,7 @@ class _Programme:
     def solved(self, limits: Mapping[str, float], minimise: str) -> Joint:
         """What the optimum chooses.
 
-        Where three groups meet in an op, the programme only nears its time: then the limit is
+        Where three groups meet in an op, the MILP only nears its time: then the limit is
         lowered until the choice keeps it, or comes no nearer.
         """
         limit = limits.get("latency", np.inf)
@@ -262,7 +266,7 @@ class _Programme:
             asked = asked * limit / found.cost("latency") if asked == kept else (asked + kept) / 2
             try:
                 found = self._chosen({**limits, "latency": asked}, minimise)
-            except BudgetError:  # by the programme's own account; somewhat more may do
+            except BudgetError:  # by the MILP's own account; somewhat more may do
                 continue
             kept = asked
             best = min(best, found, key=lambda each: each.cost("latency"))

@@ -10,7 +10,7 @@ from lrfc.costs.totals import totals, totals_of
 from lrfc.errors import BudgetError
 from lrfc.pruning import milp
 from lrfc.pruning.facts import Selection
-from lrfc.pruning.memory import Room
+from lrfc.pruning.memory import PeakMemory
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import LayerSpace, pareto
@@ -19,7 +19,7 @@ from lrfc.search.pricing import Prices
 from lrfc.state import State
 
 #: What a selection can minimise: the predicted output divergence, MACs, parameters or latency.
-Minimised = Literal["impact", "macs", "params", "latency"]
+Minimised = Literal["divergence", "macs", "params", "latency"]
 #: Why a layer is not factorized that could be.
 NOT_WORTH = "within the budgets, no factorization of it is worth its effect on the output"
 LEFT_ASIDE = "methods were left aside: filters alone are cut, as with --prune only"
@@ -31,8 +31,8 @@ NAMED, LARGE = 3, 0.02
 class Constraints:
     """Budgets of a selection, and the quantity that it minimises.
 
-    ``minimise``: the predicted output divergence ('impact'), MACs, parameters or predicted latency.
-    ``max_impact`` bounds the divergence. ``max_latency`` is in milliseconds; it and 'latency' need
+    ``minimise``: the predicted output divergence ('divergence'), MACs, parameters or predicted latency.
+    ``max_divergence`` bounds the divergence. ``max_latency`` is in milliseconds; it and 'latency' need
     a fact ``Price``. ``methods`` narrows the candidates to some methods. Where the filters were
     explored, and ``prune`` is not False, the same MILP decides which units each group keeps; then
     ``rooms`` bound the activation memory.
@@ -42,10 +42,10 @@ class Constraints:
     max_params: Budget | None = None
     methods: tuple[str, ...] | None = None
     max_latency: Budget | None = None
-    max_impact: float | None = None
-    minimise: Minimised = "impact"
+    max_divergence: float | None = None
+    minimise: Minimised = "divergence"
     prune: bool = True
-    rooms: tuple[Room, ...] = ()
+    rooms: tuple[PeakMemory, ...] = ()
 
 
 def select(state: State, constraints: Constraints) -> Selection:
@@ -143,8 +143,8 @@ def _limits(state: State, constraints: Constraints) -> dict[str, float]:
                 f" ({100 * least / whole[quantity]:.1f}%){_staying(state, quantity)}"
             )
         limits[quantity] = limit - outside[quantity]
-    if constraints.max_impact is not None:
-        limits["impact"] = constraints.max_impact
+    if constraints.max_divergence is not None:
+        limits["divergence"] = constraints.max_divergence
     return limits
 
 

@@ -19,7 +19,7 @@ class Keep:
 
     group: Group
     units: Ids
-    impact: float = 0.0
+    divergence: float = 0.0
 
     @property
     def cuts(self) -> bool:

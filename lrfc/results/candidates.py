@@ -83,7 +83,7 @@ def write(
                     c.params,
                     c.macs,
                     f"{1 - c.error:.6g}",
-                    f"{c.impact:.6g}",
+                    f"{c.divergence:.6g}",
                     latency,
                     int(id(c) not in kept),
                     int(taken),

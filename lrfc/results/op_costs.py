@@ -51,7 +51,7 @@ class OpCost(_Record):
     cpu: tuple[str, ...] = ()
 
 
-class Anatomy(_Record):
+class OpProfile(_Record):
     """Both files, op by op. ``overhead_ms``: of an inference beside its ops, predicted."""
 
     schema_version: Literal[1] = 1
@@ -66,13 +66,13 @@ class Anatomy(_Record):
         return path
 
     @staticmethod
-    def read(folder: Path) -> Anatomy:
+    def read(folder: Path) -> OpProfile:
         """The ops of an output folder; UsageError when it has no readable ops.json."""
         path = folder / NAME
         if reader.kind(path) is None:
             raise UsageError(f"'{folder}' has no readable {NAME}; lrfc build writes one")
         try:
-            return Anatomy.model_validate(
+            return OpProfile.model_validate(
                 reader.plain(reader.json_object(reader.contents(path), f"'{path}'"))
             )
         except ValidationError as error:

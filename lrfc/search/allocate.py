@@ -16,11 +16,11 @@ COUNTED = frozenset({"macs", "params"})
 
 
 def allocate(
-    spaces: Sequence[Sequence[Candidate]], limits: Mapping[str, float], minimise: str = "impact"
+    spaces: Sequence[Sequence[Candidate]], limits: Mapping[str, float], minimise: str = "divergence"
 ) -> tuple[Candidate, ...]:
     """The candidate of each layer that together have the least impact, with the sum of each limited quantity within its limit.
 
-    ``limits`` maps 'macs', 'params', 'latency' or 'impact' to the bound on the sum over these
+    ``limits`` maps 'macs', 'params', 'latency' or 'divergence' to the bound on the sum over these
     layers; ``minimise`` is any of these. Ties are broken by cost and then by order, so the result
     is deterministic. BudgetError names the budget that cannot be met and the least value that can.
     """

@@ -104,7 +104,7 @@ class Store:
 
     def put(self, layer: str, candidates: Sequence[Candidate], refusals: Mapping[str, str]) -> None:
         """Keep what was found out about a layer."""
-        rows = [(c.method, c.ranks, c.params, c.macs, c.error, c.impact) for c in candidates]
+        rows = [(c.method, c.ranks, c.params, c.macs, c.error, c.divergence) for c in candidates]
         found = json.dumps({"candidates": rows, "refusals": dict(refusals)})
         self._do("INSERT OR REPLACE INTO layers VALUES (?, ?, ?)", (self._key, layer, found))
         self._do("DELETE FROM layers WHERE rowid <= (SELECT MAX(rowid) FROM layers) - ?", (KEPT,))

@@ -33,7 +33,7 @@ class Candidate:
     """One choice for one layer: a method at given ranks, or the layer as it is (``method`` None).
 
     ``params`` and ``macs`` count all calls of the layer (weights once); ``error`` is the
-    feature-map distance on held-out data (0 for the layer as it is), ``impact`` the divergence of
+    feature-map distance on held-out data (0 for the layer as it is), ``divergence`` the divergence of
     the network's output that it predicts. ``latency``: predicted time of all calls on the device
     that the build is for, in the unit of its cost profile; 0 as long as no device is known.
     """
@@ -44,7 +44,7 @@ class Candidate:
     params: int
     macs: int
     error: float = 0.0
-    impact: float = 0.0
+    divergence: float = 0.0
     latency: float = 0.0
 
 
@@ -315,7 +315,8 @@ def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     The others are never allocated.
     """
     ordered = sorted(
-        candidates, key=lambda c: (c.impact, c.macs, c.params, c.latency, c.method or "", c.ranks)
+        candidates,
+        key=lambda c: (c.divergence, c.macs, c.params, c.latency, c.method or "", c.ranks),
     )
     kept: list[Candidate] = []
     for candidate in ordered:

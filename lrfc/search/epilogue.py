@@ -16,7 +16,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Follow:
+class Epilogue:
     """The element-wise chain behind a layer, up to the feature map that the next layer reads.
 
     ``batchnorm`` directly behind the layer, then ``addend`` (the other operand of a residual Add),
@@ -43,9 +43,9 @@ class Follow:
         return np.asarray(gamma / np.sqrt(variance + self.batchnorm["epsilon"]))
 
 
-def follow(graph: Graph, name: str) -> Follow:
+def epilogue_of(graph: Graph, name: str) -> Epilogue:
     """The chain behind an op; the op itself is its end when nothing element-wise reads it alone."""
-    chain = Follow(end=name)
+    chain = Epilogue(end=name)
     op, rank = graph.op(name), len(graph.tensor(Ref(name)).shape)
     if op.info.family in ("einsum", "transposed"):
         return chain  # their samples are not rows of the output's channels
@@ -57,19 +57,19 @@ def follow(graph: Graph, name: str) -> Follow:
         and step["axis"] % rank == channels
         and len(graph.operands(step.name)) == 1
     ):
-        chain = Follow(end=step.name, batchnorm=step)
+        chain = Epilogue(end=step.name, batchnorm=step)
         step = graph.only_consumer(step.name)
     if step is not None and step.kind == "Add" and len(graph.operands(step.name)) == 2:
         others = [ref for ref in graph.operands(step.name) if ref.op != chain.end]
         if len(others) == 1 and graph.tensor(others[0]) == graph.tensor(Ref(step.name)):
-            chain = Follow(end=step.name, batchnorm=chain.batchnorm, addend=others[0])
+            chain = Epilogue(end=step.name, batchnorm=chain.batchnorm, addend=others[0])
             step = graph.only_consumer(step.name)
     if (
         step is not None
         and len(graph.operands(step.name)) == 1
         and _per_position(step, rank, channels)
     ):
-        chain = Follow(
+        chain = Epilogue(
             end=step.name, batchnorm=chain.batchnorm, addend=chain.addend, activation=step
         )
     return chain
@@ -111,7 +111,7 @@ def _per_position(activation: Op, rank: int, channels: int) -> bool:
 class FeatureMap:
     """Turns sampled responses (N, T) of a layer into the feature map behind its chain, with the BatchNorm statistics re-estimated as the build does."""
 
-    def __init__(self, chain: Follow, response: Array, addend: Array | None) -> None:
+    def __init__(self, chain: Epilogue, response: Array, addend: Array | None) -> None:
         from lrfc.ir.keras import io as keras_io
 
         self._chain = chain

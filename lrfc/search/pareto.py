@@ -96,7 +96,7 @@ def front(
         found.append(
             point
             | {
-                "predicted_divergence": sum(c.impact for c in chosen),
+                "predicted_divergence": sum(c.divergence for c in chosen),
                 "methods": {m: methods.count(m) for m in sorted(set(methods))},
             }
         )

@@ -1,4 +1,4 @@
-"""What a network and each candidate take on a device, predicted from the signatures of the ops that run."""
+"""What a network and each candidate take on a device, predicted from the workloads of the ops that run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.costs import workload as signature
+from lrfc.costs import workload
 from lrfc.costs.latency import CostProfile
 from lrfc.costs.pruned_ops import narrowed
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.factorization import METHODS
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op
@@ -29,8 +29,8 @@ def key(candidate: Candidate) -> Key:
 class Reading:
     """What a runtime executes of a graph, and of a chain of ops in the place of one; see ``lrfc.costs.workload``."""
 
-    signatures: Callable[[Graph], Iterable[tuple[str, Signature]]] = signature.signatures
-    chain: Callable[[Graph, str, Sequence[Op]], Iterable[Signature]] = signature.chain
+    workloads: Callable[[Graph], Iterable[tuple[str, Workload]]] = workload.workloads
+    chain: Callable[[Graph, str, Sequence[Op]], Iterable[Workload]] = workload.chain
 
 
 class Executed:
@@ -43,14 +43,14 @@ class Executed:
     def __init__(
         self, graph: Graph, folded: Graph, spaces: Sequence[LayerSpace], reading: Reading
     ) -> None:
-        self.network = tuple(reading.signatures(folded))
-        own: dict[str, list[Signature]] = {}
+        self.network = tuple(reading.workloads(folded))
+        own: dict[str, list[Workload]] = {}
         for name, each in self.network:
             own.setdefault(name, []).append(each)
         self._own = {name: tuple(ops) for name, ops in own.items()}
-        self._parts: dict[Key, tuple[tuple[Signature, ...], ...]] = {}
+        self._parts: dict[Key, tuple[tuple[Workload, ...], ...]] = {}
         alike: dict[
-            object, tuple[tuple[Signature, ...], ...]
+            object, tuple[tuple[Workload, ...], ...]
         ] = {}  # layers of one shape have the same candidates
         for space in spaces:
             source = graph.input_tensors(space.op.name)[0]
@@ -74,20 +74,20 @@ class Executed:
                     )
                 self._parts[key(candidate)] = alike[place]
 
-    def calls(self, space: LayerSpace, candidate: Candidate) -> tuple[tuple[Signature, ...], ...]:
+    def calls(self, space: LayerSpace, candidate: Candidate) -> tuple[tuple[Workload, ...], ...]:
         """What is executed for a candidate of these or of another layer, call by call."""
         return self.ops(space.calls) if candidate.method is None else self._parts[key(candidate)]
 
-    def ops(self, names: Sequence[str]) -> tuple[tuple[Signature, ...], ...]:
+    def ops(self, names: Sequence[str]) -> tuple[tuple[Workload, ...], ...]:
         """What is executed for ops of the graph as it is; nothing for one that is fused into another."""
         return tuple(self._own.get(name, ()) for name in names)
 
-    def distinct(self) -> list[Signature]:
+    def distinct(self) -> list[Workload]:
         """Every op of the graph and of a candidate once."""
         candidates = (each for calls in self._parts.values() for parts in calls for each in parts)
         return list(dict.fromkeys((*(each for _, each in self.network), *candidates)))
 
-    def price(self, profile: CostProfile, known: Mapping[Signature, float]) -> Mapping[Key, float]:
+    def price(self, profile: CostProfile, known: Mapping[Workload, float]) -> Mapping[Key, float]:
         """The predicted time of each candidate, in the profile's unit.
 
         ``known``: measured times of ops, taken as they are.
@@ -99,7 +99,7 @@ class Executed:
             for place, calls in self._parts.items()
         }
 
-    def whole(self, profile: CostProfile, known: Mapping[Signature, float]) -> float:
+    def whole(self, profile: CostProfile, known: Mapping[Workload, float]) -> float:
         """The predicted time of the graph as it is."""
         return profile.predict((each for _, each in self.network), known)
 
@@ -114,8 +114,8 @@ class Prices:
         self,
         executed: Executed,
         profile: CostProfile,
-        known: Mapping[Signature, float],
-        alone: Mapping[Signature, float],
+        known: Mapping[Workload, float],
+        alone: Mapping[Workload, float],
     ) -> None:
         self.executed, self._profile, self._known, self._alone = executed, profile, known, alone
         self._seen = {each: time for each, time in known.items() if alone.get(each) != time}
@@ -131,7 +131,7 @@ class Prices:
 
     def narrowed(
         self,
-        parts: tuple[Signature, ...],
+        parts: tuple[Workload, ...],
         shares: tuple[tuple[float, float], ...],
         *,
         carried: bool,
@@ -159,7 +159,7 @@ class Prices:
         return self._found[place]
 
     def _times(
-        self, ops: Sequence[Signature], known: Mapping[Signature, float]
+        self, ops: Sequence[Workload], known: Mapping[Workload, float]
     ) -> NDArray[np.float64]:
         return np.array(
             [

@@ -95,7 +95,7 @@ def telling(outputs: Batch, count: int) -> tuple[NDArray[np.intp], NDArray[np.fl
 
 
 class Sensitivity:
-    """Gives the candidates of a layer their ``impact``: the output divergence predicted from their feature-map error.
+    """Gives the candidates of a layer their ``divergence``: the output divergence predicted from their feature-map error.
 
     Each layer is perturbed alone, at the candidates nearest to ``PROBES``, by its dense equivalent
     kernel (so nothing is rebuilt), with the BatchNorm behind it re-estimated. Between and beyond
@@ -119,7 +119,9 @@ class Sensitivity:
                 points[candidate.error] = self.divergence(
                     _weights(space, candidate, samples, source)
                 )
-        return replace(space, candidates=tuple(_with_impact(c, points) for c in space.candidates))
+        return replace(
+            space, candidates=tuple(_with_divergence(c, points) for c in space.candidates)
+        )
 
     def divergence(self, weights: Mapping[str, Mapping[str, NDArray[Any]]]) -> float:
         """The divergence of the outputs when the named layers hold these weights, given by variable; the others are as they were."""
@@ -160,20 +162,20 @@ def _probes(candidates: Sequence[Candidate]) -> list[Candidate]:
     return list({c.error: c for c in nearest}.values())
 
 
-def _with_impact(candidate: Candidate, points: Mapping[float, float]) -> Candidate:
+def _with_divergence(candidate: Candidate, points: Mapping[float, float]) -> Candidate:
     if candidate.method is None or candidate.error <= 0:
-        return replace(candidate, impact=0.0)
+        return replace(candidate, divergence=0.0)
     errors = sorted(points)
     x = np.log(candidate.error)
     if len(errors) == 1:
         return replace(
-            candidate, impact=float(points[errors[0]] * np.exp(2 * (x - np.log(errors[0]))))
+            candidate, divergence=float(points[errors[0]] * np.exp(2 * (x - np.log(errors[0]))))
         )
     at, found = np.log([errors[0], errors[-1]]), np.log([points[errors[0]], points[errors[-1]]])
     slope = np.clip((found[1] - found[0]) / max(at[1] - at[0], 1e-9), 1.0, 3.0)
     # Through the middle of both probes: with a clipped slope, any other line would give some larger
     # error the smaller impact.
-    return replace(candidate, impact=float(np.exp(found.mean() + slope * (x - at.mean()))))
+    return replace(candidate, divergence=float(np.exp(found.mean() + slope * (x - at.mean()))))
 
 
 def _weights(
@@ -188,7 +190,7 @@ def _weights(
     bias = _bias(space.op, factors, candidate.ranks, samples)
     if bias is not None:
         weights[space.op.name]["bias"] = bias
-    return weights | followed(
+    return weights | batchnorm_statistics(
         space.op,
         source,
         samples,
@@ -196,7 +198,7 @@ def _weights(
     )
 
 
-def followed(
+def batchnorm_statistics(
     op: Op, source: Tensor, samples: LayerSamples, changed: Callable[[], NDArray[Any]]
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """The statistics of the BatchNorm behind a layer that gives a ``changed`` response to its samples; nothing where there is none."""

@@ -23,7 +23,7 @@ from lrfc.ir.batch import Batch, batches, head
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref, Tensor
 from lrfc.ir.ops import conv_geometry
-from lrfc.search.epilogue import Follow, follow
+from lrfc.search.epilogue import Epilogue, epilogue_of
 from lrfc.search.heap import lean
 from lrfc.state import State
 
@@ -34,7 +34,7 @@ Array = NDArray[np.float32]
 class LayerSamples:
     """One layer's sample: ``patches`` (N, G, D) held out from the ``statistics``, and the residual ``addend`` (N, T) at the same positions."""
 
-    chain: Follow
+    chain: Epilogue
     patches: Array
     addend: Array | None
     statistics: Statistics
@@ -109,7 +109,9 @@ def collect(
     from lrfc.ir.keras import io as keras_io
 
     calls = {op.name: graph.calls(op) for op in layers}
-    chains = {call.name: follow(graph, call.name) for group in calls.values() for call in group}
+    chains = {
+        call.name: epilogue_of(graph, call.name) for group in calls.values() for call in group
+    }
     wanted: dict[Ref, None] = {}
     for name, chain in chains.items():
         wanted[graph.operands(name)[0]] = None
@@ -242,14 +244,14 @@ def _wide(op: Op, length: int) -> bool:
 def _gather(
     layer: Op,
     calls: Sequence[Op],
-    chains: dict[str, Follow],
+    chains: dict[str, Epilogue],
     moments: dict[str, _Moments],
     patches: dict[str, list[Array]],
     addends: dict[str, list[Array]],
 ) -> LayerSamples:
     # Calls of a shared layer may be followed by different chains: then the bare response of all
     # calls is compared.
-    chain = chains[calls[0].name] if len(calls) == 1 else Follow(end=calls[0].name)
+    chain = chains[calls[0].name] if len(calls) == 1 else Epilogue(end=calls[0].name)
     centred = chain.batchnorm is not None or "bias" in layer.weights
     return LayerSamples(
         chain,

@@ -139,7 +139,9 @@ def _scheme(tools: Any) -> Any:
     floats.config = {"dtype": "float32"}
     inputs.pattern = lambda: floats
 
-    base: Any = importlib.import_module(f"{inside}.quantize_layout_transform").QuantizeLayoutTransform
+    base: Any = importlib.import_module(
+        f"{inside}.quantize_layout_transform"
+    ).QuantizeLayoutTransform
 
     class Layout(base):  # type: ignore[misc]
         def apply(self, model: Any, layer_quantize_map: Any) -> Any:

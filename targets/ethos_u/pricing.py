@@ -10,7 +10,7 @@ from typing import Any
 
 from lrfc.costs import fitting, microbench, npu
 from lrfc.costs.latency import CostProfile
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact
 from lrfc.system import scratch
@@ -20,12 +20,12 @@ from lrfc.targets.tflite import probe
 
 #: Most ops of one probe, and most of their weights: what keeps a run of Vela at a few seconds.
 _OPS, _WEIGHTS = 150, 4_000_000
-_NONE = Signature("", (), ())
+_NONE = Workload("", (), ())
 
 
 def price(
-    signatures: Iterable[Signature], reach: Vela, *, timeout: float = 600.0
-) -> dict[Signature, float]:
+    workloads: Iterable[Workload], reach: Vela, *, timeout: float = 600.0
+) -> dict[Workload, float]:
     """Cycles of each op, as Vela computes them for an op between others of its kind; those that a probe cannot hold are left out.
 
     In a network an op may differ a little: Vela fetches weights while the op before runs, and
@@ -33,8 +33,8 @@ def price(
     ``lrfc.targets.ethos_u.vela.compiled``.
     """
     deadline = time.monotonic() + timeout
-    found: dict[Signature, float] = {}
-    wanted = [each for each in dict.fromkeys(signatures) if probe.can_hold(each)]
+    found: dict[Workload, float] = {}
+    wanted = [each for each in dict.fromkeys(workloads) if probe.can_hold(each)]
     with scratch.folder() as folder:
         path = folder / "probe.tflite"
         for part in probe.batches(wanted, _OPS, _WEIGHTS):
@@ -50,8 +50,8 @@ def price(
                 if number is not None:
                     cycles[int(number[1])] += layer.cycles
             found |= {
-                signature: float(cycles[number])
-                for number, signature in enumerate(part)
+                workload: float(cycles[number])
+                for number, workload in enumerate(part)
                 if cycles[number]
             }
     return found
@@ -60,7 +60,7 @@ def price(
 def profile(device: Device, *, timeout: float = 3600.0) -> CostProfile:
     """A cost profile in cycles, for ops that no probe can hold and for predictions without Vela: fitted to the ops of the micro-networks, each priced."""
     assert isinstance(device.reach, Vela)
-    wanted = {each: None for graph in microbench.networks() for _, each in npu.signatures(graph)}
+    wanted = {each: None for graph in microbench.networks() for _, each in npu.workloads(graph)}
     prices = price(wanted, device.reach, timeout=timeout)
     about: dict[str, Any] = {
         "machine": device.reach.accelerator,
@@ -80,9 +80,9 @@ def profile(device: Device, *, timeout: float = 3600.0) -> CostProfile:
 
 
 def observed(
-    result: vela.Compiled, graph: Graph, prices: Mapping[Signature, float] | None = None
-) -> dict[Signature, float]:
-    """Cycles of the ops of a compiled network, to be taken in the place of predicted ones; the mean where ops of one signature differ.
+    result: vela.Compiled, graph: Graph, prices: Mapping[Workload, float] | None = None
+) -> dict[Workload, float]:
+    """Cycles of the ops of a compiled network, to be taken in the place of predicted ones; the mean where ops of one workload differ.
 
     ``graph``: the one that the file was emitted from. What Vela computes inside another op has
     none: 0. But where it merges an op into the one before it (on an Ethos-U85 an addition into a
@@ -90,8 +90,8 @@ def observed(
     op, since it will be merged into another one as well.
     """
     cycles: dict[str, float] = dict(vela.by_op(result, graph))
-    found = list(npu.signatures(graph))
-    first = dict(reversed(found))  # the first signature of each op
+    found = list(npu.workloads(graph))
+    first = dict(reversed(found))  # the first workload of each op
     for name in first:
         if name in cycles:
             continue
@@ -105,14 +105,14 @@ def observed(
                 cycles[name] = cycles[operand.op] - alone
                 cycles[operand.op] = alone
                 break
-    sums: dict[Signature, list[float]] = defaultdict(list)
-    for name, signature in found:
-        # An op with several signatures, such as a layer and an activation that runs by itself, is
+    sums: dict[Workload, list[float]] = defaultdict(list)
+    for name, workload in found:
+        # An op with several workloads, such as a layer and an activation that runs by itself, is
         # booked as a whole on the first.
-        sums[signature].append(cycles.get(name, 0.0) if signature is first[name] else 0.0)
-    return {signature: sum(values) / len(values) for signature, values in sums.items()}
+        sums[workload].append(cycles.get(name, 0.0) if workload is first[name] else 0.0)
+    return {workload: sum(values) / len(values) for workload, values in sums.items()}
 
 
-def predicted(graph: Graph, known: Mapping[Signature, float]) -> float:
+def predicted(graph: Graph, known: Mapping[Workload, float]) -> float:
     """Cycles of a network whose ops are all known. KeyError for one that is not."""
-    return sum(known[signature] for _, signature in npu.signatures(graph))
+    return sum(known[workload] for _, workload in npu.workloads(graph))

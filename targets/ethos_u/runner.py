@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from lrfc.costs.npu import signatures
-from lrfc.costs.workload import Signature
+from lrfc.costs.npu import workloads
+from lrfc.costs.workload import Workload
 from lrfc.errors import DeviceError, UsageError
 from lrfc.ir.graph import Graph
 from lrfc.metrics.source import COMPILED
@@ -37,7 +37,7 @@ class VelaRunner:
             )
         self._name, self._reach = device.name, device.reach
         self._compiled: dict[str, vela.Compiled] = {}
-        self._prices: dict[Signature, float] = {}
+        self._prices: dict[Workload, float] = {}
 
     def __enter__(self) -> Self:
         need("ethosu.vela", "'lrfc[npu]'")
@@ -95,7 +95,7 @@ class VelaRunner:
             self._compiled[key] = vela.compiled(file, self._reach, timeout=timeout)
         return self._compiled[key]
 
-    def price(self, ops: Iterable[Signature], *, timeout: float = 600.0) -> dict[Signature, float]:
+    def price(self, ops: Iterable[Workload], *, timeout: float = 600.0) -> dict[Workload, float]:
         """Cycles of ops before any network is compiled; see ``lrfc.targets.ethos_u.pricing.price``.
 
         Each is asked for once.
@@ -108,12 +108,12 @@ class VelaRunner:
 
     def observed(
         self, file: Artifact, graph: Graph, *, timeout: float = 600.0
-    ) -> dict[Signature, float]:
+    ) -> dict[Workload, float]:
         """Cycles of each op in the file that was emitted from this graph; see ``lrfc.targets.ethos_u.pricing.observed``."""
         deadline = time.monotonic() + timeout
         result = self.compiled(file, timeout=timeout)
         prices = self.price(
-            (each for _, each in signatures(graph)), timeout=max(deadline - time.monotonic(), 0.0)
+            (each for _, each in workloads(graph)), timeout=max(deadline - time.monotonic(), 0.0)
         )
         return npu.observed(result, graph, prices)
 

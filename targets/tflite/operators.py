@@ -1,4 +1,4 @@
-"""The operators of a .tflite file as signatures that a cost profile prices, and its precision."""
+"""The operators of a .tflite file as workloads that a cost profile prices, and its precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lrfc.config.precision import Name
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 from lrfc.errors import DeviceError
 from lrfc.system.reader import contents, shown
 from lrfc.targets.imports import need
@@ -20,7 +20,7 @@ LARGEST = (1 << 31) - 1
 AXES = 8
 #: What a file says that moves nothing: the values stay where they are.
 _VIEWS = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
-#: Operators of one step for each value of the output → the kind of their signature; empty for the
+#: Operators of one step for each value of the output → the kind of their workload; empty for the
 #: name in lower case.
 _BY_VALUE = {
     **dict.fromkeys(
@@ -96,7 +96,7 @@ class Operators(NamedTuple):
     """
 
     precision: Name
-    signatures: tuple[Signature, ...]
+    workloads: tuple[Workload, ...]
 
 
 def read(path: Path) -> Operators:
@@ -111,7 +111,7 @@ def read(path: Path) -> Operators:
         raise DeviceError(f"{shown(path)} is not a .tflite file: emit one with lrfc build")
     try:
         file = _File(schema, bytearray(content))
-        return Operators(file.precision(), tuple(file.signatures(path)))
+        return Operators(file.precision(), tuple(file.workloads(path)))
     # Whatever damaged offsets lead the flatbuffer's accessors to.
     except (
         struct.error,
@@ -176,7 +176,7 @@ class _File:
         )
         return "fp16" if halves else "fp32"
 
-    def signatures(self, path: Path) -> Iterator[Signature]:
+    def workloads(self, path: Path) -> Iterator[Workload]:
         """One for each operator that does work."""
         for op in self._operators:
             name = self._name(op)
@@ -188,7 +188,7 @@ class _File:
                     " profile prices convolutions, fully connected layers, pooling, and operators"
                     " of one step a value"
                 )
-            yield self._signature(op, name)
+            yield self._workload(op, name)
 
     def _converts(self, op: Any, name: str) -> bool:
         """Whether the operator converts an input or output of the file, or float16 weights."""
@@ -197,7 +197,7 @@ class _File:
         halves = self._type(op.Inputs(0)) == self._schema.TensorType.FLOAT16
         return halves or bool({op.Inputs(0), op.Outputs(0)} & self._borders)
 
-    def _signature(self, op: Any, name: str) -> Signature:
+    def _workload(self, op: Any, name: str) -> Workload:
         output = self._shape(op.Outputs(0))
         if name in _LAYERS:
             return self._layer(op, name, output)
@@ -207,17 +207,17 @@ class _File:
                 (options.FilterHeight(), options.FilterWidth()),
                 (options.StrideH(), options.StrideW()),
             )
-            return Signature("pool", (self._shape(op.Inputs(0)),), output, kernel, strides)
+            return Workload("pool", (self._shape(op.Inputs(0)),), output, kernel, strides)
         if name in _REDUCTIONS:
-            return Signature("reduce", (self._shape(op.Inputs(0)),), output)
+            return Workload("reduce", (self._shape(op.Inputs(0)),), output)
         inputs = tuple(
             self._shape(op.Inputs(number))
             for number in range(op.InputsLength())
             if op.Inputs(number) >= 0
         )
-        return Signature(_BY_VALUE[name] or name.lower(), inputs, output)
+        return Workload(_BY_VALUE[name] or name.lower(), inputs, output)
 
-    def _layer(self, op: Any, name: str, output: tuple[int, ...]) -> Signature:
+    def _layer(self, op: Any, name: str, output: tuple[int, ...]) -> Workload:
         weights = self._shape(op.Inputs(1), batch=False)
         source = self._shape(op.Inputs(2 if name == "TRANSPOSE_CONV" else 0))
         bias = 3 if name == "TRANSPOSE_CONV" else 2
@@ -229,7 +229,7 @@ class _File:
         activation = self._activations[options.FusedActivationFunction()]
         fused = None if activation == "none" else activation
         if name == "FULLY_CONNECTED":
-            return Signature(
+            return Workload(
                 kind,
                 (source,),
                 output,
@@ -259,7 +259,7 @@ class _File:
         if not groups:
             raise ValueError(f"a convolution of {source[-1]} channels by kernels of {each}")
         positions = prod((source if kind == "transposed" else output)[:-1])
-        return Signature(
+        return Workload(
             kind,
             (source,),
             output,

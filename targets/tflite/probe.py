@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.costs.workload import Signature
+from lrfc.costs.workload import Workload
 
 _WINDOWED = frozenset({"conv", "depthwise", "pool"})
 _PADDING = frozenset({"zeropadding1d", "zeropadding2d", "ops.pad"})
@@ -20,55 +20,55 @@ _SEED = 4
 _POOL = 256
 
 
-def can_hold(signature: Signature) -> bool:
+def can_hold(workload: Workload) -> bool:
     """Whether a probe can hold the op: a convolution or pooling of one or two axes, a matrix product, a padding, a sum of two tensors or a mean."""
-    if signature.kind in ("add", "reduce"):
-        return len(signature.inputs) < 3 and all(
-            2 <= len(shape) <= 3 and len(shape) == len(signature.inputs[0])
-            for shape in signature.inputs
+    if workload.kind in ("add", "reduce"):
+        return len(workload.inputs) < 3 and all(
+            2 <= len(shape) <= 3 and len(shape) == len(workload.inputs[0])
+            for shape in workload.inputs
         )
-    if signature.kind == "dense":
-        return signature.macs in (
+    if workload.kind == "dense":
+        return workload.macs in (
             0,
-            math.prod(signature.output) * signature.inputs[0][-1],
+            math.prod(workload.output) * workload.inputs[0][-1],
         )  # an einsum may sum over more than the last axis
-    if signature.kind in _PADDING:
-        return len(signature.output) == 3 and all(
+    if workload.kind in _PADDING:
+        return len(workload.output) == 3 and all(
             after >= before
-            for after, before in zip(signature.output, signature.inputs[0], strict=True)
+            for after, before in zip(workload.output, workload.inputs[0], strict=True)
         )
     return (
-        signature.kind in _WINDOWED
-        and len(signature.kernel) in (1, 2)
-        and len(signature.output) == len(signature.kernel) + 1
+        workload.kind in _WINDOWED
+        and len(workload.kernel) in (1, 2)
+        and len(workload.output) == len(workload.kernel) + 1
     )
 
 
-def network(signatures: Sequence[Signature]) -> bytes:
+def network(workloads: Sequence[Workload]) -> bytes:
     """A network in which op number i gives the tensor ``op<i>``.
 
     Each stands between two small ops, as it does in a real network, so that a compiler is free to
     choose the layout of what it reads and writes: a convolution makes its input (once for each
-    shape), and its maxima are kept. A pooling, of which a signature does not tell, is one of
+    shape), and its maxima are kept. A pooling, of which a workload does not tell, is one of
     maxima. Weights are drawn at random from a normal distribution and scaled to the full range of
     int8 per channel, as trained weights mostly lie, so that they compress alike.
     """
     file = _File()
     sources: dict[tuple[Any, ...], int] = {}
-    for number, signature in enumerate(signatures):
+    for number, workload in enumerate(workloads):
         read = []
-        for place, shape in enumerate(signature.inputs):
-            key = (place, _image(shape, signature))
+        for place, shape in enumerate(workload.inputs):
+            key = (place, _image(shape, workload))
             if key not in sources:
                 sources[key] = file.source(key[1], len(sources))
             read.append(sources[key])
-        file.op(signature, read, _image(signature.output, signature), f"op{number}")
+        file.op(workload, read, _image(workload.output, workload), f"op{number}")
     return file.content()
 
 
 def smallest() -> bytes:
     """A network of one convolution."""
-    return network([Signature("conv", ((4, 4, 8),), (4, 4, 8), (1, 1), (1, 1), (1, 1))])
+    return network([Workload("conv", ((4, 4, 8),), (4, 4, 8), (1, 1), (1, 1), (1, 1))])
 
 
 def is_float(content: bytes) -> bool:
@@ -85,9 +85,9 @@ def is_float(content: bytes) -> bool:
     )
 
 
-def _image(shape: tuple[int, ...], signature: Signature) -> tuple[int, ...]:
+def _image(shape: tuple[int, ...], workload: Workload) -> tuple[int, ...]:
     """(H, W, C): a sequence is an image of height one; all but the last axis of a matrix product are rows."""
-    if signature.kind == "dense":
+    if workload.kind == "dense":
         return (1, math.prod(shape[:-1]), shape[-1])
     return (1,) * (3 - len(shape)) + shape
 
@@ -130,12 +130,12 @@ class _File:
         return made
 
     def op(
-        self, signature: Signature, sources: Sequence[int], shape: tuple[int, ...], name: str
+        self, workload: Workload, sources: Sequence[int], shape: tuple[int, ...], name: str
     ) -> None:
         """The op itself, and something small made of its output."""
         made, source = self._activation(shape, name), sources[0]
-        channels, width = shape[-1], signature.inputs[0][-1]
-        if signature.kind in _PADDING:
+        channels, width = shape[-1], workload.inputs[0][-1]
+        if workload.kind in _PADDING:
             growth = [
                 after - before
                 for after, before in zip(shape, self.tensors[source].shape[1:], strict=True)
@@ -147,11 +147,11 @@ class _File:
                 made,
                 ("PadOptions", self.schema.PadOptionsT()),
             )
-        elif signature.kind == "add":
+        elif workload.kind == "add":
             added = self.schema.AddOptionsT()
-            added.fusedActivationFunction = self._fused(signature.activation)
+            added.fusedActivationFunction = self._fused(workload.activation)
             self._operator("ADD", list(sources), made, ("AddOptions", added))
-        elif signature.kind == "reduce":
+        elif workload.kind == "reduce":
             reducer = self.schema.ReducerOptionsT()
             reducer.keepDims = True
             self._operator(
@@ -160,10 +160,10 @@ class _File:
                 made,
                 ("ReducerOptions", reducer),
             )
-        elif signature.kind == "dense":
+        elif workload.kind == "dense":
             options = self.schema.FullyConnectedOptionsT()
             options.keepNumDims = True
-            options.fusedActivationFunction = self._fused(signature.activation)
+            options.fusedActivationFunction = self._fused(workload.activation)
             self._linear(
                 "FULLY_CONNECTED",
                 source,
@@ -174,19 +174,19 @@ class _File:
             )
         else:
             kernel, strides, dilation = (
-                _pair(signature.kernel),
-                _pair(signature.strides or (1, 1)),
-                _pair(signature.dilation or (1, 1)),
+                _pair(workload.kernel),
+                _pair(workload.strides or (1, 1)),
+                _pair(workload.dilation or (1, 1)),
             )
             size = tuple(self.tensors[source].shape[1:3])
             same = all(-(-n // s) == m for n, s, m in zip(size, strides, shape, strict=False))
-            depthwise = signature.kind == "depthwise"
+            depthwise = workload.kind == "depthwise"
             kind = {"pool": "Pool2DOptions", "depthwise": "DepthwiseConv2DOptions"}.get(
-                signature.kind, "Conv2DOptions"
+                workload.kind, "Conv2DOptions"
             )
             window = self._window(kind, strides, dilation, kernel, same=same)
-            window[1].fusedActivationFunction = self._fused(signature.activation)
-            if signature.kind == "pool":
+            window[1].fusedActivationFunction = self._fused(workload.activation)
+            if workload.kind == "pool":
                 window[1].filterHeight, window[1].filterWidth = kernel
                 self._operator("MAX_POOL_2D", [source], made, window)
             elif depthwise:
@@ -197,7 +197,7 @@ class _File:
                     "CONV_2D",
                     source,
                     made,
-                    (channels, *kernel, width // signature.groups),
+                    (channels, *kernel, width // workload.groups),
                     window,
                     0,
                 )
@@ -350,13 +350,11 @@ class _File:
         return len(self.tensors) - 1
 
 
-def batches(
-    signatures: Sequence[Signature], ops: int, weights: int
-) -> Iterator[Sequence[Signature]]:
-    """The signatures in parts of at most so many ops and, unless one op alone has more, weights; those that read the same shape together."""
-    part: list[Signature] = []
+def batches(workloads: Sequence[Workload], ops: int, weights: int) -> Iterator[Sequence[Workload]]:
+    """The workloads in parts of at most so many ops and, unless one op alone has more, weights; those that read the same shape together."""
+    part: list[Workload] = []
     total = 0
-    for each in sorted(signatures, key=lambda s: (s.inputs, s.output, s.kernel, str(s))):
+    for each in sorted(workloads, key=lambda s: (s.inputs, s.output, s.kernel, str(s))):
         if part and (len(part) == ops or total + each.params > weights):
             yield part
             part, total = [], 0

@@ -10,7 +10,7 @@ from typing import Any
 from lrfc.metrics.source import MEASURED
 from lrfc.results.candidates import Row
 from lrfc.results.manifest import Manifest
-from lrfc.results.op_costs import Anatomy, OpCost
+from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report.chart import chart, legend
 from lrfc.results.report.text import count, decimal, percent
 
@@ -219,7 +219,7 @@ class Bar:
     places: tuple[tuple[float, float], tuple[float, float]]
 
 
-def waterfall(ops: Anatomy) -> list[Bar]:
+def waterfall(ops: OpProfile) -> list[Bar]:
     """The predicted times by layer in execution order, each bar beginning where the last one ends; empty where no time is predicted."""
     old, new = _times(ops.before), _times(ops.after)
     if not old or not new:
@@ -268,7 +268,7 @@ def _times(side: Sequence[OpCost]) -> dict[str, float]:
     return times
 
 
-def memory(ops: Anatomy) -> str:
+def memory(ops: OpProfile) -> str:
     """Activation bytes alive while each op runs, before and after, at the place of the op's layer in the network."""
     places = {
         name: i

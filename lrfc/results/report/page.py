@@ -17,10 +17,10 @@ from lrfc.errors import UsageError
 from lrfc.metrics.outcome import GREATEST, Speedup
 from lrfc.metrics.source import COMPILED, EXPLAINED, MEASURED
 from lrfc.results import candidates as choices
-from lrfc.results import op_costs as anatomy
+from lrfc.results import op_costs
 from lrfc.results import verdict as verdicts
 from lrfc.results.manifest import Latency, Layer, Manifest
-from lrfc.results.op_costs import Anatomy, OpCost
+from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report import figures
 from lrfc.results.report.chart import legend
 from lrfc.results.report.command import command
@@ -68,7 +68,7 @@ class Content:
     points: Sequence[Mapping[str, Any]] = ()
     by_latency: Sequence[Mapping[str, Any]] = ()
     candidates: Sequence[choices.Row] = ()
-    ops: Anatomy | None = None
+    ops: OpProfile | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def read(folder: Path) -> Content:
     """What an output folder recorded."""
     manifest = Manifest.read(folder)
     rows = choices.read(folder) if kind(folder / choices.NAME) is not None else ()
-    ops = Anatomy.read(folder) if kind(folder / anatomy.NAME) is not None else None
+    ops = OpProfile.read(folder) if kind(folder / op_costs.NAME) is not None else None
     fronts = (
         _fronts(folder / "pareto.json") if kind(folder / "pareto.json") is not None else _Fronts()
     )
@@ -239,7 +239,7 @@ def render(content: Content) -> str:
 
 
 def layers(
-    manifest: Manifest, ops: Anatomy | None, *, kept_original: bool = False
+    manifest: Manifest, ops: OpProfile | None, *, kept_original: bool = False
 ) -> list[LayerRow]:
     """The table of layers."""
     found = []
@@ -265,7 +265,7 @@ def _side(ops: Sequence[OpCost]) -> tuple[tuple[str, ...], int | None, float | N
     )
 
 
-def by_cycles(manifest: Manifest, ops: Anatomy) -> Anatomy | None:
+def by_cycles(manifest: Manifest, ops: OpProfile) -> OpProfile | None:
     """The ops with the time of their cycles in the place of the predicted one: together they take what the file takes.
 
     None where cycles are not known.
@@ -287,10 +287,10 @@ def by_cycles(manifest: Manifest, ops: Anatomy) -> Anatomy | None:
             for op in listed
         )
 
-    return Anatomy(overhead_ms=0.0, before=side(ops.before), after=side(ops.after))
+    return OpProfile(overhead_ms=0.0, before=side(ops.before), after=side(ops.after))
 
 
-def npu(ops: Anatomy) -> list[NPURow]:
+def npu(ops: OpProfile) -> list[NPURow]:
     """Cycles and memory layer by layer; empty where no compiler told them."""
     found = []
     for name in dict.fromkeys(

@@ -11,7 +11,7 @@ from lrfc.protocols import Artifact
 from lrfc.targets.devices.measure import Measurement
 
 if TYPE_CHECKING:
-    from lrfc.costs.workload import Signature
+    from lrfc.costs.workload import Workload
     from lrfc.ir.graph import Graph
     from lrfc.targets.ethos_u.vela import Compiled
 
@@ -82,7 +82,7 @@ class OpRunner(DeviceRunner, Protocol):
         """All that the compiler makes of a file."""
         ...
 
-    def price(self, ops: Iterable[Signature], *, timeout: float = 600.0) -> dict[Signature, float]:
+    def price(self, ops: Iterable[Workload], *, timeout: float = 600.0) -> dict[Workload, float]:
         """Cycles of ops before there is a network; those that it cannot tell are left out."""
         ...
 
@@ -92,7 +92,7 @@ class OpRunner(DeviceRunner, Protocol):
         graph: Graph,
         *,
         timeout: float = 600.0,
-    ) -> dict[Signature, float]:
+    ) -> dict[Workload, float]:
         """Cycles of each op in the file that was emitted from this graph."""
         ...
 

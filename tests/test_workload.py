@@ -1,4 +1,4 @@
-"""Signatures: what a runtime executes, by the text that they print."""
+"""Workloads: what a runtime executes, by the text that they print."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrfc.costs.workload import Signature, chain, parse, signatures
+from lrfc.costs.workload import Workload, chain, parse, workloads
 from lrfc.errors import ModelError
 from lrfc.factorization import METHODS
 from lrfc.ir.fold import fold_batchnorm
@@ -17,7 +17,7 @@ from tests import helpers
 
 
 def text(graph: Graph) -> list[str]:
-    return [f"{name}: {each}" for name, each in signatures(graph)]
+    return [f"{name}: {each}" for name, each in workloads(graph)]
 
 
 def test_a_relu_is_fused_and_an_add_is_not_free() -> None:
@@ -65,7 +65,7 @@ def test_a_separable_convolution_is_two_ops() -> None:
 
 def test_the_macs_and_params_are_those_of_the_graph() -> None:
     graph = fold_batchnorm(helpers.graph_of(helpers.conv_net()))
-    assert sum(each.params for _, each in signatures(graph)) == graph.params
+    assert sum(each.params for _, each in workloads(graph)) == graph.params
 
 
 @pytest.mark.parametrize("method", ["channel_svd", "spatial_svd", "tucker2", "cp"])
@@ -76,11 +76,11 @@ def test_a_chain_has_the_signatures_that_the_rewritten_graph_has(method: str) ->
     decomposition = METHODS[method]
     ranks = tuple(max(1, full // 2) for full in decomposition.full(op, source))
     stages = decomposition.decompose(op, source).stages(ranks)
-    before = [name for name, _ in signatures(graph)]
+    before = [name for name, _ in workloads(graph)]
     rewritten = graph.copy()
     rewritten.splice("conv1", stages)
     expected = [
-        each for name, each in signatures(rewritten) if name not in before or name == "conv1"
+        each for name, each in workloads(rewritten) if name not in before or name == "conv1"
     ]
     assert list(chain(graph, "conv1", stages)) == expected
     assert expected[-1].activation == "relu"
@@ -94,9 +94,7 @@ def test_the_tensorised_form_of_a_dense_layer_has_no_op_for_its_reshapes() -> No
     stages = method.decompose(op, source).stages(method.full(op, source))
     rewritten = graph.copy()
     rewritten.splice("dense0", stages)
-    after = [
-        each for name, each in signatures(rewritten) if not name.startswith(("dense1", "head"))
-    ]
+    after = [each for name, each in workloads(rewritten) if not name.startswith(("dense1", "head"))]
     assert list(chain(graph, "dense0", stages)) == after
 
 
@@ -110,7 +108,7 @@ def test_a_shape_that_is_not_fixed_is_named() -> None:
         graph.add(Op("head", "Dense", {"units": 2, "use_bias": False}, weights), (source,)),
     )
     with pytest.raises(ModelError, match="not fixed"):
-        list(signatures(graph))
+        list(workloads(graph))
 
 
 sizes = st.lists(st.integers(1, 600), min_size=1, max_size=4).map(tuple)
@@ -119,16 +117,16 @@ pairs = st.one_of(st.just(()), st.lists(st.integers(1, 9), min_size=1, max_size=
 
 @given(
     st.builds(
-        Signature, st.sampled_from(["conv", "add", "my_layer", "ops.Erf"]), st.lists(sizes, max_size=3).map(tuple), sizes, pairs, pairs, pairs,
+        Workload, st.sampled_from(["conv", "add", "my_layer", "ops.Erf"]), st.lists(sizes, max_size=3).map(tuple), sizes, pairs, pairs, pairs,
         st.integers(1, 8), st.sampled_from([None, "relu", "relu6"]), st.integers(0, 10**7), st.integers(0, 10**9),
     )
 )  # fmt: skip
-def test_the_text_is_read_back(signature: Signature) -> None:
-    again = parse(str(signature))
-    assert again == signature
-    assert hash(again) == hash(signature)
+def test_the_text_is_read_back(workload: Workload) -> None:
+    again = parse(str(workload))
+    assert again == workload
+    assert hash(again) == hash(workload)
 
 
 def test_another_text_is_refused() -> None:
-    with pytest.raises(ValueError, match="no signature of an op: 'conv 3'"):
+    with pytest.raises(ValueError, match="no workload of an op: 'conv 3'"):
         parse("conv 3")

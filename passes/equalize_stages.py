@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from lrfc.ir.batch import Batch, batches
-from lrfc.ir.equalize import Pair, Ranges, balance, pairs
+from lrfc.ir.equalize import Pair, Ranges, equalize, pairs
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Ref
@@ -18,7 +18,7 @@ from lrfc.state import Fact, State
 
 
 @dataclass(frozen=True)
-class BalanceStages:
+class EqualizeStages:
     """Multiply the channels between two linear layers by scales, and divide them out again in the second: the function stays the same.
 
     An int8 file has one scale for all channels of an activation, and one for all weights that make
@@ -62,7 +62,7 @@ class BalanceStages:
         if not found:
             return state
         ranges = _ranges(graph, found, state.data.train.head(self.samples).inputs)
-        changed = balance(graph, found, ranges, self.bits, self.sweeps)
+        changed = equalize(graph, found, ranges, self.bits, self.sweeps)
         if changed:
             mean = float(np.exp(np.mean(np.log(list(changed.values())))))
             state.progress.log(

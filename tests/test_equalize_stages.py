@@ -14,8 +14,8 @@ from keras import layers
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.rounding import STEPS, grouped, rounded
-from lrfc.passes.balance_stages import BalanceStages
 from lrfc.passes.correct_biases import CorrectBiases
+from lrfc.passes.equalize_stages import EqualizeStages
 from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 from tests.compression import state_of
@@ -77,7 +77,7 @@ def pair(first, between, second, seed=0, spread=2.0):
 def test_the_function_stays(first, between, second, seed):
     graph = pair(first, between, second, seed)
     state = state_of(graph, samples=16)
-    balanced = BalanceStages()(state).graph
+    balanced = EqualizeStages()(state).graph
     helpers.same(graph, balanced, 1e-5)
     assert str(balanced) == str(graph)
 
@@ -85,7 +85,7 @@ def test_the_function_stays(first, between, second, seed):
 @pytest.mark.parametrize("between", sorted(BETWEEN))
 def test_what_can_be_balanced_is(between):
     graph = pair("conv", between, "conv")
-    balanced = BalanceStages()(state_of(graph, samples=16)).graph
+    balanced = EqualizeStages()(state_of(graph, samples=16)).graph
     change = balanced.op("first").weights["kernel"] / graph.op("first").weights["kernel"]
     scales = change[0, 0, 0]
     np.testing.assert_allclose(change, np.broadcast_to(scales, change.shape), rtol=1e-5)
@@ -98,15 +98,15 @@ def test_what_is_not_homogeneous_is_left_alone():
         inputs = keras.Input((8, 8, 3))
         x = layers.Conv2D(4, 3, name="second")(between(layers.Conv2D(4, 3, name="first")(inputs)))
         graph = helpers.graph_of(helpers.random_weights(keras.Model(inputs, x)))
-        assert BalanceStages()(state_of(graph)).graph.op("first") is graph.op("first")
+        assert EqualizeStages()(state_of(graph)).graph.op("first") is graph.op("first")
 
 
 def test_several_readers_shared_layers_and_outputs_are_left_alone():
     for make in (helpers.shared_conv, helpers.residual):
         graph = fold_batchnorm(helpers.graph_of(make()))
-        helpers.same(graph, BalanceStages()(state_of(graph)).graph, 1e-5)
+        helpers.same(graph, EqualizeStages()(state_of(graph)).graph, 1e-5)
     graph = helpers.graph_of(helpers.shared_conv())
-    assert BalanceStages()(state_of(graph)).graph is graph
+    assert EqualizeStages()(state_of(graph)).graph is graph
 
 
 def distance(graph, samples, tmp_path, shipped=None):
@@ -133,7 +133,7 @@ def test_the_int8_file_is_nearer(between, tmp_path):
     samples = state.data.train.inputs
     best, before, after = (
         distance(each, samples, tmp_path)
-        for each in (graph, state.graph, BalanceStages()(state).graph)
+        for each in (graph, state.graph, EqualizeStages()(state).graph)
     )
     assert after < 0.75 * before
     assert after < 1.1 * best
@@ -190,4 +190,4 @@ def test_nothing_to_correct_in_a_net_without_linear_layers():
     inputs = keras.Input((8,))
     graph = helpers.graph_of(keras.Model(inputs, layers.ReLU()(inputs)))
     state = state_of(graph)
-    assert CorrectBiases()(state).graph is BalanceStages()(state).graph is graph
+    assert CorrectBiases()(state).graph is EqualizeStages()(state).graph is graph

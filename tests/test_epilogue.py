@@ -8,11 +8,11 @@ import pytest
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Ref
-from lrfc.search.epilogue import FeatureMap, Follow, follow
+from lrfc.search.epilogue import Epilogue, FeatureMap, epilogue_of
 from tests import helpers
 
 
-def names(chain: Follow) -> tuple[str | None, str | None, str | None, str]:
+def names(chain: Epilogue) -> tuple[str | None, str | None, str | None, str]:
     norm, activation = chain.batchnorm, chain.activation
     return (
         norm and norm.name,
@@ -37,35 +37,40 @@ def tail(*layers, data_format: str = "channels_last", kind: str = "Conv2D") -> G
 
 def test_through_batchnorm_addition_and_activation() -> None:
     graph = helpers.graph_of(helpers.residual())
-    assert names(follow(graph, "conv")) == ("bn1", "stem", "relu1", "relu1")
-    assert names(follow(graph, "stem")) == (
+    assert names(epilogue_of(graph, "conv")) == ("bn1", "stem", "relu1", "relu1")
+    assert names(epilogue_of(graph, "stem")) == (
         None,
         None,
         None,
         "stem",
     )  # two readers: the map itself is what is read
-    assert names(follow(graph, "head")) == (None, None, None, "head")
+    assert names(epilogue_of(graph, "head")) == (None, None, None, "head")
 
 
 def test_each_link_may_be_absent() -> None:
     from keras import layers
 
-    assert names(follow(tail(layers.ReLU(name="relu")), "conv")) == (None, None, "relu", "relu")
-    assert names(follow(tail(layers.BatchNormalization(name="bn")), "conv")) == (
+    assert names(epilogue_of(tail(layers.ReLU(name="relu")), "conv")) == (
+        None,
+        None,
+        "relu",
+        "relu",
+    )
+    assert names(epilogue_of(tail(layers.BatchNormalization(name="bn")), "conv")) == (
         "bn",
         None,
         None,
         "bn",
     )
     assert names(
-        follow(tail(layers.MaxPooling2D(name="max"), layers.ReLU(name="relu")), "conv")
+        epilogue_of(tail(layers.MaxPooling2D(name="max"), layers.ReLU(name="relu")), "conv")
     ) == (None, None, None, "conv")
 
 
 def test_the_layer_added_to_itself_has_no_addend() -> None:
     from keras import layers
 
-    assert names(follow(tail(lambda x: layers.Add(name="add")([x, x])), "conv")) == (
+    assert names(epilogue_of(tail(lambda x: layers.Add(name="add")([x, x])), "conv")) == (
         None,
         None,
         None,
@@ -92,7 +97,7 @@ def test_an_addend_of_another_shape_ends_the_chain() -> None:
     graph = helpers.graph_of(
         keras.Model(image, add(layers.Conv2D(4, 3, padding="same", name="conv")(image)))
     )
-    assert names(follow(graph, "conv")) == (None, None, None, "conv")
+    assert names(epilogue_of(graph, "conv")) == (None, None, None, "conv")
 
 
 def test_a_model_output_ends_the_chain() -> None:
@@ -103,24 +108,27 @@ def test_a_model_output_ends_the_chain() -> None:
     x = layers.Conv2D(4, 3, name="conv")(image)
     norm = layers.BatchNormalization(name="bn")(x)
     graph = helpers.graph_of(keras.Model(image, [x, layers.ReLU(name="relu")(norm)]))
-    assert names(follow(graph, "conv")) == (None, None, None, "conv")
+    assert names(epilogue_of(graph, "conv")) == (None, None, None, "conv")
     graph = helpers.graph_of(keras.Model(image, [norm, layers.ReLU(name="relu")(norm)]))
-    assert names(follow(graph, "conv")) == ("bn", None, None, "bn")
+    assert names(epilogue_of(graph, "conv")) == ("bn", None, None, "bn")
 
 
 def test_only_a_batchnorm_of_the_output_channels_belongs_to_the_layer() -> None:
     from keras import layers
 
-    assert follow(tail(layers.BatchNormalization(axis=1, name="bn")), "conv").batchnorm is None
-    assert follow(tail(layers.BatchNormalization(axis=3, name="bn")), "conv").batchnorm is not None
+    assert epilogue_of(tail(layers.BatchNormalization(axis=1, name="bn")), "conv").batchnorm is None
+    assert (
+        epilogue_of(tail(layers.BatchNormalization(axis=3, name="bn")), "conv").batchnorm
+        is not None
+    )
     first = tail(
         layers.BatchNormalization(axis=1, name="bn"),
         layers.ReLU(name="relu"),
         data_format="channels_first",
     )
-    assert names(follow(first, "conv")) == ("bn", None, "relu", "relu")
+    assert names(epilogue_of(first, "conv")) == ("bn", None, "relu", "relu")
     assert (
-        follow(
+        epilogue_of(
             tail(layers.BatchNormalization(name="bn"), data_format="channels_first"), "conv"
         ).batchnorm
         is None
@@ -130,16 +138,16 @@ def test_only_a_batchnorm_of_the_output_channels_belongs_to_the_layer() -> None:
 def test_an_activation_across_positions_ends_the_chain() -> None:
     from keras import layers
 
-    assert follow(tail(layers.Softmax(name="softmax")), "conv").activation is not None
-    assert follow(tail(layers.Softmax(axis=1, name="softmax")), "conv").activation is None
+    assert epilogue_of(tail(layers.Softmax(name="softmax")), "conv").activation is not None
+    assert epilogue_of(tail(layers.Softmax(axis=1, name="softmax")), "conv").activation is None
     assert (
-        follow(
+        epilogue_of(
             tail(layers.Activation("softmax", name="softmax"), data_format="channels_first"), "conv"
         ).activation
         is None
     )
     assert (
-        follow(
+        epilogue_of(
             tail(layers.Activation("tanh", name="tanh"), data_format="channels_first"), "conv"
         ).activation
         is not None
@@ -150,13 +158,13 @@ def test_a_transposed_convolution_is_compared_by_its_bare_response() -> None:
     from keras import layers
 
     assert names(
-        follow(tail(layers.BatchNormalization(name="bn"), kind="Conv2DTranspose"), "conv")
+        epilogue_of(tail(layers.BatchNormalization(name="bn"), kind="Conv2DTranspose"), "conv")
     ) == (None, None, None, "conv")
 
 
 def test_the_feature_map_is_what_the_network_computes() -> None:
     graph = helpers.graph_of(helpers.residual())
-    chain = follow(graph, "conv")
+    chain = epilogue_of(graph, "conv")
     probe = graph.copy()
     probe.outputs, probe.structure = (Ref("conv"), Ref("stem"), Ref("relu1")), (None, None)
     response, addend, wanted = (
@@ -176,7 +184,7 @@ def test_reestimation_undoes_a_shift_and_nearly_a_scale() -> None:
     graph = helpers.graph_of(helpers.residual())
     response = np.random.default_rng(0).standard_normal((500, 6)).astype(np.float32)
     addend = np.zeros_like(response)
-    found = FeatureMap(follow(graph, "conv"), response, addend)
+    found = FeatureMap(epilogue_of(graph, "conv"), response, addend)
     np.testing.assert_allclose(found(response + 3), found.reference, atol=1e-4)
     np.testing.assert_allclose(
         found(3 * response + 1), found.reference, atol=0.01
