@@ -33,7 +33,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Pages whose blocks run in every test run; the others, whose builds take a minute each, run with
 #: -m slow.
-FAST = {"device-over-ssh.md", "add-a-pass.md", "add-a-factorization.md"}
+FAST = {"device-over-ssh.md", "add-a-device.md"}
+#: What a developer's clone has besides the examples: pages that change the code run in one.
+SOURCES = ("lrfc", "passes", "targets", "tests", "pyproject.toml")
 #: Options of other programs, which the text names with their program.
 OTHERS = {"--accelerator-config", "--strict", "--hypothesis-profile"}
 _FENCE = re.compile(
@@ -80,6 +82,8 @@ def script(page: Path) -> str:
             parts.append(f"cat > {block.title} <<'END-{number}'\n{block.text}END-{number}")
         elif block.language == "sh":
             parts.append(block.text)
+        elif block.language == "diff":
+            parts.append(f"git apply - <<'END-{number}'\n{block.text}END-{number}")
         elif block.language == "python":
             parts.append(f"python - <<'END-{number}'\n{block.text}END-{number}")
     return "\n".join(parts)
@@ -107,16 +111,24 @@ def test_what_a_page_tells_to_type_runs(page: Path, tmp_path: Path) -> None:
     # Whether so small a network becomes faster depends on the processor and on what else it does; a
     # build that finds no gain (8) keeps the original, and the page goes on with its folder.
     lrfc = f'"{sys.executable}" -m lrfc "$@"; code=$?; [ $code -eq 8 ] || exit $code'
-    for name, command in (("lrfc", lrfc), ("python", f'exec "{sys.executable}" "$@"')):
+    python = f'exec "{sys.executable}"'
+    for name, command in (
+        ("lrfc", lrfc),
+        ("python", f'{python} "$@"'),
+        ("pytest", f'{python} -m pytest "$@"'),
+    ):
         (programs / name).write_text(f"#!/bin/sh\n{command}\n")
         (programs / name).chmod(0o755)
     shutil.copytree(ROOT / "examples", folder / "examples")
+    if page.name.startswith("add-a-"):
+        for source in SOURCES:
+            copy(ROOT / source, folder / source)
     if page.name == "README.md":
         own_files(folder)
     env = {name: value for name, value in os.environ.items() if not name.startswith("LRFC_BUILD_")}
     env |= {
         "PATH": f"{programs}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{env['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(folder if (folder / "lrfc").exists() else ROOT),
         "LRFC_CACHE": str(tmp_path / "cache"),
     }
     done = subprocess.run(
@@ -129,6 +141,14 @@ def test_what_a_page_tells_to_type_runs(page: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+
+
+def copy(source: Path, to: Path) -> None:
+    """Copy a file, or a folder with its links as links."""
+    if source.is_file():
+        shutil.copyfile(source, to)
+    else:
+        shutil.copytree(source, to, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def own_files(folder: Path) -> None:
