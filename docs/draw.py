@@ -1,4 +1,6 @@
-"""The figures of the documentation, drawn from benchmarks/*.csv by the code that draws reports: a hook of MkDocs.
+"""The figures of the documentation, drawn from benchmarks/*.csv as those of reports are.
+
+A hook of MkDocs.
 
 A page asks for one with ``<!-- figure: NAME -->`` on a line of its own; NAME is a function below;
 its docstring is the title and the caption.

@@ -1,4 +1,6 @@
-"""The reference, made from the code: a hook of MkDocs (mkdocs.yml), and ``python docs/generate.py FOLDER`` writes the same pages as files.
+"""The reference of the manual, made from the code: a hook of MkDocs (mkdocs.yml).
+
+``python docs/generate.py FOLDER`` writes the same pages as files.
 
 Nothing of it is kept in the repository, so no page shows an option, a field or an exit code that
 the code does not have.
@@ -207,7 +209,8 @@ def device_fields() -> str:
             *_records(schema, "Device", device, written=False),
             "## The profiles that ship",
             *(
-                f"### {name}\n\n{_sentence(each.description)}\n\n```toml\n{path.read_text(encoding='utf-8').strip()}\n```"
+                f"### {name}\n\n{_sentence(each.description)}\n\n"
+                f"```toml\n{path.read_text(encoding='utf-8').strip()}\n```"
                 for name, path, each in _shipped()
             ),
         ]
@@ -438,7 +441,7 @@ def _sentence(text: str) -> str:
 
 
 def _cell(text: str | None) -> str:
-    """Text for a table: one line, nothing that ends a cell, and no placeholder that reads as HTML."""
+    """Text for a cell of a table: one line, without what Markdown or HTML would read."""
     return " ".join((text or "").split()).replace("|", r"\|").replace("<", "&lt;")
 
 

@@ -1,4 +1,4 @@
-"""What every test run has in common: one quiet process without a GPU, reproducible property tests, no trace in the user's folders."""
+"""One quiet process without a GPU, reproducible property tests, no trace in the user's folders."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 @pytest.fixture(autouse=True, scope="module")
 def _what_stays_is_not_searched() -> None:
-    """Collections pass over what is left of earlier files, above all of TensorFlow's import: a million objects, and the TFLite converter collects each time."""
+    """Let garbage collections skip the objects of earlier files.
+
+    TensorFlow's import leaves a million of them, and the TFLite converter collects on each call.
+    """
     gc.collect()
     gc.freeze()
 
@@ -78,6 +81,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def wanted(reason: str) -> str | None:
-    """The packages that the reason of a skip names; None when nothing was missing that can be installed."""
+    """The packages that a skip asks for; None where none would help."""
     found = re.search(r"apt-get install ([a-z0-9 .+-]*[a-z0-9])", reason)
     return None if found is None else found[1]

@@ -14,7 +14,10 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """A new folder that is a file system of this size ("64k", "1m"); skips the test where this user cannot mount one."""
+    """Make a folder that is a file system of this size ("64k", "1m").
+
+    The test is skipped where this user cannot mount one.
+    """
     folder.mkdir()
     if not _mounted(folder, size):
         pytest.skip("a small disk can only be mounted by root on Linux")

@@ -1,4 +1,4 @@
-"""Small Keras models and graphs in one line, random weights, and the check that two graphs compute the same."""
+"""Small Keras models and graphs with random weights, and a check that two compute the same."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def residual(size: int = 8, filters: int = 6, seed: int = 0) -> Any:
 
 
 def branches(seed: int = 0) -> Any:
-    """Two inputs and two outputs in lists, named against the alphabet; depthwise and biased convs, BatchNorm, pooling, Add and Concatenate."""
+    """Two inputs and two outputs in lists, whose names are not in alphabetical order.
+
+    With depthwise and biased convolutions, BatchNorm, pooling, Add and Concatenate.
+    """
     import keras
     from keras import layers
 
@@ -162,7 +165,7 @@ def nested_twice(training: bool | None = None, seed: int = 0) -> Any:
 
 
 def run_as_it_is(layout: str) -> None:
-    """Skip the test where TensorFlow does not run layers of that layout; lrfc moves them before it runs anything."""
+    """Skip the test where TensorFlow itself does not run layers of that layout."""
     if layout == "channels_first" and not processor.onednn().on:
         pytest.skip(
             "TensorFlow runs channels_first with oneDNN only, and that is off here"
@@ -203,7 +206,10 @@ def graph_of(model: Any) -> Graph:
 
 
 def random_inputs(graph: Graph, samples: int = 3, seed: int = 0, length: int = 16) -> Batch:
-    """Normal values (small integers for integer inputs) for every model input; an axis without a fixed length gets ``length``."""
+    """Normal values for every float input of a model, and small integers for the others.
+
+    An axis without a fixed length gets ``length``.
+    """
     rng = np.random.default_rng(seed)
     batch = []
     for name in graph.inputs:
@@ -238,7 +244,10 @@ def difference(a: Batch, b: Batch) -> float:
 def same(
     a: Graph | Any, b: Graph | Any, tolerance: float = 1e-5, samples: int = 3, seed: int = 0
 ) -> None:
-    """Assert that two graphs (or models) give the same outputs on random inputs, relative to the scale of the first one's."""
+    """Assert that two graphs or models have the same outputs on random inputs.
+
+    The difference is relative to the scale of the first one's outputs.
+    """
     batch = random_inputs(a if isinstance(a, Graph) else keras_io.from_keras(a), samples, seed)
     found = difference(keras_io.predict(a, batch), keras_io.predict(b, batch))
     assert found <= tolerance, (

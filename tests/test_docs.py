@@ -1,4 +1,4 @@
-"""What README.md and docs/ tell their readers to type works, and every command, option, link and figure that they name is there."""
+"""The commands of README.md and docs/ run, and their options, links and figures exist."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ _NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code: run, written to the file ``title``, or ``told`` not to be run by a comment ``<!-- not run: why -->`` before it."""
+    """A block of code: it is run, or written to the file ``title``.
+
+    ``told``: a comment ``<!-- not run: why -->`` before it says that it cannot be run.
+    """
 
     language: str
     title: str | None
@@ -352,7 +355,8 @@ def test_the_manual_is_in_the_menu() -> None:
 
 
 def test_the_command_line_is_that_of_typer() -> None:
-    assert {name.split()[1] for name in tree()} == set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    command: Any = typer.main.get_command(cli.app)
+    assert {name.split()[1] for name in tree()} == set(command.commands)
 
 
 def test_the_notice_names_the_licence_of_every_package_that_is_installed_beside() -> None:

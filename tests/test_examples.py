@@ -89,7 +89,10 @@ def test_the_pipeline_calls_what_there_is() -> None:
 
 
 class Workflow:
-    """The commands of the pipeline, run one after the other as a release or a change makes them run; ``gh`` keeps releases in a folder, and lrfc is there."""
+    """Run the commands of the pipeline one after the other, as a release or a change does.
+
+    ``gh`` is a stand-in that keeps releases in a folder; lrfc is installed already.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, programs = folder, folder / "bin"
@@ -99,7 +102,10 @@ class Workflow:
         programs.mkdir()
         kept = folder / "releases"
         kept.mkdir()
-        gh = f"""if [ "$2" = upload ]; then shift 3; cp "$@" {kept}; else mkdir -p baseline && cp {kept}/manifest.json baseline; fi"""
+        gh = (
+            f'if [ "$2" = upload ]; then shift 3; cp "$@" {kept};'
+            f" else mkdir -p baseline && cp {kept}/manifest.json baseline; fi"
+        )
         for name, line in (
             ("lrfc", f'exec "{sys.executable}" -m lrfc "$@"'),
             ("pip", '[ "$*" = "install lrfc" ]'),

@@ -114,7 +114,10 @@ def test_heavy_packages_are_imported_where_they_are_needed(file: Path) -> None:
 
 
 def test_temporary_files_are_made_in_one_place() -> None:
-    """lrfc.system.scratch; lrfc.system.files only tries a folder, and the worker runs on devices without lrfc."""
+    """Only lrfc.system.scratch makes temporary files.
+
+    lrfc.system.files only tries a folder, and the worker runs on devices without lrfc.
+    """
     users = {
         unit(file)
         for file in FILES
