@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from lrfc.errors import ModelError
-from lrfc.ir import keras_wiring
 from lrfc.ir.backend import keras, quiet, reason
 from lrfc.ir.keras import allowed as keras_allowed
 from lrfc.ir.keras import compiled as keras_compiled
 from lrfc.ir.keras import file as keras_file
 from lrfc.ir.keras import legacy as keras_legacy
+from lrfc.ir.keras import wiring as keras_wiring
 from lrfc.ir.keras.bounds import TooManyWeights, weights_bounded
 from lrfc.ir.keras.file import ModelFile
 from lrfc.system import scratch
