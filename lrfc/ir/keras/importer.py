@@ -1,4 +1,4 @@
-"""From a Keras model to its graph."""
+"""Import of a Keras model into a graph."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lrfc.system.reader import shown
 def from_keras(model: Any) -> Graph:
     """The graph of a Functional or Sequential model.
 
-    Nested models are inlined, their ops are named by path (``backbone__conv``); further calls of a
-    layer are ``conv@1``, ``conv@2``, and all calls share one key and the same arrays. Everything
-    float is taken as float32. ModelError for what is no Keras model, for a model without a layer
-    graph (subclassed), without an input shape, or with quantized layers.
+    Nested models are inlined, and their ops named by path (``backbone__conv``). Further calls of a
+    layer are ``conv@1``, ``conv@2``; all calls share one key and the same arrays. All float dtypes
+    become float32. ModelError when ``model`` is no Keras model, is subclassed and so without a
+    layer graph, has no input shape, or has quantized layers.
     """
     if not isinstance(model, keras().Model):
         raise ModelError(
