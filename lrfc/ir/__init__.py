@@ -1,4 +1,4 @@
-"""Intermediate representation: the graph of operations between a Keras model and an emitted file."""
+"""Intermediate representation: the graph between a Keras model and an emitted file."""
 
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref, Slot, Tensor

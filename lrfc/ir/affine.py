@@ -80,7 +80,7 @@ def affine(op: Op, source: Tensor) -> Affine | None:
 
 
 def _batchnorm(op: Op, source: Tensor) -> Affine | None:
-    """The map γ · (x − μ) / √(σ² + ε) + β (Ioffe and Szegedy 2015, arXiv 1502.03167, alg. 2)."""
+    """The map γ · (x − μ) / √(σ² + ε) + β (Ioffe and Szegedy 2015, arXiv 1502.03167)."""
     axis = op["axis"]
     axis = axis if isinstance(axis, int) else axis[0]
     weights = {name: np.asarray(w, np.float64) for name, w in op.weights.items()}
@@ -159,8 +159,8 @@ def channel_axis(op: Op, tensor: Tensor) -> int:
 def take_in_before(op: Op, source: Tensor, transform: Affine) -> Op | None:
     """The linear layer that computes ``op(transform(x))`` exactly; None when there is none.
 
-    W ∗ (s·x + t) = (W·s) ∗ x + Σ W·t. With t ≠ 0 the sum is a bias only where the layer pads no
-    zeros.
+    W ∗ (s·x + t) = (W·s) ∗ x + Σ W·t. Unless t is 0, the sum is a bias only where the layer
+    pads no zeros.
     """
     channels = transform.channels(source, channel_axis(op, source)) if _plain(op) else None
     if channels is None:

@@ -228,7 +228,7 @@ class _Conversion:
         return self._own[ref]
 
     def _in_last(self, ref: Ref) -> Ref:
-        """The tensor with channels last, in the new graph; without spatial axes the tensor itself."""
+        """The tensor with channels last, in the new graph; itself where it has no spatial axes."""
         if ref not in self._last:
             rank = len(self._old.tensor(ref).shape)
             if rank < 3:

@@ -185,9 +185,7 @@ class Graph:
         for op in chain:
             last = self.add(op, (last,), before=replaced)
         if chain and self.tensor(last) != old:
-            raise GraphError(
-                f"the chain for '{name}' gives {self.tensor(last)} in place of {old}"
-            )
+            raise GraphError(f"the chain for '{name}' gives {self.tensor(last)} in place of {old}")
         self.substitute(Ref(replaced), last)
         self.remove(replaced)
 
@@ -198,7 +196,7 @@ class Graph:
         self.infer()
 
     def with_weights(self, weights: Mapping[str, Mapping[str, Array]]) -> Graph:
-        """A copy with other weights, of the same shapes, in the named layers and all their calls."""
+        """A copy with other weights, of the same shapes, in all calls of the named layers."""
         copy = self.copy()
         for name, arrays in weights.items():
             old = self.op(name)

@@ -179,7 +179,7 @@ KINDS: tuple[Kind, ...] = (
         Kind("", "normalization"),
     ),
     *_named("Normalization Rescaling", Kind("", "rescaling")),
-    # Activations. Activation is elementwise but for softmax, which the code checks where it matters.
+    # Activations. Activation is elementwise but for softmax, which code checks where it matters.
     *_named("Activation ReLU ELU", _ELEMENTWISE),
     replace(_ELEMENTWISE, name="LeakyReLU", homogeneous="positive"),
     replace(_ELEMENTWISE, name="PReLU", parametric=True),

@@ -35,8 +35,8 @@ LAYERS = frozenset(
     GroupNormalization GroupQueryAttention HashedCrossing Hashing Identity InputLayer IntegerLookup
     LSTM LSTMCell LayerNormalization LeakyReLU Masking MaxNumBoundingBoxes MaxPool1D MaxPool2D
     MaxPool3D MaxPooling1D MaxPooling2D MaxPooling3D Maximum MelSpectrogram Minimum MixUp
-    MultiHeadAttention Multiply Normalization PReLU Permute Pipeline RMSNormalization RNN RandAugment
-    RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop
+    MultiHeadAttention Multiply Normalization PReLU Permute Pipeline RMSNormalization RNN
+    RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop
     RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue
     RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation
     RandomSharpness RandomShear RandomTranslation RandomZoom ReLU RepeatVector Rescaling Reshape
@@ -238,9 +238,7 @@ class _Check:
                 place = replace(place, layer=inner["name"])
             head = self._object(value, place)
             place = replace(place, custom="module" in head and head["module"] is None)
-        rest = {
-            key: item for key, item in value.items() if not (key in head or self._omitted(key))
-        }
+        rest = {key: item for key, item in value.items() if not (key in head or self._omitted(key))}
         return {key: self._value(item, place, key) for key, item in rest.items()} | head
 
     def _value(self, value: Any, place: _Place, key: str) -> Any:

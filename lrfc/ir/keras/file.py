@@ -132,7 +132,7 @@ class Copy:
             )
 
     def _unpack(self, content: BinaryIO) -> None:
-        """Unpack the weights and assets of a .keras archive into the folder, and copy the weights."""
+        """Unpack the weights and assets of a .keras archive, and copy the weights."""
         import h5py
 
         path = self._file.path
