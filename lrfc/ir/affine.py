@@ -80,7 +80,10 @@ def affine(op: Op, source: Tensor) -> Affine | None:
 
 
 def _batchnorm(op: Op, source: Tensor) -> Affine | None:
-    """The map γ · (x − μ) / √(σ² + ε) + β (Ioffe and Szegedy 2015, arXiv 1502.03167)."""
+    """The map γ · (x − μ) / √(σ² + ε) + β.
+
+    Ioffe and Szegedy 2015, arXiv 1502.03167, algorithm 2.
+    """
     axis = op["axis"]
     axis = axis if isinstance(axis, int) else axis[0]
     weights = {name: np.asarray(w, np.float64) for name, w in op.weights.items()}

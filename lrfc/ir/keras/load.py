@@ -76,7 +76,7 @@ class _Loading:
         return self._carried_over(old)
 
     def _tf_keras_model(self) -> Any:
-        """The model as tf_keras reads it; None when it cannot, or for a file with custom classes."""
+        """The model as read by tf_keras; None when it cannot, or for a file with custom classes."""
         if self._unsafe:
             config = self._file.config
         else:
