@@ -1,4 +1,4 @@
-"""The graph: edits keep its invariants, check() finds each broken one, and it prints what it is."""
+"""Graph: edits keep its invariants, check() finds each one that is broken, and its printed form."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def graph() -> Graph:
     return graph
 
 
-# -- values ------------------------------------------------------------------------------------------------------------------------
+# -- values ----------------------------------------------------------------------------------------
 
 
 def test_tensor_in_words_and_numbers() -> None:
@@ -86,7 +86,7 @@ def test_attributes_have_the_defaults_of_keras() -> None:
         _ = op["colour"]
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def test_reading(graph) -> None:
@@ -143,7 +143,7 @@ def test_calls_of_a_shared_layer() -> None:
     assert graph.params == calls[0].params == 3 * 3 * 3 * 3 + 3
 
 
-# -- editing -----------------------------------------------------------------------------------------------------------------------
+# -- editing ---------------------------------------------------------------------------------------
 
 
 def test_add_before(graph) -> None:
@@ -264,7 +264,7 @@ def test_a_copy_is_independent(graph) -> None:
     graph.check()
 
 
-# -- checking ----------------------------------------------------------------------------------------------------------------------
+# -- checking --------------------------------------------------------------------------------------
 
 
 def test_check_finds_a_wrong_order(graph) -> None:
@@ -339,7 +339,7 @@ def test_check_finds_missing_outputs(graph) -> None:
             graph.check()
 
 
-# -- printing ----------------------------------------------------------------------------------------------------------------------
+# -- printing --------------------------------------------------------------------------------------
 
 
 def test_printing() -> None:

@@ -1,4 +1,4 @@
-"""Inputs that ended badly once: each in one line and an exit code of the table, at once, and in whatever environment."""
+"""Regression tests of bad inputs: each ends at once in one line, with an exit code of the table."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def said(call: Callable[[], object], error: type[LrfcError] = UsageError) -> str
 
 
 def npy(shape: object, dtype: str = "<f4", values: bytes = b"") -> bytes:
-    """An .npy file whose header says anything."""
+    """An .npy file with any header."""
     header = (
         repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
     )
@@ -54,7 +54,10 @@ def npy(shape: object, dtype: str = "<f4", values: bytes = b"") -> bytes:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (npy((10**12, 10**12)), "an array of shape (1000000000000, 1000000000000) takes 4,000,000,000,000,000,000,000,000 bytes, and there are 0"),
+        (
+            npy((10**12, 10**12)),
+            "(1000000000000, 1000000000000) takes 4,000,000,000,000,000,000,000,000 bytes",
+        ),
         (npy((10**9,), values=b"1234"), "takes 4,000,000,000 bytes, and there are 4"),
         (npy((-1, 4), values=b"1234" * 4), "of shape (-1, 4), not plain numbers"),
         (npy((True, 1), values=b"1234"), "not plain numbers"),
@@ -86,10 +89,8 @@ def test_archives_that_are_none(
     path = tmp_path / "x.npz"
     np.savez_compressed(path, x=np.zeros((64, 8, 8, 3), np.float32))
     whole = bytearray(path.read_bytes())
-    for signature, offset in (
-        (b"PK\x03\x04", 6),
-        (b"PK\x01\x02", 8),
-    ):  # the flag that says that it is encrypted
+    # Set the flag of encrypted members.
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         whole[whole.index(signature) + offset] |= 1
     path.write_bytes(whole)
     assert "encrypted, password required" in said(lambda: load_data(str(path), graph, seed=0))
@@ -154,7 +155,7 @@ def test_pipes_are_not_read(graph: Graph, tmp_path: Path) -> None:
 
 
 class LoudError(Exception):
-    """What a user's code raises, in two lines."""
+    """An error of a user's code, with a message of two lines."""
 
 
 def midway(error: BaseException) -> Iterator[Any]:
@@ -180,18 +181,14 @@ def test_functions_that_raise(
         raise error
 
     assert type(error).__name__ in said(lambda: load_data(given, graph, seed=0))
-    kind = (
-        "RuntimeError" if isinstance(error, StopIteration) else type(error).__name__
-    )  # as Python has it for generators
+    # Python turns a StopIteration in a generator into a RuntimeError.
+    kind = "RuntimeError" if isinstance(error, StopIteration) else type(error).__name__
     assert kind in said(lambda: load_data(midway(error), graph, seed=0))
     assert kind in said(lambda: load_data(lambda: midway(error), graph, seed=0))
     monkeypatch.chdir(tmp_path)
     name = f"raises_{type(error).__name__.lower()}"
-    Path(f"{name}.py").write_text(
-        "def f():\n    raise"
-        f" {type(error).__name__ if not isinstance(error, LoudError) else 'ValueError'}('x')\nraise_now"
-        " = 1\n"
-    )
+    raised = "ValueError" if isinstance(error, LoudError) else type(error).__name__
+    Path(f"{name}.py").write_text(f"def f():\n    raise {raised}('x')\nraise_now = 1\n")
     assert f"data '{name}:f' failed with" in said(lambda: load_data(f"{name}:f", graph, seed=0))
     Path(f"{name}_early.py").write_text("import sys\nsys.path[:] = sys.path[1:]\nsys.exit(9)\n")
     assert "failed with SystemExit: 9" in said(lambda: load_data(f"{name}_early:f", graph, seed=0))
@@ -288,7 +285,7 @@ def test_a_name_that_is_too_long_for_a_file(tmp_path: Path) -> None:
 
 
 def lrfc(*words: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, its streams as the shell has them."""
+    """Run the command line in a new process, with streams redirected by the shell."""
     command = f'exec "{sys.executable}" -m lrfc {" ".join(words)} {shell}'
     kept = {name: value for name, value in os.environ.items() if environment.get(name) != ""}
     chosen = (
@@ -305,10 +302,15 @@ def lrfc(*words: str, shell: str = "", **environment: str) -> subprocess.Complet
 @pytest.mark.parametrize(
     ("words", "shell", "code"),
     [
-        ("ops", "> /dev/full", 2), ("ops --json", "> /dev/full", 2), ("--help", "> /dev/full", 2), ("ops", ">&-", 0), ("ops", ">&- 2>&- <&-", 0),
-        ("inspect none.keras", "2> /dev/full", 2), ("config --config none", "2>&-", 2),
+        ("ops", "> /dev/full", 2),
+        ("ops --json", "> /dev/full", 2),
+        ("--help", "> /dev/full", 2),
+        ("ops", ">&-", 0),
+        ("ops", ">&- 2>&- <&-", 0),
+        ("inspect none.keras", "2> /dev/full", 2),
+        ("config --config none", "2>&-", 2),
     ],
-)  # fmt: skip
+)
 def test_streams_that_take_nothing(words: str, shell: str, code: int) -> None:
     done = lrfc(words, shell=shell)
     assert done.returncode == code
@@ -319,11 +321,16 @@ def test_streams_that_take_nothing(words: str, shell: str, code: int) -> None:
 @pytest.mark.parametrize(
     "environment",
     [
-        {"PYTHONWARNINGS": "error"}, {"COLUMNS": "0"}, {"COLUMNS": "x"}, {"COLUMNS": "9" * 30}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
-        {"HOME": ""}, {"TMPDIR": "/nowhere"},
+        {"PYTHONWARNINGS": "error"},
+        {"COLUMNS": "0"},
+        {"COLUMNS": "x"},
+        {"COLUMNS": "9" * 30},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
+        {"HOME": ""},
+        {"TMPDIR": "/nowhere"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_whatever_the_environment_is(environment: dict[str, str]) -> None:
     done = lrfc("devices list", **environment)
     assert (done.returncode, done.stderr) == (0, "")

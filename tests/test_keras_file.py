@@ -1,4 +1,4 @@
-"""Model files as files: damage of every kind, archives and HDF5 files that reach outside, and what is no model."""
+"""Model files on disk: damaged ones, those that refer to other files, and files of other kinds."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def _h5(path: Path, change: Any) -> Path:
     "kind", ["external link", "soft link", "external array", "virtual", "text", "declared"]
 )
 def test_weights_that_lie_elsewhere(saved: dict[str, Path], tmp_path: Path, kind: str) -> None:
-    """Another file of the machine never becomes a weight."""
+    """The content of another file is never read as a weight."""
     import h5py
 
     secret = tmp_path / "secret.h5"
@@ -278,7 +278,7 @@ def test_no_model_from_python(model: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["jax", "torch", "nonsense"])
 def test_another_backend(backend: str) -> None:
-    """In a process of its own: Keras chooses its backend once."""
+    """Runs in a new process, since Keras chooses its backend once."""
     import subprocess
     import sys
 

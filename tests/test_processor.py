@@ -1,4 +1,4 @@
-"""The same on any machine: oneDNN is decided once, stated, and nothing that is built depends on it."""
+"""The state of oneDNN: decided once, recorded, and without effect on what can be built."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.test_compiler import stopwatch
 
 
 def said(code: str, value: str | None) -> str:
-    """What a fresh process prints that runs the code, with the variable set to that."""
+    """The output of a new process that runs ``code`` with the environment variable set."""
     environment = {name: each for name, each in os.environ.items() if name != VARIABLE} | (
         {} if value is None else {VARIABLE: value}
     )
@@ -80,7 +80,10 @@ def test_the_user_has_the_last_word_over_a_manifest() -> None:
 
 
 def channels_first(form: str = "channels_first") -> Any:
-    """A network with everything that does not run everywhere: channels first, and a dilated transposed convolution."""
+    """A network with the ops that not every processor runs.
+
+    They are those with channels first, and a dilated transposed convolution.
+    """
     import keras
     from keras import layers
 
@@ -106,7 +109,7 @@ def channels_first(form: str = "channels_first") -> Any:
 def test_a_network_with_channels_first_is_built(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without data, and without ever running it as it is: what comes out has its inputs and outputs, and computes what it computes."""
+    """Built without data and without running the original, it computes the same outputs."""
     monkeypatch.chdir(tmp_path)
     stopwatch(monkeypatch, 2.0)  # what is measured here is not the time
     model = helpers.random_weights(channels_first())
@@ -180,7 +183,7 @@ def test_what_runs_with_onednn_alone_is_refused_before_any_work(
 def test_an_old_file_that_cannot_be_compared_here_is_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Keras 2 and Keras 3 are held against each other by running both."""
+    """The outputs in Keras 2 and Keras 3 are compared by running both."""
     import tensorflow as tf
     import tf_keras
 
