@@ -186,12 +186,12 @@ class _Conversion:
 
     def _is_converted(self, op: Op, operands: Sequence[Ref]) -> bool:
         """Whether the op is to be converted. The first call of a shared layer decides for all."""
-        wanted = (
+        convert = (
             _channels_first(op)
             or Ref(op.name) in self._read_last
             or any(ref not in self._own for ref in operands)
         )
-        return wanted if op.shared is None else self._decisions.setdefault(op.shared, wanted)
+        return convert if op.shared is None else self._decisions.setdefault(op.shared, convert)
 
     def _cancels(self, op: Op, source: Ref, rank: int) -> bool:
         """Drop a Permute of the model that only changes the layout; whether it was one."""

@@ -43,16 +43,7 @@ def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
     fixed = specs[0].shape[0]
 
     def run(batch: Batch) -> Batch:
-        if len(batch) != len(specs):
-            raise UsageError(
-                f"model '{model.name}' has {len(specs)} inputs, the data have {len(batch)} arrays"
-            )
-        for tensor, spec, x in zip(function.inputs, specs, batch, strict=True):
-            if not spec.shape[1:].is_compatible_with(x.shape[1:]):
-                raise UsageError(
-                    f"input '{tensor.name}' takes samples of shape {tuple(spec.shape[1:])}, the"
-                    f" data have {tuple(x.shape[1:])}"
-                )
+        _check_shapes(model, function.inputs, specs, batch)
         arrays = [
             tf.constant(np.asarray(x, dtype=spec.dtype.as_numpy_dtype))
             for x, spec in zip(batch, specs, strict=True)
@@ -94,6 +85,20 @@ def call(model: Any, batch: Sequence[Any], *, training: bool = False) -> Any:
         keras().tree.pack_sequence_as(keras_inline.functional(model).input, arrays),
         training=training,
     )
+
+
+def _check_shapes(model: Any, inputs: Sequence[Any], specs: Sequence[Any], batch: Batch) -> None:
+    """Raise UsageError when a batch does not fit the inputs of a model."""
+    if len(batch) != len(specs):
+        raise UsageError(
+            f"model '{model.name}' has {len(specs)} inputs, the data have {len(batch)} arrays"
+        )
+    for tensor, spec, x in zip(inputs, specs, batch, strict=True):
+        if not spec.shape[1:].is_compatible_with(x.shape[1:]):
+            raise UsageError(
+                f"input '{tensor.name}' takes samples of shape {tuple(spec.shape[1:])}, the data"
+                f" have {tuple(x.shape[1:])}"
+            )
 
 
 def _run_fixed(call: Callable[..., Any], arrays: list[Array], size: int) -> list[Array]:

@@ -55,60 +55,73 @@ def lower(graph: Graph) -> Lowered:
 
     Calls of a shared layer are calls of one layer. ModelError names an op that cannot be built.
     """
-    import tf_keras
-
     missing = unlowered(graph)
     if missing:
         raise ModelError(f"{', '.join(missing)}: tf_keras has no such layer")
-    names = _names(graph)
-    function_layer, conv1d = _function_layer(), _conv1d()
-    layers: dict[str, Any] = {}
-    tensors: dict[Ref, Any] = {}
-
-    def build(op: Op) -> Any:
-        """The tf_keras layer of an op, without weights."""
-        if _is_function(graph, op):
-            return function_layer.of(op, names[op.name])
-        cls = conv1d if op.kind == "Conv1D" else getattr(tf_keras.layers, op.kind, None)
-        return _layer(cls, op, names[op.name])
-
-    def call(op: Op) -> list[Any]:
-        """The output tensors of an op; its layer is built before the first call."""
-        key = op.shared or op.name
-        first = key not in layers
-        if first:
-            layers[key] = build(op)
-        operands = [tensors[ref] for ref in graph.operands(op.name)]
-        result = layers[key](operands[0] if len(operands) == 1 else operands)
-        if first and op.weights:
-            layers[key].set_weights(list(op.weights.values()))
-        return list(result) if isinstance(result, list | tuple) else [result]
-
+    lowering = _Lowering(graph)
     with quiet():
-        for op in graph:
-            if op.kind == "InputLayer":
-                tensor = graph.tensors(op.name)[0]
-                tensors[Ref(op.name)] = tf_keras.Input(
-                    tensor.shape[1:], dtype=tensor.dtype, name=names[op.name]
-                )
-                continue
+        model = lowering.model()
+    names = {op.name: lowering.names[next(iter(graph.calls(op))).name] for op in graph}
+    custom = {"Function": lowering.function_layer, "FlatConv": lowering.conv1d}
+    return Lowered(model, names, custom)
+
+
+class _Lowering:
+    """The lowering of one graph, op by op."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.names = graph, _names(graph)
+        self.function_layer, self.conv1d = _function_layer(), _conv1d()
+        self.layers: dict[str, Any] = {}
+        self.tensors: dict[Ref, Any] = {}
+
+    def model(self) -> Any:
+        """The tf_keras model."""
+        import tf_keras
+
+        for op in self.graph:
             try:
-                results = call(op)
+                results = [self.input(op)] if op.kind == "InputLayer" else self.call(op)
             except (TypeError, ValueError, NotImplementedError) as error:
                 raise ModelError(
                     f"{op.name} ({op.kind}) cannot be carried over to tf_keras: {reason(error)}"
                 ) from error
-            tensors.update({Ref(op.name, number): result for number, result in enumerate(results)})
-        model = tf_keras.Model(
-            [tensors[Ref(name)] for name in graph.inputs],
-            [tensors[ref] for ref in graph.outputs],
-            name=_legal(graph.name),
+            for output, result in enumerate(results):
+                self.tensors[Ref(op.name, output)] = result
+        return tf_keras.Model(
+            [self.tensors[Ref(name)] for name in self.graph.inputs],
+            [self.tensors[ref] for ref in self.graph.outputs],
+            name=_legal(self.graph.name),
         )
-    return Lowered(
-        model,
-        {op.name: names[next(iter(graph.calls(op))).name] for op in graph},
-        {"Function": function_layer, "FlatConv": conv1d},
-    )
+
+    def input(self, op: Op) -> Any:
+        """The tensor of an InputLayer."""
+        import tf_keras
+
+        tensor = self.graph.tensors(op.name)[0]
+        return tf_keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=self.names[op.name])
+
+    def call(self, op: Op) -> list[Any]:
+        """The output tensors of an op; the first call of a layer builds it."""
+        key = op.shared or op.name
+        first = key not in self.layers
+        if first:
+            self.layers[key] = self.layer(op)
+        operands = [self.tensors[ref] for ref in self.graph.operands(op.name)]
+        result = self.layers[key](operands[0] if len(operands) == 1 else operands)
+        if first and op.weights:
+            self.layers[key].set_weights(list(op.weights.values()))
+        return list(result) if isinstance(result, list | tuple) else [result]
+
+    def layer(self, op: Op) -> Any:
+        """The layer of an op, without weights."""
+        import tf_keras
+
+        name = self.names[op.name]
+        if _is_function(self.graph, op):
+            return self.function_layer.of(op, name)
+        cls = self.conv1d if op.kind == "Conv1D" else getattr(tf_keras.layers, op.kind, None)
+        return _layer(cls, op, name)
 
 
 def raised(graph: Graph, weights: Mapping[str, Mapping[str, Array]]) -> Graph:
