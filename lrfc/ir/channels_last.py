@@ -3,54 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
+from lrfc.ir.counterparts import (
+    FIRST,
+    LAST,
+    RECURRENT,
+    WINDOWED,
+    by_value,
+    counterparts,
+    is_channels_first,
+)
 from lrfc.ir.graph import Graph
-from lrfc.ir.op import Array, Op, Ref, Shape, Tensor
-from lrfc.ir.ops import ELEMENTWISE
-
-_FIRST, _LAST = "channels_first", "channels_last"
-#: Layers that TensorFlow computes with channels first on some processors only.
-_WINDOWED = frozenset(
-    [f"Conv{n}D{suffix}" for n in (1, 2, 3) for suffix in ("", "Transpose")]
-    + [f"{kind}Conv{n}D" for n in (1, 2) for kind in ("Depthwise", "Separable")]
-    + [
-        f"{prefix}{function}Pooling{n}D"
-        for n in (1, 2, 3)
-        for function in ("Max", "Average")
-        for prefix in ("", "Global", "Adaptive")
-    ]
-)
-_RECURRENT = frozenset(f"ConvLSTM{n}D" for n in (1, 2, 3))
-#: Layers for which the layout is an attribute and nothing else.
-_FORMATTED = _WINDOWED | frozenset(
-    "Flatten ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping2D Cropping3D UpSampling2D"
-    " UpSampling3D SpatialDropout2D SpatialDropout3D Resizing CenterCrop".split()
-)
-#: Layers that compute value by value.
-_VALUES = frozenset(
-    "ReLU LeakyReLU ELU Identity Dropout GaussianNoise GaussianDropout AlphaDropout"
-    " ActivityRegularization".split()
-)
-_MERGES = frozenset("Add Subtract Multiply Average Maximum Minimum Concatenate".split())
-_ALONG_AXES = frozenset(
-    "BatchNormalization GroupNormalization LayerNormalization RMSNormalization UnitNormalization"
-    " Normalization Softmax Concatenate".split()
-)
-#: Those without weights, for which several axes are converted too.
-_UNWEIGHTED = frozenset(("UnitNormalization", "Softmax"))
-#: Functions of keras.ops that compute value by value.
-_FUNCTIONS = frozenset(
-    "ops." + name
-    for name in (
-        "Add Subtract Multiply Divide TrueDivide Maximum Minimum Power Negative Absolute Abs Square"
-        " Sqrt Rsqrt Exp Log Relu Relu6 Sigmoid Silu Tanh Elu Gelu HardSigmoid HardSilu LeakyRelu"
-        " Softplus Softsign Selu Celu Clip"
-    ).split()
-)
+from lrfc.ir.op import Op, Ref, Shape, Tensor
 
 
 def channels_last(graph: Graph) -> Graph:
@@ -62,7 +27,7 @@ def channels_last(graph: Graph) -> Graph:
     rewrite is exact: kernels are the same in both layouts. Of all weights only those of a PReLU,
     one for each position, follow the order of the axes.
     """
-    if not any(_channels_first(op) for op in graph):
+    if not any(is_channels_first(op) for op in graph):
         return graph
     return _Conversion(graph).run()
 
@@ -78,12 +43,13 @@ def stuck(graph: Graph) -> tuple[str, ...]:
 
 
 def _holds_first(value: Any) -> bool:
+    """Whether a configuration has such a layer, at any depth."""
     if isinstance(value, Mapping):
         config = value.get("config")
         own = (
-            value.get("class_name") in _WINDOWED | _RECURRENT
+            value.get("class_name") in WINDOWED | RECURRENT
             and isinstance(config, Mapping)
-            and config.get("data_format") == _FIRST
+            and config.get("data_format") == FIRST
         )
         return own or any(_holds_first(item) for item in value.values())
     return (
@@ -104,7 +70,7 @@ class _Conversion:
         self._old, self._new = graph, Graph(graph.name)
         self._own: dict[Ref, Ref] = {}
         self._last: dict[Ref, Ref] = {}
-        self._converted = _converted(graph)
+        self._counterparts = counterparts(graph)
         self._read_last = self._tensors_read_last()
         self._decisions: dict[str, bool] = {}
 
@@ -133,7 +99,9 @@ class _Conversion:
                     and all(reader in converted for reader, _ in readers)
                 ):
                     read_last.add(ref)
-            if op.name in self._converted and (_channels_first(op) or Ref(op.name) in read_last):
+            if op.name in self._counterparts and (
+                is_channels_first(op) or Ref(op.name) in read_last
+            ):
                 converted.add(op.name)
         return read_last
 
@@ -143,19 +111,19 @@ class _Conversion:
         if op.kind == "Permute" and self._cancels(op, operands[0], rank):
             return
         if (
-            op.kind in _RECURRENT
-            and _channels_first(op)
+            op.kind in RECURRENT
+            and is_channels_first(op)
             and len(operands) == len(self._old.tensors(op.name)) == 1
         ):
             self._convert_recurrent(op, operands[0])
             return
-        converted = self._converted.get(op.name)
+        converted = self._counterparts.get(op.name)
         if converted is None or not self._is_converted(op, operands):
             self._new.add(op, [self._in_own(ref) for ref in operands])
             self._own.update(
                 {Ref(op.name, i): Ref(op.name, i) for i in range(len(self._old.tensors(op.name)))}
             )
-        elif converted.kind in _WINDOWED and not _by_value(converted.attrs.get("activation")):
+        elif converted.kind in WINDOWED and not by_value(converted.attrs.get("activation")):
             self._own[Ref(op.name)] = self._add_with_activation(op, converted, operands)
         else:
             result = self._new.add(converted, [self._in_last(ref) for ref in operands])
@@ -187,7 +155,7 @@ class _Conversion:
     def _is_converted(self, op: Op, operands: Sequence[Ref]) -> bool:
         """Whether the op is to be converted. The first call of a shared layer decides for all."""
         convert = (
-            _channels_first(op)
+            is_channels_first(op)
             or Ref(op.name) in self._read_last
             or any(ref not in self._own for ref in operands)
         )
@@ -210,7 +178,7 @@ class _Conversion:
         operand = self._transposed(
             self._in_own(source), f"{op.name}__channels_last", (1, *range(3, rank), 2)
         )
-        result = self._new.add(op.with_attrs(data_format=_LAST), [operand])
+        result = self._new.add(op.with_attrs(data_format=LAST), [operand])
         if len(self._new.tensor(result).shape) < rank:
             self._last[Ref(op.name)] = result
         else:
@@ -251,18 +219,6 @@ class _Conversion:
         return self._new.add(Op(name, "Permute", {"dims": dims}), [ref])
 
 
-def _channels_first(op: Op) -> bool:
-    """Whether the op has its channels first by its configuration.
-
-    Only for Keras' own layers: an attribute of a custom layer may have another meaning.
-    """
-    return (
-        op.origin is None
-        and op.kind in _FORMATTED | _RECURRENT
-        and op.attrs.get("data_format") == _FIRST
-    )
-
-
 def _dims(rank: int, *, first: bool) -> tuple[int, ...]:
     """The ``dims`` of the Permute that moves the channels to the front, or from there to the end.
 
@@ -285,103 +241,3 @@ def _free(new: Graph, old: Graph, name: str) -> str:
         number += 1
         candidate = f"{name}_{number}"
     return candidate
-
-
-# -- ops with channels last ------------------------------------------------------------------------
-
-
-def _converted(graph: Graph) -> dict[str, Op]:
-    """The counterpart with channels last of each op that has one, by name.
-
-    Calls of a shared layer hold the very same weights.
-    """
-    converted: dict[str, Op] = {}
-    weights: dict[str, Mapping[str, Array]] = {}
-    for op in graph:
-        counterpart = _counterpart(graph, op)
-        if counterpart is not None and op.shared is not None:
-            shared = weights.setdefault(op.shared, counterpart.weights)
-            counterpart = replace(counterpart, weights=shared)
-        if counterpart is not None:
-            converted[op.name] = counterpart
-    return converted
-
-
-def _counterpart(graph: Graph, op: Op) -> Op | None:
-    """The op that computes the same on tensors with channels last; None where there is none."""
-    calls = graph.calls(op)
-    tensors = [
-        tensor
-        for call in calls
-        for tensor in (*graph.input_tensors(call.name), *graph.tensors(call.name))
-    ]
-    operands = len(graph.operands(op.name))
-    if operands == 0 or len(graph.tensors(op.name)) != 1:
-        return None
-    if op.kind in _FUNCTIONS:
-        return op if _ranks(tensors) == 1 and len(tensors[0].shape) > 2 and _scalars(op) else None
-    if op.origin is not None or (operands > 1 and (op.kind not in _MERGES or op.call is not None)):
-        return None
-    if op.kind in _FORMATTED:
-        # "/": weights of an activation inside the layer, one for each position
-        weighted = any("/" in name for name in op.weights)
-        first = op.attrs.get("data_format") == _FIRST
-        return op.with_attrs(data_format=_LAST) if first and not weighted else None
-    if _ranks(tensors) > 1 or len(tensors[0].shape) < 3:
-        return None
-    rank = len(tensors[0].shape)
-    if op.kind == "PReLU":
-        return _prelu(op, rank)
-    if op.kind in _ALONG_AXES:
-        return _along(op, rank)
-    by_value = op.kind in _VALUES and op.attrs.get("noise_shape") is None
-    scaled = op.kind == "Rescaling" and all(
-        isinstance(op.attrs.get(name, 0.0), int | float) for name in ("scale", "offset")
-    )
-    activated = op.kind == "Activation" and _by_value(op.attrs.get("activation"))
-    return op if by_value or scaled or activated or op.kind in _MERGES else None
-
-
-def _ranks(tensors: Sequence[Tensor]) -> int:
-    """Number of different ranks."""
-    return len({len(tensor.shape) for tensor in tensors})
-
-
-def _prelu(op: Op, rank: int) -> Op:
-    axes = op.attrs.get("shared_axes")
-    alpha = np.ascontiguousarray(np.moveaxis(op.weights["alpha"], 0, -1))
-    return replace(op, weights={"alpha": alpha}).with_attrs(
-        shared_axes=axes and tuple(_axis(axis, rank) % rank for axis in axes)
-    )
-
-
-def _along(op: Op, rank: int) -> Op | None:
-    """The op along the same axes in their new places."""
-    axis = op.attrs.get("axis", -1)
-    if axis is None:
-        return op
-    if isinstance(axis, int):
-        return op.with_attrs(axis=_axis(axis, rank))
-    if len(axis) > 1 and op.kind not in _UNWEIGHTED:
-        return None
-    return op.with_attrs(axis=tuple(_axis(number, rank) for number in axis))
-
-
-def _axis(axis: int, rank: int) -> int:
-    """The place of an axis once the channels are last, which is -1 for the channels."""
-    axis %= rank
-    return axis if axis == 0 else -1 if axis == 1 else axis - 1
-
-
-def _by_value(activation: Any) -> bool:
-    """Whether an activation computes value by value."""
-    if isinstance(activation, Mapping):
-        return activation.get("class_name") in ("ReLU", "LeakyReLU", "ELU")
-    return activation is None or activation in ELEMENTWISE
-
-
-def _scalars(op: Op) -> bool:
-    """Whether all arguments of a function besides tensors are scalars."""
-    args, kwargs = op.call or ((), {})
-    arguments = [*args, *kwargs.values(), *op.attrs.values()]
-    return all(np.ndim(value) == 0 for value in arguments)
