@@ -77,7 +77,7 @@ def test_consecutive_batchnorms_and_one_at_the_output() -> None:
     assert str(result.outputs[0]) == "dense"
 
 
-def test_what_cannot_be_folded_stays() -> None:
+def test_batchnorms_that_cannot_be_folded_stay() -> None:
     import keras
     from keras import layers
 

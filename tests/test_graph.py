@@ -46,7 +46,7 @@ def graph() -> Graph:
 # -- values ----------------------------------------------------------------------------------------
 
 
-def test_tensor_in_words_and_numbers() -> None:
+def test_tensor_as_text_and_its_size() -> None:
     assert str(Tensor((None, 3, 4))) == "(?, 3, 4)"
     assert str(Tensor((2, None), "int32")) == "(2, ?) int32"
     assert Tensor((None, 3, 4)).size == Tensor((7, 3, 4)).size == 12
@@ -55,7 +55,7 @@ def test_tensor_in_words_and_numbers() -> None:
         _ = Tensor((None, None, 3)).size
 
 
-def test_ref_in_words() -> None:
+def test_ref_as_text() -> None:
     assert [str(Ref("a")), str(Ref("a", 1))] == ["a", "a:1"]
 
 
@@ -152,7 +152,7 @@ def test_add_before(graph) -> None:
     assert graph.tensor(new) == Tensor((None, 4))
 
 
-def test_a_name_is_taken_once(graph) -> None:
+def test_names_are_unique(graph) -> None:
     with pytest.raises(GraphError, match="op 'a' exists already"):
         graph.add(layer("a"), [Ref("x")])
 

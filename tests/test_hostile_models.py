@@ -114,7 +114,7 @@ def test_the_command_line_may_load_what_is_unsafe(
 
 
 @pytest.mark.parametrize("file", ["old.h5", "old.keras", "new.h5", "new.keras"])
-def test_a_key_twice(files: dict[str, Path], tmp_path: Path, file: str) -> None:
+def test_a_duplicate_key(files: dict[str, Path], tmp_path: Path, file: str) -> None:
     """Of a duplicate key, one reader may use the first entry and another the second."""
     text = json.dumps(hostile.config_of(files[file])).replace(
         '"class_name"', '"class_name": "Lambda", "class_name"', 1
@@ -208,7 +208,9 @@ def test_a_file_of_keras_3_names_only_what_computes(
 
 @pytest.mark.parametrize("key", ["class_name", "module", "registered_name"])
 @pytest.mark.parametrize("value", [5, ["os"], {"class_name": "os"}])
-def test_a_name_is_text(files: dict[str, Path], tmp_path: Path, key: str, value: Any) -> None:
+def test_a_name_that_is_not_text(
+    files: dict[str, Path], tmp_path: Path, key: str, value: Any
+) -> None:
     config = hostile.config_of(files["new.keras"])
     hostile.layer(config, "conv")[key] = value
     path = hostile.rewritten(files["new.keras"], tmp_path / "m.keras", text=json.dumps(config))

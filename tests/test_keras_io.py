@@ -559,7 +559,7 @@ def test_quantized_layers_are_refused() -> None:
         keras_io.from_keras(model)
 
 
-# -- what has no graph -----------------------------------------------------------------------------
+# -- models without a graph ------------------------------------------------------------------------
 
 
 def test_an_unbuilt_sequential_is_refused() -> None:
@@ -603,7 +603,7 @@ def test_a_functional_model_with_its_own_call_is_refused() -> None:
         keras_io.from_keras(Doubled(inputs, keras.layers.Dense(3)(inputs), name="doubled"))
 
 
-def test_a_kind_that_nobody_knows() -> None:
+def test_an_unknown_kind() -> None:
     with pytest.raises(
         ModelError, match=r"op 'a' is of kind 'Mystery', which is not in keras\.layers"
     ):

@@ -59,7 +59,7 @@ def same_as_legacy(path: Path, model: Any, batch: tuple[np.ndarray, ...]) -> Non
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.keras.bak", "noname"])
-def test_the_content_decides_not_the_name(tmp_path, name) -> None:
+def test_the_content_decides_not_the_suffix(tmp_path, name) -> None:
     model = helpers.conv_net(size=8)
     path = tmp_path / ("model.h5" if name.endswith("h5") else "model.keras")
     model.save(path)
@@ -123,7 +123,7 @@ def test_weights_that_are_not_finite(tmp_path, value) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_lambda_code_runs_by_leave_only(tmp_path, suffix) -> None:
+def test_lambda_code_runs_only_when_allowed(tmp_path, suffix) -> None:
     import keras
 
     inputs = keras.Input((3,))
@@ -311,7 +311,7 @@ def test_legacy_recurrent_layers(tmp_path, old) -> None:
     )
 
 
-def test_legacy_lambda_runs_by_leave_only(tmp_path, old) -> None:
+def test_legacy_lambda_runs_only_when_allowed(tmp_path, old) -> None:
     inputs = old.Input((3,))
     x = old.layers.Lambda(lambda x: 2 * x)(inputs) / 4.0
     path = legacy(tmp_path, old.Model(inputs, x))
@@ -389,7 +389,7 @@ def test_legacy_names_with_a_slash(tmp_path, old, suffix) -> None:
     assert names == ["image_input", "block_conv", "block_conv_1", "inner_model", "each_row"]
 
 
-def test_legacy_calls_in_a_circle(tmp_path, old) -> None:
+def test_legacy_calls_in_a_cycle(tmp_path, old) -> None:
     """tf_keras would loop for ever."""
     inputs = old.Input((4,), name="input")
     path = legacy(
@@ -410,7 +410,7 @@ def test_legacy_calls_in_a_circle(tmp_path, old) -> None:
         keras_load.load(path)
 
 
-def test_what_differs_is_not_given_out(tmp_path, old, monkeypatch) -> None:
+def test_a_rebuilt_model_that_differs_is_refused(tmp_path, old, monkeypatch) -> None:
     inputs = old.Input((4,))
     path = legacy(tmp_path, old.Model(inputs, old.layers.Dense(3)(inputs) / 2.0))
     from lrfc.ir.keras import rebuild as keras_rebuild

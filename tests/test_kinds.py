@@ -178,7 +178,7 @@ def test_other_names_are_of_no_family(name: str) -> None:
     assert not kind_of(name).has_kernel
 
 
-def test_ops_know_their_kind() -> None:
+def test_kind_of_an_op() -> None:
     assert Op("a", "SeparableConv2D").info is kind_of("SeparableConv2D")
     assert Op("a", "SeparableConv2D").info.is_linear
     assert Op("a", "Conv3DTranspose").info.is_transposed

@@ -227,7 +227,7 @@ def test_an_input() -> None:
     assert ops.infer(Op("x", "InputLayer", {"batch_shape": (2, 3)}), ()) == (Tensor((2, 3)),)
 
 
-def test_other_kinds_are_asked_of_keras() -> None:
+def test_keras_infers_other_kinds() -> None:
     op = Op("op", "ZeroPadding2D", {"padding": ((1, 0), (2, 3))})
     assert ops.infer(op, (Tensor((None, 4, 5, 6)),)) == (Tensor((None, 5, 10, 6)),)
     with pytest.raises(ModelError, match=r"layer 'op' \(ZeroPadding2D\) does not take \(\?, 4\)"):
