@@ -17,9 +17,9 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """x · scale + shift.
+    """The map x · scale + shift.
 
-    Both arrays have one axis per axis of a sample, of its length or of length 1.
+    Both arrays have one axis for each axis of a sample, of the same length or of length 1.
     """
 
     scale: Values
@@ -67,7 +67,7 @@ def at_inference(op: Op) -> bool:
 def affine(op: Op, source: Tensor) -> Affine | None:
     """The affine map of a BatchNormalization, Normalization or Rescaling op on a float input.
 
-    None for every other op, and for a BatchNormalization that is called in training mode.
+    None for every other op, and for one that is called in training mode.
     """
     rule = {
         "BatchNormalization": _batchnorm,

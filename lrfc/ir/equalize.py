@@ -26,9 +26,10 @@ _LEAST = 0.05
 def equalize(
     graph: Graph, layers: Sequence[Pair], ranges: dict[Ref, Ranges], bits: int, sweeps: int = 2
 ) -> dict[str, float]:
-    """Equalise pairs of layers in place, and ``ranges``, of the input of each second layer, too.
+    """Equalise pairs of layers in place.
 
-    Return the rounding noise after equalisation, as a share of that before, by first layer.
+    ``ranges``: those of the input of each second layer, which are scaled in place too. Return the
+    rounding noise that is left, as a share of the noise before, by first layer.
     """
     noise: dict[str, float] = {}
     for _ in range(sweeps):
@@ -166,21 +167,21 @@ def _best(weights: Values, ranges: Ranges, steps: int, *, signs: bool) -> tuple[
 
     ``weights``: those of the second layer as (G, S, K, T); ``signs``: scales may be negative.
     """
-    largest = np.maximum(np.abs(ranges.low), np.abs(ranges.high))
-    read = np.abs(weights).max(axis=(2, 3)).ravel()
-    if not largest.max(initial=0) or not read.max(initial=0):
-        return np.ones_like(largest), 1.0
+    of_inputs = np.maximum(np.abs(ranges.low), np.abs(ranges.high))
+    of_weights = np.abs(weights).max(axis=(2, 3)).ravel()
+    if not of_inputs.max(initial=0) or not of_weights.max(initial=0):
+        return np.ones_like(of_inputs), 1.0
     # A channel that is near 0 on the calibration samples may be larger on others, so it is not
     # scaled up to the range of all channels.
-    largest, read = (np.maximum(values, _LEAST * values.max()) for values in (largest, read))
+    of_inputs, of_weights = (np.maximum(m, _LEAST * m.max()) for m in (of_inputs, of_weights))
     sign = np.where(signs & (-ranges.low > ranges.high), -1.0, 1.0)
     candidates = [sign]
     for share in _SHARES:
-        scales = read**share / largest ** (1 - share)
+        scales = of_weights**share / of_inputs ** (1 - share)
         candidates.append(sign * scales / np.exp(np.log(scales).mean()))
     noises = [_noise(weights, ranges, steps, scales) for scales in candidates]
     best = int(np.argmin(noises))
-    before = _noise(weights, ranges, steps, np.ones_like(largest))
+    before = _noise(weights, ranges, steps, np.ones_like(of_inputs))
     return candidates[best], noises[best] / before if before > 0 else 1.0
 
 

@@ -109,6 +109,7 @@ class Copy:
         return path
 
     def _copy_hdf5(self, content: BinaryIO) -> None:
+        """Copy the weights and the version of an HDF5 file."""
         import h5py
 
         path = self._file.path
@@ -141,14 +142,14 @@ class Copy:
         with zipfile.ZipFile(content) as archive:
             weights = _member(archive, _WEIGHTS, path)
             with unpacked.open("wb") as target:
-                limit -= _unpack(archive, weights, target, limit, path)
+                limit -= _extract(archive, weights, target, limit, path)
             for info in archive.infolist():
                 if not info.filename.startswith("assets/") or info.is_dir():
                     continue
                 asset = self._folder / _asset_name(info, path)
                 asset.parent.mkdir(parents=True, exist_ok=True)
                 with asset.open("xb") as target:
-                    limit -= _unpack(archive, info, target, limit, path)
+                    limit -= _extract(archive, info, target, limit, path)
                 self._assets.append(info.filename)
         with (
             h5py.File(unpacked, "r") as source,
@@ -231,6 +232,7 @@ def _text(value: Any, where: str) -> str | bytes:
 
 
 def _member(archive: zipfile.ZipFile, name: str, path: Path) -> zipfile.ZipInfo:
+    """The member with that name; ModelError unless there is exactly one, not encrypted."""
     members = [info for info in archive.infolist() if info.filename == name]
     if len(members) != 1:
         raise ModelError(f"{shown(path)} holds {'no' if not members else 'more than one'} {name}")
@@ -242,6 +244,7 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> zipfile.ZipInfo:
 
 
 def _content(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    """The bytes of a JSON member; ModelError when they are too many."""
     info = _member(archive, name, path)
     if info.file_size > reader.DOCUMENT_BYTES:
         raise ModelError(
@@ -252,7 +255,7 @@ def _content(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
         return member.read(reader.DOCUMENT_BYTES + 1)
 
 
-def _unpack(
+def _extract(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: BinaryIO, limit: int, path: Path
 ) -> int:
     """Unpack a member into a file and return its bytes; ModelError for more than ``limit``."""
