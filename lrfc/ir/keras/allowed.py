@@ -151,8 +151,7 @@ _VALUES = frozenset(
     __bytes__ __ellipsis__ __keras_tensor__ __numpy__ __slice__ __tensor__ __tuple__ TensorShape
     """.split()
 )
-#: By module of tf_keras: the classes of Keras 2 only. Of the layers, those that
-#: lrfc.ir.keras.rebuild builds.
+#: The same for the other classes of Keras 1 and 2. Of the layers, lrfc.ir.keras.rebuild builds all.
 _LEGACY_CLASSES = {
     "keras.layers": LAYERS | set(RENAMED),
     "keras.src.engine.functional": frozenset({"Functional"}),
