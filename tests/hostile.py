@@ -1,4 +1,4 @@
-"""Inputs that nobody would write: mutations of good ones, always the same by their number, and what may come of them."""
+"""Malformed inputs: reproducible mutations of valid ones, and the check of how a call ends."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def in_time() -> Iterator[None]:
 
 
 def survives(call: Callable[[], object], what: str) -> bool:
-    """Whether the call takes the input.
+    """Whether the call accepts its input.
 
-    It may refuse it, in one line of an error of lrfc's; everything else fails.
+    It may refuse it by an error of lrfc in one line. Any other outcome fails the test.
     """
     refusal = _raised(call)
     if refusal is None:
@@ -90,13 +90,13 @@ def _raised(call: Callable[[], object]) -> Exception | None:
     try:
         with in_time():
             call()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+    except Exception as error:  # noqa: BLE001 - the caller reports an error of any type
         return error
     return None
 
 
 def damaged(content: bytes, number: int) -> bytes:
-    """Bytes that were changed, cut, repeated or put in at random places."""
+    """The bytes with some changed, cut, repeated or inserted at random places."""
     chance = random.Random(number)
     data = bytearray(content)
     for _ in range(chance.choice((1, 1, 2, 8))):
@@ -131,7 +131,7 @@ def damaged(content: bytes, number: int) -> bytes:
 
 
 def changed(document: Any, number: int) -> Any:
-    """The document with another value at some places, without some keys, or with other ones."""
+    """The document with some values or keys replaced, removed or added."""
     chance = random.Random(number)
     document = copy.deepcopy(document)
     for _ in range(chance.choice((1, 1, 1, 3))):
@@ -155,7 +155,7 @@ def changed(document: Any, number: int) -> Any:
 
 
 def as_json(document: Any) -> bytes:
-    """JSON of it, with what Python alone writes: NaN, Infinity, numbers of any length."""
+    """JSON text, with NaN, Infinity and numbers of any length as only Python writes them."""
     return _dumped(document).encode("utf-8", "surrogatepass")
 
 

@@ -1,4 +1,4 @@
-"""Model files that try to run code or to touch files when they are loaded, and files that are broken at random."""
+"""Model files that try to run code or touch files when loaded, and randomly broken files."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def config_of(path: Path) -> dict[str, Any]:
 
 
 def rewritten(path: Path, target: Path, *, text: str | None = None, **members: Any) -> Path:
-    """A copy of a model file with another text for its configuration, or other members or attributes.
+    """A copy of a model file with another configuration text, or other members or attributes.
 
-    A member or attribute that is None is left out. ``config_json`` stands for ``config.json``.
+    A member or attribute that is None is left out. ``config_json`` is the member ``config.json``.
     """
     if path.suffix == ".h5":
         import h5py
@@ -79,7 +79,7 @@ def legacy_model() -> Any:
 
 
 def model(*, operation: bool = True) -> Any:
-    """The like in Keras 3; with an operation, which .h5 files cannot hold, or a layer."""
+    """A similar model of Keras 3, with an operation, which .h5 files cannot hold, or a layer."""
     import keras as k
 
     k.utils.set_random_seed(0)
@@ -108,7 +108,7 @@ def layer(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def objects(value: Any) -> Iterator[dict[str, Any]]:
-    """Every dict with a class_name, from the outside inwards."""
+    """Every dict with a class_name, outer ones first."""
     if isinstance(value, dict):
         if "class_name" in value:
             yield value
@@ -123,7 +123,7 @@ def objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _call(config: dict[str, Any], entry: dict[str, Any], argument: Any, **kwargs: Any) -> None:
-    """Put a layer of Keras 2 that is called with constants in front of the outputs."""
+    """Insert a layer of Keras 2 that is called with constants before the outputs."""
     arguments = [["_CONSTANT_VALUE", -1, argument, kwargs]]
     whole = {
         "name": "attack",
@@ -223,7 +223,7 @@ def _download(config: dict[str, Any], folder: Path) -> None:
 
 
 def _module(place: str, key: str) -> Attack:
-    """A module of the attacker's that is imported for the sake of one entry of a layer."""
+    """An attack by one entry of a layer that names a module of the attacker's."""
 
     def change(config: dict[str, Any], folder: Path) -> None:
         entry = {
@@ -254,12 +254,12 @@ def _nested(config: dict[str, Any], folder: Path) -> None:
 
 
 def _alias(config: dict[str, Any], folder: Path) -> None:
-    """A class of Keras by its name, of another module by the module."""
+    """Name a class of Keras in a module that is not of Keras."""
     layer(config, "conv").update({"module": "hostile_canary"})
 
 
 def _compilation(config: dict[str, Any], folder: Path) -> None:
-    """A nested model that was compiled: it is compiled again although the outer one is not."""
+    """Compile a nested model, which Keras compiles again although the outer one is not compiled."""
     entry = {
         "class_name": "Anything",
         "module": "hostile_canary",
@@ -378,7 +378,7 @@ def _slots(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def mutated(config: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """The configuration with one to three changes that know its structure."""
+    """The configuration with one to three changes of its structure."""
     config = copy.deepcopy(config)
     for _ in range(rng.randint(1, 3)):
         slots = list(_slots(config))
@@ -468,7 +468,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def sandbox(folder: Path) -> Path:
-    """A folder with files to read, overwrite and delete, and a module that leaves a trace when it is imported."""
+    """A folder with files to attack, and a module that leaves a trace when it is imported."""
     (folder / "precious").mkdir(parents=True)
     (folder / "precious" / "file").write_text("a secret", encoding="utf-8")
     (folder / "library.so").write_bytes(b"no library")

@@ -1,4 +1,4 @@
-"""Canonicalise: each rewrite in the graph's print, and the proof that it changes nothing."""
+"""Canonicalise: each rewrite as a printed graph, with the same outputs as before."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def chain(*layers: Any, shape: tuple[int | None, ...] = (8, 8, 3)) -> Graph:
 
 
 def proved(graph: Graph) -> str:
-    """The printed canonical graph, after running both."""
+    """The printed canonical graph, once its outputs equal those of the original."""
     result = canonical(graph)
     helpers.same(graph, result)
     return str(result)
@@ -310,10 +310,28 @@ def test_other_ranks(shape: tuple[int, ...]) -> None:
 
 
 @given(
-    kind=st.sampled_from(["Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D", "Conv2DTranspose", "Dense"]),
-    kernel=st.integers(1, 3), strides=st.integers(1, 2), dilation=st.integers(1, 2), padding=st.sampled_from(["valid", "same"]),
-    groups=st.sampled_from([1, 2]), bias=st.booleans(), shift=st.booleans(), norm=st.sampled_from(["Normalization", "BatchNormalization", "Rescaling"]),
-)  # fmt: skip
+    kind=st.sampled_from(
+        [
+            "Conv1D",
+            "Conv2D",
+            "Conv3D",
+            "DepthwiseConv1D",
+            "DepthwiseConv2D",
+            "SeparableConv1D",
+            "SeparableConv2D",
+            "Conv2DTranspose",
+            "Dense",
+        ]
+    ),
+    kernel=st.integers(1, 3),
+    strides=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    padding=st.sampled_from(["valid", "same"]),
+    groups=st.sampled_from([1, 2]),
+    bias=st.booleans(),
+    shift=st.booleans(),
+    norm=st.sampled_from(["Normalization", "BatchNormalization", "Rescaling"]),
+)
 def test_every_linear_layer_behind_a_normalization(
     kind: str,
     kernel: int,
@@ -360,14 +378,22 @@ def test_every_linear_layer_behind_a_normalization(
     graph = chain(before, layer, shape=shape)
     text = proved(graph)
     if kind == "Dense" or (padding == "valid" and "Transpose" not in kind):
-        assert len(text.splitlines()) == (5 if "Separable" in kind else 4), (
-            text
-        )  # the normalisation is gone
+        # No op is left of the normalisation.
+        assert len(text.splitlines()) == (5 if "Separable" in kind else 4), text
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet20_cifar10.keras", "resnet56_cifar10.keras", "mlperf_tiny_resnet8_cifar10.h5", "mlperf_tiny_autoencoder_ad.h5",
-                                  "mini_mobilenetv2_cifar10.h5", "gtsrb_cnn30_sivaprakash.h5"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet20_cifar10.keras",
+        "resnet56_cifar10.keras",
+        "mlperf_tiny_resnet8_cifar10.h5",
+        "mlperf_tiny_autoencoder_ad.h5",
+        "mini_mobilenetv2_cifar10.h5",
+        "gtsrb_cnn30_sivaprakash.h5",
+    ],
+)
 def test_real_models(name: str, lrfc_data: Path) -> None:
     graph = keras_io.from_keras(keras_load.load(lrfc_data / "models" / name))
     result = canonical(graph)

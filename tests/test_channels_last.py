@@ -1,6 +1,6 @@
-"""Channels last: exact, transposes at the borders only, and independent of the processor.
+"""Conversion to channels last: exact, with transposes at the borders only, on any processor.
 
-Nothing here runs a layer with channels first: the reference is the same network built with channels
+No test runs a layer with channels first: the reference is the same network, built with channels
 last, on transposed inputs.
 """
 
@@ -28,7 +28,7 @@ HEADS = ("map", "flat", "flat in its own order", "pooled", "extremes")
 
 
 class Net:
-    """Builds a network step by step in the layout ``form``; the same but for the layout.
+    """Builder of a network, step by step, in the layout ``form``.
 
     Steps that a rank or a size does not allow do nothing.
     """
@@ -106,7 +106,7 @@ class Net:
         return self.layer("Softmax", axis=self.last_space if self.number % 2 else self.axis)(x)
 
     def softmax_in_conv(self, x: Any) -> Any:
-        """Keras takes the last axis, whatever the layout is."""
+        """A softmax inside a convolution; Keras computes it along the last axis in any layout."""
         x = self.layer("Conv?", 3, 1, activation="softmax" if self.first else None)(x)
         return (
             x if self.first else self.layer("Softmax", axis=self.last_space, suffix="_softmax")(x)
@@ -170,7 +170,7 @@ class Net:
         return keras.Model(inside, z, name=self.named())(x)
 
     def headed(self, head: str, x: Any) -> Any:
-        """The network's output: a map, or what a Dense makes of it."""
+        """The network's output: a feature map, or a Dense on one."""
         if head == "map":
             return x
         if head == "extremes":
@@ -203,7 +203,7 @@ STEPS = [
 
 
 def network(rank: int, steps: Sequence[str], head: str, form: str, *, second: bool = False) -> Any:
-    """A network of those layers, in the layout ``form``."""
+    """A network of these steps and this head, in the layout ``form``."""
     import keras
 
     net = Net(rank, form)
@@ -217,7 +217,7 @@ def network(rank: int, steps: Sequence[str], head: str, form: str, *, second: bo
 
 
 def with_weights_of(first: Any, last: Any) -> Any:
-    """The channels-last network with the other one's weights."""
+    """The channels-last network with the weights of the channels-first one."""
     alike = {layer.name: layer for layer in last._flatten_layers() if layer.weights}
     for layer in first._flatten_layers():
         if layer.weights and layer.name in alike and not getattr(layer, "layers", None):
@@ -231,7 +231,7 @@ def with_weights_of(first: Any, last: Any) -> Any:
 
 
 def agree(graph: Graph, reference: Any) -> None:
-    """The moved graph gives what the channels-last network gives on the same inputs, transposed."""
+    """Check that the converted graph agrees with the channels-last network, but for transposes."""
     moved = channels_last(graph)
     moved.check()
     assert stuck(moved) == ()
@@ -249,8 +249,11 @@ def agree(graph: Graph, reference: Any) -> None:
 
 
 @given(
-    rank=st.sampled_from([1, 2, 2, 3]), steps=st.lists(st.sampled_from(STEPS), max_size=5), head=st.sampled_from(HEADS), second=st.booleans()
-)  # fmt: skip
+    rank=st.sampled_from([1, 2, 2, 3]),
+    steps=st.lists(st.sampled_from(STEPS), max_size=5),
+    head=st.sampled_from(HEADS),
+    second=st.booleans(),
+)
 def test_any_network_computes_the_same(
     rank: int, steps: list[str], head: str, second: bool
 ) -> None:
@@ -311,7 +314,7 @@ def test_the_docstring_shows_what_happens(rewrite: Any) -> None:
 
 
 def test_transposes_between_neighbours_cancel() -> None:
-    """One at each border of a network of every kind of layer, whatever lies between."""
+    """Only one is left at each border of a network with every kind of layer."""
     steps = [
         "conv",
         "batchnorm",
@@ -415,7 +418,10 @@ def transposed(
     x: np.ndarray[Any, Any],
     dilation: tuple[int, ...],
 ) -> np.ndarray[Any, Any]:
-    """A transposed convolution with stride 1 and padding 'valid', by its definition: every input adds a kernel to the output."""
+    """A transposed convolution by its definition: every input value adds a kernel to the output.
+
+    Stride 1, padding 'valid'.
+    """
     reach = [step * (length - 1) + 1 for step, length in zip(dilation, kernel.shape, strict=False)]
     lengths = [n + each - 1 for n, each in zip(x.shape[1:-1], reach, strict=True)]
     y = np.zeros((len(x), *lengths, kernel.shape[-2]))
@@ -460,9 +466,8 @@ def test_dilated_transposed_convolutions(
     expected = transposed(
         weights["kernel"], weights["bias"], np.moveaxis(x, 1, -1) if form == FIRST else x, dilation
     )
-    if (
-        padding == "same"
-    ):  # what lies around the positions of the input is cut off, the smaller half in front
+    if padding == "same":
+        # The output is cut to the length of the input, with the smaller half cut off in front.
         cut = [(step * (kernel - 1)) // 2 for step in dilation]
         expected = expected[
             (slice(None), *(slice(c, c + n) for c, n in zip(cut, SIZE[rank], strict=True)))

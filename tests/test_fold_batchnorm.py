@@ -1,4 +1,4 @@
-"""FoldBatchNorm: what it folds, what it leaves, and the proof that the outputs stay."""
+"""FoldBatchNorm: the layers that it folds or leaves, with the same outputs as before."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests import helpers
 
 
 def folded(graph: Graph) -> Graph:
-    """The folded graph, after running both."""
+    """The folded graph, once its outputs equal those of the original."""
     result = fold_batchnorm(drop_dropout(graph))
     result.check()
     helpers.same(graph, result)
@@ -77,7 +77,7 @@ def test_consecutive_batchnorms_and_one_at_the_output() -> None:
     assert str(result.outputs[0]) == "dense"
 
 
-def test_what_cannot_be_folded_stays() -> None:
+def test_batchnorms_that_cannot_be_folded_stay() -> None:
     import keras
     from keras import layers
 
@@ -87,9 +87,8 @@ def test_what_cannot_be_folded_stays() -> None:
     assert "BatchNormalization" in str(
         folded(chain(layers.Conv2D(2, 3, activation="relu"), layers.BatchNormalization()))
     )
-    assert "BatchNormalization" in str(
-        folded(chain(layers.Conv2D(6, 3), layers.BatchNormalization(axis=1)))
-    )  # along the height
+    along_height = chain(layers.Conv2D(6, 3), layers.BatchNormalization(axis=1))
+    assert "BatchNormalization" in str(folded(along_height))
     image = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3)(image)
     two_readers = helpers.random_weights(
@@ -166,17 +165,37 @@ def test_small_models(model: Any) -> None:
     result = folded(split_activations(graph))
     helpers.same(graph, result)
     if model in (helpers.conv_net, helpers.residual):
-        assert "BatchNormalization" not in str(result).replace(
-            "bn0 = BatchNormalization(stem)", ""
-        )  # the stem has a second reader
+        # bn0 stays: the stem has a second reader.
+        text = str(result).replace("bn0 = BatchNormalization(stem)", "")
+        assert "BatchNormalization" not in text
 
 
 @given(
-    kind=st.sampled_from(["Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D", "Conv1DTranspose",
-                          "Conv2DTranspose", "Conv3DTranspose", "Dense"]),
-    kernel=st.integers(1, 3), strides=st.integers(1, 2), dilation=st.integers(1, 2), padding=st.sampled_from(["valid", "same", "causal"]),
-    groups=st.sampled_from([1, 2]), bias=st.booleans(), scale=st.booleans(), center=st.booleans(), axis=st.booleans(),
-)  # fmt: skip
+    kind=st.sampled_from(
+        [
+            "Conv1D",
+            "Conv2D",
+            "Conv3D",
+            "DepthwiseConv1D",
+            "DepthwiseConv2D",
+            "SeparableConv1D",
+            "SeparableConv2D",
+            "Conv1DTranspose",
+            "Conv2DTranspose",
+            "Conv3DTranspose",
+            "Dense",
+        ]
+    ),
+    kernel=st.integers(1, 3),
+    strides=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    padding=st.sampled_from(["valid", "same", "causal"]),
+    groups=st.sampled_from([1, 2]),
+    bias=st.booleans(),
+    scale=st.booleans(),
+    center=st.booleans(),
+    axis=st.booleans(),
+)
 def test_every_linear_layer(
     kind: str,
     kernel: int,
@@ -216,7 +235,7 @@ def test_every_linear_layer(
 
 @pytest.mark.parametrize("kind", ["Conv2D", "DepthwiseConv2D", "Conv2DTranspose"])
 def test_channels_first(kind: str) -> None:
-    """TensorFlow runs such convolutions on a GPU alone, so the weights are compared with those of the same model in channels_last."""
+    """The weights equal those with channels last; TensorFlow may not run this model."""
     from keras import layers
 
     def model(data_format: str) -> Graph:

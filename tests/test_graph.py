@@ -1,4 +1,4 @@
-"""The graph: edits keep its invariants, check() finds each broken one, and it prints what it is."""
+"""Graph: edits keep its invariants, check() finds each one that is broken, and its printed form."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def graph() -> Graph:
     return graph
 
 
-# -- values ------------------------------------------------------------------------------------------------------------------------
+# -- values ----------------------------------------------------------------------------------------
 
 
-def test_tensor_in_words_and_numbers() -> None:
+def test_tensor_as_text_and_its_size() -> None:
     assert str(Tensor((None, 3, 4))) == "(?, 3, 4)"
     assert str(Tensor((2, None), "int32")) == "(2, ?) int32"
     assert Tensor((None, 3, 4)).size == Tensor((7, 3, 4)).size == 12
@@ -55,7 +55,7 @@ def test_tensor_in_words_and_numbers() -> None:
         _ = Tensor((None, None, 3)).size
 
 
-def test_ref_in_words() -> None:
+def test_ref_as_text() -> None:
     assert [str(Ref("a")), str(Ref("a", 1))] == ["a", "a:1"]
 
 
@@ -86,7 +86,7 @@ def test_attributes_have_the_defaults_of_keras() -> None:
         _ = op["colour"]
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def test_reading(graph) -> None:
@@ -143,7 +143,7 @@ def test_calls_of_a_shared_layer() -> None:
     assert graph.params == calls[0].params == 3 * 3 * 3 * 3 + 3
 
 
-# -- editing -----------------------------------------------------------------------------------------------------------------------
+# -- editing ---------------------------------------------------------------------------------------
 
 
 def test_add_before(graph) -> None:
@@ -152,7 +152,7 @@ def test_add_before(graph) -> None:
     assert graph.tensor(new) == Tensor((None, 4))
 
 
-def test_a_name_is_taken_once(graph) -> None:
+def test_names_are_unique(graph) -> None:
     with pytest.raises(GraphError, match="op 'a' exists already"):
         graph.add(layer("a"), [Ref("x")])
 
@@ -264,7 +264,7 @@ def test_a_copy_is_independent(graph) -> None:
     graph.check()
 
 
-# -- checking ----------------------------------------------------------------------------------------------------------------------
+# -- checking --------------------------------------------------------------------------------------
 
 
 def test_check_finds_a_wrong_order(graph) -> None:
@@ -339,7 +339,7 @@ def test_check_finds_missing_outputs(graph) -> None:
             graph.check()
 
 
-# -- printing ----------------------------------------------------------------------------------------------------------------------
+# -- printing --------------------------------------------------------------------------------------
 
 
 def test_printing() -> None:

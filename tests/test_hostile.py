@@ -1,4 +1,4 @@
-"""Inputs that ended badly once: each in one line and an exit code of the table, at once, and in whatever environment."""
+"""Regression tests of bad inputs: each ends at once in one line, with an exit code of the table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def graph() -> Graph:
     return helpers.graph_of(helpers.conv_net(size=8))
 
 
-def said(call: Callable[[], object], error: type[LrfcError] = UsageError) -> str:
+def refusal(call: Callable[[], object], error: type[LrfcError] = UsageError) -> str:
+    """The message, of one line, of the error that a call raises."""
     with pytest.raises(error) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -44,7 +45,7 @@ def said(call: Callable[[], object], error: type[LrfcError] = UsageError) -> str
 
 
 def npy(shape: object, dtype: str = "<f4", values: bytes = b"") -> bytes:
-    """An .npy file whose header says anything."""
+    """An .npy file with any header."""
     header = (
         repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
     )
@@ -54,7 +55,10 @@ def npy(shape: object, dtype: str = "<f4", values: bytes = b"") -> bytes:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (npy((10**12, 10**12)), "an array of shape (1000000000000, 1000000000000) takes 4,000,000,000,000,000,000,000,000 bytes, and there are 0"),
+        (
+            npy((10**12, 10**12)),
+            "(1000000000000, 1000000000000) takes 4,000,000,000,000,000,000,000,000 bytes",
+        ),
         (npy((10**9,), values=b"1234"), "takes 4,000,000,000 bytes, and there are 4"),
         (npy((-1, 4), values=b"1234" * 4), "of shape (-1, 4), not plain numbers"),
         (npy((True, 1), values=b"1234"), "not plain numbers"),
@@ -66,8 +70,8 @@ def npy(shape: object, dtype: str = "<f4", values: bytes = b"") -> bytes:
         (npy("__import__('os').system('touch canary')"), "cannot be read"),
         (b"", "cannot be read"),
     ],
-)  # fmt: skip
-def test_arrays_that_are_none(
+)
+def test_invalid_arrays(
     content: bytes, text: str, graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -76,30 +80,28 @@ def test_arrays_that_are_none(
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("x.npy", content)
     for place in ("arrays", "x.npz"):
-        assert text in said(lambda place=place: load_data(place, graph, seed=0))
+        assert text in refusal(lambda place=place: load_data(place, graph, seed=0))
     assert not (tmp_path / "canary").exists()
 
 
-def test_archives_that_are_none(
-    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_archives(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.npz"
     np.savez_compressed(path, x=np.zeros((64, 8, 8, 3), np.float32))
     whole = bytearray(path.read_bytes())
-    for signature, offset in (
-        (b"PK\x03\x04", 6),
-        (b"PK\x01\x02", 8),
-    ):  # the flag that says that it is encrypted
+    # Set the flag of encrypted members.
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         whole[whole.index(signature) + offset] |= 1
     path.write_bytes(whole)
-    assert "encrypted, password required" in said(lambda: load_data(str(path), graph, seed=0))
+    assert "encrypted, password required" in refusal(lambda: load_data(str(path), graph, seed=0))
     np.savez_compressed(path, x=np.zeros((64, 8, 8, 3), np.float32))
     monkeypatch.setattr(streams, "KEPT", 10_000)
-    assert "unpacks to 49,280 bytes; at most 10,000 fit here" in said(
+    assert "unpacks to 49,280 bytes; at most 10,000 fit here" in refusal(
         lambda: load_data(str(path), graph, seed=0)
     )
     monkeypatch.setattr(streams, "MEMBERS", 0)
-    assert "holds 1 arrays; at most 0 are read" in said(lambda: load_data(str(path), graph, seed=0))
+    assert "holds 1 arrays; at most 0 are read" in refusal(
+        lambda: load_data(str(path), graph, seed=0)
+    )
 
 
 def test_many_large_arrays_are_not_held_in_memory(
@@ -131,8 +133,8 @@ def test_many_large_arrays_are_not_held_in_memory(
         "",
     ],
 )
-def test_places_without_samples(place: str, graph: Graph) -> None:
-    assert len(said(lambda: load_data(place, graph, seed=0))) < 900
+def test_paths_without_samples(place: str, graph: Graph) -> None:
+    assert len(refusal(lambda: load_data(place, graph, seed=0))) < 900
 
 
 def test_pipes_are_not_read(graph: Graph, tmp_path: Path) -> None:
@@ -142,19 +144,19 @@ def test_pipes_are_not_read(graph: Graph, tmp_path: Path) -> None:
     for name in ("x.npz", "arrays/x.npy"):
         os.mkfifo(tmp_path / name)
     for name in ("x.npz", "arrays"):
-        assert "is a pipe, not a regular file" in said(
+        assert "is a pipe, not a regular file" in refusal(
             lambda name=name: load_data(str(tmp_path / name), graph, seed=0)
         )
     small = helpers.graph_of(helpers.conv_net(size=8, classes=2))
     os.mkfifo(tmp_path / "images" / "a" / "x.png")
     (tmp_path / "images" / "b" / "x.png").write_bytes(b"no image")
-    assert "is a pipe, not a regular file" in said(
+    assert "is a pipe, not a regular file" in refusal(
         lambda: load_data(str(tmp_path / "images"), small, seed=0)
     )
 
 
 class LoudError(Exception):
-    """What a user's code raises, in two lines."""
+    """An error of a user's code, with a message of two lines."""
 
 
 def midway(error: BaseException) -> Iterator[Any]:
@@ -179,25 +181,23 @@ def test_functions_that_raise(
     def given() -> Any:
         raise error
 
-    assert type(error).__name__ in said(lambda: load_data(given, graph, seed=0))
-    kind = (
-        "RuntimeError" if isinstance(error, StopIteration) else type(error).__name__
-    )  # as Python has it for generators
-    assert kind in said(lambda: load_data(midway(error), graph, seed=0))
-    assert kind in said(lambda: load_data(lambda: midway(error), graph, seed=0))
+    assert type(error).__name__ in refusal(lambda: load_data(given, graph, seed=0))
+    # Python turns a StopIteration in a generator into a RuntimeError.
+    kind = "RuntimeError" if isinstance(error, StopIteration) else type(error).__name__
+    assert kind in refusal(lambda: load_data(midway(error), graph, seed=0))
+    assert kind in refusal(lambda: load_data(lambda: midway(error), graph, seed=0))
     monkeypatch.chdir(tmp_path)
     name = f"raises_{type(error).__name__.lower()}"
-    Path(f"{name}.py").write_text(
-        "def f():\n    raise"
-        f" {type(error).__name__ if not isinstance(error, LoudError) else 'ValueError'}('x')\nraise_now"
-        " = 1\n"
-    )
-    assert f"data '{name}:f' failed with" in said(lambda: load_data(f"{name}:f", graph, seed=0))
+    raised = "ValueError" if isinstance(error, LoudError) else type(error).__name__
+    Path(f"{name}.py").write_text(f"def f():\n    raise {raised}('x')\nraise_now = 1\n")
+    assert f"data '{name}:f' failed with" in refusal(lambda: load_data(f"{name}:f", graph, seed=0))
     Path(f"{name}_early.py").write_text("import sys\nsys.path[:] = sys.path[1:]\nsys.exit(9)\n")
-    assert "failed with SystemExit: 9" in said(lambda: load_data(f"{name}_early:f", graph, seed=0))
+    assert "failed with SystemExit: 9" in refusal(
+        lambda: load_data(f"{name}_early:f", graph, seed=0)
+    )
 
 
-def test_ctrl_c_in_a_function_is_ctrl_c(graph: Graph) -> None:
+def test_ctrl_c_in_a_function_propagates(graph: Graph) -> None:
     def given() -> Any:
         raise KeyboardInterrupt
 
@@ -224,20 +224,20 @@ def test_ctrl_c_in_a_function_is_ctrl_c(graph: Graph) -> None:
         iter([5]),
     ],
 )
-def test_data_that_are_none(given: Any, graph: Graph) -> None:
-    said(lambda: load_data(given, graph, seed=0))
+def test_invalid_data(given: Any, graph: Graph) -> None:
+    refusal(lambda: load_data(given, graph, seed=0))
 
 
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def test_runs_without_end(tmp_path: Path) -> None:
+def test_runs_of_infinite_figures(tmp_path: Path) -> None:
     (tmp_path / "m.tflite").write_bytes(b"")
     file = Artifact(tmp_path / "m.tflite", "tflite", "fp32")
-    assert "are at most 1,000,000" in said(
+    assert "are at most 1,000,000" in refusal(
         lambda: measure.compare([file], runs=99999999999999999999)
     )
-    assert "at most 1,024" in said(lambda: measure.compare([file], threads=10**30))
+    assert "at most 1,024" in refusal(lambda: measure.compare([file], threads=10**30))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_runs_without_end(tmp_path: Path) -> None:
         "{",
     ],
 )
-def test_manifests_that_are_none(text: str, tmp_path: Path) -> None:
+def test_invalid_manifests(text: str, tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     for words in (
@@ -269,7 +269,7 @@ def test_manifests_that_are_none(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["d" * 300, "~nouser/x.toml", "/dev/zero", "d" * 5000 + ".toml", "\0.toml"]
 )
-def test_devices_that_are_none(name: str) -> None:
+def test_invalid_devices(name: str) -> None:
     for words in (
         ["devices", "show", name],
         ["devices", "check", name],
@@ -288,7 +288,7 @@ def test_a_name_that_is_too_long_for_a_file(tmp_path: Path) -> None:
 
 
 def lrfc(*words: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, its streams as the shell has them."""
+    """Run the command line in a new process, with streams redirected by the shell."""
     command = f'exec "{sys.executable}" -m lrfc {" ".join(words)} {shell}'
     kept = {name: value for name, value in os.environ.items() if environment.get(name) != ""}
     chosen = (
@@ -305,11 +305,16 @@ def lrfc(*words: str, shell: str = "", **environment: str) -> subprocess.Complet
 @pytest.mark.parametrize(
     ("words", "shell", "code"),
     [
-        ("ops", "> /dev/full", 2), ("ops --json", "> /dev/full", 2), ("--help", "> /dev/full", 2), ("ops", ">&-", 0), ("ops", ">&- 2>&- <&-", 0),
-        ("inspect none.keras", "2> /dev/full", 2), ("config --config none", "2>&-", 2),
+        ("ops", "> /dev/full", 2),
+        ("ops --json", "> /dev/full", 2),
+        ("--help", "> /dev/full", 2),
+        ("ops", ">&-", 0),
+        ("ops", ">&- 2>&- <&-", 0),
+        ("inspect none.keras", "2> /dev/full", 2),
+        ("config --config none", "2>&-", 2),
     ],
-)  # fmt: skip
-def test_streams_that_take_nothing(words: str, shell: str, code: int) -> None:
+)
+def test_full_and_closed_streams(words: str, shell: str, code: int) -> None:
     done = lrfc(words, shell=shell)
     assert done.returncode == code
     assert "Traceback" not in done.stderr
@@ -319,16 +324,21 @@ def test_streams_that_take_nothing(words: str, shell: str, code: int) -> None:
 @pytest.mark.parametrize(
     "environment",
     [
-        {"PYTHONWARNINGS": "error"}, {"COLUMNS": "0"}, {"COLUMNS": "x"}, {"COLUMNS": "9" * 30}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
-        {"HOME": ""}, {"TMPDIR": "/nowhere"},
+        {"PYTHONWARNINGS": "error"},
+        {"COLUMNS": "0"},
+        {"COLUMNS": "x"},
+        {"COLUMNS": "9" * 30},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
+        {"HOME": ""},
+        {"TMPDIR": "/nowhere"},
     ],
     ids=str,
-)  # fmt: skip
-def test_whatever_the_environment_is(environment: dict[str, str]) -> None:
+)
+def test_unusual_environments(environment: dict[str, str]) -> None:
     done = lrfc("devices list", **environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert "cortex-m7" in done.stdout
 
 
-def test_what_is_tried_here_is_an_npy_file() -> None:
+def test_the_helper_writes_npy_files() -> None:
     assert (np.load(io.BytesIO(npy((2,), values=struct.pack("<2f", 1, 2)))) == [1, 2]).all()

@@ -1,4 +1,4 @@
-"""Model files from strangers: nothing in them runs, is imported, read, written or deleted, and each ends in one line."""
+"""Model files from strangers: they run nothing, touch no file, and end in one line."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lrfc.ir.keras import load as keras_load
 from tests import hostile_models as hostile
 from tests.hostile_models import Attack
 
-# What Keras and tf_keras warn of when they write and read the files, TensorFlow of a number that is
-# too large, and numpy of casts.
+# Keras and tf_keras warn when they write and read the files, TensorFlow of too large numbers, and
+# numpy of casts.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same small model as Keras 2 and Keras 3 write it."""
+    """The same small model in files of Keras 2 and Keras 3."""
     folder = tmp_path_factory.mktemp("files")
     paths = {name: folder / name for name in ("old.h5", "old.keras", "new.h5", "new.keras")}
     old = hostile.legacy_model()
@@ -48,7 +48,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that the attacks are aimed at; the test fails when anything in it changed or a library was asked for."""
+    """A folder for the attacks.
+
+    The test fails when something in it has changed, or when a library was loaded.
+    """
     from tensorflow.python.framework import load_library
 
     box = hostile.sandbox(tmp_path / "box")
@@ -102,7 +105,7 @@ def test_bytecode_in_a_wrapper(files: dict[str, Path], box: Path) -> None:
 def test_the_command_line_may_load_what_is_unsafe(
     files: dict[str, Path], tmp_path: Path, file: str
 ) -> None:
-    """The attack acts with --unsafe-load, so the tests above would notice it."""
+    """With --unsafe-load the attack succeeds, so the tests above would detect one."""
     box = hostile.sandbox(tmp_path / "box")
     path = attacked(files[file], hostile.LEGACY["write"], box)
     with pytest.raises(LrfcError):
@@ -111,8 +114,8 @@ def test_the_command_line_may_load_what_is_unsafe(
 
 
 @pytest.mark.parametrize("file", ["old.h5", "old.keras", "new.h5", "new.keras"])
-def test_a_key_twice(files: dict[str, Path], tmp_path: Path, file: str) -> None:
-    """One reader may see the first of the two, another the second."""
+def test_a_duplicate_key(files: dict[str, Path], tmp_path: Path, file: str) -> None:
+    """Of a duplicate key, one reader may use the first entry and another the second."""
     text = json.dumps(hostile.config_of(files[file])).replace(
         '"class_name"', '"class_name": "Lambda", "class_name"', 1
     )
@@ -125,7 +128,7 @@ def test_a_key_twice(files: dict[str, Path], tmp_path: Path, file: str) -> None:
 
 
 def _entry(name: str, **config: Any) -> Attack:
-    """A layer of keras.layers in the place of the first."""
+    """Replace the first layer by one of keras.layers."""
 
     def change(model: dict[str, Any], box: Path) -> None:
         given = {
@@ -144,7 +147,7 @@ def _entry(name: str, **config: Any) -> Attack:
 
 
 def _named(module: str, name: str) -> Attack:
-    """A function in the place of an activation."""
+    """Replace an activation by a function."""
 
     def change(model: dict[str, Any], box: Path) -> None:
         entry = {
@@ -159,7 +162,7 @@ def _named(module: str, name: str) -> Attack:
 
 
 def _object(module: str | None, name: str, **config: Any) -> Attack:
-    """An object in the place of a regularizer."""
+    """Replace a regularizer by an object."""
 
     def change(model: dict[str, Any], box: Path) -> None:
         entry = {"class_name": name, "module": module, "config": config, "registered_name": None}
@@ -205,7 +208,9 @@ def test_a_file_of_keras_3_names_only_what_computes(
 
 @pytest.mark.parametrize("key", ["class_name", "module", "registered_name"])
 @pytest.mark.parametrize("value", [5, ["os"], {"class_name": "os"}])
-def test_a_name_is_text(files: dict[str, Path], tmp_path: Path, key: str, value: Any) -> None:
+def test_a_name_that_is_not_text(
+    files: dict[str, Path], tmp_path: Path, key: str, value: Any
+) -> None:
     config = hostile.config_of(files["new.keras"])
     hostile.layer(config, "conv")[key] = value
     path = hostile.rewritten(files["new.keras"], tmp_path / "m.keras", text=json.dumps(config))
@@ -214,7 +219,7 @@ def test_a_name_is_text(files: dict[str, Path], tmp_path: Path, key: str, value:
 
 
 def test_every_layer_of_keras_is_listed() -> None:
-    """A class that Keras adds is refused until somebody has looked at it."""
+    """A class that a new Keras adds is refused until it has been reviewed."""
     import keras
 
     exported = {name for name in dir(keras.layers) if isinstance(getattr(keras.layers, name), type)}
@@ -302,7 +307,7 @@ def test_a_layer_of_terabytes(files: dict[str, Path], tmp_path: Path, file: str)
 
 
 class _HangError(BaseException):
-    """A model that takes a minute."""
+    """The loading of a model takes a minute."""
 
 
 def _hang(*_: Any) -> None:
@@ -315,7 +320,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def broken(source: Path, rng: random.Random, target: Path) -> Path:
-    """A model file that is broken at random: its configuration, its bytes, or what lies beside them in it."""
+    """A randomly broken model file: in its configuration, its bytes or its other members."""
     path = target.parent / f"broken{source.suffix}"
     if rng.random() < 0.75:
         config = hostile.mutated(hostile.config_of(source), rng)
@@ -329,9 +334,9 @@ def broken(source: Path, rng: random.Random, target: Path) -> Path:
 
 
 def refusal(path: Path) -> LrfcError | None:
-    """The error with which ``lrfc inspect`` ends, None when it does not.
+    """The error with which ``lrfc inspect`` ends; None when it succeeds.
 
-    Any other exception passes, and so does a minute.
+    Any other exception propagates, and _HangError is raised after a minute.
     """
     alarm = signal.signal(signal.SIGALRM, _hang)
     signal.alarm(60)
@@ -348,7 +353,7 @@ def refusal(path: Path) -> LrfcError | None:
 @settings(max_examples=settings.default.max_examples * 12)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_any_broken_model_ends_in_one_line(files: dict[str, Path], target: Path, seed: int) -> None:
-    """Only errors of lrfc, no file touched, no minute of waiting."""
+    """All errors are those of lrfc, no file is touched, and none takes a minute."""
     rng = random.Random(seed)
     source = files[rng.choice(("old.h5", "old.keras", "new.h5", "new.keras", "new.keras"))]
     before, error = hostile.snapshot(target), refusal(broken(source, rng, target))

@@ -1,4 +1,4 @@
-"""Model files as files: damage of every kind, archives and HDF5 files that reach outside, and what is no model."""
+"""Model files on disk: damaged ones, those that refer to other files, and files of other kinds."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_link_in_an_archive(saved: dict[str, Path], tmp_path: Path) -> None:
         keras_load.load(path)
 
 
-def test_what_unpacks_to_too_much(
+def test_an_archive_that_unpacks_to_too_many_bytes(
     saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keras_file, "_UNPACKED_BYTES", 1 << 20)
@@ -177,8 +177,8 @@ def _h5(path: Path, change: Any) -> Path:
 @pytest.mark.parametrize(
     "kind", ["external link", "soft link", "external array", "virtual", "text", "declared"]
 )
-def test_weights_that_lie_elsewhere(saved: dict[str, Path], tmp_path: Path, kind: str) -> None:
-    """Another file of the machine never becomes a weight."""
+def test_weights_in_another_file(saved: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """The content of another file is never read as a weight."""
     import h5py
 
     secret = tmp_path / "secret.h5"
@@ -226,7 +226,7 @@ def test_an_h5_file_without_weights(saved: dict[str, Path], tmp_path: Path) -> N
         keras_load.load(path)
 
 
-def test_what_is_read_is_what_was_saved(saved: dict[str, Path], tmp_path: Path) -> None:
+def test_half_precision_weights_survive_the_copy(saved: dict[str, Path], tmp_path: Path) -> None:
     k = keras()
     model = k.Sequential(
         [k.Input((6,)), k.layers.Dense(4, dtype="bfloat16"), k.layers.Dense(3, dtype="float16")]
@@ -238,13 +238,13 @@ def test_what_is_read_is_what_was_saved(saved: dict[str, Path], tmp_path: Path) 
     assert all(path.exists() for path in saved.values())
 
 
-# -- what is no model file -------------------------------------------------------------------------
+# -- paths and objects that are no model file ------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "path", ["/dev/zero", "/dev/null", "~nouser/x.keras", "a" * 300, "b/" * 2500, "nul\0.keras"]
 )
-def test_what_is_no_file(path: str) -> None:
+def test_a_path_that_is_no_model_file(path: str) -> None:
     with pytest.raises(UsageError) as caught:
         keras_load.load(path)
     assert len(str(caught.value)) < 400
@@ -265,7 +265,7 @@ def test_a_file_that_is_too_large(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", [None, 5, b"model.keras", ["model.keras"], object()])
-def test_no_model_from_python(model: Any, tmp_path: Path) -> None:
+def test_an_object_that_is_no_model(model: Any, tmp_path: Path) -> None:
     for run in (
         api.inspect,
         lambda given: api.build(given, out=tmp_path / "out"),
@@ -278,7 +278,7 @@ def test_no_model_from_python(model: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["jax", "torch", "nonsense"])
 def test_another_backend(backend: str) -> None:
-    """In a process of its own: Keras chooses its backend once."""
+    """Runs in a new process, since Keras chooses its backend once."""
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""Keras models to graphs and back: every way in which Keras connects layers, and that nothing changes on the way."""
+"""Import and export of Keras models: exact for every way in which Keras connects layers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ EXACT = 1e-6
 
 
 def run(model: Any, batch: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """The outputs, computed by the model itself, op by op."""
+    """The outputs of the model, computed eagerly."""
     import keras
 
     return tuple(np.asarray(y) for y in keras.tree.flatten(keras_io.call(model, batch)))
 
 
 def round_trip(model: Any) -> Graph:
-    """The graph of the model, once the rebuilt model gave the same outputs and its graph was found to hold the same ops."""
+    """The graph of the model, once the rebuilt model has the same outputs and the same ops."""
     graph = helpers.graph_of(model)
     rebuilt = keras_io.to_keras(graph)
     batch = helpers.random_inputs(graph)
@@ -39,7 +39,7 @@ def round_trip(model: Any) -> Graph:
 
 
 def described(graph: Graph) -> list[str]:
-    """The ops without their names: Keras puts calls that do not depend on each other in an order of its own."""
+    """The ops without their names, sorted: Keras may reorder calls that are independent."""
     lines = [line.partition(" = ")[2] for line in str(graph).splitlines()[1:-1]]
     return sorted(
         re.sub(r"\(.*?\)| shared=\S+", "", line, count=2).partition(" ->")[0]
@@ -136,7 +136,7 @@ def test_nested_models_are_inlined_with_path_names() -> None:
 
 
 def moved(model: Any, name: str) -> np.ndarray:
-    """By how much one call in training mode moves a BatchNorm's mean."""
+    """The change of a BatchNorm's moving mean in one call in training mode."""
     (norm,) = [layer for layer in model._flatten_layers() if layer.name.endswith(name)]
     before = np.array(norm.moving_mean)
     keras_io.call(model, helpers.random_inputs(helpers.graph_of(model)), training=True)
@@ -162,7 +162,10 @@ def test_frozen_layers_stay_frozen() -> None:
 
 
 def test_the_unread_output_of_a_nested_model_is_left_out() -> None:
-    """Its layers are no part of what the model computes: they would count as parameters and MACs, and Keras drops them when it rebuilds."""
+    """Its layers do not contribute to the model, but would count as parameters and MACs.
+
+    Keras drops them when it rebuilds the model.
+    """
     import keras
 
     x = keras.Input((4,))
@@ -178,7 +181,7 @@ def test_the_unread_output_of_a_nested_model_is_left_out() -> None:
 
 
 def test_a_nested_model_takes_inputs_of_other_types_and_ranks() -> None:
-    """Keras casts and adds or drops a last axis before a nested model reads its input; so do ops of the graph."""
+    """Ops of the graph cast the input and add or drop a last axis, as Keras does in the call."""
     import keras
     from keras import layers
 
@@ -229,7 +232,7 @@ def test_add_of_one_tensor_with_itself() -> None:
 
 
 def test_a_part_of_a_larger_model() -> None:
-    """Only what lies between the given inputs and outputs is the model."""
+    """The graph has only the layers between the inputs and outputs of the part."""
     import keras
 
     whole = helpers.conv_net()
@@ -239,7 +242,7 @@ def test_a_part_of_a_larger_model() -> None:
 
 
 def test_a_pretrained_body_with_a_new_head() -> None:
-    """The usual transfer learning: layers of an inner model are used directly, not by calling it."""
+    """In transfer learning, layers of an inner model are often used without calling it."""
     import keras
 
     body = helpers.conv_net(batch_norm=True)
@@ -426,7 +429,7 @@ def scaling() -> type:
     import keras
 
     class Scaling(keras.layers.Layer):
-        """A layer of a user, with a weight, an inner layer and a second argument."""
+        """A custom layer with a weight, an inner layer and a second argument."""
 
         def __init__(self, units: int, **kwargs: Any) -> None:
             super().__init__(**kwargs)
@@ -556,7 +559,7 @@ def test_quantized_layers_are_refused() -> None:
         keras_io.from_keras(model)
 
 
-# -- what has no graph -----------------------------------------------------------------------------
+# -- models without a graph ------------------------------------------------------------------------
 
 
 def test_an_unbuilt_sequential_is_refused() -> None:
@@ -600,7 +603,7 @@ def test_a_functional_model_with_its_own_call_is_refused() -> None:
         keras_io.from_keras(Doubled(inputs, keras.layers.Dense(3)(inputs), name="doubled"))
 
 
-def test_a_kind_that_nobody_knows() -> None:
+def test_an_unknown_kind() -> None:
     with pytest.raises(
         ModelError, match=r"op 'a' is of kind 'Mystery', which is not in keras\.layers"
     ):
@@ -636,7 +639,7 @@ def test_weights_that_do_not_fit() -> None:
 # -- running, training, saving ---------------------------------------------------------------------
 
 
-def test_predict_does_not_mind_the_batch_size() -> None:
+def test_predict_is_independent_of_the_batch_size() -> None:
     model = helpers.conv_net()
     graph = helpers.graph_of(model)
     batch = helpers.random_inputs(graph, samples=7)
@@ -788,7 +791,8 @@ def application(name: str) -> Any:
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
     momenta = [layer.momentum for layer in norms]
-    for layer in norms:  # one call then sets the statistics to those of the images: without them, the signal dies on its way
+    # One call then sets the statistics to those of the images. Without that, activations vanish.
+    for layer in norms:
         layer.momentum = 0.0
     model(images(model, 8), training=True)
     for layer, momentum in zip(norms, momenta, strict=True):
@@ -810,9 +814,10 @@ def images(model: Any, count: int) -> np.ndarray:
 
 
 def survives(model: Any, *, centred: bool = False) -> float:
-    """The largest relative difference after the round trip, on images that the model tells apart and by weights that it depends on.
+    """The largest relative difference of the outputs after the round trip.
 
-    ``centred``: the model takes values around 0, not those of pixels.
+    The outputs must depend on the images and on the weights, or the comparison would show nothing.
+    ``centred``: the model expects values around 0 instead of pixel values.
     """
     graph = helpers.graph_of(model)
     assert graph.params == model.count_params()

@@ -1,4 +1,4 @@
-"""Model files: what is read, from which Keras version, and what is refused with which words."""
+"""Loading of model files of all Keras versions, and the messages for those that are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrfc.ir.keras import legacy as keras_legacy
 from lrfc.ir.keras import load as keras_load
 from tests import helpers
 
-# The names under which Keras and tf_keras warn of what is tested here.
+# Keras and tf_keras warn of many of the files in these tests.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
@@ -28,7 +28,7 @@ def saved(tmp_path) -> Path:
 
 
 def legacy(tmp_path: Path, model: Any, seed: int = 0) -> Path:
-    """A file as Keras 2 writes it, with random weights."""
+    """A file of Keras 2 with random weights."""
     rng = np.random.default_rng(seed)
     model.set_weights(
         [
@@ -59,7 +59,7 @@ def same_as_legacy(path: Path, model: Any, batch: tuple[np.ndarray, ...]) -> Non
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.keras.bak", "noname"])
-def test_the_content_decides_not_the_name(tmp_path, name) -> None:
+def test_the_content_decides_not_the_suffix(tmp_path, name) -> None:
     model = helpers.conv_net(size=8)
     path = tmp_path / ("model.h5" if name.endswith("h5") else "model.keras")
     model.save(path)
@@ -123,7 +123,7 @@ def test_weights_that_are_not_finite(tmp_path, value) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_lambda_code_runs_by_leave_only(tmp_path, suffix) -> None:
+def test_lambda_code_runs_only_when_allowed(tmp_path, suffix) -> None:
     import keras
 
     inputs = keras.Input((3,))
@@ -172,7 +172,11 @@ def test_a_file_of_a_newer_keras_says_so(saved) -> None:
 
 
 def test_legacy_convolutions(tmp_path, old) -> None:
-    """Keras 3 refuses the ``groups`` entry of a DepthwiseConv2D, a BatchNormalization axis in a list, and activations in the old form."""
+    """Keras 3 refuses some configurations of Keras 2.
+
+    They are ``groups`` in a DepthwiseConv2D, a BatchNormalization axis in a list, and the old form
+    of activations.
+    """
     x = inputs = old.Input((8, 8, 3), name="image")
     x = old.layers.Conv2D(6, 3, padding="same", use_bias=False, name="conv")(x)
     x = old.layers.BatchNormalization(name="bn")(x)
@@ -210,7 +214,7 @@ def test_legacy_convolutions(tmp_path, old) -> None:
 
 
 def test_legacy_functions_of_tensorflow(tmp_path, old) -> None:
-    """``x / 127.5 - 1`` and the like in the model, as Keras 2's preprocess_input records them."""
+    """``x / 127.5 - 1`` and similar functions, as preprocess_input of Keras 2 records them."""
     import tensorflow as tf
 
     inputs = old.Input((6, 6, 3), name="image")
@@ -307,7 +311,7 @@ def test_legacy_recurrent_layers(tmp_path, old) -> None:
     )
 
 
-def test_legacy_lambda_runs_by_leave_only(tmp_path, old) -> None:
+def test_legacy_lambda_runs_only_when_allowed(tmp_path, old) -> None:
     inputs = old.Input((3,))
     x = old.layers.Lambda(lambda x: 2 * x)(inputs) / 4.0
     path = legacy(tmp_path, old.Model(inputs, x))
@@ -329,7 +333,7 @@ def test_legacy_keras_archive(tmp_path, old) -> None:
 
 
 def test_legacy_relu6_and_separable_convolutions(tmp_path, old) -> None:
-    """As the first MobileNets were saved: ReLU6 as a layer, as a function by its name, and as a call of TensorFlow's."""
+    """ReLU6 as a layer, as a function by name and as a TensorFlow call, as in early MobileNets."""
     import tensorflow as tf
 
     inputs = old.Input((8, 8, 3))
@@ -347,7 +351,7 @@ def test_legacy_relu6_and_separable_convolutions(tmp_path, old) -> None:
 
 @pytest.mark.parametrize("name", ["BatchNormalizationV1", "BatchNormalizationV2"])
 def test_legacy_names_of_layers(tmp_path, old, name) -> None:
-    """TensorFlow 1.13 to 1.15 gave its two batch normalizations names of their own."""
+    """TensorFlow 1.13 to 1.15 used other names for its two batch normalizations."""
     inputs = old.Input((5,))
     model = old.Model(
         inputs, old.layers.BatchNormalization(name="bn")(old.layers.Dense(4)(inputs) / 2.0)
@@ -366,7 +370,7 @@ def test_legacy_names_of_layers(tmp_path, old, name) -> None:
 
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 def test_legacy_names_with_a_slash(tmp_path, old, suffix) -> None:
-    """Keras 3 takes none: such a layer gets a name that no other has, the same each time."""
+    """Keras 3 forbids them: such a layer gets a unique name, the same in each load."""
     inner_input = old.Input((8, 8, 4), name="in/ner")
     inner = old.Model(
         inner_input, old.layers.Conv2D(4, 3, name="block/conv2")(inner_input), name="inner/model"
@@ -385,8 +389,8 @@ def test_legacy_names_with_a_slash(tmp_path, old, suffix) -> None:
     assert names == ["image_input", "block_conv", "block_conv_1", "inner_model", "each_row"]
 
 
-def test_legacy_calls_in_a_circle(tmp_path, old) -> None:
-    """tf_keras would go round for ever."""
+def test_legacy_calls_in_a_cycle(tmp_path, old) -> None:
+    """tf_keras would loop for ever."""
     inputs = old.Input((4,), name="input")
     path = legacy(
         tmp_path,
@@ -406,7 +410,7 @@ def test_legacy_calls_in_a_circle(tmp_path, old) -> None:
         keras_load.load(path)
 
 
-def test_what_differs_is_not_given_out(tmp_path, old, monkeypatch) -> None:
+def test_a_rebuilt_model_that_differs_is_refused(tmp_path, old, monkeypatch) -> None:
     inputs = old.Input((4,))
     path = legacy(tmp_path, old.Model(inputs, old.layers.Dense(3)(inputs) / 2.0))
     from lrfc.ir.keras import rebuild as keras_rebuild

@@ -1,4 +1,4 @@
-"""The table of op kinds against Keras itself."""
+"""The table of op kinds, compared with Keras."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SPATIAL_DROPOUT = re.compile(r"SpatialDropout\dD")
 
 
 def chosen(**facts: Any) -> list[Any]:
-    """Test parameters for the layers that have those facts."""
+    """Test parameters: the layers with these facts."""
     wanted = facts.items()
     kinds = [kind for kind in LAYERS if all(getattr(kind, name) == fact for name, fact in wanted)]
     return [pytest.param(kind, id=kind.name) for kind in kinds]
@@ -58,7 +58,7 @@ def layer(kind: Kind) -> Any:
 
 
 def sample(kind: Kind) -> np.ndarray[Any, Any]:
-    """Values of both signs with three channels, of the rank that the layer takes."""
+    """An input of the layer with values of both signs and three channels."""
     if kind.name == "RepeatVector":
         shape: tuple[int, ...] = (2, 3)
     else:
@@ -99,7 +99,7 @@ def test_functions_are_those_of_keras() -> None:
 
 @pytest.mark.parametrize("kind", [*chosen(has_kernel=True), *chosen(family="embedding")])
 def test_channel_axes_are_those_of_the_weights(kind: Kind) -> None:
-    """Built for three inputs, four outputs, and two outputs for each channel of a depthwise one."""
+    """Layers with three inputs and four outputs; depthwise ones with two outputs per channel."""
     built = layer(kind)
     source = sample(kind)[:, 0] if kind.name == "EinsumDense" else sample(kind)
     built(np.zeros((2, 3), np.int32) if kind.family == "embedding" else source)
@@ -129,7 +129,7 @@ def test_linear_layers_are_all_that_keras_has() -> None:
 
 
 @pytest.mark.parametrize("kind", chosen(family="activation"))
-def test_elementwise_activations_do_not_mind_the_order_of_the_elements(kind: Kind) -> None:
+def test_elementwise_activations_commute_with_a_reversal_of_the_elements(kind: Kind) -> None:
     x = sample(kind)
     order = np.random.default_rng(1).permutation(x.size)
     moved = run(kind, x.ravel()[order].reshape(x.shape))
@@ -178,7 +178,7 @@ def test_other_names_are_of_no_family(name: str) -> None:
     assert not kind_of(name).has_kernel
 
 
-def test_ops_know_their_kind() -> None:
+def test_kind_of_an_op() -> None:
     assert Op("a", "SeparableConv2D").info is kind_of("SeparableConv2D")
     assert Op("a", "SeparableConv2D").info.is_linear
     assert Op("a", "Conv3DTranspose").info.is_transposed

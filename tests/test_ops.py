@@ -1,4 +1,4 @@
-"""Shapes and multiply-accumulates that lrfc computes itself, held against what Keras does."""
+"""Shapes and MACs that lrfc computes itself, compared with Keras."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tests import helpers
 def convolutions(
     draw: st.DrawFn, kinds: str = "Conv DepthwiseConv ConvTranspose"
 ) -> tuple[Op, Tensor]:
-    """A convolution of any kind, without weights, and a tensor that it takes."""
+    """A convolution of any kind, without weights, and an input tensor."""
     kind, rank = draw(st.sampled_from(kinds.split())), draw(st.integers(1, 3))
     assume(rank < 3 or kind != "DepthwiseConv")
     transposed = kind.endswith("Transpose")
-    sizes = lambda low, high: st.tuples(*[st.integers(low, high)] * rank)  # noqa: E731 - a short name for what follows
+
+    def sizes(low: int, high: int) -> st.SearchStrategy[tuple[int, ...]]:
+        return st.tuples(*[st.integers(low, high)] * rank)
+
     kernel, strides = draw(sizes(1, 4)), draw(sizes(1, 3))
-    dilation = (
-        (1,) * rank if max(strides) > 1 else draw(sizes(1, 3))
-    )  # both at once are refused by Keras
+    # Keras refuses strides and dilation in one layer.
+    dilation = (1,) * rank if max(strides) > 1 else draw(sizes(1, 3))
     if kind == "DepthwiseConv":
-        strides, dilation = (
-            (strides[0],) * rank,
-            (dilation[0],) * rank,
-        )  # TensorFlow's depthwise kernels know square ones only
+        # TensorFlow's depthwise kernels need equal strides along all axes, and equal dilation.
+        strides, dilation = (strides[0],) * rank, (dilation[0],) * rank
     padding = draw(
         st.sampled_from(
             ["valid", "same", "causal"] if rank == 1 and kind == "Conv" else ["valid", "same"]
@@ -71,7 +71,7 @@ def convolutions(
 
 
 def free(source: Tensor, channels_first: bool) -> Tensor:
-    """The tensor with spatial axes of no fixed length."""
+    """The tensor with spatial axes without fixed lengths."""
     channels = source.shape[1 if channels_first else -1]
     unknown = (None,) * (len(source.shape) - 2)
     return Tensor((None, channels, *unknown) if channels_first else (None, *unknown, channels))
@@ -95,11 +95,11 @@ def test_shapes_without_fixed_sizes_are_those_of_keras(case) -> None:
 
 @given(convolutions())
 def test_macs_are_the_products_that_keras_sums(case) -> None:
-    """With ones for kernel and input, each output is the number of its products.
+    """With a kernel and an input of ones, each output is the number of its products.
 
-    Without padding, every tap of the kernel meets the input.
+    Without padding, every kernel position lies inside the input.
     """
-    # A dilated transposed one runs with oneDNN only; lrfc runs a plain one in its place
+    # A dilated transposed convolution needs oneDNN; lrfc replaces it by a plain one
     # (lrfc.ir.dilated).
     assume(
         processor.onednn().on
@@ -227,7 +227,7 @@ def test_an_input() -> None:
     assert ops.infer(Op("x", "InputLayer", {"batch_shape": (2, 3)}), ()) == (Tensor((2, 3)),)
 
 
-def test_other_kinds_are_asked_of_keras() -> None:
+def test_keras_infers_other_kinds() -> None:
     op = Op("op", "ZeroPadding2D", {"padding": ((1, 0), (2, 3))})
     assert ops.infer(op, (Tensor((None, 4, 5, 6)),)) == (Tensor((None, 5, 10, 6)),)
     with pytest.raises(ModelError, match=r"layer 'op' \(ZeroPadding2D\) does not take \(\?, 4\)"):
@@ -251,7 +251,7 @@ REQUIRED = {
 
 @pytest.mark.parametrize("kind", sorted(defaults.kinds()))
 def test_defaults_are_those_of_keras(kind) -> None:
-    """A pass makes an op by what differs from the defaults, and to_keras leaves the rest to Keras."""
+    """Passes set only attributes that differ from the defaults, and Keras adds the others."""
     import keras
 
     cls = getattr(keras.layers, kind)

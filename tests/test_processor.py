@@ -1,4 +1,4 @@
-"""The same on any machine: oneDNN is decided once, stated, and nothing that is built depends on it."""
+"""The state of oneDNN: decided once, recorded, and without effect on what can be built."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tests import helpers
 from tests.test_compiler import stopwatch
 
 
-def said(code: str, value: str | None) -> str:
-    """What a fresh process prints that runs the code, with the variable set to that."""
-    environment = {name: each for name, each in os.environ.items() if name != VARIABLE} | (
+def printed(code: str, value: str | None) -> str:
+    """The output of a new process that runs ``code`` with the environment variable set."""
+    environment = {name: text for name, text in os.environ.items() if name != VARIABLE} | (
         {} if value is None else {VARIABLE: value}
     )
     done = subprocess.run(
@@ -53,34 +53,37 @@ SHOWN = (
     ],
 )
 def test_it_is_decided_before_tensorflow_is_imported(value: str | None, expected: str) -> None:
-    assert said(SHOWN, value) == expected
+    assert printed(SHOWN, value) == expected
 
 
 @pytest.mark.parametrize("value", ["0", "1"])
-def test_tensorflow_does_what_was_decided(value: str) -> None:
+def test_tensorflow_follows_the_decision(value: str) -> None:
     loaded = f"from lrfc.ir.backend import keras; keras(); {SHOWN}"
     assert (
-        said(loaded, value)
+        printed(loaded, value)
         == f"{'on' if value == '1' else 'off'}, by {VARIABLE} in the environment True"
     )
     locked = f"from lrfc.ir import processor; processor.decide({value == '1'}); {loaded}"
-    assert said(locked, None) == f"{'on' if value == '1' else 'off'}, the default of lrfc True"
+    assert printed(locked, None) == f"{'on' if value == '1' else 'off'}, the default of lrfc True"
 
 
-def test_what_a_host_program_has_imported_is_in_force() -> None:
+def test_the_setting_of_a_host_program_stays() -> None:
     assert (
-        said(f"import tensorflow; {SHOWN}", "0")
+        printed(f"import tensorflow; {SHOWN}", "0")
         == "off, by the program that imported TensorFlow before lrfc True"
     )
 
 
-def test_the_user_has_the_last_word_over_a_manifest() -> None:
+def test_the_environment_overrides_a_manifest() -> None:
     code = f"from lrfc.ir import processor; processor.decide(True); {SHOWN}"
-    assert said(code, "0") == f"off, by {VARIABLE} in the environment False"
+    assert printed(code, "0") == f"off, by {VARIABLE} in the environment False"
 
 
 def channels_first(form: str = "channels_first") -> Any:
-    """A network with everything that does not run everywhere: channels first, and a dilated transposed convolution."""
+    """A network with the ops that not every processor runs.
+
+    They are those with channels first, and a dilated transposed convolution.
+    """
     import keras
     from keras import layers
 
@@ -106,9 +109,9 @@ def channels_first(form: str = "channels_first") -> Any:
 def test_a_network_with_channels_first_is_built(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without data, and without ever running it as it is: what comes out has its inputs and outputs, and computes what it computes."""
+    """Built without data and without running the original, it computes the same outputs."""
     monkeypatch.chdir(tmp_path)
-    stopwatch(monkeypatch, 2.0)  # what is measured here is not the time
+    stopwatch(monkeypatch, 2.0)  # latency is not under test
     model = helpers.random_weights(channels_first())
     model.save("net.keras")
     result = lrfc.build(
@@ -130,7 +133,7 @@ def test_a_network_with_channels_first_is_built(
     ]
     assert not any(op.attrs.get("data_format") == "channels_first" for op in built)
 
-    # The file against what was built, and the canonical graph against the same network with
+    # Compare the file with the built model, and the canonical graph with the same network that has
     # channels last.
     last = channels_first("channels_last")
     last.set_weights(model.get_weights())
@@ -150,7 +153,7 @@ def test_a_network_with_channels_first_is_built(
     )
 
 
-def test_what_runs_with_onednn_alone_is_refused_before_any_work(
+def test_a_model_that_needs_onednn_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import keras
@@ -177,10 +180,10 @@ def test_what_runs_with_onednn_alone_is_refused_before_any_work(
     runnable.check(keras_io.from_keras(helpers.conv_net()))
 
 
-def test_an_old_file_that_cannot_be_compared_here_is_refused_in_one_line(
+def test_a_legacy_file_that_cannot_be_compared_is_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Keras 2 and Keras 3 are held against each other by running both."""
+    """The outputs in Keras 2 and Keras 3 are compared by running both."""
     import tensorflow as tf
     import tf_keras
 
@@ -204,22 +207,22 @@ def test_an_old_file_that_cannot_be_compared_here_is_refused_in_one_line(
         keras_legacy.difference(model, model)
 
 
-def test_a_repeated_build_says_that_the_other_had_it_otherwise(tmp_path: Path) -> None:
+def test_a_replayed_build_reports_another_setting(tmp_path: Path) -> None:
     def manifest(*, onednn: bool | None) -> Manifest:
         from tests.test_artifact import example
 
         return example().model_copy(update={"onednn": onednn})
 
     def differences(*, onednn: bool | None) -> list[str]:
-        found = Locked(tmp_path, manifest(onednn=onednn)).differences()
-        return [each for each in found if each.startswith("oneDNN")]
+        lines = Locked(tmp_path, manifest(onednn=onednn)).differences()
+        return [line for line in lines if line.startswith("oneDNN")]
 
     now = processor.onednn()
     assert differences(onednn=now.on) == differences(onednn=None) == []
     assert differences(onednn=not now.on) == [f"oneDNN {'off' if now.on else 'on'} → {now}"]
 
 
-def test_manifests_of_before_are_read(tmp_path: Path) -> None:
+def test_manifests_without_the_field_are_read(tmp_path: Path) -> None:
     from tests.test_artifact import example
 
     value = json.loads(example().write(tmp_path).read_text(encoding="utf-8"))

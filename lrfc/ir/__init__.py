@@ -1,4 +1,4 @@
-"""The intermediate representation: a graph of operations between the Keras model and the emitted file."""
+"""Intermediate representation: the graph between a Keras model and an emitted file."""
 
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref, Slot, Tensor

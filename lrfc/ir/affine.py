@@ -1,4 +1,4 @@
-"""Affine ops (scale and shift each value) and the linear layers that can take them in."""
+"""Affine ops, which scale and shift each value, and their folding into linear layers."""
 
 from __future__ import annotations
 
@@ -17,62 +17,73 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """x · scale + shift.
+    """The map x · scale + shift.
 
-    Both arrays have one axis per axis of a sample, of its length or of length 1.
+    Both arrays have one axis for each axis of a sample, of the same length or of length 1.
     """
 
     scale: Values
     shift: Values
 
     def then(self, other: Affine) -> Affine:
-        """This map followed by another one."""
+        """The composition: this map first, then the other one."""
         return Affine(self.scale * other.scale, self.shift * other.scale + other.shift)
 
     def reshaped(self, before: Tensor, after: Tensor) -> Affine | None:
-        """The same map behind a Flatten or Reshape that keeps the order of the values.
+        """The same map after a Flatten or Reshape, which keep the order of the values.
 
         None when a length is not fixed.
         """
         old, new = (
-            tuple(n for n in shape[1:] if n is not None) for shape in (before.shape, after.shape)
+            tuple(length for length in shape[1:] if length is not None)
+            for shape in (before.shape, after.shape)
         )
         if (len(old), len(new)) != (len(before.shape) - 1, len(after.shape) - 1):
             return None
         return Affine(*(np.broadcast_to(a, old).reshape(new) for a in (self.scale, self.shift)))
 
     def channels(self, tensor: Tensor, axis: int) -> tuple[Values, Values] | None:
-        """Scale and shift (C,) along one axis of the tensor (batch included); None when they vary along another one."""
+        """Scale and shift (C,) along one axis of the tensor, where the batch is axis 0.
+
+        None when they vary along another axis.
+        """
         length = tensor.shape[axis]
         others = [i - 1 for i in range(1, len(tensor.shape)) if i != axis % len(tensor.shape)]
         if length is None or any(a.shape[i] != 1 for a in (self.scale, self.shift) for i in others):
             return None
-        return np.broadcast_to(self.scale.ravel(), (length,)), np.broadcast_to(
-            self.shift.ravel(), (length,)
+        scale, shift = (
+            np.broadcast_to(values.ravel(), (length,)) for values in (self.scale, self.shift)
         )
+        return scale, shift
 
 
 def at_inference(op: Op) -> bool:
-    """Whether the layer runs in inference mode at inference: not so where it was called with ``training=True``."""
+    """Whether the layer computes in inference mode: it was not called with ``training=True``."""
     return op.call is None or not (
         op.call[1].get("training") or True in [arg for arg in op.call[0] if isinstance(arg, bool)]
     )
 
 
 def affine(op: Op, source: Tensor) -> Affine | None:
-    """What a BatchNormalization (at inference), Normalization or Rescaling op computes of a float input; None for every other op."""
-    reader = {
+    """The affine map of a BatchNormalization, Normalization or Rescaling op on a float input.
+
+    None for every other op, and for one that is called in training mode.
+    """
+    rule = {
         "BatchNormalization": _batchnorm,
         "Normalization": _normalization,
         "Rescaling": _rescaling,
     }.get(op.kind)
-    if reader is None or source.dtype != "float32" or not at_inference(op):
+    if rule is None or source.dtype != "float32" or not at_inference(op):
         return None
-    return reader(op, source)
+    return rule(op, source)
 
 
 def _batchnorm(op: Op, source: Tensor) -> Affine | None:
-    """γ · (x − μ) / √(σ² + ε) + β (Ioffe and Szegedy 2015, arXiv 1502.03167, algorithm 2)."""
+    """The map γ · (x − μ) / √(σ² + ε) + β.
+
+    Ioffe and Szegedy 2015, arXiv 1502.03167, algorithm 2.
+    """
     axis = op["axis"]
     axis = axis if isinstance(axis, int) else axis[0]
     weights = {name: np.asarray(w, np.float64) for name, w in op.weights.items()}
@@ -90,20 +101,20 @@ def _normalization(op: Op, source: Tensor) -> Affine | None:
 
     rank = len(source.shape)
     axis = op.attrs.get("axis", (-1,))
-    kept = sorted(a % rank for a in ((axis,) if isinstance(axis, int) else axis or ()))
-    if 0 in kept:
+    axes = sorted(a % rank for a in ((axis,) if isinstance(axis, int) else axis or ()))
+    if 0 in axes:
         return None
 
     def expand(values: Values) -> Values:
-        """The values on their axes; those given in the configuration may leave out the first ones."""
+        """The values on their axes; those in a configuration may leave out the first axes."""
         shape = [1] * rank
-        for length, at in zip(reversed(values.shape), reversed(kept), strict=False):
-            shape[at] = length
+        for length, position in zip(reversed(values.shape), reversed(axes), strict=False):
+            shape[position] = length
         return values.reshape(shape[1:])
 
     mean, variance = (
-        _array(op.attrs.get(k) if op.attrs.get(k) is not None else op.weights[k])
-        for k in ("mean", "variance")
+        _array(op.attrs.get(name) if op.attrs.get(name) is not None else op.weights[name])
+        for name in ("mean", "variance")
     )
     mean, spread = expand(mean), np.maximum(np.sqrt(expand(variance)), keras().config.epsilon())
     return Affine(spread, mean) if op.attrs.get("invert") else Affine(1 / spread, -mean / spread)
@@ -113,12 +124,12 @@ def _rescaling(op: Op, source: Tensor) -> Affine | None:
     from lrfc.ir.backend import keras
 
     rank = len(source.shape) - 1
-    given = [_array(op.attrs["scale"]), _array(op.attrs.get("offset", 0.0))]
-    if any(a.ndim > rank for a in given) or (
-        given[0].ndim and keras().config.image_data_format() == "channels_first"
+    values = [_array(op.attrs["scale"]), _array(op.attrs.get("offset", 0.0))]
+    if any(a.ndim > rank for a in values) or (
+        values[0].ndim and keras().config.image_data_format() == "channels_first"
     ):
         return None
-    scale, shift = (a.reshape((1,) * (rank - a.ndim) + a.shape) for a in given)
+    scale, shift = (a.reshape((1,) * (rank - a.ndim) + a.shape) for a in values)
     fits = all(
         n in (1, length)
         for a in (scale, shift)
@@ -136,11 +147,11 @@ def _array(value: Any) -> Values:
     )
 
 
-# -- into a linear layer ---------------------------------------------------------------------------
+# -- folding into a linear layer -------------------------------------------------------------------
 
 
 def channel_axis(op: Op, tensor: Tensor) -> int:
-    """The channel axis of what a linear layer reads and gives."""
+    """The channel axis of a linear layer's input or output."""
     return (
         1
         if op.info.is_convolution and op["data_format"] == "channels_first"
@@ -148,22 +159,24 @@ def channel_axis(op: Op, tensor: Tensor) -> int:
     )
 
 
-def take_in_before(op: Op, source: Tensor, given: Affine) -> Op | None:
-    """The linear layer that computes ``op(given(x))``, exactly; None when there is none.
+def take_in_before(op: Op, source: Tensor, transform: Affine) -> Op | None:
+    """The linear layer that computes ``op(transform(x))`` exactly; None when there is none.
 
-    W ∗ (s·x + t) = (W·s) ∗ x + Σ W·t. The sum is a bias only where the layer pads no zeros, unless
-    t is 0.
+    W ∗ (s·x + t) = (W·s) ∗ x + Σ W·t. Unless t is 0, the sum is a bias only where the layer
+    pads no zeros.
     """
-    found = given.channels(source, channel_axis(op, source)) if _plain(op) else None
-    if found is None or (found[1].any() and (op.info.is_transposed or _pads(op, source))):
+    channels = transform.channels(source, channel_axis(op, source)) if _plain(op) else None
+    if channels is None:
         return None
-    scale, shift = found
+    scale, shift = channels
+    if shift.any() and (op.info.is_transposed or _pads(op, source)):
+        return None
     weights = {name: np.asarray(w, np.float64) for name, w in op.weights.items()}
     kind = op.info
     if kind.is_transposed:
         return _with(op, weights | {"kernel": weights["kernel"] * scale})  # (*K, O, I)
     if kind.family in ("dense", "conv"):
-        # (*K, I/groups, O); a group's inputs stand side by side, as its outputs do
+        # (*K, I/groups, O); the inputs of a group are contiguous, and so are its outputs
         kernel = weights["kernel"]
         groups = 1 if kind.family == "dense" else int(op["groups"])
         by_output = [
@@ -181,19 +194,19 @@ def take_in_before(op: Op, source: Tensor, given: Affine) -> Op | None:
     return _with(op, weights | {name: kernel * scale[:, None]}, added)
 
 
-def take_in_after(op: Op, tensor: Tensor, given: Affine) -> Op | None:
-    """The linear layer that computes ``given(op(x))``, exactly; None when there is none.
+def take_in_after(op: Op, tensor: Tensor, transform: Affine) -> Op | None:
+    """The linear layer that computes ``transform(op(x))`` exactly; None when there is none.
 
-    ``tensor`` is what the layer gives.
+    ``tensor``: the output of the layer.
     """
-    found = (
-        given.channels(tensor, channel_axis(op, tensor))
+    channels = (
+        transform.channels(tensor, channel_axis(op, tensor))
         if _plain(op) and op["activation"] in (None, "linear")
         else None
     )
-    if found is None:
+    if channels is None:
         return None
-    scale, shift = found
+    scale, shift = channels
     weights = {name: np.asarray(w, np.float64) for name, w in op.weights.items()}
     name = "pointwise_kernel" if op.info.is_separable else "kernel"
     kernel = weights[name]
@@ -208,13 +221,9 @@ def take_in_after(op: Op, tensor: Tensor, given: Affine) -> Op | None:
 
 
 def _plain(op: Op) -> bool:
-    """Whether the op is a linear layer with a kernel and at most a bias (an adapter beside the kernel is not)."""
-    return op.info.is_linear and not set(op.weights) - {
-        "kernel",
-        "depthwise_kernel",
-        "pointwise_kernel",
-        "bias",
-    }
+    """Whether the op is a linear layer without other weights, such as those of an adapter."""
+    names = {"kernel", "depthwise_kernel", "pointwise_kernel", "bias"}
+    return op.info.is_linear and not set(op.weights) - names
 
 
 def _pads(op: Op, source: Tensor) -> bool:
@@ -227,23 +236,23 @@ def _pads(op: Op, source: Tensor) -> bool:
     )
     lengths = source.shape[2:] if channel_axis(op, source) == 1 else source.shape[1:-1]
     for k, stride, step, length in zip(kernel, strides, dilation, lengths, strict=True):
-        reach = step * (k - 1) + 1
+        extent = step * (k - 1) + 1
         if k > 1 and (
             op["padding"] == "causal"
             or length is None
-            or (-(-length // stride) - 1) * stride + reach > length
+            or (-(-length // stride) - 1) * stride + extent > length
         ):
             return True
     return False
 
 
 def _with(op: Op, weights: Mapping[str, Array], added: Values | None = None) -> Op:
-    """The op with other weights and a shift added to its bias, which it gets where it had none."""
+    """The op with these weights and ``added`` in its bias, which is created where there is none."""
     bias = weights.get("bias")
     if added is not None and added.any():
         bias = added if bias is None else bias + added
-    kept = {name: w.astype(np.float32) for name, w in weights.items() if name != "bias"}
+    arrays = {name: w.astype(np.float32) for name, w in weights.items() if name != "bias"}
     return replace(
         op.with_attrs(use_bias=bias is not None),
-        weights=kept if bias is None else {**kept, "bias": bias.astype(np.float32)},
+        weights=arrays if bias is None else {**arrays, "bias": bias.astype(np.float32)},
     )

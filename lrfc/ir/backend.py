@@ -1,4 +1,4 @@
-"""Keras on TensorFlow, imported once it is needed, and kept quiet."""
+"""Keras on TensorFlow: imported when it is needed, with its output sent to the log."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from lrfc.system import silence
 
 _log = logging.getLogger("lrfc.keras")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+#: Beginnings of the lines that Keras wraps around the message of an exception.
+_BOILERPLATE = (
+    "Exception encountered",
+    "Error when deserializing",
+    "Could not automatically infer",
+    "Arguments received",
+)
 
 
 def keras() -> Any:
-    """The keras module, running on TensorFlow. DependencyError when it runs on anything else.
+    """The keras module on TensorFlow; DependencyError when Keras has another backend.
 
     TensorFlow's graph remapper is switched off for the process: it computes maximum(x, 2x) as a
     leaky ReLU, and with oneDNN it crashes on a 1×1 convolution with bias, residual addition and
@@ -27,19 +34,19 @@ def keras() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     processor.decide()
-    other = (
+    message = (
         "Keras runs on '{}' here, lrfc needs TensorFlow: unset KERAS_BACKEND or set it to"
         " tensorflow"
     )
     with quiet():
         try:
             import keras as module
-        except (ImportError, ValueError) as error:  # ValueError: a backend that Keras has not
+        except (ImportError, ValueError) as error:  # ValueError: a backend unknown to Keras
             if os.environ["KERAS_BACKEND"] != "tensorflow":
-                raise DependencyError(other.format(os.environ["KERAS_BACKEND"])) from error
+                raise DependencyError(message.format(os.environ["KERAS_BACKEND"])) from error
             raise
     if module.backend.backend() != "tensorflow":
-        raise DependencyError(other.format(module.backend.backend()))
+        raise DependencyError(message.format(module.backend.backend()))
     import tensorflow as tf
 
     tf.config.optimizer.set_experimental_options({"remapping": False})
@@ -48,18 +55,18 @@ def keras() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Send what this thread prints or warns of meanwhile to the log (level debug)."""
-    printed: list[str] = []
-    warned: list[str] = []
-    with silence.thread(printed.append, warned.append):
+    """Send the prints and warnings of this thread to the log, at level debug."""
+    prints: list[str] = []
+    warnings: list[str] = []
+    with silence.thread(prints.append, warnings.append):
         yield
-    for line in [*"".join(printed).splitlines(), *warned]:
+    for line in [*"".join(prints).splitlines(), *warnings]:
         _log.debug(line)
 
 
 @contextlib.contextmanager
 def as_float32() -> Iterator[None]:
-    """Make layers that name no dtype float32, whatever the process-wide policy is."""
+    """Use float32 for layers without a dtype of their own, whatever the process-wide policy."""
     k = keras()
     policy = k.config.dtype_policy()
     k.config.set_dtype_policy("float32")
@@ -70,28 +77,16 @@ def as_float32() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """The one line of an exception's message that says what is wrong (Keras wraps it in boilerplate)."""
+    """The line of an exception's message that states the problem, without Keras' boilerplate."""
     lines = [line.strip() for line in _ANSI.sub("", str(error)).splitlines()]
-    told = [
-        line
-        for line in lines
-        if line
-        and not line.startswith(
-            (
-                "Exception encountered",
-                "Error when deserializing",
-                "Could not automatically infer",
-                "Arguments received",
-            )
-        )
-    ]
-    line = (told or lines or [""])[0] or type(error).__name__
+    candidates = [line for line in lines if line and not line.startswith(_BOILERPLATE)]
+    line = (candidates or lines or [""])[0] or type(error).__name__
     return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 @contextlib.contextmanager
 def onednn_needed() -> Iterator[None]:
-    """A block in which a model that only oneDNN can run, where it is off, ends as a ModelError."""
+    """Raise ModelError where TensorFlow fails on a model that it computes with oneDNN only."""
     import tensorflow as tf
 
     try:

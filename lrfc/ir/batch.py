@@ -1,4 +1,4 @@
-"""Batches of samples, one array for each input of a model."""
+"""Batches of samples: one array for each input of a model."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: A batch for a model with one or more inputs: one array per model input, in the model's order,
-#: samples along axis 0.
+#: One array for each model input, in the model's order, with the samples along axis 0.
 Batch = tuple[NDArray[Any], ...]
 
 
 def batches(inputs: Batch, size: int) -> Iterator[Batch]:
-    """The samples in consecutive batches; the last may be smaller."""
+    """The samples in consecutive batches of ``size``; the last may be smaller."""
     for start in range(0, len(inputs[0]), size):
         yield tuple(np.asarray(x[start : start + size]) for x in inputs)
 
 
 def head(batch: Batch, count: int) -> Batch:
-    """The first samples, at most ``count``, as views of the same arrays."""
+    """At most the first ``count`` samples, as views of the same arrays."""
     return tuple(x[:count] for x in batch)

@@ -1,4 +1,4 @@
-"""Attributes that an op of each kind has when its configuration does not set them: Keras' own defaults."""
+"""Default attributes of each op kind: those of Keras."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from lrfc.ir.kinds import names
 
 _POOLING = {"pool_size": 2, "strides": None, "padding": "valid", "data_format": "channels_last"}
 _GLOBAL_POOLING = {"data_format": "channels_last", "keepdims": False}
-#: Attributes that a kind has when its config does not say otherwise (Keras' own defaults), in the
-#: order in which they are printed.
 _CONV: dict[str, Any] = {
     "filters": None,
     "kernel_size": None,
@@ -29,6 +27,8 @@ _DEPTHWISE = {"depth_multiplier": 1} | {
     key: value for key, value in _CONV.items() if key not in ("filters", "groups")
 }
 _SEPARABLE = {"filters": None} | _DEPTHWISE
+#: By kind: the attributes that hold where a configuration does not set them, in the order in which
+#: they are printed.
 DEFAULTS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(names("conv"), _CONV),
     **dict.fromkeys(names("transposed"), _TRANSPOSED),
@@ -55,7 +55,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def default(kind: str, attr: str) -> Any:
-    """Keras' default of an attribute; GraphError when the kind is not known to have it."""
+    """Keras' default of an attribute; GraphError when the table has none for this kind."""
     try:
         return DEFAULTS[kind][attr]
     except KeyError:
@@ -63,5 +63,5 @@ def default(kind: str, attr: str) -> Any:
 
 
 def kinds() -> frozenset[str]:
-    """The kinds whose attributes are known here."""
+    """The kinds in the table of defaults."""
     return frozenset(DEFAULTS)

@@ -1,23 +1,24 @@
-"""Dilated transposed convolutions as the plain ones that they are."""
+"""Rewrite of dilated transposed convolutions as plain convolutions."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from lrfc.ir.graph import Graph
-from lrfc.ir.op import Op
+from lrfc.ir.op import Array, Op
 from lrfc.ir.ops import conv_geometry
 
 
 def without_dilated_transposed(graph: Graph) -> Graph:
-    """The graph with a plain convolution in the place of every dilated transposed one.
+    """Replace every dilated transposed convolution by a plain one.
 
-    TensorFlow computes the latter on some processors only, TFLite neither in 1-D nor in 2-D. Keras
-    allows dilation with a stride of 1 alone, and there the convolution is a plain one, with its
-    kernel turned round, of an input with zeros around it: the same weights, and but for the zeros
-    the same multiplications. ``channels_first`` is taken to be gone (lrfc.ir.channels_last).
+    TensorFlow computes the former on some processors only, TFLite neither in 1-D nor in 2-D. Keras
+    allows dilation only with a stride of 1. Such an op is a plain convolution with the kernel
+    reversed, on an input that is padded with zeros: the weights are the same, and but for the zeros
+    the multiplications are too. The graph must have its channels last (lrfc.ir.channels_last).
     """
     for op in graph:
         if _dilated(op):
@@ -36,50 +37,56 @@ def _dilated(op: Op) -> bool:
 
 
 def _plain(graph: Graph, op: Op) -> list[Op]:
-    """The convolution, behind a ZeroPadding where its own padding does not do.
+    """The plain convolution, after a ZeroPadding where its own padding is not the right one.
 
-    y[j] = Σ_t K[t] · x[j + before - t·d], which is the convolution by K reversed, with (reach - 1 -
-    before) zeros in front. ``before`` is what the convolution pads of which this one is the
-    gradient: nothing if 'valid', the smaller half if 'same'.
+    y[j] = Σ_t K[t] · x[j + before - t·d]: the convolution by the reversed K, with
+    (extent - 1 - before) zeros in front. ``before`` is the front padding of the convolution whose
+    gradient this op is: none if 'valid', the smaller half if 'same'.
     """
-    source = graph.input_tensors(op.name)[0]
-    at = conv_geometry(op, source)
-    reach = [step * (length - 1) + 1 for step, length in zip(at.dilation, at.kernel, strict=True)]
-    before = [0 if at.padding == "valid" else (each - 1) // 2 for each in reach]
-    front = [each - 1 - zeros for each, zeros in zip(reach, before, strict=True)]
-    given = [
-        None if n is None else n + each - 1 for n, each in zip(at.in_shape, reach, strict=True)
-    ]
-    if at.padding == "same":
-        given = list(at.in_shape)
-    if (
-        list(at.out_shape) != given
-    ):  # an output_padding that no gradient of a convolution has: TensorFlow refuses it, and says so
+    at = conv_geometry(op, graph.input_tensors(op.name)[0])
+    extents = [step * (length - 1) + 1 for step, length in zip(at.dilation, at.kernel, strict=True)]
+    before = [0 if at.padding == "valid" else (extent - 1) // 2 for extent in extents]
+    front = [extent - 1 - zeros for extent, zeros in zip(extents, before, strict=True)]
+    expected = list(at.in_shape)
+    if at.padding != "same":
+        expected = [
+            None if length is None else length + extent - 1
+            for length, extent in zip(at.in_shape, extents, strict=True)
+        ]
+    if list(at.out_shape) != expected:
+        # No gradient of a convolution has such an output_padding: TensorFlow refuses the op.
         return [op]
-    # A transposed kernel is (*K, O, I), a plain one (*K, I, O).
-    spatial = tuple(range(at.rank))
-    kernel = np.ascontiguousarray(np.swapaxes(np.flip(op.weights["kernel"], spatial), -1, -2))
-    taken = {name: value for name, value in op.attrs.items() if name != "output_padding"}
-    twin = next(
-        (call for call in graph.calls(op) if call.kind == f"Conv{at.rank}D"), None
-    )  # an earlier call of the same layer
-    weights = twin.weights if twin is not None else {**op.weights, "kernel": kernel}
     symmetric = at.padding == "same" and front == before
+    attrs = {name: value for name, value in op.attrs.items() if name != "output_padding"}
     conv = replace(
         op,
         kind=f"Conv{at.rank}D",
-        attrs={**taken, "padding": "same" if symmetric else "valid"},
-        weights=weights,
+        attrs={**attrs, "padding": "same" if symmetric else "valid"},
+        weights=_plain_weights(graph, op, at.rank),
     )
     if symmetric:
         return [conv]
     back = before if at.padding == "same" else front
     pairs = tuple(zip(front, back, strict=True))
-    name, number = f"{op.name}__padding", 0
+    padding = {"padding": pairs[0] if at.rank == 1 else pairs}
+    return [Op(_free_name(graph, f"{op.name}__padding"), f"ZeroPadding{at.rank}D", padding), conv]
+
+
+def _plain_weights(graph: Graph, op: Op, rank: int) -> Mapping[str, Array]:
+    """The weights of the plain convolution: those of an earlier call of a shared layer, if any.
+
+    A transposed kernel is (*K, O, I), a plain one (*K, I, O).
+    """
+    for call in graph.calls(op):
+        if call.kind == f"Conv{rank}D":
+            return call.weights
+    flipped = np.flip(op.weights["kernel"], tuple(range(rank)))
+    return {**op.weights, "kernel": np.ascontiguousarray(np.swapaxes(flipped, -1, -2))}
+
+
+def _free_name(graph: Graph, base: str) -> str:
+    name, number = base, 0
     while name in graph:
         number += 1
-        name = f"{op.name}__padding_{number}"
-    return [
-        Op(name, f"ZeroPadding{at.rank}D", {"padding": pairs[0] if at.rank == 1 else pairs}),
-        conv,
-    ]
+        name = f"{base}_{number}"
+    return name

@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: scales of the channels between two linear layers that suit 8 bits."""
+"""Cross-layer equalisation: scaling of the channels between two linear layers for 8 bits."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from lrfc.ir.rounding import STEPS, grouped, rounds
 
 Values = NDArray[np.float64]
 
-#: Activations, by name, that give scaled values for values scaled by a positive factor.
+#: Activations, by name, that commute with scaling by a positive factor.
 _POSITIVE_ACTIVATIONS = frozenset(("relu", "leaky_relu"))
-#: How far the scaling goes from equal ranges of the activations (0) to equal ranges of the weights
-#: that read them (1).
+#: Steps from equal ranges of the activations (0) to equal ranges of the weights that read them (1).
 _SHARES = np.linspace(0, 1, 9)
-#: The least range of a channel that is looked at, as a share of the greatest.
+#: Lower bound on the range of a channel, as a share of the greatest range.
 _LEAST = 0.05
 
 
 def equalize(
-    graph: Graph, found: Sequence[Pair], ranges: dict[Ref, Ranges], bits: int, sweeps: int = 2
+    graph: Graph, layers: Sequence[Pair], ranges: dict[Ref, Ranges], bits: int, sweeps: int = 2
 ) -> dict[str, float]:
-    """Balance pairs of layers in place; ``ranges``, of what each second layer reads, follow.
+    """Equalise pairs of layers in place.
 
-    The noise that is left, as a share, by the first layers changed.
+    ``ranges``: those of the input of each second layer, which are scaled in place too. Return the
+    rounding noise that is left, as a share of the noise before, by first layer.
     """
-    changed: dict[str, float] = {}
+    noise: dict[str, float] = {}
     for _ in range(sweeps):
-        for pair in found:
-            scales, gain = _best(
+        for pair in layers:
+            scales, share = _best(
                 grouped(graph.op(pair.second)), ranges[pair.tensor], 2**bits - 1, signs=pair.linear
             )
-            if gain >= 1 or not pair.scale(graph, scales):
+            if share >= 1 or not pair.scale(graph, scales):
                 continue
             ranges[pair.tensor] = ranges[pair.tensor].scaled(scales)
-            changed[pair.first] = changed.get(pair.first, 1.0) * gain
-    return changed
+            noise[pair.first] = noise.get(pair.first, 1.0) * share
+    return noise
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers, and what the second reads.
+    """Two linear layers and the input of the second one, with its channel axis.
 
-    ``linear``: there is nothing nonlinear between them.
+    ``linear``: no op between them is nonlinear.
     """
 
     first: str
@@ -58,13 +58,16 @@ class Pair:
     linear: bool
 
     def scale(self, graph: Graph, scales: Values) -> bool:
-        """Multiply the channels between the two by ``scales``, which the second takes out again; whether that was possible."""
+        """Multiply the channels by ``scales`` in the first layer and divide by them in the second.
+
+        Return whether that was possible.
+        """
         first, second = graph.op(self.first), graph.op(self.second)
-        given, read = graph.tensors(self.first)[0], graph.tensor(self.tensor)
+        output, read = graph.tensors(self.first)[0], graph.tensor(self.tensor)
         multiplied = take_in_after(
             first.with_attrs(activation=None),
-            given,
-            _along(scales, len(given.shape), channel_axis(first, given)),
+            output,
+            _along(scales, len(output.shape), channel_axis(first, output)),
         )
         divided = take_in_before(second, read, _along(1 / scales, len(read.shape), self.axis))
         if multiplied is None or divided is None:
@@ -78,7 +81,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Ranges:
-    """Of each channel the least and greatest value, and the mean square."""
+    """Minimum, maximum and mean square of each channel, all (C,)."""
 
     low: Values
     high: Values
@@ -86,7 +89,7 @@ class Ranges:
 
     @classmethod
     def of(cls, values: NDArray[np.float32], axis: int) -> Ranges:
-        """What some values show, with their channels along that axis."""
+        """The ranges of values whose channels lie along ``axis``."""
         rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
         return cls(
             rows.min(0).astype(np.float64),
@@ -95,18 +98,18 @@ class Ranges:
         )
 
     def scaled(self, scales: Values) -> Ranges:
-        """Those of the channels multiplied by the scales."""
+        """The ranges of the channels multiplied by ``scales``."""
         a, b = self.low * scales, self.high * scales
         return Ranges(np.minimum(a, b), np.maximum(a, b), self.square * scales**2)
 
     @property
     def width(self) -> float:
-        """Of the range that all channels share; it holds 0."""
+        """Width of the range that all channels share, which includes 0."""
         return float(max(self.high.max(), 0) - min(self.low.min(), 0))
 
 
 def pairs(graph: Graph) -> Iterator[Pair]:
-    """The layers that can be balanced, each with the one that reads it."""
+    """The pairs of layers that can be equalised."""
     for first in graph:
         if not _plain(graph, first) or first["activation"] not in (
             None,
@@ -119,28 +122,30 @@ def pairs(graph: Graph) -> Iterator[Pair]:
         while (
             op is not None
             and len(graph.operands(op.name)) == 1
-            and (how := _passes(op)) is not None
+            and (signed := _commutes(op)) is not None
         ):
-            linear &= how
+            linear &= signed
             last, op = op, graph.only_consumer(op.name)
         if op is None or not _plain(graph, op) or len(graph.operands(op.name)) != 1:
             continue
-        tensor = graph.tensor(Ref(last.name))
-        axis = channel_axis(op, tensor)
-        given = graph.tensors(first.name)[0]
-        same = channel_axis(first, given) == axis or len(given.shape) != len(
-            tensor.shape
-        )  # not so where one has its channels first
-        if same and given.shape[channel_axis(first, given)] == tensor.shape[axis]:
+        tensor, output = graph.tensor(Ref(last.name)), graph.tensors(first.name)[0]
+        axis, output_axis = channel_axis(op, tensor), channel_axis(first, output)
+        # The axes differ where only one of the two layers has its channels first.
+        same_axis = output_axis == axis or len(output.shape) != len(tensor.shape)
+        if same_axis and output.shape[output_axis] == tensor.shape[axis]:
             yield Pair(first.name, op.name, Ref(last.name), axis, linear)
 
 
 def _plain(graph: Graph, op: Op) -> bool:
+    """Whether the op is a linear layer that is rounded to 8 bits and has one call."""
     return rounds(op) and len(graph.calls(op)) == 1
 
 
-def _passes(op: Op) -> bool | None:
-    """Whether the op keeps scales of either sign (True), or positive ones (False); None if it does not."""
+def _commutes(op: Op) -> bool | None:
+    """Whether the op commutes with scales of either sign (True) or positive ones only (False).
+
+    None when it commutes with neither.
+    """
     if op.info.homogeneous is not None:
         return op.info.homogeneous == "linear"
     if op.kind == "ReLU" and op["max_value"] is None and not op["threshold"]:
@@ -151,41 +156,42 @@ def _passes(op: Op) -> bool | None:
 
 
 def _along(values: Values, rank: int, axis: int) -> Affine:
+    """Scaling by ``values`` along one axis of a tensor of that rank, batch included."""
     shape = [1] * (rank - 1)
     shape[axis - 1] = values.size
     return Affine(values.reshape(shape), np.zeros(shape))
 
 
 def _best(weights: Values, ranges: Ranges, steps: int, *, signs: bool) -> tuple[Values, float]:
-    """The scales with the least noise, and the noise with them as a share of that without.
+    """The scales with the least noise, and that noise as a share of the noise without scales.
 
-    ``weights``: (G, S, K, T) of the second layer.
+    ``weights``: those of the second layer as (G, S, K, T); ``signs``: scales may be negative.
     """
-    reach = np.maximum(np.abs(ranges.low), np.abs(ranges.high))
-    read = np.abs(weights).max(axis=(2, 3)).ravel()
-    if not reach.max(initial=0) or not read.max(initial=0):
-        return np.ones_like(reach), 1.0
-    # A channel that calibration hardly sees may be seen by others: it is not blown up to the range
-    # of all.
-    reach, read = (np.maximum(each, _LEAST * each.max()) for each in (reach, read))
+    of_inputs = np.maximum(np.abs(ranges.low), np.abs(ranges.high))
+    of_weights = np.abs(weights).max(axis=(2, 3)).ravel()
+    if not of_inputs.max(initial=0) or not of_weights.max(initial=0):
+        return np.ones_like(of_inputs), 1.0
+    # A channel that is near 0 on the calibration samples may be larger on others, so it is not
+    # scaled up to the range of all channels.
+    of_inputs, of_weights = (np.maximum(m, _LEAST * m.max()) for m in (of_inputs, of_weights))
     sign = np.where(signs & (-ranges.low > ranges.high), -1.0, 1.0)
-    choices = [sign]
+    candidates = [sign]
     for share in _SHARES:
-        scales = read**share / reach ** (1 - share)
-        choices.append(sign * scales / np.exp(np.log(scales).mean()))
-    noises = [_noise(weights, ranges, steps, scales) for scales in choices]
+        scales = of_weights**share / of_inputs ** (1 - share)
+        candidates.append(sign * scales / np.exp(np.log(scales).mean()))
+    noises = [_noise(weights, ranges, steps, scales) for scales in candidates]
     best = int(np.argmin(noises))
-    before = _noise(weights, ranges, steps, np.ones_like(reach))
-    return choices[best], noises[best] / before if before > 0 else 1.0
+    before = _noise(weights, ranges, steps, np.ones_like(of_inputs))
+    return candidates[best], noises[best] / before if before > 0 else 1.0
 
 
 def _noise(weights: Values, ranges: Ranges, steps: int, scales: Values) -> float:
-    """The variance that rounding leaves in the output of the second layer, all of its channels together, times 12."""
+    """Variance of the rounding error in the second layer's output, times 12, over all channels."""
     scaled = weights / scales.reshape(*weights.shape[:2], 1, 1)
-    seen = ranges.scaled(scales)
-    square = seen.square.reshape(weights.shape[:2]).sum(1)  # (G,)
+    inputs = ranges.scaled(scales)
+    square = inputs.square.reshape(weights.shape[:2]).sum(1)  # (G,)
     of_weights = (np.abs(scaled).max(axis=(1, 2)) / STEPS) ** 2  # (G, T)
     return float(
-        np.square(scaled).sum() * (seen.width / steps) ** 2
+        np.square(scaled).sum() * (inputs.width / steps) ** 2
         + weights.shape[2] * (of_weights.sum(1) * square).sum()
     )

@@ -1,4 +1,4 @@
-"""Folds: remove what is only there for training, and multiply BatchNorms into the layers before them."""
+"""Folds: remove Dropout layers, and multiply BatchNorms into the linear layers before them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def drop_dropout(graph: Graph) -> Graph:
         conv = Conv2D(x) filters=8 kernel_size=3 -> (?, 6, 6, 8)
         relu = ReLU(conv) -> (?, 6, 6, 8)
 
-    One that was called with ``training=True`` is active at inference and stays.
+    A layer that was called with ``training=True`` is active at inference and stays.
     """
     graph = graph.copy()
     for op in graph:
@@ -35,7 +35,7 @@ def drop_dropout(graph: Graph) -> Graph:
 
 
 def fold_batchnorm(graph: Graph) -> Graph:
-    """Multiply each BatchNorm into the linear layer that it alone reads.
+    """Multiply each BatchNorm into the linear layer whose only reader it is.
 
     Given::
 
@@ -48,23 +48,23 @@ def fold_batchnorm(graph: Graph) -> Graph:
         conv = Conv2D(x) filters=8 kernel_size=3 -> (?, 6, 6, 8)
         relu = ReLU(conv) -> (?, 6, 6, 8)
 
-    A shared layer takes in a BatchNorm when each of its calls is followed by one of the same
-    effect. A BatchNorm behind anything else stays.
+    A BatchNorm folds into a shared layer when each call is followed by one that computes the same.
+    A BatchNorm after any other op stays.
     """
     graph = graph.copy()
     for layer in graph.layers():
-        while layer.info.is_linear and _fold_behind(graph, graph.op(layer.name)):
+        while layer.info.is_linear and _fold_next(graph, graph.op(layer.name)):
             pass
     return graph
 
 
-def _fold_behind(graph: Graph, layer: Op) -> bool:
-    """Fold the BatchNorm behind every call of the layer into it; whether that was possible."""
+def _fold_next(graph: Graph, layer: Op) -> bool:
+    """Fold the BatchNorm after every call of the layer into it; return whether it was possible."""
     calls = graph.calls(layer)
     norms = [graph.only_consumer(call.name) for call in calls]
-    effects = [_effect(graph, norm) for norm in norms]
-    first = effects[0]
-    if first is None or not all(effect is not None and _equal(first, effect) for effect in effects):
+    transforms = [_transform(graph, norm) for norm in norms]
+    first = transforms[0]
+    if first is None or not all(other is not None and _equal(first, other) for other in transforms):
         return False
     folded = take_in_after(layer, graph.tensor(Ref(layer.name)), first)
     if folded is None:
@@ -72,12 +72,13 @@ def _fold_behind(graph: Graph, layer: Op) -> bool:
     for norm in norms:
         assert norm is not None
         graph.splice(norm.name, [])
-    for call in calls:  # all calls hold the very same arrays
+    for call in calls:  # all calls share the very same arrays
         graph.replace(replace(call, attrs=folded.attrs, weights=folded.weights))
     return True
 
 
-def _effect(graph: Graph, norm: Op | None) -> Affine | None:
+def _transform(graph: Graph, norm: Op | None) -> Affine | None:
+    """The affine map of a BatchNorm; None for any other op."""
     if norm is None or norm.kind != "BatchNormalization" or len(graph.operands(norm.name)) != 1:
         return None
     return affine(norm, graph.input_tensors(norm.name)[0])

@@ -1,4 +1,4 @@
-"""Operations, the tensors between them, and the directed multigraph that holds both."""
+"""Graph of operations and the tensors between them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lrfc.ir.op import Array, Op, Ref, Tensor, _readonly
 class Graph:
     """A directed acyclic multigraph of ops.
 
-    It wraps a private ``networkx.MultiDiGraph``: the edge key is the operand's port, so that
-    ``Add(x, x)`` has two edges, and an edge carries the producer's output index and its tensor.
-    Iteration follows the execution order, which is part of the graph and is always topological.
+    It wraps a private ``networkx.MultiDiGraph``. The key of an edge is the operand's port, so that
+    ``Add(x, x)`` has two edges. An edge carries the producer's output index and its tensor.
+    Iteration follows the execution order, which is part of the graph and always topological.
     Passes work on a ``copy()``, which shares the read-only weights.
     """
 
     def __init__(self, name: str = "model") -> None:
         self.name = name
         self.outputs: tuple[Ref, ...] = ()
-        #: How Keras packs the model's inputs and outputs: structures of Slot; None is a list, or
-        #: the tensor itself when there is one.
+        #: Keras' nesting of the model's inputs and of its outputs, with a Slot for each tensor.
+        #: None: a list, or the tensor itself when there is one.
         self.structure: tuple[Any, Any] = (None, None)
-        #: What the model was compiled with, as Keras writes it ("loss", "loss_weights", "metrics");
-        #: None when it was not.
+        #: Keras' configuration of the loss, "loss_weights" and "metrics" that the model was
+        #: compiled with; None for a model that was not compiled.
         self.compiled: Mapping[str, Any] | None = None
         self._nx: nx.MultiDiGraph[str] = nx.MultiDiGraph()
         self._order: list[str] = []
@@ -47,7 +47,7 @@ class Graph:
         return name in self._nx
 
     def op(self, name: str) -> Op:
-        """The op of that name; GraphError when there is none."""
+        """The op with that name; GraphError when there is none."""
         if name not in self._nx:
             raise GraphError(f"no op '{name}' in graph '{self.name}'")
         op: Op = self._nx.nodes[name]["op"]
@@ -59,19 +59,19 @@ class Graph:
         return tuple(op.name for op in self if op.kind == "InputLayer")
 
     def operands(self, name: str) -> tuple[Ref, ...]:
-        """What the op reads, by port."""
+        """The outputs that the op reads, by port."""
         edges = sorted(self._nx.in_edges(name, keys=True, data="output"), key=lambda edge: edge[2])
         return tuple(Ref(source, output) for source, _, _, output in edges)
 
     def consumers(self, ref: Ref) -> tuple[tuple[str, int], ...]:
-        """(op, port) of each reader of that output, in execution order."""
-        rank = {name: i for i, name in enumerate(self._order)}
+        """The readers of an output as (op, port), in execution order."""
+        position = {name: i for i, name in enumerate(self._order)}
         readers = [
-            (to, port)
-            for _, to, port, output in self._nx.out_edges(ref.op, keys=True, data="output")
+            (reader, port)
+            for _, reader, port, output in self._nx.out_edges(ref.op, keys=True, data="output")
             if output == ref.output
         ]
-        return tuple(sorted(readers, key=lambda reader: (rank[reader[0]], reader[1])))
+        return tuple(sorted(readers, key=lambda reader: (position[reader[0]], reader[1])))
 
     def tensors(self, name: str) -> tuple[Tensor, ...]:
         """The op's output tensors."""
@@ -88,7 +88,10 @@ class Graph:
         return tuple(self.tensor(ref) for ref in self.operands(name))
 
     def only_consumer(self, name: str) -> Op | None:
-        """The op that alone reads the first output of this one; None when there are several readers or it is a model output."""
+        """The op that is the only reader of this op's one output.
+
+        None when there are several outputs or readers, or when the output is one of the model's.
+        """
         readers = self.consumers(Ref(name))
         if (
             len(readers) != 1
@@ -99,7 +102,7 @@ class Graph:
         return self.op(readers[0][0])
 
     def calls(self, op: Op) -> tuple[Op, ...]:
-        """All calls of the layer behind this op (itself included)."""
+        """All calls of the op's layer, this one included."""
         return (
             (op,)
             if op.shared is None
@@ -112,7 +115,7 @@ class Graph:
         return sum(op.params for op in self.layers())
 
     def layers(self) -> tuple[Op, ...]:
-        """The ops without the further calls of shared layers."""
+        """The ops, with only the first call of each shared layer."""
         seen: set[str] = set()
         first = []
         for op in self:
@@ -126,19 +129,19 @@ class Graph:
 
     def copy(self) -> Graph:
         """An independent graph over the same ops."""
-        twin = Graph(self.name)
-        twin.outputs, twin.structure, twin.compiled = self.outputs, self.structure, self.compiled
-        twin._nx, twin._order = self._nx.copy(), list(self._order)
-        return twin
+        copy = Graph(self.name)
+        copy.outputs, copy.structure, copy.compiled = self.outputs, self.structure, self.compiled
+        copy._nx, copy._order = self._nx.copy(), list(self._order)
+        return copy
 
     def with_outputs(self, refs: Iterable[Ref]) -> Graph:
-        """A copy that gives these tensors, as a flat list, in the place of the graph's outputs."""
-        twin = self.copy()
-        twin.outputs, twin.structure = tuple(refs), (self.structure[0], None)
-        return twin
+        """A copy with these tensors, as a flat list, as its outputs."""
+        copy = self.copy()
+        copy.outputs, copy.structure = tuple(refs), (self.structure[0], None)
+        return copy
 
     def add(self, op: Op, operands: Sequence[Ref] = (), *, before: str | None = None) -> Ref:
-        """Add an op after all others (or just before another one) and return its first output."""
+        """Add an op after all others, or just before another one; return its first output."""
         if op.name in self._nx:
             raise GraphError(f"op '{op.name}' exists already in graph '{self.name}'")
         tensors = ops.infer(op, tuple(self.tensor(ref) for ref in operands))
@@ -151,68 +154,63 @@ class Graph:
         return Ref(op.name)
 
     def remove(self, name: str) -> None:
-        """Remove an op that nobody reads."""
+        """Remove an op without readers."""
         if self._nx.out_degree(name) or any(out.op == name for out in self.outputs):
             raise GraphError(f"op '{name}' is still read")
         self._nx.remove_node(name)
         self._order.remove(name)
 
     def substitute(self, old: Ref, new: Ref) -> None:
-        """Let every reader of ``old``, and the model's outputs, read ``new``."""
+        """Replace ``old`` by ``new`` for every reader and in the model's outputs."""
         for reader, port in self.consumers(old):
             self._nx.remove_edge(old.op, reader, key=port)
             self._connect(new, reader, port)
         self.outputs = tuple(new if out == old else out for out in self.outputs)
 
     def splice(self, name: str, chain: Sequence[Op]) -> None:
-        """Put a chain of one-input, one-output ops in the place of such an op.
+        """Replace an op with one input and one output by a chain of such ops.
 
-        An empty chain removes it.
+        An empty chain removes the op.
         """
         operands = self.operands(name)
         if len(operands) != 1 or len(self.tensors(name)) != 1:
             raise GraphError(
                 f"op '{name}' has {len(operands)} operands and {len(self.tensors(name))} outputs:"
-                " only one of each can be spliced"
+                " only an op with one of each can be spliced"
             )
         last = operands[0]
-        taken = self._nx.nodes[name]
-        stand_in = f"{name}\0"  # frees the name for the chain
-        self._rename(name, stand_in)
+        (old,) = self.tensors(name)
+        replaced = f"{name}\0"  # frees the name for the chain
+        self._rename(name, replaced)
         for op in chain:
-            last = self.add(op, (last,), before=stand_in)
-        if chain and self.tensor(last) != taken["tensors"][0]:
-            raise GraphError(
-                f"the chain for '{name}' gives {self.tensor(last)} in place of"
-                f" {taken['tensors'][0]}"
-            )
-        self.substitute(Ref(stand_in), last)
-        self.remove(stand_in)
+            last = self.add(op, (last,), before=replaced)
+        if chain and self.tensor(last) != old:
+            raise GraphError(f"the chain for '{name}' gives {self.tensor(last)} in place of {old}")
+        self.substitute(Ref(replaced), last)
+        self.remove(replaced)
 
     def replace(self, op: Op) -> None:
-        """Put an op in the place of the one of the same name; the shapes behind it follow."""
+        """Replace the op of the same name and infer all tensors."""
         self.op(op.name)
         self._nx.nodes[op.name]["op"] = op
         self.infer()
 
     def with_weights(self, weights: Mapping[str, Mapping[str, Array]]) -> Graph:
-        """A copy in which the named layers hold other weights of the same shapes; every call of a shared layer follows."""
-        twin = self.copy()
+        """A copy with other weights, of the same shapes, in all calls of the named layers."""
+        copy = self.copy()
         for name, arrays in weights.items():
             old = self.op(name)
-            if {k: w.shape for k, w in old.weights.items()} != {
-                k: w.shape for k, w in arrays.items()
-            }:
+            if _shapes(old.weights) != _shapes(arrays):
                 raise GraphError(
                     f"the new weights of op '{name}' do not have the shapes of the old ones"
                 )
-            arrays = {k: _readonly(np.asarray(arrays[k])) for k in old.weights}
+            arrays = {key: _readonly(np.asarray(arrays[key])) for key in old.weights}
             for call in self.calls(old):
-                twin._nx.nodes[call.name]["op"] = replace(call, weights=arrays)
-        return twin
+                copy._nx.nodes[call.name]["op"] = replace(call, weights=arrays)
+        return copy
 
     def infer(self) -> None:
-        """Compute every tensor anew, in execution order."""
+        """Infer every tensor again, in execution order."""
         for op in self:
             self._nx.nodes[op.name]["tensors"] = ops.infer(op, self.input_tensors(op.name))
             for _, _, edge in self._nx.out_edges(op.name, data=True):
@@ -230,39 +228,20 @@ class Graph:
     # -- checking and printing ---------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise GraphError unless the graph is whole: ordered, ports complete, shapes true, shared weights shared, outputs there."""
+        """Raise GraphError for an inconsistent graph.
+
+        The order must be topological, ports and outputs complete, tensors as inferred, and the
+        calls of a shared layer must share their weights.
+        """
         done: set[str] = set()
         shared: dict[str, Op] = {}
         for op in self:
-            ports = sorted(port for _, _, port in self._nx.in_edges(op.name, keys=True))
-            if ports != list(range(len(ports))):
-                raise GraphError(f"op '{op.name}' has operand ports {ports}")
-            for ref in self.operands(op.name):
-                if ref.op not in done:
-                    raise GraphError(f"op '{op.name}' runs before its operand '{ref}'")
+            self._check_operands(op, done)
             done.add(op.name)
-            tensors = ops.infer(op, self.input_tensors(op.name))
-            if tensors != self.tensors(op.name):
-                raise GraphError(
-                    f"op '{op.name}' gives {tensors[0]}, its readers expect"
-                    f" {self.tensors(op.name)[0]}"
-                )
-            for _, to, port, edge in self._nx.out_edges(op.name, keys=True, data=True):
-                if edge["output"] >= len(tensors) or edge["tensor"] != tensors[edge["output"]]:
-                    raise GraphError(
-                        f"the edge from '{op.name}' to operand {port} of '{to}' says"
-                        f" {edge['tensor']}, which the op does not give"
-                    )
+            self._check_tensors(op)
             if op.shared is not None:
-                first = shared.setdefault(op.shared, op)
-                if first.kind != op.kind or any(
-                    first.weights[k] is not op.weights.get(k) for k in first.weights
-                ):
-                    raise GraphError(
-                        f"ops '{first.name}' and '{op.name}' are calls of '{op.shared}' but hold"
-                        " different weights"
-                    )
-        if set(done) != set(self._nx):
+                _check_shared(op, shared.setdefault(op.shared, op))
+        if done != set(self._nx):
             raise GraphError(
                 f"ops without a place in the execution order: {sorted(set(self._nx) - done)}"
             )
@@ -272,18 +251,56 @@ class Graph:
             if out.op not in done or out.output >= len(self.tensors(out.op)):
                 raise GraphError(f"the model output '{out}' does not exist")
 
+    def _check_operands(self, op: Op, done: set[str]) -> None:
+        """Raise GraphError for missing ports, and for an operand that is not among ``done``."""
+        ports = sorted(port for _, _, port in self._nx.in_edges(op.name, keys=True))
+        if ports != list(range(len(ports))):
+            raise GraphError(f"op '{op.name}' has operand ports {ports}")
+        for ref in self.operands(op.name):
+            if ref.op not in done:
+                raise GraphError(f"op '{op.name}' runs before its operand '{ref}'")
+
+    def _check_tensors(self, op: Op) -> None:
+        """Raise GraphError when the op's tensors, or those on its edges, are not as inferred."""
+        tensors = ops.infer(op, self.input_tensors(op.name))
+        if tensors != self.tensors(op.name):
+            raise GraphError(
+                f"op '{op.name}' gives {tensors[0]}, its readers expect {self.tensors(op.name)[0]}"
+            )
+        for _, reader, port, edge in self._nx.out_edges(op.name, keys=True, data=True):
+            if edge["output"] >= len(tensors) or edge["tensor"] != tensors[edge["output"]]:
+                raise GraphError(
+                    f"the edge from '{op.name}' to operand {port} of '{reader}' says"
+                    f" {edge['tensor']}, which the op does not give"
+                )
+
     def __str__(self) -> str:
         lines = [f"graph {self.name}"]
         for op in self:
             operands = ", ".join(str(ref) for ref in self.operands(op.name))
-            shown = "".join(f" {key}={_short(op[key])}" for key in ops.shown(op))
+            attrs = "".join(f" {key}={_short(op[key])}" for key in ops.shown(op))
             shared = f" shared={op.shared}" if op.shared is not None else ""
             lines.append(
-                f"  {op.name} = {op.kind}({operands}){shown}{shared} ->"
+                f"  {op.name} = {op.kind}({operands}){attrs}{shared} ->"
                 f" {', '.join(map(str, self.tensors(op.name)))}"
             )
         lines.append(f"  return {', '.join(map(str, self.outputs))}")
         return "\n".join(lines)
+
+
+def _check_shared(op: Op, first: Op) -> None:
+    """Raise GraphError when two calls of a layer do not hold the very same weights."""
+    if first.kind != op.kind or any(
+        first.weights[name] is not op.weights.get(name) for name in first.weights
+    ):
+        raise GraphError(
+            f"ops '{first.name}' and '{op.name}' are calls of '{op.shared}' but hold different"
+            " weights"
+        )
+
+
+def _shapes(weights: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in weights.items()}
 
 
 def _short(value: Any) -> str:

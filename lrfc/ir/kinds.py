@@ -1,8 +1,8 @@
-"""Table of op kinds: for each kind that lrfc tells apart, its family and the facts passes ask for.
+"""Table of op kinds: for each kind its family and the facts that passes need.
 
 A kind is the name of a Keras layer class, or ``ops.`` and the name of a function's class in
-keras.ops. A custom layer never has the name of a Keras layer here: its kind is then its full path.
-A kind that is only ever asked for by its own name needs no row.
+keras.ops. A custom layer that has the name of a Keras layer has its full path as its kind. A kind
+that the code compares by name only needs no row.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ class Kind:
 
     ``spatial_axes``: number of axes that its kernel or window moves along.
     ``kernel``: the weight that multiplies the input; ``input_axis``: its axis of input channels.
-    ``output_kernel``: the weight that makes the output channels, which is the same one but for a
-    separable convolution; ``output_axes``: its axes of output channels. Axes count from the end,
-    and there are none where the layer's configuration decides (the equation of an EinsumDense).
-    ``elementwise``: each element of the output depends on one of the input, and all alike.
-    ``parametric``: an activation with weights of its own.
-    ``view``: gives its input another name or shape at inference; no runtime copies for it.
-    ``keeps_range``: an int8 file rounds the output in the range of the input, and not anew.
-    ``homogeneous``: scaled channels come out scaled alike, for every scale ('linear') or for
-    positive ones ('positive'), whatever the configuration.
-    ``fuses_relu``: TFLite computes a ReLU behind the op with it.
+    ``output_kernel``: the weight whose product is the output, which is another one only for a
+    separable convolution; ``output_axes``: its axes of output channels. Axes count from the end.
+    They are empty where the configuration decides them (the equation of an EinsumDense).
+    ``elementwise``: the same function of one value gives each value of the output.
+    ``parametric``: an activation with weights.
+    ``view``: only renames or reshapes its input at inference; no runtime copies for it.
+    ``keeps_range``: in an int8 file the output has the range of the input.
+    ``homogeneous``: it commutes with a scale for each channel, with every scale ('linear') or with
+    positive ones only ('positive'), whatever the configuration.
+    ``fuses_relu``: TFLite fuses a ReLU that follows into the op.
     """
 
     name: str
@@ -103,22 +103,22 @@ class Kind:
 
     @property
     def has_kernel(self) -> bool:
-        """Whether it is a convolution or a matrix product, which low-rank factorization is for."""
+        """Whether it is a convolution or a matrix product, which can be factorized."""
         return self.is_convolution or self.is_matrix_product
 
     @property
     def is_linear(self) -> bool:
-        """Whether it multiplies by a kernel with its channels on fixed axes, and adds a bias."""
+        """Whether it multiplies by a kernel, with channels on fixed axes, and adds a bias."""
         return self.has_kernel and self.input_axis is not None
 
     @property
     def has_filters(self) -> bool:
-        """Whether its output channels are its own, rather than those that it reads."""
+        """Whether its output channels can be removed without removing input channels."""
         return (self.has_kernel and not self.is_depthwise) or self.family == "embedding"
 
     @property
     def is_activation(self) -> bool:
-        """Whether it is an activation that stands as a layer."""
+        """Whether it is an activation layer."""
         return self.family == "activation"
 
     @property
@@ -128,12 +128,12 @@ class Kind:
 
 
 def _sized(pattern: str, sizes: tuple[int, ...], kind: Kind) -> Iterator[Kind]:
-    """The kind for each number of spatial axes."""
+    """One kind for each number of spatial axes."""
     return (replace(kind, name=pattern.format(size), spatial_axes=size) for size in sizes)
 
 
-def _each(names: str, kind: Kind, prefix: str = "") -> Iterator[Kind]:
-    """The kind under each of the names."""
+def _named(names: str, kind: Kind, prefix: str = "") -> Iterator[Kind]:
+    """One kind for each name."""
     return (replace(kind, name=prefix + name) for name in names.split())
 
 
@@ -144,7 +144,7 @@ def _linear(
     kernel: str = "kernel",
     output_kernel: str = "kernel",
 ) -> Kind:
-    """A linear layer of either name; TFLite fuses a ReLU into all of them."""
+    """A kind of linear layer, without a name; TFLite fuses a ReLU into all of them."""
     return Kind("", family, 0, kernel, input_axis, output_kernel, output_axes, fuses_relu=True)
 
 
@@ -169,32 +169,32 @@ KINDS: tuple[Kind, ...] = (
     Kind("EinsumDense", "einsum", kernel="kernel", output_kernel="kernel"),
     # Other layers with weights
     Kind("Embedding", "embedding", output_kernel="embeddings", output_axes=(-1,)),
-    *_each("LSTM GRU SimpleRNN RNN Bidirectional", Kind("", "recurrent")),
+    *_named("LSTM GRU SimpleRNN RNN Bidirectional", Kind("", "recurrent")),
     *_sized("ConvLSTM{}D", (1, 2, 3), Kind("", "recurrent")),
     Kind("MultiHeadAttention", "attention"),
     # Normalisation: by stored statistics, by the sample's own, and of a model's inputs
     Kind("BatchNormalization", "batchnorm"),
-    *_each(
+    *_named(
         "LayerNormalization GroupNormalization UnitNormalization RMSNormalization",
         Kind("", "normalization"),
     ),
-    *_each("Normalization Rescaling", Kind("", "rescaling")),
-    # Activations. Activation is elementwise but for softmax, which code asks for where it matters.
-    *_each("Activation ReLU ELU", _ELEMENTWISE),
+    *_named("Normalization Rescaling", Kind("", "rescaling")),
+    # Activations. Activation is elementwise but for softmax, which code checks where it matters.
+    *_named("Activation ReLU ELU", _ELEMENTWISE),
     replace(_ELEMENTWISE, name="LeakyReLU", homogeneous="positive"),
     replace(_ELEMENTWISE, name="PReLU", parametric=True),
     Kind("Softmax", "activation"),
-    *_each(
+    *_named(
         "Relu Relu6 Sigmoid Tanh Silu Gelu Elu Selu Softplus Softsign LeakyRelu HardSigmoid "
         "HardSilu Abs Absolute Negative Square Sqrt Rsqrt Exp Log Sign",
         replace(_ELEMENTWISE, family="function"),
         "ops.",
     ),
-    *_each("Softmax Clip", Kind("", "function"), "ops."),  # the bounds of clip may be arrays
+    *_named("Softmax Clip", Kind("", "function"), "ops."),  # the bounds of clip may be arrays
     # Several operands
-    *_each("Add Subtract Multiply", Kind("", "arithmetic", fuses_relu=True)),
-    *_each("Average Maximum Minimum", Kind("", "arithmetic")),
-    *_each(
+    *_named("Add Subtract Multiply", Kind("", "arithmetic", fuses_relu=True)),
+    *_named("Average Maximum Minimum", Kind("", "arithmetic")),
+    *_named(
         "Add Subtract Multiply Divide TrueDivide Maximum Minimum Power",
         Kind("", "arithmetic"),
         "ops.",
@@ -212,20 +212,20 @@ KINDS: tuple[Kind, ...] = (
     *_sized("Cropping{}D", (1, 2, 3), replace(_RESIZED, family="cropping")),
     *_sized("UpSampling{}D", (1, 2, 3), replace(_RESIZED, family="upsampling")),
     # Layers that act in training only
-    *_each(
+    *_named(
         "Dropout AlphaDropout GaussianDropout GaussianNoise ActivityRegularization",
         Kind("", "dropout", view=True),
     ),
     *_sized("SpatialDropout{}D", (1, 2, 3), Kind("", "dropout", view=True)),
     Kind("Identity", "identity", view=True),
-    # The same values in another shape or order, and parts of them
-    *_each("Flatten Reshape", Kind("", "shape", view=True, keeps_range=True)),
-    *_each("Permute RepeatVector", Kind("", "shape", keeps_range=True)),
-    *_each("Pad Reshape Transpose", Kind("", "shape", keeps_range=True), "ops."),
-    *_each("ExpandDims Squeeze GetItem Split", Kind("", "shape"), "ops."),
-    *_each("Mean Max Min Sum", Kind("", "reduction"), "ops."),
+    # The same values in another shape or order, or a part of them
+    *_named("Flatten Reshape", Kind("", "shape", view=True, keeps_range=True)),
+    *_named("Permute RepeatVector", Kind("", "shape", keeps_range=True)),
+    *_named("Pad Reshape Transpose", Kind("", "shape", keeps_range=True), "ops."),
+    *_named("ExpandDims Squeeze GetItem Split", Kind("", "shape"), "ops."),
+    *_named("Mean Max Min Sum", Kind("", "reduction"), "ops."),
     # Text and tables, which no runtime format holds
-    *_each(
+    *_named(
         "StringLookup IntegerLookup TextVectorization Hashing HashedCrossing",
         Kind("", "lookup"),
     ),
@@ -235,7 +235,7 @@ _BY_NAME: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in KIN
 
 
 def kind_of(name: str) -> Kind:
-    """The kind of that name; one of family 'other' for a name that is not in the table."""
+    """The kind with that name; for a name outside the table, one of family 'other'."""
     return _BY_NAME.get(name) or Kind(name)
 
 

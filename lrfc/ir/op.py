@@ -1,4 +1,4 @@
-"""Operations, and the tensors that they read and give."""
+"""Operations, with their input and output tensors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Tensor:
-    """Shape and dtype of what one operation hands to another.
+    """Shape and dtype of an operation's output.
 
-    The first axis is the batch and is usually None.
+    The first axis is the batch and usually None.
     """
 
     shape: Shape
@@ -31,7 +31,7 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        """Number of elements of one sample (the batch axis counts as 1)."""
+        """Number of elements of one sample (the batch axis does not count)."""
         unknown = [axis for axis, length in enumerate(self.shape[1:], start=1) if length is None]
         if unknown:
             raise GraphError(f"axis {unknown[0]} of shape {self} has no fixed length")
@@ -55,7 +55,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of operand number ``port`` in an operation's call."""
+    """Placeholder of operand number ``port`` in an operation's call."""
 
     port: int
 
@@ -72,13 +72,15 @@ def _readonly(array: Array) -> Array:
 class Op:
     """One operation: a Keras layer or keras.ops call, with its configuration and weights.
 
-    ``attrs`` is the Keras configuration without the name; a pass that makes an op gives only what
-    differs from Keras' defaults. ``weights`` are read-only arrays in Keras' order, by variable name
-    (``kernel``, ``bias``, ``gamma``, ...). Ops with equal ``shared`` are calls of one layer: they
-    hold the very same weights. ``call`` is (args, kwargs) with a ``Slot`` for each operand; None is
-    the usual form: the operand, or the list of them when there are several. ``origin`` is the
-    Python class behind a kind that is not in ``keras.layers`` (keras.ops, custom layers); such ops
-    pass through untouched.
+    ``attrs``: the Keras configuration without the name. An op that a pass creates sets only what
+    differs from Keras' defaults.
+    ``weights``: read-only arrays in Keras' order, by variable name (``kernel``, ``bias``, ...).
+    ``shared``: the key of a shared layer. Ops with the same key are calls of that layer and hold
+    the very same weights.
+    ``call``: (args, kwargs) with a ``Slot`` for each operand. None for the usual form: the operand,
+    or the list of the operands when there are several.
+    ``origin``: the Python class of a kind that is not in ``keras.layers`` (keras.ops, custom
+    layers). Such ops are never rewritten.
     """
 
     name: str
@@ -90,20 +92,17 @@ class Op:
     origin: type | None = None
 
     def __post_init__(self) -> None:
+        weights = {name: _readonly(np.asarray(array)) for name, array in self.weights.items()}
         object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
-        object.__setattr__(
-            self,
-            "weights",
-            MappingProxyType({k: _readonly(np.asarray(w)) for k, w in self.weights.items()}),
-        )
+        object.__setattr__(self, "weights", MappingProxyType(weights))
 
     def __getitem__(self, attr: str) -> Any:
-        """The attribute, or Keras' default for this kind when it is not set."""
+        """The attribute; Keras' default for this kind when it is not set."""
         return self.attrs[attr] if attr in self.attrs else defaults.default(self.kind, attr)
 
     @property
     def info(self) -> Kind:
-        """The facts that hold for every op of this kind."""
+        """The row of this kind in the table of kinds."""
         return kind_of(self.kind)
 
     def with_attrs(self, **attrs: Any) -> Op:
@@ -112,5 +111,5 @@ class Op:
 
     @property
     def params(self) -> int:
-        """Number of values in the op's weights."""
+        """Number of weight values."""
         return sum(w.size for w in self.weights.values())

@@ -1,7 +1,4 @@
-"""What lrfc knows of each kind of op: default attributes, output shapes, multiply-accumulates.
-
-The kinds are Keras' layer classes.
-"""
+"""Output tensors and multiply–accumulate operations (MACs) of ops, by kind."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ _SAME_SHAPE = frozenset(
     names("activation", "batchnorm", "normalization", "dropout", "identity"),
 ) - {"RMSNormalization"}
 
-#: Activations of a value alone.
+#: Activations that compute value by value.
 ELEMENTWISE = frozenset(
     "linear relu relu6 sigmoid tanh swish silu gelu elu selu celu softplus softsign leaky_relu"
     " hard_sigmoid hard_silu hard_swish mish exponential hard_tanh hard_shrink soft_shrink"
@@ -30,22 +27,24 @@ ELEMENTWISE = frozenset(
 
 
 def shown(op: Op) -> tuple[str, ...]:
-    """The attributes worth printing: the known ones that are set and differ from the default."""
-    known = DEFAULTS.get(op.kind, {})
+    """The attributes to print: those in the table of defaults that are set to another value."""
+    defaults = DEFAULTS.get(op.kind, {})
     return tuple(
-        key for key, usual in known.items() if key in op.attrs and not _is(op.attrs[key], usual)
+        key
+        for key, default in defaults.items()
+        if key in op.attrs and not _is_default(op.attrs[key], default)
     )
 
 
-def _is(value: Any, usual: Any) -> bool:
+def _is_default(value: Any, default: Any) -> bool:
     if isinstance(value, tuple | list):
-        return all(_is(v, usual) for v in value)
-    return bool(value == usual) or (usual is None and value in (None, "linear"))
+        return all(_is_default(item, default) for item in value)
+    return bool(value == default) or (default is None and value in (None, "linear"))
 
 
 def spatial(value: int | tuple[int, ...] | list[int], rank: int) -> tuple[int, ...]:
-    """A size given once or per axis, as one int per spatial axis."""
-    sizes = (value,) * rank if isinstance(value, int) else tuple(int(v) for v in value)
+    """One size for each spatial axis, from a single size or one per axis."""
+    sizes = (value,) * rank if isinstance(value, int) else tuple(int(size) for size in value)
     if len(sizes) != rank:
         raise GraphError(f"{value} has {len(sizes)} sizes, expected {rank}")
     return sizes
@@ -56,11 +55,11 @@ def spatial(value: int | tuple[int, ...] | list[int], rank: int) -> tuple[int, .
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """The sizes of one convolution call (of any rank, grouped, depthwise or transposed), in the input's axis order.
+    """The sizes of one call of a convolution: plain, grouped, depthwise or transposed.
 
-    ``inputs`` and ``outputs`` are channel counts, ``in_shape`` and ``out_shape`` spatial sizes
-    (None where not fixed), ``multiplier`` is the depth multiplier of a depthwise convolution (0 for
-    all others).
+    Spatial sizes are in the input's axis order. ``inputs`` and ``outputs``: numbers of channels.
+    ``in_shape`` and ``out_shape``: spatial shapes, with None where a length is not fixed.
+    ``multiplier``: the depth multiplier of a depthwise convolution, 0 for all others.
     """
 
     kernel: tuple[int, ...]
@@ -92,7 +91,7 @@ class ConvGeometry:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one sample."""
+        """MACs of one sample; ModelError when its spatial size is not fixed."""
         positions = self.in_shape if self.transposed else self.out_shape
         if None in positions:
             raise ModelError(
@@ -100,7 +99,7 @@ class ConvGeometry:
                 " model with a fixed Input shape"
             )
         return (
-            prod(p for p in positions if p is not None)
+            prod(length for length in positions if length is not None)
             * prod(self.kernel)
             * self.outputs
             * self.inputs
@@ -109,7 +108,7 @@ class ConvGeometry:
 
 
 def conv_geometry(op: Op, source: Tensor) -> ConvGeometry:
-    """The geometry of a Conv, transposed or depthwise op on that input tensor."""
+    """The geometry of a plain, transposed or depthwise convolution on an input tensor."""
     depthwise, transposed, rank = op.info.is_depthwise, op.info.is_transposed, op.info.spatial_axes
     if len(source.shape) != rank + 2:
         raise GraphError(
@@ -166,13 +165,13 @@ def _conv_length(
 def _transposed_length(
     length: int | None, kernel: int, stride: int, dilation: int, extra: int | None, padding: str
 ) -> int | None:
-    """The rule of keras.src.ops.operation_utils.compute_conv_transpose_output_shape."""
+    """Output length as in keras.src.ops.operation_utils.compute_conv_transpose_output_shape."""
     if length is None:
         return None
-    reach = dilation * (kernel - 1) + 1
+    extent = dilation * (kernel - 1) + 1
     if extra is None:
-        return length * stride + max(reach - stride, 0) if padding == "valid" else length * stride
-    return (length - 1) * stride + reach - (0 if padding == "valid" else 2 * (reach // 2)) + extra
+        return length * stride + max(extent - stride, 0) if padding == "valid" else length * stride
+    return (length - 1) * stride + extent - (0 if padding == "valid" else 2 * (extent // 2)) + extra
 
 
 # -- shapes ----------------------------------------------------------------------------------------
@@ -181,27 +180,27 @@ def _transposed_length(
 def infer(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The op's output tensors.
 
-    Kinds, calls and dtypes that are not known here are asked of Keras itself.
+    Keras infers those of all kinds, calls and dtypes without a rule here.
     """
     if op.kind == "InputLayer":
         return (_infer_input(op),)
-    if (
-        len(inputs) == 1 and inputs[0].dtype == "float32"
-    ):  # what Keras makes of other dtypes depends on the layer
+    # float32 only: the output dtype for any other depends on the layer.
+    if len(inputs) == 1 and inputs[0].dtype == "float32":
         if op.kind in _SAME_SHAPE:
             return inputs
         if (rule := _INFER.get(op.kind)) is not None:
             return (rule(op, *inputs),)
-    known = _asked.setdefault(op, {})
-    if inputs not in known:
-        from lrfc.ir.keras.layers import infer as asked
+    results = _inferred_by_keras.setdefault(op, {})
+    if inputs not in results:
+        from lrfc.ir.keras.layers import infer as infer_by_keras
 
-        known[inputs] = asked(op, inputs)
-    return known[inputs]
+        results[inputs] = infer_by_keras(op, inputs)
+    return results[inputs]
 
 
-#: What Keras answered. An op that is gone takes its answers along.
-_asked: WeakKeyDictionary[Op, dict[tuple[Tensor, ...], tuple[Tensor, ...]]] = WeakKeyDictionary()
+#: Cache of output tensors by op and input tensors. An entry lives as long as its op.
+_inferred_by_keras: WeakKeyDictionary[Op, dict[tuple[Tensor, ...], tuple[Tensor, ...]]]
+_inferred_by_keras = WeakKeyDictionary()
 
 
 def _infer_input(op: Op) -> Tensor:
@@ -226,7 +225,10 @@ _INFER: dict[str, Callable[..., Tensor]] = {
 
 
 def macs(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
-    """Multiply-accumulates of one sample: convolutions, matrix products, attention and recurrent layers; element-wise work counts as 0."""
+    """MACs of one sample in convolutions, matrix products, attention and recurrent layers.
+
+    Other ops count as 0. ModelError when they depend on a length that is not fixed.
+    """
     if op.info.is_convolution and not op.info.is_separable:
         return conv_geometry(op, inputs[0]).macs
     rule = _MACS.get(op.kind)
@@ -253,7 +255,7 @@ def _macs_einsum(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]
 
 
 def _argument(op: Op, inputs: tuple[Tensor, ...], position: int, name: str) -> Any:
-    """The tensor (or constant) of one argument of the op's call, wherever the call has it; None when it is not given."""
+    """The tensor or constant of one argument, by position or by name; None without it."""
     if op.call is None:
         return inputs[position] if position < len(inputs) else None
     args, kwargs = op.call

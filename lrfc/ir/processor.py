@@ -1,4 +1,4 @@
-"""What depends on the processor: whether TensorFlow computes with oneDNN."""
+"""Decision whether TensorFlow computes with oneDNN, which else depends on the processor."""
 
 from __future__ import annotations
 
@@ -12,52 +12,58 @@ VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
 
 @dataclass(frozen=True)
 class OneDNN:
-    """Whether TensorFlow computes with oneDNN, and who decided it: 'lrfc', 'environment' or 'host program'."""
+    """Whether TensorFlow computes with oneDNN, and who decided it.
+
+    ``decided_by``: 'lrfc', 'environment' or 'host program'.
+    """
 
     on: bool
     decided_by: str
 
     def __str__(self) -> str:
-        how = {
+        reasons = {
             "lrfc": "the default of lrfc",
             "environment": f"by {VARIABLE} in the environment",
             "host program": "by the program that imported TensorFlow before lrfc",
         }
-        return f"{'on' if self.on else 'off'}, {how[self.decided_by]}"
+        return f"{'on' if self.on else 'off'}, {reasons[self.decided_by]}"
 
 
-_decided: str | None = None
+#: Who decided; None before the decision.
+_decided_by: str | None = None
 
 
 def decide(wanted: bool | None = None) -> None:
-    """Set before TensorFlow is imported whether it computes with oneDNN; once, and what the user has set holds.
+    """Switch oneDNN on or off, before TensorFlow is imported and once in a process.
 
-    ``wanted``: as in a build that is repeated. Without it oneDNN is on, whatever the processor.
+    A setting of the user's or of the host program stays. ``wanted``: the state in a build that is
+    replayed; None is on, whatever the processor.
+
     TensorFlow's own default is on with AVX-512 VNNI and off without, so that the same command gives
-    other bits, and with channels first an error, on the next machine. On suits best: convolutions
-    with channels first run at all, ResNet-20 answers 1.4 times and trains 1.8 times as fast (1,024
-    images in 0.82 s against 1.20 s, ten steps of 64 in 3.0 s against 5.5 s, two cores with
-    AVX-512), and its predictions were the same bit by bit with AVX-512 and with AVX2 alone, where
-    without oneDNN they were not (gradients differ either way).
+    other bits on another machine, and with channels first an error. On is the better default.
+    Convolutions with channels first need it. ResNet-20 predicts 1.4 times and trains 1.8 times as
+    fast (1,024 images in 0.82 s against 1.20 s, ten steps of 64 in 3.0 s against 5.5 s, two cores
+    with AVX-512). Its predictions were the same bit by bit with AVX-512 and with AVX2 alone, which
+    they were not without oneDNN (gradients differ either way).
     """
-    global _decided  # noqa: PLW0603  one decision for the process, as TensorFlow's is
-    if _decided is not None:
+    global _decided_by  # noqa: PLW0603  one decision for the process, as TensorFlow's is
+    if _decided_by is not None:
         return
     if "tensorflow" in sys.modules:
-        _decided = "host program"
+        _decided_by = "host program"
     elif VARIABLE in os.environ:
-        _decided = "environment"
+        _decided_by = "environment"
     else:
         os.environ[VARIABLE] = "0" if wanted is False else "1"
-        _decided = "lrfc"
+        _decided_by = "lrfc"
 
 
 def onednn() -> OneDNN:
-    """What is in force in this process, or will be once TensorFlow is imported."""
+    """The state of oneDNN in this process, now or once TensorFlow is imported."""
     decide()
-    assert _decided is not None
+    assert _decided_by is not None
     if "tensorflow" not in sys.modules:
-        return OneDNN(os.environ[VARIABLE].lower() in ("1", "true"), _decided)
+        return OneDNN(os.environ[VARIABLE].lower() in ("1", "true"), _decided_by)
     from tensorflow.python.util import _pywrap_util_port
 
-    return OneDNN(bool(_pywrap_util_port.IsMklEnabled()), _decided)
+    return OneDNN(bool(_pywrap_util_port.IsMklEnabled()), _decided_by)

@@ -1,4 +1,4 @@
-"""The 8-bit weights of a linear layer, as TFLite and onnxruntime round them: symmetric, one scale for each output channel."""
+"""Rounding of weights to 8 bits as in TFLite and onnxruntime: symmetric, a scale per channel."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from lrfc.ir.op import Op
 
 #: Steps from 0 to the largest weight of a channel: int8 without -128.
 STEPS = 127
-#: The same in an ONNX file, whose weights have 7 bits (lrfc.targets.onnx.int8 says why).
+#: The same in an ONNX file, whose weights have 7 bits (the reason is in lrfc.targets.onnx.int8).
 REDUCED = 64
 
 
 def steps_of(form: str) -> int:
-    """The steps in an int8 file of that format."""
+    """The steps in an int8 file of a format."""
     return REDUCED if form == "onnx" else STEPS
 
 
 def rounds(op: Op) -> bool:
-    """Whether the layer has one kernel, and nothing beside it but a bias."""
+    """Whether the op is a linear layer with one kernel, at most a bias, and no other weights."""
     return op.info.is_linear and "kernel" in op.weights and not set(op.weights) - {"kernel", "bias"}
 
 
 def scaled_by_channel(op: Op) -> bool:
-    """Whether the kernel also has a scale per output channel where rounding is trained.
+    """Whether the kernel has a scale per output channel in quantisation-aware training too.
 
-    tensorflow-model-optimization scales by the last axis only, and TFLite's converter does not take
-    a matrix with several scales from it.
+    tensorflow-model-optimization has scales along the last axis only, and TFLite's converter does
+    not accept a matrix with several of its scales.
     """
     return op.info.family == "conv"
 
 
 def grouped(op: Op) -> NDArray[np.float64]:
-    """The kernel (G, S, K, T): groups, inputs and outputs of a group, and positions.
+    """The kernel as (G, S, K, T): groups, inputs of a group, positions, and outputs of a group.
 
     A depthwise convolution has a group for each channel.
     """
@@ -50,13 +50,12 @@ def grouped(op: Op) -> NDArray[np.float64]:
 
 
 def rounded(op: Op, steps: int = STEPS) -> Op:
-    """The layer with the weights that an int8 file holds. ``steps``: see ``steps_of``."""
+    """The layer with its kernel rounded as in an int8 file. ``steps``: see ``steps_of``."""
     kernel = np.asarray(op.weights["kernel"], np.float64)
     others = tuple(
         axis for axis in range(kernel.ndim) if axis - kernel.ndim not in op.info.output_axes
     )
     scale = np.abs(kernel).max(axis=others, keepdims=True) / steps
     scale = np.where(scale > 0, scale, 1.0)
-    return replace(
-        op, weights={**op.weights, "kernel": (np.rint(kernel / scale) * scale).astype(np.float32)}
-    )
+    rounded_kernel = (np.rint(kernel / scale) * scale).astype(np.float32)
+    return replace(op, weights={**op.weights, "kernel": rounded_kernel})

@@ -9,7 +9,7 @@ from lrfc.ir.graph import Graph
 
 
 def check(graph: Graph) -> None:
-    """Raise ModelError when oneDNN is off and the graph needs it; ``graph`` has its channels last."""
+    """Raise ModelError when a graph, converted to channels last, needs oneDNN and it is off."""
     names = stuck(graph)
     if names and not processor.onednn().on:
         raise ModelError(

@@ -1,1 +1,1 @@
-"""Keras models to graphs and back."""
+"""Import of Keras models into graphs, and export of graphs to Keras models."""

@@ -1,8 +1,9 @@
-"""The names that a model file may use: layers, operations and functions of Keras that compute and do nothing else.
+"""Allowlist of the names in a model file: layers, operations and functions that only compute.
 
-Keras and tf_keras import what a configuration names. So the whole configuration is walked before
-either sees it: every object in it stands in the lists below, or is a class that the user registered
-with Keras, or the file is refused. What is handed on names no module of the file's choice.
+Keras and tf_keras import what a configuration names. So the whole configuration is checked before
+either reads it: every object in it must be in the lists below, or be a class that the user
+registered with Keras. Otherwise the file is refused. The checked copy names no module that the file
+chose.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ LAYERS = frozenset(
     GroupNormalization GroupQueryAttention HashedCrossing Hashing Identity InputLayer IntegerLookup
     LSTM LSTMCell LayerNormalization LeakyReLU Masking MaxNumBoundingBoxes MaxPool1D MaxPool2D
     MaxPool3D MaxPooling1D MaxPooling2D MaxPooling3D Maximum MelSpectrogram Minimum MixUp
-    MultiHeadAttention Multiply Normalization PReLU Permute Pipeline RMSNormalization RNN RandAugment
-    RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop
+    MultiHeadAttention Multiply Normalization PReLU Permute Pipeline RMSNormalization RNN
+    RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop
     RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue
     RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation
     RandomSharpness RandomShear RandomTranslation RandomZoom ReLU RepeatVector Rescaling Reshape
@@ -46,7 +47,7 @@ LAYERS = frozenset(
     UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
     """.split()
 )
-#: What else keras.layers exports, and why no file may name it.
+#: The other names that keras.layers exports, and the reason why no file may use them.
 REFUSED_LAYERS = {
     "Lambda": "it is Python code",
     "TFSMLayer": "it loads a SavedModel from a path",
@@ -57,7 +58,7 @@ REFUSED_LAYERS = {
     "Wrapper": "it is an abstract class",
     "InputSpec": "it is no layer",
 }
-#: Layers that keep words: their vocabulary may be a list, not the path of a file.
+#: Layers with a vocabulary, which may be a list but not the path of a file.
 _LOOKUPS = frozenset({"IntegerLookup", "StringLookup", "TextVectorization"})
 _ACTIVATIONS = frozenset(
     """
@@ -120,7 +121,7 @@ _POLICIES = frozenset(
     QuantizedDTypePolicy QuantizedFloat8DTypePolicy
     """.split()
 )
-#: A module of Keras → its classes that a file may name.
+#: By module of Keras: the classes that a file may name.
 _CLASSES = {
     "keras.layers": LAYERS,
     "keras.models": frozenset({"Model", "Sequential"}),
@@ -136,26 +137,28 @@ _LOSS_CLASSES = {
     "keras.metrics": _METRICS,
     "keras.dtype_policies": _POLICIES,
 }
-#: Modules whose classes are operations on tensors, and the operations that call a function.
+#: Modules whose classes are operations on tensors.
 OPERATIONS = frozenset(
     f"keras.src.ops.{name}" for name in "core einops image linalg math nn numpy".split()
 )
+#: Operations that call a function of the file's choice.
 CALLING = frozenset(
     "AssociativeScan Cond ForiLoop JVP Map Scan Switch VectorizedMap WhileLoop".split()
 )
-#: Values that JSON has no form for.
+#: Keras' markers of values that JSON cannot hold.
 _VALUES = frozenset(
-    "__bytes__ __ellipsis__ __keras_tensor__ __numpy__ __slice__ __tensor__ __tuple__ TensorShape".split()
+    """
+    __bytes__ __ellipsis__ __keras_tensor__ __numpy__ __slice__ __tensor__ __tuple__ TensorShape
+    """.split()
 )
-#: What Keras 2 has more: where tf_keras finds it, and of its layers those that keras_rebuild
-#: builds.
+#: The same for the other classes of Keras 1 and 2. Of the layers, lrfc.ir.keras.rebuild builds all.
 _LEGACY_CLASSES = {
     "keras.layers": LAYERS | set(RENAMED),
     "keras.src.engine.functional": frozenset({"Functional"}),
     "keras.src.layers.core.tf_op_layer": frozenset({"SlicingOpLambda", "TFOpLambda"}),
     "keras.mixed_precision": frozenset({"Policy"}),
 }
-#: Layers of Keras 2 that Keras 3 has no more.
+#: Layers of Keras 2 that Keras 3 no longer has.
 _DROPPED_LAYERS = frozenset(
     """
     AddLoss AddMetric BaseRandomLayer ClassMethod DenseFeatures InstanceMethod InstanceProperty
@@ -163,7 +166,7 @@ _DROPPED_LAYERS = frozenset(
     TensorFlowOpLayer ThresholdedReLU
     """.split()
 )
-#: Endings of keys that name a function or an object by a string alone.
+#: By the ending of a key: the strings that it may have as its value.
 _NAMING = {
     "activation": _ACTIVATIONS,
     "initializer": _INITIALIZERS,
@@ -173,49 +176,49 @@ _NAMING = {
 
 
 class CustomClassError(ModelError):
-    """A class or function that is not part of Keras and that nobody registered."""
+    """A class or function that is not part of Keras and not registered."""
 
 
 class NoCounterpartError(ModelError):
-    """Something of Keras 2 that has no counterpart in Keras 3: a clause of a message."""
+    """A part of Keras 2 without a counterpart in Keras 3; its text is a clause of a message."""
 
 
 def model(config: Mapping[str, Any], path: object, *, legacy: bool) -> dict[str, Any]:
-    """A model's configuration as Keras may read it: only listed and registered classes, uncompiled.
+    """The checked configuration of a model for Keras: listed and registered classes, uncompiled.
 
-    ``legacy``: the file is of Keras 1 or 2. ModelError names the first thing that is not allowed.
+    ``legacy``: the file is of Keras 1 or 2. ModelError names the first entry that is not allowed.
     """
-    return _Walk(path, _CLASSES, _ACTIVATIONS, legacy=legacy).mapping(config, _Place())
+    return _Check(path, _CLASSES, _ACTIVATIONS, legacy=legacy).mapping(config, _Place())
 
 
 def legacy_model(config: Mapping[str, Any], path: object) -> dict[str, Any]:
-    """A model's configuration as tf_keras may read it: only listed classes, no initializers.
+    """The checked configuration of a model for tf_keras: only listed classes, no initializers.
 
-    CustomClassError for classes of the user's, NoCounterpartError for what Keras 3 has not.
+    CustomClassError for a custom class, NoCounterpartError for a part that Keras 3 lacks.
     """
-    walk = _Walk(path, _CLASSES, _ACTIVATIONS, legacy=True, tf_keras=True)
-    return walk.mapping(config, _Place())
+    check = _Check(path, _CLASSES, _ACTIVATIONS, legacy=True, tf_keras=True)
+    return check.mapping(config, _Place())
 
 
 def compilation(config: Mapping[str, Any], path: object) -> dict[str, Any]:
-    """The losses and metrics that a model was compiled with, as Keras may read them.
+    """The checked losses and metrics that a model was compiled with.
 
-    ModelError names the first thing that is neither listed nor registered.
+    ModelError names the first entry that is neither listed nor registered.
     """
-    return _Walk(path, _LOSS_CLASSES, _LOSS_FUNCTIONS).mapping(config, _Place())
+    return _Check(path, _LOSS_CLASSES, _LOSS_FUNCTIONS).mapping(config, _Place())
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a walk is: in which layer, and whether that is of a class of the user's."""
+    """A place in a configuration: the name of the layer, and whether its class is a custom one."""
 
     layer: str = ""
     custom: bool = False
 
 
 @dataclass(frozen=True)
-class _Walk:
-    """One walk over a configuration, which copies it."""
+class _Check:
+    """One recursive check of a configuration, which copies it."""
 
     path: object
     classes: Mapping[str, frozenset[str]]
@@ -224,7 +227,7 @@ class _Walk:
     tf_keras: bool = False
 
     def mapping(self, value: Mapping[str, Any], place: _Place) -> dict[str, Any]:
-        """A copy of the dict, which may itself be an object, and of the objects in it."""
+        """A checked copy of a dict, which may itself describe an object."""
         head: dict[str, Any] = {}
         if "_TYPE" in value:  # a composite tensor, which tf_keras reads from a string in the string
             raise NoCounterpartError(f"its layer '{shown(place.layer, 80)}' holds no plain tensor")
@@ -234,9 +237,7 @@ class _Walk:
                 place = replace(place, layer=inner["name"])
             head = self._object(value, place)
             place = replace(place, custom="module" in head and head["module"] is None)
-        rest = {
-            key: item for key, item in value.items() if not (key in head or self._left_out(key))
-        }
+        rest = {key: item for key, item in value.items() if not (key in head or self._omitted(key))}
         return {key: self._value(item, place, key) for key, item in rest.items()} | head
 
     def _value(self, value: Any, place: _Place, key: str) -> Any:
@@ -251,11 +252,11 @@ class _Walk:
             return value
         raise self._unknown(value)
 
-    def _left_out(self, key: str) -> bool:
+    def _omitted(self, key: str) -> bool:
         return key == "compile_config" or (self.tf_keras and key.endswith("_initializer"))
 
     def _object(self, value: Mapping[str, Any], place: _Place) -> dict[str, Any]:
-        """The entries by which Keras finds the class or the function: they replace the file's own."""
+        """The entries by which Keras finds a class or function; they replace those of the file."""
         for key in ("class_name", "module", "registered_name"):
             entry = value.get(key)
             if not isinstance(entry, str) and not (entry is None and key != "class_name"):
@@ -275,7 +276,7 @@ class _Walk:
         home = self._home(name, module)
         if home is None:
             raise self._refused(name, module)
-        self._check(name, value.get("config"), place)
+        self._check_config(name, value.get("config"), place)
         head = {"class_name": name}
         if module is not None:
             head["module"] = home
@@ -293,32 +294,32 @@ class _Walk:
             return head | {"module": None}
         if name not in self.functions or not (module == "builtins" or _of_keras(module)):
             raise self._unknown(name, None if module == "builtins" else module)
-        return head | {"module": "builtins"}  # which Keras looks up in its own tables of functions
+        return head | {"module": "builtins"}  # looked up by Keras in its own tables of functions
 
     def _home(self, name: str, module: str | None) -> str | None:
-        """The module in which Keras is to find a class; None for one that no file may name."""
+        """The module that has a class; None for a class that no file may name."""
         if module in OPERATIONS and self.classes is _CLASSES and not self.tf_keras:
             return module if _is_operation(module, name) else None
         homes = {**self.classes, **(_LEGACY_CLASSES if self.legacy else {})}
         part = _part(module)
-        fitting = [
+        matches = [
             home
             for home, names in homes.items()
             if name in names and (part is None or part == _part(home))
         ]
-        if name == "Functional" and self.legacy:  # Keras 2 and 3 have it in different places
+        if name == "Functional" and self.legacy:  # Keras 2 and 3 have it in different modules
             old = self.tf_keras or (module is not None and "engine" in module.split("."))
             return "keras.src.engine.functional" if old else "keras.src.models.functional"
-        return fitting[0] if fitting else None
+        return matches[0] if matches else None
 
-    def _check(self, name: str, config: Any, place: _Place) -> None:
-        """ModelError when the configuration of a listed layer reaches further than the layer."""
+    def _check_config(self, name: str, config: Any, place: _Place) -> None:
+        """Raise ModelError when a listed layer would call other functions or read a file."""
         if not isinstance(config, dict):
             return
         if name in ("TFOpLambda", "SlicingOpLambda"):
             symbol = config.get("function")
-            known = {"__operators__.getitem"} if name == "SlicingOpLambda" else SYMBOLS
-            if not isinstance(symbol, str) or symbol.removeprefix("compat.v1.") not in known:
+            symbols = {"__operators__.getitem"} if name == "SlicingOpLambda" else SYMBOLS
+            if not isinstance(symbol, str) or symbol.removeprefix("compat.v1.") not in symbols:
                 raise NoCounterpartError(
                     f"its layer '{shown(place.layer, 80)}' calls tf.{shown(symbol, 80)}, which lrfc"
                     " does not carry over to Keras 3"
@@ -351,10 +352,10 @@ class _Walk:
             return NoCounterpartError(f"its layer kind {name} is not part of Keras 3")
         if module is None and name not in REFUSED_LAYERS:
             return self._unknown(name)
-        whole = shown(f"{module or 'keras.layers'}.{name}", 120)
+        path = shown(f"{module or 'keras.layers'}.{name}", 120)
         why = REFUSED_LAYERS.get(name, "it is not in the list of what a model file may name")
         return ModelError(
-            f"{self.path} uses '{whole}', which is not loaded: {why}; if you trust the file, give"
+            f"{self.path} uses '{path}', which is not loaded: {why}; if you trust the file, give"
             " --unsafe-load"
         )
 
@@ -364,7 +365,7 @@ def _of_keras(module: str | None) -> bool:
 
 
 def _part(module: str | None) -> str | None:
-    """The part of Keras that a module belongs to; None for Keras as a whole and for no module."""
+    """The part of Keras that a module belongs to; None for Keras itself and for no module."""
     parts = [] if module is None else [part for part in module.split(".")[1:] if part != "src"]
     if parts[:1] == ["engine"]:
         return "layers" if parts[1:] == ["input_layer"] else "models"
@@ -372,7 +373,7 @@ def _part(module: str | None) -> str | None:
 
 
 def _is_operation(module: str, name: str) -> bool:
-    """Whether a module of Keras has an operation of that name that calls nothing it is given."""
+    """Whether a module of Keras has an operation of that name which calls no function argument."""
     from importlib import import_module
 
     operation = keras().Operation

@@ -1,4 +1,4 @@
-"""The loss and metrics that a model was compiled with: read from its file, kept on the model, written down for its graph."""
+"""Loss and metrics that a model was compiled with, taken from its file to the model and graph."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ from lrfc.ir.keras import allowed as keras_allowed
 from lrfc.ir.keras.file import ModelFile
 
 _log = logging.getLogger("lrfc.keras")
-_KEPT = ("loss", "loss_weights", "metrics")
+#: The arguments of Model.compile() that are used; the optimizer is not.
+_ARGUMENTS = ("loss", "loss_weights", "metrics")
 
 
 def config_of(model: Any) -> Mapping[str, Any] | None:
-    """What the model was compiled with, as Keras writes it; None when it was not, or with no loss.
-
-    The optimizer is not kept.
-    """
+    """Keras' configuration of a model's loss and metrics; None when it has no loss."""
     with quiet():
         config = model.get_compile_config() or {}
-    return {key: config.get(key) for key in _KEPT} if config.get("loss") is not None else None
+    return {key: config.get(key) for key in _ARGUMENTS} if config.get("loss") is not None else None
 
 
 def carry(file: ModelFile, model: Any, *, unsafe: bool) -> None:
-    """Compile a model that was loaded uncompiled with the loss and metrics in its file.
+    """Compile a loaded model with the loss and metrics in its file.
 
-    A loss that Keras cannot make again (a function of the user's that is not registered) is left
-    out, and the log says so.
+    A loss that Keras cannot restore, such as a function that is not registered, is logged and left
+    out.
     """
     if file.compiled.get("loss") is None:
         return
     k = keras()
-    kept = {key: file.compiled[key] for key in _KEPT if file.compiled.get(key) is not None}
+    config = {key: file.compiled[key] for key in _ARGUMENTS if file.compiled.get(key) is not None}
     try:
-        config = kept if unsafe else keras_allowed.compilation(kept, file.path)
+        config = config if unsafe else keras_allowed.compilation(config, file.path)
         with quiet():
-            given = {key: k.saving.deserialize_keras_object(value) for key, value in config.items()}
-            model.compile(**given)
+            arguments = {
+                key: k.saving.deserialize_keras_object(value) for key, value in config.items()
+            }
+            model.compile(**arguments)
             model.get_compile_config()
-    except Exception as error:  # noqa: BLE001  the code of a user's loss may raise anything, and the model is whole without it
+    # A custom loss may raise anything, and the model is usable without it.
+    except Exception as error:  # noqa: BLE001
         _log.info(
-            "%s: the loss that the model was compiled with cannot be made again (%s)",
+            "%s: the loss that the model was compiled with cannot be restored (%s)",
             file.path,
             reason(error),
         )

@@ -1,4 +1,4 @@
-"""From a graph to a Keras model, and single ops as Keras layers."""
+"""Export of a graph to a Keras model, and of the model's weights back to the graph."""
 
 from __future__ import annotations
 
@@ -35,12 +35,10 @@ def to_keras(graph: Graph) -> Any:
             if op.kind == "InputLayer":
                 results = [build_layer(op, layer_name(key)).output]
             else:
-                layer = (
-                    layers[key]
-                    if key in layers
-                    else layers.setdefault(key, build_layer(op, layer_name(key)))
-                )
-                results = call_layer(layer, op, [tensors[ref] for ref in graph.operands(op.name)])
+                if key not in layers:
+                    layers[key] = build_layer(op, layer_name(key))
+                operands = [tensors[ref] for ref in graph.operands(op.name)]
+                results = call_layer(layers[key], op, operands)
             tensors.update({Ref(op.name, i): result for i, result in enumerate(results)})
         model = k.Model(
             _pack(graph.structure[0], [tensors[Ref(name)] for name in graph.inputs]),
@@ -61,18 +59,17 @@ def save(graph: Graph, path: Path | str) -> None:
 
 
 def absorb(graph: Graph, model: Any) -> Graph:
-    """The graph with the weights of the model that ``to_keras`` made from it."""
-    trained = {}
+    """The graph with the weights of a model that ``to_keras`` built from it."""
+    weights = {}
     for op in graph.layers():
         if op.weights:
-            variables = variables_of(layer_of(model, op))
-            trained[op.name] = dict(
-                zip(op.weights, (np.asarray(v) for v in variables.values()), strict=True)
-            )
-    return graph.with_weights(trained)
+            variables = variables_of(layer_of(model, op)).values()
+            weights[op.name] = dict(zip(op.weights, map(np.asarray, variables), strict=True))
+    return graph.with_weights(weights)
 
 
 def _pack(structure: Any, tensors: list[Any]) -> Any:
+    """The tensors in the model's own nesting: see ``Graph.structure``."""
     if structure is None:
         return tensors[0] if len(tensors) == 1 else tensors
     return keras().tree.map_structure(lambda slot: tensors[slot.port], structure)

@@ -1,4 +1,4 @@
-"""A Keras model file as data: what it says, and a copy of it that Keras may open."""
+"""Keras model files as untrusted data: their configurations, and safe copies for Keras to open."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lrfc.ir.keras import weights as keras_weights
 from lrfc.system import reader
 from lrfc.system.reader import shown
 
-#: Bytes that a model file may have, and that may come of it when it is unpacked.
+#: Limit of the bytes of a model file, packed and unpacked.
 MODEL_BYTES = 8 << 30
-#: Bytes that may come of a small file, and how many times its size may come of a larger one.
+#: A file may unpack to this many bytes, and a larger one to _EXPANSION times its size.
 _UNPACKED_BYTES = 256 << 20
 _EXPANSION = 100
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -33,61 +33,64 @@ _WEIGHTS = "model.weights.h5"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file that was read: ``suffix`` by its content, the Keras version that wrote it, and its configurations."""
+    """The configurations in a model file.
+
+    ``suffix``: '.keras' or '.h5', by the content. ``version``: the Keras that wrote the file.
+    ``compiled``: the configuration that the model was compiled with; empty when it was not.
+    """
 
     path: Path
     suffix: str
     version: str
     config: Mapping[str, Any]
-    #: What the model was compiled with; empty when it was not.
     compiled: Mapping[str, Any]
 
     @property
     def legacy(self) -> bool:
-        """Whether Keras 1 or 2 wrote it, or something that does not say."""
+        """Whether the file is of Keras 1 or 2, or of an unknown version."""
         return self.version.startswith(("1", "2", "("))
 
 
 def read(path: Path | str) -> ModelFile:
-    """The configurations in a .keras or .h5 file; the content decides, not the name.
+    """Read the configurations in a .keras or .h5 file; the content decides, not the suffix.
 
-    UsageError for what is no regular file, ModelError for one that holds no model.
+    UsageError when the path is no regular file, ModelError when the file holds no model.
     """
-    place = reader.located(path)
-    if os.path.isdir(place):  # noqa: PTH112  Path.is_dir raises for a name that is too long
+    location = reader.located(path)
+    if os.path.isdir(location):  # noqa: PTH112  Path.is_dir raises for a name that is too long
         raise ModelError(
-            f"{place} is a folder: lrfc reads .keras and .h5 files; load it with the TensorFlow"
+            f"{location} is a folder: lrfc reads .keras and .h5 files; load it with the TensorFlow"
             " that wrote it and save it with model.save('model.keras')"
         )
-    with reader.opened(place, limit=MODEL_BYTES) as file, _damage_named(place):
+    with reader.opened(location, limit=MODEL_BYTES) as file, _damage_as_error(location):
         magic = file.read(8)
         file.seek(0)
         if magic == _HDF5:
-            return _read_hdf5(file, place)
+            return _read_hdf5(file, location)
         if magic.startswith(b"PK"):
-            return _read_archive(file, place)
+            return _read_archive(file, location)
     raise ModelError(
-        f"{shown(place)} is not a Keras model: it is neither a .keras archive nor an HDF5 file"
+        f"{shown(location)} is not a Keras model: it is neither a .keras archive nor an HDF5 file"
     )
 
 
 class Copy:
-    """A copy of a model file in a folder, written anew from what lrfc read of it, for Keras to open."""
+    """A copy of a model file in a folder, rewritten from its checked content, for Keras to open."""
 
     def __init__(self, file: ModelFile, folder: Path) -> None:
         self._file, self._folder = file, folder
         self._weights = folder / _WEIGHTS
         self._assets: list[str] = []
-        #: Numbers that the weights hold in all.
+        #: Number of elements of all weights.
         self.elements = 0
-        with reader.opened(file.path, limit=MODEL_BYTES) as content, _damage_named(file.path):
+        with reader.opened(file.path, limit=MODEL_BYTES) as content, _damage_as_error(file.path):
             if file.suffix == ".h5":
                 self._copy_hdf5(content)
             else:
                 self._unpack(content)
 
     def with_config(self, config: Mapping[str, Any], name: str) -> Path:
-        """The file, of that name without suffix, with this configuration and the weights of the original."""
+        """Write ``name`` plus suffix, with this configuration and the weights and assets."""
         path = self._folder / f"{name}{self._file.suffix}"
         text = json.dumps(config)
         if self._file.suffix == ".h5":
@@ -106,58 +109,56 @@ class Copy:
         return path
 
     def _copy_hdf5(self, content: BinaryIO) -> None:
+        """Copy the weights and the version of an HDF5 file."""
         import h5py
 
+        path = self._file.path
         with (
             h5py.File(content, "r") as source,
             h5py.File(self._weights, "w", libver="latest") as target,
         ):
             for name in ("keras_version", "backend"):
                 if name in source.attrs:
-                    target.attrs[name] = _text(source.attrs[name], f"{self._file.path}: its {name}")
+                    target.attrs[name] = _text(source.attrs[name], f"{path}: its {name}")
             link = source.get("model_weights", getlink=True)
             if not isinstance(link, h5py.HardLink) or not isinstance(
                 source["model_weights"], h5py.Group
             ):
-                raise ModelError(f"{self._file.path} holds a model without its weights")
+                raise ModelError(f"{path} holds a model without its weights")
             self.elements = keras_weights.copy(
                 source["model_weights"],
                 target.create_group("model_weights"),
-                limit=_unpacked(self._file.path),
-                where=str(self._file.path),
+                limit=_unpacked_limit(path),
+                where=str(path),
             )
 
     def _unpack(self, content: BinaryIO) -> None:
+        """Unpack the weights and assets of a .keras archive, and copy the weights."""
         import h5py
 
-        limit = _unpacked(self._file.path)
+        path = self._file.path
+        limit = _unpacked_limit(path)
+        unpacked = self._folder / "packed.h5"
         with zipfile.ZipFile(content) as archive:
-            packed = self._folder / "packed.h5"
-            with packed.open("wb") as target:
-                limit -= _unpack(
-                    archive,
-                    _member(archive, _WEIGHTS, self._file.path),
-                    target,
-                    limit,
-                    self._file.path,
-                )
+            weights = _member(archive, _WEIGHTS, path)
+            with unpacked.open("wb") as target:
+                limit -= _extract(archive, weights, target, limit, path)
             for info in archive.infolist():
                 if not info.filename.startswith("assets/") or info.is_dir():
                     continue
-                asset = self._folder / _inside(info, self._file.path)
+                asset = self._folder / _asset_name(info, path)
                 asset.parent.mkdir(parents=True, exist_ok=True)
                 with asset.open("xb") as target:
-                    limit -= _unpack(archive, info, target, limit, self._file.path)
+                    limit -= _extract(archive, info, target, limit, path)
                 self._assets.append(info.filename)
-        where = f"{self._file.path}: {_WEIGHTS}"
         with (
-            h5py.File(packed, "r") as source,
+            h5py.File(unpacked, "r") as source,
             h5py.File(self._weights, "w", libver="latest") as target,
         ):
             self.elements = keras_weights.copy(
-                source, target, limit=_unpacked(self._file.path), where=where
+                source, target, limit=_unpacked_limit(path), where=f"{path}: {_WEIGHTS}"
             )
-        packed.unlink()
+        unpacked.unlink()
 
 
 def _read_archive(file: BinaryIO, path: Path) -> ModelFile:
@@ -231,6 +232,7 @@ def _text(value: Any, where: str) -> str | bytes:
 
 
 def _member(archive: zipfile.ZipFile, name: str, path: Path) -> zipfile.ZipInfo:
+    """The member with that name; ModelError unless there is exactly one, not encrypted."""
     members = [info for info in archive.infolist() if info.filename == name]
     if len(members) != 1:
         raise ModelError(f"{shown(path)} holds {'no' if not members else 'more than one'} {name}")
@@ -242,6 +244,7 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> zipfile.ZipInfo:
 
 
 def _content(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    """The bytes of a JSON member; ModelError when they are too many."""
     info = _member(archive, name, path)
     if info.file_size > reader.DOCUMENT_BYTES:
         raise ModelError(
@@ -252,13 +255,10 @@ def _content(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
         return member.read(reader.DOCUMENT_BYTES + 1)
 
 
-def _unpack(
+def _extract(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: BinaryIO, limit: int, path: Path
 ) -> int:
-    """Write a member to a file; gives the number of bytes.
-
-    ModelError when they are more than ``limit``.
-    """
+    """Unpack a member into a file and return its bytes; ModelError for more than ``limit``."""
     if info.flag_bits & 1:
         raise ModelError(
             f"{shown(path)} is encrypted: unpack it and save the model without a password"
@@ -276,8 +276,8 @@ def _unpack(
     return size
 
 
-def _inside(info: zipfile.ZipInfo, path: Path) -> str:
-    """The name of an asset, which stays inside the folder that it is unpacked into."""
+def _asset_name(info: zipfile.ZipInfo, path: Path) -> str:
+    """The name of an asset; ModelError for a name that leads out of the folder."""
     name = info.filename
     parts = PurePosixPath(name).parts
     linked = stat.S_ISLNK(info.external_attr >> 16)
@@ -286,19 +286,19 @@ def _inside(info: zipfile.ZipInfo, path: Path) -> str:
     return name
 
 
-def _unpacked(path: Path) -> int:
-    """The bytes that may come of a file when it is unpacked."""
+def _unpacked_limit(path: Path) -> int:
+    """The most bytes that a file may unpack to."""
     return min(MODEL_BYTES, max(_UNPACKED_BYTES, _EXPANSION * path.stat().st_size))
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Raise what the libraries say of a damaged file as one line. Errors of lrfc pass."""
+def _damage_as_error(path: Path) -> Iterator[None]:
+    """Raise ModelError for the errors that the libraries raise on a damaged file."""
     try:
         yield
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise  # of the copy, not of the file
+            raise  # an error of the copy, not of the file
         raise ModelError(
             f"{shown(path)} is truncated or damaged: copy or download it again"
         ) from error

@@ -1,4 +1,4 @@
-"""From a Keras model to its graph."""
+"""Import of a Keras model into a graph."""
 
 from __future__ import annotations
 
@@ -15,11 +15,33 @@ from lrfc.system.reader import shown
 def from_keras(model: Any) -> Graph:
     """The graph of a Functional or Sequential model.
 
-    Nested models are inlined, their ops are named by path (``backbone__conv``); further calls of a
-    layer are ``conv@1``, ``conv@2``, and all calls share one key and the same arrays. Everything
-    float is taken as float32. ModelError for what is no Keras model, for a model without a layer
-    graph (subclassed), without an input shape, or with quantized layers.
+    Nested models are inlined, and their ops named by path (``backbone__conv``). Further calls of a
+    layer are ``conv@1``, ``conv@2``; all calls share one key and the same arrays. All float dtypes
+    become float32. ModelError when ``model`` is no Keras model, has no layer graph (subclassed), no
+    input shape, an input of text, or quantized layers.
     """
+    function = _functional(model)
+    inliner = keras_inline.Inliner()
+    sources = [
+        inliner.record(tensor._keras_history.operation, "", (), {}, [])
+        for tensor in function.inputs
+    ]
+    outputs = inliner.inline(function, sources, "", None)
+
+    graph = Graph(model.name)
+    for op, operands in inliner.ops(outputs):
+        graph.add(op, operands)
+    graph.outputs = tuple(inliner.ref(source) for source in outputs)
+    graph.structure = (
+        keras_inline.structure(function.input, len(sources)),
+        keras_inline.structure(function.output, len(outputs)),
+    )
+    graph.compiled = keras_compiled.config_of(model)
+    return graph
+
+
+def _functional(model: Any) -> Any:
+    """The Functional of a model; ModelError when it has none, or an input of text."""
     if not isinstance(model, keras().Model):
         raise ModelError(
             f"{shown(repr(model), 60)} ({type(model).__module__}.{type(model).__name__}) is no"
@@ -42,20 +64,4 @@ def from_keras(model: Any) -> Graph:
                 f"input '{tensor.name}' is of type string: give the model without the layers that"
                 " read text"
             )
-    inliner = keras_inline.Inliner()
-    sources = [
-        inliner.record(tensor._keras_history.operation, "", (), {}, [])
-        for tensor in function.inputs
-    ]
-    outputs = inliner.inline(function, sources, "", None)
-
-    graph = Graph(model.name)
-    for op, operands in inliner.ops(outputs):
-        graph.add(op, operands)
-    graph.outputs = tuple(inliner.ref(source) for source in outputs)
-    graph.structure = (
-        keras_inline.structure(function.input, len(sources)),
-        keras_inline.structure(function.output, len(outputs)),
-    )
-    graph.compiled = keras_compiled.config_of(model)
-    return graph
+    return function

@@ -1,4 +1,4 @@
-"""The calls that a Keras model makes, in execution order, with nested models inlined."""
+"""Record of the calls in a Keras model, in execution order, with nested models inlined."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ class _Call:
 
 
 class Inliner:
-    """Walks a model in execution order, through nested models, and records the calls of what is not a model."""
+    """Recorder of a model's layer calls, in execution order, through nested models."""
 
     def __init__(self) -> None:
         self.calls: list[_Call] = []
+        #: By identity of the operation: the name of its first call, which is the key of the layer.
         self.keys: dict[int, str] = {}
+        #: The name of each call.
         self.names: list[str] = []
 
     def record(
@@ -45,15 +47,13 @@ class Inliner:
         kwargs: Mapping[str, Any],
         operands: list[_Source],
     ) -> _Source:
-        """Note a call and name it; gives its first output."""
+        """Record and name a call; return its first output."""
         taken = {*self.names, *self.keys.values()}
         if id(operation) not in self.keys:
             self.keys[id(operation)] = name = unique_name(prefix + operation.name, taken)
         else:
-            name = unique_name(
-                f"{self.keys[id(operation)]}@{sum(call.operation is operation for call in self.calls)}",
-                taken,
-            )
+            number = sum(call.operation is operation for call in self.calls)
+            name = unique_name(f"{self.keys[id(operation)]}@{number}", taken)
         self.names.append(name)
         self.calls.append(_Call(operation, args, kwargs, operands))
         return len(self.calls) - 1, 0
@@ -61,42 +61,36 @@ class Inliner:
     def inline(
         self, function: Any, inputs: Sequence[_Source], prefix: str, training: bool | None
     ) -> list[_Source]:
-        """Record the calls inside a model that reads ``inputs``; ``training`` is the argument it was called with.
+        """Record the calls inside a model on ``inputs`` and return its outputs.
 
-        Gives its outputs.
+        ``training``: the argument that the model was called with.
         """
-        known = {id(tensor): source for tensor, source in zip(function.inputs, inputs, strict=True)}
+        sources = dict(zip(map(id, function.inputs), inputs, strict=True))
         for node in _nodes(function):
-            if node.is_input or any(id(tensor) not in known for tensor in node.input_tensors):
-                continue  # the same rule by which Keras skips what cannot be computed
-            operands = [known[id(tensor)] for tensor in node.input_tensors]
+            if node.is_input or any(id(tensor) not in sources for tensor in node.input_tensors):
+                continue  # Keras too skips a call whose operands are not computed
+            operands = [sources[id(tensor)] for tensor in node.input_tensors]
             args, kwargs = _slots(node, training)
             nested = _nested(node)
             if nested is None:
                 call, _ = self.record(node.operation, prefix, args, kwargs, operands)
                 outputs = [(call, i) for i in range(len(node.outputs))]
             else:
-                inner = f"{prefix}{node.operation.name}__"
-                order = {
-                    id(tensor): source
-                    for tensor, source in zip(node.input_tensors, operands, strict=True)
-                }
-                given = [
-                    self._fit(tensor, order[id(tensor)], expected, inner)
-                    for tensor, expected in zip(
-                        nested, functional(node.operation).inputs, strict=True
-                    )
+                inner = functional(node.operation)
+                path = f"{prefix}{node.operation.name}__"
+                adapted = [
+                    self._adapt(tensor, sources[id(tensor)], expected, path)
+                    for tensor, expected in zip(nested, inner.inputs, strict=True)
                 ]
-                outputs = self.inline(
-                    functional(node.operation), given, inner, kwargs.get("training", training)
-                )
-            known.update(
-                {id(tensor): source for tensor, source in zip(node.outputs, outputs, strict=True)}
-            )
-        return [known[id(tensor)] for tensor in function.outputs]
+                outputs = self.inline(inner, adapted, path, kwargs.get("training", training))
+            sources.update(zip(map(id, node.outputs), outputs, strict=True))
+        return [sources[id(tensor)] for tensor in function.outputs]
 
-    def _fit(self, tensor: Any, source: _Source, expected: Any, prefix: str) -> _Source:
-        """What a nested model does to its input before use: match the dtype, add or drop a last axis of length 1."""
+    def _adapt(self, tensor: Any, source: _Source, expected: Any, prefix: str) -> _Source:
+        """Record the conversions of a nested model's input, and return the converted tensor.
+
+        Keras casts the input and adds or drops a last axis of length 1 where the model needs that.
+        """
         k = keras()
         probe = k.KerasTensor(tensor.shape, tensor.dtype)
         if tensor.dtype != expected.dtype and not (
@@ -113,11 +107,11 @@ class Inliner:
         return source
 
     def ref(self, source: _Source) -> Ref:
-        """The graph's name of a recorded output."""
+        """The reference to a recorded output in the graph."""
         return Ref(self.names[source[0]], source[1])
 
     def ops(self, outputs: Sequence[_Source]) -> Iterator[tuple[Op, tuple[Ref, ...]]]:
-        """The inputs and the recorded calls that ``outputs`` depend on, as ops with their operands."""
+        """The inputs, and the calls that ``outputs`` depend on, as ops with their operands."""
         needed = {call for call, _ in outputs}
         for i in reversed(range(len(self.calls))):
             if i in needed:
@@ -126,7 +120,7 @@ class Inliner:
         weights: dict[int, dict[str, Array]] = {}
         for i, (name, call) in enumerate(zip(self.names, self.calls, strict=True)):
             if i not in needed and not isinstance(call.operation, keras().layers.InputLayer):
-                continue  # an output of a nested model that nobody reads
+                continue  # only for an output of a nested model that nobody reads
             key = id(call.operation)
             if key not in weights:
                 weights[key] = _weights(call.operation)
@@ -138,14 +132,14 @@ class Inliner:
                 _attrs(call.operation, origin),
                 weights[key],
                 shared,
-                _usual(call),
+                _op_call(call),
                 origin,
             )
             yield op, tuple(self.ref(source) for source in call.operands)
 
 
 def functional(model: Any) -> Any:
-    """The Functional behind a model; None when there is none (subclassed, or Sequential without an input shape)."""
+    """The Functional of a model; None when it is subclassed, or Sequential without input shape."""
     k = keras()
     from keras.src.models.functional import Functional
 
@@ -161,23 +155,26 @@ def _nodes(function: Any) -> Iterator[Any]:
 
 
 def _nested(node: Any) -> list[Any] | None:
-    """The operands of a call of a nested model, in the order of its inputs; None when the call is not one that can be inlined."""
+    """The operands of a call of a nested model, in the order of its inputs.
+
+    None for a call of another layer, and for one that cannot be inlined.
+    """
     function = functional(node.operation)
     if function is None:
         return None
     args, kwargs = node.arguments.args, dict(node.arguments.kwargs)
-    given, tree = args[0] if args else kwargs.get("inputs"), keras().tree
-    # Keras passes the masks of the operands on; the layers inside find them again on the tensors.
-    # Another mask is the user's own.
-    masks = [getattr(tensor, "_keras_mask", None) for tensor in tree.flatten(given)]
+    inputs, tree = args[0] if args else kwargs.get("inputs"), keras().tree
+    # Keras passes on the masks of the operands, which the layers inside read from the tensors. A
+    # different mask was passed by the user.
+    masks = [getattr(tensor, "_keras_mask", None) for tensor in tree.flatten(inputs)]
     if len(args) > 1 or (
         kwargs.get("mask") is not None
         and [id(mask) for mask in tree.flatten(kwargs["mask"])] != [id(mask) for mask in masks]
     ):
         return None
-    if isinstance(given, dict) and not isinstance(function.input, dict):
-        given = [given.get(tensor.name) for tensor in function.inputs]
-    flat = tree.flatten(given)
+    if isinstance(inputs, dict) and not isinstance(function.input, dict):
+        inputs = [inputs.get(tensor.name) for tensor in function.inputs]
+    flat = tree.flatten(inputs)
     if len(flat) != len(function.inputs) or any(
         not isinstance(tensor, keras().KerasTensor) for tensor in flat
     ):
@@ -186,9 +183,9 @@ def _nested(node: Any) -> list[Any] | None:
 
 
 def _slots(node: Any, training: bool | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with a Slot for each operand.
+    """The arguments of a call, with a Slot for each operand.
 
-    ``training`` of an enclosing model wins, as it does in Keras.
+    ``training``: the argument of an enclosing model, which has precedence as in Keras.
     """
     k = keras()
     ports = iter(range(len(node.input_tensors)))
@@ -202,29 +199,31 @@ def _slots(node: Any, training: bool | None) -> tuple[tuple[Any, ...], dict[str,
             return array
         return value
 
-    given = (node.arguments.args, node.arguments.kwargs)
-    args, kwargs = k.tree.pack_sequence_as(given, [plain(value) for value in k.tree.flatten(given)])
+    arguments = (node.arguments.args, node.arguments.kwargs)
+    args, kwargs = k.tree.pack_sequence_as(
+        arguments, [plain(value) for value in k.tree.flatten(arguments)]
+    )
     if isinstance(node.operation, k.Layer):
         kwargs = {
             name: value
             for name, value in kwargs.items()
             if not (value is None and name in ("training", "mask"))
         }
-        if training is not None and _minds_training(node.operation):
+        if training is not None and _depends_on_training(node.operation):
             kwargs["training"] = training
     return tuple(args), dict(kwargs)
 
 
-def _minds_training(layer: Any) -> bool:
-    """Whether the layer, or one inside it, computes differently in training."""
+def _depends_on_training(layer: Any) -> bool:
+    """Whether the layer, or one inside it, may compute something else in training."""
     return (
         "training" in inspect.signature(layer.call).parameters
         or len(list(layer._flatten_layers())) > 1
     )
 
 
-def _usual(call: _Call) -> tuple[tuple[Any, ...], Mapping[str, Any]] | None:
-    """Op.call of a recorded call: None for the usual forms."""
+def _op_call(call: _Call) -> tuple[tuple[Any, ...], Mapping[str, Any]] | None:
+    """The ``Op.call`` of a recorded call, which is None for the usual form."""
     count = len(call.operands)
     slots = [Slot(port) for port in range(count)]
     if call.kwargs or len(call.args) > 1:
@@ -237,18 +236,18 @@ def _usual(call: _Call) -> tuple[tuple[Any, ...], Mapping[str, Any]] | None:
 
 
 def _kind(operation: Any) -> tuple[str, type | None]:
+    """Kind and origin of an op; a custom layer with the name of a Keras layer has its full path."""
     k, cls = keras(), type(operation)
     if not isinstance(operation, k.Layer):
         return f"ops.{cls.__name__}", cls
     namesake = getattr(k.layers, cls.__name__, None)
     if namesake is cls:
         return cls.__name__, None
-    return (
-        cls.__name__ if namesake is None else f"{cls.__module__}.{cls.__name__}"
-    ), cls  # a custom Conv2D is not a Conv2D
+    return cls.__name__ if namesake is None else f"{cls.__module__}.{cls.__name__}", cls
 
 
 def _attrs(operation: Any, origin: type | None) -> dict[str, Any]:
+    """The attributes of an op: see ``Op``."""
     k = keras()
     layers = list(operation._flatten_layers()) if isinstance(operation, k.Layer) else []
     for layer in layers:
@@ -267,9 +266,8 @@ def _attrs(operation: Any, origin: type | None) -> dict[str, Any]:
     config.pop("name", None)
     if not layers:
         return config
-    if (
-        hasattr(operation, "get_vocabulary") and config.get("vocabulary") is None
-    ):  # a learned one is neither in the configuration nor in the weights
+    if hasattr(operation, "get_vocabulary") and config.get("vocabulary") is None:
+        # A learned vocabulary is neither in the configuration nor in the weights.
         config["vocabulary"] = operation.get_vocabulary(include_special_tokens=False)
     if isinstance(operation, k.layers.InputLayer):
         return {key: _tuples(value) for key, value in config.items()}
@@ -280,23 +278,23 @@ def _attrs(operation: Any, origin: type | None) -> dict[str, Any]:
 
 
 def _without_float_dtype(value: Any) -> Any:
-    """A layer's configuration without the float dtype policies, at any depth (wrapped layers have their own)."""
+    """A layer's configuration without float dtype policies, nor those of the layers it wraps."""
     if isinstance(value, list):
         return [_without_float_dtype(item) for item in value]
     if not isinstance(value, dict) or value.get("class_name") in ("__numpy__", "__tensor__"):
         return value
-    kept = {key: _without_float_dtype(item) for key, item in value.items() if key != "dtype"}
+    config = {key: _without_float_dtype(item) for key, item in value.items() if key != "dtype"}
     if "dtype" in value:
         dtype = value["dtype"]
         if isinstance(dtype, dict) and "name" in dtype.get("config", {}):
             dtype = dtype["config"]["name"]
         if not (isinstance(dtype, str) and "float" in dtype):
-            kept["dtype"] = dtype
-    return kept
+            config["dtype"] = dtype
+    return config
 
 
 def _tuples(value: Any) -> Any:
-    """Lists of numbers (or of lists of them) as tuples."""
+    """Convert lists of numbers, and lists of such lists, to tuples."""
     if isinstance(value, list | tuple):
         items = tuple(_tuples(item) for item in value)
         return (
@@ -320,7 +318,7 @@ def _weights(operation: Any) -> dict[str, Array]:
 
 
 def structure(packed: Any, count: int) -> Any:
-    """How Keras packs inputs or outputs: None for a list and for a single tensor."""
+    """Keras' nesting of inputs or outputs; None for a list or a single tensor."""
     if isinstance(packed, keras().KerasTensor) or (
         isinstance(packed, list) and len(keras().tree.flatten(packed)) == len(packed)
     ):

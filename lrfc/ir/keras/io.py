@@ -1,4 +1,4 @@
-"""Keras models to graphs and back: import, export, shape inference by Keras, saving, running."""
+"""Public functions between Keras models and graphs: import, export, inference, saving, running."""
 
 from __future__ import annotations
 

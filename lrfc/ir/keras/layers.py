@@ -16,18 +16,19 @@ from lrfc.ir.op import Array, Op, Slot, Tensor
 
 def variables_of(operation: Any) -> dict[str, Any]:
     """The layer's weight variables in Keras' order, by path relative to the layer."""
-    found: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
     for variable in getattr(operation, "weights", ()):
-        path, own = variable.path, f"{operation.path}/"
-        name = (
-            path[len(own) :] if path.startswith(own) else path.rpartition(f"{operation.name}/")[2]
-        )
-        found[unique_name(name, found)] = variable
-    return found
+        path, prefix = variable.path, f"{operation.path}/"
+        if path.startswith(prefix):
+            name = path[len(prefix) :]
+        else:
+            name = path.rpartition(f"{operation.name}/")[2]
+        variables[unique_name(name, variables)] = variable
+    return variables
 
 
 def unique_name(name: str, taken: Any) -> str:
-    """The name, with a number behind it where it is taken."""
+    """The name, with a number appended where it is taken."""
     candidate, n = name, 1
     while candidate in taken:
         candidate, n = f"{name}_{n}", n + 1
@@ -35,7 +36,7 @@ def unique_name(name: str, taken: Any) -> str:
 
 
 def infer(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The op's output tensors, asked of Keras. ModelError when the layer refuses these inputs."""
+    """The op's output tensors as inferred by Keras; ModelError when it rejects the inputs."""
     k = keras()
     with quiet(), as_float32(), trusted():
         layer = build_layer(op, layer_name(op.shared or op.name))
@@ -49,7 +50,11 @@ def infer(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def single(op: Op, batch: int = 256) -> Callable[[Sequence[Array]], tuple[Array, ...]]:
-    """One op by itself, with its weights: a function from its operands' values (samples along axis 0) to its outputs, in inference mode."""
+    """A function that computes one op with its weights, in inference mode.
+
+    It maps the values of the operands, with the samples along axis 0, to those of the outputs, in
+    batches of ``batch`` samples.
+    """
     k = keras()
     built: Any = None
 
@@ -61,7 +66,7 @@ def single(op: Op, batch: int = 256) -> Callable[[Sequence[Array]], tuple[Array,
                 part = [k.ops.convert_to_tensor(x[start : start + batch]) for x in operands]
                 if built is None:
                     layer = build_layer(op, layer_name(op.shared or op.name))
-                    call_layer(layer, op, [x[:1] for x in part])  # makes the variables
+                    call_layer(layer, op, [x[:1] for x in part])  # creates the variables
                     if op.weights:
                         set_weights(layer, op)
                     built = layer
@@ -72,7 +77,10 @@ def single(op: Op, batch: int = 256) -> Callable[[Sequence[Array]], tuple[Array,
 
 
 def function(op: Op) -> Callable[[Sequence[Any]], Any]:
-    """An op without weights as a function of TensorFlow tensors, to be called while something else is traced; gives its one output."""
+    """An op without weights as a function from TensorFlow tensors to its one output.
+
+    The function can be called while another one is traced.
+    """
     layer = build_layer(op, layer_name(op.name))
 
     def run(operands: Sequence[Any]) -> Any:
@@ -83,7 +91,7 @@ def function(op: Op) -> Callable[[Sequence[Any]], Any]:
 
 
 def layer_of(model: Any, op: Op) -> Any:
-    """The layer of the op in the model that ``to_keras`` made."""
+    """The layer of the op in a model that ``to_keras`` built."""
     return model.get_layer(layer_name(op.shared or op.name))
 
 
@@ -112,17 +120,17 @@ def build_layer(op: Op, name: str) -> Any:
 
 
 def call_layer(layer: Any, op: Op, operands: list[Any], *, symbolic: bool = True) -> list[Any]:
-    """The layer's output tensors on symbolic operands.
+    """The layer's output tensors, on symbolic operands or on values.
 
-    ``symbolic=False`` asks for their shapes only, where Keras can tell without weights.
+    ``symbolic=False``: only their shapes and dtypes, where Keras infers them without weights.
     """
     tree = keras().tree
     if op.call is None:
         args, kwargs = (operands[0] if len(operands) == 1 else operands,), {}
     else:
-        given = (op.call[0], dict(op.call[1]))
         args, kwargs = tree.map_structure(
-            lambda value: operands[value.port] if isinstance(value, Slot) else value, given
+            lambda value: operands[value.port] if isinstance(value, Slot) else value,
+            (op.call[0], dict(op.call[1])),
         )
     try:
         if symbolic or (op.origin is not None and isinstance(layer, keras().Layer)):
@@ -138,7 +146,11 @@ def call_layer(layer: Any, op: Op, operands: list[Any], *, symbolic: bool = True
 
 
 def set_weights(layer: Any, op: Op) -> None:
-    """Assign by name; by order where the layer names its inner layers anew each time it is made."""
+    """Assign the op's weights to a layer, by name.
+
+    By order where the names differ: some layers name their inner layers differently in each
+    instance.
+    """
     variables = variables_of(layer)
     if variables.keys() != op.weights.keys():
         if [tuple(v.shape) for v in variables.values()] != [w.shape for w in op.weights.values()]:
@@ -154,19 +166,18 @@ def set_weights(layer: Any, op: Op) -> None:
                 f" {tuple(variables[name].shape)}"
             )
         variables[name].assign(value)
-    if hasattr(
-        layer, "finalize_state"
-    ):  # preprocessing layers compute from their weights what they use
+    if hasattr(layer, "finalize_state"):
+        # Preprocessing layers derive values from their weights.
         layer.finalize_state()
 
 
 def layer_name(name: str) -> str:
-    """Keras forbids '/' in layer names, TensorFlow '@'."""
+    """A layer name without '/', which Keras forbids, and '@', which TensorFlow forbids."""
     return name.replace("/", "_").replace("@", "__")
 
 
 def trusted() -> Any:
-    """A scope in which Lambda code is rebuilt: it is the code of a model that was already loaded, by the user's leave."""
+    """A scope in which Lambda layers are rebuilt; the user allowed their code at loading."""
     from keras.src.saving.serialization_lib import SafeModeScope
 
     return SafeModeScope(safe_mode=False)

@@ -1,4 +1,4 @@
-"""Models of Keras 1 and 2 carried over to Keras 3: read by tf_keras, rebuilt layer by layer, proved by running both."""
+"""Conversion of Keras 1 and 2 models to Keras 3: read, rebuild by layer, compare the outputs."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from lrfc.errors import DependencyError, ModelError
 from lrfc.ir import backend
 from lrfc.ir.backend import keras, quiet, reason
 from lrfc.ir.keras.bounds import TooManyWeights, weights_bounded
+from lrfc.ir.op import Array
 
 _log = logging.getLogger("lrfc.keras")
+#: Largest difference of two models that count as equal, relative to the scale of the outputs.
 _TOLERANCE = 1e-5
-#: The length that a dimension of unknown length is tried with.
+#: Length of an axis without a fixed length in a comparison.
 _LENGTH = 64
-#: Numbers that all tensors of a model may have together when it is run to be compared.
+#: Largest number of elements of all tensors of a model that is compared.
 _ELEMENTS = 1 << 31
 
 
 def read(path: Path, *, elements: int, unsafe: bool) -> Any:
-    """The model of a file of Keras 1 or 2 as a tf_keras model; None when tf_keras cannot read it.
+    """Read a file of Keras 1 or 2 as a tf_keras model; None when tf_keras cannot read it.
 
-    tf_keras imports what a file names: without ``unsafe`` the file is one that ``keras_file.Copy``
-    wrote with a configuration from ``keras_allowed.legacy_model``. ``elements``: of the weights
-    that its layers may make. DependencyError without tf_keras.
+    tf_keras imports what a file names. So without ``unsafe`` the file must be a ``file.Copy`` with
+    a configuration from ``allowed.legacy_model``. ``elements``: limit of the weights of its layers;
+    TooManyWeights beyond. DependencyError without tf_keras.
     """
     with quiet():
         try:
@@ -39,17 +41,18 @@ def read(path: Path, *, elements: int, unsafe: bool) -> Any:
         import tensorflow as tf
 
         # Functions that the model zoo of Keras 1 and 2 defined next to its models.
-        known = {"relu6": tf.nn.relu6, "hard_swish": lambda x: x * tf.nn.relu6(x + 3) / 6}
-        for name, function in known.items():
+        functions = {"relu6": tf.nn.relu6, "hard_swish": lambda x: x * tf.nn.relu6(x + 3) / 6}
+        for name, function in functions.items():
             function.__name__ = name
         try:
             with weights_bounded(tf_keras.layers.Layer, elements):
                 return tf_keras.models.load_model(
-                    path, custom_objects=known, compile=False, safe_mode=not unsafe
+                    path, custom_objects=functions, compile=False, safe_mode=not unsafe
                 )
         except TooManyWeights:
             raise
-        except Exception as error:  # noqa: BLE001 - tf_keras raises all kinds; the caller says why Keras 3 refuses the file
+        # tf_keras raises errors of all kinds; the caller reports why Keras 3 cannot read the file.
+        except Exception as error:  # noqa: BLE001
             _log.debug("tf_keras cannot read %s: %s", path, reason(error))
             return None
 
@@ -57,69 +60,73 @@ def read(path: Path, *, elements: int, unsafe: bool) -> Any:
 def carried_over(old: Any) -> Any:
     """A tf_keras model as a Keras 3 model.
 
-    ModelError when Keras 3 has no counterpart of one of its layers, or when the rebuilt model
-    computes something else.
+    ModelError when Keras 3 has no counterpart of one of its layers, or when the outputs of the
+    rebuilt model differ.
     """
     from lrfc.ir.keras.rebuild import rebuild
 
     with quiet():
         model = rebuild(old)
-    if (found := difference(old, model)) > _TOLERANCE:
+    if (error := difference(old, model)) > _TOLERANCE:
         raise ModelError(
-            f"rebuilt in Keras {keras().__version__}, its outputs differ by {found:.1e} of their"
+            f"rebuilt in Keras {keras().__version__}, its outputs differ by {error:.1e} of their"
             " scale"
         )
     return model
 
 
 def agrees(old: Any, model: Any) -> bool:
-    """Whether a model that Keras 3 read from a file of Keras 1 or 2 computes what it computes in tf_keras.
+    """Whether a model has the same outputs in Keras 3 and, ``old``, in tf_keras.
 
-    Keras 3 gives some names another meaning: its ``hard_sigmoid`` is relu6(x + 3) / 6, that of
+    Some names have another meaning in Keras 3: its ``hard_sigmoid`` is relu6(x + 3) / 6, that of
     Keras 2 is clip(0.2 x + 0.5, 0, 1).
     """
     return difference(old, model) <= _TOLERANCE
 
 
 def difference(old: Any, new: Any) -> float:
-    """The largest difference between two models' outputs on the same random inputs, relative to the scale of each output."""
-    rng = np.random.default_rng(0)
-    indices = any(
-        type(layer).__name__ == "Embedding" for layer in old._flatten_layers()
-    )  # valid for a table of any length
-    batch = []
-    samples = _samples(old)
-    for tensor in old.inputs:
-        shape = (tensor.shape[0] or samples, *(length or _LENGTH for length in tensor.shape[1:]))
-        dtype = tensor.dtype.as_numpy_dtype
-        if not np.issubdtype(dtype, np.number):
-            raise ModelError(f"its input '{tensor.name}' is of type {tensor.dtype.name}")
-        whole = indices or np.issubdtype(dtype, np.integer)
-        batch.append(
-            (rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)).astype(dtype)
-        )
+    """The largest difference of two models' outputs on random inputs, relative to their scale."""
+    batch = _random_batch(old)
     tree = keras().tree
     with quiet(), backend.onednn_needed():
         before, after = (
             tree.flatten(model(batch if len(batch) > 1 else batch[0], training=False))
             for model in (old, new)
         )
-    worst = 0.0
+    largest = 0.0
     for a, b in zip(before, after, strict=True):
         x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
         if x.shape != y.shape:
             return float("inf")
-        if np.isfinite(x).all():  # a model that holds NaN is refused for that, elsewhere
-            worst = max(
-                worst,
-                float(np.abs(x - y).max(initial=0.0))
-                / max(float(np.abs(x).max(initial=0.0)), 1e-12),
-            )
-    return worst
+        if np.isfinite(x).all():  # a model with NaN is refused elsewhere
+            scale = max(float(np.abs(x).max(initial=0.0)), 1e-12)
+            largest = max(largest, float(np.abs(x - y).max(initial=0.0)) / scale)
+    return largest
+
+
+def _random_batch(model: Any) -> list[Array]:
+    """Random inputs of a tf_keras model; ModelError for an input that is not numeric."""
+    rng = np.random.default_rng(0)
+    embeds = any(type(layer).__name__ == "Embedding" for layer in model._flatten_layers())
+    batch = []
+    samples = _samples(model)
+    for tensor in model.inputs:
+        shape = (tensor.shape[0] or samples, *(length or _LENGTH for length in tensor.shape[1:]))
+        dtype = tensor.dtype.as_numpy_dtype
+        if not np.issubdtype(dtype, np.number):
+            raise ModelError(f"its input '{tensor.name}' is of type {tensor.dtype.name}")
+        # 0 and 1 are valid indices of an embedding of any length.
+        integers = embeds or np.issubdtype(dtype, np.integer)
+        values = rng.integers(0, 2, shape) if integers else rng.standard_normal(shape)
+        batch.append(values.astype(dtype))
+    return batch
 
 
 def _samples(model: Any) -> int:
-    """How many samples a model is compared on: 4, fewer where they are large; ModelError where one is too large."""
+    """The number of samples in a comparison: 4, or fewer where they are large.
+
+    ModelError when one sample is too large.
+    """
     tensors = [
         tensor
         for layer in model._flatten_layers()
@@ -127,10 +134,10 @@ def _samples(model: Any) -> int:
         for tensor in keras().tree.flatten(node.outputs)
     ]
     shapes = [tensor.shape.as_list() for tensor in tensors if tensor.shape.rank is not None]
-    each = sum(math.prod(length or _LENGTH for length in shape[1:]) for shape in shapes)
-    if each > _ELEMENTS:
+    elements = sum(math.prod(length or _LENGTH for length in shape[1:]) for shape in shapes)
+    if elements > _ELEMENTS:
         raise ModelError(
-            f"its tensors hold {each:,} numbers for one sample, which is too many to compare what"
-            " it computes"
+            f"its tensors hold {elements:,} numbers for one sample, which is too many to compare"
+            " its outputs"
         )
-    return max(1, min(4, _ELEMENTS // 8 // max(each, 1)))
+    return max(1, min(4, _ELEMENTS // 8 // max(elements, 1)))

@@ -9,29 +9,28 @@ from typing import Any
 import numpy as np
 
 from lrfc.errors import ModelError
-from lrfc.ir import keras_wiring
 from lrfc.ir.backend import keras, quiet, reason
 from lrfc.ir.keras import allowed as keras_allowed
 from lrfc.ir.keras import compiled as keras_compiled
 from lrfc.ir.keras import file as keras_file
 from lrfc.ir.keras import legacy as keras_legacy
+from lrfc.ir.keras import wiring as keras_wiring
 from lrfc.ir.keras.bounds import TooManyWeights, weights_bounded
 from lrfc.ir.keras.file import ModelFile
 from lrfc.system import scratch
 from lrfc.system.reader import shown
 
-#: Numbers that layers may keep beside what is saved: states of random generators, tables.
+#: Elements that layers may have without saving them: states of random generators, tables.
 _UNSAVED = 1 << 24
 
 
 def load(path: Path | str, *, unsafe: bool = False) -> Any:
-    """The model in a .keras or .h5 file, compiled with the loss in it, where there is one.
+    """Load the model in a .keras or .h5 file, compiled with the loss in it, where there is one.
 
-    The content decides, not the name.
-
-    Keras never opens the file itself: it gets a copy whose configuration names nothing but what
-    ``keras_allowed`` lists. ``unsafe`` hands the configuration on as it is, and lets the file run
-    Python code. UsageError for a missing file, ModelError for one that holds no usable model.
+    The content decides on the format, not the suffix. Keras never opens the file itself: it gets a
+    copy whose configuration names only what lrfc.ir.keras.allowed lists. With ``unsafe`` the copy
+    has the configuration unchecked, so that the file can run Python code. UsageError for a missing
+    file, ModelError for one without a usable model.
     """
     file = keras_file.read(path)
     with scratch.folder() as folder:
@@ -42,7 +41,7 @@ def load(path: Path | str, *, unsafe: bool = False) -> Any:
 
 
 class _Loading:
-    """One file on its way to a model."""
+    """The loading of one file."""
 
     def __init__(self, file: ModelFile, unsafe: bool, folder: Path) -> None:
         self._file, self._unsafe = file, unsafe
@@ -53,15 +52,16 @@ class _Loading:
                 else keras_allowed.model(file.config, file.path, legacy=file.legacy)
             )
         except keras_allowed.NoCounterpartError as error:
-            raise self._lost(error) from error
+            raise self._not_carried_over(error) from error
         self._copy = keras_file.Copy(file, folder)
 
     def model(self) -> Any:
+        """Load the model by Keras 3, or carry it over where Keras 3 fails or computes otherwise."""
         k, path = keras(), self._file.path
-        given = self._copy.with_config(self._config, "model")
+        copy = self._copy.with_config(self._config, "model")
         try:
-            with quiet(), weights_bounded(k.Layer, self._weights()):
-                model = k.saving.load_model(given, compile=False, safe_mode=not self._unsafe)
+            with quiet(), weights_bounded(k.Layer, self._weight_limit()):
+                model = k.saving.load_model(copy, compile=False, safe_mode=not self._unsafe)
         except TooManyWeights as error:
             raise self._too_large() from error
         except Exception as error:
@@ -70,13 +70,13 @@ class _Loading:
             raise self._unreadable(error) from error
         if not isinstance(model, k.Model):
             raise ModelError(f"{path} holds a {type(model).__name__}, not a model")
-        old = self._old() if self._file.legacy and model.built else None
+        old = self._tf_keras_model() if self._file.legacy and model.built else None
         if old is None or old.inputs is None or keras_legacy.agrees(old, model):
             return model
         return self._carried_over(old)
 
-    def _old(self) -> Any:
-        """The file as tf_keras reads it; None when it cannot, or when the file uses classes of the user's."""
+    def _tf_keras_model(self) -> Any:
+        """The model as read by tf_keras; None when it cannot, or for a file with custom classes."""
         if self._unsafe:
             config = self._file.config
         else:
@@ -86,29 +86,30 @@ class _Loading:
             except keras_allowed.CustomClassError:
                 return None
         try:
-            given = self._copy.with_config(config, "legacy")
-            return keras_legacy.read(given, elements=self._weights(), unsafe=self._unsafe)
+            copy = self._copy.with_config(config, "legacy")
+            return keras_legacy.read(copy, elements=self._weight_limit(), unsafe=self._unsafe)
         except TooManyWeights as error:
             raise self._too_large() from error
 
     def _carried_over(self, old: Any = None) -> Any:
+        """The model carried over from tf_keras to Keras 3; None when tf_keras cannot read it."""
         try:
-            old = self._old() if old is None else old
+            old = self._tf_keras_model() if old is None else old
             return None if old is None else keras_legacy.carried_over(old)
         except ModelError as error:
-            raise self._lost(error) from error
+            raise self._not_carried_over(error) from error
 
-    def _weights(self) -> int:
-        """The weights that its layers may have: those in the file, and room for what is not saved."""
+    def _weight_limit(self) -> int:
+        """The most weight elements that its layers may have: twice those in the file, and more."""
         return 2 * self._copy.elements + _UNSAVED
 
     def _too_large(self) -> ModelError:
         return ModelError(
-            f"{self._file.path}: its layers have more weights than the file holds, "
-            f"which are {self._copy.elements:,} numbers; it was not saved so by Keras"
+            f"{self._file.path}: its layers have more weights than the file holds"
+            f" ({self._copy.elements:,} numbers); Keras does not save such files"
         )
 
-    def _lost(self, error: ModelError) -> ModelError:
+    def _not_carried_over(self, error: ModelError) -> ModelError:
         return ModelError(
             f"{self._file.path}, written by Keras {self._file.version}, cannot be carried over to"
             f" Keras {keras().__version__}: {error}. Build the model with Keras 3, give it the old"
@@ -116,7 +117,7 @@ class _Loading:
         )
 
     def _unreadable(self, error: Exception) -> ModelError:
-        """Why Keras cannot read the file, from what it said."""
+        """The error for a file that Keras cannot read, from the text of Keras' error."""
         path, text = self._file.path, str(error)
         if re.search(r"safe_mode=False|enable_unsafe_deserialization|unsafe", text):
             return ModelError(
@@ -142,6 +143,7 @@ class _Loading:
 
 
 def _refuse_non_finite(model: Any, path: Path) -> None:
+    """Raise ModelError when a weight is NaN or infinite."""
     for variable in model.weights:
         array = np.asarray(variable, dtype=np.float32) if "float" in str(variable.dtype) else None
         if array is not None and not np.isfinite(array).all():

@@ -1,4 +1,4 @@
-"""A tf_keras model built again from Keras 3 layers, with its weights."""
+"""Rebuild of a tf_keras model from Keras 3 layers, with its weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from lrfc.errors import ModelError
 from lrfc.ir.backend import keras, reason
 
-#: TensorFlow functions that Keras 2 recorded in its models: the function of keras.ops, and
-#: TensorFlow's names of the arguments that it takes, in order.
+#: By TensorFlow function that Keras 2 records in its models: the function of keras.ops, and
+#: TensorFlow's names of its arguments, in order.
 _OPS = {
     **{
         f"{module}.{name}": (name, "x y")
@@ -57,18 +57,21 @@ RENAMED = {
 
 
 def rebuild(model: Any) -> Any:
-    """The functional or Sequential tf_keras model in Keras 3; shared layers stay shared, nested models nested.
+    """Rebuild a functional or Sequential tf_keras model in Keras 3.
 
-    ModelError names the layer that cannot be.
+    Shared layers stay shared, and nested models nested. ModelError names a layer that cannot be
+    rebuilt.
     """
     return _Rebuilder(model).model(model)
 
 
 class _Rebuilder:
-    """One pass over a model and the models nested in it; it knows the layers that were built already."""
+    """One pass over a model and the models nested in it."""
 
     def __init__(self, model: Any) -> None:
+        #: The layers that are rebuilt already, by identity of the old layer.
         self.layers: dict[int, Any] = {}
+        #: The new names of layers, by identity; for those whose old name Keras 3 forbids.
         self.names: dict[int, str] = {}
         layers = list(model._flatten_layers())
         taken = {layer.name for layer in layers}
@@ -78,11 +81,11 @@ class _Rebuilder:
                 taken.add(name)
 
     def name(self, layer: Any) -> str:
-        """The layer's name; where it has a '/', which Keras 3 does not take, another that no layer has."""
+        """The layer's name; a new one that no layer has in place of one with '/'."""
         return self.names.get(id(layer), str(layer.name))
 
     def model(self, model: Any) -> Any:
-        """The model's counterpart."""
+        """The model in Keras 3."""
         k = keras()
         if not getattr(model, "_is_graph_network", False):
             raise ModelError(
@@ -112,7 +115,7 @@ class _Rebuilder:
         return k.Model(inputs, outputs, name=self.name(model))
 
     def call(self, node: Any, tensors: Mapping[int, Any]) -> Any:
-        """The Keras 3 tensors that a recorded call of a layer gives."""
+        """The output tensors of a recorded call, in Keras 3."""
         layer = node.layer
         args, kwargs = keras().tree.map_structure(
             lambda value: tensors.get(id(value), value),
@@ -126,25 +129,11 @@ class _Rebuilder:
                 ]
             if kind == "TFOpLambda":
                 return _operation(layer, args, kwargs)
-            if hasattr(layer, "cell") or hasattr(
-                layer, "forward_layer"
-            ):  # Keras 2 puts the initial states of a recurrent layer behind its input
+            if hasattr(layer, "cell") or hasattr(layer, "forward_layer"):
+                # Keras 2 passes the initial states of a recurrent layer in a list after its input.
                 sequence, *states = args[0] if isinstance(args[0], list | tuple) else [args[0]]
                 args, kwargs = [sequence], kwargs | ({"initial_state": states} if states else {})
-            first = id(layer) not in self.layers
-            if first:
-                self.layers[id(layer)] = self.layer(layer)
-            new = self.layers[id(layer)]
-            result = new(
-                *args, **{name: value for name, value in kwargs.items() if value is not None}
-            )
-            if first and layer.weights and not hasattr(layer, "_nodes_by_depth"):
-                new.set_weights(layer.get_weights())
-                if hasattr(
-                    new, "finalize_state"
-                ):  # preprocessing layers compute from their weights what they use
-                    new.finalize_state()
-            return _hard_sigmoid(layer, result)
+            return self.call_layer(layer, args, kwargs)
         except ModelError:
             raise
         except Exception as error:
@@ -152,8 +141,22 @@ class _Rebuilder:
                 f"its layer '{layer.name}' ({kind}) cannot be rebuilt: {reason(error)}"
             ) from error
 
+    def call_layer(self, layer: Any, args: list[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call the layer in Keras 3; rebuild it with its weights before the first call."""
+        first = id(layer) not in self.layers
+        if first:
+            self.layers[id(layer)] = self.layer(layer)
+        new = self.layers[id(layer)]
+        result = new(*args, **{name: value for name, value in kwargs.items() if value is not None})
+        if first and layer.weights and not hasattr(layer, "_nodes_by_depth"):
+            new.set_weights(layer.get_weights())
+            if hasattr(new, "finalize_state"):
+                # Preprocessing layers derive values from their weights.
+                new.finalize_state()
+        return _hard_sigmoid(layer, result)
+
     def layer(self, layer: Any) -> Any:
-        """The layer's counterpart, without weights."""
+        """The layer in Keras 3, without weights."""
         k = keras()
         if hasattr(layer, "_nodes_by_depth"):
             return self.model(layer)
@@ -175,34 +178,34 @@ def _class(kind: str) -> Any:
 
 
 def _config(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the Keras 3 class takes of a Keras 2 configuration; the initializers have done their work."""
-    taken = {
+    """The configuration of a Keras 3 class, without initializers, from one of Keras 2."""
+    accepted = {
         "name",
         "trainable",
         "dtype",
         "activity_regularizer",
         *inspect.signature(cls.__init__).parameters,
     }
-    kept = {
+    new = {
         key: value
         for key, value in config.items()
-        if key in taken and not key.endswith("_initializer")
+        if key in accepted and not key.endswith("_initializer")
     }
-    if "alpha" in config and "negative_slope" in taken:
-        kept["negative_slope"] = float(config["alpha"])
-    if isinstance(kept.get("dtype"), dict):
-        kept["dtype"] = kept["dtype"]["config"]["name"]
-    if cls.__name__ == "BatchNormalization" and isinstance(kept.get("axis"), list | tuple):
-        (kept["axis"],) = kept["axis"]
-    for key, value in kept.items():
+    if "alpha" in config and "negative_slope" in accepted:
+        new["negative_slope"] = float(config["alpha"])
+    if isinstance(new.get("dtype"), dict):
+        new["dtype"] = new["dtype"]["config"]["name"]
+    if cls.__name__ == "BatchNormalization" and isinstance(new.get("axis"), list | tuple):
+        (new["axis"],) = new["axis"]
+    for key, value in new.items():
         if key == "name":
-            kept[key] = _legal(value)
+            new[key] = _legal(value)
         elif key in ("activation", "recurrent_activation"):
-            kept[key] = _activation(cls.__name__, key, value)
+            new[key] = _activation(cls.__name__, key, value)
         elif isinstance(value, dict) and key in ("layer", "backward_layer", "cell"):
-            kept[key] = _from_config(value["class_name"], value["config"])
+            new[key] = _from_config(value["class_name"], value["config"])
         elif key == "cells":
-            kept[key] = [_from_config(cell["class_name"], cell["config"]) for cell in value]
+            new[key] = [_from_config(cell["class_name"], cell["config"]) for cell in value]
     if cls.__name__ in ("Bidirectional", "TimeDistributed", "RNN", "StackedRNNCells"):
         return {
             key: (
@@ -210,12 +213,13 @@ def _config(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
                 if key in ("layer", "backward_layer", "cell", "cells")
                 else value
             )
-            for key, value in kept.items()
+            for key, value in new.items()
         }
-    return kept
+    return new
 
 
 def _activation(kind: str, key: str, value: Any) -> Any:
+    """The configuration of an activation; ModelError for a hard_sigmoid in a recurrent layer."""
     if isinstance(value, dict):
         if isinstance(value.get("config"), dict):
             return keras().saving.serialize_keras_object(
@@ -229,11 +233,14 @@ def _activation(kind: str, key: str, value: Any) -> Any:
             f"its layer kind {kind} uses Keras 2's hard_sigmoid, which recurrent layers of Keras 3"
             " do not have"
         )
-    return "linear"  # what follows the layer then computes it: _hard_sigmoid
+    return "linear"  # _hard_sigmoid adds it after the layer
 
 
 def _hard_sigmoid(layer: Any, tensor: Any) -> Any:
-    """clip(0.2 x + 0.5, 0, 1) behind a layer that had Keras 2's hard_sigmoid for its activation: Keras 3's function of that name is another one."""
+    """The tensor after Keras 2's hard_sigmoid, if that was the activation of the layer.
+
+    It is clip(0.2 x + 0.5, 0, 1). Keras 3 has another function of that name.
+    """
     if getattr(getattr(layer, "activation", None), "__name__", "") != "hard_sigmoid":
         return tensor
     layers = keras().layers
@@ -248,25 +255,25 @@ def _operation(layer: Any, args: list[Any], kwargs: Mapping[str, Any]) -> Any:
             f"its layer '{layer.name}' calls tf.{symbol}, which lrfc does not carry over to Keras 3"
         )
     function, names = _OPS[symbol]
-    given = inspect.signature(layer.function).bind(*args, **kwargs).arguments
-    wanted = [name for name in names.split() if name in given]
-    surplus = [
+    arguments = inspect.signature(layer.function).bind(*args, **kwargs).arguments
+    supported = [name for name in names.split() if name in arguments]
+    others = [
         name
-        for name, value in given.items()
-        if name not in (*wanted, "name") and value not in (None, False)
+        for name, value in arguments.items()
+        if name not in (*supported, "name") and value not in (None, False)
     ]
-    if surplus:
+    if others:
         raise ModelError(
-            f"its layer '{layer.name}' calls tf.{symbol} with {', '.join(surplus)}, which lrfc does"
+            f"its layer '{layer.name}' calls tf.{symbol} with {', '.join(others)}, which lrfc does"
             " not carry over to Keras 3"
         )
     target = getattr(keras().ops, function)
-    order = list(inspect.signature(target).parameters)
-    return target(**{order[names.split().index(name)]: given[name] for name in wanted})
+    parameters = list(inspect.signature(target).parameters)
+    return target(**{parameters[names.split().index(name)]: arguments[name] for name in supported})
 
 
 def _slices(index: Any) -> Any:
-    """An index as Keras 2 records it, with dicts for its slices, as Python writes it."""
+    """A Python index from one that Keras 2 recorded, with dicts for its slices."""
     if isinstance(index, dict):
         return slice(index["start"], index["stop"], index["step"])
     if isinstance(index, list | tuple):
@@ -275,7 +282,7 @@ def _slices(index: Any) -> Any:
 
 
 def _legal(name: str) -> str:
-    """A name as Keras 3 takes it."""
+    """A name that Keras 3 accepts."""
     return name.replace("/", "_")
 
 

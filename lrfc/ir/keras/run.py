@@ -1,4 +1,4 @@
-"""Run graphs and Keras models on data."""
+"""Execution of graphs and Keras models on data."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
-    """A function from one batch (any number of samples) to the outputs in the order of ``graph.outputs``, in inference mode.
+    """A function from a batch of any size to the outputs of a graph or model, in inference mode.
 
-    It is traced once.
+    The outputs are in the order of ``graph.outputs``. The function is traced once.
     """
     import tensorflow as tf
 
@@ -43,16 +43,7 @@ def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
     fixed = specs[0].shape[0]
 
     def run(batch: Batch) -> Batch:
-        if len(batch) != len(specs):
-            raise UsageError(
-                f"model '{model.name}' has {len(specs)} inputs, the data have {len(batch)} arrays"
-            )
-        for tensor, spec, x in zip(function.inputs, specs, batch, strict=True):
-            if not spec.shape[1:].is_compatible_with(x.shape[1:]):
-                raise UsageError(
-                    f"input '{tensor.name}' takes samples of shape {tuple(spec.shape[1:])}, the"
-                    f" data have {tuple(x.shape[1:])}"
-                )
+        _check_shapes(model, function.inputs, specs, batch)
         arrays = [
             tf.constant(np.asarray(x, dtype=spec.dtype.as_numpy_dtype))
             for x, spec in zip(batch, specs, strict=True)
@@ -70,12 +61,12 @@ def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
 
 
 def outputs_at(graph: Graph, refs: Iterable[Ref]) -> Callable[[Batch], Batch]:
-    """A function from one batch to the tensors at ``refs``, in their order; see ``compiled``."""
+    """A function from a batch to the tensors at ``refs``, in their order; see ``compiled``."""
     return compiled(graph.with_outputs(refs))
 
 
 def predict(graph_or_model: Any, batch: Batch, batch_size: int = 256) -> Batch:
-    """The outputs of a graph, a model or a ``compiled`` one for all samples of ``batch``, in the order of ``graph.outputs``."""
+    """The outputs of a graph, model or ``compiled`` function for all samples of ``batch``."""
     run = graph_or_model if inspect.isfunction(graph_or_model) else compiled(graph_or_model)
     parts = [
         run(tuple(x[start : start + batch_size] for x in batch))
@@ -85,7 +76,7 @@ def predict(graph_or_model: Any, batch: Batch, batch_size: int = 256) -> Batch:
 
 
 def call(model: Any, batch: Sequence[Any], *, training: bool = False) -> Any:
-    """The model's outputs, packed as the model packs them, for one array or tensor per input."""
+    """The model's outputs, in its own nesting, for one array or tensor per input."""
     arrays = [
         keras().ops.convert_to_tensor(x, tensor.dtype)
         for x, tensor in zip(batch, model.inputs, strict=True)
@@ -96,8 +87,22 @@ def call(model: Any, batch: Sequence[Any], *, training: bool = False) -> Any:
     )
 
 
+def _check_shapes(model: Any, inputs: Sequence[Any], specs: Sequence[Any], batch: Batch) -> None:
+    """Raise UsageError when a batch does not fit the inputs of a model."""
+    if len(batch) != len(specs):
+        raise UsageError(
+            f"model '{model.name}' has {len(specs)} inputs, the data have {len(batch)} arrays"
+        )
+    for tensor, spec, x in zip(inputs, specs, batch, strict=True):
+        if not spec.shape[1:].is_compatible_with(x.shape[1:]):
+            raise UsageError(
+                f"input '{tensor.name}' takes samples of shape {tuple(spec.shape[1:])}, the data"
+                f" have {tuple(x.shape[1:])}"
+            )
+
+
 def _run_fixed(call: Callable[..., Any], arrays: list[Array], size: int) -> list[Array]:
-    """One call of a model whose batch size is fixed: the samples are padded by repeating the last, and the surplus is cut off."""
+    """Call a model of fixed batch size: pad by repeating the last sample, and cut the outputs."""
     count = len(arrays[0])
     padded = [np.concatenate([x, np.repeat(x[-1:], size - count, axis=0)]) for x in arrays]
     return [np.asarray(y)[:count] for y in call(*padded)]

@@ -1,4 +1,4 @@
-"""From a graph to a tf_keras model, which tools that have not followed to Keras 3 take, and its weights back."""
+"""Export of a graph to tf_keras, for tools without support of Keras 3, and of its weights back."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from lrfc.ir.graph import Graph
 from lrfc.ir.keras.layers import function
 from lrfc.ir.op import Array, Op, Ref
 
-#: Of a Keras 3 configuration, what tf_keras has under another name.
+#: By kind: the names in tf_keras of attributes that Keras 3 has renamed.
 _RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}, "ELU": {}}
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """``model``: the tf_keras model, outputs as a list.
+    """A graph in tf_keras.
 
-    ``layers``: op → the name of its layer. ``custom``: classes of ours that it is made of.
+    ``model``: the tf_keras model, with its outputs as a list. ``layers``: by op, the name of its
+    layer. ``custom``: the classes of lrfc in the model, by name.
     """
 
     model: Any
@@ -33,7 +34,11 @@ class Lowered:
 
 
 def unlowered(graph: Graph) -> tuple[str, ...]:
-    """The ops that have no counterpart in tf_keras: layers that it has not, and layers with weights that are custom or called with arguments."""
+    """Names of the ops without a counterpart in tf_keras.
+
+    They are layers that tf_keras lacks, and custom layers and calls with arguments, unless the op
+    has no weights and can be called as a function.
+    """
     import tf_keras
 
     return tuple(
@@ -46,95 +51,118 @@ def unlowered(graph: Graph) -> tuple[str, ...]:
 
 
 def lower(graph: Graph) -> Lowered:
-    """The graph in tf_keras, with its weights.
+    """Build the graph in tf_keras, with its weights.
 
-    Calls of a shared layer are calls of one layer. ModelError names what cannot be carried over.
+    Calls of a shared layer are calls of one layer. ModelError names an op that cannot be built.
     """
-    import tf_keras
-
     missing = unlowered(graph)
     if missing:
         raise ModelError(f"{', '.join(missing)}: tf_keras has no such layer")
-    names = _names(graph)
-    own, conv1d = _function_layer(), _conv1d()
-    layers: dict[str, Any] = {}
-    tensors: dict[Ref, Any] = {}
+    lowering = _Lowering(graph)
     with quiet():
-        for op in graph:
-            if op.kind == "InputLayer":
-                tensor = graph.tensors(op.name)[0]
-                tensors[Ref(op.name)] = tf_keras.Input(
-                    tensor.shape[1:], dtype=tensor.dtype, name=names[op.name]
-                )
-                continue
-            key = op.shared or op.name
+        model = lowering.model()
+    names = {op.name: lowering.names[next(iter(graph.calls(op))).name] for op in graph}
+    custom = {"Function": lowering.function_layer, "FlatConv": lowering.conv1d}
+    return Lowered(model, names, custom)
+
+
+class _Lowering:
+    """The lowering of one graph, op by op."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.names = graph, _names(graph)
+        self.function_layer, self.conv1d = _function_layer(), _conv1d()
+        self.layers: dict[str, Any] = {}
+        self.tensors: dict[Ref, Any] = {}
+
+    def model(self) -> Any:
+        """The tf_keras model."""
+        import tf_keras
+
+        for op in self.graph:
             try:
-                first = key not in layers
-                if first:
-                    cls = conv1d if op.kind == "Conv1D" else getattr(tf_keras.layers, op.kind, None)
-                    layers[key] = (
-                        own.of(op, names[op.name])
-                        if _is_function(graph, op)
-                        else _layer(cls, op, names[op.name])
-                    )
-                operands = [tensors[ref] for ref in graph.operands(op.name)]
-                given = layers[key](operands[0] if len(operands) == 1 else operands)
-                if first and op.weights:
-                    layers[key].set_weights(list(op.weights.values()))
+                results = [self.input(op)] if op.kind == "InputLayer" else self.call(op)
             except (TypeError, ValueError, NotImplementedError) as error:
                 raise ModelError(
                     f"{op.name} ({op.kind}) cannot be carried over to tf_keras: {reason(error)}"
                 ) from error
-            for number, each in enumerate(given if isinstance(given, list | tuple) else [given]):
-                tensors[Ref(op.name, number)] = each
-        model = tf_keras.Model(
-            [tensors[Ref(name)] for name in graph.inputs],
-            [tensors[ref] for ref in graph.outputs],
-            name=_plain(graph.name),
+            for output, result in enumerate(results):
+                self.tensors[Ref(op.name, output)] = result
+        return tf_keras.Model(
+            [self.tensors[Ref(name)] for name in self.graph.inputs],
+            [self.tensors[ref] for ref in self.graph.outputs],
+            name=_legal(self.graph.name),
         )
-    return Lowered(
-        model,
-        {op.name: names[next(iter(graph.calls(op))).name] for op in graph},
-        {"Function": own, "FlatConv": conv1d},
-    )
+
+    def input(self, op: Op) -> Any:
+        """The tensor of an InputLayer."""
+        import tf_keras
+
+        tensor = self.graph.tensors(op.name)[0]
+        return tf_keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=self.names[op.name])
+
+    def call(self, op: Op) -> list[Any]:
+        """The output tensors of an op; the first call of a layer builds it."""
+        key = op.shared or op.name
+        first = key not in self.layers
+        if first:
+            self.layers[key] = self.layer(op)
+        operands = [self.tensors[ref] for ref in self.graph.operands(op.name)]
+        result = self.layers[key](operands[0] if len(operands) == 1 else operands)
+        if first and op.weights:
+            self.layers[key].set_weights(list(op.weights.values()))
+        return list(result) if isinstance(result, list | tuple) else [result]
+
+    def layer(self, op: Op) -> Any:
+        """The layer of an op, without weights."""
+        import tf_keras
+
+        name = self.names[op.name]
+        if _is_function(self.graph, op):
+            return self.function_layer.of(op, name)
+        cls = self.conv1d if op.kind == "Conv1D" else getattr(tf_keras.layers, op.kind, None)
+        return _layer(cls, op, name)
 
 
 def raised(graph: Graph, weights: Mapping[str, Mapping[str, Array]]) -> Graph:
-    """The graph with weights of tf_keras: op → the arrays by tf_keras' names, of which those that are there replace the graph's."""
+    """The graph with weights from tf_keras.
+
+    ``weights``: by op, some or all of its arrays by their names in tf_keras.
+    """
     updated = {}
     for op in graph.layers():
-        found = weights.get(op.name, {})
-        if found:
+        arrays = weights.get(op.name, {})
+        if arrays:
             renamed = {"depthwise_kernel": "kernel"} if op.info.is_depthwise else {}
-            own = {renamed.get(name, name): np.asarray(array) for name, array in found.items()}
-            updated[op.name] = {name: own.get(name, weight) for name, weight in op.weights.items()}
+            new = {renamed.get(name, name): np.asarray(array) for name, array in arrays.items()}
+            updated[op.name] = {name: new.get(name, weight) for name, weight in op.weights.items()}
     return graph.with_weights(updated)
 
 
 def _names(graph: Graph) -> dict[str, str]:
-    """A layer name for each op: its own, as far as TensorFlow takes it."""
-    taken: dict[str, str] = {}
+    """A layer name for each op: the op's own, with the characters that TensorFlow accepts."""
+    names: dict[str, str] = {}
     for op in graph:
-        base = name = _plain(op.name)
+        base = name = _legal(op.name)
         number = 1
-        while name in taken.values():
+        while name in names.values():
             number += 1
             name = f"{base}_{number}"
-        taken[op.name] = name
-    return taken
+        names[op.name] = name
+    return names
 
 
 def _is_function(graph: Graph, op: Op) -> bool:
-    """Whether the op is a function of keras.ops, or another one without weights, that can be called as it is."""
+    """Whether the op can be called as a function: of keras.ops or custom, and without weights."""
     return op.origin is not None and not op.weights and len(graph.tensors(op.name)) == 1
 
 
 def _function_layer() -> Any:
-    """A class of tf_keras layers that call ops of a graph; each lowering has one of its own, which knows its ops."""
+    """A new class of tf_keras layers that call ops of one graph."""
     import tf_keras
 
     class Function(tf_keras.layers.Layer):  # type: ignore[misc]
-        """One op. Its configuration names it, so that the layer can be copied."""
+        """A layer that calls one op, found by the layer's name, so that the layer can be copied."""
 
         ops: ClassVar[dict[str, Callable[[Sequence[Any]], Any]]] = {}
 
@@ -149,17 +177,18 @@ def _function_layer() -> Any:
     return Function
 
 
-def _plain(name: str) -> str:
+def _legal(name: str) -> str:
+    """The name with the characters that TensorFlow accepts."""
     return re.sub(r"^(?=[^A-Za-z0-9.])", "t", re.sub(r"[^A-Za-z0-9_.]", "_", name))
 
 
 def _conv1d() -> Any:
-    """A class of Conv1D that is computed along one of two axes, as in TFLite."""
+    """A class of Conv1D layers that convolve along one of two spatial axes, as TFLite does."""
     import tensorflow as tf
     import tf_keras
 
     class FlatConv(tf_keras.layers.Conv1D):  # type: ignore[misc]
-        """A kernel (K, I, O), or (1, K, I, O) as rounding with a scale per channel gives it."""
+        """A Conv1D with a kernel (K, I, O), or (1, K, I, O) as rounding per channel returns it."""
 
         def convolution_op(self, inputs: Any, kernel: Any) -> Any:
             result = tf.nn.convolution(
@@ -175,13 +204,16 @@ def _conv1d() -> Any:
 
 
 def _layer(cls: Any, op: Op, name: str) -> Any:
-    takes = inspect.signature(cls.__init__).parameters
+    """A tf_keras layer with the op's configuration, as far as its class has those parameters."""
+    parameters = inspect.signature(cls.__init__).parameters
     renamed = _RENAMED.get(op.kind, {})
     config = {renamed.get(key, key): value for key, value in op.attrs.items()}
-    skipped = ("_initializer", "_regularizer", "_constraint")
-    kept = {
+    training_only = ("_initializer", "_regularizer", "_constraint")
+    arguments = {
         key: value
         for key, value in config.items()
-        if key in takes and not key.endswith(skipped) and key not in ("name", "dtype", "trainable")
+        if key in parameters
+        and not key.endswith(training_only)
+        and key not in ("name", "dtype", "trainable")
     }
-    return cls(**kept, name=name)
+    return cls(**arguments, name=name)

@@ -1,4 +1,4 @@
-"""Weights of a model file, written anew: plain arrays in groups, no links, no other file's bytes."""
+"""Safe copy of the weights in an HDF5 file: plain arrays in groups, without links."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from lrfc.errors import ModelError
 from lrfc.system.reader import shown
 
-#: What h5py raises on files that are damaged, or made to look like none that it writes.
+#: The errors that h5py raises on damaged and malicious files.
 DAMAGE = (
     OSError,
     EOFError,
@@ -24,32 +24,33 @@ DAMAGE = (
     OverflowError,
     struct.error,
 )
-#: Groups and arrays of a file; a link may name one twice, so they are counted as they are reached.
+#: Limit of the groups and arrays of a file. One that two links name counts twice.
 _OBJECTS = 1_000_000
+#: Limit of the depth of nested groups, and of the items of an attribute.
 _DEPTH = 100
 _ATTRIBUTE_ITEMS = 100_000
-#: Attributes that Keras reads; long ones are split over several, which are numbered.
+#: Attributes that Keras reads. A long one is split into several, with numbers after their names.
 _ATTRIBUTES = frozenset({"backend", "dtype", "keras_version", "layer_names", "weight_names"})
-#: deflate, shuffle, fletcher32, szip, nbit, scale-offset and LZF. HDF5 loads any other from a
-#: library.
+#: deflate, shuffle, fletcher32, szip, nbit, scale-offset and LZF. Any other filter is code in a
+#: library, which HDF5 would load.
 _FILTERS = frozenset({1, 2, 3, 4, 5, 6, 32000})
 
 
 def copy(source: Any, target: Any, *, limit: int, where: str) -> int:
-    """Copy an HDF5 group into another: its arrays, groups and attributes, of ``limit`` bytes in all.
+    """Copy the arrays, groups and attributes of an HDF5 group; return the number of elements.
 
-    Gives the number of elements of the arrays. ModelError for what Keras writes nowhere: links,
-    arrays kept in another file, filters that are libraries, other types than numbers, more bytes
-    than the limit.
+    ``limit``: the most bytes of all arrays. ``where``: the file, for messages. ModelError for
+    content that Keras never writes: links, arrays in another file, filters that are libraries,
+    types other than numbers, more bytes than the limit.
     """
-    counted = _Copy(limit, where)
-    counted.group(source, target, "")
-    return counted.elements
+    copied = _Copy(limit, where)
+    copied.group(source, target, "")
+    return copied.elements
 
 
 @dataclass
 class _Copy:
-    """One copy, with what is left of its limits."""
+    """One copy: the bytes that are left of its limit, and the objects and elements so far."""
 
     left: int
     where: str
@@ -57,6 +58,7 @@ class _Copy:
     elements: int = 0
 
     def group(self, source: Any, target: Any, path: str) -> None:
+        """Copy a group with all that is in it."""
         import h5py
 
         if path.count("/") > _DEPTH:
@@ -78,6 +80,7 @@ class _Copy:
                 raise ModelError(f"{self.where}: '{shown(inner, 120)}' is no array")
 
     def array(self, source: Any, target: Any, name: str, path: str) -> None:
+        """Copy an array into the group ``target``."""
         creation = source.id.get_create_plist()
         filters = {creation.get_filter(i)[0] for i in range(creation.get_nfilters())}
         if source.is_virtual or source.external:
@@ -98,7 +101,7 @@ class _Copy:
         self.attributes(source, target.create_dataset(name, data=source[()]), path)
 
     def attributes(self, source: Any, target: Any, path: str) -> None:
-        """Copy what Keras reads: the names of layers and weights of an .h5 file, types that HDF5 has not."""
+        """Copy the attributes that Keras reads: names of layers and weights, types HDF5 lacks."""
         import h5py
 
         for name in source.attrs:
