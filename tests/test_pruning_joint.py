@@ -169,7 +169,7 @@ def test_no_more_memory_is_alive_than_there_is_room_for(build) -> None:
     tight = 0
     for limit in (0.9, 0.7, 0.5):
         try:
-            found = SelectRanks(rooms=(PeakMemory(4, limit * whole),))(state)
+            found = SelectRanks(peak_memory=(PeakMemory(4, limit * whole),))(state)
         except BudgetError:
             continue
         tight += 1
@@ -180,17 +180,17 @@ def test_no_more_memory_is_alive_than_there_is_room_for(build) -> None:
 @pytest.mark.parametrize("build", [helpers.residual, helpers.branches, helpers.conv_net])
 def test_the_least_room_is_enough_and_less_is_not(build) -> None:
     state = filtered(state_of(helpers.graph_of(build())))
-    least = joint.least_room(
+    least = joint.least_peak_memory(
         state.graph, state.fact(DesignSpace).spaces, state.fact(FilterSpace), 4
     )
     assert (
         arena(
-            fold_batchnorm(built(SelectRanks(rooms=(PeakMemory(4, 1.001 * least),))(state)).graph)
+            fold_batchnorm(built(SelectRanks(peak_memory=(PeakMemory(4, 1.001 * least),))(state)).graph)
         ).peak_bytes
         <= 1.001 * least
     )
     with pytest.raises(BudgetError, match="cannot be met"):
-        SelectRanks(rooms=(PeakMemory(4, 0.99 * least),))(state)
+        SelectRanks(peak_memory=(PeakMemory(4, 0.99 * least),))(state)
     limit = int(0.5 * least)
     with pytest.raises(
         BudgetError,
