@@ -44,7 +44,7 @@ def test_prints_as_documented() -> None:
     }
     graph.outputs = (
         graph.add(
-            Op("conv", "Conv2D", {"filters": 32, "kernel_size": 3, "padding": "same"}, weights),
+            Op("conv", "Conv2D", {"filters": 32, "kernel_size": 3}, weights),
             (source,),
         ),
     )

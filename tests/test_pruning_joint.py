@@ -185,7 +185,9 @@ def test_the_least_room_is_enough_and_less_is_not(build) -> None:
     )
     assert (
         arena(
-            fold_batchnorm(built(SelectRanks(peak_memory=(PeakMemory(4, 1.001 * least),))(state)).graph)
+            fold_batchnorm(
+                built(SelectRanks(peak_memory=(PeakMemory(4, 1.001 * least),))(state)).graph
+            )
         ).peak_bytes
         <= 1.001 * least
     )

@@ -154,10 +154,10 @@ def test_what_was_weighed_is_kept(monkeypatch, tmp_path):
     """A second build does not weigh again; one in another precision, or after another exploration, does."""
     monkeypatch.setenv("LRFC_CACHE", str(tmp_path))
     weighed = []
-    weigh = weigh_rounding._weighed
+    weigh = weigh_rounding._with_noise
     monkeypatch.setattr(
         weigh_rounding,
-        "_weighed",
+        "_with_noise",
         lambda space, rounding: weighed.append(space.op.name) or weigh(space, rounding),
     )
     first = WeighRounding(cached=True)(known()).fact(DesignSpace)
@@ -234,7 +234,7 @@ def test_a_method_whose_tensors_round_badly_pays_for_it(monkeypatch):
             "spatial_svd": Wild(one.factors["spatial_svd"]),
         },
     )
-    monkeypatch.setattr("lrfc.passes.weigh_rounding.balance", lambda *given: {})
+    monkeypatch.setattr("lrfc.passes.weigh_rounding.equalize", lambda *arguments: {})
     (found,) = (
         WeighRounding()(state.with_fact(replace(design, spaces=(wild,)))).fact(DesignSpace).spaces
     )

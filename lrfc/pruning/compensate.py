@@ -53,8 +53,8 @@ def patch_rows(layout: Layout, channels: Ids) -> Ids:
 def refitted(op: Op, source: Tensor, statistics: Statistics, removed: Ids) -> Refitted:
     """The weights that best reproduce the layer's output without the ``removed`` input channels.
 
-    For covariance G of the inputs, kept rows K and removed rows R, it is the least-squares solution
-    W_K + (G_KK)⁻¹·G_KR·W_R (He, Zhang and Sun 2017, arXiv 1707.06168, eq. 2 for given channels).
+    For covariance G of the inputs, kept rows K and removed rows R: W_K + (G_KK)⁻¹·G_KR·W_R, the
+    solution of least squares (He, Zhang, Sun 2017, arXiv 1707.06168, eq. 2 for given channels).
     The covariance is shrunk towards the identity by its sample size, which is the ridge. The bias
     absorbs the mean of the removed channels, so that only their variation has to be reconstructed.
     ``removed`` is ``Part.where`` of a consumer.
@@ -115,7 +115,8 @@ def _transposed_kernel(layout: Layout, matrix: Array) -> NDArray[np.float32]:
 def _wide_correction(covariance: LowRank, removed: NDArray[np.bool_], weights: Array) -> Array:
     """The correction of the kept rows, for far fewer samples X than inputs.
 
-    With ``weights`` W_R: (X_KᵀX_K + ρI)⁻¹·X_KᵀX_R·W_R = X_Kᵀ·(X_K·X_Kᵀ + ρI)⁻¹·X_R·W_R.
+    With ``weights`` W_R, (X_KᵀX_K + ρI)⁻¹·X_KᵀX_R·W_R is
+    X_Kᵀ·(X_K·X_Kᵀ + ρI)⁻¹·X_R·W_R.
     """
     kept_inputs, removed_inputs = covariance.rows[:, ~removed], covariance.rows[:, removed]
     inner = kept_inputs @ kept_inputs.T
