@@ -267,7 +267,7 @@ def test_regression_concatenation_under_an_addition():
 
 
 def test_regression_depthwise_and_one_output_convolutions():
-    """Torch-Pruning#179, #126: a grouped convolution may be depthwise, one of one channel is not."""
+    """Torch-Pruning#179, #126: grouped convolutions may be depthwise, one of one channel is not."""
     from keras import layers
 
     inputs = image(channels=1)

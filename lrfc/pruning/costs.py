@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -122,7 +122,7 @@ def _latency(prices: Prices, space: LayerSpace, candidate: Candidate, use: Use) 
     whole = candidate.latency
     levels_r, levels_m = _levels(use.inputs), _levels(use.outputs)
     separate = apart(candidate, use)
-    pairs = (
+    pairs: Iterable[tuple[float, float]] = (
         (*product(levels_r, (1.0,)), *product((1.0,), levels_m))
         if separate
         else product(levels_r, levels_m)
