@@ -183,7 +183,7 @@ def test_the_milp_predicts_the_cost_of_its_choices(
         state.fact(DesignSpace) if methods is None else state.fact(DesignSpace).narrowed(methods)
     )
     for minimise in ("macs", "params", "latency"):
-        program = joint._Programme(
+        program = joint.Program(
             state.graph,
             design.spaces,
             state.fact(FilterSpace),
@@ -191,9 +191,9 @@ def test_the_milp_predicts_the_cost_of_its_choices(
             frozenset(),
             state.fact(Price).prices,
         )
-        values, found = program._optimum({}, minimise), program._chosen({}, minimise)
+        values, found = program.optimum({}, minimise), program.solution({}, minimise)
         for quantity in ("macs", "params", "latency"):
-            assert np.dot(program._costs[quantity], values) == pytest.approx(
+            assert np.dot(program.costs[quantity], values) == pytest.approx(
                 found.cost(quantity), rel=1e-4
             )
 

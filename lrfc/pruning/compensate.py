@@ -53,7 +53,7 @@ def patch_rows(layout: Layout, channels: Ids) -> Ids:
 def refitted(op: Op, source: Tensor, statistics: Statistics, removed: Ids) -> Refitted:
     """The weights that best reproduce the layer's output without the ``removed`` input channels.
 
-    For covariance G of the inputs, kept rows K and removed rows R: W_K + (G_KK)⁻¹·G_KR·W_R, the
+    For covariance G of inputs, kept rows K and removed rows R: W_K + (G_KK)⁻¹·G_KR·W_R, the
     solution of least squares (He, Zhang, Sun 2017, arXiv 1707.06168, eq. 2 for given channels).
     The covariance is shrunk towards the identity by its sample size, which is the ridge. The bias
     absorbs the mean of the removed channels, so that only their variation has to be reconstructed.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, product
 from math import prod
-from operator import attrgetter
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,17 @@ from scipy.sparse import csr_array
 
 from lrfc.costs.arena import arena
 from lrfc.errors import BudgetError
-from lrfc.ir import ops
 from lrfc.ir.graph import Graph
+from lrfc.pruning.choices import (
+    Variables,
+    cost_added,
+    cost_at,
+    cost_interaction,
+    other_spaces,
+    others,
+    pruned,
+    thinned,
+)
 from lrfc.pruning.costs import QUANTITIES, Cost, apart, costs
 from lrfc.pruning.kept_fractions import Shares, Use
 from lrfc.pruning.memory import PeakMemory
@@ -27,9 +34,6 @@ from lrfc.search import allocate as exact
 from lrfc.search.candidates import Candidate, LayerSpace, pareto
 from lrfc.search.pricing import Prices
 
-#: Most candidates of a layer in the MILP: the product of ranks and filters is large, and close
-#: ranks differ little.
-CANDIDATES = 16
 #: The relative gap to the optimum at which the solver stops, and its time limit in seconds.
 GAP, SECONDS = 1e-3, 60.0
 #: Most combinations of the choices of groups that meet in an op.
@@ -59,21 +63,6 @@ class Joint:
         return self.pruned_cost[quantity] + float(sum(getattr(c, quantity) for c in self.chosen))
 
 
-@dataclass(frozen=True, eq=False)
-class Variables:
-    """The columns of a layer in the MILP; see lrfc.pruning.memory.Layer.
-
-    ``costs``: the costs of each candidate, by quantity.
-    """
-
-    space: LayerSpace
-    use: Use
-    candidates: Sequence[Candidate]
-    costs: Sequence[Mapping[str, Cost]]
-    chosen: Sequence[int]
-    joined: Mapping[tuple[int, str], Sequence[int]]
-
-
 def allocate(
     graph: Graph,
     spaces: Sequence[LayerSpace],
@@ -99,7 +88,7 @@ def allocate(
     BudgetError if there is no solution, UnsolvedError if none was found in time.
     """
     unpruned = _best_unpruned(graph, spaces, limits, minimise, prices)
-    program = _Program(graph, spaces, filters, peak_memory, unpruned, prices)
+    program = Program(graph, spaces, filters, peak_memory, unpruned, prices)
     return program.solve(limits, minimise)
 
 
@@ -110,7 +99,7 @@ def least_peak_memory(
 
     A value has ``itemsize`` bytes.
     """
-    return _Program(graph, spaces, filters, (), frozenset(), None).least_peak_memory(itemsize)
+    return Program(graph, spaces, filters, (), frozenset(), None).least_peak_memory(itemsize)
 
 
 def _best_unpruned(
@@ -136,10 +125,11 @@ def _best_unpruned(
         return frozenset()
 
 
-class _Program:
+class Program:
     """The MILP, built column by column and row by row.
 
-    ``always``: candidates that are not dropped, however many a layer has.
+    ``always``: candidates that are not dropped, however many a layer has. ``costs``: the
+    coefficient of every variable, by quantity.
     """
 
     def __init__(
@@ -152,7 +142,7 @@ class _Program:
         prices: Prices | None,
     ) -> None:
         self._graph, self._filters, self._always, self._prices = graph, filters, always, prices
-        self._costs: dict[str, list[float]] = {
+        self.costs: dict[str, list[float]] = {
             name: [] for name in (*QUANTITIES, "divergence", "peak_memory")
         }
         self._integer: list[int] = []
@@ -167,7 +157,7 @@ class _Program:
         self._own = [self._layer(space, self._shares.use(space.op)) for space in spaces]
         self._others = [
             self._layer(space, self._shares.use(space.op))
-            for space in _others(graph, spaces, prices)
+            for space in other_spaces(graph, spaces, prices)
         ]
         for bound in peak_memory:
             for columns, values, limit in bound.rows(graph, self._shares, self._keeps, self._own):
@@ -177,7 +167,7 @@ class _Program:
 
     def _add(self, costs: Mapping[str, float], *, integer: bool = False) -> int:
         """Add a variable, and return its column."""
-        for name, values in self._costs.items():
+        for name, values in self.costs.items():
             values.append(costs.get(name, 0.0))
         self._integer.append(int(integer))
         return len(self._integer) - 1
@@ -192,7 +182,7 @@ class _Program:
 
     def _layer(self, space: LayerSpace, use: Use) -> Variables:
         """Add the variables of a layer and the rows that tie them to the choices of its groups."""
-        candidates = _thinned(space, self._always)
+        candidates = thinned(space, self._always)
         by_candidate = [
             costs(self._graph, space, candidate, use, self._prices) for candidate in candidates
         ]
@@ -200,7 +190,7 @@ class _Program:
         joined: dict[tuple[int, str], list[int]] = {}
         for number, (candidate, cost) in enumerate(zip(candidates, by_candidate, strict=True)):
             chosen.append(
-                self._add(_at(cost, use) | {"divergence": candidate.divergence}, integer=True)
+                self._add(cost_at(cost, use) | {"divergence": candidate.divergence}, integer=True)
             )
             for name in use.groups:
                 joined[number, name] = [self._add({}) for _ in self._keeps[name]]
@@ -226,17 +216,17 @@ class _Program:
         which is exact for products of both kept fractions (MACs), and close for latencies.
         """
         if prod(len(columns) for columns in margins.values()) <= COMBINATIONS:
-            self._add_table(margins, lambda chosen: _added(cost, use, chosen))
+            self._add_table(margins, lambda chosen: cost_added(cost, use, chosen))
             return
         for name, columns in margins.items():
-            self._add_table({name: columns}, lambda chosen: _added(cost, use, chosen))
+            self._add_table({name: columns}, lambda chosen: cost_added(cost, use, chosen))
         for one, other in combinations(margins, 2):
             if (one in use.inputs.by and other in use.outputs.by) or (
                 other in use.inputs.by and one in use.outputs.by
             ):
                 self._add_table(
                     {name: margins[name] for name in (one, other)},
-                    lambda chosen: _interaction(cost, use, chosen),
+                    lambda chosen: cost_interaction(cost, use, chosen),
                 )
 
     def _add_table(
@@ -252,7 +242,7 @@ class _Program:
             ((name, columns),) = margins.items()
             for k, column in enumerate(columns):
                 for quantity, value in costs({name: k}).items():
-                    self._costs[quantity][column] += value
+                    self.costs[quantity][column] += value
             return
         sums: dict[int, list[int]] = {
             column: [] for columns in margins.values() for column in columns
@@ -277,16 +267,16 @@ class _Program:
             self._graph, self._shares, self._keeps, self._own
         ):
             self._rows.append(([*columns, fraction], [*values, -original], -np.inf, limit))
-        return float(original * self._optimum({}, "peak_memory")[fraction])
+        return float(original * self.optimum({}, "peak_memory")[fraction])
 
     def solve(self, limits: Mapping[str, float], minimise: str) -> Joint:
-        """The optimum.
+        """The solution within the limits, also within that on the latency.
 
         Where three groups meet in an op, the MILP only approximates its latency. Then the limit in
         the MILP is tightened until the solution meets the real one, at most ``TURNS`` times.
         """
         limit = limits.get("latency", np.inf)
-        best = solution = self._solution(limits, minimise)
+        best = solution = self.solution(limits, minimise)
         tightened = feasible = limit
         for _ in range(TURNS):
             latency = solution.cost("latency")
@@ -296,18 +286,19 @@ class _Program:
                 tightened * limit / latency if tightened == feasible else (tightened + feasible) / 2
             )
             try:
-                solution = self._solution({**limits, "latency": tightened}, minimise)
+                solution = self.solution({**limits, "latency": tightened}, minimise)
             except BudgetError:  # too tight for the MILP: try a limit in the middle
                 continue
             feasible = tightened
             best = min(best, solution, key=lambda joint: joint.cost("latency"))
         return best
 
-    def _solution(self, limits: Mapping[str, float], minimise: str) -> Joint:
-        values = self._optimum(limits, minimise)
+    def solution(self, limits: Mapping[str, float], minimise: str) -> Joint:
+        """The choices at the optimum, with their costs."""
+        values = self.optimum(limits, minimise)
         at = {name: int(np.argmax(values[columns])) for name, columns in self._keeps.items()}
         own, others = (
-            [_pruned(layer, int(np.argmax(values[layer.chosen])), at) for layer in layers]
+            [pruned(layer, int(np.argmax(values[layer.chosen])), at) for layer in layers]
             for layers in (self._own, self._others)
         )
         keeps = {
@@ -319,9 +310,12 @@ class _Program:
             {quantity: float(sum(getattr(c, quantity) for c in others)) for quantity in QUANTITIES},
         )
 
-    def _optimum(self, limits: Mapping[str, float], minimise: str) -> NDArray[np.float64]:
-        """The value of every variable at the optimum."""
-        costs = {name: np.array(values) for name, values in self._costs.items()}
+    def optimum(self, limits: Mapping[str, float], minimise: str) -> NDArray[np.float64]:
+        """The value of every variable at the optimum.
+
+        BudgetError if there is no solution, UnsolvedError if none was found in time.
+        """
+        costs = {name: np.array(values) for name, values in self.costs.items()}
         goal = costs[minimise] / max(float(costs[minimise].max()), 1e-30)
         tie = costs["macs"] + costs["params"]
         objective = 1e6 * (goal + 1e-9 * tie / max(float(np.abs(tie).sum()), 1))
@@ -363,90 +357,4 @@ class _Program:
         return LinearConstraint(csr_array((data, (rows, columns)), shape=shape), low, high)
 
 
-def _at(
-    cost: Mapping[str, Cost], use: Use, chosen: Mapping[str, int] = MappingProxyType({})
-) -> dict[str, float]:
-    """The cost of these choices; all other groups have their first one and keep all units."""
-    inputs = use.inputs.at({**dict.fromkeys(use.inputs.by, 0), **chosen})
-    outputs = use.outputs.at({**dict.fromkeys(use.outputs.by, 0), **chosen})
-    return {quantity: of(inputs, outputs) for quantity, of in cost.items()}
-
-
-def _added(cost: Mapping[str, Cost], use: Use, chosen: Mapping[str, int]) -> dict[str, float]:
-    """The difference between the cost of these choices and that of the first ones."""
-    base = _at(cost, use)
-    return {q: value - base[q] for q, value in _at(cost, use, chosen).items()}
-
-
-def _interaction(cost: Mapping[str, Cost], use: Use, chosen: Mapping[str, int]) -> dict[str, float]:
-    """The cost that two choices add together, less the cost that each of them adds alone."""
-    one, other = (_added(cost, use, {name: k}) for name, k in chosen.items())
-    return {q: value - one[q] - other[q] for q, value in _added(cost, use, chosen).items()}
-
-
-def others(
-    graph: Graph, spaces: Sequence[LayerSpace], prices: Prices | None = None
-) -> dict[str, float]:
-    """The cost of the ops without candidates of their own, before pruning."""
-    candidates = [space.whole for space in _others(graph, spaces, prices)]
-    return {
-        quantity: float(sum(getattr(c, quantity) for c in candidates)) for quantity in QUANTITIES
-    }
-
-
-def _others(graph: Graph, spaces: Sequence[LayerSpace], prices: Prices | None) -> list[LayerSpace]:
-    """The ops without candidates of their own that have a cost; latency counts with ``prices``."""
-    factorizable = {call for space in spaces for call in space.calls}
-    spaces_of_others = []
-    for op in graph:
-        calls = tuple(call.name for call in graph.calls(op)) if op.weights else (op.name,)
-        if op.name in factorizable or op.name != calls[0]:
-            continue
-        # A BatchNorm counts as folded into the layer before it; exceptions are not known here.
-        params = 0 if op.kind == "BatchNormalization" or op.origin is not None else op.params
-        macs = (
-            sum(
-                ops.macs(graph.op(call), graph.input_tensors(call), graph.tensors(call))
-                for call in calls
-            )
-            if op.origin is None
-            else 0
-        )
-        latency = 0.0 if prices is None else prices.time(calls)
-        if params or macs or latency:
-            candidate = Candidate(op.name, None, (), params, macs, latency=latency)
-            spaces_of_others.append(LayerSpace(op, calls, (candidate,)))
-    return spaces_of_others
-
-
-def _thinned(space: LayerSpace, always: frozenset[Candidate]) -> list[Candidate]:
-    """The unfactorized layer, and about ``CANDIDATES`` of its undominated candidates.
-
-    They are evenly spaced in the order of their MACs. Those in ``always`` stay, and so do the least
-    in each quantity, so that the lowest budgets remain reachable.
-    """
-    undominated = [c for c in pareto(space.candidates) if c.method is not None]
-    undominated.sort(key=lambda c: (c.macs, c.params))
-    if len(undominated) > CANDIDATES:
-        places = np.linspace(0, len(undominated) - 1, CANDIDATES)
-        even = {id(undominated[round(i)]) for i in places}
-        even |= {id(min(undominated, key=attrgetter(quantity))) for quantity in QUANTITIES}
-        undominated = [c for c in undominated if id(c) in even or c in always]
-    return [*([] if space.excluded else [space.whole]), *undominated]
-
-
-def _pruned(layer: Variables, number: int, at: Mapping[str, int]) -> Candidate:
-    """A candidate with its costs for these choices of the groups."""
-    cost = {
-        quantity: of(layer.use.inputs.at(at), layer.use.outputs.at(at))
-        for quantity, of in layer.costs[number].items()
-    }
-    return replace(
-        layer.candidates[number],
-        macs=round(cost["macs"]),
-        params=round(cost["params"]),
-        latency=cost["latency"],
-    )
-
-
-__all__ = ["Joint", "UnsolvedError", "allocate", "least_peak_memory", "others"]
+__all__ = ["Joint", "Program", "UnsolvedError", "allocate", "least_peak_memory", "others"]
