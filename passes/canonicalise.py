@@ -1,4 +1,4 @@
-"""Exact rewrites into the form that the other passes expect, before anything is measured or approximated."""
+"""Exact rewrites into the canonical form, which all other passes expect."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from lrfc.state import Fact, State
 
 @dataclass(frozen=True)
 class Canonicalise:
-    """Rewrite the graph without changing what it computes: channels are last, activations stand alone, input normalisation is folded or cheap.
+    """Rewrite the graph into its canonical form, which computes the same function.
 
-    A BatchNorm behind a linear layer stays, because its statistics are estimated anew after
-    factorization. Dropout-like layers stay too: they are the identity at inference, but fine-tuning
-    trains better with them. ``FoldBatchNorm`` removes both before the graph is emitted.
+    Channels are last, every activation is an op of its own, and the normalisation of inputs is
+    folded into a layer or made cheap. Each rewrite is a function of this file, with an example.
+
+    A BatchNorm behind a linear layer stays, because its statistics are estimated again after
+    factorization. Dropout-like layers stay, too: they are the identity at inference, but
+    fine-tuning works better with them. ``FoldBatchNorm`` removes both before the graph is emitted.
     """
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
@@ -31,8 +34,8 @@ class Canonicalise:
     rewrites: ClassVar[bool] = True
 
     def __call__(self, state: State) -> State:
-        """The state with the canonical graph. ``original`` stays as it is."""
-        # First, because all other rewrites, and all passes, meet one layout then.
+        """The state with the canonical graph. ``original`` is unchanged."""
+        # The layout comes first, so that everything after it only has to handle channels last.
         graph = lower_transposed(move_channels(state.graph))
         graph = split_separables(graph)
         graph = split_activations(graph)
@@ -42,7 +45,9 @@ class Canonicalise:
 
 
 def move_channels(graph: Graph) -> Graph:
-    """Let every layer compute with its channels last, so that it runs on every processor; inputs and outputs keep their layout.
+    """Convert every layer to channels last, so that it runs on every processor.
+
+    Inputs and outputs keep their layout.
 
     Given::
 
@@ -64,14 +69,16 @@ def move_channels(graph: Graph) -> Graph:
 
 
 def lower_transposed(graph: Graph) -> Graph:
-    """Let a dilated transposed convolution be the plain one that it is, so that it runs on every processor and in every format.
+    """Replace a dilated transposed convolution by a convolution of its padded input.
+
+    A convolution runs on every processor and in every format.
 
     Given::
 
         x = InputLayer() -> (?, 8, 8, 3)
         conv = Conv2DTranspose(x) filters=4 kernel_size=3 dilation_rate=2 -> (?, 12, 12, 4)
 
-    Result (the kernel turned round)::
+    Result (the kernel is flipped)::
 
         x = InputLayer() -> (?, 8, 8, 3)
         conv__padding = ZeroPadding2D(x) padding=4 -> (?, 16, 16, 3)
@@ -81,7 +88,7 @@ def lower_transposed(graph: Graph) -> Graph:
 
 
 def split_separables(graph: Graph) -> Graph:
-    """Let a separable convolution be the two layers that it is, so that its 1×1 part can be factorized.
+    """Split a separable convolution into its two layers, so that the 1×1 one can be factorized.
 
     Given::
 
@@ -100,7 +107,7 @@ def split_separables(graph: Graph) -> Graph:
 
 
 def split_activations(graph: Graph) -> Graph:
-    """Let every activation be an op of its own, so that a layer's response can be followed to its feature map.
+    """Split the activation of a layer off as an op of its own, so that epilogues are explicit.
 
     Given::
 
@@ -131,7 +138,10 @@ def split_activations(graph: Graph) -> Graph:
 
 
 def _activation(value: Any) -> tuple[str, dict[str, Any]]:
-    """Kind and attributes of the op for an activation argument: a function's name, or the configuration of a function or layer."""
+    """The kind and attributes of the op for an ``activation`` argument.
+
+    The argument is the name of a function, or the configuration of a function or layer.
+    """
     if isinstance(value, Mapping) and value.get("module") == "keras.layers":
         return value["class_name"], {
             k: v for k, v in value["config"].items() if k not in ("name", "dtype")
@@ -140,6 +150,7 @@ def _activation(value: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _free(graph: Graph, name: str) -> str:
+    """The name, with a number appended if an op of the graph has it already."""
     number = 0
     candidate = name
     while candidate in graph:
@@ -149,7 +160,7 @@ def _free(graph: Graph, name: str) -> str:
 
 
 def merge_normalization(graph: Graph) -> Graph:
-    """Make one op of consecutive Normalization and Rescaling ops.
+    """Merge consecutive Normalization and Rescaling ops into one.
 
     Given::
 
@@ -180,13 +191,14 @@ def merge_normalization(graph: Graph) -> Graph:
 
 
 def _affine(graph: Graph, op: Op) -> Affine | None:
-    return (
-        affine(op, graph.input_tensors(op.name)[0]) if len(graph.operands(op.name)) == 1 else None
-    )
+    """The affine map that an op with one operand computes; None if it computes another function."""
+    if len(graph.operands(op.name)) != 1:
+        return None
+    return affine(op, graph.input_tensors(op.name)[0])
 
 
 def _plain(values: np.ndarray[Any, Any]) -> Any:
-    """One number, or nested tuples of them, without leading axes of length 1."""
+    """The array as a number or nested tuples, without leading axes of length 1."""
     while values.ndim and values.shape[0] == 1:
         values = values[0]
     return _tuples(values.tolist())
@@ -197,32 +209,32 @@ def _tuples(value: Any) -> Any:
 
 
 def fold_into_readers(graph: Graph) -> Graph:
-    """Multiply a Normalization, Rescaling or BatchNorm into the linear layers that read it, where that is exact.
+    """Fold a Normalization, Rescaling or BatchNorm into the linear layers that read it.
 
     Given::
 
         normalize = Normalization(x) -> (?, 8, 8, 3)
         conv = Conv2D(normalize) filters=4 kernel_size=3 use_bias=False -> (?, 6, 6, 4)
 
-    Result (kernel scaled, the shift in the bias)::
+    Result (the kernel is scaled, the bias has the shift)::
 
         conv = Conv2D(x) filters=4 kernel_size=3 -> (?, 6, 6, 4)
 
-    It is exact where the layer pads no zeros, since zeros are padded behind the normalisation, or
-    where the shift is zero; and where every reader can take it in, through Flatten and Reshape
-    where need be. A BatchNorm behind a linear layer stays for that one.
+    It is folded only where that is exact. Every reader has to be a linear layer, possibly behind
+    Flatten and Reshape. With a shift, the layer must not pad with zeros, because padding comes
+    after the normalisation. A BatchNorm behind a linear layer stays, to be folded into that one.
     """
     graph = graph.copy()
     for op in reversed(list(graph)):
-        given = _affine(graph, op)
-        if given is None or any(out.op == op.name for out in graph.outputs):
+        normalization = _affine(graph, op)
+        if normalization is None or any(out.op == op.name for out in graph.outputs):
             continue
         if (
             op.kind == "BatchNormalization"
             and graph.op(graph.operands(op.name)[0].op).info.is_linear
         ):
             continue
-        folded = [_fold_at(graph, name, given) for name, _ in graph.consumers(Ref(op.name))]
+        folded = [_fold_at(graph, name, normalization) for name, _ in graph.consumers(Ref(op.name))]
         if folded and None not in folded:
             graph.splice(op.name, [])
             for layer in folded:
@@ -231,23 +243,27 @@ def fold_into_readers(graph: Graph) -> Graph:
     return graph
 
 
-def _fold_at(graph: Graph, name: str, given: Affine | None) -> Op | None:
-    """The linear layer at ``name``, or behind the reshaping ops there, that takes in the map; None when it cannot."""
-    reader: Op | None = graph.op(name)
-    while reader is not None and given is not None and _keeps_order(reader):
-        given = given.reshaped(graph.input_tensors(reader.name)[0], graph.tensor(Ref(reader.name)))
-        reader = graph.only_consumer(reader.name)
-    if reader is None or given is None or reader.shared is not None or not reader.info.is_linear:
+def _fold_at(graph: Graph, name: str, before: Affine | None) -> Op | None:
+    """The linear layer at ``name``, or behind reshaping ops there, with the affine map folded in.
+
+    None if the map cannot be folded exactly.
+    """
+    layer: Op | None = graph.op(name)
+    while layer is not None and before is not None and _keeps_order(layer):
+        before = before.reshaped(graph.input_tensors(layer.name)[0], graph.tensor(Ref(layer.name)))
+        layer = graph.only_consumer(layer.name)
+    if layer is None or before is None or layer.shared is not None or not layer.info.is_linear:
         return None
-    return take_in_before(reader, graph.input_tensors(reader.name)[0], given)
+    return take_in_before(layer, graph.input_tensors(layer.name)[0], before)
 
 
 def _keeps_order(op: Op) -> bool:
+    """Whether an op reshapes a tensor without reordering its values."""
     return op.kind == "Reshape" or (op.kind == "Flatten" and op["data_format"] == "channels_last")
 
 
 def lower_normalization(graph: Graph) -> Graph:
-    """Let a normalisation that both scales and shifts be one depthwise 1×1 convolution.
+    """Replace a normalisation that scales and shifts by one depthwise 1×1 convolution.
 
     Given::
 
@@ -257,23 +273,27 @@ def lower_normalization(graph: Graph) -> Graph:
 
         normalize = DepthwiseConv2D(image) kernel_size=1 -> (?, 32, 32, 3)
 
-    Keras' own form is emitted as two element-wise ops, SUB and MUL. In front of ResNet-20 they take
-    310,000 of 940,000 cycles on an Ethos-U55-128 (Vela 5.2); subtracting the mean alone, with the
-    division folded into the next kernel, takes 48,000, and the depthwise convolution 2,500. On
-    LiteRT the depthwise convolution and the subtraction take the same time, less than half of
-    Keras' form (224×224×3, float and int8). Its weights are not trained, as the normalisation was
-    not. A lone scale or shift is one op already; volumes (no depthwise convolution in 3D) stay as
-    they are.
+    Keras' Normalization is emitted as two element-wise ops, SUB and MUL. In front of ResNet-20 they
+    take 310,000 of 940,000 cycles on an Ethos-U55-128 (Vela 5.2); a subtraction, with the division
+    folded into the next kernel, takes 48,000, and the depthwise convolution 2,500. On LiteRT the
+    depthwise convolution takes as long as the subtraction, less than half of the two ops
+    (224×224×3, float and int8).
+
+    Its weights are not trained, as those of the normalisation were not. A scale or a shift alone is
+    one op already, and stays. So does the normalisation of volumes, since there is no depthwise
+    convolution in 3D.
     """
     graph = graph.copy()
     for op in graph:
-        given = _affine(graph, op) if op.info.family == "rescaling" else None
+        normalization = _affine(graph, op) if op.info.family == "rescaling" else None
         tensor = graph.tensor(Ref(op.name))
         rank = len(tensor.shape) - 2
-        found = given.channels(tensor, -1) if given is not None and rank in (1, 2) else None
-        if found is None or not found[1].any() or (found[0] == 1).all():
+        if normalization is None or rank not in (1, 2):
             continue
-        scale, shift = found
+        channels = normalization.channels(tensor, -1)
+        if channels is None or not channels[1].any() or (channels[0] == 1).all():
+            continue
+        scale, shift = channels
         weights = {
             "kernel": scale.astype(np.float32).reshape((1,) * rank + (-1, 1)),
             "bias": shift.astype(np.float32),

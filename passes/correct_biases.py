@@ -1,4 +1,4 @@
-"""Take the mean of what rounding the weights adds to a layer's output out of its bias."""
+"""Bias correction: remove the mean error that the rounding of weights causes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from lrfc.state import Fact, State
 
 @dataclass(frozen=True)
 class CorrectBiases:
-    """Subtract from each bias the mean shift of the output that 8-bit weights cause: (W₈ − W) ∗ E[x], over channels and calibration inputs.
+    """Subtract the mean error of each output channel, which 8-bit weights cause, from its bias.
 
-    Nagel et al. 2019 (arXiv 1906.04721, 4.2), with the mean inputs from calibration, position by
-    position, so that padding counts as it does. To be run last, on the weights that ship. The float
-    function changes by just what the int8 file is to be better by.
+    For weights W rounded to W₈ and inputs x it is (W₈ − W) ∗ E[x] (Nagel et al. 2019, arXiv
+    1906.04721, 4.2). E[x] is the mean over calibration samples at each position, so that the effect
+    of padding is exact. This pass runs last, on the weights that are emitted. The outputs of the
+    float graph become worse by the same amount by which those of the integer file become better.
 
-    Given and result: the graph keeps its ops and shapes; biases change, and appear where there were
-    none. ``steps``: of the weights in the format of the file (lrfc.ir.rounding).
+    ``steps``: steps from 0 to the largest weight in the format of the file (lrfc.ir.rounding).
+
+    Given and result: the graph keeps its ops and shapes; biases change, and layers without a bias
+    get one.
     """
 
     samples: int = 200
@@ -38,7 +41,7 @@ class CorrectBiases:
     rewrites: ClassVar[bool] = True
 
     def __call__(self, state: State) -> State:
-        """The state with the corrected graph."""
+        """The state with the corrected graph; the same state without linear layers."""
         graph = state.graph.copy()
         layers = [
             op
@@ -56,10 +59,10 @@ class CorrectBiases:
 
 
 def _means(graph: Graph, layers: list[Op], inputs: Batch) -> Mapping[Ref, NDArray[np.float32]]:
-    """The mean sample (1, ...) of what each layer reads."""
-    read = list(dict.fromkeys(graph.operands(op.name)[0] for op in layers))
-    run = keras_io.outputs_at(graph, read)
-    sums = [np.zeros((), np.float64)] * len(read)
+    """The mean over samples (1, ...) of each tensor that a layer reads."""
+    refs = list(dict.fromkeys(graph.operands(op.name)[0] for op in layers))
+    run = keras_io.outputs_at(graph, refs)
+    sums = [np.zeros((), np.float64)] * len(refs)
     for part in batches(inputs, 64):
         sums = [
             total + values.sum(0, dtype=np.float64, keepdims=True)
@@ -67,23 +70,22 @@ def _means(graph: Graph, layers: list[Op], inputs: Batch) -> Mapping[Ref, NDArra
         ]
     return {
         ref: (total / len(inputs[0])).astype(np.float32)
-        for ref, total in zip(read, sums, strict=True)
+        for ref, total in zip(refs, sums, strict=True)
     }
 
 
 def _corrected(graph: Graph, op: Op, mean: NDArray[np.float32], steps: int) -> Op | None:
-    kernel = rounded(op, steps).weights["kernel"] - op.weights["kernel"]
-    error = replace(op.with_attrs(use_bias=False, activation=None), weights={"kernel": kernel})
-    (shift,) = keras_io.single(error)([mean])
+    """The layer with its corrected bias; None if its bias cannot take a value for each channel."""
+    difference = rounded(op, steps).weights["kernel"] - op.weights["kernel"]
+    layer = replace(op.with_attrs(use_bias=False, activation=None), weights={"kernel": difference})
+    (error,) = keras_io.single(layer)([mean])
     tensor = graph.tensors(op.name)[0]
     axis = channel_axis(op, tensor)
-    others = tuple(number for number in range(shift.ndim) if number != axis)
-    moved = -shift.mean(axis=others, keepdims=True, dtype=np.float64)[0]
-    found = take_in_after(
-        op.with_attrs(activation=None), tensor, Affine(np.ones_like(moved), moved)
+    others = tuple(number for number in range(error.ndim) if number != axis)
+    correction = -error.mean(axis=others, keepdims=True, dtype=np.float64)[0]
+    corrected = take_in_after(
+        op.with_attrs(activation=None), tensor, Affine(np.ones_like(correction), correction)
     )
-    return (
-        None
-        if found is None
-        else replace(found, attrs={**found.attrs, "activation": op["activation"]})
-    )
+    if corrected is None:
+        return None
+    return replace(corrected, attrs={**corrected.attrs, "activation": op["activation"]})

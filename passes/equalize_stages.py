@@ -1,4 +1,4 @@
-"""Scale the channels between two linear layers so that both suit 8 bits."""
+"""Cross-layer equalisation: scale the channels between two linear layers to suit 8 bits."""
 
 from __future__ import annotations
 
@@ -19,25 +19,30 @@ from lrfc.state import Fact, State
 
 @dataclass(frozen=True)
 class EqualizeStages:
-    """Multiply the channels between two linear layers by scales, and divide them out again in the second: the function stays the same.
+    """Scale the channels that one linear layer computes, and divide by the scales in the next one.
 
-    An int8 file has one scale for all channels of an activation, and one for all weights that make
-    an output channel. Between two layers with nothing nonlinear between them (the stages of a
-    factorization), or only what is positively homogeneous (ReLU), each channel's range can be moved
-    between the activation and the weights that read it: cross-layer equalisation (Nagel et al.
-    2019, arXiv 1906.04721, 4.1), here for weights with a scale per output channel, so that what is
-    weighed is the activation against the second layer. The noise that rounding leaves in the output
-    of the second layer is, with Δ the step of the activation x, Δ_t those of the weights w and E
-    over calibration inputs,
+    An int8 file has one scale for all channels of an activation, and one scale for the weights of
+    each output channel. Two layers with nothing between them (factor layers), or only a positively
+    homogeneous function (ReLU), can move the range of a channel from the activation into the
+    weights that read it, or back. This is cross-layer equalisation (Nagel et al. 2019, arXiv
+    1906.04721, 4.1). Since weights have a scale per output channel here, the first layer does not
+    matter; the range of the activation is traded against that of the second layer's weights.
+
+    The variance of the noise that rounding causes in the output of the second layer is, with the
+    quantisation steps Δ of the activation x and Δ_t of the weights w, and E over calibration
+    samples,
 
         Σ_it (w_it / s_i)² Δ² / 12 + Σ_t Δ_t² / 12 · Σ_i s_i² E[x_i²].
 
-    Of the scales s_i = r_i^β / a_i^(1-β), with a_i the range of the activation and r_i that of the
-    weights that read it (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438, formula 4), those with
-    the least noise are taken, or none. Where the pair is linear, channels whose range is mostly
-    negative change their sign: the common range becomes narrower. ``bits``: of the activations.
-    ``convolutions``: only those have a scale per output channel, so that the outputs of other
-    layers stay as they are. To be run behind FoldBatchNorm, on the weights that ship.
+    The pass tries the scales s_i = r_i^β / a_i^(1-β), with a_i the range of the activation and
+    r_i that of the weights that read it (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438, formula
+    4), and takes those with the least noise, if they are better than none. In a linear pair,
+    channels whose range is mostly negative change their sign, which makes the common range
+    narrower.
+
+    ``bits``: of the activations. ``convolutions``: equalise only pairs whose first layer is one,
+    for formats that have no scale per output channel for other layers. This pass runs after
+    FoldBatchNorm, on the weights that are emitted.
 
     Given and result: the graph keeps its ops and shapes; weights change, the function does not.
     """
@@ -52,37 +57,37 @@ class EqualizeStages:
     rewrites: ClassVar[bool] = True
 
     def __call__(self, state: State) -> State:
-        """The state with the balanced graph."""
+        """The state with the equalised graph."""
         graph = state.graph.copy()
-        found = tuple(
+        candidates = tuple(
             pair
             for pair in pairs(graph)
             if not self.convolutions or scaled_by_channel(graph.op(pair.first))
         )
-        if not found:
+        if not candidates:
             return state
-        ranges = _ranges(graph, found, state.data.train.head(self.samples).inputs)
-        changed = equalize(graph, found, ranges, self.bits, self.sweeps)
-        if changed:
-            mean = float(np.exp(np.mean(np.log(list(changed.values())))))
+        ranges = _ranges(graph, candidates, state.data.train.head(self.samples).inputs)
+        noise = equalize(graph, candidates, ranges, self.bits, self.sweeps)
+        if noise:
+            mean = float(np.exp(np.mean(np.log(list(noise.values())))))
             state.progress.log(
-                f"  {len(changed)} of {len(found)} pairs of layers balanced, rounding noise of"
-                f" these ×{mean:.2f}"
+                f"  {len(noise)} of {len(candidates)} pairs of layers equalised, their rounding"
+                f" noise ×{mean:.2f}"
             )
         return state.with_graph(graph)
 
 
-def _ranges(graph: Graph, wanted: Sequence[Pair], inputs: Batch) -> dict[Ref, Ranges]:
-    """What the calibration inputs show of the activation of each pair."""
-    axes = {pair.tensor: pair.axis for pair in wanted}
+def _ranges(graph: Graph, candidates: Sequence[Pair], inputs: Batch) -> dict[Ref, Ranges]:
+    """The ranges and mean squares of the activation of each pair on calibration samples."""
+    axes = {pair.tensor: pair.axis for pair in candidates}
     run = keras_io.outputs_at(graph, axes)
-    found: dict[Ref, Ranges] = {}
+    ranges: dict[Ref, Ranges] = {}
     count = len(inputs[0])
     for part in batches(inputs, 64):
         for ref, values in zip(axes, run(part), strict=True):
-            new, old = Ranges.of(values, axes[ref]), found.get(ref)
+            new, old = Ranges.of(values, axes[ref]), ranges.get(ref)
             new = replace(new, square=new.square * len(part[0]) / count)
-            found[ref] = (
+            ranges[ref] = (
                 new
                 if old is None
                 else Ranges(
@@ -91,4 +96,4 @@ def _ranges(graph: Graph, wanted: Sequence[Pair], inputs: Batch) -> dict[Ref, Ra
                     old.square + new.square,
                 )
             )
-    return found
+    return ranges

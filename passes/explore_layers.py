@@ -1,9 +1,9 @@
-"""Evaluate every method and rank of every layer on the calibration data."""
+"""Evaluate every method and rank of every layer on the calibration samples."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,25 +13,41 @@ from typing import ClassVar
 from lrfc.config.build import METHODS
 from lrfc.costs.totals import totals
 from lrfc.factorization.threads import one_thread, workers
-from lrfc.ir.batch import head
+from lrfc.ir.batch import Batch, head
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op
 from lrfc.search.cache import Store, fingerprint, place
-from lrfc.search.candidates import Answers, Decomposed, LayerSpace, answers, compared, selected
+from lrfc.search.candidates import (
+    Answers,
+    Candidate,
+    Decomposed,
+    LayerSpace,
+    answers,
+    compared,
+    selected,
+)
 from lrfc.search.facts import DesignSpace
 from lrfc.search.sensitivity import POOL, PROBES, Sensitivity
 from lrfc.search.similarity import MEASURES
 from lrfc.search.statistics import LayerSamples, Sampler, SampleSize
 from lrfc.state import Fact, State
 
-#: Multiply-accumulates that the passes for the sensitivities may take, half a minute of two cores,
-#: and passes for each layer.
+#: MACs of all passes for the sensitivities (half a minute on two cores), and passes for each layer.
 WORK, PROBED = 1e12, len(PROBES)
 
 
 @dataclass(frozen=True)
 class ExploreLayers:
-    """Evaluate all methods and ranks of all layers on the calibration data: cost, feature-map similarity, and effect on the output."""
+    """Evaluate all methods and ranks of all layers: their costs, their errors, their divergences.
+
+    ``methods``: names of factorization methods. ``keep``, ``only``: patterns of layers to leave
+    unchanged, and of the only ones to factorize. ``measure``: the distance of feature maps, a name
+    in lrfc.search.similarity. ``rank_multiple``: ranks are multiples of it. ``size``,
+    ``sensitivity_images``: calibration samples for the errors and for the sensitivities.
+    ``cached``: reuse the results of earlier runs with the same model, data and options.
+
+    Given and result: the graph is not changed.
+    """
 
     methods: tuple[str, ...] = METHODS
     keep: tuple[str, ...] = ()
@@ -47,130 +63,135 @@ class ExploreLayers:
     rewrites: ClassVar[bool] = False
 
     def __call__(self, state: State) -> State:
-        """The state with its DesignSpace.
-
-        ``cached``: what an earlier run found out about a layer on the same model, data and options
-        is taken over.
-        """
-        graph, inputs = (
-            state.graph,
-            state.data.train.head(
-                max(self.size.images + self.size.held_out, self.sensitivity_images)
-            ).inputs,
-        )
+        """The state with its DesignSpace."""
+        graph = state.graph
+        count = max(self.size.images + self.size.held_out, self.sensitivity_images)
+        inputs = state.data.train.head(count).inputs
         layers = list(selected(graph, self.keep, self.only))
         skipped = {op.name: reason for op, reason in layers if reason is not None}
         eligible = [op for op, reason in layers if reason is None]
         samples = Sampler(graph, eligible, inputs, self.size, state.seed)
-        store = None
-        if self.cached:
-            seen = (
-                self.methods,
-                self.measure,
-                self.rank_multiple,
-                self.size,
-                self.sensitivity_images,
-                state.seed,
-            )
-            store = Store(place(), fingerprint(graph, inputs, seen), state.progress.log)
-        stored = (
-            {}
-            if store is None
-            else {op.name: known for op in eligible if (known := store.get(op.name)) is not None}
-        )
-        fresh = iter(
-            self._answered(graph, [op for op in eligible if op.name not in stored], samples)
-        )
-        sensitivity: Sensitivity | None = None
+        store = self._store(state, inputs) if self.cached else None
+        stored = {
+            op.name: entry
+            for op in eligible
+            if store is not None and (entry := store.get(op.name)) is not None
+        }
+        missing = [op for op in eligible if op.name not in stored]
+        explored = self._explored(graph, missing, samples, inputs, len(eligible))
         step = state.progress.stage("layers", len(eligible))
         spaces = []
         for op in eligible:
             if op.name in stored:
-                candidates, refusals = stored[op.name]
-                methods = list(dict.fromkeys(c.method for c in candidates if c.method is not None))
-                factors = Decomposed(
-                    op,
-                    graph.input_tensors(op.name)[0],
-                    methods,
-                    partial(samples.__getitem__, op.name),
-                )
-                found = LayerSpace(
-                    op, tuple(call.name for call in graph.calls(op)), candidates, factors, refusals
-                )
+                space = _from_store(graph, op, samples, *stored[op.name])
             else:
-                sample, given = next(fresh)
-                found = compared(graph, op, sample, given, MEASURES[self.measure])
-                if len(found.candidates) > 1:
-                    if sensitivity is None:
-                        images = self._looked_at(graph, len(eligible))
-                        sensitivity = Sensitivity(graph, head(inputs, POOL * images), images)
-                    found = sensitivity(found, sample)
-                if (
-                    op.name not in samples.lasting
-                ):  # what a large network's layers read is not kept for all of them
-                    found = replace(
-                        found,
-                        factors=Decomposed(
-                            op,
-                            graph.input_tensors(op.name)[0],
-                            list(found.factors),
-                            partial(samples.__getitem__, op.name),
-                        ),
-                    )
+                space = next(explored)
                 if store is not None:
-                    store.put(op.name, found.candidates, found.refusals)
-            if len(found.candidates) == 1:
-                skipped[op.name] = found.reason
+                    store.put(op.name, space.candidates, space.refusals)
+            if len(space.candidates) == 1:
+                skipped[op.name] = space.reason
             else:
-                spaces.append(found)
+                spaces.append(space)
             step(1)
         return state.with_fact(DesignSpace(tuple(spaces), skipped))
 
-    def _answered(
+    def _store(self, state: State, inputs: Batch) -> Store:
+        """The stored results for this model, data and options."""
+        options = (
+            self.methods,
+            self.measure,
+            self.rank_multiple,
+            self.size,
+            self.sensitivity_images,
+            state.seed,
+        )
+        return Store(place(), fingerprint(state.graph, inputs, options), state.progress.log)
+
+    def _explored(
+        self,
+        graph: Graph,
+        layers: Sequence[Op],
+        samples: Sampler,
+        inputs: Batch,
+        eligible: int,
+    ) -> Iterator[LayerSpace]:
+        """The candidates of the layers, in their order; ``eligible`` layers share the passes."""
+        sensitivity: Sensitivity | None = None
+        evaluated = self._evaluated(graph, layers, samples)
+        for op, (sample, evaluation) in zip(layers, evaluated, strict=True):
+            space = compared(graph, op, sample, evaluation, MEASURES[self.measure])
+            if len(space.candidates) > 1:
+                if sensitivity is None:
+                    images = self._sensitivity_images(graph, eligible)
+                    sensitivity = Sensitivity(graph, head(inputs, POOL * images), images)
+                space = sensitivity(space, sample)
+            if op.name not in samples.lasting:
+                # The samples of all layers of a large network do not fit into memory, so the
+                # factors must not refer to them.
+                space = replace(space, factors=_factors(graph, op, list(space.factors), samples))
+            yield space
+
+    def _evaluated(
         self, graph: Graph, layers: Sequence[Op], samples: Sampler
     ) -> Iterator[tuple[LayerSamples, Answers]]:
-        """The layers' samples and the methods' answers, in their order.
+        """The samples of the layers and the results of the methods, in the order of the layers.
 
-        A group's samples are collected when nothing is at work on the group before: together they
-        would need twice the memory.
+        The samples of a group of layers are collected when the group before is done: together
+        they would need twice the memory.
         """
         with one_thread(), ThreadPoolExecutor(workers()) as pool:
             for group in samples.groups(layers):
-                yield from self._ahead(graph, group, samples, pool)
+                yield from self._in_parallel(graph, group, samples, pool)
 
-    def _ahead(
+    def _in_parallel(
         self, graph: Graph, layers: Sequence[Op], samples: Sampler, pool: ThreadPoolExecutor
     ) -> Iterator[tuple[LayerSamples, Answers]]:
-        """The same for one group, a few layers ahead: on as many cores as there are, each with one BLAS thread."""
+        """The same for one group, a few layers ahead, on all cores with one BLAS thread each."""
         pending: deque[tuple[LayerSamples, Future[Answers]]] = deque()
         waiting = iter(layers)
         try:
             for _ in layers:
                 for op in islice(waiting, workers() + 1 - len(pending)):
-                    seen = samples[op.name]  # collected here, not in a thread: it runs the network
-                    pending.append(
-                        (
-                            seen,
-                            pool.submit(
-                                answers,
-                                graph,
-                                op,
-                                seen,
-                                self.methods,
-                                MEASURES[self.measure],
-                                multiple=self.rank_multiple,
-                            ),
-                        )
+                    # Collected here and not in a thread, because it runs the network.
+                    sample = samples[op.name]
+                    future = pool.submit(
+                        answers,
+                        graph,
+                        op,
+                        sample,
+                        self.methods,
+                        MEASURES[self.measure],
+                        multiple=self.rank_multiple,
                     )
-                seen, future = pending.popleft()
-                yield seen, future.result()
+                    pending.append((sample, future))
+                sample, future = pending.popleft()
+                yield sample, future.result()
         finally:
             for _, future in pending:
                 future.cancel()
 
-    def _looked_at(self, graph: Graph, layers: int) -> int:
-        """How many images the sensitivities are measured on: fewer for a deep and large network, so that the passes end."""
+    def _sensitivity_images(self, graph: Graph, layers: int) -> int:
+        """The number of images for the sensitivities: fewer for deep and large networks."""
         work = PROBED * layers * totals(graph)["macs"]
         return max(
             min(self.sensitivity_images, 8), min(self.sensitivity_images, int(WORK // max(work, 1)))
         )
+
+
+def _from_store(
+    graph: Graph,
+    op: Op,
+    samples: Sampler,
+    candidates: tuple[Candidate, ...],
+    refusals: Mapping[str, str],
+) -> LayerSpace:
+    """The candidates of an earlier run, with factors that are decomposed again when needed."""
+    methods = list(dict.fromkeys(c.method for c in candidates if c.method is not None))
+    calls = tuple(call.name for call in graph.calls(op))
+    return LayerSpace(op, calls, candidates, _factors(graph, op, methods, samples), refusals)
+
+
+def _factors(graph: Graph, op: Op, methods: Sequence[str], samples: Sampler) -> Decomposed:
+    """The factors of a layer, decomposed on its samples when they are needed."""
+    source = graph.input_tensors(op.name)[0]
+    return Decomposed(op, source, methods, partial(samples.__getitem__, op.name))

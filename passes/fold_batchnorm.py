@@ -1,4 +1,4 @@
-"""Remove what is only there for training: Dropout-like layers, and BatchNorms that the layer before can take in."""
+"""Remove layers that only training needs: Dropout, and BatchNorms that fold into a linear layer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ from lrfc.state import Fact, State
 
 @dataclass(frozen=True)
 class FoldBatchNorm:
-    """Drop Dropout-like layers and fold every BatchNorm that can be folded.
+    """Drop Dropout-like layers, and fold every BatchNorm into the linear layer before it.
 
-    The last rewrite before the graph is emitted.
+    A BatchNorm that no linear layer can absorb stays. lrfc.ir.fold has the two rewrites.
+
+    Given::
+
+        conv = Conv2D(x) filters=8 kernel_size=3 use_bias=False -> (?, 6, 6, 8)
+        bn = BatchNormalization(conv) -> (?, 6, 6, 8)
+        drop = Dropout(bn) -> (?, 6, 6, 8)
+
+    Result::
+
+        conv = Conv2D(x) filters=8 kernel_size=3 -> (?, 6, 6, 8)
     """
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()

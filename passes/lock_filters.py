@@ -1,4 +1,4 @@
-"""Take the filters that go from an earlier build, in the place of exploring them."""
+"""Repeat the pruning of an earlier build, without exploration."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from lrfc.state import Fact, State
 
 @dataclass(frozen=True)
 class LockFilters:
-    """Give each dependency group the one choice that an earlier build made for it.
+    """Give each dependency group a single choice: that of an earlier build.
 
-    ``kept``: by group, the indices of the units that stay. UsageError when the model has no such
-    group or unit.
+    ``kept``: the units that a group keeps, by group. ``keep``, ``only``: see ExploreFilters.
+
+    Given and result: the graph is not changed.
     """
 
     kept: Mapping[str, tuple[int, ...]]
@@ -31,18 +32,21 @@ class LockFilters:
     rewrites: ClassVar[bool] = False
 
     def __call__(self, state: State) -> State:
-        """The state with a FilterSpace of one choice a group."""
+        """The state with a FilterSpace of one choice per group.
+
+        UsageError if the model does not have a group with these units.
+        """
         readable = {op.name for op, reason in selected(state.graph, (), ()) if reason is None}
-        found, _, refused = prunable(state.graph, readable, self.keep, self.only)
-        known = {group.name: group for group in found.groups}
+        dependencies, _, refused = prunable(state.graph, readable, self.keep, self.only)
+        groups = {group.name: group for group in dependencies.groups}
         for name, units in self.kept.items():
-            if not units or name not in known or max(units) >= known[name].width:
+            if not units or name not in groups or max(units) >= groups[name].width:
                 raise UsageError(
-                    f"the plan keeps {len(units)} filters of a group '{name}' that the model does"
-                    " not have so"
+                    f"the plan keeps {len(units)} filters of a group '{name}', which does not fit"
+                    " the model"
                 )
         choices = {
-            name: (Keep(known[name], np.array(units, np.intp)),)
+            name: (Keep(groups[name], np.array(units, np.intp)),)
             for name, units in self.kept.items()
         }
-        return state.with_fact(FilterSpace(found, choices, refused))
+        return state.with_fact(FilterSpace(dependencies, choices, refused))

@@ -1,4 +1,4 @@
-"""Take the method and ranks of every layer from an earlier build, in the place of exploring them."""
+"""Repeat the factorization of an earlier build, without exploration."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from lrfc.state import Fact, State
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for a layer: a method with its ranks, or, with a reason, nothing.
+    """The choice for a layer: a method with ranks, or no method for the given reason.
 
-    ``error``: the distance of the feature maps, as it was found.
+    ``error``: the distance of the feature maps in the earlier build.
     """
 
     layer: str
@@ -34,10 +34,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class LockLayers:
-    """Give each layer the one choice that an earlier build made for it.
+    """Give each layer a single candidate: that of an earlier build.
 
     Its factors are computed again, on the samples that ExploreLayers draws with the same options.
-    UsageError when a layer or a rank is not there.
+
+    Given and result: the graph is not changed.
     """
 
     choices: tuple[Choice, ...]
@@ -51,18 +52,19 @@ class LockLayers:
     rewrites: ClassVar[bool] = False
 
     def __call__(self, state: State) -> State:
-        """The state with a DesignSpace of one candidate a layer."""
-        graph, images = (
-            state.graph,
-            max(self.size.images + self.size.held_out, self.sensitivity_images),
-        )
-        inputs = state.data.train.head(images).inputs
+        """The state with a DesignSpace of one candidate per layer.
+
+        UsageError if the model does not have a layer, or the layer not these ranks.
+        """
+        graph = state.graph
+        count = max(self.size.images + self.size.held_out, self.sensitivity_images)
+        inputs = state.data.train.head(count).inputs
         eligible = [op for op, reason in selected(graph, self.keep, self.only) if reason is None]
-        # All of them, also those without a choice: the samples drawn of a layer depend on its place
-        # among them.
+        # The sampler needs all layers, also those without a choice, because the random draw for a
+        # layer depends on its place among them.
         samples = Sampler(graph, eligible, inputs, self.size, state.seed)
         spaces = tuple(
-            _space(graph, _found(eligible, choice), choice, samples)
+            _space(graph, _layer(eligible, choice), choice, samples)
             for choice in self.choices
             if choice.method is not None
         )
@@ -74,13 +76,13 @@ class LockLayers:
         return state.with_fact(DesignSpace(spaces, skipped))
 
 
-def _found(layers: Sequence[Op], choice: Choice) -> Op:
+def _layer(layers: Sequence[Op], choice: Choice) -> Op:
     for op in layers:
         if op.name == choice.layer:
             return op
     raise UsageError(
-        f"the plan has a layer '{choice.layer}', and the model none that can be factorized under"
-        " that name"
+        f"the plan has a layer '{choice.layer}', and the model has no factorizable layer of that"
+        " name"
     )
 
 
@@ -101,16 +103,21 @@ def _space(graph: Graph, op: Op, choice: Choice, samples: Sampler) -> LayerSpace
         )
     calls = graph.calls(op)
     cost = method.cost(op, source, choice.ranks)
-    taken = Candidate(
+    candidate = Candidate(
         op.name, choice.method, choice.ranks, cost.params, cost.macs * len(calls), choice.error
     )
     factors = Decomposed(op, source, [choice.method], partial(samples.__getitem__, op.name))
     return LayerSpace(
-        op, tuple(call.name for call in calls), (taken,), factors, excluded=_whole(graph, op)
+        op,
+        tuple(call.name for call in calls),
+        (candidate,),
+        factors,
+        excluded=_unfactorized(graph, op),
     )
 
 
-def _whole(graph: Graph, op: Op) -> Candidate:
+def _unfactorized(graph: Graph, op: Op) -> Candidate:
+    """The layer itself as a candidate."""
     from lrfc.ir import ops
 
     macs = len(graph.calls(op)) * ops.macs(

@@ -1,4 +1,4 @@
-"""Predict how long every candidate takes on the device."""
+"""Predict the latency of every candidate on the device."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from lrfc.state import Fact, State
 
 @dataclass(frozen=True)
 class PriceLayers:
-    """Give every candidate its predicted latency, and leave out those that are slower than the layer as it is.
+    """Predict the latency of every candidate, and drop those slower than the unfactorized layer.
 
-    ``known``: measured times of ops, in the profile's unit, in the place of predicted ones; of
-    these, ``alone`` are of ops outside of a network. ``ms_per_unit``: of the profile's unit.
-    ``slower``: keep the candidates that do not pay in time too, for budgets that need them.
-    ``executed``: what ``executed(state)`` gave, so that it is not found anew.
+    ``profile``: the cost profile of the device. ``known``: measured latencies of workloads, in the
+    unit of the profile, which replace predicted ones. ``alone``: those of them that were measured
+    outside of a network. ``ms_per_unit``: milliseconds per unit of the profile. ``slower``: do not
+    drop slower candidates, for budgets that need them. ``executed``: the result of
+    ``executed(state)``, if already computed.
+
+    Given and result: the graph is not changed.
     """
 
     profile: CostProfile
@@ -38,23 +41,21 @@ class PriceLayers:
     def __call__(self, state: State) -> State:
         """The state with the priced DesignSpace and its Price.
 
-        UsageError when the profile cannot tell what an op takes.
+        UsageError if the profile cannot predict an op.
         """
         design = state.fact(DesignSpace)
-        found = self.executed or executed(state, Reading())
-        spaces = priced(design.spaces, found.price(self.profile, self.known))
+        workloads = self.executed or executed(state, Reading())
+        spaces = priced(design.spaces, workloads.price(self.profile, self.known))
         if not self.slower:
             spaces = tuple(map(paying, spaces))
-        whole, prices = (
-            found.whole(self.profile, self.known),
-            Prices(found, self.profile, self.known, self.alone),
-        )
+        whole = workloads.whole(self.profile, self.known)
+        prices = Prices(workloads, self.profile, self.known, self.alone)
         price = Price(self.profile.device, self.profile.unit, self.ms_per_unit, whole, prices)
         return state.with_fact(replace(design, spaces=spaces), price)
 
 
 def executed(state: State, reading: Reading) -> Executed:
-    """The ops of the original and of every candidate, as a runtime executes them."""
+    """The workloads of the original and of every candidate."""
     return Executed(
         state.graph, fold_batchnorm(state.graph), state.fact(DesignSpace).spaces, reading
     )

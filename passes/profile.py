@@ -1,4 +1,4 @@
-"""Count what each operation costs: weights, multiply-accumulates, bytes, activation memory."""
+"""Profile the ops of a graph: weights, multiply–accumulates, bytes, activation memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from lrfc.config import precision as precisions
 from lrfc.costs.arena import Arena, arena
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph
-from lrfc.ir.op import Array, Shape
+from lrfc.ir.op import Array, Op, Shape
 from lrfc.state import Fact, State
 
 
 @dataclass(frozen=True)
 class Row:
-    """One op: output shapes, weight values and bytes (0 for further calls of a shared layer), MACs of one sample, and the arena's bytes while it runs."""
+    """The costs of one op.
+
+    ``params`` and ``weight_bytes`` are 0 for further calls of a shared layer. ``macs`` are those of
+    one sample. ``live_bytes`` are the activations alive while the op runs.
+    """
 
     name: str
     kind: str
@@ -30,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Profile(Fact):
-    """The costs of a graph, op by op in execution order, and of the whole, for one sample."""
+    """The costs of a graph for one sample: of each op in execution order, and in total."""
 
     rows: tuple[Row, ...]
     arena: Arena
@@ -38,24 +42,24 @@ class Profile(Fact):
 
     @property
     def params(self) -> int:
-        """Weight values; shared ones count once."""
+        """The number of weight values; shared ones count once."""
         return sum(row.params for row in self.rows)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one sample."""
+        """The multiply–accumulates of one sample."""
         return sum(row.macs for row in self.rows)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights."""
+        """The bytes of the weights."""
         return sum(row.weight_bytes for row in self.rows)
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes of the planned activation arena (16-byte aligned).
+        """The bytes of the planned activation arena, with tensors aligned to 16 bytes.
 
-        ``arena.peak_bytes`` is the lower bound of any plan.
+        ``arena.peak_bytes`` is the lower bound of every plan.
         """
         return self.arena.planned_bytes()
 
@@ -75,10 +79,10 @@ class Profile(Fact):
 
 @dataclass(frozen=True)
 class ProfileModel:
-    """Profile the graph as it would be stored in ``precision`` (see lrfc.config.precision): int8 has 1 byte per kernel value and activation, 4 per bias value.
+    """Profile the graph as it would be stored in a precision (see lrfc.config.precision).
 
-    Element-wise work counts no MACs; the arena is that of ``lrfc.costs.arena.arena``. ModelError
-    when a shape is not fixed.
+    In int8, values of kernels and activations have 1 byte, values of biases 4. Element-wise ops
+    have no MACs. The arena is that of ``lrfc.costs.arena.arena``.
 
     Given and result: the graph is not changed.
     """
@@ -90,23 +94,23 @@ class ProfileModel:
     rewrites: ClassVar[bool] = False
 
     def __call__(self, state: State) -> State:
-        """The state with the ``Profile`` of its graph."""
+        """The state with the ``Profile`` of its graph; ModelError if a shape is not fixed."""
         return state.with_fact(profile(state.graph, self.precision))
 
 
 def profile(graph: Graph, precision: str = "fp32") -> Profile:
-    """The profile of a graph outside a pipeline."""
+    """The profile of a graph; ModelError if a shape is not fixed."""
     sizes = precisions.of(precision)
     memory = arena(graph, sizes.activation)
-    own = {op.name for op in graph.layers()}
+    first_calls = {op.name for op in graph.layers()}
     rows = tuple(
         Row(
             op.name,
             op.kind,
             tuple(tensor.shape for tensor in graph.tensors(op.name)),
-            op.params if op.name in own else 0,
+            op.params if op.name in first_calls else 0,
             ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)),
-            sum(_stored(weight, sizes) for weight in op.weights.values()) if op.name in own else 0,
+            _weight_bytes(op, sizes) if op.name in first_calls else 0,
             memory.timeline[op.name],
         )
         for op in graph
@@ -114,8 +118,17 @@ def profile(graph: Graph, precision: str = "fp32") -> Profile:
     return Profile(rows, memory, precision)
 
 
-def _stored(weight: Array, sizes: precisions.Precision) -> int:
-    """Bytes of a weight: vectors (biases, statistics) are wider than kernels where those are rounded, integers are kept."""
+def _weight_bytes(op: Op, sizes: precisions.Precision) -> int:
+    """The bytes of an op's weights."""
+    return sum(_bytes(weight, sizes) for weight in op.weights.values())
+
+
+def _bytes(weight: Array, sizes: precisions.Precision) -> int:
+    """The bytes of one weight array.
+
+    Integers keep their type. In integer precisions, vectors (biases, statistics) are wider than
+    kernels.
+    """
     if not np.issubdtype(weight.dtype, np.floating):
         return weight.nbytes
     return weight.size * (sizes.weight if weight.ndim > 1 else sizes.vector)

@@ -1,24 +1,30 @@
-"""Cut the filters that the selection removes."""
+"""Remove the filters of the pruned dependency groups."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from lrfc.ir.graph import Graph
 from lrfc.pruning.cut import without
 from lrfc.pruning.facts import Pruned, Selection
 from lrfc.pruning.groups import groups
+from lrfc.pruning.labels import Ids
 from lrfc.pruning.space import labels
 from lrfc.state import Fact, State
 
 
 @dataclass(frozen=True)
 class PruneFilters:
-    """Remove the filters that the selection names, with everything that belongs to them; without any the graph is not changed.
+    """Remove the filters that the selection lists, and all weights that depend on them.
 
-    Given (filters 1 and 2 of ``conv`` are to go)::
+    BatchNorms lose channels, and consumers lose input channels. Without filters to remove, the
+    graph is not changed.
+
+    Given (filters 1 and 2 of ``conv`` are to be removed)::
 
         conv = Conv2D(x) filters=4 -> (?, 16, 16, 4)
         norm = BatchNormalization(conv) -> (?, 16, 16, 4)
@@ -36,19 +42,24 @@ class PruneFilters:
     rewrites: ClassVar[bool] = True
 
     def __call__(self, state: State) -> State:
-        """The state with the smaller graph and, where filters went, the fact ``Pruned``."""
+        """The state with the smaller graph and, if it lost filters, the fact ``Pruned``."""
         removed = state.fact(Selection).removed
         if not removed:
             return state
-        original = groups(state.original)
-        gone = labels(original, removed)
-        left = {
-            ref: (each.axis, np.flatnonzero(~np.isin(each.ids, gone)))
-            for ref, each in original.labels.items()
-            if each.axis is not None and np.isin(each.ids, gone).any()
-        }
-        slim = without(state.original, original, gone)
-        found = groups(state.graph, like=state.original)
-        return state.with_graph(without(state.graph, found, labels(found, removed))).with_fact(
-            Pruned(slim, left)
-        )
+        pruned = _pruned(state.original, removed)
+        # Factorization has changed the labels, but not the filters of a layer.
+        dependencies = groups(state.graph, like=state.original)
+        smaller = without(state.graph, dependencies, labels(dependencies, removed))
+        return state.with_graph(smaller).with_fact(pruned)
+
+
+def _pruned(original: Graph, removed: Mapping[str, Ids]) -> Pruned:
+    """The original without these filters (by layer), and the channels that its tensors keep."""
+    dependencies = groups(original)
+    gone = labels(dependencies, removed)
+    left = {
+        ref: (of_tensor.axis, np.flatnonzero(~np.isin(of_tensor.ids, gone)))
+        for ref, of_tensor in dependencies.labels.items()
+        if of_tensor.axis is not None and np.isin(of_tensor.ids, gone).any()
+    }
+    return Pruned(without(original, dependencies, gone), left)

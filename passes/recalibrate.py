@@ -1,4 +1,4 @@
-"""Estimate the BatchNorm statistics anew, on what the compressed network delivers."""
+"""Re-estimate BatchNorm statistics on the activations of the compressed network."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RecalibrateBatchNorm:
-    """Move every BatchNorm's statistics by what compression has changed, on training inputs, without gradients or labels.
+    """Correct the statistics of every BatchNorm by the change that compression causes.
 
     Adaptive BatchNorm (EagleEye, Li et al. 2020, arXiv 2007.02491) replaces the moving mean and
-    variance by those of a few forward passes in training mode. But a model trained with
-    augmentation has other statistics than the plain images show, and loses accuracy by that alone.
-    So both networks are passed, and only the difference is carried over
-    (``lrfc.search.batchnorm``). An uncompressed network stays as it is. Without BatchNorm, or with
-    fewer than 16 inputs, the graph is not changed. Without ``variances`` only the means are moved,
-    which is bias correction.
+    variance by those of a few forward passes in training mode. But a model that was trained with
+    augmentation has other statistics than plain images show, and would lose accuracy. So this pass
+    runs both networks on the same training inputs, and applies only the difference of their
+    statistics (``lrfc.search.batchnorm``). It needs no gradients and no labels.
+
+    The graph is not changed without BatchNorms, or with fewer than 16 inputs; an uncompressed
+    network keeps its statistics. Without ``variances`` only the means are corrected, which is bias
+    correction. ``samples``: the most training inputs. ``batch``: inputs per forward pass.
+
+    Given and result: the graph keeps its ops and shapes; statistics of BatchNorms change.
     """
 
     samples: int = 2_000
@@ -43,7 +47,7 @@ class RecalibrateBatchNorm:
     rewrites: ClassVar[bool] = True
 
     def __call__(self, state: State) -> State:
-        """The state with the new statistics."""
+        """The state with the corrected statistics."""
         inputs = state.data.train.head(self.samples).inputs
         size = min(self.batch, len(inputs[0]))
         names = [op.name for op in state.graph.layers() if op.kind == "BatchNormalization"]
@@ -51,72 +55,83 @@ class RecalibrateBatchNorm:
             return state
         parts = [part for part in batches(inputs, size) if len(part[0]) == size]
         step = state.progress.stage("batchnorm", 2 * len(parts))
-        old = _remembered(state.original, names, state.data.train.inputs, parts, step)
+        old = _cached(state.original, names, state.data.train.inputs, parts, step)
         new = _statistics(state.graph, names, parts, step)
         updated = {}
         for name in names:
-            op, before = state.graph.op(name), _left(state.known(Pruned), name, old[name])
+            op, before = state.graph.op(name), _remaining(state.known(Pruned), name, old[name])
             after = new[name] if self.variances else (new[name][0], before[1])
             mean, variance = moved(op, before, after)
             updated[name] = {**op.weights, "moving_mean": mean, "moving_variance": variance}
         return state.with_graph(state.graph.with_weights(updated))
 
 
+#: Mean and variance of each channel, by the name of the BatchNorm.
+_Statistics = dict[str, tuple[Array, Array]]
+
+
 @dataclass(frozen=True)
-class _Seen:
-    """The statistics of a network, and what they were seen on."""
+class _Entry:
+    """Statistics of a network, with the inputs and the options that they were computed with.
+
+    ``options``: names of the BatchNorms, number of batches, size of a batch.
+    """
 
     inputs: Batch
-    request: tuple[tuple[str, ...], int, int]
-    found: dict[str, tuple[Array, Array]]
+    options: tuple[tuple[str, ...], int, int]
+    statistics: _Statistics
 
 
-#: Of each original that still exists, those asked for last: they are the same for every plan that
-#: is tried.
-_SEEN: WeakKeyDictionary[Graph, _Seen] = WeakKeyDictionary()
+#: The last statistics of each original that still exists: every plan of a build needs them.
+_CACHE: WeakKeyDictionary[Graph, _Entry] = WeakKeyDictionary()
 
 
-def _remembered(
+def _cached(
     graph: Graph,
     names: Sequence[str],
     inputs: Batch,
     parts: Sequence[Batch],
     step: Callable[[int], None],
-) -> dict[str, tuple[Array, Array]]:
-    request, seen = (tuple(names), len(parts), len(parts[0][0])), _SEEN.get(graph)
+) -> _Statistics:
+    """``_statistics``, from the cache if it has them for the same inputs and options."""
+    options, entry = (tuple(names), len(parts), len(parts[0][0])), _CACHE.get(graph)
     if (
-        seen is not None
-        and seen.request == request
-        and all(a is b for a, b in zip(seen.inputs, inputs, strict=True))
+        entry is not None
+        and entry.options == options
+        and all(a is b for a, b in zip(entry.inputs, inputs, strict=True))
     ):
         step(len(parts))
-        return seen.found
-    found = _statistics(graph, names, parts, step)
-    _SEEN[graph] = _Seen(inputs, request, found)
-    return found
+        return entry.statistics
+    statistics = _statistics(graph, names, parts, step)
+    _CACHE[graph] = _Entry(inputs, options, statistics)
+    return statistics
 
 
-def _left(pruned: Pruned | None, name: str, moments: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The moments of the channels that are left."""
-    cut = None if pruned is None else pruned.left.get(Ref(name))
-    return moments if cut is None else (moments[0][cut[1]], moments[1][cut[1]])
+def _remaining(
+    pruned: Pruned | None, name: str, moments: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """The moments of the channels that pruning leaves."""
+    left = None if pruned is None else pruned.left.get(Ref(name))
+    return moments if left is None else (moments[0][left[1]], moments[1][left[1]])
 
 
 def _statistics(
     graph: Graph, names: Sequence[str], parts: Sequence[Batch], step: Callable[[int], None]
-) -> dict[str, tuple[Array, Array]]:
-    """The mean over batches of each BatchNorm's batch mean and variance, every BatchNorm before it normalising by its batch too."""
+) -> _Statistics:
+    """The batch mean and variance of each BatchNorm, averaged over batches.
+
+    All BatchNorms run in training mode, so that the ones before normalise by their batch, too.
+    """
     from lrfc.ir.keras import io as keras_io
 
     model = keras_io.to_keras(drop_dropout(graph))
     layers = {name: model.get_layer(graph.op(name).shared or name) for name in names}
     for layer in layers.values():
-        layer.trainable = True  # a frozen BatchNorm would not look at its batch
+        layer.trainable = True  # a frozen BatchNorm would use its moving statistics
     for number, part in enumerate(parts):
         for layer in layers.values():
-            layer.momentum = number / (
-                number + 1
-            )  # the running value becomes the mean of all batches so far
+            # With this momentum, the moving value is the mean of all batches so far.
+            layer.momentum = number / (number + 1)
         keras_io.call(model, part, training=True)
         step(1)
     return {

@@ -1,4 +1,4 @@
-"""Fit the factors anew, layer after layer, to what the original delivers, on what the compressed network delivers."""
+"""Layer-wise reconstruction: refit each layer so that its output approximates the original's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Op, Ref
 from lrfc.pruning.facts import Pruned, Selection
 from lrfc.search.batchnorm import Moments, moved
-from lrfc.search.candidates import Candidate
 from lrfc.search.epilogue import Epilogue, epilogue_of
 from lrfc.search.sensitivity import divergence
 from lrfc.search.statistics import FEWEST, draw, repairable
@@ -33,30 +32,38 @@ Array = NDArray[np.float32]
 
 #: Bytes that the activations of both networks may take.
 MEMORY = 2 << 30
-#: Validation inputs that the whole is judged on.
+#: Validation samples on which the refitted network is compared with the one before.
 JUDGED = 1_000
-#: Divergence that the rounding of float32 alone makes, on every processor: less is no gain.
+#: Divergence that rounding in float32 causes on any processor; a smaller gain is no gain.
 ROUNDING = 1e-7
+
+#: Weights by name, by layer.
+_Weights = dict[str, dict[str, NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
 class Refit:
-    """Solve every factorized layer again in closed form, with its method and ranks as they are: no gradients, no labels.
+    """Solve the weights of every layer again, in closed form, to reconstruct the original's output.
 
-    Both networks are passed once, op by op. At each layer the kernel is regressed (ridge, towards
-    the kernel that it has) from what the compressed network delivers onto what the original
-    delivers, and decomposed again in the norm of those inputs: the asymmetric reconstruction of
-    Zhang et al. 2016 (arXiv 1505.06798, 3.3), so that the errors of the layers before are repaired
-    instead of handed on. In front of a residual addition the target includes what the other branch
-    has lost (He et al. 2017, arXiv 1707.06168, 3.3). Layers that are not factorized are regressed
-    too, BatchNorm statistics follow. A regression that does not fit held-out inputs better than the
-    kernel does is not taken, and neither is the whole when the network's outputs on validation
-    inputs do not come nearer to the original's.
+    The original and the compressed network run once on the same samples, op by op. At each layer
+    the kernel is regressed from the input in the compressed network onto the output in the
+    original (ridge regression towards the present kernel). A factorized layer is then decomposed
+    again in the norm of those inputs, with its method and ranks. This is the asymmetric
+    reconstruction of Zhang et al. 2016 (arXiv 1505.06798, 3.3): each layer corrects the errors of
+    the layers before it. In front of a residual addition, the target includes the error of the
+    other branch (He et al. 2017, arXiv 1707.06168, 3.3). Layers that are not factorized are
+    regressed, too, and BatchNorm statistics are updated. There are no gradients and no labels.
 
-    Where filters were pruned, what is left is regressed onto what the original delivers there,
-    which makes up for what is gone. Transposed convolutions, EinsumDense and layers that are called
-    more than once keep their factors. With fewer than 16 inputs, or on synthetic ones that no
-    BatchNorm's statistics could be matched for, the graph is not changed.
+    A regression that does not fit held-out inputs better than the present kernel is discarded. So
+    is the whole result if the outputs on validation inputs do not come nearer to the original's.
+
+    In a pruned network, the targets are the channels that it still has, and the remaining inputs
+    compensate for the removed ones. Transposed convolutions, EinsumDense and layers with
+    several calls keep their factors. The graph is not changed with fewer than 16 inputs, or with
+    synthetic inputs that were not matched to BatchNorm statistics.
+
+    ``samples``: the most inputs. ``patches``: rows of a regression. ``ridge``: the weight of the
+    present kernel, relative to the mean energy of an input.
 
     Given and result: the graph keeps its ops and shapes; weights change.
     """
@@ -70,125 +77,131 @@ class Refit:
     rewrites: ClassVar[bool] = True
 
     def __call__(self, state: State) -> State:
-        """The state with the new weights."""
-        inputs = state.data.train.inputs
-        count = min(
-            self.samples,
-            len(inputs[0]),
-            max(FEWEST, MEMORY // (2 * max(1, arena(state.original, 4).peak_bytes))),
-        )
-        graph = state.original
+        """The state with the new weights; the same state if they are not better."""
         if not repairable(state):
             return state
-        chosen = {candidate.layer: candidate for candidate in state.fact(Selection).chosen}
-        pruned = state.known(Pruned)
-        slim = (
-            graph if pruned is None else pruned.slim
-        )  # the original without the filters that are gone, whose shapes the compressed network has
-        chains = {op.name: epilogue_of(slim, op.name) for op in slim if _fittable(slim, op)}
-        step = state.progress.stage("refit", len(graph))
-        updated: dict[str, dict[str, NDArray[np.float32]]] = {}
-        values = _Values(graph, head(inputs, count), {} if pruned is None else pruned.left)
-        rng = np.random.default_rng(state.seed)
-        for op in _order(graph, chains, values):
-            operands = graph.operands(op.name)
-            given = [values.compressed[ref] for ref in operands]
-            delivered = keras_io.single(op)([values.original[ref] for ref in operands])
-            stages = _compressed(state.graph, graph, op.name)
-            if op.name in chains:
-                target = values.left(Ref(op.name), delivered[0])
-                stages = (
-                    self._fitted(
-                        slim,
-                        slim.op(op.name),
-                        chosen.get(op.name),
-                        chains[op.name],
-                        values,
-                        target,
-                        rng,
-                    )
-                    or stages
-                )
-            elif op.kind == "BatchNormalization" and len(graph.calls(op)) == 1:
-                seen = (
-                    _moments(x, op["axis"])
-                    for x in (values.left(operands[0], values.original[operands[0]]), given[0])
-                )
-                norm = slim.op(op.name)
-                mean, variance = moved(norm, *seen)
-                stages = [
-                    replace(
-                        norm,
-                        weights={
-                            **norm.weights,
-                            "moving_mean": mean.astype(np.float32),
-                            "moving_variance": variance.astype(np.float32),
-                        },
-                    )
-                ]
-            results: Sequence[Array] = given
-            for stage in stages:
-                results = keras_io.single(stage)(results)
-                if stage.weights:
-                    updated[stage.name] = dict(stage.weights)
-            values.put(op.name, delivered, results)
-            step(1)
-        refitted = state.graph.with_weights(updated)
-        judged = state.data.validation.head(JUDGED).inputs
-        reference = keras_io.predict(state.original, judged)
+        refitted = state.graph.with_weights(_Reconstruction(self, state).weights())
+        inputs = state.data.validation.head(JUDGED).inputs
+        reference = keras_io.predict(state.original, inputs)
         before, after = (
-            divergence(reference, keras_io.predict(graph, judged))
+            divergence(reference, keras_io.predict(graph, inputs))
             for graph in (state.graph, refitted)
         )
         if not before - after > ROUNDING + 1e-3 * before:
             state.progress.log(
-                f"  not taken: the outputs' divergence would go from {before:.4g} to {after:.4g}"
+                f"  discarded: the outputs' divergence would go from {before:.4g} to {after:.4g}"
             )
             return state
         return state.with_graph(refitted)
 
-    def _fitted(
-        self,
-        graph: Graph,
-        op: Op,
-        candidate: Candidate | None,
-        chain: Epilogue,
-        values: _Values,
-        delivered: Array,
-        rng: np.random.Generator,
-    ) -> list[Op] | None:
-        """The layer's stages after regression; None where it keeps those that it has."""
-        source = graph.input_tensors(op.name)[0]
-        drifted = values.compressed[graph.operands(op.name)[0]]
-        images, layout = np.arange(len(drifted)), Layout.of(op, source)
-        rows, where = draw(op, source, drifted, images, -(-self.patches // len(images)), rng)
-        target = _rows(delivered, where)
-        if chain.addend in values.compressed:
-            lost = _rows(
-                values.left(chain.addend, values.original[chain.addend])
-                - values.compressed[chain.addend],
-                where,
-            )
-            target = target + (lost if chain.scale is None else _divided(lost, chain.scale))
-        centred = chain.batchnorm is not None or "bias" in op.weights
-        fitted, statistics = _regress(layout, rows, target, self.ridge, centred=centred)
+
+class _Reconstruction:
+    """One run of the original and the compressed network, op by op, with a fit at each layer."""
+
+    def __init__(self, options: Refit, state: State) -> None:
+        self._options, self._state = options, state
+        self._graph = graph = state.original
+        pruned = state.known(Pruned)
+        #: The original without the removed filters: it has the shapes of the compressed network.
+        self._slim = graph if pruned is None else pruned.slim
+        self._epilogues = {
+            op.name: epilogue_of(self._slim, op.name)
+            for op in self._slim
+            if _fittable(self._slim, op)
+        }
+        self._chosen = {candidate.layer: candidate for candidate in state.fact(Selection).chosen}
+        inputs = state.data.train.inputs
+        count = min(
+            options.samples,
+            len(inputs[0]),
+            max(FEWEST, MEMORY // (2 * max(1, arena(graph, 4).peak_bytes))),
+        )
+        self._values = _Values(graph, head(inputs, count), {} if pruned is None else pruned.left)
+        self._rng = np.random.default_rng(state.seed)
+
+    def weights(self) -> _Weights:
+        """The weights of the layers of the compressed network after the fit."""
+        step = self._state.progress.stage("refit", len(self._graph))
+        updated: _Weights = {}
+        for op in _order(self._graph, self._epilogues, self._values):
+            operands = self._graph.operands(op.name)
+            original = keras_io.single(op)([self._values.original[ref] for ref in operands])
+            compressed: Sequence[Array] = [self._values.compressed[ref] for ref in operands]
+            for layer in self._layers(op, original[0]):
+                compressed = keras_io.single(layer)(compressed)
+                if layer.weights:
+                    updated[layer.name] = dict(layer.weights)
+            self._values.put(op.name, original, compressed)
+            step(1)
+        return updated
+
+    def _layers(self, op: Op, output: Array) -> list[Op]:
+        """The ops that replace an op of the original, which has this output."""
+        layers = _compressed(self._state.graph, self._graph, op.name)
+        if op.name in self._epilogues:
+            target = self._values.left(Ref(op.name), output)
+            return self._fitted(self._slim.op(op.name), target) or layers
+        if op.kind == "BatchNormalization" and len(self._graph.calls(op)) == 1:
+            return [self._batchnorm(op)]
+        return layers
+
+    def _batchnorm(self, op: Op) -> Op:
+        """The BatchNorm with statistics that follow the change of its input."""
+        operand = self._graph.operands(op.name)[0]
+        original = self._values.left(operand, self._values.original[operand])
+        norm = self._slim.op(op.name)
+        mean, variance = moved(
+            norm,
+            _moments(original, op["axis"]),
+            _moments(self._values.compressed[operand], op["axis"]),
+        )
+        statistics = {
+            "moving_mean": mean.astype(np.float32),
+            "moving_variance": variance.astype(np.float32),
+        }
+        return replace(norm, weights={**norm.weights, **statistics})
+
+    def _fitted(self, op: Op, output: Array) -> list[Op] | None:
+        """The layer or its factor layers after regression; None if the present ones stay."""
+        epilogue, candidate = self._epilogues[op.name], self._chosen.get(op.name)
+        source = self._slim.input_tensors(op.name)[0]
+        values = self._values.compressed[self._slim.operands(op.name)[0]]
+        images, layout = np.arange(len(values)), Layout.of(op, source)
+        per_image = -(-self._options.patches // len(images))
+        rows, where = draw(op, source, values, images, per_image, self._rng)
+        target = self._target(epilogue, output, where)
+        centred = epilogue.batchnorm is not None or "bias" in op.weights
+        fitted, statistics = _regress(layout, rows, target, self._options.ridge, centred=centred)
         if candidate is None or candidate.method is None:
             return None if fitted is None else [fitted]
+        method = METHODS[candidate.method]
         if any(
-            rank > full
-            for rank, full in zip(
-                candidate.ranks, METHODS[candidate.method].full(op, source), strict=True
-            )
+            rank > full for rank, full in zip(candidate.ranks, method.full(op, source), strict=True)
         ):
-            return None  # pruning has left the layer fewer channels than its factors have
-        factors = METHODS[candidate.method].decompose(
-            fitted or op, source, scale=chain.scale, statistics=statistics
+            return None  # after pruning, the layer has fewer channels than ranks
+        factors = method.decompose(
+            fitted or op, source, scale=epilogue.scale, statistics=statistics
         )
         return factors.stages(candidate.ranks)
 
+    def _target(
+        self, epilogue: Epilogue, output: Array, where: tuple[object, ...]
+    ) -> NDArray[np.float64]:
+        """The target of a layer at the drawn positions; with the error of the other branch."""
+        target = _rows(output, where)
+        addend = epilogue.addend
+        if addend is None or addend not in self._values.compressed:
+            return target
+        error = _rows(
+            self._values.left(addend, self._values.original[addend])
+            - self._values.compressed[addend],
+            where,
+        )
+        return target + (error if epilogue.scale is None else _divided(error, epilogue.scale))
+
 
 class _Values:
-    """What both networks deliver, kept as long as an op still reads it."""
+    """The tensors of both networks, stored until their last reader has run."""
 
     def __init__(
         self,
@@ -204,26 +217,28 @@ class _Values:
             value = (np.asarray(x, graph.tensor(Ref(name)).dtype),)
             self._store(name, value, value)
 
-    def hold(self, ref: Ref) -> None:
-        """Count one more reader."""
+    def add_reader(self, ref: Ref) -> None:
+        """Count one more reader of a tensor."""
         self._readers[ref] += 1
 
-    def left(self, ref: Ref, value: Array) -> Array:
-        """What the original delivers on the channels that the compressed network has, too."""
-        cut = self._left.get(ref)
-        return value if cut is None else np.take(value, cut[1], axis=cut[0])
-
-    def put(self, name: str, original: Sequence[Array], compressed: Sequence[Array]) -> None:
-        """Store an op's outputs, and forget what it was the last to read."""
-        self._store(name, original, compressed)
-        for ref in self._graph.operands(name):
-            self.release(ref)
-
-    def release(self, ref: Ref) -> None:
-        """Count one reader less."""
+    def remove_reader(self, ref: Ref) -> None:
+        """Count one reader less, and free the tensor after the last one."""
         self._readers[ref] -= 1
         if not self._readers[ref]:
             self.original.pop(ref), self.compressed.pop(ref)
+
+    def left(self, ref: Ref, value: Array) -> Array:
+        """The channels of an original's tensor that the compressed network still has."""
+        if ref not in self._left:
+            return value
+        axis, channels = self._left[ref]
+        return np.take(value, channels, axis=axis)
+
+    def put(self, name: str, original: Sequence[Array], compressed: Sequence[Array]) -> None:
+        """Store the outputs of an op, and free the operands that it was the last to read."""
+        self._store(name, original, compressed)
+        for ref in self._graph.operands(name):
+            self.remove_reader(ref)
 
     def _store(self, name: str, original: Sequence[Array], compressed: Sequence[Array]) -> None:
         for output, (old, new) in enumerate(zip(original, compressed, strict=True)):
@@ -232,7 +247,10 @@ class _Values:
 
 
 def _fittable(graph: Graph, op: Op) -> bool:
-    """Whether the layer's output at a position is a product of one patch with its kernel, and of no other call's."""
+    """Whether the output of a layer at a position is the product of one patch with its kernel.
+
+    A layer with several calls has several inputs for one kernel, and does not count.
+    """
     plain = op.info.family in ("dense", "conv", "depthwise")
     return (
         plain
@@ -243,44 +261,53 @@ def _fittable(graph: Graph, op: Op) -> bool:
     )
 
 
-def _order(graph: Graph, chains: dict[str, Epilogue], values: _Values) -> Iterator[Op]:
-    """Execution order in which, where possible, the other branch of a residual addition comes before the layer that can repair it."""
+def _order(graph: Graph, epilogues: dict[str, Epilogue], values: _Values) -> Iterator[Op]:
+    """The ops in execution order, without the inputs of the model.
+
+    Where possible, the other branch of a residual addition comes before the layer that can correct
+    its error. Its output then stays in ``values`` until that layer is done.
+    """
     ordered = nx.DiGraph()
     rank = {op.name: number for number, op in enumerate(graph)}
     ordered.add_nodes_from(rank)
     ordered.add_edges_from((ref.op, op.name) for op in graph for ref in graph.operands(op.name))
-    held: dict[str, Ref] = {}
-    for name, chain in chains.items():
-        if chain.addend is not None and not nx.has_path(ordered, name, chain.addend.op):
-            ordered.add_edge(chain.addend.op, name)
-            held[name] = chain.addend
-            values.hold(chain.addend)
+    addends: dict[str, Ref] = {}
+    for name, epilogue in epilogues.items():
+        addend = epilogue.addend
+        if addend is not None and not nx.has_path(ordered, name, addend.op):
+            ordered.add_edge(addend.op, name)
+            addends[name] = addend
+            values.add_reader(addend)
     for name in nx.lexicographical_topological_sort(ordered, key=rank.__getitem__):
         if graph.op(name).kind != "InputLayer":
             yield graph.op(name)
-            if name in held:
-                values.release(held[name])
+            if name in addends:
+                values.remove_reader(addends[name])
 
 
 def _compressed(compressed: Graph, original: Graph, name: str) -> list[Op]:
-    """The chain of ops in the compressed graph that stands for an op of the original."""
-    wanted = set(original.operands(name))
+    """The chain of ops in the compressed graph that replaces an op of the original."""
+    sources = set(original.operands(name))
     chain = [compressed.op(name)]
-    while wanted and not wanted & set(operands := compressed.operands(chain[0].name)):
+    while sources and not sources & set(operands := compressed.operands(chain[0].name)):
         chain.insert(0, compressed.op(operands[0].op))
     return chain
 
 
 def _moments(values: Array, axis: int) -> Moments:
-    """Mean and variance of each channel; one sample at a time is small enough for the processor's cache."""
-    moved = np.moveaxis(values, axis, -1)
-    total, square = np.zeros(moved.shape[-1]), np.zeros(moved.shape[-1])
-    centre = moved[0].reshape(-1, moved.shape[-1]).mean(0)
-    for sample in moved:
-        rows = sample.reshape(-1, moved.shape[-1]) - centre
+    """The mean and variance of each channel.
+
+    They are summed sample by sample, because one sample fits into the cache of the processor.
+    """
+    samples = np.moveaxis(values, axis, -1)
+    channels = samples.shape[-1]
+    total, square = np.zeros(channels), np.zeros(channels)
+    centre = samples[0].reshape(-1, channels).mean(0)
+    for sample in samples:
+        rows = sample.reshape(-1, channels) - centre
         total += rows.sum(0)
         square += np.einsum("nc,nc->c", rows, rows)
-    count = values.size / moved.shape[-1]
+    count = values.size / channels
     mean = total / count
     return centre + mean, np.maximum(square / count - mean**2, 0)
 
@@ -289,33 +316,33 @@ def _rows(values: Array, where: tuple[object, ...]) -> NDArray[np.float64]:
     return np.asarray(values[where], np.float64)  # type: ignore[index]
 
 
-def _divided(lost: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What a channel must give so that ``lost`` is made good behind the BatchNorm; nothing where it hardly lets anything through."""
+def _divided(error: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """An error behind the BatchNorm, divided by its scale; 0 for channels with a tiny scale."""
     open_ = np.abs(scale) > 1e-2 * np.abs(scale).max()
-    return np.where(open_, lost / np.where(open_, scale, 1), 0)
+    return np.where(open_, error / np.where(open_, scale, 1), 0)
 
 
 def _regress(
     layout: Layout, rows: Array, target: NDArray[np.float64], ridge: float, *, centred: bool
 ) -> tuple[Op | None, Statistics]:
-    """The op with the kernel (and bias) that best gives ``target`` (N, G·T) from patches (N, G, D), or None; and the patches' statistics.
+    """The layer with the kernel (and bias) that best maps patches (N, G, D) to a target (N, G·T).
 
-    It is None when rows of held-out images are not fitted better than by the kernel that the op
-    has.
+    It is None if the new kernel does not fit the patches of held-out images better than the present
+    one. The second value are the statistics of the patches.
     """
     op = layout.op
     kernel = layout.matrix(layout.tensor())
     bias = np.zeros(target.shape[1]) if layout.bias is None else layout.bias.copy()
-    fold = len(rows) - len(rows) // 8  # rows are in the order of the images
+    fold = len(rows) - len(rows) // 8  # rows are in the order of images
     means = rows[:fold].mean(0) if centred else np.zeros(rows.shape[1:], np.float32)
     moments = np.empty((layout.groups, layout.patch, layout.patch))
     before = after = 0.0
     for group in range(layout.groups):
-        part = slice(group * layout.outputs, (group + 1) * layout.outputs)
-        missing = target[:, part].astype(np.float32) - rows[:, group] @ kernel[group].astype(
+        columns = slice(group * layout.outputs, (group + 1) * layout.outputs)
+        missing = target[:, columns].astype(np.float32) - rows[:, group] @ kernel[group].astype(
             np.float32
         )
-        shift = missing[:fold].mean(0) if centred else bias[part].astype(np.float32)
+        shift = missing[:fold].mean(0) if centred else bias[columns].astype(np.float32)
         inner = rows[:, group] - means[group]
         moments[group] = inner[:fold].T @ inner[:fold] / np.float32(fold)
         cross = inner[:fold].T @ (missing[:fold] - shift) / np.float32(fold)
@@ -324,10 +351,10 @@ def _regress(
             change = solve_positive(
                 moments[group] + weight * np.eye(layout.patch), cross.astype(np.float64)
             )
-        before += float(np.sum(np.square(missing[fold:] - (shift if centred else bias[part]))))
+        before += float(np.sum(np.square(missing[fold:] - (shift if centred else bias[columns]))))
         after += float(np.sum(np.square(missing[fold:] - shift - inner[fold:] @ change)))
         kernel[group] += change
-        bias[part] = shift - means[group] @ change
+        bias[columns] = shift - means[group] @ change
     statistics = Statistics(moments, means.astype(np.float64) if centred else None, fold)
     if not after < before:
         return None, statistics

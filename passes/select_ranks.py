@@ -1,4 +1,4 @@
-"""Choose a method and ranks for every layer, and the filters that go, within the budgets."""
+"""Select a method and ranks for every layer, and filters to remove, within the budgets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from lrfc.state import Fact, State
 
 @dataclass(frozen=True)
 class SelectRanks(Constraints):
-    """Pick one candidate for each layer: the least of ``minimise`` within the budgets."""
+    """Select one candidate for each layer, and the units that each dependency group keeps.
+
+    The selection has the minimum of the quantity ``minimise`` within the budgets. It is computed
+    exactly, by a MILP.
+
+    Given and result: the graph is not changed.
+    """
 
     needs: ClassVar[tuple[type[Fact], ...]] = (DesignSpace,)
     gives: ClassVar[tuple[type[Fact], ...]] = (Selection,)
     rewrites: ClassVar[bool] = False
 
     def __call__(self, state: State) -> State:
-        """The state with its Selection. BudgetError when a budget cannot be met."""
+        """The state with its Selection; BudgetError if a budget cannot be met."""
         selection = select(state, self)
         if selection.remark is not None:
             state.progress.log(f"  {selection.remark}")

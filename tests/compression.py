@@ -1,4 +1,4 @@
-"""What the tests of the lossy passes share: states with data, and a classification that a small network has learnt."""
+"""Helpers for tests of the lossy passes: states with data, and a small trained classifier."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def explored(state: State, **options: Any) -> State:
 
 @cache
 def learnt() -> State:
-    """A small conv network with BatchNorm that has learnt to tell four noisy patterns apart, and the data."""
+    """A small trained network with BatchNorm that classifies four noisy patterns, and its data."""
     import keras
     from keras import layers
 

@@ -1,4 +1,4 @@
-"""The reference of every cut: the original network with the removed units' inputs to their consumers set to zero; and random networks to cut."""
+"""Helpers: the reference of a pruned network, with zeros for removed units, and random networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Kept = Mapping[str, NDArray[np.intp]]
 
 
 def zeroed(graph: Graph, dependencies: Dependencies, kept: Kept) -> Graph:
-    """The graph whose consumers do not see the units that are not kept."""
+    """The graph whose consumers have zero weights for the units that are not kept."""
     weights: dict[str, dict[str, Any]] = {}
     for group in dependencies.groups:
         gone = np.setdiff1d(np.arange(group.width), kept.get(group.name, np.arange(group.width)))
@@ -52,7 +52,7 @@ def _blind(
 def halves(
     dependencies: Dependencies, seed: int = 0, share: float = 0.5
 ) -> dict[str, NDArray[np.intp]]:
-    """Random units of every group, about that share of them."""
+    """Random units of every group, about this share of them."""
     rng = np.random.default_rng(seed)
     return {g.name: _some(g, rng, share) for g in dependencies.groups}
 

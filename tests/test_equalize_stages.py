@@ -1,4 +1,4 @@
-"""Balancing changes how a network rounds, not what it computes; the corrected biases make good what rounding shifts."""
+"""Equalisation changes the rounding noise, not the function; bias correction removes the mean."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 from tests.compression import state_of
 
-#: What may stand between two layers whose channels are balanced; the first three keep a change of
+#: Ops between two layers whose channels can be equalised; the first three keep a change of
 #: sign, the others positive scales only.
 BETWEEN = {
     "nothing": lambda: (),
@@ -49,7 +49,7 @@ SECOND = {
 
 
 def pair(first, between, second, seed=0, spread=2.0):
-    """A net of two layers whose channels have very different ranges."""
+    """A network of two layers whose channels have very different ranges."""
     x = inputs = keras.Input((8, 8, 6), name="x")
     for layer in (FIRST[first](), *BETWEEN[between](), SECOND[second]()):
         x = layer(x)
@@ -74,26 +74,26 @@ def pair(first, between, second, seed=0, spread=2.0):
     st.sampled_from(sorted(SECOND)),
     st.integers(0, 99),
 )
-def test_the_function_stays(first, between, second, seed):
+def test_the_function_is_not_changed(first, between, second, seed):
     graph = pair(first, between, second, seed)
     state = state_of(graph, samples=16)
-    balanced = EqualizeStages()(state).graph
-    helpers.same(graph, balanced, 1e-5)
-    assert str(balanced) == str(graph)
+    equalised = EqualizeStages()(state).graph
+    helpers.same(graph, equalised, 1e-5)
+    assert str(equalised) == str(graph)
 
 
 @pytest.mark.parametrize("between", sorted(BETWEEN))
-def test_what_can_be_balanced_is(between):
+def test_pairs_that_can_be_equalised_are(between):
     graph = pair("conv", between, "conv")
-    balanced = EqualizeStages()(state_of(graph, samples=16)).graph
-    change = balanced.op("first").weights["kernel"] / graph.op("first").weights["kernel"]
+    equalised = EqualizeStages()(state_of(graph, samples=16)).graph
+    change = equalised.op("first").weights["kernel"] / graph.op("first").weights["kernel"]
     scales = change[0, 0, 0]
     np.testing.assert_allclose(change, np.broadcast_to(scales, change.shape), rtol=1e-5)
     assert np.ptp(np.log(np.abs(scales))) > 1
     assert (scales > 0).all() or between in ("nothing", "padding", "average")
 
 
-def test_what_is_not_homogeneous_is_left_alone():
+def test_pairs_that_are_not_homogeneous_are_not_changed():
     for between in (layers.ReLU(6.0), layers.Activation("tanh"), layers.ReLU(threshold=0.1)):
         inputs = keras.Input((8, 8, 3))
         x = layers.Conv2D(4, 3, name="second")(between(layers.Conv2D(4, 3, name="first")(inputs)))
@@ -101,7 +101,7 @@ def test_what_is_not_homogeneous_is_left_alone():
         assert EqualizeStages()(state_of(graph)).graph.op("first") is graph.op("first")
 
 
-def test_several_readers_shared_layers_and_outputs_are_left_alone():
+def test_several_readers_shared_layers_and_outputs_are_not_changed():
     for make in (helpers.shared_conv, helpers.residual):
         graph = fold_batchnorm(helpers.graph_of(make()))
         helpers.same(graph, EqualizeStages()(state_of(graph)).graph, 1e-5)
@@ -110,7 +110,7 @@ def test_several_readers_shared_layers_and_outputs_are_left_alone():
 
 
 def distance(graph, samples, tmp_path, shipped=None):
-    """Of the int8 file's outputs from the float graph's, as a share of their norm."""
+    """The distance of the int8 file's outputs from the float graph's, relative to their norm."""
     tflite = TFLite("int8")
     outputs = tflite.load(tflite.emit(shipped or graph, tmp_path / "m.tflite", samples))(samples)
     reference = keras_io.predict(graph, samples)
@@ -122,7 +122,7 @@ def distance(graph, samples, tmp_path, shipped=None):
 
 @pytest.mark.parametrize("between", ["nothing", "relu"])
 def test_the_int8_file_is_nearer(between, tmp_path):
-    """Of a network that was put out of balance."""
+    """An equalised network has a more accurate int8 file."""
     graph = pair("conv", between, "conv", spread=0)
     wild = np.exp(1.5 * np.random.default_rng(0).standard_normal(6)).astype(np.float32)
     first, second = (dict(graph.op(name).weights) for name in ("first", "second"))
@@ -153,7 +153,7 @@ def test_rounded_weights_have_a_scale_per_output_channel(kind):
     assert kernels[0].size == op.weights["kernel"].size
 
 
-def test_corrected_biases_take_out_the_mean_shift(tmp_path):
+def test_corrected_biases_remove_the_mean_error(tmp_path):
     """On inputs far from 0 the rounding of weights shifts every output channel."""
     inputs = keras.Input((8, 8, 3), name="x")
     x = layers.Conv2D(6, 3, padding="same", use_bias=False, name="a")(inputs)

@@ -1,4 +1,4 @@
-"""The measured loop on made devices: prices are corrected until they predict what is measured, and what does not pay is left."""
+"""The tuning loop on simulated devices: prices are corrected until they predict measurements."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def state() -> State:
 
 @cache
 def believed() -> CostProfile:
-    """Prices of a device on which time is MACs and a little for each op."""
+    """The cost profile of a device with a time per MAC and a time per op."""
     ops = [each for _, each in workloads(fold_batchnorm(state().original))]
     for space in state().fact(DesignSpace).spaces:
         for candidate in space.candidates[1::7]:
@@ -65,7 +65,7 @@ class Trial:
 
 
 class Device:
-    """Takes what it takes for each op, whatever is believed of it."""
+    """A simulated device with its own time for each op, whatever the cost profile predicts."""
 
     def __init__(self, *, depthwise: float = 1.0, pace: float = 1.0) -> None:
         self._depthwise, self._pace = depthwise, pace
@@ -106,14 +106,14 @@ def chosen(found: Plan) -> Selection:
     return found.select(found.state).fact(Selection)
 
 
-def test_the_original_alone_sets_the_pace() -> None:
+def test_prices_are_scaled_by_the_measured_original() -> None:
     found = settled(Device(pace=3.0), Wish(SelectRanks(max_macs=share(0.6))))
     assert found.rounds[0].predicted_ms == pytest.approx(found.rounds[0].measured_ms, rel=0.15)
     assert found.allowed is None
 
 
 @pytest.mark.parametrize("pace", [0.3, 1.0, 4.0])
-def test_a_latency_budget_is_kept_by_what_is_measured(pace) -> None:
+def test_a_latency_budget_is_met_by_measured_times(pace) -> None:
     device = Device(depthwise=3.0, pace=pace)
     found = settled(device, Wish(SelectRanks(max_latency=share(0.7))))
     assert 1 <= len(found.rounds) <= ROUNDS
@@ -124,7 +124,7 @@ def test_a_latency_budget_is_kept_by_what_is_measured(pace) -> None:
     assert last.measured_ms is not None
 
 
-def test_what_is_slow_on_the_device_is_not_taken() -> None:
+def test_layers_that_are_slow_on_the_device_are_not_factorized() -> None:
     quick, slow = Device(depthwise=0.01), Device(depthwise=200.0)
     wish = Wish(SelectRanks(max_macs=share(0.6), methods=("cp", "spatial_svd")))
     assert "cp" in {c.method for c in chosen(settled(quick, wish)).chosen}
@@ -145,7 +145,7 @@ def test_an_objective_uses_all_of_the_divergence_that_is_allowed() -> None:
     assert times[0] <= times[1] * (1 + 1e-6)
 
 
-def test_the_divergence_is_learnt_where_it_is_not_given() -> None:
+def test_the_allowed_divergence_is_found_if_it_is_not_given() -> None:
     found = settled(Device(), Wish(SelectRanks(), objective="macs", max_drop=Drop(value=0.05)))
     assert found.allowed is not None
     assert 0 < chosen(found).divergence <= found.allowed * (1 + 1e-6)

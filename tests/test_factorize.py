@@ -1,4 +1,4 @@
-"""The rewrite: the printed graph, the same function at full rank, and one set of factors for a shared layer."""
+"""The rewrite: printed graph, same function at full rank, one set of factors for shared layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.compression import explored, state_of
 
 
 def choose(graph: Graph, name: str, method: str, ranks: tuple[int, ...] | None = None) -> State:
-    """A state in which that layer is to be factorized, at full rank by default."""
+    """A state with a selection of one layer, at full rank by default."""
     op, source = graph.op(name), graph.input_tensors(name)[0]
     candidate = Candidate(name, method, ranks or METHODS[method].full(op, source), 0, 0)
     return state_of(graph, samples=2).with_fact(
@@ -44,7 +44,7 @@ def test_prints_as_documented() -> None:
     }
     graph.outputs = (
         graph.add(
-            Op("conv", "Conv2D", {"filters": 32, "kernel_size": 3, "padding": "same"}, weights),
+            Op("conv", "Conv2D", {"filters": 32, "kernel_size": 3}, weights),
             (source,),
         ),
     )
@@ -69,7 +69,7 @@ def test_prints_as_documented() -> None:
         (helpers.nested_twice, "backbone__conv1", "tucker2"),
     ],
 )
-def test_at_full_rank_the_same_is_computed(build, name, method) -> None:
+def test_at_full_rank_the_function_is_the_same(build, name, method) -> None:
     graph = helpers.graph_of(build())
     result = factorized(choose(graph, name, method))
     assert len(result) > len(graph)

@@ -81,12 +81,12 @@ def state(log: list[str] | None = None) -> State:
     return State(graph, graph, Data("none", empty, empty, empty), progress=progress)
 
 
-def test_plan_keeps_a_right_order() -> None:
+def test_plan_keeps_a_valid_order() -> None:
     steps = (Rewrite(), Look(), Use())
     assert plan(steps, known=(Wish,)) == steps
 
 
-def test_plan_names_who_gives_what_is_missing() -> None:
+def test_plan_names_the_pass_that_gives_a_missing_fact() -> None:
     with pytest.raises(
         UsageError,
         match=r"^pass Use needs Seen; Look gives it and must come before, with no rewrite between$",
@@ -104,7 +104,7 @@ def test_plan_knows_that_facts_about_the_graph_die_with_it() -> None:
     assert plan([Rewrite(), Look(), Use()], known=(Wish,))  # Wish is not about the graph
 
 
-def test_run_gives_the_facts_and_shows_each_state() -> None:
+def test_run_adds_the_facts_and_shows_each_state() -> None:
     shown: list[tuple[str, int]] = []
     result = run(
         state(),

@@ -75,7 +75,7 @@ def test_int8_bytes() -> None:
     assert found.arena.peak_bytes * 4 == profile(graph).arena.peak_bytes
 
 
-def test_the_pass_gives_the_fact_and_leaves_the_graph() -> None:
+def test_the_pass_adds_the_fact_and_does_not_change_the_graph() -> None:
     before = state(helpers.graph_of(helpers.residual()))
     after = run(before, plan([ProfileModel()]))
     assert after.graph is before.graph

@@ -59,7 +59,7 @@ READERS = [
 
 
 @pytest.mark.parametrize(("kind", "options"), READERS)
-def test_the_refit_reads_nothing_of_what_is_gone_and_is_better_than_zeros(kind, options):
+def test_the_refit_ignores_removed_channels_and_is_better_than_zeros(kind, options):
     graph = layer(kind, **options)
     found = groups(graph)
     part = found["conv"].consumers[0]
@@ -80,7 +80,7 @@ def test_the_refit_reads_nothing_of_what_is_gone_and_is_better_than_zeros(kind, 
     assert error < 0.6 * before
 
 
-def test_what_is_not_cut_is_not_changed():
+def test_without_removed_channels_nothing_changes():
     graph = layer("Conv2D", filters=5, kernel_size=3)
     new, _ = with_refit(graph, "reader", np.array([], np.intp), statistics(graph, "reader"))
     np.testing.assert_array_equal(new.kernel, graph.op("reader").weights["kernel"])
@@ -88,8 +88,8 @@ def test_what_is_not_cut_is_not_changed():
     assert new.error == 0
 
 
-def test_a_copy_is_made_up_for():
-    """But for the shrinkage of the covariance."""
+def test_a_copy_compensates_for_a_removed_channel():
+    """Exact except for the shrinkage of the covariance."""
     graph = layer("Conv2D", filters=5, kernel_size=3)
     conv = {k: np.array(w) for k, w in graph.op("conv").weights.items()}
     for array in conv.values():

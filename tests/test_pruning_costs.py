@@ -1,4 +1,4 @@
-"""What is left of an op's cost when channels go: parameters and MACs as the cut graph has them, and its time that of the ops that then run."""
+"""Costs of pruned ops: parameters, MACs and latency are those of the pruned graph."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def filtered(state: State, multiple: int = 1) -> State:
 
 
 def padded_shortcuts() -> Any:
-    """Three groups of filters meet behind the second padding, as in the residual networks for CIFAR-10."""
+    """A network in which three groups meet behind the second padding, as in the CIFAR ResNets."""
     import keras
     from keras import layers, ops
 
@@ -82,7 +82,7 @@ def state(request: pytest.FixtureRequest) -> State:
 
 
 def stream() -> Any:
-    """Convolutions that read and make the same filters."""
+    """Convolutions whose inputs and outputs are in the same group."""
     import keras
     from keras import layers
 
@@ -99,7 +99,7 @@ def stream() -> Any:
 
 
 def sizes() -> Any:
-    """A convolution that is called on images of two sizes."""
+    """A convolution with calls on images of two sizes."""
     import keras
     from keras import layers
 
@@ -133,7 +133,7 @@ def built(selected: State) -> Graph:
 
 @pytest.fixture(scope="module")
 def plans(state: State) -> list[State]:
-    """Plans of ranks and filters, and of filters alone, within some budgets."""
+    """Plans within several budgets: of ranks and filters, and of filters alone."""
     found = []
     for methods in (None, ()):
         for kept in (0.8, 0.6, 0.4):
@@ -148,13 +148,13 @@ def plans(state: State) -> list[State]:
     return found
 
 
-def test_shared_layers_that_read_several_sizes_lose_filters_too(state: State) -> None:
+def test_shared_layers_with_inputs_of_several_sizes_are_pruned_too(state: State) -> None:
     if "twice" in state.graph:
         assert {"stem", "twice"} <= set(state.fact(FilterSpace).choices)
         assert not any(space.op.name == "twice" for space in state.fact(DesignSpace).spaces)
 
 
-def test_the_predicted_time_is_that_of_the_ops_that_run(plans: list[State]) -> None:
+def test_the_predicted_latency_is_that_of_the_pruned_workloads(plans: list[State]) -> None:
     assert any(each.fact(Selection).keeps for each in plans)
     for each in plans:
         runs = PROFILE.predict(workload for _, workload in workloads(built(each)))
@@ -163,7 +163,9 @@ def test_the_predicted_time_is_that_of_the_ops_that_run(plans: list[State]) -> N
         )
 
 
-def test_parameters_and_macs_are_those_of_the_cut_graph(state: State, plans: list[State]) -> None:
+def test_parameters_and_macs_are_those_of_the_pruned_graph(
+    state: State, plans: list[State]
+) -> None:
     folded = sum(op.params for op in state.graph.layers() if op.kind == "BatchNormalization") > 0
     for each in plans:
         counted, selection = totals(built(each)), each.fact(Selection)
@@ -174,14 +176,14 @@ def test_parameters_and_macs_are_those_of_the_cut_graph(state: State, plans: lis
 
 
 @pytest.mark.parametrize("methods", [None, ()])
-def test_the_programme_counts_what_its_choices_cost(
+def test_the_milp_predicts_the_cost_of_its_choices(
     state: State, methods: tuple[str, ...] | None
 ) -> None:
     design = (
         state.fact(DesignSpace) if methods is None else state.fact(DesignSpace).narrowed(methods)
     )
     for minimise in ("macs", "params", "latency"):
-        program = joint._Programme(
+        program = joint.Program(
             state.graph,
             design.spaces,
             state.fact(FilterSpace),
@@ -189,14 +191,14 @@ def test_the_programme_counts_what_its_choices_cost(
             frozenset(),
             state.fact(Price).prices,
         )
-        values, found = program._optimum({}, minimise), program._chosen({}, minimise)
+        values, found = program.optimum({}, minimise), program.solution({}, minimise)
         for quantity in ("macs", "params", "latency"):
-            assert np.dot(program._costs[quantity], values) == pytest.approx(
+            assert np.dot(program.costs[quantity], values) == pytest.approx(
                 found.cost(quantity), rel=1e-4
             )
 
 
-def test_a_latency_budget_is_kept_and_cutting_is_never_worse(state: State) -> None:
+def test_a_latency_budget_is_met_and_pruning_is_never_worse(state: State) -> None:
     for kept in (0.9, 0.7, 0.5):
         budget = Budget(value=kept, relative=True)
         try:
@@ -211,7 +213,7 @@ def test_a_latency_budget_is_kept_and_cutting_is_never_worse(state: State) -> No
         ).whole * (1 + 1e-5)
 
 
-def test_the_least_time_is_reached(state: State) -> None:
+def test_the_least_latency_is_reached(state: State) -> None:
     least = reachable(state, "latency") / state.fact(Price).whole
     assert least <= reachable(without_filters(state), "latency") / state.fact(Price).whole + 1e-9
     found = SelectRanks(max_latency=Budget(value=min(1.0, 1.01 * least), relative=True))(state)
@@ -220,7 +222,7 @@ def test_the_least_time_is_reached(state: State) -> None:
     ) <= 1.01 * least * state.fact(Price).whole * (1 + 1e-5)
 
 
-def test_where_groups_meet_in_too_many_ways_a_budget_is_nearly_kept(
+def test_with_too_many_combinations_of_groups_a_budget_is_nearly_met(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(joint, "COMBINATIONS", 12)
@@ -231,8 +233,8 @@ def test_where_groups_meet_in_too_many_ways_a_budget_is_nearly_kept(
     )
 
 
-def test_what_was_seen_in_a_network_is_taken_as_it_is(state: State) -> None:
-    """A narrow op that was measured to be slow counts with what it took."""
+def test_times_measured_in_a_network_are_used_unchanged(state: State) -> None:
+    """A narrow op that was measured to be slow counts with its measured time."""
     least = reachable(state, "latency") / state.fact(Price).whole
     budget = Budget(value=min(1.0, 0.5 * (1 + least)), relative=True)
     found = SelectRanks(max_latency=budget, methods=())(state)
@@ -248,8 +250,8 @@ def test_what_was_seen_in_a_network_is_taken_as_it_is(state: State) -> None:
     assert not seen.keys() & {each for _, each in workloads(built(other))}
 
 
-def test_times_of_ops_alone_tell_how_time_changes_with_the_width() -> None:
-    """An op takes what it was seen to take at full width, and at others as much less as it does alone."""
+def test_times_of_single_ops_give_the_change_with_the_width() -> None:
+    """The time at full width is that in the network; other widths scale it as they do alone."""
     state = filtered(learnt())
     plain = PriceLayers(PROFILE, slower=True)(state).fact(Price).prices
     alone = {
@@ -265,7 +267,7 @@ def test_times_of_ops_alone_tell_how_time_changes_with_the_width() -> None:
     np.testing.assert_allclose(times, [34.0, 34.0 * 9 / 17])
 
 
-def test_without_prices_time_follows_the_macs() -> None:
+def test_without_prices_latency_is_proportional_to_macs() -> None:
     state = filtered(learnt())
     spaces = tuple(
         replace(space, candidates=tuple(replace(c, latency=c.macs / 1e6) for c in space.candidates))
@@ -320,8 +322,8 @@ def test_narrower_ops() -> None:
     ]
 
 
-def test_what_breaks_ties_never_outweighs_what_is_asked_for(state: State) -> None:
-    """However many MACs a network has: they decide between choices that are equal otherwise, and nothing else."""
+def test_ties_never_outweigh_the_objective(state: State) -> None:
+    """MACs decide between choices that are otherwise equal, however many MACs a network has."""
     prices, spaces = state.fact(Price).prices, state.fact(DesignSpace).spaces
     large = tuple(
         replace(space, candidates=tuple(replace(c, macs=10**9 * c.macs) for c in space.candidates))

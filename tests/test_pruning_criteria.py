@@ -52,7 +52,7 @@ def test_each_criterion_scores_each_unit(name, model):
 
 
 def dead(graph, units):
-    """The graph with these units of 'conv0' always zero."""
+    """The graph in which these units of 'conv0' are always zero."""
     weights = {}
     for name in ("conv0", "bn0"):
         weights[name] = {k: np.array(w) for k, w in graph.op(name).weights.items()}
@@ -82,8 +82,8 @@ def test_the_geometric_median_finds_the_filter_in_the_middle():
     assert np.argmin(CRITERIA["geometric_median"](graph, given.dependencies["conv0"], given)) == 3
 
 
-def test_reconstruction_finds_what_others_say_too():
-    """A copied unit costs nothing, however large it is; and of two copies only one may go."""
+def test_reconstruction_detects_redundant_units():
+    """A copied unit costs nothing, however large it is; but only one of two copies is removed."""
     graph = graph_of(conv_net())
     weights = {
         name: {k: np.array(w) for k, w in graph.op(name).weights.items()}
@@ -141,7 +141,7 @@ def test_taylor_predicts_small_effects():
     assert 0.6 < predicted.sum() / sum(found) < 1.6
 
 
-def test_criteria_say_what_they_need():
+def test_criteria_name_the_data_that_they_miss():
     graph = graph_of(conv_net())
     given = Context(graph, groups(graph))
     for name, message in (
@@ -153,8 +153,8 @@ def test_criteria_say_what_they_need():
             CRITERIA[name](graph, given.dependencies["conv0"], given)
 
 
-def test_wide_layers_are_scored_by_their_rows():
-    """The same costs from few samples of many inputs as from the whole covariance."""
+def test_wide_layers_are_scored_from_their_samples():
+    """Few samples of many inputs give the same costs as the full covariance."""
     from lrfc.factorization.base import Statistics
     from lrfc.factorization.layout import Layout
     from lrfc.factorization.linalg import LowRank

@@ -1,4 +1,4 @@
-"""Cutting filters: whatever is cut, the graph computes what the original computes without what the consumers read of them."""
+"""Removal of units: the smaller graph computes what the original computes with zeros instead."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.pruned import BLOCKS, halves, random_net, zeroed
 
 
 def check(model, share=0.5, seed=0, samples=2):
-    """Cut every group of the model and compare; gives the dependencies and the cut graph."""
+    """Prune every group of the model and compare; return the dependencies and the pruned graph."""
     graph = graph_of(model)
     found = groups(graph)
     kept = halves(found, seed, share)
@@ -64,7 +64,7 @@ def check(model, share=0.5, seed=0, samples=2):
     st.floats(0.2, 0.9),
     st.integers(0, 99),
 )
-def test_a_random_network_cut_at_random(blocks, widths, flat, two_outputs, share, seed):
+def test_a_random_network_with_random_units_removed(blocks, widths, flat, two_outputs, share, seed):
     check(
         random_net(
             blocks, widths[: len(blocks) + 1], flat=flat, two_outputs=two_outputs, seed=seed
@@ -110,7 +110,7 @@ def test_one_and_three_dimensions():
     assert [group.name for group in found.groups] == ["b", "a", "e", "f", "c"]
 
 
-def test_projections_to_heads_are_cut_by_heads():
+def test_projections_to_heads_lose_whole_heads():
     import keras
     from keras import layers
 
@@ -140,7 +140,7 @@ def test_an_embedding_loses_columns():
 
 
 def test_channels_first():
-    """TensorFlow does not run such convolutions on a CPU: the shapes are checked, and what a Flatten makes of the channels."""
+    """Only shapes and the rows behind a Flatten: TensorFlow does not run these on a CPU."""
     import keras
     from keras import layers
 
@@ -164,7 +164,7 @@ def test_channels_first():
 
 
 def test_slices_of_a_saved_model_are_those_of_the_model(tmp_path):
-    """Their index is a tuple in memory, and a list in a file."""
+    """Their index is a tuple in memory and a list in a file."""
     import keras
     from keras import layers
 
@@ -194,7 +194,7 @@ def test_unread_outputs_and_unknown_units_are_refused():
             cut(graph, {"conv0": np.array(units, np.intp)})
 
 
-def test_what_is_not_named_stays():
+def test_groups_that_are_not_named_keep_all_units():
     graph = graph_of(conv_net())
     smaller = cut(graph, {"conv0": np.array([1, 5])})
     assert smaller.tensors("conv1")[0] == graph.tensors("conv1")[0]
@@ -204,14 +204,14 @@ def test_what_is_not_named_stays():
     )
 
 
-def test_the_original_is_left_as_it_was():
+def test_the_original_is_not_changed():
     graph = graph_of(residual())
     before = str(graph)
     cut(graph, halves(groups(graph)))
     assert str(graph) == before
 
 
-def test_a_cut_network_is_saved_and_loaded_by_keras_alone(tmp_path):
+def test_a_pruned_network_is_saved_and_loaded_by_keras_alone(tmp_path):
     import keras
 
     graph = graph_of(branches())
@@ -229,8 +229,8 @@ def test_a_cut_network_is_saved_and_loaded_by_keras_alone(tmp_path):
 
 @pytest.mark.parametrize("method", ["channel_svd", "tucker2", "cp"])
 @pytest.mark.parametrize("blocks", [2, 8])
-def test_a_factorized_grouped_convolution_is_cut_as_the_layer_would_be(method, blocks):
-    """The stages have other widths than the layer; what goes with what does not depend on them."""
+def test_a_factorized_grouped_convolution_loses_the_same_filters(method, blocks):
+    """Factor layers have other widths than the layer, but the dependency groups are the same."""
     image = keras.Input((8, 8, 3), name="image")
     x = layers.Conv2D(16, 3, padding="same", activation="relu", name="stem")(image)
     x = layers.Conv2D(16, 3, padding="same", groups=blocks, activation="relu", name="wide")(x)

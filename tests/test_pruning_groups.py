@@ -45,7 +45,7 @@ def test_a_chain_has_a_group_for_each_layer_but_the_last():
     assert found.refused == {"head": "its filters are the model's output 'head'"}
 
 
-def test_a_residual_addition_joins_its_layers():
+def test_a_residual_addition_couples_its_layers():
     (group,) = groups(graph_of(residual())).groups
     assert (names(group.producers), names(group.members), names(group.consumers)) == (
         ["stem", "conv"],
@@ -70,7 +70,7 @@ def test_rows_behind_a_flatten_and_offsets_behind_a_concatenation():
 
 
 def test_a_unit_of_a_grouped_convolution():
-    """Few wide groups lose a position each, many narrow ones go as a whole."""
+    """Of few wide groups, each loses a position; of many narrow ones, whole groups are removed."""
     from keras import layers
 
     inputs = image()
@@ -88,7 +88,7 @@ def test_a_unit_of_a_grouped_convolution():
     assert found["wide"].producers[0].where([0]).tolist() == [0, 1, 2, 12, 13, 14]
 
 
-def test_model_inputs_stay():
+def test_model_inputs_are_frozen():
     from keras import layers
 
     inputs = image(channels=4)
@@ -114,11 +114,7 @@ def test_layers_that_mix_channels_freeze_them():
         graph_of(functional(inputs, layers.Dense(2, name="head")(layers.Flatten()(x))))
     ).refused
     assert refused["a"] == "its filters are read by 'norm' (LayerNormalization), which mixes them"
-    assert (
-        refused["b"]
-        == "its filters are read by 'sort' (ops.Sort), of which it is not known whether it keeps"
-        " channels apart"
-    )
+    assert refused["b"] == "its filters are read by 'sort' (ops.Sort), which may mix channels"
     assert refused["c"] == "its filters are read by 'soft' (Softmax), which mixes them"
     assert refused["d"] == "its filters go through the activation softmax of 'd', which mixes them"
     assert refused["e"] == "its filters are read by 'group' (GroupNormalization), which mixes them"
@@ -144,7 +140,7 @@ def test_custom_layers_freeze_what_they_read():
         )
     )
     assert [group.name for group in found.groups] == ["behind"]
-    assert "of which it is not known whether it keeps channels apart" in found.refused["plain"]
+    assert "which may mix channels" in found.refused["plain"]
     assert "own" not in found.refused
 
 
@@ -163,7 +159,7 @@ def test_attention_is_refused_with_its_reason():
     )
 
 
-def test_units_that_all_hang_together_are_no_choice():
+def test_a_group_of_one_unit_is_refused():
     from keras import layers
 
     inputs = image()
@@ -186,7 +182,7 @@ def test_units_that_all_hang_together_are_no_choice():
 
 
 def test_a_shortcut_padded_with_zero_channels():
-    """The shortcuts of the CIFAR ResNets: what is added to the zeros is free of the narrower stage."""
+    """The CIFAR ResNets' shortcuts: filters added to zeros do not depend on the narrower stage."""
     from keras import layers, ops
 
     inputs = image()
@@ -209,7 +205,7 @@ def test_a_shortcut_padded_with_zero_channels():
 
 
 def test_both_parts_of_a_slice_keep_a_unit():
-    """Otherwise what reads one half could be left with nothing."""
+    """Otherwise the consumers of one half could lose all of their inputs."""
     from keras import layers, ops
 
     inputs = image()
@@ -254,7 +250,7 @@ def test_only_and_keep():
 
 
 def test_regression_concatenation_under_an_addition():
-    """Torch-Pruning#481, #415, #146, nni#4934: offsets of a concatenation that is added to something else."""
+    """Torch-Pruning#481, #415, #146, nni#4934: offsets of a concatenation in an addition."""
     from keras import layers
 
     inputs = image()
@@ -271,7 +267,7 @@ def test_regression_concatenation_under_an_addition():
 
 
 def test_regression_depthwise_and_one_output_convolutions():
-    """Torch-Pruning#179, #126: a convolution with one input or one output channel is not depthwise, and a depthwise one may be written as grouped."""
+    """Torch-Pruning#179, #126: grouped convolutions may be depthwise, one of one channel is not."""
     from keras import layers
 
     inputs = image(channels=1)
@@ -296,7 +292,7 @@ def test_regression_depthwise_and_one_output_convolutions():
 
 
 def test_regression_kept_layers_stay_whole_on_both_sides():
-    """Torch-Pruning#341, nncf#482: what a kept head reads and gives is not cut, however it is reached."""
+    """Torch-Pruning#341, nncf#482: inputs and outputs of a kept head are frozen on every path."""
     from keras import layers
 
     inputs = image()
@@ -312,8 +308,8 @@ def test_regression_kept_layers_stay_whole_on_both_sides():
     assert found.refused["box_head"] == "its filters are kept by --keep box_*"
 
 
-def test_regression_outputs_stay_by_default():
-    """Every output, also one that other layers read on."""
+def test_regression_outputs_are_frozen_by_default():
+    """Every output, also one that other layers read."""
     from keras import layers
 
     inputs = image()
@@ -328,7 +324,7 @@ def test_regression_outputs_stay_by_default():
 
 
 def test_regression_frozen_layers_are_in_the_graph():
-    """Torch-Pruning#211, #188: the declared graph is walked, so a layer that is not trainable is cut as any other."""
+    """Torch-Pruning#211, #188: layers that are not trainable are pruned like all others."""
     from keras import layers
 
     inputs = image()

@@ -1,9 +1,10 @@
-"""Ranks and filters in one program: its costs are those of the rewritten graph, its optimum is that of brute force, and its memory is what is planned."""
+"""The MILP of ranks and filters: costs of the rewritten graph, brute-force optimum, peak memory."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ from tests.compression import SIZE, explored, learnt, state_of
 
 def filtered(state: State, **options: object) -> State:
     """The state with its DesignSpace and its FilterSpace."""
-    return ExploreFilters(**{"size": SIZE, "images": 32, **options})(explored(state))  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"size": SIZE, "images": 32, **options}
+    return ExploreFilters(**settings)(explored(state))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def share(value: float) -> Budget:
     return Budget(value=value, relative=True)
 
 
-def test_numbers_of_units_step_in_multiples_and_begin_with_all() -> None:
+def test_numbers_of_units_are_multiples_and_start_with_all() -> None:
     assert counts(16, 1, 8) == [16, 14, 12, 10, 8, 6, 4, 2]
     assert counts(64, 16, 8) == [64, 48, 32, 16]
     assert counts(20, 8, 8) == [20, 16, 8]
@@ -93,8 +95,8 @@ def test_the_predicted_costs_are_those_of_the_graph(
         assert selection.keeps
 
 
-def test_it_is_the_optimum_of_brute_force(state: State) -> None:
-    """Few candidates and levels, every combination cut and counted."""
+def test_the_optimum_is_that_of_brute_force(state: State) -> None:
+    """With few candidates and levels, every combination is rewritten and counted."""
     design, filters = state.fact(DesignSpace), state.fact(FilterSpace)
     spaces = tuple(
         replace(s, candidates=(s.whole, *[c for c in pareto(s.candidates) if c.method][::9][:3]))
@@ -137,7 +139,7 @@ def test_both_together_are_never_predicted_worse_than_either(state: State) -> No
         assert together <= min(ranks, filters) * (1 + 2e-3)
 
 
-def test_an_error_says_what_was_tried_and_which_large_layers_keep_their_filters(
+def test_an_error_names_the_means_and_the_large_layers_that_keep_their_filters(
     state: State,
 ) -> None:
     for methods, means in (
@@ -163,13 +165,13 @@ def test_filters_reach_below_what_ranks_reach(state: State) -> None:
 
 
 @pytest.mark.parametrize("build", [helpers.residual, helpers.branches, helpers.conv_net])
-def test_no_more_memory_is_alive_than_there_is_room_for(build) -> None:
+def test_the_peak_memory_is_within_its_bound(build) -> None:
     state = filtered(state_of(helpers.graph_of(build())))
     whole = arena(state.original).peak_bytes
     tight = 0
     for limit in (0.9, 0.7, 0.5):
         try:
-            found = SelectRanks(rooms=(PeakMemory(4, limit * whole),))(state)
+            found = SelectRanks(peak_memory=(PeakMemory(4, limit * whole),))(state)
         except BudgetError:
             continue
         tight += 1
@@ -178,19 +180,21 @@ def test_no_more_memory_is_alive_than_there_is_room_for(build) -> None:
 
 
 @pytest.mark.parametrize("build", [helpers.residual, helpers.branches, helpers.conv_net])
-def test_the_least_room_is_enough_and_less_is_not(build) -> None:
+def test_the_least_peak_memory_is_enough_and_less_is_not(build) -> None:
     state = filtered(state_of(helpers.graph_of(build())))
-    least = joint.least_room(
+    least = joint.least_peak_memory(
         state.graph, state.fact(DesignSpace).spaces, state.fact(FilterSpace), 4
     )
     assert (
         arena(
-            fold_batchnorm(built(SelectRanks(rooms=(PeakMemory(4, 1.001 * least),))(state)).graph)
+            fold_batchnorm(
+                built(SelectRanks(peak_memory=(PeakMemory(4, 1.001 * least),))(state)).graph
+            )
         ).peak_bytes
         <= 1.001 * least
     )
     with pytest.raises(BudgetError, match="cannot be met"):
-        SelectRanks(rooms=(PeakMemory(4, 0.99 * least),))(state)
+        SelectRanks(peak_memory=(PeakMemory(4, 0.99 * least),))(state)
     limit = int(0.5 * least)
     with pytest.raises(
         BudgetError,
@@ -202,8 +206,8 @@ def test_the_least_room_is_enough_and_less_is_not(build) -> None:
         meet(state, SelectRanks(), None, Budget(value=limit, relative=False), [target("tflite")])
 
 
-def test_what_is_left_is_known_and_refitted(state: State) -> None:
-    """The statistics and the targets of the repairs are those of the channels that are left."""
+def test_repairs_use_the_remaining_channels(state: State) -> None:
+    """The statistics and the targets of the repairs are those of the remaining channels."""
     cut = built(SelectRanks(share(0.4), methods=())(state))
     pruned = cut.fact(Pruned)
     axis, left = pruned.left[Ref("bn0")]
@@ -218,7 +222,7 @@ def test_what_is_left_is_known_and_refitted(state: State) -> None:
     assert after < 0.7 * before
 
 
-def test_a_plan_of_its_own_is_taken_where_it_is_closer(state: State) -> None:
+def test_an_alternative_plan_is_chosen_if_it_is_closer(state: State) -> None:
     lines: list[str] = []
     told = replace(state, progress=replace(state.progress, log=lines.append))
     select = closest(told, SelectRanks(share(0.5)))
@@ -238,7 +242,7 @@ def test_a_plan_of_its_own_is_taken_where_it_is_closer(state: State) -> None:
     assert (select.methods, select.prune) == expected.get(best, (tuple(best.split(", ")), True))
 
 
-def test_a_locked_build_cuts_the_same_filters(state: State) -> None:
+def test_a_locked_build_removes_the_same_filters(state: State) -> None:
     first = SelectRanks(share(0.4), methods=())(state)
     kept = {name: tuple(keep.units.tolist()) for name, keep in first.fact(Selection).keeps.items()}
     again = SelectRanks(methods=())(LockFilters(kept)(state))
@@ -264,8 +268,8 @@ def test_layers_that_are_kept_lose_nothing(state: State) -> None:
     )
 
 
-def test_channels_are_counted_of_what_each_layer_gives() -> None:
-    """Also of a depthwise layer, which has filters that go with what it reads, and of a grouped one, of whose units each is several filters."""
+def test_channels_are_those_of_the_output_of_each_layer() -> None:
+    """Depthwise filters depend on the input; a unit of a grouped convolution is several filters."""
     import keras
     from keras import layers
 
@@ -299,8 +303,8 @@ def test_channels_are_counted_of_what_each_layer_gives() -> None:
     }
 
 
-def test_a_layer_of_which_some_filters_may_go_has_no_reason() -> None:
-    """What the one half of the filters of ``both`` is read by cannot be sampled: a shared layer whose calls read different shapes."""
+def test_a_layer_with_some_prunable_filters_has_no_reason() -> None:
+    """Half of the filters of ``both`` have a consumer that cannot be sampled, the others can go."""
     import keras
     from keras import layers, ops
 
@@ -328,7 +332,7 @@ def test_a_layer_of_which_some_filters_may_go_has_no_reason() -> None:
     assert LockFilters({})(state).fact(FilterSpace).refused == filters.refused
 
 
-def test_filters_go_only_where_something_can_make_up_for_them() -> None:
+def test_filters_are_removed_only_with_samples_to_refit_on() -> None:
     graph = helpers.graph_of(
         helpers.dense_net()
     )  # no BatchNorm that made-up inputs could be matched to
@@ -337,7 +341,7 @@ def test_filters_go_only_where_something_can_make_up_for_them() -> None:
             ExploreFilters()(state)
 
 
-def test_where_no_choice_is_found_in_time_no_filters_are_cut(
+def test_without_a_solution_in_time_no_filters_are_removed(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""BatchNorm statistics: left alone where nothing changed, repaired where a layer before them changed."""
+"""BatchNorm statistics: corrected behind a changed layer, and unchanged elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def weights(graph: Graph, name: str) -> dict[str, np.ndarray]:
 
 
 def disturbed(graph: Graph, name: str, norm: str) -> Graph:
-    """The graph whose layer gives each channel scaled and, by its bias where it has one, shifted."""
+    """The graph with one layer's channels scaled and, if it has a bias, shifted."""
     op = graph.op(name)
     factor = np.geomspace(0.2, 8.0, op.weights["kernel"].shape[-1]).astype(np.float32)
     changed = {"kernel": op.weights["kernel"] * factor}
@@ -95,7 +95,7 @@ def test_means_alone_are_bias_correction() -> None:
     )
 
 
-def test_a_second_batchnorm_sees_what_the_repaired_first_one_delivers() -> None:
+def test_a_second_batchnorm_is_computed_behind_the_corrected_first_one() -> None:
     graph = helpers.graph_of(helpers.conv_net())
     state = state_of(graph)
     graph.replace(graph.op("bn0").with_attrs(epsilon=1e-7))
@@ -118,7 +118,7 @@ def test_a_broken_classifier_works_again() -> None:
     assert after >= whole - 0.01
 
 
-def test_a_channel_that_says_nothing_keeps_its_spread() -> None:
+def test_a_constant_channel_keeps_its_variance() -> None:
     graph = helpers.graph_of(helpers.conv_net())
     kernel = np.array(graph.op("conv0").weights["kernel"])
     kernel[..., 2] = 0
@@ -140,7 +140,7 @@ def test_a_channel_that_says_nothing_keeps_its_spread() -> None:
     assert np.isfinite(weights(result, "bn1")["moving_variance"]).all()
 
 
-def test_what_leaves_the_graph_alone() -> None:
+def test_cases_in_which_the_graph_is_not_changed() -> None:
     graph = helpers.graph_of(helpers.conv_net())
     broken = disturbed(graph, "conv0", "bn0")
     state = state_of(graph).with_graph(broken)
@@ -166,7 +166,7 @@ def test_dropout_does_not_disturb_the_statistics() -> None:
     assert "drop" in result
 
 
-def test_the_original_is_passed_once_for_all_plans_and_anew_for_other_data_or_options(
+def test_the_original_runs_once_for_all_plans_and_again_for_other_data_or_options(
     monkeypatch,
 ) -> None:
     from lrfc.passes import recalibrate

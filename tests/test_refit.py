@@ -1,4 +1,4 @@
-"""The closed-form refit: nothing moves without an error, errors of earlier layers and of the other branch are repaired, the graph keeps its form."""
+"""The closed-form refit: errors of earlier layers and of the other branch are corrected."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def distance(state: State, graph: Graph) -> float:
 )
 def test_an_uncompressed_network_stays_as_it_is(build: Any) -> None:
     state = compressed(helpers.graph_of(build()), {}, samples=32)
-    assert refitted(state) is state.graph  # what does not help is not taken
+    assert refitted(state) is state.graph  # discarded, because it does not help
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_graph_keeps_its_form_and_comes_nearer_to_the_original(
     assert distance(state, result) < 0.97 * distance(state, state.graph)
 
 
-def test_what_the_other_branch_lost_is_made_good() -> None:
+def test_the_error_of_the_other_branch_is_corrected() -> None:
     graph = helpers.graph_of(helpers.residual())
     state = compressed(graph, {"stem": ("channel_svd", (2,))}, samples=512)
     result = refitted(state)

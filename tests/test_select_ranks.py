@@ -1,4 +1,4 @@
-"""Rank selection: budgets are kept by the rewritten graph, and every layer left alone has its reason."""
+"""Rank selection: the rewritten graph meets the budgets, and unfactorized layers have a reason."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rewritten(state: State, **budgets: Budget) -> State:
 
 
 @pytest.mark.parametrize("kept", [0.4, 0.55, 0.7, 0.9])
-def test_the_rewritten_graph_keeps_the_budgets(state, kept) -> None:
+def test_the_rewritten_graph_meets_the_budgets(state, kept) -> None:
     whole = totals(state.original)
     for quantity in ("macs", "params"):
         after = rewritten(state, **{f"max_{quantity}": share(kept)})
@@ -93,14 +93,14 @@ def test_the_least_is_reachable_and_nothing_below_it(state) -> None:
         SelectRanks(max_macs=share(0.01))(state)
 
 
-def test_without_budgets_nothing_is_given_up(state) -> None:
+def test_without_budgets_no_layer_is_factorized(state) -> None:
     selection = SelectRanks()(state).fact(Selection)
     assert selection.divergence == 0
     assert all(c.method is None for c in selection.chosen)
     assert set(selection.factors) == set()
 
 
-def test_less_budget_more_impact(state) -> None:
+def test_a_smaller_budget_has_a_larger_divergence(state) -> None:
     impacts = [
         SelectRanks(max_macs=share(kept))(state).fact(Selection).divergence
         for kept in (0.9, 0.7, 0.5, 0.4)
@@ -109,7 +109,7 @@ def test_less_budget_more_impact(state) -> None:
     assert impacts[-1] > impacts[0]
 
 
-def test_every_factorizable_layer_is_chosen_for_or_has_a_reason() -> None:
+def test_every_factorizable_layer_has_a_choice_or_a_reason() -> None:
     given = state_of(helpers.graph_of(helpers.conv_net(filters=(10, 12, 14), classes=1)))
     found = explored(given, keep=("conv1",))
     selection = SelectRanks(max_macs=share(0.9))(found).fact(Selection)
@@ -125,7 +125,7 @@ def test_every_factorizable_layer_is_chosen_for_or_has_a_reason() -> None:
     assert none.reasons["conv0"] == none.reasons["conv2"] != ""
 
 
-def test_with_every_layer_kept_there_is_nothing_to_choose() -> None:
+def test_with_every_layer_kept_there_is_no_candidate() -> None:
     found = explored(state_of(helpers.graph_of(helpers.dense_net())), keep=("*",))
     assert found.fact(DesignSpace).size == 0
     assert SelectRanks()(found).fact(Selection).chosen == ()

@@ -1,4 +1,4 @@
-"""The error and impact of candidates in integer precision: what rounding adds, where it comes from, and that files bear it out."""
+"""Errors and divergences of candidates in integer precision, and their agreement with files."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tests.compression import explored, learnt, state_of
 
 @cache
 def known():
-    """A network that has learnt something, explored."""
+    """A trained network with its DesignSpace."""
     return explored(learnt())
 
 
 def chain(spread, seed=0):
-    """A layer as two stages, whose channels between them have ranges that differ by e^spread, and what it reads."""
+    """Two factor layers, their input, and ranges between them that differ by e^spread."""
     rng = np.random.default_rng(seed)
     wild = np.exp(spread * rng.standard_normal(8)).astype(np.float32)
     first = rng.standard_normal((1, 1, 6, 8)).astype(np.float32) * wild
@@ -69,7 +69,7 @@ def chain(spread, seed=0):
     return graph, stages, rng.standard_normal((32, 8, 8, 6)).astype(np.float32)
 
 
-def rounding(graph, read, *, bits=8, balanced=True):
+def rounding(graph, read, *, bits=8, equalised=True):
     (before,) = keras_io.predict(graph, (read,))
     return Rounding(
         graph.tensor(Ref("x")),
@@ -79,19 +79,19 @@ def rounding(graph, read, *, bits=8, balanced=True):
         3,
         lambda x: x,
         bits,
-        balanced,
+        equalised,
     )
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_wild_ranges_cost_more_unless_they_are_balanced(seed):
+def test_uneven_ranges_cost_more_unless_they_are_equalised(seed):
     even, wild = chain(0.0, seed), chain(1.0, seed)
-    unbalanced = [
-        rounding(graph, read, balanced=False).noise(stages) for graph, stages, read in (even, wild)
+    plain = [
+        rounding(graph, read, equalised=False).noise(stages) for graph, stages, read in (even, wild)
     ]
-    balanced = [rounding(graph, read).noise(stages) for graph, stages, read in (even, wild)]
-    assert unbalanced[1] > 2 * unbalanced[0]
-    assert balanced[1] < 1.5 * balanced[0]
+    equalised = [rounding(graph, read).noise(stages) for graph, stages, read in (even, wild)]
+    assert plain[1] > 2 * plain[0]
+    assert equalised[1] < 1.5 * equalised[0]
 
 
 def test_sixteen_bits_leave_the_noise_of_the_weights():
@@ -103,16 +103,16 @@ def test_sixteen_bits_leave_the_noise_of_the_weights():
     assert 0.002 < sixteen < 0.9 * eight
 
 
-@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("equalised", [False, True])
 @pytest.mark.parametrize("spread", [0.0, 2.0])
-def test_the_file_bears_it_out(balanced, spread, tmp_path):
-    """What an emitted int8 file is off by: the noise, and the rounding of input and output, which no choice changes."""
+def test_the_noise_is_that_of_the_file(equalised, spread, tmp_path):
+    """The error of an int8 file is the noise and the rounding of its input and output."""
     graph, stages, read = chain(spread)
     state = state_of(graph)
     state = replace(
         state, data=replace(state.data, train=replace(state.data.train, inputs=(read,)))
     )
-    shipped = EqualizeStages()(state).graph if balanced else graph
+    shipped = EqualizeStages()(state).graph if equalised else graph
     target = TFLite("int8")
     (found,) = target.load(target.emit(shipped, tmp_path / "chain.tflite", (read,)))((read,))
     (exact,) = keras_io.predict(graph, (read,))
@@ -123,8 +123,8 @@ def test_the_file_bears_it_out(balanced, spread, tmp_path):
         np.linalg.norm(_rounded(exact) - exact) / norm,
     ]
     lost = found - exact
-    lost -= lost.mean((0, 1, 2))  # what the corrected bias makes good
-    predicted = rounding(graph, read, balanced=balanced).noise(stages)
+    lost -= lost.mean((0, 1, 2))  # bias correction removes the mean
+    predicted = rounding(graph, read, equalised=equalised).noise(stages)
     measured = np.sqrt(max((np.linalg.norm(lost) / norm) ** 2 - sum(np.square(others)), 0))
     assert predicted / 2 < measured < 2 * predicted
 
@@ -134,7 +134,7 @@ def _rounded(values):
     return (np.rint(values / ((high - low) / 255)) * ((high - low) / 255)).astype(np.float32)
 
 
-def test_errors_and_impacts_never_shrink():
+def test_errors_and_divergences_never_shrink():
     before, after = (
         state.fact(DesignSpace).spaces for state in (known(), WeighRounding()(known()))
     )
@@ -150,14 +150,14 @@ def test_errors_and_impacts_never_shrink():
             assert b.error < a.error + 0.1  # 8 bits are not that bad
 
 
-def test_what_was_weighed_is_kept(monkeypatch, tmp_path):
-    """A second build does not weigh again; one in another precision, or after another exploration, does."""
+def test_results_are_cached(monkeypatch, tmp_path):
+    """A second build uses the cache; another precision or another exploration does not."""
     monkeypatch.setenv("LRFC_CACHE", str(tmp_path))
     weighed = []
-    weigh = weigh_rounding._weighed
+    weigh = weigh_rounding._with_noise
     monkeypatch.setattr(
         weigh_rounding,
-        "_weighed",
+        "_with_noise",
         lambda space, rounding: weighed.append(space.op.name) or weigh(space, rounding),
     )
     first = WeighRounding(cached=True)(known()).fact(DesignSpace)
@@ -175,8 +175,8 @@ def test_what_was_weighed_is_kept(monkeypatch, tmp_path):
     assert len(weighed) == 2 * len(layers) + 1
 
 
-def test_the_ranking_follows():
-    """What a candidate's impact grows by is as the square of what its error does, on a scale of the layer's own."""
+def test_the_divergence_grows_with_the_square_of_the_noise():
+    """The factor between them is one number for each layer."""
     before, after = (
         state.fact(DesignSpace).spaces for state in (known(), WeighRounding()(known()))
     )
@@ -196,8 +196,8 @@ def test_the_ranking_follows():
         assert scale * 0.1**2 == pytest.approx(near.divergence * (0.1 / near.error) ** 2, rel=1.0)
 
 
-def test_a_method_whose_tensors_round_badly_pays_for_it(monkeypatch):
-    """Two methods with the same float error: the one with wild channels in between is the second choice."""
+def test_a_method_with_uneven_ranges_has_a_larger_divergence(monkeypatch):
+    """Of two methods with the same float error, the one with uneven channels comes second."""
     state = known()
     design = state.fact(DesignSpace)
     space = next(s for s in design.spaces if s.op.name == "conv1")
@@ -234,7 +234,7 @@ def test_a_method_whose_tensors_round_badly_pays_for_it(monkeypatch):
             "spatial_svd": Wild(one.factors["spatial_svd"]),
         },
     )
-    monkeypatch.setattr("lrfc.passes.weigh_rounding.balance", lambda *given: {})
+    monkeypatch.setattr("lrfc.passes.weigh_rounding.equalize", lambda *arguments: {})
     (found,) = (
         WeighRounding()(state.with_fact(replace(design, spaces=(wild,)))).fact(DesignSpace).spaces
     )
@@ -246,14 +246,14 @@ def test_a_method_whose_tensors_round_badly_pays_for_it(monkeypatch):
 
 
 @given(st.sampled_from(["fp32", "fp16", "dynamic"]))
-def test_float_builds_are_untouched(precision):
+def test_float_precisions_change_nothing(precision):
     assert weighing(precision) == ()
     assert WeighRounding(precision)(known()) is known()
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6", "softmax", "tanh", None])
-def test_what_an_activation_holds_back_does_not_count(activation):
-    """The noise is that of the feature map behind the layer's BatchNorm and activation, as the error is."""
+def test_noise_that_an_activation_suppresses_does_not_count(activation):
+    """The noise, like the error, is measured behind the layer's BatchNorm and activation."""
     x = inputs = keras.Input((8, 8, 6), name="x")
     x = layers.BatchNormalization(name="bn")(layers.Conv2D(5, 3, name="conv")(x))
     if activation is not None:
@@ -273,8 +273,8 @@ def test_what_an_activation_holds_back_does_not_count(activation):
     assert 0.001 < found < 0.05
 
 
-def test_every_kind_of_layer():
-    """Shared, transposed, depthwise, grouped, causal, fully connected and tensorised ones, channels first among them."""
+def test_every_kind_of_layer_has_a_noise():
+    """Shared, transposed, depthwise, grouped, causal, dense and tensorised layers."""
     for graph in _nets():
         state = explored(state_of(graph))
         for space in WeighRounding()(state).fact(DesignSpace).spaces:

@@ -171,8 +171,8 @@ def _in_room(
 ) -> tuple[State, SelectRanks]:
     """The state and the selection with so many bytes alive at most, in each precision."""
     if _prunes(state, select):
-        rooms = (PeakMemory(of(precision).activation, limit) for precision, limit in live.items())
-        return state, replace(select, rooms=(*select.rooms, *rooms))
+        bounds = (PeakMemory(of(precision).activation, limit) for precision, limit in live.items())
+        return state, replace(select, peak_memory=(*select.peak_memory, *bounds))
     for precision, limit in live.items():
         state = _fitting(state, precision, limit, budget)
     return state, select
@@ -221,7 +221,7 @@ def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:
 def _check_room(state: State, room: Mapping[str, float], budget: Budget) -> None:
     """BudgetError where the memory budget alone is beyond what ranks and filters reach."""
     for precision, limit in room.items():
-        least = joint.least_room(
+        least = joint.least_peak_memory(
             state.graph,
             state.fact(DesignSpace).spaces,
             state.fact(FilterSpace),

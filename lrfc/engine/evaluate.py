@@ -289,6 +289,6 @@ def _alternatives(state: State, select: SelectRanks) -> Iterator[tuple[str, Sele
             choice = tuple(m for m in methods if m == one or m in dense)
             yield ", ".join(choice), replace(select, methods=choice)
     if select.prune and state.known(FilterSpace) is not None and methods:
-        if not select.rooms:  # memory is minded with the filters, or in the candidates
+        if not select.peak_memory:  # memory is minded with the filters, or in the candidates
             yield "no filters cut", replace(select, prune=False)
         yield "filters alone", replace(select, methods=())

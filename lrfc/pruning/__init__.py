@@ -1,1 +1,1 @@
-"""Which filters can be cut together, how much each matters, and the cut itself: pure functions over graphs."""
+"""Structured pruning: dependency groups, criteria, and the removal of units, as pure functions."""

@@ -1,4 +1,4 @@
-"""The layer behind a cut, refitted in closed form: what it still reads makes up for what is gone."""
+"""Closed-form reconstruction of a consumer from its remaining input channels."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from lrfc.pruning.labels import Ids
 
 @dataclass(frozen=True, eq=False)
 class Refitted:
-    """A layer's weights after a cut in front of it, in its own shapes, with zeros where it read what is gone.
+    """The weights of a consumer after pruning, in its own shapes, with zeros for removed inputs.
 
-    ``bias`` is None where the layer has none. Then ``shift`` (T,), where the statistics are
-    centred, is the mean response that is missing: the moving mean of the BatchNorm behind the layer
-    absorbs it by ``moving_mean - shift``. It is None where there is nothing to absorb, or the bias
-    did. ``error`` is the energy of the response that could not be made up for, relative to that of
-    the response.
+    ``bias`` is None if the layer has none. Then ``shift`` (T,) is the mean that the output has
+    lost, if the statistics are centred; the BatchNorm behind the layer absorbs it by ``moving_mean
+    - shift``. ``shift`` is None if there is nothing to absorb, or the bias absorbs it. ``error``
+    is the energy of the error of the output, relative to that of the output.
     """
 
     kernel: NDArray[np.float32]
@@ -34,49 +33,37 @@ class Refitted:
 
 
 def layout_of(op: Op, source: Tensor) -> Layout:
-    """The layout of a layer that reads filters; ModelError for those that have no plain matrix."""
-    why = refusal(op, source)
-    if why is not None:
-        raise ModelError(f"layer '{op.name}': {why}")
+    """The layout of a consumer; ModelError if its kernel is not a plain matrix."""
+    reason = refusal(op, source)
+    if reason is not None:
+        raise ModelError(f"layer '{op.name}': {reason}")
     return Layout.of(op, source)
 
 
 def patch_rows(layout: Layout, channels: Ids) -> Ids:
-    """What is said of each input channel (of each row, for a matrix product), said of each row (G, D) of the layer's patches."""
+    """Values for each input channel, repeated for each row (G, D) of the layer's patches.
+
+    A matrix product has one value for each of its rows already.
+    """
     if layout.family in ("conv", "depthwise"):
         return np.tile(channels.reshape(layout.groups, -1), layout.patch // layout.inputs)
     return channels.reshape(1, -1)
 
 
 def refitted(op: Op, source: Tensor, statistics: Statistics, removed: Ids) -> Refitted:
-    """The layer's weights that best give its own response without the ``removed`` input channels (``Part.where`` of a consumer).
+    """The weights that best reproduce the layer's output without the ``removed`` input channels.
 
-    For covariance G of the inputs, kept rows K and removed rows R: W_K + (G_KK)⁻¹·G_KR·W_R, the
-    least-squares solution (He, Zhang and Sun 2017, arXiv 1707.06168, eq. 2 with the channels
-    given). The covariance is shrunk towards the identity by its sample size, which is the ridge.
-    The bias absorbs the mean of what is gone, so that only its variation has to be made up for.
+    For covariance G of inputs, kept rows K and removed rows R: W_K + (G_KK)⁻¹·G_KR·W_R, the
+    solution of least squares (He, Zhang, Sun 2017, arXiv 1707.06168, eq. 2 for given channels).
+    The covariance is shrunk towards the identity by its sample size, which is the ridge. The bias
+    absorbs the mean of the removed channels, so that only their variation has to be reconstructed.
+    ``removed`` is ``Part.where`` of a consumer.
     """
     layout = layout_of(op, source)
     channels = np.zeros(layout.groups * layout.inputs, np.intp)
     channels[removed] = 1
-    gone = patch_rows(layout, channels).astype(bool)
     old = layout.matrix(layout.tensor())
-    new, error, energy = np.where(gone[..., None], 0, old), 0.0, 0.0
-    if isinstance(statistics.covariance, LowRank):
-        rows = input_rows(layout, statistics)
-        new[0, ~gone[0]] += _made_up_by_rows(rows, gone[0], old[0, gone[0]])
-        error, energy = _energy(rows, old[0] - new[0]), _energy(rows, old[0])
-    else:
-        for group, gram in enumerate(input_grams(layout, statistics)):
-            lost = gone[group]
-            if lost.any() and not lost.all():
-                new[group, ~lost] += solve_positive(
-                    gram[np.ix_(~lost, ~lost)], gram[np.ix_(~lost, lost)] @ old[group, lost]
-                )
-            error, energy = (
-                error + _energy(gram, old[group] - new[group]),
-                energy + _energy(gram, old[group]),
-            )
+    new, error = _reconstructed(layout, statistics, old, patch_rows(layout, channels).astype(bool))
     shift = None
     if statistics.mean is not None and centred(layout, statistics):
         shift = np.einsum("gd,gdt->gt", statistics.mean, old - new).reshape(-1)
@@ -84,32 +71,59 @@ def refitted(op: Op, source: Tensor, statistics: Statistics, removed: Ids) -> Re
     if bias is not None and shift is not None and layout.bias is not None:
         flat = layout.bias + shift
         bias, shift = (layout.einsum.layer_bias(flat) if layout.family == "einsum" else flat), None
+    kernel = (
+        layout.layer_kernel(new.reshape(layout.tensor().shape))
+        if layout.family != "transposed"
+        else _transposed_kernel(layout, new)
+    )
     return Refitted(
-        (
-            layout.layer_kernel(new.reshape(layout.tensor().shape))
-            if layout.family != "transposed"
-            else _transposed_kernel(layout, new)
-        ),
+        kernel,
         None if bias is None else np.asarray(bias, np.float32),
         None if shift is None else shift.astype(np.float32),
-        error / max(energy, 1e-30),
+        error,
     )
 
 
+def _reconstructed(
+    layout: Layout, statistics: Statistics, old: Array, removed: NDArray[np.bool_]
+) -> tuple[Array, float]:
+    """The matrix (G, D, T) without the ``removed`` rows (G, D), and the relative error."""
+    new, error, energy = np.where(removed[..., None], 0, old), 0.0, 0.0
+    if isinstance(statistics.covariance, LowRank):
+        rows = input_rows(layout, statistics)
+        new[0, ~removed[0]] += _wide_correction(rows, removed[0], old[0, removed[0]])
+        error, energy = _energy(rows, old[0] - new[0]), _energy(rows, old[0])
+    else:
+        for group, gram in enumerate(input_grams(layout, statistics)):
+            out = removed[group]
+            if out.any() and not out.all():
+                new[group, ~out] += solve_positive(
+                    gram[np.ix_(~out, ~out)], gram[np.ix_(~out, out)] @ old[group, out]
+                )
+            error += _energy(gram, old[group] - new[group])
+            energy += _energy(gram, old[group])
+    return new, error / max(energy, 1e-30)
+
+
 def _transposed_kernel(layout: Layout, matrix: Array) -> NDArray[np.float32]:
-    """The kernel of a matrix (1, S, prod(kernel)·T)."""
+    """The kernel of a transposed convolution from its matrix (1, S, prod(kernel)·T)."""
     return layout.layer_kernel(
         np.moveaxis(matrix.reshape(1, layout.inputs, *layout.kernel, layout.outputs), 1, -2)
     )
 
 
-def _made_up_by_rows(covariance: LowRank, gone: NDArray[np.bool_], lost: Array) -> Array:
-    """(X_KᵀX_K + ρI)⁻¹·X_KᵀX_R·W_R = X_Kᵀ·(X_K·X_Kᵀ + ρI)⁻¹·X_R·W_R, for far fewer samples X than inputs."""
-    kept, removed = covariance.rows[:, ~gone], covariance.rows[:, gone]
-    inner = kept @ kept.T
+def _wide_correction(covariance: LowRank, removed: NDArray[np.bool_], weights: Array) -> Array:
+    """The correction of the kept rows, for far fewer samples X than inputs.
+
+    With ``weights`` W_R, (X_KᵀX_K + ρI)⁻¹·X_KᵀX_R·W_R is
+    X_Kᵀ·(X_K·X_Kᵀ + ρI)⁻¹·X_R·W_R.
+    """
+    kept_inputs, removed_inputs = covariance.rows[:, ~removed], covariance.rows[:, removed]
+    inner = kept_inputs @ kept_inputs.T
     inner[np.diag_indices(len(inner))] += covariance.ridge
-    return np.asarray(kept.T @ solve_positive(inner, removed @ lost))
+    return np.asarray(kept_inputs.T @ solve_positive(inner, removed_inputs @ weights))
 
 
 def _energy(gram: Array | LowRank, matrix: Array) -> float:
+    """tr(Wᵀ·G·W)."""
     return float(np.vdot(matrix, gram @ matrix))

@@ -1,8 +1,8 @@
-"""What an op costs when some of its channels are gone: functions of the shares that are left of what it reads and makes."""
+"""Costs of an op after pruning, as functions of the kept fractions of its inputs and outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -17,13 +17,13 @@ from lrfc.pruning.kept_fractions import Share, Shares, Use
 from lrfc.search.candidates import Candidate, LayerSpace
 from lrfc.search.pricing import Executed, Prices
 
-#: The cost of an op when the shares r of what it reads and m of what it makes are left.
+#: The cost of an op for the kept fractions r of its input channels and m of its output channels.
 Cost = Callable[[float, float], float]
 
 #: The quantities of a candidate that depend on channels.
 QUANTITIES = ("macs", "params", "latency")
-#: Most widths of one side of an op that are looked at one by one, and the shares that are looked at
-#: where there are more.
+#: Most kept fractions of one side of an op that are evaluated one by one, and those that are
+#: evaluated where there are more.
 MANY, FEW = 200, (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -32,138 +32,141 @@ def costs(
 ) -> dict[str, Cost]:
     """The cost of a candidate in each of ``QUANTITIES``.
 
-    MACs and parameters are exact: those of a whole layer go with both sides (its bias with what it
-    makes), those of a factorized one's first stage with what it reads and of its last with what it
-    makes. Time is that of the ops at other widths; it follows the MACs where there are no
-    ``prices``.
+    MACs and parameters are exact. Those of an unfactorized layer are proportional to both kept
+    fractions, its bias to that of the outputs. Of a factorized layer, the first factor layer
+    depends on the inputs and the last one on the outputs. The latency is that of the narrower ops;
+    without ``prices`` it is proportional to the MACs.
     """
     macs, params = (count(graph, space, candidate, use) for count in (_macs, _params))
     if prices is not None:
-        return {"macs": macs, "params": params, "latency": _timed(prices, space, candidate, use)}
+        return {"macs": macs, "params": params, "latency": _latency(prices, space, candidate, use)}
     scale = candidate.latency / max(candidate.macs, 1)
-    return {"macs": macs, "params": params, "latency": lambda read, made: scale * macs(read, made)}
+    return {"macs": macs, "params": params, "latency": lambda r, m: scale * macs(r, m)}
 
 
 def narrower(graph: Graph, shares: Shares, executed: Executed) -> Iterator[Workload]:
-    """Whatever is executed of a graph, at all widths that it may get."""
+    """The workloads of a graph at every width that the choices allow."""
     for op in graph:
         use = shares.use(op)
-        for parts in executed.ops((op.name,)):
-            for read, made in product(_levels(use.read), _levels(use.made)):
-                yield from narrowed(parts, read, made, carried=use.carried)
+        for workloads in executed.ops((op.name,)):
+            for r, m in product(_levels(use.inputs), _levels(use.outputs)):
+                yield from narrowed(workloads, r, m, carried=use.channelwise)
 
 
 def apart(candidate: Candidate, use: Use) -> bool:
-    """Whether what is read and what is made concern different ops, those of a factorized layer's first stage and its last."""
-    return candidate.method is not None and not use.carried
+    """Whether inputs and outputs concern different ops: the first and last factor layer."""
+    return candidate.method is not None and not use.channelwise
 
 
 def _macs(graph: Graph, space: LayerSpace, candidate: Candidate, use: Use) -> Cost:
     whole = float(candidate.macs)
     if not apart(candidate, use):
-        return lambda read, made: whole * read * made
-    start, end = _ends(
-        _stages(graph, space, candidate),
-        lambda stage, read, made: float(ops.macs(stage, read, made)),
+        return lambda r, m: whole * r * m
+    first, last = _ends(
+        _factor_layers(graph, space, candidate),
+        lambda layer, inputs, outputs: float(ops.macs(layer, inputs, outputs)),
     )
-    return lambda read, made: whole + whole * (start * (read - 1) + end * (made - 1))
+    return lambda r, m: whole + whole * (first * (r - 1) + last * (m - 1))
 
 
 def _params(graph: Graph, space: LayerSpace, candidate: Candidate, use: Use) -> Cost:
     whole = float(candidate.params)
-    if use.carried:
-        return lambda read, made: whole * read
+    if use.channelwise:
+        return lambda r, m: whole * r
     if candidate.method is None:
         bias = float(
             sum(weight.size for name, weight in space.op.weights.items() if name == "bias")
         )
-        return lambda read, made: (whole - bias) * read * made + bias * made
-    start, end = _ends(
-        _stages(graph, space, candidate), lambda stage, read, made: float(stage.params)
+        return lambda r, m: (whole - bias) * r * m + bias * m
+    first, last = _ends(
+        _factor_layers(graph, space, candidate), lambda layer, _, __: float(layer.params)
     )
-    return lambda read, made: whole + whole * (start * (read - 1) + end * (made - 1))
+    return lambda r, m: whole + whole * (first * (r - 1) + last * (m - 1))
 
 
-#: A stage with what it reads and what it makes.
-_Stage = tuple[Op, tuple[Tensor, ...], tuple[Tensor, ...]]
+#: A factor layer with its input tensors and its output tensors.
+_FactorLayer = tuple[Op, tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
-def _stages(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[_Stage]:
+def _factor_layers(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[_FactorLayer]:
     assert candidate.method is not None
     tensors: tuple[Tensor, ...] = (graph.input_tensors(space.op.name)[0],)
-    found = []
-    for stage in METHODS[candidate.method].outline(space.op, tensors[0], candidate.ranks):
-        given = ops.infer(stage, tensors)
-        found.append((stage, tensors, given))
-        tensors = given
-    return found
+    layers = []
+    for layer in METHODS[candidate.method].outline(space.op, tensors[0], candidate.ranks):
+        outputs = ops.infer(layer, tensors)
+        layers.append((layer, tensors, outputs))
+        tensors = outputs
+    return layers
 
 
 def _ends(
-    stages: Sequence[_Stage], count: Callable[[Op, tuple[Tensor, ...], tuple[Tensor, ...]], float]
+    layers: Sequence[_FactorLayer],
+    count: Callable[[Op, tuple[Tensor, ...], tuple[Tensor, ...]], float],
 ) -> tuple[float, float]:
-    """The shares of all stages' counts that the first one with weights has, and the last; of a single one all goes with what is read."""
-    counts = [count(*stage) for stage in stages]
-    first = next((place for place, (stage, _, _) in enumerate(stages) if stage.weights), 0)
-    total = max(sum(counts), 1.0)
-    return (1.0, 0.0) if first == len(stages) - 1 else (counts[first] / total, counts[-1] / total)
+    """The fractions of the total count in the first factor layer with weights, and in the last.
 
-
-def _timed(prices: Prices, space: LayerSpace, candidate: Candidate, use: Use) -> Cost:
-    """The time of all calls at every width that they may get.
-
-    Where more groups of filters meet than can be told one by one, it is bilinear, fitted at a few
-    widths in relative least squares.
+    Of a single factor layer with weights, everything depends on the inputs.
     """
-    whole, reads, mades, split = (
-        candidate.latency,
-        _levels(use.read),
-        _levels(use.made),
-        apart(candidate, use),
+    counts = [count(*layer) for layer in layers]
+    first = next((place for place, (layer, _, _) in enumerate(layers) if layer.weights), 0)
+    total = max(sum(counts), 1.0)
+    return (1.0, 0.0) if first == len(layers) - 1 else (counts[first] / total, counts[-1] / total)
+
+
+def _latency(prices: Prices, space: LayerSpace, candidate: Candidate, use: Use) -> Cost:
+    """The latency of all calls at every width that the choices allow.
+
+    Where the groups that meet allow too many widths, it is a bilinear function, fitted at a few of
+    them by relative least squares.
+    """
+    whole = candidate.latency
+    levels_r, levels_m = _levels(use.inputs), _levels(use.outputs)
+    separate = apart(candidate, use)
+    pairs: Iterable[tuple[float, float]] = (
+        (*product(levels_r, (1.0,)), *product((1.0,), levels_m))
+        if separate
+        else product(levels_r, levels_m)
     )
-    shares = tuple(
-        dict.fromkeys(
-            (*product(reads, (1.0,)), *product((1.0,), mades)) if split else product(reads, mades)
-        )
-    )
+    widths = tuple(dict.fromkeys(pairs))
     calls = prices.executed.calls(space, candidate)
     times = np.sum(
-        [prices.narrowed(parts, shares, carried=use.carried) for parts in calls if parts], axis=0
+        [
+            prices.narrowed(workloads, widths, carried=use.channelwise)
+            for workloads in calls
+            if workloads
+        ],
+        axis=0,
     )
     if not whole or not np.all(times > 0):
-        return lambda read, made: whole
-    times *= whole / times[shares.index((1.0, 1.0))]
-    if FEW in (reads, mades):
-        columns = [np.ones(len(shares)), *np.array(shares).T, np.prod(shares, axis=1)]
-        found = np.linalg.lstsq(np.stack(columns, 1) / times[:, None], np.ones_like(times))[0]
-        fixed, by_read, by_made, by_both = (whole * found / found.sum()).tolist()
-        return lambda read, made: fixed + by_read * read + by_made * made + by_both * read * made
-    known = {
-        (_place(read), _place(made)): time
-        for (read, made), time in zip(shares, times.tolist(), strict=True)
-    }
-    one = _place(1.0)
-    if split:
-        return lambda read, made: known[_place(read), one] + known[one, _place(made)] - whole
-    return lambda read, made: known[_place(read), _place(made)]
+        return lambda r, m: whole
+    times *= whole / times[widths.index((1.0, 1.0))]
+    if FEW in (levels_r, levels_m):
+        columns = [np.ones(len(widths)), *np.array(widths).T, np.prod(widths, axis=1)]
+        solution = np.linalg.lstsq(np.stack(columns, 1) / times[:, None], np.ones_like(times))[0]
+        constant, by_r, by_m, by_both = (whole * solution / solution.sum()).tolist()
+        return lambda r, m: constant + by_r * r + by_m * m + by_both * r * m
+    table = {(_key(r), _key(m)): time for (r, m), time in zip(widths, times.tolist(), strict=True)}
+    one = _key(1.0)
+    if separate:
+        return lambda r, m: table[_key(r), one] + table[one, _key(m)] - whole
+    return lambda r, m: table[_key(r), _key(m)]
 
 
 def _levels(share: Share) -> tuple[float, ...]:
-    """What a share may come to; ``FEW`` values where these are too many."""
-    sums = {_place(share.fixed): share.fixed}
+    """The values that a kept fraction may have; ``FEW`` of them where there are too many."""
+    sums = {_key(share.fixed): share.fixed}
     for values in share.by.values():
         sums = {
-            _place(each + value): each + value
-            for each in sums.values()
+            _key(partial + value): partial + value
+            for partial in sums.values()
             for value in values.tolist()
         }
         if len(sums) > MANY:
             return FEW
-    return tuple({**sums, _place(1.0): 1.0}.values())
+    return tuple({**sums, _key(1.0): 1.0}.values())
 
 
-def _place(share: float) -> float:
-    """The same number for sums of the same shares in any order."""
-    return round(
-        share + 3e-11, 9
-    )  # what is added keeps fractions of powers of two from lying between two roundings
+def _key(fraction: float) -> float:
+    """A rounded fraction: the same number for sums of the same terms in any order."""
+    # Fractions of powers of two lie in the middle between two roundings; this moves them off it.
+    return round(fraction + 3e-11, 9)

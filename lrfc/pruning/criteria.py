@@ -1,4 +1,4 @@
-"""How much each unit of a group matters: one function per criterion, higher scores are kept."""
+"""Pruning criteria: functions that score the units of a group; units with low scores go first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrfc.factorization.linalg import LowRank
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref
-from lrfc.pruning import statistics as seen
+from lrfc.pruning import statistics as channel_statistics
 from lrfc.pruning.compensate import layout_of
 from lrfc.pruning.groups import Dependencies, Group, Part
 from lrfc.pruning.labels import Ids
@@ -26,11 +26,10 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What a criterion may look at beside the weights.
+    """The data of a criterion beyond the weights; results for all groups at once are cached.
 
-    ``statistics`` gives those of what a consumer reads, by its name (such as ``lambda name:
-    sampler[name].statistics``); ``inputs`` are calibration samples. What is found for all groups at
-    once is kept.
+    ``inputs`` are calibration samples. ``statistics`` returns the input statistics of a consumer by
+    its name, such as ``lambda name: sampler[name].statistics``.
     """
 
     graph: Graph
@@ -41,24 +40,24 @@ class Context:
 
     @cached_property
     def slopes(self) -> Mapping[str, NDArray[np.float32]]:
-        """See ``seen.slopes``."""
-        return seen.slopes(self.graph, self._readers, self.inputs, self.seed)
+        """The slopes of the output along the input channels of every consumer."""
+        return channel_statistics.slopes(self.graph, self._consumers, self.inputs, self.seed)
 
     @cached_property
     def ranks(self) -> Mapping[Ref, NDArray[np.float64]]:
-        """See ``seen.ranks``."""
+        """The ranks of the feature maps that any consumer reads."""
         refs = dict.fromkeys(
             self.graph.operands(call.name)[0]
-            for op in self._readers
+            for op in self._consumers
             for call in self.graph.calls(op)
         )
         axes = {ref: self.dependencies.labels[ref].axis for ref in refs}
-        return seen.ranks(
+        return channel_statistics.ranks(
             self.graph, {ref: axis for ref, axis in axes.items() if axis is not None}, self.inputs
         )
 
     @cached_property
-    def _readers(self) -> tuple[Op, ...]:
+    def _consumers(self) -> tuple[Op, ...]:
         names = dict.fromkeys(
             part.layer for group in self.dependencies.groups for part in group.consumers
         )
@@ -79,20 +78,21 @@ def filters(op: Op) -> NDArray[np.float64]:
     if kind.family == "einsum":
         terms, target = str(op["equation"]).replace(" ", "").split("->")
         weights = terms.split(",")[1]
-        made = next(letter for letter in target if letter in weights)
-        return _last_first(op.weights["kernel"], weights.index(made))
+        output = next(letter for letter in target if letter in weights)
+        return _rows(op.weights["kernel"], weights.index(output))
     assert kind.output_kernel is not None
     (axis,) = kind.output_axes
-    return _last_first(op.weights[kind.output_kernel], axis)
+    return _rows(op.weights[kind.output_kernel], axis)
 
 
-def _last_first(kernel: NDArray[np.float32], axis: int) -> NDArray[np.float64]:
+def _rows(kernel: NDArray[np.float32], axis: int) -> NDArray[np.float64]:
+    """The kernel as a matrix whose rows are the indices along an axis."""
     moved = np.moveaxis(kernel, axis, 0)
     return np.asarray(moved.reshape(len(moved), -1), np.float64)
 
 
-def _summed(values: NDArray[np.float64], part: Part, width: int) -> Scores:
-    """The values of a part's indices added up by unit."""
+def _by_unit(values: NDArray[np.float64], part: Part, width: int) -> Scores:
+    """The sums of the values of a part's indices, by unit."""
     inside = part.units >= 0
     return np.asarray(np.bincount(part.units[inside], values[inside], width), np.float64)
 
@@ -104,7 +104,7 @@ def _total(parts: Iterable[Scores]) -> Scores:
 def l1(graph: Graph, group: Group, context: Context) -> Scores:
     """Σ|w| of the unit's filters (Li et al. 2017, arXiv 1608.08710)."""
     return _total(
-        _summed(np.abs(filters(graph.op(p.layer))).sum(1), p, group.width) for p in group.producers
+        _by_unit(np.abs(filters(graph.op(p.layer))).sum(1), p, group.width) for p in group.producers
     )
 
 
@@ -113,7 +113,7 @@ def l2(graph: Graph, group: Group, context: Context) -> Scores:
     return np.asarray(
         np.sqrt(
             _total(
-                _summed(np.square(filters(graph.op(p.layer))).sum(1), p, group.width)
+                _by_unit(np.square(filters(graph.op(p.layer))).sum(1), p, group.width)
                 for p in group.producers
             )
         )
@@ -121,18 +121,18 @@ def l2(graph: Graph, group: Group, context: Context) -> Scores:
 
 
 def geometric_median(graph: Graph, group: Group, context: Context) -> Scores:
-    """The sum of distances to the other units: those near the geometric median are replaceable (FPGM: He et al.
+    """The sum of distances to the other units: units near the geometric median are replaceable.
 
-    2019, arXiv 1811.00250, eq. 6).
+    FPGM (He et al. 2019, arXiv 1811.00250, eq. 6).
     """
     columns = []
     for part in group.producers:
         kernel = filters(graph.op(part.layer))
-        own = [
+        rows = [
             kernel[np.flatnonzero(part.units == unit)].reshape(-1) for unit in range(group.width)
         ]
-        longest = max(map(len, own))
-        columns.append(np.stack([np.pad(row, (0, longest - len(row))) for row in own]))
+        longest = max(map(len, rows))
+        columns.append(np.stack([np.pad(row, (0, longest - len(row))) for row in rows]))
     units = np.concatenate(columns, axis=1)
     squares = np.square(units).sum(1)
     return np.asarray(
@@ -141,9 +141,9 @@ def geometric_median(graph: Graph, group: Group, context: Context) -> Scores:
 
 
 def batchnorm_scale(graph: Graph, group: Group, context: Context) -> Scores:
-    """Σ|γ| of the BatchNorms in the group (network slimming: Liu et al.
+    """Σ|γ| of the BatchNorms in the group (Liu et al. 2017, arXiv 1708.06519, network slimming).
 
-    2017, arXiv 1708.06519). ModelError where none of them has a scale.
+    ModelError if none of them has a scale.
     """
     norms = [
         part
@@ -157,40 +157,39 @@ def batchnorm_scale(graph: Graph, group: Group, context: Context) -> Scores:
             " another criterion"
         )
     return _total(
-        _summed(np.abs(graph.op(p.layer).weights["gamma"]).astype(np.float64), p, group.width)
+        _by_unit(np.abs(graph.op(p.layer).weights["gamma"]).astype(np.float64), p, group.width)
         for p in norms
     )
 
 
-# -- what the network does with the units ----------------------------------------------------------
+# -- activations and gradients ---------------------------------------------------------------------
 
 
 def taylor(graph: Graph, group: Group, context: Context) -> Scores:
-    """The mean square of each unit's first-order effect on the output (Molchanov et al.
+    """The mean square of the first-order effect of each unit on the output.
 
-    2019, arXiv 1906.10771, eq. 8, on what the consumers read).
-
-    At the network itself the divergence from its own outputs has no slope, so it is the outputs'
-    own change that is squared: that of the log-probabilities, class by class, or of outputs that
-    are no probabilities. Labels are not needed. With the loss of the network's own answer in its
-    place, as the Fisher information has it, a trained network that is sure of its samples shows
-    nothing: on ResNet-20 a quarter of the MACs then cost twice the accuracy.
+    Molchanov et al. 2019 (arXiv 1906.10771, eq. 8), on the inputs of the consumers. The divergence
+    from the network's own outputs has no slope at the network itself. So the change of the outputs
+    is squared: of the log-probabilities, class by class, or of outputs that are no probabilities.
+    Labels are not needed. With the loss of the network's own prediction instead, as in the Fisher
+    information, the slopes of a trained network that is certain vanish: on ResNet-20 a quarter of
+    the MACs then cost twice the accuracy.
     """
     total = np.zeros((0, group.width))
     for part in group.consumers:
-        slope = context.slopes[part.layer]
+        slopes = context.slopes[part.layer]
         units = np.zeros((len(part.units), group.width))
         inside = np.flatnonzero(part.units >= 0)
         units[inside, part.units[inside]] = 1
-        effect = slope @ units
+        effect = slopes @ units
         total = effect if not len(total) else total + effect
     return np.asarray(np.square(total).mean(0) if len(total) else np.zeros(group.width))
 
 
 def feature_rank(graph: Graph, group: Group, context: Context) -> Scores:
-    """The mean rank of the unit's feature maps (HRank: Lin et al.
+    """The mean rank of the unit's feature maps, and their energy between equal ranks.
 
-    2020, arXiv 2002.10179, eq. 5), their energy deciding between equal ranks.
+    HRank (Lin et al. 2020, arXiv 2002.10179, eq. 5).
     """
     scores = np.zeros(group.width)
     refs = dict.fromkeys(
@@ -204,21 +203,21 @@ def feature_rank(graph: Graph, group: Group, context: Context) -> Scores:
         part = Part(
             ref.op, np.array([unit.get(label, -1) for label in labels.ids.tolist()], np.intp)
         )
-        scores += _summed(context.ranks[ref], part, group.width)
+        scores += _by_unit(context.ranks[ref], part, group.width)
     return scores
 
 
 def reconstruction(graph: Graph, group: Group, context: Context) -> Scores:
-    """The relative error of what the consumers give, refitted to do without the unit and all units that matter less, summed over the consumers.
+    """The error of the refitted consumers without the unit and all units with lower scores.
 
-    Sorted, the scores are the curve of that error: entry j − 1 is the error without j units. The
-    greedy search goes from all units down (in the spirit of ThiNet, Luo et al. 2017, arXiv
-    1707.06342, with the refit inside the search).
+    It is the relative error of their outputs, summed over the consumers. Sorted, the scores are the
+    curve of that error: entry j − 1 is the error without j units. The search is greedy, from all
+    units down, as in ThiNet (Luo et al. 2017, arXiv 1707.06342), but with a refit at each step.
     """
     if context.statistics is None:
-        raise ModelError("the reconstruction criterion needs statistics of what the layers read")
-    found: list[Block] = []
-    alone = np.zeros(group.width)
+        raise ModelError("the reconstruction criterion needs input statistics of the layers")
+    narrow: list[Block] = []
+    wide = np.zeros(group.width)
     for part in group.consumers:
         op = graph.op(part.layer)
         layout, statistics = (
@@ -226,10 +225,10 @@ def reconstruction(graph: Graph, group: Group, context: Context) -> Scores:
             context.statistics(part.layer),
         )
         if isinstance(statistics.covariance, LowRank):
-            alone += wide_costs(layout, statistics, part.units, group.width)
+            wide += wide_costs(layout, statistics, part.units, group.width)
         else:
-            found.extend(blocks(layout, statistics, part.units, group.width))
-    return eliminate(found, group.width, alone)
+            narrow.extend(blocks(layout, statistics, part.units, group.width))
+    return eliminate(narrow, group.width, wide)
 
 
 CRITERIA: Mapping[str, Criterion] = {
@@ -244,5 +243,5 @@ CRITERIA: Mapping[str, Criterion] = {
 
 
 def keep_best(scores: Scores, count: int) -> Ids:
-    """The indices of the ``count`` highest scores, ascending; of equal ones the first."""
+    """The indices of the ``count`` highest scores, ascending; of equal scores the first ones."""
     return np.sort(np.argsort(-scores, kind="stable")[:count])

@@ -1,4 +1,4 @@
-"""The cut: a graph without some of its filters, and without everything that only they fed."""
+"""Removal of units: a smaller graph without the filters, and the weights that depend on them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ Mask = NDArray[np.bool_]
 
 
 def cut(graph: Graph, kept: Mapping[str, Ids], dependencies: Dependencies | None = None) -> Graph:
-    """The graph with only the named groups' units at those indices; groups that are not named stay whole.
+    """The graph in which each named group keeps only the units at these indices.
 
-    It computes what the original computes with the removed units' inputs to their consumers set to
-    zero. ``dependencies`` are the graph's own, where they are known already (group names may depend
-    on the patterns given for them). UsageError when no unit is kept, or one does not exist.
+    It computes what the original computes when the consumers read zeros in the place of the
+    removed channels. Groups that are not named keep all units. ``dependencies`` are those of the
+    graph, if already computed (the names of groups may depend on the patterns they were computed
+    with). UsageError if a group would keep no unit, or a unit that does not exist.
 
     Given:
         conv = Conv2D(image) filters=8 -> (?, 8, 8, 8)
@@ -36,9 +37,10 @@ def cut(graph: Graph, kept: Mapping[str, Ids], dependencies: Dependencies | None
         conv = Conv2D(image) filters=3 -> (?, 8, 8, 3)
         head = Conv2D(conv) filters=5 -> (?, 8, 8, 5)
     """
-    known = groups(graph) if dependencies is None else dependencies
+    if dependencies is None:
+        dependencies = groups(graph)
     for name, units in kept.items():
-        width = next((group.width for group in known.groups if group.name == name), None)
+        width = next((group.width for group in dependencies.groups if group.name == name), None)
         if width is None:
             raise UsageError(f"there is no group of filters '{name}' in graph '{graph.name}'")
         if not len(units) or (np.diff(units) <= 0).any() or units[0] < 0 or units[-1] >= width:
@@ -46,51 +48,51 @@ def cut(graph: Graph, kept: Mapping[str, Ids], dependencies: Dependencies | None
                 f"the units to keep of '{name}' must be ascending indices below {width}, at"
                 " least one"
             )
-    return without(graph, known, known.removed(kept))
+    return without(graph, dependencies, dependencies.removed(kept))
 
 
 def without(graph: Graph, dependencies: Dependencies, removed: Ids) -> Graph:
     """The graph without the removed labels."""
-    twin = Graph(graph.name)
-    twin.structure, twin.compiled = graph.structure, graph.compiled
-    smaller: dict[str, Mapping[str, Array]] = {}
+    smaller = Graph(graph.name)
+    smaller.structure, smaller.compiled = graph.structure, graph.compiled
+    shared: dict[str, Mapping[str, Array]] = {}
     for op in graph:
         new = _Cut(graph, dependencies, removed, op)()
-        if op.shared is not None and new is not op:  # all calls hold the very same weights
-            new = replace(new, weights=smaller.setdefault(op.shared, new.weights))
-        twin.add(new, graph.operands(op.name))
-    twin.outputs = graph.outputs
-    return twin
+        if op.shared is not None and new is not op:  # all calls have the same arrays as weights
+            new = replace(new, weights=shared.setdefault(op.shared, new.weights))
+        smaller.add(new, graph.operands(op.name))
+    smaller.outputs = graph.outputs
+    return smaller
 
 
 class _Cut:
-    """One op on its way into the smaller graph."""
+    """One op and the masks of its remaining outputs, channels and inputs, None for "all"."""
 
     def __init__(self, graph: Graph, dependencies: Dependencies, removed: Ids, op: Op) -> None:
         self.graph, self.op = graph, op
         self._dependencies, self._removed = dependencies, removed
         layer = graph.calls(op)[0].name
-        self.made, self.carried, self.read = (
-            self._left(notes.get(layer))
-            for notes in (dependencies.made, dependencies.carried, dependencies.read)
+        self.outputs, self.channelwise, self.inputs = (
+            self._mask(by_layer.get(layer))
+            for by_layer in (dependencies.outputs, dependencies.channelwise, dependencies.inputs)
         )
 
-    def _left(self, ids: Ids | None) -> Mask | None:
-        """Which indices stay; None where all do."""
+    def _mask(self, ids: Ids | None) -> Mask | None:
+        """The mask of the indices that remain; None if all do."""
         if ids is None:
             return None
         mask = ~np.isin(ids, self._removed)
         return None if mask.all() else mask
 
     def tensor(self, ref: Ref) -> tuple[int, Mask] | None:
-        """The axis along which a tensor shrinks and what stays of it; None where it stays whole."""
+        """The axis along which a tensor shrinks, and its mask; None if it does not shrink."""
         labels = self._dependencies.labels[ref]
-        mask = self._left(labels.ids)
+        mask = self._mask(labels.ids)
         return None if labels.axis is None or mask is None else (labels.axis, mask)
 
     @property
     def resized(self) -> bool:
-        """Whether what the op reads or what it gives shrinks."""
+        """Whether an operand or an output of the op shrinks."""
         refs = (
             *self.graph.operands(self.op.name),
             *(Ref(self.op.name, i) for i in range(len(self.graph.tensors(self.op.name)))),
@@ -98,10 +100,11 @@ class _Cut:
         return any(self.tensor(ref) is not None for ref in refs)
 
     def __call__(self) -> Op:
+        """The smaller op; the same object if nothing of it changes."""
         op = self.op
         rule = _RULES.get(op.kind)
-        touched = self.made is not None or self.carried is not None or self.read is not None
-        if rule is None or not (touched or (op.kind in _RESHAPERS and self.resized)):
+        masked = any(mask is not None for mask in (self.outputs, self.channelwise, self.inputs))
+        if rule is None or not (masked or (op.kind in _RESHAPERS and self.resized)):
             return op
         weights, attrs, call = dict(op.weights), dict[str, Any](), op.call
         result = rule(self, weights)
@@ -113,6 +116,7 @@ class _Cut:
         return replace(op, attrs=attrs, weights=weights, call=call)
 
 
+#: Weights of an op by name, which a rule shrinks in place. It returns the attributes that change.
 Weights = dict[str, Array]
 
 
@@ -129,49 +133,49 @@ def _conv(cut: _Cut, weights: Weights) -> dict[str, Any]:
     op = cut.op
     at = conv_geometry(op, cut.graph.input_tensors(op.name)[0])
     if at.multiplier:
-        _take(weights, "kernel", cut.carried, -2)
+        _take(weights, "kernel", cut.channelwise, -2)
         _take(
             weights,
             "bias",
-            None if cut.carried is None else np.repeat(cut.carried, at.multiplier),
+            None if cut.channelwise is None else np.repeat(cut.channelwise, at.multiplier),
             0,
         )
         return {}
-    if cut.carried is None:
-        made_axis, read_axis = (-2, -1) if at.transposed else (-1, -2)
-        _take(weights, "kernel", cut.made, made_axis)
+    if cut.channelwise is None:
+        output_axis, input_axis = (-2, -1) if at.transposed else (-1, -2)
+        _take(weights, "kernel", cut.outputs, output_axis)
         _take(
             weights,
             "kernel",
-            None if cut.read is None else cut.read[: at.inputs // at.groups],
-            read_axis,
+            None if cut.inputs is None else cut.inputs[: at.inputs // at.groups],
+            input_axis,
         )
-        _take(weights, "bias", cut.made, 0)
-        return {} if cut.made is None else {"filters": _count(cut.made)}
-    _take(weights, "kernel", cut.carried, -1)
-    _take(weights, "bias", cut.carried, 0)
-    filters = _count(cut.carried)
+        _take(weights, "bias", cut.outputs, 0)
+        return {} if cut.outputs is None else {"filters": _count(cut.outputs)}
+    _take(weights, "kernel", cut.channelwise, -1)
+    _take(weights, "bias", cut.channelwise, 0)
+    filters = _count(cut.channelwise)
     return {"filters": filters, "groups": filters * at.groups // at.outputs}
 
 
 def _separable(cut: _Cut, weights: Weights) -> dict[str, Any]:
-    _take(weights, "depthwise_kernel", cut.read, -2)
+    _take(weights, "depthwise_kernel", cut.inputs, -2)
     _take(
         weights,
         "pointwise_kernel",
-        None if cut.read is None else np.repeat(cut.read, int(cut.op["depth_multiplier"])),
+        None if cut.inputs is None else np.repeat(cut.inputs, int(cut.op["depth_multiplier"])),
         -2,
     )
-    _take(weights, "pointwise_kernel", cut.made, -1)
-    _take(weights, "bias", cut.made, 0)
-    return {} if cut.made is None else {"filters": _count(cut.made)}
+    _take(weights, "pointwise_kernel", cut.outputs, -1)
+    _take(weights, "bias", cut.outputs, 0)
+    return {} if cut.outputs is None else {"filters": _count(cut.outputs)}
 
 
 def _dense(cut: _Cut, weights: Weights) -> dict[str, Any]:
-    _take(weights, "kernel", cut.read, 0)
-    _take(weights, "kernel", cut.made, 1)
-    _take(weights, "bias", cut.made, 0)
-    return {} if cut.made is None else {"units": _count(cut.made)}
+    _take(weights, "kernel", cut.inputs, 0)
+    _take(weights, "kernel", cut.outputs, 1)
+    _take(weights, "bias", cut.outputs, 0)
+    return {} if cut.outputs is None else {"units": _count(cut.outputs)}
 
 
 def _einsum(cut: _Cut, weights: Weights) -> dict[str, Any]:
@@ -179,20 +183,17 @@ def _einsum(cut: _Cut, weights: Weights) -> dict[str, Any]:
     source_ref = cut.graph.operands(op.name)[0]
     source, result = cut.graph.input_tensors(op.name)[0], cut.graph.tensors(op.name)[0]
     einsum = Einsum.of(op, source)
-    if cut.read is not None:
-        read = cut.tensor(source_ref)
-        assert read is not None
+    if cut.inputs is not None:
+        shrunk = cut.tensor(source_ref)
+        assert shrunk is not None
+        axis, mask = shrunk
         letters = einsum.source.removeprefix("...")
-        _take(
-            weights,
-            "kernel",
-            read[1],
-            einsum.weights.index(letters[read[0] - len(source.shape) + len(letters)]),
-        )
-    made = cut.tensor(Ref(op.name))
-    if made is None:
+        letter = letters[axis - len(source.shape) + len(letters)]
+        _take(weights, "kernel", mask, einsum.weights.index(letter))
+    shrunk = cut.tensor(Ref(op.name))
+    if shrunk is None:
         return {}
-    axis, mask = made
+    axis, mask = shrunk
     target = einsum.target.removeprefix("...")
     letter = target[axis - len(result.shape) + len(target)]
     _take(weights, "kernel", mask, einsum.weights.index(letter))
@@ -210,18 +211,22 @@ def _einsum(cut: _Cut, weights: Weights) -> dict[str, Any]:
 
 
 def _embedding(cut: _Cut, weights: Weights) -> dict[str, Any]:
-    assert cut.made is not None
-    _take(weights, "embeddings", cut.made, 1)
-    return {"output_dim": _count(cut.made)}
+    assert cut.outputs is not None
+    _take(weights, "embeddings", cut.outputs, 1)
+    return {"output_dim": _count(cut.outputs)}
 
 
 def _normalization(cut: _Cut, weights: Weights) -> dict[str, Any]:
     for name in weights:
-        _take(weights, name, cut.carried, 0)
+        _take(weights, name, cut.channelwise, 0)
     if cut.op.kind == "BatchNormalization":
         return {}
-    assert cut.carried is not None
-    return {"groups": int(cut.op.attrs.get("groups", 32)) * _count(cut.carried) // len(cut.carried)}
+    assert cut.channelwise is not None
+    return {
+        "groups": int(cut.op.attrs.get("groups", 32))
+        * _count(cut.channelwise)
+        // len(cut.channelwise)
+    }
 
 
 def _prelu(cut: _Cut, weights: Weights) -> dict[str, Any]:
@@ -232,14 +237,14 @@ def _prelu(cut: _Cut, weights: Weights) -> dict[str, Any]:
 
 
 def _rescaling(cut: _Cut, weights: Weights) -> dict[str, Any]:
-    assert cut.carried is not None
+    assert cut.channelwise is not None
     values = {
         name: cut.op.attrs[name]
         for name in ("scale", "offset")
         if np.size(cut.op.attrs.get(name, 0)) > 1
     }
     return {
-        name: tuple(np.compress(cut.carried, np.reshape(value, -1)).tolist())
+        name: tuple(np.compress(cut.channelwise, np.reshape(value, -1)).tolist())
         for name, value in values.items()
     }
 
@@ -266,7 +271,7 @@ def _pad(cut: _Cut, weights: Weights) -> dict[str, Any]:
 
 
 def _get_item(cut: _Cut, weights: Weights) -> dict[str, Any]:
-    """The slice counts in what is left."""
+    """The same slice, in indices of the remaining channels."""
     source = cut.tensor(cut.graph.operands(cut.op.name)[0])
     assert source is not None
     axis, mask = source
@@ -295,7 +300,7 @@ def _split(cut: _Cut, weights: Weights) -> dict[str, Any]:
 
 _Rule = Callable[[_Cut, Weights], dict[str, Any]]
 
-#: Ops without weights whose arguments name lengths.
+#: Ops without weights whose arguments contain the length of an axis.
 _RESHAPERS: dict[str, _Rule] = {
     "Reshape": _reshape,
     "ops.Reshape": _reshape,
@@ -304,6 +309,7 @@ _RESHAPERS: dict[str, _Rule] = {
     "ops.Split": _split,
 }
 
+#: All ops whose weights or arguments depend on the number of channels.
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(names("conv", "transposed", "depthwise"), _conv),
     **dict.fromkeys(names("separable"), _separable),

@@ -1,4 +1,4 @@
-"""What pruning a group of filters does to the network's output, measured with the layers that read them refitted."""
+"""Divergence of the output when a dependency group is pruned and its consumers are refitted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lrfc.search.candidates import response
 from lrfc.search.sensitivity import Sensitivity, batchnorm_statistics
 from lrfc.search.statistics import LayerSamples
 
-#: Shares of a group's units at whose removal the output is looked at.
+#: Fractions of a group's units at whose removal the divergence is measured.
 PROBES = (0.12, 0.4, 0.75)
 
 
@@ -32,48 +32,41 @@ def choices(
     sensitivity: Sensitivity,
     samples: Callable[[str], LayerSamples],
 ) -> tuple[Keep, ...]:
-    """A choice for each number of units: those of the highest scores stay.
+    """A choice for each number of kept units: those with the highest scores.
 
-    The divergence is measured at the counts nearest to ``PROBES``; between and beyond them it
-    follows a power of the share that goes.
+    The divergence is measured at the numbers nearest to ``PROBES``; between and beyond them it is
+    a power of the removed fraction. ``samples`` returns the calibration statistics of a layer.
     """
+
+    def removed(count: int) -> float:
+        return 1 - count / group.width
+
     fewer = [count for count in kept if count < group.width]
     probes = sorted(
-        {
-            min(fewer, key=lambda count: abs(1 - count / group.width - share))
-            for share in PROBES
-            if fewer
-        },
+        {min(fewer, key=lambda count: abs(removed(count) - share)) for share in PROBES if fewer},
         reverse=True,
     )
-    points = {
-        1 - count / group.width: sensitivity.divergence(
-            _weights(
-                graph,
-                group,
-                np.setdiff1d(np.arange(group.width), keep_best(scores, count)),
-                samples,
-            )
-        )
-        for count in probes
-    }
+    points = {}
+    for count in probes:
+        units = np.setdiff1d(np.arange(group.width), keep_best(scores, count))
+        weights = _consumer_weights(graph, group, units, samples)
+        points[removed(count)] = sensitivity.divergence(weights)
     return tuple(
-        Keep(group, keep_best(scores, count), _between(points, 1 - count / group.width))
-        for count in kept
+        Keep(group, keep_best(scores, count), _divergence(points, removed(count))) for count in kept
     )
 
 
-def _weights(
-    graph: Graph, group: Group, gone: Ids, samples: Callable[[str], LayerSamples]
+def _consumer_weights(
+    graph: Graph, group: Group, removed: Ids, samples: Callable[[str], LayerSamples]
 ) -> Mapping[str, Mapping[str, Array]]:
-    """The weights of every layer that reads the group, without the units that are gone."""
+    """The weights of every consumer of the group, and of the BatchNorms behind, after pruning."""
     weights: dict[str, Mapping[str, Array]] = {}
     for part in group.consumers:
         op, sample = graph.op(part.layer), samples(part.layer)
         source = graph.input_tensors(op.name)[0]
-        found = refitted(op, source, sample.statistics, part.where(gone))
-        weights[op.name] = {"kernel": found.kernel} | (
-            {} if found.bias is None else {"bias": found.bias}
+        refit = refitted(op, source, sample.statistics, part.where(removed))
+        weights[op.name] = {"kernel": refit.kernel} | (
+            {} if refit.bias is None else {"bias": refit.bias}
         )
         changed = replace(op, weights={**op.weights, **weights[op.name]})
         weights |= batchnorm_statistics(
@@ -85,15 +78,14 @@ def _weights(
     return weights
 
 
-def _between(points: Mapping[float, float], share: float) -> float:
-    """The divergence when that share of the units is gone."""
+def _divergence(points: Mapping[float, float], share: float) -> float:
+    """The divergence when a share of the units is removed, interpolated between measured points."""
     if share <= 0:
         return 0.0
     at = sorted(points)
-    x, y = (
-        np.log(at),
-        np.maximum.accumulate(np.log([points[each] for each in at])),
-    )  # removing more is never predicted to harm less
+    x = np.log(at)
+    # Removing more units is never predicted to change the output less.
+    y = np.maximum.accumulate(np.log([points[removed] for removed in at]))
     slope = float(np.clip(np.polyfit(x, y, 1)[0], 1.0, 4.0)) if len(at) > 1 else 2.0
     inside = float(np.interp(np.log(share), x, y))
     outside = min(np.log(share) - x[0], 0.0) + max(np.log(share) - x[-1], 0.0)

@@ -1,4 +1,4 @@
-"""Facts of a plan: the choice for each layer and group of filters, and the channels that pruning leaves."""
+"""Facts about a plan: the choices for layers and dependency groups, and the remaining channels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lrfc.state import Fact
 
 @dataclass(frozen=True)
 class Selection(Fact):
-    """The choice for each factorizable layer of the original graph, and the reason where it is left alone.
+    """The choice for each factorizable layer of the original graph, and for each dependency group.
 
-    ``beside``: what all else costs that channels were taken from; see lrfc.pruning.milp.Joint.
-    ``keeps``: the groups of filters that lose some, and which units they keep; ``removed``: the
-    filters that go, by the layer that makes them. The costs of a candidate are those that it has
-    between what is left of its neighbours. ``remark``: why it is not the one that was asked for,
-    where it is not.
+    ``reasons``: why a layer is not factorized, by layer. ``keeps``: the groups that lose units, and
+    the units that they keep. ``removed``: the filters to remove, by the layer that produces them.
+    The costs of a candidate are those after its neighbours are pruned. ``pruned_cost``: by
+    quantity, the cost of the ops without candidates of their own, after pruning (see
+    lrfc.pruning.milp.Joint). ``remark``: why this is not the selection that was requested, if so.
     """
 
     about_graph: ClassVar[bool] = False
@@ -33,12 +33,15 @@ class Selection(Fact):
     factors: Mapping[str, Factors]
     keeps: Mapping[str, Keep] = field(default_factory=dict)
     removed: Mapping[str, Ids] = field(default_factory=dict)
-    beside: Mapping[str, float] = field(default_factory=dict)
+    pruned_cost: Mapping[str, float] = field(default_factory=dict)
     remark: str | None = None
 
     def cost(self, quantity: str) -> float:
-        """The MACs, parameters or predicted latency of all that depends on the choices; see ``fixed`` for the rest."""
-        return self.beside.get(quantity, 0.0) + float(
+        """The MACs, parameters or predicted latency of all ops that depend on the choices.
+
+        ``lrfc.pruning.selection.fixed`` has the cost of the others.
+        """
+        return self.pruned_cost.get(quantity, 0.0) + float(
             sum(getattr(c, quantity) for c in self.chosen)
         )
 
@@ -52,9 +55,11 @@ class Selection(Fact):
 
 @dataclass(frozen=True)
 class Pruned(Fact):
-    """Which channels of the original's tensors are left: by op, the axis and the indices; ops that keep all of theirs are not named.
+    """The channels that pruning leaves of the original's tensors.
 
-    ``slim`` is the original without the filters that are gone, with its own weights.
+    ``left``: by tensor, the axis and the indices of the remaining channels; tensors that keep all
+    of their channels are not listed. ``slim``: the original without the removed filters, with its
+    own weights.
     """
 
     about_graph: ClassVar[bool] = False

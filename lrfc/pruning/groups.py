@@ -1,9 +1,9 @@
-"""Dependency groups: the filters that can only be cut together, and what has to be cut with them."""
+"""Dependency groups: filters of several layers that can only be removed together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -16,10 +16,10 @@ from lrfc.pruning.rules import follow
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A layer's share in a group: ``units[i]`` is the unit that index i belongs to, −1 where it belongs to no unit of the group.
+    """A layer's indices in a group: ``units[i]`` is the unit of index i, −1 if it has none.
 
-    Indices are a producer's filters, a member's channels, a consumer's input channels (for a Dense
-    behind a Flatten, each of its rows).
+    The indices are a producer's filters, a member's channels, or a consumer's input channels (of a
+    Dense behind a Flatten, the rows of its kernel).
     """
 
     layer: str
@@ -32,11 +32,11 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Filters that are cut together, in ``width`` units: for each unit, some filters of every producer.
+    """A dependency group of ``width`` units; a unit is one or more filters of every producer.
 
-    ``producers`` make the units, ``members`` hold weights for them channel by channel (BatchNorm,
-    depthwise and other grouped convolutions, PReLU) and ``consumers`` sum over them. A layer stands
-    there once, under the name of its first call. ``classes`` are the units' labels in
+    ``producers`` compute the channels, ``members`` have weights for them channel by channel
+    (BatchNorm, depthwise and other grouped convolutions, PReLU), and ``consumers`` sum over them.
+    A layer is listed once, under the name of its first call. ``classes`` are the units' labels in
     ``Dependencies.labels``.
     """
 
@@ -50,35 +50,38 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Dependencies:
-    """The groups in execution order of their first producers, and why each other layer's filters stay.
+    """The groups in execution order of their first producers, and the layers in no group.
 
-    ``labels`` says for each tensor along which axis it shrinks, and which unit each index carries;
-    ``made``, ``carried`` and ``read`` say the same of each layer's filters, channel weights and
-    input channels.
+    ``refused``: by layer, why none of its filters can be removed. ``labels``: by tensor, the axis
+    that shrinks and the label of each index along it. ``outputs``, ``channelwise`` and ``inputs``:
+    by layer, the labels of its filters, of its channel weights, and of its input channels.
     """
 
     groups: tuple[Group, ...]
     refused: Mapping[str, str]
     labels: Mapping[Ref, Labels]
-    made: Mapping[str, Ids]
-    carried: Mapping[str, Ids]
-    read: Mapping[str, Ids]
+    outputs: Mapping[str, Ids]
+    channelwise: Mapping[str, Ids]
+    inputs: Mapping[str, Ids]
 
     def __getitem__(self, name: str) -> Group:
-        """The group of that name; KeyError when there is none."""
+        """The group with that name; KeyError if there is none."""
         for group in self.groups:
             if group.name == name:
                 return group
         raise KeyError(name)
 
     def removed(self, kept: Mapping[str, Ids]) -> Ids:
-        """The labels that go when these units of the named groups are kept."""
-        gone = [np.delete(self[name].classes, units) for name, units in kept.items()]
-        return np.concatenate(gone) if gone else np.empty(0, np.intp)
+        """The labels that are removed when the named groups keep only these units."""
+        removed = [np.delete(self[name].classes, units) for name, units in kept.items()]
+        return np.concatenate(removed) if removed else np.empty(0, np.intp)
 
     def survivors(self, removed: Ids) -> dict[str, Ids]:
-        """The channels that each layer with channel weights (BatchNorm, depthwise, ...) keeps; those that lose none are not named."""
-        masks = {layer: ~np.isin(ids, removed) for layer, ids in self.carried.items()}
+        """The channels that each layer with channel weights (BatchNorm, depthwise, ...) keeps.
+
+        Layers that lose no channel are not listed.
+        """
+        masks = {layer: ~np.isin(ids, removed) for layer, ids in self.channelwise.items()}
         return {layer: np.flatnonzero(mask) for layer, mask in masks.items() if not mask.all()}
 
     def shape(self, graph: Graph, ref: Ref, removed: Ids) -> tuple[int | None, ...]:
@@ -94,17 +97,41 @@ def groups(
 ) -> Dependencies:
     """The dependency groups of a graph.
 
-    Every channel of every tensor carries a label; each op says which labels its outputs carry and
-    which of those that it reads must be the same one. ``keep`` are patterns of ops whose inputs and
-    outputs stay whole; with ``only``, units stay unless all their producers match. The model's
-    inputs and outputs stay. ``like``: the graph before its factorization; its filters go together
-    as they did.
+    Every index along the channel axis of a tensor has a label. The rule of each op derives the
+    labels of its outputs from those of its operands, and unifies labels that can only be removed
+    together. The inputs and outputs of the model are frozen, and so are the inputs and outputs of
+    ops that match a pattern of ``keep``. With ``only``, a unit is frozen unless all its producers
+    match a pattern of it. ``like``: the graph before its factorization, whose grouped
+    convolutions define the units.
     """
     walk = Walk(graph, like)
+    labels = _labels(walk, graph, keep)
+    for ref in graph.outputs:
+        walk.freeze(labels[ref].ids, f"its filters are the model's output '{ref}'", foremost=True)
+    if only:
+        _freeze_others(walk, graph, only)
+    classes, reasons = walk.classes()
+    outputs, channelwise, inputs = (
+        {layer: classes[ids] for layer, ids in by_layer.items()}
+        for by_layer in (walk.outputs, walk.channelwise, walk.inputs)
+    )
+    found = _gather(outputs, channelwise, inputs, [classes[ids] for ids in walk.slices], reasons)
+    return Dependencies(
+        found,
+        _refused(graph, outputs, reasons, found),
+        {ref: replace(old, ids=classes[old.ids]) for ref, old in labels.items()},
+        outputs,
+        channelwise,
+        inputs,
+    )
+
+
+def _labels(walk: Walk, graph: Graph, keep: Sequence[str]) -> dict[Ref, Labels]:
+    """The labels of every tensor; ops that match ``keep`` freeze theirs."""
     labels: dict[Ref, Labels] = {}
     for op in graph:
         operands = graph.operands(op.name)
-        found = follow(
+        outputs = follow(
             Call(
                 walk,
                 op,
@@ -113,75 +140,45 @@ def groups(
                 graph.tensors(op.name),
             )
         )
-        labels.update({Ref(op.name, i): each for i, each in enumerate(found)})
+        labels.update({Ref(op.name, i): of_output for i, of_output in enumerate(outputs)})
         pattern = next(
             (p for p in keep if any(fnmatchcase(call.name, p) for call in graph.calls(op))), None
         )
         if pattern is not None:
-            for ref in (*operands, *(Ref(op.name, i) for i in range(len(found)))):
+            for ref in (*operands, *(Ref(op.name, i) for i in range(len(outputs)))):
                 reader = "" if ref.op == op.name else f"read by '{op.name}', which is "
-                walk.stay(labels[ref].ids, f"its filters are {reader}kept by --keep {pattern}")
-    for ref in graph.outputs:
-        walk.stay(labels[ref].ids, f"its filters are the model's output '{ref}'", foremost=True)
-    if only:
-        for layer, ids in walk.made.items():
-            if not any(
-                fnmatchcase(call.name, p) for call in graph.calls(graph.op(layer)) for p in only
-            ):
-                walk.stay(
-                    ids, f"its filters include those of '{layer}', which is not named by --only"
-                )
-    classes, reasons = walk.classes()
-    made, carried, read = (
-        {layer: classes[ids] for layer, ids in notes.items()}
-        for notes in (walk.made, walk.carried, walk.read)
-    )
-    resolved = {
-        ref: Labels(each.axis, classes[each.ids], each.source) for ref, each in labels.items()
-    }
-    found_groups = _gather(made, carried, read, [classes[ids] for ids in walk.slices], reasons)
-    return Dependencies(
-        found_groups,
-        _refused(graph, walk, made, reasons, found_groups),
-        resolved,
-        made,
-        carried,
-        read,
-    )
+                walk.freeze(labels[ref].ids, f"its filters are {reader}kept by --keep {pattern}")
+    return labels
+
+
+def _freeze_others(walk: Walk, graph: Graph, only: Sequence[str]) -> None:
+    """Freeze the filters of layers that match no pattern of ``only``."""
+    for layer, ids in walk.outputs.items():
+        if not any(
+            fnmatchcase(call.name, p) for call in graph.calls(graph.op(layer)) for p in only
+        ):
+            walk.freeze(
+                ids, f"its filters include those of '{layer}', which is not named by --only"
+            )
 
 
 def _gather(
-    made: Mapping[str, Ids],
-    carried: Mapping[str, Ids],
-    read: Mapping[str, Ids],
+    outputs: Mapping[str, Ids],
+    channelwise: Mapping[str, Ids],
+    inputs: Mapping[str, Ids],
     slices: Sequence[Ids],
     reasons: Mapping[int, str],
 ) -> tuple[Group, ...]:
-    """Classes that come from the same layers, and pass through the same slices, make a group; a group of one unit is none.
+    """The groups: classes with the same producers and in the same slices, at least two of them.
 
-    As each group keeps a unit, so does each tensor, also one that is a slice of what a layer makes.
+    Every group keeps a unit. Since a slice of a tensor has groups of its own, every slice keeps a
+    channel, too.
     """
-    producers: dict[int, tuple[str, ...]] = {}
-    for layer, ids in made.items():
-        for each in dict.fromkeys(ids.tolist()):
-            if each not in reasons:
-                producers[each] = (*producers.get(each, ()), layer)
-    inside: dict[int, set[int]] = {}
-    for number, ids in enumerate(slices):
-        for each in np.unique(ids).tolist():
-            inside.setdefault(each, set()).add(number)
-    members: dict[tuple[tuple[str, ...], frozenset[int]], list[int]] = {}
-    for each, layers in producers.items():
-        members.setdefault((layers, frozenset(inside.get(each, ()))), []).append(each)
-    kept: list[tuple[str, list[int]]] = []
-    names: dict[str, int] = {}
-    for (layers, _), classes in members.items():
-        names[layers[0]] = names.get(layers[0], 0) + 1
-        if len(classes) > 1:
-            kept.append(
-                (layers[0] if names[layers[0]] == 1 else f"{layers[0]}#{names[layers[0]]}", classes)
-            )
-    parts = [_parts(notes, [classes for _, classes in kept]) for notes in (made, carried, read)]
+    named = _named(_by_origin(outputs, slices, reasons))
+    parts = [
+        _parts(by_layer, [classes for _, classes in named])
+        for by_layer in (outputs, channelwise, inputs)
+    ]
     return tuple(
         Group(
             name,
@@ -191,39 +188,74 @@ def _gather(
             tuple(parts[2][number]),
             np.array(classes, np.intp),
         )
-        for number, (name, classes) in enumerate(kept)
+        for number, (name, classes) in enumerate(named)
     )
 
 
-def _parts(notes: Mapping[str, Ids], groups_of: Sequence[Sequence[int]]) -> list[list[Part]]:
-    """Each group's parts among the layers' labels."""
-    count = 1 + max((int(ids.max(initial=0)) for ids in notes.values()), default=0)
+#: The producers of a class, and the numbers of the slices that it is in.
+_Origin = tuple[tuple[str, ...], frozenset[int]]
+
+
+def _by_origin(
+    outputs: Mapping[str, Ids], slices: Sequence[Ids], reasons: Mapping[int, str]
+) -> dict[_Origin, list[int]]:
+    """The classes that are not frozen, by their origin."""
+    producers: dict[int, tuple[str, ...]] = {}
+    for layer, ids in outputs.items():
+        for label in dict.fromkeys(ids.tolist()):
+            if label not in reasons:
+                producers[label] = (*producers.get(label, ()), layer)
+    containing: dict[int, set[int]] = {}
+    for number, ids in enumerate(slices):
+        for label in np.unique(ids).tolist():
+            containing.setdefault(label, set()).add(number)
+    by_origin: dict[_Origin, list[int]] = {}
+    for label, layers in producers.items():
+        origin = (layers, frozenset(containing.get(label, ())))
+        by_origin.setdefault(origin, []).append(label)
+    return by_origin
+
+
+def _named(by_origin: Mapping[_Origin, list[int]]) -> list[tuple[str, list[int]]]:
+    """The groups of more than one unit, named after their first producer: "conv", "conv#2"."""
+    named: list[tuple[str, list[int]]] = []
+    counts: dict[str, int] = {}
+    for (layers, _), classes in by_origin.items():
+        first = layers[0]
+        counts[first] = counts.get(first, 0) + 1
+        if len(classes) > 1:
+            named.append((first if counts[first] == 1 else f"{first}#{counts[first]}", classes))
+    return named
+
+
+def _parts(by_layer: Mapping[str, Ids], groups_of: Sequence[Sequence[int]]) -> list[list[Part]]:
+    """The parts of each group among the labels of the layers."""
+    count = 1 + max((int(ids.max(initial=0)) for ids in by_layer.values()), default=0)
     count = max(count, 1 + max((max(classes) for classes in groups_of), default=0))
     group, unit = np.full(count, -1), np.full(count, -1)
     for number, classes in enumerate(groups_of):
         group[classes], unit[classes] = number, np.arange(len(classes))
-    found: list[list[Part]] = [[] for _ in groups_of]
-    for layer, ids in notes.items():
+    parts: list[list[Part]] = [[] for _ in groups_of]
+    for layer, ids in by_layer.items():
         for number in np.unique(group[ids]).tolist():
             if number >= 0:
-                found[number].append(Part(layer, np.where(group[ids] == number, unit[ids], -1)))
-    return found
+                parts[number].append(Part(layer, np.where(group[ids] == number, unit[ids], -1)))
+    return parts
 
 
 def _refused(
     graph: Graph,
-    walk: Walk,
-    made: Mapping[str, Ids],
+    outputs: Mapping[str, Ids],
     reasons: Mapping[int, str],
     found: Sequence[Group],
 ) -> dict[str, str]:
-    """Why the filters of each layer that is in no group stay."""
+    """The reason of each layer that has filters and is in no group."""
     grouped = {part.layer for group in found for part in group.producers}
     refused = {}
     for op in graph.layers():
         if not op.info.has_filters or op.origin is not None or op.name in grouped:
             continue
-        refused[op.name] = _reason(op, made.get(op.name), reasons)
+        refused[op.name] = _reason(op, outputs.get(op.name), reasons)
     return refused
 
 
@@ -236,5 +268,5 @@ def _reason(op: Op, ids: Ids | None, reasons: Mapping[int, str]) -> str:
         )
     if len(ids) == 1:
         return "it has one filter"
-    known = next((reasons[each] for each in ids.tolist() if each in reasons), None)
-    return "its filters all depend on one another" if known is None else known
+    frozen = next((reasons[label] for label in ids.tolist() if label in reasons), None)
+    return "its filters all depend on one another" if frozen is None else frozen

@@ -1,4 +1,4 @@
-"""How much of each layer and tensor is left, as linear functions of the choices made for the groups of filters."""
+"""Kept fractions of layers and tensors, as linear functions of the choices for the groups."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from lrfc.pruning.space import FilterSpace
 
 @dataclass(frozen=True)
 class Share:
-    """``fixed`` + Σ ``by[group][choice]``: between 0 and 1, and 1 where every group keeps all units."""
+    """A kept fraction: ``fixed`` + Σ ``by[group][choice]`` over the groups, between 0 and 1.
+
+    It is 1 where every group keeps all of its units.
+    """
 
     fixed: float
     by: Mapping[str, NDArray[np.float64]]
 
     def at(self, chosen: Mapping[str, int]) -> float:
-        """The share when these choices are made."""
+        """The kept fraction for these choices, an index for each group."""
         return self.fixed + sum(float(values[chosen[group]]) for group, values in self.by.items())
 
 
@@ -31,29 +34,29 @@ WHOLE = Share(1.0, {})
 
 @dataclass(frozen=True)
 class Use:
-    """What is left of an op: of what it reads and of what it makes.
+    """The kept fractions of an op's input and output channels.
 
-    ``carried``: its channels are both at once, as those of a depthwise layer or an addition; then
-    ``made`` is whole.
+    ``channelwise``: its input channels are its output channels, as those of a depthwise layer or
+    an addition; then ``inputs`` is the kept fraction of both, and ``outputs`` is 1.
     """
 
-    read: Share
-    made: Share
-    carried: bool = False
+    inputs: Share
+    outputs: Share
+    channelwise: bool = False
 
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups that the op depends on."""
-        return tuple(dict.fromkeys([*self.read.by, *self.made.by]))
+        return tuple(dict.fromkeys([*self.inputs.by, *self.outputs.by]))
 
 
 class Shares:
-    """The shares of every layer and tensor of a graph."""
+    """The kept fractions of every layer and tensor of a graph."""
 
     def __init__(self, graph: Graph, space: FilterSpace) -> None:
         self._graph, self._space = graph, space
         self._masks = {
-            name: np.array([_units(space.dependencies[name].width, keep.units) for keep in keeps])
+            name: np.array([_mask(space.dependencies[name].width, keep.units) for keep in keeps])
             for name, keeps in space.choices.items()
         }
         self._groups = {
@@ -63,40 +66,44 @@ class Shares:
         }
 
     def of(self, ids: Ids | None) -> Share:
-        """The share of indices with these labels that is left."""
+        """The kept fraction of indices with these labels."""
         if ids is None or not len(ids):
             return WHOLE
-        found: dict[str, list[int]] = {}
+        units: dict[str, list[int]] = {}
         for label in ids.tolist():
             group = self._groups.get(label)
             if group is not None:
-                found.setdefault(group[0], []).append(group[1])
-        by = {name: self._masks[name][:, units].sum(1) / len(ids) for name, units in found.items()}
-        return Share(1 - sum(map(len, found.values())) / len(ids), by)
+                units.setdefault(group[0], []).append(group[1])
+        by = {name: self._masks[name][:, of].sum(1) / len(ids) for name, of in units.items()}
+        return Share(1 - sum(map(len, units.values())) / len(ids), by)
 
     def use(self, op: Op) -> Use:
-        """What is left of an op."""
+        """The kept fractions of an op."""
         if "kernel" not in op.weights:
-            return self._kept(op)
-        name, known = self._graph.calls(op)[0].name, self._space.dependencies
-        if name in known.carried:
-            return Use(self.of(known.carried[name]), WHOLE, carried=True)
-        return Use(self.of(known.read.get(name)), self.of(known.made.get(name)))
+            return self._without_kernel(op)
+        name, dependencies = self._graph.calls(op)[0].name, self._space.dependencies
+        if name in dependencies.channelwise:
+            return Use(self.of(dependencies.channelwise[name]), WHOLE, channelwise=True)
+        return Use(self.of(dependencies.inputs.get(name)), self.of(dependencies.outputs.get(name)))
 
-    def _kept(self, op: Op) -> Use:
-        """What is left of an op without a kernel: of its output, and where that has other channels than its only operand (a padding of channels), of both."""
+    def _without_kernel(self, op: Op) -> Use:
+        """The kept fractions of an op without a kernel, channel-wise with few exceptions.
+
+        One whose only operand has other channels than its output (a padding of channels) is not.
+        """
         operands, labels = self._graph.operands(op.name), self._space.dependencies.labels
         if len(operands) != 1 or np.array_equal(labels[operands[0]].ids, labels[Ref(op.name)].ids):
-            return Use(self.tensor(Ref(op.name)), WHOLE, carried=True)
+            return Use(self.tensor(Ref(op.name)), WHOLE, channelwise=True)
         return Use(self.tensor(operands[0]), self.tensor(Ref(op.name)))
 
     def tensor(self, ref: Ref) -> Share:
-        """What is left of a tensor."""
+        """The kept fraction of a tensor."""
         labels = self._space.dependencies.labels[ref]
         return WHOLE if labels.axis is None else self.of(labels.ids)
 
 
-def _units(width: int, kept: Sequence[int] | Ids) -> NDArray[np.bool_]:
+def _mask(width: int, kept: Sequence[int] | Ids) -> NDArray[np.bool_]:
+    """A mask of the kept units (width,)."""
     mask = np.zeros(width, bool)
     mask[kept] = True
     return mask

@@ -1,4 +1,4 @@
-"""Activation memory as rows of the MILP: at no step may more bytes be alive than there is room for."""
+"""The peak-memory constraint: rows of the MILP that bound the activations alive at each step."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from lrfc.factorization import METHODS
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref, Tensor
-from lrfc.pruning.kept_fractions import Share, Shares
+from lrfc.pruning.kept_fractions import WHOLE, Share, Shares
 from lrfc.search.candidates import Candidate, LayerSpace
 
-#: Columns and values of a row, and what its sum may be at most.
+#: Columns and coefficients of a row, and the upper bound of its sum.
 Row = tuple[list[int], list[float], float]
 
 
 class Layer(Protocol):
-    """A layer's variables: one for each candidate (``chosen``), and one for each candidate together with each choice of a group (``joined``)."""
+    """The variables of a layer, as columns of the MILP.
+
+    ``chosen``: one for each candidate. ``joined``: by candidate and group, one for each choice of
+    that group, which is 1 where both are chosen.
+    """
 
     @property
     def space(self) -> LayerSpace: ...  # noqa: D102
@@ -34,7 +38,7 @@ class Layer(Protocol):
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """``limit``: bytes of activations that may be alive at once, at ``itemsize`` bytes a value."""
+    """A bound of ``limit`` bytes on the activations alive at once, with ``itemsize`` per value."""
 
     itemsize: int
     limit: float
@@ -46,7 +50,11 @@ class PeakMemory:
         keeps: Mapping[str, Sequence[int]],
         layers: Sequence[Layer],
     ) -> Iterator[Row]:
-        """The rows for the steps that may need more than there is room for; see lrfc.costs.memory for what is alive while a layer's stages run."""
+        """The rows of all steps that may exceed the limit.
+
+        ``keeps``: by group, the columns of its choices. lrfc.costs.memory describes which tensors
+        are alive while the factor layers of a layer run.
+        """
         memory = arena(graph, self.itemsize)
         refs = {
             str(Ref(op.name, i)): Ref(op.name, i)
@@ -66,9 +74,9 @@ class PeakMemory:
                 if memory.timeline[op.name] > self.limit:
                     yield alive.row(self.limit)
                 continue
-            yield from self._stages(graph, op, layer, shares, alive, order)
+            yield from self._factor_layers(graph, op, layer, shares, alive, order)
 
-    def _stages(
+    def _factor_layers(
         self,
         graph: Graph,
         op: Op,
@@ -77,25 +85,26 @@ class PeakMemory:
         alive: _Sum,
         order: Mapping[str, int],
     ) -> Iterator[Row]:
+        """Three rows for a layer: its first factor layer, those in the middle, and its last.
+
+        ``alive`` counts the input and the output of the layer. The first factor layer does not
+        have the output yet; after it, the input is freed unless another op reads it later.
+        """
         operand = graph.operands(op.name)[0]
-        read, made = (
+        input_size, output_size = (
             graph.tensor(operand).size * self.itemsize,
             graph.tensors(op.name)[0].size * self.itemsize,
         )
-        inside, outside = shares.tensor(operand), shares.tensor(Ref(op.name))
-        held = operand in graph.outputs or any(
+        input_share, output_share = shares.tensor(operand), shares.tensor(Ref(op.name))
+        read_later = operand in graph.outputs or any(
             order[reader] > order[op.name] for reader, _ in graph.consumers(operand)
         )
-        first, middle, last = (
-            alive.copy(),
-            alive.copy(),
-            alive.copy(),
-        )  # of these, ``alive`` counts what is read and what is made
-        first.add(-made, outside)
-        middle.add(-made, outside)
-        for each in (middle, last):
-            if not held:
-                each.add(-read, inside)
+        first, middle, last = alive.copy(), alive.copy(), alive.copy()
+        first.add(-output_size, output_share)
+        middle.add(-output_size, output_share)
+        if not read_later:
+            middle.add(-input_size, input_share)
+            last.add(-input_size, input_share)
         for number, candidate in enumerate(layer.candidates):
             joined = {
                 group: columns
@@ -103,23 +112,23 @@ class PeakMemory:
                 if index == number
             }
             if candidate.method is None:
-                first.join(made, outside, layer.chosen[number], joined)
+                first.join(output_size, output_share, layer.chosen[number], joined)
                 continue
             between = [size * self.itemsize for size in _between(graph, op, candidate)]
-            share = inside if op.info.is_depthwise else Share(1.0, {})
+            share = input_share if op.info.is_depthwise else WHOLE
             pairs = [a + b for a, b in pairwise(between)]
-            for sum_, size in (
+            for step, size in (
                 (first, between[0]),
                 (middle, max(pairs, default=0)),
                 (last, between[-1]),
             ):
-                sum_.join(size, share, layer.chosen[number], joined)
-        for each in (first, middle, last):
-            yield each.row(self.limit)
+                step.join(size, share, layer.chosen[number], joined)
+        for step in (first, middle, last):
+            yield step.row(self.limit)
 
 
 def _between(graph: Graph, op: Op, candidate: Candidate) -> list[int]:
-    """Values of the tensors between a candidate's stages."""
+    """The numbers of values of the tensors between a candidate's factor layers."""
     assert candidate.method is not None
     tensors: tuple[Tensor, ...] = (graph.input_tensors(op.name)[0],)
     sizes = []
@@ -130,7 +139,7 @@ def _between(graph: Graph, op: Op, candidate: Candidate) -> list[int]:
 
 
 class _Sum:
-    """A constant, and coefficients of columns."""
+    """A linear expression in bytes: a constant and the coefficients of columns."""
 
     def __init__(
         self,
@@ -144,7 +153,7 @@ class _Sum:
         return _Sum(self._keeps, self._constant, self._values)
 
     def add(self, size: float, share: Share) -> None:
-        """That share of so many bytes."""
+        """Add ``size`` bytes, of which a tensor keeps ``share``."""
         self._constant += size * share.fixed
         for group, values in share.by.items():
             for column, value in zip(self._keeps[group], values, strict=True):
@@ -153,11 +162,12 @@ class _Sum:
     def join(
         self, size: float, share: Share, chosen: int, joined: Mapping[str, Sequence[int]]
     ) -> None:
-        """That share of so many bytes, if a candidate is chosen."""
+        """Add ``size`` bytes, of which a tensor keeps ``share``, if a candidate is chosen."""
         self._values[chosen] = self._values.get(chosen, 0.0) + size * share.fixed
         for group, values in share.by.items():
             for column, value in zip(joined.get(group, self._keeps[group]), values, strict=True):
                 self._values[column] = self._values.get(column, 0.0) + size * float(value)
 
     def row(self, limit: float) -> Row:
+        """The row that bounds the expression by ``limit``."""
         return list(self._values), list(self._values.values()), limit - self._constant

@@ -1,13 +1,11 @@
-"""Ranks and filters chosen together: one mixed-integer program over the candidates of every layer and the units that every group keeps."""
+"""One MILP over the candidates of every layer and the units that every dependency group keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, product
 from math import prod
-from operator import attrgetter
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,17 @@ from scipy.sparse import csr_array
 
 from lrfc.costs.arena import arena
 from lrfc.errors import BudgetError
-from lrfc.ir import ops
 from lrfc.ir.graph import Graph
+from lrfc.pruning.choices import (
+    Variables,
+    cost_added,
+    cost_at,
+    cost_interaction,
+    other_spaces,
+    others,
+    pruned,
+    thinned,
+)
 from lrfc.pruning.costs import QUANTITIES, Cost, apart, costs
 from lrfc.pruning.kept_fractions import Shares, Use
 from lrfc.pruning.memory import PeakMemory
@@ -27,50 +34,33 @@ from lrfc.search import allocate as exact
 from lrfc.search.candidates import Candidate, LayerSpace, pareto
 from lrfc.search.pricing import Prices
 
-#: Candidates of a layer that are weighed: the product of ranks and filters is large, and close
-#: ranks differ little.
-CANDIDATES = 16
-#: What the optimum may be missed by, relative, and seconds that one program may take.
+#: The relative gap to the optimum at which the solver stops, and its time limit in seconds.
 GAP, SECONDS = 1e-3, 60.0
 #: Most combinations of the choices of groups that meet in an op.
 COMBINATIONS = 200
-#: Programmes that are solved at most until a limit on the time is kept.
+#: Most MILPs that are solved until a latency limit is met.
 TURNS = 6
 
 
 class UnsolvedError(BudgetError):
-    """Not a single choice was found in time; there may be one."""
+    """The solver found no feasible solution in time; one may exist."""
 
 
 @dataclass(frozen=True)
 class Joint:
-    """The choice of every layer, at the costs that it has between what is left of its neighbours, and of every group that loses units.
+    """The candidate of every layer, with its costs after pruning, and the groups that lose units.
 
-    ``beside``: what everything costs that has no choice of its own.
+    ``pruned_cost``: by quantity, the cost of the ops without candidates of their own, after
+    pruning.
     """
 
     chosen: tuple[Candidate, ...]
     keeps: Mapping[str, Keep]
-    beside: Mapping[str, float]
+    pruned_cost: Mapping[str, float]
 
     def cost(self, quantity: str) -> float:
-        """The MACs, parameters or time of all of it."""
-        return self.beside[quantity] + float(sum(getattr(c, quantity) for c in self.chosen))
-
-
-@dataclass(frozen=True, eq=False)
-class Variables:
-    """A layer's columns in the MILP; see lrfc.pruning.memory.Layer.
-
-    ``costs``: of each candidate.
-    """
-
-    space: LayerSpace
-    use: Use
-    candidates: Sequence[Candidate]
-    costs: Sequence[Mapping[str, Cost]]
-    chosen: Sequence[int]
-    joined: Mapping[tuple[int, str], Sequence[int]]
+        """The total MACs, parameters or latency."""
+        return self.pruned_cost[quantity] + float(sum(getattr(c, quantity) for c in self.chosen))
 
 
 def allocate(
@@ -79,63 +69,81 @@ def allocate(
     filters: FilterSpace,
     limits: Mapping[str, float],
     minimise: str = "divergence",
-    rooms: Sequence[PeakMemory] = (),
+    peak_memory: Sequence[PeakMemory] = (),
     prices: Prices | None = None,
 ) -> Joint:
-    """The candidate of each layer and the units of each group that together have the least ``minimise``, with each limited quantity within its limit.
+    """The candidates and kept units with the minimum of one quantity within all limits.
 
-    ``limits``: bounds on 'macs', 'params', 'latency' or 'divergence', summed over these layers and all
-    else that loses channels with them. ``rooms``: activation memory. ``prices``: what ops take, at
-    any width; without them time follows the MACs. A factorized layer's MACs are linear in what is
-    left of its inputs and outputs, for given ranks: its first stage reads, its last stage makes. A
-    whole layer's are their product. Both are exact in the MILP, and so is the time of an op
-    between two groups: for each pair of choices there is a variable whose margins are the choices
-    (the local polytope of a pairwise model), so only the choices themselves need to be integers.
-    BudgetError when nothing is within, UnsolvedError when nothing was found in time.
+    ``limits``: upper bounds on 'macs', 'params', 'latency' or 'divergence', summed over these
+    layers and the ops that are pruned with them. ``peak_memory``: bounds on the activations alive
+    at once. ``prices``: latencies of ops at any width; without them the latency is proportional to
+    the MACs.
+
+    For given ranks, the MACs of a factorized layer are linear in the kept fractions of its inputs
+    (first factor layer) and outputs (last factor layer). Those of an unfactorized layer are the
+    product of both. The MILP represents both exactly, and so the latency of an op between two
+    groups: each pair of choices has a variable whose margins are the choices (the local polytope
+    of a pairwise model), so that only the choices themselves need to be integers.
+
+    BudgetError if there is no solution, UnsolvedError if none was found in time.
     """
-    return _Programme(
-        graph, spaces, filters, rooms, _alone(graph, spaces, limits, minimise, prices), prices
-    ).solved(limits, minimise)
+    unpruned = _best_unpruned(graph, spaces, limits, minimise, prices)
+    program = Program(graph, spaces, filters, peak_memory, unpruned, prices)
+    return program.solve(limits, minimise)
 
 
-def least_room(
+def least_peak_memory(
     graph: Graph, spaces: Sequence[LayerSpace], filters: FilterSpace, itemsize: int
 ) -> float:
-    """The fewest bytes of activations, at ``itemsize`` bytes a value, that ranks and filters together leave alive at once."""
-    return _Programme(graph, spaces, filters, (), frozenset(), None).least_room(itemsize)
+    """The least peak memory of activations in bytes that ranks and filters reach together.
+
+    A value has ``itemsize`` bytes.
+    """
+    return Program(graph, spaces, filters, (), frozenset(), None).least_peak_memory(itemsize)
 
 
-def _alone(
+def _best_unpruned(
     graph: Graph,
     spaces: Sequence[LayerSpace],
     limits: Mapping[str, float],
     minimise: str,
     prices: Prices | None,
 ) -> frozenset[Candidate]:
-    """The candidates that are best without cutting any filters: always weighed, so that cutting is never worse."""
-    outside = others(graph, spaces, prices)
+    """The optimal candidates without pruning; none if no candidates are within the limits.
+
+    They are always part of the MILP, so that pruning never makes its optimum worse.
+    """
+    other_costs = others(graph, spaces, prices)
+    remaining = {
+        quantity: limit - other_costs.get(quantity, 0) for quantity, limit in limits.items()
+    }
     try:
-        own = {quantity: limit - outside.get(quantity, 0) for quantity, limit in limits.items()}
         return frozenset(
-            exact.allocate([pareto(space.candidates) for space in spaces], own, minimise)
+            exact.allocate([pareto(space.candidates) for space in spaces], remaining, minimise)
         )
     except BudgetError:
         return frozenset()
 
 
-class _Programme:
+class Program:
+    """The MILP, built column by column and row by row.
+
+    ``always``: candidates that are not dropped, however many a layer has. ``costs``: the
+    coefficient of every variable, by quantity.
+    """
+
     def __init__(
         self,
         graph: Graph,
         spaces: Sequence[LayerSpace],
         filters: FilterSpace,
-        rooms: Sequence[PeakMemory],
+        peak_memory: Sequence[PeakMemory],
         always: frozenset[Candidate],
         prices: Prices | None,
     ) -> None:
         self._graph, self._filters, self._always, self._prices = graph, filters, always, prices
-        self._costs: dict[str, list[float]] = {
-            name: [] for name in (*QUANTITIES, "divergence", "room")
+        self.costs: dict[str, list[float]] = {
+            name: [] for name in (*QUANTITIES, "divergence", "peak_memory")
         }
         self._integer: list[int] = []
         self._rows: list[tuple[list[int], list[float], float, float]] = []
@@ -149,16 +157,17 @@ class _Programme:
         self._own = [self._layer(space, self._shares.use(space.op)) for space in spaces]
         self._others = [
             self._layer(space, self._shares.use(space.op))
-            for space in _others(graph, spaces, prices)
+            for space in other_spaces(graph, spaces, prices)
         ]
-        for room in rooms:
-            for columns, values, limit in room.rows(graph, self._shares, self._keeps, self._own):
+        for bound in peak_memory:
+            for columns, values, limit in bound.rows(graph, self._shares, self._keeps, self._own):
                 self._rows.append((columns, values, -np.inf, limit))
 
     # -- variables ---------------------------------------------------------------------------------
 
     def _add(self, costs: Mapping[str, float], *, integer: bool = False) -> int:
-        for name, values in self._costs.items():
+        """Add a variable, and return its column."""
+        for name, values in self.costs.items():
             values.append(costs.get(name, 0.0))
         self._integer.append(int(integer))
         return len(self._integer) - 1
@@ -166,117 +175,130 @@ class _Programme:
     def _row(
         self, columns: Sequence[int], low: float, high: float, minus: Sequence[int] = ()
     ) -> None:
+        """Add the row low ≤ Σ columns − Σ minus ≤ high."""
         self._rows.append(
             ([*columns, *minus], [1.0] * len(columns) + [-1.0] * len(minus), low, high)
         )
 
     def _layer(self, space: LayerSpace, use: Use) -> Variables:
-        candidates = _thinned(space, self._always)
-        found = [
+        """Add the variables of a layer and the rows that tie them to the choices of its groups."""
+        candidates = thinned(space, self._always)
+        by_candidate = [
             costs(self._graph, space, candidate, use, self._prices) for candidate in candidates
         ]
         chosen: list[int] = []
-        parts: dict[tuple[int, str], list[int]] = {}
-        for number, (candidate, cost) in enumerate(zip(candidates, found, strict=True)):
+        joined: dict[tuple[int, str], list[int]] = {}
+        for number, (candidate, cost) in enumerate(zip(candidates, by_candidate, strict=True)):
             chosen.append(
-                self._add(_at(cost, use) | {"divergence": candidate.divergence}, integer=True)
+                self._add(cost_at(cost, use) | {"divergence": candidate.divergence}, integer=True)
             )
             for name in use.groups:
-                parts[number, name] = [self._add({}) for _ in self._keeps[name]]
-                self._row(parts[number, name], 0, 0, [chosen[-1]])
-            sides = apart(candidate, use) and not use.read.by.keys() & use.made.by.keys()
-            for names in [use.read.by, use.made.by] if sides else [use.groups]:
-                self._together(cost, use, {name: parts[number, name] for name in names})
+                joined[number, name] = [self._add({}) for _ in self._keeps[name]]
+                self._row(joined[number, name], 0, 0, [chosen[-1]])
+            sides = apart(candidate, use) and not use.inputs.by.keys() & use.outputs.by.keys()
+            for names in [use.inputs.by, use.outputs.by] if sides else [use.groups]:
+                self._add_joint_cost(cost, use, {name: joined[number, name] for name in names})
         self._row(chosen, 1, 1)
         for name in use.groups:
             for k, keep in enumerate(self._keeps[name]):
                 self._row(
-                    [parts[number, name][k] for number in range(len(candidates))], 0, 0, [keep]
+                    [joined[number, name][k] for number in range(len(candidates))], 0, 0, [keep]
                 )
-        return Variables(space, use, candidates, found, chosen, parts)
+        return Variables(space, use, candidates, by_candidate, chosen, joined)
 
-    def _together(
+    def _add_joint_cost(
         self, cost: Mapping[str, Cost], use: Use, margins: Mapping[str, Sequence[int]]
     ) -> None:
-        """What the choices of some groups add to the cost: a variable for each combination of them, whose margins are the choices.
+        """Add the cost of the choices of some groups: a variable for each combination of them.
 
-        Of many groups the combinations are too many: then those of one that is read with one that
-        is made. That is exact for products of both shares, as MACs are, and near for times.
+        ``margins``: by group, the columns of its choices. Many groups have too many combinations.
+        Then there is a variable for each pair of choices of an input group and an output group,
+        which is exact for products of both kept fractions (MACs), and close for latencies.
         """
         if prod(len(columns) for columns in margins.values()) <= COMBINATIONS:
-            self._table(margins, lambda chosen: _added(cost, use, chosen))
+            self._add_table(margins, lambda chosen: cost_added(cost, use, chosen))
             return
         for name, columns in margins.items():
-            self._table({name: columns}, lambda chosen: _added(cost, use, chosen))
+            self._add_table({name: columns}, lambda chosen: cost_added(cost, use, chosen))
         for one, other in combinations(margins, 2):
-            if (one in use.read.by and other in use.made.by) or (
-                other in use.read.by and one in use.made.by
+            if (one in use.inputs.by and other in use.outputs.by) or (
+                other in use.inputs.by and one in use.outputs.by
             ):
-                self._table(
+                self._add_table(
                     {name: margins[name] for name in (one, other)},
-                    lambda chosen: _beyond(cost, use, chosen),
+                    lambda chosen: cost_interaction(cost, use, chosen),
                 )
 
-    def _table(
+    def _add_table(
         self,
         margins: Mapping[str, Sequence[int]],
         costs: Callable[[Mapping[str, int]], Mapping[str, float]],
     ) -> None:
-        """A variable for each combination of choices, at what it costs; for one group those that there are."""
+        """Add a variable for each combination of choices, with its cost and its margins.
+
+        For a single group, the cost is added to the columns of its choices instead.
+        """
         if len(margins) == 1:
             ((name, columns),) = margins.items()
             for k, column in enumerate(columns):
                 for quantity, value in costs({name: k}).items():
-                    self._costs[quantity][column] += value
+                    self.costs[quantity][column] += value
             return
         sums: dict[int, list[int]] = {
             column: [] for columns in margins.values() for column in columns
         }
-        for each in product(*(range(len(columns)) for columns in margins.values())):
-            added = self._add(costs(dict(zip(margins, each, strict=True))))
-            for k, columns in zip(each, margins.values(), strict=True):
-                sums[columns[k]].append(added)
+        for choices in product(*(range(len(columns)) for columns in margins.values())):
+            variable = self._add(costs(dict(zip(margins, choices, strict=True))))
+            for k, columns in zip(choices, margins.values(), strict=True):
+                sums[columns[k]].append(variable)
         for column, parts in sums.items():
             self._row(parts, 0, 0, [column])
 
     # -- solving -----------------------------------------------------------------------------------
 
-    def least_room(self, itemsize: int) -> float:
-        """What bounds every step's bytes is a variable of its own, a share of what the original needs."""
-        whole = max(arena(self._graph, itemsize).timeline.values())
-        share = self._add({"room": float(whole)})
+    def least_peak_memory(self, itemsize: int) -> float:
+        """The least peak memory in bytes.
+
+        A new variable bounds every step, as a fraction of the original's peak memory.
+        """
+        original = float(max(arena(self._graph, itemsize).timeline.values()))
+        fraction = self._add({"peak_memory": original})
         for columns, values, limit in PeakMemory(itemsize, 0).rows(
             self._graph, self._shares, self._keeps, self._own
         ):
-            self._rows.append(([*columns, share], [*values, -float(whole)], -np.inf, limit))
-        return float(whole * self._optimum({}, "room")[share])
+            self._rows.append(([*columns, fraction], [*values, -original], -np.inf, limit))
+        return float(original * self.optimum({}, "peak_memory")[fraction])
 
-    def solved(self, limits: Mapping[str, float], minimise: str) -> Joint:
-        """What the optimum chooses.
+    def solve(self, limits: Mapping[str, float], minimise: str) -> Joint:
+        """The solution within the limits, also within that on the latency.
 
-        Where three groups meet in an op, the MILP only nears its time: then the limit is
-        lowered until the choice keeps it, or comes no nearer.
+        Where three groups meet in an op, the MILP only approximates its latency. Then the limit in
+        the MILP is tightened until the solution meets the real one, at most ``TURNS`` times.
         """
         limit = limits.get("latency", np.inf)
-        best = found = self._chosen(limits, minimise)
-        asked = kept = limit
+        best = solution = self.solution(limits, minimise)
+        tightened = feasible = limit
         for _ in range(TURNS):
-            if found.cost("latency") <= limit * (1 + 1e-6):
-                return found
-            asked = asked * limit / found.cost("latency") if asked == kept else (asked + kept) / 2
+            latency = solution.cost("latency")
+            if latency <= limit * (1 + 1e-6):
+                return solution
+            tightened = (
+                tightened * limit / latency if tightened == feasible else (tightened + feasible) / 2
+            )
             try:
-                found = self._chosen({**limits, "latency": asked}, minimise)
-            except BudgetError:  # by the MILP's own account; somewhat more may do
+                solution = self.solution({**limits, "latency": tightened}, minimise)
+            except BudgetError:  # too tight for the MILP: try a limit in the middle
                 continue
-            kept = asked
-            best = min(best, found, key=lambda each: each.cost("latency"))
+            feasible = tightened
+            best = min(best, solution, key=lambda joint: joint.cost("latency"))
         return best
 
-    def _chosen(self, limits: Mapping[str, float], minimise: str) -> Joint:
-        chosen = self._optimum(limits, minimise)
-        at = {name: int(np.argmax(chosen[columns])) for name, columns in self._keeps.items()}
+    def solution(self, limits: Mapping[str, float], minimise: str) -> Joint:
+        """The choices at the optimum, with their costs."""
+        values = self.optimum(limits, minimise)
+        at = {name: int(np.argmax(values[columns])) for name, columns in self._keeps.items()}
         own, others = (
-            [_between(layer, int(np.argmax(chosen[layer.chosen])), at) for layer in layers]
+            [pruned(layer, int(np.argmax(values[layer.chosen])), at) for layer in layers]
             for layers in (self._own, self._others)
         )
         keeps = {
@@ -288,30 +310,20 @@ class _Programme:
             {quantity: float(sum(getattr(c, quantity) for c in others)) for quantity in QUANTITIES},
         )
 
-    def _optimum(self, limits: Mapping[str, float], minimise: str) -> NDArray[np.float64]:
-        """The value of every variable."""
-        count = len(self._integer)
-        costs = {name: np.array(values) for name, values in self._costs.items()}
+    def optimum(self, limits: Mapping[str, float], minimise: str) -> NDArray[np.float64]:
+        """The value of every variable at the optimum.
+
+        BudgetError if there is no solution, UnsolvedError if none was found in time.
+        """
+        costs = {name: np.array(values) for name, values in self.costs.items()}
         goal = costs[minimise] / max(float(costs[minimise].max()), 1e-30)
         tie = costs["macs"] + costs["params"]
         objective = 1e6 * (goal + 1e-9 * tie / max(float(np.abs(tie).sum()), 1))
-        data, rows, columns, low, high = [], [], [], [], []
-        for number, (places, values, least, most) in enumerate(self._rows):
-            unit = max(map(abs, values), default=0) or 1.0 if np.isinf(least) else 1.0
-            data += [value / unit for value in values]
-            rows += [number] * len(places)
-            columns += places
-            low.append(least / unit)
-            high.append(most / unit)
-        constraints = [
-            LinearConstraint(
-                csr_array((data, (rows, columns)), shape=(len(self._rows), count)), low, high
-            )
-        ]
+        constraints = [self._constraint()]
         for quantity, limit in limits.items():
             if not limit > 0:
                 raise BudgetError(f"the {quantity} budget cannot be met")
-            # HiGHS keeps a limit within a relative 1e-6 of it: a budget is a promise.
+            # HiGHS allows a relative violation of 1e-6, a budget none.
             constraints.append(LinearConstraint(costs[quantity][None] / limit, -np.inf, 1 - 2e-6))
         options: dict[str, Any] = {"mip_rel_gap": GAP, "time_limit": SECONDS}
         result = milp(
@@ -321,104 +333,28 @@ class _Programme:
             constraints=constraints,
             options=options,
         )
+        budgets = " and ".join(limits) or "memory"
         if result.x is None and result.status == 1:
             raise UnsolvedError(
-                f"no choice of ranks and filters within the {' and '.join(limits) or 'memory'}"
-                f" budgets was found in {SECONDS:g} s"
+                f"no choice of ranks and filters within the {budgets} budgets was found in"
+                f" {SECONDS:g} s"
             )
         if result.x is None:
-            raise BudgetError(
-                f"the {' and '.join(limits) or 'memory'} budgets cannot be met by ranks and filters"
-                " together"
-            )
+            raise BudgetError(f"the {budgets} budgets cannot be met by ranks and filters together")
         return np.asarray(result.x)
 
-
-def _at(
-    cost: Mapping[str, Cost], use: Use, chosen: Mapping[str, int] = MappingProxyType({})
-) -> dict[str, float]:
-    """What it costs with these choices, and the first one for all other groups."""
-    read, made = (
-        use.read.at({**dict.fromkeys(use.read.by, 0), **chosen}),
-        use.made.at({**dict.fromkeys(use.made.by, 0), **chosen}),
-    )
-    return {q: each(read, made) for q, each in cost.items()}
-
-
-def _added(cost: Mapping[str, Cost], use: Use, chosen: Mapping[str, int]) -> dict[str, float]:
-    """What these choices add to the cost with all first ones."""
-    base = _at(cost, use)
-    return {q: value - base[q] for q, value in _at(cost, use, chosen).items()}
+    def _constraint(self) -> LinearConstraint:
+        """All rows; those without a lower bound are scaled to a largest coefficient of 1."""
+        data, rows, columns, low, high = [], [], [], [], []
+        for number, (row_columns, values, least, most) in enumerate(self._rows):
+            unit = max(map(abs, values), default=0) or 1.0 if np.isinf(least) else 1.0
+            data += [value / unit for value in values]
+            rows += [number] * len(row_columns)
+            columns += row_columns
+            low.append(least / unit)
+            high.append(most / unit)
+        shape = (len(self._rows), len(self._integer))
+        return LinearConstraint(csr_array((data, (rows, columns)), shape=shape), low, high)
 
 
-def _beyond(cost: Mapping[str, Cost], use: Use, chosen: Mapping[str, int]) -> dict[str, float]:
-    """What two choices together add beyond what each of them does."""
-    one, other = ({name: k} for name, k in chosen.items())
-    alone = _added(cost, use, one), _added(cost, use, other)
-    return {q: value - alone[0][q] - alone[1][q] for q, value in _added(cost, use, chosen).items()}
-
-
-def others(
-    graph: Graph, spaces: Sequence[LayerSpace], prices: Prices | None = None
-) -> dict[str, float]:
-    """MACs, parameters and time of what has no choice of its own, but loses what its neighbours lose."""
-    found = [space.whole for space in _others(graph, spaces, prices)]
-    return {quantity: float(sum(getattr(c, quantity) for c in found)) for quantity in QUANTITIES}
-
-
-def _others(graph: Graph, spaces: Sequence[LayerSpace], prices: Prices | None) -> list[LayerSpace]:
-    """The other layers with weights, and where ops have prices all that takes time."""
-    known = {call for space in spaces for call in space.calls}
-    found = []
-    for op in graph:
-        calls = tuple(call.name for call in graph.calls(op)) if op.weights else (op.name,)
-        if op.name in known or op.name != calls[0]:
-            continue
-        # A BatchNorm is folded into the layer before it; which of them are not is not known here.
-        params = 0 if op.kind == "BatchNormalization" or op.origin is not None else op.params
-        macs = (
-            sum(
-                ops.macs(graph.op(call), graph.input_tensors(call), graph.tensors(call))
-                for call in calls
-            )
-            if op.origin is None
-            else 0
-        )
-        time = 0.0 if prices is None else prices.time(calls)
-        if params or macs or time:
-            found.append(
-                LayerSpace(op, calls, (Candidate(op.name, None, (), params, macs, latency=time),))
-            )
-    return found
-
-
-def _thinned(space: LayerSpace, always: frozenset[Candidate]) -> list[Candidate]:
-    """The layer as it is, and of its candidates that no other one beats an even choice along their MACs.
-
-    Besides those that are always weighed, and the least in each quantity: what can be reached has
-    to be.
-    """
-    good = [c for c in pareto(space.candidates) if c.method is not None]
-    good.sort(key=lambda c: (c.macs, c.params))
-    if len(good) > CANDIDATES:
-        even = {id(good[round(i)]) for i in np.linspace(0, len(good) - 1, CANDIDATES)}
-        even |= {id(min(good, key=attrgetter(quantity))) for quantity in QUANTITIES}
-        good = [c for c in good if id(c) in even or c in always]
-    return [*([] if space.excluded else [space.whole]), *good]
-
-
-def _between(layer: Variables, number: int, at: Mapping[str, int]) -> Candidate:
-    """A candidate at the costs that it has when these choices are made."""
-    found = {
-        q: cost(layer.use.read.at(at), layer.use.made.at(at))
-        for q, cost in layer.costs[number].items()
-    }
-    return replace(
-        layer.candidates[number],
-        macs=round(found["macs"]),
-        params=round(found["params"]),
-        latency=found["latency"],
-    )
-
-
-__all__ = ["Joint", "UnsolvedError", "allocate", "least_room", "others"]
+__all__ = ["Joint", "Program", "UnsolvedError", "allocate", "least_peak_memory", "others"]

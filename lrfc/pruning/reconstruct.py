@@ -1,4 +1,4 @@
-"""How well the layers that read a group could make up for each of its units: backward elimination on the covariance of what they read."""
+"""Greedy elimination of a group's units by the reconstruction error of its consumers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from lrfc.factorization.norms import input_grams, input_rows
 from lrfc.pruning.compensate import patch_rows
 from lrfc.pruning.labels import Ids
 
-#: The share of the units left that goes at once: between two updates, the units are taken for
-#: independent.
+#: The fraction of the remaining units that is removed at once: between two updates, the costs of
+#: the units are treated as independent.
 STEP = 1 / 24
-#: Values that a chunk of units takes while it is scored.
+#: Most values in memory while a chunk of units is scored.
 CHUNK = 1 << 22
 
 
 @dataclass(eq=False)
 class Block:
-    """One group of one consumer: ``rows[u]`` are unit u's rows, ``inverse`` (D, D) of what is left of the covariance, ``matrix`` (D, T) the refitted weights."""
+    """The remaining inputs of one convolution group of one consumer.
+
+    ``rows[u]`` are the rows of unit u, ``inverse`` (D, D) is the inverse of their covariance,
+    ``matrix`` (D, T) has the refitted weights, and ``energy`` is that of the consumer's output.
+    """
 
     rows: list[Ids]
     inverse: Array
@@ -33,13 +37,16 @@ class Block:
     energy: float
 
     def costs(self, units: Ids) -> Array:
-        """What removing each unit alone adds to the error of the refitted response: tr(W_uᵀ·(P_uu)⁻¹·W_u) with P the inverse covariance."""
+        """The error of the refitted output that the removal of each unit alone adds.
+
+        tr(W_uᵀ·(P_uu)⁻¹·W_u), with P the inverse covariance, relative to ``energy``.
+        """
         cost = np.zeros(len(units))
         sizes = np.array([len(self.rows[u]) for u in units])
         for size in np.unique(sizes[sizes > 0]):
-            alike = np.flatnonzero(sizes == size)
+            same_size = np.flatnonzero(sizes == size)
             step = max(1, CHUNK // (int(size) * max(int(size), self.matrix.shape[1])))
-            for chunk in np.split(alike, range(step, len(alike), step)):
+            for chunk in np.split(same_size, range(step, len(same_size), step)):
                 rows = np.stack([self.rows[u] for u in units[chunk]])
                 weights = self.matrix[rows]
                 inner = self.inverse[rows[:, :, None], rows[:, None, :]]
@@ -47,31 +54,35 @@ class Block:
         return cost / self.energy
 
     def remove(self, units: Ids) -> float:
-        """Take units out, let the rest make up for them, and give the error that this adds (optimal brain surgeon, block by block)."""
+        """Remove units, refit the others, and return the error that this adds.
+
+        This is optimal brain surgeon by blocks.
+        """
         rows = np.concatenate([self.rows[u] for u in units])
         if not len(rows):
             return 0.0
         weights, across = self.matrix[rows], self.inverse[rows]
         solved = solve_positive(across[:, rows], np.concatenate([weights, across], axis=1))
-        answer = solved[:, : weights.shape[1]]
-        self.matrix -= across.T @ answer
+        solution = solved[:, : weights.shape[1]]
+        self.matrix -= across.T @ solution
         self.inverse -= across.T @ solved[:, weights.shape[1] :]
         for unit in units:
             self.rows[unit] = self.rows[unit][:0]
         self._compact()
-        return float(np.vdot(weights, answer)) / self.energy
+        return float(np.vdot(weights, solution)) / self.energy
 
     def _compact(self) -> None:
-        """Drop the rows that are gone, once they are a quarter."""
-        left = np.sort(np.concatenate(self.rows))
-        if len(left) > 0.75 * len(self.matrix):
+        """Drop the removed rows once they are a quarter of all."""
+        remaining = np.sort(np.concatenate(self.rows))
+        if len(remaining) > 0.75 * len(self.matrix):
             return
-        self.matrix, self.inverse = self.matrix[left], self.inverse[np.ix_(left, left)]
-        self.rows = [np.searchsorted(left, rows) for rows in self.rows]
+        self.matrix = self.matrix[remaining]
+        self.inverse = self.inverse[np.ix_(remaining, remaining)]
+        self.rows = [np.searchsorted(remaining, rows) for rows in self.rows]
 
 
 def blocks(layout: Layout, statistics: Statistics, units: Ids, width: int) -> Iterator[Block]:
-    """The blocks of one consumer; ``units`` says which unit each input channel belongs to."""
+    """The blocks of one consumer; ``units`` is the unit of each input channel (``Part.units``)."""
     table, matrix = patch_rows(layout, units), layout.matrix(layout.tensor())
     grams = input_grams(layout, statistics)
     energy = max(
@@ -83,9 +94,8 @@ def blocks(layout: Layout, statistics: Statistics, units: Ids, width: int) -> It
     )
     for group, gram in enumerate(grams):
         weights = matrix[group]
-        if (
-            weights.shape[1] > weights.shape[0]
-        ):  # only W·Wᵀ counts, and a square factor of it is smaller
+        if weights.shape[1] > weights.shape[0]:
+            # Costs depend on W·Wᵀ alone, and its square factor is smaller than W.
             weights = np.asarray(np.linalg.qr(weights.T, mode="r")).T
         yield Block(
             _rows(table[group], width),
@@ -96,43 +106,50 @@ def blocks(layout: Layout, statistics: Statistics, units: Ids, width: int) -> It
 
 
 def _rows(table: Ids, width: int) -> list[Ids]:
+    """The rows of each unit, where ``table`` has the unit of each row."""
     order = np.argsort(table, kind="stable")
     ends = np.searchsorted(table[order], np.arange(width + 1))
     return [order[start:end] for start, end in pairwise(ends)]
 
 
 def wide_costs(layout: Layout, statistics: Statistics, units: Ids, width: int) -> Array:
-    """The costs of removing each unit alone, where the covariance is given by its rows: P_uu = (I − X_uᵀ·M·X_u)/ρ with M = (X·Xᵀ + ρI)⁻¹."""
+    """The costs of removing each unit alone, for a covariance that is given by its samples X.
+
+    P_uu = (I − X_uᵀ·M·X_u)/ρ with M = (X·Xᵀ + ρI)⁻¹.
+    """
     assert isinstance(statistics.covariance, LowRank)
     covariance, matrix = input_rows(layout, statistics), layout.matrix(layout.tensor())[0]
     outer = covariance.rows @ covariance.rows.T
     outer[np.diag_indices(len(outer))] += covariance.ridge
-    seen = solve_positive(outer, covariance.rows)
+    solved = solve_positive(outer, covariance.rows)
     cost = np.zeros(width)
     for unit, rows in enumerate(_rows(units, width)):
         if len(rows):
             inner = (
-                np.eye(len(rows)) - covariance.rows[:, rows].T @ seen[:, rows]
+                np.eye(len(rows)) - covariance.rows[:, rows].T @ solved[:, rows]
             ) / covariance.ridge
             cost[unit] = np.vdot(matrix[rows], solve_positive(inner, matrix[rows]))
     return cost / max(float(np.vdot(matrix, covariance @ matrix)), 1e-30)
 
 
-def eliminate(found: Sequence[Block], width: int, alone: Array) -> NDArray[np.float64]:
-    """The relative error of the consumers' responses, summed over them, at which each unit goes when the cheapest goes first.
+def eliminate(consumers: Sequence[Block], width: int, independent: Array) -> NDArray[np.float64]:
+    """The error at which each unit is removed, when the cheapest units are removed first.
 
-    ``alone`` (width,) are further costs that do not change with what is gone.
+    It is the relative error of the outputs, summed over the consumers. ``independent`` (width,)
+    are further costs, which do not depend on the units that are removed.
     """
-    left, reached = np.arange(width), 0.0
-    score = np.zeros(width)
-    while len(left):
-        costs = alone[left] + sum(block.costs(left) for block in found)
-        count = max(1, int(len(left) * STEP))
+    remaining, error = np.arange(width), 0.0
+    scores = np.zeros(width)
+    while len(remaining):
+        costs = independent[remaining] + sum(block.costs(remaining) for block in consumers)
+        count = max(1, int(len(remaining) * STEP))
         order = np.argsort(costs, kind="stable")[:count]
-        gone = left[order]
-        added = float(alone[gone].sum()) + sum(block.remove(gone) for block in found)
-        share = np.cumsum(costs[order]) / max(float(costs[order].sum()), 1e-300)
-        score[gone] = reached + max(added, 0.0) * share
-        reached += max(added, 0.0)
-        left = np.delete(left, order)
-    return score
+        removed = remaining[order]
+        added = float(independent[removed].sum()) + sum(
+            block.remove(removed) for block in consumers
+        )
+        fraction = np.cumsum(costs[order]) / max(float(costs[order].sum()), 1e-300)
+        scores[removed] = error + max(added, 0.0) * fraction
+        error += max(added, 0.0)
+        remaining = np.delete(remaining, order)
+    return scores

@@ -1,4 +1,4 @@
-"""Selection of a method, ranks and filters for all layers at once, exactly, within budgets."""
+"""Exact selection of methods, ranks and filters for all layers at once, within budgets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from lrfc.search.facts import DesignSpace, Price, costs
 from lrfc.search.pricing import Prices
 from lrfc.state import State
 
-#: What a selection can minimise: the predicted output divergence, MACs, parameters or latency.
+#: The quantities that a selection can minimise.
 Minimised = Literal["divergence", "macs", "params", "latency"]
-#: Why a layer is not factorized that could be.
+#: Reasons why a factorizable layer is not factorized.
 NOT_WORTH = "within the budgets, no factorization of it is worth its effect on the output"
 LEFT_ASIDE = "methods were left aside: filters alone are cut, as with --prune only"
-#: An error names at most this many layers whose filters stay; each has this share of the whole.
+#: Most layers that an error lists because their filters stay, and the least fraction of the whole
+#: that such a layer has.
 NAMED, LARGE = 3, 0.02
 
 
@@ -31,11 +32,11 @@ NAMED, LARGE = 3, 0.02
 class Constraints:
     """Budgets of a selection, and the quantity that it minimises.
 
-    ``minimise``: the predicted output divergence ('divergence'), MACs, parameters or predicted latency.
-    ``max_divergence`` bounds the divergence. ``max_latency`` is in milliseconds; it and 'latency' need
-    a fact ``Price``. ``methods`` narrows the candidates to some methods. Where the filters were
-    explored, and ``prune`` is not False, the same MILP decides which units each group keeps; then
-    ``rooms`` bound the activation memory.
+    ``minimise``: the predicted divergence, MACs, parameters or predicted latency.
+    ``max_divergence``: the highest predicted divergence. ``max_latency`` is in milliseconds; it
+    and 'latency' need the fact ``Price``. ``methods``: the methods to choose from, None for all.
+    With a ``FilterSpace``, and unless ``prune`` is False, the same MILP selects the units that
+    each group keeps; then ``peak_memory`` bounds the activations alive at once.
     """
 
     max_macs: Budget | None = None
@@ -45,13 +46,13 @@ class Constraints:
     max_divergence: float | None = None
     minimise: Minimised = "divergence"
     prune: bool = True
-    rooms: tuple[PeakMemory, ...] = ()
+    peak_memory: tuple[PeakMemory, ...] = ()
 
 
 def select(state: State, constraints: Constraints) -> Selection:
     """The best selection from the state's DesignSpace (and FilterSpace) within the constraints.
 
-    BudgetError when a budget cannot be met.
+    BudgetError if a budget cannot be met.
     """
     if constraints.methods is not None:
         state = state.with_fact(state.fact(DesignSpace).narrowed(constraints.methods))
@@ -68,33 +69,33 @@ def _ranks(state: State, constraints: Constraints) -> Selection:
     spaces = state.fact(DesignSpace).spaces
     limits = _limits(state, constraints)
     chosen = allocate([pareto(s.candidates) for s in spaces], limits, constraints.minimise)
-    found = milp.Joint(chosen, {}, {})
-    return _selection(state, constraints, found)
+    return _selection(state, constraints, milp.Joint(chosen, {}, {}))
 
 
 def _ranks_and_filters(state: State, filters: FilterSpace, constraints: Constraints) -> Selection:
     limits = _limits(state, constraints)
     spaces = state.fact(DesignSpace).spaces
-    found = milp.allocate(
+    joint = milp.allocate(
         state.graph,
         spaces,
         filters,
         limits,
         constraints.minimise,
-        constraints.rooms,
+        constraints.peak_memory,
         _prices(state),
     )
-    return replace(_selection(state, constraints, found), removed=filters.removed(found.keeps))
+    return replace(_selection(state, constraints, joint), removed=filters.removed(joint.keeps))
 
 
 def _without_filters_instead(
     state: State, constraints: Constraints, error: milp.UnsolvedError
 ) -> Selection:
-    """The selection that cuts no filters, where no other was found in time.
+    """The selection without pruning, if the MILP with filters was not solved in time.
 
-    The error where that does not keep the budgets.
+    The same error if that selection does not meet the budgets. It cannot take the peak memory into
+    account.
     """
-    if constraints.rooms:
+    if constraints.peak_memory:
         raise error
     try:
         ranks = _ranks(without_filters(state), replace(constraints, prune=False))
@@ -103,24 +104,27 @@ def _without_filters_instead(
     return replace(ranks, remark=f"{error}: no filters are cut")
 
 
-def _selection(state: State, constraints: Constraints, found: milp.Joint) -> Selection:
+def _selection(state: State, constraints: Constraints, joint: milp.Joint) -> Selection:
     design = state.fact(DesignSpace)
-    aside = LEFT_ASIDE if constraints.methods == () else NOT_WORTH
-    unfactorized = {c.layer: aside for c in found.chosen if c.method is None}
+    reason = LEFT_ASIDE if constraints.methods == () else NOT_WORTH
+    unfactorized = {c.layer: reason for c in joint.chosen if c.method is None}
     factors = {
         space.op.name: space.factors[candidate.method]
-        for space, candidate in zip(design.spaces, found.chosen, strict=True)
+        for space, candidate in zip(design.spaces, joint.chosen, strict=True)
         if candidate.method is not None
     }
     reasons = {**design.skipped, **unfactorized}
-    return Selection(found.chosen, reasons, factors, found.keeps, beside=found.beside)
+    return Selection(joint.chosen, reasons, factors, joint.keeps, pruned_cost=joint.pruned_cost)
 
 
 # -- limits ----------------------------------------------------------------------------------------
 
 
 def _limits(state: State, constraints: Constraints) -> dict[str, float]:
-    """The most that the candidates together may have of each quantity; BudgetError for one out of reach."""
+    """The upper bound of each quantity, summed over the candidates and the ops pruned with them.
+
+    BudgetError for a budget below the minimum of the design space.
+    """
     whole, outside = costs(state), fixed(state)
     limits: dict[str, float] = {}
     budgets = (
@@ -131,7 +135,7 @@ def _limits(state: State, constraints: Constraints) -> dict[str, float]:
     for quantity, budget in budgets:
         if budget is None:
             continue
-        # Milliseconds are what a budget is given in; a profile may count cycles.
+        # A latency budget is in milliseconds, a cost profile may be in cycles.
         unit = state.fact(Price).ms_per_unit if quantity == "latency" else 1
         limit = budget.limit(whole[quantity] * unit) / unit
         least = reachable(state, quantity)
@@ -149,27 +153,30 @@ def _limits(state: State, constraints: Constraints) -> dict[str, float]:
 
 
 def reachable(state: State, quantity: str) -> float:
-    """The minimum of the MACs, parameters or latency over the design space, without other budgets."""
+    """The minimum of the MACs, parameters or latency over the design space, without budgets."""
     design, filters = state.fact(DesignSpace), state.known(FilterSpace)
     outside = fixed(state)[quantity]
     if filters is None:
         return outside + design.least(quantity)
-    found = milp.allocate(state.graph, design.spaces, filters, {}, quantity, prices=_prices(state))
-    return outside + found.cost(quantity)
+    joint = milp.allocate(state.graph, design.spaces, filters, {}, quantity, prices=_prices(state))
+    return outside + joint.cost(quantity)
 
 
 def fixed(state: State) -> dict[str, float]:
-    """Costs that no choice changes: of all but the candidates and what loses its neighbours' channels."""
+    """The costs that no choice changes, by quantity.
+
+    They exclude the layers with candidates and, with a FilterSpace, the ops pruned with them.
+    """
     spaces: tuple[LayerSpace, ...] = state.fact(DesignSpace).spaces
     outside = state.fact(DesignSpace).outside(costs(state))
     if state.known(FilterSpace) is None:
         return outside
-    beside = milp.others(state.graph, spaces, _prices(state))
-    return {quantity: cost - beside.get(quantity, 0) for quantity, cost in outside.items()}
+    prunable = milp.others(state.graph, spaces, _prices(state))
+    return {quantity: cost - prunable.get(quantity, 0) for quantity, cost in outside.items()}
 
 
 def without_filters(state: State) -> State:
-    """The state as if the filters had not been explored."""
+    """The state without its FilterSpace."""
     facts = {kind: fact for kind, fact in state.facts.items() if kind is not FilterSpace}
     return replace(state, facts=facts)
 
@@ -194,7 +201,7 @@ def _means(state: State, constraints: Constraints) -> str:
 def _staying(state: State, quantity: str) -> str:
     """The largest layers whose filters stay, with reasons, as the end of a sentence.
 
-    Empty where no such layer has a share that counts.
+    Empty if all of them are small.
     """
     filters = state.known(FilterSpace)
     if filters is None:

@@ -1,4 +1,4 @@
-"""What may be chosen for each group of filters: which units stay, and what that does to the network's output."""
+"""The choices for each dependency group: the units that it keeps, and the predicted divergence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrfc.state import Fact
 
 @dataclass(frozen=True, eq=False)
 class Keep:
-    """One choice for a group of filters: the indices of the units that stay, and the divergence of the network's output that it predicts."""
+    """One choice for a dependency group: the units that it keeps, and the predicted divergence."""
 
     group: Group
     units: Ids
@@ -23,15 +23,15 @@ class Keep:
 
     @property
     def cuts(self) -> bool:
-        """Whether any unit goes."""
+        """Whether the group loses any unit."""
         return len(self.units) < self.group.width
 
 
 @dataclass(frozen=True, eq=False)
 class FilterSpace(Fact):
-    """The choices of every group; the first keeps all units.
+    """The choices for every group, by its name; the first one keeps all units.
 
-    ``refused`` says why the filters of the other layers stay.
+    ``refused``: by layer, why its filters cannot be removed.
     """
 
     dependencies: Dependencies
@@ -39,64 +39,79 @@ class FilterSpace(Fact):
     refused: Mapping[str, str]
 
     def removed(self, keeps: Mapping[str, Keep]) -> dict[str, Ids]:
-        """The filters that go, by the layer that makes them: the form in which they are known after factorization, too."""
-        gone: dict[str, list[Ids]] = {}
+        """The filters that these choices remove, by layer.
+
+        Unlike labels, filters of a layer are the same before and after factorization.
+        """
+        removed: dict[str, list[Ids]] = {}
         for keep in keeps.values():
-            left = np.setdiff1d(np.arange(keep.group.width), keep.units)
+            units = np.setdiff1d(np.arange(keep.group.width), keep.units)
             for part in keep.group.producers:
-                gone.setdefault(part.layer, []).append(part.where(left))
+                removed.setdefault(part.layer, []).append(part.where(units))
         return {
             layer: np.sort(np.concatenate(parts))
-            for layer, parts in gone.items()
+            for layer, parts in removed.items()
             if sum(map(len, parts))
         }
 
     def left(self, removed: Mapping[str, Ids]) -> dict[str, tuple[int, int]]:
-        """How many channels each op gives, and how many without the filters that go; what cannot be cut along any axis is not named."""
+        """The number of output channels of each op, before and after the filters are removed.
+
+        Ops whose output has no labels are not listed.
+        """
         gone = labels(self.dependencies, removed)
         return {
-            ref.op: (len(each.ids), int(np.count_nonzero(~np.isin(each.ids, gone))))
-            for ref, each in self.dependencies.labels.items()
-            if each.axis is not None and ref.output == 0
+            ref.op: (len(of_tensor.ids), int(np.count_nonzero(~np.isin(of_tensor.ids, gone))))
+            for ref, of_tensor in self.dependencies.labels.items()
+            if of_tensor.axis is not None and ref.output == 0
         }
 
 
 def counts(width: int, multiple: int, levels: int) -> list[int]:
-    """How many units may stay: about ``levels`` multiples of what the device computes at once, and all of them first."""
+    """The numbers of units that a group may keep: all, then about ``levels`` smaller ones.
+
+    The smaller ones are multiples of ``multiple``, the vector width of the device.
+    """
     step = multiple * max(1, round(width / (levels * multiple)))
     return [width, *sorted((count for count in range(step, width, step)), reverse=True)]
 
 
 def labels(dependencies: Dependencies, removed: Mapping[str, Ids]) -> Ids:
-    """The labels of the filters that go, given by the layer that makes them."""
-    notes = {**dependencies.carried, **dependencies.made}
-    found = [notes[layer][filters] for layer, filters in removed.items()]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.intp)
+    """The labels of the removed filters, which are given by layer."""
+    by_layer = {**dependencies.channelwise, **dependencies.outputs}
+    parts = [by_layer[layer][filters] for layer, filters in removed.items()]
+    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.intp)
 
 
 def prunable(
     graph: Graph, known: set[str], keep: Sequence[str] = (), only: Sequence[str] = ()
 ) -> tuple[Dependencies, list[Group], dict[str, str]]:
-    """The groups of a graph, those of them whose effect can be measured, and why the filters of each layer in none of these stay.
+    """The dependencies of a graph, the groups that can be pruned, and the reasons of other layers.
 
-    ``known``: the layers whose inputs can be sampled. ``keep``, ``only``: see ``groups``.
+    A group can be pruned if the effect on the output can be measured. ``known``: the layers whose
+    inputs can be sampled. ``keep``, ``only``: see ``groups``. The reasons are by layer, for layers
+    none of whose filters are in such a group.
     """
-    found = groups(graph, keep, only)
-    wanted: list[Group] = []
-    refused = dict(found.refused)
-    for group in found.groups:
-        reason = _unmeasured(group, known)
+    dependencies = groups(graph, keep, only)
+    measurable: list[Group] = []
+    refused = dict(dependencies.refused)
+    for group in dependencies.groups:
+        reason = _unmeasurable(group, known)
         if reason is None:
-            wanted.append(group)
+            measurable.append(group)
         else:
             refused |= {part.layer: reason for part in group.producers}
-    free = {part.layer for group in wanted for part in group.producers}
-    return found, wanted, {layer: reason for layer, reason in refused.items() if layer not in free}
+    free = {part.layer for group in measurable for part in group.producers}
+    reasons = {layer: reason for layer, reason in refused.items() if layer not in free}
+    return dependencies, measurable, reasons
 
 
-def _unmeasured(group: Group, known: set[str]) -> str | None:
-    """Why a group's effect cannot be measured, None where it can: every layer that reads it must be one whose inputs are sampled."""
+def _unmeasurable(group: Group, known: set[str]) -> str | None:
+    """The reason why the effect of pruning a group cannot be measured, or None if it can.
+
+    The inputs of all its consumers must be known.
+    """
     unknown = [part.layer for part in group.consumers if part.layer not in known]
     if unknown:
-        return f"what '{unknown[0]}' reads cannot be sampled"
+        return f"the inputs of '{unknown[0]}' cannot be sampled"
     return None if group.consumers else "no layer with weights reads its filters"

@@ -1,4 +1,4 @@
-"""What a network shows of its channels on calibration data: the slope of its output along each, and the rank of their feature maps."""
+"""Channel statistics on calibration data: slopes of the output, and ranks of feature maps."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from lrfc.ir.op import Op, Ref
 from lrfc.ir.ops import conv_geometry
 from lrfc.search.sensitivity import is_distribution
 
-#: Samples that slopes are taken of, one by one, and images whose feature maps are ranked.
+#: Samples for slopes (one backward pass each), and samples for ranks of feature maps.
 SLOPES, RANKED = 96, 16
-#: Values of the feature maps that one pass may deliver.
+#: Most values of feature maps that one forward pass returns.
 DELIVERED = 32 << 20
-#: Largest side of a feature map that is ranked whole; of larger ones every n-th row and column is
-#: taken.
+#: Largest side of a feature map whose rank is computed from all values; of larger ones, every n-th
+#: row and column is used.
 SIDE = 32
 
 
 def slopes(
     graph: Graph, readers: Sequence[Op], inputs: Batch, seed: int
 ) -> dict[str, NDArray[np.float32]]:
-    """For each layer (samples, input channels): the change of ℓ per relative change of what the layer reads on that channel.
+    """The change of ℓ per relative change of each input channel, by layer (samples, channels).
 
-    ℓ is the log-probability of a class drawn at random (all are as likely: where the network is
-    sure, that of its own answer has no slope), or for outputs that are no probabilities their sum
-    with random signs, relative to their spread over the samples. A layer is linear in what it
-    reads, so the slope is Σ W·∂ℓ/∂W over the channel's weights.
+    ℓ is the log-probability of a class that is drawn at random. All classes are equally likely:
+    where the network is certain, the log-probability of its own prediction has no slope. For
+    outputs that are no probabilities, ℓ is their sum with random signs, relative to their spread
+    over the samples. A layer is linear in its inputs, so the slope is Σ W·∂ℓ/∂W over the
+    weights of the channel. ``readers`` are the layers. ModelError without inputs.
     """
     import keras
     import tensorflow as tf
@@ -53,8 +54,8 @@ def slopes(
     def products(batch: list[Any], weights: list[Any]) -> list[Any]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(kernels)
-            found = keras.tree.flatten(keras_io.call(model, batch))
-            score = tf.add_n([tf.reduce_sum(y * w) for y, w in zip(found, weights, strict=True)])
+            outputs = keras.tree.flatten(keras_io.call(model, batch))
+            score = tf.add_n([tf.reduce_sum(y * w) for y, w in zip(outputs, weights, strict=True)])
         gradients = tape.gradient(score, kernels, unconnected_gradients="zero")
         return [
             _by_input(graph, op, kernel * gradient)
@@ -73,13 +74,13 @@ def slopes(
 
 
 def _kernel(layer: Any) -> Any:
-    """TensorFlow's variable of the weights that a layer's input is multiplied with."""
+    """The TensorFlow variable of the weights that multiply the input of a Keras layer."""
     variable = layer.depthwise_kernel if hasattr(layer, "depthwise_kernel") else layer.kernel
     return variable.value
 
 
 def _by_input(graph: Graph, op: Op, values: Any) -> Any:
-    """Values in a kernel's shape, summed up for each input channel (for each row, of a matrix product)."""
+    """Values in the shape of a kernel, summed for each input channel (or row of a matrix)."""
     import tensorflow as tf
 
     source, rank = graph.input_tensors(op.name)[0], len(values.shape)
@@ -102,20 +103,21 @@ def _by_input(graph: Graph, op: Op, values: Any) -> Any:
 
 
 def _cotangent(values: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """∂ℓ/∂(output): of log p of a drawn class, or random signs over the spread."""
+    """∂ℓ/∂(output): that of log p of a random class, or random signs over the spread."""
     if is_distribution(values):
         p = np.clip(values.astype(np.float64), 1e-12, None)
-        picked = np.arange(p.shape[-1]) == rng.integers(0, p.shape[-1], (*p.shape[:-1], 1))
-        return np.asarray(np.where(picked, 1 / p, 0), np.float32)
+        drawn = np.arange(p.shape[-1]) == rng.integers(0, p.shape[-1], (*p.shape[:-1], 1))
+        return np.asarray(np.where(drawn, 1 / p, 0), np.float32)
     spread = max(float(np.sqrt(np.sum(np.square(values - values.mean(0))) / len(values))), 1e-12)
     return np.asarray(rng.choice([-1.0, 1.0], values.shape) / spread, np.float32)
 
 
 def ranks(graph: Graph, axes: Mapping[Ref, int], inputs: Batch) -> dict[Ref, NDArray[np.float64]]:
-    """For each tensor and each index of the axis given for it: the mean rank of its feature maps, plus less than 1 for their energy.
+    """The mean rank of the feature maps of each channel, plus less than 1 for their energy.
 
-    A feature map is the matrix of the first spatial axis and the others; without spatial axes it is
-    one value, of rank 1, and the energy alone decides.
+    ``axes``: the channel axis of each tensor. A feature map is a matrix of the first spatial axis
+    by the others. Without spatial axes it is one value, of rank 1, and the energy alone decides.
+    ModelError without inputs.
     """
     from lrfc.ir.keras import io as keras_io
 
