@@ -91,14 +91,14 @@ class Loop:
         self.log(f"  {stopped}kept: {kept}, validation {score}")
 
     def _add(self, history: History, loss: float) -> None:
-        """Add an epoch with that mean loss: score it, keep the weights if they are the best, log."""
+        """Score an epoch with that mean loss, keep its weights if they are the best, and log."""
         number = len(history.scores)
         history.losses.append(loss)
         history.scores.append(self.score())
         if history.scores[-1] > history.scores[history.best]:
             weights = self.weights()
-            # Broken weights are no improvement, even where class 0, the guess of an output full of
-            # NaN, is the most frequent.
+            # Broken weights are no improvement, even where class 0, which an output full of NaN
+            # is read as, is the most frequent.
             if all(np.isfinite(array).all() for array in weights):
                 history.best, history.weights = number, weights
         idle = self.patience is not None and history.idle() >= self.patience
