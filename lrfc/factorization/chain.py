@@ -1,6 +1,6 @@
-"""Methods that split a kernel into a chain of smaller ones: what they share.
+"""The common part of the methods that split a kernel into a chain of smaller ones.
 
-The files svd, spatial, tucker and train say how each of them splits.
+The files svd, spatial, tucker and train define the split of each method.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from lrfc.factorization.threads import SMALL, on_threads, threads
 from lrfc.factorization.unfold import Unfolding
 from lrfc.ir.op import Op, Tensor
 
-#: Above this patch length the bases of the plain TT-SVD are not tried beside the whitened ones: the
-#: second try costs as much as the first.
+#: Up to this patch length the bases of the plain TT-SVD are tried as well as the whitened ones: the
+#: second attempt costs as much as the first.
 BOTH_BASES = 2500
 
 
 class Chain(ABC):
-    """A method whose stages are a tensor train over (input channels, groups of spatial axes, output channels)."""
+    """A tensor train over input channels, groups of spatial axes and output channels."""
 
     name: str
 
@@ -51,10 +51,10 @@ class Chain(ABC):
 
     @abstractmethod
     def limits(self, layout: Layout) -> str | None:
-        """Why the method does not apply to this layer, or None."""
+        """The reason why the method does not apply to this layer, or None."""
 
     def refuses(self, op: Op, source: Tensor) -> str | None:
-        """Why the method cannot factorize this op reading this tensor, as one clause; None when it can."""
+        """The reason why the method cannot factorize the op, as one clause; None when it can."""
         reason = layouts.refusal(op, source)
         if reason is not None:
             return reason
@@ -90,7 +90,7 @@ class Chain(ABC):
         )
 
     def outline(self, op: Op, source: Tensor, ranks: Ranks) -> list[Op]:
-        """The chain of plain ops with weights of no meaning; see ``Method``."""
+        """The factor layers with placeholder weights; see ``Method``."""
         layout = Layout.of(op, source)
         split = self.split(layout)
         widths = (layout.inputs, *ranks, layout.outputs)
@@ -109,32 +109,26 @@ class Chain(ABC):
     def improved(
         self, unfoldings: Sequence[Unfolding], cores: list[Array], ranks: Ranks
     ) -> list[Array]:
-        """Better cores than the nested ones (here: the same), given the unfoldings that they were chosen from."""
+        """Better cores than the nested ones of these unfoldings; here the same."""
         return cores
 
 
 def roles(layout: Layout, split: Split) -> list[str | None]:
-    """The role of each stage; None is the last one, which keeps the layer's name."""
-    return [
-        *(
-            (
-                "in"
-                if not axes
-                else "kernel"
-                if axes == layout.wide
-                else f"axis{''.join(map(str, axes))}"
-            )
-            for axes in split[:-1]
-        ),
-        None,
-    ]
+    """The role of each stage; None for the last one, which has the layer's name."""
+
+    def role(axes: tuple[int, ...]) -> str:
+        if not axes:
+            return "in"
+        return "kernel" if axes == layout.wide else f"axis{''.join(map(str, axes))}"
+
+    return [*map(role, split[:-1]), None]
 
 
 @dataclass(frozen=True, eq=False)
 class ChainFactors:
     """The chain at every rank. ``scale`` is (G·T,) and positive.
 
-    What ``responses`` gives is what ``stages`` gives, refits included.
+    ``responses`` are the outputs of ``stages``, refits included.
     """
 
     layout: Layout
@@ -144,13 +138,13 @@ class ChainFactors:
     improved: Callable[[Sequence[Unfolding], list[Array], Ranks], list[Array]]
 
     def stages(self, ranks: Ranks) -> list[Op]:
-        """The chain of plain ops; see ``Factors``."""
+        """The factor layers; see ``Factors``."""
         with threads(self.layout):
             cores = self._cores(ranks)
             balanced = [
                 canonical([core[group] for core in cores]) for group in range(self.layout.groups)
             ]
-        cores = [np.stack(each) for each in zip(*balanced, strict=True)]
+        cores = [np.stack(groups) for groups in zip(*balanced, strict=True)]
         chain = [
             stage(self.layout, role, axes, core)
             for role, axes, core in zip(self._roles, self._placed, cores, strict=True)
@@ -172,9 +166,9 @@ class ChainFactors:
     def responses(
         self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
     ) -> Iterator[NDArray[np.float32]]:
-        """What the stages give for patches (N, G, D); see ``Factors``.
+        """The stages' outputs for patches (N, G, D); see ``Factors``.
 
-        A transposed convolution gives its scatter contributions, without the bias.
+        Those of a transposed convolution are its scatter contributions, without the bias.
         """
         if len(self.split) == 2 and self.layout.family != "transposed":
             return on_threads(self.layout, self._nested(patches, ranks))
@@ -186,16 +180,13 @@ class ChainFactors:
     def estimates(
         self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
     ) -> Iterator[NDArray[np.float32]]:
-        """What the nested cores give, before they are improved at each choice of ranks; see ``Factors``."""
+        """Responses of the nested cores, which are not improved at each choice of ranks."""
         if len(self.split) == 3 and not self._placed[0] and self.layout.family != "transposed":
             return on_threads(self.layout, self._doubly_nested(patches, ranks))
-        if len(self.split) == 2:
-            return self.responses(
-                patches, ranks
-            )  # not improved, so that the decomposition is kept for other questions
-        return replace(self, improved=lambda unfoldings, cores, ranks: cores).responses(
-            patches, ranks
-        )
+        if len(self.split) == 2:  # never improved: the decomposition can be used again
+            return self.responses(patches, ranks)
+        nested = replace(self, improved=lambda unfoldings, cores, ranks: cores)
+        return nested.responses(patches, ranks)
 
     # -- factors -----------------------------------------------------------------------------------
 
@@ -209,20 +200,17 @@ class ChainFactors:
 
     @cached_property
     def _order(self) -> tuple[int, ...]:
-        """The kernel tensor's axes (k..., S, T) in the chain's order: S, the axes of each stage, T."""
+        """The kernel tensor's axes (k..., S, T) in the chain's order: S, those of the stages, T."""
         rank = len(self.layout.kernel)
         return (rank, *(axis for axes in self._placed for axis in axes), rank + 1)
 
     def _grams(self) -> Sequence[Array | LowRank] | None:
         if self.statistics is None:
             return None
-        if (
-            isinstance(self.statistics.covariance, LowRank)
-            and self.layout.patch == self.layout.inputs
-        ):
-            return [
-                input_rows(self.layout, self.statistics)
-            ]  # with one tap it is never needed as a whole
+        rows = isinstance(self.statistics.covariance, LowRank)
+        if rows and self.layout.patch == self.layout.inputs:
+            # With one tap it is never needed as a whole.
+            return [input_rows(self.layout, self.statistics)]
         return list(input_grams(self.layout, self.statistics))
 
     @cached_property
@@ -236,21 +224,18 @@ class ChainFactors:
 
     @cached_property
     def _unfoldings(self) -> list[tuple[Unfolding, ...]]:
-        """Per group, the unfoldings to choose from."""
-        layout, grams = (
-            self.layout,
-            self._grams(),
-        )  # not kept: in the chain's order each unfolding has its own
-        rows = grams is not None and isinstance(
-            grams[0], LowRank
-        )  # such a layer would have a gigabyte of weights in float64
+        """The alternative unfoldings of each group."""
+        # The Gram matrices are not stored: each unfolding has its own, in the chain's order.
+        layout, grams = self.layout, self._grams()
+        # A layer whose covariance is stored by rows would have a gigabyte of weights in float64.
+        rows = grams is not None and isinstance(grams[0], LowRank)
         self._check_memory(dense=grams is not None and not rows)
         scale = self.scale.reshape(layout.groups, layout.outputs)
         sizes = (layout.inputs, *layout.sizes(self._placed), layout.outputs)
-        # With nothing but output channels behind the first bond the solution is exact, and no other
-        # basis is worth a try.
+        # With output channels only behind the first bond the solution is exact, and another basis
+        # is of no use.
         both = layout.patch <= BOTH_BASES and prod(sizes[2:-1]) > 1
-        found: list[tuple[Unfolding, ...]] = []
+        alternatives: list[tuple[Unfolding, ...]] = []
         for group, kernel in enumerate(layout.tensor(np.float32 if rows else np.float64)):
             weighted = (
                 kernel
@@ -259,18 +244,18 @@ class ChainFactors:
             )
             target = weighted.transpose(self._order).reshape(sizes)
             if grams is None:
-                found.append((Unfolding(target),))
+                alternatives.append((Unfolding(target),))
             elif layout.family == "transposed":
-                found.append((Unfolding(np.tensordot(self._pixel_root.T, target, 1)),))
+                alternatives.append((Unfolding(np.tensordot(self._pixel_root.T, target, 1)),))
             else:
                 gram = self._reordered(grams[group])
                 whitened = Unfolding(target, gram)
-                found.append(
-                    (whitened, Unfolding(target, gram, whitened=False)) if both else (whitened,)
-                )
-        return found
+                plain = (Unfolding(target, gram, whitened=False),) if both else ()
+                alternatives.append((whitened, *plain))
+        return alternatives
 
     def _check_memory(self, *, dense: bool) -> None:
+        """Raise ModelError when the decomposition exceeds the memory limit."""
         layout = self.layout
         sizes = layout.sizes(self._placed)
         bonds = [
@@ -287,7 +272,7 @@ class ChainFactors:
         )
 
     def _reordered(self, gram: Array | LowRank) -> Array | LowRank:
-        """A Gram matrix over (k..., S) as one over (S, k...) in the chain's order."""
+        """A Gram matrix over (k..., S), with its axes (S, k...) in the chain's order."""
         if isinstance(gram, LowRank):
             return gram
         shape = (*self.layout.kernel, self.layout.inputs)
@@ -299,19 +284,20 @@ class ChainFactors:
         )
 
     def _choice(self, group: int, ranks: Ranks) -> int:
-        found = self._unfoldings[group]
-        return (
-            0 if len(found) == 1 else int(np.argmin([unfolding.loss(ranks) for unfolding in found]))
-        )
+        """The number of the unfolding with the least error."""
+        unfoldings = self._unfoldings[group]
+        if len(unfoldings) == 1:
+            return 0
+        return int(np.argmin([unfolding.loss(ranks) for unfolding in unfoldings]))
 
     def _cores(self, ranks: Ranks) -> list[Array]:
         """The cores (G, r_in, taps, r_out) at those ranks."""
         layout = self.layout
         groups = [
-            self.improved(found, found[self._choice(group, ranks)].cores(ranks), ranks)
-            for group, found in enumerate(self._unfoldings)
+            self.improved(unfoldings, unfoldings[self._choice(group, ranks)].cores(ranks), ranks)
+            for group, unfoldings in enumerate(self._unfoldings)
         ]
-        cores = [np.stack(each) for each in zip(*groups, strict=True)]
+        cores = [np.stack(stages) for stages in zip(*groups, strict=True)]
         if self.statistics is not None and layout.family == "transposed":
             cores[0] = solve_lower(
                 self._pixel_root, cores[0].reshape(layout.inputs, -1), transposed=True
@@ -330,27 +316,32 @@ class ChainFactors:
     def _nested(
         self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
     ) -> Iterator[NDArray[np.float32]]:
+        """Responses of two stages, by partial sums over the components of their bond."""
         sums: dict[tuple[int, int], _Sum] = {}
 
-        def part(group: int, at: Ranks) -> Array:
-            key = (group, self._choice(group, at))
+        def part(group: int, ranks: Ranks) -> Array:
+            key = (group, self._choice(group, ranks))
             if key not in sums:
                 unfolding = self._unfoldings[group][key[1]]
                 rows = self._rows(patches, group, unfolding.target.dtype)
                 sums[key] = _Sum(*unfolding.features(rows.reshape(len(rows), -1)))
-            return sums[key].at(at[0])
+            return sums[key].at(ranks[0])
 
         return self._with_bias(ranks, part)
 
     def _doubly_nested(
         self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
     ) -> Iterator[NDArray[np.float32]]:
-        """Responses of a 1×1 stage and two more: the first stage's features are those of all its ranks, and of each, the second's of all of its own."""
+        """Responses of a 1×1 stage and two more.
+
+        The first stage's features at the largest rank hold those of all ranks. For each rank of the
+        first stage, the second's do so too.
+        """
         first: dict[tuple[int, int], NDArray[Any]] = {}
         second: dict[tuple[int, int], tuple[int, NDArray[Any], NDArray[Any]]] = {}
 
-        def part(group: int, at: Ranks) -> NDArray[Any]:
-            choice = self._choice(group, at)
+        def part(group: int, ranks: Ranks) -> NDArray[Any]:
+            choice = self._choice(group, ranks)
             unfolding = self._unfoldings[group][choice]
             if (group, choice) not in first:
                 rows = self._rows(patches, group, np.float32).reshape(
@@ -359,11 +350,11 @@ class ChainFactors:
                 first[group, choice] = np.tensordot(
                     unfolding.node(()).core.astype(np.float32), rows, (0, 1)
                 )  # (R, N, taps)
-            width = min(at[0], len(first[group, choice]))
+            width = min(ranks[0], len(first[group, choice]))
             if (group, choice) not in second or second[group, choice][0] != width:
                 if self.layout.patch > SMALL:
-                    for each in self._unfoldings[group]:
-                        each.forget_but((width,))
+                    for alternative in self._unfoldings[group]:
+                        alternative.forget_but((width,))
                 node = unfolding.node((width,))
                 features = np.moveaxis(first[group, choice][:width], 0, 1)
                 second[group, choice] = (
@@ -372,20 +363,20 @@ class ChainFactors:
                     node.outputs.astype(np.float32),
                 )
             _, features, outputs = second[group, choice]
-            return np.asarray(features[:, : at[1]] @ outputs[: at[1]])
+            return np.asarray(features[:, : ranks[1]] @ outputs[: ranks[1]])
 
         return self._with_bias(ranks, part)
 
     def _with_bias(
         self, ranks: Sequence[Ranks], part: Callable[[int, Ranks], NDArray[Any]]
     ) -> Iterator[NDArray[np.float32]]:
-        """The responses of all groups, with their share of the bias.
+        """The responses of all groups, with the bias.
 
-        The last row of a part is the response to the mean, where the bias absorbs it.
+        Where the bias absorbs the mean error, the last row of a part is the response to the mean.
         """
         scale = self.scale.astype(np.float32)
-        for each in ranks:
-            parts = [part(group, each) for group in range(self.layout.groups)]
+        for choice in ranks:
+            parts = [part(group, choice) for group in range(self.layout.groups)]
             response = np.concatenate(parts, axis=1) / (
                 scale if parts[0].dtype == np.float32 else self.scale
             )
@@ -396,10 +387,14 @@ class ChainFactors:
 
     @cached_property
     def _absorbs(self) -> bool:
+        """Whether the layer's bias absorbs the mean error."""
         return self.statistics is not None and mean_absorbed(self.layout, self.statistics)
 
     def _rows(self, patches: NDArray[np.float32], group: int, dtype: DTypeLike) -> NDArray[Any]:
-        """The patches of a group in the chain's order (N, S, k...), and behind them the mean where the bias absorbs it."""
+        """The patches of a group in the chain's order, (N, S, k...).
+
+        Where the bias absorbs the mean error, the mean is the last row.
+        """
         layout, rows = self.layout, patches[:, group].astype(dtype)
         if self._absorbs and self.statistics is not None and self.statistics.mean is not None:
             rows = np.concatenate([rows, self.statistics.mean[group][None].astype(dtype)])
@@ -422,7 +417,7 @@ class _Sum:
         self._sum = np.zeros((len(features), outputs.shape[1]))
 
     def at(self, rank: int) -> Array:
-        """The sum over the first components."""
+        """The sum over the first ``rank`` components."""
         size = min(rank * self._taps, len(self._outputs))
         if size < self._done:
             self._done, self._sum = 0, np.zeros_like(self._sum)

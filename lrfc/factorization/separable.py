@@ -1,4 +1,4 @@
-"""A separable convolution as the two layers that it is, each of which can be factorized on its own."""
+"""A separable convolution as two layers, each of which can be factorized on its own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from lrfc.ir.op import Op
 
 
 def split_separable(op: Op) -> list[Op]:
-    """The depthwise convolution ``<name>__depthwise`` and the 1×1 convolution that a SeparableConv1D or SeparableConv2D computes, for ``Graph.splice``.
+    """The two layers of a SeparableConv1D or SeparableConv2D, for ``Graph.splice``.
 
-    Exact, with the same weights and MACs: TFLite and ONNX store the layer as these two anyway.
+    They are the depthwise convolution ``<name>__depthwise`` and a 1×1 convolution. Exact, with the
+    same weights and MACs: TFLite and ONNX store the layer as these two anyway.
     """
     rank = op.info.spatial_axes
     carried = {
