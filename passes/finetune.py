@@ -47,7 +47,7 @@ class FineTune:
     """Distillation from the original, with the task loss where there are labels.
 
     Hinton et al. 2015, arXiv 1503.02531. The loss is ``distillation`` · (distance of the outputs,
-    softened by ``temperature``) + (1 − ``distillation``) · (task loss) + ``features`` · (distance
+    softened by ``temperature``) + (1 - ``distillation``) · (task loss) + ``features`` · (distance
     of the feature maps at block ends). The task loss is the loss that the model was compiled with,
     otherwise one by kind of output; without labels there is none.
 

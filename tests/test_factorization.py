@@ -1,4 +1,4 @@
-"""Every method on every kind of layer: exact at full rank, its cost as predicted, bias only at the end, responses as rewritten."""
+"""Every method on every kind of layer: exactness at full rank, costs, bias and responses."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_product_at_lower_rank(build, fraction, aware):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_responses_come_in_the_order_asked(name):
+def test_responses_come_in_the_order_of_the_ranks(name):
     graph = small(name)
     op, source = parts(graph)
     layout = Layout.of(op, source)
@@ -194,7 +194,7 @@ def test_stages_of_a_shared_layer_are_shared_alike(name):
 
 
 def test_strides_are_taken_as_early_as_the_form_allows():
-    """Public CP code strides in the last stage alone, and computes the others at four times the positions."""
+    """Public CP code has the stride in the last stage: the others have four times the positions."""
     graph = conv((3, 3), 4, 4, (8, 8), strides=(2, 2))
     shapes = {
         name: [
@@ -258,7 +258,7 @@ def test_printed_form():
     )
 
 
-def test_ranks_beyond_what_a_bond_supports_still_cost_what_they_should():
+def test_ranks_that_a_bond_does_not_support_still_have_their_cost():
     graph = conv((2, 2), 4, 9)
     op, source = parts(graph)
     ranks = (1, 9)  # one input channel of the core can feed four outputs
@@ -290,7 +290,7 @@ def test_einsum_that_is_no_matrix_product_is_refused():
     assert reason == "the equation abc,bcd->abd is not a matrix product"
 
 
-def test_what_large_layers_forget_changes_no_estimate(monkeypatch) -> None:
+def test_freed_nodes_of_large_layers_change_no_estimate(monkeypatch) -> None:
     op, source = parts(conv((3, 3), 8, 9))
     layout, method = Layout.of(op, source), METHODS["tucker2"]
     rows = patches(layout, 20, np.random.default_rng(1)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""CP does not degenerate: the start is exact where it can be, norms stay bounded, and the fit is as good as a reference's."""
+"""CP does not degenerate: exact starts, bounded norms, and fits as good as a reference's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from tests.factorized import (
 
 
 def degenerate(size: int = 5) -> np.ndarray:
-    """a∘a∘b + a∘b∘a + b∘a∘a: rank 3, but two terms come arbitrarily near, with norms that grow without bound."""
+    """a∘a∘b + a∘b∘a + b∘a∘a, of rank 3.
+
+    Two terms come arbitrarily near, with norms that grow without bound.
+    """
     a, b = np.eye(size)[:2]
     return (
         np.einsum("i,j,k->ijk", a, a, b)
@@ -35,7 +38,7 @@ def multiplied(factors) -> np.ndarray:
 
 
 def cancelling(size: int = 5, n: float = 100) -> list[np.ndarray]:
-    """n·(a + b/n)∘(a + b/n)∘(a + b/n) - n·a∘a∘a, which tends to that tensor as n grows."""
+    """Terms n·(a + b/n)∘(a + b/n)∘(a + b/n) - n·a∘a∘a, near that tensor for large n."""
     a, b = np.eye(size)[:2]
     near = a + b / n
     return [np.stack([n * near, -n * a], 1), np.stack([near, a], 1), np.stack([near, a], 1)]
@@ -53,7 +56,7 @@ def test_norms_stay_bounded_where_terms_would_cancel():
 
 
 def test_factors_whose_terms_cancel_are_rejected(monkeypatch, caplog):
-    """A fit with exploding norms is not taken, though its error is the least, and the reason is logged."""
+    """A fit with exploding norms is rejected, although its error is the least, and logged."""
     tensor, exploding = degenerate(), cancelling()
     sound = als.slices_start(tensor, 2)
     assert relative(multiplied(exploding), tensor) < relative(multiplied(sound), tensor)
@@ -83,7 +86,7 @@ def test_the_guard_holds_with_statistics(monkeypatch):
 
 
 def test_the_best_of_several_starts_is_taken():
-    """For each start there is a tensor on which it alone wins, and the result is never worse than from any of them."""
+    """Each start alone wins on some tensor, and the result is never worse than from any start."""
     winners = set()
     for seed in range(8):
         tensor = np.random.default_rng(seed).standard_normal((5, 4, 5))
@@ -98,7 +101,7 @@ def test_the_best_of_several_starts_is_taken():
 
 
 def test_separate_axes_start_from_the_merged_form(monkeypatch):
-    """The 4-way fit begins with the merged form's terms, each kernel split by its best rank-one approximation."""
+    """The 4-way fit starts from the merged form, its kernels split by rank-one approximations."""
     tensor = np.random.default_rng(0).standard_normal((5, 3, 3, 6))
     begun = []
 

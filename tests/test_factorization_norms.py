@@ -1,4 +1,4 @@
-"""The norm of the inputs: optimality, never worse than data-free, few samples, the mean, the outputs' weights."""
+"""The norm of the inputs: optimality, few samples, the mean, the outputs' weights."""
 
 from __future__ import annotations
 

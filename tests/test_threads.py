@@ -1,4 +1,4 @@
-"""Two real builds in two threads of one program: both right, and the program's state as it was."""
+"""Two real builds in two threads of one program: both correct, the program's state unchanged."""
 
 from __future__ import annotations
 

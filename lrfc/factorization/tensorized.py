@@ -83,7 +83,7 @@ def cost(op: Op, source: Tensor, steps: Sequence[Step], inputs: str, sizes: dict
 
 
 class TensorizedFactors(ABC):
-    """A Dense layer as a chain of contractions, decomposed anew for each choice of ranks."""
+    """A Dense layer as a chain of contractions, decomposed again for each choice of ranks."""
 
     layout: Layout
     statistics: Statistics | None

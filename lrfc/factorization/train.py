@@ -13,8 +13,8 @@ class TensorTrain(Chain):
     """1×1 S→r₁, k×1 r₁→r₂, 1×k r₂→r₃, 1×1 r₃→T.
 
     Each middle stage has the stride of its axis. The mode order is S, k_h, k_w, T; 3-D has one more
-    stage. S·r₁ weights at the input positions, r₁·k_h·r₂ at Ho×Wi, r₂·k_w·r₃ + r₃·T
-    at Ho×Wo.
+    stage. S·r₁ weights at the input positions, r₁·k_h·r₂ at Ho×Wi, and
+    r₂·k_w·r₃ + r₃·T at Ho×Wo.
     """
 
     name: str = "tt"

@@ -223,8 +223,8 @@ def _iterated(tensor: Array, factors: Sequence[Array]) -> list[Array]:
             reduced = tensor
             for other in order:
                 if other != mode:
-                    product = np.tensordot(result[other], reduced, (0, other))
-                    reduced = np.moveaxis(product, 0, other)
+                    contracted = np.tensordot(result[other], reduced, (0, other))
+                    reduced = np.moveaxis(contracted, 0, other)
             unfolding = np.moveaxis(reduced, mode, 0).reshape(len(factor), -1)
             result[mode] = eigh(unfolding @ unfolding.T)[1][:, : factor.shape[1]]
     return result
