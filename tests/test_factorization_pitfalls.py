@@ -196,7 +196,7 @@ def test_10_a_multiply_accumulate_is_one():
     )
 
 
-def test_10_what_a_stage_leaves_out_the_next_one_does_not_compute():
+def test_10_the_widths_of_the_stages_are_the_ranks():
     graph = conv((3, 3), 8, 8, (8, 8))
     result = rewritten(graph, "tucker2", (3, 5))
     assert counted(result) == METHODS["tucker2"].cost(*parts(graph), (3, 5))

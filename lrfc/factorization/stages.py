@@ -12,8 +12,8 @@ from lrfc.ir.op import Op
 
 #: Attributes of the layer that all its stages inherit, and those that only the last one inherits.
 #: Regularizers and constraints of the kernel are left out: that kernel no longer exists.
-_CARRIED = ("dtype", "trainable", "data_format")
-_LAST = (
+INHERITED = ("dtype", "trainable", "data_format")
+INHERITED_BY_LAST = (
     "activation",
     "activity_regularizer",
     "bias_initializer",
@@ -109,7 +109,7 @@ def finish(layout: Layout, last: Op, shift: Array | None) -> Op:
 def _common(layout: Layout, role: str | None) -> dict[str, Any]:
     """The attributes that a stage inherits from the layer, and whether it has a bias."""
     op = layout.op
-    keys = _CARRIED if role is not None else (*_CARRIED, *_LAST)
+    keys = INHERITED if role is not None else (*INHERITED, *INHERITED_BY_LAST)
     return {key: op.attrs[key] for key in keys if key in op.attrs} | {
         "use_bias": role is None and "bias" in op.weights
     }

@@ -17,10 +17,10 @@ from lrfc.factorization.unfold import Unfolding
 class Tucker2(Chain):
     """1×1 S→R_in, k×k R_in→R_out with all strides, 1×1 R_out→T.
 
-    Kim et al., arXiv 1511.06530. S·R_in weights at the input positions, R_in·R_out·k² + R_out·T
-    at the output positions.
+    Kim et al., arXiv 1511.06530. S·R_in weights at the input positions and R_in·R_out·k² +
+    R_out·T at the output positions.
 
-    It is the tensor train over (S, k², T), so that its truncation from the left is the sequentially
+    The form is a tensor train over (S, k², T), so that truncation from the left is a sequentially
     truncated HOSVD (Vannieuwenhoven et al., SIAM J. Sci. Comput. 34(2), 2012), whose output side is
     the optimum for the chosen input side. Alternating least squares then improve both sides at each
     pair of ranks, under the covariance of the inputs where it is known. On ResNet-20's layers that

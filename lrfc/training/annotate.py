@@ -163,11 +163,9 @@ def _scheme(tools: Any) -> Any:
     return Scheme()
 
 
-def _rules(tools: Any) -> Any:
-    """The class of quantisation rules; the package's own lacks many kinds of layers."""
+def _kernel_quantizer(tools: Any) -> Any:
+    """The class of quantizers of kernels."""
     import tensorflow as tf
-
-    quantizers = tools.quantizers
 
     class Kernel(tools.quantizers.LastValueQuantizer):  # type: ignore[misc]
         """Quantizer of a kernel.
@@ -180,6 +178,13 @@ def _rules(tools: Any) -> Any:
             return super().__call__(
                 tf.expand_dims(inputs, 0) if flat else inputs, training, weights, **kwargs
             )
+
+    return Kernel
+
+
+def _rules(tools: Any) -> Any:
+    """The class of quantisation rules; the package's own lacks many kinds of layers."""
+    quantizers, kernel_quantizer = tools.quantizers, _kernel_quantizer(tools)
 
     class Rules(tools.QuantizeConfig):  # type: ignore[misc]
         """Rules of one layer.
@@ -194,7 +199,7 @@ def _rules(tools: Any) -> Any:
         def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
             if self._kernel is None:
                 return []
-            quantizer = Kernel(
+            quantizer = kernel_quantizer(
                 num_bits=8, per_axis=self._channels, symmetric=True, narrow_range=True
             )
             return [(getattr(layer, self._kernel), quantizer)]
