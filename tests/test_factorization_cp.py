@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lrfc.factorization import METHODS, als
-from lrfc.factorization.cp import RANDOM_STARTS, _best, _fits
+from lrfc.factorization.cp_fit import RANDOM_STARTS, best_fit, decompositions
 from lrfc.factorization.layout import Layout
 from tests.factorized import (
     conv,
@@ -61,10 +61,10 @@ def test_factors_whose_terms_cancel_are_rejected(monkeypatch, caplog):
     sound = als.slices_start(tensor, 2)
     assert relative(multiplied(exploding), tensor) < relative(multiplied(sound), tensor)
     monkeypatch.setattr(
-        "lrfc.factorization.cp._fits", lambda target, rank, starts: [exploding, sound]
+        "lrfc.factorization.cp_fit.decompositions", lambda target, rank, starts: [exploding, sound]
     )
     with caplog.at_level("INFO", "lrfc.factorization"):
-        assert _best(tensor, 2, None) is sound
+        assert best_fit(tensor, 2, None) is sound
     ratio = als.norm_ratio(exploding, float(np.linalg.norm(tensor)))
     reason = (
         f"its terms cancel each other: their joint norm is {ratio:.3g} times the kernel's, above 10"
@@ -78,10 +78,10 @@ def test_the_guard_holds_with_statistics(monkeypatch):
     tensor, exploding = degenerate(), cancelling()
     sound = als.slices_start(tensor, 2)
     monkeypatch.setattr(
-        "lrfc.factorization.cp._fits", lambda target, rank, starts: [exploding, sound]
+        "lrfc.factorization.cp_fit.decompositions", lambda target, rank, starts: [exploding, sound]
     )
     moment = np.random.default_rng(0).standard_normal((25, 200))
-    found = _best(tensor, 2, moment @ moment.T / 200)
+    found = best_fit(tensor, 2, moment @ moment.T / 200)
     assert als.norm_ratio(found, float(np.linalg.norm(tensor))) <= als.NORM_LIMIT
 
 
@@ -96,7 +96,7 @@ def test_the_best_of_several_starts_is_taken():
         ]
         errors = [relative(multiplied(als.als(tensor, start)), tensor) for start in starts]
         winners.add(int(np.argmin(errors)))
-        assert relative(multiplied(_best(tensor, 4, None)), tensor) <= min(errors) + 1e-9
+        assert relative(multiplied(best_fit(tensor, 4, None)), tensor) <= min(errors) + 1e-9
     assert winners == set(range(1 + RANDOM_STARTS))
 
 
@@ -109,8 +109,8 @@ def test_separate_axes_start_from_the_merged_form(monkeypatch):
         begun.append([np.asarray(factor) for factor in start])
         return als.als(target, start, **options)
 
-    monkeypatch.setattr("lrfc.factorization.cp.als", spy)
-    _fits(tensor, 4, (als.slices_start,))
+    monkeypatch.setattr("lrfc.factorization.cp_fit.als", spy)
+    decompositions(tensor, 4, (als.slices_start,))
     joined, separate = begun
     assert [len(factor) for factor in joined] == [5, 9, 6]
     assert [len(factor) for factor in separate] == [5, 3, 3, 6]
