@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lrfc.factorization import METHODS, chain
+from lrfc.factorization import METHODS, chain_factors
 from lrfc.factorization.layout import Layout
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op
@@ -304,7 +304,7 @@ def test_freed_nodes_of_large_layers_change_no_estimate(monkeypatch) -> None:
 
     held: list[int] = []
     kept = estimates()
-    monkeypatch.setattr(chain, "SMALL", 0)
+    monkeypatch.setattr(chain_factors, "SMALL", 0)
     for one, other in zip(kept, estimates(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     assert held[0] > 5
