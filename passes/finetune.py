@@ -209,7 +209,8 @@ class _Run:
         )
 
     def _epoch(self, number: int) -> Epoch:
-        total, count, stopped = 0.0, 0, None
+        total, count = 0.0, 0
+        stopped: str | None = None
         for rows in self._trainer.epoch(number):
             done = self._done()
             if done >= 1:
