@@ -55,7 +55,7 @@ def layer(
 
 
 def parts(graph: Graph) -> tuple[Op, Tensor]:
-    """The layer and what it reads."""
+    """The layer and its input."""
     return graph.op("layer"), graph.input_tensors("layer")[0]
 
 
@@ -316,7 +316,7 @@ def with_kernel(graph: Graph, kernel: np.ndarray, bias: np.ndarray | None = None
 
 
 def outputs(graph: Graph, samples: int = 2, seed: int = 0) -> np.ndarray:
-    """What the graph gives for normal inputs."""
+    """The graph's outputs for normal inputs."""
     shape = graph.tensors("x")[0].shape[1:]
     batch = np.random.default_rng(seed).standard_normal((samples, *shape)).astype(np.float32)
     if any(op.attrs.get("data_format") == "channels_first" for op in graph):

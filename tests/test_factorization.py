@@ -79,7 +79,7 @@ def check_rank(graph: Graph, fraction: float, *, aware: bool) -> None:
             [last] if "bias" in op.weights else []
         ), name
         assert all(stage["activation"] in (None, "linear") for stage in earlier), name
-        # The stages give what the multiplied-out kernel gives, and so do the responses.
+        # The stages, the multiplied-out kernel and the responses agree.
         kernel = factors.kernel(ranks)
         bias = absorbed_bias(layout, kernel, stats)
         assert relative(outputs(result), outputs(with_kernel(graph, kernel, bias))) < 2e-5, (
@@ -159,7 +159,7 @@ def test_responses_come_in_the_order_of_the_ranks(name):
     layout = Layout.of(op, source)
     factors = METHODS[name].decompose(op, source, statistics=statistics(layout))
     full = METHODS[name].full(op, source)
-    asked = [
+    choices = [
         full,
         tuple(1 for _ in full),
         tuple(max(1, rank // 2) for rank in full),
@@ -167,11 +167,11 @@ def test_responses_come_in_the_order_of_the_ranks(name):
         full,
     ]
     rows = patches(layout, 4, np.random.default_rng(0)).astype(np.float32)
-    found = list(factors.responses(rows, asked))
+    found = list(factors.responses(rows, choices))
     assert len(found) == 5
     np.testing.assert_allclose(found[0], found[4], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found[1], found[3], rtol=1e-4, atol=1e-4)
-    for ranks, response in zip(asked, found, strict=True):
+    for ranks, response in zip(choices, found, strict=True):
         alone = next(iter(factors.responses(rows, [ranks])))
         np.testing.assert_allclose(response, alone, rtol=1e-4, atol=1e-4)
 

@@ -74,7 +74,7 @@ def test_factors_whose_terms_cancel_are_rejected(monkeypatch, caplog):
 
 
 def test_the_guard_holds_with_statistics(monkeypatch):
-    """Neither the fits nor what is made of them in the norm of the inputs may explode."""
+    """Neither the fits nor their improvements in the norm of the inputs may explode."""
     tensor, exploding = degenerate(), cancelling()
     sound = als.slices_start(tensor, 2)
     monkeypatch.setattr(
