@@ -76,8 +76,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 def build(
     case: tuple[Path, dict[str, Any]], out: Path, device: str = DEVICES[0], **options: Any
 ) -> Result:
-    path, budget = case
-    result: Result = lrfc.build(path, out=out, device=device, **budget | options)
+    path, defaults = case
+    result: Result = lrfc.build(path, out=out, device=device, **defaults | options)
     return result
 
 
