@@ -10,24 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.errors import UsageError
 from lrfc.state import Fact, State
 from lrfc.training import rate
 from lrfc.training.checkpoint import Checkpoint, Saved, fingerprint
+from lrfc.training.loop import Epoch, History, Loop
 from lrfc.training.scoring import scorer, shown
 from lrfc.training.trainer import Recipe, Trainer
 
 
 @dataclass(frozen=True)
 class Tuning(Fact):
-    """What each epoch gave: the mean training loss, and the validation score (higher is better); entry 0 is before the first epoch.
+    """The mean training loss and the validation score of each epoch.
 
-    The score is the metric of the data, with its sign changed where lower is better; without labels
-    minus the divergence from the original's outputs. ``learning_rate``: the highest one.
-    ``stopped``: why before the last epoch, if so.
+    Entry 0 is the network before the first epoch, which has no loss. A score is the metric of the
+    data, with its sign changed where lower is better; without labels it is minus the divergence
+    from the original's outputs. ``best``: the entry whose weights were kept. ``learning_rate``: the
+    highest one. ``stopped``: the reason for an end before the last epoch, None without one.
     """
 
     about_graph: ClassVar[bool] = False
@@ -43,26 +44,25 @@ class Tuning(Fact):
 
 @dataclass(frozen=True)
 class FineTune:
-    """One run of distillation from the original (Hinton et al.
+    """Distillation from the original, with the task loss where there are labels.
 
-    2015, arXiv 1503.02531), with the task loss where there are labels.
+    Hinton et al. 2015, arXiv 1503.02531. The loss is ``distillation`` · (distance of the outputs,
+    softened by ``temperature``) + (1 - ``distillation``) · (task loss) + ``features`` · (distance
+    of the feature maps at block ends). The task loss is the loss that the model was compiled with,
+    otherwise one by kind of output; without labels there is none.
 
-    The loss is ``distillation`` · (distance of the outputs, softened by ``temperature``) + (1 −
-    ``distillation``) · (task loss: the one that the model was compiled with, else by kind of
-    output) + ``features`` · (distance of the feature maps at block ends). Without labels there is
-    no task loss. Adam, with a warm-up and a cosine to 0; ``learning_rate`` None: found by short
-    trials. ``decay`` acts on the product of a layer's factors. ``batchnorm``: statistics stay as
-    they are, or follow the batches. ``augment`` None: flips and shifts for classifiers of natural
-    images.
+    The optimizer is Adam, with a warm-up and a cosine to 0; with ``learning_rate`` None, short
+    trials choose the rate. ``decay`` acts on the product of a layer's factors. ``batchnorm``: the
+    statistics stay as they are, or follow the batches. ``augment`` None: flips and shifts for
+    classifiers of natural images.
 
-    It ends after ``epochs``, or ``time_budget`` seconds, whichever comes first (the cosine ends
-    there too), or when for ``patience`` epochs neither the validation score nor the training loss
-    was better than ever before. The weights of the best epoch by the score are kept, which may be
-    those before the first: fine-tuning never ends worse than it began. ``metric``: see
-    ``lrfc.metrics.metric.metric``.
+    The training ends after ``epochs`` or ``time_budget`` seconds, whichever comes first (the cosine
+    ends there too), or when for ``patience`` epochs neither the validation score nor the training
+    loss was better than ever before. The weights with the best score are kept, which may be those
+    before the first epoch: the score never falls. ``metric``: see ``lrfc.metrics.metric.metric``.
 
-    ``checkpoints``: a folder in which the state is kept after each epoch. The same training, killed
-    and started again, goes on from there and ends the same. When it ends the file is removed.
+    ``checkpoints``: a folder for the state after each epoch. The same training, killed and started
+    again, continues from there with the same result. The file is removed at the end.
     """
 
     epochs: int = 3
@@ -97,7 +97,7 @@ class FineTune:
             )
 
     def __call__(self, state: State) -> State:
-        """The state with the trained weights and its Tuning."""
+        """Return the state with the trained weights and the Tuning."""
         recipe = Recipe(
             self.batch,
             self.temperature,
@@ -115,80 +115,74 @@ class FineTune:
             return state.with_graph(trainer.absorbed(weights)).with_fact(tuning)
         finally:
             del run, trainer
-            gc.collect()  # models and compiled functions are cycles of references, and hold far more memory than Python's collector knows
+            # Models and compiled functions are cycles of references, and hold far more memory than
+            # Python's collector knows.
+            gc.collect()
 
 
 class _Run:
-    """One fine-tuning: where it stands, and how it goes on."""
+    """One fine-tuning, with its clock, progress bar and checkpoint."""
 
     def __init__(self, options: FineTune, state: State, trainer: Trainer) -> None:
-        self._options, self._trainer, self._progress, self._seed = (
-            options,
-            trainer,
-            state.progress,
-            state.seed,
-        )
+        self._options, self._trainer, self._progress = options, trainer, state.progress
         self._start = time.perf_counter()
-        self._score = scorer(state.original, trainer.teach, state.data.validation, options.metric)
-        self._shown = shown(state.original, state.data.validation, options.metric)
-        self._checkpoint: Checkpoint | None = None
-        if options.checkpoints is not None:
-            told = (options.epochs, options.time_budget, recipe_of(options), state.seed)
-            print_ = fingerprint(
-                state.graph, state.original, state.data.train, state.data.validation, told
-            )
-            self._checkpoint = Checkpoint(options.checkpoints, print_, state.progress.log)
-        self._losses: list[float | None] = [None]
-        self._scores = [self._score(trainer.run)]
-        self._best, self._weights = 0, trainer.weights()
+        score = scorer(state.original, trainer.teach, state.data.validation, options.metric)
+        self._text = shown(state.original, state.data.validation, options.metric)
+        self._checkpoint = _checkpoint(options, state)
+        self._loop = Loop(
+            epochs=options.epochs,
+            train=self._epoch,
+            score=lambda: score(trainer.run),
+            weights=trainer.weights,
+            text=self._text,
+            log=state.progress.log,
+            patience=options.patience,
+            remaining=self._remaining,
+            save=self._save,
+        )
+        self._history = self._loop.start()
         self._step, self._rate = 0, 0.0
-        self._stopped: str | None = None
-        self._reserve = (
-            time.perf_counter() - self._start
-        )  # the last score takes as long as the first
+        # The last score takes as long as the first.
+        self._reserve = time.perf_counter() - self._start
         self._report: Callable[[int], None] = lambda steps: None
-        self._told = 0
+        self._reported = 0
 
     def __call__(self) -> tuple[Tuning, list[NDArray[Any]]]:
-        options, trainer = self._options, self._trainer
-        if trainer.trainable and options.epochs and trainer.steps:
-            if not self._resumed():
-                self._choose_rate()
-            self._report = self._progress.stage(
-                "fine-tune",
-                self._total if options.time_budget is None else max(1, round(options.time_budget)),
-            )
-            self._tell()
-            for epoch in range(len(self._scores), options.epochs + 1):
-                if self._done() >= 1:
-                    self._stopped = "time"
-                if self._stopped is not None:
-                    break
-                self._epoch(epoch)
-            self._tell(finished=True)
-            if self._checkpoint is not None:
-                self._checkpoint.remove()
-            why = "" if self._stopped is None else f"stopped: {self._stopped}; "
-            self._progress.log(
-                f"  {why}kept:"
-                f" {'the weights before the first epoch' if self._best == 0 else f'epoch {self._best}'},"
-                f" {self._last(self._best)}"
-            )
-        seconds = time.perf_counter() - self._start
+        if self._trainer.trainable and self._options.epochs and self._trainer.steps:
+            self._train()
+        history = self._history
         tuning = Tuning(
-            tuple(self._losses),
-            tuple(self._scores),
-            self._best,
+            tuple(history.losses),
+            tuple(history.scores),
+            history.best,
             self._rate,
             self._step,
-            seconds,
-            self._stopped,
+            time.perf_counter() - self._start,
+            history.stopped,
         )
-        return tuning, self._weights
+        return tuning, history.weights
+
+    def _train(self) -> None:
+        if not self._resumed():
+            self._choose_rate()
+        self._report = self._progress.stage("fine-tune", self._length)
+        self._advance()
+        self._loop.run(self._history)
+        self._advance(finished=True)
+        if self._checkpoint is not None:
+            self._checkpoint.remove()
+        self._loop.log_best(self._history)
 
     @property
     def _total(self) -> int:
+        """The steps of all epochs."""
         return self._trainer.steps * self._options.epochs
+
+    @property
+    def _length(self) -> int:
+        """The length of the progress bar: in seconds with a time budget, otherwise in steps."""
+        budget = self._options.time_budget
+        return self._total if budget is None else max(1, round(budget))
 
     def _done(self) -> float:
         """The share of the training that is over, by steps or by time, whichever is more."""
@@ -214,110 +208,92 @@ class _Run:
             f" {trainer.maps} feature maps, augmentation: {trainer.augmentation}"
         )
 
-    def _epoch(self, epoch: int) -> None:
-        trainer = self._trainer
+    def _epoch(self, number: int) -> Epoch:
         total, count = 0.0, 0
-        for rows in trainer.epoch(epoch):
+        stopped: str | None = None
+        for rows in self._trainer.epoch(number):
             done = self._done()
             if done >= 1:
-                self._stopped = "time"
+                stopped = "time"
                 break
-            loss = trainer.step(rows, self._rate * rate.annealed(done), self._step)
+            loss = self._trainer.step(rows, self._rate * rate.annealed(done), self._step)
             self._step += 1
-            self._tell()
+            self._advance()
             if not math.isfinite(loss):
-                self._stopped = "the loss is no longer a number"
+                stopped = "the loss is no longer a number"
                 break
             total, count = total + loss * len(rows), count + len(rows)
-        if not count:
+        return Epoch(total / count if count else None, stopped)
+
+    def _remaining(self) -> str:
+        """The time left, as the end of a line in the log."""
+        done = self._done()
+        if done >= 1:
+            return ""
+        seconds = (time.perf_counter() - self._start) * (1 / max(done, 1e-9) - 1)
+        return f", {_duration(seconds)} left"
+
+    def _advance(self, *, finished: bool = False) -> None:
+        """Move the progress bar to the share of the training that is over."""
+        length = self._length
+        position = length if finished else min(length, round(length * self._done()))
+        if position > self._reported:
+            self._report(position - self._reported)
+            self._reported = position
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def _save(self, history: History) -> None:
+        if self._checkpoint is None:
             return
-        self._losses.append(total / count)
-        self._scores.append(self._score(trainer.run))
-        # Broken weights are no improvement, even where class 0, the guess of an output full of NaN,
-        # is the most frequent.
-        if self._scores[-1] > self._scores[self._best]:
-            weights = trainer.weights()
-            if all(np.isfinite(w).all() for w in weights):
-                self._best, self._weights = epoch, weights
-        if (
-            self._stopped is None
-            and epoch < self._options.epochs
-            and self._idle() >= self._options.patience
-        ):
-            self._stopped = f"no better for {self._options.patience} epochs"
-        left = (time.perf_counter() - self._start) * (1 / max(self._done(), 1e-9) - 1)
-        tail = f", {_minutes(left)} left" if self._stopped is None and self._done() < 1 else ""
-        self._progress.log(
-            f"  epoch {epoch}/{self._options.epochs}: loss {self._losses[-1]:.4f},"
-            f" {self._last(-1)}{tail}"
-        )
-        if self._checkpoint is not None and self._stopped is None and epoch < self._options.epochs:
-            self._save()
-
-    def _idle(self) -> int:
-        """Epochs since the score or the loss was last better than ever before."""
-        losses = [math.inf if loss is None else loss for loss in self._losses]
-        return len(losses) - 1 - max(int(np.argmax(self._scores)), int(np.argmin(losses)))
-
-    def _last(self, index: int) -> str:
-        return f"validation {self._shown(self._scores[index])}"
-
-    def _tell(self, *, finished: bool = False) -> None:
-        """Move the progress bar to where the training is."""
-        whole = (
-            self._total
-            if self._options.time_budget is None
-            else max(1, round(self._options.time_budget))
-        )
-        now = whole if finished else min(whole, round(whole * self._done()))
-        if now > self._told:
-            self._report(now - self._told)
-            self._told = now
-
-    # -- going on where another left off -----------------------------------------------------------
-
-    def _save(self) -> None:
-        assert self._checkpoint is not None
         numbers = {
-            "losses": self._losses,
-            "scores": self._scores,
-            "best": self._best,
+            "losses": history.losses,
+            "scores": history.scores,
+            "best": history.best,
             "step": self._step,
             "rate": self._rate,
             "seconds": time.perf_counter() - self._start,
         }
-        self._checkpoint.write(Saved(numbers, self._trainer.state(), self._weights))
+        self._checkpoint.write(Saved(numbers, self._trainer.state(), history.weights))
 
     def _resumed(self) -> bool:
+        """Continue from the checkpoint; False when there is none."""
         saved = None if self._checkpoint is None else self._checkpoint.read()
         if saved is None:
             return False
         self._trainer.restore(saved.state)
         numbers = saved.numbers
-        self._losses, self._scores, self._best = (
-            numbers["losses"],
-            numbers["scores"],
-            numbers["best"],
-        )
-        self._step, self._rate, self._weights = numbers["step"], numbers["rate"], saved.best
+        self._history = History(numbers["scores"], saved.best, numbers["losses"], numbers["best"])
+        self._step, self._rate = numbers["step"], numbers["rate"]
         self._start -= numbers["seconds"]
+        scores = self._history.scores
         self._progress.log(
-            f"  resumed after epoch {len(self._scores) - 1}/{self._options.epochs},"
-            f" {self._last(-1)}"
+            f"  resumed after epoch {len(scores) - 1}/{self._options.epochs},"
+            f" validation {self._text(scores[-1])}"
         )
         return True
 
 
-def recipe_of(options: FineTune) -> str:
-    """The options that a training depends on, as text: all but where it is kept."""
+def _checkpoint(options: FineTune, state: State) -> Checkpoint | None:
+    """The checkpoint of this training; None without a folder for it."""
+    if options.checkpoints is None:
+        return None
+    digest = fingerprint(
+        state.graph,
+        state.original,
+        state.data.train,
+        state.data.validation,
+        (options.epochs, options.time_budget, _options_text(options), state.seed),
+    )
+    return Checkpoint(options.checkpoints, digest, state.progress.log)
+
+
+def _options_text(options: FineTune) -> str:
+    """The options that decide the result of a training: all but the folder of its checkpoints."""
     return repr([(name, value) for name, value in vars(options).items() if name != "checkpoints"])
 
 
-def _minutes(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -15,16 +15,17 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras.tf_keras_lower import lower, raised
 from lrfc.state import Fact, State
 from lrfc.training import annotate, losses
+from lrfc.training.loop import Epoch, History, Loop
 from lrfc.training.rate import annealed
 from lrfc.training.scoring import scorer, shown
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedModel(Fact):
-    """The network in tf_keras with its rounding inside, as tensorflow-model-optimization has annotated it: what an int8 file is converted from.
+    """The network in tf_keras with its rounding inside, from which an int8 file is converted.
 
-    ``scores``: the validation score before the first epoch and after each; ``best``: of the epoch
-    whose weights were kept.
+    ``model`` is annotated by tensorflow-model-optimization. ``scores``: the validation score of
+    each epoch; entry 0 is before the first. ``best``: the entry whose weights were kept.
     """
 
     model: Any
@@ -34,18 +35,18 @@ class QuantizedModel(Fact):
 
 @dataclass(frozen=True)
 class QuantizeAware:
-    """Quantisation-aware training (Jacob et al.
+    """Quantisation-aware training, with the original as the teacher.
 
-    2018, arXiv 1712.05877) through tensorflow-model-optimization, with the original as the teacher.
+    Jacob et al. 2018, arXiv 1712.05877, through tensorflow-model-optimization. The graph is
+    converted to tf_keras and annotated layer by layer: kernels of 8 bits with a scale per output
+    channel (one for all channels of a matrix, a depthwise or a transposed convolution), activations
+    of 8 bits. Convolutions along three axes stay float, as in the file. Activation ranges start
+    from calibration samples.
 
-    The graph is carried over to tf_keras and annotated layer by layer: kernels of 8 bits with a
-    scale per output channel (one for all channels of a matrix, a depthwise or a transposed
-    convolution), activations of 8 bits. Convolutions along three axes stay float, as in the file.
-    Activation ranges begin with those of calibration inputs. Then a few epochs of Adam with a small
-    learning rate, which falls on a cosine, on the distance of the outputs and the task loss, mixed
-    as in FineTune. The best weights by the validation score are kept, which may be those before the
-    first epoch. To be run behind FoldBatchNorm: a BatchNorm would be trained on what no file
-    computes.
+    A few epochs of Adam follow, with a small learning rate that falls on a cosine. The loss is the
+    distance of the outputs and the task loss, mixed as in FineTune. The weights with the best
+    validation score are kept, which may be those before the first epoch. FoldBatchNorm must come
+    before: a BatchNorm would be trained in a form that no file computes.
 
     Given and result: the graph keeps its ops and shapes; weights change.
     """
@@ -62,20 +63,20 @@ class QuantizeAware:
     rewrites: ClassVar[bool] = True
 
     def __call__(self, state: State) -> State:
-        """The state with the trained weights, and the model to convert.
+        """Return the state with the trained weights and the model to convert.
 
-        ModelError when the graph cannot be carried over.
+        ModelError when the graph cannot be converted to tf_keras.
         """
         training = _Training(self, state)
-        scores = training()
+        history = training()
         graph = raised(state.graph, training.weights())
         return state.with_graph(graph).with_fact(
-            QuantizedModel(training.model, tuple(scores), int(np.argmax(scores)))
+            QuantizedModel(training.model, tuple(history.scores), history.best)
         )
 
 
 class _Training:
-    """The annotated model, and how it is trained."""
+    """The annotated model and its training."""
 
     def __init__(self, options: QuantizeAware, state: State) -> None:
         import tf_keras
@@ -92,69 +93,74 @@ class _Training:
         teach = keras_io.compiled(state.original)
         self._taught = keras_io.predict(teach, train.inputs)
         outputs = losses.describe(state.original, self._taught, train.targets)
-        few = None if train.targets is None else (head(self._taught, 512), head(train.targets, 512))
-        task = None if few is None else losses.task_loss(state.original, outputs, few)
+        sample = None
+        if train.targets is not None:
+            sample = (head(self._taught, 512), head(train.targets, 512))
+        task = None if sample is None else losses.task_loss(state.original, outputs, sample)
         self._optimizer = tf_keras.optimizers.Adam(options.learning_rate)
-        self._size = options.batch or int(np.clip(len(train) // 20, 16, 128))
+        self._count = len(train)
+        self._batch = options.batch or int(np.clip(self._count // 20, 16, 128))
+        self._steps = -(-self._count // self._batch)
+        self._first = train.take(np.arange(min(self._batch, self._count))).inputs
+        self._report: Callable[[int], None] = lambda steps: None
         self._score = scorer(state.original, teach, state.data.validation, options.metric)
         self._shown = shown(state.original, state.data.validation, options.metric)
-        self._step, self._look, self._run = self._functions(outputs, task)
+        self._step, self._forward, self._run = self._functions(outputs, task)
 
-    def __call__(self) -> list[float]:
-        """Train; the model is left with the best weights.
-
-        The scores of all epochs, the first entry before the first one.
-        """
-        progress, train = self._state.progress, self._state.data.train
-        steps = -(-len(train) // self._size)
-        report = progress.stage("quantise-aware", max(1, steps * self._options.epochs))
-        first = train.take(np.arange(min(self._size, len(train)))).inputs
+    def __call__(self) -> History:
+        """Train, and leave the model with the best weights."""
+        progress, epochs = self._state.progress, self._options.epochs
+        self._report = progress.stage("quantise-aware", max(1, self._steps * epochs))
         try:
-            self._look(
-                *self._tensors(first)
-            )  # the ranges of kernels are seen in training mode only
-        except Exception as error:  # the first time that the layers compute in it
+            self._observe()
+        except Exception as error:  # the first time that the layers compute in training mode
             raise annotate.refusal(self._state.graph, error) from error
-        best = self.model.get_weights()
-        scores = [self._score(self._run)]
-        progress.log(f"  before: validation {self._shown(scores[0])} in int8")
-        for epoch in range(self._options.epochs):
-            order = np.random.default_rng((self._state.seed, epoch)).permutation(len(train))
-            total = 0.0
-            for number, start in enumerate(range(0, len(order), self._size)):
-                done = (epoch + number / steps) / self._options.epochs
-                self._optimizer.learning_rate.assign(self._options.learning_rate * annealed(done))
-                total += float(
-                    self._step(*self._samples(np.sort(order[start : start + self._size])))
-                )
-                report(1)
-            self._look(*self._tensors(first))
-            scores.append(self._score(self._run))
-            if scores[-1] > max(scores[:-1]):
-                best = self.model.get_weights()
-            progress.log(
-                f"  epoch {epoch + 1}/{self._options.epochs}: loss {total / steps:.4g}, validation"
-                f" {self._shown(scores[-1])} in int8"
-            )
-        self.model.set_weights(best)
-        kept = int(np.argmax(scores))
-        progress.log(
-            f"  kept: {'the weights before the first epoch' if kept == 0 else f'epoch {kept}'},"
-            f" validation {self._shown(scores[kept])} in int8"
+        loop = Loop(
+            epochs=epochs,
+            train=self._epoch,
+            score=lambda: self._score(self._run),
+            weights=self.model.get_weights,
+            text=self._text,
+            log=progress.log,
+            loss_format=".4g",
         )
-        return scores
+        history = loop.start()
+        progress.log(f"  before: validation {self._text(history.scores[0])}")
+        loop.run(history)
+        self.model.set_weights(history.weights)
+        loop.log_best(history)
+        return history
+
+    def _epoch(self, number: int) -> Epoch:
+        epoch, total = number - 1, 0.0
+        order = np.random.default_rng((self._state.seed, epoch)).permutation(self._count)
+        for step, start in enumerate(range(0, len(order), self._batch)):
+            done = (epoch + step / self._steps) / self._options.epochs
+            self._optimizer.learning_rate.assign(self._options.learning_rate * annealed(done))
+            rows = np.sort(order[start : start + self._batch])
+            total += float(self._step(*self._samples(rows)))
+            self._report(1)
+        self._observe()
+        return Epoch(total / self._steps)
+
+    def _observe(self) -> None:
+        """Update the ranges of the kernels, which happens in training mode only."""
+        self._forward(*self._tensors(self._first))
 
     def weights(self) -> dict[str, dict[str, NDArray[Any]]]:
-        """Op → its trained arrays, by tf_keras' names."""
-        found: dict[str, dict[str, NDArray[Any]]] = {}
+        """The trained arrays of each op, by tf_keras' names."""
+        trained: dict[str, dict[str, NDArray[Any]]] = {}
         layers = {layer.name.removeprefix("quant_"): layer for layer in self.model.layers}
         for op, name in self._lowered.layers.items():
             if name in layers and layers[name].trainable_weights:
-                found[op] = {
+                trained[op] = {
                     weight.name.split(":")[0].rpartition("/")[2]: weight.numpy()
                     for weight in layers[name].trainable_weights
                 }
-        return found
+        return trained
+
+    def _text(self, score: float) -> str:
+        return f"{self._shown(score)} in int8"
 
     def _tensors(self, inputs: Batch) -> list[Any]:
         import tensorflow as tf
@@ -171,7 +177,7 @@ class _Training:
     def _functions(
         self, outputs: Any, task: Any
     ) -> tuple[Callable[..., Any], Callable[..., Any], Callable[[Batch], Batch]]:
-        """The compiled step, a pass that shows the model its ranges, and the model in inference mode."""
+        """The compiled step, and the model in training mode and in inference mode."""
         import tensorflow as tf
 
         options, model, optimizer = self._options, self.model, self._optimizer
@@ -194,7 +200,7 @@ class _Training:
             return loss
 
         @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
-        def look(*inputs: Any) -> Any:
+        def forward(*inputs: Any) -> Any:
             return model(list(inputs), training=True)
 
         @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
@@ -204,4 +210,4 @@ class _Training:
         def run(batch: Batch) -> Batch:
             return tuple(np.asarray(y) for y in infer(*self._tensors(batch)))
 
-        return step, look, run
+        return step, forward, run

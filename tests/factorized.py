@@ -1,4 +1,4 @@
-"""Random layers of every kind, and what the factorization tests ask of them."""
+"""Random layers of every kind, and the checks of the factorization tests."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def layer(
 
 
 def parts(graph: Graph) -> tuple[Op, Tensor]:
-    """The layer and what it reads."""
+    """The layer and its input."""
     return graph.op("layer"), graph.input_tensors("layer")[0]
 
 
@@ -96,7 +96,10 @@ def dense(inputs: int, outputs: int, leading: tuple[int, ...] = (), **attrs: Any
 
 @st.composite
 def convolutions(draw: st.DrawFn) -> Build:
-    """A convolution of any kind and rank, with any kernel, stride, dilation, padding, groups, bias and activation that Keras runs."""
+    """A convolution of any kind and rank that Keras runs.
+
+    Kernel, stride, dilation, padding, groups, bias and activation are random.
+    """
     family = draw(st.sampled_from(["Conv", "Conv", "Transpose", "Depthwise"]))
     rank = draw(st.sampled_from([1, 2] if family == "Depthwise" else [1, 2, 2, 3]))
     kernel = tuple(draw(st.integers(1, 4 if rank < 3 else 3)) for _ in range(rank))
@@ -243,7 +246,10 @@ def products(draw: st.DrawFn) -> Build:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """BLAS on one thread, for files whose many small products would wait for each other on a busy machine."""
+    """BLAS on one thread.
+
+    On a busy machine the threads of many small products would wait for each other.
+    """
     with threadpool_limits(1):
         yield
 
@@ -251,7 +257,10 @@ def one_thread() -> Iterator[None]:
 def statistics(
     layout: Layout, seed: int = 0, *, count: int | None = None, centred: bool = True
 ) -> Statistics:
-    """Statistics of ``count`` correlated patches with a mean; fewer than their length give a singular covariance."""
+    """Statistics of ``count`` correlated patches with a mean.
+
+    With fewer patches than their length the covariance is singular.
+    """
     rng = np.random.default_rng(seed)
     length, groups = layout.patch, layout.groups
     rows = patches(layout, 4 * length if count is None else count, rng)
@@ -307,7 +316,7 @@ def with_kernel(graph: Graph, kernel: np.ndarray, bias: np.ndarray | None = None
 
 
 def outputs(graph: Graph, samples: int = 2, seed: int = 0) -> np.ndarray:
-    """What the graph gives for normal inputs."""
+    """The graph's outputs for normal inputs."""
     shape = graph.tensors("x")[0].shape[1:]
     batch = np.random.default_rng(seed).standard_normal((samples, *shape)).astype(np.float32)
     if any(op.attrs.get("data_format") == "channels_first" for op in graph):

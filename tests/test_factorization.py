@@ -1,4 +1,4 @@
-"""Every method on every kind of layer: exact at full rank, its cost as predicted, bias only at the end, responses as rewritten."""
+"""Every method on every kind of layer: exactness at full rank, costs, bias and responses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lrfc.factorization import METHODS, chain
+from lrfc.factorization import METHODS, chain_factors
 from lrfc.factorization.layout import Layout
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op
@@ -79,7 +79,7 @@ def check_rank(graph: Graph, fraction: float, *, aware: bool) -> None:
             [last] if "bias" in op.weights else []
         ), name
         assert all(stage["activation"] in (None, "linear") for stage in earlier), name
-        # The stages give what the multiplied-out kernel gives, and so do the responses.
+        # The stages, the multiplied-out kernel and the responses agree.
         kernel = factors.kernel(ranks)
         bias = absorbed_bias(layout, kernel, stats)
         assert relative(outputs(result), outputs(with_kernel(graph, kernel, bias))) < 2e-5, (
@@ -153,13 +153,13 @@ def test_product_at_lower_rank(build, fraction, aware):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_responses_come_in_the_order_asked(name):
+def test_responses_come_in_the_order_of_the_ranks(name):
     graph = small(name)
     op, source = parts(graph)
     layout = Layout.of(op, source)
     factors = METHODS[name].decompose(op, source, statistics=statistics(layout))
     full = METHODS[name].full(op, source)
-    asked = [
+    choices = [
         full,
         tuple(1 for _ in full),
         tuple(max(1, rank // 2) for rank in full),
@@ -167,11 +167,11 @@ def test_responses_come_in_the_order_asked(name):
         full,
     ]
     rows = patches(layout, 4, np.random.default_rng(0)).astype(np.float32)
-    found = list(factors.responses(rows, asked))
+    found = list(factors.responses(rows, choices))
     assert len(found) == 5
     np.testing.assert_allclose(found[0], found[4], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found[1], found[3], rtol=1e-4, atol=1e-4)
-    for ranks, response in zip(asked, found, strict=True):
+    for ranks, response in zip(choices, found, strict=True):
         alone = next(iter(factors.responses(rows, [ranks])))
         np.testing.assert_allclose(response, alone, rtol=1e-4, atol=1e-4)
 
@@ -194,7 +194,7 @@ def test_stages_of_a_shared_layer_are_shared_alike(name):
 
 
 def test_strides_are_taken_as_early_as_the_form_allows():
-    """Public CP code strides in the last stage alone, and computes the others at four times the positions."""
+    """Public CP code has the stride in the last stage: the others have four times the positions."""
     graph = conv((3, 3), 4, 4, (8, 8), strides=(2, 2))
     shapes = {
         name: [
@@ -258,7 +258,7 @@ def test_printed_form():
     )
 
 
-def test_ranks_beyond_what_a_bond_supports_still_cost_what_they_should():
+def test_ranks_that_a_bond_does_not_support_still_have_their_cost():
     graph = conv((2, 2), 4, 9)
     op, source = parts(graph)
     ranks = (1, 9)  # one input channel of the core can feed four outputs
@@ -290,7 +290,7 @@ def test_einsum_that_is_no_matrix_product_is_refused():
     assert reason == "the equation abc,bcd->abd is not a matrix product"
 
 
-def test_what_large_layers_forget_changes_no_estimate(monkeypatch) -> None:
+def test_freed_nodes_of_large_layers_change_no_estimate(monkeypatch) -> None:
     op, source = parts(conv((3, 3), 8, 9))
     layout, method = Layout.of(op, source), METHODS["tucker2"]
     rows = patches(layout, 20, np.random.default_rng(1)).astype(np.float32)
@@ -304,7 +304,7 @@ def test_what_large_layers_forget_changes_no_estimate(monkeypatch) -> None:
 
     held: list[int] = []
     kept = estimates()
-    monkeypatch.setattr(chain, "SMALL", 0)
+    monkeypatch.setattr(chain_factors, "SMALL", 0)
     for one, other in zip(kept, estimates(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     assert held[0] > 5

@@ -1,4 +1,4 @@
-"""Break-even ranks, eligibility, the support matrix, separable convolutions, the shapes of tensorised layers."""
+"""Break-even ranks, eligibility, support matrix, separable convolutions, tensor shapes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ from tests.helpers import random_inputs
 
 
 def test_break_even_of_the_literature():
-    """Reference sheet §4.1: channel SVD R < T·S·k²/(S·k²+T), spatial 1.5·T, CP 9n²/(2n+9); 1×1 and FC TS/(T+S)."""
+    """Reference sheet §4.1.
+
+    Channel SVD R < T·S·k²/(S·k²+T), spatial 1.5·T, CP 9n²/(2n+9); 1×1 and FC TS/(T+S).
+    """
     op, source = parts(conv((3, 3), 64, 64, bias=None))
     wanted = {"channel_svd": 57, "channel_svd_1x1": 57, "spatial_svd": 95, "cp": 269}
     for name, rank in wanted.items():
@@ -80,7 +83,7 @@ def test_break_even_saves_and_the_next_does_not(build, quantity):
     st.data(),
 )
 def test_no_ranks_within_break_even_enlarge_the_cost(build, quantity, kept, data):
-    """Whatever ranks up to the break-even ones are taken, the rewritten layer costs less than the share that was asked for."""
+    """At all ranks up to the break-even ones the rewritten layer costs less than the share."""
     op, source = parts(build())
     limit = kept * getattr(cost_of(op, source), quantity)
     for name in [name for name, reason in eligible(METHODS, op, source).items() if reason is None]:
@@ -102,7 +105,10 @@ def test_no_ranks_within_break_even_enlarge_the_cost(build, quantity, kept, data
     ],
 )
 def test_no_candidate_is_offered_that_enlarges_the_cost(graph):
-    """What the search gets to see of every method: at most the layer's parameters and MACs, and less of one; a reason where that leaves nothing."""
+    """The search sees ranks with at most the layer's parameters and MACs, and less of one.
+
+    A method without such ranks has a reason.
+    """
     op = graph.op("layer")
     samples = collect(graph, [op], random_inputs(graph, 8), SampleSize(6, 2, 100, 50), seed=0)[
         "layer"
@@ -122,7 +128,10 @@ def test_no_candidate_is_offered_that_enlarges_the_cost(graph):
 
 
 def test_strided_layers_pay_for_stages_before_the_stride():
-    """A stage at the input's resolution costs four times as much before a stride of 2: MACs and parameters break even at different ranks."""
+    """A stage at the input's resolution costs four times as much before a stride of 2.
+
+    MACs and parameters break even at different ranks.
+    """
     op, source = parts(conv((3, 3), 16, 32, (32, 32), strides=(2, 2)))
     assert break_even(METHODS["channel_svd"], op, source, "macs") == break_even(
         METHODS["channel_svd"], op, source, "params"

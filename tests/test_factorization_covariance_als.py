@@ -1,4 +1,4 @@
-"""Alternating least squares in the norm of the inputs: what they gain, that each step descends, that they reach what dense solves reach."""
+"""Alternating least squares in the norm of the inputs: gain, descent, and the optimum."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_cp_lowers_the_error_of_its_start(modes, rank):
 
 
 def test_cp_reaches_what_dense_solves_reach(monkeypatch):
-    """With enough sweeps the error is that of alternating least squares whose normal equations are built and solved."""
+    """With enough sweeps the error is that of ALS with dense normal equations."""
     monkeypatch.setattr(covariance_als, "CP_SWEEPS", 300)
     monkeypatch.setattr(covariance_als, "_TOLERANCE", 1e-7)
     target, gram = problem()
@@ -173,7 +173,7 @@ def test_tucker_takes_the_best_start(monkeypatch):
 
 
 def test_large_layers_get_no_sweeps():
-    """A sweep over a 512-channel layer takes seconds, and a search asks for a hundred pairs of ranks."""
+    """A sweep over a 512-channel layer takes seconds; a search needs a hundred pairs of ranks."""
     layer = np.broadcast_to(0.0, (512, 9, 512))
     assert covariance_als.tucker_sweeps(layer, np.broadcast_to(0.0, (4608, 4608)), (128, 128)) == 0
     assert covariance_als.tucker_sweeps(layer, None, (128, 128)) >= 1

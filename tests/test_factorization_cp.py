@@ -1,4 +1,4 @@
-"""CP does not degenerate: the start is exact where it can be, norms stay bounded, and the fit is as good as a reference's."""
+"""CP does not degenerate: exact starts, bounded norms, and fits as good as a reference's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lrfc.factorization import METHODS, als
-from lrfc.factorization.cp import RANDOM_STARTS, _best, _fits
+from lrfc.factorization.cp_fit import RANDOM_STARTS, best_fit, decompositions
 from lrfc.factorization.layout import Layout
 from tests.factorized import (
     conv,
@@ -20,7 +20,10 @@ from tests.factorized import (
 
 
 def degenerate(size: int = 5) -> np.ndarray:
-    """a∘a∘b + a∘b∘a + b∘a∘a: rank 3, but two terms come arbitrarily near, with norms that grow without bound."""
+    """a∘a∘b + a∘b∘a + b∘a∘a, of rank 3.
+
+    Two terms come arbitrarily near, with norms that grow without bound.
+    """
     a, b = np.eye(size)[:2]
     return (
         np.einsum("i,j,k->ijk", a, a, b)
@@ -35,7 +38,7 @@ def multiplied(factors) -> np.ndarray:
 
 
 def cancelling(size: int = 5, n: float = 100) -> list[np.ndarray]:
-    """n·(a + b/n)∘(a + b/n)∘(a + b/n) - n·a∘a∘a, which tends to that tensor as n grows."""
+    """Terms n·(a + b/n)∘(a + b/n)∘(a + b/n) - n·a∘a∘a, near that tensor for large n."""
     a, b = np.eye(size)[:2]
     near = a + b / n
     return [np.stack([n * near, -n * a], 1), np.stack([near, a], 1), np.stack([near, a], 1)]
@@ -53,15 +56,15 @@ def test_norms_stay_bounded_where_terms_would_cancel():
 
 
 def test_factors_whose_terms_cancel_are_rejected(monkeypatch, caplog):
-    """A fit with exploding norms is not taken, though its error is the least, and the reason is logged."""
+    """A fit with exploding norms is rejected, although its error is the least, and logged."""
     tensor, exploding = degenerate(), cancelling()
     sound = als.slices_start(tensor, 2)
     assert relative(multiplied(exploding), tensor) < relative(multiplied(sound), tensor)
     monkeypatch.setattr(
-        "lrfc.factorization.cp._fits", lambda target, rank, starts: [exploding, sound]
+        "lrfc.factorization.cp_fit.decompositions", lambda target, rank, starts: [exploding, sound]
     )
     with caplog.at_level("INFO", "lrfc.factorization"):
-        assert _best(tensor, 2, None) is sound
+        assert best_fit(tensor, 2, None) is sound
     ratio = als.norm_ratio(exploding, float(np.linalg.norm(tensor)))
     reason = (
         f"its terms cancel each other: their joint norm is {ratio:.3g} times the kernel's, above 10"
@@ -71,19 +74,19 @@ def test_factors_whose_terms_cancel_are_rejected(monkeypatch, caplog):
 
 
 def test_the_guard_holds_with_statistics(monkeypatch):
-    """Neither the fits nor what is made of them in the norm of the inputs may explode."""
+    """Neither the fits nor their improvements in the norm of the inputs may explode."""
     tensor, exploding = degenerate(), cancelling()
     sound = als.slices_start(tensor, 2)
     monkeypatch.setattr(
-        "lrfc.factorization.cp._fits", lambda target, rank, starts: [exploding, sound]
+        "lrfc.factorization.cp_fit.decompositions", lambda target, rank, starts: [exploding, sound]
     )
     moment = np.random.default_rng(0).standard_normal((25, 200))
-    found = _best(tensor, 2, moment @ moment.T / 200)
+    found = best_fit(tensor, 2, moment @ moment.T / 200)
     assert als.norm_ratio(found, float(np.linalg.norm(tensor))) <= als.NORM_LIMIT
 
 
 def test_the_best_of_several_starts_is_taken():
-    """For each start there is a tensor on which it alone wins, and the result is never worse than from any of them."""
+    """Each start alone wins on some tensor, and the result is never worse than from any start."""
     winners = set()
     for seed in range(8):
         tensor = np.random.default_rng(seed).standard_normal((5, 4, 5))
@@ -93,12 +96,12 @@ def test_the_best_of_several_starts_is_taken():
         ]
         errors = [relative(multiplied(als.als(tensor, start)), tensor) for start in starts]
         winners.add(int(np.argmin(errors)))
-        assert relative(multiplied(_best(tensor, 4, None)), tensor) <= min(errors) + 1e-9
+        assert relative(multiplied(best_fit(tensor, 4, None)), tensor) <= min(errors) + 1e-9
     assert winners == set(range(1 + RANDOM_STARTS))
 
 
 def test_separate_axes_start_from_the_merged_form(monkeypatch):
-    """The 4-way fit begins with the merged form's terms, each kernel split by its best rank-one approximation."""
+    """The 4-way fit starts from the merged form, its kernels split by rank-one approximations."""
     tensor = np.random.default_rng(0).standard_normal((5, 3, 3, 6))
     begun = []
 
@@ -106,8 +109,8 @@ def test_separate_axes_start_from_the_merged_form(monkeypatch):
         begun.append([np.asarray(factor) for factor in start])
         return als.als(target, start, **options)
 
-    monkeypatch.setattr("lrfc.factorization.cp.als", spy)
-    _fits(tensor, 4, (als.slices_start,))
+    monkeypatch.setattr("lrfc.factorization.cp_fit.als", spy)
+    decompositions(tensor, 4, (als.slices_start,))
     joined, separate = begun
     assert [len(factor) for factor in joined] == [5, 9, 6]
     assert [len(factor) for factor in separate] == [5, 3, 3, 6]

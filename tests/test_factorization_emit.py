@@ -16,7 +16,7 @@ from lrfc.targets.catalog import target
 
 
 def examples() -> Graph:
-    """One graph with an input per kind and an output per kind × method, at a quarter of the full ranks."""
+    """A graph with an input per kind, and outputs by kind and method at a quarter of the ranks."""
     rng = np.random.default_rng(0)
     graph = Graph("all")
     outputs = []

@@ -1,4 +1,4 @@
-"""The norm of the inputs: optimality, never worse than data-free, few samples, the mean, the outputs' weights."""
+"""The norm of the inputs: optimality, few samples, the mean, the outputs' weights."""
 
 from __future__ import annotations
 
@@ -343,10 +343,10 @@ def test_large_layers_decompose_at_all_ranks_within_the_memory_guard(name):
     full = METHODS[name].full(op, source)
     assert relative(factors.kernel(full), op.weights["kernel"]) < 1e-5
     rows = rng.standard_normal((50, 1, 4096 if stats is None else 4608)).astype(np.float32)
-    asked = [tuple(rank // part for rank in full) for part in (16, 8, 4, 2, 1)]
+    choices = [tuple(rank // part for rank in full) for part in (16, 8, 4, 2, 1)]
     errors = [
         relative(found, rows[:, 0] @ flat(graph)[0] + op.weights["bias"])
-        for found in factors.responses(rows, asked)
+        for found in factors.responses(rows, choices)
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-4

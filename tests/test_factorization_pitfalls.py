@@ -1,4 +1,7 @@
-"""Mistakes of public code, one test each (reference sheet §10): every method is run on the layer that the mistake gets wrong."""
+"""Mistakes of public code, a test for each (reference sheet §10).
+
+Every method is run on a layer that code with the mistake gets wrong.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ from tests.factorized import (
 
 
 def check(graph: Graph, *, least: int = 3) -> None:
-    """Every method that takes the layer gives the layer's outputs at full rank, and its own kernel's outputs at half of it."""
+    """Check every method that takes the layer.
+
+    At full rank the outputs are the layer's, at half of it those of the method's own kernel.
+    """
     op, source = parts(graph)
     taken = [name for name in METHODS if METHODS[name].refuses(op, source) is None]
     assert len(taken) >= least
@@ -137,7 +143,10 @@ def test_6_spatial_svd_of_a_dilated_layer(name):
 
 
 def test_7_the_bias_is_no_part_of_the_mean_that_is_projected():
-    """b' = mean(y) - U·Uᵀ·(mean(y) - b): with a bias much larger than the outputs, the other form is far off."""
+    """b' = mean(y) - U·Uᵀ·(mean(y) - b).
+
+    With a bias much larger than the outputs, the other form is far off.
+    """
     graph = conv((3, 3), 4, 6, (9, 9), padding="valid")
     graph = with_kernel(
         graph, graph.op("layer").weights["kernel"], np.linspace(-50, 50, 6).astype(np.float32)
@@ -187,7 +196,7 @@ def test_10_a_multiply_accumulate_is_one():
     )
 
 
-def test_10_what_a_stage_leaves_out_the_next_one_does_not_compute():
+def test_10_the_widths_of_the_stages_are_the_ranks():
     graph = conv((3, 3), 8, 8, (8, 8))
     result = rewritten(graph, "tucker2", (3, 5))
     assert counted(result) == METHODS["tucker2"].cost(*parts(graph), (3, 5))

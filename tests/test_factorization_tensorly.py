@@ -1,4 +1,4 @@
-"""Data-free errors beside tensorly's at equal ranks: Tucker-2, CP, the tensor train, the TT-matrix and Tucker on a matrix."""
+"""Data-free errors compared with tensorly's at equal ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SLACK = 1.01
 
 
 def falling(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """A kernel whose singular values fall along both channel axes, as those of trained layers do."""
+    """A kernel whose singular values decay along both channel axes, as in trained layers."""
     rng = np.random.default_rng(seed)
     kernel = rng.standard_normal(shape)
     return (
@@ -74,7 +74,10 @@ def tucker_to_tensor_of_two(decomposed) -> np.ndarray:
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
 def test_cp(kind, share):
-    """The best of three starts, of which tensorly recommends the first where the rank is not above the sizes."""
+    """The best of three starts.
+
+    tensorly recommends the first where the rank is not above the sizes.
+    """
     kernel = tensor(LAYERS[kind])
     rank = max(2, int(share * kernel.size / sum(kernel.shape)))
     starts = [("svd", 0), ("random", 0), ("random", 1)]

@@ -1,4 +1,4 @@
-"""The fine-tune: better or as it was, with and without labels, the same for the same seed."""
+"""The fine-tune: never a worse score, with and without labels, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_a_few_samples_are_enough_to_run() -> None:
 
 
 def labelled(graph: Graph, *, samples: int = 192) -> State:
-    """Data whose labels are what the graph itself says: classes, and values where an output is linear."""
+    """Data with the graph's own outputs as labels: classes, or values where an output is linear."""
     batch = helpers.random_inputs(graph, samples + samples // 2)
     targets = []
     for values in keras_io.predict(graph, batch):
@@ -282,8 +282,8 @@ def test_any_task_gets_better(make: Any, with_labels: bool) -> None:
     assert after.fact(Tuning).losses[-1] < after.fact(Tuning).losses[1]
 
 
-def test_the_models_own_loss_is_what_it_is_trained_for() -> None:
-    """Of two models compiled with a loss on one output each, the one learns that output from the labels."""
+def test_the_models_own_loss_is_minimised() -> None:
+    """Of two models with a loss on one output each, each learns that output from the labels."""
     errors = {}
     for loss in (
         {"label": "categorical_crossentropy", "value": None},
@@ -299,7 +299,7 @@ def test_the_models_own_loss_is_what_it_is_trained_for() -> None:
             data=replace(
                 state.data, train=Split(state.data.train.inputs, (truth[0], truth[1] + 3))
             ),
-        )  # a lesson of its own
+        )  # labels that the original does not predict
         after = FineTune(epochs=4, batch=16, distillation=0, features=0, learning_rate=0.03)(state)
         assert after.fact(Tuning).best == 0  # worse by the labels of the validation split
         trainer = Trainer(
@@ -385,7 +385,7 @@ def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
         FineTune(**options)
 
 
-def test_the_bar_and_the_log_say_where_it_stands() -> None:
+def test_the_progress_bar_and_the_log() -> None:
     lines: list[str] = []
     ticks: list[int] = []
     progress = Progress(
@@ -405,7 +405,7 @@ def test_the_bar_and_the_log_say_where_it_stands() -> None:
 
 
 class _Killed(BaseException):
-    """Stands for whatever ends the process."""
+    """The end of the process, by any cause."""
 
 
 def interrupted(
@@ -477,8 +477,8 @@ def test_a_damaged_checkpoint_is_ignored(tmp_path: Path) -> None:
 # -- memory ----------------------------------------------------------------------------------------
 
 
-def test_what_a_training_builds_is_freed() -> None:
-    """Keras' own optimizers keep some thousand objects of each compiled step, and its graph, for good."""
+def test_the_memory_of_a_training_is_freed() -> None:
+    """Keras' own optimizers never free the graph of a compiled step and a thousand more objects."""
     import gc
 
     before = replace(

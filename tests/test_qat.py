@@ -1,4 +1,8 @@
-"""Quantisation-aware training: the graph in tf_keras is the graph, the file is int8 throughout and as good as the network, and Keras 3 is left alone."""
+"""Quantisation-aware training.
+
+The tf_keras model computes the graph, the file is int8 throughout and as accurate as the network,
+and Keras 3 is not changed.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +139,7 @@ def test_functions_of_keras_ops_are_called_as_they_are(tmp_path):
     )
 
 
-def test_what_tf_keras_has_not_is_named():
+def test_a_layer_that_tf_keras_lacks_is_named():
     inputs = keras.Input((4, 3), name="x")
     graph = helpers.graph_of(keras.Model(inputs, layers.RMSNormalization(name="norm")(inputs)))
     assert unlowered(graph) == ("norm",)
@@ -228,7 +232,10 @@ def two_signals():
 
 @pytest.mark.parametrize("made", [along_one_axis, along_three_axes, two_signals])
 def test_convolutions_along_other_axes(made, tmp_path):
-    """TFLite rounds those along one axis with a scale per channel, and computes those along three in float."""
+    """TFLite rounds those along one axis with a scale per channel.
+
+    Those along three axes are computed in float.
+    """
     from ai_edge_litert.interpreter import Interpreter
 
     graph = Canonicalise()(state_of(helpers.graph_of(helpers.random_weights(made())))).graph
@@ -310,7 +317,7 @@ def test_inputs_of_integers_are_not_rounded(tmp_path):
     )
 
 
-def test_what_cannot_be_trained_so_is_quantised_as_it_is(tmp_path, monkeypatch):
+def test_a_network_that_cannot_be_trained_is_quantised_without_it(tmp_path, monkeypatch):
     lines: list[str] = []
 
     def refuse(*given):
@@ -348,7 +355,7 @@ def test_keras_3_stays_keras_3():
     assert keras.__version__.startswith("3.")
 
 
-def test_a_missing_package_is_said(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DependencyError, match=r"pip install 'lrfc\[qat\]'"):
         annotate.check()
@@ -362,7 +369,7 @@ def test_a_missing_package_is_said(monkeypatch):
         ({}, "not tflite fp32"),
     ],
 )
-def test_what_it_does_not_go_with_is_said(options, message):
+def test_other_targets_and_precisions_are_refused(options, message):
     with pytest.raises(
         UsageError, match=f"--qat goes with --target tflite and --precision int8, {message}"
     ):

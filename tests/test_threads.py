@@ -1,4 +1,4 @@
-"""Two real builds in two threads of one program: both right, and the program's state as it was."""
+"""Two real builds in two threads of one program: both correct, the program's state unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEVICES = ("cortex-m7", "cortex-m4")
 
 
 def state() -> dict[str, Any]:
-    """What belongs to the program that calls lrfc."""
+    """The state of the program that calls lrfc."""
     import tensorflow as tf
 
     files = {
@@ -58,7 +58,7 @@ def state() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A model and what is asked of it."""
+    """A model and the options of its build."""
     folder = tmp_path_factory.mktemp("case")
     model = helpers.conv_net(filters=(16, 24))
     model.save(folder / "conv.keras")
@@ -76,13 +76,13 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 def build(
     case: tuple[Path, dict[str, Any]], out: Path, device: str = DEVICES[0], **options: Any
 ) -> Result:
-    path, asked = case
-    result: Result = lrfc.build(path, out=out, device=device, **asked | options)
+    path, defaults = case
+    result: Result = lrfc.build(path, out=out, device=device, **defaults | options)
     return result
 
 
 def choices(result: Result) -> list[tuple[str, str | None, tuple[int, ...] | None]]:
-    """What was chosen.
+    """The chosen plan.
 
     Bytes may differ: BLAS has one number of threads for the process, and sums in another order with
     another number.

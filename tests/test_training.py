@@ -1,4 +1,4 @@
-"""The parts of a training: feature maps at block ends, losses, augmentation, decay of products, the learning rate, checkpoints."""
+"""Parts of a training: feature maps, losses, augmentation, decay, learning rate, checkpoints."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def head(units: int, activation: str | None) -> Graph:
     )
 
 
-def test_what_an_output_is() -> None:
+def test_the_kinds_of_outputs() -> None:
     rng = np.random.default_rng(0)
     indices, values = (
         rng.integers(0, 3, 32).astype(np.int32),
@@ -273,7 +273,7 @@ def test_without_a_compiled_loss_the_usual_one_is_taken(tmp_path: Path) -> None:
     assert losses.own_losses(graph) is None
 
 
-def test_a_loss_that_cannot_be_made_again_is_left_out(tmp_path: Path) -> None:
+def test_a_loss_that_cannot_be_deserialized_is_left_out(tmp_path: Path) -> None:
     import keras
 
     def own(a, b):

@@ -1,4 +1,4 @@
-"""The factorization methods, by the name that the command line takes, and what may be asked about them."""
+"""The factorization methods by their names on the command line, and the questions about them."""
 
 from __future__ import annotations
 

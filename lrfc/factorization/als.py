@@ -1,9 +1,9 @@
-"""Canonical polyadic decomposition of one tensor: exact and random starts, and alternating least squares with a bound on the norms.
+"""Canonical polyadic decomposition of a tensor: starts, and alternating least squares.
 
-tensorly's ``parafac`` is the reference that the tests hold this against. It is not called here: it
-knows no norm of the inputs, its ridge weighs large terms more than small ones and so bounds
-nothing, and it forms a Khatri-Rao product of all other modes for each mode, which for 256 channels
-is 260 MB.
+The norms of the terms are bounded. The tests compare with tensorly's ``parafac``. It is not called
+here: it knows no norm of the inputs, its ridge weighs large terms more than small ones and so
+bounds nothing, and for each mode it forms a Khatri-Rao product of all others, which for 256
+channels is 260 MB.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import numpy as np
 from lrfc.factorization.linalg import Array, eigh, solve_positive
 
 #: Relative ridge of every least-squares solve. With unit columns, the solution c of (G + ρI)c = b
-#: obeys ‖c‖ ≤ ‖X‖ / (2√ρ): at 1/400 the terms' norms, taken together, cannot exceed ten times the
-#: tensor's norm. On the layers of ResNet-20 it moves the error by less than one part in a hundred.
+#: obeys ‖c‖ ≤ ‖X‖ / (2√ρ): at 1/400 the joint norm of the terms cannot exceed ten
+#: times the tensor's. On the layers of ResNet-20 it changes the error by less than 1 %.
 RIDGE = 1 / 400
-#: Multiplications that the sweeps of one fit may take: at 3×3×512×512 and rank 512 about twenty
-#: sweeps.
+#: The most multiplications of the sweeps of a fit: about 20 sweeps at 3×3×512×512, rank 512.
 WORK = 5e10
 #: Terms whose joint norm is above this multiple of the tensor's norm are cancelling each other (the
 #: degeneracy of Phan et al., arXiv 2008.05441).
@@ -28,7 +27,7 @@ NORM_LIMIT = 10.0
 
 
 def khatri_rao(factors: Sequence[Array]) -> Array:
-    """The column-wise Kronecker product of (n_i, R) factors: (Π n_i, R), the first factor's index slowest."""
+    """The column-wise Kronecker product (Π n_i, R) of factors (n_i, R), first index slowest."""
     return reduce(
         lambda left, right: (left[:, None, :] * right[None, :, :]).reshape(-1, left.shape[1]),
         factors,
@@ -36,7 +35,10 @@ def khatri_rao(factors: Sequence[Array]) -> Array:
 
 
 def norm_ratio(factors: Sequence[Array], norm: float) -> float:
-    """√(Σ_r ‖term_r‖²) relative to the tensor's norm: 1 for orthogonal terms, large for terms that cancel."""
+    """The terms' joint norm √(Σ_r ‖term_r‖²), relative to the tensor's norm.
+
+    It is 1 for orthogonal terms, and large for terms that cancel each other.
+    """
     squares: Array = np.ones(factors[0].shape[1])
     for factor in factors:
         squares = squares * (factor**2).sum(0)
@@ -44,27 +46,28 @@ def norm_ratio(factors: Sequence[Array], norm: float) -> float:
 
 
 def cancelling(factors: Sequence[Array], norm: float) -> str | None:
-    """Why terms that approximate a tensor of this norm are not to be used, as one clause; None when they are sound."""
+    """The reason to reject terms that approximate a tensor of this norm, as one clause, or None."""
     ratio = norm_ratio(factors, norm)
+    if ratio <= NORM_LIMIT:
+        return None
     return (
-        None
-        if ratio <= NORM_LIMIT
-        else (
-            f"its terms cancel each other: their joint norm is {ratio:.3g} times the kernel's,"
-            f" above {NORM_LIMIT:.3g}"
-        )
+        f"its terms cancel each other: their joint norm is {ratio:.3g} times the kernel's,"
+        f" above {NORM_LIMIT:.3g}"
     )
 
 
 def balanced(factors: Sequence[Array]) -> list[Array]:
-    """The same terms, each with its norm spread evenly over its factors."""
+    """The same terms, with the norm of each spread evenly over its factors."""
     norms = [np.maximum(np.linalg.norm(factor, axis=0), 1e-300) for factor in factors]
     share = reduce(np.multiply, norms) ** (1 / len(norms))
     return [factor / norm * share for factor, norm in zip(factors, norms, strict=True)]
 
 
 def contracted(partial: Array, factors: Sequence[Array], mode: int) -> Array:
-    """Σ over all modes but one of a tensor (n_0, ..., R) times their factors (n_i, R), column by column: (n_mode, R)."""
+    """The contraction (n_mode, R) of a tensor (n_0, ..., R) with the factors of all other modes.
+
+    Column r of the tensor meets column r of each factor (n_i, R).
+    """
     for other in reversed(range(len(factors))):
         if other != mode:
             shape = (
@@ -78,10 +81,11 @@ def contracted(partial: Array, factors: Sequence[Array], mode: int) -> Array:
 
 
 def slices_start(tensor: Array, rank: int) -> list[Array]:
-    """The best terms of the SVDs of all slices of a tensor (S, k_1, ..., T), taken along the principal axes of each middle mode.
+    """The best terms of the SVDs of all slices of a tensor (S, k_1, ..., T).
 
-    Terms of one slice are orthogonal, and so are the slices: no term cancels another, and with Π
-    k_i · min(S, T) terms the tensor is met exactly.
+    The slices are taken along the principal axes of each middle mode. Terms of one slice are
+    orthogonal, and so are the slices: no term cancels another, and Π k_i · min(S, T) terms
+    reproduce the tensor exactly.
     """
     middle = range(1, tensor.ndim - 1)
     bases = []
@@ -97,16 +101,16 @@ def slices_start(tensor: Array, rank: int) -> list[Array]:
     )
     u, s, vt = np.linalg.svd(slices, full_matrices=False)
     order = np.argsort(s, axis=None)[::-1][:rank]
-    at, component = np.unravel_index(order, s.shape)
-    index = np.unravel_index(at, tensor.shape[1:-1])
-    weights = s[at, component]
+    number, component = np.unravel_index(order, s.shape)
+    index = np.unravel_index(number, tensor.shape[1:-1])
+    weights = s[number, component]
     inner = [basis[:, i] for basis, i in zip(bases, index, strict=True)]
-    found = [u[at, :, component].T * weights, *inner, vt[at, component].T]
-    return [np.pad(factor, ((0, 0), (0, rank - len(order)))) for factor in found]
+    factors = [u[number, :, component].T * weights, *inner, vt[number, component].T]
+    return [np.pad(factor, ((0, 0), (0, rank - len(order)))) for factor in factors]
 
 
 def random_start(tensor: Array, rank: int, seed: int) -> list[Array]:
-    """Normal factors, the same for the same seed."""
+    """Normally distributed factors, the same for the same seed."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal((size, rank)) for size in tensor.shape]
 
@@ -120,24 +124,26 @@ def als(
     tolerance: float = 1e-4,
     work: float = WORK,
 ) -> list[Array]:
-    """Alternating least squares with a ridge in every solve (Carroll and Chang 1970, Harshman 1970; reference sheet §9), extrapolated.
+    """Extrapolated alternating least squares with a ridge in every solve.
 
-    Columns are kept at unit norm, the weight of a term beside them, so that the ridge weighs every
-    term alike. Each sweep starts a step beyond the last one, in the direction of its change; where
-    that raises the error, the step is taken back and shortened (Ang, Cohen, Hien and Gillis,
-    Extrapolated Alternating Algorithms for Approximate Canonical Polyadic Decomposition, ICASSP
-    2020). On ResNet-20's layers 30 such sweeps reach what 100 plain ones do. All modes but the last
-    share one product with the last factor (a dimension tree: Phan, Tichavský and Cichocki, IEEE
-    Trans. Signal Processing 61(19), 2013). It stops when a sweep lowers the squared error by less
-    than ``tolerance`` of it, or after ``sweeps``, fewer where they would take more multiplications
-    than ``work``, but at least three.
+    Carroll and Chang 1970, Harshman 1970; reference sheet §9. Columns have unit norm, so that the
+    ridge weighs every term alike. Each sweep starts a step beyond the last one, in the direction of
+    its change; where that raises the error, the step is undone and shortened (Ang, Cohen, Hien and
+    Gillis, Extrapolated Alternating Algorithms for Approximate Canonical Polyadic Decomposition,
+    ICASSP 2020). On ResNet-20's layers 30 such sweeps reach the error of 100 plain ones. All modes
+    but the last share one product with the last factor (a dimension tree: Phan, Tichavský and
+    Cichocki, IEEE Trans. Signal Processing 61(19), 2013).
+
+    It ends when a sweep lowers the squared error by less than ``tolerance`` of it, or after
+    ``sweeps`` sweeps: fewer where they would take more than ``work`` multiplications, but at least
+    three.
     """
     flat = tensor.reshape(-1, tensor.shape[-1])
     total = float(np.vdot(tensor, tensor))
     units = [_unit(factor) for factor in start]
     best, guess, step, last = list(start), units, 0.5, np.inf
-    each = 2 * tensor.size * start[0].shape[1]
-    for _ in range(min(sweeps, max(3, int(work // each)))):
+    sweep_work = 2 * tensor.size * start[0].shape[1]
+    for _ in range(min(sweeps, max(3, int(work // sweep_work)))):
         factors = list(guess)
         partial = (flat @ factors[-1]).reshape(*tensor.shape[:-1], -1)
         for mode in range(tensor.ndim):

@@ -1,4 +1,4 @@
-"""The contract between a factorization method and the search: what it refuses, what a rank costs, and the factors themselves."""
+"""The contract between a factorization method and the search: refusals, costs and factors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Ranks = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a choice costs: weight values and multiply-accumulates of one sample."""
+    """The cost of a layer: weight values, and multiply-accumulates of one sample."""
 
     params: int
     macs: int
@@ -27,15 +27,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Second-order statistics of what a layer reads.
+    """Second-order statistics of a layer's inputs.
 
     ``covariance``: (G, D, D), with G groups and D the length of one flattened input patch, in the
     order of the kernel's leading axes (spatial axes, then input channels; for Dense the input
     features, for a transposed convolution the channels of a pixel, for EinsumDense the summed axes
-    in the kernel's order). ``mean``: (G, D), or None when ``covariance`` is the uncentred second
-    moment. For a layer with many more inputs than samples, of which one group is multiplied as a
-    matrix, the covariance may be given by its rows. A centred covariance says that the mean error
-    is absorbed later: by the layer's bias where it has one, otherwise by the BatchNorm behind it.
+    in the kernel's order). A matrix product of one group with many more inputs than samples may
+    have it by its rows. ``mean``: (G, D), or None when ``covariance`` is the uncentred second
+    moment. A centred covariance means that the mean error is absorbed later: by the layer's bias
+    where it has one, otherwise by the BatchNorm behind it. ``count``: the number of patches.
     """
 
     covariance: NDArray[np.float64] | LowRank
@@ -44,15 +44,15 @@ class Statistics:
 
 
 class Factors(Protocol):
-    """A decomposed layer, from which every rank can be read."""
+    """A decomposed layer, at every rank."""
 
     def stages(self, ranks: Ranks) -> list[Op]:
-        """The chain of plain ops at those ranks, ready for ``Graph.splice``.
+        """The factor layers at those ranks as plain ops, ready for ``Graph.splice``.
 
-        The last op has the layer's own name, keeps its activation and alone has its bias; the
-        others are ``<name>__<role>``, linear and bias-free. (The tensorised forms of a Dense layer
-        end with the Reshape, or the Activation behind it, that gives the layer's output: that op
-        has the name.) When the layer is a call of a shared one, each stage is shared alike, under
+        The last op has the layer's own name, its activation and its bias. The others are called
+        ``<name>__<role>`` and are linear, without bias. (The tensorised forms of a Dense layer end
+        with a Reshape, or with the Activation behind it: then that op has the layer's name.) When
+        the layer is a call of a shared one, each stage is shared likewise, as
         ``<shared>__<role>``.
         """
         ...
@@ -64,18 +64,23 @@ class Factors(Protocol):
     def responses(
         self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
     ) -> Iterator[NDArray[np.float32]]:
-        """What the stages give, bias included, for input patches (N, G, D): one (N, T) array per entry of ``ranks``, in their order.
+        """The stages' outputs, bias included, for input patches (N, G, D), at each of the ranks.
 
-        Nested methods share the work between ranks by cumulative sums. For a transposed
-        convolution, whose patch is one input pixel, a response is what that pixel adds to the
-        output: (N, prod(kernel)·T), without the bias.
+        One array (N, T) for each entry of ``ranks``, in their order; nested methods share the work
+        between ranks by cumulative sums. For a transposed convolution, whose patch is one input
+        pixel, a response is the contribution of that pixel to the output: (N, prod(kernel)·T),
+        without the bias.
         """
         ...
 
     def estimates(
         self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
     ) -> Iterator[NDArray[np.float32]]:
-        """As ``responses``, for weighing many ranks: where each rank is a fit of its own, by a cheaper fit, so that the factors themselves do better."""
+        """Responses for the comparison of many ranks; see ``responses``.
+
+        Where each rank needs a fit of its own, this one is cheaper, and the error of the factors
+        themselves is lower.
+        """
         ...
 
 
@@ -88,17 +93,17 @@ class Method(Protocol):
         ...
 
     def refuses(self, op: Op, source: Tensor) -> str | None:
-        """Why the method cannot factorize this op reading this tensor, as one clause for the report; None when it can."""
+        """The reason why the method cannot factorize the op, as one clause; None when it can."""
         ...
 
     def full(self, op: Op, source: Tensor) -> Ranks:
-        """The largest useful rank of each kind; at them the factors reproduce the layer to float precision."""
+        """The largest useful ranks, at which the factors reproduce the layer to float precision."""
         ...
 
     def cost(self, op: Op, source: Tensor, ranks: Ranks) -> Cost:
         """Parameters and MACs of the stages at those ranks, bias included.
 
-        Equals what the rewritten graph counts.
+        They equal the counts of the rewritten graph.
         """
         ...
 
@@ -112,12 +117,12 @@ class Method(Protocol):
     ) -> Factors:
         """The factors of the layer.
 
-        ``scale`` (T,) weights the error of each output channel: the factor by which a BatchNorm
-        behind the layer multiplies it. ``statistics`` moves the truncation into the norm of the
-        layer's inputs; without them the weights alone are approximated.
+        ``scale`` (T,) weights the error of each output channel: it is the factor by which a
+        BatchNorm behind the layer multiplies the channel. With ``statistics`` the error is measured
+        in the norm of the layer's inputs; without them the weights alone are approximated.
         """
         ...
 
     def outline(self, op: Op, source: Tensor, ranks: Ranks) -> list[Op]:
-        """The chain of plain ops at those ranks with weights of no meaning: what it would take, without decomposing anything."""
+        """The factor layers at those ranks with placeholder weights, without a decomposition."""
         ...

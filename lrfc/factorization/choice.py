@@ -1,4 +1,4 @@
-"""What a method can do for a layer: whether it applies, and up to which rank it saves anything."""
+"""The use of a method for a layer: whether it applies, and the ranks at which it saves anything."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ Quantity = Literal["params", "macs"]
 
 
 def cost_of(op: Op, source: Tensor) -> Cost:
-    """What the layer costs as it is."""
+    """The cost of the unchanged layer."""
     return Cost(op.params, ops.macs(op, (source,), ops.infer(op, (source,))))
 
 
 def eligible(methods: Mapping[str, Method], op: Op, source: Tensor) -> dict[str, str | None]:
-    """For each method, why it is no use for the layer, as one clause; None where it is: it applies, and some rank saves parameters or MACs."""
-    answers: dict[str, str | None] = {}
+    """The reason why each method is of no use for the layer, as one clause.
+
+    None where the method applies and some rank saves parameters or MACs.
+    """
+    reasons: dict[str, str | None] = {}
     for name, method in methods.items():
         reason = method.refuses(op, source)
         if (
@@ -28,17 +31,17 @@ def eligible(methods: Mapping[str, Method], op: Op, source: Tensor) -> dict[str,
             and break_even(method, op, source, "macs") is None
         ):
             reason = "no rank saves parameters or MACs"
-        answers[name] = reason
-    return answers
+        reasons[name] = reason
+    return reasons
 
 
 def break_even(
     method: Method, op: Op, source: Tensor, quantity: Quantity, kept: float = 1.0
 ) -> Ranks | None:
-    """The largest ranks that cost less than the share ``kept`` of the layer's own cost; None when even rank one costs as much.
+    """The largest ranks that cost less than the share ``kept`` of the layer's own cost.
 
-    They are looked for on the line from all ones to the full ranks. Costs grow with every rank, so
-    bisection finds the point.
+    None when rank one costs as much. The ranks lie on the line from all ones to the full ranks;
+    costs grow with every rank, so bisection finds the point.
     """
     full, limit = method.full(op, source), kept * getattr(cost_of(op, source), quantity)
     steps = max(full)

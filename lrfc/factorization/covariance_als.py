@@ -1,10 +1,11 @@
-"""Alternating least squares in the norm of a layer's inputs, for the two forms that have no closed solution there: CP and Tucker-2.
+"""Alternating least squares in the norm of a layer's inputs, for CP and Tucker-2.
 
-The error is tr(EᵀGE), with G the inputs' second moment. The factor of the output channels is solved
-for exactly. That of the input channels would need a matrix with (S·R)² entries, because G couples
-all channels and taps; conjugate gradients do without it, started from the last sweep's factor and
-preconditioned by the nearest separable norm. Three of their steps a sweep are enough: ten reach the
-same error on ResNet-20's layers.
+These two forms have no closed solution in that norm. The error is tr(EᵀGE), with G the inputs'
+second moment. The factor of the output channels is solved for exactly. The factor of the input
+channels would need a matrix with (S·R)² entries, because G couples all channels and taps.
+Conjugate gradients do without it, started from the last sweep's factor and preconditioned by the
+nearest separable norm. Three steps a sweep are enough: ten reach the same error on ResNet-20's
+layers.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from lrfc.factorization.als import NORM_LIMIT, balanced, contracted, khatri_rao,
 from lrfc.factorization.base import Ranks
 from lrfc.factorization.linalg import Array, cholesky, eigh, solve_lower, solve_positive
 
+#: Steps of the conjugate gradients in each sweep.
 _STEPS = 3
 #: A sweep that lowers the squared error by less than this share of it is the last one.
 _TOLERANCE = 1e-3
-#: Multiplications that the sweeps for one rank may take, and the most sweeps. Tucker-2 is evaluated
+#: The most multiplications in the sweeps for one rank, and the most sweeps. Tucker-2 is evaluated
 #: at a hundred pairs of ranks, CP at thirty ranks.
 CP_WORK, CP_SWEEPS = 5e10, 10
 TUCKER_WORK, TUCKER_SWEEPS = 4e9, 5
@@ -38,9 +40,10 @@ def fit_cp(
     *,
     sweeps: int = CP_SWEEPS,
 ) -> list[Array]:
-    """CP terms of a tensor (n_0, ..., T), improved in the norm of ``gram`` (Π n, Π n); ``roots`` are Cholesky factors of its nearest separable norm.
+    """Improve CP terms of a tensor (n_0, ..., T) in the norm of ``gram`` (Π n, Π n).
 
-    The error falls with every sweep. A sweep whose terms start to cancel each other is not taken.
+    ``roots`` are Cholesky factors of its nearest separable norm. The error falls with every sweep.
+    A sweep whose terms start to cancel each other is discarded.
     """
     shape, flat = target.shape, target.reshape(-1, target.shape[-1])
     rank = factors[0].shape[1]
@@ -49,14 +52,14 @@ def fit_cp(
     total = float(np.vdot(flat, cross))
     best, last = list(factors), np.inf
     for _ in range(min(sweeps, int(CP_WORK // sweep_work))):
-        found = balanced(best)
+        improved = balanced(best)
         for mode, root in enumerate(roots):
-            found[mode] = _input_factor(mode, root, found, roots, gram, cross)
-        found[-1], error = output_factor(found[:-1], gram, cross, _RIDGE)
+            improved[mode] = _input_factor(mode, root, improved, roots, gram, cross)
+        improved[-1], error = output_factor(improved[:-1], gram, cross, _RIDGE)
         error += total
-        if norm_ratio(found, norm) > NORM_LIMIT or error > last:
+        if norm_ratio(improved, norm) > NORM_LIMIT or error > last:
             break
-        best, before, last = found, last, error
+        best, before, last = improved, last, error
         if before - error <= _TOLERANCE * error:
             break
     return best
@@ -65,25 +68,28 @@ def fit_cp(
 def output_factor(
     factors: Sequence[Array], gram: Array, cross: Array, ridge: float
 ) -> tuple[Array, float]:
-    """The output factor (T, R) that is best for these others, with ``cross`` = gram·target, and the error less the target's squared norm."""
+    """The best output factor (T, R) for the other factors, and its squared error.
+
+    ``cross`` is gram·target. The target's squared norm is left out of the error.
+    """
     return output_factors(factors, gram, cross, (ridge,))[0]
 
 
 def output_factors(
     factors: Sequence[Array], gram: Array, cross: Array, ridges: Sequence[float]
 ) -> list[tuple[Array, float]]:
-    """``output_factor`` for each of several ridges."""
+    """The result of ``output_factor`` for each of several ridges."""
     features = khatri_rao(factors)
     moment, right = features.T @ gram @ features, features.T @ cross
     unit = np.sqrt(np.maximum(np.diagonal(moment), 1e-300))
-    scaled, found = moment / np.outer(unit, unit), []
+    scaled, results = moment / np.outer(unit, unit), []
     for ridge in ridges:
         solved = (
             solve_positive(scaled + ridge * np.eye(len(unit)), right / unit[:, None])
             / unit[:, None]
         )
-        found.append((solved.T, float(np.vdot(solved, moment @ solved - 2 * right))))
-    return found
+        results.append((solved.T, float(np.vdot(solved, moment @ solved - 2 * right))))
+    return results
 
 
 def _input_factor(
@@ -94,13 +100,13 @@ def _input_factor(
     gram: Array,
     cross: Array,
 ) -> Array:
-    """The factor of one mode of the inputs, after some steps towards its optimum for the others."""
+    """The factor of one input mode, after some steps towards the optimum for the other factors."""
     outputs, shape = factors[-1], tuple(len(factor) for factor in factors[:-1])
     white = [
         factor if other is None else other.T @ factor
         for factor, other in zip(factors, chain(roots, [None]), strict=True)
     ]
-    others = reduce(np.multiply, [each.T @ each for i, each in enumerate(white) if i != mode])
+    others = reduce(np.multiply, [factor.T @ factor for i, factor in enumerate(white) if i != mode])
     others[np.diag_indices(len(others))] *= 1 + _RIDGE
 
     def apply(factor: Array) -> Array:
@@ -115,7 +121,7 @@ def _input_factor(
 
 
 def tucker_sweeps(target: Array, gram: Array | None, ranks: Ranks) -> int:
-    """How many sweeps the work for one pair of ranks allows."""
+    """The number of sweeps that the work for one pair of ranks allows."""
     size, (left, right) = target.shape[0] * target.shape[1], ranks
     work = (
         4 * target.size * left if gram is None else size**2 * (2 * left + 2 * (_STEPS + 1) * right)
@@ -126,12 +132,12 @@ def tucker_sweeps(target: Array, gram: Array | None, ranks: Ranks) -> int:
 def fit_tucker(
     target: Array, gram: Array | None, cross: Array, starts: Sequence[Array], rank: int
 ) -> list[Array]:
-    """Input factor (S, R), core (R, k, rank) and output factor (rank, T) of a tensor (S, k, T), from the best of some input factors (S, R).
+    """Input factor (S, R), core (R, k, rank) and output factor (rank, T) of a tensor (S, k, T).
 
-    ``cross`` is gram·target, (S·k, T). Without ``gram`` it is the target, and this the higher-order
-    orthogonal iteration (De Lathauwer et al., SIAM J. Matrix Anal. 21(4), 2000): what tensorly's
-    ``partial_tucker`` does, which knows neither the norm of the inputs nor a start from the nested
-    factors.
+    ``starts`` are input factors (S, R), of which the best is improved. ``cross`` is gram·target,
+    (S·k, T). Without ``gram`` it is the target, and this is the higher-order orthogonal iteration
+    (De Lathauwer et al., SIAM J. Matrix Anal. 21(4), 2000), as in tensorly's ``partial_tucker``,
+    which knows neither the norm of the inputs nor a start from the nested factors.
     """
     best = min(
         (_refitted(target, gram, cross, start, rank) for start in starts), key=lambda fit: fit[1]
@@ -142,16 +148,13 @@ def fit_tucker(
         else cholesky(np.einsum("aibi->ab", gram.reshape(target.shape[:2] * 2)) / target.shape[1])
     )
     for _ in range(tucker_sweeps(target, gram, (starts[0].shape[1], rank))):
-        before, found = (
-            best[1],
-            _refitted(
-                target, gram, cross, _tucker_input(target.shape, gram, left, cross, best[0]), rank
-            ),
-        )
-        if found[1] >= before:
+        before = best[1]
+        factor = _tucker_input(target.shape, gram, left, cross, best[0])
+        improved = _refitted(target, gram, cross, factor, rank)
+        if improved[1] >= before:
             break
-        best = found
-        if before - found[1] <= _TOLERANCE * found[1]:
+        best = improved
+        if before - improved[1] <= _TOLERANCE * improved[1]:
             break
     return best[0]
 
@@ -178,9 +181,8 @@ def _refitted(
     core = white @ basis[:, :rank]
     if lower is not None:
         core = solve_lower(lower, core, transposed=True)
-    return [factor, core.reshape(width, taps, rank), basis[:, :rank].T], float(
-        np.vdot(target, cross) - energy[:rank].sum()
-    )
+    error = float(np.vdot(target, cross) - energy[:rank].sum())
+    return [factor, core.reshape(width, taps, rank), basis[:, :rank].T], error
 
 
 def _tucker_input(
@@ -195,26 +197,27 @@ def _tucker_input(
     ``left`` is the Cholesky factor of the channels' mean second moment.
     """
     factor, core, basis = factors
-    seen = (cross @ basis.T).reshape(shape[0], -1)
+    projected = (cross @ basis.T).reshape(shape[0], -1)
     if gram is None or left is None:
-        return eigh(seen @ seen.T)[1][:, : factor.shape[1]]
+        return eigh(projected @ projected.T)[1][:, : factor.shape[1]]
     inner, matrix = core.reshape(len(core), -1), gram
 
-    def apply(tried: Array) -> Array:
-        return (matrix @ (tried @ inner).reshape(len(matrix), -1)).reshape(shape[0], -1) @ inner.T
+    def apply(factor: Array) -> Array:
+        response = matrix @ (factor @ inner).reshape(len(matrix), -1)
+        return response.reshape(shape[0], -1) @ inner.T
 
     others = inner @ inner.T
     others[np.diag_indices(len(others))] *= 1 + _RIDGE
-    found = conjugate_gradients(
-        apply, seen @ inner.T, factor, separable_solver(left, cholesky(others))
+    solved = conjugate_gradients(
+        apply, projected @ inner.T, factor, separable_solver(left, cholesky(others))
     )
-    # Columns that are orthonormal for the inputs keep the next solve well conditioned; the core
-    # takes up the change.
-    return solve_lower(left, np.linalg.qr(left.T @ found)[0], transposed=True)
+    # Columns that are orthonormal for the inputs keep the next solve well conditioned; the core is
+    # fitted to them.
+    return solve_lower(left, np.linalg.qr(left.T @ solved)[0], transposed=True)
 
 
 def separable_solver(left: Array, right: Array) -> Callable[[Array], Array]:
-    """X → M⁻¹·X·N⁻¹ for the Cholesky factors of M and N."""
+    """The function X → M⁻¹·X·N⁻¹, for the Cholesky factors of M and N."""
 
     def solve(matrix: Array) -> Array:
         rows = solve_lower(left, solve_lower(left, matrix), transposed=True)
@@ -230,20 +233,23 @@ def conjugate_gradients(
     solve: Callable[[Array], Array],
     steps: int = _STEPS,
 ) -> Array:
-    """Steps of the preconditioned conjugate gradients for apply(X) = right, from a start: each lowers the quadratic error."""
-    found, missing = start, right - apply(start)
-    direction = solved = solve(missing)
-    energy = float(np.vdot(missing, solved))
+    """Solve apply(X) = right by some steps of the conjugate gradients, preconditioned by ``solve``.
+
+    Each step lowers the quadratic error.
+    """
+    solution, residual = start, right - apply(start)
+    direction = solved = solve(residual)
+    energy = float(np.vdot(residual, solved))
     for _ in range(steps):
-        moved = apply(direction)
-        curvature = float(np.vdot(direction, moved))
+        applied = apply(direction)
+        curvature = float(np.vdot(direction, applied))
         if energy <= 0 or curvature <= 0:
-            break  # at the optimum, to rounding
-        found, missing = (
-            found + energy / curvature * direction,
-            missing - energy / curvature * moved,
+            break  # at the optimum, up to rounding
+        solution, residual = (
+            solution + energy / curvature * direction,
+            residual - energy / curvature * applied,
         )
-        solved = solve(missing)
-        before, energy = energy, float(np.vdot(missing, solved))
+        solved = solve(residual)
+        before, energy = energy, float(np.vdot(residual, solved))
         direction = solved + energy / before * direction
-    return found
+    return solution

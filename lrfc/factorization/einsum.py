@@ -1,4 +1,4 @@
-"""EinsumDense read as a matrix product: which letters are summed, kept and made."""
+"""EinsumDense as a matrix product: the letters of its equation that are summed, kept and made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from lrfc.ir.op import Op, Tensor
 
 @dataclass(frozen=True)
 class Einsum:
-    """The equation ``source,weights->target`` where the weights share letters with the source (summed) and with the target (made), never with both."""
+    """The equation ``source,weights->target`` of a matrix product.
+
+    The weights share letters with the source, which are summed, and with the target, which are
+    made; no letter is in all three. The other letters of the source are kept.
+    """
 
     source: str
     weights: str
@@ -26,7 +30,7 @@ class Einsum:
 
     @staticmethod
     def refusal(op: Op, source_tensor: Tensor) -> str | None:
-        """Why the equation is no matrix product, as one clause."""
+        """The reason why the equation is no matrix product, as one clause, or None."""
         equation = str(op["equation"])
         terms, target = equation.replace(" ", "").split("->")
         source, weights = terms.split(",")
@@ -34,8 +38,8 @@ class Einsum:
         source, target = source.removeprefix("..."), target.removeprefix("...")
         letters = [set(text) for text in (source, weights, target)]
         distinct = all(
-            len(text) == len(found)
-            for text, found in zip((source, weights, target), letters, strict=True)
+            len(text) == len(unique)
+            for text, unique in zip((source, weights, target), letters, strict=True)
         )
         kept = [letter for letter in source if letter not in weights]
         matrix = all((letter in source) != (letter in target) for letter in weights) and all(
@@ -62,7 +66,10 @@ class Einsum:
 
     @staticmethod
     def of(op: Op, source: Tensor) -> Einsum:
-        """The equation of an EinsumDense that ``refusal`` lets pass, with the length of every letter (None where it is not fixed)."""
+        """The equation of an EinsumDense that ``refusal`` accepts.
+
+        ``lengths`` has the length of every letter, None where it is not fixed.
+        """
         terms, target = str(op["equation"]).replace(" ", "").split("->")
         left, weights = terms.split(",")
         explicit = left.removeprefix("...")
@@ -87,33 +94,34 @@ class Einsum:
 
     @property
     def summed(self) -> str:
-        """The letters that the product sums over, in the kernel's order: the patch of an EinsumDense is flattened in this order."""
+        """The letters that the product sums over, in the kernel's order.
+
+        The patch of an EinsumDense is flattened in this order.
+        """
         return "".join(letter for letter in self.weights if letter not in self.target)
 
     @property
     def made(self) -> str:
-        """The letters that come from the kernel, in its order."""
+        """The letters of the target that come from the kernel, in its order."""
         return "".join(letter for letter in self.weights if letter in self.target)
 
     @property
     def inputs(self) -> int:
-        """D."""
+        """The number of inputs, D."""
         return prod(self._length(letter) for letter in self.summed)
 
     @property
     def outputs(self) -> int:
-        """T."""
+        """The number of outputs, T."""
         return prod(self._length(letter) for letter in self.made)
 
     @property
     def kept_shape(self) -> list[int | None]:
-        """The lengths at which the product is repeated, without the batch."""
+        """The lengths of the kept axes, along which the product is repeated, without the batch."""
         kept = [letter for letter in self.source.removeprefix("...") if letter not in self.weights]
-        return (
-            [self.lengths["..."], *(self.lengths[k] for k in kept)]
-            if self.source.startswith("...")
-            else [self.lengths[k] for k in kept[1:]]
-        )
+        if self.source.startswith("..."):
+            return [self.lengths["..."], *(self.lengths[letter] for letter in kept)]
+        return [self.lengths[letter] for letter in kept[1:]]
 
     def _length(self, letter: str) -> int:
         length = self.lengths[letter]
@@ -121,7 +129,7 @@ class Einsum:
         return length
 
     def matrix(self, kernel: Array) -> Array:
-        """The kernel as (D, T)."""
+        """The kernel as a matrix (D, T)."""
         matrix: Array = np.einsum(f"{self.weights}->{self.summed}{self.made}", kernel).reshape(
             self.inputs, self.outputs
         )
@@ -136,7 +144,7 @@ class Einsum:
         return kernel
 
     def flat_bias(self, bias: Array) -> Array | None:
-        """The bias as (T,); None when it is shared along some of the letters made."""
+        """The bias as (T,); None when it is shared along some of the made letters."""
         if set(self.bias_axes) != set(self.made):
             return None
         order = "".join(letter for letter in self.target if letter in self.made)
@@ -148,16 +156,19 @@ class Einsum:
     def layer_bias(self, flat: Array) -> Array:
         """The inverse of ``flat_bias``, in the bias' own shape."""
         order = "".join(letter for letter in self.target if letter in self.made)
-        made: Array = np.einsum(
+        bias: Array = np.einsum(
             f"{self.made}->{order}", flat.reshape([self._length(letter) for letter in self.made])
         )
         first = min(self.target.index(letter) for letter in self.bias_axes)
-        return made.reshape(
+        return bias.reshape(
             [self._length(letter) if letter in self.made else 1 for letter in self.target[first:]]
         )
 
     def stage(self, matrix: Array, *, last: bool) -> tuple[str, dict[str, Any], Array]:
-        """Kind, attributes and kernel of the first or last of two products through one new letter: a Dense where the letters stand in its order."""
+        """Kind, attributes and kernel of the first or last of two products through one new letter.
+
+        A product is a Dense where the letters are in the order of a Dense.
+        """
         bond = next(
             letter
             for letter in ascii_letters
@@ -167,8 +178,8 @@ class Einsum:
         kept = dots + "".join(
             letter for letter in self.source.removeprefix("...") if letter not in self.weights
         )
-        # The layer may declare an axis open (None) that is known: only an EinsumDense gives an
-        # output of the same shape then.
+        # The layer may declare an axis as open (None) whose length is known. Then only an
+        # EinsumDense has an output of the same shape.
         known = isinstance(self.output_shape, int) or None not in self.output_shape
         if (
             last

@@ -1,4 +1,4 @@
-"""How a layer looks to a factorization: one kernel tensor per group, and the plain ops that can stand in its place."""
+"""A layer as a factorization reads it: one kernel tensor for each group, and sizes and costs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Split = tuple[tuple[int, ...], ...]
 
 
 def refusal(op: Op, source: Tensor) -> str | None:
-    """Why no factorization applies to this op, as one clause; None when some may."""
+    """The reason why no factorization applies to this op, as one clause; None when some may."""
     if op.info.is_separable:
         return "a separable convolution is two layers: split it first"
     if op.info.family == "attention":
@@ -43,11 +43,11 @@ def refusal(op: Op, source: Tensor) -> str | None:
 
 @dataclass(frozen=True)
 class Layout:
-    """A factorizable op on its input: sizes of one group, and what builds its stages.
+    """A factorizable op on its input.
 
-    ``family`` is 'conv', 'depthwise', 'transposed', 'dense' or 'einsum'; ``kernel`` the spatial
-    kernel sizes (empty for dense and einsum); ``inputs`` and ``outputs`` the channels of one of the
-    ``groups``.
+    ``family`` is 'conv', 'depthwise', 'transposed', 'dense' or 'einsum'. ``kernel`` has the spatial
+    kernel sizes (empty for dense and einsum). ``inputs`` and ``outputs`` are the channels of one of
+    the ``groups``.
     """
 
     op: Op
@@ -60,23 +60,17 @@ class Layout:
 
     @staticmethod
     def of(op: Op, source: Tensor) -> Layout:
-        """The layout of an op that ``refusal`` lets pass."""
+        """The layout of an op that ``refusal`` accepts."""
         family = op.info.family
         if family == "dense":
             return Layout(op, source, family, (), 1, *op.weights["kernel"].shape)
         if family == "einsum":
             einsum = Einsum.of(op, source)
             return Layout(op, source, family, (), 1, einsum.inputs, einsum.outputs)
-        at = conv_geometry(op, source)
-        return Layout(
-            op,
-            source,
-            family,
-            at.kernel,
-            at.groups,
-            at.inputs // at.groups,
-            at.outputs // at.groups,
-        )
+        geometry = conv_geometry(op, source)
+        groups = geometry.groups
+        inputs, outputs = geometry.inputs // groups, geometry.outputs // groups
+        return Layout(op, source, family, geometry.kernel, groups, inputs, outputs)
 
     @property
     def wide(self) -> tuple[int, ...]:
@@ -115,18 +109,21 @@ class Layout:
         return np.ascontiguousarray(kernel, np.float32)
 
     def matrix(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        """A kernel tensor as the map from a flattened patch to the response: (G, D, T), or (1, S, prod(kernel)·T) for a transposed convolution."""
+        """A kernel tensor as the matrix (G, D, T) from a flattened patch to the response.
+
+        For a transposed convolution it is (1, S, prod(kernel)·T).
+        """
         if self.family == "transposed":
             return np.moveaxis(tensor, -2, 1).reshape(1, self.inputs, -1)
         return tensor.reshape(self.groups, self.patch, self.outputs)
 
     @property
     def bias(self) -> Array | None:
-        """The bias, (G·T,) where it can absorb the mean error of every output, else None."""
+        """The bias (G·T,), or None where it cannot absorb the mean error of every output."""
         bias = self.op.weights.get("bias")
         if bias is None or self.family == "transposed":
-            # The mean of a transposed convolution depends on how many kernel taps reach an output
-            # position: no constant absorbs it.
+            # The mean of a transposed convolution depends on the number of kernel taps that reach
+            # an output position: no constant absorbs it.
             return None
         if self.family == "einsum":
             return self.einsum.flat_bias(np.asarray(bias, np.float64))
@@ -140,19 +137,17 @@ class Layout:
     # -- stages and their cost ---------------------------------------------------------------------
 
     def place(self, split: Split) -> Split:
-        """The split with the axes of length 1 given to a stage.
+        """The split with the axes of length 1 in one of the stages.
 
-        The first stage takes them, where a stride leaves the least to compute; in a transposed
-        convolution, whose strides enlarge the map, the last stage that has a kernel.
+        That is the first stage, where a stride leaves the least to compute. In a transposed
+        convolution, whose strides enlarge the map, it is the last stage that has a kernel.
         """
         narrow = tuple(axis for axis, length in enumerate(self.kernel) if length == 1)
-        at = (
-            max((j for j, axes in enumerate(split) if axes), default=len(split) - 1)
-            if self.family == "transposed"
-            else 0
-        )
+        number = 0
+        if self.family == "transposed":
+            number = max((j for j, axes in enumerate(split) if axes), default=len(split) - 1)
         return tuple(
-            tuple(sorted(axes + narrow)) if j == at else axes for j, axes in enumerate(split)
+            tuple(sorted(axes + narrow)) if j == number else axes for j, axes in enumerate(split)
         )
 
     def sizes(self, split: Split) -> list[int]:
@@ -160,10 +155,11 @@ class Layout:
         return [prod(self.kernel[axis] for axis in axes) for axes in split]
 
     def cost(self, split: Split, ranks: Ranks) -> Cost:
-        """Σ_j G·r_{j-1}·k_j·r_j weights, each used once at every position of its stage (reference: §4.1 of the literature sheet).
+        """The cost: Σ_j G·r_{j-1}·k_j·r_j weights, each used at every position of its stage.
 
-        A stage runs at the output length along the axes that it or an earlier stage takes, at the
-        input length along the others; a transposed stage runs at the length that it reads.
+        Literature sheet, §4.1. A stage runs at the output length along the axes that it or an
+        earlier stage takes, and at the input length along the others; a transposed stage runs at
+        the length of its input.
         """
         widths = (self.inputs, *ranks, self.outputs)
         weights = [
@@ -182,26 +178,22 @@ class Layout:
             return [_fixed(self.op, self.source.shape[1:-1])] * len(split)
         if self.family == "einsum":
             return [_fixed(self.op, self.einsum.kept_shape)] * len(split)
-        at = conv_geometry(self.op, self.source)
-        placed = self.place(split)
+        geometry = conv_geometry(self.op, self.source)
         taken: set[int] = set()
         positions = []
-        for axes in placed:
+        for axes in self.place(split):
             before = set(taken)
             taken |= set(axes)
-            grown = before if self.family == "transposed" else taken
-            if self.family == "transposed" and not axes:
-                grown = taken
-            positions.append(
-                _fixed(
-                    self.op,
-                    [at.out_shape[a] if a in grown else at.in_shape[a] for a in range(at.rank)],
-                )
-            )
+            resized = before if self.family == "transposed" and axes else taken
+            lengths = [
+                geometry.out_shape[axis] if axis in resized else geometry.in_shape[axis]
+                for axis in range(geometry.rank)
+            ]
+            positions.append(_fixed(self.op, lengths))
         return positions
 
     def unrunnable(self, placed: Split) -> str | None:
-        """Why a stage of this split has no kernel in TensorFlow, as one clause."""
+        """The reason why TensorFlow cannot run a stage of this split, as one clause, or None."""
         if self.family != "depthwise":
             return None
         return next(
@@ -209,7 +201,7 @@ class Layout:
         )
 
     def depthwise_limit(self, axes: tuple[int, ...]) -> str | None:
-        """Why a depthwise stage cannot take these axes, as one clause."""
+        """The reason why a depthwise stage cannot take these axes, as one clause, or None."""
         strides = self.strides(axes)
         if len(set(strides)) > 1:
             return (
@@ -227,11 +219,12 @@ class Layout:
 
 
 def per_axis(value: Any, axis: int) -> int:
-    """A size given once or per axis, for one axis."""
+    """The size along one axis; ``value`` is one size for all axes, or one for each."""
     return int(value) if isinstance(value, int) else int(value[axis])
 
 
 def _fixed(op: Op, lengths: Sequence[int | None]) -> int:
+    """The product of the lengths; ModelError when one of them is not fixed."""
     if None in lengths:
         raise ModelError(
             f"layer '{op.name}': the size {tuple(lengths)} of its input is not fixed; re-save the"

@@ -1,4 +1,4 @@
-"""Linear algebra of the factorizations: projections from the shorter side, shrunk covariances, canonical cores, the memory guard."""
+"""Linear algebra of the factorizations: projections, shrunk covariances, canonical cores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lrfc.errors import ModelError
 
 Array = NDArray[np.float64]
 
-#: Largest amount of memory that one decomposition may need, in bytes.
+#: The most memory that one decomposition may need, in bytes.
 MEMORY_LIMIT = 6 << 30
 #: Least weight of the identity in a covariance. It bounds the condition number, so that no
 #: whitening divides by zero.
@@ -23,7 +23,10 @@ LEAST_SHRINKAGE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """The positive matrix XᵀX + ridge·I, (D, D), by its rows X (N, D): for a layer that reads many more values than samples were seen."""
+    """The positive matrix XᵀX + ridge·I, (D, D), by its rows X (N, D).
+
+    It suits a layer that has many more inputs than there are samples.
+    """
 
     rows: Array
     ridge: float = 0.0
@@ -44,11 +47,12 @@ class LowRank:
 
     def between(self, matrix: Array) -> Array:
         """MᵀGM for M (D, T), (T, T) in float64, without G or G·M."""
-        seen = self.rows @ matrix
-        return np.asarray(seen.T @ seen + self.ridge * (matrix.T @ matrix).astype(np.float64))
+        response = self.rows @ matrix
+        ridge = self.ridge * (matrix.T @ matrix).astype(np.float64)
+        return np.asarray(response.T @ response + ridge)
 
     def dense(self) -> Array:
-        """All its values."""
+        """The whole matrix."""
         whole = self.rows.T @ self.rows
         whole[np.diag_indices(len(whole))] += self.ridge
         return np.asarray(whole)
@@ -65,11 +69,12 @@ def need(layer: str, what: str, *shapes: Sequence[int]) -> None:
 
 
 def shrink(covariance: Array, count: int) -> Array:
-    """The covariance pulled towards a multiple of the identity, so that it is positive definite however few samples there were.
+    """The covariance, shrunk towards a multiple of the identity.
 
-    (1-ρ)·Σ + ρ·tr(Σ)/D·I with the oracle approximating shrinkage ρ of Chen, Wiesel, Eldar and Hero
-    (IEEE Trans. Signal Processing 58(10), 2010, eq. 23), and at least LEAST_SHRINKAGE. A covariance
-    of zero (a layer that only reads zeros) becomes the identity.
+    It is positive definite for any number of samples: (1-ρ)·Σ + ρ·tr(Σ)/D·I with the oracle
+    approximating shrinkage ρ of Chen, Wiesel, Eldar and Hero (IEEE Trans. Signal Processing
+    58(10), 2010, eq. 23), but at least LEAST_SHRINKAGE. A covariance of zero (a layer that reads
+    zeros only) becomes the identity.
     """
     size = len(covariance)
     trace = float(np.trace(covariance))
@@ -82,7 +87,7 @@ def shrink(covariance: Array, count: int) -> Array:
 
 
 def shrink_rows(covariance: LowRank, count: int) -> LowRank:
-    """``shrink`` for a covariance that is given by its rows."""
+    """The result of ``shrink`` for a covariance that is stored by its rows."""
     size, trace = len(covariance), float(np.vdot(covariance.rows, covariance.rows))
     if trace <= 0:
         return LowRank(covariance.rows, 1.0)
@@ -95,23 +100,23 @@ def shrink_rows(covariance: LowRank, count: int) -> LowRank:
 def shrinkage(size: int, trace: float, squared: float, count: int) -> float:
     """The weight ρ of the identity for a covariance of that size, trace and squared norm."""
     spread = (max(count, 1) + 1 - 2 / size) * (squared - trace**2 / size)
-    wanted = 1.0 if spread <= 0 else ((1 - 2 / size) * squared + trace**2) / spread
-    return min(1.0, max(LEAST_SHRINKAGE, wanted))
+    weight = 1.0 if spread <= 0 else ((1 - 2 / size) * squared + trace**2) / spread
+    return min(1.0, max(LEAST_SHRINKAGE, weight))
 
 
 def eigh(gram: Array) -> tuple[Array, Array]:
-    """Eigenvalues in falling order, clipped at zero, and the eigenvectors as columns."""
+    """Eigenvalues in descending order, clipped at zero, and the eigenvectors as columns."""
     values, vectors = linalg.eigh(gram, driver="evd", check_finite=False)
     return np.clip(values[::-1], 0, None), vectors[:, ::-1]
 
 
 def project(matrix: Array, gram: Array | LowRank | None = None) -> tuple[Array, Array, Array]:
-    """Factors (core, rest) of an (m, n) matrix, nested in the rank, and the energy of each component.
+    """Factors (core, rest) of a matrix (m, n) for all ranks, and the energy of each component.
 
-    ``core`` has orthonormal columns (under ``gram``, (m, m), where given), ``rest`` carries the
-    weights, and ``core[:, :r] @ rest[:r]`` is the best approximation of rank r in the norm
+    ``core`` has orthonormal columns (in the norm of ``gram``, (m, m), where there is one), ``rest``
+    has the weights, and ``core[:, :r] @ rest[:r]`` is the best approximation of rank r in the norm
     tr(EᵀGE). It is an SVD from the Gram matrix of the shorter side: both factors are projections
-    onto an orthonormal eigenbasis, so that all of them together give the matrix back exactly,
+    onto an orthonormal eigenbasis, so that all components together reproduce the matrix exactly,
     however small its singular values are.
     """
     rows, columns = matrix.shape
@@ -138,7 +143,10 @@ def project(matrix: Array, gram: Array | LowRank | None = None) -> tuple[Array, 
 
 
 def cholesky(gram: Array) -> Array:
-    """The lower Cholesky factor of a positive definite matrix; rounding is met with the least ridge that makes it succeed."""
+    """The lower Cholesky factor of a positive definite matrix.
+
+    Where rounding makes it fail, the least sufficient ridge is added.
+    """
     ridge = 0.0
     largest = float(np.max(np.diagonal(gram))) or 1.0
     while True:
@@ -172,27 +180,29 @@ def solve_positive(matrix: Array, right: Array) -> Array:
 
 
 def canonical(cores: Sequence[Array]) -> list[Array]:
-    """The same chain of cores (r_{j-1}, k_j, r_j), with well-conditioned bonds that share each singular value's root between both sides.
+    """The same chain of cores (r_{j-1}, k_j, r_j), with well-conditioned bonds.
 
-    A QR sweep from the left makes the cores orthonormal, an SVD sweep from the right splits every
-    bond as U√Σ · √ΣVᵀ. The shapes stay.
+    A QR sweep from the left makes the cores orthonormal. An SVD sweep from the right splits every
+    bond as U√Σ · √ΣVᵀ: each side gets the root of the singular values. The shapes do not
+    change.
     """
-    done = list(cores)
-    for j in range(len(done) - 1):
-        left, size, right = done[j].shape
-        q, r = np.linalg.qr(done[j].reshape(left * size, right))
-        done[j] = _padded(q, right, axis=1).reshape(left, size, right)
-        done[j + 1] = np.tensordot(_padded(r, right, axis=0), done[j + 1], 1)
-    for j in range(len(done) - 1, 0, -1):
-        left, size, right = done[j].shape
-        u, s, v = np.linalg.svd(done[j].reshape(left, size * right), full_matrices=False)
+    result = list(cores)
+    for j in range(len(result) - 1):
+        left, size, right = result[j].shape
+        q, r = np.linalg.qr(result[j].reshape(left * size, right))
+        result[j] = _padded(q, right, axis=1).reshape(left, size, right)
+        result[j + 1] = np.tensordot(_padded(r, right, axis=0), result[j + 1], 1)
+    for j in range(len(result) - 1, 0, -1):
+        left, size, right = result[j].shape
+        u, s, v = np.linalg.svd(result[j].reshape(left, size * right), full_matrices=False)
         root = np.sqrt(s)
-        done[j] = _padded(root[:, None] * v, left, axis=0).reshape(left, size, right)
-        done[j - 1] = done[j - 1] @ _padded(u * root, left, axis=1)
-    return done
+        result[j] = _padded(root[:, None] * v, left, axis=0).reshape(left, size, right)
+        result[j - 1] = result[j - 1] @ _padded(u * root, left, axis=1)
+    return result
 
 
 def _padded(matrix: Array, length: int, axis: int) -> Array:
+    """The matrix with zeros up to that length along one axis."""
     missing = length - matrix.shape[axis]
     if missing == 0:
         return matrix

@@ -1,4 +1,4 @@
-"""Which errors count: the weight of each output channel, the norm of the layer's inputs, and what the bias absorbs."""
+"""The norm of the error: weights of output channels, covariance of the inputs, and the bias."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lrfc.factorization.linalg import Array, LowRank, cholesky, need, shrink, sh
 def output_scale(layout: Layout, scale: NDArray[Any] | None) -> Array:
     """The weight (G·T,) of each output channel's error.
 
-    Channels that a BatchNorm switches off keep a thousandth of the largest weight, so that the
+    Channels that a BatchNorm switches off have a thousandth of the largest weight, so that the
     weighted kernel can be divided by it again.
     """
     length = layout.groups * layout.outputs
@@ -34,7 +34,10 @@ def output_scale(layout: Layout, scale: NDArray[Any] | None) -> Array:
 
 
 def centred(layout: Layout, statistics: Statistics) -> bool:
-    """Whether the mean error is absorbed later, so that it need not be kept small: by the layer's bias, or without one by the BatchNorm behind it."""
+    """Whether the mean error is absorbed later, so that it does not count.
+
+    The layer's bias absorbs it, or without one the BatchNorm behind the layer.
+    """
     if statistics.mean is None or layout.family == "transposed":
         return False
     return "bias" not in layout.op.weights or layout.bias is not None
@@ -46,15 +49,20 @@ def mean_absorbed(layout: Layout, statistics: Statistics) -> bool:
 
 
 def input_grams(layout: Layout, statistics: Statistics) -> Array:
-    """The second moment of each group's patches, (G, D, D), positive definite: centred where the mean error is absorbed, shrunk by the sample's size."""
-    shape = (layout.groups, layout.patch, layout.patch)
-    given = (
+    """The second moment (G, D, D) of each group's patches, positive definite.
+
+    It is centred where the mean error is absorbed, and shrunk by the number of samples.
+    """
+    expected = (layout.groups, layout.patch, layout.patch)
+    shape = (
         statistics.covariance.shape
         if isinstance(statistics.covariance, np.ndarray)
         else (1, *statistics.covariance.shape)
     )
-    if given != shape:
-        raise ModelError(f"layer '{layout.op.name}': statistics of shape {given}, expected {shape}")
+    if shape != expected:
+        raise ModelError(
+            f"layer '{layout.op.name}': statistics of shape {shape}, expected {expected}"
+        )
     need(
         layout.op.name, f"the covariance of its {layout.patch} inputs", shape, shape[1:], shape[1:]
     )
@@ -62,40 +70,39 @@ def input_grams(layout: Layout, statistics: Statistics) -> Array:
         return input_rows(layout, statistics).dense()[None]
     grams = np.empty(shape)
     for group, covariance in enumerate(statistics.covariance):
-        full = covariance
+        moment = covariance
         if statistics.mean is not None and not centred(layout, statistics):
-            full = covariance + np.outer(statistics.mean[group], statistics.mean[group])
-        grams[group] = shrink(full, statistics.count)
+            moment = covariance + np.outer(statistics.mean[group], statistics.mean[group])
+        grams[group] = shrink(moment, statistics.count)
     return grams
 
 
 def input_rows(layout: Layout, statistics: Statistics) -> LowRank:
-    """As ``input_grams``, of a layer with one group whose covariance is given by its rows."""
+    """The result of ``input_grams`` by its rows, for a layer of one group with such statistics."""
     assert isinstance(statistics.covariance, LowRank)
-    full = statistics.covariance
+    moment = statistics.covariance
     if statistics.mean is not None and not centred(layout, statistics):
-        full = LowRank(np.concatenate([full.rows, statistics.mean]))
-    return shrink_rows(full, statistics.count)
+        moment = LowRank(np.concatenate([moment.rows, statistics.mean]))
+    return shrink_rows(moment, statistics.count)
 
 
 def mean_shift(layout: Layout, statistics: Statistics | None, tensor: Array) -> Array | None:
-    """What the bias has to add, (G·T,), so that the kernel tensor (G, k..., S, T) gives the layer's mean output: (W - W̃)ᵀμ.
+    """The change of the bias (G·T,) that preserves the layer's mean output: (W - W̃)ᵀμ.
 
-    None when no bias can.
-
-    The bias is taken out of the mean before and put back after (the trap of the literature sheet,
-    §5.1), so it cancels here.
+    ``tensor`` is the approximated kernel (G, k..., S, T). None when no bias can absorb the mean
+    error. The layer's own bias cancels: it is in the mean output before and after (literature
+    sheet, §5.1).
     """
     if statistics is None or statistics.mean is None or not mean_absorbed(layout, statistics):
         return None
-    kept = np.einsum("gd,gdt->gt", statistics.mean, layout.matrix(tensor)).reshape(-1)
-    return np.asarray(mean_response(layout, statistics) - kept)
+    approximated = np.einsum("gd,gdt->gt", statistics.mean, layout.matrix(tensor)).reshape(-1)
+    return np.asarray(mean_response(layout, statistics) - approximated)
 
 
 def mean_response(layout: Layout, statistics: Statistics) -> Array:
-    """What the layer gives for its mean input, (G·T,), without the bias."""
+    """The layer's response (G·T,) to its mean input, without the bias."""
     assert statistics.mean is not None
-    # A wide layer's weights are a gigabyte in float64: they are read as they are.
+    # The weights of a wide layer would be a gigabyte in float64: they are read in float32.
     matrix = (
         layout.op.weights["kernel"][None]
         if layout.family == "dense"
@@ -111,12 +118,12 @@ def dense_responses(
     patches: NDArray[np.float32],
     ranks: Sequence[Ranks],
 ) -> Iterator[NDArray[np.float32]]:
-    """Responses (N, T) for patches (N, G, D), by multiplying each approximated kernel out.
+    """Responses (N, T) to patches (N, G, D) at each of the ranks, by the approximated kernels.
 
-    Transposed: (N, prod(kernel)·T), without the bias.
+    For a transposed convolution they are (N, prod(kernel)·T), without the bias.
     """
-    for each in ranks:
-        approximation = tensor(each)
+    for choice in ranks:
+        approximation = tensor(choice)
         matrix = layout.matrix(approximation).astype(np.float32)
         response = np.concatenate(
             [patches[:, group] @ matrix[group] for group in range(layout.groups)], axis=1
@@ -125,7 +132,10 @@ def dense_responses(
 
 
 def add_bias(layout: Layout, response: NDArray[Any], shift: Array | None) -> NDArray[np.float32]:
-    """The response with the layer's bias and its shift; as it is where the layer has none, or where it is no constant of the patch's response."""
+    """The response with the layer's bias and its shift.
+
+    It is unchanged where the layer has no bias, or none that is a constant of the patch's response.
+    """
     bias = layout.bias
     if bias is None:
         return response.astype(np.float32, copy=False)
@@ -133,7 +143,10 @@ def add_bias(layout: Layout, response: NDArray[Any], shift: Array | None) -> NDA
 
 
 def tensor_of(layout: Layout, order: Sequence[int], cores: Sequence[Array]) -> Array:
-    """The kernel tensor (G, k..., S, T) of cores (G, r_in, taps, r_out); ``order`` lists its axes S, the stages' axes, T in the chain's order."""
+    """The kernel tensor (G, k..., S, T) of cores (G, r_in, taps, r_out).
+
+    ``order`` has the tensor's axes in the chain's order: S, those of the stages, T.
+    """
     product = cores[0]
     for core in cores[1:]:
         product = np.matmul(
@@ -149,7 +162,10 @@ def tensor_of(layout: Layout, order: Sequence[int], cores: Sequence[Array]) -> A
 
 
 def separable_roots(gram: Array, sizes: Sequence[int]) -> list[Array]:
-    """Cholesky factors of one matrix per mode, whose Kronecker product is near ``gram``: its partial traces."""
+    """Cholesky factors of the partial traces of ``gram``, one for each mode.
+
+    The Kronecker product of the partial traces is near ``gram``.
+    """
     full = gram.reshape(*sizes, *sizes)
     roots = []
     for mode, size in enumerate(sizes):

@@ -10,10 +10,10 @@ from lrfc.factorization.layout import Layout, Split
 
 @dataclass(frozen=True)
 class SpatialSVD(Chain):
-    """k×1 S→R with that axis' stride, then 1×k R→T (Jaderberg et al., arXiv 1405.3866; 3-D: k×1×1, then 1×k×k).
+    """k×1 S→R with that axis' stride, then 1×k R→T (Jaderberg et al., arXiv 1405.3866).
 
-    R·S·k_h weights at Ho×Wi positions and R·k_w·T at Ho×Wo. Strides, dilation and padding split
-    axis by axis, exactly.
+    In 3-D k×1×1, then 1×k×k. R·S·k_h weights at Ho×Wi positions and R·k_w·T at Ho×Wo.
+    Strides, dilation and padding split axis by axis, exactly.
     """
 
     name: str = "spatial_svd"
@@ -23,7 +23,7 @@ class SpatialSVD(Chain):
         return (layout.wide[:1], layout.wide[1:])
 
     def limits(self, layout: Layout) -> str | None:
-        """Kernels longer than 1 along two axes at least."""
+        """Kernels that are longer than 1 along at least two axes."""
         if not layout.kernel:
             return "a matrix product has no kernel: use svd"
         if len(layout.wide) < 2:
@@ -37,7 +37,7 @@ class SpatialSVD(Chain):
 class SpatialSVDWidthFirst(SpatialSVD):
     """1×k S→R with that axis' stride, then k×1 R→T (3-D: 1×1×k, then k×k×1).
 
-    Cheaper than height first where it leaves the shorter map.
+    Cheaper than height first where it leaves the smaller map.
     """
 
     name: str = "spatial_svd_w"

@@ -1,4 +1,4 @@
-"""The plain ops that stand in the place of a layer: one stage from one array of weights."""
+"""The plain ops that replace a layer: each stage from one array of weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lrfc.factorization.layout import Layout, per_axis
 from lrfc.factorization.linalg import Array
 from lrfc.ir.op import Op
 
-#: Attributes of the layer that all its stages take over, and those that the last one takes over as
-#: well. Regularizers and constraints of the kernel speak of a kernel that is no longer there.
-_CARRIED = ("dtype", "trainable", "data_format")
-_LAST = (
+#: Attributes of the layer that all its stages inherit, and those that only the last one inherits.
+#: Regularizers and constraints of the kernel are left out: that kernel no longer exists.
+INHERITED = ("dtype", "trainable", "data_format")
+INHERITED_BY_LAST = (
     "activation",
     "activity_regularizer",
     "bias_initializer",
@@ -23,8 +23,9 @@ _LAST = (
 
 
 def stage(layout: Layout, role: str | None, axes: tuple[int, ...], core: Array) -> Op:
-    """One stage of a chain: a linear op ``<name>__<role>`` without bias, or the last one (``role`` None), which ``finish`` gives its bias.
+    """A linear stage ``<name>__<role>`` without bias.
 
+    The last stage (``role`` None) has the layer's name and activation; ``finish`` adds the bias.
     ``core`` is (G, r_in, taps, r_out), the taps of ``axes`` flattened in ascending order.
     """
     groups, width, _, outputs = core.shape
@@ -40,10 +41,10 @@ def stage(layout: Layout, role: str | None, axes: tuple[int, ...], core: Array) 
     attrs |= _window(layout, axes)
     kernel = core.swapaxes(1, 2).reshape(groups, *taps, width, outputs)
     if layout.family == "transposed" and axes:
-        extra_length = op["output_padding"]
-        if extra_length is not None:
+        padding = op["output_padding"]
+        if padding is not None:
             attrs["output_padding"] = tuple(
-                per_axis(extra_length, axis) if axis in axes else 0 for axis in range(rank)
+                per_axis(padding, axis) if axis in axes else 0 for axis in range(rank)
             )
         return _op(
             layout,
@@ -66,9 +67,9 @@ def stage(layout: Layout, role: str | None, axes: tuple[int, ...], core: Array) 
 
 
 def depthwise_stages(layout: Layout, role: str, axes: tuple[int, ...], core: Array) -> list[Op]:
-    """A depthwise stage over all groups' channels: ``core`` is (G, taps, R).
+    """A depthwise stage over the channels of all groups; ``core`` is (G, taps, R).
 
-    Causal padding, which Keras' depthwise layer lacks, comes before it.
+    Causal padding, which Keras' depthwise layer lacks, is an op of its own before it.
     """
     groups, _, width = core.shape
     rank = len(layout.kernel)
@@ -77,17 +78,9 @@ def depthwise_stages(layout: Layout, role: str, axes: tuple[int, ...], core: Arr
     if attrs["padding"] == "causal":
         before = attrs["dilation_rate"][0] * (layout.kernel[0] - 1)
         name, shared = _names(layout, f"{role}_padding")
-        layout_of_data: dict[str, Any] = {
-            key: attrs[key] for key in ("data_format", "dtype") if key in attrs
-        }
-        chain = [
-            Op(
-                name,
-                f"ZeroPadding{rank}D",
-                {**layout_of_data, "padding": (before, 0)},
-                shared=shared,
-            )
-        ]
+        inherited = {key: attrs[key] for key in ("data_format", "dtype") if key in attrs}
+        padding = {**inherited, "padding": (before, 0)}
+        chain = [Op(name, f"ZeroPadding{rank}D", padding, shared=shared)]
         attrs["padding"] = "valid"
     kernel = np.moveaxis(core.reshape(groups, *_taps(layout, axes), width), 0, -2)
     return [
@@ -103,7 +96,7 @@ def depthwise_stages(layout: Layout, role: str, axes: tuple[int, ...], core: Arr
 
 
 def finish(layout: Layout, last: Op, shift: Array | None) -> Op:
-    """The last stage with the layer's bias, moved by ``shift`` (G·T,)."""
+    """The last stage with the layer's bias, changed by ``shift`` (G·T,)."""
     bias = layout.op.weights.get("bias")
     if bias is None:
         return last
@@ -114,9 +107,10 @@ def finish(layout: Layout, last: Op, shift: Array | None) -> Op:
 
 
 def _common(layout: Layout, role: str | None) -> dict[str, Any]:
+    """The attributes that a stage inherits from the layer, and whether it has a bias."""
     op = layout.op
-    kept = _CARRIED if role is not None else (*_CARRIED, *_LAST)
-    return {key: op.attrs[key] for key in kept if key in op.attrs} | {
+    keys = INHERITED if role is not None else (*INHERITED, *INHERITED_BY_LAST)
+    return {key: op.attrs[key] for key in keys if key in op.attrs} | {
         "use_bias": role is None and "bias" in op.weights
     }
 
@@ -126,10 +120,13 @@ def _taps(layout: Layout, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _window(layout: Layout, axes: tuple[int, ...]) -> dict[str, Any]:
-    """Kernel, strides, dilation and padding of the stage that takes these axes: the layer's own along them, none along the others."""
+    """Kernel size, strides, dilation and padding of the stage that takes these axes.
+
+    They are the layer's own along these axes, and none along the others.
+    """
     taps = _taps(layout, axes)
-    # Padding 'same' adds nothing where one tap covers each position, so a 1×1 stage says 'valid';
-    # the length of a transposed stage depends on it.
+    # Padding 'same' adds nothing where one tap covers each position, so that a 1×1 stage has
+    # 'valid'. The output length of a transposed stage depends on it.
     pads = max(taps) > 1 or (layout.family == "transposed" and axes)
     return {
         "kernel_size": taps,

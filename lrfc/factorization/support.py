@@ -1,4 +1,4 @@
-"""Which method takes which kind of layer: the table of `lrfc ops` and of the README, read from the methods themselves."""
+"""The kinds of layers that each method takes: the table of `lrfc ops` and of the README."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _separable(rank: int) -> tuple[Op, Tensor]:
     ), Tensor((None, *(8,) * rank, _IN))
 
 
-#: One typical layer of each kind that the table has a row for.
+#: A typical layer for each row of the table.
 EXAMPLES: Mapping[str, tuple[Op, Tensor]] = MappingProxyType(
     {
         **{kind: _conv(kind) for kind in names("conv")},
@@ -69,7 +69,7 @@ EXAMPLES: Mapping[str, tuple[Op, Tensor]] = MappingProxyType(
 
 
 def support_matrix(methods: Mapping[str, Method]) -> dict[str, dict[str, str | None]]:
-    """For each kind of layer and each method, why the method does not take it, as one clause; None where it does."""
+    """The reason why a method does not take a kind of layer, as one clause; None where it does."""
     return {
         kind: {name: method.refuses(*example) for name, method in methods.items()}
         for kind, example in EXAMPLES.items()
@@ -81,13 +81,13 @@ def support_table(methods: Mapping[str, Method]) -> str:
     matrix = support_matrix(methods)
     notes: dict[str, int] = {}
     rows = [["layer", *methods], ["---", *(":-:" for _ in methods)]]
-    for kind, answers in matrix.items():
+    for kind, reasons in matrix.items():
         rows.append(
             [
                 kind,
                 *(
                     "✓" if reason is None else str(notes.setdefault(reason, len(notes) + 1))
-                    for reason in answers.values()
+                    for reason in reasons.values()
                 ),
             ]
         )

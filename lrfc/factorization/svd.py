@@ -1,4 +1,4 @@
-"""SVD of the matrix (inputs × outputs): one bond between two layers, for convolutions (channel SVD, two orders) and matrix products."""
+"""SVD: one bond between two layers, for convolutions (channel SVD) and matrix products."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lrfc.factorization.layout import Layout, Split
 class ChannelSVD(Chain):
     """k×k convolution S→R with all strides, then 1×1 R→T (Zhang et al., arXiv 1505.06798).
 
-    R·(S·k² + T) weights, every one used at each output position. With statistics it is the optimum
+    R·(S·k² + T) weights, each used at every output position. With statistics it is the optimum
     in the norm of the inputs.
     """
 
@@ -26,19 +26,17 @@ class ChannelSVD(Chain):
         """Convolutions only."""
         if not layout.kernel:
             return "a matrix product has no kernel: use svd"
-        return (
-            "a group has one output channel: there is nothing to reduce"
-            if layout.outputs == 1
-            else None
-        )
+        if layout.outputs == 1:
+            return "a group has one output channel: there is nothing to reduce"
+        return None
 
 
 @dataclass(frozen=True)
 class ChannelSVD1x1(Chain):
     """1×1 S→R, then k×k R→T with all strides (the weight SVD of AIMET).
 
-    R·S weights at the input positions and R·T·k² at the output positions: fewer weights than kernel
-    first where T < S.
+    R·S weights at the input positions and R·T·k² at the output positions: fewer weights than
+    with the kernel first where T < S.
     """
 
     name: str = "channel_svd_1x1"
@@ -53,11 +51,9 @@ class ChannelSVD1x1(Chain):
             return "a matrix product has no kernel: use svd"
         if not layout.wide:
             return "with a 1×1 kernel it is channel_svd"
-        return (
-            "a group has one input channel: there is nothing to reduce"
-            if layout.inputs == 1
-            else None
-        )
+        if layout.inputs == 1:
+            return "a group has one input channel: there is nothing to reduce"
+        return None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A Dense layer whose inputs and outputs are seen as tensors: the choice of their shapes, and the chain of Reshape, Permute and Dense that computes with them."""
+"""Dense layers with tensor-shaped inputs and outputs, as chains of Reshape, Permute and Dense."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from lrfc.factorization.norms import dense_responses, mean_shift
 from lrfc.factorization.threads import on_threads, threads
 from lrfc.ir.op import Op, Tensor
 
-#: Activations that act on each element, so that they may stand before the last Reshape; all others
-#: stand behind it.
+#: Activations of each element alone, which may come before the last Reshape. All others come after.
 _ELEMENTWISE = frozenset(
     "relu relu6 leaky_relu elu selu gelu silu swish sigmoid hard_sigmoid hard_silu hard_swish tanh"
     " softplus softsign exponential mish".split()
@@ -28,7 +27,7 @@ _ELEMENTWISE = frozenset(
 
 
 def factorizations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ordered ways to write a number as a product of that many factors, each at least 2."""
+    """All ordered ways to write a number as a product of ``parts`` factors, each at least 2."""
     if parts == 1:
         if number > 1:
             yield (number,)
@@ -39,7 +38,7 @@ def factorizations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 
 def refusal(op: Op, source: Tensor) -> str | None:
-    """Why a Dense layer cannot be tensorised, as one clause."""
+    """The reason why a Dense layer cannot be tensorised, as one clause, or None."""
     reason = layouts.refusal(op, source)
     if reason is not None:
         return reason
@@ -58,7 +57,11 @@ def refusal(op: Op, source: Tensor) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One contraction: the axes (letters) that it sums over, those that it makes, and the weights (Π summed, Π made), None where only the cost counts."""
+    """One contraction.
+
+    ``summed``: the letters of the axes that it sums over. ``made``: those of the axes that replace
+    them. ``weights``: a matrix (Π summed, Π made), None where only the cost counts.
+    """
 
     summed: str
     made: str
@@ -66,28 +69,28 @@ class Step:
 
 
 def cost(op: Op, source: Tensor, steps: Sequence[Step], inputs: str, sizes: dict[str, int]) -> Cost:
-    """Π summed · Π made weights a step, each used once for every entry of the axes that the step leaves alone."""
+    """The cost: Π summed · Π made weights in a step, used for every entry of the other axes."""
     axes = set(inputs)
     params = macs = 0
     for step in steps:
         weights = prod(sizes[axis] for axis in step.summed + step.made)
-        kept = axes - set(step.summed)
+        others = axes - set(step.summed)
         params += weights
-        macs += weights * prod(sizes[axis] for axis in kept)
-        axes = kept | set(step.made)
+        macs += weights * prod(sizes[axis] for axis in others)
+        axes = others | set(step.made)
     positions = prod(length for length in source.shape[1:-1] if length is not None)
     return Cost(params + (op.weights["bias"].size if "bias" in op.weights else 0), macs * positions)
 
 
 class TensorizedFactors(ABC):
-    """A Dense layer as a chain of contractions, one free choice of ranks at a time."""
+    """A Dense layer as a chain of contractions, decomposed again for each choice of ranks."""
 
     layout: Layout
     statistics: Statistics | None
 
     @abstractmethod
     def steps(self, ranks: Ranks) -> tuple[list[Step], dict[str, int]]:
-        """The contractions in the order in which they cost least, and the length of every axis."""
+        """The contractions in the cheapest order, and the length of every axis."""
 
     @abstractmethod
     def matrix(self, ranks: Ranks) -> Array:
@@ -104,9 +107,9 @@ class TensorizedFactors(ABC):
         """The letters of the output's axes."""
 
     def stages(self, ranks: Ranks) -> list[Op]:
-        """The chain of plain ops; see ``Factors``.
+        """The factor layers; see ``Factors``.
 
-        The last op may be the Reshape or Activation that ends the chain: it has the layer's name.
+        The chain may end with a Reshape or an Activation: then that op has the layer's name.
         """
         layout = self.layout
         with threads(layout):
@@ -142,12 +145,14 @@ class TensorizedFactors(ABC):
     def responses(
         self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
     ) -> Iterator[NDArray[np.float32]]:
-        """What the stages give for patches (N, 1, I); see ``Factors``."""
+        """The stages' outputs for patches (N, 1, I); see ``Factors``."""
+
+        def tensor(choice: Ranks) -> Array:
+            return self.matrix(choice)[None]
+
         return on_threads(
             self.layout,
-            dense_responses(
-                self.layout, lambda each: self.matrix(each)[None], self.statistics, patches, ranks
-            ),
+            dense_responses(self.layout, tensor, self.statistics, patches, ranks),
         )
 
     def estimates(
@@ -158,10 +163,10 @@ class TensorizedFactors(ABC):
 
 
 class _Chain:
-    """Builds the ops.
+    """The ops of a chain of contractions, built one after the other.
 
-    ``groups`` holds the axes (letters) behind each dimension of the tensor as it stands; '.' stands
-    for the layer's leading axes.
+    ``groups`` has the letters of the axes in each dimension of the current tensor; '.' is the
+    letter of the layer's leading axes.
     """
 
     def __init__(self, layout: Layout, inputs: str, sizes: dict[str, int]) -> None:
@@ -182,45 +187,49 @@ class _Chain:
         self.ops.append(Op(f"{op.name}__{role}", kind, {**carried, **attrs}, weights or {}, shared))
 
     def arrange(self, groups: Sequence[str], shape: tuple[int, ...] | None = None) -> None:
-        """Order and merge the axes as wanted, by a Reshape, a Permute and a Reshape, or by as few of them as it takes."""
-        now, wanted = "".join(self.groups), "".join(groups)
-        if now != wanted:
-            self._reshape([self.sizes[axis] for axis in now])
+        """Order and merge the axes as in ``groups``.
+
+        It takes a Reshape, a Permute and a Reshape, or fewer of them.
+        """
+        before, after = "".join(self.groups), "".join(groups)
+        if before != after:
+            self._reshape([self.sizes[axis] for axis in before])
             self.add(
                 f"permute{len(self.ops)}",
                 "Permute",
-                {"dims": tuple(now.index(axis) + 1 for axis in wanted)},
+                {"dims": tuple(before.index(axis) + 1 for axis in after)},
             )
-            self._shape = tuple(self.sizes[axis] for axis in wanted)
+            self._shape = tuple(self.sizes[axis] for axis in after)
         self.groups = list(groups)
         self._reshape(shape or [prod(self.sizes[axis] for axis in group) for group in groups])
 
     def contract(
         self, step: Step, role: str, outputs: str | None, bias: NDArray[Any] | None, activation: Any
     ) -> None:
-        """A Dense over the summed axes; with a bias, which differs along the axes left alone too, an EinsumDense.
+        """Add a Dense over the summed axes.
 
-        ``outputs`` orders the last result.
+        With a bias, which differs along the other axes too, it is an EinsumDense. ``outputs`` is
+        the order of the axes in the last result.
         """
         axes = "".join(self.groups).replace(".", "")
-        kept = "".join(axis for axis in axes if axis not in step.summed)
+        others = "".join(axis for axis in axes if axis not in step.summed)
         if outputs is not None:
-            kept = "".join(axis for axis in outputs if axis in kept)
-        self.arrange([*self.lead, *([kept] if kept else []), step.summed])
+            others = "".join(axis for axis in outputs if axis in others)
+        self.arrange([*self.lead, *([others] if others else []), step.summed])
         assert step.weights is not None
         width = step.weights.shape[1]
         attrs: dict[str, Any] = {} if activation is None else {"activation": activation}
         kernel = step.weights.astype(np.float32)
         self.groups = [*self.groups[:-1], step.made]
         self._shape = (*self._shape[:-1], width)
-        if bias is None or outputs is None or not kept:
+        if bias is None or outputs is None or not others:
             weights = {"kernel": kernel} if bias is None else {"kernel": kernel, "bias": bias}
             self.add(
                 role, "Dense", {**attrs, "units": width, "use_bias": bias is not None}, weights
             )
             return
         lengths = [self.sizes[axis] for axis in outputs]
-        order = [outputs.index(axis) for axis in kept + step.made]
+        order = [outputs.index(axis) for axis in others + step.made]
         spread = bias.reshape(lengths).transpose(order).reshape(-1, width)
         lead = "p" if self.lead else ""
         attrs |= {

@@ -1,4 +1,4 @@
-"""BLAS on one thread where matrices are small."""
+"""The number of BLAS threads: one where matrices are small."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from lrfc.system.overrides import Override
 #: than waking a second thread, and on a busy machine threads that wait for each other made a sweep
 #: over a 32-channel layer twenty times slower (two cores, OpenBLAS).
 SMALL = 1200
-#: Layers with longer patches than this take turns.
+#: Layers with longer patches than this are processed one at a time.
 HUGE = 2500
 _ONE_AT_A_TIME = Lock()
 
 
 @lru_cache(maxsize=1)
 def _controller() -> ThreadpoolController:
-    # It looks for BLAS libraries in a C callback, where Python drops every exception, also the
-    # KeyboardInterrupt of a Ctrl-C. Those reach the main thread only, so the search runs in
-    # another.
+    # The controller looks for BLAS libraries in a C callback, where Python drops every exception,
+    # also the KeyboardInterrupt of a Ctrl-C. That one reaches the main thread only, so the search
+    # runs in another thread.
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(ThreadpoolController).result()
 
 
 def workers() -> int:
-    """How many threads share work that each of them does with one BLAS thread: one for each core, at most four."""
+    """The number of threads for work with one BLAS thread each: one for each core, at most four."""
     return max(1, min(4, len(os.sched_getaffinity(0))))
 
 
 def one_thread() -> AbstractContextManager[Any]:
-    """A context in which BLAS uses one thread, for many solves in a row.
+    """Context manager: BLAS uses one thread, for many solves in a row.
 
     With two threads on a busy machine a Cholesky factor of 566 columns takes half a second, with
     one 14 ms.
@@ -49,22 +49,25 @@ def one_thread() -> AbstractContextManager[Any]:
     return _LIMIT.to(1)
 
 
-def _limited(threads: int) -> Any:
+def _set_limit(threads: int) -> Any:
     return _controller().limit(limits=threads, user_api="blas")
 
 
-def _lifted(limiter: Any) -> None:
+def _restore(limiter: Any) -> None:
     limiter.restore_original_limits()
 
 
-#: The library's limit is one for the process. What is saved is a limiter, which knows the limits
-#: from before it.
-_LIMIT: Override[Any, int] = Override(lambda: _limited(1), _limited, _lifted)
+#: The library has one limit for the whole process. The saved value is a limiter, which knows the
+#: limits from before it.
+_LIMIT: Override[Any, int] = Override(lambda: _set_limit(1), _set_limit, _restore)
 
 
 @contextmanager
 def alone(layout: Layout) -> Iterator[None]:
-    """Run the work on a very large layer one at a time, with all cores for its products: two at once would need twice the memory, a gigabyte each."""
+    """Context manager: no other very large layer is processed, and BLAS uses all cores.
+
+    Two such layers at once would need twice the memory, a gigabyte each.
+    """
     if layout.patch <= HUGE:
         yield
         return
@@ -73,14 +76,14 @@ def alone(layout: Layout) -> Iterator[None]:
 
 
 def threads(layout: Layout) -> AbstractContextManager[Any]:
-    """A context in which BLAS uses one thread when the layer is small, and as it is set otherwise."""
+    """Context manager: BLAS uses one thread for a small layer, otherwise the current setting."""
     return one_thread() if max(layout.patch, layout.outputs) <= SMALL else nullcontext()
 
 
 def on_threads(
     layout: Layout, responses: Iterator[NDArray[np.float32]]
 ) -> Iterator[NDArray[np.float32]]:
-    """The responses, each computed in that context; what the caller does between them is not."""
+    """The responses, each computed in the context ``threads``; the caller's work is outside it."""
     while True:
         with threads(layout):
             response = next(responses, None)

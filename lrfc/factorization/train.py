@@ -1,4 +1,4 @@
-"""Tensor train: every spatial axis has a stage of its own, between two 1×1 stages."""
+"""Tensor train: a stage for every spatial axis, between two 1×1 stages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from lrfc.factorization.layout import Layout, Split
 
 @dataclass(frozen=True)
 class TensorTrain(Chain):
-    """1×1 S→r₁, k×1 r₁→r₂ with that axis' stride, 1×k r₂→r₃ with the other, 1×1 r₃→T (mode order S, k_h, k_w, T; 3-D has one more stage).
+    """1×1 S→r₁, k×1 r₁→r₂, 1×k r₂→r₃, 1×1 r₃→T.
 
-    S·r₁ weights at the input positions, r₁·k_h·r₂ at Ho×Wi, r₂·k_w·r₃ + r₃·T at Ho×Wo.
+    Each middle stage has the stride of its axis. The mode order is S, k_h, k_w, T; 3-D has one more
+    stage. S·r₁ weights at the input positions, r₁·k_h·r₂ at Ho×Wi, and
+    r₂·k_w·r₃ + r₃·T at Ho×Wo.
     """
 
     name: str = "tt"
@@ -22,7 +24,7 @@ class TensorTrain(Chain):
         return ((), *((axis,) for axis in layout.wide), ())
 
     def limits(self, layout: Layout) -> str | None:
-        """Convolutions with a kernel along two axes at least and channels on both sides."""
+        """Convolutions with a kernel along at least two axes, and channels on both sides."""
         if not layout.kernel:
             return "a matrix product has no kernel: use svd or tt_matrix"
         if not layout.wide:

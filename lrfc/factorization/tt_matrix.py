@@ -20,17 +20,20 @@ from lrfc.factorization.tensorized import Step, TensorizedFactors, factorization
 from lrfc.factorization.unfold import Unfolding
 from lrfc.ir.op import Op, Tensor
 
-#: The rank at which shapes are compared: a core between two bonds counts its square.
+#: The rank at which shapes are compared; a core between two bonds has its square as a factor.
 _USUAL_RANK = 8
 _INPUTS, _OUTPUTS, _BONDS = "abc", "xyz", "rs"
-#: Up to this many rank · Π i_k the last core is refitted; beyond it a train saves nothing and the
-#: refit's matrices grow large.
+#: The largest rank · Π i_k at which the last core is refitted. Beyond it a train saves nothing,
+#: and the matrices of the refit become large.
 LARGEST_REFIT = 4096
 
 
 @lru_cache(maxsize=1024)
 def shapes(inputs: int, outputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The factors (i_1, ..., i_d) and (o_1, ..., o_d), d 2 or 3, with the fewest weights at rank 8; of equals those with the fewest MACs."""
+    """The factors (i_1, ..., i_d) and (o_1, ..., o_d), with d 2 or 3.
+
+    They have the fewest weights at rank 8, and of those the fewest MACs.
+    """
     return min(
         (
             (i, o)
@@ -43,6 +46,7 @@ def shapes(inputs: int, outputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _weights(shape: tuple[Sequence[int], Sequence[int]], ranks: Ranks) -> tuple[int, int]:
+    """Weights and MACs of the train, contracted from the left."""
     bonds = (1, *ranks, 1)
     params = macs = 0
     for k, (i, o) in enumerate(zip(*shape, strict=True)):
@@ -54,17 +58,18 @@ def _weights(shape: tuple[Sequence[int], Sequence[int]], ranks: Ranks) -> tuple[
 
 @dataclass(frozen=True)
 class TTMatrix:
-    """Cores (r_{k-1}, i_k, o_k, r_k), contracted one after the other (Novikov et al., arXiv 1509.06569).
+    """Cores (r_{k-1}, i_k, o_k, r_k), contracted one by one (Novikov et al., arXiv 1509.06569).
 
-    Σ r_{k-1}·i_k·o_k·r_k weights; from the left Σ_k r_{k-1}·i_k·o_k·r_k · Π_{j>k} i_j · Π_{j<k} o_j
-    MACs, from the right likewise: the cheaper order is taken. It saves memory far more than time.
-    With two factors it is a sum of Kronecker products.
+    Σ r_{k-1}·i_k·o_k·r_k weights. From the left the contraction has
+    Σ_k r_{k-1}·i_k·o_k·r_k · Π_{j>k} i_j · Π_{j<k} o_j MACs, from the right likewise; the
+    cheaper order is taken. It saves memory far more than time. With two factors it is a sum of
+    Kronecker products.
     """
 
     name: str = "tt_matrix"
 
     def refuses(self, op: Op, source: Tensor) -> str | None:
-        """Why the method cannot factorize this op reading this tensor, as one clause; None when it can."""
+        """The reason why the method cannot factorize the op, as one clause; None when it can."""
         return tensorized.refusal(op, source)
 
     def full(self, op: Op, source: Tensor) -> Ranks:
@@ -92,7 +97,7 @@ class TTMatrix:
         return TTMatrixFactors(Layout.of(op, source), statistics)
 
     def outline(self, op: Op, source: Tensor, ranks: Ranks) -> list[Op]:
-        """The chain of plain ops, decomposed without statistics; see ``Method``."""
+        """The factor layers, decomposed without statistics; see ``Method``."""
         return self.decompose(op, source).stages(ranks)
 
 
@@ -121,20 +126,18 @@ def _cheaper(op: Op, source: Tensor, ranks: Ranks) -> tuple[bool, Cost]:
             for k in (range(count) if left else reversed(range(count)))
         ]
         costs.append(tensorized.cost(op, source, steps, _INPUTS[:count], sizes))
-    left = (
-        costs[0].macs < costs[1].macs
-    )  # of equals the order from the right, which starts at the input's last axis and needs one Permute less
+    # Of equals the order from the right is taken: it starts at the input's last axis, and needs one
+    # Permute less.
+    left = costs[0].macs < costs[1].macs
     return left, costs[0 if left else 1]
 
 
 def _letters(k: int, count: int, *, left: bool) -> tuple[str, str]:
-    """The axes that core k sums over and makes."""
+    """The letters of the axes that core k sums over, and of those that it makes."""
     before, after = _BONDS[k - 1 : k] if k else "", _BONDS[k : k + 1] if k < count - 1 else ""
-    return (
-        (before + _INPUTS[k], _OUTPUTS[k] + after)
-        if left
-        else (_INPUTS[k] + after, before + _OUTPUTS[k])
-    )
+    if left:
+        return before + _INPUTS[k], _OUTPUTS[k] + after
+    return _INPUTS[k] + after, before + _OUTPUTS[k]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +145,8 @@ class TTMatrixFactors(TensorizedFactors):
     """The train at every rank.
 
     With statistics it is truncated in the nearest separable norm of the input factors, and the last
-    core is refitted under the whole covariance; the plain train, refitted alike, is used where it
-    is better.
+    core is refitted under the whole covariance. The plain train, refitted likewise, is used where
+    its error is lower.
     """
 
     layout: Layout
@@ -160,7 +163,7 @@ class TTMatrixFactors(TensorizedFactors):
         return _OUTPUTS[: len(self._shape[0])]
 
     def steps(self, ranks: Ranks) -> tuple[list[Step], dict[str, int]]:
-        """One contraction per core."""
+        """One contraction for each core."""
         op, count = self.layout.op, len(ranks) + 1
         left, _ = _cheaper(op, self.layout.source, ranks)
         cores = self._cores(ranks)
@@ -211,24 +214,25 @@ class TTMatrixFactors(TensorizedFactors):
             tensors.append(tensor)
         order = [axis for k in range(count) for axis in (k, count + k)]
         pairs = [i * o for i, o in zip(inputs, outputs, strict=True)]
-        return [Unfolding(each.transpose(order).reshape(1, *pairs, 1)) for each in tensors]
+        return [Unfolding(tensor.transpose(order).reshape(1, *pairs, 1)) for tensor in tensors]
 
     def _cores(self, ranks: Ranks) -> list[Array]:
         """The cores (r_{k-1}, i_k, o_k, r_k) with the least error."""
-        found = [self._train(0, ranks)]
+        trains = [self._train(0, ranks)]
         if self._gram is not None:
             white = self._train(1, ranks)
-            found.append(
+            trains.append(
                 [_unwhitened(core, root) for core, root in zip(white, self._roots, strict=True)]
             )
-            found += [
+            trains += [
                 self._refitted(cores)
-                for cores in found
+                for cores in trains
                 if ranks[-1] * prod(self._shape[0][:-1]) <= LARGEST_REFIT
             ]
-        return found[0] if len(found) == 1 else min(found, key=self._error)
+        return trains[0] if len(trains) == 1 else min(trains, key=self._error)
 
     def _train(self, number: int, ranks: Ranks) -> list[Array]:
+        """The cores of one of ``_trains``."""
         inputs, outputs = self._shape
         cores = self._trains[number].cores(ranks)
         return [
@@ -237,15 +241,15 @@ class TTMatrixFactors(TensorizedFactors):
         ]
 
     def _error(self, cores: Sequence[Array]) -> float:
-        missing = self._target - _multiplied(cores)
-        return (
-            float(np.vdot(missing, self._gram @ missing))
-            if self._gram is not None
-            else float(np.vdot(missing, missing))
-        )
+        difference = self._target - _multiplied(cores)
+        weighted = difference if self._gram is None else self._gram @ difference
+        return float(np.vdot(difference, weighted))
 
     def _refitted(self, cores: Sequence[Array]) -> list[Array]:
-        """The train with the last core that is best for the layer's inputs: least squares over all outputs that share it."""
+        """The train with the last core that is best for the layer's inputs.
+
+        It is a least-squares solution over all outputs that share the core.
+        """
         assert self._gram is not None
         left = _multiplied_left(cores[:-1])  # (I', O', r)
         rows, rank = left.shape[0], left.shape[2]
@@ -277,7 +281,7 @@ class TTMatrixFactors(TensorizedFactors):
 
 
 def _unwhitened(core: Array, root: Array) -> Array:
-    """A core whose input axis loses the whitening root that its tensor was multiplied by."""
+    """A core of the layer from a core of the whitened tensor; ``root`` is the whitening factor."""
     moved = np.moveaxis(core, 1, 0)
     solved = solve_lower(root, moved.reshape(len(moved), -1), transposed=True).reshape(moved.shape)
     return np.asarray(np.moveaxis(solved, 0, 1))

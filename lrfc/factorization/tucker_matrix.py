@@ -1,4 +1,4 @@
-"""Tucker on the tensorised matrix: a Dense layer through a small core between reduced input and output factors."""
+"""Tucker of the tensorised matrix: a Dense layer through a small core between reduced factors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SWEEPS = 3
 
 @lru_cache(maxsize=1024)
 def shape(inputs: int, outputs: int) -> tuple[int, int, int, int]:
-    """The two input and two output factors, each pair as even as it can be."""
+    """The two input factors and the two output factors, each pair as even as possible."""
     (a, b), (x, y) = (
         min(factorizations(number, 2), key=lambda pair: (max(pair), pair))
         for number in (inputs, outputs)
@@ -37,16 +37,17 @@ def shape(inputs: int, outputs: int) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True)
 class TuckerMatrix:
-    """Factors a→p and b→q of the inputs, a core (p·q, u·v), factors u→x and v→y of the outputs (Tucker 1966; reference sheet §4.2).
+    """Input factors a→p and b→q, a core (p·q, u·v), output factors u→x and v→y.
 
-    a·p + b·q + p·q·u·v + u·x + v·y weights. The first rank bounds p and q, the second u and v. The
-    factors are contracted in the order with the fewest MACs.
+    Tucker 1966; reference sheet §4.2. a·p + b·q + p·q·u·v + u·x + v·y weights. The first
+    rank bounds p and q, the second u and v. The factors are contracted in the order with the fewest
+    MACs.
     """
 
     name: str = "tucker_matrix"
 
     def refuses(self, op: Op, source: Tensor) -> str | None:
-        """Why the method cannot factorize this op reading this tensor, as one clause; None when it can."""
+        """The reason why the method cannot factorize the op, as one clause; None when it can."""
         return tensorized.refusal(op, source)
 
     def full(self, op: Op, source: Tensor) -> Ranks:
@@ -76,7 +77,7 @@ class TuckerMatrix:
         return TuckerMatrixFactors(Layout.of(op, source), statistics)
 
     def outline(self, op: Op, source: Tensor, ranks: Ranks) -> list[Op]:
-        """The chain of plain ops, decomposed without statistics; see ``Method``."""
+        """The factor layers, decomposed without statistics; see ``Method``."""
         return self.decompose(op, source).stages(ranks)
 
 
@@ -92,26 +93,25 @@ def _lengths(op: Op, ranks: Ranks) -> dict[str, int]:
 
 
 def _orders() -> list[list[Step]]:
-    """The four orders: which input factor first, and which output factor first."""
-    ways = []
+    """The four orders of contraction: either input factor first, and either output factor first."""
+    orders = []
     for first, last in product(
         (("a", "p", "b", "q"), ("b", "q", "a", "p")), (("u", "x", "v", "y"), ("v", "y", "u", "x"))
     ):
         pairs = [first[:2], first[2:], ("pq", "uv"), last[:2], last[2:]]
-        ways.append([Step(summed, made) for summed, made in pairs])
-    return ways
+        orders.append([Step(summed, made) for summed, made in pairs])
+    return orders
 
 
 @dataclass(frozen=True, eq=False)
 class TuckerMatrixFactors(TensorizedFactors):
-    """Orthogonal iteration at every rank (De Lathauwer et al., SIAM J.
+    """Orthogonal iteration from the truncated HOSVD, at every rank.
 
-    Matrix Anal. 21(4), 2000), from the truncated HOSVD.
-
-    tensorly's ``tucker`` does the same by an SVD of every wide unfolding: for 4096 inputs 25 s a
-    rank, where the Gram matrices take one. With statistics the input factors come from the nearest
-    separable norm, and the core is refitted under the whole covariance, which for given factors is
-    its optimum; the plain factors with such a core are used where they are better.
+    De Lathauwer et al., SIAM J. Matrix Anal. 21(4), 2000. tensorly's ``tucker`` does the same by an
+    SVD of every wide unfolding: for 4096 inputs that takes 25 s a rank, with Gram matrices one.
+    With statistics the input factors come from the nearest separable norm, and the core is the
+    optimum for them under the whole covariance. The plain factors with such a core are used where
+    their error is lower.
     """
 
     layout: Layout
@@ -161,14 +161,17 @@ class TuckerMatrixFactors(TensorizedFactors):
 
     @cached_property
     def _tensors(self) -> list[tuple[Array, list[Array]]]:
-        """The plain tensor and, with statistics, the whitened one, each with the bases (n, n) of its HOSVD."""
+        """The plain tensor and, with statistics, the whitened one.
+
+        Each comes with the bases (n, n) of its HOSVD.
+        """
         tensor = self._target.reshape(_shape_of(self.layout.op))
-        found = [(tensor, _hosvd(tensor))]
+        tensors = [(tensor, _hosvd(tensor))]
         if self._gram is not None:
             for mode, root in enumerate(self._roots):
                 tensor = np.moveaxis(np.tensordot(root.T, tensor, (1, mode)), 0, mode)
-            found.append((tensor, _hosvd(tensor)))
-        return found
+            tensors.append((tensor, _hosvd(tensor)))
+        return tensors
 
     def _best(self, ranks: Ranks) -> tuple[list[Array], Array]:
         """The factors (n, rank) and the core (p·q, u·v) with the least error."""
@@ -184,7 +187,7 @@ class TuckerMatrixFactors(TensorizedFactors):
                 ),
                 *fits[1][2:],
             ]
-        return max((self._with_core(factors) for factors in fits), key=lambda each: each[2])[:2]
+        return max((self._with_core(factors) for factors in fits), key=lambda fit: fit[2])[:2]
 
     def _with_core(self, factors: Sequence[Array]) -> tuple[list[Array], Array, float]:
         """The factors, their best core, and the squared norm that it captures."""
@@ -192,9 +195,8 @@ class TuckerMatrixFactors(TensorizedFactors):
         output = np.kron(factors[2], factors[3])
         moment = reduced if self._gram is None else self._gram @ reduced
         right = moment.T @ self._target @ output
-        core = (
-            right if self._gram is None else solve_positive(reduced.T @ moment, right)
-        )  # without statistics the factors are orthonormal
+        # Without statistics the factors are orthonormal.
+        core = right if self._gram is None else solve_positive(reduced.T @ moment, right)
         return list(factors), core, float(np.vdot(core, right))
 
 
@@ -207,18 +209,22 @@ def _hosvd(tensor: Array) -> list[Array]:
 
 
 def _iterated(tensor: Array, factors: Sequence[Array]) -> list[Array]:
-    """Orthogonal factors (n, rank) after some sweeps of the orthogonal iteration; as they are where all modes are whole."""
-    found = list(factors)
-    if all(len(factor) == factor.shape[1] for factor in found):
-        return found
+    """Orthogonal factors (n, rank) after some sweeps of the orthogonal iteration.
+
+    They are unchanged where no mode is reduced.
+    """
+    result = list(factors)
+    if all(len(factor) == factor.shape[1] for factor in result):
+        return result
+    # The factor that reduces the tensor most is contracted first.
+    order = sorted(range(tensor.ndim), key=lambda n: result[n].shape[1] / len(result[n]))
     for _ in range(SWEEPS):
-        for mode, factor in enumerate(found):
+        for mode, factor in enumerate(result):
             reduced = tensor
-            for other in sorted(
-                range(tensor.ndim), key=lambda n: found[n].shape[1] / len(found[n])
-            ):  # what shrinks the tensor most comes first
+            for other in order:
                 if other != mode:
-                    reduced = np.moveaxis(np.tensordot(found[other], reduced, (0, other)), 0, other)
+                    contracted = np.tensordot(result[other], reduced, (0, other))
+                    reduced = np.moveaxis(contracted, 0, other)
             unfolding = np.moveaxis(reduced, mode, 0).reshape(len(factor), -1)
-            found[mode] = eigh(unfolding @ unfolding.T)[1][:, : factor.shape[1]]
-    return found
+            result[mode] = eigh(unfolding @ unfolding.T)[1][:, : factor.shape[1]]
+    return result

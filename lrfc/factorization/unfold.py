@@ -1,4 +1,4 @@
-"""Nested cores of one kernel tensor: the TT-SVD, in the plain norm or in the norm of the layer's inputs."""
+"""Nested cores of a kernel tensor: the TT-SVD, in the plain norm or in that of the inputs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from lrfc.factorization.linalg import Array, LowRank, cholesky, eigh, project, s
 class Node:
     """All components of one bond, most important first.
 
-    ``core`` (m, n) makes n features of the left side; ``outputs`` (n·taps, T or more) is what the
-    rest of the chain has to make of them, in the coordinates in which ``lower`` (their Cholesky
-    factor, None for the identity) makes the features orthonormal, so that each row of ``outputs``
-    holds its own share of the squared norm. ``gram`` is the features' Gram matrix.
+    ``core`` (m, n) computes n features from the left side. ``outputs`` (n·taps, T or more) is the
+    target of the later stages as a function of the features. It has the coordinates in which
+    ``lower`` (the features' Cholesky factor, None for the identity) makes the features orthonormal,
+    so that each row of ``outputs`` has its own share of the squared norm. ``gram`` is the features'
+    Gram matrix. ``energy`` is the squared norm of each component.
     """
 
     core: Array
@@ -30,7 +31,7 @@ class Node:
     lower: Array | None = None
 
     def rest(self, rank: int) -> tuple[Array, Array | None]:
-        """The target (rank, everything after) of the later stages and its Gram matrix."""
+        """The target (rank, all later axes) of the later stages, and its Gram matrix."""
         size = rank * self.taps
         if self.lower is None or self.gram is None:
             return self.outputs[:size].reshape(rank, -1), None
@@ -46,20 +47,21 @@ class Unfolding:
     """The chain of cores of a tensor (S, k_1, ..., k_n, T), nested in the rank of each bond.
 
     Without ``gram`` this is the TT-SVD (Oseledets, SIAM J. Sci. Comput. 33(5), 2011, alg. 1): an
-    SVD at every bond from the left. For one bond it is the optimum. tensorly's ``tensor_train``
-    gives the same cores, but for one choice of ranks at a time and in the plain norm only.
+    SVD at every bond from the left. For one bond it is the optimum. tensorly's ``tensor_train`` has
+    the same cores, but for one choice of ranks at a time and in the plain norm only.
 
-    With ``gram`` (n, n), n = S·k_1·...·k_n, the error is tr(EᵀGE): what the layer's outputs lose on
-    inputs of that second moment. A bond that has only output channels on its right is solved
+    With ``gram`` (n, n), n = S·k_1·...·k_n, the error is tr(EᵀGE): that of the layer's outputs
+    for inputs of that second moment. A bond with nothing but output channels on its right is solved
     exactly (truncated SVD of G^½·W, which is the PCA of the outputs: Zhang et al., arXiv
-    1505.06798). A bond with kernel taps on its right has no closed form, because each input is read
-    by several taps. There the basis comes from the nearest separable norm (G ≈ M₁ ⊗ M₂, by partial
-    traces), and everything on its right is refitted to the outputs by least squares. One Cholesky
-    factor of the features' Gram matrix, ordered component by component, holds the refits of all
-    ranks: its leading blocks are theirs.
+    1505.06798). A bond with kernel taps on its right has no closed form, because several taps read
+    each input. There the basis comes from the nearest separable norm (G ≈ M₁ ⊗ M₂, by
+    partial traces), and everything on its right is refitted to the outputs by least squares. One
+    Cholesky factor of the features' Gram matrix, ordered component by component, is enough for the
+    refits of all ranks: they use its leading blocks.
 
-    ``whitened=False`` takes the bases of the TT-SVD without ``gram``, which is then ``plain``, and
-    only refits. The better of both is never worse than data-free.
+    With ``whitened=False`` the bases are those of the TT-SVD without ``gram``, which is then
+    ``plain``, and only the refit uses ``gram``. The better of the two is never worse than without
+    data.
     """
 
     def __init__(
@@ -87,39 +89,36 @@ class Unfolding:
         return self._target.reshape(self.shape)
 
     def supports(self, ranks: Ranks) -> bool:
-        """Whether no rank is beyond what the left side of its bond supports."""
-        return self._held(ranks) == ranks
+        """Whether no rank is larger than the left side of its bond allows."""
+        return self._bounded(ranks) == ranks
 
     def cores(self, ranks: Ranks) -> list[Array]:
         """The cores (r_{j-1}, k_j, r_j), with r_0 = S and r_n = T.
 
-        Ranks beyond what the left side of a bond supports are filled with zeros.
+        Ranks that are larger than the left side of a bond allows are filled with zeros.
         """
-        held = self._held(ranks)
-        matrices = [self.node(held[:j]).core[:, :rank] for j, rank in enumerate(held)] + [
-            self._rest(held)[0]
+        bounded = self._bounded(ranks)
+        matrices = [self.node(bounded[:j]).core[:, :rank] for j, rank in enumerate(bounded)] + [
+            self._rest(bounded)[0]
         ]
-        true, wanted = (
-            (self.shape[0], *held, self.shape[-1]),
-            (self.shape[0], *ranks, self.shape[-1]),
-        )
+        widths = (self.shape[0], *bounded, self.shape[-1])
+        missing = (0, *(r - b for r, b in zip(ranks, bounded, strict=True)), 0)
         cores = []
         for j, matrix in enumerate(matrices):
-            core = matrix.reshape(true[j], self.shape[j + 1], true[j + 1])
-            cores.append(
-                np.pad(core, ((0, wanted[j] - true[j]), (0, 0), (0, wanted[j + 1] - true[j + 1])))
-            )
+            core = matrix.reshape(widths[j], self.shape[j + 1], widths[j + 1])
+            cores.append(np.pad(core, ((0, missing[j]), (0, 0), (0, missing[j + 1]))))
         return cores
 
     def loss(self, ranks: Ranks) -> float:
         """The squared error at those ranks."""
-        held = self._held(ranks)
-        return self.norm - float(self.node(held[:-1]).energy[: held[-1]].sum())
+        bounded = self._bounded(ranks)
+        return self.norm - float(self.node(bounded[:-1]).energy[: bounded[-1]].sum())
 
     def features(self, patches: Array) -> tuple[Array, Array, int]:
-        """For a chain of two stages: features (N, n·taps) of patches (N, S·k_1·k_2), outputs (n·taps, T) and the taps of a component.
+        """Features (N, n·taps), outputs (n·taps, T) and the taps of a component, of two stages.
 
-        The product of the first r·taps columns and rows is the response at rank r.
+        The patches are (N, S·k_1·k_2). The product of the first r·taps columns and rows is the
+        response at rank r.
         """
         node = self.node(())
         left = patches.reshape(len(patches), len(node.core), node.taps)
@@ -131,7 +130,7 @@ class Unfolding:
         return features, node.outputs.reshape(features.shape[1], -1), node.taps
 
     def node(self, prefix: Ranks) -> Node:
-        """The bond behind stages of those ranks."""
+        """The bond after stages of those ranks."""
         if prefix not in self._nodes:
             target, gram = self._rest(prefix)
             left = len(target) * self.shape[len(prefix) + 1]
@@ -142,23 +141,28 @@ class Unfolding:
         return self._nodes[prefix]
 
     def forget_but(self, prefix: Ranks) -> None:
-        """Free every node but the first and this one: of a large layer each takes a hundred megabytes."""
+        """Free every node but the first and this one; a large layer's take a hundred MB each."""
         self._nodes = {ranks: node for ranks, node in self._nodes.items() if ranks in ((), prefix)}
         if self.plain is not None:
             self.plain.forget_but(prefix)
 
     def _rest(self, prefix: Ranks) -> tuple[Array, Array | LowRank | None]:
+        """The target of the stages after those of these ranks, and its Gram matrix."""
         return self.node(prefix[:-1]).rest(prefix[-1]) if prefix else (self._target, self.gram)
 
-    def _held(self, ranks: Ranks) -> Ranks:
-        held: Ranks = ()
+    def _bounded(self, ranks: Ranks) -> Ranks:
+        """The ranks, none larger than the left side of its bond allows."""
+        bounded: Ranks = ()
         for rank in ranks:
-            held += (min(rank, self.node(held).core.shape[1]),)
-        return held
+            bounded += (min(rank, self.node(bounded).core.shape[1]),)
+        return bounded
 
 
 def _bond(target: Array, gram: Array | LowRank | None, taps: int, basis: Array | None) -> Node:
-    """The bond of a target (m, taps·T) whose left side and taps have the Gram matrix (m·taps, m·taps)."""
+    """The bond of a target (m, taps·T), where ``gram`` is (m·taps, m·taps).
+
+    ``basis``: the columns to use as core, None for those of the nearest separable norm.
+    """
     if gram is None or taps == 1:
         core, rest, energy = project(target, gram)
         return Node(core, taps, rest.reshape(len(rest) * taps, -1), energy)
@@ -178,7 +182,10 @@ def _bond(target: Array, gram: Array | LowRank | None, taps: int, basis: Array |
 
 
 def _separable_basis(target: Array, gram: Array) -> Array:
-    """Columns spanning the left side of a target (m, taps·T) in the norm M₁ ⊗ M₂ nearest to ``gram`` (m, taps, m, taps), most important first."""
+    """A basis of the left side of a target (m, taps·T), most important columns first.
+
+    The norm is M₁ ⊗ M₂, the separable one nearest to ``gram`` (m, taps, m, taps).
+    """
     rows, taps = gram.shape[:2]
     left = np.einsum("aibi->ab", gram) / taps
     right = np.einsum("aiaj->ij", gram) / rows

@@ -1,1 +1,1 @@
-"""What a training run is made of, one idea a file: losses, feature maps, augmentation, weight decay, the learning rate, checkpoints, steps."""
+"""Training: steps and their loop, losses, augmentation, decay, learning rate, checkpoints."""

@@ -1,4 +1,8 @@
-"""Adam, because Keras' own keeps every compiled step that applies it, with its models, for the life of the process (Keras 3.15 on TensorFlow 2.21)."""
+"""Adam that can be freed.
+
+Keras' own keeps every compiled step that applies it, with its models, for the life of the process
+(Keras 3.15 on TensorFlow 2.21).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,9 @@ from typing import Any
 
 
 class Adam:
-    """Kingma and Ba 2015, arXiv 1412.6980, algorithm 1, on a model's trainable variables.
+    """Adam on a model's trainable variables; ``apply`` is called inside a tf.function.
 
-    To be called inside a tf.function.
+    Kingma and Ba 2015, arXiv 1412.6980, algorithm 1.
     """
 
     def __init__(
@@ -25,11 +29,11 @@ class Adam:
 
     @property
     def variables(self) -> list[Any]:
-        """What it remembers."""
+        """The step count and the two moments of each trained variable."""
         return [self._count, *self._means, *self._squares]
 
     def apply(self, gradients: Sequence[Any], rate: Any) -> None:
-        """One step against the gradients, of the size ``rate`` (a scalar tensor)."""
+        """Take one step against the gradients, of the size ``rate`` (a scalar tensor)."""
         import tensorflow as tf
 
         count = self._count.assign_add(1.0)
@@ -37,7 +41,7 @@ class Adam:
         for variable, gradient, mean, square in zip(
             self._trained, gradients, self._means, self._squares, strict=True
         ):
-            gradient = tf.convert_to_tensor(gradient)  # of an embedding it comes as rows
+            gradient = tf.convert_to_tensor(gradient)  # an embedding's gradient is sparse
             mean.assign(self._first * mean + (1 - self._first) * gradient)
             square.assign(self._second * square + (1 - self._second) * tf.square(gradient))
             updated = variable.value - rate * mean / (tf.sqrt(square) + self._tiny)

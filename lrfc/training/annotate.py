@@ -1,4 +1,4 @@
-"""The rounding of an int8 file inside a tf_keras model, by tensorflow-model-optimization."""
+"""Simulated int8 rounding in a tf_keras model, by tensorflow-model-optimization."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lrfc.ir.rounding import rounds, scaled_by_channel
 from lrfc.system.overrides import Override
 
 _PACKAGE = "tensorflow_model_optimization"
-#: Functions whose range TFLite prescribes.
+#: Activations whose output range TFLite prescribes.
 _FIXED = frozenset(("softmax", "sigmoid", "tanh", "log_softmax"))
 
 
 def check() -> None:
-    """DependencyError unless quantisation-aware training can be done here."""
+    """Raise DependencyError unless the package for quantisation-aware training is installed."""
     if importlib.util.find_spec(_PACKAGE) is None:
         raise DependencyError(
             "--qat needs tensorflow-model-optimization; install it with: pip install 'lrfc[qat]'"
@@ -34,29 +34,32 @@ def check() -> None:
 
 @contextmanager
 def tools() -> Iterator[Any]:
-    """tensorflow-model-optimization, without the environment variable that it sets, which would give child processes another Keras."""
+    """Context manager: tensorflow-model-optimization, without its change of the environment.
+
+    It sets TF_USE_LEGACY_KERAS, with which child processes would load another Keras.
+    """
     check()
     with quiet(), _LEGACY.to(None):
         yield importlib.import_module(_PACKAGE).quantization.keras
 
 
-def _legacy(value: str | None) -> None:
+def _set_legacy(value: str | None) -> None:
     os.environ.pop("TF_USE_LEGACY_KERAS", None)
     if value is not None:
         os.environ["TF_USE_LEGACY_KERAS"] = value
 
 
 _LEGACY: Override[str | None, None] = Override(
-    lambda: os.environ.get("TF_USE_LEGACY_KERAS"), lambda _: None, _legacy
+    lambda: os.environ.get("TF_USE_LEGACY_KERAS"), lambda _: None, _set_legacy
 )
 
 
 def annotated(tools: Any, graph: Graph, lowered: Lowered) -> Any:
-    """The model with its rounding inside: kernels as ``rounded`` does it, and activations where the file rounds them."""
+    """The model with the rounding of kernels, and of activations where the file rounds them."""
     import tf_keras
 
     rules = _rules(tools)
-    wanted = {
+    configs = {
         lowered.layers[op.name]: rules(
             kernel=_kernel(op), channels=scaled_by_channel(op), output=_rounds_output(graph, op)
         )
@@ -64,41 +67,39 @@ def annotated(tools: Any, graph: Graph, lowered: Lowered) -> Any:
     }
 
     def annotate(layer: Any) -> Any:
-        return (
-            layer
-            if isinstance(layer, tf_keras.layers.InputLayer)
-            else tools.quantize_annotate_layer(layer, wanted[layer.name])
-        )
+        if isinstance(layer, tf_keras.layers.InputLayer):
+            return layer
+        return tools.quantize_annotate_layer(layer, configs[layer.name])
 
     try:
         marked = tf_keras.models.clone_model(lowered.model, clone_function=annotate)
         marked.set_weights(lowered.model.get_weights())
         with tools.quantize_scope({"Rules": rules, **lowered.custom}):
             return tools.quantize_apply(marked, _scheme(tools))
-    except Exception as error:  # layers that it has no rules for raise anything
+    except Exception as error:  # layers without rules raise errors of any kind
         raise refusal(graph, error) from error
 
 
 def refusal(graph: Graph, error: Exception) -> ModelError:
-    """That the graph cannot be trained with its rounding, in one line."""
+    """The error for a graph that cannot be trained with its rounding, in one line."""
     return ModelError(
         f"tensorflow-model-optimization refuses '{graph.name}': {reason(error)}; leave out --qat"
     )
 
 
 def _kernel(op: Op) -> str | None:
-    """The tf_keras name of the layer's kernel."""
-    return (
-        None
-        if not rounds(op) or _in_float(op)
-        else "depthwise_kernel"
-        if op.info.is_depthwise
-        else "kernel"
-    )
+    """The tf_keras name of the layer's kernel; None where the file does not round it."""
+    if not rounds(op) or _in_float(op):
+        return None
+    return "depthwise_kernel" if op.info.is_depthwise else "kernel"
 
 
 def _rounds_output(graph: Graph, op: Op) -> bool:
-    """Whether the file rounds what the op gives to a range of its own: not where a ReLU is fused into it, the range is given, or it computes in float."""
+    """Whether the file rounds the op's output to a range of its own.
+
+    It does not where a ReLU is fused into the op, the range is prescribed, or the op computes in
+    float.
+    """
     reader = graph.only_consumer(op.name)
     fused = reader is not None and _rectifies(reader)
     in_float = _in_float(op) or (
@@ -119,7 +120,7 @@ def _rounds_output(graph: Graph, op: Op) -> bool:
 
 
 def _in_float(op: Op) -> bool:
-    """Whether it has a kernel and TFLite computes it in float only."""
+    """Whether the op has a kernel and TFLite computes it in float only."""
     return op.info.is_convolution and op.info.spatial_axes == 3
 
 
@@ -128,7 +129,10 @@ def _rectifies(op: Op) -> bool:
 
 
 def _scheme(tools: Any) -> Any:
-    """Its scheme with one rewrite only, the rounding of the inputs: the others expect a BatchNorm, and without one leave the kernel before a ReLU in float."""
+    """The package's quantisation scheme with one rewrite only, the rounding of the inputs.
+
+    The other rewrites expect a BatchNorm; without one they leave the kernel before a ReLU in float.
+    """
     inside = f"{_PACKAGE}.python.core.quantization.keras"
     inputs = importlib.import_module(
         f"{inside}.default_8bit.default_8bit_transforms"
@@ -159,16 +163,14 @@ def _scheme(tools: Any) -> Any:
     return Scheme()
 
 
-def _rules(tools: Any) -> Any:
-    """The class of rules; tensorflow-model-optimization's own have none for many kinds of layers."""
+def _kernel_quantizer(tools: Any) -> Any:
+    """The class of quantizers of kernels."""
     import tensorflow as tf
 
-    quantizers = tools.quantizers
-
     class Kernel(tools.quantizers.LastValueQuantizer):  # type: ignore[misc]
-        """Of a kernel.
+        """Quantizer of a kernel.
 
-        Scales per channel go with two spatial axes only: a kernel (K, I, O) becomes (1, K, I, O).
+        Scales per channel need two spatial axes: a kernel (K, I, O) is read as (1, K, I, O).
         """
 
         def __call__(self, inputs: Any, training: Any, weights: Any, **kwargs: Any) -> Any:
@@ -177,8 +179,19 @@ def _rules(tools: Any) -> Any:
                 tf.expand_dims(inputs, 0) if flat else inputs, training, weights, **kwargs
             )
 
+    return Kernel
+
+
+def _rules(tools: Any) -> Any:
+    """The class of quantisation rules; the package's own lacks many kinds of layers."""
+    quantizers, kernel_quantizer = tools.quantizers, _kernel_quantizer(tools)
+
     class Rules(tools.QuantizeConfig):  # type: ignore[misc]
-        """Of one layer: the name of its kernel, whether that has a scale per channel, and whether the output is rounded."""
+        """Rules of one layer.
+
+        ``kernel``: the kernel's name, or None. ``channels``: whether it has a scale per channel.
+        ``output``: whether the output is rounded.
+        """
 
         def __init__(self, kernel: str | None, channels: bool, output: bool) -> None:
             self._kernel, self._channels, self._output = kernel, channels, output
@@ -186,7 +199,7 @@ def _rules(tools: Any) -> Any:
         def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
             if self._kernel is None:
                 return []
-            quantizer = Kernel(
+            quantizer = kernel_quantizer(
                 num_bits=8, per_axis=self._channels, symmetric=True, narrow_range=True
             )
             return [(getattr(layer, self._kernel), quantizer)]
@@ -214,7 +227,10 @@ def _rules(tools: Any) -> Any:
 
 
 def calibrate(model: Any, graph: Graph, lowered: Lowered, inputs: Batch) -> None:
-    """Begin with the ranges that calibration inputs show; the moving averages need thousands of steps from where they are."""
+    """Set the ranges of activations to those of calibration samples.
+
+    The moving averages would need thousands of steps to get there from their defaults.
+    """
     floats = [Ref(op.name) for op in graph if graph.tensors(op.name)[0].dtype.startswith("float")]
     run = keras_io.outputs_at(graph, floats)
     ranges: dict[str, tuple[float, float]] = {}
@@ -226,15 +242,13 @@ def calibrate(model: Any, graph: Graph, lowered: Lowered, inputs: Batch) -> None
                 max(high, float(values.max())),
             )
     for layer in model.layers:
-        wrapped = layer.name.startswith("quant_")
-        name = (
-            layer.name.removeprefix("quant_")
-            if wrapped
-            else getattr(layer.inbound_nodes[0].inbound_layers, "name", None)
-        )  # rounds an input
+        if layer.name.startswith("quant_"):
+            name = layer.name.removeprefix("quant_")
+        else:  # a layer that rounds an input has the range of that input
+            name = getattr(layer.inbound_nodes[0].inbound_layers, "name", None)
         if name not in ranges:
             continue
         for weight in layer.non_trainable_weights:
-            leaf = weight.name.split(":")[0].rpartition("/")[2]
-            if leaf.endswith(("_min", "_max")) and "kernel" not in leaf:
-                weight.assign(ranges[name][leaf.endswith("_max")])
+            role = weight.name.split(":")[0].rpartition("/")[2]
+            if role.endswith(("_min", "_max")) and "kernel" not in role:
+                weight.assign(ranges[name][role.endswith("_max")])

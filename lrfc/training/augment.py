@@ -14,16 +14,18 @@ from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Shape
 
-#: From this height and width on, and with three channels, an input is taken for a natural image.
+#: The least height and width of an input with three channels that counts as a natural image.
 SMALLEST = 24
-#: The share of images whose class the original must keep under a change for the change to be
-#: harmless.
+#: The share of images whose predicted class must not change for a change to be harmless.
 AGREEMENT = 0.9
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to each image input (by its number): a flip from left to right in half of the cases, a shift by up to 1/8 of each side."""
+    """Random changes of the image inputs, which are given by their numbers.
+
+    ``flip``: from left to right, in half of the cases. ``shift``: by up to 1/8 of each side.
+    """
 
     images: tuple[int, ...] = ()
     flip: bool = False
@@ -33,14 +35,14 @@ class Augmentation:
         return bool(self.images) and (self.flip or self.shift)
 
     def __str__(self) -> str:
-        return (
-            " and ".join(name for name, on in (("flips", self.flip), ("shifts", self.shift)) if on)
-            if self
-            else "none"
+        if not self:
+            return "none"
+        return " and ".join(
+            name for name, on in (("flips", self.flip), ("shifts", self.shift)) if on
         )
 
     def __call__(self, inputs: Sequence[Any], seed: Any) -> list[Any]:
-        """The inputs (tensors (N, ...)), changed; the same for the same seed, an int32 tensor (2,)."""
+        """The inputs (tensors (N, ...)), changed at random by ``seed``, an int32 tensor (2,)."""
         return [
             changed(x, seed, flip=self.flip, shift=self.shift) if i in self.images else x
             for i, x in enumerate(inputs)
@@ -48,7 +50,10 @@ class Augmentation:
 
 
 def changed(x: Any, seed: Any, *, flip: bool, shift: bool) -> Any:
-    """Images (N, H, W, C), each flipped with probability 1/2 and shifted by whole pixels, its border mirrored (padding and cropping, as usual for CIFAR)."""
+    """Images (N, H, W, C), each flipped with probability 1/2 and shifted by whole pixels.
+
+    The border is mirrored: padding and cropping, as usual for CIFAR.
+    """
     import tensorflow as tf
 
     count, height, width = tf.shape(x)[0], int(x.shape[1]), int(x.shape[2])
@@ -76,13 +81,13 @@ def augmentation(
     wanted: bool | None = None,
     seed: int = 0,
 ) -> Augmentation:
-    """What suits these data; ``wanted`` forces all of it on or off.
+    """The augmentation that suits the data; ``wanted`` forces all of it on or off.
 
-    By itself only for classifiers of natural images (height and width of at least 24, three
-    channels), and only those changes under which the original (``run``) gives 9 of 10 of these
-    samples (a few hundred) the class that it gives the plain ones: traffic signs may not be
-    flipped. UsageError when it is wanted and the model takes no images, or the labels would have to
-    move with them.
+    By default it is for classifiers of natural images only (height and width of at least 24, three
+    channels), and only a change that keeps the class is made: the original (``run``) must predict
+    the same class for 9 of 10 of these samples (a few hundred). Traffic signs may not be flipped.
+    UsageError when augmentation is forced on, but the model takes no images, or the labels would
+    have to move with them.
     """
     natural = wanted is None
     images = tuple(
@@ -91,32 +96,37 @@ def augmentation(
         if _is_image(graph.tensors(name)[0].shape, natural=natural)
     )
     moving = any(len(graph.tensor(ref).shape) > 2 for ref in graph.outputs)
-    if wanted is False or (wanted is None and (moving or not images)):
-        return Augmentation()
-    if wanted and not images:
-        raise UsageError(
-            f"augmentation is asked for, but model '{graph.name}' takes no images (height, width,"
-            " channels)"
-        )
-    if wanted and moving:
-        raise UsageError(
-            f"augmentation is asked for, but the outputs of model '{graph.name}' are maps, which"
-            " would have to move with the images"
-        )
     if wanted:
+        _check_possible(graph, images=bool(images), moving=moving)
         return Augmentation(images, flip=True, shift=True)
+    if wanted is False or moving or not images:
+        return Augmentation()
     classes = [i for i, ref in enumerate(graph.outputs) if (graph.tensor(ref).shape[-1] or 0) > 1]
     if len(classes) < len(graph.outputs) or any(y.dtype.kind == "f" for y in targets or ()):
-        return Augmentation()  # who knows what a value says about the picture's place
+        return Augmentation()  # a value may depend on the position in the image
     plain = [values.argmax(-1) for values in run(inputs)]
-    kept = {}
+    harmless = {}
     for name in ("flip", "shift"):
-        other = run(_applied(Augmentation(images, **{name: True}), inputs, seed))
-        kept[name] = all(
-            float(np.mean(a == values.argmax(-1))) >= AGREEMENT
-            for a, values in zip(plain, other, strict=True)
+        outputs = run(_applied(Augmentation(images, **{name: True}), inputs, seed))
+        harmless[name] = all(
+            float(np.mean(before == values.argmax(-1))) >= AGREEMENT
+            for before, values in zip(plain, outputs, strict=True)
         )
-    return Augmentation(images, **kept)
+    return Augmentation(images, **harmless)
+
+
+def _check_possible(graph: Graph, *, images: bool, moving: bool) -> None:
+    """Raise UsageError when the model cannot be trained with augmentation."""
+    if not images:
+        raise UsageError(
+            f"augmentation is on, but model '{graph.name}' takes no images (height, width,"
+            " channels)"
+        )
+    if moving:
+        raise UsageError(
+            f"augmentation is on, but the outputs of model '{graph.name}' are maps, which would"
+            " have to move with the images"
+        )
 
 
 def _applied(change: Augmentation, inputs: Batch, seed: int) -> Batch:

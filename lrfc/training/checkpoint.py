@@ -1,4 +1,4 @@
-"""The state of a training on disk: written whole or not at all, and read back only by a training of the same inputs."""
+"""Checkpoints of a training: written whole or not at all, read back by the same training only."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ from lrfc.ir.graph import Graph
 from lrfc.system import files
 from lrfc.system.reader import json_object, kind
 
-#: Rows of each array that stand for the data in a fingerprint.
+#: Rows of each array that the fingerprint of a data set covers.
 _ROWS = 256
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a training needs to go on: numbers by name (JSON), and two lists of arrays: the state to go on with, and the best weights so far."""
+    """The content of a checkpoint.
+
+    ``numbers``: values by name (JSON). ``state``: the arrays to continue with. ``best``: the best
+    weights so far.
+    """
 
     numbers: dict[str, Any]
     state: list[NDArray[Any]]
@@ -33,7 +37,7 @@ class Saved:
 
 
 class Checkpoint:
-    """One file in ``folder``, named by the fingerprint of what is trained."""
+    """A file in ``folder``, named by the fingerprint of what is trained."""
 
     def __init__(self, folder: Path, fingerprint: str, log: Callable[[str], None]) -> None:
         self.path = folder / f"finetune-{fingerprint[:20]}.npz"
@@ -54,12 +58,15 @@ class Checkpoint:
         )
 
     def read(self) -> Saved | None:
-        """What was written for the same fingerprint; None when there is nothing, or (with a line in the log) when it is damaged."""
+        """The content that was written for the same fingerprint.
+
+        None when there is no file, or when it is damaged, which is logged.
+        """
         if kind(self.path) is None:
             return None
         try:
             arrays = streams.npz(self.path)
-            meta = json_object(arrays["meta"].tobytes(), "what it says of itself", constants=True)
+            meta = json_object(arrays["meta"].tobytes(), "its description", constants=True)
             if meta["fingerprint"] != self._fingerprint:
                 raise UsageError("it belongs to another training")
             state, best = (
@@ -67,7 +74,7 @@ class Checkpoint:
                 for part in ("state", "best")
             )
             if not isinstance(meta["numbers"], dict):
-                raise UsageError("it holds no numbers")
+                raise UsageError("it has no numbers")
             return Saved(meta["numbers"], state, best)
         except (KeyError, UsageError) as error:
             self._log(f"  checkpoint {self.path.name} is ignored: {error}")
@@ -79,7 +86,11 @@ class Checkpoint:
 
 
 def fingerprint(*parts: Graph | Split | object) -> str:
-    """A digest of graphs (structure and weights), data (size, and 256 evenly spread samples) and options (by their repr)."""
+    """A digest of graphs, data and options.
+
+    Of a graph it covers structure and weights, of data the size and 256 evenly spread samples, of
+    options their repr.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         for piece in _pieces(part):

@@ -1,4 +1,4 @@
-"""Weight decay on what a layer's factors multiply out to."""
+"""Weight decay of the kernel that the factors of a layer multiply out to."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lrfc.ir.op import Op
 
 @dataclass(frozen=True)
 class Chain:
-    """The stages of one layer, first to last. A layer that was not factorized is a chain of one."""
+    """The factor layers of one layer, first to last; a layer that was not factorized is alone."""
 
     stages: tuple[Op, ...]
 
     def kernel(self, kernels: Sequence[Any]) -> Any:
-        """The kernel that the stages' kernels (tensors in Keras' layout) multiply out to, (G, taps..., S, T): G = 1 without groups.
+        """The product (G, taps..., S, T) of the stages' kernels, tensors in Keras' layout.
 
-        The stages of a chain take different axes, with one tap along the others, so a batched
-        product that broadcasts over the taps is their composition.
+        G = 1 without groups. The stages of a chain take different axes, with one tap along the
+        others, so a batched product that broadcasts over the taps is their composition.
         """
         import tensorflow as tf
 
@@ -47,16 +47,17 @@ class Chain:
 
 
 def chains(graph: Graph) -> tuple[Chain, ...]:
-    """The layers of ``graph`` whose kernel is decayed: each with the stages ``<name>__<role>`` that stand before it.
+    """The layers of ``graph`` whose kernel is decayed, each with its factor layers.
 
-    Left out are layers that are not trained, and those whose kernel is no product of their stages'
-    (tensorised fully connected layers, and depthwise layers as such).
+    The factor layers ``<name>__<role>`` come before the layer ``<name>``. Left out are layers that
+    are not trained, and layers whose kernel is not the product of their stages' kernels (tensorised
+    Dense layers, and depthwise layers on their own).
     """
-    of: dict[str, tuple[Op, ...]] = {op.name: _stages(graph, op) for op in graph.layers()}
-    inner = {stage.name for stages in of.values() for stage in stages}
-    found = []
+    earlier: dict[str, tuple[Op, ...]] = {op.name: _stages(graph, op) for op in graph.layers()}
+    inner = {stage.name for stages in earlier.values() for stage in stages}
+    result = []
     for op in graph.layers():
-        stages = tuple(stage for stage in (*of[op.name], op) if stage.info.family != "padding")
+        stages = tuple(stage for stage in (*earlier[op.name], op) if stage.info.family != "padding")
         if (
             stages
             and op.name not in inner
@@ -64,11 +65,12 @@ def chains(graph: Graph) -> tuple[Chain, ...]:
             and not stages[0].info.is_depthwise
             and _same_groups(stages)
         ):
-            found.append(Chain(stages))
-    return tuple(found)
+            result.append(Chain(stages))
+    return tuple(result)
 
 
 def _stages(graph: Graph, last: Op) -> tuple[Op, ...]:
+    """The factor layers before the last one, first to last."""
     stages: list[Op] = []
     op = last
     while len(operands := graph.operands(op.name)) == 1 and operands[0].op.startswith(

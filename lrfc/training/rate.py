@@ -1,4 +1,4 @@
-"""The learning rate: how it runs over a training, and a short test that finds how high it may be."""
+"""The learning rate: its schedule over a training, and a short search for its highest value."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import numpy as np
 
 from lrfc.ir.graph import Graph
 
-#: Rates that are tried, as shares of the kernels' typical size: what Adam moves a weight in one
-#: step, relative to it.
+#: The rates that are tried, as shares of the kernels' typical size: the relative change of a weight
+#: in one step of Adam.
 SHARES = (0.03, 0.01, 0.003, 0.001, 0.0003)
 
 
 def annealed(done: float, warm: float = 0.05) -> float:
-    """The share of the highest rate when the share ``done`` (0..1) of the training is over: a linear warm-up, then a cosine to 0.
+    """The share of the highest rate when the share ``done`` (0..1) of the training is over.
 
-    Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts.
+    A linear warm-up over the share ``warm``, then a cosine to 0 (Loshchilov and Hutter 2017, arXiv
+    1608.03983, equation 5, without restarts).
     """
     if done < warm:
         return 0.1 + 0.9 * done / warm
@@ -25,7 +26,10 @@ def annealed(done: float, warm: float = 0.05) -> float:
 
 
 def candidates(graph: Graph) -> tuple[float, ...]:
-    """The rates to try, highest first: ``SHARES`` of the geometric mean of the kernels' root mean squares."""
+    """The rates to try, highest first.
+
+    They are ``SHARES`` of the geometric mean of the kernels' root mean squares.
+    """
     sizes = [
         float(np.sqrt(np.mean(np.square(w))))
         for op in graph.layers()
@@ -40,19 +44,19 @@ def candidates(graph: Graph) -> tuple[float, ...]:
 def best(
     rates: Sequence[float], trial: Callable[[float], float]
 ) -> tuple[float, dict[float, float]]:
-    """The rate of the least loss, and the losses of those tried.
+    """The rate of the least loss, and the losses of the rates that were tried.
 
-    ``trial`` gives the loss after a training of a few steps from the same start with the whole
-    schedule in small. It starts in the middle and climbs to better neighbours, upwards first. A
-    loss that is not finite counts as worst.
+    ``trial`` returns the loss after a training of a few steps at that rate, always from the same
+    start and with the whole schedule in short. The search starts in the middle and climbs to better
+    neighbours, upwards first. A loss that is not finite counts as the worst.
     """
     losses: dict[float, float] = {}
 
     def loss(index: int) -> float:
         rate = rates[index]
         if rate not in losses:
-            found = trial(rate)
-            losses[rate] = found if math.isfinite(found) else math.inf
+            result = trial(rate)
+            losses[rate] = result if math.isfinite(result) else math.inf
         return losses[rate]
 
     at = len(rates) // 2

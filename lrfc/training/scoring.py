@@ -14,7 +14,11 @@ from lrfc.search.sensitivity import divergence
 def scorer(
     original: Graph, teacher: Any, split: Split, name: str | None = None
 ) -> Callable[[Any], float]:
-    """A function that scores a runner on a split, higher is better: by the metric, or without name and labels minus the divergence from the original."""
+    """A function that scores a runner on a split; higher is better.
+
+    The score is the metric, with its sign changed where lower is better. Without a name and labels
+    it is minus the divergence from the original's outputs.
+    """
     from lrfc.ir.keras import io as keras_io
 
     if name is None and split.targets is None:

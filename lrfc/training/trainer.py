@@ -1,4 +1,4 @@
-"""The steps of a training: batches in, updated weights out."""
+"""The steps of a training, each from a batch of samples to updated weights."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from lrfc.ir.graph import Graph
 from lrfc.training import losses, rate
 from lrfc.training.adam import Adam
 from lrfc.training.augment import Augmentation, augmentation
-from lrfc.training.decay import chains
+from lrfc.training.decay import Chain, chains
 from lrfc.training.features import block_ends, tapped
 
 #: Samples by which outputs are described and augmentation is judged.
 _SAMPLE = 512
-#: Steps of one trial of a learning rate at most, batches that judge it, and the share of the
+#: The most steps of one trial of a learning rate, the batches that judge it, and the share of the
 #: training's steps that a trial may take.
 _TRIAL, _PROBE, _TRIAL_SHARE = 24, 4, 1 / 8
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """Options of a training.
 
-    ``batch`` None: 128, less where an epoch would have fewer than 20 steps, at least 16.
+    ``batch`` None: 128, less where an epoch would have fewer than 20 steps, but at least 16. The
+    other options are described in ``lrfc.passes.finetune.FineTune``; ``clip`` bounds the norm of
+    the gradients.
     """
 
     batch: int | None = None
@@ -47,8 +49,8 @@ class Trainer:
     """A graph as a Keras model, the original as its teacher, and a compiled step of Adam.
 
     Weights decay apart from the gradients (Loshchilov and Hutter 2019, arXiv 1711.05101), by the
-    product of a layer's factors (Khodak et al. 2021, arXiv 2105.01029). Each step's randomness is
-    drawn from the seed and the step's number, so a training can go on where another left off.
+    product of a layer's factors (Khodak et al. 2021, arXiv 2105.01029). The randomness of a step
+    comes from the seed and the step's number, so that a training can be continued.
     """
 
     def __init__(
@@ -64,37 +66,33 @@ class Trainer:
         self.maps = len(taps)
         count = len(graph.outputs)
         self._model, self._teacher = (
-            keras_io.to_keras(tapped(each, taps)) for each in (graph, original)
+            keras_io.to_keras(tapped(network, taps)) for network in (graph, original)
         )
         if recipe.batchnorm == "trained":
             for layer in self._model.layers:
                 if isinstance(layer, keras.layers.BatchNormalization):
-                    layer.momentum = (
-                        0.9  # a few epochs are too few steps for Keras' default of 0.99
-                    )
-        #: The model's and the original's own outputs, as ``keras_io.compiled`` gives them.
+                    layer.momentum = 0.9  # a few epochs are too short for Keras' default of 0.99
+        #: The model and the original with their own outputs, as functions of a batch.
         self.run, self.teach = (
             keras_io.compiled(keras.Model(model.input, model.outputs[:count]))
             for model in (self._model, self._teacher)
         )
         self._graph = graph
         self.batch = _fixed_batch(graph) or recipe.batch or int(np.clip(len(train) // 20, 16, 128))
-        few = train.take(np.unique(np.linspace(0, len(train) - 1, _SAMPLE).astype(np.intp)))
-        taught = keras_io.predict(self.teach, few.inputs)
+        sample = train.take(np.unique(np.linspace(0, len(train) - 1, _SAMPLE).astype(np.intp)))
+        teacher = keras_io.predict(self.teach, sample.inputs)
         self.augmentation: Augmentation = augmentation(
             original,
-            few.inputs,
-            few.targets,
+            sample.inputs,
+            sample.targets,
             lambda batch: keras_io.predict(self.teach, batch),
             wanted=recipe.augment,
             seed=seed,
         )
-        outputs = losses.describe(original, taught, few.targets)
-        task = (
-            None
-            if few.targets is None
-            else losses.task_loss(original, outputs, (taught, few.targets))
-        )
+        outputs = losses.describe(original, teacher, sample.targets)
+        task = None
+        if sample.targets is not None:
+            task = losses.task_loss(original, outputs, (teacher, sample.targets))
         self._optimizer = Adam(self._model.trainable_variables)
         self._decayed = self._products()
         self._step, self._loss = self._functions(outputs, task)
@@ -110,20 +108,20 @@ class Trainer:
         return len(self._parts(np.arange(len(self._train))))
 
     def epoch(self, number: int) -> list[NDArray[np.intp]]:
-        """The rows of each batch of that epoch, in a random order of its own."""
+        """The rows of each batch of that epoch, in a random order by its number."""
         return self._parts(
             np.random.default_rng((self._seed, number)).permutation(len(self._train))
         )
 
     def step(self, rows: NDArray[np.intp], learning_rate: float, number: int) -> float:
-        """One update on the samples of those rows; gives their loss.
+        """Update the weights on the samples of those rows, and return their loss.
 
-        ``number`` decides what is random about it.
+        ``number`` is the seed of the step's randomness.
         """
         return float(self._step(*self._samples(rows, number), np.float32(learning_rate)))
 
     def probe(self) -> float:
-        """The mean loss of a few batches, always the same, in inference mode."""
+        """The mean loss of a few batches, always the same ones, in inference mode."""
         parts = self.epoch(0)[-_PROBE:]
         return float(
             np.mean(
@@ -132,13 +130,13 @@ class Trainer:
         )
 
     def state(self) -> list[NDArray[Any]]:
-        """Copies of everything that steps change: weights, statistics, random states, and what Adam remembers."""
+        """Copies of all that a step changes: weights, statistics, random states, Adam's moments."""
         return [
             np.array(variable) for variable in (*self._model.variables, *self._optimizer.variables)
         ]
 
     def restore(self, state: Sequence[NDArray[Any]]) -> None:
-        """Set what ``state`` gave. ValueError when it is of another training."""
+        """Restore a result of ``state``. ValueError when it belongs to another training."""
         variables = (*self._model.variables, *self._optimizer.variables)
         for variable, value in zip(variables, state, strict=True):
             variable.assign(value)
@@ -155,7 +153,7 @@ class Trainer:
         return keras_io.absorb(self._graph, self._model)
 
     def seconds_per_step(self) -> float:
-        """How long a step takes, after the first, which compiles. Nothing is changed."""
+        """The duration of a step after the first, which compiles. Nothing is changed."""
         before = self.state()
         rows = self.epoch(0)[0]
         self.step(rows, 0.0, 0)
@@ -166,13 +164,11 @@ class Trainer:
         return (time.perf_counter() - start) / 2
 
     def find_rate(self, steps: int) -> tuple[float, int]:
-        """A learning rate for a training of so many steps, and how many were tried.
+        """The best learning rate for a training of ``steps`` steps, and the number of trials.
 
-        Nothing is changed.
-
-        Each trial is the training in small: at most 24 steps with warm-up and cosine from the same
-        start on the same batches, judged by ``probe``. After L. Smith's range test (2017, arXiv
-        1506.01186), which lets the rate rise in one run.
+        Each trial is a short training: at most 24 steps with warm-up and cosine, from the same
+        start on the same batches, judged by ``probe``. It follows L. Smith's range test (2017,
+        arXiv 1506.01186), which lets the rate rise in one run. Nothing is changed.
         """
         before = self.state()
         length = int(np.clip(steps * _TRIAL_SHARE, 4, _TRIAL))
@@ -188,13 +184,14 @@ class Trainer:
                 )
             return self.probe()
 
-        found, tried = rate.best(rate.candidates(self._graph), trial)
+        best, tried = rate.best(rate.candidates(self._graph), trial)
         self.restore(before)
-        return found, len(tried)
+        return best, len(tried)
 
-    # -- what a step is made of --------------------------------------------------------------------
+    # -- parts of a step ---------------------------------------------------------------------------
 
     def _parts(self, order: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+        """The rows of each batch; a part of a batch only where the graph takes any number."""
         whole = _fixed_batch(self._graph) is not None
         parts = [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
         return [part for part in parts if len(part) == self.batch or not whole]
@@ -209,82 +206,92 @@ class Trainer:
             np.array([self._seed % 2**31, number], np.int32),
         )
 
-    def _products(self) -> list[tuple[Any, list[Any]]]:
+    def _products(self) -> list[tuple[Chain, list[Any]]]:
+        """The decayed layers, each with the trained kernels of its stages."""
         from lrfc.ir.keras import io as keras_io
 
         trained = {id(variable) for variable in self._model.trainable_variables}
-        found = []
+        products = []
         for chain in chains(self._graph) if self._recipe.decay > 0 else ():
             kernels = [keras_io.layer_of(self._model, op).kernel for op in chain.stages]
             if all(id(kernel) in trained for kernel in kernels):
-                found.append((chain, kernels))
-        return found
+                products.append((chain, kernels))
+        return products
 
     def _functions(
         self, outputs: Sequence[losses.Output], task: losses.TaskLoss | None
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The compiled step and the compiled loss."""
-        import keras
         import tensorflow as tf
 
-        from lrfc.ir.keras import io as keras_io
-
-        recipe, count = self._recipe, len(outputs)
-        model, teacher, optimizer, decayed = (
-            self._model,
-            self._teacher,
-            self._optimizer,
-            self._decayed,
-        )
-
-        def total(inputs: Any, labels: Any, seed: Any, *, training: bool) -> Any:
-            taught = keras.tree.flatten(keras_io.call(teacher, inputs, training=False))
-            learnt = keras.tree.flatten(keras_io.call(model, inputs, training=training))
-            loss = losses.distillation(outputs, learnt[:count], taught[:count], recipe.temperature)
-            if task is not None:
-                loss = recipe.distillation * loss + (1 - recipe.distillation) * task(
-                    learnt[:count], labels
-                )
-            if learnt[count:]:
-                loss += recipe.features * losses.features(learnt[count:], taught[count:])
-            return loss
-
-        def prepared(inputs: Any, seed: Any) -> Any:
-            return self.augmentation(inputs, seed) if self.augmentation else inputs
+        recipe, model, optimizer = self._recipe, self._model, self._optimizer
+        total = self._total_loss(outputs, task)
 
         @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
         def step(inputs: Any, labels: Any, seed: Any, learning_rate: Any) -> Any:
             with tf.GradientTape() as tape:
-                loss = total(
-                    prepared(inputs, seed), labels, seed, training=recipe.batchnorm == "trained"
-                )
+                loss = total(inputs, labels, seed, training=recipe.batchnorm == "trained")
             variables = model.trainable_variables
             gradients = tape.gradient(
                 loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
             gradients, _ = tf.clip_by_global_norm(gradients, recipe.clip)
-            if decayed:
-                factors = [kernel.value for _, kernels in decayed for kernel in kernels]
-                with tf.GradientTape() as tape:
-                    tape.watch(factors)
-                    size = tf.add_n(
-                        [
-                            tf.nn.l2_loss(chain.kernel([kernel.value for kernel in kernels]))
-                            for chain, kernels in decayed
-                        ]
-                    )
-                pulls = tape.gradient(size, factors)
-                for factor, pull in zip(factors, pulls, strict=True):
-                    factor.assign_sub(learning_rate * recipe.decay * pull)
+            if self._decayed:
+                self._decay(learning_rate)
             optimizer.apply(gradients, learning_rate)
             return loss
 
         @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
         def loss(inputs: Any, labels: Any, seed: Any) -> Any:
-            return total(prepared(inputs, seed), labels, seed, training=False)
+            return total(inputs, labels, seed, training=False)
 
         return step, loss
 
+    def _total_loss(
+        self, outputs: Sequence[losses.Output], task: losses.TaskLoss | None
+    ) -> Callable[..., Any]:
+        """The loss of a batch: distillation, task and feature maps."""
+        import keras
+
+        from lrfc.ir.keras import io as keras_io
+
+        recipe, count = self._recipe, len(outputs)
+        student, teacher = self._model, self._teacher
+
+        def total(inputs: Any, labels: Any, seed: Any, *, training: bool) -> Any:
+            if self.augmentation:
+                inputs = self.augmentation(inputs, seed)
+            targets = keras.tree.flatten(keras_io.call(teacher, inputs, training=False))
+            values = keras.tree.flatten(keras_io.call(student, inputs, training=training))
+            loss = losses.distillation(outputs, values[:count], targets[:count], recipe.temperature)
+            if task is not None:
+                loss = recipe.distillation * loss + (1 - recipe.distillation) * task(
+                    values[:count], labels
+                )
+            if values[count:]:
+                loss += recipe.features * losses.features(values[count:], targets[count:])
+            return loss
+
+        return total
+
+    def _decay(self, learning_rate: Any) -> None:
+        """Move the factors of each decayed layer towards a smaller product."""
+        import tensorflow as tf
+
+        factors = [kernel.value for _, kernels in self._decayed for kernel in kernels]
+        with tf.GradientTape() as tape:
+            tape.watch(factors)
+            size = tf.add_n(
+                [
+                    tf.nn.l2_loss(chain.kernel([kernel.value for kernel in kernels]))
+                    for chain, kernels in self._decayed
+                ]
+            )
+        gradients = tape.gradient(size, factors)
+        for factor, gradient in zip(factors, gradients, strict=True):
+            factor.assign_sub(learning_rate * self._recipe.decay * gradient)
+
 
 def _fixed_batch(graph: Graph) -> int | None:
+    """The batch size that the graph prescribes; None when it takes any."""
     return graph.tensors(graph.inputs[0])[0].shape[0]
