@@ -148,7 +148,10 @@ class Prices:
         if case not in self._narrowed_times:
             rows = [
                 parts,
-                *(tuple(narrowed(parts, read, made, carried=carried)) for read, made in shares),
+                *(
+                    tuple(narrowed(parts, kept_in, kept_out, carried=carried))
+                    for kept_in, kept_out in shares
+                ),
             ]
             times = self._times([op for row in rows for op in row], self._alone).reshape(
                 len(rows), len(parts)
