@@ -110,9 +110,9 @@ def _buffers(graph: Graph, itemsize: int) -> tuple[Buffer, ...]:
             owner[ref] = owner[operands[0]] if shares else ref
             if shares:
                 continue
-            own = own_activation(op)
-            first[ref] = last[ref] = 0 if op.kind == "InputLayer" else 2 * i + own
-            if own:
+            separate = own_activation(op)
+            first[ref] = last[ref] = 0 if op.kind == "InputLayer" else 2 * i + separate
+            if separate:
                 scratch.append(
                     Buffer(
                         f"{ref} before its activation",

@@ -110,12 +110,12 @@ class _Fit:
         costs = self._solve(matrix, self._times)
         families = {}
         for family, tile in self.tiles.items():
-            own = {
+            costs_by_term = {
                 term: float(cost)
                 for (name, term), cost in zip(names, costs, strict=True)
                 if name == family and cost > 0
             }
-            families[family] = Family(tile=tile, costs=own)
+            families[family] = Family(tile=tile, costs=costs_by_term)
         return CostProfile(
             overhead=float(costs[0]) if names[0] == ("", "network") else 0.0,
             layout=self._layout,
@@ -131,8 +131,8 @@ class _Fit:
             names.append(("", "network"))
             columns.append(self._whole[:, None])
         for family, tile in self.tiles.items():
-            own, values = self._family(family, tile)
-            names += [(family, term) for term in own]
+            term_names, values = self._family(family, tile)
+            names += [(family, term) for term in term_names]
             columns.append(values)
         return names, np.concatenate(columns, axis=1)
 

@@ -143,8 +143,8 @@ class CostProfile(_Part):
         tried = []
         while family not in self.families:
             tried.append(family)
-            own, dot, _ = family.partition(".")
-            family = own if dot else _LIKE[own]
+            base, dot, _ = family.partition(".")
+            family = base if dot else _LIKE[base]
             if family in tried:
                 raise UsageError(
                     f"the cost profile of device '{self.device}' has no op like '{example}';"
@@ -286,10 +286,10 @@ def corrected(
         )
 
     factors = np.exp(least_squares(residuals, np.zeros(len(names) + 1)).x)
-    own = dict(zip(names, factors[1:], strict=True))
+    by_family = dict(zip(names, factors[1:], strict=True))
     families = {
         name: family.model_copy(
-            update={"factor": float(family.factor * factors[0] * own.get(name, 1.0))}
+            update={"factor": float(family.factor * factors[0] * by_family.get(name, 1.0))}
         )
         for name, family in profile.families.items()
     }

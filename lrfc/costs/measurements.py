@@ -107,11 +107,11 @@ class Store:
         """The samples of those keys that have been measured."""
         where = " AND ".join(f"{field.name} = ?" for field in fields(Key))
         query = f"SELECT {_SAMPLE} FROM {_TABLE} WHERE {where}"  # noqa: S608
-        wanted = list(keys)
-        results = self._database.read(query, [astuple(key) for key in wanted])
+        listed = list(keys)
+        results = self._database.read(query, [astuple(key) for key in listed])
         return {
             key: sample
-            for key, rows in zip(wanted, results, strict=False)  # no results without a usable file
+            for key, rows in zip(listed, results, strict=False)  # no results without a usable file
             if rows and (sample := _sample(rows[0])) is not None
         }
 

@@ -178,40 +178,45 @@ def _executed(
             inputs = middle
         return
     family = op.info.family
-    kind = _SHARED_NAMES.get(family, op.kind.lower())
     apart = own_activation(op)
-    own = op.attrs.get("activation") if apart or family in _SHARED_NAMES else None
-    fused = behind if behind is not None else None if apart or own in (None, "linear") else str(own)
-    kernel: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups = 1
-    first = op.attrs.get("data_format") == "channels_first"
-    if kind in ("conv", "depthwise", "transposed"):
-        conv = ops.conv_geometry(op, inputs[0])
-        kernel, strides, dilation, groups = conv.kernel, conv.strides, conv.dilation, conv.groups
-    elif kind == "pool":
-        rank = len(output.shape) - 2
-        kernel = ops.spatial(op["pool_size"], rank)
-        strides = kernel if op["strides"] is None else ops.spatial(op["strides"], rank)
-    elif op.kind == "Activation":
+    activation = op.attrs.get("activation") if apart or family in _SHARED_NAMES else None
+    fused = behind
+    if fused is None and not apart and activation not in (None, "linear"):
+        fused = str(activation)
+    if op.kind == "Activation":
         kind = _activation(op) or "linear"
+    else:
+        kind = _SHARED_NAMES.get(family, op.kind.lower())
+    first = op.attrs.get("data_format") == "channels_first"
     shapes = tuple(_static(op, tensor.shape, first) for tensor in inputs)
     result = _static(op, output.shape, first and len(output.shape) == len(inputs[0].shape))
     yield Workload(
         kind,
         shapes,
         result,
-        kernel,
-        strides,
-        dilation,
-        groups,
-        fused,
-        op.params,
-        ops.macs(op, inputs, (output,)),
+        *_window(op, kind, inputs, output),
+        activation=fused,
+        params=op.params,
+        macs=ops.macs(op, inputs, (output,)),
     )
     if apart:
-        yield Workload(str(own if isinstance(own, str) else "custom"), (result,), result)
+        yield Workload(activation if isinstance(activation, str) else "custom", (result,), result)
+
+
+#: Kernel, strides, dilation and groups of a workload.
+_Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
+
+
+def _window(op: Op, kind: str, inputs: tuple[Tensor, ...], output: Tensor) -> _Window:
+    if kind in ("conv", "depthwise", "transposed"):
+        conv = ops.conv_geometry(op, inputs[0])
+        return conv.kernel, conv.strides, conv.dilation, conv.groups
+    if kind == "pool":
+        rank = len(output.shape) - 2
+        size = ops.spatial(op["pool_size"], rank)
+        strides = size if op["strides"] is None else ops.spatial(op["strides"], rank)
+        return size, strides, (), 1
+    return (), (), (), 1
 
 
 def _static(op: Op, shape: Shape, channels_first: bool) -> tuple[int, ...]:

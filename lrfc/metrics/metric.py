@@ -91,9 +91,9 @@ def metric(name: str | None, graph: Graph, split: Split) -> Metric:
     """
     if name is None:
         name = _default(graph, split)
-    own = trust.METRIC.fullmatch(name)
-    if own is not None:
-        return _custom(name, own["function"], higher=own["way"] != "min")
+    custom = trust.METRIC.fullmatch(name)
+    if custom is not None:
+        return _custom(name, custom["function"], higher=custom["way"] != "min")
     if name not in (*METRICS, "mixed"):
         raise UsageError(
             f"--metric {name}: give {', '.join(METRICS)}, module:function (higher is better) or"

@@ -31,8 +31,8 @@ def allocate(
         least = sum(min(getattr(c, quantity) for c in layer) for layer in spaces)
         if least > limit:
             raise BudgetError(
-                f"the {quantity} budget cannot be met: {_shown(limit)} wanted of the layers that"
-                f" can be factorized, at least {_shown(least)} needed"
+                f"the {quantity} budget cannot be met: it leaves {_shown(limit)} for the layers that"
+                f" can be factorized, which need at least {_shown(least)}"
             )
     flat = [candidate for layer in spaces for candidate in layer]
     if not flat:

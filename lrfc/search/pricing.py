@@ -47,10 +47,10 @@ class Executed:
         self, graph: Graph, folded: Graph, spaces: Sequence[LayerSpace], reading: Reading
     ) -> None:
         self.network = tuple(reading.workloads(folded))
-        own: dict[str, list[Workload]] = {}
+        by_op: dict[str, list[Workload]] = {}
         for name, op in self.network:
-            own.setdefault(name, []).append(op)
-        self._own = {name: tuple(ops) for name, ops in own.items()}
+            by_op.setdefault(name, []).append(op)
+        self._by_op = {name: tuple(ops) for name, ops in by_op.items()}
         self._parts: dict[Key, tuple[tuple[Workload, ...], ...]] = {}
         # Layers of one shape have the same candidates.
         variants: dict[object, tuple[tuple[Workload, ...], ...]] = {}
@@ -82,7 +82,7 @@ class Executed:
 
     def ops(self, names: Sequence[str]) -> tuple[tuple[Workload, ...], ...]:
         """The workloads of ops of the unchanged graph; none for an op fused into another."""
-        return tuple(self._own.get(name, ()) for name in names)
+        return tuple(self._by_op.get(name, ()) for name in names)
 
     def distinct(self) -> list[Workload]:
         """The distinct workloads of the graph and of all candidates."""
@@ -158,8 +158,8 @@ class Prices:
             )
             times *= self._times(parts, self._known) / np.maximum(times[0], 1e-30)
             corrected = [
-                [self._in_network.get(op, time) for op, time in zip(row, own, strict=True)]
-                for row, own in zip(rows, times, strict=True)
+                [self._in_network.get(op, time) for op, time in zip(row, row_times, strict=True)]
+                for row, row_times in zip(rows, times, strict=True)
             ]
             self._narrowed_times[case] = np.array(corrected).reshape(times.shape)[1:].sum(1)
         return self._narrowed_times[case]
@@ -201,6 +201,6 @@ def paying(space: LayerSpace) -> LayerSpace:
     )
     refused = {c.method for c in space.candidates} - {c.method for c in faster} - {None}
     reasons = dict.fromkeys(
-        sorted(filter(None, refused)), "slower on the device than the layer as it is"
+        sorted(filter(None, refused)), "slower on the device than the unchanged layer"
     )
     return replace(space, candidates=faster, refusals={**space.refusals, **reasons})

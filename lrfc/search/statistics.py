@@ -225,16 +225,16 @@ class Sampler:
     ) -> None:
         self._collect = partial(collect, graph, inputs=inputs, size=size, seed=seed)
         self._groups: list[list[Op]] = [[]]
-        held = 0
+        group_bytes = 0
         for op in layers:
             need = _covariance_bytes(
                 op, graph.input_tensors(op.name)[0], min(len(inputs[0]), size.images)
             )
-            if held + need > HELD and self._groups[-1]:
+            if group_bytes + need > HELD and self._groups[-1]:
                 self._groups.append([])
-                held = 0
+                group_bytes = 0
             self._groups[-1].append(op)
-            held += need
+            group_bytes += need
         if len(self._groups) > 1:
             lean()
         self._current, self._samples = -1, dict[str, LayerSamples]()
@@ -280,26 +280,26 @@ def draw(
     tensor: Tensor,
     source: Array,
     images: NDArray[np.intp],
-    each: int,
+    count: int,
     rng: np.random.Generator,
 ) -> tuple[Array, tuple[Any, ...]]:
     """Input patches (N, G, D) at random output positions, and the index of these in the output.
 
-    ``each``: positions per image; an image with no more positions than that gives all of them.
+    ``count``: positions per image; an image with no more positions than that gives all of them.
     """
     if not op.info.is_convolution:
         if op.info.family == "einsum":
             source = _summed_last(op, tensor, source)
-        where = _positions(source.shape[1:-1], images, each, rng)
+        where = _positions(source.shape[1:-1], images, count, rng)
         return source[where][:, None, :], where
     geometry = conv_geometry(op, Tensor(source.shape, tensor.dtype))
     if geometry.channels_first:
         source = np.moveaxis(source, 1, -1)
     if geometry.transposed:
-        where = _positions(source.shape[1:-1], images, each, rng)
+        where = _positions(source.shape[1:-1], images, count, rng)
         return source[where][:, None, :], where
     lengths = tuple(int(n) for n in geometry.out_shape if n is not None)
-    at, *spots = _positions(lengths, images, each, rng)
+    at, *spots = _positions(lengths, images, count, rng)
     pads = padding(
         geometry.padding,
         source.shape[1:-1],
@@ -325,17 +325,17 @@ def draw(
 
 
 def _positions(
-    lengths: Sequence[int], images: NDArray[np.intp], each: int, rng: np.random.Generator
+    lengths: Sequence[int], images: NDArray[np.intp], count: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], ...]:
-    """Index arrays (images, axes...) of ``each`` positions per image."""
+    """Index arrays (images, axes...) of ``count`` positions per image."""
     total = int(np.prod(lengths, dtype=int))
     flat = (
         np.tile(np.arange(total), len(images))
-        if each >= total
-        else rng.integers(0, total, each * len(images))
+        if count >= total
+        else rng.integers(0, total, count * len(images))
     )
     return (
-        np.repeat(images, min(each, total)),
+        np.repeat(images, min(count, total)),
         *(np.unravel_index(flat, lengths) if lengths else ()),
     )
 
