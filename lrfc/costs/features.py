@@ -116,58 +116,46 @@ def terms(
     at a time, so that tiles end with the row, weights are read again for each row, and positions
     whose window crosses an edge ('edges') are slower.
     """
-    rows, columns, depth = tile
     direct = by_row and family in ("conv", "depthwise")
+    rows = tile[0]
     high = many["height"] * _up(many["width"], rows) if direct else _up(many["positions"], rows)
-    wide = _up(many["columns"], columns)
     start = {"op": np.ones_like(high)}
     moved = {"inputs": many["inputs"], "outputs": many["outputs"]}
-    edge = (
-        np.minimum(many["span"], many["width"]) * many["height"] * many["taps"] if direct else None
-    )
+    weights = {"weights": many["weights"]}
+    edge = np.minimum(many["span"], many["width"]) * many["height"] * many["taps"]
     if family in MATRIX:
-        tiles = many["groups"] * high * wide / (rows * columns)
-        long = many["taps"] * _up(many["depth"], depth)
-        return {
-            **start,
-            "macs": many["groups"] * high * wide * long,
-            "tiles": tiles,
-            "taps": tiles * many["taps"],
-            "rows": many["groups"] * high * long,
-            **moved,
-            "weights": many["weights"],
-            **(
-                {}
-                if edge is None
-                else {
-                    "edges": edge * wide * many["depth"],
-                    "reread": many["weights"] * many["height"],
-                }
-            ),
+        by_rows = {
+            "edges": edge * _up(many["columns"], tile[1]) * many["depth"],
+            "reread": many["weights"] * many["height"],
         }
+        products = _matrix(many, tile, high)
+        return {**start, **products, **moved, **weights, **(by_rows if direct else {})}
     if family == "depthwise":
-        lanes = _up(many["groups"] * many["columns"], columns)
-        taps = many["taps"] if depth == 1 else _next_window(many["taps"])
-        parts = {
-            **start,
-            "macs": high * lanes * taps,
-            "positions": high,
-            "tiles": high * lanes / columns,
-            **moved,
-            "weights": many["weights"],
-        }
-        return parts if edge is None else {**parts, "edges": edge * lanes}
+        lanes = _up(many["groups"] * many["columns"], tile[1])
+        taps = many["taps"] if tile[2] == 1 else _next_window(many["taps"])
+        tiles = {"positions": high, "tiles": high * lanes / tile[1]}
+        edges = {"edges": edge * lanes} if direct else {}
+        return {**start, "macs": high * lanes * taps, **tiles, **moved, **weights, **edges}
     if family in ("pool", "reduce"):
-        lanes = _up(many["columns"], columns)
-        return {**start, "macs": high * lanes * many["taps"], **moved}
+        return {**start, "macs": high * _up(many["columns"], tile[1]) * many["taps"], **moved}
     if family == "other":
-        return {
-            **start,
-            "macs": many["outputs"] * (many["taps"] - 1),
-            **moved,
-            "weights": many["weights"],
-        }
+        return {**start, "macs": many["outputs"] * (many["taps"] - 1), **moved, **weights}
     return {**start, **moved}
+
+
+def _matrix(
+    many: Mapping[str, NDArray[np.float64]], tile: Tile, high: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """The terms of matrix products; ``high``: output positions in whole tiles."""
+    rows, columns, depth = tile
+    wide, long = _up(many["columns"], columns), many["taps"] * _up(many["depth"], depth)
+    tiles = many["groups"] * high * wide / (rows * columns)
+    return {
+        "macs": many["groups"] * high * wide * long,
+        "tiles": tiles,
+        "taps": tiles * many["taps"],
+        "rows": many["groups"] * high * long,
+    }
 
 
 #: Taps of the windows that XNNPACK has depthwise kernels for; any other window costs as much as the

@@ -27,34 +27,17 @@ def allocate(
     layers; ``minimise`` is any of these. Ties are broken by cost and then by order, so the result
     is deterministic. BudgetError names a budget that cannot be met, and the smallest one that can.
     """
-    for quantity, limit in limits.items():
-        least = sum(min(getattr(c, quantity) for c in layer) for layer in spaces)
-        if least > limit:
-            raise BudgetError(
-                f"the {quantity} budget cannot be met: it leaves {_shown(limit)} for the layers that"
-                f" can be factorized, which need at least {_shown(least)}"
-            )
+    _check(spaces, limits)
     flat = [candidate for layer in spaces for candidate in layer]
     if not flat:
         return ()
-    owner = np.repeat(np.arange(len(spaces)), [len(layer) for layer in spaces])
     goal = np.array([getattr(c, minimise) for c in flat], float)
     cost = np.array([c.macs + c.params for c in flat], float)
     # A tiny share of the cost breaks ties, far below any difference that matters. HiGHS stops
     # within 1e-6 of the optimum, whatever gap is set: hence the objective in units of a millionth
     # of its largest value.
     objective = 1e6 * (goal / max(goal.max(), 1e-30) + 1e-9 * cost / max(cost.sum(), 1))
-    one_each = LinearConstraint(
-        csr_array((np.ones(len(flat)), (owner, np.arange(len(flat))))), 1, 1
-    )
-    constraints = [one_each]
-    for quantity, limit in limits.items():
-        unit = limit if limit > 0 else 1.0
-        constraints.append(
-            LinearConstraint(
-                np.array([[getattr(c, quantity) / unit for c in flat]]), -np.inf, limit / unit
-            )
-        )
+    constraints = _constraints(spaces, flat, limits)
     while True:
         result = milp(
             objective,
@@ -76,6 +59,31 @@ def allocate(
         # HiGHS accepts sums above a limit by a relative 1e-6, a budget does not: exclude this
         # combination and solve again.
         constraints.append(LinearConstraint(np.round(result.x)[None], -np.inf, len(spaces) - 1))
+
+
+def _check(spaces: Sequence[Sequence[Candidate]], limits: Mapping[str, float]) -> None:
+    """BudgetError for a limit below the least sum of its quantity."""
+    for quantity, limit in limits.items():
+        least = sum(min(getattr(c, quantity) for c in layer) for layer in spaces)
+        if least > limit:
+            raise BudgetError(
+                f"the {quantity} budget cannot be met: it leaves {_shown(limit)} for the layers"
+                f" that can be factorized, which need at least {_shown(least)}"
+            )
+
+
+def _constraints(
+    spaces: Sequence[Sequence[Candidate]], flat: Sequence[Candidate], limits: Mapping[str, float]
+) -> list[LinearConstraint]:
+    """One candidate for each layer, and each sum within its limit."""
+    owner = np.repeat(np.arange(len(spaces)), [len(layer) for layer in spaces])
+    one_each = csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))))
+    constraints = [LinearConstraint(one_each, 1, 1)]
+    for quantity, limit in limits.items():
+        unit = limit if limit > 0 else 1.0
+        row = np.array([[getattr(c, quantity) / unit for c in flat]])
+        constraints.append(LinearConstraint(row, -np.inf, limit / unit))
+    return constraints
 
 
 def _shown(value: float) -> str:

@@ -22,7 +22,7 @@ from lrfc.factorization.threads import one_thread, workers
 from lrfc.ir.batch import Batch, batches, head
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref, Tensor
-from lrfc.ir.ops import conv_geometry
+from lrfc.ir.ops import ConvGeometry, conv_geometry
 from lrfc.search.epilogue import Epilogue, epilogue_of
 from lrfc.search.heap import lean
 from lrfc.state import State
@@ -300,6 +300,23 @@ def draw(
         return source[where][:, None, :], where
     lengths = tuple(int(n) for n in geometry.out_shape if n is not None)
     at, *spots = _positions(lengths, images, count, rng)
+    window = _windows(source, geometry, lengths, at, spots)
+    grouped = window.reshape(*window.shape[:-1], geometry.groups, -1)
+    rows = np.moveaxis(grouped, -2, 1).reshape(len(at), geometry.groups, -1)
+    return rows, (at, slice(None), *spots) if geometry.channels_first else (at, *spots)
+
+
+def _windows(
+    source: Array,
+    geometry: ConvGeometry,
+    lengths: Sequence[int],
+    images: NDArray[np.intp],
+    spots: Sequence[NDArray[np.intp]],
+) -> Array:
+    """The windows (N, k..., S) of a convolution at output positions ``spots`` of ``images``.
+
+    ``source``: channels last. ``lengths``: of the output's spatial axes.
+    """
     pads = padding(
         geometry.padding,
         source.shape[1:-1],
@@ -309,7 +326,7 @@ def draw(
         geometry.dilation,
     )
     padded = np.pad(source, [(0, 0), *pads, (0, 0)])
-    index: list[NDArray[np.intp]] = [at.reshape(-1, *(1,) * geometry.rank)]
+    index: list[NDArray[np.intp]] = [images.reshape(-1, *(1,) * geometry.rank)]
     for axis in range(geometry.rank):
         taps = (
             spots[axis][:, None] * geometry.strides[axis]
@@ -318,10 +335,7 @@ def draw(
         shape = [1] * geometry.rank
         shape[axis] = geometry.kernel[axis]
         index.append(taps.reshape(-1, *shape))
-    window = padded[tuple(index)]  # (N, k..., S)
-    grouped = window.reshape(*window.shape[:-1], geometry.groups, -1)
-    rows = np.moveaxis(grouped, -2, 1).reshape(len(at), geometry.groups, -1)
-    return rows, (at, slice(None), *spots) if geometry.channels_first else (at, *spots)
+    return padded[tuple(index)]
 
 
 def _positions(
