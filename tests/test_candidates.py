@@ -1,4 +1,4 @@
-"""The design space: what a candidate says it costs is what the rewritten graph costs, and every gap has its reason."""
+"""The design space: costs and errors are those of the rewritten graph, and gaps have reasons."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_the_error_is_that_of_the_rewritten_network() -> None:
         assert candidate.error == pytest.approx(relative_l2(outputs[0], output), rel=1e-3)
 
 
-def test_calls_of_a_shared_layer_pay_weights_once_and_work_each_time() -> None:
+def test_a_shared_layer_counts_weights_once_and_macs_for_each_call() -> None:
     import keras
 
     dense_layer = keras.layers.Dense(16, name="dense")
@@ -217,7 +217,7 @@ def test_all_methods_give_finite_errors_that_fall_with_the_rank() -> None:
     assert set(layers.factors) <= set(METHODS)
 
 
-def test_the_chain_weighs_the_error() -> None:
+def test_the_error_is_that_of_the_feature_map() -> None:
     """A channel that the BatchNorm switches off does not count."""
     graph = helpers.graph_of(helpers.residual())
     samples = collect(

@@ -1,4 +1,4 @@
-"""The accuracy contract: the paired interval, what it demands, and that several looks make it stricter."""
+"""The accuracy contract: paired intervals, demanded confidence, and repeated looks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def scores(lost: int, gained: int, count: int = 1_000) -> tuple[np.ndarray, np.n
     return before, after
 
 
-def test_a_drop_of_an_error_says_what_it_is_a_share_of() -> None:
+def test_the_drop_of_an_error_has_a_reference() -> None:
     labels = np.linspace(0, 1, 200)[:, None]
     split = Split((labels,), (labels,))
     found = held(
@@ -52,7 +52,7 @@ def test_the_drop_is_the_difference_of_the_accuracies() -> None:
     )
 
 
-def test_what_is_allowed_is_held_against_the_drop_and_with_a_confidence_against_its_bound() -> None:
+def test_the_limit_applies_to_the_drop_or_with_a_confidence_to_its_bound() -> None:
     before, after = scores(12, 2)
     assert contract(before, after, Drop(value=0.01)).met
     assert not contract(before, after, Drop(value=0.009)).met
@@ -60,7 +60,7 @@ def test_what_is_allowed_is_held_against_the_drop_and_with_a_confidence_against_
     assert contract(before, after, Drop(value=0.03, confidence=0.95)).met
 
 
-def test_the_interval_covers_what_it_says() -> None:
+def test_the_interval_has_its_confidence() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""The activation arena: lifetimes by hand, what shares a buffer, and plans that never overlap."""
+"""The activation arena: lifetimes, shared buffers, and plans without overlap."""
 
 from __future__ import annotations
 
@@ -91,13 +91,13 @@ def test_inputs_live_from_the_start_and_outputs_to_the_end() -> None:
     ],
     ids=str,
 )
-def test_what_shares_the_buffer_of_a_dense_layer(op: Op, shares: bool) -> None:
+def test_ops_that_share_the_buffer_of_a_dense_layer(op: Op, shares: bool) -> None:
     found = arena(chain(dense("a", 10, 20), op, dense("b", 20 if op.kind != "Reshape" else 4, 1)))
     assert found.timeline["y"] == (80 if shares else 160)
     assert len(found.buffers) == (3 if shares else 4)
 
 
-def test_nothing_shares_what_another_op_reads() -> None:
+def test_no_op_shares_a_buffer_that_another_op_reads() -> None:
     g = chain(dense("a", 10, 20), Op("y", "ReLU"))
     g.outputs = (*g.outputs, Ref("a"))
     assert arena(g).timeline["y"] == 160
@@ -116,7 +116,7 @@ def test_a_relu_after_another_activation_is_an_op_of_its_own() -> None:
     )
 
 
-def test_an_activation_argument_that_is_not_fused_costs_as_a_layer_does() -> None:
+def test_an_activation_argument_that_is_not_fused_costs_as_much_as_a_layer() -> None:
     argument = arena(chain(dense("a", 10, 20, activation="sigmoid"), dense("b", 20, 1)))
     layer = arena(
         chain(
@@ -189,7 +189,7 @@ def valid(found: Arena, alignment: int) -> None:
 
 @st.composite
 def nets(draw: st.DrawFn) -> Graph:
-    """Dense layers, additions, joins and activations that read any earlier tensors, with one to three outputs."""
+    """Graphs of Dense, Add, Concatenate and activations of earlier tensors, with 1 to 3 outputs."""
     g = Graph("random")
     width = draw(st.integers(1, 30))
     refs = [g.add(Op("x", "InputLayer", {"batch_shape": (None, width)}))]

@@ -1,4 +1,4 @@
-"""The chain behind a layer: found through BatchNorm, Add and activation, and no further than one reader."""
+"""Epilogues: BatchNorm, Add and activation, up to the first tensor with several readers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def names(chain: Epilogue) -> tuple[str | None, str | None, str | None, str]:
 
 
 def tail(*layers, data_format: str = "channels_last", kind: str = "Conv2D") -> Graph:
-    """A convolution named conv, and layers behind it."""
+    """A convolution named conv with layers behind it."""
     import keras
 
     x = image = keras.Input((6, 6, 4), name="image")

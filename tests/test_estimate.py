@@ -1,4 +1,4 @@
-"""The times of emitted files on a device that cannot be reached: from their own operators, as in the build that emitted them."""
+"""Estimated latencies of emitted files on a device that cannot be reached."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Pa
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_file_is_priced_as_the_graph_that_it_was_emitted_from(
+def test_a_file_has_the_estimate_of_the_graph_that_it_was_emitted_from(
     name: str, emitted: dict[str, tuple[Any, Path]]
 ) -> None:
     graph, path = emitted[name]

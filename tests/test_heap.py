@@ -1,4 +1,4 @@
-"""After a large array is freed, the process holds no more than before."""
+"""The heap: the memory of a freed array returns to the system."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ print(held() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-def test_freed_arrays_are_given_back() -> None:
+def test_freed_arrays_return_to_the_system() -> None:
     lean, usual = (
         int(
             subprocess.run(

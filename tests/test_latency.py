@@ -1,4 +1,4 @@
-"""Cost profiles: fits recover what made the times, corrections make measured networks predicted as measured, files are found and named when damaged."""
+"""Cost profiles: fits, corrections by measured networks, and files."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def profile() -> CostProfile:
     return fitting.fit(samples, layouts=((1, 1),), **ABOUT)
 
 
-def test_a_fit_finds_the_tiles_and_costs_that_made_the_times(profile: CostProfile) -> None:
+def test_a_fit_recovers_tiles_and_costs(profile: CostProfile) -> None:
     found = profile.families["conv"]
     assert found.tile[:2] == (6, 16)
     assert found.costs["macs"] == pytest.approx(2e-8, rel=0.05)
@@ -94,7 +94,7 @@ def test_ops_never_seen_are_predicted(profile: CostProfile) -> None:
     assert errors.mean() < 0.03
 
 
-def test_networks_tell_the_overhead_and_their_ops_apart() -> None:
+def test_networks_separate_the_overhead_from_their_ops() -> None:
     rng = np.random.default_rng(2)
     networks = [drawn(int(rng.integers(1, 8)), rng) for _ in range(120)]
     found = fitting.fit(
@@ -123,7 +123,7 @@ def test_a_layout_is_found_where_other_kernels_run_odd_channels() -> None:
     assert found.op(conv(8, 33, 32)) == pytest.approx(3 * truth(conv(8, 33, 32)), rel=0.1)
 
 
-def test_one_outlier_does_not_rule() -> None:
+def test_a_fit_is_robust_to_an_outlier() -> None:
     rng = np.random.default_rng(4)
     samples = [(op, truth(op)) for op in drawn(120, rng)]
     samples[0] = (samples[0][0], 50 * samples[0][1])
@@ -139,7 +139,7 @@ def test_too_few_or_impossible_times_are_refused() -> None:
         fitting.fit([(conv(4, 4, 4), 0.0)] * 6, **ABOUT)
 
 
-def test_what_was_measured_is_taken_as_it_is(profile: CostProfile) -> None:
+def test_measured_times_replace_predictions(profile: CostProfile) -> None:
     first, second = conv(8, 16, 16), depthwise(8, 16)
     assert profile.predict([first, second], {first: 7.0}) == pytest.approx(7 + profile.op(second))
     assert profile.predict([]) == 0
@@ -148,7 +148,7 @@ def test_what_was_measured_is_taken_as_it_is(profile: CostProfile) -> None:
 # -- corrections -----------------------------------------------------------------------------------
 
 
-def test_one_round_is_met_and_moves_everything_alike(profile: CostProfile) -> None:
+def test_one_round_scales_all_families_alike(profile: CostProfile) -> None:
     network = [conv(16, 8, 32), depthwise(16, 32), conv(16, 32, 32, 1)]
     before = profile.predict(network)
     found = latency.corrected(profile, [(network, 1.4 * before)])
@@ -157,7 +157,7 @@ def test_one_round_is_met_and_moves_everything_alike(profile: CostProfile) -> No
     assert found.predict(other) == pytest.approx(1.4 * profile.predict(other), rel=0.05)
 
 
-def test_further_rounds_tell_the_families_apart(profile: CostProfile) -> None:
+def test_further_rounds_scale_families_differently(profile: CostProfile) -> None:
     networks = [
         [conv(16, 8, 32)] * 4,
         [depthwise(16, 64)] * 4,
@@ -174,7 +174,7 @@ def test_further_rounds_tell_the_families_apart(profile: CostProfile) -> None:
     )
 
 
-def test_corrections_do_not_pile_up(profile: CostProfile) -> None:
+def test_corrections_do_not_accumulate(profile: CostProfile) -> None:
     network = [conv(16, 8, 32), depthwise(16, 32)]
     rounds = [(network, profile.predict(network))]
     found = latency.corrected(profile, rounds)
@@ -212,7 +212,7 @@ def test_a_family_that_was_not_measured_is_like_another_one() -> None:
         only.op(Workload("sigmoid", ((8,),), (8,)))
 
 
-def test_the_users_file_wins_over_the_one_that_ships(profile: CostProfile) -> None:
+def test_the_users_file_comes_before_the_one_that_ships(profile: CostProfile) -> None:
     shipped = latency.load("cortex-m7", "tflite", "int8", 1)
     assert shipped is not None
     assert shipped.estimated
@@ -226,7 +226,7 @@ def test_the_users_file_wins_over_the_one_that_ships(profile: CostProfile) -> No
     latency.user_file("cortex-m7").unlink()
 
 
-def test_a_profile_takes_the_place_of_its_like(profile: CostProfile) -> None:
+def test_a_profile_replaces_that_of_the_same_conditions(profile: CostProfile) -> None:
     more = profile.model_copy(update={"threads": 2})
     file = (
         CostFile(profiles=(profile,))
@@ -255,7 +255,7 @@ def test_a_damaged_file_is_named(tmp_path) -> None:
     ("device", "forms"),
     [("host", ("tflite", "onnx")), ("cortex-m7", ("tflite",)), ("cortex-m4", ("tflite",))],
 )
-def test_the_profiles_that_ship_are_whole(device: str, forms: tuple[str, ...]) -> None:
+def test_the_profiles_that_ship_are_complete(device: str, forms: tuple[str, ...]) -> None:
     precision = "fp32" if device == "host" else "int8"
     graph = helpers.graph_of(helpers.branches())
     for form in forms:

@@ -1,4 +1,4 @@
-"""Every metric, which one is taken by itself, and which data have class labels."""
+"""The metrics, the default one, and the recognition of class labels."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_labels_for_two_outputs_are_no_classification() -> None:
     assert not is_classification(Split(INPUTS, (INDICES, INDICES)), 1, 3)
 
 
-# -- metric ------------------------------------------------------------------------------------------------------------------------
+# -- metric ----------------------------------------------------------------------------------------
 
 
 def outputs(*shapes: tuple[int, ...]) -> Graph:
-    """A graph whose outputs have those shapes."""
+    """A graph with outputs of those shapes."""
     g = Graph("outputs")
     g.outputs = tuple(
         g.add(Op(f"out{i}", "InputLayer", {"batch_shape": (None, *shape)}))
@@ -71,7 +71,7 @@ def outputs(*shapes: tuple[int, ...]) -> Graph:
     return g
 
 
-def test_accuracy_is_taken_for_classes() -> None:
+def test_accuracy_is_the_default_for_classes() -> None:
     found = metric(None, outputs((3,)), split(INDICES))
     assert (found.name, found.percent, found.higher_is_better) == ("accuracy", True, True)
     assert found.score((SCORES,), split(INDICES)) == 0.75
@@ -83,7 +83,7 @@ def test_accuracy_is_taken_for_classes() -> None:
     assert found.score((broken,), split(INDICES)) == 0.5  # also where class 0 would have been right
 
 
-def test_squared_errors_are_taken_for_values() -> None:
+def test_the_squared_error_is_the_default_for_values() -> None:
     values = np.array([[0.0, 2.0], [2.0, 0.5], [0.5, 3.0], [1.0, 1.0]], np.float32)
     truth = split(values)
     found = metric(None, outputs((2,)), truth)
@@ -102,7 +102,7 @@ def test_squared_errors_are_taken_for_values() -> None:
     assert metric("mse", outputs((3,)), split(INDICES)).score((ONE_HOT,), split(INDICES)) == 0
 
 
-def test_fidelity_is_taken_without_labels() -> None:
+def test_fidelity_is_the_default_without_labels() -> None:
     graph = helpers.graph_of(helpers.dense_net())
     truth = Split(helpers.random_inputs(graph, 50))
     found = metric(None, graph, truth)

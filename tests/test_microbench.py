@@ -1,4 +1,4 @@
-"""The small networks of a calibration: the same each time, whole, and of every kind that a predictor has to know."""
+"""The small networks of a calibration: reproducible, valid, and of every family of ops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lrfc.costs.microbench import networks
 from lrfc.costs.workload import workloads
 
 
-def test_they_are_whole_and_within_the_limits() -> None:
+def test_they_are_valid_and_within_the_limits() -> None:
     for graph in networks(25):
         graph.check()
         own = [each for _, each in workloads(graph)]

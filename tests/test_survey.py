@@ -1,4 +1,4 @@
-"""lrfc explore and lrfc explain from end to end on the built-in example, and the page."""
+"""lrfc explore and lrfc explain, end to end on the built-in example, and the page."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_table_compares_what_is_reachable(found) -> None:
         assert table["all"][number] <= min(alone) * (1 + 1e-9)
 
 
-def test_the_page_stands_alone_and_names_every_layer(found) -> None:
+def test_the_page_is_self_contained_and_names_every_layer(found) -> None:
     survey, out = found
     page = (out / "explore.html").read_text()
     assert not re.search(r"(src|href)=|<script|url\(", page)
@@ -93,7 +93,7 @@ def write(survey: Survey, out: Path) -> Path:
         return page.write(survey, place)
 
 
-def test_the_folder_is_replaced_and_a_strange_one_is_not(found, tmp_path) -> None:
+def test_only_a_folder_of_lrfc_is_replaced(found, tmp_path) -> None:
     survey, out = found
     assert write(survey, out) == out
     (tmp_path / "mine.txt").write_text("keep")
