@@ -59,7 +59,7 @@ class Executed:
             self._parts[key(space.whole)] = self.ops(space.calls)
             before = graph.operands(space.calls[0])[0].op
             padded = (graph.op(before).kind, graph.input_tensors(before))
-            like = (
+            shape = (
                 tuple(reading.chain(graph, space.calls[0], [space.op])),
                 space.op.attrs.get("padding"),
                 padded,
@@ -68,7 +68,7 @@ class Executed:
             for candidate in space.candidates:
                 if candidate.method is None:
                     continue
-                variant = (like, candidate.method, candidate.ranks)
+                variant = (shape, candidate.method, candidate.ranks)
                 if variant not in variants:
                     stages = METHODS[candidate.method].outline(space.op, source, candidate.ranks)
                     variants[variant] = tuple(

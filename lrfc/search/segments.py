@@ -22,14 +22,15 @@ PARTS = 8
 class _Part:
     """Consecutive ops as a Keras model.
 
-    ``takes``: the tensors that it reads from parts before it. ``gives``: those read by later parts.
+    ``inputs``: the tensors that it reads from parts before it. ``outputs``: those that later parts
+    read.
     """
 
     names: frozenset[str]
     model: Any
     run: Callable[[Batch], Batch]
-    takes: tuple[Ref, ...]
-    gives: tuple[Ref, ...]
+    inputs: tuple[Ref, ...]
+    outputs: tuple[Ref, ...]
 
 
 class Segments:
@@ -38,9 +39,9 @@ class Segments:
     def __init__(self, graph: Graph, parts: int = PARTS) -> None:
         self._graph = graph
         self._parts = [
-            _part(graph, group, takes, gives)
-            for group, takes, gives in _groups(graph, parts)
-            if gives
+            _part(graph, group, inputs, outputs)
+            for group, inputs, outputs in _groups(graph, parts)
+            if outputs
         ]
         self._values: dict[Ref, Array] = {}
 
@@ -77,7 +78,7 @@ class Segments:
     def _outputs(self, values: dict[Ref, Array], first: int) -> Batch:
         for part in self._parts[first:]:
             values.update(
-                zip(part.gives, part.run(tuple(values[ref] for ref in part.takes)), strict=True)
+                zip(part.outputs, part.run(tuple(values[ref] for ref in part.inputs)), strict=True)
             )
         return tuple(values[ref] for ref in self._graph.outputs)
 
@@ -108,21 +109,23 @@ def _groups(graph: Graph, parts: int) -> list[tuple[list[Op], tuple[Ref, ...], t
         if i == len(order) - 1 or (split and full < done * parts // total < parts):
             full = done * parts // total
             names = {op.name for op in group}
-            takes = dict.fromkeys(
+            inputs = dict.fromkeys(
                 ref for op in group for ref in graph.operands(op.name) if ref.op not in names
             )
-            groups.append((group, tuple(takes), tuple(ref for ref in passing if ref.op in names)))
+            groups.append((group, tuple(inputs), tuple(ref for ref in passing if ref.op in names)))
             group = []
         live = dict.fromkeys(passing)
     return groups
 
 
-def _part(graph: Graph, group: Sequence[Op], takes: Sequence[Ref], gives: tuple[Ref, ...]) -> _Part:
+def _part(
+    graph: Graph, group: Sequence[Op], inputs: Sequence[Ref], outputs: tuple[Ref, ...]
+) -> _Part:
     from lrfc.ir.keras import io as keras_io
 
     piece = Graph(graph.name)
     inside: dict[Ref, Ref] = {}
-    for number, ref in enumerate(takes):
+    for number, ref in enumerate(inputs):
         tensor = graph.tensor(ref)
         inside[ref] = piece.add(
             Op(
@@ -137,8 +140,8 @@ def _part(graph: Graph, group: Sequence[Op], takes: Sequence[Ref], gives: tuple[
             Ref(op.name, output): Ref(op.name, output)
             for output in range(len(graph.tensors(op.name)))
         }
-    piece.outputs = gives
+    piece.outputs = outputs
     model = keras_io.to_keras(piece)
     return _Part(
-        frozenset(op.name for op in group), model, keras_io.compiled(model), tuple(takes), gives
+        frozenset(op.name for op in group), model, keras_io.compiled(model), tuple(inputs), outputs
     )

@@ -85,19 +85,19 @@ def telling(outputs: Batch, count: int) -> tuple[NDArray[np.intp], NDArray[np.fl
     total = len(outputs[0])
     if count >= total or not all(is_distribution(values) for values in outputs):
         return np.arange(min(count, total)), None
-    doubt = np.zeros(total)
+    entropy = np.zeros(total)
     for values in outputs:
         p = np.clip(np.asarray(values, np.float64), 1e-12, 1)
-        doubt += -np.sum(p * np.log(p), -1).reshape(total, -1).mean(1)
-    doubt += 0.1 * doubt.mean() + 1e-12
-    chance = count * doubt / doubt.sum()
-    while (chance > 1).any():  # those above 1 are certainly drawn, the others share the rest
-        certain = chance >= 1
-        rest = np.where(certain, 0, doubt)
-        chance = np.where(certain, 1, (count - certain.sum()) * rest / rest.sum())
-    reached = np.cumsum(chance) + 0.5
-    chosen = np.flatnonzero(np.floor(reached) > np.floor(reached - chance))
-    return chosen, 1 / (chance[chosen] * total)
+        entropy += -np.sum(p * np.log(p), -1).reshape(total, -1).mean(1)
+    entropy += 0.1 * entropy.mean() + 1e-12
+    probability = count * entropy / entropy.sum()
+    while (probability > 1).any():  # those above 1 are certainly drawn, the others share the rest
+        certain = probability >= 1
+        rest = np.where(certain, 0, entropy)
+        probability = np.where(certain, 1, (count - certain.sum()) * rest / rest.sum())
+    reached = np.cumsum(probability) + 0.5
+    chosen = np.flatnonzero(np.floor(reached) > np.floor(reached - probability))
+    return chosen, 1 / (probability[chosen] * total)
 
 
 class Sensitivity:
