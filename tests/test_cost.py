@@ -33,10 +33,10 @@ def chain(*ops: Op, features: int = 10) -> Graph:
 
 
 def test_a_chain_by_hand() -> None:
-    found = arena(chain(dense("a", 10, 20), dense("b", 20, 5), dense("c", 5, 1)))
-    assert dict(found.timeline) == {"x": 40, "a": 120, "b": 100, "c": 24}
-    assert (found.peak_bytes, found.at_op) == (120, "a")
-    assert found.planned_bytes(1) == 120
+    memory = arena(chain(dense("a", 10, 20), dense("b", 20, 5), dense("c", 5, 1)))
+    assert dict(memory.timeline) == {"x": 40, "a": 120, "b": 100, "c": 24}
+    assert (memory.peak_bytes, memory.at_op) == (120, "a")
+    assert memory.planned_bytes(1) == 120
     assert (
         arena(chain(dense("a", 10, 21))).planned_bytes(16) == 96 + 40
     )  # the 84 bytes of a end at 84, the next multiple of 16 is 96
@@ -92,9 +92,9 @@ def test_inputs_live_from_the_start_and_outputs_to_the_end() -> None:
     ids=str,
 )
 def test_ops_that_share_the_buffer_of_a_dense_layer(op: Op, shares: bool) -> None:
-    found = arena(chain(dense("a", 10, 20), op, dense("b", 20 if op.kind != "Reshape" else 4, 1)))
-    assert found.timeline["y"] == (80 if shares else 160)
-    assert len(found.buffers) == (3 if shares else 4)
+    memory = arena(chain(dense("a", 10, 20), op, dense("b", 20 if op.kind != "Reshape" else 4, 1)))
+    assert memory.timeline["y"] == (80 if shares else 160)
+    assert len(memory.buffers) == (3 if shares else 4)
 
 
 def test_no_op_shares_a_buffer_that_another_op_reads() -> None:
@@ -132,8 +132,8 @@ def test_integers_keep_their_size() -> None:
     import keras
 
     tokens = keras.Input((7,), dtype="int32", name="tokens")
-    found = arena(helpers.graph_of(keras.Model(tokens, keras.layers.Embedding(11, 4)(tokens))), 1)
-    assert found.peak_bytes == 7 * 4 + 7 * 4
+    memory = arena(helpers.graph_of(keras.Model(tokens, keras.layers.Embedding(11, 4)(tokens))), 1)
+    assert memory.peak_bytes == 7 * 4 + 7 * 4
 
 
 def test_a_shape_that_is_not_fixed_is_refused() -> None:
@@ -167,24 +167,24 @@ def test_models_of_helpers() -> None:
         valid(arena(helpers.graph_of(model)), 16)
 
 
-def valid(found: Arena, alignment: int) -> None:
-    offsets = plan(found.buffers, alignment)
+def valid(memory: Arena, alignment: int) -> None:
+    offsets = plan(memory.buffers, alignment)
     assert all(offset % alignment == 0 for offset in offsets.values())
-    for i, one in enumerate(found.buffers):
-        for other in found.buffers[:i]:
+    for i, one in enumerate(memory.buffers):
+        for other in memory.buffers[:i]:
             if one.meets(other):
                 assert (
                     offsets[one.name] + one.size <= offsets[other.name]
                     or offsets[other.name] + other.size <= offsets[one.name]
                 )
-    steps = range(max(buffer.last for buffer in found.buffers) + 1)
+    steps = range(max(buffer.last for buffer in memory.buffers) + 1)
     assert (
-        found.peak_bytes
-        == max(sum(b.size for b in found.buffers if b.first <= step <= b.last) for step in steps)
-        == max(found.timeline.values())
+        memory.peak_bytes
+        == max(sum(b.size for b in memory.buffers if b.first <= step <= b.last) for step in steps)
+        == max(memory.timeline.values())
     )
-    assert found.planned_bytes(alignment) >= found.peak_bytes
-    assert found.timeline[found.at_op] == found.peak_bytes
+    assert memory.planned_bytes(alignment) >= memory.peak_bytes
+    assert memory.timeline[memory.at_op] == memory.peak_bytes
 
 
 @st.composite

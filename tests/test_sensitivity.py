@@ -44,7 +44,7 @@ def same(a, b):
 
 
 @pytest.fixture(scope="module")
-def weighed():
+def predicted():
     graph = helpers.graph_of(helpers.conv_net(filters=(10, 12, 14)))
     inputs = helpers.random_inputs(graph, 32)
     spaces, samples = explored(graph, inputs)
@@ -53,12 +53,12 @@ def weighed():
         inputs,
         spaces,
         samples,
-        [Sensitivity(graph, inputs)(each, samples[each.op.name]) for each in spaces],
+        [Sensitivity(graph, inputs)(space, samples[space.op.name]) for space in spaces],
     )
 
 
-def test_every_candidate_has_a_divergence_that_grows_with_its_error(weighed) -> None:
-    *_, spaces = weighed
+def test_every_candidate_has_a_divergence_that_grows_with_its_error(predicted) -> None:
+    *_, spaces = predicted
     assert len(spaces) >= 2
     for layer in spaces:
         assert layer.candidates[0].divergence == 0
@@ -103,8 +103,8 @@ def test_a_perturbed_layer_computes_as_the_rewritten_graph_and_is_restored(build
         assert helpers.difference(keras_io.predict(rewritten, inputs), perturbed) < 1e-4
 
 
-def test_the_perturbation_is_undone_after_a_failure(weighed) -> None:
-    graph, inputs, spaces, samples, _ = weighed
+def test_the_perturbation_is_undone_after_a_failure(predicted) -> None:
+    graph, inputs, spaces, samples, _ = predicted
     segments = Segments(graph, 2)
     segments.hold(inputs)
     before = weights(graph, segments)
@@ -146,8 +146,8 @@ def test_between_the_probes_the_fit_meets_them() -> None:
         ).divergence == pytest.approx(impact)
 
 
-def test_a_layer_without_choices_has_no_divergence(weighed) -> None:
-    graph, inputs, spaces, samples, _ = weighed
+def test_a_layer_without_choices_has_no_divergence(predicted) -> None:
+    graph, inputs, spaces, samples, _ = predicted
     alone = LayerSpace(spaces[0].op, spaces[0].calls, spaces[0].candidates[:1])
     assert [
         c.divergence for c in Sensitivity(graph, inputs)(alone, samples[alone.op.name]).candidates

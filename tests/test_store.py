@@ -120,9 +120,9 @@ def test_a_killed_exploration_is_resumed_and_a_finished_one_not_repeated(monkeyp
     assert len(explored) == 2
     monkeypatch.setitem(ExploreLayers.__call__.__globals__, "compared", original)
     again = explore(state).fact(DesignSpace)
-    for found, wanted in zip(again.spaces, fresh.spaces, strict=True):
-        assert values(found.candidates) == values(wanted.candidates)
-        assert found.calls == wanted.calls
+    for result, expected in zip(again.spaces, fresh.spaces, strict=True):
+        assert values(result.candidates) == values(expected.candidates)
+        assert result.calls == expected.calls
     assert dict(again.skipped) == dict(fresh.skipped)
     monkeypatch.setitem(
         ExploreLayers.__call__.__globals__,
@@ -138,13 +138,13 @@ def test_a_killed_exploration_is_resumed_and_a_finished_one_not_repeated(monkeyp
 def test_factors_of_a_cached_layer_equal_those_of_an_explored_one() -> None:
     state = state_of(helpers.graph_of(helpers.conv_net(filters=(10, 12))))
     first, second = explore(state), explore(replace(state, progress=Progress()))
-    for found, known in zip(
+    for result, known in zip(
         first.fact(DesignSpace).spaces, second.fact(DesignSpace).spaces, strict=True
     ):
-        candidate = found.candidates[1]
+        candidate = result.candidates[1]
         assert candidate.method is not None
         np.testing.assert_array_equal(
-            found.factors[candidate.method].kernel(candidate.ranks),
+            result.factors[candidate.method].kernel(candidate.ranks),
             known.factors[candidate.method].kernel(candidate.ranks),
         )
     assert SelectRanks()(second) is not second

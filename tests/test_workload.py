@@ -17,7 +17,7 @@ from tests import helpers
 
 
 def text(graph: Graph) -> list[str]:
-    return [f"{name}: {each}" for name, each in workloads(graph)]
+    return [f"{name}: {op}" for name, op in workloads(graph)]
 
 
 def test_a_relu_is_fused_and_an_add_is_not_free() -> None:
@@ -63,7 +63,7 @@ def test_a_separable_convolution_is_two_ops() -> None:
 
 def test_the_macs_and_params_are_those_of_the_graph() -> None:
     graph = fold_batchnorm(helpers.graph_of(helpers.conv_net()))
-    assert sum(each.params for _, each in workloads(graph)) == graph.params
+    assert sum(op.params for _, op in workloads(graph)) == graph.params
 
 
 @pytest.mark.parametrize("method", ["channel_svd", "spatial_svd", "tucker2", "cp"])
@@ -77,9 +77,7 @@ def test_factor_layers_have_the_workloads_of_the_rewritten_graph(method: str) ->
     before = [name for name, _ in workloads(graph)]
     rewritten = graph.copy()
     rewritten.splice("conv1", stages)
-    expected = [
-        each for name, each in workloads(rewritten) if name not in before or name == "conv1"
-    ]
+    expected = [op for name, op in workloads(rewritten) if name not in before or name == "conv1"]
     assert list(chain(graph, "conv1", stages)) == expected
     assert expected[-1].activation == "relu"
     assert expected[0].activation is None
@@ -92,7 +90,7 @@ def test_the_tensorised_form_of_a_dense_layer_has_no_op_for_its_reshapes() -> No
     stages = method.decompose(op, source).stages(method.full(op, source))
     rewritten = graph.copy()
     rewritten.splice("dense0", stages)
-    after = [each for name, each in workloads(rewritten) if not name.startswith(("dense1", "head"))]
+    after = [op for name, op in workloads(rewritten) if not name.startswith(("dense1", "head"))]
     assert list(chain(graph, "dense0", stages)) == after
 
 
