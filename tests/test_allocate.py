@@ -1,4 +1,4 @@
-"""The allocation is the optimum: it equals brute force, keeps every budget, and says which one cannot be met."""
+"""The allocation: it equals brute force, stays within budgets, and names those that fail."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def candidate(macs: int, params: int, impact: float) -> Candidate:
     return Candidate("layer", "svd", (1,), params, macs, impact, impact)
 
 
-def test_a_budget_is_kept_to_the_last_mac() -> None:
+def test_a_budget_of_macs_holds_exactly() -> None:
     # One MAC in a hundred million is far within the solver's tolerance.
     spaces = [
         [candidate(50_000_001, 1, 0.0), candidate(50_000_000, 1, 1.0), candidate(1, 1, 5.0)]
@@ -63,7 +63,7 @@ def test_a_budget_is_kept_to_the_last_mac() -> None:
     assert total(allocate(spaces, {"macs": 100_000_001}), "divergence") == 1.0
 
 
-def test_without_limits_each_layer_takes_what_hurts_least_and_of_equals_the_cheapest() -> None:
+def test_without_limits_each_layer_has_the_least_divergence_then_the_least_cost() -> None:
     spaces = [
         [candidate(9, 9, 0.0), candidate(5, 5, 0.0), candidate(1, 1, 1.0)],
         [candidate(3, 3, 0.5)],
@@ -72,17 +72,17 @@ def test_without_limits_each_layer_takes_what_hurts_least_and_of_equals_the_chea
     assert allocate([], {"macs": 5}) == ()
 
 
-def test_the_budget_that_cannot_be_met_is_named_with_the_least_that_can() -> None:
+def test_a_budget_that_cannot_be_met_is_named_with_the_smallest_that_can() -> None:
     spaces = [[candidate(1_000, 10, 1.0), candidate(3_000, 5, 0.0)], [candidate(500, 7, 0.0)]]
     with pytest.raises(
         BudgetError,
         match=re.escape(
-            "macs budget cannot be met: 1,400 wanted of the layers that can be factorized, at least"
-            " 1,500"
+            "macs budget cannot be met: it leaves 1,400 for the layers that can be factorized,"
+            " which need at least 1,500"
         ),
     ):
         allocate(spaces, {"macs": 1_400})
-    with pytest.raises(BudgetError, match=r"params budget .* at least 12 needed"):
+    with pytest.raises(BudgetError, match=r"params budget .* need at least 12$"):
         allocate(spaces, {"macs": 9_999, "params": 11})
     with pytest.raises(BudgetError, match="macs and params budgets cannot be met together"):
         allocate(spaces, {"macs": 1_500, "params": 12})

@@ -1,4 +1,4 @@
-"""The design space: what a candidate says it costs is what the rewritten graph costs, and every gap has its reason."""
+"""The design space: costs and errors are those of the rewritten graph, and gaps have reasons."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.factorized import conv, dense, layer, rewritten
 SMALL = ("channel_svd", "spatial_svd", "tucker2", "svd")
 
 
-def found(graph: Graph, name: str = "layer", methods=SMALL, levels: int = 4) -> LayerSpace:
+def explored(graph: Graph, name: str = "layer", methods=SMALL, levels: int = 4) -> LayerSpace:
     op = graph.op(name)
     samples = collect(
         graph, [op], helpers.random_inputs(graph, 16), SampleSize(12, 4, 200, 100), seed=0
@@ -70,7 +70,7 @@ LAYERS = {
 @pytest.mark.parametrize("kind", LAYERS)
 def test_costs_are_those_of_the_rewritten_graph(kind) -> None:
     graph = LAYERS[kind]()
-    layers = found(graph)
+    layers = explored(graph)
     whole, *others = layers.candidates
     assert (whole.method, whole.params, whole.macs, whole.error) == (None, *costs(graph), 0)
     assert len(others) >= 2
@@ -103,7 +103,7 @@ def test_the_error_is_that_of_the_rewritten_network() -> None:
         assert candidate.error == pytest.approx(relative_l2(outputs[0], output), rel=1e-3)
 
 
-def test_calls_of_a_shared_layer_pay_weights_once_and_work_each_time() -> None:
+def test_a_shared_layer_counts_weights_once_and_macs_for_each_call() -> None:
     import keras
 
     dense_layer = keras.layers.Dense(16, name="dense")
@@ -113,7 +113,7 @@ def test_calls_of_a_shared_layer_pay_weights_once_and_work_each_time() -> None:
             [left, right], keras.layers.Add(name="add")([dense_layer(left), dense_layer(right)])
         )
     )
-    layers = found(graph, "dense")
+    layers = explored(graph, "dense")
     assert layers.calls == ("dense", "dense@1")
     whole, one, *_ = layers.candidates
     assert (whole.params, whole.macs) == (16 * 17, 2 * 256)
@@ -121,10 +121,10 @@ def test_calls_of_a_shared_layer_pay_weights_once_and_work_each_time() -> None:
 
 
 def test_refusals_by_method() -> None:
-    layers = found(dense(20, 16))
+    layers = explored(dense(20, 16))
     assert set(layers.refusals) == {"channel_svd", "spatial_svd", "tucker2"}
     assert "matrix product" in layers.reason
-    tiny = found(dense(2, 2))
+    tiny = explored(dense(2, 2))
     assert len(tiny.candidates) == 1
     assert tiny.refusals["svd"] == "no rank is smaller than the layer itself"
     assert "; no rank is smaller than the layer itself" in tiny.reason
@@ -167,9 +167,9 @@ def test_layers_that_the_graph_rules_out() -> None:
     )
     y = layers.Flatten(name="f2")(layers.SeparableConv2D(4, 3, name="separable")(image))
     graph = helpers.graph_of(keras.Model(image, [x, y]))
-    found = reasons(graph)
-    assert found["shared"] == "the calls of this shared layer read different shapes"
-    assert "separable" in found["separable"]
+    by_layer = reasons(graph)
+    assert by_layer["shared"] == "the calls of this shared layer read different shapes"
+    assert "separable" in by_layer["separable"]
 
 
 @pytest.mark.parametrize("full", [(5,), (100,), (64, 48), (1,), (7, 9, 11)])
@@ -202,14 +202,14 @@ def test_pareto_drops_the_dominated_and_nothing_else(candidates) -> None:
         for p in points
         if not any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for q in points)
     }
-    kept = [at(c) for c in pareto(candidates)]
-    assert set(kept) == undominated
-    assert len(kept) == len(undominated)
+    front = [at(c) for c in pareto(candidates)]
+    assert set(front) == undominated
+    assert len(front) == len(undominated)
 
 
 def test_all_methods_give_finite_errors_that_fall_with_the_rank() -> None:
     graph = conv((3, 3), 12, 16, (6, 6))
-    layers = found(graph, methods=("channel_svd", "spatial_svd"), levels=8)
+    layers = explored(graph, methods=("channel_svd", "spatial_svd"), levels=8)
     for method in ("channel_svd", "spatial_svd"):
         errors = [c.error for c in layers.candidates if c.method == method]
         assert np.isfinite(errors).all()
@@ -217,7 +217,7 @@ def test_all_methods_give_finite_errors_that_fall_with_the_rank() -> None:
     assert set(layers.factors) <= set(METHODS)
 
 
-def test_the_chain_weighs_the_error() -> None:
+def test_the_error_is_that_of_the_feature_map() -> None:
     """A channel that the BatchNorm switches off does not count."""
     graph = helpers.graph_of(helpers.residual())
     samples = collect(

@@ -1,4 +1,4 @@
-"""The accuracy contract: the paired interval, what it demands, and that several looks make it stricter."""
+"""The accuracy contract: paired intervals, demanded confidence, and repeated looks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def scores(lost: int, gained: int, count: int = 1_000) -> tuple[np.ndarray, np.n
     return before, after
 
 
-def test_a_drop_of_an_error_says_what_it_is_a_share_of() -> None:
+def test_the_drop_of_an_error_has_a_reference() -> None:
     labels = np.linspace(0, 1, 200)[:, None]
     split = Split((labels,), (labels,))
-    found = held(
+    result = held(
         metric("mse", helpers.graph_of(helpers.dense_net(1, (2,), 1)), split),
         split,
         (labels,),
@@ -33,26 +33,26 @@ def test_a_drop_of_an_error_says_what_it_is_a_share_of() -> None:
         Drop(value=0.05),
     )
     assert (
-        str(found)
+        str(result)
         == "11.88% of the variance of the labels (95 % interval 11.88 to 11.88%, 200 samples)"
     )
-    assert Drop(value=0.05, confidence=0.9).text(short(found.unit)) == "5%@90%"
+    assert Drop(value=0.05, confidence=0.9).text(short(result.unit)) == "5%@90%"
 
 
 def test_the_drop_is_the_difference_of_the_accuracies() -> None:
     before, after = scores(30, 10)
-    found = contract(before, after, None)
-    assert found.drop == pytest.approx(before.mean() - after.mean()) == pytest.approx(0.02)
-    assert found.low < 0.02 < found.high
-    assert found.met
+    result = contract(before, after, None)
+    assert result.drop == pytest.approx(before.mean() - after.mean()) == pytest.approx(0.02)
+    assert result.low < 0.02 < result.high
+    assert result.met
     assert (
-        str(found)
-        == f"2.00pp (95 % interval {100 * found.low:.2f} to {100 * found.high:.2f}pp, 1,000"
+        str(result)
+        == f"2.00pp (95 % interval {100 * result.low:.2f} to {100 * result.high:.2f}pp, 1,000"
         " samples)"
     )
 
 
-def test_what_is_allowed_is_held_against_the_drop_and_with_a_confidence_against_its_bound() -> None:
+def test_the_limit_applies_to_the_drop_or_with_a_confidence_to_its_bound() -> None:
     before, after = scores(12, 2)
     assert contract(before, after, Drop(value=0.01)).met
     assert not contract(before, after, Drop(value=0.009)).met
@@ -60,24 +60,24 @@ def test_what_is_allowed_is_held_against_the_drop_and_with_a_confidence_against_
     assert contract(before, after, Drop(value=0.03, confidence=0.95)).met
 
 
-def test_the_interval_covers_what_it_says() -> None:
+def test_the_interval_has_its_confidence() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(400):
         before = rng.random(500) < 0.9
         after = np.where(rng.random(500) < 0.05, rng.random(500) < 0.5, before)
         true = 0.05 * (0.9 - 0.5)
-        found = contract(before, after, None)
-        covered += found.low <= true <= found.high
+        result = contract(before, after, None)
+        covered += result.low <= true <= result.high
     assert 0.91 <= covered / 400 <= 0.99
 
 
 def test_nothing_changed_is_not_certainty() -> None:
     before = np.ones(50, bool)
-    found = contract(before, before, Drop(value=0.01, confidence=0.95))
-    assert found.drop == 0
-    assert found.high > 0.01
-    assert not found.met
+    result = contract(before, before, Drop(value=0.01, confidence=0.95))
+    assert result.drop == 0
+    assert result.high > 0.01
+    assert not result.met
 
 
 def test_each_look_makes_a_demanded_confidence_stricter() -> None:
@@ -93,7 +93,7 @@ def test_other_scores_are_compared_by_their_means() -> None:
     rng = np.random.default_rng(1)
     before = rng.normal(0, 1, 800)
     after = before - rng.normal(0.05, 0.1, 800)
-    found = contract(before, after, Drop(value=0.06, confidence=0.95))
-    assert found.drop == pytest.approx(0.05, abs=0.02)
-    assert found.low < found.drop < found.high
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.1 / np.sqrt(800), rel=0.2)
+    result = contract(before, after, Drop(value=0.06, confidence=0.95))
+    assert result.drop == pytest.approx(0.05, abs=0.02)
+    assert result.low < result.drop < result.high
+    assert result.high - result.low == pytest.approx(2 * 1.96 * 0.1 / np.sqrt(800), rel=0.2)

@@ -1,4 +1,4 @@
-"""The activation arena: lifetimes by hand, what shares a buffer, and plans that never overlap."""
+"""The activation arena: lifetimes, shared buffers, and plans without overlap."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def chain(*ops: Op, features: int = 10) -> Graph:
 
 
 def test_a_chain_by_hand() -> None:
-    found = arena(chain(dense("a", 10, 20), dense("b", 20, 5), dense("c", 5, 1)))
-    assert dict(found.timeline) == {"x": 40, "a": 120, "b": 100, "c": 24}
-    assert (found.peak_bytes, found.at_op) == (120, "a")
-    assert found.planned_bytes(1) == 120
+    memory = arena(chain(dense("a", 10, 20), dense("b", 20, 5), dense("c", 5, 1)))
+    assert dict(memory.timeline) == {"x": 40, "a": 120, "b": 100, "c": 24}
+    assert (memory.peak_bytes, memory.at_op) == (120, "a")
+    assert memory.planned_bytes(1) == 120
     assert (
         arena(chain(dense("a", 10, 21))).planned_bytes(16) == 96 + 40
     )  # the 84 bytes of a end at 84, the next multiple of 16 is 96
@@ -91,13 +91,13 @@ def test_inputs_live_from_the_start_and_outputs_to_the_end() -> None:
     ],
     ids=str,
 )
-def test_what_shares_the_buffer_of_a_dense_layer(op: Op, shares: bool) -> None:
-    found = arena(chain(dense("a", 10, 20), op, dense("b", 20 if op.kind != "Reshape" else 4, 1)))
-    assert found.timeline["y"] == (80 if shares else 160)
-    assert len(found.buffers) == (3 if shares else 4)
+def test_ops_that_share_the_buffer_of_a_dense_layer(op: Op, shares: bool) -> None:
+    memory = arena(chain(dense("a", 10, 20), op, dense("b", 20 if op.kind != "Reshape" else 4, 1)))
+    assert memory.timeline["y"] == (80 if shares else 160)
+    assert len(memory.buffers) == (3 if shares else 4)
 
 
-def test_nothing_shares_what_another_op_reads() -> None:
+def test_no_op_shares_a_buffer_that_another_op_reads() -> None:
     g = chain(dense("a", 10, 20), Op("y", "ReLU"))
     g.outputs = (*g.outputs, Ref("a"))
     assert arena(g).timeline["y"] == 160
@@ -116,7 +116,7 @@ def test_a_relu_after_another_activation_is_an_op_of_its_own() -> None:
     )
 
 
-def test_an_activation_argument_that_is_not_fused_costs_as_a_layer_does() -> None:
+def test_an_activation_argument_that_is_not_fused_costs_as_much_as_a_layer() -> None:
     argument = arena(chain(dense("a", 10, 20, activation="sigmoid"), dense("b", 20, 1)))
     layer = arena(
         chain(
@@ -132,8 +132,8 @@ def test_integers_keep_their_size() -> None:
     import keras
 
     tokens = keras.Input((7,), dtype="int32", name="tokens")
-    found = arena(helpers.graph_of(keras.Model(tokens, keras.layers.Embedding(11, 4)(tokens))), 1)
-    assert found.peak_bytes == 7 * 4 + 7 * 4
+    memory = arena(helpers.graph_of(keras.Model(tokens, keras.layers.Embedding(11, 4)(tokens))), 1)
+    assert memory.peak_bytes == 7 * 4 + 7 * 4
 
 
 def test_a_shape_that_is_not_fixed_is_refused() -> None:
@@ -167,29 +167,29 @@ def test_models_of_helpers() -> None:
         valid(arena(helpers.graph_of(model)), 16)
 
 
-def valid(found: Arena, alignment: int) -> None:
-    offsets = plan(found.buffers, alignment)
+def valid(memory: Arena, alignment: int) -> None:
+    offsets = plan(memory.buffers, alignment)
     assert all(offset % alignment == 0 for offset in offsets.values())
-    for i, one in enumerate(found.buffers):
-        for other in found.buffers[:i]:
+    for i, one in enumerate(memory.buffers):
+        for other in memory.buffers[:i]:
             if one.meets(other):
                 assert (
                     offsets[one.name] + one.size <= offsets[other.name]
                     or offsets[other.name] + other.size <= offsets[one.name]
                 )
-    steps = range(max(buffer.last for buffer in found.buffers) + 1)
+    steps = range(max(buffer.last for buffer in memory.buffers) + 1)
     assert (
-        found.peak_bytes
-        == max(sum(b.size for b in found.buffers if b.first <= step <= b.last) for step in steps)
-        == max(found.timeline.values())
+        memory.peak_bytes
+        == max(sum(b.size for b in memory.buffers if b.first <= step <= b.last) for step in steps)
+        == max(memory.timeline.values())
     )
-    assert found.planned_bytes(alignment) >= found.peak_bytes
-    assert found.timeline[found.at_op] == found.peak_bytes
+    assert memory.planned_bytes(alignment) >= memory.peak_bytes
+    assert memory.timeline[memory.at_op] == memory.peak_bytes
 
 
 @st.composite
 def nets(draw: st.DrawFn) -> Graph:
-    """Dense layers, additions, joins and activations that read any earlier tensors, with one to three outputs."""
+    """Graphs of Dense, Add, Concatenate and activations of earlier tensors, with 1 to 3 outputs."""
     g = Graph("random")
     width = draw(st.integers(1, 30))
     refs = [g.add(Op("x", "InputLayer", {"batch_shape": (None, width)}))]

@@ -1,4 +1,4 @@
-"""The chain behind a layer: found through BatchNorm, Add and activation, and no further than one reader."""
+"""Epilogues: BatchNorm, Add and activation, up to the first tensor with several readers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def names(chain: Epilogue) -> tuple[str | None, str | None, str | None, str]:
 
 
 def tail(*layers, data_format: str = "channels_last", kind: str = "Conv2D") -> Graph:
-    """A convolution named conv, and layers behind it."""
+    """A convolution named conv with layers behind it."""
     import keras
 
     x = image = keras.Input((6, 6, 4), name="image")
@@ -167,12 +167,12 @@ def test_the_feature_map_is_what_the_network_computes() -> None:
     chain = epilogue_of(graph, "conv")
     probe = graph.copy()
     probe.outputs, probe.structure = (Ref("conv"), Ref("stem"), Ref("relu1")), (None, None)
-    response, addend, wanted = (
+    response, addend, expected = (
         x.reshape(-1, 6) for x in keras_io.predict(probe, helpers.random_inputs(graph, 4))
     )
-    found = FeatureMap(chain, response, addend)
-    np.testing.assert_allclose(found.reference, wanted, atol=1e-5)
-    assert found.energy == pytest.approx(float(np.square(wanted).sum()), rel=1e-4)
+    feature_map = FeatureMap(chain, response, addend)
+    np.testing.assert_allclose(feature_map.reference, expected, atol=1e-5)
+    assert feature_map.energy == pytest.approx(float(np.square(expected).sum()), rel=1e-4)
     assert chain.scale == pytest.approx(
         np.asarray(graph.op("bn1").weights["gamma"])
         / np.sqrt(graph.op("bn1").weights["moving_variance"] + 1e-3),
@@ -184,9 +184,9 @@ def test_reestimation_undoes_a_shift_and_nearly_a_scale() -> None:
     graph = helpers.graph_of(helpers.residual())
     response = np.random.default_rng(0).standard_normal((500, 6)).astype(np.float32)
     addend = np.zeros_like(response)
-    found = FeatureMap(epilogue_of(graph, "conv"), response, addend)
-    np.testing.assert_allclose(found(response + 3), found.reference, atol=1e-4)
+    feature_map = FeatureMap(epilogue_of(graph, "conv"), response, addend)
+    np.testing.assert_allclose(feature_map(response + 3), feature_map.reference, atol=1e-4)
     np.testing.assert_allclose(
-        found(3 * response + 1), found.reference, atol=0.01
+        feature_map(3 * response + 1), feature_map.reference, atol=0.01
     )  # but for the epsilon
-    assert np.abs(found(response[::-1]) - found.reference).max() > 0.1
+    assert np.abs(feature_map(response[::-1]) - feature_map.reference).max() > 0.1

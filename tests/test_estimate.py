@@ -1,4 +1,4 @@
-"""The times of emitted files on a device that cannot be reached: from their own operators, as in the build that emitted them."""
+"""Estimated latencies of emitted files on a device that cannot be reached."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ MODELS = {
 @pytest.fixture(scope="module")
 def emitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Path]]:
     """Each of MODELS as a graph and as an int8 file."""
-    found = {}
+    files = {}
     for name, model in MODELS.items():
         graph = fold_batchnorm(keras_io.from_keras(model()))
         path = tmp_path_factory.mktemp("emitted") / f"{name}.tflite"
         TFLite("int8").emit(graph, path, helpers.random_inputs(graph, 8))
-        found[name] = (graph, path)
-    return found
+        files[name] = (graph, path)
+    return files
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_file_is_priced_as_the_graph_that_it_was_emitted_from(
+def test_a_file_has_the_estimate_of_the_graph_that_it_was_emitted_from(
     name: str, emitted: dict[str, tuple[Any, Path]]
 ) -> None:
     graph, path = emitted[name]
     profile = latency.load("cortex-m7", "tflite", "int8", 1)
     assert profile is not None
-    found = operators.read(path)
-    assert found.precision == "int8"
-    wanted = [each for _, each in workloads(graph)]
+    network = operators.read(path)
+    assert network.precision == "int8"
+    expected = [op for _, op in workloads(graph)]
     # A file has a bias for each of its convolutions, and its own order.
     layers, own = (
-        sorted((each.kind, each.kernel, each.groups, each.macs) for each in ops if each.macs)
-        for ops in (found.workloads, wanted)
+        sorted((op.kind, op.kernel, op.groups, op.macs) for op in ops if op.macs)
+        for ops in (network.workloads, expected)
     )
     assert layers == own
     (measured,) = api.measure([path], device="cortex-m7")
     assert measured.source == "estimated"
     assert (
-        measured.median_ms == measured.p90_ms == pytest.approx(profile.predict(wanted), rel=0.03)
+        measured.median_ms == measured.p90_ms == pytest.approx(profile.predict(expected), rel=0.03)
     ), "a file may convert between scales"
 
 
@@ -89,7 +89,7 @@ def test_the_command_calls_it_an_estimate(
 
 
 @pytest.mark.parametrize(
-    ("precision", "wanted"),
+    ("precision", "expected"),
     [
         ("fp32", "fp32"),
         ("fp16", "fp16"),
@@ -98,12 +98,12 @@ def test_the_command_calls_it_an_estimate(
         ("int8", "int8"),
     ],
 )
-def test_the_precision_is_that_of_the_layers(precision: Any, wanted: str, tmp_path: Path) -> None:
+def test_the_precision_is_that_of_the_layers(precision: Any, expected: str, tmp_path: Path) -> None:
     graph = fold_batchnorm(keras_io.from_keras(helpers.dense_net(features=48, widths=(64, 32))))
     path = (
         TFLite(precision).emit(graph, tmp_path / "net.tflite", helpers.random_inputs(graph, 8)).path
     )
-    assert operators.read(path).precision == wanted
+    assert operators.read(path).precision == expected
     if precision != "int8":
         with pytest.raises(
             UsageError,

@@ -1,4 +1,4 @@
-"""EVBMF finds the rank that was hidden under noise."""
+"""EVBMF: the rank of a matrix under noise."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from benchmarks.evbmf import evbmf_rank
 
 @pytest.mark.parametrize("shape", [(64, 64), (48, 200), (200, 48)])
 @pytest.mark.parametrize("rank", [1, 5, 12])
-def test_the_hidden_rank_is_found(shape, rank) -> None:
+def test_the_rank_under_noise_is_estimated(shape, rank) -> None:
     rng = np.random.default_rng(rank)
     signal = rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, shape[1]))
     assert evbmf_rank(signal + 0.1 * rng.standard_normal(shape)) == rank
 
 
-def test_noise_alone_and_nothing_have_no_rank() -> None:
+def test_noise_and_zeros_have_rank_zero() -> None:
     assert evbmf_rank(np.random.default_rng(0).standard_normal((60, 90))) == 0
     assert evbmf_rank(np.zeros((5, 8))) == 0
 
 
-def test_more_noise_hides_more() -> None:
+def test_more_noise_lowers_the_rank() -> None:
     rng = np.random.default_rng(1)
     signal = (rng.standard_normal((80, 40)) * np.geomspace(1, 0.01, 40)) @ rng.standard_normal(
         (40, 60)

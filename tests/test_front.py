@@ -1,4 +1,4 @@
-"""The Pareto front: exact, undominated, and the same question for each method."""
+"""The Pareto front: exact, undominated, and by method."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def state() -> State:
     return explored(state_of(helpers.graph_of(helpers.conv_net(filters=(10, 12, 14)))))
 
 
-def test_the_front_is_one_way_and_ends_at_the_whole_network() -> None:
+def test_the_front_is_monotonic_and_ends_at_the_original() -> None:
     points = front(state(), points=6)
     macs, divergence = [p["macs"] for p in points], [p["predicted_divergence"] for p in points]
     assert macs == sorted(macs)
@@ -38,7 +38,7 @@ def test_the_front_is_one_way_and_ends_at_the_whole_network() -> None:
     assert sum(points[0]["methods"].values()) >= 3
 
 
-def test_each_point_is_what_the_allocation_gives_at_its_budget() -> None:
+def test_each_point_is_the_allocation_at_its_budget() -> None:
     for point in front(state(), points=5):
         selection = SelectRanks(max_macs=Budget(value=point["macs"], relative=False))(state()).fact(
             Selection

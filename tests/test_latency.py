@@ -1,4 +1,4 @@
-"""Cost profiles: fits recover what made the times, corrections make measured networks predicted as measured, files are found and named when damaged."""
+"""Cost profiles: fits, corrections by measured networks, and files."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def profile() -> CostProfile:
     return fitting.fit(samples, layouts=((1, 1),), **ABOUT)
 
 
-def test_a_fit_finds_the_tiles_and_costs_that_made_the_times(profile: CostProfile) -> None:
-    found = profile.families["conv"]
-    assert found.tile[:2] == (6, 16)
-    assert found.costs["macs"] == pytest.approx(2e-8, rel=0.05)
+def test_a_fit_recovers_tiles_and_costs(profile: CostProfile) -> None:
+    family = profile.families["conv"]
+    assert family.tile[:2] == (6, 16)
+    assert family.costs["macs"] == pytest.approx(2e-8, rel=0.05)
     assert profile.families["depthwise"].costs["macs"] == pytest.approx(5e-8, rel=0.1)
     assert profile.overhead == 0, "single ops do not tell it"
     assert profile.held_out["conv"].mean < 0.03
@@ -94,16 +94,16 @@ def test_ops_never_seen_are_predicted(profile: CostProfile) -> None:
     assert errors.mean() < 0.03
 
 
-def test_networks_tell_the_overhead_and_their_ops_apart() -> None:
+def test_networks_separate_the_overhead_from_their_ops() -> None:
     rng = np.random.default_rng(2)
     networks = [drawn(int(rng.integers(1, 8)), rng) for _ in range(120)]
-    found = fitting.fit(
+    fitted = fitting.fit(
         [(ops, 0.01 + sum(map(truth, ops))) for ops in networks], layouts=((1, 1),), **ABOUT
     )
-    assert found.overhead == pytest.approx(0.01, rel=0.1)
-    assert found.held_out["networks"].n == 120
+    assert fitted.overhead == pytest.approx(0.01, rel=0.1)
+    assert fitted.held_out["networks"].n == 120
     fresh = drawn(10, rng)
-    assert found.predict(fresh) == pytest.approx(0.01 + sum(map(truth, fresh)), rel=0.05)
+    assert fitted.predict(fresh) == pytest.approx(0.01 + sum(map(truth, fresh)), rel=0.05)
 
 
 def test_a_layout_is_found_where_other_kernels_run_odd_channels() -> None:
@@ -112,24 +112,24 @@ def test_a_layout_is_found_where_other_kernels_run_odd_channels() -> None:
         conv(int(rng.integers(4, 30)), int(rng.integers(2, 80)), 16 * int(rng.integers(1, 6)))
         for _ in range(160)
     ]
-    found = fitting.fit(
+    fitted = fitting.fit(
         [
             (op, truth(op) * (3 if op.inputs[0][-1] % 4 and op.inputs[0][-1] >= 16 else 1))
             for op in ops
         ],
         **ABOUT,
     )
-    assert found.layout == (4, 16)
-    assert found.op(conv(8, 33, 32)) == pytest.approx(3 * truth(conv(8, 33, 32)), rel=0.1)
+    assert fitted.layout == (4, 16)
+    assert fitted.op(conv(8, 33, 32)) == pytest.approx(3 * truth(conv(8, 33, 32)), rel=0.1)
 
 
-def test_one_outlier_does_not_rule() -> None:
+def test_a_fit_is_robust_to_an_outlier() -> None:
     rng = np.random.default_rng(4)
     samples = [(op, truth(op)) for op in drawn(120, rng)]
     samples[0] = (samples[0][0], 50 * samples[0][1])
-    found = fitting.fit(samples, layouts=((1, 1),), **ABOUT)
+    fitted = fitting.fit(samples, layouts=((1, 1),), **ABOUT)
     fresh = drawn(50, rng)
-    assert np.abs(found.ops(fresh) / [truth(op) for op in fresh] - 1).mean() < 0.05
+    assert np.abs(fitted.ops(fresh) / [truth(op) for op in fresh] - 1).mean() < 0.05
 
 
 def test_too_few_or_impossible_times_are_refused() -> None:
@@ -139,7 +139,7 @@ def test_too_few_or_impossible_times_are_refused() -> None:
         fitting.fit([(conv(4, 4, 4), 0.0)] * 6, **ABOUT)
 
 
-def test_what_was_measured_is_taken_as_it_is(profile: CostProfile) -> None:
+def test_measured_times_replace_predictions(profile: CostProfile) -> None:
     first, second = conv(8, 16, 16), depthwise(8, 16)
     assert profile.predict([first, second], {first: 7.0}) == pytest.approx(7 + profile.op(second))
     assert profile.predict([]) == 0
@@ -148,16 +148,16 @@ def test_what_was_measured_is_taken_as_it_is(profile: CostProfile) -> None:
 # -- corrections -----------------------------------------------------------------------------------
 
 
-def test_one_round_is_met_and_moves_everything_alike(profile: CostProfile) -> None:
+def test_one_round_scales_all_families_alike(profile: CostProfile) -> None:
     network = [conv(16, 8, 32), depthwise(16, 32), conv(16, 32, 32, 1)]
     before = profile.predict(network)
-    found = latency.corrected(profile, [(network, 1.4 * before)])
-    assert found.predict(network) == pytest.approx(1.4 * before, rel=1e-3)
+    corrected = latency.corrected(profile, [(network, 1.4 * before)])
+    assert corrected.predict(network) == pytest.approx(1.4 * before, rel=1e-3)
     other = [conv(9, 20, 20)]
-    assert found.predict(other) == pytest.approx(1.4 * profile.predict(other), rel=0.05)
+    assert corrected.predict(other) == pytest.approx(1.4 * profile.predict(other), rel=0.05)
 
 
-def test_further_rounds_tell_the_families_apart(profile: CostProfile) -> None:
+def test_further_rounds_scale_families_differently(profile: CostProfile) -> None:
     networks = [
         [conv(16, 8, 32)] * 4,
         [depthwise(16, 64)] * 4,
@@ -167,18 +167,19 @@ def test_further_rounds_tell_the_families_apart(profile: CostProfile) -> None:
     def real(ops: list[Workload]) -> float:
         return float(sum(profile.op(op) * (1.2 if op.kind == "depthwise" else 0.9) for op in ops))
 
-    found = latency.corrected(profile, [(ops, real(ops)) for ops in networks[:2]])
-    assert found.predict(networks[2]) == pytest.approx(real(networks[2]), rel=0.02)
-    assert found.families["depthwise"].factor / found.families["conv"].factor == pytest.approx(
-        1.2 / 0.9, rel=0.05
-    )
+    corrected = latency.corrected(profile, [(ops, real(ops)) for ops in networks[:2]])
+    assert corrected.predict(networks[2]) == pytest.approx(real(networks[2]), rel=0.02)
+    factors = {name: family.factor for name, family in corrected.families.items()}
+    assert factors["depthwise"] / factors["conv"] == pytest.approx(1.2 / 0.9, rel=0.05)
 
 
-def test_corrections_do_not_pile_up(profile: CostProfile) -> None:
+def test_corrections_do_not_accumulate(profile: CostProfile) -> None:
     network = [conv(16, 8, 32), depthwise(16, 32)]
     rounds = [(network, profile.predict(network))]
-    found = latency.corrected(profile, rounds)
-    assert all(family.factor == pytest.approx(1, abs=1e-6) for family in found.families.values())
+    corrected = latency.corrected(profile, rounds)
+    assert all(
+        family.factor == pytest.approx(1, abs=1e-6) for family in corrected.families.values()
+    )
     assert latency.corrected(profile, []) is profile
 
 
@@ -187,10 +188,10 @@ def test_corrections_do_not_pile_up(profile: CostProfile) -> None:
 
 def test_every_op_of_a_network_has_a_family_and_its_terms() -> None:
     graph = helpers.graph_of(helpers.branches())
-    for _, each in workloads(graph):
-        found = work(each)
-        assert found.family in FAMILIES
-        assert all(size >= 0 for size in (found.positions, found.columns, found.depth))
+    for _, op in workloads(graph):
+        features = work(op)
+        assert features.family in FAMILIES
+        assert all(size >= 0 for size in (features.positions, features.columns, features.depth))
 
 
 def test_a_part_of_a_tile_costs_a_whole_one() -> None:
@@ -212,28 +213,28 @@ def test_a_family_that_was_not_measured_is_like_another_one() -> None:
         only.op(Workload("sigmoid", ((8,),), (8,)))
 
 
-def test_the_users_file_wins_over_the_one_that_ships(profile: CostProfile) -> None:
+def test_the_users_file_comes_before_the_one_that_ships(profile: CostProfile) -> None:
     shipped = latency.load("cortex-m7", "tflite", "int8", 1)
     assert shipped is not None
     assert shipped.estimated
     own = profile.model_copy(update={"device": "cortex-m7", "precision": "int8"})
     CostFile(profiles=(own,)).write(latency.user_file("cortex-m7"))
-    found = latency.load("cortex-m7", "tflite", "int8", 1)
-    assert found is not None
-    assert not found.estimated
-    assert found.op(conv(8, 9, 9)) == pytest.approx(own.op(conv(8, 9, 9)), rel=1e-3)
+    loaded = latency.load("cortex-m7", "tflite", "int8", 1)
+    assert loaded is not None
+    assert not loaded.estimated
+    assert loaded.op(conv(8, 9, 9)) == pytest.approx(own.op(conv(8, 9, 9)), rel=1e-3)
     assert latency.load("cortex-m7", "tflite", "int8", 8) is None
     latency.user_file("cortex-m7").unlink()
 
 
-def test_a_profile_takes_the_place_of_its_like(profile: CostProfile) -> None:
+def test_a_profile_replaces_that_of_the_same_conditions(profile: CostProfile) -> None:
     more = profile.model_copy(update={"threads": 2})
     file = (
         CostFile(profiles=(profile,))
         .with_profile(more)
         .with_profile(profile.model_copy(update={"overhead": 3.0}))
     )
-    assert [(each.threads, each.overhead) for each in file.profiles] == [
+    assert [(p.threads, p.overhead) for p in file.profiles] == [
         (1, 3.0),
         (2, profile.overhead),
     ]
@@ -255,25 +256,25 @@ def test_a_damaged_file_is_named(tmp_path) -> None:
     ("device", "forms"),
     [("host", ("tflite", "onnx")), ("cortex-m7", ("tflite",)), ("cortex-m4", ("tflite",))],
 )
-def test_the_profiles_that_ship_are_whole(device: str, forms: tuple[str, ...]) -> None:
+def test_the_profiles_that_ship_are_complete(device: str, forms: tuple[str, ...]) -> None:
     precision = "fp32" if device == "host" else "int8"
     graph = helpers.graph_of(helpers.branches())
     for form in forms:
-        found = latency.load(device, form, precision, devices.load(device).threads)
-        assert found is not None
-        assert found.device == device
-        assert found.predict([each for _, each in workloads(graph)]) > 0
-        assert found.estimated == (device != "host")
-        assert (found.source is not None) == found.estimated
+        loaded = latency.load(device, form, precision, devices.load(device).threads)
+        assert loaded is not None
+        assert loaded.device == device
+        assert loaded.predict([op for _, op in workloads(graph)]) > 0
+        assert loaded.estimated == (device != "host")
+        assert (loaded.source is not None) == loaded.estimated
 
 
 def test_the_network_that_the_cortex_m7_figures_come_from() -> None:
-    found = latency.load("cortex-m7", "tflite", "int8", 1)
-    assert found is not None
+    loaded = latency.load("cortex-m7", "tflite", "int8", 1)
+    assert loaded is not None
     layers = [conv(32, 3, 32, 5), conv(16, 32, 32, 5), conv(8, 32, 64, 5)]
     pools = [
         Workload("pool", ((2 * n, 2 * n, c),), (n, n, c), (3, 3), (2, 2))
         for n, c in ((16, 32), (8, 32), (4, 64))
     ]
     dense = Workload("dense", ((1024,),), (10,), params=10_250, macs=10_240)
-    assert found.predict([*layers, *pools, dense]) == pytest.approx(99.1, rel=0.03)
+    assert loaded.predict([*layers, *pools, dense]) == pytest.approx(99.1, rel=0.03)

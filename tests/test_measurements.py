@@ -1,4 +1,4 @@
-"""The store of measurements: found again by key, shared between processes, never in the way when its file is damaged."""
+"""The store of measurements: by key, shared between processes, robust against damaged files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def path(tmp_path, monkeypatch) -> Path:
     return measurements.place()
 
 
-def test_what_was_put_is_found_and_nothing_else(path) -> None:
+def test_samples_are_returned_for_their_own_key_only(path) -> None:
     store = Store()
     other = replace(KEY, subject=of_model("abc"))
     store.put({KEY: SAMPLE, other: replace(SAMPLE, median=2.0)})
@@ -42,7 +42,7 @@ def test_what_was_put_is_found_and_nothing_else(path) -> None:
     assert path.is_file()
 
 
-def test_the_last_measurement_counts(path) -> None:
+def test_a_new_sample_replaces_the_old_one(path) -> None:
     store = Store()
     store.put({KEY: SAMPLE})
     store.put({KEY: replace(SAMPLE, median=9.0)})
@@ -86,7 +86,7 @@ def test_a_file_damaged_later_is_set_aside_too(path) -> None:
     assert len(lines) == 1
 
 
-def test_where_nothing_can_be_written_that_is_said_once(tmp_path) -> None:
+def test_a_folder_that_cannot_be_written_is_logged_once(tmp_path) -> None:
     (tmp_path / "file").touch()
     lines: list[str] = []
     store = Store(tmp_path / "file" / "x.sqlite", lines.append)
@@ -94,7 +94,7 @@ def test_where_nothing_can_be_written_that_is_said_once(tmp_path) -> None:
     assert store.get([KEY]) == {}
     assert store.history() == []
     assert len(lines) == 1
-    assert "measuring without them" in lines[0]
+    assert "continuing without it" in lines[0]
 
 
 def test_two_processes_write_at_once(path) -> None:
@@ -111,6 +111,6 @@ def test_two_processes_write_at_once(path) -> None:
         for name in ("a", "b")
     ]
     for writer in writers:
-        _, said = writer.communicate(timeout=120)
-        assert writer.returncode == 0, said
+        _, errors = writer.communicate(timeout=120)
+        assert writer.returncode == 0, errors
     assert [len(Store().history(name)) for name in ("a", "b")] == [200, 200]

@@ -1,4 +1,4 @@
-"""Every metric, which one is taken by itself, and which data have class labels."""
+"""The metrics, the default one, and the recognition of class labels."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_labels_for_two_outputs_are_no_classification() -> None:
     assert not is_classification(Split(INPUTS, (INDICES, INDICES)), 1, 3)
 
 
-# -- metric ------------------------------------------------------------------------------------------------------------------------
+# -- metric ----------------------------------------------------------------------------------------
 
 
 def outputs(*shapes: tuple[int, ...]) -> Graph:
-    """A graph whose outputs have those shapes."""
+    """A graph with outputs of those shapes."""
     g = Graph("outputs")
     g.outputs = tuple(
         g.add(Op(f"out{i}", "InputLayer", {"batch_shape": (None, *shape)}))
@@ -71,51 +71,52 @@ def outputs(*shapes: tuple[int, ...]) -> Graph:
     return g
 
 
-def test_accuracy_is_taken_for_classes() -> None:
-    found = metric(None, outputs((3,)), split(INDICES))
-    assert (found.name, found.percent, found.higher_is_better) == ("accuracy", True, True)
-    assert found.score((SCORES,), split(INDICES)) == 0.75
-    assert found.per_sample((SCORES,), split(INDICES)).tolist() == [1, 1, 0, 1]
-    assert found.shown(0.75) == "75.00 %"
-    assert found.drop(0.75, 0.5) == 0.25
-    assert found.better(0.75, 0.5)
+def test_accuracy_is_the_default_for_classes() -> None:
+    chosen = metric(None, outputs((3,)), split(INDICES))
+    assert (chosen.name, chosen.percent, chosen.higher_is_better) == ("accuracy", True, True)
+    assert chosen.score((SCORES,), split(INDICES)) == 0.75
+    assert chosen.per_sample((SCORES,), split(INDICES)).tolist() == [1, 1, 0, 1]
+    assert chosen.shown(0.75) == "75.00 %"
+    assert chosen.drop(0.75, 0.5) == 0.25
+    assert chosen.better(0.75, 0.5)
     broken = np.where(np.arange(4)[:, None] == 0, np.nan, SCORES)
-    assert found.score((broken,), split(INDICES)) == 0.5  # also where class 0 would have been right
+    # A sample whose class 0 would have been right is wrong as well.
+    assert chosen.score((broken,), split(INDICES)) == 0.5
 
 
-def test_squared_errors_are_taken_for_values() -> None:
+def test_the_squared_error_is_the_default_for_values() -> None:
     values = np.array([[0.0, 2.0], [2.0, 0.5], [0.5, 3.0], [1.0, 1.0]], np.float32)
     truth = split(values)
-    found = metric(None, outputs((2,)), truth)
-    assert (found.name, found.percent, found.higher_is_better) == (
+    chosen = metric(None, outputs((2,)), truth)
+    assert (chosen.name, chosen.percent, chosen.higher_is_better) == (
         "mean squared error",
         False,
         False,
     )
-    assert found.score((values + 0.5,), truth) == pytest.approx(0.25)
-    assert found.per_sample((values + 0.5,), truth).tolist() == [0.25] * 4
-    assert found.drop(0.1, 0.1 + 0.01 * values.var(0).mean()) == pytest.approx(
+    assert chosen.score((values + 0.5,), truth) == pytest.approx(0.25)
+    assert chosen.per_sample((values + 0.5,), truth).tolist() == [0.25] * 4
+    assert chosen.drop(0.1, 0.1 + 0.01 * values.var(0).mean()) == pytest.approx(
         0.01
     )  # a hundredth of what is to be explained
-    assert found.drop_unit == "% of the variance of the labels"
-    assert found.better(0.1, 0.2)
+    assert chosen.drop_unit == "% of the variance of the labels"
+    assert chosen.better(0.1, 0.2)
     assert metric("mse", outputs((3,)), split(INDICES)).score((ONE_HOT,), split(INDICES)) == 0
 
 
-def test_fidelity_is_taken_without_labels() -> None:
+def test_fidelity_is_the_default_without_labels() -> None:
     graph = helpers.graph_of(helpers.dense_net())
     truth = Split(helpers.random_inputs(graph, 50))
-    found = metric(None, graph, truth)
+    chosen = metric(None, graph, truth)
     (own,) = keras_io.predict(graph, truth.inputs)
-    assert found.name == "fidelity to the original"
-    assert found.score((own,), truth) == pytest.approx(1)
-    assert found.score((np.broadcast_to(own.mean(0), own.shape),), truth) == pytest.approx(
+    assert chosen.name == "fidelity to the original"
+    assert chosen.score((own,), truth) == pytest.approx(1)
+    assert chosen.score((np.broadcast_to(own.mean(0), own.shape),), truth) == pytest.approx(
         0, abs=1e-5
     )
     noise = 0.1 * own.std(0) * np.random.default_rng(0).standard_normal(own.shape)
-    assert found.score((own + noise,), truth) == pytest.approx(0.99, abs=0.005)
-    assert found.per_sample((own + noise,), truth).mean() == pytest.approx(
-        found.score((own + noise,), truth)
+    assert chosen.score((own + noise,), truth) == pytest.approx(0.99, abs=0.005)
+    assert chosen.per_sample((own + noise,), truth).mean() == pytest.approx(
+        chosen.score((own + noise,), truth)
     )
     with pytest.raises(UsageError, match="no labels"):
         metric("accuracy", graph, truth)
@@ -127,10 +128,10 @@ def test_segmentation() -> None:
     )
     scores = np.eye(4, dtype=np.float32)[np.array([[[0, 0], [1, 0]], [[0, 0], [2, 2]]])]
     graph = outputs((2, 2, 4))
-    found = metric(None, graph, truth)
-    assert found.name == "pixel accuracy"
-    assert found.score((scores,), truth) == 7 / 8
-    assert found.per_sample((scores,), truth).tolist() == [0.75, 1]
+    chosen = metric(None, graph, truth)
+    assert chosen.name == "pixel accuracy"
+    assert chosen.score((scores,), truth) == 7 / 8
+    assert chosen.per_sample((scores,), truth).tolist() == [0.75, 1]
     iou = metric("miou", graph, truth)
     assert iou.score((scores,), truth) == pytest.approx(
         (4 / 5 + 1 / 2 + 1) / 3
@@ -152,15 +153,15 @@ def test_auc(classes: int) -> None:
         truth[:, None] == (np.arange(classes) if classes > 1 else 1)
     )
     one = Split((np.zeros((200, 1)),), (truth,))
-    found = metric("auc", outputs((classes,)), one).score((logits,), one)
+    score = metric("auc", outputs((classes,)), one).score((logits,), one)
     if classes == 4:
         softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        assert found == pytest.approx(
+        assert score == pytest.approx(
             np.mean([roc_auc_score(truth == k, logits[:, k]) for k in range(4)])
         )
-        assert abs(found - roc_auc_score(truth, softmax, multi_class="ovr")) < 0.05
+        assert abs(score - roc_auc_score(truth, softmax, multi_class="ovr")) < 0.05
     else:
-        assert found == pytest.approx(roc_auc_score(truth, logits[:, -1]))
+        assert score == pytest.approx(roc_auc_score(truth, logits[:, -1]))
     same = Split((np.zeros((3, 1)),), (np.ones(3, np.int32),))
     with pytest.raises(UsageError, match="one class"):
         metric("auc", outputs((classes,)), same).score((np.zeros((3, classes)),), same)
@@ -168,9 +169,9 @@ def test_auc(classes: int) -> None:
 
 def test_several_outputs() -> None:
     both = Split(INPUTS, (INDICES, 1 - INDICES % 2))
-    found = metric(None, outputs((3,), (2,)), both)
-    assert found.name == "accuracy, mean of 2 outputs"
-    assert found.score((SCORES, np.eye(2)[1 - INDICES % 2]), both) == (0.75 + 1) / 2
+    chosen = metric(None, outputs((3,), (2,)), both)
+    assert chosen.name == "accuracy, mean of 2 outputs"
+    assert chosen.score((SCORES, np.eye(2)[1 - INDICES % 2]), both) == (0.75 + 1) / 2
     values = np.array([[1.0], [2.0], [3.0], [6.0]], np.float32)
     mixed = Split(INPUTS, (INDICES, values))
     joint = metric(None, outputs((3,), (1,)), mixed)
@@ -191,11 +192,15 @@ def test_own_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         encoding="utf-8",
     )
     graph = outputs((3,))
-    found = metric("own_metrics:share", graph, split(INDICES))
-    assert (found.name, found.higher_is_better, found.percent) == ("own_metrics:share", True, False)
-    assert found.drop_unit == "% of the original's figure"
-    assert found.score((SCORES,), split(INDICES)) == 0.75
-    assert found.per_sample((SCORES,), split(INDICES)) is None
+    chosen = metric("own_metrics:share", graph, split(INDICES))
+    assert (chosen.name, chosen.higher_is_better, chosen.percent) == (
+        "own_metrics:share",
+        True,
+        False,
+    )
+    assert chosen.drop_unit == "% of the original's figure"
+    assert chosen.score((SCORES,), split(INDICES)) == 0.75
+    assert chosen.per_sample((SCORES,), split(INDICES)) is None
     lower = metric("own_metrics:apart:min", outputs((3,), (3,)), Split(INPUTS, (INDICES, ONE_HOT)))
     assert not lower.higher_is_better
     assert lower.score((0 * SCORES, ONE_HOT + 1), Split(INPUTS, (INDICES, ONE_HOT))) == 1

@@ -1,4 +1,4 @@
-"""The small networks of a calibration: the same each time, whole, and of every kind that a predictor has to know."""
+"""The small networks of a calibration: reproducible, valid, and of every family of ops."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lrfc.costs.microbench import networks
 from lrfc.costs.workload import workloads
 
 
-def test_they_are_whole_and_within_the_limits() -> None:
+def test_they_are_valid_and_within_the_limits() -> None:
     for graph in networks(25):
         graph.check()
-        own = [each for _, each in workloads(graph)]
-        assert sum(each.macs for each in own) <= microbench.LARGEST
-        assert sum(each.params for each in own) <= microbench.HEAVIEST
+        ops = [op for _, op in workloads(graph)]
+        assert sum(op.macs for op in ops) <= microbench.LARGEST
+        assert sum(op.params for op in ops) <= microbench.HEAVIEST
 
 
 def test_the_same_seed_gives_the_same_and_a_longer_list_begins_alike() -> None:
@@ -26,8 +26,8 @@ def test_the_same_seed_gives_the_same_and_a_longer_list_begins_alike() -> None:
 
 
 def test_all_families_occur_often_enough_to_be_fitted() -> None:
-    found = Counter(work(each).family for graph in networks() for _, each in workloads(graph))
-    assert {family for family, count in found.items() if count >= 10} >= {
+    counts = Counter(work(op).family for graph in networks() for _, op in workloads(graph))
+    assert {family for family, count in counts.items() if count >= 10} >= {
         "conv",
         "pointwise",
         "depthwise",
@@ -41,10 +41,7 @@ def test_all_families_occur_often_enough_to_be_fitted() -> None:
 
 def test_ranks_are_any_number_of_channels() -> None:
     widths = {
-        each.output[-1]
-        for graph in networks()
-        for _, each in workloads(graph)
-        if each.kind == "conv"
+        op.output[-1] for graph in networks() for _, op in workloads(graph) if op.kind == "conv"
     }
     assert {True, False} == {width % 4 == 0 for width in widths}
     assert min(widths) <= 4

@@ -1,4 +1,4 @@
-"""A network in parts computes what it computes whole, and after a change only the parts behind it run."""
+"""Networks in parts: outputs are those of the whole, and only parts behind a change run again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests import helpers
 
 
 def residual() -> keras.Model:
-    """Two inputs and two outputs, with tensors that pass several ops by."""
+    """Two inputs and two outputs, with tensors that skip several ops."""
     one, two = keras.Input((8, 8, 3), name="one"), keras.Input((5,), name="two")
     x = keras.layers.Conv2D(6, 3, padding="same", name="a")(one)
     y = keras.layers.BatchNormalization(name="norm")(

@@ -1,4 +1,4 @@
-"""The effect of a layer's error on the output: measured without leaving a trace, and growing with the error."""
+"""Sensitivity: the divergence grows with the error, and perturbations are undone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def same(a, b):
 
 
 @pytest.fixture(scope="module")
-def weighed():
+def predicted():
     graph = helpers.graph_of(helpers.conv_net(filters=(10, 12, 14)))
     inputs = helpers.random_inputs(graph, 32)
     spaces, samples = explored(graph, inputs)
@@ -53,12 +53,12 @@ def weighed():
         inputs,
         spaces,
         samples,
-        [Sensitivity(graph, inputs)(each, samples[each.op.name]) for each in spaces],
+        [Sensitivity(graph, inputs)(space, samples[space.op.name]) for space in spaces],
     )
 
 
-def test_every_candidate_has_an_impact_that_grows_with_its_error(weighed) -> None:
-    *_, spaces = weighed
+def test_every_candidate_has_a_divergence_that_grows_with_its_error(predicted) -> None:
+    *_, spaces = predicted
     assert len(spaces) >= 2
     for layer in spaces:
         assert layer.candidates[0].divergence == 0
@@ -72,7 +72,7 @@ def test_every_candidate_has_an_impact_that_grows_with_its_error(weighed) -> Non
 @pytest.mark.parametrize(
     "build", [lambda: helpers.conv_net(filters=(10, 12)), helpers.shared_conv, helpers.dense_net]
 )
-def test_a_perturbed_layer_computes_as_the_rewritten_graph_and_comes_back(build) -> None:
+def test_a_perturbed_layer_computes_as_the_rewritten_graph_and_is_restored(build) -> None:
     graph = helpers.graph_of(build())
     inputs = helpers.random_inputs(graph, 32)
     spaces, samples = explored(graph, inputs)
@@ -103,8 +103,8 @@ def test_a_perturbed_layer_computes_as_the_rewritten_graph_and_comes_back(build)
         assert helpers.difference(keras_io.predict(rewritten, inputs), perturbed) < 1e-4
 
 
-def test_the_perturbation_is_undone_after_a_failure(weighed) -> None:
-    graph, inputs, spaces, samples, _ = weighed
+def test_the_perturbation_is_undone_after_a_failure(predicted) -> None:
+    graph, inputs, spaces, samples, _ = predicted
     segments = Segments(graph, 2)
     segments.hold(inputs)
     before = weights(graph, segments)
@@ -146,8 +146,8 @@ def test_between_the_probes_the_fit_meets_them() -> None:
         ).divergence == pytest.approx(impact)
 
 
-def test_a_layer_without_choices_has_no_impact(weighed) -> None:
-    graph, inputs, spaces, samples, _ = weighed
+def test_a_layer_without_choices_has_no_divergence(predicted) -> None:
+    graph, inputs, spaces, samples, _ = predicted
     alone = LayerSpace(spaces[0].op, spaces[0].calls, spaces[0].candidates[:1])
     assert [
         c.divergence for c in Sensitivity(graph, inputs)(alone, samples[alone.op.name]).candidates
@@ -164,14 +164,14 @@ def test_divergence_by_hand() -> None:
     assert divergence((a, c), (a, c)) == 0
 
 
-def test_what_is_a_distribution() -> None:
+def test_probabilities_are_recognised() -> None:
     assert is_distribution(np.full((3, 4), 0.25))
     assert not is_distribution(np.ones((3, 1)))
     assert not is_distribution(np.array([[1.5, -0.5]]))
     assert not is_distribution(np.array([[0.5, 0.6]]))
 
 
-def test_doubtful_samples_tell_the_mean_with_fewer_images() -> None:
+def test_uncertain_samples_estimate_the_mean_with_fewer_images() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(512, 5)) * 8
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -191,7 +191,7 @@ def test_doubtful_samples_tell_the_mean_with_fewer_images() -> None:
     assert abs(drawn / whole - 1) < np.median(plain)
 
 
-def test_of_equally_doubtful_samples_all_weigh_the_same() -> None:
+def test_equally_uncertain_samples_have_equal_weights() -> None:
     chosen, weights = telling((np.full((40, 4), 0.25),), 10)
     assert len(chosen) == 10
     assert np.allclose(weights, 0.1)
@@ -200,7 +200,7 @@ def test_of_equally_doubtful_samples_all_weigh_the_same() -> None:
 @pytest.mark.parametrize(
     "sure", [np.eye(6)[:, :3] + np.eye(6)[:, 3:], np.tile([1.0, 0.0, 0.0], (6, 1))]
 )
-def test_a_network_without_doubt_and_one_without_classes_are_looked_at_as_they_come(sure) -> None:
+def test_without_uncertainty_or_classes_the_first_samples_are_used(sure) -> None:
     chosen, weights = telling((sure,), 3)
     assert len(chosen) == 3
     assert np.isfinite(weights).all()
@@ -212,7 +212,7 @@ def test_a_network_without_doubt_and_one_without_classes_are_looked_at_as_they_c
     assert weights is None
 
 
-def test_one_sample_that_carries_all_the_doubt_is_certain() -> None:
+def test_the_only_uncertain_sample_is_certainly_drawn() -> None:
     p = np.tile([1.0, 0.0], (50, 1))
     p[17] = 0.5
     chosen, weights = telling((p,), 5)

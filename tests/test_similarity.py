@@ -1,4 +1,4 @@
-"""The similarity measures: zero on equal maps, and blind to exactly what they claim to be blind to."""
+"""The similarity measures: zero on equal maps, and their invariances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_equal_maps_are_at_zero_and_unrelated_ones_far_away(name) -> None:
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_more_noise_is_further(name) -> None:
+def test_the_distance_grows_with_noise(name) -> None:
     distances = [MEASURES[name](MAP, MAP + noise * OTHER) for noise in (0.1, 0.3, 1.0)]
     assert distances == sorted(distances)
     assert distances[0] > 0
@@ -30,7 +30,7 @@ def test_relative_l2_by_hand() -> None:
     assert relative_l2(MAP, 2 * MAP) == pytest.approx(1, rel=1e-6)
 
 
-def test_what_each_measure_does_not_see() -> None:
+def test_the_invariances_of_each_measure() -> None:
     rotation, _ = np.linalg.qr(RNG.standard_normal((6, 6)))
     rotated, shifted = (
         (MAP @ rotation).astype(np.float32),

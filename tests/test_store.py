@@ -1,4 +1,4 @@
-"""The store of explored layers: found again by content, never in the way."""
+"""The cache of explored layers: entries match by content, and damage never stops a build."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lrfc.state import Progress, State
 from tests import helpers
 from tests.compression import SIZE, state_of
 
-FOUND = (
+CANDIDATES = (
     Candidate("conv", None, (), 100, 1000),
     Candidate("conv", "tucker2", (3, 4), 50, 400, 0.25, 1e-3),
 )
@@ -37,45 +37,45 @@ def values(candidates) -> list[tuple]:
     ]
 
 
-def test_what_is_kept_is_found_again(cache) -> None:
+def test_an_entry_is_read_as_it_was_written(cache) -> None:
     lines: list[str] = []
-    Store(cache, "key", lines.append).put("conv", FOUND, {"svd": "no"})
+    Store(cache, "key", lines.append).put("conv", CANDIDATES, {"svd": "no"})
     candidates, refusals = Store(cache, "key", lines.append).get("conv")
-    assert values(candidates) == values(FOUND)
+    assert values(candidates) == values(CANDIDATES)
     assert refusals == {"svd": "no"}
     assert Store(cache, "key", lines.append).get("other") is None
     assert Store(cache, "another key", lines.append).get("conv") is None
     assert lines == []
 
 
-def test_the_oldest_go(cache, monkeypatch) -> None:
+def test_the_oldest_entries_are_deleted(cache, monkeypatch) -> None:
     monkeypatch.setattr(module, "KEPT", 3)
     store = Store(cache, "key", print)
     for number in range(6):
-        store.put(f"layer{number}", FOUND, {})
+        store.put(f"layer{number}", CANDIDATES, {})
     assert [store.get(f"layer{number}") is None for number in range(6)] == [True] * 3 + [False] * 3
 
 
-def test_a_damaged_file_is_named_and_not_used(cache) -> None:
+def test_a_damaged_file_is_set_aside_and_a_new_one_begun(cache) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_text("this is no database, " * 100)
     lines: list[str] = []
     store = Store(cache, "key", lines.append)
-    store.put("conv", FOUND, {})
-    assert store.get("conv") is None
+    store.put("conv", CANDIDATES, {})
+    assert store.get("conv") is not None
     assert len(lines) == 1
     assert str(cache) in lines[0]
 
 
-def test_a_damaged_entry_is_explored_anew(cache) -> None:
+def test_a_damaged_entry_is_ignored(cache) -> None:
     store = Store(cache, "key", print)
-    store.put("conv", FOUND, {})
+    store.put("conv", CANDIDATES, {})
     with sqlite3.connect(cache) as database:
         database.execute("UPDATE layers SET found = '{\"candidates\": 5'")
     assert store.get("conv") is None
 
 
-def test_the_fingerprint_follows_weights_inputs_and_options() -> None:
+def test_the_fingerprint_depends_on_weights_inputs_and_options() -> None:
     graph = helpers.graph_of(helpers.conv_net())
     inputs = helpers.random_inputs(graph, 4)
     first = fingerprint(graph, inputs, ("svd",))
@@ -95,14 +95,14 @@ def test_the_fingerprint_follows_weights_inputs_and_options() -> None:
 
 
 class Stopped(BaseException):
-    """Stands for a kill."""
+    """A kill in the middle of an exploration."""
 
 
 def explore(state: State) -> State:
     return ExploreLayers(size=SIZE, sensitivity_images=32, cached=True)(state)
 
 
-def test_a_killed_exploration_goes_on_and_a_finished_one_is_not_repeated(monkeypatch) -> None:
+def test_a_killed_exploration_is_resumed_and_a_finished_one_not_repeated(monkeypatch) -> None:
     state = state_of(helpers.graph_of(helpers.conv_net(filters=(10, 12, 14))))
     fresh = ExploreLayers(size=SIZE, sensitivity_images=32)(state).fact(DesignSpace)
     explored: list[str] = []
@@ -120,9 +120,9 @@ def test_a_killed_exploration_goes_on_and_a_finished_one_is_not_repeated(monkeyp
     assert len(explored) == 2
     monkeypatch.setitem(ExploreLayers.__call__.__globals__, "compared", original)
     again = explore(state).fact(DesignSpace)
-    for found, wanted in zip(again.spaces, fresh.spaces, strict=True):
-        assert values(found.candidates) == values(wanted.candidates)
-        assert found.calls == wanted.calls
+    for result, expected in zip(again.spaces, fresh.spaces, strict=True):
+        assert values(result.candidates) == values(expected.candidates)
+        assert result.calls == expected.calls
     assert dict(again.skipped) == dict(fresh.skipped)
     monkeypatch.setitem(
         ExploreLayers.__call__.__globals__,
@@ -135,16 +135,16 @@ def test_a_killed_exploration_goes_on_and_a_finished_one_is_not_repeated(monkeyp
     ]
 
 
-def test_factors_of_a_stored_layer_are_those_of_a_fresh_one() -> None:
+def test_factors_of_a_cached_layer_equal_those_of_an_explored_one() -> None:
     state = state_of(helpers.graph_of(helpers.conv_net(filters=(10, 12))))
     first, second = explore(state), explore(replace(state, progress=Progress()))
-    for found, known in zip(
+    for result, known in zip(
         first.fact(DesignSpace).spaces, second.fact(DesignSpace).spaces, strict=True
     ):
-        candidate = found.candidates[1]
+        candidate = result.candidates[1]
         assert candidate.method is not None
         np.testing.assert_array_equal(
-            found.factors[candidate.method].kernel(candidate.ranks),
+            result.factors[candidate.method].kernel(candidate.ranks),
             known.factors[candidate.method].kernel(candidate.ranks),
         )
     assert SelectRanks()(second) is not second

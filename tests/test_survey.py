@@ -1,4 +1,4 @@
-"""lrfc explore and lrfc explain from end to end on the built-in example, and the page."""
+"""lrfc explore and lrfc explain, end to end on the built-in example, and the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIGITS = Path(__file__).parents[1] / "examples" / "digits.keras"
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> tuple[Survey, Path]:
+def exploration(tmp_path_factory) -> tuple[Survey, Path]:
     out = tmp_path_factory.mktemp("survey") / "out"
     return (
         api.explore(
@@ -36,8 +36,8 @@ def found(tmp_path_factory) -> tuple[Survey, Path]:
     )
 
 
-def test_the_folder_is_complete(found) -> None:
-    survey, out = found
+def test_the_folder_is_complete(exploration) -> None:
+    survey, out = exploration
     assert {path.name for path in out.iterdir()} == {
         "pareto.json",
         "candidates.csv",
@@ -53,8 +53,8 @@ def test_the_folder_is_complete(found) -> None:
     assert len(value["points"]) >= 3
 
 
-def test_the_table_compares_what_is_reachable(found) -> None:
-    table = dict(found[0].table())
+def test_the_table_compares_what_is_reachable(exploration) -> None:
+    table = dict(exploration[0].table())
     for number in range(len(SHARES)):
         alone = [
             values[number]
@@ -64,8 +64,8 @@ def test_the_table_compares_what_is_reachable(found) -> None:
         assert table["all"][number] <= min(alone) * (1 + 1e-9)
 
 
-def test_the_page_stands_alone_and_names_every_layer(found) -> None:
-    survey, out = found
+def test_the_page_is_self_contained_and_names_every_layer(exploration) -> None:
+    survey, out = exploration
     page = (out / "explore.html").read_text()
     assert not re.search(r"(src|href)=|<script|url\(", page)
     for space in survey.design.spaces:
@@ -74,10 +74,10 @@ def test_the_page_stands_alone_and_names_every_layer(found) -> None:
     assert page.count("<polyline") == 2 * len(survey.fronts)
 
 
-def test_it_is_printed_and_a_layer_explained(found, capsys) -> None:
+def test_it_is_printed_and_a_layer_explained(exploration, capsys) -> None:
     import sys
 
-    survey, out = found
+    survey, out = exploration
     terminal = Terminal(sys.stdout, sys.stderr)
     terminal.survey(survey, out)
     terminal.explanation(choices.explain(choices.read(out), survey.design.spaces[0].op.name))
@@ -93,8 +93,8 @@ def write(survey: Survey, out: Path) -> Path:
         return page.write(survey, place)
 
 
-def test_the_folder_is_replaced_and_a_strange_one_is_not(found, tmp_path) -> None:
-    survey, out = found
+def test_only_a_folder_of_lrfc_is_replaced(exploration, tmp_path) -> None:
+    survey, out = exploration
     assert write(survey, out) == out
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UsageError, match="not written by lrfc"):

@@ -1,4 +1,4 @@
-"""Workloads: what a runtime executes, by the text that they print."""
+"""Workloads of graphs and of factor layers, by their text."""
 
 from __future__ import annotations
 
@@ -17,22 +17,20 @@ from tests import helpers
 
 
 def text(graph: Graph) -> list[str]:
-    return [f"{name}: {each}" for name, each in workloads(graph)]
+    return [f"{name}: {op}" for name, op in workloads(graph)]
 
 
 def test_a_relu_is_fused_and_an_add_is_not_free() -> None:
     graph = fold_batchnorm(helpers.graph_of(helpers.residual()))
-    assert (
-        text(graph)
-        == [
-            "stem: conv 8x8x3 -> 8x8x6 k3x3 s1x1 d1x1 params=162 macs=10368",
-            "bn0: batchnormalization 8x8x6 -> 8x8x6 relu params=24 macs=0",  # two readers before it: it cannot be folded
-            "conv: conv 8x8x6 -> 8x8x6 k3x3 s1x1 d1x1 params=330 macs=20736",
-            "add: add 8x8x6+8x8x6 -> 8x8x6 relu params=0 macs=0",
-            "pool: reduce 8x8x6 -> 6 params=0 macs=0",
-            "head: dense 6 -> 3 params=21 macs=18",
-        ]
-    )
+    assert text(graph) == [
+        "stem: conv 8x8x3 -> 8x8x6 k3x3 s1x1 d1x1 params=162 macs=10368",
+        # Two ops read the tensor in front of it, so it cannot be folded.
+        "bn0: batchnormalization 8x8x6 -> 8x8x6 relu params=24 macs=0",
+        "conv: conv 8x8x6 -> 8x8x6 k3x3 s1x1 d1x1 params=330 macs=20736",
+        "add: add 8x8x6+8x8x6 -> 8x8x6 relu params=0 macs=0",
+        "pool: reduce 8x8x6 -> 6 params=0 macs=0",
+        "head: dense 6 -> 3 params=21 macs=18",
+    ]
 
 
 def test_an_activation_that_is_not_fused_runs_as_an_op_of_its_own() -> None:
@@ -65,11 +63,11 @@ def test_a_separable_convolution_is_two_ops() -> None:
 
 def test_the_macs_and_params_are_those_of_the_graph() -> None:
     graph = fold_batchnorm(helpers.graph_of(helpers.conv_net()))
-    assert sum(each.params for _, each in workloads(graph)) == graph.params
+    assert sum(op.params for _, op in workloads(graph)) == graph.params
 
 
 @pytest.mark.parametrize("method", ["channel_svd", "spatial_svd", "tucker2", "cp"])
-def test_a_chain_has_the_signatures_that_the_rewritten_graph_has(method: str) -> None:
+def test_factor_layers_have_the_workloads_of_the_rewritten_graph(method: str) -> None:
     graph = fold_batchnorm(helpers.graph_of(helpers.conv_net()))
     op = graph.op("conv1")
     source = graph.input_tensors("conv1")[0]
@@ -79,9 +77,7 @@ def test_a_chain_has_the_signatures_that_the_rewritten_graph_has(method: str) ->
     before = [name for name, _ in workloads(graph)]
     rewritten = graph.copy()
     rewritten.splice("conv1", stages)
-    expected = [
-        each for name, each in workloads(rewritten) if name not in before or name == "conv1"
-    ]
+    expected = [op for name, op in workloads(rewritten) if name not in before or name == "conv1"]
     assert list(chain(graph, "conv1", stages)) == expected
     assert expected[-1].activation == "relu"
     assert expected[0].activation is None
@@ -94,11 +90,11 @@ def test_the_tensorised_form_of_a_dense_layer_has_no_op_for_its_reshapes() -> No
     stages = method.decompose(op, source).stages(method.full(op, source))
     rewritten = graph.copy()
     rewritten.splice("dense0", stages)
-    after = [each for name, each in workloads(rewritten) if not name.startswith(("dense1", "head"))]
+    after = [op for name, op in workloads(rewritten) if not name.startswith(("dense1", "head"))]
     assert list(chain(graph, "dense0", stages)) == after
 
 
-def test_a_shape_that_is_not_fixed_is_named() -> None:
+def test_a_shape_that_is_not_fixed_is_refused() -> None:
     graph = Graph()
     source = graph.add(
         Op("image", "InputLayer", {"batch_shape": (None, None, 4), "dtype": "float32"})
@@ -117,11 +113,20 @@ pairs = st.one_of(st.just(()), st.lists(st.integers(1, 9), min_size=1, max_size=
 
 @given(
     st.builds(
-        Workload, st.sampled_from(["conv", "add", "my_layer", "ops.Erf"]), st.lists(sizes, max_size=3).map(tuple), sizes, pairs, pairs, pairs,
-        st.integers(1, 8), st.sampled_from([None, "relu", "relu6"]), st.integers(0, 10**7), st.integers(0, 10**9),
+        Workload,
+        kind=st.sampled_from(["conv", "add", "my_layer", "ops.Erf"]),
+        inputs=st.lists(sizes, max_size=3).map(tuple),
+        output=sizes,
+        kernel=pairs,
+        strides=pairs,
+        dilation=pairs,
+        groups=st.integers(1, 8),
+        activation=st.sampled_from([None, "relu", "relu6"]),
+        params=st.integers(0, 10**7),
+        macs=st.integers(0, 10**9),
     )
-)  # fmt: skip
-def test_the_text_is_read_back(workload: Workload) -> None:
+)
+def test_the_text_is_parsed(workload: Workload) -> None:
     again = parse(str(workload))
     assert again == workload
     assert hash(again) == hash(workload)

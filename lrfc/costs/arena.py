@@ -1,4 +1,4 @@
-"""What a graph costs beside MACs: the activation arena, that is the memory in which a runtime keeps the tensors between operations."""
+"""The activation arena of a graph: the memory of the tensors between its ops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lrfc.ir.op import Op, Ref, Tensor
 
 @dataclass(frozen=True)
 class Buffer:
-    """A piece of the arena: ``size`` bytes, alive from step ``first`` to step ``last``, both included."""
+    """A piece of the arena: ``size`` bytes, alive from step ``first`` to ``last`` inclusive."""
 
     name: str
     size: int
@@ -22,7 +22,7 @@ class Buffer:
     last: int
 
     def meets(self, other: Buffer) -> bool:
-        """Whether both are alive at some step."""
+        """Whether the two are alive at the same time."""
         return self.first <= other.last and other.first <= self.last
 
 
@@ -31,7 +31,7 @@ class Arena:
     """The activation memory of one inference, for one sample.
 
     ``timeline``: bytes alive while each op runs, in execution order; ``peak_bytes`` is its maximum,
-    reached ``at_op`` first. No plan needs less.
+    a lower bound of every plan, and ``at_op`` the first op that reaches it.
     """
 
     peak_bytes: int
@@ -40,20 +40,24 @@ class Arena:
     buffers: tuple[Buffer, ...]
 
     def planned_bytes(self, alignment: int = 16) -> int:
-        """What a greedy plan needs (``plan``), with every buffer on a multiple of ``alignment`` bytes: 16 in TFLite Micro, 64 in TFLite."""
+        """The bytes that the greedy plan takes, see ``plan``.
+
+        ``alignment``: of every buffer, in bytes: 16 in TFLite Micro, 64 in TFLite.
+        """
         offsets = plan(self.buffers, alignment)
         return max((offsets[buffer.name] + buffer.size for buffer in self.buffers), default=0)
 
 
 def arena(graph: Graph, itemsize: int = 4) -> Arena:
-    """The arena of the graph run in its execution order, with ``itemsize`` bytes per float value (4, or 1 for int8); integers keep their own size.
+    """The arena of a graph in its execution order; ModelError when a shape is not fixed.
 
-    An op's inputs and outputs are alive together while it runs; model inputs from the start, model
-    outputs to the end. As in TFLite, no buffer is needed for reshapes and dropout, for a BatchNorm
-    behind a convolution or Dense layer, and for a ReLU (also ReLU6) behind those, an addition or a
-    pooling; any other activation, also one given as a layer's argument, runs as an op of its own.
-    Nothing else is done in place, and temporaries inside an op are not counted (im2col, recurrent
-    states, attention scores). ModelError when a shape is not fixed.
+    ``itemsize``: bytes per float value (4, or 1 for int8); integers have their own size. The inputs
+    and outputs of an op are alive while it runs; model inputs from the start, model outputs to the
+    end. As in TFLite, no buffer is needed for reshapes and dropout, for a BatchNorm behind a
+    convolution or Dense layer, and for a ReLU (also ReLU6) behind those, an addition or a pooling.
+    Any other activation, also one in a layer's argument, runs as an op of its own. Nothing else is
+    computed in place, and temporaries inside an op (im2col, recurrent states, attention scores) are
+    not counted.
     """
     buffers = _buffers(graph, itemsize)
     steps = np.zeros(2 * len(graph) + 2, np.int64)
@@ -67,11 +71,11 @@ def arena(graph: Graph, itemsize: int = 4) -> Arena:
 
 
 def plan(buffers: Sequence[Buffer], alignment: int = 16) -> dict[str, int]:
-    """The offset of each buffer, none overlapping another that is alive with it.
+    """The offset of each buffer; buffers that are alive at the same time do not overlap.
 
-    Greedy by size: the largest first, each into the smallest gap that holds it between those
-    already placed (Pisarchyk & Lee 2020, arXiv 2001.03288, algorithm 3; what TFLite does). Equal
-    sizes go by start and name.
+    Greedy by size, as in TFLite: the largest first, each into the smallest sufficient gap between
+    those already placed (Pisarchyk & Lee 2020, arXiv 2001.03288, algorithm 3). Equal sizes are
+    ordered by start and name.
     """
     offsets: dict[str, int] = {}
     placed: list[Buffer] = []
@@ -88,11 +92,11 @@ def plan(buffers: Sequence[Buffer], alignment: int = 16) -> dict[str, int]:
 
 
 def _buffers(graph: Graph, itemsize: int) -> tuple[Buffer, ...]:
-    """Every buffer with its lifetime.
+    """All buffers with their lifetimes.
 
-    Op number i runs at step 2i, and an activation of its own that cannot be fused at step 2i + 1.
+    Op number i runs at step 2i, its activation, if it is not fused, at step 2i + 1.
     """
-    owner: dict[Ref, Ref] = {}  # whose buffer an output lies in
+    owner: dict[Ref, Ref] = {}  # the output whose buffer an output shares, or itself
     first: dict[Ref, int] = {}
     last: dict[Ref, int] = {}
     scratch: list[Buffer] = []
@@ -106,9 +110,9 @@ def _buffers(graph: Graph, itemsize: int) -> tuple[Buffer, ...]:
             owner[ref] = owner[operands[0]] if shares else ref
             if shares:
                 continue
-            own = own_activation(op)
-            first[ref] = last[ref] = 0 if op.kind == "InputLayer" else 2 * i + own
-            if own:
+            separate = own_activation(op)
+            first[ref] = last[ref] = 0 if op.kind == "InputLayer" else 2 * i + separate
+            if separate:
                 scratch.append(
                     Buffer(
                         f"{ref} before its activation",
@@ -138,12 +142,12 @@ def _bytes(tensor: Tensor, itemsize: int, op: Op) -> int:
 
 
 def is_view(op: Op) -> bool:
-    """Whether no runtime copies for the op: it gives its input another name or shape."""
+    """Whether the op only renames or reshapes its input, so that no runtime copies it."""
     return op.info.view or (op.kind == "Activation" and op["activation"] in (None, "linear"))
 
 
 def in_place(graph: Graph, op: Op) -> bool:
-    """Whether the op's output lies where its input does."""
+    """Whether the op's output shares the buffer of its input."""
     operands = graph.operands(op.name)
     if len(operands) != 1:
         return False
@@ -158,7 +162,7 @@ def in_place(graph: Graph, op: Op) -> bool:
 
 
 def _linear(graph: Graph, op: Op) -> bool:
-    """Whether a BatchNorm behind this op can be folded into what computes its input."""
+    """Whether a BatchNorm behind this op can be folded into it, or into the one in front."""
     if op.kind == "BatchNormalization":
         return in_place(graph, op)
     return op.info.is_linear and op["activation"] in (None, "linear")

@@ -1,4 +1,4 @@
-"""The work in an op, as numbers: what a runtime computes and moves for it, in whole tiles of its kernels."""
+"""Features of the latency model: the arithmetic and memory traffic of an op, in whole tiles."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from numpy.typing import NDArray
 
 from lrfc.costs.workload import Workload
 
-#: Families of ops that run through one kind of kernel. The first ones multiply matrices.
+#: Families of ops, which share a kind of kernel. The first ones are matrix products.
 MATRIX = ("conv", "pointwise", "dense", "grouped", "transposed")
 FAMILIES = (*MATRIX, "depthwise", "pool", "reduce", "add", "other")
 _BINARY = frozenset("add subtract multiply average maximum minimum".split())
 
-#: A tile (rows, columns, depth): output positions, output channels and input channels that a kernel
-#: works on at once; a part of a tile costs a whole one.
+#: A tile (rows, columns, depth): the output positions, output channels and input channels that a
+#: kernel processes at once; a part of a tile costs as much as a whole one.
 Tile = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Work:
-    """One op in numbers.
+    """The features of one op.
 
-    Positions of the output (of the input for a transposed convolution), channels out and in of each
-    group, taps of the window.
-
-    ``inputs``, ``outputs`` and ``weights`` count values. ``height`` and ``width``: of the output of
-    a window that moves over two axes; ``span``: columns that the window reaches beyond its own.
+    ``positions``: of the output (of the input for a transposed convolution). ``columns`` and
+    ``depth``: output and input channels of each group. ``taps``: of the window. ``inputs``,
+    ``outputs`` and ``weights``: numbers of values. ``height`` and ``width``: of the output of a
+    window that moves over two axes. ``span``: columns that the window reaches beyond its own.
     """
 
     family: str
@@ -51,7 +50,7 @@ class Work:
 
 @lru_cache(maxsize=1 << 17)
 def work(op: Workload) -> Work:
-    """The work of an op."""
+    """The features of a workload."""
     inputs, outputs = sum(map(prod, op.inputs)), prod(op.output)
     channels = op.output[-1] if op.output else 1
     depth = op.inputs[0][-1] if op.inputs and op.inputs[0] else 1
@@ -62,8 +61,8 @@ def work(op: Workload) -> Work:
     elif op.kind == "transposed":
         positions = prod(op.inputs[0][:-1])
     elif op.kind == "dense":
-        # An einsum may sum over, and give, several axes; as a matrix product it has as many columns
-        # as it has outputs for each position.
+        # An einsum may have several summed and several output axes: as a matrix product, its
+        # columns are the outputs of each position.
         positions = (
             max(1, outputs * depth // max(1, op.macs))
             if len(op.inputs[0]) == 1
@@ -73,9 +72,7 @@ def work(op: Workload) -> Work:
     elif op.kind == "reduce":
         taps, positions, channels = max(1, inputs // max(1, outputs)), 1, outputs
     elif family == "other" and op.macs:
-        taps = max(
-            1, op.macs // max(1, outputs)
-        )  # recurrent layers, attention: so many multiplications for each output
+        taps = max(1, op.macs // max(1, outputs))  # recurrent layers, attention: MACs per output
     height, width = (
         (positions // op.output[-2], op.output[-2])
         if op.kernel and len(op.output) > 1
@@ -104,81 +101,69 @@ _numbers = attrgetter(*_NAMES)
 
 
 def table(ops: Iterable[Work]) -> Mapping[str, NDArray[np.float64]]:
-    """The numbers of many ops as columns."""
-    rows = np.array([_numbers(each) for each in ops], np.float64).reshape(-1, len(_NAMES))
+    """The features of many ops, as columns by name."""
+    rows = np.array([_numbers(op) for op in ops], np.float64).reshape(-1, len(_NAMES))
     return dict(zip(_NAMES, rows.T, strict=True))
 
 
 def terms(
     family: str, many: Mapping[str, NDArray[np.float64]], tile: Tile, *, by_row: bool = False
 ) -> dict[str, NDArray[np.float64]]:
-    """What the time of ops of one family is made of, each term as an array over the ops of ``table``.
+    """The terms of the time of ops of one family: arrays over the ops of ``table``, by name.
 
-    A roofline in additive form: arithmetic in whole tiles, the start of each tile, values moved,
-    and a start of the op itself. ``by_row``: windows are moved along one row of the output at a
-    time, as in kernels for channels in blocks, so that tiles end with the row, weights are read
-    again for each row, and where the window reaches over an edge ('edges') less is done at once.
+    An additive roofline: arithmetic in whole tiles, the start of each tile, values moved, and the
+    start of the op itself. ``by_row``: kernels for channels in blocks process one row of the output
+    at a time, so that tiles end with the row, weights are read again for each row, and positions
+    whose window crosses an edge ('edges') are slower.
     """
-    rows, columns, depth = tile
     direct = by_row and family in ("conv", "depthwise")
+    rows = tile[0]
     high = many["height"] * _up(many["width"], rows) if direct else _up(many["positions"], rows)
-    wide = _up(many["columns"], columns)
     start = {"op": np.ones_like(high)}
     moved = {"inputs": many["inputs"], "outputs": many["outputs"]}
-    edge = (
-        np.minimum(many["span"], many["width"]) * many["height"] * many["taps"] if direct else None
-    )
+    weights = {"weights": many["weights"]}
+    edge = np.minimum(many["span"], many["width"]) * many["height"] * many["taps"]
     if family in MATRIX:
-        tiles = many["groups"] * high * wide / (rows * columns)
-        long = many["taps"] * _up(many["depth"], depth)
-        return {
-            **start,
-            "macs": many["groups"] * high * wide * long,
-            "tiles": tiles,
-            "taps": tiles * many["taps"],
-            "rows": many["groups"] * high * long,
-            **moved,
-            "weights": many["weights"],
-            **(
-                {}
-                if edge is None
-                else {
-                    "edges": edge * wide * many["depth"],
-                    "reread": many["weights"] * many["height"],
-                }
-            ),
+        by_rows = {
+            "edges": edge * _up(many["columns"], tile[1]) * many["depth"],
+            "reread": many["weights"] * many["height"],
         }
+        products = _matrix(many, tile, high)
+        return {**start, **products, **moved, **weights, **(by_rows if direct else {})}
     if family == "depthwise":
-        lanes = _up(many["groups"] * many["columns"], columns)
-        taps = many["taps"] if depth == 1 else _menu(many["taps"])
-        parts = {
-            **start,
-            "macs": high * lanes * taps,
-            "positions": high,
-            "tiles": high * lanes / columns,
-            **moved,
-            "weights": many["weights"],
-        }
-        return parts if edge is None else {**parts, "edges": edge * lanes}
+        lanes = _up(many["groups"] * many["columns"], tile[1])
+        taps = many["taps"] if tile[2] == 1 else _next_window(many["taps"])
+        tiles = {"positions": high, "tiles": high * lanes / tile[1]}
+        edges = {"edges": edge * lanes} if direct else {}
+        return {**start, "macs": high * lanes * taps, **tiles, **moved, **weights, **edges}
     if family in ("pool", "reduce"):
-        lanes = _up(many["columns"], columns)
-        return {**start, "macs": high * lanes * many["taps"], **moved}
+        return {**start, "macs": high * _up(many["columns"], tile[1]) * many["taps"], **moved}
     if family == "other":
-        return {
-            **start,
-            "macs": many["outputs"] * (many["taps"] - 1),
-            **moved,
-            "weights": many["weights"],
-        }
+        return {**start, "macs": many["outputs"] * (many["taps"] - 1), **moved, **weights}
     return {**start, **moved}
 
 
-#: Windows that XNNPACK has depthwise kernels for, in taps; a smaller window costs as much as the
-#: next larger one of them.
+def _matrix(
+    many: Mapping[str, NDArray[np.float64]], tile: Tile, high: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """The terms of matrix products; ``high``: output positions in whole tiles."""
+    rows, columns, depth = tile
+    wide, long = _up(many["columns"], columns), many["taps"] * _up(many["depth"], depth)
+    tiles = many["groups"] * high * wide / (rows * columns)
+    return {
+        "macs": many["groups"] * high * wide * long,
+        "tiles": tiles,
+        "taps": tiles * many["taps"],
+        "rows": many["groups"] * high * long,
+    }
+
+
+#: Taps of the windows that XNNPACK has depthwise kernels for; any other window costs as much as the
+#: next larger one.
 _WINDOWS = np.array([3, 4, 9, 25])
 
 
-def _menu(taps: NDArray[np.float64]) -> NDArray[Any]:
+def _next_window(taps: NDArray[np.float64]) -> NDArray[Any]:
     return np.where(
         taps > _WINDOWS[-1],
         taps,

@@ -1,4 +1,4 @@
-"""Cost profiles from measurements: the coefficients and tiles under which the times of ops and of whole networks are explained best."""
+"""Fit of cost profiles: the costs and tiles that best explain measured ops and networks."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def fit(
     layouts: Sequence[Layout] = ((1, 1), (4, 8), (4, 16)),
     **about: Any,
 ) -> CostProfile:
-    """The profile that explains the samples.
+    """Fit a cost profile to samples; UsageError for too few of them or times that are not positive.
 
-    ``samples``: (op, time) or (all ops of a network, time of an inference); networks alone tell the
-    overhead of an inference. ``about``: the fields of CostProfile that say where the times come
-    from. The costs are those of least squared relative error that are not negative (Lawson and
-    Hanson 1974, ch. 23), outliers weighted down (Huber 1964); each family's tile and the layout are
-    the ones with the least error in cross-validation, which is what ``held_out`` tells.
+    ``samples``: (op, time) or (all ops of a network, time of an inference); only networks show the
+    overhead of an inference. ``about``: the fields of CostProfile that describe the origin of the
+    times. The costs minimise the squared relative error and are not negative (Lawson and Hanson
+    1974, ch. 23), with outliers weighted down (Huber 1964). The tile of each family and the layout
+    minimise the error of the fit and of its cross-validation, which ``held_out`` reports.
     """
     if len(samples) < _FOLDS:
         raise UsageError(
@@ -50,12 +50,12 @@ def fit(
     fits = [
         _Fit(samples, layout) for layout in layouts if layout == (1, 1) or _divides(samples, layout)
     ]
-    best = min(fits, key=lambda each: each.search())
+    best = min(fits, key=lambda attempt: attempt.search())
     return best.profile(about)
 
 
 def _divides(samples: Sequence[Sample], layout: Layout) -> bool:
-    """Whether enough samples lie on either side of the alignment to be told apart."""
+    """Whether enough samples lie on either side of the alignment to fit both."""
     odd = sum(
         any(family_of(op, layout).endswith(".odd") for op in _network(ops)) for ops, _ in samples
     )
@@ -67,7 +67,7 @@ def _network(ops: Workload | Sequence[Workload]) -> Sequence[Workload]:
 
 
 class _Fit:
-    """One layout: the columns of every family and tile, and the search among the tiles."""
+    """The fit for one layout: the matrix columns of each family and tile, and the tile search."""
 
     def __init__(self, samples: Sequence[Sample], layout: Layout) -> None:
         self._layout = layout
@@ -80,23 +80,26 @@ class _Fit:
                 family = family_of(op, layout)
                 self._places.setdefault(family, []).append(row)
                 works.setdefault(family, []).append(work(op))
-        self._tables = {family: table(each) for family, each in works.items()}
+        self._tables = {family: table(features) for family, features in works.items()}
         self._columns: dict[tuple[str, Tile], tuple[list[str], NDArray[np.float64]]] = {}
         self.tiles: dict[str, Tile] = dict.fromkeys(sorted(works), (1, 1, 1))
 
     def search(self) -> float:
-        """Choose the tiles, family by family, by the error of a fit to all samples; gives the mean error in cross-validation."""
+        """Choose the tile of each family by the error of a fit to all samples.
+
+        Returns the mean relative error in cross-validation.
+        """
         best = self._loss()
         for _ in range(2):
             before = dict(self.tiles)
             for family in self.tiles:
                 for tile in _TILES.get(family.partition(".")[0], ()):
-                    kept, self.tiles[family] = self.tiles[family], tile
+                    previous, self.tiles[family] = self.tiles[family], tile
                     now = self._loss()
                     if now < best * (1 - 1e-3):
                         best = now
                     else:
-                        self.tiles[family] = kept
+                        self.tiles[family] = previous
             if self.tiles == before:
                 break
         return float(self._errors().mean())
@@ -107,12 +110,12 @@ class _Fit:
         costs = self._solve(matrix, self._times)
         families = {}
         for family, tile in self.tiles.items():
-            own = {
+            costs_by_term = {
                 term: float(cost)
                 for (name, term), cost in zip(names, costs, strict=True)
                 if name == family and cost > 0
             }
-            families[family] = Family(tile=tile, costs=own)
+            families[family] = Family(tile=tile, costs=costs_by_term)
         return CostProfile(
             overhead=float(costs[0]) if names[0] == ("", "network") else 0.0,
             layout=self._layout,
@@ -128,8 +131,8 @@ class _Fit:
             names.append(("", "network"))
             columns.append(self._whole[:, None])
         for family, tile in self.tiles.items():
-            own, values = self._family(family, tile)
-            names += [(family, term) for term in own]
+            term_names, values = self._family(family, tile)
+            names += [(family, term) for term in term_names]
             columns.append(values)
         return names, np.concatenate(columns, axis=1)
 
@@ -147,7 +150,7 @@ class _Fit:
     def _solve(
         matrix: NDArray[np.float64], times: NDArray[np.float64], passes: int = 4
     ) -> NDArray[np.float64]:
-        """The costs; each pass after the first weighs the outliers of the one before down."""
+        """The costs; each pass after the first gives outliers of the last one less weight."""
         from scipy.optimize import nnls
 
         relative = matrix / times[:, None]
@@ -163,18 +166,18 @@ class _Fit:
                     1.0, 1.5 * max(float(np.median(misses)), 1e-6) / np.maximum(misses, 1e-12)
                 )
             )
-        found: NDArray[np.float64] = costs / scale
-        return found
+        unscaled: NDArray[np.float64] = costs / scale
+        return unscaled
 
     def _loss(self) -> float:
-        """How badly a fit with these tiles explains all samples: the mean relative error, which outliers do not rule."""
+        """The mean relative error of a fit with these tiles, which is robust to outliers."""
         _, matrix = self._matrix()
         return float(
             np.abs(matrix @ self._solve(matrix, self._times, passes=2) / self._times - 1).mean()
         )
 
     def _errors(self) -> NDArray[np.float64]:
-        """The relative error of each sample, predicted from the folds without it."""
+        """The relative error of each sample in cross-validation."""
         _, matrix = self._matrix()
         errors = np.zeros(len(self._times))
         order = np.random.default_rng(0).permutation(len(self._times))
@@ -186,7 +189,7 @@ class _Fit:
         return errors
 
     def _held_out(self) -> dict[str, HeldOut]:
-        """Errors by the family that takes most of a sample's time, and of the networks together."""
+        """Errors by the family with most of a sample's time, and of the networks together."""
         errors = self._errors()
         names, matrix = self._matrix()
         shares = matrix * self._solve(matrix, self._times)

@@ -1,4 +1,4 @@
-"""How long ops and networks take on a device: a profile of readable numbers, fitted to measurements and corrected by further ones."""
+"""Cost profiles: readable models of a device's latency, fitted and corrected by measurements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lrfc.costs.workload import Workload
 from lrfc.errors import UsageError
 from lrfc.system import files, reader
 
-#: Which family stands for one that was not measured.
+#: The family that predicts another one which was not measured.
 _LIKE = {
     "conv": "pointwise",
     "pointwise": "conv",
@@ -31,14 +31,14 @@ _LIKE = {
     "add": "other",
     "other": "add",
 }
-#: What is known of a measured total and of the factors that ``corrected`` looks for, as standard
-#: deviations of their logarithms.
+#: Standard deviations of logarithms in ``corrected``: of a measured latency, of the common factor,
+#: and of the factor of one family.
 _NOISE, _COMMON, _OWN = 0.005, 0.5, 0.15
 
 #: (alignment, block); see CostProfile.
 Layout = tuple[int, int]
 _Positive = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
-#: Channels and positions that a kernel works on at once.
+#: Channels or positions that a kernel processes at once.
 _Tile = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
@@ -47,7 +47,7 @@ class _Part(BaseModel):
 
 
 class HeldOut(_Part):
-    """Relative error on samples that the fit had not seen: their number, mean and 90th percentile."""
+    """Relative errors in cross-validation: number of samples, mean and 90th percentile."""
 
     n: int
     mean: float
@@ -55,10 +55,10 @@ class HeldOut(_Part):
 
 
 class Family(_Part):
-    """What ops of one family cost.
+    """The costs of one family of ops.
 
-    ``tile``: of their kernels (rows, columns, depth). ``costs``: of one of each term of
-    ``lrfc.costs.features.terms``. ``factor``: by which later measurements correct them.
+    ``tile``: (rows, columns, depth) of its kernels. ``costs``: per unit of each term of
+    ``lrfc.costs.features.terms``. ``factor``: correction of all costs by later measurements.
     """
 
     tile: tuple[_Tile, _Tile, _Tile]
@@ -67,13 +67,13 @@ class Family(_Part):
 
 
 class CostProfile(_Part):
-    """What a device takes for an op, in one format and precision with so many threads.
+    """A model of a device's latency for one format, precision and number of threads.
 
-    ``unit``: of all times. ``overhead``: of an inference, beside its ops. ``layout``: where a
-    runtime stores channels in blocks, the alignment that its blocked kernels need and the channels
-    of a block, (1, 1) elsewhere (onnxruntime: 4, and 8 or 16). ``machine``, ``runtime``,
-    ``runtime_version``: what it was fitted on. ``held_out``: error by family, and of 'networks'.
-    ``estimated``: computed from public figures, ``source``, and not measured.
+    ``unit``: of all times. ``overhead``: of an inference, in addition to its ops. ``layout``: where
+    a runtime stores channels in blocks, the alignment that its blocked kernels need and the
+    channels of a block (onnxruntime: 4, and 8 or 16); (1, 1) elsewhere. ``machine``, ``runtime``,
+    ``runtime_version``: of the measurements. ``held_out``: error by family, and of 'networks'.
+    ``estimated``: computed from published figures (``source``) and not measured.
     """
 
     device: str
@@ -92,11 +92,11 @@ class CostProfile(_Part):
     held_out: Mapping[str, HeldOut] = {}
 
     def op(self, workload: Workload) -> float:
-        """The time of one op."""
+        """The predicted time of one op."""
         return float(self.ops([workload])[0])
 
     def ops(self, workloads: Sequence[Workload]) -> NDArray[np.float64]:
-        """The time of each op."""
+        """The predicted time of each op."""
         times = np.zeros(len(workloads))
         for family, places in self.grouped(workloads).items():
             numbers = table(work(workloads[i]) for i in places)
@@ -105,11 +105,11 @@ class CostProfile(_Part):
                 family.partition(".")[0], numbers, model.tile, by_row=self.layout != (1, 1)
             )
             if unknown := sorted(set(model.costs) - set(values)):
-                name = (
-                    f"the cost profile of device '{self.device}' counts"
-                    f" '{reader.shown(unknown[0])}' in {family}, which is nothing of an op"
+                raise UsageError(
+                    f"the cost profile of device '{self.device}' has a cost of"
+                    f" '{reader.shown(unknown[0])}' in family '{family}', which has no such term;"
+                    f" calibrate it: lrfc devices calibrate {self.device}"
                 )
-                raise UsageError(f"{name}; calibrate it: lrfc devices calibrate {self.device}")
             times[places] = model.factor * sum(
                 cost * values[name] for name, cost in model.costs.items()
             )
@@ -118,34 +118,33 @@ class CostProfile(_Part):
     def predict(
         self, workloads: Iterable[Workload], known: Mapping[Workload, float] | None = None
     ) -> float:
-        """The time of a whole network. ``known``: measured times of ops, taken as they are."""
-        found, rest = [], []
-        for each in workloads:
-            if known is not None and each in known:
-                found.append(known[each])
-            else:
-                rest.append(each)
-        return float(self.overhead + sum(found) + self.ops(rest).sum())
+        """The predicted time of a network. ``known``: measured times, which replace predictions."""
+        known = known or {}
+        ops = list(workloads)
+        measured = sum(known[op] for op in ops if op in known)
+        return float(
+            self.overhead + measured + self.ops([op for op in ops if op not in known]).sum()
+        )
 
     def grouped(self, workloads: Sequence[Workload]) -> dict[str, list[int]]:
-        """The places of the ops of each family, by the family of this profile that stands for theirs.
+        """The indices of the ops, by the family of this profile that predicts them.
 
         UsageError when there is none.
         """
         places: dict[str, list[int]] = {}
         for i, workload in enumerate(workloads):
             places.setdefault(family_of(workload, self.layout), []).append(i)
-        found: dict[str, list[int]] = {}
+        groups: dict[str, list[int]] = {}
         for family, own in places.items():
-            found.setdefault(self._standing(family, workloads[own[0]]), []).extend(own)
-        return found
+            groups.setdefault(self._predictor(family, workloads[own[0]]), []).extend(own)
+        return groups
 
-    def _standing(self, family: str, example: Workload) -> str:
+    def _predictor(self, family: str, example: Workload) -> str:
         tried = []
         while family not in self.families:
             tried.append(family)
-            own, dot, _ = family.partition(".")
-            family = own if dot else _LIKE[own]
+            base, dot, _ = family.partition(".")
+            family = base if dot else _LIKE[base]
             if family in tried:
                 raise UsageError(
                     f"the cost profile of device '{self.device}' has no op like '{example}';"
@@ -161,12 +160,12 @@ class CostFile(_Part):
     profiles: tuple[CostProfile, ...]
 
     def with_profile(self, profile: CostProfile) -> CostFile:
-        """This file with the profile in the place of the one for the same format, precision and threads."""
-        others = [each for each in self.profiles if _key(each) != _key(profile)]
+        """The file with this profile; it replaces one of the same format, precision and threads."""
+        others = [other for other in self.profiles if _key(other) != _key(profile)]
         return CostFile(profiles=tuple(sorted([*others, profile], key=_key)))
 
     def write(self, path: Path) -> None:
-        """Write the file, readable, whole or not at all."""
+        """Write the file as indented JSON, whole or not at all."""
         text = json.dumps(_rounded(self.model_dump()), indent=1) + "\n"
         files.write(path, text, parents=True, way_out=files.CONFIG)
 
@@ -176,42 +175,42 @@ def _key(profile: CostProfile) -> tuple[str, str, int]:
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers to five digits: more is noise."""
+    """The value with five significant digits: more are noise."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, Mapping):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def family_of(workload: Workload, layout: Layout = (1, 1)) -> str:
-    """The op's family: that of ``work``, and behind it which kernels run it where a runtime stores channels in blocks (see CostProfile).
+    """The family of an op, with a suffix where a runtime stores channels in blocks (CostProfile).
 
-    '.small' is a convolution of fewer input channels than a block, '.odd' an op whose channels are
-    no multiple of the alignment.
+    The suffix tells its kernels apart: '.small' for a convolution of fewer input channels than a
+    block, '.odd' for an op whose channels are no multiple of the alignment.
     """
     alignment, block = layout
-    found = work(workload)
+    features = work(workload)
     if alignment == 1:
-        return found.family
+        return features.family
     depth = (
-        found.depth
-        if found.family in ("conv", "pointwise")
-        else found.groups
-        if found.family == "depthwise"
-        else found.columns
+        features.depth
+        if features.family in ("conv", "pointwise")
+        else features.groups
+        if features.family == "depthwise"
+        else features.columns
     )
-    if found.family in ("conv", "pointwise") and depth < block:
-        return f"{found.family}.small"
+    if features.family in ("conv", "pointwise") and depth < block:
+        return f"{features.family}.small"
     return (
-        f"{found.family}.odd"
-        if found.family in ("conv", "pointwise", "depthwise", "pool") and depth % alignment
-        else found.family
+        f"{features.family}.odd"
+        if features.family in ("conv", "pointwise", "depthwise", "pool") and depth % alignment
+        else features.family
     )
 
 
 def user_file(device: str) -> Path:
-    """Where the user's own cost profiles of a device lie."""
+    """The path of the user's own cost profiles of a device."""
     return (
         Path(platformdirs.user_config_dir("lrfc", appauthor=False))
         / "devices"
@@ -220,7 +219,7 @@ def user_file(device: str) -> Path:
 
 
 def read(path: Path) -> CostFile:
-    """The profiles in a file. UsageError when it is damaged."""
+    """Read the profiles in a file; UsageError when it is damaged."""
     where = str(path)
     try:
         return CostFile.model_validate(
@@ -233,8 +232,16 @@ def read(path: Path) -> CostFile:
         ) from error
 
 
-def load(device: str, format: str, precision: str, threads: int) -> CostProfile | None:  # noqa: A002 - the word of Artifact and Device
-    """The profile of a device, the user's own before the one that ships; None when there is none for this format, precision and number of threads."""
+def load(
+    device: str,
+    format: str,  # noqa: A002 - the word of Artifact and Device
+    precision: str,
+    threads: int,
+) -> CostProfile | None:
+    """The profile of a device for a format, precision and number of threads; None without one.
+
+    The user's own profile comes before the one that ships.
+    """
     shipped = (
         Path(str(resources.files("lrfc")))
         / "targets"
@@ -253,12 +260,12 @@ def load(device: str, format: str, precision: str, threads: int) -> CostProfile 
 def corrected(
     profile: CostProfile, rounds: Sequence[tuple[Sequence[Workload], float]]
 ) -> CostProfile:
-    """The profile with factors under which networks that were measured are predicted as measured.
+    """Correct a profile by measured networks.
 
-    ``rounds``: the ops of each network and its time. One factor is common to all, one is each
-    family's own: the most likely ones (a posteriori) when their logarithms are normal around 0, the
-    common one's with far more spread, so that one round moves everything alike and further rounds
-    tell the families apart.
+    ``rounds``: the ops of each network and its time. There is a common factor and one for each
+    family: the maximum a posteriori when their logarithms are normal around 0, that of the common
+    factor with far more spread. So one round scales all costs alike, and further rounds tell the
+    families apart.
     """
     from scipy.optimize import least_squares
 
@@ -279,10 +286,10 @@ def corrected(
         )
 
     factors = np.exp(least_squares(residuals, np.zeros(len(names) + 1)).x)
-    own = dict(zip(names, factors[1:], strict=True))
+    by_family = dict(zip(names, factors[1:], strict=True))
     families = {
         name: family.model_copy(
-            update={"factor": float(family.factor * factors[0] * own.get(name, 1.0))}
+            update={"factor": float(family.factor * factors[0] * by_family.get(name, 1.0))}
         )
         for name, family in profile.families.items()
     }

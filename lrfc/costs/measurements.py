@@ -1,33 +1,28 @@
-"""What was measured on devices, kept between calibrations and builds: op or model, device, runtime → samples."""
+"""Measurements on devices, stored between calibrations and builds."""
 
 from __future__ import annotations
 
-import os
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from lrfc.costs.workload import Workload
-from lrfc.errors import UsageError
 from lrfc.metrics.source import COMPILED, MEASURED, Source
-from lrfc.system import reader
+from lrfc.system.database import Database, cache_file
 
 _FORMAT = 1
-#: Seconds to wait for another process that writes.
-_BUSY = 30.0
-#: What no figure of a sample exceeds.
+#: The largest figure that a sample may have.
 GREATEST = 1e30
 
 
 @dataclass(frozen=True)
 class Key:
-    """What was measured, and how: ``subject`` is 'op:' with the text of a Workload, or 'model:' with the SHA-256 of a file."""
+    """The subject of a measurement and its conditions.
+
+    ``subject``: 'op:' and the text of a Workload, or 'model:' and the SHA-256 of a file.
+    """
 
     device: str
     runtime: str
@@ -39,15 +34,15 @@ class Key:
 
     @property
     def source(self) -> Source:
-        """Where the figures come from: a compiler has its name in the place of the runtime's."""
+        """The source of the figures; for a compiler, ``runtime`` is its name."""
         return COMPILED if self.runtime == "Vela" else MEASURED
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The times of one subject: milliseconds, or cycles for devices that count them.
+    """The times of one subject, in milliseconds, or in cycles for devices that count them.
 
-    ``n`` timings; ``when``: UTC, ISO 8601.
+    ``n``: number of timings. ``when``: UTC, ISO 8601.
     """
 
     median: float
@@ -59,141 +54,80 @@ class Sample:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the history."""
+    """One measurement of the history."""
 
     key: Key
     sample: Sample
 
 
+# These are the only names in the statements below, which is why S608 does not apply to them.
 _KEY, _SAMPLE = (", ".join(f'"{field.name}"' for field in fields(kind)) for kind in (Key, Sample))
 _TABLE = f"measured_{_FORMAT}"
 _SCHEMA = f"CREATE TABLE IF NOT EXISTS {_TABLE} ({_KEY}, {_SAMPLE}, PRIMARY KEY ({_KEY}))"
 
 
 def of_op(workload: Workload) -> str:
-    """The subject that stands for an op."""
+    """The subject of an op's measurements."""
     return f"op:{workload}"
 
 
 def of_model(sha256: str) -> str:
-    """The subject that stands for a file."""
+    """The subject of a file's measurements, by the SHA-256 of the file."""
     return f"model:{sha256}"
 
 
 def place() -> Path:
-    """The file: in the folder that LRFC_CACHE names, or in the platform's cache folder."""
-    return (
-        Path(os.environ.get("LRFC_CACHE") or platformdirs.user_cache_dir("lrfc", appauthor=False))
-        / "measurements.sqlite"
-    )
+    """The path of the cache file."""
+    return cache_file("measurements.sqlite")
 
 
 def _sample(row: Sequence[Any]) -> Sample | None:
-    """What a row of the file says; None when it is damaged: it is measured anew, and written over."""
+    """The sample in a row of the file; None where it is damaged and has to be measured again."""
     *numbers, when = row
-    if not all(
-        isinstance(n, int | float) and 0 <= n <= GREATEST for n in numbers
-    ) or not isinstance(when, str):
-        return None
-    return Sample(*row)
+    plausible = all(isinstance(n, int | float) and 0 <= n <= GREATEST for n in numbers)
+    return Sample(*row) if plausible and isinstance(when, str) else None
 
 
 class Store:
-    """Measurements in an SQLite file, which several processes may use at once.
-
-    A damaged file is set aside under another name, with one line to ``log``, and a new one begun.
-    Where none can be written, that is said once and nothing is kept: measuring anew is always
-    right.
-    """
+    """The measurements in the cache file, see ``lrfc.system.database``."""
 
     def __init__(
         self, path: Path | None = None, log: Callable[[str], None] = lambda line: None
     ) -> None:
-        self._path, self._log = path or place(), log
-        self._usable = True
-        self._do(_SCHEMA, write=True)
+        self._database = Database(path or place(), _SCHEMA, log)
 
     def put(self, samples: Mapping[Key, Sample]) -> None:
-        """Keep samples, in one transaction; a subject measured again has its last one."""
+        """Store samples, all or none; a new sample replaces the one of the same key."""
         marks = ", ".join("?" * (len(fields(Key)) + len(fields(Sample))))
         rows = [(*astuple(key), *astuple(sample)) for key, sample in samples.items()]
-        self._do(f"INSERT OR REPLACE INTO {_TABLE} VALUES ({marks})", rows, write=True)  # noqa: S608 - our own names
+        statement = f"INSERT OR REPLACE INTO {_TABLE} VALUES ({marks})"  # noqa: S608
+        self._database.write(statement, rows)
 
     def get(self, keys: Iterable[Key]) -> dict[Key, Sample]:
-        """What is known of those."""
+        """The samples of those keys that have been measured."""
         where = " AND ".join(f"{field.name} = ?" for field in fields(Key))
-        wanted = f"SELECT {_SAMPLE} FROM {_TABLE} WHERE {where}"  # noqa: S608 - our own names
-        asked = list(keys)
-        found = zip(asked, self._do(wanted, [astuple(key) for key in asked]), strict=False)
+        query = f"SELECT {_SAMPLE} FROM {_TABLE} WHERE {where}"  # noqa: S608
+        listed = list(keys)
+        results = self._database.read(query, [astuple(key) for key in listed])
         return {
-            key: sample for key, rows in found if rows and (sample := _sample(rows[0])) is not None
+            key: sample
+            for key, rows in zip(listed, results, strict=False)  # no results without a usable file
+            if rows and (sample := _sample(rows[0])) is not None
         }
 
     def history(self, device: str | None = None) -> list[Entry]:
-        """Everything that is kept, of one device or of all, the oldest first."""
+        """All entries, of one device or of all, the oldest first."""
         where, values = ("WHERE device = ?", (device,)) if device is not None else ("", ())
-        found = self._do(f'SELECT * FROM {_TABLE} {where} ORDER BY "when", rowid', [values])  # noqa: S608 - our own names
+        query = f'SELECT * FROM {_TABLE} {where} ORDER BY "when", rowid'  # noqa: S608
         width = len(fields(Key))
         return [
             Entry(Key(*row[:width]), sample)
-            for rows in found
+            for rows in self._database.read(query, [values])
             for row in rows
             if (sample := _sample(row[width:])) is not None
         ]
 
-    def _do(
-        self, statement: str, values: Iterable[tuple[Any, ...]] = ((),), *, write: bool = False
-    ) -> list[list[tuple[Any, ...]]]:
-        """The rows that the statement gives for each tuple of values; nothing when the file cannot be used."""
-        if not self._usable:
-            return []
-        rows = list(values)
-        try:
-            try:
-                return self._run(statement, rows, write=write)
-            except (
-                sqlite3.OperationalError
-            ):  # locked for too long, no room, not allowed: the file itself may be whole
-                raise
-            except sqlite3.DatabaseError as error:
-                self._set_aside(error)
-                return self._run(statement, rows, write=write)
-        except (sqlite3.Error, OSError, UsageError) as error:
-            self._usable = False
-            self._log(
-                f"the measurements in {self._path} cannot be used ({error}): measuring without them"
-            )
-            return []
-
-    def _run(
-        self, statement: str, rows: list[tuple[Any, ...]], *, write: bool
-    ) -> list[list[tuple[Any, ...]]]:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if reader.kind(self._path) not in (None, "a file"):  # SQLite would wait for a pipe
-            raise OSError(f"it is {reader.kind(self._path)}")
-        with closing(sqlite3.connect(self._path, timeout=_BUSY)) as database:
-            database.execute("PRAGMA journal_mode = WAL")
-            with database:
-                if write:
-                    database.execute(
-                        "BEGIN IMMEDIATE"
-                    )  # waits for its turn; a read that turns into a write could not
-                return [database.execute(statement, row).fetchall() for row in rows]
-
-    def _set_aside(self, error: sqlite3.Error) -> None:
-        damaged = self._path.with_name(
-            f"{self._path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-        )
-        self._path.rename(damaged)
-        for extra in ("-wal", "-shm"):
-            self._path.with_name(self._path.name + extra).unlink(missing_ok=True)
-        self._log(
-            f"the measurements in {self._path} cannot be read ({error}); they are now"
-            f" {damaged.name}, and a new file is begun"
-        )
-        self._run(_SCHEMA, [()], write=True)
-
 
 def now() -> str:
-    """The time of a sample."""
+    """The current time in UTC, as in ``Sample.when``."""
     return datetime.now(UTC).isoformat(timespec="seconds")

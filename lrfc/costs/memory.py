@@ -1,4 +1,4 @@
-"""The activation memory that a layer needs when its factors take its place."""
+"""The activation memory of a layer whose factors replace it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,24 @@ from lrfc.ir.op import Op, Tensor
 
 
 def live_bytes(graph: Graph, memory: Arena, name: str, stages: Sequence[Op], itemsize: int) -> int:
-    """The most bytes alive while the chain ``stages`` runs in the place of a layer, everything else in the graph being as it is.
+    """The peak of bytes alive while the factor layers ``stages`` run in the place of a layer.
 
-    ``memory`` is the arena of the graph at ``itemsize`` bytes a value. What the layer reads stays
-    alive to the chain's end when another op reads it later.
+    ``memory``: the arena of the graph at ``itemsize`` bytes a value. The layer's input stays alive
+    to the end of the factor layers where another op reads it later.
     """
     operand = graph.operands(name)[0]
-    given = graph.tensor(operand)
-    made = graph.tensors(name)[0]
-    before, after = given.size * itemsize, made.size * itemsize
+    source, result = graph.tensor(operand), graph.tensors(name)[0]
+    before, after = source.size * itemsize, result.size * itemsize
     others = memory.timeline[name] - before - after
     order = [op.name for op in graph]
     readers = [reader for reader, _ in graph.consumers(operand)]
-    held = (
-        any(order.index(reader) > order.index(name) for reader in readers)
-        or operand in graph.outputs
-    )
-    most, read = 0, before
-    tensors: tuple[Tensor, ...] = (given,)
+    read_later = any(order.index(reader) > order.index(name) for reader in readers)
+    lasting = before if read_later or operand in graph.outputs else 0
+    peak, read = 0, before
+    tensors: tuple[Tensor, ...] = (source,)
     for number, stage in enumerate(stages):
         tensors = ops.infer(stage, tensors)
         written = tensors[0].size * itemsize
-        most = max(most, others + read + written + (before if held and number else 0))
+        peak = max(peak, others + read + written + (lasting if number else 0))
         read = written
-    return most
+    return peak

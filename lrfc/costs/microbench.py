@@ -1,4 +1,7 @@
-"""Small networks whose times tell what ops cost on a device: chains of one kind of op, and the blocks that compressed networks are made of."""
+"""Small random networks that calibrate a cost profile.
+
+They are chains of one kind of op, and the blocks of compressed networks.
+"""
 
 from __future__ import annotations
 
@@ -12,39 +15,35 @@ from lrfc.costs.workload import workloads
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref
 
-#: Multiply-accumulates of one network: a millisecond or so of a desktop's core.
+#: Largest number of MACs of one network: about a millisecond on one core of a desktop.
 LARGEST = 40_000_000
-#: Values that a network's weights may have: what is emitted, sent and loaded.
+#: Largest number of weight values of one network, which is emitted, sent and loaded.
 HEAVIEST = 4_000_000
 #: Networks of one calibration.
 COUNT = 120
 
 
 def networks(count: int = COUNT, seed: int = 0) -> Iterator[Graph]:
-    """The graphs, with random weights; the same for the same seed.
+    """Yield graphs with random weights; the same for the same seed.
 
-    Sizes are spread evenly over their logarithms.
+    The logarithms of sizes are spread evenly.
     """
     rng = np.random.default_rng(seed)
-    names = list(_WEIGHTS)
-    made = 0
-    turns = [name for name in names for _ in range(_WEIGHTS[name])]
-    while made < count:
-        kind = turns[
-            made * 7 % len(turns)
-        ]  # 7 and the number of turns have no common factor: every kind has its share from the first networks on
-        graph = _MAKE[kind](_Net(rng, f"{kind}{made}"))
-        own = [each for _, each in workloads(graph)]
-        if (
-            10_000 <= sum(each.macs for each in own) <= LARGEST
-            and sum(each.params for each in own) <= HEAVIEST
-        ):
-            made += 1
+    turns = [kind for kind, weight in _WEIGHTS.items() for _ in range(weight)]
+    number = 0
+    while number < count:
+        # 7 and the number of turns are coprime: every kind has its share from the start.
+        kind = turns[number * 7 % len(turns)]
+        graph = _MAKE[kind](_Net(rng, f"{kind}{number}"))
+        ops = [op for _, op in workloads(graph)]
+        macs, params = sum(op.macs for op in ops), sum(op.params for op in ops)
+        if 10_000 <= macs <= LARGEST and params <= HEAVIEST:
+            number += 1
             yield graph
 
 
 class _Net:
-    """A graph that grows at its end."""
+    """A builder of graphs, op by op."""
 
     def __init__(self, rng: np.random.Generator, name: str) -> None:
         self.rng, self.weights = rng, np.random.default_rng(0)
@@ -81,12 +80,7 @@ class _Net:
         stride: int = 1,
         activation: str | None = "relu",
     ) -> None:
-        attrs: dict[str, Any] = {
-            "strides": (
-                stride if kernel[0] > 1 or max(kernel) == 1 else 1,
-                stride if kernel[1] > 1 or max(kernel) == 1 else 1,
-            )
-        }
+        strides = tuple(stride if taps > 1 or max(kernel) == 1 else 1 for taps in kernel)
         weights = {
             "kernel": self._normal(*kernel, self.channels, filters),
             "bias": self._normal(filters),
@@ -99,7 +93,7 @@ class _Net:
             padding="same",
             activation=activation,
             use_bias=True,
-            **attrs,
+            strides=strides,
         )
 
     def depthwise(
@@ -132,13 +126,13 @@ class _Net:
         return choices[self.rng.integers(len(choices))]
 
     def size(self, low: int, high: int) -> int:
-        """From low to high, as likely to double at any size."""
+        """A random size from low to high, with evenly spread logarithm."""
         return round(float(np.exp(self.rng.uniform(np.log(low), np.log(high)))))
 
     def width(self, low: int, high: int) -> int:
-        """Channels: every other time a multiple of 8, as people choose them, otherwise any number, as ranks are."""
-        found = self.size(low, high)
-        return max(8, found // 8 * 8) if self.rng.random() < 0.5 and high >= 8 else found
+        """A number of channels: a multiple of 8 as in designs, or any number as of ranks."""
+        size = self.size(low, high)
+        return max(8, size // 8 * 8) if self.rng.random() < 0.5 and high >= 8 else size
 
     def _normal(self, *shape: int) -> NDArray[np.float32]:
         return self.weights.standard_normal(shape, np.float32) / np.float32(
@@ -147,7 +141,7 @@ class _Net:
 
 
 def _convs(net: _Net) -> Graph:
-    """Convolutions there and back between two widths."""
+    """Convolutions that alternate between two widths."""
     side = net.size(2, 64)
     net.input(side, side, net.width(3, 256))
     length = net.pick(3, 3, 3, 2, 5, 7)
@@ -217,7 +211,7 @@ def _elementwise(net: _Net) -> Graph:
 
 
 def _blocks(net: _Net) -> Graph:
-    """A small network of residual, low-rank and separable blocks, with strides, pooling and a classifier."""
+    """Residual, low-rank and separable blocks, with strides, pooling and a classifier."""
     side = net.size(8, 64)
     net.input(side, side, net.pick(1, 3, 3))
     net.conv(net.width(8, 64), (3, 3), net.pick(1, 2))
@@ -242,7 +236,7 @@ def _blocks(net: _Net) -> Graph:
 
 
 def _block(net: _Net, filters: int, stride: int) -> None:
-    """One layer, in one of the forms that factorizations and designers give it."""
+    """One layer, full, factorized or separable."""
     narrow = min(net.channels, filters)
     first, second = net.size(1, narrow), net.size(1, narrow)
     form = net.pick("full", "channel", "spatial", "tucker", "cp", "inverted", "separable")
@@ -279,7 +273,7 @@ _MAKE: Mapping[str, Callable[[_Net], Graph]] = {
     "elementwise": _elementwise,
     "blocks": _blocks,
 }
-#: How many of 30 networks are of which kind.
+#: Number of networks of each kind among 30.
 _WEIGHTS = {
     "conv": 6,
     "point": 4,

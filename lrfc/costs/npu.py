@@ -1,4 +1,4 @@
-"""What an NPU's compiler executes of a graph, where that differs from what other runtimes execute: it takes padding into the convolution behind it."""
+"""Workloads of a graph on an NPU: its compiler fuses padding into the convolution behind it."""
 
 from __future__ import annotations
 
@@ -11,30 +11,35 @@ from lrfc.ir.op import Op
 
 
 def workloads(graph: Graph) -> Iterator[tuple[str, Workload]]:
-    """As ``lrfc.costs.workload.workloads``, without the paddings that the op behind them takes in."""
-    found = list(plain.workloads(graph))
-    by_name = dict(reversed(found))  # the first workload of each op
-    for name, each in found:
+    """As ``lrfc.costs.workload.workloads``, without the paddings that are fused."""
+    pairs = list(plain.workloads(graph))
+    by_name = dict(reversed(pairs))  # the first workload of each op
+    for name, workload in pairs:
         reader = graph.only_consumer(name) if _pads(graph.op(name)) else None
-        if reader is None or reader.name not in by_name or not takes_in(by_name[reader.name], each):
-            yield name, each
+        if (
+            reader is None
+            or reader.name not in by_name
+            or not takes_in(by_name[reader.name], workload)
+        ):
+            yield name, workload
 
 
 def chain(graph: Graph, name: str, stages: Sequence[Op]) -> Iterator[Workload]:
-    """As ``lrfc.costs.workload.chain``, behind the padding that the layer would take in and the first stage does not: it becomes an op of its own.
+    """As ``lrfc.costs.workload.chain``, after the padding in front where it is no longer fused.
 
-    On ethos-u55-128 the padding before a strided layer of ResNet-20 takes 21,000 cycles that way,
-    more than many layers.
+    The first factor layer may have a smaller window than the layer, so that the padding runs as an
+    op of its own. On ethos-u55-128 the padding before a strided layer of ResNet-20 then takes
+    21,000 cycles, more than many layers.
     """
-    found = list(plain.chain(graph, name, stages))
+    ops = list(plain.chain(graph, name, stages))
     padding = _before(graph, name)
-    if padding is not None and not takes_in(found[0], padding):
+    if padding is not None and not takes_in(ops[0], padding):
         yield padding
-    yield from found
+    yield from ops
 
 
 def takes_in(reader: Workload, padding: Workload) -> bool:
-    """Whether a compiler gives the padding to the op that reads it: on each side it is smaller than the window.
+    """Whether a padding is fused into the op that reads it: on each side it is below the window.
 
     Vela's rule for a Pad in front of a convolution or a pooling that has no padding of its own.
     """
@@ -50,12 +55,12 @@ def takes_in(reader: Workload, padding: Workload) -> bool:
 
 
 def _pads(op: Op) -> bool:
-    """Whether it is a padding that a compiler may take into the op behind it."""
+    """Whether the op is a padding that may be fused."""
     return op.info.family == "padding" and op.info.spatial_axes < 3
 
 
 def _before(graph: Graph, name: str) -> Workload | None:
-    """The workload of the padding that only this op reads."""
+    """The workload of the padding in front that no other op reads; None without one."""
     operands = graph.operands(name)
     source = graph.op(operands[0].op) if operands else None
     if source is None or not _pads(source) or graph.only_consumer(source.name) is None:

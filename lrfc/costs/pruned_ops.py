@@ -1,4 +1,4 @@
-"""What a runtime executes of a layer when some of its channels are gone."""
+"""Workloads of a layer after some of its channels are pruned."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ from lrfc.costs.workload import Workload
 
 
 def narrowed(
-    ops: Sequence[Workload], read: float, made: float, *, carried: bool = False
+    ops: Sequence[Workload], kept_in: float, kept_out: float, *, carried: bool = False
 ) -> Iterator[Workload]:
-    """The ops of one call when these shares of the channels that it reads and makes are left, one for each of ``ops``.
+    """The workloads of one call of a pruned layer, one for each of ``ops``.
 
-    What lies in front of the first op that multiplies works on what is read, what lies behind the
-    last one on what is made, and the tensors between them stay; where none multiplies, the last op
-    takes what is read to what is made. ``carried``: channels are kept apart, or in groups that go
-    as a whole (a depthwise or grouped convolution): all tensors lose what is read.
+    ``kept_in`` and ``kept_out``: kept fractions of its input and output channels. Ops before the
+    first with MACs have the input channels, ops behind the last one the output channels, and the
+    tensors between them do not change; without MACs, the last op has both. ``carried``: the layer
+    passes channels through, alone or in groups (a depthwise or grouped convolution), so that all
+    tensors lose the input channels.
     """
     multiply = [place for place, op in enumerate(ops) if op.macs] or [len(ops) - 1]
     first, last = (len(ops), len(ops)) if carried else (multiply[0], multiply[-1])
     for place, op in enumerate(ops):
-        before = read if place <= first else made if place > last else 1.0
-        behind = made if place >= last else read if place < first else 1.0
+        before = kept_in if place <= first else kept_out if place > last else 1.0
+        behind = kept_out if place >= last else kept_in if place < first else 1.0
         yield _narrowed(op, before, behind, carried=carried)
 
 
-def _narrowed(op: Workload, read: float, made: float, *, carried: bool) -> Workload:
-    inputs, output = tuple(_cut(shape, read) for shape in op.inputs), _cut(op.output, made)
-    groups = max(1, round(read * op.groups)) if carried else op.groups
-    kept = (output[-1] / op.output[-1] if op.output else 1.0) * (
+def _narrowed(op: Workload, kept_in: float, kept_out: float, *, carried: bool) -> Workload:
+    inputs, output = tuple(_cut(shape, kept_in) for shape in op.inputs), _cut(op.output, kept_out)
+    groups = max(1, round(kept_in * op.groups)) if carried else op.groups
+    scale = (output[-1] / op.output[-1] if op.output else 1.0) * (
         inputs[0][-1] / op.inputs[0][-1] if op.inputs and op.inputs[0] else 1.0
     )
-    kept *= op.groups / groups
+    scale *= op.groups / groups
     bias = _bias(op)
-    params = round(kept * (op.params - bias)) + (output[-1] if bias else 0)
+    params = round(scale * (op.params - bias)) + (output[-1] if bias else 0)
     return replace(
-        op, inputs=inputs, output=output, groups=groups, params=params, macs=round(kept * op.macs)
+        op, inputs=inputs, output=output, groups=groups, params=params, macs=round(scale * op.macs)
     )
 
 
 def _bias(op: Workload) -> int:
-    """Values of the bias: one for each output channel, where the parameters are so many more than those of the kernel."""
+    """Values of the bias: the output channels where params exceed the kernel by that, else 0."""
     if not op.macs:
         return 0
     kernel = prod(op.kernel) * op.inputs[0][-1] // op.groups * op.output[-1]

@@ -8,7 +8,7 @@ from lrfc.ir.graph import Graph
 
 
 def totals(graph: Graph) -> dict[str, int]:
-    """MACs of one sample and parameters of the file that a graph becomes, with every BatchNorm folded that can be."""
+    """MACs of one sample and parameters of a graph, after folding of its BatchNorms."""
     folded = fold_batchnorm(graph)
     macs = sum(
         ops.macs(op, folded.input_tensors(op.name), folded.tensors(op.name)) for op in folded

@@ -1,4 +1,4 @@
-"""What a runtime executes, op by op: the shape of the work that decides how long an op takes."""
+"""Workloads: the ops that a runtime executes, by all that decides how long they take."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from lrfc.ir.op import Op, Shape, Tensor
 
 @dataclass(frozen=True)
 class Workload:
-    """One operation of a runtime for one sample; two ops with equal workloads take equal time on the same device.
+    """One op of a runtime for one sample; ops with equal workloads take equal time on a device.
 
-    ``kind``: the family ('conv', 'depthwise', 'transposed', 'dense', 'pool', 'reduce', 'add', ... ,
-    the Keras kind in lower case for the rest, an activation that runs alone by its own name).
-    ``inputs`` and ``output``: shapes without the batch axis, channels last. ``kernel``,
-    ``strides``, ``dilation``: spatial, empty where there is none. ``groups``: of a convolution.
-    ``activation``: fused into the op, None for none. ``params``: weight values, bias included.
-    ``macs``: multiply-accumulates.
+    ``kind``: 'conv', 'depthwise', 'transposed', 'dense', 'pool' or 'reduce'; for an activation that
+    runs alone its name, for any other op its Keras kind in lower case. ``inputs`` and ``output``:
+    shapes without the batch axis, channels last. ``kernel``, ``strides``, ``dilation``: spatial,
+    empty where there is none. ``groups``: of a convolution. ``activation``: the fused one, or None.
+    ``params``: weight values, bias included. ``macs``: multiply-accumulate operations.
     """
 
     kind: str
@@ -42,7 +41,10 @@ class Workload:
     macs: int = 0
 
     def __str__(self) -> str:
-        """The text that a store is searched by, such as 'conv 16x16x32 -> 8x8x64 k3x3 s2x2 relu params=18496 macs=1179648'; ``parse`` reads it."""
+        """The text in the store of measurements, which ``parse`` reads.
+
+        Such as 'conv 16x16x32 -> 8x8x64 k3x3 s2x2 relu params=18496 macs=1179648'.
+        """
         window = [
             letter + _shown(sizes)
             for letter, sizes in zip("ksd", (self.kernel, self.strides, self.dilation), strict=True)
@@ -58,7 +60,7 @@ class Workload:
 
     @cached_property
     def _hash(self) -> int:
-        # A search asks for the same workloads again and again: the hash of the nested shapes is
+        # A search looks the same workloads up again and again, so the hash of the nested shapes is
         # computed once.
         return hash(
             (
@@ -77,15 +79,15 @@ class Workload:
 
 
 def parse(text: str) -> Workload:
-    """The workload that ``str`` wrote. ValueError for any other text."""
-    found = _TEXT.fullmatch(text)
-    if found is None:
+    """The workload of a text that ``str`` wrote; ValueError for any other text."""
+    match = _TEXT.fullmatch(text)
+    if match is None:
         raise ValueError(f"no workload of an op: '{text}'")
-    part = found.groupdict()
+    part = match.groupdict()
     output, kernel, strides, dilation = (
         _sizes(part[key]) for key in ("output", "kernel", "strides", "dilation")
     )
-    inputs = tuple(_sizes(each) for each in part["inputs"].split("+")) if part["inputs"] else ()
+    inputs = tuple(_sizes(shape) for shape in part["inputs"].split("+")) if part["inputs"] else ()
     numbers = int(part["groups"] or 1), part["activation"], int(part["params"]), int(part["macs"])
     return Workload(part["kind"], inputs, output, kernel, strides, dilation, *numbers)
 
@@ -108,24 +110,21 @@ def _sizes(text: str | None) -> tuple[int, ...]:
 
 
 def workloads(graph: Graph) -> Iterator[tuple[str, Workload]]:
-    """The name and workload of each op that a runtime executes, in order, of a graph whose BatchNorms are folded.
+    """Yield name and workload of each op that a runtime executes; ModelError for unknown shapes.
 
-    Ops that cost nothing (reshapes, dropout, an activation that the op before it fuses) have none;
-    a separable convolution has two, an activation that runs by itself behind its layer has one of
-    its own. ModelError when a shape is not fixed.
+    The BatchNorms of the graph have to be folded. Ops that cost nothing (reshapes, dropout, a fused
+    activation) have no workload, a separable convolution has two, and a layer whose activation is
+    not fused has one for it.
     """
     for op in graph:
         if op.kind != "InputLayer" and not in_place(graph, op):
-            yield from (
-                (op.name, each)
-                for each in _executed(
-                    op, graph.input_tensors(op.name), graph.tensors(op.name)[0], _fused(graph, op)
-                )
-            )
+            inputs, output = graph.input_tensors(op.name), graph.tensors(op.name)[0]
+            for workload in _executed(op, inputs, output, _fused(graph, op)):
+                yield op.name, workload
 
 
 def chain(graph: Graph, name: str, stages: Sequence[Op]) -> Iterator[Workload]:
-    """The workloads of the chain ``stages`` in the place of the op of that name (of a candidate: ``factors.stages(ranks)``)."""
+    """Yield the workloads of the factor layers ``stages`` in the place of an op."""
     source = graph.input_tensors(name)[0]
     behind = _fused(graph, graph.op(name))
     for stage, following in pairwise([*stages, None]):
@@ -137,7 +136,7 @@ def chain(graph: Graph, name: str, stages: Sequence[Op]) -> Iterator[Workload]:
 
 
 def _fused(graph: Graph, op: Op) -> str | None:
-    """The activation that the op's only reader adds to it at no cost."""
+    """The activation behind the op that is fused into it; None without one."""
     reader = graph.only_consumer(op.name)
     while reader is not None and reader.kind == "BatchNormalization" and in_place(graph, reader):
         reader = graph.only_consumer(reader.name)
@@ -147,7 +146,7 @@ def _fused(graph: Graph, op: Op) -> str | None:
 
 
 def _activation(op: Op) -> str | None:
-    """What an activation op computes, by the name of Keras' function; None for the identity."""
+    """The name of the Keras function that an activation op computes; None for the identity."""
     if op.kind == "ReLU":
         return "relu6" if op["max_value"] == 6 else "relu"
     name = op["activation"]
@@ -171,7 +170,7 @@ _SHARED_NAMES: Mapping[Family, str] = MappingProxyType(
 def _executed(
     op: Op, inputs: tuple[Tensor, ...], output: Tensor, behind: str | None
 ) -> Iterator[Workload]:
-    """The workloads of one op; ``behind`` is the activation of its reader that it fuses."""
+    """The workloads of one op. ``behind``: the activation of its reader, where it is fused."""
     if op.info.is_separable:
         for part in split_separable(op):
             middle = ops.infer(part, inputs)
@@ -179,44 +178,49 @@ def _executed(
             inputs = middle
         return
     family = op.info.family
-    kind = _SHARED_NAMES.get(family, op.kind.lower())
-    own = op.attrs.get("activation") if own_activation(op) or family in _SHARED_NAMES else None
     apart = own_activation(op)
-    fused = behind if behind is not None else None if apart or own in (None, "linear") else str(own)
-    kernel: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups = 1
-    first = op.attrs.get("data_format") == "channels_first"
-    if kind in ("conv", "depthwise", "transposed"):
-        conv = ops.conv_geometry(op, inputs[0])
-        kernel, strides, dilation, groups = conv.kernel, conv.strides, conv.dilation, conv.groups
-    elif kind == "pool":
-        rank = len(output.shape) - 2
-        kernel = ops.spatial(op["pool_size"], rank)
-        strides = kernel if op["strides"] is None else ops.spatial(op["strides"], rank)
-    elif op.kind == "Activation":
+    activation = op.attrs.get("activation") if apart or family in _SHARED_NAMES else None
+    fused = behind
+    if fused is None and not apart and activation not in (None, "linear"):
+        fused = str(activation)
+    if op.kind == "Activation":
         kind = _activation(op) or "linear"
+    else:
+        kind = _SHARED_NAMES.get(family, op.kind.lower())
+    first = op.attrs.get("data_format") == "channels_first"
     shapes = tuple(_static(op, tensor.shape, first) for tensor in inputs)
     result = _static(op, output.shape, first and len(output.shape) == len(inputs[0].shape))
     yield Workload(
         kind,
         shapes,
         result,
-        kernel,
-        strides,
-        dilation,
-        groups,
-        fused,
-        op.params,
-        ops.macs(op, inputs, (output,)),
+        *_window(op, kind, inputs, output),
+        activation=fused,
+        params=op.params,
+        macs=ops.macs(op, inputs, (output,)),
     )
     if apart:
-        yield Workload(str(own if isinstance(own, str) else "custom"), (result,), result)
+        yield Workload(activation if isinstance(activation, str) else "custom", (result,), result)
+
+
+#: Kernel, strides, dilation and groups of a workload.
+_Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
+
+
+def _window(op: Op, kind: str, inputs: tuple[Tensor, ...], output: Tensor) -> _Window:
+    if kind in ("conv", "depthwise", "transposed"):
+        conv = ops.conv_geometry(op, inputs[0])
+        return conv.kernel, conv.strides, conv.dilation, conv.groups
+    if kind == "pool":
+        rank = len(output.shape) - 2
+        size = ops.spatial(op["pool_size"], rank)
+        strides = size if op["strides"] is None else ops.spatial(op["strides"], rank)
+        return size, strides, (), 1
+    return (), (), (), 1
 
 
 def _static(op: Op, shape: Shape, channels_first: bool) -> tuple[int, ...]:
-    """The shape without the batch, channels last."""
+    """The shape without the batch axis, channels last; ModelError when it is not fixed."""
     sizes = tuple(size for size in shape[1:] if size is not None)
     if len(sizes) != len(shape) - 1:
         raise ModelError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from lrfc.config import trust
 from lrfc.config.build import BuildConfig, parse
 from lrfc.config.options import FIELDS
 from lrfc.errors import UsageError
+from lrfc.ir.fingerprint import model_digest
 from lrfc.results import folder as artifact
 from lrfc.results.manifest import Manifest
 from lrfc.system.reader import kind, refused, shown
@@ -177,11 +177,5 @@ def _flag(name: str, value: Any) -> str:
 
 
 def digest(source: Path, original: Graph) -> str:
-    """SHA-256 of the input file; of the canonical graph's weights and text for a model that came from memory."""
-    if source.is_file():
-        return artifact.sha256(source)
-    found = hashlib.sha256(str(original).encode())
-    for op in original.layers():
-        for weight in op.weights.values():
-            found.update(weight.tobytes())
-    return found.hexdigest()
+    """The SHA-256 of the model's file; of its canonical graph where it has no file."""
+    return artifact.sha256(source) if source.is_file() else model_digest(original)

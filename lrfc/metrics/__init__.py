@@ -1,1 +1,1 @@
-"""Metrics, and the accuracy contract."""
+"""Metrics, the accuracy contract, and the outcome of a build."""

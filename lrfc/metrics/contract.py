@@ -1,4 +1,4 @@
-"""The accuracy contract: what the emitted file lost against the original on the same samples, and how sure that is."""
+"""The accuracy contract: the drop of the score against the original, with its interval."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lrfc.ir.batch import Batch
 from lrfc.metrics.metric import Metric
 from lrfc.metrics.outcome import short
 
-#: Confidence of the interval that is reported where the user demands none.
+#: Confidence of the reported interval where the user demands none.
 REPORTED = 0.95
 #: Resamples of the bootstrap.
 RESAMPLES = 2_000
-#: The same, where each computes the figure anew.
+#: Resamples of a bootstrap that computes the score of each.
 FEW_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
 class Contract:
-    """A drop of the score on ``samples`` samples, its two-sided ``confidence`` interval, and whether it is within what is ``allowed``.
+    """A drop of the score, its two-sided interval, and the drop that is allowed.
 
-    Where the user demands a confidence the whole interval has to be within: its upper end is the
-    one-sided bound at (1 + confidence) / 2. ``unit``: of these times 100, that of
-    ``Metric.drop_unit``.
+    ``low`` and ``high``: the interval at ``confidence``. Where the user demands a confidence, its
+    upper end has to be within ``allowed``: the one-sided bound at (1 + confidence) / 2. ``unit``:
+    of the figures times 100, see ``Metric.drop_unit``.
     """
 
     allowed: Drop | None
@@ -41,7 +41,7 @@ class Contract:
 
     @property
     def met(self) -> bool:
-        """Whether the contract holds; without one it does."""
+        """Whether the contract holds; without a limit it does."""
         if self.allowed is None:
             return True
         return (
@@ -50,16 +50,19 @@ class Contract:
 
     @property
     def margin(self) -> float | None:
-        """The drop that is still allowed, below zero where too much was lost; None without a limit.
+        """The allowed drop less the drop; None without a limit.
 
-        With a demanded confidence it is the end of the interval that counts.
+        Where a confidence is demanded, the upper end of the interval counts as the drop.
         """
         if self.allowed is None:
             return None
         return self.allowed.value - (self.drop if self.allowed.confidence is None else self.high)
 
     def then(self, other: Contract) -> Contract:
-        """This drop and another one on top of it, found independently of it: the halves of their intervals add up as their squares do."""
+        """The sum of this drop and of another, independent one.
+
+        The squares of the halves of their intervals add up.
+        """
         drop = self.drop + other.drop
         below, above = (
             np.hypot(getattr(self, end) - self.drop, getattr(other, end) - other.drop)
@@ -85,24 +88,24 @@ def held(
     looks: int = 1,
     confidence: float = REPORTED,
 ) -> Contract:
-    """The contract on the outputs of the original and of the compressed model for a split; a drop is that of ``Metric.drop``.
+    """Test the contract on the outputs of the original and of the compressed model for a split.
 
-    A figure that is no mean over samples (AUC, IoU, a function of the user's) is computed anew on
-    each of the bootstrap's resamples.
+    A score that is no mean over samples (AUC, IoU, a user's function) is computed on every resample
+    of a bootstrap. ``looks`` and ``confidence``: see ``contract``.
     """
-    one, two = metric.per_sample(before, split), metric.per_sample(after, split)
-    if one is None or two is None:
+    original, compressed = metric.per_sample(before, split), metric.per_sample(after, split)
+    if original is None or compressed is None:
         return replace(
             _resampled(metric, split, before, after, allowed, looks, confidence),
             unit=metric.drop_unit,
         )
-    if metric.percent and np.isin(one, (0, 1)).all() and np.isin(two, (0, 1)).all():
-        return contract(one.astype(bool), two.astype(bool), allowed, looks, confidence)
-    # What one more of the figure is worth as a drop: one for a share of what is good, less than
-    # nothing for an error.
+    if metric.percent and np.isin(original, (0, 1)).all() and np.isin(compressed, (0, 1)).all():
+        return contract(original.astype(bool), compressed.astype(bool), allowed, looks, confidence)
+    # The gain for one more unit of the score: positive for an accuracy, negative for an error.
     scale = -metric.drop(metric.score(before, split), metric.score(before, split) + 1.0)
     return replace(
-        contract(scale * one, scale * two, allowed, looks, confidence), unit=metric.drop_unit
+        contract(scale * original, scale * compressed, allowed, looks, confidence),
+        unit=metric.drop_unit,
     )
 
 
@@ -113,20 +116,20 @@ def contract(
     looks: int = 1,
     confidence: float = REPORTED,
 ) -> Contract:
-    """The contract on the samples' scores (N,), higher being better, of the original and of the emitted file.
+    """Test the contract on the scores (N,) of samples by both models; higher is better.
 
-    Scores of right or wrong (bool) are compared by the paired test of Agresti and Min (2005), any
-    others by the percentile bootstrap of the mean difference. ``looks``: how many results have been
-    held against the same samples; each makes the confidence stricter (Bonferroni). ``confidence``
-    is that of the interval where ``allowed`` demands none.
+    Right or wrong (bool) is compared by the paired interval of Agresti and Min (2005), any other
+    score by the percentile bootstrap of the mean difference. ``looks``: number of results tested on
+    the same samples; each makes the confidence stricter (Bonferroni). ``confidence``: of the
+    interval where ``allowed`` demands none.
     """
-    asked = confidence if allowed is None or allowed.confidence is None else allowed.confidence
-    strict = 1 - (1 - asked) / looks
+    demanded = confidence if allowed is None or allowed.confidence is None else allowed.confidence
+    strict = 1 - (1 - demanded) / looks
     if before.dtype == bool:
         drop, low, high = _proportions(before.astype(bool), after.astype(bool), strict)
     else:
         drop, low, high = _means(before.astype(float) - after.astype(float), strict)
-    return Contract(allowed, drop, low, high, asked, len(before))
+    return Contract(allowed, drop, low, high, demanded, len(before))
 
 
 def _resampled(
@@ -138,20 +141,22 @@ def _resampled(
     looks: int,
     confidence: float,
 ) -> Contract:
-    asked = confidence if allowed is None or allowed.confidence is None else allowed.confidence
-    strict = 1 - (1 - asked) / looks
+    demanded = confidence if allowed is None or allowed.confidence is None else allowed.confidence
+    strict = 1 - (1 - demanded) / looks
     drop = metric.drop(metric.score(before, split), metric.score(after, split))
     rng = np.random.default_rng(0)
-    found = []
+    drops = []
     for _ in range(FEW_RESAMPLES):
         rows = rng.integers(0, len(split), len(split))
-        some = split.take(rows)
+        resample = split.take(rows)
         scores = (
-            metric.score(tuple(y[rows] for y in outputs), some) for outputs in (before, after)
+            metric.score(tuple(y[rows] for y in outputs), resample) for outputs in (before, after)
         )
-        found.append(metric.drop(*scores))
-    low, high = np.quantile(found, [(1 - strict) / 2, (1 + strict) / 2])
-    return Contract(allowed, drop, min(drop, float(low)), max(drop, float(high)), asked, len(split))
+        drops.append(metric.drop(*scores))
+    low, high = np.quantile(drops, [(1 - strict) / 2, (1 + strict) / 2])
+    return Contract(
+        allowed, drop, min(drop, float(low)), max(drop, float(high)), demanded, len(split)
+    )
 
 
 def _proportions(

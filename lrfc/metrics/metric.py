@@ -1,4 +1,4 @@
-"""What a model's outputs are worth: accuracy, mean IoU, AUC, squared error, fidelity to the original, or a function of the user's."""
+"""Metrics: accuracy, mean IoU, AUC, squared error, fidelity, or a user's own function."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from lrfc.system import reader
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """How good outputs are, one figure a split.
+    """A function from outputs to their score on a split.
 
-    ``name`` is what a report says. ``percent``: the figure is a share (1 is perfect) and is shown
-    in percent; a drop is a difference in points. Other figures are in units of their own, and a
-    drop is a share of ``unit``, or of the figure before where ``unit`` is None.
+    ``name``: as in reports. ``percent``: the score is a fraction (1 is perfect), shown in percent,
+    and a drop is a difference in points; otherwise a drop is a fraction of ``unit``, or of the
+    original's score where ``unit`` is None. ``values``: the score of each sample. ``paired``:
+    whether the score is their mean, otherwise ``values`` has the score alone.
     """
 
     name: str
@@ -36,18 +37,18 @@ class Metric:
     unit: float | None = None
 
     def score(self, outputs: Batch, split: Split) -> float:
-        """The figure for the model's outputs (one array of N samples each) on that split."""
+        """The score of a model's outputs (one array of N samples each) on the split."""
         return float(np.mean(self.values(outputs, split)))
 
     def per_sample(self, outputs: Batch, split: Split) -> NDArray[np.float64] | None:
-        """What each sample adds, (N,), for paired tests; its mean is the score.
+        """The score of each sample (N,), for paired tests.
 
-        None when the figure is no mean over samples (AUC, IoU, functions).
+        None when the score is no mean over samples (AUC, IoU, functions).
         """
         return self.values(outputs, split) if self.paired else None
 
     def drop(self, before: float, after: float) -> float:
-        """How much worse ``after`` is, positive when it is: in points of 1 for shares, otherwise as a share of ``unit`` or of the figure before."""
+        """The drop from a score to another (see the class); positive if ``after`` is worse."""
         worse = before - after if self.higher_is_better else after - before
         if self.percent:
             return worse
@@ -56,7 +57,7 @@ class Metric:
 
     @property
     def drop_unit(self) -> str:
-        """What stands behind a hundredfold drop."""
+        """The unit of a drop times 100."""
         if self.percent:
             return "pp"
         return (
@@ -64,7 +65,7 @@ class Metric:
         )
 
     def shown(self, value: float) -> str:
-        """The figure as text: '91.25 %' or '0.0312'."""
+        """The score as text: '91.25 %' or '0.0312'."""
         return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
 
     def better(self, one: float, other: float) -> bool:
@@ -73,99 +74,78 @@ class Metric:
 
 
 def metric(name: str | None, graph: Graph, split: Split) -> Metric:
-    """The metric of that name for that original and data like ``split``.
+    """The metric of that name; UsageError when it does not fit the labels.
 
-    None chooses: accuracy where every output has class labels (of images' pixels too), the mean
-    squared error where every output has values, the mean of accuracies and R² where some have this
-    and some that, and fidelity without labels. 'accuracy', 'miou' (mean intersection over union of
-    the classes that occur), 'auc' (area under the ROC curve, one class against the rest;
-    scikit-learn), 'mse', 'fidelity' (R² of the outputs against the original's: 1 − Σ‖a − b‖² / Σ‖a
-    − ā‖², 1 where they are the same). With several outputs a figure is the plain mean over them,
-    and its name says so.
+    ``graph``: the original. ``name`` None: accuracy where every output has class labels (also of
+    pixels), the mean squared error where every output has values, the mean of accuracies and R²
+    where there are both, and fidelity without labels.
 
-    'module:function' is called with (outputs, targets), both arrays (N, ...), tuples of arrays in
-    the model's order when it has several outputs, targets None without labels; it returns a number,
-    the higher the better. 'module:function:min': the lower the better. UsageError when a metric
-    does not fit the labels.
+    'accuracy'; 'miou' (mean intersection over union of the classes that occur); 'auc' (area under
+    the ROC curve, one class against the rest; scikit-learn); 'mse'; 'fidelity' (R² of the outputs
+    against the original's, 1 − Σ‖a − b‖² / Σ‖a − ā‖²). With several outputs the
+    score is the mean over them.
+
+    'module:function' is called with (outputs, targets), both arrays (N, ...), or tuples of arrays
+    in the model's order when it has several outputs; targets are None without labels. It returns a
+    number, and higher is better; with 'module:function:min', lower is better.
     """
     if name is None:
-        name = _usual(graph, split)
-    own = trust.METRIC.fullmatch(name)
-    if own is not None:
-        return _own(name, own["function"], higher=own["way"] != "min")
+        name = _default(graph, split)
+    custom = trust.METRIC.fullmatch(name)
+    if custom is not None:
+        return _custom(name, custom["function"], higher=custom["way"] != "min")
     if name not in (*METRICS, "mixed"):
         raise UsageError(
             f"--metric {name}: give {', '.join(METRICS)}, module:function (higher is better) or"
             " module:function:min (lower is better)"
         )
-    several = "" if len(graph.outputs) == 1 else f", mean of {len(graph.outputs)} outputs"
+    outputs = len(graph.outputs)
+    suffix = "" if outputs == 1 else f", mean of {outputs} outputs"
     if name == "fidelity":
-        return Metric(
-            f"fidelity to the original{several}",
-            percent=True,
-            higher_is_better=True,
-            values=_Fidelity(graph),
-        )
+        return _fraction(f"fidelity to the original{suffix}", _Fidelity(graph))
     if split.targets is None:
         raise UsageError(
             f"--metric {name}: the data have no labels; leave it out, or take --metric fidelity"
         )
-    maps = (
-        "pixel "
-        if name == "accuracy" and split.targets[0].ndim > 1 and split.targets[0].shape[1:] != (1,)
-        else ""
-    )
     if name in ("accuracy", "miou"):
-        wrong = [
-            ref.op
-            for ref, y in zip(graph.outputs, split.targets, strict=True)
-            if not _are_classes(y, graph.tensor(ref).shape)
-        ]
-        if wrong:
-            raise UsageError(
-                f"--metric {name}: the labels of output '{wrong[0]}' are values, not classes; take"
-                " --metric mse"
-            )
+        _check_classes(name, graph, split.targets)
     if name == "auc":
-        return Metric(
-            f"AUC{several}", percent=True, higher_is_better=True, values=_each(_auc), paired=False
-        )
+        return _fraction(f"AUC{suffix}", _mean_over_outputs(_auc), paired=False)
+    if name == "miou":
+        return _fraction(f"mean IoU{suffix}", _mean_over_outputs(_iou), paired=False)
+    if name == "accuracy":
+        first = split.targets[0]
+        pixel = "pixel " if first.ndim > 1 and first.shape[1:] != (1,) else ""
+        return _fraction(f"{pixel}accuracy{suffix}", _mean_over_outputs(_accuracy))
     if name == "mse":
-        unit = float(
-            np.mean([np.square(y - y.mean(0)).mean() for y in map(_floats, split.targets)])
-        )
+        variances = [np.square(y - y.mean(0)).mean() for y in map(_floats, split.targets)]
         return Metric(
-            f"mean squared error{several}",
+            f"mean squared error{suffix}",
             percent=False,
             higher_is_better=False,
-            values=_each(_squares),
-            unit=unit or None,
+            values=_mean_over_outputs(_squares),
+            unit=float(np.mean(variances)) or None,
         )
-    if name == "miou":
-        return Metric(
-            f"mean IoU{several}",
-            percent=True,
-            higher_is_better=True,
-            values=_each(_iou),
-            paired=False,
-        )
-    if name == "accuracy":
-        return Metric(
-            f"{maps}accuracy{several}", percent=True, higher_is_better=True, values=_each(_accuracy)
-        )
-    scales = tuple(
-        1.0 if y.dtype.kind in "iu" else max(float(np.square(y - y.mean(0)).mean()), 1e-30)
-        for y in map(np.asarray, split.targets)
-    )
-    return Metric(
-        f"mean of accuracy and R² over {len(scales)} outputs",
-        percent=True,
-        higher_is_better=True,
-        values=_mixed(scales),
-    )
+    return _fraction(f"mean of accuracy and R² over {outputs} outputs", _mixed(split.targets))
 
 
-def _usual(graph: Graph, split: Split) -> str:
+def _fraction(
+    name: str, values: Callable[[Batch, Split], NDArray[np.float64]], *, paired: bool = True
+) -> Metric:
+    return Metric(name, percent=True, higher_is_better=True, values=values, paired=paired)
+
+
+def _check_classes(name: str, graph: Graph, targets: Batch) -> None:
+    """UsageError for the first output whose labels are not classes."""
+    for ref, target in zip(graph.outputs, targets, strict=True):
+        if not _are_classes(target, graph.tensor(ref).shape):
+            raise UsageError(
+                f"--metric {name}: the labels of output '{ref.op}' are values, not classes; take"
+                " --metric mse"
+            )
+
+
+def _default(graph: Graph, split: Split) -> str:
     if split.targets is None:
         return "fidelity"
     classes = [
@@ -178,24 +158,30 @@ def _usual(graph: Graph, split: Split) -> str:
 # -- one output ------------------------------------------------------------------------------------
 
 
-def _each(
+def _mean_over_outputs(
     one: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]],
 ) -> Callable[[Batch, Split], NDArray[np.float64]]:
     def values(outputs: Batch, split: Split) -> NDArray[np.float64]:
         assert split.targets is not None
-        found: NDArray[np.float64] = np.mean(
+        means: NDArray[np.float64] = np.mean(
             [
                 one(np.asarray(a), np.asarray(y))
                 for a, y in zip(outputs, split.targets, strict=True)
             ],
             axis=0,
         )
-        return found
+        return means
 
     return values
 
 
-def _mixed(scales: tuple[float, ...]) -> Callable[[Batch, Split], NDArray[np.float64]]:
+def _mixed(targets: Batch) -> Callable[[Batch, Split], NDArray[np.float64]]:
+    """The mean of accuracies and of R², whose variances are those of the targets given here."""
+    scales = tuple(
+        1.0 if y.dtype.kind in "iu" else max(float(np.square(y - y.mean(0)).mean()), 1e-30)
+        for y in map(np.asarray, targets)
+    )
+
     def values(outputs: Batch, split: Split) -> NDArray[np.float64]:
         assert split.targets is not None
         rows = [
@@ -206,14 +192,14 @@ def _mixed(scales: tuple[float, ...]) -> Callable[[Batch, Split], NDArray[np.flo
             )
             for a, y, scale in zip(outputs, split.targets, scales, strict=True)
         ]
-        found: NDArray[np.float64] = np.mean(rows, axis=0)
-        return found
+        means: NDArray[np.float64] = np.mean(rows, axis=0)
+        return means
 
     return values
 
 
 def _are_classes(target: NDArray[Any], shape: tuple[int | None, ...]) -> bool:
-    """Whether those labels of an output of that shape are class numbers, or one-hot rows."""
+    """Whether labels of an output of that shape are class indices or one-hot rows."""
     if target.dtype.kind in "iu":
         return target.ndim in (len(shape) - 1, len(shape)) and (
             target.ndim < len(shape) or target.shape[-1] == 1
@@ -225,37 +211,39 @@ def _are_classes(target: NDArray[Any], shape: tuple[int | None, ...]) -> bool:
     )
 
 
-def _numbers(target: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.int64]:
-    """Class numbers (N, ...), one axis less than the scores have."""
+def _classes(target: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.int64]:
+    """Class indices (N, ...), one axis less than the scores have."""
     if target.ndim == scores.ndim:
         target = target.argmax(-1) if target.shape[-1] > 1 else target[..., 0]
     return target.astype(np.int64)
 
 
-def _guess(scores: NDArray[Any]) -> NDArray[np.int64]:
-    """The class that is said; a single value is the probability of class 1.
+def _predicted(scores: NDArray[Any]) -> NDArray[np.int64]:
+    """The predicted class; a single value is the probability of class 1.
 
     Class -1, which no label has, where a value is not a number.
     """
-    guess = scores.argmax(-1) if scores.shape[-1] > 1 else (scores[..., 0] > 0.5).astype(np.int64)
-    return np.where(np.isnan(scores).any(-1), -1, guess)
+    predicted = (
+        scores.argmax(-1) if scores.shape[-1] > 1 else (scores[..., 0] > 0.5).astype(np.int64)
+    )
+    return np.where(np.isnan(scores).any(-1), -1, predicted)
 
 
 def _accuracy(scores: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:
-    hits = _guess(scores) == _numbers(target, scores)
+    hits = _predicted(scores) == _classes(target, scores)
     return np.asarray(hits.reshape(len(hits), -1).mean(1), np.float64)
 
 
 def _iou(scores: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:
-    guess, truth = _guess(scores).ravel(), _numbers(target, scores).ravel()
+    predicted, truth = _predicted(scores).ravel(), _classes(target, scores).ravel()
     count = max(scores.shape[-1], 2)
-    right_ones = np.bincount(truth[guess == truth], minlength=count)
+    hits = np.bincount(truth[predicted == truth], minlength=count)
     union = (
         np.bincount(truth, minlength=count)
-        + np.bincount(guess[guess >= 0], minlength=count)
-        - right_ones
+        + np.bincount(predicted[predicted >= 0], minlength=count)
+        - hits
     )
-    return np.asarray([np.mean(right_ones[union > 0] / union[union > 0])])
+    return np.asarray([np.mean(hits[union > 0] / union[union > 0])])
 
 
 def _squares(values: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:
@@ -270,27 +258,30 @@ def _floats(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _auc(scores: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:
-    """The mean over classes, each against the rest, that occur and are not all; two classes count once."""
+    """The mean AUC over classes against the rest; of two classes, only the second counts.
+
+    Classes that no sample or every sample belongs to are left out.
+    """
     from sklearn.metrics import roc_auc_score
 
     scores = scores.reshape(-1, scores.shape[-1])
     if target.dtype.kind in "iu":
         numbers = target.ravel()
-        wanted = numbers[:, None] == (np.arange(scores.shape[1]) if scores.shape[1] > 2 else 1)
+        positive = numbers[:, None] == (np.arange(scores.shape[1]) if scores.shape[1] > 2 else 1)
     elif np.isin(target, (0, 1)).all():
-        wanted = target.reshape(scores.shape) == 1
+        positive = target.reshape(scores.shape) == 1
     else:
         raise UsageError("--metric auc: the labels are values, not classes; take --metric mse")
-    scores = scores[:, -1:] if wanted.shape[1] == 1 else scores
+    scores = scores[:, -1:] if positive.shape[1] == 1 else scores
     if not np.isfinite(scores).all():
-        return np.asarray([0.5])  # outputs that are no numbers rank nothing
-    told = [k for k in range(wanted.shape[1]) if 0 < wanted[:, k].sum() < len(wanted)]
-    if not told:
+        return np.asarray([0.5])  # outputs that are not numbers cannot be ranked
+    present = [k for k in range(positive.shape[1]) if 0 < positive[:, k].sum() < len(positive)]
+    if not present:
         raise UsageError(
             "--metric auc: all samples are of one class, so nothing can be ranked; give samples of"
             " both"
         )
-    return np.asarray([np.mean([roc_auc_score(wanted[:, k], scores[:, k]) for k in told])])
+    return np.asarray([np.mean([roc_auc_score(positive[:, k], scores[:, k]) for k in present])])
 
 
 class _Fidelity:
@@ -307,25 +298,25 @@ class _Fidelity:
             self._known[id(split)] = (split, keras_io.predict(self._graph, split.inputs))
         rows = []
         for a, b in zip(self._known[id(split)][1], outputs, strict=True):
-            given, found = (_floats(v).reshape(len(v), -1) for v in (a, b))
-            spread = np.square(given - given.mean(0)).sum(1).mean()
-            rows.append(1 - np.square(given - found).sum(1) / max(float(spread), 1e-30))
+            reference, values = (_floats(v).reshape(len(v), -1) for v in (a, b))
+            spread = np.square(reference - reference.mean(0)).sum(1).mean()
+            rows.append(1 - np.square(reference - values).sum(1) / max(float(spread), 1e-30))
         return np.asarray(np.mean(rows, axis=0))
 
 
-def _own(name: str, spec: str, *, higher: bool) -> Metric:
+def _custom(name: str, spec: str, *, higher: bool) -> Metric:
     function = sources.imported(spec, "metric")
 
     def values(outputs: Batch, split: Split) -> NDArray[np.float64]:
         targets: Any = split.targets
-        given = (
+        arguments = (
             (outputs, targets)
             if len(outputs) > 1
             else (outputs[0], None if targets is None else targets[0])
         )
         with reader.user_code(f"metric '{spec}'"):
-            found = float(function(*given))
-        return np.asarray([found])
+            score = float(function(*arguments))
+        return np.asarray([score])
 
     return Metric(
         name.removesuffix(":min").removesuffix(":max"),
@@ -340,7 +331,7 @@ def _own(name: str, spec: str, *, higher: bool) -> Metric:
 
 
 def is_classification(split: Split, outputs: int, classes: int | None) -> bool:
-    """Whether the split's targets are class labels (indices, or one-hot rows) for a single output with that many classes."""
+    """Whether the targets are class labels (indices or one-hot) of one output with ``classes``."""
     if split.targets is None or outputs != 1 or len(split.targets) != 1 or classes is None:
         return False
     target = split.targets[0]
@@ -366,15 +357,15 @@ def labels(split: Split) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 
 def classifies(graph: Graph, split: Split) -> bool:
-    """Whether the graph is a classifier and the split holds its labels."""
+    """Whether the graph is a classifier and the split has its labels."""
     shape = graph.tensor(graph.outputs[0]).shape
     return is_classification(split, len(graph.outputs), shape[-1] if len(shape) == 2 else None)
 
 
 def right(outputs: Batch, split: Split) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which samples' classes are right, (N,).
+    """Whether the predicted class of each sample is right, (N,).
 
-    A single output value is read as the probability of class 1.
+    A single output value is the probability of class 1.
     """
     scores = outputs[0]
     guess = scores.argmax(-1) if scores.shape[-1] > 1 else (scores[..., 0] > 0.5).astype(np.int64)
@@ -382,5 +373,5 @@ def right(outputs: Batch, split: Split) -> np.ndarray[tuple[int], np.dtype[np.bo
 
 
 def accuracy(outputs: Batch, split: Split) -> float:
-    """The share of samples whose class is right."""
+    """The fraction of samples whose predicted class is right."""
     return float(np.mean(right(outputs, split)))

@@ -1,4 +1,4 @@
-"""The outcome of a build as values: what was lost, how fast the file is, what grew, what fits."""
+"""The outcome of a build: drop of the score, speedup, changed quantities, limits of the device."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lrfc.metrics.source import MEASURED, Source
 
-#: Bounds of every count and of every other figure: with these all can be computed with (squares of
-#: float32 go to 1e77).
+#: Bounds of counts and of other figures, so that computations do not overflow (squares of float32
+#: reach 1e77).
 MOST, GREATEST = 10**18, 1e100
 
 Count = Annotated[int, Field(ge=0, le=MOST)]
@@ -20,7 +20,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Record(BaseModel):
-    """A part of manifest.json: immutable, and nothing unknown in it."""
+    """A part of manifest.json: immutable, without unknown fields."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", json_schema_serialization_defaults_required=True
@@ -28,16 +28,16 @@ class Record(BaseModel):
 
 
 def short(unit: str) -> str:
-    """The unit of a drop without what it is a share of."""
+    """The unit of a drop without its reference: '%' of '% of the variance of the labels'."""
     return unit.partition(" ")[0]
 
 
 class Part(Record):
-    """A part of a drop, in its unit; less than nothing where the score got better.
+    """A part of a drop, in its unit; negative where the score rose.
 
-    ``step``: 'compression' is all that was done to the network in float (factorized, cut, refitted,
-    fine-tuned), 'emission' what the file loses against that network (rounding), 'kernels' what the
-    reference kernels lose against the optimised ones.
+    ``step``: 'compression' of the float network (factorization, pruning, reconstruction,
+    fine-tuning), 'emission' of the file (rounding), or 'kernels' (the reference kernels in the
+    place of the optimised ones).
     """
 
     step: Literal["compression", "emission", "kernels"]
@@ -45,15 +45,14 @@ class Part(Record):
 
 
 class Kept(Record):
-    """The drop of the emitted file's accuracy against the original on the same test samples.
+    """The drop of the emitted file's score against the original on the same test samples.
 
-    With its two-sided interval, as fractions of 1. There is one drop: whatever shows one shows
-    this. ``unit``: of these times 100, 'pp' or '% of' something; null from an older lrfc.
-    ``allowed``: what --max-drop allows, null where nothing was asked. ``met``: whether it holds,
-    with the demanded confidence where there is one. ``margin``: what is left of what is allowed, of
-    the drop or with a demanded confidence of the end of its interval; less than nothing where it is
-    broken. ``parts``: in which steps the drop came about; they add up to it, and are empty where
-    that is not known.
+    ``low`` and ``high``: its two-sided interval. All are fractions of 1, and every page shows this
+    drop. ``unit``: of these times 100, 'pp' or '% of' a reference; null from an older lrfc.
+    ``allowed``: the limit of --max-drop, null without one. ``met``: whether the drop is within it,
+    at the demanded confidence if there is one. ``margin``: ``allowed`` less the drop, or less the
+    end of its interval if a confidence is demanded; negative where the limit is exceeded.
+    ``parts``: of the drop by step, which add up to it; empty where they are unknown.
     """
 
     allowed: Number | None
@@ -69,11 +68,10 @@ class Kept(Record):
 
 
 class Speedup(Record):
-    """How many times as fast the new file is as another one.
+    """The latency of another file divided by that of the new one.
 
-    Measured in turns with it: the median over several fresh processes of each file, and the 95 %
-    interval over them. Estimated or compiled (``source``): the quotient of both figures, and no
-    interval.
+    Measured (``source``): the files run in turns in several processes each; the median and the 95 %
+    interval over these. Estimated or compiled: the quotient of both figures, without an interval.
     """
 
     median: Number
@@ -83,7 +81,7 @@ class Speedup(Record):
 
     @property
     def pace(self) -> Pace:
-        """A difference only where the whole interval says so, and it shows in two decimals."""
+        """The speedup in words; a difference has to show in the interval and in two decimals."""
         if f"{self.median:.2f}" == "1.00":
             return "as fast"
         low = self.median if self.low is None else self.low
@@ -92,8 +90,7 @@ class Speedup(Record):
 
 
 Pace = Literal["faster", "slower", "as fast", "not measurably different"]
-#: The fields of ``lrfc.results.manifest.Figures`` that a verdict looks at, in the order in which it
-#: does; less is better in all of them.
+#: The fields of ``lrfc.results.manifest.Figures`` in a verdict, in its order; less is better.
 Quantity = Literal[
     "macs",
     "params",
@@ -110,8 +107,8 @@ Quantity = Literal[
 class Change(Record):
     """A quantity of the file before and after.
 
-    ``source``: where the figures come from; null for what is counted or planned, and needs no
-    device. ``grew``: whether it got worse, beyond what a measurement leaves open.
+    ``source``: of the figures; null for counted or planned quantities, which need no device.
+    ``grew``: whether it got worse by more than the uncertainty of a measurement.
     """
 
     quantity: Quantity
@@ -122,7 +119,7 @@ class Change(Record):
 
 
 class Asked(Record):
-    """A budget as it was given, the bound that it is, and whether what the file takes holds it."""
+    """A budget as it was given, its bound, the value of the file, and whether that is within it."""
 
     option: str
     quantity: Quantity
@@ -132,7 +129,7 @@ class Asked(Record):
 
 
 class Beside(Record):
-    """The speed of the file beside the original's in a ``precision``, or why it is not known."""
+    """The speedup over the original in a ``precision``, or the reason why it is unknown."""
 
     precision: str
     speedup: Speedup | None = None
@@ -141,10 +138,10 @@ class Beside(Record):
 
 
 class Room(Record):
-    """A limit of the device, what the file takes of it, and whether it fits.
+    """A memory limit of the device, the need of the file, and whether it fits.
 
     ``flash``: the file, or the weights as an NPU's compiler stores them. ``ram``: its activations,
-    or the SRAM that the compiler plans. What runs them comes on top.
+    or the SRAM that the compiler plans. The runtime needs memory in addition.
     """
 
     memory: Literal["flash", "ram"]
@@ -157,16 +154,16 @@ Outcome = Literal["compressed", "not met", "original kept"]
 
 
 class Verdict(Record):
-    """The verdict on a build, as fields.
+    """The verdict on a build.
 
     ``outcome``: 'compressed'; 'not met' where a budget or the accuracy contract is not; 'original
-    kept' where there was no gain: then the figures are the original's. ``contract``: the accuracy
-    contract, null where accuracy was not measured; ``metric``, ``original`` and ``score`` are the
-    name and the values of the score that it is about, in float before and of the emitted file.
-    ``budgets``: each that was given. ``speeds``: first of the compressed file, also of one that was
-    not kept, beside the original's of the same precision; then of the file that ships beside the
-    original in fp32. ``changes``: every quantity that is known, the ones that grew among them.
-    ``rooms``: for each limit in the device's profile.
+    kept' where there was no gain, and then the figures are the original's. ``contract``: the
+    accuracy contract, null where accuracy was not measured; ``metric``: the name of its score,
+    ``original`` and ``score``: the values of the original in float and of the emitted file.
+    ``budgets``: all that were given. ``speeds``: first of the compressed file, even if it was
+    rejected, against the original in the same precision; then of the final file against the
+    original in fp32. ``changes``: all known quantities. ``rooms``: all limits in the device's
+    profile.
     """
 
     outcome: Outcome

@@ -1,1 +1,1 @@
-"""The search: similarity, candidates, costs, and the allocation of one choice to each layer."""
+"""The search: candidates of each layer, their errors and costs, and the choice among them."""

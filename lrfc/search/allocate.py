@@ -1,4 +1,7 @@
-"""One choice per layer: the exact optimum under the budgets, as a multiple-choice knapsack solved by HiGHS."""
+"""The optimal candidate for each layer under budgets: a multiple-choice knapsack as a MILP.
+
+HiGHS solves it exactly.
+"""
 
 from __future__ import annotations
 
@@ -11,47 +14,30 @@ from scipy.sparse import csr_array
 from lrfc.errors import BudgetError
 from lrfc.search.candidates import Candidate
 
-#: What is counted: a limit on it is kept to the last one. The others are predictions.
+#: Quantities that are counted exactly, so that their limits hold exactly. Others are predictions.
 COUNTED = frozenset({"macs", "params"})
 
 
 def allocate(
     spaces: Sequence[Sequence[Candidate]], limits: Mapping[str, float], minimise: str = "divergence"
 ) -> tuple[Candidate, ...]:
-    """The candidate of each layer that together have the least impact, with the sum of each limited quantity within its limit.
+    """Return one candidate for each layer, with the least sum of ``minimise`` within the limits.
 
     ``limits`` maps 'macs', 'params', 'latency' or 'divergence' to the bound on the sum over these
     layers; ``minimise`` is any of these. Ties are broken by cost and then by order, so the result
-    is deterministic. BudgetError names the budget that cannot be met and the least value that can.
+    is deterministic. BudgetError names a budget that cannot be met, and the smallest one that can.
     """
-    for quantity, limit in limits.items():
-        least = sum(min(getattr(c, quantity) for c in layer) for layer in spaces)
-        if least > limit:
-            raise BudgetError(
-                f"the {quantity} budget cannot be met: {_shown(limit)} wanted of the layers that"
-                f" can be factorized, at least {_shown(least)} needed"
-            )
+    _check(spaces, limits)
     flat = [candidate for layer in spaces for candidate in layer]
     if not flat:
         return ()
-    owner = np.repeat(np.arange(len(spaces)), [len(layer) for layer in spaces])
     goal = np.array([getattr(c, minimise) for c in flat], float)
     cost = np.array([c.macs + c.params for c in flat], float)
-    # A hair of cost decides between choices of equal worth; far below any difference that matters.
-    # HiGHS stops within 1e-6 of the optimum, whatever the gap asked for: in units of a millionth of
-    # the largest value that is nothing.
+    # A tiny share of the cost breaks ties, far below any difference that matters. HiGHS stops
+    # within 1e-6 of the optimum, whatever gap is set: hence the objective in units of a millionth
+    # of its largest value.
     objective = 1e6 * (goal / max(goal.max(), 1e-30) + 1e-9 * cost / max(cost.sum(), 1))
-    one_each = LinearConstraint(
-        csr_array((np.ones(len(flat)), (owner, np.arange(len(flat))))), 1, 1
-    )
-    constraints = [one_each]
-    for quantity, limit in limits.items():
-        unit = limit if limit > 0 else 1.0
-        constraints.append(
-            LinearConstraint(
-                np.array([[getattr(c, quantity) / unit for c in flat]]), -np.inf, limit / unit
-            )
-        )
+    constraints = _constraints(spaces, flat, limits)
     while True:
         result = milp(
             objective,
@@ -70,9 +56,34 @@ def allocate(
             for q, limit in limits.items()
         ):
             return chosen
-        # HiGHS takes a sum for equal to its limit within a relative 1e-6. A budget is a promise:
-        # rule this combination out and solve again.
+        # HiGHS accepts sums above a limit by a relative 1e-6, a budget does not: exclude this
+        # combination and solve again.
         constraints.append(LinearConstraint(np.round(result.x)[None], -np.inf, len(spaces) - 1))
+
+
+def _check(spaces: Sequence[Sequence[Candidate]], limits: Mapping[str, float]) -> None:
+    """BudgetError for a limit below the least sum of its quantity."""
+    for quantity, limit in limits.items():
+        least = sum(min(getattr(c, quantity) for c in layer) for layer in spaces)
+        if least > limit:
+            raise BudgetError(
+                f"the {quantity} budget cannot be met: it leaves {_shown(limit)} for the layers"
+                f" that can be factorized, which need at least {_shown(least)}"
+            )
+
+
+def _constraints(
+    spaces: Sequence[Sequence[Candidate]], flat: Sequence[Candidate], limits: Mapping[str, float]
+) -> list[LinearConstraint]:
+    """One candidate for each layer, and each sum within its limit."""
+    owner = np.repeat(np.arange(len(spaces)), [len(layer) for layer in spaces])
+    one_each = csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))))
+    constraints = [LinearConstraint(one_each, 1, 1)]
+    for quantity, limit in limits.items():
+        unit = limit if limit > 0 else 1.0
+        row = np.array([[getattr(c, quantity) / unit for c in flat]])
+        constraints.append(LinearConstraint(row, -np.inf, limit / unit))
+    return constraints
 
 
 def _shown(value: float) -> str:

@@ -1,4 +1,4 @@
-"""How BatchNorm statistics follow a response that compression has changed."""
+"""Re-estimation of BatchNorm statistics after compression changed the layer in front."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Moments = tuple[NDArray[Any], NDArray[Any]]
 
 
 def moved(op: Op, original: Moments, compressed: Moments) -> Moments:
-    """The moving statistics of a BatchNorm behind a changed layer, from what the two networks show on the same inputs.
+    """The moving mean and variance of a BatchNorm behind a changed layer.
 
-    With the original's moving mean m and variance v, and the statistics (m_o, v_o) and (m_c, v_c)
-    seen before and after the change: m' = m_c + (m − m_o)·√(v_c/v_o) and v' = v·v_c/v_o. Any shift
-    and scale of a channel is undone, and where nothing changed nothing is moved, also when the
-    inputs seen are not those (augmented, or of another set) that the moving statistics come from.
+    ``original`` (m_o, v_o) and ``compressed`` (m_c, v_c) are the statistics of its input in both
+    networks on the same samples. With the moving mean m and variance v of the original:
+    m' = m_c + (m − m_o)·√(v_c/v_o) and v' = v·v_c/v_o. Any shift and scale of a channel is
+    undone, and an unchanged layer keeps its statistics, even when the samples have another
+    distribution than the training data (no augmentation, another set).
     """
     (old_mean, old_variance), (new_mean, new_variance) = original, compressed
     moving = op.weights["moving_variance"]
-    alive = (
-        old_variance > 1e-6 * moving
-    )  # a channel that is constant on these inputs says nothing of the spread
+    # The scale of a channel that is constant on these samples cannot be estimated.
+    alive = old_variance > 1e-6 * moving
     spread = np.where(alive, new_variance / np.where(alive, old_variance, 1), 1).astype(
         moving.dtype
     )

@@ -1,74 +1,53 @@
-"""What exploration found out about each layer, kept between builds and found again by content."""
+"""The cache of explored layers: candidates and refusals, stored between builds."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import platformdirs
 from pydantic import BaseModel, Field, ValidationError
 
 from lrfc.errors import UsageError
 from lrfc.ir.batch import Batch
+from lrfc.ir.fingerprint import digest
 from lrfc.ir.graph import Graph
 from lrfc.search.candidates import Candidate
 from lrfc.system import reader
+from lrfc.system.database import Database, cache_file
 
-#: Entries that are kept; the oldest go first.
+#: Largest number of entries; the oldest are deleted.
 KEPT = 20_000
-_FORMAT = 2
+#: Raised whenever entries or fingerprints change, so that entries of older versions never match.
+_FORMAT = 3
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS layers (key TEXT, layer TEXT, found TEXT, PRIMARY KEY (key, layer))"
+)
 
 
 def place() -> Path:
-    """The file: in the folder that LRFC_CACHE names, or in the platform's cache folder."""
-    return (
-        Path(os.environ.get("LRFC_CACHE") or platformdirs.user_cache_dir("lrfc", appauthor=False))
-        / "explored.sqlite"
-    )
+    """The path of the cache file."""
+    return cache_file("explored.sqlite")
 
 
 def fingerprint(graph: Graph, inputs: Batch, options: Any) -> str:
-    """A hash of everything that decides what exploration finds: the graph with its weights, the inputs looked at, the options, and the file's format."""
+    """The digest of all that exploration depends on: graph, calibration inputs and options."""
     from lrfc.version import __version__
 
-    digest = hashlib.sha256(repr((__version__, _FORMAT, options)).encode())
-    for op in graph:
-        digest.update(
-            repr(
-                (
-                    op.name,
-                    op.kind,
-                    sorted(op.attrs.items(), key=str),
-                    op.shared,
-                    graph.operands(op.name),
-                    list(op.weights),
-                )
-            ).encode()
-        )
-        for weight in op.weights.values():
-            digest.update(
-                repr((weight.shape, weight.dtype)).encode() + np.ascontiguousarray(weight).tobytes()
-            )
-    for values in inputs:
-        digest.update(
-            repr((values.shape, values.dtype)).encode() + np.ascontiguousarray(values).tobytes()
-        )
-    return digest.hexdigest()
+    return digest(__version__, _FORMAT, options, graph, *inputs)
 
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Figure = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Found(BaseModel):
-    """An entry: candidates as (method, ranks, params, macs, error, impact), and why there are no others, by method."""
+class _Entry(BaseModel):
+    """The exploration of one layer.
+
+    ``candidates``: rows of (method, ranks, params, macs, error, divergence). ``refusals``: by
+    method, the reason why it has no candidates.
+    """
 
     candidates: list[tuple[str | None, tuple[_Count, ...], _Count, _Count, _Figure, _Figure]]
     refusals: dict[str, str]
@@ -77,48 +56,32 @@ class _Found(BaseModel):
 class Store:
     """Candidates and refusals of layers, by fingerprint and layer name.
 
-    A layer is written as soon as it is explored, so that a build that was killed goes on from
-    there. A store that cannot be read or written is named once by ``log`` and not used: exploring
-    anew is always right.
+    A layer is written as soon as it is explored, so that a build resumes after a kill. Without a
+    usable file (see ``lrfc.system.database``) every layer is explored again.
     """
 
     def __init__(self, path: Path, key: str, log: Callable[[str], None]) -> None:
-        self._path, self._key, self._log = path, key, log
-        self._usable = True
-        self._do(
-            "CREATE TABLE IF NOT EXISTS layers (key TEXT, layer TEXT, found TEXT, PRIMARY KEY (key,"
-            " layer))",
-            (),
-        )
+        self._database, self._key = Database(path, _SCHEMA, log), key
 
     def get(self, layer: str) -> tuple[tuple[Candidate, ...], dict[str, str]] | None:
-        """What is known of a layer; None when nothing is."""
-        rows = self._do("SELECT found FROM layers WHERE key = ? AND layer = ?", (self._key, layer))
+        """The candidates and refusals of a layer; None where there is no intact entry."""
+        query = "SELECT found FROM layers WHERE key = ? AND layer = ?"
+        rows = [row for rows in self._database.read(query, [(self._key, layer)]) for row in rows]
         if not rows:
             return None
         try:
-            found = _Found.model_validate(reader.json_object(rows[0][0], "the entry"))
+            entry = _Entry.model_validate(reader.json_object(rows[0][0], "the entry"))
         except (TypeError, ValidationError, UsageError):
-            return None  # damaged: it is explored and written anew
-        return tuple(Candidate(layer, *row) for row in found.candidates), found.refusals
+            return None  # damaged: the layer is explored again and the entry replaced
+        return tuple(Candidate(layer, *row) for row in entry.candidates), entry.refusals
 
     def put(self, layer: str, candidates: Sequence[Candidate], refusals: Mapping[str, str]) -> None:
-        """Keep what was found out about a layer."""
+        """Store the candidates and refusals of a layer."""
         rows = [(c.method, c.ranks, c.params, c.macs, c.error, c.divergence) for c in candidates]
-        found = json.dumps({"candidates": rows, "refusals": dict(refusals)})
-        self._do("INSERT OR REPLACE INTO layers VALUES (?, ?, ?)", (self._key, layer, found))
-        self._do("DELETE FROM layers WHERE rowid <= (SELECT MAX(rowid) FROM layers) - ?", (KEPT,))
-
-    def _do(self, statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        if not self._usable:
-            return []
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            if reader.kind(self._path) not in (None, "a file"):  # SQLite would wait for a pipe
-                raise OSError(f"it is {reader.kind(self._path)}")
-            with closing(sqlite3.connect(self._path, timeout=10)) as database, database:
-                return database.execute(statement, values).fetchall()
-        except (sqlite3.Error, OSError, UsageError) as error:
-            self._usable = False
-            self._log(f"the cache {self._path} cannot be used ({error}): exploring without it")
-            return []
+        entry = json.dumps({"candidates": rows, "refusals": dict(refusals)})
+        self._database.write(
+            "INSERT OR REPLACE INTO layers VALUES (?, ?, ?)", [(self._key, layer, entry)]
+        )
+        self._database.write(
+            "DELETE FROM layers WHERE rowid <= (SELECT MAX(rowid) FROM layers) - ?", [(KEPT,)]
+        )

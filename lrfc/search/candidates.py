@@ -1,4 +1,4 @@
-"""The design space: every method and rank of every layer, with its cost and its similarity, or the reason why there is none."""
+"""The design space: the candidates of each layer with cost and error, or the reason for none."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from lrfc.search.epilogue import FeatureMap
 from lrfc.search.similarity import MEASURES, Measure
 from lrfc.search.statistics import LayerSamples
 
-#: Methods that fit every rank anew: they are weighed at half as many, and of those every other one
-#: is fitted, with the distance interpolated between them.
+#: Methods that run a fit for every rank: half as many ranks are candidates, of which every other
+#: one is fitted, and the error is interpolated between them.
 COSTLY = frozenset({"cp", "cp4"})
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One choice for one layer: a method at given ranks, or the layer as it is (``method`` None).
+    """A choice for one layer: a method at given ranks, or the layer unchanged (``method`` None).
 
-    ``params`` and ``macs`` count all calls of the layer (weights once); ``error`` is the
-    feature-map distance on held-out data (0 for the layer as it is), ``divergence`` the divergence of
-    the network's output that it predicts. ``latency``: predicted time of all calls on the device
-    that the build is for, in the unit of its cost profile; 0 as long as no device is known.
+    ``params`` and ``macs``: of all calls of the layer, weights counted once. ``error``: distance of
+    the feature map on held-out samples, 0 for the layer unchanged. ``divergence``: the predicted
+    divergence of the network's output. ``latency``: the predicted time of all calls on the build's
+    device, in the unit of its cost profile; 0 while no device is known.
     """
 
     layer: str
@@ -50,9 +50,10 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class LayerSpace:
-    """All choices for one layer.
+    """The candidates of one layer.
 
-    ``refusals`` says, by method, why there are no others. ``whole`` is the layer as it is.
+    ``calls``: names of the ops that call it. ``factors``: by method. ``refusals``: by method, the
+    reason why it has no candidates. ``excluded``: the layer unchanged, where a budget excludes it.
     """
 
     op: Op
@@ -64,12 +65,12 @@ class LayerSpace:
 
     @property
     def whole(self) -> Candidate:
-        """The layer as it is: the first candidate, or ``excluded`` where a budget rules it out."""
+        """The layer unchanged: the first candidate, or ``excluded``."""
         return self.excluded or self.candidates[0]
 
     @property
     def reason(self) -> str:
-        """Why the layer has no choice, one clause."""
+        """The distinct refusals, as the reason why the layer has no choice."""
         distinct = dict.fromkeys(self.refusals.values())
         return "; ".join(distinct)
 
@@ -77,7 +78,7 @@ class LayerSpace:
 def selected(
     graph: Graph, keep: Sequence[str], only: Sequence[str]
 ) -> Iterator[tuple[Op, str | None]]:
-    """Each factorizable layer once, with the reason when the user's patterns or the graph rule it out."""
+    """The layers with kernels, and why the user's patterns or the graph rule one out (or None)."""
     for op in graph.layers():
         if not op.info.has_kernel or op.origin is not None:
             continue
@@ -97,16 +98,19 @@ def selected(
 
 
 def readable(graph: Graph) -> list[Op]:
-    """The layers whose inputs can be sampled: those that may be factorized, and shared ones whose calls read images or sequences of several sizes."""
-    found = []
+    """The layers whose inputs can be sampled.
+
+    They are those that may be factorized, and shared ones whose calls read several sizes.
+    """
+    layers = []
     for op, reason in selected(graph, (), ()):
-        read = [graph.input_tensors(call.name) for call in graph.calls(op)]
+        inputs = [graph.input_tensors(call.name) for call in graph.calls(op)]
         if reason is None or (
-            len(set(read)) > 1
-            and all(len(each) == 1 and refusal(op, *each) is None for each in read)
+            len(set(inputs)) > 1
+            and all(len(tensors) == 1 and refusal(op, *tensors) is None for tensors in inputs)
         ):
-            found.append(op)
-    return found
+            layers.append(op)
+    return layers
 
 
 def space(
@@ -118,7 +122,11 @@ def space(
     levels: int = 32,
     multiple: int = 1,
 ) -> LayerSpace:
-    """Every candidate of one layer that saves MACs or parameters and costs no more of either, evaluated on the layer's samples."""
+    """Return the evaluated candidates of one layer.
+
+    Each has fewer MACs or parameters than the layer and no more of either. ``levels`` and
+    ``multiple``: see ``grid``.
+    """
     return compared(
         graph, op, samples, answers(graph, op, samples, methods, measure, levels, multiple), measure
     )
@@ -126,14 +134,14 @@ def space(
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What the methods can do for a layer: the costs of each method's ranks, and its distances at them, or at some of them.
+    """The costs of each method's ranks for a layer, and its evaluations at all or some of them.
 
-    Where the activation behind the layer has to be asked of Keras, which threads cannot, there are
-    responses in the place of distances.
+    An evaluation is the error; where the epilogue needs Keras, which threads cannot run, it is the
+    response instead, and ``compared`` computes the error.
     """
 
     costs: Mapping[str, Mapping[Ranks, Cost]]
-    found: Mapping[str, Mapping[Ranks, float | NDArray[np.float32]]]
+    evaluations: Mapping[str, Mapping[Ranks, float | NDArray[np.float32]]]
     factors: Decomposed
     refusals: Mapping[str, str]
 
@@ -147,7 +155,7 @@ def answers(
     levels: int = 32,
     multiple: int = 1,
 ) -> Answers:
-    """The decompositions of a layer and their distances: plain array work, so that several layers can be answered at once in threads."""
+    """Decompose a layer by each method and evaluate its ranks; safe in threads, without Keras."""
     source, whole = graph.input_tensors(op.name)[0], _whole(graph, op)
     costs: dict[str, Mapping[Ranks, Cost]] = {}
     refusals: dict[str, str] = {}
@@ -158,9 +166,7 @@ def answers(
             refusals[name] = reason
             continue
         ranks = grid(method.full(op, source), levels // 2 if name in COSTLY else levels, multiple)
-        totals = {
-            each: _total(method.cost(op, source, each), len(graph.calls(op))) for each in ranks
-        }
+        totals = {r: _total(method.cost(op, source, r), len(graph.calls(op))) for r in ranks}
         smaller = {
             r: c
             for r, c in totals.items()
@@ -174,11 +180,11 @@ def answers(
             refusals[name] = "no rank is smaller than the layer itself"
     factors = Decomposed(op, source, list(costs), lambda: samples)
     with alone(Layout.of(op, source)) if costs else nullcontext():
-        found = _looked_at(op, source, samples, costs, factors, measure)
-    return Answers(costs, found, factors, refusals)
+        evaluations = _evaluations(op, source, samples, costs, factors, measure)
+    return Answers(costs, evaluations, factors, refusals)
 
 
-def _looked_at(
+def _evaluations(
     op: Op,
     source: Tensor,
     samples: LayerSamples,
@@ -186,13 +192,13 @@ def _looked_at(
     factors: Decomposed,
     measure: Measure,
 ) -> dict[str, dict[Ranks, float | NDArray[np.float32]]]:
-    """The distances of each method, or its responses; see ``Answers``."""
+    """The evaluations of each method, see ``Answers``."""
     feature_map = (
         FeatureMap(samples.chain, response(op, source, samples), samples.addend)
         if costs and samples.chain.in_numpy
         else None
     )
-    found: dict[str, dict[Ranks, float | NDArray[np.float32]]] = {}
+    evaluations: dict[str, dict[Ranks, float | NDArray[np.float32]]] = {}
     for name, saving in costs.items():
         ranks = list(saving)
         if name in COSTLY:
@@ -203,22 +209,22 @@ def _looked_at(
             v if feature_map is None else measure(feature_map.reference, feature_map(v))
             for v in estimates
         )
-        found[name] = dict(zip(ranks, values, strict=True))
+        evaluations[name] = dict(zip(ranks, values, strict=True))
         if Layout.of(op, source).patch > SMALL and len(costs) > 1:
             factors.forget(name)
-    return found
+    return evaluations
 
 
 def compared(
-    graph: Graph, op: Op, samples: LayerSamples, given: Answers, measure: Measure
+    graph: Graph, op: Op, samples: LayerSamples, results: Answers, measure: Measure
 ) -> LayerSpace:
-    """The candidates with their distances from the original's feature map."""
+    """The candidates of a layer with their errors."""
     whole = _whole(graph, op)
-    found = [whole]
+    candidates = [whole]
     feature_map: FeatureMap | None = None
-    for name, costs in given.costs.items():
-        known: dict[Ranks, float] = {}
-        for ranks, value in given.found[name].items():
+    for name, costs in results.costs.items():
+        errors: dict[Ranks, float] = {}
+        for ranks, value in results.evaluations[name].items():
             if not isinstance(value, float):
                 feature_map = feature_map or FeatureMap(
                     samples.chain,
@@ -226,24 +232,24 @@ def compared(
                     samples.addend,
                 )
                 value = measure(feature_map.reference, feature_map(value))
-            known[ranks] = value
+            errors[ranks] = value
         for ranks, cost in costs.items():
-            error = known[ranks] if ranks in known else _between(known, ranks)
-            found.append(Candidate(op.name, name, ranks, cost.params, cost.macs, error))
+            error = errors[ranks] if ranks in errors else _between(errors, ranks)
+            candidates.append(Candidate(op.name, name, ranks, cost.params, cost.macs, error))
     return LayerSpace(
         op,
         tuple(call.name for call in graph.calls(op)),
-        tuple(found),
-        given.factors,
-        given.refusals,
+        tuple(candidates),
+        results.factors,
+        results.refusals,
     )
 
 
 def _between(known: Mapping[Ranks, float], ranks: Ranks) -> float:
-    """The distance at a rank between those where it is known: a power of the rank from one to the next."""
+    """The error at a rank between known ones, interpolated as a power of the rank."""
     at = sorted(known)
-    distances = np.log([max(known[each], 1e-12) for each in at])
-    return float(np.exp(np.interp(np.log(ranks[0]), np.log([each[0] for each in at]), distances)))
+    distances = np.log([max(known[r], 1e-12) for r in at])
+    return float(np.exp(np.interp(np.log(ranks[0]), np.log([r[0] for r in at]), distances)))
 
 
 def _whole(graph: Graph, op: Op) -> Candidate:
@@ -254,33 +260,33 @@ def _whole(graph: Graph, op: Op) -> Candidate:
 
 
 class Decomposed(Mapping[str, Factors]):
-    """The factors of a layer by method, decomposed when they are asked for."""
+    """The factors of a layer by method, each decomposed at its first use."""
 
     def __init__(
         self, op: Op, source: Tensor, methods: Sequence[str], samples: Callable[[], LayerSamples]
     ) -> None:
         self._op, self._source, self._samples = op, source, samples
-        self._found: dict[str, Factors | None] = dict.fromkeys(methods)
+        self._factors: dict[str, Factors | None] = dict.fromkeys(methods)
 
     def __getitem__(self, method: str) -> Factors:
-        factors = self._found[method]
+        factors = self._factors[method]
         if factors is None:
             samples = self._samples()
             factors = METHODS[method].decompose(
                 self._op, self._source, scale=samples.chain.scale, statistics=samples.statistics
             )
-            self._found[method] = factors
+            self._factors[method] = factors
         return factors
 
     def forget(self, method: str) -> None:
-        """Free what is kept of a decomposition; it is computed anew when it is asked for again."""
-        self._found[method] = None
+        """Free the memory of a decomposition; its next use computes it again."""
+        self._factors[method] = None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
+        return iter(self._factors)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._factors)
 
 
 def _total(cost: Cost, calls: int) -> Cost:
@@ -288,7 +294,7 @@ def _total(cost: Cost, calls: int) -> Cost:
 
 
 def response(op: Op, source: Tensor, samples: LayerSamples) -> NDArray[np.float32]:
-    """The layer's own linear response (N, T) to the sampled patches, in the form of ``Factors.responses``."""
+    """The linear response (N, T) of the layer to the sampled patches, as ``Factors.responses``."""
     layout = Layout.of(op, source)
     matrix = layout.matrix(layout.tensor(np.float32))
     rows = [samples.patches[:, group] @ matrix[group] for group in range(layout.groups)]
@@ -296,38 +302,38 @@ def response(op: Op, source: Tensor, samples: LayerSamples) -> NDArray[np.float3
 
 
 def grid(full: Ranks, levels: int, multiple: int = 1) -> list[Ranks]:
-    """Rank tuples up to the full ranks: all of them where there are few, otherwise about ``levels`` per rank (√levels·2 each for two ranks).
+    """The tuples of ranks to evaluate, up to the full ones.
 
-    Ranks are multiples of ``multiple``, what a device computes at once, besides the full ones;
-    below it there are none, except that a rank which cannot reach it has its full value.
+    All of them where there are few, otherwise about ``levels`` of one rank and 2·√levels of each
+    of two. Ranks are multiples of ``multiple``, the vector width of a device, or full.
     """
-    each = levels if len(full) == 1 else max(4, round(2 * levels ** (1 / len(full))))
+    count = levels if len(full) == 1 else max(4, round(2 * levels ** (1 / len(full))))
     axes = []
     for top in full:
-        step = multiple * max(1, -(-top // (each * multiple)))
+        step = multiple * max(1, -(-top // (count * multiple)))
         axes.append(sorted({*range(step, top + 1, step), top}))
     return list(product(*axes))
 
 
 def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The candidates that no other one beats: at most the same impact, MACs, parameters and latency, and less of one.
+    """The candidates that no other beats in divergence, MACs, parameters and latency together.
 
-    The others are never allocated.
+    No allocation picks any of the others.
     """
     ordered = sorted(
         candidates,
         key=lambda c: (c.divergence, c.macs, c.params, c.latency, c.method or "", c.ranks),
     )
-    kept: list[Candidate] = []
+    front: list[Candidate] = []
     for candidate in ordered:
         if not any(
-            o.macs <= candidate.macs
-            and o.params <= candidate.params
-            and o.latency <= candidate.latency
-            for o in kept
+            other.macs <= candidate.macs
+            and other.params <= candidate.params
+            and other.latency <= candidate.latency
+            for other in front
         ):
-            kept.append(candidate)
-    return tuple(kept)
+            front.append(candidate)
+    return tuple(front)
 
 
 __all__ = ["MEASURES", "Candidate", "LayerSpace", "Method", "grid", "pareto", "selected", "space"]

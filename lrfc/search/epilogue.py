@@ -1,4 +1,4 @@
-"""What happens to a layer's response before the next layer reads it: BatchNorm, a residual addition, an activation."""
+"""The element-wise epilogue of a layer: BatchNorm, residual addition, activation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Epilogue:
-    """The element-wise chain behind a layer, up to the feature map that the next layer reads.
+    """The element-wise ops behind a layer, up to the feature map that the next layer reads.
 
-    ``batchnorm`` directly behind the layer, then ``addend`` (the other operand of a residual Add),
-    then ``activation``; each may be absent. ``end`` is the op whose output is the feature map.
+    First ``batchnorm``, then ``addend`` (the other operand of a residual Add), then ``activation``;
+    any may be absent. ``end``: the op whose output is the feature map.
     """
 
     end: str
@@ -30,7 +30,7 @@ class Epilogue:
 
     @property
     def in_numpy(self) -> bool:
-        """Whether the chain is computed without asking Keras."""
+        """Whether the epilogue is computed in NumPy, without Keras."""
         return self.activation is None or rectifier(self.activation) is not None
 
     @property
@@ -44,7 +44,7 @@ class Epilogue:
 
 
 def epilogue_of(graph: Graph, name: str) -> Epilogue:
-    """The chain behind an op; the op itself is its end when nothing element-wise reads it alone."""
+    """The epilogue of an op; its end is the op itself where no element-wise op alone reads it."""
     chain = Epilogue(end=name)
     op, rank = graph.op(name), len(graph.tensor(Ref(name)).shape)
     if op.info.family in ("einsum", "transposed"):
@@ -76,7 +76,10 @@ def epilogue_of(graph: Graph, name: str) -> Epilogue:
 
 
 def rectifier(activation: Op) -> Callable[[Array], Array] | None:
-    """A ReLU, capped or not, in NumPy, which takes a tenth of the time of asking Keras; None for any other activation."""
+    """A ReLU, capped or not, as a NumPy function; None for any other activation.
+
+    It takes a tenth of the time of a Keras model.
+    """
     kind = activation["activation"] if activation.kind == "Activation" else None
     if kind == "relu":
         return lambda x: np.maximum(x, np.float32(0))
@@ -93,7 +96,7 @@ def rectifier(activation: Op) -> Callable[[Array], Array] | None:
 
 
 def _per_position(activation: Op, rank: int, channels: int) -> bool:
-    """Whether the op is an activation of each position by its channels alone, on the last axis.
+    """Whether the op is an activation that needs only the channels of one position.
 
     Such an activation can be applied to sampled positions. PReLU may have a weight per position.
     """
@@ -109,7 +112,10 @@ def _per_position(activation: Op, rank: int, channels: int) -> bool:
 
 
 class FeatureMap:
-    """Turns sampled responses (N, T) of a layer into the feature map behind its chain, with the BatchNorm statistics re-estimated as the build does."""
+    """The function from sampled responses (N, T) of a layer to its feature map.
+
+    BatchNorm statistics are re-estimated as in the build.
+    """
 
     def __init__(self, chain: Epilogue, response: Array, addend: Array | None) -> None:
         from lrfc.ir.keras import io as keras_io
@@ -125,14 +131,14 @@ class FeatureMap:
         self.energy = float(np.sum(np.square(self.reference, dtype=np.float64)))
 
     def statistics(self, response: Array) -> tuple[Array, Array]:
-        """The BatchNorm's mean and variance after re-estimation on that response."""
+        """The BatchNorm's mean and variance, re-estimated on that response."""
         assert self._chain.batchnorm is not None
         return moved(
             self._chain.batchnorm, (self._mean, self._variance), (response.mean(0), response.var(0))
         )
 
     def __call__(self, response: Array) -> Array:
-        """The feature map (N, T) that the response becomes."""
+        """The feature map (N, T) of a response (N, T)."""
         values = response
         if self._chain.batchnorm is not None:
             op = self._chain.batchnorm

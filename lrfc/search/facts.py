@@ -1,4 +1,4 @@
-"""Facts of the search: every layer's candidates, and the device that their latencies are predicted for."""
+"""Facts of the search: the candidates of every layer, and their predicted latencies."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from lrfc.state import Fact, State
 
 @dataclass(frozen=True)
 class DesignSpace(Fact):
-    """Every layer's choices, evaluated: what the allocation draws from, for any budget."""
+    """The candidates of every layer with their costs and errors.
+
+    ``skipped``: by layer, the reason why it has no candidates.
+    """
 
     spaces: tuple[LayerSpace, ...]
     skipped: Mapping[str, str]
 
     def narrowed(self, methods: tuple[str, ...]) -> DesignSpace:
-        """The same layers with the candidates of some methods only."""
+        """The same layers with the candidates of these methods only."""
         spaces = tuple(
             replace(
                 s,
@@ -32,14 +35,14 @@ class DesignSpace(Fact):
         return replace(self, spaces=spaces)
 
     def outside(self, whole: Mapping[str, float]) -> dict[str, float]:
-        """Costs of all that has no candidates, from those of the whole network."""
+        """The costs of all other layers: those of the ``whole`` network less these layers'."""
         return {
             quantity: cost - sum(getattr(s.whole, quantity) for s in self.spaces)
             for quantity, cost in whole.items()
         }
 
     def least(self, quantity: str) -> float:
-        """The minimum of a quantity over the candidates of each layer, all layers together."""
+        """The least sum of a quantity over the layers."""
         return float(sum(min(getattr(c, quantity) for c in s.candidates) for s in self.spaces))
 
     @property
@@ -49,13 +52,13 @@ class DesignSpace(Fact):
 
     @property
     def undominated(self) -> int:
-        """Number of candidates that no other of the same layer beats in everything."""
+        """Number of candidates on the Pareto fronts of their layers."""
         return sum(len(pareto(s.candidates)) for s in self.spaces)
 
 
 @dataclass(frozen=True)
 class Price(Fact):
-    """That the latencies of the design space are predicted for a device.
+    """The device that the latencies of the design space are predicted for.
 
     ``unit``: of the latencies, 'ms' or 'cycles'; ``ms_per_unit`` turns them into milliseconds.
     ``whole``: the predicted latency of the original. ``prices``: of ops that have lost channels.

@@ -13,7 +13,7 @@ from lrfc.search.candidates import Candidate, LayerSpace
 
 
 def live_need(graph: Graph, space: LayerSpace, precision: str) -> Callable[[Candidate], int]:
-    """A function that says how many bytes of activations are alive at most while a candidate of that layer runs."""
+    """A function from a candidate of the layer to the peak activation bytes while it runs."""
     itemsize = of(precision).activation
     memory = arena(graph, itemsize)
 

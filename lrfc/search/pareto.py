@@ -1,4 +1,4 @@
-"""The Pareto front: the exact optimum at each of many budgets, for all methods together and for each alone."""
+"""The Pareto front: the optimal plan at each of many budgets, for all methods and for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrfc.config.precision import of
 from lrfc.costs.arena import arena
 from lrfc.errors import BudgetError
 from lrfc.search.allocate import allocate
-from lrfc.search.candidates import pareto
+from lrfc.search.candidates import Candidate, LayerSpace, pareto
 from lrfc.search.facts import DesignSpace, costs
 from lrfc.search.memory import live_need
 from lrfc.state import State
@@ -28,83 +28,78 @@ def front(
     precision: str = "fp32",
     also: Sequence[float] = (),
 ) -> list[Point]:
-    """The plans that no other plan beats in predicted divergence and the quantities of ``over``, least first.
+    """The Pareto-optimal plans in predicted divergence and the quantities ``over``, least first.
 
-    One budget is swept for each quantity, ``points`` values for one, fewer each for two or three,
-    and the allocation solved exactly at every combination; ``also`` adds budgets as shares of the
-    original. Each point has ``macs``, ``params``, ``predicted_divergence``, with 'ram' in ``over``
-    also ``ram``, where a device is known (``Price``) its ``latency``, and ``methods``: how many
-    layers each has. 'latency' in ``over`` needs a device.
+    A budget on each quantity is swept: over ``points`` values of one, over fewer of each of two or
+    three. The allocation is solved exactly at every combination. ``also`` adds budgets, as shares
+    of the original. A point has ``macs``, ``params``, ``predicted_divergence`` and ``methods``
+    (number of layers by method); ``ram`` where it is in ``over``, ``latency`` where a device is
+    known (``Price``), which 'latency' in ``over`` needs.
     """
     frontier(over)
     design, whole = state.fact(DesignSpace), costs(state)
     spaces, outside = design.spaces, design.outside(whole)
     least = {quantity: outside[quantity] + design.least(quantity) for quantity in whole}
     memory = arena(state.original, of(precision).activation)
-    needs = (
-        {
-            s.op.name: {c: need(c) for c in s.candidates}
-            for s in spaces
-            for need in [live_need(state.original, s, precision)]
-        }
-        if "ram" in over
-        else {}
-    )
-    alone = max(
-        (
-            size
-            for name, size in memory.timeline.items()
-            if not any(name in s.calls for s in spaces)
-        ),
-        default=0,
-    )
-    each = max(2, round(points ** (1 / len(over))) if len(over) > 1 else points)
+    ram = _live_bytes(state, spaces, precision) if "ram" in over else {}
+    calls = {call for s in spaces for call in s.calls}
+    others = (size for name, size in memory.timeline.items() if name not in calls)
+    ram_of_others = max(others, default=0)
+    count = max(2, round(points ** (1 / len(over))) if len(over) > 1 else points)
     axes = []
     for quantity in over:
         if quantity == "ram":
-            low = max(alone, *(min(need.values()) for need in needs.values()), 0)
-            axes.append(np.linspace(low, max(memory.peak_bytes, low), each))
+            low = max(ram_of_others, *(min(sizes.values()) for sizes in ram.values()), 0)
+            axes.append(np.linspace(low, max(memory.peak_bytes, low), count))
         else:
-            shares = [
-                share * whole[quantity]
-                for share in also
-                if share * whole[quantity] >= least[quantity]
-            ]
-            axes.append(np.sort([*np.linspace(least[quantity], whole[quantity], each), *shares]))
-    found: list[dict[str, Any]] = []
+            shares = [share * whole[quantity] for share in also]
+            shares = [budget for budget in shares if budget >= least[quantity]]
+            axes.append(np.sort([*np.linspace(least[quantity], whole[quantity], count), *shares]))
+    plans: list[dict[str, Any]] = []
     for budgets in product(*axes):
-        limits = {
-            quantity: limit - outside[quantity]
-            for quantity, limit in zip(over, budgets, strict=True)
-            if quantity != "ram"
-        }
-        room = dict(zip(over, budgets, strict=True)).get("ram", np.inf)
-        choices = [
-            [c for c in s.candidates if not needs or needs[s.op.name][c] <= room] for s in spaces
-        ]
-        try:
-            chosen = allocate([pareto(layer) for layer in choices], limits)
-        except BudgetError:
-            continue  # two budgets that cannot be met together
-        point: dict[str, Any] = {
-            quantity: outside[quantity] + sum(getattr(c, quantity) for c in chosen)
-            for quantity in outside
-        }
-        if needs:
-            point["ram"] = max(alone, *(needs[c.layer][c] for c in chosen))
+        limits = dict(zip(over, budgets, strict=True))
+        chosen = _allocated(spaces, outside, limits, ram)
+        if chosen is None:
+            continue
+        point = {q: cost + sum(getattr(c, q) for c in chosen) for q, cost in outside.items()}
+        if ram:
+            point["ram"] = max(ram_of_others, *(ram[c.layer][c] for c in chosen))
         methods = [c.method for c in chosen if c.method is not None]
-        found.append(
-            point
-            | {
-                "predicted_divergence": sum(c.divergence for c in chosen),
-                "methods": {m: methods.count(m) for m in sorted(set(methods))},
-            }
-        )
-    return _undominated(found, (*over, "predicted_divergence"))
+        predicted = sum(c.divergence for c in chosen)
+        by_method = {m: methods.count(m) for m in sorted(set(methods))}
+        plans.append({**point, "predicted_divergence": predicted, "methods": by_method})
+    return _undominated(plans, (*over, "predicted_divergence"))
+
+
+def _live_bytes(
+    state: State, spaces: Sequence[LayerSpace], precision: str
+) -> dict[str, dict[Candidate, int]]:
+    """The peak activation bytes while each candidate runs, by layer."""
+    needs = {s.op.name: live_need(state.original, s, precision) for s in spaces}
+    return {s.op.name: {c: needs[s.op.name](c) for c in s.candidates} for s in spaces}
+
+
+def _allocated(
+    spaces: Sequence[LayerSpace],
+    outside: Mapping[str, float],
+    limits: Mapping[str, float],
+    ram: Mapping[str, Mapping[Candidate, int]],
+) -> tuple[Candidate, ...] | None:
+    """The optimal candidates within the limits; None where the limits cannot be met together."""
+    sums = {q: limit - outside[q] for q, limit in limits.items() if q != "ram"}
+    within = limits.get("ram", np.inf)
+    choices = [[c for c in s.candidates if not ram or ram[s.op.name][c] <= within] for s in spaces]
+    try:
+        return allocate([pareto(candidates) for candidates in choices], sums)
+    except BudgetError:
+        return None
 
 
 def by_method(state: State, points: int = 24, also: Sequence[float] = ()) -> dict[str, list[Point]]:
-    """The front over MACs of all methods together ('all'), and of each method for convolutions alone, with those for fully connected layers beside it."""
+    """The fronts over MACs: of all methods ('all'), and by method for convolutions.
+
+    The methods for fully connected layers are part of every front.
+    """
     spaces = state.fact(DesignSpace).spaces
     dense = {
         c.method for s in spaces if not s.op.info.is_convolution for c in s.candidates if c.method
@@ -120,8 +115,8 @@ def by_method(state: State, points: int = 24, also: Sequence[float] = ()) -> dic
 
 
 def _undominated(points: Sequence[dict[str, Any]], quantities: Sequence[str]) -> list[Point]:
-    kept: list[Point] = []
+    optimal: list[Point] = []
     for point in sorted(points, key=lambda p: [p[q] for q in quantities]):
-        if not any(all(other[q] <= point[q] for q in quantities) for other in kept):
-            kept.append(point)
-    return kept
+        if not any(all(other[q] <= point[q] for q in quantities) for other in optimal):
+            optimal.append(point)
+    return optimal

@@ -1,4 +1,4 @@
-"""What a network and each candidate take on a device, predicted from the workloads of the ops that run."""
+"""Predicted latencies of networks and candidates, from the workloads that a runtime executes."""
 
 from __future__ import annotations
 
@@ -21,43 +21,45 @@ Key = tuple[str, str | None, tuple[int, ...]]
 
 
 def key(candidate: Candidate) -> Key:
-    """What tells a candidate from all others."""
+    """The identity of a candidate: layer, method and ranks."""
     return candidate.layer, candidate.method, candidate.ranks
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a runtime executes of a graph, and of a chain of ops in the place of one; see ``lrfc.costs.workload``."""
+    """The functions that list a runtime's workloads; see ``lrfc.costs.workload`` for both.
+
+    ``workloads``: of a graph. ``chain``: of the ops that replace one op of a graph.
+    """
 
     workloads: Callable[[Graph], Iterable[tuple[str, Workload]]] = workload.workloads
     chain: Callable[[Graph, str, Sequence[Op]], Iterable[Workload]] = workload.chain
 
 
 class Executed:
-    """The ops that a runtime executes for a graph, and for every candidate of its layers: found once, priced as often as the prices change.
+    """The workloads of a graph and of every candidate of its layers.
 
-    ``graph`` is the one that the candidates are of; ``folded`` the same with its BatchNorms folded,
-    as it is emitted. ``reading``: what the runtime executes of a graph.
+    They are listed once, and priced whenever prices change. ``graph``: the one that the candidates
+    belong to. ``folded``: the same with its BatchNorms folded, as it is emitted.
     """
 
     def __init__(
         self, graph: Graph, folded: Graph, spaces: Sequence[LayerSpace], reading: Reading
     ) -> None:
         self.network = tuple(reading.workloads(folded))
-        own: dict[str, list[Workload]] = {}
-        for name, each in self.network:
-            own.setdefault(name, []).append(each)
-        self._own = {name: tuple(ops) for name, ops in own.items()}
+        by_op: dict[str, list[Workload]] = {}
+        for name, op in self.network:
+            by_op.setdefault(name, []).append(op)
+        self._by_op = {name: tuple(ops) for name, ops in by_op.items()}
         self._parts: dict[Key, tuple[tuple[Workload, ...], ...]] = {}
-        alike: dict[
-            object, tuple[tuple[Workload, ...], ...]
-        ] = {}  # layers of one shape have the same candidates
+        # Layers of one shape have the same candidates.
+        variants: dict[object, tuple[tuple[Workload, ...], ...]] = {}
         for space in spaces:
             source = graph.input_tensors(space.op.name)[0]
             self._parts[key(space.whole)] = self.ops(space.calls)
             before = graph.operands(space.calls[0])[0].op
             padded = (graph.op(before).kind, graph.input_tensors(before))
-            like = (
+            shape = (
                 tuple(reading.chain(graph, space.calls[0], [space.op])),
                 space.op.attrs.get("padding"),
                 padded,
@@ -66,48 +68,48 @@ class Executed:
             for candidate in space.candidates:
                 if candidate.method is None:
                     continue
-                place = (like, candidate.method, candidate.ranks)
-                if place not in alike:
+                variant = (shape, candidate.method, candidate.ranks)
+                if variant not in variants:
                     stages = METHODS[candidate.method].outline(space.op, source, candidate.ranks)
-                    alike[place] = tuple(
+                    variants[variant] = tuple(
                         tuple(reading.chain(graph, call, stages)) for call in space.calls
                     )
-                self._parts[key(candidate)] = alike[place]
+                self._parts[key(candidate)] = variants[variant]
 
     def calls(self, space: LayerSpace, candidate: Candidate) -> tuple[tuple[Workload, ...], ...]:
-        """What is executed for a candidate of these or of another layer, call by call."""
+        """The workloads of a candidate, by call of its layer."""
         return self.ops(space.calls) if candidate.method is None else self._parts[key(candidate)]
 
     def ops(self, names: Sequence[str]) -> tuple[tuple[Workload, ...], ...]:
-        """What is executed for ops of the graph as it is; nothing for one that is fused into another."""
-        return tuple(self._own.get(name, ()) for name in names)
+        """The workloads of ops of the unchanged graph; none for an op fused into another."""
+        return tuple(self._by_op.get(name, ()) for name in names)
 
     def distinct(self) -> list[Workload]:
-        """Every op of the graph and of a candidate once."""
-        candidates = (each for calls in self._parts.values() for parts in calls for each in parts)
-        return list(dict.fromkeys((*(each for _, each in self.network), *candidates)))
+        """The distinct workloads of the graph and of all candidates."""
+        candidates = (op for calls in self._parts.values() for parts in calls for op in parts)
+        return list(dict.fromkeys((*(op for _, op in self.network), *candidates)))
 
     def price(self, profile: CostProfile, known: Mapping[Workload, float]) -> Mapping[Key, float]:
         """The predicted time of each candidate, in the profile's unit.
 
-        ``known``: measured times of ops, taken as they are.
+        ``known``: measured times, which replace predictions.
         """
         distinct = self.distinct()
         times = {**dict(zip(distinct, profile.ops(distinct).tolist(), strict=True)), **known}
         return {
-            place: sum(times[each] for parts in calls for each in parts)
-            for place, calls in self._parts.items()
+            candidate: sum(times[op] for parts in calls for op in parts)
+            for candidate, calls in self._parts.items()
         }
 
     def whole(self, profile: CostProfile, known: Mapping[Workload, float]) -> float:
-        """The predicted time of the graph as it is."""
-        return profile.predict((each for _, each in self.network), known)
+        """The predicted time of the unchanged graph."""
+        return profile.predict((op for _, op in self.network), known)
 
 
 class Prices:
-    """What ops take on a device, in the unit of its profile: as it predicts them, and as they were measured where they are ``known``.
+    """The times of ops on a device, in the unit of its profile: measured, or else predicted.
 
-    ``alone``: the times of ops that were not measured in a network.
+    ``known``: measured times. ``alone``: those of them that were not measured within a network.
     """
 
     def __init__(
@@ -118,14 +120,14 @@ class Prices:
         alone: Mapping[Workload, float],
     ) -> None:
         self.executed, self._profile, self._known, self._alone = executed, profile, known, alone
-        self._seen = {each: time for each, time in known.items() if alone.get(each) != time}
-        self._found: dict[object, NDArray[np.float64]] = {}
+        self._in_network = {op: time for op, time in known.items() if alone.get(op) != time}
+        self._narrowed_times: dict[object, NDArray[np.float64]] = {}
 
     def time(self, names: Sequence[str]) -> float:
-        """The time of ops of the graph as it is."""
+        """The time of ops of the unchanged graph."""
         return float(
             self._times(
-                [each for parts in self.executed.ops(names) for each in parts], self._known
+                [op for parts in self.executed.ops(names) for op in parts], self._known
             ).sum()
         )
 
@@ -136,41 +138,45 @@ class Prices:
         *,
         carried: bool,
     ) -> NDArray[np.float64]:
-        """The time of one call's ops at each of the shares of channels that are left; see ``lrfc.costs.pruned_ops``.
+        """The times of one call's ops, for each pair of kept fractions of its channels.
 
-        An op that was seen in a network at that width takes what it took there. Otherwise the times
-        of ops alone, or the profile, say how the time at full width changes with the width.
+        See ``lrfc.costs.pruned_ops``. The time of an op that was measured within a network at that
+        width is used as it is. Otherwise the time at full width is scaled as the times of ops
+        alone, or the profile, change with the width.
         """
-        place = parts, shares, carried
-        if place not in self._found:
+        case = parts, shares, carried
+        if case not in self._narrowed_times:
             rows = [
                 parts,
-                *(tuple(narrowed(parts, read, made, carried=carried)) for read, made in shares),
+                *(
+                    tuple(narrowed(parts, kept_in, kept_out, carried=carried))
+                    for kept_in, kept_out in shares
+                ),
             ]
-            times = self._times([each for row in rows for each in row], self._alone).reshape(
+            times = self._times([op for row in rows for op in row], self._alone).reshape(
                 len(rows), len(parts)
             )
             times *= self._times(parts, self._known) / np.maximum(times[0], 1e-30)
-            exact = [
-                [self._seen.get(each, time) for each, time in zip(row, own, strict=True)]
-                for row, own in zip(rows, times, strict=True)
+            corrected = [
+                [self._in_network.get(op, time) for op, time in zip(row, row_times, strict=True)]
+                for row, row_times in zip(rows, times, strict=True)
             ]
-            self._found[place] = np.array(exact).reshape(times.shape)[1:].sum(1)
-        return self._found[place]
+            self._narrowed_times[case] = np.array(corrected).reshape(times.shape)[1:].sum(1)
+        return self._narrowed_times[case]
 
     def _times(
         self, ops: Sequence[Workload], known: Mapping[Workload, float]
     ) -> NDArray[np.float64]:
         return np.array(
             [
-                known.get(each, time)
-                for each, time in zip(ops, self._profile.ops(ops).tolist(), strict=True)
+                known.get(op, time)
+                for op, time in zip(ops, self._profile.ops(ops).tolist(), strict=True)
             ]
         )
 
 
 def priced(spaces: Sequence[LayerSpace], prices: Mapping[Key, float]) -> tuple[LayerSpace, ...]:
-    """The same spaces, every candidate with its predicted time."""
+    """The same spaces, with the latency of every candidate."""
 
     def one(candidate: Candidate) -> Candidate:
         return replace(candidate, latency=prices[key(candidate)])
@@ -186,10 +192,15 @@ def priced(spaces: Sequence[LayerSpace], prices: Mapping[Key, float]) -> tuple[L
 
 
 def paying(space: LayerSpace) -> LayerSpace:
-    """The space without the candidates that are predicted to take longer than the layer as it is; a method that has no other is refused."""
-    kept = tuple(c for c in space.candidates if c.method is None or c.latency < space.whole.latency)
-    lost = {c.method for c in space.candidates} - {c.method for c in kept} - {None}
-    reasons = dict.fromkeys(
-        sorted(filter(None, lost)), "slower on the device than the layer as it is"
+    """The space without the candidates that are predicted to be slower than the unchanged layer.
+
+    A method without any other candidate is refused.
+    """
+    faster = tuple(
+        c for c in space.candidates if c.method is None or c.latency < space.whole.latency
     )
-    return replace(space, candidates=kept, refusals={**space.refusals, **reasons})
+    refused = {c.method for c in space.candidates} - {c.method for c in faster} - {None}
+    reasons = dict.fromkeys(
+        sorted(filter(None, refused)), "slower on the device than the unchanged layer"
+    )
+    return replace(space, candidates=faster, refusals={**space.refusals, **reasons})

@@ -1,4 +1,4 @@
-"""A graph cut into consecutive parts, so that after a change in one layer only what lies behind it runs again."""
+"""A graph cut into consecutive parts, of which only those behind a changed layer run again."""
 
 from __future__ import annotations
 
@@ -13,54 +13,58 @@ from lrfc.ir.batch import Batch, batches
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Array, Op, Ref
 
-#: Parts of equal work that a network is cut into: with eight, a pass from each layer on takes 56 %
-#: of a whole one.
+#: Parts of equal work that a network is cut into: with eight, the passes from each layer on take
+#: 56 % of whole ones.
 PARTS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Consecutive ops as a Keras model: ``takes`` are the tensors that it reads from before, ``gives`` those that are read behind it."""
+    """Consecutive ops as a Keras model.
+
+    ``inputs``: the tensors that it reads from parts before it. ``outputs``: those that later parts
+    read.
+    """
 
     names: frozenset[str]
     model: Any
     run: Callable[[Batch], Batch]
-    takes: tuple[Ref, ...]
-    gives: tuple[Ref, ...]
+    inputs: tuple[Ref, ...]
+    outputs: tuple[Ref, ...]
 
 
 class Segments:
-    """A graph as Keras models in a row, and what passes between them for some inputs."""
+    """A graph as a sequence of Keras models, with the tensors between them for some inputs."""
 
     def __init__(self, graph: Graph, parts: int = PARTS) -> None:
         self._graph = graph
         self._parts = [
-            _part(graph, group, takes, gives)
-            for group, takes, gives in _groups(graph, parts)
-            if gives
+            _part(graph, group, inputs, outputs)
+            for group, inputs, outputs in _groups(graph, parts)
+            if outputs
         ]
         self._values: dict[Ref, Array] = {}
 
     def predict(self, inputs: Batch, batch: int) -> Batch:
         """The network's outputs for many inputs, in batches."""
-        found = [self._outputs(self._given(part), 0) for part in batches(inputs, batch)]
-        return tuple(np.concatenate(values) for values in zip(*found, strict=True))
+        outputs = [self._outputs(self._input_values(part), 0) for part in batches(inputs, batch)]
+        return tuple(np.concatenate(values) for values in zip(*outputs, strict=True))
 
     def hold(self, inputs: Batch) -> Batch:
-        """The network's outputs for the inputs that changes are seen on.
+        """The network's outputs for the inputs that changes are evaluated on.
 
-        What passes between the parts is kept.
+        The tensors between the parts are stored for ``outputs``.
         """
-        self._values = self._given(inputs)
+        self._values = self._input_values(inputs)
         return self._outputs(self._values, 0)
 
     def layers(self, name: str) -> list[Any]:
-        """The Keras layers of that name: one, or one in each part that calls it."""
+        """The Keras layers of that name: one for each part that calls it."""
         calls = {op.name for op in self._graph if (op.shared or op.name) == name}
         return [part.model.get_layer(name) for part in self._parts if calls & part.names]
 
     def outputs(self, changed: Iterable[str]) -> Batch:
-        """The outputs for the inputs held, after the Keras layers of these names were changed."""
+        """The outputs for the inputs of ``hold``, after these Keras layers got other weights."""
         names = set(changed)
         calls = {op.name for op in self._graph if (op.shared or op.name) in names}
         first = next(
@@ -68,28 +72,28 @@ class Segments:
         )
         return self._outputs(dict(self._values), first)
 
-    def _given(self, inputs: Batch) -> dict[Ref, Array]:
+    def _input_values(self, inputs: Batch) -> dict[Ref, Array]:
         return {Ref(name): x for name, x in zip(self._graph.inputs, inputs, strict=True)}
 
     def _outputs(self, values: dict[Ref, Array], first: int) -> Batch:
         for part in self._parts[first:]:
             values.update(
-                zip(part.gives, part.run(tuple(values[ref] for ref in part.takes)), strict=True)
+                zip(part.outputs, part.run(tuple(values[ref] for ref in part.inputs)), strict=True)
             )
         return tuple(values[ref] for ref in self._graph.outputs)
 
 
 def _groups(graph: Graph, parts: int) -> list[tuple[list[Op], tuple[Ref, ...], tuple[Ref, ...]]]:
-    """Consecutive ops of about equal work, each group with what it takes and gives."""
+    """Groups of consecutive ops of about equal work, with the tensors that each reads and gives."""
     order = [op for op in graph if op.kind != "InputLayer"]
     last = {
         ref: i for i, op in enumerate(order) for ref in graph.operands(op.name)
     } | dict.fromkeys(graph.outputs, len(order))
     work = [ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)) for op in order]
     batch = {graph.tensor(Ref(name)).shape[0] for name in graph.inputs}
-    # A Keras mask travels beside the tensors and would be lost at a cut.
+    # Keras passes a mask along with its tensor, and it would be lost at a cut.
     masked = any(op.kind == "Masking" or op.attrs.get("mask_zero") for op in order)
-    found: list[tuple[list[Op], tuple[Ref, ...], tuple[Ref, ...]]] = []
+    groups: list[tuple[list[Op], tuple[Ref, ...], tuple[Ref, ...]]] = []
     group: list[Op] = []
     live: dict[Ref, None] = {Ref(name): None for name in graph.inputs}
     done, total, full = 0, max(sum(work), 1), 0
@@ -105,21 +109,23 @@ def _groups(graph: Graph, parts: int) -> list[tuple[list[Op], tuple[Ref, ...], t
         if i == len(order) - 1 or (split and full < done * parts // total < parts):
             full = done * parts // total
             names = {op.name for op in group}
-            takes = dict.fromkeys(
+            inputs = dict.fromkeys(
                 ref for op in group for ref in graph.operands(op.name) if ref.op not in names
             )
-            found.append((group, tuple(takes), tuple(ref for ref in passing if ref.op in names)))
+            groups.append((group, tuple(inputs), tuple(ref for ref in passing if ref.op in names)))
             group = []
         live = dict.fromkeys(passing)
-    return found
+    return groups
 
 
-def _part(graph: Graph, group: Sequence[Op], takes: Sequence[Ref], gives: tuple[Ref, ...]) -> _Part:
+def _part(
+    graph: Graph, group: Sequence[Op], inputs: Sequence[Ref], outputs: tuple[Ref, ...]
+) -> _Part:
     from lrfc.ir.keras import io as keras_io
 
     piece = Graph(graph.name)
     inside: dict[Ref, Ref] = {}
-    for number, ref in enumerate(takes):
+    for number, ref in enumerate(inputs):
         tensor = graph.tensor(ref)
         inside[ref] = piece.add(
             Op(
@@ -134,8 +140,8 @@ def _part(graph: Graph, group: Sequence[Op], takes: Sequence[Ref], gives: tuple[
             Ref(op.name, output): Ref(op.name, output)
             for output in range(len(graph.tensors(op.name)))
         }
-    piece.outputs = gives
+    piece.outputs = outputs
     model = keras_io.to_keras(piece)
     return _Part(
-        frozenset(op.name for op in group), model, keras_io.compiled(model), tuple(takes), gives
+        frozenset(op.name for op in group), model, keras_io.compiled(model), tuple(inputs), outputs
     )

@@ -1,4 +1,7 @@
-"""What a layer's feature-map error does to the network's output, measured by forward passes with that one layer perturbed."""
+"""The sensitivity of the network's output to the feature-map error of each layer.
+
+It is measured by forward passes with one layer perturbed.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,24 @@ from lrfc.search.epilogue import FeatureMap
 from lrfc.search.segments import Segments
 from lrfc.search.statistics import LayerSamples
 
-#: Feature-map errors (relative L2) at which each layer is perturbed: about what a mild and a strong
-#: compression do.
+#: Feature-map errors (relative L2) at which each layer is perturbed: about those of a mild and of a
+#: strong compression.
 PROBES = (0.1, 0.3)
-#: Methods whose factors are a fit for each choice of ranks, which takes longer than the pass:
-#: layers are perturbed by them only where no other applies.
+#: Methods that run a fit for each choice of ranks, which takes longer than the forward pass: layers
+#: are perturbed by them only where no other method applies.
 FITTED = frozenset({"cp", "cp4", "tucker2"})
+#: Number of inputs that ``telling`` draws from, for each input that sensitivities are measured on.
+POOL = 8
 
 
 def divergence(
     reference: Batch, outputs: Batch, weights: NDArray[np.float64] | None = None
 ) -> float:
-    """How far a network's outputs are from the original's, labels unseen; the mean over outputs.
+    """The divergence of a network's outputs from the original's, without labels.
 
     For probabilities (last axis sums to 1) the Kullback-Leibler divergence in nats per sample,
-    otherwise ‖a − b‖² / ‖a − mean(a)‖². ``weights`` of the samples (N,) apply to the former.
+    otherwise ‖a − b‖² / ‖a − mean(a)‖²; the mean over outputs.
+    ``weights``: of the samples (N,), for the former.
     """
     return float(
         np.mean(
@@ -62,44 +68,44 @@ def _divergence(
 ) -> float:
     if is_distribution(a):
         tiny = 1e-9
-        each = np.sum(a * (np.log(a + tiny) - np.log(b + tiny)), -1).reshape(len(a), -1).mean(1)
-        return float(each.mean() if weights is None else each @ weights)
+        values = np.sum(a * (np.log(a + tiny) - np.log(b + tiny)), -1).reshape(len(a), -1).mean(1)
+        return float(values.mean() if weights is None else values @ weights)
     return float(np.sum(np.square(a - b)) / max(np.sum(np.square(a - a.mean(0))), 1e-30))
 
 
 def telling(outputs: Batch, count: int) -> tuple[NDArray[np.intp], NDArray[np.float64] | None]:
-    """Which of many samples to look at, and their weights in the mean over all: those about whose class the network is in doubt, most of all.
+    """Importance sampling by output entropy: sample indices, and inverse-probability weights.
 
-    A trained classifier is sure of most images, and a tenth of them carry more than half of the
-    divergence. They are drawn with a probability that follows the entropy of the output (systematic
-    sampling, Madow 1949) and weighted by its inverse, which leaves the mean unbiased. On ResNet-20,
-    64 of them tell a layer's effect as well as 256 taken as they come. Where the outputs are no
-    probabilities, the first samples are taken, unweighted.
+    A trained classifier is certain of most images, and a tenth of them carry more than half of the
+    divergence. Samples are drawn with a probability proportional to the entropy of the output
+    (systematic sampling, Madow 1949) and weighted by its inverse, which leaves the mean unbiased.
+    On ResNet-20, 64 of them estimate a layer's effect as well as 256 unselected ones. Where the
+    outputs are no probabilities, the first samples are used, with weights None.
     """
     total = len(outputs[0])
     if count >= total or not all(is_distribution(values) for values in outputs):
         return np.arange(min(count, total)), None
-    doubt = np.zeros(total)
+    entropy = np.zeros(total)
     for values in outputs:
         p = np.clip(np.asarray(values, np.float64), 1e-12, 1)
-        doubt += -np.sum(p * np.log(p), -1).reshape(total, -1).mean(1)
-    doubt += 0.1 * doubt.mean() + 1e-12
-    chance = count * doubt / doubt.sum()
-    while (chance > 1).any():  # the surest to be drawn are, the others share the rest
-        certain = chance >= 1
-        rest = np.where(certain, 0, doubt)
-        chance = np.where(certain, 1, (count - certain.sum()) * rest / rest.sum())
-    reached = np.cumsum(chance) + 0.5
-    chosen = np.flatnonzero(np.floor(reached) > np.floor(reached - chance))
-    return chosen, 1 / (chance[chosen] * total)
+        entropy += -np.sum(p * np.log(p), -1).reshape(total, -1).mean(1)
+    entropy += 0.1 * entropy.mean() + 1e-12
+    probability = count * entropy / entropy.sum()
+    while (probability > 1).any():  # those above 1 are certainly drawn, the others share the rest
+        certain = probability >= 1
+        rest = np.where(certain, 0, entropy)
+        probability = np.where(certain, 1, (count - certain.sum()) * rest / rest.sum())
+    reached = np.cumsum(probability) + 0.5
+    chosen = np.flatnonzero(np.floor(reached) > np.floor(reached - probability))
+    return chosen, 1 / (probability[chosen] * total)
 
 
 class Sensitivity:
-    """Gives the candidates of a layer their ``divergence``: the output divergence predicted from their feature-map error.
+    """Predicts the output divergence of the candidates of a layer from their feature-map error.
 
-    Each layer is perturbed alone, at the candidates nearest to ``PROBES``, by its dense equivalent
-    kernel (so nothing is rebuilt), with the BatchNorm behind it re-estimated. Between and beyond
-    the probes the divergence follows a power of the error. ``images`` of the inputs are looked at.
+    Each layer is perturbed alone, by the dense equivalent kernels of the candidates nearest to
+    ``PROBES`` (so nothing is rebuilt), with the BatchNorm behind it re-estimated. Between and
+    beyond the probes the divergence is a power of the error. ``images``: number of inputs to use.
     """
 
     def __init__(self, graph: Graph, inputs: Batch, images: int | None = None) -> None:
@@ -112,7 +118,7 @@ class Sensitivity:
         self._reference = self._segments.hold(inputs)
 
     def __call__(self, space: LayerSpace, samples: LayerSamples) -> LayerSpace:
-        """The space with every candidate's impact."""
+        """The space with the predicted divergence of every candidate."""
         points, source = {}, self._graph.input_tensors(space.op.name)[0]
         for candidate in _probes(space.candidates):
             with alone(Layout.of(space.op, source)):
@@ -124,7 +130,7 @@ class Sensitivity:
         )
 
     def divergence(self, weights: Mapping[str, Mapping[str, NDArray[Any]]]) -> float:
-        """The divergence of the outputs when the named layers hold these weights, given by variable; the others are as they were."""
+        """The divergence of the outputs with these weights, by layer and variable."""
         with holding(self._graph, self._segments, weights) as changed:
             return max(
                 divergence(self._reference, self._segments.outputs(changed), self._weights), 1e-12
@@ -135,9 +141,9 @@ class Sensitivity:
 def holding(
     graph: Graph, segments: Segments, weights: Mapping[str, Mapping[str, NDArray[Any]]]
 ) -> Iterator[list[str]]:
-    """The running network with other weights in the named layers, given by variable; undone on exit.
+    """Set weights, by layer and variable, in the running network, and restore them on exit.
 
-    Gives the names of the Keras layers changed.
+    Yields the names of the changed Keras layers.
     """
     names = {name: graph.op(name).shared or name for name in weights}
     changes = [
@@ -171,11 +177,11 @@ def _with_divergence(candidate: Candidate, points: Mapping[float, float]) -> Can
         return replace(
             candidate, divergence=float(points[errors[0]] * np.exp(2 * (x - np.log(errors[0]))))
         )
-    at, found = np.log([errors[0], errors[-1]]), np.log([points[errors[0]], points[errors[-1]]])
-    slope = np.clip((found[1] - found[0]) / max(at[1] - at[0], 1e-9), 1.0, 3.0)
-    # Through the middle of both probes: with a clipped slope, any other line would give some larger
-    # error the smaller impact.
-    return replace(candidate, divergence=float(np.exp(found.mean() + slope * (x - at.mean()))))
+    at, logs = np.log([errors[0], errors[-1]]), np.log([points[errors[0]], points[errors[-1]]])
+    slope = np.clip((logs[1] - logs[0]) / max(at[1] - at[0], 1e-9), 1.0, 3.0)
+    # The line goes through the middle of both probes: with a clipped slope, any other would predict
+    # a smaller divergence for some larger error.
+    return replace(candidate, divergence=float(np.exp(logs.mean() + slope * (x - at.mean()))))
 
 
 def _weights(
@@ -201,7 +207,10 @@ def _weights(
 def batchnorm_statistics(
     op: Op, source: Tensor, samples: LayerSamples, changed: Callable[[], NDArray[Any]]
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    """The statistics of the BatchNorm behind a layer that gives a ``changed`` response to its samples; nothing where there is none."""
+    """The re-estimated statistics of the BatchNorm behind a layer, by its name; empty without one.
+
+    ``changed``: returns the response of the compressed layer to its samples.
+    """
     chain = samples.chain
     if chain.batchnorm is None:
         return {}
@@ -212,7 +221,7 @@ def batchnorm_statistics(
 
 
 def _bias(op: Op, factors: Factors, ranks: Ranks, samples: LayerSamples) -> NDArray[Any] | None:
-    """The bias of the compressed layer, None where it has none."""
+    """The bias of the compressed layer; None without one."""
     if "bias" not in op.weights:
         return None
     if op.info.family in ("einsum", "transposed"):  # their responses are not the layer's output
@@ -222,7 +231,3 @@ def _bias(op: Op, factors: Factors, ranks: Ranks, samples: LayerSamples) -> NDAr
             if "bias" in stage.weights
         )
     return np.asarray(next(iter(factors.responses(np.zeros_like(samples.patches[:1]), [ranks])))[0])
-
-
-#: Out of how many times as many inputs those are drawn that the sensitivities are measured on.
-POOL = 8

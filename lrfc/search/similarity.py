@@ -1,4 +1,4 @@
-"""How far a compressed feature map is from the original: relative L2, cosine, Pearson, linear CKA, all as distances (0 is equal)."""
+"""Distances between feature maps (0 is equal): relative L2, cosine, Pearson, linear CKA."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Measure = Callable[[Array, Array], float]
 
 
 def relative_l2(reference: Array, compressed: Array) -> float:
-    """‖A − B‖ / ‖A‖: what the next layer feels. 0 when both are all zero."""
+    """‖A − B‖ / ‖A‖. 0 when both are all zero."""
     norm = float(np.linalg.norm(reference))
     distance = float(np.linalg.norm(reference - compressed))
     return distance / norm if norm > 0 else float(distance > 0)
 
 
 def cosine(reference: Array, compressed: Array) -> float:
-    """1 − ⟨A, B⟩ / (‖A‖‖B‖). Blind to a common scale. 0 when both are all zero."""
+    """1 − ⟨A, B⟩ / (‖A‖‖B‖). Invariant to scale. 0 when both are all zero."""
     norms = float(np.linalg.norm(reference)) * float(np.linalg.norm(compressed))
     return (
         1 - float(np.vdot(reference, compressed)) / norms
@@ -29,20 +29,20 @@ def cosine(reference: Array, compressed: Array) -> float:
 
 
 def pearson(reference: Array, compressed: Array) -> float:
-    """The cosine distance after each channel's mean is removed.
+    """The cosine distance of the centred channels.
 
-    Blind to shifts, which BatchNorm re-estimation repairs.
+    Invariant to shifts, which the re-estimation of BatchNorm repairs.
     """
     return cosine(reference - reference.mean(0), compressed - compressed.mean(0))
 
 
 def linear_cka(reference: Array, compressed: Array) -> float:
-    """1 − linear CKA, ‖AᵀB‖² / (‖AᵀA‖·‖BᵀB‖) on centred features with positions as rows (Kornblith et al.
+    """One minus the linear CKA of the centred features, with positions as rows.
 
-    2019, arXiv 1905.00414).
+    CKA = ‖AᵀB‖² / (‖AᵀA‖·‖BᵀB‖); Kornblith et al. 2019, arXiv 1905.00414.
 
-    Blind to rotations: it can read 0 for a useless replacement, so it is offered for comparison,
-    not as a criterion.
+    It is invariant to rotations, so the distance can be 0 for a useless replacement: it serves
+    comparisons only.
     """
     a, b = reference - reference.mean(0), compressed - compressed.mean(0)
     norms = float(np.linalg.norm(a.T @ a)) * float(np.linalg.norm(b.T @ b))

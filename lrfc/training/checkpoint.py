@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lrfc.data import mapped as streams
 from lrfc.data.dataset import Split
 from lrfc.errors import UsageError
+from lrfc.ir.fingerprint import digest
 from lrfc.ir.graph import Graph
 from lrfc.system import files
 from lrfc.system.reader import json_object, kind
@@ -86,30 +87,13 @@ class Checkpoint:
 
 
 def fingerprint(*parts: Graph | Split | object) -> str:
-    """A digest of graphs, data and options.
-
-    Of a graph it covers structure and weights, of data the size and 256 evenly spread samples, of
-    options their repr.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        for piece in _pieces(part):
-            digest.update(piece)
-            digest.update(b"\0")
-    return digest.hexdigest()
+    """The digest of graphs, options, and data: their size and 256 evenly spaced samples."""
+    pieces = (_sampled(part) if isinstance(part, Split) else (part,) for part in parts)
+    return digest(*chain.from_iterable(pieces))
 
 
-def _pieces(part: Graph | Split | object) -> Iterator[bytes]:
-    if isinstance(part, Graph):
-        yield str(part).encode()
-        for op in part.layers():
-            for name, array in op.weights.items():
-                yield name.encode()
-                yield np.ascontiguousarray(array).tobytes()
-    elif isinstance(part, Split):
-        rows = np.unique(np.linspace(0, len(part) - 1, _ROWS).astype(np.intp))
-        for array in (*part.inputs, *(part.targets or ())):
-            yield f"{len(part)} {array.shape[1:]} {array.dtype}".encode()
-            yield np.ascontiguousarray(array[rows]).tobytes()
-    else:
-        yield repr(part).encode()
+def _sampled(split: Split) -> Iterator[object]:
+    yield len(split), len(split.inputs)
+    rows = np.unique(np.linspace(0, len(split) - 1, _ROWS).astype(np.intp))
+    for array in (*split.inputs, *(split.targets or ())):
+        yield array[rows]
