@@ -1,4 +1,4 @@
-"""The measured loop on made devices: prices are corrected until they predict what is measured, and what does not pay is left."""
+"""The tuning loop on simulated devices: measurements correct the predicted latencies."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def believed() -> CostProfile:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Timing:
     ratio: Ratio
     time: float
     ops: tuple[Workload, ...]
@@ -65,7 +65,7 @@ class Trial:
 
 
 class Device:
-    """Takes what it takes for each op, whatever is believed of it."""
+    """A simulated device, whose latencies differ from its cost profile."""
 
     def __init__(self, *, depthwise: float = 1.0, pace: float = 1.0) -> None:
         self._depthwise, self._pace = depthwise, pace
@@ -75,11 +75,11 @@ class Device:
         self.ops = self._ops(state().original)
         self.time = self._time(self.ops)
 
-    def __call__(self, graph: Graph) -> Trial:
+    def __call__(self, graph: Graph) -> Timing:
         self.tried.append(graph)
         ops = self._ops(graph)
         ratio = self.time / self._time(ops)
-        return Trial(Ratio(ratio, ratio, ratio), self._time(ops), ops)
+        return Timing(Ratio(ratio, ratio, ratio), self._time(ops), ops)
 
     def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]:
         return {}
