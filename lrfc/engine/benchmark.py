@@ -202,7 +202,7 @@ class Bench:
 
 
 class NPUBench(Bench):
-    """Benchmark of an Arm Ethos-U, whose compiler counts the cycles of single ops and of networks."""
+    """Benchmark of an Arm Ethos-U, whose compiler counts the cycles of ops and networks."""
 
     _runner: OpRunner
 
