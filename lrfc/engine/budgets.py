@@ -277,8 +277,8 @@ def _check_memory(state: State, memory: _Memory) -> None:
         )
         if least > limit:
             raise BudgetError(
-                f"--max-ram {memory.budget} cannot be reached: {limit:,.0f} bytes are allowed, and the"
-                f" least that ranks and filters reach is {least:,.0f}"
+                f"--max-ram {memory.budget} cannot be reached: {limit:,.0f} bytes are allowed, and"
+                f" the least that ranks and filters reach is {least:,.0f}"
             )
 
 
