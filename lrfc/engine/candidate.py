@@ -95,6 +95,11 @@ class Trial:
     ops: OpProfile
     compiled: tuple[bytes | None, bytes | None]
 
+    @property
+    def gained(self) -> bool:
+        """Whether the file is smaller and not slower than the original's, which ships otherwise."""
+        return not isinstance(self.failure, NoGainError)
+
 
 def try_out(
     made: Compressed, goal: Destination, bench: Bench, plan: Plan, folder: Path, looks: int = 1
