@@ -31,15 +31,14 @@ from tests.compression import explored, learnt
 
 @cache
 def state() -> State:
-    # As if there were no data, so that no plan is run: what the loop does with prices does not
-    # depend on it.
+    # Marked as synthetic, so that no plan is run on data: the loop over latencies does not need it.
     found = explored(learnt())
     return replace(found, data=replace(found.data, synthetic=True))
 
 
 @cache
 def believed() -> CostProfile:
-    """Prices of a device on which time is MACs and a little for each op."""
+    """A cost profile by which an op takes a constant time and a time for each MAC."""
     ops = [each for _, each in workloads(fold_batchnorm(state().original))]
     for space in state().fact(DesignSpace).spaces:
         for candidate in space.candidates[1::7]:
