@@ -80,7 +80,7 @@ class Device:
         ratio = self.time / self._time(ops)
         return Timing(Ratio(ratio, ratio, ratio), self._time(ops), ops)
 
-    def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]:
+    def prices(self, workloads: Sequence[Workload]) -> Mapping[Workload, float]:
         return {}
 
     def _ops(self, graph: Graph) -> tuple[Workload, ...]:

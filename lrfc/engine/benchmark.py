@@ -28,7 +28,7 @@ from lrfc.targets.devices.runners.base import DeviceRunner, OpRunner
 from lrfc.targets.devices.speed import Ratio, speedup
 from lrfc.targets.ethos_u.vela import Compiled, owners, version
 
-#: Timings of each file: enough to see which is slower.
+#: Timings of each file, enough to tell which is slower.
 RUNS = 60
 
 
@@ -117,16 +117,14 @@ class Bench:
                 self._computed(file, graph) for file, graph in zip(files, graphs, strict=True)
             )
         measured = self._runner.compare(files, runs=runs, threads=self._threads)
-        when = now()
-        self._store.put(
-            {
-                replace(
-                    self._key(each.runtime, each.runtime_version, of_model(sha256(file.path))),
-                    precision=file.precision,
-                ): Sample(each.median_ms, each.p90_ms, each.iqr_ms, each.n, when)
-                for file, each in zip(files, measured, strict=True)
-            }
-        )
+        when, samples = now(), {}
+        for file, result in zip(files, measured, strict=True):
+            model = of_model(sha256(file.path))
+            key = self._key(result.runtime, result.runtime_version, model)
+            samples[replace(key, precision=file.precision)] = Sample(
+                result.median_ms, result.p90_ms, result.iqr_ms, result.n, when
+            )
+        self._store.put(samples)
         return measured
 
     @property
@@ -163,7 +161,7 @@ class Bench:
             return float(measured.cycles)
         return measured.median_ms
 
-    def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]:
+    def prices(self, workloads: Sequence[Workload]) -> Mapping[Workload, float]:
         """Times of single ops that the device reports without a network; none by default.
 
         They are in the unit of the profile.
@@ -188,7 +186,7 @@ class Bench:
         return Reading()
 
     def _ops(self, graph: Graph) -> tuple[Workload, ...]:
-        return tuple(each for _, each in self.reading.workloads(graph))
+        return tuple(workload for _, workload in self.reading.workloads(graph))
 
     def _prices_in(self, precision: str) -> CostProfile | None:
         if precision == self._target.precision:
@@ -211,20 +209,20 @@ class NPUBench(Bench):
         """Reason why there is no time in fp32: an Ethos-U computes in integers only."""
         return f"{self._device.name} is an Ethos-U, and a float network cannot run there"
 
-    def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]:
+    def prices(self, workloads: Sequence[Workload]) -> Mapping[Workload, float]:
         """Cycles of single ops, from the store or else from probe networks that are compiled."""
-        keys = {self._key("Vela", version(), of_op(each)): each for each in wanted}
-        known = {keys[key]: sample.median for key, sample in self._store.get(keys).items()}
-        fresh = self._runner.price(each for each in wanted if each not in known)
+        keys = {self._key("Vela", version(), of_op(workload)): workload for workload in workloads}
+        stored = {keys[key]: sample.median for key, sample in self._store.get(keys).items()}
+        compiled = self._runner.price(op for op in workloads if op not in stored)
         when = now()
         self._store.put(
             {
-                key: Sample(fresh[each], fresh[each], 0.0, 1, when)
-                for key, each in keys.items()
-                if each in fresh
+                key: Sample(compiled[op], compiled[op], 0.0, 1, when)
+                for key, op in keys.items()
+                if op in compiled
             }
         )
-        return {**known, **fresh}
+        return {**stored, **compiled}
 
     def spent(self, file: Artifact, graph: Graph) -> Mapping[str, Spent]:
         """Costs of each op by Vela."""
@@ -274,7 +272,7 @@ def fallbacks(
     file = target.emit(folded, path, tuple(x[:2] for x in inputs))
     with runner(device) as npu_runner:
         result = cast("OpRunner", npu_runner).compiled(file)
-    on_cpu = {name: each.cpu for name, each in spent(result, folded).items() if each.cpu}
+    on_cpu = {name: cost.cpu for name, cost in spent(result, folded).items() if cost.cpu}
     if not on_cpu:
         return None
     ops = ", ".join(f"{name} ({', '.join(operators)})" for name, operators in on_cpu.items())

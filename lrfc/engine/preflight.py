@@ -315,10 +315,10 @@ def _check_named(model: Any, metric: str | None, *data: Any) -> None:
         specs.data(source, archive)
 
 
-def _check_together(checked: BuildConfig, wanted: Sequence[Goal], data: Any) -> None:
+def _check_together(checked: BuildConfig, destinations: Sequence[Goal], data: Any) -> None:
     """Raise UsageError for options that exclude each other, DependencyError for a package."""
     if checked.objective == "cycles":
-        for goal in wanted:
+        for goal in destinations:
             if not goal.device.tells_ops:
                 raise UsageError(
                     f"--objective cycles: device '{goal.device.name}' is timed in milliseconds;"
@@ -326,7 +326,9 @@ def _check_together(checked: BuildConfig, wanted: Sequence[Goal], data: Any) -> 
                 )
     if not checked.qat:
         return
-    untrained = [goal for goal in wanted if goal.precision not in FORMATS[goal.format].trained]
+    untrained = [
+        goal for goal in destinations if goal.precision not in FORMATS[goal.format].trained
+    ]
     others = [f"{goal.format} {goal.precision}" for goal in untrained]
     if others:
         raise UsageError(
@@ -343,11 +345,11 @@ def _check_together(checked: BuildConfig, wanted: Sequence[Goal], data: Any) -> 
         )
 
 
-def _folders(model: Any, wanted: Sequence[Goal], out: Path | None) -> tuple[Path, ...]:
+def _folders(model: Any, destinations: Sequence[Goal], out: Path | None) -> tuple[Path, ...]:
     """The output folder of each destination; UsageError when one must not be replaced."""
     if out is None:
         out = Path(f"{name(model)}-lrfc")
-    folders = (out,) if len(wanted) == 1 else tuple(out / goal.name for goal in wanted)
+    folders = (out,) if len(destinations) == 1 else tuple(out / goal.name for goal in destinations)
     for folder in folders:
         artifact.check(folder.expanduser().absolute())
     return folders

@@ -41,7 +41,7 @@ class Measures(Protocol):
     reading: Reading
 
     def __call__(self, graph: Graph) -> Measured: ...  # noqa: D102
-    def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]: ...  # noqa: D102
+    def prices(self, workloads: Sequence[Workload]) -> Mapping[Workload, float]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class Times:
 def times_of(state: State, bench: Measures, profile: CostProfile) -> Times:
     """The times known before a plan is measured: of the original, and of single ops."""
     ops, filters = executed(state, bench.reading), state.known(FilterSpace)
-    wanted = ops.distinct()
+    workloads = ops.distinct()
     if filters is not None:
-        wanted += narrower(state.graph, Shares(state.graph, filters), ops)
-    alone = bench.prices(wanted)
+        workloads += narrower(state.graph, Shares(state.graph, filters), ops)
+    alone = bench.prices(workloads)
     known = {**alone, **bench.known}
     return Times(profile, ops, bench.ms_per_unit, alone, known, ((bench.ops, bench.time),))
