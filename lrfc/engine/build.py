@@ -66,7 +66,7 @@ def _repeated(
     differences = locked.differences()
     if differences:
         progress.log(
-            f"warning: not the versions of {locked.path}, so the bytes may differ:"
+            f"warning: other versions than those of {locked.path}, so the bytes may differ:"
             f" {', '.join(differences)}"
         )
 
