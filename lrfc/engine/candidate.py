@@ -52,9 +52,9 @@ class Compressed:
 
     ``trainable``: the same with its BatchNorms, for model.keras. It can be trained further, and
     avoids a crash of TensorFlow 2.21 on folded 1×1 convolutions with a residual addition.
-    ``shipped``: the graph that is emitted, bias-corrected for an integer precision. ``ladder``:
-    accuracy by stage, in terms of ``metric``; None where there is nothing to read an accuracy on.
-    ``seconds``: duration of the exploration.
+    ``shipped``: the graph that is emitted, bias-corrected for an integer precision. ``metric``:
+    None where there is nothing to read an accuracy on. ``ladder``: accuracy by stage. ``seconds``:
+    duration of the exploration.
     """
 
     source: Path
