@@ -1,4 +1,4 @@
-"""lrfc: makes a trained Keras model smaller and faster by low-rank factorization, and measures the file that ships."""
+"""lrfc: a compiler that compresses trained Keras models by low-rank factorization and pruning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "build"]
 
-#: Public names that are imported on first use, because what stands behind them is slow to load.
+#: Public name → its module, imported on first use because it is slow to load.
 _LAZY = {"build": "lrfc.api"}
 
 

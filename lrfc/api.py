@@ -1,6 +1,6 @@
-"""The calls behind ``lrfc.build`` and the command line.
+"""The functions behind ``lrfc.build`` and the command line.
 
-What they are asked for is checked first, and only then is anything slow imported.
+They check their arguments first, and import slow modules only then.
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ def build(
 ) -> Any:
     """Compress a model and write an output folder for each target and device.
 
-    ``model``: path of a .keras or .h5 file, or a Keras model; with ``locked`` it may be left out.
-    ``target``: 'tflite' or 'onnx', or several; ``device``: the name of a device profile, or
+    ``model``: path of a .keras or .h5 file, or a Keras model; optional with ``locked``.
+    ``target``: 'tflite' or 'onnx', or several. ``device``: the name of a device profile, or
     several. By default the device is this machine, and the target the first that the device runs.
-    ``data``: what the command line takes, or arrays, a dict or a function (see
+    ``data``: a source as on the command line, or arrays, a dict or a function (see
     lrfc.data.load.load_data). ``options``: the fields of lrfc.config.build.BuildConfig, budgets as
-    on the command line (``max_macs="50%"``). ``locked``: the manifest.json of an earlier build, to
-    be repeated: its options hold where none are given, and its methods and ranks are taken instead
-    of being searched for; the folder is MODEL-locked by default. Without ``model`` it is the file
-    that the manifest names, in its folder or the current one, if that has the same SHA-256.
-    ``on_result`` is called with each Result as soon as its folder is written.
+    on the command line (``max_macs="50%"``). ``on_result``: called with each Result as soon as its
+    folder is written.
+
+    ``locked``: the manifest.json of an earlier build to repeat. Its options are the defaults, and
+    its methods and ranks are used without a search. Without ``model``, the manifest's file in its
+    folder or the current one is compressed, if it has the recorded SHA-256. The output folder is
+    MODEL-locked by default.
 
     Returns the Result, or a tuple of them when ``target`` or ``device`` is a sequence. Raises a
-    subclass of lrfc.errors.LrfcError; BudgetError and NoGainError carry the results, whose folders
-    are written all the same. What can be refused without TensorFlow is refused before it is
-    imported.
+    subclass of lrfc.errors.LrfcError. BudgetError and NoGainError carry the results; their folders
+    are written. All that can be checked without TensorFlow is checked before it is imported.
     """
     named = {"target": target, "device": device, "data": data, "test_data": test_data}
     given = {name: value for name, value in named.items() if value is not None} | options
@@ -70,15 +71,15 @@ def explore(
     progress: Progress | None = None,
     **options: Any,
 ) -> Survey:
-    """Weigh every method and rank of every layer, and write the folder of the exploration.
+    """Evaluate every method and rank of every layer, and write the folder of the exploration.
 
-    Nothing is built.
+    Nothing is built or measured.
 
-    ``over``: what the Pareto front of pareto.json is drawn over, besides the predicted divergence
-    ('macs', 'params', 'ram', 'latency'). ``device``: the one that latencies are predicted for by
-    its cost profile, without measuring; this machine when ``over`` asks for them. ``options``:
-    methods, keep, only, precision, threads, rank_multiple, seed, resume, unsafe_load as for
-    ``build``. The folder is MODEL-explore by default.
+    ``over``: quantities of the Pareto front in pareto.json, besides the predicted divergence
+    ('macs', 'params', 'ram', 'latency'). ``device``: predict latencies for it by its cost profile;
+    by default this machine, if ``over`` names the latency. ``options``: methods, keep, only,
+    precision, threads, rank_multiple, seed, resume, unsafe_load as for ``build``. The folder is
+    MODEL-explore by default.
     """
     config, goal, folder = preflight.explore(model, data, device, over, points, out, options)
     from lrfc.engine import build as compiler
@@ -90,7 +91,7 @@ def explore(
 
 
 def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Profile:
-    """Costs of each op of a model, a file or a Keras model, and of the whole."""
+    """Costs of each op, and of the whole, of a model file or a Keras model."""
     preflight.inspect(model)
     from lrfc.engine import build as compiler
 
@@ -108,11 +109,11 @@ def measure(
 ) -> tuple[Measurement, ...]:
     """Latency and memory of emitted files on a device, interleaved; the first is the baseline.
 
-    ``device``: a name, or a .toml. ``threads``: by default the device's.
+    ``device``: a name, or a .toml. ``threads``: by default the device's. ``memory_mode``,
+    ``system_config``: for an Ethos-U, instead of those of its profile.
 
-    ``memory_mode``, ``system_config``: of an Ethos-U, in the place of those of its profile. Of a
-    device that cannot be reached the latencies are computed from its cost profile, and called
-    estimated.
+    For a device that cannot be reached the latencies are computed from its cost profile; their
+    source is 'estimated'.
     """
     chosen, named = preflight.measure(files, device, memory_mode, system_config, threads, runs)
     from lrfc.engine import build as compiler

@@ -1,4 +1,4 @@
-"""Every error that lrfc raises on purpose, each with the exit code of the command line."""
+"""The errors that lrfc raises on purpose, each with its exit code of the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 class LrfcError(Exception):
     """Base of all errors of lrfc.
 
-    The message is one line: the thing, its value, and the way out.
+    The message is one line: the option or file, its value, and the remedy.
     """
 
     exit_code = 1
@@ -33,7 +33,7 @@ class GraphError(LrfcError):
 
 
 class BudgetError(LrfcError):
-    """A budget that cannot be met. When a best effort was saved, ``result`` holds it."""
+    """A budget that cannot be met. ``result``: the best effort, where one was saved."""
 
     exit_code = 4
 
@@ -45,7 +45,7 @@ class BudgetError(LrfcError):
 class DeviceError(LrfcError):
     """A device that cannot be reached, or a measurement that failed.
 
-    ``measured`` holds what was measured of each file before.
+    ``measured``: the timings of each file before the failure.
     """
 
     exit_code = 5
@@ -56,21 +56,21 @@ class DeviceError(LrfcError):
 
 
 class DependencyError(LrfcError):
-    """A package that this job needs and that is not installed."""
+    """A package that is needed and not installed."""
 
     exit_code = 6
 
 
 class ParityError(LrfcError):
-    """An emitted file that does not compute what the model computes."""
+    """An emitted file whose outputs are not those of the model."""
 
     exit_code = 7
 
 
 class NoGainError(LrfcError):
-    """A result that is not smaller or not faster than the original, which is kept.
+    """A result that is not smaller or not faster than the original, which ships instead.
 
-    ``result`` holds the build.
+    ``result``: the build.
     """
 
     exit_code = 8

@@ -1,4 +1,4 @@
-"""Order and run passes: plan() refuses a wrong order before anything runs, run() checks the graph after every pass."""
+"""Order and run passes: plan() checks their order beforehand, run() the graph after each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def name_of(step: Pass) -> str:
 
 
 def plan(passes: Iterable[Pass], known: Iterable[type[Fact]] = ()) -> tuple[Pass, ...]:
-    """The passes, if each finds the facts that it needs; UsageError names the first that does not."""
+    """Check that every pass finds the facts that it needs; ``known``: those at the start.
+
+    Returns the passes. UsageError names the first pass without its facts.
+    """
     facts = set(known)
     steps = tuple(passes)
     for step in steps:
@@ -44,7 +47,7 @@ def run(
     passes: Sequence[Pass],
     after: Callable[[Pass, State], None] = lambda step, state: None,
 ) -> State:
-    """Run planned passes. Each result is checked, logged as one line, and shown to ``after``."""
+    """Run planned passes. Each result is checked, logged in one line, and passed to ``after``."""
     for step in passes:
         start = time.perf_counter()
         before = state.graph

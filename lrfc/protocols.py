@@ -1,4 +1,4 @@
-"""What passes and targets look like to the rest: the Pass, Target and Runner protocols, and the emitted file."""
+"""The protocols of passes, targets and runners, and the emitted file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Pass(Protocol):
     rewrites: ClassVar[bool]
 
     def __call__(self, state: State) -> State:
-        """The state after the pass. The given state is not changed."""
+        """Return the state after the pass. The argument is not changed."""
         ...
 
 
@@ -49,7 +49,7 @@ class Runner(Protocol):
     """A loaded artifact."""
 
     def __call__(self, batch: Batch) -> Batch:
-        """The model's outputs (float32 or as the model has them) for a batch of any size."""
+        """The model's outputs for a batch of any size, in float32 or the model's own type."""
         ...
 
 
@@ -75,34 +75,31 @@ class Target(Protocol):
         ...
 
     def refusals(self, graph: Graph) -> Sequence[str]:
-        """Every reason why the graph cannot be emitted, one line each, before any work.
-
-        Empty when it can.
-        """
+        """The reasons why the graph cannot be emitted, one line each; empty when it can."""
         ...
 
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
-        """Write the file.
+        """Write the file of a graph.
 
-        ``calibration`` holds representative inputs, needed for integer precisions. ModelError when
-        the converter fails.
+        ``calibration``: representative inputs, needed for integer precisions. ModelError when the
+        converter fails.
         """
         ...
 
     def load(self, artifact: Artifact) -> Runner:
-        """The file, ready to run on this machine."""
+        """Load the file to run it on this machine."""
         ...
 
     def emit_trained(self, graph: Graph, model: Any, path: Path) -> Artifact | None:
-        """Write the file of a model that was trained with its rounding inside.
+        """Write the file of a model after quantisation-aware training.
 
-        None, and no file, where the format does not take the ranges of a training. ModelError when
-        the converter fails.
+        None, without a file, where the format does not support that. ModelError when the converter
+        fails.
         """
         ...
 
     def reference(self, artifact: Artifact) -> Runner | None:
-        """The file by the kernels that others are tested against; None where there are none."""
+        """Load the file with reference kernels; None where the runtime has none."""
         ...
 
     def scales(self, path: Path) -> tuple[tuple[str, float, int], ...]:

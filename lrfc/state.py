@@ -1,4 +1,4 @@
-"""What travels through the pipeline (State, Fact) and what acts on it (the Pass and Target protocols)."""
+"""The values that travel through the pipeline: State, its Facts, and the Progress of the work."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Fact:
-    """Something a pass found out.
+    """A result of a pass.
 
-    Facts are frozen dataclasses, stored by their type; one about the graph dies when the graph
-    changes.
+    Facts are frozen dataclasses, stored by their type. A fact about the graph is dropped when the
+    graph changes.
     """
 
     about_graph: ClassVar[bool] = True
@@ -29,9 +29,9 @@ F = TypeVar("F", bound=Fact)
 
 @dataclass(frozen=True)
 class Progress:
-    """How long work reports itself: ``stage(title, total)`` gives a function to call after each step.
+    """Reports of the progress of a build; by default none.
 
-    The default reports nothing.
+    ``stage(title, total)`` returns a function to call after each step. ``log`` takes one line.
     """
 
     stage: Callable[[str, int], Callable[[int], None]] = lambda title, total: lambda steps: None
@@ -40,9 +40,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class State:
-    """The value that every pass takes and gives: the graph as it stands, the graph it came from, the data, and the facts known so far.
+    """The input and the output of every pass: the graph, the data, and the facts known so far.
 
-    ``original`` is the graph before any lossy rewrite: the reference of every similarity and of
+    ``original``: the graph before any lossy rewrite, the reference of all similarities and of
     distillation.
     """
 
@@ -57,16 +57,16 @@ class State:
         object.__setattr__(self, "facts", MappingProxyType(dict(self.facts)))
 
     def fact(self, kind: type[F]) -> F:
-        """The fact of that type; GraphError when no pass has given it (plan() rules that out)."""
-        found = self.facts.get(kind)
-        if not isinstance(found, kind):
-            raise GraphError(f"nothing is known of {kind.__name__}: no earlier pass gives it")
-        return found
+        """The fact of that type; GraphError when no pass has added it (plan() rules that out)."""
+        fact = self.facts.get(kind)
+        if not isinstance(fact, kind):
+            raise GraphError(f"there is no fact {kind.__name__}: no earlier pass gives it")
+        return fact
 
     def known(self, kind: type[F]) -> F | None:
         """The fact of that type, or None."""
-        found = self.facts.get(kind)
-        return found if isinstance(found, kind) else None
+        fact = self.facts.get(kind)
+        return fact if isinstance(fact, kind) else None
 
     def with_fact(self, *facts: Fact) -> State:
         """This state with facts added or replaced."""

@@ -1,4 +1,4 @@
-"""Size and memory budgets: kept by the emitted file and by the planned arena of the rewritten graph, or refused with what stands in the way."""
+"""Size and memory budgets: met by the emitted file and the planned arena, or refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_planned_arena_keeps_the_budget() -> None:
     assert totals(given.original) == totals(found.original)
 
 
-def test_what_is_alive_while_the_factors_run_is_what_the_rewritten_graph_says() -> None:
+def test_live_bytes_of_a_candidate_are_those_of_the_rewritten_graph() -> None:
     graph = wide().original
     memory = arena(graph)
     for space in wide().fact(DesignSpace).spaces:
@@ -93,7 +93,7 @@ def test_what_is_alive_while_the_factors_run_is_what_the_rewritten_graph_says() 
             )
 
 
-def test_what_cannot_be_reached_is_said() -> None:
+def test_a_budget_that_cannot_be_met_is_an_error_with_its_reason() -> None:
     with pytest.raises(
         BudgetError,
         match=(

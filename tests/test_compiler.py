@@ -41,7 +41,10 @@ def stopwatch(
     speedup: float,
     flash: tuple[int | None, int | None] = (None, None),
 ) -> None:
-    """Every build finds its file to be that many times faster than the original's; ``flash``: bytes of both on an NPU."""
+    """Fake measurements: each file is that many times faster than the original's.
+
+    ``flash``: bytes of both files on an NPU.
+    """
 
     def compare(
         self: LocalRunner,
@@ -78,13 +81,13 @@ def stopwatch(
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty current folder, and a stopwatch that needs no child processes; test_cli measures for real."""
+    """An empty current folder, and fake measurements; test_cli measures for real."""
     monkeypatch.chdir(tmp_path)
     stopwatch(monkeypatch, 2.0)
 
 
 def redundant(model: Any, rank: int = 4) -> Any:
-    """The model with Dense kernels of that rank: they can be factorized without a loss."""
+    """The model with Dense kernels of that rank, which are factorized without a loss."""
     for layer in model.layers:
         if layer.__class__.__name__ == "Dense" and min(layer.kernel.shape) > rank:
             u, s, v = np.linalg.svd(layer.kernel.numpy(), full_matrices=False)
@@ -100,7 +103,7 @@ def dense() -> Any:
 
 @pytest.fixture(scope="module")
 def samples(dense: Any) -> dict[str, Any]:
-    """Samples whose labels are what the classifier says."""
+    """Samples with the classifier's own predictions as labels."""
     x = np.random.default_rng(1).standard_normal((300, 32)).astype(np.float32)
     return {"x": x, "y": np.argmax(dense.predict(x, verbose=0), axis=1)}
 
@@ -212,10 +215,10 @@ def test_two_devices_are_built_for_from_one_exploration(
     host, board = (result.manifest.after.latency_ms for result in results)
     assert host.source == "measured"
     assert board.source == "estimated", "nothing runs there"
-    told = [line for line in lines if "predicted" in line and "speed-up of the plan" in line]
-    assert any("measured" in line for line in told)
+    rounds = [line for line in lines if "predicted" in line and "speed-up of the plan" in line]
+    assert any("measured" in line for line in rounds)
     assert any(
-        "estimated" in line and "measured" not in line and " to " not in line for line in told
+        "estimated" in line and "measured" not in line and " to " not in line for line in rounds
     )
     computed = results[1].manifest
     assert (
@@ -448,7 +451,8 @@ def test_a_slower_file_does_not_ship(
     result = caught.value.result
     assert isinstance(result, Result)
     graph = keras_io.from_keras(dense)
-    canonical = run(State(graph, graph, data=None), plan([Canonicalise()])).graph  # type: ignore[arg-type]
+    state = State(graph, graph, data=None)  # type: ignore[arg-type]
+    canonical = run(state, plan([Canonicalise()])).graph
     original = TFLite().emit(fold_batchnorm(canonical), tmp_path / "original.tflite")
     assert result.artifact.read_bytes() == original.path.read_bytes()
     assert result.manifest.after == result.manifest.before

@@ -1,4 +1,4 @@
-"""The driver of a build with fakes for its stages: attempts, where a build stops, what is shared."""
+"""The driver of a build, with fakes for its stages: attempts, early stops, shared results."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def contract(drop: float) -> Contract:
 
 
 def trial(drop: float, allowed: float | None = 0.4, failure: Exception | None = None) -> Any:
-    """What the driver looks at of a trial."""
+    """The fields of a trial that the driver reads."""
     plan = SimpleNamespace(allowed=allowed)
     return SimpleNamespace(contract=contract(drop), plan=plan, failure=failure)
 
 
 class Trials:
-    """Attempts whose files lose so much, one after the other."""
+    """Attempts with the given drops, one after the other."""
 
     def __init__(self, *drops: float, learnt: float | None = 0.4) -> None:
         self._drops, self._learnt = drops, learnt
@@ -76,7 +76,7 @@ def test_attempts_end_after_three() -> None:
     ]
 
 
-def test_without_an_objective_there_is_nothing_to_give_back() -> None:
+def test_without_an_objective_there_is_one_attempt() -> None:
     attempt = Trials(1.0, 0.0, learnt=None)
     found = driver.attempts(attempt, lambda line: None)
     assert found is not None
@@ -100,7 +100,7 @@ def test_the_best_trial_is_without_a_failure_and_with_the_least_drop() -> None:
 
 @dataclass(frozen=True)
 class Mark(Fact):
-    """How often a graph was passed."""
+    """The number of passes that a graph went through."""
 
     count: int = 0
     about_graph: ClassVar[bool] = False
@@ -120,7 +120,7 @@ class Step:
 
 
 class Factorize(Step):
-    """A step by the name of a pass after which a build may stop."""
+    """A step with the name of a pass after which a build may stop."""
 
 
 class Refit(Step):
@@ -162,7 +162,7 @@ def test_the_passes_end_at_the_one_after_which_the_build_stops(graph: Graph) -> 
     assert rest.fact(Mark).count == 2
 
 
-def test_a_build_that_stops_gives_nothing_and_goes_to_no_further_destination(
+def test_a_build_that_stops_returns_nothing_and_skips_the_other_destinations(
     graph: Graph, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = replace(job(), goals=("one", "two"))  # type: ignore[arg-type]
@@ -192,7 +192,7 @@ def test_a_memo_keeps_its_first_value() -> None:
 
 
 class Fakes:
-    """Two destinations of which the first loses too much: what each stage was given."""
+    """Two destinations, the first with too large a drop; records the arguments of each stage."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.settled: list[tuple[str, float | None]] = []
@@ -250,7 +250,7 @@ def test_what_one_destination_learns_is_not_handed_to_another(
 def test_the_same_selection_is_trained_once(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass(frozen=True)
     class Choose(Step):
-        """Chooses nothing to factorize."""
+        """A pass that leaves all layers unchanged."""
 
         gives: ClassVar[tuple[type[Fact], ...]] = (Selection,)
 

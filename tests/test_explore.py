@@ -1,4 +1,4 @@
-"""The tuning loop on simulated devices: prices are corrected until they predict measurements."""
+"""The tuning loop on simulated devices: measurements correct the predicted latencies."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ from tests.compression import explored, learnt
 
 @cache
 def state() -> State:
-    # As if there were no data, so that no plan is run: what the loop does with prices does not
-    # depend on it.
+    # Marked as synthetic, so that no plan is run on data: the loop over latencies does not need it.
     found = explored(learnt())
     return replace(found, data=replace(found.data, synthetic=True))
 
 
 @cache
 def believed() -> CostProfile:
-    """The cost profile of a device with a time per MAC and a time per op."""
+    """A cost profile by which an op takes a constant time and a time for each MAC."""
     ops = [each for _, each in workloads(fold_batchnorm(state().original))]
     for space in state().fact(DesignSpace).spaces:
         for candidate in space.candidates[1::7]:
@@ -57,7 +56,7 @@ def believed() -> CostProfile:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Timing:
     ratio: Ratio
     time: float
     ops: tuple[Workload, ...]
@@ -65,7 +64,7 @@ class Trial:
 
 
 class Device:
-    """A simulated device with its own time for each op, whatever the cost profile predicts."""
+    """A simulated device, whose latencies differ from its cost profile."""
 
     def __init__(self, *, depthwise: float = 1.0, pace: float = 1.0) -> None:
         self._depthwise, self._pace = depthwise, pace
@@ -75,13 +74,13 @@ class Device:
         self.ops = self._ops(state().original)
         self.time = self._time(self.ops)
 
-    def __call__(self, graph: Graph) -> Trial:
+    def __call__(self, graph: Graph) -> Timing:
         self.tried.append(graph)
         ops = self._ops(graph)
         ratio = self.time / self._time(ops)
-        return Trial(Ratio(ratio, ratio, ratio), self._time(ops), ops)
+        return Timing(Ratio(ratio, ratio, ratio), self._time(ops), ops)
 
-    def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]:
+    def prices(self, workloads: Sequence[Workload]) -> Mapping[Workload, float]:
         return {}
 
     def _ops(self, graph: Graph) -> tuple[Workload, ...]:
@@ -172,7 +171,7 @@ def test_a_budget_that_needs_slower_layers_gets_them() -> None:
         [(op, 10.0) for op in believed_ops()], device="made", format="tflite", precision="fp32"
     )
     found = Loop(loud, TFLite(), device, overhead).settle(Wish(SelectRanks(max_macs=share(0.4))))
-    assert any("take longer than they do now" in line for line in lines)
+    assert any("are slower than their layers" in line for line in lines)
     assert any(c.method is not None for c in chosen(found).chosen)
 
 

@@ -40,7 +40,7 @@ def work(times):
 
 @pytest.fixture(autouse=True)
 def ctrl_c_counts() -> Iterator[None]:
-    """In the background of a shell SIGINT is ignored."""
+    """Handle SIGINT as usual; in the background of a shell it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

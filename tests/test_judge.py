@@ -1,4 +1,4 @@
-"""The search for the smallest network: what it returns keeps the drop, and it says when nothing does."""
+"""The search for the smallest network within a drop, and its error when there is none."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_network_within_the_budget_keeps_the_drop() -> None:
     )
 
 
-def test_each_try_is_told() -> None:
+def test_every_plan_is_logged() -> None:
     _, lines, steps = strict()
     assert 2 <= len(lines) == len(steps) <= STEPS
     assert all("% of the MACs: drop" in line for line in lines)
@@ -103,7 +103,7 @@ def test_a_drop_that_nothing_keeps(monkeypatch) -> None:
 def test_on_synthetic_data_the_prediction_decides() -> None:
     given = replace(state(), data=replace(state().data, synthetic=True))
     found = smallest(given, 0.01).budget
-    impact = SelectRanks(max_macs=found)(given).fact(Selection).divergence
-    assert 0 < impact <= SAFE_DIVERGENCE
+    predicted = SelectRanks(max_macs=found)(given).fact(Selection).divergence
+    assert 0 < predicted <= SAFE_DIVERGENCE
     smaller = Budget(value=found.value - 0.05, relative=True)
     assert SelectRanks(max_macs=smaller)(given).fact(Selection).divergence > SAFE_DIVERGENCE

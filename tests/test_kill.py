@@ -32,11 +32,14 @@ MOMENTS = 15
 #: counts.
 SERVER = """
 import json, os, signal, sys, tempfile
-import keras, tensorflow  # which takes half of a build's time; no thread is begun by it
+import keras, tensorflow  # half of a build's time; it starts no thread
 from lrfc.cli import app as cli
 from lrfc.engine import build as compiler
 
-CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "shutil.copyfile", "subprocess.Popen")
+CHANGES = (
+    "os.mkdir", "os.rename", "os.remove", "os.rmdir",
+    "shutil.rmtree", "shutil.copyfile", "subprocess.Popen",
+)
 
 def counted(kind, wanted):
     seen = {"whole": 0, "writing": 0}
@@ -151,7 +154,7 @@ class Place:
         return found
 
     def seed(self) -> int | None:
-        """The seed of the build that is there, whose files are those of its manifest."""
+        """The seed of the build in the output folder, whose files match its manifest."""
         out = self.folder / "in" / "out"
         if not out.exists():
             return None
@@ -174,7 +177,7 @@ class Place:
         return manifest.seed
 
     def left(self) -> set[str]:
-        """All but the caches themselves."""
+        """The files that are left, without the caches themselves."""
         beside = {
             path.name for name in ("in", "temporary") for path in (self.folder / name).iterdir()
         }

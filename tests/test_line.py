@@ -1,4 +1,4 @@
-"""One build for several destinations, and what the original loses in the precision of one."""
+"""One build for several destinations, and the original's own drop in the precision of one."""
 
 from __future__ import annotations
 
@@ -30,13 +30,16 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def samples(model: Any) -> dict[str, Any]:
-    """Samples whose labels are what the model says."""
+    """Samples with the model's own predictions as labels."""
     x = np.random.default_rng(1).standard_normal((200, *model.input_shape[1:])).astype(np.float32)
     return {"x": x, "y": np.argmax(model.predict(x, verbose=0), axis=1)}
 
 
 def failed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first file of every destination is found to lose twice of what is allowed, so that the build is repeated with less."""
+    """Make the first file of every destination lose twice the allowed drop.
+
+    The driver then tries another plan.
+    """
     real = line.try_out
 
     def try_out(*args: Any, looks: int) -> Trial:
@@ -81,8 +84,8 @@ def test_the_order_of_destinations_changes_no_file(monkeypatch: pytest.MonkeyPat
         assert sha256(other[device].artifact) == sha256(result.artifact)
 
 
-def test_what_the_original_loses_is_said_before_rank_is_given_back() -> None:
-    """A network of which int8 makes another one: one channel is a thousand times as large as those that decide."""
+def test_the_drop_of_the_original_is_logged_before_further_attempts() -> None:
+    """One channel is a thousand times as large as those that decide: int8 loses the network."""
     import keras
 
     inputs = keras.Input((16,), name="features")
@@ -105,14 +108,15 @@ def test_what_the_original_loses_is_said_before_rank_is_given_back() -> None:
     }
     with pytest.raises(BudgetError) as caught:
         lrfc.build(model, data=samples(model), progress=Progress(log=lines.append), **options)
-    (told,) = [
+    (place,) = [
         number for number, text in enumerate(lines) if text.startswith("the original itself loses ")
     ]
-    assert "in int8 where 1pp is allowed: --qat or a larger --max-drop may keep more" in lines[told]
-    assert not any("rank is given back" in text for text in lines[:told])
-    assert lines[told] in str(caught.value)
+    text = lines[place]
+    assert "in int8 where 1pp is allowed: --qat or a larger --max-drop may keep more" in text
+    assert not any("higher ranks in attempt" in text for text in lines[:place])
+    assert text in str(caught.value)
     assert caught.value.result is not None
-    assert lines[told] in caught.value.result.manifest.problem
+    assert text in caught.value.result.manifest.problem
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A build that repeats another: the same plan, the same bytes, and what stands in its way."""
+"""A build that repeats another: the same plan, the same bytes, and the reasons to refuse it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _stopwatch() -> Iterator[None]:
-    """One that needs no child processes."""
+    """Fake measurements, without child processes."""
 
     def compare(
         self: LocalRunner,
@@ -63,7 +63,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a network, data, and a build of it that trained nothing."""
+    """A folder with a network, data, and a build of it without a fine-tune."""
     folder = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -73,13 +73,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def first(place: Path, tmp_path: Path) -> Manifest:
-    """What that build says, in the current folder."""
+    """The manifest of that build, copied into the current folder."""
     shutil.copytree(place, tmp_path, dirs_exist_ok=True)
     return Manifest.read(tmp_path / "net-lrfc")
 
 
 def model_and_data(classes: int = 5) -> Path:
-    """A network in net.keras, and samples in data.npz whose labels it does not know yet: training has something to gain."""
+    """Write net.keras, and data.npz with labels that the network has not been trained on."""
     helpers.conv_net(size=8, filters=(8, 16), classes=classes).save("net.keras")
     rng = np.random.default_rng(1)
     x = rng.standard_normal((240, 8, 8, 3)).astype(np.float32)
@@ -138,7 +138,7 @@ def test_other_options_go_before_those_of_the_manifest(first: Manifest) -> None:
 
 
 @pytest.mark.usefixtures("first")
-def test_without_a_model_it_is_the_one_that_the_manifest_names() -> None:
+def test_the_default_model_is_the_one_that_the_manifest_names() -> None:
     assert preflight.build(None, {}, "net-lrfc").model == Path("net.keras"), "in the current folder"
     shutil.copyfile("net.keras", "net-lrfc/net.keras")
     Path("net.keras").write_bytes(b"PK another")
@@ -168,7 +168,7 @@ def test_without_a_model_it_is_the_one_that_the_manifest_names() -> None:
 
 
 @pytest.mark.usefixtures("first")
-def test_what_would_lead_to_another_plan_is_refused() -> None:
+def test_an_option_that_would_lead_to_another_plan_is_refused() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         (
             {"prune": "only"},
@@ -219,14 +219,15 @@ def test_data_from_python_have_to_be_given_again() -> None:
     )
 
 
-def test_other_versions_are_said_and_an_empty_plan_is_refused(first: Manifest) -> None:
+def test_other_versions_are_logged_and_an_empty_plan_is_refused(first: Manifest) -> None:
     out = Path("net-lrfc")
     changed = first.model_copy(update={"versions": {**first.versions, "keras": "3.0.0"}})
     changed.write(out)
     lines: list[str] = []
     lrfc.build("net.keras", locked=out, progress=Progress(log=lines.append))
     assert any(
-        line.startswith("warning: not the versions of net-lrfc") and "keras 3.0.0 → " in line
+        line.startswith("warning: other versions than those of net-lrfc")
+        and "keras 3.0.0 → " in line
         for line in lines
     )
     layers = tuple(layer.model_copy(update={"method": None}) for layer in changed.layers)
@@ -254,9 +255,7 @@ def test_a_plan_that_does_not_fit_is_refused(choice: Choice, reason: str) -> Non
     graph = helpers.graph_of(helpers.conv_net(size=8))
     split = Split(helpers.random_inputs(graph, 8))
     with pytest.raises(UsageError) as caught:
-        run(
-            State(graph, graph, Data("made up", split, split, split)), plan([LockLayers((choice,))])
-        )
+        run(State(graph, graph, Data("random", split, split, split)), plan([LockLayers((choice,))]))
     assert reason in str(caught.value)
 
 
@@ -270,7 +269,7 @@ def test_a_locked_layer_has_one_candidate_and_the_others_their_reason() -> None:
         Choice("head", None, (), 0.0, "no rank pays"),
     )
     design = run(
-        State(graph, graph, Data("made up", split, split, split)), plan([LockLayers(plans)])
+        State(graph, graph, Data("random", split, split, split)), plan([LockLayers(plans)])
     ).fact(DesignSpace)
     (space,) = design.spaces
     assert [(c.method, c.ranks, c.error) for c in space.candidates] == [("channel_svd", (3,), 0.25)]

@@ -1,4 +1,4 @@
-"""What is shipped: lrfc alone, every file once, the same from the tree, from the sdist and from an editable install."""
+"""The package: lrfc alone, every file once, the same from tree, sdist and editable install."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def python(code: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def tracked() -> list[str]:
-    """The files under version control, and those that would be with the next commit."""
+    """The files under version control, and new ones that git does not ignore."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone: the list of tracked files is unknown")
     command = [

@@ -168,7 +168,7 @@ def test_with_fact_replaces_and_with_graph_forgets_what_is_about_the_graph() -> 
 
 def test_a_missing_fact_is_named() -> None:
     assert state().known(Seen) is None
-    with pytest.raises(GraphError, match="nothing is known of Seen"):
+    with pytest.raises(GraphError, match="there is no fact Seen"):
         state().fact(Seen)
 
 

@@ -1,4 +1,4 @@
-"""What is refused without TensorFlow, in processes where neither it nor anything that needs it can be imported."""
+"""Refusals without TensorFlow, in processes where it cannot be imported."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of every kind that cannot be used, and some that can."""
+    """A folder with unusable files of every kind, and some usable ones."""
     place = tmp_path_factory.mktemp("preflight")
     for name in ("folder", "taken", "unequal"):
         (place / name).mkdir()
@@ -297,7 +297,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def said(folder: Path) -> dict[str, tuple[int, str]]:
-    """What each command of REFUSED ends with, all run in one process."""
+    """The exit code and the last line of each command of REFUSED, all run in one process."""
     commands = [
         [word.format(digits=DIGITS, folder=folder) for word in command.split()]
         for command in REFUSED
@@ -349,7 +349,7 @@ def test_nothing_is_left_behind(said: dict[str, tuple[int, str]], folder: Path) 
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("options", "message"),
     [
         ({"dat": "digits"}, "unknown option 'dat': did you mean 'data'?"),
         ({"targets": "tflite"}, "unknown option 'targets': did you mean 'target'?"),
@@ -360,16 +360,16 @@ def test_nothing_is_left_behind(said: dict[str, tuple[int, str]], folder: Path) 
     ],
 )
 def test_python_is_refused_by_the_same_lines(
-    given: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lrfc.engine.build", None)  # importing it raises
     with pytest.raises(UsageError) as caught:
-        lrfc.build(DIGITS, **given)
-    assert str(caught.value).startswith(told)
+        lrfc.build(DIGITS, **options)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize("model", [None, 5, b"digits.keras", ["digits.keras"]])
-def test_what_is_no_model_is_refused(model: object) -> None:
+def test_an_argument_that_is_no_model_is_refused(model: object) -> None:
     with pytest.raises(
         UsageError,
         match=(

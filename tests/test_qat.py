@@ -337,16 +337,14 @@ def test_a_network_that_cannot_be_trained_is_quantised_without_it(tmp_path, monk
         patch.setattr(annotate, "_scheme", refuse)
         build(out=tmp_path / "refused", progress=Progress(log=lines.append))
     assert (
-        "not trained with its rounding, quantised as it is: tensorflow-model-optimization refuses"
-        " 'digits': no rule; leave out --qat" in "".join(lines)
+        "quantised after training: tensorflow-model-optimization refuses 'digits': no rule; leave"
+        " out --qat" in "".join(lines)
     )
     monkeypatch.setattr(
         TFLite, "emit_trained", lambda *given: (_ for _ in ()).throw(ModelError("no such op"))
     )
     build(out=tmp_path / "unwritten", progress=Progress(log=lines.append))
-    assert "not written with the ranges of its training, quantised as it is: no such op" in "".join(
-        lines
-    )
+    assert "but quantised after training: no such op" in "".join(lines)
 
 
 def test_keras_3_stays_keras_3():

@@ -1,4 +1,4 @@
-"""A run without the programs that some tests talk to says so, in one line."""
+"""The line of a test run that counts the tests skipped for a missing program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def test_device(number):
     pytest.skip("no OpenSSH server is installed (sshd): apt-get install openssh-server")
 
 
-@pytest.mark.skipif(True, reason="chromium is not installed (apt-get install chromium chromium-driver)")
+@pytest.mark.skipif(
+    True, reason="chromium is not installed (apt-get install chromium chromium-driver)"
+)
 def test_report():
     pass
 
@@ -29,7 +31,7 @@ def test_other():
 
 
 @pytest.mark.parametrize("processes", ["0", "1"])
-def test_what_was_skipped_is_counted(processes: str, tmp_path: Path) -> None:
+def test_skipped_tests_are_counted(processes: str, tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS, encoding="utf-8")
     (tmp_path / "conftest.py").write_text(
         (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8"
@@ -51,10 +53,9 @@ def test_what_was_skipped_is_counted(processes: str, tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    told = [line for line in done.stdout.splitlines() if line.startswith("skipped, and run after")]
-    assert told == [
-        (
-            "skipped, and run after apt-get install: 1 for want of chromium chromium-driver, 3 for want"
-            " of openssh-server"
-        )
-    ]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("skipped, and run after")]
+    (line,) = lines
+    assert line == (
+        "skipped, and run after apt-get install: 1 for want of chromium chromium-driver,"
+        " 3 for want of openssh-server"
+    )

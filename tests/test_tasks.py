@@ -1,4 +1,4 @@
-"""Models that are no plain classifiers, built from end to end: a regression, two inputs and two outputs, a segmentation."""
+"""Builds of models that are no classifiers: regression, two inputs and outputs, segmentation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAMPLES = 400
 
 @pytest.fixture(autouse=True)
 def _stopwatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty current folder, and files that are found to be twice as fast as the original's without child processes."""
+    """An empty current folder, and fake measurements: files are twice as fast as the original's."""
 
     def compare(
         self: LocalRunner,
@@ -63,7 +63,7 @@ def _stopwatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def regression() -> tuple[Any, dict[str, np.ndarray]]:
-    """Two values from 24 features that lie near 6 dimensions."""
+    """Two values from 24 features close to a subspace of 6 dimensions."""
     model = helpers.dense_net(features=24, widths=(48, 48), classes=2)
     rng = np.random.default_rng(1)
     x = rng.standard_normal((SAMPLES, 6)) @ rng.standard_normal(
@@ -128,7 +128,7 @@ def smooth(size: int) -> np.ndarray:
 
 
 def labelled(model: Any, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The samples with labels: what the model says, class numbers where it gives probabilities."""
+    """The samples with the model's outputs as labels, and class numbers for probabilities."""
     graph = helpers.graph_of(model)
     answers = keras_io.predict(graph, tuple(arrays[name] for name in arrays))
     names = ["y"] if len(answers) == 1 else [ref.op for ref in graph.outputs]
@@ -139,7 +139,7 @@ def labelled(model: Any, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def shipped(result: Result, batch: Batch) -> tuple[Batch, Batch]:
-    """What the emitted file and the Keras model beside it say."""
+    """The outputs of the emitted file and of the Keras model beside it."""
     return TFLite().load(Artifact(result.artifact, "tflite", "fp32"))(batch), keras_io.predict(
         keras_load.load(result.out / "model.keras"), batch
     )

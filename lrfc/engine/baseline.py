@@ -1,4 +1,4 @@
-"""The loss of the original itself in the precision of a destination."""
+"""The drop of the original itself in the precision of a destination."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lrfc.state import State
 
 @dataclass(frozen=True)
 class Baseline:
-    """The drop of the original's own file against the original, and what else could be built."""
+    """The drop of the original's own file, and options that may lose less."""
 
     precision: str
     contract: Contract
@@ -51,35 +51,34 @@ def baseline(
     *,
     qat: bool,
 ) -> Baseline:
-    """What the original loses for a destination.
+    """Test the accuracy contract on the original's own file for a destination.
 
-    ``folder``: where its file is written. ``qat``: whether the rounding is trained with already.
+    ``folder``: where the file is written. ``qat``: whether the build trains with the rounding.
 
-    On devices that round as LiteRT's reference kernels do, what these lose counts too, as in the
-    contract of a build.
+    On devices that round as LiteRT's reference kernels do, the drop by these kernels counts too, as
+    in the contract of a build.
     """
     test, target = state.data.test, goal.target
     whole = fold_batchnorm(state.original)
     samples = state.data.train.head(CALIBRATED).inputs
     file = target.emit(whole, folder / f"original-alone{target.suffix}", samples)
     outputs = target.load(file)(test.inputs)
-    found = held(metric, test, keras_io.predict(state.original, test.inputs), outputs, allowed)
-    if (
-        found.met and goal.device.rounds_like_reference
-    ):  # otherwise it is known already, and they are slow
+    contract = held(metric, test, keras_io.predict(state.original, test.inputs), outputs, allowed)
+    # The reference kernels are slow: they run only where they may change the answer.
+    if contract.met and goal.device.rounds_like_reference:
         try:
             rounded = kernels(file, metric, test, outputs, totals(whole)["macs"])
         except ModelError as error:
             state.progress.log(
-                f"  the original's file is not run by LiteRT's reference kernels: {error}"
+                f"  LiteRT's reference kernels do not run the original's file: {error}"
             )
         else:
-            found = found if rounded is None else found.then(rounded.change)
-    return Baseline(target.precision, found, ways_out(goal, qat=qat))
+            contract = contract if rounded is None else contract.then(rounded.change)
+    return Baseline(target.precision, contract, ways_out(goal, qat=qat))
 
 
 def ways_out(goal: Destination, *, qat: bool) -> tuple[str, ...]:
-    """The options that round less, or train with the rounding, that device and format have."""
+    """Options of the device and format that round less, or train with the rounding."""
     form, precision = goal.target.name, goal.target.precision
     ways = ["--qat"] if precision in FORMATS[form].trained and not qat else []
     wider = [
@@ -89,6 +88,6 @@ def ways_out(goal: Destination, *, qat: bool) -> tuple[str, ...]:
     ]
     if not PRECISIONS[precision].integer:
         wider = ["fp16"]
-    both = set(goal.device.precisions) & set(FORMATS[form].precisions)
-    ways += [f"--precision {name}" for name in wider if name in both]
+    supported = set(goal.device.precisions) & set(FORMATS[form].precisions)
+    ways += [f"--precision {name}" for name in wider if name in supported]
     return (*ways, "a larger --max-drop")

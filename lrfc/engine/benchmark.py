@@ -1,4 +1,4 @@
-"""Plans measured on the device, beside the original."""
+"""Benchmarks of plans on a device, each against the original."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from lrfc.targets.devices.runners.base import DeviceRunner, OpRunner
 from lrfc.targets.devices.speed import Ratio, speedup
 from lrfc.targets.ethos_u.vela import Compiled, owners, version
 
-#: Timings of each file: enough to see which is slower.
+#: Timings of each file, enough to tell which is slower.
 RUNS = 60
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A plan beside the original.
+class Timing:
+    """The measurement of a plan against the original.
 
-    ``time``: in the unit of the cost profile, at the speed that the device had when the original
-    was measured alone. ``ops``: what it executes. ``known``: the times of single ops, where the
-    device tells them.
+    ``time``: of one inference, in the unit of the cost profile and at the speed that the device had
+    when the original was measured alone. ``ops``: the workloads of the plan. ``known``: the times
+    of single ops, where the device reports them.
     """
 
     ratio: Ratio
@@ -49,9 +49,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Spent:
-    """What an NPU's compiler says of an op in a file: see ``lrfc.targets.ethos_u.vela.Layer``.
+    """Costs of an op in a file by an NPU's compiler; see ``lrfc.targets.ethos_u.vela.Layer``.
 
-    ``cpu``: the operators that it leaves to the CPU, uncounted.
+    ``cpu``: the operators that run on the CPU, whose cycles the compiler does not count.
     """
 
     cycles: int
@@ -61,11 +61,11 @@ class Spent:
 
 
 class Bench:
-    """Emits graphs for one target and measures them on one device, beside the original's file.
+    """Emits graphs for one target and measures them on one device, against the original's file.
 
-    ``runner`` is None for a device that cannot be reached: then everything is estimated, from the
-    profile. ``calibration``: a few inputs, for int8. All times are in the unit of the profile; what
-    is measured is kept in the ``store``.
+    ``runner``: None for a device that cannot be reached; all times are then estimated from the
+    profile. ``calibration``: a few inputs, for int8. All times are in the unit of the profile.
+    Measurements are saved in the ``store``.
     """
 
     def __init__(
@@ -81,59 +81,55 @@ class Bench:
         store: Store,
     ) -> None:
         self._target, self._device, self._runner, self.profile = target, device, runner, profile
-        self._calibration, self._threads, self._folder, self._store = (
-            calibration,
-            threads,
-            folder,
-            store,
-        )
+        self._calibration, self._threads = calibration, threads
+        self._folder, self._store = folder, store
         self.reading = self._reading()
         whole = fold_batchnorm(original)
         self.original = target.emit(whole, folder / f"original{target.suffix}", calibration)
         self._graph = whole
         (alone,) = self.measure([self.original], [whole], RUNS)
-        #: Time of the original, milliseconds of one unit, and what the original executes.
+        #: Time of the original, milliseconds of one unit, and the workloads of the original.
         self.time = self._time(alone)
         self.ms_per_unit = alone.median_ms / self.time
         self.ops = self._ops(whole)
-        #: Times of single ops in the original, where the device tells them.
+        #: Times of single ops in the original, where the device reports them.
         self.known = self._known(self.original, whole)
 
-    def __call__(self, graph: Graph) -> Trial:
-        """The plan, measured."""
+    def __call__(self, graph: Graph) -> Timing:
+        """Emit the graph of a plan and measure it."""
         folded = fold_batchnorm(graph)
         path = self._folder / f"plan{self._target.suffix}"
         emitted = self._target.emit(folded, path, self._calibration)
         before, after = self.measure([self.original, emitted], [self._graph, folded], RUNS)
         ratio = speedup(before, after)
-        return Trial(
-            ratio, self.time / ratio.median, self._ops(folded), self._known(emitted, folded)
-        )
+        time = self.time / ratio.median
+        return Timing(ratio, time, self._ops(folded), self._known(emitted, folded))
 
     def measure(
         self, files: Sequence[Artifact], graphs: Sequence[Graph], runs: int = 200
     ) -> tuple[Measurement, ...]:
-        """The files side by side; ``graphs`` are what they were emitted from."""
+        """Measure files in turns, ``runs`` timings each.
+
+        ``graphs``: those that the files were emitted from.
+        """
         if self._runner is None:
             return tuple(
                 self._computed(file, graph) for file, graph in zip(files, graphs, strict=True)
             )
-        found = self._runner.compare(files, runs=runs, threads=self._threads)
-        when = now()
-        self._store.put(
-            {
-                replace(
-                    self._key(each.runtime, each.runtime_version, of_model(sha256(file.path))),
-                    precision=file.precision,
-                ): Sample(each.median_ms, each.p90_ms, each.iqr_ms, each.n, when)
-                for file, each in zip(files, found, strict=True)
-            }
-        )
-        return found
+        measured = self._runner.compare(files, runs=runs, threads=self._threads)
+        when, samples = now(), {}
+        for file, result in zip(files, measured, strict=True):
+            model = of_model(sha256(file.path))
+            key = self._key(result.runtime, result.runtime_version, model)
+            samples[replace(key, precision=file.precision)] = Sample(
+                result.median_ms, result.p90_ms, result.iqr_ms, result.n, when
+            )
+        self._store.put(samples)
+        return measured
 
     @property
     def no_float(self) -> str | None:
-        """Why the original's file in fp32 cannot be looked at here; None where it can."""
+        """Reason why the original's file in fp32 cannot be timed here; None where it can."""
         if "fp32" not in self._device.precisions:
             return (
                 f"{self._device.name} computes in {listed(self._device.precisions, 'and')}, not in"
@@ -146,8 +142,8 @@ class Bench:
     @cached_property
     def in_float(self) -> Artifact:
         """The original's file in fp32, emitted once."""
-        place = self._folder / f"original-fp32{self._target.suffix}"
-        return target_of(self._target.name, "fp32").emit(self._graph, place, self._calibration)
+        path = self._folder / f"original-fp32{self._target.suffix}"
+        return target_of(self._target.name, "fp32").emit(self._graph, path, self._calibration)
 
     def _key(self, runtime: str, version: str, subject: str) -> Key:
         return Key(
@@ -165,16 +161,22 @@ class Bench:
             return float(measured.cycles)
         return measured.median_ms
 
-    def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]:
-        """The times of single ops, in the profile's unit, that the device tells before a network is made of them; here none."""
+    def prices(self, workloads: Sequence[Workload]) -> Mapping[Workload, float]:
+        """Times of single ops that the device reports without a network; none by default.
+
+        They are in the unit of the profile.
+        """
         return {}
 
     def spent(self, file: Artifact, graph: Graph) -> Mapping[str, Spent]:
-        """What each op of a file takes, where the device's compiler tells; an operator that belongs to no op of the graph stands under its own name."""
+        """Costs of each op of a file, where the device has a compiler that reports them.
+
+        An operator that belongs to no op of the graph is listed under its own name.
+        """
         return {}
 
     def compiled(self, file: Artifact) -> bytes | None:
-        """The file as the device takes it; None where it takes the file as it is."""
+        """The file compiled for the device; None where the device runs the file itself."""
         return None
 
     def _known(self, file: Artifact, graph: Graph) -> Mapping[Workload, float]:
@@ -184,7 +186,7 @@ class Bench:
         return Reading()
 
     def _ops(self, graph: Graph) -> tuple[Workload, ...]:
-        return tuple(each for _, each in self.reading.workloads(graph))
+        return tuple(workload for _, workload in self.reading.workloads(graph))
 
     def _prices_in(self, precision: str) -> CostProfile | None:
         if precision == self._target.precision:
@@ -192,42 +194,42 @@ class Bench:
         return load(self._device.name, self._target.name, precision, self._threads)
 
     def _computed(self, file: Artifact, graph: Graph) -> Measurement:
-        prices = self._prices_in(file.precision)
-        assert prices is not None  # no_float says so before
-        return estimated(file.path, prices.predict(self._ops(graph)), self.profile, self._threads)
+        profile = self._prices_in(file.precision)
+        assert profile is not None  # no_float rules this out
+        return estimated(file.path, profile.predict(self._ops(graph)), self.profile, self._threads)
 
 
 class NPUBench(Bench):
-    """An Arm Ethos-U, whose compiler tells the cycles of every op, in the network and before there is one."""
+    """Benchmark of an Arm Ethos-U, whose compiler counts the cycles of ops and networks."""
 
     _runner: OpRunner
 
     @property
     def no_float(self) -> str | None:
-        """An Ethos-U computes in integers, whatever its profile names."""
+        """Reason why there is no time in fp32: an Ethos-U computes in integers only."""
         return f"{self._device.name} is an Ethos-U, and a float network cannot run there"
 
-    def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]:
-        """The cycles of single ops: those kept from an earlier build, the others from probe networks that are compiled for it."""
-        keys = {self._key("Vela", version(), of_op(each)): each for each in wanted}
-        known = {keys[key]: sample.median for key, sample in self._store.get(keys).items()}
-        fresh = self._runner.price(each for each in wanted if each not in known)
+    def prices(self, workloads: Sequence[Workload]) -> Mapping[Workload, float]:
+        """Cycles of single ops, from the store or else from probe networks that are compiled."""
+        keys = {self._key("Vela", version(), of_op(workload)): workload for workload in workloads}
+        stored = {keys[key]: sample.median for key, sample in self._store.get(keys).items()}
+        compiled = self._runner.price(op for op in workloads if op not in stored)
         when = now()
         self._store.put(
             {
-                key: Sample(fresh[each], fresh[each], 0.0, 1, when)
-                for key, each in keys.items()
-                if each in fresh
+                key: Sample(compiled[op], compiled[op], 0.0, 1, when)
+                for key, op in keys.items()
+                if op in compiled
             }
         )
-        return {**known, **fresh}
+        return {**stored, **compiled}
 
     def spent(self, file: Artifact, graph: Graph) -> Mapping[str, Spent]:
-        """What Vela says of each op."""
+        """Costs of each op by Vela."""
         return spent(self._runner.compiled(file), graph)
 
     def compiled(self, file: Artifact) -> bytes | None:
-        """The file with Vela's commands in it, for TFLite Micro with the Ethos-U driver."""
+        """The file that Vela compiles, for TFLite Micro with the Ethos-U driver."""
         return self._runner.compiled(file).content
 
     def _key(self, runtime: str, version: str, subject: str) -> Key:
@@ -235,7 +237,7 @@ class NPUBench(Bench):
 
     @cached_property
     def _configuration(self) -> str:
-        """All that the figures depend on, besides the version; read once."""
+        """All that the figures depend on besides the version of Vela."""
         return self._device.reach.configuration
 
     def _known(self, file: Artifact, graph: Graph) -> Mapping[Workload, float]:
@@ -246,32 +248,32 @@ class NPUBench(Bench):
 
 
 def spent(result: Compiled, graph: Graph) -> dict[str, Spent]:
-    """What Vela says of each op of the graph that the file was emitted from."""
+    """Costs by Vela of each op of the graph that the file was emitted from."""
     return {
         name: Spent(
-            cycles=sum(layer.cycles for layer in own),
-            sram_bytes=max(layer.sram_bytes for layer in own),
-            flash_bytes=sum(layer.flash_bytes for layer in own),
-            cpu=tuple(dict.fromkeys(layer.operator for layer in own if not layer.on_npu)),
+            cycles=sum(layer.cycles for layer in layers),
+            sram_bytes=max(layer.sram_bytes for layer in layers),
+            flash_bytes=sum(layer.flash_bytes for layer in layers),
+            cpu=tuple(dict.fromkeys(layer.operator for layer in layers if not layer.on_npu)),
         )
-        for name, own in owners(result, graph).items()
+        for name, layers in owners(result, graph).items()
     }
 
 
 def fallbacks(
     target: Target, device: Device, graph: Graph, inputs: Batch, folder: Path
 ) -> str | None:
-    """One line that names what an NPU leaves of a network to the CPU, found by compiling it; None where there is nothing.
+    """Compile a network for an NPU, and list the ops that stay on the CPU, in one line.
 
-    DeviceError where all is left.
+    None where no op does. DeviceError where all ops do.
     """
     folded = fold_batchnorm(graph)
     path = folder / f"{device.name}{target.suffix}"
     file = target.emit(folded, path, tuple(x[:2] for x in inputs))
-    with runner(device) as there:
-        result = cast("OpRunner", there).compiled(file)
-    left = {name: each.cpu for name, each in spent(result, folded).items() if each.cpu}
-    if not left:
+    with runner(device) as npu_runner:
+        result = cast("OpRunner", npu_runner).compiled(file)
+    on_cpu = {name: cost.cpu for name, cost in spent(result, folded).items() if cost.cpu}
+    if not on_cpu:
         return None
-    named = ", ".join(f"{name} ({', '.join(operators)})" for name, operators in left.items())
-    return f"{device.name} leaves to the CPU, and counts no cycles for: {named}"
+    ops = ", ".join(f"{name} ({', '.join(operators)})" for name, operators in on_cpu.items())
+    return f"{device.name} leaves to the CPU, and counts no cycles for: {ops}"

@@ -1,11 +1,11 @@
-"""Budgets on file size and activation memory, as bounds that the allocation knows.
+"""Budgets on file size and activation memory, translated into constraints of the allocation.
 
-They are corrected by what plans turn out to need.
+The constraints are corrected by the files and the planned arenas of actual plans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lrfc.config.build import Budget
@@ -18,7 +18,7 @@ from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.protocols import Target
-from lrfc.pruning import milp as joint
+from lrfc.pruning import milp
 from lrfc.pruning.memory import PeakMemory
 from lrfc.pruning.selection import reachable, without_filters
 from lrfc.pruning.space import FilterSpace
@@ -27,9 +27,9 @@ from lrfc.search.memory import live_need
 from lrfc.state import Progress, State
 from lrfc.system import scratch
 
-#: What may reach a memory budget that factorization cannot.
+#: Hint for a memory budget that factorization alone cannot meet.
 CUT = "cutting filters may (--prune on)"
-#: Plans that are made at most until the budgets are met.
+#: Most plans that are tried until the budgets are met.
 ROUNDS = 6
 
 
@@ -47,18 +47,18 @@ class _Size:
 
     @property
     def params(self) -> int:
-        """The parameters that every file has room for."""
+        """The most parameters with which every file is within the budget."""
         files = zip(self.wholes, self.beside, self.targets, strict=True)
-        rooms = ((self.budget.limit(whole) - other, target) for whole, other, target in files)
-        return min(int(room / _weight(target)) for room, target in rooms)
+        weights = ((self.budget.limit(whole) - other, target) for whole, other, target in files)
+        return min(int(size / _weight(target)) for size, target in weights)
 
-    def kept(self, sizes: Sequence[int]) -> bool:
+    def met(self, sizes: Sequence[int]) -> bool:
         """Whether files of these sizes are within the budget."""
         files = zip(sizes, self.wholes, strict=True)
         return all(size <= self.budget.limit(whole) for size, whole in files)
 
     def corrected(self, graph: Graph, sizes: Sequence[int]) -> _Size:
-        """This, after files of the graph: factorization adds operations, which take bytes too."""
+        """This bound after files of the graph: the ops that factorization adds take bytes too."""
         rest = _beside(graph, sizes, self.targets)
         beside = tuple(max(pair) for pair in zip(self.beside, rest, strict=True))
         return replace(self, beside=beside)
@@ -70,6 +70,51 @@ class _Size:
         return BudgetError(f"--max-size {self.budget} cannot be reached: {least}")
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """A budget on the planned activation arena, in each precision.
+
+    ``limits``: bytes of the arena that the budget allows. ``live``: bytes that may be alive at one
+    time; fewer than the limit after an arena that was planned with gaps.
+    """
+
+    budget: Budget
+    limits: Mapping[str, float]
+    live: Mapping[str, float]
+
+    def bound(self, state: State, select: SelectRanks) -> tuple[State, SelectRanks]:
+        """The state and the selection, limited to the bytes that may be alive.
+
+        BudgetError where a layer has no candidate within the limit.
+        """
+        if _prunes(state, select):
+            rows = (PeakMemory(of(name).activation, limit) for name, limit in self.live.items())
+            return state, replace(select, peak_memory=(*select.peak_memory, *rows))
+        for precision, limit in self.live.items():
+            state = _fitting(state, precision, limit, self.budget)
+        return state, select
+
+    def planned(self, graph: Graph, log: Callable[[str], None]) -> dict[str, int]:
+        """Bytes of the graph's arena in each precision, each with a line in the log."""
+        arenas = {}
+        for precision in self.limits:
+            arenas[precision] = arena(graph, of(precision).activation).planned_bytes()
+            log(f"  activation arena: {arenas[precision]:,} bytes")
+        return arenas
+
+    def met(self, arenas: Mapping[str, int]) -> bool:
+        """Whether these arenas are within the budget."""
+        return all(size <= self.limits[precision] for precision, size in arenas.items())
+
+    def corrected(self, arenas: Mapping[str, int]) -> _Memory:
+        """This bound after a plan with these arenas: gaps between tensors take bytes too."""
+        live = dict(self.live)
+        for precision, size in arenas.items():
+            if size > self.limits[precision]:
+                live[precision] = live[precision] * self.limits[precision] / size
+        return replace(self, live=live)
+
+
 def meet(
     state: State,
     select: SelectRanks,
@@ -77,61 +122,77 @@ def meet(
     max_ram: Budget | None,
     targets: Sequence[Target],
 ) -> tuple[State, SelectRanks]:
-    """A design space and a selection whose plan keeps a size and a memory budget.
+    """A design space and a selection whose plan meets a size and a memory budget.
 
-    The budgets of ``select`` are kept besides. Size: the parameters that the file allows, corrected
-    by the files of the plans themselves. Memory: while the ops of a layer run nothing else changes,
-    so each candidate fits or does not, whatever the others are; where filters may go, what is alive
-    depends on all choices, and it is a constraint of the allocation. Both are corrected by the gaps
-    in the planned arena. A percentage is of the original's file for the target, and of the
-    original's planned arena. BudgetError names the budget that cannot be met and what stands in its
-    way.
+    The budgets of ``select`` hold too. A percentage is of the original's file for the target, and
+    of the original's planned arena.
+
+    Size becomes a bound on parameters, corrected by the files of the plans. The peak memory of a
+    factorized layer does not depend on other layers, so candidates over the budget are removed.
+    With pruning it does; it is then a constraint of the MILP. Both are corrected by the gaps in the
+    planned arena. BudgetError names the budget that cannot be met and the reason.
     """
     if max_size is None and max_ram is None:
         return state, select
     original = fold_batchnorm(state.original)
     size = None if max_size is None else _size(original, state, max_size, targets)
-    room = {} if max_ram is None else _room(original, max_ram, targets)
-    live = dict(room)
+    memory = None if max_ram is None else _memory(original, max_ram, targets)
     for _ in range(ROUNDS):
-        found, wanted = state, select
-        if max_ram is not None:
-            found, wanted = _in_room(state, select, live, max_ram)
+        bounded, constraints = (state, select) if memory is None else memory.bound(state, select)
         least = 0.0
         if size is not None:
-            least = reachable(found if select.prune else without_filters(found), "params")
-            params = max(size.params, least)
-            if select.max_params is not None:
-                params = min(params, int(select.max_params.limit(original.params)))
-            wanted = replace(wanted, max_params=Budget(value=params, relative=False))
-        try:
-            chosen = selected(found, wanted)
-        except BudgetError:
-            if max_ram is not None and _prunes(state, select):
-                _check_room(state, room, max_ram)
-            raise
-        graph = fold_batchnorm(rewritten(chosen))
-        good = True
+            least = reachable(bounded if select.prune else without_filters(bounded), "params")
+            params = _max_params(size, least, select, original.params)
+            constraints = replace(constraints, max_params=params)
+        graph = _planned(bounded, constraints, memory)
+        met = True
         if size is not None:
             sizes = emitted(graph, state, targets)
-            files = zip(targets, sizes, strict=True)
-            line = ", ".join(f"{target.name}: {count:,} bytes" for target, count in files)
-            state.progress.log(f"  {line}")
-            good = size.kept(sizes)
-            if not good and size.params <= least:
+            state.progress.log(_sizes(targets, sizes))
+            met = size.met(sizes)
+            if not met and size.params <= least:
                 raise size.unreachable(sizes)
             size = size.corrected(graph, sizes)
-        for precision, limit in room.items():
-            planned = arena(graph, of(precision).activation).planned_bytes()
-            state.progress.log(f"  activation arena: {planned:,} bytes")
-            if planned > limit:
-                good, live[precision] = False, live[precision] * limit / planned
-        if good:
-            return found, wanted
+        if memory is not None:
+            arenas = memory.planned(graph, state.progress.log)
+            met = met and memory.met(arenas)
+            memory = memory.corrected(arenas)
+        if met:
+            return bounded, constraints
+    raise _unmet(max_size, max_ram)
+
+
+def _max_params(size: _Size, least: float, select: SelectRanks, whole: int) -> Budget:
+    """The budget on parameters, between the ``least`` that is possible and the user's budget."""
+    params = max(size.params, least)
+    if select.max_params is not None:
+        params = min(params, int(select.max_params.limit(whole)))
+    return Budget(value=params, relative=False)
+
+
+def _planned(bounded: State, constraints: SelectRanks, memory: _Memory | None) -> Graph:
+    """The graph of the best plan. BudgetError where there is none, with the memory budget first."""
+    try:
+        plan = selected(bounded, constraints)
+    except BudgetError:
+        if memory is not None and _prunes(bounded, constraints):
+            _check_memory(bounded, memory)
+        raise
+    return fold_batchnorm(rewritten(plan))
+
+
+def _sizes(targets: Sequence[Target], sizes: Sequence[int]) -> str:
+    """The size of each target's file, as a line of the log."""
+    files = zip(targets, sizes, strict=True)
+    return "  " + ", ".join(f"{target.name}: {size:,} bytes" for target, size in files)
+
+
+def _unmet(max_size: Budget | None, max_ram: Budget | None) -> BudgetError:
+    """The error after the last round."""
     options = (("size", max_size), ("ram", max_ram))
     budgets = [f"--max-{name} {budget}" for name, budget in options if budget is not None]
-    why = f"every one of {ROUNDS} plans needs more; allow more, or name more --methods"
-    raise BudgetError(f"{' and '.join(budgets)} cannot be reached: {why}")
+    reason = f"every one of {ROUNDS} plans needs more; allow more, or name more --methods"
+    return BudgetError(f"{' and '.join(budgets)} cannot be reached: {reason}")
 
 
 def _weight(target: Target) -> int:
@@ -140,7 +201,7 @@ def _weight(target: Target) -> int:
 
 
 def _size(original: Graph, state: State, budget: Budget, targets: Sequence[Target]) -> _Size:
-    """The budget before any plan: beside its weights a file has what the original's has."""
+    """The size budget before any plan, with the bytes besides weights of the original's files."""
     wholes = emitted(original, state, targets)
     beside = _beside(original, wholes, targets)
     return _Size(budget, tuple(targets), tuple(wholes), beside)
@@ -152,30 +213,17 @@ def _beside(graph: Graph, sizes: Sequence[int], targets: Sequence[Target]) -> tu
     return tuple(size - _weight(target) * graph.params for size, target in files)
 
 
-def _room(original: Graph, budget: Budget, targets: Sequence[Target]) -> dict[str, float]:
-    """Bytes of the arena that the budget allows in each precision."""
+def _memory(original: Graph, budget: Budget, targets: Sequence[Target]) -> _Memory:
+    """The memory budget before any plan."""
     precisions = sorted({target.precision for target in targets})
     arenas = {name: arena(original, of(name).activation).planned_bytes() for name in precisions}
-    return {name: budget.limit(planned) for name, planned in arenas.items()}
+    limits = {name: budget.limit(planned) for name, planned in arenas.items()}
+    return _Memory(budget, limits, limits)
 
 
 def _prunes(state: State, select: SelectRanks) -> bool:
+    """Whether the selection may cut filters."""
     return select.prune and state.known(FilterSpace) is not None
-
-
-def _in_room(
-    state: State,
-    select: SelectRanks,
-    live: Mapping[str, float],
-    budget: Budget,
-) -> tuple[State, SelectRanks]:
-    """The state and the selection with so many bytes alive at most, in each precision."""
-    if _prunes(state, select):
-        bounds = (PeakMemory(of(precision).activation, limit) for precision, limit in live.items())
-        return state, replace(select, peak_memory=(*select.peak_memory, *bounds))
-    for precision, limit in live.items():
-        state = _fitting(state, precision, limit, budget)
-    return state, select
 
 
 def least_ram(
@@ -185,31 +233,31 @@ def least_ram(
     max_ram: Budget | None,
     target: Target,
 ) -> tuple[State, SelectRanks]:
-    """The least activation memory within the constraints, found by bisection.
+    """The selection with the least activation memory within the constraints, by bisection.
 
-    Of the plans with it the one with the fewest MACs.
+    Among the plans with that memory it has the fewest MACs.
     """
     select = replace(select, minimise="macs")
     low, high = 0.0, 1.0
     if max_ram is not None and max_ram.relative:
         high = max_ram.value
     best = meet(state, select, max_size, max_ram, [target])
-    silent = replace(state, progress=Progress())  # no line in the log for each of the limits
+    silent = replace(state, progress=Progress())  # no line in the log for each limit
     while high - low > 0.01:
         share = (low + high) / 2
         try:
             limit = Budget(value=share, relative=True)
-            found, tight = meet(silent, select, max_size, limit, [target])
-            selected(found, tight)
+            bounded, constraints = meet(silent, select, max_size, limit, [target])
+            selected(bounded, constraints)
         except BudgetError:
             low = share
         else:
-            best, high = (replace(found, progress=state.progress), tight), share
+            best, high = (replace(bounded, progress=state.progress), constraints), share
     return best
 
 
 def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:
-    """Bytes of the file that each target makes of the graph."""
+    """Emit the graph for each target; the sizes of the files, bytes."""
     calibration = state.data.train.head(TIMED).inputs
     with scratch.folder() as folder:
         return [
@@ -218,10 +266,10 @@ def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:
         ]
 
 
-def _check_room(state: State, room: Mapping[str, float], budget: Budget) -> None:
-    """BudgetError where the memory budget alone is beyond what ranks and filters reach."""
-    for precision, limit in room.items():
-        least = joint.least_peak_memory(
+def _check_memory(state: State, memory: _Memory) -> None:
+    """Raise BudgetError where the memory budget alone cannot be met by ranks and filters."""
+    for precision, limit in memory.limits.items():
+        least = milp.least_peak_memory(
             state.graph,
             state.fact(DesignSpace).spaces,
             state.fact(FilterSpace),
@@ -229,17 +277,35 @@ def _check_room(state: State, room: Mapping[str, float], budget: Budget) -> None
         )
         if least > limit:
             raise BudgetError(
-                f"--max-ram {budget} cannot be reached: {limit:,.0f} bytes are allowed, and the"
-                f" least that ranks and filters reach is {least:,.0f}"
+                f"--max-ram {memory.budget} cannot be reached: {limit:,.0f} bytes are allowed, and"
+                f" the least that ranks and filters reach is {least:,.0f}"
             )
 
 
 def _fitting(state: State, precision: str, limit: float, budget: Budget) -> State:
-    """The state with those candidates only at which no more than ``limit`` bytes are alive."""
-    design, memory = state.fact(DesignSpace), arena(state.original, of(precision).activation)
-    changed = {call for space in design.spaces for call in space.calls}
-    for name, size in memory.timeline.items():
-        if size > limit and name not in changed:
+    """The state without the candidates that keep more than ``limit`` bytes alive."""
+    _check_other_ops(state, precision, limit, budget)
+    design = state.fact(DesignSpace)
+    spaces = []
+    for space in design.spaces:
+        need = live_need(state.original, space, precision)
+        candidates = tuple(c for c in space.candidates if need(c) <= limit)
+        if not candidates:
+            least = min(need(candidate) for candidate in space.candidates)
+            raise BudgetError(
+                f"--max-ram {budget} cannot be reached: {space.op.name} needs at least {least:,}"
+                f" bytes, {limit:,.0f} are allowed; {CUT}"
+            )
+        excluded = None if candidates[0].method is None else space.whole
+        spaces.append(replace(space, candidates=candidates, excluded=excluded))
+    return state.with_fact(replace(design, spaces=tuple(spaces)))
+
+
+def _check_other_ops(state: State, precision: str, limit: float, budget: Budget) -> None:
+    """Raise BudgetError where an op that is never factorized keeps more than ``limit`` alive."""
+    factorized = {call for space in state.fact(DesignSpace).spaces for call in space.calls}
+    for name, size in arena(state.original, of(precision).activation).timeline.items():
+        if size > limit and name not in factorized:
             beyond = (
                 "nothing changes what the model reads"
                 if name in state.original.inputs
@@ -248,16 +314,3 @@ def _fitting(state: State, precision: str, limit: float, budget: Budget) -> Stat
             raise BudgetError(
                 f"--max-ram {budget} cannot be reached: {name} needs {size:,} bytes, and {beyond}"
             )
-    spaces = []
-    for space in design.spaces:
-        need = live_need(state.original, space, precision)
-        kept = tuple(candidate for candidate in space.candidates if need(candidate) <= limit)
-        if not kept:
-            least = min(need(candidate) for candidate in space.candidates)
-            raise BudgetError(
-                f"--max-ram {budget} cannot be reached: {space.op.name} needs at least {least:,}"
-                f" bytes, {limit:,.0f} are allowed; {CUT}"
-            )
-        excluded = None if kept[0].method is None else space.whole
-        spaces.append(replace(space, candidates=kept, excluded=excluded))
-    return state.with_fact(replace(design, spaces=tuple(spaces)))

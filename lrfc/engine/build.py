@@ -1,4 +1,4 @@
-"""The straight line from a trained model to measured files: load, rewrite, emit, verify, measure, report."""
+"""The work behind lrfc.api: build, explore, inspect and measure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lrfc.protocols import Artifact
 from lrfc.results import folder as artifact
 from lrfc.results.exploration import SHARES, Survey
 from lrfc.results.report import exploration as page
-from lrfc.search import pareto as front_
+from lrfc.search import pareto
 from lrfc.search.candidates import selected
 from lrfc.search.facts import DesignSpace, costs
 from lrfc.state import Progress, State
@@ -51,7 +51,7 @@ def build(
     progress: Progress | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> Any:
-    """The build that was asked for; see ``lrfc.api.build``."""
+    """Run a requested build; see ``lrfc.api.build``."""
     if request.locked is not None:
         return _repeated(request, request.locked, progress or Progress(), on_result)
     return _built(request, progress, on_result)
@@ -60,14 +60,13 @@ def build(
 def _repeated(
     request: Request, locked: Locked, progress: Progress, on_result: Callable[[Result], None]
 ) -> Any:
-    """The build of a manifest once more."""
-    processor.decide(
-        locked.manifest.onednn
-    )  # as in that build, where TensorFlow is not imported yet and the user has not set it
+    """Repeat the build of a manifest."""
+    # As in that build, unless the user has set it or TensorFlow is imported already.
+    processor.decide(locked.manifest.onednn)
     differences = locked.differences()
     if differences:
         progress.log(
-            f"warning: not the versions of {locked.path}, so the bytes may differ:"
+            f"warning: other versions than those of {locked.path}, so the bytes may differ:"
             f" {', '.join(differences)}"
         )
 
@@ -79,28 +78,15 @@ def _repeated(
 
 
 def _built(request: Request, progress: Progress | None, on_result: Callable[[Result], None]) -> Any:
-    config, goals = request.config, [destination(goal) for goal in request.goals]
+    """The results; BudgetError or NoGainError with them where one has a failure."""
+    goals = [destination(goal) for goal in request.goals]
     log: list[str] = []
-    progress = _tee(progress or Progress(), log)
+    progress = _logging(progress or Progress(), log)
     with ExitStack() as stack:
         places = [stack.enter_context(artifact.reserved(folder)) for folder in request.folders]
-        source, graph = _load(request.model, unsafe=config.unsafe_load)
-        _refuse(graph, [goal.target for goal in goals], config)
-        for remark in dict.fromkeys(
-            remark for goal in goals for remark in refusals.remarks(graph, goal.target)
-        ):
-            progress.log(remark)
-        samples = load_data(request.data, graph, test=request.test_data, seed=config.seed)
-        if config.qat and (samples.synthetic or samples.few):
-            raise UsageError(
-                "--qat trains the network, and there is too little to train on: give --data, or"
-                " leave out --qat"
-            )
-        for note in samples.notes:
-            progress.log(note)
-        job = job_of(source, config, goals, samples, progress, request.locked)
+        job, graph = _job(request, goals, progress)
         results = _results(job, graph, places, log, on_result)
-    if results is None:  # stopped before there was anything to emit
+    if results is None:  # stopped after a pass
         return None if request.single else ()
     value: Any = results[0] if request.single else tuple(results)
     failures = [result.failure for result in results if result.failure is not None]
@@ -108,6 +94,26 @@ def _built(request: Request, progress: Progress | None, on_result: Callable[[Res
         worst = min(failures, key=lambda failure: failure.exit_code)
         raise type(worst)(str(worst), value)
     return value
+
+
+def _job(request: Request, goals: Sequence[Destination], progress: Progress) -> tuple[Job, Graph]:
+    """Load the model and the data; refuse what cannot be built, before any work."""
+    config = request.config
+    source, graph = _load(request.model, unsafe=config.unsafe_load)
+    _refuse(graph, [goal.target for goal in goals], config)
+    for remark in dict.fromkeys(
+        remark for goal in goals for remark in refusals.remarks(graph, goal.target)
+    ):
+        progress.log(remark)
+    data = load_data(request.data, graph, test=request.test_data, seed=config.seed)
+    if config.qat and (data.synthetic or data.few):
+        raise UsageError(
+            "--qat trains the network, and there is too little to train on: give --data, or leave"
+            " out --qat"
+        )
+    for note in data.notes:
+        progress.log(note)
+    return job_of(source, config, goals, data, progress, request.locked), graph
 
 
 def _results(
@@ -145,9 +151,9 @@ def explore(
     *,
     priced: bool,
 ) -> Survey:
-    """The exploration that was asked for; see ``lrfc.api.explore``.
+    """Run a requested exploration; see ``lrfc.api.explore``.
 
-    ``priced``: latencies are predicted for the device.
+    ``priced``: predict latencies for the device.
     """
     with artifact.reserved(folder) as place:
         survey = _explored(
@@ -175,6 +181,7 @@ def _explored(
     *,
     priced: bool,
 ) -> Survey:
+    """Explore the model, with latencies in the unit of the device's cost profile."""
     source, graph = _load(model, unsafe=config.unsafe_load)
     _refuse(graph, (), config)
     samples = load_data(data, graph, seed=config.seed)
@@ -182,25 +189,18 @@ def _explored(
         progress.log(note)
     state = run(State(graph, graph, samples, config.seed, progress), plan([Canonicalise()]))
     start = time.perf_counter()
-    state = run(
-        replace(state, original=state.graph),
-        plan([exploration(config, config.rank_multiple or goal.device.rank_multiple)]),
-    )
+    multiple = config.rank_multiple or goal.device.rank_multiple
+    state = run(replace(state, original=state.graph), plan([exploration(config, multiple)]))
     if not state.fact(DesignSpace).spaces:
         raise ModelError(
             f"no layer of model '{graph.name}' can be made smaller:"
             f" {reasons(state.fact(DesignSpace).skipped)}"
         )
-    state = run(
-        state,
-        plan(
-            weighing(goal.target.precision, goal.target.name, cached=config.resume),
-            known=(DesignSpace,),
-        ),
-    )
+    passes = weighing(goal.target.precision, goal.target.name, cached=config.resume)
+    state = run(state, plan(passes, known=(DesignSpace,)))
     if priced:
-        prices, begins = goal.profile()
-        progress.log(begins or f"latencies are predicted for {goal.device.name}, not measured")
+        prices, note = goal.profile()
+        progress.log(note or f"latencies are predicted for {goal.device.name}, not measured")
         state = run(state, plan([PriceLayers(prices, slower=True)], known=(DesignSpace,)))
     seconds = time.perf_counter() - start
     return Survey(
@@ -208,8 +208,8 @@ def _explored(
         costs(state),
         state.fact(DesignSpace),
         over,
-        front_.front(state, over, points),
-        front_.by_method(state, max(4, points // 2), SHARES),
+        pareto.front(state, over, points),
+        pareto.by_method(state, max(4, points // 2), SHARES),
         seconds,
         samples.synthetic,
     )
@@ -224,18 +224,19 @@ def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Pro
 def measure(
     files: Sequence[tuple[Path, str]], chosen: Device, threads: int | None, runs: int
 ) -> tuple[Measurement, ...]:
-    """Files, each with its format, on a device; see ``lrfc.api.measure``."""
-    if chosen.estimated:  # nothing runs there
+    """Measure files, each with its format, on a device; see ``lrfc.api.measure``."""
+    if chosen.estimated:  # no runner: the latencies are computed
         return estimates(files, chosen, threads)
     artifacts = [Artifact(file, form, "fp32") for file, form in files]
-    with runner(chosen) as there:
-        return there.compare(artifacts, threads=threads or chosen.threads, runs=runs)
+    with runner(chosen) as device_runner:
+        return device_runner.compare(artifacts, threads=threads or chosen.threads, runs=runs)
 
 
-# -- the line --------------------------------------------------------------------------------------
+# -- parts -----------------------------------------------------------------------------------------
 
 
 def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
+    """The path and the graph of a model, a file or a Keras model."""
     if isinstance(model, str | Path):
         return Path(model), keras_io.from_keras(keras_load.load(model, unsafe=unsafe))
     graph = keras_io.from_keras(model)
@@ -243,16 +244,16 @@ def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
 
 
 def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
-    """Everything that stands in the way, before any work."""
-    # Asked of the layout that is emitted: no format takes every layer with channels first, or
+    """Raise ModelError or UsageError for a model or patterns that cannot be built."""
+    # Checked in the layout that is emitted: no format supports all layers with channels first, or
     # dilated and transposed.
     moved = lower_transposed(move_channels(graph))
     runnable.check(moved)
-    reasons = [
+    refused = [
         f"{target.name}: {reason}" for target in targets for reason in target.refusals(moved)
     ]
-    if reasons:
-        raise ModelError(f"model '{graph.name}' cannot be emitted: {'; '.join(reasons)}")
+    if refused:
+        raise ModelError(f"model '{graph.name}' cannot be emitted: {'; '.join(refused)}")
     names = [op.name for op in graph]
     for option, patterns in (("--keep", config.keep), ("--only", config.only)):
         for pattern in patterns:
@@ -272,7 +273,9 @@ def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
         )
 
 
-def _tee(progress: Progress, log: list[str]) -> Progress:
+def _logging(progress: Progress, log: list[str]) -> Progress:
+    """The same progress, which also appends each line to ``log``."""
+
     def write(line: str) -> None:
         log.append(line)
         progress.log(line)

@@ -1,4 +1,4 @@
-"""From a compressed graph to a file that is known: emitted, verified, measured beside the original, and held against what was asked for."""
+"""Emission of a compressed graph: parity, benchmark, and the test of contract and budgets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.speed import Ratio, speedup
 from lrfc.targets.parity import Parity, parity
 
-#: What brings no gain, by --prune.
+#: The reason for a result without gain, by --prune.
 NOT_FASTER = {
     "off": "no factorization of a layer is faster than the layer itself",
     "on": (
@@ -48,13 +48,13 @@ NOT_FASTER = {
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed graph (``state.graph``, BatchNorms folded) and what is known about it before it is emitted.
+    """A compressed graph before it is emitted: ``state.graph``, with BatchNorms folded.
 
-    ``trainable`` is the same with its BatchNorms, for model.keras: it can be trained further, and
-    stays clear of a crash of TensorFlow 2.21 on folded 1×1 convolutions with a residual addition.
-    ``shipped`` is what the file is made of: the graph, with biases that make good what rounding
-    does to the weights of an integer file. ``metric``: what the ladder counts in; None where
-    nothing can be claimed.
+    ``trainable``: the same with its BatchNorms, for model.keras. It can be trained further, and
+    avoids a crash of TensorFlow 2.21 on folded 1×1 convolutions with a residual addition.
+    ``shipped``: the graph that is emitted, bias-corrected for an integer precision. ``metric``:
+    None where there is nothing to read an accuracy on. ``ladder``: accuracy by stage. ``seconds``:
+    duration of the exploration.
     """
 
     source: Path
@@ -71,13 +71,12 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Trial:
-    """A build as a file, before it is put into an output folder.
+    """A plan that was built: its file, its measurements and its scores.
 
-    ``speedup``: above 1 when the new file is faster than the original's of the same precision;
-    ``float_original``: the original's in fp32, None where that is the same file. ``failure``: why
-    it does not end well: a budget or the accuracy contract is not met, or nothing is gained.
-    ``compiled``: the original's file and this one as the device takes them; None where it takes
-    them as they are.
+    ``speedup``: above 1 when the new file is faster than the original's of the same precision.
+    ``float_original``: the original's file in fp32; None where that is the same file. ``failure``:
+    a budget or the accuracy contract that is not met, or no gain. ``compiled``: the original's file
+    and this one compiled for the device; None where the device runs the files themselves.
     """
 
     made: Compressed
@@ -96,13 +95,18 @@ class Trial:
     ops: OpProfile
     compiled: tuple[bytes | None, bytes | None]
 
+    @property
+    def gained(self) -> bool:
+        """Whether the file is smaller and not slower than the original's, which ships otherwise."""
+        return not isinstance(self.failure, NoGainError)
+
 
 def try_out(
     made: Compressed, goal: Destination, bench: Bench, plan: Plan, folder: Path, looks: int = 1
 ) -> Trial:
-    """The file of a build, in that folder.
+    """Emit a compressed graph into a folder, measure it, and test contract and budgets.
 
-    ``looks``: how many have been held against the same test samples, this one included.
+    ``looks``: number of trials scored on the same test samples so far, this one included.
 
     ParityError when the emitted file does not compute what the graph computes.
     """
@@ -110,60 +114,92 @@ def try_out(
     calibration = data.train.head(CALIBRATED).inputs
     original = target.emit(made.original, folder / f"original{target.suffix}", calibration)
     emitted = _emitted(made, target, folder / f"{made.source.stem}{target.suffix}", calibration)
-    checked = data.validation.head(CHECKED).inputs
-    found = parity(
-        emitted, target.load(emitted), checked, keras_io.predict(made.state.graph, checked)
+    samples = data.validation.head(CHECKED).inputs
+    difference = parity(
+        emitted, target.load(emitted), samples, keras_io.predict(made.state.graph, samples)
     )
-    files, graphs = [original, emitted], [made.original, made.state.graph]
-    if target.precision != "fp32" and bench.no_float is None:
-        files, graphs = [*files, bench.in_float], [*graphs, made.original]
-    measured = bench.measure(files, graphs)
+    measured = _measured(made, bench, original, emitted)
     ratio = speedup(*measured[:2])
-    scores: tuple[float | None, float | None] = (None, None)
-    promise = rounded = None
-    if made.metric is not None:
-        reference: Batch = keras_io.predict(made.state.original, data.test.inputs)
-        outputs = [target.load(file)(data.test.inputs) for file in (original, emitted)]
-        scores = made.metric.score(outputs[0], data.test), made.metric.score(outputs[1], data.test)
-        promise = held(made.metric, data.test, reference, outputs[1], plan.max_drop, looks=looks)
-        rounded = _rounded(made, emitted, outputs[1])
-        if rounded is not None and goal.device.rounds_like_reference:
-            promise = promise.then(rounded.change)
-    before = _figures(made.original, original, measured[0], scores[0])
-    after = _figures(made.state.graph, emitted, measured[1], scores[1])
-    failure = _loss(made, goal, before, after, ratio) or _unmet(made, promise, before, after)
-    kept = measured[0] if isinstance(failure, NoGainError) else measured[1]
-    in_float = None if target.precision == "fp32" else _float_original(bench, measured, kept)
-    ops = op_profile(bench, made.original, made.state.graph, (original, emitted))
-    compiled = bench.compiled(original), bench.compiled(emitted)
+    scores = _scored(made, goal, plan, original, emitted, looks)
+    before = _figures(made.original, original, measured[0], scores.before)
+    after = _figures(made.state.graph, emitted, measured[1], scores.after)
+    failure = _no_gain(made, goal, before, after, ratio) or _unmet(
+        made, scores.contract, before, after
+    )
+    shipped = measured[0] if isinstance(failure, NoGainError) else measured[1]
+    in_float = None if target.precision == "fp32" else _float_original(bench, measured, shipped)
     return Trial(
-        made,
-        goal,
-        plan,
-        original,
-        emitted,
-        found,
-        ratio,
-        in_float,
-        before,
-        after,
-        promise,
-        rounded,
-        failure,
-        ops,
-        compiled,
+        made=made,
+        goal=goal,
+        plan=plan,
+        original=original,
+        emitted=emitted,
+        parity=difference,
+        speedup=ratio,
+        float_original=in_float,
+        before=before,
+        after=after,
+        contract=scores.contract,
+        kernels=scores.kernels,
+        failure=failure,
+        ops=op_profile(bench, made.original, made.state.graph, (original, emitted)),
+        compiled=(bench.compiled(original), bench.compiled(emitted)),
+    )
+
+
+def _measured(
+    made: Compressed, bench: Bench, original: Artifact, emitted: Artifact
+) -> tuple[Measurement, ...]:
+    """The original's file, the emitted one, and the original's in fp32 where it is another one."""
+    files, graphs = [original, emitted], [made.original, made.state.graph]
+    if emitted.precision != "fp32" and bench.no_float is None:
+        files, graphs = [*files, bench.in_float], [*graphs, made.original]
+    return bench.measure(files, graphs)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Scores of the original's file and the emitted one; all None without a metric."""
+
+    before: float | None = None
+    after: float | None = None
+    contract: Contract | None = None
+    kernels: Kernels | None = None
+
+
+def _scored(
+    made: Compressed,
+    goal: Destination,
+    plan: Plan,
+    original: Artifact,
+    emitted: Artifact,
+    looks: int,
+) -> _Scores:
+    """The scores of both files on the test samples, and the accuracy contract."""
+    metric, test = made.metric, made.state.data.test
+    if metric is None:
+        return _Scores()
+    reference = keras_io.predict(made.state.original, test.inputs)
+    outputs = [goal.target.load(file)(test.inputs) for file in (original, emitted)]
+    contract = held(metric, test, reference, outputs[1], plan.max_drop, looks=looks)
+    rounded = _by_reference_kernels(made, metric, emitted, outputs[1])
+    if rounded is not None and goal.device.rounds_like_reference:
+        contract = contract.then(rounded.change)
+    return _Scores(
+        metric.score(outputs[0], test), metric.score(outputs[1], test), contract, rounded
     )
 
 
 def _emitted(made: Compressed, target: Target, path: Path, calibration: Batch) -> Artifact:
-    """The file, with the ranges of its training where it was trained with its rounding and the converter takes them."""
+    """Emit the graph, with the ranges of its quantisation-aware training where there are any."""
     trained = made.state.known(QuantizedModel)
     if trained is not None:
         try:
             file = target.emit_trained(made.shipped, trained.model, path)
         except ModelError as error:
             made.state.progress.log(
-                f"  not written with the ranges of its training, quantised as it is: {error}"
+                "  not emitted with the ranges of its training, but quantised after training:"
+                f" {error}"
             )
         else:
             if file is not None:
@@ -171,19 +207,21 @@ def _emitted(made: Compressed, target: Target, path: Path, calibration: Batch) -
     return target.emit(made.shipped, path, calibration)
 
 
-def _rounded(made: Compressed, file: Artifact, outputs: Batch) -> Kernels | None:
-    """The file by the reference kernels, where they run it."""
-    assert made.metric is not None
+def _by_reference_kernels(
+    made: Compressed, metric: Metric, file: Artifact, outputs: Batch
+) -> Kernels | None:
+    """The score of the file by the reference kernels; None where they do not run it."""
     try:
         return kernels(
-            file, made.metric, made.state.data.test, outputs, totals(made.state.graph)["macs"]
+            file, metric, made.state.data.test, outputs, totals(made.state.graph)["macs"]
         )
     except ModelError as error:
-        made.state.progress.log(f"  not run by LiteRT's reference kernels: {error}")
+        made.state.progress.log(f"  LiteRT's reference kernels do not run the file: {error}")
         return None
 
 
 def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float | None) -> Figures:
+    """Costs, score and latency of a file."""
     sums = totals(graph)
     return Figures(
         params=sums["params"],
@@ -210,29 +248,30 @@ def _latency(measured: Measurement) -> Latency:
 
 
 def _float_original(
-    bench: Bench, measured: Sequence[Measurement], kept: Measurement
+    bench: Bench, measured: Sequence[Measurement], shipped: Measurement
 ) -> FloatOriginal:
-    """The original in fp32, the last of what was measured, beside the file that is ``kept``."""
+    """The original in fp32, the last measurement, against the file that ships."""
     if bench.no_float is not None:
         return FloatOriginal(reason=bench.no_float)
-    whole = measured[-1]
+    in_float = measured[-1]
     return FloatOriginal(
         file_bytes=bench.in_float.bytes,
-        latency_ms=_latency(whole),
-        speedup=recorded(speedup(whole, kept)),
+        latency_ms=_latency(in_float),
+        speedup=recorded(speedup(in_float, shipped)),
     )
 
 
 def recorded(ratio: Ratio) -> Speedup:
-    """The speed-up as the manifest has it: an interval only of what was measured."""
+    """The speed-up for the manifest; only a measured one has an interval."""
     if ratio.source != MEASURED:
         return Speedup(median=ratio.median, source=ratio.source)
     return Speedup(median=ratio.median, low=ratio.low, high=ratio.high)
 
 
-def _loss(
+def _no_gain(
     made: Compressed, goal: Destination, before: Figures, after: Figures, ratio: Ratio
 ) -> NoGainError | None:
+    """The error for a result that is not smaller, or surely slower, than the original."""
     selection = made.state.fact(Selection)
     if not selection.keeps and all(choice.method is None for choice in selection.chosen):
         return NoGainError(
@@ -240,43 +279,44 @@ def _loss(
             " kept; --objective size, macs or ram, or a budget, makes it smaller where that is"
             " worth more than time"
         )
-    # An NPU stores what its compiler makes of the file.
-    was, stored = (
-        each.file_bytes if each.flash_bytes is None else each.flash_bytes
-        for each in (before, after)
+    # An NPU stores the compiled file.
+    old, new = (
+        figures.file_bytes if figures.flash_bytes is None else figures.flash_bytes
+        for figures in (before, after)
     )
-    assert was is not None
-    assert stored is not None
-    if stored >= was:
+    assert old is not None
+    assert new is not None
+    if new >= old:
         where = "" if after.flash_bytes is None else " in flash"
         return NoGainError(
-            f"no gain: the compressed file has {stored:,} bytes{where}, the original's {was:,}; the"
+            f"no gain: the compressed file has {new:,} bytes{where}, the original's {old:,}; the"
             " original was kept"
         )
     if ratio.high < 1 - MARGIN:
-        sure = f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio.source == MEASURED else ratio.source
+        interval = (
+            f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio.source == MEASURED else ratio.source
+        )
         return NoGainError(
             f"no gain: the compressed file runs at {ratio.median:.2f} times the original's speed"
-            f" ({sure}); the original was kept"
+            f" ({interval}); the original was kept"
         )
     return None
 
 
 def _unmet(
-    made: Compressed, promise: Contract | None, before: Figures, after: Figures
+    made: Compressed, contract: Contract | None, before: Figures, after: Figures
 ) -> BudgetError | None:
+    """The error that lists the budgets, and the accuracy contract, that are not met."""
     problems = [
-        f"{each.option}: {exact(each.quantity, each.value)} of at most"
-        f" {exact(each.quantity, each.bound)}"
-        for each in asked(made.config.budgets, before, after)
-        if not each.met
+        f"{limit.option}: {exact(limit.quantity, limit.value)} of at most"
+        f" {exact(limit.quantity, limit.bound)}"
+        for limit in asked(made.config.budgets, before, after)
+        if not limit.met
     ]
-    if promise is not None and made.metric is not None and not promise.met:
+    if contract is not None and made.metric is not None and not contract.met:
         problems.append(
-            f"--max-drop {promise.allowed}: the {made.metric.name} got worse by {promise}"
+            f"--max-drop {contract.allowed}: the {made.metric.name} got worse by {contract}"
         )
-    return (
-        BudgetError(f"not met: {'; '.join(problems)}; the best effort was saved")
-        if problems
-        else None
-    )
+    if not problems:
+        return None
+    return BudgetError(f"not met: {'; '.join(problems)}; the best effort was saved")

@@ -1,4 +1,4 @@
-"""A plan carried out: its selection rewritten, repaired, trained and prepared for its precision."""
+"""Compression by a plan: rewrite, repair, fine-tune, and prepare for the precision."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lrfc.state import State
 
 @dataclass(frozen=True)
 class Trained:
-    """A selection rewritten, repaired and fine-tuned, with the score after each rewrite."""
+    """A rewritten, repaired and fine-tuned network, with its accuracy by stage (``ladder``)."""
 
     state: State
     ladder: Mapping[str, float]
@@ -34,9 +34,9 @@ class Trained:
 
 @dataclass(frozen=True)
 class Shared:
-    """Work that destinations share, each kind by all that it depends on.
+    """Results that destinations share, by all the inputs that they depend on.
 
-    Values of None stand for work that ended at the pass after which the build stops.
+    A result is None where the build stops after a pass before it.
     """
 
     weighed: Memo[State | None] = field(default_factory=Memo)
@@ -55,7 +55,7 @@ def compress(
 ) -> Compressed | None:
     """The compressed graph of a plan; None where the build stops before.
 
-    Destinations for which the same is chosen share the work on it.
+    Destinations with the same selection share the result.
     """
     state = advanced(job, chosen.state, [chosen.select], (DesignSpace,))
     if state is None:
@@ -75,23 +75,23 @@ def compress(
     made = shared.compressed.get((key, steps, correct), make)
     if made is None:
         return None
-    # What was selected is the same; why the other layers were not depends on the prices of this
-    # destination.
+    # The shared result has the same candidates. The reasons for layers that were not factorized
+    # depend on the latencies of this destination.
     design = weighed.fact(DesignSpace)
     return replace(made, state=made.state.with_fact(selection), design=design)
 
 
 def _trained(job: Job, explored: Explored, state: State, passes: Sequence[Pass]) -> Trained | None:
-    """The selection of the state rewritten, repaired and fine-tuned."""
+    """Rewrite, repair and fine-tune the network by the state's selection."""
     ladder = dict(explored.ladder)
 
     def score(step: Pass, now: State) -> None:
-        name = rung(step, now)
-        if name is not None and explored.metric is not None:
-            ladder[name] = scored(job, explored.metric, now)
+        stage = rung(step, now)
+        if stage is not None and explored.metric is not None:
+            ladder[stage] = scored(job, explored.metric, now)
 
-    found = advanced(job, state, passes, (DesignSpace, Selection), score)
-    return None if found is None else Trained(found, ladder)
+    trained = advanced(job, state, passes, (DesignSpace, Selection), score)
+    return None if trained is None else Trained(trained, ladder)
 
 
 def _finished(
@@ -101,16 +101,16 @@ def _finished(
     steps: Sequence[Pass],
     correct: CorrectBiases,
 ) -> Compressed | None:
-    """The trained network as it is emitted in a precision."""
-    # Last, because BatchNorm has to be there while statistics are estimated or weights trained.
+    """Prepare the trained network for emission in a precision."""
+    # Folded last: recalibration and training need the BatchNorms.
     state = advanced(job, trained.state, [FoldBatchNorm(), *steps])
     if state is not None and job.config.qat:
         state = _quantise_aware(job, state)
     if state is None:
         return None
     shipped: State | None = state
-    # Only the file has these biases: they make good what rounding does to it, and would be wrong in
-    # the float network.
+    # Only the file has corrected biases: they compensate its rounding, and would be wrong in the
+    # float network.
     if steps and state.known(QuantizedModel) is None:
         shipped = advanced(job, state, [correct])
     if shipped is None:
@@ -130,9 +130,9 @@ def _finished(
 
 
 def _quantise_aware(job: Job, state: State) -> State | None:
-    """The network trained with its rounding; where that cannot be done, as it is."""
+    """Train the network with its rounding; the state unchanged where that is not possible."""
     try:
         return advanced(job, state, [QuantizeAware(metric=job.config.metric)])
     except ModelError as error:
-        job.progress.log(f"  not trained with its rounding, quantised as it is: {error}")
+        job.progress.log(f"  not trained with its rounding, but quantised after training: {error}")
         return state

@@ -1,4 +1,4 @@
-"""Where a build goes: each file format together with the device that it is for."""
+"""Destinations of a build: a file format together with the device that it is for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lrfc.targets.devices.device import Device
 
 @dataclass(frozen=True)
 class Destination:
-    """One file to make. ``name``: of its output folder where a build makes several."""
+    """One file to emit. ``name``: of its output folder where a build has several destinations."""
 
     target: Target
     device: Device
@@ -26,7 +26,7 @@ class Destination:
     name: str
 
     def profile(self) -> tuple[CostProfile, str | None]:
-        """The prices to begin with, and a note when they are those of another device."""
+        """The cost profile to start with, and a note where it is not of this very destination."""
         form, precision = self.target.name, self.target.precision
         own = latency.load(self.device.name, form, precision, self.threads)
         if own is not None:
@@ -43,18 +43,13 @@ class Destination:
             (HOST, like, 1),
             (HOST, "fp32", 1),
         ):
-            found = latency.load(device, form, other, threads)
-            if found is not None:
-                note = (
+            other_profile = latency.load(device, form, other, threads)
+            if other_profile is not None:
+                return other_profile, (
                     f"device '{self.device.name}' has no cost profile for {form} {precision} on"
-                    f" {self.threads} threads: prices begin as those of"
-                )
-                return (
-                    found,
-                    (
-                        f"{note} {device} {other}, and every measurement corrects them; lrfc"
-                        f" devices calibrate {self.device.name} makes its own"
-                    ),
+                    f" {self.threads} threads: predictions start from the profile of {device}"
+                    f" {other}, and every measurement corrects them; lrfc devices calibrate"
+                    f" {self.device.name} makes its own"
                 )
         raise UsageError(
             f"device '{self.device.name}' has no cost profile for {form} {precision}: lrfc devices"
@@ -73,11 +68,11 @@ def destination(goal: Goal) -> Destination:
 
 
 def _of_another_mode(device: Device) -> str | None:
-    """A note for an Ethos-U whose cost profile ships with it, and was computed for another configuration of Vela."""
-    place = devices.SHIPPED / f"{device.name}.toml"
+    """A note for an Ethos-U whose cost profile was computed for another configuration of Vela."""
+    path = devices.SHIPPED / f"{device.name}.toml"
     setting = device.reach.setting
-    if not setting or not place.is_file() or devices.read(place).reach == device.reach:
+    if not setting or not path.is_file() or devices.read(path).reach == device.reach:
         return None
-    first = f"device '{device.name}' has no cost profile for {', '.join(setting)}"
-    begin = "prices begin as those of the profile that ships, and every measurement corrects them"
-    return f"{first}: where Vela cannot price an op by itself, {begin}"
+    missing = f"device '{device.name}' has no cost profile for {', '.join(setting)}"
+    instead = "its cycles are predicted from the shipped profile, and every measurement corrects it"
+    return f"{missing}: where Vela cannot compile an op by itself, {instead}"

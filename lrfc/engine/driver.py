@@ -1,4 +1,4 @@
-"""The stages of a build: functions over values, from the graph to files that are measured."""
+"""The stages of a build: functions from the graph to trials, the files that were measured."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ from lrfc.state import State
 from lrfc.system import scratch
 from lrfc.targets.devices.runners import runner
 
-#: Trials that are held against the accuracy contract at most.
+#: Most trials that are tested against the accuracy contract.
 ATTEMPTS = 3
 
 
-# -- done once -------------------------------------------------------------------------------------
+# -- once ------------------------------------------------------------------------------------------
 
 
 def explore(job: Job, graph: Graph) -> Explored | None:
-    """The graph in its normal form, explored; None where the build stops before.
+    """Bring the graph to its canonical form and explore it; None where the build stops before.
 
-    ModelError where nothing can be made smaller.
+    ModelError where no layer can be made smaller.
     """
     config, progress = job.config, job.progress
-    # Exact folds first: everything after them sees one normal form, and it is the original that
-    # all else is compared with.
-    given = State(graph, graph, job.data, config.seed, progress)
-    state = advanced(job, given, [Canonicalise()])
+    # Exact rewrites first: all passes see one canonical form, and everything lossy is compared
+    # with it.
+    initial = State(graph, graph, job.data, config.seed, progress)
+    state = advanced(job, initial, [Canonicalise()])
     if state is None:
         return None
     state = replace(state, original=state.graph)
-    for note in _left_to_the_cpu(job, state):
+    for note in _cpu_fallbacks(job, state):
         progress.log(note)
     if job.locked is not None:
         job.locked.check(job.source, state.original)
@@ -66,14 +66,14 @@ def explore(job: Job, graph: Graph) -> Explored | None:
     seconds = time.perf_counter() - start
     if state is None:
         return None
-    _check_choices(job, state, graph.name)
+    _check_candidates(job, state, graph.name)
     design = state.fact(DesignSpace)
     progress.log(f"  {design.size:,} candidates, {design.undominated:,} of them not dominated")
     return Explored(state, figure, ladder, seconds)
 
 
-def _left_to_the_cpu(job: Job, state: State) -> Iterator[str]:
-    """What NPUs cannot run of the original, before work goes into it."""
+def _cpu_fallbacks(job: Job, state: State) -> Iterator[str]:
+    """A line for each NPU that cannot run all ops of the original."""
     for goal in job.goals:
         if goal.device.tells_ops:
             with scratch.folder() as folder:
@@ -83,40 +83,38 @@ def _left_to_the_cpu(job: Job, state: State) -> Iterator[str]:
                 yield note
 
 
-def _check_choices(job: Job, state: State, name: str) -> None:
-    """ModelError where no layer has a choice."""
+def _check_candidates(job: Job, state: State, name: str) -> None:
+    """Raise ModelError where no layer has a candidate and no filters can be cut."""
     design, filters = state.fact(DesignSpace), state.known(FilterSpace)
     only = job.config.prune == "only"
-    ranked = bool(design.spaces) and not only
-    if not ranked and (filters is None or not filters.choices):
+    factorizable = bool(design.spaces) and not only
+    if not factorizable and (filters is None or not filters.choices):
         why = reasons({} if only else design.skipped, {} if filters is None else filters.refused)
         raise ModelError(f"no layer of model '{name}' can be made smaller: {why}")
 
 
-# -- done for each destination ---------------------------------------------------------------------
+# -- for each destination --------------------------------------------------------------------------
 
 
 @contextmanager
 def bench_of(goal: Destination, state: State, folder: Path) -> Iterator[Bench]:
-    """The device of a destination, ready to measure; left as it was at the end."""
+    """Open the device of a destination for benchmarks, and close it at the end."""
     profile, note = goal.profile()
     if note is not None:
         state.progress.log(note)
     with ExitStack() as stack:
-        reached = None if goal.device.estimated else stack.enter_context(runner(goal.device))
+        connected = None if goal.device.estimated else stack.enter_context(runner(goal.device))
         kind = NPUBench if goal.device.tells_ops else Bench
-        few = state.data.train.head(TIMED).inputs
-        store = Store(log=state.progress.log)
         yield kind(
-            goal.target,
-            goal.device,
-            reached,
-            profile,
-            state.original,
-            few,
-            goal.threads,
-            folder,
-            store,
+            target=goal.target,
+            device=goal.device,
+            runner=connected,
+            profile=profile,
+            original=state.original,
+            calibration=state.data.train.head(TIMED).inputs,
+            threads=goal.threads,
+            folder=folder,
+            store=Store(log=state.progress.log),
         )
 
 
@@ -128,66 +126,68 @@ def trials(
     folder: Path,
     shared: Shared,
 ) -> tuple[Trial, ...] | None:
-    """The files of a destination that were held against the accuracy contract.
+    """The trials of a destination; the last one alone may meet the accuracy contract.
 
-    None where the build stops before there is one.
+    None where the build stops before the first.
     """
-    alone = _baseline(job, explored, goal, folder, shared)
+    original = _baseline(job, explored, goal, folder, shared)
 
     def attempt(number: int, allowed: float | None) -> Trial | None:
-        place = folder / str(number)
-        place.mkdir()
+        own_folder = folder / str(number)
+        own_folder.mkdir()
         weighed = _weighed(job, explored, goal, shared)
         if weighed is None:
             return None
-        chosen = _chosen(job, weighed, goal, bench, allowed)
-        made = compress(job, explored, weighed, chosen, goal.target, shared)
-        return None if made is None else try_out(made, goal, bench, chosen, place, looks=number)
+        plan = _planned(job, weighed, goal, bench, allowed)
+        made = compress(job, explored, weighed, plan, goal.target, shared)
+        return None if made is None else try_out(made, goal, bench, plan, own_folder, looks=number)
 
-    found = attempts(attempt, job.progress.log)
-    if found is None or alone is None:
-        return found
-    return tuple(_explained(each, alone) for each in found)
+    tried = attempts(attempt, job.progress.log)
+    if tried is None or original is None:
+        return tried
+    return tuple(_explained(trial, original) for trial in tried)
 
 
 def attempts(
     attempt: Callable[[int, float | None], Trial | None],
     log: Callable[[str], None],
 ) -> tuple[Trial, ...] | None:
-    """Trials until one keeps the accuracy contract, at most ATTEMPTS; None where one ends early.
+    """Trials until one meets the accuracy contract, at most ATTEMPTS; None where one stops early.
 
-    Where the contract fails and an objective was followed, the divergence that is allowed shrinks
-    as the drop was too large, so that rank goes back to the layers with the most effect on the
-    output, and all is done once more. ``attempt``: the trial of that number with so much
-    divergence allowed, None at first, where it is to be learnt.
+    After a failure with an objective, the allowed divergence shrinks in proportion to the drop. The
+    next plan then has higher ranks in the layers with the most effect on the output.
+
+    ``attempt``: the trial of that number at that divergence. The first gets None, and finds the
+    divergence that the accuracy allows.
     """
-    found: list[Trial] = []
+    tried: list[Trial] = []
     allowed: float | None = None
     while True:
-        trial = attempt(len(found) + 1, allowed)
+        trial = attempt(len(tried) + 1, allowed)
         if trial is None:
             return None
-        found.append(trial)
-        held, allowed = trial.contract, trial.plan.allowed
-        if held is None or held.met or allowed is None or len(found) == ATTEMPTS:
-            return tuple(found)
-        assert held.allowed is not None
-        lost = held.drop if held.allowed.confidence is None else held.high
-        allowed *= min(0.7, max(0.3, held.allowed.value / lost))
+        tried.append(trial)
+        contract, allowed = trial.contract, trial.plan.allowed
+        if contract is None or contract.met or allowed is None or len(tried) == ATTEMPTS:
+            return tuple(tried)
+        limit = contract.allowed
+        assert limit is not None
+        lost = contract.drop if limit.confidence is None else contract.high
+        allowed *= min(0.7, max(0.3, limit.value / lost))
         log(
-            f"the emitted file lost {held}, {held.allowed.text(short(held.unit))} is allowed:"
-            f" rank is given back, attempt {len(found) + 1} of {ATTEMPTS}"
+            f"the emitted file lost {contract}, {limit.text(short(contract.unit))} is allowed:"
+            f" higher ranks in attempt {len(tried) + 1} of {ATTEMPTS}"
         )
 
 
-def best(found: Sequence[Trial]) -> Trial:
+def best(tried: Sequence[Trial]) -> Trial:
     """The trial to ship: one without a failure, then the one with the least drop."""
-    useful = [each for each in found if not isinstance(each.failure, NoGainError)] or found
+    gains = [trial for trial in tried if not isinstance(trial.failure, NoGainError)] or tried
 
-    def rank(each: Trial) -> tuple[bool, float]:
-        return each.failure is not None, 0.0 if each.contract is None else each.contract.drop
+    def rank(trial: Trial) -> tuple[bool, float]:
+        return trial.failure is not None, 0.0 if trial.contract is None else trial.contract.drop
 
-    return min(useful, key=rank)
+    return min(gains, key=rank)
 
 
 def _baseline(
@@ -197,28 +197,28 @@ def _baseline(
     folder: Path,
     shared: Shared,
 ) -> Baseline | None:
-    """The loss of the original in the precision of a destination, where it is too large.
+    """The drop of the original in the precision of a destination, where it is too large.
 
-    The log has it before work goes into the destination.
+    It is logged before the destination is built.
     """
     allowed, figure = job.max_drop, explored.metric
     if figure is None or allowed is None or not PRECISIONS[goal.target.precision].rounding:
         return None
 
     def make() -> Baseline:
-        made = baseline(figure, explored.state, goal, folder, allowed, qat=job.config.qat)
-        if not made.contract.met:
-            job.progress.log(str(made))
-        return made
+        result = baseline(figure, explored.state, goal, folder, allowed, qat=job.config.qat)
+        if not result.contract.met:
+            job.progress.log(str(result))
+        return result
 
-    found = shared.baselines.get((goal.target, goal.device.rounds_like_reference), make)
-    return None if found.contract.met else found
+    original = shared.baselines.get((goal.target, goal.device.rounds_like_reference), make)
+    return None if original.contract.met else original
 
 
 def _weighed(job: Job, explored: Explored, goal: Destination, shared: Shared) -> State | None:
-    """The explored state in the precision of a destination; None where the build stops there.
+    """The explored state with rounding estimated for a precision; None where the build stops.
 
-    A repeated build has its choices already: nothing is weighed.
+    A repeated build has its plan already: nothing is estimated.
     """
     if job.locked is not None:
         return explored.state
@@ -227,15 +227,15 @@ def _weighed(job: Job, explored: Explored, goal: Destination, shared: Shared) ->
     return shared.weighed.get(passes, make)
 
 
-def _chosen(
+def _planned(
     job: Job,
     weighed: State,
     goal: Destination,
     bench: Bench,
     allowed: float | None,
 ) -> Plan:
-    """The plan for a destination. ``allowed``: the divergence, None where it is to be learnt."""
-    if job.locked is not None:  # one candidate a layer: nothing to choose
+    """The plan for a destination. ``allowed``: the divergence; None to find it."""
+    if job.locked is not None:  # one candidate for each layer
         design = weighed.fact(DesignSpace)
         return Plan(weighed, SelectRanks(), (), None, None, job.max_drop, design)
     loop = Loop(weighed, goal.target, bench, bench.profile)
@@ -243,7 +243,7 @@ def _chosen(
 
 
 def _wish(job: Job, state: State, goal: Destination, bench: Bench) -> Wish:
-    """The user's budgets, and the limits of the device where the original breaks them."""
+    """The user's budgets, and the limits of the device where the original exceeds them."""
     config = job.config
     objective = config.objective or (None if config.budgets else "latency")
     if objective == "cycles" and bench.profile.unit != "cycles":
@@ -261,17 +261,17 @@ def _wish(job: Job, state: State, goal: Destination, bench: Bench) -> Wish:
     )
 
 
-def _explained(each: Trial, alone: Baseline) -> Trial:
-    """The trial, its failure with what the original loses by itself where that is part of it."""
-    if not isinstance(each.failure, BudgetError) or each.contract is None or each.contract.met:
-        return each
-    return replace(each, failure=BudgetError(f"{each.failure}; {alone}"))
+def _explained(trial: Trial, original: Baseline) -> Trial:
+    """The trial; where it fails the contract, the failure also names the original's own drop."""
+    if not isinstance(trial.failure, BudgetError) or trial.contract is None or trial.contract.met:
+        return trial
+    return replace(trial, failure=BudgetError(f"{trial.failure}; {original}"))
 
 
 def _tightest(budget: Budget | None, limit: int | None, original: int) -> Budget | None:
     """The tighter one of the user's budget and the device's limit.
 
-    The limit counts where the original breaks it.
+    The limit is ignored where the original is within it.
     """
     if limit is None or original <= limit:
         return budget
@@ -281,6 +281,6 @@ def _tightest(budget: Budget | None, limit: int | None, original: int) -> Budget
 
 
 def reasons(*refused: Mapping[str, str]) -> str:
-    """Why each layer has no choice, in one line."""
-    pairs = (pair for each in refused for pair in each.items())
+    """The reason for each layer without a candidate, in one line."""
+    pairs = (pair for layers in refused for pair in layers.items())
     return "; ".join(f"{name}: {reason}" for name, reason in pairs)

@@ -1,4 +1,4 @@
-"""Estimates of the latencies of emitted files on a device that cannot be reached."""
+"""Estimated latencies of emitted files, on a device that cannot be reached."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from lrfc.targets.devices.measure import Measurement
 def estimates(
     files: Sequence[tuple[Path, str]], device: Device, threads: int | None
 ) -> tuple[Measurement, ...]:
-    """An estimate for each file, given with its format.
+    """An estimate for each file; ``files``: each with its format.
 
-    UsageError when the device does not run such files, or nothing is known of their times.
+    UsageError when the device does not run such files, or has no profile of their latencies.
     """
     return tuple(_estimate(path, form, device, threads or device.threads) for path, form in files)
 
@@ -30,7 +30,7 @@ def estimates(
 def estimated(
     path: Path, ms: float, profile: CostProfile, threads: int, notes: tuple[str, ...] = ()
 ) -> Measurement:
-    """A latency that was computed from a cost profile."""
+    """The measurement record of a latency that was computed from a cost profile."""
     return Measurement(
         path=path,
         median_ms=ms,
@@ -52,24 +52,24 @@ def estimated(
 
 
 def _estimate(path: Path, form: str, device: Device, threads: int) -> Measurement:
-    found = target(form).operators(path)
-    if found is None:
+    """The estimate for one file."""
+    operators = target(form).operators(path)
+    if operators is None:
         raise UsageError(
             f"device '{device.name}' cannot be reached, and the times of {shown(path)} cannot be"
             " computed: give a .tflite file"
         )
-    if found.precision not in device.precisions:
+    precision = operators.precision
+    if precision not in device.precisions:
         raise UsageError(
             f"device '{device.name}' computes in {listed(device.precisions, 'and')}, and"
-            f" {shown(path)} is of {found.precision}; emit it with lrfc build --device"
-            f" {device.name}"
+            f" {shown(path)} is in {precision}; emit it with lrfc build --device {device.name}"
         )
-    profile, note = destination(Goal(form, found.precision, device, threads, device.name)).profile()
+    profile, note = destination(Goal(form, precision, device, threads, device.name)).profile()
     if profile.unit != "ms":
         raise UsageError(
             f"device '{device.name}' has a cost profile in {profile.unit}, of which no time is"
             " known; lrfc devices calibrate makes another"
         )
-    return estimated(
-        path, profile.predict(found.workloads), profile, threads, () if note is None else (note,)
-    )
+    notes = () if note is None else (note,)
+    return estimated(path, profile.predict(operators.workloads), profile, threads, notes)

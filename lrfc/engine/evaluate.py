@@ -1,8 +1,8 @@
-"""Plans judged by running them on data: how far compression may go, and which methods to mix."""
+"""Evaluation of plans on data: how far compression may go, and which methods to mix."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,29 +27,26 @@ from lrfc.search.facts import DesignSpace, costs
 from lrfc.search.sensitivity import divergence
 from lrfc.state import State
 
-#: Without data nothing can be measured: the predicted divergence of the outputs (see
-#: lrfc.search.sensitivity) stays below this.
+#: Largest predicted divergence (see lrfc.search.sensitivity) of a plan without data to run it on.
 SAFE_DIVERGENCE = 0.01
-#: Plans that the search for the smallest network runs at most, and the width of the interval, as a
-#: share of the MACs, at which it stops.
+#: Most plans that the search for the smallest network runs, and the width of the interval, as a
+#: share of the quantity, at which it stops.
 STEPS = 7
 WIDTH = 0.01
-#: A method's own plan is not run when its predicted impact is this many times that of the mixed
-#: plan.
+#: A plan is not run when its predicted divergence exceeds that of the mixed plan by this factor.
 HOPELESS = 1.5
-#: What a share of a quantity is a share of, in words.
+#: Quantity → its name in the log.
 NOUNS = {"macs": "MACs", "params": "parameters", "latency": "latency"}
-#: How sure it has to be that the drop is within what is allowed: an interval of 80 %, that is 90 %
-#: on the one side.
+#: Confidence of the two-sided interval of the drop: 80 %, that is 90 % on one side.
 SURE = 0.8
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What running a plan showed on validation inputs.
+    """The evaluation of a plan on validation samples.
 
-    ``divergence`` of the outputs from the original's; ``drop`` of the metric and ``margin`` of that
-    figure (one-sided 90 %), times 100 in ``unit``.
+    ``divergence`` of the outputs from the original's; ``drop`` of the metric, and its one-sided
+    90 % ``margin``. Times 100, both are in ``unit``.
     """
 
     divergence: float
@@ -58,46 +55,46 @@ class Verdict:
     unit: str = "pp"
 
     def within(self, allowed: float) -> bool:
-        """Whether the drop is at most that, and surely so."""
+        """Whether the drop with its margin is at most that."""
         return self.drop + self.margin <= allowed
 
     def __str__(self) -> str:
-        sure = f" ± {100 * self.margin:.2f}" if self.margin else ""
-        return f"drop {100 * self.drop:.2f}{sure}{self.unit} before fine-tuning"
+        margin = f" ± {100 * self.margin:.2f}" if self.margin else ""
+        return f"drop {100 * self.drop:.2f}{margin}{self.unit} before fine-tuning"
 
 
 class Judge:
-    """Rewrites a state that has a Selection, refits it and runs it on validation inputs."""
+    """Rewrites a state that has a Selection, refits it and runs it on validation samples."""
 
     def __init__(self, state: State, name: str | None = None) -> None:
-        # Few validation samples say little; training samples that no layer is fitted to say more.
-        validation, train = state.data.validation, state.data.train
-        few = validation.head(JUDGED)
+        # Where there are few validation samples, training samples that no layer is fitted to join.
+        train, validation = state.data.train, state.data.validation.head(JUDGED)
         first = min(FITTED, len(train))
-        last = min(FITTED + JUDGED - len(few), len(train))
+        last = min(FITTED + JUDGED - len(validation), len(train))
         unseen = train.take(np.arange(first, last))
-        self._few = _joined(few, unseen)
-        self._reference = keras_io.predict(state.original, self._few.inputs)
-        self._metric = metric(name, state.original, self._few)
+        self._samples = _joined(validation, unseen)
+        self._reference = keras_io.predict(state.original, self._samples.inputs)
+        self._metric = metric(name, state.original, self._samples)
         self.unit = short(self._metric.drop_unit)
 
     def sure(self, allowed: float) -> bool:
-        """Whether there are enough samples to be sure of such a drop at all."""
-        same = held(self._metric, self._few, self._reference, self._reference, confidence=SURE)
+        """Whether there are enough samples: without any drop, the margin is within ``allowed``."""
+        same = held(self._metric, self._samples, self._reference, self._reference, confidence=SURE)
         return same.high <= allowed
 
     def __call__(self, planned: State) -> Verdict:
-        """The verdict on the plan of that state."""
+        """Evaluate the plan of a state."""
         repairs = (RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED, patches=8_192))
         graph = rewritten(planned, repairs)
-        outputs = keras_io.predict(graph, self._few.inputs)
-        found = held(self._metric, self._few, self._reference, outputs, confidence=SURE)
+        outputs = keras_io.predict(graph, self._samples.inputs)
+        loss = held(self._metric, self._samples, self._reference, outputs, confidence=SURE)
         return Verdict(
-            divergence(self._reference, outputs), found.drop, found.high - found.drop, found.unit
+            divergence(self._reference, outputs), loss.drop, loss.high - loss.drop, loss.unit
         )
 
 
 def _joined(one: Split, two: Split) -> Split:
+    """The samples of both, with targets where both have them."""
     if one.targets is None or two.targets is None:
         return Split(
             tuple(np.concatenate(pair) for pair in zip(one.inputs, two.inputs, strict=True))
@@ -112,10 +109,23 @@ def _joined(one: Split, two: Split) -> Split:
 
 @dataclass(frozen=True)
 class Bound:
-    """How far compression may go: the smallest budget at which the drop is within what is allowed, and the predicted divergence of the plan there."""
+    """The smallest budget at which the drop is allowed, and the predicted divergence there."""
 
     budget: Budget
     divergence: float
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A plan on the curve of drop against predicted divergence.
+
+    ``excess``: the drop, with its margin, as a multiple of the allowed one. ``text``: for the log.
+    """
+
+    predicted: float
+    excess: float
+    within: bool
+    text: str
 
 
 def smallest(
@@ -125,104 +135,125 @@ def smallest(
     select: SelectRanks | None = None,
     name: str | None = None,
 ) -> Bound:
-    """The smallest budget on a quantity at which the drop of the validation score before fine-tuning is within ``max_drop``, with 90 % confidence.
+    """Search for the smallest budget on a quantity that keeps the accuracy before fine-tuning.
 
-    ``quantity``: 'macs', 'params' or 'latency'; ``select`` holds the budgets that are kept besides.
-    Points of the Pareto front are run one after the other; where the next one lies follows from the
-    curve of drop against predicted divergence that the points so far show on this very model.
-    ``name`` is that of the metric (lrfc.metrics.metric); without labels it is the fidelity to the
-    original's outputs. On synthetic data nothing is run: the predicted divergence must stay below
-    ``SAFE_DIVERGENCE``. BudgetError when not even the largest candidate is within.
+    The drop of the validation score has to be within ``max_drop``, with 90 % confidence.
+    ``quantity``: 'macs', 'params' or 'latency'. ``select``: other budgets, which hold too.
+    ``name``: of the metric (lrfc.metrics.metric); without labels it is the fidelity to the
+    original's outputs.
+
+    Plans on the Pareto front are run one after the other. The next one follows from the curve of
+    drop against predicted divergence through the plans that were run. Without data no plan is run:
+    the predicted divergence must stay below ``SAFE_DIVERGENCE``. BudgetError when not even the
+    largest plan is within.
     """
-    judge = None if state.data.synthetic else Judge(state, name)
-    sure = judge is None or judge.sure(max_drop)
-    if judge is not None and not sure:
-        state.progress.log(
-            f"  too few samples to be sure of {100 * max_drop:.3g}{judge.unit}: the drop that they"
-            " show is taken as it is"
-        )
-    base, field = select or SelectRanks(), f"max_{quantity}"
-    whole, given = costs(state)[quantity], getattr(base, field)
-    low, high = reachable(state if base.prune else without_filters(state), quantity) / whole, 1.0
-    if given is not None:
-        high = min(high, given.value if given.relative else given.value / whole)
+    evaluate = _evaluation(state, max_drop, name)
+    base = select or SelectRanks()
 
     def at(share: float) -> State:
-        bound: dict[str, Any] = {field: Budget(value=share, relative=True)}
-        return selected(state, replace(base, **bound))
+        budget: dict[str, Any] = {f"max_{quantity}": Budget(value=share, relative=True)}
+        return selected(state, replace(base, **budget))
 
+    low, high = _range(state, base, quantity)
+    # With filters an allocation takes seconds: too long to search for the next plan on the curve.
+    bisect = base.prune and state.known(FilterSpace) is not None
     step = state.progress.stage("budget", STEPS)
-    seen: list[tuple[float, float]] = []
-    found = None
+    points: list[_Point] = []
+    bound = None
     share = (low + high) / 2
     for _ in range(STEPS):
         try:
             planned = at(share)
-        except BudgetError:  # the budgets that are kept besides do not allow so little
+        except BudgetError:  # the other budgets cannot be met with so little
             low, share = share, (share + high) / 2
             continue
-        impact = planned.fact(Selection).divergence
-        if judge is None:
-            good = impact <= SAFE_DIVERGENCE
-            state.progress.log(
-                f"  {100 * share:.1f}% of the {NOUNS[quantity]}: predicted divergence {impact:.4f}"
-                f" (at most {SAFE_DIVERGENCE})"
-            )
-            seen.append((impact, impact / SAFE_DIVERGENCE))
-        else:
-            verdict = judge(planned)
-            verdict = verdict if sure else replace(verdict, margin=0.0)
-            good = verdict.within(max_drop)
-            state.progress.log(
-                f"  {100 * share:.1f}% of the {NOUNS[quantity]}: {verdict} (at most"
-                f" {100 * max_drop:.3g}{judge.unit})"
-            )
-            seen.append((impact, (verdict.drop + verdict.margin) / max(max_drop, 1e-12)))
-        if good:
-            found, high = Bound(Budget(value=share, relative=True), impact), share
+        point = evaluate(planned)
+        points.append(point)
+        state.progress.log(f"  {100 * share:.1f}% of the {NOUNS[quantity]}: {point.text}")
+        if point.within:
+            bound, high = Bound(Budget(value=share, relative=True), point.predicted), share
         else:
             low = share
         step(1)
         if high - low < WIDTH:
             break
-        # With filters in it an allocation takes seconds: too long to search for the next point on
-        # the curve.
-        share = (
-            (low + high) / 2
-            if base.prune and state.known(FilterSpace) is not None
-            else _next(at, seen, low, high)
-        )
-    if found is None:
+        share = (low + high) / 2 if bisect else _next(at, points, low, high)
+    if bound is None:
         raise BudgetError(
             f"no factorization stays within --max-drop {100 * max_drop:.3g}pp; allow a larger drop,"
             " or give a budget such as --max-macs 80%"
         )
-    return found
+    return bound
 
 
-def _next(
-    at: Callable[[float], State], seen: list[tuple[float, float]], low: float, high: float
-) -> float:
-    """The share of the quantity to run next: where the curve through what was seen meets 1, kept off the interval's ends; its middle without a curve.
+def _evaluation(state: State, max_drop: float, name: str | None) -> Callable[[State], _Point]:
+    """The function that evaluates a plan: on data, or by its prediction where there are none."""
+    if state.data.synthetic:
+        return _by_prediction
+    judge = Judge(state, name)
+    limit = f"{100 * max_drop:.3g}{judge.unit}"
+    sure = judge.sure(max_drop)
+    if not sure:
+        state.progress.log(
+            f"  too few samples to confirm a drop of {limit}: the drop on them is taken without its"
+            " margin"
+        )
 
-    ``at`` gives the selection at a share; ``seen`` holds predicted divergences and the drop there
-    as a multiple of the allowed one.
+    def on_data(planned: State) -> _Point:
+        verdict = judge(planned)
+        verdict = verdict if sure else replace(verdict, margin=0.0)
+        return _Point(
+            planned.fact(Selection).divergence,
+            (verdict.drop + verdict.margin) / max(max_drop, 1e-12),
+            verdict.within(max_drop),
+            f"{verdict} (at most {limit})",
+        )
+
+    return on_data
+
+
+def _by_prediction(planned: State) -> _Point:
+    """The plan by its predicted divergence, without running it."""
+    predicted = planned.fact(Selection).divergence
+    return _Point(
+        predicted,
+        predicted / SAFE_DIVERGENCE,
+        predicted <= SAFE_DIVERGENCE,
+        f"predicted divergence {predicted:.4f} (at most {SAFE_DIVERGENCE})",
+    )
+
+
+def _range(state: State, base: SelectRanks, quantity: str) -> tuple[float, float]:
+    """The least share of a quantity that is possible, and the largest that the budget allows."""
+    whole, budget = costs(state)[quantity], getattr(base, f"max_{quantity}")
+    low = reachable(state if base.prune else without_filters(state), quantity) / whole
+    if budget is None:
+        return low, 1.0
+    return low, min(1.0, budget.value if budget.relative else budget.value / whole)
+
+
+def _next(at: Callable[[float], State], points: Sequence[_Point], low: float, high: float) -> float:
+    """The share of the quantity to run next; ``at`` returns the selection at a share.
+
+    The curve through the points tells the divergence at which the drop is just allowed; the share
+    there is found by bisection, away from the ends of the interval. Without a curve it is the
+    middle of the interval.
     """
     middle = (low + high) / 2
-    points = [(x, y) for x, y in seen if x > 0 and y > 0]
-    if len({x for x, _ in points}) < 2:
+    curve = [(p.predicted, p.excess) for p in points if p.predicted > 0 and p.excess > 0]
+    if len({x for x, _ in curve}) < 2:
         return middle
-    x, y = (np.log([point[axis] for point in points]) for axis in (0, 1))
+    x, y = (np.log([pair[axis] for pair in curve]) for axis in (0, 1))
     slope, offset = np.polyfit(x, y, 1)
     if not slope > 0.1:
         return middle
-    wanted = np.exp(-offset / slope)
+    allowed = np.exp(-offset / slope)
     edge = (high - low) / 6
     inner, outer = low + edge, high - edge
-    for _ in range(12):  # the impact falls with the share, so bisection finds it
+    for _ in range(12):  # the divergence falls as the share grows
         share = (inner + outer) / 2
         try:
-            above = at(share).fact(Selection).divergence > wanted
+            above = at(share).fact(Selection).divergence > allowed
         except BudgetError:
             above = True
         inner, outer = (share, outer) if above else (inner, share)
@@ -232,14 +263,14 @@ def _next(
 
 
 def closest(state: State, select: SelectRanks) -> SelectRanks:
-    """The selection whose plan keeps the network closest to the original when it is run: all methods mixed, or one convolution method throughout.
+    """Compare the mixed plan with plans of one convolution method, and return the closest one.
 
-    The impact of a plan is predicted layer by layer; how the errors of many layers add up is not.
-    So the best mixed plan and the best plan of each convolution method (with all that factorize
-    fully connected layers) are rewritten, refitted and run on validation inputs, and the one with
-    the least output divergence is taken; where filters may be cut, also the best plans that cut
-    none and that cut nothing else. Plans that are predicted to be far worse than the mixed one are
-    not run. On synthetic data, where nothing can be refitted, the mixed plan is taken.
+    The divergence is predicted layer by layer, but the errors of many layers do not simply add up.
+    So the best mixed plan and the best plan of each convolution method (with all methods for fully
+    connected layers) are rewritten, refitted and run on validation samples. The one with the least
+    divergence of the outputs is taken. With pruning, the best plans without cut filters and with
+    nothing but cut filters are compared too. Plans whose predicted divergence is far above that of
+    the mixed plan are not run. On synthetic data nothing can be refitted: the mixed plan is taken.
     """
     others = list(_alternatives(state, select))
     if state.data.synthetic or not others:
@@ -248,9 +279,9 @@ def closest(state: State, select: SelectRanks) -> SelectRanks:
     step = state.progress.stage("plans", len(others) + 1)
     mixed = selected(state, select)
     predicted = mixed.fact(Selection).divergence
-    found = [(judge(mixed).divergence, select)]
+    results = [(judge(mixed).divergence, select)]
     state.progress.log(
-        f"  all together: predicted {predicted:.4f}, output divergence {found[0][0]:.4f}"
+        f"  all together: predicted {predicted:.4f}, output divergence {results[0][0]:.4f}"
     )
     step(1)
     for name, other in others:
@@ -260,21 +291,19 @@ def closest(state: State, select: SelectRanks) -> SelectRanks:
         except BudgetError as error:
             state.progress.log(f"  {name}: {error}")
             continue
-        impact = planned.fact(Selection).divergence
-        if impact > HOPELESS * predicted:
+        own = planned.fact(Selection).divergence
+        if own > HOPELESS * predicted:
             state.progress.log(
-                f"  {name}: predicted {impact:.4f}, the mixed plan {predicted:.4f}; not run"
+                f"  {name}: predicted {own:.4f}, the mixed plan {predicted:.4f}; not run"
             )
             continue
-        found.append((judge(planned).divergence, other))
-        state.progress.log(
-            f"  {name}: predicted {impact:.4f}, output divergence {found[-1][0]:.4f}"
-        )
-    return min(found, key=lambda each: each[0])[1]
+        results.append((judge(planned).divergence, other))
+        state.progress.log(f"  {name}: predicted {own:.4f}, output divergence {results[-1][0]:.4f}")
+    return min(results, key=lambda result: result[0])[1]
 
 
 def _alternatives(state: State, select: SelectRanks) -> Iterator[tuple[str, SelectRanks]]:
-    """The plans that the mixed one is held against, each with its name."""
+    """The selections that the mixed plan is compared with, each with its name in the log."""
     spaces = state.fact(DesignSpace).spaces
     dense = {
         c.method for s in spaces if s.op.info.is_matrix_product for c in s.candidates if c.method
@@ -285,10 +314,10 @@ def _alternatives(state: State, select: SelectRanks) -> Iterator[tuple[str, Sele
     methods = tuple(sorted(dense | offered)) if select.methods is None else select.methods
     convolutions = [m for m in methods if m in offered]
     if len(convolutions) > 1:
-        for one in convolutions:
-            choice = tuple(m for m in methods if m == one or m in dense)
-            yield ", ".join(choice), replace(select, methods=choice)
+        for convolution in convolutions:
+            subset = tuple(m for m in methods if m == convolution or m in dense)
+            yield ", ".join(subset), replace(select, methods=subset)
     if select.prune and state.known(FilterSpace) is not None and methods:
-        if not select.peak_memory:  # memory is minded with the filters, or in the candidates
+        if not select.peak_memory:  # the peak-memory constraint needs the filters in the MILP
             yield "no filters cut", replace(select, prune=False)
         yield "filters alone", replace(select, methods=())

@@ -1,4 +1,4 @@
-"""A build as it was asked for, and its passes run."""
+"""A requested build with its data, and functions that run its passes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lrfc.state import Fact, Progress, State
 
 @dataclass(frozen=True)
 class Job:
-    """A build as it was asked for, with its data."""
+    """A requested build, with its data."""
 
     source: Path
     config: BuildConfig
@@ -32,7 +32,7 @@ class Job:
 
     @property
     def max_drop(self) -> Drop | None:
-        """The most that the score may lose: as given; without that and any budget the default."""
+        """Largest allowed drop: the user's; the default where there is none and no budget."""
         config = self.config
         if config.max_drop is not None or (config.objective is None and config.budgets):
             return config.max_drop
@@ -41,10 +41,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Explored:
-    """The canonical graph with its DesignSpace, which every destination starts from.
+    """The canonical graph with its DesignSpace, from which every destination starts.
 
-    ``metric``: the figure of the accuracies, None where nothing can be claimed. ``ladder``: the
-    score before anything is done. ``seconds``: of the exploration.
+    ``metric``: None where there is nothing to read an accuracy on. ``ladder``: accuracy by stage,
+    with the score of the original. ``seconds``: duration of the exploration.
     """
 
     state: State
@@ -61,13 +61,13 @@ def job_of(
     progress: Progress,
     locked: Locked | None = None,
 ) -> Job:
-    """The build to do. Without enough data to train on, it has no fine-tune."""
+    """The job of a build. Without enough data to train on, it has no fine-tune."""
     if data.synthetic and config.epochs:
-        claimed = "nothing is claimed about accuracy"
+        accuracy = "nothing is claimed about accuracy"
         if data.judged:
-            claimed = "accuracy is read on the test samples"
-        how = "calibrated and refitted on synthetic inputs, not fine-tuned"
-        progress.log(f"no data: {how}, and {claimed}")
+            accuracy = "accuracy is read on the test samples"
+        calibration = "calibrated and refitted on synthetic inputs, not fine-tuned"
+        progress.log(f"no data: {calibration}, and {accuracy}")
         config = config.model_copy(update={"epochs": 0})
     if data.few:
         config = config.model_copy(update={"epochs": 0})
@@ -83,18 +83,18 @@ def advanced(
 ) -> State | None:
     """The state after the passes; None where the build stops after one of them."""
 
-    def shown(step: Pass, now: State) -> None:
+    def after_pass(step: Pass, now: State) -> None:
         if name_of(step) in job.config.print_after:
             job.progress.log(str(now.graph))
         after(step, now)
 
     steps, stops = until(passes, job.config.stop_after)
-    state = run(state, plan(steps, known), shown)
+    state = run(state, plan(steps, known), after_pass)
     return None if stops else state
 
 
 def scored(job: Job, figure: Metric, state: State) -> float:
-    """The score of the network as it stands on the test samples, with a line in the log."""
+    """The score of the state's network on the test samples, with a line in the log."""
     test = job.data.test
     score = figure.score(keras_io.predict(state.graph, test.inputs), test)
     job.progress.log(f"  {figure.name} {figure.shown(score)}")

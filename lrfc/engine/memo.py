@@ -9,13 +9,13 @@ T = TypeVar("T")
 
 
 class Memo(Generic[T]):
-    """Values by what they were made from. A value that is in it never changes."""
+    """Values by the inputs that they were computed from. A value never changes."""
 
     def __init__(self) -> None:
         self._values: dict[Hashable, T] = {}
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of the key, made where there is none yet."""
+        """The value of the key; ``make`` computes it the first time."""
         if key not in self._values:
             self._values[key] = make()
         return self._values[key]

@@ -1,4 +1,4 @@
-"""Costs of each op of two graphs as they are in their files, predicted for the device."""
+"""The per-op profile of a build: costs of each op of the original and of the result."""
 
 from __future__ import annotations
 
@@ -19,48 +19,52 @@ from lrfc.results.op_costs import OpCost, OpProfile
 def op_profile(
     bench: Bench, before: Graph, after: Graph, files: tuple[Artifact, Artifact]
 ) -> OpProfile:
-    """The ops of two graphs as they are in the files that were emitted from them, their times predicted for the device of the bench."""
-    listed = [list(bench.reading.workloads(graph)) for graph in (before, after)]
-    times = _times(bench, [each for ops in listed for _, each in ops])
+    """The ops of two graphs in their emitted files, with latencies predicted for the device.
+
+    ``files``: those that were emitted from ``before`` and ``after``.
+    """
+    workloads = [list(bench.reading.workloads(graph)) for graph in (before, after)]
+    times = _times(bench, [workload for ops in workloads for _, workload in ops])
     overhead = None if times is None else bench.profile.overhead * bench.ms_per_unit
     layers = {op.name for op in before}
     sides = [
         _side(graph, layers, ops, times, file.precision, bench.spent(file, graph))
-        for graph, ops, file in zip((before, after), listed, files, strict=True)
+        for graph, ops, file in zip((before, after), workloads, files, strict=True)
     ]
     return OpProfile(overhead_ms=overhead, before=sides[0], after=sides[1])
 
 
-def _times(bench: Bench, wanted: Sequence[Workload]) -> Mapping[Workload, float] | None:
-    """Milliseconds of each op; None where the profile does not know them."""
-    distinct = list(dict.fromkeys(wanted))
+def _times(bench: Bench, workloads: Sequence[Workload]) -> Mapping[Workload, float] | None:
+    """Milliseconds of each workload; None where the profile has no family for one of them."""
+    distinct = list(dict.fromkeys(workloads))
     try:
         predicted = dict(zip(distinct, bench.profile.ops(distinct).tolist(), strict=True))
-    except UsageError:  # an op that the profile has no family for
+    except UsageError:  # no family
         return None
     return {
-        each: time * bench.ms_per_unit
-        for each, time in {**predicted, **bench.prices(distinct)}.items()
+        workload: time * bench.ms_per_unit
+        for workload, time in {**predicted, **bench.prices(distinct)}.items()
     }
 
 
 def _side(
     graph: Graph,
     layers: Set[str],
-    listed: Sequence[tuple[str, Workload]],
+    workloads: Sequence[tuple[str, Workload]],
     times: Mapping[Workload, float] | None,
     precision: str,
     spent: Mapping[str, Spent],
 ) -> tuple[OpCost, ...]:
-    own: dict[str, float] = {}
-    for name, each in listed:
+    """The costs of the ops of one graph, then of operators that only the file has."""
+    predicted_ms: dict[str, float] = {}
+    for name, workload in workloads:
         if times is not None:
-            own[name] = own.get(name, 0.0) + times[each]
-    found = []
+            predicted_ms[name] = predicted_ms.get(name, 0.0) + times[workload]
+    costs = []
     for row in profile(graph, precision).rows:
         op = graph.op(row.name)
         weights = [weight.shape for weight in op.weights.values() if weight.ndim > 1]
-        found.append(
+        costs.append(
             OpCost(
                 name=row.name,
                 layer=_layer(row.name, layers),
@@ -71,37 +75,40 @@ def _side(
                 macs=row.macs,
                 weight_bytes=row.weight_bytes,
                 live_bytes=row.live_bytes,
-                predicted_ms=own.get(row.name),
-                **_told(spent.get(row.name)),
+                predicted_ms=predicted_ms.get(row.name),
+                **_compiled(spent.get(row.name)),
             )
         )
-    for name, told in spent.items():
-        if name not in graph:  # what the compiler or the converter made, and no op gave its name to
-            nothing: dict[str, Any] = dict.fromkeys(
-                ("params", "macs", "weight_bytes", "live_bytes"), 0
-            )
-            found.append(
-                OpCost(
-                    name=name,
-                    layer=name,
-                    kind="operator",
-                    kernel=None,
-                    output=None,
-                    predicted_ms=None,
-                    **nothing,
-                    **_told(told),
-                )
-            )
-    return tuple(found)
+    # Operators that the converter or the compiler added have names of their own.
+    costs += [_operator(name, cost) for name, cost in spent.items() if name not in graph]
+    return tuple(costs)
 
 
-def _told(spent: Spent | None) -> dict[str, Any]:
-    return {} if spent is None else asdict(spent)
+def _operator(name: str, cost: Spent) -> OpCost:
+    """The costs of an operator that belongs to no op of the graph."""
+    return OpCost(
+        name=name,
+        layer=name,
+        kind="operator",
+        kernel=None,
+        output=None,
+        params=0,
+        macs=0,
+        weight_bytes=0,
+        live_bytes=0,
+        predicted_ms=None,
+        **_compiled(cost),
+    )
+
+
+def _compiled(cost: Spent | None) -> dict[str, Any]:
+    """The fields of an OpCost that the device's compiler reports."""
+    return {} if cost is None else asdict(cost)
 
 
 def _layer(name: str, layers: Set[str]) -> str:
-    """The original's layer of an op: a factor is named after its layer, with __ and what it is behind it."""
-    own = name
-    while own not in layers and "__" in own:
-        own = own.rpartition("__")[0]
-    return own if own in layers else name
+    """The original's layer of an op: a factor layer is named LAYER__FACTOR."""
+    layer = name
+    while layer not in layers and "__" in layer:
+        layer = layer.rpartition("__")[0]
+    return layer if layer in layers else name

@@ -28,7 +28,7 @@ from lrfc.pruning.facts import Selection
 from lrfc.search.cache import place
 from lrfc.state import State
 
-#: Pass → its rung on the ladder of accuracies.
+#: Pass → the stage of the accuracy by stage that ends with it.
 RUNGS = {
     "Factorize": "factorized",
     "PruneFilters": "pruned",
@@ -43,8 +43,8 @@ def exploring(
     goals: Sequence[Destination],
     locked: Locked | None,
 ) -> tuple[Pass, ...]:
-    """The passes that give the canonical graph its choices: explored, or those of a manifest."""
-    # Below what a device computes at once no rank saves time; with several devices, ranks suit all.
+    """The passes that give the canonical graph its candidates: explored, or from a manifest."""
+    # A rank below the device's vector width saves no time; with several devices, ranks suit all.
     multiple = config.rank_multiple or lcm(*(goal.device.rank_multiple for goal in goals))
     if locked is not None:
         layers = LockLayers(locked.choices, config.keep, config.only)
@@ -58,10 +58,7 @@ def exploring(
 
 
 def exploration(config: BuildConfig, multiple: int = 1) -> ExploreLayers:
-    """The pass that explores the layers.
-
-    ``multiple``: of ranks, what the devices compute at once.
-    """
+    """The pass that explores the layers. Ranks are multiples of ``multiple``."""
     return ExploreLayers(
         methods=config.methods,
         keep=config.keep,
@@ -72,9 +69,9 @@ def exploration(config: BuildConfig, multiple: int = 1) -> ExploreLayers:
 
 
 def weighing(precision: str, form: str = "tflite", *, cached: bool = False) -> tuple[Pass, ...]:
-    """The passes that take the explored layers from float to the precision and format that ship.
+    """The passes that estimate the rounding of explored layers in a precision and format.
 
-    Empty where nothing is rounded.
+    Empty for a precision in float.
     """
     if not PRECISIONS[precision].integer:
         return ()
@@ -82,17 +79,17 @@ def weighing(precision: str, form: str = "tflite", *, cached: bool = False) -> t
 
 
 def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
-    """The passes after exploration, in order. Each comment says why it stands where it stands."""
+    """The passes after exploration, in order. Each comment is the reason for a pass's place."""
     return (
-        # One choice per layer, once every layer's choices are known.
+        # One candidate for each layer, once the candidates of all layers are known.
         select,
         Factorize(),
-        # Cut where the factors stand already: which filters go was decided with the ranks.
+        # After the factors are in place: the filters to cut were selected with the ranks.
         PruneFilters(),
         # The statistics of the original no longer fit; wrong ones would cost the fine-tune its
         # first epochs.
         RecalibrateBatchNorm(),
-        # In closed form what can be, before gradients start from there.
+        # In closed form first; gradients start from the result.
         Refit(),
         *([finetune(config)] if config.epochs else []),
     )
@@ -100,7 +97,7 @@ def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
 
 def finetune(config: BuildConfig) -> FineTune:
     """The one fine-tune of a build."""
-    # A killed build goes on after the last epoch, as its exploration does.
+    # A killed build continues after its last epoch, as its exploration does.
     checkpoints = place().parent / "finetune" if config.resume else None
     return FineTune(
         epochs=config.epochs,
@@ -112,16 +109,16 @@ def finetune(config: BuildConfig) -> FineTune:
 
 
 def rounding(config: BuildConfig, precision: str) -> tuple[Pass, ...]:
-    """The passes behind FoldBatchNorm that prepare a file of integers; none for other precisions."""
+    """The passes after FoldBatchNorm for an integer precision; none for other precisions."""
     if not PRECISIONS[precision].integer:
         return ()
-    # The function stays the same, and what is rounded from here on suits it better.
+    # The network computes the same, with ranges that suit the rounding that follows.
     bits = 8 * PRECISIONS[precision].activation
     return (EqualizeStages(bits=bits, convolutions=config.qat),)
 
 
 def until(passes: Sequence[Pass], name: str | None) -> tuple[tuple[Pass, ...], bool]:
-    """The passes up to and with the one of that name, and whether it is among them."""
+    """The passes up to and including the one of that name, and whether it is among them."""
     for number, step in enumerate(passes, 1):
         if name_of(step) == name:
             return tuple(passes[:number]), True
@@ -129,9 +126,9 @@ def until(passes: Sequence[Pass], name: str | None) -> tuple[tuple[Pass, ...], b
 
 
 def rung(step: Pass, state: State) -> str | None:
-    """The rung of the ladder on which the state after the pass stands; None where it has none.
+    """The stage of the accuracy by stage that a pass ends; None for a pass that ends none.
 
-    A rewrite that had nothing to do, no layer to factorize or no filter to cut, has none.
+    A rewrite with nothing to do, no layer to factorize or no filter to cut, ends none.
     """
     selection = state.known(Selection)
     if selection is not None and isinstance(step, Factorize):

@@ -1,4 +1,4 @@
-"""A plan looked at before it is built: its selection and its graph, without a line in the log."""
+"""The selection and the graph of a plan before it is built, without a line in the log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def selected(state: State, constraints: Constraints) -> State:
 
 
 def rewritten(state: State, repairs: Sequence[Pass] = ()) -> Graph:
-    """The graph of the state's Selection, layers factorized and filters cut, after the repairs."""
+    """The graph of the state's Selection, layers factorized and filters cut, after ``repairs``."""
     state = replace(state, progress=Progress())
     steps: tuple[Pass, ...] = (Factorize(), PruneFilters(), *repairs)
     for step in steps:

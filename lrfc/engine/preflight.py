@@ -1,4 +1,4 @@
-"""What can be refused of a call before TensorFlow, or anything else slow, is imported."""
+"""Checks of a call before TensorFlow, or anything else slow, is imported."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from lrfc.targets.devices import device as devices
 from lrfc.targets.devices.device import Device
 from lrfc.targets.ethos_u.modes import configured
 
-#: The arguments of a build that are no options, but may be what was meant.
+#: Arguments of a build that are no options; they are suggested for a misspelt name.
 _OTHERS = ("model", "locked", "progress", "on_result")
+#: Largest file that is opened, bytes.
 _LARGEST = 1 << 40
 
 
 @dataclass(frozen=True)
 class Goal:
-    """One file to make: format and precision, and the device that it is for.
+    """One file to emit: its format and precision, and its device.
 
-    ``name``: of its output folder where a build makes several.
+    ``name``: of its output folder where a build has several destinations.
 
     ``int8_io``: int8 inputs and outputs.
     """
@@ -48,11 +49,11 @@ class Goal:
 
 @dataclass(frozen=True)
 class Request:
-    """What a build is asked for, as far as it can be checked without its model.
+    """A requested build, checked as far as possible without loading its model.
 
-    ``model``: a path or a Keras model; ``data``, ``test_data`` as they were given. ``folders``: one
-    for each goal. ``single``: one result is wanted, not a tuple. ``locked``: the build that is
-    repeated.
+    ``model``: a path or a Keras model; ``data``, ``test_data``: as the user passed them.
+    ``folders``: one for each goal. ``single``: return one result, not a tuple. ``locked``: the
+    build to repeat.
     """
 
     model: Any
@@ -66,60 +67,54 @@ class Request:
 
 
 def build(model: Any, given: Mapping[str, Any], locked: Path | str | None = None) -> Request:
-    """The request of a build.
+    """Check the options of a build; UsageError or ModelError for what can be refused here.
 
-    ``given``: its options by their names on the command line, without those that are left to their
-    defaults.
+    ``given``: the user's options by their names on the command line, without defaults.
     """
     config.known(given, [*OPTIONS, *_OTHERS])
-    followed = None if locked is None else Locked.read(located(locked))
-    options = dict(given) if followed is None else _repeated(followed, given)
+    repeated = None if locked is None else Locked.read(located(locked))
+    options = dict(given) if repeated is None else _merged(repeated, given)
     if model is None:
-        if followed is None:
+        if repeated is None:
             raise UsageError(
                 "no model is given: name a .keras or .h5 file, or with --locked a manifest.json"
                 " that names one"
             )
-        model = followed.model()
-    _model(model)
-    if followed is not None:
+        model = repeated.model()
+    _check_model(model)
+    if repeated is not None:
         options.setdefault("out", Path(f"{name(model)}-locked"))
-    targets, names = (_several(options.pop(each, None)) for each in ("target", "device"))
-    several = (given.get(each) for each in ("target", "device"))
-    single = not any(isinstance(each, Sequence) and not isinstance(each, str) for each in several)
-    data, test_data = (options.pop(each, None) for each in ("data", "test_data"))
-    texts = [
-        None if each is None else str(each) if isinstance(each, str | Path) else FROM_PYTHON
-        for each in (data, test_data)
-    ]
+    targets, devices_ = (_names(options.pop(option, None)) for option in ("target", "device"))
+    data, test_data = (options.pop(option, None) for option in ("data", "test_data"))
+    precision = options.pop("precision", None)
     checked = config.parse(
-        **{name: value for name, value in options.items() if name != "precision"},
+        **options,
         targets=(),
-        devices=names,
-        data=texts[0],
-        test_data=texts[1],
+        devices=devices_,
+        data=_source(data),
+        test_data=_source(test_data),
     )
-    wanted = goals(
+    destinations = goals(
         targets,
-        names,
-        options.get("precision"),
+        devices_,
+        precision,
         checked.threads,
         int8_io=checked.int8_io,
         memory_mode=checked.memory_mode,
         system_config=checked.system_config,
     )
-    checked = checked.model_copy(update={"targets": targets, "precision": options.get("precision")})
-    _together(checked, wanted, data)
-    _named(model, checked.metric, data, test_data)
+    checked = checked.model_copy(update={"targets": targets, "precision": precision})
+    _check_together(checked, destinations, data)
+    _check_named(model, checked.metric, data, test_data)
     return Request(
-        model,
-        checked,
-        tuple(wanted),
-        _folders(model, wanted, checked.out),
-        data,
-        test_data,
-        single,
-        followed,
+        model=model,
+        config=checked,
+        goals=tuple(destinations),
+        folders=_folders(model, destinations, checked.out),
+        data=data,
+        test_data=test_data,
+        single=not any(_is_list(given.get(option)) for option in ("target", "device")),
+        locked=repeated,
     )
 
 
@@ -132,23 +127,23 @@ def explore(
     out: Path | str | None,
     options: Mapping[str, Any],
 ) -> tuple[BuildConfig, Goal, Path]:
-    """The options of an exploration, the destination that it is for, and its folder."""
+    """Check the options of an exploration; its configuration, destination and folder."""
     config.known(options, [*OPTIONS, "over", "points"])
-    _model(model)
+    _check_model(model)
     checked = config.parse(**options)
     frontier(over)
     if not 2 <= points <= config.MOST_POINTS:
         raise UsageError(f"--points: {points} is out of range: 2 to {config.MOST_POINTS:,}")
-    (goal,) = goals((), _several(device), checked.precision, checked.threads)
-    _named(model, None, data)
+    (goal,) = goals((), _names(device), checked.precision, checked.threads)
+    _check_named(model, None, data)
     folder = located(out) if out is not None else Path(f"{name(model)}-explore")
     artifact.check(folder.absolute())
     return checked, goal, folder
 
 
 def inspect(model: Any) -> None:
-    """Raise what can be said of a model without loading it."""
-    _model(model)
+    """Check a model without loading it."""
+    _check_model(model)
 
 
 def measure(
@@ -159,7 +154,7 @@ def measure(
     threads: int | None,
     runs: int,
 ) -> tuple[Device, tuple[tuple[Path, str], ...]]:
-    """The device, and each file with its format."""
+    """Check the files and options of a measurement; the device, and each file with its format."""
     for flag, value, most in (
         ("--runs", runs, config.MOST_RUNS),
         ("--threads", threads, config.MOST_THREADS),
@@ -176,8 +171,9 @@ def measure(
         if kind(file) is None:
             raise UsageError(f"{shown(file)}: no such file")
         if file.suffix not in formats:
-            other = f"{shown(file)} is no {' or '.join(formats)} file"
-            raise UsageError(f"{other}; emit one with lrfc build")
+            raise UsageError(
+                f"{shown(file)} is no {' or '.join(formats)} file; emit one with lrfc build"
+            )
         if formats[file.suffix] not in chosen.formats:
             raise UsageError(
                 f"device '{chosen.name}' runs {' and '.join(chosen.formats)} files, not"
@@ -197,18 +193,18 @@ def goals(
     memory_mode: str | None = None,
     system_config: str | None = None,
 ) -> list[Goal]:
-    """Every target on every device that runs it, the defaults being those of the device.
+    """Every target on every device that runs it, with the defaults of the device.
 
-    ``int8_io``: int8 inputs and outputs. ``memory_mode``, ``system_config``: of the devices that
-    Vela reaches. UsageError when a device is unknown, when it runs none of the targets, when it
-    does not compute in that precision, when a target has not that precision or those inputs, and
-    when Vela does not know that mode or configuration.
+    ``int8_io``: int8 inputs and outputs. ``memory_mode``, ``system_config``: for the devices with a
+    vela connection. UsageError when a device is unknown, runs none of the targets or does not
+    compute in that precision; when a target lacks that precision or those inputs; and when Vela
+    lacks that mode or configuration.
     """
     for form in targets:
-        check_format(form, "fp32")  # an unknown one is named before anything else
+        check_format(form, "fp32")  # an unknown format is refused before anything else
     if precision is not None:
         of(precision)
-    found = []
+    destinations = []
     for device in configured(
         [devices.load(name) for name in names or (HOST,)],
         memory_mode=memory_mode,
@@ -233,49 +229,63 @@ def goals(
             label = (
                 form if not names else device.name if len(formats) == 1 else f"{device.name}-{form}"
             )
-            found.append(Goal(form, chosen, device, threads or device.threads, label, int8_io))
-    return found
+            goal = Goal(form, chosen, device, threads or device.threads, label, int8_io)
+            destinations.append(goal)
+    return destinations
 
 
 def name(model: Any) -> str:
-    """What output folders and files are named after."""
+    """The name of a model, which output folders and files begin with."""
     return Path(model).stem if isinstance(model, str | Path) else str(model.name)
 
 
-# -- parts -------------------------------------------------------------------------------------------------------------------------
+# -- parts -----------------------------------------------------------------------------------------
 
 
-def _several(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (
-        () if given is None else (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
-    )
+def _is_list(value: Any) -> bool:
+    """Whether an option was given several values."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _repeated(locked: Locked, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the build that is repeated, and over them those that are given."""
+def _names(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The distinct names in the value of an option."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(dict.fromkeys(value))
+
+
+def _source(data: Any) -> str | None:
+    """The text that the configuration records for data."""
+    if data is None:
+        return None
+    return str(data) if isinstance(data, str | Path) else FROM_PYTHON
+
+
+def _merged(locked: Locked, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a build to repeat, overridden by the user's."""
     options = locked.options(given)
-    for each in ("data", "test_data"):
-        if options.get(each) is not None and str(options[each]) == FROM_PYTHON:
+    for option in ("data", "test_data"):
+        if options.get(option) is not None and str(options[option]) == FROM_PYTHON:
             raise UsageError(
-                f"{locked.path}: that build's {each} came from Python; give the same with"
-                f" --{each.replace('_', '-')}"
+                f"{locked.path}: that build's {option} came from Python; give the same with"
+                f" --{option.replace('_', '-')}"
             )
     return options
 
 
-def _model(model: Any) -> None:
-    """Raise what can be said of a model without loading it: of a file by its first bytes."""
+def _check_model(model: Any) -> None:
+    """Raise ModelError or UsageError for a model, by its type or the first bytes of its file."""
     if not isinstance(model, str | Path):
-        if not all(hasattr(model, each) for each in ("name", "layers")):
+        if not all(hasattr(model, attribute) for attribute in ("name", "layers")):
             raise UsageError(
                 "a model is the path of a .keras or .h5 file, or a Keras model, not"
                 f" {type(model).__name__}"
             )
         return
-    what = kind(model)
-    if what is None:
+    entry = kind(model)
+    if entry is None:
         raise UsageError(f"{shown(model)}: no such file")
-    if what == "a folder":
+    if entry == "a folder":
         raise ModelError(
             f"{shown(model)} is a folder: lrfc reads .keras and .h5 files; load it with the"
             " TensorFlow that wrote it and save it with model.save('model.keras')"
@@ -288,27 +298,27 @@ def _model(model: Any) -> None:
         )
 
 
-def _named(model: Any, metric: str | None, *data: Any) -> None:
-    """Raise what can be said of named data and functions without reading or running them."""
-    texts = [str(each) for each in data if isinstance(each, str | Path)]
-    own = None if metric is None else trust.METRIC.fullmatch(metric)
-    if not texts and own is None:
+def _check_named(model: Any, metric: str | None, *data: Any) -> None:
+    """Check data and functions that the user names, without reading or running them."""
+    sources = [str(source) for source in data if isinstance(source, str | Path)]
+    own_metric = None if metric is None else trust.METRIC.fullmatch(metric)
+    if not sources and own_metric is None:
         return
-    from lrfc.data import specs  # which needs numpy
+    from lrfc.data import specs  # imports numpy
 
-    if own is not None:
-        specs.function(own["function"], "metric")
+    if own_metric is not None:
+        specs.function(own_metric["function"], "metric")
     archive = (
         Path(model) if isinstance(model, str | Path) and Path(model).suffix == ".keras" else None
     )
-    for text in texts:
-        specs.data(text, archive)
+    for source in sources:
+        specs.data(source, archive)
 
 
-def _together(checked: BuildConfig, wanted: Sequence[Goal], data: Any) -> None:
-    """Raise UsageError for options that do not go together."""
+def _check_together(checked: BuildConfig, destinations: Sequence[Goal], data: Any) -> None:
+    """Raise UsageError for options that exclude each other, DependencyError for a package."""
     if checked.objective == "cycles":
-        for goal in wanted:
+        for goal in destinations:
             if not goal.device.tells_ops:
                 raise UsageError(
                     f"--objective cycles: device '{goal.device.name}' is timed in milliseconds;"
@@ -316,7 +326,9 @@ def _together(checked: BuildConfig, wanted: Sequence[Goal], data: Any) -> None:
                 )
     if not checked.qat:
         return
-    untrained = [goal for goal in wanted if goal.precision not in FORMATS[goal.format].trained]
+    untrained = [
+        goal for goal in destinations if goal.precision not in FORMATS[goal.format].trained
+    ]
     others = [f"{goal.format} {goal.precision}" for goal in untrained]
     if others:
         raise UsageError(
@@ -333,11 +345,11 @@ def _together(checked: BuildConfig, wanted: Sequence[Goal], data: Any) -> None:
         )
 
 
-def _folders(model: Any, wanted: Sequence[Goal], out: Path | None) -> tuple[Path, ...]:
-    """The output folder of each destination; UsageError when one may not be replaced."""
+def _folders(model: Any, destinations: Sequence[Goal], out: Path | None) -> tuple[Path, ...]:
+    """The output folder of each destination; UsageError when one must not be replaced."""
     if out is None:
         out = Path(f"{name(model)}-lrfc")
-    folders = (out,) if len(wanted) == 1 else tuple(out / goal.name for goal in wanted)
+    folders = (out,) if len(destinations) == 1 else tuple(out / goal.name for goal in destinations)
     for folder in folders:
         artifact.check(folder.expanduser().absolute())
     return folders

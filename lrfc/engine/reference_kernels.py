@@ -1,4 +1,7 @@
-"""What an integer file is worth by LiteRT's reference kernels, beside the optimised ones that everything else is read from."""
+"""The score of an integer file by LiteRT's reference kernels, against its optimised kernels.
+
+All other scores of a build are read from the optimised kernels.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,22 @@ from lrfc.metrics.metric import Metric
 from lrfc.protocols import Artifact
 from lrfc.targets.catalog import target
 
-#: MACs that the reference kernels are given: half a minute of one core. The change of the score is
-#: small and paired, so it needs few samples.
+#: MACs that the reference kernels may compute: half a minute of one core. The change of the score
+#: is small and paired, so it needs few samples.
 MACS = 1e11
-#: Samples that are looked at, whatever they take.
+#: Fewest samples that are run, whatever their cost.
 FEWEST = 16
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The score of a file by the reference kernels and by the optimised ones, on the same ``samples``; ``change`` is what the former lose against the latter.
+    """Scores of a file by the reference kernels and by the optimised ones, on the same samples.
 
-    XNNPACK rounds otherwise than the reference kernels do. Those are what Arm tests Vela against
-    bit by bit (pypi.org/project/ethos-u-vela), and CMSIS-NN claims the same for itself: a
-    microcontroller or an Ethos-U computes what they compute.
+    ``samples``: their number. ``change``: the drop of the former against the latter.
+
+    XNNPACK rounds differently from the reference kernels. Arm tests Vela against these bit by bit
+    (pypi.org/project/ethos-u-vela), and CMSIS-NN claims the same for itself: a microcontroller or
+    an Ethos-U computes the same outputs.
     """
 
     reference: float
@@ -39,9 +44,9 @@ class Kernels:
 def kernels(
     file: Artifact, metric: Metric, split: Split, optimised: Batch, macs: int
 ) -> Kernels | None:
-    """The file by both kernels; None for what has no such: floats, and most formats.
+    """Score a file by both kernels; None for a float file or a format with one set of kernels.
 
-    ``optimised``: its outputs on the split. ``macs``: what one sample takes.
+    ``optimised``: outputs of the optimised kernels on the split. ``macs``: MACs of one sample.
     ModelError when the reference kernels do not run the file.
     """
     if not PRECISIONS[file.precision].integer:
@@ -50,11 +55,13 @@ def kernels(
     if reference is None:
         return None
     count = min(len(split), max(FEWEST, int(MACS // max(1, macs))))
-    rows = np.linspace(0, len(split) - 1, count).astype(
-        np.intp
-    )  # evenly: the samples may lie class by class
-    some, seen = split.take(rows), tuple(y[rows] for y in optimised)
-    found = reference(some.inputs)
+    # Evenly spaced, because the samples may be sorted by class.
+    rows = np.linspace(0, len(split) - 1, count).astype(np.intp)
+    part, expected = split.take(rows), tuple(y[rows] for y in optimised)
+    outputs = reference(part.inputs)
     return Kernels(
-        metric.score(found, some), metric.score(seen, some), count, held(metric, some, seen, found)
+        metric.score(outputs, part),
+        metric.score(expected, part),
+        count,
+        held(metric, part, expected, outputs),
     )

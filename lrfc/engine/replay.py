@@ -1,4 +1,4 @@
-"""A build that repeats another: its plan, its options, and what has to be the same for the same bytes."""
+"""Repeat a build from its manifest: the plan, the options, and the versions of packages."""
 
 from __future__ import annotations
 
@@ -22,35 +22,36 @@ if TYPE_CHECKING:
     from lrfc.ir.graph import Graph
     from lrfc.passes.lock_layers import Choice
 
-#: Options that say how a build runs, not what it makes.
+#: Options of a run, without effect on the files; they are not repeated.
 _OWN = ("out", "resume", "print_after", "stop_after", "unsafe_load")
-#: Options that the plan came of.
+#: Options that determine the plan.
 _PLANNED = ("methods", "keep", "only", "rank_multiple", "prune", "objective")
 
 
 @dataclass(frozen=True)
 class Locked:
-    """The manifest that is followed. UsageError when it holds no plan: the original was kept."""
+    """The manifest of a build to repeat."""
 
     path: Path
     manifest: Manifest
 
     @staticmethod
     def read(path: Path) -> Locked:
-        """From a manifest.json, or the folder that it is in."""
-        found = Locked(
-            path, Manifest.read(path) if kind(path) == "a folder" else Manifest.read_file(path)
-        )
-        if not found.filters and all(layer.method is None for layer in found.manifest.layers):
+        """Read a manifest.json, or the one in a folder.
+
+        UsageError when it has no plan, because the original was kept.
+        """
+        manifest = Manifest.read(path) if kind(path) == "a folder" else Manifest.read_file(path)
+        if not manifest.filters and all(layer.method is None for layer in manifest.layers):
             raise UsageError(
                 f"{path}: no layer was factorized or pruned in that build, the original was kept;"
                 " there is nothing to repeat"
             )
-        return found
+        return Locked(path, manifest)
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """The plan."""
+        """The method and ranks of each layer."""
         from lrfc.passes.lock_layers import Choice
 
         return tuple(
@@ -66,68 +67,85 @@ class Locked:
 
     @property
     def filters(self) -> dict[str, tuple[int, ...]]:
-        """The units that the groups of filters keep."""
+        """The units that each dependency group keeps."""
         return {group.name: group.kept for group in self.manifest.filters}
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of that build, for its one target and device, and over them those that are given: budgets too, which its plan is held against.
+        """The options of that build for its target and device, overridden by ``given``.
 
-        UsageError for what would have led to another plan.
+        Budgets may be given too: the files are tested against them. UsageError for an option that
+        would have led to another plan.
         """
-        config = {
-            name: value
-            for name, value in self.manifest.config.items()
-            if name in BuildConfig.model_fields and name not in _OWN
+        original = self._config()
+        self._check_plan(original, given)
+        names = {field: name for name, field in FIELDS.items()}
+        recorded = {
+            names.get(field, field): value for field, value in original if self._records(field)
+        }
+        recorded["target"] = (self.manifest.target,)
+        if len(recorded.get("device", ())) != 1 and self.manifest.device is not None:
+            recorded["device"] = (self.manifest.device,)
+        trust.refuse(
+            {name: value for name, value in recorded.items() if name not in given}, str(self.path)
+        )
+        return {**recorded, **given}
+
+    def _records(self, field: str) -> bool:
+        """Whether the manifest records this field of the configuration, and it is repeated."""
+        return field in self.manifest.config and field not in _OWN
+
+    def _config(self) -> BuildConfig:
+        """The recorded configuration, validated."""
+        recorded = {
+            field: value
+            for field, value in self.manifest.config.items()
+            if field in BuildConfig.model_fields and self._records(field)
         }
         try:
-            before = BuildConfig.model_validate(config)
+            return BuildConfig.model_validate(recorded)
         except ValidationError as error:
             raise UsageError(
                 f"{self.path}: config.{refused(error)}; that build cannot be repeated"
             ) from error
+
+    def _check_plan(self, original: BuildConfig, given: Mapping[str, Any]) -> None:
+        """Raise UsageError for a given option that would have led to another plan."""
         for name in _PLANNED:
-            made = getattr(before, name)
-            if name in given and getattr(parse(**{name: given[name]}), name) != made:
+            planned = getattr(original, name)
+            if name in given and getattr(parse(**{name: given[name]}), name) != planned:
                 raise UsageError(
                     f"{_flag(name, given[name])}: the plan of {self.path} is repeated as it is, and"
-                    f" was made with {_flag(name, made)}; leave out --{name.replace('_', '-')}, or"
-                    " build without --locked"
+                    f" was made with {_flag(name, planned)}; leave out --{name.replace('_', '-')},"
+                    " or build without --locked"
                 )
-        kept = {name: value for name, value in before if name in config}
-        names = {field: name for name, field in FIELDS.items()}
-        found = {names.get(name, name): value for name, value in kept.items()}
-        found["target"] = (self.manifest.target,)
-        if len(found.get("device", ())) != 1 and self.manifest.device is not None:
-            found["device"] = (self.manifest.device,)
-        trust.refuse(
-            {name: value for name, value in found.items() if name not in given}, str(self.path)
-        )
-        return {**found, **given}
 
     def model(self) -> Path:
-        """The file that the manifest names, in the manifest's folder or the current one; UsageError unless one there has the SHA-256 of that build's."""
-        wanted, named = self.manifest.input.sha256, Path(self.manifest.input.path)
-        places = dict.fromkeys(
-            [(self.path if self.path.is_dir() else self.path.parent) / named, named]
-        )
-        present = [place for place in places if kind(place) == "a file"]
-        for place in present:
-            if artifact.sha256(place) == wanted:
-                return place
-        found = (
+        """The model file that the manifest names, in its folder or the current one.
+
+        UsageError unless a file there has the recorded SHA-256.
+        """
+        sha256, named = self.manifest.input.sha256, Path(self.manifest.input.path)
+        folder = self.path if self.path.is_dir() else self.path.parent
+        present = [
+            path for path in dict.fromkeys([folder / named, named]) if kind(path) == "a file"
+        ]
+        for path in present:
+            if artifact.sha256(path) == sha256:
+                return path
+        other = (
             f"{shown(present[0])} is another (SHA-256 {artifact.sha256(present[0])[:12]}…)"
             if present
             else "there is none of that name here"
         )
         raise UsageError(
-            f"{self.path}: that build's model is {shown(named)} with SHA-256 {wanted[:12]}…, and"
-            f" {found}; name the file: lrfc build MODEL --locked"
+            f"{self.path}: that build's model is {shown(named)} with SHA-256 {sha256[:12]}…, and"
+            f" {other}; name the file: lrfc build MODEL --locked"
         )
 
     def check(self, source: Path, original: Graph) -> None:
         """Raise UsageError unless the model is the one of that build.
 
-        ``original``: its canonical graph.
+        ``original``: the model's canonical graph.
         """
         now = digest(source, original)
         if now != self.manifest.input.sha256:
@@ -138,24 +156,24 @@ class Locked:
             )
 
     def differences(self) -> list[str]:
-        """What is of another version than it was, each as 'keras 3.14 → 3.15', and whether oneDNN is on where it was off, or the reverse."""
+        """Packages of other versions, as 'keras 3.14 → 3.15', and another state of oneDNN."""
         from lrfc.ir import processor
 
         now = artifact.versions()
         then = self.manifest.versions
-        other = [
+        changes = [
             f"{name} {then.get(name) or 'none'} → {now.get(name) or 'none'}"
             for name in {**then, **now}
             if then.get(name) != now.get(name)
         ]
-        with_onednn = processor.onednn()
-        if self.manifest.onednn not in (None, with_onednn.on):
-            other.append(f"oneDNN {'on' if self.manifest.onednn else 'off'} → {with_onednn}")
-        return other
+        onednn = processor.onednn()
+        if self.manifest.onednn not in (None, onednn.on):
+            changes.append(f"oneDNN {'on' if self.manifest.onednn else 'off'} → {onednn}")
+        return changes
 
-    def outcome(self, made: Manifest) -> str:
-        """Whether the file is the same, byte for byte."""
-        old, new = self.manifest.artifacts[0], made.artifacts[0]
+    def outcome(self, repeated: Manifest) -> str:
+        """One line: whether the repeated build has the same file, byte for byte."""
+        old, new = self.manifest.artifacts[0], repeated.artifacts[0]
         if old.sha256 == new.sha256:
             return (
                 f"the same file as that of {self.path}, byte for byte (SHA-256 {new.sha256[:12]}…)"
@@ -167,7 +185,7 @@ class Locked:
 
 
 def _flag(name: str, value: Any) -> str:
-    """As on the command line."""
+    """An option with its value, as on the command line."""
     shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
     return (
         f"no --{name.replace('_', '-')}"
@@ -177,5 +195,5 @@ def _flag(name: str, value: Any) -> str:
 
 
 def digest(source: Path, original: Graph) -> str:
-    """The SHA-256 of the model's file; of its canonical graph where it has no file."""
+    """SHA-256 of the model file; for a model in memory, of the canonical graph and its weights."""
     return artifact.sha256(source) if source.is_file() else model_digest(original)

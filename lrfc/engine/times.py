@@ -1,4 +1,4 @@
-"""What is known of a device's times while plans are measured on it."""
+"""Latencies known of a device while plans are measured on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lrfc.targets.devices.speed import Ratio
 
 
 class Measured(Protocol):
-    """A plan beside the original; see ``lrfc.engine.benchmark.Trial``."""
+    """The measurement of a plan; see ``lrfc.engine.benchmark.Timing``."""
 
     @property
     def ratio(self) -> Ratio: ...  # noqa: D102
@@ -41,15 +41,16 @@ class Measures(Protocol):
     reading: Reading
 
     def __call__(self, graph: Graph) -> Measured: ...  # noqa: D102
-    def prices(self, wanted: Sequence[Workload]) -> Mapping[Workload, float]: ...  # noqa: D102
+    def prices(self, workloads: Sequence[Workload]) -> Mapping[Workload, float]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
 class Times:
-    """What is known of a device's times, by which candidates are priced.
+    """The known latencies of a device, from which those of candidates are predicted.
 
-    ``seen``: times of networks, each with its ops. ``known``: times of single ops in a network;
-    ``alone``: of ops outside of one.
+    All are in the unit of the profile. ``seen``: the workloads and the time of each measured
+    network. ``known``: times of single ops in a network. ``alone``: times of single ops outside a
+    network.
     """
 
     profile: CostProfile
@@ -60,23 +61,26 @@ class Times:
     seen: tuple[tuple[tuple[Workload, ...], float], ...]
 
     def with_measured(self, measured: Measured) -> Times:
-        """These and what a measurement tells."""
+        """These times and those of another measurement."""
         seen = (*self.seen, (measured.ops, measured.time))
         return replace(self, seen=seen, known={**self.known, **measured.known})
 
     def priced(self, state: State, *, slower: bool) -> State:
-        """The state with its candidates priced. ``slower``: with those that do not pay in time."""
+        """The state with a predicted latency for each candidate.
+
+        ``slower``: keep the candidates that are slower than their layer.
+        """
         profile = corrected(self.profile, self.seen)
         unit, ops = self.ms_per_unit, self.executed
         return PriceLayers(profile, self.known, self.alone, unit, slower, ops)(state)
 
 
 def times_of(state: State, bench: Measures, profile: CostProfile) -> Times:
-    """What is known before a plan is measured: the original, and ops that a device prices alone."""
+    """The times known before a plan is measured: of the original, and of single ops."""
     ops, filters = executed(state, bench.reading), state.known(FilterSpace)
-    wanted = ops.distinct()
+    workloads = ops.distinct()
     if filters is not None:
-        wanted += narrower(state.graph, Shares(state.graph, filters), ops)
-    alone = bench.prices(wanted)
+        workloads += narrower(state.graph, Shares(state.graph, filters), ops)
+    alone = bench.prices(workloads)
     known = {**alone, **bench.known}
     return Times(profile, ops, bench.ms_per_unit, alone, known, ((bench.ops, bench.time),))

@@ -1,6 +1,6 @@
-"""The tuning loop: allocate, rewrite, emit, measure, correct the prices, and allocate again.
+"""The tuning loop: allocate, rewrite, emit, measure, correct the predicted latencies, repeat.
 
-It ends when what is predicted is what is measured.
+It ends when the prediction agrees with the measurement.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from lrfc.search.facts import DesignSpace, Price
 from lrfc.search.pricing import key
 from lrfc.state import State
 
-#: Plans that are emitted and measured at most, and how close prediction and measurement are when
-#: the loop ends.
+#: Most plans that are emitted and measured, and the relative difference between prediction and
+#: measurement at which the loop ends.
 ROUNDS = 5
 AGREE = 0.05
-#: What ``--objective`` names → the quantity of a candidate that is minimised, and the one whose
-#: budget is walked to learn what the accuracy allows.
+#: Value of ``--objective`` → the quantity of a candidate that is minimised. The search for the
+#: divergence that the accuracy constraint allows varies a budget on the same quantity.
 OBJECTIVES: Mapping[str, Minimised] = {
     "latency": "latency",
     "cycles": "latency",
@@ -47,9 +47,9 @@ class Wish:
     """Budgets of a plan, and its objective.
 
     ``select``: budgets on MACs, parameters and latency, and the methods. ``objective``: the
-    quantity to make small as far as ``max_drop`` allows; None to keep the outputs as close as the
-    budgets allow, and then ``max_drop`` is only looked at in the end. ``metric``: what drops, see
-    lrfc.metrics.metric.
+    quantity to minimise within ``max_drop``. None minimises the divergence within the budgets;
+    ``max_drop`` is then tested on the emitted file only. ``metric``: the name of the metric that
+    ``max_drop`` refers to (lrfc.metrics.metric).
     """
 
     select: SelectRanks
@@ -62,11 +62,12 @@ class Wish:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was chosen for a destination, and what is predicted of it.
+    """The plan for a destination, and the measurements that led to it.
 
-    ``select`` on ``state`` gives the selection. ``rounds``: predicted and measured times of the
-    plans that were tried. ``allowed``: with an objective, the divergence that is allowed.
-    ``design``: every candidate at the last prices, also those that do not pay.
+    ``select`` on ``state`` returns the selection. ``rounds``: predicted and measured times of the
+    plans that were measured. ``allowed``: with an objective, the divergence that the accuracy
+    constraint allows. ``design``: every candidate with its last predicted latency, including those
+    that are slower than their layer.
     """
 
     state: State
@@ -80,7 +81,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A plan before it is measured: the priced state with its Selection, and what selected it."""
+    """A plan before it is measured: the state with its Selection, and the pass that selected it."""
 
     state: State
     select: SelectRanks
@@ -91,12 +92,12 @@ class _Choice:
 
     @property
     def predicted(self) -> float:
-        """The latency of the network, in the unit of the prices."""
+        """The predicted latency of the network, in the unit of the cost profile."""
         return fixed(self.state)["latency"] + self.selection.cost("latency")
 
     @property
-    def same_as(self) -> tuple[object, ...]:
-        """What is the same for plans that do not differ in what runs."""
+    def network(self) -> tuple[object, ...]:
+        """Candidates and widths: equal for plans that execute the same network."""
         keeps = self.selection.keeps
         widths = ((name, len(keep.units)) for name, keep in keeps.items())
         return *map(key, self.selection.chosen), *widths
@@ -111,7 +112,7 @@ class _Tried:
 
     @property
     def slower(self) -> bool:
-        """Whether it is surely slower than the original."""
+        """Whether it is slower than the original, with the confidence of the interval."""
         return self.measured.ratio.high < 1
 
     @property
@@ -122,10 +123,9 @@ class _Tried:
 
 @dataclass(frozen=True)
 class Loop:
-    """Settles on a plan for one device.
+    """The tuning loop for one destination.
 
-    ``profile``: the prices to begin with, whatever they were fitted on; they are corrected by each
-    measurement.
+    ``profile``: the first cost profile, possibly of another device. Each measurement corrects it.
     """
 
     state: State
@@ -136,96 +136,99 @@ class Loop:
     def settle(self, wish: Wish, allowed: float | None = None) -> Plan:
         """The plan. ``allowed``: the divergence that ``max_drop`` allows, where it is known.
 
-        MACs do not tell time: a plan may have half of them and be slower. Each plan is emitted and
-        measured before work goes into it; what was measured corrects the prices, and one that is
-        slower than the original loses the method that most of its layers have. The loop ends when
-        prediction and measurement agree within 5 %, when a plan comes again, or after five plans.
+        MACs do not predict latency: a plan may have half of them and be slower. Each plan is
+        emitted and measured before it is trained. The measurement corrects the cost profile; a plan
+        that is slower than the original loses the method that most of its layers use. The loop ends
+        when prediction and measurement agree within 5 %, when a plan repeats, or after five plans.
         BudgetError when a budget cannot be met.
         """
-        known = times_of(self.state, self.bench, self.profile)
+        times = times_of(self.state, self.bench, self.profile)
         if wish.objective is not None and allowed is None:
-            allowed = self._allowed(wish, known)
+            allowed = self._allowed(wish, times)
         methods = wish.select.methods
         if methods is None:
             methods = _methods(self.state)
         tried: dict[tuple[object, ...], _Tried] = {}
         rounds: list[Round] = []
-        narrowed: SelectRanks | None = None
+        previous: SelectRanks | None = None
         while len(rounds) < ROUNDS:
             try:
-                choice = self._chosen(wish, known, methods, narrowed, allowed)
+                choice = self._chosen(wish, times, methods, previous, allowed)
             except BudgetError as error:
                 if not tried:
                     raise
-                none = "at the corrected prices no other plan keeps the budgets"
-                self.state.progress.log(f"  {none}: {error}")
+                reason = "with the corrected latencies no other plan meets the budgets"
+                self.state.progress.log(f"  {reason}: {error}")
                 break
-            narrowed = choice.select
-            if choice.same_as in tried:
+            if choice.network in tried:
                 break
-            this = _Tried(choice, self.bench(rewritten(choice.state)))
-            tried[choice.same_as] = this
-            rounds.append(_round(this))
-            self.state.progress.log(_line(this, rounds[-1]))
-            known = known.with_measured(this.measured)
+            previous = choice.select
+            trial = _Tried(choice, self.bench(rewritten(choice.state)))
+            tried[choice.network] = trial
+            rounds.append(_round(trial))
+            self.state.progress.log(_line(trial, rounds[-1]))
+            times = times.with_measured(trial.measured)
             used = [c.method for c in choice.selection.chosen if c.method is not None]
-            if this.slower and used:
+            if trial.slower and used:
                 ((worst, _),) = Counter(used).most_common(1)
                 methods = tuple(method for method in methods if method != worst)
-                narrowed = None
+                previous = None
                 if not methods:
                     break
-            elif this.predictable and not self._late(wish, this.measured):
+            elif trial.predictable and not self._late(wish, trial.measured):
                 break
-        best = min(tried.values(), key=lambda each: self._rank(wish, each)).choice
-        design = known.priced(self.state, slower=True).fact(DesignSpace)
+        best = min(tried.values(), key=lambda trial: self._rank(wish, trial)).choice
+        design = times.priced(self.state, slower=True).fact(DesignSpace)
         rest = tuple(rounds), wish.objective, allowed, wish.max_drop, design
         return Plan(best.state, best.select, *rest)
 
-    # -- one turn ----------------------------------------------------------------------------------
+    # -- one round ---------------------------------------------------------------------------------
 
     def _chosen(
         self,
         wish: Wish,
-        known: Times,
+        times: Times,
         methods: tuple[str, ...],
-        narrowed: SelectRanks | None,
+        previous: SelectRanks | None,
         allowed: float | None,
     ) -> _Choice:
-        """The plan at the prices as they stand.
+        """The best plan by the latencies known so far.
 
-        ``narrowed``: what an earlier turn found to be the best to mix, None to find it.
+        ``previous``: the selection of an earlier round, whose methods are taken again; None to
+        compare the methods on data.
         """
-        all_priced = partial(known.priced, self.state, slower=True)
+        with_slower = partial(times.priced, self.state, slower=True)
         if wish.objective in ("macs", "size", "ram"):
-            # What is small may take its time, as long as the whole is not slower.
-            return self._selected(all_priced(), wish, methods, narrowed, allowed)
+            # A small layer may be slower, as long as the network is not.
+            return self._selected(with_slower(), wish, methods, previous, allowed)
         try:
-            paying = known.priced(self.state, slower=False)
-            return self._selected(paying, wish, methods, narrowed, allowed)
+            faster = times.priced(self.state, slower=False)
+            return self._selected(faster, wish, methods, previous, allowed)
         except BudgetError:
-            found = self._selected(all_priced(), wish, methods, narrowed, allowed)
-            why = "the budgets need layers that take longer than they do now"
-            self.state.progress.log(f"  {why}: these are allowed")
-            return found
+            choice = self._selected(with_slower(), wish, methods, previous, allowed)
+            self.state.progress.log(
+                "  the budgets need factorizations that are slower than their layers: these are"
+                " allowed"
+            )
+            return choice
 
     def _selected(
         self,
         priced: State,
         wish: Wish,
         methods: tuple[str, ...],
-        narrowed: SelectRanks | None,
+        previous: SelectRanks | None,
         allowed: float | None,
     ) -> _Choice:
         select = replace(wish.select, methods=methods)
-        if narrowed is not None:
-            select = replace(select, methods=narrowed.methods, prune=narrowed.prune)
+        if previous is not None:
+            select = replace(select, methods=previous.methods, prune=previous.prune)
         if wish.objective is not None:
             state, select = self._least(priced, wish, select, allowed)
         else:
             targets = [self.target]
             state, select = budgets.meet(priced, select, wish.max_size, wish.max_ram, targets)
-            if narrowed is None:
+            if previous is None:
                 select = judge.closest(state, select)
         return _Choice(selected(state, select), select)
 
@@ -236,7 +239,7 @@ class Loop:
         select: SelectRanks,
         allowed: float | None,
     ) -> tuple[State, SelectRanks]:
-        """The selection that is best in the objective with no more than the allowed divergence."""
+        """The selection that is best in the objective within the allowed divergence."""
         assert wish.objective is not None
         select = replace(select, max_divergence=allowed)
         if wish.objective == "ram":
@@ -244,30 +247,28 @@ class Loop:
         select = replace(select, minimise=OBJECTIVES[wish.objective])
         return budgets.meet(state, select, wish.max_size, wish.max_ram, [self.target])
 
-    def _allowed(self, wish: Wish, known: Times) -> float:
-        """The predicted divergence that ``max_drop`` allows.
-
-        It is found by running plans along the objective.
-        """
+    def _allowed(self, wish: Wish, times: Times) -> float:
+        """The predicted divergence that ``max_drop`` allows, by plans that are run on data."""
         assert wish.objective is not None
         assert wish.max_drop is not None
         quantity = OBJECTIVES[wish.objective]
-        priced = known.priced(self.state, slower=quantity != "latency")
-        found = judge.smallest(priced, wish.max_drop.value, quantity, wish.select, wish.metric)
-        return found.divergence
+        priced = times.priced(self.state, slower=quantity != "latency")
+        bound = judge.smallest(priced, wish.max_drop.value, quantity, wish.select, wish.metric)
+        return bound.divergence
 
     def _late(self, wish: Wish, measured: Measured) -> bool:
-        """Whether the plan misses the latency budget."""
+        """Whether the plan exceeds the latency budget."""
         limit = wish.select.max_latency
         if limit is None:
             return False
         bench = self.bench
         return measured.time > limit.limit(bench.time * bench.ms_per_unit) / bench.ms_per_unit
 
-    def _rank(self, wish: Wish, each: _Tried) -> tuple[bool, bool, float]:
-        late = self._late(wish, each.measured)
-        timed = wish.objective in ("latency", "cycles") or each.slower or late
-        return late, each.slower, each.measured.time if timed else _goal(each.choice, wish)
+    def _rank(self, wish: Wish, trial: _Tried) -> tuple[bool, bool, float]:
+        """The order of measured plans, the best first."""
+        late = self._late(wish, trial.measured)
+        timed = wish.objective in ("latency", "cycles") or trial.slower or late
+        return late, trial.slower, trial.measured.time if timed else _goal(trial.choice, wish)
 
 
 def _round(tried: _Tried) -> Round:
@@ -282,19 +283,20 @@ def _round(tried: _Tried) -> Round:
     )
 
 
-def _line(tried: _Tried, turn: Round) -> str:
+def _line(tried: _Tried, latencies: Round) -> str:
     """The measured plan as a line of the log."""
     selection, ratio = tried.choice.selection, tried.measured.ratio
     methods = dict.fromkeys(c.method for c in selection.chosen if c.method is not None)
     used = ", ".join(methods) or "nothing factorized"
     used += f", {len(selection.keeps)} groups of filters cut" if selection.keeps else ""
-    sure = f" ({ratio.low:.2f} to {ratio.high:.2f})" if ratio.source == MEASURED else ""
-    predicted = f"predicted {turn.predicted_ms:.4g} ms"
-    found = f"{ratio.source} {turn.measured_ms:.4g} ms"
-    return f"  {used}: {predicted}, {found}, speed-up of the plan ×{ratio.median:.2f}{sure}"
+    interval = f" ({ratio.low:.2f} to {ratio.high:.2f})" if ratio.source == MEASURED else ""
+    predicted = f"predicted {latencies.predicted_ms:.4g} ms"
+    measured = f"{ratio.source} {latencies.measured_ms:.4g} ms"
+    return f"  {used}: {predicted}, {measured}, speed-up of the plan ×{ratio.median:.2f}{interval}"
 
 
 def _goal(choice: _Choice, wish: Wish) -> float:
+    """The value of the objective."""
     if wish.objective is None:
         return choice.selection.divergence
     return choice.selection.cost(OBJECTIVES[wish.objective])
