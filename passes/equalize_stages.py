@@ -15,6 +15,7 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Ref
 from lrfc.ir.rounding import scaled_by_channel
 from lrfc.state import Fact, State
+from lrfc.text import factor
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class EqualizeStages:
             mean = float(np.exp(np.mean(np.log(list(changed.values())))))
             state.progress.log(
                 f"  {len(changed)} of {len(found)} pairs of layers balanced, rounding noise of"
-                f" these ×{mean:.2f}"
+                f" these {factor(mean)}"
             )
         return state.with_graph(graph)
 

@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_line_with_the_space_that_is_left(tmp_path: Path, wri
         pytest.skip("this system has no /dev/full")
     with (
         pytest.raises(
-            UsageError, match=r"disk is full: [\d.]+ (bytes|KiB|MiB|GiB) of free space.*--out"
+            UsageError, match=r"disk is full: [\d.]+ (B|KiB|MiB|GiB) of free space.*--out"
         ) as caught,
         folder(tmp_path / "out"),
     ):

@@ -81,21 +81,31 @@ def folder(place: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("limit", "changes", "ok", "told"),
     [
-        ("latency=5%", {"latency": 2.1}, True, "latency 2 ms -> 2.1 ms, 5.00% worse, 5% allowed"),
-        ("latency=5%", {"latency": 2.11}, False, "5.50% worse, 5% allowed"),
-        ("latency=0%", {"latency": 1.0}, True, "50.00% better"),
-        ("accuracy=0.5pp", {"accuracy": 0.975}, True, "accuracy 0.9800 -> 0.9750, 0.50pp worse"),
-        ("accuracy=0.5pp", {"accuracy": 0.974}, False, "0.60pp worse, 0.5pp allowed"),
-        ("accuracy=1%", {"accuracy": 0.96}, False, "2.04% worse"),
-        ("size=1%", {"file_bytes": 2100}, False, "size 2,048 -> 2,100"),
-        ("macs=0%", {"macs": 420}, True, "0.00% off"),
+        ("latency=5%", {"latency": 2.1}, True, "latency 2 ms -> 2.1 ms, 5.00 % worse, 5% allowed"),
+        ("latency=5%", {"latency": 2.11}, False, "5.50 % worse, 5% allowed"),
+        ("latency=0%", {"latency": 1.0}, True, "50.00 % better"),
+        ("accuracy=0.5pp", {"accuracy": 0.975}, True, "accuracy 98.00 % -> 97.50 %, 0.50 pp worse"),
+        ("accuracy=0.5pp", {"accuracy": 0.974}, False, "0.60 pp worse, 0.5pp allowed"),
+        ("accuracy=1%", {"accuracy": 0.96}, False, "2.04 % worse"),
+        (
+            "size=1%",
+            {"file_bytes": 2100},
+            False,
+            "size 2 KiB (2,048 bytes) -> 2.051 KiB (2,100 bytes)",
+        ),
+        ("macs=0%", {"macs": 420}, True, "unchanged, 0% allowed"),
         ("params=0%", {"params": 61}, False, "params 60 -> 61"),
-        ("arena=10%", {"arena_bytes": 1200}, False, "ram 1,024 -> 1,200"),
+        (
+            "arena=10%",
+            {"arena_bytes": 1200},
+            False,
+            "ram 1 KiB (1,024 bytes) -> 1.172 KiB (1,200 bytes)",
+        ),
         (
             "speedup=10%",
             {"speedup": Speedup(median=1.3, low=1.2, high=1.4)},
             False,
-            "speedup x1.50 -> x1.30",
+            "speedup ×1.50 -> ×1.30",
         ),
         ("speedup=10%", {"speedup": Speedup(median=1.9, low=1.2, high=2.4)}, True, "better"),
         ("latency=5%", {"latency": None}, False, "latency cannot be compared: "),
@@ -219,9 +229,9 @@ def test_the_command_tells_pipelines(tmp_path: Path, capfd: pytest.CaptureFixtur
 
     code, out, err = lrfc(old, new, *limits, "--junit", tmp_path / "junit.xml")
     assert code == 4
-    assert err == "lrfc: regressed: latency 2 ms -> 3 ms, 50.00% worse, 5% allowed (measured)\n"
-    assert re.search(r"latency, measured +2 ms +3 ms +\+50.0 %", out)
-    assert re.search(r"conv +svd 4 +svd 6 +\+50.0 %", out)
+    assert err == "lrfc: regressed: latency 2 ms -> 3 ms, 50.00 % worse, 5% allowed (measured)\n"
+    assert re.search(r"latency, measured +2 ms +3 ms +\+50.00 %", out)
+    assert re.search(r"conv +svd 4 +svd 6 +\+50.00 %", out)
     assert "layers: 1 differ, 1 do not" in out
     root = ET.parse(tmp_path / "junit.xml").getroot()
     assert (root.tag, root.attrib["tests"], root.attrib["failures"]) == ("testsuites", "2", "1")

@@ -158,10 +158,10 @@ def test_the_table_of_a_build() -> None:
     term.keep(result())
     term.show_results(as_json=False)
     text = " ".join(out.getvalue().split())
-    assert "MACs 80,000 20,000 25.0 % 75.0 % ×4.00" in text
-    assert "file 16 KiB 4 KiB 25.0 % 75.0 % ×4.00" in text
+    assert "MACs 80,000 20,000 25.00 % 75.00 % ×4.00" in text
+    assert "file 16 KiB 4 KiB 25.00 % 75.00 % ×4.00" in text
     assert "peak RSS" not in text, "what was not measured is not a number"
-    assert "latency p50, n=200 2 ms 0.5 ms 25.6 % 74.4 % ×3.90" in text, (
+    assert "latency p50, n=200 2 ms 0.5 ms 25.64 % 74.36 % ×3.90" in text, (
         "the speed-up, not the quotient"
     )
     assert "latency p90 3 ms 0.75 ms — — —" in text
@@ -278,13 +278,13 @@ def test_filters_are_counted_by_layer() -> None:
     [
         (
             {"filters_before": 8, "filters_after": 2, "params_after": 1, "macs_after": 3},
-            ["→ as built 1 3 42.9 %", "filters: 2 of 8 are left", "as built:"],
+            ["→ as built 1 3 42.86 %", "filters: 2 of 8 are left", "as built:"],
         ),
         (
             {"filters_before": 8, "filters_after": 8, "filters_reason": "it has a reason"},
-            ["→ as it is 5 7 100.0 %", "filters: all 8 stay: it has a reason"],
+            ["→ as it is 5 7 100.00 %", "filters: all 8 stay: it has a reason"],
         ),
-        ({}, ["→ as it is 5 7 100.0 %", "taken: as it is too small"]),
+        ({}, ["→ as it is 5 7 100.00 %", "taken: as it is too small"]),
     ],
 )
 def test_an_explanation_shows_what_was_built(filters: dict[str, Any], said: list[str]) -> None:

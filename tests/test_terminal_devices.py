@@ -63,7 +63,8 @@ def test_measurements():
         " process of its own, interleaved" in text
     )
     assert (
-        "b.tflite: the device became 9 % slower b.tflite: 25 % of the timings are far out" in text
+        "b.tflite: the device became 9 % slower b.tflite: 25.00 % of the timings are outliers"
+        in text
     )
     assert "a.tflite:" not in text
     assert [
@@ -152,7 +153,7 @@ def test_calibration():
             return {"device": self.device}
 
     text = shown(terminal_devices.calibration, Report())
-    assert "tflite fp32, 2 thread(s) networks 10 5.1 % 12.0 %" in text
+    assert "tflite fp32, 2 thread(s) networks 10 5.10 % 12.00 %" in text
     assert (
         "300 ops in small networks: 40 networks measured, 20 known already; 61 s written:"
         " /c/host.cost.json" in text

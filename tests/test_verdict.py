@@ -120,7 +120,7 @@ def test_a_measured_time_grew_when_the_whole_interval_says_so() -> None:
 
 def test_growth_is_told_with_both_values() -> None:
     found = judged(manifest(after=figures(arena_bytes=3_461)))
-    assert "What grew: activation memory (planned) from 2.0 KiB to 3.4 KiB (+69 %)." in details(
+    assert "What grew: activation memory (planned) from 2 KiB to 3.38 KiB (+68.99 %)." in details(
         found
     )
 
@@ -165,12 +165,12 @@ def test_the_limits_of_the_device() -> None:
     assert [(room.memory, room.needed, room.limit, room.fits) for room in fits.rooms] == [
         ("flash", 4_096, 1_048_576, True), ("ram", 2_048, 327_680, True)]  # fmt: skip
     assert (
-        "The file fits cortex-m7: flash 4.0 KiB of 1.0 MiB and RAM 2.0 KiB of 320.0 KiB; what runs"
+        "The file fits cortex-m7: flash 4 KiB of 1 MiB and RAM 2 KiB of 320 KiB; what runs"
         " it comes on top." in details(fits)
     )
     large = judged(computed, board.model_copy(update={"ram_bytes": 2_047}))
     assert details(large)[-1].startswith("The file does NOT fit cortex-m7: ")
-    assert "RAM 2.0 KiB of 2.0 KiB (TOO MUCH)" in details(large)[-1]
+    assert "RAM 2 KiB of 1.999 KiB (TOO MUCH)" in details(large)[-1]
     npu = judged(
         manifest(
             **sides | {"after": figures("compiled", sram_bytes=900, flash_bytes=700, cycles=5)}

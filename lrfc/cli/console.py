@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from lrfc.metrics.source import MEASURED
 from lrfc.system import scratch, silence
+from lrfc.text import NONE, count, decimal, factor, milliseconds, percent, shape, size
 
 if TYPE_CHECKING:
     from lrfc.cli.doctor import Check
@@ -83,8 +84,6 @@ def _spelt(error: UnicodeError) -> tuple[str, int]:
     )
 
 
-#: What stands where a method cannot go so far.
-NOT_REACHED = "—"
 #: Layers that have lost filters that are named at most.
 NAMED = 12
 
@@ -215,7 +214,7 @@ class Terminal:
         manifest = result.manifest
         rows = []
         for name, show, before, after, kept in _figures(manifest):
-            rows.append((name, shown(before, show), shown(after, show), *kept))
+            rows.append((name, show(before), show(after), *kept))
         threads = (
             ""
             if manifest.before.latency_ms is None
@@ -279,22 +278,17 @@ class Terminal:
         """The methods side by side, and the Pareto front."""
         from lrfc.results.exploration import SHARES
 
-        rows = [
-            (name, *(NOT_REACHED if value is None else f"{value:.3g}" for value in values))
-            for name, values in survey.table()
-        ]
+        rows = [(name, *(decimal(value, 3) for value in values)) for name, values in survey.table()]
         self.table(
             "least predicted divergence of the outputs at a share of the MACs",
-            ("method", *(f"{100 * s:.0f} %" for s in SHARES)),
+            ("method", *(percent(share, 0) for share in SHARES)),
             rows,
         )
+        show = {"ram": size, "latency": decimal}
         points = [
             (
-                *(
-                    size(p[q]) if q == "ram" else f"{p[q]:.4g}" if q == "latency" else f"{p[q]:,}"
-                    for q in survey.over
-                ),
-                *(f"{100 * p[q] / survey.whole[q]:.1f} %" for q in survey.over if q != "ram"),
+                *(show.get(q, count)(p[q]) for q in survey.over),
+                *(percent(p[q] / survey.whole[q]) for q in survey.over if q != "ram"),
                 f"{p['predicted_divergence']:.3g}",
                 ", ".join(f"{count} {name}" for name, count in p["methods"].items()) or "as it is",
             )
@@ -324,7 +318,7 @@ class Terminal:
         if explanation.rows:
             whole = explanation.rows[0]
             kept: Callable[[int], str] = lambda macs: (  # noqa: E731
-                f"{100 * macs / whole.macs:.1f} %" if whole.macs else ""
+                percent(macs / whole.macs) if whole.macs else ""
             )
             rows = [
                 (
@@ -391,7 +385,7 @@ class Terminal:
             (
                 row.name,
                 row.kind,
-                ", ".join(_shape(s) for s in row.shapes),
+                ", ".join(shape(s[1:]) for s in row.shapes),
                 f"{row.params:,}",
                 f"{row.macs:,}",
                 size(row.weight_bytes),
@@ -425,8 +419,9 @@ def _problem(result: Result) -> str | None:
     return None if result.failure is None else str(result.failure)
 
 
-_Figure = tuple[str, "Callable[[float], str]", "float | None", "float | None", tuple[str, str, str]]
-_UNKNOWN = ("—", "—", "—")
+_Show = Callable[[float | None], str]
+_Figure = tuple[str, _Show, float | None, float | None, tuple[str, str, str]]
+_UNKNOWN = (NONE, NONE, NONE)
 
 
 def _figures(manifest: Manifest) -> Iterator[_Figure]:
@@ -436,18 +431,16 @@ def _figures(manifest: Manifest) -> Iterator[_Figure]:
     printout.
     """
 
-    def row(
-        name: str, show: Callable[[float], str], before: float | None, after: float | None
-    ) -> _Figure:
+    def row(name: str, show: _Show, before: float | None, after: float | None) -> _Figure:
         return name, show, before, after, _kept(before, after)
 
     before, after = manifest.before, manifest.after
-    yield row("MACs", "{:,.0f}".format, before.macs, after.macs)
-    yield row("params", "{:,.0f}".format, before.params, after.params)
+    yield row("MACs", count, before.macs, after.macs)
+    yield row("params", count, before.params, after.params)
     yield row("file", size, before.file_bytes, after.file_bytes)
     yield row("arena (planned)", size, before.arena_bytes, after.arena_bytes)
     if before.cycles is not None:
-        yield row("NPU cycles, compiled", "{:,.0f}".format, before.cycles, after.cycles)
+        yield row("NPU cycles, compiled", count, before.cycles, after.cycles)
         yield row("SRAM, compiled", size, before.sram_bytes, after.sram_bytes)
         yield row("flash, compiled", size, before.flash_bytes, after.flash_bytes)
     elif (before.peak_rss_bytes, after.peak_rss_bytes) != (None, None):
@@ -458,39 +451,21 @@ def _figures(manifest: Manifest) -> Iterator[_Figure]:
     ratio = manifest.speedup
     speed = _UNKNOWN if ratio is None or after == before else _kept(ratio.median, 1.0)
     if new.source == MEASURED:
-        yield f"latency p50, n={old.n}", "{:.4g} ms".format, old.p50, new.p50, speed
-        yield "latency p90", "{:.4g} ms".format, old.p90, new.p90, _UNKNOWN
+        yield f"latency p50, n={old.n}", milliseconds, old.p50, new.p50, speed
+        yield "latency p90", milliseconds, old.p90, new.p90, _UNKNOWN
     else:
-        yield f"latency, {new.source}", "{:.4g} ms".format, old.p50, new.p50, speed
+        yield f"latency, {new.source}", milliseconds, old.p50, new.p50, speed
     whole = manifest.float_original
     if whole is not None and whole.latency_ms is not None and whole.speedup is not None:
         beside = _kept(whole.speedup.median, 1.0)
-        yield "latency, original in fp32", "{:.4g} ms".format, whole.latency_ms.p50, new.p50, beside
+        yield "latency, original in fp32", milliseconds, whole.latency_ms.p50, new.p50, beside
 
 
 def _kept(before: float | None, after: float | None) -> tuple[str, str, str]:
     if not before or not after:
         return _UNKNOWN
     return (
-        f"{100 * after / before:.1f} %",
-        f"{100 - 100 * after / before:.1f} %",
-        f"×{before / after:.2f}",
+        percent(after / before),
+        percent(1 - after / before),
+        factor(before / after),
     )
-
-
-def shown(value: float | None, show: Callable[[float], str]) -> str:
-    """The value, or a dash where there is none."""
-    return "—" if value is None else show(value)
-
-
-def size(value: float) -> str:
-    """Bytes, in a unit of their size."""
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} GiB"
-
-
-def _shape(shape: Sequence[int | None]) -> str:
-    return "×".join("?" if n is None else str(n) for n in shape[1:])

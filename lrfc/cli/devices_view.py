@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrfc.cli.console import Terminal, shown, size
+from lrfc.text import NONE, count, decimal, factor, percent, size
 
 if TYPE_CHECKING:
+    from lrfc.cli.console import Terminal
     from lrfc.costs.measurements import Entry
     from lrfc.targets.calibrate import CalibrationReport
     from lrfc.targets.devices.device import Device
@@ -67,7 +68,7 @@ def _under(name: str, table: dict[str, Any]) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return (
-        "—"
+        NONE
         if value in (None, [])
         else " ".join(map(str, value))
         if isinstance(value, list)
@@ -89,9 +90,9 @@ def facts(terminal: Terminal, device: Device, found: Facts, *, as_json: bool) ->
             }
         )
         return
-    rows = [("machine", found.machine), ("system", found.system), ("python", found.python or "—")]
+    rows = [("machine", found.machine), ("system", found.system), ("python", found.python or NONE)]
     rows += [(f"runs .{form}", runtime) for form, runtime in found.runtimes.items()]
-    terminal.table(device.name, ("", ""), [*rows, ("free", shown(found.free_bytes, size))])
+    terminal.table(device.name, ("", ""), [*rows, ("free", size(found.free_bytes))])
     terminal.line(f"device '{device.name}' is ready")
 
 
@@ -109,11 +110,11 @@ def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bo
         table = [
             (
                 row.path.name,
-                f"{row.median_ms:.4g}",
-                shown(row.cycles, "{:,}".format),
-                shown(row.sram_bytes, size),
-                shown(row.flash_bytes, size),
-                f"×{ratio.median:.2f}",
+                decimal(row.median_ms),
+                count(row.cycles),
+                size(row.sram_bytes),
+                size(row.flash_bytes),
+                factor(ratio.median),
             )
             for row, ratio in zip(rows, ratios, strict=True)
         ]
@@ -124,13 +125,13 @@ def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bo
         timed = [
             (
                 row.path.name,
-                f"{row.median_ms:.4g}",
-                f"{row.p90_ms:.4g}",
-                f"{row.iqr_ms:.3g}",
-                shown(row.cold_start_ms, "{:.4g}".format),
-                shown(row.file_bytes, size),
-                shown(row.peak_rss_bytes, size),
-                f"×{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})",
+                decimal(row.median_ms),
+                decimal(row.p90_ms),
+                decimal(row.iqr_ms, 3),
+                decimal(row.cold_start_ms),
+                size(row.file_bytes),
+                size(row.peak_rss_bytes),
+                f"{factor(ratio.median)} ({ratio.low:.2f}–{ratio.high:.2f})",
             )
             for row, ratio in zip(rows, ratios, strict=True)
         ]
@@ -154,7 +155,9 @@ def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bo
         terminal.line(f"measured by {first.runtime} {first.runtime_version}, {conditions}")
     for row in rows:
         far = (
-            (f"{100 * row.outliers:.0f} % of the timings are far out; the median does not mind",)
+            (
+                f"{percent(row.outliers)} of the timings are outliers; median and IQR are robust to them",
+            )
             if row.outliers > 0.05
             else ()
         )
@@ -172,8 +175,8 @@ def calibration(terminal: Terminal, report: CalibrationReport, *, as_json: bool)
             f"{each.format} {each.precision}, {each.threads} thread(s)",
             what,
             str(error.n),
-            f"{100 * error.mean:.1f} %",
-            f"{100 * error.p90:.1f} %",
+            percent(error.mean),
+            percent(error.p90),
         )
         for each in report.profiles
         for what, error in each.held_out.items()
@@ -207,7 +210,7 @@ def history(terminal: Terminal, entries: Sequence[Entry], *, as_json: bool) -> N
             f"{entry.key.runtime} {entry.key.runtime_version}",
             entry.key.precision,
             str(entry.key.threads),
-            f"{entry.sample.median:.4g}",
+            decimal(entry.sample.median),
             str(entry.sample.n),
             entry.sample.when,
         )

@@ -20,6 +20,7 @@ from lrfc.config.formats import FORMATS
 from lrfc.errors import DependencyError, UsageError
 from lrfc.ir import backend, processor
 from lrfc.system import scratch
+from lrfc.text import size
 
 if TYPE_CHECKING:
     from lrfc.targets.devices.connections import Connection
@@ -278,4 +279,4 @@ def _free_memory() -> str:
     available = next(
         (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None
     )
-    return "unknown on this system" if available is None else f"{available / 2**20:.1f} GiB"
+    return "unknown on this system" if available is None else size(1024 * available)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrfc.text import NONE, relative_change
+
 if TYPE_CHECKING:
     from lrfc.cli.console import Terminal
     from lrfc.config.resolve import Setting
@@ -38,16 +40,21 @@ def settings(terminal: Terminal, found: Mapping[str, Setting], *, as_json: bool)
 
 def compared(terminal: Terminal, found: Comparison, *, as_json: bool) -> None:
     """Figures and layers of both sides, and what became of the limits."""
-    from lrfc.results.compare import QUANTITIES, shown
+    from lrfc.results.compare import QUANTITIES
 
     if as_json:
         terminal.json(found.to_json())
         return
-    before, after = found.before.figures, found.after.figures
+    before, after = found.before, found.after
     rows = [
-        (_named(found, q), shown(q, before[q]), shown(q, after[q]), _change(before[q], after[q]))
+        (
+            _named(found, q),
+            before.shown(q),
+            after.shown(q),
+            _change(before.figures[q], after.figures[q]),
+        )
         for q in QUANTITIES
-        if (before[q], after[q]) != (None, None)
+        if (before.figures[q], after.figures[q]) != (None, None)
     ]
     terminal.table(
         f"{found.before.path} → {found.after.path}", ("", "before", "after", "change"), rows
@@ -55,8 +62,8 @@ def compared(terminal: Terminal, found: Comparison, *, as_json: bool) -> None:
     changed = [
         (
             name,
-            old.label if old else "—",
-            new.label if new else "—",
+            old.label if old else NONE,
+            new.label if new else NONE,
             _change(old.params if old else None, new.params if new else None),
             _change(old.macs if old else None, new.macs if new else None),
         )
@@ -82,8 +89,8 @@ def _named(found: Comparison, quantity: str) -> str:
 
 def _change(before: float | None, after: float | None) -> str:
     if not before or after is None:
-        return "—"
-    return "=" if before == after else f"{100 * (after / before - 1):+.1f} %"
+        return NONE
+    return relative_change(before, after) or "="
 
 
 def _plain(value: Any) -> Any:
@@ -98,7 +105,7 @@ def _plain(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     if value is None or value == ():
-        return "—"
+        return NONE
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return json.dumps(value) if isinstance(value, bool) else str(value)

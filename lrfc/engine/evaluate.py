@@ -26,6 +26,7 @@ from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace, costs
 from lrfc.search.sensitivity import divergence
 from lrfc.state import State
+from lrfc.text import percent, points
 
 #: Without data nothing can be measured: the predicted divergence of the outputs (see
 #: lrfc.search.sensitivity) stays below this.
@@ -62,8 +63,8 @@ class Verdict:
         return self.drop + self.margin <= allowed
 
     def __str__(self) -> str:
-        sure = f" ± {100 * self.margin:.2f}" if self.margin else ""
-        return f"drop {100 * self.drop:.2f}{sure}{self.unit} before fine-tuning"
+        sure = f" ± {points(self.margin, short(self.unit))}" if self.margin else ""
+        return f"drop {points(self.drop, self.unit)}{sure} before fine-tuning"
 
 
 class Judge:
@@ -165,7 +166,7 @@ def smallest(
         if judge is None:
             good = impact <= SAFE_DIVERGENCE
             state.progress.log(
-                f"  {100 * share:.1f}% of the {NOUNS[quantity]}: predicted divergence {impact:.4f}"
+                f"  {percent(share)} of the {NOUNS[quantity]}: predicted divergence {impact:.4f}"
                 f" (at most {SAFE_DIVERGENCE})"
             )
             seen.append((impact, impact / SAFE_DIVERGENCE))
@@ -174,7 +175,7 @@ def smallest(
             verdict = verdict if sure else replace(verdict, margin=0.0)
             good = verdict.within(max_drop)
             state.progress.log(
-                f"  {100 * share:.1f}% of the {NOUNS[quantity]}: {verdict} (at most"
+                f"  {percent(share)} of the {NOUNS[quantity]}: {verdict} (at most"
                 f" {100 * max_drop:.3g}{judge.unit})"
             )
             seen.append((impact, (verdict.drop + verdict.margin) / max(max_drop, 1e-12)))

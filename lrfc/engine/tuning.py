@@ -26,6 +26,7 @@ from lrfc.results.manifest import Round
 from lrfc.search.facts import DesignSpace, Price
 from lrfc.search.pricing import key
 from lrfc.state import State
+from lrfc.text import factor, milliseconds
 
 #: Plans that are emitted and measured at most, and how close prediction and measurement are when
 #: the loop ends.
@@ -289,9 +290,9 @@ def _line(tried: _Tried, turn: Round) -> str:
     used = ", ".join(methods) or "nothing factorized"
     used += f", {len(selection.keeps)} groups of filters cut" if selection.keeps else ""
     sure = f" ({ratio.low:.2f} to {ratio.high:.2f})" if ratio.source == MEASURED else ""
-    predicted = f"predicted {turn.predicted_ms:.4g} ms"
-    found = f"{ratio.source} {turn.measured_ms:.4g} ms"
-    return f"  {used}: {predicted}, {found}, speed-up of the plan ×{ratio.median:.2f}{sure}"
+    predicted = f"predicted {milliseconds(turn.predicted_ms)}"
+    found = f"{ratio.source} {milliseconds(turn.measured_ms)}"
+    return f"  {used}: {predicted}, {found}, speed-up of the plan {factor(ratio.median)}{sure}"
 
 
 def _goal(choice: _Choice, wish: Wish) -> float:

@@ -13,6 +13,7 @@ from lrfc.errors import UsageError
 from lrfc.metrics.outcome import GREATEST, MOST
 from lrfc.results.manifest import Layer
 from lrfc.system import reader
+from lrfc.text import parse_ranks, ranks
 
 if TYPE_CHECKING:
     from lrfc.search.candidates import LayerSpace
@@ -77,7 +78,6 @@ def write(
             kept = {id(c) for c in pareto(space.candidates)}
             for c in space.candidates:
                 taken = chosen.get(c.layer) == (c.method, c.ranks)
-                rank = "x".join(map(str, c.ranks))
                 latency = f"{c.latency:.6g}" if space.whole.latency else ""
                 numbers = (
                     c.params,
@@ -88,7 +88,7 @@ def write(
                     int(id(c) not in kept),
                     int(taken),
                 )
-                writer.writerow((c.layer, c.method or "", rank, *numbers))
+                writer.writerow((c.layer, c.method or "", ranks(c.ranks), *numbers))
     return path
 
 
@@ -111,7 +111,7 @@ def _row(record: Mapping[str, str]) -> Row:
     return Row(
         layer=record["layer"],
         method=record["method"] or None,
-        rank=record["rank"],
+        rank=ranks(parse_ranks(record["rank"])),
         params=_count(record["params"]),
         macs=_count(record["macs"]),
         similarity=_number(record["similarity"]),

@@ -17,6 +17,17 @@ from lrfc.results.manifest import Layer as Built
 from lrfc.results.manifest import Manifest
 from lrfc.system.reader import kind
 from lrfc.system.reader import shown as _shown
+from lrfc.text import (
+    NONE,
+    count,
+    decimal,
+    exact_size,
+    factor,
+    milliseconds,
+    percent,
+    points,
+    ranks,
+)
 
 #: Quantity of a limit → the field of ``Figures``; less is better in all of them.
 COSTS = {
@@ -32,6 +43,7 @@ COSTS = {
 #: All that a limit can be set for. 'speedup' is that over the original, in turns with it where it
 #: is measured: it stays comparable from one machine to another.
 QUANTITIES = ("accuracy", "speedup", *COSTS)
+_BYTES = ("size", "ram", "sram", "flash")
 #: The files that can be compared.
 SUFFIXES = (".json", ".keras", ".h5", ".hdf5", *suffixes())
 _ALIKE = {"arena": "ram", "parameters": "params"}
@@ -78,6 +90,16 @@ class Side:
             latency.source if latency is not None and quantity in ("latency", "speedup") else None
         )
 
+    def shown(self, quantity: str) -> str:
+        """A figure as text."""
+        value = self.figures[quantity]
+        if value is None:
+            return NONE
+        if quantity == "accuracy":
+            return decimal(value) if self.manifest is None else self.manifest.accuracy.shown(value)
+        show = {"latency": milliseconds, "speedup": factor}
+        return show.get(quantity, exact_size if quantity in _BYTES else count)(value)
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -87,8 +109,13 @@ class Limit:
     value: float
     points: bool
 
+    @property
+    def amount(self) -> str:
+        """The allowed loss, as it is written on the command line: 5%, 0.5pp."""
+        return f"{100 * self.value:g}{'pp' if self.points else '%'}"
+
     def __str__(self) -> str:
-        return f"{self.quantity}={100 * self.value:g}{'pp' if self.points else '%'}"
+        return f"{self.quantity}={self.amount}"
 
 
 @dataclass(frozen=True)
@@ -261,7 +288,7 @@ def _layer(built: Built) -> Layer:
     return Layer(
         built.kind,
         built.method,
-        "x".join(map(str, built.rank or ())),
+        ranks(built.rank),
         built.params_after,
         built.macs_after,
         built.similarity,
@@ -315,7 +342,7 @@ def _verdict(limit: Limit, before: Side, after: Side) -> Verdict:
     allowed = limit.value if limit.points else limit.value * abs(old)
     origin = after.source(limit.quantity)
     told = (
-        f"{limit.quantity} {shown(limit.quantity, old)} -> {shown(limit.quantity, new)},"
+        f"{limit.quantity} {before.shown(limit.quantity)} -> {after.shown(limit.quantity)},"
         f" {_by(limit, worse, old)}{'' if origin is None else f' ({origin})'}"
     )
     return Verdict(limit, worse <= allowed * (1 + 1e-9), told)
@@ -355,23 +382,12 @@ def _where(manifest: Manifest) -> str:
 
 
 def _by(limit: Limit, worse: float, old: float) -> str:
-    amount = (
-        f"{100 * abs(worse):.2f}pp"
-        if limit.points
-        else f"{100 * abs(worse) / abs(old):.2f}%"
-        if old
-        else f"{abs(worse):.4g}"
-    )
-    allowed = f"{100 * limit.value:g}{'pp' if limit.points else '%'} allowed"
-    return f"{amount} {'worse' if worse > 0 else 'better' if worse < 0 else 'off'}, {allowed}"
-
-
-def shown(quantity: str, value: float | None) -> str:
-    """A figure as text."""
-    if value is None:
-        return "—"
-    if quantity == "latency":
-        return f"{value:.4g} ms"
-    if quantity == "speedup":
-        return f"x{value:.2f}"
-    return f"{value:.4f}" if quantity == "accuracy" else f"{value:,.0f}"
+    """The loss and the limit: 5.00 % worse, 2% allowed."""
+    allowed = f"{limit.amount} allowed"
+    if not worse:
+        return f"unchanged, {allowed}"
+    if limit.points:
+        amount = points(abs(worse), "pp")
+    else:
+        amount = percent(abs(worse / old)) if old else decimal(abs(worse))
+    return f"{amount} {'worse' if worse > 0 else 'better'}, {allowed}"

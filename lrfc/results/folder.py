@@ -18,6 +18,7 @@ from lrfc.errors import UsageError
 from lrfc.results.manifest import File, Scale
 from lrfc.system import scratch, swap
 from lrfc.system.locks import HeldError
+from lrfc.text import size
 
 #: Packages whose versions a manifest records; those that are not installed are null.
 PACKAGES = (
@@ -201,8 +202,10 @@ def _unwritable(error: OSError, out: Path) -> UsageError:
 
 
 def _full(out: Path) -> UsageError:
+    place = next(parent for parent in (out, *out.parents) if parent.exists())
+    free = size(shutil.disk_usage(place).free)
     return UsageError(
-        f"the disk is full: {_free(out)} of free space for the output folder '{out}'; make room or"
+        f"the disk is full: {free} of free space for the output folder '{out}'; make room or"
         " choose another place with --out"
     )
 
@@ -221,16 +224,6 @@ def _is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _free(path: Path) -> str:
-    place = next(parent for parent in (path, *path.parents) if parent.exists())
-    free = float(shutil.disk_usage(place).free)
-    for unit in ("bytes", "KiB", "MiB"):
-        if free < 1024:
-            return f"{free:.4g} {unit}"
-        free /= 1024
-    return f"{free:.4g} GiB"
 
 
 def sha256(path: Path) -> str:

@@ -18,6 +18,7 @@ from lrfc.errors import UsageError
 from lrfc.metrics.outcome import Count, Kept, Milliseconds, Number, Record, Sha256, Speedup, Verdict
 from lrfc.metrics.source import COMPILED, ESTIMATED, MEASURED, Source
 from lrfc.system import reader
+from lrfc.text import ranks, score
 
 SCHEMA = Path(__file__).with_name("manifest.schema.json")
 
@@ -171,7 +172,7 @@ class Accuracy(Record):
 
     def shown(self, value: float) -> str:
         """A score as text."""
-        return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
+        return score(value, percent=self.percent)
 
 
 class Round(Record):
@@ -364,7 +365,7 @@ class Manifest(Record):
             writer = csv.DictWriter(file, list(Layer.model_fields))
             writer.writeheader()
             for layer in self.layers:
-                writer.writerow(layer.model_dump() | {"rank": "x".join(map(str, layer.rank or ()))})
+                writer.writerow(layer.model_dump() | {"rank": ranks(layer.rank)})
         return path
 
     @staticmethod

@@ -20,8 +20,19 @@ from lrfc.metrics.outcome import (
 )
 from lrfc.metrics.source import COMPILED, EXPLAINED, MEASURED, Source
 from lrfc.results.manifest import Figures, Manifest
-from lrfc.results.report.text import NONE, count, decimal, minus, percent, short_size
 from lrfc.targets.devices.device import Device
+from lrfc.text import (
+    confidence,
+    count,
+    factor,
+    milliseconds,
+    minus,
+    percent,
+    points,
+    relative_change,
+    score,
+    size,
+)
 
 #: What a measurement leaves open: a result counts as slower only when the whole 95 % interval of
 #: the measured speed-up says so by more than this, a measured memory has grown only by more than
@@ -202,14 +213,14 @@ def details(verdict: Verdict) -> list[str]:
 
 def paced(speed: Speedup, precision: str) -> str:
     """A speed-up in words, with what it rests on. ``precision``: of both files."""
-    factor, rests = f"×{speed.median:.2f}", sure(speed)
+    ratio, rests = factor(speed.median), sure(speed)
     other = "the original" if precision == "fp32" else f"the original's {precision} file"
     return {
-        "faster": f"{factor} as fast as {other} ({rests})",
-        "slower": f"slower than {other}, at {factor} its speed ({rests})",
+        "faster": f"{ratio} as fast as {other} ({rests})",
+        "slower": f"slower than {other}, at {ratio} its speed ({rests})",
         "as fast": f"as fast as {other} ({rests})",
         "not measurably different": (
-            f"not measurably faster or slower than {other} ({factor}, {rests})"
+            f"not measurably faster or slower than {other} ({ratio}, {rests})"
         ),
     }[speed.pace]
 
@@ -226,7 +237,7 @@ def contract(kept: Kept, *, percent: bool = True) -> str:
     unit = kept.unit or ("pp" if percent else "%")
     low, high = (minus(f"{100 * value:.2f}") for value in (kept.low, kept.high))
     lost = f"lost {points(kept.drop, unit)}"
-    lost += f" ({100 * kept.confidence:g} % interval {low} to {high}, {kept.samples:,} samples)"
+    lost += f" ({confidence(kept.confidence)} interval {low} to {high}, {kept.samples:,} samples)"
     if kept.allowed is None:
         return f"{lost}; no limit was set"
     said = (
@@ -237,11 +248,6 @@ def contract(kept: Kept, *, percent: bool = True) -> str:
         return said
     by = points(abs(kept.margin), short(unit))
     return f"{said}, with {by} to spare" if kept.met else f"{said}, by {by}"
-
-
-def points(drop: float, unit: str | None) -> str:
-    """A drop in its unit."""
-    return minus(f"{100 * drop:.2f} {unit or 'pp'}")
 
 
 #: What each part of a drop is called.
@@ -288,54 +294,52 @@ def _score(verdict: Verdict) -> str:
 
 
 def _shown(verdict: Verdict, value: float) -> str:
-    return f"{100 * value:.2f} %" if verdict.percent else f"{value:.4g}"
+    return score(value, percent=verdict.percent)
 
 
 def _beside(other: Beside) -> str:
     if other.speedup is None:
         return f"Beside the original in {other.precision}: not known, {other.reason}."
-    factor, rests = f"×{other.speedup.median:.2f}", sure(other.speedup)
+    ratio, rests = factor(other.speedup.median), sure(other.speedup)
     start = f"Beside the original in {other.precision} it is"
     match other.pace:
         case "slower":
-            return f"{start} SLOWER, at {factor} the speed of the float original ({rests})."
+            return f"{start} SLOWER, at {ratio} the speed of the float original ({rests})."
         case "faster":
-            return f"{start} {factor} as fast ({rests})."
+            return f"{start} {ratio} as fast ({rests})."
         case "as fast":
             return f"{start} as fast ({rests})."
         case _:
-            return f"{start} not measurably faster or slower ({factor}, {rests})."
+            return f"{start} not measurably faster or slower ({ratio}, {rests})."
 
 
 def _growth(change: Change) -> str:
     before, after = (
         quantity_text(change.quantity, value) for value in (change.before, change.after)
     )
-    by = f" (+{100 * (change.after / change.before - 1):.3g} %)" if change.before else ""
+    by = f" ({relative_change(change.before, change.after)})" if change.before else ""
     origin = "" if change.source is None else f", {change.source}"
     return f"{NAMES[change.quantity]} from {before} to {after}{by}{origin}"
 
 
 def quantity_text(quantity: Quantity, value: float | None) -> str:
     """A value of a quantity with its unit."""
-    if value is None:
-        return NONE
     if quantity == "latency_ms":
-        return f"{decimal(value)} ms"
-    return short_size(value) if quantity.endswith("bytes") else count(value)
+        return milliseconds(value)
+    return size(value) if quantity.endswith("bytes") else count(value)
 
 
 def exact(quantity: Quantity, value: float) -> str:
     """A value to be held against a bound: to the byte."""
     if quantity == "latency_ms":
-        return f"{decimal(value)} ms"
+        return milliseconds(value)
     return f"{count(value)} bytes" if quantity.endswith("bytes") else count(value)
 
 
 def _fit(verdict: Verdict) -> str:
     each = [
-        f"{'flash' if room.memory == 'flash' else 'RAM'} {short_size(room.needed)} of"
-        f" {short_size(room.limit)}{'' if room.fits else ' (TOO MUCH)'}"
+        f"{'flash' if room.memory == 'flash' else 'RAM'} {size(room.needed)} of"
+        f" {size(room.limit)}{'' if room.fits else ' (TOO MUCH)'}"
         for room in verdict.rooms
     ]
     what = "The file fits" if all(room.fits for room in verdict.rooms) else "The file does NOT fit"

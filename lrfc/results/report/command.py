@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
-from lrfc.config.build import BuildConfig
+from lrfc.config.build import Budget, BuildConfig
 from lrfc.config.options import FIELDS, OPTIONS
 from lrfc.results.manifest import Manifest
-from lrfc.results.report.text import option
+from lrfc.text import NONE
 
 #: What a configuration says of data that were given as arrays.
 FROM_PYTHON = "(from Python)"
@@ -45,3 +46,19 @@ def _words(name: str, value: Any) -> list[str]:
         return [word for each in value for word in (flag, str(each))]
     shown = option(value)
     return [flag, shown + _UNITS.get(name, "") if shown[-1].isdigit() else shown]
+
+
+def option(value: Any) -> str:
+    """The value of an option as it is written on the command line: a budget with its unit, a drop in percentage points."""
+    if isinstance(value, Mapping) and {"value", "relative"} <= set(value):
+        return str(Budget.model_validate(value))
+    if isinstance(value, Mapping) and set(value) == {"value", "confidence"}:
+        sure = "" if value["confidence"] is None else f"@{100 * value['confidence']:g}%"
+        return f"{100 * value['value']:.4g}pp{sure}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(option, value)) or NONE
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return NONE if value is None else str(value)

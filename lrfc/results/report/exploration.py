@@ -13,6 +13,7 @@ from lrfc.results.exploration import SHARES, Survey
 from lrfc.results.folder import Reserved
 from lrfc.results.report.chart import chart, legend
 from lrfc.search.candidates import Candidate, LayerSpace, pareto
+from lrfc.text import percent, ranks
 
 
 def write(survey: Survey, place: Reserved) -> Path:
@@ -34,13 +35,14 @@ def render(survey: Survey, shares: Sequence[float]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["percent"] = percent
     names = list(survey.fronts)
     quality = {
         name: [
             (
                 100 * p["macs"] / survey.whole["macs"],
                 p["predicted_divergence"],
-                f"{name}: {100 * p['macs'] / survey.whole['macs']:.1f} % of the MACs",
+                f"{name}: {percent(p['macs'] / survey.whole['macs'])} of the MACs",
             )
             for p in points
         ]
@@ -84,12 +86,11 @@ def _layer(space: LayerSpace, names: Sequence[str]) -> tuple[str, str, str, str]
     best = [c for c in space.candidates if id(c) in kept and c.method]
 
     def point(c: Candidate) -> tuple[float, float, str]:
-        rank = "×".join(map(str, c.ranks))
         return (
             c.macs,
             c.params,
             (
-                f"{c.method} rank {rank}: {c.macs:,} MACs, {c.params:,} parameters, similarity"
+                f"{c.method} {ranks(c.ranks)}: {c.macs:,} MACs, {c.params:,} parameters, similarity"
                 f" {1 - c.error:.3f}"
             ),
         )

@@ -12,7 +12,7 @@ from lrfc.results.candidates import Row
 from lrfc.results.manifest import Manifest
 from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report.chart import chart, legend
-from lrfc.results.report.text import count, decimal, percent
+from lrfc.text import count, decimal, milliseconds, percent
 
 #: Narrow enough for its text to be read on a phone.
 SIZE = (480, 300)
@@ -31,7 +31,7 @@ def front(
         ]
         marked = [(turns[-1], "this plan")] if turns else []
         drawn = [
-            (p["latency"], p["predicted_divergence"], _plan(p, f"{decimal(p['latency'])} ms"))
+            (p["latency"], p["predicted_divergence"], _plan(p, milliseconds(p["latency"])))
             for p in by_latency
         ]
         title = "Predicted divergence of the output against predicted latency"
@@ -86,7 +86,7 @@ def files(manifest: Manifest) -> tuple[str, str] | None:
             (
                 before.latency_ms.p50,
                 factor * before.accuracy,
-                f"original: {timed} {decimal(before.latency_ms.p50)} ms",
+                f"original: {timed} {milliseconds(before.latency_ms.p50)}",
             )
         ]
     }
@@ -97,14 +97,14 @@ def files(manifest: Manifest) -> tuple[str, str] | None:
         (
             a.latency_ms or 0,
             factor * (a.accuracy or 0),
-            f"attempt {i}: {a.source or timed} {decimal(a.latency_ms)} ms",
+            f"attempt {i}: {a.source or timed} {milliseconds(a.latency_ms)}",
         )
         for i, a in enumerate(tried, 1)
     ]
     kept = (
         after.latency_ms.p50,
         factor * after.accuracy,
-        f"the file that ships: {timed} {decimal(after.latency_ms.p50)} ms",
+        f"the file that ships: {timed} {milliseconds(after.latency_ms.p50)}",
     )
     others = [point for point in known if point[:2] != kept[:2]]
     found |= {"the file that ships": [kept]} | ({"not kept": others} if others else {})
@@ -159,12 +159,12 @@ def _curves(name: str, rows: Sequence[Row], methods: Sequence[str]) -> LayerCurv
         time = (
             ""
             if row.latency is None or not whole.latency
-            else f", {100 * row.latency / whole.latency:.0f} % of the predicted time"
+            else f", {percent(row.latency / whole.latency)} of the predicted time"
         )
         return (
             cost,
             max(row.similarity, 0.0),
-            f"{row.label}: similarity {row.similarity:.4f}, {cost:.1f} % of the MACs{time}",
+            f"{row.label}: similarity {row.similarity:.4f}, {percent(cost / 100)} of the MACs{time}",
         )
 
     best = {method: _best([row for row in rows if row.method == method]) for method in methods}
@@ -311,7 +311,7 @@ def rounds(manifest: Manifest) -> str | None:
         for i, t in enumerate(manifest.search.rounds, 1)
     ]
     points = [
-        (p, m, f"plan {i}: predicted {decimal(p)} ms, {source} {decimal(m)} ms")
+        (p, m, f"plan {i}: predicted {milliseconds(p)}, {source} {milliseconds(m)}")
         for i, p, m, source in turns
         if p is not None and m is not None
     ]

@@ -23,22 +23,23 @@ from lrfc.results.manifest import Latency, Layer, Manifest
 from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report import figures
 from lrfc.results.report.chart import legend
-from lrfc.results.report.command import command
-from lrfc.results.report.text import (
-    NONE,
-    change,
-    count,
-    decimal,
-    ms,
-    option,
-    percent,
-    ranks,
-    short_size,
-    size,
-)
-from lrfc.results.verdict import points
+from lrfc.results.report.command import command, option
 from lrfc.system import files
 from lrfc.system.reader import contents, json_object, kind, refused
+from lrfc.text import (
+    NONE,
+    count,
+    decimal,
+    exact_size,
+    factor,
+    milliseconds,
+    percent,
+    points,
+    ranks,
+    relative_change,
+    shape,
+    size,
+)
 
 NAME = "report.html"
 #: The one script: sorts tables, and shows one layer's curves at a time. Without it everything is
@@ -170,13 +171,20 @@ def render(content: Content) -> str:
     environment.filters |= {
         "count": count,
         "size": size,
-        "short_size": short_size,
+        "exact_size": exact_size,
         "percent": percent,
         "decimal": decimal,
+        "factor": factor,
+        "milliseconds": milliseconds,
         "option": option,
         "ranks": ranks,
     }
-    environment.globals |= {"change": change, "count": count, "short_size": short_size, "ms": ms}
+    environment.globals |= {
+        "relative_change": relative_change,
+        "count": count,
+        "size": size,
+        "decimal": decimal,
+    }
     manifest, ops = content.manifest, content.ops
     kept_original = verdicts.kept_original(manifest)
     found = manifest.verdict or verdicts.judged(manifest)
@@ -256,7 +264,7 @@ def layers(
 
 
 def _side(ops: Sequence[OpCost]) -> tuple[tuple[str, ...], int | None, float | None]:
-    kernels = tuple("×".join(map(str, op.kernel)) for op in ops if op.kernel)
+    kernels = tuple(shape(op.kernel) for op in ops if op.kernel)
     times = [op.predicted_ms for op in ops if op.predicted_ms is not None]
     return (
         kernels,
@@ -355,22 +363,22 @@ def cards(manifest: Manifest) -> list[tuple[str, str, str]]:
         first, second = getattr(before, quantity), getattr(after, quantity)
         if first and second is not None:
             kept, saved = (
-                f"{100 * second / first:.1f} % kept",
-                f"{100 * (1 - second / first):.1f} % saved",
+                f"{percent(second / first)} kept",
+                f"{percent(1 - second / first)} saved",
             )
             if second > first:
                 kept, saved = (
-                    f"×{second / first:.2f}",
-                    f"{100 * (second / first - 1):.1f} % more than before",
+                    factor(second / first),
+                    f"{percent(second / first - 1)} more than before",
                 )
             found.append((name, kept, saved))
     if ratio is not None:
-        found.append(("Speed-up", f"×{ratio.median:.2f}", verdicts.sure(ratio)))
+        found.append(("Speed-up", factor(ratio.median), verdicts.sure(ratio)))
     whole = manifest.float_original
     if whole is not None and whole.speedup is not None:
         over = whole.speedup
         word = "SLOWER than the float original; " if over.pace == "slower" else ""
-        found.append(("Beside fp32", f"×{over.median:.2f}", f"{word}{verdicts.sure(over)}"))
+        found.append(("Beside fp32", factor(over.median), f"{word}{verdicts.sure(over)}"))
     if after.accuracy is not None:
         since = (
             "on the test data"
@@ -395,21 +403,29 @@ def rows(manifest: Manifest) -> list[Row]:
     found = [
         _row("MACs", before.macs, after.macs, count),
         _row("Parameters", before.params, after.params, count),
-        _row("File size", before.file_bytes, after.file_bytes, size),
-        _row("Planned activation arena", before.arena_bytes, after.arena_bytes, size),
+        _row("File size", before.file_bytes, after.file_bytes, exact_size),
+        _row("Planned activation arena", before.arena_bytes, after.arena_bytes, exact_size),
         *_latencies(manifest),
     ]
     timed = after.latency_ms is None or after.latency_ms.source == MEASURED
     if before.cycles is None and timed:
         note = "measured, of the process, runtime included"
         found.append(
-            _row("Peak resident memory", before.peak_rss_bytes, after.peak_rss_bytes, size, note)
+            _row(
+                "Peak resident memory",
+                before.peak_rss_bytes,
+                after.peak_rss_bytes,
+                exact_size,
+                note,
+            )
         )
     elif before.cycles is not None:
         found.append(_row("NPU cycles", before.cycles, after.cycles, count, EXPLAINED[COMPILED]))
-        found.append(_row("SRAM", before.sram_bytes, after.sram_bytes, size, EXPLAINED[COMPILED]))
         found.append(
-            _row("Flash", before.flash_bytes, after.flash_bytes, size, EXPLAINED[COMPILED])
+            _row("SRAM", before.sram_bytes, after.sram_bytes, exact_size, EXPLAINED[COMPILED])
+        )
+        found.append(
+            _row("Flash", before.flash_bytes, after.flash_bytes, exact_size, EXPLAINED[COMPILED])
         )
     return [*found, _score(manifest)]
 
@@ -433,11 +449,11 @@ def _latencies(manifest: Manifest) -> list[Row]:
 
 
 def _timed(name: str, before: float, after: float, ratio: Speedup | None, note: str) -> Row:
-    first, second = (f"{decimal(value)} ms" for value in (before, after))
+    first, second = (milliseconds(value) for value in (before, after))
     if ratio is None:
         return Row(name, first, second, note=note)
     kept = 1 / ratio.median
-    return Row(name, first, second, percent(kept), percent(1 - kept), f"×{ratio.median:.2f}", note)
+    return Row(name, first, second, percent(kept), percent(1 - kept), factor(ratio.median), note)
 
 
 def _score(manifest: Manifest) -> Row:
@@ -467,7 +483,7 @@ def _row(
         second,
         percent(kept),
         percent(1 - kept),
-        f"×{decimal(before / after, 3)}" if after else NONE,
+        factor(before / after if after else None),
         note,
     )
 
