@@ -100,15 +100,15 @@ def test_the_reasons_by_hand() -> None:
     smaller, larger, whole = explain(rows, "a").sentences
     assert (
         smaller
-        == "smaller, svd 1: -100 MACs, -100 parameters, predicted divergence +0.3; it saves MACs,"
-        " but its effect on the output is larger than what the MACs are worth elsewhere"
+        == "smaller rank, svd 1: −100 MACs, −100 parameters, predicted divergence +0.3; it saves"
+        " MACs, but saving them in other layers costs less divergence"
     )
     assert (
         larger
-        == "larger, svd 3: +100 MACs, +100 parameters, predicted divergence -0.05; the same MACs do"
-        " more at b (svd 2: -0.3)"
+        == "larger rank, svd 3: +100 MACs, +100 parameters, predicted divergence −0.05; the same"
+        " MACs are worth more in layer b (svd 2: −0.3)"
     )
-    assert whole.startswith("instead, as it is: +200 MACs")
+    assert whole.startswith("without a method, unchanged: +200 MACs")
     assert explain([row("a", 1, 5, 0.1)], "a").chosen is None
 
 
@@ -148,7 +148,7 @@ def test_a_folder_without_candidates_and_a_damaged_file_are_refused(tmp_path) ->
     with pytest.raises(
         UsageError,
         match=(
-            r"holds no exploration: it has no readable candidates\.csv; make one with lrfc build or"
+            r"holds no exploration: it has no readable candidates\.csv; create one with lrfc build or"
             r" lrfc explore"
         ),
     ):

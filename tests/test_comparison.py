@@ -144,7 +144,7 @@ def test_where_less_is_better_more_is_a_regression(tmp_path: Path) -> None:
     places = [folder(tmp_path / str(value), accuracy=value, scores=scores) for value in (2.0, 2.3)]
     assert not compare(*places, ["accuracy=10%"]).verdicts[0].ok
     assert compare(*reversed(places), ["accuracy=10%"]).verdicts[0].ok
-    assert "mse is no share" in compare(*places, ["accuracy=1pp"]).verdicts[0].told
+    assert "mse is not a percentage" in compare(*places, ["accuracy=1pp"]).verdicts[0].told
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_sides_are_folders_manifests_and_models(tmp_path: Path) -> None:
     model.save(tmp_path / "net.keras")
     found = side(tmp_path / "net.keras")
     assert (found.figures["params"], found.figures["latency"]) == (model.count_params(), None)
-    assert all(layer.label == "as it is" for layer in found.layers.values())
+    assert all(layer.label == "unchanged" for layer in found.layers.values())
     (tmp_path / "net.tflite").write_bytes(b"1234")
     assert side(tmp_path / "net.tflite").figures["size"] == 4
     for name in ("gone", "text.txt"):
@@ -213,7 +213,7 @@ def test_layers_that_have_lost_filters(tmp_path: Path) -> None:
         folder(tmp_path / "a", layers=whole), folder(tmp_path / "b", layers=layers(16, 24))
     )
     assert [(name, old and old.label, new and new.label) for name, old, new in found.changed] == [
-        ("conv", "as it is", "16 of 64 filters"),
+        ("conv", "unchanged", "16 of 64 filters"),
         ("other", "svd 4", "svd 4, 24 of 32 filters"),
     ]
     assert found.to_json()["layers"][0]["after"]["filters"] == (16, 64)

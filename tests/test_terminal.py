@@ -282,9 +282,9 @@ def test_filters_are_counted_by_layer() -> None:
         ),
         (
             {"filters_before": 8, "filters_after": 8, "filters_reason": "it has a reason"},
-            ["→ as it is 5 7 100.00 %", "filters: all 8 stay: it has a reason"],
+            ["→ unchanged 5 7 100.00 %", "filters: all 8 stay: it has a reason"],
         ),
-        ({}, ["→ as it is 5 7 100.00 %", "taken: as it is too small"]),
+        ({}, ["→ unchanged 5 7 100.00 %", "chosen: unchanged too small"]),
     ],
 )
 def test_an_explanation_shows_what_was_built(filters: dict[str, Any], said: list[str]) -> None:
@@ -302,7 +302,9 @@ def test_an_explanation_shows_what_was_built(filters: dict[str, Any], said: list
 def test_an_explanation_without_candidates_has_costs_and_the_reason() -> None:
     term, out, _ = terminal()
     term.explanation(Explanation("b", (), None, (), result().manifest.layers[1]))
-    assert " ".join(out.getvalue().split()) == "params 5 → 5, MACs 7 → 7 taken: as it is too small"
+    assert (
+        " ".join(out.getvalue().split()) == "params 5 → 5, MACs 7 → 7 chosen: unchanged too small"
+    )
 
 
 @pytest.mark.parametrize("names", [(), ("one",), ("one", "two")], ids=len)
