@@ -153,7 +153,7 @@ def test_what_is_not_ours_is_not_replaced(tmp_path: Path, monkeypatch: pytest.Mo
     assert "not empty and was not written by lrfc" in said(tmp_path / "photos")
     assert (tmp_path / "photos" / "one.jpg").read_text() == "precious"
     assert "is a file" in said(tmp_path / "photos" / "one.jpg")
-    assert "cannot be made" in said(tmp_path / "photos" / "one.jpg" / "out")
+    assert "cannot be created" in said(tmp_path / "photos" / "one.jpg" / "out")
     fill(tmp_path / "ours")
     assert "exists already" in said(tmp_path / "ours", overwrite=False)
     monkeypatch.chdir(tmp_path / "ours")
