@@ -299,7 +299,7 @@ def test_a_page_of_estimates_does_not_speak_of_measurements() -> None:
 
 def test_the_ladder_has_the_steps_that_were_measured() -> None:
     assert Page(render(made(), FASTER, POINTS, None)).tables["accuracy"][1:] == [
-        ["Original, in float", "98.00 %"],
+        ["Original in float", "98.00 %"],
         ["Factorized", "61.00 %"],
         ["BatchNorm re-estimated", "83.00 %"],
         ["Emitted file", "97.00 %"],
@@ -332,7 +332,7 @@ def test_every_layer_has_its_row() -> None:
     [
         (
             FASTER,
-            "is ×1.80 as fast as the original (measured in turns, 95 % interval 1.70 to 1.90)",
+            "is ×1.80 as fast as the original (measured, 95 % interval 1.70 to 1.90)",
         ),
         (ratio_of(0.5, 0.4, 0.6), "is slower than the original, at ×0.50 its speed"),
         (ratio_of(1.2, 0.9, 1.4), "is not measurably faster or slower"),
@@ -344,7 +344,7 @@ def test_the_verdict_claims_a_speed_only_when_the_whole_interval_does(
 ) -> None:
     text = Page(render(made(), ratio, POINTS, None)).text
     assert said in text
-    assert "Accuracy 97.00 %, of 98.00 % in float." in text
+    assert "Accuracy 97.00 % (original in float: 98.00 %)." in text
     assert 'role="alert"' not in render(made(), ratio, POINTS, None)
 
 
@@ -366,7 +366,7 @@ def test_without_gain_nothing_is_claimed_of_the_original() -> None:
     ).text
     assert "Compression brought no gain on local, so the original was kept." in text
     assert "It keeps" not in text
-    assert "of the compressed file, which was not kept" in text
+    assert "of the compressed file, which does not ship" in text
 
 
 def test_the_plot_is_well_formed_and_has_a_table() -> None:
@@ -475,9 +475,9 @@ def test_the_verdict_shows_kept_and_saved_and_how_sure_both_are() -> None:
         "×1.80",
         "95 % interval 1.70 to 1.90",
         "97.00 %",
-        "98.00 % before, in float; lost 0.50 pp (95 % interval −0.10 to 1.10, 400 samples)",
+        "original in float 98.00 %; drop 0.50 pp (95 % interval −0.10 to 1.10, 400 samples)",
         (
-            "on 1,200 samples the file that ships has 97.20 % by the former, 96.50 % by the latter."
+            "on 1,200 samples the file that ships has 97.20 % with the former, 96.50 % with the latter."
             " local rounds as the reference kernels do"
         ),
     ):
@@ -488,7 +488,7 @@ def test_filters_are_counted_and_groups_are_in_units() -> None:
     page = Page(full())
     head, conv, dense = page.tables["layers"]
     assert [row[3].strip() for row in (head, conv, dense)] == ["Filters", "64 → 16", "2"]
-    assert "1 of 2 layers factorized, 1 with fewer filters." in page.text
+    assert "1 of 2 layers factorized, 1 pruned." in page.text
     assert "Filters: its filters are the model's output 'head'" in page.text
     assert page.tables["filters"] == [
         ["Group", "Units", "Predicted divergence", "Layers"],
@@ -523,7 +523,7 @@ def test_without_methods_no_other_plans_are_drawn() -> None:
         candidates=CANDIDATES,
     )
     page = Page(html)
-    assert "Methods were left aside (--prune only)" in page.text
+    assert "No factorization was tried (--prune only)" in page.text
     assert "front" not in page.tables
     assert "curves" not in page.tables
     assert "Similarity against rank" not in page.text
@@ -560,22 +560,22 @@ def rounded(*, counted: bool = True) -> Manifest:
 def test_the_score_of_the_original_says_whether_it_is_that_of_its_file() -> None:
     page = Page(render(rounded(), FASTER, POINTS, None))
     for said in (
-        "Accuracy 38.40 %, of 38.90 % in float: lost 1.80 pp (95 % interval",
-        "38.90 % before, in float; lost 1.80 pp (95 % interval",
+        "Accuracy 38.40 % (original in float: 38.90 %): drop 1.80 pp (95 % interval",
+        "original in float 38.90 %; drop 1.80 pp (95 % interval",
         "The original's emitted file and the one that ships, both int8.",
         (
-            "The drop is a sum: −0.20 pp by compression, in float + 0.70 pp by the emitted file"
-            " against that network + 1.30 pp by the reference kernels"
+            "The drop in parts: −0.20 pp by compression in float + 0.70 pp by emission of the file"
+            " + 1.30 pp by the reference kernels"
         ),
         (
-            "It is counted from the original in float, which has 38.90 %; the original's own file"
-            " has 40.50 %."
+            "The drop is relative to the original in float (38.90 %); the original's own file has"
+            " 40.50 %."
         ),
     ):
         assert said in page.text
-    assert page.tables["accuracy"][1] == ["Original, in float", "38.90 %"]
+    assert page.tables["accuracy"][1] == ["Original in float", "38.90 %"]
     assert page.tables["figures"][-1][:3] == ["Accuracy", "38.90 %", "38.40 % (drop 1.80 pp)"]
-    drops = re.findall(r"(?:lost|drop) (\S+) pp", page.text)
+    drops = re.findall(r"drop (\S+) pp", page.text)
     assert set(drops) == {"1.80"}, "one drop on the page"
     assert "−2.10" not in page.text
 
@@ -604,9 +604,9 @@ def test_where_cycles_are_known_the_times_of_layers_add_up_to_the_latency() -> N
     ops = OpProfile(overhead_ms=0.1, before=tuple(sides[0]), after=tuple(sides[1]))
     page = Page(render(manifest, FASTER, POINTS, None, ops=ops))
     assert page.tables["times"][1:] == [
-        ["conv1", "0.850", "0.400", ""],
-        ["pool", "0.050", "0.050", ""],
-        ["head", "0.100", "0.100", ""],
+        ["conv1", "0.85", "0.4", ""],
+        ["pool", "0.05", "0.05", ""],
+        ["head", "0.1", "0.1", ""],
     ]
     assert [row[6].strip() for row in page.tables["layers"][1:]] == ["0.85 → 0.4", "0.1"]
     assert (
@@ -625,10 +625,10 @@ def test_a_drop_says_what_it_is_a_share_of() -> None:
     )
     told = {
         "% of the variance of the labels": (
-            "3.1 before, in float; lost 2.00 % of the variance of the labels (95 % interval −1.00"
+            "original in float 3.1; drop 2.00 % of the variance of the labels (95 % interval −1.00"
             " to 3.00,"
         ),
-        None: "lost 2.00 % (95 % interval",
+        None: "drop 2.00 % (95 % interval",
     }
     for unit, text in told.items():
         scores = Accuracy(
@@ -705,10 +705,10 @@ def test_bars_follow_one_another() -> None:
     html = full()
     table = Page(html).tables["times"]
     assert table[1:] == [
-        ["conv1", "1.000", "0.500", ""],
-        ["pool", "0.500", "0.500", ""],
-        ["head", "0.400", "0.400", ""],
-        ["beside the ops", "0.100", "0.100", ""],
+        ["conv1", "1", "0.5", ""],
+        ["pool", "0.5", "0.5", ""],
+        ["head", "0.4", "0.4", ""],
+        ["outside of the ops", "0.1", "0.1", ""],
     ]
     assert "margin-left:0.00%;width:50.00%" in html
     assert "margin-left:50.00%;width:25.00%" in html

@@ -168,7 +168,7 @@ def test_the_table_of_a_build() -> None:
     assert "×3.90 as fast as the original" in text
     assert "×4.00 as" not in text
     assert "accuracy: before 90.00 % → artifact 90.00 %" in text
-    assert "measured in turns, 95 % interval 3.80 to 4.10" in text
+    assert "measured, 95 % interval 3.80 to 4.10" in text
     assert "1 svd" in text
     assert "1 not factorized" in text
     assert "layers.csv" in text
@@ -240,7 +240,7 @@ def test_a_drop_says_what_it_is_a_share_of() -> None:
     term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"accuracy": scores})))
     term.show_results(as_json=False)
     told = (
-        "lost 2.00 % of the variance of the labels (95 % interval 0.00 to 3.00, 400 samples); 1 %"
+        "drop 2.00 % of the variance of the labels (95 % interval 0.00 to 3.00, 400 samples); 1 %"
         " allowed: broken, by 1.00 %."
     )
     assert told in " ".join(out.getvalue().split())

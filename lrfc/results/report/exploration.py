@@ -1,4 +1,4 @@
-"""The page of an exploration: how the solutions of each method spread between memory and MACs."""
+"""explore.html, the page of an exploration: the plans of each method by memory and MACs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(survey: Survey, place: Reserved) -> Path:
 
 
 def render(survey: Survey, shares: Sequence[float]) -> str:
-    """The page as text; ``shares`` of the MACs head the table."""
+    """Return the page as text. ``shares``: the columns of its table, fractions of the MACs."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -81,9 +81,9 @@ def _methods(spaces: Sequence[LayerSpace]) -> list[str]:
 
 
 def _layer(space: LayerSpace, names: Sequence[str]) -> tuple[str, str, str, str]:
-    """Name, kind, chart and one sentence of a layer."""
-    kept = {id(c) for c in pareto(space.candidates)}
-    best = [c for c in space.candidates if id(c) in kept and c.method]
+    """The name, kind, chart and caption of a layer."""
+    undominated = {id(c) for c in pareto(space.candidates)}
+    best = [c for c in space.candidates if id(c) in undominated and c.method]
 
     def point(c: Candidate) -> tuple[float, float, str]:
         return (
@@ -96,7 +96,7 @@ def _layer(space: LayerSpace, names: Sequence[str]) -> tuple[str, str, str, str]
         )
 
     series = {name: [point(c) for c in best if c.method == name] for name in names}
-    drawn = chart(
+    figure = chart(
         series,
         f"{space.op.name}: parameters against MACs",
         "MACs",
@@ -104,5 +104,5 @@ def _layer(space: LayerSpace, names: Sequence[str]) -> tuple[str, str, str, str]
         size=(320, 220),
         dot=2.5,
     )
-    told = f"{len(space.candidates)} candidates, {len(best)} of them not dominated"
-    return space.op.name, space.op.kind, drawn, told
+    caption = f"{len(space.candidates)} candidates, {len(best)} of them undominated"
+    return space.op.name, space.op.kind, figure, caption

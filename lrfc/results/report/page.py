@@ -1,11 +1,11 @@
-"""report.html: one self-contained page drawn from the files of an output folder alone, so that it can say nothing that was not recorded."""
+"""report.html: one self-contained page, rendered from the files of an output folder alone."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from lrfc.metrics.source import COMPILED, EXPLAINED, MEASURED
 from lrfc.results import candidates as choices
 from lrfc.results import op_costs
 from lrfc.results import verdict as verdicts
-from lrfc.results.manifest import Latency, Layer, Manifest
+from lrfc.results.manifest import STAGES, Latency, Layer, Manifest
 from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report import figures
 from lrfc.results.report.chart import legend
@@ -42,27 +42,17 @@ from lrfc.text import (
 )
 
 NAME = "report.html"
-#: The one script: sorts tables, and shows one layer's curves at a time. Without it everything is
-#: there, unsorted.
+#: The page's only script: it sorts tables and shows the curves of one layer at a time. Without it
+#: the page is complete, but unsorted.
 SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-
-_RUNGS = {
-    "before": "Original, in float",
-    "factorized": "Factorized",
-    "pruned": "Filters cut",
-    "recalibrated": "BatchNorm re-estimated",
-    "refitted": "Layers refitted",
-    "finetuned": "Fine-tuned",
-    "artifact": "Emitted file",
-}
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a page is drawn from.
+    """The content of an output folder, as far as the page shows it.
 
-    ``points`` and ``by_latency``: the Pareto fronts of pareto.json. ``ops``: None for the folder of
-    an older lrfc.
+    ``points``, ``by_latency``: the Pareto fronts of pareto.json. ``ops``: the per-op profile; None
+    from an older lrfc.
     """
 
     manifest: Manifest
@@ -74,7 +64,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity before and after, as text; ``note`` says where the figures come from."""
+    """One quantity before and after, as text. ``note``: the source of the figures."""
 
     name: str
     before: str
@@ -87,7 +77,11 @@ class Row:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer of the table: what the manifest says, and of its ops their kernels, bytes and predicted milliseconds before and after."""
+    """One row of the table of layers.
+
+    ``layer``: the manifest's entry. ``kernels``, ``bytes``, ``ms``: the kernel shapes, weight bytes
+    and predicted milliseconds of the layer's ops, before and after.
+    """
 
     layer: Layer
     kernels: tuple[tuple[str, ...], tuple[str, ...]]
@@ -97,7 +91,10 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class NPURow:
-    """What an NPU's compiler says of a layer with all of its factors, before and after; ``cpu``: the operators that are left to the CPU."""
+    """The costs of a layer with all its factors on an NPU, before and after, by its compiler.
+
+    ``cpu``: the operators that run on the CPU.
+    """
 
     name: str
     before: Mapping[str, int | None]
@@ -106,15 +103,15 @@ class NPURow:
 
 
 def write(folder: Path) -> Path:
-    """Draw the page of an output folder anew. UsageError when the folder is none."""
+    """Render the page of an output folder and write it there. UsageError for any other folder."""
     path = folder / NAME
     if path.is_symlink():  # a folder from somebody else must not decide which file is overwritten
-        raise UsageError(f"'{path}' is a link, and what it leads to is not overwritten; remove it")
+        raise UsageError(f"'{path}' is a link, and its target is not overwritten; remove the link")
     return files.write(path, render(read(folder)), way_out="copy the folder to another place")
 
 
 def read(folder: Path) -> Content:
-    """What an output folder recorded."""
+    """Read the content of an output folder."""
     manifest = Manifest.read(folder)
     rows = choices.read(folder) if kind(folder / choices.NAME) is not None else ()
     ops = OpProfile.read(folder) if kind(folder / op_costs.NAME) is not None else None
@@ -160,7 +157,32 @@ def _fronts(path: Path) -> _Fronts:
 
 
 def render(content: Content) -> str:
-    """The page as text."""
+    """Return the page as text."""
+    manifest = content.manifest
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            m=manifest,
+            title=Path(manifest.input.path).name,
+            source=None if manifest.after.latency_ms is None else manifest.after.latency_ms.source,
+            precision=manifest.config.get("precision"),
+            tuning=figures.tuning(manifest),
+            rounds=figures.rounds(manifest),
+            files=figures.files(manifest),
+            command=command(manifest),
+            quoted_input=shlex.quote(manifest.input.path),
+            script=SCRIPT,
+            script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+            NONE=NONE,
+            **_verdict(manifest),
+            **_layers(manifest, content.ops),
+            **_choices(content),
+        )
+    )
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -185,85 +207,87 @@ def render(content: Content) -> str:
         "size": size,
         "decimal": decimal,
     }
-    manifest, ops = content.manifest, content.ops
+    return environment
+
+
+def _verdict(manifest: Manifest) -> dict[str, Any]:
+    """The verdict, the table of figures and the accuracy by stage."""
+    verdict = manifest.verdict or verdicts.judged(manifest)
     kept_original = verdicts.kept_original(manifest)
-    found = manifest.verdict or verdicts.judged(manifest)
-    # Nothing was weighed against the layers as they are: there are no other plans to show.
+    return {
+        "verdict": verdicts.headline(verdict),
+        "details": verdicts.details(verdict),
+        "kept_original": kept_original,
+        "cards": [] if kept_original else cards(manifest),
+        "sure": None if manifest.speedup is None else verdicts.sure(manifest.speedup),
+        "rows": rows(manifest),
+        "baselines": baselines(manifest),
+        "stages": [
+            (f"{STAGES[stage][0].upper()}{STAGES[stage][1:]}", manifest.accuracy.shown(value))
+            for stage, value in manifest.accuracy.ladder().items()
+        ],
+    }
+
+
+def _layers(manifest: Manifest, ops: OpProfile | None) -> dict[str, Any]:
+    """The table of layers with their times, and the charts of the per-op profile."""
+    in_cycles = None if ops is None else by_cycles(manifest, ops)
+    times = in_cycles or ops
+    device = option(manifest.device)
+    times_source = f"predicted for {device} from its cost profile, not measured"
+    if in_cycles is not None:
+        times_source = f"compiled: the cycles that the compiler of {device} counts, at its clock"
+    return {
+        "changed": sum(layer.method is not None for layer in manifest.layers),
+        "cut": sum(layer.cut for layer in manifest.layers),
+        "counted": any(layer.filters_before is not None for layer in manifest.layers),
+        "layers": layers(manifest, times, kept_original=verdicts.kept_original(manifest)),
+        "bars": figures.waterfall(times) if times is not None else [],
+        "times_source": times_source,
+        "by_cycles": in_cycles is not None,
+        "npu": npu(ops) if ops is not None else [],
+        "memory": figures.memory(ops) if ops is not None else None,
+        "memory_key": legend(["before", "after"]),
+    }
+
+
+def _choices(content: Content) -> dict[str, Any]:
+    """The Pareto fronts and the candidates of each layer; none of them with --prune only."""
+    manifest = content.manifest
     only_cut = manifest.config.get("prune") == "only"
-    clocked = None if ops is None else by_cycles(manifest, ops)
-    times = clocked or ops
-    times_told = f"predicted for {option(manifest.device)} from its cost profile, not measured"
-    if clocked is not None:
-        times_told = (
-            f"compiled: the cycles that the compiler of {option(manifest.device)} counts, at its"
-            " clock"
-        )
     curves, key = figures.similarities(() if only_cut else content.candidates)
     points, by_latency = ((), ()) if only_cut else (content.points, content.by_latency)
-    return environment.get_template("page.html.j2").render(
-        m=manifest,
-        title=Path(manifest.input.path).name,
-        verdict=verdicts.headline(found),
-        details=verdicts.details(found),
-        kept_original=kept_original,
-        cards=[] if kept_original else cards(manifest),
-        source=None if manifest.after.latency_ms is None else manifest.after.latency_ms.source,
-        sure=None if manifest.speedup is None else verdicts.sure(manifest.speedup),
-        rows=rows(manifest),
-        precision=manifest.config.get("precision"),
-        baselines=baselines(manifest),
-        ladder=[
-            (_RUNGS[rung], manifest.accuracy.shown(value))
-            for rung, value in manifest.accuracy.ladder().items()
-        ],
-        changed=sum(layer.method is not None for layer in manifest.layers),
-        cut=sum(layer.cut for layer in manifest.layers),
-        counted=any(layer.filters_before is not None for layer in manifest.layers),
-        layers=layers(manifest, times, kept_original=kept_original),
-        only_cut=only_cut,
-        points=sorted(points, key=lambda point: point["macs"]),
-        by_latency=by_latency,
-        front=figures.front(points, by_latency, manifest) if points or by_latency else None,
-        files=figures.files(manifest),
-        curves=curves,
-        first_curve=next(
-            (curve for curve in curves if curve.changed), curves[0] if curves else None
-        ),
-        curves_key=key,
-        bars=figures.waterfall(times) if times is not None else [],
-        times_told=times_told,
-        by_cycles=clocked is not None,
-        npu=npu(ops) if ops is not None else [],
-        memory=figures.memory(ops) if ops is not None else None,
-        memory_key=legend(["before", "after"]),
-        rounds=figures.rounds(manifest),
-        tuning=figures.tuning(manifest),
-        command=command(manifest),
-        quoted_input=shlex.quote(manifest.input.path),
-        script=SCRIPT,
-        script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
-        NONE=NONE,
-    )
+    first = next((curve for curve in curves if curve.changed), curves[0] if curves else None)
+    return {
+        "only_cut": only_cut,
+        "points": sorted(points, key=lambda point: point["macs"]),
+        "by_latency": by_latency,
+        "front": figures.front(points, by_latency, manifest) if points or by_latency else None,
+        "curves": curves,
+        "first_curve": first,
+        "curves_key": key,
+    }
 
 
 def layers(
     manifest: Manifest, ops: OpProfile | None, *, kept_original: bool = False
 ) -> list[LayerRow]:
-    """The table of layers."""
-    found = []
+    """The rows of the table of layers."""
+    table = []
     for layer in manifest.layers:
         sides = [
             [op for op in side if op.layer == layer.name]
             for side in ((ops.before, ops.after) if ops is not None else ((), ()))
         ]
-        if kept_original:  # the ops are those of a file that was not kept
+        if kept_original:  # the ops after are those of a file that was not kept
             sides[1] = sides[0]
-        kernels, stored, times = zip(*map(_side, sides), strict=True)
-        found.append(LayerRow(layer, kernels, stored, times))
-    return found
+        kernels, weights, times = zip(*map(_side, sides), strict=True)
+        table.append(LayerRow(layer, kernels, weights, times))
+    return table
 
 
 def _side(ops: Sequence[OpCost]) -> tuple[tuple[str, ...], int | None, float | None]:
+    """The kernel shapes, the weight bytes and the predicted milliseconds of a layer's ops."""
     kernels = tuple(shape(op.kernel) for op in ops if op.kernel)
     times = [op.predicted_ms for op in ops if op.predicted_ms is not None]
     return (
@@ -274,9 +298,9 @@ def _side(ops: Sequence[OpCost]) -> tuple[tuple[str, ...], int | None, float | N
 
 
 def by_cycles(manifest: Manifest, ops: OpProfile) -> OpProfile | None:
-    """The ops with the time of their cycles in the place of the predicted one: together they take what the file takes.
+    """The ops with their compiled cycles as times, which add up to the latency of the file.
 
-    None where cycles are not known.
+    None where the cycles are unknown.
     """
     before = manifest.before
     if (
@@ -287,20 +311,20 @@ def by_cycles(manifest: Manifest, ops: OpProfile) -> OpProfile | None:
         return None
     ms_per_cycle = before.latency_ms.p50 / before.cycles  # one clock for both files
 
-    def side(listed: Sequence[OpCost]) -> tuple[OpCost, ...]:
+    def side(ops: Sequence[OpCost]) -> tuple[OpCost, ...]:
         return tuple(
             op.model_copy(
                 update={"predicted_ms": None if op.cycles is None else op.cycles * ms_per_cycle}
             )
-            for op in listed
+            for op in ops
         )
 
     return OpProfile(overhead_ms=0.0, before=side(ops.before), after=side(ops.after))
 
 
 def npu(ops: OpProfile) -> list[NPURow]:
-    """Cycles and memory layer by layer; empty where no compiler told them."""
-    found = []
+    """Cycles and memory of each layer; empty for a device without a compiler."""
+    table = []
     for name in dict.fromkeys(
         op.layer for op in (*ops.before, *ops.after) if op.cycles is not None
     ):
@@ -308,23 +332,24 @@ def npu(ops: OpProfile) -> list[NPURow]:
             [op for op in side if op.layer == name] for side in (ops.before, ops.after)
         )
         cpu = dict.fromkeys(operator for op in (*before, *after) for operator in op.cpu)
-        found.append(NPURow(name, _spent(before), _spent(after), tuple(cpu)))
-    return found
+        table.append(NPURow(name, _merged(before), _merged(after), tuple(cpu)))
+    return table
 
 
-def _spent(ops: Sequence[OpCost]) -> dict[str, int | None]:
-    how: dict[str, Callable[[Sequence[int]], int]] = {
+def _merged(ops: Sequence[OpCost]) -> dict[str, int | None]:
+    """The cycles and the memory of a layer's ops together; None for an unknown quantity."""
+    merges: dict[str, Callable[[Sequence[int]], int]] = {
         "cycles": sum,
         "sram_bytes": max,
         "flash_bytes": sum,
     }
     known = {
         quantity: [value for op in ops if (value := getattr(op, quantity)) is not None]
-        for quantity in how
+        for quantity in merges
     }
     return {
         quantity: merge(known[quantity]) if known[quantity] else None
-        for quantity, merge in how.items()
+        for quantity, merge in merges.items()
     }
 
 
@@ -332,120 +357,111 @@ def _spent(ops: Sequence[OpCost]) -> dict[str, int | None]:
 
 
 def baselines(manifest: Manifest) -> str:
-    """The parts of the drop, and what it is counted from where the original's file differs."""
+    """The parts of the drop, and its baseline where the original's file has another score."""
     scores, file = manifest.accuracy, manifest.original_file
-    said = []
+    sentences = []
     if scores.kept is not None and (summed := verdicts.parts(scores.kept)):
-        said.append(f"The drop is a sum: {summed}.")
+        sentences.append(f"The drop in parts: {summed}.")
     if file is not None and scores.before is not None:
-        said.append(
-            f"It is counted from the original in float, which has {scores.shown(scores.before)};"
+        sentences.append(
+            f"The drop is relative to the original in float ({scores.shown(scores.before)});"
             f" the original's own file has {scores.shown(file)}."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def cards(manifest: Manifest) -> list[tuple[str, str, str]]:
-    """The figures that people look for first: what each is, what is kept, and what that saves or how sure it is."""
-    before, after, ratio, scores = (
-        manifest.before,
-        manifest.after,
-        manifest.speedup,
-        manifest.accuracy,
-    )
-    found = []
+    """The most important figures: name, value, and a remark such as the saving or the source."""
+    return [*_cost_cards(manifest), *_speed_cards(manifest), *_score_cards(manifest)]
+
+
+def _cost_cards(manifest: Manifest) -> Iterator[tuple[str, str, str]]:
     for name, quantity in (
         ("MACs", "macs"),
         ("Parameters", "params"),
         ("File size", "file_bytes"),
         ("Activation memory", "arena_bytes"),
     ):
-        first, second = getattr(before, quantity), getattr(after, quantity)
-        if first and second is not None:
-            kept, saved = (
-                f"{percent(second / first)} kept",
-                f"{percent(1 - second / first)} saved",
-            )
-            if second > first:
-                kept, saved = (
-                    factor(second / first),
-                    f"{percent(second / first - 1)} more than before",
-                )
-            found.append((name, kept, saved))
-    if ratio is not None:
-        found.append(("Speed-up", factor(ratio.median), verdicts.sure(ratio)))
-    whole = manifest.float_original
-    if whole is not None and whole.speedup is not None:
-        over = whole.speedup
-        word = "SLOWER than the float original; " if over.pace == "slower" else ""
-        found.append(("Beside fp32", factor(over.median), f"{word}{verdicts.sure(over)}"))
-    if after.accuracy is not None:
-        since = (
-            "on the test data"
-            if scores.before is None
-            else f"{scores.shown(scores.before)} before, in float"
-        )
-        if scores.kept is not None:
-            since += f"; {verdicts.contract(scores.kept, percent=scores.percent)}"
-        found.append(
-            ((scores.metric or "accuracy").capitalize(), scores.shown(after.accuracy), since)
-        )
-    return found
+        before, after = getattr(manifest.before, quantity), getattr(manifest.after, quantity)
+        if not before or after is None:
+            continue
+        share = after / before
+        if share > 1:
+            yield name, factor(share), f"{percent(share - 1)} more than before"
+        else:
+            yield name, f"{percent(share)} kept", f"{percent(1 - share)} saved"
+
+
+def _speed_cards(manifest: Manifest) -> Iterator[tuple[str, str, str]]:
+    if manifest.speedup is not None:
+        ratio = manifest.speedup
+        yield "Speed-up", factor(ratio.median), verdicts.sure(ratio)
+    original = manifest.float_original
+    if original is not None and original.speedup is not None:
+        ratio = original.speedup
+        slower = "SLOWER than the float original; " if ratio.pace == "slower" else ""
+        yield "Against fp32", factor(ratio.median), f"{slower}{verdicts.sure(ratio)}"
+
+
+def _score_cards(manifest: Manifest) -> Iterator[tuple[str, str, str]]:
+    scores, value = manifest.accuracy, manifest.after.accuracy
+    if value is None:
+        return
+    remark = "on the test data"
+    if scores.before is not None:
+        remark = f"original in float {scores.shown(scores.before)}"
+    if scores.kept is not None:
+        remark += f"; {verdicts.contract(scores.kept, percent=scores.percent)}"
+    yield (scores.metric or "accuracy").capitalize(), scores.shown(value), remark
 
 
 def rows(manifest: Manifest) -> list[Row]:
-    """The before/after table.
+    """The table of figures before and after.
 
-    The drop in it is the contract's, and the factor of the latency is the speed-up: there is one of
-    each on the page.
+    Its drop is that of the contract, and the factor of its latency is the speed-up, so that the
+    page shows only one of each.
     """
     before, after = manifest.before, manifest.after
-    found = [
+    table = [
         _row("MACs", before.macs, after.macs, count),
         _row("Parameters", before.params, after.params, count),
         _row("File size", before.file_bytes, after.file_bytes, exact_size),
         _row("Planned activation arena", before.arena_bytes, after.arena_bytes, exact_size),
         *_latencies(manifest),
     ]
-    timed = after.latency_ms is None or after.latency_ms.source == MEASURED
-    if before.cycles is None and timed:
+    if before.cycles is not None:
+        compiled = EXPLAINED[COMPILED]
+        table += [
+            _row("NPU cycles", before.cycles, after.cycles, count, compiled),
+            _row("SRAM", before.sram_bytes, after.sram_bytes, exact_size, compiled),
+            _row("Flash", before.flash_bytes, after.flash_bytes, exact_size, compiled),
+        ]
+    elif after.latency_ms is None or after.latency_ms.source == MEASURED:
+        sides = before.peak_rss_bytes, after.peak_rss_bytes
         note = "measured, of the process, runtime included"
-        found.append(
-            _row(
-                "Peak resident memory",
-                before.peak_rss_bytes,
-                after.peak_rss_bytes,
-                exact_size,
-                note,
-            )
-        )
-    elif before.cycles is not None:
-        found.append(_row("NPU cycles", before.cycles, after.cycles, count, EXPLAINED[COMPILED]))
-        found.append(
-            _row("SRAM", before.sram_bytes, after.sram_bytes, exact_size, EXPLAINED[COMPILED])
-        )
-        found.append(
-            _row("Flash", before.flash_bytes, after.flash_bytes, exact_size, EXPLAINED[COMPILED])
-        )
-    return [*found, _score(manifest)]
+        table.append(_row("Peak resident memory", *sides, exact_size, note))
+    return [*table, _score(manifest)]
 
 
 def _latencies(manifest: Manifest) -> list[Row]:
     old, new = manifest.before.latency_ms, manifest.after.latency_ms
-    whole = manifest.float_original
+    original = manifest.float_original
     if old is None or new is None:
         return [Row("Latency, median", NONE, NONE)]
     ratio = manifest.speedup if manifest.after != manifest.before else None
     if new.source != MEASURED:
-        found = [_timed(f"Latency, {new.source}", old.p50, new.p50, ratio, _how(old, new))]
+        table = [_timed(f"Latency, {new.source}", old.p50, new.p50, ratio, _sources(old, new))]
     else:
-        found = [_timed("Latency, median", old.p50, new.p50, ratio, _how(old, new))]
-        found.append(_timed("Latency, 90th percentile", old.p90, new.p90, None, _how(old, new)))
-    if whole is not None and whole.latency_ms is not None:
-        note = _how(whole.latency_ms, new)
-        name = "Latency, beside the original in fp32"
-        found.append(_timed(name, whole.latency_ms.p50, new.p50, whole.speedup, note))
-    return found
+        note = _sources(old, new)
+        table = [
+            _timed("Latency, median", old.p50, new.p50, ratio, note),
+            _timed("Latency, 90th percentile", old.p90, new.p90, None, note),
+        ]
+    if original is not None and original.latency_ms is not None:
+        note = _sources(original.latency_ms, new)
+        name = "Latency, against the original in fp32"
+        table.append(_timed(name, original.latency_ms.p50, new.p50, original.speedup, note))
+    return table
 
 
 def _timed(name: str, before: float, after: float, ratio: Speedup | None, note: str) -> Row:
@@ -457,17 +473,16 @@ def _timed(name: str, before: float, after: float, ratio: Speedup | None, note: 
 
 
 def _score(manifest: Manifest) -> Row:
-    """The score in float before and of the file, as the contract compares them."""
-    scores, after = manifest.accuracy, manifest.after.accuracy
+    """The scores of the original in float and of the emitted file, as the contract does."""
+    scores, value = manifest.accuracy, manifest.after.accuracy
     name = (scores.metric or "accuracy").capitalize()
-    known = None if after is None else scores.shown(after)
-    if scores.before is None or known is None:
-        return Row(
-            name, NONE if scores.before is None else scores.shown(scores.before), known or NONE
-        )
+    before = NONE if scores.before is None else scores.shown(scores.before)
+    after = NONE if value is None else scores.shown(value)
+    if scores.before is None or value is None:
+        return Row(name, before, after)
     if scores.kept is not None:  # a score is not saved: its change is the drop
-        known += f" (drop {points(scores.kept.drop, scores.kept.unit)})"
-    return Row(name, scores.shown(scores.before), known, note="before: the original in float")
+        after += f" (drop {points(scores.kept.drop, scores.kept.unit)})"
+    return Row(name, before, after, note="before: the original in float")
 
 
 def _row(
@@ -488,8 +503,9 @@ def _row(
     )
 
 
-def _how(*sides: Latency) -> str:
-    told = [
+def _sources(*sides: Latency) -> str:
+    """The source of the latencies: one text, or two where they differ."""
+    sources = [
         (
             EXPLAINED[side.source]
             if side.source != MEASURED
@@ -497,4 +513,4 @@ def _how(*sides: Latency) -> str:
         )
         for side in sides
     ]
-    return " / ".join(dict.fromkeys(told))
+    return " / ".join(dict.fromkeys(sources))
