@@ -232,7 +232,7 @@ def test_the_command_tells_pipelines(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert err == "lrfc: regressed: latency 2 ms -> 3 ms, 50.00 % worse, 5% allowed (measured)\n"
     assert re.search(r"latency, measured +2 ms +3 ms +\+50.00 %", out)
     assert re.search(r"conv +svd 4 +svd 6 +\+50.00 %", out)
-    assert "layers: 1 differ, 1 do not" in out
+    assert "layers: 1 differ, 1 are equal" in out
     root = ET.parse(tmp_path / "junit.xml").getroot()
     assert (root.tag, root.attrib["tests"], root.attrib["failures"]) == ("testsuites", "2", "1")
     cases = {case.attrib["name"]: [child.tag for child in case] for case in root.iter("testcase")}

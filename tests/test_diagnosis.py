@@ -125,7 +125,7 @@ def test_what_devices_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = {check.name: check for check in diagnosis._devices()}
     assert (
         checks["devices: ssh"].detail
-        == "jetson-orin, raspberry-pi-4, through /usr/bin/ssh; lrfc devices check NAME reaches one"
+        == "jetson-orin, raspberry-pi-4, with /usr/bin/ssh; check one with lrfc devices check NAME"
     )
     assert checks["devices: adb"].ok, "a device that only ships need not be reached"
     assert checks["devices: adb"].detail.startswith(

@@ -311,17 +311,17 @@ def test_every_layer_has_its_row() -> None:
         [
             "conv1",
             "tucker2",
-            "4 × 8",
+            "4x8",
             "1,000 → 400 ",
             "100 → 40 ",
             "400 B → 160 B ",
-            "1.000 → 0.500 ",
+            "1 → 0.5 ",
             "0.9876",
             "conv2d",
             "3×3×4×8 → 1×1×4×2 · 3×3×2×8",
             NONE,
         ],
-        ["head", NONE, NONE, "20", "20", "80 B", "0.400", NONE, "dense", "8×2", "no rank pays"],
+        ["head", NONE, NONE, "20", "20", "80 B", "0.4", NONE, "dense", "8×2", "no rank pays"],
     ]
     bare = Page(render(made(), FASTER, POINTS, None)).tables["layers"][1]
     assert bare[5] == bare[6] == bare[9] == NONE

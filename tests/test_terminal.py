@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lrfc.cli import build_view
 from lrfc.cli.console import Terminal, quiet
 from lrfc.engine.package import Result
 from lrfc.metrics.outcome import Kept, Speedup
@@ -155,8 +156,7 @@ def result(name: str = "small", accuracy: float | None = 0.9) -> Result:
 
 def test_the_table_of_a_build() -> None:
     term, out, _ = terminal()
-    term.keep(result())
-    term.show_results(as_json=False)
+    build_view.results(term, [result()], as_json=False)
     text = " ".join(out.getvalue().split())
     assert "MACs 80,000 20,000 25.00 % 75.00 % ×4.00" in text
     assert "file 16 KiB 4 KiB 25.00 % 75.00 % ×4.00" in text
@@ -167,7 +167,7 @@ def test_the_table_of_a_build() -> None:
     assert "latency p90 3 ms 0.75 ms — — —" in text
     assert "×3.90 as fast as the original" in text
     assert "×4.00 as" not in text
-    assert "accuracy: before 90.00 % → artifact 90.00 %" in text
+    assert "accuracy: original in float 90.00 % → emitted file 90.00 %" in text
     assert "measured, 95 % interval 3.80 to 4.10" in text
     assert "1 svd" in text
     assert "1 not factorized" in text
@@ -177,7 +177,7 @@ def test_the_table_of_a_build() -> None:
 @pytest.mark.parametrize(
     ("counted", "said"),
     [
-        (True, "which board follows; the difference is in the drop"),
+        (True, "which board follows; the difference is part of the drop"),
         (False, "which microcontrollers follow"),
     ],
 )
@@ -187,16 +187,14 @@ def test_the_score_by_the_reference_kernels(counted: bool, said: str) -> None:
         update={"kernels": Kernels(reference=0.89, optimised=0.9, samples=1_200, counted=counted)}
     )
     term, out, _ = terminal()
-    term.keep(
-        replace(
-            plain,
-            manifest=plain.manifest.model_copy(update={"accuracy": scores, "device": "board"}),
-        )
+    built = replace(
+        plain,
+        manifest=plain.manifest.model_copy(update={"accuracy": scores, "device": "board"}),
     )
-    term.show_results(as_json=False)
+    build_view.results(term, [built], as_json=False)
     text = " ".join(out.getvalue().split())
     assert (
-        "on 1,200 samples 90.00 % by LiteRT's optimised kernels, 89.00 % by its reference kernels,"
+        "on 1,200 samples 90.00 % with LiteRT's optimised kernels, 89.00 % with its reference kernels,"
         f" {said}" in text
     )
 
@@ -206,18 +204,16 @@ def test_the_original_in_float_and_its_file_are_told_apart() -> None:
         plain = result()
         before = plain.manifest.before.model_copy(update={"accuracy": file})
         term, out, _ = terminal()
-        term.keep(
-            replace(
-                plain,
-                manifest=plain.manifest.model_copy(
-                    update={"before": before, "config": {"precision": "int8"}}
-                ),
-            )
+        built = replace(
+            plain,
+            manifest=plain.manifest.model_copy(
+                update={"before": before, "config": {"precision": "int8"}}
+            ),
         )
-        term.show_results(as_json=False)
+        build_view.results(term, [built], as_json=False)
         told = (
-            "before: the original in float, which the drop is counted from; the original's own int8"
-            " file has 92.00 %"
+            "the drop is relative to the original in float; the original's own int8 file has"
+            " 92.00 %"
         )
         assert (told in " ".join(out.getvalue().split())) == said
 
@@ -237,19 +233,18 @@ def test_a_drop_says_what_it_is_a_share_of() -> None:
     )
     scores = plain.manifest.accuracy.model_copy(update={"percent": False, "kept": kept})
     term, out, _ = terminal()
-    term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"accuracy": scores})))
-    term.show_results(as_json=False)
+    built = replace(plain, manifest=plain.manifest.model_copy(update={"accuracy": scores}))
+    build_view.results(term, [built], as_json=False)
     told = (
         "drop 2.00 % of the variance of the labels (95 % interval 0.00 to 3.00, 400 samples); 1 %"
-        " allowed: broken, by 1.00 %."
+        " allowed: NOT met, 1.00 % too much."
     )
     assert told in " ".join(out.getvalue().split())
 
 
 def test_accuracy_that_was_not_measured_is_not_shown() -> None:
     term, out, _ = terminal()
-    term.keep(result(accuracy=None))
-    term.show_results(as_json=False)
+    build_view.results(term, [result(accuracy=None)], as_json=False)
     assert "accuracy: not measured" in out.getvalue()
 
 
@@ -258,15 +253,11 @@ def test_filters_are_counted_by_layer() -> None:
     cut = plain.manifest.layers[0].model_copy(update={"filters_before": 32, "filters_after": 16})
     layers = [cut.model_copy(update={"name": f"conv{i}"}) for i in range(14)]
     term, out, _ = terminal()
-    term.keep(
-        replace(
-            plain,
-            manifest=plain.manifest.model_copy(
-                update={"layers": (*layers, plain.manifest.layers[1])}
-            ),
-        )
+    built = replace(
+        plain,
+        manifest=plain.manifest.model_copy(update={"layers": (*layers, plain.manifest.layers[1])}),
     )
-    term.show_results(as_json=False)
+    build_view.results(term, [built], as_json=False)
     text = " ".join(out.getvalue().split())
     assert "filters: conv0 32 → 16, conv1 32 → 16, " in text
     assert text.count("32 → 16") == 12
@@ -282,7 +273,7 @@ def test_filters_are_counted_by_layer() -> None:
         ),
         (
             {"filters_before": 8, "filters_after": 8, "filters_reason": "it has a reason"},
-            ["→ unchanged 5 7 100.00 %", "filters: all 8 stay: it has a reason"],
+            ["→ unchanged 5 7 100.00 %", "filters: all 8 are kept: it has a reason"],
         ),
         ({}, ["→ unchanged 5 7 100.00 %", "chosen: unchanged too small"]),
     ],
@@ -291,7 +282,7 @@ def test_an_explanation_shows_what_was_built(filters: dict[str, Any], said: list
     built = result().manifest.layers[1].model_copy(update=filters)
     rows = (Row("b", None, "", 5, 7, 1.0, 0.0, None, dominated=False, chosen=True),)
     term, out, _ = terminal()
-    term.explanation(Explanation("b", rows, rows[0], (), built))
+    build_view.explanation(term, Explanation("b", rows, rows[0], (), built))
     text = " ".join(out.getvalue().split())
     for each in said:
         assert each in text
@@ -301,7 +292,7 @@ def test_an_explanation_shows_what_was_built(filters: dict[str, Any], said: list
 
 def test_an_explanation_without_candidates_has_costs_and_the_reason() -> None:
     term, out, _ = terminal()
-    term.explanation(Explanation("b", (), None, (), result().manifest.layers[1]))
+    build_view.explanation(term, Explanation("b", (), None, (), result().manifest.layers[1]))
     assert (
         " ".join(out.getvalue().split()) == "params 5 → 5, MACs 7 → 7 chosen: unchanged too small"
     )
@@ -310,9 +301,7 @@ def test_an_explanation_without_candidates_has_costs_and_the_reason() -> None:
 @pytest.mark.parametrize("names", [(), ("one",), ("one", "two")], ids=len)
 def test_results_as_json(names: tuple[str, ...]) -> None:
     term, out, _ = terminal()
-    for name in names:
-        term.keep(result(name))
-    term.show_results(as_json=True)
+    build_view.results(term, [result(name) for name in names], as_json=True)
     if not names:
         assert out.getvalue() == ""
         return

@@ -1,4 +1,4 @@
-"""What the command line shows of devices: profiles, what they say about themselves, and what was measured on them."""
+"""Output of ``lrfc devices`` and ``lrfc measure``: profiles, checks and measurements."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from lrfc.targets.devices.measure import Measurement
     from lrfc.targets.devices.runners.base import Facts
 
+#: The share of outliers above which a measurement gets a note.
+OUTLIERS = 0.05
+
 
 def profiles(
     terminal: Terminal, known: Sequence[tuple[str, Path, Device]], shipped: Path, *, as_json: bool
 ) -> None:
-    """One line a device."""
+    """Print a line for each device."""
     if as_json:
         rows = [
             {"path": str(path), "shipped": path.parent == shipped, **device.model_dump(mode="json")}
@@ -36,15 +39,15 @@ def profiles(
             " ".join(device.formats),
             " ".join(device.precisions),
             str(device.threads),
-            "ships" if path.parent == shipped else "yours",
+            "shipped" if path.parent == shipped else "yours",
         )
         for name, path, device in known
     ]
-    terminal.table("", ("device", "reached by", "runs", "precision", "threads", ""), table)
+    terminal.table("", ("device", "connection", "runs", "precision", "threads", ""), table)
 
 
 def profile(terminal: Terminal, path: Path, device: Device, *, as_json: bool) -> None:
-    """Every key of a profile."""
+    """Print every key of a profile."""
     values = device.model_dump(mode="json")
     if as_json:
         terminal.json({"path": str(path), **values})
@@ -76,28 +79,28 @@ def _text(value: Any) -> str:
     )
 
 
-def facts(terminal: Terminal, device: Device, found: Facts, *, as_json: bool) -> None:
-    """What a device says about itself."""
+def facts(terminal: Terminal, device: Device, facts: Facts, *, as_json: bool) -> None:
+    """Print the machine, the runtimes and the free storage of a device."""
     if as_json:
         terminal.json(
             {
                 "device": device.name,
-                "machine": found.machine,
-                "system": found.system,
-                "python": found.python,
-                "runtimes": dict(found.runtimes),
-                "free_bytes": found.free_bytes,
+                "machine": facts.machine,
+                "system": facts.system,
+                "python": facts.python,
+                "runtimes": dict(facts.runtimes),
+                "free_bytes": facts.free_bytes,
             }
         )
         return
-    rows = [("machine", found.machine), ("system", found.system), ("python", found.python or NONE)]
-    rows += [(f"runs .{form}", runtime) for form, runtime in found.runtimes.items()]
-    terminal.table(device.name, ("", ""), [*rows, ("free", size(found.free_bytes))])
+    rows = [("machine", facts.machine), ("system", facts.system), ("python", facts.python or NONE)]
+    rows += [(f"runs .{form}", runtime) for form, runtime in facts.runtimes.items()]
+    terminal.table(device.name, ("", ""), [*rows, ("free", size(facts.free_bytes))])
     terminal.line(f"device '{device.name}' is ready")
 
 
 def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bool) -> None:
-    """Latency and memory of each file, and its speed beside the first."""
+    """Print latency and memory of each file, and its speed relative to the first one."""
     from lrfc.metrics.source import MEASURED
     from lrfc.targets.devices.speed import speedup
 
@@ -119,8 +122,8 @@ def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bo
             for row, ratio in zip(rows, ratios, strict=True)
         ]
         terminal.table("", ("file", "ms", "cycles", "SRAM", "flash", "speed"), table)
-        by = " ".join(part for part in (first.runtime, first.runtime_version) if part)
-        terminal.line(f"{first.source} by {by}, batch 1; no device was timed")
+        runtime = " ".join(part for part in (first.runtime, first.runtime_version) if part)
+        terminal.line(f"{first.source} by {runtime}, batch 1; no device was timed")
     else:
         timed = [
             (
@@ -149,48 +152,45 @@ def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bo
         )
         processes = max(1, len(first.processes))
         conditions = (
-            f"{first.threads} thread(s){bound}, batch 1, {first.n} timings of each file in"
-            f" {processes} fresh process{'es' if processes > 1 else ''} of its own, interleaved"
+            f"{first.threads} thread(s){bound}, batch 1, {first.n} interleaved runs of each file in"
+            f" {processes} fresh process{'es' if processes > 1 else ''}"
         )
         terminal.line(f"measured by {first.runtime} {first.runtime_version}, {conditions}")
     for row in rows:
-        far = (
-            (
-                f"{percent(row.outliers)} of the timings are outliers; median and IQR are robust to them",
-            )
-            if row.outliers > 0.05
-            else ()
-        )
-        for note in (*row.notes, *far):
+        notes = list(row.notes)
+        if row.outliers > OUTLIERS:
+            outliers = percent(row.outliers, 0)
+            notes.append(f"{outliers} of the runs are outliers; they do not affect median and IQR")
+        for note in notes:
             terminal.line(f"{row.path.name}: {note}")
 
 
 def calibration(terminal: Terminal, report: CalibrationReport, *, as_json: bool) -> None:
-    """How well the fitted profiles predict what the fit had not seen."""
+    """Print the errors of the fitted cost profiles on held-out networks and ops."""
     if as_json:
         terminal.json(report.to_json())
         return
     rows = [
         (
-            f"{each.format} {each.precision}, {each.threads} thread(s)",
-            what,
+            f"{fitted.format} {fitted.precision}, {fitted.threads} thread(s)",
+            subject,
             str(error.n),
             percent(error.mean),
             percent(error.p90),
         )
-        for each in report.profiles
-        for what, error in each.held_out.items()
+        for fitted in report.profiles
+        for subject, error in fitted.held_out.items()
     ]
     terminal.table(report.device, ("profile", "held out", "n", "mean error", "p90"), rows)
     terminal.line(
         f"{report.ops} ops in small networks: {report.measured} networks measured, {report.reused}"
-        f" known already; {report.seconds:.0f} s"
+        f" reused; {report.seconds:.0f} s"
     )
     terminal.line(f"written: {report.path}")
 
 
 def history(terminal: Terminal, entries: Sequence[Entry], *, as_json: bool) -> None:
-    """What is known of a device, measured there or compiled for it, one line a subject."""
+    """Print the stored measurements, a line for each workload or network."""
     if as_json:
         from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""What the command line shows of a project: its options, and comparisons."""
+"""Output of ``lrfc config`` and ``lrfc compare``."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ if TYPE_CHECKING:
     from lrfc.results.compare import Comparison
 
 
-def settings(terminal: Terminal, found: Mapping[str, Setting], *, as_json: bool) -> None:
-    """Each option, its value and where it comes from."""
+def settings(terminal: Terminal, options: Mapping[str, Setting], *, as_json: bool) -> None:
+    """Print each option with its value and its source."""
     if as_json:
         terminal.json(
             {
-                name: {"value": _plain(each.value), "source": each.source}
-                for name, each in found.items()
+                name: {"value": _plain(setting.value), "source": setting.source}
+                for name, setting in options.items()
             }
         )
         return
-    if not found:
+    if not options:
         terminal.line(
-            "every option has its default; lrfc config --resolved shows them, lrfc init writes a"
-            " file to change them in"
+            "every option has its default; lrfc config --resolved prints them, lrfc init writes a"
+            " file to change them"
         )
         return
     terminal.texts(
         "",
-        ("option", "value", "from"),
-        [(name, _shown(each.value), each.source) for name, each in found.items()],
+        ("option", "value", "source"),
+        [(name, _shown(setting.value), setting.source) for name, setting in options.items()],
     )
 
 
-def compared(terminal: Terminal, found: Comparison, *, as_json: bool) -> None:
-    """Figures and layers of both sides, and what became of the limits."""
+def compared(terminal: Terminal, comparison: Comparison, *, as_json: bool) -> None:
+    """Print the figures and the layers of both sides, and the verdict on each limit."""
     from lrfc.results.compare import QUANTITIES
 
     if as_json:
-        terminal.json(found.to_json())
+        terminal.json(comparison.to_json())
         return
-    before, after = found.before, found.after
+    before, after = comparison.before, comparison.after
     rows = [
         (
-            _named(found, q),
+            _named(comparison, q),
             before.shown(q),
             after.shown(q),
             _change(before.figures[q], after.figures[q]),
@@ -56,9 +56,7 @@ def compared(terminal: Terminal, found: Comparison, *, as_json: bool) -> None:
         for q in QUANTITIES
         if (before.figures[q], after.figures[q]) != (None, None)
     ]
-    terminal.table(
-        f"{found.before.path} → {found.after.path}", ("", "before", "after", "change"), rows
-    )
+    terminal.table(f"{before.path} → {after.path}", ("", "before", "after", "change"), rows)
     changed = [
         (
             name,
@@ -67,22 +65,24 @@ def compared(terminal: Terminal, found: Comparison, *, as_json: bool) -> None:
             _change(old.params if old else None, new.params if new else None),
             _change(old.macs if old else None, new.macs if new else None),
         )
-        for name, old, new in found.changed
+        for name, old, new in comparison.changed
     ]
-    same = len(set(found.before.layers) | set(found.after.layers)) - len(changed)
+    same = len(set(before.layers) | set(after.layers)) - len(changed)
     if changed:
         terminal.table(
             "layers that differ", ("layer", "before", "after", "params", "MACs"), changed
         )
-    terminal.line(f"layers: {len(changed)} differ, {same} do not")
-    for each in found.verdicts:
-        terminal.line(f"{'ok' if each.ok else 'REGRESSED'}: {each.told}")
+    terminal.line(f"layers: {len(changed)} differ, {same} are equal")
+    for verdict in comparison.verdicts:
+        terminal.line(f"{'ok' if verdict.ok else 'REGRESSED'}: {verdict.told}")
 
 
-def _named(found: Comparison, quantity: str) -> str:
-    """A quantity with where its figures come from, where that is the device or stands for it."""
+def _named(comparison: Comparison, quantity: str) -> str:
+    """A quantity with the source of its figures, where it is one of the device."""
     sources = dict.fromkeys(
-        each for side in (found.before, found.after) if (each := side.source(quantity)) is not None
+        source
+        for side in (comparison.before, comparison.after)
+        if (source := side.source(quantity)) is not None
     )
     return ", ".join([quantity, " and ".join(sources)]) if sources else quantity
 
