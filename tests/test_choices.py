@@ -37,7 +37,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_every_candidate_is_there_and_one_of_each_layer_was_taken(folder) -> None:
+def test_the_file_has_every_candidate_and_one_chosen_for_each_layer(folder) -> None:
     rows, spaces = read(folder), state().fact(DesignSpace).spaces
     assert any(row.dominated for row in rows)
     assert [(r.layer, r.method, r.params, r.macs) for r in rows] == [
@@ -124,7 +124,7 @@ def layer(name: str, **fields: Any) -> Layer:
     )
 
 
-def test_what_a_build_made_of_a_layer_is_told_with_its_candidates() -> None:
+def test_the_layer_as_built_is_explained_with_its_candidates() -> None:
     rows = [row("a", 0, 400, 0.0, method=None, chosen=True), row("a", 1, 100, 0.5)]
     built = [
         layer("a", filters_before=16, filters_after=4, reason="no rank"),

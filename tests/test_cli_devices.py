@@ -1,4 +1,4 @@
-"""``lrfc devices`` and ``lrfc measure --device``: what they print, their exit codes, and one line for what is wrong."""
+"""``lrfc devices`` and ``lrfc measure --device``: output, exit codes, and errors in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two builds side by side: what is a regression, what cannot be compared, and what a pipeline reads."""
+"""The comparison of two builds: regressions, figures that cannot be compared, JUnit."""
 
 from __future__ import annotations
 
@@ -219,7 +219,9 @@ def test_layers_that_have_lost_filters(tmp_path: Path) -> None:
     assert found.to_json()["layers"][0]["after"]["filters"] == (16, 64)
 
 
-def test_the_command_tells_pipelines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_to_pipelines(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     old, new = folder(tmp_path / "old"), folder(tmp_path / "new", latency=3.0, rank=(6,))
     limits = ["--max-regress", "latency=5%", "--max-regress", "accuracy=0.5pp"]
 

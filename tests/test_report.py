@@ -1,4 +1,4 @@
-"""The page says what the manifest says, leaves out what was not measured, and needs nothing from outside."""
+"""The page of a build: it has all of the manifest and loads nothing from outside."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def test_a_page_of_estimates_does_not_speak_of_measurements() -> None:
     assert "original: estimated 2 ms" in html
 
 
-def test_the_ladder_has_the_steps_that_were_measured() -> None:
+def test_the_accuracy_by_stage_has_the_measured_stages() -> None:
     assert Page(render(made(), FASTER, POINTS, None)).tables["accuracy"][1:] == [
         ["Original in float", "98.00 %"],
         ["Factorized", "61.00 %"],
@@ -619,7 +619,7 @@ def test_where_cycles_are_known_the_times_of_layers_add_up_to_the_latency() -> N
     assert "Predicted for local" not in page.text
 
 
-def test_a_drop_says_what_it_is_a_share_of() -> None:
+def test_a_drop_has_a_unit() -> None:
     kept = Kept(
         allowed=None, drop=0.02, low=-0.01, high=0.03, confidence=0.95, samples=400, met=True
     )
@@ -646,7 +646,7 @@ def test_a_drop_says_what_it_is_a_share_of() -> None:
         )
 
 
-def test_what_grew_is_not_called_kept() -> None:
+def test_an_increase_is_not_called_kept() -> None:
     manifest = made()
     grown = manifest.model_copy(
         update={
@@ -803,7 +803,8 @@ def test_names_cannot_become_markup() -> None:
     ("value", "shown"),
     [
         (None, NONE), ((), NONE), (True, "yes"), (False, "no"), (0, "0"), (["a", "b"], "a, b"),
-        ({"value": 0.01, "confidence": None}, "1pp"), ({"value": 0.5, "relative": True}, "50%"), ({"value": 2e6, "relative": False}, "2000000"),
+        ({"value": 0.01, "confidence": None}, "1pp"), ({"value": 0.5, "relative": True}, "50%"),
+        ({"value": 2e6, "relative": False}, "2000000"),
         ({"value": 12.0, "relative": False, "given": "12ms"}, "12ms"),
     ],
 )  # fmt: skip

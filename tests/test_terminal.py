@@ -1,4 +1,4 @@
-"""What the command line shows: silence of libraries, one line for a failure, bars or plain lines, tables."""
+"""The streams of the command line and the output on builds, in text and JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def terminal(*, screen: bool = False) -> tuple[Terminal, io.StringIO, io.StringI
 # -- silence ---------------------------------------------------------------------------------------
 
 
-def test_what_libraries_write_is_not_seen(
+def test_the_output_of_libraries_is_hidden(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -199,7 +199,7 @@ def test_the_score_by_the_reference_kernels(counted: bool, said: str) -> None:
     )
 
 
-def test_the_original_in_float_and_its_file_are_told_apart() -> None:
+def test_the_original_in_float_and_its_file_are_distinguished() -> None:
     for file, said in ((0.92, True), (0.9, False)):
         plain = result()
         before = plain.manifest.before.model_copy(update={"accuracy": file})
@@ -218,7 +218,7 @@ def test_the_original_in_float_and_its_file_are_told_apart() -> None:
         assert (told in " ".join(out.getvalue().split())) == said
 
 
-def test_a_drop_says_what_it_is_a_share_of() -> None:
+def test_a_drop_has_a_unit() -> None:
     plain = result()
     kept = Kept(
         allowed=0.01,

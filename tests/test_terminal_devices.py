@@ -1,4 +1,4 @@
-"""What is shown of devices and of what was measured on them."""
+"""The output on devices and their measurements."""
 
 from __future__ import annotations
 

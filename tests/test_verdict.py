@@ -1,4 +1,4 @@
-"""The verdict: what it holds a build against, what it says got worse, and in which words."""
+"""The verdict on a build, as fields and as text."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def manifest(**changes: Any) -> Manifest:
     return Manifest(**fields | changes)
 
 
-def test_it_names_the_device_what_was_asked_and_the_margin() -> None:
+def test_it_names_the_device_the_budget_and_the_margin() -> None:
     found = judged(manifest())
     assert (found.outcome, found.device, found.precision) == ("compressed", "host", "fp32")
     assert [(each.option, each.bound, each.value, each.met) for each in found.budgets] == [
@@ -118,7 +118,7 @@ def test_a_measured_time_grew_when_the_whole_interval_says_so() -> None:
     ]
 
 
-def test_growth_is_told_with_both_values() -> None:
+def test_an_increase_has_both_values() -> None:
     found = judged(manifest(after=figures(arena_bytes=3_461)))
     assert "Increased: activation memory (planned) from 2 KiB to 3.38 KiB (+68.99 %)." in details(
         found
@@ -184,7 +184,7 @@ def test_the_limits_of_the_device() -> None:
     )
 
 
-def test_what_nobody_timed_is_not_called_measured() -> None:
+def test_figures_without_a_timed_run_are_not_called_measured() -> None:
     for source in ("estimated", "compiled"):
         speed = Speedup(median=2.0, source=source)
         found = judged(
@@ -211,7 +211,7 @@ def test_the_parts_of_a_drop_are_its_sum() -> None:
     )
 
 
-def test_it_stands_in_the_manifest_as_fields(tmp_path: Path) -> None:
+def test_the_manifest_has_it_as_fields(tmp_path: Path) -> None:
     whole = manifest()
     whole = whole.model_copy(update={"verdict": judged(whole)})
     whole.write(tmp_path)

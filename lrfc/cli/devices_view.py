@@ -102,30 +102,29 @@ def facts(terminal: Terminal, device: Device, facts: Facts, *, as_json: bool) ->
 def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bool) -> None:
     """Print latency and memory of each file, and its speed relative to the first one."""
     from lrfc.metrics.source import MEASURED
-    from lrfc.targets.devices.speed import speedup
 
     if as_json:
         terminal.json({"measurements": [row.to_json() for row in rows]})
         return
+    (_measured if rows[0].source == MEASURED else _computed)(terminal, rows)
+    for row in rows:
+        notes = list(row.notes)
+        if row.outliers > OUTLIERS:
+            outliers = percent(row.outliers, 0)
+            notes.append(f"{outliers} of the runs are outliers; they do not affect median and IQR")
+        for note in notes:
+            terminal.line(f"{row.path.name}: {note}")
+
+
+def _measured(terminal: Terminal, rows: Sequence[Measurement]) -> None:
+    """Print a table of files that were measured on a device."""
+    from lrfc.targets.devices.speed import speedup
+
     first = rows[0]
-    ratios = [speedup(first, row) for row in rows]
-    if first.source != MEASURED:
-        table = [
-            (
-                row.path.name,
-                decimal(row.median_ms),
-                count(row.cycles),
-                size(row.sram_bytes),
-                size(row.flash_bytes),
-                factor(ratio.median),
-            )
-            for row, ratio in zip(rows, ratios, strict=True)
-        ]
-        terminal.table("", ("file", "ms", "cycles", "SRAM", "flash", "speed"), table)
-        runtime = " ".join(part for part in (first.runtime, first.runtime_version) if part)
-        terminal.line(f"{first.source} by {runtime}, batch 1; no device was timed")
-    else:
-        timed = [
+    table = []
+    for row in rows:
+        ratio = speedup(first, row)
+        table.append(
             (
                 row.path.name,
                 decimal(row.median_ms),
@@ -136,33 +135,49 @@ def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bo
                 size(row.peak_rss_bytes),
                 f"{factor(ratio.median)} ({ratio.low:.2f}–{ratio.high:.2f})",
             )
-            for row, ratio in zip(rows, ratios, strict=True)
-        ]
-        terminal.table(
-            "",
-            ("file", "p50 ms", "p90 ms", "IQR ms", "cold ms", "size", "peak RSS", "speed (95 %)"),
-            timed,
         )
-        cores = "" if not first.cores else " ".join(map(str, first.cores))
-        bound = (
-            f", bound to core {cores}" if first.cores and len(first.cores) <= first.threads else ""
+    terminal.table(
+        "",
+        ("file", "p50 ms", "p90 ms", "IQR ms", "cold ms", "size", "peak RSS", "speed (95 %)"),
+        table,
+    )
+    processes = max(1, len(first.processes))
+    terminal.line(
+        f"measured by {first.runtime} {first.runtime_version}, {first.threads} thread(s)"
+        f"{_cores(first)}, batch 1, {first.n} interleaved runs of each file in {processes} fresh"
+        f" process{'es' if processes > 1 else ''}"
+    )
+
+
+def _cores(measured: Measurement) -> str:
+    """The processor cores that a measurement was bound to; empty without a binding."""
+    if not measured.cores:
+        return ""
+    cores = " ".join(map(str, measured.cores))
+    if len(measured.cores) <= measured.threads:
+        return f", bound to core {cores}"
+    return f", bound to {measured.threads} core(s) out of {cores}"
+
+
+def _computed(terminal: Terminal, rows: Sequence[Measurement]) -> None:
+    """Print a table of files whose figures were estimated or compiled."""
+    from lrfc.targets.devices.speed import speedup
+
+    first = rows[0]
+    table = [
+        (
+            row.path.name,
+            decimal(row.median_ms),
+            count(row.cycles),
+            size(row.sram_bytes),
+            size(row.flash_bytes),
+            factor(speedup(first, row).median),
         )
-        bound = (
-            f", bound to {first.threads} core(s) out of {cores}" if cores and not bound else bound
-        )
-        processes = max(1, len(first.processes))
-        conditions = (
-            f"{first.threads} thread(s){bound}, batch 1, {first.n} interleaved runs of each file in"
-            f" {processes} fresh process{'es' if processes > 1 else ''}"
-        )
-        terminal.line(f"measured by {first.runtime} {first.runtime_version}, {conditions}")
-    for row in rows:
-        notes = list(row.notes)
-        if row.outliers > OUTLIERS:
-            outliers = percent(row.outliers, 0)
-            notes.append(f"{outliers} of the runs are outliers; they do not affect median and IQR")
-        for note in notes:
-            terminal.line(f"{row.path.name}: {note}")
+        for row in rows
+    ]
+    terminal.table("", ("file", "ms", "cycles", "SRAM", "flash", "speed"), table)
+    runtime = " ".join(part for part in (first.runtime, first.runtime_version) if part)
+    terminal.line(f"{first.source} by {runtime}, batch 1; no device was timed")
 
 
 def calibration(terminal: Terminal, report: CalibrationReport, *, as_json: bool) -> None:
