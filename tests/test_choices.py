@@ -148,8 +148,8 @@ def test_a_folder_without_candidates_and_a_damaged_file_are_refused(tmp_path) ->
     with pytest.raises(
         UsageError,
         match=(
-            r"holds no exploration: it has no readable candidates\.csv; create one with lrfc build or"
-            r" lrfc explore"
+            r"holds no exploration: it has no readable candidates\.csv; create one with lrfc build"
+            r" or lrfc explore"
         ),
     ):
         read(tmp_path)

@@ -194,8 +194,8 @@ def test_the_score_by_the_reference_kernels(counted: bool, said: str) -> None:
     build_view.results(term, [built], as_json=False)
     text = " ".join(out.getvalue().split())
     assert (
-        "on 1,200 samples 90.00 % with LiteRT's optimised kernels, 89.00 % with its reference kernels,"
-        f" {said}" in text
+        "on 1,200 samples 90.00 % with LiteRT's optimised kernels, 89.00 % with its reference"
+        f" kernels, {said}" in text
     )
 
 
