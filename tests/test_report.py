@@ -33,9 +33,10 @@ from lrfc.results.manifest import (
 )
 from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report import page as pages
+from lrfc.results.report import tables
 from lrfc.results.report.chart import chart
 from lrfc.results.report.command import command, option
-from lrfc.results.report.page import Content, rows
+from lrfc.results.report.page import Content
 from lrfc.text import NONE
 
 
@@ -261,11 +262,12 @@ def test_what_was_not_measured_is_a_dash_and_never_zero() -> None:
 
 
 def test_a_latency_names_runs_and_threads_of_both_files() -> None:
-    notes = {row.name: row.note for row in rows(made())}
+    notes = {row.name: row.note for row in tables.figures(made())}
     assert notes["Latency, median"] == "measured, n = 200, 1 thread / measured, n = 180, 1 thread"
-    assert {row.name: row.note for row in rows(made().model_copy(update={"after": made().before}))}[
-        "Latency, median"
-    ] == "measured, n = 200, 1 thread"
+    assert {
+        row.name: row.note
+        for row in tables.figures(made().model_copy(update={"after": made().before}))
+    }["Latency, median"] == "measured, n = 200, 1 thread"
 
 
 def test_a_page_of_estimates_does_not_speak_of_measurements() -> None:
@@ -292,7 +294,7 @@ def test_a_page_of_estimates_does_not_speak_of_measurements() -> None:
     ]
     assert left == []
     assert "in turns" not in html
-    assert "interval" not in " ".join(note for _, _, note in pages.cards(manifest))
+    assert "interval" not in " ".join(note for _, _, note in tables.cards(manifest))
     assert "plan 1: predicted 1 ms, estimated 1 ms" in html
     assert "original: estimated 2 ms" in html
 
@@ -581,9 +583,9 @@ def test_the_score_of_the_original_says_whether_it_is_that_of_its_file() -> None
 
 
 def test_one_baseline_needs_no_words() -> None:
-    assert "kernels" not in pages.baselines(rounded(counted=False))
+    assert "kernels" not in tables.baselines(rounded(counted=False))
     same = made(accuracy=Accuracy(before=0.98, artifact=0.97))
-    assert pages.baselines(same) == ""
+    assert tables.baselines(same) == ""
     assert "the original's file" not in Page(render(same, FASTER, POINTS, None)).text
 
 
@@ -640,7 +642,7 @@ def test_a_drop_has_a_unit() -> None:
         )
         assert (
             text
-            in pages.cards(
+            in tables.cards(
                 made(accuracy=scores, after=made().after.model_copy(update={"accuracy": 3.2}))
             )[-1][2]
         )
@@ -655,7 +657,7 @@ def test_an_increase_is_not_called_kept() -> None:
             )
         }
     )
-    assert ("Activation memory", "×2.00", "100.00 % more than before") in pages.cards(grown)
+    assert ("Activation memory", "×2.00", "100.00 % more than before") in tables.cards(grown)
 
 
 def test_no_axis_goes_beyond_what_there_is() -> None:

@@ -55,7 +55,7 @@ def session() -> Iterator[Terminal]:
             if error.filename is None:
                 terminal.abandon()  # a second attempt at the exit would fail, too
             terminal.fail(_refused(error), UsageError.exit_code)
-        except Exception as error:  # noqa: BLE001  a bug in lrfc: one line, and the traceback in a file
+        except Exception as error:  # noqa: BLE001  a bug in lrfc: one line, its traceback in a file
             terminal.fail(
                 f"unexpected {type(error).__name__}: {error} (please report this; details:"
                 f" {save(error)})",

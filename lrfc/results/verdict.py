@@ -267,7 +267,8 @@ def parts(kept: Kept) -> str:
         return ""
     terms = ""
     for part in kept.parts:
-        sign = ("" if part.drop >= 0 else "−") if not terms else " + " if part.drop >= 0 else " − "
+        added, removed = (" + ", " − ") if terms else ("", "−")
+        sign = removed if part.drop < 0 else added
         terms += f"{sign}{points(abs(part.drop), short(kept.unit or 'pp'))} by {STEPS[part.step]}"
     return f"{terms} = {points(kept.drop, kept.unit)}"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lrfc.metrics.source import MEASURED
 from lrfc.results.candidates import Row
-from lrfc.results.manifest import Manifest
+from lrfc.results.manifest import Accuracy, FineTuning, Manifest
 from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report.chart import chart, legend
 from lrfc.text import count, decimal, milliseconds, percent
@@ -316,49 +316,43 @@ def rounds(manifest: Manifest) -> str | None:
 
 
 def tuning(manifest: Manifest) -> list[str]:
-    """The loss and the validation score by epoch; empty where nothing was trained."""
+    """The validation score and the training loss by epoch; empty where nothing was trained."""
     run = manifest.finetune
     if run is None:
         return []
-    scores, scale = manifest.accuracy, 1.0
-    name = "minus the divergence from the original"
+    losses = [
+        (epoch, loss, f"epoch {epoch}: loss {decimal(loss)}")
+        for epoch, loss in enumerate(run.losses)
+        if loss is not None
+    ]
+    charts = [_validation(run, manifest.accuracy)]
+    if losses:
+        title = "Training loss by epoch"
+        charts.append(
+            chart({"loss": losses}, title, "epoch", "loss", lines=True, size=SIZE, whole_x=True)
+        )
+    return charts
+
+
+def _validation(run: FineTuning, scores: Accuracy) -> str:
+    scale, name = 1.0, "minus the divergence from the original"
     if scores.metric is not None:
         scale = (100 if scores.percent else 1) * (1 if scores.higher_is_better else -1)
         name = scores.metric + (", %" if scores.percent else "")
-    losses = [
-        (i, loss, f"epoch {i}: loss {loss:.4g}")
-        for i, loss in enumerate(run.losses)
-        if loss is not None
-    ]
     values = [
-        (i, scale * score, f"epoch {i}: {decimal(scale * score)}")
-        for i, score in enumerate(run.scores)
+        (epoch, scale * score, f"epoch {epoch}: {decimal(scale * score)}")
+        for epoch, score in enumerate(run.scores)
         if score is not None
     ]
-    charts = [
-        chart(
-            {"validation": values},
-            f"Validation {name} by epoch",
-            "epoch (0: before the first)",
-            name,
-            lines=True,
-            size=SIZE,
-            from_zero=(True, False),
-            whole_x=True,
-            most_y=100 if scores.percent else inf,
-            guides=[(run.best, "used")],
-        )
-    ]
-    if losses:
-        charts.append(
-            chart(
-                {"loss": losses},
-                "Training loss by epoch",
-                "epoch",
-                "loss",
-                lines=True,
-                size=SIZE,
-                whole_x=True,
-            )
-        )
-    return charts
+    return chart(
+        {"validation": values},
+        f"Validation {name} by epoch",
+        "epoch (0: before the first)",
+        name,
+        lines=True,
+        size=SIZE,
+        from_zero=(True, False),
+        whole_x=True,
+        most_y=100 if scores.percent else inf,
+        guides=[(run.best, "used")],
+    )
