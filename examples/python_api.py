@@ -54,7 +54,7 @@ def main(out: Path) -> None:
         f" {result.speedup.median:.2f} times as fast"
     )
     for layer in result.manifest.layers:
-        print(f"  {layer.name}: {layer.method or 'as it is'} {layer.rank or ''}")
+        print(f"  {layer.name}: {layer.method or 'unchanged'} {layer.rank or ''}")
 
     # The same plan once more, without a search: on the same versions the same bytes.
     again = lrfc.build(HERE / "digits.keras", locked=out, out=out.with_name(f"{out.name}-again"))

@@ -15,6 +15,7 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Ref
 from lrfc.ir.rounding import scaled_by_channel
 from lrfc.state import Fact, State
+from lrfc.text import factor
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class EqualizeStages:
             mean = float(np.exp(np.mean(np.log(list(noise.values())))))
             state.progress.log(
                 f"  {len(noise)} of {len(candidates)} pairs of layers equalised, their rounding"
-                f" noise ×{mean:.2f}"
+                f" noise {factor(mean)}"
             )
         return state.with_graph(graph)
 

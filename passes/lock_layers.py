@@ -16,6 +16,7 @@ from lrfc.search.candidates import Candidate, Decomposed, LayerSpace, selected
 from lrfc.search.facts import DesignSpace
 from lrfc.search.statistics import Sampler, SampleSize
 from lrfc.state import Fact, State
+from lrfc.text import ranks
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _space(graph: Graph, op: Op, choice: Choice, samples: Sampler) -> LayerSpace
     ):
         raise UsageError(
             f"the plan for layer '{op.name}' cannot be followed: {choice.method} has no rank"
-            f" {choice.ranks}, the highest is {full}"
+            f" {ranks(choice.ranks)}, the highest is {ranks(full)}"
         )
     calls = graph.calls(op)
     cost = method.cost(op, source, choice.ranks)

@@ -37,7 +37,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_every_candidate_is_there_and_one_of_each_layer_was_taken(folder) -> None:
+def test_the_file_has_every_candidate_and_one_chosen_for_each_layer(folder) -> None:
     rows, spaces = read(folder), state().fact(DesignSpace).spaces
     assert any(row.dominated for row in rows)
     assert [(r.layer, r.method, r.params, r.macs) for r in rows] == [
@@ -100,15 +100,15 @@ def test_the_reasons_by_hand() -> None:
     smaller, larger, whole = explain(rows, "a").sentences
     assert (
         smaller
-        == "smaller, svd 1: -100 MACs, -100 parameters, predicted divergence +0.3; it saves MACs,"
-        " but its effect on the output is larger than what the MACs are worth elsewhere"
+        == "smaller rank, svd 1: −100 MACs, −100 parameters, predicted divergence +0.3; it saves"
+        " MACs, but saving them in other layers costs less divergence"
     )
     assert (
         larger
-        == "larger, svd 3: +100 MACs, +100 parameters, predicted divergence -0.05; the same MACs do"
-        " more at b (svd 2: -0.3)"
+        == "larger rank, svd 3: +100 MACs, +100 parameters, predicted divergence −0.05; the same"
+        " MACs are worth more in layer b (svd 2: −0.3)"
     )
-    assert whole.startswith("instead, as it is: +200 MACs")
+    assert whole.startswith("without a method, unchanged: +200 MACs")
     assert explain([row("a", 1, 5, 0.1)], "a").chosen is None
 
 
@@ -124,7 +124,7 @@ def layer(name: str, **fields: Any) -> Layer:
     )
 
 
-def test_what_a_build_made_of_a_layer_is_told_with_its_candidates() -> None:
+def test_the_layer_as_built_is_explained_with_its_candidates() -> None:
     rows = [row("a", 0, 400, 0.0, method=None, chosen=True), row("a", 1, 100, 0.5)]
     built = [
         layer("a", filters_before=16, filters_after=4, reason="no rank"),
@@ -148,8 +148,8 @@ def test_a_folder_without_candidates_and_a_damaged_file_are_refused(tmp_path) ->
     with pytest.raises(
         UsageError,
         match=(
-            r"holds no exploration: it has no readable candidates\.csv; make one with lrfc build or"
-            r" lrfc explore"
+            r"holds no exploration: it has no readable candidates\.csv; create one with lrfc build"
+            r" or lrfc explore"
         ),
     ):
         read(tmp_path)

@@ -1,4 +1,4 @@
-"""The command line through real child processes: what it says, its exit codes, and what it leaves behind."""
+"""The command line in child processes: output, exit codes, and files left behind."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def lrfc(folder: Path, *args: object) -> Run:
 
 
 def refused(run: Run, code: int, *words: str) -> None:
-    """One line on stderr with these words, that exit code, nothing on stdout."""
+    """Assert that a command ended with one line on stderr, an exit code and an empty stdout."""
     lines = [line for line in run.stderr.splitlines() if line.startswith("lrfc:")]
     assert len(lines) == 1, run.stderr
     assert run.code == code, run.stderr
@@ -176,7 +176,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_a_full_disk(folder: Path, *args: object) -> Run:
-    """Run the command in a file system of 1 MB that holds a file of almost that size; what is left in it is noted, then it is unmounted."""
+    """Run the command in an almost full file system of 1 MB.
+
+    The files left in it are recorded before it is unmounted.
+    """
     with small_disk(folder, "1m"):
         (folder / "film").write_bytes(bytes(1_044_480))
         run = lrfc(folder, *args)
@@ -189,7 +192,10 @@ def on_a_full_disk(folder: Path, *args: object) -> Run:
 
 
 def interrupted(sent: signal.Signals, *, writing: bool) -> Callable[..., Run]:
-    """Run the command and send the signal to it and its children: after its first pass, or as soon as the output folder is being written."""
+    """Return a runner that sends a signal to the command and its children.
+
+    It sends it after the first pass or, with ``writing``, once the output folder is being written.
+    """
 
     def run(folder: Path, *args: object) -> Run:
         process = start(folder, *args)
@@ -235,7 +241,10 @@ COMMANDS: dict[str, tuple[Callable[..., Run], str]] = {
 def begun(
     files: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[dict[str, Future[Run]]]:
-    """The commands of the selected tests, three at a time: most of a child's life is the import of TensorFlow."""
+    """The commands of the selected tests, three at a time.
+
+    Most of the time of a child is the import of TensorFlow.
+    """
     root = tmp_path_factory.mktemp("runs")
     wanted = {
         item.callspec.params.get("run")
@@ -258,7 +267,7 @@ def run(begun: dict[str, Future[Run]], request: pytest.FixtureRequest) -> Run:
 
 
 def command(*names: str) -> pytest.MarkDecorator:
-    """The test is about those of COMMANDS."""
+    """Mark a test with the names of its COMMANDS."""
     return pytest.mark.parametrize("run", names, indirect=True)
 
 
@@ -266,7 +275,7 @@ def command(*names: str) -> pytest.MarkDecorator:
 
 
 @pytest.mark.parametrize(("run", "case"), REFUSED.items(), ids=REFUSED, indirect=["run"])
-def test_what_cannot_be_built_is_refused_in_one_line(run: Run, case: Case) -> None:
+def test_a_build_that_is_not_possible_is_refused_in_one_line(run: Run, case: Case) -> None:
     refused(run, case.code, *case.words)
     assert run.left() == set()
 
@@ -282,7 +291,7 @@ def test_a_foreign_folder_is_not_touched(files: Path, tmp_path: Path) -> None:
 
 
 @command("full disk")
-def test_a_full_disk_is_said_and_keeps_nothing(run: Run) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(run: Run) -> None:
     refused(run, 2, "small", "--out")
     assert re.search("the disk is full|No space left on device", run.stderr)
     assert run.left() == {"film"}

@@ -1,4 +1,4 @@
-"""``lrfc devices`` and ``lrfc measure --device``: what they print, their exit codes, and one line for what is wrong."""
+"""``lrfc devices`` and ``lrfc measure --device``: output, exit codes, and errors in one line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_add(lrfc, tmp_path):
     path.write_text('name = "mine"\ndescription = "a board"\n')
     code, out, _ = lrfc("devices", "add", path)
     assert code == 0
-    assert "device 'mine' is known" in out
+    assert "device 'mine' added" in out
     assert lrfc("devices", "add", path)[0] == 2
     code, out, _ = lrfc("devices", "add", path, "--force", "--json")
     assert (code, json.loads(out)) == (

@@ -419,7 +419,7 @@ def test_the_same_seed_gives_the_same_file(dense: Any, samples: dict[str, Any]) 
 
 def test_a_missed_budget_keeps_the_best_effort(dense: Any, samples: dict[str, Any]) -> None:
     with pytest.raises(
-        BudgetError, match=r"--max-drop 0\.1pp: the accuracy got worse by 50.00pp \(95 % interval"
+        BudgetError, match=r"--max-drop 0\.1pp: the accuracy got worse by 50.00 pp \(95 % interval"
     ) as caught:
         lrfc.build(dense, data=samples, max_macs="12%", max_drop="0.1pp", **QUICK)
     result = caught.value.result

@@ -34,7 +34,7 @@ def test_the_drop_of_an_error_has_a_reference() -> None:
     )
     assert (
         str(result)
-        == "11.88% of the variance of the labels (95 % interval 11.88 to 11.88%, 200 samples)"
+        == "11.88 % of the variance of the labels (95 % interval 11.88 to 11.88 %, 200 samples)"
     )
     assert Drop(value=0.05, confidence=0.9).text(short(result.unit)) == "5%@90%"
 
@@ -47,7 +47,7 @@ def test_the_drop_is_the_difference_of_the_accuracies() -> None:
     assert result.met
     assert (
         str(result)
-        == f"2.00pp (95 % interval {100 * result.low:.2f} to {100 * result.high:.2f}pp, 1,000"
+        == f"2.00 pp (95 % interval {100 * result.low:.2f} to {100 * result.high:.2f} pp, 1,000"
         " samples)"
     )
 

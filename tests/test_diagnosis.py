@@ -1,4 +1,4 @@
-"""The doctor finds what is missing, too old or broken, and names the way out."""
+"""``lrfc doctor`` reports packages that are missing, too old or broken, with the fix."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_what_devices_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = {check.name: check for check in diagnosis._devices()}
     assert (
         checks["devices: ssh"].detail
-        == "jetson-orin, raspberry-pi-4, through /usr/bin/ssh; lrfc devices check NAME reaches one"
+        == "jetson-orin, raspberry-pi-4, with /usr/bin/ssh; check one with lrfc devices check NAME"
     )
     assert checks["devices: adb"].ok, "a device that only ships need not be reached"
     assert checks["devices: adb"].detail.startswith(
@@ -133,7 +133,7 @@ def test_what_devices_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_the_profiles_of_the_user_are_looked_at(
+def test_the_profiles_of_the_user_are_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(diagnosis.shutil, "which", lambda program: None)
@@ -193,8 +193,9 @@ def test_an_old_python_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("older", "newer"), [("2.9", "2.21"), ("3.12.0rc1", "3.12.1"), ("2", "2.0.1"), ("1.9.9", "1.17")]
-)  # fmt: skip
+    ("older", "newer"),
+    [("2.9", "2.21"), ("3.12.0rc1", "3.12.1"), ("2", "2.0.1"), ("1.9.9", "1.17")],
+)
 def test_versions_compare_as_numbers(older: str, newer: str) -> None:
     assert diagnosis._release(older) < diagnosis._release(newer)
     assert diagnosis._release("2.0.0") == diagnosis._release("2")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrfc.cli import build_view
 from lrfc.cli import console as terminal
 from lrfc.config import resolve as settings
 from lrfc.costs import latency, measurements
@@ -172,7 +173,7 @@ def looked_at(folder: Path) -> None:
     built = Manifest.read(folder)
     for layer in ("conv1", "head"):
         explained = choices.explain(choices.read(folder), layer, built.layers)
-        shown.explanation(explained)
+        build_view.explanation(shown, explained)
         shown.json(explained.to_json())
     assert "\x1b" not in out.getvalue()
     Locked.read(folder).options({})

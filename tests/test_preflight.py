@@ -267,7 +267,7 @@ REFUSED = {
             "compare",
             "{digits} {digits} --max-regress speed=1%",
             2,
-            "--max-regress speed=1%: give a quantity and what it may lose",
+            "--max-regress speed=1%: give a quantity and its largest loss",
         ),
         ("report", "gone", 2, "'gone' is no output folder of lrfc"),
         ("explain", "gone conv1", 2, "'gone' holds no exploration"),

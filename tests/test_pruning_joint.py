@@ -148,11 +148,11 @@ def test_an_error_names_the_means_and_the_large_layers_that_keep_their_filters(
     ):
         with pytest.raises(BudgetError, match=means):
             SelectRanks(share(0.001), methods=methods)(state)
-    with pytest.raises(BudgetError, match=r"these methods reach is [\d,]+ \([\d.]+%\)$"):
+    with pytest.raises(BudgetError, match=r"these methods reach is [\d,]+ \([\d.]+ %\)$"):
         SelectRanks(share(0.001), prune=False)(state)
     kept = ExploreFilters(size=SIZE, images=32, keep=("conv0",))(state)
     with pytest.raises(
-        BudgetError, match=r"%\); filters stay in conv0: its filters are kept by --keep conv0$"
+        BudgetError, match=r" %\); filters stay in conv0: its filters are kept by --keep conv0$"
     ):
         SelectRanks(share(0.001))(kept)
 

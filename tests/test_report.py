@@ -1,4 +1,4 @@
-"""The page says what the manifest says, leaves out what was not measured, and needs nothing from outside."""
+"""The page of a build: it has all of the manifest and loads nothing from outside."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ from lrfc.results.manifest import (
 )
 from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report import page as pages
+from lrfc.results.report import tables
 from lrfc.results.report.chart import chart
-from lrfc.results.report.command import command
-from lrfc.results.report.page import Content, rows
-from lrfc.results.report.text import NONE, change, ms, option, percent, size
+from lrfc.results.report.command import command, option
+from lrfc.results.report.page import Content
+from lrfc.text import NONE
 
 
 def ratio_of(median: float, low: float, high: float) -> Speedup:
@@ -212,22 +213,22 @@ def test_figures_before_and_after() -> None:
     assert table == [
         ["Quantity", "Before", "After", "Kept", "Saved", "Factor"],
         ["MACs", "1,020", "420", "41.18 %", "58.82 %", "×2.43"],
-        ["Parameters", "120", "60", "50.00 %", "50.00 %", "×2"],
-        ["File size", "4.0 KiB (4,096 bytes)", "2.0 KiB (2,048 bytes)", "50.00 %", "50.00 %", "×2"],
+        ["Parameters", "120", "60", "50.00 %", "50.00 %", "×2.00"],
+        ["File size", "4 KiB (4,096 bytes)", "2 KiB (2,048 bytes)", "50.00 %", "50.00 %", "×2.00"],
         [
             "Planned activation arena",
-            "2.0 KiB (2,048 bytes)",
-            "1.0 KiB (1,024 bytes)",
+            "2 KiB (2,048 bytes)",
+            "1 KiB (1,024 bytes)",
             "50.00 %",
             "50.00 %",
-            "×2",
+            "×2.00",
         ],
         ["Latency, median", "2 ms", "1 ms", "55.56 %", "44.44 %", "×1.80"],
         ["Latency, 90th percentile", "3 ms", "1.5 ms", NONE, NONE, NONE],
         [
             "Peak resident memory",
-            "50.0 MiB (52,428,800 bytes)",
-            "40.0 MiB (41,943,040 bytes)",
+            "50 MiB (52,428,800 bytes)",
+            "40 MiB (41,943,040 bytes)",
             "80.00 %",
             "20.00 %",
             "×1.25",
@@ -255,17 +256,18 @@ def test_what_was_not_measured_is_a_dash_and_never_zero() -> None:
     ):
         assert by_name[name] == [NONE] * 5
     assert by_name["Parameters"] == ["0", "0", NONE, NONE, NONE]  # nothing can be kept of nothing
-    assert by_name["MACs"] == ["10", "20", "200.00 %", "−100.00 %", "×0.5"]
+    assert by_name["MACs"] == ["10", "20", "200.00 %", "−100.00 %", "×0.50"]
     assert "Accuracy was not measured." in page.text
     assert "accuracy" not in page.tables
 
 
 def test_a_latency_names_runs_and_threads_of_both_files() -> None:
-    notes = {row.name: row.note for row in rows(made())}
+    notes = {row.name: row.note for row in tables.figures(made())}
     assert notes["Latency, median"] == "measured, n = 200, 1 thread / measured, n = 180, 1 thread"
-    assert {row.name: row.note for row in rows(made().model_copy(update={"after": made().before}))}[
-        "Latency, median"
-    ] == "measured, n = 200, 1 thread"
+    assert {
+        row.name: row.note
+        for row in tables.figures(made().model_copy(update={"after": made().before}))
+    }["Latency, median"] == "measured, n = 200, 1 thread"
 
 
 def test_a_page_of_estimates_does_not_speak_of_measurements() -> None:
@@ -292,14 +294,14 @@ def test_a_page_of_estimates_does_not_speak_of_measurements() -> None:
     ]
     assert left == []
     assert "in turns" not in html
-    assert "interval" not in " ".join(note for _, _, note in pages.cards(manifest))
+    assert "interval" not in " ".join(note for _, _, note in tables.cards(manifest))
     assert "plan 1: predicted 1 ms, estimated 1 ms" in html
     assert "original: estimated 2 ms" in html
 
 
-def test_the_ladder_has_the_steps_that_were_measured() -> None:
+def test_the_accuracy_by_stage_has_the_measured_stages() -> None:
     assert Page(render(made(), FASTER, POINTS, None)).tables["accuracy"][1:] == [
-        ["Original, in float", "98.00 %"],
+        ["Original in float", "98.00 %"],
         ["Factorized", "61.00 %"],
         ["BatchNorm re-estimated", "83.00 %"],
         ["Emitted file", "97.00 %"],
@@ -311,17 +313,17 @@ def test_every_layer_has_its_row() -> None:
         [
             "conv1",
             "tucker2",
-            "4 × 8",
+            "4x8",
             "1,000 → 400 ",
             "100 → 40 ",
             "400 B → 160 B ",
-            "1.000 → 0.500 ",
+            "1 → 0.5 ",
             "0.9876",
             "conv2d",
             "3×3×4×8 → 1×1×4×2 · 3×3×2×8",
             NONE,
         ],
-        ["head", NONE, NONE, "20", "20", "80 B", "0.400", NONE, "dense", "8×2", "no rank pays"],
+        ["head", NONE, NONE, "20", "20", "80 B", "0.4", NONE, "dense", "8×2", "no rank pays"],
     ]
     bare = Page(render(made(), FASTER, POINTS, None)).tables["layers"][1]
     assert bare[5] == bare[6] == bare[9] == NONE
@@ -332,7 +334,7 @@ def test_every_layer_has_its_row() -> None:
     [
         (
             FASTER,
-            "is ×1.80 as fast as the original (measured in turns, 95 % interval 1.70 to 1.90)",
+            "is ×1.80 as fast as the original (measured, 95 % interval 1.70 to 1.90)",
         ),
         (ratio_of(0.5, 0.4, 0.6), "is slower than the original, at ×0.50 its speed"),
         (ratio_of(1.2, 0.9, 1.4), "is not measurably faster or slower"),
@@ -344,7 +346,7 @@ def test_the_verdict_claims_a_speed_only_when_the_whole_interval_does(
 ) -> None:
     text = Page(render(made(), ratio, POINTS, None)).text
     assert said in text
-    assert "Accuracy 97.00 %, of 98.00 % in float." in text
+    assert "Accuracy 97.00 % (original in float: 98.00 %)." in text
     assert 'role="alert"' not in render(made(), ratio, POINTS, None)
 
 
@@ -366,7 +368,7 @@ def test_without_gain_nothing_is_claimed_of_the_original() -> None:
     ).text
     assert "Compression brought no gain on local, so the original was kept." in text
     assert "It keeps" not in text
-    assert "of the compressed file, which was not kept" in text
+    assert "of the compressed file, which does not ship" in text
 
 
 def test_the_plot_is_well_formed_and_has_a_table() -> None:
@@ -470,15 +472,15 @@ def full() -> str:
 def test_the_verdict_shows_kept_and_saved_and_how_sure_both_are() -> None:
     text = re.sub(r"\s+", " ", Page(full()).text)
     for said in (
-        "41.2 % kept",
-        "58.8 % saved",
+        "41.18 % kept",
+        "58.82 % saved",
         "×1.80",
         "95 % interval 1.70 to 1.90",
         "97.00 %",
-        "98.00 % before, in float; lost 0.50 pp (95 % interval −0.10 to 1.10, 400 samples)",
+        "original in float 98.00 %; drop 0.50 pp (95 % interval −0.10 to 1.10, 400 samples)",
         (
-            "on 1,200 samples the file that ships has 97.20 % by the former, 96.50 % by the latter."
-            " local rounds as the reference kernels do"
+            "on 1,200 samples the file that ships has 97.20 % with the former, 96.50 % with the"
+            " latter. local rounds as the reference kernels do"
         ),
     ):
         assert said in text
@@ -488,7 +490,7 @@ def test_filters_are_counted_and_groups_are_in_units() -> None:
     page = Page(full())
     head, conv, dense = page.tables["layers"]
     assert [row[3].strip() for row in (head, conv, dense)] == ["Filters", "64 → 16", "2"]
-    assert "1 of 2 layers factorized, 1 with fewer filters." in page.text
+    assert "1 of 2 layers factorized, 1 pruned." in page.text
     assert "Filters: its filters are the model's output 'head'" in page.text
     assert page.tables["filters"] == [
         ["Group", "Units", "Predicted divergence", "Layers"],
@@ -523,7 +525,7 @@ def test_without_methods_no_other_plans_are_drawn() -> None:
         candidates=CANDIDATES,
     )
     page = Page(html)
-    assert "Methods were left aside (--prune only)" in page.text
+    assert "No factorization was tried (--prune only)" in page.text
     assert "front" not in page.tables
     assert "curves" not in page.tables
     assert "Similarity against rank" not in page.text
@@ -560,30 +562,30 @@ def rounded(*, counted: bool = True) -> Manifest:
 def test_the_score_of_the_original_says_whether_it_is_that_of_its_file() -> None:
     page = Page(render(rounded(), FASTER, POINTS, None))
     for said in (
-        "Accuracy 38.40 %, of 38.90 % in float: lost 1.80 pp (95 % interval",
-        "38.90 % before, in float; lost 1.80 pp (95 % interval",
+        "Accuracy 38.40 % (original in float: 38.90 %): drop 1.80 pp (95 % interval",
+        "original in float 38.90 %; drop 1.80 pp (95 % interval",
         "The original's emitted file and the one that ships, both int8.",
         (
-            "The drop is a sum: −0.20 pp by compression, in float + 0.70 pp by the emitted file"
-            " against that network + 1.30 pp by the reference kernels"
+            "The drop in parts: −0.20 pp by compression in float + 0.70 pp by emission of the file"
+            " + 1.30 pp by the reference kernels"
         ),
         (
-            "It is counted from the original in float, which has 38.90 %; the original's own file"
-            " has 40.50 %."
+            "The drop is relative to the original in float (38.90 %); the original's own file has"
+            " 40.50 %."
         ),
     ):
         assert said in page.text
-    assert page.tables["accuracy"][1] == ["Original, in float", "38.90 %"]
+    assert page.tables["accuracy"][1] == ["Original in float", "38.90 %"]
     assert page.tables["figures"][-1][:3] == ["Accuracy", "38.90 %", "38.40 % (drop 1.80 pp)"]
-    drops = re.findall(r"(?:lost|drop) (\S+) pp", page.text)
+    drops = re.findall(r"drop (\S+) pp", page.text)
     assert set(drops) == {"1.80"}, "one drop on the page"
     assert "−2.10" not in page.text
 
 
 def test_one_baseline_needs_no_words() -> None:
-    assert "kernels" not in pages.baselines(rounded(counted=False))
+    assert "kernels" not in tables.baselines(rounded(counted=False))
     same = made(accuracy=Accuracy(before=0.98, artifact=0.97))
-    assert pages.baselines(same) == ""
+    assert tables.baselines(same) == ""
     assert "the original's file" not in Page(render(same, FASTER, POINTS, None)).text
 
 
@@ -604,11 +606,11 @@ def test_where_cycles_are_known_the_times_of_layers_add_up_to_the_latency() -> N
     ops = OpProfile(overhead_ms=0.1, before=tuple(sides[0]), after=tuple(sides[1]))
     page = Page(render(manifest, FASTER, POINTS, None, ops=ops))
     assert page.tables["times"][1:] == [
-        ["conv1", "0.850", "0.400", ""],
-        ["pool", "0.050", "0.050", ""],
-        ["head", "0.100", "0.100", ""],
+        ["conv1", "0.85", "0.4", ""],
+        ["pool", "0.05", "0.05", ""],
+        ["head", "0.1", "0.1", ""],
     ]
-    assert [row[6].strip() for row in page.tables["layers"][1:]] == ["0.850 → 0.400", "0.100"]
+    assert [row[6].strip() for row in page.tables["layers"][1:]] == ["0.85 → 0.4", "0.1"]
     assert (
         "Time: compiled: the cycles that the compiler of local counts, at its clock." in page.text
     )
@@ -619,16 +621,16 @@ def test_where_cycles_are_known_the_times_of_layers_add_up_to_the_latency() -> N
     assert "Predicted for local" not in page.text
 
 
-def test_a_drop_says_what_it_is_a_share_of() -> None:
+def test_a_drop_has_a_unit() -> None:
     kept = Kept(
         allowed=None, drop=0.02, low=-0.01, high=0.03, confidence=0.95, samples=400, met=True
     )
     told = {
         "% of the variance of the labels": (
-            "3.1 before, in float; lost 2.00 % of the variance of the labels (95 % interval −1.00"
+            "original in float 3.1; drop 2.00 % of the variance of the labels (95 % interval −1.00"
             " to 3.00,"
         ),
-        None: "lost 2.00 % (95 % interval",
+        None: "drop 2.00 % (95 % interval",
     }
     for unit, text in told.items():
         scores = Accuracy(
@@ -640,13 +642,13 @@ def test_a_drop_says_what_it_is_a_share_of() -> None:
         )
         assert (
             text
-            in pages.cards(
+            in tables.cards(
                 made(accuracy=scores, after=made().after.model_copy(update={"accuracy": 3.2}))
             )[-1][2]
         )
 
 
-def test_what_grew_is_not_called_kept() -> None:
+def test_an_increase_is_not_called_kept() -> None:
     manifest = made()
     grown = manifest.model_copy(
         update={
@@ -655,7 +657,7 @@ def test_what_grew_is_not_called_kept() -> None:
             )
         }
     )
-    assert ("Activation memory", "×2.00", "100.0 % more than before") in pages.cards(grown)
+    assert ("Activation memory", "×2.00", "100.00 % more than before") in tables.cards(grown)
 
 
 def test_no_axis_goes_beyond_what_there_is() -> None:
@@ -705,10 +707,10 @@ def test_bars_follow_one_another() -> None:
     html = full()
     table = Page(html).tables["times"]
     assert table[1:] == [
-        ["conv1", "1.000", "0.500", ""],
-        ["pool", "0.500", "0.500", ""],
-        ["head", "0.400", "0.400", ""],
-        ["beside the ops", "0.100", "0.100", ""],
+        ["conv1", "1", "0.5", ""],
+        ["pool", "0.5", "0.5", ""],
+        ["head", "0.4", "0.4", ""],
+        ["outside of the ops", "0.1", "0.1", ""],
     ]
     assert "margin-left:0.00%;width:50.00%" in html
     assert "margin-left:50.00%;width:25.00%" in html
@@ -803,27 +805,10 @@ def test_names_cannot_become_markup() -> None:
     ("value", "shown"),
     [
         (None, NONE), ((), NONE), (True, "yes"), (False, "no"), (0, "0"), (["a", "b"], "a, b"),
-        ({"value": 0.01, "confidence": None}, "1pp"), ({"value": 0.5, "relative": True}, "50%"), ({"value": 2e6, "relative": False}, "2000000"),
+        ({"value": 0.01, "confidence": None}, "1pp"), ({"value": 0.5, "relative": True}, "50%"),
+        ({"value": 2e6, "relative": False}, "2000000"),
         ({"value": 12.0, "relative": False, "given": "12ms"}, "12ms"),
     ],
 )  # fmt: skip
 def test_option(value: Any, shown: str) -> None:
     assert option(value) == shown
-
-
-def test_numbers() -> None:
-    assert [size(value) for value in (None, 0, 1023, 1536)] == [
-        NONE,
-        "0 bytes",
-        "1,023 bytes",
-        "1.5 KiB (1,536 bytes)",
-    ]
-    assert [change(*pair) for pair in ((100, 40), (40, 100), (0, 1), (None, 1), (2, 2))] == [
-        "−60 %",
-        "+150 %",
-        "",
-        "",
-        "",
-    ]
-    assert [ms(value) for value in (None, 0.0, 0.0001, 1.5)] == [NONE, "0.000", "< 0.001", "1.500"]
-    assert [percent(value) for value in (None, 0.0, -0.25)] == [NONE, "0 %", "−25.00 %"]

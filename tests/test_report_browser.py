@@ -1,4 +1,4 @@
-"""The page of a build in a real browser: no error, no request, every drawing there, and sorting by keyboard."""
+"""The page of a build in a browser: no errors, no requests, visible charts, sorting by keyboard."""
 
 from __future__ import annotations
 
@@ -142,10 +142,21 @@ def test_text_stands_out_from_what_is_behind_it(page: Any, scheme: str) -> None:
     )
     pairs = page.execute_script(
         """
-        const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (!/, 0\\)$/.test(c)) return c; } return null; };
-        return [...document.querySelectorAll('p, td, th, li, dt, dd, h1, h2, h3, caption, figcaption, small, button, code, span, svg text')]
+        const background = e => {
+            for (; e; e = e.parentElement) {
+                const c = getComputedStyle(e).backgroundColor;
+                if (!/, 0\\)$/.test(c)) return c;
+            }
+            return null;
+        };
+        const tags = 'p, td, th, li, dt, dd, h1, h2, h3, caption, figcaption, small, button, code,'
+            + ' span, svg text';
+        return [...document.querySelectorAll(tags)]
             .filter(e => e.textContent.trim())
-            .map(e => { const s = getComputedStyle(e); return [e.tagName, e.tagName === 'text' ? s.fill : s.color, behind(e)]; })"""
+            .map(e => {
+                const s = getComputedStyle(e);
+                return [e.tagName, e.tagName === 'text' ? s.fill : s.color, background(e)];
+            })"""
     )
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 

@@ -58,7 +58,7 @@ def test_a_build_in_plain_ascii(built: tuple[Path, subprocess.CompletedProcess[b
         assert b"Traceback" not in stream
     text = done.stdout.decode()
     assert "x1." in text or "x0." in text or "x2." in text
-    assert "accuracy: before 100.00 % -> factorized" in text
+    assert "accuracy: original in float 100.00 % -> factorized" in text
     assert "----" in text
     table = text[: text.index("accuracy: ")].splitlines()
     assert max(map(len, table)) <= 80

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lrfc import api
+from lrfc.cli import build_view
 from lrfc.cli.console import Terminal
 from lrfc.errors import UsageError
 from lrfc.results import candidates as choices
@@ -79,12 +80,13 @@ def test_it_is_printed_and_a_layer_explained(exploration, capsys) -> None:
 
     survey, out = exploration
     terminal = Terminal(sys.stdout, sys.stderr)
-    terminal.survey(survey, out)
-    terminal.explanation(choices.explain(choices.read(out), survey.design.spaces[0].op.name))
+    build_view.exploration(terminal, survey, out)
+    name = survey.design.spaces[0].op.name
+    build_view.explanation(terminal, choices.explain(choices.read(out), name))
     printed = capsys.readouterr().out
     assert "least predicted divergence" in printed
     assert "Pareto front" in printed
-    assert "not beaten by another" in printed
+    assert "of them undominated" in printed
     assert "this is an exploration" in printed
 
 

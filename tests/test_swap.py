@@ -201,7 +201,7 @@ def test_an_exchange_that_fails_is_said_and_loses_nothing(
     monkeypatch.setattr(swap, "exchange", across)
     with pytest.raises(
         UsageError,
-        match=r"out' cannot be made \(Invalid cross-device link\); choose another place with --out",
+        match=r"out' cannot be created \(Invalid cross-device link\); choose another place with --out",
     ):
         full(tmp_path / "out", "2")
     assert (tmp_path / "out" / "manifest.json").read_text() == "1"
@@ -343,7 +343,7 @@ def test_a_place_that_cannot_be_made(
     Path("file").write_text("mine")
     Path("loop").symlink_to("loop")
     with (
-        pytest.raises(UsageError, match=r"output folder '.*' cannot be made .*--out") as caught,
+        pytest.raises(UsageError, match=r"output folder '.*' cannot be created .*--out") as caught,
         artifact.reserved(Path(name)),
     ):
         pytest.fail("the block must not run")
@@ -403,10 +403,10 @@ def rights(tmp_path: Path) -> None:
     )
     said = run.stdout.splitlines()
     assert len(said) == 4, run.stderr
-    assert "locked/out' cannot be made (Permission denied)" in said[0]
-    assert "locked/deep/out' cannot be made (Permission denied)" in said[1]
+    assert "locked/out' cannot be created (Permission denied)" in said[0]
+    assert "locked/deep/out' cannot be created (Permission denied)" in said[1]
     assert "ours' is read-only" in said[2]
-    assert "theirs' belongs to somebody else" in said[3]
+    assert "theirs' belongs to another user" in said[3]
     assert {path.name for path in place.iterdir()} == {"theirs"}
 
 
@@ -420,10 +420,10 @@ CLI = (
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("build {model} --out file/out", "file/out' cannot be made (Not a directory)"),
+        ("build {model} --out file/out", "file/out' cannot be created (Not a directory)"),
         (
             "build {model} --target tflite --target onnx --out file",
-            "file/tflite' cannot be made (Not a directory)",
+            "file/tflite' cannot be created (Not a directory)",
         ),
         ("build {model} --out held", "held' is being written by process {holder} on"),
         ("explore {model} --out held", "held' is being written by process {holder} on"),

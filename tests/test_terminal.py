@@ -1,4 +1,4 @@
-"""What the command line shows: silence of libraries, one line for a failure, bars or plain lines, tables."""
+"""The streams of the command line and the output on builds, in text and JSON."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lrfc.cli import build_view
 from lrfc.cli.console import Terminal, quiet
 from lrfc.engine.package import Result
 from lrfc.metrics.outcome import Kept, Speedup
@@ -35,7 +36,7 @@ def terminal(*, screen: bool = False) -> tuple[Terminal, io.StringIO, io.StringI
 # -- silence ---------------------------------------------------------------------------------------
 
 
-def test_what_libraries_write_is_not_seen(
+def test_the_output_of_libraries_is_hidden(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -155,20 +156,19 @@ def result(name: str = "small", accuracy: float | None = 0.9) -> Result:
 
 def test_the_table_of_a_build() -> None:
     term, out, _ = terminal()
-    term.keep(result())
-    term.show_results(as_json=False)
+    build_view.results(term, [result()], as_json=False)
     text = " ".join(out.getvalue().split())
-    assert "MACs 80,000 20,000 25.0 % 75.0 % ×4.00" in text
-    assert "file 16 KiB 4 KiB 25.0 % 75.0 % ×4.00" in text
+    assert "MACs 80,000 20,000 25.00 % 75.00 % ×4.00" in text
+    assert "file 16 KiB 4 KiB 25.00 % 75.00 % ×4.00" in text
     assert "peak RSS" not in text, "what was not measured is not a number"
-    assert "latency p50, n=200 2 ms 0.5 ms 25.6 % 74.4 % ×3.90" in text, (
+    assert "latency p50, n=200 2 ms 0.5 ms 25.64 % 74.36 % ×3.90" in text, (
         "the speed-up, not the quotient"
     )
     assert "latency p90 3 ms 0.75 ms — — —" in text
     assert "×3.90 as fast as the original" in text
     assert "×4.00 as" not in text
-    assert "accuracy: before 90.00 % → artifact 90.00 %" in text
-    assert "measured in turns, 95 % interval 3.80 to 4.10" in text
+    assert "accuracy: original in float 90.00 % → emitted file 90.00 %" in text
+    assert "measured, 95 % interval 3.80 to 4.10" in text
     assert "1 svd" in text
     assert "1 not factorized" in text
     assert "layers.csv" in text
@@ -177,7 +177,7 @@ def test_the_table_of_a_build() -> None:
 @pytest.mark.parametrize(
     ("counted", "said"),
     [
-        (True, "which board follows; the difference is in the drop"),
+        (True, "which board follows; the difference is part of the drop"),
         (False, "which microcontrollers follow"),
     ],
 )
@@ -187,42 +187,38 @@ def test_the_score_by_the_reference_kernels(counted: bool, said: str) -> None:
         update={"kernels": Kernels(reference=0.89, optimised=0.9, samples=1_200, counted=counted)}
     )
     term, out, _ = terminal()
-    term.keep(
-        replace(
-            plain,
-            manifest=plain.manifest.model_copy(update={"accuracy": scores, "device": "board"}),
-        )
+    built = replace(
+        plain,
+        manifest=plain.manifest.model_copy(update={"accuracy": scores, "device": "board"}),
     )
-    term.show_results(as_json=False)
+    build_view.results(term, [built], as_json=False)
     text = " ".join(out.getvalue().split())
     assert (
-        "on 1,200 samples 90.00 % by LiteRT's optimised kernels, 89.00 % by its reference kernels,"
-        f" {said}" in text
+        "on 1,200 samples 90.00 % with LiteRT's optimised kernels, 89.00 % with its reference"
+        f" kernels, {said}" in text
     )
 
 
-def test_the_original_in_float_and_its_file_are_told_apart() -> None:
+def test_the_original_in_float_and_its_file_are_distinguished() -> None:
     for file, said in ((0.92, True), (0.9, False)):
         plain = result()
         before = plain.manifest.before.model_copy(update={"accuracy": file})
         term, out, _ = terminal()
-        term.keep(
-            replace(
-                plain,
-                manifest=plain.manifest.model_copy(
-                    update={"before": before, "config": {"precision": "int8"}}
-                ),
-            )
+        built = replace(
+            plain,
+            manifest=plain.manifest.model_copy(
+                update={"before": before, "config": {"precision": "int8"}}
+            ),
         )
-        term.show_results(as_json=False)
+        build_view.results(term, [built], as_json=False)
         told = (
-            "before: the original in float, which the drop is counted from; the original's own int8"
-            " file has 92.00 %"
+            "the drop is relative to the original in float; the original's own int8 file has"
+            " 92.00 %"
         )
         assert (told in " ".join(out.getvalue().split())) == said
 
 
-def test_a_drop_says_what_it_is_a_share_of() -> None:
+def test_a_drop_has_a_unit() -> None:
     plain = result()
     kept = Kept(
         allowed=0.01,
@@ -237,19 +233,18 @@ def test_a_drop_says_what_it_is_a_share_of() -> None:
     )
     scores = plain.manifest.accuracy.model_copy(update={"percent": False, "kept": kept})
     term, out, _ = terminal()
-    term.keep(replace(plain, manifest=plain.manifest.model_copy(update={"accuracy": scores})))
-    term.show_results(as_json=False)
+    built = replace(plain, manifest=plain.manifest.model_copy(update={"accuracy": scores}))
+    build_view.results(term, [built], as_json=False)
     told = (
-        "lost 2.00 % of the variance of the labels (95 % interval 0.00 to 3.00, 400 samples); 1 %"
-        " allowed: broken, by 1.00 %."
+        "drop 2.00 % of the variance of the labels (95 % interval 0.00 to 3.00, 400 samples); 1 %"
+        " allowed: NOT met, 1.00 % too much."
     )
     assert told in " ".join(out.getvalue().split())
 
 
 def test_accuracy_that_was_not_measured_is_not_shown() -> None:
     term, out, _ = terminal()
-    term.keep(result(accuracy=None))
-    term.show_results(as_json=False)
+    build_view.results(term, [result(accuracy=None)], as_json=False)
     assert "accuracy: not measured" in out.getvalue()
 
 
@@ -258,15 +253,11 @@ def test_filters_are_counted_by_layer() -> None:
     cut = plain.manifest.layers[0].model_copy(update={"filters_before": 32, "filters_after": 16})
     layers = [cut.model_copy(update={"name": f"conv{i}"}) for i in range(14)]
     term, out, _ = terminal()
-    term.keep(
-        replace(
-            plain,
-            manifest=plain.manifest.model_copy(
-                update={"layers": (*layers, plain.manifest.layers[1])}
-            ),
-        )
+    built = replace(
+        plain,
+        manifest=plain.manifest.model_copy(update={"layers": (*layers, plain.manifest.layers[1])}),
     )
-    term.show_results(as_json=False)
+    build_view.results(term, [built], as_json=False)
     text = " ".join(out.getvalue().split())
     assert "filters: conv0 32 → 16, conv1 32 → 16, " in text
     assert text.count("32 → 16") == 12
@@ -278,20 +269,20 @@ def test_filters_are_counted_by_layer() -> None:
     [
         (
             {"filters_before": 8, "filters_after": 2, "params_after": 1, "macs_after": 3},
-            ["→ as built 1 3 42.9 %", "filters: 2 of 8 are left", "as built:"],
+            ["→ as built 1 3 42.86 %", "filters: 2 of 8 are left", "as built:"],
         ),
         (
             {"filters_before": 8, "filters_after": 8, "filters_reason": "it has a reason"},
-            ["→ as it is 5 7 100.0 %", "filters: all 8 stay: it has a reason"],
+            ["→ unchanged 5 7 100.00 %", "filters: all 8 are kept: it has a reason"],
         ),
-        ({}, ["→ as it is 5 7 100.0 %", "taken: as it is too small"]),
+        ({}, ["→ unchanged 5 7 100.00 %", "chosen: unchanged too small"]),
     ],
 )
 def test_an_explanation_shows_what_was_built(filters: dict[str, Any], said: list[str]) -> None:
     built = result().manifest.layers[1].model_copy(update=filters)
     rows = (Row("b", None, "", 5, 7, 1.0, 0.0, None, dominated=False, chosen=True),)
     term, out, _ = terminal()
-    term.explanation(Explanation("b", rows, rows[0], (), built))
+    build_view.explanation(term, Explanation("b", rows, rows[0], (), built))
     text = " ".join(out.getvalue().split())
     for each in said:
         assert each in text
@@ -301,16 +292,16 @@ def test_an_explanation_shows_what_was_built(filters: dict[str, Any], said: list
 
 def test_an_explanation_without_candidates_has_costs_and_the_reason() -> None:
     term, out, _ = terminal()
-    term.explanation(Explanation("b", (), None, (), result().manifest.layers[1]))
-    assert " ".join(out.getvalue().split()) == "params 5 → 5, MACs 7 → 7 taken: as it is too small"
+    build_view.explanation(term, Explanation("b", (), None, (), result().manifest.layers[1]))
+    assert (
+        " ".join(out.getvalue().split()) == "params 5 → 5, MACs 7 → 7 chosen: unchanged too small"
+    )
 
 
 @pytest.mark.parametrize("names", [(), ("one",), ("one", "two")], ids=len)
 def test_results_as_json(names: tuple[str, ...]) -> None:
     term, out, _ = terminal()
-    for name in names:
-        term.keep(result(name))
-    term.show_results(as_json=True)
+    build_view.results(term, [result(name) for name in names], as_json=True)
     if not names:
         assert out.getvalue() == ""
         return

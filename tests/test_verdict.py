@@ -1,4 +1,4 @@
-"""The verdict: what it holds a build against, what it says got worse, and in which words."""
+"""The verdict on a build, as fields and as text."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def manifest(**changes: Any) -> Manifest:
     return Manifest(**fields | changes)
 
 
-def test_it_names_the_device_what_was_asked_and_the_margin() -> None:
+def test_it_names_the_device_the_budget_and_the_margin() -> None:
     found = judged(manifest())
     assert (found.outcome, found.device, found.precision) == ("compressed", "host", "fp32")
     assert [(each.option, each.bound, each.value, each.met) for each in found.budgets] == [
@@ -54,17 +54,17 @@ def test_it_names_the_device_what_was_asked_and_the_margin() -> None:
     ]
     assert (
         headline(found)
-        == "On host the compressed tflite file (fp32) is ×2.00 as fast as the original (measured in"
-        " turns, 95 % interval 1.90 to 2.10). It keeps 48.00 % of the MACs, 100.00 % of the"
+        == "On host the compressed tflite file (fp32) is ×2.00 as fast as the original (measured,"
+        " 95 % interval 1.90 to 2.10). It keeps 48.00 % of the MACs, 100.00 % of the"
         " parameters and 50.00 % of the file size."
     )
     assert details(found) == [
-        "Asked --max-macs 50%: held, MACs 480 of at most 500, 4.00 % below it.",
+        "--max-macs 50%: met, MACs 480 of at most 500 (4.00 % below).",
         (
-            "Accuracy 97.60 %, of 98.00 % in float: lost 0.40 pp (95 % interval −0.10 to 0.90, 400"
-            " samples); 1 pp allowed: held, with 0.60 pp to spare."
+            "Accuracy 97.60 % (original in float: 98.00 %): drop 0.40 pp (95 % interval −0.10 to"
+            " 0.90, 400 samples); 1 pp allowed: met, 0.60 pp left."
         ),
-        "Nothing grew.",
+        "No cost increased.",
     ]
 
 
@@ -77,8 +77,8 @@ def test_a_contract_that_is_broken_says_by_how_much() -> None:
     )
     found = judged(manifest(accuracy=scores, problem="not met: --max-drop 1pp"))
     assert found.outcome == "not met"
-    assert "and misses what was asked of it" in headline(found)
-    assert details(found)[1].endswith("1 pp allowed: broken, by 1.00 pp.")
+    assert "but it does not meet its constraints" in headline(found)
+    assert details(found)[1].endswith("1 pp allowed: NOT met, 1.00 pp too much.")
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_a_measured_time_grew_when_the_whole_interval_says_so() -> None:
     ]
 
 
-def test_growth_is_told_with_both_values() -> None:
+def test_an_increase_has_both_values() -> None:
     found = judged(manifest(after=figures(arena_bytes=3_461)))
-    assert "What grew: activation memory (planned) from 2.0 KiB to 3.4 KiB (+69 %)." in details(
+    assert "Increased: activation memory (planned) from 2 KiB to 3.38 KiB (+68.99 %)." in details(
         found
     )
 
@@ -137,8 +137,8 @@ def test_the_float_original_is_a_baseline_of_its_own() -> None:
     ]
     assert "×2.00 as fast as the original's int8 file" in headline(found)
     told = (
-        "Beside the original in fp32 it is SLOWER, at ×0.95 the speed of the float original"
-        " (measured in turns, 95 % interval 0.93 to 0.97)."
+        "Compared with the original in fp32 it is SLOWER, at ×0.95 its speed"
+        " (measured, 95 % interval 0.93 to 0.97)."
     )
     assert told in details(found)
     none = judged(
@@ -147,7 +147,7 @@ def test_the_float_original_is_a_baseline_of_its_own() -> None:
         )
     )
     assert (
-        "Beside the original in fp32: not known, board computes in int8, not in float."
+        "Speed against the original in fp32: unknown, board computes in int8, not in float."
         in details(none)
     )
     assert len(judged(manifest()).speeds) == 1, "in fp32 there is one baseline"
@@ -165,12 +165,12 @@ def test_the_limits_of_the_device() -> None:
     assert [(room.memory, room.needed, room.limit, room.fits) for room in fits.rooms] == [
         ("flash", 4_096, 1_048_576, True), ("ram", 2_048, 327_680, True)]  # fmt: skip
     assert (
-        "The file fits cortex-m7: flash 4.0 KiB of 1.0 MiB and RAM 2.0 KiB of 320.0 KiB; what runs"
-        " it comes on top." in details(fits)
+        "The file fits cortex-m7: flash 4 KiB of 1 MiB and RAM 2 KiB of 320 KiB; the"
+        " runtime itself comes on top." in details(fits)
     )
     large = judged(computed, board.model_copy(update={"ram_bytes": 2_047}))
     assert details(large)[-1].startswith("The file does NOT fit cortex-m7: ")
-    assert "RAM 2.0 KiB of 2.0 KiB (TOO MUCH)" in details(large)[-1]
+    assert "RAM 2 KiB of 1.999 KiB (TOO MUCH)" in details(large)[-1]
     npu = judged(
         manifest(
             **sides | {"after": figures("compiled", sram_bytes=900, flash_bytes=700, cycles=5)}
@@ -179,10 +179,12 @@ def test_the_limits_of_the_device() -> None:
     )
     assert [room.needed for room in npu.rooms] == [700, 900], "what the compiler plans"
     without = judged(computed, board.model_copy(update={"flash_bytes": None, "ram_bytes": None}))
-    assert details(without)[-1] == "The profile of cortex-m7 names no limits of flash and RAM."
+    assert (
+        details(without)[-1] == "The device profile of cortex-m7 has no limits for flash and RAM."
+    )
 
 
-def test_what_nobody_timed_is_not_called_measured() -> None:
+def test_figures_without_a_timed_run_are_not_called_measured() -> None:
     for source in ("estimated", "compiled"):
         speed = Speedup(median=2.0, source=source)
         found = judged(
@@ -191,7 +193,6 @@ def test_what_nobody_timed_is_not_called_measured() -> None:
         text = " ".join([headline(found), *details(found)])
         assert "no device was timed" in text
         assert "measured" not in text
-        assert "in turns" not in text
         assert "95 % interval 2" not in text
 
 
@@ -200,8 +201,7 @@ def test_the_parts_of_a_drop_are_its_sum() -> None:
     found = kept(drop=0.0022, parts=steps)
     assert (
         parts(found)
-        == "0.45 pp by compression, in float − 0.23 pp by the emitted file against that network ="
-        " 0.22 pp"
+        == "0.45 pp by compression in float − 0.23 pp by emission of the file = 0.22 pp"
     )
     assert (
         parts(
@@ -211,7 +211,7 @@ def test_the_parts_of_a_drop_are_its_sum() -> None:
     )
 
 
-def test_it_stands_in_the_manifest_as_fields(tmp_path: Path) -> None:
+def test_the_manifest_has_it_as_fields(tmp_path: Path) -> None:
     whole = manifest()
     whole = whole.model_copy(update={"verdict": judged(whole)})
     whole.write(tmp_path)

@@ -1,10 +1,10 @@
-"""The command line: the only file that prints. Results go to stdout, everything else to stderr."""
+"""The commands of lrfc. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,14 +17,17 @@ from lrfc.config.build import BuildConfig
 from lrfc.config.options import text
 from lrfc.errors import DeviceError
 
+if TYPE_CHECKING:
+    from lrfc.engine.package import Result
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     add_completion=True,
     help=(
-        "Compress a trained Keras model by low-rank factorization for the device it runs on, and"
-        " prove that it pays."
+        "Compress a trained Keras model by low-rank factorization and pruning for the device that"
+        " it runs on, and measure the gain."
     ),
 )
 app.add_typer(cli_devices.app, name="devices")
@@ -33,8 +36,8 @@ OptionalModel = Annotated[
     Path | None,
     typer.Argument(
         help=(
-            "The trained model: a .keras or legacy .h5 file. With --locked, by default the one that"
-            " the manifest names."
+            "The trained model: a .keras or legacy .h5 file. With --locked, by default the model of"
+            " the manifest."
         ),
         show_default=False,
     ),
@@ -54,28 +57,37 @@ def build(
     *,
     config: Config = None,
     locked: Annotated[Path | None, typer.Option(
-        help="Repeat the build of this manifest.json: its options, and its methods and ranks"
-        " without a search.",
+        help="Repeat the build of this manifest.json with its options, methods and ranks, without a"
+        " search.",
     )] = None,
     as_json: Json = False,
     **_options: Any,
 ) -> None:  # fmt: skip
-    """Compress MODEL, emit it, measure it beside the original, and write the output folder."""
+    """Compress MODEL, emit the file, measure it against the original, write the output folder."""
     with session() as terminal:
         from lrfc import api
+        from lrfc.cli import build_view
         from lrfc.config import resolve as settings
 
         options = settings.resolve(flags(ctx), config, os.environ)
         if locked is not None and config is None:  # lrfc.toml in this folder may have changed since
-            options = {name: each for name, each in options.items() if each.source != settings.NAME}
+            options = {
+                name: option for name, option in options.items() if option.source != settings.NAME
+            }
         progress = terminal.progress()
         for line in settings.told(options):
             progress.log(line)
-        wanted = settings.build_options(options)
+        results: list[Result] = []
         try:
-            api.build(model, locked=locked, progress=progress, on_result=terminal.keep, **wanted)
-        finally:  # also a build that misses its budget has a result
-            terminal.show_results(as_json=as_json)
+            api.build(
+                model,
+                locked=locked,
+                progress=progress,
+                on_result=results.append,
+                **settings.build_options(options),
+            )
+        finally:  # a build that misses its budget has a result, too
+            build_view.results(terminal, results, as_json=as_json)
 
 
 @app.command()
@@ -83,18 +95,18 @@ def explore(
     model: Model,
     data: Annotated[str | None, typer.Option(help=text("data"))] = None,
     methods: Annotated[str | None, typer.Option(
-        help="Factorizations to compare, separated by commas; by default, those of lrfc build.",
+        help="Methods to compare, separated by commas; by default, those of lrfc build.",
     )] = None,
     keep: Annotated[list[str], typer.Option(help=text("keep"))] = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help=text("only"))] = [],  # noqa: B006
     over: Annotated[str, typer.Option(
         help="Quantities of the Pareto front, besides the divergence: macs, params, ram, latency,"
-        " or several separated by commas.",
+        " or several of them, separated by commas.",
     )] = "macs",
     device: Annotated[str | None, typer.Option(
         help="Device to predict latencies for: a name from lrfc devices list, or a .toml.",
     )] = None,
-    points: Annotated[int, typer.Option(help="Number of budgets to sweep.", min=2)] = 24,
+    points: Annotated[int, typer.Option(help="Number of budgets with a plan each.", min=2)] = 24,
     rank_multiple: Annotated[int, typer.Option(help=text("rank_multiple"))] = 1,
     seed: Annotated[int, typer.Option(help="Seed of splits and samples.")] = 0,
     out: Annotated[Path | None, typer.Option(
@@ -104,12 +116,13 @@ def explore(
     resume: Annotated[bool, typer.Option(help=text("resume"))] = True,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Compare what the methods could do for MODEL, without building anything.
+    """Compare the factorization methods on MODEL, without building anything.
 
-    The result has Pareto fronts, the spread of their solutions, and every candidate.
+    The output folder has the Pareto fronts, every candidate, and a page that shows them.
     """
     with session() as terminal:
         from lrfc import api
+        from lrfc.cli import build_view
 
         options: dict[str, Any] = (
             {"methods": tuple(methods.split(","))} if methods is not None else {}
@@ -133,7 +146,7 @@ def explore(
         if as_json:
             terminal.json(survey.to_json())
         else:
-            terminal.survey(survey, out or Path(f"{model.stem}-explore"))
+            build_view.exploration(terminal, survey, out or Path(f"{model.stem}-explore"))
 
 
 @app.command()
@@ -147,8 +160,9 @@ def explain(
     ],
     as_json: Json = False,
 ) -> None:
-    """Print a layer's candidates, similarity against rank, which one was taken, and why not its neighbours."""
+    """Print the candidates of a layer, and why one was chosen and its neighbours were not."""
     with session() as terminal:
+        from lrfc.cli import build_view
         from lrfc.results import candidates as choices
         from lrfc.results.manifest import Manifest
 
@@ -157,20 +171,21 @@ def explain(
         if as_json:
             terminal.json(explanation.to_json())
         else:
-            terminal.explanation(explanation)
+            build_view.explanation(terminal, explanation)
 
 
 @app.command()
 def inspect(model: Model, as_json: Json = False, unsafe_load: Unsafe = False) -> None:
-    """Print each operation's shape, parameters, MACs and memory, and the peak activation arena."""
+    """Print the shape, parameters, MACs and memory of each op, and the peak activation memory."""
     with session() as terminal:
         from lrfc import api
+        from lrfc.cli import build_view
 
         profile = api.inspect(model, unsafe=unsafe_load)
         if as_json:
             terminal.json(profile.to_json())
         else:
-            terminal.profile(profile)
+            build_view.profile(terminal, profile)
 
 
 @app.command()
@@ -182,7 +197,7 @@ def measure(
         ),
     ],
     device: Annotated[
-        str, typer.Option(help="Where to measure: a name of lrfc devices list, or a .toml.")
+        str, typer.Option(help="Device to measure on: a name from lrfc devices list, or a .toml.")
     ] = "host",
     memory_mode: Annotated[
         str | None,
@@ -209,13 +224,17 @@ def measure(
     runs: Annotated[int, typer.Option(help="Timed inferences of each file.")] = 200,
     as_json: Json = False,
 ) -> None:
-    """Measure latency and memory of emitted files on a device, interleaved, each in a fresh process; estimate them where none can be reached."""
+    """Measure latency and memory of emitted files on a device.
+
+    The runs of the files are interleaved, each file in a fresh process. For a device that is not
+    connected, the figures are estimated or compiled instead.
+    """
     with session() as terminal:
         from lrfc import api
-        from lrfc.cli import devices_view as terminal_devices
+        from lrfc.cli import devices_view
 
         try:
-            rows = api.measure(
+            measurements = api.measure(
                 files,
                 device=device,
                 memory_mode=memory_mode,
@@ -224,15 +243,15 @@ def measure(
                 runs=runs,
             )
         except DeviceError as error:
-            if error.measured:  # what was measured before it broke off is of use
-                terminal_devices.measurements(terminal, error.measured, as_json=as_json)
+            if error.measured:  # print what was measured before the failure
+                devices_view.measurements(terminal, error.measured, as_json=as_json)
             raise
-        terminal_devices.measurements(terminal, rows, as_json=as_json)
+        devices_view.measurements(terminal, measurements, as_json=as_json)
 
 
 @app.command("ops")
 def operations(as_json: Json = False) -> None:
-    """Print which factorization takes which kind of layer, and why not where it does not."""
+    """Print which method factorizes which kind of layer, and the reason where it cannot."""
     with session() as terminal:
         from lrfc.factorization import METHODS, support_matrix, support_table
 
@@ -244,25 +263,29 @@ def operations(as_json: Json = False) -> None:
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check this environment: versions, optional packages, and that each runtime runs."""
+    """Check this environment: versions, optional packages, and whether each runtime works."""
     with session() as terminal:
-        from lrfc.cli import doctor as diagnosis
+        from lrfc.cli import doctor as checkup
 
-        checks = diagnosis.run()
+        checks = checkup.run()
         if as_json:
             terminal.json(
                 {"checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]}
             )
         else:
-            terminal.checks(checks)
-        diagnosis.require(checks)
+            terminal.texts(
+                "",
+                ("check", "", "detail"),
+                [(check.name, "ok" if check.ok else "FAILED", check.detail) for check in checks],
+            )
+        checkup.require(checks)
 
 
 cli_project.add(app)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         import lrfc
 
         typer.echo(lrfc.__version__)
@@ -279,5 +302,5 @@ def _main(
 
 
 def main() -> None:
-    """The entry point of the ``lrfc`` command."""
+    """Run the ``lrfc`` command."""
     run(app)

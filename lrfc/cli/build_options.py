@@ -14,13 +14,16 @@ from pydantic.fields import FieldInfo
 
 from lrfc.config import declare
 
-#: Options that --help lists in front of --methods, because they too say what becomes of the layers.
+#: Options that --help lists before --methods: like them, they determine the form of the layers.
 _BEFORE_METHODS = ("precision", "int8_io", "qat")
 Command = Callable[..., None]
 
 
 def with_options(model: type[BaseModel]) -> Callable[[Command], Command]:
-    """Decorate a command: an option for each field of the model replaces its ``**`` parameter."""
+    """Return a decorator that replaces a command's ``**`` parameter by options.
+
+    There is one for each field of the model.
+    """
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
@@ -37,7 +40,7 @@ def with_options(model: type[BaseModel]) -> Callable[[Command], Command]:
 
 
 def parameters(model: type[BaseModel]) -> list[inspect.Parameter]:
-    """A parameter of a command for each field of a model, in the order of --help."""
+    """Return a command's parameter for each field of a model, in the order of --help."""
     fields = declare.fields(model)
     moved = [name for name in _BEFORE_METHODS if name in fields]
     names = [name for name in fields if name not in moved]
@@ -48,18 +51,18 @@ def parameters(model: type[BaseModel]) -> list[inspect.Parameter]:
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     declared = declare.option(field)
-    kind, default = _written(field, commas=declared.commas)
-    # A switch that is off needs no flag that turns it off.
-    written = [f"--{name.replace('_', '-')}"] if default is False else []
-    # Words are wrapped where there is a space.
+    kind, default = _as_text(field, commas=declared.commas)
+    # A switch that is off by default needs no flag to turn it off.
+    flags = [f"--{name.replace('_', '-')}"] if default is False else []
+    # With spaces, because --help wraps lines only there.
     shown = ", ".join(field.default) if declared.commas else True
-    info = typer.Option(*written, help=declared.help, show_default=shown)
+    info = typer.Option(*flags, help=declared.help, show_default=shown)
     keyword, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[kind, info]
     return inspect.Parameter(name, keyword, annotation=annotation, default=default)
 
 
-def _written(field: FieldInfo, *, commas: bool) -> tuple[Any, Any]:
-    """The type by which the command line reads a field, and the default in that type."""
+def _as_text(field: FieldInfo, *, commas: bool) -> tuple[Any, Any]:
+    """The type of a field on the command line, and its default in that type."""
     if get_origin(field.annotation) is tuple:
         return (str, ",".join(field.default)) if commas else (list[str], list(field.default))
     kind = _without_none(field.annotation)
@@ -68,7 +71,7 @@ def _written(field: FieldInfo, *, commas: bool) -> tuple[Any, Any]:
 
 
 def _without_none(annotation: Any) -> Any:
-    """The type of a value that is given: of ``Annotated[int, …] | None`` int."""
+    """The type of a value other than None: int for ``Annotated[int, …] | None``."""
     if get_origin(annotation) in (Union, UnionType):
         members = [member for member in get_args(annotation) if member is not NoneType]
         return _without_none(members[0]) if len(members) == 1 else annotation

@@ -1,4 +1,4 @@
-"""What the command line shows of devices: profiles, what they say about themselves, and what was measured on them."""
+"""Output of ``lrfc devices`` and ``lrfc measure``: profiles, checks and measurements."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrfc.cli.console import Terminal, shown, size
+from lrfc.text import NONE, count, decimal, factor, percent, size
 
 if TYPE_CHECKING:
+    from lrfc.cli.console import Terminal
     from lrfc.costs.measurements import Entry
     from lrfc.targets.calibrate import CalibrationReport
     from lrfc.targets.devices.device import Device
     from lrfc.targets.devices.measure import Measurement
     from lrfc.targets.devices.runners.base import Facts
 
+#: The share of outliers above which a measurement gets a note.
+OUTLIERS = 0.05
+
 
 def profiles(
     terminal: Terminal, known: Sequence[tuple[str, Path, Device]], shipped: Path, *, as_json: bool
 ) -> None:
-    """One line a device."""
+    """Print a line for each device."""
     if as_json:
         rows = [
             {"path": str(path), "shipped": path.parent == shipped, **device.model_dump(mode="json")}
@@ -35,15 +39,15 @@ def profiles(
             " ".join(device.formats),
             " ".join(device.precisions),
             str(device.threads),
-            "ships" if path.parent == shipped else "yours",
+            "shipped" if path.parent == shipped else "yours",
         )
         for name, path, device in known
     ]
-    terminal.table("", ("device", "reached by", "runs", "precision", "threads", ""), table)
+    terminal.table("", ("device", "connection", "runs", "precision", "threads", ""), table)
 
 
 def profile(terminal: Terminal, path: Path, device: Device, *, as_json: bool) -> None:
-    """Every key of a profile."""
+    """Print every key of a profile."""
     values = device.model_dump(mode="json")
     if as_json:
         terminal.json({"path": str(path), **values})
@@ -67,7 +71,7 @@ def _under(name: str, table: dict[str, Any]) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return (
-        "—"
+        NONE
         if value in (None, [])
         else " ".join(map(str, value))
         if isinstance(value, list)
@@ -75,119 +79,133 @@ def _text(value: Any) -> str:
     )
 
 
-def facts(terminal: Terminal, device: Device, found: Facts, *, as_json: bool) -> None:
-    """What a device says about itself."""
+def facts(terminal: Terminal, device: Device, facts: Facts, *, as_json: bool) -> None:
+    """Print the machine, the runtimes and the free storage of a device."""
     if as_json:
         terminal.json(
             {
                 "device": device.name,
-                "machine": found.machine,
-                "system": found.system,
-                "python": found.python,
-                "runtimes": dict(found.runtimes),
-                "free_bytes": found.free_bytes,
+                "machine": facts.machine,
+                "system": facts.system,
+                "python": facts.python,
+                "runtimes": dict(facts.runtimes),
+                "free_bytes": facts.free_bytes,
             }
         )
         return
-    rows = [("machine", found.machine), ("system", found.system), ("python", found.python or "—")]
-    rows += [(f"runs .{form}", runtime) for form, runtime in found.runtimes.items()]
-    terminal.table(device.name, ("", ""), [*rows, ("free", shown(found.free_bytes, size))])
+    rows = [("machine", facts.machine), ("system", facts.system), ("python", facts.python or NONE)]
+    rows += [(f"runs .{form}", runtime) for form, runtime in facts.runtimes.items()]
+    terminal.table(device.name, ("", ""), [*rows, ("free", size(facts.free_bytes))])
     terminal.line(f"device '{device.name}' is ready")
 
 
 def measurements(terminal: Terminal, rows: Sequence[Measurement], *, as_json: bool) -> None:
-    """Latency and memory of each file, and its speed beside the first."""
+    """Print latency and memory of each file, and its speed relative to the first one."""
     from lrfc.metrics.source import MEASURED
-    from lrfc.targets.devices.speed import speedup
 
     if as_json:
         terminal.json({"measurements": [row.to_json() for row in rows]})
         return
-    first = rows[0]
-    ratios = [speedup(first, row) for row in rows]
-    if first.source != MEASURED:
-        table = [
-            (
-                row.path.name,
-                f"{row.median_ms:.4g}",
-                shown(row.cycles, "{:,}".format),
-                shown(row.sram_bytes, size),
-                shown(row.flash_bytes, size),
-                f"×{ratio.median:.2f}",
-            )
-            for row, ratio in zip(rows, ratios, strict=True)
-        ]
-        terminal.table("", ("file", "ms", "cycles", "SRAM", "flash", "speed"), table)
-        by = " ".join(part for part in (first.runtime, first.runtime_version) if part)
-        terminal.line(f"{first.source} by {by}, batch 1; no device was timed")
-    else:
-        timed = [
-            (
-                row.path.name,
-                f"{row.median_ms:.4g}",
-                f"{row.p90_ms:.4g}",
-                f"{row.iqr_ms:.3g}",
-                shown(row.cold_start_ms, "{:.4g}".format),
-                shown(row.file_bytes, size),
-                shown(row.peak_rss_bytes, size),
-                f"×{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})",
-            )
-            for row, ratio in zip(rows, ratios, strict=True)
-        ]
-        terminal.table(
-            "",
-            ("file", "p50 ms", "p90 ms", "IQR ms", "cold ms", "size", "peak RSS", "speed (95 %)"),
-            timed,
-        )
-        cores = "" if not first.cores else " ".join(map(str, first.cores))
-        bound = (
-            f", bound to core {cores}" if first.cores and len(first.cores) <= first.threads else ""
-        )
-        bound = (
-            f", bound to {first.threads} core(s) out of {cores}" if cores and not bound else bound
-        )
-        processes = max(1, len(first.processes))
-        conditions = (
-            f"{first.threads} thread(s){bound}, batch 1, {first.n} timings of each file in"
-            f" {processes} fresh process{'es' if processes > 1 else ''} of its own, interleaved"
-        )
-        terminal.line(f"measured by {first.runtime} {first.runtime_version}, {conditions}")
+    (_measured if rows[0].source == MEASURED else _computed)(terminal, rows)
     for row in rows:
-        far = (
-            (f"{100 * row.outliers:.0f} % of the timings are far out; the median does not mind",)
-            if row.outliers > 0.05
-            else ()
-        )
-        for note in (*row.notes, *far):
+        notes = list(row.notes)
+        if row.outliers > OUTLIERS:
+            outliers = percent(row.outliers, 0)
+            notes.append(f"{outliers} of the runs are outliers; they do not affect median and IQR")
+        for note in notes:
             terminal.line(f"{row.path.name}: {note}")
 
 
+def _measured(terminal: Terminal, rows: Sequence[Measurement]) -> None:
+    """Print a table of files that were measured on a device."""
+    from lrfc.targets.devices.speed import speedup
+
+    first = rows[0]
+    table = []
+    for row in rows:
+        ratio = speedup(first, row)
+        table.append(
+            (
+                row.path.name,
+                decimal(row.median_ms),
+                decimal(row.p90_ms),
+                decimal(row.iqr_ms, 3),
+                decimal(row.cold_start_ms),
+                size(row.file_bytes),
+                size(row.peak_rss_bytes),
+                f"{factor(ratio.median)} ({ratio.low:.2f}–{ratio.high:.2f})",
+            )
+        )
+    terminal.table(
+        "",
+        ("file", "p50 ms", "p90 ms", "IQR ms", "cold ms", "size", "peak RSS", "speed (95 %)"),
+        table,
+    )
+    processes = max(1, len(first.processes))
+    terminal.line(
+        f"measured by {first.runtime} {first.runtime_version}, {first.threads} thread(s)"
+        f"{_cores(first)}, batch 1, {first.n} interleaved runs of each file in {processes} fresh"
+        f" process{'es' if processes > 1 else ''}"
+    )
+
+
+def _cores(measured: Measurement) -> str:
+    """The processor cores that a measurement was bound to; empty without a binding."""
+    if not measured.cores:
+        return ""
+    cores = " ".join(map(str, measured.cores))
+    if len(measured.cores) <= measured.threads:
+        return f", bound to core {cores}"
+    return f", bound to {measured.threads} core(s) out of {cores}"
+
+
+def _computed(terminal: Terminal, rows: Sequence[Measurement]) -> None:
+    """Print a table of files whose figures were estimated or compiled."""
+    from lrfc.targets.devices.speed import speedup
+
+    first = rows[0]
+    table = [
+        (
+            row.path.name,
+            decimal(row.median_ms),
+            count(row.cycles),
+            size(row.sram_bytes),
+            size(row.flash_bytes),
+            factor(speedup(first, row).median),
+        )
+        for row in rows
+    ]
+    terminal.table("", ("file", "ms", "cycles", "SRAM", "flash", "speed"), table)
+    runtime = " ".join(part for part in (first.runtime, first.runtime_version) if part)
+    terminal.line(f"{first.source} by {runtime}, batch 1; no device was timed")
+
+
 def calibration(terminal: Terminal, report: CalibrationReport, *, as_json: bool) -> None:
-    """How well the fitted profiles predict what the fit had not seen."""
+    """Print the errors of the fitted cost profiles on held-out networks and ops."""
     if as_json:
         terminal.json(report.to_json())
         return
     rows = [
         (
-            f"{each.format} {each.precision}, {each.threads} thread(s)",
-            what,
+            f"{fitted.format} {fitted.precision}, {fitted.threads} thread(s)",
+            subject,
             str(error.n),
-            f"{100 * error.mean:.1f} %",
-            f"{100 * error.p90:.1f} %",
+            percent(error.mean),
+            percent(error.p90),
         )
-        for each in report.profiles
-        for what, error in each.held_out.items()
+        for fitted in report.profiles
+        for subject, error in fitted.held_out.items()
     ]
     terminal.table(report.device, ("profile", "held out", "n", "mean error", "p90"), rows)
     terminal.line(
         f"{report.ops} ops in small networks: {report.measured} networks measured, {report.reused}"
-        f" known already; {report.seconds:.0f} s"
+        f" reused; {report.seconds:.0f} s"
     )
     terminal.line(f"written: {report.path}")
 
 
 def history(terminal: Terminal, entries: Sequence[Entry], *, as_json: bool) -> None:
-    """What is known of a device, measured there or compiled for it, one line a subject."""
+    """Print the stored measurements, a line for each workload or network."""
     if as_json:
         from dataclasses import asdict
 
@@ -207,7 +225,7 @@ def history(terminal: Terminal, entries: Sequence[Entry], *, as_json: bool) -> N
             f"{entry.key.runtime} {entry.key.runtime_version}",
             entry.key.precision,
             str(entry.key.threads),
-            f"{entry.sample.median:.4g}",
+            decimal(entry.sample.median),
             str(entry.sample.n),
             entry.sample.when,
         )

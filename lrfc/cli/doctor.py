@@ -1,4 +1,4 @@
-"""What `lrfc doctor` looks at: the versions that are installed, whether each runtime really runs a model here, and what the devices need."""
+"""The checks of `lrfc doctor`: package versions, a model in each runtime, the connections."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lrfc.config.formats import FORMATS
 from lrfc.errors import DependencyError, UsageError
 from lrfc.ir import backend, processor
 from lrfc.system import scratch
+from lrfc.text import size
 
 if TYPE_CHECKING:
     from lrfc.targets.devices.connections import Connection
 
 PYTHON = (3, 11)
-#: Distribution → the module that it brings, and the oldest version that lrfc works with (the lower
-#: bounds of pyproject.toml).
+#: Package → its module, and the oldest supported version (the lower bounds of pyproject.toml).
 REQUIRED = {
     "numpy": ("numpy", "2"),
     "scipy": ("scipy", "1.13"),
@@ -49,16 +49,13 @@ REQUIRED = {
     "onnxruntime": ("onnxruntime", "1.20"),
     "tf2onnx": ("tf2onnx", "1.17"),
 }
-#: Distribution → the extra of lrfc that brings it, and the oldest version that lrfc works with.
+#: Package → the extra of lrfc that installs it, and the oldest supported version.
 OPTIONAL = {"ethos-u-vela": ("npu", "5"), "tensorflow-model-optimization": ("qat", "0.8")}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
-
-    ``detail``: what was found, or, when it is not ok, what is wrong and the way out.
-    """
+    """The result of one check. ``detail``: the finding or, if not ``ok``, the fault and its fix."""
 
     name: str
     ok: bool
@@ -66,16 +63,16 @@ class Check:
 
 
 def run() -> tuple[Check, ...]:
-    """Every check.
+    """Run every check.
 
-    Runs a tiny model through each target when all packages are in order; takes as long as
-    TensorFlow needs to start.
+    If all packages are in order, each target emits and runs a tiny model. The time is that of the
+    import of TensorFlow.
     """
     processor.decide()  # before the packages are imported
     packages = [_python(), *(_package(name) for name in REQUIRED)]
-    sound = all(check.ok for check in packages)
-    targets = [_target(name) for name in FORMATS] if sound else []
-    extras = [_extra(name, sound=sound) for name in OPTIONAL]
+    complete = all(check.ok for check in packages)
+    targets = [_target(name) for name in FORMATS] if complete else []
+    extras = [_extra(name, complete=complete) for name in OPTIONAL]
     onednn = _attempt(
         "oneDNN", "reinstall lrfc in a fresh environment", lambda: str(processor.onednn())
     )
@@ -91,7 +88,7 @@ def run() -> tuple[Check, ...]:
 
 
 def require(checks: Iterable[Check]) -> None:
-    """DependencyError that names every failed check and its way out."""
+    """Raise DependencyError with every failed check and its fix."""
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.ok]
     if failed:
         raise DependencyError("; ".join(failed))
@@ -101,117 +98,122 @@ def require(checks: Iterable[Check]) -> None:
 
 
 def _python() -> Check:
-    found = platform.python_version()
-    wanted = ".".join(map(str, PYTHON))
-    ok = sys.version_info >= PYTHON
-    return Check(
-        "python", ok, found if ok else f"{found} is too old; install Python {wanted} or newer"
-    )
+    version = platform.python_version()
+    if sys.version_info >= PYTHON:
+        return Check("python", True, version)
+    least = ".".join(map(str, PYTHON))
+    return Check("python", False, f"{version} is too old; install Python {least} or newer")
 
 
 def _package(name: str) -> Check:
     module, least = REQUIRED[name]
-    way_out = f"pip install '{name}>={least}'"
-    found = _version(name)
-    if found is None:
-        return Check(name, False, f"not installed; {way_out}")
-    if _release(found) < _release(least):
-        return Check(name, False, f"{found} is too old; {way_out}")
+    fix = f"pip install '{name}>={least}'"
+    version = _version(name)
+    if version is None:
+        return Check(name, False, f"not installed; {fix}")
+    if _release(version) < _release(least):
+        return Check(name, False, f"{version} is too old; {fix}")
 
-    wanted = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    if (
-        name == "keras" and wanted != "tensorflow"
-    ):  # said before the import, which fails on a backend that is not installed
+    chosen = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if name == "keras" and chosen != "tensorflow":
+        # Before the import, which fails on a backend that is not installed.
         return Check(
             name,
             False,
-            f"its backend is '{wanted}', lrfc needs TensorFlow; unset KERAS_BACKEND or set it to"
-            " tensorflow",
+            f"its backend is '{chosen}', but lrfc needs TensorFlow; unset KERAS_BACKEND or set it"
+            " to tensorflow",
         )
 
     def load() -> str:
         with backend.quiet():
             importlib.import_module(module)
-        return f"{found}, on {backend.keras().backend.backend()}" if name == "keras" else found
+        return f"{version}, on {backend.keras().backend.backend()}" if name == "keras" else version
 
     return _attempt(name, f"pip install --force-reinstall '{name}>={least}'", load)
 
 
-def _extra(name: str, *, sound: bool = True) -> Check:
-    """An optional package: it may be missing, but what is there has to work.
+def _extra(name: str, *, complete: bool = True) -> Check:
+    """Check an optional package: it may be missing, but if it is installed it has to work.
 
-    ``sound``: whether what it builds on is in order.
+    ``complete``: whether all required packages are in order.
     """
     extra, least = OPTIONAL[name]
-    way_out = f"pip install 'lrfc[{extra}]'"
-    found = _version(name)
-    if found is None:
-        return Check(name, True, f"not installed; {way_out}")
-    if _release(found) < _release(least):
-        return Check(name, False, f"{found} is too old; {way_out}")
+    fix = f"pip install 'lrfc[{extra}]'"
+    version = _version(name)
+    if version is None:
+        return Check(name, True, f"not installed; {fix}")
+    if _release(version) < _release(least):
+        return Check(name, False, f"{version} is too old; {fix}")
 
     def load() -> str:
         if extra == "npu":
             importlib.import_module("ethosu.vela")
-        elif sound:
+        elif complete:
             from lrfc.training import annotate
 
             with annotate.tools():
                 pass
-        return found
+        return version
 
     return _attempt(name, f"pip install --force-reinstall '{name}>={least}'", load)
 
 
 def _devices() -> list[Check]:
-    """One check for each way of reaching devices, and one for each profile of the user's that cannot be read.
+    """Check the connections that the device profiles use, without connecting to a device.
 
-    No device is reached.
+    One check for each kind of connection, and one for each unreadable profile of the user's.
     """
     from lrfc.targets.devices import device
 
     checks: list[Check] = []
-    by_kind: dict[str, list[str]] = {}
-    ways: dict[str, type[Connection]] = {}
-    own: set[str] = set()
+    names: dict[str, list[str]] = {}
+    connections: dict[str, type[Connection]] = {}
+    needed: set[str] = set()
     shipped = set(device.SHIPPED.glob("*.toml"))
     for path in sorted({*shipped, *device.own_folder().glob("*.toml")}, key=lambda path: path.stem):
         try:
-            way = device.read(path).reach
+            connection = device.read(path).reach
         except UsageError as error:
             checks.append(Check(f"device {path.stem}", False, str(error)))
             continue
-        kind = way.kind
-        ways[kind] = type(way)
-        if path.stem not in by_kind.setdefault(kind, []):
-            by_kind[kind].append(path.stem)
-        own |= set() if path in shipped else {kind}
-    for kind, names in sorted(by_kind.items()):
-        checks.append(_reach(kind, ways[kind], names, needed=kind in own))
-    return checks
+        kind = connection.kind
+        connections[kind] = type(connection)
+        if path.stem not in names.setdefault(kind, []):
+            names[kind].append(path.stem)
+        if path not in shipped:
+            needed.add(kind)
+    return checks + [
+        _connection(kind, connections[kind], names[kind], needed=kind in needed)
+        for kind in sorted(names)
+    ]
 
 
-def _reach(kind: str, way: type[Connection], names: list[str], *, needed: bool) -> Check:
-    """A way of reaching devices.
+def _connection(
+    kind: str, connection: type[Connection], names: list[str], *, needed: bool
+) -> Check:
+    """Check a kind of connection.
 
-    ``needed``: by a profile of the user's own, so that what is missing for it is a fault.
+    ``names``: the devices that use it. ``needed``: one of them is the user's own, so that a missing
+    program or package is a fault.
     """
-    title, told = f"devices: {kind}", ", ".join(names)
-    if way.program is not None:
-        name, source = way.program
+    title, devices = f"devices: {kind}", ", ".join(names)
+    if connection.program is not None:
+        name, source = connection.program
         program = shutil.which(name)
         if program is None:
             missing = f"{name} is not installed; it comes with {source}"
-            return Check(title, not needed, f"{told} cannot be reached: {missing}")
-        return Check(title, True, f"{told}, through {program}; lrfc devices check NAME reaches one")
-    if way.package is not None and _version(way.package.name) is None:
-        way_out = f"pip install 'lrfc[{way.package.source}]'"
-        return Check(title, not needed, f"{told} cannot be built for; {way_out}")
-    return Check(title, True, f"{told}; {way.remark}" if way.remark else told)
+            return Check(title, not needed, f"{devices} cannot be reached: {missing}")
+        return Check(
+            title, True, f"{devices}, with {program}; check one with lrfc devices check NAME"
+        )
+    if connection.package is not None and _version(connection.package.name) is None:
+        fix = f"pip install 'lrfc[{connection.package.source}]'"
+        return Check(title, not needed, f"{devices} cannot be built for; {fix}")
+    return Check(title, True, f"{devices}; {connection.remark}" if connection.remark else devices)
 
 
 def _target(name: str) -> Check:
-    """Emit a model of one layer for the target and run the file."""
+    """Check a target: emit a model with one layer, and run the file."""
     from lrfc.ir.keras import io as keras_io
     from lrfc.targets.catalog import target
 
@@ -219,30 +221,28 @@ def _target(name: str) -> Check:
         keras = backend.keras()
         graph = keras_io.from_keras(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
         batch = np.linspace(-1, 1, 4, dtype=np.float32)[None]
-        chosen = target(name, "fp32")
+        format_ = target(name, "fp32")
         with scratch.folder() as folder:
-            file = chosen.emit(graph, folder / f"model{chosen.suffix}", (batch,))
-            given = chosen.load(file)((batch,))[0]
-        difference = float(np.abs(given - keras_io.predict(graph, (batch,))[0]).max())
+            file = format_.emit(graph, folder / f"model{format_.suffix}", (batch,))
+            output = format_.load(file)((batch,))[0]
+        difference = float(np.abs(output - keras_io.predict(graph, (batch,))[0]).max())
         if not difference < 1e-4:
             raise ValueError(
-                f"a one-layer model gives outputs that differ by {difference:.3g} from Keras'"
+                f"the outputs of a one-layer model differ by {difference:.3g} from those of Keras"
             )
         return "emits and runs a model"
 
     return _attempt(f"target {name}", "reinstall lrfc in a fresh environment", emit_and_run)
 
 
-def _attempt(name: str, way_out: str, job: Callable[[], str]) -> Check:
+def _attempt(name: str, fix: str, job: Callable[[], str]) -> Check:
+    """Check that a job succeeds. ``job`` returns the detail; ``fix``: what to do if it fails."""
     try:
         return Check(name, True, job())
-    except Exception as error:  # noqa: BLE001  a broken package can raise anything, and that is what is reported
-        told = (
-            str(error)
-            if isinstance(error, DependencyError)
-            else f"{type(error).__name__}: {backend.reason(error)}; {way_out}"
-        )
-        return Check(name, False, told)
+    except DependencyError as error:
+        return Check(name, False, str(error))
+    except Exception as error:  # noqa: BLE001  a broken package can raise anything
+        return Check(name, False, f"{type(error).__name__}: {backend.reason(error)}; {fix}")
 
 
 # -- facts -----------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def _cpus() -> int:
 
 
 def _free_memory() -> str:
-    """What the system can give without swapping; Linux tells it."""
+    """The memory that is available without swapping; known on Linux only."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -278,4 +278,4 @@ def _free_memory() -> str:
     available = next(
         (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None
     )
-    return "unknown on this system" if available is None else f"{available / 2**20:.1f} GiB"
+    return "unknown on this system" if available is None else size(1024 * available)

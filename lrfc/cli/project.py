@@ -1,4 +1,4 @@
-"""Commands for projects and pipelines: lrfc.toml, comparisons, and reports."""
+"""The commands for projects and pipelines: init, config, compare and report."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Config = Annotated[
 
 
 def flags(ctx: typer.Context) -> dict[str, Any]:
-    """The options of a build that are written on the command line."""
-    given = {}
+    """The options of a build that stand on the command line."""
+    options = {}
     for name, value in ctx.params.items():
         source = ctx.get_parameter_source(name)
         if name in OPTIONS and source is not None and source.name == "COMMANDLINE":
             value = value.split(",") if OPTIONS[name].commas else value
-            given[name] = tuple(value) if isinstance(value, list) else value
-    return given
+            options[name] = tuple(value) if isinstance(value, list) else value
+    return options
 
 
 def init(
@@ -44,7 +44,7 @@ def init(
         from lrfc.config import resolve as settings
 
         terminal.line(
-            f"written: {settings.init(file, force=force)}; every line in it is a comment; remove a"
+            f"written: {settings.init(file, force=force)}; every line of it is a comment; remove a"
             " # to set an option"
         )
 
@@ -61,18 +61,18 @@ def config(
 ) -> None:
     """Print the options of lrfc build in this folder without flags, and the source of each."""
     with session() as terminal:
-        from lrfc.cli import project_view as terminal_project
+        from lrfc.cli import project_view
         from lrfc.config import resolve as settings
 
         if schema:
             terminal.json(settings.schema())
             return
-        found = settings.resolve({}, file, os.environ)
-        terminal_project.settings(
-            terminal,
-            {n: s for n, s in found.items() if resolved or s.source != "default"},
-            as_json=as_json,
-        )
+        options = {
+            name: setting
+            for name, setting in settings.resolve({}, file, os.environ).items()
+            if resolved or setting.source != "default"
+        }
+        project_view.settings(terminal, options, as_json=as_json)
 
 
 def compare(
@@ -84,7 +84,7 @@ def compare(
         ),
     ],
     after: Annotated[
-        Path, typer.Argument(help="The same, to compare with it.", show_default=False)
+        Path, typer.Argument(help="Another one, to compare with the first.", show_default=False)
     ],
     max_regress: Annotated[
         list[str],
@@ -100,22 +100,25 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two builds or models, figure by figure and layer by layer; exit code 4 when more is lost than --max-regress allows."""
+    """Compare the figures and the layers of two builds or models.
+
+    The exit code is 4 when a figure got worse by more than --max-regress allows.
+    """
     with session() as terminal:
-        from lrfc.cli import project_view as terminal_project
+        from lrfc.cli import project_view
         from lrfc.errors import BudgetError
         from lrfc.results import compare as comparison
         from lrfc.system import files
 
         if junit is not None:
             files.check(junit, way_out="name another file with --junit")
-        found = comparison.compare(before, after, max_regress)
+        result = comparison.compare(before, after, max_regress)
         if junit is not None:
-            files.write(junit, found.junit(), way_out="name another file with --junit")
-        terminal_project.compared(terminal, found, as_json=as_json)
-        lost = [each.told for each in found.verdicts if not each.ok]
-        if lost:
-            raise BudgetError(f"regressed: {'; '.join(lost)}")
+            files.write(junit, result.junit(), way_out="name another file with --junit")
+        project_view.compared(terminal, result, as_json=as_json)
+        regressions = [verdict.told for verdict in result.verdicts if not verdict.ok]
+        if regressions:
+            raise BudgetError(f"regressed: {'; '.join(regressions)}")
 
 
 def report(
@@ -124,11 +127,11 @@ def report(
     ],
     as_json: Json = False,
 ) -> None:
-    """Draw report.html again from the files of an output folder."""
+    """Render report.html again from the files of an output folder."""
     with session() as terminal:
         from lrfc.results.manifest import Manifest
 
-        Manifest.read(folder)  # whether there is one is known before what draws is imported
+        Manifest.read(folder)  # fails before the slow import of the report
         from lrfc.results.report import page
 
         place = page.write(folder)

@@ -1,4 +1,4 @@
-"""One command: libraries are silent, and every expected failure ends as one line and an exit code."""
+"""The environment of a command: silent libraries, failures as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -16,47 +16,49 @@ from lrfc.errors import LrfcError, UsageError
 from lrfc.system import scratch
 from lrfc.system.reader import shown
 
-#: Columns that a terminal has less than.
+#: Upper bound for the columns of a terminal; a larger COLUMNS is ignored.
 WIDEST = 10_000
 
 
 @contextmanager
 def session() -> Iterator[Terminal]:
-    """A terminal in which libraries are silent and every expected failure ends as one line and an exit code."""
+    """Context manager: run a command with silent libraries and a terminal for its output.
+
+    Every expected failure ends as one line on stderr and an exit code.
+    """
     with ExitStack() as stack:
         try:
             stack.enter_context(scratch.for_all())
-            stdout, stderr, noise = stack.enter_context(quiet())
-        except LrfcError as error:  # there is no room for what has to be hidden
+            stdout, stderr, save = stack.enter_context(quiet())
+        except LrfcError as error:  # no room for the output of the libraries
             Terminal(sys.stdout, sys.stderr).fail(str(error), error.exit_code)
         terminal = Terminal(stdout, stderr)
         try:
             with interrupts.unwinding():
                 yield terminal
-            stdout.flush()  # a full disk is said now, not when the stream is closed
+            stdout.flush()  # reports a full disk now, not when the stream is closed
         except LrfcError as error:
             terminal.fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             terminal.fail("interrupted; nothing was left half-written", 130)
         except interrupts.Terminated:
             terminal.fail("terminated; nothing was left half-written", 128 + signal.SIGTERM)
-        except BrokenPipeError:  # lrfc ... | head: what was read is enough
+        except BrokenPipeError:  # lrfc ... | head: the reader has all that it wants
             terminal.abandon()
             raise SystemExit(128 + signal.SIGPIPE) from None
         except MemoryError:
             terminal.fail(
-                "the memory of this machine is too small for this; give a smaller model or less"
-                " data",
+                "this machine has too little memory; give a smaller model or less data",
                 UsageError.exit_code,
             )
         except OSError as error:
             if error.filename is None:
-                terminal.abandon()  # what stdout does not take, it does not take at the end either
+                terminal.abandon()  # a second attempt at the exit would fail, too
             terminal.fail(_refused(error), UsageError.exit_code)
-        except Exception as error:  # noqa: BLE001  the last line of defence: a bug in lrfc, said in one line with the place of the traceback
+        except Exception as error:  # noqa: BLE001  a bug in lrfc: one line, its traceback in a file
             terminal.fail(
                 f"unexpected {type(error).__name__}: {error} (please report this; details:"
-                f" {noise(error)})",
+                f" {save(error)})",
                 1,
             )
 
@@ -72,23 +74,20 @@ def _refused(error: OSError) -> str:
 
 
 def run(command: Callable[[], object]) -> None:
-    """Run the command line in a process of its own, whatever its environment is."""
-    for number in range(
-        3
-    ):  # a stream that is closed: nothing is read from it, and what is written goes nowhere
+    """Run the command line as the only task of this process, in any environment."""
+    for number in range(3):  # a closed stream is replaced by the null device
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # uses the lowest free number
     sys.stdout, sys.stderr = (
         stream or os.fdopen(number, "w", closefd=False)
         for number, stream in ((1, sys.stdout), (2, sys.stderr))
     )
     if not 0 < _number(os.environ.get("COLUMNS", "80")) < WIDEST:
         del os.environ["COLUMNS"]
-    warnings.simplefilter(
-        "ignore"
-    )  # those of libraries are for developers, whatever PYTHONWARNINGS says
+    # Warnings of libraries are for developers, whatever PYTHONWARNINGS says.
+    warnings.simplefilter("ignore")
     try:
         command()
     except KeyboardInterrupt:  # before or after a session
@@ -96,7 +95,7 @@ def run(command: Callable[[], object]) -> None:
     except MemoryError:
         raise SystemExit(UsageError.exit_code) from None
     except OSError as error:
-        _last_word(f"lrfc: {_refused(error)}\n")
+        _last_line(f"lrfc: {_refused(error)}\n")
         raise SystemExit(UsageError.exit_code) from None
 
 
@@ -104,12 +103,12 @@ def _number(text: str) -> int:
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 
 
-def _last_word(line: str) -> None:
-    """On stderr, where that is possible; nothing of what stdout did not take is tried again."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+def _last_line(line: str) -> None:
+    """Write to stderr where that is possible, and discard the rest of stdout."""
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.write(2, line.encode(errors="replace"))
     except OSError:
-        os.dup2(nowhere, 2)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
+        os.dup2(null, 2)
+    os.dup2(null, 1)
+    os.close(null)

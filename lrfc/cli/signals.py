@@ -1,10 +1,10 @@
-"""Ctrl-C and SIGTERM end the work by unwinding it, and only where an exception gets through.
+"""Ctrl-C and SIGTERM end a command by an exception, raised at a place where it is safe.
 
-Libraries call Python from C in places where nobody expects an exception: h5py drops one that is
-raised there, and the build goes on as if nobody had pressed Ctrl-C; TensorFlow crashes, and what
-was being written stays. So an exception is raised at once only while nothing but lrfc and the
-standard library is at work. Inside another library it waits for the next call that lrfc's own code
-makes or that is made to it.
+Libraries call Python from C in places that do not expect an exception: h5py drops one that is
+raised there, so that the build continues in spite of Ctrl-C; TensorFlow crashes, and a file in
+progress is left behind. Therefore an exception is raised at once only while no code but that of
+lrfc and the standard library is active. Inside of another library it is delayed until the next
+call or return of a function of lrfc.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-#: Packages that an exception may unwind at any place. The command line's own frames are below every
-#: other.
+#: Packages whose code an exception may leave at any place; typer and click are always on the stack.
 _SAFE = sys.stdlib_module_names | {"lrfc", "typer", "click", "__main__"}
 
 
@@ -27,10 +26,12 @@ class Terminated(BaseException):
 
 
 def _package(frame: FrameType) -> str:
+    """The top-level package of a frame's code."""
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _is_safe(frame: FrameType | None) -> bool:
+    """Whether all code on the stack may be left by an exception."""
     while frame is not None:
         if _package(frame) not in _SAFE:
             return False
@@ -38,33 +39,32 @@ def _is_safe(frame: FrameType | None) -> bool:
     return True
 
 
-def _end(signum: int) -> NoReturn:
+def _raise(signum: int) -> NoReturn:
     raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    if sys.getprofile() is not None or _is_safe(
-        frame
-    ):  # asked for a second time, it does not wait any longer
+    # A profile function is set: this is the second signal, which does not wait any longer.
+    if sys.getprofile() is not None or _is_safe(frame):
         sys.setprofile(None)
-        _end(signum)
+        _raise(signum)
 
-    def when_lrfc_is_back(frame: FrameType, event: str, arg: Any) -> None:
-        if (
-            _package(frame) == "lrfc" and frame.f_code is not _handle.__code__
-        ):  # which itself returns into the library
+    def raise_in_lrfc(frame: FrameType, event: str, arg: Any) -> None:
+        # This handler is code of lrfc, too, but returns into the library.
+        if _package(frame) == "lrfc" and frame.f_code is not _handle.__code__:
             sys.setprofile(None)
-            _end(signum)
+            _raise(signum)
 
-    sys.setprofile(when_lrfc_is_back)
+    sys.setprofile(raise_in_lrfc)
 
 
 @contextmanager
 def unwinding() -> Iterator[None]:
-    """In the block SIGINT raises KeyboardInterrupt and SIGTERM Terminated, in the main thread, at the next safe place; a second signal at any place.
+    """Context manager: SIGINT raises KeyboardInterrupt and SIGTERM raises Terminated.
 
-    In other threads nothing changes: signals reach the main thread only. A SIGINT that the process
-    was started to ignore (in the background of a shell) stays ignored.
+    Both at the next safe place; a second signal raises at once. Outside of the main thread, which
+    is the only one that receives signals, nothing changes. A SIGINT that the process was started to
+    ignore (in the background of a shell) stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -72,9 +72,9 @@ def unwinding() -> Iterator[None]:
     signals = [signal.SIGTERM] + [signal.SIGINT] * (
         signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     )
-    before = {each: signal.signal(each, _handle) for each in signals}
+    handlers = {number: signal.signal(number, _handle) for number in signals}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

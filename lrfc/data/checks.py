@@ -17,6 +17,7 @@ from lrfc.errors import UsageError
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op
+from lrfc.text import percent
 
 #: Samples that are looked at, and the fewest that tell anything.
 LOOKED_AT = 256
@@ -181,12 +182,12 @@ def _against_labels(scores: NDArray[Any], labels: NDArray[Any]) -> list[str]:
     table = np.zeros((classes, classes))
     np.add.at(table, (guess, labels), 1)
     swapped = float(table[linear_sum_assignment(-table)].sum()) / count
-    told = f"the model's answers are right for {100 * share:.0f} % of {count} samples"
+    told = f"the model's answers are right for {percent(share, 0)} of {count} samples"
     # A best order is found for noise too: it has to explain far more than chance does.
     if count >= 5 * len(np.unique(labels)) and swapped > max(0.6, share + 0.3):
         return [
             (
-                f"{told}, with its classes in another order for {100 * swapped:.0f} %: the labels may"
+                f"{told}, with its classes in another order for {percent(swapped, 0)}: the labels may"
                 " be in another order than the model's outputs"
             )
         ]
@@ -194,7 +195,7 @@ def _against_labels(scores: NDArray[Any], labels: NDArray[Any]) -> list[str]:
     if sure > max(0.7, 2 / classes) and share < chance + 2 * sqrt(chance * (1 - chance) / count):
         return [
             (
-                f"{told}, no more than by chance, though it is sure of them ({100 * sure:.0f} %): the"
+                f"{told}, no more than by chance, though it is sure of them ({percent(sure, 0)}): the"
                 f" labels may be in another order, or {_CHECK}"
             )
         ]

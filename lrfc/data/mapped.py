@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from lrfc.errors import LrfcError, UsageError
 from lrfc.system import scratch
 from lrfc.system.reader import opened, shown, user_code
+from lrfc.text import size
 
 if TYPE_CHECKING:
     from lrfc.ir.graph import Graph
@@ -339,10 +340,7 @@ def read(
                     break
                 if used >= allowed:
                     notes += (
-                        (
-                            f"{where}: only the first {count:,} samples ({used / 2**30:.3g} GiB)"
-                            " are read"
-                        ),
+                        (f"{where}: only the first {count:,} samples ({size(used)}) are read"),
                     )
                     break
         found = iter(

@@ -26,6 +26,7 @@ from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import live_need
 from lrfc.state import Progress, State
 from lrfc.system import scratch
+from lrfc.text import percent
 
 #: Hint for a memory budget that factorization alone cannot meet.
 CUT = "cutting filters may (--prune on)"
@@ -66,7 +67,7 @@ class _Size:
     def unreachable(self, sizes: Sequence[int]) -> BudgetError:
         """The error where the smallest plan has files of these sizes."""
         share = max(size / whole for size, whole in zip(sizes, self.wholes, strict=True))
-        least = f"the smallest plan of these methods has {100 * share:.1f}% of the original's file"
+        least = f"the smallest plan of these methods has {percent(share)} of the original's file"
         return BudgetError(f"--max-size {self.budget} cannot be reached: {least}")
 
 

@@ -26,6 +26,7 @@ from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace, costs
 from lrfc.search.sensitivity import divergence
 from lrfc.state import State
+from lrfc.text import percent, points
 
 #: Largest predicted divergence (see lrfc.search.sensitivity) of a plan without data to run it on.
 SAFE_DIVERGENCE = 0.01
@@ -59,8 +60,8 @@ class Verdict:
         return self.drop + self.margin <= allowed
 
     def __str__(self) -> str:
-        margin = f" ± {100 * self.margin:.2f}" if self.margin else ""
-        return f"drop {100 * self.drop:.2f}{margin}{self.unit} before fine-tuning"
+        margin = f" ± {points(self.margin, short(self.unit))}" if self.margin else ""
+        return f"drop {points(self.drop, self.unit)}{margin} before fine-tuning"
 
 
 class Judge:
@@ -158,7 +159,7 @@ def smallest(
     # With filters an allocation takes seconds: too long to search for the next plan on the curve.
     bisect = base.prune and state.known(FilterSpace) is not None
     step = state.progress.stage("budget", STEPS)
-    points: list[_Point] = []
+    runs: list[_Point] = []
     bound = None
     share = (low + high) / 2
     for _ in range(STEPS):
@@ -168,8 +169,8 @@ def smallest(
             low, share = share, (share + high) / 2
             continue
         point = evaluate(planned)
-        points.append(point)
-        state.progress.log(f"  {100 * share:.1f}% of the {NOUNS[quantity]}: {point.text}")
+        runs.append(point)
+        state.progress.log(f"  {percent(share)} of the {NOUNS[quantity]}: {point.text}")
         if point.within:
             bound, high = Bound(Budget(value=share, relative=True), point.predicted), share
         else:
@@ -177,7 +178,7 @@ def smallest(
         step(1)
         if high - low < WIDTH:
             break
-        share = (low + high) / 2 if bisect else _next(at, points, low, high)
+        share = (low + high) / 2 if bisect else _next(at, runs, low, high)
     if bound is None:
         raise BudgetError(
             f"no factorization stays within --max-drop {100 * max_drop:.3g}pp; allow a larger drop,"
@@ -232,15 +233,15 @@ def _range(state: State, base: SelectRanks, quantity: str) -> tuple[float, float
     return low, min(1.0, budget.value if budget.relative else budget.value / whole)
 
 
-def _next(at: Callable[[float], State], points: Sequence[_Point], low: float, high: float) -> float:
+def _next(at: Callable[[float], State], runs: Sequence[_Point], low: float, high: float) -> float:
     """The share of the quantity to run next; ``at`` returns the selection at a share.
 
-    The curve through the points tells the divergence at which the drop is just allowed; the share
+    The curve through the plans tells the divergence at which the drop is just allowed; the share
     there is found by bisection, away from the ends of the interval. Without a curve it is the
     middle of the interval.
     """
     middle = (low + high) / 2
-    curve = [(p.predicted, p.excess) for p in points if p.predicted > 0 and p.excess > 0]
+    curve = [(p.predicted, p.excess) for p in runs if p.predicted > 0 and p.excess > 0]
     if len({x for x, _ in curve}) < 2:
         return middle
     x, y = (np.log([pair[axis] for pair in curve]) for axis in (0, 1))

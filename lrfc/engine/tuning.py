@@ -26,6 +26,7 @@ from lrfc.results.manifest import Round
 from lrfc.search.facts import DesignSpace, Price
 from lrfc.search.pricing import key
 from lrfc.state import State
+from lrfc.text import factor, milliseconds
 
 #: Most plans that are emitted and measured, and the relative difference between prediction and
 #: measurement at which the loop ends.
@@ -290,9 +291,10 @@ def _line(tried: _Tried, latencies: Round) -> str:
     used = ", ".join(methods) or "nothing factorized"
     used += f", {len(selection.keeps)} groups of filters cut" if selection.keeps else ""
     interval = f" ({ratio.low:.2f} to {ratio.high:.2f})" if ratio.source == MEASURED else ""
-    predicted = f"predicted {latencies.predicted_ms:.4g} ms"
-    measured = f"{ratio.source} {latencies.measured_ms:.4g} ms"
-    return f"  {used}: {predicted}, {measured}, speed-up of the plan ×{ratio.median:.2f}{interval}"
+    predicted = f"predicted {milliseconds(latencies.predicted_ms)}"
+    measured = f"{ratio.source} {milliseconds(latencies.measured_ms)}"
+    speed = f"speed-up of the plan {factor(ratio.median)}{interval}"
+    return f"  {used}: {predicted}, {measured}, {speed}"
 
 
 def _goal(choice: _Choice, wish: Wish) -> float:

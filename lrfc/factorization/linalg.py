@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from lrfc import text
 from lrfc.errors import ModelError
 
 Array = NDArray[np.float64]
@@ -63,8 +64,8 @@ def need(layer: str, what: str, *shapes: Sequence[int]) -> None:
     size = 8 * sum(prod(shape) for shape in shapes)
     if size > MEMORY_LIMIT:
         raise ModelError(
-            f"layer '{layer}': {what} needs {size / 2**30:.1f} GiB, above the limit of"
-            f" {MEMORY_LIMIT / 2**30:.0f} GiB; exclude the layer with --keep {layer}"
+            f"layer '{layer}': {what} needs {text.size(size)}, above the limit of"
+            f" {text.size(MEMORY_LIMIT)}; exclude the layer with --keep {layer}"
         )
 
 

@@ -13,6 +13,8 @@ from lrfc.data.dataset import Split
 from lrfc.ir.batch import Batch
 from lrfc.metrics.metric import Metric
 from lrfc.metrics.outcome import short
+from lrfc.text import confidence as level
+from lrfc.text import minus, points
 
 #: Confidence of the reported interval where the user demands none.
 REPORTED = 0.95
@@ -72,10 +74,10 @@ class Contract:
 
     def __str__(self) -> str:
         sure = (
-            f"{100 * self.confidence:g} % interval {100 * self.low:.2f} to"
-            f" {100 * self.high:.2f}{short(self.unit)}"
+            f"{level(self.confidence)} interval {minus(f'{100 * self.low:.2f}')} to"
+            f" {points(self.high, short(self.unit))}"
         )
-        return f"{100 * self.drop:.2f}{self.unit} ({sure}, {self.samples:,} samples)"
+        return f"{points(self.drop, self.unit)} ({sure}, {self.samples:,} samples)"
 
 
 def held(

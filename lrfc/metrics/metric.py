@@ -17,6 +17,7 @@ from lrfc.errors import UsageError
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.system import reader
+from lrfc.text import score
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ class Metric:
 
     def shown(self, value: float) -> str:
         """The score as text: '91.25 %' or '0.0312'."""
-        return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
+        return score(value, percent=self.percent)
 
     def better(self, one: float, other: float) -> bool:
         """Whether ``one`` is better than ``other``."""

@@ -17,6 +17,7 @@ from lrfc.search.candidates import LayerSpace, pareto
 from lrfc.search.facts import DesignSpace, Price, costs
 from lrfc.search.pricing import Prices
 from lrfc.state import State
+from lrfc.text import percent
 
 #: The quantities that a selection can minimise.
 Minimised = Literal["divergence", "macs", "params", "latency"]
@@ -144,7 +145,7 @@ def _limits(state: State, constraints: Constraints) -> dict[str, float]:
                 f"--max-{quantity} {budget} cannot be reached: that is {_amount(limit)} of"
                 f" {_amount(whole[quantity])}, and the least that {_means(state, constraints)} is"
                 f" {_amount(least)}"
-                f" ({100 * least / whole[quantity]:.1f}%){_staying(state, quantity)}"
+                f" ({percent(least / whole[quantity])}){_staying(state, quantity)}"
             )
         limits[quantity] = limit - outside[quantity]
     if constraints.max_divergence is not None:

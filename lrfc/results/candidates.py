@@ -1,4 +1,4 @@
-"""candidates.csv: every choice that was weighed for every layer, and what it says about the one that was taken."""
+"""candidates.csv: the candidates of every layer, and the reasons for the chosen one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from lrfc.errors import UsageError
 from lrfc.metrics.outcome import GREATEST, MOST
 from lrfc.results.manifest import Layer
 from lrfc.system import reader
+from lrfc.text import minus, parse_ranks, ranks
 
 if TYPE_CHECKING:
     from lrfc.search.candidates import LayerSpace
 
 NAME = "candidates.csv"
+#: The label of a layer that is not factorized.
+UNCHANGED = "unchanged"
 _COLUMNS = (
     "layer",
     "method",
@@ -36,9 +39,9 @@ _COLUMNS = (
 class Row:
     """One candidate.
 
-    ``method`` is None for the layer as it is; ``impact`` the predicted divergence of the network's
-    outputs; ``similarity`` 1 − relative L2; ``latency`` the predicted one, in the unit of the
-    device's cost profile, None where no device was known.
+    ``method``: None for the unchanged layer. ``impact``: the predicted divergence of the network's
+    outputs. ``similarity``: 1 − the relative L2 error. ``latency``: predicted, in the unit of the
+    device's cost profile; None without a device.
     """
 
     layer: str
@@ -54,8 +57,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Method and rank, as people say it."""
-        return f"{self.method} {self.rank}" if self.method else "as it is"
+        """Method and rank, as text."""
+        return f"{self.method} {self.rank}" if self.method else UNCHANGED
 
 
 def write(
@@ -65,7 +68,7 @@ def write(
 ) -> Path:
     """Write the file.
 
-    ``chosen``: layer → (method, ranks) of the candidate taken; empty when nothing was.
+    ``chosen``: layer → (method, ranks) of the chosen candidate; empty for an exploration.
     """
     from lrfc.search.candidates import pareto
 
@@ -74,10 +77,8 @@ def write(
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
         for space in spaces:
-            kept = {id(c) for c in pareto(space.candidates)}
+            undominated = {id(c) for c in pareto(space.candidates)}
             for c in space.candidates:
-                taken = chosen.get(c.layer) == (c.method, c.ranks)
-                rank = "x".join(map(str, c.ranks))
                 latency = f"{c.latency:.6g}" if space.whole.latency else ""
                 numbers = (
                     c.params,
@@ -85,20 +86,20 @@ def write(
                     f"{1 - c.error:.6g}",
                     f"{c.divergence:.6g}",
                     latency,
-                    int(id(c) not in kept),
-                    int(taken),
+                    int(id(c) not in undominated),
+                    int(chosen.get(c.layer) == (c.method, c.ranks)),
                 )
-                writer.writerow((c.layer, c.method or "", rank, *numbers))
+                writer.writerow((c.layer, c.method or "", ranks(c.ranks), *numbers))
     return path
 
 
 def read(folder: Path) -> tuple[Row, ...]:
-    """The rows; UsageError when the folder has no such file or it is damaged."""
+    """Read the rows; UsageError when the folder has no such file or it is damaged."""
     path = folder / NAME
     if reader.kind(path) is None:
         raise UsageError(
-            f"'{folder}' holds no exploration: it has no readable {NAME}; make one with lrfc build"
-            " or lrfc explore"
+            f"'{folder}' holds no exploration: it has no readable {NAME}; create one with lrfc"
+            " build or lrfc explore"
         )
     try:
         table = csv.DictReader(io.StringIO(reader.contents(path).decode(), newline=""), strict=True)
@@ -111,7 +112,7 @@ def _row(record: Mapping[str, str]) -> Row:
     return Row(
         layer=record["layer"],
         method=record["method"] or None,
-        rank=record["rank"],
+        rank=ranks(parse_ranks(record["rank"])),
         params=_count(record["params"]),
         macs=_count(record["macs"]),
         similarity=_number(record["similarity"]),
@@ -136,15 +137,16 @@ def _count(text: str) -> int:
     return value
 
 
-# -- why this one ----------------------------------------------------------------------------------
+# -- reasons ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One layer: its candidates, the one taken (None in an exploration), and one sentence for each neighbour that was not.
+    """The choice for one layer, with its reasons.
 
-    ``built``: what a build made of it, whose costs are less than those of the candidate taken where
-    filters of it, or of what it reads, are gone.
+    ``rows``: all candidates. ``chosen``: None in an exploration. ``sentences``: one for each
+    neighbour of the chosen candidate. ``built``: the layer in the build's manifest; it costs less
+    than the chosen candidate where pruning removed filters of it or channels that it reads.
     """
 
     layer: str
@@ -154,91 +156,102 @@ class Explanation:
     built: Layer | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """The explanation as plain values."""
         return asdict(self) | {
             "built": None if self.built is None else self.built.model_dump(mode="json")
         }
 
 
 def explain(rows: Sequence[Row], layer: str, built: Sequence[Layer] = ()) -> Explanation:
-    """Why a layer's candidate was taken and its neighbours were not.
+    """Return why a layer's candidate was chosen and its neighbours were not.
 
-    ``built``: the layers of the build's manifest.
-
-    UsageError, with the layers there are, when none has that name.
+    ``built``: the layers of the build's manifest. UsageError, with the names of the layers, when
+    none has that name.
     """
     from lrfc.pruning.selection import LEFT_ASIDE
 
-    own = tuple(row for row in rows if row.layer == layer)
-    made = next((each for each in built if each.name == layer), None)
-    if not own and made is None:
-        names = dict.fromkeys([*(row.layer for row in rows), *(each.name for each in built)])
+    candidates = tuple(row for row in rows if row.layer == layer)
+    record = next((record for record in built if record.name == layer), None)
+    if not candidates and record is None:
+        names = dict.fromkeys([*(row.layer for row in rows), *(record.name for record in built)])
         raise UsageError(f"no layer '{layer}' was explored; the layers are {', '.join(names)}")
 
-    chosen = next((row for row in own if row.chosen), None)
-    if chosen is None or (made is not None and made.reason == LEFT_ASIDE):
-        return Explanation(layer, own, chosen, (), made)
-    sentences = []
-    for name, row in _neighbours(own, chosen):
-        more, less = row.macs - chosen.macs, chosen.impact - row.impact
-        told = (
-            f"{name}, {row.label}: {more:+,} MACs, {row.params - chosen.params:+,} parameters,"
-            f" predicted divergence {-less:+.3g}"
+    chosen = next((row for row in candidates if row.chosen), None)
+    if chosen is None or (record is not None and record.reason == LEFT_ASIDE):
+        return Explanation(layer, candidates, chosen, (), record)
+    sentences = tuple(
+        f"{relation}, {_difference(row, chosen)}{_reason(row, chosen, rows)}"
+        for relation, row in _neighbours(candidates, chosen)
+    )
+    return Explanation(layer, candidates, chosen, sentences, record)
+
+
+def _difference(row: Row, chosen: Row) -> str:
+    """The costs and the divergence of a candidate relative to the chosen one."""
+    costs = minus(f"{row.macs - chosen.macs:+,} MACs, {row.params - chosen.params:+,} parameters")
+    divergence = minus(f"{row.impact - chosen.impact:+.3g}")
+    return f"{row.label}: {costs}, predicted divergence {divergence}"
+
+
+def _reason(row: Row, chosen: Row, rows: Sequence[Row]) -> str:
+    """Why a candidate was not chosen; empty where the figures do not say it."""
+    macs, gain = row.macs - chosen.macs, chosen.impact - row.impact
+    if macs > 0 and gain > 0:
+        other = _best_elsewhere(rows, row.layer, macs)
+        if other is None or other[1] < gain:
+            return "; it does not fit the budget"
+        better, divergence = other[0], minus(f"{-other[1]:+.3g}")
+        return (
+            f"; the same MACs are worth more in layer {better.layer} ({better.label}: {divergence})"
         )
-        if more > 0 and less > 0:
-            other = _best_elsewhere(rows, layer, more)
-            if other is not None and other[1] >= less:
-                told += (
-                    f"; the same MACs do more at {other[0].layer} ({other[0].label}:"
-                    f" {-other[1]:+.3g})"
-                )
-            else:
-                told += "; the budget has no room for it"
-        elif more <= 0 and less < 0:
-            told += (
-                "; it saves MACs, but its effect on the output is larger than what the MACs are"
-                " worth elsewhere"
-            )
-        elif more >= 0 and less <= 0:
-            told += (
-                "; it is worse and saves nothing"
-                if row.params >= chosen.params
-                else "; it saves parameters only"
-            )
-        sentences.append(told)
-    return Explanation(layer, own, chosen, tuple(sentences), made)
+    if macs <= 0 and gain < 0:
+        return "; it saves MACs, but saving them in other layers costs less divergence"
+    if macs >= 0 and gain <= 0:
+        if row.params >= chosen.params:
+            return "; it is worse and saves nothing"
+        return "; it saves parameters only"
+    return ""
 
 
-def _neighbours(own: Sequence[Row], chosen: Row) -> list[tuple[str, Row]]:
-    """The next smaller and larger rank of the same method, and of each other method what is nearest in MACs."""
-    found = []
+def _neighbours(candidates: Sequence[Row], chosen: Row) -> list[tuple[str, Row]]:
+    """The candidates to compare the chosen one with, each with its relation to it.
+
+    The next smaller and larger rank of the same method; of every other method, the best candidate
+    within the same MACs or, where there is none, the one with the fewest MACs.
+    """
+    neighbours = []
     same = sorted(
-        (r for r in own if r.method == chosen.method and r is not chosen), key=lambda r: r.macs
+        (row for row in candidates if row.method == chosen.method and row is not chosen),
+        key=lambda row: row.macs,
     )
-    smaller, larger = (
-        [r for r in same if r.macs < chosen.macs],
-        [r for r in same if r.macs > chosen.macs],
-    )
+    smaller = [row for row in same if row.macs < chosen.macs]
+    larger = [row for row in same if row.macs > chosen.macs]
     if smaller:
-        found.append(("smaller", smaller[-1]))
+        neighbours.append(("smaller rank", smaller[-1]))
     if larger:
-        found.append(("larger", larger[0]))
-    for method in dict.fromkeys(r.method for r in own if r.method != chosen.method):
-        others = [r for r in own if r.method == method]
-        below = [r for r in others if r.macs <= chosen.macs]
-        best = min(below, key=lambda r: r.impact) if below else min(others, key=lambda r: r.macs)
-        found.append(("instead", best))
-    return found
+        neighbours.append(("larger rank", larger[0]))
+    for method in dict.fromkeys(row.method for row in candidates if row.method != chosen.method):
+        others = [row for row in candidates if row.method == method]
+        within = [row for row in others if row.macs <= chosen.macs]
+        if within:
+            best = min(within, key=lambda row: row.impact)
+        else:
+            best = min(others, key=lambda row: row.macs)
+        neighbours.append(("other method" if method else "without a method", best))
+    return neighbours
 
 
 def _best_elsewhere(rows: Sequence[Row], layer: str, macs: int) -> tuple[Row, float] | None:
-    """Of all single changes at other layers that cost at most so many MACs more, the one that lowers the divergence most, and by how much."""
-    taken = {row.layer: row for row in rows if row.chosen}
-    moves = [
-        (row, taken[row.layer].impact - row.impact)
+    """The change of one other layer, within so many additional MACs, that gains most.
+
+    Return its candidate and the predicted divergence that it saves; None where there is none.
+    """
+    chosen = {row.layer: row for row in rows if row.chosen}
+    changes = [
+        (row, chosen[row.layer].impact - row.impact)
         for row in rows
         if row.layer != layer
-        and row.layer in taken
-        and 0 < row.macs - taken[row.layer].macs <= macs
+        and row.layer in chosen
+        and 0 < row.macs - chosen[row.layer].macs <= macs
     ]
-    return max(moves, key=lambda move: move[1]) if moves else None
+    return max(changes, key=lambda change: change[1]) if changes else None

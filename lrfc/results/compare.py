@@ -1,4 +1,4 @@
-"""Two builds, or two models, side by side: what each figure and each layer became, and whether that is within what may be lost."""
+"""Comparison of two builds or models: figures, layers, and limits on what may get worse."""
 
 from __future__ import annotations
 
@@ -13,10 +13,22 @@ from lrfc.config.formats import suffixes
 from lrfc.errors import UsageError
 from lrfc.metrics.source import COMPILED, Source
 from lrfc.nearest import like
+from lrfc.results.candidates import UNCHANGED
 from lrfc.results.manifest import Layer as Built
 from lrfc.results.manifest import Manifest
 from lrfc.system.reader import kind
 from lrfc.system.reader import shown as _shown
+from lrfc.text import (
+    NONE,
+    count,
+    decimal,
+    exact_size,
+    factor,
+    milliseconds,
+    percent,
+    points,
+    ranks,
+)
 
 #: Quantity of a limit → the field of ``Figures``; less is better in all of them.
 COSTS = {
@@ -29,9 +41,10 @@ COSTS = {
     "sram": "sram_bytes",
     "flash": "flash_bytes",
 }
-#: All that a limit can be set for. 'speedup' is that over the original, in turns with it where it
-#: is measured: it stays comparable from one machine to another.
+#: Quantities that a limit can be set for. 'speedup' is relative to the original on the same
+#: machine, so it is comparable from one machine to another.
 QUANTITIES = ("accuracy", "speedup", *COSTS)
+_BYTES = ("size", "ram", "sram", "flash")
 #: The files that can be compared.
 SUFFIXES = (".json", ".keras", ".h5", ".hdf5", *suffixes())
 _ALIKE = {"arena": "ram", "parameters": "params"}
@@ -40,7 +53,7 @@ _LIMIT = re.compile(r"\s*(\w+)\s*=\s*(\d+(?:\.\d+)?)\s*(%|pp)\s*")
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a side. ``filters``: how many are left, and of how many; None where all are."""
+    """One layer of a side. ``filters``: number left and number before; None without pruning."""
 
     kind: str
     method: str | None
@@ -52,15 +65,19 @@ class Layer:
 
     @property
     def label(self) -> str:
-        """Method, rank and what is left of the filters, as people say it."""
-        made = [f"{self.method} {self.rank}"] if self.method else []
-        left = [] if self.filters is None else ["{} of {} filters".format(*self.filters)]
-        return ", ".join([*made, *left]) or "as it is"
+        """Method, rank and filters left, as text."""
+        factorized = [f"{self.method} {self.rank}"] if self.method else []
+        pruned = [] if self.filters is None else ["{} of {} filters".format(*self.filters)]
+        return ", ".join([*factorized, *pruned]) or UNCHANGED
 
 
 @dataclass(frozen=True)
 class Side:
-    """A build or a model: its figures by quantity (None where it has none), its layers by name, and its manifest if it is a build."""
+    """A build or a model.
+
+    ``figures``: by quantity, None for an unknown one. ``layers``: by name. ``manifest``: of a
+    build, None for a model.
+    """
 
     path: str
     figures: Mapping[str, float | None]
@@ -68,7 +85,7 @@ class Side:
     manifest: Manifest | None = None
 
     def source(self, quantity: str) -> Source | None:
-        """Where a figure of the device comes from; None for what is counted, or not there."""
+        """The source of a figure of the device; None for a counted or an unknown one."""
         if self.manifest is None or self.figures[quantity] is None:
             return None
         latency = self.manifest.after.latency_ms
@@ -78,22 +95,37 @@ class Side:
             latency.source if latency is not None and quantity in ("latency", "speedup") else None
         )
 
+    def shown(self, quantity: str) -> str:
+        """A figure as text."""
+        value = self.figures[quantity]
+        if value is None:
+            return NONE
+        if quantity == "accuracy":
+            return decimal(value) if self.manifest is None else self.manifest.accuracy.shown(value)
+        show = {"latency": milliseconds, "speedup": factor}
+        return show.get(quantity, exact_size if quantity in _BYTES else count)(value)
+
 
 @dataclass(frozen=True)
 class Limit:
-    """What a quantity may lose: a fraction of what it was, or with ``points`` of 1."""
+    """The largest allowed loss: a fraction of the figure before or, with ``points``, of 1."""
 
     quantity: str
     value: float
     points: bool
 
+    @property
+    def amount(self) -> str:
+        """The allowed loss, as it is written on the command line: 5%, 0.5pp."""
+        return f"{100 * self.value:g}{'pp' if self.points else '%'}"
+
     def __str__(self) -> str:
-        return f"{self.quantity}={100 * self.value:g}{'pp' if self.points else '%'}"
+        return f"{self.quantity}={self.amount}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A limit, whether it holds, and why not or by how much."""
+    """A limit, whether it holds (``ok``), and the reason or the margin (``told``)."""
 
     limit: Limit
     ok: bool
@@ -102,7 +134,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides, and the limits that were set."""
+    """Two sides, and the verdict on each limit."""
 
     before: Side
     after: Side
@@ -110,7 +142,7 @@ class Comparison:
 
     @property
     def changed(self) -> list[tuple[str, Layer | None, Layer | None]]:
-        """The layers that differ, by name; None on a side that has no such layer."""
+        """The layers that differ: name, before, after; None on a side without such a layer."""
         names = dict.fromkeys([*self.before.layers, *self.after.layers])
         pairs = (
             (name, self.before.layers.get(name), self.after.layers.get(name)) for name in names
@@ -118,7 +150,7 @@ class Comparison:
         return [(name, old, new) for name, old, new in pairs if old != new]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """The comparison as plain values."""
         return {
             "before": self.before.path,
             "after": self.after.path,
@@ -139,15 +171,15 @@ class Comparison:
                 for name, old, new in self.changed
             ],
             "limits": [
-                {"limit": str(each.limit), "ok": each.ok, "told": each.told}
-                for each in self.verdicts
+                {"limit": str(verdict.limit), "ok": verdict.ok, "told": verdict.told}
+                for verdict in self.verdicts
             ],
-            "ok": all(each.ok for each in self.verdicts),
+            "ok": all(verdict.ok for verdict in self.verdicts),
         }
 
     def junit(self) -> str:
-        """A JUnit report: one test case a limit."""
-        failed = sum(not each.ok for each in self.verdicts)
+        """A JUnit report with a test case for each limit."""
+        failed = sum(not verdict.ok for verdict in self.verdicts)
         root = ET.Element(
             "testsuites", tests=str(len(self.verdicts)), failures=str(failed), errors="0"
         )
@@ -160,42 +192,42 @@ class Comparison:
             errors="0",
             skipped="0",
         )
-        for each in self.verdicts:
+        for verdict in self.verdicts:
             case = ET.SubElement(
-                suite, "testcase", classname="lrfc.compare", name=str(each.limit), time="0"
+                suite, "testcase", classname="lrfc.compare", name=str(verdict.limit), time="0"
             )
-            if each.ok:
-                ET.SubElement(case, "system-out").text = each.told
+            if verdict.ok:
+                ET.SubElement(case, "system-out").text = verdict.told
             else:
                 ET.SubElement(
-                    case, "failure", message=each.told, type="regression"
-                ).text = f"{self.before.path} -> {self.after.path}: {each.told}"
+                    case, "failure", message=verdict.told, type="regression"
+                ).text = f"{self.before.path} -> {self.after.path}: {verdict.told}"
         ET.indent(root)
         return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def compare(before: Path, after: Path, limits: Sequence[str] = ()) -> Comparison:
-    """Two output folders, manifests or model files. ``limits``: latency=5%, accuracy=0.5pp.
+    """Compare two output folders, manifests or model files.
 
-    A limit that cannot be checked does not hold: a figure that is missing is no figure that is as
-    good. UsageError for what is none of these.
+    ``limits``: such as latency=5%, accuracy=0.5pp. A limit on a figure that one side does not have
+    does not hold. UsageError for any other kind of file.
     """
-    wanted = [parse(limit) for limit in limits]
+    parsed = [parse(limit) for limit in limits]
     for path in (before, after):  # both, before a model is loaded
         _require(path)
     old, new = side(before), side(after)
-    return Comparison(old, new, tuple(_verdict(limit, old, new) for limit in wanted))
+    return Comparison(old, new, tuple(_verdict(limit, old, new) for limit in parsed))
 
 
 def parse(text: str) -> Limit:
-    """latency=5%, accuracy=0.5pp."""
+    """Return the limit of a text such as latency=5% or accuracy=0.5pp."""
     match = _LIMIT.fullmatch(text)
     quantity = _ALIKE.get(match[1], match[1]) if match else ""
     if match is None or quantity not in QUANTITIES:
         near = "" if quantity in QUANTITIES else like(text.partition("=")[0].strip(), QUANTITIES)
         raise UsageError(
-            f"--max-regress {_shown(text, 60)}: give a quantity and what it may lose, such as"
-            f" latency=5% or accuracy=0.5pp; there are {', '.join(QUANTITIES)}{near}"
+            f"--max-regress {_shown(text, 60)}: give a quantity and its largest loss, such"
+            f" as latency=5% or accuracy=0.5pp; the quantities are {', '.join(QUANTITIES)}{near}"
         )
     if match[3] == "pp" and quantity != "accuracy":
         raise UsageError(
@@ -205,7 +237,7 @@ def parse(text: str) -> Limit:
 
 
 def side(path: Path) -> Side:
-    """What a path names: an output folder, a manifest.json, a Keras model, or an emitted file."""
+    """Load an output folder, a manifest.json, a Keras model, or an emitted file."""
     _require(path)
     if path.is_dir():
         return _build(Manifest.read(path), path)
@@ -217,19 +249,19 @@ def side(path: Path) -> Side:
 
 
 def _require(path: Path) -> None:
-    """Raise UsageError unless the path may be one of the sides, by its kind and name."""
-    what = kind(path)
-    if what is None:
+    """Raise UsageError unless the path's kind and name are those of a side."""
+    entry = kind(path)
+    if entry is None:
         raise UsageError(f"{_shown(path)}: no such file or folder")
-    if what not in ("a folder", "a file"):
-        raise UsageError(f"{_shown(path)} is {what}, no output folder and no file")
-    if what == "a file" and path.suffix not in SUFFIXES:
+    if entry not in ("a folder", "a file"):
+        raise UsageError(f"{_shown(path)} is {entry}; give an output folder or a file")
+    if entry == "a file" and path.suffix not in SUFFIXES:
         raise UsageError(
             f"{_shown(path)} is no output folder, manifest.json, {', '.join(SUFFIXES[1:-1])} or"
             f" {SUFFIXES[-1]} file"
         )
-    if what == "a folder" and not (path / "manifest.json").is_file():
-        Manifest.read(path)  # says so
+    if entry == "a folder" and not (path / "manifest.json").is_file():
+        Manifest.read(path)  # raises, and names the folder
 
 
 def _build(manifest: Manifest, path: Path) -> Side:
@@ -257,15 +289,15 @@ def _build(manifest: Manifest, path: Path) -> Side:
 
 def _layer(built: Built) -> Layer:
     before, after = built.filters_before, built.filters_after
-    cut = (after, before) if built.cut and after is not None and before is not None else None
+    filters = (after, before) if built.cut and after is not None and before is not None else None
     return Layer(
         built.kind,
         built.method,
-        "x".join(map(str, built.rank or ())),
+        ranks(built.rank),
         built.params_after,
         built.macs_after,
         built.similarity,
-        cut,
+        filters,
     )
 
 
@@ -274,17 +306,17 @@ def _model(path: Path) -> Side:
     from lrfc.ir.keras.load import load
     from lrfc.passes.profile import profile
 
-    found = profile(keras_io.from_keras(load(path)))
+    costs = profile(keras_io.from_keras(load(path)))
     figures: dict[str, float | None] = dict.fromkeys(QUANTITIES)
     figures |= {
         "size": path.stat().st_size,
-        "macs": found.macs,
-        "params": found.params,
-        "ram": found.arena_bytes,
+        "macs": costs.macs,
+        "params": costs.params,
+        "ram": costs.arena_bytes,
     }
     layers = {
         row.name: Layer(row.kind, None, "", row.params, row.macs, None)
-        for row in found.rows
+        for row in costs.rows
         if row.params
     }
     return Side(str(path), figures, layers)
@@ -295,13 +327,13 @@ def _model(path: Path) -> Side:
 
 def _verdict(limit: Limit, before: Side, after: Side) -> Verdict:
     old, new = before.figures[limit.quantity], after.figures[limit.quantity]
-    missing = [each.path for each, value in ((before, old), (after, new)) if value is None]
+    missing = [side.path for side, value in ((before, old), (after, new)) if value is None]
     if old is None or new is None:
         return Verdict(
             limit,
             False,
             f"{limit.quantity} cannot be compared: {' and '.join(missing)}"
-            f" {'have' if len(missing) > 1 else 'has'} none",
+            f" {'have' if len(missing) > 1 else 'has'} no such figure",
         )
     unlike = _unlike(limit, before.manifest, after.manifest)
     if unlike is not None:
@@ -313,16 +345,16 @@ def _verdict(limit: Limit, before: Side, after: Side) -> Verdict:
     )
     worse = (new - old) if less_is_better else (old - new)
     allowed = limit.value if limit.points else limit.value * abs(old)
-    origin = after.source(limit.quantity)
-    told = (
-        f"{limit.quantity} {shown(limit.quantity, old)} -> {shown(limit.quantity, new)},"
-        f" {_by(limit, worse, old)}{'' if origin is None else f' ({origin})'}"
+    source = after.source(limit.quantity)
+    reason = (
+        f"{limit.quantity} {before.shown(limit.quantity)} -> {after.shown(limit.quantity)},"
+        f" {_by(limit, worse, old)}{'' if source is None else f' ({source})'}"
     )
-    return Verdict(limit, worse <= allowed * (1 + 1e-9), told)
+    return Verdict(limit, worse <= allowed * (1 + 1e-9), reason)
 
 
 def _unlike(limit: Limit, old: Manifest | None, new: Manifest | None) -> str | None:
-    """Why two figures are not of one kind, if so."""
+    """Why two figures cannot be compared; None where they can."""
     if old is None or new is None:
         return None
     if limit.quantity in ("latency", "cycles", "speedup"):
@@ -334,18 +366,20 @@ def _unlike(limit: Limit, old: Manifest | None, new: Manifest | None) -> str | N
             for m in (old, new)
         ]
         if kinds[0] != kinds[1]:
-            named = (place + (f" on {p[0]} threads, {p[1]}" if p else "") for place, p in kinds)
-            return " against ".join(named)
+            return " against ".join(
+                place + (f" on {conditions[0]} threads, {conditions[1]}" if conditions else "")
+                for place, conditions in kinds
+            )
     if limit.quantity == "accuracy":
         if old.accuracy.metric != new.accuracy.metric:
             return f"{old.accuracy.metric} against {new.accuracy.metric}"
         if limit.points and not old.accuracy.percent:
-            return f"{old.accuracy.metric} is no share; give a percentage of it"
+            return f"{old.accuracy.metric} is not a percentage; give a limit in %"
     return None
 
 
 def _where(manifest: Manifest) -> str:
-    """The device with what was chosen for it, and the format."""
+    """The device with its modes, and the file format."""
     modes = [
         str(manifest.config[name])
         for name in ("memory_mode", "system_config")
@@ -355,23 +389,12 @@ def _where(manifest: Manifest) -> str:
 
 
 def _by(limit: Limit, worse: float, old: float) -> str:
-    amount = (
-        f"{100 * abs(worse):.2f}pp"
-        if limit.points
-        else f"{100 * abs(worse) / abs(old):.2f}%"
-        if old
-        else f"{abs(worse):.4g}"
-    )
-    allowed = f"{100 * limit.value:g}{'pp' if limit.points else '%'} allowed"
-    return f"{amount} {'worse' if worse > 0 else 'better' if worse < 0 else 'off'}, {allowed}"
-
-
-def shown(quantity: str, value: float | None) -> str:
-    """A figure as text."""
-    if value is None:
-        return "—"
-    if quantity == "latency":
-        return f"{value:.4g} ms"
-    if quantity == "speedup":
-        return f"x{value:.2f}"
-    return f"{value:.4f}" if quantity == "accuracy" else f"{value:,.0f}"
+    """The loss and the limit: 5.00 % worse, 2% allowed."""
+    allowed = f"{limit.amount} allowed"
+    if not worse:
+        return f"unchanged, {allowed}"
+    if limit.points:
+        amount = points(abs(worse), "pp")
+    else:
+        amount = percent(abs(worse / old)) if old else decimal(abs(worse))
+    return f"{amount} {'worse' if worse > 0 else 'better'}, {allowed}"

@@ -1,4 +1,4 @@
-"""What the factorization methods could do for a model, side by side, before anything is built."""
+"""The result of ``lrfc explore``: Pareto fronts by method, before anything is built."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SHARES = (0.75, 0.6, 0.5, 0.4, 0.3)
 class Survey:
     """An exploration.
 
-    ``whole``: MACs and parameters of the original, and its predicted latency where a device was
-    named. ``fronts``: by method, 'all' for the mix, over MACs. ``points``: the front that was asked
-    for, over the quantities ``over``.
+    ``whole``: MACs and parameters of the original, and its predicted latency with a device.
+    ``fronts``: the Pareto front over MACs by method, 'all' for a mix of them. ``points``: the
+    Pareto front over the requested quantities, ``over``.
     """
 
     model: str
@@ -32,22 +32,21 @@ class Survey:
     synthetic: bool
 
     def table(self) -> list[tuple[str, list[float | None]]]:
-        """For each method, the least predicted divergence at each of ``SHARES``; None where the method cannot go so far."""
-        rows = []
-        for method, points in self.fronts.items():
-            reached = [
-                [
-                    p["predicted_divergence"]
-                    for p in points
-                    if p["macs"] <= share * self.whole["macs"]
-                ]
-                for share in SHARES
-            ]
-            rows.append((method, [min(found) if found else None for found in reached]))
-        return rows
+        """The least predicted divergence of each method at each of ``SHARES``.
+
+        None where the method does not reach the share.
+        """
+        return [
+            (method, [self._least(points, share) for share in SHARES])
+            for method, points in self.fronts.items()
+        ]
+
+    def _least(self, points: Sequence[Point], share: float) -> float | None:
+        within = (p for p in points if p["macs"] <= share * self.whole["macs"])
+        return min((p["predicted_divergence"] for p in within), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """pareto.json."""
+        """The content of pareto.json."""
         return {
             "schema_version": 1,
             "model": self.model,

@@ -1,4 +1,4 @@
-"""The output folder: whole or not there at all."""
+"""The output folder: written completely or not at all, never in part."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lrfc.errors import UsageError
 from lrfc.results.manifest import File, Scale
 from lrfc.system import scratch, swap
 from lrfc.system.locks import HeldError
+from lrfc.text import size
 
 #: Packages whose versions a manifest records; those that are not installed are null.
 PACKAGES = (
@@ -36,7 +37,7 @@ PACKAGES = (
     "ethos-u-vela",
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-#: Bytes below which no output folder fits: its tables and its page alone take more.
+#: Free bytes that an output folder needs at least: its tables and its page alone take more.
 ROOM = 16 << 10
 
 
@@ -44,7 +45,7 @@ ROOM = 16 << 10
 class Reserved:
     """An output folder that no other process writes until the block of ``reserved`` ends.
 
-    ``out``: as it was given; ``path``: absolute; ``final``: where links lead to.
+    ``out``: the user's path. ``path``: the same, absolute. ``final``: the same, links resolved.
     """
 
     out: Path
@@ -54,10 +55,10 @@ class Reserved:
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """A new folder, which takes the place of the output folder when the block ends.
+        """Context manager: a new folder that replaces the output folder at the end of the block.
 
-        It vanishes, with everything in it, when the block fails. UsageError when what has appeared
-        in the place meanwhile may not be replaced, and when the disk is full.
+        It is removed with its content when the block fails. UsageError when a folder that appeared
+        meanwhile may not be replaced, and when the disk is full.
         """
         work = swap.staging(self.final)
         try:
@@ -84,26 +85,26 @@ class Reserved:
 
 @contextmanager
 def reserved(out: Path, *, overwrite: bool = True) -> Iterator[Reserved]:
-    """Hold an output folder for this process, before the work whose result it takes.
+    """Context manager: reserve an output folder for this process, before the work begins.
 
-    An ``out`` that exists is replaced in one step at the end when it is empty or was written by
-    lrfc (it has a manifest.json or a pareto.json) and ``overwrite`` is true. What an earlier
-    process left unfinished, because it was killed, is put in order first.
+    An existing ``out`` is replaced in one step at the end if it is empty, or if it was written by
+    lrfc (it has a manifest.json or a pareto.json) and ``overwrite`` is true. Remains of a process
+    that was killed are cleaned up first.
 
-    UsageError when another process holds it, when it may not be replaced, and when the place cannot
-    be written or is full.
+    UsageError when another process has reserved it, when it may not be replaced, and when the disk
+    cannot be written or is full.
     """
-    given = Path(out)
+    original = Path(out)
     try:
-        out = given.expanduser().absolute()
+        out = original.expanduser().absolute()
         final = out.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # ~nobody, a loop of links, a null byte
         raise UsageError(
-            f"output folder '{out}' cannot be made ({error}); choose another place with --out"
+            f"output folder '{out}' cannot be created ({error}); choose another place with --out"
         ) from error
-    made = _missing(final, out)
+    missing = _missing(final, out)
     with ExitStack() as stack:
-        stack.callback(_remove_empty, made)
+        stack.callback(_remove_empty, missing)
         try:
             check(out, overwrite=overwrite)
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -114,17 +115,20 @@ def reserved(out: Path, *, overwrite: bool = True) -> Iterator[Reserved]:
             _check_room(final, out)
         except HeldError as error:
             raise UsageError(
-                f"output folder '{out}' is being written by {error.holder}; wait until that has"
+                f"output folder '{out}' is being written by {error.holder}; wait until it has"
                 " ended, or choose another with --out"
             ) from error
         except OSError as error:
             raise _unwritable(error, out) from error
-        yield Reserved(given, out, final, overwrite)
+        yield Reserved(original, out, final, overwrite)
 
 
 @contextmanager
 def folder(out: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """An output folder that is reserved and written at once; see ``reserved`` and ``Reserved.writing``."""
+    """Context manager: reserve and write an output folder.
+
+    See ``reserved`` and ``Reserved.writing``.
+    """
     with reserved(out, overwrite=overwrite) as place, place.writing() as work:
         yield work
 
@@ -137,7 +141,7 @@ def check(out: Path, *, overwrite: bool = True) -> None:
         raise UsageError(f"output folder '{out}' is a file; choose another name with --out")
     if out.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise UsageError(
-            f"output folder '{out}' is the current folder or holds it, and cannot be replaced;"
+            f"output folder '{out}' is or contains the current folder, and cannot be replaced;"
             " choose another with --out"
         )
     if out.resolve().is_mount():
@@ -148,7 +152,7 @@ def check(out: Path, *, overwrite: bool = True) -> None:
     if not os.access(out, os.R_OK | os.W_OK | os.X_OK):
         raise UsageError(f"output folder '{out}' is read-only; choose another with --out")
     if any(out.iterdir()):
-        if not any((out / own).is_file() for own in ("manifest.json", "pareto.json")):
+        if not any((out / name).is_file() for name in ("manifest.json", "pareto.json")):
             raise UsageError(
                 f"output folder '{out}' is not empty and was not written by lrfc; choose another"
                 " with --out"
@@ -158,7 +162,7 @@ def check(out: Path, *, overwrite: bool = True) -> None:
 
 
 def _missing(final: Path, out: Path) -> list[Path]:
-    """The folders above that have to be made, innermost first."""
+    """The parent folders that do not exist yet, innermost first."""
     try:
         missing = [parent for parent in final.parents if not parent.exists()]
         if not final.parents[len(missing)].is_dir():
@@ -169,9 +173,9 @@ def _missing(final: Path, out: Path) -> list[Path]:
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    for each in folders:
+    for folder in folders:
         with suppress(OSError):  # not empty: a result is in it, or another process writes there
-            each.rmdir()
+            folder.rmdir()
 
 
 def _check_room(final: Path, out: Path) -> None:
@@ -180,7 +184,7 @@ def _check_room(final: Path, out: Path) -> None:
     owners = (parent.st_uid, final.stat().st_uid) if final.exists() else ()
     if owners and parent.st_mode & stat.S_ISVTX and os.geteuid() not in (0, *owners):
         raise UsageError(
-            f"output folder '{out}' belongs to somebody else, and cannot be replaced; choose"
+            f"output folder '{out}' belongs to another user, and cannot be replaced; choose"
             " another with --out"
         )
     if shutil.disk_usage(final.parent).free < ROOM:
@@ -196,21 +200,24 @@ def _unwritable(error: OSError, out: Path) -> UsageError:
             f" ({error.strerror}); choose another place with --out, and copy the folder"
         )
     return UsageError(
-        f"output folder '{out}' cannot be made ({error.strerror}); choose another place with --out"
+        f"output folder '{out}' cannot be created ({error.strerror}); choose another place with"
+        " --out"
     )
 
 
 def _full(out: Path) -> UsageError:
+    place = next(parent for parent in (out, *out.parents) if parent.exists())
+    free = size(shutil.disk_usage(place).free)
     return UsageError(
-        f"the disk is full: {_free(out)} of free space for the output folder '{out}'; make room or"
+        f"the disk is full: {free} of free space for the output folder '{out}'; make room or"
         " choose another place with --out"
     )
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind the error.
+    """Whether a full disk caused the error.
 
-    Libraries wrap it in errors of their own, and keep only its text.
+    Libraries wrap the error of the system in their own, some of them as text only.
     """
     while error is not None:
         if (
@@ -221,16 +228,6 @@ def _is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _free(path: Path) -> str:
-    place = next(parent for parent in (path, *path.parents) if parent.exists())
-    free = float(shutil.disk_usage(place).free)
-    for unit in ("bytes", "KiB", "MiB"):
-        if free < 1024:
-            return f"{free:.4g} {unit}"
-        free /= 1024
-    return f"{free:.4g} GiB"
 
 
 def sha256(path: Path) -> str:
@@ -245,30 +242,31 @@ def record(
     format: str,  # noqa: A002
     scales: Sequence[tuple[str, float, int]] = (),
 ) -> File:
-    """The manifest's entry for a file under the output folder ``root``.
+    """Return the manifest's entry for a file under the output folder ``root``.
 
     ``scales``: name, scale and zero point of each integer input and output.
     """
-    told = tuple(Scale(name=name, scale=scale, zero_point=zero) for name, scale, zero in scales)
     return File(
         path=path.relative_to(root).as_posix(),
         sha256=sha256(path),
         bytes=path.stat().st_size,
         format=format,
-        scales=told,
+        scales=tuple(
+            Scale(name=name, scale=scale, zero_point=zero) for name, scale, zero in scales
+        ),
     )
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of Python and of the packages that have a part in a result; None for those that are not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """The versions of Python and of ``PACKAGES``; None for packages that are not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    if found["lrfc"] is None:  # run from the tree
+            versions[package] = None
+    if versions["lrfc"] is None:  # run from the source tree
         from lrfc.version import __version__
 
-        found["lrfc"] = __version__
-    return found
+        versions["lrfc"] = __version__
+    return versions

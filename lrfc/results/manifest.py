@@ -1,6 +1,6 @@
-"""The record of a build, manifest.json: what went in, what came out, and every number on the way.
+"""manifest.json, the record of a build: its input, its options, its files and every figure.
 
-A value that was not measured is null.
+A figure that was not measured is null.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from lrfc.errors import UsageError
 from lrfc.metrics.outcome import Count, Kept, Milliseconds, Number, Record, Sha256, Speedup, Verdict
 from lrfc.metrics.source import COMPILED, ESTIMATED, MEASURED, Source
 from lrfc.system import reader
+from lrfc.text import ranks, score
 
 SCHEMA = Path(__file__).with_name("manifest.schema.json")
 
 
 class Input(Record):
-    """The model that was compressed.
+    """The original model.
 
-    ``preprocessing``: what was done to the samples before the model saw them, which whoever runs it
-    has to do too.
+    ``preprocessing``: the preprocessing of the samples, which the emitted file needs as well.
     """
 
     path: str
@@ -35,14 +35,14 @@ class Input(Record):
 
 
 class Layer(Record):
-    """What became of one layer.
+    """One layer before and after.
 
-    ``rank`` has a number for each free rank of the method; without a method, ``reason`` says why
-    the layer was left alone.
+    ``method`` is null for a layer that is not factorized; then ``reason`` says why. ``rank`` has a
+    number for each rank of the method. ``similarity``: of the feature maps before and after, 1 for
+    equal ones.
 
-    ``similarity``: of the feature maps before and after, 1 for equal ones. ``filters_before`` and
-    ``filters_after``: channels of what the layer gives, null where it has none to cut, or nothing
-    was to be cut; ``filters_reason`` says why none may go.
+    ``filters_before``, ``filters_after``: the output channels of the layer; null in a build without
+    pruning, and for a layer without filters. ``filters_reason``: why no filter may be removed.
     """
 
     name: str
@@ -61,15 +61,15 @@ class Layer(Record):
 
     @property
     def cut(self) -> bool:
-        """Whether filters of it are gone."""
+        """Whether filters of the layer were removed."""
         return self.filters_after != self.filters_before
 
 
 class Filters(Record):
-    """A group of filters of which some were cut.
+    """A dependency group that was pruned.
 
-    ``layers`` make them; of so many ``units`` those with the indices ``kept`` are left; ``impact``
-    is the predicted divergence of the outputs.
+    ``layers``: the layers whose filters it holds. ``units``: the number of units before. ``kept``:
+    the indices of those that are left. ``impact``: the predicted divergence of the outputs.
     """
 
     name: str
@@ -80,11 +80,10 @@ class Filters(Record):
 
 
 class Latency(Record):
-    """Milliseconds of one inference: median and 90th percentile over ``n`` runs.
+    """The latency of one inference in milliseconds: median and 90th percentile of ``n`` runs.
 
-    ``source``: measured on the device, estimated from a cost profile, or compiled: computed by the
-    device's compiler. Nothing was timed in the latter two: ``n`` is 1 and both figures are the
-    same.
+    ``source``: measured on the device, estimated from a cost profile, or compiled (computed by the
+    device's compiler). Nothing is timed in the latter two: ``n`` is 1 and both figures are equal.
     """
 
     p50: Milliseconds
@@ -95,12 +94,11 @@ class Latency(Record):
 
 
 class Figures(Record):
-    """What an emitted file costs and is worth.
+    """The costs and the score of an emitted file.
 
-    ``arena_bytes`` is the planned activation memory; ``peak_rss_bytes`` was measured, of the
-    process that ran the file; ``cycles``, ``sram_bytes`` and ``flash_bytes`` are those of an NPU,
-    compiled (as ``Latency.source`` has it). ``accuracy`` is the score that ``Accuracy.metric``
-    names.
+    ``arena_bytes``: the planned activation memory. ``peak_rss_bytes``: measured, of the process
+    that ran the file. ``cycles``, ``sram_bytes``, ``flash_bytes``: of an NPU, computed by its
+    compiler. ``accuracy``: the score, in the metric of ``Accuracy.metric``.
     """
 
     params: Count
@@ -115,11 +113,23 @@ class Figures(Record):
     flash_bytes: Count | None = None
 
 
-class Kernels(Record):
-    """The score of an emitted file of integers by LiteRT's reference kernels, and by its optimised ones (XNNPACK), on the same ``samples`` out of the test set.
+#: The stages of ``Accuracy`` in order, each with its name in texts.
+STAGES = {
+    "before": "original in float",
+    "factorized": "factorized",
+    "pruned": "pruned",
+    "recalibrated": "BatchNorm re-estimated",
+    "refitted": "refitted",
+    "finetuned": "fine-tuned",
+    "artifact": "emitted file",
+}
 
-    ``counted``: the device rounds as the reference kernels do, so what they lose against the
-    optimised ones is part of ``Accuracy.kept``.
+
+class Kernels(Record):
+    """The score of an integer file with LiteRT's reference and optimised (XNNPACK) kernels.
+
+    Both on the same ``samples`` test samples. ``counted``: the device rounds as the reference
+    kernels do, so their loss against the optimised ones is part of ``Accuracy.kept``.
     """
 
     reference: Number
@@ -129,12 +139,12 @@ class Kernels(Record):
 
 
 class Accuracy(Record):
-    """The score at each stage, on the same samples: of the original and of what became of it, in float, and of the emitted file (``artifact``).
+    """The score after each stage of a build, on the same samples.
 
-    As factorized, with filters cut (``pruned``), with BatchNorms re-estimated, refitted and
-    fine-tuned; null for a stage that had nothing to do. ``metric`` names the score; a share of 1
-    where ``percent``, otherwise in units of its own, of which less may be better
-    (``higher_is_better``).
+    ``before``: the original in float. The next stages are in float, too: factorized, pruned,
+    BatchNorm re-estimated, refitted, fine-tuned. ``artifact``: the emitted file. Null for a stage
+    that did nothing. ``metric``: the name of the score. ``percent``: it is a fraction of 1;
+    otherwise it has a unit of its own, where less may be better (``higher_is_better``).
     """
 
     metric: str | None = None
@@ -151,35 +161,26 @@ class Accuracy(Record):
     kernels: Kernels | None = None
 
     @model_validator(mode="after")
-    def _shares(self) -> Accuracy:
+    def _fractions(self) -> Accuracy:
         if self.percent and any(value > 1 for value in self.ladder().values()):
-            raise ValueError("a share is at most 1")
+            raise ValueError("a score in percent is at most 1")
         return self
 
     def ladder(self) -> dict[str, float]:
-        """The stages that were measured, in their order."""
-        rungs = (
-            "before",
-            "factorized",
-            "pruned",
-            "recalibrated",
-            "refitted",
-            "finetuned",
-            "artifact",
-        )
-        return {rung: value for rung in rungs if (value := getattr(self, rung)) is not None}
+        """The score by stage, in order, without the stages that were not measured."""
+        return {stage: value for stage in STAGES if (value := getattr(self, stage)) is not None}
 
     def shown(self, value: float) -> str:
         """A score as text."""
-        return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
+        return score(value, percent=self.percent)
 
 
 class Round(Record):
-    """One turn of the search: latency in milliseconds, predicted and measured.
+    """One round of the search: the predicted and the measured latency of a plan.
 
-    The same in cycles where the device counts those. ``source``: of what stands under ``measured``,
-    where the device was not timed: estimated from the cost profile, or computed by the device's
-    compiler; null from an older lrfc.
+    In milliseconds, and in cycles where the device counts those. ``source``: of the measured
+    figure, which is estimated from the cost profile or computed by the device's compiler where no
+    device was timed; null from an older lrfc.
     """
 
     predicted_ms: Number | None = None
@@ -190,10 +191,9 @@ class Round(Record):
 
 
 class Attempt(Record):
-    """A build that was held against the accuracy contract.
+    """A trial that was tested against the accuracy contract.
 
-    The predicted divergence that it was allowed, what it kept, and what its file is worth.
-    ``source``: of its latency.
+    ``allowed_divergence``: the bound of its plan. ``kept``: its drop. ``source``: of its latency.
     """
 
     allowed_divergence: Number | None
@@ -204,10 +204,12 @@ class Attempt(Record):
 
 
 class Search(Record):
-    """How many candidates were evaluated, how many of them no other of the same layer beats, the seconds, and the turns of the measured loop.
+    """The search for the plan.
 
-    ``objective``: what was made small; ``allowed_divergence``: the predicted divergence of the
-    outputs up to which, learnt from the accuracy that may be lost.
+    ``candidates``: their number. ``undominated``: the number of those that no other candidate of
+    the same layer beats in every cost. ``objective``: the minimised quantity.
+    ``allowed_divergence``: the bound on the predicted divergence that follows from the allowed drop
+    of the score. ``rounds``: the measured plans. ``attempts``: the trials for the contract.
     """
 
     candidates: Count | None = None
@@ -220,10 +222,9 @@ class Search(Record):
 
 
 class FloatOriginal(Record):
-    """The original's file in fp32, beside a file of another precision, in the same run.
+    """The original's file in fp32, measured together with a file of another precision.
 
-    What it takes, and how many times as fast as it the file that ships is. ``reason``: why that is
-    not known, if so.
+    ``speedup``: of the file that ships over this one. ``reason``: why it is unknown; else null.
     """
 
     file_bytes: Count | None = None
@@ -233,11 +234,12 @@ class FloatOriginal(Record):
 
 
 class FineTuning(Record):
-    """The fine-tune: the mean training loss and the validation score of each epoch, the first entry before the first one; the weights kept are of ``best``.
+    """The fine-tune.
 
-    The score is ``Accuracy.metric`` where the data have labels, with its sign changed where less is
-    better; otherwise minus the divergence from the original's outputs. ``stopped``: why before the
-    last epoch, if so.
+    ``losses``, ``scores``: the mean training loss and the validation score of each epoch; entry 0
+    is the state before the first one. The score is ``Accuracy.metric`` where the data have labels,
+    negated where less is better; without labels, minus the divergence from the original's outputs.
+    ``best``: the epoch whose weights were used. ``stopped``: why it ended early; else null.
     """
 
     losses: tuple[Number | None, ...]
@@ -250,14 +252,14 @@ class FineTuning(Record):
 
 
 class Parity(Record):
-    """The largest difference between the outputs of the emitted file and of the model, and on how many samples."""
+    """The largest difference between the outputs of the emitted file and of the Keras model."""
 
     max_abs_diff: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     samples: Annotated[int, Field(ge=1)]
 
 
 class Scale(Record):
-    """What the integers of an input or output stand for: value = ``scale`` · (integer - ``zero_point``)."""
+    """The quantisation of an input or output: value = ``scale`` · (integer − ``zero_point``)."""
 
     name: str
     scale: Number
@@ -267,7 +269,7 @@ class Scale(Record):
 class File(Record):
     """A file in the output folder; ``path`` is relative to it.
 
-    ``scales``: of its integer inputs and outputs, in their order.
+    ``scales``: of its integer inputs, then of its integer outputs.
     """
 
     path: str
@@ -278,12 +280,12 @@ class File(Record):
 
 
 class Manifest(Record):
-    """manifest.json. ``device`` and everything measured on it are null where nothing was measured.
+    """manifest.json. ``device`` and all figures of it are null where nothing was measured.
 
-    ``speedup``: of the compressed file over the original's of the same precision, also where it was
-    not kept; ``float_original``: the one in fp32, null for a build in fp32 and from an older lrfc.
-    ``problem``: why the build does not end well, if so. ``verdict``: what all of this amounts to,
-    null from an older lrfc.
+    ``speedup``: of the compressed file over the original's in the same precision, also where the
+    compressed file was not kept. ``float_original``: the original's file in fp32; null for a build
+    in fp32 and from an older lrfc. ``problem``: why the build failed; else null. ``verdict``: the
+    outcome as fields; null from an older lrfc.
     """
 
     schema_version: Literal[1] = 1
@@ -291,8 +293,8 @@ class Manifest(Record):
     config: Mapping[str, Any]
     seed: int
     versions: Mapping[str, str | None]
-    #: Whether TensorFlow computed with oneDNN, which changes the last bits; null in manifests of
-    #: before it was noted.
+    #: Whether TensorFlow computed with oneDNN, which changes the last bits; null from an older
+    #: lrfc.
     onednn: bool | None = None
     target: str
     device: str | None = None
@@ -313,7 +315,7 @@ class Manifest(Record):
     @model_validator(mode="before")
     @classmethod
     def _older(cls, data: Any) -> Any:
-        """A manifest of an older lrfc said of a latency only whether it was estimated."""
+        """Convert the latencies of an older lrfc, which had a flag ``estimated`` and no source."""
         if not isinstance(data, Mapping):
             return data
         fields = dict(data)
@@ -331,13 +333,16 @@ class Manifest(Record):
                 fields[side] = {**figures, "latency_ms": {**timed, "source": source}}
                 ratio = fields.get("speedup")
                 if isinstance(ratio, Mapping) and source != MEASURED:
-                    # Its interval was that of one figure: nothing.
+                    # Its interval was computed from one figure and says nothing.
                     fields["speedup"] = {"median": ratio.get("median"), "source": source}
         return fields
 
     @property
     def original_file(self) -> float | None:
-        """The score of the original's file, where it is another than that of the original in float; ``Accuracy.kept`` is counted from the latter."""
+        """The score of the original's file where it differs from that of the original in float.
+
+        None where it does not. The drop, ``Accuracy.kept``, is relative to the original in float.
+        """
         file, scores = self.before.accuracy, self.accuracy
         return (
             None
@@ -358,18 +363,21 @@ class Manifest(Record):
         return path
 
     def write_layers(self, folder: Path) -> Path:
-        """Write layers.csv into the folder: one line a layer, the fields of ``Layer``; ranks as 4x8, empty where there is no value."""
+        """Write layers.csv into the folder: the fields of ``Layer``, a line for each layer.
+
+        Ranks are written as 4x8; a null is an empty cell.
+        """
         path = folder / "layers.csv"
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(Layer.model_fields))
             writer.writeheader()
             for layer in self.layers:
-                writer.writerow(layer.model_dump() | {"rank": "x".join(map(str, layer.rank or ()))})
+                writer.writerow(layer.model_dump() | {"rank": ranks(layer.rank)})
         return path
 
     @staticmethod
     def read(folder: Path) -> Manifest:
-        """The manifest of an output folder; UsageError when there is none or it is not one of this version."""
+        """Read the manifest of an output folder; UsageError when there is no valid one."""
         if reader.kind(folder / "manifest.json") is None:
             raise UsageError(
                 f"'{reader.shown(folder)}' is no output folder of lrfc: it has no readable"
@@ -379,16 +387,16 @@ class Manifest(Record):
 
     @staticmethod
     def read_file(path: Path) -> Manifest:
-        """A manifest.json, whatever its name; UsageError when it cannot be read or is not one of this version."""
+        """Read a manifest.json under any name; UsageError when it is not a valid one."""
         where = f"'{reader.shown(path)}'"
         try:
-            found = Manifest.model_validate(
+            manifest = Manifest.model_validate(
                 reader.plain(reader.json_object(reader.contents(path), where))
             )
             BuildConfig.model_validate(
                 {
                     name: value
-                    for name, value in found.config.items()
+                    for name, value in manifest.config.items()
                     if name in BuildConfig.model_fields
                 }
             )
@@ -396,11 +404,14 @@ class Manifest(Record):
             raise UsageError(
                 f"{where} is not a manifest of schema version 1: {reader.refused(error)}"
             ) from error
-        return found
+        return manifest
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of manifest.json, as shipped in manifest.schema.json (``python -m lrfc.results.manifest`` writes that file)."""
+    """The JSON Schema of manifest.json.
+
+    It ships as manifest.schema.json; ``python -m lrfc.results.manifest`` writes that file.
+    """
     return (
         {"$schema": "https://json-schema.org/draft/2020-12/schema"}
         | Manifest.model_json_schema(mode="serialization")

@@ -1,4 +1,4 @@
-"""ops.json: what each op of the original's file and of the emitted one costs, in the order in which they run."""
+"""ops.json: the per-op profile of the original's file and of the emitted file."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ class _Record(BaseModel):
 class OpCost(_Record):
     """One op.
 
-    ``layer``: the original's layer that it is, or is a factor of. ``kernel``: shape of its largest
-    weight, ``output`` of one sample's output.
+    ``layer``: the original's layer that the op implements, or is a factor of. ``kernel``: the shape
+    of its largest weight. ``output``: the shape of its output for one sample. ``live_bytes``: the
+    activations alive while it runs.
 
-    ``live_bytes``: activations alive while it runs. ``predicted_ms``: by the cost profile of the
-    device, before anything was measured; the op's share of a measured time is not known. Null where
-    the runtime executes nothing of its own for it, or nothing is known. ``cycles``, ``sram_bytes``
-    (alive meanwhile) and ``flash_bytes`` (its weights as encoded, and its constants; what several
-    ops read counts for the first): what the compiler of an NPU says of the op in this file, null
-    elsewhere; ``cpu``: the operators that it leaves to the CPU.
+    ``predicted_ms``: from the device's cost profile, before any measurement (the share of an op in
+    a measured time is not known). Null for an op that the runtime fuses or does not execute, and
+    without a cost profile.
+
+    ``cycles``, ``sram_bytes``, ``flash_bytes``: from the compiler of an NPU, null on other devices.
+    SRAM is that of the tensors alive while the op runs; flash that of its encoded weights and its
+    constants, where data that several ops read count for the first. ``cpu``: the operators of the
+    op that run on the CPU.
     """
 
     name: str
@@ -52,7 +55,10 @@ class OpCost(_Record):
 
 
 class OpProfile(_Record):
-    """Both files, op by op. ``overhead_ms``: of an inference beside its ops, predicted."""
+    """The ops of both files in execution order.
+
+    ``overhead_ms``: the predicted time of an inference outside of its ops.
+    """
 
     schema_version: Literal[1] = 1
     overhead_ms: _Number | None
@@ -67,7 +73,7 @@ class OpProfile(_Record):
 
     @staticmethod
     def read(folder: Path) -> OpProfile:
-        """The ops of an output folder; UsageError when it has no readable ops.json."""
+        """Read the profile of an output folder; UsageError when it has no readable ops.json."""
         path = folder / NAME
         if reader.kind(path) is None:
             raise UsageError(f"'{folder}' has no readable {NAME}; lrfc build writes one")

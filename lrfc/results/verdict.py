@@ -1,4 +1,4 @@
-"""The verdict on a build: made once, shown by the terminal, the report and the manifest."""
+"""The verdict on a build, computed once for the terminal, the report and the manifest."""
 
 from __future__ import annotations
 
@@ -20,16 +20,25 @@ from lrfc.metrics.outcome import (
 )
 from lrfc.metrics.source import COMPILED, EXPLAINED, MEASURED, Source
 from lrfc.results.manifest import Figures, Manifest
-from lrfc.results.report.text import NONE, count, decimal, minus, percent, short_size
 from lrfc.targets.devices.device import Device
+from lrfc.text import (
+    confidence,
+    count,
+    factor,
+    milliseconds,
+    minus,
+    percent,
+    points,
+    relative_change,
+    score,
+    size,
+)
 
-#: What a measurement leaves open: a result counts as slower only when the whole 95 % interval of
-#: the measured speed-up says so by more than this, a measured memory has grown only by more than
-#: this, and a measured time may miss its budget by so much. Whatever is counted or computed has no
-#: noise.
+#: Relative tolerance for measured memory and time: memory counts as increased, and time as over its
+#: budget, only beyond it. Figures that are counted or computed have no noise.
 MARGIN = 0.02
 
-#: What people call a quantity.
+#: The name of a quantity in texts.
 NAMES: Mapping[Quantity, str] = {
     "macs": "MACs",
     "params": "parameters",
@@ -41,7 +50,7 @@ NAMES: Mapping[Quantity, str] = {
     "flash_bytes": "flash",
     "peak_rss_bytes": "peak memory of the process",
 }
-#: What an option --max-… bounds.
+#: The quantity that an option --max-… bounds.
 _BUDGETS: Mapping[str, Quantity] = {
     "macs": "macs",
     "params": "params",
@@ -49,13 +58,15 @@ _BUDGETS: Mapping[str, Quantity] = {
     "ram": "arena_bytes",
     "latency": "latency_ms",
 }
+#: The quantities that the headline compares with the original.
+_SHARES: tuple[Quantity, ...] = ("macs", "params", "file_bytes")
 _COMPILED: tuple[Quantity, ...] = ("cycles", "sram_bytes", "flash_bytes")
 
 
 def judged(manifest: Manifest, device: Device | None = None) -> Verdict:
-    """The verdict on what a manifest says.
+    """Return the verdict on the figures of a manifest.
 
-    ``device``: its profile, for the limits; without it nothing is said of them.
+    ``device``: the profile with the memory limits; without it the verdict has none.
     """
     scores = manifest.accuracy
     precision = str(manifest.config.get("precision") or "fp32")
@@ -77,7 +88,7 @@ def judged(manifest: Manifest, device: Device | None = None) -> Verdict:
 
 
 def asked(budgets: Mapping[str, Budget], before: Figures, after: Figures) -> Iterator[Asked]:
-    """Each budget (by the quantity that its option names), held against the file."""
+    """Test the file against each budget. ``budgets``: by the name in --max-NAME."""
     for name, budget in budgets.items():
         quantity = _BUDGETS[name]
         original, value = _value(before, quantity), _value(after, quantity)
@@ -94,12 +105,14 @@ def asked(budgets: Mapping[str, Budget], before: Figures, after: Figures) -> Ite
 
 
 def _budgets(config: Mapping[str, Any]) -> dict[str, Budget]:
-    given = {name: config.get(f"max_{name}") for name in _BUDGETS}
-    return {name: Budget.model_validate(each) for name, each in given.items() if each is not None}
+    values = {name: config.get(f"max_{name}") for name in _BUDGETS}
+    return {
+        name: Budget.model_validate(value) for name, value in values.items() if value is not None
+    }
 
 
 def kept_original(manifest: Manifest) -> bool:
-    """Whether the original's file is what ships."""
+    """Whether the original's file ships."""
     changed = any(layer.method is not None for layer in manifest.layers) or manifest.filters
     return manifest.problem is not None and not changed
 
@@ -125,13 +138,13 @@ def _changes(manifest: Manifest) -> Iterator[Change]:
         if before is None or after is None:
             continue
         source = _source(manifest.after, quantity)
-        worse = after > before
+        grew = after > before
         if quantity == "latency_ms" and source == MEASURED:
             same = manifest.after == manifest.before or manifest.speedup is None
-            worse = not same and manifest.speedup is not None and manifest.speedup.pace == "slower"
+            grew = not same and manifest.speedup is not None and manifest.speedup.pace == "slower"
         elif source == MEASURED:
-            worse = after > before * (1 + MARGIN)
-        yield Change(quantity=quantity, before=before, after=after, source=source, grew=worse)
+            grew = after > before * (1 + MARGIN)
+        yield Change(quantity=quantity, before=before, after=after, source=source, grew=grew)
 
 
 def _value(figures: Figures, quantity: Quantity) -> float | None:
@@ -158,7 +171,7 @@ def _rooms(after: Figures, device: Device) -> Iterator[Room]:
         yield Room(memory="ram", needed=working, limit=device.ram_bytes, fits=fits)
 
 
-# -- as text -----------------------------------------------------------------------------------------------------------------------
+# -- as text ---------------------------------------------------------------------------------------
 
 
 def headline(verdict: Verdict) -> str:
@@ -167,179 +180,171 @@ def headline(verdict: Verdict) -> str:
     if verdict.outcome == "original kept":
         return f"Compression brought no gain on {where}, so the original was kept."
     file = f"the compressed {verdict.target} file ({verdict.precision})"
-    known = {change.quantity: change for change in verdict.changes}
-    said = [
-        f"{percent(known[each].after / known[each].before)} of the {noun}"
-        for each, noun in (("macs", "MACs"), ("params", "parameters"), ("file_bytes", "file size"))
-        if each in known and known[each].before
+    changes = {change.quantity: change for change in verdict.changes}
+    shares = [
+        f"{percent(changes[quantity].after / changes[quantity].before)} of the {NAMES[quantity]}"
+        for quantity in _SHARES
+        if quantity in changes and changes[quantity].before
     ]
-    keeps = f"keeps {_listed(said)}" if said else "keeps the size of the original"
+    keeps = f"keeps {_listed(shares)}" if shares else "keeps the size of the original"
     speed = verdict.speeds[0].speedup if verdict.speeds else None
-    told = "of unknown speed" if speed is None else paced(speed, verdict.precision)
-    missed = "" if verdict.outcome == "compressed" else ", and misses what was asked of it"
-    return f"On {where} {file} is {told}{missed}. It {keeps}."
+    pace = "of unknown speed" if speed is None else paced(speed, verdict.precision)
+    missed = "" if verdict.outcome == "compressed" else ", but it does not meet its constraints"
+    return f"On {where} {file} is {pace}{missed}. It {keeps}."
 
 
 def details(verdict: Verdict) -> list[str]:
-    """A sentence each on the contract, the float original, what got worse, and what fits."""
+    """The sentences behind the headline.
+
+    On the budgets, the accuracy contract, the float original, increased costs, and the memory of
+    the device.
+    """
     lines = []
     if verdict.outcome != "original kept":
-        lines += [_held(each) for each in verdict.budgets]
+        lines += [_budget(budget) for budget in verdict.budgets]
         lines.append(_score(verdict))
         if verdict.contract is not None and (summed := parts(verdict.contract)):
-            lines.append(f"The drop is a sum: {summed}.")
+            lines.append(f"The drop in parts: {summed}.")
     if len(verdict.speeds) > 1:
-        lines.append(_beside(verdict.speeds[1]))
+        lines.append(_against_float(verdict.speeds[1]))
     if verdict.outcome != "original kept":
         grown = [_growth(change) for change in verdict.grown]
-        lines.append(f"What grew: {_listed(grown)}." if grown else "Nothing grew.")
+        lines.append(f"Increased: {_listed(grown)}." if grown else "No cost increased.")
     if verdict.rooms:
         lines.append(_fit(verdict))
-    elif any(each.source not in (None, MEASURED) for each in verdict.changes):
-        lines.append(f"The profile of {verdict.device} names no limits of flash and RAM.")
+    elif any(change.source not in (None, MEASURED) for change in verdict.changes):
+        lines.append(f"The device profile of {verdict.device} has no limits for flash and RAM.")
     return lines
 
 
 def paced(speed: Speedup, precision: str) -> str:
-    """A speed-up in words, with what it rests on. ``precision``: of both files."""
-    factor, rests = f"×{speed.median:.2f}", sure(speed)
+    """A speed-up in words, with its source. ``precision``: of both files."""
+    ratio, source = factor(speed.median), sure(speed)
     other = "the original" if precision == "fp32" else f"the original's {precision} file"
     return {
-        "faster": f"{factor} as fast as {other} ({rests})",
-        "slower": f"slower than {other}, at {factor} its speed ({rests})",
-        "as fast": f"as fast as {other} ({rests})",
+        "faster": f"{ratio} as fast as {other} ({source})",
+        "slower": f"slower than {other}, at {ratio} its speed ({source})",
+        "as fast": f"as fast as {other} ({source})",
         "not measurably different": (
-            f"not measurably faster or slower than {other} ({factor}, {rests})"
+            f"not measurably faster or slower than {other} ({ratio}, {source})"
         ),
     }[speed.pace]
 
 
 def sure(speed: Speedup) -> str:
-    """What a speed-up rests on."""
+    """The source of a speed-up, with the interval of a measured one."""
     if speed.source != MEASURED or speed.low is None or speed.high is None:
         return EXPLAINED[speed.source]
-    return f"measured in turns, 95 % interval {speed.low:.2f} to {speed.high:.2f}"
+    return f"measured, 95 % interval {speed.low:.2f} to {speed.high:.2f}"
 
 
 def contract(kept: Kept, *, percent: bool = True) -> str:
-    """The drop and what it is held against."""
+    """The drop and, where there is one, its limit."""
     unit = kept.unit or ("pp" if percent else "%")
     low, high = (minus(f"{100 * value:.2f}") for value in (kept.low, kept.high))
-    lost = f"lost {points(kept.drop, unit)}"
-    lost += f" ({100 * kept.confidence:g} % interval {low} to {high}, {kept.samples:,} samples)"
+    drop = f"drop {points(kept.drop, unit)}"
+    drop += f" ({confidence(kept.confidence)} interval {low} to {high}, {kept.samples:,} samples)"
     if kept.allowed is None:
-        return f"{lost}; no limit was set"
-    said = (
-        f"{lost}; {100 * kept.allowed:.3g} {short(unit)} allowed:"
-        f" {'held' if kept.met else 'broken'}"
-    )
+        return f"{drop}; no limit was set"
+    allowed = f"{drop}; {100 * kept.allowed:.3g} {short(unit)} allowed:"
     if kept.margin is None:
-        return said
-    by = points(abs(kept.margin), short(unit))
-    return f"{said}, with {by} to spare" if kept.met else f"{said}, by {by}"
+        return f"{allowed} {'met' if kept.met else 'NOT met'}"
+    margin = points(abs(kept.margin), short(unit))
+    return f"{allowed} met, {margin} left" if kept.met else f"{allowed} NOT met, {margin} too much"
 
 
-def points(drop: float, unit: str | None) -> str:
-    """A drop in its unit."""
-    return minus(f"{100 * drop:.2f} {unit or 'pp'}")
-
-
-#: What each part of a drop is called.
+#: The name of each part of a drop.
 STEPS = {
-    "compression": "compression, in float",
-    "emission": "the emitted file against that network",
-    "kernels": "the reference kernels against the optimised ones",
+    "compression": "compression in float",
+    "emission": "emission of the file",
+    "kernels": "the reference kernels",
 }
 
 
 def parts(kept: Kept) -> str:
-    """The sum that the drop is; empty where it has one part, or is not known to have several."""
+    """The drop as the sum of its parts; empty where they are unknown or there is only one."""
     if not kept.parts or all(round(1e4 * part.drop) == 0 for part in kept.parts[1:]):
         return ""
-    said = ""
+    terms = ""
     for part in kept.parts:
-        sign = ("" if part.drop >= 0 else "−") if not said else " + " if part.drop >= 0 else " − "
-        said += f"{sign}{points(abs(part.drop), short(kept.unit or 'pp'))} by {STEPS[part.step]}"
-    return f"{said} = {points(kept.drop, kept.unit)}"
+        added, removed = (" + ", " − ") if terms else ("", "−")
+        sign = removed if part.drop < 0 else added
+        terms += f"{sign}{points(abs(part.drop), short(kept.unit or 'pp'))} by {STEPS[part.step]}"
+    return f"{terms} = {points(kept.drop, kept.unit)}"
 
 
-def _held(each: Asked) -> str:
-    value, bound = (exact(each.quantity, amount) for amount in (each.value, each.bound))
-    left = (
-        f"{percent(abs(1 - each.value / each.bound))}"
-        f" {'below' if each.value <= each.bound else 'above'} it"
-    )
-    word = "held" if each.met else "NOT held"
+def _budget(budget: Asked) -> str:
+    value, bound = (exact(budget.quantity, amount) for amount in (budget.value, budget.bound))
+    distance = percent(abs(1 - budget.value / budget.bound))
+    side = "below" if budget.value <= budget.bound else "above"
     return (
-        f"Asked {each.option}: {word}, {NAMES[each.quantity]} {value} of at most {bound}, {left}."
+        f"{budget.option}: {'met' if budget.met else 'NOT met'}, {NAMES[budget.quantity]} {value}"
+        f" of at most {bound} ({distance} {side})."
     )
 
 
 def _score(verdict: Verdict) -> str:
     if verdict.score is None:
-        return "Accuracy was not measured: no data were given."
+        return "Accuracy was not measured: there are no data."
     name = verdict.metric or "accuracy"
     name = name[0].upper() + name[1:]
-    after = _shown(verdict, verdict.score)
-    was = "" if verdict.original is None else f", of {_shown(verdict, verdict.original)} in float"
+    after = score(verdict.score, percent=verdict.percent)
+    if verdict.original is not None:
+        after += f" (original in float: {score(verdict.original, percent=verdict.percent)})"
     if verdict.contract is None:
-        return f"{name} {after}{was}."
-    return f"{name} {after}{was}: {contract(verdict.contract, percent=verdict.percent)}."
+        return f"{name} {after}."
+    return f"{name} {after}: {contract(verdict.contract, percent=verdict.percent)}."
 
 
-def _shown(verdict: Verdict, value: float) -> str:
-    return f"{100 * value:.2f} %" if verdict.percent else f"{value:.4g}"
-
-
-def _beside(other: Beside) -> str:
+def _against_float(other: Beside) -> str:
     if other.speedup is None:
-        return f"Beside the original in {other.precision}: not known, {other.reason}."
-    factor, rests = f"×{other.speedup.median:.2f}", sure(other.speedup)
-    start = f"Beside the original in {other.precision} it is"
+        return f"Speed against the original in {other.precision}: unknown, {other.reason}."
+    ratio, source = factor(other.speedup.median), sure(other.speedup)
+    start = f"Compared with the original in {other.precision} it is"
     match other.pace:
         case "slower":
-            return f"{start} SLOWER, at {factor} the speed of the float original ({rests})."
+            return f"{start} SLOWER, at {ratio} its speed ({source})."
         case "faster":
-            return f"{start} {factor} as fast ({rests})."
+            return f"{start} {ratio} as fast ({source})."
         case "as fast":
-            return f"{start} as fast ({rests})."
+            return f"{start} as fast ({source})."
         case _:
-            return f"{start} not measurably faster or slower ({factor}, {rests})."
+            return f"{start} not measurably faster or slower ({ratio}, {source})."
 
 
 def _growth(change: Change) -> str:
     before, after = (
         quantity_text(change.quantity, value) for value in (change.before, change.after)
     )
-    by = f" (+{100 * (change.after / change.before - 1):.3g} %)" if change.before else ""
-    origin = "" if change.source is None else f", {change.source}"
-    return f"{NAMES[change.quantity]} from {before} to {after}{by}{origin}"
+    relative = f" ({relative_change(change.before, change.after)})" if change.before else ""
+    source = "" if change.source is None else f", {change.source}"
+    return f"{NAMES[change.quantity]} from {before} to {after}{relative}{source}"
 
 
 def quantity_text(quantity: Quantity, value: float | None) -> str:
     """A value of a quantity with its unit."""
-    if value is None:
-        return NONE
     if quantity == "latency_ms":
-        return f"{decimal(value)} ms"
-    return short_size(value) if quantity.endswith("bytes") else count(value)
+        return milliseconds(value)
+    return size(value) if quantity.endswith("bytes") else count(value)
 
 
 def exact(quantity: Quantity, value: float) -> str:
-    """A value to be held against a bound: to the byte."""
+    """A value with its unit, to the byte, for comparison with a bound."""
     if quantity == "latency_ms":
-        return f"{decimal(value)} ms"
+        return milliseconds(value)
     return f"{count(value)} bytes" if quantity.endswith("bytes") else count(value)
 
 
 def _fit(verdict: Verdict) -> str:
-    each = [
-        f"{'flash' if room.memory == 'flash' else 'RAM'} {short_size(room.needed)} of"
-        f" {short_size(room.limit)}{'' if room.fits else ' (TOO MUCH)'}"
+    memories = [
+        f"{'flash' if room.memory == 'flash' else 'RAM'} {size(room.needed)} of"
+        f" {size(room.limit)}{'' if room.fits else ' (TOO MUCH)'}"
         for room in verdict.rooms
     ]
-    what = "The file fits" if all(room.fits for room in verdict.rooms) else "The file does NOT fit"
-    return f"{what} {verdict.device}: {_listed(each)}; what runs it comes on top."
+    fits = "fits" if all(room.fits for room in verdict.rooms) else "does NOT fit"
+    return (
+        f"The file {fits} {verdict.device}: {_listed(memories)}; the runtime itself comes on top."
+    )
 
 
 def _listed(words: list[str]) -> str:

@@ -18,6 +18,7 @@ from lrfc.errors import DeviceError, UsageError
 from lrfc.metrics.source import MEASURED, Source
 from lrfc.protocols import Artifact
 from lrfc.targets.devices.process import Here, Transport, Worker
+from lrfc.text import percent
 
 #: Turns that each file gets over all of its processes; the ratio of two files is paired turn by
 #: turn.
@@ -412,7 +413,7 @@ def _noted(found: Measurement, before: dict[str, Any], after: dict[str, Any]) ->
         )
         word = "slower" if change > 0 else "faster"
         notes.append(
-            f"the device became {100 * abs(change):.0f} % {word} during the measurement{cause}:"
+            f"the device became {percent(abs(change), 0)} {word} during the measurement{cause}:"
             " compare files measured together only"
         )
     return replace(

@@ -1,14 +1,15 @@
-"""Scatter and line charts as inline SVG: no script, no request, readable in the dark and on a phone."""
+"""Scatter and line charts as inline SVG, readable without scripts, on a phone and in dark mode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import floor, inf, log10
+from typing import ClassVar
 
-#: Colours that differ in hue and lightness (Okabe & Ito 2008), and shapes, so that series can be
-#: told apart without colour.
+#: Colours that differ in hue and lightness (Okabe & Ito 2008); with the shapes below, series can be
+#: distinguished without colour.
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -31,12 +32,14 @@ _SHAPES: tuple[Callable[[float, float, float], str], ...] = (
     ),
 )
 
-Series = Mapping[str, Sequence[tuple[float, float, str]]]
+#: x, y and the tooltip of a point.
+Point = tuple[float, float, str]
+Series = Mapping[str, Sequence[Point]]
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where a value lies, in SVG units between ``start`` and ``end``."""
+    """An axis: the position of a value in SVG units, between ``start`` and ``end``."""
 
     low: float
     high: float
@@ -53,6 +56,7 @@ class _Axis:
         )
 
     def ticks(self) -> list[float]:
+        """The values to label."""
         if self.log:
             decades = [
                 10.0**e
@@ -61,6 +65,92 @@ class _Axis:
             ]
             return decades[:: max(1, len(decades) // 6)] or [self.low]
         return _ticks(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The plot area of a chart between its margins, with its axes."""
+
+    width: int
+    height: int
+    top: int
+    x: _Axis
+    y: _Axis
+
+    LEFT: ClassVar = 64
+    RIGHT: ClassVar = 14
+    BOTTOM: ClassVar = 44
+
+    @property
+    def bottom(self) -> int:
+        return self.height - self.BOTTOM
+
+    def vertical(self, value: float, style: str) -> str:
+        """A line from top to bottom at x = ``value``."""
+        return (
+            f'<line class="{style}" x1="{self.x(value):.1f}" x2="{self.x(value):.1f}"'
+            f' y1="{self.top}" y2="{self.bottom}"/>'
+        )
+
+    def grid(self, x_label: str, y_label: str, *, whole_x: bool) -> Iterator[str]:
+        """The grid lines with their labels, and the labels of the axes."""
+        for tick in (tick for tick in self.x.ticks() if not whole_x or tick == round(tick)):
+            yield self.vertical(tick, "axis")
+            yield (
+                f'<text x="{self.x(tick):.1f}" y="{self.bottom + 16}"'
+                f' text-anchor="middle">{_short(tick)}</text>'
+            )
+        right = self.width - self.RIGHT
+        for tick in self.y.ticks():
+            y = self.y(tick)
+            yield f'<line class="axis" x1="{self.LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            yield (
+                f'<text x="{self.LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>'
+            )
+        yield (
+            f'<text x="{(self.LEFT + right) / 2}" y="{self.height - 8}"'
+            f' text-anchor="middle">{escape(x_label)}</text>'
+        )
+        # Horizontal: there is room for it on a phone, too.
+        yield f'<text x="4" y="14">{escape(y_label)}</text>'
+
+    def diagonal(self) -> str:
+        """The line where y is x."""
+        x, y = self.x, self.y
+        return (
+            f'<line class="chosen" x1="{x(x.low):.1f}" y1="{y(y.low):.1f}" x2="{x(x.high):.1f}"'
+            f' y2="{y(y.high):.1f}"/>'
+        )
+
+    def guide(self, value: float, label: str) -> Iterator[str]:
+        """A dashed vertical line with a label above it."""
+        x = self.x(value)
+        anchor = "start" if x < self.width * 0.25 else "end" if x > self.width * 0.75 else "middle"
+        yield self.vertical(value, "chosen")
+        yield (
+            f'<text x="{x:.1f}" y="{self.top - 6}" text-anchor="{anchor}">{escape(label)}</text>'
+        )
+
+    def line(self, points: Sequence[Point], number: int) -> str:
+        """The line that joins the points of series ``number``, by x."""
+        path = " ".join(
+            f"{self.x(p[0]):.1f},{self.y(p[1]):.1f}" for p in sorted(points, key=lambda p: p[0])
+        )
+        return (
+            f'<polyline class="mark" points="{path}" fill="none"'
+            f' stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="2"/>'
+        )
+
+    def marks(
+        self, points: Sequence[Point], number: int, radius: float, *, ring: bool
+    ) -> Iterator[str]:
+        """The marks of series ``number``, with their tooltips."""
+        shape, paint = _SHAPES[number % len(_SHAPES)], _paint(number, 1.5, ring=ring)
+        for x, y, tooltip in points:
+            yield (
+                f'{shape(self.x(x), self.y(y), radius)} class="mark"'
+                f" {paint}><title>{escape(tooltip)}</title></{_tag(shape)}>"
+            )
 
 
 def chart(
@@ -81,17 +171,15 @@ def chart(
     large: Collection[str] = (),
     rings: Collection[str] = (),
 ) -> str:
-    """An SVG of (x, y, tooltip) points by series.
+    """Return an SVG of the points of several series.
 
-    On a logarithmic axis points at or below 0 are left out.
+    A logarithmic axis leaves out points at or below 0.
 
-    ``lines``: join the points, of all series or of some. ``guides``: dashed vertical lines at x
-    with a label. ``from_zero``: whether the axes begin at 0. ``diagonal``: a line where y is x.
-    ``whole_x``: x counts something. ``most_y``: what no value can exceed. ``large``, ``rings``:
-    series with larger points, or with rings around points.
+    ``lines``: join the points, of all series or of some. ``guides``: dashed vertical lines at x,
+    with a label. ``from_zero``: whether the x and the y axis begin at 0. ``diagonal``: draw the
+    line where y is x. ``whole_x``: x is a whole number. ``most_y``: the upper bound of all y.
+    ``large``, ``rings``: series with larger marks, or with rings around their points.
     """
-    width, height = size
-    left, right, top, bottom = 64, 14, 44 if guides else 26, 44
     shown = {name: [p for p in points if not log_y or p[1] > 0] for name, points in series.items()}
     every = [p for points in shown.values() for p in points]
     if not every:
@@ -99,92 +187,36 @@ def chart(
     xs, ys = [*(p[0] for p in every), *(value for value, _ in guides)], [p[1] for p in every]
     if diagonal:
         xs = ys = [*xs, *ys]
-    x = _Axis(*_range(xs, from_zero[0]), left, width - right)
+    width, height = size
+    top = 44 if guides else 26
+    x = _Axis(*_range(xs, from_zero[0]), _Frame.LEFT, width - _Frame.RIGHT)
     least, most = (min(ys), max(ys)) if log_y else _range(ys, from_zero[1])
-    y = _Axis(least, min(most, most_y), height - bottom, top, log=log_y)
+    y = _Axis(least, min(most, most_y), height - _Frame.BOTTOM, top, log=log_y)
+    frame = _Frame(width, height, top, x, y)
 
     parts = [
-        (
-            f'<svg viewBox="0 0 {width} {height}" role="img"'
-            f' aria-label="{escape(title)}"><title>{escape(title)}</title>'
-        )
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">',
+        f"<title>{escape(title)}</title>",
+        *frame.grid(x_label, y_label, whole_x=whole_x),
     ]
-    for tick in (tick for tick in x.ticks() if not whole_x or tick == round(tick)):
-        parts.append(
-            f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}"'
-            f' y2="{height - bottom}"/>'
-        )
-        parts.append(
-            f'<text x="{x(tick):.1f}" y="{height - bottom + 16}"'
-            f' text-anchor="middle">{_short(tick)}</text>'
-        )
-    for tick in y.ticks():
-        parts.append(
-            f'<line class="axis" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}"'
-            f' y2="{y(tick):.1f}"/>'
-        )
-        parts.append(
-            f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{_short(tick)}</text>'
-        )
-    parts.append(
-        f'<text x="{(left + width - right) / 2}" y="{height - 8}"'
-        f' text-anchor="middle">{escape(x_label)}</text>'
-    )
-    parts.append(
-        f'<text x="4" y="14">{escape(y_label)}</text>'
-    )  # lying down, it has room on a phone too
     if diagonal:
-        parts.append(
-            f'<line class="chosen" x1="{x(x.low):.1f}" y1="{y(y.low):.1f}" x2="{x(x.high):.1f}"'
-            f' y2="{y(y.high):.1f}"/>'
-        )
+        parts.append(frame.diagonal())
     for value, label in guides:
-        anchor = (
-            "start" if x(value) < width * 0.25 else "end" if x(value) > width * 0.75 else "middle"
-        )
-        parts.append(
-            f'<line class="chosen" x1="{x(value):.1f}" y1="{top}" x2="{x(value):.1f}"'
-            f' y2="{height - bottom}"/>'
-        )
-        parts.append(
-            f'<text x="{x(value):.1f}" y="{top - 6}" text-anchor="{anchor}">{escape(label)}</text>'
-        )
+        parts += frame.guide(value, label)
     for number, (name, points) in enumerate(shown.items()):
-        colour, shape = COLOURS[number % len(COLOURS)], _SHAPES[number % len(_SHAPES)]
         if (name in lines if isinstance(lines, Collection) else lines) and len(points) > 1:
-            path = " ".join(
-                f"{x(p[0]):.1f},{y(p[1]):.1f}" for p in sorted(points, key=lambda p: p[0])
-            )
-            parts.append(
-                f'<polyline class="mark" points="{path}" fill="none" stroke="{colour}"'
-                ' stroke-width="2"/>'
-            )
+            parts.append(frame.line(points, number))
         radius = dot * (2.2 if name in large else 1.9 if name in rings else 1)
-        paint = (
-            f'fill="none" stroke="{colour}" stroke-width="1.5"'
-            if name in rings
-            else f'fill="{colour}"'
-        )
         if dot:
-            parts += [
-                f'{shape(x(p[0]), y(p[1]), radius)} class="mark"'
-                f" {paint}><title>{escape(p[2])}</title></{_tag(shape)}>"
-                for p in points
-            ]
+            parts += frame.marks(points, number, radius, ring=name in rings)
     return "".join([*parts, "</svg>"])
 
 
 def legend(names: Sequence[str], rings: Collection[str] = ()) -> str:
-    """The key of the series, in their order."""
+    """Return the legend of the series, in their order."""
     items = []
     for number, name in enumerate(names):
-        shape = _SHAPES[number % len(_SHAPES)]
-        colour = COLOURS[number % len(COLOURS)]
-        paint = (
-            f'fill="none" stroke="{colour}" stroke-width="2"'
-            if name in rings
-            else f'fill="{colour}"'
-        )
+        shape, paint = _SHAPES[number % len(_SHAPES)], _paint(number, 2, ring=name in rings)
         mark = f'{shape(8, 8, 5)} class="mark" {paint}></{_tag(shape)}>'
         items.append(
             f'<li><svg class="key" viewBox="0 0 16 16" aria-hidden="true">{mark}</svg>'
@@ -193,12 +225,21 @@ def legend(names: Sequence[str], rings: Collection[str] = ()) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
+def _paint(number: int, width: float, *, ring: bool) -> str:
+    """The fill of series ``number``, or a stroke of that width for a ring."""
+    colour = COLOURS[number % len(COLOURS)]
+    if ring:
+        return f'fill="none" stroke="{colour}" stroke-width="{width}"'
+    return f'fill="{colour}"'
+
+
 def _tag(shape: Callable[[float, float, float], str]) -> str:
+    """The name of the SVG element that a shape opens."""
     return shape(0, 0, 1)[1:].split(" ", 1)[0]
 
 
 def _range(values: Sequence[float], from_zero: bool) -> tuple[float, float]:
-    """The ends of an axis; a little room on both sides where it does not begin at 0."""
+    """The ends of an axis, with a margin on both sides where it does not begin at 0."""
     low, high = min(values), max(values)
     if from_zero:
         return min(0.0, low), max(high, 0.0) or 1.0
@@ -216,6 +257,7 @@ def _ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def _short(value: float) -> str:
+    """A tick label: 1.5M."""
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= factor:
             return f"{value / factor:.3g}{unit}"

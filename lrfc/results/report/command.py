@@ -1,24 +1,24 @@
-"""The command that makes a build again, from its manifest."""
+"""The command that repeats a build, from its manifest, and options as text."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
-from lrfc.config.build import BuildConfig
+from lrfc.config.build import Budget, BuildConfig
 from lrfc.config.options import FIELDS, OPTIONS
 from lrfc.results.manifest import Manifest
-from lrfc.results.report.text import option
+from lrfc.text import NONE
 
-#: What a configuration says of data that were given as arrays.
+#: The data of a configuration whose data were Python arrays.
 FROM_PYTHON = "(from Python)"
-#: What the command line takes no number for without a unit, and the unit of one that a manifest
-#: holds without it.
+#: Options whose value needs a unit on the command line, with the unit of a number in a manifest.
 _UNITS = {"max_latency": "ms", "time_budget": "s"}
 
 
 def command(manifest: Manifest) -> str | None:
-    """A line for a shell; None where data came from Python, which no command line can name."""
+    """Return a command for a shell; None where the data were Python arrays."""
     config = manifest.config
     if FROM_PYTHON in (config.get("data"), config.get("test_data")):
         return None
@@ -42,6 +42,22 @@ def _words(name: str, value: Any) -> list[str]:
     if name == "methods":
         return [flag, ",".join(value)]
     if isinstance(value, list | tuple):
-        return [word for each in value for word in (flag, str(each))]
-    shown = option(value)
-    return [flag, shown + _UNITS.get(name, "") if shown[-1].isdigit() else shown]
+        return [word for item in value for word in (flag, str(item))]
+    text = option(value)
+    return [flag, text + _UNITS.get(name, "") if text[-1].isdigit() else text]
+
+
+def option(value: Any) -> str:
+    """The value of an option as on the command line: a budget with its unit, a drop in points."""
+    if isinstance(value, Mapping) and {"value", "relative"} <= set(value):
+        return str(Budget.model_validate(value))
+    if isinstance(value, Mapping) and set(value) == {"value", "confidence"}:
+        level = "" if value["confidence"] is None else f"@{100 * value['confidence']:g}%"
+        return f"{100 * value['value']:.4g}pp{level}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(option, value)) or NONE
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return NONE if value is None else str(value)

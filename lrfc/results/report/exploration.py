@@ -1,4 +1,4 @@
-"""The page of an exploration: how the solutions of each method spread between memory and MACs."""
+"""explore.html, the page of an exploration: the plans of each method by memory and MACs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lrfc.results.exploration import SHARES, Survey
 from lrfc.results.folder import Reserved
 from lrfc.results.report.chart import chart, legend
 from lrfc.search.candidates import Candidate, LayerSpace, pareto
+from lrfc.text import percent, ranks
 
 
 def write(survey: Survey, place: Reserved) -> Path:
@@ -26,7 +27,7 @@ def write(survey: Survey, place: Reserved) -> Path:
 
 
 def render(survey: Survey, shares: Sequence[float]) -> str:
-    """The page as text; ``shares`` of the MACs head the table."""
+    """Return the page as text. ``shares``: the columns of its table, fractions of the MACs."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -34,13 +35,14 @@ def render(survey: Survey, shares: Sequence[float]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["percent"] = percent
     names = list(survey.fronts)
     quality = {
         name: [
             (
                 100 * p["macs"] / survey.whole["macs"],
                 p["predicted_divergence"],
-                f"{name}: {100 * p['macs'] / survey.whole['macs']:.1f} % of the MACs",
+                f"{name}: {percent(p['macs'] / survey.whole['macs'])} of the MACs",
             )
             for p in points
         ]
@@ -79,23 +81,22 @@ def _methods(spaces: Sequence[LayerSpace]) -> list[str]:
 
 
 def _layer(space: LayerSpace, names: Sequence[str]) -> tuple[str, str, str, str]:
-    """Name, kind, chart and one sentence of a layer."""
-    kept = {id(c) for c in pareto(space.candidates)}
-    best = [c for c in space.candidates if id(c) in kept and c.method]
+    """The name, kind, chart and caption of a layer."""
+    undominated = {id(c) for c in pareto(space.candidates)}
+    best = [c for c in space.candidates if id(c) in undominated and c.method]
 
     def point(c: Candidate) -> tuple[float, float, str]:
-        rank = "×".join(map(str, c.ranks))
         return (
             c.macs,
             c.params,
             (
-                f"{c.method} rank {rank}: {c.macs:,} MACs, {c.params:,} parameters, similarity"
+                f"{c.method} {ranks(c.ranks)}: {c.macs:,} MACs, {c.params:,} parameters, similarity"
                 f" {1 - c.error:.3f}"
             ),
         )
 
     series = {name: [point(c) for c in best if c.method == name] for name in names}
-    drawn = chart(
+    figure = chart(
         series,
         f"{space.op.name}: parameters against MACs",
         "MACs",
@@ -103,5 +104,5 @@ def _layer(space: LayerSpace, names: Sequence[str]) -> tuple[str, str, str, str]
         size=(320, 220),
         dot=2.5,
     )
-    told = f"{len(space.candidates)} candidates, {len(best)} of them not dominated"
-    return space.op.name, space.op.kind, drawn, told
+    caption = f"{len(space.candidates)} candidates, {len(best)} of them undominated"
+    return space.op.name, space.op.kind, figure, caption

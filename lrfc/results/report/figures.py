@@ -1,4 +1,4 @@
-"""The drawings of a build's page, each from what its folder recorded."""
+"""The charts of a build's page."""
 
 from __future__ import annotations
 
@@ -9,49 +9,53 @@ from typing import Any
 
 from lrfc.metrics.source import MEASURED
 from lrfc.results.candidates import Row
-from lrfc.results.manifest import Manifest
+from lrfc.results.manifest import Accuracy, FineTuning, Manifest
 from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report.chart import chart, legend
-from lrfc.results.report.text import count, decimal, percent
+from lrfc.text import count, decimal, milliseconds, percent
 
-#: Narrow enough for its text to be read on a phone.
+#: Width and height of a chart, narrow enough for its text to be readable on a phone.
 SIZE = (480, 300)
-#: Layers that have a bar of their own in the waterfall, and what share of the whole they take at
-#: least.
+#: The largest number of layers with a bar of their own in the waterfall, and the smallest share of
+#: the total time of such a layer.
 BARS, SHORTEST = 32, 0.002
 
 
 def front(
     points: Sequence[Mapping[str, Any]], by_latency: Sequence[Mapping[str, Any]], manifest: Manifest
 ) -> str:
-    """Predicted divergence against the predicted latency, or against MACs where none was predicted, with the file that ships."""
+    """Predicted divergence against predicted latency or, without one, against MACs.
+
+    The file that ships is marked.
+    """
     if by_latency:
-        turns = [
-            turn.predicted_ms for turn in manifest.search.rounds if turn.predicted_ms is not None
+        predicted = [
+            round_.predicted_ms
+            for round_ in manifest.search.rounds
+            if round_.predicted_ms is not None
         ]
-        marked = [(turns[-1], "this plan")] if turns else []
-        drawn = [
-            (p["latency"], p["predicted_divergence"], _plan(p, f"{decimal(p['latency'])} ms"))
+        plans = [
+            (p["latency"], p["predicted_divergence"], _plan(p, milliseconds(p["latency"])))
             for p in by_latency
         ]
         title = "Predicted divergence of the output against predicted latency"
         return chart(
-            {"plans": drawn},
+            {"plans": plans},
             title,
             "predicted latency, ms",
             "predicted divergence",
             lines=True,
             log_y=True,
             size=SIZE,
-            guides=marked,
+            guides=[(predicted[-1], "this plan")] if predicted else [],
         )
-    drawn = [
+    plans = [
         (p["macs"], p["predicted_divergence"], _plan(p, f"{p['params']:,} parameters"))
         for p in sorted(points, key=lambda p: p["macs"])
     ]
     title = "Predicted divergence of the output against MACs"
     return chart(
-        {"plans": drawn},
+        {"plans": plans},
         title,
         "MACs",
         "predicted divergence",
@@ -62,14 +66,14 @@ def front(
     )
 
 
-def _plan(point: Mapping[str, Any], more: str) -> str:
-    return (
-        f"{count(point['macs'])} MACs, {more}, divergence {decimal(point['predicted_divergence'])}"
-    )
+def _plan(point: Mapping[str, Any], cost: str) -> str:
+    """The tooltip of a plan. ``cost``: another of its costs."""
+    divergence = decimal(point["predicted_divergence"])
+    return f"{count(point['macs'])} MACs, {cost}, divergence {divergence}"
 
 
 def files(manifest: Manifest) -> tuple[str, str] | None:
-    """The score of each emitted file against its latency, and the key; None where unknown."""
+    """The score of each emitted file against its latency: chart and legend; None if unknown."""
     before, after, scores = manifest.before, manifest.after, manifest.accuracy
     if (
         before.latency_ms is None
@@ -78,105 +82,87 @@ def files(manifest: Manifest) -> tuple[str, str] | None:
         or after.accuracy is None
     ):
         return None
-    factor, unit = (100, ", %") if scores.percent else (1, "")
+    scale, unit = (100, ", %") if scores.percent else (1, "")
     name = scores.metric or "accuracy"
-    timed = after.latency_ms.source
-    found = {
-        "original": [
-            (
-                before.latency_ms.p50,
-                factor * before.accuracy,
-                f"original: {timed} {decimal(before.latency_ms.p50)} ms",
-            )
-        ]
-    }
+    source = after.latency_ms.source
+
+    def point(label: str, ms: float, score: float, source: str) -> tuple[float, float, str]:
+        return ms, scale * score, f"{label}: {source} {milliseconds(ms)}"
+
+    ships = point("the file that ships", after.latency_ms.p50, after.accuracy, source)
     tried = [
-        a for a in manifest.search.attempts if a.accuracy is not None and a.latency_ms is not None
+        (a.latency_ms, a.accuracy, a.source or source)
+        for a in manifest.search.attempts
+        if a.latency_ms is not None and a.accuracy is not None
     ]
-    known = [
-        (
-            a.latency_ms or 0,
-            factor * (a.accuracy or 0),
-            f"attempt {i}: {a.source or timed} {decimal(a.latency_ms)} ms",
-        )
-        for i, a in enumerate(tried, 1)
-    ]
-    kept = (
-        after.latency_ms.p50,
-        factor * after.accuracy,
-        f"the file that ships: {timed} {decimal(after.latency_ms.p50)} ms",
-    )
-    others = [point for point in known if point[:2] != kept[:2]]
-    found |= {"the file that ships": [kept]} | ({"not kept": others} if others else {})
-    drawn = chart(
-        found,
-        f"{name} against {timed} latency of the emitted files",
-        f"{timed} latency, ms",
+    others = [point(f"attempt {number}", *trial) for number, trial in enumerate(tried, 1)]
+    series = {
+        "original": [point("original", before.latency_ms.p50, before.accuracy, source)],
+        "the file that ships": [ships],
+    }
+    if rejected := [other for other in others if other[:2] != ships[:2]]:
+        series["rejected"] = rejected
+    drawing = chart(
+        series,
+        f"{name} against {source} latency of the emitted files",
+        f"{source} latency, ms",
         name + unit,
         size=SIZE,
         dot=6,
         from_zero=(True, False),
         most_y=100 if scores.percent else inf,
     )
-    return drawn, legend(list(found))
+    return drawing, legend(list(series))
 
 
 @dataclass(frozen=True)
 class LayerCurves:
-    """What could be done with one layer."""
+    """The candidates of one layer: chart and caption. ``changed``: whether it is factorized."""
 
     name: str
-    drawn: str
-    told: str
+    drawing: str
+    caption: str
     changed: bool
 
 
 def similarities(candidates: Sequence[Row]) -> tuple[list[LayerCurves], str]:
-    """Each layer's similarity against what a rank keeps of its MACs, and the key that they share."""
+    """The similarity of each layer's candidates against their MACs, and the common legend."""
     methods = list(dict.fromkeys(row.method for row in candidates if row.method))
     layers: dict[str, list[Row]] = {}
     for row in candidates:
         layers.setdefault(row.layer, []).append(row)
-    # A build that repeats another has weighed nothing: its layers have one row, and there is
-    # nothing to draw.
-    weighed = {
+    # A build that repeats another one has no candidates: its layers have one row, and no chart.
+    explored = {
         name: rows for name, rows in layers.items() if any(row.method is None for row in rows)
     }
-    return [_curves(name, rows, methods) for name, rows in weighed.items()], legend(
-        [*methods, TAKEN, SLOWER], rings=[SLOWER]
-    )
+    curves = [_curves(name, rows, methods) for name, rows in explored.items()]
+    return curves, legend([*methods, CHOSEN, SLOWER], rings=[SLOWER])
 
 
-TAKEN, SLOWER = "taken", "takes longer than the layer as it is (predicted)"
+CHOSEN, SLOWER = "chosen", "slower than the unchanged layer (predicted)"
 
 
 def _curves(name: str, rows: Sequence[Row], methods: Sequence[str]) -> LayerCurves:
     whole = next(row for row in rows if row.method is None)
-    taken = next((row for row in rows if row.chosen), None)
+    chosen = next((row for row in rows if row.chosen and row.method is not None), None)
 
     def point(row: Row) -> tuple[float, float, str]:
-        cost = 100 * row.macs / whole.macs if whole.macs else 0.0
-        time = (
-            ""
-            if row.latency is None or not whole.latency
-            else f", {100 * row.latency / whole.latency:.0f} % of the predicted time"
-        )
-        return (
-            cost,
-            max(row.similarity, 0.0),
-            f"{row.label}: similarity {row.similarity:.4f}, {cost:.1f} % of the MACs{time}",
-        )
+        share = row.macs / whole.macs if whole.macs else 0.0
+        tooltip = f"{row.label}: similarity {row.similarity:.4f}, {percent(share)} of the MACs"
+        if row.latency is not None and whole.latency:
+            tooltip += f", {percent(row.latency / whole.latency)} of the predicted time"
+        return 100 * share, max(row.similarity, 0.0), tooltip
 
-    best = {method: _best([row for row in rows if row.method == method]) for method in methods}
-    series = {method: [point(row) for row in own] for method, own in best.items()}
-    series[TAKEN] = [point(taken)] if taken is not None and taken.method is not None else []
+    fronts = {method: _front([row for row in rows if row.method == method]) for method in methods}
+    series = {method: [point(row) for row in front] for method, front in fronts.items()}
+    series[CHOSEN] = [] if chosen is None else [point(chosen)]
     series[SLOWER] = [
         point(row)
-        for own in best.values()
-        for row in own
+        for front in fronts.values()
+        for row in front
         if row.latency and whole.latency and row.latency >= whole.latency
     ]
-    drawn = chart(
+    drawing = chart(
         series,
         f"{name}: similarity against the MACs that a rank keeps",
         "MACs kept, % (the rank grows to the right)",
@@ -186,32 +172,39 @@ def _curves(name: str, rows: Sequence[Row], methods: Sequence[str]) -> LayerCurv
         dot=3,
         guides=[(100.0, "break-even")],
         from_zero=(True, False),
-        large=[TAKEN],
+        large=[CHOSEN],
         rings=[SLOWER],
     )
-    told = f"{len(rows) - 1} candidates. Taken: {taken.label if taken is not None else 'nothing'}"
-    if taken is not None and taken.method is not None:
-        told += (
-            f", similarity {taken.similarity:.4f} at"
-            f" {percent(taken.macs / whole.macs) if whole.macs else count(taken.macs)} of the MACs"
-        )
-        if taken.latency and whole.latency:
-            told += f" and {percent(taken.latency / whole.latency)} of the predicted time"
-    return LayerCurves(name, drawn, told + ".", taken is not None and taken.method is not None)
+    return LayerCurves(name, drawing, _caption(rows, whole), chosen is not None)
 
 
-def _best(rows: Sequence[Row]) -> list[Row]:
-    """Those that no other of them beats in MACs and similarity: with two ranks many pairs cost the same."""
-    kept: list[Row] = []
+def _caption(rows: Sequence[Row], whole: Row) -> str:
+    """The number of candidates of a layer, and the chosen one. ``whole``: the unchanged layer."""
+    chosen = next((row for row in rows if row.chosen), None)
+    text = f"{len(rows) - 1} candidates. Chosen: {'none' if chosen is None else chosen.label}"
+    if chosen is not None and chosen.method is not None:
+        macs = percent(chosen.macs / whole.macs) if whole.macs else count(chosen.macs)
+        text += f", similarity {chosen.similarity:.4f} at {macs} of the MACs"
+        if chosen.latency and whole.latency:
+            text += f" and {percent(chosen.latency / whole.latency)} of the predicted time"
+    return f"{text}."
+
+
+def _front(rows: Sequence[Row]) -> list[Row]:
+    """The rows that no other row beats in both MACs and similarity, and the chosen one."""
+    front: list[Row] = []
     for row in sorted(rows, key=lambda r: (r.macs, -r.similarity)):
-        if not kept or row.similarity > kept[-1].similarity or row.chosen:
-            kept.append(row)
-    return kept
+        if not front or row.similarity > front[-1].similarity or row.chosen:
+            front.append(row)
+    return front
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One layer's time before and after, in milliseconds, and where its bars begin and how long they are, in percent of the longer of the two files."""
+    """The time of one layer in milliseconds, before and after.
+
+    ``places``: the start and the length of both bars, in percent of the slower file's time.
+    """
 
     name: str
     before: float
@@ -220,47 +213,43 @@ class Bar:
 
 
 def waterfall(ops: OpProfile) -> list[Bar]:
-    """The predicted times by layer in execution order, each bar beginning where the last one ends; empty where no time is predicted."""
+    """The predicted times of the layers in execution order; empty without predictions.
+
+    Each bar begins where the last one ends. Short layers are summed up in one bar.
+    """
     old, new = _times(ops.before), _times(ops.after)
     if not old or not new:
         return []
-    names = list(dict.fromkeys([*old, *new]))
+    times = {name: (old.get(name, 0.0), new.get(name, 0.0)) for name in dict.fromkeys([*old, *new])}
     least = SHORTEST * max(sum(old.values()), sum(new.values()))
-    longest = set(
-        sorted(names, key=lambda name: -max(old.get(name, 0.0), new.get(name, 0.0)))[:BARS]
-    )
-    longest -= {name for name in names if max(old.get(name, 0.0), new.get(name, 0.0)) < least}
-    rows = [(name, old.get(name, 0.0), new.get(name, 0.0)) for name in names if name in longest]
-    rest = [name for name in names if name not in longest]
+    longest = sorted(times, key=lambda name: -max(times[name]))[:BARS]
+    shown = {name for name in longest if max(times[name]) >= least}
+    rows = [(name, *times[name]) for name in times if name in shown]
+    rest = [name for name in times if name not in shown]
     if rest:
-        rows.append(
-            (
-                f"{len(rest)} others",
-                sum(old.get(name, 0.0) for name in rest),
-                sum(new.get(name, 0.0) for name in rest),
-            )
-        )
-    rows.append(("beside the ops", ops.overhead_ms or 0.0, ops.overhead_ms or 0.0))
+        before, after = (sum(times[name][side] for name in rest) for side in (0, 1))
+        rows.append((f"{len(rest)} others", before, after))
+    rows.append(("outside of the ops", ops.overhead_ms or 0.0, ops.overhead_ms or 0.0))
+    return _placed(rows)
+
+
+def _placed(rows: Sequence[tuple[str, float, float]]) -> list[Bar]:
+    """The bars of names with their times before and after, end to end."""
     whole = max(sum(row[1] for row in rows), sum(row[2] for row in rows)) or 1.0
-    found, first, second = [], 0.0, 0.0
+    bars, first, second = [], 0.0, 0.0
     for name, before, after in rows:
         if before or after:
-            found.append(
-                Bar(
-                    name,
-                    before,
-                    after,
-                    (
-                        (100 * first / whole, 100 * before / whole),
-                        (100 * second / whole, 100 * after / whole),
-                    ),
-                )
+            places = (
+                (100 * first / whole, 100 * before / whole),
+                (100 * second / whole, 100 * after / whole),
             )
+            bars.append(Bar(name, before, after, places))
         first, second = first + before, second + after
-    return found
+    return bars
 
 
 def _times(side: Sequence[OpCost]) -> dict[str, float]:
+    """The predicted milliseconds of each layer of one file."""
     times: dict[str, float] = {}
     for op in side:
         if op.predicted_ms is not None:
@@ -269,28 +258,28 @@ def _times(side: Sequence[OpCost]) -> dict[str, float]:
 
 
 def memory(ops: OpProfile) -> str:
-    """Activation bytes alive while each op runs, before and after, at the place of the op's layer in the network."""
-    places = {
+    """Activation bytes alive while each op runs, before and after, by the position of its layer."""
+    positions = {
         name: i
         for i, name in enumerate(dict.fromkeys(op.layer for op in [*ops.before, *ops.after]))
     }
 
-    def side(listed: Sequence[OpCost]) -> list[tuple[float, float, str]]:
-        own: dict[str, list[OpCost]] = {}
-        for op in listed:
-            own.setdefault(op.layer, []).append(op)
+    def side(ops: Sequence[OpCost]) -> list[tuple[float, float, str]]:
+        by_layer: dict[str, list[OpCost]] = {}
+        for op in ops:
+            by_layer.setdefault(op.layer, []).append(op)
         return [
             (
-                places[layer] + i / len(group),
+                positions[layer] + i / len(group),
                 op.live_bytes / 1024,
                 f"{op.name}: {op.live_bytes:,} bytes",
             )
-            for layer, group in own.items()
+            for layer, group in by_layer.items()
             for i, op in enumerate(group)
         ]
 
     series = {"before": side(ops.before), "after": side(ops.after)}
-    dot = 2.5 if len(places) < 30 else 0
+    dot = 2.5 if len(positions) < 30 else 0
     return chart(
         series,
         "Activation memory alive while each op runs",
@@ -303,18 +292,16 @@ def memory(ops: OpProfile) -> str:
 
 
 def rounds(manifest: Manifest) -> str | None:
-    """The latency of each plan of the search against the predicted one; None without any."""
+    """The measured against the predicted latency of the search's plans; None without plans."""
     after = manifest.after.latency_ms
     default = MEASURED if after is None else after.source
-    turns = [
-        (i, t.predicted_ms, t.measured_ms, t.source or default)
-        for i, t in enumerate(manifest.search.rounds, 1)
-    ]
-    points = [
-        (p, m, f"plan {i}: predicted {decimal(p)} ms, {source} {decimal(m)} ms")
-        for i, p, m, source in turns
-        if p is not None and m is not None
-    ]
+    points = []
+    for number, plan in enumerate(manifest.search.rounds, 1):
+        predicted, measured = plan.predicted_ms, plan.measured_ms
+        if predicted is not None and measured is not None:
+            texts = milliseconds(predicted), plan.source or default, milliseconds(measured)
+            tooltip = "plan {}: predicted {}, {} {}".format(number, *texts)
+            points.append((predicted, measured, tooltip))
     if not points:
         return None
     return chart(
@@ -329,49 +316,43 @@ def rounds(manifest: Manifest) -> str | None:
 
 
 def tuning(manifest: Manifest) -> list[str]:
-    """The loss and the validation score by epoch; empty where nothing was trained."""
-    found = manifest.finetune
-    if found is None:
+    """The validation score and the training loss by epoch; empty where nothing was trained."""
+    run = manifest.finetune
+    if run is None:
         return []
-    scores, factor = manifest.accuracy, 1.0
-    name = "minus the divergence from the original"
-    if scores.metric is not None:
-        factor = (100 if scores.percent else 1) * (1 if scores.higher_is_better else -1)
-        name = scores.metric + (", %" if scores.percent else "")
     losses = [
-        (i, loss, f"epoch {i}: loss {loss:.4g}")
-        for i, loss in enumerate(found.losses)
+        (epoch, loss, f"epoch {epoch}: loss {decimal(loss)}")
+        for epoch, loss in enumerate(run.losses)
         if loss is not None
     ]
+    charts = [_validation(run, manifest.accuracy)]
+    if losses:
+        title = "Training loss by epoch"
+        charts.append(
+            chart({"loss": losses}, title, "epoch", "loss", lines=True, size=SIZE, whole_x=True)
+        )
+    return charts
+
+
+def _validation(run: FineTuning, scores: Accuracy) -> str:
+    scale, name = 1.0, "minus the divergence from the original"
+    if scores.metric is not None:
+        scale = (100 if scores.percent else 1) * (1 if scores.higher_is_better else -1)
+        name = scores.metric + (", %" if scores.percent else "")
     values = [
-        (i, factor * score, f"epoch {i}: {factor * score:.4g}")
-        for i, score in enumerate(found.scores)
+        (epoch, scale * score, f"epoch {epoch}: {decimal(scale * score)}")
+        for epoch, score in enumerate(run.scores)
         if score is not None
     ]
-    drawn = [
-        chart(
-            {"validation": values},
-            f"Validation {name} by epoch",
-            "epoch (0: before the first)",
-            name,
-            lines=True,
-            size=SIZE,
-            from_zero=(True, False),
-            whole_x=True,
-            most_y=100 if scores.percent else inf,
-            guides=[(found.best, "kept")],
-        )
-    ]
-    if losses:
-        drawn.append(
-            chart(
-                {"loss": losses},
-                "Training loss by epoch",
-                "epoch",
-                "loss",
-                lines=True,
-                size=SIZE,
-                whole_x=True,
-            )
-        )
-    return drawn
+    return chart(
+        {"validation": values},
+        f"Validation {name} by epoch",
+        "epoch (0: before the first)",
+        name,
+        lines=True,
+        size=SIZE,
+        from_zero=(True, False),
+        whole_x=True,
+        most_y=100 if scores.percent else inf,
+        guides=[(run.best, "used")],
+    )

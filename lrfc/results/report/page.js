@@ -1,5 +1,5 @@
 "use strict";
-// Sort a table by the column of the button that was pressed: data-value where a cell has one, otherwise its text.
+// Sort a table by the column of the pressed button: by a cell's data-value or else its text.
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const head = button.closest("th"), body = head.closest("table").tBodies[0];
@@ -14,9 +14,10 @@ for (const button of document.querySelectorAll("th button")) {
     };
     const order = (a, b) => {
       const x = value(a), y = value(b);
-      if (x === "" || y === "") return (x === "") - (y === ""); // what is not known stays below
-      const found = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true });
-      return up ? found : -found;
+      if (x === "" || y === "") return (x === "") - (y === ""); // unknown values stay below
+      const numbers = typeof x === "number" && typeof y === "number";
+      const sign = numbers ? x - y : String(x).localeCompare(String(y), "en", { numeric: true });
+      return up ? sign : -sign;
     };
     body.append(...[...body.rows].sort(order));
   });
@@ -25,13 +26,15 @@ for (const button of document.querySelectorAll("th button")) {
 const select = document.getElementById("layer-choice");
 if (select) {
   const show = () => {
-    for (const figure of document.querySelectorAll(".curve")) figure.hidden = figure.dataset.layer !== select.value;
+    for (const figure of document.querySelectorAll(".curve")) {
+      figure.hidden = figure.dataset.layer !== select.value;
+    }
   };
   select.closest("p").hidden = false;
   select.addEventListener("change", show);
   show();
 }
-// Only the layers that changed.
+// Hide the layers that did not change.
 const only = document.getElementById("only-changed");
 if (only) {
   only.closest("p").hidden = false;
