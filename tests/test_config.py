@@ -68,15 +68,15 @@ def test_percentages_round_trip(percent: float) -> None:
         (
             {"max_macs": "0%"},
             (
-                "--max-macs: 0% is out of range: a percentage is what is kept of the original,"
-                " above 0% and at most 100%"
+                "--max-macs: 0% is out of range: a percentage of the original is above 0% and"
+                " at most 100%"
             ),
         ),
         (
             {"max_macs": "400%"},
             (
-                "--max-macs: 400% is out of range: a percentage is what is kept of the original,"
-                " above 0% and at most 100%"
+                "--max-macs: 400% is out of range: a percentage of the original is above 0% and"
+                " at most 100%"
             ),
         ),
         ({"max_params": "0k"}, "--max-params: 0k is out of range: a budget is above 0"),
@@ -144,7 +144,7 @@ def test_percentages_round_trip(percent: float) -> None:
             {"max_drop": "half"},
             (
                 "--max-drop: 'half' is not an accuracy drop: give percentage points, such as 1pp,"
-                " or 1pp@95% to be sure of it"
+                " or 1pp@95% to require it with 95% confidence"
             ),
         ),
         ({"max_drop": "1pp@95"}, "--max-drop: the confidence of 1pp@95 has no unit: write 1pp@95%"),

@@ -169,7 +169,7 @@ def test_lists_may_be_single_and_are_split_in_the_environment(text: str) -> None
     [
         ("max_mac = '50%'", "lrfc.toml: unknown option 'max_mac': did you mean 'max_macs'?"),
         ("max-macs = '50%'", "did you mean 'max_macs'?"),
-        ("zzzzzz = 1", "lrfc.toml: unknown option 'zzzzzz'; there are target, device"),
+        ("zzzzzz = 1", "lrfc.toml: unknown option 'zzzzzz'; known are target, device"),
         ("max_macs = '120%'", "lrfc.toml: max_macs: 120% is out of range"),
         ("max_drop = 1", "max_drop: 1 has no unit: write 1pp"),
         ("max_macs = 50", "lrfc.toml: max_macs: 50 has no unit: write 50%"),
