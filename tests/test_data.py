@@ -110,7 +110,7 @@ def test_digits_for_a_flat_input() -> None:
 
 def test_digits_for_another_input() -> None:
     assert re.search(
-        r"\(8, 8, 1\).*the model wants \(28, 28, 1\).*resize",
+        r"\(8, 8, 1\).*the model expects \(28, 28, 1\).*resize",
         said("digits", graph(28, 28, 1, classes=10)),
     )
 
@@ -685,7 +685,7 @@ def test_streams_that_do_not_fit() -> None:
 
     assert "RuntimeError: no net" in said(broken(), graph(5))
     assert "different shapes, (5,) and (6,)" in said((np.zeros(n) for n in (5, 6)), graph(5))
-    assert "the model wants (5,)" in said((np.zeros((4, 6)) for _ in range(3)), graph(5))
+    assert "the model expects (5,)" in said((np.zeros((4, 6)) for _ in range(3)), graph(5))
     assert "no samples" in said(iter(()), graph(5))
 
 
