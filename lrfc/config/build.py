@@ -332,10 +332,10 @@ def parse(**options: Any) -> BuildConfig:
         ) from error
 
 
-def known(given: Iterable[str], names: Iterable[str]) -> None:
+def known(keywords: Iterable[str], names: Iterable[str]) -> None:
     """Raise UsageError, with the nearest of the names, unless every keyword is one of them."""
     names = list(names)
-    for name in given:
+    for name in keywords:
         if name not in names:
             near = like(name, names) or f"; known are {', '.join(names)}"
             raise UsageError(f"unknown option '{shown(name, 60)}'{near}")

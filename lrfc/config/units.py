@@ -56,50 +56,50 @@ class Amount(NamedTuple):
     given: str | None
 
 
-def budget(name: str, given: object) -> Amount:
+def budget(name: str, raw: object) -> Amount:
     """Parse a budget on a quantity of QUANTITIES: text, or a number from Python.
 
     ValueError, with a valid spelling, for a value that is no budget, has no unit where it needs
     one, or is out of range.
     """
     quantity = QUANTITIES[name]
-    match = _read(_BUDGET, given)
+    match = _read(_BUDGET, raw)
     # The Greek letter mu becomes the micro sign.
     unit = "" if match is None else match[2].lower().replace("μ", "µ")
     factors = {symbol.lower(): factor for symbol, factor in quantity.units.items()}
     if match is None or unit not in ("", "%", *factors):
         raise ValueError(
-            f"'{shown(given, 60)}' is not a {name} budget: write 50% (of {quantity.whole}) or an"
+            f"'{shown(raw, 60)}' is not a {name} budget: write 50% (of {quantity.whole}) or an"
             f" amount in {', '.join(quantity.units)}, such as 200{quantity.usual}"
         )
-    amount, text = float(match[1]), "".join(match.groups()) if isinstance(given, str) else None
+    amount, text = float(match[1]), "".join(match.groups()) if isinstance(raw, str) else None
     if unit == "%":
         if not 0 < amount <= 100:
             raise ValueError(
-                f"{shown(given, 60)} is out of range: a percentage of the original is above 0% and"
+                f"{shown(raw, 60)} is out of range: a percentage of the original is above 0% and"
                 " at most 100%"
             )
         return Amount(amount / 100, True, text)
     if not isfinite(amount) or amount <= 0:
-        raise ValueError(f"{shown(given, 60)} is out of range: a budget is above 0")
+        raise ValueError(f"{shown(raw, 60)} is out of range: a budget is above 0")
     if unit == "" and not (quantity.counted and amount >= PLAIN and amount.is_integer()):
-        raise ValueError(f"{shown(given, 60)} has no unit: write {_readings(amount, quantity)}")
+        raise ValueError(f"{shown(raw, 60)} has no unit: write {_readings(amount, quantity)}")
     return Amount(amount * factors.get(unit, 1), False, text)
 
 
-def drop(given: object) -> tuple[float, float | None]:
+def drop(raw: object) -> tuple[float, float | None]:
     """Parse a drop such as 1pp@95%: a fraction of 1, and the confidence, None without one.
 
     ValueError, with a valid spelling, for a value that has not the unit pp or is out of range.
     """
-    match = _read(_DROP, given)
+    match = _read(_DROP, raw)
     if match is None:
         raise ValueError(
-            f"'{shown(given, 60)}' is not an accuracy drop: give percentage points, such as 1pp, or"
+            f"'{shown(raw, 60)}' is not an accuracy drop: give percentage points, such as 1pp, or"
             " 1pp@95% to require it with 95% confidence"
         )
     number, unit, level, percent = match.groups()
-    value, text = float(number), shown(given, 60)
+    value, text = float(number), shown(raw, 60)
     if not 0 < value <= 100:
         raise ValueError(f"{text} is out of range: a drop is above 0pp and at most 100pp")
     if unit == "%":
@@ -121,30 +121,30 @@ def drop(given: object) -> tuple[float, float | None]:
     return value / 100, confidence / 100
 
 
-def seconds(given: object) -> float:
+def seconds(raw: object) -> float:
     """Parse a time, text with its unit or from Python a number of seconds, into seconds."""
-    match = _read(_TIME, given)
+    match = _read(_TIME, raw)
     if match is None:
         raise ValueError(
-            f"'{shown(given, 60)}' is not a time: give seconds, minutes or hours, such as 90s, 10m"
+            f"'{shown(raw, 60)}' is not a time: give seconds, minutes or hours, such as 90s, 10m"
             " or 1h"
         )
     number, unit = float(match[1]), match[2].lower()
     if not isfinite(number) or number <= 0:
-        raise ValueError(f"{shown(given, 60)} is out of range: a time is above 0s")
-    if unit == "" and isinstance(given, str):
-        raise ValueError(f"{shown(given, 60)} has no unit: write {number:g}s or {number:g}m")
+        raise ValueError(f"{shown(raw, 60)} is out of range: a time is above 0s")
+    if unit == "" and isinstance(raw, str):
+        raise ValueError(f"{shown(raw, 60)} has no unit: write {number:g}s or {number:g}m")
     return number * _SECONDS[unit or "s"]
 
 
-def _read(form: re.Pattern[str], given: object) -> re.Match[str] | None:
+def _read(form: re.Pattern[str], raw: object) -> re.Match[str] | None:
     """Match text, or the text of a number of Python or numpy; a bool is no number."""
-    if isinstance(given, str):
-        return form.fullmatch(given)
-    if isinstance(given, bool):
+    if isinstance(raw, str):
+        return form.fullmatch(raw)
+    if isinstance(raw, bool):
         return None
-    if isinstance(given, Real):
-        return form.fullmatch(repr(float(given)))
+    if isinstance(raw, Real):
+        return form.fullmatch(repr(float(raw)))
     return None
 
 

@@ -40,10 +40,11 @@ def _system() -> Path:
     """
     if tempfile.tempdir is not None or os.name == "nt":
         return Path(tempfile.gettempdir())
-    named = [os.environ.get(variable) for variable in ("TMPDIR", "TEMP", "TMP")]
-    for place in (*named, "/tmp", "/var/tmp", "/usr/tmp"):  # noqa: S108 - a private folder is created in it
-        if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):  # noqa: PTH112
-            return Path(place).absolute()
+    candidates = [os.environ.get(variable) for variable in ("TMPDIR", "TEMP", "TMP")]
+    # S108: files are created in a private subfolder only.
+    for path in (*candidates, "/tmp", "/var/tmp", "/usr/tmp"):  # noqa: S108
+        if path and os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK):  # noqa: PTH112
+            return Path(path).absolute()
     raise UsageError(
         "there is no folder for temporary files that can be written; name one in TMPDIR"
     )
