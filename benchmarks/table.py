@@ -1,4 +1,4 @@
-"""A benchmark's results: a CSV file that grows row by row."""
+"""The results of a benchmark: a CSV file that grows row by row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 class Table:
     """The rows of a CSV file.
 
-    ``anew`` forgets those that it holds as soon as the first one is added.
+    ``anew``: whether adding the first row discards the rows that the file holds.
     """
 
     def __init__(self, path: Path, *, anew: bool = False) -> None:
@@ -28,7 +28,7 @@ class Table:
         )
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write one more row, and show it."""
+        """Append a row, and print it."""
         self.rows.append({name: str(value) for name, value in row.items()})
         print(
             ", ".join(f"{name} {value}" for name, value in self.rows[-1].items() if value),
