@@ -6,9 +6,9 @@ There are two sets of layers: all convolutions of the shared ResNet-20 on CIFAR-
 VGG-16's shapes with random weights of a falling spectrum, whose inputs are rectified, spatially
 correlated random maps (no trained VGG-16 is at hand). Of VGG-16's layers there is one for each
 width up to 256 channels, and the last fully connected one. CP takes seconds for each rank there,
-so it is run at half of the MACs only. The error is ‖y - ỹ‖ / ‖y - mean(y)‖ over patches of
-held-out images, weighted by the BatchNorm behind the layer; its mean is subtracted where a bias or
-that BatchNorm absorbs it.
+so it is run at half of the MACs only. The error is ‖y - ỹ‖ / ‖y - mean(y)‖ over patches
+of held-out images, weighted by the BatchNorm behind the layer; its mean is subtracted where a bias
+or that BatchNorm absorbs it.
 
 The CSV file (by default benchmarks/factorizations.csv) is written row by row, with a row for each
 layer, method and share of the MACs (at most that share, at the ranks in the row).

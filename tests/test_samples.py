@@ -1,4 +1,4 @@
-"""Sampled patches are what the layer reads: with the kernel they give the layer's real output, for every kind of layer."""
+"""Sampled patches times the kernel are the output of the layer, for every kind of layer."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_every_patch_times_the_kernel_is_the_output(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["strided", "causal", "channels_first", "dense on a sequence"])
-def testdrawn_patches_give_outputs_at_real_positions(kind) -> None:
+def test_drawn_patches_give_outputs_at_real_positions(kind) -> None:
     helpers.run_as_it_is(kind)
     graph = KINDS[kind]()
     inputs = helpers.random_inputs(graph, 8)
