@@ -1,7 +1,7 @@
-"""The figures of the documentation, drawn from benchmarks/*.csv by the code that draws reports: a hook of MkDocs.
+"""MkDocs hook: draw the figures of the documentation from benchmarks/*.csv, as in reports.
 
-A page asks for one with ``<!-- figure: NAME -->`` on a line of its own; NAME is a function below;
-its docstring is the title and the caption.
+A page includes a figure with ``<!-- figure: NAME -->`` on a line of its own. NAME is a function
+below, whose docstring is the title and the caption.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ FIGURES: dict[str, Callable[[], str]] = {
 
 
 def placed(markdown: str) -> str:
-    """A page with its figures. KeyError for one that there is not."""
+    """Return a page with its figures; KeyError for an unknown one."""
     return re.sub(
         r"^<!-- figure: (\w+) -->$",
         lambda match: _figure(FIGURES[match[1]]),
@@ -142,13 +142,13 @@ def placed(markdown: str) -> str:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """MkDocs' event: put the figures into a page."""
+    """Handle MkDocs' event: insert the figures into a page."""
     return placed(markdown)
 
 
 def _figure(draw: Callable[[], str]) -> str:
-    title, _, told = (inspect.getdoc(draw) or "").partition("\n\n")
-    caption = re.sub(r"\*(\w+)\*", r"<em>\1</em>", escape(" ".join(told.split()), quote=False))
+    title, _, text = (inspect.getdoc(draw) or "").partition("\n\n")
+    caption = re.sub(r"\*(\w+)\*", r"<em>\1</em>", escape(" ".join(text.split()), quote=False))
     return (
         f"<figure>{draw()}<figcaption><strong>{escape(title)}</strong>"
         f" {caption}</figcaption></figure>"
