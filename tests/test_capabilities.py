@@ -1,4 +1,4 @@
-"""A new target and a new connection need a file and a line of registry each, nothing else."""
+"""A new target and a new way to reach devices: a file and a line of registry each, nothing else."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Weights(FileTarget):
-    """A target: a network as a .keras file with its MACs, run by Keras."""
+    """A network as a .keras file, with its MACs beside it; run by Keras."""
 
     precision: Name = "fp32"
     int8_io: bool = False
@@ -78,7 +78,7 @@ class Weights(FileTarget):
 
 
 class Counter(Connection):
-    """A connection to a device that takes a nanosecond for each MAC."""
+    """A device that takes a nanosecond for each MAC."""
 
     kind: Literal["counter"] = "counter"
     pace: float = 1.0
@@ -88,7 +88,7 @@ class Counter(Connection):
 
 
 class Counted:
-    """The runner of that device, for files of the target above."""
+    """What such a device says. The files are those of the target above."""
 
     def __init__(self, pace: float) -> None:
         self._pace = pace

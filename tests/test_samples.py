@@ -1,4 +1,4 @@
-"""Sampled patches times the kernel are the output of the layer, for every kind of layer."""
+"""Sampled patches: for every kind of layer, their product with the kernel is the real output."""
 
 from __future__ import annotations
 
