@@ -141,11 +141,11 @@ def npz(path: Path) -> dict[str, NDArray[Any]]:
                 f"{what} unpacks to {total:,} bytes; at most {limit:,} fit here: save it with"
                 " numpy.savez, which is mapped"
             )
-        size = 0  # of the arrays so far
+        cumulative = 0  # bytes of the arrays so far
         for entry in entries:
-            size += entry.file_size
+            cumulative += entry.file_size
             with archive.open(entry) as member:
-                array = _member(raw, entry, member, in_memory=size < LARGE)
+                array = _member(raw, entry, member, in_memory=cumulative < LARGE)
             arrays[entry.filename.removesuffix(".npy")] = array
     return arrays
 
@@ -340,7 +340,7 @@ def _copied(
     byte_limit = _byte_limit()
     with ExitStack() as stack:
         files = [stack.enter_context(scratch.unnamed()) for _ in templates]
-        count = size = 0
+        count = stored = 0  # samples and bytes
         with user_code(where):
             for batch in batches:
                 if [a.shape[1:] for a in batch] != [a.shape[1:] for a in templates]:
@@ -351,17 +351,18 @@ def _copied(
                 arrays = batch if limit is None else [a[: limit - count] for a in batch]
                 for file, array, template in zip(files, arrays, templates, strict=True):
                     _write(file, array.astype(template.dtype, copy=False))
-                count, size = count + len(arrays[0]), size + sum(a.nbytes for a in arrays)
+                count, stored = count + len(arrays[0]), stored + sum(a.nbytes for a in arrays)
                 if limit is not None and count >= limit:
                     break
-                if size >= byte_limit:
-                    gib = f"{size / 2**30:.3g} GiB"
+                if stored >= byte_limit:
+                    gib = f"{stored / 2**30:.3g} GiB"
                     notes = (f"{where}: only the first {count:,} samples ({gib}) are read",)
                     break
-        pairs = zip(files, templates, strict=True)
-        return [
-            _mapped(file, template.dtype, template.shape[1:]) for file, template in pairs
-        ], notes
+        mapped = [
+            _mapped(file, template.dtype, template.shape[1:])
+            for file, template in zip(files, templates, strict=True)
+        ]
+    return mapped, notes
 
 
 def _elements(stream: Any, where: str) -> Iterable[Any]:
