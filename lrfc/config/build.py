@@ -147,8 +147,8 @@ class BuildConfig(BaseModel):
         "int8",
     )] = None
     int8_io: Annotated[bool, Option(
-        "Emit an int8 file with int8 inputs and outputs instead of float32. Their scales are in the"
-        " manifest.",
+        "Emit an int8 file with int8 inputs and outputs instead of those of the model. Their scales"
+        " are in the manifest.",
     )] = False
     qat: Annotated[bool, Option(
         "Train once more after the fine-tune, with the rounding of the int8 file simulated"
@@ -185,8 +185,8 @@ class BuildConfig(BaseModel):
         "64KiB",
     )] = None
     max_latency: Annotated[_budget("latency"), Option(  # type: ignore[valid-type]
-        "Upper limit on latency on the device: a percentage of the original, such as 60%, or an"
-        " amount in us, ms or s, such as 12ms.",
+        "Upper limit on the latency of one inference on the device: a percentage of the original,"
+        " such as 60%, or an amount in us, ms or s, such as 12ms.",
         "60%",
     )] = None
     objective: Annotated[Literal["latency", "cycles", "macs", "size", "ram"] | None, Option(
@@ -224,8 +224,7 @@ class BuildConfig(BaseModel):
         8,
     )] = None
     prune: Annotated[Literal["off", "on", "only"], Option(
-        "Pruning of filters: off, on (together with factorization) or only (without"
-        " factorization).",
+        "Pruning of filters: off, on (together with factorization) or only (no factorization).",
         "on",
     )] = "off"
     epochs: Annotated[int, Field(ge=0, le=MOST_EPOCHS), Option(
