@@ -482,7 +482,7 @@ def test_labels_that_do_not_fit() -> None:
     assert "subtract 1" in said((x, np.array([1, 2, 3, 3])), graph(5))
     assert "go from -1" in said((x, np.array([-1, 0, 1, 2])), graph(5))
     assert "not whole numbers" in said((x, np.array([0.5, 1, 2, 0])), graph(5))
-    assert "shape (4,) a sample; the output (3,)" in said((x, np.eye(4)), graph(5))
+    assert "shape (4,) for each sample; the output (3,)" in said((x, np.eye(4)), graph(5))
 
 
 def test_labels_of_several_outputs() -> None:

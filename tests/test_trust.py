@@ -73,7 +73,7 @@ def test_a_file_in_the_current_folder_is_data(options: dict[str, Any], flag: str
         resolve({}, None, {})
     assert str(caught.value).startswith("lrfc.toml: ")
     assert str(caught.value).endswith(
-        f"which a file cannot ask for; if that is what you want, say the same yourself: {flag}"
+        f"which a file may not decide; to allow it, set it yourself: {flag}"
     )
     assert resolve(options, None, {})[next(iter(options))].source == "flag"
     text = {
@@ -89,7 +89,7 @@ def test_a_file_in_the_current_folder_is_data(options: dict[str, Any], flag: str
 @pytest.mark.parametrize(("options", "flag"), [*ASKED, ({"unsafe_load": True}, "--unsafe-load")])
 def test_so_is_a_file_that_is_named(options: dict[str, Any], flag: str) -> None:
     Path("mine.toml").write_text(toml(options))
-    with pytest.raises(UsageError, match="which a file cannot ask for"):
+    with pytest.raises(UsageError, match="which a file may not decide"):
         resolve({}, Path("mine.toml"), {})
 
 
@@ -110,7 +110,7 @@ def test_a_manifest_is_data(options: dict[str, Any], flag: str) -> None:
     }
     made(config=config).write(Path())
     locked = Locked.read(Path())
-    with pytest.raises(UsageError, match="which a file cannot ask for") as caught:
+    with pytest.raises(UsageError, match="which a file may not decide") as caught:
         locked.options({"device": "host"} if "device" not in options else {})
     assert str(caught.value).endswith(flag)
     found = locked.options({"device": "host"} | options)
@@ -119,7 +119,7 @@ def test_a_manifest_is_data(options: dict[str, Any], flag: str) -> None:
 
 def test_a_manifest_names_no_device_by_its_path() -> None:
     made(device="evil.toml", config={}).write(Path())
-    with pytest.raises(UsageError, match=r"it is a device by its path.*--device evil\.toml"):
+    with pytest.raises(UsageError, match=r"it names a device by its path.*--device evil\.toml"):
         Locked.read(Path()).options({})
 
 

@@ -28,8 +28,7 @@ def refuse(options: Mapping[str, Any], where: str, *, out: bool = True) -> None:
                 flag = f"--{name.replace('_', '-')}" + ("" if item is True else f" {shown(item)}")
                 setting = f"{where}: {name} = {shown(item)}: {reason}"
                 raise UsageError(
-                    f"{setting}, which a file cannot ask for; if that is what you want, say the"
-                    f" same yourself: {flag}"
+                    f"{setting}, which a file may not decide; to allow it, set it yourself: {flag}"
                 )
 
 
@@ -41,13 +40,13 @@ def _reason(name: str, value: Any, *, out: bool) -> str | None:
     """Return why a file may not set the option to that value; None where it may."""
     text = str(value)
     if name in ("data", "test_data") and FUNCTION.fullmatch(text):
-        return "it runs a function of Python's"
+        return "it runs a Python function"
     if name == "metric" and METRIC.fullmatch(text):
-        return "it runs a function of Python's"
+        return "it runs a Python function"
     if name == "device" and text.endswith(".toml"):
-        return "it is a device by its path"
+        return "it names a device by its path"
     if name == "unsafe_load" and value not in (None, False):
-        return "code in the model file is run"
+        return "it runs code in the model file"
     if name == "out" and out and value is not None:
-        return "it says where files are written"
+        return "it names the folder to write to"
     return None

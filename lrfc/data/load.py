@@ -96,8 +96,8 @@ def _with_note_on_few(data: Data) -> Data:
     if not data.few:
         return data
     note = (
-        f"only {len(data.train)} training samples: BatchNorm statistics and closed-form refits are"
-        " all that they are enough for, nothing is trained"
+        f"only {len(data.train)} training samples: BatchNorm statistics are re-estimated and layers"
+        " reconstructed in closed form, but nothing is trained"
     )
     both = "; they are the validation samples too" if data.validation is data.train else ""
     return replace(data, notes=(*data.notes, note + both))
@@ -263,8 +263,8 @@ def _target(array: NDArray[Any], tensor: Tensor, where: str) -> NDArray[Any]:
         array = array[..., 0]
     if not _fits(array.shape[1:], expected[:-1]):
         raise UsageError(
-            f"{where} have shape {array.shape[1:]} a sample; the output {_shown(expected)} takes"
-            " class numbers, one-hot labels or values of its shape"
+            f"{where} have shape {array.shape[1:]} for each sample; the output {_shown(expected)}"
+            " takes class numbers, one-hot labels or values of its shape"
         )
     if classes == 1 and not np.isin(array, (0, 1)).all():
         return array.astype(np.float32)[..., None] if expected else array.astype(np.float32)

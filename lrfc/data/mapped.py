@@ -346,7 +346,7 @@ def _copied(
                 if [a.shape[1:] for a in batch] != [a.shape[1:] for a in templates]:
                     raise UsageError(
                         f"{where}: the samples have different shapes, {_shapes(templates)} and"
-                        f" {_shapes(batch)}; bring them to one"
+                        f" {_shapes(batch)}; give all of them one shape"
                     )
                 arrays = batch if limit is None else [a[: limit - count] for a in batch]
                 for file, array, template in zip(files, arrays, templates, strict=True):
