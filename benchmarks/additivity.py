@@ -148,7 +148,7 @@ def compare(name: str, kept: Sequence[int], images: int, rounds: int, folder: Pa
     """Compare the explored plan with those from remeasured impacts, at each share of the MACs."""
     explored = ExploreLayers(cached=True)(cifar(name))
     judge = Judge(explored)
-    table = Table(folder / f"additivity_{name}.csv", anew=True)
+    table = Table(folder / f"additivity_{name}.csv", overwrite=True)
     for share in kept:
         select = SelectRanks(Budget(value=share / 100, relative=True))
         plan = select(explored)

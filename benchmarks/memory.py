@@ -61,7 +61,7 @@ def main() -> None:
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     data = {"x": rng.random((320, 12, 12, 3), np.float32), "y": rng.integers(0, 5, 320)}
-    table = Table(Path(__file__).with_suffix(".csv"), anew=True)
+    table = Table(Path(__file__).with_suffix(".csv"), overwrite=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.keras"
         model().save(path)

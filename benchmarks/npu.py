@@ -111,7 +111,7 @@ def predict(devices: Sequence[str], plans: int) -> None:
     state = ExploreLayers(methods=METHODS)(cifar("resnet20_cifar10"))
     spaces = state.fact(DesignSpace).spaces
     rng = np.random.default_rng(0)
-    table = Table(HERE / "npu_predict.csv", anew=True)
+    table = Table(HERE / "npu_predict.csv", overwrite=True)
     with tempfile.TemporaryDirectory() as folder:
         emitted = Emitted(state, Path(folder))
         graphs = [
@@ -170,7 +170,7 @@ def vela_of(name: str) -> device.Vela:
 def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
     """Compare the plans with the fewest MACs and the fewest cycles at equal divergence."""
     explored = cifar("resnet20_cifar10")
-    table = Table(HERE / "npu_plans.csv", anew=True)
+    table = Table(HERE / "npu_plans.csv", overwrite=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in devices:
             reach = vela_of(name)
@@ -285,7 +285,7 @@ def rounding(kept: Sequence[int], network: str, images: int = 2_000) -> None:
     test = explored.data.test.take(np.arange(images))
     reference = above(keras_io.predict(explored.original, test.inputs))
     spaces = {0: explored, 1: WeighRounding(cached=True)(explored)}
-    table = Table(HERE / f"npu_rounding_{network}.csv", anew=True)
+    table = Table(HERE / f"npu_rounding_{network}.csv", overwrite=True)
     for share, (weighed, state) in product(kept, spaces.items()):
         plan = SelectRanks(Budget(value=share / 100, relative=True))(state)
         chosen = {c.layer: (c.method, c.ranks) for c in plan.fact(Selection).chosen}

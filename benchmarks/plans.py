@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     state = ExploreLayers(methods=METHODS, cached=True)(cifar("resnet20_cifar10"))
-    table = Table(HERE / "plans.csv", anew=True)
+    table = Table(HERE / "plans.csv", overwrite=True)
     for goal in map(destination, goals(("tflite", "onnx"), (), "fp32", 1)):
         profile, _ = goal.profile()
         few = tuple(x[:8] for x in state.data.train.inputs)

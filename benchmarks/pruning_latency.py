@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", default=["host", "ethos-u55-128", "ethos-u85-512"])
     parser.add_argument("--kept", type=int, nargs="+", default=[75, 60, 45, 30])
     given = parser.parse_args()
-    table = Table(HERE / "pruning_latency.csv", anew=True)
+    table = Table(HERE / "pruning_latency.csv", overwrite=True)
     data = replace(cifar(given.network), progress=Progress())
     for goal in map(destination, goals(("tflite",), given.devices, None, 1)):
         multiple = goal.device.rank_multiple

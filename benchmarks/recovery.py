@@ -54,8 +54,8 @@ PLAIN: dict[str, Any] = {"distillation": 0.0, "features": 0.0}
 #: A pruned network's statistics have no counterpart in the original to be moved by, so its
 #: BatchNorm follows the batches.
 PRUNED = {**PLAIN, "batchnorm": "trained"}
-#: The steps without gradients of each way. The Tucker-2 network is given the first one: fine-tuning
-#: from broken statistics would prove nothing.
+#: The steps without gradients of each method. The Tucker-2 network has the first one, too, since
+#: fine-tuning from broken statistics would prove nothing.
 REPAIRS = {
     "lrfc": (("recalibrated", RecalibrateBatchNorm()), ("refitted", Refit())),
     "uniform tucker2": (("recalibrated", RecalibrateBatchNorm()),),
@@ -187,7 +187,7 @@ def ladder(
                         continue
                     start = time.perf_counter()
                     tuned = FineTune(epochs=count, **options)(made)
-                    told = tuned.fact(Tuning)
+                    tuning = tuned.fact(Tuning)
                     table.add(
                         {
                             **key,
@@ -196,8 +196,8 @@ def ladder(
                             "macs_kept": f"{100 * totals(tuned.graph)['macs'] / whole:.1f}",
                             "original": f"{original:.2f}",
                             "accuracy": f"{score(tuned.graph, state.data.test, test):.2f}",
-                            "learning_rate": f"{told.learning_rate:.2g}",
-                            "best_epoch": told.best,
+                            "learning_rate": f"{tuning.learning_rate:.2g}",
+                            "best_epoch": tuning.best,
                             "seconds": f"{time.perf_counter() - start:.0f}",
                         }
                     )
@@ -278,8 +278,8 @@ def sources(
                     epochs=epochs[0],
                     out=Path(place) / "out",
                 )
-            told = result.manifest.accuracy
-            rungs = {name: getattr(told, name) for name in RUNGS}
+            accuracy = result.manifest.accuracy
+            rungs = {name: getattr(accuracy, name) for name in RUNGS}
             shown = {
                 name: "" if value is None else f"{100 * value:.2f}" for name, value in rungs.items()
             }

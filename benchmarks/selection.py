@@ -304,7 +304,7 @@ def ranking(name: str, plans: int, images: int) -> None:
     kernels = {s.op.name: np.asarray(s.op.weights["kernel"]) for s in spaces}
     state = state.with_fact(designs["relative_l2"])
     rng = np.random.default_rng(0)
-    table = Table(HERE / f"selection_ranking_{name}.csv", anew=True)
+    table = Table(HERE / f"selection_ranking_{name}.csv", overwrite=True)
     for number in range(plans):
         plan = random_plan(spaces, rng)
         chosen = selected(state, plan)
@@ -388,7 +388,7 @@ def speed(name: str, samples: int = 4) -> None:
         "allocation_seconds": f"{allocation:.2f}",
         "allocation_impact": f"{sum(c.divergence for c in chosen):.6f}",
     }
-    Table(HERE / f"selection_speed_{name}.csv", anew=True).add(row)
+    Table(HERE / f"selection_speed_{name}.csv", overwrite=True).add(row)
 
 
 def growth(name: str) -> None:
@@ -420,7 +420,7 @@ def growth(name: str) -> None:
         "seconds_each": f"{seconds / design.size:.4f}",
         "peak_gib": f"{peak:.2f}",
     }
-    Table(HERE / f"selection_growth_{name}.csv", anew=True).add(row)
+    Table(HERE / f"selection_growth_{name}.csv", overwrite=True).add(row)
 
 
 def main() -> None:

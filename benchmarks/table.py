@@ -11,13 +11,13 @@ from typing import Any
 class Table:
     """The rows of a CSV file.
 
-    ``anew``: whether adding the first row discards the rows that the file holds.
+    ``overwrite``: whether adding the first row discards the rows that the file holds.
     """
 
-    def __init__(self, path: Path, *, anew: bool = False) -> None:
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         self.path = path
         self.rows: list[dict[str, str]] = []
-        if path.exists() and not anew:
+        if path.exists() and not overwrite:
             with path.open(newline="", encoding="utf-8") as file:
                 self.rows = list(csv.DictReader(file))
 
