@@ -1,12 +1,12 @@
-"""Do the effects of compressed layers add up, and is a plan better when they are measured anew in the midst of it?
+"""Additivity of the errors of compressed layers, and plans from sensitivities measured in a plan.
 
     LRFC_DATA=... python benchmarks/additivity.py resnet20_cifar10 [--kept 50 40 30] [--images 2000]
 
-Writes additivity_NETWORK.csv beside this file. Exploration measures what a layer's error does to
-the output with that layer alone perturbed, and a plan's predicted divergence is the sum. Here the
-plan that follows is run, the effect of each of its choices is measured inside it, the allocation is
-solved again with the impacts so scaled, and both plans are judged by running them: output
-divergence after BatchNorm re-estimation and refit, and accuracy.
+Writes additivity_NETWORK.csv to the folder of this file. Exploration measures the sensitivity of
+the output to each layer with that layer alone perturbed, and a plan's predicted divergence is the
+sum over its layers. Here, the resulting plan is run, and the effect of each of its choices is
+measured within it. The MILP is solved again with the impacts scaled accordingly. Both plans are
+then run: output divergence after BatchNorm re-estimation and reconstruction, and accuracy.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from lrfc.search.segments import Segments
 from lrfc.search.sensitivity import divergence, telling
 from lrfc.state import Progress, State
 
-#: Inputs that the divergences are measured on, and out of how many times as many they are drawn.
+#: Number of inputs for the divergences, and of the inputs that they are drawn from, as a multiple.
 IMAGES, POOL = 128, 8
-#: A layer's impact is taken for at most so many times more, or less, than it was predicted to be.
+#: Largest factor, or its inverse, between the measured and the predicted impact of a layer.
 BOUND = 4.0
 
 
 def remeasured(state: State) -> DesignSpace:
-    """The design space with the impacts of every layer that is compressed scaled to what its choice does in the midst of all others.
+    """Scale the impacts of every compressed layer to the effect of its choice within the plan.
 
     Errors of layers do not simply add up: one layer may hide or amplify another's. The network runs
-    with all choices made (each layer's dense equivalent kernel, BatchNorm re-estimated), then with
-    one layer after the other put back as it was; the fall of the divergence is what that layer's
-    choice does here. All scales together leave the plan's predicted divergence as it is, so that
-    bounds on it hold as they did.
+    with all choices applied (the dense equivalent kernel of each layer, BatchNorm re-estimated),
+    and then with one layer at a time restored. The decrease of the divergence is the effect of that
+    layer's choice. The scales together leave the plan's predicted divergence unchanged, so that
+    bounds on it hold as before.
     """
     original, chosen = (
         state.original,
@@ -88,7 +88,7 @@ def _inputs(graph: Graph, inputs: Batch) -> tuple[Batch, Any]:
 
 
 def _dense(op: Op, factors: Factors, ranks: Ranks) -> Mapping[str, Array]:
-    """The layer's weights with the kernel, and the bias, that the factors amount to."""
+    """Return the layer's weights with the dense kernel, and the bias, of the factors."""
     weights = {**op.weights, "kernel": factors.kernel(ranks).astype(op.weights["kernel"].dtype)}
     if "bias" in weights:
         bias = next(
@@ -101,14 +101,14 @@ def _dense(op: Op, factors: Factors, ranks: Ranks) -> Mapping[str, Array]:
 
 
 def _restored(original: Graph, compressed: Graph, name: str) -> Sequence[str]:
-    """The layers that are as they were when one layer is: itself, and the BatchNorm that follows its output."""
+    """Return the layers that are restored with one: itself, and the BatchNorm behind it."""
     norm = epilogue_of(original, name).batchnorm
     names = [name] if norm is None else [name, norm.name]
     return [original.op(each).shared or each for each in names if each in compressed]
 
 
 def _assign(segments: Segments, graph: Graph, layers: Sequence[str]) -> None:
-    """Give the running Keras layers the weights that they have in a graph."""
+    """Assign the weights of a graph to the running Keras layers."""
     ops = {op.shared or op.name: op for op in graph.layers()}
     for name in layers:
         for layer in segments.layers(name):
@@ -116,7 +116,10 @@ def _assign(segments: Segments, graph: Graph, layers: Sequence[str]) -> None:
 
 
 def _scaled(design: DesignSpace, seen: Mapping[str, tuple[float, float]]) -> DesignSpace:
-    """``seen``: by layer, the measured and the predicted divergence of its choice."""
+    """Return the design space with scaled impacts.
+
+    ``seen``: the measured and the predicted divergence of each layer's choice, by layer.
+    """
     predicted = sum(p for _, p in seen.values())
     measured = sum(max(m, 0.0) for m, _ in seen.values())
     if predicted <= 0 or measured <= 0:
@@ -142,10 +145,10 @@ def _times(space: LayerSpace, scale: float) -> LayerSpace:
 
 
 def compare(name: str, kept: Sequence[int], images: int, rounds: int, folder: Path) -> None:
-    """The plan as explored, and those from impacts measured anew, at each share of the MACs."""
+    """Compare the explored plan with those from remeasured impacts, at each share of the MACs."""
     explored = ExploreLayers(cached=True)(cifar(name))
     judge = Judge(explored)
-    table = Table(folder / f"additivity_{name}.csv", anew=True)
+    table = Table(folder / f"additivity_{name}.csv", overwrite=True)
     for share in kept:
         select = SelectRanks(Budget(value=share / 100, relative=True))
         plan = select(explored)
@@ -172,7 +175,7 @@ def compare(name: str, kept: Sequence[int], images: int, rounds: int, folder: Pa
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,14 +1,15 @@
-"""How far do real networks shrink under an accuracy contract, read from the files that are emitted?
+"""Compression of real networks under an accuracy constraint, read from the emitted files.
 
-    LRFC_DATA=... python benchmarks/contracts.py [resnet8 mobilenetv2 gtsrb autoencoder] [--epochs 0]
+    LRFC_DATA=... python benchmarks/contracts.py [NETWORK ...] [--epochs 0]
 
-resnet8: the MLPerf Tiny image classification reference, made as small in MACs as its quality target
-of 85 % allows, in float32 and int8. mobilenetv2: a MobileNetV2-shaped network on CIFAR-10, and
-gtsrb: a small traffic-sign network, as fast as 1pp allows. autoencoder: the MLPerf Tiny anomaly
-detection reference without any data: fidelity of the file to the original (R² of the outputs, on
-made-up inputs other than those that it was built on) at shares of the parameters. Writes
-contracts.csv beside this file, a row as soon as it is known; networks that are there are not built
-again. Whole folders are written to a temporary place.
+The networks are resnet8, mobilenetv2, gtsrb and autoencoder. resnet8: the MLPerf Tiny image
+classification reference, with the fewest MACs that its quality target of 85 % allows, in float32
+and int8. mobilenetv2: a MobileNetV2-shaped network on CIFAR-10, and gtsrb: a small traffic-sign
+network, both with the least latency within 1pp. autoencoder: the MLPerf Tiny anomaly detection
+reference without any data; its score is the fidelity of the file to the original (R² of the
+outputs, on synthetic inputs other than those of the build) at shares of the parameters. Writes
+contracts.csv to the folder of this file, row by row; networks that it already holds are not built
+again. Output folders are temporary.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ DATA = Path(os.environ["LRFC_DATA"])
 
 
 def arrays(name: str, change: Callable[[Any], Any] = lambda x: x) -> dict[str, Any]:
-    """Training and test samples of a shared set, as the model wants them."""
+    """Return training and test samples of a shared set, with the model's input shape."""
     parts = {part: np.load(DATA / f"{name}_{part}.npz") for part in ("train", "test")}
     return {
         "x": change(parts["train"]["x"]),
@@ -51,20 +52,20 @@ def arrays(name: str, change: Callable[[Any], Any] = lambda x: x) -> dict[str, A
 
 
 def scaled(x: Any) -> Any:
-    """What the MobileNetV2-shaped network was trained on."""
+    """Return images scaled as for the training of the MobileNetV2-shaped network."""
     mean = np.array([125.307, 122.950, 113.865], np.float32)
     return (x - mean) / mean
 
 
 def resized(x: Any) -> Any:
-    """30×30 pixels."""
+    """Return images of 30×30 pixels."""
     import keras
 
     return np.asarray(keras.ops.image.resize(x.astype(np.float32), (30, 30)))
 
 
 def built(model: str, folder: Path, **options: Any) -> Result:
-    """A build that ends, also where it misses its contract."""
+    """Build, and return the result, also where the contract is not met."""
     found: list[Result] = []
     with suppress(BudgetError, NoGainError):
         lrfc.build(DATA / "models" / model, out=folder / "out", on_result=found.append, **options)
@@ -72,7 +73,7 @@ def built(model: str, folder: Path, **options: Any) -> Result:
 
 
 def row(network: str, precision: str, asked: str, result: Result) -> dict[str, Any]:
-    """What a folder says."""
+    """Return the row of a result."""
     manifest = result.manifest
     before, after, kept = manifest.before, manifest.after, manifest.accuracy.kept
     return {
@@ -94,7 +95,7 @@ def row(network: str, precision: str, asked: str, result: Result) -> dict[str, A
 
 
 def classifiers(name: str, epochs: int, folder: Path) -> Iterator[dict[str, Any]]:
-    """The networks with a contract on their accuracy."""
+    """Build a network with a constraint on its accuracy; yield its rows."""
     files = {
         "resnet8": "mlperf_tiny_resnet8_cifar10.h5",
         "mobilenetv2": "mini_mobilenetv2_cifar10.h5",
@@ -121,7 +122,7 @@ def classifiers(name: str, epochs: int, folder: Path) -> Iterator[dict[str, Any]
 
 
 def autoencoder(folder: Path) -> Iterator[dict[str, Any]]:
-    """The fully connected autoencoder, without data."""
+    """Build the fully connected autoencoder, without data; yield its rows."""
     graph = keras_io.from_keras(keras_load.load(DATA / "models" / "mlperf_tiny_autoencoder_ad.h5"))
     unseen = Split(synthesise(graph, 256, seed=7))
     fidelity = metric("fidelity", graph, unseen)
@@ -136,7 +137,7 @@ def autoencoder(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Build, and write what came out."""
+    """Build the networks and write the rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,7 @@
-"""Ranks from the weights alone, by empirical variational Bayesian matrix factorization: a baseline to hold feature-map similarity against."""
+"""Ranks from weights alone, by empirical variational Bayesian matrix factorization.
+
+This is a baseline for ranks chosen by feature-map similarity.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ Array = NDArray[np.float64]
 
 
 def evbmf_rank(matrix: NDArray[np.floating]) -> int:
-    """The number of components that stand out of the noise of an (m, n) matrix, with the noise estimated from it.
+    """Return the number of components of an (m, n) matrix above its noise, which is estimated.
 
     The global analytic solution of Nakajima, Sugiyama, Babacan and Tomioka (JMLR 14, 2013, theorems
-    2 and 3), which Kim et al. (arXiv 1511.06530) take for the ranks of Tucker-2: applied to the
+    2 and 3), which Kim et al. (arXiv 1511.06530) use for the ranks of Tucker-2: applied to the
     unfoldings along the input and the output channels. 0 for a matrix of zeros.
     """
     values: Array = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
@@ -31,7 +34,7 @@ def evbmf_rank(matrix: NDArray[np.floating]) -> int:
     high = max(float(np.sum(values**2)) / (short * long), low * (1 + 1e-9))
 
     def energy(logarithm: float) -> float:
-        """The free energy at a noise variance, up to constants."""
+        """Return the free energy at a noise variance, up to constants."""
         noise = np.exp(logarithm)
         x = values**2 / (long * noise)
         kept, lost = x[x > least], np.maximum(x[x <= least], 1e-300)

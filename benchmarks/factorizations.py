@@ -1,17 +1,17 @@
-"""Relative output error of every factorization against the MACs that it keeps, data-free and data-aware, on held-out images.
+"""Output error of every factorization at shares of the MACs, data-free and data-aware.
 
-    LRFC_DATA=... python benchmarks/factorizations.py [--quick] [--images 1024] [--out benchmarks/factorizations.csv]
+    LRFC_DATA=... python benchmarks/factorizations.py [--quick] [--images 1024] [--out PATH]
 
-Two sets of layers: all convolutions of the shared ResNet-20 on CIFAR-10, and layers of VGG-16's
-shapes whose weights have a falling spectrum and whose inputs are rectified, spatially correlated
-random maps (no trained VGG-16 is at hand). Of VGG-16's layers one per width is shown, up to 256
-channels, and the last fully connected one; CP, which takes seconds a rank there, is shown at half
-of the MACs. The error is ‖y - ỹ‖ / ‖y - mean(y)‖ over the patches of images that the statistics
-have not seen, weighted by the BatchNorm behind the layer; its mean is taken out where a bias or
-that BatchNorm absorbs it.
+There are two sets of layers: all convolutions of the shared ResNet-20 on CIFAR-10; and layers of
+VGG-16's shapes with random weights of a falling spectrum, whose inputs are rectified, spatially
+correlated random maps (no trained VGG-16 is at hand). Of VGG-16's layers there is one for each
+width up to 256 channels, and the last fully connected one. CP takes seconds for each rank there,
+so it is run at half of the MACs only. The error is ‖y - ỹ‖ / ‖y - mean(y)‖ over patches
+of held-out images, weighted by the BatchNorm behind the layer; its mean is subtracted where a bias
+or that BatchNorm absorbs it.
 
-The result is written as it comes: a CSV file with one row per layer, method and share of the MACs
-(at most that share, at the ranks in the row).
+The CSV file (by default benchmarks/factorizations.csv) is written row by row, with a row for each
+layer, method and share of the MACs (at most that share, at the ranks in the row).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A layer with the statistics of some patches, and other patches (N, G, D) to judge by."""
+    """A layer with the statistics of some patches, and held-out patches (N, G, D)."""
 
     network: str
     name: str
@@ -64,7 +64,7 @@ class Layer:
 
 
 def resnet20(images: int) -> Iterator[Layer]:
-    """The convolutions of the shared ResNet-20, on CIFAR-10's training images."""
+    """Yield the convolutions of the shared ResNet-20, on CIFAR-10's training images."""
     from lrfc.ir.keras import io as keras_io
     from lrfc.ir.keras import load as keras_load
     from lrfc.search.statistics import SampleSize, collect
@@ -88,7 +88,7 @@ def resnet20(images: int) -> Iterator[Layer]:
 
 
 def vgg16(count: int) -> Iterator[Layer]:
-    """Layers of VGG-16's shapes, at the map sizes of 224-pixel images."""
+    """Yield layers of VGG-16's shapes, at the map sizes of 224-pixel images."""
     rng = np.random.default_rng(0)
     for number, (inputs, outputs, length) in enumerate(
         [(64, 64, 224), (128, 128, 112), (256, 256, 56)]
@@ -114,14 +114,17 @@ def vgg16(count: int) -> Iterator[Layer]:
 
 
 def spectrum(rng: np.random.Generator, rows: int, columns: int) -> Any:
-    """Normal weights whose singular values fall with the power of -1/2."""
+    """Return normal weights whose singular values fall with the power of -1/2."""
     size = min(rows, columns)
     left, right = (np.linalg.qr(rng.standard_normal((n, size)))[0] for n in (rows, columns))
     return ((left * np.arange(1, size + 1) ** -0.5) @ right.T).astype(np.float32)
 
 
 def maps(rng: np.random.Generator, count: int, channels: int) -> Any:
-    """Patches (N, 1, 9·C) of rectified maps: channels mixed with a falling spectrum, correlation falling with the distance."""
+    """Return patches (N, 1, 9·C) of rectified random maps.
+
+    The channels are mixed with a falling spectrum; the correlation falls with the distance.
+    """
     spots = np.indices((3, 3)).reshape(2, 9)
     near = np.linalg.cholesky(
         np.exp(-np.linalg.norm(spots[:, :, None] - spots[:, None, :], axis=0) / 1.5)
@@ -131,7 +134,7 @@ def maps(rng: np.random.Generator, count: int, channels: int) -> Any:
 
 
 def synthetic(op: Op, source: Tensor, rows: Any) -> Layer:
-    """A layer judged on the second half of its patches."""
+    """Return a layer whose second half of patches is held out."""
     fitted = rows[: len(rows) // 2].astype(np.float64)
     mean = fitted.mean(0)
     moved = fitted[:, 0] - mean
@@ -147,7 +150,7 @@ def synthetic(op: Op, source: Tensor, rows: Any) -> Layer:
 
 
 def measure(layer: Layer) -> Iterator[dict[str, Any]]:
-    """One row per method and share of MACs."""
+    """Yield a row for each method and share of MACs."""
     layout, whole = Layout.of(layer.op, layer.source), cost_of(layer.op, layer.source).macs
     weights = (
         np.ones(layout.groups * layout.outputs) if layer.scale is None else np.abs(layer.scale)
@@ -199,7 +202,7 @@ def measure(layer: Layer) -> Iterator[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Mean errors over the layers, per network, method and budget, and how often and by how much statistics help."""
+    """Return a table of mean errors by network, method and budget, and the gain from statistics."""
     groups: dict[tuple[str, str], dict[float, list[dict[str, Any]]]] = defaultdict(
         lambda: defaultdict(list)
     )

@@ -1,15 +1,14 @@
-"""Plans, figures and files of a few builds, to be compared between two checkouts on one machine.
+"""Plans, figures and files of some builds, for comparing two checkouts on one machine.
 
-A change that must not alter what a build computes is held against the builds of the checkout before
-it::
+A change that must not alter the result of a build is tested against the previous checkout::
 
     python benchmarks/golden.py make FOLDER     # in the old checkout
     python benchmarks/golden.py check FOLDER    # in the new one
 
-``make`` builds each case and keeps its manifest. ``check`` builds the cases of devices whose times
-are computed once more, repeats all others from their manifests (``--locked``), and compares method
-and rank of each layer, the filters that are kept, parameters, MACs, memory, accuracy and the
-SHA-256 of each file. Times and texts are left out. ResNet-8 is read from the folder LRFC_DATA.
+``make`` builds each case and stores its manifest. ``check`` builds the cases of devices with
+computed latencies again, repeats all others from their manifests (``--locked``), and compares the
+method and rank of each layer, the remaining filters, parameters, MACs, memory, accuracy and the
+SHA-256 of each file. Times and texts are not compared. ResNet-8 comes from the folder LRFC_DATA.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ LAYER = ("name", "method", "rank", "params_after", "macs_after", "filters_before
 class Case:
     """A build.
 
-    ``computed``: its device's times are computed, so that the same plan is found each time.
+    ``computed``: whether its device's latencies are computed, so that the plan is reproducible.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Case:
 
 
 def cases(folder: Path) -> Iterator[Case]:
-    """The builds, those on LRFC_DATA only where it is set."""
+    """Yield the builds; those on LRFC_DATA only where it is set."""
     for target in ("tflite", "onnx"):
         for precision in ("fp32", "int8"):
             yield Case(
@@ -94,7 +93,7 @@ def cases(folder: Path) -> Iterator[Case]:
 
 
 def two_inputs(folder: Path) -> Path:
-    """A model with two inputs, a residual addition and a grouped convolution."""
+    """Return a model with two inputs, a residual addition and a grouped convolution."""
     path = folder / "two_inputs.keras"
     if not path.exists():
         import keras
@@ -115,12 +114,14 @@ def two_inputs(folder: Path) -> Path:
 
 
 def build(arguments: tuple[str, ...], out: Path) -> dict[str, Any]:
-    """The manifest of a build in a process of its own.
+    """Return the manifest of a build in its own process.
 
-    Exit codes of results that miss a wish are taken, too.
+    Exit codes of results that do not meet a constraint are accepted, too.
     """
     command = [sys.executable, "-m", "lrfc", "build", *arguments, "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603  our own command
+    done = subprocess.run(  # noqa: S603
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if done.returncode not in (0, 4, 8):
         sys.exit(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr[-2000:]}")
     manifest: dict[str, Any] = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
@@ -128,7 +129,7 @@ def build(arguments: tuple[str, ...], out: Path) -> dict[str, Any]:
 
 
 def essence(manifest: dict[str, Any]) -> dict[str, Any]:
-    """All that has to be the same."""
+    """Return everything that has to be equal."""
     return {
         "layers": [{name: layer.get(name) for name in LAYER} for layer in manifest["layers"]],
         **{
@@ -144,7 +145,7 @@ def essence(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
-    """The places where two essences differ, one line each."""
+    """Yield a line for each place where two essences differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
             yield from differences(

@@ -1,15 +1,17 @@
-"""What int8 costs: the accuracy of emitted files in float32, after plain quantisation, with balanced stages and corrected biases, and after QAT.
+"""Accuracy of int8 files: plain quantisation, equalisation with bias correction, and QAT.
 
-    LRFC_DATA=... python benchmarks/int8.py resnet20_cifar10 [--kept 100 60 40] [--images 8000] [--epochs 2] [--tune 0] [--test 10000]
+    LRFC_DATA=... python benchmarks/int8.py resnet20_cifar10 [--kept 100 60 40] [--images 8000]
+        [--epochs 2] [--tune 0] [--test 10000]
 
-Writes int8_NET.csv beside this file, a row for each file, as soon as it is known; rows that are
-there already are not run again. The networks are factorized, re-estimated and refitted, and
-fine-tuned for --tune epochs; quantisation-aware training sees --images training images for --epochs
-epochs. TFLite files of integers are also run by LiteRT's reference kernels, on the first
---reference test images: their accuracy there, that of the optimised kernels on the same images, and
-the share of these on which both answer alike. Besides the accuracy: the share of test images on
-which the file answers what the float network answers, which tells apart what the accuracy of a few
-thousand images does not, and the mean divergence of the outputs.
+Writes int8_NET.csv to the folder of this file, a row for each file, as soon as it is known; rows
+that it already holds are not run again. For comparison there are float32 files, too. The networks
+are factorized, re-estimated and reconstructed, and fine-tuned for --tune epochs.
+Quantisation-aware training takes --images training images and --epochs epochs. Integer TFLite files
+are also run by LiteRT's reference kernels on the first --reference test images: their accuracy
+there, that of the optimised kernels on the same images, and the share of images with equal
+predictions. Other columns are the share of test images on which the file predicts the class of the
+float network, which is more sensitive than the accuracy of a few thousand images, and the mean
+divergence of the outputs.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ FILES = (
 
 
 def loaded(name: str) -> State:
-    """A shared CIFAR-10 model with its data."""
+    """Return a shared CIFAR-10 model with its data."""
     folder = Path(os.environ["LRFC_DATA"])
     (path,) = (folder / "models").glob(f"{name}.*")
     graph = keras_io.from_keras(keras_load.load(path))
@@ -83,7 +85,7 @@ def loaded(name: str) -> State:
 
 
 def compressed(state: State, kept: int, tune: int) -> State:
-    """The float network at that share of the MACs."""
+    """Return the float network at a share of the MACs."""
     if kept < 100:
         state = SelectRanks(Budget(value=kept / 100, relative=True))(
             ExploreLayers(cached=True)(state)
@@ -99,7 +101,7 @@ def compressed(state: State, kept: int, tune: int) -> State:
 
 
 def emitted(state: State, folder: Path, file: str, images: int, epochs: int) -> Artifact:
-    """One of the files."""
+    """Emit one of the files."""
     calibration = tuple(x[:CALIBRATED] for x in state.data.train.inputs)
     path = folder / "network.bin"
     if file.startswith("onnx"):
@@ -129,12 +131,12 @@ def emitted(state: State, folder: Path, file: str, images: int, epochs: int) -> 
 
 
 def answers(file: Artifact, test: Split) -> Batch:
-    """What the file gives."""
+    """Return the outputs of a file."""
     return (ONNX() if file.format == "onnx" else TFLite()).load(file)(test.inputs)
 
 
 def referenced(file: Artifact, test: Split, found: Batch, count: int) -> dict[str, str]:
-    """What the reference kernels make of the first images, where there are such."""
+    """Return the columns of the reference kernels; none for files without them."""
     if file.format == "onnx" or not PRECISIONS[file.precision].integer:
         return {}
     some, seen = test.take(np.arange(min(count, len(test)))), tuple(y[:count] for y in found)
@@ -152,12 +154,12 @@ def referenced(file: Artifact, test: Split, found: Batch, count: int) -> dict[st
 
 
 def reference(graph: Graph, test: Split) -> Batch:
-    """What the float network gives."""
+    """Return the outputs of the float network."""
     return keras_io.predict(graph, test.inputs)
 
 
 def main() -> None:
-    """Every file at every share of the MACs."""
+    """Emit and run every file at every share of the MACs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

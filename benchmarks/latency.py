@@ -1,15 +1,15 @@
-"""How well are times predicted that were not measured: of whole networks and of randomly factorized ones, before any of them is measured and after?
+"""Error of predicted latencies, of whole and of factorized networks, with and without feedback.
 
     LRFC_DATA=... python benchmarks/latency.py [--plans 10] [--calibrate]
 
 Networks: ResNet-20 on CIFAR-10, a VGG for CIFAR-10 and MobileNetV2 (width 0.5, 96 pixels), the last
 two with random weights, by LiteRT and onnxruntime on one core. The cost profile is that of `lrfc
-devices calibrate host`: none of these networks was in it. ``--calibrate`` makes it first. Each plan
-factorizes four of five layers by a random method to a random share of its MACs. All plans of a
+devices calibrate host`, which measured none of these networks; ``--calibrate`` fits it first. Each
+plan factorizes four of five layers by a random method to a random share of its MACs. All plans of a
 network and a format are timed in turns in one process.
 
-Writes latency.csv beside this file, one row a plan: milliseconds measured, predicted, predicted
-after the original was measured, and after the original and one plan were.
+Writes latency.csv to the folder of this file, a row for each plan: milliseconds measured,
+predicted, predicted after the original was measured, and after the original and one plan were.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ QUICK = ("channel_svd", "channel_svd_1x1", "spatial_svd", "spatial_svd_w", "tuck
 
 
 def vgg() -> Any:
-    """Eight convolutions and two Dense layers."""
+    """Return a network of eight convolutions and two Dense layers."""
     import keras
     from keras import layers
 
@@ -66,7 +66,7 @@ def vgg() -> Any:
 
 
 def originals() -> Iterator[tuple[str, Graph]]:
-    """The canonical graphs."""
+    """Yield the canonical graphs."""
     import keras
 
     keras.utils.set_random_seed(0)
@@ -91,7 +91,10 @@ def originals() -> Iterator[tuple[str, Graph]]:
 
 
 def plan(graph: Graph, rng: np.random.Generator) -> Graph:
-    """Random methods at random shares of the MACs; the range of shares is drawn for the plan."""
+    """Return a graph with random methods at random shares of the MACs.
+
+    The range of the shares is drawn for the plan.
+    """
     made = graph.copy()
     low = rng.uniform(0.15, 0.6)
     high = rng.uniform(low, 0.95)
@@ -120,7 +123,7 @@ def plan(graph: Graph, rng: np.random.Generator) -> Graph:
 
 
 def main() -> None:
-    """Measure, predict, write, and print the mean errors."""
+    """Measure, predict, write the rows, and print the mean errors."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -170,7 +173,7 @@ def evaluated(
     graphs: list[Graph],
     work: list[tuple[Workload, ...]],
 ) -> Iterator[dict[str, Any]]:
-    """Measured and predicted times of each graph; those that corrected the profile are not judged by it."""
+    """Return measured and predicted times, without the graphs that corrected the profile."""
     with tempfile.TemporaryDirectory() as folder:
         files = [
             target(form).emit(graph, Path(folder) / f"{number}.{form}")

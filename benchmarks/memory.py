@@ -1,11 +1,11 @@
-"""Does a process that builds one model after the other grow?
+"""Memory of a process that builds one model after another.
 
     python benchmarks/memory.py [--builds 50]
 
-Builds a small classifier (two convolutions, a few hundred made-up images, one epoch of fine-tuning)
-again and again in one process, each time with another budget, and writes memory.csv beside this
-file: what the process holds in MiB after each build. The first builds import and compile what the
-later ones use.
+Builds a small classifier (two convolutions, a few hundred random images, one epoch of fine-tuning)
+again and again in one process, each time with another budget. Writes memory.csv to the folder of
+this file: the resident memory of the process in MiB after each build. The first builds import and
+compile code that later ones reuse.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ PAGE = 4096
 
 
 def resident() -> float:
-    """MiB that the process holds."""
+    """Return the resident memory of the process in MiB."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE / 2**20
 
 
 def model() -> Any:
-    """A small classifier that has learnt nothing."""
+    """Return a small, untrained classifier."""
     import keras
     from keras import layers
 
@@ -53,7 +53,7 @@ def model() -> Any:
 
 
 def main() -> None:
-    """Build, and write what the process holds."""
+    """Build, and write the resident memory after each build."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,7 +61,7 @@ def main() -> None:
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     data = {"x": rng.random((320, 12, 12, 3), np.float32), "y": rng.integers(0, 5, 320)}
-    table = Table(Path(__file__).with_suffix(".csv"), anew=True)
+    table = Table(Path(__file__).with_suffix(".csv"), overwrite=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.keras"
         model().save(path)

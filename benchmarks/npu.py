@@ -1,24 +1,25 @@
-"""Ethos-U: how well are Vela's cycles predicted before a network is compiled, and what does a search that knows them gain?
+"""Ethos-U: error of predicted cycles, and the gain of a search that knows cycles.
 
     LRFC_DATA=... python benchmarks/npu.py predict [--devices ethos-u55-128 ...] [--plans 20]
     LRFC_DATA=... python benchmarks/npu.py plans [--devices ethos-u55-128 ...] [--kept 75 60 45 30]
-    LRFC_DATA=... python benchmarks/npu.py contract [--networks resnet20_cifar10 ...] [--devices ethos-u55-128 ...] [--drop 1pp]
-    LRFC_DATA=... python benchmarks/npu.py rounding [--network resnet20_cifar10] [--kept 95 85 75 60 45]
+    LRFC_DATA=... python benchmarks/npu.py contract [--networks resnet20_cifar10 ...]
+        [--devices ethos-u55-128 ...] [--drop 1pp]
+    LRFC_DATA=... python benchmarks/npu.py rounding [--network resnet20_cifar10]
+        [--kept 95 85 75 60 45]
     python benchmarks/npu.py profiles [--devices ethos-u55-128 ...]
 
-The first two take ResNet-20 in int8 and, as the third, write a CSV file beside this one. Vela is
-deterministic: the same figures come out each time.
+The first two take ResNet-20 in int8 and, as do contract and rounding, write a CSV file to the
+folder of this file. Vela is deterministic: the figures are the same each time.
 
-predict: random plans (a random method and rank for each layer), each compiled by Vela. 'profile'
-predicts them from the shipped cost profile alone, 'priced' from ops that Vela priced in probe
-networks together with the compiled original, 'fed back' after the plan itself was compiled once.
-plans: at equal predicted impact on the network's output, the plan with the fewest MACs against the
-one with the fewest predicted cycles, both compiled. rounding: plans for so many MACs chosen with
-candidates weighed as integers and as if they shipped in float, both as int8 files. contract: whole
-builds without fine-tuning: the fewest cycles at which the int8 file keeps what the contract allows,
-with candidates weighed as integers ('weighed' 1) and as if they shipped in float (0). Accuracies
-are those of the emitted files. Rows that the file holds are not made again. profiles: writes the
-cost profiles that ship.
+predict: random plans (a random method and rank for each layer), compiled by Vela. 'profile' is the
+prediction from the shipped cost profile alone, 'priced' that from ops that Vela priced in probe
+networks together with the compiled original, 'fed back' that after the plan itself was compiled
+once. plans: at equal predicted divergence, the plan with the fewest MACs and the one with the
+fewest predicted cycles, both compiled. rounding: plans at shares of the MACs, chosen with and
+without the rounding error of the candidates, both as int8 files. contract: whole builds without
+fine-tuning, with the fewest cycles within the accuracy constraint, chosen with the rounding error
+of the candidates ('weighed' 1) and without (0). Accuracies are those of the emitted files. Rows
+that a file already holds are not computed again. profiles: writes the cost profiles that ship.
 """
 
 from __future__ import annotations
@@ -77,26 +78,26 @@ DEVICES = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-512")
 
 
 class Emitted:
-    """Int8 files of plans of one network."""
+    """The int8 files of plans of one network."""
 
     def __init__(self, state: State, folder: Path) -> None:
         self.state, self._folder, self._number = state, folder, 0
         self._images = tuple(x[:8] for x in state.data.train.inputs)
 
     def graph(self, plan: Mapping[str, Candidate]) -> Graph:
-        """The graph of a plan as it is emitted; the original for an empty one."""
+        """Return the graph of a plan as it is emitted; the original for an empty plan."""
         return fold_batchnorm(
             Factorize()(selected(self.state, plan)).graph if plan else self.state.graph
         )
 
     def file(self, graph: Graph) -> Artifact:
-        """The int8 file of a graph."""
+        """Return the int8 file of a graph."""
         self._number += 1
         return TFLite("int8").emit(graph, self._folder / f"{self._number}.tflite", self._images)
 
 
 def from_profile(name: str, graph: Graph) -> float:
-    """Cycles by the shipped cost profile alone; nothing where there is none."""
+    """Return the cycles by the shipped cost profile alone; nan where there is none."""
     shipped = latency.load(name, "tflite", "int8", 1)
     return (
         float("nan")
@@ -106,11 +107,11 @@ def from_profile(name: str, graph: Graph) -> float:
 
 
 def predict(devices: Sequence[str], plans: int) -> None:
-    """Predicted against compiled cycles of random plans."""
+    """Compare predicted with compiled cycles of random plans."""
     state = ExploreLayers(methods=METHODS)(cifar("resnet20_cifar10"))
     spaces = state.fact(DesignSpace).spaces
     rng = np.random.default_rng(0)
-    table = Table(HERE / "npu_predict.csv", anew=True)
+    table = Table(HERE / "npu_predict.csv", overwrite=True)
     with tempfile.TemporaryDirectory() as folder:
         emitted = Emitted(state, Path(folder))
         graphs = [
@@ -160,16 +161,16 @@ def predict(devices: Sequence[str], plans: int) -> None:
 
 
 def vela_of(name: str) -> device.Vela:
-    """How Vela is told of a device."""
+    """Return the connection of a device through Vela."""
     reach = device.load(name).reach
     assert isinstance(reach, device.Vela)
     return reach
 
 
 def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
-    """The plan of fewest MACs and the one of fewest predicted cycles at the same impact."""
+    """Compare the plans with the fewest MACs and the fewest cycles at equal divergence."""
     explored = cifar("resnet20_cifar10")
-    table = Table(HERE / "npu_plans.csv", anew=True)
+    table = Table(HERE / "npu_plans.csv", overwrite=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in devices:
             reach = vela_of(name)
@@ -220,7 +221,7 @@ def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
 
 
 def figures(graph: Graph, result: vela.Compiled, known: Mapping[Workload, float]) -> dict[str, Any]:
-    """What is told of a plan."""
+    """Return the columns of a plan."""
     return {
         "macs": totals(graph)["macs"],
         "predicted": round(predicted(graph, known)),
@@ -231,7 +232,7 @@ def figures(graph: Graph, result: vela.Compiled, known: Mapping[Workload, float]
 
 
 def ops(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[Workload]:
-    """What runs in the place of a layer, at each of its calls."""
+    """Return the workloads of the ops that replace a layer, at each of its calls."""
     source = graph.input_tensors(space.op.name)[0]
     found: list[Workload] = []
     for call in space.calls:
@@ -245,7 +246,7 @@ def ops(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[Workload]
 
 
 def contract(networks: Sequence[str], devices: Sequence[str], drop: str) -> None:
-    """Builds under an accuracy contract, a row each."""
+    """Build under an accuracy constraint; a row for each build."""
     folder, table = Path(os.environ["LRFC_DATA"]), Table(HERE / "npu_contract.csv")
     weighing = line.weighing
     for name, network, weighed in product(devices, networks, (1, 0)):
@@ -279,12 +280,12 @@ def contract(networks: Sequence[str], devices: Sequence[str], drop: str) -> None
 
 
 def rounding(kept: Sequence[int], network: str, images: int = 2_000) -> None:
-    """What candidates weighed as integers are worth: plans chosen with and without, at the same MACs, as float networks and as int8 files."""
+    """Compare plans chosen with and without rounding errors, as float networks and int8 files."""
     explored = ExploreLayers(methods=METHODS, cached=True)(cifar(network))
     test = explored.data.test.take(np.arange(images))
     reference = above(keras_io.predict(explored.original, test.inputs))
     spaces = {0: explored, 1: WeighRounding(cached=True)(explored)}
-    table = Table(HERE / f"npu_rounding_{network}.csv", anew=True)
+    table = Table(HERE / f"npu_rounding_{network}.csv", overwrite=True)
     for share, (weighed, state) in product(kept, spaces.items()):
         plan = SelectRanks(Budget(value=share / 100, relative=True))(state)
         chosen = {c.layer: (c.method, c.ranks) for c in plan.fact(Selection).chosen}
@@ -322,18 +323,21 @@ def rounding(kept: Sequence[int], network: str, images: int = 2_000) -> None:
 
 
 def above(outputs: Batch) -> Batch:
-    """Probabilities of at least what 8 bits tell from nothing: rounding the outputs themselves would be most of the divergence."""
+    """Return the outputs with probabilities below the resolution of 8 bits raised to it.
+
+    Otherwise, the rounding of the outputs themselves would be most of the divergence.
+    """
     raised = [np.maximum(p, 1 / 512) for p in outputs]
     return tuple(p / p.sum(-1, keepdims=True) for p in raised)
 
 
 def said(text: str) -> None:
-    """A line of a build."""
+    """Print a line of a build."""
     print(text, flush=True)
 
 
 def outcome(manifest: Any) -> dict[str, Any]:
-    """What a build came to."""
+    """Return the columns of a build."""
     before, after, held = manifest.before, manifest.after, manifest.accuracy.kept
     found = {
         f"{quantity}_{side}": getattr(each, quantity)

@@ -1,14 +1,14 @@
-"""What does a search that knows the device gain?
+"""Gain of a search that knows the device.
 
-At equal predicted impact on the outputs: the plan with the fewest MACs against the one with the
-least time.
+At equal predicted divergence of the outputs: the plan with the fewest MACs, and the one with the
+least latency.
 
     LRFC_DATA=... python benchmarks/plans.py [--kept 75 60 45 30] [--rounds 3]
 
 ResNet-20 on CIFAR-10 in float32, by LiteRT and onnxruntime on one core of this machine. Prices
-begin with the shipped cost profile and are corrected by the original and by each plan that is
-measured, as in a build: the time-driven plan is the last of ``--rounds`` turns. Both plans are then
-timed in turns with the original. Writes plans.csv beside this file; the intervals are 95 %.
+start from the shipped cost profile and are corrected by the original and by each measured plan, as
+in a build: the plan with the least latency is the last of ``--rounds`` rounds. Both plans are then
+timed in turns with the original. Writes plans.csv to the folder of this file; intervals are 95 %.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HERE = Path(__file__).parent
 
 
 def quickest(state: State, bench: Bench, impact: float, rounds: int) -> tuple[State, float, float]:
-    """The plan of least time with no more than that impact, its predicted time and its measured one."""
+    """Return the plan of least time within a divergence, its predicted and its measured time."""
     seen, found = [(bench.ops, bench.time)], []
     read = executed(state, bench.reading)
     for _ in range(rounds):
@@ -58,7 +58,7 @@ def quickest(state: State, bench: Bench, impact: float, rounds: int) -> tuple[St
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     state = ExploreLayers(methods=METHODS, cached=True)(cifar("resnet20_cifar10"))
-    table = Table(HERE / "plans.csv", anew=True)
+    table = Table(HERE / "plans.csv", overwrite=True)
     for goal in map(destination, goals(("tflite", "onnx"), (), "fp32", 1)):
         profile, _ = goal.profile()
         few = tuple(x[:8] for x in state.data.train.inputs)

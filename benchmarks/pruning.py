@@ -1,10 +1,12 @@
-"""Filters cut, layers factorized, and both chosen in one program: accuracy and activation memory at the same MACs, with the same fine-tune.
+"""Pruning, factorization, and both in one MILP: accuracy and memory at the same MACs.
 
-    LRFC_DATA=... python benchmarks/pruning.py resnet56_cifar10 [--kept 50 30] [--epochs 1] [--images 10000] [--test 10000]
+    LRFC_DATA=... python benchmarks/pruning.py resnet56_cifar10 [--kept 50 30] [--epochs 1]
+        [--images 10000] [--test 10000]
 
-Writes pruning_NETWORK.csv beside this file, a row as soon as it is known; rows that are there
-already are not run again. 'both' is what a build with ``--prune on`` takes: the joint plan, or one
-of its parts where that keeps the outputs closer on validation images.
+All have the same fine-tune. Writes pruning_NETWORK.csv to the folder of this file, row by row; rows
+that it already holds are not run again. 'both' is the plan of a build with ``--prune on``: the
+joint plan, or one of its parts where that keeps the outputs closer to the original on validation
+images.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ WAYS = ("low rank", "filters", "both")
 
 
 def compare(network: str, kept: list[int], epochs: int, images: int, test: int, path: Path) -> None:
-    """Every way at every share of the MACs."""
+    """Run every variant at every share of the MACs."""
     table = Table(path)
     state = cifar(network)
     state = replace(
@@ -101,7 +103,7 @@ def compare(network: str, kept: list[int], epochs: int, images: int, test: int, 
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,12 @@
-"""Which criterion picks the filters that a network misses least?
+"""Accuracy after pruning by each criterion.
 
-    LRFC_DATA=... python benchmarks/pruning_criteria.py resnet56_cifar10 [--kept 75 50] [--criteria l1 ...] [--keep "*_add"] [--images 2000]
+    LRFC_DATA=... python benchmarks/pruning_criteria.py resnet56_cifar10 [--kept 75 50]
+        [--criteria l1 ...] [--keep "*_add"] [--images 2000]
 
-From every dependency group the same share of filters goes, so that the criteria only differ in
-which. pruning_criteria_NET.csv, beside this file: the test accuracy of the network as cut, and with
-what reads the filters refitted in closed form before. Nothing is trained, and BatchNorm stays as it
-is.
+Every dependency group loses the same share of its units, so that the criteria differ only in the
+choice of units. Writes pruning_criteria_NET.csv to the folder of this file: the test accuracy of
+the pruned network, and with the layers that read the filters reconstructed in closed form. Nothing
+is trained, and BatchNorm statistics do not change.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def macs(graph: Graph) -> int:
 def uniform(
     graph: Graph, found: Dependencies, scores: dict[str, Scores], limit: float
 ) -> dict[str, Ids]:
-    """The best filters of each group, the same share of each, within so many MACs."""
+    """Return the best filters of each group, the same share of each, within a limit of MACs."""
 
     def kept(share: float) -> dict[str, Ids]:
         return {
@@ -63,7 +64,7 @@ def uniform(
 
 
 def refit(graph: Graph, found: Dependencies, kept: dict[str, Ids], context: Context) -> Graph:
-    """The graph with each consumer refitted on what the original delivers, not cut yet."""
+    """Return the uncut graph with each consumer reconstructed to the original's output."""
     assert context.statistics is not None
     removed: dict[str, Ids] = {}
     for group in found.groups:

@@ -1,11 +1,12 @@
-"""How far the time of a plan of ranks and filters is from its prediction, before anything like it was measured.
+"""Error of the predicted latency of plans of ranks and filters, without feedback.
 
-    LRFC_DATA=... python benchmarks/pruning_latency.py [--network resnet20_cifar10] [--devices host ethos-u55-128 ethos-u85-512] [--kept 75 60 45 30]
+    LRFC_DATA=... python benchmarks/pruning_latency.py [--network resnet20_cifar10]
+        [--devices host ethos-u55-128 ethos-u85-512] [--kept 75 60 45 30]
 
-Plans of least predicted impact within a latency budget, filters cut or not (``--prune only`` leaves
-the ranks out), emitted and measured. 'macs': the time of a layer that loses channels follows its
-MACs; 'widths': that of its ops at other widths, as the cost profile predicts it. The original was
-measured, nothing else. Writes pruning_latency.csv.
+Plans of least predicted divergence within a latency budget, with ranks and filters or with filters
+alone (``--prune only``), are emitted and measured. 'macs': the time of a layer with fewer channels
+is proportional to its MACs; 'widths': it is that of its ops at other widths, as the cost profile
+predicts it. Nothing but the original was measured before. Writes pruning_latency.csv.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Every device, budget and way to predict."""
+    """Run every device, budget and kind of prediction."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", default=["host", "ethos-u55-128", "ethos-u85-512"])
     parser.add_argument("--kept", type=int, nargs="+", default=[75, 60, 45, 30])
     given = parser.parse_args()
-    table = Table(HERE / "pruning_latency.csv", anew=True)
+    table = Table(HERE / "pruning_latency.csv", overwrite=True)
     data = replace(cifar(given.network), progress=Progress())
     for goal in map(destination, goals(("tflite",), given.devices, None, 1)):
         multiple = goal.device.rank_multiple
@@ -92,6 +93,7 @@ def main() -> None:
                         selection = found.fact(Selection)
                         predicted = fixed(state)["latency"] + selection.cost("latency")
                         plan = PruneFilters()(Factorize()(found)).graph
+                        macs = totals(plan)["macs"]
                         trial = bench(plan)
                         table.add(
                             {
@@ -105,9 +107,7 @@ def main() -> None:
                                 "error": f"{predicted / trial.time - 1:+.4f}",
                                 "impact": f"{selection.divergence:.5f}",
                                 "groups": len(selection.keeps),
-                                "macs_kept": (
-                                    f"{100 * totals(plan)['macs'] / totals(state.original)['macs']:.1f}"
-                                ),
+                                "macs_kept": f"{100 * macs / totals(state.original)['macs']:.1f}",
                             }
                         )
         for way in ways:

@@ -2,12 +2,12 @@
 
     PYTHONPATH=. python benchmarks/pruning_models.py [NAME ...]
 
-Random weights, 96×96 inputs (or what the network takes), ten classes. The filters of least L1 norm
-go, from every dependency group the same share. A row of pruning_models.csv, which lies beside this
-file, is a network; rows that are there are skipped. ``exact`` is the largest difference from the
-original with the removed filters' inputs set to zero, relative to its largest output, in Keras;
-``tflite`` that of the emitted file from the pruned Keras model. Each network runs in a process of
-its own.
+Random weights, inputs of 96×96 (or the size that the network needs), ten classes. Every dependency
+group loses the same share of its units, those of least L1 norm. Writes pruning_models.csv to the
+folder of this file, a row for each network; rows that it already holds are skipped. ``exact`` is
+the largest difference in Keras between the pruned network and the original with the removed
+filters' inputs set to zero, relative to the original's largest output; ``tflite`` is that between
+the emitted file and the pruned Keras model. Each network runs in its own process.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ SHARE = 0.5
 
 
 def row(name: str) -> dict[str, object]:
-    """One network's row."""
+    """Return the row of a network."""
     import keras
 
     from lrfc.ir import ops

@@ -1,16 +1,21 @@
-"""What each step of recovery is worth (means corrected, BatchNorm re-estimated, refitted in closed form, fine-tuned), beside simpler ways to the same MACs.
+"""Accuracy after each step of recovery, compared with simpler methods at the same MACs.
 
-    LRFC_DATA=... python benchmarks/recovery.py ladder resnet20_cifar10 [--kept 50 30] [--epochs 1 3 10] [--images 45000] [--test 10000]
-    LRFC_DATA=... python benchmarks/recovery.py sources resnet20_cifar10 [--kept 60] [--epochs 3] [--images 45000] [--test 10000]
+    LRFC_DATA=... python benchmarks/recovery.py ladder resnet20_cifar10 [--kept 50 30]
+        [--epochs 1 3 10] [--images 45000] [--test 10000]
+    LRFC_DATA=... python benchmarks/recovery.py sources resnet20_cifar10 [--kept 60] [--epochs 3]
+        [--images 45000] [--test 10000]
 
-``ladder`` writes recovery_ladder_NET.csv beside this file, a row for each way and step; ``sources``
-writes recovery_sources_NET.csv: the emitted file of a build with labelled images, with the same
-images without labels, with 32 of them, and without any. Rows are written as soon as they are known;
-those that are there already are not run again. Ways: lrfc's own (with distillation, and with the
-labels alone); a Tucker-2 network with the same share of both ranks in every layer; and a network
-whose residual blocks have lost the inner channels of least L1 norm (Li et al. 2017, arXiv
-1608.08710), all at the same MACs, fine-tuned on the same images for as many epochs. The simpler
-ways are tuned as lrfc is, but from the labels alone: plain fine-tuning.
+The steps are bias correction, BatchNorm re-estimation, reconstruction in closed form, and the
+fine-tune. ``ladder`` writes recovery_ladder_NET.csv to the folder of this file, a row for each
+method and step. ``sources`` writes recovery_sources_NET.csv: the emitted file of a build with
+labelled images, with the same images without labels, with 32 of them, and without any. Rows are
+written one by one; those that a file already holds are not run again.
+
+The methods are lrfc's own (with distillation, and with the labels alone); a Tucker-2 network with
+the same share of both ranks in every layer; and a network whose residual blocks have lost the inner
+channels of least L1 norm (Li et al. 2017, arXiv 1608.08710). All have the same MACs and are
+fine-tuned on the same images for as many epochs. The simpler methods are fine-tuned as lrfc is, but
+from the labels alone.
 """
 
 from __future__ import annotations
@@ -49,8 +54,8 @@ PLAIN: dict[str, Any] = {"distillation": 0.0, "features": 0.0}
 #: A pruned network's statistics have no counterpart in the original to be moved by, so its
 #: BatchNorm follows the batches.
 PRUNED = {**PLAIN, "batchnorm": "trained"}
-#: The steps without gradients of each way. The Tucker-2 network is given the first one: fine-tuning
-#: from broken statistics would prove nothing.
+#: The steps without gradients of each method. The Tucker-2 network has the first one, too, since
+#: fine-tuning from broken statistics would prove nothing.
 REPAIRS = {
     "lrfc": (("recalibrated", RecalibrateBatchNorm()), ("refitted", Refit())),
     "uniform tucker2": (("recalibrated", RecalibrateBatchNorm()),),
@@ -62,7 +67,7 @@ REPAIRS = {
 
 
 def uniform_tucker(state: State, limit: float) -> State:
-    """Tucker-2 with the same share of both ranks in every layer."""
+    """Return a Tucker-2 network with the same share of both ranks in every layer."""
     spaces = [
         s
         for s in state.fact(DesignSpace).spaces
@@ -80,7 +85,10 @@ def uniform_tucker(state: State, limit: float) -> State:
 
 
 def pruned(state: State, limit: float) -> State:
-    """The inner channels of every residual block cut to the same share, those of least L1 norm first, until the MACs are within the limit."""
+    """Cut the inner channels of all residual blocks to the same share, within a limit of MACs.
+
+    The channels of least L1 norm are removed first.
+    """
     for share in np.linspace(1, 0.02, 200):
         graph = prune(state.graph, float(share))
         if totals(graph)["macs"] <= limit:
@@ -89,7 +97,7 @@ def pruned(state: State, limit: float) -> State:
 
 
 def prune(graph: Graph, share: float) -> Graph:
-    """The graph with that share of the inner channels of each pair conv → BatchNorm → activation → conv."""
+    """Cut a share of the inner channels of each pair conv → BatchNorm → activation → conv."""
     twin = graph.copy()
     for first, norm, second in inner(graph):
         first, second = (
@@ -116,7 +124,10 @@ def prune(graph: Graph, share: float) -> Graph:
 
 
 def inner(graph: Graph) -> Iterator[tuple[Op, Op | None, Op]]:
-    """The pairs of convolutions of which the second alone reads what the first gives, with the BatchNorm between them."""
+    """Yield the pairs of convolutions with the BatchNorm between them.
+
+    The second convolution is the only reader of the first.
+    """
     for first in graph.layers():
         if first.kind != "Conv2D":
             continue
@@ -139,7 +150,7 @@ def inner(graph: Graph) -> Iterator[tuple[Op, Op | None, Op]]:
 def ladder(
     network: str, kept: list[int], epochs: list[int], images: int, test: int, folder: Path
 ) -> None:
-    """Every way at every share of the MACs."""
+    """Run every method at every share of the MACs."""
     state = cifar(network)
     train = state.data.train.take(np.arange(min(images, len(state.data.train))))
     state = replace(state, data=replace(state.data, train=train), progress=Progress(log=print))
@@ -176,7 +187,7 @@ def ladder(
                         continue
                     start = time.perf_counter()
                     tuned = FineTune(epochs=count, **options)(made)
-                    told = tuned.fact(Tuning)
+                    tuning = tuned.fact(Tuning)
                     table.add(
                         {
                             **key,
@@ -185,8 +196,8 @@ def ladder(
                             "macs_kept": f"{100 * totals(tuned.graph)['macs'] / whole:.1f}",
                             "original": f"{original:.2f}",
                             "accuracy": f"{score(tuned.graph, state.data.test, test):.2f}",
-                            "learning_rate": f"{told.learning_rate:.2g}",
-                            "best_epoch": told.best,
+                            "learning_rate": f"{tuning.learning_rate:.2g}",
+                            "best_epoch": tuning.best,
                             "seconds": f"{time.perf_counter() - start:.0f}",
                         }
                     )
@@ -195,7 +206,7 @@ def ladder(
 def climb(
     table: Table, key: dict[str, Any], made: State, *, original: float, whole: int, test: int
 ) -> State:
-    """The steps without gradients."""
+    """Run the steps without gradients."""
     steps: list[tuple[str, Callable[[State], State]]] = [
         ("compressed", lambda state: state),
         *REPAIRS[key["way"]],
@@ -236,7 +247,7 @@ def climb(
 def sources(
     network: str, kept: list[int], epochs: list[int], images: int, test: int, folder: Path
 ) -> None:
-    """The same build with labelled images, with unlabelled ones, with 32, and with none."""
+    """Build with labelled images, with unlabelled ones, with 32, and without any."""
     shared = Path(os.environ["LRFC_DATA"])
     train, held_out = (np.load(shared / f"cifar10_{part}.npz") for part in ("train", "test"))
     x, y = train["x"][:images], train["y"][:images]
@@ -267,8 +278,8 @@ def sources(
                     epochs=epochs[0],
                     out=Path(place) / "out",
                 )
-            told = result.manifest.accuracy
-            rungs = {name: getattr(told, name) for name in RUNGS}
+            accuracy = result.manifest.accuracy
+            rungs = {name: getattr(accuracy, name) for name in RUNGS}
             shown = {
                 name: "" if value is None else f"{100 * value:.2f}" for name, value in rungs.items()
             }
@@ -285,7 +296,7 @@ def sources(
 
 
 def main() -> None:
-    """Run one command."""
+    """Run a command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,12 @@
-"""What a repeated measurement of a speed-up reads, against the interval that the first one gave:
+"""Spread of repeated speed-up measurements, compared with their intervals.
 
     python benchmarks/repeats.py ORIGINAL COMPRESSED [--repeats 10] [--out repeats.csv]
 
-Both files are measured side by side again and again in each way: in one process a file, its
-interval bootstrapped over the turns, and in the fresh processes that a build takes, its interval
-that of the processes. The ways take turns. Printed for each: the spread of the figure from repeat
-to repeat, how wide an interval is, how many intervals hold the median of all repeats, and what
-share of the other repeats an interval holds.
+Both files are measured side by side again and again, by two methods in turns: with one process for
+each file, where the interval is bootstrapped over the turns; and with several fresh processes, as
+in a build, where it is the interval over the processes. For each method, the program prints the
+spread of the speed-up between repeats, the width of an interval, the number of intervals that
+contain the median of all repeats, and the share of the other repeats that an interval contains.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ WAYS = {"one process a file": 1, f"{PROCESSES} processes a file": PROCESSES}
 
 
 def measured(files: list[Artifact], processes: int, runs: int, threads: int) -> tuple[Ratio, float]:
-    """The speed-up of the second file over the first, and the seconds that it took."""
+    """Return the speed-up of the second file over the first, and the seconds of measuring."""
     began = time.monotonic()
     before, after = compare(files, runs=runs, threads=threads, processes=processes)
     return speedup(before, after), time.monotonic() - began
 
 
 def main() -> None:
-    """Measure, write the rows and print what they say."""
+    """Measure, write the rows and print their summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs=2, type=Path, help="two .tflite or two .onnx files")
     parser.add_argument("--repeats", type=int, default=10)

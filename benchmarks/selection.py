@@ -1,14 +1,15 @@
-"""Rank selection on real networks: does the predicted score rank plans rightly, what accuracy do its plans keep, and how long does it take?
+"""Rank selection on real networks: rank correlation, accuracy of the plans, and run time.
 
-    LRFC_DATA=... python benchmarks/selection.py accuracy resnet20_cifar10 [--kept 75 60 50 40 30] [--images 10000]
+    LRFC_DATA=... python benchmarks/selection.py accuracy resnet20_cifar10 [--kept 75 60 50 40 30]
+        [--images 10000]
     LRFC_DATA=... python benchmarks/selection.py ranking resnet20_cifar10 [--plans 60]
     LRFC_DATA=... python benchmarks/selection.py speed resnet56_cifar10
     python benchmarks/selection.py growth VGG16
 
-Each writes a CSV file beside this one, named after the command and the network; rows of
-``accuracy`` that are there are not made again. Nothing is trained: accuracy is that of the network
-as factorized, with BatchNorm re-estimated, and refitted in closed form. Plans are chosen and
-repaired on training images, and judged on test images.
+Each command writes a CSV file to the folder of this file, named after the command and the network;
+rows of ``accuracy`` that it already holds are not computed again. Nothing is trained: the accuracy
+is that of the factorized network with BatchNorm re-estimated, and with reconstruction in closed
+form. Plans are chosen and reconstructed on training images, and scored on test images.
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ HERE = Path(__file__).parent
 
 
 def canonical(graph: Graph, data: Data) -> State:
-    """The state before exploration."""
+    """Return the state before exploration."""
     state = Canonicalise()(State(graph, graph, data))
     return State(state.graph, state.graph, data)
 
 
 def cifar(name: str) -> State:
-    """A shared CIFAR-10 model with its data."""
+    """Return a shared CIFAR-10 model with its data."""
     folder = Path(os.environ["LRFC_DATA"])
     graph = keras_io.from_keras(keras_load.load(folder / "models" / f"{name}.keras"))
     return canonical(
@@ -73,7 +74,7 @@ def cifar(name: str) -> State:
 
 
 def score(graph: Graph, split: Split, images: int) -> float:
-    """The accuracy on the first test images, in percent."""
+    """Return the accuracy on the first test images, in percent."""
     few = split.take(np.arange(min(images, len(split))))
     return 100 * accuracy(keras_io.predict(graph, few.inputs), few)
 
@@ -82,7 +83,7 @@ def score(graph: Graph, split: Split, images: int) -> float:
 
 
 def selected(state: State, chosen: Mapping[str, Candidate]) -> State:
-    """The state with a selection made by hand; layers without an entry stay as they are."""
+    """Return the state with a given selection; layers without an entry are unchanged."""
     spaces = state.fact(DesignSpace).spaces
     picked = tuple(chosen.get(s.op.name, s.whole) for s in spaces)
     factors = {
@@ -96,7 +97,10 @@ def selected(state: State, chosen: Mapping[str, Candidate]) -> State:
 def within(
     state: State, limit: float, plan: Callable[[float], Mapping[str, Candidate]]
 ) -> Mapping[str, Candidate]:
-    """Of a family of plans with one knob in 0..1 (1 keeps everything), the largest within so many MACs."""
+    """Return the largest plan of a family within a limit of MACs.
+
+    The family has one parameter in 0..1, where 1 is the original.
+    """
     outside = fixed(state)["macs"]
     spaces = state.fact(DesignSpace).spaces
     low, high = 0.0, 1.0
@@ -109,7 +113,7 @@ def within(
 
 
 def at_ranks(space: LayerSpace, method: str, wanted: tuple[float, ...]) -> Candidate:
-    """The candidate nearest to the wanted ranks; the layer as it is where they save nothing."""
+    """Return the candidate nearest to the ranks; the unchanged layer where they save nothing."""
     own = [c for c in space.candidates if c.method == method]
     if not own or all(w > max(c.ranks[i] for c in own) for i, w in enumerate(wanted)):
         return space.whole
@@ -122,7 +126,7 @@ def at_ranks(space: LayerSpace, method: str, wanted: tuple[float, ...]) -> Candi
 
 
 def spectrum(space: LayerSpace) -> Any:
-    """Squared singular values of the kernel's unfolding that spatial SVD cuts."""
+    """Return the squared singular values of the unfolding that spatial SVD truncates."""
     kernel = np.asarray(space.op.weights["kernel"], np.float64)  # (h, w, S, T)
     return (
         np.linalg.svd(
@@ -134,7 +138,10 @@ def spectrum(space: LayerSpace) -> Any:
 
 
 def baselines(state: State) -> Iterator[tuple[str, Callable[[float], Mapping[str, Candidate]]]]:
-    """Selections that do not look at feature maps, over the same candidates: name, and the plan at a knob."""
+    """Yield selections that do not use feature maps, over the same candidates.
+
+    Each has a name, and a function from a parameter in 0..1 to a plan.
+    """
     spaces = [
         s
         for s in state.fact(DesignSpace).spaces
@@ -167,7 +174,7 @@ def baselines(state: State) -> Iterator[tuple[str, Callable[[float], Mapping[str
                 )
 
     def weight_error(knob: float) -> Mapping[str, Candidate]:
-        """Each layer at the same relative error of its kernel."""
+        """Return the plan with the same relative error of every layer's kernel."""
         found = {}
         for s in spaces:
             own = [c for c in s.candidates if id(c) in weights and weights[id(c)] <= 1 - knob]
@@ -196,7 +203,10 @@ def baselines(state: State) -> Iterator[tuple[str, Callable[[float], Mapping[str
 
 
 def accuracies(name: str, kept: list[int], images: int, refitted: list[str]) -> None:
-    """Accuracy against MACs kept: the mix, each method alone, and the baselines; ``refitted`` names the selections that are refitted too."""
+    """Measure accuracy at shares of the MACs: mixed methods, single methods, and baselines.
+
+    ``refitted``: the names of the selections that are reconstructed, too.
+    """
     state = cifar(name)
     start = time.perf_counter()
     state = ExploreLayers(methods=METHODS)(state)
@@ -259,7 +269,10 @@ def accuracies(name: str, kept: list[int], images: int, refitted: list[str]) -> 
 
 
 def random_plan(spaces: tuple[LayerSpace, ...], rng: np.random.Generator) -> dict[str, Candidate]:
-    """A random method for each layer, at a random share of its MACs; the range of shares is drawn for the plan."""
+    """Return a random method for each layer, at a random share of its MACs.
+
+    The range of the shares is drawn for the plan.
+    """
     low = rng.uniform(0.15, 0.6)
     high = rng.uniform(low, 0.95)
     plan = {}
@@ -274,7 +287,10 @@ def random_plan(spaces: tuple[LayerSpace, ...], rng: np.random.Generator) -> dic
 
 
 def ranking(name: str, plans: int, images: int) -> None:
-    """Spearman's correlation between predicted scores and the measured accuracy of random plans, for each measure, with sensitivity and without."""
+    """Correlate predicted scores with the measured accuracy of random plans.
+
+    Spearman's rank correlation, for each measure, with and without sensitivity.
+    """
     state = cifar(name)
     designs = {
         measure: ExploreLayers(methods=METHODS, measure=measure)(state).fact(DesignSpace)
@@ -288,7 +304,7 @@ def ranking(name: str, plans: int, images: int) -> None:
     kernels = {s.op.name: np.asarray(s.op.weights["kernel"]) for s in spaces}
     state = state.with_fact(designs["relative_l2"])
     rng = np.random.default_rng(0)
-    table = Table(HERE / f"selection_ranking_{name}.csv", anew=True)
+    table = Table(HERE / f"selection_ranking_{name}.csv", overwrite=True)
     for number in range(plans):
         plan = random_plan(spaces, rng)
         chosen = selected(state, plan)
@@ -332,7 +348,11 @@ def ranking(name: str, plans: int, images: int) -> None:
 
 
 def speed(name: str, samples: int = 4) -> None:
-    """Seconds of exploration and of allocation, and of the naive way on a sample of candidates: rebuild the model and run the calibration set."""
+    """Time the exploration and the allocation, and compare with the naive method.
+
+    The naive method rebuilds the model and runs the calibration set for each candidate. It is timed
+    on a sample of candidates.
+    """
     state = cifar(name)
     start = time.perf_counter()
     explored = ExploreLayers(methods=METHODS)(state)
@@ -368,11 +388,14 @@ def speed(name: str, samples: int = 4) -> None:
         "allocation_seconds": f"{allocation:.2f}",
         "allocation_impact": f"{sum(c.divergence for c in chosen):.6f}",
     }
-    Table(HERE / f"selection_speed_{name}.csv", anew=True).add(row)
+    Table(HERE / f"selection_speed_{name}.csv", overwrite=True).add(row)
 
 
 def growth(name: str) -> None:
-    """Seconds and peak memory of exploring a large model of keras.applications, 224×224, on 32 synthetic images."""
+    """Measure time and peak memory of exploring a large model of keras.applications.
+
+    Inputs are 32 synthetic images of 224×224.
+    """
     import keras
 
     keras.utils.set_random_seed(0)
@@ -397,11 +420,11 @@ def growth(name: str) -> None:
         "seconds_each": f"{seconds / design.size:.4f}",
         "peak_gib": f"{peak:.2f}",
     }
-    Table(HERE / f"selection_growth_{name}.csv", anew=True).add(row)
+    Table(HERE / f"selection_growth_{name}.csv", overwrite=True).add(row)
 
 
 def main() -> None:
-    """Run one command."""
+    """Run a command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

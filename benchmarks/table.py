@@ -1,4 +1,4 @@
-"""A benchmark's results: a CSV file that grows row by row."""
+"""The results of a benchmark: a CSV file that grows row by row."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 class Table:
     """The rows of a CSV file.
 
-    ``anew`` forgets those that it holds as soon as the first one is added.
+    ``overwrite``: whether adding the first row discards the rows that the file holds.
     """
 
-    def __init__(self, path: Path, *, anew: bool = False) -> None:
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         self.path = path
         self.rows: list[dict[str, str]] = []
-        if path.exists() and not anew:
+        if path.exists() and not overwrite:
             with path.open(newline="", encoding="utf-8") as file:
                 self.rows = list(csv.DictReader(file))
 
@@ -28,7 +28,7 @@ class Table:
         )
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write one more row, and show it."""
+        """Append a row, and print it."""
         self.rows.append({name: str(value) for name, value in row.items()})
         print(
             ", ".join(f"{name} {value}" for name, value in self.rows[-1].items() if value),

@@ -1,9 +1,7 @@
-"""The figures of the documentation, drawn from benchmarks/*.csv as those of reports are.
+"""MkDocs hook: draw the figures of the documentation from benchmarks/*.csv, as in reports.
 
-A hook of MkDocs.
-
-A page asks for one with ``<!-- figure: NAME -->`` on a line of its own; NAME is a function below;
-its docstring is the title and the caption.
+A page includes a figure with ``<!-- figure: NAME -->`` on a line of its own. NAME is a function
+below, whose docstring is the title and the caption.
 """
 
 from __future__ import annotations
@@ -30,8 +28,8 @@ def accuracy() -> str:
     """Accuracy against MACs.
 
     ResNet-20 on CIFAR-10, nothing trained, BatchNorm re-estimated: test accuracy against the MACs
-    kept. *hybrid* mixes all methods; the others have one method each, *uniform* and *EVBMF* ranks
-    that do not come from feature maps (selection_accuracy_resnet20_cifar10.csv).
+    kept. *hybrid* mixes all methods, and the others use one method each. The ranks of *uniform* and
+    *EVBMF* do not come from feature maps (selection_accuracy_resnet20_cifar10.csv).
     """
     shown = (
         "cp",
@@ -59,8 +57,8 @@ def accuracy() -> str:
 def ranking() -> str:
     """Accuracy against predicted divergence.
 
-    60 random plans of ResNet-20: the divergence that lrfc predicts for a plan, and the accuracy
-    that the plan then has with BatchNorm re-estimated (selection_ranking_resnet20_cifar10.csv).
+    60 random plans of ResNet-20: the divergence that lrfc predicts for a plan, and the accuracy of
+    the plan with BatchNorm re-estimated (selection_ranking_resnet20_cifar10.csv).
     """
     rows = _rows("selection_ranking_resnet20_cifar10.csv")
     points = [
@@ -77,9 +75,9 @@ def ranking() -> str:
 def statistics() -> str:
     """Error with and without statistics of the inputs.
 
-    Mean relative error of a layer's output at 50 % of its MACs: truncated by the weights alone (x)
-    and in the norm of the layer's inputs (y). Below the line, knowing the inputs helps
-    (factorizations.csv).
+    Mean relative error of a layer's output at 50 % of its MACs: truncated in the norm of the
+    weights (x) and in the norm of the layer's inputs (y). Below the line, the statistics of the
+    inputs help (factorizations.csv).
     """
     errors: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for row in _rows("factorizations.csv"):
@@ -95,8 +93,8 @@ def statistics() -> str:
 def prediction() -> str:
     """Measured against predicted latency.
 
-    Latency of three networks and ten random factorizations of each, predicted before anything was
-    measured, against what was then measured on one core (latency.csv).
+    Latency of three networks and ten random factorizations of each: predicted before any
+    measurement, and measured on one core (latency.csv).
     """
     found: Points = defaultdict(list)
     for row in _rows("latency.csv"):
@@ -111,10 +109,9 @@ def prediction() -> str:
 def macs_and_time() -> str:
     """Cycles against MACs.
 
-    ResNet-20 in int8 on four Ethos-U at equal predicted effect on the output: cycles of the plan
-    with the fewest MACs, and of the plan with the fewest cycles, beside the original's (100 %).
-    Fewer MACs are often slower (npu_plans.csv; cycles as Vela computes them, no hardware was
-    timed).
+    ResNet-20 in int8 on four Ethos-U at equal predicted divergence: cycles of the plan with the
+    fewest MACs, and of the plan with the fewest cycles, relative to the original's (100 %). Plans
+    with fewer MACs are often slower (npu_plans.csv; the cycles are Vela's, no hardware was timed).
     """
     found: Points = {"fewest MACs": [], "fewest cycles": []}
     whole = {row["device"]: row for row in _rows("npu_predict.csv") if row["plan"] == "original"}
@@ -134,7 +131,7 @@ FIGURES: dict[str, Callable[[], str]] = {
 
 
 def placed(markdown: str) -> str:
-    """A page with its figures. KeyError for one that there is not."""
+    """Return a page with its figures; KeyError for an unknown one."""
     return re.sub(
         r"^<!-- figure: (\w+) -->$",
         lambda match: _figure(FIGURES[match[1]]),
@@ -144,13 +141,13 @@ def placed(markdown: str) -> str:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """MkDocs' event: put the figures into a page."""
+    """Handle MkDocs' event: insert the figures into a page."""
     return placed(markdown)
 
 
 def _figure(draw: Callable[[], str]) -> str:
-    title, _, told = (inspect.getdoc(draw) or "").partition("\n\n")
-    caption = re.sub(r"\*(\w+)\*", r"<em>\1</em>", escape(" ".join(told.split()), quote=False))
+    title, _, text = (inspect.getdoc(draw) or "").partition("\n\n")
+    caption = re.sub(r"\*(\w+)\*", r"<em>\1</em>", escape(" ".join(text.split()), quote=False))
     return (
         f"<figure>{draw()}<figcaption><strong>{escape(title)}</strong>"
         f" {caption}</figcaption></figure>"

@@ -1,9 +1,7 @@
-"""The reference of the manual, made from the code: a hook of MkDocs (mkdocs.yml).
+"""MkDocs hook: generate the pages of the reference from the code.
 
-``python docs/generate.py FOLDER`` writes the same pages as files.
-
-Nothing of it is kept in the repository, so no page shows an option, a field or an exit code that
-the code does not have.
+``python docs/generate.py FOLDER`` writes the same pages as files. They are not in the repository,
+so no page shows an option, a field or an exit code that the code does not have.
 """
 
 from __future__ import annotations
@@ -35,13 +33,13 @@ from lrfc.results import manifest
 from lrfc.targets.devices import device
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Files of the repository that pages show, and their place in the site.
+#: Files of the repository that pages show, and their paths in the site.
 SHOWN = {"examples/result.svg": "result.svg"}
 
 
 def pages() -> dict[str, str]:
-    """Markdown of every generated page, by its path in the site."""
-    made: dict[str, Callable[[], str]] = {
+    """Return the Markdown of every generated page, by its path in the site."""
+    makers: dict[str, Callable[[], str]] = {
         "cli": command_line,
         "lrfc-toml": options,
         "manifest": manifest_fields,
@@ -50,11 +48,11 @@ def pages() -> dict[str, str]:
         "exit-codes": exit_codes,
         "python": api,
     }
-    return {f"reference/{name}.md": make() for name, make in made.items()}
+    return {f"reference/{name}.md": make() for name, make in makers.items()}
 
 
 def on_files(files: Any, *, config: Any) -> Any:
-    """MkDocs' event: add the pages, and the files of the repository that they show."""
+    """Handle MkDocs' event: add the pages, and the files of the repository that they show."""
     from mkdocs.structure.files import File
 
     for path, text in pages().items():
@@ -68,7 +66,7 @@ def on_files(files: Any, *, config: Any) -> Any:
 
 
 def commands(group: Any = None, above: str = "lrfc") -> dict[str, Any]:
-    """Every command with its full name, groups' commands after one another."""
+    """Return every command by its full name; the commands of a group are together."""
     found: dict[str, Any] = {}
     for name, command in (group or typer.main.get_command(cli.app)).commands.items():
         if hasattr(command, "commands"):
@@ -79,14 +77,14 @@ def commands(group: Any = None, above: str = "lrfc") -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Every command and option."""
+    """Return the page of all commands and options."""
     parts = [
         "# Command line",
         (
             "`lrfc --help` and `lrfc COMMAND --help` print the same. `lrfc --version` prints the"
-            " version; `lrfc --install-completion` lets the shell complete\ncommands and options."
-            " Results go to stdout, everything else to stderr; with `--json` stdout holds one JSON"
-            " object."
+            " version; `lrfc --install-completion` installs completion of\ncommands and options"
+            " for the shell. Results go to stdout, everything else to stderr. With `--json`,"
+            " stdout is one JSON object."
         ),
     ]
     for name, command in commands().items():
@@ -146,7 +144,7 @@ def _default(flag: Any) -> str:
 
 
 def options() -> str:
-    """Every option of a build, as lrfc.toml has it."""
+    """Return the page of all options of a build, as in lrfc.toml."""
     properties = settings.schema()["properties"]
     rows = [
         (
@@ -164,12 +162,12 @@ def options() -> str:
             (
                 "The options of `lrfc build`, in a file. `lrfc init` writes one in which every line"
                 " is a comment; `lrfc build` reads `lrfc.toml` in the current folder,\nor the file"
-                " that `--config` names. A flag goes before the environment, the environment before"
-                " the file, the file before the default; `lrfc config`\nprints what holds and where"
-                " it comes from, `lrfc config --schema` the JSON Schema, which also ships as"
+                " that `--config` names. A flag overrides the environment, which overrides the"
+                " file, which overrides the default. `lrfc config`\nprints the values with their"
+                " sources, and `lrfc config --schema` the JSON Schema, which also ships as"
                 " `lrfc/config/lrfc.schema.json`."
             ),
-            "An unknown key is an error that names the nearest key there is.",
+            "An unknown key is an error, which names the nearest known key.",
             _table(("key", "value", "", "default", "environment"), rows),
             "## A file with every option",
             f"```toml\n{settings.template().strip()}\n```",
@@ -181,14 +179,14 @@ def options() -> str:
 
 
 def manifest_fields() -> str:
-    """Every field of manifest.json."""
+    """Return the page of all fields of manifest.json."""
     return "\n\n".join(
         [
             "# manifest.json",
             (
                 "The record of a build. A value that was not measured is null, never zero. The JSON"
-                " Schema ships as `lrfc/results/manifest.schema.json`; within\n`schema_version` 1"
-                " fields may be added, and none changes its meaning."
+                " Schema ships as `lrfc/results/manifest.schema.json`. Within\n`schema_version` 1,"
+                " fields may be added, but none changes its meaning."
             ),
             *_records(manifest.schema(), "Manifest", manifest, outcome, written=True),
         ]
@@ -196,25 +194,26 @@ def manifest_fields() -> str:
 
 
 def device_fields() -> str:
-    """Every key of a device profile."""
+    """Return the page of all keys of a device profile."""
     schema = json.loads(device.schema_text())
     return "\n\n".join(
         [
             "# Device profile",
             (
-                "A TOML file that says what a device runs and how it is reached: `lrfc devices add"
-                " FILE` makes it known, `lrfc devices show NAME` prints one that is.\nThe JSON"
+                "A TOML file that describes a device and its connection. `lrfc devices add FILE`"
+                " adds it, and `lrfc devices show NAME` prints it.\nThe JSON"
                 " Schema ships as `lrfc/targets/devices/device.schema.json`."
             ),
             *_records(schema, "Device", device, written=False),
             "## The profiles that ship",
-            *(
-                f"### {name}\n\n{_sentence(each.description)}\n\n"
-                f"```toml\n{path.read_text(encoding='utf-8').strip()}\n```"
-                for name, path, each in _shipped()
-            ),
+            *(_profile(*shipped) for shipped in _shipped()),
         ]
     )
+
+
+def _profile(name: str, path: Path, profile: device.Device) -> str:
+    text = path.read_text(encoding="utf-8").strip()
+    return f"### {name}\n\n{_sentence(profile.description)}\n\n```toml\n{text}\n```"
 
 
 def _shipped() -> list[tuple[str, Path, device.Device]]:
@@ -222,9 +221,9 @@ def _shipped() -> list[tuple[str, Path, device.Device]]:
 
 
 def _records(schema: Mapping[str, Any], top: str, *modules: ModuleType, written: bool) -> list[str]:
-    """A section for each record of a schema, the top one first.
+    """Return a section for each record of a schema, the top one first.
 
-    ``written``: by lrfc, so that every field is there.
+    ``written``: whether lrfc writes the file, so that every field is present.
     """
     defined = {
         top: schema,
@@ -254,7 +253,7 @@ def _records(schema: Mapping[str, Any], top: str, *modules: ModuleType, written:
 
 
 def _comments(model: type) -> dict[str, str]:
-    """The ``#:`` comments of a class' fields, each above its field or behind it."""
+    """Return the ``#:`` comments of a class's fields, above a field or at the end of its line."""
     source = inspect.getsource(model)
     above = re.findall(r"((?:^    #: .*\n)+)    (\w+): ", source, re.MULTILINE)
     behind = re.findall(r"^    (\w+): .*#: (.*)$", source, re.MULTILINE)
@@ -262,7 +261,7 @@ def _comments(model: type) -> dict[str, str]:
 
 
 def _type(field: Mapping[str, Any], defined: Mapping[str, Any]) -> str:
-    """A JSON Schema in words; a record is a link to its section."""
+    """Return a JSON Schema in words; a record is a link to its section."""
     if "$ref" in field or "allOf" in field:
         name = (field.get("$ref") or field["allOf"][0]["$ref"]).rpartition("/")[2]
         return f"[{name}](#{name.lower()})" if name in defined else name
@@ -297,14 +296,14 @@ def _type(field: Mapping[str, Any], defined: Mapping[str, Any]) -> str:
 
 
 def matrix() -> str:
-    """Which method takes which layer."""
+    """Return the page of the methods for each kind of layer."""
     return "\n\n".join(
         [
             "# Support matrix",
             (
-                "Which factorization takes which layer; `lrfc ops` prints the same. A number is the"
-                " reason why it does not. SeparableConv layers are split into\ntheir two"
-                " convolutions first. Layers of other kinds are left as they are."
+                "The factorization methods for each kind of layer; `lrfc ops` prints the same. A"
+                " number is the reason why a method cannot factorize it. SeparableConv layers are"
+                " first split into\ntheir two convolutions. Layers of other kinds are unchanged."
             ),
             support_table(METHODS),
         ]
@@ -312,7 +311,7 @@ def matrix() -> str:
 
 
 def exit_codes() -> str:
-    """The exit codes, from the errors' classes."""
+    """Return the page of the exit codes, from the error classes."""
     found = [
         each
         for each in vars(errors).values()
@@ -334,9 +333,9 @@ def exit_codes() -> str:
         [
             "# Exit codes",
             (
-                "Each command ends with one of these. An error is one line on stderr: the thing,"
-                " its value, and the way out. From Python the errors are classes of\n`lrfc.errors`,"
-                " all of them `LrfcError`."
+                "Each command ends with one of these. An error is one line on stderr: the fault,"
+                " its value, and the remedy. In Python, the errors are classes of\n`lrfc.errors`,"
+                " derived from `LrfcError`."
             ),
             _table(("code", "error", ""), sorted(rows, key=lambda row: int(row[0]))),
         ]
@@ -344,7 +343,7 @@ def exit_codes() -> str:
 
 
 def api() -> str:
-    """The functions of the package, and what they take and give."""
+    """Return the page of the functions and classes of the package."""
     public = {
         f"lrfc.{name}": getattr(lrfc, name) for name in lrfc.__all__ if not name.startswith("__")
     }
@@ -361,7 +360,7 @@ def api() -> str:
     parts += [_described(name, each) for name, each in public.items()]
     parts += [
         "## Behind them",
-        "The classes that a build takes and gives, and the other commands as functions.",
+        "The classes that a build uses and returns, and the other commands as functions.",
     ]
     parts += [_described(name, each) for name, each in more.items()]
     return "\n\n".join(parts) + "\n"
@@ -396,7 +395,7 @@ def _described(name: str, thing: Any) -> str:
 
 
 def _parameters(signature: inspect.Signature) -> list[str]:
-    """The parameters of a function, each with its type and default; options by their names."""
+    """Return the parameters of a function, with types and defaults; options one by one."""
     shown: list[str] = []
     for each in signature.parameters.values():
         if each.annotation == f"Unpack[{BuildOptions.__name__}]":
@@ -432,7 +431,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _prose(text: str) -> str:
-    """A docstring as Markdown."""
+    """Return a docstring as Markdown."""
     return inspect.cleandoc(text).replace("``", "`")
 
 
@@ -441,7 +440,7 @@ def _sentence(text: str) -> str:
 
 
 def _cell(text: str | None) -> str:
-    """Text for a cell of a table: one line, without what Markdown or HTML would read."""
+    """Return text for a cell of a table: one line, with | and < escaped."""
     return " ".join((text or "").split()).replace("|", r"\|").replace("<", "&lt;")
 
 

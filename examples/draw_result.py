@@ -1,4 +1,7 @@
-"""Draw result.svg, what a build of the example model prints: python examples/draw_result.py [OPTION ...]."""
+"""Draw result.svg, the output of a build of the example model.
+
+Run it with ``python examples/draw_result.py [OPTION ...]``; the options are those of lrfc build.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ OPTIONS = ("--target", "tflite", "--data", "digits", "--max-macs", "50%")
 
 
 def main() -> None:
-    """Build, and draw what it wrote to stdout."""
+    """Build, and draw the text on stdout."""
     options = tuple(sys.argv[1:]) or OPTIONS
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -36,12 +39,10 @@ def main() -> None:
     console = Console(record=True, width=80, file=io.StringIO())
     console.print(Text(shown.rstrip()))
     drawn = console.export_svg(title=f"lrfc build digits.keras {' '.join(options)}")
-    own = re.sub(
-        r"@font-face \{.*?\}\s*|<!--.*?-->\s*", "", drawn, flags=re.DOTALL
-    )  # fonts of the reader's machine, none of the network's
-    (HERE / "result.svg").write_text(
-        own.replace("Fira Code, monospace", "monospace"), encoding="utf-8"
-    )
+    # Without web fonts, the page uses a font of the reader's machine.
+    local = re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", "", drawn, flags=re.DOTALL)
+    local = local.replace("Fira Code, monospace", "monospace")
+    (HERE / "result.svg").write_text(local, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A build from Python, with callbacks for progress: ``python examples/python_api.py [OUT]``.
+"""Build from Python, with callbacks for progress: ``python examples/python_api.py [OUT]``.
 
-It compresses the digits model and looks at the outcome.
+It compresses the digits model and prints the result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ HERE = Path(__file__).parent
 
 
 def stage(title: str, total: int) -> Callable[[int], None]:
-    """Called when work begins that takes a while; what it gives is called with the steps that are done."""
+    """Print the progress of a stage of ``total`` steps.
+
+    lrfc calls it when a stage begins, and the function that it returns after each finished part.
+    """
     done = 0
 
     def step(steps: int) -> None:
@@ -30,22 +33,22 @@ def stage(title: str, total: int) -> Callable[[int], None]:
 
 
 def main(out: Path) -> None:
-    """Build, and print what came out."""
+    """Build, and print the result."""
     try:
         result = lrfc.build(
             HERE / "digits.keras",
             target="tflite",
             data="digits",
             max_macs="50%",
-            epochs=0,  # without a fine-tune it takes seconds
+            epochs=0,  # a build without a fine-tune takes seconds
             out=out,
             progress=Progress(stage=stage, log=print),
             on_result=lambda result: print(f"written: {result.out}"),
         )
-    except (BudgetError, NoGainError) as error:  # the folder is written all the same
-        print(f"not as wished: {error}")
+    except (BudgetError, NoGainError) as error:  # the folder is written nevertheless
+        print(f"constraint not met: {error}")
         result = error.result
-    except LrfcError as error:  # one line: the thing, its value, and the way out
+    except LrfcError as error:  # one line: the fault, its value, and the remedy
         sys.exit(f"lrfc: {error}")
 
     before, after = result.manifest.before, result.manifest.after
@@ -56,11 +59,11 @@ def main(out: Path) -> None:
     for layer in result.manifest.layers:
         print(f"  {layer.name}: {layer.method or 'unchanged'} {layer.rank or ''}")
 
-    # The same plan once more, without a search: on the same versions the same bytes.
+    # Repeat the plan without a search: with the same versions, the file has the same bytes.
     again = lrfc.build(HERE / "digits.keras", locked=out, out=out.with_name(f"{out.name}-again"))
     assert again.manifest.artifacts[0].sha256 == result.manifest.artifacts[0].sha256
 
-    # And what a pipeline asks.
+    # Compare, as a CI pipeline does.
     for verdict in compare(out, again.out, ["accuracy=0.5pp", "size=0%"]).verdicts:
         print(f"{'ok' if verdict.ok else 'REGRESSED'}: {verdict.told}")
 

@@ -1,8 +1,9 @@
-"""Train the quickstart model, a small CNN on scikit-learn's handwritten digits: ``python examples/train_digits.py [PATH]``, about a minute.
+"""Train the example model, a small CNN on scikit-learn's handwritten digits.
 
-It learns from the training part of ``--data digits`` alone and picks its best epoch on the
-validation part, so that the test part, on which ``lrfc build examples/digits.keras --data digits``
-reports, is new to it.
+Run it with ``python examples/train_digits.py [PATH]``; it takes about a minute. The model is
+trained on the training part of ``--data digits`` alone, and the best epoch is chosen on the
+validation part. So the test part, on which ``lrfc build examples/digits.keras --data digits``
+reports, is unseen.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from pathlib import Path
 import keras
 from keras import layers
 
-from lrfc.data import readers as sources
+from lrfc.data import readers
 
 EPOCHS = 40
 
 
 def network() -> keras.Model:
-    """8×8 grey digits, enlarged to 16×16; four 3×3 or 5×5 convolutions with BatchNorm and ReLU, two Dense layers; 93,000 weights, 9.9 million MACs."""
+    """Return a CNN for 8×8 grey digits: 93,000 weights, 9.9 million MACs.
+
+    The images are enlarged to 16×16. Four 3×3 or 5×5 convolutions with BatchNorm and ReLU come
+    before two Dense layers.
+    """
 
     def block(x: keras.KerasTensor, filters: int, size: int, name: str) -> keras.KerasTensor:
         x = layers.Conv2D(filters, size, padding="same", use_bias=False, name=name)(x)
@@ -44,13 +49,13 @@ def network() -> keras.Model:
 def main(path: Path) -> None:
     """Train, print the test accuracy and save the model."""
     keras.utils.set_random_seed(0)
-    digits = sources.digits().parts
+    digits = readers.digits().parts
     (x, y), validation, test = (
         (images, keras.utils.to_categorical(numbers, 10))
         for images, numbers in map(digits.get, ("train", "val", "test"))
     )
     model = network()
-    # The scans differ by small shifts and turns: an example is never seen twice in the same place.
+    # Scans differ by small shifts and rotations, so the samples are varied in the same way.
     moved = keras.Sequential(
         [
             keras.Input((8, 8, 1)),

@@ -1,4 +1,4 @@
-"""The nearest of the known words to one that is not among them, for the line that refuses it."""
+"""Suggest the nearest known word for an unknown one, for error messages."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 
 def like(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
-    """': did you mean '…'?' with the nearest of the words; nothing where none is near.
+    """Return ": did you mean '…'?" with the nearest of the words; "" where none is near.
 
-    Case, and '-' in the place of '_', do not count. ``cutoff``: how alike they have to be, see
+    Case is ignored, and '-' equals '_'. ``cutoff``: the least similarity, as in
     ``difflib.get_close_matches``.
     """
-    known = {_plain(each): each for each in words}
+    known = {_plain(candidate): candidate for candidate in words}
     close = difflib.get_close_matches(_plain(word), known, 1, cutoff)
     return f": did you mean '{known[close[0]]}'?" if close else ""
 

@@ -1,4 +1,4 @@
-"""The options of a build: what each form means, and the one line that refuses a wrong one."""
+"""The options of a build: the meaning of each form, and the errors of one line."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ from lrfc.errors import UsageError
 @pytest.mark.parametrize(
     ("option", "text", "original", "limit"),
     [
-        ("max_macs", "50%", 1000, 500), ("max_macs", " 12.5 % ", 1000, 125), ("max_macs", "20M", 1, 20e6), ("max_macs", "1.5g", 1, 1.5e9),
-        ("max_macs", "3000", 1, 3000), ("max_macs", 3000, 1, 3000), ("max_params", "100k", 1, 100e3), ("max_params", "100%", 77, 77),
-        ("max_macs", "1e6", 1, 1e6), ("max_macs", np.int64(5000), 1, 5000), ("max_params", np.float32(20e6), 1, 20e6), ("max_macs", ".5M", 1, 5e5),
-        ("max_ram", "64KiB", 1, 65536), ("max_size", "64 kb", 1, 64e3), ("max_size", "1.5MB", 1, 1.5e6), ("max_size", "2mib", 1, 2**21),
-        ("max_size", "900B", 1, 900), ("max_latency", "1.5s", 1, 1500), ("max_latency", "3µs", 1, 0.003), ("max_latency", "3\u03bcs", 1, 0.003),
+        ("max_macs", "50%", 1000, 500), ("max_macs", " 12.5 % ", 1000, 125),
+        ("max_macs", "20M", 1, 20e6), ("max_macs", "1.5g", 1, 1.5e9),
+        ("max_macs", "3000", 1, 3000), ("max_macs", 3000, 1, 3000),
+        ("max_params", "100k", 1, 100e3), ("max_params", "100%", 77, 77),
+        ("max_macs", "1e6", 1, 1e6), ("max_macs", np.int64(5000), 1, 5000),
+        ("max_params", np.float32(20e6), 1, 20e6), ("max_macs", ".5M", 1, 5e5),
+        ("max_ram", "64KiB", 1, 65536), ("max_size", "64 kb", 1, 64e3),
+        ("max_size", "1.5MB", 1, 1.5e6), ("max_size", "2mib", 1, 2**21),
+        ("max_size", "900B", 1, 900), ("max_latency", "1.5s", 1, 1500),
+        ("max_latency", "3µs", 1, 0.003), ("max_latency", "3\u03bcs", 1, 0.003),
     ],
 )  # fmt: skip
 def test_budget_forms(option: str, text: object, original: float, limit: float) -> None:
@@ -34,8 +39,10 @@ def test_budget_forms(option: str, text: object, original: float, limit: float) 
 @pytest.mark.parametrize(
     ("option", "given", "shown"),
     [
-        ("max_ram", "200KiB", "200KiB"), ("max_latency", " 12 ms ", "12ms"), ("max_size", "50%", "50%"), ("max_macs", "20M", "20M"),
-        ("max_macs", 20e6, "20000000"), ("max_ram", {"value": 0.5, "relative": True}, "50%"), ("max_ram", {"value": 2048, "relative": False}, "2048"),
+        ("max_ram", "200KiB", "200KiB"), ("max_latency", " 12 ms ", "12ms"),
+        ("max_size", "50%", "50%"), ("max_macs", "20M", "20M"), ("max_macs", 20e6, "20000000"),
+        ("max_ram", {"value": 0.5, "relative": True}, "50%"),
+        ("max_ram", {"value": 2048, "relative": False}, "2048"),
     ],
 )  # fmt: skip
 def test_a_budget_is_shown_as_it_was_given(option: str, given: object, shown: str) -> None:
@@ -68,15 +75,15 @@ def test_percentages_round_trip(percent: float) -> None:
         (
             {"max_macs": "0%"},
             (
-                "--max-macs: 0% is out of range: a percentage is what is kept of the original,"
-                " above 0% and at most 100%"
+                "--max-macs: 0% is out of range: a percentage of the original is above 0% and"
+                " at most 100%"
             ),
         ),
         (
             {"max_macs": "400%"},
             (
-                "--max-macs: 400% is out of range: a percentage is what is kept of the original,"
-                " above 0% and at most 100%"
+                "--max-macs: 400% is out of range: a percentage of the original is above 0% and"
+                " at most 100%"
             ),
         ),
         ({"max_params": "0k"}, "--max-params: 0k is out of range: a budget is above 0"),
@@ -144,7 +151,7 @@ def test_percentages_round_trip(percent: float) -> None:
             {"max_drop": "half"},
             (
                 "--max-drop: 'half' is not an accuracy drop: give percentage points, such as 1pp,"
-                " or 1pp@95% to be sure of it"
+                " or 1pp@95% to require it with 95% confidence"
             ),
         ),
         ({"max_drop": "1pp@95"}, "--max-drop: the confidence of 1pp@95 has no unit: write 1pp@95%"),

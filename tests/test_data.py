@@ -1,4 +1,4 @@
-"""Every form of --data, what is checked against the model, how samples are split, and what is said of overlaps."""
+"""The forms of --data, the checks against the model, the splits, and the overlaps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 
 
 def graph(*shape: int, classes: int = 3, extra: tuple[int, ...] = (), flat: bool = True) -> Graph:
-    """Input → Flatten → Dense, one for each output: all that load_data looks at is the shapes."""
+    """Return Input → Flatten → Dense, one for each output: load_data uses shapes only."""
     g = Graph("small")
     x = g.add(Op("image", "InputLayer", {"batch_shape": (None, *shape)}))
     if flat and len(shape) > 1:
@@ -60,7 +60,7 @@ def load(given: Any, g: Graph, **options: Any) -> Data:
 
 
 def said(given: Any, g: Graph, **options: Any) -> str:
-    """The one line of the refusal."""
+    """Return the error message, which is one line."""
     with pytest.raises(UsageError) as caught:
         load(given, g, **options)
     assert "\n" not in str(caught.value)
@@ -110,7 +110,7 @@ def test_digits_for_a_flat_input() -> None:
 
 def test_digits_for_another_input() -> None:
     assert re.search(
-        r"\(8, 8, 1\).*the model wants \(28, 28, 1\).*resize",
+        r"\(8, 8, 1\).*the model expects \(28, 28, 1\).*resize",
         said("digits", graph(28, 28, 1, classes=10)),
     )
 
@@ -158,7 +158,8 @@ def test_npz_is_split_in_proportion(tmp_path: Path) -> None:
     assert (len(data.train), len(data.validation)) == (900, 100)
     assert data.test is data.validation
     assert np.bincount(data.validation.targets[0]).tolist() == [70, 20, 10]  # type: ignore[index]
-    assert abs(np.bincount(data.train.targets[0][:90]) - [63, 18, 9]).max() <= 1  # type: ignore[index]
+    labels = data.train.targets[0]  # type: ignore[index]
+    assert abs(np.bincount(labels[:90]) - [63, 18, 9]).max() <= 1
     rows = {bytes(row): label for row, label in zip(x, y, strict=True)}
     assert all(
         rows[bytes(row)] == label
@@ -481,7 +482,7 @@ def test_labels_that_do_not_fit() -> None:
     assert "subtract 1" in said((x, np.array([1, 2, 3, 3])), graph(5))
     assert "go from -1" in said((x, np.array([-1, 0, 1, 2])), graph(5))
     assert "not whole numbers" in said((x, np.array([0.5, 1, 2, 0])), graph(5))
-    assert "shape (4,) a sample; the output (3,)" in said((x, np.eye(4)), graph(5))
+    assert "shape (4,) for each sample; the output (3,)" in said((x, np.eye(4)), graph(5))
 
 
 def test_labels_of_several_outputs() -> None:
@@ -559,7 +560,8 @@ def test_npy_folder(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", y)
     data, same = load(tmp_path, graph(5)), load((x, y), graph(5))
     np.testing.assert_array_equal(data.train.inputs[0], same.train.inputs[0])
-    np.testing.assert_array_equal(data.validation.targets[0], same.validation.targets[0])  # type: ignore[index]
+    assert data.validation.targets is not None
+    np.testing.assert_array_equal(data.validation.targets, same.validation.targets)
     (tmp_path / "y.npy").write_bytes(b"broken")
     assert "y.npy' cannot be read" in said(tmp_path, graph(5))
 
@@ -609,7 +611,8 @@ def test_tf_dataset(batch: int | None) -> None:
     assert data.source == "tf.data.Dataset"
     assert data.preprocessing == "as given from Python"
     np.testing.assert_array_equal(data.train.inputs[0], same.train.inputs[0])
-    np.testing.assert_array_equal(data.train.targets[0], same.train.targets[0])  # type: ignore[index]
+    assert data.train.targets is not None
+    np.testing.assert_array_equal(data.train.targets, same.train.targets)
     assert load(dataset(x, batch=batch), graph(5)).train.targets is None
     weighted = load(dataset(x, y, np.ones(100), batch=batch), graph(5))
     assert any("weights are not used" in note for note in weighted.notes)
@@ -685,7 +688,7 @@ def test_streams_that_do_not_fit() -> None:
 
     assert "RuntimeError: no net" in said(broken(), graph(5))
     assert "different shapes, (5,) and (6,)" in said((np.zeros(n) for n in (5, 6)), graph(5))
-    assert "the model wants (5,)" in said((np.zeros((4, 6)) for _ in range(3)), graph(5))
+    assert "the model expects (5,)" in said((np.zeros((4, 6)) for _ in range(3)), graph(5))
     assert "no samples" in said(iter(()), graph(5))
 
 

@@ -1,4 +1,7 @@
-"""Some hundred mutations of everything that lrfc reads, the same in every run: taken, or refused in one line; no traceback, no hang."""
+"""Some hundred mutations of every input of lrfc, the same in every run.
+
+Each is accepted or refused in one line, without a traceback or a hang.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,7 @@ def test_arrays(tmp_path: Path) -> None:
 
 
 def edges(content: bytes, number: int) -> bytes:
-    """Damage near the beginning and the end, where the headers and the table of contents are, as often as anywhere."""
+    """Damage the beginning or the end, where headers and tables of contents are, or anywhere."""
     if number % 3 == 0:
         return hostile.damaged(content[:200], number) + content[200:]
     if number % 3 == 1:

@@ -1,4 +1,4 @@
-"""A setting of the process is what it was once all blocks have ended, in whatever order they do."""
+"""A setting of the process is restored once all blocks have ended, in any order."""
 
 from __future__ import annotations
 

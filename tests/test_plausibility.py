@@ -1,4 +1,4 @@
-"""Samples on another scale than the model was trained on, labels in another order, tokens that it does not know."""
+"""Notes on samples of another scale, on permuted labels, and errors on unknown tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGES = RNG.uniform(0, 1, (120, 8, 8, 3)).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def trained() -> Graph:
-    """A net whose BatchNorm knows images of 0–1."""
+    """Return a net with the BatchNorm statistics of images of 0–1."""
     graph = helpers.graph_of(helpers.conv_net(size=8, filters=(6,)))
     probe = graph.copy()
     probe.outputs, probe.structure = graph.operands("bn0"), (None, None)
@@ -93,7 +93,7 @@ def first_layer(kind: str, **attrs: Any) -> Graph:
 
 
 def classifier(single: bool = False) -> tuple[Graph, np.ndarray, np.ndarray]:
-    """A sure classifier of 4 (or 2) well separated clusters, samples and their labels."""
+    """Return a confident classifier of 4 (or 2) separate clusters, samples and labels."""
     import keras
 
     classes = 1 if single else 4

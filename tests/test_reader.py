@@ -1,4 +1,7 @@
-"""The one reader: what is no regular file is not read, what is too large or too deep is refused, each in one line."""
+"""The reader of untrusted files.
+
+Files that are not regular, too large or nested too deeply are refused, each in one line.
+"""
 
 from __future__ import annotations
 

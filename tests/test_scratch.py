@@ -1,4 +1,4 @@
-"""Temporary files lie in one folder of the process, which goes with it, also when it is killed."""
+"""Temporary files are in one folder of the process, which is removed even after a kill."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ HOLDS = """
 import sys
 from pathlib import Path
 from lrfc.system import scratch
-with scratch.for_all() as own, scratch.folder() as folder, scratch.file_elsewhere(Path(sys.argv[1])):
+path = Path(sys.argv[1])
+with scratch.for_all() as own, scratch.folder() as folder, scratch.file_elsewhere(path):
     (folder / "deep").mkdir()
     (folder / "deep" / "file").write_text("x")
     Path(sys.argv[1]).write_text("half")
@@ -220,7 +221,7 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path, command: str) -> N
     assert run.stderr.count("\n") == 1
 
 
-# -- single files ------------------------------------------------------------------------------------------------------------------
+# -- single files ----------------------------------------------------------------------------------
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(place: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Options of a build from flags, the environment and lrfc.toml: which goes before which, and what is refused."""
+"""Options from flags, the environment and lrfc.toml: their precedence, and their errors."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def test_every_field_is_an_option_everywhere_with_the_same_help() -> None:
 
 
 def test_the_command_line_has_the_defaults_of_the_configuration() -> None:
-    build = parameters(typer.main.get_command(cli.app).commands["build"])  # type: ignore[attr-defined]
+    app = typer.main.get_command(cli.app)
+    build = parameters(app.commands["build"])  # type: ignore[attr-defined]
     defaults = parse().model_dump(mode="json")
     for name in OPTIONS:
         default, shown = defaults[FIELDS.get(name, name)], build[name].default
@@ -169,7 +170,7 @@ def test_lists_may_be_single_and_are_split_in_the_environment(text: str) -> None
     [
         ("max_mac = '50%'", "lrfc.toml: unknown option 'max_mac': did you mean 'max_macs'?"),
         ("max-macs = '50%'", "did you mean 'max_macs'?"),
-        ("zzzzzz = 1", "lrfc.toml: unknown option 'zzzzzz'; there are target, device"),
+        ("zzzzzz = 1", "lrfc.toml: unknown option 'zzzzzz'; known are target, device"),
         ("max_macs = '120%'", "lrfc.toml: max_macs: 120% is out of range"),
         ("max_drop = 1", "max_drop: 1 has no unit: write 1pp"),
         ("max_macs = 50", "lrfc.toml: max_macs: 50 has no unit: write 50%"),

@@ -1,4 +1,4 @@
-"""Blocks of silence that overlap in real threads leave stdout, stderr, warnings and logging as they were."""
+"""Overlapping silent blocks in threads leave stdout, stderr, warnings and logging unchanged."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def threads(*jobs: Callable[[], None]) -> None:
 def test_two_threads_that_overlap(
     block: Callable[[], AbstractContextManager[Any]], unchanged: None
 ) -> None:
-    """The first one to begin ends first: each restoring what it saw would leave the redirection of the first in place."""
+    """The block that begins first ends first.
+
+    If each block restored the state from its own beginning, the first redirection would remain.
+    """
     begun, ended = threading.Event(), threading.Event()
     inside = threading.Event()
 

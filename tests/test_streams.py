@@ -1,4 +1,7 @@
-"""What commands print where nobody looks: in a pipe, without a terminal, without colours, in an encoding that is not UTF-8."""
+"""The output of commands without a reader at a terminal.
+
+In a pipe, without colours, and in an encoding other than UTF-8.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def lrfc(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[by
 def built(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, subprocess.CompletedProcess[bytes]]:
-    """A build in a pipe, in ASCII, with NO_COLOR."""
+    """Run a build in a pipe, in ASCII, with NO_COLOR."""
     folder = tmp_path_factory.mktemp("plain")
     model = helpers.conv_net(size=8, filters=(8, 16))
     model.save(folder / "net.keras")

@@ -1,4 +1,4 @@
-"""An output folder is swapped whole: killed before each file operation, and by two processes at once."""
+"""Atomic replacement of an output folder, with kills before each operation and two processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ if mode == "renames":
     swap.exchange = lambda a, b: False
 place, out = root / "place", root / "in" / "out"
 os.fsync = lambda descriptor: None  # of no use against a kill, and slow
-CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "fcntl.flock", "shutil.rmtree"}
+CHANGES = {
+    "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "fcntl.flock",
+    "shutil.rmtree",
+}
 
 def fill(version):
     with artifact.folder(out) as work:
@@ -48,9 +51,10 @@ def version():
         return "nothing"
     try:
         manifest = json.loads((out / "manifest.json").read_text())
-        names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} - {"manifest.json"}
-        assert names == set(manifest["files"])
-        assert all(hashlib.sha256((out / name).read_bytes()).hexdigest() == value for name, value in manifest["files"].items())
+        names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+        assert names - {"manifest.json"} == set(manifest["files"])
+        for name, value in manifest["files"].items():
+            assert hashlib.sha256((out / name).read_bytes()).hexdigest() == value
         return manifest["version"]
     except Exception as error:
         return f"broken: {error!r}"
@@ -108,7 +112,9 @@ while True:
     between, aside = version(), (root / "in" / ".out.old").exists()
     begun()
     left = sorted(path.name for folder in (root / "in", place) for path in folder.iterdir())
-    moments.append({"event": event, "between": between, "aside": aside, "after": version(), "left": left})
+    moments.append(
+        {"event": event, "between": between, "aside": aside, "after": version(), "left": left}
+    )
 print(json.dumps(moments))
 """
 
@@ -142,7 +148,10 @@ def killed(tmp_path: Path, *args: str) -> list[dict[str, Any]]:
 def test_a_kill_before_each_file_operation(
     tmp_path: Path, mode: str, start: str, system_exchanges: bool
 ) -> None:
-    """The next start is one of another command, or of a build into the same folder that knows nothing of the killed run."""
+    """The next start is another command, or a build into the same folder.
+
+    Neither knows of the killed run.
+    """
     moments = killed(tmp_path, mode, "old", start)
     assert len(moments) > 40
     for moment in moments:
@@ -287,7 +296,7 @@ def test_one_of_many_threads_has_it(tmp_path: Path) -> None:
 
 
 def test_a_lock_is_never_held_twice_while_files_come_and_go(tmp_path: Path) -> None:
-    """The file is removed with the lock, so a file that is open may no longer be the one at the path."""
+    """A lock's file is removed on release, so an open file may no longer be at the path."""
     inside: list[int] = []
     most: list[int] = []
 
@@ -465,7 +474,7 @@ def test_parents_that_were_made_go_when_nothing_is_written(tmp_path: Path) -> No
 
 
 def test_what_others_left_is_not_touched(tmp_path: Path) -> None:
-    """Only names that belong to this output folder are swept."""
+    """Only paths that belong to this output folder are removed."""
     for name in (".other.partial", ".out.partially", "out.old"):
         (tmp_path / name).mkdir()
     full(tmp_path / "out")

@@ -1,4 +1,8 @@
-"""Made-up calibration inputs: reproducible, of the right shape and scale, and nearer to the training statistics than noise."""
+"""Synthetic calibration inputs.
+
+They are reproducible, have the right shape and scale, and are nearer to the statistics of training
+than noise.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from tests import helpers
 def before_norms(
     graph: Graph, batch: tuple[np.ndarray, ...]
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """(mean, variance, moving mean, moving variance) of what each BatchNorm reads."""
+    """Return (mean, variance, moving mean, moving variance) before each BatchNorm."""
     probe = graph.copy()
     norms = [op for op in graph if op.kind == "BatchNormalization"]
     probe.outputs, probe.structure = tuple(graph.operands(op.name)[0] for op in norms), (None, None)
@@ -33,7 +37,7 @@ def before_norms(
 
 
 def trained_on(mean: float, std: float) -> Graph:
-    """A net whose BatchNorm statistics are those of smooth images with that mean and deviation."""
+    """Return a net whose BatchNorm statistics are those of smooth images of that scale."""
     graph = helpers.graph_of(helpers.conv_net(size=8, filters=(6, 8)))
     rng = np.random.default_rng(5)
     images = _coloured(rng.standard_normal((64, 8, 8, 3)).astype(np.float32), (1, 2))

@@ -1,4 +1,7 @@
-"""Files that ask for what only the user may: refused before anything is run, read or written, and taken once the user says the same."""
+"""Files with settings that only the user may set.
+
+They are refused before anything is run, read or written, and accepted once the user sets the same.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ CANARY = "canary"
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty current folder, with a module that leaves a file when it is imported; no test may bring that about."""
+    """Run in a new folder with a module that leaves a file when imported, and check for none."""
     monkeypatch.chdir(tmp_path)
     Path("evil.py").write_text(f"open({CANARY!r}, 'w').close()\ndef f(*a):\n    return 1.0\n")
     yield
@@ -70,7 +73,7 @@ def test_a_file_in_the_current_folder_is_data(options: dict[str, Any], flag: str
         resolve({}, None, {})
     assert str(caught.value).startswith("lrfc.toml: ")
     assert str(caught.value).endswith(
-        f"which a file cannot ask for; if that is what you want, say the same yourself: {flag}"
+        f"which a file may not decide; to allow it, set it yourself: {flag}"
     )
     assert resolve(options, None, {})[next(iter(options))].source == "flag"
     text = {
@@ -86,7 +89,7 @@ def test_a_file_in_the_current_folder_is_data(options: dict[str, Any], flag: str
 @pytest.mark.parametrize(("options", "flag"), [*ASKED, ({"unsafe_load": True}, "--unsafe-load")])
 def test_so_is_a_file_that_is_named(options: dict[str, Any], flag: str) -> None:
     Path("mine.toml").write_text(toml(options))
-    with pytest.raises(UsageError, match="which a file cannot ask for"):
+    with pytest.raises(UsageError, match="which a file may not decide"):
         resolve({}, Path("mine.toml"), {})
 
 
@@ -107,7 +110,7 @@ def test_a_manifest_is_data(options: dict[str, Any], flag: str) -> None:
     }
     made(config=config).write(Path())
     locked = Locked.read(Path())
-    with pytest.raises(UsageError, match="which a file cannot ask for") as caught:
+    with pytest.raises(UsageError, match="which a file may not decide") as caught:
         locked.options({"device": "host"} if "device" not in options else {})
     assert str(caught.value).endswith(flag)
     found = locked.options({"device": "host"} | options)
@@ -116,7 +119,7 @@ def test_a_manifest_is_data(options: dict[str, Any], flag: str) -> None:
 
 def test_a_manifest_names_no_device_by_its_path() -> None:
     made(device="evil.toml", config={}).write(Path())
-    with pytest.raises(UsageError, match=r"it is a device by its path.*--device evil\.toml"):
+    with pytest.raises(UsageError, match=r"it names a device by its path.*--device evil\.toml"):
         Locked.read(Path()).options({})
 
 
@@ -139,10 +142,13 @@ def test_ordinary_options_are_no_concern() -> None:
 @pytest.mark.parametrize(
     "option",
     [
-        "ProxyCommand=touch canary", "proxycommand touch canary", "-oProxyCommand=touch canary", "-o ProxyCommand = touch canary", "LocalCommand=x",
-        "PermitLocalCommand=yes", "KnownHostsCommand=x", "Match exec touch", "Include x", "ProxyUseFdpass=yes", "PKCS11Provider=x.so",
-        "SecurityKeyProvider=x.so", "ProxyJump=x", "UserKnownHostsFile=~/.bashrc", "ControlPath=x", "IdentityAgent=x", "SendEnv=*", "XAuthLocation=x",
-        "StrictHostKeyChecking=no", "StrictHostKeyChecking accept-new", "UpdateHostKeys=yes", "User=$(touch canary)", "HostName=`x`", "HostName=a;b",
+        "ProxyCommand=touch canary", "proxycommand touch canary", "-oProxyCommand=touch canary",
+        "-o ProxyCommand = touch canary", "LocalCommand=x", "PermitLocalCommand=yes",
+        "KnownHostsCommand=x", "Match exec touch", "Include x", "ProxyUseFdpass=yes",
+        "PKCS11Provider=x.so", "SecurityKeyProvider=x.so", "ProxyJump=x",
+        "UserKnownHostsFile=~/.bashrc", "ControlPath=x", "IdentityAgent=x", "SendEnv=*",
+        "XAuthLocation=x", "StrictHostKeyChecking=no", "StrictHostKeyChecking accept-new",
+        "UpdateHostKeys=yes", "User=$(touch canary)", "HostName=`x`", "HostName=a;b",
         "Compression=yes\nProxyCommand=x", "Compression", "=x", "", "RemoteForward=1 x:1",
     ],
 )  # fmt: skip
@@ -155,8 +161,11 @@ def test_options_of_ssh_that_may_run_or_write(option: str) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["Compression=yes", "ServerAliveInterval 5", "-o Ciphers=aes128-ctr,aes256-ctr", "User=me", "Port=22", "IdentityFile=~/.ssh/id_board", "IPQoS=none",
-     "StrictHostKeyChecking=yes", "KexAlgorithms=^x@openssh.com", "AddressFamily=inet6"],
+    [
+        "Compression=yes", "ServerAliveInterval 5", "-o Ciphers=aes128-ctr,aes256-ctr", "User=me",
+        "Port=22", "IdentityFile=~/.ssh/id_board", "IPQoS=none", "StrictHostKeyChecking=yes",
+        "KexAlgorithms=^x@openssh.com", "AddressFamily=inet6",
+    ],
 )  # fmt: skip
 def test_options_of_ssh_that_a_profile_may_have(option: str) -> None:
     assert SSH(host="board", options=(option,)).options == (option,)

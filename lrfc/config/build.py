@@ -19,9 +19,9 @@ from lrfc.system.reader import shown
 
 
 class Budget(BaseModel):
-    """Upper bound: an absolute value in the base unit, or a fraction of the original.
+    """An upper limit: an absolute value in the base unit, or a fraction of the original.
 
-    ``given``: the text of it, with its unit.
+    ``given``: the text that the user wrote, with its unit.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -31,7 +31,7 @@ class Budget(BaseModel):
     given: str | None = None
 
     def limit(self, original: float) -> float:
-        """The bound in the base unit."""
+        """Return the limit in the base unit, for the original's value in that unit."""
         return self.value * original if self.relative else self.value
 
     def __str__(self) -> str:
@@ -39,19 +39,22 @@ class Budget(BaseModel):
 
 
 def _budget(quantity: str) -> Any:
-    def parse(given: object) -> object:
-        if given is None or isinstance(given, Budget | dict):  # a dict: from a manifest
-            return given
-        return Budget(**units.budget(quantity, given)._asdict())
+    """The type of a field that holds a budget on that quantity."""
+
+    def parse(value: object) -> object:
+        if value is None or isinstance(value, Budget | dict):  # a dict: from a manifest
+            return value
+        return Budget(**units.budget(quantity, value)._asdict())
 
     return Annotated[Budget | None, BeforeValidator(parse, json_schema_input_type=str | float)]
 
 
 class Drop(BaseModel):
-    """Allowed loss of the score.
+    """The largest drop of the score that is allowed.
 
-    ``value``: a fraction of 1, so that 0.01 is one percentage point. ``confidence``: the
-    probability (such as 0.95) with which the loss has to stay below it, if it has to.
+    ``value``: a fraction of 1, so that 0.01 is one percentage point. ``confidence``: the level
+    (such as 0.95) of the confidence interval that has to lie within the drop; None to compare the
+    drop itself.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,56 +63,56 @@ class Drop(BaseModel):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] | None = None
 
     def text(self, unit: str = "pp") -> str:
-        """The drop in words; ``unit``: another one for metrics whose drop is not in points."""
-        sure = f"@{100 * self.confidence:g}%" if self.confidence is not None else ""
-        return f"{100 * self.value:.3g}{unit}{sure}"
+        """Return the drop as text; ``unit``: for metrics whose drop is not in points."""
+        confidence = f"@{100 * self.confidence:g}%" if self.confidence is not None else ""
+        return f"{100 * self.value:.3g}{unit}{confidence}"
 
     def __str__(self) -> str:
         return self.text()
 
 
-#: Accuracy that may be lost when no budget is given.
+#: The allowed drop when the user sets no budget.
 DEFAULT_DROP = Drop(value=0.01)
 
 
-def _drop(given: object) -> object:
-    if given is None or isinstance(given, Drop | dict):  # a dict: from a manifest
-        return given
-    return dict(zip(("value", "confidence"), units.drop(given), strict=True))
+def _drop(value: object) -> object:
+    if value is None or isinstance(value, Drop | dict):  # a dict: from a manifest
+        return value
+    return dict(zip(("value", "confidence"), units.drop(value), strict=True))
 
 
-def _seconds(given: object) -> object:
-    return None if given is None else units.seconds(given)
+def _seconds(value: object) -> object:
+    return None if value is None else units.seconds(value)
 
 
-#: The methods that a build chooses from by default.
+#: The factorization methods that a build chooses from by default.
 METHODS = ("channel_svd", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "svd")
-#: All methods (lrfc.factorization.METHODS).
+#: All factorization methods, as in lrfc.factorization.METHODS.
 KNOWN_METHODS = (
     "channel_svd", "channel_svd_1x1", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "cp4", "tt",
     "svd", "tt_matrix", "tucker_matrix",
 )  # fmt: skip
 #: The default device: the machine that the build runs on.
 HOST = "host"
-#: Quantities of a Pareto front, besides the predicted divergence: multiply-accumulates, parameters,
-#: peak activation memory, and the latency that is predicted for a device.
+#: Quantities of a Pareto front, besides the predicted divergence: MACs, parameters, peak activation
+#: memory, and the latency predicted for a device.
 FRONTS = ("macs", "params", "ram", "latency")
-#: The passes that ``print_after`` and ``stop_after`` may name, in no order.
+#: The passes that ``print_after`` and ``stop_after`` may name.
 PASSES = (
     "Canonicalise", "ExploreLayers", "LockLayers", "ExploreFilters", "LockFilters", "SelectRanks",
     "Factorize", "PruneFilters", "RecalibrateBatchNorm", "Refit", "FineTune", "FoldBatchNorm",
     "WeighRounding", "EqualizeStages", "CorrectBiases", "QuantizeAware",
 )  # fmt: skip
-#: The metrics by name, besides 'module:function' (lrfc.metrics.metric).
+#: The built-in metrics (lrfc.metrics.metric); 'module:function' names another one.
 METRICS = ("accuracy", "miou", "auc", "mse", "fidelity")
 
-#: Upper limits of numbers: beyond them a build would not end, or numpy and TensorFlow refuse them.
+#: Upper limits of options: beyond them, a build would not end or numpy and TensorFlow would fail.
 MOST_RUNS, MOST_EPOCHS, MOST_POINTS = 100_000, 100_000, 10_000
 MOST_THREADS, MOST_SEED, MOST_MULTIPLE = 1_024, 2**32 - 1, 65_536
 
 
 class BuildConfig(BaseModel):
-    """Options of a build, each declared once: type, default, help and example.
+    """The options of a build, each declared once: type, default, help and example.
 
     The flags and their help, lrfc.toml and its schema, the environment, the manual and the keywords
     of ``lrfc.build`` are generated from here: after a change, run python -m lrfc.config.resolve.
@@ -119,134 +122,148 @@ class BuildConfig(BaseModel):
 
     # fmt: off
     targets: Annotated[tuple[Form, ...], Option(
-        "File format: tflite or onnx; may be repeated. By default, the first that the device runs.",
+        "File format to emit: tflite or onnx. May be repeated. By default, the first format that"
+        " the device runs.",
         ["tflite"], name="target",
     )] = ()
     devices: Annotated[tuple[str, ...], Option(
-        "Device that runs the file: a name from lrfc devices list, or a .toml; may be repeated."
-        " By default, this machine.",
+        "Device that runs the file: a name from lrfc devices list, or the path of a .toml profile."
+        " May be repeated. By default, this machine.",
         ["host"], name="device",
     )] = ()
     memory_mode: Annotated[str | None, Option(
-        "Memory mode of every Ethos-U among the devices, by its name in the vela.ini; by default,"
-        " that of the device.",
+        "Memory mode of all Ethos-U devices of the build, by its name in the vela.ini. By default,"
+        " the mode in the device's profile.",
         "Sram_Only",
     )] = None
     system_config: Annotated[str | None, Option(
-        "System configuration of every Ethos-U among the devices, by its name in the vela.ini;"
-        " by default, that of the device.",
+        "System configuration of all Ethos-U devices of the build, by its name in the vela.ini."
+        " By default, the configuration in the device's profile.",
         "Ethos_U55_Deep_Embedded",
     )] = None
     precision: Annotated[Name | None, Option(
-        "Number format: fp32, fp16, dynamic, int8 or int16x8; by default, what the device computes"
-        " in.",
+        "Number format of the file: fp32, fp16, dynamic, int8 or int16x8. By default, the precision"
+        " in the device's profile.",
         "int8",
     )] = None
     int8_io: Annotated[bool, Option(
-        "Give an int8 file int8 inputs and outputs; their scales are in the manifest.",
+        "Emit an int8 file with int8 inputs and outputs instead of those of the model. Their scales"
+        " are in the manifest.",
     )] = False
     qat: Annotated[bool, Option(
-        "Quantization-aware training: after the fine-tune, train the int8 network with simulated"
-        " rounding.",
+        "Train once more after the fine-tune, with the rounding of the int8 file simulated"
+        " (quantisation-aware training).",
     )] = False
     data: Annotated[str | None, Option(
-        "Data set: digits, a .npz (x, y), a folder of class folders, or package.module:function.",
+        "Data set: digits, an .npz file (x, y), a folder of .npy files, a folder with one folder of"
+        " images for each class, or package.module:function. By default, synthetic inputs.",
         "digits",
     )] = None
     test_data: Annotated[str | None, Option(
-        "Held-out data for the reported accuracies, in the same forms as --data.", "test.npz",
+        "Test samples for the reported scores, in the same forms as --data. By default, those in"
+        " --data, or else its validation samples.",
+        "test.npz",
     )] = None
     max_macs: Annotated[_budget("macs"), Option(  # type: ignore[valid-type]
-        "Upper limit on MACs: 50% (of the original), or an amount such as 20M (k, M, G).", "50%",
+        "Upper limit on MACs: a percentage of the original, such as 50%, or an amount in k, M or G,"
+        " such as 20M.",
+        "50%",
     )] = None
     max_params: Annotated[_budget("params"), Option(  # type: ignore[valid-type]
-        "Upper limit on parameters: 50% (of the original), or an amount such as 100k (k, M).",
+        "Upper limit on parameters: a percentage of the original, such as 50%, or an amount in k or"
+        " M, such as 100k.",
         "50%",
     )] = None
     max_size: Annotated[_budget("size"), Option(  # type: ignore[valid-type]
-        "Upper limit on the emitted file: 40% (of the original), or an amount such as 200KiB"
-        " (B, kB, MB, KiB, MiB).",
+        "Upper limit on the size of the emitted file: a percentage of the original, such as 40%, or"
+        " an amount in B, kB, MB, KiB or MiB, such as 200KiB.",
         "40%",
     )] = None
     max_ram: Annotated[_budget("ram"), Option(  # type: ignore[valid-type]
-        "Upper limit on planned activation memory: 60% (of the original), or an amount such as"
-        " 64KiB (B, kB, MB, KiB, MiB).",
+        "Upper limit on planned activation memory: a percentage of the original, such as 60%, or an"
+        " amount in B, kB, MB, KiB or MiB, such as 64KiB.",
         "64KiB",
     )] = None
     max_latency: Annotated[_budget("latency"), Option(  # type: ignore[valid-type]
-        "Upper limit on latency on the device: 60% (of the original), or an amount such as 12ms"
-        " (us, ms, s).",
+        "Upper limit on the latency of one inference on the device: a percentage of the original,"
+        " such as 60%, or an amount in us, ms or s, such as 12ms.",
         "60%",
     )] = None
     objective: Annotated[Literal["latency", "cycles", "macs", "size", "ram"] | None, Option(
-        "Quantity to minimize within --max-drop: latency (the default without any budget), cycles,"
-        " macs, size or ram.",
+        "Quantity to minimise within --max-drop: latency, cycles, macs, size or ram. By default,"
+        " latency when no budget is set.",
         "latency",
     )] = None
     max_drop: Annotated[
         Drop | None, BeforeValidator(_drop, json_schema_input_type=str), Option(
-        "Accuracy that the emitted file may lose, in percentage points: 1pp, or 1pp@95% for a drop"
-        f" that holds with 95% confidence. Without any budget, {DEFAULT_DROP}.",
+        "Largest allowed drop of the emitted file's score, in percentage points: 1pp, or 1pp@95% to"
+        f" require it with 95% confidence. By default, {DEFAULT_DROP} when no budget is set.",
         "1pp", before="objective",
     )] = None
     metric: Annotated[str | None, Option(
-        "Score to report and to hold to --max-drop: accuracy, miou, auc, mse, fidelity, or"
-        " module:function (with :min if less is better).",
+        "Score to report and to hold against --max-drop: accuracy, miou, auc, mse, fidelity, or"
+        " package.module:function (with :min appended if lower is better). By default, the one that"
+        " suits the labels.",
         "accuracy",
     )] = None
     methods: Annotated[tuple[str, ...], Option(
-        "Factorizations to choose from, separated by commas; lrfc ops lists them all.",
+        "Factorization methods to choose from, separated by commas. lrfc ops lists all methods.",
         commas=True,
     )] = METHODS
     keep: Annotated[tuple[str, ...], Option(
-        "Layers to leave unchanged: a name or a glob; may be repeated.", ["head*"],
+        "Layer to leave unchanged, by its name or a glob. May be repeated.", ["head*"],
     )] = ()
     only: Annotated[tuple[str, ...], Option(
-        "Only layers to factorize: a name or a glob; may be repeated.", ["conv*"],
+        "Layer to compress, by its name or a glob; all others stay unchanged. May be repeated."
+        " By default, all layers.",
+        ["conv*"],
     )] = ()
     rank_multiple: Annotated[Annotated[int, Field(ge=1, le=MOST_MULTIPLE)] | None, Option(
-        "Make every rank a multiple of this number, such as the channels computed at once.",
+        "Number that every rank is a multiple of, such as the channels that the device computes at"
+        " once. By default, the number in the device's profile.",
         8,
     )] = None
     prune: Annotated[Literal["off", "on", "only"], Option(
-        "Prune filters: on (besides factorization, chosen together with the ranks), only (in place"
-        " of factorization) or off.",
+        "Pruning of filters: off, on (together with factorization) or only (no factorization).",
         "on",
     )] = "off"
     epochs: Annotated[int, Field(ge=0, le=MOST_EPOCHS), Option(
-        "Epochs of the one fine-tune; 0 for none.",
+        "Number of epochs of the fine-tune; 0 for no fine-tune.",
     )] = 3
     time_budget: Annotated[
         Annotated[float, Field(gt=0)] | None,
         BeforeValidator(_seconds, json_schema_input_type=str | float), Option(
-        "Time limit of the fine-tune, such as 10m; it ends then or after its epochs, whichever"
-        " comes first.",
+        "Time limit of the fine-tune in s, m or h, such as 10m. It ends then or after its epochs,"
+        " whichever comes first. By default, no limit.",
         "10m",
     )] = None
     augment: Annotated[bool | None, Option(
-        "Flip and shift images in the fine-tune; by default, for classifiers of natural images.",
+        "Flip and shift the images in the fine-tune. By default, only for classifiers of natural"
+        " images.",
         True,
     )] = None
     seed: Annotated[int, Field(ge=0, le=MOST_SEED), Option(
-        "Seed of splits, samples and fine-tuning.",
+        "Seed of all random choices: splits, samples and training.",
     )] = 0
     threads: Annotated[Annotated[int, Field(ge=1, le=MOST_THREADS)] | None, Option(
-        "Threads of the measured runtime; by default, those of the device.", 1,
+        "Number of threads of the runtime that is measured. By default, the number in the device's"
+        " profile.",
+        1,
     )] = None
     out: Annotated[Path | None, Option(
-        "Output folder; by default, MODEL-lrfc.", "model-lrfc",
+        "Output folder. By default, MODEL-lrfc in the current folder.", "model-lrfc",
     )] = None
     unsafe_load: Annotated[bool, Option(
-        "Load the code of Lambda layers in the file. Only for files that you trust.",
+        "Run the code of Lambda layers in the model file. Only for files that you trust.",
     )] = False
     resume: Annotated[bool, Option(
-        "Reuse results of earlier runs, even interrupted ones, on the same model and data.",
+        "Reuse cached results of earlier runs, even interrupted ones, on the same model and data.",
     )] = True
     print_after: Annotated[tuple[str, ...], Option(
-        "Print the graph after this pass; may be repeated.", ["Factorize"],
+        "Pass after which the graph is printed. May be repeated.", ["Factorize"],
     )] = ()
     stop_after: Annotated[str | None, Option(
-        "Stop after this pass and emit nothing.", "Factorize",
+        "Pass after which the build stops, without emitting a file.", "Factorize",
     )] = None
     # fmt: on
 
@@ -272,8 +289,7 @@ class BuildConfig(BaseModel):
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, metric: str | None) -> str | None:
-        # 'mixed' is the name of what is chosen where some outputs have classes and some have
-        # values.
+        # 'mixed' is chosen where some outputs have class labels and others have values.
         if metric is None or metric in (*METRICS, "mixed") or trust.METRIC.fullmatch(metric):
             return metric
         raise ValueError(
@@ -302,49 +318,48 @@ class BuildConfig(BaseModel):
 
 
 def parse(**options: Any) -> BuildConfig:
-    """The validated configuration; UsageError names the option, its value and the remedy."""
+    """Validate options; UsageError names the option, its value and the remedy."""
     known(options, BuildConfig.model_fields)
     try:
         return BuildConfig(**options)
     except ValidationError as error:
         names = {field: name for name, field in declare.renamed(BuildConfig).items()}
-        field = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else "options"
+        location = error.errors()[0]["loc"]
+        field = str(location[0]) if location else "options"
         raise UsageError(
             f"--{names.get(field, field).replace('_', '-')}: {problem(error)}"
         ) from error
 
 
-def known(given: Iterable[str], names: Iterable[str]) -> None:
+def known(keywords: Iterable[str], names: Iterable[str]) -> None:
     """Raise UsageError, with the nearest of the names, unless every keyword is one of them."""
     names = list(names)
-    for name in given:
+    for name in keywords:
         if name not in names:
-            raise UsageError(
-                "unknown option"
-                f" '{shown(name, 60)}'{like(name, names) or '; known are ' + ', '.join(names)}"
-            )
+            near = like(name, names) or f"; known are {', '.join(names)}"
+            raise UsageError(f"unknown option '{shown(name, 60)}'{near}")
 
 
 def problem(error: ValidationError) -> str:
-    """The first error of a value: the value, and what is accepted."""
+    """Return the message for the first error: the value, and the values that are accepted."""
     first = error.errors()[0]
-    given, context = shown(first.get("input"), 60), first.get("ctx", {})
+    value, context = shown(first.get("input"), 60), first.get("ctx", {})
     match first["type"]:
         case "value_error":
             return first["msg"].removeprefix("Value error, ")
         case "literal_error":
             choices = re.findall(r"'([^']*)'", context["expected"])
-            return f"'{given}' is not known{like(given, choices)}; choose {listed(tuple(choices))}"
+            return f"'{value}' is not known{like(value, choices)}; choose {listed(tuple(choices))}"
         case "greater_than_equal":
-            return f"{given} is out of range: at least {context['ge']:,}"
+            return f"{value} is out of range: at least {context['ge']:,}"
         case "less_than_equal":
-            return f"{given} is out of range: at most {context['le']:,}"
+            return f"{value} is out of range: at most {context['le']:,}"
         case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size" | "finite_number":
-            return f"'{given}' is not a whole number that can be used here"
+            return f"'{value}' is not a whole number that can be used here"
         case "bool_parsing" | "bool_type":
-            return f"'{given}' is neither true nor false"
+            return f"'{value}' is neither true nor false"
         case _:
-            return f"'{given}': {first['msg'][0].lower()}{first['msg'][1:]}"
+            return f"'{value}': {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def frontier(over: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""How an option is declared: as metadata of a pydantic field, beside its type and its default.
+"""Declaration of an option: metadata of a pydantic field, next to its type and its default.
 
 For example, ``seed: Annotated[int, Option("Seed of splits and samples.")] = 0``.
 """
@@ -13,13 +13,13 @@ from pydantic.fields import FieldInfo
 
 @dataclass(frozen=True)
 class Option:
-    """What a user reads of an option: its help, and how it is written.
+    """The help of an option, and the way it is written.
 
-    ``example``: a value to show where the default is none. ``name``: on the command line and in
-    lrfc.toml, with _ in the place of -, where it differs from the field's. ``commas``: several
-    values stand in one text, separated by commas, where other options are repeated. ``before``:
-    the option that it precedes for the user, where that is not the order of the fields, which is
-    that of a manifest.
+    ``example``: a value to show where the default is none. ``name``: the name on the command line
+    (with - for _) and in lrfc.toml, where it differs from the field's. ``commas``: whether several
+    values are one text, separated by commas, instead of a repeated option. ``before``: the option
+    that this one precedes in help and lrfc.toml, where that differs from the order of the fields,
+    which is the order in a manifest.
     """
 
     help: str
@@ -30,15 +30,15 @@ class Option:
 
 
 def option(field: FieldInfo) -> Option:
-    """The declaration of a field."""
-    declared = [each for each in field.metadata if isinstance(each, Option)]
+    """Return the declaration of a field; TypeError unless it has exactly one."""
+    declared = [item for item in field.metadata if isinstance(item, Option)]
     if len(declared) != 1:
         raise TypeError(f"a field is declared by one Option, not {len(declared)}: {field!r}")
     return declared[0]
 
 
 def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a model by the names of their options, in the order for the user."""
+    """Return the fields by the names of their options, in the order of the help."""
     named = {option(field).name or name: field for name, field in model.model_fields.items()}
     places = {name: float(place) for place, name in enumerate(named)}
     for name, field in named.items():
@@ -49,6 +49,6 @@ def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def renamed(model: type[BaseModel]) -> dict[str, str]:
-    """Option to field, for the fields whose options have another name."""
+    """Return a map from option to field, for the options whose name differs from the field's."""
     names = {option(field).name: name for name, field in model.model_fields.items()}
     return {name: field for name, field in names.items() if name is not None}

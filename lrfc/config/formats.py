@@ -1,6 +1,6 @@
-"""The file formats that can be emitted: one line each says where the target is and what it can do.
+"""The file formats that can be emitted: one entry each names the target and its capabilities.
 
-A line holds all that must be known before anything slow is imported.
+An entry holds everything that is needed before a slow package is imported.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ class Format:
     """A file format.
 
     ``target``: the class that emits and runs such files, as 'module:class'.
-    ``suffix``: of its files, with the dot. ``precisions``: by what its runtimes have kernels for.
-    ``int8_io``: whether its int8 files can take and give int8 values.
-    ``trained``: the precisions that take the ranges of quantisation-aware training.
+    ``suffix``: the suffix of its files, with the dot.
+    ``precisions``: the precisions that its runtimes have kernels for.
+    ``int8_io``: whether its int8 files can have int8 inputs and outputs.
+    ``trained``: the precisions that can use the ranges of quantisation-aware training.
     """
 
     target: str
@@ -36,7 +37,7 @@ class Format:
     trained: tuple[Name, ...] = ()
 
 
-#: Name on the command line → format. A new target is one line here.
+#: Format by its name on the command line. A new target needs one entry here.
 FORMATS: dict[str, Format] = {
     "tflite": Format(
         "lrfc.targets.tflite.target:TFLite",
@@ -52,11 +53,11 @@ FORMATS: dict[str, Format] = {
 def _known(name: Any) -> str:
     if isinstance(name, str) and name in FORMATS:
         return name
-    expected = listed(tuple(f"'{each}'" for each in FORMATS))
+    expected = listed(tuple(f"'{form}'" for form in FORMATS))
     raise PydanticKnownError("literal_error", {"expected": expected})
 
 
-#: A name of FORMATS, as a field of a pydantic model.
+#: The type of a pydantic field that holds a name of FORMATS.
 Form = Annotated[
     str,
     PlainValidator(_known, json_schema_input_type=str),
@@ -65,31 +66,31 @@ Form = Annotated[
 
 
 def suffixes() -> dict[str, str]:
-    """Suffix → name of each format."""
-    return {each.suffix: name for name, each in FORMATS.items()}
+    """Return the name of each format by its suffix."""
+    return {form.suffix: name for name, form in FORMATS.items()}
 
 
 def check(form: str, precision: str, *, int8_io: bool = False) -> None:
-    """Raise UsageError unless there are files of that format in that precision.
+    """Raise UsageError unless the format has files in that precision.
 
-    ``int8_io``: with int8 inputs and outputs.
+    ``int8_io``: whether they have to have int8 inputs and outputs.
     """
     if form not in FORMATS:
-        known = f"{like(form, FORMATS)}; known are {', '.join(FORMATS)}"
-        raise UsageError(f"unknown target '{shown(form, 60)}'{known}")
+        near = f"{like(form, FORMATS)}; known are {', '.join(FORMATS)}"
+        raise UsageError(f"unknown target '{shown(form, 60)}'{near}")
     of(precision)
-    chosen = FORMATS[form]
-    if precision not in chosen.precisions:
-        others = _targets(precision in each.precisions for each in FORMATS.values())
-        way_out = listed(chosen.precisions) + (f", or {listed(others)}" if others else "")
-        raise UsageError(f"target {form} has no precision '{precision}'; choose {way_out}")
-    if int8_io and not chosen.int8_io:
-        having = listed(_targets(each.int8_io for each in FORMATS.values()))
-        why = "its int8 files take and give what the model does"
-        raise UsageError(f"target {form} has no --int8-io: {why}; choose {having}")
+    entry = FORMATS[form]
+    if precision not in entry.precisions:
+        others = _targets(precision in other.precisions for other in FORMATS.values())
+        choices = listed(entry.precisions) + (f", or {listed(others)}" if others else "")
+        raise UsageError(f"target {form} has no precision '{precision}'; choose {choices}")
+    if int8_io and not entry.int8_io:
+        others = _targets(other.int8_io for other in FORMATS.values())
+        reason = "its int8 files have the inputs and outputs of the model"
+        raise UsageError(f"target {form} has no --int8-io: {reason}; choose {listed(others)}")
     if int8_io and precision != "int8":
         raise UsageError(f"--int8-io goes with --precision int8, not {precision}")
 
 
-def _targets(chosen: Iterable[bool]) -> tuple[str, ...]:
-    return tuple(f"target {name}" for name in compress(FORMATS, chosen))
+def _targets(mask: Iterable[bool]) -> tuple[str, ...]:
+    return tuple(f"target {name}" for name in compress(FORMATS, mask))

@@ -1,4 +1,4 @@
-"""The options of a build as keywords of ``lrfc.build``, by python -m lrfc.config.resolve."""
+"""The options of ``lrfc.build`` as keywords, written by python -m lrfc.config.resolve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The number formats of an emitted file: what is stored in how many bytes, and what is rounded."""
+"""The number formats of an emitted file: bytes for each value, and rounding."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from lrfc.errors import UsageError
 from lrfc.nearest import like
 from lrfc.system.reader import shown
 
-#: The precisions on the command line.
+#: The names of the precisions, as on the command line.
 Name = Literal["fp32", "fp16", "dynamic", "int8", "int16x8"]
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes of a kernel value, of an entry of a vector (a bias), and of an activation value while the file runs.
+    """The storage of one precision.
 
-    ``integer``: activations are integers too, whose ranges are read from calibration samples;
-    weights have 8 bits. ``rounding``: the file is as close to the model as rounding to so few bits
-    allows, and no closer. ``like``: the precision whose times are nearest, where none were measured
-    in this one.
+    ``weight``, ``vector``, ``activation``: bytes of a kernel value, of a value of a vector (such as
+    a bias), and of an activation value at run time. ``integer``: activations are integers, whose
+    ranges come from calibration samples; weights have 8 bits. ``rounding``: whether rounding alone,
+    without any compression, may lower the score. ``like``: the precision with the nearest
+    latencies, used where none were measured in this one.
     """
 
     weight: int
@@ -32,8 +33,8 @@ class Precision:
     like: Name
 
 
-#: Half-precision weights are computed with in float32: LiteRT and onnxruntime convert them on CPUs.
-#: Dynamic range quantises activations op by op.
+#: fp16: LiteRT and onnxruntime convert the weights to float32 on CPUs and compute in float32.
+#: dynamic: activations are quantised op by op at run time.
 PRECISIONS: Mapping[str, Precision] = {
     "fp32": Precision(4, 4, 4, integer=False, rounding=False, like="fp32"),
     "fp16": Precision(2, 2, 4, integer=False, rounding=False, like="fp32"),
@@ -44,7 +45,7 @@ PRECISIONS: Mapping[str, Precision] = {
 
 
 def of(name: str) -> Precision:
-    """The precision of that name; UsageError when there is none."""
+    """Return the precision of that name; UsageError when there is none."""
     if name not in PRECISIONS:
         raise UsageError(
             f"unknown precision '{shown(name, 60)}'{like(name, PRECISIONS)}; choose"
@@ -54,5 +55,5 @@ def of(name: str) -> Precision:
 
 
 def listed(names: tuple[str, ...], last: str = "or") -> str:
-    """The names in a sentence, as a choice unless ``last`` says otherwise."""
+    """Return the names as an enumeration: commas, and ``last`` before the last name."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"

@@ -1,4 +1,4 @@
-"""Options that a file cannot decide for the user: code that is run, a device by its path, a folder that is written."""
+"""Options that a file may not set by itself: they run code, or name a device or a folder."""
 
 from __future__ import annotations
 
@@ -9,42 +9,44 @@ from typing import Any
 from lrfc.errors import UsageError
 from lrfc.system.reader import shown
 
-#: A function of Python's, as it is named for --data and --metric: package.module:function.
+#: A Python function as --data and --metric name it: package.module:function.
 FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-#: The same as a metric, with what is better.
+#: The same as a metric: append :min where lower is better.
 METRIC = re.compile(rf"(?P<function>{FUNCTION.pattern})(?::(?P<way>min|max))?")
 
 
 def refuse(options: Mapping[str, Any], where: str, *, out: bool = True) -> None:
-    """Raise UsageError when options that stand in a file alone ask for what only the user may.
+    """Raise UsageError for an option from a file that only the user may set.
 
-    ``options``: by their names on the command line, without those that the user gave as well.
-    ``where``: the file. ``out``: whether the output folder is the user's to name, too.
+    ``options``: values by option, without those that the user has set as well. ``where``: the file.
+    ``out``: whether the output folder is refused, too.
     """
     for name, value in options.items():
-        for each in _each(value):
-            reason = _reason(name, each, out=out)
+        for item in _items(value):
+            reason = _reason(name, item, out=out)
             if reason is not None:
-                flag = f"--{name.replace('_', '-')}" + ("" if each is True else f" {shown(each)}")
-                way_out = f"if that is what you want, say the same yourself: {flag}"
-                asked = f"{where}: {name} = {shown(each)}: {reason}"
-                raise UsageError(f"{asked}, which a file cannot ask for; {way_out}")
+                flag = f"--{name.replace('_', '-')}" + ("" if item is True else f" {shown(item)}")
+                setting = f"{where}: {name} = {shown(item)}: {reason}"
+                raise UsageError(
+                    f"{setting}, which a file may not decide; to allow it, set it yourself: {flag}"
+                )
 
 
-def _each(value: Any) -> Iterable[Any]:
+def _items(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list | tuple) else (value,)
 
 
 def _reason(name: str, value: Any, *, out: bool) -> str | None:
+    """Return why a file may not set the option to that value; None where it may."""
     text = str(value)
     if name in ("data", "test_data") and FUNCTION.fullmatch(text):
-        return "it runs a function of Python's"
+        return "it runs a Python function"
     if name == "metric" and METRIC.fullmatch(text):
-        return "it runs a function of Python's"
+        return "it runs a Python function"
     if name == "device" and text.endswith(".toml"):
-        return "it is a device by its path"
+        return "it names a device by its path"
     if name == "unsafe_load" and value not in (None, False):
-        return "code in the model file is run"
+        return "it runs code in the model file"
     if name == "out" and out and value is not None:
-        return "it says where files are written"
+        return "it names the folder to write to"
     return None

@@ -1,4 +1,4 @@
-"""Budgets, drops and times as text: the units of each, and what is refused as ambiguous."""
+"""Budgets, drops and times as text: their units, and the texts that are refused as ambiguous."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 from lrfc.system.reader import shown
 
-#: A number without a unit is a count of MACs, parameters or bytes from here on. Below it may be a
-#: percentage, a fraction, millions or KiB, and nothing says which.
+#: The least number that may stand without a unit: a count of MACs, parameters or bytes. A smaller
+#: one may be a percentage, a fraction, millions or KiB.
 PLAIN = 1_000
 
 
 class Quantity(NamedTuple):
-    """What a budget limits.
+    """A quantity that a budget limits.
 
-    ``whole``: of what a percentage is kept. ``units``: each unit and its factor to the base unit
-    (MACs, parameters, bytes, milliseconds); upper and lower case are one. ``usual``: the unit of
-    examples. ``counted``: whether large whole numbers need no unit.
+    ``whole``: the text for 100 %. ``units``: factor of each unit to the base unit (MACs,
+    parameters, bytes, milliseconds); case is ignored. ``usual``: the unit for examples.
+    ``counted``: whether large whole numbers need no unit.
     """
 
     whole: str
@@ -30,7 +30,7 @@ class Quantity(NamedTuple):
 
 
 _BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "KiB": 2**10, "MiB": 2**20}
-#: By the name behind ``max_``.
+#: Quantity by its name in ``max_…`` options.
 QUANTITIES: Mapping[str, Quantity] = {
     "macs": Quantity("the original's MACs", {"k": 1e3, "M": 1e6, "G": 1e9}, "M"),
     "params": Quantity("the original's parameters", {"k": 1e3, "M": 1e6}, "k"),
@@ -49,58 +49,57 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
 class Amount(NamedTuple):
-    """An upper bound in the base unit, or a fraction of the original; ``given``: the text of it."""
+    """An upper limit in the base unit or as a fraction of the original; ``given``: its text."""
 
     value: float
     relative: bool
     given: str | None
 
 
-def budget(name: str, given: object) -> Amount:
-    """What a budget on a quantity of QUANTITIES means: text, or a number from Python.
+def budget(name: str, raw: object) -> Amount:
+    """Parse a budget on a quantity of QUANTITIES: text, or a number from Python.
 
-    ValueError, with the right spelling, for what is no budget, has no unit where it needs one, or
-    is out of range.
+    ValueError, with a valid spelling, for a value that is no budget, has no unit where it needs
+    one, or is out of range.
     """
     quantity = QUANTITIES[name]
-    match = _read(_BUDGET, given)
-    unit = (
-        "" if match is None else match[2].lower().replace("μ", "µ")
-    )  # the Greek letter, and the sign of micro
-    factors = {each.lower(): factor for each, factor in quantity.units.items()}
+    match = _read(_BUDGET, raw)
+    # The Greek letter mu becomes the micro sign.
+    unit = "" if match is None else match[2].lower().replace("μ", "µ")
+    factors = {symbol.lower(): factor for symbol, factor in quantity.units.items()}
     if match is None or unit not in ("", "%", *factors):
         raise ValueError(
-            f"'{shown(given, 60)}' is not a {name} budget: write 50% (of {quantity.whole}) or an"
+            f"'{shown(raw, 60)}' is not a {name} budget: write 50% (of {quantity.whole}) or an"
             f" amount in {', '.join(quantity.units)}, such as 200{quantity.usual}"
         )
-    amount, text = float(match[1]), "".join(match.groups()) if isinstance(given, str) else None
+    amount, text = float(match[1]), "".join(match.groups()) if isinstance(raw, str) else None
     if unit == "%":
         if not 0 < amount <= 100:
             raise ValueError(
-                f"{shown(given, 60)} is out of range: a percentage is what is kept of the original,"
-                " above 0% and at most 100%"
+                f"{shown(raw, 60)} is out of range: a percentage of the original is above 0% and"
+                " at most 100%"
             )
         return Amount(amount / 100, True, text)
     if not isfinite(amount) or amount <= 0:
-        raise ValueError(f"{shown(given, 60)} is out of range: a budget is above 0")
+        raise ValueError(f"{shown(raw, 60)} is out of range: a budget is above 0")
     if unit == "" and not (quantity.counted and amount >= PLAIN and amount.is_integer()):
-        raise ValueError(f"{shown(given, 60)} has no unit: write {_readings(amount, quantity)}")
+        raise ValueError(f"{shown(raw, 60)} has no unit: write {_readings(amount, quantity)}")
     return Amount(amount * factors.get(unit, 1), False, text)
 
 
-def drop(given: object) -> tuple[float, float | None]:
-    """A drop of the score as a fraction of 1, and the confidence that is demanded, of 1pp@95%.
+def drop(raw: object) -> tuple[float, float | None]:
+    """Parse a drop such as 1pp@95%: a fraction of 1, and the confidence, None without one.
 
-    ValueError, with the right spelling, for what has not the unit pp or is out of range.
+    ValueError, with a valid spelling, for a value that has not the unit pp or is out of range.
     """
-    match = _read(_DROP, given)
+    match = _read(_DROP, raw)
     if match is None:
         raise ValueError(
-            f"'{shown(given, 60)}' is not an accuracy drop: give percentage points, such as 1pp, or"
-            " 1pp@95% to be sure of it"
+            f"'{shown(raw, 60)}' is not an accuracy drop: give percentage points, such as 1pp, or"
+            " 1pp@95% to require it with 95% confidence"
         )
-    number, unit, sure, percent = match.groups()
-    value, text = float(number), shown(given, 60)
+    number, unit, level, percent = match.groups()
+    value, text = float(number), shown(raw, 60)
     if not 0 < value <= 100:
         raise ValueError(f"{text} is out of range: a drop is above 0pp and at most 100pp")
     if unit == "%":
@@ -111,46 +110,46 @@ def drop(given: object) -> tuple[float, float | None]:
     if unit == "":
         fraction = f"{100 * value:g}pp or " if value < 1 else ""
         raise ValueError(f"{text} has no unit: write {fraction}{value:g}pp (percentage points)")
-    if sure is None:
+    if level is None:
         return value / 100, None
-    confidence = float(sure)
+    confidence = float(level)
     if percent == "":
-        asked = 100 * confidence if confidence < 1 else confidence
-        raise ValueError(f"the confidence of {text} has no unit: write {value:g}pp@{asked:g}%")
+        percentage = 100 * confidence if confidence < 1 else confidence
+        raise ValueError(f"the confidence of {text} has no unit: write {value:g}pp@{percentage:g}%")
     if not 50 < confidence < 100:
         raise ValueError(f"{text} is out of range: a confidence is above 50% and below 100%")
     return value / 100, confidence / 100
 
 
-def seconds(given: object) -> float:
-    """A time in seconds: text with its unit, or from Python a number of seconds."""
-    match = _read(_TIME, given)
+def seconds(raw: object) -> float:
+    """Parse a time, text with its unit or from Python a number of seconds, into seconds."""
+    match = _read(_TIME, raw)
     if match is None:
         raise ValueError(
-            f"'{shown(given, 60)}' is not a time: give seconds, minutes or hours, such as 90s, 10m"
+            f"'{shown(raw, 60)}' is not a time: give seconds, minutes or hours, such as 90s, 10m"
             " or 1h"
         )
     number, unit = float(match[1]), match[2].lower()
     if not isfinite(number) or number <= 0:
-        raise ValueError(f"{shown(given, 60)} is out of range: a time is above 0s")
-    if unit == "" and isinstance(given, str):
-        raise ValueError(f"{shown(given, 60)} has no unit: write {number:g}s or {number:g}m")
+        raise ValueError(f"{shown(raw, 60)} is out of range: a time is above 0s")
+    if unit == "" and isinstance(raw, str):
+        raise ValueError(f"{shown(raw, 60)} has no unit: write {number:g}s or {number:g}m")
     return number * _SECONDS[unit or "s"]
 
 
-def _read(form: re.Pattern[str], given: object) -> re.Match[str] | None:
-    """Text in that form; a number (of Python's or numpy's) as its text. True is no number."""
-    if isinstance(given, str):
-        return form.fullmatch(given)
-    if isinstance(given, bool):
+def _read(form: re.Pattern[str], raw: object) -> re.Match[str] | None:
+    """Match text, or the text of a number of Python or numpy; a bool is no number."""
+    if isinstance(raw, str):
+        return form.fullmatch(raw)
+    if isinstance(raw, bool):
         return None
-    if isinstance(given, Real):
-        return form.fullmatch(repr(float(given)))
+    if isinstance(raw, Real):
+        return form.fullmatch(repr(float(raw)))
     return None
 
 
 def _readings(amount: float, quantity: Quantity) -> str:
-    """What a number without a unit may mean, each as it is written."""
+    """Return the possible meanings of a number without a unit, with their units."""
     whole, usual = f"(of {quantity.whole})", f"{amount:g}{quantity.usual}"
     if amount < 1:
         return f"{100 * amount:g}% {whole} or {usual}"

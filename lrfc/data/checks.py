@@ -1,6 +1,6 @@
-"""Whether samples look like what the model was trained on: their scale and their labels.
+"""Plausibility checks: compare the scale and the labels of samples with the model's training.
 
-What looks strange is said, not refused.
+Implausible samples are noted in the log, not refused.
 """
 
 from __future__ import annotations
@@ -19,28 +19,26 @@ from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op
 from lrfc.text import percent
 
-#: Samples that are looked at, and the fewest that tell anything.
+#: Largest number of samples to check, and the smallest that allows a statement.
 LOOKED_AT = 256
 FEWEST = 8
-#: Values of one feature map that are held at most.
+#: Largest number of values of one feature map in memory.
 HELD = 1 << 26
-#: Statistics are strange when they are off by this many standard deviations, or this many times
-#: larger or smaller.
+#: Statistics are implausible when means differ by more than APART standard deviations, or
+#: deviations by a factor of more than TIMES.
 APART = 2.5
 TIMES = 3.5
-#: What to do about it.
+#: The remedy in a note.
 _CHECK = "check the preprocessing"
 
 
-@np.errstate(
-    over="ignore", invalid="ignore"
-)  # of values near the end of float32, which look strange and are said to
+# Values near the limit of float32 overflow here; they are implausible, and the notes say so.
+@np.errstate(over="ignore", invalid="ignore")
 def doubts(graph: Graph, split: Split) -> tuple[str, ...]:
-    """One line for each thing that looks strange; UsageError for token numbers that the model does not know.
+    """Return a note for each implausibility; UsageError for tokens outside of the vocabulary.
 
-    The inputs are held against the statistics of a Normalization layer, the range of a Rescaling
-    layer or else the moving statistics of the first BatchNorm; labels against the model's own
-    answers.
+    Inputs are compared with the statistics of a Normalization layer, the range of a Rescaling
+    layer, or else the moving statistics of the first BatchNorm; labels with the model's outputs.
     """
     norms = {name: _first_norm(graph, name) for name in graph.inputs}
     sizes = [
@@ -48,27 +46,25 @@ def doubts(graph: Graph, split: Split) -> tuple[str, ...]:
         for op in norms.values()
         if op is not None
     ]
-    some = split.take(
-        np.arange(min(len(split), LOOKED_AT, max(FEWEST, HELD // max(sizes, default=1))))
-    )
+    count = min(len(split), LOOKED_AT, max(FEWEST, HELD // max(sizes, default=1)))
+    samples = split.take(np.arange(count))
     notes = []
-    unknown: list[Op] = []
-    for name, x in zip(graph.inputs, some.inputs, strict=True):
+    compared: list[Op] = []  # BatchNorms behind inputs without a layer that states the scale
+    for name, x in zip(graph.inputs, samples.inputs, strict=True):
         _tokens(graph, name, x)
         if scale_of(graph, name) is not None:
             notes += _against_layer(graph, name, x)
-        elif len(some) >= FEWEST and (op := norms[name]) is not None and op not in unknown:
-            unknown.append(op)
-    answers = _labelled(graph, some)
-    if not unknown and not answers:
+        elif len(samples) >= FEWEST and (op := norms[name]) is not None and op not in compared:
+            compared.append(op)
+    labelled = _labelled(graph, samples)
+    if not compared and not labelled:
         return tuple(notes)
-    maps, outputs = _run(graph, unknown, some.inputs)
-    for op, x in zip(unknown, maps, strict=True):
+    maps, outputs = _run(graph, compared, samples.inputs)
+    for op, x in zip(compared, maps, strict=True):
         notes += _against_batchnorm(op, x)
-    if (
-        answers and some.targets is not None and not notes
-    ):  # strange inputs get strange answers: one line is enough
-        notes += _against_labels(outputs[0], some.targets[0])
+    # Implausible inputs lead to wrong outputs: one note is enough.
+    if labelled and samples.targets is not None and not notes:
+        notes += _against_labels(outputs[0], samples.targets[0])
     return tuple(notes)
 
 
@@ -76,11 +72,11 @@ def doubts(graph: Graph, split: Split) -> tuple[str, ...]:
 
 
 def _tokens(graph: Graph, name: str, x: NDArray[Any]) -> None:
-    known = [int(op["input_dim"]) for op in readers(graph, name) if op.kind == "Embedding"]
-    if known and (x.min() < 0 or x.max() >= min(known)):
+    sizes = [int(op["input_dim"]) for op in readers(graph, name) if op.kind == "Embedding"]
+    if sizes and (x.min() < 0 or x.max() >= min(sizes)):
         raise UsageError(
             f"input '{name}' has tokens from {x.min()} to {x.max()}, the model's Embedding knows 0"
-            f" to {min(known) - 1}"
+            f" to {min(sizes) - 1}"
         )
 
 
@@ -89,47 +85,49 @@ def _against_layer(graph: Graph, name: str, x: NDArray[Any]) -> list[str]:
     scale = scale_of(graph, name)
     assert scale is not None
     values = (x.astype(np.float32) - scale.mean) / np.maximum(scale.std, 1e-12)
-    if op.kind == "Rescaling":  # a range is known, no statistics: 4 widths hold 0–1 and −1–1
+    # A Rescaling layer states a range, not statistics: 4 deviations span 0–1 and −1–1.
+    if op.kind == "Rescaling":
         low, high = float(values.min()), float(values.max())
         if high - low > 4 / 30 and max(-low, high) < 40:
             return []
-        wanted = (
+        expected = (
             f"its {op.kind} layer '{op.name}' expects about"
             f" {_range(scale.mean - 2 * scale.std, scale.mean + 2 * scale.std)}"
         )
-        return [_line(name, f"{wanted}, they lie in {_range(x.min(), x.max())}")]
+        return [_line(name, f"{expected}, they lie in {_range(x.min(), x.max())}")]
     axes = tuple(range(x.ndim - 1))
     shift, spread = float(np.median(np.abs(values.mean(axes)))), float(np.median(values.std(axes)))
     if shift < APART and 1 / TIMES < spread < TIMES:
         return []
-    wanted = (
+    expected = (
         f"its {op.kind} layer '{op.name}' expects mean {np.mean(scale.mean):.3g} and deviation"
         f" {np.mean(scale.std):.3g}"
     )
-    return [_line(name, f"{wanted}, they have {x.mean():.3g} and {x.std():.3g}")]
+    return [_line(name, f"{expected}, they have {x.mean():.3g} and {x.std():.3g}")]
 
 
 def _against_batchnorm(op: Op, x: NDArray[Any]) -> list[str]:
     axis = int(op["axis"]) % x.ndim
     axes = tuple(a for a in range(x.ndim) if a != axis)
     mean, std = x.mean(axes), x.std(axes)
-    wanted_mean, wanted_std = (
-        op.weights["moving_mean"],
-        np.sqrt(op.weights["moving_variance"] + op["epsilon"]),
-    )
-    shift = float(np.median(np.abs(mean - wanted_mean) / wanted_std))
-    times = float(np.exp(np.median(np.log(np.maximum(std, 1e-12) / wanted_std))))
-    if shift < APART and 1 / TIMES < times < TIMES:
+    moving_mean = op.weights["moving_mean"]
+    moving_std = np.sqrt(op.weights["moving_variance"] + op["epsilon"])
+    shift = float(np.median(np.abs(mean - moving_mean) / moving_std))
+    ratio = float(np.exp(np.median(np.log(np.maximum(std, 1e-12) / moving_std))))
+    if shift < APART and 1 / TIMES < ratio < TIMES:
         return []
-    expects = (
-        f"its first BatchNorm '{op.name}' expects deviations of about {np.median(wanted_std):.3g},"
+    expected = (
+        f"its first BatchNorm '{op.name}' expects deviations of about {np.median(moving_std):.3g},"
         f" sees {np.median(std):.3g}"
     )
-    return [_line(None, f"{expects}, with means {shift:.3g} deviations off")]
+    return [_line(None, f"{expected}, with means {shift:.3g} deviations off")]
 
 
 def _first_norm(graph: Graph, name: str) -> Op | None:
-    """The first BatchNorm behind an input; None when there is none, it is shared, or its statistics were never updated."""
+    """Return the first BatchNorm behind an input, with its moving statistics.
+
+    None when there is none, when it is shared, or when its statistics were never updated.
+    """
     reached = {name}
     for op in graph:
         if any(ref.op in reached for ref in graph.operands(op.name)):
@@ -166,7 +164,10 @@ def _labelled(graph: Graph, split: Split) -> bool:
 
 
 def _against_labels(scores: NDArray[Any], labels: NDArray[Any]) -> list[str]:
-    """A line when the model is sure of its answers but they are no better than chance, or better once classes are swapped."""
+    """Return a note when a permutation of the classes fits the labels far better than the model.
+
+    Also when the model is confident, but no better than chance.
+    """
     from scipy.optimize import linear_sum_assignment
 
     scores = np.asarray(scores, np.float64)
@@ -177,28 +178,27 @@ def _against_labels(scores: NDArray[Any], labels: NDArray[Any]) -> list[str]:
     if low < 0 or not np.allclose(sums, 1, atol=1e-3):  # logits
         scores = np.exp(scores - scores.max(1, keepdims=True))
         scores /= scores.sum(1, keepdims=True)
-    guess = scores.argmax(1)
-    share, sure = float(np.mean(guess == labels)), float(np.mean(scores.max(1)))
+    predicted = scores.argmax(1)
+    accuracy, confidence = float(np.mean(predicted == labels)), float(np.mean(scores.max(1)))
     table = np.zeros((classes, classes))
-    np.add.at(table, (guess, labels), 1)
-    swapped = float(table[linear_sum_assignment(-table)].sum()) / count
-    told = f"the model's answers are right for {percent(share, 0)} of {count} samples"
-    # A best order is found for noise too: it has to explain far more than chance does.
-    if count >= 5 * len(np.unique(labels)) and swapped > max(0.6, share + 0.3):
-        return [
-            (
-                f"{told}, with its classes in another order for {percent(swapped, 0)}: the labels may"
-                " be in another order than the model's outputs"
-            )
-        ]
+    np.add.at(table, (predicted, labels), 1)
+    permuted = float(table[linear_sum_assignment(-table)].sum()) / count
+    fact = f"the model's answers are right for {percent(accuracy, 0)} of {count} samples"
+    # Noise has a best permutation too: it has to explain far more than chance does.
+    if count >= 5 * len(np.unique(labels)) and permuted > max(0.6, accuracy + 0.3):
+        note = (
+            f"{fact}, with its classes in another order for {percent(permuted, 0)}: the labels may"
+            " be in another order than the model's outputs"
+        )
+        return [note]
     chance = max(1 / classes, float(np.bincount(labels).max()) / count)
-    if sure > max(0.7, 2 / classes) and share < chance + 2 * sqrt(chance * (1 - chance) / count):
-        return [
-            (
-                f"{told}, no more than by chance, though it is sure of them ({percent(sure, 0)}): the"
-                f" labels may be in another order, or {_CHECK}"
-            )
-        ]
+    margin = 2 * sqrt(chance * (1 - chance) / count)
+    if confidence > max(0.7, 2 / classes) and accuracy < chance + margin:
+        note = (
+            f"{fact}, no more than by chance, though it is sure of them ({percent(confidence, 0)}):"
+            f" the labels may be in another order, or {_CHECK}"
+        )
+        return [note]
     return []
 
 
@@ -206,9 +206,9 @@ def _against_labels(scores: NDArray[Any], labels: NDArray[Any]) -> list[str]:
 
 
 def _run(graph: Graph, norms: list[Op], inputs: Batch) -> tuple[Batch, Batch]:
-    """What those BatchNorms read, and the model's outputs."""
+    """Return the inputs of the BatchNorms, and the outputs of the model."""
     from lrfc.ir.keras import io as keras_io
 
-    read = [graph.operands(op.name)[0] for op in norms]
-    values = keras_io.predict(keras_io.outputs_at(graph, [*read, *graph.outputs]), inputs)
+    operands = [graph.operands(op.name)[0] for op in norms]
+    values = keras_io.predict(keras_io.outputs_at(graph, [*operands, *graph.outputs]), inputs)
     return values[: len(norms)], values[len(norms) :]

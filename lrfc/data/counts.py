@@ -1,11 +1,11 @@
-"""How many samples a build takes for each of its uses, where the data have as many."""
+"""Sample counts of a build, each an upper limit."""
 
-#: Training inputs that the ranges of a file of integers are calibrated on.
+#: Training inputs that calibrate the ranges of an integer file.
 CALIBRATED = 200
-#: Training inputs of a file of which only size and time count: its ranges change neither.
+#: Training inputs for a file of which only size and latency count: its ranges change neither.
 TIMED = 8
-#: Validation inputs of the parity check of a file.
+#: Validation inputs for the parity check of a file.
 CHECKED = 64
-#: Validation samples that a plan is judged on, and training samples that it is repaired on before.
+#: Validation samples that a plan is scored on, and training samples for its reconstruction before.
 JUDGED = 2_000
 FITTED = 500

@@ -1,4 +1,4 @@
-"""Calibration, training, validation and test data: read, checked against the model, and split."""
+"""The samples of a build: training, validation and test splits."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfc.data import mapped as streams
+from lrfc.data import mapped
 from lrfc.ir.batch import Batch, head
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples: one array per model input and, where there are labels, one per model output.
+    """Samples: an array for each model input and, where there are labels, for each model output.
 
-    ``inputs`` keep the compact dtype of their source (uint8 images stay uint8); what runs a model
-    (keras_io.compiled, a Runner) converts one batch at a time to the dtype of the model's input.
-    ``targets`` of a model output of shape (batch, ..., C) are int32 class indices (N, ...) when
-    they have one axis less, and float32 values (N, ..., C) otherwise; C = 1 takes indices 0 and 1.
-    Arrays of large files and streams are mapped from disk (lrfc.data.mapped): take slices of them,
-    not the whole.
+    ``inputs`` have the compact dtype of their source (uint8 images stay uint8). The code that runs
+    a model (keras_io.compiled, a Runner) converts one batch at a time to the dtype of the input.
+    ``targets`` of a model output of shape (batch, ..., C) are int32 class indices (N, ...) or
+    float32 values (N, ..., C); with C = 1 the indices are 0 and 1. Arrays of large files and
+    streams are mapped from disk (lrfc.data.mapped): read them in slices, never as a whole.
     """
 
     inputs: Batch
@@ -30,33 +29,32 @@ class Split:
         return len(self.inputs[0])
 
     def head(self, count: int) -> Split:
-        """The first samples, at most ``count``, as views of the same arrays."""
+        """Return the first samples, at most ``count``, as views of the same arrays."""
         targets = None if self.targets is None else head(self.targets, count)
         return Split(head(self.inputs, count), targets)
 
     def take(self, rows: NDArray[np.intp]) -> Split:
-        """The samples of those rows, in that order."""
-        targets = (
-            None if self.targets is None else tuple(streams.rows(y, rows) for y in self.targets)
-        )
-        return Split(tuple(streams.rows(x, rows) for x in self.inputs), targets)
+        """Return the samples of the rows, in that order."""
+        targets = None
+        if self.targets is not None:
+            targets = tuple(mapped.rows(y, rows) for y in self.targets)
+        return Split(tuple(mapped.rows(x, rows) for x in self.inputs), targets)
 
 
-#: A handful of samples: up to that many in training and validation together.
+#: Up to so many samples in training and validation together, nothing is trained.
 FEW = 64
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a build may look at.
+    """The data of a build.
 
-    ``train`` is for calibration and fine-tuning, ``validation`` for every choice, ``test`` for the
-    accuracies that are reported (the validation split when no test set was given,
-    ``test_is_validation``). Training and validation samples stand in a random order of which every
-    head holds the classes in proportion. ``synthetic`` data were made up from the model: they are
-    for calibration only, and nothing is claimed about accuracy. ``notes`` are lines for the log.
-    ``preprocessing`` is what was done to the samples before they were given, as far as is known: it
-    belongs to the data, so whoever runs the model has to do it too.
+    ``train`` is for calibration and fine-tuning, ``validation`` for every choice, and ``test`` for
+    the scores that are reported (the validation split where there is no test set). Training and
+    validation samples are in a random order in which every head holds the classes in proportion.
+    ``synthetic`` data are generated from the model: they serve for calibration only, and nothing is
+    claimed about accuracy. ``notes``: lines for the log. ``preprocessing``: the known steps from
+    the raw samples to these; a program that runs the model has to apply them too.
     """
 
     source: str
@@ -69,22 +67,16 @@ class Data:
 
     @property
     def few(self) -> bool:
-        """Whether there is only a handful of samples: enough for what is solved in closed form, too little to train on."""
-        own = () if self.validation is self.train else (self.validation,)
-        return not self.synthetic and sum(map(len, (self.train, *own))) <= FEW
+        """Whether the samples suffice for closed-form solutions only, not for training."""
+        others = () if self.validation is self.train else (self.validation,)
+        return not self.synthetic and sum(map(len, (self.train, *others))) <= FEW
 
     @property
     def judged(self) -> bool:
-        """Whether there are real samples to read a score on: also a build that is calibrated on made-up inputs may be given a test set."""
+        """Whether there are real samples to score on; with synthetic inputs, only a test set is."""
         return not (self.synthetic and self.test_is_validation)
 
     @property
     def test_is_validation(self) -> bool:
-        """Whether the reported accuracies are read on the validation split."""
+        """Whether the reported scores are read on the validation split."""
         return self.test is self.validation
-
-
-# -- checking against the model --------------------------------------------------------------------
-
-
-# -- splitting and overlap -------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Sets of samples that need not fit in memory: files are mapped, streams are read once into unnamed temporary files that are mapped."""
+"""Samples larger than memory: mapped files, and streams copied to mapped temporary files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
-from zipfile import ZIP_STORED, ZipFile
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,36 +27,36 @@ if TYPE_CHECKING:
     from lrfc.ir.graph import Graph
     from lrfc.ir.op import Shape
 
-#: Arrays of fewer bytes are held in memory.
+#: Arrays of fewer bytes are loaded into memory.
 LARGE = 256 << 20
-#: Bytes of a stream that are kept at most; half of the free space of the temporary folder where
-#: that is less.
+#: Largest number of bytes to read from a stream. Where half of the free space of the temporary
+#: folder is less, that is the limit.
 KEPT = 16 << 30
-#: Arrays that a file may hold.
+#: Largest number of arrays in a file.
 MEMBERS = 10_000
-_ROWS = 4096  # samples that are copied at once
+_ROWS = 4096  # samples in a block
 
 
 # -- arrays ----------------------------------------------------------------------------------------
 
 
 def is_mapped(array: Any) -> bool:
-    """Whether the array's values lie in a mapped file."""
+    """Whether the array is a view of a mapped file."""
     while isinstance(array, np.ndarray):
         array = array.base
     return isinstance(array, mmap.mmap)
 
 
 def blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """The array in runs of rows, to compute with one at a time."""
+    """Yield the array in blocks of rows."""
     return (array[start : start + _ROWS] for start in range(0, max(len(array), 1), _ROWS))
 
 
 def rows(array: NDArray[Any], index: NDArray[np.intp]) -> NDArray[Any]:
-    """``array[index]``.
+    """Return ``array[index]``.
 
-    Many rows of a mapped array become a mapped array too: they are copied to an unnamed temporary
-    file (folder: TMPDIR).
+    Many rows of a mapped array are copied to an unnamed temporary file (folder: TMPDIR), which is
+    mapped in turn.
     """
     if not is_mapped(array) or len(index) * _row_bytes(array) < LARGE:
         return array[index]
@@ -67,7 +68,7 @@ def rows(array: NDArray[Any], index: NDArray[np.intp]) -> NDArray[Any]:
 
 
 def as_float32(array: NDArray[Any]) -> NDArray[Any]:
-    """The array in float32, mapped when it was mapped and is large."""
+    """Return the array in float32, as a mapped one when it is mapped and large."""
     if not is_mapped(array) or array.size * 4 < LARGE:
         return np.asarray(array, np.float32)
     return written(
@@ -80,7 +81,10 @@ def as_float32(array: NDArray[Any]) -> NDArray[Any]:
 def written(
     parts: Iterable[NDArray[Any]], dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> NDArray[Any]:
-    """The parts (any, *shape) one after the other, as a read-only array over an unnamed temporary file, which goes when the array goes."""
+    """Return the concatenated parts, of shapes (any, *shape), as a read-only array.
+
+    Large ones are mapped from an unnamed temporary file, which vanishes with the array.
+    """
     with scratch.unnamed() as file:
         for part in parts:
             _write(file, np.asarray(part, dtype))
@@ -112,13 +116,13 @@ def _row_bytes(array: NDArray[Any]) -> int:
 
 
 def npz(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file, by name.
+    """Return the arrays of an .npz file by name.
 
-    Large ones are mapped: in place where they are stored as they are (numpy.savez), otherwise
-    unpacked first.
+    Large ones are mapped: in place where they are not compressed (numpy.savez), otherwise after
+    unpacking them to a temporary file. Members other than .npy are ignored.
 
     UsageError when the file cannot be read, or its arrays do not fit into memory and the temporary
-    folder; a member that is no .npy is passed over.
+    folder.
     """
     what = f"data file '{shown(path)}'"
     arrays: dict[str, NDArray[Any]] = {}
@@ -131,51 +135,46 @@ def npz(path: Path) -> dict[str, NDArray[Any]]:
         entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
         if len(entries) > MEMBERS:
             raise UsageError(f"{what} holds {len(entries):,} arrays; at most {MEMBERS:,} are read")
-        total, allowed = (
-            sum(entry.file_size for entry in entries if entry.compress_type != ZIP_STORED),
-            _room(),
-        )
-        if total > allowed:
+        total = sum(entry.file_size for entry in entries if entry.compress_type != ZIP_STORED)
+        limit = _byte_limit()
+        if total > limit:
             raise UsageError(
-                f"{what} unpacks to {total:,} bytes; at most {allowed:,} fit here: save it with"
+                f"{what} unpacks to {total:,} bytes; at most {limit:,} fit here: save it with"
                 " numpy.savez, which is mapped"
             )
-        held = 0
+        cumulative = 0  # bytes of the arrays so far
         for entry in entries:
-            held += entry.file_size
+            cumulative += entry.file_size
             with archive.open(entry) as member:
-                header = _header(member, entry.file_size)
-                start = member.tell()
-                if held < LARGE:
-                    array = header.array(np.frombuffer(member.read(), np.uint8))
-                elif entry.compress_type == ZIP_STORED:
-                    raw.seek(
-                        entry.header_offset + 26
-                    )  # the local header: lengths of name and extra field, then these, then the file itself
-                    lengths = np.frombuffer(raw.read(4), "<u2")
-                    array = header.mapped(
-                        raw, entry.header_offset + 30 + int(lengths.sum()) + start
-                    )
-                else:
-                    pieces = iter(lambda member=member: member.read(16 << 20), b"")  # type: ignore[misc]
-                    array = header.array(
-                        written(
-                            (np.frombuffer(piece, np.uint8) for piece in pieces),
-                            np.dtype(np.uint8),
-                            (),
-                        )
-                    )
+                array = _member(raw, entry, member, in_memory=cumulative < LARGE)
             arrays[entry.filename.removesuffix(".npy")] = array
     return arrays
 
 
+def _member(raw: BinaryIO, entry: ZipInfo, member: IO[bytes], *, in_memory: bool) -> NDArray[Any]:
+    """Return one array of an .npz file ``raw``."""
+    header = _header(member, entry.file_size)
+    if in_memory:
+        return header.array(np.frombuffer(member.read(), np.uint8))
+    if entry.compress_type == ZIP_STORED:
+        start = member.tell()
+        # Bytes 26 to 30 of the local header are the lengths of the name and of the extra field,
+        # which follow it; behind them lies the .npy file.
+        raw.seek(entry.header_offset + 26)
+        lengths = np.frombuffer(raw.read(4), "<u2")
+        return header.mapped(raw, entry.header_offset + 30 + int(lengths.sum()) + start)
+    pieces = iter(partial(member.read, 16 << 20), b"")
+    values = (np.frombuffer(piece, np.uint8) for piece in pieces)
+    return header.array(written(values, np.dtype(np.uint8), ()))
+
+
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays of an .npz file, by name, from their headers alone.
+    """Return the shapes of the arrays of an .npz file by name, from their headers alone.
 
     UsageError as from ``npz``.
     """
     what = f"data file '{shown(path)}' cannot be read as .npz"
-    found: dict[str, tuple[int, ...]] = {}
+    result: dict[str, tuple[int, ...]] = {}
     with (
         opened(path, limit=sys.maxsize) as raw,
         _readable(what, "write it with numpy.savez(path, x=..., y=...)"),
@@ -183,15 +182,14 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     ):
         for entry in archive.infolist()[:MEMBERS]:
             if entry.filename.endswith(".npy"):
+                name = entry.filename.removesuffix(".npy")
                 with archive.open(entry) as member:
-                    found[entry.filename.removesuffix(".npy")] = _header(
-                        member, entry.file_size
-                    ).shape
-    return found
+                    result[name] = _header(member, entry.file_size).shape
+    return result
 
 
 def npy(path: Path) -> NDArray[Any]:
-    """The array of an .npy file, mapped. UsageError when the file cannot be read."""
+    """Return the array of an .npy file, mapped; UsageError when the file cannot be read."""
     with (
         opened(path, limit=sys.maxsize) as raw,
         _readable(
@@ -203,19 +201,19 @@ def npy(path: Path) -> NDArray[Any]:
 
 
 class _NumbersError(Exception):
-    """What is wrong with the bytes of an array, for the user."""
+    """A fault in the bytes of an array; its text is for the user."""
 
 
 @contextmanager
 def _readable(start: str, way_out: str) -> Iterator[None]:
-    """What a damaged file raises becomes UsageError."""
+    """Context manager: turn the errors of reading a damaged file into UsageError."""
     try:
         yield
     except LrfcError:
         raise
     except _NumbersError as error:
         raise UsageError(f"{start}: {error}; {way_out}") from error
-    except Exception as error:  # numpy, zipfile and zlib raise whatever the bytes lead them to
+    except Exception as error:  # damaged bytes make numpy, zipfile and zlib raise any type
         raise UsageError(
             f"{start}: {shown(' '.join(str(error).split())) or type(error).__name__}; {way_out}"
         ) from error
@@ -223,84 +221,85 @@ def _readable(start: str, way_out: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Header:
-    """What stands before the values of an .npy file."""
+    """The header of an .npy file."""
 
     shape: tuple[int, ...]
     order: Literal["C", "F"]
     dtype: np.dtype[Any]
 
     def array(self, values: NDArray[np.uint8]) -> NDArray[Any]:
-        """From its bytes."""
+        """Return the array with these bytes."""
         return values.view(self.dtype).reshape(self.shape, order=self.order)
 
     def mapped(self, file: IO[bytes], offset: int) -> NDArray[Any]:
-        """From its place in a file."""
+        """Return the array at an offset of a file, mapped."""
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)
         return np.memmap(cast("Any", file), self.dtype, "r", offset, self.shape, self.order)
 
 
 def _header(stream: IO[bytes], size: int) -> _Header:
-    """Read the header. _NumbersError unless plain numbers follow, just as many as the rest of so many bytes holds."""
+    """Read the header of a stream of ``size`` bytes.
+
+    _NumbersError unless it is followed by plain numbers that fill the rest of the stream.
+    """
     version = np.lib.format.read_magic(stream)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, fortran, dtype = read(stream)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     if dtype.hasobject:
         raise _NumbersError("it holds Python objects: save plain numeric arrays")
-    if (
-        dtype.kind not in "biufcSU"
-        or not dtype.itemsize
-        or any(isinstance(n, bool) or n < 0 for n in shape)
-    ):
+    valid_shape = not any(isinstance(n, bool) or n < 0 for n in shape)
+    if dtype.kind not in "biufcSU" or not dtype.itemsize or not valid_shape:
         raise _NumbersError(
             f"it holds {shown(dtype, 60)} of shape {shown(shape, 60)}, not plain numbers"
         )
-    wanted, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
-    if wanted != there:
+    expected, rest = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if expected != rest:
         raise _NumbersError(
-            f"an array of shape {shown(shape, 60)} takes {wanted:,} bytes, and there are {there:,}"
+            f"an array of shape {shown(shape, 60)} takes {expected:,} bytes, and there are {rest:,}"
         )
     return _Header(tuple(shape), "F" if fortran else "C", dtype)
 
 
-def _room() -> int:
-    """Bytes that may come into temporary files."""
+def _byte_limit() -> int:
+    """Return the largest number of bytes to write to temporary files."""
     return min(KEPT, scratch.free() // 2)
 
 
 # -- streams ---------------------------------------------------------------------------------------
 
 
-def is_stream(given: Any) -> bool:
-    """Whether samples come from it one after the other: a tf.data.Dataset, a keras.utils.PyDataset, a generator or another iterable that is no array."""
-    if isinstance(given, np.ndarray | list | tuple | Mapping | str | bytes | Path) or hasattr(
-        given, "__array__"
-    ):
+def is_stream(value: Any) -> bool:
+    """Whether the value yields samples: a tf.data.Dataset, a PyDataset, a generator, an iterable.
+
+    Arrays, sequences, mappings and paths are no streams.
+    """
+    if isinstance(value, np.ndarray | list | tuple | Mapping | str | bytes | Path):
         return False
-    return hasattr(given, "__iter__") or (
-        hasattr(given, "__getitem__") and hasattr(given, "__len__")
-    )
+    if hasattr(value, "__array__"):
+        return False
+    return hasattr(value, "__iter__") or _is_indexed(value)
+
+
+def _is_indexed(value: Any) -> bool:
+    return hasattr(value, "__getitem__") and hasattr(value, "__len__")
 
 
 def read(
     stream: Any, graph: Graph, where: str, limit: int | None = None
 ) -> tuple[Any, Any, tuple[str, ...]]:
-    """All samples of a stream: inputs, targets (None without) and notes, with arrays, tuples or mappings of arrays as the stream packs them.
+    """Return the samples of a stream: inputs, targets (None without) and notes.
 
-    Its elements are inputs, (inputs, targets) or (inputs, targets, weights), one sample or one
-    batch each: which, follows from the model's input shape. Mappings go by the names of the model's
-    inputs and outputs; one mapping may hold both. Read once, up to ``limit`` samples and ``KEPT``
-    bytes.
+    Inputs and targets are arrays, or tuples or mappings of arrays, as in the stream. The elements
+    of the stream are inputs, (inputs, targets) or (inputs, targets, weights). Each is one sample or
+    one batch, as the input shape of the model shows. Mappings use the names of the model's inputs
+    and outputs; one mapping may hold both. The stream is read once, up to ``limit`` samples and
+    ``KEPT`` bytes.
     """
-    if (
-        getattr(stream, "element_spec", None) is not None
-        and int(stream.cardinality()) == -1
-        and limit is None
-    ):
+    endless = getattr(stream, "element_spec", None) is not None and int(stream.cardinality()) == -1
+    if endless and limit is None:
         raise UsageError(
             f"{where} repeats for ever: take a number of elements from it, dataset.take(n)"
         )
@@ -310,74 +309,83 @@ def read(
         if first is None:
             raise UsageError(f"{where}: there are no samples")
         x, y, weighted = _parts(first, graph)
-        heads = [_leaves(x), _leaves((x, y))]
-    if not heads[0]:
+        inputs, leaves = _leaves(x), _leaves((x, y))
+    if not inputs:
         raise UsageError(
             f"{where}: an element holds no inputs, only {type(first).__name__}; give (x, y) or x"
         )
     notes: tuple[str, ...] = (f"{where}: the samples' weights are not used",) if weighted else ()
-    single = _is_single(heads[0][0], graph.tensors(graph.inputs[0])[0].shape[1:])
-    allowed = _room()
+    single = _is_single(inputs[0], graph.tensors(graph.inputs[0])[0].shape[1:])
+    batches = (
+        [_shaped(leaf, single, where) for leaf in _leaves(_parts(element, graph)[:2])]
+        for element in chain([first], elements)
+    )
+    templates = [_shaped(leaf, single, where) for leaf in leaves]
+    arrays, note = _copied(batches, templates, where, limit)
+    remaining = iter(arrays)
+    return _packed(x, remaining), _packed(y, remaining), notes + note
+
+
+def _copied(
+    batches: Iterator[list[NDArray[Any]]],
+    templates: list[NDArray[Any]],
+    where: str,
+    limit: int | None,
+) -> tuple[list[NDArray[Any]], tuple[str, ...]]:
+    """Copy batches to temporary files; return the mapped arrays, and a note if not all were read.
+
+    ``templates``: arrays with the dtypes and the sample shapes of a batch. UsageError for a batch
+    of other shapes.
+    """
+    notes: tuple[str, ...] = ()
+    byte_limit = _byte_limit()
     with ExitStack() as stack:
-        leaves = [_shaped(leaf, single, where) for leaf in heads[1]]
-        files = [stack.enter_context(scratch.unnamed()) for _ in leaves]
-        count = used = 0
+        files = [stack.enter_context(scratch.unnamed()) for _ in templates]
+        count = stored = 0  # samples and bytes
         with user_code(where):
-            for element in chain([first], elements):
-                arrays = [
-                    _shaped(leaf, single, where) for leaf in _leaves(_parts(element, graph)[:2])
-                ]
-                if [a.shape[1:] for a in arrays] != [a.shape[1:] for a in leaves]:
+            for batch in batches:
+                if [a.shape[1:] for a in batch] != [a.shape[1:] for a in templates]:
                     raise UsageError(
-                        f"{where}: the samples have different shapes, {_shapes(leaves)} and"
-                        f" {_shapes(arrays)}; bring them to one"
+                        f"{where}: the samples have different shapes, {_shapes(templates)} and"
+                        f" {_shapes(batch)}; give all of them one shape"
                     )
-                kept = arrays if limit is None else [a[: limit - count] for a in arrays]
-                for file, array, known in zip(files, kept, leaves, strict=True):
-                    _write(file, array.astype(known.dtype, copy=False))
-                count, used = count + len(kept[0]), used + sum(a.nbytes for a in kept)
+                arrays = batch if limit is None else [a[: limit - count] for a in batch]
+                for file, array, template in zip(files, arrays, templates, strict=True):
+                    _write(file, array.astype(template.dtype, copy=False))
+                count, stored = count + len(arrays[0]), stored + sum(a.nbytes for a in arrays)
                 if limit is not None and count >= limit:
                     break
-                if used >= allowed:
-                    notes += (
-                        (f"{where}: only the first {count:,} samples ({size(used)}) are read"),
+                if stored >= byte_limit:
+                    notes = (
+                        f"{where}: only the first {count:,} samples ({size(stored)}) are read",
                     )
                     break
-        found = iter(
-            [
-                _mapped(file, leaf.dtype, leaf.shape[1:])
-                for file, leaf in zip(files, leaves, strict=True)
-            ]
-        )
-    return _packed(x, found), _packed(y, found), notes
+        mapped = [
+            _mapped(file, template.dtype, template.shape[1:])
+            for file, template in zip(files, templates, strict=True)
+        ]
+    return mapped, notes
 
 
 def _elements(stream: Any, where: str) -> Iterable[Any]:
     if hasattr(stream, "as_numpy_iterator"):
         return cast("Iterable[Any]", stream.as_numpy_iterator())
-    if hasattr(stream, "__getitem__") and hasattr(
-        stream, "__len__"
-    ):  # a PyDataset goes round and round when it is iterated
+    if _is_indexed(stream):  # iterating over a PyDataset never ends
         count = getattr(stream, "num_batches", None) or len(stream)
         return (stream[i] for i in range(count))
     return cast("Iterable[Any]", islice(stream, None))
 
 
 def _parts(element: Any, graph: Graph) -> tuple[Any, Any, bool]:
-    """Inputs, targets and whether there are weights."""
+    """Return inputs, targets, and whether there are weights."""
     if isinstance(element, tuple) and len(element) <= 3:
         x, y, weights = (*element, None, None)[:3]
         return x, y, weights is not None
     if isinstance(element, Mapping) and set(graph.inputs) < set(element):
         outputs = {ref.op for ref in graph.outputs}
-        labels = {name: value for name, value in element.items() if name in outputs} or (
-            {"y": element["y"]} if "y" in element else None
-        )
-        return (
-            {name: element[name] for name in graph.inputs},
-            labels.get("y", labels) if labels else None,
-            False,
-        )
+        labels: Any = {name: value for name, value in element.items() if name in outputs}
+        inputs = {name: element[name] for name in graph.inputs}
+        return inputs, labels.get("y", labels) if labels else element.get("y"), False
     if isinstance(element, Mapping) and "x" in element:
         return element["x"], element.get("y"), False
     return element, None, False
@@ -403,20 +411,21 @@ def _packed(structure: Any, leaves: Iterator[NDArray[Any]]) -> Any:
     return next(leaves)
 
 
-def _is_single(x: NDArray[Any], wanted: Shape) -> bool:
-    """Whether the first input of an element is one sample, not a batch of them."""
+def _is_single(x: NDArray[Any], expected: Shape) -> bool:
+    """Whether the first input of an element is a sample, not a batch of samples."""
 
     def fits(shape: tuple[int, ...]) -> bool:
-        return len(shape) == len(wanted) and all(
-            b in (None, a) for a, b in zip(shape, wanted, strict=True)
+        return len(shape) == len(expected) and all(
+            b in (None, a) for a, b in zip(shape, expected, strict=True)
         )
 
     if x.ndim and (fits(x.shape[1:]) or (fits((*x.shape[1:], 1)) and not fits(x.shape))):
         return False
-    return fits(x.shape) or fits((*x.shape, 1)) or x.ndim <= len(wanted)
+    return fits(x.shape) or fits((*x.shape, 1)) or x.ndim <= len(expected)
 
 
 def _shaped(leaf: NDArray[Any], single: bool, where: str) -> NDArray[Any]:
+    """Return a leaf of an element as a batch of numbers, float64 as float32."""
     if leaf.dtype.kind not in "biuf":
         raise UsageError(f"{where}: a sample holds {shown(leaf.dtype, 60)}; give numbers")
     leaf = leaf[None] if single or not leaf.ndim else leaf

@@ -1,4 +1,4 @@
-"""Where samples come from: the built-in digits, .npz and .npy files, a folder of class folders, a Python function, a stream."""
+"""Sources of samples: the digits, .npz and .npy files, folders of images, functions, streams."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.config.trust import FUNCTION
-from lrfc.data import mapped as streams
+from lrfc.data import mapped
 from lrfc.errors import DependencyError, UsageError
 from lrfc.system import reader
 
 if TYPE_CHECKING:
     from lrfc.ir.graph import Graph
 
-#: The name of a part of the data → the suffixes that its arrays may have in a file.
+#: Suffixes of the arrays in a file, by the part of the data that they belong to.
 PARTS = {"train": ("", "_train"), "val": ("_val",), "test": ("_test",)}
 _FORMS = (
     "give 'digits', an .npz file, a folder of .npy files or of class folders, or"
@@ -29,14 +29,17 @@ _FORMS = (
 )
 DIGITS_NEED = "data 'digits' need scikit-learn: pip install scikit-learn"
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+#: Names of the folder of a part, by part.
+_SUBSETS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
 
 @dataclass(frozen=True)
 class Raw:
-    """What a source holds, unchecked: part → (x, y), with x and y an array, a sequence, or a mapping by input or output name; y None without labels.
+    """The unchecked content of a source.
 
-    ``notes`` are worth a line in the log. ``preprocessing``: what was done to the samples before
-    the model sees them, and must be done on the device.
+    ``parts``: (x, y) by part; x and y are an array, a sequence, or a mapping by input or output
+    name, and y is None without labels. ``notes``: lines for the log. ``preprocessing``: the steps
+    from the raw samples to these, which the device has to repeat.
     """
 
     parts: Mapping[str, tuple[Any, Any]]
@@ -45,9 +48,9 @@ class Raw:
 
 
 def read(spec: str, graph: Graph, *, seed: int, limit: int | None = None) -> Raw:
-    """The data behind a ``--data`` specification for that model; UsageError when there are none.
+    """Read the data that a ``--data`` specification names; UsageError when there are none.
 
-    ``limit``: read no more images of a folder than a training split of that size needs.
+    ``limit``: the size of the training split; no more images of a folder are read than it needs.
     """
     match form(spec):
         case "digits":
@@ -63,12 +66,12 @@ def read(spec: str, graph: Graph, *, seed: int, limit: int | None = None) -> Raw
 
 
 def form(spec: str) -> Literal["digits", "arrays", "folder", "npz", "function"]:
-    """What kind of source a ``--data`` specification names; UsageError when there is none of that name."""
+    """Return the kind of source that a ``--data`` specification names; UsageError for none."""
     if spec == "digits":
         return "digits"
     path = reader.located(spec)
-    there = reader.kind(path) if spec else None
-    if there == "a folder":
+    kind = reader.kind(path) if spec else None
+    if kind == "a folder":
         if any(file.suffix == ".npy" for file in _listed(path)):
             return "arrays"
         if not _classes(path):
@@ -78,13 +81,13 @@ def form(spec: str) -> Literal["digits", "arrays", "folder", "npz", "function"]:
             )
         return "folder"
     if path.suffix == ".npz":
-        if there is None:
+        if kind is None:
             raise UsageError(f"data file '{path}' does not exist: {_FORMS}")
         return "npz"
-    if there == "a file":
+    if kind == "a file":
         raise UsageError(f"data '{spec}' is a {path.suffix or 'plain'} file: {_FORMS}")
-    if there is not None:
-        raise UsageError(f"data '{spec}' is {there}: {_FORMS}")
+    if kind is not None:
+        raise UsageError(f"data '{spec}' is {kind}: {_FORMS}")
     if FUNCTION.fullmatch(spec):
         return "function"
     raise UsageError(f"data '{spec}' does not exist: {_FORMS}")
@@ -94,11 +97,12 @@ def form(spec: str) -> Literal["digits", "arrays", "folder", "npz", "function"]:
 
 
 def digits(shape: tuple[int | None, ...] = (8, 8, 1)) -> Raw:
-    """scikit-learn's 1,797 handwritten digits, scaled from 0–16 to 0–1: 60 % training, 15 % validation, 25 % test.
+    """Return scikit-learn's 1,797 handwritten digits, scaled from 0–16 to 0–1.
 
-    The split is always the same one, whatever the build's seed, so that a model that was trained on
-    its training part (examples/train_digits.py) never meets its test part before the last reading.
-    ``shape``: of one sample, (8, 8, 1) or (64,).
+    60 % are for training, 15 % for validation and 25 % for the test. The split does not depend on
+    the build's seed, so that a model that was trained on the training part
+    (examples/train_digits.py) has never seen the test part. ``shape``: (8, 8, 1) or (64,), the
+    shape of a sample.
     """
     try:
         from sklearn.datasets import load_digits
@@ -110,15 +114,17 @@ def digits(shape: tuple[int | None, ...] = (8, 8, 1)) -> Raw:
     order = stratified(y, len(y), np.random.default_rng(0))
     test, val = len(y) // 4, len(y) * 15 // 100
     cut = {"test": order[:test], "val": order[test : test + val], "train": order[test + val :]}
-    return Raw(
-        {part: (x[rows], y[rows]) for part, rows in cut.items()}, (), "digits 0–16 scaled to 0–1"
-    )
+    parts = {part: (x[rows], y[rows]) for part, rows in cut.items()}
+    return Raw(parts, (), "digits 0–16 scaled to 0–1")
 
 
 def stratified(
     labels: NDArray[Any] | None, count: int, rng: np.random.Generator
 ) -> NDArray[np.intp]:
-    """All indices below ``count`` in a random order of which every head holds the classes in proportion (no ``labels``: any random order)."""
+    """Return a random permutation of which every head holds the classes in proportion.
+
+    ``labels``: the class of each of the ``count`` samples; None for any random permutation.
+    """
     order = rng.permutation(count)
     if labels is None:
         return order
@@ -133,12 +139,12 @@ def stratified(
 
 
 def _npz(path: Path, graph: Graph) -> Raw:
-    return from_arrays(streams.npz(path), graph, f"data file '{path}'", f"as stored in {path.name}")
+    return from_arrays(mapped.npz(path), graph, f"data file '{path}'", f"as stored in {path.name}")
 
 
 def _arrays(root: Path, graph: Graph) -> Raw:
-    """A folder with x.npy, y.npy, x_val.npy, …: the arrays are mapped, not read."""
-    arrays = {file.stem: streams.npy(file) for file in _listed(root) if file.suffix == ".npy"}
+    """Map the arrays of a folder with x.npy, y.npy, x_val.npy, …."""
+    arrays = {file.stem: mapped.npy(file) for file in _listed(root) if file.suffix == ".npy"}
     return from_arrays(arrays, graph, f"data folder '{root}'", f"as stored in {root.name}/*.npy")
 
 
@@ -152,7 +158,10 @@ def _listed(folder: Path) -> list[Path]:
 def from_arrays(
     arrays: Mapping[str, Any], graph: Graph, where: str, preprocessing: str | None = None
 ) -> Raw:
-    """Arrays by name: x, y, and with the suffixes _val and _test; or by the names of the model's inputs and outputs when it has several of them."""
+    """Return the data in arrays named x and y, with the suffixes _val and _test.
+
+    Where the model has several inputs or outputs, the arrays have their names instead.
+    """
     outputs = tuple(ref.op for ref in graph.outputs)
     parts, used = {}, set()
     for part, suffixes in PARTS.items():
@@ -167,30 +176,28 @@ def from_arrays(
                     f"{where} has labels {_list(y_names)} but no inputs 'x{suffix}' for them"
                 )
     if not parts:
-        names = (
-            "'x'"
-            if len(graph.inputs) == 1
-            else f"'x' and no arrays named like the inputs {_list(graph.inputs)}"
-        )
+        names = "'x'"
+        if len(graph.inputs) > 1:
+            names += f" and no arrays named like the inputs {_list(graph.inputs)}"
         raise UsageError(f"{where} has no array {names}; it holds {_list(arrays) or 'nothing'}")
-    unused = set(arrays) - used
-    return Raw(
-        parts, (f"{where}: not used: {_list(sorted(unused))}",) if unused else (), preprocessing
-    )
+    unused = sorted(set(arrays) - used)
+    notes = (f"{where}: not used: {_list(unused)}",) if unused else ()
+    return Raw(parts, notes, preprocessing)
 
 
 def _named(
     arrays: Mapping[str, Any], letter: str, names: tuple[str, ...], suffix: str, where: str
 ) -> tuple[Any, set[str]]:
+    """Return the array ``letter``, or a mapping of those with the names, and the names used."""
     if letter + suffix in arrays:
         return arrays[letter + suffix], {letter + suffix}
-    found = {name: arrays[name + suffix] for name in names if name + suffix in arrays}
-    if found and len(found) < len(set(names)):
+    named = {name: arrays[name + suffix] for name in names if name + suffix in arrays}
+    if named and len(named) < len(set(names)):
         raise UsageError(
-            f"{where} has '{next(iter(found))}{suffix}' but lacks"
-            f" {_list(name + suffix for name in names if name not in found)}"
+            f"{where} has '{next(iter(named))}{suffix}' but lacks"
+            f" {_list(name + suffix for name in names if name not in named)}"
         )
-    return (found, {name + suffix for name in found}) if found else (None, set())
+    return (named, {name + suffix for name in named}) if named else (None, set())
 
 
 def _list(names: Any) -> str:
@@ -201,7 +208,10 @@ def _list(names: Any) -> str:
 
 
 def imported(spec: str, what: str) -> Any:
-    """The function that 'package.module:function' names, looked up in the current folder too; UsageError when there is none."""
+    """Import the function that 'package.module:function' names; UsageError when there is none.
+
+    Modules in the current folder are found, too.
+    """
     module_name, name = spec.split(":")
     with _current_folder(), reader.user_code(f"{what} '{spec}'"):
         return getattr(importlib.import_module(module_name), name)
@@ -209,66 +219,46 @@ def imported(spec: str, what: str) -> Any:
 
 def _function(spec: str, graph: Graph, limit: int | None) -> Raw:
     function = imported(spec, "data")
-    with (
-        _current_folder(),
-        reader.user_code(f"data '{spec}'"),
-    ):  # also for what the function itself imports
+    where = f"data '{spec}'"
+    with _current_folder(), reader.user_code(where):  # the function may import modules, too
         result = function()
-    return replace(
-        from_object(result, graph, f"data '{spec}'", limit), preprocessing=f"as given by {spec}"
-    )
+    raw = from_object(result, graph, where, limit)
+    return replace(raw, preprocessing=f"as given by {spec}")
 
 
 @contextmanager
 def _current_folder() -> Iterator[None]:
-    """Modules are looked up in the current folder too, into which the console script does not look."""
+    """Context manager: import modules from the current folder, too, as console scripts do not."""
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
         yield
     finally:
-        if folder in sys.path:  # which the user's code may change
+        if folder in sys.path:  # the user's code may have changed it
             sys.path.remove(folder)
 
 
 def from_object(result: Any, graph: Graph, where: str, limit: int | None = None) -> Raw:
-    """What a function may return, or data from Python may be.
+    """Return the data in an object from Python, such as the result of a user's function.
 
-    (x, y); x alone; a mapping of arrays as in an .npz; a stream (lrfc.data.mapped: tf.data.Dataset,
-    PyDataset, generator); pairs (x, y) or streams, two of them (train, test), three (train,
-    validation, test), or in a mapping by 'train', 'val' and 'test'. At most ``limit`` samples of a
-    split are needed.
+    The object is (x, y), x alone, a mapping of arrays as in an .npz, or a stream (lrfc.data.mapped:
+    tf.data.Dataset, PyDataset, generator). Or it has several parts, each a pair (x, y) or a stream:
+    two (train, test), three (train, validation, test), or a mapping by 'train', 'val' and 'test'.
+    ``limit``: the size of the training split; no more of a stream is read than it needs.
+    UsageError for any other object.
     """
-    if (
-        isinstance(result, Mapping)
-        and result
-        and set(result) <= set(PARTS)
-        and all(_is_part(part) for part in result.values())
-    ):
-        return _parts(result, graph, where, limit)
     if isinstance(result, Mapping):
+        by_part = result and set(result) <= set(PARTS) and all(map(_is_part, result.values()))
+        if by_part:
+            return _parts(result, graph, where, limit)
         return from_arrays(result, graph, where)
     if isinstance(result, np.ndarray):
         return Raw({"train": (result, None)})
-    if streams.is_stream(result):
+    if mapped.is_stream(result):
         return _parts({"train": result}, graph, where, limit)
-    if (
-        isinstance(result, tuple)
-        and len(result) in (2, 3)
-        and all(_is_part(part) for part in result)
-    ):
-        return _parts(
-            dict(
-                zip(
-                    ("train", "test") if len(result) == 2 else ("train", "val", "test"),
-                    result,
-                    strict=True,
-                )
-            ),
-            graph,
-            where,
-            limit,
-        )
+    if isinstance(result, tuple) and len(result) in (2, 3) and all(map(_is_part, result)):
+        names = ("train", "test") if len(result) == 2 else ("train", "val", "test")
+        return _parts(dict(zip(names, result, strict=True)), graph, where, limit)
     if isinstance(result, tuple) and len(result) == 2:
         return Raw({"train": result})
     raise UsageError(
@@ -277,40 +267,79 @@ def from_object(result: Any, graph: Graph, where: str, limit: int | None = None)
     )
 
 
-def _is_part(given: Any) -> bool:
-    return (isinstance(given, tuple) and len(given) == 2) or streams.is_stream(given)
+def _is_part(value: Any) -> bool:
+    return (isinstance(value, tuple) and len(value) == 2) or mapped.is_stream(value)
 
 
-def _parts(given: Mapping[str, Any], graph: Graph, where: str, limit: int | None) -> Raw:
+def _parts(values: Mapping[str, Any], graph: Graph, where: str, limit: int | None) -> Raw:
+    """Return the data in pairs and streams by part; streams are read."""
     parts: dict[str, tuple[Any, Any]] = {}
     notes: tuple[str, ...] = ()
-    for name, part in given.items():
+    for name, part in values.items():
         if isinstance(part, tuple):
             parts[name] = part
         else:
-            x, y, said = streams.read(
-                part,
-                graph,
-                where if len(given) == 1 else f"{where} ({name})",
-                None if limit is None else limit * 10 // 9 + 2,
-            )
-            parts[name], notes = (x, y), (*notes, *said)
+            place = where if len(values) == 1 else f"{where} ({name})"
+            x, y, stream_notes = mapped.read(part, graph, place, _with_validation(limit))
+            parts[name], notes = (x, y), (*notes, *stream_notes)
     return Raw(parts, notes)
+
+
+def _with_validation(limit: int | None) -> int | None:
+    """Return the samples to read for a training split of ``limit`` and a tenth for validation."""
+    return None if limit is None else limit * 10 // 9 + 2
 
 
 # -- a folder of class folders ---------------------------------------------------------------------
 
 
 def _folder(root: Path, graph: Graph, seed: int, limit: int | None) -> Raw:
-    """Images under root/<class>/, or under root/train/<class>/ with root/val and root/test beside it; class numbers follow the sorted names."""
-    aliases = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
+    """Read images under root/<class>/, or under root/{train,val,test}/<class>/.
+
+    Class numbers follow the sorted names of the classes.
+    """
     subsets = {
         part: root / name
-        for part, names in aliases.items()
+        for part, names in _SUBSETS.items()
         for name in names
         if _classes(root / name)
     }
     folders = subsets if "train" in subsets or "test" in subsets else {"train": root}
+    layout = _image_layout(root, graph)
+    names = _classes(next(iter(folders.values())))
+    outputs = graph.tensor(graph.outputs[0]).shape[-1]
+    if outputs not in (1, len(names)):
+        raise UsageError(
+            f"data folder '{root}' has {len(names)} class folders, the model has {outputs} outputs;"
+            " one folder for each class, in the order of the outputs"
+        )
+    parts = {
+        part: _images(folder, names, layout, np.random.default_rng(seed), limit)
+        for part, folder in folders.items()
+    }
+    scaled = any(op.info.family == "rescaling" for op in graph)
+    note = (
+        f"data folder '{root}': pixels are fed as 0–255 and the model has no Rescaling or"
+        " Normalization layer; use package.module:function for another scale"
+    )
+    size = f"{layout.height}×{layout.width}, {layout.channels} channels"
+    return Raw(
+        parts, () if scaled else (note,), f"pixels 0–255 from image files, resized to {size}"
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The size of the images that a model reads; ``first``: whether channels come first."""
+
+    height: int
+    width: int
+    channels: int
+    first: bool
+
+
+def _image_layout(root: Path, graph: Graph) -> _Layout:
+    """Return the layout of the model's input; UsageError when it has not one image input."""
     shape = graph.tensors(graph.inputs[0])[0].shape[1:]
     if len(graph.inputs) > 1 or len(shape) != 3 or None in shape:
         raise UsageError(
@@ -319,63 +348,44 @@ def _folder(root: Path, graph: Graph, seed: int, limit: int | None) -> Raw:
         )
     first = shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
     height, width, channels = (int(n or 0) for n in ((*shape[1:], shape[0]) if first else shape))
-    names = _classes(next(iter(folders.values())))
-    outputs = graph.tensor(graph.outputs[0]).shape[-1]
-    if outputs not in (1, len(names)):
+    return _Layout(height, width, channels, first)
+
+
+def _images(
+    folder: Path, names: list[str], layout: _Layout, rng: np.random.Generator, limit: int | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Read the images of a part, uint8 (samples, height, width, channels), and their classes."""
+    if _classes(folder) != names:
         raise UsageError(
-            f"data folder '{root}' has {len(names)} class folders, the model has {outputs} outputs;"
-            " one folder for each class, in the order of the outputs"
+            f"data folder '{folder}' has the classes {_list(_classes(folder))}, the training"
+            f" folder {_list(names)}"
         )
-    parts = {}
-    for part, folder in folders.items():
-        if _classes(folder) != names:
-            raise UsageError(
-                f"data folder '{folder}' has the classes {_list(_classes(folder))}, the training"
-                f" folder {_list(names)}"
-            )
-        files = [
-            (file, number)
-            for number, name in enumerate(names)
-            for file in sorted((folder / name).rglob("*"))
-            if file.suffix.lower() in _IMAGES
-        ]
-        if not files:
-            raise UsageError(f"data folder '{folder}' has no images ({', '.join(_IMAGES)})")
-        y = np.array([number for _, number in files], np.int32)
-        keep = np.sort(
-            stratified(y, len(y), np.random.default_rng(seed))[
-                : len(y) if limit is None else limit * 10 // 9 + 2
-            ]
-        )
-        x = np.empty((len(keep), height, width, channels), np.uint8)
-        for i, row in enumerate(keep):
-            x[i] = _image(files[row][0], height, width, channels)
-        parts[part] = (x.transpose(0, 3, 1, 2) if first else x, y[keep])
-    scaled = any(op.info.family == "rescaling" for op in graph)
-    note = (
-        f"data folder '{root}': pixels are fed as 0–255 and the model has no Rescaling or"
-        " Normalization layer; use package.module:function for another scale"
-    )
-    return Raw(
-        parts,
-        () if scaled else (note,),
-        f"pixels 0–255 from image files, resized to {height}×{width}, {channels} channels",
-    )
+    files = [
+        (file, number)
+        for number, name in enumerate(names)
+        for file in sorted((folder / name).rglob("*"))
+        if file.suffix.lower() in _IMAGES
+    ]
+    if not files:
+        raise UsageError(f"data folder '{folder}' has no images ({', '.join(_IMAGES)})")
+    y = np.array([number for _, number in files], np.int32)
+    rows = np.sort(stratified(y, len(y), rng)[: _with_validation(limit)])
+    x = np.empty((len(rows), layout.height, layout.width, layout.channels), np.uint8)
+    for i, row in enumerate(rows):
+        x[i] = _image(files[row][0], layout.height, layout.width, layout.channels)
+    return (x.transpose(0, 3, 1, 2) if layout.first else x), y[rows]
 
 
 def _classes(folder: Path) -> list[str]:
-    return (
-        [
-            entry.name
-            for entry in _listed(folder)
-            if entry.is_dir() and not entry.name.startswith(".")
-        ]
-        if folder.is_dir()
-        else []
-    )
+    """Return the sorted names of the class folders; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    entries = _listed(folder)
+    return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
 
 def _image(path: Path, height: int, width: int, channels: int) -> NDArray[np.uint8]:
+    """Read an image, resized to (height, width, channels)."""
     import tensorflow as tf
 
     try:

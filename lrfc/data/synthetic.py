@@ -1,4 +1,4 @@
-"""Calibration inputs made up from the model alone, for builds without data."""
+"""Synthetic calibration inputs, generated from the model alone, for builds without data."""
 
 from __future__ import annotations
 
@@ -18,51 +18,57 @@ from lrfc.ir.dilated import without_dilated_transposed
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref
 
-#: Means and standard deviations that trained models commonly read: standardised, 0–1, −1–1, 0–255.
+#: Common means and deviations of inputs in training: standardised, 0–1, −1–1, 0–255.
 _SCALES = ((0.0, 1.0), (0.5, 0.25), (0.0, 0.5), (127.5, 64.0))
 _CHUNK = 32  # samples whose statistics are matched together
-_REFINEMENTS = 60  # steps of the scale
-_STEPS = (3, 40)  # of the matching, fewest and most
-_WORK = 8e11  # MACs that the matching may take before its steps are cut, about twenty seconds of two cores
+_REFINEMENTS = 60  # steps that refine the scale
+_STEPS = (3, 40)  # fewest and most steps of the matching
+#: MACs of the matching, beyond which it takes fewer steps: about twenty seconds on two cores.
+_WORK = 8e11
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Mean and standard deviation of one input: float32 arrays that broadcast with a batch of it."""
+    """Mean and standard deviation of an input: float32 arrays that broadcast with a batch."""
 
     mean: NDArray[Any]
     std: NDArray[Any]
 
     @staticmethod
     def of(mean: Any, std: Any) -> Scale:
-        """The scale in float32."""
+        """Return a scale with its values in float32."""
         return Scale(np.asarray(mean, np.float32), np.asarray(std, np.float32))
 
 
 def samples_for(graph: Graph) -> int:
-    """How many samples a calibration set for that model has: 256 small ones, at least 16 of any size (64 MiB).
+    """Return the size of a synthetic calibration set: 256 samples, or fewer of 64 MiB, at least 16.
 
-    256 are enough for closed-form refits too. ResNet-20 with channel SVD at half of the MACs (1,000
-    test images): 40 % as factorized; refitted on 128 made-up samples 65 %, on 256 71 %, on 256 real
-    ones 77 %. Plain noise ruins it (64 samples: 21 %), and more samples are worth more than more
-    steps.
+    256 also suffice for reconstruction in closed form. ResNet-20 with channel SVD at half of the
+    MACs (1,000 test images): 40 % as factorized; reconstructed on 128 synthetic samples 65 %, on
+    256 71 %, on 256 real ones 77 %. Plain noise lowers the accuracy (64 samples: 21 %), and more
+    samples help more than more steps.
     """
     values = sum(_size(graph, name) for name in graph.inputs)
     return max(16, min(256, 2**24 // values))
 
 
 def synthesise(graph: Graph, samples: int, seed: int) -> Batch:
-    """Made-up inputs (samples, ...) for every model input, in its dtype.
+    """Return synthetic samples, (samples, ...) for every model input, in its dtype.
 
     The same graph, number and seed give the same samples.
 
-    1. Noise: images and signals are Gaussian with the 1/f amplitudes of natural ones; flat inputs are drawn in the directions that the Dense layers
-       behind them read (half of the energy; trained weights lie where data lay); integer inputs are uniform over the vocabulary of the Embedding behind.
-    2. Scale: the statistics of a Normalization layer or the range of a Rescaling layer behind the input; otherwise the one of a few usual scales
-       (standardised, 0–1, −1–1, 0–255) under which the first BatchNorm meets inputs most like those of its training, then refined per channel by Adam
-       steps on the same measure. Without BatchNorm: standardised.
-    3. Matching: a few Adam steps on the values themselves bring the batch statistics before every BatchNorm towards its moving mean and variance
-       (DeepInversion, Yin et al. 2020, arXiv 1912.08795; ZeroQ, Cai et al. 2020, arXiv 2001.00281), 32 samples at a time. Large models get fewer steps.
+    1. Noise: images and signals are Gaussian, with amplitudes of 1/f as in natural ones. Flat
+       inputs have half of their energy in the directions that the Dense layers behind them read,
+       as trained weights lie in the directions of their data. Integer inputs are uniform over the
+       vocabulary of the Embedding behind them.
+    2. Scale: the statistics of a Normalization layer or the range of a Rescaling layer behind the
+       input. Otherwise the common scale (standardised, 0–1, −1–1, 0–255) under which the
+       inputs of the first BatchNorm are nearest to its moving statistics; Adam steps on the same
+       distance refine it for each channel. Without BatchNorm: standardised.
+    3. Matching: a few Adam steps on the values themselves bring the batch statistics before every
+       BatchNorm towards its moving mean and variance (DeepInversion, Yin et al. 2020, arXiv
+       1912.08795; ZeroQ, Cai et al. 2020, arXiv 2001.00281), 32 samples at a time. Large models
+       get fewer steps.
 
     UsageError when an input has no fixed size.
     """
@@ -97,7 +103,7 @@ def synthesise(graph: Graph, samples: int, seed: int) -> Batch:
 
 
 def _noise(graph: Graph, name: str, samples: int, rng: np.random.Generator) -> NDArray[Any]:
-    """Standardised noise for a float input; final values for an integer one."""
+    """Return standardised noise for a float input, or the final values of an integer input."""
     tensor = graph.tensors(name)[0]
     shape = tuple(int(n) for n in tensor.shape[1:] if n is not None)
     _size(graph, name)
@@ -105,18 +111,14 @@ def _noise(graph: Graph, name: str, samples: int, rng: np.random.Generator) -> N
         vocabularies = [
             int(op.attrs["input_dim"]) for op in readers(graph, name) if op.kind == "Embedding"
         ]
-        numbers: NDArray[Any] = rng.integers(
-            0, min(vocabularies, default=2), (samples, *shape)
-        ).astype(tensor.dtype)
-        return numbers
+        size = min(vocabularies, default=2)
+        tokens: NDArray[Any] = rng.integers(0, size, (samples, *shape)).astype(tensor.dtype)
+        return tokens
     white = rng.standard_normal((samples, *shape)).astype(np.float32)
     if len(shape) > 1:
         first = any(op.attrs.get("data_format") == "channels_first" for op in readers(graph, name))
-        return _standardised(
-            _coloured(
-                white, tuple(range(2, len(shape) + 1)) if first else tuple(range(1, len(shape)))
-            )
-        )
+        axes = range(2, len(shape) + 1) if first else range(1, len(shape))
+        return _standardised(_coloured(white, tuple(axes)))
     kernels = [
         op.weights["kernel"]
         for op in readers(graph, name)
@@ -126,14 +128,16 @@ def _noise(graph: Graph, name: str, samples: int, rng: np.random.Generator) -> N
         return white
     kernel = np.concatenate(kernels, axis=1)
     directed = rng.standard_normal((samples, kernel.shape[1])).astype(np.float32) @ kernel.T
-    noise: NDArray[Any] = (white + directed / max(float(directed.std()), 1e-12)) / np.float32(
-        np.sqrt(2)
-    )
+    directed = directed / max(float(directed.std()), 1e-12)
+    noise: NDArray[Any] = (white + directed) / np.float32(np.sqrt(2))
     return noise
 
 
 def _coloured(white: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[Any]:
-    """Noise whose amplitude falls with the spatial frequency as 1/f (Field 1987, the statistics of natural images)."""
+    """Return noise whose amplitude falls as 1/f with the spatial frequency f.
+
+    The amplitudes are those of natural images (Field 1987).
+    """
     spectrum = np.fft.rfftn(white, axes=axes)
     frequencies = [np.fft.fftfreq(white.shape[axis]) for axis in axes[:-1]] + [
         np.fft.rfftfreq(white.shape[axes[-1]])
@@ -160,25 +164,16 @@ def _standardised(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def scale_of(graph: Graph, name: str) -> Scale | None:
-    """What a Normalization or Rescaling layer behind the input says of its scale; None without one."""
+    """Return the scale that a Normalization or Rescaling layer behind an input implies, or None."""
     for op in readers(graph, name):
-        if (
-            op.kind == "Normalization"
-            and "mean" in op.weights
-            and not op.attrs.get("invert", False)
-        ):
-            return Scale.of(op.weights["mean"], np.sqrt(op.weights["variance"]))
-        if (
-            op.kind == "Normalization"
-            and op.attrs.get("mean") is not None
-            and not op.attrs.get("invert", False)
-        ):
-            return Scale.of(op.attrs["mean"], np.sqrt(op.attrs["variance"]))
+        if op.kind == "Normalization" and not op.attrs.get("invert", False):
+            if "mean" in op.weights:
+                return Scale.of(op.weights["mean"], np.sqrt(op.weights["variance"]))
+            if op.attrs.get("mean") is not None:
+                return Scale.of(op.attrs["mean"], np.sqrt(op.attrs["variance"]))
         if op.kind == "Rescaling" and np.all(op.attrs["scale"]):
-            scale, offset = (
-                np.asarray(op.attrs["scale"], np.float32),
-                np.asarray(op.attrs.get("offset", 0.0), np.float32),
-            )
+            scale = np.asarray(op.attrs["scale"], np.float32)
+            offset = np.asarray(op.attrs.get("offset", 0.0), np.float32)
             mean, std = (0.0, 0.5) if np.any(offset) else (0.5, 0.25)
             return Scale.of((mean - offset) / scale, std / np.abs(scale))
     return None
@@ -192,10 +187,10 @@ def _scaled(x: Any, scale: Scale) -> Any:
 
 
 class _Matching:
-    """Brings the statistics before some BatchNorms, for a chunk of samples, to those of their training.
+    """Match the statistics before some BatchNorms, for a chunk of samples, to those of training.
 
-    What is learnt, in units of each input's scale: the values ``z``, and a ``shift`` and a
-    logarithmic ``gain`` per channel (last axis).
+    The variables, in units of the scale of each input: the values ``z``, and a ``shift`` and a
+    logarithmic ``gain`` for each channel (last axis).
     """
 
     def __init__(
@@ -205,18 +200,15 @@ class _Matching:
 
         from lrfc.ir.keras import io as keras_io
 
-        # As the canonical graph will be: the model itself does not run with channels first on every
-        # processor.
+        # As in the canonical graph: not every processor runs a model with channels first.
         probe = without_dilated_transposed(channels_last(graph)).copy()
         norms = tuple(probe.op(op.name) for op in norms)
         for name in probe.inputs:
             probe.replace(
                 probe.op(name).with_attrs(batch_shape=(None, *probe.tensors(name)[0].shape[1:]))
             )
-        probe.outputs, probe.structure = (
-            tuple(probe.operands(op.name)[0] for op in norms),
-            (None, None),
-        )
+        probe.outputs = tuple(probe.operands(op.name)[0] for op in norms)
+        probe.structure = (None, None)
         self.norms, self.floats = norms, floats
         self.model = keras_io.to_keras(probe)
         self.z = [tf.Variable(x) for x in head]
@@ -238,11 +230,11 @@ class _Matching:
         ]
 
     def _evaluate(self) -> tuple[Any, Any, Any, Any]:
-        """The distance and its gradients by values, shifts and gains.
+        """Return the distance and its gradients by values, shifts and gains.
 
-        A BatchNorm's distance is log(1 + d²) + mean(log² r), with d² the mean squared error of the
-        means in units of the moving variance, and r the ratio of the standard deviations: alike for
-        too much and too little, and no BatchNorm drowns the others.
+        The distance of a BatchNorm is log(1 + d²) + mean(log² r). Here d² is the mean squared
+        error of the means in units of the moving variance, and r the ratio of the standard
+        deviations. A factor and its inverse count alike, and no BatchNorm dominates.
         """
         import tensorflow as tf
 
@@ -260,10 +252,11 @@ class _Matching:
             ):
                 axis = int(op["axis"]) % len(x.shape)
                 mean, variance = tf.nn.moments(x, [a for a in range(len(x.shape)) if a != axis])
-                wanted = op.weights["moving_variance"] + op["epsilon"]
-                ratio = (variance + op["epsilon"]) / wanted
+                moving_variance = op.weights["moving_variance"] + op["epsilon"]
+                ratio = (variance + op["epsilon"]) / moving_variance
+                errors = (mean - op.weights["moving_mean"]) ** 2 / moving_variance
                 total += (
-                    tf.math.log1p(tf.reduce_mean((mean - op.weights["moving_mean"]) ** 2 / wanted))
+                    tf.math.log1p(tf.reduce_mean(errors))
                     + tf.reduce_mean(tf.math.log(ratio) ** 2) / 4
                 )
         gradients = tape.gradient(
@@ -284,13 +277,13 @@ class _Matching:
             variable.assign(tf.zeros_like(variable))
 
     def distance(self, scales: list[Scale]) -> float:
-        """The distance at those scales; infinite when values overflow."""
+        """Return the distance at these scales; infinity when values overflow."""
         self._set(scales)
         value = float(self.evaluate()[0])
         return value if np.isfinite(value) else np.inf
 
     def refined(self, scales: list[Scale], known: list[Scale | None]) -> list[Scale]:
-        """Scales for the inputs whose scale is not known: the given ones, moved to the least distance."""
+        """Return the scales of least distance, by Adam steps; those in ``known`` do not change."""
         self._set(scales)
         free = [(k, i) for k, i in enumerate(self.floats) if known[i] is None]
         variables = [v for _, i in free for v in (self.shift[i], self.gain[i])]
@@ -308,7 +301,10 @@ class _Matching:
     def matched(
         self, noise: list[NDArray[Any]], scales: list[Scale], steps: int
     ) -> list[NDArray[Any]]:
-        """One chunk, scaled and matched (a short one is filled up by repetition); of all steps the best one is kept."""
+        """Return a chunk, scaled and matched: the values of the step with the least distance.
+
+        A chunk that is too short is repeated.
+        """
         self._set(scales)
         for z, x in zip(self.z, noise, strict=True):
             z.assign(np.resize(x, z.shape))
@@ -330,7 +326,11 @@ def _adam(variables: list[Any], rate: float) -> Callable[[Any], None]:
     return lambda gradients: optimizer.apply(gradients, variables)
 
 
-# -- what the graph says of its inputs -------------------------------------------------------------
+# -- facts about inputs ----------------------------------------------------------------------------
+
+
+#: Kinds of ops that pass their input's values on.
+_REARRANGING = ("Flatten", "Reshape", "Identity", "Dropout")
 
 
 def _is_float(graph: Graph, name: str) -> bool:
@@ -338,28 +338,24 @@ def _is_float(graph: Graph, name: str) -> bool:
 
 
 def _size(graph: Graph, name: str) -> int:
+    """Return the number of values of a sample; UsageError when its size is not fixed."""
     tensor = graph.tensors(name)[0]
     if None in tensor.shape[1:]:
         raise UsageError(
-            f"input '{name}' of shape {tensor} has no fixed size, so no inputs can be made up for"
-            " it: give --data"
+            f"input '{name}' of shape {tensor} has no fixed size, so no synthetic inputs can be"
+            " generated for it: give --data"
         )
     return max(1, prod(n for n in tensor.shape[1:] if n is not None))
 
 
 def readers(graph: Graph, name: str) -> list[Op]:
-    """The ops that read the input, also through ops that only rearrange it."""
-    found = []
+    """Return the ops that read an input, also behind ops that only rearrange it."""
+    result = []
     for reader, _ in graph.consumers(Ref(name)):
         op = graph.op(reader)
-        through = op.info.family == "padding" or op.kind in (
-            "Flatten",
-            "Reshape",
-            "Identity",
-            "Dropout",
-        )
-        found += [op, *(readers(graph, reader) if through else [])]
-    return found
+        rearranges = op.info.family == "padding" or op.kind in _REARRANGING
+        result += [op, *(readers(graph, reader) if rearranges else [])]
+    return result
 
 
 def _macs(graph: Graph) -> int:
@@ -367,5 +363,5 @@ def _macs(graph: Graph) -> int:
         return sum(
             ops.macs(op, graph.input_tensors(op.name), graph.tensors(op.name)) for op in graph
         )
-    except ModelError:  # a size inside is not fixed: count the weights once, a lower bound that costs at most the full number of steps
+    except ModelError:  # a size is not fixed: count each weight once, which is a lower bound
         return graph.params

@@ -1,4 +1,4 @@
-"""Write a file whole or not at all."""
+"""Atomic writes: a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import IO
 from lrfc.errors import UsageError
 from lrfc.system import scratch
 
-#: What a message offers by default, where a file cannot be written.
+#: The remedy in the message about a file that cannot be written, by default.
 _WAY_OUT = "choose another --out"
-#: What it offers for the user's own device profiles and cost files.
+#: The remedy for the user's own device profiles and cost profiles.
 CONFIG = "make its folder writable, or set XDG_CONFIG_HOME to another"
 
 
 def write(
     path: Path, content: bytes | str, *, parents: bool = False, way_out: str = _WAY_OUT
 ) -> Path:
-    """Write text (UTF-8) or bytes, see ``write_with``."""
+    """Write text (as UTF-8) or bytes; see ``write_with``."""
     data = content.encode() if isinstance(content, str) else content
     return write_with(path, lambda file: file.write(data), parents=parents, way_out=way_out)
 
@@ -34,13 +34,13 @@ def write_with(
     parents: bool = False,
     way_out: str = _WAY_OUT,
 ) -> Path:
-    """Have ``fill`` write a file beside the path, which then takes its name; gives the path.
+    """Write a temporary file with ``fill``, rename it to ``path``, and return the path.
 
-    ``parents``: a missing folder is made. UsageError, and what was there before, when the disk or
-    the folder does not take it. Where the process is killed, the file before is there, and a later
-    run of lrfc removes the other.
+    ``parents``: whether missing folders are created. ``way_out``: the remedy in the error message.
+    UsageError when the file cannot be written; an existing file then stays as it was. The same
+    holds when the process is killed: a later run of lrfc removes the temporary file.
     """
-    final = Path(os.path.realpath(path))  # a link stays a link
+    final = Path(os.path.realpath(path))  # so that a link stays a link
     part = final.with_name(f".{final.name[:100]}.{uuid.uuid4().hex[:8]}.part")
     try:
         if _is_special(path):
@@ -66,13 +66,13 @@ def write_with(
 
 
 def check(path: Path, *, way_out: str = _WAY_OUT) -> None:
-    """UsageError, before any work, where no file can be written at the path."""
+    """Raise UsageError, before any work, where no file can be written at the path."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if _is_special(path):
             return
-        folder = next(each for each in Path(os.path.realpath(path)).parents if each.exists())
+        folder = next(p for p in Path(os.path.realpath(path)).parents if p.exists())
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -80,5 +80,5 @@ def check(path: Path, *, way_out: str = _WAY_OUT) -> None:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is a pipe or a device, such as /dev/stdout, which has no name to take."""
+    """Whether the path is a pipe or a device, such as /dev/stdout, which cannot be replaced."""
     return path.exists() and not path.is_file()

@@ -1,4 +1,4 @@
-"""Locks on files, which end with the process that holds them, however it ends."""
+"""File locks that the system releases when their process ends, even when it is killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-#: The holder's name stands at the start of the file; Windows locks bytes, so these lie behind it.
+#: The byte that Windows locks: behind the holder's name, so that others can read the name.
 _LOCKED_BYTE = 1 << 20
 
 
@@ -28,11 +28,10 @@ class HeldError(Exception):
 
 
 class Lock:
-    """An exclusive lock, from ``take`` to ``release`` or to the end of the process.
+    """An exclusive lock, held from ``take`` to ``release`` or to the end of the process.
 
-    The file is made for it and removed with it; after a kill it stays behind, without a lock on it.
-    ``take`` raises HeldError, and OSError where the file cannot be made or its file system has no
-    locks.
+    Taking the lock creates the file, and releasing it removes the file. After a kill the file stays
+    behind, unlocked.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +39,11 @@ class Lock:
         self._descriptor: int | None = None
 
     def take(self) -> Self:
-        """Take the lock; never waits."""
+        """Take the lock without waiting.
+
+        HeldError when it is held already; OSError where the file cannot be created or its file
+        system has no locks.
+        """
         while True:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
             descriptor = os.open(self.path, flags, 0o666)
@@ -55,7 +58,7 @@ class Lock:
                 raise
             if self._is_at_the_path(descriptor):
                 break
-            os.close(descriptor)  # the holder before removed it between the two calls
+            os.close(descriptor)  # the previous holder removed it between the two calls
         self._descriptor = descriptor
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -69,7 +72,7 @@ class Lock:
             return False
 
     def release(self) -> None:
-        """Remove the file and let go."""
+        """Remove the file and release the lock."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None

@@ -1,4 +1,4 @@
-"""Settings of the whole process, changed for blocks of code that may overlap in several threads."""
+"""Settings of the process, overridden for blocks of code that may overlap in several threads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ Value = TypeVar("Value")
 
 
 class Override(Generic[Saved, Value]):
-    """One setting. The first block to begin saves it, the last one to end restores it.
+    """A setting that blocks of code override.
 
-    In between, the block that began last decides. Saving and restoring in each block, as nested
-    blocks of one thread do, leaves the setting of another block in place when they overlap.
+    The first block to begin saves the setting, and the last one to end restores it. In between, the
+    value of the block that began last holds. If each block saved and restored the setting, as
+    nested blocks of one thread may, blocks that overlap would restore each other's values.
 
-    ``read`` gives the setting in a form that ``restore`` takes; ``write`` changes it.
+    ``read`` returns the setting in a form that ``restore`` accepts; ``write`` changes it.
     """
 
     def __init__(
@@ -29,11 +30,11 @@ class Override(Generic[Saved, Value]):
         self._read, self._write, self._restore = read, write, restore
         self._lock = threading.RLock()
         self._blocks: list[tuple[object, Value]] = []
-        self._saved: list[Saved] = []  # one, while there are blocks
+        self._saved: list[Saved] = []  # one item while there are blocks
 
     @contextmanager
     def to(self, value: Value) -> Iterator[Saved]:
-        """The block in which the setting is ``value``; gives what the setting was before all."""
+        """Context manager: override the setting; yield its saved value."""
         block = (object(), value)
         with self._lock:
             if not self._blocks:
@@ -47,7 +48,7 @@ class Override(Generic[Saved, Value]):
         finally:
             with self._lock:
                 last = self._blocks[-1] is block
-                self._blocks = [each for each in self._blocks if each is not block]
+                self._blocks = [other for other in self._blocks if other is not block]
                 if not self._blocks:
                     self._restore(self._saved.pop())
                 elif last:
@@ -55,10 +56,10 @@ class Override(Generic[Saved, Value]):
 
     @contextmanager
     def held(self) -> Iterator[tuple[Saved | None, tuple[Value, ...]]]:
-        """A block in which nothing changes.
+        """Context manager: keep other threads from changing the setting.
 
-        Gives what was saved (None when no other block is in progress), and the values of the blocks
-        in progress, oldest first.
+        Yields the saved value (None when no block is in progress), and the values of the blocks in
+        progress, oldest first.
         """
         with self._lock:
             saved = self._saved[0] if self._saved else None

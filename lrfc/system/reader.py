@@ -1,7 +1,7 @@
-"""The one reader of what comes from outside: regular files of bounded size, and JSON and TOML of bounded depth.
+"""Reader of untrusted input: regular files of bounded size, JSON and TOML of bounded depth.
 
-A file that lrfc did not write in this run may hold anything, and may be no file at all. Whatever is
-wrong with it becomes one line of the caller's error class; nothing in it names code.
+A file that lrfc did not write in this run may hold anything, and may be no regular file. Every
+fault becomes one line of the caller's error class. Nothing that is read here names code to run.
 """
 
 from __future__ import annotations
@@ -22,87 +22,86 @@ from lrfc.errors import LrfcError, UsageError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-#: Bytes that a text document may have: manifests, profiles, settings, what a device answers.
+#: Largest size of a text document in bytes: manifests, profiles, settings, answers of a device.
 DOCUMENT_BYTES = 64 << 20
-#: Levels of nesting that a document may have. Keras nests a few levels for each nested model.
+#: Deepest nesting of a document, in levels. Keras nests a few levels for each nested model.
 DEPTH = 200
-#: Bits that an integer in a document may have.
+#: Largest integer in a document, in bits.
 BITS = 1023
 
 
 def located(path: Path | str, *, error: type[LrfcError] = UsageError) -> Path:
-    """The path with ``~`` expanded; ``error`` when there is no such user, or it cannot be a path.
+    """Return the path with ``~`` expanded; it need not exist.
 
-    Where it leads need not exist.
+    ``error`` when there is no such user, or the text cannot be a path.
     """
     try:
-        place = Path(path).expanduser()
-        os.lstat(place)
+        expanded = Path(path).expanduser()
+        os.lstat(expanded)
     except (FileNotFoundError, NotADirectoryError):
-        return place
+        return expanded
     except (OSError, RuntimeError, ValueError) as problem:
         raise error(f"'{shown(path)}' cannot be used as a path: {_reason(problem)}") from problem
-    return place
+    return expanded
 
 
 def kind(path: Path | str, *, error: type[LrfcError] = UsageError) -> str | None:
-    """What lies there, as in 'a file', 'a folder', 'a device'; None where nothing does.
+    """Return the kind of a path: 'a file', 'a folder', 'a device'; None where nothing exists.
 
-    ``error`` when that cannot be a path.
+    ``error`` as for :func:`located`, and for a path that cannot be examined.
     """
-    place = located(path, error=error)
+    expanded = located(path, error=error)
     try:
-        mode = place.stat().st_mode
+        mode = expanded.stat().st_mode
     except OSError as problem:
-        if os.path.lexists(place):
+        if os.path.lexists(expanded):
             raise error(f"'{shown(path)}' cannot be read: {_reason(problem)}") from problem
         return None
     return "a file" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
 
 
 def opened(path: Path | str, *, limit: int, error: type[LrfcError] = UsageError) -> BinaryIO:
-    """A regular file, open for reading; the caller closes it.
+    """Open a regular file for reading; the caller closes it.
 
-    ``error`` when there is none, when it is a folder, a device or a pipe (none of which is read),
-    or when it has more than ``limit`` bytes.
+    ``error`` when the path does not exist, is a folder, a device or a pipe, or has more than
+    ``limit`` bytes.
     """
-    place = located(path, error=error)
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    expanded = located(path, error=error)
     try:
-        # Without O_NONBLOCK, opening a pipe waits for its writer.
-        number = os.open(
-            place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-        )
+        descriptor = os.open(expanded, flags)
     except FileNotFoundError as problem:
         raise error(f"{shown(path)}: no such file") from problem
     except (OSError, ValueError) as problem:
         raise error(f"{shown(path)} cannot be read: {_reason(problem)}") from problem
     try:
-        found = os.fstat(number)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise error(
-                f"{shown(path)} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a"
+                f"{shown(path)} is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}, not a"
                 " regular file"
             )
-        if found.st_size > limit:
+        if status.st_size > limit:
             raise error(
-                f"{shown(path)} has {found.st_size:,} bytes; at most {limit:,} are read here"
+                f"{shown(path)} has {status.st_size:,} bytes; at most {limit:,} are read here"
             )
-        return os.fdopen(number, "rb")
+        return os.fdopen(descriptor, "rb")
     except BaseException:
-        os.close(number)
+        os.close(descriptor)
         raise
 
 
 def contents(
     path: Path | str, *, limit: int = DOCUMENT_BYTES, error: type[LrfcError] = UsageError
 ) -> bytes:
-    """The bytes of a regular file; ``error`` as for :func:`opened`, and when reading fails."""
+    """Return the bytes of a file; ``error`` as for :func:`opened`, and when reading fails."""
     with opened(path, limit=limit, error=error) as file:
         try:
             content = file.read(limit + 1)
         except (OSError, MemoryError) as problem:
             raise error(f"{shown(path)} cannot be read: {_reason(problem)}") from problem
-    if len(content) > limit:  # it grew while it was read
+    if len(content) > limit:  # the file grew in the meantime
         raise error(
             f"{shown(path)} has more than {limit:,} bytes, which is the most that is read here"
         )
@@ -116,11 +115,11 @@ def json_object(
     error: type[LrfcError] = UsageError,
     constants: bool = False,
 ) -> dict[str, Any]:
-    """The JSON object in ``content``; ``where`` begins the line of the error.
+    """Parse a JSON object; ``where`` begins the error message.
 
-    ``error`` for what is not UTF-8, not JSON, not an object, nested more than DEPTH levels deep, or
-    holds a key twice in one object or a number that is too large. ``constants``: whether NaN and
-    Infinity, which JSON does not have and Python writes, are taken.
+    ``error`` when the content is not UTF-8, not JSON, no object, or nested more than DEPTH levels
+    deep, and when it has a key twice in one object or a number that is too large. ``constants``:
+    whether NaN and Infinity are accepted, which Python writes though JSON does not have them.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -160,7 +159,7 @@ def json_object(
 def toml_table(
     content: bytes, where: str, *, error: type[LrfcError] = UsageError
 ) -> dict[str, Any]:
-    """The TOML table in ``content``; ``error`` for what is not UTF-8, not TOML, or nested too deeply."""
+    """Parse a TOML table; ``error`` when it is not UTF-8, not TOML, or nested too deeply."""
     try:
         table = tomllib.loads(content.decode())
     except RecursionError as problem:
@@ -172,9 +171,9 @@ def toml_table(
 
 
 def bounded(document: Any, where: str, *, error: type[LrfcError] = UsageError) -> None:
-    """Raise ``error`` when the document is nested more than DEPTH levels deep, so that a walk over it may recurse.
+    """Raise ``error`` for a document that recursion or float arithmetic could not handle.
 
-    The same where an integer is larger than any float, so that every number can be computed with.
+    That is one nested more than DEPTH levels deep, or with an integer larger than any float.
     """
     level: list[Any] = [document]
     for _ in range(DEPTH):
@@ -190,15 +189,13 @@ def bounded(document: Any, where: str, *, error: type[LrfcError] = UsageError) -
 
 
 def plain(document: Any) -> Any:
-    """The document with '?' for each control character in its strings, so that it can be shown on a terminal."""
+    """Return the document with '?' for each control character in its strings, for terminals."""
     if isinstance(document, str):
-        return (
-            document
-            if document.isprintable()
-            else "".join(
-                "?" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c
-                for c in document
-            )
+        if document.isprintable():
+            return document
+        return "".join(
+            "?" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c
+            for c in document
         )
     if isinstance(document, dict):
         return {plain(key): plain(value) for key, value in document.items()}
@@ -206,7 +203,7 @@ def plain(document: Any) -> Any:
 
 
 def refused(problem: ValidationError) -> str:
-    """What is wrong with a document that pydantic refused: the first place, and why."""
+    """Return the first fault that pydantic reports of a document: its place and the reason."""
     first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
     return (
         f"{shown('.'.join(map(str, first['loc']))) or 'the whole'}:"
@@ -215,16 +212,16 @@ def refused(problem: ValidationError) -> str:
 
 
 def shown(value: object, length: int = 200) -> str:
-    """The value in one line of a message: without control characters, its middle left out when it is long."""
+    """Return the value as text for a message: no control characters, a long one shortened."""
     text = "".join(c if c.isprintable() else "?" for c in str(value))
     return text if len(text) <= length else f"{text[: length // 2]}…{text[-length // 2 :]}"
 
 
 @contextmanager
 def user_code(what: str) -> Iterator[None]:
-    """A call of the user's own code: whatever it raises is the user's to see, in one line, as UsageError that ``what`` begins.
+    """Context manager for calls of the user's code: turn its errors into UsageError, in one line.
 
-    Errors of lrfc and Ctrl-C pass.
+    ``what`` begins the message. Errors of lrfc and Ctrl-C pass through.
     """
     try:
         yield
@@ -236,7 +233,7 @@ def user_code(what: str) -> Iterator[None]:
 
 
 class _DocumentError(Exception):
-    """What is wrong with a document that is JSON all the same."""
+    """A fault of a document that is valid JSON."""
 
 
 def _items(value: Any) -> Iterable[Any]:

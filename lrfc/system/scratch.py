@@ -1,4 +1,4 @@
-"""Temporary files, in one folder of the process that a later run removes after a kill."""
+"""Temporary files, in a folder of the process; after a kill, a later run removes it."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from lrfc.system.locks import HeldError, Lock
 from lrfc.system.overrides import Override
 
 _LOCK = "lock"
-#: Notes of what a process has in other folders: temporary files, and output folders it replaces.
+#: Subfolders of notes on paths elsewhere: temporary files, and output folders being replaced.
 _FILES, _FOLDERS = "files", "folders"
 
 
 def root(within: Path | None = None) -> Path:
-    """The folder of this user's temporary files, ``lrfc-UID``.
+    """Return the path of this user's temporary files, ``lrfc-UID``.
 
-    It lies in the system's folder of temporary files (TMPDIR), or in ``within``.
+    Its parent is ``within``, or the system's folder for temporary files (TMPDIR).
     """
     user = str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
     return (within or _ROOTS.system or _system()) / f"lrfc-{user}"
 
 
 def _system() -> Path:
-    """The folder that ``tempfile`` takes, without the file that it writes there to try it.
+    """Return the folder that ``tempfile`` would choose, without writing its test file there.
 
-    Where the process is killed at that moment, the file stays.
+    That file would stay if the process was killed at that moment.
     """
     if tempfile.tempdir is not None or os.name == "nt":
         return Path(tempfile.gettempdir())
-    named = [os.environ.get(variable) for variable in ("TMPDIR", "TEMP", "TMP")]
-    for place in (*named, "/tmp", "/var/tmp", "/usr/tmp"):  # noqa: S108 - a folder in it is made
-        if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):  # noqa: PTH112
-            return Path(place).absolute()
+    candidates = [os.environ.get(variable) for variable in ("TMPDIR", "TEMP", "TMP")]
+    # S108: files are created in a private subfolder only.
+    for path in (*candidates, "/tmp", "/var/tmp", "/usr/tmp"):  # noqa: S108
+        if path and os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK):  # noqa: PTH112
+            return Path(path).absolute()
     raise UsageError(
         "there is no folder for temporary files that can be written; name one in TMPDIR"
     )
@@ -51,9 +52,9 @@ def _system() -> Path:
 
 @contextmanager
 def folder(within: Path | None = None) -> Iterator[Path]:
-    """A new folder, removed with what is in it at the end of the block, or by a later run.
+    """Context manager: create a folder, and remove it with its contents.
 
-    UsageError when the place of temporary files cannot be used.
+    After a kill, a later run removes it. UsageError when no temporary files can be written.
     """
     with _opened(within) as own:
         path = own / uuid.uuid4().hex[:8]
@@ -66,29 +67,29 @@ def folder(within: Path | None = None) -> Iterator[Path]:
 
 
 def unnamed(mode: str = "w+b", **options: Any) -> IO[Any]:
-    """An open file without a name, which is gone once it is closed (and unmapped)."""
+    """Open a file without a name, which vanishes once it is closed and unmapped."""
     with _opened(None) as own, _usable(own):
         return tempfile.TemporaryFile(mode, dir=own, **options)
 
 
 def kept(prefix: str, suffix: str) -> IO[str]:
-    """A new text file that is kept: what to look at after a failure."""
+    """Create a text file that is not removed, for logs of failures."""
     with _opened(None) as own, _usable(own):
         name = f"{prefix}{uuid.uuid4().hex[:8]}{suffix}"
         return (own.parent / name).open("x", encoding="utf-8")
 
 
 def free() -> int:
-    """Bytes that temporary files may still take."""
+    """Return the free space for temporary files, in bytes."""
     with _opened(None) as own:
         return shutil.disk_usage(own).free
 
 
 @contextmanager
 def file_elsewhere(path: Path) -> Iterator[None]:
-    """A block in which a temporary file, NAME.part, lies outside of this process's folder.
+    """Context manager for a temporary file, NAME.part, outside of this process's folder.
 
-    Where the process is killed in the block, a later run removes the file.
+    If the process is killed within the block, a later run removes the file.
     """
     with _opened(None) as own, _noted(own / _FILES, path):
         yield
@@ -96,10 +97,9 @@ def file_elsewhere(path: Path) -> Iterator[None]:
 
 @contextmanager
 def folder_elsewhere(path: Path) -> Iterator[None]:
-    """A block in which an output folder is written.
+    """Context manager for writing an output folder.
 
-    Where the process is killed in the block, a later run puts the folder in order, see
-    ``lrfc.system.swap.recover``.
+    If the process is killed within the block, a later run calls ``lrfc.system.swap.recover``.
     """
     with _opened(None) as own, _noted(own / _FOLDERS, path):
         yield
@@ -107,39 +107,41 @@ def folder_elsewhere(path: Path) -> Iterator[None]:
 
 @contextmanager
 def for_all() -> Iterator[Path]:
-    """A block in which libraries and child processes put their temporary files here, too.
+    """Context manager: redirect temporary files of libraries and child processes here, too.
 
-    For a program that is lrfc and nothing else: the folder goes with the block.
+    Only for programs that run nothing but lrfc: the folder is removed at the end of the block.
     """
-    with folder() as own, _PLACE.to(own):
+    with folder() as own, _TMPDIR.to(own):
         yield own
 
 
-def _place() -> tuple[str | None, str | None]:
+def _read_tmpdir() -> tuple[str | None, str | None]:
     _ROOTS.system = _system()
     return tempfile.tempdir, os.environ.get("TMPDIR")
 
 
-def _move(own: Path) -> None:
+def _set_tmpdir(own: Path) -> None:
     tempfile.tempdir = os.environ["TMPDIR"] = str(own)
 
 
-def _move_back(before: tuple[str | None, str | None]) -> None:
+def _restore_tmpdir(saved: tuple[str | None, str | None]) -> None:
     _ROOTS.system = None
-    tempfile.tempdir, variable = before
+    tempfile.tempdir, variable = saved
     os.environ.pop("TMPDIR", None)
     if variable is not None:
         os.environ["TMPDIR"] = variable
 
 
-_PLACE: Override[tuple[str | None, str | None], Path] = Override(_place, _move, _move_back)
+_TMPDIR: Override[tuple[str | None, str | None], Path] = Override(
+    _read_tmpdir, _set_tmpdir, _restore_tmpdir
+)
 
 
 # -- the folder of a process -----------------------------------------------------------------------
 
 
 class _Roots:
-    """The folders of this process, each with the number of blocks that use it."""
+    """The open folders of this process, and the number of blocks that use each."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -153,13 +155,13 @@ _ROOTS = _Roots()
 
 @contextmanager
 def _opened(within: Path | None) -> Iterator[Path]:
-    """The process's folder, made by the first block that needs it and removed by the last."""
+    """Context manager: the folder of this process; its last user removes it."""
     top = root(within)
-    key = (top, os.getpid())  # not that of the process this one was forked from
+    key = (top, os.getpid())  # a forked process has a folder of its own
     with _ROOTS.lock:
         if key not in _ROOTS.open:
             with _usable(top):
-                _ROOTS.open[key] = _begun(top)
+                _ROOTS.open[key] = _create(top)
                 _sweep(top)
         _ROOTS.uses[key] = _ROOTS.uses.get(key, 0) + 1
         path, lock = _ROOTS.open[key]
@@ -176,65 +178,66 @@ def _opened(within: Path | None) -> Iterator[Path]:
                     top.rmdir()
 
 
-def _make(top: Path) -> None:
-    """The root, which nobody else can write into."""
+def _create_root(top: Path) -> None:
+    """Create the root; UsageError when anyone else owns it, or may read or write it."""
     with suppress(FileExistsError):
         top.mkdir(mode=0o700)
-    found = top.lstat()  # of the link, where it is one
-    foreign = hasattr(os, "getuid") and found.st_uid != os.getuid()
-    if not stat.S_ISDIR(found.st_mode):
-        wrong = "is not a folder"
+    status = top.lstat()  # of a link itself, not of its target
+    foreign = hasattr(os, "getuid") and status.st_uid != os.getuid()
+    if not stat.S_ISDIR(status.st_mode):
+        fault = "is not a folder"
     elif foreign:
-        wrong = "belongs to somebody else"
-    elif hasattr(os, "getuid") and found.st_mode & 0o077:
-        wrong = "can be read or written by others"
+        fault = "belongs to somebody else"
+    elif hasattr(os, "getuid") and status.st_mode & 0o077:
+        fault = "can be read or written by others"
     else:
         return
     raise UsageError(
-        f"the folder of temporary files {top} {wrong}; remove it, or set TMPDIR to another place"
+        f"the folder of temporary files {top} {fault}; remove it, or set TMPDIR to another place"
     )
 
 
-def _begun(top: Path) -> tuple[Path, Lock]:
-    """A new folder of this process, and the lock that says that the process lives."""
+def _create(top: Path) -> tuple[Path, Lock]:
+    """Create a folder for this process, with the lock that shows that the process is alive."""
     while True:
-        _make(top)
+        _create_root(top)
         path = top / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
             path.mkdir(mode=0o700)
             return path, Lock(path / _LOCK).take()
         except (HeldError, FileNotFoundError):
-            continue  # another run removed the root, or took this for one that was left behind
+            continue  # another run removed the root, or took this folder for a leftover
 
 
 def _sweep(top: Path) -> None:
-    """Remove what processes have left that no longer live, here and in other folders."""
+    """Remove the leftovers of killed processes, here and in other folders."""
     for path in sorted(top.iterdir()):
         if not path.is_dir() or path.is_symlink():
             continue
-        # What cannot be locked belongs to a process that lives, or is being removed by another run;
-        # what cannot be removed now, such as a part of an output folder on a disk that is not
-        # there, stays for a later run.
+        # A locked folder belongs to a live process, or is being removed by another run. A file that
+        # cannot be removed now, such as one on a disk that is not mounted, stays for a later run.
         with suppress(HeldError, OSError), Lock(path / _LOCK):
-            for place in _notes(path / _FOLDERS):
-                swap.recover(place)
-            for place in _notes(path / _FILES):
-                if place.suffix == ".part":
-                    place.unlink(missing_ok=True)
+            for output in _notes(path / _FOLDERS):
+                swap.recover(output)
+            for part in _notes(path / _FILES):
+                if part.suffix == ".part":
+                    part.unlink(missing_ok=True)
             shutil.rmtree(path)
 
 
 def _notes(folder: Path) -> list[Path]:
+    """Return the paths that the notes in a folder name; a truncated note is ignored."""
     contents = [note.read_bytes() for note in folder.iterdir()] if folder.is_dir() else []
-    return [Path(os.fsdecode(each[:-1])) for each in contents if each.endswith(b"\n")]
+    return [Path(os.fsdecode(line[:-1])) for line in contents if line.endswith(b"\n")]
 
 
 @contextmanager
 def _noted(notes: Path, path: Path) -> Iterator[None]:
+    """Context manager: keep a note of the path in the folder ``notes``."""
     note = notes / uuid.uuid4().hex
     with _usable(note):
         notes.mkdir(exist_ok=True)
-        note.write_bytes(os.fsencode(path.absolute()) + b"\n")  # without its end it is not followed
+        note.write_bytes(os.fsencode(path.absolute()) + b"\n")  # the line end marks it complete
     try:
         yield
     finally:
@@ -243,6 +246,7 @@ def _noted(notes: Path, path: Path) -> Iterator[None]:
 
 @contextmanager
 def _usable(path: Path) -> Iterator[None]:
+    """Context manager: turn OSError from creating ``path`` into UsageError."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Keep what libraries write away from the user, and stdout and stderr for the rest of the program.
+"""Silence the output of libraries, and leave stdout and stderr to the rest of the program.
 
-Descriptors belong to the process, and are shared by the blocks that redirect them; what Python
-prints and warns of goes by the thread.
+File descriptors belong to the process, so blocks that redirect them share them. Text that Python
+prints and its warnings are redirected for each thread separately.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FLUSH_LIBC: Callable[[None], int] = ctypes.CDLL(None).fflush if os.name == "pos
 
 
 def flush() -> None:
-    """Write out what Python and C hold back for stdout and stderr."""
+    """Flush the buffers of Python and of C for stdout and stderr."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             with suppress(ValueError):  # closed
@@ -32,7 +32,7 @@ def flush() -> None:
 
 
 def written(descriptor: int) -> str:
-    """All that is in the file of the descriptor, which then stands at its end."""
+    """Return the text of the descriptor's file, and move to the end of the file."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     with os.fdopen(os.dup(descriptor), "rb") as file:
         text = file.read().decode(errors="replace")
@@ -45,7 +45,7 @@ def written(descriptor: int) -> str:
 
 @dataclass(frozen=True)
 class _Sink:
-    """Where descriptors 1 and 2 go. ``whole``: also what other threads print."""
+    """The target of descriptors 1 and 2; ``whole``: for the text of other threads, too."""
 
     descriptor: int
     whole: bool
@@ -59,12 +59,12 @@ def _saved() -> tuple[int | None, int | None]:
 def _copy(descriptor: int) -> int | None:
     try:
         return os.dup(descriptor)
-    except OSError:  # the program runs without it
+    except OSError:  # the descriptor is closed
         return None
 
 
 def _redirect(sink: _Sink) -> None:
-    flush()  # what was printed until now belongs where it was printed to
+    flush()  # earlier text belongs to the earlier target
     for descriptor in (1, 2):
         os.dup2(sink.descriptor, descriptor)
 
@@ -85,11 +85,11 @@ _DESCRIPTORS: Override[tuple[int | None, int | None], _Sink] = Override(_saved, 
 def descriptors(
     to: int, *, whole: bool = False
 ) -> AbstractContextManager[tuple[int | None, int | None]]:
-    """Send descriptors 1 and 2 to ``to``; gives the program's own, None for one that is closed.
+    """Context manager: redirect descriptors 1 and 2, which C++ code writes to, to ``to``.
 
-    C++ code writes there, past ``sys.stdout``. That concerns all threads of the process. What other
-    threads print through ``sys.stdout`` and ``sys.stderr`` still reaches the program's own while a
-    ``thread`` block is open, unless ``whole`` is true.
+    Yields copies of the program's own descriptors, None for a closed one. All threads are
+    redirected; but while a ``thread`` block is open, text that other threads write to
+    ``sys.stdout`` and ``sys.stderr`` still reaches the program's own, unless ``whole`` is true.
     """
     return _DESCRIPTORS.to(_Sink(to, whole))
 
@@ -97,57 +97,59 @@ def descriptors(
 # -- the root logger -------------------------------------------------------------------------------
 
 
-def _deaf(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.WARNING or not _THREAD.deaf
+def _passes(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING or not _THREAD.silent_loggers
 
 
 def _begin(_: None) -> None:
-    logging.root.addFilter(_deaf)
-    logging.root.addHandler(_NOWHERE)
+    logging.root.addFilter(_passes)
+    logging.root.addHandler(_NULL_HANDLER)
 
 
 def _end(_: None) -> None:
-    logging.root.removeFilter(_deaf)
-    logging.root.removeHandler(_NOWHERE)
+    logging.root.removeFilter(_passes)
+    logging.root.removeHandler(_NULL_HANDLER)
 
 
-_NOWHERE = logging.NullHandler()
+#: Without any handler, ``logging.warning`` would add one to the program's root logger for good.
+_NULL_HANDLER = logging.NullHandler()
 _ROOT: Override[None, None] = Override(lambda: None, _begin, _end)
 
 
 @contextmanager
 def root_logger() -> Iterator[None]:
-    """Drop what this thread logs on the root logger, up to warnings: the advice of libraries.
-
-    Without any handler, ``logging.warning`` would give the program's root logger one, for good.
-    """
+    """Context manager: drop this thread's root-logger records up to the level of warnings."""
     with _ROOT.to(None):
-        _THREAD.deaf += 1
+        _THREAD.silent_loggers += 1
         try:
             yield
         finally:
-            _THREAD.deaf -= 1
+            _THREAD.silent_loggers -= 1
 
 
-# -- what Python prints ----------------------------------------------------------------------------
+# -- text of Python --------------------------------------------------------------------------------
 
 
 class _Thread(threading.local):
-    """The open blocks of one thread: where its text and its warnings go; those of the root logger."""
+    """The open blocks of one thread.
+
+    ``blocks``: for each ``thread`` block, the functions that take its text and its warnings.
+    ``silent_loggers``: the number of ``root_logger`` blocks.
+    """
 
     def __init__(self) -> None:
         self.blocks: list[tuple[Callable[[str], object], Callable[[str], object]]] = []
-        self.deaf = 0
+        self.silent_loggers = 0
 
 
 _THREAD = _Thread()
 
 
 class _ByThread:
-    """``sys.stdout`` or ``sys.stderr`` that asks which thread writes.
+    """A replacement for ``sys.stdout`` or ``sys.stderr`` that tells threads apart.
 
-    Log handlers that a library sets up meanwhile keep it for good: it then writes to whatever the
-    stream of its name is at that time.
+    Log handlers that a library sets up in the meantime hold on to it. It then writes to the stream
+    that has its name at that time.
     """
 
     def __init__(self, name: str, stream: Any) -> None:
@@ -170,10 +172,8 @@ class _ByThread:
             if own is None:
                 current.write(text)
                 return len(text)
-            data = text.encode(
-                getattr(current, "encoding", None) or "utf-8",
-                getattr(current, "errors", None) or "backslashreplace",
-            )
+            encoding = getattr(current, "encoding", None) or "utf-8"
+            data = text.encode(encoding, getattr(current, "errors", None) or "backslashreplace")
             while data:
                 data = data[os.write(own, data) :]
             return len(text)
@@ -190,7 +190,7 @@ class _ByThread:
 
 
 def _number(stream: Any) -> int | None:
-    """1 or 2 when the stream writes to that descriptor, otherwise None."""
+    """Return 1 or 2 when the stream writes to that descriptor, otherwise None."""
     try:
         number = stream.fileno()
     except (AttributeError, OSError, ValueError):
@@ -212,8 +212,8 @@ def _unroute(_: None = None) -> None:
             setattr(sys, name, stream.stream)
 
 
-class _Heard:
-    """The pattern of a warning filter. It matches what a silent thread warns of, and takes it."""
+class _Intercept:
+    """The pattern of a warning filter that matches, and takes, the warnings of silent threads."""
 
     def match(self, text: str) -> bool:
         if not _THREAD.blocks:
@@ -222,32 +222,32 @@ class _Heard:
         return True
 
 
-#: warnings.catch_warnings belongs to the whole process; a filter that asks for the thread does not.
-_FILTER: Any = ("ignore", _Heard(), Warning, None, 0)
+#: A warning filter that depends on the thread; warnings.catch_warnings affects the whole process.
+_FILTER: Any = ("ignore", _Intercept(), Warning, None, 0)
 
 
-def _listen(_: None = None) -> None:
-    """Put the filter first. Other threads may be silent meanwhile: it is there at every moment."""
+def _install(_: None = None) -> None:
+    """Put the filter first, without removing it in between, as other threads may rely on it."""
     filters: list[Any] = warnings.filters  # type: ignore[assignment]
     if filters[:1] != [_FILTER]:
         filters.insert(0, _FILTER)
 
 
-def _unlisten(_: None) -> None:
+def _uninstall(_: None) -> None:
     filters: list[Any] = warnings.filters  # type: ignore[assignment]
     while _FILTER in filters:
         filters.remove(_FILTER)
 
 
 _STREAMS: Override[None, None] = Override(lambda: None, _route, _unroute)
-_WARNINGS: Override[None, None] = Override(lambda: None, _listen, _unlisten)
+_WARNINGS: Override[None, None] = Override(lambda: None, _install, _uninstall)
 
 
 @contextmanager
 def thread(
     printed: Callable[[str], object], warned: Callable[[str], object] = lambda text: None
 ) -> Iterator[None]:
-    """Hand what this thread prints and warns of to the two functions, instead of showing it."""
+    """Context manager: pass this thread's text and warnings to the two functions instead."""
     with _STREAMS.to(None), _WARNINGS.to(None):
         _THREAD.blocks.append((printed, warned))
         try:

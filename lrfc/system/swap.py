@@ -1,9 +1,9 @@
-"""Put a finished folder into the place of another, so that one of the two is always there.
+"""Replace a folder by a finished one, so that one of the two exists at every moment.
 
-Beside the folder NAME lie ``.NAME.lrfc-lock`` while a process writes it, ``.NAME.partial`` with
-what is being written or removed, and ``.NAME.old``, always whole, where the file system cannot
-exchange two folders and the process was killed between two renames. The next start puts that one
-back.
+Three paths next to the folder NAME are in use: ``.NAME.lrfc-lock`` while a process writes it;
+``.NAME.partial`` with files that are being written or removed; and ``.NAME.old``, the complete
+previous folder, where the file system cannot exchange two folders and the process was killed
+between two renames. The next start moves that one back.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from pathlib import Path
 
 from lrfc.system.locks import HeldError, Lock
 
-#: linux/fs.h, linux/fcntl.h
+#: Constants of linux/fs.h and linux/fcntl.h.
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def staging(final: Path) -> Path:
-    """The folder that is written before it becomes ``final``."""
+    """Return the folder that is written first and then replaces ``final``."""
     return final.with_name(f".{final.name}.partial")
 
 
 def lock(final: Path) -> Lock:
-    """The lock of those who write ``final``. Its name is the longest: where it fits, all do."""
+    """Return the lock for writing ``final``.
+
+    Its name is the longest of the three: where it is not too long, none is.
+    """
     return Lock(final.with_name(f".{final.name}.lrfc-lock"))
 
 
@@ -37,9 +40,9 @@ def _aside(final: Path) -> Path:
 
 
 def replace(final: Path) -> None:
-    """Move the staged folder into its place and remove the one before. For the lock's holder.
+    """Replace ``final`` by the staged folder. The caller holds the lock.
 
-    When a step fails with an error, the old folder is in its place again.
+    When a step fails with an error, the old folder is back in its place.
     """
     work, old = staging(final), _aside(final)
     _write_through(work)
@@ -55,19 +58,19 @@ def replace(final: Path) -> None:
 
 
 def settle(final: Path) -> None:
-    """Put back an old folder that stands aside, and remove what is left. For the lock's holder."""
+    """Move an old folder back where needed, and remove leftovers. The caller holds the lock."""
     work, old = staging(final), _aside(final)
     shutil.rmtree(work, ignore_errors=True)
     if old.exists():
         if final.exists():
-            old.rename(work)  # what is partly removed must not be taken for the old folder
+            old.rename(work)  # so that a partly removed folder never passes for the old one
             shutil.rmtree(work, ignore_errors=True)
         else:
             old.rename(final)
 
 
 def recover(final: Path) -> None:
-    """Put in order what a killed process has left beside a folder that no other process writes."""
+    """Settle ``final`` after a process was killed, unless another process is writing it."""
     guard = lock(final)
     if any(os.path.lexists(path) for path in (staging(final), _aside(final), guard.path)):
         try:
@@ -78,7 +81,7 @@ def recover(final: Path) -> None:
 
 
 def exchange(a: Path, b: Path) -> bool:
-    """Let two names trade what they stand for, in one step; False where the system cannot."""
+    """Exchange two paths atomically; False where the system cannot."""
     if sys.platform != "linux" or not hasattr(
         libc := ctypes.CDLL(None, use_errno=True), "renameat2"
     ):
@@ -94,15 +97,15 @@ def exchange(a: Path, b: Path) -> bool:
 
 
 def _write_through(path: Path, *, contents: bool = True) -> None:
-    """Have the disk hold a folder, with what is in it, before a name leads to it."""
-    for each in (*(path.rglob("*") if contents else ()), path):
-        if each.is_symlink() or (os.name == "nt" and each.is_dir()):
+    """Flush a folder and its contents to the disk, so that a rename never precedes them."""
+    for entry in (*(path.rglob("*") if contents else ()), path):
+        if entry.is_symlink() or (os.name == "nt" and entry.is_dir()):
             continue
-        descriptor = os.open(each, os.O_RDONLY)
+        descriptor = os.open(entry, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:  # some network file systems, for folders
+            if error.errno not in _NOT_SUPPORTED:  # as some network file systems report for folders
                 raise
         finally:
             os.close(descriptor)
