@@ -90,7 +90,7 @@ def calibrate(
     )
     progress = progress or Progress()
     if not device.measured:
-        why = device.reach.not_timed
+        why = device.connection.not_timed
         raise UsageError(f"device '{device.name}' has nothing to calibrate: {why}")
     for form in formats:
         if form not in device.formats:

@@ -98,7 +98,7 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
-    def device(self, **reach: Any) -> Device:
+    def device(self, **connection: Any) -> Device:
         """The profile of this machine behind the server."""
         options = (
             f"IdentityFile={self.client}",
@@ -118,7 +118,7 @@ class Server:
             description="",
             formats=("tflite", "onnx"),
             precisions=("fp32", "int8"),
-            reach=SSH(**given | reach),
+            connection=SSH(**given | connection),
         )
 
     def left(self) -> list[str]:

@@ -140,7 +140,7 @@ BOARD = """
 name = "board"
 description = "counts"
 formats = ["weights"]
-[reach]
+[connection]
 kind = "counter"
 pace = 2.0
 """
@@ -198,12 +198,12 @@ def test_the_new_target_is_a_choice_wherever_one_is_made(board: Path) -> None:
 
 def test_the_new_way_to_reach_is_one_wherever_profiles_are_read(board: Path) -> None:
     device = devices.load(board)
-    assert device.model_dump()["reach"] == {"kind": "counter", "pace": 2.0}
+    assert device.model_dump()["connection"] == {"kind": "counter", "pace": 2.0}
     assert (device.measured, device.estimated, device.tells_ops) == (True, False, False)
     with runner(device) as there:
         assert there.check().machine == "counter"
     board.write_text(BOARD.replace("pace", "pase"), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"'reach.pase' \(= 2.0\): did you mean 'pace'"):
+    with pytest.raises(UsageError, match=r"'connection.pase' \(= 2.0\): did you mean 'pace'"):
         devices.load(board)
     board.write_text(BOARD.replace("counter", "abacus"), encoding="utf-8")
     with pytest.raises(UsageError, match="it is one of local, ssh, adb, vela, analytic, counter"):
@@ -242,8 +242,8 @@ def test_every_line_of_the_connections_is_under_its_kind() -> None:
 
 #: Questions for what a target or a connection is, where one for what it can do is due.
 ASKED = re.compile(
-    r"isinstance\([^()]*(target|reach|TFLite|ONNX|Vela|Analytic|Local|SSH|ADB)\b"
-    r"|reach\.kind *(==|!=|in\b|not in\b)"
+    r"isinstance\([^()]*(target|connection|TFLite|ONNX|Vela|Analytic|Local|SSH|ADB)\b"
+    r"|connection\.kind *(==|!=|in\b|not in\b)"
     r"|(kind|form|name) *(==|!=) *\"(tflite|onnx|vela|analytic|local|ssh|adb)\""
 )
 
@@ -254,10 +254,10 @@ def asked(text: str) -> list[str]:
 
 def test_the_pattern_finds_what_it_is_for() -> None:
     assert asked("if isinstance(target, TFLite):")
-    assert asked("    if not isinstance(each.reach, Vela):")
-    assert asked('x if d.reach.kind == "vela" else y')
+    assert asked("    if not isinstance(each.connection, Vela):")
+    assert asked('x if d.connection.kind == "vela" else y')
     assert asked('if form != "tflite":')
-    assert not asked("goal.device.reach.kind,")
+    assert not asked("goal.device.connection.kind,")
 
 
 @pytest.mark.parametrize("folder", ["lrfc", "passes"])

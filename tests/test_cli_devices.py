@@ -120,11 +120,11 @@ def write(server, path):
     """The profile of the server, as a user would write it."""
     lines = [
         f"{key} = {json.dumps(value)}"
-        for key, value in server.device().reach.model_dump().items()
+        for key, value in server.device().connection.model_dump().items()
         if value is not None
     ]
     path.write_text(
-        "\n".join(['name = "loopback"', 'description = ""', "threads = 2", "[reach]", *lines])
+        "\n".join(['name = "loopback"', 'description = ""', "threads = 2", "[connection]", *lines])
     )
 
 

@@ -245,7 +245,7 @@ def test_two_devices_are_built_for_from_one_exploration(
 def test_ranks_suit_every_device(dense: Any, samples: dict[str, Any]) -> None:
     Path("board.toml").write_text(
         'name = "board"\ndescription = "of blocks"\nformats = ["tflite"]\nrank_multiple ='
-        ' 8\n[reach]\nkind = "local"\n'
+        ' 8\n[connection]\nkind = "local"\n'
     )
     results = lrfc.build(
         dense, device=("host", "board.toml"), data=samples, max_macs="60%", **QUICK

@@ -35,12 +35,12 @@ def test_only_what_vela_reaches_is_changed() -> None:
     assert host == given[0]
     for before, after in zip(given[1:], npus, strict=True):
         assert after == before.model_copy(
-            update={"reach": before.reach.model_copy(update={"memory_mode": "Sram_Only"})}
+            update={"connection": before.connection.model_copy(update={"memory_mode": "Sram_Only"})}
         )
     (both,) = configured(
         given[1:2], memory_mode="internal-default", system_config="Ethos_U55_Deep_Embedded"
     )
-    assert (both.reach.memory_mode, both.reach.system_config) == (
+    assert (both.connection.memory_mode, both.connection.system_config) == (
         "internal-default",
         "Ethos_U55_Deep_Embedded",
     )  # type: ignore[union-attr]
@@ -68,12 +68,12 @@ def test_a_vela_ini_of_ones_own(tmp_path: Path) -> None:
 
     def named(path: Path) -> device.Device:
         return shipped.model_copy(
-            update={"reach": shipped.reach.model_copy(update={"config": str(path)})}
+            update={"connection": shipped.connection.model_copy(update={"config": str(path)})}
         )
 
     path = tmp_path / "vela.ini"
     with pytest.raises(
-        UsageError, match=r"vela\.ini: no such vela\.ini; it is the key reach\.config"
+        UsageError, match=r"vela\.ini: no such vela\.ini; it is the key connection\.config"
     ):
         configured([named(path)], memory_mode="Mine")
     path.write_text("Memory_Mode.Mine\n", encoding="utf-8")
@@ -81,7 +81,7 @@ def test_a_vela_ini_of_ones_own(tmp_path: Path) -> None:
         configured([named(path)], memory_mode="Mine")
     path.write_text("[Memory_Mode.Mine]\nconst_mem_area=Axi0\n", encoding="utf-8")
     (found,) = configured([named(path)], memory_mode="Mine")
-    assert found.reach.memory_mode == "Mine"  # type: ignore[union-attr]
+    assert found.connection.memory_mode == "Mine"  # type: ignore[union-attr]
     with pytest.raises(UsageError, match="it has Mine"):
         configured([named(path)], memory_mode="Sram_Only")
 

@@ -136,18 +136,20 @@ def test_observed_ops_of_one_signature_share(tmp_path):
 @needs_vela
 def test_what_is_merged_is_booked_apart(padded, tmp_path):
     """An Ethos-U85 computes the addition while the convolution's results leave: Vela gives the addition no cycles of its own."""
-    reach = Vela(
+    connection = Vela(
         accelerator="ethos-u85-512",
         system_config="Ethos_U85_SYS_DRAM_Mid",
         memory_mode="Dedicated_Sram_384KB",
     )
     images = np.random.default_rng(0).random((4, 16, 16, 4), np.float32)
-    result = vela.compiled(TFLite("int8").emit(padded, tmp_path / "graph.tflite", (images,)), reach)
+    result = vela.compiled(
+        TFLite("int8").emit(padded, tmp_path / "graph.tflite", (images,)), connection
+    )
     assert "third" not in vela.by_op(result, padded)
     ops = dict(npu.workloads(padded))
     together = observed(result, padded)
     assert together[ops["third"]] == 0
-    prices = price(ops.values(), reach)
+    prices = price(ops.values(), connection)
     apart = observed(result, padded, prices)
     assert apart[ops["third"]] > 0
     assert apart[ops["second"]] == prices[ops["second"]] < together[ops["second"]]

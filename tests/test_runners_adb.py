@@ -125,15 +125,15 @@ def files(tmp_path_factory):
     return [made[0], Artifact(folder / "other.tflite", "tflite", "fp32"), made[1]]
 
 
-def android(phone, **reach):
+def android(phone, **connection):
     given = {"folder": str(phone.data)} | (
-        {} if "python" in reach else {"benchmark_model": str(phone.folder / "benchmark_model")}
+        {} if "python" in connection else {"benchmark_model": str(phone.folder / "benchmark_model")}
     )
     return Device(
         name="android",
         description="",
-        machine=reach.pop("machine", None),
-        reach=ADB(**given | reach),
+        machine=connection.pop("machine", None),
+        connection=ADB(**given | connection),
     )
 
 
@@ -198,7 +198,7 @@ def test_what_benchmark_model_says():
     ({"R58M": "unauthorized"}, "'R58M' does not trust this machine yet; allow USB debugging on its screen"),
     ({"R58M": "offline"}, "'R58M' is offline; reconnect it"),
     ({"R58M": "no permissions (user in plugdev group; are your udev rules wrong?)"}, "'R58M' cannot be used: no permissions"),
-    ({"R58M": "device", "emulator-5554": "device"}, r"adb sees several devices \(R58M, emulator-5554\); name one in the profile \(reach.serial\)"),
+    ({"R58M": "device", "emulator-5554": "device"}, r"adb sees several devices \(R58M, emulator-5554\); name one in the profile \(connection.serial\)"),
 ])  # fmt: skip
 def test_a_device_that_is_not_ready(phone, devices, said):
     phone(devices=devices)
@@ -293,7 +293,7 @@ def test_another_architecture(phone, tmp_path):
     )
     refused(
         android(phone, python="/nowhere/python"),
-        "did not start: /nowhere/python cannot be run on device 'android'.*mend reach.python",
+        "did not start: /nowhere/python cannot be run on device 'android'.*mend connection.python",
     )
 
 
@@ -379,13 +379,13 @@ def test_the_real_client_without_a_device(real, tmp_path):
     listed = subprocess.run([real, "devices"], capture_output=True, text=True, check=True).stdout
     if "\t" in listed:
         pytest.skip("an Android device is connected")
-    for reach in (ADB(benchmark_model=str(program)), ADB(python="python3")):
+    for connection in (ADB(benchmark_model=str(program)), ADB(python="python3")):
         refused(
-            Device(name="android", description="", reach=reach),
+            Device(name="android", description="", connection=connection),
             "device 'android': adb sees no device; connect it",
         )
     refused(
-        Device(name="android", description="", reach=ADB(python="python3", serial="X1")),
+        Device(name="android", description="", connection=ADB(python="python3", serial="X1")),
         "adb sees no device",
     )
 
@@ -393,6 +393,6 @@ def test_the_real_client_without_a_device(real, tmp_path):
 def test_the_real_client_fails(real, monkeypatch):
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "nonsense")
     refused(
-        Device(name="android", description="", reach=ADB(python="python3")),
+        Device(name="android", description="", connection=ADB(python="python3")),
         "adb devices failed: .*nonsense",
     )

@@ -98,7 +98,7 @@ def test_a_device_is_asked_and_measured(server, files):
 def test_a_wrong_key_is_refused(server, tmp_path):
     options = (
         f"IdentityFile={loopback.key(tmp_path / 'other')}",
-        *server.device().reach.options[1:],
+        *server.device().connection.options[1:],
     )
     refused(
         server.device(options=options),
@@ -107,7 +107,7 @@ def test_a_wrong_key_is_refused(server, tmp_path):
 
 
 def test_an_unknown_and_a_changed_host_key(server, tmp_path):
-    keep = server.device().reach.options
+    keep = server.device().connection.options
     known = tmp_path / "known"
     known.write_text("")
     refused(
@@ -416,15 +416,23 @@ with runner(device.load(sys.argv[1])) as there:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_this_side_is_interrupted_or_killed(number, server, files, tmp_path):
-    reach = server.device().reach
+    connection = server.device().connection
     lines = [
-        f"{name} = {value!r}" for name, value in reach.model_dump().items() if name != "options"
+        f"{name} = {value!r}"
+        for name, value in connection.model_dump().items()
+        if name != "options"
     ]
     profile = tmp_path / "loopback.toml"
-    options = ", ".join(f'"{option}"' for option in reach.options)
+    options = ", ".join(f'"{option}"' for option in connection.options)
     profile.write_text(
         "\n".join(
-            ['name = "loopback"', 'description = ""', "[reach]", *lines, f"options = [{options}]"]
+            [
+                'name = "loopback"',
+                'description = ""',
+                "[connection]",
+                *lines,
+                f"options = [{options}]",
+            ]
         )
         + "\n"
     )

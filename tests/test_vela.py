@@ -188,7 +188,7 @@ def test_fallbacks_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("reach", "message"),
+    ("connection", "message"),
     [
         (
             U55.model_copy(update={"accelerator": "ethos-u99"}),
@@ -201,9 +201,9 @@ def test_fallbacks_are_named(tmp_path):
         (U55.model_copy(update={"config": "/nowhere.ini"}), r"nowhere\.ini: no such file"),
     ],
 )
-def test_wrong_configurations(file, reach, message):
+def test_wrong_configurations(file, connection, message):
     with pytest.raises(DeviceError, match=message) as caught:
-        vela.compiled(file, reach)
+        vela.compiled(file, connection)
     assert "\n" not in str(caught.value)
 
 
@@ -247,7 +247,7 @@ def test_memory_modes_and_system_configs_are_fields_of_a_device(file, compiled, 
         ]
         path = tmp_path / "mine.toml"
         path.write_text("\n".join(lines), encoding="utf-8")
-        return vela.compiled(file, device.load(path).reach)
+        return vela.compiled(file, device.load(path).connection)
 
     inside = with_fields(memory_mode="Sram_Only")
     assert inside.cycles != compiled.cycles
@@ -268,12 +268,12 @@ def test_what_each_op_takes(compiled, graph):
     assert not any(each.cpu for each in found.values())
 
 
-def flash_of(model, folder, reach=U55):
+def flash_of(model, folder, connection=U55):
     """Flash of each op, and of the file."""
     graph = fold_batchnorm(keras_io.from_keras(model))
     images = np.random.default_rng(0).random((4, *model.inputs[0].shape[1:]), np.float32)
     result = vela.compiled(
-        TFLite("int8").emit(graph, folder / f"{model.name}.tflite", (images,)), reach
+        TFLite("int8").emit(graph, folder / f"{model.name}.tflite", (images,)), connection
     )
     assert sum(layer.flash_bytes for layer in result.layers) <= result.flash_bytes
     return {
@@ -315,7 +315,7 @@ def cascade():
 
 @pytest.mark.parametrize("name", DEVICES)
 def test_flash_in_a_cascade(name, tmp_path):
-    found, whole = flash_of(cascade(), tmp_path, device.load(name).reach)
+    found, whole = flash_of(cascade(), tmp_path, device.load(name).connection)
     assert (
         found["tanh0"] == found["tanh1"] == 256
     )  # a lookup table of int8, and none for the pooling before it

@@ -177,7 +177,7 @@ def _devices() -> list[Check]:
     shipped = set(device.SHIPPED.glob("*.toml"))
     for path in sorted({*shipped, *device.own_folder().glob("*.toml")}, key=lambda path: path.stem):
         try:
-            way = device.read(path).reach
+            way = device.read(path).connection
         except UsageError as error:
             checks.append(Check(f"device {path.stem}", False, str(error)))
             continue
@@ -187,11 +187,11 @@ def _devices() -> list[Check]:
             by_kind[kind].append(path.stem)
         own |= set() if path in shipped else {kind}
     for kind, names in sorted(by_kind.items()):
-        checks.append(_reach(kind, ways[kind], names, needed=kind in own))
+        checks.append(_connection(kind, ways[kind], names, needed=kind in own))
     return checks
 
 
-def _reach(kind: str, way: type[Connection], names: list[str], *, needed: bool) -> Check:
+def _connection(kind: str, way: type[Connection], names: list[str], *, needed: bool) -> Check:
     """A way of reaching devices.
 
     ``needed``: by a profile of the user's own, so that what is missing for it is a fault.

@@ -75,8 +75,8 @@ def destination(goal: Goal) -> Destination:
 def _of_another_mode(device: Device) -> str | None:
     """A note for an Ethos-U whose cost profile ships with it, and was computed for another configuration of Vela."""
     place = devices.SHIPPED / f"{device.name}.toml"
-    setting = device.reach.setting
-    if not setting or not place.is_file() or devices.read(place).reach == device.reach:
+    setting = device.connection.setting
+    if not setting or not place.is_file() or devices.read(place).connection == device.connection:
         return None
     first = f"device '{device.name}' has no cost profile for {', '.join(setting)}"
     begin = "prices begin as those of the profile that ships, and every measurement corrects them"

@@ -89,7 +89,7 @@ def ship(
         built = []
         if compiled is not None:
             built.append(
-                work / f"{emitted.path.stem}_{goal.device.reach.kind}{emitted.path.suffix}"
+                work / f"{emitted.path.stem}_{goal.device.connection.kind}{emitted.path.suffix}"
             )
             built[0].write_bytes(compiled)
         scales = target.scales(emitted.path) if made.config.int8_io else ()
@@ -131,7 +131,7 @@ def ship(
             parity=Parity(max_abs_diff=found.max_abs_diff, samples=found.samples),
             artifacts=(
                 files.record(emitted.path, work, target.name, scales),
-                *(files.record(path, work, goal.device.reach.kind) for path in built),
+                *(files.record(path, work, goal.device.connection.kind) for path in built),
                 files.record(work / "model.keras", work, "keras"),
             ),
         )

@@ -1,4 +1,4 @@
-"""The ways to reach a device: the table ``[reach]`` of its profile, and what each way can do."""
+"""The ways to reach a device: the table ``[connection]`` of its profile, and what each way can do."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Local(Connection):
         if self.python is not None and self.python != os.environ.get(INTERPRETER):
             # A profile may come from anybody, and this program would run here, with all that the
             # user may do.
-            asked = f"its profile asks to run {self.python} on this machine (reach.python)"
+            asked = f"its profile asks to run {self.python} on this machine (connection.python)"
             allowed = f"set {INTERPRETER}={shlex.quote(self.python)} if you want that"
             way_out = f"{allowed}, or take the key out"
             raise UsageError(f"device '{device.name}': {asked}; {way_out}")

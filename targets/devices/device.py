@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from lrfc.config.formats import Form
 from lrfc.config.precision import Name
@@ -51,6 +51,8 @@ __all__ = [
 
 SCHEMA = Path(__file__).with_name("device.schema.json")
 SHIPPED = Path(__file__).with_name("profiles")
+#: The name of the table of the connection, and its former name, which is read as well.
+TABLES = ("connection", "reach")
 #: Bytes that a profile may have.
 PROFILE_BYTES = 1 << 20
 
@@ -77,27 +79,29 @@ class Device(Table):
     flash_bytes: _Bytes | None = None
     ram_bytes: _Bytes | None = None
     machine: Text | None = None
-    reach: Annotated[Connection, ByKind()] = Local()
+    connection: Annotated[Connection, ByKind()] = Field(
+        default=Local(), validation_alias=AliasChoices(*TABLES)
+    )
 
     @property
     def measured(self) -> bool:
         """Whether a real device is timed: not for compiler estimates and formulas."""
-        return self.reach.figures == MEASURED
+        return self.connection.figures == MEASURED
 
     @property
     def estimated(self) -> bool:
         """Whether nothing runs there: every time is computed from a cost profile."""
-        return self.reach.figures == ESTIMATED
+        return self.connection.figures == ESTIMATED
 
     @property
     def tells_ops(self) -> bool:
         """Whether its runner tells the cycles of single ops."""
-        return self.reach.tells_ops
+        return self.connection.tells_ops
 
     @property
     def rounds_like_reference(self) -> bool:
         """Whether integers are rounded there as LiteRT's reference kernels do: on an Ethos-U, and by CMSIS-NN on a microcontroller."""
-        return self.reach.rounds_like_reference
+        return self.connection.rounds_like_reference
 
 
 def own_folder() -> Path:
@@ -158,6 +162,12 @@ def read(path: Path) -> Device:
 
 def _parsed(content: bytes, path: Path) -> Device:
     table = reader.toml_table(content, reader.shown(path))
+    if table.keys() >= set(TABLES):
+        current, former = TABLES
+        raise UsageError(
+            f"{reader.shown(path)}: the key '{former}' is the former name of '{current}', and both"
+            f" are there: take '{former}' out"
+        )
     try:
         return Device.model_validate(table)
     except ValidationError as error:
@@ -181,7 +191,7 @@ def _problem(error: ValidationError, table: dict[str, Any]) -> str:
     loc = [
         part
         for number, part in enumerate(problem["loc"])
-        if not (number == 1 and problem["loc"][0] == "reach")
+        if not (number == 1 and problem["loc"][0] in TABLES)
     ]
     key, value = ".".join(map(str, loc)), problem.get("input")
     match problem["type"]:
@@ -194,11 +204,8 @@ def _problem(error: ValidationError, table: dict[str, Any]) -> str:
             known = ", ".join(CONNECTIONS)
             return f"{key}.kind = {kind!r}: it is one of {known}{like(str(kind), CONNECTIONS)}"
         case "extra_forbidden":
-            kind = (
-                table["reach"].get("kind")
-                if len(loc) > 1 and isinstance(table.get("reach"), dict)
-                else None
-            )
+            within = table.get(str(loc[0])) if len(loc) > 1 else None
+            kind = within.get("kind") if isinstance(within, dict) else None
             keys = list(CONNECTIONS.get(str(kind), Device).model_fields)
             return (
                 f"unknown key '{key}' (= {value!r}){like(str(loc[-1]), keys)}; known here are"

@@ -129,10 +129,10 @@ def compare(
     runs: int = 200,
     threads: int = 1,
     timeout: float = 600.0,
-    connection: Transport | None = None,
+    transport: Transport | None = None,
     processes: int = PROCESSES,
 ) -> tuple[Measurement, ...]:
-    """Measure the files side by side, on this machine or where ``connection`` leads.
+    """Measure the files side by side, on this machine or where ``transport`` leads.
 
     Each file lives in a process of its own. The processes take turns (A B, B A, A B, ...), so that
     a change of the machine's speed meets all files. After a few turns fresh processes take their
@@ -147,7 +147,7 @@ def compare(
     check(runs, threads)
     if processes < 1:
         raise UsageError(f"processes ({processes}) are at least 1")
-    course = _Course(files, runs, threads, processes, timeout, connection or Here())
+    course = _Course(files, runs, threads, processes, timeout, transport or Here())
     try:
         while not course.ended:
             course.session()
@@ -288,14 +288,14 @@ def profile(
     runs: int = 50,
     threads: int = 1,
     timeout: float = 600.0,
-    connection: Transport | None = None,
+    transport: Transport | None = None,
 ) -> dict[str, float]:
     """Microseconds (medians over ``runs``) of each part of a file: of a .tflite file its signatures, of an .onnx file its nodes, as onnxruntime names them.
 
     Signatures are timed in turns. onnxruntime counts in whole microseconds, and the nodes are those
     of the graph that it made of the file's. The errors of ``compare``.
     """
-    there = connection or Here()
+    there = transport or Here()
     with Worker(there, f"profile {file.path.name}", timeout, time.monotonic() + timeout) as worker:
         worker.ask(_request(file, threads, None, there, timeout))
         found: dict[str, float] = worker.ask({"parts": runs, "scratch": there.folder})["us"]
@@ -308,7 +308,7 @@ def times(
     turns: int = 12,
     threads: int = 1,
     timeout: float = 600.0,
-    connection: Transport | None = None,
+    transport: Transport | None = None,
 ) -> list[list[float]]:
     """Milliseconds of an inference of each of many small files of one format, in each turn of ``turns``.
 
@@ -316,7 +316,7 @@ def times(
 
     The errors of ``compare``.
     """
-    there = connection or Here()
+    there = transport or Here()
     deadline = time.monotonic() + timeout
     with Worker(there, f"measure {len(files)} small networks", timeout, deadline) as worker:
         worker.ask(_request(files[0], threads, None, there, timeout))

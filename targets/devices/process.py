@@ -112,9 +112,9 @@ class Worker:
     ``task``: what it does, for messages.
     """
 
-    def __init__(self, connection: Transport, task: str, timeout: float, deadline: float) -> None:
-        self._connection, self._task, self._timeout, self._deadline = (
-            connection,
+    def __init__(self, transport: Transport, task: str, timeout: float, deadline: float) -> None:
+        self._transport, self._task, self._timeout, self._deadline = (
+            transport,
             task,
             timeout,
             deadline,
@@ -122,7 +122,7 @@ class Worker:
         self._answers: queue.Queue[str] = queue.Queue()
 
     def __enter__(self) -> Self:
-        command = self._connection.command(self.left())
+        command = self._transport.command(self.left())
         self._errors = scratch.unnamed("w+", encoding="utf-8", errors="replace")
         try:  # a session of its own: Ctrl-C comes to this process alone
             self._process = subprocess.Popen(  # noqa: S603 - the command is ours
@@ -176,7 +176,7 @@ class Worker:
     def _death(self) -> str:
         code = self._process.wait()
         said = [line.strip() for line in ended(self._errors).splitlines() if line.strip()]
-        return self._connection.death(code, shown(said[-1], 500) if said else "")
+        return self._transport.death(code, shown(said[-1], 500) if said else "")
 
     def __exit__(
         self,

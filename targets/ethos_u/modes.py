@@ -31,7 +31,7 @@ def configured(
     }
     if not chosen:
         return list(devices)
-    if not any(isinstance(each.reach, Vela) for each in devices):
+    if not any(isinstance(each.connection, Vela) for each in devices):
         given, names = (
             ", ".join(each)
             for each in (
@@ -44,13 +44,16 @@ def configured(
             " --device ethos-u55-128"
         )
     return [
-        _configured(each, each.reach, chosen) if isinstance(each.reach, Vela) else each
+        _configured(each, each.connection, chosen) if isinstance(each.connection, Vela) else each
         for each in devices
     ]
 
 
-def _configured(device: Device, reach: Vela, chosen: dict[str, str]) -> Device:
-    path = reach.config_file or place("ethosu", "'lrfc[npu]'") / "config_files" / "Arm" / "vela.ini"
+def _configured(device: Device, connection: Vela, chosen: dict[str, str]) -> Device:
+    path = (
+        connection.config_file
+        or place("ethosu", "'lrfc[npu]'") / "config_files" / "Arm" / "vela.ini"
+    )
     sections = _sections(path)
     for name, value in chosen.items():
         # Its sections are called Memory_Mode.Shared_Sram, its keys memory_mode.
@@ -67,11 +70,11 @@ def _configured(device: Device, reach: Vela, chosen: dict[str, str]) -> Device:
                 f"{_flag(name)} {value}: {path} has none of that name{like(value, known)}; it has"
                 f" {', '.join(known[1:])}"
             )
-    return device.model_copy(update={"reach": reach.model_copy(update=chosen)})
+    return device.model_copy(update={"connection": connection.model_copy(update=chosen)})
 
 
 def _sections(path: Path) -> list[str]:
-    what = "it is the key reach.config of the device's profile"
+    what = "it is the key connection.config of the device's profile"
     if reader.kind(path) is None:
         raise UsageError(f"{path}: no such vela.ini; {what}")
     parser = configparser.ConfigParser(interpolation=None)

@@ -24,7 +24,7 @@ _NONE = Workload("", (), ())
 
 
 def price(
-    workloads: Iterable[Workload], reach: Vela, *, timeout: float = 600.0
+    workloads: Iterable[Workload], connection: Vela, *, timeout: float = 600.0
 ) -> dict[Workload, float]:
     """Cycles of each op, as Vela computes them for an op between others of its kind; those that a probe cannot hold are left out.
 
@@ -41,7 +41,7 @@ def price(
             path.write_bytes(probe.network(part))
             result = vela.compiled(
                 Artifact(path, "tflite", "int8"),
-                reach,
+                connection,
                 timeout=max(deadline - time.monotonic(), 0.0),
             )
             cycles: dict[int, int] = defaultdict(int)
@@ -59,11 +59,11 @@ def price(
 
 def profile(device: Device, *, timeout: float = 3600.0) -> CostProfile:
     """A cost profile in cycles, for ops that no probe can hold and for predictions without Vela: fitted to the ops of the micro-networks, each priced."""
-    assert isinstance(device.reach, Vela)
+    assert isinstance(device.connection, Vela)
     wanted = {each: None for graph in microbench.networks() for _, each in npu.workloads(graph)}
-    prices = price(wanted, device.reach, timeout=timeout)
+    prices = price(wanted, device.connection, timeout=timeout)
     about: dict[str, Any] = {
-        "machine": device.reach.accelerator,
+        "machine": device.connection.accelerator,
         "runtime": "Vela",
         "runtime_version": vela.version(),
         "source": "Arm's Vela, ops priced one by one",

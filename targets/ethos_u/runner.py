@@ -31,11 +31,11 @@ class VelaRunner:
     """
 
     def __init__(self, device: Device) -> None:
-        if not isinstance(device.reach, Vela):
+        if not isinstance(device.connection, Vela):
             raise UsageError(
-                f"device '{device.name}' is reached by {device.reach.kind}, not by vela"
+                f"device '{device.name}' is reached by {device.connection.kind}, not by vela"
             )
-        self._name, self._reach = device.name, device.reach
+        self._name, self._connection = device.name, device.connection
         self._compiled: dict[str, vela.Compiled] = {}
         self._prices: dict[Workload, float] = {}
 
@@ -61,7 +61,7 @@ class VelaRunner:
             path.write_bytes(probe.smallest())
             self.compiled(Artifact(path, "tflite", "int8"))
         return Facts(
-            machine=self._reach.accelerator,
+            machine=self._connection.accelerator,
             system=f"Vela {vela.version()}",
             python=None,
             runtimes={"tflite": f"Vela {vela.version()}"},
@@ -92,7 +92,7 @@ class VelaRunner:
         except OSError as error:
             raise DeviceError(f"{file.path} cannot be read: {error.strerror}") from error
         if key not in self._compiled:
-            self._compiled[key] = vela.compiled(file, self._reach, timeout=timeout)
+            self._compiled[key] = vela.compiled(file, self._connection, timeout=timeout)
         return self._compiled[key]
 
     def price(self, ops: Iterable[Workload], *, timeout: float = 600.0) -> dict[Workload, float]:
@@ -102,7 +102,7 @@ class VelaRunner:
         """
         wanted = dict.fromkeys(ops)
         self._prices |= npu.price(
-            (each for each in wanted if each not in self._prices), self._reach, timeout=timeout
+            (each for each in wanted if each not in self._prices), self._connection, timeout=timeout
         )
         return {each: self._prices[each] for each in wanted if each in self._prices}
 

@@ -96,7 +96,7 @@ class Compiled:
         )
 
 
-def compiled(file: Artifact, reach: Vela, *, timeout: float = 600.0) -> Compiled:
+def compiled(file: Artifact, connection: Vela, *, timeout: float = 600.0) -> Compiled:
     """Compile an int8 .tflite file for the accelerator.
 
     DependencyError when Vela is not installed; UsageError when the file is no .tflite or holds
@@ -115,7 +115,7 @@ def compiled(file: Artifact, reach: Vela, *, timeout: float = 600.0) -> Compiled
             shutil.copyfile(file.path, source)
         except OSError as error:
             raise DeviceError(f"{file.path} cannot be read: {error.strerror}") from error
-        log = _run(file.path, source, reach, timeout)
+        log = _run(file.path, source, connection, timeout)
         try:
             found = _outcome(source, log)
         except (
@@ -129,7 +129,7 @@ def compiled(file: Artifact, reach: Vela, *, timeout: float = 600.0) -> Compiled
             # Numbers that its vela.ini leads it to, or files of another version.
             reason = f"{type(error).__name__}: {shown(error)}"
             raise DeviceError(
-                f"Vela's figures of {file.path.name} for {reach.accelerator} cannot be read:"
+                f"Vela's figures of {file.path.name} for {connection.accelerator} cannot be read:"
                 f" {reason}"
             ) from error
         if not any(layer.on_npu for layer in found.layers):
@@ -140,7 +140,7 @@ def compiled(file: Artifact, reach: Vela, *, timeout: float = 600.0) -> Compiled
                 )
             operators = ", ".join(sorted({layer.operator for layer in found.layers})) or "none"
             raise DeviceError(
-                f"nothing in {file.path.name} can run on {reach.accelerator}: its operators are"
+                f"nothing in {file.path.name} can run on {connection.accelerator}: its operators are"
                 f" {operators}"
             )
     return found
@@ -238,18 +238,18 @@ def version() -> str:
     return importlib.metadata.version("ethos-u-vela")
 
 
-def _run(path: Path, source: Path, reach: Vela, timeout: float) -> str:
+def _run(path: Path, source: Path, connection: Vela, timeout: float) -> str:
     """What Vela prints; its files are put beside ``source``."""
     options = {
-        "--accelerator-config": reach.accelerator,
-        "--system-config": reach.system_config,
-        "--memory-mode": reach.memory_mode,
+        "--accelerator-config": connection.accelerator,
+        "--system-config": connection.system_config,
+        "--memory-mode": connection.memory_mode,
     }
     if (
-        reach.config_file is not None
+        connection.config_file is not None
     ):  # a copy: Vela would wait for a pipe, and read a device to its end
         config = source.with_name("vela.ini")
-        config.write_bytes(contents(reach.config_file, limit=INI_BYTES, error=DeviceError))
+        config.write_bytes(contents(connection.config_file, limit=INI_BYTES, error=DeviceError))
         options["--config"] = str(config)
     # A process of its own: Vela's core is native, and a file that it cannot read takes the process
     # down. -P: nothing is imported from the working folder.
@@ -281,7 +281,7 @@ def _run(path: Path, source: Path, reach: Vela, timeout: float) -> str:
         )
     except subprocess.TimeoutExpired as error:
         raise DeviceError(
-            f"Vela took more than {timeout:g} s to compile {path.name} for {reach.accelerator};"
+            f"Vela took more than {timeout:g} s to compile {path.name} for {connection.accelerator};"
             " allow more time"
         ) from error
     except OSError as error:
@@ -298,7 +298,7 @@ def _run(path: Path, source: Path, reach: Vela, timeout: float) -> str:
             else f"ended with exit code {done.returncode}"
         )
         failure = DeviceError(
-            f"Vela {how} on {path.name} for {reach.accelerator}:"
+            f"Vela {how} on {path.name} for {connection.accelerator}:"
             f" {lines[-1] if lines else 'it said nothing'}"
         )
         failure.add_note(done.stdout)

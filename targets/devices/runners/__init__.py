@@ -15,4 +15,4 @@ def runner(device: Device) -> DeviceRunner:
     DeviceError when it has none: nothing can be measured there. UsageError where its profile would
     run a program here.
     """
-    return device.reach.open(device)
+    return device.connection.open(device)

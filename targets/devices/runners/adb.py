@@ -36,18 +36,18 @@ _LOST = (
 
 def adb_runner(device: Device) -> DeviceRunner:
     """The runner of an Android device: Python there, where the profile names one, or benchmark_model."""
-    assert isinstance(device.reach, ADB)
-    if device.reach.python is not None:
+    assert isinstance(device.connection, ADB)
+    if device.connection.python is not None:
         return PythonRunner(device, Attached(device))
-    if device.reach.benchmark_model is None:
+    if device.connection.benchmark_model is None:
         raise UsageError(
             f"device '{device.name}': its profile names neither python nor benchmark_model under"
-            " [reach]; one of them measures there"
+            " [connection]; one of them measures there"
         )
-    program = located(device.reach.benchmark_model)
+    program = located(device.connection.benchmark_model)
     if kind(program) != "a file":
         raise UsageError(
-            f"device '{device.name}': reach.benchmark_model = '{program}' is no file; it is"
+            f"device '{device.name}': connection.benchmark_model = '{program}' is no file; it is"
             " TensorFlow Lite's benchmark_model, built for the device"
         )
     return BenchmarkRunner(device, Attached(device), program)
@@ -57,8 +57,8 @@ class Attached:
     """A device that adb knows, and a folder of our own there that lives as long as a shell of ours."""
 
     def __init__(self, device: Device) -> None:
-        assert isinstance(device.reach, ADB)
-        self._name, self._reach = device.name, device.reach
+        assert isinstance(device.connection, ADB)
+        self._name, self._connection = device.name, device.connection
         self._there: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -70,13 +70,15 @@ class Attached:
             )
         self._adb = [program, "-s", self._serial(program)]
         try:
-            self._keeper = Keeper([*self._adb, "shell", "-T", script(self._reach.folder)], PATIENCE)
+            self._keeper = Keeper(
+                [*self._adb, "shell", "-T", script(self._connection.folder)], PATIENCE
+            )
         except NotOpenedError as failure:
             if no_room(failure.said):
                 raise self._full() from None
             reason = failure.said.splitlines()[-1] if failure.said else "no shell answered in time"
             raise DeviceError(
-                f"device '{self._name}': no folder can be made in {self._reach.folder}: {reason}"
+                f"device '{self._name}': no folder can be made in {self._connection.folder}: {reason}"
             ) from None
         with ExitStack() as stack:
             stack.push(self._closed)
@@ -129,7 +131,7 @@ class Attached:
                 f" {(done.stderr.strip().splitlines() or ['without a word'])[-1]}"
             )
         states = dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line)
-        wanted = self._reach.serial or os.environ.get("ANDROID_SERIAL")
+        wanted = self._connection.serial or os.environ.get("ANDROID_SERIAL")
         if not states:
             raise DeviceError(
                 f"{start}: adb sees no device; connect it, and allow USB debugging in its developer"
@@ -138,7 +140,7 @@ class Attached:
         if wanted is None and len(states) > 1:
             raise DeviceError(
                 f"{start}: adb sees several devices ({', '.join(states)}); name one in the profile"
-                " (reach.serial)"
+                " (connection.serial)"
             )
         serial = wanted or next(iter(states))
         if serial not in states:
@@ -222,19 +224,19 @@ class Attached:
 
     def command(self, timeout: float) -> list[str]:
         """Python there, with the worker script."""
-        assert self._reach.python is not None
-        words = (self._reach.python, self.put(SCRIPT, timeout), self.folder)
+        assert self._connection.python is not None
+        words = (self._connection.python, self.put(SCRIPT, timeout), self.folder)
         return [*self._adb, "shell", "-T", f"{shlex.join(words)}; exit $?"]
 
     def death(self, code: int, said: str) -> str:
         """A device that is gone, a missing Python, or one that cannot be run."""
-        python = self._reach.python
+        python = self._connection.python
         if any(word in said for word in _LOST) and said.startswith(("error:", "adb:")):
             return f"is gone: the connection to device '{self._name}' was lost: {said}"
         if code in (126, 127):
             return (
                 f"did not start: {python} cannot be run on device"
-                f" '{self._name}'{f': {said}' if said else ''}; mend reach.python in the profile"
+                f" '{self._name}'{f': {said}' if said else ''}; mend connection.python in the profile"
             )
         return f"ended with exit code {code} on device '{self._name}'{f': {said}' if said else ''}"
 
@@ -245,6 +247,6 @@ class Attached:
 
     def _full(self, what: str = "") -> DeviceError:
         return DeviceError(
-            f"device '{self._name}': no space left in {self._reach.folder}{what}; make room there,"
+            f"device '{self._name}': no space left in {self._connection.folder}{what}; make room there,"
             " or name another folder in the profile"
         )

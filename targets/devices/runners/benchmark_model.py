@@ -57,15 +57,15 @@ class Turn:
 class BenchmarkRunner:
     """Measures .tflite files; its memory and the version of its runtime the program does not tell."""
 
-    def __init__(self, device: Device, connection: Shell, program: Path) -> None:
-        self._device, self._connection, self._program = device, connection, program
+    def __init__(self, device: Device, transport: Shell, program: Path) -> None:
+        self._device, self._transport, self._program = device, transport, program
         self._version = (
             f"sha256 {hashlib.sha256(contents(program, limit=PROGRAM_BYTES)).hexdigest()[:12]}"
         )
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(self._connection)
+        self._stack.enter_context(self._transport)
         return self
 
     def __exit__(
@@ -78,9 +78,9 @@ class BenchmarkRunner:
 
     def check(self) -> Facts:
         """The facts, and that the program can be run there."""
-        folder = shlex.quote(self._connection.folder)
+        folder = shlex.quote(self._transport.folder)
         asked = "uname -m; getprop ro.build.version.release; df -k "
-        said = self._connection.run(f"{asked}{folder} | tail -n 1", PATIENCE).stdout.splitlines()
+        said = self._transport.run(f"{asked}{folder} | tail -n 1", PATIENCE).stdout.splitlines()
         if len(said) < 3:
             raise DeviceError(
                 f"device '{self._device.name}' does not answer uname, getprop and df:"
@@ -100,7 +100,7 @@ class BenchmarkRunner:
             ),
             None,
         )
-        self._started(self._connection.run(f"{self._there(PATIENCE)} --help", PATIENCE))
+        self._started(self._transport.run(f"{self._there(PATIENCE)} --help", PATIENCE))
         return Facts(
             machine,
             f"Android {release}",
@@ -159,7 +159,7 @@ class BenchmarkRunner:
 
     def _there(self, timeout: float) -> str:
         """The program there, ready to run; exec, so that the number that the connection noted is its own."""
-        path = shlex.quote(self._connection.put(self._program, timeout))
+        path = shlex.quote(self._transport.put(self._program, timeout))
         return f"chmod 700 {path}; exec {path}"
 
     def _sent(self, file: Artifact, timeout: float) -> str:
@@ -167,8 +167,8 @@ class BenchmarkRunner:
             digest = hashlib.sha256(file.path.read_bytes()).hexdigest()
         except OSError as error:
             raise DeviceError(f"cannot measure {file.path}: {error.strerror}") from error
-        path = shlex.quote(self._connection.put(file.path, timeout))
-        found = self._connection.run(f"sha256sum {path}", PATIENCE).stdout.split()[:1]
+        path = shlex.quote(self._transport.put(file.path, timeout))
+        found = self._transport.run(f"sha256sum {path}", PATIENCE).stdout.split()[:1]
         if found != [digest]:
             raise DeviceError(
                 f"device '{self._device.name}': {file.path.name} did not arrive whole; send it"
@@ -177,7 +177,7 @@ class BenchmarkRunner:
         return path
 
     def _turn(self, file: Artifact, command: str, timeout: float) -> Turn:
-        done = self._connection.run(command, timeout)
+        done = self._transport.run(command, timeout)
         self._started(done)
         said = f"{done.stdout}\n{done.stderr}"
         found = parse(said)

@@ -11,5 +11,5 @@ class LocalRunner(PythonRunner):
     """Each file in a fresh child process."""
 
     def __init__(self, device: Device) -> None:
-        assert isinstance(device.reach, Local)
-        super().__init__(device, Here(device.reach.python))
+        assert isinstance(device.connection, Local)
+        super().__init__(device, Here(device.connection.python))

@@ -23,12 +23,12 @@ PATIENCE = 120.0
 class PythonRunner:
     """Runs targets/devices/worker.py on a device, over a connection to it."""
 
-    def __init__(self, device: Device, connection: Transport) -> None:
-        self._device, self._connection = device, connection
+    def __init__(self, device: Device, transport: Transport) -> None:
+        self._device, self._transport = device, transport
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(self._connection)
+        self._stack.enter_context(self._transport)
         return self
 
     def __exit__(
@@ -47,9 +47,9 @@ class PythonRunner:
         """
         name = self._device.name
         with Worker(
-            self._connection, f"look at device '{name}'", PATIENCE, time.monotonic() + PATIENCE
+            self._transport, f"look at device '{name}'", PATIENCE, time.monotonic() + PATIENCE
         ) as worker:
-            said = worker.ask({"facts": self._connection.folder})
+            said = worker.ask({"facts": self._transport.folder})
         found = Facts(
             said["machine"], said["system"], said["python"], said["runtimes"], said["free_bytes"]
         )
@@ -76,7 +76,7 @@ class PythonRunner:
     ) -> tuple[Measurement, ...]:
         """Measure the files side by side there."""
         return measure.compare(
-            files, runs=runs, threads=threads, timeout=timeout, connection=self._connection
+            files, runs=runs, threads=threads, timeout=timeout, transport=self._transport
         )
 
     def times(
@@ -89,7 +89,7 @@ class PythonRunner:
     ) -> list[list[float]]:
         """Milliseconds of an inference of each of many small files of one format there, in each turn."""
         return measure.times(
-            files, turns=turns, threads=threads, timeout=timeout, connection=self._connection
+            files, turns=turns, threads=threads, timeout=timeout, transport=self._transport
         )
 
     def profile(
@@ -97,5 +97,5 @@ class PythonRunner:
     ) -> Mapping[str, float]:
         """Microseconds of each part of the file there."""
         return measure.profile(
-            file, runs=runs, threads=threads, timeout=timeout, connection=self._connection
+            file, runs=runs, threads=threads, timeout=timeout, transport=self._transport
         )

@@ -55,8 +55,8 @@ class Connected:
     """One connection, shared by all commands (ControlMaster), to a machine on which a folder of our own lives as long as the connection."""
 
     def __init__(self, device: Device) -> None:
-        assert isinstance(device.reach, SSH)
-        self._name, self._reach = device.name, device.reach
+        assert isinstance(device.connection, SSH)
+        self._name, self._connection = device.name, device.connection
         self._there: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -65,7 +65,7 @@ class Connected:
             raise DependencyError(
                 "the program ssh is not installed on this machine; install OpenSSH's client"
             )
-        reach = self._reach
+        connection = self._connection
         with ExitStack() as stack:
             # A short path: that of a socket holds about 100 characters.
             private = stack.enter_context(
@@ -92,16 +92,16 @@ class Connected:
                 "UpdateHostKeys=no",
                 *(
                     word
-                    for option in reach.options
+                    for option in connection.options
                     for word in ("-o", option.removeprefix("-o").strip())
                 ),
                 "-o",
-                f"ConnectTimeout={max(1, round(reach.connect_timeout))}",
+                f"ConnectTimeout={max(1, round(connection.connect_timeout))}",
                 "-o",
                 f"ServerAliveInterval={SILENCE // 3}",
                 "-o",
                 "ServerAliveCountMax=3",
-                *(("-p", str(reach.port)) if reach.port else ()),
+                *(("-p", str(connection.port)) if connection.port else ()),
             ]
             self._keeper = self._connected()
             stack.push(self._closed)
@@ -135,8 +135,8 @@ class Connected:
         """The connection and the folder; tried again where that may help."""
         # After connecting, the login shell and mktemp need time, too.
         command, patience = (
-            self._command(script(self._reach.folder), master=True),
-            self._reach.connect_timeout + 3 * SILENCE,
+            self._command(script(self._connection.folder), master=True),
+            self._connection.connect_timeout + 3 * SILENCE,
         )
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -164,12 +164,14 @@ class Connected:
             *control,
             *self._ssh[1:],
             "--",
-            self._reach.host,
+            self._connection.host,
             f"exec sh -c {shlex.quote(there)}",
         ]
 
     def _unreachable(self, failure: NotOpenedError) -> DeviceError:
-        host = self._reach.host + (f", port {self._reach.port}" if self._reach.port else "")
+        host = self._connection.host + (
+            f", port {self._connection.port}" if self._connection.port else ""
+        )
         start, said = f"device '{self._name}' ({host})", failure.said.lower()
         last = _last(failure.said)
         if failure.code is None:
@@ -179,11 +181,11 @@ class Connected:
         if failure.code != FAILED:
             if no_room(said):
                 return DeviceError(
-                    f"{start}: no space left in {self._reach.folder}; make room there, or name"
+                    f"{start}: no space left in {self._connection.folder}; make room there, or name"
                     " another folder in the profile"
                 )
             return DeviceError(
-                f"{start}: no folder can be made in {self._reach.folder}:"
+                f"{start}: no folder can be made in {self._connection.folder}:"
                 f" {last or f'exit code {failure.code}'}"
             )
         if "host key verification failed" in said or "identification has changed" in said:
@@ -193,7 +195,7 @@ class Connected:
                     f" {self._known}) and connect once by hand"
                 )
             else:
-                way = f"connect once by hand (ssh {self._reach.host}) and accept its key"
+                way = f"connect once by hand (ssh {self._connection.host}) and accept its key"
             return DeviceError(f"{start}: its host key is not the one known here; {way}")
         if "permission denied" in said or "too many authentication failures" in said:
             return DeviceError(
@@ -202,14 +204,18 @@ class Connected:
             )
         return DeviceError(
             f"{start} cannot be reached: {last or 'ssh ended without a word'}; see that it is on"
-            f" and ssh {self._reach.host} works by hand"
+            f" and ssh {self._connection.host} works by hand"
         )
 
     @property
     def _known(self) -> str:
         """The host as known_hosts names it."""
-        host = self._reach.host.rpartition("@")[2]
-        return f"'[{host}]:{self._reach.port}'" if self._reach.port not in (None, 22) else host
+        host = self._connection.host.rpartition("@")[2]
+        return (
+            f"'[{host}]:{self._connection.port}'"
+            if self._connection.port not in (None, 22)
+            else host
+        )
 
     def put(self, file: Path, timeout: float) -> str:
         """Send a file, once; what arrives is checked by the worker that loads it."""
@@ -240,7 +246,7 @@ class Connected:
                 )
             if no_room(said) or done.returncode == 128 + signal.SIGXFSZ:
                 raise DeviceError(
-                    f"device '{self._name}': no space left in {self._reach.folder} for {file.name}"
+                    f"device '{self._name}': no space left in {self._connection.folder} for {file.name}"
                     f" ({len(content):,} bytes); make room there, or name another folder in the"
                     " profile"
                 )
@@ -257,7 +263,7 @@ class Connected:
     def command(self, timeout: float) -> list[str]:
         """Python there, with the worker script."""
         path, home = self.put(SCRIPT, timeout), "~/"
-        python = self._reach.python
+        python = self._connection.python
         interpreter = (
             f'"$HOME"/{shlex.quote(python.removeprefix(home))}'
             if python.startswith(home)
@@ -271,13 +277,13 @@ class Connected:
 
     def death(self, code: int, said: str) -> str:
         """A lost connection, a missing Python, one for another processor, or a signal there."""
-        on, python = f"on device '{self._name}'", self._reach.python
+        on, python = f"on device '{self._name}'", self._connection.python
         if code == FAILED:
             return f"is gone: the connection to device '{self._name}' was lost{_colon(said)}"
         if code == 127:
             return (
                 f"did not start: there is no Python at {python} {on}; install it, or name another"
-                " in the profile (reach.python)"
+                " in the profile (connection.python)"
             )
         if code == 126:
             return (
