@@ -280,7 +280,7 @@ def conditions(hz, celsius):
 
 def test_drift_is_noted_with_what_the_system_tells():
     slow = replace(measurement([1.0, 1.0, 1.0, 1.0, 1.2, 1.2]), path=Path("m.tflite"))
-    found = measure._noted(slow, conditions(1.5e9, 50.0), conditions(1.2e9, 80.5))
+    found = measure._with_conditions(slow, conditions(1.5e9, 50.0), conditions(1.2e9, 80.5))
     assert found.notes == (
         (
             "the device became 20 % slower during the measurement, clock from 1.5 to 1.2 GHz,"
@@ -292,7 +292,9 @@ def test_drift_is_noted_with_what_the_system_tells():
         (1.5e9, 1.2e9),
         (50.0, 80.5),
     )
-    steady = measure._noted(measurement([1.0] * 6), conditions(None, 40.0), conditions(None, None))
+    steady = measure._with_conditions(
+        measurement([1.0] * 6), conditions(None, 40.0), conditions(None, None)
+    )
     assert (steady.notes, steady.drift, steady.hz, steady.celsius) == ((), 0.0, None, None)
 
 

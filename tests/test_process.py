@@ -1,4 +1,4 @@
-"""The connection to a device that answers anything at all: one line, at once, and no process left behind."""
+"""Workers with any answers at all: an error is one line, at once, and no process is left behind."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from lrfc.errors import DeviceError
 from lrfc.targets.devices.device import Device
-from lrfc.targets.devices.process import Here, Worker
-from lrfc.targets.devices.runners.keeper import Keeper, NotOpenedError
+from lrfc.targets.devices.process import LocalTransport, Worker
 from lrfc.targets.devices.runners.python import PythonRunner
+from lrfc.targets.devices.runners.remote_folder import NotOpenedError, RemoteFolder
 
 #: Seconds that nothing here comes near to; a hang would take them all, and ends with another
 #: message.
@@ -25,7 +25,7 @@ GOOD = (
 )
 
 
-class Fake(Here):
+class Fake(LocalTransport):
     """A device that is a program in Python."""
 
     def __init__(self, program: str) -> None:
@@ -137,13 +137,13 @@ def test_a_folder_that_is_none(line: str, said: str) -> None:
         f"import sys; sys.stdout.write('{line}\\n'); sys.stdout.flush(); sys.stdin.read()",
     ]
     with pytest.raises(NotOpenedError, match=said) as caught:
-        Keeper(command, LONG)
-    assert "\x1b" not in caught.value.said
+        RemoteFolder(command, LONG)
+    assert "\x1b" not in caught.value.stderr
 
 
 def test_a_folder() -> None:
     script = Path(sys.executable)
-    kept = Keeper(
+    folder = RemoteFolder(
         [
             str(script),
             "-S",
@@ -152,5 +152,5 @@ def test_a_folder() -> None:
         ],
         LONG,
     )
-    assert kept.folder == "/tmp/x y"
-    kept.kill()
+    assert folder.path == "/tmp/x y"
+    folder.kill()

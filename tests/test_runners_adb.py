@@ -293,7 +293,7 @@ def test_another_architecture(phone, tmp_path):
     )
     refused(
         android(phone, python="/nowhere/python"),
-        "did not start: /nowhere/python cannot be run on device 'android'.*mend connection.python",
+        "did not start: /nowhere/python cannot be run on device 'android'.*correct connection.python",
     )
 
 

@@ -118,7 +118,7 @@ def test_an_unknown_and_a_changed_host_key(server, tmp_path):
     known.write_text(f"[127.0.0.1]:{server.port} {public}")
     refused(
         server.device(options=(*keep[:2], f"GlobalKnownHostsFile={known}")),
-        rf"was set up anew, .*ssh-keygen -R '\[127\.0\.0\.1\]:{server.port}'",
+        rf"was reinstalled, .*ssh-keygen -R '\[127\.0\.0\.1\]:{server.port}'",
     )
 
 
