@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
+from lrfc.config.formats import FORMATS
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
-from lrfc.ir.rounding import rounded, steps_of
+from lrfc.ir.rounding import rounded
 from lrfc.targets.catalog import target
 from lrfc.targets.parity import parity
 from tests import helpers
@@ -128,7 +129,7 @@ def test_the_passes_round_weights_as_the_file_does(name: str, tmp_path: Path) ->
     artifact = target("onnx", "int8").emit(
         graph, tmp_path / "m.onnx", helpers.random_inputs(graph, 8)
     )
-    kernel = rounded(graph.op(name), steps_of("onnx")).weights["kernel"]
+    kernel = rounded(graph.op(name), FORMATS["onnx"].weight_steps).weights["kernel"]
     axes = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)  # outputs, inputs, positions
     wanted = kernel.transpose(axes)
     held = [

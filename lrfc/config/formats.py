@@ -27,6 +27,7 @@ class Format:
     ``suffix``: of its files, with the dot. ``precisions``: by what its runtimes have kernels for.
     ``int8_io``: whether its int8 files can take and give int8 values.
     ``trained``: the precisions that take the ranges of quantisation-aware training.
+    ``weight_steps``: integers from 0 to the largest weight of a channel in its int8 files.
     """
 
     target: str
@@ -34,6 +35,7 @@ class Format:
     precisions: tuple[Name, ...]
     int8_io: bool = False
     trained: tuple[Name, ...] = ()
+    weight_steps: int = 127
 
 
 #: Name on the command line → format. A new target is one line here.
@@ -45,7 +47,12 @@ FORMATS: dict[str, Format] = {
         int8_io=True,
         trained=("int8",),
     ),
-    "onnx": Format("lrfc.targets.onnx.target:ONNX", ".onnx", ("fp32", "fp16", "int8")),
+    "onnx": Format(
+        "lrfc.targets.onnx.target:ONNX",
+        ".onnx",
+        ("fp32", "fp16", "int8"),
+        weight_steps=64,  # weights have 7 bits: lrfc.targets.onnx.int8 says why
+    ),
 }
 
 

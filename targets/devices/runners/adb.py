@@ -1,4 +1,4 @@
-"""An Android device over adb, with Python there (as in Termux) or TensorFlow Lite's benchmark_model."""
+"""An Android device over adb, with Python there (as in Termux) or with benchmark_model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocols that the runners of devices follow, and the base class of those with a transport."""
+"""Protocols of the runners of devices, and the base class of those with a transport."""
 
 from __future__ import annotations
 
