@@ -1,4 +1,4 @@
-"""Measurement in child processes: figures that hang together, errors in one line, and no process left behind."""
+"""Measurement in child processes: consistent figures, one-line errors, no process left behind."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from lrfc.targets.devices import measure, process, worker
 from lrfc.targets.devices.measure import Measurement, compare
 from lrfc.targets.devices.speed import Ratio, speedup
 from tests import helpers
+from tests.fake_runner import before_request
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def started(monkeypatch):
     assert all(process.returncode is not None for process in processes)
 
 
-def test_figures_hang_together(files, started):
+def test_the_figures_are_consistent(files, started):
     found = compare([*files, files[0]], runs=41, threads=2)
     assert len(started) == 3 * 3, "several fresh processes of each file"
     for measurement, file in zip(found, [*files, files[0]], strict=True):
@@ -132,31 +133,20 @@ def test_a_missing_runtime_is_named(form, package, files, tmp_path, monkeypatch,
         compare([Artifact(files[0].path, form, "fp32")])
 
 
+def sending(number):
+    """An act that sends a signal to the process of a worker."""
+    return lambda worker: os.kill(worker._process.pid, number)
+
+
 def test_a_process_that_dies(files, monkeypatch, started):
-    real, asked = process.Worker.ask, []
-
-    def ask(self, request):
-        asked.append(request)
-        if len(asked) == 6:
-            os.kill(self._process.pid, signal.SIGKILL)
-        return real(self, request)
-
-    monkeypatch.setattr(process.Worker, "ask", ask)
+    before_request(monkeypatch, 6, sending(signal.SIGKILL))
     with pytest.raises(DeviceError, match=r"the process to measure m\.\w+ was killed by SIGKILL"):
         compare(files)
 
 
 def test_what_was_measured_before_is_kept(files, monkeypatch, started):
-    real, timed = process.Worker.ask, []
-
-    def ask(self, request):
-        if request.get("runs", 0) > 0:
-            timed.append(request)
-        if len(timed) == 2 + 2 * 7 + 2:  # in the eighth turn, with one file done
-            os.kill(self._process.pid, signal.SIGKILL)
-        return real(self, request)
-
-    monkeypatch.setattr(process.Worker, "ask", ask)
+    # In the eighth turn, with one file done.
+    before_request(monkeypatch, 2 + 2 * 7 + 2, sending(signal.SIGKILL), "runs")
     with pytest.raises(DeviceError, match="was killed by SIGKILL") as failure:
         compare(files)
     assert [(m.path, len(m.rounds_ms), m.n, m.peak_rss_bytes) for m in failure.value.measured] == [
@@ -167,15 +157,7 @@ def test_what_was_measured_before_is_kept(files, monkeypatch, started):
 
 
 def test_a_process_that_hangs(files, monkeypatch, started):
-    real, asked = process.Worker.ask, []
-
-    def ask(self, request):
-        asked.append(request)
-        if len(asked) == 6:
-            os.kill(self._process.pid, signal.SIGSTOP)
-        return real(self, request)
-
-    monkeypatch.setattr(process.Worker, "ask", ask)
+    before_request(monkeypatch, 6, sending(signal.SIGSTOP))
     with pytest.raises(
         DeviceError, match=r"it took more than 4 s to measure m\.\w+; allow more time"
     ):
@@ -183,14 +165,10 @@ def test_a_process_that_hangs(files, monkeypatch, started):
 
 
 def test_an_interrupt_leaves_no_process(files, monkeypatch, started):
-    real = process.Worker.ask
-
-    def ask(self, request):
-        if "path" in request:
-            return real(self, request)
+    def interrupt(worker):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(process.Worker, "ask", ask)
+    before_request(monkeypatch, 1, interrupt, "runs")
     with pytest.raises(KeyboardInterrupt):
         compare(files)
     assert len(started) == 2
@@ -351,7 +329,7 @@ def test_kernels_of_a_profile():
 
 @pytest.fixture
 def alone(tmp_path):
-    """The worker as it would be on another machine: alone in a folder, without this package on the path."""
+    """The worker as on another machine: alone in a folder, without this package on the path."""
     script = tmp_path / "worker.py"
     script.write_bytes(Path(worker.__file__).read_bytes())
     process = subprocess.Popen(

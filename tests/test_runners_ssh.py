@@ -18,11 +18,11 @@ from lrfc.errors import DependencyError, DeviceError
 from lrfc.protocols import Artifact
 from lrfc.system import scratch
 from lrfc.targets.catalog import target
-from lrfc.targets.devices import process
 from lrfc.targets.devices.runners import runner, ssh
 from lrfc.targets.devices.runners.ssh import SSHRunner
 from tests import helpers, loopback
 from tests.disks import small_disk
+from tests.fake_runner import before_request
 
 ROOT = Path(__file__).parent.parent
 
@@ -290,23 +290,9 @@ def measured(server, files, first=lambda: None):
         return there.compare(files)
 
 
-def killing(monkeypatch, request, number, what):
-    """Do ``what`` before a request of that kind is made for the ``number``-th time."""
-    real, asked = process.Worker.ask, []
-
-    def ask(self, given):
-        if request in given:
-            asked.append(given)
-            if len(asked) == number:
-                what(self)
-        return real(self, given)
-
-    monkeypatch.setattr(process.Worker, "ask", ask)
-
-
 def test_the_server_is_killed_in_the_middle(tmp_path, files, monkeypatch):
     with loopback.Server(tmp_path / "sshd") as server:
-        killing(monkeypatch, "runs", 2 + 2 * 5 + 1, lambda worker: server.kill())
+        before_request(monkeypatch, 2 + 2 * 5 + 1, lambda worker: server.kill(), "runs")
         with pytest.raises(
             DeviceError,
             match=(
@@ -355,7 +341,7 @@ def send(server, number):
 
 
 def test_the_worker_is_killed_there(server, files, monkeypatch):
-    killing(monkeypatch, "runs", 4, lambda worker: send(server, signal.SIGKILL))
+    before_request(monkeypatch, 4, lambda worker: send(server, signal.SIGKILL), "runs")
     with pytest.raises(
         DeviceError,
         match=r"was killed by SIGKILL on device 'loopback': its memory may be too small",
@@ -364,7 +350,7 @@ def test_the_worker_is_killed_there(server, files, monkeypatch):
 
 
 def test_the_time_is_up(server, files, monkeypatch):
-    killing(monkeypatch, "runs", 4, lambda worker: send(server, signal.SIGSTOP))
+    before_request(monkeypatch, 4, lambda worker: send(server, signal.SIGSTOP), "runs")
     try:
         with (
             pytest.raises(DeviceError, match=r"it took more than 15 s to measure m\.\w+"),

@@ -244,7 +244,7 @@ class ByKind:
                 return value
             kind = value.get("kind") if isinstance(value, dict) else None
             added = CONNECTIONS.get(kind) if isinstance(kind, str) else None
-            if added is None or kind in shipped:
+            if added is None or added is shipped.get(str(kind)):
                 return validated(value)
             # As a union of one, so that the errors name the place as those of the shipped kinds do.
             choice = {str(kind): added.__pydantic_core_schema__}
