@@ -132,7 +132,7 @@ def test_what_was_measured_before_the_device_went_away_is_kept(device, made) -> 
     ("name", "why"),
     [
         ("cortex-m7", "its times are computed"),
-        ("ethos-u55-128", "Vela tells the cycles of each op"),
+        ("ethos-u55-128", "Vela computes the cycles of each op"),
     ],
 )
 def test_a_device_that_is_not_timed_is_not_calibrated(name: str, why: str) -> None:

@@ -105,7 +105,7 @@ def test_garbage_is_one_line(program: str, said: str) -> None:
 def test_as_many_times_as_were_asked_for() -> None:
     answer = "out.write(b'{\"ns\": [1, 2]}\\n')"
     assert asked(answer, {"runs": 2, "inner": 1}) == {"ns": [1, 2]}
-    with pytest.raises(DeviceError, match="2 times where 3 were asked for"):
+    with pytest.raises(DeviceError, match="2 times where 3 were requested"):
         asked(answer, {"runs": 3, "inner": 1})
     with pytest.raises(DeviceError, match=r"makes no sense: ns\.0: Input should be greater than 0"):
         asked("out.write(b'{\"ns\": [0, 2]}\\n')", {"runs": 2, "inner": 1})
