@@ -181,7 +181,7 @@ def test_what_a_profile_may_not_is_one_line_with_the_way_out() -> None:
         "connection.options.0 = 'ProxyCommand=touch canary': a profile cannot set ProxyCommand"
         in str(caught.value)
     )
-    assert "put it into your ssh config" in str(caught.value)
+    assert "put it in your ssh config" in str(caught.value)
 
 
 def test_a_profile_runs_no_interpreter_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,10 @@ from lrfc.protocols import Artifact
 from lrfc.system import scratch
 from lrfc.system.reader import contents, shown
 from lrfc.targets.devices.device import INI_BYTES, Vela
-from lrfc.targets.devices.trace import plain
 from lrfc.targets.ethos_u import flash
 from lrfc.targets.imports import need
 from lrfc.targets.tflite import probe
+from lrfc.targets.trace import plain
 
 #: Operators at the edges of a file whose inputs and outputs are float: they run on the CPU and hold
 #: back nothing else.

@@ -20,10 +20,10 @@ from lrfc.protocols import Artifact, Runner
 from lrfc.system import files, scratch
 from lrfc.targets import refusals
 from lrfc.targets.base import FileTarget
-from lrfc.targets.devices.trace import Traced, converted, plain
 from lrfc.targets.imports import need
 from lrfc.targets.onnx import int8 as onnx_int8
 from lrfc.targets.samples import Spec, checked, joined
+from lrfc.targets.trace import Traced, converted, plain
 
 #: The operator set that is written: the newest one that tf2onnx converts and that runtimes of the
 #: last years all read.

@@ -21,15 +21,14 @@ from lrfc.ir.batch import Batch, batches
 from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact, Runner
 from lrfc.system import files, scratch
-from lrfc.targets import refusals
+from lrfc.targets import refusals, trace
 from lrfc.targets.base import FileTarget
-from lrfc.targets.devices import trace
-from lrfc.targets.devices.trace import Traced
 from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
 from lrfc.targets.tflite import operators
 from lrfc.targets.tflite.operators import Operators
+from lrfc.targets.trace import Traced
 
 #: Bytes of weights from which they stay variables while a file is written. As constants the
 #: converter holds them more than twenty times; of few weights it makes the file faster that way.
