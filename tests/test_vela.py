@@ -350,7 +350,7 @@ def test_flash_that_is_told_in_another_way_is_refused(file, monkeypatch):
         database.replace('"perf"', '"performance"'),
     ]
     for texts in [(other, database) for other in logs] + [(log, other) for other in databases]:
-        with pytest.raises(DeviceError, match=r"Vela does not tell .* pip install") as caught:
+        with pytest.raises(DeviceError, match=r"Vela does not list .* pip install") as caught:
             by_row(*texts)
         assert "\n" not in str(caught.value)
 
