@@ -1,4 +1,4 @@
-"""A runner whose measurements are set by the test, in the registry of connections like any other."""
+"""A runner whose measurements are set by the test, in the registry of connections."""
 
 from __future__ import annotations
 

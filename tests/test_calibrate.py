@@ -1,4 +1,4 @@
-"""Calibration on a fake device and on this machine: what is missing is measured, a profile fitted."""
+"""Calibration on a fake device and on this machine: measurements, and the fitted profile."""
 
 from __future__ import annotations
 

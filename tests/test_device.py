@@ -1,4 +1,4 @@
-"""Device profiles: those that ship are valid, the user's win, and what is wrong with one is said in one line."""
+"""Device profiles: those that ship are valid, the user's win, and an error is one line."""
 
 from __future__ import annotations
 

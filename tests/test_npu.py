@@ -1,4 +1,4 @@
-"""Prices of single ops on an Ethos-U: as in a network, padding included, and read back from what was compiled."""
+"""Cycles of single ops on an Ethos-U: from probes, and from compiled networks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PADDING = Workload("zeropadding2d", ((16, 16, 16),), (18, 18, 16))
 
 @pytest.fixture(scope="module")
 def padded():
-    """A convolution behind a padding of its own, between others, and a skip connection around both."""
+    """A convolution after its own padding, between others, and a skip connection around both."""
     import keras
 
     inputs = keras.Input((16, 16, 4), name="image")
@@ -134,8 +134,8 @@ def test_observed_ops_of_one_signature_share(tmp_path):
 
 
 @needs_vela
-def test_what_is_merged_is_booked_apart(padded, tmp_path):
-    """An Ethos-U85 computes the addition while the convolution's results leave: Vela gives the addition no cycles of its own."""
+def test_what_is_merged_is_attributed_to_both(padded, tmp_path):
+    """An Ethos-U85 merges the addition into the convolution: Vela gives the addition no cycles."""
     connection = Vela(
         accelerator="ethos-u85-512",
         system_config="Ethos_U85_SYS_DRAM_Mid",

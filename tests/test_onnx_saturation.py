@@ -1,4 +1,4 @@
-"""int8 in ONNX files is right on processors that add products of 8 bits in 16: no sum that such a kernel makes reaches its end.
+"""int8 ONNX files on processors that add products of 8 bits in 16 bits: no sum saturates.
 
 The references are integers: the exact sum, and that of the instruction vpmaddubsw, which multiplies
 unsigned by signed bytes and adds two products.
@@ -33,7 +33,7 @@ def exact(activations: Integers, weights: Integers) -> Integers:
 
 
 def saturating(activations: Integers, weights: Integers) -> Integers:
-    """The same by pairs: each sum of two products is held within 16 bits, before it is added in 32."""
+    """The same by pairs: each sum of two products saturates at 16 bits, and is added in 32."""
     total = np.zeros((len(activations), weights.shape[1]), np.int64)
     for k in range(0, weights.shape[0], 2):
         pair = activations[:, k : k + 2] @ weights[k : k + 2]
@@ -62,7 +62,7 @@ def stored(path: Path) -> dict[str, tuple[NDArray[np.int8], NDArray[Any]]]:
 
 
 def provoking() -> Graph:
-    """Weights that are all as large as the largest, of both signs by the filter, in a convolution and in a Dense."""
+    """A convolution and a Dense with weights of equal magnitude, and a sign for each filter."""
     import keras
     from keras import layers
 
@@ -94,7 +94,7 @@ def test_no_sum_of_seven_bits_saturates(activations: Integers, weights: Integers
 
 @pytest.mark.parametrize("network", ["provoking", "conv_net", "branches", "dense_net"])
 def test_no_pair_of_weights_in_a_file_can_saturate(network: str, tmp_path: Path) -> None:
-    """Whatever the activations are and whichever weights a kernel pairs: with all activations at 255 the two references agree."""
+    """With all activations at 255 the two references agree, whichever weights a kernel pairs."""
     graph = provoking() if network == "provoking" else helpers.graph_of(getattr(helpers, network)())
     artifact = target("onnx", "int8").emit(
         graph, tmp_path / "m.onnx", helpers.random_inputs(graph, 20)

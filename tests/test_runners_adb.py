@@ -1,4 +1,4 @@
-"""A device over adb: the real client where no device is, and a scripted one that answers as adb does.
+"""A device over adb: the real client without a device, and a scripted one that answers like adb.
 
 No real Android device was ever tried.
 """
@@ -29,13 +29,16 @@ Graph: [/data/local/tmp/m.tflite]
 Loaded model /data/local/tmp/m.tflite
 The input model file size (MB): 0.004448
 Initialized session in 0.855ms.
-Running benchmark for at least 1 iterations and at least 0.5 seconds but terminate if exceeding 150 seconds.
+Running benchmark for at least 1 iterations and at least 0.5 seconds but terminate if exceeding \
+150 seconds.
 count=15 first=49060 curr=33682 min=32825 max=49060 avg=34825.1 std=3930
 
-Running benchmark for at least 50 iterations and at least 1 seconds but terminate if exceeding 150 seconds.
+Running benchmark for at least 50 iterations and at least 1 seconds but terminate if exceeding \
+150 seconds.
 count=50 first=32891 curr=33978 min=32641 max=34005 avg=33209.4 std=450
 
-Inference timings in us: Init: 855, First inference: 49060, Warmup (avg): 34825.1, Inference (avg): 33209.4
+Inference timings in us: Init: 855, First inference: 49060, Warmup (avg): 34825.1, \
+Inference (avg): 33209.4
 Peak memory footprint (MB): init=0 overall=12.8672
 """
 
@@ -56,11 +59,11 @@ if os.path.exists(here + "/gone"):
     sys.exit("adb: device 'R58M' not found")
 if words[2] == "push":
     if plan.get("push"):
-        print("adb: error: failed to copy '%s' to '%s': %s" % (words[3], words[4], plan["push"]), file=sys.stderr)
-        sys.exit(1)
+        sys.exit("adb: error: failed to copy '%s' to '%s': %s" % (words[3], words[4], plan["push"]))
     time.sleep(plan.get("slow", 0))
     data = open(words[3], "rb").read()
-    open(words[4], "wb").write(data[: plan.get("cut", len(data))] if words[4].endswith(".tflite") else data)
+    cut = plan.get("cut", len(data)) if words[4].endswith(".tflite") else len(data)
+    open(words[4], "wb").write(data[:cut])
     print("%s: 1 file pushed, 0 skipped." % words[3])
     sys.exit(0)
 assert words[2:4] == ["shell", "-T"] and len(words) == 5, words
@@ -71,10 +74,25 @@ os.execvp("sh", ["sh", "-c", words[4]])
 """
 
 PROGRAM = """#!/bin/sh
-for word in "$@"; do case "$word" in --graph=*) graph=${{word#--graph=}};; --help) echo "usage: benchmark_model"; exit 0;; esac; done
+for word in "$@"; do
+    case "$word" in
+        --graph=*) graph=${{word#--graph=}};;
+        --help) echo "usage: benchmark_model"; exit 0;;
+    esac
+done
 echo run >> {folder}/runs
-[ "$(wc -l < {folder}/runs)" -lt "$(cat {folder}/dies)" ] || {{ touch {folder}/gone; echo "ERROR: out of memory"; exit 1; }}
-case "$(head -c 8 "$graph")" in *TFL3*) ;; *) echo "ERROR: The model is not a valid Flatbuffer buffer"; echo "Benchmarking failed."; exit 1;; esac
+if [ "$(wc -l < {folder}/runs)" -ge "$(cat {folder}/dies)" ]; then
+    touch {folder}/gone
+    echo "ERROR: out of memory"
+    exit 1
+fi
+case "$(head -c 8 "$graph")" in
+    *TFL3*) ;;
+    *)
+        echo "ERROR: The model is not a valid Flatbuffer buffer"
+        echo "Benchmarking failed."
+        exit 1;;
+esac
 cat <<'END'
 {said}END
 """
@@ -193,13 +211,25 @@ def test_what_benchmark_model_says():
     assert parse(SAID.replace("Init:", "Start:")) is None
 
 
-@pytest.mark.parametrize(("devices", "said"), [
-    ({}, "adb sees no device; connect it, and allow USB debugging"),
-    ({"R58M": "unauthorized"}, "'R58M' does not trust this machine yet; allow USB debugging on its screen"),
-    ({"R58M": "offline"}, "'R58M' is offline; reconnect it"),
-    ({"R58M": "no permissions (user in plugdev group; are your udev rules wrong?)"}, "'R58M' cannot be used: no permissions"),
-    ({"R58M": "device", "emulator-5554": "device"}, r"adb sees several devices \(R58M, emulator-5554\); name one in the profile \(connection.serial\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        ({}, "adb sees no device; connect it, and allow USB debugging"),
+        (
+            {"R58M": "unauthorized"},
+            "'R58M' does not trust this machine yet; allow USB debugging on its screen",
+        ),
+        ({"R58M": "offline"}, "'R58M' is offline; reconnect it"),
+        (
+            {"R58M": "no permissions (user in plugdev group; are your udev rules wrong?)"},
+            "'R58M' cannot be used: no permissions",
+        ),
+        (
+            {"R58M": "device", "emulator-5554": "device"},
+            r"several devices \(R58M, emulator-5554\); name one .* \(connection.serial\)",
+        ),
+    ],
+)
 def test_a_device_that_is_not_ready(phone, devices, said):
     phone(devices=devices)
     refused(android(phone), said)
@@ -293,7 +323,7 @@ def test_another_architecture(phone, tmp_path):
     )
     refused(
         android(phone, python="/nowhere/python"),
-        "did not start: /nowhere/python cannot be run on device 'android'.*correct connection.python",
+        "did not start: /nowhere/python cannot be run on device .*correct connection.python",
     )
 
 

@@ -1,4 +1,4 @@
-"""A device over ssh, with a real OpenSSH server on this machine: each fault is one line, and nothing is left behind after any of them."""
+"""A device over ssh, with a real OpenSSH server here: a fault is one line, nothing is left."""
 
 from __future__ import annotations
 
@@ -43,9 +43,8 @@ def _nothing_is_left(request, monkeypatch):
         made.append(Path(folder.name))
         return folder
 
-    monkeypatch.setattr(
-        tempfile, "TemporaryDirectory", noted
-    )  # those of this process: others may be at work on the machine
+    # Those of this process: others may be at work on the machine.
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", noted)
     yield
     assert [folder for folder in made if folder.exists()] == [], "the control socket's folder"
     if "server" in request.fixturenames:
@@ -248,7 +247,7 @@ def test_a_file_that_is_no_model(server, tmp_path):
 
 
 def test_no_room_for_the_file(tmp_path, files):
-    """A limit on the size of files; the words of a full disk are tried below, where a small one can be made."""
+    """A limit on the size of files. A full disk follows below, where a small one can be made."""
     big = tmp_path / "big.tflite"
     big.write_bytes(files[0].path.read_bytes() + bytes(4 << 20))
     limited = 'sh -c \'ulimit -f 256; trap "" XFSZ; exec sh -c "$SSH_ORIGINAL_COMMAND"\''
@@ -393,7 +392,8 @@ from pathlib import Path
 from lrfc.protocols import Artifact
 from lrfc.targets.devices import device
 from lrfc.targets.devices.runners import runner
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background, and inherited
+# What a shell starts in the background inherits that the signal is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with runner(device.load(sys.argv[1])) as there:
     print("open", flush=True)
     there.compare([Artifact(Path(sys.argv[2]), "tflite", "fp32")], runs=10**6)

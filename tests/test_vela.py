@@ -87,7 +87,7 @@ def test_cycles_belong_to_ops(compiled, graph):
 
 @pytest.mark.parametrize("large", [False, True])
 def test_layers_of_like_names(large, tmp_path, monkeypatch):
-    """Keras counts names as the converter counts calls: 'conv' and 'conv_1' must not be taken for each other, however large their weights are."""
+    """Keras counts names as the converter counts calls: 'conv' and 'conv_1' stay apart."""
     import keras
 
     if large:
@@ -233,7 +233,7 @@ def test_another_device_is_refused():
 
 
 def test_memory_modes_and_system_configs_are_fields_of_a_device(file, compiled, tmp_path):
-    """Another memory mode or system configuration, given in the device's TOML, changes what Vela says."""
+    """Another memory mode or system configuration in the device's TOML changes Vela's figures."""
     text = (device.SHIPPED / "ethos-u55-128.toml").read_text(encoding="utf-8")
 
     def with_fields(**fields):
@@ -300,7 +300,7 @@ def test_fewer_filters_take_less_flash(tmp_path):
 
 
 def cascade():
-    """Large feature maps, so that where the SRAM is small operators run by stripes and share a time."""
+    """Large feature maps: with a small SRAM operators run by stripes and share a time."""
     import keras
 
     x = inputs = keras.Input((128, 128, 3), name="image")
@@ -372,7 +372,7 @@ def elu_net():
 
 
 def test_fallbacks_are_named_before_any_work(tmp_path):
-    """The first thing that a build says, and the layer in the folder's record; both the int8 file and Vela's are there."""
+    """In the first line of a build and in the folder's record; with the int8 file and Vela's."""
     import lrfc
     from lrfc.state import Progress
 

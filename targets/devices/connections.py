@@ -213,7 +213,7 @@ class Vela(Connection):
 
 
 class Analytic(Connection):
-    """A device without a connection: its times are computed from the cost profile, and estimated."""
+    """A device without a connection: its times are estimated, by its cost profile."""
 
     figures: ClassVar[Source] = ESTIMATED
     rounds_like_reference: ClassVar[bool] = True  # CMSIS-NN on a microcontroller

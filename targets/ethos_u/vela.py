@@ -139,8 +139,8 @@ def compiled(file: Artifact, connection: Vela, *, timeout: float = 600.0) -> Com
                 )
             operators = ", ".join(sorted({layer.operator for layer in result.layers})) or "none"
             raise DeviceError(
-                f"nothing in {file.path.name} can run on {connection.accelerator}: its operators are"
-                f" {operators}"
+                f"nothing in {file.path.name} can run on {connection.accelerator}: its operators"
+                f" are {operators}"
             )
     return result
 
@@ -205,7 +205,7 @@ def _owner(layer: Layer, graph: Graph, outputs: Sequence[str]) -> str:
     """The op that an operator is attributed to; the operator's own name when it is unknown."""
     label = re.sub(r"_(softmax|intermediate).*$", "", layer.name)
     parts = [plain(part, graph.name).split("/")[0] for part in label.split(";")]
-    # Layers keep their names; an op of keras.ops has that of TensorFlow's op, which differs in case.
+    # Layers keep their names; an op of keras.ops has that of TensorFlow's op, in another case.
     named = [graph.op(name) for part in parts for name in (part, part.lower()) if name in graph]
     if not named:
         # The result has the name of the converted function, and its number: 'PartitionedCall:0',
@@ -263,8 +263,8 @@ def _run(path: Path, source: Path, connection: Vela, timeout: float) -> str:
         )
     except subprocess.TimeoutExpired as error:
         raise DeviceError(
-            f"Vela took more than {timeout:g} s to compile {path.name} for {connection.accelerator};"
-            " allow more time"
+            f"Vela took more than {timeout:g} s to compile {path.name} for"
+            f" {connection.accelerator}; allow more time"
         ) from error
     except OSError as error:
         raise DeviceError(f"Vela cannot be started: {error}") from error

@@ -143,7 +143,7 @@ class _File:
     ) -> None:
         """Add the op, and a small op that reads its output.
 
-        ``sources``: its input tensors. ``shape``: of its output, (H, W, C). ``name``: of the output.
+        ``sources``: its input tensors. ``shape``: (H, W, C) of its output. ``name``: of the output.
         """
         result, source = self._activation(shape, name), sources[0]
         match workload.kind:
