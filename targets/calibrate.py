@@ -158,9 +158,9 @@ class _Run:
     def samples(
         self, graphs: Sequence[Graph], store: Store, progress: Progress, *, fresh: bool
     ) -> tuple[list[Sample], int]:
-        """The sample of each graph, and the number of those that had to be measured.
+        """The sample of each graph, and the number of graphs that were measured.
 
-        ``fresh``: all of them have to.
+        ``fresh``: measure all of them, not only those that are not in the store.
         """
         keys = [self._key(graph) for graph in graphs]
         known = {} if fresh else store.get(keys)

@@ -1,4 +1,4 @@
-"""A new target and a new way to reach devices: a file and a line of registry each, nothing else."""
+"""A new target and a new kind of connection: a file and a line of a registry each."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from lrfc.errors import UsageError
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.rounding import STEPS
 from lrfc.protocols import Artifact, Runner
 from lrfc.results.compare import SUFFIXES
 from lrfc.results.manifest import Manifest
@@ -74,7 +75,7 @@ class Weights(FileTarget):
         return lambda batch: keras_io.predict(graph, batch)
 
 
-# -- the file of a way to reach devices ----------------------------------------------------------
+# -- the file of a connection --------------------------------------------------------------------
 
 
 class Counter(Connection):
@@ -88,7 +89,7 @@ class Counter(Connection):
 
 
 class Counted:
-    """What such a device says. The files are those of the target above."""
+    """The runner of such a device, for the files of the target above."""
 
     def __init__(self, pace: float) -> None:
         self._pace = pace
@@ -163,7 +164,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_new_target_is_built_for_a_device_reached_in_a_new_way(
+def test_a_new_target_is_built_for_a_device_with_a_new_connection(
     board: Path,
     tmp_path: Path,
 ) -> None:
@@ -196,12 +197,12 @@ def test_the_new_target_is_a_choice_wherever_one_is_made(board: Path) -> None:
         lrfc.build(helpers.dense_net(), device=str(board), target="onnx")
 
 
-def test_the_new_way_to_reach_is_one_wherever_profiles_are_read(board: Path) -> None:
+def test_the_new_connection_is_one_wherever_profiles_are_read(board: Path) -> None:
     device = devices.load(board)
     assert device.model_dump()["connection"] == {"kind": "counter", "pace": 2.0}
     assert (device.measured, device.estimated, device.tells_ops) == (True, False, False)
-    with runner(device) as there:
-        assert there.check().machine == "counter"
+    with runner(device) as connected:
+        assert connected.check().machine == "counter"
     board.write_text(BOARD.replace("pace", "pase"), encoding="utf-8")
     with pytest.raises(UsageError, match=r"'connection.pase' \(= 2.0\): did you mean 'pace'"):
         devices.load(board)
@@ -230,6 +231,8 @@ def test_every_line_of_the_formats_names_its_target() -> None:
             assert (made.name, made.precision, made.suffix) == (name, precision, form.suffix)
         assert target(name, "int8", int8_io=form.int8_io).suffix in SUFFIXES
         assert set(form.trained) <= set(form.precisions)
+        assert 0 < form.weight_steps <= STEPS
+    assert Format("module:Class", ".file", ("int8",)).weight_steps == STEPS
 
 
 def test_every_line_of_the_connections_is_under_its_kind() -> None:

@@ -245,12 +245,12 @@ class _Comparison:
         single = [min(worker.ask({"runs": 3, "inner": 1})["ns"]) for worker in workers]
         self._inner = [max(1, ceil(SHORTEST_NS / max(ns, 1))) for ns in single]
         whole_run = sum(ns * count for ns, count in zip(single, self._inner, strict=True)) / 1e9
-        wanted = min(self._runs, max(FEWEST_RUNS, int(self._left() / 2 / whole_run)))
-        sessions = min(self._processes, max(FEWEST_PROCESSES, wanted // TIMINGS))
-        sessions = sessions if wanted >= 2 * TIMINGS else 1
-        self._session_turns = min(ROUNDS, wanted) // sessions
+        timings = min(self._runs, max(FEWEST_RUNS, int(self._left() / 2 / whole_run)))
+        sessions = min(self._processes, max(FEWEST_PROCESSES, timings // TIMINGS))
+        sessions = sessions if timings >= 2 * TIMINGS else 1
+        self._session_turns = min(ROUNDS, timings) // sessions
         self.rounds = self._session_turns * sessions
-        self._timings = ceil(wanted / self.rounds)
+        self._timings = ceil(timings / self.rounds)
 
     def _take_turns(self, workers: Sequence[Worker], session: _Session) -> None:
         """Time the files in turns, every other one in reverse order."""

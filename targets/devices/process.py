@@ -148,7 +148,7 @@ class Worker:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in lines(cast("TextIO", self._process.stdout), CHARACTERS):
-            if line.startswith("{"):  # not what a login shell prints
+            if line.startswith("{"):  # a login shell may print something, too
                 self._answers.put(line)
         self._answers.put("")  # the process is gone
 
