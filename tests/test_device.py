@@ -75,7 +75,7 @@ def test_the_users_profile_wins(own, tmp_path):
     assert {name: place for name, place, _ in device.known()}["host"] == own / "host.toml"
 
 
-def test_add_replaces_only_when_told(own, tmp_path):
+def test_add_replaces_a_profile_only_with_force(own, tmp_path):
     path = tmp_path / "x.toml"
     path.write_text(SSH)
     assert device.add(path).read_text() == SSH
@@ -146,7 +146,7 @@ KINDS = "it is one of local, ssh, adb, vela, analytic"
         (OLD + '[connection]\nkind = "local"', "'reach' is the former name of 'connection'"),
     ],
 )
-def test_what_is_wrong_is_one_line(text, said, tmp_path):
+def test_an_error_in_a_profile_is_one_line(text, said, tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text(text)
     with pytest.raises(UsageError, match=said) as failure:

@@ -23,6 +23,7 @@ from lrfc.protocols import Artifact
 from lrfc.targets.catalog import target
 from lrfc.targets.devices import measure, process, worker
 from lrfc.targets.devices.measure import Measurement, compare
+from lrfc.targets.devices.process import LocalTransport
 from lrfc.targets.devices.speed import Ratio, speedup
 from tests import helpers
 from tests.fake_runner import before_request
@@ -174,12 +175,11 @@ def test_an_interrupt_leaves_no_process(files, monkeypatch, started):
     assert len(started) == 2
 
 
-def test_no_interpreter_and_no_sense(files, monkeypatch):
+def test_no_runs_and_no_interpreter(files):
     with pytest.raises(UsageError, match=r"runs \(0\) and threads \(1\)"):
         compare(files, runs=0)
-    monkeypatch.setattr(process.sys, "executable", "/nowhere/python")
     with pytest.raises(DeviceError, match="no process can be started"):
-        compare(files)
+        compare(files, transport=LocalTransport("/nowhere/python"))
 
 
 def measurement(rounds):
@@ -214,8 +214,8 @@ def test_speedup_pairs_the_turns():
         speedup(measurement(drift), measurement(drift[1:]))
 
 
-def test_the_interval_covers_what_differs_from_process_to_process():
-    """Turns of one process are alike: taken for as many observations they claim far too much."""
+def test_the_interval_covers_differences_between_processes():
+    """Turns of one process are alike; as independent observations they give too small an interval."""
     rng = np.random.default_rng(2)
     covered = {"processes": 0, "turns": 0}
     for _ in range(400):
@@ -231,12 +231,12 @@ def test_the_interval_covers_what_differs_from_process_to_process():
     assert covered["turns"] / 400 < 0.85
 
 
-def test_what_nobody_timed_has_no_interval():
+def test_estimated_figures_have_no_interval():
     before, after = (replace(measurement([ms]), source="estimated") for ms in (3.0, 2.0))
     assert speedup(before, after) == Ratio(1.5, 1.5, 1.5, "estimated")
 
 
-def test_memory_that_is_not_told_is_none():
+def test_unknown_memory_is_none():
     found = measurement([1.0])
     assert found.model_rss_bytes is None
     assert replace(found, peak_rss_bytes=3, baseline_rss_bytes=1).model_rss_bytes == 2
@@ -256,7 +256,7 @@ def conditions(hz, celsius):
     return {"hz": hz, "celsius": celsius}
 
 
-def test_drift_is_noted_with_what_the_system_tells():
+def test_drift_is_noted_with_clock_and_temperature():
     slow = replace(measurement([1.0, 1.0, 1.0, 1.0, 1.2, 1.2]), path=Path("m.tflite"))
     found = measure._with_conditions(slow, conditions(1.5e9, 50.0), conditions(1.2e9, 80.5))
     assert found.notes == (

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_only_what_vela_reaches_is_changed() -> None:
+def test_only_devices_of_vela_are_changed() -> None:
     given = [device.load(name) for name in ("host", "ethos-u55-128", "ethos-u85-512")]
     assert configured(given) == given
     host, *npus = configured(given, memory_mode="Sram_Only")
@@ -74,7 +74,7 @@ def test_only_what_vela_reaches_is_changed() -> None:
         ),
     ],
 )
-def test_what_vela_does_not_know_is_refused(
+def test_unknown_names_are_refused(
     names: tuple[str, ...], options: dict[str, str], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message) as caught:

@@ -178,7 +178,7 @@ def test_every_kind_of_probe():
     assert found[wanted[2]] < found[CONV]
 
 
-def test_what_no_probe_holds():
+def test_ops_that_no_probe_can_hold():
     assert not probe.can_hold(Workload("softmax", ((10,),), (10,)))
     assert not probe.can_hold(
         Workload("conv", ((4, 4, 4, 2),), (4, 4, 4, 2), (3, 3, 3), (1, 1, 1), (1, 1, 1))

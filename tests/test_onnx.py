@@ -164,7 +164,7 @@ def test_refusals(tmp_path):
         check(wanted["inexact_resize"], tmp_path / "m.onnx")
 
 
-def test_a_precision_that_it_has_not_is_said():
+def test_a_missing_precision_is_refused():
     with pytest.raises(
         UsageError, match="no precision 'int16x8'; choose fp32, fp16 or int8, or target tflite"
     ):

@@ -111,7 +111,7 @@ def test_no_pair_of_weights_in_a_file_can_saturate(network: str, tmp_path: Path)
         assert np.abs(values).max() == 64  # and no less of the range is used than there is
 
 
-def test_weights_made_to_provoke_it_give_what_the_model_gives(tmp_path: Path) -> None:
+def test_weights_that_provoke_saturation_are_right(tmp_path: Path) -> None:
     """On whatever processor this runs; every activation is close to the top of its range."""
     graph = provoking()
     rng = np.random.default_rng(0)

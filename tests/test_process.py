@@ -33,7 +33,7 @@ class Fake(LocalTransport):
         self._program = program
 
     def command(self, timeout: float) -> list[str]:
-        """The program, which reads requests and writes what it likes."""
+        """The command of the program, which may write anything."""
         return [
             sys.executable,
             "-S",
@@ -43,7 +43,7 @@ class Fake(LocalTransport):
 
 
 def asked(program: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The answer of such a device."""
+    """The answer of a device that is this program."""
     with (
         Fake(program) as there,
         Worker(there, "look at the device", LONG, time.monotonic() + LONG) as worker,
@@ -111,7 +111,7 @@ def test_as_many_times_as_were_asked_for() -> None:
         asked("out.write(b'{\"ns\": [0, 2]}\\n')", {"runs": 2, "inner": 1})
 
 
-def test_facts_of_such_a_device() -> None:
+def test_a_missing_runtime_of_the_profile_is_refused() -> None:
     mine = Device(name="mine", description="", formats=("tflite", "onnx"))
     with (
         pytest.raises(DeviceError, match="device 'mine': none; or take 'onnx' out"),
@@ -129,7 +129,7 @@ def test_facts_of_such_a_device() -> None:
         ("lrfc-" + "x" * 100_000, "is no path"),
     ],
 )
-def test_a_folder_that_is_none(line: str, said: str) -> None:
+def test_an_invalid_path_is_no_folder(line: str, said: str) -> None:
     command = [
         sys.executable,
         "-S",

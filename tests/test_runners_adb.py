@@ -195,7 +195,7 @@ def test_benchmark_model_is_asked_and_measured(phone, files):
         assert measurement.notes == (benchmark_model.NOTE,)
 
 
-def test_what_benchmark_model_says():
+def test_the_output_of_benchmark_model_is_parsed():
     assert parse(SAID) == Turn(33209.4, 855 + 49060, 50)
     newer = SAID.replace(
         "avg=33209.4 std=450", "avg=33209.4 std=450 p5=32700 median=33100 p95=34000"

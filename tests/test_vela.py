@@ -258,7 +258,7 @@ def test_memory_modes_and_system_configs_are_fields_of_a_device(file, compiled, 
         with_fields(memory_mode="nowhere")
 
 
-def test_what_each_op_takes(compiled, graph):
+def test_cycles_of_each_op(compiled, graph):
     found = spent(compiled, graph)
     assert sum(each.cycles for each in found.values()) == compiled.cycles
     assert max(each.sram_bytes for each in found.values()) <= compiled.sram_bytes
@@ -331,7 +331,7 @@ def test_flash_in_a_cascade(name, tmp_path):
     )  # those have feature maps in the same memory
 
 
-def test_flash_that_is_told_in_another_way_is_refused(file, monkeypatch):
+def test_another_format_of_the_flash_tables_is_refused(file, monkeypatch):
     """Another version of Vela: better no figures than wrong ones."""
     by_row, texts = flash.by_row, []
     monkeypatch.setattr(flash, "by_row", lambda *both: texts.append(both) or by_row(*both))
