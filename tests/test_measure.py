@@ -215,7 +215,7 @@ def test_speedup_pairs_the_turns():
 
 
 def test_the_interval_covers_differences_between_processes():
-    """Turns of one process are alike; as independent observations they give too small an interval."""
+    """Turns of one process are alike; taken as independent they give too small an interval."""
     rng = np.random.default_rng(2)
     covered = {"processes": 0, "turns": 0}
     for _ in range(400):
