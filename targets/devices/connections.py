@@ -153,7 +153,7 @@ class ADB(Connection):
 
     kind: Literal["adb"] = "adb"
     serial: Text | None = None  #: which device, where several are connected
-    python: Text | None = None  #: Python on the device; None: benchmark_model runs there
+    python: Text | None = None  #: Python on the device; without it benchmark_model runs there
     #: path on this machine of the program, built for the device
     benchmark_model: Text | None = None
     folder: Text = "/data/local/tmp"
@@ -181,7 +181,7 @@ class Vela(Connection):
     accelerator: Text  #: as in ``vela --accelerator-config``
     system_config: Text = "internal-default"
     memory_mode: Text = "internal-default"
-    config: Text | None = None  #: a vela.ini; None: the one that comes with Vela
+    config: Text | None = None  #: a vela.ini; without it the one that comes with Vela
 
     def open(self, device: Device) -> DeviceRunner:
         """Return the runner."""

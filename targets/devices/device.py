@@ -61,9 +61,9 @@ class Device(Table):
     """A device profile.
 
     ``formats`` and ``precisions``: those that it runs, the default first. ``machine``: the
-    architecture that it has to report ('aarch64'); None for any. ``rank_multiple``: ranks are
+    architecture that it has to report ('aarch64'); any by default. ``rank_multiple``: ranks are
     multiples of this, the vector width of the hardware. ``flash_bytes`` and ``ram_bytes``: limits
-    of a file and its activations; None for no limit.
+    of a file and its activations; none by default.
     """
 
     schema_version: Literal[1] = 1
