@@ -120,15 +120,17 @@ def predict(devices: Sequence[str], plans: int) -> None:
         ]
         files = [emitted.file(graph) for graph in graphs]
         for name in devices:
-            reach = vela_of(name)
+            connection = vela_of(name)
             start = time.perf_counter()
-            prices = price([each for graph in graphs for _, each in npu.workloads(graph)], reach)
+            prices = price(
+                [each for graph in graphs for _, each in npu.workloads(graph)], connection
+            )
             seconds = time.perf_counter() - start
-            original = vela.compiled(files[0], reach)
+            original = vela.compiled(files[0], connection)
             known = prices | observed(original, graphs[0], prices)
             own: list[dict[str, Any]] = []
             for number, (graph, file) in enumerate(zip(graphs, files, strict=True)):
-                result = vela.compiled(file, reach)
+                result = vela.compiled(file, connection)
                 guesses = {
                     "profile": from_profile(name, graph),
                     "priced": predicted(graph, known),
@@ -162,9 +164,9 @@ def predict(devices: Sequence[str], plans: int) -> None:
 
 def vela_of(name: str) -> device.Vela:
     """Return the connection of a device through Vela."""
-    reach = device.load(name).reach
-    assert isinstance(reach, device.Vela)
-    return reach
+    connection = device.load(name).connection
+    assert isinstance(connection, device.Vela)
+    return connection
 
 
 def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
@@ -173,17 +175,17 @@ def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
     table = Table(HERE / "npu_plans.csv", overwrite=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in devices:
-            reach = vela_of(name)
+            connection = vela_of(name)
             state = ExploreLayers(methods=METHODS, rank_multiple=device.load(name).rank_multiple)(
                 explored
             )
             spaces = state.fact(DesignSpace).spaces
             emitted = Emitted(state, Path(folder))
             whole = emitted.graph({})
-            original = vela.compiled(emitted.file(whole), reach)
+            original = vela.compiled(emitted.file(whole), connection)
             parts = {id(c): ops(whole, s, c) for s in spaces for c in s.candidates}
             start = time.perf_counter()
-            prices = price([each for own in parts.values() for each in own], reach)
+            prices = price([each for own in parts.values() for each in own], connection)
             known = prices | observed(original, whole, prices)
             print(
                 f"{name}: {len(known)} ops of {len(parts)} candidates priced in"
@@ -212,7 +214,7 @@ def plans(devices: Sequence[str], kept: Sequence[int]) -> None:
                 for quantity in ("macs", "latency"):
                     chosen = allocate(choices, {"divergence": impact}, minimise=quantity)
                     graph = emitted.graph({c.layer: c for c in chosen})
-                    result = vela.compiled(emitted.file(graph), reach)
+                    result = vela.compiled(emitted.file(graph), connection)
                     row |= {
                         f"{quantity}_{key}": value
                         for key, value in figures(graph, result, known).items()

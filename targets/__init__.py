@@ -1,4 +1,4 @@
-"""What emits a model, what runs and measures the emitted file, and the device profiles.
+"""Targets, which emit and run files, and devices, on which files are measured.
 
 Ships as ``lrfc.targets``.
 """

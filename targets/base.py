@@ -1,4 +1,4 @@
-"""The base class of the targets: what every one has to do, and what some can do besides."""
+"""The base class of the targets: what each must do, and what some can do in addition."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lrfc.targets.tflite.operators import Operators
 
 
 class FileTarget(ABC):
-    """A target as ``lrfc.protocols.Target`` describes it; what a format cannot do is inherited."""
+    """A target as in ``lrfc.protocols.Target``; defaults for what a format cannot do."""
 
     precision: Name
     name: ClassVar[str]
-    #: How its runtime may store channels; see CostProfile.
+    #: Ways in which its runtime may store channels; see CostProfile.
     layouts: ClassVar[Sequence[Layout]] = ((1, 1),)
 
     @property
@@ -35,14 +35,14 @@ class FileTarget(ABC):
 
     @abstractmethod
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
-        """Write the file."""
+        """Write the graph to a file."""
 
     @abstractmethod
     def load(self, artifact: Artifact) -> Runner:
-        """The file, ready to run on this machine."""
+        """Load the file into a runtime on this machine."""
 
     def emit_trained(self, graph: Graph, model: Any, path: Path) -> Artifact | None:
-        """Write nothing: the format does not take the ranges of a training."""
+        """Write nothing: the format cannot hold the ranges of quantisation-aware training."""
         return None
 
     def reference(self, artifact: Artifact) -> Runner | None:
@@ -50,9 +50,9 @@ class FileTarget(ABC):
         return None
 
     def scales(self, path: Path) -> tuple[tuple[str, float, int], ...]:
-        """Nothing: inputs and outputs are as the model has them."""
+        """Empty: inputs and outputs have the dtypes of the model."""
         return ()
 
     def operators(self, path: Path) -> Operators | None:
-        """The operators of a file of unknown origin; None: the format does not name them."""
+        """The operators of a file of unknown origin; None: the format has no reader."""
         return None

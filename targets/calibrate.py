@@ -27,13 +27,17 @@ from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.runners import runner
 from lrfc.targets.devices.runners.base import DeviceRunner, Facts, Profiler
 
-#: Networks that are emitted and measured together, then kept.
+#: Networks that are emitted, measured and stored together.
 TOGETHER = 30
 
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """What a calibration found: the profiles, the file they were written to, how many networks were measured now and how many were known already."""
+    """The result of a calibration.
+
+    ``path``: the file of the profiles. ``measured`` and ``reused``: the numbers of networks that
+    were measured now, and by earlier calibrations. ``ops``: the number of ops in them.
+    """
 
     device: str
     path: Path
@@ -44,14 +48,22 @@ class CalibrationReport:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """One JSON object; of each profile what it is for and its held-out errors."""
-        about = ("format", "precision", "threads", "runtime", "runtime_version", "machine", "unit")
+        """One JSON object; of each profile its settings and its held-out errors."""
+        settings = (
+            "format",
+            "precision",
+            "threads",
+            "runtime",
+            "runtime_version",
+            "machine",
+            "unit",
+        )
         profiles = [
             {
-                **{key: getattr(each, key) for key in about},
-                "held_out": {name: error.model_dump() for name, error in each.held_out.items()},
+                **{key: getattr(profile, key) for key in settings},
+                "held_out": {name: error.model_dump() for name, error in profile.held_out.items()},
             }
-            for each in self.profiles
+            for profile in self.profiles
         ]
         return {
             "device": self.device,
@@ -75,143 +87,159 @@ def calibrate(
     networks: int = microbench.COUNT,
     store: Store | None = None,
 ) -> CalibrationReport:
-    """Measure what is not known yet and write the user's cost file of the device, which is read before the one that ships.
+    """Measure small networks on a device, and write the user's cost file of the device.
 
-    ``formats``, ``precision``, ``threads``: the device's own by default. ``fresh``: measure again
-    what earlier calibrations have measured. What was measured before the device went away is kept.
-    UsageError for a device whose times are not measured, or a format that it does not run;
-    DeviceError from its runner.
+    That file goes before the one that ships. ``formats``, ``precision``, ``threads``: the device's
+    own by default. ``fresh``: measure again what earlier calibrations have measured. Measurements
+    are stored even when the device goes away later. UsageError for a device whose times are not
+    measured, or a format that it does not run; DeviceError from its runner.
     """
     began = time.monotonic()
-    formats, precision, threads = (
-        tuple(formats or device.formats),
-        precision or device.precisions[0],
-        threads or device.threads,
-    )
+    formats = _checked(device, formats)
     progress = progress or Progress()
-    if not device.measured:
-        why = device.reach.not_timed
-        raise UsageError(f"device '{device.name}' has nothing to calibrate: {why}")
-    for form in formats:
-        if form not in device.formats:
-            raise UsageError(
-                f"device '{device.name}' does not run {form}; it runs {', '.join(device.formats)}"
-            )
     store = store or Store(log=progress.log)
     path = latency.user_file(device.name)
     files.check(path, way_out=files.CONFIG)
     graphs = list(microbench.networks(networks))
-    counts = {"measured": 0, "reused": 0}
-    profiles = []
-    with runner(device) as reached:
-        facts = reached.check()
+    measured, profiles = 0, []
+    with runner(device) as connected:
+        facts = connected.check()
         for form in formats:
-            name, _, version = facts.runtimes[form].rpartition(" ")
-            keys = [
-                Key(
-                    device.name,
-                    name,
-                    version,
-                    form,
-                    precision,
-                    threads,
-                    measurements.of_model(_digest(graph)),
-                )
-                for graph in graphs
-            ]
-            known = {} if fresh else store.get(keys)
-            missing = [
-                (key, graph) for key, graph in zip(keys, graphs, strict=True) if key not in known
-            ]
-            counts["measured"] += len(missing)
-            counts["reused"] += len(known)
-            advance = progress.stage(f"Measure {form} on {device.name}", len(missing))
-            for start in range(0, len(missing), TOGETHER):
-                some = missing[start : start + TOGETHER]
-                found = dict(
-                    zip(
-                        (key for key, _ in some),
-                        _measured([graph for _, graph in some], reached, form, precision, threads),
-                        strict=True,
-                    )
-                )
-                store.put(found)
-                known |= found
-                advance(len(some))
-            profiles.append(_fitted(graphs, [known[key] for key in keys], device, keys[0], facts))
+            run = _Run(
+                device,
+                connected,
+                facts,
+                form,
+                precision or device.precisions[0],
+                threads or device.threads,
+            )
+            samples, count = run.samples(graphs, store, progress, fresh=fresh)
+            measured += count
+            profiles.append(run.fitted(graphs, samples))
     file = latency.read(path) if path.is_file() else CostFile(profiles=())
     for profile in profiles:
         file = file.with_profile(profile)
     file.write(path)
-    ops = sum(1 for graph in graphs for _ in workloads(graph)) * len(formats)
     return CalibrationReport(
         device.name,
         path,
         tuple(profiles),
-        counts["measured"],
-        counts["reused"],
-        ops,
-        time.monotonic() - began,
+        measured,
+        reused=len(graphs) * len(formats) - measured,
+        ops=sum(1 for graph in graphs for _ in workloads(graph)) * len(formats),
+        seconds=time.monotonic() - began,
     )
 
 
+def _checked(device: Device, formats: Sequence[str] | None) -> tuple[str, ...]:
+    """The formats to calibrate; UsageError where the device cannot be calibrated for them."""
+    if not device.measured:
+        why = device.connection.not_timed
+        raise UsageError(f"device '{device.name}' has nothing to calibrate: {why}")
+    for form in formats or ():
+        if form not in device.formats:
+            raise UsageError(
+                f"device '{device.name}' does not run {form}; it runs {', '.join(device.formats)}"
+            )
+    return tuple(formats or device.formats)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The calibration of one format at one precision."""
+
+    device: Device
+    runner: DeviceRunner
+    facts: Facts
+    form: str
+    precision: str
+    threads: int
+
+    def samples(
+        self, graphs: Sequence[Graph], store: Store, progress: Progress, *, fresh: bool
+    ) -> tuple[list[Sample], int]:
+        """The sample of each graph, and the number of graphs that were measured.
+
+        ``fresh``: measure all of them, not only those that are not in the store.
+        """
+        keys = [self._key(graph) for graph in graphs]
+        known = {} if fresh else store.get(keys)
+        missing = [
+            (key, graph) for key, graph in zip(keys, graphs, strict=True) if key not in known
+        ]
+        advance = progress.stage(f"Measure {self.form} on {self.device.name}", len(missing))
+        for start in range(0, len(missing), TOGETHER):
+            part = missing[start : start + TOGETHER]
+            samples = self._measured([graph for _, graph in part])
+            new = dict(zip((key for key, _ in part), samples, strict=True))
+            store.put(new)
+            known |= new
+            advance(len(part))
+        return [known[key] for key in keys], len(missing)
+
+    def fitted(self, graphs: Sequence[Graph], samples: Sequence[Sample]) -> CostProfile:
+        """The cost profile of the samples; DeviceError when no model explains them."""
+        key = self._key(graphs[0])
+        ops = [tuple(workload for _, workload in workloads(graph)) for graph in graphs]
+        try:
+            return fitting.fit(
+                list(zip(ops, (sample.median for sample in samples), strict=True)),
+                layouts=target_of(self.form, self.precision).layouts,
+                device=self.device.name,
+                format=self.form,
+                precision=self.precision,
+                threads=self.threads,
+                machine=f"{self.facts.machine}, {self.facts.system.partition(' ')[0]}",
+                runtime=key.runtime,
+                runtime_version=key.runtime_version,
+            )
+        except UsageError as error:
+            raise DeviceError(
+                f"the measurements on device '{self.device.name}' cannot be explained: {error}"
+            ) from error
+
+    def _key(self, graph: Graph) -> Key:
+        """The key of the graph's sample in the store."""
+        runtime, _, version = self.facts.runtimes[self.form].rpartition(" ")
+        model = measurements.of_model(_digest(graph))
+        return Key(
+            self.device.name, runtime, version, self.form, self.precision, self.threads, model
+        )
+
+    def _measured(self, graphs: Sequence[Graph]) -> Iterator[Sample]:
+        """Emit the graphs, time them, and yield their samples."""
+        target = target_of(self.form, self.precision)
+        with scratch.folder() as folder:
+            artifacts = [
+                target.emit(graph, folder / f"{number}{target.suffix}", _inputs(graph))
+                for number, graph in enumerate(graphs)
+            ]
+            for times in self._times(artifacts):
+                median, p90, iqr, _ = measure.statistics(np.asarray(times))
+                yield Sample(median, p90, iqr, len(times), measurements.now())
+
+    def _times(self, artifacts: Sequence[Artifact]) -> Sequence[Sequence[float]]:
+        """Milliseconds of each file in each turn.
+
+        All in one process where the device has such workers, otherwise in one process each.
+        """
+        if hasattr(self.runner, "times"):
+            return cast("Profiler", self.runner).times(artifacts, threads=self.threads)
+        return [
+            self.runner.compare([file], runs=measure.ROUNDS, threads=self.threads)[0].rounds_ms
+            for file in artifacts
+        ]
+
+
 def _digest(graph: Graph) -> str:
-    """The network by its text: what decides its time. Weights do not."""
+    """The SHA-256 of the graph's text, which decides its time. Weights do not."""
     return hashlib.sha256(str(graph).encode()).hexdigest()
 
 
-def _measured(
-    graphs: Sequence[Graph], reached: DeviceRunner, form: str, precision: str, threads: int
-) -> Iterator[Sample]:
-    target = target_of(form, precision)
-    with scratch.folder() as folder:
-        places = [folder / f"{number}{target.suffix}" for number in range(len(graphs))]
-        files = [
-            target.emit(graph, place, _inputs(graph))
-            for graph, place in zip(graphs, places, strict=True)
-        ]
-        for times in _times(reached, files, threads):
-            median, p90, iqr, _ = measure.statistics(np.asarray(times))
-            yield Sample(median, p90, iqr, len(times), measurements.now())
-
-
-def _times(
-    reached: DeviceRunner, files: Sequence[Artifact], threads: int
-) -> Sequence[Sequence[float]]:
-    """Milliseconds of each file in each turn: in one process where the device has such workers, otherwise in one process each."""
-    if hasattr(reached, "times"):
-        return cast("Profiler", reached).times(files, threads=threads)
-    return [
-        reached.compare([file], runs=measure.ROUNDS, threads=threads)[0].rounds_ms for file in files
-    ]
-
-
 def _inputs(graph: Graph) -> Batch:
-    """Inputs for the ranges of int8."""
+    """Two random samples, for the ranges of int8."""
     rng = np.random.default_rng(0)
     return tuple(
         rng.random((2, *(size or 1 for size in graph.tensors(name)[0].shape[1:])), np.float32)
         for name in graph.inputs
     )
-
-
-def _fitted(
-    graphs: Sequence[Graph], samples: Sequence[Sample], device: Device, key: Key, facts: Facts
-) -> CostProfile:
-    ops = [tuple(each for _, each in workloads(graph)) for graph in graphs]
-    try:
-        return fitting.fit(
-            list(zip(ops, (sample.median for sample in samples), strict=True)),
-            layouts=target_of(key.format, key.precision).layouts,
-            device=device.name,
-            format=key.format,
-            precision=key.precision,
-            threads=key.threads,
-            machine=f"{facts.machine}, {facts.system.partition(' ')[0]}",
-            runtime=key.runtime,
-            runtime_version=key.runtime_version,
-        )
-    except UsageError as error:
-        raise DeviceError(
-            f"the measurements on device '{device.name}' cannot be explained: {error}"
-        ) from error

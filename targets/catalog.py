@@ -1,4 +1,4 @@
-"""The targets by their name on the command line. ``lrfc.config.formats`` lists them."""
+"""The targets by name, as ``lrfc.config.formats`` lists them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lrfc.targets.base import FileTarget
 
 
 def target(name: str, precision: str = "fp32", *, int8_io: bool = False) -> FileTarget:
-    """The target of that name at that precision; UsageError when there is none.
+    """Return the target of that name and precision; UsageError when there is none.
 
-    ``int8_io``: with int8 inputs and outputs.
+    ``int8_io``: its files have int8 inputs and outputs.
     """
     if name not in FORMATS:
         raise UsageError(f"unknown target '{name}'; known are {', '.join(FORMATS)}")
     module, _, kind = FORMATS[name].target.partition(":")
-    made: FileTarget = getattr(import_module(module), kind)(precision, int8_io)
-    return made
+    created: FileTarget = getattr(import_module(module), kind)(precision, int8_io)
+    return created

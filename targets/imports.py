@@ -11,7 +11,7 @@ from lrfc.errors import DependencyError
 
 
 def need(module: str, package: str) -> Any:
-    """The module; DependencyError names the package to install when it cannot be imported."""
+    """Import and return the module; DependencyError names the package to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -21,8 +21,8 @@ def need(module: str, package: str) -> Any:
 
 
 def place(package: str, extra: str) -> Path:
-    """The folder of a package, which is not imported; DependencyError names what to install when there is none."""
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    """The folder of a package, without importing it; DependencyError says how to install it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise DependencyError(f"'{package}' is not installed; install it with: pip install {extra}")
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations)))

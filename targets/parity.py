@@ -1,4 +1,4 @@
-"""The check that an emitted file computes what the model computes."""
+"""The check that an emitted file computes the function of the model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lrfc.errors import ParityError
 from lrfc.ir.batch import Batch
 from lrfc.protocols import Artifact, Runner
 
-#: Precision → largest error that is allowed: of ``relative`` where nothing is rounded to 8 bits
+#: Precision → largest error allowed: of ``relative`` where nothing is rounded to 8 bits
 #: (lrfc.config.precision), else of ``distance``. Six trained networks stayed below 2e-5 in float32
-#: and below 0.07 in int8; the distance is 0.5 where a classifier gives another answer for every
-#: tenth sample.
+#: and below 0.07 in int8; at a distance of 0.5 a classifier changes its answer for every tenth
+#: sample.
 TOLERANCE: Mapping[str, float] = {
     "fp32": 1e-4,
     "fp16": 2e-2,
@@ -29,11 +29,11 @@ TOLERANCE: Mapping[str, float] = {
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the file's outputs are from the model's, each the worst over the outputs.
+    """The difference between the outputs of a file and of the model: the maximum over the outputs.
 
     ``max_abs_diff``: largest absolute difference, in the unit of the output. ``relative``: that
     difference divided by the range (max - min) of the output. ``distance``: L2 norm of the
-    difference divided by that of the output around its mean. ``samples``: how many inputs were
+    difference divided by that of the output around its mean. ``samples``: the number of samples
     compared.
     """
 
@@ -44,9 +44,10 @@ class Parity:
 
 
 def parity(artifact: Artifact, runner: Runner, inputs: Batch, reference: Batch) -> Parity:
-    """Run the file on ``inputs`` and compare with the model's outputs for them, ``reference``; ParityError when the difference is too large.
+    """Run the file on ``inputs`` and compare its outputs with ``reference``, those of the model.
 
-    Float files are held to ``relative``, rounded ones to ``distance`` (see TOLERANCE).
+    ParityError when the difference is above TOLERANCE: of ``relative`` for float files, of
+    ``distance`` for files that are rounded to 8 bits.
     """
     outputs = runner(inputs)
     shapes, expected = [y.shape for y in outputs], [y.shape for y in reference]
@@ -57,23 +58,24 @@ def parity(artifact: Artifact, runner: Runner, inputs: Batch, reference: Batch) 
     absolute, relative, distance = (
         max(values) for values in zip(*map(_differences, outputs, reference), strict=True)
     )
-    found = Parity(absolute, relative, distance, samples=len(inputs[0]))
+    result = Parity(absolute, relative, distance, samples=len(inputs[0]))
     rounded, limit = PRECISIONS[artifact.precision].rounding, TOLERANCE[artifact.precision]
-    error, what = (
-        (found.distance, "L2 distance")
+    error, measure = (
+        (result.distance, "L2 distance")
         if rounded
-        else (found.relative, "difference relative to the output's range")
+        else (result.relative, "difference relative to the output's range")
     )
     if not error <= limit:
         raise ParityError(
-            f"{artifact.path.name} does not compute what the model computes: {what} {error:.2g},"
-            f" allowed is {limit:g} (largest absolute difference {found.max_abs_diff:.3g},"
-            f" {found.samples} samples)"
+            f"{artifact.path.name} does not compute what the model computes: {measure} {error:.2g},"
+            f" allowed is {limit:g} (largest absolute difference {result.max_abs_diff:.3g},"
+            f" {result.samples} samples)"
         )
-    return found
+    return result
 
 
 def _differences(output: NDArray[Any], reference: NDArray[Any]) -> tuple[float, float, float]:
+    """Largest absolute difference, that relative to the range, and the L2 distance."""
     y, r = output.astype(np.float64), reference.astype(np.float64)
     difference = np.abs(y - r)
     if not np.isfinite(difference).all():

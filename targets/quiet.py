@@ -1,4 +1,4 @@
-"""Keep the converters' noise away from the user, whichever language writes it."""
+"""Capture the output of converters, whichever language writes it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lrfc.system import scratch, silence
 
 @contextmanager
 def quiet() -> Iterator[Callable[[], str]]:
-    """Send what is written to stdout and stderr to a temporary file; gives a function that reads it.
+    """Redirect stdout and stderr to a temporary file; yield a function that reads it.
 
     Warnings of this thread are dropped. C++ code writes to the file descriptors, past
     ``sys.stdout``, so these are redirected, for all threads of the process. Where blocks of several
-    threads overlap, the file of the one that began last takes what all of them write there.
+    threads overlap, all output goes to the file of the block that began last.
     """
-    with scratch.unnamed() as noise:
-        descriptor = noise.fileno()
+    with scratch.unnamed() as file:
+        descriptor = file.fileno()
 
         def printed(text: str) -> None:
             os.write(descriptor, text.encode(errors="replace"))

@@ -1,6 +1,7 @@
-"""What a graph must not have to be emitted.
+"""Rules that a graph must not break to be emitted.
 
-The docstring of each rule is the message and the manual; each was found by trying.
+The docstring of a rule is its message to the user, on one line. Each rule comes from an attempt
+that failed.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from lrfc.ir.op import Op
 from lrfc.ir.ops import spatial
 from lrfc.protocols import Target
 
-#: Gives the names of the ops that break the rule.
+#: Returns the names of the ops that break the rule.
 Rule = Callable[[Graph], Sequence[str]]
 
 
 def of(graph: Graph, rules: Sequence[Rule]) -> tuple[str, ...]:
-    """One line for each rule that the graph breaks, with the names of the ops that break it."""
+    """One line for each broken rule, with the names of the ops that break it."""
     return tuple(f"{', '.join(names)}: {message(rule)}" for rule in rules if (names := rule(graph)))
 
 
@@ -27,37 +28,52 @@ def message(rule: Rule) -> str:
 
 
 def open_axis(graph: Graph) -> Sequence[str]:
-    """An input axis other than the batch has no fixed length; re-save the model with a fixed Input shape."""
+    """An input axis other than the batch has no fixed length.
+
+    Re-save the model with a fixed Input shape.
+    """
     return [name for name in graph.inputs if None in graph.tensors(name)[0].shape[1:]]
 
 
 def strings(graph: Graph) -> Sequence[str]:
-    """Text and lookup tables cannot be emitted; turn text into numbers before the model, and re-save the model without this layer."""
+    """Text and lookup tables cannot be emitted.
+
+    Turn text into numbers before the model, and re-save the model without this layer.
+    """
     return [op.name for op in graph if op.info.family == "lookup" or _reads(graph, op, "string")]
 
 
 def dilated_transposed(graph: Graph) -> Sequence[str]:
-    """TFLite has no transposed 1-D or 2-D convolution with dilation; use dilation_rate=1 and a larger kernel."""
+    """TFLite has no transposed 1-D or 2-D convolution with dilation.
+
+    Use dilation_rate=1 and a larger kernel.
+    """
     return _names(graph, ("Conv1DTranspose", "Conv2DTranspose"), lambda op: max(_dilation(op)) > 1)
 
 
 def pooled_3d(graph: Graph) -> Sequence[str]:
-    """TFLite has no 3-D pooling with a window; use strides in the convolution before it, or global pooling."""
+    """TFLite has no 3-D pooling with a window.
+
+    Use strides in the convolution before it, or global pooling.
+    """
     return _where(graph, lambda op: op.info.family == "pooling" and op.info.spatial_axes == 3)
 
 
 def dilated_3d(graph: Graph) -> Sequence[str]:
-    """TFLite has no 3-D convolution with dilation; use dilation_rate=1."""
+    """TFLite has no 3-D convolution with dilation. Use dilation_rate=1."""
     return _names(graph, ("Conv3D",), lambda op: max(_dilation(op)) > 1)
 
 
 def grouped_3d(graph: Graph) -> Sequence[str]:
-    """TFLite and onnxruntime run no grouped 3-D convolution that comes from Keras; use groups=1."""
+    """TFLite and onnxruntime run no grouped 3-D convolution of Keras. Use groups=1."""
     return _names(graph, ("Conv3D",), lambda op: op["groups"] > 1)
 
 
 def channels_first(graph: Graph) -> Sequence[str]:
-    """The TFLite converter takes this convolution with channels last only; rebuild the model with data_format='channels_last'."""
+    """The TFLite converter takes this convolution with channels last only.
+
+    Rebuild the model with data_format='channels_last'.
+    """
     always = _names(graph, ("Conv1D", "Conv3D", "Conv3DTranspose"), _channels_first)
     return [
         *always,
@@ -79,7 +95,10 @@ def smooth_resize(graph: Graph) -> Sequence[str]:
 
 
 def inexact_resize(graph: Graph) -> Sequence[str]:
-    """ONNX resizes as Keras does by nearest or bilinear interpolation only, and upsamples also by bicubic interpolation."""
+    """ONNX agrees with Keras in nearest and bilinear interpolation only.
+
+    UpSampling2D may use bicubic interpolation, too.
+    """
     return [
         *_names(graph, ("Resizing",), lambda op: _interpolation(op) not in ("nearest", "bilinear")),
         *_names(graph, ("UpSampling2D",), lambda op: _interpolation(op).startswith("lanczos")),
@@ -87,22 +106,28 @@ def inexact_resize(graph: Graph) -> Sequence[str]:
 
 
 def bucketed(graph: Graph) -> Sequence[str]:
-    """ONNX has no operator that sorts values into bins; discretise before the model."""
+    """ONNX has no operator that sorts values into bins. Discretise before the model."""
     return _names(graph, ("Discretization",))
 
 
 def looped(graph: Graph) -> Sequence[str]:
-    """Calibration cannot run the loop of a recurrent layer; re-save the layer with unroll=True, or choose --precision fp32."""
+    """Calibration cannot run the loop of a recurrent layer.
+
+    Re-save the layer with unroll=True, or choose --precision fp32.
+    """
     return _where(graph, lambda op: op.info.family == "recurrent" and not _unrolled(op))
 
 
 def misrounded(graph: Graph) -> Sequence[str]:
-    """TFLite does not compute this in int8 as Keras does; replace it (celu by relu, encodings before the model), or choose --precision fp32."""
+    """TFLite computes this in int8 otherwise than Keras.
+
+    Replace it (celu by relu, encodings before the model), or choose --precision fp32.
+    """
     return _where(graph, lambda op: op.kind == "CategoryEncoding" or "celu" in _functions(op))
 
 
 def no_int16(graph: Graph) -> Sequence[str]:
-    """TFLite has no kernel for this with activations of 16 bits; choose --precision int8."""
+    """TFLite has no kernel for this with activations of 16 bits. Choose --precision int8."""
     kinds = ("PReLU", "Embedding", "CategoryEncoding")
     functions = {"elu", "selu", "softsign", "hard_silu", "log_softmax"}
     return _where(
@@ -112,12 +137,15 @@ def no_int16(graph: Graph) -> Sequence[str]:
 
 
 def float_in_tflite(graph: Graph) -> Sequence[str]:
-    """TFLite has no int8 kernel for this: it stays float32 in the file, between two conversions."""
+    """TFLite has no int8 kernel for this. It stays float32 in the file, between two conversions."""
     return _where(graph, lambda op: _float_in_tflite(op) or "elu" in _functions(op))
 
 
 def float_in_onnx(graph: Graph) -> Sequence[str]:
-    """There is no int8 kernel for this in onnxruntime: it stays float32 in the file, between two conversions."""
+    """No kernel of onnxruntime computes this in int8.
+
+    It stays float32 in the file, between two conversions.
+    """
     functions = {
         "elu",
         "selu",
@@ -150,7 +178,7 @@ TFLITE_INT16X8: tuple[Rule, ...] = (*TFLITE, looped, no_int16)
 ONNX: tuple[Rule, ...] = (open_axis, strings, grouped_3d, inexact_resize, bucketed)
 ONNX_INT8: tuple[Rule, ...] = (*ONNX, looped)
 
-#: Format and precision → what is no reason to refuse, but good to know before any work.
+#: Format and precision → rules that are no reason to refuse a graph, but that the user should know.
 REMARKS: Mapping[tuple[str, str], tuple[Rule, ...]] = {
     ("tflite", "int8"): (float_in_tflite,),
     ("onnx", "int8"): (float_in_onnx,),
@@ -158,7 +186,7 @@ REMARKS: Mapping[tuple[str, str], tuple[Rule, ...]] = {
 
 
 def remarks(graph: Graph, target: Target) -> tuple[str, ...]:
-    """What the target leaves undone of the precision, one line for each rule, with the names of the ops."""
+    """Deviations of the target from its precision: one line for each rule, with its ops."""
     return of(graph, REMARKS.get((target.name, target.precision), ()))
 
 
@@ -175,9 +203,9 @@ def _float_in_tflite(op: Op) -> bool:
 
 def _functions(op: Op) -> set[str]:
     """The activation functions that an op applies, by name."""
-    own = {"ELU": "elu", "Softmax": "softmax"}.get(op.kind, "")
-    given = op.attrs.get("activation")
-    return {own, given if isinstance(given, str) else ""} - {""}
+    layer = {"ELU": "elu", "Softmax": "softmax"}.get(op.kind, "")
+    activation = op.attrs.get("activation")
+    return {layer, activation if isinstance(activation, str) else ""} - {""}
 
 
 def _names(

@@ -1,4 +1,4 @@
-"""The samples that a file runs on: shapes and dtypes checked before, results joined after."""
+"""Samples for an emitted file: checks before it runs, and its outputs joined afterwards."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from lrfc.ir.batch import Batch
 
 @dataclass(frozen=True)
 class Spec:
-    """An input of a file: its name, its shape with the batch axis, its dtype."""
+    """An input of a file. ``shape``: with the batch axis."""
 
     name: str
     shape: tuple[int, ...]
     dtype: Any
 
 
-def checked(batch: Batch, inputs: Sequence[Spec], taker: str) -> list[NDArray[Any]]:
-    """The arrays with the dtypes of the inputs; UsageError, naming the taker, when their number, shapes or dtypes do not fit."""
+def checked(batch: Batch, inputs: Sequence[Spec], reader: str) -> list[NDArray[Any]]:
+    """The arrays of a batch in the dtypes of the inputs.
+
+    UsageError when their number, shapes or dtypes do not fit. ``reader``: the file or model that
+    reads them, for messages.
+    """
     if len(batch) != len(inputs):
         raise UsageError(
-            f"{taker} takes {len(inputs)} inputs ({', '.join(spec.name for spec in inputs)}), the"
+            f"{reader} takes {len(inputs)} inputs ({', '.join(spec.name for spec in inputs)}), the"
             f" data have {len(batch)}"
         )
     arrays = []
@@ -38,7 +42,7 @@ def checked(batch: Batch, inputs: Sequence[Spec], taker: str) -> list[NDArray[An
             or not np.can_cast(x.dtype, spec.dtype, "same_kind")
         ):
             raise UsageError(
-                f"input '{spec.name}' of {taker} takes samples of shape {spec.shape[1:]}"
+                f"input '{spec.name}' of {reader} takes samples of shape {spec.shape[1:]}"
                 f" {np.dtype(spec.dtype)}, the data have {x.shape} {x.dtype}"
             )
         arrays.append(np.ascontiguousarray(x, dtype=spec.dtype))
@@ -46,5 +50,5 @@ def checked(batch: Batch, inputs: Sequence[Spec], taker: str) -> list[NDArray[An
 
 
 def joined(results: Sequence[Sequence[NDArray[Any]]]) -> Batch:
-    """The outputs of all samples, one array per output, from the outputs of each sample."""
+    """Join the outputs of single samples into one array per output."""
     return tuple(np.concatenate(output) for output in zip(*results, strict=True))

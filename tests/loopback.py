@@ -34,7 +34,10 @@ def key(path: Path) -> Path:
 
 
 class Server:
-    """sshd as the current user, on a free port of the loopback, with keys of its own; ``command`` runs in the place of each (ForceCommand)."""
+    """sshd as the current user, on a free port of the loopback, with its own keys.
+
+    ``command`` runs in place of each command (ForceCommand).
+    """
 
     def __init__(self, folder: Path, command: str | None = None, port: int | None = None) -> None:
         if SSHD is None or shutil.which("ssh") is None:
@@ -92,13 +95,16 @@ class Server:
         self.log.close()
 
     def kill(self) -> None:
-        """The server and its sessions, at once, as when a device loses power; what ran in the sessions lives on."""
+        """Kill the server and its sessions at once, as when a device loses power.
+
+        The programs of the sessions live on.
+        """
         for pid in [*descendants(self.process.pid), self.process.pid]:
             if name(pid).startswith("sshd"):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
-    def device(self, **reach: Any) -> Device:
+    def device(self, **connection: Any) -> Device:
         """The profile of this machine behind the server."""
         options = (
             f"IdentityFile={self.client}",
@@ -118,7 +124,7 @@ class Server:
             description="",
             formats=("tflite", "onnx"),
             precisions=("fp32", "int8"),
-            reach=SSH(**given | reach),
+            connection=SSH(**given | connection),
         )
 
     def left(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Calibration: what is missing is measured and kept, a profile is fitted and written, on a made device and on this machine."""
+"""Calibration on a fake device and on this machine: measurements, and the fitted profile."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from lrfc.targets.catalog import target as target_of
 from lrfc.targets.devices import device as devices
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.runners.base import Facts
-
-MADE = Device(name="made", description="a device of this test", formats=("tflite", "onnx"))
+from tests import fake_runner
 
 
 class Made:
     """A device whose ops take a nanosecond for each MAC and a microsecond each.
 
-    ``left``: files that it times before it goes away.
+    ``left``: the number of files that it times before it goes away.
     """
 
     def __init__(self, left: int = 1000) -> None:
@@ -60,7 +59,7 @@ class Made:
 
 
 class Emitter:
-    """A target that writes the time that the made device takes."""
+    """A target whose files hold the milliseconds that the fake device takes for them."""
 
     def __init__(self, form: str) -> None:
         self.suffix, self.layouts = f".{form}", target_of(form).layouts
@@ -72,16 +71,24 @@ class Emitter:
 
 @pytest.fixture
 def made(monkeypatch, tmp_path) -> Made:
-    device = Made()
     monkeypatch.setenv("LRFC_CACHE", str(tmp_path))
-    monkeypatch.setattr(module, "runner", lambda profile: device)
     monkeypatch.setattr(module, "target_of", lambda form, precision: Emitter(form))
     monkeypatch.setattr(latency, "user_file", lambda name: tmp_path / f"{name}.cost.json")
-    return device
+    return Made()
 
 
-def test_a_profile_is_fitted_and_written(made) -> None:
-    report = calibrate(MADE, networks=45)
+@pytest.fixture
+def device(made) -> Device:
+    return Device(
+        name="made",
+        description="a device of this test",
+        formats=("tflite", "onnx"),
+        connection=fake_runner.connection(made)(),
+    )
+
+
+def test_a_profile_is_fitted_and_written(device, made) -> None:
+    report = calibrate(device, networks=45)
     assert (report.measured, report.reused, made.timed) == (90, 0, 90)
     assert report.to_json()["profiles"][0]["held_out"]["networks"]["mean"] < 0.05
     assert [each.format for each in latency.read(report.path).profiles] == ["onnx", "tflite"]
@@ -100,33 +107,32 @@ def test_a_profile_is_fitted_and_written(made) -> None:
     assert sum(errors) / len(errors) < 0.05
 
 
-def test_only_what_is_missing_is_measured(made) -> None:
-    calibrate(MADE, formats=["tflite"], networks=20)
-    again = calibrate(MADE, formats=["tflite"], networks=30)
+def test_only_what_is_missing_is_measured(device) -> None:
+    calibrate(device, formats=["tflite"], networks=20)
+    again = calibrate(device, formats=["tflite"], networks=30)
     assert (again.measured, again.reused) == (10, 20)
-    fresh = calibrate(MADE, formats=["tflite"], networks=30, fresh=True)
+    fresh = calibrate(device, formats=["tflite"], networks=30, fresh=True)
     assert (fresh.measured, fresh.reused) == (30, 0)
-    other = calibrate(MADE, formats=["tflite"], networks=20, threads=2)
+    other = calibrate(device, formats=["tflite"], networks=20, threads=2)
     assert other.measured == 20
     assert [each.threads for each in latency.read(other.path).profiles] == [1, 2]
 
 
-def test_what_was_measured_before_the_device_went_away_is_kept(made) -> None:
+def test_what_was_measured_before_the_device_went_away_is_kept(device, made) -> None:
     made.left = module.TOGETHER
     with pytest.raises(DeviceError, match="went away"):
-        calibrate(MADE, formats=["tflite"], networks=2 * module.TOGETHER)
+        calibrate(device, formats=["tflite"], networks=2 * module.TOGETHER)
     assert len(Store().history("made")) == module.TOGETHER
     made.left = 1000
-    assert (
-        calibrate(MADE, formats=["tflite"], networks=2 * module.TOGETHER).reused == module.TOGETHER
-    )
+    again = calibrate(device, formats=["tflite"], networks=2 * module.TOGETHER)
+    assert again.reused == module.TOGETHER
 
 
 @pytest.mark.parametrize(
     ("name", "why"),
     [
         ("cortex-m7", "its times are computed"),
-        ("ethos-u55-128", "Vela tells the cycles of each op"),
+        ("ethos-u55-128", "Vela computes the cycles of each op"),
     ],
 )
 def test_a_device_that_is_not_timed_is_not_calibrated(name: str, why: str) -> None:

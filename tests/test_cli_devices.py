@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from lrfc.cli.app import app
 from lrfc.targets.catalog import target
-from lrfc.targets.devices import device, process
+from lrfc.targets.devices import device
 from tests import helpers, loopback
+from tests.fake_runner import before_request
 
 
 @pytest.fixture(autouse=True)
@@ -120,11 +121,11 @@ def write(server, path):
     """The profile of the server, as a user would write it."""
     lines = [
         f"{key} = {json.dumps(value)}"
-        for key, value in server.device().reach.model_dump().items()
+        for key, value in server.device().connection.model_dump().items()
         if value is not None
     ]
     path.write_text(
-        "\n".join(['name = "loopback"', 'description = ""', "threads = 2", "[reach]", *lines])
+        "\n".join(['name = "loopback"', 'description = ""', "threads = 2", "[connection]", *lines])
     )
 
 
@@ -155,16 +156,7 @@ def test_measure_what_a_device_does_not_run(lrfc, tmp_path):
 
 
 def test_what_was_measured_before_a_failure_is_shown(lrfc, emitted, monkeypatch):
-    real, asked = process.Worker.ask, []
-
-    def ask(self, request):
-        if "runs" in request:
-            asked.append(request)
-        if len(asked) == 10:
-            self._process.kill()
-        return real(self, request)
-
-    monkeypatch.setattr(process.Worker, "ask", ask)
+    before_request(monkeypatch, 10, lambda worker: worker._process.kill(), "runs")
     code, out, err = lrfc("measure", emitted, "--json")
     assert code == 5
     assert [len(row["rounds_ms"]) for row in json.loads(out)["measurements"]] == [8]
@@ -196,15 +188,7 @@ def test_a_build_for_a_device_and_one_that_goes_away(lrfc, tmp_path, monkeypatch
         assert manifest["after"]["latency_ms"]["threads"] == 2
         assert server.left() == []
 
-        real, asked = process.Worker.ask, []
-
-        def ask(self, request):
-            asked.append(request)
-            if len(asked) == 30:
-                server.kill()
-            return real(self, request)
-
-        monkeypatch.setattr(process.Worker, "ask", ask)
+        before_request(monkeypatch, 30, lambda worker: server.kill())
         code, out, err = lrfc(*build, "--out", "lost")
         assert code == 5, err
         assert "lost" in err.splitlines()[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,69 +20,24 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.passes import price_layers
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.pipeline import plan, run
-from lrfc.protocols import Artifact
 from lrfc.pruning.selection import LEFT_ASIDE
 from lrfc.results import candidates as choices
 from lrfc.results.folder import sha256
 from lrfc.results.manifest import Manifest
 from lrfc.state import Progress, State
-from lrfc.targets.devices.measure import Measurement
-from lrfc.targets.devices.runners.local import LocalRunner
 from lrfc.targets.tflite.target import TFLite
-from tests import helpers
+from tests import fake_runner, helpers
+from tests.fake_runner import FakeRunner
 
 #: Only the fastest method: what is tested here is the line from end to end.
 QUICK: dict[str, Any] = {"methods": ("channel_svd", "svd"), "epochs": 0}
 
 
-def stopwatch(
-    monkeypatch: pytest.MonkeyPatch,
-    speedup: float,
-    flash: tuple[int | None, int | None] = (None, None),
-) -> None:
-    """Fake measurements: each file is that many times faster than the original's.
-
-    ``flash``: bytes of both files on an NPU.
-    """
-
-    def compare(
-        self: LocalRunner,
-        files: Sequence[Artifact],
-        *,
-        runs: int = 200,
-        threads: int = 1,
-        timeout: float = 600,
-    ) -> tuple[Measurement, ...]:
-        times = [1.0, *(1 / speedup for _ in files[1:])]
-        stored = [flash[0], *(flash[1] for _ in files[1:])]
-        return tuple(
-            Measurement(
-                file.path,
-                ms,
-                ms,
-                0.0,
-                runs,
-                1,
-                (ms,) * 20,
-                threads,
-                1.0,
-                "none",
-                "0",
-                1_000_000,
-                2_000_000,
-                flash_bytes=held,
-            )
-            for file, ms, held in zip(files, times, stored, strict=True)
-        )
-
-    monkeypatch.setattr(LocalRunner, "compare", compare)
-
-
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty current folder, and fake measurements; test_cli measures for real."""
+    """An empty current folder, and a host that times nothing; test_cli measures for real."""
     monkeypatch.chdir(tmp_path)
-    stopwatch(monkeypatch, 2.0)
+    fake_runner.install(monkeypatch, FakeRunner(2.0))
 
 
 def redundant(model: Any, rank: int = 4) -> Any:
@@ -248,7 +202,7 @@ def test_two_devices_are_built_for_from_one_exploration(
 def test_ranks_suit_every_device(dense: Any, samples: dict[str, Any]) -> None:
     Path("board.toml").write_text(
         'name = "board"\ndescription = "of blocks"\nformats = ["tflite"]\nrank_multiple ='
-        ' 8\n[reach]\nkind = "local"\n'
+        ' 8\n[connection]\nkind = "local"\n'
     )
     results = lrfc.build(
         dense, device=("host", "board.toml"), data=samples, max_macs="60%", **QUICK
@@ -443,7 +397,7 @@ def test_a_budget_out_of_reach_writes_nothing(dense: Any, samples: dict[str, Any
 def test_a_slower_file_does_not_ship(
     dense: Any, samples: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopwatch(monkeypatch, 0.5)
+    fake_runner.install(monkeypatch, FakeRunner(0.5))
     with pytest.raises(
         NoGainError, match=r"no gain: .*0\.50 times the original's speed.*the original was kept"
     ) as caught:
@@ -467,7 +421,7 @@ def test_a_slower_file_does_not_ship(
 def test_on_an_npu_the_compiled_file_has_to_be_smaller(
     dense: Any, samples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopwatch(monkeypatch, 2.0, flash=(9_000, 9_000))
+    fake_runner.install(monkeypatch, FakeRunner(2.0, flash=(9_000, 9_000)))
     with pytest.raises(
         NoGainError,
         match=(
@@ -476,7 +430,7 @@ def test_on_an_npu_the_compiled_file_has_to_be_smaller(
         ),
     ):
         lrfc.build(dense, data=samples, max_macs="50%", **QUICK)
-    stopwatch(monkeypatch, 2.0, flash=(9_000, 8_999))
+    fake_runner.install(monkeypatch, FakeRunner(2.0, flash=(9_000, 8_999)))
     assert (
         lrfc.build(dense, data=samples, max_macs="50%", **QUICK).manifest.after.flash_bytes == 8_999
     )
@@ -485,7 +439,7 @@ def test_on_an_npu_the_compiled_file_has_to_be_smaller(
 def test_one_target_without_gain_fails_the_build_with_both_results(
     dense: Any, samples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopwatch(monkeypatch, 0.5)
+    fake_runner.install(monkeypatch, FakeRunner(0.5))
     with pytest.raises(NoGainError) as caught:
         lrfc.build(dense, target=["tflite", "onnx"], data=samples, max_macs="50%", **QUICK)
     assert isinstance(caught.value.result, tuple)

@@ -1,4 +1,4 @@
-"""Device profiles: those that ship are valid, the user's win, and what is wrong with one is said in one line."""
+"""Device profiles: those that ship are valid, the user's win, and an error is one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ SHIPPED = (
     "cortex-m7",
     "cortex-m4",
 )
-SSH = 'name = "board"\ndescription = "mine"\n[reach]\nkind = "ssh"\nhost = "board.local"\n'
+SSH = 'name = "board"\ndescription = "mine"\n[connection]\nkind = "ssh"\nhost = "board.local"\n'
+OLD = SSH.replace("[connection]", "[reach]")
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,8 @@ def test_what_ships_is_valid_and_named_after_its_file(name):
     assert found.name == name
     assert found.description
     kinds = {"host": "local", "raspberry-pi-4": "ssh", "jetson-orin": "ssh", "android": "adb"}
-    assert found.reach.kind == kinds.get(name, "vela" if name.startswith("ethos") else "analytic")
+    other = "vela" if name.startswith("ethos") else "analytic"
+    assert found.connection.kind == kinds.get(name, other)
     assert found.measured == (name in kinds)
     if not found.measured:
         assert found.precisions == ("int8",)
@@ -51,7 +53,15 @@ def test_nothing_else_ships():
 
 def test_the_schema_is_that_of_the_model():
     assert device.SCHEMA.read_text(encoding="utf-8") == device.schema_text()
-    assert "reach" in json.loads(device.schema_text())["properties"]
+    assert "connection" in json.loads(device.schema_text())["properties"]
+
+
+def test_the_table_of_the_connection_may_have_its_former_name(tmp_path):
+    old, new = tmp_path / "old.toml", tmp_path / "new.toml"
+    old.write_text(OLD)
+    new.write_text(SSH)
+    assert device.load(old) == device.load(new)
+    assert device.load(old).model_dump()["connection"]["host"] == "board.local"
 
 
 def test_the_users_profile_wins(own, tmp_path):
@@ -65,7 +75,7 @@ def test_the_users_profile_wins(own, tmp_path):
     assert {name: place for name, place, _ in device.known()}["host"] == own / "host.toml"
 
 
-def test_add_replaces_only_when_told(own, tmp_path):
+def test_add_replaces_a_profile_only_with_force(own, tmp_path):
     path = tmp_path / "x.toml"
     path.write_text(SSH)
     assert device.add(path).read_text() == SSH
@@ -91,25 +101,52 @@ def test_a_folder_that_cannot_be_made_is_named(own, tmp_path):
         device.add(tmp_path / "x.toml")
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("name = ", "is not TOML"),
-    ('name = "a"', "the key 'description' is missing"),
-    ('name = "A b"\ndescription = ""', "name = 'A b': string should match"),
-    ('name = "a"\ndescription = ""\nthread = 2', r"unknown key 'thread' \(= 2\): did you mean 'threads'\?; known here are "),
-    ('name = "a"\ndescription = ""\nthreads = 0', "threads = 0: input should be greater than or equal to 1"),
-    ('name = "a"\ndescription = ""\nprecisions = ["fp61"]', r"precisions.0 = 'fp61': input should be 'fp32', 'fp16', 'dynamic', 'int8' or 'int16x8'"),
-    ('name = "a"\ndescription = ""\nformats = []', r"formats = \[\]: tuple should have at least 1 item"),
-    ('name = "a"\ndescription = ""\n[reach]\nkind = "shh"', r"reach.kind = 'shh': it is one of local, ssh, adb, vela, analytic: did you mean 'ssh'\?"),
-    ('name = "a"\ndescription = ""\n[reach]\nhost = "x"', "the key 'reach.kind' is missing; it is one of local, ssh"),
-    ('name = "a"\ndescription = ""\n[reach]\nkind = "ssh"', "the key 'reach.host' is missing"),
-    ('name = "a"\ndescription = ""\nreach = 3', "reach = 3: "),
-    (SSH + "prot = 22", r"unknown key 'reach.prot' \(= 22\): did you mean 'port'\?; known here are kind, host, port"),
-    (SSH + "port = 70000", "reach.port = 70000: input should be less than 65536"),
-    (SSH + "schema_version = 2", r"unknown key 'reach.schema_version'"),
-    ("schema_version = 2\n" + SSH, "schema_version = 2: input should be 1"),
-    (SSH.replace("board.local", "-oProxyCommand=x"), "reach.host = '-oProxyCommand=x'"),
-])  # fmt: skip
-def test_what_is_wrong_is_one_line(text, said, tmp_path):
+NAMED = 'name = "a"\ndescription = ""\n'
+PRECISIONS = "'fp32', 'fp16', 'dynamic', 'int8' or 'int16x8'"
+KINDS = "it is one of local, ssh, adb, vela, analytic"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name = ", "is not TOML"),
+        ('name = "a"', "the key 'description' is missing"),
+        ('name = "A b"\ndescription = ""', "name = 'A b': string should match"),
+        (
+            NAMED + "thread = 2",
+            r"unknown key 'thread' \(= 2\): did you mean 'threads'\?; known here are ",
+        ),
+        (NAMED + "threads = 0", "threads = 0: input should be greater than or equal to 1"),
+        (
+            NAMED + 'precisions = ["fp61"]',
+            rf"precisions.0 = 'fp61': input should be {PRECISIONS}",
+        ),
+        (NAMED + "formats = []", r"formats = \[\]: tuple should have at least 1 item"),
+        (
+            NAMED + '[connection]\nkind = "shh"',
+            rf"connection.kind = 'shh': {KINDS}: did you mean 'ssh'\?",
+        ),
+        (
+            NAMED + '[connection]\nhost = "x"',
+            f"the key 'connection.kind' is missing; {KINDS}",
+        ),
+        (NAMED + '[connection]\nkind = "ssh"', "the key 'connection.host' is missing"),
+        (NAMED + "connection = 3", "connection = 3: "),
+        (
+            SSH + "prot = 22",
+            r"unknown key 'connection.prot' \(= 22\): did you mean 'port'\?; known here are kind,",
+        ),
+        (SSH + "port = 70000", "connection.port = 70000: input should be less than 65536"),
+        (SSH + "schema_version = 2", r"unknown key 'connection.schema_version'"),
+        ("schema_version = 2\n" + SSH, "schema_version = 2: input should be 1"),
+        (SSH.replace("board.local", "-oProxyCommand=x"), "connection.host = '-oProxyCommand=x'"),
+        (OLD + "prot = 22", r"unknown key 'reach.prot' \(= 22\): did you mean 'port'\?"),
+        (OLD + "port = 70000", "reach.port = 70000: input should be less than 65536"),
+        (NAMED + '[reach]\nkind = "shh"', "reach.kind = 'shh': it is one of local, ssh"),
+        (OLD + '[connection]\nkind = "local"', "'reach' is the former name of 'connection'"),
+    ],
+)
+def test_an_error_in_a_profile_is_one_line(text, said, tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text(text)
     with pytest.raises(UsageError, match=said) as failure:

@@ -139,7 +139,7 @@ def test_the_profiles_of_the_user_are_checked(
     monkeypatch.setattr(diagnosis.shutil, "which", lambda program: None)
     monkeypatch.setattr("lrfc.targets.devices.device.own_folder", lambda: tmp_path)
     (tmp_path / "phone.toml").write_text(
-        'name = "phone"\ndescription = "mine"\n[reach]\nkind = "adb"\n'
+        'name = "phone"\ndescription = "mine"\n[connection]\nkind = "adb"\n'
     )
     (tmp_path / "board.toml").write_text('name = "board"\ndescription = "mine"\nthread = 4\n')
     checks = {check.name: check for check in diagnosis._devices()}

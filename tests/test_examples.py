@@ -63,7 +63,7 @@ def test_python_api_runs(tmp_path: Path) -> None:
 
 def test_own_device_is_a_profile() -> None:
     found = device.read(EXAMPLES / "own_device.toml")
-    assert (found.name, found.reach.kind) == ("own-board", "ssh")
+    assert (found.name, found.connection.kind) == ("own-board", "ssh")
     for line in re.findall(
         r"^#   lrfc (.*?)(?:  +.*)?$",
         (EXAMPLES / "own_device.toml").read_text(encoding="utf-8"),

@@ -224,11 +224,11 @@ OPTIONS = (
 )
 PROFILE = (
     'name = "board"\ndescription = "mine"\nformats = ["tflite"]\nprecisions = ["fp32"]\nthreads ='
-    ' 2\nflash_bytes = 1000\n[reach]\nkind = "ssh"\nhost = "me@board"\nport = 22\npython ='
+    ' 2\nflash_bytes = 1000\n[connection]\nkind = "ssh"\nhost = "me@board"\nport = 22\npython ='
     ' "python3"\noptions = ["Compression=yes"]\nconnect_timeout = 5.0\n'
 )
 VELA = (
-    'name = "npu"\ndescription = ""\nprecisions = ["int8"]\n[reach]\nkind = "vela"\naccelerator ='
+    'name = "npu"\ndescription = ""\nprecisions = ["int8"]\n[connection]\nkind = "vela"\naccelerator ='
     ' "ethos-u55-128"\nconfig = "vela.ini"\n'
 )
 TOML = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ from lrfc.engine.replay import Locked
 from lrfc.errors import BudgetError, UsageError
 from lrfc.passes.lock_layers import Choice, LockLayers
 from lrfc.pipeline import plan, run
-from lrfc.protocols import Artifact
 from lrfc.results import folder as artifact
 from lrfc.results.manifest import Manifest
 from lrfc.search.facts import DesignSpace
 from lrfc.state import Progress, State
-from lrfc.targets.devices.measure import Measurement
-from lrfc.targets.devices.runners.local import LocalRunner
-from tests import helpers
+from tests import fake_runner, helpers
+from tests.fake_runner import FakeRunner
 
 OPTIONS: dict[str, Any] = {
     "max_macs": "35%",
@@ -33,25 +31,10 @@ OPTIONS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _stopwatch() -> Iterator[None]:
-    """Fake measurements, without child processes."""
-
-    def compare(
-        self: LocalRunner,
-        files: Sequence[Artifact],
-        *,
-        runs: int = 200,
-        threads: int = 1,
-        timeout: float = 600,
-    ) -> tuple[Measurement, ...]:
-        times = [1.0, *(0.5 for _ in files[1:])]
-        return tuple(
-            Measurement(f.path, ms, ms, 0.0, runs, 1, (ms,) * 20, threads, 1.0, "none", "0", 1, 2)
-            for f, ms in zip(files, times, strict=True)
-        )
-
+def _fake_host() -> Iterator[None]:
+    """A host that times nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LocalRunner, "compare", compare)
+        fake_runner.install(patch, FakeRunner())
         yield
 
 

@@ -1,4 +1,4 @@
-"""Measurement in child processes: figures that hang together, errors in one line, and no process left behind."""
+"""Measurement in child processes: consistent figures, one-line errors, no process left behind."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from lrfc.protocols import Artifact
 from lrfc.targets.catalog import target
 from lrfc.targets.devices import measure, process, worker
 from lrfc.targets.devices.measure import Measurement, compare
+from lrfc.targets.devices.process import LocalTransport
 from lrfc.targets.devices.speed import Ratio, speedup
 from tests import helpers
+from tests.fake_runner import before_request
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def started(monkeypatch):
     assert all(process.returncode is not None for process in processes)
 
 
-def test_figures_hang_together(files, started):
+def test_the_figures_are_consistent(files, started):
     found = compare([*files, files[0]], runs=41, threads=2)
     assert len(started) == 3 * 3, "several fresh processes of each file"
     for measurement, file in zip(found, [*files, files[0]], strict=True):
@@ -132,31 +134,20 @@ def test_a_missing_runtime_is_named(form, package, files, tmp_path, monkeypatch,
         compare([Artifact(files[0].path, form, "fp32")])
 
 
+def sending(number):
+    """An act that sends a signal to the process of a worker."""
+    return lambda worker: os.kill(worker._process.pid, number)
+
+
 def test_a_process_that_dies(files, monkeypatch, started):
-    real, asked = process.Worker.ask, []
-
-    def ask(self, request):
-        asked.append(request)
-        if len(asked) == 6:
-            os.kill(self._process.pid, signal.SIGKILL)
-        return real(self, request)
-
-    monkeypatch.setattr(process.Worker, "ask", ask)
+    before_request(monkeypatch, 6, sending(signal.SIGKILL))
     with pytest.raises(DeviceError, match=r"the process to measure m\.\w+ was killed by SIGKILL"):
         compare(files)
 
 
 def test_what_was_measured_before_is_kept(files, monkeypatch, started):
-    real, timed = process.Worker.ask, []
-
-    def ask(self, request):
-        if request.get("runs", 0) > 0:
-            timed.append(request)
-        if len(timed) == 2 + 2 * 7 + 2:  # in the eighth turn, with one file done
-            os.kill(self._process.pid, signal.SIGKILL)
-        return real(self, request)
-
-    monkeypatch.setattr(process.Worker, "ask", ask)
+    # In the eighth turn, with one file done.
+    before_request(monkeypatch, 2 + 2 * 7 + 2, sending(signal.SIGKILL), "runs")
     with pytest.raises(DeviceError, match="was killed by SIGKILL") as failure:
         compare(files)
     assert [(m.path, len(m.rounds_ms), m.n, m.peak_rss_bytes) for m in failure.value.measured] == [
@@ -167,15 +158,7 @@ def test_what_was_measured_before_is_kept(files, monkeypatch, started):
 
 
 def test_a_process_that_hangs(files, monkeypatch, started):
-    real, asked = process.Worker.ask, []
-
-    def ask(self, request):
-        asked.append(request)
-        if len(asked) == 6:
-            os.kill(self._process.pid, signal.SIGSTOP)
-        return real(self, request)
-
-    monkeypatch.setattr(process.Worker, "ask", ask)
+    before_request(monkeypatch, 6, sending(signal.SIGSTOP))
     with pytest.raises(
         DeviceError, match=r"it took more than 4 s to measure m\.\w+; allow more time"
     ):
@@ -183,25 +166,20 @@ def test_a_process_that_hangs(files, monkeypatch, started):
 
 
 def test_an_interrupt_leaves_no_process(files, monkeypatch, started):
-    real = process.Worker.ask
-
-    def ask(self, request):
-        if "path" in request:
-            return real(self, request)
+    def interrupt(worker):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(process.Worker, "ask", ask)
+    before_request(monkeypatch, 1, interrupt, "runs")
     with pytest.raises(KeyboardInterrupt):
         compare(files)
     assert len(started) == 2
 
 
-def test_no_interpreter_and_no_sense(files, monkeypatch):
+def test_no_runs_and_no_interpreter(files):
     with pytest.raises(UsageError, match=r"runs \(0\) and threads \(1\)"):
         compare(files, runs=0)
-    monkeypatch.setattr(process.sys, "executable", "/nowhere/python")
     with pytest.raises(DeviceError, match="no process can be started"):
-        compare(files)
+        compare(files, transport=LocalTransport("/nowhere/python"))
 
 
 def measurement(rounds):
@@ -236,8 +214,8 @@ def test_speedup_pairs_the_turns():
         speedup(measurement(drift), measurement(drift[1:]))
 
 
-def test_the_interval_covers_what_differs_from_process_to_process():
-    """Turns of one process are alike: taken for as many observations they claim far too much."""
+def test_the_interval_covers_differences_between_processes():
+    """Turns of one process are alike; taken as independent they give too small an interval."""
     rng = np.random.default_rng(2)
     covered = {"processes": 0, "turns": 0}
     for _ in range(400):
@@ -253,12 +231,12 @@ def test_the_interval_covers_what_differs_from_process_to_process():
     assert covered["turns"] / 400 < 0.85
 
 
-def test_what_nobody_timed_has_no_interval():
+def test_estimated_figures_have_no_interval():
     before, after = (replace(measurement([ms]), source="estimated") for ms in (3.0, 2.0))
     assert speedup(before, after) == Ratio(1.5, 1.5, 1.5, "estimated")
 
 
-def test_memory_that_is_not_told_is_none():
+def test_unknown_memory_is_none():
     found = measurement([1.0])
     assert found.model_rss_bytes is None
     assert replace(found, peak_rss_bytes=3, baseline_rss_bytes=1).model_rss_bytes == 2
@@ -278,9 +256,9 @@ def conditions(hz, celsius):
     return {"hz": hz, "celsius": celsius}
 
 
-def test_drift_is_noted_with_what_the_system_tells():
+def test_drift_is_noted_with_clock_and_temperature():
     slow = replace(measurement([1.0, 1.0, 1.0, 1.0, 1.2, 1.2]), path=Path("m.tflite"))
-    found = measure._noted(slow, conditions(1.5e9, 50.0), conditions(1.2e9, 80.5))
+    found = measure._with_conditions(slow, conditions(1.5e9, 50.0), conditions(1.2e9, 80.5))
     assert found.notes == (
         (
             "the device became 20 % slower during the measurement, clock from 1.5 to 1.2 GHz,"
@@ -292,7 +270,9 @@ def test_drift_is_noted_with_what_the_system_tells():
         (1.5e9, 1.2e9),
         (50.0, 80.5),
     )
-    steady = measure._noted(measurement([1.0] * 6), conditions(None, 40.0), conditions(None, None))
+    steady = measure._with_conditions(
+        measurement([1.0] * 6), conditions(None, 40.0), conditions(None, None)
+    )
     assert (steady.notes, steady.drift, steady.hz, steady.celsius) == ((), 0.0, None, None)
 
 
@@ -349,7 +329,7 @@ def test_kernels_of_a_profile():
 
 @pytest.fixture
 def alone(tmp_path):
-    """The worker as it would be on another machine: alone in a folder, without this package on the path."""
+    """The worker as on another machine: alone in a folder, without this package on the path."""
     script = tmp_path / "worker.py"
     script.write_bytes(Path(worker.__file__).read_bytes())
     process = subprocess.Popen(

@@ -1,4 +1,7 @@
-"""Memory modes and system configurations of an Ethos-U from the command line: what is refused, and that no figure of one is taken for another's."""
+"""Memory modes and system configurations of an Ethos-U from the command line.
+
+Wrong names are refused, and no figure of one mode is taken for another's.
+"""
 
 from __future__ import annotations
 
@@ -28,37 +31,53 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_only_what_vela_reaches_is_changed() -> None:
+def test_only_devices_of_vela_are_changed() -> None:
     given = [device.load(name) for name in ("host", "ethos-u55-128", "ethos-u85-512")]
     assert configured(given) == given
     host, *npus = configured(given, memory_mode="Sram_Only")
     assert host == given[0]
     for before, after in zip(given[1:], npus, strict=True):
         assert after == before.model_copy(
-            update={"reach": before.reach.model_copy(update={"memory_mode": "Sram_Only"})}
+            update={"connection": before.connection.model_copy(update={"memory_mode": "Sram_Only"})}
         )
     (both,) = configured(
         given[1:2], memory_mode="internal-default", system_config="Ethos_U55_Deep_Embedded"
     )
-    assert (both.reach.memory_mode, both.reach.system_config) == (
+    assert (both.connection.memory_mode, both.connection.system_config) == (
         "internal-default",
         "Ethos_U55_Deep_Embedded",
     )  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
-    ("names", "options", "told"),
+    ("names", "options", "message"),
     [
-        ((), {"memory_mode": "Sram_Only"}, r"--memory-mode Sram_Only: Vela reaches no device of this call \(host\); .*--device ethos-u55-128"),
-        (("host", "cortex-m4"), {"system_config": "x"}, r"--system-config x: .*\(host, cortex-m4\)"),
-        (("host", "ethos-u55-128"), {"memory_mode": "sram_only"}, r"--memory-mode sram_only: .*vela\.ini .*did you mean 'Sram_Only'\?; it has .*Shared_Sram"),
-        (("ethos-u65-512",), {"system_config": "Shared_Sram"}, r"--system-config Shared_Sram: .*vela\.ini .*it has .*Ethos_U65_High_End"),
+        (
+            (),
+            {"memory_mode": "Sram_Only"},
+            r"--memory-mode Sram_Only: Vela reaches no device of this call \(host\); .*ethos-u55",
+        ),
+        (
+            ("host", "cortex-m4"),
+            {"system_config": "x"},
+            r"--system-config x: .*\(host, cortex-m4\)",
+        ),
+        (
+            ("host", "ethos-u55-128"),
+            {"memory_mode": "sram_only"},
+            r"sram_only: .*vela\.ini .*did you mean 'Sram_Only'\?; it has .*Shared_Sram",
+        ),
+        (
+            ("ethos-u65-512",),
+            {"system_config": "Shared_Sram"},
+            r"--system-config Shared_Sram: .*vela\.ini .*it has .*Ethos_U65_High_End",
+        ),
     ],
-)  # fmt: skip
-def test_what_vela_does_not_know_is_refused(
-    names: tuple[str, ...], options: dict[str, str], told: str
+)
+def test_unknown_names_are_refused(
+    names: tuple[str, ...], options: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=told) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         goals(["tflite"], names, None, None, **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
@@ -68,12 +87,12 @@ def test_a_vela_ini_of_ones_own(tmp_path: Path) -> None:
 
     def named(path: Path) -> device.Device:
         return shipped.model_copy(
-            update={"reach": shipped.reach.model_copy(update={"config": str(path)})}
+            update={"connection": shipped.connection.model_copy(update={"config": str(path)})}
         )
 
     path = tmp_path / "vela.ini"
     with pytest.raises(
-        UsageError, match=r"vela\.ini: no such vela\.ini; it is the key reach\.config"
+        UsageError, match=r"vela\.ini: no such vela\.ini; it is the key connection\.config"
     ):
         configured([named(path)], memory_mode="Mine")
     path.write_text("Memory_Mode.Mine\n", encoding="utf-8")
@@ -81,7 +100,7 @@ def test_a_vela_ini_of_ones_own(tmp_path: Path) -> None:
         configured([named(path)], memory_mode="Mine")
     path.write_text("[Memory_Mode.Mine]\nconst_mem_area=Axi0\n", encoding="utf-8")
     (found,) = configured([named(path)], memory_mode="Mine")
-    assert found.reach.memory_mode == "Mine"  # type: ignore[union-attr]
+    assert found.connection.memory_mode == "Mine"  # type: ignore[union-attr]
     with pytest.raises(UsageError, match="it has Mine"):
         configured([named(path)], memory_mode="Sram_Only")
 

@@ -1,4 +1,4 @@
-"""Prices of single ops on an Ethos-U: as in a network, padding included, and read back from what was compiled."""
+"""Cycles of single ops on an Ethos-U: from probes, and from compiled networks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PADDING = Workload("zeropadding2d", ((16, 16, 16),), (18, 18, 16))
 
 @pytest.fixture(scope="module")
 def padded():
-    """A convolution behind a padding of its own, between others, and a skip connection around both."""
+    """A convolution after its own padding, between others, and a skip connection around both."""
     import keras
 
     inputs = keras.Input((16, 16, 4), name="image")
@@ -134,20 +134,22 @@ def test_observed_ops_of_one_signature_share(tmp_path):
 
 
 @needs_vela
-def test_what_is_merged_is_booked_apart(padded, tmp_path):
-    """An Ethos-U85 computes the addition while the convolution's results leave: Vela gives the addition no cycles of its own."""
-    reach = Vela(
+def test_what_is_merged_is_attributed_to_both(padded, tmp_path):
+    """An Ethos-U85 merges the addition into the convolution: Vela gives the addition no cycles."""
+    connection = Vela(
         accelerator="ethos-u85-512",
         system_config="Ethos_U85_SYS_DRAM_Mid",
         memory_mode="Dedicated_Sram_384KB",
     )
     images = np.random.default_rng(0).random((4, 16, 16, 4), np.float32)
-    result = vela.compiled(TFLite("int8").emit(padded, tmp_path / "graph.tflite", (images,)), reach)
+    result = vela.compiled(
+        TFLite("int8").emit(padded, tmp_path / "graph.tflite", (images,)), connection
+    )
     assert "third" not in vela.by_op(result, padded)
     ops = dict(npu.workloads(padded))
     together = observed(result, padded)
     assert together[ops["third"]] == 0
-    prices = price(ops.values(), reach)
+    prices = price(ops.values(), connection)
     apart = observed(result, padded, prices)
     assert apart[ops["third"]] > 0
     assert apart[ops["second"]] == prices[ops["second"]] < together[ops["second"]]
@@ -176,7 +178,7 @@ def test_every_kind_of_probe():
     assert found[wanted[2]] < found[CONV]
 
 
-def test_what_no_probe_holds():
+def test_ops_that_no_probe_can_hold():
     assert not probe.can_hold(Workload("softmax", ((10,),), (10,)))
     assert not probe.can_hold(
         Workload("conv", ((4, 4, 4, 2),), (4, 4, 4, 2), (3, 3, 3), (1, 1, 1), (1, 1, 1))

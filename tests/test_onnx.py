@@ -1,4 +1,4 @@
-"""The ONNX target: standard operators that compute what the model computes, folded, named after the layers, or refused with a reason."""
+"""The ONNX target: standard operators, folded and named after the layers, and refusals."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_names_order_and_layout_are_the_models(tmp_path):
 
 
 def test_standard_operators_only_with_batch_norm_folded(tmp_path):
-    """Of conv + BatchNorm + ReLU nothing but Conv and Relu is left, also where the conv has a bias; one transpose leads into the network."""
+    """Conv + BatchNorm + ReLU become Conv and Relu, also with a bias; one transpose is in front."""
     model = emitted(helpers.graph_of(helpers.conv_net()), tmp_path / "m.onnx")
     assert Counter(node.op_type for node in model.graph.node) == Counter(
         Conv=2, Relu=2, Transpose=1, GlobalAveragePool=1, Squeeze=1, Gemm=1, Softmax=1
@@ -164,7 +164,7 @@ def test_refusals(tmp_path):
         check(wanted["inexact_resize"], tmp_path / "m.onnx")
 
 
-def test_a_precision_that_it_has_not_is_said():
+def test_a_missing_precision_is_refused():
     with pytest.raises(
         UsageError, match="no precision 'int16x8'; choose fp32, fp16 or int8, or target tflite"
     ):

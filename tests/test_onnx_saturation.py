@@ -1,4 +1,4 @@
-"""int8 in ONNX files is right on processors that add products of 8 bits in 16: no sum that such a kernel makes reaches its end.
+"""int8 ONNX files on processors that add products of 8 bits in 16 bits: no sum saturates.
 
 The references are integers: the exact sum, and that of the instruction vpmaddubsw, which multiplies
 unsigned by signed bytes and adds two products.
@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
+from lrfc.config.formats import FORMATS
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
-from lrfc.ir.rounding import rounded, steps_of
+from lrfc.ir.rounding import rounded
 from lrfc.targets.catalog import target
 from lrfc.targets.parity import parity
 from tests import helpers
@@ -32,7 +33,7 @@ def exact(activations: Integers, weights: Integers) -> Integers:
 
 
 def saturating(activations: Integers, weights: Integers) -> Integers:
-    """The same by pairs: each sum of two products is held within 16 bits, before it is added in 32."""
+    """The same by pairs: each sum of two products saturates at 16 bits, and is added in 32."""
     total = np.zeros((len(activations), weights.shape[1]), np.int64)
     for k in range(0, weights.shape[0], 2):
         pair = activations[:, k : k + 2] @ weights[k : k + 2]
@@ -61,7 +62,7 @@ def stored(path: Path) -> dict[str, tuple[NDArray[np.int8], NDArray[Any]]]:
 
 
 def provoking() -> Graph:
-    """Weights that are all as large as the largest, of both signs by the filter, in a convolution and in a Dense."""
+    """A convolution and a Dense with weights of equal magnitude, and a sign for each filter."""
     import keras
     from keras import layers
 
@@ -93,7 +94,7 @@ def test_no_sum_of_seven_bits_saturates(activations: Integers, weights: Integers
 
 @pytest.mark.parametrize("network", ["provoking", "conv_net", "branches", "dense_net"])
 def test_no_pair_of_weights_in_a_file_can_saturate(network: str, tmp_path: Path) -> None:
-    """Whatever the activations are and whichever weights a kernel pairs: with all activations at 255 the two references agree."""
+    """With all activations at 255 the two references agree, whichever weights a kernel pairs."""
     graph = provoking() if network == "provoking" else helpers.graph_of(getattr(helpers, network)())
     artifact = target("onnx", "int8").emit(
         graph, tmp_path / "m.onnx", helpers.random_inputs(graph, 20)
@@ -110,7 +111,7 @@ def test_no_pair_of_weights_in_a_file_can_saturate(network: str, tmp_path: Path)
         assert np.abs(values).max() == 64  # and no less of the range is used than there is
 
 
-def test_weights_made_to_provoke_it_give_what_the_model_gives(tmp_path: Path) -> None:
+def test_weights_that_provoke_saturation_are_right(tmp_path: Path) -> None:
     """On whatever processor this runs; every activation is close to the top of its range."""
     graph = provoking()
     rng = np.random.default_rng(0)
@@ -128,7 +129,7 @@ def test_the_passes_round_weights_as_the_file_does(name: str, tmp_path: Path) ->
     artifact = target("onnx", "int8").emit(
         graph, tmp_path / "m.onnx", helpers.random_inputs(graph, 8)
     )
-    kernel = rounded(graph.op(name), steps_of("onnx")).weights["kernel"]
+    kernel = rounded(graph.op(name), FORMATS["onnx"].weight_steps).weights["kernel"]
     axes = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)  # outputs, inputs, positions
     wanted = kernel.transpose(axes)
     held = [

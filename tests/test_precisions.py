@@ -1,4 +1,4 @@
-"""Every precision on both formats: a file that loads and agrees with the network, deterministic, with the bytes that it is said to have."""
+"""Every precision on both formats: its file loads, agrees with the network, is deterministic."""
 
 from __future__ import annotations
 
@@ -146,11 +146,14 @@ def one_layer(layer, shape, dtype="float32"):
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
-        (lambda: layers.Conv3D(2, 2, name="bad"), (4, 4, 4, 2)), (lambda: layers.LayerNormalization(name="bad"), (8, 4)),
-        (lambda: layers.PReLU(name="bad"), (8,)), (lambda: layers.Activation("elu", name="bad"), (8,)), (lambda: layers.Activation("selu", name="bad"), (8,)),
+        (lambda: layers.Conv3D(2, 2, name="bad"), (4, 4, 4, 2)),
+        (lambda: layers.LayerNormalization(name="bad"), (8, 4)),
+        (lambda: layers.PReLU(name="bad"), (8,)),
+        (lambda: layers.Activation("elu", name="bad"), (8,)),
+        (lambda: layers.Activation("selu", name="bad"), (8,)),
         (lambda: layers.Activation("log_softmax", name="bad"), (8,)),
     ],
-)  # fmt: skip
+)
 def test_what_16x8_refuses_cannot_be_converted(layer, shape, tmp_path):
     graph = one_layer(layer(), shape)
     assert target("tflite", "int16x8").refusals(graph) == (

@@ -1,4 +1,4 @@
-"""The connection to a device that answers anything at all: one line, at once, and no process left behind."""
+"""Workers with any answers at all: an error is one line, at once, and no process is left behind."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from lrfc.errors import DeviceError
 from lrfc.targets.devices.device import Device
-from lrfc.targets.devices.process import Here, Worker
-from lrfc.targets.devices.runners.keeper import Keeper, NotOpenedError
+from lrfc.targets.devices.process import LocalTransport, Worker
 from lrfc.targets.devices.runners.python import PythonRunner
+from lrfc.targets.devices.runners.remote_folder import NotOpenedError, RemoteFolder
 
 #: Seconds that nothing here comes near to; a hang would take them all, and ends with another
 #: message.
@@ -25,7 +25,7 @@ GOOD = (
 )
 
 
-class Fake(Here):
+class Fake(LocalTransport):
     """A device that is a program in Python."""
 
     def __init__(self, program: str) -> None:
@@ -33,7 +33,7 @@ class Fake(Here):
         self._program = program
 
     def command(self, timeout: float) -> list[str]:
-        """The program, which reads requests and writes what it likes."""
+        """The command of the program, which may write anything."""
         return [
             sys.executable,
             "-S",
@@ -43,7 +43,7 @@ class Fake(Here):
 
 
 def asked(program: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The answer of such a device."""
+    """The answer of a device that is this program."""
     with (
         Fake(program) as there,
         Worker(there, "look at the device", LONG, time.monotonic() + LONG) as worker,
@@ -105,13 +105,13 @@ def test_garbage_is_one_line(program: str, said: str) -> None:
 def test_as_many_times_as_were_asked_for() -> None:
     answer = "out.write(b'{\"ns\": [1, 2]}\\n')"
     assert asked(answer, {"runs": 2, "inner": 1}) == {"ns": [1, 2]}
-    with pytest.raises(DeviceError, match="2 times where 3 were asked for"):
+    with pytest.raises(DeviceError, match="2 times where 3 were requested"):
         asked(answer, {"runs": 3, "inner": 1})
     with pytest.raises(DeviceError, match=r"makes no sense: ns\.0: Input should be greater than 0"):
         asked("out.write(b'{\"ns\": [0, 2]}\\n')", {"runs": 2, "inner": 1})
 
 
-def test_facts_of_such_a_device() -> None:
+def test_a_missing_runtime_of_the_profile_is_refused() -> None:
     mine = Device(name="mine", description="", formats=("tflite", "onnx"))
     with (
         pytest.raises(DeviceError, match="device 'mine': none; or take 'onnx' out"),
@@ -129,7 +129,7 @@ def test_facts_of_such_a_device() -> None:
         ("lrfc-" + "x" * 100_000, "is no path"),
     ],
 )
-def test_a_folder_that_is_none(line: str, said: str) -> None:
+def test_an_invalid_path_is_no_folder(line: str, said: str) -> None:
     command = [
         sys.executable,
         "-S",
@@ -137,13 +137,13 @@ def test_a_folder_that_is_none(line: str, said: str) -> None:
         f"import sys; sys.stdout.write('{line}\\n'); sys.stdout.flush(); sys.stdin.read()",
     ]
     with pytest.raises(NotOpenedError, match=said) as caught:
-        Keeper(command, LONG)
-    assert "\x1b" not in caught.value.said
+        RemoteFolder(command, LONG)
+    assert "\x1b" not in caught.value.stderr
 
 
 def test_a_folder() -> None:
     script = Path(sys.executable)
-    kept = Keeper(
+    folder = RemoteFolder(
         [
             str(script),
             "-S",
@@ -152,5 +152,5 @@ def test_a_folder() -> None:
         ],
         LONG,
     )
-    assert kept.folder == "/tmp/x y"
-    kept.kill()
+    assert folder.path == "/tmp/x y"
+    folder.kill()

@@ -23,8 +23,8 @@ from lrfc.passes.canonicalise import lower_transposed, move_channels
 from lrfc.protocols import Artifact
 from lrfc.results.manifest import Manifest
 from lrfc.targets.catalog import target
-from tests import helpers
-from tests.test_compiler import stopwatch
+from tests import fake_runner, helpers
+from tests.fake_runner import FakeRunner
 
 
 def printed(code: str, value: str | None) -> str:
@@ -111,7 +111,7 @@ def test_a_network_with_channels_first_is_built(
 ) -> None:
     """Built without data and without running the original, it computes the same outputs."""
     monkeypatch.chdir(tmp_path)
-    stopwatch(monkeypatch, 2.0)  # latency is not under test
+    fake_runner.install(monkeypatch, FakeRunner(2.0))  # what is measured here is not the time
     model = helpers.random_weights(channels_first())
     model.save("net.keras")
     result = lrfc.build(

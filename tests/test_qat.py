@@ -27,17 +27,17 @@ from lrfc.state import Progress, State
 from lrfc.targets.parity import parity
 from lrfc.targets.tflite.target import TFLite
 from lrfc.training import annotate
-from tests import helpers
+from tests import fake_runner, helpers
 from tests.compression import learnt, state_of
-from tests.test_compiler import stopwatch
+from tests.fake_runner import FakeRunner
 
 DIGITS = "examples/digits.keras"
 
 
 @pytest.fixture(autouse=True)
-def _stopwatch(monkeypatch):
+def _fake_host(monkeypatch):
     """No build fails because the machine is busy."""
-    stopwatch(monkeypatch, 2.0)
+    fake_runner.install(monkeypatch, FakeRunner(2.0))
 
 
 @pytest.mark.parametrize(

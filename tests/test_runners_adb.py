@@ -1,4 +1,4 @@
-"""A device over adb: the real client where no device is, and a scripted one that answers as adb does.
+"""A device over adb: the real client without a device, and a scripted one that answers like adb.
 
 No real Android device was ever tried.
 """
@@ -29,13 +29,16 @@ Graph: [/data/local/tmp/m.tflite]
 Loaded model /data/local/tmp/m.tflite
 The input model file size (MB): 0.004448
 Initialized session in 0.855ms.
-Running benchmark for at least 1 iterations and at least 0.5 seconds but terminate if exceeding 150 seconds.
+Running benchmark for at least 1 iterations and at least 0.5 seconds but terminate if exceeding \
+150 seconds.
 count=15 first=49060 curr=33682 min=32825 max=49060 avg=34825.1 std=3930
 
-Running benchmark for at least 50 iterations and at least 1 seconds but terminate if exceeding 150 seconds.
+Running benchmark for at least 50 iterations and at least 1 seconds but terminate if exceeding \
+150 seconds.
 count=50 first=32891 curr=33978 min=32641 max=34005 avg=33209.4 std=450
 
-Inference timings in us: Init: 855, First inference: 49060, Warmup (avg): 34825.1, Inference (avg): 33209.4
+Inference timings in us: Init: 855, First inference: 49060, Warmup (avg): 34825.1, \
+Inference (avg): 33209.4
 Peak memory footprint (MB): init=0 overall=12.8672
 """
 
@@ -56,11 +59,11 @@ if os.path.exists(here + "/gone"):
     sys.exit("adb: device 'R58M' not found")
 if words[2] == "push":
     if plan.get("push"):
-        print("adb: error: failed to copy '%s' to '%s': %s" % (words[3], words[4], plan["push"]), file=sys.stderr)
-        sys.exit(1)
+        sys.exit("adb: error: failed to copy '%s' to '%s': %s" % (words[3], words[4], plan["push"]))
     time.sleep(plan.get("slow", 0))
     data = open(words[3], "rb").read()
-    open(words[4], "wb").write(data[: plan.get("cut", len(data))] if words[4].endswith(".tflite") else data)
+    cut = plan.get("cut", len(data)) if words[4].endswith(".tflite") else len(data)
+    open(words[4], "wb").write(data[:cut])
     print("%s: 1 file pushed, 0 skipped." % words[3])
     sys.exit(0)
 assert words[2:4] == ["shell", "-T"] and len(words) == 5, words
@@ -71,10 +74,25 @@ os.execvp("sh", ["sh", "-c", words[4]])
 """
 
 PROGRAM = """#!/bin/sh
-for word in "$@"; do case "$word" in --graph=*) graph=${{word#--graph=}};; --help) echo "usage: benchmark_model"; exit 0;; esac; done
+for word in "$@"; do
+    case "$word" in
+        --graph=*) graph=${{word#--graph=}};;
+        --help) echo "usage: benchmark_model"; exit 0;;
+    esac
+done
 echo run >> {folder}/runs
-[ "$(wc -l < {folder}/runs)" -lt "$(cat {folder}/dies)" ] || {{ touch {folder}/gone; echo "ERROR: out of memory"; exit 1; }}
-case "$(head -c 8 "$graph")" in *TFL3*) ;; *) echo "ERROR: The model is not a valid Flatbuffer buffer"; echo "Benchmarking failed."; exit 1;; esac
+if [ "$(wc -l < {folder}/runs)" -ge "$(cat {folder}/dies)" ]; then
+    touch {folder}/gone
+    echo "ERROR: out of memory"
+    exit 1
+fi
+case "$(head -c 8 "$graph")" in
+    *TFL3*) ;;
+    *)
+        echo "ERROR: The model is not a valid Flatbuffer buffer"
+        echo "Benchmarking failed."
+        exit 1;;
+esac
 cat <<'END'
 {said}END
 """
@@ -125,15 +143,15 @@ def files(tmp_path_factory):
     return [made[0], Artifact(folder / "other.tflite", "tflite", "fp32"), made[1]]
 
 
-def android(phone, **reach):
+def android(phone, **connection):
     given = {"folder": str(phone.data)} | (
-        {} if "python" in reach else {"benchmark_model": str(phone.folder / "benchmark_model")}
+        {} if "python" in connection else {"benchmark_model": str(phone.folder / "benchmark_model")}
     )
     return Device(
         name="android",
         description="",
-        machine=reach.pop("machine", None),
-        reach=ADB(**given | reach),
+        machine=connection.pop("machine", None),
+        connection=ADB(**given | connection),
     )
 
 
@@ -177,7 +195,7 @@ def test_benchmark_model_is_asked_and_measured(phone, files):
         assert measurement.notes == (benchmark_model.NOTE,)
 
 
-def test_what_benchmark_model_says():
+def test_the_output_of_benchmark_model_is_parsed():
     assert parse(SAID) == Turn(33209.4, 855 + 49060, 50)
     newer = SAID.replace(
         "avg=33209.4 std=450", "avg=33209.4 std=450 p5=32700 median=33100 p95=34000"
@@ -193,13 +211,25 @@ def test_what_benchmark_model_says():
     assert parse(SAID.replace("Init:", "Start:")) is None
 
 
-@pytest.mark.parametrize(("devices", "said"), [
-    ({}, "adb sees no device; connect it, and allow USB debugging"),
-    ({"R58M": "unauthorized"}, "'R58M' does not trust this machine yet; allow USB debugging on its screen"),
-    ({"R58M": "offline"}, "'R58M' is offline; reconnect it"),
-    ({"R58M": "no permissions (user in plugdev group; are your udev rules wrong?)"}, "'R58M' cannot be used: no permissions"),
-    ({"R58M": "device", "emulator-5554": "device"}, r"adb sees several devices \(R58M, emulator-5554\); name one in the profile \(reach.serial\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        ({}, "adb sees no device; connect it, and allow USB debugging"),
+        (
+            {"R58M": "unauthorized"},
+            "'R58M' does not trust this machine yet; allow USB debugging on its screen",
+        ),
+        ({"R58M": "offline"}, "'R58M' is offline; reconnect it"),
+        (
+            {"R58M": "no permissions (user in plugdev group; are your udev rules wrong?)"},
+            "'R58M' cannot be used: no permissions",
+        ),
+        (
+            {"R58M": "device", "emulator-5554": "device"},
+            r"several devices \(R58M, emulator-5554\); name one .* \(connection.serial\)",
+        ),
+    ],
+)
 def test_a_device_that_is_not_ready(phone, devices, said):
     phone(devices=devices)
     refused(android(phone), said)
@@ -293,7 +323,7 @@ def test_another_architecture(phone, tmp_path):
     )
     refused(
         android(phone, python="/nowhere/python"),
-        "did not start: /nowhere/python cannot be run on device 'android'.*mend reach.python",
+        "did not start: /nowhere/python cannot be run on device .*correct connection.python",
     )
 
 
@@ -379,13 +409,13 @@ def test_the_real_client_without_a_device(real, tmp_path):
     listed = subprocess.run([real, "devices"], capture_output=True, text=True, check=True).stdout
     if "\t" in listed:
         pytest.skip("an Android device is connected")
-    for reach in (ADB(benchmark_model=str(program)), ADB(python="python3")):
+    for connection in (ADB(benchmark_model=str(program)), ADB(python="python3")):
         refused(
-            Device(name="android", description="", reach=reach),
+            Device(name="android", description="", connection=connection),
             "device 'android': adb sees no device; connect it",
         )
     refused(
-        Device(name="android", description="", reach=ADB(python="python3", serial="X1")),
+        Device(name="android", description="", connection=ADB(python="python3", serial="X1")),
         "adb sees no device",
     )
 
@@ -393,6 +423,6 @@ def test_the_real_client_without_a_device(real, tmp_path):
 def test_the_real_client_fails(real, monkeypatch):
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "nonsense")
     refused(
-        Device(name="android", description="", reach=ADB(python="python3")),
+        Device(name="android", description="", connection=ADB(python="python3")),
         "adb devices failed: .*nonsense",
     )

@@ -1,4 +1,4 @@
-"""A device over ssh, with a real OpenSSH server on this machine: each fault is one line, and nothing is left behind after any of them."""
+"""A device over ssh, with a real OpenSSH server here: a fault is one line, nothing is left."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lrfc.errors import DependencyError, DeviceError
 from lrfc.protocols import Artifact
 from lrfc.system import scratch
 from lrfc.targets.catalog import target
-from lrfc.targets.devices import process
 from lrfc.targets.devices.runners import runner, ssh
 from lrfc.targets.devices.runners.ssh import SSHRunner
 from tests import helpers, loopback
 from tests.disks import small_disk
+from tests.fake_runner import before_request
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,9 +43,8 @@ def _nothing_is_left(request, monkeypatch):
         made.append(Path(folder.name))
         return folder
 
-    monkeypatch.setattr(
-        tempfile, "TemporaryDirectory", noted
-    )  # those of this process: others may be at work on the machine
+    # Those of this process: others may be at work on the machine.
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", noted)
     yield
     assert [folder for folder in made if folder.exists()] == [], "the control socket's folder"
     if "server" in request.fixturenames:
@@ -98,7 +97,7 @@ def test_a_device_is_asked_and_measured(server, files):
 def test_a_wrong_key_is_refused(server, tmp_path):
     options = (
         f"IdentityFile={loopback.key(tmp_path / 'other')}",
-        *server.device().reach.options[1:],
+        *server.device().connection.options[1:],
     )
     refused(
         server.device(options=options),
@@ -107,7 +106,7 @@ def test_a_wrong_key_is_refused(server, tmp_path):
 
 
 def test_an_unknown_and_a_changed_host_key(server, tmp_path):
-    keep = server.device().reach.options
+    keep = server.device().connection.options
     known = tmp_path / "known"
     known.write_text("")
     refused(
@@ -118,7 +117,7 @@ def test_an_unknown_and_a_changed_host_key(server, tmp_path):
     known.write_text(f"[127.0.0.1]:{server.port} {public}")
     refused(
         server.device(options=(*keep[:2], f"GlobalKnownHostsFile={known}")),
-        rf"was set up anew, .*ssh-keygen -R '\[127\.0\.0\.1\]:{server.port}'",
+        rf"was reinstalled, .*ssh-keygen -R '\[127\.0\.0\.1\]:{server.port}'",
     )
 
 
@@ -248,7 +247,7 @@ def test_a_file_that_is_no_model(server, tmp_path):
 
 
 def test_no_room_for_the_file(tmp_path, files):
-    """A limit on the size of files; the words of a full disk are tried below, where a small one can be made."""
+    """A limit on the size of files. A full disk follows below, where a small one can be made."""
     big = tmp_path / "big.tflite"
     big.write_bytes(files[0].path.read_bytes() + bytes(4 << 20))
     limited = 'sh -c \'ulimit -f 256; trap "" XFSZ; exec sh -c "$SSH_ORIGINAL_COMMAND"\''
@@ -290,23 +289,9 @@ def measured(server, files, first=lambda: None):
         return there.compare(files)
 
 
-def killing(monkeypatch, request, number, what):
-    """Do ``what`` before a request of that kind is made for the ``number``-th time."""
-    real, asked = process.Worker.ask, []
-
-    def ask(self, given):
-        if request in given:
-            asked.append(given)
-            if len(asked) == number:
-                what(self)
-        return real(self, given)
-
-    monkeypatch.setattr(process.Worker, "ask", ask)
-
-
 def test_the_server_is_killed_in_the_middle(tmp_path, files, monkeypatch):
     with loopback.Server(tmp_path / "sshd") as server:
-        killing(monkeypatch, "runs", 2 + 2 * 5 + 1, lambda worker: server.kill())
+        before_request(monkeypatch, 2 + 2 * 5 + 1, lambda worker: server.kill(), "runs")
         with pytest.raises(
             DeviceError,
             match=(
@@ -355,7 +340,7 @@ def send(server, number):
 
 
 def test_the_worker_is_killed_there(server, files, monkeypatch):
-    killing(monkeypatch, "runs", 4, lambda worker: send(server, signal.SIGKILL))
+    before_request(monkeypatch, 4, lambda worker: send(server, signal.SIGKILL), "runs")
     with pytest.raises(
         DeviceError,
         match=r"was killed by SIGKILL on device 'loopback': its memory may be too small",
@@ -364,7 +349,7 @@ def test_the_worker_is_killed_there(server, files, monkeypatch):
 
 
 def test_the_time_is_up(server, files, monkeypatch):
-    killing(monkeypatch, "runs", 4, lambda worker: send(server, signal.SIGSTOP))
+    before_request(monkeypatch, 4, lambda worker: send(server, signal.SIGSTOP), "runs")
     try:
         with (
             pytest.raises(DeviceError, match=r"it took more than 15 s to measure m\.\w+"),
@@ -407,7 +392,8 @@ from pathlib import Path
 from lrfc.protocols import Artifact
 from lrfc.targets.devices import device
 from lrfc.targets.devices.runners import runner
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background, and inherited
+# What a shell starts in the background inherits that the signal is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with runner(device.load(sys.argv[1])) as there:
     print("open", flush=True)
     there.compare([Artifact(Path(sys.argv[2]), "tflite", "fp32")], runs=10**6)
@@ -416,15 +402,23 @@ with runner(device.load(sys.argv[1])) as there:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_this_side_is_interrupted_or_killed(number, server, files, tmp_path):
-    reach = server.device().reach
+    connection = server.device().connection
     lines = [
-        f"{name} = {value!r}" for name, value in reach.model_dump().items() if name != "options"
+        f"{name} = {value!r}"
+        for name, value in connection.model_dump().items()
+        if name != "options"
     ]
     profile = tmp_path / "loopback.toml"
-    options = ", ".join(f'"{option}"' for option in reach.options)
+    options = ", ".join(f'"{option}"' for option in connection.options)
     profile.write_text(
         "\n".join(
-            ['name = "loopback"', 'description = ""', "[reach]", *lines, f"options = [{options}]"]
+            [
+                'name = "loopback"',
+                'description = ""',
+                "[connection]",
+                *lines,
+                f"options = [{options}]",
+            ]
         )
         + "\n"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +17,18 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.metrics.metric import metric
 from lrfc.protocols import Artifact
-from lrfc.targets.devices.measure import Measurement
-from lrfc.targets.devices.runners.local import LocalRunner
 from lrfc.targets.tflite.target import TFLite
-from tests import helpers
+from tests import fake_runner, helpers
+from tests.fake_runner import FakeRunner
 
 SAMPLES = 400
 
 
 @pytest.fixture(autouse=True)
-def _stopwatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty current folder, and fake measurements: files are twice as fast as the original's."""
-
-    def compare(
-        self: LocalRunner,
-        files: Sequence[Artifact],
-        *,
-        runs: int = 200,
-        threads: int = 1,
-        timeout: float = 600,
-    ) -> tuple[Measurement, ...]:
-        times = [1.0, *(0.5 for _ in files[1:])]
-        return tuple(
-            Measurement(
-                file.path,
-                ms,
-                ms,
-                0.0,
-                runs,
-                1,
-                (ms,) * 20,
-                threads,
-                1.0,
-                "none",
-                "0",
-                1_000_000,
-                2_000_000,
-            )
-            for file, ms in zip(files, times, strict=True)
-        )
-
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty current folder, and a host that times nothing."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(LocalRunner, "compare", compare)
+    fake_runner.install(monkeypatch, FakeRunner())
 
 
 def regression() -> tuple[Any, dict[str, np.ndarray]]:

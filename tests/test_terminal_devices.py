@@ -99,7 +99,9 @@ def test_profiles(monkeypatch):
     assert "host local tflite onnx fp32 fp16 dynamic int8 int16x8 1 shipped" in text
     assert "mine ssh tflite onnx fp32 fp16 dynamic int8 int16x8 4 yours" in text
     rows = printed(terminal_devices.profiles, known, device.SHIPPED)["devices"]
-    assert [(row["name"], row["path"], row["shipped"], row["reach"]["kind"]) for row in rows] == [
+    assert [
+        (row["name"], row["path"], row["shipped"], row["connection"]["kind"]) for row in rows
+    ] == [
         ("host", str(device.SHIPPED / "host.toml"), True, "local"),
         ("raspberry-pi-4", "/c/mine.toml", False, "ssh"),
     ]
@@ -109,10 +111,12 @@ def test_a_profile():
     text = shown(terminal_devices.profile, Path("/c/x.toml"), device.load("ethos-u55-128"))
     assert "ethos-u55-128: Arm Ethos-U55 with 128 MACs per cycle" in text
     assert "/c/x.toml" in text
-    assert "reach.accelerator ethos-u55-128" in text
+    assert "connection.accelerator ethos-u55-128" in text
     assert "ram_bytes —" in text
     assert (
-        printed(terminal_devices.profile, Path("/c/x.toml"), device.load("host"))["reach"]["kind"]
+        printed(terminal_devices.profile, Path("/c/x.toml"), device.load("host"))["connection"][
+            "kind"
+        ]
         == "local"
     )
 

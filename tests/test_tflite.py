@@ -1,4 +1,4 @@
-"""The TFLite target: what is emitted computes what the model computes, in the same bytes every time, or is refused with a reason."""
+"""The TFLite target: files that compute what the model does, in the same bytes, and refusals."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ for name, precision in (("tflite", "fp32"), ("tflite", "int8"), ("onnx", "fp32")
 
 
 def test_the_same_bytes_every_time_and_not_a_word(tmp_path):
-    """Twice in this process and once in another one with another hash seed, which itself writes nothing on stdout."""
+    """Twice in this process, and once in one with another hash seed, which prints nothing."""
     graph = helpers.graph_of(helpers.branches())
     inputs = helpers.random_inputs(graph, 8)
     kinds = (("tflite", "fp32"), ("tflite", "int8"), ("onnx", "fp32"))
@@ -186,7 +186,7 @@ print((peak() - before) / size)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_writing_a_file_takes_a_few_times_its_size(tmp_path):
-    """With the weights as constants of the converted function it would be more than twenty times."""
+    """With weights as constants of the converted function it would be more than twenty times."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", WEIGHED, str(tmp_path / "m.tflite")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -181,23 +181,23 @@ def test_a_host_holds_nothing_for_a_shell(host: str) -> None:
 
 def test_what_a_profile_may_not_is_one_line_with_the_way_out() -> None:
     Path("x.toml").write_text(
-        'name = "b"\ndescription = ""\n[reach]\nkind = "ssh"\nhost = "b"\noptions ='
+        'name = "b"\ndescription = ""\n[connection]\nkind = "ssh"\nhost = "b"\noptions ='
         ' ["ProxyCommand=touch canary"]\n'
     )
     with pytest.raises(UsageError) as caught:
         device.read(Path("x.toml"))
     assert (
-        "reach.options.0 = 'ProxyCommand=touch canary': a profile cannot set ProxyCommand"
+        "connection.options.0 = 'ProxyCommand=touch canary': a profile cannot set ProxyCommand"
         in str(caught.value)
     )
-    assert "put it into your ssh config" in str(caught.value)
+    assert "put it in your ssh config" in str(caught.value)
 
 
 def test_a_profile_runs_no_interpreter_here(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Path("python")
     script.write_text(f"#!/bin/sh\ntouch {CANARY}\n")
     script.chmod(0o755)
-    mine = Device(name="mine", description="", reach=Local(python=str(script.absolute())))
+    mine = Device(name="mine", description="", connection=Local(python=str(script.absolute())))
     with pytest.raises(
         UsageError, match=rf"asks to run {script.absolute()} on this machine .*set {INTERPRETER}="
     ):

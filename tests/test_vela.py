@@ -87,7 +87,7 @@ def test_cycles_belong_to_ops(compiled, graph):
 
 @pytest.mark.parametrize("large", [False, True])
 def test_layers_of_like_names(large, tmp_path, monkeypatch):
-    """Keras counts names as the converter counts calls: 'conv' and 'conv_1' must not be taken for each other, however large their weights are."""
+    """Keras counts names as the converter counts calls: 'conv' and 'conv_1' stay apart."""
     import keras
 
     if large:
@@ -188,7 +188,7 @@ def test_fallbacks_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("reach", "message"),
+    ("connection", "message"),
     [
         (
             U55.model_copy(update={"accelerator": "ethos-u99"}),
@@ -201,9 +201,9 @@ def test_fallbacks_are_named(tmp_path):
         (U55.model_copy(update={"config": "/nowhere.ini"}), r"nowhere\.ini: no such file"),
     ],
 )
-def test_wrong_configurations(file, reach, message):
+def test_wrong_configurations(file, connection, message):
     with pytest.raises(DeviceError, match=message) as caught:
-        vela.compiled(file, reach)
+        vela.compiled(file, connection)
     assert "\n" not in str(caught.value)
 
 
@@ -233,7 +233,7 @@ def test_another_device_is_refused():
 
 
 def test_memory_modes_and_system_configs_are_fields_of_a_device(file, compiled, tmp_path):
-    """Another memory mode or system configuration, given in the device's TOML, changes what Vela says."""
+    """Another memory mode or system configuration in the device's TOML changes Vela's figures."""
     text = (device.SHIPPED / "ethos-u55-128.toml").read_text(encoding="utf-8")
 
     def with_fields(**fields):
@@ -247,7 +247,7 @@ def test_memory_modes_and_system_configs_are_fields_of_a_device(file, compiled, 
         ]
         path = tmp_path / "mine.toml"
         path.write_text("\n".join(lines), encoding="utf-8")
-        return vela.compiled(file, device.load(path).reach)
+        return vela.compiled(file, device.load(path).connection)
 
     inside = with_fields(memory_mode="Sram_Only")
     assert inside.cycles != compiled.cycles
@@ -258,7 +258,7 @@ def test_memory_modes_and_system_configs_are_fields_of_a_device(file, compiled, 
         with_fields(memory_mode="nowhere")
 
 
-def test_what_each_op_takes(compiled, graph):
+def test_cycles_of_each_op(compiled, graph):
     found = spent(compiled, graph)
     assert sum(each.cycles for each in found.values()) == compiled.cycles
     assert max(each.sram_bytes for each in found.values()) <= compiled.sram_bytes
@@ -268,12 +268,12 @@ def test_what_each_op_takes(compiled, graph):
     assert not any(each.cpu for each in found.values())
 
 
-def flash_of(model, folder, reach=U55):
+def flash_of(model, folder, connection=U55):
     """Flash of each op, and of the file."""
     graph = fold_batchnorm(keras_io.from_keras(model))
     images = np.random.default_rng(0).random((4, *model.inputs[0].shape[1:]), np.float32)
     result = vela.compiled(
-        TFLite("int8").emit(graph, folder / f"{model.name}.tflite", (images,)), reach
+        TFLite("int8").emit(graph, folder / f"{model.name}.tflite", (images,)), connection
     )
     assert sum(layer.flash_bytes for layer in result.layers) <= result.flash_bytes
     return {
@@ -300,7 +300,7 @@ def test_fewer_filters_take_less_flash(tmp_path):
 
 
 def cascade():
-    """Large feature maps, so that where the SRAM is small operators run by stripes and share a time."""
+    """Large feature maps: with a small SRAM operators run by stripes and share a time."""
     import keras
 
     x = inputs = keras.Input((128, 128, 3), name="image")
@@ -315,7 +315,7 @@ def cascade():
 
 @pytest.mark.parametrize("name", DEVICES)
 def test_flash_in_a_cascade(name, tmp_path):
-    found, whole = flash_of(cascade(), tmp_path, device.load(name).reach)
+    found, whole = flash_of(cascade(), tmp_path, device.load(name).connection)
     assert (
         found["tanh0"] == found["tanh1"] == 256
     )  # a lookup table of int8, and none for the pooling before it
@@ -331,7 +331,7 @@ def test_flash_in_a_cascade(name, tmp_path):
     )  # those have feature maps in the same memory
 
 
-def test_flash_that_is_told_in_another_way_is_refused(file, monkeypatch):
+def test_another_format_of_the_flash_tables_is_refused(file, monkeypatch):
     """Another version of Vela: better no figures than wrong ones."""
     by_row, texts = flash.by_row, []
     monkeypatch.setattr(flash, "by_row", lambda *both: texts.append(both) or by_row(*both))
@@ -350,7 +350,7 @@ def test_flash_that_is_told_in_another_way_is_refused(file, monkeypatch):
         database.replace('"perf"', '"performance"'),
     ]
     for texts in [(other, database) for other in logs] + [(log, other) for other in databases]:
-        with pytest.raises(DeviceError, match=r"Vela does not tell .* pip install") as caught:
+        with pytest.raises(DeviceError, match=r"Vela does not list .* pip install") as caught:
             by_row(*texts)
         assert "\n" not in str(caught.value)
 
@@ -372,7 +372,7 @@ def elu_net():
 
 
 def test_fallbacks_are_named_before_any_work(tmp_path):
-    """The first thing that a build says, and the layer in the folder's record; both the int8 file and Vela's are there."""
+    """In the first line of a build and in the folder's record; with the int8 file and Vela's."""
     import lrfc
     from lrfc.state import Progress
 

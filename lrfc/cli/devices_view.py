@@ -35,7 +35,7 @@ def profiles(
     table = [
         (
             name,
-            device.reach.kind,
+            device.connection.kind,
             " ".join(device.formats),
             " ".join(device.precisions),
             str(device.threads),
@@ -58,9 +58,9 @@ def profile(terminal: Terminal, path: Path, device: Device, *, as_json: bool) ->
         **{
             key: value
             for key, value in values.items()
-            if key not in ("name", "description", "reach")
+            if key not in ("name", "description", "connection")
         },
-        **_under("reach", values["reach"]),
+        **_under("connection", values["connection"]),
     }
     terminal.table("", ("key", "value"), [(key, _text(value)) for key, value in flat.items()])
 

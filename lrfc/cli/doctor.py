@@ -172,7 +172,7 @@ def _devices() -> list[Check]:
     shipped = set(device.SHIPPED.glob("*.toml"))
     for path in sorted({*shipped, *device.own_folder().glob("*.toml")}, key=lambda path: path.stem):
         try:
-            connection = device.read(path).reach
+            connection = device.read(path).connection
         except UsageError as error:
             checks.append(Check(f"device {path.stem}", False, str(error)))
             continue

@@ -28,6 +28,7 @@ class Format:
     ``precisions``: the precisions that its runtimes have kernels for.
     ``int8_io``: whether its int8 files can have int8 inputs and outputs.
     ``trained``: the precisions that can use the ranges of quantisation-aware training.
+    ``weight_steps``: the steps from 0 to the largest weight of a channel in its int8 files.
     """
 
     target: str
@@ -35,6 +36,7 @@ class Format:
     precisions: tuple[Name, ...]
     int8_io: bool = False
     trained: tuple[Name, ...] = ()
+    weight_steps: int = 127
 
 
 #: Format by its name on the command line. A new target needs one entry here.
@@ -46,7 +48,12 @@ FORMATS: dict[str, Format] = {
         int8_io=True,
         trained=("int8",),
     ),
-    "onnx": Format("lrfc.targets.onnx.target:ONNX", ".onnx", ("fp32", "fp16", "int8")),
+    "onnx": Format(
+        "lrfc.targets.onnx.target:ONNX",
+        ".onnx",
+        ("fp32", "fp16", "int8"),
+        weight_steps=64,  # weights have 7 bits: lrfc.targets.onnx.int8 says why
+    ),
 }
 
 

@@ -238,7 +238,7 @@ class NPUBench(Bench):
     @cached_property
     def _configuration(self) -> str:
         """All that the figures depend on besides the version of Vela."""
-        return self._device.reach.configuration
+        return self._device.connection.configuration
 
     def _known(self, file: Artifact, graph: Graph) -> Mapping[Workload, float]:
         return self._runner.observed(file, graph)

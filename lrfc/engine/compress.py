@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from lrfc.config.formats import FORMATS
 from lrfc.engine.baseline import Baseline
 from lrfc.engine.candidate import Compressed
 from lrfc.engine.job import Explored, Job, advanced, scored
@@ -14,7 +15,6 @@ from lrfc.engine.passes import pipeline, rounding, rung
 from lrfc.engine.tuning import Plan
 from lrfc.errors import ModelError
 from lrfc.ir.fold import fold_batchnorm
-from lrfc.ir.rounding import steps_of
 from lrfc.passes.correct_biases import CorrectBiases
 from lrfc.passes.fold_batchnorm import FoldBatchNorm
 from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
@@ -70,7 +70,7 @@ def compress(
     if trained is None:
         return None
     steps = rounding(job.config, target.precision)
-    correct = CorrectBiases(steps=steps_of(target.name))
+    correct = CorrectBiases(steps=FORMATS[target.name].weight_steps)
     make = partial(_finished, job, explored, trained, steps, correct)
     made = shared.compressed.get((key, steps, correct), make)
     if made is None:

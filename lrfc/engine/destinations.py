@@ -70,8 +70,8 @@ def destination(goal: Goal) -> Destination:
 def _of_another_mode(device: Device) -> str | None:
     """A note for an Ethos-U whose cost profile was computed for another configuration of Vela."""
     path = devices.SHIPPED / f"{device.name}.toml"
-    setting = device.reach.setting
-    if not setting or not path.is_file() or devices.read(path).reach == device.reach:
+    setting = device.connection.setting
+    if not setting or not path.is_file() or devices.read(path).connection == device.connection:
         return None
     missing = f"device '{device.name}' has no cost profile for {', '.join(setting)}"
     instead = "its cycles are predicted from the shipped profile, and every measurement corrects it"

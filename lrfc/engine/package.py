@@ -86,7 +86,7 @@ def _shipped(taken: Trial, emitted: Artifact) -> Shipped:
 
 def _artifacts(taken: Trial, shipped: Shipped, emitted: Artifact, work: Path) -> list[File]:
     """Write the compiled file and model.keras beside the emitted file; the records of all."""
-    target, kind = taken.goal.target, taken.goal.device.reach.kind
+    target, kind = taken.goal.target, taken.goal.device.connection.kind
     scales = target.scales(emitted.path) if taken.made.config.int8_io else ()
     artifacts = [files.record(emitted.path, work, target.name, scales)]
     compiled = taken.compiled[1 if taken.gained else 0]

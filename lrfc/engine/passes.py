@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from math import lcm
 
 from lrfc.config.build import BuildConfig
+from lrfc.config.formats import FORMATS
 from lrfc.config.precision import PRECISIONS
 from lrfc.engine.destinations import Destination
 from lrfc.engine.replay import Locked
-from lrfc.ir.rounding import steps_of
 from lrfc.passes.equalize_stages import EqualizeStages
 from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.explore_layers import ExploreLayers
@@ -75,7 +75,7 @@ def weighing(precision: str, form: str = "tflite", *, cached: bool = False) -> t
     """
     if not PRECISIONS[precision].integer:
         return ()
-    return (WeighRounding(precision, cached=cached, steps=steps_of(form)),)
+    return (WeighRounding(precision, cached=cached, steps=FORMATS[form].weight_steps),)
 
 
 def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:

@@ -11,13 +11,6 @@ from lrfc.ir.op import Op
 
 #: Steps from 0 to the largest weight of a channel: int8 without -128.
 STEPS = 127
-#: The same in an ONNX file, whose weights have 7 bits (the reason is in lrfc.targets.onnx.int8).
-REDUCED = 64
-
-
-def steps_of(form: str) -> int:
-    """The steps in an int8 file of a format."""
-    return REDUCED if form == "onnx" else STEPS
 
 
 def rounds(op: Op) -> bool:
@@ -50,7 +43,7 @@ def grouped(op: Op) -> NDArray[np.float64]:
 
 
 def rounded(op: Op, steps: int = STEPS) -> Op:
-    """The layer with its kernel rounded as in an int8 file. ``steps``: see ``steps_of``."""
+    """The layer with its kernel rounded as in an int8 file. ``steps``: see ``STEPS``."""
     kernel = np.asarray(op.weights["kernel"], np.float64)
     others = tuple(
         axis for axis in range(kernel.ndim) if axis - kernel.ndim not in op.info.output_axes

@@ -1,4 +1,4 @@
-"""What a worker on a device may answer (targets/devices/worker.py): a device is not trusted to answer in that shape."""
+"""Validation of the answers of targets/devices/worker.py: a device is not trusted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrfc.system import reader
 #: Characters that one answer may have.
 CHARACTERS = 16 << 20
 
-#: Nanoseconds and microseconds of a timing, and bytes of memory: what clocks and machines can say.
+#: Nanoseconds and microseconds of a timing, and bytes of memory, within plausible ranges.
 _Time = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
 _Integer = Annotated[int, Field(ge=0, le=10**18)]
 _Word = Annotated[str, Field(max_length=1000)]
@@ -24,7 +24,7 @@ class _Answer(BaseModel):
 
 
 class Facts(_Answer):
-    """To {"facts"}."""
+    """The answer to {"facts"}."""
 
     machine: _Word
     system: _Word
@@ -35,7 +35,7 @@ class Facts(_Answer):
 
 
 class Loaded(_Answer):
-    """To {"path"}."""
+    """The answer to {"path"}."""
 
     runtime: _Word
     version: _Word
@@ -47,37 +47,37 @@ class Loaded(_Answer):
 
 
 class Timed(_Answer):
-    """To {"runs"}."""
+    """The answer to {"runs"}."""
 
     ns: list[Annotated[int, Field(gt=0, le=10**18)]]
 
 
 class Parts(_Answer):
-    """To {"parts"}."""
+    """The answer to {"parts"}."""
 
     us: dict[_Word, _Time]
 
 
 class Turns(_Answer):
-    """To {"files"}."""
+    """The answer to {"files"}."""
 
     ns: list[list[_Time]]
 
 
 class Conditions(_Answer):
-    """To {"conditions"}."""
+    """The answer to {"conditions"}."""
 
     hz: _Time | None
     celsius: Annotated[float, Field(ge=-1000, le=1e6, allow_inf_nan=False)] | None
 
 
 class End(_Answer):
-    """To {}."""
+    """The answer to {}."""
 
     peak_rss: _Integer | None
 
 
-#: The key of a request, in the order in which the worker looks for them.
+#: The key of a request and the shape of its answer, in the worker's order of precedence.
 _ANSWERS: tuple[tuple[str, type[_Answer]], ...] = (
     ("facts", Facts),
     ("path", Loaded),
@@ -89,9 +89,9 @@ _ANSWERS: tuple[tuple[str, type[_Answer]], ...] = (
 
 
 def answer(request: Mapping[str, Any], line: str, task: str) -> dict[str, Any]:
-    """The answer to a request; DeviceError when it is an error, or not such an answer.
+    """Parse the answer to a request; DeviceError when it is an error, or has another shape.
 
-    ``task``: what is done there, for messages.
+    ``task``: the worker's task in the infinitive, for messages.
     """
     where = f"cannot {task}: what the device answers"
     document = reader.json_object(line, where, error=DeviceError)
@@ -99,24 +99,25 @@ def answer(request: Mapping[str, Any], line: str, task: str) -> dict[str, Any]:
         raise DeviceError(f"cannot {task}: {reader.shown(document['error'], 1000)}")
     model = next((model for key, model in _ANSWERS if key in request), End)
     try:
-        found = model.model_validate(document)
+        result = model.model_validate(document)
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
         raise DeviceError(
             f"{where} makes no sense: {reader.shown(place)}: {problem['msg']}"
         ) from error
-    for name, counted in (("runs", Timed), ("files", Turns)):
-        if isinstance(found, counted):
-            _counted(len(request[name]) if name == "files" else request[name], found.ns, where)
-    if isinstance(found, Turns):
-        for row in found.ns:
-            _counted(request["turns"], row, where)
-    return found.model_dump()
+    if isinstance(result, Timed):
+        _check_count(result.ns, request["runs"], where)
+    if isinstance(result, Turns):
+        _check_count(result.ns, len(request["files"]), where)
+        for row in result.ns:
+            _check_count(row, request["turns"], where)
+    return result.model_dump()
 
 
-def _counted(wanted: int, given: Sequence[Any], where: str) -> None:
-    if len(given) != wanted:
+def _check_count(times: Sequence[Any], expected: int, where: str) -> None:
+    """DeviceError unless there are as many times as were requested."""
+    if len(times) != expected:
         raise DeviceError(
-            f"{where} makes no sense: {len(given):,} times where {wanted:,} were asked for"
+            f"{where} makes no sense: {len(times):,} times where {expected:,} were requested"
         )

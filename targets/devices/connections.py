@@ -1,4 +1,4 @@
-"""The ways to reach a device: the table ``[reach]`` of its profile, and what each way can do."""
+"""Kinds of connections to a device: the table ``[connection]`` of its profile."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ INI_BYTES = 1 << 20
 #: The environment variable by which the user allows a profile's interpreter on this machine.
 INTERPRETER = "LRFC_PYTHON"
 
-#: A path, there or here, or a word of a command: printable, so that a message shows all of it.
+#: A path, on the device or this machine, or a word of a command. It is printable, so that a message
+#: shows all of it.
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000)]
-#: Commands of the user's ssh config may be given what stands in an option, as they may the host.
+#: The user's ssh config may pass an option, like the host, to commands.
 _Option = Annotated[str, AfterValidator(known_option)]
 
 
@@ -40,29 +41,29 @@ class Table(BaseModel):
 
 
 class Need(NamedTuple):
-    """Something on this machine that a way of reaching needs, and where it comes from."""
+    """A program or package that a connection needs on this machine, and its source."""
 
     name: str
     source: str
 
 
 class Connection(Table, ABC):
-    """A way to reach devices.
+    """A kind of connection.
 
-    Its fields are the keys of the table; its class variables say what it can do.
+    Its fields are the keys of the table; its class variables are its capabilities.
     """
 
-    #: Where the figures of such a device come from.
+    #: The source of the figures of such a device.
     figures: ClassVar[Source] = MEASURED
-    #: Whether integers are rounded there as LiteRT's reference kernels do.
+    #: Whether the device rounds integers as LiteRT's reference kernels do.
     rounds_like_reference: ClassVar[bool] = False
-    #: Whether the runner tells the cycles of single ops: it is an OpRunner of runners/base.py.
+    #: Whether the runner reports the cycles of single ops: it is an OpRunner of runners/base.py.
     tells_ops: ClassVar[bool] = False
-    #: Why a device whose figures are not measured has nothing to calibrate.
+    #: The reason why there is nothing to calibrate, for a device whose figures are not measured.
     not_timed: ClassVar[str] = ""
-    #: The program on this machine that it needs.
+    #: The program that it needs, and the software that contains it.
     program: ClassVar[Need | None] = None
-    #: The distribution that it needs, and the extra of lrfc that brings it.
+    #: The distribution that it needs, and the extra of lrfc that installs it.
     package: ClassVar[Need | None] = None
     #: A remark on such devices for ``lrfc doctor``.
     remark: ClassVar[str] = ""
@@ -71,24 +72,25 @@ class Connection(Table, ABC):
 
     @abstractmethod
     def open(self, device: Device) -> DeviceRunner:
-        """The runner of a device that is reached like this.
+        """Return the runner of a device with this connection.
 
-        DeviceError when there is none; UsageError where the profile would run a program here.
+        DeviceError when there is none; UsageError where the profile would run a program on this
+        machine.
         """
 
     @property
     def setting(self) -> tuple[str, ...]:
-        """The keys that a computed cost profile holds for; empty where none is computed."""
+        """The values that a computed cost profile depends on; empty where none is computed."""
         return ()
 
     @property
     def configuration(self) -> str:
-        """All that the figures depend on, besides the version of the runtime."""
+        """Everything that the figures depend on, except the version of the runtime."""
         return ""
 
 
 class Local(Connection):
-    """This machine: each file in a fresh process of Python."""
+    """This machine: each file runs in a fresh Python process."""
 
     kind: Literal["local"] = "local"
     #: another interpreter than the one that runs lrfc; run only where the environment variable
@@ -100,17 +102,19 @@ class Local(Connection):
         from lrfc.targets.devices.runners.local import LocalRunner
 
         if self.python is not None and self.python != os.environ.get(INTERPRETER):
-            # A profile may come from anybody, and this program would run here, with all that the
-            # user may do.
-            asked = f"its profile asks to run {self.python} on this machine (reach.python)"
-            allowed = f"set {INTERPRETER}={shlex.quote(self.python)} if you want that"
-            way_out = f"{allowed}, or take the key out"
-            raise UsageError(f"device '{device.name}': {asked}; {way_out}")
+            # A profile may come from anybody, and this program would run here with the rights of
+            # the user.
+            problem = f"its profile asks to run {self.python} on this machine (connection.python)"
+            way_out = f"set {INTERPRETER}={shlex.quote(self.python)} if you want that"
+            raise UsageError(f"device '{device.name}': {problem}; {way_out}, or take the key out")
         return LocalRunner(device)
 
 
 class SSH(Connection):
-    """A machine with Python and the runtime, over the system's OpenSSH client: its config, agent and jump hosts hold."""
+    """A machine with Python and the runtime, over the system's OpenSSH client.
+
+    The user's ssh config, agent and jump hosts apply.
+    """
 
     program: ClassVar[Need | None] = Need(
         "ssh",
@@ -122,21 +126,25 @@ class SSH(Connection):
     host: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+:%@-]*$", max_length=300)]
     port: Annotated[int, Field(gt=0, lt=65536)] | None = None
     python: Text = "python3"
-    #: where a folder of our own is made there, and removed
+    #: where a folder for our files is made on the device, and removed at the end
     folder: Text = "/tmp"  # noqa: S108
-    #: further options of ssh, as in ``-o Name=value``, that run and write nothing here
+    #: further options of ssh, as in ``-o Name=value``, that run and write nothing on this machine
     options: Annotated[tuple[_Option, ...], Field(max_length=100)] = ()
     connect_timeout: Annotated[float, Field(gt=0, le=3600)] = 10.0  #: seconds
 
     def open(self, device: Device) -> DeviceRunner:
-        """The runner."""
+        """Return the runner."""
         from lrfc.targets.devices.runners.ssh import SSHRunner
 
         return SSHRunner(device)
 
 
 class ADB(Connection):
-    """An Android device over adb: Python there (Termux), or the benchmark_model program of TensorFlow Lite pushed to it."""
+    """An Android device over adb.
+
+    With Python there (Termux), or with TensorFlow Lite's program benchmark_model, which is sent to
+    it.
+    """
 
     program: ClassVar[Need | None] = Need(
         "adb",
@@ -145,42 +153,45 @@ class ADB(Connection):
 
     kind: Literal["adb"] = "adb"
     serial: Text | None = None  #: which device, where several are connected
-    python: Text | None = None  #: Python on the device; None takes benchmark_model
-    #: path, on this machine, of the program built for the device
+    python: Text | None = None  #: Python on the device; without it benchmark_model runs there
+    #: path on this machine of the program, built for the device
     benchmark_model: Text | None = None
     folder: Text = "/data/local/tmp"
 
     def open(self, device: Device) -> DeviceRunner:
-        """The runner, of Python there or of benchmark_model."""
+        """Return the runner, with Python there or with benchmark_model."""
         from lrfc.targets.devices.runners.adb import adb_runner
 
         return adb_runner(device)
 
 
 class Vela(Connection):
-    """An Arm Ethos-U, as Arm's Vela compiler estimates it: cycles and memory are exact for Vela, and no time of a real device."""
+    """An Arm Ethos-U, as Arm's Vela compiler estimates it.
+
+    Cycles and memory are those of Vela's model; no real device is timed.
+    """
 
     figures: ClassVar[Source] = COMPILED
     rounds_like_reference: ClassVar[bool] = True
     tells_ops: ClassVar[bool] = True
-    not_timed: ClassVar[str] = "Vela tells the cycles of each op"
+    not_timed: ClassVar[str] = "Vela computes the cycles of each op"
     package: ClassVar[Need | None] = Need("ethos-u-vela", "npu")
 
     kind: Literal["vela"] = "vela"
     accelerator: Text  #: as in ``vela --accelerator-config``
     system_config: Text = "internal-default"
     memory_mode: Text = "internal-default"
-    config: Text | None = None  #: a vela.ini; None takes the one that comes with Vela
+    config: Text | None = None  #: a vela.ini; without it the one that comes with Vela
 
     def open(self, device: Device) -> DeviceRunner:
-        """The runner."""
+        """Return the runner."""
         from lrfc.targets.ethos_u.runner import VelaRunner
 
         return VelaRunner(device)
 
     @property
     def config_file(self) -> Path | None:
-        """The place of ``config``."""
+        """The path of ``config``."""
         return None if self.config is None else reader.located(self.config).absolute()
 
     @property
@@ -190,19 +201,19 @@ class Vela(Connection):
 
     @property
     def configuration(self) -> str:
-        """All that Vela's figures depend on, besides its version.
+        """Everything that Vela's figures depend on, except its version.
 
-        A vela.ini by its content, since it may change.
+        A vela.ini is represented by its SHA-256, since it may change.
         """
         file = self.config_file
-        own = ""
+        digest = ""
         if file is not None:
-            own = hashlib.sha256(reader.contents(file, limit=INI_BYTES)).hexdigest()
-        return " ".join((*self.setting, own)).strip()
+            digest = hashlib.sha256(reader.contents(file, limit=INI_BYTES)).hexdigest()
+        return " ".join((*self.setting, digest)).strip()
 
 
 class Analytic(Connection):
-    """A device that cannot be reached: everything about its time is computed from the cost profile and called estimated."""
+    """A device without a connection: its times are estimated, by its cost profile."""
 
     figures: ClassVar[Source] = ESTIMATED
     rounds_like_reference: ClassVar[bool] = True  # CMSIS-NN on a microcontroller
@@ -210,7 +221,7 @@ class Analytic(Connection):
     remark: ClassVar[str] = "computed from published figures, never measured"
 
     kind: Literal["analytic"] = "analytic"
-    source: str  #: where the figures come from
+    source: str  #: the source of the figures
 
     def open(self, device: Device) -> DeviceRunner:
         """DeviceError: nothing can be measured there."""
@@ -218,7 +229,7 @@ class Analytic(Connection):
         raise DeviceError(f"device '{device.name}' cannot be measured: {why}")
 
 
-#: ``kind`` → way to reach. A new one is one line here.
+#: ``kind`` → connection. A new one is one line here.
 CONNECTIONS: dict[str, type[Connection]] = {
     "local": Local,
     "ssh": SSH,
@@ -229,7 +240,7 @@ CONNECTIONS: dict[str, type[Connection]] = {
 
 
 class ByKind:
-    """The annotation of a field that holds a table of CONNECTIONS, told apart by its ``kind``."""
+    """The annotation of a field with a table of CONNECTIONS, whose class its ``kind`` decides."""
 
     def __get_pydantic_core_schema__(
         self,
@@ -237,15 +248,15 @@ class ByKind:
         handler: GetCoreSchemaHandler,
     ) -> CoreSchema:
         shipped = dict(CONNECTIONS)
-        choices = {kind: handler.generate_schema(each) for kind, each in shipped.items()}
+        choices = {kind: handler.generate_schema(table) for kind, table in shipped.items()}
 
-        def read(value: Any, validated: Callable[[Any], Any]) -> Any:
+        def read(value: Any, validate: Callable[[Any], Any]) -> Any:
             if isinstance(value, Connection):
                 return value
             kind = value.get("kind") if isinstance(value, dict) else None
             added = CONNECTIONS.get(kind) if isinstance(kind, str) else None
-            if added is None or kind in shipped:
-                return validated(value)
+            if added is None or added is shipped.get(str(kind)):
+                return validate(value)
             # As a union of one, so that the errors name the place as those of the shipped kinds do.
             choice = {str(kind): added.__pydantic_core_schema__}
             alone = core_schema.tagged_union_schema(choice, discriminator="kind")

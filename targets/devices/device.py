@@ -1,7 +1,4 @@
-"""What a device is: its runtime, its limits, and how to reach it.
-
-Read from TOML, checked before any work.
-"""
+"""Device profiles: runtime, limits and connection of a device, read from TOML and validated."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from lrfc.config.formats import Form
 from lrfc.config.precision import Name
@@ -51,6 +48,8 @@ __all__ = [
 
 SCHEMA = Path(__file__).with_name("device.schema.json")
 SHIPPED = Path(__file__).with_name("profiles")
+#: The name of the table of the connection, and its former name, which is read as well.
+TABLES = ("connection", "reach")
 #: Bytes that a profile may have.
 PROFILE_BYTES = 1 << 20
 
@@ -61,10 +60,10 @@ _Bytes = Annotated[int, Field(gt=0, lt=2**63)]
 class Device(Table):
     """A device profile.
 
-    ``formats`` and ``precisions``: what it runs, the default first. ``machine``: the architecture
-    that it must say it has ('aarch64'); None for any. ``rank_multiple``: ranks step in multiples of
-    this, what the hardware computes at once. ``flash_bytes`` and ``ram_bytes``: limits that a file
-    and its activations must keep; None for no limit.
+    ``formats`` and ``precisions``: those that it runs, the default first. ``machine``: the
+    architecture that it has to report ('aarch64'); any by default. ``rank_multiple``: ranks are
+    multiples of this, the vector width of the hardware. ``flash_bytes`` and ``ram_bytes``: limits
+    of a file and its activations; none by default.
     """
 
     schema_version: Literal[1] = 1
@@ -77,53 +76,58 @@ class Device(Table):
     flash_bytes: _Bytes | None = None
     ram_bytes: _Bytes | None = None
     machine: Text | None = None
-    reach: Annotated[Connection, ByKind()] = Local()
+    connection: Annotated[Connection, ByKind()] = Field(
+        default=Local(), validation_alias=AliasChoices(*TABLES)
+    )
 
     @property
     def measured(self) -> bool:
-        """Whether a real device is timed: not for compiler estimates and formulas."""
-        return self.reach.figures == MEASURED
+        """Whether a real device is timed, in contrast to compiler estimates and formulas."""
+        return self.connection.figures == MEASURED
 
     @property
     def estimated(self) -> bool:
-        """Whether nothing runs there: every time is computed from a cost profile."""
-        return self.reach.figures == ESTIMATED
+        """Whether nothing runs on the device: every time is computed from a cost profile."""
+        return self.connection.figures == ESTIMATED
 
     @property
     def tells_ops(self) -> bool:
-        """Whether its runner tells the cycles of single ops."""
-        return self.reach.tells_ops
+        """Whether its runner reports the cycles of single ops."""
+        return self.connection.tells_ops
 
     @property
     def rounds_like_reference(self) -> bool:
-        """Whether integers are rounded there as LiteRT's reference kernels do: on an Ethos-U, and by CMSIS-NN on a microcontroller."""
-        return self.reach.rounds_like_reference
+        """Whether the device rounds integers as LiteRT's reference kernels do.
+
+        An Ethos-U does, and CMSIS-NN on a microcontroller.
+        """
+        return self.connection.rounds_like_reference
 
 
 def own_folder() -> Path:
-    """Where the user's profiles are."""
+    """The folder of the user's profiles."""
     return platformdirs.user_config_path("lrfc", appauthor=False) / "devices"
 
 
 def load(name: str | Path) -> Device:
-    """The profile of that name, or in that .toml file.
+    """Read the profile of that name, or in that .toml file.
 
-    The user's wins over one that ships. UsageError when there is none, or it is not valid.
+    One of the user's goes before one that ships. UsageError when there is none, or it is not valid.
     """
     return read(path_of(name))
 
 
 def path_of(name: str | Path) -> Path:
-    """The file of the profile of that name."""
+    """The file of the profile of that name; a .toml file is its own."""
     if str(name).endswith(".toml"):
         return Path(name)
-    found = _files()
-    if str(name) not in found:
+    paths = _files()
+    if str(name) not in paths:
         raise UsageError(
-            f"unknown device '{reader.shown(name)}'{like(str(name), list(found))}; known are"
-            f" {', '.join(sorted(found))}, and any .toml file"
+            f"unknown device '{reader.shown(name)}'{like(str(name), list(paths))}; known are"
+            f" {', '.join(sorted(paths))}, and any .toml file"
         )
-    return found[str(name)]
+    return paths[str(name)]
 
 
 def known() -> list[tuple[str, Path, Device]]:
@@ -132,9 +136,9 @@ def known() -> list[tuple[str, Path, Device]]:
 
 
 def add(path: Path, *, force: bool = False) -> Path:
-    """Check a profile and copy it into the user's folder, whole or not at all; gives the new file.
+    """Validate a profile and copy it into the user's folder; return the path of the copy.
 
-    One that is there is replaced only with ``force``.
+    An existing one is replaced only with ``force``. The copy is written whole or not at all.
     """
     content = reader.contents(path, limit=PROFILE_BYTES)
     device = _parsed(content, path)
@@ -148,7 +152,10 @@ def add(path: Path, *, force: bool = False) -> Path:
 
 
 def read(path: Path) -> Device:
-    """The profile in a file; UsageError, in one line, with the file, the key, its value and the way out."""
+    """Read the profile in a file.
+
+    UsageError, in one line, with the file, the key, its value and the way out.
+    """
     if reader.kind(path) is None:
         raise UsageError(
             f"{reader.shown(path)}: no such device profile; lrfc devices list shows those known"
@@ -158,6 +165,12 @@ def read(path: Path) -> Device:
 
 def _parsed(content: bytes, path: Path) -> Device:
     table = reader.toml_table(content, reader.shown(path))
+    if table.keys() >= set(TABLES):
+        current, former = TABLES
+        raise UsageError(
+            f"{reader.shown(path)}: the key '{former}' is the former name of '{current}', and both"
+            f" are there: take '{former}' out"
+        )
     try:
         return Device.model_validate(table)
     except ValidationError as error:
@@ -167,6 +180,7 @@ def _parsed(content: bytes, path: Path) -> Device:
 
 
 def _files() -> dict[str, Path]:
+    """Name → file of every profile; the user's replace those that ship."""
     return {
         path.stem: path
         for folder in (SHIPPED, own_folder())
@@ -175,13 +189,13 @@ def _files() -> dict[str, Path]:
 
 
 def _problem(error: ValidationError, table: dict[str, Any]) -> str:
-    """The first problem: key, value, and what would do."""
+    """The first problem: the key, its value, and the values that are allowed."""
     problem = error.errors()[0]
-    # Inside a tagged union the tag stands in the location; it is no key of the file.
+    # Inside a tagged union the tag is part of the location; it is no key of the file.
     loc = [
         part
         for number, part in enumerate(problem["loc"])
-        if not (number == 1 and problem["loc"][0] == "reach")
+        if not (number == 1 and problem["loc"][0] in TABLES)
     ]
     key, value = ".".join(map(str, loc)), problem.get("input")
     match problem["type"]:
@@ -194,23 +208,23 @@ def _problem(error: ValidationError, table: dict[str, Any]) -> str:
             known = ", ".join(CONNECTIONS)
             return f"{key}.kind = {kind!r}: it is one of {known}{like(str(kind), CONNECTIONS)}"
         case "extra_forbidden":
-            kind = (
-                table["reach"].get("kind")
-                if len(loc) > 1 and isinstance(table.get("reach"), dict)
-                else None
-            )
+            parent = table.get(str(loc[0])) if len(loc) > 1 else None
+            kind = parent.get("kind") if isinstance(parent, dict) else None
             keys = list(CONNECTIONS.get(str(kind), Device).model_fields)
             return (
                 f"unknown key '{key}' (= {value!r}){like(str(loc[-1]), keys)}; known here are"
                 f" {', '.join(keys)}"
             )
         case _:
-            said = problem["msg"].removeprefix("Value error, ")
-            return f"{key} = {value!r}: {said[0].lower()}{said[1:]}"
+            reason = problem["msg"].removeprefix("Value error, ")
+            return f"{key} = {value!r}: {reason[0].lower()}{reason[1:]}"
 
 
 def schema_text() -> str:
-    """The content of device.schema.json: the JSON Schema of a profile (``python -m lrfc.targets.devices.device`` writes that file)."""
+    """The JSON Schema of a profile, which is the content of device.schema.json.
+
+    ``python -m lrfc.targets.devices.device`` writes that file.
+    """
     return (
         json.dumps(
             {"$schema": "https://json-schema.org/draft/2020-12/schema"}

@@ -1,4 +1,4 @@
-"""A process on a device that runs targets/devices/worker.py, spoken to line by line; where the device is, a Transport knows."""
+"""Worker processes: targets/devices/worker.py on a device, started and fed through a Transport."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from lrfc.system.reader import shown
 from lrfc.targets.devices.answers import CHARACTERS, answer
 
 SCRIPT = Path(__file__).with_name("worker.py")
-#: Of what a process says on stderr, so many bytes at its end are looked at.
+#: Bytes that are read at the end of a process's stderr.
 LAST_BYTES = 64 << 10
 
 
 class Transport(Protocol):
-    """How files come to a device and processes start there.
+    """Sends files to a device and starts processes there.
 
-    Open inside a ``with`` block; its end removes everything that came to the device.
+    Open inside a ``with`` block, whose end removes everything that was sent to the device.
     """
 
     def __enter__(self) -> Self:
@@ -42,28 +42,31 @@ class Transport(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Remove what was put there."""
+        """Remove all that was sent."""
         ...
 
     @property
     def folder(self) -> str:
-        """A folder there, to write into."""
+        """A writable folder there."""
         ...
 
     def put(self, file: Path, timeout: float) -> str:
-        """Bring a file there, within ``timeout`` seconds; its path there."""
+        """Send a file within ``timeout`` seconds; return its path there."""
         ...
 
     def command(self, timeout: float) -> list[str]:
-        """The command on this machine that starts a worker there, its stdin and stdout those of the command."""
+        """The command on this machine that starts a worker there, with its stdin and stdout."""
         ...
 
-    def death(self, code: int, said: str) -> str:
-        """What it means that the command ended with that exit code and that last line on stderr: the predicate of a sentence."""
+    def death(self, code: int, stderr: str) -> str:
+        """The predicate of a sentence that says how a command ended.
+
+        ``code``: its exit code. ``stderr``: the last line there.
+        """
         ...
 
 
-class Here:
+class LocalTransport:
     """This machine. ``python``: another interpreter than the one that runs lrfc."""
 
     def __init__(self, python: str | None = None) -> None:
@@ -84,45 +87,38 @@ class Here:
         self._stack.close()
 
     def put(self, file: Path, timeout: float) -> str:
-        """The file is there."""
+        """The path of the file: it is there already."""
         return str(file)
 
     def command(self, timeout: float) -> list[str]:
-        """A process of Python."""
-        return [
-            self._python or sys.executable,
-            "-W",
-            "ignore",
-            str(SCRIPT),
-        ]  # whatever PYTHONWARNINGS says
+        """The command of a Python process."""
+        # Without warnings, whatever PYTHONWARNINGS says.
+        return [self._python or sys.executable, "-W", "ignore", str(SCRIPT)]
 
-    def death(self, code: int, said: str) -> str:
+    def death(self, code: int, stderr: str) -> str:
         """The signal or the exit code."""
-        how = (
+        end = (
             f"was killed by {signal.Signals(-code).name}"
             if code < 0
             else f"ended with exit code {code}"
         )
-        return f"{how}: {said}" if said else how
+        return f"{end}: {stderr}" if stderr else end
 
 
 class Worker:
     """A process that answers requests; killed and waited for when the block ends, however it ends.
 
-    ``task``: what it does, for messages.
+    ``task``: its task in the infinitive, for messages. ``deadline``: on the clock of
+    ``time.monotonic``; ``timeout``: the seconds that this was at first, for messages.
     """
 
-    def __init__(self, connection: Transport, task: str, timeout: float, deadline: float) -> None:
-        self._connection, self._task, self._timeout, self._deadline = (
-            connection,
-            task,
-            timeout,
-            deadline,
-        )
+    def __init__(self, transport: Transport, task: str, timeout: float, deadline: float) -> None:
+        self._transport, self._task = transport, task
+        self._timeout, self._deadline = timeout, deadline
         self._answers: queue.Queue[str] = queue.Queue()
 
     def __enter__(self) -> Self:
-        command = self._connection.command(self.left())
+        command = self._transport.command(self.left())
         self._errors = scratch.unnamed("w+", encoding="utf-8", errors="replace")
         try:  # a session of its own: Ctrl-C comes to this process alone
             self._process = subprocess.Popen(  # noqa: S603 - the command is ours
@@ -146,18 +142,22 @@ class Worker:
         return self
 
     def left(self) -> float:
-        """Seconds until the time is up."""
+        """Seconds until the deadline; 0 after it."""
         return max(self._deadline - time.monotonic(), 0.0)
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in lines(cast("TextIO", self._process.stdout), CHARACTERS):
-            if line.startswith("{"):  # not what a login shell prints
+            if line.startswith("{"):  # a login shell may print something, too
                 self._answers.put(line)
         self._answers.put("")  # the process is gone
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The process's answer; DeviceError when it is an error, makes no sense, does not come in time, or cannot come."""
+        """Send a request and return the answer.
+
+        DeviceError when the answer is an error or makes no sense, does not come in time, or cannot
+        come because the process has died.
+        """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
@@ -175,8 +175,8 @@ class Worker:
 
     def _death(self) -> str:
         code = self._process.wait()
-        said = [line.strip() for line in ended(self._errors).splitlines() if line.strip()]
-        return self._connection.death(code, shown(said[-1], 500) if said else "")
+        errors = [line.strip() for line in last_output(self._errors).splitlines() if line.strip()]
+        return self._transport.death(code, shown(errors[-1], 500) if errors else "")
 
     def __exit__(
         self,
@@ -184,7 +184,7 @@ class Worker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        end(self._process)
+        kill(self._process)
         self._reader.join()
         for pipe in (self._process.stdout, self._errors):
             assert pipe is not None
@@ -192,22 +192,25 @@ class Worker:
 
 
 def lines(stream: TextIO, longest: int) -> Iterator[str]:
-    """The lines of a stream until its end, or until one has more than so many characters: what writes such a line never ends it."""
+    """The lines of a stream, until its end or until one has more than ``longest`` characters.
+
+    A program that writes such a line may never end it.
+    """
     while line := stream.readline(longest + 1):
         yield line
         if len(line) > longest:
             return
 
 
-def ended(file: IO[str]) -> str:
-    """The end of what a process wrote into a file of its own."""
+def last_output(file: IO[str]) -> str:
+    """The last LAST_BYTES of the file that a process writes its output to."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - LAST_BYTES, 0))
     return file.read()
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    """Kill a process of a session of its own, and what it started: a wrapper of Python may have a child."""
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process that has a session of its own, and its children: Python may be a wrapper."""
     if process.poll() is None and hasattr(os, "killpg"):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()

@@ -1,4 +1,4 @@
-"""How many times faster one file is than another, and how sure that is."""
+"""The speedup of one file against another, with its confidence interval."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from lrfc.targets.devices.measure import Measurement
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster one file is than another, and the 95 % interval of that.
+    """The speedup of one file against another, and its 95 % interval.
 
-    Of what is estimated or compiled both ends are the figure itself: there is nothing to be unsure
-    of.
+    Of estimated and compiled figures the interval is the ratio itself.
     """
 
     median: float
@@ -27,13 +26,14 @@ class Ratio:
 
 
 def speedup(before: Measurement, after: Measurement) -> Ratio:
-    """How many times faster ``after`` is, from two measurements of one ``compare`` call.
+    """The speedup of ``after``, from two measurements of one ``compare`` call.
 
     The figure is the median over the processes of the median of each one's turns. Turns of one
     process are alike, so the interval is that of the processes: Student's t of the logarithms of
     their medians (a cluster is one observation; Fieller's problem does not arise, as both are
     positive). Of a single process it is the percentile bootstrap of the median over its turns
-    (Efron and Tibshirani 1993, ch. 13), with 2,000 resamples, and says nothing of another process.
+    (Efron and Tibshirani 1993, ch. 13), with 2,000 resamples, and does not hold for another
+    process. UsageError when the two were not measured side by side.
     """
     if len(before.rounds_ms) != len(after.rounds_ms) or before.processes != after.processes:
         raise UsageError(
@@ -46,7 +46,9 @@ def speedup(before: Measurement, after: Measurement) -> Ratio:
         return Ratio(ratio, ratio, ratio, after.source)
     if len(after.processes) > 1:
         return _over_processes(
-            np.array([np.median(own) for own in np.split(ratios, np.cumsum(after.processes)[:-1])])
+            np.array(
+                [np.median(part) for part in np.split(ratios, np.cumsum(after.processes)[:-1])]
+            )
         )
     resampled = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
     low, high = np.percentile(resampled, [2.5, 97.5])
@@ -54,6 +56,7 @@ def speedup(before: Measurement, after: Measurement) -> Ratio:
 
 
 def _over_processes(ratios: NDArray[np.float64]) -> Ratio:
+    """The ratio and its interval from one ratio for each process."""
     from scipy.special import stdtrit  # scipy.stats would take half a second to import
 
     logs, median = np.log(ratios), float(np.median(ratios))

@@ -1,21 +1,27 @@
-"""Runs one model file in a process of its own and tells how long that takes.
+"""The worker: a process that runs one model file and reports times and memory.
 
-A script for any machine with Python 3.8, numpy and the file's runtime.
+A script for any machine with Python 3.8, numpy and the runtime of the file. It reads one JSON
+object a line from stdin and answers each with one on stdout:
 
-It reads one JSON object a line from stdin and answers each with one on stdout:
-  {"facts": folder}              what this machine is           -> {"machine", "system", "python", "runtimes", "missing", "free_bytes"}
+  {"facts": folder}            describe this machine
+    -> {"machine", "system", "python", "runtimes", "missing", "free_bytes"}
   {"path", "format", "threads", "cores", "sha256"}
-                                 pin the process, load the file and run it once
-                                                                -> {"runtime", "version", "load_ns", "first_ns", "baseline_rss", "rss", "cores"}
-  {"runs", "inner"}              time runs of ``inner`` calls   -> {"ns": [time of each run]}
-  {"parts": runs, "scratch"}     time the parts of the file     -> {"us": {name: median microseconds}}
-  {"files": [path], "turns"}     time these files, in turns     -> {"ns": [[time of one call, in each turn] for each file]}
-  {"conditions": true}           of the processor, now          -> {"hz", "celsius"}
-  {}                             the end                        -> {"peak_rss"}
-Memory is in bytes of resident set; null stands for what the system does not tell. A failure is
-answered with {"error"}. When stdin ends, whoever asked is gone: the process ends at once, also in
-the middle of a run. A folder given as the argument gets a file that holds the number of the
-process.
+                               pin the process, load the file and run it once
+    -> {"runtime", "version", "load_ns", "first_ns", "baseline_rss", "rss", "cores"}
+  {"runs", "inner"}            time ``runs`` times ``inner`` calls
+    -> {"ns": [time of each run]}
+  {"parts": runs, "scratch"}   time the parts of the file
+    -> {"us": {name: median microseconds}}
+  {"files": [path], "turns"}   time these files, in turns
+    -> {"ns": [[time of one call, in each turn] for each file]}
+  {"conditions": true}         read the sensors of the processor
+    -> {"hz", "celsius"}
+  {}                           end
+    -> {"peak_rss"}
+
+Memory is in bytes of resident set; null is a figure that the system does not report. A failure is
+answered with {"error"}. When stdin ends, the other side is gone: the process ends at once, also in
+the middle of a run. With a folder as its argument it writes its process number to a file there.
 """
 
 from __future__ import annotations
@@ -34,10 +40,9 @@ import threading
 import time
 from pathlib import Path
 
+# No package before main() has cleared the path, and nothing that Python 3.8 does not have.
 TYPE_CHECKING = False
-if (
-    TYPE_CHECKING
-):  # no package before main() has cleared the path, and nothing that Python 3.8 does not have
+if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any, TextIO
 
@@ -47,26 +52,26 @@ if (
     Starter = Callable[[str, int], Invoke]
     Parts = Callable[[str, int, int, str], dict[str, float]]
 
-#: Untimed work before each timing: another process had the caches, and the threads of its runtime
-#: may still spin.
+#: Nanoseconds of warm-up before each timing: another process used the caches, and the threads of
+#: its runtime may still spin.
 WARM_NS = 1_000_000
-#: A part is timed over at least this long, and in this many turns with the others.
+#: The shortest timing of a part, and the turns that it is timed in with the others.
 PART_NS = 100_000
 TURNS = 5
-#: Runs before those that a profile counts.
+#: Runs that a profile does not count.
 WARM_RUNS = 5
 CPU = Path("/sys/devices/system/cpu")
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Answer requests until stdin ends."""
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # what a runtime prints must not come between the answers
+        os.dup2(2, 1)  # the output of a runtime must not come between the answers
         serve(requests(), answers)
 
 
 def requests() -> Iterator[dict[str, Any]]:
-    """What comes on stdin. Read by a thread, so that its end is seen during a run."""
+    """The requests on stdin. A thread reads them, so that their end is seen during a run."""
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
@@ -79,69 +84,66 @@ def requests() -> Iterator[dict[str, Any]]:
         yield json.loads(lines.get())
 
 
-def serve(asked: Iterable[dict[str, Any]], answers: TextIO) -> None:
+def serve(requested: Iterable[dict[str, Any]], answers: TextIO) -> None:
     """Answer each request."""
-    infer: Invoke | None = None
-    loaded: dict[str, Any] = {}
-    for request in asked:
+    server = Server()
+    for request in requested:
         try:
-            if "facts" in request:
-                answer = facts(request["facts"])
-            elif "path" in request:
-                loaded = request
-                infer, answer = load(**request)
-            elif "runs" in request and infer is not None:
-                answer = {"ns": timed(infer, request["runs"], request["inner"])}
-            elif "parts" in request:
-                parts = RUNTIMES[loaded["format"]]()[1]
-                answer = {
-                    "us": parts(
-                        loaded["path"], loaded["threads"], request["parts"], request["scratch"]
-                    )
-                }
-            elif "files" in request:
-                start = RUNTIMES[loaded["format"]]()[0]
-                answer = {
-                    "ns": by_turns(
-                        [start(path, loaded["threads"]) for path in request["files"]],
-                        request["turns"],
-                    )
-                }
-            elif "conditions" in request:
-                answer = conditions()
-            else:
-                answer = {"peak_rss": memory("VmHWM")}
-        except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the answer
-            answer = {
-                "error": (
-                    str(error).strip().splitlines()[0]
-                    if str(error).strip()
-                    else type(error).__name__
-                )
-            }
+            answer = server.answer(request)
+        except Exception as error:  # noqa: BLE001 - any error of a runtime is the answer
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            answer = {"error": lines[0]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
+class Server:
+    """The state between requests: the file that is loaded."""
+
+    def __init__(self) -> None:
+        self.infer: Invoke | None = None
+        #: The request that loaded the file.
+        self.file: dict[str, Any] = {}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Carry out a request and return its answer."""
+        if "facts" in request:
+            return facts(request["facts"])
+        if "path" in request:
+            self.file = request
+            self.infer, answer = load(**request)
+            return answer
+        if "runs" in request and self.infer is not None:
+            return {"ns": timed(self.infer, request["runs"], request["inner"])}
+        if "parts" in request:
+            parts = RUNTIMES[self.file["format"]]()[1]
+            path, threads = self.file["path"], self.file["threads"]
+            return {"us": parts(path, threads, request["parts"], request["scratch"])}
+        if "files" in request:
+            start = RUNTIMES[self.file["format"]]()[0]
+            calls = [start(path, self.file["threads"]) for path in request["files"]]
+            return {"ns": by_turns(calls, request["turns"])}
+        if "conditions" in request:
+            return conditions()
+        return {"peak_rss": memory("VmHWM")}
+
+
 def facts(folder: str) -> dict[str, Any]:
-    """What this machine is, which runtimes it has, and why it has not the others."""
+    """This machine, the runtimes that it has, and the reasons why it lacks the others."""
     runtimes, missing = {}, {}
     for form, runtime in RUNTIMES.items():
         try:
             _, _, name, version = runtime()
             runtimes[form] = f"{name} {version}"
-        except Exception as error:  # noqa: BLE001 - a runtime that is there but broken is missing, too
+        except Exception as error:  # noqa: BLE001 - a broken runtime is missing, too
             missing[form] = str(error)
-    free = shutil.disk_usage(folder).free
-    system = f"{platform.system()} {platform.release()}"
-    python = platform.python_version()
     return {
         "machine": platform.machine(),
-        "system": system,
-        "python": python,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
         "runtimes": runtimes,
         "missing": missing,
-        "free_bytes": free,
+        "free_bytes": shutil.disk_usage(folder).free,
     }
 
 
@@ -152,7 +154,7 @@ def load(
     cores: list[int] | None,
     sha256: str,
 ) -> tuple[Invoke, dict[str, Any]]:
-    """A function that runs the file once, on random inputs, and what its loading took."""
+    """A function that runs the file once, on random inputs, and the answer about its loading."""
     if not sha256 or hashlib.sha256(Path(path).read_bytes()).hexdigest() != sha256:
         raise RuntimeError("the file that arrived there is not the one that was sent")
     pinned = pin(threads, cores)  # before the runtime starts its threads, which inherit it
@@ -190,7 +192,10 @@ def timed(infer: Invoke, runs: int, inner: int) -> list[int]:
 
 
 def in_turns(calls: Mapping[str, Invoke], runs: int) -> dict[str, float]:
-    """Median microseconds of each call over ``runs`` timings, made in turns, so that what disturbs one disturbs the others."""
+    """Median microseconds of each call over ``runs`` timings.
+
+    They are made in turns, so that a disturbance affects all calls.
+    """
     inner = {name: -(-PART_NS // max(1, min(timed(call, 3, 1)))) for name, call in calls.items()}
     times: dict[str, list[int]] = {name: [] for name in calls}
     for _ in range(TURNS):
@@ -200,7 +205,7 @@ def in_turns(calls: Mapping[str, Invoke], runs: int) -> dict[str, float]:
 
 
 def by_turns(calls: list[Invoke], turns: int) -> list[list[float]]:
-    """Nanoseconds of one of each call in each turn: the least of three timings, which nothing else lengthened."""
+    """Nanoseconds of each call in each turn: the minimum of three timings, the least disturbed."""
     inner = [max(1, PART_NS // max(1, min(timed(call, 3, 1)))) for call in calls]
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(turns):
@@ -213,7 +218,10 @@ def by_turns(calls: list[Invoke], turns: int) -> list[list[float]]:
 
 
 def litert() -> tuple[Starter, Parts, str, str]:
-    """LiteRT, or the tflite-runtime of older devices: how to start it, how to time each signature, its name and version."""
+    """The runtime of .tflite files: LiteRT, or the tflite-runtime of older devices.
+
+    Returns a function that starts a file, one that times each signature, its name and version.
+    """
     errors = []
     for module in ("ai_edge_litert", "tflite_runtime"):
         try:
@@ -245,12 +253,8 @@ def litert() -> tuple[Starter, Parts, str, str]:
             {key: signature(interpreter, key) for key in interpreter.get_signature_list()}, runs
         )
 
-    return (
-        start,
-        parts,
-        {"ai_edge_litert": "LiteRT", "tflite_runtime": "tflite-runtime"}[module],
-        version,
-    )
+    name = {"ai_edge_litert": "LiteRT", "tflite_runtime": "tflite-runtime"}[module]
+    return start, parts, name, version
 
 
 def signature(interpreter: Any, key: str) -> Invoke:
@@ -261,19 +265,19 @@ def signature(interpreter: Any, key: str) -> Invoke:
         for name, entry in runner.get_input_details().items()
     }
     runner(**inputs)  # allocates
-    wrapper, subgraph = (
-        getattr(runner, "_interpreter_wrapper", None),
-        getattr(runner, "_subgraph_index", None),
-    )
-    if (
-        wrapper is None or subgraph is None
-    ):  # another runtime's insides: with the copies of inputs and outputs, then
+    wrapper = getattr(runner, "_interpreter_wrapper", None)
+    subgraph = getattr(runner, "_subgraph_index", None)
+    if wrapper is None or subgraph is None:
+        # Another version of the runtime: the timing includes copies of inputs and outputs.
         return lambda: runner(**inputs)
     return lambda: wrapper.Invoke(subgraph)
 
 
 def onnxruntime() -> tuple[Starter, Parts, str, str]:
-    """onnxruntime: how to start it, how to time each node, its name and version."""
+    """The runtime of .onnx files, onnxruntime.
+
+    Returns a function that starts a file, one that times each node, its name and version.
+    """
     try:
         import onnxruntime as package
     except ImportError as error:
@@ -308,18 +312,16 @@ def onnxruntime() -> tuple[Starter, Parts, str, str]:
             shutil.rmtree(folder, ignore_errors=True)
         return kernels(events)
 
-    return (
-        (lambda path, threads: session(path, threads)[1]),
-        parts,
-        "onnxruntime",
-        package.__version__,
-    )
+    def start(path: str, threads: int) -> Invoke:
+        return session(path, threads)[1]
+
+    return start, parts, "onnxruntime", package.__version__
 
 
 def kernels(events: list[dict[str, Any]]) -> dict[str, float]:
-    """Median microseconds of each node, by its name, from onnxruntime's profile; it counts in whole microseconds.
+    """Median microseconds of each node, by name, from onnxruntime's profile, without the warm-up.
 
-    The warm-up is left out.
+    onnxruntime counts in whole microseconds.
     """
     times: dict[str, list[int]] = {}
     for event in events:
@@ -330,8 +332,8 @@ def kernels(events: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-#: Format → function that gives how to start its runtime, how to time the parts of a file, and the
-#: runtime's name and version.
+#: Format → function that returns a function that starts a file, one that times its parts, and the
+#: name and version of the runtime.
 RUNTIMES: dict[str, Callable[[], tuple[Starter, Parts, str, str]]] = {
     "tflite": litert,
     "onnx": onnxruntime,
@@ -355,9 +357,10 @@ def random(shape: Any, dtype: Any) -> NDArray[Any]:
 
 
 def pin(threads: int, cores: list[int] | None) -> list[int] | None:
-    """Bind this thread, and those it starts, to ``cores``, or to as many as threads: the fastest, of them the least busy.
+    """Bind this thread, and those that it starts, to ``cores``; return them.
 
-    None where that cannot be.
+    By default to as many as ``threads``: the fastest cores, and of these the least busy ones. None
+    where the system cannot do that.
     """
     if not hasattr(os, "sched_setaffinity"):
         return None
@@ -384,7 +387,10 @@ def pin(threads: int, cores: list[int] | None) -> list[int] | None:
 
 
 def ticks() -> dict[int, int]:
-    """The time that each core was busy since the system's start, in clock ticks (proc(5)); empty where the system does not tell it."""
+    """The busy time of each core since the system's start, in clock ticks (proc(5)).
+
+    Empty where the system does not report it.
+    """
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:
@@ -394,7 +400,10 @@ def ticks() -> dict[int, int]:
 
 
 def conditions() -> dict[str, Any]:
-    """The mean clock of the cores that this process may use, and the hottest temperature; None where the system does not tell it."""
+    """The mean clock of the cores that this process may use, and the highest temperature.
+
+    None where the system does not report it.
+    """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     clocks = [
         khz
@@ -413,7 +422,7 @@ def conditions() -> dict[str, Any]:
 
 
 def number(path: Path) -> int | None:
-    """The number in a file of the system; None where there is none."""
+    """The number in a file of the system; None without one."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):
@@ -435,7 +444,7 @@ def memory(field: str) -> int | None:
 
 
 def forget_peak() -> None:
-    """Let the peak start anew, where Linux allows it: importing the runtime is no part of the model."""
+    """Reset the peak memory, where Linux allows it, after the import of the runtime."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -443,7 +452,7 @@ def forget_peak() -> None:
 
 
 if __name__ == "__main__":
-    # The folder of this script may hold modules named like the packages that are imported.
+    # The folder of this script may contain modules with the names of imported packages.
     sys.path[:] = [
         entry
         for entry in sys.path

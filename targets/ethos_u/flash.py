@@ -1,4 +1,4 @@
-"""The flash that each operator of a compiled network takes: the read-only tensors that Vela prints, booked to the operators that read them."""
+"""Flash usage of each operator of a network that Vela compiled: its read-only tensors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _TENSOR = re.compile(
 
 
 class _Tensor(NamedTuple):
-    """``time``: when an operator reads it first.
+    """A read-only tensor.
 
-    ``encoded``: weights and scales in the NPU's own form, and no constant that is read as it is.
+    ``time``: of the first operator that reads it. ``encoded``: it holds weights and scales in the
+    encoding of the NPU, in contrast to plain constants.
     """
 
     address: int
@@ -34,34 +35,37 @@ class _Tensor(NamedTuple):
 
 
 def by_row(log: str, database: str) -> list[int]:
-    """Bytes of read-only tensors of each operator, in the order of Vela's table of layers; together all that Vela allocates for such tensors.
+    """Bytes of read-only tensors of each operator, in the order of Vela's table of layers.
 
-    ``log``: what Vela prints with --verbose-allocation, the tensors with the time at which each is
-    read first, but without operators. ``database``: what it writes with --enable-debug-db, the
-    operators with their times and inputs, but without these tensors. Their names would not do: many
+    Their sum is all that Vela allocates for such tensors. A tensor is attributed to the first
+    operator that reads it.
+
+    ``log``: Vela's output with --verbose-allocation, the tensors with the time at which each is
+    read first, but without operators. ``database``: its file of --enable-debug-db, the operators
+    with their times and inputs, but without these tensors. Names do not connect the two, as many
     tensors are Vela's own ('reversed_weights', 'tanh'). Operators that are fused, and those of a
     cascade, have one time; their tensors lie in the order in which they run. DeviceError when
     either text is not as that of Vela 5.
     """
     try:
         readers, rows = _readers(database)
-        found = [0] * rows
+        sizes = [0] * rows
         for tensor in _tensors(log):
-            found[readers[tensor.time, tensor.encoded].pop(0)] += tensor.size
+            sizes[readers[tensor.time, tensor.encoded].pop(0)] += tensor.size
     except (LookupError, ValueError) as error:
         raise DeviceError(
-            f"Vela does not tell as version 5.2 does what lies in flash ({error}): pip install"
+            f"Vela does not list the contents of flash as version 5.2 does ({error}): pip install"
             " 'ethos-u-vela==5.2.0'"
         ) from error
-    return found
+    return sizes
 
 
 def _tensors(log: str) -> list[_Tensor]:
-    """By address, one at each. ValueError when they are not what Vela adds up."""
+    """The read-only tensors by address. ValueError when their sum differs from Vela's."""
     block = _BLOCK.search(log)
     if block is None:
         raise ValueError("no table of read-only tensors")
-    found: dict[int, _Tensor] = {}
+    tensors: dict[int, _Tensor] = {}
     for parts in map(_TENSOR.match, block[1].split("\n")):
         if parts is not None:
             tensor = _Tensor(
@@ -70,32 +74,37 @@ def _tensors(log: str) -> list[_Tensor]:
                 int(parts["size"]),
                 parts["format"] == "Unknown",
             )
-            found[tensor.address] = min(found.get(tensor.address, tensor), tensor)
-    total = sum(tensor.size for tensor in found.values())
+            tensors[tensor.address] = min(tensors.get(tensor.address, tensor), tensor)
+    total = sum(tensor.size for tensor in tensors.values())
     if total != int(block[2]):
         raise ValueError(f"{total} bytes of tensors in a table of {block[2]}")
-    return sorted(found.values())
+    return sorted(tensors.values())
 
 
 def _readers(database: str) -> tuple[Mapping[tuple[int, bool], list[int]], int]:
-    """By time and kind of tensor the rows that read one, in the order in which they run; and the number of rows."""
+    """The rows of the operators that read tensors, and the number of rows.
+
+    Keys are the time of an operator and the ``encoded`` of the tensor; rows are in the order in
+    which they run.
+    """
     operators = {row["id"]: row["operator"] for row in _table(database, "perf")}
     details = {row["id"]: row for row in _table(database, "perf_debug")}
     inputs: dict[str, list[str]] = defaultdict(list)
     for row in _table(database, "perf_debug_conn"):
         inputs[row["id"]].append(row["input_op_id"])
-    found: dict[tuple[int, bool], list[int]] = defaultdict(list)
+    readers: dict[tuple[int, bool], list[int]] = defaultdict(list)
     known = {*operators, "-1"}  # any other input is a constant; -1 is the network's
     for number, (name, operator) in enumerate(operators.items()):
         time = int(details[name]["time_index"])
-        constants = set(inputs[name]) - known  # one that was read before lies where it lay
+        constants = set(inputs[name]) - known  # one that was read before has its place already
         known |= constants
-        found[time, True] += [number] * bool(details[name]["weight_total_bytes"])
-        found[time, False] += [number] * (len(constants) + (operator == "LUT"))
-    return found, len(operators)
+        readers[time, True] += [number] * bool(details[name]["weight_total_bytes"])
+        readers[time, False] += [number] * (len(constants) + (operator == "LUT"))
+    return readers, len(operators)
 
 
 def _table(database: str, name: str) -> list[dict[str, str]]:
+    """The rows of a table of the database."""
     text = re.search(rf'<table name="{name}">\s*<!\[CDATA\[\n(.*?)\]\]>', database, re.DOTALL)
     if text is None:
         raise LookupError(f"no table {name}")

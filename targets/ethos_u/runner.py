@@ -1,4 +1,4 @@
-"""An Arm Ethos-U as its compiler Vela computes it: a device that is not there."""
+"""The runner of an Arm Ethos-U: figures of its compiler Vela, without a device."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from lrfc.targets.tflite import probe
 
 
 class VelaRunner:
-    """What Vela says of files and ops.
+    """Vela's figures of files and ops.
 
-    The same file is compiled once: its figures do not change.
+    A file is compiled once, as its figures do not change.
     """
 
     def __init__(self, device: Device) -> None:
-        if not isinstance(device.reach, Vela):
+        if not isinstance(device.connection, Vela):
             raise UsageError(
-                f"device '{device.name}' is reached by {device.reach.kind}, not by vela"
+                f"device '{device.name}' is reached by {device.connection.kind}, not by vela"
             )
-        self._name, self._reach = device.name, device.reach
+        self._name, self._connection = device.name, device.connection
         self._compiled: dict[str, vela.Compiled] = {}
         self._prices: dict[Workload, float] = {}
 
@@ -52,7 +52,7 @@ class VelaRunner:
         return None  # every compilation removes its own folder
 
     def check(self) -> Facts:
-        """The accelerator and Vela's version, after one small network is compiled.
+        """Compile a small network; return the accelerator and Vela's version.
 
         DeviceError when Vela refuses the configuration.
         """
@@ -61,7 +61,7 @@ class VelaRunner:
             path.write_bytes(probe.smallest())
             self.compiled(Artifact(path, "tflite", "int8"))
         return Facts(
-            machine=self._reach.accelerator,
+            machine=self._connection.accelerator,
             system=f"Vela {vela.version()}",
             python=None,
             runtimes={"tflite": f"Vela {vela.version()}"},
@@ -75,9 +75,9 @@ class VelaRunner:
         threads: int = 1,
         timeout: float = 600.0,
     ) -> tuple[Measurement, ...]:
-        """Each file's figures, all ``compiled``, without spread and without a process's memory.
+        """The compiled figures of each file, without spread and without the memory of a process.
 
-        ``runs`` and ``threads`` change nothing.
+        ``runs`` and ``threads`` have no effect.
         """
         deadline = time.monotonic() + timeout
         return tuple(
@@ -86,51 +86,47 @@ class VelaRunner:
         )
 
     def compiled(self, file: Artifact, *, timeout: float = 600.0) -> vela.Compiled:
-        """All that Vela makes of a file; the errors of ``lrfc.targets.ethos_u.vela.compiled``."""
+        """Vela's file and report for a file.
+
+        The errors of ``lrfc.targets.ethos_u.vela.compiled``.
+        """
         try:
             key = hashlib.sha256(file.path.read_bytes()).hexdigest()
         except OSError as error:
             raise DeviceError(f"{file.path} cannot be read: {error.strerror}") from error
         if key not in self._compiled:
-            self._compiled[key] = vela.compiled(file, self._reach, timeout=timeout)
+            self._compiled[key] = vela.compiled(file, self._connection, timeout=timeout)
         return self._compiled[key]
 
     def price(self, ops: Iterable[Workload], *, timeout: float = 600.0) -> dict[Workload, float]:
         """Cycles of ops before any network is compiled; see ``lrfc.targets.ethos_u.pricing.price``.
 
-        Each is asked for once.
+        Each op is compiled once.
         """
-        wanted = dict.fromkeys(ops)
-        self._prices |= npu.price(
-            (each for each in wanted if each not in self._prices), self._reach, timeout=timeout
-        )
-        return {each: self._prices[each] for each in wanted if each in self._prices}
+        unique = dict.fromkeys(ops)
+        new = [op for op in unique if op not in self._prices]
+        self._prices |= npu.price(new, self._connection, timeout=timeout)
+        return {op: self._prices[op] for op in unique if op in self._prices}
 
     def observed(
         self, file: Artifact, graph: Graph, *, timeout: float = 600.0
     ) -> dict[Workload, float]:
-        """Cycles of each op in the file that was emitted from this graph; see ``lrfc.targets.ethos_u.pricing.observed``."""
+        """Cycles of each op in the file that was emitted from this graph.
+
+        See ``lrfc.targets.ethos_u.pricing.observed``.
+        """
         deadline = time.monotonic() + timeout
         result = self.compiled(file, timeout=timeout)
-        prices = self.price(
-            (each for _, each in workloads(graph)), timeout=max(deadline - time.monotonic(), 0.0)
-        )
+        ops = [workload for _, workload in workloads(graph)]
+        prices = self.price(ops, timeout=max(deadline - time.monotonic(), 0.0))
         return npu.observed(result, graph, prices)
 
 
 def measurement(file: Artifact, result: vela.Compiled) -> Measurement:
-    """What Vela says of a file, as a measurement: the same figures each time."""
+    """Vela's figures of a file as a measurement."""
     operators = ", ".join(dict.fromkeys(layer.operator for layer in result.fallbacks))
-    notes = (
-        (
-            (
-                f"{len(result.fallbacks)} operators run on the CPU, which Vela does not count:"
-                f" {operators}"
-            ),
-        )
-        if operators
-        else ()
-    )
+    count = len(result.fallbacks)
+    note = f"{count} operators run on the CPU, which Vela does not count: {operators}"
     return Measurement(
         path=file.path,
         median_ms=result.ms,
@@ -150,5 +146,5 @@ def measurement(file: Artifact, result: vela.Compiled) -> Measurement:
         sram_bytes=result.sram_bytes,
         flash_bytes=result.flash_bytes,
         file_bytes=file.bytes,
-        notes=notes,
+        notes=(note,) if operators else (),
     )

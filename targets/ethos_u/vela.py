@@ -1,4 +1,4 @@
-"""Arm Ethos-U: cycles and memory of an int8 file as Arm's Vela compiler computes them, and the file that it compiles.
+"""Arm's Vela compiler: cycles and memory of an int8 file on an Ethos-U, and the compiled file.
 
 Nothing is timed.
 """
@@ -26,15 +26,15 @@ from lrfc.protocols import Artifact
 from lrfc.system import scratch
 from lrfc.system.reader import contents, shown
 from lrfc.targets.devices.device import INI_BYTES, Vela
-from lrfc.targets.devices.trace import plain
 from lrfc.targets.ethos_u import flash
 from lrfc.targets.imports import need
 from lrfc.targets.tflite import probe
+from lrfc.targets.trace import plain
 
-#: Operators at the edges of a file whose inputs and outputs are float: they run on the CPU and hold
-#: back nothing else.
+#: Operators at the edges of a file with float inputs and outputs. They run on the CPU, and keep no
+#: other operator from the NPU.
 EDGES = frozenset({"Quantize", "Dequantize"})
-#: What Vela calls the operators that multiply and accumulate.
+#: Vela's names of the operators that multiply and accumulate.
 _LINEAR = frozenset({"Conv2D", "DepthwiseConv2D", "FullyConnected", "TransposeConv2D", "MatMul"})
 
 
@@ -43,12 +43,12 @@ class Layer:
     """One operator of the compiled network.
 
     ``name``: of the operator's output in the file, the fused ops' names joined by ';'.
-    ``operator``: the TFLite operator it came from. ``kind``: what Vela made of it. ``on_npu``:
-    False when the CPU has to run it, which Vela does not count. ``cycles``: the largest of what the
-    NPU computes (``npu_cycles``) and what the memories take to deliver (``sram_cycles``, and
-    ``flash_cycles`` of the memory outside). ``sram_bytes``: alive meanwhile. ``flash_bytes``: its
-    weights as Vela encodes them, with scales, and its constants, such as lookup tables; what
-    several operators read counts for the first alone, what the CPU reads for none.
+    ``operator``: the TFLite operator that it comes from. ``kind``: the operator that Vela replaced
+    it by. ``on_npu``: False when the CPU has to run it, which Vela does not count. ``cycles``: the
+    maximum of the cycles of the NPU (``npu_cycles``) and of its memories (``sram_cycles``, and
+    ``flash_cycles`` of the external memory). ``sram_bytes``: alive while it runs. ``flash_bytes``:
+    its encoded weights with scales, and its constants, such as lookup tables; a tensor that several
+    operators read counts for the first, one that the CPU reads for none.
     """
 
     name: str
@@ -66,14 +66,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What Vela makes of a file.
+    """The result of compiling a file.
 
-    ``cycles``: of one inference on the NPU, ``ms`` at ``clock_hz``; operators that fall back to the
-    CPU are not in it. ``sram_bytes``: the peak of activations and buffered weights.
-    ``flash_bytes``: what lies outside the SRAM, that is the ``flash_bytes`` of all layers (in
-    memory modes that keep activations there, those too); Vela does not count the commands.
-    ``content``: the compiled .tflite file, commands included, for TFLite Micro with the Ethos-U
-    driver.
+    ``cycles``: of one inference on the NPU, ``ms`` at ``clock_hz``, without operators that fall
+    back to the CPU. ``sram_bytes``: the peak of activations and buffered weights. ``flash_bytes``:
+    the bytes outside the SRAM, that is the ``flash_bytes`` of all layers (and activations in memory
+    modes that store them there); Vela does not count the commands. ``content``: the compiled
+    .tflite file, with commands, for TFLite Micro with the Ethos-U driver.
     """
 
     layers: tuple[Layer, ...]
@@ -90,18 +89,18 @@ class Compiled:
 
     @property
     def fallbacks(self) -> tuple[Layer, ...]:
-        """What the CPU has to run, without the conversion of float inputs and outputs."""
+        """The layers that run on the CPU, without the conversion of float inputs and outputs."""
         return tuple(
             layer for layer in self.layers if not layer.on_npu and layer.operator not in EDGES
         )
 
 
-def compiled(file: Artifact, reach: Vela, *, timeout: float = 600.0) -> Compiled:
+def compiled(file: Artifact, connection: Vela, *, timeout: float = 600.0) -> Compiled:
     """Compile an int8 .tflite file for the accelerator.
 
     DependencyError when Vela is not installed; UsageError when the file is no .tflite or holds
-    floats only; DeviceError, with the last line that Vela wrote, when it fails or takes longer than
-    ``timeout`` seconds, and when it finds nothing in the file that the NPU can run.
+    floats only; DeviceError, with the last line of Vela's output, when it fails or takes longer
+    than ``timeout`` seconds, and when the NPU can run nothing in the file.
     """
     need("ethosu.vela", "'lrfc[npu]'")
     if file.format != "tflite":
@@ -115,9 +114,9 @@ def compiled(file: Artifact, reach: Vela, *, timeout: float = 600.0) -> Compiled
             shutil.copyfile(file.path, source)
         except OSError as error:
             raise DeviceError(f"{file.path} cannot be read: {error.strerror}") from error
-        log = _run(file.path, source, reach, timeout)
+        log = _run(file.path, source, connection, timeout)
         try:
-            found = _outcome(source, log)
+            result = _result(source, log)
         except (
             OSError,
             LookupError,
@@ -126,33 +125,35 @@ def compiled(file: Artifact, reach: Vela, *, timeout: float = 600.0) -> Compiled
             StopIteration,
             csv.Error,
         ) as error:
-            # Numbers that its vela.ini leads it to, or files of another version.
+            # Numbers that come from an unusual vela.ini, or files of another version.
             reason = f"{type(error).__name__}: {shown(error)}"
             raise DeviceError(
-                f"Vela's figures of {file.path.name} for {reach.accelerator} cannot be read:"
+                f"Vela's figures of {file.path.name} for {connection.accelerator} cannot be read:"
                 f" {reason}"
             ) from error
-        if not any(layer.on_npu for layer in found.layers):
+        if not any(layer.on_npu for layer in result.layers):
             if probe.is_float(source.read_bytes()):
                 raise UsageError(
                     f"{file.path.name} is a float file and an Ethos-U runs integers: build it with"
                     " --precision int8"
                 )
-            operators = ", ".join(sorted({layer.operator for layer in found.layers})) or "none"
+            operators = ", ".join(sorted({layer.operator for layer in result.layers})) or "none"
             raise DeviceError(
-                f"nothing in {file.path.name} can run on {reach.accelerator}: its operators are"
-                f" {operators}"
+                f"nothing in {file.path.name} can run on {connection.accelerator}: its operators"
+                f" are {operators}"
             )
-    return found
+    return result
 
 
-def _outcome(source: Path, log: str) -> Compiled:
-    """What Vela wrote beside its source, and printed."""
+def _result(source: Path, log: str) -> Compiled:
+    """Read the files that Vela wrote next to its source, and its output."""
     summary = _table(next(iter(source.parent.glob("model_summary_*.csv"))))[0]
-    shares = flash.by_row(log, source.with_name("model_debug.xml").read_text(encoding="utf-8"))
+    flash_bytes = flash.by_row(log, source.with_name("model_debug.xml").read_text(encoding="utf-8"))
     layers = tuple(
-        _layer(row, share)
-        for row, share in zip(_table(source.with_name("model_per-layer.csv")), shares, strict=True)
+        _layer(row, size)
+        for row, size in zip(
+            _table(source.with_name("model_per-layer.csv")), flash_bytes, strict=True
+        )
     )
     kib = {
         key.removesuffix("_memory_used"): float(value)
@@ -173,41 +174,45 @@ def _outcome(source: Path, log: str) -> Compiled:
 
 
 def by_op(result: Compiled, graph: Graph) -> dict[str, int]:
-    """Cycles of each op of the graph that the file was emitted from; what cannot be told apart goes to the op that gives the result.
+    """Cycles of each op of the graph that the file was emitted from.
 
     The converter names an operator after the layers that it fuses into it, and Vela keeps the name:
-    a convolution's cycles are booked to the convolution, those of an addition with its ReLU to the
-    addition. An operator of unknown name is booked under that name.
+    the cycles of a convolution are attributed to the convolution, those of an addition with its
+    ReLU to the addition, and those of inseparable ops to the last one. An operator of unknown name
+    stays under that name.
     """
     cycles = {
-        name: sum(layer.cycles for layer in own if layer.on_npu)
-        for name, own in owners(result, graph).items()
+        name: sum(layer.cycles for layer in layers if layer.on_npu)
+        for name, layers in owners(result, graph).items()
     }
     return {name: total for name, total in cycles.items() if total}
 
 
 def owners(result: Compiled, graph: Graph) -> dict[str, list[Layer]]:
-    """The operators of each op of the graph, as ``by_op`` books them, those on the CPU among them; without the conversions at the file's edges."""
-    found: dict[str, list[Layer]] = defaultdict(list)
+    """The operators of each op of the graph, attributed as in ``by_op``.
+
+    With those on the CPU, without the conversions at the edges of the file.
+    """
+    layers: dict[str, list[Layer]] = defaultdict(list)
     outputs = [ref.op for ref in graph.outputs]
     for layer in result.layers:
         if layer.on_npu or layer.operator not in EDGES:
-            found[_owner(layer, graph, outputs)].append(layer)
-    return dict(found)
+            layers[_owner(layer, graph, outputs)].append(layer)
+    return dict(layers)
 
 
 def _owner(layer: Layer, graph: Graph, outputs: Sequence[str]) -> str:
-    own = re.sub(r"_(softmax|intermediate).*$", "", layer.name)
-    parts = [plain(part, graph.name).split("/")[0] for part in own.split(";")]
-    # Layers keep their names; an op of keras.ops has that of TensorFlow's op, which differs in
-    # capitals.
+    """The op that an operator is attributed to; the operator's own name when it is unknown."""
+    label = re.sub(r"_(softmax|intermediate).*$", "", layer.name)
+    parts = [plain(part, graph.name).split("/")[0] for part in label.split(";")]
+    # Layers keep their names; an op of keras.ops has that of TensorFlow's op, in another case.
     named = [graph.op(name) for part in parts for name in (part, part.lower()) if name in graph]
     if not named:
-        # The result carries the name of the function that was converted, and its number:
-        # 'PartitionedCall:0', then '1' where it is dequantised.
-        result = re.match(r"(?:Stateful)?PartitionedCall:(\d+)", own)
+        # The result has the name of the converted function, and its number: 'PartitionedCall:0',
+        # then '1' where it is dequantised.
+        result = re.match(r"(?:Stateful)?PartitionedCall:(\d+)", label)
         if result is None:
-            return own
+            return label
         number = result[1] if len(result[1]) == 1 else result[1][:-1]
         named = [graph.op(outputs[min(int(number), len(outputs) - 1)])]
     if layer.operator == "Softmax":
@@ -220,15 +225,14 @@ def _owner(layer: Layer, graph: Graph, outputs: Sequence[str]) -> str:
     if layer.kind not in _LINEAR or layer.operator not in _LINEAR:
         return named[-1].name
     op = next((op for op in named if _is_linear(op)), named[0])
-    while (
-        not _is_linear(op) and len(graph.operands(op.name)) == 1
-    ):  # the name of what it fuses alone is left
+    # Only the name of an op that it fuses may be left.
+    while not _is_linear(op) and len(graph.operands(op.name)) == 1:
         op = graph.op(graph.operands(op.name)[0].op)
     return op.name
 
 
 def _is_linear(op: Op) -> bool:
-    """Whether such an operator may come from the op; a custom layer or function has only its name."""
+    """Whether a linear operator may come from the op. A custom layer is judged by its name."""
     return op.info.has_kernel or "Conv" in op.kind
 
 
@@ -238,34 +242,12 @@ def version() -> str:
     return importlib.metadata.version("ethos-u-vela")
 
 
-def _run(path: Path, source: Path, reach: Vela, timeout: float) -> str:
-    """What Vela prints; its files are put beside ``source``."""
-    options = {
-        "--accelerator-config": reach.accelerator,
-        "--system-config": reach.system_config,
-        "--memory-mode": reach.memory_mode,
-    }
-    if (
-        reach.config_file is not None
-    ):  # a copy: Vela would wait for a pipe, and read a device to its end
-        config = source.with_name("vela.ini")
-        config.write_bytes(contents(reach.config_file, limit=INI_BYTES, error=DeviceError))
-        options["--config"] = str(config)
-    # A process of its own: Vela's core is native, and a file that it cannot read takes the process
-    # down. -P: nothing is imported from the working folder.
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-P",
-        "-m",
-        "ethosu.vela",
-        str(source),
-        "--output-dir",
-        str(source.parent),
-    ]
-    command += ["--verbose-performance", "--verbose-allocation", "--enable-debug-db"]
-    command += [part for option in options.items() for part in option]
+def _run(path: Path, source: Path, connection: Vela, timeout: float) -> str:
+    """Run Vela and return its output. It writes its files next to ``source``.
+
+    ``path``: the original file, for messages.
+    """
+    command = _command(source, connection)
     try:
         done = subprocess.run(  # noqa: S603 - the command is ours
             command,
@@ -281,49 +263,76 @@ def _run(path: Path, source: Path, reach: Vela, timeout: float) -> str:
         )
     except subprocess.TimeoutExpired as error:
         raise DeviceError(
-            f"Vela took more than {timeout:g} s to compile {path.name} for {reach.accelerator};"
-            " allow more time"
+            f"Vela took more than {timeout:g} s to compile {path.name} for"
+            f" {connection.accelerator}; allow more time"
         ) from error
     except OSError as error:
         raise DeviceError(f"Vela cannot be started: {error}") from error
     if done.returncode != 0:
-        lines = [
-            line.strip()
-            for line in done.stdout.splitlines()
-            if line.strip() and not line.startswith(("Warning", "Info"))
-        ]
-        how = (
-            f"was killed by {signal.Signals(-done.returncode).name}"
-            if done.returncode < 0
-            else f"ended with exit code {done.returncode}"
-        )
-        failure = DeviceError(
-            f"Vela {how} on {path.name} for {reach.accelerator}:"
-            f" {lines[-1] if lines else 'it said nothing'}"
-        )
-        failure.add_note(done.stdout)
-        raise failure
+        raise _failure(f"{path.name} for {connection.accelerator}", done)
     return done.stdout
 
 
+def _command(source: Path, connection: Vela) -> list[str]:
+    """The command that runs Vela on ``source`` in a process of its own.
+
+    Vela's core is native, and a file that it cannot read takes the process down. With -P nothing is
+    imported from the working folder.
+    """
+    options = {
+        "--accelerator-config": connection.accelerator,
+        "--system-config": connection.system_config,
+        "--memory-mode": connection.memory_mode,
+    }
+    if connection.config_file is not None:
+        # A copy: Vela would wait for a pipe, and read a device to its end.
+        config = source.with_name("vela.ini")
+        config.write_bytes(contents(connection.config_file, limit=INI_BYTES, error=DeviceError))
+        options["--config"] = str(config)
+    return [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-P",
+        "-m",
+        "ethosu.vela",
+        str(source),
+        "--output-dir",
+        str(source.parent),
+        "--verbose-performance",
+        "--verbose-allocation",
+        "--enable-debug-db",
+        *(part for option in options.items() for part in option),
+    ]
+
+
+def _failure(task: str, done: subprocess.CompletedProcess[str]) -> DeviceError:
+    """The error of a run of Vela that failed, with its output in the notes."""
+    lines = [
+        line.strip()
+        for line in done.stdout.splitlines()
+        if line.strip() and not line.startswith(("Warning", "Info"))
+    ]
+    end = (
+        f"was killed by {signal.Signals(-done.returncode).name}"
+        if done.returncode < 0
+        else f"ended with exit code {done.returncode}"
+    )
+    failure = DeviceError(f"Vela {end} on {task}: {lines[-1] if lines else 'it printed nothing'}")
+    failure.add_note(done.stdout)
+    return failure
+
+
 def _table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def _layer(row: Mapping[str, str], flash_bytes: int) -> Layer:
-    cycles = {
-        key: round(float(row[key]))
-        for key in (
-            "Op Cycles",
-            "NPU",
-            "SRAM AC",
-            "DRAM AC",
-            "OnFlash AC",
-            "OffFlash AC",
-            "MAC Count",
-        )
-    }
+    """The layer in a row of Vela's table."""
+    columns = ("Op Cycles", "NPU", "SRAM AC", "DRAM AC", "OnFlash AC", "OffFlash AC", "MAC Count")
+    cycles = {key: round(float(row[key])) for key in columns}
     return Layer(
         name=row["Name"],
         operator=row["Original Operator"],

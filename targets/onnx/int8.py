@@ -1,4 +1,4 @@
-"""ONNX in less than float32: int8 by onnxruntime's static quantiser, and half precision by its converter."""
+"""ONNX in int8 by onnxruntime's static quantiser, and in float16 by its converter."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from lrfc.targets.imports import need
 
 
 def quantised(model: Any, inputs: Sequence[str], samples: Batch) -> Any:
-    """The model with weights of 7 bits and activations of 8, as QuantizeLinear and DequantizeLinear around the operators that it had.
+    """Quantise weights to 7 bits and activations to 8, with QuantizeLinear and DequantizeLinear.
 
-       ``samples``: one array (N, ...) for each of ``inputs``; the ranges of activations are read from them, one by one. Kernels are symmetric with a scale
-       per output channel, activations asymmetric (onnxruntime's advice for QDQ).
+    ``samples``: one array (N, ...) for each of ``inputs``, from which the ranges of activations are
+    read, one sample at a time. Kernels are symmetric with a scale per output channel, activations
+    asymmetric (onnxruntime's advice for QDQ). Operators without an int8 kernel stay in float32,
+    between the two conversions. Inputs and outputs stay float32.
 
-       The seventh bit is what a processor without VNNI has room for. onnxruntime runs activations as unsigned there, whatever the file says, and adds
-       two products in a signed 16-bit number that does not wrap but stays at its end: 2 · 255 · 64 fits, 2 · 255 · 127 does not. With 8 bits the file
-       of the digits network is as far from the model as 0.009 (of the outputs' norm) on kernels with VNNI, and 0.05 to 0.11 on those without; with 7 it
-       is 0.012 on both. ResNet-20 goes from 0.046 to 0.057, a MobileNetV2 from 0.040 to 0.035; none of the three classified another image, of 360.
-    Operators without an int8 kernel stay as they are, in float32, between the
-       two. Inputs and outputs stay float32.
+    Processors without VNNI have no room for the eighth bit of weights. onnxruntime runs activations
+    as unsigned there, whatever the file says, and adds two products in a signed 16-bit number that
+    saturates: 2 · 255 · 64 fits, 2 · 255 · 127 does not. With 8 bits the file of the digits network
+    differs from the model by 0.009 (of the outputs' norm) on kernels with VNNI, and by 0.05 to 0.11
+    on those without; with 7 bits by 0.012 on both. ResNet-20 goes from 0.046 to 0.057, a
+    MobileNetV2 from 0.040 to 0.035; none of the three classified another image, of 360.
     """
     import onnx
 
@@ -62,11 +64,16 @@ def quantised(model: Any, inputs: Sequence[str], samples: Batch) -> Any:
 
 
 def halved(model: Any) -> Any:
-    """The model with weights and operators in float16, but for its inputs and outputs, and for operators that onnxruntime has in float32 only."""
+    """Convert weights and operators to float16.
+
+    Inputs and outputs stay float32, and so do operators that onnxruntime has in float32 only.
+    """
     tools = need("onnxruntime.transformers.float16", "onnxruntime")
     with silence.root_logger():
         half = need("onnxruntime.transformers.onnx_model", "onnxruntime").OnnxModel(
             tools.convert_float_to_float16(model, keep_io_types=True)
         )
-        half.topological_sort(is_deterministic=True)  # the casts of the inputs are put last
+        half.topological_sort(
+            is_deterministic=True
+        )  # the converter appends the casts of the inputs
         return half.model

@@ -20,13 +20,13 @@ from lrfc.protocols import Artifact, Runner
 from lrfc.system import files, scratch
 from lrfc.targets import refusals
 from lrfc.targets.base import FileTarget
-from lrfc.targets.devices.trace import Traced, converted, plain
 from lrfc.targets.imports import need
 from lrfc.targets.onnx import int8 as onnx_int8
 from lrfc.targets.samples import Spec, checked, joined
+from lrfc.targets.trace import Traced, converted, plain
 
-#: The operator set that is written: the newest one that tf2onnx converts and that runtimes of the
-#: last years all read.
+#: The operator set of the files: the newest one that tf2onnx writes and that runtimes of the last
+#: years all read.
 OPSET = 17
 
 
@@ -34,7 +34,7 @@ OPSET = 17
 class ONNX(FileTarget):
     """One ``.onnx`` file of standard operators (opset 17) with a fixed batch of one.
 
-    Inputs and outputs keep the layout, the order, the names and the dtypes of the model's. See
+    Inputs and outputs have the layout, the order, the names and the dtypes of the model's. See
     lrfc.targets.onnx.int8 for 'fp16' and 'int8'. The same graph gives the same bytes.
     """
 
@@ -47,7 +47,7 @@ class ONNX(FileTarget):
         check(self.name, self.precision, int8_io=self.int8_io)
 
     def refusals(self, graph: Graph) -> Sequence[str]:
-        """Every reason why the graph cannot be emitted, one line each. Empty when it can."""
+        """Every reason why the graph cannot be emitted, one line each; empty when it can."""
         return refusals.of(graph, refusals.ONNX_INT8 if self.precision == "int8" else refusals.ONNX)
 
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
@@ -55,7 +55,7 @@ class ONNX(FileTarget):
 
         ``calibration``: one array (N, ...) per input; int8 reads the range of every activation from
         these samples, one by one. UsageError when int8 lacks it or the file cannot be written;
-        ModelError when the converter fails, with all it wrote in the error's notes.
+        ModelError when the converter fails, with its output in the error's notes.
         """
         if self.precision == "int8" and (calibration is None or len(calibration[0]) == 0):
             raise UsageError(
@@ -71,10 +71,11 @@ class ONNX(FileTarget):
         return Artifact(path, self.name, self.precision)
 
     def load(self, artifact: Artifact, threads: int = 1) -> Runner:
-        """The file in an onnxruntime session. ModelError when onnxruntime refuses it."""
+        """Load the file into an onnxruntime session; ModelError when onnxruntime refuses it."""
         return _OnnxRuntime(artifact.path, threads)
 
     def _convert(self, frozen: Traced, calibration: Batch | None) -> bytes:
+        """The bytes of the file at the precision."""
         import onnx
 
         model = _plain(frozen)
@@ -94,18 +95,18 @@ class ONNX(FileTarget):
 
 
 def _ports(frozen: Traced) -> list[str]:
-    """What the inputs and outputs are called in the file."""
+    """The names of the inputs and outputs in the file."""
     return [*(spec.name for spec in frozen.inputs), *frozen.outputs]
 
 
 def _plain(frozen: Traced) -> Any:
-    """The float32 model."""
+    """The float32 model; ModelError for ops that ONNX does not have."""
     import onnx
 
     tf2onnx = need("tf2onnx", "tf2onnx")
     tensors = [*frozen.function.inputs, *frozen.function.outputs]
     names = {tensor.name: name for tensor, name in zip(tensors, _ports(frozen), strict=True)}
-    # from_keras fails on Keras 3; from_function takes constant tensors of the model for inputs.
+    # from_keras fails on Keras 3; from_function mistakes constant tensors of the model for inputs.
     model, _ = tf2onnx.convert.from_graph_def(
         frozen.function.graph.as_graph_def(),
         name=frozen.name,
@@ -128,7 +129,7 @@ def _plain(frozen: Traced) -> Any:
     return model
 
 
-# TensorFlow ops that tf2onnx does not know; erfc is in the GELU of Keras.
+# TensorFlow ops that tf2onnx does not convert; erfc is in the GELU of Keras.
 
 
 def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
@@ -150,25 +151,29 @@ def _log1p(context: Any, node: Any, name: str, args: Any) -> None:
 
 
 def _one(context: Any, name: str) -> str:
+    """A constant of 1."""
     return str(context.make_const(f"{name}/one", np.ones((), np.float32)).output[0])
 
 
 def _stage(
     context: Any, node: Any, name: str, kind: str, operands: list[str], *, last: bool = False
 ) -> str:
-    """Add an op with the shape and dtype of ``node``; the last one takes its place.
+    """Add an op with the shape and dtype of ``node``, and return its output.
 
-    Gives the op's output.
+    The last one replaces ``node``.
     """
-    form = {"shapes": node.output_shapes, "dtypes": node.output_dtypes}
+    options = {"shapes": node.output_shapes, "dtypes": node.output_dtypes}
     if last:
         context.remove_node(name)
-        form |= {"name": name, "outputs": node.output}
-    return str(context.make_node(kind, operands, **form).output[0])
+        options |= {"name": name, "outputs": node.output}
+    return str(context.make_node(kind, operands, **options).output[0])
 
 
 def _folded(model: Any) -> Any:
-    """The model after onnxruntime's basic optimisation, which keeps to standard operators: constants and a BatchNorm behind a biased conv are folded."""
+    """The model after onnxruntime's basic optimisation, which uses standard operators only.
+
+    It folds constants, and a BatchNorm after a biased convolution.
+    """
     import onnx
 
     runtime = need("onnxruntime", "onnxruntime")
@@ -190,7 +195,7 @@ def _folded(model: Any) -> Any:
 
 
 def _rename(graph: Any, frozen: Traced) -> None:
-    """Give nodes and tensors names that depend on the graph alone, and put the initializers in the order of their use.
+    """Name nodes and tensors by the graph alone, and sort the initializers by their first use.
 
     The converter numbers names with a counter of the process, and its order of the initializers
     changes with Python's hash seed.
@@ -199,46 +204,45 @@ def _rename(graph: Any, frozen: Traced) -> None:
     taken = set(names)
 
     def unique(name: str) -> str:
-        base = free = plain(name, frozen.name)
+        base = candidate = plain(name, frozen.name)
         number = 1
-        while free in taken:
+        while candidate in taken:
             number += 1
-            free = f"{base}.{number}"
-        taken.add(free)
-        return free
+            candidate = f"{base}.{number}"
+        taken.add(candidate)
+        return candidate
 
     def renamed(name: str) -> str:
         if name not in names:
             names[name] = unique(name)
         return names[name]
 
-    def tidy(part: Any) -> None:
-        for value in part.input:
+    def rename(subgraph: Any) -> None:
+        for value in subgraph.input:
             value.name = renamed(value.name)
-        for node in part.node:
+        for node in subgraph.node:
             node.name = unique(node.name)
             node.input[:] = [renamed(name) for name in node.input]
             for attribute in node.attribute:
-                if attribute.HasField(
-                    "g"
-                ):  # the body of a loop or a branch, which reads tensors of the graph around it
-                    tidy(attribute.g)
+                # The body of a loop or a branch reads tensors of the graph around it.
+                if attribute.HasField("g"):
+                    rename(attribute.g)
             node.output[:] = [renamed(name) for name in node.output]
-        for value in [*part.output, *part.initializer]:
+        for value in [*subgraph.output, *subgraph.initializer]:
             value.name = renamed(value.name)
         order = {name: i for i, name in enumerate(names.values())}
-        initializers = sorted(part.initializer, key=lambda tensor: order[tensor.name])
-        del part.initializer[:]
-        part.initializer.extend(initializers)
-        del part.value_info[:]
+        initializers = sorted(subgraph.initializer, key=lambda tensor: order[tensor.name])
+        del subgraph.initializer[:]
+        subgraph.initializer.extend(initializers)
+        del subgraph.value_info[:]
 
-    tidy(graph)
+    rename(graph)
 
 
 class _OnnxRuntime:
     """A loaded ``.onnx`` file.
 
-    Samples run one by one: a batch is not faster, and what runs is the file as it ships.
+    Samples run one by one: a batch is not faster, and the file runs as it ships.
     """
 
     def __init__(self, path: Path, threads: int) -> None:

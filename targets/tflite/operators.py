@@ -14,13 +14,13 @@ from lrfc.errors import DeviceError
 from lrfc.system.reader import contents, shown
 from lrfc.targets.imports import need
 
-#: Bytes of a file: its offsets have 32 bits.
+#: The most bytes of a file, whose offsets have 32 bits.
 LARGEST = (1 << 31) - 1
-#: Axes of a tensor at most.
+#: The most axes of a tensor.
 AXES = 8
-#: What a file says that moves nothing: the values stay where they are.
+#: Operators that move no values.
 _VIEWS = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
-#: Operators of one step for each value of the output → the kind of their workload; empty for the
+#: Operators with one step for each value of the output → the kind of their workload; empty: the
 #: name in lower case.
 _BY_VALUE = {
     **dict.fromkeys(
@@ -90,9 +90,9 @@ _REDUCTIONS = ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD")
 
 
 class Operators(NamedTuple):
-    """What a file executes, in order, and the precision of its layers.
+    """The workloads of a file, in order, and the precision of its layers.
 
-    Conversions of its inputs and outputs do not count, as they do not in a build.
+    Without conversions of its inputs and outputs, as in a build.
     """
 
     precision: Name
@@ -100,10 +100,9 @@ class Operators(NamedTuple):
 
 
 def read(path: Path) -> Operators:
-    """The operators of a file.
+    """Read the operators of a file.
 
-    DeviceError when it cannot be read, and when an operator is not of the kinds that can be priced,
-    which it names.
+    DeviceError when it cannot be read, and when a cost profile cannot price an operator.
     """
     schema = need("ai_edge_litert.schema_py_generated", "ai-edge-litert")
     content = contents(path, limit=LARGEST, error=DeviceError)
@@ -112,7 +111,7 @@ def read(path: Path) -> Operators:
     try:
         file = _File(schema, bytearray(content))
         return Operators(file.precision(), tuple(file.workloads(path)))
-    # Whatever damaged offsets lead the flatbuffer's accessors to.
+    # The errors of the flatbuffer's accessors on damaged offsets.
     except (
         struct.error,
         IndexError,
@@ -130,7 +129,7 @@ def read(path: Path) -> Operators:
 
 
 class _File:
-    """One subgraph of a file."""
+    """The first subgraph of a file."""
 
     def __init__(self, schema: Any, content: bytearray) -> None:
         self._schema = schema
@@ -155,7 +154,7 @@ class _File:
         }
 
     def precision(self) -> Name:
-        """The precision of the layers; without layers that of the first operator's output."""
+        """The precision of the layers; without any, that of the first operator's output."""
         types = self._schema.TensorType
         kinds = [
             (self._type(op.Inputs(1)), self._type(op.Outputs(0)))
@@ -177,7 +176,7 @@ class _File:
         return "fp16" if halves else "fp32"
 
     def workloads(self, path: Path) -> Iterator[Workload]:
-        """One for each operator that does work."""
+        """The workload of each operator that computes or moves values."""
         for op in self._operators:
             name = self._name(op)
             if name in _VIEWS or self._converts(op, name):
@@ -198,15 +197,14 @@ class _File:
         return halves or bool({op.Inputs(0), op.Outputs(0)} & self._borders)
 
     def _workload(self, op: Any, name: str) -> Workload:
+        """The workload of an operator."""
         output = self._shape(op.Outputs(0))
         if name in _LAYERS:
             return self._layer(op, name, output)
         if name in _POOLS:
             options = self._options(op, self._schema.Pool2DOptions)
-            kernel, strides = (
-                (options.FilterHeight(), options.FilterWidth()),
-                (options.StrideH(), options.StrideW()),
-            )
+            kernel = options.FilterHeight(), options.FilterWidth()
+            strides = options.StrideH(), options.StrideW()
             return Workload("pool", (self._shape(op.Inputs(0)),), output, kernel, strides)
         if name in _REDUCTIONS:
             return Workload("reduce", (self._shape(op.Inputs(0)),), output)
@@ -218,6 +216,7 @@ class _File:
         return Workload(_BY_VALUE[name] or name.lower(), inputs, output)
 
     def _layer(self, op: Any, name: str, output: tuple[int, ...]) -> Workload:
+        """The workload of an operator with weights."""
         weights = self._shape(op.Inputs(1), batch=False)
         source = self._shape(op.Inputs(2 if name == "TRANSPOSE_CONV" else 0))
         bias = 3 if name == "TRANSPOSE_CONV" else 2
@@ -237,27 +236,19 @@ class _File:
                 params=params,
                 macs=prod(output) * weights[-1],
             )
-        strides: tuple[int, ...]
-        dilation: tuple[int, ...]
-        if name == "CONV_3D":
-            window, each = weights[:3], weights[3]
-            strides = options.StrideD(), options.StrideH(), options.StrideW()
-            dilation = (
-                options.DilationDFactor(),
-                options.DilationHFactor(),
-                options.DilationWFactor(),
-            )
-        else:
-            window, each = weights[1:-1], weights[-1]
-            strides = options.StrideH(), options.StrideW()
-            dilation = (
-                (1, 1)
-                if name == "TRANSPOSE_CONV"
-                else (options.DilationHFactor(), options.DilationWFactor())
-            )
-        groups = source[-1] if kind == "depthwise" else source[-1] // each
+        window, width = (
+            (weights[:3], weights[3]) if name == "CONV_3D" else (weights[1:-1], weights[-1])
+        )
+        axes = "DHW" if name == "CONV_3D" else "HW"
+        strides = tuple(getattr(options, f"Stride{axis}")() for axis in axes)
+        dilation = (
+            (1, 1)
+            if name == "TRANSPOSE_CONV"
+            else tuple(getattr(options, f"Dilation{axis}Factor")() for axis in axes)
+        )
+        groups = source[-1] if kind == "depthwise" else source[-1] // width
         if not groups:
-            raise ValueError(f"a convolution of {source[-1]} channels by kernels of {each}")
+            raise ValueError(f"a convolution of {source[-1]} channels by kernels of {width}")
         positions = prod((source if kind == "transposed" else output)[:-1])
         return Workload(
             kind,
@@ -273,30 +264,33 @@ class _File:
         )
 
     def _name(self, op: Any) -> str:
+        """The name of an operator."""
         code = self._model.OperatorCodes(op.OpcodeIndex())
-        number = max(
-            code.BuiltinCode(), code.DeprecatedBuiltinCode()
-        )  # old files have the second one only
+        # Old files have only the second one.
+        number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
         name = str(self._names[number])
         return name if name != "CUSTOM" else f"CUSTOM ({shown(code.CustomCode().decode(), 60)})"
 
     def _type(self, tensor: int) -> int:
+        """The code of a tensor's dtype."""
         return int(self._graph.Tensors(tensor).Type())
 
     def _shape(self, tensor: int, *, batch: bool = True) -> tuple[int, ...]:
-        """Without the batch axis."""
+        """The shape of a tensor; without the first axis where that is the ``batch``."""
         shape = self._graph.Tensors(tensor).ShapeAsNumpy()
-        sizes = () if isinstance(shape, int) else tuple(shape.tolist())  # 0 stands for a scalar
+        sizes = () if isinstance(shape, int) else tuple(shape.tolist())  # 0 means a scalar
         if len(sizes) > AXES or not all(0 < size <= LARGEST for size in sizes):
             raise ValueError(f"a tensor of shape {sizes}")
         return sizes[1:] if batch else sizes
 
     def _options(self, op: Any, kind: Any) -> Any:
+        """The options of an operator. ``kind``: their class in the schema."""
         table, options = op.BuiltinOptions(), kind()
         options.Init(table.Bytes, table.Pos)
         return options
 
 
+#: Operators with weights → the kind of their workload, and the type of their options.
 _LAYERS = {
     "CONV_2D": ("conv", "Conv2DOptions"),
     "CONV_3D": ("conv", "Conv3DOptions"),

@@ -1,4 +1,7 @@
-"""A .tflite file that holds many int8 ops at once, written without a converter: what an NPU compiler takes for each can be read from it."""
+"""Probe networks: .tflite files with many int8 ops, written without a converter.
+
+The compiler of an NPU reports the cycles of each op.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,26 @@ from lrfc.costs.workload import Workload
 
 _WINDOWED = frozenset({"conv", "depthwise", "pool"})
 _PADDING = frozenset({"zeropadding1d", "zeropadding2d", "ops.pad"})
-#: Channels of the tensors that inputs are made from.
+#: Channels of the network's inputs.
 _SEED = 4
-#: The largest window that an NPU pools.
+#: The largest pooling window of an NPU.
 _POOL = 256
 
 
 def can_hold(workload: Workload) -> bool:
-    """Whether a probe can hold the op: a convolution or pooling of one or two axes, a matrix product, a padding, a sum of two tensors or a mean."""
+    """Whether a probe can hold the op.
+
+    It can hold convolutions and pooling over one or two axes, matrix products, paddings, sums of
+    two tensors, and means.
+    """
     if workload.kind in ("add", "reduce"):
         return len(workload.inputs) < 3 and all(
             2 <= len(shape) <= 3 and len(shape) == len(workload.inputs[0])
             for shape in workload.inputs
         )
     if workload.kind == "dense":
-        return workload.macs in (
-            0,
-            math.prod(workload.output) * workload.inputs[0][-1],
-        )  # an einsum may sum over more than the last axis
+        # An einsum may sum over more than the last axis.
+        return workload.macs in (0, math.prod(workload.output) * workload.inputs[0][-1])
     if workload.kind in _PADDING:
         return len(workload.output) == 3 and all(
             after >= before
@@ -45,24 +50,24 @@ def can_hold(workload: Workload) -> bool:
 
 
 def network(workloads: Sequence[Workload]) -> bytes:
-    """A network in which op number i gives the tensor ``op<i>``.
+    """A network in which the i-th op computes the tensor ``op<i>``.
 
-    Each stands between two small ops, as it does in a real network, so that a compiler is free to
-    choose the layout of what it reads and writes: a convolution makes its input (once for each
-    shape), and its maxima are kept. A pooling, of which a workload does not tell, is one of
-    maxima. Weights are drawn at random from a normal distribution and scaled to the full range of
-    int8 per channel, as trained weights mostly lie, so that they compress alike.
+    Each op is between two small ones, as in a real network, so that a compiler is free to choose
+    the layout of its inputs and its output: a convolution computes the input (once for each shape),
+    and a max-pooling reads the output. A pooling, whose kind a workload does not tell, is
+    max-pooling. Weights are drawn from a normal distribution and scaled to the full range of int8
+    per channel, so that they compress like trained ones.
     """
     file = _File()
     sources: dict[tuple[Any, ...], int] = {}
     for number, workload in enumerate(workloads):
-        read = []
-        for place, shape in enumerate(workload.inputs):
-            key = (place, _image(shape, workload))
+        inputs = []
+        for position, shape in enumerate(workload.inputs):
+            key = (position, _image(shape, workload))
             if key not in sources:
                 sources[key] = file.source(key[1], len(sources))
-            read.append(sources[key])
-        file.op(workload, read, _image(workload.output, workload), f"op{number}")
+            inputs.append(sources[key])
+        file.op(workload, inputs, _image(workload.output, workload), f"op{number}")
     return file.content()
 
 
@@ -86,13 +91,17 @@ def is_float(content: bytes) -> bool:
 
 
 def _image(shape: tuple[int, ...], workload: Workload) -> tuple[int, ...]:
-    """(H, W, C): a sequence is an image of height one; all but the last axis of a matrix product are rows."""
+    """The shape as (H, W, C).
+
+    A sequence is an image of height one. All but the last axis of a matrix product form the width.
+    """
     if workload.kind == "dense":
         return (1, math.prod(shape[:-1]), shape[-1])
     return (1,) * (3 - len(shape)) + shape
 
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    """The values for two axes; a single one is for the second axis."""
     return (1, values[0]) if len(values) == 1 else (values[0], values[1])
 
 
@@ -115,120 +124,101 @@ class _File:
         self.buffers.append(schema.BufferT())  # the first one is empty by definition
 
     def source(self, shape: tuple[int, ...], number: int) -> int:
-        """A tensor of that shape (H, W, C), made from an input of the network by a 1×1 convolution."""
-        given = self._activation((*shape[:-1], _SEED), f"input{number}")
-        self.inputs.append(given)
-        made = self._activation(shape, f"source{number}")
+        """A tensor (H, W, C) that a 1×1 convolution computes from an input of the network."""
+        source = self._activation((*shape[:-1], _SEED), f"input{number}")
+        self.inputs.append(source)
+        result = self._activation(shape, f"source{number}")
         self._linear(
             "CONV_2D",
-            given,
-            made,
+            source,
+            result,
             (shape[-1], 1, 1, _SEED),
             self._window("Conv2DOptions", (1, 1), (1, 1), (1, 1), same=True),
             0,
         )
-        return made
+        return result
 
     def op(
         self, workload: Workload, sources: Sequence[int], shape: tuple[int, ...], name: str
     ) -> None:
-        """The op itself, and something small made of its output."""
-        made, source = self._activation(shape, name), sources[0]
+        """Add the op, and a small op that reads its output.
+
+        ``sources``: its input tensors. ``shape``: (H, W, C) of its output. ``name``: of the output.
+        """
+        result, source = self._activation(shape, name), sources[0]
+        match workload.kind:
+            case kind if kind in _PADDING:
+                self._pad(source, result, shape)
+            case "add":
+                options = self.schema.AddOptionsT()
+                options.fusedActivationFunction = self._fused(workload.activation)
+                self._operator("ADD", list(sources), result, ("AddOptions", options))
+            case "reduce":
+                options = self.schema.ReducerOptionsT()
+                options.keepDims = True
+                axes = self._constant(np.asarray([1, 2], np.int32), "INT32")
+                self._operator("MEAN", [source, axes], result, ("ReducerOptions", options))
+            case "dense":
+                options = self.schema.FullyConnectedOptionsT()
+                options.keepNumDims = True
+                options.fusedActivationFunction = self._fused(workload.activation)
+                weights = (shape[-1], workload.inputs[0][-1])
+                named = ("FullyConnectedOptions", options)
+                self._linear("FULLY_CONNECTED", source, result, weights, named, 0)
+            case _:
+                self._windowed(workload, source, result, shape)
+        self._reduce(result, name)
+
+    def _pad(self, source: int, result: int, shape: tuple[int, ...]) -> None:
+        """Pad ``source`` to ``shape``, as evenly as possible."""
+        before = self.tensors[source].shape[1:]
+        growth = [after - size for after, size in zip(shape, before, strict=True)]
+        sides = np.asarray([(0, 0), *((n // 2, n - n // 2) for n in growth)], np.int32)
+        inputs = [source, self._constant(sides, "INT32")]
+        self._operator("PAD", inputs, result, ("PadOptions", self.schema.PadOptionsT()))
+
+    def _windowed(
+        self, workload: Workload, source: int, result: int, shape: tuple[int, ...]
+    ) -> None:
+        """A convolution or pooling."""
         channels, width = shape[-1], workload.inputs[0][-1]
-        if workload.kind in _PADDING:
-            growth = [
-                after - before
-                for after, before in zip(shape, self.tensors[source].shape[1:], strict=True)
-            ]
-            sides = np.asarray([(0, 0), *((n // 2, n - n // 2) for n in growth)], np.int32)
-            self._operator(
-                "PAD",
-                [source, self._constant(sides, "INT32")],
-                made,
-                ("PadOptions", self.schema.PadOptionsT()),
-            )
-        elif workload.kind == "add":
-            added = self.schema.AddOptionsT()
-            added.fusedActivationFunction = self._fused(workload.activation)
-            self._operator("ADD", list(sources), made, ("AddOptions", added))
-        elif workload.kind == "reduce":
-            reducer = self.schema.ReducerOptionsT()
-            reducer.keepDims = True
-            self._operator(
-                "MEAN",
-                [source, self._constant(np.asarray([1, 2], np.int32), "INT32")],
-                made,
-                ("ReducerOptions", reducer),
-            )
-        elif workload.kind == "dense":
-            options = self.schema.FullyConnectedOptionsT()
-            options.keepNumDims = True
-            options.fusedActivationFunction = self._fused(workload.activation)
-            self._linear(
-                "FULLY_CONNECTED",
-                source,
-                made,
-                (channels, width),
-                ("FullyConnectedOptions", options),
-                0,
-            )
+        kernel, strides = _pair(workload.kernel), _pair(workload.strides or (1, 1))
+        dilation = _pair(workload.dilation or (1, 1))
+        size = tuple(self.tensors[source].shape[1:3])
+        same = all(-(-n // s) == m for n, s, m in zip(size, strides, shape, strict=False))
+        kinds = {"pool": "Pool2DOptions", "depthwise": "DepthwiseConv2DOptions"}
+        kind = kinds.get(workload.kind, "Conv2DOptions")
+        window = self._window(kind, strides, dilation, kernel, same=same)
+        window[1].fusedActivationFunction = self._fused(workload.activation)
+        if workload.kind == "pool":
+            window[1].filterHeight, window[1].filterWidth = kernel
+            self._operator("MAX_POOL_2D", [source], result, window)
+        elif workload.kind == "depthwise":
+            window[1].depthMultiplier = channels // width
+            weights: tuple[int, ...] = (1, *kernel, channels)
+            self._linear("DEPTHWISE_CONV_2D", source, result, weights, window, 3)
         else:
-            kernel, strides, dilation = (
-                _pair(workload.kernel),
-                _pair(workload.strides or (1, 1)),
-                _pair(workload.dilation or (1, 1)),
-            )
-            size = tuple(self.tensors[source].shape[1:3])
-            same = all(-(-n // s) == m for n, s, m in zip(size, strides, shape, strict=False))
-            depthwise = workload.kind == "depthwise"
-            kind = {"pool": "Pool2DOptions", "depthwise": "DepthwiseConv2DOptions"}.get(
-                workload.kind, "Conv2DOptions"
-            )
-            window = self._window(kind, strides, dilation, kernel, same=same)
-            window[1].fusedActivationFunction = self._fused(workload.activation)
-            if workload.kind == "pool":
-                window[1].filterHeight, window[1].filterWidth = kernel
-                self._operator("MAX_POOL_2D", [source], made, window)
-            elif depthwise:
-                window[1].depthMultiplier = channels // width
-                self._linear("DEPTHWISE_CONV_2D", source, made, (1, *kernel, channels), window, 3)
-            else:
-                self._linear(
-                    "CONV_2D",
-                    source,
-                    made,
-                    (channels, *kernel, width // workload.groups),
-                    window,
-                    0,
-                )
-        self._keep(made, name)
+            weights = (channels, *kernel, width // workload.groups)
+            self._linear("CONV_2D", source, result, weights, window, 0)
 
     def content(self) -> bytes:
-        """The file."""
+        """The bytes of the file."""
         import flatbuffers
 
         schema = self.schema
         graph = schema.SubGraphT()
-        graph.tensors, graph.inputs, graph.outputs, graph.operators, graph.name = (
-            self.tensors,
-            self.inputs,
-            self.outputs,
-            self.operators,
-            "probe",
-        )
+        graph.name, graph.tensors, graph.operators = "probe", self.tensors, self.operators
+        graph.inputs, graph.outputs = self.inputs, self.outputs
         model = schema.ModelT()
-        model.version, model.subgraphs, model.buffers, model.description = (
-            3,
-            [graph],
-            self.buffers,
-            "lrfc probe",
-        )
+        model.version, model.description = 3, "lrfc probe"
+        model.subgraphs, model.buffers = [graph], self.buffers
         model.operatorCodes = [self._code(code) for code in self.codes]
         builder = flatbuffers.Builder(1 << 20)
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 
     def _code(self, builtin: int) -> Any:
+        """An entry of the table of operator codes."""
         code = self.schema.OperatorCodeT()
         code.builtinCode = code.deprecatedBuiltinCode = builtin
         code.version = 3
@@ -238,11 +228,15 @@ class _File:
         self,
         operator: str,
         source: int,
-        made: int,
+        result: int,
         shape: tuple[int, ...],
         options: tuple[str, Any],
         axis: int,
     ) -> None:
+        """Add an operator with random weights of that shape and a bias.
+
+        ``axis``: of the output channels in the weights.
+        """
         channels = shape[axis]
         weights = np.moveaxis(self.random.standard_normal(shape), axis, 0).reshape(channels, -1)
         weights = np.round(127 * weights / np.abs(weights).max(axis=1, keepdims=True))
@@ -254,35 +248,31 @@ class _File:
             self._constant(kernel, "INT8", scales, axis),
             self._constant(bias, "INT32", scales * np.float32(0.02), 0),
         ]
-        self._operator(operator, [source, *constants], made, options)
+        self._operator(operator, [source, *constants], result, options)
 
-    def _keep(self, source: int, name: str) -> None:
-        """A small output of the network that depends on all of the tensor: its maxima."""
+    def _reduce(self, source: int, name: str) -> None:
+        """Add a small output of the network that depends on the whole tensor: its maxima."""
         height, width, channels = self.tensors[source].shape[1:]
         size = (min(height, _POOL), min(width, _POOL))
         options = self.schema.Pool2DOptionsT()
         options.padding = self.schema.Padding.VALID
         options.filterHeight, options.filterWidth = options.strideH, options.strideW = size
-        kept = self._activation((height // size[0], width // size[1], channels), f"{name}/kept")
-        self._operator("MAX_POOL_2D", [source], kept, ("Pool2DOptions", options))
-        self.outputs.append(kept)
+        result = self._activation((height // size[0], width // size[1], channels), f"{name}/kept")
+        self._operator("MAX_POOL_2D", [source], result, ("Pool2DOptions", options))
+        self.outputs.append(result)
 
     def _operator(
         self, name: str, inputs: list[int], output: int, options: tuple[str, Any]
     ) -> None:
+        """Add an operator. ``options``: the name of their type, and the options."""
         builtin = getattr(self.schema.BuiltinOperator, name)
         if builtin not in self.codes:
             self.codes.append(builtin)
         operator = self.schema.OperatorT()
-        operator.opcodeIndex, operator.inputs, operator.outputs = (
-            self.codes.index(builtin),
-            inputs,
-            [output],
-        )
-        operator.builtinOptionsType, operator.builtinOptions = (
-            getattr(self.schema.BuiltinOptions, options[0]),
-            options[1],
-        )
+        operator.opcodeIndex = self.codes.index(builtin)
+        operator.inputs, operator.outputs = inputs, [output]
+        operator.builtinOptionsType = getattr(self.schema.BuiltinOptions, options[0])
+        operator.builtinOptions = options[1]
         self.operators.append(operator)
 
     def _window(
@@ -294,6 +284,7 @@ class _File:
         *,
         same: bool,
     ) -> tuple[str, Any]:
+        """The options of a convolution or pooling, with the name of their type."""
         options = getattr(self.schema, f"{kind}T")()
         padding = self.schema.Padding
         options.padding = padding.SAME if same or kernel == (1, 1) else padding.VALID
@@ -302,10 +293,12 @@ class _File:
         return kind, options
 
     def _fused(self, activation: str | None) -> Any:
+        """The code of a fused activation; NONE for those that cannot be fused."""
         kinds = self.schema.ActivationFunctionType
         return {"relu": kinds.RELU, "relu6": kinds.RELU6}.get(activation or "", kinds.NONE)
 
     def _activation(self, shape: tuple[int, ...], name: str) -> int:
+        """Add an int8 tensor for activations, and return its number."""
         return self._tensor((1, *shape), "INT8", 0, name, np.asarray([0.02], np.float32), 0)
 
     def _constant(
@@ -315,6 +308,7 @@ class _File:
         scales: NDArray[np.float32] | None = None,
         axis: int = 0,
     ) -> int:
+        """Add a constant tensor, and return its number."""
         buffer = self.schema.BufferT()
         buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
         self.buffers.append(buffer)
@@ -331,34 +325,31 @@ class _File:
         scales: NDArray[np.float32] | None,
         axis: int,
     ) -> int:
+        """Add a tensor, and return its number."""
         tensor = self.schema.TensorT()
-        tensor.shape, tensor.type, tensor.buffer, tensor.name = (
-            list(shape),
-            getattr(self.schema.TensorType, kind),
-            buffer,
-            name,
-        )
+        tensor.shape, tensor.name, tensor.buffer = list(shape), name, buffer
+        tensor.type = getattr(self.schema.TensorType, kind)
         if scales is not None:
             quantization = self.schema.QuantizationParametersT()
-            quantization.scale, quantization.zeroPoint, quantization.quantizedDimension = (
-                scales,
-                np.zeros(len(scales), np.int64),
-                axis,
-            )
+            quantization.scale, quantization.quantizedDimension = scales, axis
+            quantization.zeroPoint = np.zeros(len(scales), np.int64)
             tensor.quantization = quantization
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
 
 def batches(workloads: Sequence[Workload], ops: int, weights: int) -> Iterator[Sequence[Workload]]:
-    """The workloads in parts of at most so many ops and, unless one op alone has more, weights; those that read the same shape together."""
+    """The workloads in parts of at most ``ops`` ops and ``weights`` weights.
+
+    A single op may have more weights. Ops with inputs of the same shape are in one part.
+    """
     part: list[Workload] = []
     total = 0
-    for each in sorted(workloads, key=lambda s: (s.inputs, s.output, s.kernel, str(s))):
-        if part and (len(part) == ops or total + each.params > weights):
+    for workload in sorted(workloads, key=lambda w: (w.inputs, w.output, w.kernel, str(w))):
+        if part and (len(part) == ops or total + workload.params > weights):
             yield part
             part, total = [], 0
-        part.append(each)
-        total += each.params
+        part.append(workload)
+        total += workload.params
     if part:
         yield part

@@ -21,18 +21,17 @@ from lrfc.ir.batch import Batch, batches
 from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact, Runner
 from lrfc.system import files, scratch
-from lrfc.targets import refusals
+from lrfc.targets import refusals, trace
 from lrfc.targets.base import FileTarget
-from lrfc.targets.devices import trace
-from lrfc.targets.devices.trace import Traced
 from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
 from lrfc.targets.tflite import operators
 from lrfc.targets.tflite.operators import Operators
+from lrfc.targets.trace import Traced
 
-#: Bytes of weights from which they stay variables while a file is written. As constants the
-#: converter holds them more than twenty times; of few weights it makes the file faster that way.
+#: Bytes of weights from which on they stay variables while a file is written. The converter holds
+#: constants in memory more than twenty times, but is faster with them when they are few.
 LARGE = 32 << 20
 
 
@@ -41,9 +40,9 @@ class TFLite(FileTarget):
     """One ``.tflite`` file with a fixed batch of one and built-in operators only.
 
     'int8' quantises weights (per channel) and activations, 'int16x8' weights to 8 and activations
-    to 16 bits, 'dynamic' weights only: activations are quantised as they come, where the runtime
-    has a kernel for that. 'fp16' halves the weights, and is computed in float32. Inputs and outputs
-    stay as the model has them, unless ``int8_io``. The signature ``serving_default`` names inputs
+    to 16 bits, 'dynamic' weights only: activations are quantised at run time, where the runtime has
+    a kernel for that. 'fp16' halves the weights, and is computed in float32. Inputs and outputs
+    keep the dtypes of the model, unless ``int8_io``. The signature ``serving_default`` names inputs
     and outputs like the model's ops, and the file lists both in the model's order. The same graph
     gives the same bytes.
     """
@@ -56,20 +55,16 @@ class TFLite(FileTarget):
         check(self.name, self.precision, int8_io=self.int8_io)
 
     def refusals(self, graph: Graph) -> Sequence[str]:
-        """Every reason why the graph cannot be emitted, one line each. Empty when it can."""
-        return refusals.of(
-            graph,
-            {"int8": refusals.TFLITE_INT8, "int16x8": refusals.TFLITE_INT16X8}.get(
-                self.precision, refusals.TFLITE
-            ),
-        )
+        """Every reason why the graph cannot be emitted, one line each; empty when it can."""
+        rules = {"int8": refusals.TFLITE_INT8, "int16x8": refusals.TFLITE_INT16X8}
+        return refusals.of(graph, rules.get(self.precision, refusals.TFLITE))
 
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
         """Write the file.
 
         ``calibration``: one array (N, ...) per input; integer precisions read the range of every
         activation from these samples, one by one. UsageError when they lack it or the file cannot
-        be written; ModelError when the converter fails, with all it wrote in the error's notes.
+        be written; ModelError when the converter fails, with its output in the error's notes.
         """
         if self._integer and (calibration is None or len(calibration[0]) == 0):
             raise UsageError(
@@ -83,9 +78,10 @@ class TFLite(FileTarget):
         return Artifact(path, self.name, self.precision)
 
     def emit_trained(self, graph: Graph, model: Any, path: Path) -> Artifact:
-        """Write the file of a tf_keras model that was trained with its rounding inside, in the place of the graph's; see emit.
+        """Write the file of a tf_keras model that was trained with its rounding simulated.
 
-        The ranges are those of the training. ``graph`` names inputs and outputs.
+        Its ranges are those of the training. ``graph``: names the inputs and outputs. The errors of
+        ``emit``.
         """
         import tensorflow as tf
 
@@ -103,22 +99,20 @@ class TFLite(FileTarget):
 
             return trace.traced(graph.name, call, specs, outputs, model.variables)
 
-        files.write(
-            path,
-            trace.converted(
-                graph, f"TFLite {self.precision}", lambda traced: self._convert(traced, None), start
-            ),
+        content = trace.converted(
+            graph, f"TFLite {self.precision}", lambda traced: self._convert(traced, None), start
         )
+        files.write(path, content)
         return Artifact(path, self.name, self.precision)
 
     def load(self, artifact: Artifact, threads: int = 1) -> Runner:
-        """The file in a LiteRT interpreter. ModelError when LiteRT refuses it."""
+        """Load the file into a LiteRT interpreter; ModelError when LiteRT refuses it."""
         return _LiteRT(artifact.path, threads)
 
     def reference(self, artifact: Artifact) -> Runner:
-        """The file by LiteRT's reference kernels: slow, and what microcontrollers compute bit by bit.
+        """The file under LiteRT's reference kernels, which microcontrollers follow bit by bit.
 
-        ModelError, when it runs, where LiteRT refuses it.
+        They are slow. ModelError, on a call, when LiteRT refuses the file.
         """
         return _Reference(artifact.path)
 
@@ -135,40 +129,21 @@ class TFLite(FileTarget):
         return PRECISIONS[self.precision].integer
 
     def _convert(self, traced: Traced, calibration: Batch | None) -> bytes:
+        """The bytes of the file. Without ``calibration`` the ranges are in the traced function."""
         import tensorflow as tf
 
-        if (
-            sum(
-                variable.dtype.size * variable.shape.num_elements() for variable in traced.variables
-            )
-            < LARGE
-        ):
+        sizes = [v.dtype.size * v.shape.num_elements() for v in traced.variables]
+        if sum(sizes) < LARGE:
             traced = traced.frozen()
-
-        def call(*tensors: Any) -> dict[str, Any]:
-            return dict(zip(traced.outputs, traced.function(*tensors), strict=True))
-
         if self._integer and any(kind.startswith("TensorList") for kind in traced.kinds()):
             # The calibrator does not fail on it: it takes the process down.
             raise ModelError(
                 f"'{traced.name}' has a loop that calibration cannot run: unroll its recurrent"
                 " layers (unroll=True), or choose --precision fp32"
             )
-        takes = [tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in traced.inputs]
-        signature = tf.function(call, autograph=False).get_concrete_function(*takes)
-        module = tf.Module()
-        module.weights = traced.variables
-        with scratch.folder() as path:
-            folder = str(path)
-            # Without custom gradients: they cannot be saved once the variables are constants, and a
-            # file is for inference.
-            tf.saved_model.save(
-                module,
-                folder,
-                {"serving_default": signature},
-                tf.saved_model.SaveOptions(experimental_custom_gradients=False),
-            )
-            converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        with scratch.folder() as folder:
+            _save(traced, folder)
+            converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
             self._quantise(converter, trained=calibration is None)
             if calibration is not None and self._integer:
                 samples = checked(calibration, traced.inputs, "the model")
@@ -194,7 +169,7 @@ class TFLite(FileTarget):
         return _in_order(bytes(content), traced)
 
     def _quantise(self, converter: Any, *, trained: bool) -> None:
-        """Set the converter to the precision. ``trained``: the ranges are in the graph."""
+        """Set the converter's precision. ``trained``: the ranges are in the graph."""
         import tensorflow as tf
 
         sets = {
@@ -211,8 +186,32 @@ class TFLite(FileTarget):
             converter.inference_input_type = converter.inference_output_type = tf.int8
 
 
+def _save(traced: Traced, folder: Path) -> None:
+    """Write the function as a SavedModel."""
+    import tensorflow as tf
+
+    def call(*tensors: Any) -> dict[str, Any]:
+        return dict(zip(traced.outputs, traced.function(*tensors), strict=True))
+
+    specs = [tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in traced.inputs]
+    signature = tf.function(call, autograph=False).get_concrete_function(*specs)
+    module = tf.Module()
+    module.weights = traced.variables
+    # Without custom gradients: they cannot be saved once the variables are constants, and a file is
+    # for inference.
+    tf.saved_model.save(
+        module,
+        str(folder),
+        {"serving_default": signature},
+        tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+    )
+
+
 def scales(path: Path) -> tuple[tuple[str, float, int], ...]:
-    """Name, scale and zero point of each input and output of a file that holds integers: value = scale · (integer - zero point)."""
+    """Name, scale and zero point of each input and output that holds integers.
+
+    value = scale · (integer - zero point).
+    """
     return tuple(
         (name, port.scale, port.zero_point)
         for name, port in _LiteRT(path, 1).ports().items()
@@ -221,7 +220,7 @@ def scales(path: Path) -> tuple[tuple[str, float, int], ...]:
 
 
 def _in_order(content: bytes, traced: Traced) -> bytes:
-    """The file with its inputs and outputs listed in the model's order; the converter sorts them by name."""
+    """List inputs and outputs in the model's order; the converter sorts them by name."""
     from ai_edge_litert import schema_py_generated as schema
 
     buffer = bytearray(content)
@@ -235,9 +234,8 @@ def _in_order(content: bytes, traced: Traced) -> bytes:
         entry.Name().decode(): entry.TensorIndex()
         for entry in map(signature.Outputs, range(signature.OutputsLength()))
     }
-    graph.InputsAsNumpy()[:] = [
-        inputs[spec.name] for spec in traced.inputs
-    ]  # views into the buffer
+    # Both are views into the buffer.
+    graph.InputsAsNumpy()[:] = [inputs[spec.name] for spec in traced.inputs]
     graph.OutputsAsNumpy()[:] = [outputs[name] for name in traced.outputs]
     return bytes(buffer)
 
@@ -245,7 +243,8 @@ def _in_order(content: bytes, traced: Traced) -> bytes:
 class _Port(NamedTuple):
     """An input or output of a loaded file.
 
-    One of integers with a scale is read and written as the float values that they stand for.
+    ``number``: of its tensor. ``spec``: of the values outside; integers with a scale are floats
+    there. ``dtype``: of the tensor.
     """
 
     number: int
@@ -256,6 +255,7 @@ class _Port(NamedTuple):
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> _Port:
+        """The port in an entry of the interpreter's details."""
         scale, zero_point = entry["quantization"]
         dtype = np.float32 if scale else entry["dtype"]
         return cls(
@@ -266,14 +266,16 @@ class _Port(NamedTuple):
             int(zero_point),
         )
 
-    def given(self, x: NDArray[Any]) -> NDArray[Any]:
+    def quantised(self, x: NDArray[Any]) -> NDArray[Any]:
+        """The values as the tensor stores them."""
         if not self.scale:
             return x
         limits = np.iinfo(self.dtype)
         rounded = np.rint(x / np.float32(self.scale)) + self.zero_point
         return np.asarray(np.clip(rounded, limits.min, limits.max), self.dtype)
 
-    def taken(self, y: NDArray[Any]) -> NDArray[Any]:
+    def dequantised(self, y: NDArray[Any]) -> NDArray[Any]:
+        """The values that a tensor represents."""
         return (
             np.float32(self.scale) * (y.astype(np.float32) - self.zero_point) if self.scale else y
         )
@@ -282,8 +284,7 @@ class _Port(NamedTuple):
 class _LiteRT:
     """A loaded ``.tflite`` file.
 
-    Samples run one by one: with XNNPACK a batch is not faster, and what runs is the file as it
-    ships.
+    Samples run one by one: with XNNPACK a batch is not faster, and the file runs as it ships.
     """
 
     def __init__(self, path: Path, threads: int, *, reference: bool = False) -> None:
@@ -315,7 +316,7 @@ class _LiteRT:
 
     def __call__(self, batch: Batch) -> Batch:
         arrays = [
-            port.given(x)
+            port.quantised(x)
             for port, x in zip(
                 self._inputs,
                 checked(batch, [port.spec for port in self._inputs], self._name),
@@ -333,15 +334,21 @@ class _LiteRT:
                     f"LiteRT cannot run {self._name}: {backend.reason(error)}"
                 ) from error
             results.append(
-                [port.taken(self._interpreter.get_tensor(port.number)) for port in self._outputs]
+                [
+                    port.dequantised(self._interpreter.get_tensor(port.number))
+                    for port in self._outputs
+                ]
             )
         return joined(results)
 
 
 class _Reference:
-    """A ``.tflite`` file by the reference kernels, which use one thread: the samples are shared out."""
+    """A ``.tflite`` file under the reference kernels.
 
-    #: Samples of one share: few, so that a Ctrl-C does not wait.
+    These use one thread, so several interpreters share the samples.
+    """
+
+    #: Samples of one share: few, so that Ctrl-C does not wait.
     SHARE: ClassVar[int] = 32
 
     def __init__(self, path: Path) -> None:

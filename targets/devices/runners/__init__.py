@@ -1,4 +1,4 @@
-"""How devices are reached, one way a file. ``lrfc.targets.devices.connections`` lists the ways."""
+"""The runners of devices, one a file. ``lrfc.targets.devices.connections`` opens them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["INTERPRETER", "runner"]
 
 
 def runner(device: Device) -> DeviceRunner:
-    """The runner of a device.
+    """Return the runner of a device.
 
     DeviceError when it has none: nothing can be measured there. UsageError where its profile would
-    run a program here.
+    run a program on this machine.
     """
-    return device.reach.open(device)
+    return device.connection.open(device)

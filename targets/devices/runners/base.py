@@ -1,29 +1,33 @@
-"""What it means to reach a device: the protocol that every runner follows."""
+"""Protocols of the runners of devices, and the base class of those with a transport."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
+from lrfc.errors import DeviceError
 from lrfc.protocols import Artifact
 from lrfc.targets.devices.measure import Measurement
+from lrfc.targets.devices.process import Transport
 
 if TYPE_CHECKING:
     from lrfc.costs.workload import Workload
     from lrfc.ir.graph import Graph
+    from lrfc.targets.devices.device import Device
     from lrfc.targets.ethos_u.vela import Compiled
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a device says about itself.
+    """A device's description of itself.
 
     ``machine``: its architecture ('x86_64', 'aarch64', 'ethos-u55-128'). ``system``: its operating
-    system, or the program that stands for it. ``python``: the version there; None where none is
-    used. ``runtimes``: format → runtime and version ('tflite' → 'LiteRT 2.1.0'). ``free_bytes``:
-    room for files there; None where it is not known.
+    system, or the program that simulates the device. ``python``: the version there; None where none
+    is used. ``runtimes``: format → runtime and version ('tflite' → 'LiteRT 2.1.0').
+    ``free_bytes``: disk space there; None where it is unknown.
     """
 
     machine: str
@@ -34,13 +38,13 @@ class Facts:
 
 
 class DeviceRunner(Protocol):
-    """A device, reached inside a ``with`` block.
+    """A connected device inside a ``with`` block.
 
-    At its end, however it ends, nothing of ours is left on the device.
+    At the end of the block, however it ends, none of our files or processes is left on the device.
     """
 
     def __enter__(self) -> Self:
-        """Reach the device.
+        """Connect to the device.
 
         DeviceError, in one line, when it cannot be reached; DependencyError when a program on this
         machine is missing.
@@ -53,11 +57,11 @@ class DeviceRunner(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop what runs there and remove what was put there."""
+        """Stop our processes there and remove our files."""
         ...
 
     def check(self) -> Facts:
-        """Ask the device what it is.
+        """Ask the device for its facts.
 
         DeviceError when something that its profile promises is missing there.
         """
@@ -71,19 +75,22 @@ class DeviceRunner(Protocol):
         threads: int = 1,
         timeout: float = 600.0,
     ) -> tuple[Measurement, ...]:
-        """Measure the files side by side, as ``lrfc.targets.devices.measure.compare`` does on this machine; the same errors."""
+        """Measure the files side by side.
+
+        As ``lrfc.targets.devices.measure.compare`` does on this machine, with the same errors.
+        """
         ...
 
 
 class OpRunner(DeviceRunner, Protocol):
-    """A device whose compiler tells the cycles of single ops."""
+    """A device whose compiler reports the cycles of single ops."""
 
     def compiled(self, file: Artifact, *, timeout: float = 600.0) -> Compiled:
-        """All that the compiler makes of a file."""
+        """The compiler's file and report for a file."""
         ...
 
     def price(self, ops: Iterable[Workload], *, timeout: float = 600.0) -> dict[Workload, float]:
-        """Cycles of ops before there is a network; those that it cannot tell are left out."""
+        """Cycles of ops before there is a network; without those that it cannot estimate."""
         ...
 
     def observed(
@@ -98,7 +105,7 @@ class OpRunner(DeviceRunner, Protocol):
 
 
 class Profiler(DeviceRunner, Protocol):
-    """A device whose runtime tells how long the parts of a file take."""
+    """A device whose runtime reports the time of the parts of a file."""
 
     def times(
         self,
@@ -108,11 +115,48 @@ class Profiler(DeviceRunner, Protocol):
         threads: int = 1,
         timeout: float = 600.0,
     ) -> list[list[float]]:
-        """Milliseconds of an inference of each of many small files of one format, in each turn; the errors of ``compare``."""
+        """Milliseconds of one inference of each of many small files of one format, by turn.
+
+        The errors of ``compare``.
+        """
         ...
 
     def profile(
         self, file: Artifact, *, runs: int = 50, threads: int = 1, timeout: float = 600.0
     ) -> Mapping[str, float]:
-        """Microseconds (medians) of each part: of a .tflite file each signature, of an .onnx file each node that is executed, by name."""
+        """Microseconds (medians) of each part of a file, by name.
+
+        Parts are the signatures of a .tflite file, and the executed nodes of an .onnx file.
+        """
         ...
+
+
+AnyTransport = TypeVar("AnyTransport", bound=Transport)
+
+
+class TransportRunner(Generic[AnyTransport]):
+    """A runner over a transport, which is open inside the ``with`` block."""
+
+    def __init__(self, device: Device, transport: AnyTransport) -> None:
+        self._device, self._transport = device, transport
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self._transport)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def _check_machine(self, machine: str) -> None:
+        """DeviceError unless the architecture is that of the profile."""
+        if self._device.machine not in (None, machine):
+            raise DeviceError(
+                f"device '{self._device.name}' says that it is {machine}, its profile says"
+                f" {self._device.machine}: correct the profile"
+            )

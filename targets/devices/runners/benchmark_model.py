@@ -1,4 +1,4 @@
-"""An Android device without Python: TensorFlow Lite's own program benchmark_model, brought there, and what it says."""
+"""An Android device without Python: TensorFlow Lite's benchmark_model is sent there and run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 
@@ -21,9 +19,9 @@ from lrfc.errors import DeviceError
 from lrfc.protocols import Artifact
 from lrfc.system.reader import contents, shown
 from lrfc.targets.devices.device import Device
-from lrfc.targets.devices.measure import Measurement, check, drift, statistics
+from lrfc.targets.devices.measure import Measurement, check, drift, file_digest, statistics
 from lrfc.targets.devices.process import Transport
-from lrfc.targets.devices.runners.base import Facts
+from lrfc.targets.devices.runners.base import Facts, TransportRunner
 
 #: Times that the program is started for each file, the files in turns.
 TURNS = 8
@@ -32,81 +30,63 @@ PATIENCE = 60.0
 #: Bytes that the program may have.
 PROGRAM_BYTES = 1 << 30
 _KILOBYTES = re.compile(r"[0-9]{1,15}")
-#: A figure of the program's: microseconds, or a number of runs.
+#: A figure in the program's output: microseconds, or a number of runs.
 _FIGURE = r"[0-9]{1,15}(?:\.[0-9]{1,15})?(?:e[+-]?[0-9]{1,2})?"
-NOTE = "benchmark_model tells one figure a turn: median, p90 and IQR are those of the turns"
+#: Output of a shell or linker that cannot start the program.
+_BROKEN = re.compile(
+    r"(not executable|exec format error|cannot link executable|no such file).*", re.IGNORECASE
+)
+NOTE = "benchmark_model reports one figure a turn: median, p90 and IQR are those of the turns"
 
 
 class Shell(Transport, Protocol):
-    """A connection that also runs commands to their end."""
+    """A transport that also runs commands to their end."""
 
-    def run(self, there: str, timeout: float) -> subprocess.CompletedProcess[str]:
-        """What the commands said, and their exit code."""
+    def run(self, commands: str, timeout: float) -> subprocess.CompletedProcess[str]:
+        """Run commands of a shell there; return their output and exit code."""
         ...
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one run of the program says: the time of one inference, of loading and of the first one, in microseconds, and the number of inferences."""
+    """The figures of one run of the program.
+
+    ``inference``: microseconds of one inference. ``cold``: microseconds of loading and the first
+    inference. ``count``: the number of inferences.
+    """
 
     inference: float
     cold: float
     count: int
 
 
-class BenchmarkRunner:
-    """Measures .tflite files; its memory and the version of its runtime the program does not tell."""
+class BenchmarkRunner(TransportRunner[Shell]):
+    """Measures .tflite files. The program reports neither memory nor the version of its runtime."""
 
-    def __init__(self, device: Device, connection: Shell, program: Path) -> None:
-        self._device, self._connection, self._program = device, connection, program
-        self._version = (
-            f"sha256 {hashlib.sha256(contents(program, limit=PROGRAM_BYTES)).hexdigest()[:12]}"
-        )
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        self._stack.enter_context(self._connection)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+    def __init__(self, device: Device, transport: Shell, program: Path) -> None:
+        super().__init__(device, transport)
+        digest = hashlib.sha256(contents(program, limit=PROGRAM_BYTES)).hexdigest()
+        self._program, self._version = program, f"sha256 {digest[:12]}"
 
     def check(self) -> Facts:
-        """The facts, and that the program can be run there."""
-        folder = shlex.quote(self._connection.folder)
-        asked = "uname -m; getprop ro.build.version.release; df -k "
-        said = self._connection.run(f"{asked}{folder} | tail -n 1", PATIENCE).stdout.splitlines()
-        if len(said) < 3:
+        """Ask the device for its facts, and check that the program runs there."""
+        folder = shlex.quote(self._transport.folder)
+        commands = f"uname -m; getprop ro.build.version.release; df -k {folder} | tail -n 1"
+        lines = self._transport.run(commands, PATIENCE).stdout.splitlines()
+        if len(lines) < 3:
             raise DeviceError(
                 f"device '{self._device.name}' does not answer uname, getprop and df:"
-                f" {shown(' '.join(said)) or 'nothing'}"
+                f" {shown(' '.join(lines)) or 'nothing'}"
             )
-        machine, release, disk = shown(said[0].strip()), shown(said[1].strip()), said[-1].split()
-        if self._device.machine not in (None, machine):
-            raise DeviceError(
-                f"device '{self._device.name}' says that it is {machine}, its profile says"
-                f" {self._device.machine}: mend machine there"
-            )
-        free = next(
-            (
-                int(disk[i - 2]) * 1024
-                for i in range(3, len(disk))
-                if disk[i].startswith("/") and _KILOBYTES.fullmatch(disk[i - 2])
-            ),
-            None,
-        )
-        self._started(self._connection.run(f"{self._there(PATIENCE)} --help", PATIENCE))
+        machine, release = shown(lines[0].strip()), shown(lines[1].strip())
+        self._check_machine(machine)
+        self._check_started(self._transport.run(f"{self._ready(PATIENCE)} --help", PATIENCE))
         return Facts(
             machine,
             f"Android {release}",
             None,
             {"tflite": f"benchmark_model {self._version}"},
-            free,
+            _free_bytes(lines[-1]),
         )
 
     def compare(
@@ -127,49 +107,44 @@ class BenchmarkRunner:
             )
         deadline = time.monotonic() + timeout
         turns = min(TURNS, runs)
-        sent = [self._sent(file, deadline - time.monotonic()) for file in files]
-        program = self._there(deadline - time.monotonic())
-        made: list[list[Turn]] = [[] for _ in files]
+        paths = [self._sent(file, deadline - time.monotonic()) for file in files]
+        program = self._ready(deadline - time.monotonic())
+        options = (
+            f"--num_threads={threads} --num_runs={ceil(runs / turns)} --min_secs=0"
+            " --warmup_min_secs=0.1"
+        )
+        commands = [f"{program} --graph={path} {options}" for path in paths]
+        results: list[list[Turn]] = [[] for _ in files]
         try:
             for number in range(turns):
                 order = range(len(files)) if number % 2 == 0 else reversed(range(len(files)))
                 for i in order:
-                    words = (
-                        f"--graph={sent[i]} --num_threads={threads} --num_runs={ceil(runs / turns)}"
-                        " --min_secs=0 --warmup_min_secs=0.1"
-                    )
-                    made[i].append(
-                        self._turn(
-                            files[i], f"{program} {words}", max(deadline - time.monotonic(), 0.0)
-                        )
-                    )
+                    left = max(deadline - time.monotonic(), 0.0)
+                    results[i].append(self._turn(files[i], commands[i], left))
         except DeviceError as error:
-            whole = min(map(len, made))
+            whole = min(map(len, results))
             if whole:
                 note = f"stopped after {whole} of {turns} turns"
-                error.measured = tuple(
-                    self._measurement(file, own[:whole], threads, note)
-                    for file, own in zip(files, made, strict=True)
+                error.measured = self._measurements(
+                    files, [own[:whole] for own in results], threads, note
                 )
             raise
-        return tuple(
-            self._measurement(file, own, threads, NOTE)
-            for file, own in zip(files, made, strict=True)
-        )
+        return self._measurements(files, results, threads, NOTE)
 
-    def _there(self, timeout: float) -> str:
-        """The program there, ready to run; exec, so that the number that the connection noted is its own."""
-        path = shlex.quote(self._connection.put(self._program, timeout))
+    def _ready(self, timeout: float) -> str:
+        """Send the program; return the shell command that becomes it.
+
+        With exec, so that the process number that the transport noted is the program's own.
+        """
+        path = shlex.quote(self._transport.put(self._program, timeout))
         return f"chmod 700 {path}; exec {path}"
 
     def _sent(self, file: Artifact, timeout: float) -> str:
-        try:
-            digest = hashlib.sha256(file.path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise DeviceError(f"cannot measure {file.path}: {error.strerror}") from error
-        path = shlex.quote(self._connection.put(file.path, timeout))
-        found = self._connection.run(f"sha256sum {path}", PATIENCE).stdout.split()[:1]
-        if found != [digest]:
+        """Send a file; return its path there, quoted. DeviceError unless it arrives whole."""
+        digest = file_digest(file.path)
+        path = shlex.quote(self._transport.put(file.path, timeout))
+        arrived = self._transport.run(f"sha256sum {path}", PATIENCE).stdout.split()[:1]
+        if arrived != [digest]:
             raise DeviceError(
                 f"device '{self._device.name}': {file.path.name} did not arrive whole; send it"
                 " again, or look at the connection"
@@ -177,12 +152,13 @@ class BenchmarkRunner:
         return path
 
     def _turn(self, file: Artifact, command: str, timeout: float) -> Turn:
-        done = self._connection.run(command, timeout)
-        self._started(done)
-        said = f"{done.stdout}\n{done.stderr}"
-        found = parse(said)
-        if done.returncode or found is None:
-            lines = [line.strip() for line in said.splitlines() if line.strip()]
+        """Run the program once on a file; DeviceError when it reports no figures."""
+        done = self._transport.run(command, timeout)
+        self._check_started(done)
+        output = f"{done.stdout}\n{done.stderr}"
+        turn = parse(output)
+        if done.returncode or turn is None:
+            lines = [line.strip() for line in output.splitlines() if line.strip()]
             reason = next(
                 (line for line in lines if "ERROR" in line),
                 lines[-1] if lines else f"exit code {done.returncode}",
@@ -190,30 +166,33 @@ class BenchmarkRunner:
             raise DeviceError(
                 f"cannot measure {file.path.name}: benchmark_model: {shown(reason, 500)}"
             )
-        return found
+        return turn
 
-    def _started(self, done: subprocess.CompletedProcess[str]) -> None:
-        said = f"{done.stdout}\n{done.stderr}"
-        broken = re.search(
-            r"(not executable|exec format error|cannot link executable|no such file).*",
-            said,
-            re.IGNORECASE,
+    def _check_started(self, done: subprocess.CompletedProcess[str]) -> None:
+        """DeviceError when the program could not be started there."""
+        output = f"{done.stdout}\n{done.stderr}"
+        broken = _BROKEN.search(output)
+        if done.returncode not in (126, 127) and not (done.returncode and broken):
+            return
+        lines = output.strip().splitlines() or [f"exit code {done.returncode}"]
+        reason = broken.group() if broken else lines[-1]
+        raise DeviceError(
+            f"device '{self._device.name}' cannot run {self._program}:"
+            f" {shown(' '.join(reason.split()), 500)}; take the benchmark_model built for its"
+            " architecture"
         )
-        if done.returncode in (126, 127) or (done.returncode and broken):
-            reason = (
-                broken.group()
-                if broken
-                else (
-                    said.strip().splitlines()[-1]
-                    if said.strip()
-                    else f"exit code {done.returncode}"
-                )
-            )
-            raise DeviceError(
-                f"device '{self._device.name}' cannot run {self._program}:"
-                f" {shown(' '.join(reason.split()), 500)}; take the benchmark_model built for its"
-                " architecture"
-            )
+
+    def _measurements(
+        self,
+        files: Sequence[Artifact],
+        results: Sequence[Sequence[Turn]],
+        threads: int,
+        note: str,
+    ) -> tuple[Measurement, ...]:
+        return tuple(
+            self._measurement(file, turns, threads, note)
+            for file, turns in zip(files, results, strict=True)
+        )
 
     def _measurement(
         self, file: Artifact, turns: Sequence[Turn], threads: int, note: str
@@ -242,25 +221,35 @@ class BenchmarkRunner:
         )
 
 
-def parse(said: str) -> Turn | None:
-    """The figures in the output of benchmark_model; None when it is not such.
+def _free_bytes(line: str) -> int | None:
+    """The free bytes in a line of ``df -k``; None when it cannot be read.
+
+    They stand two columns before the mount point.
+    """
+    columns = line.split()
+    for i in range(3, len(columns)):
+        if columns[i].startswith("/") and _KILOBYTES.fullmatch(columns[i - 2]):
+            return int(columns[i - 2]) * 1024
+    return None
+
+
+def parse(output: str) -> Turn | None:
+    """The figures in the output of benchmark_model; None when there are none.
 
     Of the line of the timed runs (``count=50 first=… curr=… min=… max=… avg=… std=…``; the warm-up
     has one before it) the median where there is one, the average otherwise, and of ``Inference
     timings in us: Init: …, First inference: …`` the cold start.
     """
-    counted = [
+    counts = [
         dict(re.findall(rf"(\w+)=({_FIGURE})\b", line))
-        for line in said.splitlines()
+        for line in output.splitlines()
         if re.search(r"\bcount=[0-9]{1,9} ", line)
     ]
-    cold = re.search(rf"Init: ({_FIGURE}), First inference: ({_FIGURE})", said)
-    if not counted or cold is None:
+    cold = re.search(rf"Init: ({_FIGURE}), First inference: ({_FIGURE})", output)
+    if not counts or cold is None:
         return None
-    last = counted[-1]
+    last = counts[-1]
     value = last.get("median") or last.get("avg") or last.get("curr")
-    return (
-        None
-        if value is None or not float(value) > 0
-        else Turn(float(value), float(cold.group(1)) + float(cold.group(2)), int(last["count"]))
-    )
+    if value is None or not float(value) > 0:
+        return None
+    return Turn(float(value), float(cold.group(1)) + float(cold.group(2)), int(last["count"]))

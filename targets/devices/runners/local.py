@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from lrfc.targets.devices.device import Device, Local
-from lrfc.targets.devices.process import Here
+from lrfc.targets.devices.process import LocalTransport
 from lrfc.targets.devices.runners.python import PythonRunner
 
 
 class LocalRunner(PythonRunner):
-    """Each file in a fresh child process."""
+    """Measures on this machine, each file in a fresh child process."""
 
     def __init__(self, device: Device) -> None:
-        assert isinstance(device.reach, Local)
-        super().__init__(device, Here(device.reach.python))
+        assert isinstance(device.connection, Local)
+        super().__init__(device, LocalTransport(device.connection.python))

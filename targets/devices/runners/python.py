@@ -1,70 +1,49 @@
-"""A device with Python: its workers speak to this machine as local ones do, over whatever connects them."""
+"""A device with Python: worker processes there measure, over any transport."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Self
 
 from lrfc.errors import DeviceError
 from lrfc.protocols import Artifact
 from lrfc.targets.devices import measure
-from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.process import Transport, Worker
-from lrfc.targets.devices.runners.base import Facts
+from lrfc.targets.devices.runners.base import Facts, TransportRunner
 
 #: Seconds that a device gets to import its runtimes.
 PATIENCE = 120.0
 
 
-class PythonRunner:
-    """Runs targets/devices/worker.py on a device, over a connection to it."""
-
-    def __init__(self, device: Device, connection: Transport) -> None:
-        self._device, self._connection = device, connection
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        self._stack.enter_context(self._connection)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+class PythonRunner(TransportRunner[Transport]):
+    """Runs targets/devices/worker.py on a device."""
 
     def check(self) -> Facts:
-        """The facts.
+        """Ask a worker for the facts of the device.
 
         DeviceError when a runtime of the profile's formats is missing, or the architecture is not
         the profile's.
         """
         name = self._device.name
-        with Worker(
-            self._connection, f"look at device '{name}'", PATIENCE, time.monotonic() + PATIENCE
-        ) as worker:
-            said = worker.ask({"facts": self._connection.folder})
-        found = Facts(
-            said["machine"], said["system"], said["python"], said["runtimes"], said["free_bytes"]
+        deadline = time.monotonic() + PATIENCE
+        with Worker(self._transport, f"look at device '{name}'", PATIENCE, deadline) as worker:
+            answer = worker.ask({"facts": self._transport.folder})
+        facts = Facts(
+            answer["machine"],
+            answer["system"],
+            answer["python"],
+            answer["runtimes"],
+            answer["free_bytes"],
         )
-        if self._device.machine not in (None, found.machine):
-            raise DeviceError(
-                f"device '{name}' says that it is {found.machine}, its profile says"
-                f" {self._device.machine}: mend host or machine there"
-            )
+        self._check_machine(facts.machine)
         for form in self._device.formats:
-            if form not in found.runtimes:
+            if form not in facts.runtimes:
                 raise DeviceError(
-                    f"device '{name}': {said['missing'][form]}; or take '{form}' out of formats in"
-                    " its profile"
+                    f"device '{name}': {answer['missing'][form]}; or take '{form}' out of formats"
+                    " in its profile"
                 )
-        return found
+        return facts
 
     def compare(
         self,
@@ -76,7 +55,7 @@ class PythonRunner:
     ) -> tuple[Measurement, ...]:
         """Measure the files side by side there."""
         return measure.compare(
-            files, runs=runs, threads=threads, timeout=timeout, connection=self._connection
+            files, runs=runs, threads=threads, timeout=timeout, transport=self._transport
         )
 
     def times(
@@ -87,9 +66,9 @@ class PythonRunner:
         threads: int = 1,
         timeout: float = 600.0,
     ) -> list[list[float]]:
-        """Milliseconds of an inference of each of many small files of one format there, in each turn."""
+        """Milliseconds of one inference of each of many small files of one format, by turn."""
         return measure.times(
-            files, turns=turns, threads=threads, timeout=timeout, connection=self._connection
+            files, turns=turns, threads=threads, timeout=timeout, transport=self._transport
         )
 
     def profile(
@@ -97,5 +76,5 @@ class PythonRunner:
     ) -> Mapping[str, float]:
         """Microseconds of each part of the file there."""
         return measure.profile(
-            file, runs=runs, threads=threads, timeout=timeout, connection=self._connection
+            file, runs=runs, threads=threads, timeout=timeout, transport=self._transport
         )

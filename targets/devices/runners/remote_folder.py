@@ -1,4 +1,8 @@
-"""A folder on a device that removes itself: a shell there makes it, says its name and waits; when the connection ends, however it ends, it is removed."""
+"""A folder on a device that removes itself.
+
+A shell on the device makes it, prints its name and waits. When the connection ends, however it
+ends, the shell removes the folder.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,20 @@ from typing import TextIO, cast
 from lrfc.errors import DeviceError
 from lrfc.system import scratch
 from lrfc.system.reader import shown
-from lrfc.targets.devices.process import ended, lines
+from lrfc.targets.devices.process import last_output, lines
 
-#: Characters that a line of the shell there may have.
+#: Characters that a line of the remote shell may have.
 LONGEST = 1 << 16
 #: Seconds that the shell gets to remove the folder.
 PATIENCE = 15.0
 
 
 def script(parent: str) -> str:
-    """The commands for a POSIX shell. It ends with 73 when no folder can be made in ``parent``.
+    """Return the POSIX shell commands that make, hold and remove a folder in ``parent``.
 
-    A signal must not end the shell before it has removed the folder. A worker that hangs does not
-    see its stdin end: those whose number stands in a file .pid of the folder are killed.
+    They end with exit code 73 when no folder can be made. A signal must not end the shell before
+    it has removed the folder. A worker that hangs does not see its stdin end: the processes whose
+    numbers are in the .pid files of the folder are killed.
     """
     template = shlex.quote(f"{parent.rstrip('/')}/lrfc-XXXXXX")
     return (
@@ -36,22 +41,27 @@ def script(parent: str) -> str:
 
 
 class NotOpenedError(Exception):
-    """The command ended, or said nothing, before it gave a folder.
+    """The command ended, or was silent for too long, before it printed the name of a folder.
 
-    ``code`` is None when the time was up.
+    ``code``: its exit code; None after a timeout. ``stderr``: its messages.
     """
 
-    def __init__(self, code: int | None, said: str) -> None:
-        super().__init__(said)
-        self.code, self.said = code, said
+    def __init__(self, code: int | None, stderr: str) -> None:
+        super().__init__(stderr)
+        self.code, self.stderr = code, stderr
 
 
-class Keeper:
-    """The process on this machine whose life is the life of the folder there."""
+class RemoteFolder:
+    """The process on this machine that holds the folder on the device.
+
+    ``path``: the folder there. NotOpenedError when the command prints none within ``timeout``
+    seconds.
+    """
 
     def __init__(self, command: Sequence[str], timeout: float) -> None:
         self._errors = scratch.unnamed("w+", encoding="utf-8", errors="replace")  # closed by kill
-        self._process = subprocess.Popen(  # noqa: S603 - a session of its own: Ctrl-C comes to this process alone
+        # A session of its own: Ctrl-C comes to this process alone.
+        self._process = subprocess.Popen(  # noqa: S603 - the command is ours
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -65,7 +75,7 @@ class Keeper:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.folder = self._opened(timeout)
+            self.path = self._opened(timeout)
         except BaseException:
             self.kill()
             raise
@@ -78,26 +88,25 @@ class Keeper:
         self._lines.put("")
 
     def _opened(self, timeout: float) -> str:
+        """Wait for the path of the folder."""
         try:
             line = self._lines.get(timeout=timeout)
         except queue.Empty:
-            raise NotOpenedError(None, self.said()) from None
+            raise NotOpenedError(None, self.stderr()) from None
         if not line:
             code = self._process.wait()
-            raise NotOpenedError(code, self.said())
-        _, _, folder = line.partition("lrfc-folder ")
-        if not folder or folder.startswith("-") or not folder.isprintable():
-            raise NotOpenedError(
-                0, f"it says that the folder is '{shown(folder)}', which is no path"
-            )
-        return folder
+            raise NotOpenedError(code, self.stderr())
+        _, _, path = line.partition("lrfc-folder ")
+        if not path or path.startswith("-") or not path.isprintable():
+            raise NotOpenedError(0, f"it says that the folder is '{shown(path)}', which is no path")
+        return path
 
-    def said(self) -> str:
-        """What the command said on stderr."""
-        return ended(self._errors).strip()
+    def stderr(self) -> str:
+        """The end of the command's stderr."""
+        return last_output(self._errors).strip()
 
     def close(self) -> bool:
-        """Have the folder removed; whether that is certain."""
+        """Have the folder removed; return whether the device confirmed it."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.close()
@@ -108,7 +117,7 @@ class Keeper:
         return removed
 
     def kill(self) -> None:
-        """End the connection. The shell there sees that, and removes the folder."""
+        """End the connection. The remote shell sees that, and removes the folder."""
         self._process.kill()
         self._process.wait()
         assert self._process.stdin is not None
@@ -120,9 +129,9 @@ class Keeper:
             pipe.close()
 
 
-def no_room(said: str) -> bool:
-    """Whether a command's words mean that the disk there is full, or a quota or a limit reached."""
-    words = (
+def disk_full(output: str) -> bool:
+    """Whether the output of a command says that a disk is full, or a quota or limit reached."""
+    phrases = (
         "no space left",
         "quota exceeded",
         "file too large",
@@ -130,11 +139,11 @@ def no_room(said: str) -> bool:
         "not enough space",
         "no space on device",
     )
-    return any(word in said.lower() for word in words)
+    return any(phrase in output.lower() for phrase in phrases)
 
 
 def left_behind(name: str, folder: str) -> DeviceError:
-    """The folder could not be removed, for all that is known."""
+    """The error of a folder that may still be on the device ``name``."""
     return DeviceError(
         f"device '{name}': the connection ended badly; see whether {folder} is still there, and"
         " remove it"

@@ -1,4 +1,4 @@
-"""A graph as a TensorFlow function with a fixed batch of one: what both converters start from."""
+"""A graph as a TensorFlow function with a fixed batch of one, the input of both converters."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec
 
 
-def _run_eagerly(wanted: bool) -> None:
+def _run_eagerly(eager: bool) -> None:
     import tensorflow as tf
 
-    tf.config.run_functions_eagerly(wanted)
+    tf.config.run_functions_eagerly(eager)
 
 
 def _runs_eagerly() -> bool:
@@ -28,16 +28,17 @@ def _runs_eagerly() -> bool:
     return bool(tf.config.functions_run_eagerly())
 
 
-#: TensorFlow's switch is one for the process.
+#: TensorFlow has one switch for the process.
 _EAGER: Override[bool, bool] = Override(_runs_eagerly, _run_eagerly, _run_eagerly)
 
 
 @dataclass(frozen=True)
 class Traced:
-    """``function`` takes the model's inputs in the model's order and returns the list of its outputs.
+    """A traced function.
 
-    ``inputs`` have the names that they have in the file; ``outputs`` names the outputs there.
-    ``variables``: the weights that it reads.
+    ``function``: takes the model's inputs in the model's order and returns the list of its outputs.
+    ``inputs`` and ``outputs``: with their names in the file. ``variables``: the weights that the
+    function reads.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Traced:
     variables: tuple[Any, ...]
 
     def frozen(self) -> Traced:
-        """With every weight a constant of the function, calls inlined, and what gives no output pruned."""
+        """The function with weights as constants, calls inlined, and unused ops removed."""
         from tensorflow.python.framework.convert_to_constants import (
             convert_variables_to_constants_v2,
         )
@@ -58,25 +59,25 @@ class Traced:
         return replace(self, function=function, variables=())
 
     def kinds(self) -> dict[str, set[str]]:
-        """The kinds of TensorFlow's ops in it, each with the names of its ops."""
+        """The kinds of TensorFlow ops in the function, each with the names of its ops."""
         graph = self.function.graph.as_graph_def()
-        found: dict[str, set[str]] = {}
+        names: dict[str, set[str]] = {}
         for node in (
             *graph.node,
             *(node for function in graph.library.function for node in function.node_def),
         ):
-            found.setdefault(node.op, set()).add(node.name)
-        return found
+            names.setdefault(node.op, set()).add(node.name)
+        return names
 
     def places(self, kinds: Iterable[str]) -> str:
-        """The TensorFlow ops of those kinds, each with the layer it comes from, for a message."""
-        found = self.kinds()
-        named = {
+        """The TensorFlow ops of those kinds with the layers that they come from, for a message."""
+        names = self.kinds()
+        places = {
             f"{kind} (in '{plain(name, self.name)}')"
             for kind in kinds
-            for name in found.get(kind, ())
+            for name in names.get(kind, ())
         }
-        return ", ".join(sorted(named)) or ", ".join(sorted(kinds))
+        return ", ".join(sorted(places)) or ", ".join(sorted(kinds))
 
 
 def converted(
@@ -85,31 +86,30 @@ def converted(
     convert: Callable[[Traced], bytes],
     start: Callable[[], Traced] | None = None,
 ) -> bytes:
-    """The bytes that the converter makes of the traced graph, in silence; ModelError, with all the converter wrote in its notes, when it fails.
+    """Convert the traced graph without any output, and return the bytes of the file.
 
-    ``start`` gives another function than the graph's own.
+    ``form``: the format, for messages. ``start``: traces another function than the graph's own.
+    ModelError when the converter fails, with all of its output in the error's notes.
     """
-    with quiet() as noise:
+    with quiet() as output:
         try:
             return convert(trace(graph) if start is None else start())
         except LrfcError as error:
-            error.add_note(noise())
+            error.add_note(output())
             raise
-        except (
-            Exception
-        ) as error:  # the converters raise whatever comes; all of it means the same to the user
+        except Exception as error:  # the converters' own exceptions have no common base
             failure = ModelError(
                 f"'{graph.name}' cannot be converted to {form}: {backend.reason(error)}"
             )
-            failure.add_note(noise())
+            failure.add_note(output())
             raise failure from error
 
 
 def trace(graph: Graph) -> Traced:
-    """The graph's inference function.
+    """Trace the graph's inference function.
 
-    Inputs have the names of their ops, outputs those of the ops that give them. ModelError when the
-    model holds a lookup table.
+    Inputs have the names of their ops, outputs those of the ops that compute them. ModelError when
+    the model holds a lookup table.
     """
     import tensorflow as tf
 
@@ -122,15 +122,14 @@ def trace(graph: Graph) -> Traced:
     ]
 
     def call(*tensors: Any) -> list[Any]:
-        # Keras wraps a grouped convolution in a function compiled by XLA, which no converter sees
-        # into; run eagerly, its ops are traced here.
+        # Keras wraps a grouped convolution in a function compiled by XLA, which is opaque to the
+        # converters; run eagerly, its ops are traced here.
         with _EAGER.to(True):
             results = tree.flatten(
                 model(tree.pack_sequence_as(model.input, list(tensors)), training=False)
             )
-        return [
-            tf.identity(y) for y in results
-        ]  # an output that is an input, or that is given twice, needs a tensor of its own
+        # An output that is an input, or occurs twice, needs a tensor of its own.
+        return [tf.identity(y) for y in results]
 
     return traced(
         graph.name, call, specs, outputs, [variable.value for variable in model.variables]
@@ -144,7 +143,7 @@ def traced(
     outputs: tuple[str, ...],
     variables: Sequence[Any],
 ) -> Traced:
-    """The call as a function, see Traced; ``variables``: all that it may read."""
+    """Trace the call. ``variables``: all that it may read; ModelError when it reads others."""
     import tensorflow as tf
 
     function = tf.function(call, autograph=False).get_concrete_function(
@@ -152,7 +151,8 @@ def traced(
     )
     known = {id(variable.handle) for variable in variables}
     if any(
-        held.dtype == tf.resource and id(held) not in known for held in function.captured_inputs
+        tensor.dtype == tf.resource and id(tensor) not in known
+        for tensor in function.captured_inputs
     ):
         raise ModelError(
             f"'{name}' holds a lookup table or other state that no file can carry; take it out of"
@@ -162,18 +162,21 @@ def traced(
 
 
 def names(graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the model's inputs and outputs are called in the file."""
-    found = _unique([*graph.inputs, *map(str, graph.outputs)])
-    return found[: len(graph.inputs)], found[len(graph.inputs) :]
+    """The names of the model's inputs and outputs in the file."""
+    unique = _unique([*graph.inputs, *map(str, graph.outputs)])
+    return unique[: len(graph.inputs)], unique[len(graph.inputs) :]
 
 
 def plain(name: str, model: str) -> str:
-    """The name of a TensorFlow op or tensor without the model's scope, Keras' call counts and the numbers that a converter appends."""
+    """The name of a TensorFlow op or tensor without the additions of Keras and the converters.
+
+    These are the model's scope, Keras' call counts, and the numbers that a converter appends.
+    """
     return re.sub(r"(__\d+|_\d+(?=/)|:0)+(?=$|/)", "", name).removeprefix(f"{model}/")
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:
-    """The names with only the characters that TensorFlow and ONNX take, each made unique."""
+    """Unique names with only the characters that TensorFlow and ONNX allow."""
     taken: dict[str, None] = {}
     for name in names:
         allowed = unique = re.sub(r"^(?=[^A-Za-z0-9.])", "t", re.sub(r"[^A-Za-z0-9_.]", "_", name))
