@@ -147,7 +147,7 @@ def test_criteria_name_the_data_that_they_miss():
     for name, message in (
         ("taylor", "needs calibration data"),
         ("feature_rank", "needs calibration data"),
-        ("reconstruction", "needs statistics"),
+        ("reconstruction", "needs input statistics"),
     ):
         with pytest.raises(ModelError, match=message):
             CRITERIA[name](graph, given.dependencies["conv0"], given)

@@ -29,8 +29,8 @@ def best_fit(target: Array, rank: int, gram: Array | None) -> list[Array]:
     norm = float(np.linalg.norm(flat))
     small = prod(target.shape[:-1]) <= RANDOM_UP_TO
     seeds = range(RANDOM_STARTS if small else 0)
-    starts = (slices_start, *(partial(random_start, seed=seed) for seed in seeds))
-    fits = decompositions(target, rank, starts)
+    randoms = [partial(random_start, seed=seed) for seed in seeds]
+    fits = decompositions(target, rank, (slices_start, *randoms))
     if gram is None:
         return min(
             _allowed(fits, norm),

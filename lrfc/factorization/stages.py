@@ -78,7 +78,9 @@ def depthwise_stages(layout: Layout, role: str, axes: tuple[int, ...], core: Arr
     if attrs["padding"] == "causal":
         before = attrs["dilation_rate"][0] * (layout.kernel[0] - 1)
         name, shared = _names(layout, f"{role}_padding")
-        inherited = {key: attrs[key] for key in ("data_format", "dtype") if key in attrs}
+        inherited: dict[str, Any] = {
+            key: attrs[key] for key in ("data_format", "dtype") if key in attrs
+        }
         padding = {**inherited, "padding": (before, 0)}
         chain = [Op(name, f"ZeroPadding{rank}D", padding, shared=shared)]
         attrs["padding"] = "valid"
