@@ -199,8 +199,10 @@ def _explored(
     passes = weighing(goal.target.precision, goal.target.name, cached=config.resume)
     state = run(state, plan(passes, known=(DesignSpace,)))
     if priced:
-        prices, note = goal.profile()
-        progress.log(note or f"latencies are predicted for {goal.device.name}, not measured")
+        prices, other_profile = goal.profile()
+        progress.log(
+            other_profile or f"latencies are predicted for {goal.device.name}, not measured"
+        )
         state = run(state, plan([PriceLayers(prices, slower=True)], known=(DesignSpace,)))
     seconds = time.perf_counter() - start
     return Survey(
