@@ -479,7 +479,7 @@ def test_the_verdict_shows_kept_and_saved_and_how_sure_both_are() -> None:
         "97.00 %",
         "original in float 98.00 %; drop 0.50 pp (95 % interval −0.10 to 1.10, 400 samples)",
         (
-            "on 1,200 samples the file that ships has 97.20 % with the former, 96.50 % with the"
+            "On 1,200 samples the file that ships has 97.20 % with the former, 96.50 % with the"
             " latter. local rounds as the reference kernels do"
         ),
     ):

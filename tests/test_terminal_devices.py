@@ -59,8 +59,8 @@ def test_measurements():
     assert "a.tflite 2 2 0.1 3 2 KiB 2 MiB ×1.00 (1.00–1.00)" in text
     assert "b.tflite 1 1 0.1 3 2 KiB 2 MiB ×2.00 (2.00–2.00)" in text
     assert (
-        "LiteRT 2.1, 1 thread(s), bound to core 3, batch 1, 200 timings of each file in 1 fresh"
-        " process" in text
+        "LiteRT 2.1, 1 thread(s), bound to core 3, batch 1, 200 interleaved runs of each file in"
+        " 1 fresh process" in text
     )
     assert "b.tflite: the device became 9 % slower b.tflite: 25 % of the runs are outliers" in text
     assert "a.tflite:" not in text
