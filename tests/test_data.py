@@ -378,7 +378,7 @@ def test_arrays_that_are_missing() -> None:
         ((28, 28, 1), (28, 28, 3), "numpy.repeat(x, 3, axis=-1)"),
         ((28, 28, 3), (28, 28, 1), "mean(axis=-1, keepdims=True)"),
         ((9, 128), (128, 9), "transpose(0, 2, 1)"),
-        ((6,), (5,), "model wants (5,)"),
+        ((6,), (5,), "model expects (5,)"),
     ],
 )
 def test_wrong_shapes_name_the_way_out(

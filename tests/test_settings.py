@@ -51,7 +51,9 @@ def test_every_field_is_an_option_everywhere_with_the_same_help() -> None:
     for name, option in OPTIONS.items():
         assert option.help.endswith("."), name
         assert flags_of_build[name].help == option.help
-        assert f"# {option.help}\n# Default: " in template
+        assert f"# {option.help}\n# " in template
+        separate = f"# {option.help}\n# Default: " in template
+        assert separate != ("By default" in option.help), "the default is stated once"
         assert f"# {name} = " in template
         assert properties[name]["description"] == option.help
     others = set(flags_of_build) - set(OPTIONS)
