@@ -164,8 +164,8 @@ class Net:
         import keras
 
         z = inside = keras.Input(x.shape[1:])
-        z = self.layer("BatchNormalization", axis=self.axis, name="bn")(
-            self.layer("Conv?", 3, 1, name="conv")(z)
+        z = self.layer("BatchNormalization", axis=self.axis, suffix="_bn")(
+            self.layer("Conv?", 3, 1, suffix="_conv")(z)
         )
         return keras.Model(inside, z, name=self.named())(x)
 

@@ -263,7 +263,7 @@ def test_defaults_are_those_of_keras(kind) -> None:
     config = cls(**given_here).get_config()
     for attr, usual in defaults.DEFAULTS[kind].items():
         if attr not in given_here:
-            assert ops._is(config[attr], usual) or (
+            assert ops._is_default(config[attr], usual) or (
                 attr == "strides" and usual is None and config[attr] == config["pool_size"]
             ), f"{attr}: {config[attr]}"
 
