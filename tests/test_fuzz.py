@@ -154,7 +154,7 @@ def folder_of_a_build(place: Path) -> Path:
             row.params,
             row.macs,
             row.similarity,
-            row.divergence,
+            row.impact,
             row.latency,
             int(row.dominated),
             int(row.chosen),
