@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 #: The text of a figure that is not known.
 NONE = "—"
+_HYPHEN = re.compile("(?<!e)-")
 _RANKS = re.compile(r"[0-9]+(?:x[0-9]+)*", re.ASCII)
 
 
@@ -101,5 +102,5 @@ def shape(sizes: Sequence[int | None]) -> str:
 
 
 def minus(text: str) -> str:
-    """The text with minus signs in place of hyphens."""
-    return text.replace("-", "−")
+    """The text with minus signs in place of hyphens, but for exponents: −1e-07."""
+    return _HYPHEN.sub("−", text)

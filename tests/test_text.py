@@ -10,11 +10,12 @@ from lrfc.text import NONE
 
 def test_counts_and_numbers() -> None:
     assert [text.count(value) for value in (None, 0, 1_234_567)] == [NONE, "0", "1,234,567"]
-    assert [text.decimal(value) for value in (None, 0.0, -0.123456, 12_345.6)] == [
+    assert [text.decimal(value) for value in (None, 0.0, -0.123456, 12_345.6, -1e-7)] == [
         NONE,
         "0",
         "−0.1235",
         "12,346",
+        "−1e-07",
     ]
     assert [text.milliseconds(value) for value in (None, 1.23456, 1e-4)] == [
         NONE,

@@ -204,12 +204,12 @@ def _reason(row: Row, chosen: Row, rows: Sequence[Row]) -> str:
         return (
             f"; the same MACs are worth more in layer {better.layer} ({better.label}: {divergence})"
         )
-    if macs <= 0 and gain < 0:
-        return "; it saves MACs, but saving them in other layers costs less divergence"
     if macs >= 0 and gain <= 0:
         if row.params >= chosen.params:
             return "; it is worse and saves nothing"
         return "; it saves parameters only"
+    if macs < 0 and gain < 0:
+        return "; it saves MACs, but saving them in other layers costs less divergence"
     return ""
 
 
