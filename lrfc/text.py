@@ -1,7 +1,8 @@
-"""Quantities as text: one spelling each for counts, bytes, shares, factors, times and ranks."""
+"""Text of quantities (counts, bytes, shares, factors, times, ranks), and of near misses."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Sequence
 
@@ -104,3 +105,18 @@ def shape(sizes: Sequence[int | None]) -> str:
 def minus(text: str) -> str:
     """The text with minus signs in place of hyphens, but for exponents: −1e-07."""
     return _HYPHEN.sub("−", text)
+
+
+def like(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return ": did you mean '…'?" with the nearest of the words; "" where none is near.
+
+    Case is ignored, and '-' equals '_'. ``cutoff``: the least similarity, as in
+    ``difflib.get_close_matches``.
+    """
+    known = {_plain(candidate): candidate for candidate in words}
+    close = difflib.get_close_matches(_plain(word), known, 1, cutoff)
+    return f": did you mean '{known[close[0]]}'?" if close else ""
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "_")

@@ -319,8 +319,8 @@ def test_memory_guard_names_the_figure(monkeypatch):
     with pytest.raises(
         ModelError,
         match=(
-            r"layer 'layer': its decomposition at 12 inputs and 8 outputs needs 3\.75 KiB, above the"
-            r" limit of 1000 B"
+            r"layer 'layer': its decomposition at 12 inputs and 8 outputs needs 3\.75 KiB,"
+            r" above the limit of 1000 B"
         ),
     ):
         METHODS["svd"].decompose(op, source).kernel((2,))

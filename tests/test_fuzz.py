@@ -228,8 +228,8 @@ PROFILE = (
     ' "python3"\noptions = ["Compression=yes"]\nconnect_timeout = 5.0\n'
 )
 VELA = (
-    'name = "npu"\ndescription = ""\nprecisions = ["int8"]\n[connection]\nkind = "vela"\naccelerator ='
-    ' "ethos-u55-128"\nconfig = "vela.ini"\n'
+    'name = "npu"\ndescription = ""\nprecisions = ["int8"]\n[connection]\nkind = "vela"\n'
+    'accelerator = "ethos-u55-128"\nconfig = "vela.ini"\n'
 )
 TOML = (
     "1e300",

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 #: From the bottom up: a module imports from its own row and from the rows above it in this list,
 #: never from below.
 LAYERS = (
-    {"errors", "nearest", "text", "version"},
+    {"errors", "text", "version"},
     {"system"},
     {"ir"},
     {"config"},

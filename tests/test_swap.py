@@ -210,7 +210,7 @@ def test_an_exchange_that_fails_is_said_and_loses_nothing(
     monkeypatch.setattr(swap, "exchange", across)
     with pytest.raises(
         UsageError,
-        match=r"out' cannot be created \(Invalid cross-device link\); choose another place with --out",
+        match=r"out' cannot be created \(Invalid cross-device link\); choose another place with",
     ):
         full(tmp_path / "out", "2")
     assert (tmp_path / "out" / "manifest.json").read_text() == "1"

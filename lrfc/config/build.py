@@ -14,8 +14,8 @@ from lrfc.config.declare import Option
 from lrfc.config.formats import Form
 from lrfc.config.precision import Name, listed
 from lrfc.errors import UsageError
-from lrfc.nearest import like
 from lrfc.system.reader import shown
+from lrfc.text import like
 
 
 class Budget(BaseModel):

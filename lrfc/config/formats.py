@@ -15,8 +15,8 @@ from pydantic_core import PydanticKnownError
 
 from lrfc.config.precision import Name, listed, of
 from lrfc.errors import UsageError
-from lrfc.nearest import like
 from lrfc.system.reader import shown
+from lrfc.text import like
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lrfc.errors import UsageError
-from lrfc.nearest import like
 from lrfc.system.reader import shown
+from lrfc.text import like
 
 #: The names of the precisions, as on the command line.
 Name = Literal["fp32", "fp16", "dynamic", "int8", "int16x8"]

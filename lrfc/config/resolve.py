@@ -15,9 +15,9 @@ from lrfc.config import trust
 from lrfc.config.build import BuildConfig, problem
 from lrfc.config.options import FIELDS, OPTIONS
 from lrfc.errors import UsageError
-from lrfc.nearest import like
 from lrfc.system import files, reader
 from lrfc.system.reader import shown
+from lrfc.text import like
 
 NAME = "lrfc.toml"
 SCHEMA = Path(__file__).with_name("lrfc.schema.json")

@@ -12,7 +12,6 @@ from xml.etree import ElementTree as ET
 from lrfc.config.formats import suffixes
 from lrfc.errors import UsageError
 from lrfc.metrics.source import COMPILED, Source
-from lrfc.nearest import like
 from lrfc.results.candidates import UNCHANGED
 from lrfc.results.manifest import Layer as Built
 from lrfc.results.manifest import Manifest
@@ -24,6 +23,7 @@ from lrfc.text import (
     decimal,
     exact_size,
     factor,
+    like,
     milliseconds,
     percent,
     points,

@@ -13,7 +13,6 @@ from lrfc.config.formats import Form
 from lrfc.config.precision import Name
 from lrfc.errors import UsageError
 from lrfc.metrics.source import ESTIMATED, MEASURED
-from lrfc.nearest import like
 from lrfc.system import files, reader
 from lrfc.targets.devices.connections import (
     ADB,
@@ -28,6 +27,7 @@ from lrfc.targets.devices.connections import (
     Text,
     Vela,
 )
+from lrfc.text import like
 
 __all__ = [
     "ADB",

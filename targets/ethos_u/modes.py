@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrfc.errors import UsageError
-from lrfc.nearest import like
 from lrfc.system import reader
 from lrfc.targets.devices.device import INI_BYTES, Device, Vela
 from lrfc.targets.imports import place
+from lrfc.text import like
 
 #: The name that Vela accepts without any vela.ini.
 _DEFAULT = "internal-default"
