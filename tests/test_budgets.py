@@ -97,7 +97,7 @@ def test_a_budget_that_cannot_be_met_is_an_error_with_its_reason() -> None:
     with pytest.raises(
         BudgetError,
         match=(
-            r"--max-size 5% cannot be reached: the smallest plan of these methods has \d+\.\d% of"
+            r"--max-size 5% cannot be reached: the smallest plan of these methods has \d+\.\d\d % of"
             r" the original's file"
         ),
     ):

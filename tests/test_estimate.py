@@ -107,7 +107,7 @@ def test_the_precision_is_that_of_the_layers(precision: Any, expected: str, tmp_
     if precision != "int8":
         with pytest.raises(
             UsageError,
-            match=f"device 'cortex-m7' computes in int8, and .*net.tflite is of {precision}",
+            match=f"device 'cortex-m7' computes in int8, and .*net.tflite is in {precision}",
         ):
             api.measure([path], device="cortex-m7")
 

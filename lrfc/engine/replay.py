@@ -13,7 +13,6 @@ from lrfc.config import trust
 from lrfc.config.build import BuildConfig, parse
 from lrfc.config.options import FIELDS
 from lrfc.errors import UsageError
-from lrfc.ir.fingerprint import model_digest
 from lrfc.results import folder as artifact
 from lrfc.results.manifest import Manifest
 from lrfc.system.reader import kind, refused, shown
@@ -196,4 +195,8 @@ def _flag(name: str, value: Any) -> str:
 
 def digest(source: Path, original: Graph) -> str:
     """SHA-256 of the model file; for a model in memory, of the canonical graph and its weights."""
-    return artifact.sha256(source) if source.is_file() else model_digest(original)
+    if source.is_file():
+        return artifact.sha256(source)
+    from lrfc.ir.fingerprint import model_digest
+
+    return model_digest(original)
