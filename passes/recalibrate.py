@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from lrfc.ir.batch import Batch, batches
 from lrfc.ir.fold import drop_dropout
 from lrfc.ir.graph import Graph
+from lrfc.ir.graph_cache import GraphCache
 from lrfc.ir.op import Ref
 from lrfc.pruning.facts import Pruned
 from lrfc.search.batchnorm import moved
@@ -54,9 +54,16 @@ class RecalibrateBatchNorm:
         if not names or size < 16:
             return state
         parts = [part for part in batches(inputs, size) if len(part[0]) == size]
-        step = state.progress.stage("batchnorm", 2 * len(parts))
-        old = _cached(state.original, names, state.data.train.inputs, parts, step)
-        new = _statistics(state.graph, names, parts, step)
+        stage = state.progress.stage
+        old = _ORIGINALS.get(
+            state.original,
+            state.data.train.inputs,
+            (tuple(names), len(parts), size),
+            lambda: _statistics(
+                state.original, names, parts, stage("batchnorm of the original", len(parts))
+            ),
+        )
+        new = _statistics(state.graph, names, parts, stage("batchnorm", len(parts)))
         updated = {}
         for name in names:
             op, before = state.graph.op(name), _remaining(state.known(Pruned), name, old[name])
@@ -70,41 +77,8 @@ class RecalibrateBatchNorm:
 _Statistics = dict[str, tuple[Array, Array]]
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """Statistics of a network, with the inputs and the options that they were computed with.
-
-    ``options``: names of the BatchNorms, number of batches, size of a batch.
-    """
-
-    inputs: Batch
-    options: tuple[tuple[str, ...], int, int]
-    statistics: _Statistics
-
-
-#: The last statistics of each original that still exists: every plan of a build needs them.
-_CACHE: WeakKeyDictionary[Graph, _Entry] = WeakKeyDictionary()
-
-
-def _cached(
-    graph: Graph,
-    names: Sequence[str],
-    inputs: Batch,
-    parts: Sequence[Batch],
-    step: Callable[[int], None],
-) -> _Statistics:
-    """``_statistics``, from the cache if it has them for the same inputs and options."""
-    options, entry = (tuple(names), len(parts), len(parts[0][0])), _CACHE.get(graph)
-    if (
-        entry is not None
-        and entry.options == options
-        and all(a is b for a, b in zip(entry.inputs, inputs, strict=True))
-    ):
-        step(len(parts))
-        return entry.statistics
-    statistics = _statistics(graph, names, parts, step)
-    _CACHE[graph] = _Entry(inputs, options, statistics)
-    return statistics
+#: The statistics of each original: every plan of a build needs them.
+_ORIGINALS: GraphCache[_Statistics] = GraphCache()
 
 
 def _remaining(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,9 @@ from lrfc.factorization.base import Statistics
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import solve_positive
 from lrfc.factorization.threads import threads
-from lrfc.ir.batch import head
+from lrfc.ir.batch import Batch, head
 from lrfc.ir.graph import Graph
+from lrfc.ir.graph_cache import GraphCache
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Op, Ref
 from lrfc.pruning.facts import Pruned, Selection
@@ -32,6 +34,8 @@ Array = NDArray[np.float32]
 
 #: Bytes that the activations of both networks may take.
 MEMORY = 2 << 30
+#: Bytes that the activations of an original may take from one plan to the next.
+RETAINED = 256 << 20
 #: Validation samples on which the refitted network is compared with the one before.
 JUDGED = 1_000
 #: Divergence that rounding in float32 causes on any processor; a smaller gain is no gain.
@@ -82,7 +86,12 @@ class Refit:
             return state
         refitted = state.graph.with_weights(_Reconstruction(self, state).weights())
         inputs = state.data.validation.head(JUDGED).inputs
-        reference = keras_io.predict(state.original, inputs)
+        reference = _OUTPUTS.get(
+            state.original,
+            state.data.validation.inputs,
+            len(inputs[0]),
+            lambda: keras_io.predict(state.original, inputs),
+        )
         before, after = (
             divergence(reference, keras_io.predict(graph, inputs))
             for graph in (state.graph, refitted)
@@ -93,6 +102,12 @@ class Refit:
             )
             return state
         return state.with_graph(refitted)
+
+
+#: The outputs of each original on validation inputs: every plan of a build is compared with them.
+_OUTPUTS: GraphCache[Batch] = GraphCache()
+#: The outputs of each op of an original on training inputs, where they fit into RETAINED bytes.
+_ACTIVATIONS: GraphCache[dict[str, Sequence[Array]]] = GraphCache()
 
 
 class _Reconstruction:
@@ -117,6 +132,7 @@ class _Reconstruction:
             max(FEWEST, MEMORY // (2 * max(1, arena(graph, 4).peak_bytes))),
         )
         self._values = _Values(graph, head(inputs, count), {} if pruned is None else pruned.left)
+        self._known = self._activations(inputs, count)
         self._rng = np.random.default_rng(state.seed)
 
     def weights(self) -> _Weights:
@@ -125,7 +141,7 @@ class _Reconstruction:
         updated: _Weights = {}
         for op in _order(self._graph, self._epilogues, self._values):
             operands = self._graph.operands(op.name)
-            original = keras_io.single(op)([self._values.original[ref] for ref in operands])
+            original = self._original(op, [self._values.original[ref] for ref in operands])
             compressed: Sequence[Array] = [self._values.compressed[ref] for ref in operands]
             for layer in self._layers(op, original[0]):
                 compressed = keras_io.single(layer)(compressed)
@@ -134,6 +150,23 @@ class _Reconstruction:
             self._values.put(op.name, original, compressed)
             step(1)
         return updated
+
+    def _activations(self, inputs: Batch, count: int) -> dict[str, Sequence[Array]] | None:
+        """The stored outputs of the original's ops by name, none at first; None if too large."""
+        tensors = [tensor for op in self._graph for tensor in self._graph.tensors(op.name)]
+        sizes = [[n for n in tensor.shape[1:] if n is not None] for tensor in tensors]
+        fixed = all(len(n) == len(t.shape) - 1 for n, t in zip(sizes, tensors, strict=True))
+        if not fixed or 4 * count * sum(map(math.prod, sizes)) > RETAINED:
+            return None
+        return _ACTIVATIONS.get(self._graph, inputs, count, dict)
+
+    def _original(self, op: Op, operands: Sequence[Array]) -> Sequence[Array]:
+        """The outputs of an op of the original, computed once for all plans of a build."""
+        if self._known is None:
+            return keras_io.single(op)(operands)
+        if op.name not in self._known:
+            self._known[op.name] = keras_io.single(op)(operands)
+        return self._known[op.name]
 
     def _layers(self, op: Op, output: Array) -> list[Op]:
         """The ops that replace an op of the original, which has this output."""

@@ -75,6 +75,7 @@ class Judge:
         unseen = train.take(np.arange(first, last))
         self._samples = _joined(validation, unseen)
         self._reference = keras_io.predict(state.original, self._samples.inputs)
+        self._verdicts: dict[tuple[object, ...], Verdict] = {}
         self._metric = metric(name, state.original, self._samples)
         self.unit = short(self._metric.drop_unit)
 
@@ -84,7 +85,13 @@ class Judge:
         return same.high <= allowed
 
     def __call__(self, planned: State) -> Verdict:
-        """Evaluate the plan of a state."""
+        """The evaluation of the plan of a state; a plan that returns is not run again."""
+        network = planned.fact(Selection).network
+        if network not in self._verdicts:
+            self._verdicts[network] = self._evaluate(planned)
+        return self._verdicts[network]
+
+    def _evaluate(self, planned: State) -> Verdict:
         repairs = (RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED, patches=8_192))
         graph = rewritten(planned, repairs)
         outputs = keras_io.predict(graph, self._samples.inputs)
@@ -263,8 +270,12 @@ def _next(at: Callable[[float], State], runs: Sequence[_Point], low: float, high
     return (inner + outer) / 2
 
 
-def closest(state: State, select: SelectRanks) -> SelectRanks:
+def closest(
+    state: State, select: SelectRanks, judge: Callable[[], Judge] | None = None
+) -> SelectRanks:
     """Compare the mixed plan with plans of one convolution method, and return the closest one.
+
+    ``judge`` returns the judge that runs the plans; None for a new one.
 
     The divergence is predicted layer by layer, but the errors of many layers do not simply add up.
     So the best mixed plan and the best plan of each convolution method (with all methods for fully
@@ -276,11 +287,11 @@ def closest(state: State, select: SelectRanks) -> SelectRanks:
     others = list(_alternatives(state, select))
     if state.data.synthetic or not others:
         return select
-    judge = Judge(state)
+    evaluate = Judge(state) if judge is None else judge()
     step = state.progress.stage("plans", len(others) + 1)
     mixed = selected(state, select)
     predicted = mixed.fact(Selection).divergence
-    results = [(judge(mixed).divergence, select)]
+    results = [(evaluate(mixed).divergence, select)]
     state.progress.log(
         f"  all together: predicted {predicted:.4f}, output divergence {results[0][0]:.4f}"
     )
@@ -298,7 +309,7 @@ def closest(state: State, select: SelectRanks) -> SelectRanks:
                 f"  {name}: predicted {own:.4f}, the mixed plan {predicted:.4f}; not run"
             )
             continue
-        results.append((judge(planned).divergence, other))
+        results.append((evaluate(planned).divergence, other))
         state.progress.log(f"  {name}: predicted {own:.4f}, output divergence {results[-1][0]:.4f}")
     return min(results, key=lambda result: result[0])[1]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 from lrfc.config.build import Budget, Drop
 from lrfc.costs.latency import CostProfile
@@ -24,7 +24,6 @@ from lrfc.pruning.facts import Selection
 from lrfc.pruning.selection import Minimised, fixed
 from lrfc.results.manifest import Round
 from lrfc.search.facts import DesignSpace, Price
-from lrfc.search.pricing import key
 from lrfc.state import State
 from lrfc.text import factor, milliseconds
 
@@ -96,13 +95,6 @@ class _Choice:
         """The predicted latency of the network, in the unit of the cost profile."""
         return fixed(self.state)["latency"] + self.selection.cost("latency")
 
-    @property
-    def network(self) -> tuple[object, ...]:
-        """Candidates and widths: equal for plans that execute the same network."""
-        keeps = self.selection.keeps
-        widths = ((name, len(keep.units)) for name, keep in keeps.items())
-        return *map(key, self.selection.chosen), *widths
-
 
 @dataclass(frozen=True)
 class _Tried:
@@ -161,11 +153,11 @@ class Loop:
                 reason = "with the corrected latencies no other plan meets the budgets"
                 self.state.progress.log(f"  {reason}: {error}")
                 break
-            if choice.network in tried:
+            if choice.selection.network in tried:
                 break
             previous = choice.select
             trial = _Tried(choice, self.bench(rewritten(choice.state)))
-            tried[choice.network] = trial
+            tried[choice.selection.network] = trial
             rounds.append(_round(trial))
             self.state.progress.log(_line(trial, rounds[-1]))
             times = times.with_measured(trial.measured)
@@ -182,6 +174,11 @@ class Loop:
         design = times.priced(self.state, slower=True).fact(DesignSpace)
         rest = tuple(rounds), wish.objective, allowed, wish.max_drop, design
         return Plan(best.state, best.select, *rest)
+
+    @cached_property
+    def _judge(self) -> judge.Judge:
+        """One for all rounds and attempts: a plan that returns is not run again."""
+        return judge.Judge(self.state)
 
     # -- one round ---------------------------------------------------------------------------------
 
@@ -230,7 +227,7 @@ class Loop:
             targets = [self.target]
             state, select = budgets.meet(priced, select, wish.max_size, wish.max_ram, targets)
             if previous is None:
-                select = judge.closest(state, select)
+                select = judge.closest(state, select, lambda: self._judge)
         return _Choice(selected(state, select), select)
 
     def _least(

@@ -46,6 +46,12 @@ class Selection(Fact):
         )
 
     @property
+    def network(self) -> tuple[object, ...]:
+        """Candidates and widths: equal for selections that make the same network."""
+        widths = ((name, len(keep.units)) for name, keep in self.keeps.items())
+        return *((c.layer, c.method, c.ranks) for c in self.chosen), *widths
+
+    @property
     def divergence(self) -> float:
         """The predicted divergence of the network's output."""
         return sum(c.divergence for c in self.chosen) + sum(
