@@ -209,7 +209,7 @@ def test_a_legacy_file_that_cannot_be_compared_is_refused_in_one_line(
 
 def test_a_replayed_build_reports_another_setting(tmp_path: Path) -> None:
     def manifest(*, onednn: bool | None) -> Manifest:
-        from tests.test_artifact import example
+        from tests.test_folder import example
 
         return example().model_copy(update={"onednn": onednn})
 
@@ -223,7 +223,7 @@ def test_a_replayed_build_reports_another_setting(tmp_path: Path) -> None:
 
 
 def test_manifests_without_the_field_are_read(tmp_path: Path) -> None:
-    from tests.test_artifact import example
+    from tests.test_folder import example
 
     value = json.loads(example().write(tmp_path).read_text(encoding="utf-8"))
     del value["onednn"]

@@ -12,7 +12,7 @@ from lrfc.costs.measurements import Entry, Key, Sample
 from lrfc.targets.devices import device
 from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.runners.base import Facts
-from tests.test_terminal import terminal
+from tests.test_console import terminal
 
 
 def measured(name, ms, **other):
