@@ -97,8 +97,8 @@ def test_a_budget_that_cannot_be_met_is_an_error_with_its_reason() -> None:
     with pytest.raises(
         BudgetError,
         match=(
-            r"--max-size 5% cannot be reached: the smallest plan of these methods has \d+\.\d\d % of"
-            r" the original's file"
+            r"--max-size 5% cannot be reached: the smallest plan of these methods has"
+            r" \d+\.\d\d % of the original's file"
         ),
     ):
         meet(state(), SelectRanks(), share(0.05), None, [target("tflite")])
