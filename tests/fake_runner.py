@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import pytest
 
 from lrfc.protocols import Artifact
 from lrfc.targets.devices.connections import CONNECTIONS, Local
-from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.process import Worker
 from lrfc.targets.devices.runners.base import DeviceRunner, Facts
@@ -95,11 +95,12 @@ def measurement(
 
 
 def connection(runner: DeviceRunner) -> type[Local]:
-    """A class of connections that open ``runner``."""
+    """A class of connections whose runner is ``runner``."""
+    name = f"opened_{id(runner)}"
+    setattr(sys.modules[__name__], name, lambda device: runner)
 
     class Given(Local):
-        def open(self, device: Device) -> DeviceRunner:
-            return runner
+        runner: ClassVar[str] = f"{__name__}:{name}"
 
     return Given
 

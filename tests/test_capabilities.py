@@ -33,7 +33,7 @@ from lrfc.targets.devices.connections import CONNECTIONS, Connection
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.runners import runner
-from lrfc.targets.devices.runners.base import DeviceRunner, Facts
+from lrfc.targets.devices.runners.base import Facts
 from tests import helpers
 
 ROOT = Path(__file__).parent.parent
@@ -81,18 +81,18 @@ class Weights(FileTarget):
 class Counter(Connection):
     """A device that takes a nanosecond for each MAC."""
 
+    runner: ClassVar[str] = f"{__name__}:Counted"
+
     kind: Literal["counter"] = "counter"
     pace: float = 1.0
-
-    def open(self, device: Device) -> DeviceRunner:
-        return Counted(self.pace)
 
 
 class Counted:
     """The runner of such a device, for the files of the target above."""
 
-    def __init__(self, pace: float) -> None:
-        self._pace = pace
+    def __init__(self, device: Device) -> None:
+        assert isinstance(device.connection, Counter)
+        self._pace = device.connection.pace
 
     def __enter__(self) -> Self:
         return self

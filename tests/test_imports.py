@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -102,6 +103,27 @@ def test_imports_point_downwards(file: Path) -> None:
             "passes",
             "passes",
         ), "what two passes share is a fact or a function below them"
+
+
+def module(file: Path) -> str:
+    """The dotted name of a module, under lrfc."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "lrfc" else ("lrfc", *parts)
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def test_no_modules_import_each_other() -> None:
+    """Imports inside of functions count, too."""
+    files = {module(file): file for file in FILES}
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for name, file in files.items():
+        for imported in imports(ast.parse(file.read_text(encoding="utf-8")), inside_functions=True):
+            package = imported.rpartition(".")[0]
+            other = imported if imported in files else package
+            if other in files and other != name:
+                graph.add_edge(name, other)
+    assert graph.number_of_edges() > 500
+    assert [sorted(part) for part in nx.strongly_connected_components(graph) if len(part) > 1] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

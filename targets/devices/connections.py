@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shlex
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, SchemaValidator, core_schema
 
-from lrfc.errors import DeviceError, UsageError
 from lrfc.metrics.source import COMPILED, ESTIMATED, MEASURED, Source
 from lrfc.system import reader
 from lrfc.targets.devices.ssh_options import known_option
-
-if TYPE_CHECKING:
-    from lrfc.targets.devices.device import Device
-    from lrfc.targets.devices.runners.base import DeviceRunner
 
 #: Bytes that a vela.ini may have.
 INI_BYTES = 1 << 20
@@ -47,7 +39,7 @@ class Need(NamedTuple):
     source: str
 
 
-class Connection(Table, ABC):
+class Connection(Table):
     """A kind of connection.
 
     Its fields are the keys of the table; its class variables are its capabilities.
@@ -68,15 +60,11 @@ class Connection(Table, ABC):
     #: A remark on such devices for ``lrfc doctor``.
     remark: ClassVar[str] = ""
 
+    #: The runner of such a device, as 'module:callable'; it is called with the device. Empty where
+    #: nothing can be measured.
+    runner: ClassVar[str] = ""
+
     kind: str
-
-    @abstractmethod
-    def open(self, device: Device) -> DeviceRunner:
-        """Return the runner of a device with this connection.
-
-        DeviceError when there is none; UsageError where the profile would run a program on this
-        machine.
-        """
 
     @property
     def setting(self) -> tuple[str, ...]:
@@ -92,22 +80,12 @@ class Connection(Table, ABC):
 class Local(Connection):
     """This machine: each file runs in a fresh Python process."""
 
+    runner: ClassVar[str] = "lrfc.targets.devices.runners.local:LocalRunner"
+
     kind: Literal["local"] = "local"
     #: another interpreter than the one that runs lrfc; run only where the environment variable
     #: LRFC_PYTHON says the same
     python: Text | None = None
-
-    def open(self, device: Device) -> DeviceRunner:
-        """The runner; UsageError for an interpreter that the user has not allowed."""
-        from lrfc.targets.devices.runners.local import LocalRunner
-
-        if self.python is not None and self.python != os.environ.get(INTERPRETER):
-            # A profile may come from anybody, and this program would run here with the rights of
-            # the user.
-            problem = f"its profile asks to run {self.python} on this machine (connection.python)"
-            way_out = f"set {INTERPRETER}={shlex.quote(self.python)} if you want that"
-            raise UsageError(f"device '{device.name}': {problem}; {way_out}, or take the key out")
-        return LocalRunner(device)
 
 
 class SSH(Connection):
@@ -116,6 +94,7 @@ class SSH(Connection):
     The user's ssh config, agent and jump hosts apply.
     """
 
+    runner: ClassVar[str] = "lrfc.targets.devices.runners.ssh:SSHRunner"
     program: ClassVar[Need | None] = Need(
         "ssh",
         "OpenSSH's client (Debian: apt-get install openssh-client)",
@@ -132,12 +111,6 @@ class SSH(Connection):
     options: Annotated[tuple[_Option, ...], Field(max_length=100)] = ()
     connect_timeout: Annotated[float, Field(gt=0, le=3600)] = 10.0  #: seconds
 
-    def open(self, device: Device) -> DeviceRunner:
-        """Return the runner."""
-        from lrfc.targets.devices.runners.ssh import SSHRunner
-
-        return SSHRunner(device)
-
 
 class ADB(Connection):
     """An Android device over adb.
@@ -146,6 +119,7 @@ class ADB(Connection):
     it.
     """
 
+    runner: ClassVar[str] = "lrfc.targets.devices.runners.adb:adb_runner"
     program: ClassVar[Need | None] = Need(
         "adb",
         "Android's platform-tools (Debian: apt-get install adb)",
@@ -158,12 +132,6 @@ class ADB(Connection):
     benchmark_model: Text | None = None
     folder: Text = "/data/local/tmp"
 
-    def open(self, device: Device) -> DeviceRunner:
-        """Return the runner, with Python there or with benchmark_model."""
-        from lrfc.targets.devices.runners.adb import adb_runner
-
-        return adb_runner(device)
-
 
 class Vela(Connection):
     """An Arm Ethos-U, as Arm's Vela compiler estimates it.
@@ -171,6 +139,7 @@ class Vela(Connection):
     Cycles and memory are those of Vela's model; no real device is timed.
     """
 
+    runner: ClassVar[str] = "lrfc.targets.ethos_u.runner:VelaRunner"
     figures: ClassVar[Source] = COMPILED
     rounds_like_reference: ClassVar[bool] = True
     tells_ops: ClassVar[bool] = True
@@ -182,12 +151,6 @@ class Vela(Connection):
     system_config: Text = "internal-default"
     memory_mode: Text = "internal-default"
     config: Text | None = None  #: a vela.ini; without it the one that comes with Vela
-
-    def open(self, device: Device) -> DeviceRunner:
-        """Return the runner."""
-        from lrfc.targets.ethos_u.runner import VelaRunner
-
-        return VelaRunner(device)
 
     @property
     def config_file(self) -> Path | None:
@@ -222,11 +185,6 @@ class Analytic(Connection):
 
     kind: Literal["analytic"] = "analytic"
     source: str  #: the source of the figures
-
-    def open(self, device: Device) -> DeviceRunner:
-        """DeviceError: nothing can be measured there."""
-        why = "it has no runner, its times are computed and called estimated"
-        raise DeviceError(f"device '{device.name}' cannot be measured: {why}")
 
 
 #: ``kind`` → connection. A new one is one line here.
