@@ -42,6 +42,21 @@ class BudgetError(LrfcError):
         self.result = result
 
 
+class UnreachableError(BudgetError):
+    """A budget below the least that the candidates reach.
+
+    ``quantity``: 'macs', 'params', 'latency', 'size' or 'ram'. ``limit``: the amount that the
+    budget allows. ``least``: the least amount that can be reached. Both are in MACs, parameters,
+    bytes or, for a latency, the unit of the cost profile.
+    """
+
+    def __init__(
+        self, quantity: str, budget: object, limit: float, least: float, reason: str
+    ) -> None:
+        super().__init__(f"--max-{quantity} {budget} cannot be reached: {reason}")
+        self.quantity, self.limit, self.least = quantity, limit, least
+
+
 class DeviceError(LrfcError):
     """A device that cannot be reached, or a measurement that failed.
 

@@ -13,7 +13,7 @@ from lrfc.config.precision import of
 from lrfc.costs.arena import arena
 from lrfc.data.counts import TIMED
 from lrfc.engine.plans import rewritten, selected
-from lrfc.errors import BudgetError
+from lrfc.errors import BudgetError, UnreachableError
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.passes.select_ranks import SelectRanks
@@ -64,11 +64,12 @@ class _Size:
         beside = tuple(max(pair) for pair in zip(self.beside, rest, strict=True))
         return replace(self, beside=beside)
 
-    def unreachable(self, sizes: Sequence[int]) -> BudgetError:
+    def unreachable(self, sizes: Sequence[int]) -> UnreachableError:
         """The error where the smallest plan has files of these sizes."""
-        share = max(size / whole for size, whole in zip(sizes, self.wholes, strict=True))
-        least = f"the smallest plan of these methods has {percent(share)} of the original's file"
-        return BudgetError(f"--max-size {self.budget} cannot be reached: {least}")
+        least, whole = max(zip(sizes, self.wholes, strict=True), key=lambda pair: pair[0] / pair[1])
+        share = percent(least / whole)
+        reason = f"the smallest plan of these methods has {share} of the original's file"
+        return UnreachableError("size", self.budget, self.budget.limit(whole), least, reason)
 
 
 @dataclass(frozen=True)
@@ -277,10 +278,11 @@ def _check_memory(state: State, memory: _Memory) -> None:
             of(precision).activation,
         )
         if least > limit:
-            raise BudgetError(
-                f"--max-ram {memory.budget} cannot be reached: {limit:,.0f} bytes are allowed, and"
-                f" the least that ranks and filters reach is {least:,.0f}"
+            reason = (
+                f"{limit:,.0f} bytes are allowed, and the least that ranks and filters reach is"
+                f" {least:,.0f}"
             )
+            raise UnreachableError("ram", memory.budget, limit, least, reason)
 
 
 def _fitting(state: State, precision: str, limit: float, budget: Budget) -> State:
@@ -293,10 +295,10 @@ def _fitting(state: State, precision: str, limit: float, budget: Budget) -> Stat
         candidates = tuple(c for c in space.candidates if need(c) <= limit)
         if not candidates:
             least = min(need(candidate) for candidate in space.candidates)
-            raise BudgetError(
-                f"--max-ram {budget} cannot be reached: {space.op.name} needs at least {least:,}"
-                f" bytes, {limit:,.0f} are allowed; {CUT}"
+            reason = (
+                f"{space.op.name} needs at least {least:,} bytes, {limit:,.0f} are allowed; {CUT}"
             )
+            raise UnreachableError("ram", budget, limit, least, reason)
         excluded = None if candidates[0].method is None else space.whole
         spaces.append(replace(space, candidates=candidates, excluded=excluded))
     return state.with_fact(replace(design, spaces=tuple(spaces)))
@@ -312,6 +314,5 @@ def _check_other_ops(state: State, precision: str, limit: float, budget: Budget)
                 if name in state.original.inputs
                 else f"factorization does not change that; {CUT}"
             )
-            raise BudgetError(
-                f"--max-ram {budget} cannot be reached: {name} needs {size:,} bytes, and {beyond}"
-            )
+            reason = f"{name} needs {size:,} bytes, and {beyond}"
+            raise UnreachableError("ram", budget, limit, size, reason)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from lrfc.config.build import Budget
 from lrfc.costs.totals import totals, totals_of
-from lrfc.errors import BudgetError
+from lrfc.errors import BudgetError, UnreachableError
 from lrfc.pruning import milp
 from lrfc.pruning.facts import Selection
 from lrfc.pruning.memory import PeakMemory
@@ -141,12 +141,12 @@ def _limits(state: State, constraints: Constraints) -> dict[str, float]:
         limit = budget.limit(whole[quantity] * unit) / unit
         least = reachable(state, quantity)
         if least > limit:
-            raise BudgetError(
-                f"--max-{quantity} {budget} cannot be reached: that is {_amount(limit)} of"
-                f" {_amount(whole[quantity])}, and the least that {_means(state, constraints)} is"
-                f" {_amount(least)}"
+            reason = (
+                f"that is {_amount(limit)} of {_amount(whole[quantity])}, and the least that"
+                f" {_means(state, constraints)} is {_amount(least)}"
                 f" ({percent(least / whole[quantity])}){_staying(state, quantity)}"
             )
+            raise UnreachableError(quantity, budget, limit, least, reason)
         limits[quantity] = limit - outside[quantity]
     if constraints.max_divergence is not None:
         limits["divergence"] = constraints.max_divergence
