@@ -175,7 +175,7 @@ def test_a_build_that_fails_in_one_thread_leaves_the_other(case: Any, tmp_path: 
         thread.start()
     for thread in threads:
         thread.join(300)
-    assert failures == 3 * ["BudgetError"]
+    assert failures == 3 * ["UnreachableError"]
     assert results[0].artifact.is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
     assert state() == before
