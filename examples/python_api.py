@@ -65,7 +65,7 @@ def main(out: Path) -> None:
 
     # Compare, as a CI pipeline does.
     for verdict in compare(out, again.out, ["accuracy=0.5pp", "size=0%"]).verdicts:
-        print(f"{'ok' if verdict.ok else 'REGRESSED'}: {verdict.told}")
+        print(f"{'ok' if verdict.ok else 'REGRESSED'}: {verdict.detail}")
 
 
 if __name__ == "__main__":

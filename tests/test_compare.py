@@ -79,7 +79,7 @@ def folder(place: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("limit", "changes", "ok", "told"),
+    ("limit", "changes", "ok", "detail"),
     [
         ("latency=5%", {"latency": 2.1}, True, "latency 2 ms -> 2.1 ms, 5.00 % worse, 5% allowed"),
         ("latency=5%", {"latency": 2.11}, False, "5.50 % worse, 5% allowed"),
@@ -131,11 +131,13 @@ def folder(place: Path, **changes: Any) -> Path:
         ("cycles=5%", {}, False, "cycles cannot be compared"),
     ],
 )
-def test_a_limit(tmp_path: Path, limit: str, changes: dict[str, Any], ok: bool, told: str) -> None:
+def test_a_limit(
+    tmp_path: Path, limit: str, changes: dict[str, Any], ok: bool, detail: str
+) -> None:
     (verdict,) = compare(
         folder(tmp_path / "a"), folder(tmp_path / "b", **changes), [limit]
     ).verdicts
-    assert told in verdict.told
+    assert detail in verdict.detail
     assert verdict.ok is ok
 
 
@@ -144,7 +146,7 @@ def test_where_less_is_better_more_is_a_regression(tmp_path: Path) -> None:
     places = [folder(tmp_path / str(value), accuracy=value, scores=scores) for value in (2.0, 2.3)]
     assert not compare(*places, ["accuracy=10%"]).verdicts[0].ok
     assert compare(*reversed(places), ["accuracy=10%"]).verdicts[0].ok
-    assert "mse is not a percentage" in compare(*places, ["accuracy=1pp"]).verdicts[0].told
+    assert "mse is not a percentage" in compare(*places, ["accuracy=1pp"]).verdicts[0].detail
 
 
 @pytest.mark.parametrize(

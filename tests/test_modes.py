@@ -182,4 +182,4 @@ def test_builds_in_two_modes_share_no_figure(
     )  # the original: one file, two figures
     assert Locked(tmp_path, inside.manifest).options({})["memory_mode"] == "Sram_Only"
     (verdict,) = compare(tmp_path / "shared", tmp_path / "inside", ["cycles=5%"]).verdicts
-    assert "against ethos-u55-128 Sram_Only tflite" in verdict.told
+    assert "against ethos-u55-128 Sram_Only tflite" in verdict.detail

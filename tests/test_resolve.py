@@ -126,7 +126,7 @@ def test_a_flag_goes_before_the_environment_before_the_file_before_the_default()
     options = build_options(found)
     assert options == {"seed": 3, "epochs": "2", "max_macs": "50%"}
     assert parse(**options).epochs == 2
-    assert settings.told(found) == [
+    assert settings.described(found) == [
         "from lrfc.toml: max_macs",
         "from environment (LRFC_BUILD_EPOCHS): epochs",
     ]

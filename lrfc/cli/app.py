@@ -75,7 +75,7 @@ def build(
                 name: option for name, option in options.items() if option.source != settings.NAME
             }
         progress = terminal.progress()
-        for line in settings.told(options):
+        for line in settings.described(options):
             progress.log(line)
         results: list[Result] = []
         try:

@@ -116,7 +116,7 @@ def compare(
         if junit is not None:
             files.write(junit, result.junit(), way_out="name another file with --junit")
         project_view.compared(terminal, result, as_json=as_json)
-        regressions = [verdict.told for verdict in result.verdicts if not verdict.ok]
+        regressions = [verdict.detail for verdict in result.verdicts if not verdict.ok]
         if regressions:
             raise BudgetError(f"regressed: {'; '.join(regressions)}")
 

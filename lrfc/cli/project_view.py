@@ -74,7 +74,7 @@ def compared(terminal: Terminal, comparison: Comparison, *, as_json: bool) -> No
         )
     terminal.line(f"layers: {len(changed)} differ, {same} are equal")
     for verdict in comparison.verdicts:
-        terminal.line(f"{'ok' if verdict.ok else 'REGRESSED'}: {verdict.told}")
+        terminal.line(f"{'ok' if verdict.ok else 'REGRESSED'}: {verdict.detail}")
 
 
 def _named(comparison: Comparison, quantity: str) -> str:

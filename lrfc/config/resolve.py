@@ -85,7 +85,7 @@ def resolve(
     return settings
 
 
-def told(settings: Mapping[str, Setting]) -> list[str]:
+def described(settings: Mapping[str, Setting]) -> list[str]:
     """Return log lines that name the options set by the file and by the environment."""
     sources: dict[str, list[str]] = {}
     for name, setting in settings.items():

@@ -125,11 +125,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A limit, whether it holds (``ok``), and the reason or the margin (``told``)."""
+    """A limit, whether it holds (``ok``), and the reason or the margin (``detail``)."""
 
     limit: Limit
     ok: bool
-    told: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Comparison:
                 for name, old, new in self.changed
             ],
             "limits": [
-                {"limit": str(verdict.limit), "ok": verdict.ok, "told": verdict.told}
+                {"limit": str(verdict.limit), "ok": verdict.ok, "detail": verdict.detail}
                 for verdict in self.verdicts
             ],
             "ok": all(verdict.ok for verdict in self.verdicts),
@@ -197,11 +197,11 @@ class Comparison:
                 suite, "testcase", classname="lrfc.compare", name=str(verdict.limit), time="0"
             )
             if verdict.ok:
-                ET.SubElement(case, "system-out").text = verdict.told
+                ET.SubElement(case, "system-out").text = verdict.detail
             else:
                 ET.SubElement(
-                    case, "failure", message=verdict.told, type="regression"
-                ).text = f"{self.before.path} -> {self.after.path}: {verdict.told}"
+                    case, "failure", message=verdict.detail, type="regression"
+                ).text = f"{self.before.path} -> {self.after.path}: {verdict.detail}"
         ET.indent(root)
         return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
