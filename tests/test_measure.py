@@ -53,7 +53,9 @@ def started(monkeypatch):
     assert all(process.returncode is not None for process in processes)
 
 
-def test_the_figures_are_consistent(files, started):
+def test_the_figures_are_consistent(files, started, monkeypatch):
+    # Far longer than one inference of these files takes, also where the machine is busy.
+    monkeypatch.setattr("lrfc.targets.devices.measure.SHORTEST_NS", 5_000_000)
     found = compare([*files, files[0]], runs=41, threads=2)
     assert len(started) == 3 * 3, "several fresh processes of each file"
     for measurement, file in zip(found, [*files, files[0]], strict=True):
