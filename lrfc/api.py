@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from lrfc.config.build import HOST
 from lrfc.config.keywords import BuildOptions
 from lrfc.engine import preflight
+from lrfc.system import spans
 
 if TYPE_CHECKING:
     from lrfc.engine.package import Result
@@ -55,9 +56,11 @@ def build(
     named = {"target": target, "device": device, "data": data, "test_data": test_data}
     given = {name: value for name, value in named.items() if value is not None} | options
     request = preflight.build(model, given, locked)
-    from lrfc.engine import build as compiler
+    with spans.recording("build", on=request.config.profile):
+        with spans.span("start"):
+            from lrfc.engine import build as compiler
 
-    return compiler.build(request, progress, on_result)
+        return compiler.build(request, progress, on_result)
 
 
 def explore(

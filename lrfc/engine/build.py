@@ -39,7 +39,7 @@ from lrfc.search import pareto
 from lrfc.search.candidates import selected
 from lrfc.search.facts import DesignSpace, costs
 from lrfc.state import Progress, State
-from lrfc.system import scratch
+from lrfc.system import scratch, spans
 from lrfc.targets import refusals
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
@@ -129,7 +129,8 @@ def _results(
         return None
     shared, results = Shared(), []
     for goal, place in zip(job.goals, places, strict=True):
-        with scratch.folder() as folder:
+        stage = spans.span(f"{goal.target.name} on {goal.device.name}")
+        with stage, scratch.folder() as folder:
             with driver.bench_of(goal, explored.state, folder) as bench:
                 trials = driver.trials(job, explored, goal, bench, folder, shared)
             if trials is None:
@@ -237,6 +238,7 @@ def measure(
 # -- parts -----------------------------------------------------------------------------------------
 
 
+@spans.span("model")
 def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
     """The path and the graph of a model, a file or a Keras model."""
     if isinstance(model, str | Path):
