@@ -81,16 +81,18 @@ def explore(
     ``over``: quantities of the Pareto front in pareto.json, besides the predicted divergence
     ('macs', 'params', 'ram', 'latency'). ``device``: predict latencies for it by its cost profile;
     by default this machine, if ``over`` names the latency. ``options``: methods, keep, only,
-    precision, threads, rank_multiple, seed, resume, unsafe_load as for ``build``. The folder is
-    MODEL-explore by default.
+    precision, threads, rank_multiple, seed, resume, profile, unsafe_load as for ``build``. The
+    folder is MODEL-explore by default.
     """
     config, goal, folder = preflight.explore(model, data, device, over, points, out, options)
-    from lrfc.engine import build as compiler
+    with spans.recording("exploration", on=config.profile):
+        with spans.span("start"):
+            from lrfc.engine import build as compiler
 
-    priced = device is not None or "latency" in over
-    return compiler.explore(
-        model, data, config, goal, folder, tuple(over), points, progress, priced=priced
-    )
+        priced = device is not None or "latency" in over
+        return compiler.explore(
+            model, data, config, goal, folder, tuple(over), points, progress, priced=priced
+        )
 
 
 def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Profile:

@@ -21,9 +21,10 @@ import pytest
 import lrfc
 from lrfc.engine.replay import Locked
 from lrfc.results import manifest as manifests
+from lrfc.results import time_profile
 from lrfc.results.manifest import Manifest
 from lrfc.results.report import command
-from lrfc.results.time_profile import Entry, entry_of, largest, layers
+from lrfc.results.time_profile import Entry, largest, layers
 from lrfc.system import spans
 from tests import fake_runner, helpers
 from tests.fake_runner import FakeRunner
@@ -44,9 +45,9 @@ def busy(seconds: float = 0.02) -> None:
 
 
 def recorded() -> Entry:
-    whole = spans.whole()
-    assert whole is not None
-    return entry_of(whole)
+    entry = time_profile.recorded()
+    assert entry is not None
+    return entry
 
 
 def tree(entry: Entry) -> dict[str, Any]:
@@ -162,6 +163,7 @@ def entry(name: str, seconds: float, *parts: Entry, **fields: Any) -> Entry:
         "system_seconds": 0.0,
         "children_seconds": 0.0,
         "page_faults": 10 * int(seconds),
+        "peak_growth_bytes": 0,
     }
     return Entry(name=name, seconds=seconds, parts=parts, **defaults | fields)
 
@@ -197,7 +199,7 @@ def test_the_largest_are_by_name_without_what_is_counted_elsewhere() -> None:
 
 def test_layers_are_summed_over_all_runs_of_their_stage() -> None:
     seconds = {
-        stage: {name: total.seconds for name, total in totals.items()}
+        stage: {total.name: total.seconds for total in totals}
         for stage, totals in layers(PROFILE).items()
     }
     assert seconds == {"ExploreLayers": {"conv": 5}, "Refit": {"conv": 5}}
@@ -237,7 +239,8 @@ def test_a_build_of_digits_tells_where_its_time_went(digits: tuple[str, Path]) -
     assert {("stage", name) for name in stages} <= named
     assert ("plan", "all together") in named
     assert set(layers(profile)) == {"ExploreLayers", "Refit"}
-    assert {"conv1", "conv2", "digit"} <= set(layers(profile)["ExploreLayers"])
+    explored = [total.name for total in layers(profile)["ExploreLayers"]]
+    assert {"conv1", "conv2", "digit"} <= set(explored)
     for _, above in profile.walk():
         serial = sum(part.seconds for part in above.parts if not part.parallel)
         assert serial <= above.seconds + 1e-3, above.name

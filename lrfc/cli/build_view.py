@@ -213,6 +213,8 @@ def exploration(terminal: Terminal, survey: Survey, out: Path) -> None:
         f"written: {out}{os.sep} (explore.html, pareto.json, candidates.csv); for one layer: lrfc"
         f" explain {out} LAYER"
     )
+    if survey.profile is not None:
+        time_view.time_profile(terminal, survey.profile)
 
 
 # -- explanations ----------------------------------------------------------------------------------

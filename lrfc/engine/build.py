@@ -35,6 +35,7 @@ from lrfc.protocols import Artifact
 from lrfc.results import folder as artifact
 from lrfc.results.exploration import SHARES, Survey
 from lrfc.results.report import exploration as page
+from lrfc.results.time_profile import recorded
 from lrfc.search import pareto
 from lrfc.search.candidates import selected
 from lrfc.search.facts import DesignSpace, costs
@@ -206,15 +207,19 @@ def _explored(
         )
         state = run(state, plan([PriceLayers(prices, slower=True)], known=(DesignSpace,)))
     seconds = time.perf_counter() - start
+    with spans.span("Pareto fronts"):
+        front = pareto.front(state, over, points)
+        fronts = pareto.by_method(state, max(4, points // 2), SHARES)
     return Survey(
         source.name,
         costs(state),
         state.fact(DesignSpace),
         over,
-        pareto.front(state, over, points),
-        pareto.by_method(state, max(4, points // 2), SHARES),
+        front,
+        fronts,
         seconds,
         samples.synthetic,
+        recorded(),
     )
 
 

@@ -31,9 +31,8 @@ from lrfc.results.manifest import (
     Parity,
     Search,
 )
-from lrfc.results.time_profile import entry_of
+from lrfc.results.time_profile import recorded as recorded_time
 from lrfc.results.verdict import judged
-from lrfc.system import spans
 from lrfc.targets.parity import Parity as Difference
 
 
@@ -52,7 +51,6 @@ def manifest_of(
 ) -> Manifest:
     """The manifest of ``taken``, one of the ``trials``, with its verdict."""
     made, goal, failure = taken.made, taken.goal, taken.failure
-    recorded_time = spans.whole()
     manifest = Manifest(
         input=Input(
             path=str(made.source),
@@ -78,7 +76,7 @@ def manifest_of(
         problem=None if failure is None else str(failure),
         parity=Parity(max_abs_diff=shipped.parity.max_abs_diff, samples=shipped.parity.samples),
         artifacts=tuple(artifacts),
-        profile=None if recorded_time is None else entry_of(recorded_time),
+        profile=recorded_time(),
     )
     return manifest.model_copy(update={"verdict": judged(manifest, goal.device)})
 

@@ -27,11 +27,12 @@ R = TypeVar("R")
 
 
 class Usage(NamedTuple):
-    """Wall-clock seconds, CPU seconds and minor page faults.
+    """Wall-clock seconds, CPU seconds, minor page faults, and memory.
 
     ``user``, ``system``: of this process or thread, in user mode and in the kernel. ``children``:
-    of child processes that have ended, both together. ``faults``: None where the operating system
-    does not count them.
+    of child processes that have ended, both together. ``peak``: bytes, the largest resident memory
+    of this process. ``faults`` and ``peak`` are None where the operating system does not count
+    them; so is the ``peak`` of a thread.
     """
 
     seconds: float = 0.0
@@ -39,17 +40,22 @@ class Usage(NamedTuple):
     system: float = 0.0
     children: float = 0.0
     faults: int | None = 0
+    peak: int | None = 0
 
     def plus(self, other: Usage, sign: int = 1) -> Usage:
         """Both together; the difference with a ``sign`` of -1."""
-        known = self.faults is not None and other.faults is not None
         return Usage(
             self.seconds + sign * other.seconds,
             self.user + sign * other.user,
             self.system + sign * other.system,
             self.children + sign * other.children,
-            (self.faults or 0) + sign * (other.faults or 0) if known else None,
+            _sum(self.faults, other.faults, sign),
+            _sum(self.peak, other.peak, sign),
         )
+
+
+def _sum(one: int | None, other: int | None, sign: int) -> int | None:
+    return None if one is None or other is None else one + sign * other
 
 
 @dataclass(eq=False)
@@ -188,10 +194,11 @@ def _usage(*, own_thread: bool) -> Usage:
     if sys.platform == "win32" or (own_thread and not hasattr(resource, "RUSAGE_THREAD")):
         times = os.times()
         user, system = (time.thread_time(), 0.0) if own_thread else (times.user, times.system)
-        return Usage(now, user, system, 0.0, None)
+        return Usage(now, user, system, 0.0, None, None)
     if own_thread:
         own = resource.getrusage(resource.RUSAGE_THREAD)
-        return Usage(now, own.ru_utime, own.ru_stime, 0.0, own.ru_minflt)
+        return Usage(now, own.ru_utime, own.ru_stime, 0.0, own.ru_minflt, None)
     own, children = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     below = children.ru_utime + children.ru_stime
-    return Usage(now, own.ru_utime, own.ru_stime, below, own.ru_minflt)
+    peak = own.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Usage(now, own.ru_utime, own.ru_stime, below, own.ru_minflt, peak)

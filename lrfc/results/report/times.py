@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lrfc.results import time_profile
-from lrfc.results.time_profile import Entry, Total
+from lrfc.results.time_profile import Entry, Taken
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Row:
     name: str
     depth: int
     share: float
-    taken: Entry | Total
+    taken: Taken
     verdict: str | None = None
 
 
@@ -45,7 +45,7 @@ def layers(profile: Entry) -> list[tuple[str, list[Row]]]:
             stage,
             [
                 Row(total.name, 0, _share(total.seconds, profile.seconds), total)
-                for total in sorted(totals.values(), key=lambda total: -total.seconds)
+                for total in sorted(totals, key=lambda total: -total.seconds)
             ],
         )
         for stage, totals in time_profile.layers(profile).items()
