@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import lrfc
+from lrfc.cli.app import app
 from lrfc.engine.replay import Locked
 from lrfc.results import manifest as manifests
 from lrfc.results import time_profile
@@ -300,3 +302,19 @@ def test_python_asks_for_it_and_else_there_is_none(
     assert "Where the time" not in Path("plain", "report.html").read_text(encoding="utf-8")
     assert results[0].artifact.read_bytes() == results[1].artifact.read_bytes()
     assert spans.whole() is None
+
+
+def test_an_exploration_has_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    helpers.conv_net(filters=(16, 24)).save("net.keras")
+    ran = CliRunner().invoke(
+        app,
+        "explore net.keras --methods svd,channel_svd --points 2 --profile --no-resume".split(),
+    )
+    assert ran.exit_code == 0, ran.output
+    front = json.loads(Path("net-explore", "pareto.json").read_text(encoding="utf-8"))
+    profile = Entry.model_validate(front["profile"])
+    assert profile.name == "exploration"
+    assert {"model", "data", "ExploreLayers", "Pareto fronts"} <= set(tree(profile))
+    explored = {total.name for total in layers(profile)["ExploreLayers"]}
+    assert {"conv0", "conv1"} <= explored
