@@ -6,7 +6,10 @@ Every command runs in a process of its own, with an empty cache. The checkouts t
 change of the machine's speed meets all of them. Writes speed.csv to the folder of this file, one
 row for each run as soon as it has ended; a run that has a row is skipped. ``cpu_s`` and
 ``system_s`` are the seconds in user mode and in the kernel, children included; ``peak_mib`` is the
-largest resident memory of any process; ``stages`` holds the wall-clock seconds that the log names.
+largest resident memory of any process. ``stages`` holds the wall-clock seconds, the CPU seconds
+(children included), the page faults and the growth of the peak memory of each stage, without the
+stages within it, as --profile records them; of a checkout without that option, the wall-clock
+seconds that the log names.
 
 The networks at 224×224 have random weights and 64 random images. The deep small one has four
 convolutions at full resolution, and is trained for an epoch on CIFAR-10. Cases that need the folder
@@ -16,6 +19,7 @@ LRFC_DATA are skipped without it.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -23,10 +27,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from table import Table
+
+from lrfc.results.time_profile import Entry, largest
+from lrfc.text import count, size
 
 ROOT = Path(__file__).parent.parent
 BUDGET = ("--max-macs", "60%", "--epochs", "0", "--target", "tflite")
@@ -87,6 +95,34 @@ def prepare(folder: Path, name: str) -> None:
         model.save(folder / "deep_small.keras")
 
 
+@cache
+def profiles(checkout: Path, command: str) -> bool:
+    """Whether a command of a checkout has the option --profile."""
+    text = subprocess.run(  # noqa: S603  our own command
+        [sys.executable, "-m", "lrfc", command, "--help"],
+        env=os.environ | {"PYTHONPATH": str(checkout)},
+        cwd=tempfile.gettempdir(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return re.search(r"--profile\b", text) is not None
+
+
+def stages(out: Path, log: str) -> str:
+    """What each stage took: from the output folder, or else from the log."""
+    for path in (out / "manifest.json", out / "pareto.json"):
+        profile = json.loads(path.read_text()).get("profile") if path.exists() else None
+        if profile is not None:
+            return "; ".join(
+                f"{stage.name} {stage.seconds:.1f} s,"
+                f" {stage.cpu_seconds + stage.children_seconds:.1f} CPU-s,"
+                f" {count(stage.page_faults)} faults, +{size(stage.peak_growth_bytes)}"
+                for stage in largest(Entry.model_validate(profile), 12)
+            )
+    return "; ".join(f"{name} {length}" for name, length in _STAGE.findall(log))
+
+
 def measured(command: tuple[str, ...], checkout: Path) -> dict[str, str]:
     """Run lrfc of a checkout, and return the resources that it took.
 
@@ -94,9 +130,10 @@ def measured(command: tuple[str, ...], checkout: Path) -> dict[str, str]:
     """
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
         environment = os.environ | {"PYTHONPATH": str(checkout), "LRFC_CACHE": f"{folder}/cache"}
+        option = ["--profile"] if profiles(checkout, command[0]) else []
         start = time.perf_counter()
         process = subprocess.Popen(  # noqa: S603  our own command
-            [sys.executable, "-m", "lrfc", *command, "--out", f"{folder}/out"],
+            [sys.executable, "-m", "lrfc", *command, *option, "--out", f"{folder}/out"],
             cwd=folder,
             env=environment,
             stdout=subprocess.DEVNULL,
@@ -109,13 +146,14 @@ def measured(command: tuple[str, ...], checkout: Path) -> dict[str, str]:
         text = log.read()
         if process.returncode not in (0, 4, 8):
             sys.exit(f"{' '.join(command)}: exit {process.returncode}\n{text[-2000:]}")
+        named = stages(Path(folder, "out"), text)
     return {
         "wall_s": f"{seconds:.1f}",
         "cpu_s": f"{used.ru_utime:.1f}",
         "system_s": f"{used.ru_stime:.1f}",
         "peak_mib": f"{used.ru_maxrss / 1024:.0f}",
         "page_faults": str(used.ru_minflt),
-        "stages": "; ".join(f"{name} {length}" for name, length in _STAGE.findall(text)),
+        "stages": named,
     }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from lrfc.config.build import HOST
 from lrfc.config.keywords import BuildOptions
 from lrfc.engine import preflight
+from lrfc.system import spans
 
 if TYPE_CHECKING:
     from lrfc.engine.package import Result
@@ -55,9 +56,11 @@ def build(
     named = {"target": target, "device": device, "data": data, "test_data": test_data}
     given = {name: value for name, value in named.items() if value is not None} | options
     request = preflight.build(model, given, locked)
-    from lrfc.engine import build as compiler
+    with spans.recording("build", on=request.config.profile):
+        with spans.span("start"):
+            from lrfc.engine import build as compiler
 
-    return compiler.build(request, progress, on_result)
+        return compiler.build(request, progress, on_result)
 
 
 def explore(
@@ -78,16 +81,18 @@ def explore(
     ``over``: quantities of the Pareto front in pareto.json, besides the predicted divergence
     ('macs', 'params', 'ram', 'latency'). ``device``: predict latencies for it by its cost profile;
     by default this machine, if ``over`` names the latency. ``options``: methods, keep, only,
-    precision, threads, rank_multiple, seed, resume, unsafe_load as for ``build``. The folder is
-    MODEL-explore by default.
+    precision, threads, rank_multiple, seed, resume, profile, unsafe_load as for ``build``. The
+    folder is MODEL-explore by default.
     """
     config, goal, folder = preflight.explore(model, data, device, over, points, out, options)
-    from lrfc.engine import build as compiler
+    with spans.recording("exploration", on=config.profile):
+        with spans.span("start"):
+            from lrfc.engine import build as compiler
 
-    priced = device is not None or "latency" in over
-    return compiler.explore(
-        model, data, config, goal, folder, tuple(over), points, progress, priced=priced
-    )
+        priced = device is not None or "latency" in over
+        return compiler.explore(
+            model, data, config, goal, folder, tuple(over), points, progress, priced=priced
+        )
 
 
 def inspect(model: Any, *, unsafe: bool = False, precision: str = "fp32") -> Profile:

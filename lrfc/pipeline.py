@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from lrfc.errors import UsageError
 from lrfc.protocols import Pass
 from lrfc.state import Fact, State
+from lrfc.system.spans import span
 
 
 def name_of(step: Pass) -> str:
@@ -51,8 +52,9 @@ def run(
     for step in passes:
         start = time.perf_counter()
         before = state.graph
-        state = step(state)
-        state.graph.check()
+        with span(name_of(step)):
+            state = step(state)
+            state.graph.check()
         missing = [fact.__name__ for fact in step.gives if fact not in state.facts]
         assert not missing, f"pass {name_of(step)} promised {missing}"
         change = (

@@ -31,6 +31,7 @@ from lrfc.search.sensitivity import POOL, PROBES, Sensitivity
 from lrfc.search.similarity import MEASURES
 from lrfc.search.statistics import LayerSamples, Sampler, SampleSize
 from lrfc.state import Fact, State
+from lrfc.system import spans
 
 #: MACs of all passes for the sensitivities (half a minute on two cores), and passes for each layer.
 WORK, PROBED = 1e12, len(PROBES)
@@ -124,7 +125,8 @@ class ExploreLayers:
                 if sensitivity is None:
                     images = self._sensitivity_images(graph, eligible)
                     sensitivity = Sensitivity(graph, head(inputs, POOL * images), images)
-                space = sensitivity(space, sample)
+                with spans.span(op.name, "layer", parallel=True):
+                    space = sensitivity(space, sample)
             if op.name not in samples.lasting:
                 # The samples of all layers of a large network do not fit into memory, so the
                 # factors must not refer to them.
@@ -155,7 +157,7 @@ class ExploreLayers:
                     # Collected here and not in a thread, because it runs the network.
                     sample = samples[op.name]
                     future = pool.submit(
-                        answers,
+                        spans.in_thread(op.name, answers),
                         graph,
                         op,
                         sample,

@@ -29,6 +29,7 @@ from lrfc.search.epilogue import Epilogue, epilogue_of
 from lrfc.search.sensitivity import divergence
 from lrfc.search.statistics import FEWEST, draw, repairable
 from lrfc.state import Fact, State
+from lrfc.system.spans import layers
 
 Array = NDArray[np.float32]
 
@@ -139,7 +140,7 @@ class _Reconstruction:
         """The weights of the layers of the compressed network after the fit."""
         step = self._state.progress.stage("refit", len(self._graph))
         updated: _Weights = {}
-        for op in _order(self._graph, self._epilogues, self._values):
+        for op in layers(_order(self._graph, self._epilogues, self._values)):
             operands = self._graph.operands(op.name)
             original = self._original(op, [self._values.original[ref] for ref in operands])
             compressed: Sequence[Array] = [self._values.compressed[ref] for ref in operands]

@@ -13,6 +13,7 @@ from lrfc.config.precision import PRECISIONS
 from lrfc.errors import ParityError
 from lrfc.ir.batch import Batch
 from lrfc.protocols import Artifact, Runner
+from lrfc.system.spans import span
 
 #: Precision → largest error allowed: of ``relative`` where nothing is rounded to 8 bits
 #: (lrfc.config.precision), else of ``distance``. Six trained networks stayed below 2e-5 in float32
@@ -43,6 +44,7 @@ class Parity:
     samples: int
 
 
+@span("parity")
 def parity(artifact: Artifact, runner: Runner, inputs: Batch, reference: Batch) -> Parity:
     """Run the file on ``inputs`` and compare its outputs with ``reference``, those of the model.
 

@@ -422,7 +422,7 @@ def test_the_output_folder_is_complete_and_true(run: Run) -> None:
     assert printed["out"].endswith("small")
     assert printed["problem"] is None
     assert printed["speedup"]["low"] <= printed["speedup"]["median"] <= printed["speedup"]["high"]
-    assert {key: printed[key] for key in manifest.model_dump(mode="json")} == json.loads(
+    assert {key: printed[key] for key in manifest.to_json()} == json.loads(
         (out / "manifest.json").read_text()
     )
 

@@ -165,11 +165,15 @@ def test_the_passes_end_at_the_one_after_which_the_build_stops(graph: Graph) -> 
 def test_a_build_that_stops_returns_nothing_and_skips_the_other_destinations(
     graph: Graph, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked = replace(job(), goals=("one", "two"))  # type: ignore[arg-type]
+    goals: Any = tuple(
+        SimpleNamespace(target=SimpleNamespace(name="tflite"), device=SimpleNamespace(name=name))
+        for name in ("one", "two")
+    )
+    asked = replace(job(), goals=goals)
     visited: list[str] = []
 
-    def bench_of(goal: str, state: State, folder: Path) -> Any:
-        visited.append(goal)
+    def bench_of(goal: Any, state: State, folder: Path) -> Any:
+        visited.append(goal.device.name)
         return nullcontext()
 
     monkeypatch.setattr(driver, "explore", lambda job, graph: SimpleNamespace(state=None))

@@ -37,6 +37,7 @@ from lrfc.results.report import tables
 from lrfc.results.report.chart import chart
 from lrfc.results.report.command import command, option
 from lrfc.results.report.page import Content
+from lrfc.results.time_profile import Entry
 from lrfc.text import NONE
 
 
@@ -392,6 +393,26 @@ def test_a_front_may_be_empty_or_a_single_point(points: list[dict[str, Any]]) ->
     assert "nan" not in html.partition("<script>")[0].lower()
 
 
+def test_where_the_time_of_the_build_went() -> None:
+    html = render(made(profile=PROFILE), FASTER, POINTS, None)
+    rows = [row[:-1] for row in Page(html).tables["profile"]]
+    heads = "Time, s;CPU, s;Kernel, s;Child processes, s;Page faults;Peak memory;Share".split(";")
+    assert rows == [
+        ["Stage", *heads],
+        ["build", "20.00", "15.00", "5.00", "0.00", "20,000", "+2 KiB", "100.0 %"],
+        ["ExploreLayers", "5.00", "3.75", "1.25", "0.00", "5,000", "+2 KiB", "25.0 %"],
+        ["search", "10.00", "7.50", "2.50", "0.00", "10,000", "+2 KiB", "50.0 %"],
+        ["Plan", *heads],
+        ["half <b>", "8.00", "6.00", "2.00", "0.00", "8,000", "+2 KiB", "40.0 %"],
+        ["Refit", "6.00", "4.50", "1.50", "0.00", "6,000", "+2 KiB", "30.0 %"],
+        ["Layer", *heads],
+        ["head", "25.00", "18.75", "6.25", "0.00", "25,000", "+2 KiB", "100.0 %"],
+        ["conv1", "4.00", "3.00", "1.00", "0.00", "4,000", NONE, "20.0 %"],
+    ]
+    assert "<small>drop 0.10 pp</small>" in html
+    assert "profile" not in Page(render(made(), FASTER, POINTS, None)).tables
+
+
 def test_environment_and_configuration() -> None:
     text = re.sub(r"\s+", " ", Page(render(made(), FASTER, POINTS, None)).text)
     for said in (
@@ -425,6 +446,38 @@ PRUNED: dict[str, Any] = {
         Filters(name="conv1", layers=("conv1", "conv2"), units=2, kept=(1,), impact=0.0125),
     ),
 }
+
+
+def entry(name: str, seconds: float, *parts: Entry, **fields: Any) -> Entry:
+    """An entry of the time profile."""
+    defaults: dict[str, Any] = {
+        "kind": "stage",
+        "parallel": False,
+        "verdict": None,
+        "user_seconds": seconds / 2,
+        "system_seconds": seconds / 4,
+        "children_seconds": 0.0,
+        "page_faults": 1_000 * int(seconds),
+        "peak_growth_bytes": 2_048,
+    }
+    return Entry(name=name, seconds=seconds, parts=parts, **defaults | fields)
+
+
+PROFILE = entry(
+    "build",
+    20,
+    entry(
+        "ExploreLayers",
+        5,
+        entry("conv1", 4, kind="layer", parallel=True, peak_growth_bytes=None),
+        entry("head", 25, kind="layer", parallel=True),
+    ),
+    entry(
+        "search",
+        10,
+        entry("half <b>", 8, entry("Refit", 6), kind="plan", verdict="drop 0.10 pp"),
+    ),
+)
 
 
 def full() -> str:
@@ -461,6 +514,7 @@ def full() -> str:
             kept=kept,
             kernels=Kernels(reference=0.965, optimised=0.972, samples=1_200, counted=True),
         ),
+        profile=PROFILE,
     )
     by_latency = [{**point, "latency": point["macs"] / 500} for point in POINTS]
     manifest = manifest.model_copy(update=PRUNED)
@@ -772,7 +826,7 @@ def test_nothing_comes_from_outside_and_only_the_known_script_runs() -> None:
 def test_every_table_is_accessible() -> None:
     html = full()
     tables = re.findall(r"<table.*?</table>", html, re.DOTALL)
-    assert len(tables) == 7
+    assert len(tables) == 10
     assert all("<caption>" in table for table in tables)
     assert re.findall(r"<th(?!ead)(?! scope)[^>]*>", html) == []
     ids = [value for _, name, value in Page(html).attributes if name == "id"]

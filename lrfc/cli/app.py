@@ -114,6 +114,9 @@ def explore(
     )] = None,
     unsafe_load: Unsafe = False,
     resume: Annotated[bool, typer.Option(help=text("resume"))] = True,
+    profile: Annotated[bool, typer.Option(
+        "--profile", help="Record where the time goes, by stage and layer, in pareto.json.",
+    )] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Compare the factorization methods on MODEL, without building anything.
@@ -140,6 +143,7 @@ def explore(
             out=out,
             unsafe_load=unsafe_load,
             resume=resume,
+            profile=profile,
             progress=terminal.progress(),
             **options,
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lrfc.cli import time_view
 from lrfc.metrics.source import MEASURED
 from lrfc.text import NONE, count, decimal, factor, milliseconds, percent, shape, size
 
@@ -38,7 +39,7 @@ def results(terminal: Terminal, built: Sequence[Result], *, as_json: bool) -> No
         return
     manifests = [
         {
-            **result.manifest.model_dump(mode="json"),
+            **result.manifest.to_json(),
             "out": str(result.out),
             "problem": None if result.failure is None else str(result.failure),
         }
@@ -75,6 +76,8 @@ def _result(terminal: Terminal, result: Result) -> None:
         terminal.line(f"  {sentence}")
     paths = ", ".join(file.path for file in manifest.artifacts)
     terminal.line(f"written: {result.out}{os.sep} ({paths}, manifest.json, report.html)")
+    if manifest.profile is not None:
+        time_view.time_profile(terminal, manifest.profile)
 
 
 _Ratios = tuple[str, str, str]
@@ -210,6 +213,8 @@ def exploration(terminal: Terminal, survey: Survey, out: Path) -> None:
         f"written: {out}{os.sep} (explore.html, pareto.json, candidates.csv); for one layer: lrfc"
         f" explain {out} LAYER"
     )
+    if survey.profile is not None:
+        time_view.time_profile(terminal, survey.profile)
 
 
 # -- explanations ----------------------------------------------------------------------------------

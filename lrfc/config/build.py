@@ -259,6 +259,10 @@ class BuildConfig(BaseModel):
     resume: Annotated[bool, Option(
         "Reuse cached results of earlier runs, even interrupted ones, on the same model and data.",
     )] = True
+    profile: Annotated[bool, Option(
+        "Record where the time of the build goes, by stage, layer and plan, in the manifest and the"
+        " report.",
+    )] = False
     print_after: Annotated[tuple[str, ...], Option(
         "Pass after which the graph is printed. May be repeated.", ["Factorize"],
     )] = ()

@@ -35,5 +35,6 @@ class BuildOptions(TypedDict, total=False):
     out: str | Path | None
     unsafe_load: bool
     resume: bool
+    profile: bool
     print_after: list[str] | tuple[str, ...]
     stop_after: str | None

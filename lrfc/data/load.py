@@ -17,8 +17,10 @@ from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Shape, Tensor
 from lrfc.system import reader
+from lrfc.system.spans import span
 
 
+@span("data")
 def load_data(
     spec: Any, graph: Graph, *, test: Any = None, seed: int, limit: int | None = None
 ) -> Data:

@@ -19,6 +19,7 @@ from lrfc.metrics.contract import Contract, held
 from lrfc.metrics.metric import Metric
 from lrfc.metrics.outcome import short
 from lrfc.state import State
+from lrfc.system.spans import span
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Baseline:
         )
 
 
+@span("baseline of the original")
 def baseline(
     metric: Metric,
     state: State,

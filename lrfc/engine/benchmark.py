@@ -20,6 +20,7 @@ from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact, Target
 from lrfc.results.folder import sha256
 from lrfc.search.pricing import Reading
+from lrfc.system.spans import span
 from lrfc.targets.catalog import target as target_of
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
@@ -68,6 +69,7 @@ class Bench:
     Measurements are saved in the ``store``.
     """
 
+    @span("original on the device")
     def __init__(
         self,
         target: Target,
@@ -105,6 +107,7 @@ class Bench:
         time = self.time / ratio.median
         return Timing(ratio, time, self._ops(folded), self._known(emitted, folded))
 
+    @span("measurement")
     def measure(
         self, files: Sequence[Artifact], graphs: Sequence[Graph], runs: int = 200
     ) -> tuple[Measurement, ...]:

@@ -35,11 +35,12 @@ from lrfc.protocols import Artifact
 from lrfc.results import folder as artifact
 from lrfc.results.exploration import SHARES, Survey
 from lrfc.results.report import exploration as page
+from lrfc.results.time_profile import recorded
 from lrfc.search import pareto
 from lrfc.search.candidates import selected
 from lrfc.search.facts import DesignSpace, costs
 from lrfc.state import Progress, State
-from lrfc.system import scratch
+from lrfc.system import scratch, spans
 from lrfc.targets import refusals
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
@@ -129,7 +130,8 @@ def _results(
         return None
     shared, results = Shared(), []
     for goal, place in zip(job.goals, places, strict=True):
-        with scratch.folder() as folder:
+        stage = spans.span(f"{goal.target.name} on {goal.device.name}")
+        with stage, scratch.folder() as folder:
             with driver.bench_of(goal, explored.state, folder) as bench:
                 trials = driver.trials(job, explored, goal, bench, folder, shared)
             if trials is None:
@@ -205,15 +207,19 @@ def _explored(
         )
         state = run(state, plan([PriceLayers(prices, slower=True)], known=(DesignSpace,)))
     seconds = time.perf_counter() - start
+    with spans.span("Pareto fronts"):
+        front = pareto.front(state, over, points)
+        fronts = pareto.by_method(state, max(4, points // 2), SHARES)
     return Survey(
         source.name,
         costs(state),
         state.fact(DesignSpace),
         over,
-        pareto.front(state, over, points),
-        pareto.by_method(state, max(4, points // 2), SHARES),
+        front,
+        fronts,
         seconds,
         samples.synthetic,
+        recorded(),
     )
 
 
@@ -237,6 +243,7 @@ def measure(
 # -- parts -----------------------------------------------------------------------------------------
 
 
+@spans.span("model")
 def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
     """The path and the graph of a model, a file or a Keras model."""
     if isinstance(model, str | Path):

@@ -31,6 +31,7 @@ from lrfc.results.op_costs import OpProfile
 from lrfc.results.verdict import MARGIN, asked, exact
 from lrfc.search.facts import DesignSpace
 from lrfc.state import State
+from lrfc.system.spans import span
 from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.speed import Ratio, speedup
 from lrfc.targets.parity import Parity, parity
@@ -167,6 +168,7 @@ class _Scores:
     kernels: Kernels | None = None
 
 
+@span("final test")
 def _scored(
     made: Compressed,
     goal: Destination,

@@ -22,6 +22,7 @@ from lrfc.protocols import Pass, Target
 from lrfc.pruning.facts import Selection
 from lrfc.search.facts import DesignSpace
 from lrfc.state import State
+from lrfc.system.spans import span
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Shared:
     baselines: Memo[Baseline] = field(default_factory=Memo)
 
 
+@span("compression")
 def compress(
     job: Job,
     explored: Explored,

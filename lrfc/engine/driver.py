@@ -32,7 +32,7 @@ from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace
 from lrfc.state import State
-from lrfc.system import scratch
+from lrfc.system import scratch, spans
 from lrfc.targets.devices.runners import runner
 
 #: Most trials that are tested against the accuracy contract.
@@ -163,7 +163,8 @@ def attempts(
     tried: list[Trial] = []
     allowed: float | None = None
     while True:
-        trial = attempt(len(tried) + 1, allowed)
+        with spans.span(f"attempt {len(tried) + 1}"):
+            trial = attempt(len(tried) + 1, allowed)
         if trial is None:
             return None
         tried.append(trial)
@@ -227,6 +228,7 @@ def _weighed(job: Job, explored: Explored, goal: Destination, shared: Shared) ->
     return shared.weighed.get(passes, make)
 
 
+@spans.span("search")
 def _planned(
     job: Job,
     weighed: State,

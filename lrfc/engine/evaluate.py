@@ -26,6 +26,7 @@ from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace, costs
 from lrfc.search.sensitivity import divergence
 from lrfc.state import State
+from lrfc.system import spans
 from lrfc.text import percent, points
 
 #: Largest predicted divergence (see lrfc.search.sensitivity) of a plan without data to run it on.
@@ -175,7 +176,9 @@ def smallest(
         except BudgetError:  # the other budgets cannot be met with so little
             low, share = share, (share + high) / 2
             continue
-        point = evaluate(planned)
+        with spans.span(f"{percent(share)} of the {NOUNS[quantity]}", "plan"):
+            point = evaluate(planned)
+            spans.verdict(point.text)
         runs.append(point)
         state.progress.log(f"  {percent(share)} of the {NOUNS[quantity]}: {point.text}")
         if point.within:
@@ -291,7 +294,9 @@ def closest(
     step = state.progress.stage("plans", len(others) + 1)
     mixed = selected(state, select)
     predicted = mixed.fact(Selection).divergence
-    results = [(evaluate(mixed).divergence, select)]
+    with spans.span("all together", "plan"):
+        results = [(evaluate(mixed).divergence, select)]
+        spans.verdict(f"output divergence {results[0][0]:.4f}")
     state.progress.log(
         f"  all together: predicted {predicted:.4f}, output divergence {results[0][0]:.4f}"
     )
@@ -309,7 +314,9 @@ def closest(
                 f"  {name}: predicted {own:.4f}, the mixed plan {predicted:.4f}; not run"
             )
             continue
-        results.append((evaluate(planned).divergence, other))
+        with spans.span(name, "plan"):
+            results.append((evaluate(planned).divergence, other))
+            spans.verdict(f"output divergence {results[-1][0]:.4f}")
         state.progress.log(f"  {name}: predicted {own:.4f}, output divergence {results[-1][0]:.4f}")
     return min(results, key=lambda result: result[0])[1]
 

@@ -17,6 +17,7 @@ from lrfc.metrics.metric import Metric
 from lrfc.pipeline import name_of, plan, run
 from lrfc.protocols import Pass
 from lrfc.state import Fact, Progress, State
+from lrfc.system.spans import span
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def advanced(
     return None if stops else state
 
 
+@span("scores")
 def scored(job: Job, figure: Metric, state: State) -> float:
     """The score of the state's network on the test samples, with a line in the log."""
     test = job.data.test

@@ -14,8 +14,10 @@ from lrfc.ir.graph import Graph
 from lrfc.passes.profile import profile
 from lrfc.protocols import Artifact
 from lrfc.results.op_costs import OpCost, OpProfile
+from lrfc.system.spans import span
 
 
+@span("per-op profile")
 def op_profile(
     bench: Bench, before: Graph, after: Graph, files: tuple[Artifact, Artifact]
 ) -> OpProfile:

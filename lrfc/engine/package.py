@@ -21,6 +21,7 @@ from lrfc.results.manifest import File, Manifest
 from lrfc.results.report import page
 from lrfc.search.facts import DesignSpace, Price
 from lrfc.search.pareto import front
+from lrfc.system.spans import span
 from lrfc.targets.devices.speed import Ratio
 from lrfc.targets.parity import parity
 
@@ -46,6 +47,7 @@ class Result:
         return self.out / self.manifest.artifacts[0].path
 
 
+@span("output folder")
 def ship(
     trials: Sequence[Trial], taken: Trial, place: files.Reserved, log: Sequence[str]
 ) -> Result:

@@ -8,9 +8,11 @@ from dataclasses import replace
 from lrfc.ir.graph import Graph
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.prune_filters import PruneFilters
+from lrfc.pipeline import name_of
 from lrfc.protocols import Pass
 from lrfc.pruning.selection import Constraints, select
 from lrfc.state import Progress, State
+from lrfc.system.spans import span
 
 
 def selected(state: State, constraints: Constraints) -> State:
@@ -23,6 +25,7 @@ def rewritten(state: State, repairs: Sequence[Pass] = ()) -> Graph:
     state = replace(state, progress=Progress())
     steps: tuple[Pass, ...] = (Factorize(), PruneFilters(), *repairs)
     for step in steps:
-        state = step(state)
-        state.graph.check()
+        with span(name_of(step)):
+            state = step(state)
+            state.graph.check()
     return state.graph

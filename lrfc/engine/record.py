@@ -31,6 +31,7 @@ from lrfc.results.manifest import (
     Parity,
     Search,
 )
+from lrfc.results.time_profile import recorded as recorded_time
 from lrfc.results.verdict import judged
 from lrfc.targets.parity import Parity as Difference
 
@@ -75,6 +76,7 @@ def manifest_of(
         problem=None if failure is None else str(failure),
         parity=Parity(max_abs_diff=shipped.parity.max_abs_diff, samples=shipped.parity.samples),
         artifacts=tuple(artifacts),
+        profile=recorded_time(),
     )
     return manifest.model_copy(update={"verdict": judged(manifest, goal.device)})
 

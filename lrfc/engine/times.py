@@ -15,6 +15,7 @@ from lrfc.pruning.kept_fractions import Shares
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.pricing import Executed, Reading
 from lrfc.state import State
+from lrfc.system.spans import span
 from lrfc.targets.devices.speed import Ratio
 
 
@@ -75,6 +76,7 @@ class Times:
         return PriceLayers(profile, self.known, self.alone, unit, slower, ops)(state)
 
 
+@span("latencies of ops")
 def times_of(state: State, bench: Measures, profile: CostProfile) -> Times:
     """The times known before a plan is measured: of the original, and of single ops."""
     ops, filters = executed(state, bench.reading), state.known(FilterSpace)

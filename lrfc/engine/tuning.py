@@ -25,6 +25,7 @@ from lrfc.pruning.selection import Minimised, fixed
 from lrfc.results.manifest import Round
 from lrfc.search.facts import DesignSpace, Price
 from lrfc.state import State
+from lrfc.system.spans import span
 from lrfc.text import factor, milliseconds
 
 #: Most plans that are emitted and measured, and the relative difference between prediction and
@@ -146,7 +147,8 @@ class Loop:
         previous: SelectRanks | None = None
         while len(rounds) < ROUNDS:
             try:
-                choice = self._chosen(wish, times, methods, previous, allowed)
+                with span(f"round {len(rounds) + 1}"):
+                    choice = self._chosen(wish, times, methods, previous, allowed)
             except BudgetError as error:
                 if not tried:
                     raise
@@ -156,7 +158,8 @@ class Loop:
             if choice.selection.network in tried:
                 break
             previous = choice.select
-            trial = _Tried(choice, self.bench(rewritten(choice.state)))
+            with span(f"round {len(rounds) + 1}"):
+                trial = _Tried(choice, self.bench(rewritten(choice.state)))
             tried[choice.selection.network] = trial
             rounds.append(_round(trial))
             self.state.progress.log(_line(trial, rounds[-1]))
@@ -182,6 +185,7 @@ class Loop:
 
     # -- one round ---------------------------------------------------------------------------------
 
+    @span("allocation")
     def _chosen(
         self,
         wish: Wish,
@@ -245,6 +249,7 @@ class Loop:
         select = replace(select, minimise=OBJECTIVES[wish.objective])
         return budgets.meet(state, select, wish.max_size, wish.max_ram, [self.target])
 
+    @span("allowed divergence")
     def _allowed(self, wish: Wish, times: Times) -> float:
         """The predicted divergence that ``max_drop`` allows, by plans that are run on data."""
         assert wish.objective is not None

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from lrfc.errors import DependencyError, ModelError
 from lrfc.ir import processor
-from lrfc.system import silence
+from lrfc.system import silence, spans
 
 _log = logging.getLogger("lrfc.keras")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -40,7 +41,10 @@ def keras() -> Any:
     )
     with quiet():
         try:
-            import keras as module
+            with (
+                spans.span("TensorFlow") if "keras" not in sys.modules else contextlib.nullcontext()
+            ):
+                import keras as module
         except (ImportError, ValueError) as error:  # ValueError: a backend unknown to Keras
             if os.environ["KERAS_BACKEND"] != "tensorflow":
                 raise DependencyError(message.format(os.environ["KERAS_BACKEND"])) from error

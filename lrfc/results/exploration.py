@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lrfc.results.time_profile import Entry
 from lrfc.search.facts import DesignSpace
 from lrfc.search.pareto import Point
 
@@ -19,7 +20,8 @@ class Survey:
 
     ``whole``: MACs and parameters of the original, and its predicted latency with a device.
     ``fronts``: the Pareto front over MACs by method, 'all' for a mix of them. ``points``: the
-    Pareto front over the requested quantities, ``over``.
+    Pareto front over the requested quantities, ``over``. ``profile``: where the time went; None
+    unless it was recorded.
     """
 
     model: str
@@ -30,6 +32,7 @@ class Survey:
     fronts: dict[str, list[Point]]
     seconds: float
     synthetic: bool
+    profile: Entry | None = None
 
     def table(self) -> list[tuple[str, list[float | None]]]:
         """The least predicted divergence of each method at each of ``SHARES``.
@@ -61,4 +64,5 @@ class Survey:
                 method: [dict(point) for point in points] for method, points in self.fronts.items()
             },
             "skipped": dict(self.design.skipped),
+            **({} if self.profile is None else {"profile": self.profile.model_dump(mode="json")}),
         }

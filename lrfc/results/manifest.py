@@ -17,6 +17,7 @@ from lrfc.config.build import BuildConfig
 from lrfc.errors import UsageError
 from lrfc.metrics.outcome import Count, Kept, Milliseconds, Number, Record, Sha256, Speedup, Verdict
 from lrfc.metrics.source import COMPILED, ESTIMATED, MEASURED, Source
+from lrfc.results.time_profile import Entry
 from lrfc.system import reader
 from lrfc.text import ranks, score
 
@@ -285,7 +286,8 @@ class Manifest(Record):
     ``speedup``: of the compressed file over the original's in the same precision, also where the
     compressed file was not kept. ``float_original``: the original's file in fp32; null for a build
     in fp32 and from an older lrfc. ``problem``: why the build failed; else null. ``verdict``: the
-    outcome as fields; null from an older lrfc.
+    outcome as fields; null from an older lrfc. ``profile``: where the time of the build went until
+    this file was written; there only with --profile.
     """
 
     schema_version: Literal[1] = 1
@@ -311,6 +313,7 @@ class Manifest(Record):
     problem: str | None = None
     parity: Parity | None = None
     artifacts: tuple[File, ...]
+    profile: Entry | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -352,12 +355,18 @@ class Manifest(Record):
             else file
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """The content of manifest.json."""
+        fields = self.model_dump(mode="json")
+        if self.profile is None:
+            del fields["profile"]
+        return fields
+
     def write(self, folder: Path) -> Path:
         """Write manifest.json into the folder."""
         path = folder / "manifest.json"
         path.write_text(
-            json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-            + "\n",
+            json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
             encoding="utf-8",
         )
         return path
@@ -412,10 +421,12 @@ def schema() -> dict[str, Any]:
 
     It ships as manifest.schema.json; ``python -m lrfc.results.manifest`` writes that file.
     """
+    fields = Manifest.model_json_schema(mode="serialization")
+    required = [name for name in fields["required"] if name != "profile"]
     return (
         {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-        | Manifest.model_json_schema(mode="serialization")
-        | {"title": "lrfc manifest.json"}
+        | fields
+        | {"title": "lrfc manifest.json", "required": required}
     )
 
 

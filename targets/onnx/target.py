@@ -18,6 +18,7 @@ from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact, Runner
 from lrfc.system import files, scratch
+from lrfc.system.spans import span
 from lrfc.targets import refusals
 from lrfc.targets.base import FileTarget
 from lrfc.targets.imports import need
@@ -50,6 +51,7 @@ class ONNX(FileTarget):
         """Every reason why the graph cannot be emitted, one line each; empty when it can."""
         return refusals.of(graph, refusals.ONNX_INT8 if self.precision == "int8" else refusals.ONNX)
 
+    @span("emission")
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
         """Write the file.
 

@@ -21,6 +21,7 @@ from lrfc.ir.batch import Batch, batches
 from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact, Runner
 from lrfc.system import files, scratch
+from lrfc.system.spans import span
 from lrfc.targets import refusals, trace
 from lrfc.targets.base import FileTarget
 from lrfc.targets.imports import need
@@ -59,6 +60,7 @@ class TFLite(FileTarget):
         rules = {"int8": refusals.TFLITE_INT8, "int16x8": refusals.TFLITE_INT16X8}
         return refusals.of(graph, rules.get(self.precision, refusals.TFLITE))
 
+    @span("emission")
     def emit(self, graph: Graph, path: Path, calibration: Batch | None = None) -> Artifact:
         """Write the file.
 

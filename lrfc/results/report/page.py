@@ -20,7 +20,7 @@ from lrfc.results import op_costs
 from lrfc.results import verdict as verdicts
 from lrfc.results.manifest import STAGES, Manifest
 from lrfc.results.op_costs import OpProfile
-from lrfc.results.report import figures, tables
+from lrfc.results.report import figures, tables, times
 from lrfc.results.report.chart import legend
 from lrfc.results.report.command import command, option
 from lrfc.system import files
@@ -135,6 +135,7 @@ def render(content: Content) -> str:
             **_verdict(manifest),
             **_layers(manifest, content.ops),
             **_choices(content),
+            **_times(manifest),
         )
     )
 
@@ -223,4 +224,16 @@ def _choices(content: Content) -> dict[str, Any]:
         "curves": curves,
         "first_curve": first,
         "curves_key": key,
+    }
+
+
+def _times(manifest: Manifest) -> dict[str, Any]:
+    """The tables on where the time of the build went; empty unless it was recorded."""
+    profile = manifest.profile
+    if profile is None:
+        return {"time_stages": (), "time_plans": (), "time_layers": ()}
+    return {
+        "time_stages": times.stages(profile),
+        "time_plans": times.plans(profile),
+        "time_layers": times.layers(profile),
     }
