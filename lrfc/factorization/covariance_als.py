@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import chain
+from math import prod
 
 import numpy as np
 
@@ -120,12 +121,13 @@ def _input_factor(
     )
 
 
-def tucker_sweeps(target: Array, gram: Array | None, ranks: Ranks) -> int:
-    """The number of sweeps that the work for one pair of ranks allows."""
-    size, (left, right) = target.shape[0] * target.shape[1], ranks
-    work = (
-        4 * target.size * left if gram is None else size**2 * (2 * left + 2 * (_STEPS + 1) * right)
-    )
+def tucker_sweeps(shape: tuple[int, ...], weighted: bool, ranks: Ranks) -> int:
+    """The number of sweeps that the work for one pair of ranks allows.
+
+    ``shape``: (S, k, T) of the tensor. ``weighted``: whether the error has a norm of the inputs.
+    """
+    size, (left, right) = shape[0] * shape[1], ranks
+    work = size**2 * (2 * left + 2 * (_STEPS + 1) * right) if weighted else 4 * prod(shape) * left
     return min(TUCKER_SWEEPS, int(TUCKER_WORK // work))
 
 
@@ -147,7 +149,7 @@ def fit_tucker(
         if gram is None
         else cholesky(np.einsum("aibi->ab", gram.reshape(target.shape[:2] * 2)) / target.shape[1])
     )
-    for _ in range(tucker_sweeps(target, gram, (starts[0].shape[1], rank))):
+    for _ in range(tucker_sweeps(target.shape, gram is not None, (starts[0].shape[1], rank))):
         before = best[1]
         factor = _tucker_input(target.shape, gram, left, cross, best[0])
         improved = _refitted(target, gram, cross, factor, rank)
