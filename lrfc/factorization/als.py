@@ -13,7 +13,7 @@ from functools import reduce
 
 import numpy as np
 
-from lrfc.factorization.linalg import Array, eigh, solve_positive
+from lrfc.factorization.linalg import Array, eigh, ridged, solve_positive
 
 #: Relative ridge of every least-squares solve. With unit columns, the solution c of (G + ρI)c = b
 #: obeys ‖c‖ ≤ ‖X‖ / (2√ρ): at 1/400 the joint norm of the terms cannot exceed ten
@@ -139,7 +139,7 @@ def als(
     three.
     """
     flat = tensor.reshape(-1, tensor.shape[-1])
-    total = float(np.vdot(tensor, tensor))
+    total = _dot(tensor, tensor)
     units = [_unit(factor) for factor in start]
     best, guess, step, last = list(start), units, 0.5, np.inf
     sweep_work = 2 * tensor.size * start[0].shape[1]
@@ -155,9 +155,9 @@ def als(
                 if mode < tensor.ndim - 1
                 else flat.T @ khatri_rao(factors[:-1])
             )
-            solved = solve_positive(gram + ridge * np.eye(len(gram)), right.T).T
+            solved = solve_positive(ridged(gram, ridge), right.T).T
             factors[mode] = _unit(solved)
-        error = total - 2 * float(np.vdot(solved, right)) + float(np.vdot(solved.T @ solved, gram))
+        error = total - 2 * _dot(solved, right) + _dot(solved.T @ solved, gram)
         if error > last:
             if guess is units:
                 break
@@ -171,6 +171,11 @@ def als(
         ]
         units, step, last = factors, min(1.05 * step, 1.0), error
     return best
+
+
+def _dot(left: Array, right: Array) -> float:
+    """The inner product, summed in double precision: differences of such products count."""
+    return float(np.vdot(left.astype(np.float64), right.astype(np.float64)))
 
 
 def _unit(factor: Array) -> Array:

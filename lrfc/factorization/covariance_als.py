@@ -19,7 +19,7 @@ import numpy as np
 
 from lrfc.factorization.als import NORM_LIMIT, balanced, contracted, khatri_rao, norm_ratio
 from lrfc.factorization.base import Ranks
-from lrfc.factorization.linalg import Array, cholesky, eigh, solve_lower, solve_positive
+from lrfc.factorization.linalg import Array, cholesky, eigh, ridged, solve_lower, solve_positive
 
 #: Steps of the conjugate gradients in each sweep.
 _STEPS = 3
@@ -36,6 +36,7 @@ _RIDGE = 1e-6
 def fit_cp(
     target: Array,
     gram: Array,
+    cross: Array,
     roots: Sequence[Array],
     factors: Sequence[Array],
     *,
@@ -43,13 +44,14 @@ def fit_cp(
 ) -> list[Array]:
     """Improve CP terms of a tensor (n_0, ..., T) in the norm of ``gram`` (Π n, Π n).
 
-    ``roots`` are Cholesky factors of its nearest separable norm. The error falls with every sweep.
-    A sweep whose terms start to cancel each other is discarded.
+    ``cross`` is gram·target, (Π n, T). ``roots`` are Cholesky factors of the nearest separable
+    norm. The error falls with every sweep. A sweep whose terms start to cancel each other is
+    discarded.
     """
     shape, flat = target.shape, target.reshape(-1, target.shape[-1])
     rank = factors[0].shape[1]
     sweep_work = 2 * (_STEPS + 1) * len(roots) * len(gram) ** 2 * min(rank, shape[-1])
-    norm, cross = float(np.linalg.norm(flat)), gram @ flat
+    norm = float(np.linalg.norm(flat))
     total = float(np.vdot(flat, cross))
     best, last = list(factors), np.inf
     for _ in range(min(sweeps, int(CP_WORK // sweep_work))):
@@ -85,10 +87,7 @@ def output_factors(
     unit = np.sqrt(np.maximum(np.diagonal(moment), 1e-300))
     scaled, results = moment / np.outer(unit, unit), []
     for ridge in ridges:
-        solved = (
-            solve_positive(scaled + ridge * np.eye(len(unit)), right / unit[:, None])
-            / unit[:, None]
-        )
+        solved = solve_positive(ridged(scaled, ridge), right / unit[:, None]) / unit[:, None]
         results.append((solved.T, float(np.vdot(solved, moment @ solved - 2 * right))))
     return results
 

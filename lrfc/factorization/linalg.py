@@ -78,10 +78,11 @@ def shrink(covariance: Array, count: int) -> Array:
     zeros only) becomes the identity.
     """
     size = len(covariance)
-    trace = float(np.trace(covariance))
+    trace = float(np.trace(covariance, dtype=np.float64))
     if trace <= 0:
-        return np.eye(size)
-    weight = shrinkage(size, trace, float(np.vdot(covariance, covariance)), count)
+        return np.eye(size, dtype=covariance.dtype)
+    squared = sum(float(np.vdot(row, row)) for row in covariance)
+    weight = shrinkage(size, trace, squared, count)
     shrunk = (1 - weight) * (covariance + covariance.T) / 2
     shrunk[np.diag_indices(size)] += weight * trace / size
     return np.asarray(shrunk)
@@ -182,6 +183,13 @@ def solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Arra
         return solve_lower(lower[0], right[0], transposed=transposed)[None]
     # SciPy solves the systems of a stack one by one, which takes longer for many small ones.
     return np.linalg.solve(lower.mT if transposed else lower, right)
+
+
+def ridged(matrix: Array, ridge: float) -> Array:
+    """M + ρI in the precision of M."""
+    result = matrix.copy()
+    result[np.diag_indices(len(result))] += ridge
+    return result
 
 
 def solve_positive(matrix: Array, right: Array) -> Array:

@@ -68,7 +68,7 @@ def input_grams(layout: Layout, statistics: Statistics) -> Array:
     )
     if isinstance(statistics.covariance, LowRank):
         return input_rows(layout, statistics).dense()[None]
-    grams = np.empty(shape)
+    grams = np.empty(shape, statistics.covariance.dtype)
     for group, covariance in enumerate(statistics.covariance):
         moment = covariance
         if statistics.mean is not None and not centred(layout, statistics):

@@ -26,6 +26,9 @@ from lrfc.search.statistics import LayerSamples
 #: Methods that run a fit for every rank: half as many ranks are candidates, of which every other
 #: one is fitted, and the error is interpolated between them.
 COSTLY = frozenset({"cp", "cp4"})
+#: Methods that run a fit for each choice of ranks, which takes longer than a forward pass: the
+#: sensitivity of a layer is measured with them only where no other method applies.
+FITTED = COSTLY | {"tucker2"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +213,8 @@ def _evaluations(
             for v in estimates
         )
         evaluations[name] = dict(zip(ranks, values, strict=True))
-        if Layout.of(op, source).patch > SMALL and len(costs) > 1:
+        # The sensitivities need the other methods again.
+        if Layout.of(op, source).patch > SMALL and name in FITTED and len(costs) > 1:
             factors.forget(name)
     return evaluations
 
