@@ -96,7 +96,9 @@ def test_the_best_of_several_starts_is_taken():
         ]
         errors = [relative(multiplied(als.als(tensor, start)), tensor) for start in starts]
         winners.add(int(np.argmin(errors)))
-        assert relative(multiplied(best_fit(Problem(tensor, None), 4)), tensor) <= min(errors) + 1e-9
+        assert (
+            relative(multiplied(best_fit(Problem(tensor, None), 4)), tensor) <= min(errors) + 1e-9
+        )
     assert winners == set(range(1 + RANDOM_STARTS))
 
 

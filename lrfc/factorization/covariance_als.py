@@ -120,7 +120,7 @@ def _input_factor(
     )
 
 
-def tucker_sweeps(shape: tuple[int, ...], weighted: bool, ranks: Ranks) -> int:
+def tucker_sweeps(shape: tuple[int, ...], ranks: Ranks, *, weighted: bool) -> int:
     """The number of sweeps that the work for one pair of ranks allows.
 
     ``shape``: (S, k, T) of the tensor. ``weighted``: whether the error has a norm of the inputs.
@@ -148,7 +148,9 @@ def fit_tucker(
         if gram is None
         else cholesky(np.einsum("aibi->ab", gram.reshape(target.shape[:2] * 2)) / target.shape[1])
     )
-    for _ in range(tucker_sweeps(target.shape, gram is not None, (starts[0].shape[1], rank))):
+    for _ in range(
+        tucker_sweeps(target.shape, (starts[0].shape[1], rank), weighted=gram is not None)
+    ):
         before = best[1]
         factor = _tucker_input(target.shape, gram, left, cross, best[0])
         improved = _refitted(target, gram, cross, factor, rank)

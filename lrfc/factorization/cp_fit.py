@@ -10,7 +10,15 @@ from math import prod
 
 import numpy as np
 
-from lrfc.factorization.als import RIDGE, als, cancelling, khatri_rao, random_start, slices_start
+from lrfc.factorization.als import (
+    RIDGE,
+    Slices,
+    als,
+    cancelling,
+    khatri_rao,
+    random_start,
+    slices_start,
+)
 from lrfc.factorization.covariance_als import fit_cp, output_factors
 from lrfc.factorization.linalg import Array, solve_lower
 from lrfc.factorization.norms import separable_roots
@@ -64,6 +72,11 @@ class Problem:
             tensor = np.moveaxis(np.tensordot(root.T, tensor, (1, mode)), 0, mode)
         return tensor
 
+    @cached_property
+    def slices(self) -> Slices:
+        """The exact starts of all ranks, of the target in the norm of the fit."""
+        return Slices(self.target if self.gram is None else self.white)
+
     def unwhitened(self, factors: Sequence[Array]) -> list[Array]:
         """The input factors of the target from those of its whitened form."""
         return [
@@ -114,9 +127,9 @@ def quick_fit(problem: Problem, rank: int) -> list[Array]:
     target, gram = problem.target, problem.gram
     sweep = partial(als, sweeps=QUICK_SWEEPS, tolerance=QUICK_TOLERANCE, work=QUICK_WORK)
     if gram is None:
-        start = slices_start(target, rank)
+        start = problem.slices.start(rank)
         return problem.allowed([sweep(target, start), start])[0]
-    fit = sweep(problem.white, slices_start(problem.white, rank))
+    fit = sweep(problem.white, problem.slices.start(rank))
     inputs = problem.unwhitened(fit[:-1])
     outputs = output_factors(inputs, gram, problem.cross, (1e-5, RIDGE))
     fits = problem.allowed([[*inputs, last] for last, _ in outputs])

@@ -47,10 +47,10 @@ class LowRank:
         return np.asarray(product)
 
     def between(self, matrix: Array) -> Array:
-        """MᵀGM for M (D, T), (T, T) in float64, without G or G·M."""
+        """MᵀGM for M (..., D, T), (..., T, T) in float64, without G or G·M."""
         response = self.rows @ matrix
-        ridge = self.ridge * (matrix.T @ matrix).astype(np.float64)
-        return np.asarray(response.T @ response + ridge)
+        ridge = self.ridge * (matrix.mT @ matrix).astype(np.float64)
+        return np.asarray(response.mT @ response + ridge)
 
     def dense(self) -> Array:
         """The whole matrix."""
@@ -129,7 +129,7 @@ def project(matrix: Array, gram: Array | LowRank | None = None) -> tuple[Array, 
         if gram is None:
             energy, basis = eigh(matrix @ matrix.mT)
             return basis, basis.mT @ matrix, energy
-        lower = cholesky(gram.dense() if isinstance(gram, LowRank) else gram)
+        lower = cholesky(gram.dense()[None] if isinstance(gram, LowRank) else gram)
         white = lower.mT @ matrix
         energy, basis = eigh(white @ white.mT)
         return solve_lower(lower, basis, transposed=True), basis.mT @ white, energy

@@ -61,7 +61,7 @@ class Tucker2(Chain):
         whole = ranks[0] == size or (gram is None and ranks[1] == outputs)
         if whole or not unfolding.supports(ranks):
             return cores
-        if not plains and not tucker_sweeps(targets[0].shape, gram is not None, ranks):
+        if not plains and not tucker_sweeps(targets[0].shape, ranks, weighted=gram is not None):
             return cores
         nested = [plain.cores(ranks)[0] for plain in plains]
         groups = []
