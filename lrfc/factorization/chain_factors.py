@@ -184,14 +184,14 @@ class ChainFactors:
             for j in range(1, len(sizes))
         ]
 
-        def saves(bond: int, rank: int) -> bool:
+        def wasteful(rank: int, bond: int) -> bool:
             ranks = tuple(rank if j == bond else 1 for j in range(len(bonds)))
             cost = layout.cost(self.split, ranks)
-            return cost.params < whole.params or cost.macs < whole.macs
+            return cost.params >= whole.params and cost.macs >= whole.macs
 
         return tuple(
-            max(1, bisect_left(range(1, full + 1), True, key=lambda r, j=j: not saves(j, r)))
-            for j, full in enumerate(bonds)
+            max(1, bisect_left(range(1, full + 1), True, key=partial(wasteful, bond=bond)))
+            for bond, full in enumerate(bonds)
         )
 
     def _check_memory(self, *, dense: bool) -> None:
@@ -239,9 +239,8 @@ class ChainFactors:
         """The cores (G, r_in, taps, r_out) at those ranks."""
         layout = self.layout
         nested = [unfolding.cores(ranks) for unfolding in self._unfoldings]
-        best = [
-            self._best(ranks, lambda number, j=j: nested[number][j]) for j in range(len(nested[0]))
-        ]
+        stages = zip(*nested, strict=True)
+        best = [self._best(ranks, alternatives.__getitem__) for alternatives in stages]
         cores = self.improved(self._unfoldings, best, ranks)
         if self.statistics is not None and layout.family == "transposed":
             cores[0] = solve_lower(
@@ -265,7 +264,7 @@ class ChainFactors:
         sums: dict[int, _Sum] = {}
         most = max((choice[0] for choice in ranks), default=1)
 
-        def part(number: int, ranks: Ranks) -> Array:
+        def part(ranks: Ranks, number: int) -> Array:
             if number not in sums:
                 rows = self._rows(patches, self._dtype)
                 features = self._unfoldings[number].features(
@@ -288,7 +287,7 @@ class ChainFactors:
         second: dict[int, tuple[Ranks, NDArray[Any], NDArray[Any]]] = {}
         most = tuple(max(choice[j] for choice in ranks) for j in range(2)) if ranks else (1, 1)
 
-        def part(number: int, ranks: Ranks) -> NDArray[Any]:
+        def part(ranks: Ranks, number: int) -> NDArray[Any]:
             unfolding = self._unfoldings[number]
             if number not in first:
                 rows = self._rows(patches, np.float32)
@@ -313,15 +312,15 @@ class ChainFactors:
         return self._with_bias(ranks, part)
 
     def _with_bias(
-        self, ranks: Sequence[Ranks], part: Callable[[int, Ranks], NDArray[Any]]
+        self, ranks: Sequence[Ranks], part: Callable[[Ranks, int], NDArray[Any]]
     ) -> Iterator[NDArray[np.float32]]:
         """The responses of all groups, with the bias.
 
-        ``part`` returns those (G, N, T) of an unfolding at some ranks, the best of which count.
+        ``part`` returns those (G, N, T) at some ranks of the unfolding of that number.
         Where the bias absorbs the mean error, the last row of a part is the response to the mean.
         """
         for choice in ranks:
-            best = self._best(choice, partial(part, ranks=choice))
+            best = self._best(choice, partial(part, choice))
             response = best.swapaxes(0, 1).reshape(best.shape[1], -1)
             response = response / self.scale.astype(response.dtype)
             if self._absorbs:
@@ -356,7 +355,7 @@ def _contracted(rows: NDArray[Any], core: NDArray[Any]) -> NDArray[Any]:
     """The features (G, N, R, taps) of rows (G, N, S, taps) by a core (G, S, R)."""
     groups, count, inputs, taps = rows.shape
     flat = rows.swapaxes(2, 3).reshape(groups, count * taps, inputs)
-    return (flat @ core).reshape(groups, count, taps, -1).swapaxes(2, 3)
+    return np.asarray((flat @ core).reshape(groups, count, taps, -1).swapaxes(2, 3))
 
 
 class _Sum:

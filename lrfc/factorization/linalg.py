@@ -154,7 +154,7 @@ def cholesky(gram: Array) -> Array:
     before.
     """
     try:
-        return np.linalg.cholesky(gram)
+        return np.asarray(np.linalg.cholesky(gram))
     except np.linalg.LinAlgError:
         if gram.ndim > 2:
             return np.stack([cholesky(matrix) for matrix in gram])
@@ -164,7 +164,7 @@ def cholesky(gram: Array) -> Array:
     ridge = 1e-13 * largest
     while True:
         try:
-            return np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
+            return np.asarray(np.linalg.cholesky(gram + ridge * np.eye(len(gram))))
         except np.linalg.LinAlgError:
             if ridge > largest:
                 raise
@@ -182,7 +182,7 @@ def solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Arra
     if len(lower) == 1:
         return solve_lower(lower[0], right[0], transposed=transposed)[None]
     # SciPy solves the systems of a stack one by one, which takes longer for many small ones.
-    return np.linalg.solve(lower.mT if transposed else lower, right)
+    return np.asarray(np.linalg.solve(lower.mT if transposed else lower, right))
 
 
 def ridged(matrix: Array, ridge: float) -> Array:

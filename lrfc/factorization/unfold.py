@@ -83,7 +83,7 @@ class Unfolding:
     def norm(self) -> Array:
         """The target's squared norm (G,)."""
         flat = self._flat
-        return np.einsum("gij,gij->g", flat, self.cross, dtype=np.float64)
+        return np.asarray(np.einsum("gij,gij->g", flat, self.cross, dtype=np.float64))
 
     @cached_property
     def cross(self) -> Array:
@@ -177,7 +177,7 @@ class Unfolding:
 
     def _most(self, prefix: Ranks) -> int:
         """The number of components of the bond after stages of those ranks: its shorter side."""
-        left = (prefix[-1] if prefix else self.shape[0]) * self.shape[len(prefix) + 1]
+        left = (prefix[-1] if prefix else self.shape[0]) * int(self.shape[len(prefix) + 1])
         return min(left, prod(self.shape[len(prefix) + 2 :]))
 
     def _bounded(self, ranks: Ranks) -> Ranks:
@@ -207,10 +207,11 @@ def _bond(
     width = count * taps
     half = core.mT @ gram.reshape(groups, rows, -1)  # (G, count, taps·m·taps)
     cross = half.reshape(groups, width, rows * taps) @ target.reshape(groups, rows * taps, -1)
-    half = half.reshape(groups, width, rows, taps).swapaxes(2, 3).reshape(groups, -1, rows)
-    features = (half @ core).reshape(groups, width, taps, count).swapaxes(2, 3)
-    features = features.reshape(groups, width, width)
+    rotated = half.reshape(groups, width, rows, taps).swapaxes(2, 3).reshape(groups, -1, rows)
     del half
+    products = (rotated @ core).reshape(groups, width, taps, count).swapaxes(2, 3)
+    features = products.reshape(groups, width, width)
+    del rotated, products
     lower = cholesky(features)
     fitted = solve_lower(lower, cross)
     energy = np.square(fitted).reshape(groups, count, -1).sum(2, dtype=np.float64)
