@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ class Cost:
     macs: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Statistics:
     """Second-order statistics of a layer's inputs.
 
@@ -36,12 +36,14 @@ class Statistics:
     group with many more inputs than samples may have it by its rows. ``mean``: (G, D), or None when
     ``covariance`` is the uncentred second moment. A centred covariance means that the mean error is
     absorbed later: by the layer's bias where it has one, otherwise by the BatchNorm behind it.
-    ``count``: the number of patches.
+    ``count``: the number of patches. ``shared``: arrays that follow from the rest, which all
+    decompositions of the layer use (lrfc.factorization.norms).
     """
 
     covariance: NDArray[np.floating[Any]] | LowRank
     mean: NDArray[np.float64] | None
     count: int
+    shared: dict[Hashable, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
 
 
 class Factors(Protocol):

@@ -24,6 +24,7 @@ from lrfc.factorization.norms import (
     mean_absorbed,
     mean_response,
     mean_shift,
+    ordered_grams,
     tensor_of,
 )
 from lrfc.factorization.stages import finish, stage
@@ -129,13 +130,15 @@ class ChainFactors:
         return np.float32 if self.layout.patch > SMALL else np.float64
 
     def _grams(self) -> Array | LowRank | None:
-        """The second moments (G, D, D) over (k..., S)."""
+        """The second moments (G, D, D) in the chain's order, (S, k...)."""
         if self.statistics is None:
             return None
         rows = isinstance(self.statistics.covariance, LowRank)
         if rows and self.layout.patch == self.layout.inputs:
             return input_rows(self.layout, self.statistics)  # never needed as a whole
-        return input_grams(self.layout, self.statistics)
+        if self.layout.family == "transposed":
+            return input_grams(self.layout, self.statistics)
+        return ordered_grams(self.layout, self.statistics, self._order[:-1], self._dtype)
 
     @cached_property
     def _pixel_root(self) -> Array:
@@ -148,7 +151,6 @@ class ChainFactors:
     @cached_property
     def _unfoldings(self) -> tuple[Unfolding, ...]:
         """The alternative unfoldings of all groups."""
-        # The Gram matrices are not stored: each unfolding has its own, in the chain's order.
         layout, grams = self.layout, self._grams()
         rows = isinstance(grams, LowRank)
         self._check_memory(dense=grams is not None and not rows)
@@ -165,13 +167,12 @@ class ChainFactors:
         if layout.family == "transposed":
             white = self._pixel_root.mT @ target.reshape(*target.shape[:2], -1)
             return (Unfolding(white.reshape(target.shape), usual=usual),)
-        gram = grams if isinstance(grams, LowRank) else self._reordered(grams)
-        whitened = Unfolding(target, gram, usual=usual)
+        whitened = Unfolding(target, grams, usual=usual)
         # With output channels only behind the first bond the solution is exact, and another basis
         # is of no use.
         if layout.patch > BOTH_BASES or prod(sizes[2:-1]) == 1:
             return (whitened,)
-        return whitened, Unfolding(target, gram, whitened=False, usual=usual)
+        return whitened, Unfolding(target, grams, whitened=False, usual=usual)
 
     @property
     def _usual(self) -> Ranks:
@@ -210,14 +211,6 @@ class ChainFactors:
             f"its decomposition at {layout.patch} inputs and {layout.outputs} outputs",
             *shapes,
         )
-
-    def _reordered(self, grams: Array) -> Array:
-        """Gram matrices over (k..., S), with their axes (S, k...) in the chain's order."""
-        shape = (*self.layout.kernel, self.layout.inputs)
-        order = self._order[:-1]
-        axes = (0, *(1 + axis for axis in order), *(1 + len(shape) + axis for axis in order))
-        moved = grams.reshape(-1, *shape, *shape).transpose(axes)
-        return np.ascontiguousarray(moved, self._dtype).reshape(grams.shape)
 
     def _best(self, ranks: Ranks, of: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
         """The arrays (G, ...) of the unfolding with the least error, for each group.

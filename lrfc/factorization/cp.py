@@ -19,8 +19,8 @@ from lrfc.factorization.layout import Layout, Split
 from lrfc.factorization.linalg import Array, need
 from lrfc.factorization.norms import (
     dense_responses,
-    input_grams,
     mean_shift,
+    ordered_grams,
     output_scale,
 )
 from lrfc.factorization.stages import depthwise_stages, finish, stage
@@ -200,12 +200,7 @@ class CPFactors:
         """Second moments (G, D, D) over (S, k...)."""
         if self.statistics is None:
             return None
-        shape = (*self.layout.kernel, self.layout.inputs)
-        order = (len(shape) - 1, *range(len(shape) - 1))
-        grams = input_grams(self.layout, self.statistics)
-        axes = (0, *(1 + axis for axis in order), *(1 + len(shape) + axis for axis in order))
-        moved = grams.reshape(-1, *shape, *shape).transpose(axes)
-        return np.ascontiguousarray(moved, self.dtype).reshape(grams.shape)
+        return ordered_grams(self.layout, self.statistics, self._order[:-1], self.dtype)
 
     @cached_property
     def _problems(self) -> list[Problem]:
