@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from lrfc.config.build import METHODS
 from lrfc.costs.totals import totals
-from lrfc.factorization.threads import one_thread, workers
+from lrfc.factorization.layout import Layout
+from lrfc.factorization.threads import SMALL, one_thread, workers
 from lrfc.ir.batch import Batch, head
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op
@@ -127,9 +128,10 @@ class ExploreLayers:
                     sensitivity = Sensitivity(graph, head(inputs, POOL * images), images)
                 with spans.span(op.name, "layer", parallel=True):
                     space = sensitivity(space, sample)
-            if op.name not in samples.lasting:
-                # The samples of all layers of a large network do not fit into memory, so the
-                # factors must not refer to them.
+            large = Layout.of(op, graph.input_tensors(op.name)[0]).patch > SMALL
+            if large or op.name not in samples.lasting:
+                # The factors of all layers of a large network do not fit into memory, nor do their
+                # samples, to which the factors refer.
                 space = replace(space, factors=_factors(graph, op, list(space.factors), samples))
             yield space
 

@@ -25,10 +25,10 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Op, Ref, Tensor
 from lrfc.ir.rounding import STEPS, rounded, rounds
 from lrfc.search.cache import Store, fingerprint, place
-from lrfc.search.candidates import Candidate, Decomposed, LayerSpace
+from lrfc.search.candidates import FITTED, Candidate, Decomposed, LayerSpace
 from lrfc.search.epilogue import epilogue_of, rectifier
 from lrfc.search.facts import DesignSpace
-from lrfc.search.sensitivity import FITTED, PROBES
+from lrfc.search.sensitivity import PROBES
 from lrfc.state import Fact, State
 
 Array = NDArray[np.float32]

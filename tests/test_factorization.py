@@ -299,7 +299,7 @@ def test_freed_nodes_of_large_layers_change_no_estimate(monkeypatch) -> None:
     def estimates() -> list[NDArray[np.float32]]:
         factors = method.decompose(op, source, statistics=statistics(layout))
         found = list(factors.estimates(rows, ranks))
-        held.append(max(len(unfolding._nodes) for unfolding in factors._unfoldings[0]))
+        held.append(max(len(unfolding._nodes) for unfolding in factors._unfoldings))
         return found
 
     held: list[int] = []

@@ -90,7 +90,7 @@ def test_cp_lowers_the_error_of_its_start(modes, rank):
     start[-1] = covariance_als.output_factor(start[:-1], gram, gram @ target.reshape(24, 5), 1e-9)[
         0
     ]
-    found = covariance_als.fit_cp(target, gram, roots, start)
+    found = covariance_als.fit_cp(target, gram, gram @ target.reshape(len(gram), -1), roots, start)
     assert squared(target, gram, terms(found)) < 0.9 * squared(target, gram, terms(start))
     assert norm_ratio(found, float(np.linalg.norm(target))) <= NORM_LIMIT
 
@@ -115,7 +115,8 @@ def test_cp_reaches_what_dense_solves_reach(monkeypatch):
                 0
             ].reshape(sizes[mode], 3)
             a, b, c = (solved if i == mode else each for i, each in enumerate((a, b, c)))
-    found = covariance_als.fit_cp(target, gram, separable_roots(gram, (4, 6)), start)
+    cross = gram @ flat
+    found = covariance_als.fit_cp(target, gram, cross, separable_roots(gram, (4, 6)), start)
     assert squared(target, gram, terms(found)) <= 1.01 * squared(target, gram, terms([a, b, c]))
 
 
@@ -123,7 +124,8 @@ def test_cp_whose_terms_start_to_cancel_stops_before(monkeypatch):
     target, gram = problem()
     start = random_start(target, 3, 0)
     monkeypatch.setattr(covariance_als, "NORM_LIMIT", 1e-3)
-    assert covariance_als.fit_cp(target, gram, separable_roots(gram, (4, 6)), start) == start
+    cross, roots = gram @ target.reshape(24, 5), separable_roots(gram, (4, 6))
+    assert covariance_als.fit_cp(target, gram, cross, roots, start) == start
 
 
 @pytest.mark.parametrize("ranks", [(1, 1), (2, 3), (3, 2)])
@@ -174,13 +176,10 @@ def test_tucker_takes_the_best_start(monkeypatch):
 
 def test_large_layers_get_no_sweeps():
     """A sweep over a 512-channel layer takes seconds; a search needs a hundred pairs of ranks."""
-    layer = np.broadcast_to(0.0, (512, 9, 512))
-    assert covariance_als.tucker_sweeps(layer, np.broadcast_to(0.0, (4608, 4608)), (128, 128)) == 0
-    assert covariance_als.tucker_sweeps(layer, None, (128, 128)) >= 1
-    assert (
-        covariance_als.tucker_sweeps(layer[:64, :, :64], np.broadcast_to(0.0, (576, 576)), (32, 32))
-        == covariance_als.TUCKER_SWEEPS
-    )
+    sweeps = covariance_als.tucker_sweeps
+    assert sweeps((512, 9, 512), (128, 128), weighted=True) == 0
+    assert sweeps((512, 9, 512), (128, 128), weighted=False) >= 1
+    assert sweeps((64, 9, 64), (32, 32), weighted=True) == covariance_als.TUCKER_SWEEPS
 
 
 def test_methods_use_them():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lrfc.factorization import METHODS, als
-from lrfc.factorization.cp_fit import RANDOM_STARTS, best_fit, decompositions
+from lrfc.factorization.cp_fit import RANDOM_STARTS, Problem, best_fit, decompositions
 from lrfc.factorization.layout import Layout
 from tests.factorized import (
     conv,
@@ -64,7 +64,7 @@ def test_factors_whose_terms_cancel_are_rejected(monkeypatch, caplog):
         "lrfc.factorization.cp_fit.decompositions", lambda target, rank, starts: [exploding, sound]
     )
     with caplog.at_level("INFO", "lrfc.factorization"):
-        assert best_fit(tensor, 2, None) is sound
+        assert best_fit(Problem(tensor, None), 2) is sound
     ratio = als.norm_ratio(exploding, float(np.linalg.norm(tensor)))
     reason = (
         f"its terms cancel each other: their joint norm is {ratio:.3g} times the kernel's, above 10"
@@ -81,7 +81,7 @@ def test_the_guard_holds_with_statistics(monkeypatch):
         "lrfc.factorization.cp_fit.decompositions", lambda target, rank, starts: [exploding, sound]
     )
     moment = np.random.default_rng(0).standard_normal((25, 200))
-    found = best_fit(tensor, 2, moment @ moment.T / 200)
+    found = best_fit(Problem(tensor, moment @ moment.T / 200), 2)
     assert als.norm_ratio(found, float(np.linalg.norm(tensor))) <= als.NORM_LIMIT
 
 
@@ -96,7 +96,9 @@ def test_the_best_of_several_starts_is_taken():
         ]
         errors = [relative(multiplied(als.als(tensor, start)), tensor) for start in starts]
         winners.add(int(np.argmin(errors)))
-        assert relative(multiplied(best_fit(tensor, 4, None)), tensor) <= min(errors) + 1e-9
+        assert (
+            relative(multiplied(best_fit(Problem(tensor, None), 4)), tensor) <= min(errors) + 1e-9
+        )
     assert winners == set(range(1 + RANDOM_STARTS))
 
 

@@ -9,11 +9,12 @@ channels is 260 MB.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from dataclasses import dataclass
+from functools import cached_property, reduce
 
 import numpy as np
 
-from lrfc.factorization.linalg import Array, eigh, solve_positive
+from lrfc.factorization.linalg import Array, eigh, ridged, solve_positive
 
 #: Relative ridge of every least-squares solve. With unit columns, the solution c of (G + ρI)c = b
 #: obeys ‖c‖ ≤ ‖X‖ / (2√ρ): at 1/400 the joint norm of the terms cannot exceed ten
@@ -80,33 +81,48 @@ def contracted(partial: Array, factors: Sequence[Array], mode: int) -> Array:
     return partial.reshape(-1, partial.shape[-1])
 
 
-def slices_start(tensor: Array, rank: int) -> list[Array]:
-    """The best terms of the SVDs of all slices of a tensor (S, k_1, ..., T).
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """The SVDs of all slices of a tensor (S, k_1, ..., T): starts of a decomposition, of any rank.
 
     The slices are taken along the principal axes of each middle mode. Terms of one slice are
     orthogonal, and so are the slices: no term cancels another, and Π k_i · min(S, T) terms
     reproduce the tensor exactly.
     """
-    middle = range(1, tensor.ndim - 1)
-    bases = []
-    rotated = tensor
-    for mode in middle:
-        unfolded = np.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
-        bases.append(eigh(unfolded @ unfolded.T)[1])
-        rotated = np.moveaxis(np.tensordot(bases[-1].T, rotated, (1, mode)), 0, mode)
-    slices = (
-        np.moveaxis(rotated, -1, 1)
-        .reshape(tensor.shape[0], tensor.shape[-1], -1)
-        .transpose(2, 0, 1)
-    )
-    u, s, vt = np.linalg.svd(slices, full_matrices=False)
-    order = np.argsort(s, axis=None)[::-1][:rank]
-    number, component = np.unravel_index(order, s.shape)
-    index = np.unravel_index(number, tensor.shape[1:-1])
-    weights = s[number, component]
-    inner = [basis[:, i] for basis, i in zip(bases, index, strict=True)]
-    factors = [u[number, :, component].T * weights, *inner, vt[number, component].T]
-    return [np.pad(factor, ((0, 0), (0, rank - len(order)))) for factor in factors]
+
+    tensor: Array
+
+    def start(self, rank: int) -> list[Array]:
+        """The best terms: the factors (n_i, rank), with zeros beyond the number of terms."""
+        bases, u, s, vt = self._decomposed
+        order = np.argsort(s, axis=None)[::-1][:rank]
+        number, component = np.unravel_index(order, s.shape)
+        index = np.unravel_index(number, self.tensor.shape[1:-1])
+        weights = s[number, component]
+        inner = [basis[:, i] for basis, i in zip(bases, index, strict=True)]
+        factors = [u[number, :, component].T * weights, *inner, vt[number, component].T]
+        return [np.pad(factor, ((0, 0), (0, rank - len(order)))) for factor in factors]
+
+    @cached_property
+    def _decomposed(self) -> tuple[list[Array], Array, Array, Array]:
+        """The principal axes of the middle modes, and the SVDs of the slices along them."""
+        bases = []
+        rotated = tensor = self.tensor
+        for mode in range(1, tensor.ndim - 1):
+            unfolded = np.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
+            bases.append(eigh(unfolded @ unfolded.T)[1])
+            rotated = np.moveaxis(np.tensordot(bases[-1].T, rotated, (1, mode)), 0, mode)
+        slices = (
+            np.moveaxis(rotated, -1, 1)
+            .reshape(tensor.shape[0], tensor.shape[-1], -1)
+            .transpose(2, 0, 1)
+        )
+        return bases, *np.linalg.svd(slices, full_matrices=False)
+
+
+def slices_start(tensor: Array, rank: int) -> list[Array]:
+    """The best terms of the SVDs of all slices of a tensor; see ``Slices``."""
+    return Slices(tensor).start(rank)
 
 
 def random_start(tensor: Array, rank: int, seed: int) -> list[Array]:
@@ -139,7 +155,7 @@ def als(
     three.
     """
     flat = tensor.reshape(-1, tensor.shape[-1])
-    total = float(np.vdot(tensor, tensor))
+    total = _dot(tensor, tensor)
     units = [_unit(factor) for factor in start]
     best, guess, step, last = list(start), units, 0.5, np.inf
     sweep_work = 2 * tensor.size * start[0].shape[1]
@@ -155,9 +171,9 @@ def als(
                 if mode < tensor.ndim - 1
                 else flat.T @ khatri_rao(factors[:-1])
             )
-            solved = solve_positive(gram + ridge * np.eye(len(gram)), right.T).T
+            solved = solve_positive(ridged(gram, ridge), right.T).T
             factors[mode] = _unit(solved)
-        error = total - 2 * float(np.vdot(solved, right)) + float(np.vdot(solved.T @ solved, gram))
+        error = total - 2 * _dot(solved, right) + _dot(solved.T @ solved, gram)
         if error > last:
             if guess is units:
                 break
@@ -171,6 +187,11 @@ def als(
         ]
         units, step, last = factors, min(1.05 * step, 1.0), error
     return best
+
+
+def _dot(left: Array, right: Array) -> float:
+    """The inner product, summed in double precision: differences of such products count."""
+    return float(np.vdot(left.astype(np.float64), right.astype(np.float64)))
 
 
 def _unit(factor: Array) -> Array:

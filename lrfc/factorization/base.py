@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,22 +25,25 @@ class Cost:
     macs: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Statistics:
     """Second-order statistics of a layer's inputs.
 
     ``covariance``: (G, D, D), with G groups and D the length of one flattened input patch, in the
     order of the kernel's leading axes (spatial axes, then input channels; for Dense the input
     features, for a transposed convolution the channels of a pixel, for EinsumDense the summed axes
-    in the kernel's order). A matrix product of one group with many more inputs than samples may
-    have it by its rows. ``mean``: (G, D), or None when ``covariance`` is the uncentred second
-    moment. A centred covariance means that the mean error is absorbed later: by the layer's bias
-    where it has one, otherwise by the BatchNorm behind it. ``count``: the number of patches.
+    in the kernel's order); that of a large layer is in single precision. A matrix product of one
+    group with many more inputs than samples may have it by its rows. ``mean``: (G, D), or None when
+    ``covariance`` is the uncentred second moment. A centred covariance means that the mean error is
+    absorbed later: by the layer's bias where it has one, otherwise by the BatchNorm behind it.
+    ``count``: the number of patches. ``shared``: arrays that follow from the rest, which all
+    decompositions of the layer use (lrfc.factorization.norms).
     """
 
-    covariance: NDArray[np.float64] | LowRank
+    covariance: NDArray[np.floating[Any]] | LowRank
     mean: NDArray[np.float64] | None
     count: int
+    shared: dict[Hashable, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
 
 
 class Factors(Protocol):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lrfc.factorization.base import Ranks, Statistics
+from lrfc.factorization.choice import cost_of
 from lrfc.factorization.layout import Layout, Split
 from lrfc.factorization.linalg import Array, LowRank, canonical, cholesky, need, solve_lower
 from lrfc.factorization.norms import (
@@ -22,6 +24,7 @@ from lrfc.factorization.norms import (
     mean_absorbed,
     mean_response,
     mean_shift,
+    ordered_grams,
     tensor_of,
 )
 from lrfc.factorization.stages import finish, stage
@@ -61,11 +64,7 @@ class ChainFactors:
     def stages(self, ranks: Ranks) -> list[Op]:
         """The factor layers; see ``Factors``."""
         with threads(self.layout):
-            cores = self._cores(ranks)
-            balanced = [
-                canonical([core[group] for core in cores]) for group in range(self.layout.groups)
-            ]
-        cores = [np.stack(groups) for groups in zip(*balanced, strict=True)]
+            cores = canonical(self._cores(ranks))
         chain = [
             stage(self.layout, role, axes, core)
             for role, axes, core in zip(self._roles, self._placed, cores, strict=True)
@@ -125,14 +124,21 @@ class ChainFactors:
         rank = len(self.layout.kernel)
         return (rank, *(axis for axes in self._placed for axis in axes), rank + 1)
 
-    def _grams(self) -> Sequence[Array | LowRank] | None:
+    @cached_property
+    def _dtype(self) -> DTypeLike:
+        """The precision of the decomposition: single for large layers, twice as fast."""
+        return np.float32 if self.layout.patch > SMALL else np.float64
+
+    def _grams(self) -> Array | LowRank | None:
+        """The second moments (G, D, D) in the chain's order, (S, k...)."""
         if self.statistics is None:
             return None
         rows = isinstance(self.statistics.covariance, LowRank)
         if rows and self.layout.patch == self.layout.inputs:
-            # With one tap it is never needed as a whole.
-            return [input_rows(self.layout, self.statistics)]
-        return list(input_grams(self.layout, self.statistics))
+            return input_rows(self.layout, self.statistics)  # never needed as a whole
+        if self.layout.family == "transposed":
+            return input_grams(self.layout, self.statistics)
+        return ordered_grams(self.layout, self.statistics, self._order[:-1], self._dtype)
 
     @cached_property
     def _pixel_root(self) -> Array:
@@ -140,40 +146,54 @@ class ChainFactors:
         # acts on the input channels alone, exactly.
         grams = self._grams()
         assert grams is not None
-        gram = grams[0]
-        return cholesky(gram.dense() if isinstance(gram, LowRank) else gram)
+        return cholesky(grams.dense()[None] if isinstance(grams, LowRank) else grams)
 
     @cached_property
-    def _unfoldings(self) -> list[tuple[Unfolding, ...]]:
-        """The alternative unfoldings of each group."""
-        # The Gram matrices are not stored: each unfolding has its own, in the chain's order.
+    def _unfoldings(self) -> tuple[Unfolding, ...]:
+        """The alternative unfoldings of all groups."""
         layout, grams = self.layout, self._grams()
-        # A layer whose covariance is stored by rows would have a gigabyte of weights in float64.
-        rows = grams is not None and isinstance(grams[0], LowRank)
+        rows = isinstance(grams, LowRank)
         self._check_memory(dense=grams is not None and not rows)
-        scale = self.scale.reshape(layout.groups, layout.outputs)
         sizes = (layout.inputs, *layout.sizes(self._placed), layout.outputs)
+        kernel = layout.tensor(self._dtype)
+        if not np.all(self.scale == 1):
+            scale = self.scale.astype(self._dtype).reshape(layout.groups, layout.outputs)
+            kernel = kernel * scale.reshape(layout.groups, *[1] * (kernel.ndim - 2), -1)
+        target = kernel.transpose(0, *(1 + axis for axis in self._order))
+        target = target.reshape(layout.groups, *sizes)
+        usual = self._usual
+        if grams is None:
+            return (Unfolding(target, usual=usual),)
+        if layout.family == "transposed":
+            white = self._pixel_root.mT @ target.reshape(*target.shape[:2], -1)
+            return (Unfolding(white.reshape(target.shape), usual=usual),)
+        whitened = Unfolding(target, grams, usual=usual)
         # With output channels only behind the first bond the solution is exact, and another basis
         # is of no use.
-        both = layout.patch <= BOTH_BASES and prod(sizes[2:-1]) > 1
-        alternatives: list[tuple[Unfolding, ...]] = []
-        for group, kernel in enumerate(layout.tensor(np.float32 if rows else np.float64)):
-            weighted = (
-                kernel
-                if np.all(scale[group] == 1)
-                else (kernel * scale[group]).astype(kernel.dtype, copy=False)
-            )
-            target = weighted.transpose(self._order).reshape(sizes)
-            if grams is None:
-                alternatives.append((Unfolding(target),))
-            elif layout.family == "transposed":
-                alternatives.append((Unfolding(np.tensordot(self._pixel_root.T, target, 1)),))
-            else:
-                gram = self._reordered(grams[group])
-                whitened = Unfolding(target, gram)
-                plain = (Unfolding(target, gram, whitened=False),) if both else ()
-                alternatives.append((whitened, *plain))
-        return alternatives
+        if layout.patch > BOTH_BASES or prod(sizes[2:-1]) == 1:
+            return (whitened,)
+        return whitened, Unfolding(target, grams, whitened=False, usual=usual)
+
+    @property
+    def _usual(self) -> Ranks:
+        """For each bond, the largest rank at which the chain can be cheaper than the layer."""
+        layout = self.layout
+        whole = cost_of(layout.op, layout.source)
+        sizes = layout.sizes(self.split)
+        bonds = [
+            min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs)
+            for j in range(1, len(sizes))
+        ]
+
+        def wasteful(rank: int, bond: int) -> bool:
+            ranks = tuple(rank if j == bond else 1 for j in range(len(bonds)))
+            cost = layout.cost(self.split, ranks)
+            return cost.params >= whole.params and cost.macs >= whole.macs
+
+        return tuple(
+            max(1, bisect_left(range(1, full + 1), True, key=partial(wasteful, bond=bond)))
+            for bond, full in enumerate(bonds)
+        )
 
     def _check_memory(self, *, dense: bool) -> None:
         """Raise ModelError when the decomposition exceeds the memory limit."""
@@ -192,36 +212,32 @@ class ChainFactors:
             *shapes,
         )
 
-    def _reordered(self, gram: Array | LowRank) -> Array | LowRank:
-        """A Gram matrix over (k..., S), with its axes (S, k...) in the chain's order."""
-        if isinstance(gram, LowRank):
-            return gram
-        shape = (*self.layout.kernel, self.layout.inputs)
-        order = self._order[:-1]
-        return (
-            gram.reshape(shape + shape)
-            .transpose(*order, *(len(shape) + axis for axis in order))
-            .reshape(gram.shape)
-        )
+    def _best(self, ranks: Ranks, of: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
+        """The arrays (G, ...) of the unfolding with the least error, for each group.
 
-    def _choice(self, group: int, ranks: Ranks) -> int:
-        """The number of the unfolding with the least error."""
-        unfoldings = self._unfoldings[group]
-        if len(unfoldings) == 1:
-            return 0
-        return int(np.argmin([unfolding.loss(ranks) for unfolding in unfoldings]))
+        ``of`` returns those of all groups for the number of an unfolding.
+        """
+        if len(self._unfoldings) == 1:
+            return of(0)
+        losses = np.stack([unfolding.loss(ranks) for unfolding in self._unfoldings])
+        choice = losses.argmin(0)
+        first, *others = sorted(set(choice.tolist()))
+        best = of(first)
+        for other in others:
+            chosen = (choice == other).reshape(-1, *[1] * (best.ndim - 1))
+            best = np.where(chosen, of(other), best)
+        return best
 
     def _cores(self, ranks: Ranks) -> list[Array]:
         """The cores (G, r_in, taps, r_out) at those ranks."""
         layout = self.layout
-        groups = [
-            self.improved(unfoldings, unfoldings[self._choice(group, ranks)].cores(ranks), ranks)
-            for group, unfoldings in enumerate(self._unfoldings)
-        ]
-        cores = [np.stack(stages) for stages in zip(*groups, strict=True)]
+        nested = [unfolding.cores(ranks) for unfolding in self._unfoldings]
+        stages = zip(*nested, strict=True)
+        best = [self._best(ranks, alternatives.__getitem__) for alternatives in stages]
+        cores = self.improved(self._unfoldings, best, ranks)
         if self.statistics is not None and layout.family == "transposed":
             cores[0] = solve_lower(
-                self._pixel_root, cores[0].reshape(layout.inputs, -1), transposed=True
+                self._pixel_root, cores[0].reshape(1, layout.inputs, -1), transposed=True
             ).reshape(cores[0].shape)
         cores[-1] = (cores[-1] / self.scale.reshape(layout.groups, 1, 1, layout.outputs)).astype(
             cores[-1].dtype, copy=False
@@ -238,15 +254,17 @@ class ChainFactors:
         self, patches: NDArray[np.float32], ranks: Sequence[Ranks]
     ) -> Iterator[NDArray[np.float32]]:
         """Responses of two stages, by partial sums over the components of their bond."""
-        sums: dict[tuple[int, int], _Sum] = {}
+        sums: dict[int, _Sum] = {}
+        most = max((choice[0] for choice in ranks), default=1)
 
-        def part(group: int, ranks: Ranks) -> Array:
-            key = (group, self._choice(group, ranks))
-            if key not in sums:
-                unfolding = self._unfoldings[group][key[1]]
-                rows = self._rows(patches, group, unfolding.target.dtype)
-                sums[key] = _Sum(*unfolding.features(rows.reshape(len(rows), -1)))
-            return sums[key].at(ranks[0])
+        def part(ranks: Ranks, number: int) -> Array:
+            if number not in sums:
+                rows = self._rows(patches, self._dtype)
+                features = self._unfoldings[number].features(
+                    rows.reshape(*rows.shape[:2], -1), most
+                )
+                sums[number] = _Sum(*features)
+            return sums[number].at(ranks[0])
 
         return self._with_bias(ranks, part)
 
@@ -258,49 +276,46 @@ class ChainFactors:
         The first stage's features at the largest rank hold those of all ranks. For each rank of the
         first stage, the second's do so too.
         """
-        first: dict[tuple[int, int], NDArray[Any]] = {}
-        second: dict[tuple[int, int], tuple[int, NDArray[Any], NDArray[Any]]] = {}
+        first: dict[int, NDArray[Any]] = {}
+        second: dict[int, tuple[Ranks, NDArray[Any], NDArray[Any]]] = {}
+        most = tuple(max(choice[j] for choice in ranks) for j in range(2)) if ranks else (1, 1)
 
-        def part(group: int, ranks: Ranks) -> NDArray[Any]:
-            choice = self._choice(group, ranks)
-            unfolding = self._unfoldings[group][choice]
-            if (group, choice) not in first:
-                rows = self._rows(patches, group, np.float32).reshape(
-                    len(patches) + self._absorbs, self.layout.inputs, -1
-                )
-                first[group, choice] = np.tensordot(
-                    unfolding.node(()).core.astype(np.float32), rows, (0, 1)
-                )  # (R, N, taps)
-            width = min(ranks[0], len(first[group, choice]))
-            if (group, choice) not in second or second[group, choice][0] != width:
+        def part(ranks: Ranks, number: int) -> NDArray[Any]:
+            unfolding = self._unfoldings[number]
+            if number not in first:
+                rows = self._rows(patches, np.float32)
+                rows = rows.reshape(*rows.shape[:2], self.layout.inputs, -1)
+                core = unfolding.node((), most[0]).core.astype(np.float32)
+                first[number] = _contracted(rows, core)  # (G, N, R, taps)
+            width = min(ranks[0], first[number].shape[2])
+            if number not in second or second[number][0] != (width,):
                 if self.layout.patch > SMALL:
-                    for alternative in self._unfoldings[group]:
+                    for alternative in self._unfoldings:
                         alternative.forget_but((width,))
-                node = unfolding.node((width,))
-                features = np.moveaxis(first[group, choice][:width], 0, 1)
-                second[group, choice] = (
-                    width,
-                    features.reshape(len(features), -1) @ node.core.astype(np.float32),
+                node = unfolding.node((width,), most[1])
+                features = first[number][:, :, :width]
+                second[number] = (
+                    (width,),
+                    features.reshape(*features.shape[:2], -1) @ node.core.astype(np.float32),
                     node.outputs.astype(np.float32),
                 )
-            _, features, outputs = second[group, choice]
-            return np.asarray(features[:, : ranks[1]] @ outputs[: ranks[1]])
+            _, features, outputs = second[number]
+            return np.asarray(features[..., : ranks[1]] @ outputs[:, : ranks[1]])
 
         return self._with_bias(ranks, part)
 
     def _with_bias(
-        self, ranks: Sequence[Ranks], part: Callable[[int, Ranks], NDArray[Any]]
+        self, ranks: Sequence[Ranks], part: Callable[[Ranks, int], NDArray[Any]]
     ) -> Iterator[NDArray[np.float32]]:
         """The responses of all groups, with the bias.
 
+        ``part`` returns those (G, N, T) at some ranks of the unfolding of that number.
         Where the bias absorbs the mean error, the last row of a part is the response to the mean.
         """
-        scale = self.scale.astype(np.float32)
         for choice in ranks:
-            parts = [part(group, choice) for group in range(self.layout.groups)]
-            response = np.concatenate(parts, axis=1) / (
-                scale if parts[0].dtype == np.float32 else self.scale
-            )
+            best = self._best(choice, partial(part, choice))
+            response = best.swapaxes(0, 1).reshape(best.shape[1], -1)
+            response = response / self.scale.astype(response.dtype)
             if self._absorbs:
                 yield add_bias(self.layout, response[:-1], self._mean_response - response[-1])
             else:
@@ -311,17 +326,17 @@ class ChainFactors:
         """Whether the layer's bias absorbs the mean error."""
         return self.statistics is not None and mean_absorbed(self.layout, self.statistics)
 
-    def _rows(self, patches: NDArray[np.float32], group: int, dtype: DTypeLike) -> NDArray[Any]:
-        """The patches of a group in the chain's order, (N, S, k...).
+    def _rows(self, patches: NDArray[np.float32], dtype: DTypeLike) -> NDArray[Any]:
+        """The patches in the chain's order, (G, N, S, k...).
 
         Where the bias absorbs the mean error, the mean is the last row.
         """
-        layout, rows = self.layout, patches[:, group].astype(dtype)
+        layout, rows = self.layout, patches.swapaxes(0, 1).astype(dtype)
         if self._absorbs and self.statistics is not None and self.statistics.mean is not None:
-            rows = np.concatenate([rows, self.statistics.mean[group][None].astype(dtype)])
-        return rows.reshape(-1, *layout.kernel, layout.inputs).transpose(
-            0, *(1 + axis for axis in self._order[:-1])
-        )
+            mean = self.statistics.mean[:, None].astype(dtype)
+            rows = np.concatenate([rows, mean], axis=1)
+        rows = rows.reshape(*rows.shape[:2], *layout.kernel, layout.inputs)
+        return rows.transpose(0, 1, *(2 + axis for axis in self._order[:-1]))
 
     @cached_property
     def _mean_response(self) -> Array:
@@ -329,21 +344,27 @@ class ChainFactors:
         return mean_response(self.layout, self.statistics)
 
 
+def _contracted(rows: NDArray[Any], core: NDArray[Any]) -> NDArray[Any]:
+    """The features (G, N, R, taps) of rows (G, N, S, taps) by a core (G, S, R)."""
+    groups, count, inputs, taps = rows.shape
+    flat = rows.swapaxes(2, 3).reshape(groups, count * taps, inputs)
+    return np.asarray((flat @ core).reshape(groups, count, taps, -1).swapaxes(2, 3))
+
+
 class _Sum:
-    """Partial sums of features (N, n·taps) times outputs (n·taps, T), component by component."""
+    """Partial sums of features (G, N, n·taps) times outputs (G, n·taps, T), by component."""
 
     def __init__(self, features: Array, outputs: Array, taps: int) -> None:
         self._features, self._outputs, self._taps = features, outputs, taps
         self._done = 0
-        self._sum = np.zeros((len(features), outputs.shape[1]))
+        self._sum = np.zeros((*features.shape[:2], outputs.shape[2]), features.dtype)
 
     def at(self, rank: int) -> Array:
         """The sum over the first ``rank`` components."""
-        size = min(rank * self._taps, len(self._outputs))
+        size = min(rank * self._taps, self._outputs.shape[1])
         if size < self._done:
             self._done, self._sum = 0, np.zeros_like(self._sum)
-        self._sum = (
-            self._sum + self._features[:, self._done : size] @ self._outputs[self._done : size]
-        )
+        span = slice(self._done, size)
+        self._sum = self._sum + self._features[..., span] @ self._outputs[:, span]
         self._done = size
         return self._sum

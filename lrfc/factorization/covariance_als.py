@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import chain
+from math import prod
 
 import numpy as np
 
 from lrfc.factorization.als import NORM_LIMIT, balanced, contracted, khatri_rao, norm_ratio
 from lrfc.factorization.base import Ranks
-from lrfc.factorization.linalg import Array, cholesky, eigh, solve_lower, solve_positive
+from lrfc.factorization.linalg import Array, cholesky, eigh, ridged, solve_lower, solve_positive
 
 #: Steps of the conjugate gradients in each sweep.
 _STEPS = 3
@@ -35,6 +36,7 @@ _RIDGE = 1e-6
 def fit_cp(
     target: Array,
     gram: Array,
+    cross: Array,
     roots: Sequence[Array],
     factors: Sequence[Array],
     *,
@@ -42,13 +44,14 @@ def fit_cp(
 ) -> list[Array]:
     """Improve CP terms of a tensor (n_0, ..., T) in the norm of ``gram`` (Π n, Π n).
 
-    ``roots`` are Cholesky factors of its nearest separable norm. The error falls with every sweep.
-    A sweep whose terms start to cancel each other is discarded.
+    ``cross`` is gram·target, (Π n, T). ``roots`` are Cholesky factors of the nearest separable
+    norm. The error falls with every sweep. A sweep whose terms start to cancel each other is
+    discarded.
     """
     shape, flat = target.shape, target.reshape(-1, target.shape[-1])
     rank = factors[0].shape[1]
     sweep_work = 2 * (_STEPS + 1) * len(roots) * len(gram) ** 2 * min(rank, shape[-1])
-    norm, cross = float(np.linalg.norm(flat)), gram @ flat
+    norm = float(np.linalg.norm(flat))
     total = float(np.vdot(flat, cross))
     best, last = list(factors), np.inf
     for _ in range(min(sweeps, int(CP_WORK // sweep_work))):
@@ -84,10 +87,7 @@ def output_factors(
     unit = np.sqrt(np.maximum(np.diagonal(moment), 1e-300))
     scaled, results = moment / np.outer(unit, unit), []
     for ridge in ridges:
-        solved = (
-            solve_positive(scaled + ridge * np.eye(len(unit)), right / unit[:, None])
-            / unit[:, None]
-        )
+        solved = solve_positive(ridged(scaled, ridge), right / unit[:, None]) / unit[:, None]
         results.append((solved.T, float(np.vdot(solved, moment @ solved - 2 * right))))
     return results
 
@@ -120,12 +120,13 @@ def _input_factor(
     )
 
 
-def tucker_sweeps(target: Array, gram: Array | None, ranks: Ranks) -> int:
-    """The number of sweeps that the work for one pair of ranks allows."""
-    size, (left, right) = target.shape[0] * target.shape[1], ranks
-    work = (
-        4 * target.size * left if gram is None else size**2 * (2 * left + 2 * (_STEPS + 1) * right)
-    )
+def tucker_sweeps(shape: tuple[int, ...], ranks: Ranks, *, weighted: bool) -> int:
+    """The number of sweeps that the work for one pair of ranks allows.
+
+    ``shape``: (S, k, T) of the tensor. ``weighted``: whether the error has a norm of the inputs.
+    """
+    size, (left, right) = shape[0] * shape[1], ranks
+    work = size**2 * (2 * left + 2 * (_STEPS + 1) * right) if weighted else 4 * prod(shape) * left
     return min(TUCKER_SWEEPS, int(TUCKER_WORK // work))
 
 
@@ -147,7 +148,9 @@ def fit_tucker(
         if gram is None
         else cholesky(np.einsum("aibi->ab", gram.reshape(target.shape[:2] * 2)) / target.shape[1])
     )
-    for _ in range(tucker_sweeps(target, gram, (starts[0].shape[1], rank))):
+    for _ in range(
+        tucker_sweeps(target.shape, (starts[0].shape[1], rank), weighted=gram is not None)
+    ):
         before = best[1]
         factor = _tucker_input(target.shape, gram, left, cross, best[0])
         improved = _refitted(target, gram, cross, factor, rank)

@@ -9,18 +9,18 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lrfc.factorization import layout as layouts
 from lrfc.factorization.als import balanced, khatri_rao
 from lrfc.factorization.base import Cost, Factors, Ranks, Statistics
-from lrfc.factorization.cp_fit import best_fit, quick_fit
+from lrfc.factorization.cp_fit import Problem, best_fit, quick_fit
 from lrfc.factorization.layout import Layout, Split
 from lrfc.factorization.linalg import Array, need
 from lrfc.factorization.norms import (
     dense_responses,
-    input_grams,
     mean_shift,
+    ordered_grams,
     output_scale,
 )
 from lrfc.factorization.stages import depthwise_stages, finish, stage
@@ -97,8 +97,8 @@ class CP:
         """The factor layers with placeholder weights; see ``Method``."""
         layout = Layout.of(op, source)
 
-        def zeros(target: Array, rank: int, gram: Array | None) -> list[Array]:
-            return [np.zeros((size, rank)) for size in target.shape]
+        def zeros(problem: Problem, rank: int) -> list[Array]:
+            return [np.zeros((size, rank)) for size in problem.target.shape]
 
         scale = output_scale(layout, None)
         return CPFactors(layout, self.split(layout), scale, None, zeros).stages(ranks)
@@ -142,7 +142,8 @@ class CPFactors:
     split: Split
     scale: Array
     statistics: Statistics | None
-    fit: Callable[[Array, int, Array | None], list[Array]] = best_fit
+    fit: Callable[[Problem, int], list[Array]] = best_fit
+    dtype: DTypeLike = np.float64
     _fitted: dict[int, list[Array]] = field(default_factory=dict, init=False)
 
     def stages(self, ranks: Ranks) -> list[Op]:
@@ -179,8 +180,12 @@ class CPFactors:
 
     @cached_property
     def quick(self) -> CPFactors:
-        """The same layer, with each rank fitted from one start with few sweeps."""
-        return replace(self, fit=quick_fit)
+        """The same layer, with each rank fitted from one start with few sweeps.
+
+        They run in single precision, in half the time; no error of ResNet-20 or VGG-16 changes in
+        its fifth digit.
+        """
+        return replace(self, fit=quick_fit, dtype=np.float32)
 
     # -- factors -----------------------------------------------------------------------------------
 
@@ -195,11 +200,21 @@ class CPFactors:
         """Second moments (G, D, D) over (S, k...)."""
         if self.statistics is None:
             return None
-        shape = (*self.layout.kernel, self.layout.inputs)
-        order = (len(shape) - 1, *range(len(shape) - 1))
-        grams = input_grams(self.layout, self.statistics)
-        axes = (0, *(1 + axis for axis in order), *(1 + len(shape) + axis for axis in order))
-        return grams.reshape(-1, *shape, *shape).transpose(axes).reshape(grams.shape)
+        return ordered_grams(self.layout, self.statistics, self._order[:-1], self.dtype)
+
+    @cached_property
+    def _problems(self) -> list[Problem]:
+        """The tensor of each group, in the order of the modes and weighted by ``scale``."""
+        layout = self.layout
+        sizes = (layout.inputs, *layout.sizes(self.split)[1:-1], layout.outputs)
+        scale = self.scale.reshape(layout.groups, layout.outputs)
+        return [
+            Problem(
+                (kernel * scale[group]).transpose(self._order).reshape(sizes).astype(self.dtype),
+                None if self._grams is None else self._grams[group],
+            )
+            for group, kernel in enumerate(layout.tensor())
+        ]
 
     def _tensor(self, ranks: Ranks) -> Array:
         layout = self.layout
@@ -214,7 +229,6 @@ class CPFactors:
         """The factors (G, n, R) of each mode, balanced."""
         if rank not in self._fitted:
             layout = self.layout
-            sizes = (layout.inputs, *layout.sizes(self.split)[1:-1], layout.outputs)
             need(
                 layout.op.name,
                 f"its CP decomposition of rank {rank}",
@@ -224,12 +238,9 @@ class CPFactors:
             )
             scale = self.scale.reshape(layout.groups, layout.outputs)
             groups = []
-            for group, kernel in enumerate(layout.tensor()):
-                target = (kernel * scale[group]).transpose(self._order).reshape(sizes)
+            for group, problem in enumerate(self._problems):
                 with threads(layout):
-                    factors = self.fit(
-                        target, rank, None if self._grams is None else self._grams[group]
-                    )
+                    factors = self.fit(problem, rank)
                 groups.append(balanced([*factors[:-1], factors[-1] / scale[group][:, None]]))
             self._fitted[rank] = [np.stack(factors) for factors in zip(*groups, strict=True)]
         return self._fitted[rank]

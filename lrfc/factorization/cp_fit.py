@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from math import prod
 
 import numpy as np
 
-from lrfc.factorization.als import RIDGE, als, cancelling, khatri_rao, random_start, slices_start
+from lrfc.factorization.als import (
+    RIDGE,
+    Slices,
+    als,
+    cancelling,
+    khatri_rao,
+    random_start,
+    slices_start,
+)
 from lrfc.factorization.covariance_als import fit_cp, output_factors
 from lrfc.factorization.linalg import Array, solve_lower
 from lrfc.factorization.norms import separable_roots
@@ -23,89 +32,115 @@ RANDOM_STARTS, RANDOM_UP_TO = 2, 300
 QUICK_SWEEPS, QUICK_COVARIANCE_SWEEPS, QUICK_TOLERANCE, QUICK_WORK = 30, 1, 1e-3, 5e9
 
 
-def best_fit(target: Array, rank: int, gram: Array | None) -> list[Array]:
-    """The factors of a tensor (S, k..., T) with the least error whose terms do not cancel."""
-    flat = target.reshape(-1, target.shape[-1])
-    norm = float(np.linalg.norm(flat))
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A tensor (S, k..., T) to approximate, in the norm of ``gram`` or, without, in the plain one.
+
+    What the fits of all ranks share is computed once.
+    """
+
+    target: Array
+    gram: Array | None
+
+    @cached_property
+    def flat(self) -> Array:
+        """The tensor as a matrix, (S·Πk, T)."""
+        return self.target.reshape(-1, self.target.shape[-1])
+
+    @cached_property
+    def norm(self) -> float:
+        """The plain norm of the tensor."""
+        return float(np.linalg.norm(self.flat))
+
+    @cached_property
+    def cross(self) -> Array:
+        """gram·target, (S·Πk, T)."""
+        assert self.gram is not None
+        return self.gram @ self.flat
+
+    @cached_property
+    def roots(self) -> list[Array]:
+        """Cholesky factors of the separable norm that is nearest to ``gram``, one for each mode."""
+        assert self.gram is not None
+        return separable_roots(self.gram, self.target.shape[:-1])
+
+    @cached_property
+    def white(self) -> Array:
+        """The tensor whose plain norm is the separable norm of the target."""
+        tensor = self.target
+        for mode, root in enumerate(self.roots):
+            tensor = np.moveaxis(np.tensordot(root.T, tensor, (1, mode)), 0, mode)
+        return tensor
+
+    @cached_property
+    def slices(self) -> Slices:
+        """The exact starts of all ranks, of the target in the norm of the fit."""
+        return Slices(self.target if self.gram is None else self.white)
+
+    def unwhitened(self, factors: Sequence[Array]) -> list[Array]:
+        """The input factors of the target from those of its whitened form."""
+        return [
+            solve_lower(root, factor, transposed=True)
+            for root, factor in zip(self.roots, factors, strict=True)
+        ]
+
+    def error(self, factors: Sequence[Array]) -> float:
+        """The squared error of the terms; without ``gram`` in the plain norm."""
+        difference = self.flat - khatri_rao(factors[:-1]) @ factors[-1].T
+        weighted = difference if self.gram is None else self.gram @ difference
+        return float(np.vdot(difference, weighted))
+
+    def allowed(self, fits: list[list[Array]]) -> list[list[Array]]:
+        """The fits whose terms do not cancel each other; the others are logged."""
+        return _allowed(fits, self.norm)
+
+
+def best_fit(problem: Problem, rank: int) -> list[Array]:
+    """The factors with the least error whose terms do not cancel."""
+    target, gram = problem.target, problem.gram
     small = prod(target.shape[:-1]) <= RANDOM_UP_TO
     seeds = range(RANDOM_STARTS if small else 0)
     randoms = [partial(random_start, seed=seed) for seed in seeds]
     fits = decompositions(target, rank, (slices_start, *randoms))
     if gram is None:
-        return min(
-            _allowed(fits, norm),
-            key=lambda factors: float(
-                np.linalg.norm(flat - khatri_rao(factors[:-1]) @ factors[-1].T)
-            ),
-        )
-    roots = separable_roots(gram, target.shape[:-1])
-    white = _whitened(target, roots)
+        return min(problem.allowed(fits), key=problem.error)
     fits += [
-        [*_unwhitened(fit[:-1], roots), fit[-1]]
-        for fit in decompositions(white, rank, (slices_start,))
+        [*problem.unwhitened(fit[:-1]), fit[-1]]
+        for fit in decompositions(problem.white, rank, (slices_start,))
     ]
-    cross = gram @ flat
     fits += [
         [*fit[:-1], last]
         for fit in fits
-        for last, _ in output_factors(fit[:-1], gram, cross, (1e-8, 1e-5, RIDGE))
+        for last, _ in output_factors(fit[:-1], gram, problem.cross, (1e-8, 1e-5, RIDGE))
     ]
-
-    def error(factors: list[Array]) -> float:
-        difference = flat - khatri_rao(factors[:-1]) @ factors[-1].T
-        return float(np.vdot(difference, gram @ difference))
-
-    best = min(_allowed(fits, norm), key=error)
-    return min(_allowed([best, fit_cp(target, gram, roots, best)], norm), key=error)
+    best = min(problem.allowed(fits), key=problem.error)
+    swept = fit_cp(target, gram, problem.cross, problem.roots, best)
+    return min(problem.allowed([best, swept]), key=problem.error)
 
 
-def quick_fit(target: Array, rank: int, gram: Array | None) -> list[Array]:
+def quick_fit(problem: Problem, rank: int) -> list[Array]:
     """Factors for the comparison of ranks, by few sweeps from one start.
 
     Some sweeps use the nearest separable norm, one the whole covariance. On ResNet-20's layers the
     error is up to a third above that of ``best_fit``, in a quarter of the time.
     """
-    flat = target.reshape(-1, target.shape[-1])
-    norm = float(np.linalg.norm(flat))
+    target, gram = problem.target, problem.gram
+    sweep = partial(als, sweeps=QUICK_SWEEPS, tolerance=QUICK_TOLERANCE, work=QUICK_WORK)
     if gram is None:
-        start = slices_start(target, rank)
-        return _allowed(
-            [
-                als(target, start, sweeps=QUICK_SWEEPS, tolerance=QUICK_TOLERANCE, work=QUICK_WORK),
-                start,
-            ],
-            norm,
-        )[0]
-    roots = separable_roots(gram, target.shape[:-1])
-    white = _whitened(target, roots)
-    fit = als(
-        white,
-        slices_start(white, rank),
-        sweeps=QUICK_SWEEPS,
-        tolerance=QUICK_TOLERANCE,
-        work=QUICK_WORK,
+        start = problem.slices.start(rank)
+        return problem.allowed([sweep(target, start), start])[0]
+    fit = sweep(problem.white, problem.slices.start(rank))
+    inputs = problem.unwhitened(fit[:-1])
+    outputs = output_factors(inputs, gram, problem.cross, (1e-5, RIDGE))
+    fits = problem.allowed([[*inputs, last] for last, _ in outputs])
+    return fit_cp(
+        target,
+        gram,
+        problem.cross,
+        problem.roots,
+        fits[0] if fits else slices_start(target, rank),
+        sweeps=QUICK_COVARIANCE_SWEEPS,
     )
-    inputs = _unwhitened(fit[:-1], roots)
-    cross = gram @ flat
-    fits = _allowed(
-        [[*inputs, last] for last, _ in output_factors(inputs, gram, cross, (1e-5, RIDGE))], norm
-    ) or [slices_start(target, rank)]
-    return fit_cp(target, gram, roots, fits[0], sweeps=QUICK_COVARIANCE_SWEEPS)
-
-
-def _whitened(target: Array, roots: Sequence[Array]) -> Array:
-    """A tensor whose plain norm is the separable norm of ``target`` with these Cholesky factors."""
-    for mode, root in enumerate(roots):
-        target = np.moveaxis(np.tensordot(root.T, target, (1, mode)), 0, mode)
-    return target
-
-
-def _unwhitened(factors: Sequence[Array], roots: Sequence[Array]) -> list[Array]:
-    """The input factors of a tensor from those of its whitened form."""
-    return [
-        solve_lower(root, factor, transposed=True)
-        for root, factor in zip(roots, factors, strict=True)
-    ]
 
 
 def _allowed(fits: list[list[Array]], norm: float) -> list[list[Array]]:

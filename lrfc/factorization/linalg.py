@@ -47,10 +47,10 @@ class LowRank:
         return np.asarray(product)
 
     def between(self, matrix: Array) -> Array:
-        """MᵀGM for M (D, T), (T, T) in float64, without G or G·M."""
+        """MᵀGM for M (..., D, T), (..., T, T) in float64, without G or G·M."""
         response = self.rows @ matrix
-        ridge = self.ridge * (matrix.T @ matrix).astype(np.float64)
-        return np.asarray(response.T @ response + ridge)
+        ridge = self.ridge * (matrix.mT @ matrix).astype(np.float64)
+        return np.asarray(response.mT @ response + ridge)
 
     def dense(self) -> Array:
         """The whole matrix."""
@@ -78,10 +78,11 @@ def shrink(covariance: Array, count: int) -> Array:
     zeros only) becomes the identity.
     """
     size = len(covariance)
-    trace = float(np.trace(covariance))
+    trace = float(np.trace(covariance, dtype=np.float64))
     if trace <= 0:
-        return np.eye(size)
-    weight = shrinkage(size, trace, float(np.vdot(covariance, covariance)), count)
+        return np.eye(size, dtype=covariance.dtype)
+    squared = sum(float(np.vdot(row, row)) for row in covariance)
+    weight = shrinkage(size, trace, squared, count)
     shrunk = (1 - weight) * (covariance + covariance.T) / 2
     shrunk[np.diag_indices(size)] += weight * trace / size
     return np.asarray(shrunk)
@@ -106,9 +107,12 @@ def shrinkage(size: int, trace: float, squared: float, count: int) -> float:
 
 
 def eigh(gram: Array) -> tuple[Array, Array]:
-    """Eigenvalues in descending order, clipped at zero, and the eigenvectors as columns."""
-    values, vectors = linalg.eigh(gram, driver="evd", check_finite=False)
-    return np.clip(values[::-1], 0, None), vectors[:, ::-1]
+    """Eigenvalues in descending order, clipped at zero, and the eigenvectors as columns.
+
+    ``gram``: a matrix, or a stack of them.
+    """
+    values, vectors = np.linalg.eigh(gram)
+    return np.clip(values[..., ::-1], 0, None), vectors[..., ::-1]
 
 
 def project(matrix: Array, gram: Array | LowRank | None = None) -> tuple[Array, Array, Array]:
@@ -118,60 +122,74 @@ def project(matrix: Array, gram: Array | LowRank | None = None) -> tuple[Array, 
     has the weights, and ``core[:, :r] @ rest[:r]`` is the best approximation of rank r in the norm
     tr(EᵀGE). It is an SVD from the Gram matrix of the shorter side: both factors are projections
     onto an orthonormal eigenbasis, so that all components together reproduce the matrix exactly,
-    however small its singular values are.
+    however small its singular values are. Stacks of matrices have stacks of factors.
     """
-    rows, columns = matrix.shape
+    rows, columns = matrix.shape[-2:]
     if rows < columns:
         if gram is None:
-            energy, basis = eigh(matrix @ matrix.T)
-            return basis, basis.T @ matrix, energy
-        lower = cholesky(gram.dense() if isinstance(gram, LowRank) else gram)
-        white = lower.T @ matrix
-        energy, basis = eigh(white @ white.T)
-        return solve_lower(lower, basis, transposed=True), basis.T @ white, energy
+            energy, basis = eigh(matrix @ matrix.mT)
+            return basis, basis.mT @ matrix, energy
+        lower = cholesky(gram.dense()[None] if isinstance(gram, LowRank) else gram)
+        white = lower.mT @ matrix
+        energy, basis = eigh(white @ white.mT)
+        return solve_lower(lower, basis, transposed=True), basis.mT @ white, energy
     energy, basis = eigh(
         gram.between(matrix)
         if isinstance(gram, LowRank)
-        else matrix.T @ (matrix if gram is None else gram @ matrix)
+        else matrix.mT @ (matrix if gram is None else gram @ matrix)
     )
-    sigma = np.sqrt(np.maximum(energy, (1e-9**2) * energy[0]))
+    sigma = np.sqrt(np.maximum(energy, (1e-9**2) * energy[..., :1]))
     sigma[sigma == 0] = 1.0  # a matrix of zeros
     return (
-        matrix @ (basis / sigma).astype(matrix.dtype),
-        (sigma[:, None] * basis.T).astype(matrix.dtype),
+        matrix @ (basis / sigma[..., None, :]).astype(matrix.dtype),
+        (sigma[..., None] * basis.mT).astype(matrix.dtype),
         energy,
     )
 
 
 def cholesky(gram: Array) -> Array:
-    """The lower Cholesky factor of a positive definite matrix.
+    """The lower Cholesky factor of a positive definite matrix, or of each of a stack.
 
-    Where rounding makes it fail, the least sufficient ridge is added.
+    Where rounding makes it fail, the least sufficient ridge is added; single precision is given up
+    before.
     """
-    ridge = 0.0
+    try:
+        return np.asarray(np.linalg.cholesky(gram))
+    except np.linalg.LinAlgError:
+        if gram.ndim > 2:
+            return np.stack([cholesky(matrix) for matrix in gram])
+    if gram.dtype == np.float32:
+        return cholesky(gram.astype(np.float64)).astype(np.float32)
     largest = float(np.max(np.diagonal(gram))) or 1.0
+    ridge = 1e-13 * largest
     while True:
         try:
-            return np.asarray(
-                linalg.cholesky(
-                    gram + ridge * np.eye(len(gram)) if ridge else gram,
-                    lower=True,
-                    check_finite=False,
-                )
-            )
-        except linalg.LinAlgError:
+            return np.asarray(np.linalg.cholesky(gram + ridge * np.eye(len(gram))))
+        except np.linalg.LinAlgError:
             if ridge > largest:
                 raise
-            ridge = max(10 * ridge, 1e-13 * largest)
+            ridge *= 10
 
 
 def solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Array:
-    """L⁻¹·B, or L⁻ᵀ·B, for a lower triangular L."""
-    return np.asarray(
-        linalg.solve_triangular(
-            lower, right, lower=True, trans="T" if transposed else "N", check_finite=False
+    """L⁻¹·B, or L⁻ᵀ·B, for a lower triangular L, or for each of a stack."""
+    if lower.ndim == 2:
+        return np.asarray(
+            linalg.solve_triangular(
+                lower, right, lower=True, trans="T" if transposed else "N", check_finite=False
+            )
         )
-    )
+    if len(lower) == 1:
+        return solve_lower(lower[0], right[0], transposed=transposed)[None]
+    # SciPy solves the systems of a stack one by one, which takes longer for many small ones.
+    return np.asarray(np.linalg.solve(lower.mT if transposed else lower, right))
+
+
+def ridged(matrix: Array, ridge: float) -> Array:
+    """M + ρI in the precision of M."""
+    result = matrix.copy()
+    result[np.diag_indices(len(result))] += ridge
+    return result
 
 
 def solve_positive(matrix: Array, right: Array) -> Array:
@@ -181,7 +199,7 @@ def solve_positive(matrix: Array, right: Array) -> Array:
 
 
 def canonical(cores: Sequence[Array]) -> list[Array]:
-    """The same chain of cores (r_{j-1}, k_j, r_j), with well-conditioned bonds.
+    """The same chains of cores (G, r_{j-1}, k_j, r_j), with well-conditioned bonds.
 
     A QR sweep from the left makes the cores orthonormal. An SVD sweep from the right splits every
     bond as U√Σ · √ΣVᵀ: each side gets the root of the singular values. The shapes do not
@@ -189,21 +207,25 @@ def canonical(cores: Sequence[Array]) -> list[Array]:
     """
     result = list(cores)
     for j in range(len(result) - 1):
-        left, size, right = result[j].shape
-        q, r = np.linalg.qr(result[j].reshape(left * size, right))
-        result[j] = _padded(q, right, axis=1).reshape(left, size, right)
-        result[j + 1] = np.tensordot(_padded(r, right, axis=0), result[j + 1], 1)
+        groups, left, size, right = result[j].shape
+        q, r = np.linalg.qr(result[j].reshape(groups, left * size, right))
+        result[j] = _padded(q, right, axis=2).reshape(groups, left, size, right)
+        after = result[j + 1]
+        product = _padded(r, right, axis=1) @ after.reshape(groups, right, -1)
+        result[j + 1] = product.reshape(after.shape)
     for j in range(len(result) - 1, 0, -1):
-        left, size, right = result[j].shape
-        u, s, v = np.linalg.svd(result[j].reshape(left, size * right), full_matrices=False)
-        root = np.sqrt(s)
-        result[j] = _padded(root[:, None] * v, left, axis=0).reshape(left, size, right)
-        result[j - 1] = result[j - 1] @ _padded(u * root, left, axis=1)
+        groups, left, size, right = result[j].shape
+        u, s, v = np.linalg.svd(result[j].reshape(groups, left, size * right), full_matrices=False)
+        root = np.sqrt(s)[:, None]
+        result[j] = _padded(root.mT * v, left, axis=1).reshape(groups, left, size, right)
+        before = result[j - 1]
+        product = before.reshape(groups, -1, left) @ _padded(u * root, left, axis=2)
+        result[j - 1] = product.reshape(before.shape)
     return result
 
 
 def _padded(matrix: Array, length: int, axis: int) -> Array:
-    """The matrix with zeros up to that length along one axis."""
+    """The matrices with zeros up to that length along one axis."""
     missing = length - matrix.shape[axis]
     if missing == 0:
         return matrix

@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lrfc.errors import ModelError
 from lrfc.factorization.base import Ranks, Statistics
@@ -68,13 +68,30 @@ def input_grams(layout: Layout, statistics: Statistics) -> Array:
     )
     if isinstance(statistics.covariance, LowRank):
         return input_rows(layout, statistics).dense()[None]
-    grams = np.empty(shape)
+    grams = np.empty(shape, statistics.covariance.dtype)
     for group, covariance in enumerate(statistics.covariance):
         moment = covariance
         if statistics.mean is not None and not centred(layout, statistics):
             moment = covariance + np.outer(statistics.mean[group], statistics.mean[group])
         grams[group] = shrink(moment, statistics.count)
     return grams
+
+
+def ordered_grams(
+    layout: Layout, statistics: Statistics, order: Sequence[int], dtype: DTypeLike
+) -> NDArray[Any]:
+    """The result of ``input_grams``, (G, D, D), with the axes (k..., S) of D in this order.
+
+    It is computed once for all decompositions that use the same statistics.
+    """
+    key = (centred(layout, statistics), tuple(order), np.dtype(dtype).str)
+    if key not in statistics.shared:
+        shape = (*layout.kernel, layout.inputs)
+        grams = input_grams(layout, statistics)
+        axes = (0, *(1 + axis for axis in order), *(1 + len(shape) + axis for axis in order))
+        moved = grams.reshape(-1, *shape, *shape).transpose(axes)
+        statistics.shared[key] = np.ascontiguousarray(moved, dtype).reshape(grams.shape)
+    return statistics.shared[key]
 
 
 def input_rows(layout: Layout, statistics: Statistics) -> LowRank:

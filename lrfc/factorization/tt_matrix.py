@@ -214,7 +214,7 @@ class TTMatrixFactors(TensorizedFactors):
             tensors.append(tensor)
         order = [axis for k in range(count) for axis in (k, count + k)]
         pairs = [i * o for i, o in zip(inputs, outputs, strict=True)]
-        return [Unfolding(tensor.transpose(order).reshape(1, *pairs, 1)) for tensor in tensors]
+        return [Unfolding(tensor.transpose(order).reshape(1, 1, *pairs, 1)) for tensor in tensors]
 
     def _cores(self, ranks: Ranks) -> list[Array]:
         """The cores (r_{k-1}, i_k, o_k, r_k) with the least error."""
@@ -234,7 +234,7 @@ class TTMatrixFactors(TensorizedFactors):
     def _train(self, number: int, ranks: Ranks) -> list[Array]:
         """The cores of one of ``_trains``."""
         inputs, outputs = self._shape
-        cores = self._trains[number].cores(ranks)
+        cores = [core[0] for core in self._trains[number].cores(ranks)]
         return [
             core.reshape(len(core), i, o, -1)
             for core, i, o in zip(cores, inputs, outputs, strict=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lrfc.factorization.base import Ranks
 from lrfc.factorization.chain import Chain
 from lrfc.factorization.covariance_als import fit_tucker, tucker_sweeps
@@ -52,19 +54,24 @@ class Tucker2(Chain):
         """
         unfolding = unfoldings[0]
         plains = [other.plain for other in unfoldings if other.plain is not None]
-        target, gram = unfolding.target[:, 0, :, 0], unfolding.gram
+        targets, gram = unfolding.target[:, :, 0, :, 0], unfolding.gram
         assert not isinstance(gram, LowRank)  # those are for layers without a kernel
-        size, _, outputs = target.shape
+        _, size, _, outputs = targets.shape
         # With a whole input side, or a whole output side without data, nested cores are optimal.
         whole = ranks[0] == size or (gram is None and ranks[1] == outputs)
         if whole or not unfolding.supports(ranks):
             return cores
-        if not plains and not tucker_sweeps(target, gram, ranks):
+        if not plains and not tucker_sweeps(targets[0].shape, ranks, weighted=gram is not None):
             return cores
-        starts = [cores[0][:, 0]]
-        starts += [
-            fit_tucker(target, None, plain.cross, [plain.cores(ranks)[0][:, 0]], ranks[1])[0]
-            for plain in plains
-        ]
-        factor, core, basis = fit_tucker(target, gram, unfolding.cross, starts, ranks[1])
-        return [factor[:, None], core, basis[:, None]]
+        nested = [plain.cores(ranks)[0] for plain in plains]
+        groups = []
+        for group, target in enumerate(targets):
+            starts = [cores[0][group, :, 0]]
+            starts += [
+                fit_tucker(target, None, plain.cross[group], [core[group, :, 0]], ranks[1])[0]
+                for plain, core in zip(plains, nested, strict=True)
+            ]
+            moment = None if gram is None else gram[group]
+            groups.append(fit_tucker(target, moment, unfolding.cross[group], starts, ranks[1]))
+        factor, core, basis = (np.stack(factors) for factors in zip(*groups, strict=True))
+        return [factor[:, :, None], core, basis[:, :, None]]

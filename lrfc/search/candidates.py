@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.factorization import METHODS
-from lrfc.factorization.base import Cost, Factors, Method, Ranks
+from lrfc.factorization.base import Cost, Factors, Method, Ranks, Statistics
 from lrfc.factorization.layout import Layout, refusal
 from lrfc.factorization.norms import add_bias
 from lrfc.factorization.threads import SMALL, alone
@@ -23,9 +23,12 @@ from lrfc.search.epilogue import FeatureMap
 from lrfc.search.similarity import MEASURES, Measure
 from lrfc.search.statistics import LayerSamples
 
-#: Methods that run a fit for every rank: half as many ranks are candidates, of which every other
-#: one is fitted, and the error is interpolated between them.
-COSTLY = frozenset({"cp", "cp4"})
+#: Methods that run a fit for every rank: one in ``STRIDE`` ranks is fitted, and the error is
+#: interpolated between them.
+COSTLY, STRIDE = frozenset({"cp", "cp4"}), 4
+#: Methods that run a fit for each choice of ranks, which takes longer than a forward pass: the
+#: sensitivity of a layer is measured with them only where no other method applies.
+FITTED = COSTLY | {"tucker2"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +168,7 @@ def answers(
         if reason is not None:
             refusals[name] = reason
             continue
-        ranks = grid(method.full(op, source), levels // 2 if name in COSTLY else levels, multiple)
+        ranks = grid(method.full(op, source), levels, multiple)
         totals = {r: _total(method.cost(op, source, r), len(graph.calls(op))) for r in ranks}
         smaller = {
             r: c
@@ -202,7 +205,7 @@ def _evaluations(
     for name, saving in costs.items():
         ranks = list(saving)
         if name in COSTLY:
-            ranks = sorted({*ranks[::2], ranks[-1]})
+            ranks = sorted({*ranks[STRIDE // 2 :: STRIDE], ranks[0], ranks[-1]})
         # One response at a time: together they are a gigabyte for a layer of 512 channels.
         estimates = factors[name].estimates(samples.patches, ranks)
         values = (
@@ -210,7 +213,8 @@ def _evaluations(
             for v in estimates
         )
         evaluations[name] = dict(zip(ranks, values, strict=True))
-        if Layout.of(op, source).patch > SMALL and len(costs) > 1:
+        # The sensitivities need the other methods again.
+        if Layout.of(op, source).patch > SMALL and name in FITTED and len(costs) > 1:
             factors.forget(name)
     return evaluations
 
@@ -266,14 +270,18 @@ class Decomposed(Mapping[str, Factors]):
         self, op: Op, source: Tensor, methods: Sequence[str], samples: Callable[[], LayerSamples]
     ) -> None:
         self._op, self._source, self._samples = op, source, samples
+        self._statistics: Statistics | None = None
         self._factors: dict[str, Factors | None] = dict.fromkeys(methods)
 
     def __getitem__(self, method: str) -> Factors:
         factors = self._factors[method]
         if factors is None:
             samples = self._samples()
+            if self._statistics is None:
+                # A copy of its own: what decompositions share is freed with them, the samples last.
+                self._statistics = replace(samples.statistics)
             factors = METHODS[method].decompose(
-                self._op, self._source, scale=samples.chain.scale, statistics=samples.statistics
+                self._op, self._source, scale=samples.chain.scale, statistics=self._statistics
             )
             self._factors[method] = factors
         return factors

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from lrfc.costs.totals import totals
+from lrfc.ir.graph_cache import GraphCache
 from lrfc.search.candidates import LayerSpace, pareto
 from lrfc.search.pricing import Prices
 from lrfc.state import Fact, State
@@ -73,5 +74,10 @@ class Price(Fact):
 
 def costs(state: State) -> dict[str, float]:
     """MACs and parameters of the original, and its predicted latency where a device is known."""
-    price = state.known(Price)
-    return totals(state.original) | ({} if price is None else {"latency": price.whole})
+    price, original = state.known(Price), state.original
+    whole = _TOTALS.get(original, (), None, lambda: totals(original))
+    return whole | ({} if price is None else {"latency": price.whole})
+
+
+#: The MACs and parameters of each original: every allocation needs them.
+_TOTALS: GraphCache[dict[str, int]] = GraphCache()

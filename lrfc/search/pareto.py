@@ -56,9 +56,11 @@ def front(
             shares = [budget for budget in shares if budget >= least[quantity]]
             axes.append(np.sort([*np.linspace(least[quantity], whole[quantity], count), *shares]))
     plans: list[dict[str, Any]] = []
+    undominated = [pareto(s.candidates) for s in spaces]
     for budgets in product(*axes):
         limits = dict(zip(over, budgets, strict=True))
-        chosen = _allocated(spaces, outside, limits, ram)
+        choices = _within(spaces, ram, limits["ram"]) if ram else undominated
+        chosen = _allocated(choices, outside, limits)
         if chosen is None:
             continue
         point = {q: cost + sum(getattr(c, q) for c in chosen) for q, cost in outside.items()}
@@ -79,18 +81,22 @@ def _live_bytes(
     return {s.op.name: {c: needs[s.op.name](c) for c in s.candidates} for s in spaces}
 
 
+def _within(
+    spaces: Sequence[LayerSpace], ram: Mapping[str, Mapping[Candidate, int]], limit: float
+) -> list[tuple[Candidate, ...]]:
+    """The undominated ones of the candidates that need at most ``limit`` bytes, by layer."""
+    return [pareto([c for c in s.candidates if ram[s.op.name][c] <= limit]) for s in spaces]
+
+
 def _allocated(
-    spaces: Sequence[LayerSpace],
+    choices: Sequence[Sequence[Candidate]],
     outside: Mapping[str, float],
     limits: Mapping[str, float],
-    ram: Mapping[str, Mapping[Candidate, int]],
 ) -> tuple[Candidate, ...] | None:
     """The optimal candidates within the limits; None where the limits cannot be met together."""
     sums = {q: limit - outside[q] for q, limit in limits.items() if q != "ram"}
-    within = limits.get("ram", np.inf)
-    choices = [[c for c in s.candidates if not ram or ram[s.op.name][c] <= within] for s in spaces]
     try:
-        return allocate([pareto(candidates) for candidates in choices], sums)
+        return allocate(choices, sums)
     except BudgetError:
         return None
 

@@ -19,7 +19,7 @@ from lrfc.factorization.threads import alone
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Tensor
-from lrfc.search.candidates import Candidate, LayerSpace, response
+from lrfc.search.candidates import FITTED, Candidate, LayerSpace, response
 from lrfc.search.epilogue import FeatureMap
 from lrfc.search.segments import Segments
 from lrfc.search.statistics import LayerSamples
@@ -27,9 +27,6 @@ from lrfc.search.statistics import LayerSamples
 #: Feature-map errors (relative L2) at which each layer is perturbed: about those of a mild and of a
 #: strong compression.
 PROBES = (0.1, 0.3)
-#: Methods that run a fit for each choice of ranks, which takes longer than the forward pass: layers
-#: are perturbed by them only where no other method applies.
-FITTED = frozenset({"cp", "cp4", "tucker2"})
 #: Number of inputs that ``telling`` draws from, for each input that sensitivities are measured on.
 POOL = 8
 

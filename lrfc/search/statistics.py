@@ -59,14 +59,19 @@ class SampleSize:
 
 
 #: Bytes that the covariances of one pass may take, and the outputs of one batch.
-HELD, DELIVERED = 384 << 20, 256 << 20
+HELD, DELIVERED = 640 << 20, 256 << 20
+#: Bytes of covariances above which the heap gives freed arrays back at once.
+LEAN = 128 << 20
+#: Inputs of a group above which its covariance is summed in single precision.
+SINGLE = 1200
 #: Inputs above which the covariance of a fully connected layer is stored as its rows.
 WIDE = 8192
 
 
 class _Moments:
-    """Streaming mean and second moment of rows (N, G, D) in float64; memory does not grow with N.
+    """Streaming mean and second moment of rows (N, G, D); memory does not grow with N.
 
+    The second moments are float64, above ``SINGLE`` inputs float32.
     ``wide``: N may be far below D; then the rows are stored as long as they take less memory.
     """
 
@@ -74,7 +79,8 @@ class _Moments:
         self.count = 0
         self._sum = np.zeros((groups, length))
         self._rows: list[Array] | None = [] if wide else None
-        self._outer = np.zeros((0 if wide else groups, length, length))
+        self._dtype = np.float32 if length > SINGLE else np.float64
+        self._outer = np.zeros((0 if wide else groups, length, length), self._dtype)
 
     def add(self, rows: Array) -> None:
         self.count += len(rows)
@@ -84,10 +90,9 @@ class _Moments:
             if 2 * self.count <= rows.shape[-1]:
                 return
             rows, self._rows = np.concatenate(self._rows), None
-            self._outer = np.zeros((1, *rows.shape[-1:] * 2))
-        for group, outer in enumerate(self._outer):
-            block = rows[:, group]
-            outer += block.T @ block
+            self._outer = np.zeros((1, *rows.shape[-1:] * 2), self._dtype)
+        blocks = np.ascontiguousarray(rows.swapaxes(0, 1))
+        self._outer += blocks.mT @ blocks
 
     def statistics(self, *, centred: bool) -> Statistics:
         """Finalize in place; nothing can be added afterwards."""
@@ -99,8 +104,9 @@ class _Moments:
         second /= self.count
         if not centred:
             return Statistics(second, None, self.count)
+        rank_one = blas.sger if second.dtype == np.float32 else blas.dger
         for group, matrix in enumerate(second):
-            blas.dger(-1, mean[group], mean[group], a=matrix.T, overwrite_a=1)
+            rank_one(-1, mean[group], mean[group], a=matrix.T, overwrite_a=1)
         return Statistics(second, mean, self.count)
 
 
@@ -225,7 +231,7 @@ class Sampler:
     ) -> None:
         self._collect = partial(collect, graph, inputs=inputs, size=size, seed=seed)
         self._groups: list[list[Op]] = [[]]
-        group_bytes = 0
+        group_bytes = largest = 0
         for op in layers:
             need = _covariance_bytes(
                 op, graph.input_tensors(op.name)[0], min(len(inputs[0]), size.images)
@@ -235,7 +241,8 @@ class Sampler:
                 group_bytes = 0
             self._groups[-1].append(op)
             group_bytes += need
-        if len(self._groups) > 1:
+            largest = max(largest, group_bytes)
+        if largest > LEAN:
             lean()
         self._current, self._samples = -1, dict[str, LayerSamples]()
 
@@ -267,7 +274,8 @@ class Sampler:
 def _covariance_bytes(op: Op, tensor: Tensor, images: int) -> int:
     layout = Layout.of(op, tensor)
     rows = images if _wide(op, layout.patch) and len(tensor.shape) == 2 else layout.patch
-    return 8 * layout.groups * layout.patch * min(layout.patch, 2 * rows)
+    item = 4 if layout.patch > SINGLE else 8
+    return item * layout.groups * layout.patch * min(layout.patch, 2 * rows)
 
 
 def _wide(op: Op, length: int) -> bool:
