@@ -182,6 +182,10 @@ class CPFactors:
         """The same layer, with each rank fitted from one start with few sweeps."""
         return replace(self, fit=quick_fit)
 
+    def terms(self, rank: int) -> list[Array]:
+        """The factors (G, n, R) of each mode (S, k..., T), balanced."""
+        return self._factors(rank)
+
     # -- factors -----------------------------------------------------------------------------------
 
     @cached_property

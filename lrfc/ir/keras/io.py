@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from lrfc.ir.keras.export import absorb, save, to_keras
 from lrfc.ir.keras.importer import from_keras
-from lrfc.ir.keras.layers import infer, layer_of, single
+from lrfc.ir.keras.layers import eager, infer, layer_of, single
 from lrfc.ir.keras.run import call, compiled, outputs_at, predict
 
 __all__ = [
     "absorb",
     "call",
     "compiled",
+    "eager",
     "from_keras",
     "infer",
     "layer_of",

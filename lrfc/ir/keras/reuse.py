@@ -15,7 +15,7 @@ from typing import Any
 from lrfc.ir.backend import keras, quiet
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
-from lrfc.ir.keras.layers import layer_of, set_weights
+from lrfc.ir.keras.layers import layer_name, set_weights
 from lrfc.ir.op import Op
 
 #: Structures that are kept, the last ones that ran, and the bytes of weights of the largest one.
@@ -112,9 +112,12 @@ def _equal(one: object, other: object) -> bool:
 
 
 def _assign(known: _Known, graph: Graph) -> None:
-    """Give the model the weights of the graph."""
+    """Give the model the weights of the graph; it has no layers behind the outputs."""
+    layers = {layer.name: layer for layer in known.model.layers}
     with quiet():
         for old, op in zip(known.graph.layers(), graph.layers(), strict=True):
-            if any(op.weights[name] is not array for name, array in old.weights.items()):
-                set_weights(layer_of(known.model, op), op)
+            layer = layers.get(layer_name(op.shared or op.name))
+            changed = any(op.weights[name] is not array for name, array in old.weights.items())
+            if changed and layer is not None:
+                set_weights(layer, op)
     known.graph = graph
