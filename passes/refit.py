@@ -37,8 +37,6 @@ Array = NDArray[np.float32]
 
 #: Twice the bytes that the activations of the compressed network may take.
 MEMORY = 2 << 30
-#: Validation samples on which the refitted network is compared with the one before.
-JUDGED = 1_000
 #: Divergence that rounding in float32 causes on any processor; a smaller gain is no gain.
 ROUNDING = 1e-7
 
@@ -69,7 +67,9 @@ class Refit:
     synthetic inputs that were not matched to BatchNorm statistics.
 
     ``samples``: the most inputs. ``patches``: rows of a regression. ``ridge``: the weight of the
-    present kernel, relative to the mean energy of an input.
+    present kernel, relative to the mean energy of an input. ``judged``: validation samples on which
+    the refitted network is compared with the one before. ``starts``: where each rank has a fit of
+    its own, fit from several starts, too, and not only from the factors of the candidate.
 
     Given and result: the graph keeps its ops and shapes; weights change.
     """
@@ -77,6 +77,8 @@ class Refit:
     samples: int = 1_000
     patches: int = 24_576
     ridge: float = 1e-2
+    judged: int = 1_000
+    starts: bool = True
 
     needs: ClassVar[tuple[type[Fact], ...]] = (Selection,)
     gives: ClassVar[tuple[type[Fact], ...]] = ()
@@ -87,7 +89,7 @@ class Refit:
         if not repairable(state):
             return state
         refitted = state.graph.with_weights(_Reconstruction(self, state).weights())
-        inputs = state.data.validation.head(JUDGED).inputs
+        inputs = state.data.validation.head(self.judged).inputs
         reference = _OUTPUTS.get(
             state.original,
             state.data.validation.inputs,
@@ -204,7 +206,8 @@ class _Reconstruction:
         factors = method.decompose(
             fitted or op, source, scale=epilogue.scale, statistics=statistics
         )
-        return warm(factors, self._selection.factors[op.name]).stages(candidate.ranks)
+        start = self._selection.factors[op.name]
+        return warm(factors, start, starts=self._options.starts).stages(candidate.ranks)
 
     def _target(
         self, name: str, epilogue: Epilogue, where: Sequence[tuple[object, ...]]

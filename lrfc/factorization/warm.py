@@ -23,11 +23,12 @@ def quick(factors: Factors) -> Factors:
     return factors.quick if isinstance(factors, CPFactors) else factors
 
 
-def warm(factors: Factors, start: Factors) -> Factors:
+def warm(factors: Factors, start: Factors, *, starts: bool) -> Factors:
     """The factors of a layer, with each fit started from that of ``start`` at the same rank.
 
-    ``start`` are factors of a similar kernel. Methods with a closed form stay as they are, and so
-    do grouped layers and layers of another size.
+    ``start`` are factors of a similar kernel. ``starts``: fit from several starts, too, and take
+    the better result. Methods with a closed form stay as they are, and so do grouped layers and
+    layers of another size.
     """
     if not (isinstance(factors, CPFactors) and isinstance(start, CPFactors)):
         return factors
@@ -37,24 +38,27 @@ def warm(factors: Factors, start: Factors) -> Factors:
 
     def fit(target: Array, rank: int, gram: Array | None) -> list[Array]:
         *inputs, last = (factor[0] for factor in start.terms(rank))
-        return warm_fit(target, gram, [*inputs, last * factors.scale[:, None]])
+        return warm_fit(target, gram, [*inputs, last * factors.scale[:, None]], starts=starts)
 
     return replace(factors, fit=fit)
 
 
-def warm_fit(target: Array, gram: Array | None, start: list[Array]) -> list[Array]:
+def warm_fit(
+    target: Array, gram: Array | None, start: list[Array], *, starts: bool = False
+) -> list[Array]:
     """The factors of a tensor (S, k..., T), improved from others under the covariance.
 
-    Without a covariance, or where the terms cancel each other, it is ``best_fit``.
+    Without a covariance, or where the terms cancel each other, it is ``best_fit``; with ``starts``
+    it is the better of both.
     """
-    flat = target.reshape(-1, target.shape[-1])
+    flat, rank = target.reshape(-1, target.shape[-1]), start[0].shape[1]
     norm = float(np.linalg.norm(flat))
 
     def allowed(fits: list[list[Array]]) -> list[list[Array]]:
         return [factors for factors in fits if cancelling(factors, norm) is None]
 
     if gram is None or not allowed([start]):
-        return best_fit(target, start[0].shape[1], gram)
+        return best_fit(target, rank, gram)
     cross = gram @ flat
 
     def error(factors: list[Array]) -> float:
@@ -64,5 +68,7 @@ def warm_fit(target: Array, gram: Array | None, start: list[Array]) -> list[Arra
     solved = output_factors(start[:-1], gram, cross, (1e-8, 1e-5, RIDGE))
     best = min(allowed([start, *([*start[:-1], last] for last, _ in solved)]), key=error)
     roots = separable_roots(gram, target.shape[:-1])
-    improved = fit_cp(target, gram, roots, best, sweeps=SWEEPS)
-    return min(allowed([best, improved]), key=error)
+    fits = [best, *allowed([fit_cp(target, gram, roots, best, sweeps=SWEEPS)])]
+    if starts:
+        fits.append(best_fit(target, rank, gram))
+    return min(fits, key=error)
