@@ -313,12 +313,11 @@ def _near(plans: _Plans, judge: Judge, log: Callable[[str], None]) -> _Plans:
     if len({planned.fact(Selection).network for planned, _ in plans.values()}) == 1:
         return plans
     quickly = {name: judge(planned, QUICK).divergence for name, (planned, _) in plans.items()}
-    near = {name for name, value in quickly.items() if value <= NEAR * min(quickly.values())}
-    for name in plans.keys() - near:
-        least = min(quickly.values())
-        log(
-            f"  {name}: judged quickly, output divergence {quickly[name]:.4f}, the least {least:.4f}"
-        )
+    least = min(quickly.values())
+    near = {name for name, value in quickly.items() if value <= NEAR * least}
+    for name, value in quickly.items():
+        if name not in near:
+            log(f"  {name}: judged quickly, {value:.4f} where the least is {least:.4f}")
     return {name: plan for name, plan in plans.items() if name in near}
 
 
