@@ -206,18 +206,6 @@ class Trainer:
             np.array([self._seed % 2**31, number], np.int32),
         )
 
-    def _signature(self) -> tuple[Any, ...]:
-        """The TensorSpecs of a result of ``_samples``, for batches of any size."""
-        import tensorflow as tf
-
-        inputs, targets, seed = self._samples(np.arange(1), 0)
-        size = _fixed_batch(self._graph)
-        inputs, targets = (
-            tuple(tf.TensorSpec((size, *x.shape[1:]), x.dtype) for x in arrays)
-            for arrays in (inputs, targets)
-        )
-        return inputs, targets, tf.TensorSpec(seed.shape, seed.dtype)
-
     def _products(self) -> list[tuple[Chain, list[Any]]]:
         """The decayed layers, each with the trained kernels of its stages."""
         from lrfc.ir.keras import io as keras_io
@@ -238,11 +226,8 @@ class Trainer:
 
         recipe, model, optimizer = self._recipe, self._model, self._optimizer
         total = self._total_loss(outputs, task)
-        samples = self._signature()
-        rate = tf.TensorSpec((), tf.float32)
 
-        # The last batch of an epoch is smaller: without a signature, all would be traced twice.
-        @tf.function(input_signature=[*samples, rate], autograph=False)  # type: ignore[untyped-decorator]
+        @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
         def step(inputs: Any, labels: Any, seed: Any, learning_rate: Any) -> Any:
             with tf.GradientTape() as tape:
                 loss = total(inputs, labels, seed, training=recipe.batchnorm == "trained")
@@ -256,7 +241,7 @@ class Trainer:
             optimizer.apply(gradients, learning_rate)
             return loss
 
-        @tf.function(input_signature=samples, autograph=False)  # type: ignore[untyped-decorator]
+        @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
         def loss(inputs: Any, labels: Any, seed: Any) -> Any:
             return total(inputs, labels, seed, training=False)
 
