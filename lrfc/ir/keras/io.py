@@ -5,6 +5,7 @@ from __future__ import annotations
 from lrfc.ir.keras.export import absorb, save, to_keras
 from lrfc.ir.keras.importer import from_keras
 from lrfc.ir.keras.layers import eager, infer, layer_of, single
+from lrfc.ir.keras.outputs import outputs
 from lrfc.ir.keras.run import call, compiled, outputs_at, predict
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "from_keras",
     "infer",
     "layer_of",
+    "outputs",
     "outputs_at",
     "predict",
     "save",
