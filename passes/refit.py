@@ -49,14 +49,14 @@ class Refit:
     """Solve the weights of every layer again, in closed form, to reconstruct the original's output.
 
     The compressed network runs once, op by op, on samples that the original ran on, once for all
-    plans of a build (``lrfc.search.targets``). At each layer
-    the kernel is regressed from the input in the compressed network onto the output in the
-    original (ridge regression towards the present kernel). A factorized layer is then decomposed
-    again in the norm of those inputs, with its method and ranks. This is the asymmetric
-    reconstruction of Zhang et al. 2016 (arXiv 1505.06798, 3.3): each layer corrects the errors of
-    the layers before it. In front of a residual addition, the target includes the error of the
-    other branch (He et al. 2017, arXiv 1707.06168, 3.3). Layers that are not factorized are
-    regressed, too, and BatchNorm statistics are updated. There are no gradients and no labels.
+    plans of a build (``lrfc.search.targets``). At each layer the kernel is regressed from the input
+    in the compressed network onto the output in the original (ridge regression towards the present
+    kernel). A factorized layer is then decomposed again in the norm of those inputs, with its
+    method and ranks. This is the asymmetric reconstruction of Zhang et al. 2016 (arXiv 1505.06798,
+    3.3): each layer corrects the errors of the layers before it. In front of a residual addition,
+    the target includes the error of the other branch (He et al. 2017, arXiv 1707.06168, 3.3).
+    Layers that are not factorized are regressed, too, and BatchNorm statistics are updated. There
+    are no gradients and no labels.
 
     A regression that does not fit held-out inputs better than the present kernel is discarded. So
     is the whole result if the outputs on validation inputs do not come nearer to the original's.
@@ -68,8 +68,8 @@ class Refit:
 
     ``samples``: the most inputs. ``patches``: rows of a regression. ``ridge``: the weight of the
     present kernel, relative to the mean energy of an input. ``judged``: validation samples on which
-    the refitted network is compared with the one before. ``starts``: where each rank has a fit of
-    its own, fit from several starts, too, and not only from the factors of the candidate.
+    the refitted network is compared with the one before. ``starts``: a small layer whose ranks have
+    fits of their own is fitted from several starts, too, not only from the candidate's factors.
 
     Given and result: the graph keeps its ops and shapes; weights change.
     """

@@ -50,7 +50,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Depth:
-    """How a plan is judged: inputs and rows that it is refitted to, and samples that it runs on."""
+    """How thoroughly a plan is judged.
+
+    ``fitted`` inputs and ``patches`` rows that it is refitted to; samples by which the refit itself
+    is accepted (``refit_judged``), and on which the plan is ``judged``. ``quick_fits``: fits of few
+    sweeps, where each rank has a fit of its own, and no statistics re-estimated before the refit.
+    """
 
     fitted: int
     patches: int

@@ -10,7 +10,7 @@ from lrfc.factorization.als import RIDGE, cancelling, khatri_rao
 from lrfc.factorization.base import Factors
 from lrfc.factorization.covariance_als import CP_SWEEPS, fit_cp, output_factors
 from lrfc.factorization.cp import CPFactors
-from lrfc.factorization.cp_fit import best_fit
+from lrfc.factorization.cp_fit import RANDOM_UP_TO, best_fit
 from lrfc.factorization.linalg import Array
 from lrfc.factorization.norms import separable_roots
 
@@ -26,9 +26,8 @@ def quick(factors: Factors) -> Factors:
 def warm(factors: Factors, start: Factors, *, starts: bool) -> Factors:
     """The factors of a layer, with each fit started from that of ``start`` at the same rank.
 
-    ``start`` are factors of a similar kernel. ``starts``: fit from several starts, too, and take
-    the better result. Methods with a closed form stay as they are, and so do grouped layers and
-    layers of another size.
+    ``start`` are factors of a similar kernel. ``starts``: see ``warm_fit``. Methods with a closed
+    form stay as they are, and so do grouped layers and layers of another size.
     """
     if not (isinstance(factors, CPFactors) and isinstance(start, CPFactors)):
         return factors
@@ -48,8 +47,9 @@ def warm_fit(
 ) -> list[Array]:
     """The factors of a tensor (S, k..., T), improved from others under the covariance.
 
-    Without a covariance, or where the terms cancel each other, it is ``best_fit``; with ``starts``
-    it is the better of both.
+    Without a covariance, or where the terms cancel each other, it is ``best_fit``. With ``starts``
+    and short patches it is the better of both: on ResNet-20 the error is up to a third above that
+    of ``best_fit`` without, and on its longer patches 1 to 4 % below.
     """
     flat, rank = target.reshape(-1, target.shape[-1]), start[0].shape[1]
     norm = float(np.linalg.norm(flat))
@@ -69,6 +69,6 @@ def warm_fit(
     best = min(allowed([start, *([*start[:-1], last] for last, _ in solved)]), key=error)
     roots = separable_roots(gram, target.shape[:-1])
     fits = [best, *allowed([fit_cp(target, gram, roots, best, sweeps=SWEEPS)])]
-    if starts:
+    if starts and len(flat) <= RANDOM_UP_TO:
         fits.append(best_fit(target, rank, gram))
     return min(fits, key=error)
