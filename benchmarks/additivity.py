@@ -23,7 +23,7 @@ from selection import cifar, score
 from table import Table
 
 from lrfc.config.build import Budget
-from lrfc.engine.evaluate import Judge
+from lrfc.engine.judge import Judge
 from lrfc.factorization.base import Factors, Ranks
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import networkx as nx
 import numpy as np
@@ -18,27 +18,26 @@ from lrfc.factorization.base import Statistics
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import solve_positive
 from lrfc.factorization.threads import threads
+from lrfc.factorization.warm import warm
+from lrfc.ir.backend import keras
 from lrfc.ir.batch import Batch, head
 from lrfc.ir.graph import Graph
 from lrfc.ir.graph_cache import GraphCache
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Op, Ref
 from lrfc.pruning.facts import Pruned, Selection
-from lrfc.search.batchnorm import Moments, moved
+from lrfc.search.batchnorm import moved
 from lrfc.search.epilogue import Epilogue, epilogue_of
 from lrfc.search.sensitivity import divergence
-from lrfc.search.statistics import FEWEST, draw, repairable
+from lrfc.search.statistics import FEWEST, repairable
+from lrfc.search.targets import Drawing, Summed, fittable, followed, left, targets
 from lrfc.state import Fact, State
 from lrfc.system.spans import layers
 
 Array = NDArray[np.float32]
 
-#: Bytes that the activations of both networks may take.
+#: Twice the bytes that the activations of the compressed network may take.
 MEMORY = 2 << 30
-#: Bytes that the activations of an original may take from one plan to the next.
-RETAINED = 256 << 20
-#: Validation samples on which the refitted network is compared with the one before.
-JUDGED = 1_000
 #: Divergence that rounding in float32 causes on any processor; a smaller gain is no gain.
 ROUNDING = 1e-7
 
@@ -50,14 +49,15 @@ _Weights = dict[str, dict[str, NDArray[np.float32]]]
 class Refit:
     """Solve the weights of every layer again, in closed form, to reconstruct the original's output.
 
-    The original and the compressed network run once on the same samples, op by op. At each layer
-    the kernel is regressed from the input in the compressed network onto the output in the
-    original (ridge regression towards the present kernel). A factorized layer is then decomposed
-    again in the norm of those inputs, with its method and ranks. This is the asymmetric
-    reconstruction of Zhang et al. 2016 (arXiv 1505.06798, 3.3): each layer corrects the errors of
-    the layers before it. In front of a residual addition, the target includes the error of the
-    other branch (He et al. 2017, arXiv 1707.06168, 3.3). Layers that are not factorized are
-    regressed, too, and BatchNorm statistics are updated. There are no gradients and no labels.
+    The compressed network runs once, op by op, on samples that the original ran on, once for all
+    plans of a build (``lrfc.search.targets``). At each layer the kernel is regressed from the input
+    in the compressed network onto the output in the original (ridge regression towards the present
+    kernel). A factorized layer is then decomposed again in the norm of those inputs, with its
+    method and ranks. This is the asymmetric reconstruction of Zhang et al. 2016 (arXiv 1505.06798,
+    3.3): each layer corrects the errors of the layers before it. In front of a residual addition,
+    the target includes the error of the other branch (He et al. 2017, arXiv 1707.06168, 3.3).
+    Layers that are not factorized are regressed, too, and BatchNorm statistics are updated. There
+    are no gradients and no labels.
 
     A regression that does not fit held-out inputs better than the present kernel is discarded. So
     is the whole result if the outputs on validation inputs do not come nearer to the original's.
@@ -68,7 +68,9 @@ class Refit:
     synthetic inputs that were not matched to BatchNorm statistics.
 
     ``samples``: the most inputs. ``patches``: rows of a regression. ``ridge``: the weight of the
-    present kernel, relative to the mean energy of an input.
+    present kernel, relative to the mean energy of an input. ``judged``: validation samples on which
+    the refitted network is compared with the one before. ``starts``: a small layer whose ranks have
+    fits of their own is fitted from several starts, too, not only from the candidate's factors.
 
     Given and result: the graph keeps its ops and shapes; weights change.
     """
@@ -76,6 +78,8 @@ class Refit:
     samples: int = 1_000
     patches: int = 24_576
     ridge: float = 1e-2
+    judged: int = 1_000
+    starts: bool = True
 
     needs: ClassVar[tuple[type[Fact], ...]] = (Selection,)
     gives: ClassVar[tuple[type[Fact], ...]] = ()
@@ -86,7 +90,7 @@ class Refit:
         if not repairable(state):
             return state
         refitted = state.graph.with_weights(_Reconstruction(self, state).weights())
-        inputs = state.data.validation.head(JUDGED).inputs
+        inputs = state.data.validation.head(self.judged).inputs
         reference = _OUTPUTS.get(
             state.original,
             state.data.validation.inputs,
@@ -107,12 +111,10 @@ class Refit:
 
 #: The outputs of each original on validation inputs: every plan of a build is compared with them.
 _OUTPUTS: GraphCache[Batch] = GraphCache()
-#: The outputs of each op of an original on training inputs, where they fit into RETAINED bytes.
-_ACTIVATIONS: GraphCache[dict[str, Sequence[Array]]] = GraphCache()
 
 
 class _Reconstruction:
-    """One run of the original and the compressed network, op by op, with a fit at each layer."""
+    """One run of the compressed network, op by op, with a fit at each layer to the targets."""
 
     def __init__(self, options: Refit, state: State) -> None:
         self._options, self._state = options, state
@@ -120,91 +122,80 @@ class _Reconstruction:
         pruned = state.known(Pruned)
         #: The original without the removed filters: it has the shapes of the compressed network.
         self._slim = graph if pruned is None else pruned.slim
+        self._left = {} if pruned is None else pruned.left
         self._epilogues = {
-            op.name: epilogue_of(self._slim, op.name)
-            for op in self._slim
-            if _fittable(self._slim, op)
+            op.name: epilogue_of(self._slim, op.name) for op in graph if fittable(graph, op)
         }
-        self._chosen = {candidate.layer: candidate for candidate in state.fact(Selection).chosen}
+        self._selection = state.fact(Selection)
+        self._chosen = {candidate.layer: candidate for candidate in self._selection.chosen}
         inputs = state.data.train.inputs
         count = min(
             options.samples,
             len(inputs[0]),
             max(FEWEST, MEMORY // (2 * max(1, arena(graph, 4).peak_bytes))),
         )
-        self._values = _Values(graph, head(inputs, count), {} if pruned is None else pruned.left)
-        self._known = self._activations(inputs, count)
-        self._rng = np.random.default_rng(state.seed)
+        self._drawing = Drawing(count, options.patches, state.seed)
+        self._targets = targets(
+            graph, inputs, self._drawing, partial(state.progress.stage, "targets of the original")
+        )
+        self._parts = self._drawing.parts(graph)
+        self._values = _Values(graph, head(inputs, count), len(self._parts[0]))
 
     def weights(self) -> _Weights:
         """The weights of the layers of the compressed network after the fit."""
         step = self._state.progress.stage("refit", len(self._graph))
         updated: _Weights = {}
         for op in layers(_order(self._graph, self._epilogues, self._values)):
-            operands = self._graph.operands(op.name)
-            original = self._original(op, [self._values.original[ref] for ref in operands])
-            compressed: Sequence[Array] = [self._values.compressed[ref] for ref in operands]
-            for layer in self._layers(op, original[0]):
-                compressed = keras_io.single(layer)(compressed)
+            operands = [self._values[ref] for ref in self._graph.operands(op.name)]
+            parts = [list(part) for part in zip(*operands, strict=True)]
+            for layer in self._layers(op):
+                compute = keras_io.eager(layer)
+                parts = [compute(part) for part in parts]
                 if layer.weights:
                     updated[layer.name] = dict(layer.weights)
-            self._values.put(op.name, original, compressed)
+            self._values.put(op.name, parts)
             step(1)
         return updated
 
-    def _activations(self, inputs: Batch, count: int) -> dict[str, Sequence[Array]] | None:
-        """The stored outputs of the original's ops by name, none at first; None if too large."""
-        tensors = [tensor for op in self._graph for tensor in self._graph.tensors(op.name)]
-        sizes = [[n for n in tensor.shape[1:] if n is not None] for tensor in tensors]
-        fixed = all(len(n) == len(t.shape) - 1 for n, t in zip(sizes, tensors, strict=True))
-        if not fixed or 4 * count * sum(map(math.prod, sizes)) > RETAINED:
-            return None
-        return _ACTIVATIONS.get(self._graph, inputs, count, dict)
-
-    def _original(self, op: Op, operands: Sequence[Array]) -> Sequence[Array]:
-        """The outputs of an op of the original, computed once for all plans of a build."""
-        if self._known is None:
-            return keras_io.single(op)(operands)
-        if op.name not in self._known:
-            self._known[op.name] = keras_io.single(op)(operands)
-        return self._known[op.name]
-
-    def _layers(self, op: Op, output: Array) -> list[Op]:
-        """The ops that replace an op of the original, which has this output."""
+    def _layers(self, op: Op) -> list[Op]:
+        """The ops that replace an op of the original."""
         layers = _compressed(self._state.graph, self._graph, op.name)
         if op.name in self._epilogues:
-            target = self._values.left(Ref(op.name), output)
-            return self._fitted(self._slim.op(op.name), target) or layers
-        if op.kind == "BatchNormalization" and len(self._graph.calls(op)) == 1:
+            return self._fitted(self._slim.op(op.name)) or layers
+        if followed(self._graph, op):
             return [self._batchnorm(op)]
         return layers
 
     def _batchnorm(self, op: Op) -> Op:
         """The BatchNorm with statistics that follow the change of its input."""
         operand = self._graph.operands(op.name)[0]
-        original = self._values.left(operand, self._values.original[operand])
-        norm = self._slim.op(op.name)
-        mean, variance = moved(
-            norm,
-            _moments(original, op["axis"]),
-            _moments(self._values.compressed[operand], op["axis"]),
+        mean, variance = (
+            left(self._left, operand, moment) for moment in self._targets.moments[operand]
         )
+        norm, summed = self._slim.op(op.name), Summed(op["axis"])
+        for part in self._values[operand]:
+            summed.add(np.asarray(part))
+        mean, variance = moved(norm, (mean, variance), summed.moments())
         statistics = {
             "moving_mean": mean.astype(np.float32),
             "moving_variance": variance.astype(np.float32),
         }
         return replace(norm, weights={**norm.weights, **statistics})
 
-    def _fitted(self, op: Op, output: Array) -> list[Op] | None:
+    def _fitted(self, op: Op) -> list[Op] | None:
         """The layer or its factor layers after regression; None if the present ones stay."""
         epilogue, candidate = self._epilogues[op.name], self._chosen.get(op.name)
         source = self._slim.input_tensors(op.name)[0]
-        values = self._values.compressed[self._slim.operands(op.name)[0]]
-        images, layout = np.arange(len(values)), Layout.of(op, source)
-        per_image = -(-self._options.patches // len(images))
-        rows, where = draw(op, source, values, images, per_image, self._rng)
-        target = self._target(epilogue, output, where)
+        drawn = [
+            self._drawing.draw(self._slim, op, np.asarray(values), part)
+            for values, part in zip(
+                self._values[self._slim.operands(op.name)[0]], self._parts, strict=True
+            )
+        ]
+        rows = np.concatenate([rows for rows, _ in drawn])
+        target = self._target(op.name, epilogue, [where for _, where in drawn])
         centred = epilogue.batchnorm is not None or "bias" in op.weights
+        layout = Layout.of(op, source)
         fitted, statistics = _regress(layout, rows, target, self._options.ridge, centred=centred)
         if candidate is None or candidate.method is None:
             return None if fitted is None else [fitted]
@@ -216,40 +207,43 @@ class _Reconstruction:
         factors = method.decompose(
             fitted or op, source, scale=epilogue.scale, statistics=statistics
         )
-        return factors.stages(candidate.ranks)
+        start = self._selection.factors[op.name]
+        return warm(factors, start, starts=self._options.starts).stages(candidate.ranks)
 
     def _target(
-        self, epilogue: Epilogue, output: Array, where: tuple[object, ...]
+        self, name: str, epilogue: Epilogue, where: Sequence[tuple[object, ...]]
     ) -> NDArray[np.float64]:
         """The target of a layer at the drawn positions; with the error of the other branch."""
-        target = _rows(output, where)
+        target = left(self._left, Ref(name), self._targets.outputs[name]).astype(np.float64)
         addend = epilogue.addend
-        if addend is None or addend not in self._values.compressed:
+        if addend is None or addend not in self._values:
             return target
-        error = _rows(
-            self._values.left(addend, self._values.original[addend])
-            - self._values.compressed[addend],
-            where,
-        )
+        present = [
+            _rows(np.asarray(values), at)
+            for values, at in zip(self._values[addend], where, strict=True)
+        ]
+        error = left(self._left, addend, self._targets.addends[name]) - np.concatenate(present)
         return target + (error if epilogue.scale is None else _divided(error, epilogue.scale))
 
 
 class _Values:
-    """The tensors of both networks, stored until their last reader has run."""
+    """The tensors of the compressed network in parts, stored until their last reader has run."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        inputs: Sequence[NDArray[np.generic]],
-        left: Mapping[Ref, tuple[int, NDArray[np.intp]]],
-    ) -> None:
-        self._graph, self._left = graph, left
+    def __init__(self, graph: Graph, inputs: Sequence[NDArray[np.generic]], part: int) -> None:
+        self._graph = graph
         self._readers = Counter(ref for op in graph for ref in graph.operands(op.name))
-        self.original: dict[Ref, Array] = {}
-        self.compressed: dict[Ref, Array] = {}
+        self._stored: dict[Ref, list[Any]] = {}
         for name, x in zip(graph.inputs, inputs, strict=True):
-            value = (np.asarray(x, graph.tensor(Ref(name)).dtype),)
-            self._store(name, value, value)
+            dtype = graph.tensor(Ref(name)).dtype
+            starts = range(0, len(x), part)
+            parts = [keras().ops.convert_to_tensor(x[i : i + part], dtype) for i in starts]
+            self._store(name, [[values] for values in parts])
+
+    def __getitem__(self, ref: Ref) -> list[Any]:
+        return self._stored[ref]
+
+    def __contains__(self, ref: Ref) -> bool:
+        return ref in self._stored
 
     def add_reader(self, ref: Ref) -> None:
         """Count one more reader of a tensor."""
@@ -259,40 +253,18 @@ class _Values:
         """Count one reader less, and free the tensor after the last one."""
         self._readers[ref] -= 1
         if not self._readers[ref]:
-            self.original.pop(ref), self.compressed.pop(ref)
+            self._stored.pop(ref)
 
-    def left(self, ref: Ref, value: Array) -> Array:
-        """The channels of an original's tensor that the compressed network still has."""
-        if ref not in self._left:
-            return value
-        axis, channels = self._left[ref]
-        return np.take(value, channels, axis=axis)
-
-    def put(self, name: str, original: Sequence[Array], compressed: Sequence[Array]) -> None:
+    def put(self, name: str, parts: Sequence[Sequence[Any]]) -> None:
         """Store the outputs of an op, and free the operands that it was the last to read."""
-        self._store(name, original, compressed)
+        self._store(name, parts)
         for ref in self._graph.operands(name):
             self.remove_reader(ref)
 
-    def _store(self, name: str, original: Sequence[Array], compressed: Sequence[Array]) -> None:
-        for output, (old, new) in enumerate(zip(original, compressed, strict=True)):
+    def _store(self, name: str, parts: Sequence[Sequence[Any]]) -> None:
+        for output, values in enumerate(zip(*parts, strict=True)):
             if self._readers[Ref(name, output)]:
-                self.original[Ref(name, output)], self.compressed[Ref(name, output)] = old, new
-
-
-def _fittable(graph: Graph, op: Op) -> bool:
-    """Whether the output of a layer at a position is the product of one patch with its kernel.
-
-    A layer with several calls has several inputs for one kernel, and does not count.
-    """
-    plain = op.info.family in ("dense", "conv", "depthwise")
-    return (
-        plain
-        and op.origin is None
-        and "kernel" in op.weights
-        and len(graph.calls(op)) == 1
-        and op["activation"] in (None, "linear")
-    )
+                self._stored[Ref(name, output)] = list(values)
 
 
 def _order(graph: Graph, epilogues: dict[str, Epilogue], values: _Values) -> Iterator[Op]:
@@ -326,24 +298,6 @@ def _compressed(compressed: Graph, original: Graph, name: str) -> list[Op]:
     while sources and not sources & set(operands := compressed.operands(chain[0].name)):
         chain.insert(0, compressed.op(operands[0].op))
     return chain
-
-
-def _moments(values: Array, axis: int) -> Moments:
-    """The mean and variance of each channel.
-
-    They are summed sample by sample, because one sample fits into the cache of the processor.
-    """
-    samples = np.moveaxis(values, axis, -1)
-    channels = samples.shape[-1]
-    total, square = np.zeros(channels), np.zeros(channels)
-    centre = samples[0].reshape(-1, channels).mean(0)
-    for sample in samples:
-        rows = sample.reshape(-1, channels) - centre
-        total += rows.sum(0)
-        square += np.einsum("nc,nc->c", rows, rows)
-    count = values.size / channels
-    mean = total / count
-    return centre + mean, np.maximum(square / count - mean**2, 0)
 
 
 def _rows(values: Array, where: tuple[object, ...]) -> NDArray[np.float64]:

@@ -9,7 +9,8 @@ import pytest
 
 from lrfc.config.build import Budget
 from lrfc.costs.totals import totals
-from lrfc.engine.evaluate import SAFE_DIVERGENCE, STEPS, smallest
+from lrfc.engine.evaluate import FULLY, SAFE_DIVERGENCE, STEPS, closest, smallest
+from lrfc.engine.judge import FULL, QUICK, Depth, Judge, Verdict
 from lrfc.errors import BudgetError
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes.factorize import Factorize
@@ -77,8 +78,63 @@ def test_the_network_within_the_budget_keeps_the_drop() -> None:
 
 def test_every_plan_is_logged() -> None:
     _, lines, steps = strict()
-    assert 2 <= len(lines) == len(steps) <= STEPS
+    assert 2 <= len(lines) == len(steps) <= STEPS + FULLY
     assert all("% of the MACs: drop" in line for line in lines)
+
+
+def test_a_quick_judgement_never_decides_alone(monkeypatch) -> None:
+    fully: list[float] = []
+    judged = Judge._evaluate
+
+    def recorded(self: Judge, planned: State, depth: Depth) -> Verdict:
+        if depth is FULL:
+            fully.append(planned.fact(Selection).divergence)
+        return judged(self, planned, depth)
+
+    monkeypatch.setattr(Judge, "_evaluate", recorded)
+    for allowed in (0.03, 1.0):
+        fully.clear()
+        bound = smallest(state(), allowed)
+        assert bound.divergence in fully
+        assert len(fully) <= FULLY + 1
+
+
+def test_a_plan_that_is_clear_only_by_a_quick_judgement_is_refused(monkeypatch) -> None:
+    def verdict(self: Judge, planned: State, depth: Depth) -> Verdict:
+        within = depth is QUICK or planned.fact(Selection).cost("macs") > 0.7 * whole
+        return Verdict(0.1, 0.0 if within else 1.0, 0.0)
+
+    whole = totals(state().original)["macs"]
+    monkeypatch.setattr(Judge, "_evaluate", verdict)
+    bound = smallest(state(), 0.5)
+    assert bound.budget.value > 0.7
+
+
+def test_far_plans_are_judged_quickly_only(monkeypatch) -> None:
+    depths: list[tuple[str, Depth]] = []
+    lines: list[str] = []
+
+    def verdict(self: Judge, planned: State, depth: Depth) -> Verdict:
+        methods = {c.method for c in planned.fact(Selection).chosen if c.method}
+        name = "mixed" if len(methods) > 1 else methods.pop()
+        depths.append((name, depth))
+        # The full judgement reverses the order of the two near ones.
+        quick, full = {"mixed": (0.10, 0.12), "tucker2": (0.15, 0.11)}.get(name, (0.5, 0.0))
+        return Verdict(full if depth is FULL else quick, 0.0, 0.0)
+
+    monkeypatch.setattr(Judge, "_evaluate", verdict)
+    monkeypatch.setattr("lrfc.engine.evaluate.HOPELESS", 1e9)
+    told = replace(state(), progress=Progress(log=lines.append))
+    select = SelectRanks(max_macs=Budget(value=0.4, relative=True))
+    chosen = closest(told, select)
+    assert "tucker2" in (chosen.methods or ())
+    assert {name for name, depth in depths if depth is FULL} == {"mixed", "tucker2"}
+    quickly = {name for name, depth in depths if depth is QUICK}
+    assert len(quickly) > 2
+    assert (
+        sum("judged quickly, 0.5000 where the least is 0.1000" in line for line in lines)
+        == len(quickly) - 2
+    )
 
 
 def test_with_every_drop_allowed_the_smallest_network_is_found(monkeypatch) -> None:

@@ -18,7 +18,7 @@ from lrfc.errors import ModelError
 from lrfc.ir import processor, runnable
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
-from lrfc.ir.processor import VARIABLE, OneDNN
+from lrfc.ir.processor import ALLOCATOR, VARIABLE, OneDNN
 from lrfc.passes.canonicalise import lower_transposed, move_channels
 from lrfc.protocols import Artifact
 from lrfc.results.manifest import Manifest
@@ -72,6 +72,19 @@ def test_the_setting_of_a_host_program_stays() -> None:
         printed(f"import tensorflow; {SHOWN}", "0")
         == "off, by the program that imported TensorFlow before lrfc True"
     )
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "true"), ("false", "false")])
+def test_the_allocator_is_set_unless_the_user_set_it(
+    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ALLOCATOR, raising=False)
+    if given is not None:
+        monkeypatch.setenv(ALLOCATOR, given)
+    shown = "import os; from lrfc.ir import processor; processor.decide();"
+    assert printed(f"{shown} print(os.environ[{ALLOCATOR!r}])", None) == expected
+    after = f"import tensorflow; {shown} print(os.environ.get({ALLOCATOR!r}))"
+    assert printed(after, None) == str(given)
 
 
 def test_the_environment_overrides_a_manifest() -> None:

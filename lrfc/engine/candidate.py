@@ -181,7 +181,7 @@ def _scored(
     metric, test = made.metric, made.state.data.test
     if metric is None:
         return _Scores()
-    reference = keras_io.predict(made.state.original, test.inputs)
+    reference = keras_io.outputs(made.state.original, test.inputs)
     outputs = [goal.target.load(file)(test.inputs) for file in (original, emitted)]
     contract = held(metric, test, reference, outputs[1], plan.max_drop, looks=looks)
     rounded = _by_reference_kernels(made, metric, emitted, outputs[1])

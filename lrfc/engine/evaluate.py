@@ -2,118 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lrfc.config.build import Budget
-from lrfc.data.counts import FITTED, JUDGED
-from lrfc.data.dataset import Split
-from lrfc.engine.plans import rewritten, selected
+from lrfc.engine.judge import QUICK, Judge, Verdict
+from lrfc.engine.plans import selected
 from lrfc.errors import BudgetError
-from lrfc.ir.keras import io as keras_io
-from lrfc.metrics.contract import held
-from lrfc.metrics.metric import metric
-from lrfc.metrics.outcome import short
-from lrfc.passes.recalibrate import RecalibrateBatchNorm
-from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pruning.facts import Selection
 from lrfc.pruning.selection import reachable, without_filters
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace, costs
-from lrfc.search.sensitivity import divergence
 from lrfc.state import State
 from lrfc.system import spans
-from lrfc.text import percent, points
+from lrfc.text import percent
 
 #: Largest predicted divergence (see lrfc.search.sensitivity) of a plan without data to run it on.
 SAFE_DIVERGENCE = 0.01
-#: Most plans that the search for the smallest network runs, and the width of the interval, as a
-#: share of the quantity, at which it stops.
-STEPS = 7
+#: Most plans that the search for the smallest network runs, and most of them that are judged fully,
+#: before full judgements confirm its result; the width of the interval, as a share of the quantity,
+#: at which it stops.
+STEPS, FULLY = 7, 4
 WIDTH = 0.01
+#: Predicted divergence of the first plan, as a multiple of the allowed drop.
+START = 2.0
 #: A plan is not run when its predicted divergence exceeds that of the mixed plan by this factor.
 HOPELESS = 1.5
+#: Largest output divergence, relative to the least, of a plan that may be the closest, where both
+#: are judged quickly: few sweeps of a CP fit leave up to 1.8 times the squared error.
+NEAR = 2.0
 #: Quantity → its name in the log.
 NOUNS = {"macs": "MACs", "params": "parameters", "latency": "latency"}
-#: Confidence of the two-sided interval of the drop: 80 %, that is 90 % on one side.
-SURE = 0.8
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The evaluation of a plan on validation samples.
-
-    ``divergence`` of the outputs from the original's; ``drop`` of the metric, and its one-sided
-    90 % ``margin``. Times 100, both are in ``unit``.
-    """
-
-    divergence: float
-    drop: float
-    margin: float
-    unit: str = "pp"
-
-    def within(self, allowed: float) -> bool:
-        """Whether the drop with its margin is at most that."""
-        return self.drop + self.margin <= allowed
-
-    def __str__(self) -> str:
-        margin = f" ± {points(self.margin, short(self.unit))}" if self.margin else ""
-        return f"drop {points(self.drop, self.unit)}{margin} before fine-tuning"
-
-
-class Judge:
-    """Rewrites a state that has a Selection, refits it and runs it on validation samples."""
-
-    def __init__(self, state: State, name: str | None = None) -> None:
-        # Where there are few validation samples, training samples that no layer is fitted to join.
-        train, validation = state.data.train, state.data.validation.head(JUDGED)
-        first = min(FITTED, len(train))
-        last = min(FITTED + JUDGED - len(validation), len(train))
-        unseen = train.take(np.arange(first, last))
-        self._samples = _joined(validation, unseen)
-        self._reference = keras_io.predict(state.original, self._samples.inputs)
-        self._verdicts: dict[tuple[object, ...], Verdict] = {}
-        self._metric = metric(name, state.original, self._samples)
-        self.unit = short(self._metric.drop_unit)
-
-    def sure(self, allowed: float) -> bool:
-        """Whether there are enough samples: without any drop, the margin is within ``allowed``."""
-        same = held(self._metric, self._samples, self._reference, self._reference, confidence=SURE)
-        return same.high <= allowed
-
-    def __call__(self, planned: State) -> Verdict:
-        """The evaluation of the plan of a state; a plan that returns is not run again."""
-        network = planned.fact(Selection).network
-        if network not in self._verdicts:
-            self._verdicts[network] = self._evaluate(planned)
-        return self._verdicts[network]
-
-    def _evaluate(self, planned: State) -> Verdict:
-        repairs = (RecalibrateBatchNorm(samples=FITTED), Refit(samples=FITTED, patches=8_192))
-        graph = rewritten(planned, repairs)
-        outputs = keras_io.predict(graph, self._samples.inputs)
-        loss = held(self._metric, self._samples, self._reference, outputs, confidence=SURE)
-        return Verdict(
-            divergence(self._reference, outputs), loss.drop, loss.high - loss.drop, loss.unit
-        )
-
-
-def _joined(one: Split, two: Split) -> Split:
-    """The samples of both, with targets where both have them."""
-    if one.targets is None or two.targets is None:
-        return Split(
-            tuple(np.concatenate(pair) for pair in zip(one.inputs, two.inputs, strict=True))
-        )
-    return Split(
-        *(
-            tuple(np.concatenate(pair) for pair in zip(a, b, strict=True))
-            for a, b in ((one.inputs, two.inputs), (one.targets, two.targets))
-        )
-    )
 
 
 @dataclass(frozen=True)
@@ -129,12 +52,14 @@ class _Point:
     """A plan on the curve of drop against predicted divergence.
 
     ``excess``: the drop, with its margin, as a multiple of the allowed one. ``text``: for the log.
+    ``full``: False after a quick judgement, which was clear.
     """
 
     predicted: float
     excess: float
     within: bool
     text: str
+    full: bool = True
 
 
 def smallest(
@@ -151,44 +76,23 @@ def smallest(
     ``name``: of the metric (lrfc.metrics.metric); without labels it is the fidelity to the
     original's outputs.
 
-    Plans on the Pareto front are run one after the other. The next one follows from the curve of
-    drop against predicted divergence through the plans that were run. Without data no plan is run:
+    Plans on the Pareto front are run one after the other. The first one has a predicted divergence
+    in proportion to the drop; the next ones follow from the curve of drop against predicted
+    divergence through the plans that were run. A plan is judged quickly first, and fully unless
+    that is clear; the one whose budget is returned was judged fully. Without data no plan is run:
     the predicted divergence must stay below ``SAFE_DIVERGENCE``. BudgetError when not even the
     largest plan is within.
     """
-    evaluate = _evaluation(state, max_drop, name)
     base = select or SelectRanks()
 
     def at(share: float) -> State:
         budget: dict[str, Any] = {f"max_{quantity}": Budget(value=share, relative=True)}
         return selected(state, replace(base, **budget))
 
-    low, high = _range(state, base, quantity)
+    search = _Search(state, max_drop, quantity, _evaluation(state, max_drop, name), at)
     # With filters an allocation takes seconds: too long to search for the next plan on the curve.
     bisect = base.prune and state.known(FilterSpace) is not None
-    step = state.progress.stage("budget", STEPS)
-    runs: list[_Point] = []
-    bound = None
-    share = (low + high) / 2
-    for _ in range(STEPS):
-        try:
-            planned = at(share)
-        except BudgetError:  # the other budgets cannot be met with so little
-            low, share = share, (share + high) / 2
-            continue
-        with spans.span(f"{percent(share)} of the {NOUNS[quantity]}", "plan"):
-            point = evaluate(planned)
-            spans.verdict(point.text)
-        runs.append(point)
-        state.progress.log(f"  {percent(share)} of the {NOUNS[quantity]}: {point.text}")
-        if point.within:
-            bound, high = Bound(Budget(value=share, relative=True), point.predicted), share
-        else:
-            low = share
-        step(1)
-        if high - low < WIDTH:
-            break
-        share = (low + high) / 2 if bisect else _next(at, runs, low, high)
+    bound = search.run(*_range(state, base, quantity), bisect=bisect)
     if bound is None:
         raise BudgetError(
             f"no factorization stays within --max-drop {100 * max_drop:.3g}pp; allow a larger drop,"
@@ -197,7 +101,118 @@ def smallest(
     return bound
 
 
-def _evaluation(state: State, max_drop: float, name: str | None) -> Callable[[State], _Point]:
+class _Search:
+    """The search for the smallest share of a quantity; ``at`` returns the selection at a share."""
+
+    def __init__(
+        self,
+        state: State,
+        max_drop: float,
+        quantity: str,
+        evaluate: _Evaluate,
+        at: Callable[[float], State],
+    ) -> None:
+        self._evaluate, self._at, self._max_drop = evaluate, at, max_drop
+        self._log, self._noun = state.progress.log, NOUNS[quantity]
+        self._step = state.progress.stage("budget", STEPS + FULLY)
+        self._runs: list[_Point] = []
+        #: The shares that are within the drop by a quick judgement, the smallest last.
+        self._promising: list[float] = []
+        self._bound: Bound | None = None
+
+    def run(self, low: float, high: float, *, bisect: bool) -> Bound | None:
+        """The bound between two shares; None where no plan is within the drop."""
+        middle = (low + high) / 2
+        share = middle if bisect else self._share(START * self._max_drop, low, high)
+        top = high
+        for _ in range(STEPS - 1):
+            try:
+                planned = self._at(share)
+            except BudgetError:  # the other budgets cannot be met with so little
+                low, share = share, (share + high) / 2
+                continue
+            if self._run(planned, share, fully=False):
+                high = share
+            else:
+                low = share
+            done = self._bound is not None and sum(p.full for p in self._runs) >= FULLY
+            if done or high - low < WIDTH:
+                break
+            share = (low + high) / 2 if bisect else self._next(low, high)
+        return self._confirmed(top)
+
+    def _run(self, planned: State, share: float, *, fully: bool) -> bool:
+        """Whether a plan is within the drop, by a full judgement or a clear quick one."""
+        with spans.span(f"{percent(share)} of the {self._noun}", "plan"):
+            point = self._evaluate(planned, fully)
+            spans.verdict(point.text)
+        self._runs.append(point)
+        self._log(f"  {percent(share)} of the {self._noun}: {point.text}")
+        self._step(1)
+        if point.within and point.full:
+            self._bound = Bound(Budget(value=share, relative=True), point.predicted)
+            self._promising = [other for other in self._promising if other < share]
+        elif point.within:
+            self._promising.append(share)
+        return point.within
+
+    def _confirmed(self, top: float) -> Bound | None:
+        """The bound after full judgements of plans that were within the drop by a quick one only.
+
+        Where none of them is, the search goes on between the largest of them and ``top``.
+        """
+        share = top
+        while self._promising:
+            share = self._promising.pop()
+            if self._run(self._at(share), share, fully=True):
+                break
+        for _ in range(FULLY if self._bound is None and share < top else 0):
+            share = (share + top) / 2
+            if self._run(self._at(share), share, fully=True):
+                break
+        return self._bound
+
+    def _next(self, low: float, high: float) -> float:
+        """The share to run next.
+
+        The curve through the plans tells the divergence at which the drop is just allowed. After
+        one plan, the drop counts as proportional to the divergence. Where no curve rises, it is the
+        middle of the interval.
+        """
+        points = [p for p in self._runs if p.predicted > 0 and p.excess > 0]
+        full = [p for p in points if p.full]
+        points = full if len({p.predicted for p in full}) > 1 else points
+        x, y = np.log([p.predicted for p in points]), np.log([p.excess for p in points])
+        if len(points) == 1:
+            return self._share(float(np.exp(x[0] - np.clip(y[0], -2, 2))), low, high)
+        if len({*x}) < 2:
+            return (low + high) / 2
+        slope, offset = np.polyfit(x, y, 1)
+        if not slope > 0.1:
+            return (low + high) / 2
+        return self._share(float(np.exp(-offset / slope)), low, high)
+
+    def _share(self, divergence: float, low: float, high: float) -> float:
+        """The share with that predicted divergence, away from the ends of the interval."""
+        edge = (high - low) / 6
+        inner, outer = low + edge, high - edge
+        for _ in range(12):  # the divergence falls as the share grows
+            share = (inner + outer) / 2
+            try:
+                above = self._at(share).fact(Selection).divergence > divergence
+            except BudgetError:
+                above = True
+            inner, outer = (share, outer) if above else (inner, share)
+            if outer - inner < WIDTH / 4:
+                break
+        return (inner + outer) / 2
+
+
+#: The evaluation of a plan; True: judged fully, False: quickly where that is clear.
+_Evaluate = Callable[[State, bool], _Point]
+
+
+def _evaluation(state: State, max_drop: float, name: str | None) -> _Evaluate:
     """The function that evaluates a plan: on data, or by its prediction where there are none."""
     if state.data.synthetic:
         return _by_prediction
@@ -210,20 +225,28 @@ def _evaluation(state: State, max_drop: float, name: str | None) -> Callable[[St
             " margin"
         )
 
-    def on_data(planned: State) -> _Point:
-        verdict = judge(planned)
-        verdict = verdict if sure else replace(verdict, margin=0.0)
+    def point(planned: State, verdict: Verdict, *, full: bool) -> _Point:
         return _Point(
             planned.fact(Selection).divergence,
             (verdict.drop + verdict.margin) / max(max_drop, 1e-12),
             verdict.within(max_drop),
-            f"{verdict} (at most {limit})",
+            f"{verdict} (at most {limit}{'' if full else '; judged quickly'})",
+            full,
         )
+
+    def on_data(planned: State, fully: bool) -> _Point:
+        if not fully:
+            verdict = judge(planned, QUICK)
+            if verdict.within(max_drop) or verdict.drop - verdict.margin > max_drop:
+                return point(planned, verdict, full=judge.known(planned))
+        verdict = judge(planned)
+        verdict = verdict if sure else replace(verdict, margin=0.0)
+        return point(planned, verdict, full=True)
 
     return on_data
 
 
-def _by_prediction(planned: State) -> _Point:
+def _by_prediction(planned: State, fully: bool) -> _Point:
     """The plan by its predicted divergence, without running it."""
     predicted = planned.fact(Selection).divergence
     return _Point(
@@ -241,36 +264,6 @@ def _range(state: State, base: SelectRanks, quantity: str) -> tuple[float, float
     if budget is None:
         return low, 1.0
     return low, min(1.0, budget.value if budget.relative else budget.value / whole)
-
-
-def _next(at: Callable[[float], State], runs: Sequence[_Point], low: float, high: float) -> float:
-    """The share of the quantity to run next; ``at`` returns the selection at a share.
-
-    The curve through the plans tells the divergence at which the drop is just allowed; the share
-    there is found by bisection, away from the ends of the interval. Without a curve it is the
-    middle of the interval.
-    """
-    middle = (low + high) / 2
-    curve = [(p.predicted, p.excess) for p in runs if p.predicted > 0 and p.excess > 0]
-    if len({x for x, _ in curve}) < 2:
-        return middle
-    x, y = (np.log([pair[axis] for pair in curve]) for axis in (0, 1))
-    slope, offset = np.polyfit(x, y, 1)
-    if not slope > 0.1:
-        return middle
-    allowed = np.exp(-offset / slope)
-    edge = (high - low) / 6
-    inner, outer = low + edge, high - edge
-    for _ in range(12):  # the divergence falls as the share grows
-        share = (inner + outer) / 2
-        try:
-            above = at(share).fact(Selection).divergence > allowed
-        except BudgetError:
-            above = True
-        inner, outer = (share, outer) if above else (inner, share)
-        if outer - inner < WIDTH / 4:
-            break
-    return (inner + outer) / 2
 
 
 def closest(
@@ -291,34 +284,51 @@ def closest(
     if state.data.synthetic or not others:
         return select
     evaluate = Judge(state) if judge is None else judge()
-    step = state.progress.stage("plans", len(others) + 1)
+    log = state.progress.log
     mixed = selected(state, select)
     predicted = mixed.fact(Selection).divergence
-    with spans.span("all together", "plan"):
-        results = [(evaluate(mixed).divergence, select)]
-        spans.verdict(f"output divergence {results[0][0]:.4f}")
-    state.progress.log(
-        f"  all together: predicted {predicted:.4f}, output divergence {results[0][0]:.4f}"
-    )
-    step(1)
+    plans = {"all together": (mixed, select)}
     for name, other in others:
-        step(1)
         try:
             planned = selected(state, other)
         except BudgetError as error:
-            state.progress.log(f"  {name}: {error}")
+            log(f"  {name}: {error}")
             continue
         own = planned.fact(Selection).divergence
         if own > HOPELESS * predicted:
-            state.progress.log(
-                f"  {name}: predicted {own:.4f}, the mixed plan {predicted:.4f}; not run"
-            )
-            continue
+            log(f"  {name}: predicted {own:.4f}, the mixed plan {predicted:.4f}; not run")
+        else:
+            plans[name] = planned, other
+    step = state.progress.stage("plans", len(plans))
+    results = {}
+    for name, (planned, _) in _near(plans, evaluate, log).items():
         with spans.span(name, "plan"):
-            results.append((evaluate(planned).divergence, other))
-            spans.verdict(f"output divergence {results[-1][0]:.4f}")
-        state.progress.log(f"  {name}: predicted {own:.4f}, output divergence {results[-1][0]:.4f}")
-    return min(results, key=lambda result: result[0])[1]
+            results[name] = evaluate(planned).divergence
+            spans.verdict(f"output divergence {results[name]:.4f}")
+        own = planned.fact(Selection).divergence
+        log(f"  {name}: predicted {own:.4f}, output divergence {results[name]:.4f}")
+        step(1)
+    return plans[min(results, key=results.__getitem__)][1]
+
+
+_Plans = Mapping[str, tuple[State, SelectRanks]]
+
+
+def _near(plans: _Plans, judge: Judge, log: Callable[[str], None]) -> _Plans:
+    """The plans that may be the closest, by a quick judgement; all of them where they are one."""
+    if len({planned.fact(Selection).network for planned, _ in plans.values()}) == 1:
+        return plans
+    quickly = {}
+    for name, (planned, _) in plans.items():
+        with spans.span(f"{name}, quickly", "plan"):
+            quickly[name] = judge(planned, QUICK).divergence
+            spans.verdict(f"output divergence {quickly[name]:.4f}")
+    least = min(quickly.values())
+    near = {name for name, value in quickly.items() if value <= NEAR * least}
+    for name, value in quickly.items():
+        if name not in near:
+            log(f"  {name}: judged quickly, {value:.4f} where the least is {least:.4f}")
+    return {name: plan for name, plan in plans.items() if name in near}
 
 
 def _alternatives(state: State, select: SelectRanks) -> Iterator[tuple[str, SelectRanks]]:

@@ -98,6 +98,6 @@ def advanced(
 def scored(job: Job, figure: Metric, state: State) -> float:
     """The score of the state's network on the test samples, with a line in the log."""
     test = job.data.test
-    score = figure.score(keras_io.predict(state.graph, test.inputs), test)
+    score = figure.score(keras_io.outputs(state.graph, test.inputs), test)
     job.progress.log(f"  {figure.name} {figure.shown(score)}")
     return score

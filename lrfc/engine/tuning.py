@@ -12,8 +12,8 @@ from functools import cached_property, partial
 
 from lrfc.config.build import Budget, Drop
 from lrfc.costs.latency import CostProfile
-from lrfc.engine import budgets
-from lrfc.engine import evaluate as judge
+from lrfc.engine import budgets, evaluate
+from lrfc.engine.judge import Judge
 from lrfc.engine.plans import rewritten, selected
 from lrfc.engine.times import Measured, Measures, Times, times_of
 from lrfc.errors import BudgetError
@@ -179,9 +179,9 @@ class Loop:
         return Plan(best.state, best.select, *rest)
 
     @cached_property
-    def _judge(self) -> judge.Judge:
+    def _judge(self) -> Judge:
         """One for all rounds and attempts: a plan that returns is not run again."""
-        return judge.Judge(self.state)
+        return Judge(self.state)
 
     # -- one round ---------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ class Loop:
             targets = [self.target]
             state, select = budgets.meet(priced, select, wish.max_size, wish.max_ram, targets)
             if previous is None:
-                select = judge.closest(state, select, lambda: self._judge)
+                select = evaluate.closest(state, select, lambda: self._judge)
         return _Choice(selected(state, select), select)
 
     def _least(
@@ -256,7 +256,7 @@ class Loop:
         assert wish.max_drop is not None
         quantity = OBJECTIVES[wish.objective]
         priced = times.priced(self.state, slower=quantity != "latency")
-        bound = judge.smallest(priced, wish.max_drop.value, quantity, wish.select, wish.metric)
+        bound = evaluate.smallest(priced, wish.max_drop.value, quantity, wish.select, wish.metric)
         return bound.divergence
 
     def _late(self, wish: Wish, measured: Measured) -> bool:

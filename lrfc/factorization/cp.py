@@ -187,6 +187,10 @@ class CPFactors:
         """
         return replace(self, fit=quick_fit, dtype=np.float32)
 
+    def terms(self, rank: int) -> list[Array]:
+        """The factors (G, n, R) of each mode (S, k..., T), balanced."""
+        return self._factors(rank)
+
     # -- factors -----------------------------------------------------------------------------------
 
     @cached_property

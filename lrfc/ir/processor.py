@@ -1,4 +1,4 @@
-"""Decision whether TensorFlow computes with oneDNN, which else depends on the processor."""
+"""Settings of TensorFlow that it reads once: oneDNN, and the allocator of its memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 #: The environment variable that TensorFlow reads once, when it is imported.
 VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
+#: The variable that makes TensorFlow keep the memory of its tensors. Its default is malloc, which
+#: maps, faults and unmaps the activations of a batch for every op: on a network of four
+#: convolutions at 32×32 a prediction had 393,748 page faults, and 436 with this. The results are
+#: the same.
+ALLOCATOR = "TF_CPU_ALLOCATOR_USE_BFC"
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ _decided_by: str | None = None
 
 
 def decide(wanted: bool | None = None) -> None:
-    """Switch oneDNN on or off, before TensorFlow is imported and once in a process.
+    """Switch oneDNN on or off and choose the allocator, once in a process before the import.
 
     A setting of the user's or of the host program stays. ``wanted``: the state in a build that is
     replayed; None is on, whatever the processor.
@@ -51,7 +56,9 @@ def decide(wanted: bool | None = None) -> None:
         return
     if "tensorflow" in sys.modules:
         _decided_by = "host program"
-    elif VARIABLE in os.environ:
+        return
+    os.environ.setdefault(ALLOCATOR, "true")
+    if VARIABLE in os.environ:
         _decided_by = "environment"
     else:
         os.environ[VARIABLE] = "0" if wanted is False else "1"

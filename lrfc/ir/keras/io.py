@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from lrfc.ir.keras.export import absorb, save, to_keras
 from lrfc.ir.keras.importer import from_keras
-from lrfc.ir.keras.layers import infer, layer_of, single
+from lrfc.ir.keras.layers import eager, infer, layer_of, single
+from lrfc.ir.keras.outputs import outputs
 from lrfc.ir.keras.run import call, compiled, outputs_at, predict
 
 __all__ = [
     "absorb",
     "call",
     "compiled",
+    "eager",
     "from_keras",
     "infer",
     "layer_of",
+    "outputs",
     "outputs_at",
     "predict",
     "save",

@@ -55,23 +55,32 @@ def single(op: Op, batch: int = 256) -> Callable[[Sequence[Array]], tuple[Array,
     It maps the values of the operands, with the samples along axis 0, to those of the outputs, in
     batches of ``batch`` samples.
     """
-    k = keras()
-    built: Any = None
+    tensors, compute = keras().ops.convert_to_tensor, eager(op)
 
     def run(operands: Sequence[Array]) -> tuple[Array, ...]:
-        nonlocal built
-        parts = []
-        with quiet(), as_float32(), trusted():
-            for start in range(0, len(operands[0]), batch):
-                part = [k.ops.convert_to_tensor(x[start : start + batch]) for x in operands]
-                if built is None:
-                    layer = build_layer(op, layer_name(op.shared or op.name))
-                    call_layer(layer, op, [x[:1] for x in part])  # creates the variables
-                    if op.weights:
-                        set_weights(layer, op)
-                    built = layer
-                parts.append([np.asarray(y) for y in call_layer(built, op, part)])
+        parts = [
+            [np.asarray(y) for y in compute([tensors(x[start : start + batch]) for x in operands])]
+            for start in range(0, len(operands[0]), batch)
+        ]
         return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+    return run
+
+
+def eager(op: Op) -> Callable[[Sequence[Any]], list[Any]]:
+    """A function that computes one op with its weights on TensorFlow tensors; see ``single``."""
+    built: Any = None
+
+    def run(operands: Sequence[Any]) -> list[Any]:
+        nonlocal built
+        with quiet(), as_float32(), trusted():
+            if built is None:
+                layer = build_layer(op, layer_name(op.shared or op.name))
+                call_layer(layer, op, [x[:1] for x in operands])  # creates the variables
+                if op.weights:
+                    set_weights(layer, op)
+                built = layer
+            return call_layer(built, op, list(operands))
 
     return run
 

@@ -12,6 +12,7 @@ from lrfc.errors import ModelError, UsageError
 from lrfc.ir.backend import keras, quiet
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import inline as keras_inline
+from lrfc.ir.keras import reuse
 from lrfc.ir.keras.export import to_keras
 from lrfc.ir.op import Array, Ref
 
@@ -66,13 +67,28 @@ def outputs_at(graph: Graph, refs: Iterable[Ref]) -> Callable[[Batch], Batch]:
 
 
 def predict(graph_or_model: Any, batch: Batch, batch_size: int = 256) -> Batch:
-    """The outputs of a graph, model or ``compiled`` function for all samples of ``batch``."""
+    """The outputs of a graph, model or ``compiled`` function for all samples of ``batch``.
+
+    A graph runs on the model of an earlier one where only the weights are others.
+    """
+
+    def all_samples(run: Callable[[Batch], Batch]) -> Batch:
+        parts = [
+            run(tuple(x[start : start + batch_size] for x in batch))
+            for start in range(0, len(batch[0]), batch_size)
+        ]
+        return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+    if isinstance(graph_or_model, Graph):
+        return reuse.run_with(graph_or_model, _built, all_samples)
     run = graph_or_model if inspect.isfunction(graph_or_model) else compiled(graph_or_model)
-    parts = [
-        run(tuple(x[start : start + batch_size] for x in batch))
-        for start in range(0, len(batch[0]), batch_size)
-    ]
-    return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+    return all_samples(run)
+
+
+def _built(graph: Graph) -> tuple[Any, Callable[[Batch], Batch]]:
+    """The model of a graph, and its function."""
+    model = to_keras(graph)
+    return model, compiled(model)
 
 
 def call(model: Any, batch: Sequence[Any], *, training: bool = False) -> Any:

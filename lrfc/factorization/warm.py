@@ -1,0 +1,59 @@
+"""Fits that start from those of another decomposition, and fits of few sweeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lrfc.factorization.als import RIDGE
+from lrfc.factorization.base import Factors
+from lrfc.factorization.covariance_als import CP_SWEEPS, fit_cp, output_factors
+from lrfc.factorization.cp import CPFactors
+from lrfc.factorization.cp_fit import RANDOM_UP_TO, Problem, best_fit
+from lrfc.factorization.linalg import Array
+
+#: Sweeps of a fit that starts from another one: more than after a choice of several starts.
+SWEEPS = 2 * CP_SWEEPS
+
+
+def quick(factors: Factors) -> Factors:
+    """The factors from fits of few sweeps, where each rank has a fit of its own."""
+    return factors.quick if isinstance(factors, CPFactors) else factors
+
+
+def warm(factors: Factors, start: Factors, *, starts: bool) -> Factors:
+    """The factors of a layer, with each fit started from that of ``start`` at the same rank.
+
+    ``start`` are factors of a similar kernel. ``starts``: see ``warm_fit``. Methods with a closed
+    form stay as they are, and so do grouped layers and layers of another size.
+    """
+    if not (isinstance(factors, CPFactors) and isinstance(start, CPFactors)):
+        return factors
+    sizes = [(f.layout.groups, f.layout.tensor().shape, f.split) for f in (factors, start)]
+    if sizes[0] != sizes[1] or factors.layout.groups > 1:
+        return factors
+
+    def fit(problem: Problem, rank: int) -> list[Array]:
+        *inputs, last = (factor[0] for factor in start.terms(rank))
+        return warm_fit(problem, [*inputs, last * factors.scale[:, None]], starts=starts)
+
+    return replace(factors, fit=fit)
+
+
+def warm_fit(problem: Problem, start: list[Array], *, starts: bool = False) -> list[Array]:
+    """The factors of a tensor (S, k..., T), improved from others under the covariance.
+
+    Without a covariance, or where the terms cancel each other, it is ``best_fit``. With ``starts``
+    and short patches it is the better of both: on ResNet-20 the error is up to a third above that
+    of ``best_fit`` without, and on its longer patches 1 to 4 % below.
+    """
+    rank, gram = start[0].shape[1], problem.gram
+    if gram is None or not problem.allowed([start]):
+        return best_fit(problem, rank)
+    solved = output_factors(start[:-1], gram, problem.cross, (1e-8, 1e-5, RIDGE))
+    fits = problem.allowed([start, *([*start[:-1], last] for last, _ in solved)])
+    best = min(fits, key=problem.error)
+    swept = fit_cp(problem.target, gram, problem.cross, problem.roots, best, sweeps=SWEEPS)
+    fits = [best, *problem.allowed([swept])]
+    if starts and len(problem.flat) <= RANDOM_UP_TO:
+        fits.append(best_fit(problem, rank))
+    return min(fits, key=problem.error)
