@@ -78,8 +78,8 @@ def explore(
     ``over``: quantities of the Pareto front in pareto.json, besides the predicted divergence
     ('macs', 'params', 'ram', 'latency'). ``device``: predict latencies for it by its cost profile;
     by default this machine, if ``over`` names the latency. ``options``: methods, keep, only,
-    precision, threads, rank_multiple, seed, resume, unsafe_load as for ``build``. The folder is
-    MODEL-explore by default.
+    precision, threads, rank_multiple, seed, memory, resume, unsafe_load as for ``build``. The
+    folder is MODEL-explore by default.
     """
     config, goal, folder = preflight.explore(model, data, device, over, points, out, options)
     from lrfc.engine import build as compiler

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from lrfc.search import pareto
 from lrfc.search.candidates import selected
 from lrfc.search.facts import DesignSpace, costs
 from lrfc.state import Progress, State
-from lrfc.system import scratch
+from lrfc.system import memory, scratch
 from lrfc.targets import refusals
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
@@ -83,6 +83,7 @@ def _built(request: Request, progress: Progress | None, on_result: Callable[[Res
     log: list[str] = []
     progress = _logging(progress or Progress(), log)
     with ExitStack() as stack:
+        stack.enter_context(_memory(request.config, progress))
         places = [stack.enter_context(artifact.reserved(folder)) for folder in request.folders]
         job, graph = _job(request, goals, progress)
         results = _results(job, graph, places, log, on_result)
@@ -139,6 +140,16 @@ def _results(
     return results
 
 
+@contextmanager
+def _memory(config: BuildConfig, progress: Progress) -> Iterator[None]:
+    """Context manager: the memory of the command, with a line in the log where it is little."""
+    with memory.limited(config.memory):
+        remark = memory.remark()
+        if remark is not None:
+            progress.log(remark)
+        yield
+
+
 def explore(
     model: Any,
     data: Any,
@@ -155,7 +166,8 @@ def explore(
 
     ``priced``: predict latencies for the device.
     """
-    with artifact.reserved(folder) as place:
+    progress = progress or Progress()
+    with _memory(config, progress), artifact.reserved(folder) as place:
         survey = _explored(
             model,
             data,
@@ -163,7 +175,7 @@ def explore(
             destination(asked),
             over,
             points,
-            progress or Progress(),
+            progress,
             priced=priced,
         )
         page.write(survey, place)

@@ -1,0 +1,117 @@
+"""The memory that a command may use: its budget, its shares, and what is too little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lrfc.config.build import parse
+from lrfc.errors import UsageError
+from lrfc.system import memory
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ("4GiB", 4 * GIB), ("500MB", 500_000_000), (" 2 gb ", 2_000_000_000),
+        ("1.5gib", 3 * GIB // 2), ("512MiB", GIB // 2), (4 * GIB, 4 * GIB), (None, None),
+    ],
+)  # fmt: skip
+def test_forms(given: object, size: int | None) -> None:
+    assert parse(memory=given).memory == size
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("4", "4 has no unit: write 4GiB or 4MB"),
+        (
+            "half",
+            "'half' is not an amount of memory: give it in MB, GB, MiB or GiB, such as 4GiB",
+        ),
+        ("4TB", "'4TB' is not an amount of memory"),
+        ("50%", "'50%' is not an amount of memory"),
+        ("4MB", "4MB is out of range: at least 100MB"),
+        ("0GiB", "0GiB is out of range"),
+        (4, "4 is out of range: at least 100MB"),
+        (float("nan"), "'nan' is not an amount of memory"),
+        (float("inf"), "'inf' is not an amount of memory"),
+        ("1e300GiB", "1e300GiB is out of range"),
+        (True, "'True' is not an amount of memory"),
+    ],
+)
+def test_other_forms_are_refused(given: object, message: str) -> None:
+    with pytest.raises(UsageError) as failure:
+        parse(memory=given)
+    assert str(failure.value).startswith(f"--memory: {message}")
+
+
+@pytest.mark.parametrize("machine", [6, 8, 16, 64, 1024])
+def test_machines_from_six_gibibytes_on_have_the_same_shares(
+    machine: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "machine", lambda: machine * GIB)
+    assert memory.budget() == machine * GIB // 2
+    assert memory.share(2 * GIB) == 2 * GIB
+    assert memory.share(1) == 1
+    assert memory.remark() is None
+
+
+def test_a_smaller_budget_shrinks_every_share_and_is_said() -> None:
+    before = memory.budget()
+    with memory.limited(GIB):
+        assert memory.share(3 * GIB) == GIB
+        assert memory.share(384 << 20) == 128 << 20
+        assert memory.limit(6 * GIB) == GIB
+        assert memory.limit(5) == 5
+        assert memory.remark() == (
+            "memory: 1 GiB (--memory) is less than 3 GiB, so fewer samples are used at once, and"
+            " the result may differ from that with more"
+        )
+        with memory.limited(None):
+            assert memory.budget() == before
+    assert memory.budget() == before
+
+
+def test_a_small_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "machine", lambda: 4 * GIB)
+    assert "2 GiB (half of this machine) is less than 3 GiB" in str(memory.remark())
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "limits"),
+    [
+        ("0::/\n", {"memory.max": "max\n"}, []),
+        ("0::/a/b\n", {"a/b/memory.max": "5000\n", "a/memory.max": "4000\n"}, [5000, 4000]),
+        (
+            "5:cpu:/x\n4:memory:/x\n0::/\n",
+            {"memory/x/memory.limit_in_bytes": "7000\n", "memory/memory.limit_in_bytes": "9000\n"},
+            [7000, 9000],
+        ),
+        ("4:memory:/gone\n", {}, []),
+        (None, {"memory.max": "1\n"}, []),
+    ],
+)
+def test_control_groups(
+    membership: str | None,
+    files: dict[str, str],
+    limits: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if membership is not None:
+        (tmp_path / "cgroup").write_text(membership)
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(memory, "_MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
+    assert list(memory._group_limits()) == limits
+
+
+def test_this_machine() -> None:
+    assert GIB // 4 < memory.machine() < 1 << 50
