@@ -29,6 +29,7 @@ from lrfc.search.epilogue import Epilogue, epilogue_of
 from lrfc.search.sensitivity import divergence
 from lrfc.search.statistics import FEWEST, draw, repairable
 from lrfc.state import Fact, State
+from lrfc.system import memory
 
 Array = NDArray[np.float32]
 
@@ -129,7 +130,7 @@ class _Reconstruction:
         count = min(
             options.samples,
             len(inputs[0]),
-            max(FEWEST, MEMORY // (2 * max(1, arena(graph, 4).peak_bytes))),
+            max(FEWEST, memory.share(MEMORY) // (2 * max(1, arena(graph, 4).peak_bytes))),
         )
         self._values = _Values(graph, head(inputs, count), {} if pruned is None else pruned.left)
         self._known = self._activations(inputs, count)
@@ -156,7 +157,7 @@ class _Reconstruction:
         tensors = [tensor for op in self._graph for tensor in self._graph.tensors(op.name)]
         sizes = [[n for n in tensor.shape[1:] if n is not None] for tensor in tensors]
         fixed = all(len(n) == len(t.shape) - 1 for n, t in zip(sizes, tensors, strict=True))
-        if not fixed or 4 * count * sum(map(math.prod, sizes)) > RETAINED:
+        if not fixed or 4 * count * sum(map(math.prod, sizes)) > memory.share(RETAINED):
             return None
         return _ACTIVATIONS.get(self._graph, inputs, count, dict)
 

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from lrfc.config.build import parse
-from lrfc.errors import UsageError
+from lrfc.errors import ModelError, UsageError
+from lrfc.factorization import linalg
+from lrfc.search.statistics import Sampler, SampleSize
 from lrfc.system import memory
+from tests import helpers
 
 GIB = 1 << 30
 
@@ -115,3 +118,29 @@ def test_control_groups(
 
 def test_this_machine() -> None:
     assert GIB // 4 < memory.machine() < 1 << 50
+
+
+def test_a_decomposition_has_to_fit() -> None:
+    with memory.limited(GIB), pytest.raises(ModelError) as failure:
+        linalg.need("conv", "its Tucker decomposition", (1 << 14, 1 << 14))
+    assert str(failure.value) == (
+        "layer 'conv': its Tucker decomposition needs 2 GiB, above the limit of 1 GiB; exclude the"
+        " layer with --keep conv, or allow more with --memory"
+    )
+    with memory.limited(16 * GIB):
+        linalg.need("conv", "its Tucker decomposition", (1 << 14, 1 << 14))
+        with pytest.raises(ModelError, match=r"above the limit of 6 GiB.*--keep conv$"):
+            linalg.need("conv", "its Tucker decomposition", (1 << 15, 1 << 15))
+
+
+def test_small_budgets_group_the_layers() -> None:
+    """Two layers whose covariances take 32 KiB each."""
+    graph = helpers.graph_of(helpers.dense_net(64, (64, 64)))
+    layers = [op for op in graph if op.kind == "Dense" and op.weights["kernel"].shape[0] == 64][:2]
+    inputs = helpers.random_inputs(graph, 16)
+    counts = []
+    for budget in (3 * GIB, 400 << 10):
+        with memory.limited(budget):
+            sampler = Sampler(graph, layers, inputs, SampleSize(8, 8, 32, 32), 0)
+        counts.append(len(sampler.groups(layers)))
+    assert counts == [1, 2]
