@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lrfc import api
 from lrfc.config.build import parse
+from lrfc.engine import room
 from lrfc.errors import ModelError, UsageError
 from lrfc.factorization import linalg
 from lrfc.search.statistics import Sampler, SampleSize
+from lrfc.state import Progress
 from lrfc.system import memory
 from tests import helpers
 
@@ -144,3 +150,38 @@ def test_small_budgets_group_the_layers() -> None:
             sampler = Sampler(graph, layers, inputs, SampleSize(8, 8, 32, 32), 0)
         counts.append(len(sampler.groups(layers)))
     assert counts == [1, 2]
+
+
+def test_a_network_has_to_fit(tmp_path: Path) -> None:
+    """2 · (4 MiB of weights + 16 samples of 12 KiB)."""
+    graph = helpers.graph_of(helpers.dense_net(1024, (1024,), classes=1))
+    with memory.limited(9 << 20):
+        room.check(graph, 1000)
+    with memory.limited(8 << 20), pytest.raises(UsageError) as failure:
+        room.check(graph, 1000)
+    assert re.fullmatch(
+        r"'dense_net' needs 8\.\d+ MiB, for two networks with weights of 4\.0\d+ MiB and the"
+        r" activations of 16 samples, each 8 KiB at 'dense0'; 8 MiB are allowed: give more with"
+        r" --memory, or a smaller model",
+        str(failure.value),
+    ), str(failure.value)
+
+
+@pytest.mark.parametrize("command", [api.build, api.explore])
+def test_too_little_memory_is_refused_before_any_work(
+    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "machine", lambda: 2_000)
+    with pytest.raises(UsageError, match="are allowed: give more with --memory"):
+        command(helpers.conv_net(), data=None, out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    lines: list[str] = []
+    with pytest.raises(UsageError, match="nothing"):
+        command(
+            helpers.conv_net(),
+            out=tmp_path / "out",
+            memory="200MB",
+            keep=["nothing"],
+            progress=Progress(log=lines.append),
+        )
+    assert [line for line in lines if line.startswith("memory: 190.7 MiB (--memory)")]

@@ -12,7 +12,7 @@ from typing import Any
 
 from lrfc.config.build import BuildConfig
 from lrfc.data.load import load_data
-from lrfc.engine import driver
+from lrfc.engine import driver, room
 from lrfc.engine.compress import Shared
 from lrfc.engine.destinations import Destination, destination
 from lrfc.engine.driver import reasons
@@ -107,6 +107,7 @@ def _job(request: Request, goals: Sequence[Destination], progress: Progress) -> 
     ):
         progress.log(remark)
     data = load_data(request.data, graph, test=request.test_data, seed=config.seed)
+    room.check(graph, len(data.train))
     if config.qat and (data.synthetic or data.few):
         raise UsageError(
             "--qat trains the network, and there is too little to train on: give --data, or leave"
@@ -197,6 +198,7 @@ def _explored(
     source, graph = _load(model, unsafe=config.unsafe_load)
     _refuse(graph, (), config)
     samples = load_data(data, graph, seed=config.seed)
+    room.check(graph, len(samples.train))
     for note in samples.notes:
         progress.log(note)
     state = run(State(graph, graph, samples, config.seed, progress), plan([Canonicalise()]))
