@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lrfc import api
@@ -14,6 +15,7 @@ from lrfc.config.build import parse
 from lrfc.engine import room
 from lrfc.errors import ModelError, UsageError
 from lrfc.factorization import linalg
+from lrfc.ir.keras import run as keras_run
 from lrfc.search.statistics import Sampler, SampleSize
 from lrfc.state import Progress
 from lrfc.system import memory
@@ -185,3 +187,30 @@ def test_too_little_memory_is_refused_before_any_work(
             progress=Progress(log=lines.append),
         )
     assert [line for line in lines if line.startswith("memory: 190.7 MiB (--memory)")]
+
+
+def test_large_batches_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = helpers.graph_of(helpers.two_inputs())
+    inputs = helpers.random_inputs(graph, 20)
+    lengths: list[int] = []
+    whole = keras_run.compiled(graph)(inputs)
+    once = keras_run._run_fixed
+    monkeypatch.setattr(
+        keras_run, "_run_fixed", lambda *args: lengths.append(len(args[1][0])) or once(*args)
+    )
+    with memory.limited(0):
+        parts = keras_run.compiled(graph)(inputs)
+    assert lengths == [1] * 20
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_the_largest_op_counts() -> None:
+    """A bias of 24 values: 24 in, 24 out, in float32."""
+    import tensorflow as tf
+
+    model = helpers.dense_net(16, (24, 12))
+    function = tf.function(lambda x: model(x, training=False)).get_concrete_function(
+        tf.TensorSpec((None, 16), tf.float32)
+    )
+    assert keras_run._sample_bytes(function) == 4 * (24 + 24)
