@@ -122,11 +122,13 @@ def _run_fixed(call: Callable[..., Any], arrays: list[Array], size: int | None) 
 
 def _sample_bytes(function: Any) -> int:
     """Bytes of the largest inputs and outputs of an op of a TensorFlow function, for one sample."""
-    return max(
-        sum(
-            tensor.dtype.size * math.prod(n or 1 for n in tensor.shape[1:])
-            for tensor in {id(tensor): tensor for tensor in (*op.inputs, *op.outputs)}.values()
+    largest = 0
+    for op in function.graph.get_operations():
+        tensors = {id(tensor): tensor for tensor in (*op.inputs, *op.outputs)}.values()
+        size = sum(
+            int(tensor.dtype.size) * math.prod(n or 1 for n in tensor.shape[1:])
+            for tensor in tensors
             if tensor.shape.rank and tensor.shape[0] is None
         )
-        for op in function.graph.get_operations()
-    )
+        largest = max(largest, size)
+    return largest
