@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from lrfc import api
-from lrfc.config.build import parse
+from lrfc.cli.build_options import parameters
+from lrfc.config.build import BuildConfig, parse
 from lrfc.engine import room
 from lrfc.errors import ModelError, UsageError
 from lrfc.factorization import linalg
@@ -214,3 +218,23 @@ def test_the_largest_op_counts() -> None:
         tf.TensorSpec((None, 16), tf.float32)
     )
     assert keras_run._sample_bytes(function) == 4 * (24 + 24)
+
+
+@pytest.mark.parametrize("command", ["build", "explore"])
+@pytest.mark.parametrize(("given", "message"), [("4", "4 has no unit"), ("9MB", "9MB is out of")])
+def test_the_command_line_takes_units(command: str, given: str, message: str) -> None:
+    model = Path(__file__).parents[1] / "examples" / "digits.keras"
+    done = subprocess.run(
+        [sys.executable, "-m", "lrfc", command, str(model), "--memory", given],
+        env={**os.environ, "PYTHONPATH": str(model.parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"lrfc: --memory: {message}")
+
+
+def test_the_options_of_a_build_take_units() -> None:
+    (option,) = (option for option in parameters(BuildConfig) if option.name == "memory")
+    assert get_args(option.annotation)[0] == str | None
