@@ -81,8 +81,8 @@ def explore(
     ``over``: quantities of the Pareto front in pareto.json, besides the predicted divergence
     ('macs', 'params', 'ram', 'latency'). ``device``: predict latencies for it by its cost profile;
     by default this machine, if ``over`` names the latency. ``options``: methods, keep, only,
-    precision, threads, rank_multiple, seed, resume, profile, unsafe_load as for ``build``. The
-    folder is MODEL-explore by default.
+    precision, threads, rank_multiple, seed, memory, resume, profile, unsafe_load as for ``build``.
+    The folder is MODEL-explore by default.
     """
     config, goal, folder = preflight.explore(model, data, device, over, points, out, options)
     with spans.recording("exploration", on=config.profile):

@@ -32,6 +32,7 @@ from lrfc.search.sensitivity import divergence
 from lrfc.search.statistics import FEWEST, repairable
 from lrfc.search.targets import Drawing, Summed, fittable, followed, left, targets
 from lrfc.state import Fact, State
+from lrfc.system import memory
 from lrfc.system.spans import layers
 
 Array = NDArray[np.float32]
@@ -132,7 +133,7 @@ class _Reconstruction:
         count = min(
             options.samples,
             len(inputs[0]),
-            max(FEWEST, MEMORY // (2 * max(1, arena(graph, 4).peak_bytes))),
+            max(FEWEST, memory.share(MEMORY) // (2 * max(1, arena(graph, 4).peak_bytes))),
         )
         self._drawing = Drawing(count, options.patches, state.seed)
         self._targets = targets(

@@ -30,6 +30,7 @@ from lrfc.search.epilogue import epilogue_of, rectifier
 from lrfc.search.facts import DesignSpace
 from lrfc.search.sensitivity import PROBES
 from lrfc.state import Fact, State
+from lrfc.system import memory
 
 Array = NDArray[np.float32]
 
@@ -82,7 +83,7 @@ class WeighRounding:
             return state
         graph, design = state.graph, state.fact(DesignSpace)
         bits = 8 * PRECISIONS[self.precision].activation
-        count = max(4, min(self.images, MEMORY // max(1, arena(graph, 4).peak_bytes)))
+        count = max(4, min(self.images, memory.share(MEMORY) // max(1, arena(graph, 4).peak_bytes)))
         inputs = state.data.train.head(count).inputs
         spaces = {space.calls[0]: space for space in design.spaces}
         step = state.progress.stage("rounding", len(spaces))

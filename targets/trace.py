@@ -81,19 +81,16 @@ class Traced:
 
 
 def converted(
-    graph: Graph,
-    form: str,
-    convert: Callable[[Traced], bytes],
-    start: Callable[[], Traced] | None = None,
-) -> bytes:
-    """Convert the traced graph without any output, and return the bytes of the file.
+    graph: Graph, form: str, convert: Callable[[], bytes | bytearray]
+) -> bytes | bytearray:
+    """Return the result of ``convert``, which traces and converts the graph, without any output.
 
-    ``form``: the format, for messages. ``start``: traces another function than the graph's own.
-    ModelError when the converter fails, with all of its output in the error's notes.
+    ``form``: the format, for messages. ModelError when
+    the converter fails, with all of its output in the error's notes.
     """
     with quiet() as output:
         try:
-            return convert(trace(graph) if start is None else start())
+            return convert()
         except LrfcError as error:
             error.add_note(output())
             raise

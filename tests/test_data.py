@@ -18,6 +18,7 @@ from lrfc.data.load import load_data
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op
+from lrfc.system import memory
 from tests import helpers
 
 RNG = np.random.default_rng(0)
@@ -317,6 +318,15 @@ def test_folder_resizes_converts_and_limits(image_folder: Path) -> None:
     assert load(image_folder, graph(5, 6, 1, classes=2)).train.inputs[0].shape == (30, 5, 6, 1)
     assert load(image_folder, graph(3, 6, 7, classes=2)).train.inputs[0].shape == (30, 3, 6, 7)
     assert len(load(image_folder, graph(5, 6, 3, classes=2), limit=8).train) == 8
+
+
+def test_a_large_folder_is_mapped(image_folder: Path) -> None:
+    same = load(image_folder, graph(10, 12, 3, classes=2))
+    with memory.limited(0):  # every array is large
+        data = load(image_folder, graph(10, 12, 3, classes=2))
+    assert not streams.is_mapped(same.train.inputs[0])
+    assert streams.is_mapped(data.train.inputs[0])
+    np.testing.assert_array_equal(data.train.inputs[0], same.train.inputs[0])
 
 
 def test_folder_with_splits(image_folder: Path, tmp_path: Path) -> None:

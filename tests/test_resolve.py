@@ -177,6 +177,7 @@ def test_lists_may_be_single_and_are_split_in_the_environment(text: str) -> None
         ("max_drop = 1", "max_drop: 1 has no unit: write 1pp"),
         ("max_macs = 50", "lrfc.toml: max_macs: 50 has no unit: write 50%"),
         ("time_budget = 10", 'lrfc.toml: time_budget: 10 has no unit: write "10s" or "10m"'),
+        ("memory = 4", 'lrfc.toml: memory: 4 has no unit: write "4GiB" or "4MB"'),
         (
             "metric = 'acuracy'",
             "lrfc.toml: metric: unknown metric 'acuracy': did you mean 'accuracy'?",

@@ -109,6 +109,7 @@ def explore(
     points: Annotated[int, typer.Option(help="Number of budgets with a plan each.", min=2)] = 24,
     rank_multiple: Annotated[int, typer.Option(help=text("rank_multiple"))] = 1,
     seed: Annotated[int, typer.Option(help="Seed of splits and samples.")] = 0,
+    memory: Annotated[str | None, typer.Option(help=text("memory"))] = None,
     out: Annotated[Path | None, typer.Option(
         help="Output folder; by default, MODEL-explore.",
     )] = None,
@@ -140,6 +141,7 @@ def explore(
             points=points,
             rank_multiple=rank_multiple,
             seed=seed,
+            memory=memory,
             out=out,
             unsafe_load=unsafe_load,
             resume=resume,

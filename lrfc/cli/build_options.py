@@ -9,7 +9,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from lrfc.config import declare
@@ -66,7 +66,8 @@ def _as_text(field: FieldInfo, *, commas: bool) -> tuple[Any, Any]:
     if get_origin(field.annotation) is tuple:
         return (str, ",".join(field.default)) if commas else (list[str], list(field.default))
     kind = _without_none(field.annotation)
-    kind = kind if kind in (bool, int, Path) else str
+    parsed = any(isinstance(item, BeforeValidator) for item in field.metadata)
+    kind = kind if kind in (bool, int, Path) and not parsed else str
     return (kind if field.default is not None else kind | None), field.default
 
 

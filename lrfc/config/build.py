@@ -85,6 +85,10 @@ def _seconds(value: object) -> object:
     return None if value is None else units.seconds(value)
 
 
+def _memory(value: object) -> object:
+    return None if value is None else units.memory(value)
+
+
 #: The factorization methods that a build chooses from by default.
 METHODS = ("channel_svd", "spatial_svd", "spatial_svd_w", "tucker2", "cp", "svd")
 #: All factorization methods, as in lrfc.factorization.METHODS.
@@ -249,6 +253,12 @@ class BuildConfig(BaseModel):
         "Number of threads of the runtime that is measured. By default, the number in the device's"
         " profile.",
         1,
+    )] = None
+    memory: Annotated[
+        int | None, BeforeValidator(_memory, json_schema_input_type=str | int), Option(
+        "Memory that the arrays of the command may take together, in MB, GB, MiB or GiB, such as"
+        " 4GiB; TensorFlow itself takes 0.6 GiB more. By default, half of the machine's.",
+        "4GiB",
     )] = None
     out: Annotated[Path | None, Option(
         "Output folder. By default, MODEL-lrfc in the current folder.", "model-lrfc",

@@ -32,6 +32,7 @@ class BuildOptions(TypedDict, total=False):
     augment: bool | None
     seed: int
     threads: int | None
+    memory: str | int | None
     out: str | Path | None
     unsafe_load: bool
     resume: bool

@@ -110,6 +110,11 @@ def read(path: Path) -> dict[str, Setting]:
         raise UsageError(
             f'{path}: time_budget: {number} has no unit: write "{number}s" or "{number}m"'
         )
+    if isinstance(values.get("memory"), int | float):  # from Python, a number of bytes
+        number = values["memory"]
+        raise UsageError(
+            f'{path}: memory: {number} has no unit: write "{number}GiB" or "{number}MB"'
+        )
     for name, value in values.items():
         _valid(name, value, f"{path}: {name}")
     return {name: Setting(value, str(path)) for name, value in values.items()}

@@ -30,6 +30,9 @@ class Quantity(NamedTuple):
 
 
 _BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "KiB": 2**10, "MiB": 2**20}
+_MEMORY = {unit.lower(): factor for unit, factor in {**_BYTES, "GB": 1e9, "GiB": 2**30}.items()}
+#: The least memory that a command works with, bytes: one below is a slip of the unit.
+LEAST_MEMORY = 100_000_000
 #: Quantity by its name in ``max_…`` options.
 QUANTITIES: Mapping[str, Quantity] = {
     "macs": Quantity("the original's MACs", {"k": 1e3, "M": 1e6, "G": 1e9}, "M"),
@@ -135,6 +138,27 @@ def seconds(raw: object) -> float:
     if unit == "" and isinstance(raw, str):
         raise ValueError(f"{shown(raw, 60)} has no unit: write {number:g}s or {number:g}m")
     return number * _SECONDS[unit or "s"]
+
+
+def memory(raw: object) -> int:
+    """Parse an amount of memory, text with its unit or from Python a number of bytes, into bytes.
+
+    ValueError, with a valid spelling, for a value that is no amount, has no unit or is too small.
+    """
+    match = _read(_BUDGET, raw)
+    unit = "" if match is None else match[2].lower()
+    if match is None or unit not in ("", *_MEMORY):
+        raise ValueError(
+            f"'{shown(raw, 60)}' is not an amount of memory: give it in MB, GB, MiB or GiB, such as"
+            " 4GiB"
+        )
+    amount = float(match[1])
+    if unit == "" and isinstance(raw, str):
+        raise ValueError(f"{shown(raw, 60)} has no unit: write {amount:g}GiB or {amount:g}MB")
+    value = amount * _MEMORY.get(unit, 1)
+    if not LEAST_MEMORY <= value < 2**63:
+        raise ValueError(f"{shown(raw, 60)} is out of range: at least {LEAST_MEMORY / 1e6:g}MB")
+    return int(value)
 
 
 def _read(form: re.Pattern[str], raw: object) -> re.Match[str] | None:

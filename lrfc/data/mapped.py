@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.errors import LrfcError, UsageError
-from lrfc.system import scratch
+from lrfc.system import memory, scratch
 from lrfc.system.reader import opened, shown, user_code
 from lrfc.text import size
 
@@ -58,7 +58,7 @@ def rows(array: NDArray[Any], index: NDArray[np.intp]) -> NDArray[Any]:
     Many rows of a mapped array are copied to an unnamed temporary file (folder: TMPDIR), which is
     mapped in turn.
     """
-    if not is_mapped(array) or len(index) * _row_bytes(array) < LARGE:
+    if not is_mapped(array) or len(index) * _row_bytes(array) < memory.share(LARGE):
         return array[index]
     return written(
         (array[index[start : start + _ROWS]] for start in range(0, len(index), _ROWS)),
@@ -69,7 +69,7 @@ def rows(array: NDArray[Any], index: NDArray[np.intp]) -> NDArray[Any]:
 
 def as_float32(array: NDArray[Any]) -> NDArray[Any]:
     """Return the array in float32, as a mapped one when it is mapped and large."""
-    if not is_mapped(array) or array.size * 4 < LARGE:
+    if not is_mapped(array) or array.size * 4 < memory.share(LARGE):
         return np.asarray(array, np.float32)
     return written(
         (np.asarray(block, np.float32) for block in blocks(array)),
@@ -108,7 +108,7 @@ def _mapped(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> ND
     if count == 0:
         return np.empty((0, *shape), dtype)
     array: NDArray[Any] = np.memmap(cast("Any", file), dtype, "r", shape=(count, *shape))
-    return array if array.nbytes >= LARGE else np.array(array)
+    return array if array.nbytes >= memory.share(LARGE) else np.array(array)
 
 
 def _row_bytes(array: NDArray[Any]) -> int:
@@ -146,7 +146,7 @@ def npz(path: Path) -> dict[str, NDArray[Any]]:
         for entry in entries:
             cumulative += entry.file_size
             with archive.open(entry) as member:
-                array = _member(raw, entry, member, in_memory=cumulative < LARGE)
+                array = _member(raw, entry, member, in_memory=cumulative < memory.share(LARGE))
             arrays[entry.filename.removesuffix(".npy")] = array
     return arrays
 

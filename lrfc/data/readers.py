@@ -370,9 +370,9 @@ def _images(
         raise UsageError(f"data folder '{folder}' has no images ({', '.join(_IMAGES)})")
     y = np.array([number for _, number in files], np.int32)
     rows = np.sort(stratified(y, len(y), rng)[: _with_validation(limit)])
-    x = np.empty((len(rows), layout.height, layout.width, layout.channels), np.uint8)
-    for i, row in enumerate(rows):
-        x[i] = _image(files[row][0], layout.height, layout.width, layout.channels)
+    shape = (layout.height, layout.width, layout.channels)
+    images = (_image(files[row][0], *shape)[None] for row in rows)
+    x = mapped.written(images, np.dtype(np.uint8), shape)
     return (x.transpose(0, 3, 1, 2) if layout.first else x), y[rows]
 
 

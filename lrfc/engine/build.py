@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lrfc.config.build import BuildConfig
 from lrfc.data.load import load_data
-from lrfc.engine import driver
+from lrfc.engine import driver, room
 from lrfc.engine.compress import Shared
 from lrfc.engine.destinations import Destination, destination
 from lrfc.engine.driver import reasons
@@ -40,7 +40,7 @@ from lrfc.search import pareto
 from lrfc.search.candidates import selected
 from lrfc.search.facts import DesignSpace, costs
 from lrfc.state import Progress, State
-from lrfc.system import scratch, spans
+from lrfc.system import memory, scratch, spans
 from lrfc.targets import refusals
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
@@ -84,6 +84,7 @@ def _built(request: Request, progress: Progress | None, on_result: Callable[[Res
     log: list[str] = []
     progress = _logging(progress or Progress(), log)
     with ExitStack() as stack:
+        stack.enter_context(_memory(request.config, progress))
         places = [stack.enter_context(artifact.reserved(folder)) for folder in request.folders]
         job, graph = _job(request, goals, progress)
         results = _results(job, graph, places, log, on_result)
@@ -107,6 +108,7 @@ def _job(request: Request, goals: Sequence[Destination], progress: Progress) -> 
     ):
         progress.log(remark)
     data = load_data(request.data, graph, test=request.test_data, seed=config.seed)
+    room.check(graph, len(data.train))
     if config.qat and (data.synthetic or data.few):
         raise UsageError(
             "--qat trains the network, and there is too little to train on: give --data, or leave"
@@ -141,6 +143,16 @@ def _results(
     return results
 
 
+@contextmanager
+def _memory(config: BuildConfig, progress: Progress) -> Iterator[None]:
+    """Context manager: the memory of the command, with a line in the log where it is little."""
+    with memory.limited(config.memory):
+        remark = memory.remark()
+        if remark is not None:
+            progress.log(remark)
+        yield
+
+
 def explore(
     model: Any,
     data: Any,
@@ -157,7 +169,8 @@ def explore(
 
     ``priced``: predict latencies for the device.
     """
-    with artifact.reserved(folder) as place:
+    progress = progress or Progress()
+    with _memory(config, progress), artifact.reserved(folder) as place:
         survey = _explored(
             model,
             data,
@@ -165,7 +178,7 @@ def explore(
             destination(asked),
             over,
             points,
-            progress or Progress(),
+            progress,
             priced=priced,
         )
         page.write(survey, place)
@@ -187,6 +200,7 @@ def _explored(
     source, graph = _load(model, unsafe=config.unsafe_load)
     _refuse(graph, (), config)
     samples = load_data(data, graph, seed=config.seed)
+    room.check(graph, len(samples.train))
     for note in samples.notes:
         progress.log(note)
     state = run(State(graph, graph, samples, config.seed, progress), plan([Canonicalise()]))

@@ -12,6 +12,7 @@ from scipy import linalg
 
 from lrfc import text
 from lrfc.errors import ModelError
+from lrfc.system import memory
 
 Array = NDArray[np.float64]
 
@@ -61,11 +62,12 @@ class LowRank:
 
 def need(layer: str, what: str, *shapes: Sequence[int]) -> None:
     """Raise ModelError when float64 arrays of these shapes together exceed the memory limit."""
-    size = 8 * sum(prod(shape) for shape in shapes)
-    if size > MEMORY_LIMIT:
+    size, limit = 8 * sum(prod(shape) for shape in shapes), memory.limit(MEMORY_LIMIT)
+    if size > limit:
+        more = ", or allow more with --memory" if limit < MEMORY_LIMIT else ""
         raise ModelError(
             f"layer '{layer}': {what} needs {text.size(size)}, above the limit of"
-            f" {text.size(MEMORY_LIMIT)}; exclude the layer with --keep {layer}"
+            f" {text.size(limit)}; exclude the layer with --keep {layer}{more}"
         )
 
 

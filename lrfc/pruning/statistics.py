@@ -16,6 +16,7 @@ from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref
 from lrfc.ir.ops import conv_geometry
 from lrfc.search.sensitivity import is_distribution
+from lrfc.system import memory
 
 #: Samples for slopes (one backward pass each), and samples for ranks of feature maps.
 SLOPES, RANKED = 96, 16
@@ -128,7 +129,7 @@ def ranks(graph: Graph, axes: Mapping[Ref, int], inputs: Batch) -> dict[Ref, NDA
     size = sum(prod(n or 1 for n in graph.tensor(ref).shape[1:]) for ref in axes)
     rank = {ref: np.zeros(graph.tensor(ref).shape[axis] or 0) for ref, axis in axes.items()}
     energy = {ref: np.zeros_like(values) for ref, values in rank.items()}
-    for part in batches(samples, max(1, DELIVERED // max(1, size))):
+    for part in batches(samples, max(1, memory.share(DELIVERED) // max(1, size))):
         for ref, values in zip(axes, run(part), strict=True):
             maps = np.moveaxis(values, axes[ref], 1)
             maps = maps.reshape(*maps.shape[:2], maps.shape[2] if maps.ndim > 2 else 1, -1)

@@ -26,6 +26,7 @@ from lrfc.ir.ops import ConvGeometry, conv_geometry
 from lrfc.search.epilogue import Epilogue, epilogue_of
 from lrfc.search.heap import lean
 from lrfc.state import State
+from lrfc.system import memory
 
 Array = NDArray[np.float32]
 
@@ -129,7 +130,7 @@ def collect(
     refs = list(dict.fromkeys(ref for collector in collectors for ref in collector.refs))
     run = keras_io.outputs_at(graph, refs)
     sizes = (4 * prod(n or 1 for n in graph.tensor(ref).shape[1:]) for ref in refs)
-    batch = max(1, min(batch, DELIVERED // max(1, sum(sizes))))
+    batch = max(1, min(batch, memory.share(DELIVERED) // max(1, sum(sizes))))
     start = 0
     # Two BLAS threads take three times as long for these products as one (two cores, OpenBLAS), so
     # layers run in threads of their own instead.
@@ -236,7 +237,7 @@ class Sampler:
             need = _covariance_bytes(
                 op, graph.input_tensors(op.name)[0], min(len(inputs[0]), size.images)
             )
-            if group_bytes + need > HELD and self._groups[-1]:
+            if group_bytes + need > memory.share(HELD) and self._groups[-1]:
                 self._groups.append([])
                 group_bytes = 0
             self._groups[-1].append(op)

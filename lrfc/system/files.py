@@ -20,7 +20,7 @@ CONFIG = "make its folder writable, or set XDG_CONFIG_HOME to another"
 
 
 def write(
-    path: Path, content: bytes | str, *, parents: bool = False, way_out: str = _WAY_OUT
+    path: Path, content: bytes | bytearray | str, *, parents: bool = False, way_out: str = _WAY_OUT
 ) -> Path:
     """Write text (as UTF-8) or bytes; see ``write_with``."""
     data = content.encode() if isinstance(content, str) else content

@@ -24,7 +24,7 @@ from lrfc.targets.base import FileTarget
 from lrfc.targets.imports import need
 from lrfc.targets.onnx import int8 as onnx_int8
 from lrfc.targets.samples import Spec, checked, joined
-from lrfc.targets.trace import Traced, converted, plain
+from lrfc.targets.trace import Traced, converted, plain, trace
 
 #: The operator set of the files: the newest one that tf2onnx writes and that runtimes of the last
 #: years all read.
@@ -67,7 +67,7 @@ class ONNX(FileTarget):
         content = converted(
             graph,
             f"ONNX {self.precision}",
-            lambda traced: self._convert(traced.frozen(), calibration),
+            lambda: self._convert(trace(graph).frozen(), calibration),
         )
         files.write(path, content)
         return Artifact(path, self.name, self.precision)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from lrfc.config.formats import check
 from lrfc.config.precision import PRECISIONS, Name
-from lrfc.errors import ModelError, UsageError
+from lrfc.errors import LrfcError, ModelError, UsageError
 from lrfc.factorization.threads import workers
 from lrfc.ir import backend
 from lrfc.ir.batch import Batch, batches
@@ -28,11 +30,13 @@ from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
 from lrfc.targets.tflite import operators
+from lrfc.targets.tflite.conversion import Conversion, started
 from lrfc.targets.tflite.operators import Operators
 from lrfc.targets.trace import Traced
 
-#: Bytes of weights from which on they stay variables while a file is written. The converter holds
-#: constants in memory more than twenty times, but is faster with them when they are few.
+#: Bytes of weights from which on they stay variables while a file is written, and the converter has
+#: a process of its own. It holds constants in memory more than twenty times, but is faster with
+#: them when they are few; and the process takes some 4 CPU-s to import TensorFlow.
 LARGE = 32 << 20
 
 
@@ -74,7 +78,9 @@ class TFLite(FileTarget):
                 " give --data, or choose --precision fp32"
             )
         content = trace.converted(
-            graph, f"TFLite {self.precision}", lambda traced: self._convert(traced, calibration)
+            graph,
+            f"TFLite {self.precision}",
+            lambda: self._convert(partial(trace.trace, graph), calibration),
         )
         files.write(path, content)
         return Artifact(path, self.name, self.precision)
@@ -102,7 +108,7 @@ class TFLite(FileTarget):
             return trace.traced(graph.name, call, specs, outputs, model.variables)
 
         content = trace.converted(
-            graph, f"TFLite {self.precision}", lambda traced: self._convert(traced, None), start
+            graph, f"TFLite {self.precision}", lambda: self._convert(start, None)
         )
         files.write(path, content)
         return Artifact(path, self.name, self.precision)
@@ -130,12 +136,45 @@ class TFLite(FileTarget):
     def _integer(self) -> bool:
         return PRECISIONS[self.precision].integer
 
-    def _convert(self, traced: Traced, calibration: Batch | None) -> bytes:
-        """The bytes of the file. Without ``calibration`` the ranges are in the traced function."""
-        import tensorflow as tf
+    def _convert(self, start: Callable[[], Traced], calibration: Batch | None) -> bytearray:
+        """The bytes of the file. Without ``calibration`` the ranges are in the traced function.
 
-        sizes = [v.dtype.size * v.shape.num_elements() for v in traced.variables]
-        if sum(sizes) < LARGE:
+        ``start``: traces the function.
+        """
+        traced = self._traced(start)
+        inputs, outputs = tuple(spec.name for spec in traced.inputs), traced.outputs
+        samples = None
+        if calibration is not None and self._integer:
+            samples = checked(calibration, traced.inputs, "the model")
+        conversion = Conversion(traced.name, self.precision, inputs, samples, self.int8_io)
+        with (
+            scratch.folder() as folder,
+            started(folder) if traced.variables else nullcontext() as process,
+        ):
+            _save(traced, folder)
+            del traced  # it holds the weights
+            try:
+                content = conversion.run(folder, process)
+            except LrfcError:
+                raise
+            except Exception as error:
+                missing = set(re.findall(r"'tf\.(\w+)' op is neither", str(error)))
+                if not missing:
+                    raise
+                raise ModelError(
+                    f"'{conversion.name}' cannot be converted to TFLite: it has no operator for"
+                    f" TensorFlow's {self._traced(start).places(missing)}"
+                ) from error
+        _order(content, inputs, outputs)
+        return content
+
+    def _traced(self, start: Callable[[], Traced]) -> Traced:
+        """The function as it is saved: its weights are constants, unless they are LARGE.
+
+        ModelError for a loop that cannot be calibrated.
+        """
+        traced = start()
+        if sum(v.dtype.size * v.shape.num_elements() for v in traced.variables) < LARGE:
             traced = traced.frozen()
         if self._integer and any(kind.startswith("TensorList") for kind in traced.kinds()):
             # The calibrator does not fail on it: it takes the process down.
@@ -143,49 +182,7 @@ class TFLite(FileTarget):
                 f"'{traced.name}' has a loop that calibration cannot run: unroll its recurrent"
                 " layers (unroll=True), or choose --precision fp32"
             )
-        with scratch.folder() as folder:
-            _save(traced, folder)
-            converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
-            self._quantise(converter, trained=calibration is None)
-            if calibration is not None and self._integer:
-                samples = checked(calibration, traced.inputs, "the model")
-
-                def representative() -> Iterator[dict[str, Any]]:
-                    for i in range(len(samples[0])):
-                        yield {
-                            spec.name: x[i : i + 1]
-                            for spec, x in zip(traced.inputs, samples, strict=True)
-                        }
-
-                converter.representative_dataset = representative
-            try:
-                content = converter.convert()
-            except Exception as error:
-                missing = set(re.findall(r"'tf\.(\w+)' op is neither", str(error)))
-                if not missing:
-                    raise
-                raise ModelError(
-                    f"'{traced.name}' cannot be converted to TFLite: it has no operator for"
-                    f" TensorFlow's {traced.places(missing)}"
-                ) from error
-        return _in_order(bytes(content), traced)
-
-    def _quantise(self, converter: Any, *, trained: bool) -> None:
-        """Set the converter's precision. ``trained``: the ranges are in the graph."""
-        import tensorflow as tf
-
-        sets = {
-            "int8": "TFLITE_BUILTINS_INT8",
-            "int16x8": "EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8",
-        }
-        if self.precision != "fp32":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if self.precision == "fp16":
-            converter.target_spec.supported_types = [tf.float16]
-        if self._integer and not trained:
-            converter.target_spec.supported_ops = [getattr(tf.lite.OpsSet, sets[self.precision])]
-        if self.int8_io:
-            converter.inference_input_type = converter.inference_output_type = tf.int8
+        return traced
 
 
 def _save(traced: Traced, folder: Path) -> None:
@@ -221,25 +218,23 @@ def scales(path: Path) -> tuple[tuple[str, float, int], ...]:
     )
 
 
-def _in_order(content: bytes, traced: Traced) -> bytes:
+def _order(content: bytearray, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """List inputs and outputs in the model's order; the converter sorts them by name."""
     from ai_edge_litert import schema_py_generated as schema
 
-    buffer = bytearray(content)
-    model = schema.Model.GetRootAs(buffer)
+    model = schema.Model.GetRootAs(content)
     graph, signature = model.Subgraphs(0), model.SignatureDefs(0)
-    inputs = {
+    places = {
         entry.Name().decode(): entry.TensorIndex()
-        for entry in map(signature.Inputs, range(signature.InputsLength()))
-    }
-    outputs = {
-        entry.Name().decode(): entry.TensorIndex()
-        for entry in map(signature.Outputs, range(signature.OutputsLength()))
+        for entries, count in (
+            (signature.Inputs, signature.InputsLength()),
+            (signature.Outputs, signature.OutputsLength()),
+        )
+        for entry in map(entries, range(count))
     }
     # Both are views into the buffer.
-    graph.InputsAsNumpy()[:] = [inputs[spec.name] for spec in traced.inputs]
-    graph.OutputsAsNumpy()[:] = [outputs[name] for name in traced.outputs]
-    return bytes(buffer)
+    graph.InputsAsNumpy()[:] = [places[name] for name in inputs]
+    graph.OutputsAsNumpy()[:] = [places[name] for name in outputs]
 
 
 class _Port(NamedTuple):

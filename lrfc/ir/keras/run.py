@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,20 @@ from lrfc.ir.keras import inline as keras_inline
 from lrfc.ir.keras import reuse
 from lrfc.ir.keras.export import to_keras
 from lrfc.ir.op import Array, Ref
+from lrfc.system import memory
 
 if TYPE_CHECKING:
     from lrfc.ir.batch import Batch
+
+#: Bytes of activations that one call may take: of the inputs and outputs of its largest op.
+ACTIVATIONS = 512 << 20
 
 
 def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
     """A function from a batch of any size to the outputs of a graph or model, in inference mode.
 
-    The outputs are in the order of ``graph.outputs``. The function is traced once.
+    The outputs are in the order of ``graph.outputs``. The function is traced once. A batch whose
+    activations take more than ACTIVATIONS is computed in parts.
     """
     import tensorflow as tf
 
@@ -42,6 +48,7 @@ def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
     with quiet():
         call = tf.function(flat_call, autograph=False).get_concrete_function(*specs)
     fixed = specs[0].shape[0]
+    size = fixed or max(1, memory.share(ACTIVATIONS) // max(1, _sample_bytes(call)))
 
     def run(batch: Batch) -> Batch:
         _check_shapes(model, function.inputs, specs, batch)
@@ -50,11 +57,11 @@ def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
             for x, spec in zip(batch, specs, strict=True)
         ]
         with quiet():
-            if fixed is None:
+            if fixed is None and len(arrays[0]) <= size:
                 return tuple(np.asarray(y) for y in call(*arrays))
             parts = [
-                _run_fixed(call, [x[start : start + fixed] for x in arrays], fixed)
-                for start in range(0, len(arrays[0]), fixed)
+                _run_fixed(call, [x[start : start + size] for x in arrays], fixed)
+                for start in range(0, len(arrays[0]), size)
             ]
         return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
 
@@ -117,8 +124,27 @@ def _check_shapes(model: Any, inputs: Sequence[Any], specs: Sequence[Any], batch
             )
 
 
-def _run_fixed(call: Callable[..., Any], arrays: list[Array], size: int) -> list[Array]:
-    """Call a model of fixed batch size: pad by repeating the last sample, and cut the outputs."""
+def _run_fixed(call: Callable[..., Any], arrays: list[Array], size: int | None) -> list[Array]:
+    """Call a model of fixed batch size: pad by repeating the last sample, and cut the outputs.
+
+    ``size``: None for a model without one.
+    """
+    if size is None:
+        return [np.asarray(y) for y in call(*arrays)]
     count = len(arrays[0])
     padded = [np.concatenate([x, np.repeat(x[-1:], size - count, axis=0)]) for x in arrays]
     return [np.asarray(y)[:count] for y in call(*padded)]
+
+
+def _sample_bytes(function: Any) -> int:
+    """Bytes of the largest inputs and outputs of an op of a TensorFlow function, for one sample."""
+    largest = 0
+    for op in function.graph.get_operations():
+        tensors = {id(tensor): tensor for tensor in (*op.inputs, *op.outputs)}.values()
+        size = sum(
+            int(tensor.dtype.size) * math.prod(n or 1 for n in tensor.shape[1:])
+            for tensor in tensors
+            if tensor.shape.rank and tensor.shape[0] is None
+        )
+        largest = max(largest, size)
+    return largest

@@ -14,7 +14,7 @@ from lrfc.text import NONE
 #: The data of a configuration whose data were Python arrays.
 FROM_PYTHON = "(from Python)"
 #: Options whose value needs a unit on the command line, with the unit of a number in a manifest.
-_UNITS = {"max_latency": "ms", "time_budget": "s"}
+_UNITS = {"max_latency": "ms", "time_budget": "s", "memory": "B"}
 
 
 def command(manifest: Manifest) -> str | None:
