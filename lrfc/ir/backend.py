@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from lrfc.errors import DependencyError, ModelError
@@ -24,6 +25,7 @@ _BOILERPLATE = (
 )
 
 
+@cache  # called thousands of times in a build
 def keras() -> Any:
     """The keras module on TensorFlow; DependencyError when Keras has another backend.
 
