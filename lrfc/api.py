@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 from lrfc.config.build import HOST
 from lrfc.config.keywords import BuildOptions
 from lrfc.engine import preflight
+from lrfc.state import Progress
+from lrfc.system.reader import shown
 
 if TYPE_CHECKING:
     from lrfc.engine.package import Result
     from lrfc.passes.profile import Profile
     from lrfc.results.exploration import Survey
-    from lrfc.state import Progress
     from lrfc.targets.devices.measure import Measurement
 
 
@@ -55,9 +56,11 @@ def build(
     named = {"target": target, "device": device, "data": data, "test_data": test_data}
     given = {name: value for name, value in named.items() if value is not None} | options
     request = preflight.build(model, given, locked)
+    progress = progress or Progress()
+    progress.log(first := _reading(request.model))
     from lrfc.engine import build as compiler
 
-    return compiler.build(request, progress, on_result)
+    return compiler.build(request, progress, on_result, [first])
 
 
 def explore(
@@ -82,6 +85,8 @@ def explore(
     MODEL-explore by default.
     """
     config, goal, folder = preflight.explore(model, data, device, over, points, out, options)
+    progress = progress or Progress()
+    progress.log(_reading(model))
     from lrfc.engine import build as compiler
 
     priced = device is not None or "latency" in over
@@ -119,3 +124,8 @@ def measure(
     from lrfc.engine import build as compiler
 
     return compiler.measure(named, chosen, threads, runs)
+
+
+def _reading(model: Any) -> str:
+    """The first line of progress, before the seconds that TensorFlow's import takes."""
+    return f"reading model {shown(model) if isinstance(model, str | Path) else model.name}"

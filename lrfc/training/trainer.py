@@ -211,12 +211,11 @@ class Trainer:
         import tensorflow as tf
 
         size = _fixed_batch(self._graph)
-        return tuple(
-            tf.nest.map_structure(
-                lambda array: tf.TensorSpec((size, *array.shape[1:]), array.dtype), arrays
-            )
+        inputs, labels = (
+            tuple(tf.TensorSpec((size, *array.shape[1:]), array.dtype) for array in arrays)
             for arrays in self._samples(np.arange(1), 0)[:2]
-        ) + (tf.TensorSpec((2,), tf.int32),)
+        )
+        return inputs, labels, tf.TensorSpec((2,), tf.int32)
 
     def _products(self) -> list[tuple[Chain, list[Any]]]:
         """The decayed layers, each with the trained kernels of its stages."""
