@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 from lrfc.config.build import HOST
 from lrfc.config.keywords import BuildOptions
 from lrfc.engine import preflight
+from lrfc.state import Progress
 from lrfc.system import spans
+from lrfc.system.reader import shown
 
 if TYPE_CHECKING:
     from lrfc.engine.package import Result
     from lrfc.passes.profile import Profile
     from lrfc.results.exploration import Survey
-    from lrfc.state import Progress
     from lrfc.targets.devices.measure import Measurement
 
 
@@ -56,11 +57,13 @@ def build(
     named = {"target": target, "device": device, "data": data, "test_data": test_data}
     given = {name: value for name, value in named.items() if value is not None} | options
     request = preflight.build(model, given, locked)
+    progress = progress or Progress()
+    progress.log(first := _reading(request.model))
     with spans.recording("build", on=request.config.profile):
         with spans.span("start"):
             from lrfc.engine import build as compiler
 
-        return compiler.build(request, progress, on_result)
+        return compiler.build(request, progress, on_result, [first])
 
 
 def explore(
@@ -85,6 +88,8 @@ def explore(
     The folder is MODEL-explore by default.
     """
     config, goal, folder = preflight.explore(model, data, device, over, points, out, options)
+    progress = progress or Progress()
+    progress.log(_reading(model))
     with spans.recording("exploration", on=config.profile):
         with spans.span("start"):
             from lrfc.engine import build as compiler
@@ -124,3 +129,8 @@ def measure(
     from lrfc.engine import build as compiler
 
     return compiler.measure(named, chosen, threads, runs)
+
+
+def _reading(model: Any) -> str:
+    """The first line of progress, before the seconds that TensorFlow's import takes."""
+    return f"reading model {shown(model) if isinstance(model, str | Path) else model.name}"

@@ -92,7 +92,8 @@ def test_a_file_and_arrays(dense: Any, samples: dict[str, Any]) -> None:
     assert result.manifest.accuracy.artifact == 1.0, (
         "layers of rank 4 are factorized without a loss"
     )
-    assert lines[0].startswith("Canonicalise")
+    assert lines[0] == "reading model net.keras"
+    assert lines[1].startswith("Canonicalise")
     assert (result.out / "log.txt").read_text().splitlines() == lines
     assert left() == {"net.keras", "net-lrfc"}
 

@@ -141,6 +141,26 @@ def test_import_lrfc_is_cheap_and_lazy() -> None:
     assert done.stdout.strip() == "[] True"
 
 
+def test_the_first_line_comes_before_the_import_of_tensorflow(tmp_path: Path) -> None:
+    (tmp_path / "net.keras").write_bytes(b"PK")
+    done = python(
+        "import sys\n"
+        "from lrfc import api\n"
+        "from lrfc.errors import ModelError\n"
+        "from lrfc.state import Progress\n"
+        "def log(line):\n"
+        "    print(line, sorted({'tensorflow', 'keras', 'scipy', 'numpy'} & set(sys.modules)))\n"
+        "for run in (api.build, api.explore):\n"
+        "    try:\n"
+        f"        run({str(tmp_path / 'net.keras')!r}, progress=Progress(log=log),"
+        f" out={str(tmp_path / 'out')!r})\n"
+        "    except ModelError:\n"
+        "        pass"
+    )
+    assert done.stdout.splitlines()[0] == f"reading model {tmp_path / 'net.keras'} []", done.stderr
+    assert done.stdout.count("reading model") == 2
+
+
 def test_unknown_names_are_refused() -> None:
     import lrfc
 

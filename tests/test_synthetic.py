@@ -6,6 +6,8 @@ than noise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -182,3 +184,42 @@ def test_data_free_splits() -> None:
     assert len(data.train) == samples_for(graph) == 256
     assert len(data.validation) == 64
     assert len(load_data(None, graph, seed=0, limit=8).train) == 8
+
+
+def distance(graph: Graph, batch: tuple[np.ndarray, ...]) -> float:
+    """The mean distance of the statistics before the BatchNorms from the moving ones.
+
+    As in ``synthesise``, but for all samples together: log(1 + d²) + mean(log² r).
+    """
+    return float(
+        np.mean(
+            [
+                np.log1p(np.mean((m - wanted_m) ** 2 / wanted_v))
+                + np.mean(np.log(v / wanted_v) ** 2) / 4
+                for m, v, wanted_m, wanted_v in before_norms(graph, batch)
+            ]
+        )
+    )
+
+
+def test_matched_statistics_are_nearly_those_of_training() -> None:
+    """The bounds: a thousandth, and a tenth of what images of the right scale have."""
+    graph = trained_on(0.0, 1.0)
+    white = np.random.default_rng(3).standard_normal((64, 8, 8, 3)).astype(np.float32)
+    images = _coloured(white, (1, 2))
+    plain = distance(graph, (images / images.std(),))
+    found = distance(graph, synthesise(graph, 64, 0))
+    assert found < min(1e-3, 0.1 * plain)
+
+
+def test_the_progress_of_each_chunk_is_reported() -> None:
+    stages: list[tuple[str, int]] = []
+    steps: list[int] = []
+
+    def stage(title: str, total: int) -> Callable[[int], None]:
+        stages.append((title, total))
+        return steps.append
+
+    synthesise(trained_on(0.0, 1.0), 70, 0, stage)
+    assert stages == [("making up inputs", 3)]
+    assert steps == [1, 1, 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,13 @@ from lrfc.system.spans import span
 
 @span("data")
 def load_data(
-    spec: Any, graph: Graph, *, test: Any = None, seed: int, limit: int | None = None
+    spec: Any,
+    graph: Graph,
+    *,
+    test: Any = None,
+    seed: int,
+    limit: int | None = None,
+    stage: Callable[[str, int], Callable[[int], None]] = lambda title, total: lambda steps: None,
 ) -> Data:
     """Load the data that ``spec`` names, check them against the model, and split them.
 
@@ -30,7 +36,8 @@ def load_data(
     folders, 'package.module:function', or (from Python) such a function or its result
     (readers.from_object): arrays, a tf.data.Dataset, a keras.utils.PyDataset, a generator; None
     for synthetic inputs (lrfc.data.synthetic). ``test``: a second source, used for the reported
-    scores only. ``limit``: the largest number of samples in each split.
+    scores only. ``limit``: the largest number of samples in each split. ``stage``: shows the
+    progress of synthetic inputs, as in ``lrfc.state.Progress``.
 
     Without validation samples, 10 % of the training samples (at most 5,000) are set aside by
     ``seed``, in proportion of the classes. Of at most ``FEW`` samples none are set aside: they are
@@ -55,7 +62,7 @@ def load_data(
         raw["test"] = other.get("test") or other["train"]
     rng = np.random.default_rng(seed)
     if spec is None:
-        raw["train"], raw["val"] = _synthetic(graph, seed, limit)
+        raw["train"], raw["val"] = _synthetic(graph, seed, limit, stage)
     else:
         raw |= _training_and_validation(raw, _name(spec), rng, limit)
     if "test" in raw:
@@ -301,11 +308,16 @@ def _halves(split: Split, rng: np.random.Generator, limit: int | None) -> tuple[
     return split.take(order[count:][:limit]), split.take(order[:count][:limit])
 
 
-def _synthetic(graph: Graph, seed: int, limit: int | None) -> tuple[Split, Split]:
+def _synthetic(
+    graph: Graph,
+    seed: int,
+    limit: int | None,
+    stage: Callable[[str, int], Callable[[int], None]],
+) -> tuple[Split, Split]:
     from lrfc.data.synthetic import samples_for, synthesise
 
     count = samples_for(graph) if limit is None else min(samples_for(graph), limit)
-    batch = synthesise(graph, count + -(-count // 4), seed)
+    batch = synthesise(graph, count + -(-count // 4), seed, stage)
     return Split(tuple(x[:count] for x in batch)), Split(tuple(x[count:] for x in batch))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lrfc.config.build import BuildConfig
+from lrfc.data.dataset import Data
 from lrfc.data.load import load_data
 from lrfc.engine import driver, room
 from lrfc.engine.compress import Shared
@@ -51,15 +52,21 @@ def build(
     request: Request,
     progress: Progress | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
+    shown: Sequence[str] = (),
 ) -> Any:
-    """Run a requested build; see ``lrfc.api.build``."""
+    """Run a requested build; see ``lrfc.api.build``. ``shown``: the log up to here."""
+    progress = progress or Progress()
     if request.locked is not None:
-        return _repeated(request, request.locked, progress or Progress(), on_result)
-    return _built(request, progress, on_result)
+        return _repeated(request, request.locked, progress, on_result, shown)
+    return _built(request, progress, on_result, shown)
 
 
 def _repeated(
-    request: Request, locked: Locked, progress: Progress, on_result: Callable[[Result], None]
+    request: Request,
+    locked: Locked,
+    progress: Progress,
+    on_result: Callable[[Result], None],
+    shown: Sequence[str],
 ) -> Any:
     """Repeat the build of a manifest."""
     # As in that build, unless the user has set it or TensorFlow is imported already.
@@ -75,14 +82,19 @@ def _repeated(
         progress.log(locked.outcome(result.manifest))
         on_result(result)
 
-    return _built(request, progress, compared)
+    return _built(request, progress, compared, shown)
 
 
-def _built(request: Request, progress: Progress | None, on_result: Callable[[Result], None]) -> Any:
+def _built(
+    request: Request,
+    progress: Progress,
+    on_result: Callable[[Result], None],
+    shown: Sequence[str],
+) -> Any:
     """The results; BudgetError or NoGainError with them where one has a failure."""
     goals = [destination(goal) for goal in request.goals]
-    log: list[str] = []
-    progress = _logging(progress or Progress(), log)
+    log = list(shown)
+    progress = _logging(progress, log)
     with ExitStack() as stack:
         stack.enter_context(_memory(request.config, progress))
         places = [stack.enter_context(artifact.reserved(folder)) for folder in request.folders]
@@ -101,13 +113,13 @@ def _built(request: Request, progress: Progress | None, on_result: Callable[[Res
 def _job(request: Request, goals: Sequence[Destination], progress: Progress) -> tuple[Job, Graph]:
     """Load the model and the data; refuse what cannot be built, before any work."""
     config = request.config
-    source, graph = _load(request.model, unsafe=config.unsafe_load)
+    source, graph = _load(request.model, unsafe=config.unsafe_load, log=progress.log)
     _refuse(graph, [goal.target for goal in goals], config)
     for remark in dict.fromkeys(
         remark for goal in goals for remark in refusals.remarks(graph, goal.target)
     ):
         progress.log(remark)
-    data = load_data(request.data, graph, test=request.test_data, seed=config.seed)
+    data = _data(request.data, graph, progress, test=request.test_data, seed=config.seed)
     room.check(graph, len(data.train))
     if config.qat and (data.synthetic or data.few):
         raise UsageError(
@@ -197,9 +209,9 @@ def _explored(
     priced: bool,
 ) -> Survey:
     """Explore the model, with latencies in the unit of the device's cost profile."""
-    source, graph = _load(model, unsafe=config.unsafe_load)
+    source, graph = _load(model, unsafe=config.unsafe_load, log=progress.log)
     _refuse(graph, (), config)
-    samples = load_data(data, graph, seed=config.seed)
+    samples = _data(data, graph, progress, seed=config.seed)
     room.check(graph, len(samples.train))
     for note in samples.notes:
         progress.log(note)
@@ -258,12 +270,21 @@ def measure(
 
 
 @spans.span("model")
-def _load(model: Any, *, unsafe: bool) -> tuple[Path, Graph]:
+def _load(
+    model: Any, *, unsafe: bool, log: Callable[[str], None] = lambda line: None
+) -> tuple[Path, Graph]:
     """The path and the graph of a model, a file or a Keras model."""
     if isinstance(model, str | Path):
-        return Path(model), keras_io.from_keras(keras_load.load(model, unsafe=unsafe))
+        return Path(model), keras_io.from_keras(keras_load.load(model, unsafe=unsafe, log=log))
     graph = keras_io.from_keras(model)
     return Path(f"{model.name}.keras"), graph
+
+
+def _data(spec: Any, graph: Graph, progress: Progress, *, seed: int, test: Any = None) -> Data:
+    """The samples of a build; see ``load_data``."""
+    if spec is None:
+        progress.log("no data are given: making up inputs")
+    return load_data(spec, graph, test=test, seed=seed, stage=progress.stage)
 
 
 def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from lrfc.errors import DependencyError, ModelError
@@ -25,6 +26,7 @@ _BOILERPLATE = (
 )
 
 
+@cache  # called thousands of times in a build
 def keras() -> Any:
     """The keras module on TensorFlow; DependencyError when Keras has another backend.
 

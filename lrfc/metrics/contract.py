@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri  # scipy.stats would take half a second to import
 
 from lrfc.config.build import Drop
 from lrfc.data.dataset import Split
@@ -168,7 +168,7 @@ def _proportions(
     count = len(before) + 2
     centre = (lost - gained) / count
     spread = float(
-        norm.ppf((1 + confidence) / 2) * np.sqrt(((lost + gained + 1) / count - centre**2) / count)
+        ndtri((1 + confidence) / 2) * np.sqrt(((lost + gained + 1) / count - centre**2) / count)
     )
     drop = (lost - gained) / len(before)
     return drop, min(drop, centre - spread), max(drop, centre + spread)

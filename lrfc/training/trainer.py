@@ -206,6 +206,17 @@ class Trainer:
             np.array([self._seed % 2**31, number], np.int32),
         )
 
+    def _specs(self) -> tuple[Any, ...]:
+        """The types of ``_samples`` for a batch of any size, or of the one that the graph takes."""
+        import tensorflow as tf
+
+        size = _fixed_batch(self._graph)
+        inputs, labels = (
+            tuple(tf.TensorSpec((size, *array.shape[1:]), array.dtype) for array in arrays)
+            for arrays in self._samples(np.arange(1), 0)[:2]
+        )
+        return inputs, labels, tf.TensorSpec((2,), tf.int32)
+
     def _products(self) -> list[tuple[Chain, list[Any]]]:
         """The decayed layers, each with the trained kernels of its stages."""
         from lrfc.ir.keras import io as keras_io
@@ -225,9 +236,11 @@ class Trainer:
         import tensorflow as tf
 
         recipe, model, optimizer = self._recipe, self._model, self._optimizer
-        total = self._total_loss(outputs, task)
+        total, samples = self._total_loss(outputs, task), self._specs()
+        rate_spec = tf.TensorSpec((), tf.float32)
 
-        @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
+        # Traced once: a trace of a step costs as much as hundreds of steps of a small model.
+        @tf.function(input_signature=(*samples, rate_spec), autograph=False)  # type: ignore[untyped-decorator]
         def step(inputs: Any, labels: Any, seed: Any, learning_rate: Any) -> Any:
             with tf.GradientTape() as tape:
                 loss = total(inputs, labels, seed, training=recipe.batchnorm == "trained")
@@ -241,7 +254,7 @@ class Trainer:
             optimizer.apply(gradients, learning_rate)
             return loss
 
-        @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
+        @tf.function(input_signature=samples, autograph=False)  # type: ignore[untyped-decorator]
         def loss(inputs: Any, labels: Any, seed: Any) -> Any:
             return total(inputs, labels, seed, training=False)
 

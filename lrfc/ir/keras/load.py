@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,20 @@ from lrfc.system.reader import shown
 _UNSAVED = 1 << 24
 
 
-def load(path: Path | str, *, unsafe: bool = False) -> Any:
+def load(
+    path: Path | str, *, unsafe: bool = False, log: Callable[[str], None] = lambda line: None
+) -> Any:
     """Load the model in a .keras or .h5 file, compiled with the loss in it, where there is one.
 
     The content decides on the format, not the suffix. Keras never opens the file itself: it gets a
     copy whose configuration names only what lrfc.ir.keras.allowed lists. With ``unsafe`` the copy
-    has the configuration unchecked, so that the file can run Python code. UsageError for a missing
+    has the configuration unchecked, so that the file can run Python code. ``log`` takes a line
+    before what may take long. UsageError for a missing
     file, ModelError for one without a usable model.
     """
     file = keras_file.read(path)
     with scratch.folder() as folder:
-        model = _Loading(file, unsafe, folder).model()
+        model = _Loading(file, unsafe, folder, log).model()
     _refuse_non_finite(model, file.path)
     keras_compiled.carry(file, model, unsafe=unsafe)
     return model
@@ -43,8 +47,10 @@ def load(path: Path | str, *, unsafe: bool = False) -> Any:
 class _Loading:
     """The loading of one file."""
 
-    def __init__(self, file: ModelFile, unsafe: bool, folder: Path) -> None:
-        self._file, self._unsafe = file, unsafe
+    def __init__(
+        self, file: ModelFile, unsafe: bool, folder: Path, log: Callable[[str], None]
+    ) -> None:
+        self._file, self._unsafe, self._log = file, unsafe, log
         try:
             self._config = (
                 file.config
@@ -87,6 +93,10 @@ class _Loading:
                 return None
         try:
             copy = self._copy.with_config(config, "legacy")
+            self._log(
+                f"written by Keras {self._file.version}: its outputs are compared with those that"
+                " tf_keras computes"
+            )
             return keras_legacy.read(copy, elements=self._weight_limit(), unsafe=self._unsafe)
         except TooManyWeights as error:
             raise self._too_large() from error
