@@ -283,7 +283,6 @@ def closest(
     others = list(_alternatives(state, select))
     if state.data.synthetic or not others:
         return select
-    evaluate = Judge(state) if judge is None else judge()
     log = state.progress.log
     mixed = selected(state, select)
     predicted = mixed.fact(Selection).divergence
@@ -299,9 +298,17 @@ def closest(
             log(f"  {name}: predicted {own:.4f}, the mixed plan {predicted:.4f}; not run")
         else:
             plans[name] = planned, other
-    step = state.progress.stage("plans", len(plans))
+    if len({planned.fact(Selection).network for planned, _ in plans.values()}) == 1:
+        log(f"  all together: predicted {predicted:.4f}; no other plan is as near")
+        return select
+    evaluate = Judge(state) if judge is None else judge()
+    near = _near(plans, evaluate, log)
+    if len(near) == 1:
+        ((_, closest_one),) = near.values()
+        return closest_one
+    step = state.progress.stage("plans", len(near))
     results = {}
-    for name, (planned, _) in _near(plans, evaluate, log).items():
+    for name, (planned, _) in near.items():
         with spans.span(name, "plan"):
             results[name] = evaluate(planned).divergence
             spans.verdict(f"output divergence {results[name]:.4f}")
@@ -315,9 +322,7 @@ _Plans = Mapping[str, tuple[State, SelectRanks]]
 
 
 def _near(plans: _Plans, judge: Judge, log: Callable[[str], None]) -> _Plans:
-    """The plans that may be the closest, by a quick judgement; all of them where they are one."""
-    if len({planned.fact(Selection).network for planned, _ in plans.values()}) == 1:
-        return plans
+    """The plans that may be the closest, by a quick judgement."""
     quickly = {}
     for name, (planned, _) in plans.items():
         with spans.span(f"{name}, quickly", "plan"):
