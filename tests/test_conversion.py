@@ -170,10 +170,15 @@ def test_ctrl_c_ends_the_process(tmp_path, apart, script):
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        emitted(tmp_path)
-    thread.join()
+    # Whatever handler another test has left.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            emitted(tmp_path)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not is_alive(int(note.read_text()))
     assert list((tmp_path / "out").iterdir()) == []
     with scratch.folder() as folder:

@@ -290,6 +290,7 @@ def test_a_build_that_fails_raises_its_error_with_the_results(
     monkeypatch.setattr(build, "_load", lambda *given, **options: (Path("net.keras"), None))
     monkeypatch.setattr(build, "_refuse", lambda *given: None)
     monkeypatch.setattr(build, "load_data", lambda *given, **options: data())
+    monkeypatch.setattr(build.room, "check", lambda *given: None)
     monkeypatch.setattr(build, "_results", lambda *given: results)
     request: Any = SimpleNamespace(
         config=BuildConfig(),

@@ -132,7 +132,7 @@ def test_far_plans_are_judged_quickly_only(monkeypatch) -> None:
     quickly = {name for name, depth in depths if depth is QUICK}
     assert len(quickly) > 2
     assert (
-        sum("judged quickly, 0.5000 where the least is 0.1000" in line for line in lines)
+        sum("judged quickly, output divergence 0.5000" in line for line in lines)
         == len(quickly) - 2
     )
 

@@ -151,7 +151,7 @@ def test_small_budgets_group_the_layers() -> None:
     layers = [op for op in graph if op.kind == "Dense" and op.weights["kernel"].shape[0] == 64][:2]
     inputs = helpers.random_inputs(graph, 16)
     counts = []
-    for budget in (3 * GIB, 400 << 10):
+    for budget in (3 * GIB, 240 << 10):
         with memory.limited(budget):
             sampler = Sampler(graph, layers, inputs, SampleSize(8, 8, 32, 32), 0)
         counts.append(len(sampler.groups(layers)))

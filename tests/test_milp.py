@@ -228,14 +228,14 @@ def test_an_alternative_plan_is_chosen_if_it_is_closer(state: State) -> None:
         for line in lines
         if "divergence" in line
     }
-    assert "all together" in judged
     assert {"no filters cut", "filters alone"} <= {line.split(":")[0].strip() for line in lines}
     expected = {
         "no filters cut": (None, False),
         "filters alone": ((), True),
         "all together": (None, True),
     }
-    best = min(judged, key=judged.__getitem__)
+    # Plans that are one network are not judged.
+    best = min(judged, key=judged.__getitem__, default="all together")
     assert (select.methods, select.prune) == expected.get(best, (tuple(best.split(", ")), True))
 
 

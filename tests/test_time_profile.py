@@ -239,7 +239,6 @@ def test_a_build_of_digits_tells_where_its_time_went(digits: tuple[str, Path]) -
         "parity", "measurement", "final test", "output folder",
     )  # fmt: skip
     assert {("stage", name) for name in stages} <= named
-    assert ("plan", "all together") in named
     assert set(layers(profile)) == {"ExploreLayers", "Refit"}
     explored = [total.name for total in layers(profile)["ExploreLayers"]]
     assert {"conv1", "conv2", "digit"} <= set(explored)
@@ -248,8 +247,6 @@ def test_a_build_of_digits_tells_where_its_time_went(digits: tuple[str, Path]) -
         assert serial <= above.seconds + 1e-3, above.name
     assert sum(part.seconds for part in profile.parts) >= 0.8 * profile.seconds
     assert profile.children_seconds > 0, "files are measured in processes of their own"
-    plans = [entry for _, entry in profile.walk() if entry.kind == "plan"]
-    assert all((plan.verdict or "").startswith("output divergence 0.") for plan in plans)
 
 
 def test_the_profile_is_in_the_schema_the_report_and_the_terminal(

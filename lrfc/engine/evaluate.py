@@ -299,7 +299,7 @@ def closest(
         else:
             plans[name] = planned, other
     if len({planned.fact(Selection).network for planned, _ in plans.values()}) == 1:
-        log(f"  all together: predicted {predicted:.4f}; no other plan is as near")
+        log(f"  all together: predicted {predicted:.4f}, and no other plan is as near")
         return select
     evaluate = Judge(state) if judge is None else judge()
     near = _near(plans, evaluate, log)
@@ -331,8 +331,7 @@ def _near(plans: _Plans, judge: Judge, log: Callable[[str], None]) -> _Plans:
     least = min(quickly.values())
     near = {name for name, value in quickly.items() if value <= NEAR * least}
     for name, value in quickly.items():
-        if name not in near:
-            log(f"  {name}: judged quickly, {value:.4f} where the least is {least:.4f}")
+        log(f"  {name}: judged quickly, output divergence {value:.4f}")
     return {name: plan for name, plan in plans.items() if name in near}
 
 

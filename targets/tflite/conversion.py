@@ -79,8 +79,9 @@ class Conversion:
             process.stdin.write(json.dumps(task) + "\n")
             process.stdin.flush()
         code = process.wait()
-        if code == 0:
-            return bytearray((folder / converter.FILE).read_bytes())
+        result = folder / converter.FILE
+        if code == 0 and result.is_file():
+            return bytearray(result.read_bytes())
         failure = folder / converter.FAILURE
         if code > 0 and failure.is_file():
             raise ConverterError(failure.read_text(encoding="utf-8"))
