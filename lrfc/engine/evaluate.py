@@ -287,6 +287,7 @@ def closest(
     mixed = selected(state, select)
     predicted = mixed.fact(Selection).divergence
     plans = {"all together": (mixed, select)}
+    networks = {mixed.fact(Selection).network: "all together"}
     for name, other in others:
         try:
             planned = selected(state, other)
@@ -296,10 +297,14 @@ def closest(
         own = planned.fact(Selection).divergence
         if own > HOPELESS * predicted:
             log(f"  {name}: predicted {own:.4f}, the mixed plan {predicted:.4f}; not run")
+            continue
+        same = networks.setdefault(planned.fact(Selection).network, name)
+        if same != name:
+            log(f"  {name}: the same network as {same}")
         else:
             plans[name] = planned, other
-    if len({planned.fact(Selection).network for planned, _ in plans.values()}) == 1:
-        log(f"  all together: predicted {predicted:.4f}, and no other plan is as near")
+    if len(plans) == 1:
+        log(f"  all together: predicted {predicted:.4f}, the only plan to run")
         return select
     evaluate = Judge(state) if judge is None else judge()
     near = _near(plans, evaluate, log)
