@@ -110,7 +110,7 @@ def profiles(checkout: Path, command: str) -> bool:
 
 
 def stages(out: Path, log: str) -> str:
-    """What each stage took: from the output folder, or else from the log."""
+    """The usage of each stage, from the output folder, or else from the log."""
     for path in (out / "manifest.json", out / "pareto.json"):
         profile = json.loads(path.read_text()).get("profile") if path.exists() else None
         if profile is not None:

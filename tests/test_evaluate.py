@@ -124,9 +124,9 @@ def test_far_plans_are_judged_quickly_only(monkeypatch) -> None:
 
     monkeypatch.setattr(Judge, "_evaluate", verdict)
     monkeypatch.setattr("lrfc.engine.evaluate.HOPELESS", 1e9)
-    told = replace(state(), progress=Progress(log=lines.append))
+    logged = replace(state(), progress=Progress(log=lines.append))
     select = SelectRanks(max_macs=Budget(value=0.4, relative=True))
-    chosen = closest(told, select)
+    chosen = closest(logged, select)
     assert "tucker2" in (chosen.methods or ())
     assert {name for name, depth in depths if depth is FULL} == {"mixed", "tucker2"}
     quickly = {name for name, depth in depths if depth is QUICK}

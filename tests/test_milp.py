@@ -221,8 +221,8 @@ def test_repairs_use_the_remaining_channels(state: State) -> None:
 
 def test_an_alternative_plan_is_chosen_if_it_is_closer(state: State) -> None:
     lines: list[str] = []
-    told = replace(state, progress=replace(state.progress, log=lines.append))
-    select = closest(told, SelectRanks(share(0.5)))
+    logged = replace(state, progress=replace(state.progress, log=lines.append))
+    select = closest(logged, SelectRanks(share(0.5)))
     judged = {
         line.split(":")[0].strip(): float(line.split("divergence ")[1])
         for line in lines
@@ -342,7 +342,7 @@ def test_without_a_solution_in_time_no_filters_are_removed(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
-    told = replace(state, progress=replace(state.progress, log=lines.append))
+    logged = replace(state, progress=replace(state.progress, log=lines.append))
     alone = SelectRanks(share(0.6), prune=False)(state).fact(Selection)
     solve = joint.milp
 
@@ -355,7 +355,7 @@ def test_without_a_solution_in_time_no_filters_are_removed(
         return found
 
     monkeypatch.setattr(joint, "milp", slow)
-    selection = SelectRanks(share(0.6))(told).fact(Selection)
+    selection = SelectRanks(share(0.6))(logged).fact(Selection)
     assert (selection.chosen, selection.keeps) == (alone.chosen, {})
     assert lines == [
         (

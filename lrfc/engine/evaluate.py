@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -284,6 +284,32 @@ def closest(
     if state.data.synthetic or not others:
         return select
     log = state.progress.log
+    plans = _distinct(state, select, others)
+    if len(plans) == 1:
+        return select
+    evaluate = Judge(state) if judge is None else judge()
+    near = _near(plans, evaluate, log)
+    step = state.progress.stage("plans", len(near))
+    results = {}
+    for name, (planned, _) in near.items() if len(near) > 1 else ():
+        with spans.span(name, "plan"):
+            results[name] = evaluate(planned).divergence
+            spans.verdict(f"output divergence {results[name]:.4f}")
+        own = planned.fact(Selection).divergence
+        log(f"  {name}: predicted {own:.4f}, output divergence {results[name]:.4f}")
+        step(1)
+    best = min(results, key=results.__getitem__, default=next(iter(near)))
+    return plans[best][1]
+
+
+_Plans = Mapping[str, tuple[State, SelectRanks]]
+
+
+def _distinct(
+    state: State, select: SelectRanks, others: Iterable[tuple[str, SelectRanks]]
+) -> _Plans:
+    """The mixed plan and those of the others that are worth a run and other networks."""
+    log = state.progress.log
     mixed = selected(state, select)
     predicted = mixed.fact(Selection).divergence
     plans = {"all together": (mixed, select)}
@@ -305,25 +331,7 @@ def closest(
             plans[name] = planned, other
     if len(plans) == 1:
         log(f"  all together: predicted {predicted:.4f}, the only plan to run")
-        return select
-    evaluate = Judge(state) if judge is None else judge()
-    near = _near(plans, evaluate, log)
-    if len(near) == 1:
-        ((_, closest_one),) = near.values()
-        return closest_one
-    step = state.progress.stage("plans", len(near))
-    results = {}
-    for name, (planned, _) in near.items():
-        with spans.span(name, "plan"):
-            results[name] = evaluate(planned).divergence
-            spans.verdict(f"output divergence {results[name]:.4f}")
-        own = planned.fact(Selection).divergence
-        log(f"  {name}: predicted {own:.4f}, output divergence {results[name]:.4f}")
-        step(1)
-    return plans[min(results, key=results.__getitem__)][1]
-
-
-_Plans = Mapping[str, tuple[State, SelectRanks]]
+    return plans
 
 
 def _near(plans: _Plans, judge: Judge, log: Callable[[str], None]) -> _Plans:

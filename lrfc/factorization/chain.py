@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from lrfc.factorization import layout as layouts
 from lrfc.factorization.base import Cost, Factors, Ranks, Statistics
-from lrfc.factorization.chain_factors import ChainFactors, roles
+from lrfc.factorization.chain_factors import ChainFactors, bonds, roles
 from lrfc.factorization.layout import Layout, Split
 from lrfc.factorization.linalg import Array
 from lrfc.factorization.norms import output_scale
@@ -48,11 +47,7 @@ class Chain(ABC):
     def full(self, op: Op, source: Tensor) -> Ranks:
         """The smaller side of every bond: min(S·k_1···k_j, k_{j+1}···k_n·T)."""
         layout = Layout.of(op, source)
-        sizes = layout.sizes(self.split(layout))
-        return tuple(
-            min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs)
-            for j in range(1, len(sizes))
-        )
+        return bonds(layout, self.split(layout))
 
     def cost(self, op: Op, source: Tensor, ranks: Ranks) -> Cost:
         """Parameters and MACs of the stages at those ranks, bias included."""

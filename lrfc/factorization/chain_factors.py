@@ -48,6 +48,15 @@ def roles(layout: Layout, split: Split) -> list[str | None]:
     return [*map(role, split[:-1]), None]
 
 
+def bonds(layout: Layout, split: Split) -> Ranks:
+    """The full rank of every bond, its smaller side: min(S·k_1···k_j, k_{j+1}···k_n·T)."""
+    sizes = layout.sizes(split)
+    return tuple(
+        min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs)
+        for j in range(1, len(sizes))
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class ChainFactors:
     """The chain at every rank. ``scale`` is (G·T,) and positive.
@@ -179,31 +188,22 @@ class ChainFactors:
         """For each bond, the largest rank at which the chain can be cheaper than the layer."""
         layout = self.layout
         whole = cost_of(layout.op, layout.source)
-        sizes = layout.sizes(self.split)
-        bonds = [
-            min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs)
-            for j in range(1, len(sizes))
-        ]
+        full = bonds(layout, self.split)
 
         def wasteful(rank: int, bond: int) -> bool:
-            ranks = tuple(rank if j == bond else 1 for j in range(len(bonds)))
+            ranks = tuple(rank if j == bond else 1 for j in range(len(full)))
             cost = layout.cost(self.split, ranks)
             return cost.params >= whole.params and cost.macs >= whole.macs
 
         return tuple(
-            max(1, bisect_left(range(1, full + 1), True, key=partial(wasteful, bond=bond)))
-            for bond, full in enumerate(bonds)
+            max(1, bisect_left(range(1, most + 1), True, key=partial(wasteful, bond=bond)))
+            for bond, most in enumerate(full)
         )
 
     def _check_memory(self, *, dense: bool) -> None:
         """Raise ModelError when the decomposition exceeds the memory limit."""
-        layout = self.layout
-        sizes = layout.sizes(self._placed)
-        bonds = [
-            min(layout.inputs * prod(sizes[:j]), prod(sizes[j:]) * layout.outputs)
-            for j in range(1, len(sizes))
-        ]
-        shapes = [(layout.patch, layout.outputs)] * 3 + [(max(bonds), max(bonds))] * 3
+        layout, largest = self.layout, max(bonds(self.layout, self.split))
+        shapes = [(layout.patch, layout.outputs)] * 3 + [(largest, largest)] * 3
         if dense:
             shapes += [(layout.patch, layout.patch)] * 4
         need(

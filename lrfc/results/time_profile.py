@@ -15,7 +15,7 @@ Seconds = Annotated[float, Field(ge=0, le=GREATEST, allow_inf_nan=False)]
 
 
 class Taken(Record):
-    """What a stretch of work took.
+    """The time and memory traffic of a stretch of work.
 
     ``seconds``: wall-clock time. ``user_seconds``, ``system_seconds``: CPU time of lrfc in user
     mode and in the kernel. ``children_seconds``: CPU time of its child processes. ``page_faults``:
@@ -66,7 +66,7 @@ class Entry(Taken):
 
 
 def recorded() -> Entry | None:
-    """What is recorded so far in this thread; None where nothing is."""
+    """The recording of this thread so far; None where nothing is recorded."""
     span = spans.whole()
     return None if span is None else entry_of(span)
 
@@ -108,7 +108,7 @@ def largest(profile: Entry, most: int = 5) -> list[Taken]:
 
 
 def layers(profile: Entry) -> dict[str, list[Taken]]:
-    """What each layer took in all runs of a stage together, by the name of the stage."""
+    """The usage of each layer in all runs of a stage together, by the name of the stage."""
     stages: dict[str, dict[str, list[Entry]]] = {}
     for _, entry in profile.walk():
         for part in entry.parts:

@@ -278,7 +278,7 @@ class Decomposed(Mapping[str, Factors]):
         if factors is None:
             samples = self._samples()
             if self._statistics is None:
-                # A copy of its own: what decompositions share is freed with them, the samples last.
+                # A copy: what decompositions share is freed with them, while the samples stay.
                 self._statistics = replace(samples.statistics)
             factors = METHODS[method].decompose(
                 self._op, self._source, scale=samples.chain.scale, statistics=self._statistics

@@ -18,7 +18,7 @@ from lrfc.factorization.base import Statistics
 from lrfc.factorization.einsum import Einsum
 from lrfc.factorization.layout import Layout
 from lrfc.factorization.linalg import LowRank
-from lrfc.factorization.threads import one_thread, workers
+from lrfc.factorization.threads import SMALL, one_thread, workers
 from lrfc.ir.batch import Batch, batches, head
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref, Tensor
@@ -63,8 +63,6 @@ class SampleSize:
 HELD, DELIVERED = 640 << 20, 256 << 20
 #: Bytes of covariances above which the heap gives freed arrays back at once.
 LEAN = 128 << 20
-#: Inputs of a group above which its covariance is summed in single precision.
-SINGLE = 1200
 #: Inputs above which the covariance of a fully connected layer is stored as its rows.
 WIDE = 8192
 
@@ -72,7 +70,7 @@ WIDE = 8192
 class _Moments:
     """Streaming mean and second moment of rows (N, G, D); memory does not grow with N.
 
-    The second moments are float64, above ``SINGLE`` inputs float32.
+    The second moments are float64, of large layers (above ``SMALL`` inputs) float32.
     ``wide``: N may be far below D; then the rows are stored as long as they take less memory.
     """
 
@@ -80,7 +78,7 @@ class _Moments:
         self.count = 0
         self._sum = np.zeros((groups, length))
         self._rows: list[Array] | None = [] if wide else None
-        self._dtype = np.float32 if length > SINGLE else np.float64
+        self._dtype = np.float32 if length > SMALL else np.float64
         self._outer = np.zeros((0 if wide else groups, length, length), self._dtype)
 
     def add(self, rows: Array) -> None:
@@ -275,7 +273,7 @@ class Sampler:
 def _covariance_bytes(op: Op, tensor: Tensor, images: int) -> int:
     layout = Layout.of(op, tensor)
     rows = images if _wide(op, layout.patch) and len(tensor.shape) == 2 else layout.patch
-    item = 4 if layout.patch > SINGLE else 8
+    item = 4 if layout.patch > SMALL else 8
     return item * layout.groups * layout.patch * min(layout.patch, 2 * rows)
 
 

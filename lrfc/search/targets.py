@@ -1,4 +1,4 @@
-"""The targets of a refit: what the original computes where the layers are fitted."""
+"""The targets of a refit: the original's values at the positions where layers are fitted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lrfc.ir.op import Op, Ref
 from lrfc.search.batchnorm import Moments
 from lrfc.search.epilogue import epilogue_of
 from lrfc.search.statistics import draw
-from lrfc.system import scratch
+from lrfc.system import memory, scratch
 
 Array = NDArray[np.float32]
 
@@ -44,7 +44,7 @@ class Drawing:
         """The samples in parts, of a size at which the original's outputs fit into memory."""
         tensors = (graph.tensor(ref) for ref in _read(graph))
         sample = 4 * sum(prod(n or 1 for n in tensor.shape[1:]) for tensor in tensors)
-        size = max(1, min(PART, DELIVERED // max(1, sample)))
+        size = max(1, min(PART, memory.share(DELIVERED) // max(1, sample)))
         return [range(i, min(i + size, self.count)) for i in range(0, self.count, size)]
 
     def draw(
@@ -58,7 +58,7 @@ class Drawing:
 
 @dataclass
 class Targets:
-    """What the original computes, by layer or tensor.
+    """The original's values to which a plan is refitted, by layer or tensor.
 
     ``outputs`` (N, T): of a layer at the drawn positions; ``addends`` (N, T): there, the other
     operand of the residual addition behind it; ``moments``: of the input of a BatchNorm.
@@ -194,7 +194,7 @@ class _Rows:
     def _room(self, shape: Sequence[int]) -> Array:
         """An array in memory, or in a temporary file, which vanishes with it."""
         self._bytes += 4 * prod(shape)
-        if self._bytes <= HELD:
+        if self._bytes <= memory.share(HELD):
             return np.empty(shape, np.float32)
         with scratch.unnamed() as file:
             mapped: Any = np.memmap(file, np.float32, "w+", shape=tuple(shape))

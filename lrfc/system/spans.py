@@ -78,7 +78,7 @@ class Span:
 
     @property
     def used(self) -> Usage:
-        """What it used so far."""
+        """The usage up to now."""
         if self._start is None:
             return self._ended
         return self._ended.plus(_usage(own_thread=self.parallel).plus(self._start, -1))

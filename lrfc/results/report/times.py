@@ -11,7 +11,7 @@ from lrfc.results.time_profile import Entry, Taken
 
 @dataclass(frozen=True)
 class Row:
-    """What a stage, a plan or a layer took.
+    """The time and memory traffic of a stage, a plan or a layer.
 
     ``depth``: 0 for the outermost. ``share``: of the wall-clock time of the build.
     """
