@@ -142,10 +142,17 @@ def dense_responses(
     for choice in ranks:
         approximation = tensor(choice)
         matrix = layout.matrix(approximation).astype(np.float32)
-        response = np.concatenate(
-            [patches[:, group] @ matrix[group] for group in range(layout.groups)], axis=1
+        yield add_bias(
+            layout, multiplied(patches, matrix), mean_shift(layout, statistics, approximation)
         )
-        yield add_bias(layout, response, mean_shift(layout, statistics, approximation))
+
+
+def multiplied(patches: NDArray[np.float32], matrices: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The products (N, G·T) of patches (N, G, D) and the matrices (G, D, T) of their groups."""
+    if matrices.shape[2] == 1:  # depthwise: without a copy, in half the time
+        return np.asarray(np.einsum("ngd,gd->ng", patches, matrices[..., 0]))
+    products = patches.swapaxes(0, 1) @ matrices
+    return products.swapaxes(0, 1).reshape(len(patches), -1)
 
 
 def add_bias(layout: Layout, response: NDArray[Any], shift: Array | None) -> NDArray[np.float32]:

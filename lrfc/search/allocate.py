@@ -1,6 +1,6 @@
-"""The optimal candidate for each layer under budgets: a multiple-choice knapsack as a MILP.
+"""The optimal candidate for each layer under budgets: a multiple-choice knapsack.
 
-HiGHS solves it exactly.
+It is solved exactly, with one limit by dynamic programming, with more of them by HiGHS as a MILP.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 
 from lrfc.errors import BudgetError
 from lrfc.search.candidates import Candidate
+from lrfc.search.knapsack import Knapsack
 
 #: Quantities that are counted exactly, so that their limits hold exactly. Others are predictions.
 COUNTED = frozenset({"macs", "params"})
@@ -37,6 +38,14 @@ def allocate(
     # within 1e-6 of the optimum, whatever gap is set: hence the objective in units of a millionth
     # of its largest value.
     objective = 1e6 * (goal / max(goal.max(), 1e-30) + 1e-9 * cost / max(cost.sum(), 1))
+    if len(limits) == 1:
+        (quantity, limit), *_ = limits.items()
+        weights = np.array([getattr(c, quantity) for c in flat], float)
+        starts = np.cumsum([0, *(len(layer) for layer in spaces[:-1])])
+        slack = 1 if quantity in COUNTED else 1 + 1e-6
+        items = Knapsack(objective, weights, starts, limit * slack).solve()
+        if items is not None:
+            return tuple(flat[i] for i in items)
     constraints = _constraints(spaces, flat, limits)
     while True:
         result = milp(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lrfc.factorization import METHODS
 from lrfc.factorization.base import Cost, Factors, Method, Ranks, Statistics
 from lrfc.factorization.layout import Layout, refusal
-from lrfc.factorization.norms import add_bias
+from lrfc.factorization.norms import add_bias, multiplied
 from lrfc.factorization.threads import SMALL, alone
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph
@@ -305,8 +305,7 @@ def response(op: Op, source: Tensor, samples: LayerSamples) -> NDArray[np.float3
     """The linear response (N, T) of the layer to the sampled patches, as ``Factors.responses``."""
     layout = Layout.of(op, source)
     matrix = layout.matrix(layout.tensor(np.float32))
-    rows = [samples.patches[:, group] @ matrix[group] for group in range(layout.groups)]
-    return add_bias(layout, np.concatenate(rows, axis=1), None)
+    return add_bias(layout, multiplied(samples.patches, matrix), None)
 
 
 def grid(full: Ranks, levels: int, multiple: int = 1) -> list[Ranks]:
