@@ -172,7 +172,7 @@ def test_a_build_that_stops_returns_nothing_and_skips_the_other_destinations(
     asked = replace(job(), goals=goals)
     visited: list[str] = []
 
-    def bench_of(goal: Any, state: State, folder: Path) -> Any:
+    def bench_of(job: Any, goal: Any, state: State, folder: Path) -> Any:
         visited.append(goal.device.name)
         return nullcontext()
 

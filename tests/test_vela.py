@@ -154,6 +154,25 @@ def test_a_file_is_compiled_once(file, graph, monkeypatch):
     assert len(calls) == 2  # the file, and one probe for the ops in it
 
 
+def test_files_are_held_within_an_sram_size(file, compiled, tmp_path):
+    copy = tmp_path / "copy.tflite"  # another file of the same network: one more byte at its end
+    copy.write_bytes(file.path.read_bytes() + b"\0")
+    with VelaRunner(device.load("ethos-u55-128")) as runner:
+        free = runner.compiled(file)
+        runner.hold(free.sram_bytes * 3 // 4)
+        assert runner.compiled(file) is free  # the original, compiled before
+        held = runner.compiled(Artifact(copy, "tflite", "int8"))
+    assert free.sram_bytes == compiled.sram_bytes
+    assert held.sram_bytes <= free.sram_bytes * 3 // 4
+    assert held.cycles >= free.cycles
+
+
+def test_optimised_for_size(file, compiled):
+    small = vela.compiled(file, U55.model_copy(update={"optimise": "Size"}))
+    assert small.sram_bytes < compiled.sram_bytes
+    assert "Size" in U55.model_copy(update={"optimise": "Size"}).configuration.split()
+
+
 def test_a_larger_accelerator_is_faster(file, compiled):
     larger = vela.compiled(file, U55.model_copy(update={"accelerator": "ethos-u55-256"}))
     assert larger.cycles < compiled.cycles

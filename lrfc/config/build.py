@@ -38,15 +38,22 @@ class Budget(BaseModel):
         return self.given or (f"{100 * self.value:.4g}%" if self.relative else f"{self.value:.10g}")
 
 
-def _budget(quantity: str) -> Any:
-    """The type of a field that holds a budget on that quantity."""
+#: The value that lifts a limit that holds by default.
+NO_LIMIT = "none"
+
+
+def _budget(quantity: str, *, liftable: bool = False) -> Any:
+    """The type of a field that holds a budget on that quantity, or NO_LIMIT where it may."""
 
     def parse(value: object) -> object:
         if value is None or isinstance(value, Budget | dict):  # a dict: from a manifest
             return value
+        if liftable and value == NO_LIMIT:
+            return value
         return Budget(**units.budget(quantity, value)._asdict())
 
-    return Annotated[Budget | None, BeforeValidator(parse, json_schema_input_type=str | float)]
+    held = Budget | Literal["none"] | None if liftable else Budget | None
+    return Annotated[held, BeforeValidator(parse, json_schema_input_type=str | float)]
 
 
 class Drop(BaseModel):
@@ -183,9 +190,10 @@ class BuildConfig(BaseModel):
         " an amount in B, kB, MB, KiB or MiB, such as 200KiB.",
         "40%",
     )] = None
-    max_ram: Annotated[_budget("ram"), Option(  # type: ignore[valid-type]
-        "Upper limit on planned activation memory: a percentage of the original, such as 60%, or an"
-        " amount in B, kB, MB, KiB or MiB, such as 64KiB.",
+    max_ram: Annotated[_budget("ram", liftable=True), Option(  # type: ignore[valid-type]
+        "Upper limit on planned activation memory: a percentage of the original, such as 60%, an"
+        " amount in B, kB, MB, KiB or MiB, such as 64KiB, or none. By default, no more than the"
+        " original's and the growth_bytes of the device's profile.",
         "64KiB",
     )] = None
     max_latency: Annotated[_budget("latency"), Option(  # type: ignore[valid-type]
@@ -286,7 +294,7 @@ class BuildConfig(BaseModel):
         """The budgets that are set, by quantity."""
         quantities = ("macs", "params", "size", "ram", "latency")
         budgets = {name: getattr(self, f"max_{name}") for name in quantities}
-        return {name: budget for name, budget in budgets.items() if budget is not None}
+        return {name: budget for name, budget in budgets.items() if isinstance(budget, Budget)}
 
     @field_validator("methods")
     @classmethod

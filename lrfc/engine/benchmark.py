@@ -14,6 +14,7 @@ from lrfc.costs.latency import CostProfile, load
 from lrfc.costs.measurements import Key, Sample, Store, now, of_model, of_op
 from lrfc.costs.workload import Workload
 from lrfc.engine.estimate import estimated
+from lrfc.engine.growth import Ram
 from lrfc.ir.batch import Batch
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
@@ -66,7 +67,7 @@ class Bench:
 
     ``runner``: None for a device that cannot be reached; all times are then estimated from the
     profile. ``calibration``: a few inputs, for int8. All times are in the unit of the profile.
-    Measurements are saved in the ``store``.
+    Measurements are saved in the ``store``. ``ram``: the limit on the memory of a plan.
     """
 
     @span("original on the device")
@@ -81,6 +82,7 @@ class Bench:
         threads: int,
         folder: Path,
         store: Store,
+        ram: Ram,
     ) -> None:
         self._target, self._device, self._runner, self.profile = target, device, runner, profile
         self._calibration, self._threads = calibration, threads
@@ -96,6 +98,7 @@ class Bench:
         self.ops = self._ops(whole)
         #: Times of single ops in the original, where the device reports them.
         self.known = self._known(self.original, whole)
+        self._hold(alone, ram)
 
     def __call__(self, graph: Graph) -> Timing:
         """Emit the graph of a plan and measure it."""
@@ -188,6 +191,9 @@ class Bench:
     def _reading(self) -> Reading:
         return Reading()
 
+    def _hold(self, original: Measurement, ram: Ram) -> None:
+        """Keep the files of plans within the limit, where the device's compiler can."""
+
     def _ops(self, graph: Graph) -> tuple[Workload, ...]:
         return tuple(workload for _, workload in self.reading.workloads(graph))
 
@@ -248,6 +254,10 @@ class NPUBench(Bench):
 
     def _reading(self) -> Reading:
         return Reading(npu.workloads, npu.chain)
+
+    def _hold(self, original: Measurement, ram: Ram) -> None:
+        if original.sram_bytes and (limit := ram.limit(original.sram_bytes)) is not None:
+            self._runner.hold(limit)
 
 
 def spent(result: Compiled, graph: Graph) -> dict[str, Spent]:

@@ -146,7 +146,7 @@ def _results(
     for goal, place in zip(job.goals, places, strict=True):
         stage = spans.span(f"{goal.target.name} on {goal.device.name}")
         with stage, scratch.folder() as folder:
-            with driver.bench_of(goal, explored.state, folder) as bench:
+            with driver.bench_of(job, goal, explored.state, folder) as bench:
                 trials = driver.trials(job, explored, goal, bench, folder, shared)
             if trials is None:
                 return None

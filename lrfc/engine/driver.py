@@ -18,6 +18,7 @@ from lrfc.engine.benchmark import Bench, NPUBench, fallbacks
 from lrfc.engine.candidate import Trial, try_out
 from lrfc.engine.compress import Shared, compress
 from lrfc.engine.destinations import Destination
+from lrfc.engine.growth import Ram
 from lrfc.engine.job import Explored, Job, advanced, scored
 from lrfc.engine.passes import exploring, weighing
 from lrfc.engine.tuning import Loop, Plan, Wish
@@ -37,6 +38,11 @@ from lrfc.targets.devices.runners import runner
 
 #: Most trials that are tested against the accuracy contract.
 ATTEMPTS = 3
+#: The end of the error of a budget that cannot be met within the memory that holds by default.
+LEFT_OUT = (
+    "plans that need more activation memory than the original are left out, unless --max-ram none"
+    " is given"
+)
 
 
 # -- once ------------------------------------------------------------------------------------------
@@ -97,7 +103,7 @@ def _check_candidates(job: Job, state: State, name: str) -> None:
 
 
 @contextmanager
-def bench_of(goal: Destination, state: State, folder: Path) -> Iterator[Bench]:
+def bench_of(job: Job, goal: Destination, state: State, folder: Path) -> Iterator[Bench]:
     """Open the device of a destination for benchmarks, and close it at the end."""
     profile, note = goal.profile()
     if note is not None:
@@ -115,6 +121,7 @@ def bench_of(goal: Destination, state: State, folder: Path) -> Iterator[Bench]:
             threads=goal.threads,
             folder=folder,
             store=Store(log=state.progress.log),
+            ram=ram_of(job, goal),
         )
 
 
@@ -240,8 +247,20 @@ def _planned(
     if job.locked is not None:  # one candidate for each layer
         design = weighed.fact(DesignSpace)
         return Plan(weighed, SelectRanks(), (), None, None, job.max_drop, design)
-    loop = Loop(weighed, goal.target, bench, bench.profile)
-    return loop.settle(_wish(job, weighed, goal, bench), allowed)
+    growth = ram_of(job, goal).growth
+    loop = Loop(weighed, goal.target, bench, bench.profile, growth)
+    try:
+        return loop.settle(_wish(job, weighed, goal, bench), allowed)
+    except BudgetError as error:
+        if growth is not None:
+            error.args = (f"{error}; {LEFT_OUT}",)
+        raise
+
+
+def ram_of(job: Job, goal: Destination) -> Ram:
+    """The limit on the memory of the plans for a destination."""
+    default = job.config.max_ram is None
+    return Ram(job.config.budgets.get("ram"), goal.device.growth_bytes if default else None)
 
 
 def _wish(job: Job, state: State, goal: Destination, bench: Bench) -> Wish:
@@ -256,7 +275,7 @@ def _wish(job: Job, state: State, goal: Destination, bench: Bench) -> Wish:
     return Wish(
         SelectRanks(config.max_macs, config.max_params, methods, config.max_latency),
         _tightest(config.max_size, goal.device.flash_bytes, bench.original.bytes),
-        _tightest(config.max_ram, goal.device.ram_bytes, arena),
+        _tightest(config.budgets.get("ram"), goal.device.ram_bytes, arena),
         objective,
         job.max_drop,
         config.metric,

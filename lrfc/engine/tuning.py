@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from lrfc.config.build import Budget, Drop
 from lrfc.costs.latency import CostProfile
 from lrfc.engine import budgets, evaluate
+from lrfc.engine.growth import limited
 from lrfc.engine.judge import Judge
 from lrfc.engine.plans import rewritten, selected
 from lrfc.engine.times import Measured, Measures, Times, times_of
@@ -120,12 +121,14 @@ class Loop:
     """The tuning loop for one destination.
 
     ``profile``: the first cost profile, possibly of another device. Each measurement corrects it.
+    ``growth``: bytes of activation memory that a plan may add; see ``lrfc.engine.growth.limited``.
     """
 
     state: State
     target: Target
     bench: Measures
     profile: CostProfile
+    growth: int | None = None
 
     def settle(self, wish: Wish, allowed: float | None = None) -> Plan:
         """The plan. ``allowed``: the divergence that ``max_drop`` allows, where it is known.
@@ -179,6 +182,11 @@ class Loop:
         return Plan(best.state, best.select, *rest)
 
     @cached_property
+    def _limited(self) -> State:
+        """The state with the candidates that a plan may choose."""
+        return limited(self.state, self.target.precision, self.growth)
+
+    @cached_property
     def _judge(self) -> Judge:
         """One for all rounds and attempts: a plan that returns is not run again."""
         return Judge(self.state)
@@ -199,12 +207,12 @@ class Loop:
         ``previous``: the selection of an earlier round, whose methods are taken again; None to
         compare the methods on data.
         """
-        with_slower = partial(times.priced, self.state, slower=True)
+        with_slower = partial(times.priced, self._limited, slower=True)
         if wish.objective in ("macs", "size", "ram"):
             # A small layer may be slower, as long as the network is not.
             return self._selected(with_slower(), wish, methods, previous, allowed)
         try:
-            faster = times.priced(self.state, slower=False)
+            faster = times.priced(self._limited, slower=False)
             return self._selected(faster, wish, methods, previous, allowed)
         except BudgetError:
             choice = self._selected(with_slower(), wish, methods, previous, allowed)
@@ -255,7 +263,7 @@ class Loop:
         assert wish.objective is not None
         assert wish.max_drop is not None
         quantity = OBJECTIVES[wish.objective]
-        priced = times.priced(self.state, slower=quantity != "latency")
+        priced = times.priced(self._limited, slower=quantity != "latency")
         bound = evaluate.smallest(priced, wish.max_drop.value, quantity, wish.select, wish.metric)
         return bound.divergence
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lrfc.config.build import Budget
+from lrfc.config.build import NO_LIMIT, Budget
 from lrfc.metrics.outcome import (
     Asked,
     Beside,
@@ -107,7 +107,9 @@ def asked(budgets: Mapping[str, Budget], before: Figures, after: Figures) -> Ite
 def _budgets(config: Mapping[str, Any]) -> dict[str, Budget]:
     values = {name: config.get(f"max_{name}") for name in _BUDGETS}
     return {
-        name: Budget.model_validate(value) for name, value in values.items() if value is not None
+        name: Budget.model_validate(value)
+        for name, value in values.items()
+        if value not in (None, NO_LIMIT)
     }
 
 

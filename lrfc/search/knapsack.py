@@ -71,9 +71,7 @@ class Knapsack:
     @cached_property
     def _owner(self) -> Indices:
         """The class of each item."""
-        return np.repeat(
-            np.arange(len(self.starts)), np.diff([*self.starts, len(self.costs)])
-        )
+        return np.repeat(np.arange(len(self.starts)), np.diff([*self.starts, len(self.costs)]))
 
     @cached_property
     def _multiplier(self) -> float:

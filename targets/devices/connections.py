@@ -151,6 +151,9 @@ class Vela(Connection):
     system_config: Text = "internal-default"
     memory_mode: Text = "internal-default"
     config: Text | None = None  #: a vela.ini; without it the one that comes with Vela
+    #: As in ``vela --arena-cache-size``: the SRAM that Vela tries not to exceed, bytes.
+    arena_cache_bytes: Annotated[int, Field(gt=0, lt=2**31)] | None = None
+    optimise: Literal["Performance", "Size"] = "Performance"  #: as in ``vela --optimise``
 
     @property
     def config_file(self) -> Path | None:
@@ -172,7 +175,9 @@ class Vela(Connection):
         digest = ""
         if file is not None:
             digest = hashlib.sha256(reader.contents(file, limit=INI_BYTES)).hexdigest()
-        return " ".join((*self.setting, digest)).strip()
+        memory = "" if self.arena_cache_bytes is None else f"{self.arena_cache_bytes} B"
+        optimise = "" if self.optimise == "Performance" else self.optimise
+        return " ".join(filter(None, (*self.setting, digest, memory, optimise)))
 
 
 class Analytic(Connection):

@@ -63,7 +63,8 @@ class Device(Table):
     ``formats`` and ``precisions``: those that it runs, the default first. ``machine``: the
     architecture that it has to report ('aarch64'); any by default. ``rank_multiple``: ranks are
     multiples of this, the vector width of the hardware. ``flash_bytes`` and ``ram_bytes``: limits
-    of a file and its activations; none by default.
+    of a file and its activations; none by default. ``growth_bytes``: the activation memory that a
+    build may add to the original's where the user sets no limit.
     """
 
     schema_version: Literal[1] = 1
@@ -75,6 +76,7 @@ class Device(Table):
     rank_multiple: Annotated[int, Field(ge=1, le=65536)] = 1
     flash_bytes: _Bytes | None = None
     ram_bytes: _Bytes | None = None
+    growth_bytes: Annotated[int, Field(ge=0, lt=2**63)] = 0
     machine: Text | None = None
     connection: Annotated[Connection, ByKind()] = Field(
         default=Local(), validation_alias=AliasChoices(*TABLES)

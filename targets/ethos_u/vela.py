@@ -283,7 +283,10 @@ def _command(source: Path, connection: Vela) -> list[str]:
         "--accelerator-config": connection.accelerator,
         "--system-config": connection.system_config,
         "--memory-mode": connection.memory_mode,
+        "--optimise": connection.optimise,
     }
+    if connection.arena_cache_bytes is not None:
+        options["--arena-cache-size"] = str(connection.arena_cache_bytes)
     if connection.config_file is not None:
         # A copy: Vela would wait for a pipe, and read a device to its end.
         config = source.with_name("vela.ini")

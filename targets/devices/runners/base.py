@@ -85,6 +85,10 @@ class DeviceRunner(Protocol):
 class OpRunner(DeviceRunner, Protocol):
     """A device whose compiler reports the cycles of single ops."""
 
+    def hold(self, sram_bytes: int) -> None:
+        """Compile all further files for an SRAM of that size, where that is possible."""
+        ...
+
     def compiled(self, file: Artifact, *, timeout: float = 600.0) -> Compiled:
         """The compiler's file and report for a file."""
         ...

@@ -1,0 +1,48 @@
+"""The limit on activation memory, which by default is that of the original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lrfc.config.build import Budget
+from lrfc.config.precision import of
+from lrfc.costs.arena import arena
+from lrfc.search.facts import DesignSpace
+from lrfc.search.memory import live_need
+from lrfc.state import State
+
+
+@dataclass(frozen=True)
+class Ram:
+    """The limit on the memory of a plan.
+
+    ``budget``: the user's. ``growth``: without one, the bytes by which a plan may exceed the
+    original; None for no limit.
+    """
+
+    budget: Budget | None = None
+    growth: int | None = None
+
+    def limit(self, original: int) -> int | None:
+        """The bytes that are allowed, for the bytes of the original; None for no limit."""
+        if self.budget is not None:
+            return int(self.budget.limit(original))
+        return None if self.growth is None else original + self.growth
+
+
+def limited(state: State, precision: str, growth: int | None) -> State:
+    """The state without the candidates that need more memory than the original.
+
+    ``growth``: bytes by which a candidate may exceed the peak of bytes alive in the original; None
+    for no limit. Every layer unchanged is within it, so it can always be met.
+    """
+    if growth is None:
+        return state
+    limit = arena(state.original, of(precision).activation).peak_bytes + growth
+    design = state.fact(DesignSpace)
+    spaces = []
+    for space in design.spaces:
+        need = live_need(state.original, space, precision)
+        candidates = tuple(c for c in space.candidates if c.method is None or need(c) <= limit)
+        spaces.append(replace(space, candidates=candidates))
+    return state.with_fact(replace(design, spaces=tuple(spaces)))
