@@ -206,7 +206,7 @@ class Fakes:
         monkeypatch.setattr(driver, "compress", lambda *given: given[3])
         monkeypatch.setattr(driver, "try_out", self.try_out)
 
-    def loop(self, state: State, target: Any, bench: Any, profile: Any) -> Any:
+    def loop(self, state: State, target: Any, bench: Any, profile: Any, growth: int) -> Any:
         def settle(wish: None, allowed: float | None) -> Any:
             self.settled.append((target.name, allowed))
             learnt = {"one": 0.4, "two": 0.8}[target.name]
@@ -225,7 +225,7 @@ class Fakes:
 
 def goal(name: str) -> Any:
     target = SimpleNamespace(name=name, precision="fp32")
-    return SimpleNamespace(target=target, device=None)
+    return SimpleNamespace(target=target, device=SimpleNamespace(growth_bytes=0))
 
 
 @pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
