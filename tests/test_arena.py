@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrfc.costs.arena import Arena, Buffer, arena, plan
+from lrfc.costs.arena import Arena, arena
+from lrfc.costs.placement import Buffer, plan
 from lrfc.errors import ModelError
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref

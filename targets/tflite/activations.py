@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lrfc.costs.arena import Arena, Buffer
+from lrfc.costs.arena import Arena
+from lrfc.costs.placement import Buffer
 from lrfc.targets.tflite import flatfile
 
 #: Bytes that TensorFlow Lite Micro aligns every tensor to.
