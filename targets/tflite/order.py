@@ -1,4 +1,4 @@
-"""The order of a file's operators in which the fewest bytes of activations are alive at one time."""
+"""The order of a file's operators in which the fewest bytes are alive at one time."""
 
 from __future__ import annotations
 
