@@ -7,6 +7,7 @@ from typing import Any
 
 from lrfc.costs.arena import Arena
 from lrfc.costs.placement import Buffer
+from lrfc.errors import ModelError
 from lrfc.targets.tflite import flatfile
 
 #: Bytes that TensorFlow Lite Micro aligns every tensor to.
@@ -61,6 +62,19 @@ def activations(model: Any) -> Activations:
         timeline[labels[int(op.outputs[0])]] = total
     at_op = max(timeline, key=timeline.__getitem__)
     return Activations(Arena(timeline[at_op], at_op, timeline, tuple(buffers)), tuple(numbers))
+
+
+def fixed(model: Any) -> Activations | None:
+    """The activations of a ``ModelT`` whose arena is known in front of a run, or None.
+
+    It is not known with further subgraphs, and with tensors without a fixed size.
+    """
+    if len(model.subgraphs) > 1:
+        return None
+    try:
+        return activations(model)
+    except ModelError:
+        return None
 
 
 def live_peak(content: bytes | bytearray) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from lrfc.costs.placement import plan
 from lrfc.targets.tflite import flatfile
-from lrfc.targets.tflite.activations import ALIGNMENT, Activations, activations
+from lrfc.targets.tflite.activations import ALIGNMENT, Activations, activations, fixed
 from lrfc.targets.tflite.order import least_order
 
 #: The name of the metadata.
@@ -24,13 +24,14 @@ NAME = "OfflineMemoryAllocation"
 def with_plan(content: bytes | bytearray) -> bytes:
     """The file with its operators in the order of the least peak, and with a memory plan.
 
-    Its outputs are the same. A file with several subgraphs, whose tensors share one arena in no
-    fixed order, stays as it is. ModelError for a tensor without a fixed size.
+    Its outputs are the same. A file whose arena is not known in front of a run stays as it is; see
+    ``lrfc.targets.tflite.activations.fixed``.
     """
     model = flatfile.unpack(content)
-    if len(model.subgraphs) > 1:
+    found = fixed(model)
+    if found is None:
         return bytes(content)
-    graph, found = model.subgraphs[0], activations(model)
+    graph = model.subgraphs[0]
     graph.operators = [graph.operators[number] for number in least_order(model, found)]
     _embed(model, activations(model))
     return flatfile.pack(model)

@@ -18,17 +18,13 @@ def least_order(model: Any, found: Activations, states: int = STATES) -> list[in
     """The operators of a ``ModelT``, by number, in an order of the least peak.
 
     The given order where no other has a smaller peak, where the search would take more than
-    ``states``, and where operators have an effect beside their outputs: further subgraphs or
-    variables. ``found``: the activations of the model.
+    ``states``, and where operators have an effect beside their outputs. ``found``: the activations
+    of the model.
     """
     graph = model.subgraphs[0]
     given = list(range(len(graph.operators)))
     outputs = [flatfile.numbers(op.outputs) for op in graph.operators]
-    if (
-        len(model.subgraphs) > 1
-        or any(tensor.isVariable for tensor in graph.tensors)
-        or not all(outputs)
-    ):
+    if any(tensor.isVariable for tensor in graph.tensors) or not all(outputs):
         return given
     sizes = {t: b.size for t, b in zip(found.tensors, found.arena.buffers, strict=True)}
     inputs = [flatfile.numbers(op.inputs) for op in graph.operators]
