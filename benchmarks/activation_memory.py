@@ -3,12 +3,12 @@
     LRFC_DATA=... python benchmarks/activation_memory.py [NETWORK ...] [--ways 50% 1pp] [--epochs 0]
 
 Each network is built in int8 for a microcontroller, at half of the MACs and with the least MACs
-within 1pp, with the memory limit that holds by default and without it (``ram`` 'none'). Of the
-original's file and of the compressed one: the bytes that are alive at one time (``peak``), those of
-the plan in the file (``planned``), head and tail of the arena of TensorFlow Lite Micro without the
-plan (``head_unplanned``) and with it, the SRAM and the cycles by Vela (ethos-u55-128), and the score
-on the whole test set. ``speed``: of the file against the original's by LiteRT on this machine, in
-turns. The networks at 96×96 have random weights and images, and no score.
+within 1pp, with the memory limit that holds by default and without it (``ram`` 'none'). Of the file
+of the original and of the compressed one: the bytes that are alive at one time (``peak``), those of
+the plan in the file (``planned``), the head of the arena of TensorFlow Lite Micro without the plan
+(``head_unplanned``) and with it, its tail, the SRAM and the cycles by Vela (ethos-u55-128), and the
+score on the whole test set. ``speed``: of the file against the original's by LiteRT on this
+machine, in turns. The networks at 96×96 have random weights and images, and no score.
 
 Writes activation_memory.csv to the folder of this file, row by row; builds that it already holds
 are not made again.
@@ -21,6 +21,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,19 @@ from contracts import arrays, scaled
 from table import Table
 
 import lrfc
+from lrfc.data.synthetic import synthesise
 from lrfc.engine.package import Result
 from lrfc.errors import BudgetError, NoGainError
+from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras import load as keras_load
 from lrfc.protocols import Artifact
 from lrfc.targets.devices import device
 from lrfc.targets.ethos_u.runner import VelaRunner
 from lrfc.targets.micro import tflm
 from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import activations
+from lrfc.targets.tflite.target import TFLite
 
 ROOT = Path(__file__).parent.parent
 WAYS: dict[str, dict[str, Any]] = {
@@ -126,3 +132,38 @@ def rows(result: Result, original: Path, folder: Path) -> Iterator[dict[str, Any
             **memory(path, folder),
             "speed": f"{timed[0].median_ms / time.median_ms:.2f}",
         }
+
+
+def original(path: Path, folder: Path) -> Path:
+    """The original's file in int8, with its memory plan."""
+    graph = fold_batchnorm(keras_io.from_keras(keras_load.load(path)))
+    file = folder / "original.tflite"
+    TFLite("int8", memory_plan=True).emit(graph, file, synthesise(graph, 32, seed=0))
+    return file
+
+
+def main() -> None:
+    """Build the networks and write the rows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("networks", nargs="*", default=["digits", *FILES, *RANDOM])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--epochs", type=int, default=0)
+    given = parser.parse_args()
+    table = Table(Path(__file__).with_suffix(".csv"))
+    for name, way, ram in product(given.networks, given.ways, ("none", "default")):
+        run = {"network": name, "way": way, "ram": ram, "epochs": given.epochs}
+        if table.knows(**run) or (way == "1pp" and name in RANDOM):
+            continue
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            path, data = network(name, folder)
+            options = WAYS[way] | ({"max_ram": "none"} if ram == "none" else {})
+            result = built(path, data, folder, epochs=given.epochs, **options)
+            for row in rows(result, original(path, folder), folder):
+                table.add(run | row)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 
 from lrfc.config.formats import check
 from lrfc.config.precision import PRECISIONS, Name
+from lrfc.costs.tail import tail_bytes
+from lrfc.costs.workload import workloads
 from lrfc.errors import LrfcError, ModelError, UsageError
 from lrfc.factorization.threads import workers
 from lrfc.ir import backend
 from lrfc.ir.batch import Batch, batches
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact, Runner
 from lrfc.system import files, scratch
@@ -127,6 +130,13 @@ class TFLite(FileTarget):
         They are slow. ModelError, on a call, when LiteRT refuses the file.
         """
         return _Reference(artifact.path)
+
+    def tail_bytes(self, graph: Graph) -> int:
+        """The tail of the arena of TensorFlow Lite Micro; 0 for a file without a memory plan."""
+        if not self.memory_plan:
+            return 0
+        ops = workloads(fold_batchnorm(graph))
+        return tail_bytes((workload for _, workload in ops), float_io=not self.int8_io)
 
     def scales(self, path: Path) -> tuple[tuple[str, float, int], ...]:
         """Name, scale and zero point of each input and output that holds integers."""
