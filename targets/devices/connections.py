@@ -49,6 +49,8 @@ class Connection(Table):
     figures: ClassVar[Source] = MEASURED
     #: Whether the device rounds integers as LiteRT's reference kernels do.
     rounds_like_reference: ClassVar[bool] = False
+    #: Whether TensorFlow Lite Micro on this machine tells the memory that a file takes there.
+    measures_arena: ClassVar[bool] = False
     #: Whether the runner reports the cycles of single ops: it is an OpRunner of runners/base.py.
     tells_ops: ClassVar[bool] = False
     #: The reason why there is nothing to calibrate, for a device whose figures are not measured.
@@ -181,12 +183,19 @@ class Vela(Connection):
 
 
 class Analytic(Connection):
-    """A device without a connection: its times are estimated, by its cost profile."""
+    """A microcontroller without a connection.
+
+    Its times are estimated, by its cost profile; the arena of a file is measured on this machine.
+    """
 
     figures: ClassVar[Source] = ESTIMATED
     rounds_like_reference: ClassVar[bool] = True  # CMSIS-NN on a microcontroller
+    measures_arena: ClassVar[bool] = True
     not_timed: ClassVar[str] = "its times are computed"
-    remark: ClassVar[str] = "computed from published figures, never measured"
+    remark: ClassVar[str] = (
+        "times are computed from published figures, never measured; memory is measured by"
+        " TensorFlow Lite Micro, with pip install 'lrfc[micro]'"
+    )
 
     kind: Literal["analytic"] = "analytic"
     source: str  #: the source of the figures
