@@ -12,6 +12,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from lrfc.costs import tail
+from lrfc.engine.benchmark import check_operators
 from lrfc.engine.estimate import with_arena
 from lrfc.errors import DependencyError, DeviceError
 from lrfc.ir.fold import fold_batchnorm
@@ -226,6 +227,29 @@ def test_all_operators_that_it_lacks_are_named(tmp_path: Path) -> None:
     assert str(refused.value) == (
         "cannot run net.tflite by TensorFlow Lite Micro: it has no operator GELU, Mine, DENSIFY"
     )
+
+
+def test_a_build_ends_before_any_work(
+    emitted: dict[str, tuple[Any, Path]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    graph, path = emitted["convolutions"]
+
+    def emit(self: Any, graph: Any, path: Path, calibration: Any = None) -> Artifact:
+        path.write_bytes(content)
+        return Artifact(path, "tflite", "int8")
+
+    monkeypatch.setattr(TFLite, "emit", emit)
+    samples = helpers.random_inputs(graph, 2)
+    arguments = TFLite("int8"), devices.load("cortex-m7"), graph, samples, tmp_path
+    content = path.read_bytes()
+    check_operators(*arguments)
+    content = with_operators(content, "GELU")
+    with pytest.raises(
+        DeviceError, match=r"^device 'cortex-m7': cannot run .+: it has no operator GELU$"
+    ):
+        check_operators(*arguments)
+    monkeypatch.setattr(tflm, "installed", lambda: False)
+    check_operators(*arguments)
 
 
 def test_a_file_that_it_dies_of_gives_one_line(tmp_path: Path) -> None:
