@@ -121,9 +121,9 @@ class TFLite(FileTarget):
         """The file under LiteRT's reference kernels, which TensorFlow Lite Micro nearly follows.
 
         Its outputs are equal to the bit for networks of convolutions, poolings and additions. A
-        fully connected layer may differ by one step of its output in few samples; a softmax behind
-        it turned that into up to 11 steps. They are slow. ModelError, on a call, when LiteRT
-        refuses the file.
+        fully connected layer differs by one step in one value of a few samples (7 of 120), and what
+        is behind it by more (a softmax by up to 11 steps). They are slow. ModelError, on a call,
+        when LiteRT refuses the file.
         """
         return _Reference(artifact.path)
 
