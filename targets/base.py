@@ -53,6 +53,18 @@ class FileTarget(ABC):
         """Empty: inputs and outputs have the dtypes of the model."""
         return ()
 
+    def with_plan(self) -> FileTarget:
+        """The target whose files hold a memory plan; this one where the format cannot hold any."""
+        return self
+
+    def arena_bytes(self, path: Path) -> int | None:
+        """The bytes of a file's planned activation arena; None: they cannot be read from it."""
+        return None
+
+    def tail_bytes(self, graph: Graph) -> int:
+        """The bytes beside activations in a microcontroller's RAM: none."""
+        return 0
+
     def operators(self, path: Path) -> Operators | None:
         """The operators of a file of unknown origin; None: the format has no reader."""
         return None

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from lrfc.costs.placement import Buffer, plan
 from lrfc.errors import ModelError
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref, Tensor
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """A piece of the arena: ``size`` bytes, alive from step ``first`` to ``last`` inclusive."""
-
-    name: str
-    size: int
-    first: int
-    last: int
-
-    def meets(self, other: Buffer) -> bool:
-        """Whether the two are alive at the same time."""
-        return self.first <= other.last and other.first <= self.last
 
 
 @dataclass(frozen=True)
@@ -40,7 +27,7 @@ class Arena:
     buffers: tuple[Buffer, ...]
 
     def planned_bytes(self, alignment: int = 16) -> int:
-        """The bytes that the greedy plan takes, see ``plan``.
+        """The bytes that a plan takes; see ``lrfc.costs.placement.plan``.
 
         ``alignment``: of every buffer, in bytes: 16 in TFLite Micro, 64 in TFLite.
         """
@@ -68,27 +55,6 @@ def arena(graph: Graph, itemsize: int = 4) -> Arena:
     timeline = {op.name: int(size) for op, size in zip(graph, alive, strict=True)}
     at_op = max(timeline, key=timeline.__getitem__)
     return Arena(timeline[at_op], at_op, timeline, buffers)
-
-
-def plan(buffers: Sequence[Buffer], alignment: int = 16) -> dict[str, int]:
-    """The offset of each buffer; buffers that are alive at the same time do not overlap.
-
-    Greedy by size, as in TFLite: the largest first, each into the smallest sufficient gap between
-    those already placed (Pisarchyk & Lee 2020, arXiv 2001.03288, algorithm 3). Equal sizes are
-    ordered by start and name.
-    """
-    offsets: dict[str, int] = {}
-    placed: list[Buffer] = []
-    for buffer in sorted(buffers, key=lambda b: (-b.size, b.first, b.name)):
-        end, best, smallest = 0, None, np.inf
-        for other in sorted((b for b in placed if b.meets(buffer)), key=lambda b: offsets[b.name]):
-            gap = offsets[other.name] - end
-            if buffer.size <= gap < smallest:
-                best, smallest = end, gap
-            end = max(end, -(-(offsets[other.name] + other.size) // alignment) * alignment)
-        offsets[buffer.name] = end if best is None else best
-        placed.append(buffer)
-    return offsets
 
 
 def _buffers(graph: Graph, itemsize: int) -> tuple[Buffer, ...]:

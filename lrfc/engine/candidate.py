@@ -122,8 +122,8 @@ def try_out(
     measured = _measured(made, bench, original, emitted)
     ratio = speedup(*measured[:2])
     scores = _scored(made, goal, plan, original, emitted, looks)
-    before = _figures(made.original, original, measured[0], scores.before)
-    after = _figures(made.state.graph, emitted, measured[1], scores.after)
+    before = _figures(target, made.original, original, measured[0], scores.before)
+    after = _figures(target, made.state.graph, emitted, measured[1], scores.after)
     failure = _no_gain(made, goal, before, after, ratio) or _unmet(
         made, scores.contract, before, after
     )
@@ -222,14 +222,16 @@ def _by_reference_kernels(
         return None
 
 
-def _figures(graph: Graph, file: Artifact, measured: Measurement, score: float | None) -> Figures:
+def _figures(
+    target: Target, graph: Graph, file: Artifact, measured: Measurement, score: float | None
+) -> Figures:
     """Costs, score and latency of a file."""
-    sums = totals(graph)
+    sums, planned = totals(graph), target.arena_bytes(file.path)
     return Figures(
         params=sums["params"],
         macs=sums["macs"],
         file_bytes=file.bytes,
-        arena_bytes=profile(graph, file.precision).arena_bytes,
+        arena_bytes=profile(graph, file.precision).arena_bytes if planned is None else planned,
         accuracy=score,
         latency_ms=_latency(measured),
         peak_rss_bytes=measured.peak_rss_bytes,

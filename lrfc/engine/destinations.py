@@ -59,8 +59,9 @@ class Destination:
 
 def destination(goal: Goal) -> Destination:
     """The destination of a goal."""
+    target = target_of(goal.format, goal.precision, int8_io=goal.int8_io)
     return Destination(
-        target_of(goal.format, goal.precision, int8_io=goal.int8_io),
+        target.with_plan() if goal.device.follows_plan else target,
         goal.device,
         goal.threads,
         goal.name,

@@ -277,7 +277,8 @@ def _wish(job: Job, state: State, goal: Destination, bench: Bench) -> Wish:
     if objective == "cycles" and bench.profile.unit != "cycles":
         timed = f"device '{goal.device.name}' is timed in milliseconds"
         raise UsageError(f"--objective cycles: {timed}; take --objective latency")
-    arena = profile(fold_batchnorm(state.original), goal.target.precision).arena_bytes
+    original = fold_batchnorm(state.original)
+    arena = profile(original, goal.target.precision).arena_bytes + goal.target.tail_bytes(original)
     methods = () if config.prune == "only" else config.methods
     return Wish(
         SelectRanks(config.max_macs, config.max_params, methods, config.max_latency),

@@ -97,9 +97,10 @@ class Latency(Record):
 class Figures(Record):
     """The costs and the score of an emitted file.
 
-    ``arena_bytes``: the planned activation memory. ``peak_rss_bytes``: measured, of the process
-    that ran the file. ``cycles``, ``sram_bytes``, ``flash_bytes``: of an NPU, computed by its
-    compiler. ``accuracy``: the score, in the metric of ``Accuracy.metric``.
+    ``arena_bytes``: the planned activation memory, of the file's own tensors where the format tells
+    them, otherwise of the graph's. ``peak_rss_bytes``: measured, of the process that ran the file.
+    ``cycles``, ``sram_bytes``, ``flash_bytes``: of an NPU, computed by its compiler. ``accuracy``:
+    the score, in the metric of ``Accuracy.metric``.
 
     ``arena_head_bytes``, ``arena_tail_bytes``: of a microcontroller, measured: the activations, and
     the structures of the runtime, of TensorFlow Lite Micro; null where it is not installed.

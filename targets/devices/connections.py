@@ -49,6 +49,8 @@ class Connection(Table):
     figures: ClassVar[Source] = MEASURED
     #: Whether the device rounds integers as LiteRT's reference kernels do.
     rounds_like_reference: ClassVar[bool] = False
+    #: Whether the runtime places activations by the plan that a file holds.
+    follows_plan: ClassVar[bool] = False
     #: Whether TensorFlow Lite Micro on this machine tells the memory that a file takes there.
     measures_arena: ClassVar[bool] = False
     #: Whether the runner reports the cycles of single ops: it is an OpRunner of runners/base.py.
@@ -190,6 +192,7 @@ class Analytic(Connection):
 
     figures: ClassVar[Source] = ESTIMATED
     rounds_like_reference: ClassVar[bool] = True  # CMSIS-NN on a microcontroller
+    follows_plan: ClassVar[bool] = True  # TensorFlow Lite Micro
     measures_arena: ClassVar[bool] = True
     not_timed: ClassVar[str] = "its times are computed"
     remark: ClassVar[str] = (

@@ -110,6 +110,11 @@ class Device(Table):
         """
         return self.connection.rounds_like_reference
 
+    @property
+    def follows_plan(self) -> bool:
+        """Whether the runtime places activations by the memory plan that a file holds."""
+        return self.connection.follows_plan
+
 
 def own_folder() -> Path:
     """The folder of the user's profiles."""

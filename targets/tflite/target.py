@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +15,13 @@ import numpy as np
 
 from lrfc.config.formats import check
 from lrfc.config.precision import PRECISIONS, Name
+from lrfc.costs.tail import tail_bytes
+from lrfc.costs.workload import workloads
 from lrfc.errors import LrfcError, ModelError, UsageError
 from lrfc.factorization.threads import workers
 from lrfc.ir import backend
 from lrfc.ir.batch import Batch, batches
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact, Runner
 from lrfc.system import files, scratch
@@ -28,8 +31,10 @@ from lrfc.targets.base import FileTarget
 from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
-from lrfc.targets.tflite import operators
+from lrfc.targets.tflite import flatfile, operators
+from lrfc.targets.tflite.activations import ALIGNMENT, fixed
 from lrfc.targets.tflite.conversion import Conversion, started
+from lrfc.targets.tflite.memory_plan import with_plan
 from lrfc.targets.tflite.operators import Operators
 from lrfc.targets.tflite.ports import Port
 from lrfc.targets.trace import Traced
@@ -49,11 +54,13 @@ class TFLite(FileTarget):
     a kernel for that. 'fp16' halves the weights, and is computed in float32. Inputs and outputs
     keep the dtypes of the model, unless ``int8_io``. The signature ``serving_default`` names inputs
     and outputs like the model's ops, and the file lists both in the model's order. The same graph
-    gives the same bytes.
+    gives the same bytes. ``memory_plan``: whether the file holds one for microcontrollers, see
+    ``lrfc.targets.tflite.memory_plan``.
     """
 
     precision: Name = "fp32"
     int8_io: bool = False
+    memory_plan: bool = False
     name: ClassVar[str] = "tflite"
 
     def __post_init__(self) -> None:
@@ -127,9 +134,25 @@ class TFLite(FileTarget):
         """
         return _Reference(artifact.path)
 
+    def tail_bytes(self, graph: Graph) -> int:
+        """The tail of the arena of TensorFlow Lite Micro; 0 for a file without a memory plan."""
+        if not self.memory_plan:
+            return 0
+        ops = workloads(fold_batchnorm(graph))
+        return tail_bytes((workload for _, workload in ops), float_io=not self.int8_io)
+
     def scales(self, path: Path) -> tuple[tuple[str, float, int], ...]:
         """Name, scale and zero point of each input and output that holds integers."""
         return scales(path)
+
+    def with_plan(self) -> TFLite:
+        """The target whose files hold a memory plan."""
+        return replace(self, memory_plan=True)
+
+    def arena_bytes(self, path: Path) -> int | None:
+        """The bytes of the planned activation arena; None where they are known at run time only."""
+        found = fixed(flatfile.unpack(path.read_bytes()))
+        return None if found is None else found.arena.planned_bytes(ALIGNMENT)
 
     def operators(self, path: Path) -> Operators:
         """The operators of a file; the errors of ``lrfc.targets.tflite.operators.read``."""
@@ -139,7 +162,7 @@ class TFLite(FileTarget):
     def _integer(self) -> bool:
         return PRECISIONS[self.precision].integer
 
-    def _convert(self, start: Callable[[], Traced], calibration: Batch | None) -> bytearray:
+    def _convert(self, start: Callable[[], Traced], calibration: Batch | None) -> bytes | bytearray:
         """The bytes of the file. Without ``calibration`` the ranges are in the traced function.
 
         ``start``: traces the function.
@@ -169,7 +192,7 @@ class TFLite(FileTarget):
                     f" TensorFlow's {self._traced(start).places(missing)}"
                 ) from error
         _order(content, inputs, outputs)
-        return content
+        return with_plan(content) if self.memory_plan else content
 
     def _traced(self, start: Callable[[], Traced]) -> Traced:
         """The function as it is saved: its weights are constants, unless they are LARGE.

@@ -1,0 +1,54 @@
+"""The memory plan of a .tflite file for microcontrollers.
+
+TensorFlow Lite Micro places the activations of a file when it loads it, the largest first, which
+may take far more memory than are ever alive at one time. It follows a plan that the file holds as
+metadata (the section on offline planned tensor allocations of its docs/memory_management.md).
+LiteRT and Vela ignore it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lrfc.costs.placement import plan
+from lrfc.targets.tflite import flatfile
+from lrfc.targets.tflite.activations import ALIGNMENT, Activations, activations, fixed
+from lrfc.targets.tflite.order import least_order
+
+#: The name of the metadata.
+NAME = "OfflineMemoryAllocation"
+
+
+def with_plan(content: bytes | bytearray) -> bytes:
+    """The file with its operators in the order of the least peak, and with a memory plan.
+
+    Its outputs are the same. A file whose arena is not known in front of a run stays as it is; see
+    ``lrfc.targets.tflite.activations.fixed``.
+    """
+    model = flatfile.unpack(content)
+    found = fixed(model)
+    if found is None:
+        return bytes(content)
+    graph = model.subgraphs[0]
+    graph.operators = [graph.operators[number] for number in least_order(model, found)]
+    _embed(model, activations(model))
+    return flatfile.pack(model)
+
+
+def _embed(model: Any, found: Activations) -> None:
+    """Add the metadata: format 0, subgraph 0, the number of tensors and the offset of each.
+
+    -1 stands for a constant, and for a tensor that is placed at run time.
+    """
+    schema = flatfile.schema()
+    offsets = plan(found.arena.buffers, ALIGNMENT)
+    places = np.full(len(model.subgraphs[0].tensors), -1, "<i4")
+    places[list(found.tensors)] = [offsets[buffer.name] for buffer in found.arena.buffers]
+    content = np.concatenate([np.asarray([0, 0, len(places)], "<i4"), places])
+    buffer, metadata = schema.BufferT(), schema.MetadataT()
+    buffer.data = content.view(np.uint8)
+    metadata.name, metadata.buffer = NAME, len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or []), metadata]
