@@ -14,7 +14,7 @@ from lrfc.config.precision import PRECISIONS
 from lrfc.costs.measurements import Store
 from lrfc.data.counts import TIMED
 from lrfc.engine.baseline import Baseline, baseline
-from lrfc.engine.benchmark import Bench, NPUBench, fallbacks
+from lrfc.engine.benchmark import Bench, NPUBench, check_operators, fallbacks
 from lrfc.engine.candidate import Trial, try_out
 from lrfc.engine.compress import Shared, compress
 from lrfc.engine.destinations import Destination
@@ -79,8 +79,15 @@ def explore(job: Job, graph: Graph) -> Explored | None:
 
 
 def _cpu_fallbacks(job: Job, state: State) -> Iterator[str]:
-    """A line for each NPU that cannot run all ops of the original."""
+    """A line for each NPU that cannot run all ops of the original.
+
+    DeviceError for a microcontroller that cannot.
+    """
     for goal in job.goals:
+        if goal.device.measures_arena:
+            with scratch.folder() as folder:
+                inputs = job.data.train.inputs
+                check_operators(goal.target, goal.device, state.original, inputs, folder)
         if goal.device.tells_ops:
             with scratch.folder() as folder:
                 inputs = job.data.train.inputs
