@@ -30,6 +30,7 @@ from contracts import arrays, scaled
 from table import Table
 
 import lrfc
+from lrfc.api import measure
 from lrfc.data.synthetic import synthesise
 from lrfc.engine.package import Result
 from lrfc.errors import BudgetError, NoGainError
@@ -119,7 +120,7 @@ def memory(path: Path, folder: Path) -> dict[str, Any]:
 def rows(result: Result, original: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of the original's file and of the compressed one."""
     manifest = result.manifest
-    timed = lrfc.measure([original, result.artifact], device="host")
+    timed = measure([original, result.artifact], device="host")
     for file, path, figures, time in (
         ("original", original, manifest.before, timed[0]),
         ("compressed", result.artifact, manifest.after, timed[1]),
