@@ -13,14 +13,13 @@ from typing import NamedTuple
 from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import Activations, activations, fixed
 from lrfc.targets.tflite.order import least_order
+from lrfc.targets.tflite.regions import Place, places
 from lrfc.targets.tflite.stitching import stitch
 from lrfc.targets.tflite.strips import Programme, Region, programme
 from lrfc.targets.tflite.tileable import Network, network
 
 #: The most strips of a region.
 STRIPS = 8
-#: The most operators of a region: MACs grow with every one that the strips overlap in.
-LONGEST = 24
 #: Operators in the programmes that a search looks at before it gives up: some 2 CPU-s.
 WORK = 200_000
 #: Width of the interval that the least peak is known to, as a share of it.
@@ -71,7 +70,7 @@ def tiled(content: bytes | bytearray, limit_bytes: float) -> Tiling:
     if order != list(range(len(order))):
         graph.operators = [graph.operators[number] for number in order]
         found, net = activations(model), network(model)
-    search = _Search(net, found, frozenset(flatfile.numbers(graph.outputs)))
+    search = _Search(net, found)
     chosen = search.within(limit_bytes) or search.least()
     labels = list(found.arena.timeline)
     patches = tuple(
@@ -92,30 +91,12 @@ class _Option(NamedTuple):
     programme: Programme
 
 
-class _Place(NamedTuple):
-    """A region and what is alive beside it.
-
-    ``beside`` and ``kept``: see Programme.peak. ``least``: a lower bound of its peak.
-    """
-
-    region: Region
-    beside: int
-    kept: frozenset[int]
-    least: int
-
-
 class _Search:
     """The search for the regions of one file."""
 
-    def __init__(self, net: Network, found: Activations, outputs: frozenset[int]) -> None:
-        """``outputs``: of the file."""
+    def __init__(self, net: Network, found: Activations) -> None:
         self._net, self._live = net, list(found.arena.timeline.values())
-        count = len(net.operators)
-        self._buffers = {
-            tensor: (b.size, b.first, count if tensor in outputs else b.last)
-            for tensor, b in zip(found.tensors, found.arena.buffers, strict=True)
-        }
-        self._places = sorted(self._all_places(), key=lambda place: place.region)
+        self._places = list(places(net, found))
         self._options: dict[tuple[Region, int], list[_Option]] = {}
         self._work = WORK
 
@@ -142,7 +123,8 @@ class _Search:
                 known = best[end]
                 if known is None or cost < known[0]:
                     best[end] = (cost, programmes)
-        return None if best[count] is None else best[count][1]
+        last = best[count]
+        return None if last is None else last[1]
 
     def least(self) -> tuple[Programme, ...]:
         """The programmes with the least peak that is found."""
@@ -175,7 +157,7 @@ class _Search:
                     break
         return result
 
-    def _evaluated(self, place: _Place, strips: int) -> list[_Option]:
+    def _evaluated(self, place: Place, strips: int) -> list[_Option]:
         """The options of a region with that number of strips; none once the work is done."""
         key = place.region, strips
         if key not in self._options:
@@ -183,7 +165,7 @@ class _Search:
             self._work -= sum(len(option.programme.steps) for option in self._options[key])
         return self._options[key]
 
-    def _programmes(self, place: _Place, strips: int) -> Iterator[_Option]:
+    def _programmes(self, place: Place, strips: int) -> Iterator[_Option]:
         region = place.region
         for tight in (False, True):
             made = programme(self._net, region, strips, tight=tight)
@@ -191,38 +173,3 @@ class _Search:
             added = len(made.steps) - (region.end - region.first)
             peak = made.peak(self._net, place.beside, place.kept)
             yield _Option(peak, (macs, added), made)
-
-    def _all_places(self) -> Iterator[_Place]:
-        for first in range(len(self._net.operators)):
-            yield from self._from(first)
-
-    def _from(self, first: int) -> Iterator[_Place]:
-        """The regions that start with an operator: each computes one tensor that is read behind."""
-        inputs: set[int] = set()
-        computed: set[int] = set()
-        for number in range(first, min(first + LONGEST, len(self._net.operators))):
-            op = self._net.operators[number]
-            read_whole = op.reads - op.by_rows
-            if op.geometry is None or read_whole & computed:
-                return
-            if op.result not in self._buffers or self._buffers[op.result][2] == number:
-                return  # nothing reads it
-            inputs |= op.by_rows - computed
-            computed.add(op.result)
-            if all(t == op.result or self._buffers[t][2] <= number for t in computed):
-                if self._net.rows(op.result) > 1:
-                    region = Region(first, number + 1, frozenset(inputs), op.result)
-                    yield self._place(region, computed)
-
-    def _place(self, region: Region, computed: set[int]) -> _Place:
-        at = region.first
-        beside = sum(
-            size
-            for tensor, (size, first, last) in self._buffers.items()
-            if first <= at <= last and tensor not in region.inputs and tensor not in computed
-        )
-        kept = frozenset(t for t in region.inputs if self._buffers[t][2] >= region.end)
-        sizes = {t: self._buffers[t][0] for t in (*region.inputs, region.output)}
-        joined = 2 * sizes[region.output] + sum(sizes[t] for t in kept)
-        whole = sum(sizes[t] for t in region.inputs)
-        return _Place(region, beside, kept, beside + max(joined, whole))

@@ -15,7 +15,7 @@ class Rows(NamedTuple):
     end: int
 
     @property
-    def count(self) -> int:
+    def height(self) -> int:
         """The number of rows."""
         return self.end - self.first
 
@@ -51,7 +51,7 @@ class Geometry(ABC):
     def right(self, held: Rows, right: Rows) -> Rows:
         """Those among the rows ``computed`` that are as without strips.
 
-        ``right``: those of the input that are. ``count`` is not positive where there are none.
+        ``right``: those of the input that are. ``height`` is not positive where there are none.
         """
 
 
@@ -119,8 +119,8 @@ class Window(Geometry):
 
     def computed(self, held: Rows) -> Rows | None:
         """The rows; None where the strip's windows do not start where those of the input do."""
-        start = held.first - self._top(held.count) + self.top
-        count = self._outputs(held.count)
+        start = held.first - self._top(held.height) + self.top
+        count = self._outputs(held.height)
         if start % self.stride or count < 1:
             return None
         return Rows(start // self.stride, start // self.stride + count)

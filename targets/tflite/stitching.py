@@ -48,9 +48,7 @@ class _Stitcher:
         self._places.clear()
         # TensorFlow Lite Micro keeps memory for tensors that no operator uses, too.
         region = programme.region
-        self._free += [
-            op.result for op in self._network.operators[region.first : region.end - 1]
-        ]
+        self._free += [op.result for op in self._network.operators[region.first : region.end - 1]]
         steps = [self._step(step) for step in programme.steps]
         options = self._schema.ConcatenationOptionsT()
         options.axis = 1
@@ -73,7 +71,7 @@ class _Stitcher:
         if isinstance(geometry, Padded) and step.sources[0] is not None:
             sides = self._tensors[op.inputs[1]]
             widths = flatfile.integers(self._model, sides).reshape(-1, 2).tolist()
-            widths[1] = geometry.padding(step.sources[0].rows)
+            widths[1] = list(geometry.padding(step.sources[0].rows))
             op.inputs[1] = self._constant(widths)
         return op
 
@@ -116,7 +114,7 @@ class _Stitcher:
         """Add the tensor of a piece."""
         tensor = copy(self._tensors[piece.tensor])
         shape = flatfile.numbers(tensor.shape)
-        shape[1] = piece.rows.count
+        shape[1] = piece.rows.height
         rows = f"{piece.rows.first}:{piece.rows.end}"
         tensor.shape, tensor.shapeSignature, tensor.buffer = shape, None, 0
         tensor.name = f"{flatfile.name(tensor)}[{rows}]"

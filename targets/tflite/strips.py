@@ -68,7 +68,7 @@ class Programme:
         """The MACs of all strips."""
         return sum(
             network.operators[step.operator].macs
-            * step.result.rows.count
+            * step.result.rows.height
             // network.rows(step.result.tensor)
             for step in self.steps
             if step.operator is not None
@@ -83,17 +83,16 @@ class Programme:
         last = {part: len(self.steps) for part in self.parts}
         for number, step in enumerate(self.steps):
             last.setdefault(step.result, number)
-            for piece in step.sources:
-                if piece is not None:
-                    last[piece] = max(number, last.get(piece, 0))
+            for piece in filter(None, step.sources):
+                last[piece] = max(number, last.get(piece, 0))
         alive = beside + sum(network.bytes(n, network.rows(n)) for n in self.region.inputs)
         peak = 0
         for number, step in enumerate(self.steps):
-            alive += network.bytes(step.result.tensor, step.result.rows.count)
+            alive += network.bytes(step.result.tensor, step.result.rows.height)
             peak = max(peak, alive)
-            for piece in {*step.sources, step.result} - {None}:
+            for piece in {*filter(None, step.sources), step.result}:
                 if last[piece] == number and not (piece.number is None and piece.tensor in kept):
-                    alive -= network.bytes(piece.tensor, piece.rows.count)
+                    alive -= network.bytes(piece.tensor, piece.rows.height)
         output = self.region.output
         return max(peak, alive + network.bytes(output, network.rows(output)))
 

@@ -47,11 +47,13 @@ class Operator:
 
 @dataclass(frozen=True)
 class Network:
-    """The operators of a file. ``whole``: bytes and rows of each tensor that they compute by rows,
-    or read by rows.
+    """The operators of a file, and the tensors that are its ``outputs``.
+
+    ``whole``: bytes and rows of each tensor that operators compute or read by rows.
     """
 
     operators: tuple[Operator, ...]
+    outputs: frozenset[int]
     whole: Mapping[int, tuple[int, int]]
 
     @property
@@ -79,7 +81,7 @@ def network(model: Any) -> Network:
     found = tuple(_operator(model, op) for op in model.subgraphs[0].operators)
     strips = {n for op in found if op.geometry is not None for n in (*op.by_rows, op.result)}
     sizes = {n: (flatfile.tensor_bytes(tensors[n]), int(tensors[n].shape[1])) for n in strips}
-    return Network(found, sizes)
+    return Network(found, frozenset(flatfile.numbers(model.subgraphs[0].outputs)), sizes)
 
 
 def _operator(model: Any, op: Any) -> Operator:
