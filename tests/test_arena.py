@@ -158,6 +158,42 @@ def test_a_small_buffer_takes_the_smallest_gap_that_holds_it() -> None:
     assert offsets["e"] == 90  # 30 bytes are free there, 50 at 0
 
 
+def residual_blocks(blocks: int, size: int) -> list[Buffer]:
+    """The activations of a ResNet: an input, and blocks of two layers and an addition."""
+    buffers = [Buffer("input", size // 5, 0, 0), Buffer("stem", size, 0, 3)]
+    for block in range(blocks):
+        step = 1 + 3 * block
+        buffers += [
+            Buffer(f"first{block}", size, step, step + 1),
+            Buffer(f"second{block}", size, step + 1, step + 2),
+            Buffer(f"add{block}", size, step + 2, step + 5),
+        ]
+    return buffers
+
+
+def height(buffers: list[Buffer], alignment: int = 16) -> int:
+    offsets = plan(buffers, alignment)
+    return max(offsets[buffer.name] + buffer.size for buffer in buffers)
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 9, 27])
+def test_residual_blocks_take_three_tensors(blocks: int) -> None:
+    """By size alone they take four."""
+    assert height(residual_blocks(blocks, 16384)) == 3 * 16384
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60))
+def test_a_chain_takes_its_largest_pair(sizes: list[int]) -> None:
+    chained = [Buffer(str(i), 16 * size, i, i + 1) for i, size in enumerate(sizes)]
+    assert height(chained) == 16 * max(map(sum, zip(sizes, [*sizes[1:], 0], strict=True)))
+
+
+def test_the_same_plan_every_time() -> None:
+    sizes = np.random.default_rng(3).integers((1, 0, 0), (900, 30, 12), (60, 3)).tolist()
+    hard = [Buffer(str(i), *row[:2], sum(row[1:])) for i, row in enumerate(sizes)]
+    assert plan(hard) == plan(hard)
+
+
 def test_models_of_helpers() -> None:
     for model in (
         helpers.residual(),

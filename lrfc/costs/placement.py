@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, cycle
+from typing import NamedTuple
 
 import numpy as np
 
 #: Work of a search before it gives up, in comparisons of two buffers: some 0.1 to 0.2 CPU-s.
 WORK = 300_000
+#: Changes without success after which a search starts over from another order.
+PATIENCE = 40
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,20 @@ def plan(buffers: Sequence[Buffer], alignment: int = 16) -> dict[str, int]:
     Each buffer in turn gets the smallest sufficient gap, or the lowest, between those already
     placed. The first order is by size, as in TFLite (Pisarchyk & Lee 2020, arXiv 2001.03288,
     algorithm 3); equal sizes are ordered by start and name. Where that takes more bytes than are
-    ever alive at one time, other orders follow, and from the best of these a hill climb: one of the
-    topmost buffers, or a buffer alive with it, moves to another turn. The search ends at that lower
-    bound or after WORK, and gives the same plan in every run. ``alignment``: of every offset.
+    ever alive at one time, other orders follow, and hill climbs from these: a topmost buffer, or
+    one alive with it, moves to another turn. The search ends at that lower bound or after WORK, and
+    gives the same plan in every run. ``alignment``: of every offset.
     """
     search = _Search(buffers, alignment)
     return dict(zip((b.name for b in buffers), search.best(), strict=True)) if buffers else {}
+
+
+class _Plan(NamedTuple):
+    """The bytes that a plan takes, the order of its buffers, and the offset of each."""
+
+    height: int
+    order: list[int]
+    offsets: list[int]
 
 
 class _Search:
@@ -53,30 +64,45 @@ class _Search:
 
     def best(self) -> list[int]:
         """The offset of each buffer in the lowest plan that is found."""
-        found: list[tuple[int, list[int], list[int]]] = []
+        found: list[_Plan] = []
         for order, lowest in self._orders():
-            offsets = self._placed(order, lowest=lowest)
-            found.append((self._height(offsets), order, offsets))
-            if found[-1][0] == self._bound:
-                return offsets
-        height, order, offsets = min(found, key=lambda entry: entry[0])
-        return self._climbed(height, order, offsets)
+            found.append(self._plan(order, lowest=lowest))
+            if found[-1].height == self._bound:
+                return found[-1].offsets
+        return self._climbed(sorted(found, key=lambda plan: plan.height)).offsets
 
-    def _climbed(self, height: int, order: list[int], offsets: list[int]) -> list[int]:
-        """The offsets after changes to the order that do not raise the plan."""
-        random = np.random.default_rng(0)
-        for _ in range(WORK // (len(order) + sum(map(len, self._others)))):
-            tops = [i for i in order if offsets[i] + self._sizes[i] == height]
-            top = tops[random.integers(len(tops))]
-            moved = (top, *self._others[top])[random.integers(1 + len(self._others[top]))]
-            changed = [i for i in order if i != moved]
-            changed.insert(int(random.integers(len(order))), moved)
-            placed = self._placed(changed, lowest=True)
-            if self._height(placed) <= height:
-                height, order, offsets = self._height(placed), changed, placed
-            if height == self._bound:
+    def _climbed(self, starts: Sequence[_Plan]) -> _Plan:
+        """The lowest of the plans that changes to the orders of ``starts`` lead to."""
+        random, following = np.random.default_rng(0), cycle(starts)
+        current = best = next(following)
+        failures = 0
+        for _ in range(WORK // (len(self._sizes) + sum(map(len, self._others)))):
+            moved = self._near_the_top(current, random)
+            order = [i for i in current.order if i != moved]
+            order.insert(int(random.integers(len(self._sizes))), moved)
+            changed = self._plan(order, lowest=True)
+            failures = 0 if changed.height < current.height else failures + 1
+            if changed.height <= current.height:
+                current = changed
+            best = min(best, current, key=lambda plan: plan.height)
+            if best.height == self._bound:
                 break
-        return offsets
+            if failures == PATIENCE:
+                current, failures = next(following), 0
+        return best
+
+    def _near_the_top(self, plan: _Plan, random: np.random.Generator) -> int:
+        """A topmost buffer, or one that a few steps to a buffer alive with the last lead to."""
+        tops = [i for i in plan.order if plan.offsets[i] + self._sizes[i] == plan.height]
+        found = tops[random.integers(len(tops))]
+        while self._others[found] and random.integers(2):
+            found = self._others[found][random.integers(len(self._others[found]))]
+        return found
+
+    def _plan(self, order: list[int], *, lowest: bool) -> _Plan:
+        """The plan of an order; see ``_placed``."""
+        offsets = self._placed(order, lowest=lowest)
+        return _Plan(max(map(int.__add__, offsets, self._sizes)), order, offsets)
 
     def _orders(self) -> Iterator[tuple[list[int], bool]]:
         """Orders to start from, each with whether it takes the lowest gap or the smallest."""
@@ -109,10 +135,6 @@ class _Search:
                 end = max(end, offset + sizes[j])
             offsets[i] = end if place < 0 else place
         return offsets
-
-    def _height(self, offsets: Sequence[int]) -> int:
-        """The bytes that a plan takes."""
-        return max(map(int.__add__, offsets, self._sizes))
 
     def _bytes_alive(self) -> list[int]:
         """The bytes alive at each step."""
