@@ -57,6 +57,10 @@ class FileTarget(ABC):
         """The target whose files hold a memory plan; this one where the format cannot hold any."""
         return self
 
+    def within(self, limit_bytes: float) -> FileTarget:
+        """This target: the format has no files that compute operators in strips."""
+        return self
+
     def arena_bytes(self, path: Path) -> int | None:
         """The bytes of a file's planned activation arena; None: they cannot be read from it."""
         return None

@@ -7,11 +7,17 @@ import re
 from collections.abc import Iterator
 from copy import copy
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lrfc.config.build import parse
+from lrfc.engine.destinations import destination
+from lrfc.engine.patches import patched
+from lrfc.engine.preflight import Goal
+from lrfc.targets.devices import device as devices
 from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import activations, live_peak
 from lrfc.targets.tflite.memory_plan import with_plan
@@ -20,7 +26,9 @@ from lrfc.targets.tflite.regions import places
 from lrfc.targets.tflite.rows import Padded, Rows, Window
 from lrfc.targets.tflite.stitching import stitch
 from lrfc.targets.tflite.strips import programme
+from lrfc.targets.tflite.target import TFLite
 from lrfc.targets.tflite.tileable import network
+from tests import helpers
 from tests.tflite_files import File, by_micro, by_reference, samples
 
 MICRO = importlib.util.find_spec("tflite_micro") is not None
@@ -182,3 +190,48 @@ def test_rows_of_padding() -> None:
     assert padded.computed(Rows(0, 5)) == Rows(0, 7)
     assert padded.computed(Rows(4, 10)) == Rows(6, 15)
     assert padded.padding(Rows(4, 10)) == (0, 3)
+
+
+def test_an_emitted_file_is_within_the_limit(tmp_path: Path) -> None:
+    graph = helpers.graph_of(helpers.residual(size=24, filters=8))
+    inputs = helpers.random_inputs(graph, 8)
+    target = TFLite("int8").with_plan()
+    whole = target.emit(graph, tmp_path / "whole.tflite", inputs)
+    before = target.arena_bytes(whole.path)
+    assert before is not None
+    limited = target.within(0.8 * before)
+    tiled_file = limited.emit(graph, tmp_path / "patched.tflite", inputs)
+    after = target.arena_bytes(tiled_file.path)
+    assert after is not None
+    assert after <= 0.8 * before
+    assert not whole.patches
+    assert tiled_file.patches
+    assert tiled_file.added_macs > 0
+    assert sum(w.macs for w in target.operators(tiled_file.path).workloads) == (
+        tiled_file.added_macs + sum(w.macs for w in target.operators(whole.path).workloads)
+    )
+    for one, other in zip(
+        target.reference(whole)(inputs), target.reference(tiled_file)(inputs), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def limit_of(original: Path, name: str, precision: str, **options: str) -> float | None:
+    """The limit on the files for a device."""
+    goal = destination(Goal("tflite", precision, devices.load(name), 1, name))
+    target = patched(goal, parse(**options), original)
+    return target.limit_bytes if isinstance(target, TFLite) else None
+
+
+def test_patches_are_for_int8_files_on_microcontrollers(tmp_path: Path) -> None:
+    original = tmp_path / "original.tflite"
+    original.write_bytes(wide())
+    peak = live_peak(wide())
+    ram = devices.load("cortex-m4").ram_bytes
+    assert limit_of(original, "cortex-m4", "int8", max_ram="50%") == peak / 2
+    assert limit_of(original, "cortex-m7", "int8", max_ram="20KiB") == 20 * 1024
+    assert limit_of(original, "cortex-m4", "int8") == ram  # it holds without a budget
+    assert limit_of(original, "cortex-m4", "int8", max_ram="50%", patches="off") is None
+    assert limit_of(original, "cortex-m4", "fp32", max_ram="50%") is None
+    assert limit_of(original, "host", "int8", max_ram="50%") is None
+    assert limit_of(original, "ethos-u55-128", "int8", max_ram="50%") is None

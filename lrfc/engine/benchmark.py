@@ -205,7 +205,15 @@ class Bench:
     def _computed(self, file: Artifact, graph: Graph) -> Measurement:
         profile = self._prices_in(file.precision)
         assert profile is not None  # no_float rules this out
-        return estimated(file.path, profile.predict(self._ops(graph)), self.profile, self._threads)
+        ms = profile.predict(self._file_ops(file) if file.patches else self._ops(graph))
+        return estimated(file.path, ms, self.profile, self._threads)
+
+    def _file_ops(self, file: Artifact) -> tuple[Workload, ...]:
+        """The operators of a file, which its graph does not show where it has patches."""
+        found = self._target.operators(file.path)
+        assert found is not None  # only formats with a reader have patches
+        workloads: tuple[Workload, ...] = found.workloads
+        return workloads
 
 
 class NPUBench(Bench):

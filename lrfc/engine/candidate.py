@@ -12,6 +12,7 @@ from lrfc.data.counts import CALIBRATED, CHECKED
 from lrfc.engine.benchmark import Bench
 from lrfc.engine.destinations import Destination
 from lrfc.engine.op_costs import op_profile
+from lrfc.engine.patches import patched
 from lrfc.engine.reference_kernels import Kernels, kernels
 from lrfc.engine.tuning import Plan
 from lrfc.errors import BudgetError, ModelError, NoGainError
@@ -114,7 +115,10 @@ def try_out(
     data, target = made.state.data, goal.target
     calibration = data.train.head(CALIBRATED).inputs
     original = target.emit(made.original, folder / f"original{target.suffix}", calibration)
-    emitted = _emitted(made, target, folder / f"{made.source.stem}{target.suffix}", calibration)
+    path = folder / f"{made.source.stem}{target.suffix}"
+    emitted = _emitted(made, patched(goal, made.config, original.path), path, calibration)
+    for patch in emitted.patches:
+        made.state.progress.log(f"  {patch.first} to {patch.last}: in {patch.strips} strips")
     samples = data.validation.head(CHECKED).inputs
     difference = parity(
         emitted, target.load(emitted), samples, keras_io.predict(made.state.graph, samples)
@@ -229,7 +233,7 @@ def _figures(
     sums, planned = totals(graph), target.arena_bytes(file.path)
     return Figures(
         params=sums["params"],
-        macs=sums["macs"],
+        macs=sums["macs"] + file.added_macs,
         file_bytes=file.bytes,
         arena_bytes=profile(graph, file.precision).arena_bytes if planned is None else planned,
         accuracy=score,

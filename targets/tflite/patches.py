@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lrfc.protocols import Patch
 from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import Activations, activations, fixed
 from lrfc.targets.tflite.order import least_order
@@ -26,14 +27,6 @@ WORK = 200_000
 PRECISION = 0.01
 
 
-class Patch(NamedTuple):
-    """A region in strips. ``first``, ``last``: its operators, named by their first output."""
-
-    first: str
-    last: str
-    strips: int
-
-
 @dataclass(frozen=True)
 class Tiling:
     """A file with regions in strips.
@@ -47,6 +40,11 @@ class Tiling:
     patches: tuple[Patch, ...]
     macs: tuple[int, int]
     peak: tuple[int, int]
+
+    @property
+    def added_macs(self) -> int:
+        """The MACs that strips compute more than once."""
+        return self.macs[1] - self.macs[0]
 
 
 def tiled(content: bytes | bytearray, limit_bytes: float) -> Tiling:
