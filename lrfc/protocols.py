@@ -132,6 +132,13 @@ class Target(Protocol):
         """The bytes of the planned activation arena of a file; None where it does not tell them."""
         ...
 
+    def tail_bytes(self, graph: Graph) -> int:
+        """The bytes beside activations that the runtime needs in a microcontroller's RAM.
+
+        0 for any other device.
+        """
+        ...
+
     def scales(self, path: Path) -> tuple[tuple[str, float, int], ...]:
         """Name, scale and zero point of each input and output of a file that holds integers."""
         ...

@@ -65,6 +65,10 @@ class FileTarget(ABC):
         """The bytes of a file's planned activation arena; None: they cannot be read from it."""
         return None
 
+    def tail_bytes(self, graph: Graph) -> int:
+        """The bytes beside activations in a microcontroller's RAM: none."""
+        return 0
+
     def operators(self, path: Path) -> Operators | None:
         """The operators of a file of unknown origin; None: the format has no reader."""
         return None

@@ -127,6 +127,22 @@ def test_a_budget_that_cannot_be_met_is_an_error_with_its_reason() -> None:
         )
 
 
+def test_on_a_microcontroller_the_tail_counts() -> None:
+    plain = target("tflite", "int8")
+    micro = plain.with_plan()
+    original = fold_batchnorm(state().original)
+    select = SelectRanks(max_macs=share(0.8))
+    tail = micro.tail_bytes(original)
+    assert plain.tail_bytes(original) == 0 < tail
+    whole = arena(original, 1).planned_bytes() + tail
+    limit = Budget(value=1.15 * whole, relative=False)
+    graph = rewritten(*meet(state(), select, None, limit, [micro]))
+    assert micro.tail_bytes(graph) > tail  # factors are more operators
+    assert arena(graph, 1).planned_bytes() + micro.tail_bytes(graph) <= limit.value
+    with pytest.raises(BudgetError, match="--max-ram"):
+        meet(state(), select, None, Budget(value=0.5 * whole, relative=False), [micro])
+
+
 def test_without_these_budgets_nothing_is_done() -> None:
     select = SelectRanks(max_macs=share(0.5))
     assert meet(state(), select, None, None, []) == (state(), select)

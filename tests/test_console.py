@@ -154,6 +154,20 @@ def result(name: str = "small", accuracy: float | None = 0.9) -> Result:
     return Result(Path(name), manifest, Ratio(3.9, 3.8, 4.1))
 
 
+def test_the_measured_memory_of_a_microcontroller() -> None:
+    term, out, _ = terminal()
+    built = result()
+    arena = {"arena_head_bytes": 2048, "arena_tail_bytes": 1024}
+    sides = {
+        side: getattr(built.manifest, side).model_copy(update=arena) for side in ("before", "after")
+    }
+    manifest = built.manifest.model_copy(update=sides)
+    build_view.results(term, [replace(built, manifest=manifest)], as_json=False)
+    text = " ".join(out.getvalue().split())
+    assert "arena head, measured 2 KiB 2 KiB" in text
+    assert "arena tail, measured 1 KiB 1 KiB" in text
+
+
 def test_the_table_of_a_build() -> None:
     term, out, _ = terminal()
     build_view.results(term, [result()], as_json=False)

@@ -90,11 +90,12 @@ def test_a_missing_and_an_old_package_are_both_named(monkeypatch: pytest.MonkeyP
 
 
 def test_optional_packages_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions(monkeypatch, ethos_u_vela=None, tensorflow_model_optimization=None)
+    versions(monkeypatch, ethos_u_vela=None, tensorflow_model_optimization=None, tflite_micro=None)
     checks = [diagnosis._extra(name) for name in diagnosis.OPTIONAL]
     assert [check.detail for check in checks] == [
         "not installed; pip install 'lrfc[npu]'",
         "not installed; pip install 'lrfc[qat]'",
+        "not installed; pip install 'lrfc[micro]'",
     ]
     require(checks)
     vela = {check.name: check for check in diagnosis._devices()}["devices: vela"]

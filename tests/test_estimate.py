@@ -76,7 +76,8 @@ def test_the_command_calls_it_an_estimate(
     )
     text = capfd.readouterr().out
     assert "estimated by TensorFlow Lite Micro with CMSIS-NN" in text
-    assert "measured" not in text
+    assert "no device was timed; arena measured with TensorFlow Lite Micro" in text
+    assert "arena tail" in text
     assert (
         CliRunner()
         .invoke(cli.app, ["measure", str(one), "--device", "cortex-m7", "--json"])
@@ -86,6 +87,7 @@ def test_the_command_calls_it_an_estimate(
     (row,) = json.loads(capfd.readouterr().out)["measurements"]
     assert row["source"] == "estimated"
     assert row["cold_start_ms"] is row["peak_rss_bytes"] is None
+    assert row["arena_head_bytes"] > 0 < row["arena_tail_bytes"]
 
 
 @pytest.mark.parametrize(

@@ -309,6 +309,8 @@ def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: 
         "cycles": None,
         "sram_bytes": None,
         "flash_bytes": None,
+        "arena_head_bytes": None,
+        "arena_tail_bytes": None,
     }
     assert value["accuracy"] == {
         "metric": None,

@@ -47,6 +47,7 @@ HEAVY = {
     "tensorly",
     "tf2onnx",
     "tf_keras",
+    "tflite_micro",
 }
 
 FILES = sorted(

@@ -189,7 +189,7 @@ def test_every_import_is_declared_and_every_dependency_is_used() -> None:
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     extras = {
         canonicalize_name(Requirement(line).name)
-        for name in ("npu", "qat")
+        for name in ("micro", "npu", "qat")
         for line in PROJECT["optional-dependencies"][name]
     }
     found = set().union(

@@ -271,6 +271,27 @@ def test_a_latency_names_runs_and_threads_of_both_files() -> None:
     }["Latency, median"] == "measured, n = 200, 1 thread"
 
 
+def test_the_measured_memory_of_a_microcontroller_is_beside_its_estimated_time() -> None:
+    sides = [
+        side.model_copy(
+            update={
+                "latency_ms": Latency(p50=ms, p90=ms, n=1, threads=1, source="estimated"),
+                "peak_rss_bytes": None,
+                "arena_head_bytes": head,
+                "arena_tail_bytes": 1024,
+            }
+        )
+        for side, ms, head in ((made().before, 2.0, 2048), (made().after, 1.0, 1024))
+    ]
+    rows = {row.name: row for row in tables.figures(made(before=sides[0], after=sides[1]))}
+    assert rows["Arena head: activations"].note == "measured with TensorFlow Lite Micro"
+    assert "3,072" in rows["Arena, both"].before
+    assert "2,048" in rows["Arena, both"].after
+    assert "Latency, estimated" in rows
+    assert "Peak resident memory" not in rows
+    assert "Arena, both" not in {row.name for row in tables.figures(made())}
+
+
 def test_a_page_of_estimates_does_not_speak_of_measurements() -> None:
     sides = [
         side.model_copy(

@@ -165,12 +165,12 @@ def test_the_limits_of_the_device() -> None:
     assert [(room.memory, room.needed, room.limit, room.fits) for room in fits.rooms] == [
         ("flash", 4_096, 1_048_576, True), ("ram", 2_048, 327_680, True)]  # fmt: skip
     assert (
-        "The file fits cortex-m7: flash 4 KiB of 1 MiB and RAM 2 KiB of 320 KiB; the"
-        " runtime itself comes on top." in details(fits)
+        "The file fits cortex-m7: flash 4 KiB of 1 MiB and RAM 2 KiB of 320 KiB (planned; pip"
+        " install 'lrfc[micro]' measures it); the runtime itself comes on top." in details(fits)
     )
     large = judged(computed, board.model_copy(update={"ram_bytes": 2_047}))
     assert details(large)[-1].startswith("The file does NOT fit cortex-m7: ")
-    assert "RAM 2 KiB of 1.999 KiB (TOO MUCH)" in details(large)[-1]
+    assert "RAM 2 KiB of 1.999 KiB (TOO MUCH; planned; " in details(large)[-1]
     npu = judged(
         manifest(
             **sides | {"after": figures("compiled", sram_bytes=900, flash_bytes=700, cycles=5)}
@@ -182,6 +182,32 @@ def test_the_limits_of_the_device() -> None:
     assert (
         details(without)[-1] == "The device profile of cortex-m7 has no limits for flash and RAM."
     )
+
+
+def test_the_measured_arena_of_a_microcontroller_counts() -> None:
+    board = device.load("cortex-m7")
+    arena = {"arena_head_bytes": 2_000, "arena_tail_bytes": 1_072}
+    sides = {
+        "before": figures("estimated", **arena),
+        "after": figures("estimated", ms=1.0, **arena | {"arena_tail_bytes": 1_073}),
+        "device": board.name,
+    }
+    slightly = judged(manifest(**sides), board)
+    (ram,) = (room for room in slightly.rooms if room.memory == "ram")
+    assert (ram.needed, ram.head, ram.tail, ram.source) == (3_073, 2_000, 1_073, "measured")
+    assert ram.remedy is None
+    assert "(measured: 1.953 KiB of activations, 1.048 KiB of the runtime's structures)" in str(
+        details(slightly)
+    )
+    assert [change.quantity for change in slightly.grown] == ["arena_total_bytes"], "no noise"
+    assert "RAM of TensorFlow Lite Micro from 3 KiB to 3.001 KiB" in str(details(slightly))
+    config = BuildConfig(max_ram="100%").model_dump(mode="json")
+    (asked,) = judged(manifest(**sides, config=config), board).budgets
+    assert (asked.quantity, asked.bound, asked.value, asked.met) == (
+        "arena_total_bytes", 3_072, 3_073, False)  # fmt: skip
+    half = sides | {"before": figures("estimated")}
+    (asked,) = judged(manifest(**half, config=config), board).budgets
+    assert asked.quantity == "arena_bytes", "both sides by one measure"
 
 
 def test_figures_without_a_timed_run_are_not_called_measured() -> None:

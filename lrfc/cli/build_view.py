@@ -105,6 +105,9 @@ def _figures(manifest: Manifest) -> Iterator[_Figure]:
         yield row("NPU cycles, compiled", count, before.cycles, after.cycles)
         yield row("SRAM, compiled", size, before.sram_bytes, after.sram_bytes)
         yield row("flash, compiled", size, before.flash_bytes, after.flash_bytes)
+    elif before.arena_total_bytes is not None:
+        yield row("arena head, measured", size, before.arena_head_bytes, after.arena_head_bytes)
+        yield row("arena tail, measured", size, before.arena_tail_bytes, after.arena_tail_bytes)
     elif (before.peak_rss_bytes, after.peak_rss_bytes) != (None, None):
         yield row("peak RSS, measured", size, before.peak_rss_bytes, after.peak_rss_bytes)
     yield from _latencies(manifest)

@@ -164,20 +164,25 @@ def _computed(terminal: Terminal, rows: Sequence[Measurement]) -> None:
     from lrfc.targets.devices.speed import speedup
 
     first = rows[0]
+    measured = first.arena_head_bytes is not None
+    names = ("arena head", "arena tail") if measured else ("cycles", "SRAM", "flash")
     table = [
         (
             row.path.name,
             decimal(row.median_ms),
-            count(row.cycles),
-            size(row.sram_bytes),
-            size(row.flash_bytes),
+            *(
+                (size(row.arena_head_bytes), size(row.arena_tail_bytes))
+                if measured
+                else (count(row.cycles), size(row.sram_bytes), size(row.flash_bytes))
+            ),
             factor(speedup(first, row).median),
         )
         for row in rows
     ]
-    terminal.table("", ("file", "ms", "cycles", "SRAM", "flash", "speed"), table)
+    terminal.table("", ("file", "ms", *names, "speed"), table)
     runtime = " ".join(part for part in (first.runtime, first.runtime_version) if part)
-    terminal.line(f"{first.source} by {runtime}, batch 1; no device was timed")
+    memory = "; arena measured with TensorFlow Lite Micro" if measured else ""
+    terminal.line(f"{first.source} by {runtime}, batch 1; no device was timed{memory}")
 
 
 def calibration(terminal: Terminal, report: CalibrationReport, *, as_json: bool) -> None:

@@ -50,7 +50,11 @@ REQUIRED = {
     "tf2onnx": ("tf2onnx", "1.17"),
 }
 #: Package → the extra of lrfc that installs it, and the oldest supported version.
-OPTIONAL = {"ethos-u-vela": ("npu", "5"), "tensorflow-model-optimization": ("qat", "0.8")}
+OPTIONAL = {
+    "ethos-u-vela": ("npu", "5"),
+    "tensorflow-model-optimization": ("qat", "0.8"),
+    "tflite-micro": ("micro", "0.dev20261023"),
+}
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,8 @@ def _extra(name: str, *, complete: bool = True) -> Check:
     def load() -> str:
         if extra == "npu":
             importlib.import_module("ethosu.vela")
+        elif extra == "micro":
+            importlib.import_module("tflite_micro.python.tflite_micro.runtime")
         elif complete:
             from lrfc.training import annotate
 

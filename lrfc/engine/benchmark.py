@@ -13,8 +13,9 @@ from lrfc.costs import npu
 from lrfc.costs.latency import CostProfile, load
 from lrfc.costs.measurements import Key, Sample, Store, now, of_model, of_op
 from lrfc.costs.workload import Workload
-from lrfc.engine.estimate import estimated
+from lrfc.engine.estimate import estimated, with_arena
 from lrfc.engine.growth import Ram
+from lrfc.errors import DeviceError
 from lrfc.ir.batch import Batch
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
@@ -29,6 +30,7 @@ from lrfc.targets.devices.runners import runner
 from lrfc.targets.devices.runners.base import DeviceRunner, OpRunner
 from lrfc.targets.devices.speed import Ratio, speedup
 from lrfc.targets.ethos_u.vela import Compiled, owners, version
+from lrfc.targets.micro import tflm
 
 #: Timings of each file, enough to tell which is slower.
 RUNS = 60
@@ -206,7 +208,8 @@ class Bench:
         profile = self._prices_in(file.precision)
         assert profile is not None  # no_float rules this out
         ms = profile.predict(self._file_ops(file) if file.patches else self._ops(graph))
-        return estimated(file.path, ms, self.profile, self._threads)
+        row = estimated(file.path, ms, self.profile, self._threads)
+        return with_arena(row, self._device)
 
     def _file_ops(self, file: Artifact) -> tuple[Workload, ...]:
         """The operators of a file, which its graph does not show where it has patches."""
@@ -288,9 +291,7 @@ def fallbacks(
 
     None where no op does. DeviceError where all ops do.
     """
-    folded = fold_batchnorm(graph)
-    path = folder / f"{device.name}{target.suffix}"
-    file = target.emit(folded, path, tuple(x[:2] for x in inputs))
+    folded, file = _whole(target, graph, inputs, folder)
     with runner(device) as npu_runner:
         result = cast("OpRunner", npu_runner).compiled(file)
     on_cpu = {name: cost.cpu for name, cost in spent(result, folded).items() if cost.cpu}
@@ -298,3 +299,27 @@ def fallbacks(
         return None
     ops = ", ".join(f"{name} ({', '.join(operators)})" for name, operators in on_cpu.items())
     return f"{device.name} leaves to the CPU, and counts no cycles for: {ops}"
+
+
+def check_operators(
+    target: Target, device: Device, graph: Graph, inputs: Batch, folder: Path
+) -> None:
+    """Have the runtime of a microcontroller load a network, where that is installed here.
+
+    DeviceError, in one line, that names all operators which it lacks, or says that it does not
+    survive the file.
+    """
+    if not tflm.installed():
+        return
+    _, file = _whole(target, graph, inputs, folder)
+    try:
+        tflm.arena(file.path)
+    except DeviceError as error:
+        raise DeviceError(f"device '{device.name}': {error}") from error
+
+
+def _whole(target: Target, graph: Graph, inputs: Batch, folder: Path) -> tuple[Graph, Artifact]:
+    """A network as it is emitted, and its file, calibrated on two samples."""
+    folded = fold_batchnorm(graph)
+    path = folder / f"original{target.suffix}"
+    return folded, target.emit(folded, path, tuple(x[:2] for x in inputs))

@@ -74,15 +74,15 @@ class _Size:
 
 @dataclass(frozen=True)
 class _Memory:
-    """A budget on the planned activation arena, in each precision.
+    """A budget on the planned activation arena and, on a microcontroller, on the tail behind it.
 
-    ``limits``: bytes of the arena that the budget allows. ``live``: bytes that may be alive at one
-    time; fewer than the limit after an arena that was planned with gaps.
+    Both by target. ``limits``: bytes of both that the budget allows. ``live``: bytes that may be
+    alive at one time; fewer than the limit by the tail, and by the gaps in a planned arena.
     """
 
     budget: Budget
-    limits: Mapping[str, float]
-    live: Mapping[str, float]
+    limits: Mapping[Target, float]
+    live: Mapping[Target, float]
 
     def bound(self, state: State, select: SelectRanks) -> tuple[State, SelectRanks]:
         """The state and the selection, limited to the bytes that may be alive.
@@ -90,30 +90,30 @@ class _Memory:
         BudgetError where a layer has no candidate within the limit.
         """
         if _prunes(state, select):
-            rows = (PeakMemory(of(name).activation, limit) for name, limit in self.live.items())
+            rows = (PeakMemory(_itemsize(target), limit) for target, limit in self.live.items())
             return state, replace(select, peak_memory=(*select.peak_memory, *rows))
-        for precision, limit in self.live.items():
-            state = _fitting(state, precision, limit, self.budget)
+        for target, limit in self.live.items():
+            state = _fitting(state, target.precision, limit, self.budget)
         return state, select
 
-    def planned(self, graph: Graph, log: Callable[[str], None]) -> dict[str, int]:
-        """Bytes of the graph's arena in each precision, each with a line in the log."""
-        arenas = {}
-        for precision in self.limits:
-            arenas[precision] = arena(graph, of(precision).activation).planned_bytes()
-            log(f"  activation arena: {arenas[precision]:,} bytes")
-        return arenas
+    def planned(self, graph: Graph, log: Callable[[str], None]) -> dict[Target, int]:
+        """The bytes that the graph needs for each target, each with a line in the log."""
+        needs = {}
+        for target in self.limits:
+            activations, tail = _arena_bytes(graph, target), target.tail_bytes(graph)
+            needs[target] = activations + tail
+            behind = f", and a tail of {tail:,} bytes" if tail else ""
+            log(f"  activation arena: {activations:,} bytes{behind}")
+        return needs
 
-    def met(self, arenas: Mapping[str, int]) -> bool:
-        """Whether these arenas are within the budget."""
-        return all(size <= self.limits[precision] for precision, size in arenas.items())
+    def met(self, needs: Mapping[Target, int]) -> bool:
+        """Whether these needs are within the budget."""
+        return all(size <= self.limits[target] for target, size in needs.items())
 
-    def corrected(self, arenas: Mapping[str, int]) -> _Memory:
-        """This bound after a plan with these arenas: gaps between tensors take bytes too."""
-        live = dict(self.live)
-        for precision, size in arenas.items():
-            if size > self.limits[precision]:
-                live[precision] = live[precision] * self.limits[precision] / size
+    def corrected(self, needs: Mapping[Target, int]) -> _Memory:
+        """This bound after a plan with these needs: gaps between tensors and tails take bytes."""
+        beyond = {target: size - self.limits[target] for target, size in needs.items()}
+        live = {target: limit - max(beyond[target], 0) for target, limit in self.live.items()}
         return replace(self, live=live)
 
 
@@ -127,7 +127,7 @@ def meet(
     """A design space and a selection whose plan meets a size and a memory budget.
 
     The budgets of ``select`` hold too. A percentage is of the original's file for the target, and
-    of the original's planned arena.
+    of the original's planned arena, on a microcontroller with its tail.
 
     Size becomes a bound on parameters, corrected by the files of the plans. The peak memory of a
     factorized layer does not depend on other layers, so candidates over the budget are removed.
@@ -156,9 +156,9 @@ def meet(
                 raise size.unreachable(sizes)
             size = size.corrected(graph, sizes)
         if memory is not None:
-            arenas = memory.planned(graph, state.progress.log)
-            met = met and memory.met(arenas)
-            memory = memory.corrected(arenas)
+            needs = memory.planned(graph, state.progress.log)
+            met = met and memory.met(needs)
+            memory = memory.corrected(needs)
         if met:
             return bounded, constraints
     raise _unmet(max_size, max_ram)
@@ -217,10 +217,22 @@ def _beside(graph: Graph, sizes: Sequence[int], targets: Sequence[Target]) -> tu
 
 def _memory(original: Graph, budget: Budget, targets: Sequence[Target]) -> _Memory:
     """The memory budget before any plan."""
-    precisions = sorted({target.precision for target in targets})
-    arenas = {name: arena(original, of(name).activation).planned_bytes() for name in precisions}
-    limits = {name: budget.limit(planned) for name, planned in arenas.items()}
-    return _Memory(budget, limits, limits)
+    tails = {target: target.tail_bytes(original) for target in targets}
+    limits = {
+        target: budget.limit(_arena_bytes(original, target) + tail)
+        for target, tail in tails.items()
+    }
+    return _Memory(budget, limits, {target: limits[target] - tails[target] for target in targets})
+
+
+def _arena_bytes(graph: Graph, target: Target) -> int:
+    """The planned activation arena of a graph in the precision of a target."""
+    return arena(graph, _itemsize(target)).planned_bytes()
+
+
+def _itemsize(target: Target) -> int:
+    """The bytes of an activation in a file."""
+    return of(target.precision).activation
 
 
 def _prunes(state: State, select: SelectRanks) -> bool:
@@ -270,12 +282,12 @@ def emitted(graph: Graph, state: State, targets: Sequence[Target]) -> list[int]:
 
 def _check_memory(state: State, memory: _Memory) -> None:
     """Raise BudgetError where the memory budget alone cannot be met by ranks and filters."""
-    for precision, limit in memory.limits.items():
+    for target, limit in memory.live.items():
         least = milp.least_peak_memory(
             state.graph,
             state.fact(DesignSpace).spaces,
             state.fact(FilterSpace),
-            of(precision).activation,
+            _itemsize(target),
         )
         if least > limit:
             reason = (

@@ -245,6 +245,8 @@ def _figures(
         cycles=measured.cycles,
         sram_bytes=measured.sram_bytes,
         flash_bytes=measured.flash_bytes,
+        arena_head_bytes=measured.arena_head_bytes,
+        arena_tail_bytes=measured.arena_tail_bytes,
     )
 
 

@@ -14,7 +14,7 @@ from lrfc.config.precision import PRECISIONS
 from lrfc.costs.measurements import Store
 from lrfc.data.counts import TIMED
 from lrfc.engine.baseline import Baseline, baseline
-from lrfc.engine.benchmark import Bench, NPUBench, fallbacks
+from lrfc.engine.benchmark import Bench, NPUBench, check_operators, fallbacks
 from lrfc.engine.candidate import Trial, try_out
 from lrfc.engine.compress import Shared, compress
 from lrfc.engine.destinations import Destination
@@ -79,8 +79,15 @@ def explore(job: Job, graph: Graph) -> Explored | None:
 
 
 def _cpu_fallbacks(job: Job, state: State) -> Iterator[str]:
-    """A line for each NPU that cannot run all ops of the original."""
+    """A line for each NPU that cannot run all ops of the original.
+
+    DeviceError for a microcontroller that cannot.
+    """
     for goal in job.goals:
+        if goal.device.measures_arena:
+            with scratch.folder() as folder:
+                inputs = job.data.train.inputs
+                check_operators(goal.target, goal.device, state.original, inputs, folder)
         if goal.device.tells_ops:
             with scratch.folder() as folder:
                 inputs = job.data.train.inputs
@@ -270,7 +277,8 @@ def _wish(job: Job, state: State, goal: Destination, bench: Bench) -> Wish:
     if objective == "cycles" and bench.profile.unit != "cycles":
         timed = f"device '{goal.device.name}' is timed in milliseconds"
         raise UsageError(f"--objective cycles: {timed}; take --objective latency")
-    arena = profile(fold_batchnorm(state.original), goal.target.precision).arena_bytes
+    original = fold_batchnorm(state.original)
+    arena = profile(original, goal.target.precision).arena_bytes + goal.target.tail_bytes(original)
     methods = () if config.prune == "only" else config.methods
     return Wish(
         SelectRanks(config.max_macs, config.max_params, methods, config.max_latency),

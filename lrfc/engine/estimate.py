@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lrfc.config.precision import listed
@@ -15,6 +16,7 @@ from lrfc.system.reader import shown
 from lrfc.targets.catalog import target
 from lrfc.targets.devices.device import Device
 from lrfc.targets.devices.measure import Measurement
+from lrfc.targets.micro import tflm
 
 
 def estimates(
@@ -24,7 +26,8 @@ def estimates(
 
     UsageError when the device does not run such files, or has no profile of their latencies.
     """
-    return tuple(_estimate(path, form, device, threads or device.threads) for path, form in files)
+    rows = [_estimate(path, form, device, threads or device.threads) for path, form in files]
+    return tuple(with_arena(row, device) for row in rows)
 
 
 def estimated(
@@ -49,6 +52,21 @@ def estimated(
         file_bytes=path.stat().st_size,
         notes=notes,
     )
+
+
+def with_arena(measured: Measurement, device: Device) -> Measurement:
+    """The measurement with the arena of its file, for a device whose memory is measured.
+
+    With a note instead where the package is missing. The errors of
+    ``lrfc.targets.micro.tflm.arena``.
+    """
+    if not device.measures_arena:
+        return measured
+    if not tflm.installed():
+        note = f"the memory on {device.name} is not measured: {tflm.REMEDY}"
+        return replace(measured, notes=(*measured.notes, note))
+    arena = tflm.arena(measured.path)
+    return replace(measured, arena_head_bytes=arena.head_bytes, arena_tail_bytes=arena.tail_bytes)
 
 
 def _estimate(path: Path, form: str, device: Device, threads: int) -> Measurement:

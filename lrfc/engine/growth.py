@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from lrfc.config.build import Budget
 from lrfc.config.precision import of
 from lrfc.costs.arena import arena
+from lrfc.search.candidates import Candidate
 from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import live_need
 from lrfc.state import State
@@ -43,6 +46,22 @@ def limited(state: State, precision: str, growth: int | None) -> State:
     spaces = []
     for space in design.spaces:
         need = live_need(state.original, space, precision)
-        candidates = tuple(c for c in space.candidates if c.method is None or need(c) <= limit)
-        spaces.append(replace(space, candidates=candidates))
+        spaces.append(replace(space, candidates=tuple(_fitting(space.candidates, need, limit))))
     return state.with_fact(replace(design, spaces=tuple(spaces)))
+
+
+def _fitting(
+    candidates: Sequence[Candidate], need: Callable[[Candidate], int], limit: int
+) -> Iterator[Candidate]:
+    """The layer unchanged, and the candidates that need at most ``limit`` bytes, in their order."""
+    for method, group in groupby(candidates, key=lambda c: c.method):
+        alike = list(group)
+        if method is None:
+            yield from alike
+            continue
+        # The need grows with every rank.
+        largest = tuple(map(max, zip(*(c.ranks for c in alike), strict=True)))
+        if need(replace(alike[0], ranks=largest)) <= limit:
+            yield from alike
+        else:
+            yield from (c for c in alike if need(c) <= limit)

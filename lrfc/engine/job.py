@@ -12,6 +12,7 @@ from lrfc.data.dataset import Data
 from lrfc.engine.destinations import Destination
 from lrfc.engine.passes import until
 from lrfc.engine.replay import Locked
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
 from lrfc.metrics.metric import Metric
 from lrfc.pipeline import name_of, plan, run
@@ -97,7 +98,7 @@ def advanced(
 @span("scores")
 def scored(job: Job, figure: Metric, state: State) -> float:
     """The score of the state's network on the test samples, with a line in the log."""
-    test = job.data.test
-    score = figure.score(keras_io.outputs(state.graph, test.inputs), test)
+    test, graph = job.data.test, fold_batchnorm(state.graph)  # folded it runs a fifth faster
+    score = figure.score(keras_io.outputs(graph, test.inputs), test)
     job.progress.log(f"  {figure.name} {figure.shown(score)}")
     return score

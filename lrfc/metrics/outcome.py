@@ -90,7 +90,7 @@ class Speedup(Record):
 
 
 Pace = Literal["faster", "slower", "as fast", "not measurably different"]
-#: The fields of ``lrfc.results.manifest.Figures`` in a verdict, in its order; less is better.
+#: The figures of ``lrfc.results.manifest.Figures`` in a verdict, in its order; less is better.
 Quantity = Literal[
     "macs",
     "params",
@@ -100,6 +100,7 @@ Quantity = Literal[
     "cycles",
     "sram_bytes",
     "flash_bytes",
+    "arena_total_bytes",
     "peak_rss_bytes",
 ]
 
@@ -141,13 +142,20 @@ class Room(Record):
     """A memory limit of the device, the need of the file, and whether it fits.
 
     ``flash``: the file, or the weights as an NPU's compiler stores them. ``ram``: its activations,
-    or the SRAM that the compiler plans. The runtime needs memory in addition.
+    or the SRAM that the compiler plans, or the measured arena of a microcontroller; of that
+    ``head`` are activations, and ``tail`` structures of the runtime. The runtime's own variables
+    and code come in addition. ``source``: of ``needed``; null where it is counted or planned.
+    ``remedy``: what would have it measured; null where nothing would, or it is.
     """
 
     memory: Literal["flash", "ram"]
     needed: Count
     limit: Count
     fits: bool
+    source: Source | None = None
+    head: Count | None = None
+    tail: Count | None = None
+    remedy: str | None = None
 
 
 Outcome = Literal["compressed", "not met", "original kept"]

@@ -101,6 +101,9 @@ class Figures(Record):
     them, otherwise of the graph's. ``peak_rss_bytes``: measured, of the process that ran the file.
     ``cycles``, ``sram_bytes``, ``flash_bytes``: of an NPU, computed by its compiler. ``accuracy``:
     the score, in the metric of ``Accuracy.metric``.
+
+    ``arena_head_bytes``, ``arena_tail_bytes``: of a microcontroller, measured: the activations, and
+    the structures of the runtime, of TensorFlow Lite Micro; null where it is not installed.
     """
 
     params: Count
@@ -113,6 +116,15 @@ class Figures(Record):
     cycles: Count | None = None
     sram_bytes: Count | None = None
     flash_bytes: Count | None = None
+    arena_head_bytes: Count | None = None
+    arena_tail_bytes: Count | None = None
+
+    @property
+    def arena_total_bytes(self) -> int | None:
+        """The measured arena of a microcontroller, head and tail; None where it is unknown."""
+        if self.arena_head_bytes is None or self.arena_tail_bytes is None:
+            return None
+        return self.arena_head_bytes + self.arena_tail_bytes
 
 
 #: The stages of ``Accuracy`` in order, each with its name in texts.

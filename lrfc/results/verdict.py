@@ -21,6 +21,7 @@ from lrfc.metrics.outcome import (
 from lrfc.metrics.source import COMPILED, EXPLAINED, MEASURED, Source
 from lrfc.results.manifest import Figures, Manifest
 from lrfc.targets.devices.device import Device
+from lrfc.targets.micro import tflm
 from lrfc.text import (
     confidence,
     count,
@@ -48,6 +49,7 @@ NAMES: Mapping[Quantity, str] = {
     "cycles": "NPU cycles",
     "sram_bytes": "SRAM",
     "flash_bytes": "flash",
+    "arena_total_bytes": "RAM of TensorFlow Lite Micro",
     "peak_rss_bytes": "peak memory of the process",
 }
 #: The quantity that an option --max-… bounds.
@@ -61,6 +63,7 @@ _BUDGETS: Mapping[str, Quantity] = {
 #: The quantities that the headline compares with the original.
 _SHARES: tuple[Quantity, ...] = ("macs", "params", "file_bytes")
 _COMPILED: tuple[Quantity, ...] = ("cycles", "sram_bytes", "flash_bytes")
+_MEASURED: tuple[Quantity, ...] = ("arena_total_bytes", "peak_rss_bytes")
 
 
 def judged(manifest: Manifest, device: Device | None = None) -> Verdict:
@@ -91,13 +94,13 @@ def asked(budgets: Mapping[str, Budget], before: Figures, after: Figures) -> Ite
     """Test the file against each budget. ``budgets``: by the name in --max-NAME."""
     for name, budget in budgets.items():
         quantity = _BUDGETS[name]
+        if name == "ram" and None not in (before.arena_total_bytes, after.arena_total_bytes):
+            quantity = "arena_total_bytes"
         original, value = _value(before, quantity), _value(after, quantity)
         if original is None or value is None:
             continue
         bound = budget.limit(original)
-        noise = (
-            MARGIN if _source(after, quantity) == MEASURED else 1e-6 if name == "latency" else 0.0
-        )
+        noise = MARGIN if _noisy(after, quantity) else 1e-6 if name == "latency" else 0.0
         met = value <= bound * (1 + noise)
         yield Asked(
             option=f"--max-{name} {budget}", quantity=quantity, bound=bound, value=value, met=met
@@ -144,7 +147,7 @@ def _changes(manifest: Manifest) -> Iterator[Change]:
         if quantity == "latency_ms" and source == MEASURED:
             same = manifest.after == manifest.before or manifest.speedup is None
             grew = not same and manifest.speedup is not None and manifest.speedup.pace == "slower"
-        elif source == MEASURED:
+        elif _noisy(manifest.after, quantity):
             grew = after > before * (1 + MARGIN)
         yield Change(quantity=quantity, before=before, after=after, source=source, grew=grew)
 
@@ -159,18 +162,33 @@ def _value(figures: Figures, quantity: Quantity) -> float | None:
 def _source(figures: Figures, quantity: Quantity) -> Source | None:
     if quantity == "latency_ms":
         return None if figures.latency_ms is None else figures.latency_ms.source
-    return COMPILED if quantity in _COMPILED else MEASURED if quantity == "peak_rss_bytes" else None
+    return COMPILED if quantity in _COMPILED else MEASURED if quantity in _MEASURED else None
+
+
+def _noisy(figures: Figures, quantity: Quantity) -> bool:
+    """Whether the figure would be another one if it was measured again."""
+    return _source(figures, quantity) == MEASURED and quantity != "arena_total_bytes"
 
 
 def _rooms(after: Figures, device: Device) -> Iterator[Room]:
     stored = after.file_bytes if after.flash_bytes is None else after.flash_bytes
-    working = after.arena_bytes if after.sram_bytes is None else after.sram_bytes
     if device.flash_bytes is not None and stored is not None:
         fits = stored <= device.flash_bytes
         yield Room(memory="flash", needed=stored, limit=device.flash_bytes, fits=fits)
+    quantities: tuple[Quantity, ...] = ("arena_total_bytes", "sram_bytes", "arena_bytes")
+    working = next((q for q in quantities if _value(after, q) is not None), None)
     if device.ram_bytes is not None and working is not None:
-        fits = working <= device.ram_bytes
-        yield Room(memory="ram", needed=working, limit=device.ram_bytes, fits=fits)
+        needed = int(_value(after, working) or 0)
+        yield Room(
+            memory="ram",
+            needed=needed,
+            limit=device.ram_bytes,
+            fits=needed <= device.ram_bytes,
+            source=_source(after, working),
+            head=after.arena_head_bytes,
+            tail=after.arena_tail_bytes,
+            remedy=tflm.REMEDY if device.measures_arena and working == "arena_bytes" else None,
+        )
 
 
 # -- as text ---------------------------------------------------------------------------------------
@@ -338,15 +356,23 @@ def exact(quantity: Quantity, value: float) -> str:
 
 
 def _fit(verdict: Verdict) -> str:
-    memories = [
-        f"{'flash' if room.memory == 'flash' else 'RAM'} {size(room.needed)} of"
-        f" {size(room.limit)}{'' if room.fits else ' (TOO MUCH)'}"
-        for room in verdict.rooms
-    ]
     fits = "fits" if all(room.fits for room in verdict.rooms) else "does NOT fit"
-    return (
-        f"The file {fits} {verdict.device}: {_listed(memories)}; the runtime itself comes on top."
-    )
+    memories = _listed([_room(room) for room in verdict.rooms])
+    return f"The file {fits} {verdict.device}: {memories}; the runtime itself comes on top."
+
+
+def _room(room: Room) -> str:
+    remarks = [] if room.fits else ["TOO MUCH"]
+    if room.head is not None and room.tail is not None:
+        remarks.append(
+            f"measured: {size(room.head)} of activations, {size(room.tail)} of the runtime's"
+            " structures"
+        )
+    elif room.remedy is not None:
+        remarks.append(f"planned; {room.remedy}")
+    name = "flash" if room.memory == "flash" else "RAM"
+    remark = f" ({'; '.join(remarks)})" if remarks else ""
+    return f"{name} {size(room.needed)} of {size(room.limit)}{remark}"
 
 
 def _listed(words: list[str]) -> str:

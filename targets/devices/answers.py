@@ -1,4 +1,4 @@
-"""Validation of the answers of targets/devices/worker.py: a device is not trusted."""
+"""Validation of the answers of worker processes: a device is not trusted."""
 
 from __future__ import annotations
 
@@ -71,6 +71,19 @@ class Conditions(_Answer):
     celsius: Annotated[float, Field(ge=-1000, le=1e6, allow_inf_nan=False)] | None
 
 
+class Arena(_Answer):
+    """The answer to {"arena"} of targets/micro/worker.py."""
+
+    head: _Integer
+    tail: _Integer
+
+
+class Ran(_Answer):
+    """The answer to {"run"} of targets/micro/worker.py."""
+
+    samples: _Integer
+
+
 class End(_Answer):
     """The answer to {}."""
 
@@ -85,6 +98,8 @@ _ANSWERS: tuple[tuple[str, type[_Answer]], ...] = (
     ("parts", Parts),
     ("files", Turns),
     ("conditions", Conditions),
+    ("arena", Arena),
+    ("run", Ran),
 )
 
 

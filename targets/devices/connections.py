@@ -51,6 +51,8 @@ class Connection(Table):
     rounds_like_reference: ClassVar[bool] = False
     #: Whether the runtime places activations by the plan that a file holds.
     follows_plan: ClassVar[bool] = False
+    #: Whether TensorFlow Lite Micro on this machine tells the memory that a file takes there.
+    measures_arena: ClassVar[bool] = False
     #: Whether the runner reports the cycles of single ops: it is an OpRunner of runners/base.py.
     tells_ops: ClassVar[bool] = False
     #: The reason why there is nothing to calibrate, for a device whose figures are not measured.
@@ -183,13 +185,20 @@ class Vela(Connection):
 
 
 class Analytic(Connection):
-    """A device without a connection: its times are estimated, by its cost profile."""
+    """A microcontroller without a connection.
+
+    Its times are estimated, by its cost profile; the arena of a file is measured on this machine.
+    """
 
     figures: ClassVar[Source] = ESTIMATED
     rounds_like_reference: ClassVar[bool] = True  # CMSIS-NN on a microcontroller
     follows_plan: ClassVar[bool] = True  # TensorFlow Lite Micro
+    measures_arena: ClassVar[bool] = True
     not_timed: ClassVar[str] = "its times are computed"
-    remark: ClassVar[str] = "computed from published figures, never measured"
+    remark: ClassVar[str] = (
+        "times are computed from published figures, never measured; memory is measured by"
+        " TensorFlow Lite Micro, with pip install 'lrfc[micro]'"
+    )
 
     kind: Literal["analytic"] = "analytic"
     source: str  #: the source of the figures

@@ -98,6 +98,11 @@ class Device(Table):
         return self.connection.tells_ops
 
     @property
+    def measures_arena(self) -> bool:
+        """Whether TensorFlow Lite Micro on this machine tells the memory that a file takes."""
+        return self.connection.measures_arena
+
+    @property
     def rounds_like_reference(self) -> bool:
         """Whether the device rounds integers as LiteRT's reference kernels do.
 

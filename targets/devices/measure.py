@@ -63,7 +63,8 @@ class Measurement:
 
     ``source``: whether the figures are measured, estimated or compiled. Estimated and compiled ones
     have no cold start; compiled ones have ``cycles`` of the processor, ``sram_bytes`` and
-    ``flash_bytes``.
+    ``flash_bytes``. ``arena_head_bytes``, ``arena_tail_bytes``: measured, of a microcontroller; see
+    ``lrfc.targets.micro.tflm.Arena``.
     """
 
     path: Path
@@ -84,6 +85,8 @@ class Measurement:
     cycles: int | None = None
     sram_bytes: int | None = None
     flash_bytes: int | None = None
+    arena_head_bytes: int | None = None
+    arena_tail_bytes: int | None = None
     file_bytes: int | None = None
     outliers: float = 0.0
     drift: float | None = None

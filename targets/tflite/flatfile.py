@@ -17,6 +17,8 @@ from lrfc.targets.imports import need
 
 #: The identifier at byte 4 of every file.
 IDENTIFIER = b"TFL3"
+#: Bytes of a file beside its weights, so that the buffer of its bytes need not grow.
+REST = 4 << 20
 
 
 def schema() -> Any:
@@ -40,9 +42,9 @@ def pack(model: Any) -> bytes:
     import flatbuffers
 
     weights = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
-    builder = flatbuffers.Builder(weights + (1 << 16))
+    builder = flatbuffers.Builder(weights + REST)
     builder.Finish(model.Pack(builder), IDENTIFIER)
-    return bytes(builder.Output())
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])  # Output() copies them once more
 
 
 def is_constant(model: Any, tensor: Any) -> bool:

@@ -230,6 +230,16 @@ def figures(manifest: Manifest) -> list[Row]:
             _row("SRAM", before.sram_bytes, after.sram_bytes, exact_size, compiled),
             _row("Flash", before.flash_bytes, after.flash_bytes, exact_size, compiled),
         ]
+    elif before.arena_total_bytes is not None:
+        note = "measured with TensorFlow Lite Micro"
+        table += [
+            _row(name, getattr(before, quantity), getattr(after, quantity), exact_size, note)
+            for name, quantity in (
+                ("Arena head: activations", "arena_head_bytes"),
+                ("Arena tail: structures", "arena_tail_bytes"),
+                ("Arena, both", "arena_total_bytes"),
+            )
+        ]
     elif after.latency_ms is None or after.latency_ms.source == MEASURED:
         sides = before.peak_rss_bytes, after.peak_rss_bytes
         note = "measured, of the process, runtime included"

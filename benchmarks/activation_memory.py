@@ -1,0 +1,169 @@
+"""The memory of networks on microcontrollers, hosts and an Ethos-U, before and after compression.
+
+    LRFC_DATA=... python benchmarks/activation_memory.py [NETWORK ...] [--ways 50% 1pp] [--epochs 0]
+
+Each network is built in int8 for a microcontroller, at half of the MACs and with the least MACs
+within 1pp, with the memory limit that holds by default and without it (``ram`` 'none'). Of the file
+of the original and of the compressed one: the bytes that are alive at one time (``peak``), those of
+the plan in the file (``planned``), the head of the arena of TensorFlow Lite Micro without the plan
+(``head_unplanned``) and with it, its tail, the SRAM and the cycles by Vela (ethos-u55-128), and the
+score on the whole test set. ``speed``: of the file against the original's by LiteRT on this
+machine, in turns. The networks at 96×96 have random weights and images, and no score.
+
+Writes activation_memory.csv to the folder of this file, row by row; builds that it already holds
+are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contracts import arrays, scaled
+from table import Table
+
+import lrfc
+from lrfc.data.synthetic import synthesise
+from lrfc.engine.package import Result
+from lrfc.errors import BudgetError, NoGainError
+from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.keras import io as keras_io
+from lrfc.ir.keras import load as keras_load
+from lrfc.protocols import Artifact
+from lrfc.targets.devices import device
+from lrfc.targets.ethos_u.runner import VelaRunner
+from lrfc.targets.micro import tflm
+from lrfc.targets.tflite import flatfile
+from lrfc.targets.tflite.activations import activations
+from lrfc.targets.tflite.target import TFLite
+
+ROOT = Path(__file__).parent.parent
+WAYS: dict[str, dict[str, Any]] = {
+    "50%": {"max_macs": "50%"},
+    "1pp": {"max_drop": "1pp", "objective": "macs"},
+}
+FILES = {
+    "resnet8": "mlperf_tiny_resnet8_cifar10.h5",
+    "resnet20": "resnet20_cifar10.keras",
+    "resnet56": "resnet56_cifar10.keras",
+    "mobilenetv2": "mini_mobilenetv2_cifar10.h5",
+    "vgg16": "vgg16_cifar10.keras",
+}
+RANDOM = {
+    "MobileNet 96": ("MobileNet", {"alpha": 0.25}),
+    "MobileNetV2 96": ("MobileNetV2", {"alpha": 0.35}),
+    "MobileNetV3Small 96": ("MobileNetV3Small", {"alpha": 0.75, "minimalistic": True}),
+}
+
+
+def network(name: str, folder: Path) -> tuple[Path, Any]:
+    """The model's file and its data."""
+    if name == "digits":
+        return ROOT / "examples" / "digits.keras", "digits"
+    if name in RANDOM:
+        import keras
+
+        keras.utils.set_random_seed(0)
+        kind, options = RANDOM[name]
+        path = folder / "model.keras"
+        make = getattr(keras.applications, kind)
+        make(input_shape=(96, 96, 3), weights=None, classes=10, **options).save(path)
+        return path, {"x": np.random.default_rng(0).random((256, 96, 96, 3), np.float32)}
+    data = arrays("cifar10", scaled) if name == "mobilenetv2" else arrays("cifar10")
+    return Path(os.environ["LRFC_DATA"], "models", FILES[name]), data
+
+
+def built(path: Path, data: Any, folder: Path, **options: Any) -> Result:
+    """Build, and return the result, also where it does not ship."""
+    found: list[Result] = []
+    with suppress(BudgetError, NoGainError):
+        lrfc.build(
+            path,
+            data=data,
+            out=folder / "out",
+            device="cortex-m7",
+            precision="int8",
+            on_result=found.append,
+            **options,
+        )
+    return found[0]
+
+
+def memory(path: Path, folder: Path) -> dict[str, Any]:
+    """The memory of a file."""
+    model = flatfile.unpack(path.read_bytes())
+    arena, whole = activations(model).arena, tflm.arena(path)
+    model.metadata = [entry for entry in model.metadata if b"Offline" not in entry.name]
+    bare = folder / "bare.tflite"
+    bare.write_bytes(flatfile.pack(model))
+    with VelaRunner(device.load("ethos-u55-128")) as runner:
+        compiled = runner.compiled(Artifact(path, "tflite", "int8"))
+    return {
+        "peak": arena.peak_bytes,
+        "planned": arena.planned_bytes(),
+        "head_unplanned": tflm.arena(bare).head_bytes,
+        "head": whole.head_bytes,
+        "tail": whole.tail_bytes,
+        "sram": compiled.sram_bytes,
+        "cycles": compiled.cycles,
+    }
+
+
+def rows(result: Result, original: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the original's file and of the compressed one."""
+    manifest = result.manifest
+    timed = lrfc.measure([original, result.artifact], device="host")
+    for file, path, figures, time in (
+        ("original", original, manifest.before, timed[0]),
+        ("compressed", result.artifact, manifest.after, timed[1]),
+    ):
+        score = figures.accuracy
+        yield {
+            "file": file,
+            "macs": figures.macs,
+            "score": "" if score is None else f"{100 * score:.2f}",
+            **memory(path, folder),
+            "speed": f"{timed[0].median_ms / time.median_ms:.2f}",
+        }
+
+
+def original(path: Path, folder: Path) -> Path:
+    """The original's file in int8, with its memory plan."""
+    graph = fold_batchnorm(keras_io.from_keras(keras_load.load(path)))
+    file = folder / "original.tflite"
+    TFLite("int8", memory_plan=True).emit(graph, file, synthesise(graph, 32, seed=0))
+    return file
+
+
+def main() -> None:
+    """Build the networks and write the rows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("networks", nargs="*", default=["digits", *FILES, *RANDOM])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--epochs", type=int, default=0)
+    given = parser.parse_args()
+    table = Table(Path(__file__).with_suffix(".csv"))
+    for name, way, ram in product(given.networks, given.ways, ("none", "default")):
+        run = {"network": name, "way": way, "ram": ram, "epochs": given.epochs}
+        if table.knows(**run) or (way == "1pp" and name in RANDOM):
+            continue
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            path, data = network(name, folder)
+            options = WAYS[way] | ({"max_ram": "none"} if ram == "none" else {})
+            result = built(path, data, folder, epochs=given.epochs, **options)
+            for row in rows(result, original(path, folder), folder):
+                table.add(run | row)
+
+
+if __name__ == "__main__":
+    main()

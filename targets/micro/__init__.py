@@ -1,0 +1,1 @@
+"""TensorFlow Lite Micro, the runtime of microcontrollers, on this machine."""
