@@ -117,8 +117,12 @@ class Target(Protocol):
         """Load the file with reference kernels; None where the runtime has none."""
         ...
 
+    def need_bytes(self, path: Path) -> int | None:
+        """The bytes that ``within`` limits: the arena's, and its tail's on a microcontroller."""
+        ...
+
     def within(self, limit_bytes: float) -> Target:
-        """The target whose files compute operators in strips where their activations need more.
+        """The target whose files compute operators in strips where their arena needs more.
 
         This one where the format or the precision has no such files.
         """

@@ -69,6 +69,10 @@ class FileTarget(ABC):
         """The bytes beside activations in a microcontroller's RAM: none."""
         return 0
 
+    def need_bytes(self, path: Path) -> int | None:
+        """The bytes of ``arena_bytes``: the format knows no others."""
+        return self.arena_bytes(path)
+
     def operators(self, path: Path) -> Operators | None:
         """The operators of a file of unknown origin; None: the format has no reader."""
         return None

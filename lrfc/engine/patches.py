@@ -23,8 +23,8 @@ def patched(goal: Destination, config: BuildConfig, original: Path) -> Target:
 
 
 def limit(goal: Destination, config: BuildConfig, original: Path) -> float | None:
-    """The bytes of activations that --max-ram and the device allow; None without a limit."""
-    whole, budget = goal.target.arena_bytes(original), config.budgets.get("ram")
+    """The bytes of the arena that --max-ram and the device allow; None without a limit."""
+    whole, budget = goal.target.need_bytes(original), config.budgets.get("ram")
     limits = [] if budget is None or whole is None else [budget.limit(whole)]
     if goal.device.ram_bytes is not None:
         limits.append(goal.device.ram_bytes)

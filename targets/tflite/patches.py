@@ -6,40 +6,45 @@ limit. The outputs of the file stay the same bit by bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lrfc.protocols import Patch
 from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import Activations, activations, fixed
 from lrfc.targets.tflite.order import least_order
 from lrfc.targets.tflite.regions import Place, places
-from lrfc.targets.tflite.stitching import stitch
+from lrfc.targets.tflite.stitching import stitched
 from lrfc.targets.tflite.strips import Programme, Region, programme
+from lrfc.targets.tflite.tails import file_tail
 from lrfc.targets.tflite.tileable import Network, network
 
 #: The most strips of a region.
 STRIPS = 8
 #: Operators in the programmes that a search looks at before it gives up: some 2 CPU-s.
 WORK = 200_000
+#: Most files that are written to meet a limit on peak and tail, or to find the least of both.
+ROUNDS = 8
 #: Width of the interval that the least peak is known to, as a share of it.
 PRECISION = 0.01
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """A file with regions in strips.
+    """A file with regions in strips; all figures are those before and after.
 
-    ``peak``: bytes of activations alive at one time, as in TensorFlow Lite Micro; ``macs``: of the
-    operators with weights; both before and after. ``content`` is the given file, and ``patches`` is
-    empty, where nothing is to be gained.
+    ``macs``: of the operators with weights. ``peak``: bytes of activations alive at one time, and
+    ``tail``: bytes of the structures behind them, as in TensorFlow Lite Micro. ``content`` is the
+    given file, and ``patches`` is empty, where nothing is to be gained.
     """
 
     content: bytes
-    patches: tuple[Patch, ...]
-    macs: tuple[int, int]
-    peak: tuple[int, int]
+    patches: tuple[Patch, ...] = ()
+    macs: tuple[int, int] = (0, 0)
+    peak: tuple[int, int] = (0, 0)
+    tail: tuple[int, int] = (0, 0)
 
     @property
     def added_macs(self) -> int:
@@ -47,38 +52,94 @@ class Tiling:
         return self.macs[1] - self.macs[0]
 
 
-def tiled(content: bytes | bytearray, limit_bytes: float) -> Tiling:
+def tiled(content: bytes | bytearray, limit_bytes: float, *, with_tail: bool = False) -> Tiling:
     """The file with the fewest MACs among those with at most so many bytes alive at one time.
 
-    Where none is found it is the one with the least peak, to 1 %. A file within the limit stays as
-    it is, and so does one whose activations are not known in front of a run (see
-    ``lrfc.targets.tflite.activations.fixed``); its peak is then given as 0.
+    Where none is found it is the one with the least, to some percent. A file within the limit stays
+    as it is, and so does one whose activations are not known in front of a run (see
+    ``lrfc.targets.tflite.activations.fixed``); its figures are then 0. ``with_tail``: the limit is
+    on the sum of peak and tail, as every strip adds operators.
     """
     model = flatfile.unpack(content)
     found = fixed(model)
     if found is None:
-        return Tiling(bytes(content), (), (0, 0), (0, 0))
-    before = found.arena.peak_bytes
-    graph = model.subgraphs[0]
-    net = network(model)
-    macs = net.macs
-    if before <= limit_bytes:
-        return Tiling(bytes(content), (), (macs, macs), (before, before))
-    order = least_order(model, found)
-    if order != list(range(len(order))):
-        graph.operators = [graph.operators[number] for number in order]
-        found, net = activations(model), network(model)
+        return Tiling(bytes(content))
+    given = _Made.of(model, network(model), (), with_tail=with_tail)
+    kept = Tiling(bytes(content), (), *((x, x) for x in (given.macs, given.peak, given.tail)))
+    if given.need <= limit_bytes:
+        return kept
+    model.subgraphs[0] = copy(model.subgraphs[0])
+    operators = model.subgraphs[0].operators
+    model.subgraphs[0].operators = [operators[number] for number in least_order(model, found)]
+    found, net = activations(model), network(model)
     search = _Search(net, found)
-    chosen = search.within(limit_bytes) or search.least()
-    labels = list(found.arena.timeline)
-    patches = tuple(
-        Patch(labels[p.region.first], labels[p.region.end - 1], p.strips) for p in chosen
+
+    def made(programmes: tuple[Programme, ...]) -> _Made:
+        return _Made.of(model, net, programmes, with_tail=with_tail)
+
+    best = _within(search, made, limit_bytes) or _least(search, made)
+    if best.need >= given.need:
+        return kept
+    names = list(found.arena.timeline)
+    return Tiling(
+        flatfile.pack(best.model),
+        tuple(
+            Patch(names[p.region.first], names[p.region.end - 1], p.strips) for p in best.programmes
+        ),
+        (given.macs, best.macs),
+        (given.peak, best.peak),
+        (given.tail, best.tail),
     )
-    stitch(model, net, chosen)
-    after = activations(model).arena.peak_bytes
-    if after >= before:
-        return Tiling(bytes(content), (), (macs, macs), (before, before))
-    return Tiling(flatfile.pack(model), patches, (macs, network(model).macs), (before, after))
+
+
+class _Made(NamedTuple):
+    """A ``ModelT`` with programmes. ``need``: the bytes that the limit is on."""
+
+    model: Any
+    programmes: tuple[Programme, ...]
+    macs: int
+    peak: int
+    tail: int
+    need: int
+
+    @classmethod
+    def of(
+        cls, model: Any, net: Network, programmes: tuple[Programme, ...], *, with_tail: bool
+    ) -> _Made:
+        """The model with these programmes written into it."""
+        changed = stitched(model, net, programmes)
+        peak, tail = activations(changed).arena.peak_bytes, file_tail(changed)
+        need = peak + tail if with_tail else peak
+        return cls(changed, programmes, network(changed).macs, peak, tail, need)
+
+
+def _within(
+    search: _Search, made: Callable[[tuple[Programme, ...]], _Made], limit: float
+) -> _Made | None:
+    """The file with the fewest MACs within the limit; None where none is found."""
+    bound = limit
+    for _ in range(ROUNDS):
+        programmes = search.within(bound)
+        if programmes is None:
+            return None
+        found = made(programmes)
+        if found.need <= limit:
+            return found
+        bound -= found.need - limit  # the tail takes the rest
+    return None
+
+
+def _least(search: _Search, made: Callable[[tuple[Programme, ...]], _Made]) -> _Made:
+    """The file with the least need: patches for a low peak may have a long tail."""
+    low, high = search.least(), search.peak
+    tried = {low: None}
+    least = made(low)
+    for number in range(1, ROUNDS):
+        share = number / ROUNDS
+        programmes = search.within(least.peak + share * (high - least.peak))
+        if programmes is not None:
+            tried[programmes] = None
+    return min(map(made, tried), key=lambda found: (found.need, found.macs))
 
 
 class _Option(NamedTuple):
@@ -95,6 +156,8 @@ class _Search:
     def __init__(self, net: Network, found: Activations) -> None:
         self._net, self._live = net, list(found.arena.timeline.values())
         self._places = list(places(net, found))
+        #: The bytes alive at one time without any programme.
+        self.peak = max(self._live)
         self._options: dict[tuple[Region, int], list[_Option]] = {}
         self._work = WORK
 

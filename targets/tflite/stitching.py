@@ -14,13 +14,15 @@ from lrfc.targets.tflite.strips import Piece, Programme, Step
 from lrfc.targets.tflite.tileable import Network
 
 
-def stitch(model: Any, network: Network, programmes: Sequence[Programme]) -> None:
-    """Replace regions of a ``ModelT`` by programmes that compute them.
+def stitched(model: Any, network: Network, programmes: Sequence[Programme]) -> Any:
+    """A ``ModelT`` with programmes in the place of the regions that they compute.
 
     The programmes are in the order of their regions, which have no operator in common. Scales, zero
     points and weights stay those of the file, so that the outputs are the same bit by bit.
     ``network``: of the model.
     """
+    model = copy(model)
+    model.subgraphs = [copy(model.subgraphs[0])]
     stitcher = _Stitcher(model, network)
     graph, done = model.subgraphs[0], 0
     operators: list[Any] = []
@@ -28,6 +30,7 @@ def stitch(model: Any, network: Network, programmes: Sequence[Programme]) -> Non
         operators += [*graph.operators[done : programme.region.first], *stitcher.of(programme)]
         done = programme.region.end
     graph.operators = [*operators, *graph.operators[done:]]
+    return model
 
 
 class _Stitcher:

@@ -38,6 +38,7 @@ from lrfc.targets.tflite.memory_plan import with_plan
 from lrfc.targets.tflite.operators import Operators
 from lrfc.targets.tflite.patches import tiled
 from lrfc.targets.tflite.ports import Port
+from lrfc.targets.tflite.tails import file_tail
 from lrfc.targets.trace import Traced
 
 #: Bytes of weights from which on they stay variables while a file is written, and the converter has
@@ -57,7 +58,8 @@ class TFLite(FileTarget):
     and outputs like the model's ops, and the file lists both in the model's order. The same graph
     gives the same bytes. ``memory_plan``: whether the file holds one for microcontrollers, see
     ``lrfc.targets.tflite.memory_plan``. ``limit_bytes``: activations beyond it are computed in
-    strips where that helps, see ``lrfc.targets.tflite.patches``; None for no limit.
+    strips where that helps, see ``lrfc.targets.tflite.patches``; None for no limit. With a memory
+    plan the limit is on activations and tail.
     """
 
     precision: Name = "fp32"
@@ -159,6 +161,13 @@ class TFLite(FileTarget):
         found = fixed(flatfile.unpack(path.read_bytes()))
         return None if found is None else found.arena.planned_bytes(ALIGNMENT)
 
+    def need_bytes(self, path: Path) -> int | None:
+        """The bytes that a limit is on: activations and, with a memory plan, the tail."""
+        planned = self.arena_bytes(path)
+        if planned is None or not self.memory_plan:
+            return planned
+        return planned + file_tail(flatfile.unpack(path.read_bytes()))
+
     def operators(self, path: Path) -> Operators:
         """The operators of a file; the errors of ``lrfc.targets.tflite.operators.read``."""
         return operators.read(path)
@@ -172,7 +181,7 @@ class TFLite(FileTarget):
         patches: tuple[Patch, ...] = ()
         added = 0
         if self.limit_bytes is not None:
-            tiling = tiled(content, self.limit_bytes)
+            tiling = tiled(content, self.limit_bytes, with_tail=self.memory_plan)
             content, patches, added = tiling.content, tiling.patches, tiling.added_macs
         files.write(path, with_plan(content) if self.memory_plan else content)
         return Artifact(path, self.name, self.precision, patches, added)
