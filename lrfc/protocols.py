@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
@@ -28,16 +28,31 @@ class Pass(Protocol):
         ...
 
 
+class Patch(NamedTuple):
+    """Operators of a file that are computed in ``strips`` of rows, one strip after the other.
+
+    ``first`` and ``last``: the first and the last of them, named by what they compute.
+    """
+
+    first: str
+    last: str
+    strips: int
+
+
 @dataclass(frozen=True)
 class Artifact:
     """An emitted file.
 
     ``format``: a name of lrfc.config.formats. ``precision``: a name of lrfc.config.precision.
+    ``patches``: its operators in strips. ``added_macs``: the MACs that strips compute more than
+    once, beyond those of the graph.
     """
 
     path: Path
     format: str
     precision: str
+    patches: tuple[Patch, ...] = ()
+    added_macs: int = 0
 
     @property
     def bytes(self) -> int:
@@ -100,6 +115,21 @@ class Target(Protocol):
 
     def reference(self, artifact: Artifact) -> Runner | None:
         """Load the file with reference kernels; None where the runtime has none."""
+        ...
+
+    def need_bytes(self, path: Path) -> int | None:
+        """The bytes that ``within`` limits: the arena's, and its tail's on a microcontroller."""
+        ...
+
+    def within(self, limit_bytes: float) -> Target:
+        """The target whose files compute operators in strips where their arena needs more.
+
+        This one where the format or the precision has no such files.
+        """
+        ...
+
+    def operators(self, path: Path) -> Any:
+        """The operators of a file; None where the format has no reader."""
         ...
 
     def arena_bytes(self, path: Path) -> int | None:

@@ -57,6 +57,10 @@ class FileTarget(ABC):
         """The target whose files hold a memory plan; this one where the format cannot hold any."""
         return self
 
+    def within(self, limit_bytes: float) -> FileTarget:
+        """This target: the format has no files that compute operators in strips."""
+        return self
+
     def arena_bytes(self, path: Path) -> int | None:
         """The bytes of a file's planned activation arena; None: they cannot be read from it."""
         return None
@@ -64,6 +68,10 @@ class FileTarget(ABC):
     def tail_bytes(self, graph: Graph) -> int:
         """The bytes beside activations in a microcontroller's RAM: none."""
         return 0
+
+    def need_bytes(self, path: Path) -> int | None:
+        """The bytes of ``arena_bytes``: the format knows no others."""
+        return self.arena_bytes(path)
 
     def operators(self, path: Path) -> Operators | None:
         """The operators of a file of unknown origin; None: the format has no reader."""

@@ -287,7 +287,7 @@ def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: 
     assert value["schema_version"] == 1
     keys = (
         "schema_version input config seed versions onednn target device layers filters before after"
-        " accuracy search finetune speedup float_original verdict problem parity artifacts"
+        " accuracy search finetune speedup float_original verdict problem parity patches artifacts"
     )
     assert list(value) == keys.split()
     keys = (

@@ -239,6 +239,11 @@ class BuildConfig(BaseModel):
         "Pruning of filters: off, on (together with factorization) or only (no factorization).",
         "on",
     )] = "off"
+    patches: Annotated[Literal["auto", "off"], Option(
+        "Parts of the network that are computed strip by strip where --max-ram asks for less memory"
+        " than they take at once: auto (int8 on microcontrollers) or off. Same outputs, more MACs.",
+        "off",
+    )] = "auto"
     epochs: Annotated[int, Field(ge=0, le=MOST_EPOCHS), Option(
         "Number of epochs of the fine-tune; 0 for no fine-tune.",
     )] = 3

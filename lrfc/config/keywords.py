@@ -27,6 +27,7 @@ class BuildOptions(TypedDict, total=False):
     only: list[str] | tuple[str, ...]
     rank_multiple: int | None
     prune: Literal["off", "on", "only"]
+    patches: Literal["auto", "off"]
     epochs: int
     time_budget: str | float | None
     augment: bool | None

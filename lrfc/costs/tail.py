@@ -33,6 +33,7 @@ OWN: Mapping[str, int] = MappingProxyType(
         "QUANTIZE": 0,  # the same in front of it
         "RESHAPE": 36,
         "RESIZE_BILINEAR": 0,
+        "SLICE": 0,
         "SOFTMAX": 84,
         "STRIDED_SLICE": 120,
         "SUB": 56,

@@ -207,9 +207,16 @@ class Bench:
     def _computed(self, file: Artifact, graph: Graph) -> Measurement:
         profile = self._prices_in(file.precision)
         assert profile is not None  # no_float rules this out
-        ms = profile.predict(self._ops(graph))
+        ms = profile.predict(self._file_ops(file) if file.patches else self._ops(graph))
         row = estimated(file.path, ms, self.profile, self._threads)
         return with_arena(row, self._device)
+
+    def _file_ops(self, file: Artifact) -> tuple[Workload, ...]:
+        """The operators of a file, which its graph does not show where it has patches."""
+        found = self._target.operators(file.path)
+        assert found is not None  # only formats with a reader have patches
+        workloads: tuple[Workload, ...] = found.workloads
+        return workloads
 
 
 class NPUBench(Bench):

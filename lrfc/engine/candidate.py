@@ -12,6 +12,7 @@ from lrfc.data.counts import CALIBRATED, CHECKED
 from lrfc.engine.benchmark import Bench
 from lrfc.engine.destinations import Destination
 from lrfc.engine.op_costs import op_profile
+from lrfc.engine.patches import patched
 from lrfc.engine.reference_kernels import Kernels, kernels
 from lrfc.engine.tuning import Plan
 from lrfc.errors import BudgetError, ModelError, NoGainError
@@ -36,6 +37,8 @@ from lrfc.targets.devices.measure import Measurement
 from lrfc.targets.devices.speed import Ratio, speedup
 from lrfc.targets.parity import Parity, parity
 
+#: Behind a memory budget that patches could not meet.
+LEAST = ", the least that patches of this plan reach"
 #: The reason for a result without gain, by --prune.
 NOT_FASTER = {
     "off": "no factorization of a layer is faster than the layer itself",
@@ -114,7 +117,11 @@ def try_out(
     data, target = made.state.data, goal.target
     calibration = data.train.head(CALIBRATED).inputs
     original = target.emit(made.original, folder / f"original{target.suffix}", calibration)
-    emitted = _emitted(made, target, folder / f"{made.source.stem}{target.suffix}", calibration)
+    path = folder / f"{made.source.stem}{target.suffix}"
+    within = patched(goal, made.config, original.path)
+    emitted = _emitted(made, within, path, calibration)
+    for patch in emitted.patches:
+        made.state.progress.log(f"  {patch.first} to {patch.last}: in {patch.strips} strips")
     samples = data.validation.head(CHECKED).inputs
     difference = parity(
         emitted, target.load(emitted), samples, keras_io.predict(made.state.graph, samples)
@@ -125,7 +132,7 @@ def try_out(
     before = _figures(target, made.original, original, measured[0], scores.before)
     after = _figures(target, made.state.graph, emitted, measured[1], scores.after)
     failure = _no_gain(made, goal, before, after, ratio) or _unmet(
-        made, scores.contract, before, after
+        made, scores.contract, before, after, in_patches=within != target
     )
     shipped = measured[0] if isinstance(failure, NoGainError) else measured[1]
     in_float = None if target.precision == "fp32" else _float_original(bench, measured, shipped)
@@ -229,7 +236,7 @@ def _figures(
     sums, planned = totals(graph), target.arena_bytes(file.path)
     return Figures(
         params=sums["params"],
-        macs=sums["macs"],
+        macs=sums["macs"] + file.added_macs,
         file_bytes=file.bytes,
         arena_bytes=profile(graph, file.precision).arena_bytes if planned is None else planned,
         accuracy=score,
@@ -310,12 +317,21 @@ def _no_gain(
 
 
 def _unmet(
-    made: Compressed, contract: Contract | None, before: Figures, after: Figures
+    made: Compressed,
+    contract: Contract | None,
+    before: Figures,
+    after: Figures,
+    *,
+    in_patches: bool,
 ) -> BudgetError | None:
-    """The error that lists the budgets, and the accuracy contract, that are not met."""
+    """The error that lists the budgets, and the accuracy contract, that are not met.
+
+    ``in_patches``: whether the file was brought as near to its memory limit as patches can.
+    """
     problems = [
         f"{limit.option}: {exact(limit.quantity, limit.value)} of at most"
         f" {exact(limit.quantity, limit.bound)}"
+        f"{LEAST if in_patches and limit.quantity == 'arena_bytes' else ''}"
         for limit in asked(made.config.budgets, before, after)
         if not limit.met
     ]

@@ -29,6 +29,7 @@ from lrfc.results.manifest import (
     Layer,
     Manifest,
     Parity,
+    Patch,
     Search,
 )
 from lrfc.results.time_profile import recorded as recorded_time
@@ -75,10 +76,17 @@ def manifest_of(
         float_original=taken.float_original,
         problem=None if failure is None else str(failure),
         parity=Parity(max_abs_diff=shipped.parity.max_abs_diff, samples=shipped.parity.samples),
+        patches=_patches(taken),
         artifacts=tuple(artifacts),
         profile=recorded_time(),
     )
     return manifest.model_copy(update={"verdict": judged(manifest, goal.device)})
+
+
+def _patches(taken: Trial) -> tuple[Patch, ...]:
+    """The patches of the file that ships; the original's has none."""
+    found = taken.emitted.patches if taken.gained else ()
+    return tuple(Patch(**patch._asdict()) for patch in found)
 
 
 def layers_of(taken: Trial) -> tuple[Layer, ...]:

@@ -293,13 +293,22 @@ class File(Record):
     scales: tuple[Scale, ...] = ()
 
 
+class Patch(Record):
+    """Operators of the file that are computed in strips of rows; see lrfc.protocols.Patch."""
+
+    first: str
+    last: str
+    strips: Annotated[int, Field(ge=2)]
+
+
 class Manifest(Record):
     """manifest.json. ``device`` and all figures of it are null where nothing was measured.
 
     ``speedup``: of the compressed file over the original's in the same precision, also where the
     compressed file was not kept. ``float_original``: the original's file in fp32; null for a build
     in fp32 and from an older lrfc. ``problem``: why the build failed; else null. ``verdict``: the
-    outcome as fields; null from an older lrfc. ``profile``: where the time of the build went until
+    outcome as fields; null from an older lrfc. ``patches``: the parts of the file that are computed
+    in strips. ``profile``: where the time of the build went until
     this file was written; there only with --profile.
     """
 
@@ -325,6 +334,7 @@ class Manifest(Record):
     verdict: Verdict | None = None
     problem: str | None = None
     parity: Parity | None = None
+    patches: tuple[Patch, ...] = ()
     artifacts: tuple[File, ...]
     profile: Entry | None = None
 

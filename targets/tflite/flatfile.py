@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lrfc.errors import ModelError
 from lrfc.targets.imports import need
 
@@ -53,6 +56,12 @@ def is_constant(model: Any, tensor: Any) -> bool:
 def numbers(vector: Any) -> list[int]:
     """The numbers in a vector of the file, which may lack it."""
     return [] if vector is None else [int(number) for number in vector]
+
+
+def integers(model: Any, tensor: Any) -> NDArray[Any]:
+    """The values of a constant ``TensorT`` of 32 or 64 bits, in one row."""
+    kind = "<i8" if tensor.type == schema().TensorType.INT64 else "<i4"
+    return np.frombuffer(bytes(model.buffers[tensor.buffer].data), kind)
 
 
 def operator(model: Any, op: Any) -> str:

@@ -23,7 +23,7 @@ from lrfc.ir import backend
 from lrfc.ir.batch import Batch, batches
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
-from lrfc.protocols import Artifact, Runner
+from lrfc.protocols import Artifact, Patch, Runner
 from lrfc.system import files, scratch
 from lrfc.system.spans import span
 from lrfc.targets import refusals, trace
@@ -36,7 +36,9 @@ from lrfc.targets.tflite.activations import ALIGNMENT, fixed
 from lrfc.targets.tflite.conversion import Conversion, started
 from lrfc.targets.tflite.memory_plan import with_plan
 from lrfc.targets.tflite.operators import Operators
+from lrfc.targets.tflite.patches import tiled
 from lrfc.targets.tflite.ports import Port
+from lrfc.targets.tflite.tails import file_tail
 from lrfc.targets.trace import Traced
 
 #: Bytes of weights from which on they stay variables while a file is written, and the converter has
@@ -55,12 +57,15 @@ class TFLite(FileTarget):
     keep the dtypes of the model, unless ``int8_io``. The signature ``serving_default`` names inputs
     and outputs like the model's ops, and the file lists both in the model's order. The same graph
     gives the same bytes. ``memory_plan``: whether the file holds one for microcontrollers, see
-    ``lrfc.targets.tflite.memory_plan``.
+    ``lrfc.targets.tflite.memory_plan``. ``limit_bytes``: activations beyond it are computed in
+    strips where that helps, see ``lrfc.targets.tflite.patches``; None for no limit. With a memory
+    plan the limit is on activations and tail.
     """
 
     precision: Name = "fp32"
     int8_io: bool = False
     memory_plan: bool = False
+    limit_bytes: float | None = None
     name: ClassVar[str] = "tflite"
 
     def __post_init__(self) -> None:
@@ -89,8 +94,7 @@ class TFLite(FileTarget):
             f"TFLite {self.precision}",
             lambda: self._convert(partial(trace.trace, graph), calibration),
         )
-        files.write(path, content)
-        return Artifact(path, self.name, self.precision)
+        return self._written(path, content)
 
     def emit_trained(self, graph: Graph, model: Any, path: Path) -> Artifact:
         """Write the file of a tf_keras model that was trained with its rounding simulated.
@@ -117,8 +121,7 @@ class TFLite(FileTarget):
         content = trace.converted(
             graph, f"TFLite {self.precision}", lambda: self._convert(start, None)
         )
-        files.write(path, content)
-        return Artifact(path, self.name, self.precision)
+        return self._written(path, content)
 
     def load(self, artifact: Artifact, threads: int = 1) -> Runner:
         """Load the file into a LiteRT interpreter; ModelError when LiteRT refuses it."""
@@ -149,10 +152,21 @@ class TFLite(FileTarget):
         """The target whose files hold a memory plan."""
         return replace(self, memory_plan=True)
 
+    def within(self, limit_bytes: float) -> TFLite:
+        """The target whose files compute operators in strips beyond a limit; in int8 only."""
+        return replace(self, limit_bytes=limit_bytes) if self.precision == "int8" else self
+
     def arena_bytes(self, path: Path) -> int | None:
         """The bytes of the planned activation arena; None where they are known at run time only."""
         found = fixed(flatfile.unpack(path.read_bytes()))
         return None if found is None else found.arena.planned_bytes(ALIGNMENT)
+
+    def need_bytes(self, path: Path) -> int | None:
+        """The bytes that a limit is on: activations and, with a memory plan, the tail."""
+        planned = self.arena_bytes(path)
+        if planned is None or not self.memory_plan:
+            return planned
+        return planned + file_tail(flatfile.unpack(path.read_bytes()))
 
     def operators(self, path: Path) -> Operators:
         """The operators of a file; the errors of ``lrfc.targets.tflite.operators.read``."""
@@ -162,7 +176,17 @@ class TFLite(FileTarget):
     def _integer(self) -> bool:
         return PRECISIONS[self.precision].integer
 
-    def _convert(self, start: Callable[[], Traced], calibration: Batch | None) -> bytes | bytearray:
+    def _written(self, path: Path, content: bytes | bytearray) -> Artifact:
+        """Write the file, within the limit on its activations and with a memory plan."""
+        patches: tuple[Patch, ...] = ()
+        added = 0
+        if self.limit_bytes is not None:
+            tiling = tiled(content, self.limit_bytes, with_tail=self.memory_plan)
+            content, patches, added = tiling.content, tiling.patches, tiling.added_macs
+        files.write(path, with_plan(content) if self.memory_plan else content)
+        return Artifact(path, self.name, self.precision, patches, added)
+
+    def _convert(self, start: Callable[[], Traced], calibration: Batch | None) -> bytearray:
         """The bytes of the file. Without ``calibration`` the ranges are in the traced function.
 
         ``start``: traces the function.
@@ -192,7 +216,7 @@ class TFLite(FileTarget):
                     f" TensorFlow's {self._traced(start).places(missing)}"
                 ) from error
         _order(content, inputs, outputs)
-        return with_plan(content) if self.memory_plan else content
+        return content
 
     def _traced(self, start: Callable[[], Traced]) -> Traced:
         """The function as it is saved: its weights are constants, unless they are LARGE.
