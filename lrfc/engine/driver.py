@@ -13,6 +13,7 @@ from lrfc.config.build import Budget
 from lrfc.config.precision import PRECISIONS
 from lrfc.costs.measurements import Store
 from lrfc.data.counts import TIMED
+from lrfc.engine import patches
 from lrfc.engine.baseline import Baseline, baseline
 from lrfc.engine.benchmark import Bench, NPUBench, check_operators, fallbacks
 from lrfc.engine.candidate import Trial, try_out
@@ -254,12 +255,15 @@ def _planned(
     if job.locked is not None:  # one candidate for each layer
         design = weighed.fact(DesignSpace)
         return Plan(weighed, SelectRanks(), (), None, None, job.max_drop, design)
-    growth = ram_of(job, goal).growth
-    loop = Loop(weighed, goal.target, bench, bench.profile, growth)
+    loop = Loop(weighed, goal.target, bench, bench.profile, ram_of(job, goal).growth)
+    wish = _wish(job, weighed, goal, bench)
     try:
-        return loop.settle(_wish(job, weighed, goal, bench), allowed)
+        return loop.settle(wish, allowed)
     except BudgetError as error:
-        if growth is not None:
+        if wish.max_ram is not None and patches.available(goal, job.config):
+            job.progress.log(f"  {error}: it is left to patches of the file")
+            return replace(loop, growth=0).settle(replace(wish, max_ram=None), allowed)
+        if loop.growth is not None:
             error.args = (f"{error}; {LEFT_OUT}",)
         raise
 

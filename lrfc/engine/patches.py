@@ -12,14 +12,21 @@ from lrfc.protocols import Target
 def patched(goal: Destination, config: BuildConfig, original: Path) -> Target:
     """The target of a destination, whose files keep within ``limit`` by patches if they have to.
 
-    ``original``: the original's file. Without a limit, with --patches off, and on devices whose
-    runtime does not follow a memory plan, it is the target itself.
+    ``original``: the original's file. Without a limit or patches it is the target itself.
     """
-    target = goal.target
     bytes_allowed = limit(goal, config, original)
-    if config.patches == "off" or bytes_allowed is None or not goal.device.follows_plan:
-        return target
-    return target.within(bytes_allowed)
+    if bytes_allowed is None or not available(goal, config):
+        return goal.target
+    return goal.target.within(bytes_allowed)
+
+
+def available(goal: Destination, config: BuildConfig) -> bool:
+    """Whether the files of a destination may have patches.
+
+    They may in int8, where the runtime follows a memory plan, and without --patches off.
+    """
+    possible = goal.device.follows_plan and goal.target.within(0.0) != goal.target
+    return possible and config.patches != "off"
 
 
 def limit(goal: Destination, config: BuildConfig, original: Path) -> float | None:
