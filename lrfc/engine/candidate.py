@@ -131,9 +131,9 @@ def try_out(
     scores = _scored(made, goal, plan, original, emitted, looks)
     before = _figures(target, made.original, original, measured[0], scores.before)
     after = _figures(target, made.state.graph, emitted, measured[1], scores.after)
-    failure = _no_gain(made, goal, before, after, ratio) or _unmet(
-        made, scores.contract, before, after, in_patches=within != target
-    )
+    # Only a limit on memory leads to patches: what they save is the gain.
+    no_gain = None if emitted.patches else _no_gain(made, goal, before, after, ratio)
+    failure = no_gain or _unmet(made, scores.contract, before, after, in_patches=within != target)
     shipped = measured[0] if isinstance(failure, NoGainError) else measured[1]
     in_float = None if target.precision == "fp32" else _float_original(bench, measured, shipped)
     return Trial(
