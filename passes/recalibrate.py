@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,19 +96,30 @@ def _statistics(
 
     All BatchNorms run in training mode, so that the ones before normalise by their batch, too.
     """
+    import tensorflow as tf
+
     from lrfc.ir.keras import io as keras_io
 
     model = keras_io.to_keras(drop_dropout(graph))
     layers = {name: model.get_layer(graph.op(name).shared or name) for name in names}
     for layer in layers.values():
         layer.trainable = True  # a frozen BatchNorm would use its moving statistics
-    for number, part in enumerate(parts):
-        for layer in layers.values():
-            # With this momentum, the moving value is the mean of all batches so far.
-            layer.momentum = number / (number + 1)
-        keras_io.call(model, part, training=True)
+        layer.momentum = 0.0  # the moving values are those of the last batch
+
+    def observe(*arrays: Any) -> None:
+        keras_io.call(model, arrays, training=True)
+
+    # Op by op, all activations would stay in memory.
+    compiled = tf.function(observe, autograph=False)
+    sums = {name: (np.float64(0), np.float64(0)) for name in layers}
+    for part in parts:
+        compiled(*map(tf.constant, part))
+        for name, layer in layers.items():
+            mean, variance = sums[name]
+            sums[name] = mean + layer.moving_mean.numpy(), variance + layer.moving_variance.numpy()
         step(1)
+    count = len(parts)
     return {
-        name: (np.asarray(layer.moving_mean), np.asarray(layer.moving_variance))
-        for name, layer in layers.items()
+        name: (np.asarray(mean / count, np.float32), np.asarray(variance / count, np.float32))
+        for name, (mean, variance) in sums.items()
     }

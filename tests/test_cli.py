@@ -31,6 +31,8 @@ from tests import helpers
 from tests.disks import small_disk
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits.keras"
+#: The figures of NPUs and microcontrollers.
+OTHER_DEVICES = {"cycles", "sram_bytes", "flash_bytes", "arena_head_bytes", "arena_tail_bytes"}
 #: Ctrl-C works in the child even where the tests run in the background of a shell, which makes
 #: their children ignore it.
 MAIN = (
@@ -359,9 +361,7 @@ def test_the_output_folder_is_complete_and_true(run: Run) -> None:
     }
     assert manifest.after.file_bytes == (out / "digits.tflite").stat().st_size
     for figures in (manifest.before, manifest.after):
-        assert (
-            None not in figures.model_dump(exclude={"cycles", "sram_bytes", "flash_bytes"}).values()
-        )
+        assert None not in figures.model_dump(exclude=OTHER_DEVICES).values()
     assert manifest.parity is not None
     assert manifest.parity.samples > 0
 

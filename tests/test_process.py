@@ -102,6 +102,18 @@ def test_garbage_is_one_line(program: str, said: str) -> None:
     assert len(str(caught.value)) < 2000
 
 
+def test_the_answer_of_a_process_that_ended_before_the_request() -> None:
+    with (
+        Fake(f"out.write({GOOD!r}.encode() + b'\\n')") as there,
+        Worker(there, "look at the device", LONG, time.monotonic() + LONG) as worker,
+    ):
+        worker._process.wait()
+        assert worker.ask({"facts": "/tmp"})["machine"] == "x"
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="ended with exit code 0"):
+                worker.ask({"facts": "/tmp"})
+
+
 def test_as_many_times_as_were_asked_for() -> None:
     answer = "out.write(b'{\"ns\": [1, 2]}\\n')"
     assert asked(answer, {"runs": 2, "inner": 1}) == {"ns": [1, 2]}

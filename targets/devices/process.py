@@ -160,16 +160,16 @@ class Worker:
         """
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
+            with suppress(BrokenPipeError):  # what it said before it died is still to come
+                self._process.stdin.write(json.dumps(request) + "\n")
             line = self._answers.get(timeout=self.left())
-        except BrokenPipeError:
-            line = ""
         except queue.Empty:
             raise DeviceError(
                 f"it took more than {self._timeout:g} s to {self._task}; allow more time or fewer"
                 " runs"
             ) from None
         if not line:
+            self._answers.put("")  # for further requests
             raise DeviceError(f"the process to {self._task} {self._death()}")
         return answer(request, line, self._task)
 
