@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lrfc.protocols import Patch
 from lrfc.targets.tflite import flatfile
-from lrfc.targets.tflite.activations import Activations, activations, fixed
+from lrfc.targets.tflite.activations import ALIGNMENT, Activations, activations, fixed
 from lrfc.targets.tflite.order import least_order
 from lrfc.targets.tflite.regions import Place, places
 from lrfc.targets.tflite.stitching import stitched
@@ -53,12 +53,12 @@ class Tiling:
 
 
 def tiled(content: bytes | bytearray, limit_bytes: float, *, with_tail: bool = False) -> Tiling:
-    """The file with the fewest MACs among those with at most so many bytes alive at one time.
+    """The file with the fewest MACs among those whose planned arena has at most so many bytes.
 
     Where none is found it is the one with the least, to some percent. A file within the limit stays
     as it is, and so does one whose activations are not known in front of a run (see
     ``lrfc.targets.tflite.activations.fixed``); its figures are then 0. ``with_tail``: the limit is
-    on the sum of peak and tail, as every strip adds operators.
+    on the sum of arena and tail, as every strip adds operators.
     """
     model = flatfile.unpack(content)
     found = fixed(model)
@@ -108,9 +108,9 @@ class _Made(NamedTuple):
     ) -> _Made:
         """The model with these programmes written into it."""
         changed = stitched(model, net, programmes)
-        peak, tail = activations(changed).arena.peak_bytes, file_tail(changed)
-        need = peak + tail if with_tail else peak
-        return cls(changed, programmes, network(changed).macs, peak, tail, need)
+        arena, tail = activations(changed).arena, file_tail(changed)
+        need = arena.planned_bytes(ALIGNMENT) + (tail if with_tail else 0)
+        return cls(changed, programmes, network(changed).macs, arena.peak_bytes, tail, need)
 
 
 def _within(
@@ -125,7 +125,7 @@ def _within(
         found = made(programmes)
         if found.need <= limit:
             return found
-        bound -= found.need - limit  # the tail takes the rest
+        bound -= found.need - limit  # the tail, and gaps in the plan, take the rest
     return None
 
 
