@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc.ir.backend import quiet
 from lrfc.ir.batch import Batch, batches
 from lrfc.ir.fold import drop_dropout
 from lrfc.ir.graph import Graph
@@ -110,7 +111,9 @@ def _statistics(
         keras_io.call(model, arrays, training=True)
 
     # Op by op, all activations would stay in memory.
-    compiled = tf.function(observe, autograph=False)
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in parts[0]]
+    with quiet():
+        compiled = tf.function(observe, autograph=False).get_concrete_function(*specs)
     sums = {name: (np.float64(0), np.float64(0)) for name in layers}
     for part in parts:
         compiled(*map(tf.constant, part))
