@@ -114,7 +114,7 @@ def files(draw: st.DrawFn, most: int = 12) -> bytes:
 
 
 def outputs(content: bytes) -> list[NDArray[Any]]:
-    """What the reference kernels compute from fixed random inputs."""
+    """The outputs of the reference kernels for fixed random inputs."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     with quiet():

@@ -54,7 +54,9 @@ def test_the_allowed_growth_and_no_limit() -> None:
 
 def test_none_is_no_budget() -> None:
     config = BuildConfig(max_ram="none", max_macs="50%")
-    assert config.max_ram == "none"
+    assert config.max_ram == BuildConfig(max_ram=" None ").max_ram == "none"
     assert set(config.budgets) == {"macs"}
+    with pytest.raises(ValueError, match=r"'lots' is not a ram budget.*; none lifts the limit"):
+        BuildConfig(max_ram="lots")
     with pytest.raises(ValueError, match="is not a macs budget"):
         BuildConfig(max_macs="none")

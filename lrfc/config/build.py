@@ -48,9 +48,14 @@ def _budget(quantity: str, *, liftable: bool = False) -> Any:
     def parse(value: object) -> object:
         if value is None or isinstance(value, Budget | dict):  # a dict: from a manifest
             return value
-        if liftable and value == NO_LIMIT:
-            return value
-        return Budget(**units.budget(quantity, value)._asdict())
+        if not liftable:
+            return Budget(**units.budget(quantity, value)._asdict())
+        if isinstance(value, str) and value.strip().lower() == NO_LIMIT:
+            return NO_LIMIT
+        try:
+            return Budget(**units.budget(quantity, value)._asdict())
+        except ValueError as error:
+            raise ValueError(f"{error}; {NO_LIMIT} lifts the limit") from error
 
     held = Budget | Literal["none"] | None if liftable else Budget | None
     return Annotated[held, BeforeValidator(parse, json_schema_input_type=str | float)]

@@ -29,7 +29,7 @@ from lrfc.targets.samples import checked
 from lrfc.targets.tflite.ports import ports
 
 SCRIPT = Path(__file__).with_name("worker.py")
-#: The distribution, and what pip is told to install it.
+#: The distribution, and the argument of pip install that brings it.
 PACKAGE, EXTRA = "tflite-micro", "'lrfc[micro]'"
 #: What is said where memory is planned because the package is missing.
 REMEDY = f"pip install {EXTRA} measures it"

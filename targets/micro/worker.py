@@ -158,7 +158,7 @@ def _position() -> int:
 
 
 def _said(start: int) -> str:
-    """What was written to stderr from this position on."""
+    """The text on stderr behind this position."""
     return os.pread(2, _position() - start, start).decode(errors="replace")
 
 
