@@ -20,7 +20,7 @@ from lrfc.system.database import Database, cache_file
 #: Largest number of entries; the oldest are deleted.
 KEPT = 20_000
 #: Raised whenever entries, fingerprints or what is explored change: older entries never match then.
-_FORMAT = 4
+_FORMAT = 5
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS layers (key TEXT, layer TEXT, found TEXT, PRIMARY KEY (key, layer))"
 )
