@@ -19,6 +19,7 @@ from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op
 from lrfc.search.cache import Store, fingerprint, place
 from lrfc.search.candidates import (
+    PROBES,
     Answers,
     Candidate,
     Decomposed,
@@ -28,7 +29,7 @@ from lrfc.search.candidates import (
     selected,
 )
 from lrfc.search.facts import DesignSpace
-from lrfc.search.sensitivity import POOL, PROBES, Sensitivity
+from lrfc.search.sensitivity import POOL, Sensitivity
 from lrfc.search.similarity import MEASURES
 from lrfc.search.statistics import LayerSamples, Sampler, SampleSize
 from lrfc.state import Fact, State

@@ -25,10 +25,9 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Op, Ref, Tensor
 from lrfc.ir.rounding import STEPS, rounded, rounds
 from lrfc.search.cache import Store, fingerprint, place
-from lrfc.search.candidates import FITTED, Candidate, Decomposed, LayerSpace
+from lrfc.search.candidates import FITTED, PROBES, Candidate, Decomposed, LayerSpace
 from lrfc.search.epilogue import epilogue_of, rectifier
 from lrfc.search.facts import DesignSpace
-from lrfc.search.sensitivity import PROBES
 from lrfc.state import Fact, State
 from lrfc.system import memory
 
@@ -312,7 +311,7 @@ def _with_noise(space: LayerSpace, rounding: Rounding) -> LayerSpace:
             isinstance(space.factors, Decomposed)
             and Layout.of(space.op, rounding.source).patch > SMALL
         ):
-            space.factors.forget(method)
+            space.factors.keep_only(())
     curvature = _divergence(space.candidates, PROBES[0]) / PROBES[0] ** 2
 
     def with_noise(candidate: Candidate) -> Candidate:

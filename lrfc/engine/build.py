@@ -275,7 +275,9 @@ def _load(
 ) -> tuple[Path, Graph]:
     """The path and the graph of a model, a file or a Keras model."""
     if isinstance(model, str | Path):
-        return Path(model), keras_io.from_keras(keras_load.load(model, unsafe=unsafe, log=log))
+        graph = keras_io.from_keras(keras_load.load(model, unsafe=unsafe, log=log))
+        memory.trim()  # the loaded model's weights
+        return Path(model), graph
     graph = keras_io.from_keras(model)
     return Path(f"{model.name}.keras"), graph
 

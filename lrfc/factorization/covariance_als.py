@@ -10,7 +10,7 @@ layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from itertools import chain
 from math import prod
@@ -75,21 +75,20 @@ def output_factor(
 
     ``cross`` is gram·target. The target's squared norm is left out of the error.
     """
-    return output_factors(factors, gram, cross, (ridge,))[0]
+    return next(output_factors(factors, gram, cross, (ridge,)))
 
 
 def output_factors(
     factors: Sequence[Array], gram: Array, cross: Array, ridges: Sequence[float]
-) -> list[tuple[Array, float]]:
-    """The result of ``output_factor`` for each of several ridges."""
+) -> Iterator[tuple[Array, float]]:
+    """The result of ``output_factor`` for each of several ridges, one at a time."""
     features = khatri_rao(factors)
     moment, right = features.T @ gram @ features, features.T @ cross
     unit = np.sqrt(np.maximum(np.diagonal(moment), 1e-300))
-    scaled, results = moment / np.outer(unit, unit), []
+    scaled = moment / np.outer(unit, unit)
     for ridge in ridges:
         solved = solve_positive(ridged(scaled, ridge), right / unit[:, None]) / unit[:, None]
-        results.append((solved.T, float(np.vdot(solved, moment @ solved - 2 * right))))
-    return results
+        yield solved.T, float(np.vdot(solved, moment @ solved - 2 * right))
 
 
 def _input_factor(

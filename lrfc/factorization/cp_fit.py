@@ -132,13 +132,14 @@ def quick_fit(problem: Problem, rank: int) -> list[Array]:
     fit = sweep(problem.white, problem.slices.start(rank))
     inputs = problem.unwhitened(fit[:-1])
     outputs = output_factors(inputs, gram, problem.cross, (1e-5, RIDGE))
-    fits = problem.allowed([[*inputs, last] for last, _ in outputs])
+    # The second ridge is solved for only where the terms of the first one cancel each other.
+    allowed = (fit for last, _ in outputs for fit in problem.allowed([[*inputs, last]]))
     return fit_cp(
         target,
         gram,
         problem.cross,
         problem.roots,
-        fits[0] if fits else slices_start(target, rank),
+        next(allowed, None) or slices_start(target, rank),
         sweeps=QUICK_COVARIANCE_SWEEPS,
     )
 

@@ -22,7 +22,7 @@ from lrfc.system.overrides import Override
 #: over a 32-channel layer twenty times slower (two cores, OpenBLAS).
 SMALL = 1200
 #: Layers with longer patches than this are processed one at a time.
-HUGE = 5000
+HUGE = 4000
 _ONE_AT_A_TIME = Lock()
 
 

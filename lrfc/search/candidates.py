@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -26,6 +26,9 @@ from lrfc.search.statistics import LayerSamples
 #: Methods that run a fit for every rank: one in ``STRIDE`` ranks is fitted, and the error is
 #: interpolated between them.
 COSTLY, STRIDE = frozenset({"cp", "cp4"}), 4
+#: Feature-map errors (relative L2) at which each layer is perturbed for its sensitivity: about
+#: those of a mild and of a strong compression.
+PROBES = (0.1, 0.3)
 #: Methods that run a fit for each choice of ranks, which takes longer than a forward pass: the
 #: sensitivity of a layer is measured with them only where no other method applies.
 FITTED = COSTLY | {"tucker2"}
@@ -202,6 +205,7 @@ def _evaluations(
         else None
     )
     evaluations: dict[str, dict[Ranks, float | NDArray[np.float32]]] = {}
+    large = Layout.of(op, source).patch > SMALL
     for name, saving in costs.items():
         ranks = list(saving)
         if name in COSTLY:
@@ -213,10 +217,37 @@ def _evaluations(
             for v in estimates
         )
         evaluations[name] = dict(zip(ranks, values, strict=True))
-        # The sensitivities need the other methods again.
-        if Layout.of(op, source).patch > SMALL and name in FITTED and len(costs) > 1:
-            factors.forget(name)
+        if large:
+            factors.keep_only(_needed_again(evaluations))
     return evaluations
+
+
+def _needed_again(
+    evaluations: Mapping[str, Mapping[Ranks, float | NDArray[np.float32]]],
+) -> set[str]:
+    """The methods whose factors the sensitivity of the layer needs: see ``nearest_to_probes``."""
+    errors = [
+        (name, value)
+        for name, values in evaluations.items()
+        for value in values.values()
+        if isinstance(value, float)
+    ]
+    if not errors:  # responses, whose errors are not known yet
+        return set(evaluations) - FITTED or set(evaluations)
+    return {name for name, _ in nearest_to_probes(errors)}
+
+
+def nearest_to_probes(errors: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Of methods and errors of candidates, those at which the sensitivity of a layer is measured.
+
+    They are the nearest to ``PROBES``, of methods that need no fit where there are such.
+    """
+    positive = [(name, error) for name, error in errors if error > 0]
+    direct = [(name, error) for name, error in positive if name not in FITTED] or positive
+    nearest = [
+        min(direct, key=lambda entry: abs(np.log(entry[1] / probe))) for probe in PROBES if direct
+    ]
+    return list({error: (name, error) for name, error in nearest}.values())
 
 
 def compared(
@@ -286,9 +317,16 @@ class Decomposed(Mapping[str, Factors]):
             self._factors[method] = factors
         return factors
 
-    def forget(self, method: str) -> None:
-        """Free the memory of a decomposition; its next use computes it again."""
-        self._factors[method] = None
+    def keep_only(self, methods: Collection[str]) -> None:
+        """Free the memory of the other decompositions, and of what all share.
+
+        Their next use computes them again.
+        """
+        self._factors = {
+            name: factors if name in methods else None for name, factors in self._factors.items()
+        }
+        if self._statistics is not None:
+            self._statistics.shared.clear()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._factors)

@@ -19,14 +19,11 @@ from lrfc.factorization.threads import alone
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Tensor
-from lrfc.search.candidates import FITTED, Candidate, LayerSpace, response
+from lrfc.search.candidates import Candidate, LayerSpace, nearest_to_probes, response
 from lrfc.search.epilogue import FeatureMap
 from lrfc.search.segments import Segments
 from lrfc.search.statistics import LayerSamples
 
-#: Feature-map errors (relative L2) at which each layer is perturbed: about those of a mild and of a
-#: strong compression.
-PROBES = (0.1, 0.3)
 #: Number of inputs that ``telling`` draws from, for each input that sensitivities are measured on.
 POOL = 8
 
@@ -159,10 +156,12 @@ def holding(
 
 
 def _probes(candidates: Sequence[Candidate]) -> list[Candidate]:
-    real = [c for c in candidates if c.method is not None and c.error > 0]
-    real = [c for c in real if c.method not in FITTED] or real
-    nearest = [min(real, key=lambda c: abs(np.log(c.error / probe))) for probe in PROBES if real]
-    return list({c.error: c for c in nearest}.values())
+    """The candidates at which the layer is perturbed."""
+    real: dict[tuple[str, float], Candidate] = {}
+    for candidate in candidates:
+        if candidate.method is not None:
+            real.setdefault((candidate.method, candidate.error), candidate)
+    return [real[entry] for entry in nearest_to_probes(list(real))]
 
 
 def _with_divergence(candidate: Candidate, points: Mapping[float, float]) -> Candidate:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lrfc.ir.backend import as_float32, keras, quiet
 from lrfc.ir.graph import Graph
+from lrfc.ir.keras.creation import without_random_values
 from lrfc.ir.keras.layers import (
     build_layer,
     call_layer,
@@ -29,7 +30,7 @@ def to_keras(graph: Graph) -> Any:
     k = keras()
     layers: dict[str, Any] = {}
     tensors: dict[Ref, Any] = {}
-    with quiet(), as_float32(), trusted():
+    with quiet(), as_float32(), trusted(), without_random_values(k):
         for op in graph:
             key = op.shared or op.name
             if op.kind == "InputLayer":

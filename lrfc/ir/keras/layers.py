@@ -11,6 +11,7 @@ import numpy as np
 
 from lrfc.errors import ModelError
 from lrfc.ir.backend import as_float32, keras, quiet, reason
+from lrfc.ir.keras.creation import without_random_values
 from lrfc.ir.op import Array, Op, Slot, Tensor
 
 
@@ -73,7 +74,7 @@ def eager(op: Op) -> Callable[[Sequence[Any]], list[Any]]:
 
     def run(operands: Sequence[Any]) -> list[Any]:
         nonlocal built
-        with quiet(), as_float32(), trusted():
+        with quiet(), as_float32(), trusted(), without_random_values(keras()):
             if built is None:
                 layer = build_layer(op, layer_name(op.shared or op.name))
                 call_layer(layer, op, [x[:1] for x in operands])  # creates the variables

@@ -12,7 +12,7 @@ import numpy as np
 from lrfc.errors import DependencyError, ModelError
 from lrfc.ir import backend
 from lrfc.ir.backend import keras, quiet, reason
-from lrfc.ir.keras.bounds import TooManyWeights, weights_bounded
+from lrfc.ir.keras.creation import TooManyWeights, weights_bounded
 from lrfc.ir.op import Array
 
 _log = logging.getLogger("lrfc.keras")

@@ -16,7 +16,7 @@ from lrfc.ir.keras import compiled as keras_compiled
 from lrfc.ir.keras import file as keras_file
 from lrfc.ir.keras import legacy as keras_legacy
 from lrfc.ir.keras import wiring as keras_wiring
-from lrfc.ir.keras.bounds import TooManyWeights, weights_bounded
+from lrfc.ir.keras.creation import TooManyWeights, weights_bounded, without_random_values
 from lrfc.ir.keras.file import ModelFile
 from lrfc.system import scratch
 from lrfc.system.reader import shown
@@ -66,7 +66,11 @@ class _Loading:
         k, path = keras(), self._file.path
         copy = self._copy.with_config(self._config, "model")
         try:
-            with quiet(), weights_bounded(k.Layer, self._weight_limit()):
+            with (
+                quiet(),
+                without_random_values(k),
+                weights_bounded(k.Layer, self._weight_limit()),
+            ):
                 model = k.saving.load_model(copy, compile=False, safe_mode=not self._unsafe)
         except TooManyWeights as error:
             raise self._too_large() from error
