@@ -161,7 +161,10 @@ def cholesky(gram: Array) -> Array:
         if gram.ndim > 2:
             return np.stack([cholesky(matrix) for matrix in gram])
     if gram.dtype == np.float32:
-        return cholesky(gram.astype(np.float64)).astype(np.float32)
+        try:
+            return _cholesky_in_place(gram.astype(np.float64, order="F")).astype(np.float32)
+        except np.linalg.LinAlgError:
+            return cholesky(gram.astype(np.float64)).astype(np.float32)
     largest = float(np.max(np.diagonal(gram))) or 1.0
     ridge = 1e-13 * largest
     while True:
@@ -171,6 +174,11 @@ def cholesky(gram: Array) -> Array:
             if ridge > largest:
                 raise
             ridge *= 10
+
+
+def _cholesky_in_place(gram: Array) -> Array:
+    """The lower Cholesky factor in the memory of ``gram``, which has Fortran's order."""
+    return np.asarray(linalg.cholesky(gram, lower=True, overwrite_a=True, check_finite=False))
 
 
 def solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Array:
