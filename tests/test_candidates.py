@@ -12,7 +12,16 @@ from lrfc.ir import ops
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Ref
-from lrfc.search.candidates import Candidate, LayerSpace, grid, pareto, selected, space
+from lrfc.search import candidates
+from lrfc.search.candidates import (
+    Candidate,
+    LayerSpace,
+    grid,
+    nearest_to_probes,
+    pareto,
+    selected,
+    space,
+)
 from lrfc.search.epilogue import FeatureMap
 from lrfc.search.similarity import relative_l2
 from lrfc.search.statistics import SampleSize, collect
@@ -28,6 +37,40 @@ def explored(graph: Graph, name: str = "layer", methods=SMALL, levels: int = 4) 
         graph, [op], helpers.random_inputs(graph, 16), SampleSize(12, 4, 200, 100), seed=0
     )
     return space(graph, op, samples[name], methods, relative_l2, levels)
+
+
+def test_of_a_large_layer_only_what_the_sensitivity_needs_stays_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = conv((3, 3), 12, 16, (6, 6))
+    usual = explored(graph)
+    monkeypatch.setattr(candidates, "SMALL", 0)
+    large = explored(graph)
+    assert [c.error for c in large.candidates] == [c.error for c in usual.candidates]
+    held = {m for m, factors in large.factors._factors.items() if factors is not None}
+    errors = [(c.method, c.error) for c in large.candidates if c.method is not None]
+    assert held == {method for method, _ in nearest_to_probes(errors)}
+    for method, factors in usual.factors.items():  # the others are computed again when needed
+        ranks = next(c.ranks for c in usual.candidates if c.method == method)
+        np.testing.assert_array_equal(large.factors[method].kernel(ranks), factors.kernel(ranks))
+
+
+@pytest.mark.parametrize(
+    ("errors", "chosen"),
+    [
+        (
+            [("svd", 0.09), ("svd", 0.2), ("spatial_svd", 0.31)],
+            [("svd", 0.09), ("spatial_svd", 0.31)],
+        ),
+        ([("cp", 0.1), ("svd", 0.5)], [("svd", 0.5)]),  # cp needs a fit for each rank
+        ([("cp", 0.1), ("tucker2", 0.3)], [("cp", 0.1), ("tucker2", 0.3)]),
+        ([("svd", 0.0)], []),
+    ],
+)
+def test_sensitivities_are_measured_at_errors_near_the_probes(
+    errors: list[tuple[str, float]], chosen: list[tuple[str, float]]
+) -> None:
+    assert nearest_to_probes(errors) == chosen
 
 
 def costs(graph: Graph) -> tuple[int, int]:
