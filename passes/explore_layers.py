@@ -7,16 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import ClassVar
 
 from lrfc.config.build import METHODS
 from lrfc.costs.totals import totals
 from lrfc.factorization.layout import Layout
-from lrfc.factorization.threads import SMALL, one_thread, workers
+from lrfc.factorization.threads import HUGE, SMALL, one_thread, workers
 from lrfc.ir.batch import Batch, head
 from lrfc.ir.graph import Graph
-from lrfc.ir.op import Op
+from lrfc.ir.op import Op, Tensor
 from lrfc.search.cache import Store, fingerprint, place
 from lrfc.search.candidates import (
     PROBES,
@@ -33,10 +32,12 @@ from lrfc.search.sensitivity import POOL, Sensitivity
 from lrfc.search.similarity import MEASURES
 from lrfc.search.statistics import LayerSamples, Sampler, SampleSize
 from lrfc.state import Fact, State
-from lrfc.system import spans
+from lrfc.system import memory, spans
 
 #: MACs of all passes for the sensitivities (half a minute on two cores), and passes for each layer.
 WORK, PROBED = 5e11, len(PROBES)
+#: Bytes that the decompositions of all layers in work may take.
+WORKING = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,13 @@ class ExploreLayers:
     ) -> Iterator[tuple[LayerSamples, Answers]]:
         """The same for one group, a few layers ahead, on all cores with one BLAS thread each."""
         pending: deque[tuple[LayerSamples, Future[Answers]]] = deque()
-        waiting = iter(layers)
+        needs = [_working_bytes(op, graph.input_tensors(op.name)[0]) for op in layers]
+        submitted = 0
         try:
-            for _ in layers:
-                for op in islice(waiting, workers() + 1 - len(pending)):
+            for done in range(len(layers)):
+                while submitted < len(layers) and _together(needs[done : submitted + 1]):
+                    op = layers[submitted]
+                    submitted += 1
                     # Collected here and not in a thread, because it runs the network.
                     sample = samples[op.name]
                     future = pool.submit(
@@ -181,6 +185,24 @@ class ExploreLayers:
         return max(
             min(self.sensitivity_images, 8), min(self.sensitivity_images, int(WORK // max(work, 1)))
         )
+
+
+def _together(needs: Sequence[int]) -> bool:
+    """Whether layers that need this many bytes each may be in work at once; a single one may."""
+    fit = len(needs) <= workers() + 1 and sum(needs) <= memory.share(WORKING)
+    return fit or len(needs) == 1
+
+
+def _working_bytes(op: Op, source: Tensor) -> int:
+    """Bytes that the decompositions of a layer take at most, besides its samples.
+
+    They are those of ten arrays of the size of its covariance (measured at 3×3×512×512, where
+    Tucker-2 takes the most).
+    """
+    layout = Layout.of(op, source)
+    item = 4 if layout.patch > SMALL else 8
+    side = min(layout.patch, HUGE)  # of longer patches, the covariance is stored by its rows
+    return 10 * item * layout.groups * side**2
 
 
 def _from_store(
