@@ -9,17 +9,19 @@ from typing import Any
 
 from lrfc.costs.workload import Workload
 from lrfc.engine.benchmark import Bench, Spent
+from lrfc.engine.memory_plans import memory_plans
 from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
 from lrfc.passes.profile import profile
 from lrfc.protocols import Artifact
 from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.system.spans import span
+from lrfc.targets.devices.device import Device
 
 
 @span("per-op profile")
 def op_profile(
-    bench: Bench, before: Graph, after: Graph, files: tuple[Artifact, Artifact]
+    bench: Bench, device: Device, before: Graph, after: Graph, files: tuple[Artifact, Artifact]
 ) -> OpProfile:
     """The ops of two graphs in their emitted files, with latencies predicted for the device.
 
@@ -33,7 +35,8 @@ def op_profile(
         _side(graph, layers, ops, times, file.precision, bench.spent(file, graph))
         for graph, ops, file in zip((before, after), workloads, files, strict=True)
     ]
-    return OpProfile(overhead_ms=overhead, before=sides[0], after=sides[1])
+    memory = memory_plans(device, before, after, files)
+    return OpProfile(overhead_ms=overhead, before=sides[0], after=sides[1], memory=memory)
 
 
 def _times(bench: Bench, workloads: Sequence[Workload]) -> Mapping[Workload, float] | None:

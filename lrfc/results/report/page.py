@@ -20,7 +20,7 @@ from lrfc.results import op_costs
 from lrfc.results import verdict as verdicts
 from lrfc.results.manifest import STAGES, Manifest
 from lrfc.results.op_costs import OpProfile
-from lrfc.results.report import figures, tables, times
+from lrfc.results.report import figures, memory, tables, times
 from lrfc.results.report.chart import legend
 from lrfc.results.report.command import command, option
 from lrfc.system import files
@@ -204,6 +204,7 @@ def _layers(manifest: Manifest, ops: OpProfile | None) -> dict[str, Any]:
         "times_source": times_source,
         "by_cycles": in_cycles is not None,
         "npu": tables.npu(ops) if ops is not None else [],
+        "timeline": memory.timeline(None if ops is None else ops.memory),
         "memory": figures.memory(ops) if ops is not None else None,
         "memory_key": legend(["before", "after"]),
     }
