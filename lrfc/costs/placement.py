@@ -49,7 +49,7 @@ def micro(buffers: Sequence[Buffer]) -> dict[str, int]:
     ``buffers``: in the order of the file's tensors. The largest come first, of equal ones the last;
     each gets the lowest sufficient gap (its GreedyMemoryPlanner, and its alignment of 16 bytes).
     """
-    order = sorted(reversed(range(len(buffers))), key=lambda i: -buffers[i].size)
+    order = sorted(range(len(buffers)), key=lambda i: (-buffers[i].size, -i))
     offsets = _Search(buffers, 16).placed(order, lowest=True)
     return dict(zip((b.name for b in buffers), offsets, strict=True))
 

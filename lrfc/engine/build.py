@@ -234,8 +234,10 @@ def _explored(
         state = run(state, plan([PriceLayers(prices, slower=True)], known=(DesignSpace,)))
     seconds = time.perf_counter() - start
     with spans.span("Pareto fronts"):
-        front = pareto.front(state, over, points)
+        precision, tail = goal.target.precision, goal.target.tail_bytes(state.original)
+        front = pareto.front(state, over, points, precision, tail=tail)
         fronts = pareto.by_method(state, max(4, points // 2), SHARES)
+        by_ram = pareto.by_ram(state, precision, tail)
     return Survey(
         source.name,
         costs(state),
@@ -243,6 +245,8 @@ def _explored(
         over,
         front,
         fronts,
+        by_ram,
+        precision,
         seconds,
         samples.synthetic,
         recorded(),

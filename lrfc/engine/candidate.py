@@ -150,9 +150,7 @@ def try_out(
         contract=scores.contract,
         kernels=scores.kernels,
         failure=failure,
-        ops=op_profile(
-            bench, goal.device, made.original, made.state.graph, (original, emitted)
-        ),
+        ops=op_profile(bench, goal.device, made.original, made.state.graph, (original, emitted)),
         compiled=(bench.compiled(original), bench.compiled(emitted)),
     )
 

@@ -83,7 +83,8 @@ def _planned(model: Any) -> dict[int, int]:
     for metadata in model.metadata or ():
         if flatfile.name(metadata) == NAME:
             content = np.asarray(model.buffers[metadata.buffer].data, np.uint8).view("<i4")
-            return {number: place for number, place in enumerate(content[3:].tolist()) if place >= 0}
+            places = enumerate(content[3:].tolist())  # behind a head of three numbers
+            return {number: place for number, place in places if place >= 0}
     return {}
 
 

@@ -61,7 +61,8 @@ class MemoryPlan(_Record):
 
     @model_validator(mode="after")
     def _within_the_steps(self) -> MemoryPlan:
-        spans = [(part.first, part.last) for part in (*self.places, *self.regions)]
+        spans = [(place.first, place.last) for place in self.places]
+        spans += [(region.first, region.last) for region in self.regions]
         if any(not first <= last < len(self.steps) for first, last in spans):
             raise ValueError("an activation or a region is not within the steps")
         return self

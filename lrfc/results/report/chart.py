@@ -48,6 +48,7 @@ class Axis:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        """The position of a value."""
         if self.log:
             span = max(log10(self.high) - log10(self.low), 1e-9)
             return self.start + (self.end - self.start) * (log10(value) - log10(self.low)) / span
@@ -83,6 +84,7 @@ class Frame:
 
     @property
     def bottom(self) -> int:
+        """The height of the horizontal axis."""
         return self.height - self.BOTTOM
 
     def vertical(self, value: float, style: str) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
+from typing import Any
 
+from lrfc.results.manifest import Figures
 from lrfc.results.memory_plan import MemoryPlan, MemoryPlans, Place, Region
-from lrfc.results.report.chart import Axis, Frame
-from lrfc.text import count, exact_size, size
+from lrfc.results.report.chart import Axis, Frame, chart, legend
+from lrfc.text import count, decimal, exact_size, milliseconds, percent, size
 
 #: Width and height of a drawing, and its upper margin.
 SIZE, TOP = (480, 300), 44
@@ -67,6 +69,48 @@ def timeline(plans: MemoryPlans | None) -> Timeline | None:
     patches = tuple(_patch(name, part) for name, side in sides.items() for part in side.regions)
     rows = tuple(_row(name, side) for name, side in sides.items())
     return Timeline(runtime, tuple(panels), rows, patches, planned)
+
+
+def front(
+    points: Sequence[Mapping[str, Any]], shipped: Figures | None = None
+) -> tuple[str, str] | None:
+    """Predicted divergence against memory, by share of the MACs: chart and legend.
+
+    ``points``: see ``lrfc.search.pareto.by_ram``. ``shipped``: of the file that ships, which is
+    marked. None where every plan takes the same memory.
+    """
+    if len({point["ram"] for point in points}) < 2:
+        return None
+    series: dict[str, list[tuple[float, float, str]]] = {}
+    for point in points:
+        name = f"at most {percent(point['share'], 0)} of the MACs"
+        series.setdefault(name, []).append(
+            (point["ram"] / 1024, point["predicted_divergence"], _plan(point))
+        )
+    taken = None
+    if shipped is not None:
+        tails = any(point.get("tail") for point in points)
+        taken = shipped.arena_total_bytes if tails else shipped.arena_bytes
+    drawing = chart(
+        series,
+        "Predicted divergence of the output against activation memory",
+        "activation memory, KiB",
+        "predicted divergence",
+        lines=True,
+        log_y=True,
+        size=SIZE,
+        from_zero=(False, True),
+        guides=[] if taken is None else [(taken / 1024, "the file that ships")],
+    )
+    return drawing, legend(list(series))
+
+
+def _plan(point: Mapping[str, Any]) -> str:
+    """The tooltip of a plan of the front."""
+    costs = [exact_size(point["ram"]), f"{count(point['macs'])} MACs"]
+    if point.get("latency") is not None:
+        costs.append(milliseconds(point["latency"]))
+    return ", ".join([*costs, f"divergence {decimal(point['predicted_divergence'])}"])
 
 
 def _patch(name: str, part: Region) -> str:
