@@ -40,6 +40,7 @@ from lrfc.results.time_profile import recorded
 from lrfc.search import pareto
 from lrfc.search.candidates import selected
 from lrfc.search.facts import DesignSpace, costs
+from lrfc.search.memory import PlanMemory
 from lrfc.state import Progress, State
 from lrfc.system import memory, scratch, spans
 from lrfc.targets import refusals
@@ -237,7 +238,8 @@ def _explored(
         precision, tail = goal.target.precision, goal.target.tail_bytes(state.original)
         front = pareto.front(state, over, points, precision, tail=tail)
         fronts = pareto.by_method(state, max(4, points // 2), SHARES)
-        by_ram = pareto.by_ram(state, precision, tail)
+        need = PlanMemory(state.original, state.fact(DesignSpace).spaces, precision, tail)
+        by_ram, cheapest = pareto.by_ram(state, need), pareto.cheapest_by_ram(state, need)
     return Survey(
         source.name,
         costs(state),
@@ -246,6 +248,7 @@ def _explored(
         front,
         fronts,
         by_ram,
+        cheapest,
         precision,
         seconds,
         samples.synthetic,

@@ -20,7 +20,8 @@ from lrfc.results import folder as files
 from lrfc.results.manifest import File, Manifest
 from lrfc.results.report import page
 from lrfc.search.facts import DesignSpace, Price
-from lrfc.search.pareto import Point, by_ram, front
+from lrfc.search.memory import PlanMemory
+from lrfc.search.pareto import Point, by_ram, cheapest_by_ram, front
 from lrfc.system.spans import span
 from lrfc.targets.devices.speed import Ratio
 from lrfc.targets.parity import parity
@@ -112,13 +113,17 @@ def _fronts(taken: Trial) -> dict[str, Any]:
         state = state.with_fact(_considered(made, plan.design), price)
         fronts["by_latency"] = _in_ms(front(state, ("latency",)), price)
     target = taken.goal.target
-    points = by_ram(state, target.precision, target.tail_bytes(made.original))
-    fronts["by_ram"] = points if price is None else _in_ms(points, price)
+    spaces, tail = state.fact(DesignSpace).spaces, target.tail_bytes(made.original)
+    need = PlanMemory(made.state.original, spaces, target.precision, tail)
+    fronts["by_ram"] = _in_ms(by_ram(state, need), price)
+    fronts["cheapest_by_ram"] = _in_ms(cheapest_by_ram(state, need), price)
     return fronts
 
 
-def _in_ms(points: Sequence[Point], price: Price) -> list[Point]:
-    """The points with their latencies in milliseconds."""
+def _in_ms(points: Sequence[Point], price: Price | None) -> list[Point]:
+    """The points with their latencies, where they have any, in milliseconds."""
+    if price is None:
+        return list(points)
     return [{**point, "latency": point["latency"] * price.ms_per_unit} for point in points]
 
 

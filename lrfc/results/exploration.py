@@ -20,9 +20,9 @@ class Survey:
 
     ``whole``: MACs and parameters of the original, and its predicted latency with a device.
     ``fronts``: the Pareto front over MACs by method, 'all' for a mix of them. ``points``: the
-    Pareto front over the requested quantities, ``over``. ``by_ram``: the fronts over activation
-    memory, see ``lrfc.search.pareto.by_ram``, for files in ``precision``. ``profile``: where the
-    time went; None unless it was recorded.
+    Pareto front over the requested quantities, ``over``. ``by_ram``, ``cheapest_by_ram``: the
+    fronts over activation memory of files in ``precision``, see ``lrfc.search.pareto``.
+    ``profile``: where the time went; None unless it was recorded.
     """
 
     model: str
@@ -32,6 +32,7 @@ class Survey:
     points: Sequence[Point]
     fronts: dict[str, list[Point]]
     by_ram: Sequence[Point]
+    cheapest_by_ram: Sequence[Point]
     precision: str
     seconds: float
     synthetic: bool
@@ -64,6 +65,7 @@ class Survey:
             "synthetic": self.synthetic,
             "points": [dict(point) for point in self.points],
             "by_ram": [dict(point) for point in self.by_ram],
+            "cheapest_by_ram": [dict(point) for point in self.cheapest_by_ram],
             "methods": {
                 method: [dict(point) for point in points] for method, points in self.fronts.items()
             },

@@ -12,14 +12,17 @@ from lrfc.config.build import frontier
 from lrfc.errors import BudgetError
 from lrfc.search.allocate import allocate
 from lrfc.search.candidates import Candidate, pareto
-from lrfc.search.facts import DesignSpace, costs
+from lrfc.search.facts import DesignSpace, Price, costs
 from lrfc.search.memory import PlanMemory
 from lrfc.state import State
 
 Point = Mapping[str, Any]
 
-#: Limits on memory, and shares of the original's MACs, that ``by_ram`` sweeps.
-LIMITS, MACS = 8, (1.0, 0.75, 0.5)
+#: Limits on memory, and shares of the original's MACs, of the fronts over memory: those of plans,
+#: and those whose divergence plans may have.
+LIMITS, MACS, ALLOWED = 8, (1.0, 0.75, 0.5), (0.75, 0.5, 0.3)
+#: By which a limit on a sum of divergences is above the sum that it was taken from.
+SLACK = 1e-9
 
 
 def front(
@@ -57,27 +60,39 @@ def front(
 
 
 def by_ram(
-    state: State,
-    precision: str,
-    tail: int = 0,
-    points: int = LIMITS,
-    shares: Sequence[float] = MACS,
+    state: State, memory: PlanMemory, points: int = LIMITS, shares: Sequence[float] = MACS
 ) -> list[Point]:
-    """The fronts over activation memory, each within a share of the original's MACs (``share``).
+    """The fronts of divergence over activation memory, each within a share of the original's MACs.
 
-    ``points`` limits are swept, from the least that any plan needs to the original's peak.
-    ``precision``, ``tail``: see ``PlanMemory``. A point has the fields of ``front`` and ``share``.
+    ``points`` limits are swept, from the least that any plan needs to the original's peak. A point
+    has the fields of ``front``, and ``share``.
     """
-    whole = costs(state)["macs"]
-    memory = PlanMemory(state.original, state.fact(DesignSpace).spaces, precision, tail)
-    limits = _ram_limits(memory, points)
     found: list[Point] = []
     for share in shares:
-        plans = _solved(state, {"ram": limits, "macs": [share * whole]}, memory)
-        found += [
-            {**point, "share": share}
-            for point in _undominated(plans, ("ram", "predicted_divergence", "macs"))
-        ]
+        limits = {"ram": _ram_limits(memory, points), "macs": [share * costs(state)["macs"]]}
+        plans = _solved(state, limits, memory)
+        best = _undominated(plans, ("ram", "predicted_divergence", "macs"))
+        found += [{**point, "share": share} for point in best]
+    return found
+
+
+def cheapest_by_ram(
+    state: State, memory: PlanMemory, points: int = LIMITS, shares: Sequence[float] = ALLOWED
+) -> list[Point]:
+    """The fronts of predicted latency over activation memory, each within a divergence.
+
+    Of MACs where no device is known. The divergence is the least that is possible at a share of the
+    original's MACs, with any memory. A point has the fields of ``front``, and ``share``.
+    """
+    goal = "latency" if state.known(Price) is not None else "macs"
+    found: list[Point] = []
+    for share in shares:
+        exact = _solved(state, {"macs": [share * costs(state)["macs"]]}, None)
+        for plan in exact:
+            divergence = plan["predicted_divergence"] * (1 + SLACK)
+            limits = {"ram": _ram_limits(memory, points), "divergence": [divergence]}
+            best = _undominated(_solved(state, limits, memory, goal), ("ram", goal))
+            found += [{**point, "share": share} for point in best]
     return found
 
 
@@ -87,9 +102,12 @@ def _ram_limits(memory: PlanMemory, count: int) -> Sequence[float]:
 
 
 def _solved(
-    state: State, axes: Mapping[str, Sequence[float]], memory: PlanMemory | None
+    state: State,
+    axes: Mapping[str, Sequence[float]],
+    memory: PlanMemory | None,
+    minimise: str = "divergence",
 ) -> list[dict[str, Any]]:
-    """The optimal plan within each combination of limits that can be met.
+    """The plan with the least of a quantity within each combination of limits that can be met.
 
     ``memory``: needed for limits on 'ram', which are on the bytes alive at one time.
     """
@@ -102,7 +120,7 @@ def _solved(
         choices = undominated
         if memory is not None:
             choices = memory.within(limits["ram"])
-        chosen = _allocated(choices, outside, limits)
+        chosen = _allocated(choices, outside, limits, minimise)
         if chosen is None:
             continue
         point = {q: cost + sum(getattr(c, q) for c in chosen) for q, cost in outside.items()}
@@ -120,13 +138,14 @@ def _allocated(
     choices: Sequence[Sequence[Candidate]],
     outside: Mapping[str, float],
     limits: Mapping[str, float],
+    minimise: str,
 ) -> tuple[Candidate, ...] | None:
     """The optimal candidates within the limits; None where the limits cannot be met together."""
-    sums = {q: limit - outside[q] for q, limit in limits.items() if q != "ram"}
+    sums = {q: limit - outside.get(q, 0) for q, limit in limits.items() if q != "ram"}
     if not all(choices):
         return None
     try:
-        return allocate(choices, sums)
+        return allocate(choices, sums, minimise)
     except BudgetError:
         return None
 
