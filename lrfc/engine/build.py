@@ -239,7 +239,7 @@ def _explored(
         front = pareto.front(state, over, points, precision, tail=tail)
         fronts = pareto.by_method(state, max(4, points // 2), SHARES)
         need = PlanMemory(state.original, state.fact(DesignSpace).spaces, precision, tail)
-        by_ram, cheapest = pareto.by_ram(state, need), pareto.cheapest_by_ram(state, need)
+        by_ram = pareto.by_ram(state, need)
     return Survey(
         source.name,
         costs(state),
@@ -248,7 +248,6 @@ def _explored(
         front,
         fronts,
         by_ram,
-        cheapest,
         precision,
         seconds,
         samples.synthetic,

@@ -21,7 +21,7 @@ from lrfc.results.manifest import File, Manifest
 from lrfc.results.report import page
 from lrfc.search.facts import DesignSpace, Price
 from lrfc.search.memory import PlanMemory
-from lrfc.search.pareto import Point, by_ram, cheapest_by_ram, front
+from lrfc.search.pareto import Point, by_ram, front
 from lrfc.system.spans import span
 from lrfc.targets.devices.speed import Ratio
 from lrfc.targets.parity import parity
@@ -116,7 +116,6 @@ def _fronts(taken: Trial) -> dict[str, Any]:
     spaces, tail = state.fact(DesignSpace).spaces, target.tail_bytes(made.original)
     need = PlanMemory(made.state.original, spaces, target.precision, tail)
     fronts["by_ram"] = _in_ms(by_ram(state, need), price)
-    fronts["cheapest_by_ram"] = _in_ms(cheapest_by_ram(state, need), price)
     return fronts
 
 

@@ -20,8 +20,8 @@ class Survey:
 
     ``whole``: MACs and parameters of the original, and its predicted latency with a device.
     ``fronts``: the Pareto front over MACs by method, 'all' for a mix of them. ``points``: the
-    Pareto front over the requested quantities, ``over``. ``by_ram``, ``cheapest_by_ram``: the
-    fronts over activation memory of files in ``precision``, see ``lrfc.search.pareto``.
+    Pareto front over the requested quantities, ``over``. ``by_ram``: the fronts over activation
+    memory, of files in ``precision``; see ``lrfc.search.pareto.by_ram``.
     ``profile``: where the time went; None unless it was recorded.
     """
 
@@ -32,7 +32,6 @@ class Survey:
     points: Sequence[Point]
     fronts: dict[str, list[Point]]
     by_ram: Sequence[Point]
-    cheapest_by_ram: Sequence[Point]
     precision: str
     seconds: float
     synthetic: bool
@@ -65,7 +64,6 @@ class Survey:
             "synthetic": self.synthetic,
             "points": [dict(point) for point in self.points],
             "by_ram": [dict(point) for point in self.by_ram],
-            "cheapest_by_ram": [dict(point) for point in self.cheapest_by_ram],
             "methods": {
                 method: [dict(point) for point in points] for method, points in self.fronts.items()
             },

@@ -18,11 +18,8 @@ from lrfc.state import State
 
 Point = Mapping[str, Any]
 
-#: Limits on memory, and shares of the original's MACs, of the fronts over memory: those of plans,
-#: and those whose divergence plans may have.
-LIMITS, MACS, ALLOWED = 8, (1.0, 0.75, 0.5), (0.75, 0.5, 0.3)
-#: By which a limit on a sum of divergences is above the sum that it was taken from.
-SLACK = 1e-9
+#: Limits on memory, and shares of the original's time or MACs, of the fronts over memory.
+LIMITS, SHARES = 8, (1.0, 0.75, 0.5)
 
 
 def front(
@@ -60,39 +57,20 @@ def front(
 
 
 def by_ram(
-    state: State, memory: PlanMemory, points: int = LIMITS, shares: Sequence[float] = MACS
+    state: State, memory: PlanMemory, points: int = LIMITS, shares: Sequence[float] = SHARES
 ) -> list[Point]:
-    """The fronts of divergence over activation memory, each within a share of the original's MACs.
+    """The fronts over activation memory, each within a share of the original's predicted latency.
 
-    ``points`` limits are swept, from the least that any plan needs to the original's peak. A point
-    has the fields of ``front``, and ``share``.
+    Of its MACs where no device is known. ``points`` limits are swept, from the least memory that
+    any plan needs to the original's peak. A point has the fields of ``front``, the ``share``, and
+    the quantity that it is of (``of``).
     """
+    quantity = "latency" if state.known(Price) is not None else "macs"
     found: list[Point] = []
     for share in shares:
-        limits = {"ram": _ram_limits(memory, points), "macs": [share * costs(state)["macs"]]}
-        plans = _solved(state, limits, memory)
-        best = _undominated(plans, ("ram", "predicted_divergence", "macs"))
-        found += [{**point, "share": share} for point in best]
-    return found
-
-
-def cheapest_by_ram(
-    state: State, memory: PlanMemory, points: int = LIMITS, shares: Sequence[float] = ALLOWED
-) -> list[Point]:
-    """The fronts of predicted latency over activation memory, each within a divergence.
-
-    Of MACs where no device is known. The divergence is the least that is possible at a share of the
-    original's MACs, with any memory. A point has the fields of ``front``, and ``share``.
-    """
-    goal = "latency" if state.known(Price) is not None else "macs"
-    found: list[Point] = []
-    for share in shares:
-        exact = _solved(state, {"macs": [share * costs(state)["macs"]]}, None)
-        for plan in exact:
-            divergence = plan["predicted_divergence"] * (1 + SLACK)
-            limits = {"ram": _ram_limits(memory, points), "divergence": [divergence]}
-            best = _undominated(_solved(state, limits, memory, goal), ("ram", goal))
-            found += [{**point, "share": share} for point in best]
+        limits = {"ram": _ram_limits(memory, points), quantity: [share * costs(state)[quantity]]}
+        best = _undominated(_solved(state, limits, memory), ("ram", "predicted_divergence"))
+        found += [{**point, "share": share, "of": quantity} for point in best]
     return found
 
 
@@ -105,9 +83,8 @@ def _solved(
     state: State,
     axes: Mapping[str, Sequence[float]],
     memory: PlanMemory | None,
-    minimise: str = "divergence",
 ) -> list[dict[str, Any]]:
-    """The plan with the least of a quantity within each combination of limits that can be met.
+    """The optimal plan within each combination of limits that can be met.
 
     ``memory``: needed for limits on 'ram', which are on the bytes alive at one time.
     """
@@ -120,7 +97,7 @@ def _solved(
         choices = undominated
         if memory is not None:
             choices = memory.within(limits["ram"])
-        chosen = _allocated(choices, outside, limits, minimise)
+        chosen = _allocated(choices, outside, limits)
         if chosen is None:
             continue
         point = {q: cost + sum(getattr(c, q) for c in chosen) for q, cost in outside.items()}
@@ -138,14 +115,13 @@ def _allocated(
     choices: Sequence[Sequence[Candidate]],
     outside: Mapping[str, float],
     limits: Mapping[str, float],
-    minimise: str,
 ) -> tuple[Candidate, ...] | None:
     """The optimal candidates within the limits; None where the limits cannot be met together."""
-    sums = {q: limit - outside.get(q, 0) for q, limit in limits.items() if q != "ram"}
+    sums = {q: limit - outside[q] for q, limit in limits.items() if q != "ram"}
     if not all(choices):
         return None
     try:
-        return allocate(choices, sums, minimise)
+        return allocate(choices, sums)
     except BudgetError:
         return None
 

@@ -62,7 +62,7 @@ def render(survey: Survey, shares: Sequence[float]) -> str:
         survey=survey,
         shares=shares,
         rows=survey.table(),
-        ram_fronts=memory.fronts(survey.by_ram, survey.cheapest_by_ram),
+        ram_front=memory.front(survey.by_ram),
         quality=chart(
             quality,
             "Predicted divergence against MACs kept",

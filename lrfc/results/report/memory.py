@@ -73,75 +73,50 @@ def timeline(plans: MemoryPlans | None) -> Timeline | None:
 
 @dataclass(frozen=True)
 class Front:
-    """A drawing of fronts over memory with its legend."""
+    """A drawing of fronts over memory, with its legend."""
 
     drawing: str
     legend: str
     caption: str
 
 
-def fronts(
-    by_ram: Sequence[Mapping[str, Any]],
-    cheapest: Sequence[Mapping[str, Any]],
-    shipped: Figures | None = None,
-) -> list[Front]:
-    """Divergence, and latency or MACs, against memory; none where all plans take the same memory.
+#: The quantities of which a front over memory has a share.
+OF = {"latency": "predicted latency", "macs": "MACs"}
 
-    ``by_ram``, ``cheapest``: see ``lrfc.search.pareto``. ``shipped``: of the file that ships, which
-    is marked.
+
+def front(points: Sequence[Mapping[str, Any]], shipped: Figures | None = None) -> Front | None:
+    """Predicted divergence against memory, by share of the predicted latency or of the MACs.
+
+    ``points``: see ``lrfc.search.pareto.by_ram``. ``shipped``: of the file that ships, which is
+    marked. None where all plans take the same memory.
     """
-    timed = any(point.get("latency") is not None for point in cheapest)
-    quantity = ("latency", "predicted latency, ms") if timed else ("macs", "MACs")
-    found = []
-    if _memories(by_ram) > 1:
-        name = "at most {} of the MACs"
-        axis = ("predicted_divergence", "predicted divergence")
-        caption = "the least predicted divergence within a limit on memory and one on MACs"
-        found.append(_front(by_ram, name, axis, caption, shipped))
-    if _memories(cheapest) > 1:
-        name = "divergence as with {} of the MACs"
-        least = "the least predicted latency" if timed else "the fewest MACs"
-        caption = f"{least} within a limit on memory and one on divergence"
-        found.append(_front(cheapest, name, quantity, caption, shipped))
-    return found
-
-
-def _memories(points: Sequence[Mapping[str, Any]]) -> int:
-    """The number of different memories that plans take."""
-    return len({point["ram"] for point in points})
-
-
-def _front(
-    points: Sequence[Mapping[str, Any]],
-    series_name: str,
-    axis: tuple[str, str],
-    caption: str,
-    shipped: Figures | None,
-) -> Front:
-    """A quantity against memory. ``axis``: the quantity, and its name."""
-    quantity, label = axis
-    series: dict[str, list[tuple[float, float, str]]] = {}
+    if len({point["ram"] for point in points}) < 2:
+        return None
+    quantity, series = OF[points[0]["of"]], dict[str, list[tuple[float, float, str]]]()
     for point in points:
-        name = series_name.format(percent(point["share"], 0))
-        series.setdefault(name, []).append((point["ram"] / 1024, point[quantity], _plan(point)))
-    tails = any(point.get("tail") for point in points)
-    taken = None
+        name = f"at most {percent(point['share'], 0)} of the {quantity}"
+        place = point["ram"] / 1024, point["predicted_divergence"], _plan(point)
+        series.setdefault(name, []).append(place)
+    tails, taken = any(point.get("tail") for point in points), None
     if shipped is not None:
         taken = shipped.arena_total_bytes if tails else shipped.arena_bytes
     drawing = chart(
         series,
-        f"{label.split(',')[0].capitalize()} against activation memory".replace("Macs", "MACs"),
+        "Predicted divergence of the output against activation memory",
         "activation memory, KiB",
-        label,
+        "predicted divergence",
         lines=True,
-        log_y=quantity == "predicted_divergence",
+        log_y=True,
         size=SIZE,
         from_zero=(False, True),
         guides=[] if taken is None else [(taken / 1024, "the file that ships")],
     )
     behind = " Memory: activations, and the structures behind them." if tails else ""
-    text = f"Each point is the plan with {caption}, without pruning and patches.{behind}"
-    return Front(drawing, legend(list(series)), text)
+    caption = (
+        "Each point is the plan with the least predicted divergence within a limit on memory and"
+        f" one on {quantity}, without pruning and patches.{behind}"
+    )
+    return Front(drawing, legend(list(series)), caption)
 
 
 def _plan(point: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, Field, ValidationError
@@ -48,15 +48,14 @@ SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 class Content:
     """The content of an output folder, as far as the page shows it.
 
-    ``points``, ``by_latency``, ``by_ram``, ``cheapest_by_ram``: the Pareto fronts of pareto.json.
-    ``ops``: the per-op profile; None from an older lrfc.
+    ``points``, ``by_latency``, ``by_ram``: the Pareto fronts of pareto.json. ``ops``: the per-op
+    profile; None from an older lrfc.
     """
 
     manifest: Manifest
     points: Sequence[Mapping[str, Any]] = ()
     by_latency: Sequence[Mapping[str, Any]] = ()
     by_ram: Sequence[Mapping[str, Any]] = ()
-    cheapest_by_ram: Sequence[Mapping[str, Any]] = ()
     candidates: Sequence[choices.Row] = ()
     ops: OpProfile | None = None
 
@@ -82,7 +81,6 @@ def read(folder: Path) -> Content:
         [p.model_dump() for p in fronts.points],
         [p.model_dump() for p in fronts.by_latency],
         [p.model_dump() for p in fronts.by_ram],
-        [p.model_dump() for p in fronts.cheapest_by_ram],
         rows,
         ops,
     )
@@ -105,6 +103,7 @@ class _Timed(_Point):
 
 class _Fitting(_Point):
     share: Annotated[float, Field(gt=0, le=1)]
+    of: Literal["latency", "macs"]
     ram: _Figure
     tail: _Figure = 0
     latency: _Figure | None = None
@@ -116,7 +115,6 @@ class _Fronts(BaseModel):
     points: tuple[_Point, ...] = ()
     by_latency: tuple[_Timed, ...] = ()
     by_ram: tuple[_Fitting, ...] = ()
-    cheapest_by_ram: tuple[_Fitting, ...] = ()
 
 
 def _fronts(path: Path) -> _Fronts:
@@ -229,14 +227,14 @@ def _choices(content: Content) -> dict[str, Any]:
     only_cut = manifest.config.get("prune") == "only"
     curves, key = figures.similarities(() if only_cut else content.candidates)
     points, by_latency = ((), ()) if only_cut else (content.points, content.by_latency)
-    by_ram, cheapest = ((), ()) if only_cut else (content.by_ram, content.cheapest_by_ram)
+    by_ram = () if only_cut else content.by_ram
     first = next((curve for curve in curves if curve.changed), curves[0] if curves else None)
     return {
         "only_cut": only_cut,
         "points": sorted(points, key=lambda point: point["macs"]),
         "by_latency": by_latency,
-        "by_ram": {"divergence": by_ram, "cost": cheapest},
-        "ram_fronts": memory.fronts(by_ram, cheapest, manifest.after),
+        "by_ram": by_ram,
+        "ram_front": memory.front(by_ram, manifest.after),
         "front": figures.front(points, by_latency, manifest) if points or by_latency else None,
         "curves": curves,
         "first_curve": first,
