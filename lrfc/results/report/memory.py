@@ -57,7 +57,7 @@ def timeline(plans: MemoryPlans | None) -> Timeline | None:
     if plans is None:
         return None
     runtime, sides = RUNTIMES[plans.runtime], {"Before": plans.before, "After": plans.after}
-    most = max(max(side.own_bytes, side.planned_bytes or 0) for side in sides.values())
+    most = max(1, *(max(side.own_bytes, side.planned_bytes or 0) for side in sides.values()))
     panels = []
     for name, side in sides.items():
         if side.planned_bytes is not None:
