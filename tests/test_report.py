@@ -843,19 +843,19 @@ def test_the_table_names_what_sets_the_peak_and_the_patches() -> None:
         ],
         [
             "Before",
-            "3 KiB (3,072 bytes)",
-            "3 KiB (3,072 bytes)",
-            "3 KiB (3,072 bytes)",
+            "3,072",
+            "3,072",
+            "3,072",
             "conv1 (CONV_2D)",
-            "conv1 2 KiB + image 1 KiB",
+            "conv1: 2 KiB; image: 1 KiB",
         ],
         [
             "After",
-            "2 KiB (2,048 bytes)",
-            "2 KiB (2,048 bytes)",
-            "3.5 KiB (3,584 bytes)",
+            "2,048",
+            "2,048",
+            "3,584",
             "conv1 (CONV_2D), conv1 (CONCATENATION)",
-            "image 1 KiB + conv1, rows 0 to 3 512 B + conv1, rows 4 to 7 512 B",
+            "image: 1 KiB; conv1, rows 0 to 3: 512 B; conv1, rows 4 to 7: 512 B",
         ],
     ]
     assert "After: conv1 to conv1 in 2 strips, the operators 1 to 3 of the file." in page.text
@@ -900,7 +900,7 @@ def test_on_a_host_the_runtime_places_the_activations() -> None:
     page = Page(html)
     heads = "File,Peak,Placed by LiteRT,Operator at the peak,Alive then".split(",")
     assert page.tables["memory"][0] == heads
-    assert page.tables["memory"][2][1:3] == ["2 KiB (2,048 bytes)", "3.5 KiB (3,584 bytes)"]
+    assert page.tables["memory"][2][1:3] == ["2,048", "3,584"]
     assert "strips" not in page.text
     assert "plan in the file" not in html
 

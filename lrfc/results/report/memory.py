@@ -31,7 +31,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """What sets the peak of one file; bytes as text."""
+    """What sets the peak of one file; numbers of bytes as text."""
 
     file: str
     peak: str
@@ -139,12 +139,12 @@ def _row(name: str, side: MemoryPlan) -> Row:
     steps = side.peak_steps
     layers = list(dict.fromkeys(f"{side.steps[s].layer} ({side.steps[s].operator})" for s in steps))
     more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
-    alive = " + ".join(f"{place.name} {size(place.bytes)}" for place in side.at(steps[0]))
+    alive = "; ".join(f"{place.name}: {size(place.bytes)}" for place in side.at(steps[0]))
     return Row(
         name,
-        exact_size(side.peak),
-        exact_size(side.planned_bytes),
-        exact_size(side.own_bytes),
+        count(side.peak),
+        count(side.planned_bytes),
+        count(side.own_bytes),
         ", ".join(layers[:NAMED]) + more,
         alive,
     )
