@@ -58,7 +58,8 @@ def litert(buffers: Sequence[Buffer]) -> dict[str, int]:
     """The offset that LiteRT gives each buffer, and XNNPACK, its library of kernels, nearly.
 
     The largest come first, of equal ones the earliest; each gets the smallest sufficient gap
-    (Pisarchyk & Lee 2020, algorithm 3; its ArenaPlanner aligns to 64 bytes).
+    (Pisarchyk & Lee 2020, algorithm 3; its ArenaPlanner aligns to 64 bytes). What both keep longer
+    than needed is not counted: LiteRT keeps the inputs of a file to the end.
     """
     order = sorted(range(len(buffers)), key=lambda i: (-buffers[i].size, buffers[i].first))
     offsets = _Search(buffers, 64).placed(order, lowest=False)

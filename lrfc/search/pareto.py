@@ -76,7 +76,7 @@ def by_ram(
 
 def _ram_limits(memory: PlanMemory, count: int) -> Sequence[float]:
     """Limits on the bytes alive at one time, from the least to the original's peak."""
-    return list(np.linspace(memory.least, max(memory.whole, memory.least), count))
+    return sorted(set(np.linspace(memory.least, max(memory.whole, memory.least), count).tolist()))
 
 
 def _solved(
