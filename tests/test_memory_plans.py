@@ -117,8 +117,8 @@ def test_strips_are_a_region_and_name_their_rows(files: Any) -> None:
 
 def test_both_files_are_recorded_where_a_runtime_places_them(files: Any) -> None:
     graph, whole, strips = files
-    micro = memory_plans(devices.load("cortex-m7"), graph, graph, (whole, strips))
-    host = memory_plans(devices.load("host"), graph, graph, (whole, strips))
+    micro = memory_plans(devices.load("cortex-m7"), (graph, graph), (whole, strips))
+    host = memory_plans(devices.load("host"), (graph, graph), (whole, strips))
     assert micro is not None
     assert host is not None
     assert (micro.runtime, host.runtime) == ("tflm", "litert")
@@ -126,9 +126,9 @@ def test_both_files_are_recorded_where_a_runtime_places_them(files: Any) -> None
     assert len(micro.after.regions) == 1
     assert MemoryPlans.model_validate_json(micro.model_dump_json()) == micro
     npu = devices.load("ethos-u55-128")
-    assert memory_plans(npu, graph, graph, (whole, strips)) is None, "Vela places them"
+    assert memory_plans(npu, (graph, graph), (whole, strips)) is None, "Vela places them"
     other = Artifact(whole.path, "onnx", "int8")
-    assert memory_plans(devices.load("host"), graph, graph, (other, other)) is None
+    assert memory_plans(devices.load("host"), (graph, graph), (other, other)) is None
 
 
 def test_a_plan_with_activations_beyond_its_steps_is_refused(files: Any) -> None:

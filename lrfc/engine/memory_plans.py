@@ -27,9 +27,9 @@ _LINEAR = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPO
 
 
 def memory_plans(
-    device: Device, before: Graph, after: Graph, files: tuple[Artifact, Artifact]
+    device: Device, graphs: tuple[Graph, Graph], files: tuple[Artifact, Artifact]
 ) -> MemoryPlans | None:
-    """The plans of two files, emitted from ``before`` and ``after``.
+    """The plans of the original's file and of another, each with the graph it was emitted from.
 
     None where the format does not tell its tensors, or an accelerator's compiler places them.
     """
@@ -38,7 +38,7 @@ def memory_plans(
     rule = placement.micro if device.follows_plan else placement.litert
     old, new = (
         memory_plan(file.path.read_bytes(), graph, rule, file.patches)
-        for file, graph in zip(files, (before, after), strict=True)
+        for file, graph in zip(files, graphs, strict=True)
     )
     if old is None or new is None:
         return None

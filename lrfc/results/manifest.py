@@ -294,7 +294,10 @@ class File(Record):
 
 
 class Patch(Record):
-    """Operators of the file that are computed in strips of rows; see lrfc.protocols.Patch."""
+    """Operators of the file that are computed in ``strips`` of rows, one strip after the other.
+
+    ``first``, ``last``: the layers of the first and of the last of them.
+    """
 
     first: str
     last: str
