@@ -548,7 +548,7 @@ def full() -> str:
         allowed=0.01, drop=0.005, low=-0.001, high=0.011, confidence=0.95, samples=400, met=True
     )
     attempts = (
-        Attempt(allowed_divergence=0.1, kept=kept, accuracy=0.9, latency_ms=0.8),
+        Attempt(allowed_divergence=0.1, kept=kept, accuracy=0.9, latency_ms=0.8, ram_bytes=1536),
         Attempt(allowed_divergence=0.05, kept=kept),
     )
     manifest = made(
@@ -802,6 +802,7 @@ def test_no_axis_goes_beyond_what_there_is() -> None:
     [
         ("Predicted divergence of the output against predicted latency", 2),
         ("accuracy against measured latency of the emitted files", 3),
+        ("accuracy against activation memory of the emitted files", 3),
         ("conv1: similarity against the MACs that a rank keeps", 3 + 1 + 1),
         ("Predicted divergence of the output against activation memory", 3),
         ("Before, by the plan in the file: 3 KiB", 4),

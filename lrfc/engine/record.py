@@ -120,6 +120,7 @@ def _attempt(trial: Trial) -> Attempt:
         accuracy=trial.after.accuracy,
         latency_ms=None if latency is None else latency.p50,
         source=None if latency is None else latency.source,
+        ram_bytes=trial.after.ram_bytes,
     )
 
 

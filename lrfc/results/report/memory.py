@@ -10,6 +10,7 @@ from typing import Any
 
 from lrfc.results.manifest import Figures
 from lrfc.results.memory_plan import MemoryPlan, MemoryPlans, Place, Region
+from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report.chart import Axis, Frame, chart, legend
 from lrfc.text import count, decimal, exact_size, milliseconds, percent, size
 
@@ -218,3 +219,37 @@ def _runs(steps: Sequence[int]) -> Iterator[tuple[int, int]]:
     for _, group in groupby(enumerate(steps), key=lambda pair: pair[1] - pair[0]):
         run = [step for _, step in group]
         yield run[0], run[-1]
+
+
+def alive(ops: OpProfile) -> str:
+    """Activation bytes alive while each op runs, before and after, by the position of its layer."""
+    positions = {
+        name: i
+        for i, name in enumerate(dict.fromkeys(op.layer for op in [*ops.before, *ops.after]))
+    }
+
+    def side(ops: Sequence[OpCost]) -> list[tuple[float, float, str]]:
+        by_layer: dict[str, list[OpCost]] = {}
+        for op in ops:
+            by_layer.setdefault(op.layer, []).append(op)
+        return [
+            (
+                positions[layer] + i / len(group),
+                op.live_bytes / 1024,
+                f"{op.name}: {op.live_bytes:,} bytes",
+            )
+            for layer, group in by_layer.items()
+            for i, op in enumerate(group)
+        ]
+
+    series = {"before": side(ops.before), "after": side(ops.after)}
+    dot = 2.5 if len(positions) < 30 else 0
+    return chart(
+        series,
+        "Activation memory alive while each op runs",
+        "op, in execution order",
+        "KiB alive",
+        lines=True,
+        size=SIZE,
+        dot=dot,
+    )

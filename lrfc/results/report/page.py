@@ -216,7 +216,7 @@ def _layers(manifest: Manifest, ops: OpProfile | None) -> dict[str, Any]:
         "by_cycles": in_cycles is not None,
         "npu": tables.npu(ops) if ops is not None else [],
         "timeline": memory.timeline(None if ops is None else ops.memory),
-        "memory": figures.memory(ops) if ops is not None else None,
+        "memory": memory.alive(ops) if ops is not None else None,
         "memory_key": legend(["before", "after"]),
     }
 
