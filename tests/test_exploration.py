@@ -16,6 +16,7 @@ from lrfc.results import candidates as choices
 from lrfc.results import folder as artifact
 from lrfc.results.exploration import SHARES, Survey
 from lrfc.results.report import exploration as page
+from lrfc.search.pareto import SHARES as SHARES_OF_RAM
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits.keras"
 
@@ -52,6 +53,8 @@ def test_the_folder_is_complete(exploration) -> None:
     assert len(choices.read(out)) == survey.design.size
     assert value["over"] == ["macs", "params"]
     assert len(value["points"]) >= 3
+    assert {point["share"] for point in value["by_ram"]} == {1.0, 0.75, 0.5}
+    assert "at most 50 % of the MACs" in (out / "explore.html").read_text()
 
 
 def test_the_table_compares_what_is_reachable(exploration) -> None:
@@ -72,7 +75,7 @@ def test_the_page_is_self_contained_and_names_every_layer(exploration) -> None:
     for space in survey.design.spaces:
         assert f"<strong>{space.op.name}</strong>" in page
     assert "NaN" not in page
-    assert page.count("<polyline") == 2 * len(survey.fronts)
+    assert page.count("<polyline") == 2 * len(survey.fronts) + len(SHARES_OF_RAM)
 
 
 def test_it_is_printed_and_a_layer_explained(exploration, capsys) -> None:

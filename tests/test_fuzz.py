@@ -140,10 +140,11 @@ def folder_of_a_build(place: Path) -> Path:
     manifest = report.made(**changes)
     manifest.write(place)
     manifest.write_layers(place)
-    report.OPS.write(place)
+    report.OPS.model_copy(update={"memory": report.PLANS}).write(place)
     fronts = {
         "points": report.POINTS,
         "by_latency": [{**point, "latency": point["macs"] / 500} for point in report.POINTS],
+        "by_ram": report.BY_RAM,
     }
     (place / "pareto.json").write_text(json.dumps({"schema_version": 1, **fronts}))
     rows = io.StringIO()

@@ -31,6 +31,7 @@ from lrfc.results.manifest import (
     Round,
     Search,
 )
+from lrfc.results.memory_plan import MemoryPlan, MemoryPlans, Place, Region, Step
 from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report import page as pages
 from lrfc.results.report import tables
@@ -142,6 +143,46 @@ def op(
         predicted_ms=ms,
     )
 
+
+STEPS = tuple(
+    Step(operator=operator, layer=layer)
+    for operator, layer in (
+        ("CONV_2D", "conv1"),
+        ("MAX_POOL_2D", "pool"),
+        ("FULLY_CONNECTED", "head"),
+    )
+)
+PLANS = MemoryPlans(
+    runtime="tflm",
+    before=MemoryPlan(
+        steps=STEPS,
+        places=(
+            Place(name="image", bytes=1024, first=0, last=0, planned=2048, own=2048),
+            Place(name="conv1", bytes=2048, first=0, last=1, planned=0, own=0),
+            Place(name="pool", bytes=512, first=1, last=2, planned=2048, own=2048),
+            Place(name="head", bytes=16, first=2, last=2, planned=0, own=0),
+        ),
+    ),
+    after=MemoryPlan(
+        steps=(STEPS[0], STEPS[0], Step(operator="CONCATENATION", layer="conv1"), *STEPS[1:]),
+        places=(
+            Place(name="image", bytes=1024, first=0, last=1, planned=1024, own=2048),
+            Place(name="conv1, rows 0 to 3", bytes=512, first=0, last=2, planned=0, own=3072),
+            Place(name="conv1, rows 4 to 7", bytes=512, first=1, last=2, planned=512, own=1536),
+            Place(name="conv1", bytes=1024, first=2, last=3, planned=1024, own=0),
+            Place(name="pool", bytes=512, first=3, last=4, planned=0, own=1024),
+            Place(name="head", bytes=16, first=4, last=4, planned=512, own=0),
+        ),
+        regions=(Region(first=0, last=2, start="conv1", end="conv1", strips=2),),
+    ),
+)
+BY_RAM: list[dict[str, Any]] = [
+    {"macs": 500, "params": 60, "predicted_divergence": 0.4, "ram": 1536, "tail": 512},
+    {"macs": 900, "params": 90, "predicted_divergence": 0.02, "ram": 2048, "tail": 600},
+    {"macs": 500, "params": 60, "predicted_divergence": 0.4, "ram": 1536, "tail": 512},
+]
+for _point, _share in zip(BY_RAM, (1.0, 1.0, 0.5), strict=True):
+    _point |= {"share": _share, "of": "latency", "latency": _point["macs"] / 500}
 
 OPS = OpProfile(
     overhead_ms=0.1,
@@ -507,7 +548,7 @@ def full() -> str:
         allowed=0.01, drop=0.005, low=-0.001, high=0.011, confidence=0.95, samples=400, met=True
     )
     attempts = (
-        Attempt(allowed_divergence=0.1, kept=kept, accuracy=0.9, latency_ms=0.8),
+        Attempt(allowed_divergence=0.1, kept=kept, accuracy=0.9, latency_ms=0.8, ram_bytes=1536),
         Attempt(allowed_divergence=0.05, kept=kept),
     )
     manifest = made(
@@ -540,7 +581,14 @@ def full() -> str:
     by_latency = [{**point, "latency": point["macs"] / 500} for point in POINTS]
     manifest = manifest.model_copy(update=PRUNED)
     return render(
-        manifest, FASTER, POINTS, None, by_latency=by_latency, candidates=CANDIDATES, ops=OPS
+        manifest,
+        FASTER,
+        POINTS,
+        None,
+        by_latency=by_latency,
+        by_ram=BY_RAM,
+        candidates=CANDIDATES,
+        ops=OPS.model_copy(update={"memory": PLANS}),
     )
 
 
@@ -754,8 +802,13 @@ def test_no_axis_goes_beyond_what_there_is() -> None:
     [
         ("Predicted divergence of the output against predicted latency", 2),
         ("accuracy against measured latency of the emitted files", 3),
+        ("accuracy against activation memory of the emitted files", 3),
         ("conv1: similarity against the MACs that a rank keeps", 3 + 1 + 1),
-        ("Activation memory alive while each op runs", 7),
+        ("Predicted divergence of the output against activation memory", 3),
+        ("Before, by the plan in the file: 3 KiB", 4),
+        ("Before, as TensorFlow Lite Micro places them itself: 3 KiB", 4),
+        ("After, by the plan in the file: 2 KiB", 6),
+        ("After, as TensorFlow Lite Micro places them itself: 3.5 KiB", 6),
         ("Measured against predicted latency", 2),
         ("Validation accuracy, % by epoch", 2),
         ("Training loss by epoch", 2),
@@ -776,6 +829,109 @@ def test_every_drawing_has_a_title_and_its_points(title: str, points: int) -> No
         )
         == points
     )
+
+
+def test_the_table_names_what_sets_the_peak_and_the_patches() -> None:
+    page = Page(full())
+    assert page.tables["memory"] == [
+        [
+            "File",
+            "Peak",
+            "Plan in the file",
+            "Own placement",
+            "Operator at the peak",
+            "Alive then",
+        ],
+        [
+            "Before",
+            "3,072",
+            "3,072",
+            "3,072",
+            "conv1 (CONV_2D)",
+            "conv1: 2 KiB; image: 1 KiB",
+        ],
+        [
+            "After",
+            "2,048",
+            "2,048",
+            "3,584",
+            "conv1 (CONV_2D), conv1 (CONCATENATION)",
+            "image: 1 KiB; conv1, rows 0 to 3: 512 B; conv1, rows 4 to 7: 512 B",
+        ],
+    ]
+    assert "After: conv1 to conv1 in 2 strips, the operators 1 to 3 of the file." in page.text
+
+
+def test_boxes_are_at_their_places_and_the_peak_is_marked() -> None:
+    svgs = re.findall(r"<svg.*?</svg>", full(), re.DOTALL)
+    (drawn,) = (svg for svg in svgs if "<title>After, by the plan in the file" in svg)
+    svg = ET.fromstring(drawn)
+    boxes = {
+        each.findtext("title", "").split(":")[0]: each.attrib
+        for each in svg.iter("rect")
+        if "tensor" in each.attrib["class"]
+    }
+    coloured = [name for name, box in boxes.items() if "peak" in box["class"]]
+    assert coloured == ["image", "conv1, rows 0 to 3", "conv1, rows 4 to 7"]
+    first, second, whole = (boxes[name] for name in (*coloured[1:], "conv1"))
+    assert float(first["y"]) == pytest.approx(
+        float(second["y"]) + float(second["height"]), abs=0.11
+    )
+    assert float(whole["height"]) == pytest.approx(2 * float(first["height"]), abs=0.11)
+    assert float(first["width"]) == pytest.approx(1.5 * float(second["width"]), abs=0.11)
+    (region,) = (each for each in svg.iter("rect") if each.attrib["class"] == "region")
+    (reached,) = (each for each in svg.iter("rect") if each.attrib["class"] == "reached")
+    assert float(region.attrib["width"]) == pytest.approx(float(first["width"]), abs=0.11)
+    assert float(reached.attrib["x"]) == pytest.approx(float(second["x"]), abs=0.11)
+    assert "2 strips" in [each.text for each in svg.iter("text")]
+
+
+def test_on_a_host_the_runtime_places_the_activations() -> None:
+    sides = (
+        side.model_copy(
+            update={
+                "places": tuple(p.model_copy(update={"planned": None}) for p in side.places),
+                "regions": (),
+            }
+        )
+        for side in (PLANS.before, PLANS.after)
+    )
+    plans = MemoryPlans(runtime="litert", **dict(zip(("before", "after"), sides, strict=True)))
+    html = render(made(), FASTER, [], None, ops=OPS.model_copy(update={"memory": plans}))
+    page = Page(html)
+    heads = "File,Peak,Placed by LiteRT,Operator at the peak,Alive then".split(",")
+    assert page.tables["memory"][0] == heads
+    assert page.tables["memory"][2][1:3] == ["2,048", "3,584"]
+    assert "strips" not in page.text
+    assert "plan in the file" not in html
+
+
+def test_without_the_plans_of_the_files_the_bytes_alive_are_drawn() -> None:
+    html = render(made(), FASTER, [], None, ops=OPS)
+    assert html.count("<title>Activation memory alive while each op runs</title>") == 1
+    assert "memory" not in Page(html).tables
+
+
+def test_the_front_over_memory_has_the_file_and_a_table() -> None:
+    page = Page(full())
+    assert [
+        "Memory",
+        "Of it tail",
+        "Latency, at most",
+        "Predicted latency, ms",
+        "MACs",
+        "Parameters",
+        "Predicted divergence",
+    ] in page.tables["front"]
+    row = ["2 KiB (2,048 bytes)", "600 B", "100 %", "1.8", "900", "90", "0.02"]
+    assert row in page.tables["front"]
+    assert "at most 50 % of the predicted latency" in page.text
+    by_macs = [{**point, "tail": 0, "of": "macs", "latency": None} for point in BY_RAM]
+    html = render(made(), FASTER, POINTS, None, by_ram=by_macs)
+    assert "at most 50 % of the MACs" in html
+    assert "structures behind" not in html
+    same = [{**point, "ram": 2048} for point in BY_RAM]
+    assert "All plans take the same memory" in render(made(), FASTER, POINTS, None, by_ram=same)
 
 
 def test_bars_follow_one_another() -> None:
@@ -847,7 +1003,7 @@ def test_nothing_comes_from_outside_and_only_the_known_script_runs() -> None:
 def test_every_table_is_accessible() -> None:
     html = full()
     tables = re.findall(r"<table.*?</table>", html, re.DOTALL)
-    assert len(tables) == 10
+    assert len(tables) == 12
     assert all("<caption>" in table for table in tables)
     assert re.findall(r"<th(?!ead)(?! scope)[^>]*>", html) == []
     ids = [value for _, name, value in Page(html).attributes if name == "id"]

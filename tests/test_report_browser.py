@@ -77,7 +77,7 @@ def test_every_drawing_is_visible_and_has_a_size(page: Any) -> None:
         " !s.closest('[hidden]')).map(s => [s.getAttribute('aria-label'),"
         " s.getBoundingClientRect().width, s.querySelectorAll('.mark').length])"
     )
-    assert len(sizes) == 7
+    assert len(sizes) == 12
     for label, width, marks in sizes:
         assert label
         assert width > 200, label

@@ -43,6 +43,29 @@ def plan(buffers: Sequence[Buffer], alignment: int = 16) -> dict[str, int]:
     return dict(zip((b.name for b in buffers), search.best(), strict=True)) if buffers else {}
 
 
+def micro(buffers: Sequence[Buffer]) -> dict[str, int]:
+    """The offset that TensorFlow Lite Micro gives each buffer of a file without a plan.
+
+    ``buffers``: in the order of the file's tensors. The largest come first, of equal ones the last;
+    each gets the lowest sufficient gap (its GreedyMemoryPlanner, and its alignment of 16 bytes).
+    """
+    order = sorted(range(len(buffers)), key=lambda i: (-buffers[i].size, -i))
+    offsets = _Search(buffers, 16).placed(order, lowest=True)
+    return dict(zip((b.name for b in buffers), offsets, strict=True))
+
+
+def litert(buffers: Sequence[Buffer]) -> dict[str, int]:
+    """The offset that LiteRT gives each buffer, and XNNPACK, its library of kernels, nearly.
+
+    The largest come first, of equal ones the earliest; each gets the smallest sufficient gap
+    (Pisarchyk & Lee 2020, algorithm 3; its ArenaPlanner aligns to 64 bytes). What both keep longer
+    than needed is not counted: LiteRT keeps the inputs of a file to the end.
+    """
+    order = sorted(range(len(buffers)), key=lambda i: (-buffers[i].size, buffers[i].first))
+    offsets = _Search(buffers, 64).placed(order, lowest=False)
+    return dict(zip((b.name for b in buffers), offsets, strict=True))
+
+
 class _Plan(NamedTuple):
     """The bytes that a plan takes, the order of its buffers, and the offset of each."""
 
@@ -100,8 +123,8 @@ class _Search:
         return found
 
     def _plan(self, order: list[int], *, lowest: bool) -> _Plan:
-        """The plan of an order; see ``_placed``."""
-        offsets = self._placed(order, lowest=lowest)
+        """The plan of an order; see ``placed``."""
+        offsets = self.placed(order, lowest=lowest)
         return _Plan(max(map(int.__add__, offsets, self._sizes)), order, offsets)
 
     def _orders(self) -> Iterator[tuple[list[int], bool]]:
@@ -117,7 +140,7 @@ class _Search:
         yield sorted(first, key=lambda i: -lengths[i]), True
         yield sorted(first, key=lambda i: buffers[i].first), True
 
-    def _placed(self, order: Sequence[int], *, lowest: bool) -> list[int]:
+    def placed(self, order: Sequence[int], *, lowest: bool) -> list[int]:
         """The offsets when the buffers are placed in this order.
 
         ``lowest``: each into the lowest gap that is large enough, not into the smallest.

@@ -40,6 +40,7 @@ from lrfc.results.time_profile import recorded
 from lrfc.search import pareto
 from lrfc.search.candidates import selected
 from lrfc.search.facts import DesignSpace, costs
+from lrfc.search.memory import PlanMemory
 from lrfc.state import Progress, State
 from lrfc.system import memory, scratch, spans
 from lrfc.targets import refusals
@@ -234,8 +235,11 @@ def _explored(
         state = run(state, plan([PriceLayers(prices, slower=True)], known=(DesignSpace,)))
     seconds = time.perf_counter() - start
     with spans.span("Pareto fronts"):
-        front = pareto.front(state, over, points)
+        precision, tail = goal.target.precision, goal.target.tail_bytes(state.original)
+        front = pareto.front(state, over, points, precision, tail=tail)
         fronts = pareto.by_method(state, max(4, points // 2), SHARES)
+        need = PlanMemory(state.original, state.fact(DesignSpace).spaces, precision, tail)
+        by_ram = pareto.by_ram(state, need)
     return Survey(
         source.name,
         costs(state),
@@ -243,6 +247,8 @@ def _explored(
         over,
         front,
         fronts,
+        by_ram,
+        precision,
         seconds,
         samples.synthetic,
         recorded(),

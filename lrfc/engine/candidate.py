@@ -11,6 +11,7 @@ from lrfc.costs.totals import totals
 from lrfc.data.counts import CALIBRATED, CHECKED
 from lrfc.engine.benchmark import Bench
 from lrfc.engine.destinations import Destination
+from lrfc.engine.memory_plans import memory_plans
 from lrfc.engine.op_costs import op_profile
 from lrfc.engine.patches import patched
 from lrfc.engine.reference_kernels import Kernels, kernels
@@ -120,8 +121,10 @@ def try_out(
     path = folder / f"{made.source.stem}{target.suffix}"
     within = patched(goal, made.config, original.path)
     emitted = _emitted(made, within, path, calibration)
-    for patch in emitted.patches:
-        made.state.progress.log(f"  {patch.first} to {patch.last}: in {patch.strips} strips")
+    graphs, files = (made.original, made.state.graph), (original, emitted)
+    memory = memory_plans(goal.device, graphs, files)
+    for region in () if memory is None else memory.after.regions:
+        made.state.progress.log(f"  {region.start} to {region.end}: in {region.strips} strips")
     samples = data.validation.head(CHECKED).inputs
     difference = parity(
         emitted, target.load(emitted), samples, keras_io.predict(made.state.graph, samples)
@@ -150,7 +153,7 @@ def try_out(
         contract=scores.contract,
         kernels=scores.kernels,
         failure=failure,
-        ops=op_profile(bench, made.original, made.state.graph, (original, emitted)),
+        ops=op_profile(bench, graphs, files, memory),
         compiled=(bench.compiled(original), bench.compiled(emitted)),
     )
 

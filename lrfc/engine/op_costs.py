@@ -13,27 +13,31 @@ from lrfc.errors import UsageError
 from lrfc.ir.graph import Graph
 from lrfc.passes.profile import profile
 from lrfc.protocols import Artifact
+from lrfc.results.memory_plan import MemoryPlans
 from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.system.spans import span
 
 
 @span("per-op profile")
 def op_profile(
-    bench: Bench, before: Graph, after: Graph, files: tuple[Artifact, Artifact]
+    bench: Bench,
+    graphs: tuple[Graph, Graph],
+    files: tuple[Artifact, Artifact],
+    memory: MemoryPlans | None,
 ) -> OpProfile:
-    """The ops of two graphs in their emitted files, with latencies predicted for the device.
+    """The ops of the original and of another graph, with latencies predicted for the device.
 
-    ``files``: those that were emitted from ``before`` and ``after``.
+    ``files``: those that were emitted from the graphs. ``memory``: their activations.
     """
-    workloads = [list(bench.reading.workloads(graph)) for graph in (before, after)]
+    workloads = [list(bench.reading.workloads(graph)) for graph in graphs]
     times = _times(bench, [workload for ops in workloads for _, workload in ops])
     overhead = None if times is None else bench.profile.overhead * bench.ms_per_unit
-    layers = {op.name for op in before}
+    layers = {op.name for op in graphs[0]}
     sides = [
         _side(graph, layers, ops, times, file.precision, bench.spent(file, graph))
-        for graph, ops, file in zip((before, after), workloads, files, strict=True)
+        for graph, ops, file in zip(graphs, workloads, files, strict=True)
     ]
-    return OpProfile(overhead_ms=overhead, before=sides[0], after=sides[1])
+    return OpProfile(overhead_ms=overhead, before=sides[0], after=sides[1], memory=memory)
 
 
 def _times(bench: Bench, workloads: Sequence[Workload]) -> Mapping[Workload, float] | None:

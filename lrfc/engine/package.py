@@ -20,7 +20,8 @@ from lrfc.results import folder as files
 from lrfc.results.manifest import File, Manifest
 from lrfc.results.report import page
 from lrfc.search.facts import DesignSpace, Price
-from lrfc.search.pareto import front
+from lrfc.search.memory import PlanMemory
+from lrfc.search.pareto import Point, by_ram, front
 from lrfc.system.spans import span
 from lrfc.targets.devices.speed import Ratio
 from lrfc.targets.parity import parity
@@ -101,18 +102,28 @@ def _artifacts(taken: Trial, shipped: Shipped, emitted: Artifact, work: Path) ->
 
 
 def _fronts(taken: Trial) -> dict[str, Any]:
-    """The Pareto front over MACs, and over predicted latency (ms) where there are predictions."""
+    """The Pareto fronts over MACs, over predicted latency (ms) where known, and over memory."""
     made, plan = taken.made, taken.plan
     state = replace(made.state, graph=made.state.original)
-    fronts = {"points": front(state.with_fact(_considered(made, made.design)))}
+    state = state.with_fact(_considered(made, made.design))
+    fronts = {"points": front(state)}
     price = plan.state.known(Price)
     if price is not None:
         state = replace(plan.state, graph=made.state.original)
-        points = front(state.with_fact(_considered(made, plan.design), price), ("latency",))
-        fronts["by_latency"] = [
-            {**point, "latency": point["latency"] * price.ms_per_unit} for point in points
-        ]
+        state = state.with_fact(_considered(made, plan.design), price)
+        fronts["by_latency"] = _in_ms(front(state, ("latency",)), price)
+    target = taken.goal.target
+    spaces, tail = state.fact(DesignSpace).spaces, target.tail_bytes(made.original)
+    need = PlanMemory(made.state.original, spaces, target.precision, tail)
+    fronts["by_ram"] = _in_ms(by_ram(state, need), price)
     return fronts
+
+
+def _in_ms(points: Sequence[Point], price: Price | None) -> list[Point]:
+    """The points with their latencies, where they have any, in milliseconds."""
+    if price is None:
+        return list(points)
+    return [{**point, "latency": point["latency"] * price.ms_per_unit} for point in points]
 
 
 def _considered(made: Compressed, design: DesignSpace) -> DesignSpace:

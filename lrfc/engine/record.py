@@ -84,9 +84,10 @@ def manifest_of(
 
 
 def _patches(taken: Trial) -> tuple[Patch, ...]:
-    """The patches of the file that ships; the original's has none."""
-    found = taken.emitted.patches if taken.gained else ()
-    return tuple(Patch(**patch._asdict()) for patch in found)
+    """The patches of the file that ships, by layers; the original's has none."""
+    memory = taken.ops.memory if taken.gained else None
+    regions = () if memory is None else memory.after.regions
+    return tuple(Patch(first=r.start, last=r.end, strips=r.strips) for r in regions)
 
 
 def layers_of(taken: Trial) -> tuple[Layer, ...]:
@@ -119,6 +120,7 @@ def _attempt(trial: Trial) -> Attempt:
         accuracy=trial.after.accuracy,
         latency_ms=None if latency is None else latency.p50,
         source=None if latency is None else latency.source,
+        ram_bytes=trial.after.ram_bytes,
     )
 
 

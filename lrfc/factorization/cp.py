@@ -155,10 +155,10 @@ class CPFactors:
         for axes, factor in zip(placed[1:-1], middle, strict=True):
             chain += depthwise_stages(layout, "kernel" if whole else f"axis{axes[0]}", axes, factor)
         closing = stage(layout, None, placed[-1], last.swapaxes(1, 2)[:, :, None, :])
-        return [
-            *chain,
-            finish(layout, closing, mean_shift(layout, self.statistics, self._tensor(ranks))),
-        ]
+        shift = None
+        if self.statistics is not None:  # an outline has none, and its tensor takes time
+            shift = mean_shift(layout, self.statistics, self._tensor(ranks))
+        return [*chain, finish(layout, closing, shift)]
 
     def kernel(self, ranks: Ranks) -> NDArray[np.float32]:
         """The dense kernel that the stages multiply out to, in the layer's own layout."""

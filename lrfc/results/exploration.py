@@ -20,8 +20,9 @@ class Survey:
 
     ``whole``: MACs and parameters of the original, and its predicted latency with a device.
     ``fronts``: the Pareto front over MACs by method, 'all' for a mix of them. ``points``: the
-    Pareto front over the requested quantities, ``over``. ``profile``: where the time went; None
-    unless it was recorded.
+    Pareto front over the requested quantities, ``over``. ``by_ram``: the fronts over activation
+    memory, of files in ``precision``; see ``lrfc.search.pareto.by_ram``.
+    ``profile``: where the time went; None unless it was recorded.
     """
 
     model: str
@@ -30,6 +31,8 @@ class Survey:
     over: tuple[str, ...]
     points: Sequence[Point]
     fronts: dict[str, list[Point]]
+    by_ram: Sequence[Point]
+    precision: str
     seconds: float
     synthetic: bool
     profile: Entry | None = None
@@ -60,6 +63,7 @@ class Survey:
             "seconds": self.seconds,
             "synthetic": self.synthetic,
             "points": [dict(point) for point in self.points],
+            "by_ram": [dict(point) for point in self.by_ram],
             "methods": {
                 method: [dict(point) for point in points] for method, points in self.fronts.items()
             },

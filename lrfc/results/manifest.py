@@ -126,6 +126,12 @@ class Figures(Record):
             return None
         return self.arena_head_bytes + self.arena_tail_bytes
 
+    @property
+    def ram_bytes(self) -> int | None:
+        """The SRAM of an NPU, the measured arena of a microcontroller, else the planned arena."""
+        known = (self.sram_bytes, self.arena_total_bytes, self.arena_bytes)
+        return next((size for size in known if size is not None), None)
+
 
 #: The stages of ``Accuracy`` in order, each with its name in texts.
 STAGES = {
@@ -208,6 +214,7 @@ class Attempt(Record):
     """A trial that was tested against the accuracy contract.
 
     ``allowed_divergence``: the bound of its plan. ``kept``: its drop. ``source``: of its latency.
+    ``ram_bytes``: see ``Figures.ram_bytes``; null from an older lrfc.
     """
 
     allowed_divergence: Number | None
@@ -215,6 +222,7 @@ class Attempt(Record):
     accuracy: Number | None = None
     latency_ms: Number | None = None
     source: Source | None = None
+    ram_bytes: Count | None = None
 
 
 class Search(Record):
@@ -294,7 +302,10 @@ class File(Record):
 
 
 class Patch(Record):
-    """Operators of the file that are computed in strips of rows; see lrfc.protocols.Patch."""
+    """Operators of the file that are computed in ``strips`` of rows, one strip after the other.
+
+    ``first``, ``last``: the layers of the first and of the last of them.
+    """
 
     first: str
     last: str

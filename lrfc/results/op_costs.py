@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lrfc.errors import UsageError
 from lrfc.metrics.outcome import GREATEST, MOST
+from lrfc.results.memory_plan import MemoryPlans
 from lrfc.system import reader
 
 NAME = "ops.json"
@@ -57,13 +58,16 @@ class OpCost(_Record):
 class OpProfile(_Record):
     """The ops of both files in execution order.
 
-    ``overhead_ms``: the predicted time of an inference outside of its ops.
+    ``overhead_ms``: the predicted time of an inference outside of its ops. ``memory``: the
+    activations of both files over time; null where the format does not tell them, where a compiler
+    places them, and from an older lrfc.
     """
 
     schema_version: Literal[1] = 1
     overhead_ms: _Number | None
     before: tuple[OpCost, ...]
     after: tuple[OpCost, ...]
+    memory: MemoryPlans | None = None
 
     def write(self, folder: Path) -> Path:
         """Write ops.json into the folder."""

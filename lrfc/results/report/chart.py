@@ -38,7 +38,7 @@ Series = Mapping[str, Sequence[Point]]
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """An axis: the position of a value in SVG units, between ``start`` and ``end``."""
 
     low: float
@@ -48,6 +48,7 @@ class _Axis:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        """The position of a value."""
         if self.log:
             span = max(log10(self.high) - log10(self.low), 1e-9)
             return self.start + (self.end - self.start) * (log10(value) - log10(self.low)) / span
@@ -68,14 +69,14 @@ class _Axis:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """The plot area of a chart between its margins, with its axes."""
 
     width: int
     height: int
     top: int
-    x: _Axis
-    y: _Axis
+    x: Axis
+    y: Axis
 
     LEFT: ClassVar = 64
     RIGHT: ClassVar = 14
@@ -83,6 +84,7 @@ class _Frame:
 
     @property
     def bottom(self) -> int:
+        """The height of the horizontal axis."""
         return self.height - self.BOTTOM
 
     def vertical(self, value: float, style: str) -> str:
@@ -189,10 +191,10 @@ def chart(
         xs = ys = [*xs, *ys]
     width, height = size
     top = 44 if guides else 26
-    x = _Axis(*_range(xs, from_zero[0]), _Frame.LEFT, width - _Frame.RIGHT)
+    x = Axis(*_range(xs, from_zero[0]), Frame.LEFT, width - Frame.RIGHT)
     least, most = (min(ys), max(ys)) if log_y else _range(ys, from_zero[1])
-    y = _Axis(least, min(most, most_y), height - _Frame.BOTTOM, top, log=log_y)
-    frame = _Frame(width, height, top, x, y)
+    y = Axis(least, min(most, most_y), height - Frame.BOTTOM, top, log=log_y)
+    frame = Frame(width, height, top, x, y)
 
     parts = [
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">',

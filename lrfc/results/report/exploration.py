@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lrfc.results import candidates
 from lrfc.results.exploration import SHARES, Survey
 from lrfc.results.folder import Reserved
+from lrfc.results.report import memory
 from lrfc.results.report.chart import chart, legend
 from lrfc.search.candidates import Candidate, LayerSpace, pareto
 from lrfc.text import percent, ranks
@@ -61,6 +62,7 @@ def render(survey: Survey, shares: Sequence[float]) -> str:
         survey=survey,
         shares=shares,
         rows=survey.table(),
+        ram_front=memory.front(survey.by_ram),
         quality=chart(
             quality,
             "Predicted divergence against MACs kept",

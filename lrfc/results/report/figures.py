@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -12,7 +12,7 @@ from lrfc.results.candidates import Row
 from lrfc.results.manifest import Accuracy, FineTuning, Manifest
 from lrfc.results.op_costs import OpCost, OpProfile
 from lrfc.results.report.chart import chart, legend
-from lrfc.text import count, decimal, milliseconds, percent
+from lrfc.text import count, decimal, milliseconds, percent, size
 
 #: Width and height of a chart, narrow enough for its text to be readable on a phone.
 SIZE = (480, 300)
@@ -72,41 +72,63 @@ def _plan(point: Mapping[str, Any], cost: str) -> str:
     return f"{count(point['macs'])} MACs, {cost}, divergence {divergence}"
 
 
-def files(manifest: Manifest) -> tuple[str, str] | None:
-    """The score of each emitted file against its latency: chart and legend; None if unknown."""
-    before, after, scores = manifest.before, manifest.after, manifest.accuracy
-    if (
-        before.latency_ms is None
-        or before.accuracy is None
-        or after.latency_ms is None
-        or after.accuracy is None
-    ):
+def files(manifest: Manifest) -> list[tuple[str, str]]:
+    """The score of each emitted file against its latency and its memory: charts with legends.
+
+    Only the quantities that are known.
+    """
+    before, after, attempts = manifest.before, manifest.after, manifest.search.attempts
+    charts = []
+    if before.latency_ms is not None and after.latency_ms is not None:
+        source = after.latency_ms.source
+        tried = [(a.latency_ms, a.accuracy, a.source or source) for a in attempts]
+        costs = before.latency_ms.p50, after.latency_ms.p50
+        axis = (f"{source} latency", "ms")
+        charts.append(_files(manifest, costs, tried, axis, source, milliseconds))
+    if before.ram_bytes is not None and after.ram_bytes is not None:
+        kib = [(a.ram_bytes and a.ram_bytes / 1024, a.accuracy, "memory") for a in attempts]
+        sizes = before.ram_bytes / 1024, after.ram_bytes / 1024
+        axis = ("activation memory", "KiB")
+        charts.append(_files(manifest, sizes, kib, axis, "memory", lambda n: size(1024 * n)))
+    return [drawn for drawn in charts if drawn is not None]
+
+
+def _files(
+    manifest: Manifest,
+    costs: tuple[float, float],
+    attempts: Sequence[tuple[float | None, float | None, str]],
+    axis: tuple[str, str],
+    source: str,
+    shown: Callable[[float], str],
+) -> tuple[str, str] | None:
+    """The score of each emitted file against a cost; None without scores.
+
+    ``costs``: of the original and of the file that ships. ``attempts``: cost, score and source of
+    each. ``axis``: the name of the cost and its unit. ``source``: of ``costs``.
+    """
+    scores, (label, unit) = manifest.accuracy, axis
+    if manifest.before.accuracy is None or manifest.after.accuracy is None:
         return None
-    scale, unit = (100, ", %") if scores.percent else (1, "")
+    scale, percents = (100, ", %") if scores.percent else (1, "")
     name = scores.metric or "accuracy"
-    source = after.latency_ms.source
 
-    def point(label: str, ms: float, score: float, source: str) -> tuple[float, float, str]:
-        return ms, scale * score, f"{label}: {source} {milliseconds(ms)}"
+    def point(label: str, cost: float, score: float, source: str) -> tuple[float, float, str]:
+        return cost, scale * score, f"{label}: {source} {shown(cost)}"
 
-    ships = point("the file that ships", after.latency_ms.p50, after.accuracy, source)
-    tried = [
-        (a.latency_ms, a.accuracy, a.source or source)
-        for a in manifest.search.attempts
-        if a.latency_ms is not None and a.accuracy is not None
-    ]
+    ships = point("the file that ships", costs[1], manifest.after.accuracy, source)
+    tried = [(c, s, by) for c, s, by in attempts if c is not None and s is not None]
     others = [point(f"attempt {number}", *trial) for number, trial in enumerate(tried, 1)]
     series = {
-        "original": [point("original", before.latency_ms.p50, before.accuracy, source)],
+        "original": [point("original", costs[0], manifest.before.accuracy, source)],
         "the file that ships": [ships],
     }
     if rejected := [other for other in others if other[:2] != ships[:2]]:
         series["rejected"] = rejected
     drawing = chart(
         series,
-        f"{name} against {source} latency of the emitted files",
-        f"{source} latency, ms",
-        name + unit,
+        f"{name} against {label} of the emitted files",
+        f"{label}, {unit}",
+        name + percents,
         size=SIZE,
         dot=6,
         from_zero=(True, False),
@@ -255,40 +277,6 @@ def _times(side: Sequence[OpCost]) -> dict[str, float]:
         if op.predicted_ms is not None:
             times[op.layer] = times.get(op.layer, 0.0) + op.predicted_ms
     return times
-
-
-def memory(ops: OpProfile) -> str:
-    """Activation bytes alive while each op runs, before and after, by the position of its layer."""
-    positions = {
-        name: i
-        for i, name in enumerate(dict.fromkeys(op.layer for op in [*ops.before, *ops.after]))
-    }
-
-    def side(ops: Sequence[OpCost]) -> list[tuple[float, float, str]]:
-        by_layer: dict[str, list[OpCost]] = {}
-        for op in ops:
-            by_layer.setdefault(op.layer, []).append(op)
-        return [
-            (
-                positions[layer] + i / len(group),
-                op.live_bytes / 1024,
-                f"{op.name}: {op.live_bytes:,} bytes",
-            )
-            for layer, group in by_layer.items()
-            for i, op in enumerate(group)
-        ]
-
-    series = {"before": side(ops.before), "after": side(ops.after)}
-    dot = 2.5 if len(positions) < 30 else 0
-    return chart(
-        series,
-        "Activation memory alive while each op runs",
-        "op, in execution order",
-        "KiB alive",
-        lines=True,
-        size=SIZE,
-        dot=dot,
-    )
 
 
 def rounds(manifest: Manifest) -> str | None:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, Field, ValidationError
@@ -20,7 +20,7 @@ from lrfc.results import op_costs
 from lrfc.results import verdict as verdicts
 from lrfc.results.manifest import STAGES, Manifest
 from lrfc.results.op_costs import OpProfile
-from lrfc.results.report import figures, tables, times
+from lrfc.results.report import figures, memory, tables, times
 from lrfc.results.report.chart import legend
 from lrfc.results.report.command import command, option
 from lrfc.system import files
@@ -48,13 +48,14 @@ SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 class Content:
     """The content of an output folder, as far as the page shows it.
 
-    ``points``, ``by_latency``: the Pareto fronts of pareto.json. ``ops``: the per-op profile; None
-    from an older lrfc.
+    ``points``, ``by_latency``, ``by_ram``: the Pareto fronts of pareto.json. ``ops``: the per-op
+    profile; None from an older lrfc.
     """
 
     manifest: Manifest
     points: Sequence[Mapping[str, Any]] = ()
     by_latency: Sequence[Mapping[str, Any]] = ()
+    by_ram: Sequence[Mapping[str, Any]] = ()
     candidates: Sequence[choices.Row] = ()
     ops: OpProfile | None = None
 
@@ -79,6 +80,7 @@ def read(folder: Path) -> Content:
         manifest,
         [p.model_dump() for p in fronts.points],
         [p.model_dump() for p in fronts.by_latency],
+        [p.model_dump() for p in fronts.by_ram],
         rows,
         ops,
     )
@@ -99,11 +101,20 @@ class _Timed(_Point):
     latency: _Figure
 
 
+class _Fitting(_Point):
+    share: Annotated[float, Field(gt=0, le=1)]
+    of: Literal["latency", "macs"]
+    ram: _Figure
+    tail: _Figure = 0
+    latency: _Figure | None = None
+
+
 class _Fronts(BaseModel):
     """pareto.json, as far as the page shows it."""
 
     points: tuple[_Point, ...] = ()
     by_latency: tuple[_Timed, ...] = ()
+    by_ram: tuple[_Fitting, ...] = ()
 
 
 def _fronts(path: Path) -> _Fronts:
@@ -204,7 +215,8 @@ def _layers(manifest: Manifest, ops: OpProfile | None) -> dict[str, Any]:
         "times_source": times_source,
         "by_cycles": in_cycles is not None,
         "npu": tables.npu(ops) if ops is not None else [],
-        "memory": figures.memory(ops) if ops is not None else None,
+        "timeline": memory.timeline(None if ops is None else ops.memory),
+        "memory": memory.alive(ops) if ops is not None else None,
         "memory_key": legend(["before", "after"]),
     }
 
@@ -215,11 +227,14 @@ def _choices(content: Content) -> dict[str, Any]:
     only_cut = manifest.config.get("prune") == "only"
     curves, key = figures.similarities(() if only_cut else content.candidates)
     points, by_latency = ((), ()) if only_cut else (content.points, content.by_latency)
+    by_ram = () if only_cut else content.by_ram
     first = next((curve for curve in curves if curve.changed), curves[0] if curves else None)
     return {
         "only_cut": only_cut,
         "points": sorted(points, key=lambda point: point["macs"]),
         "by_latency": by_latency,
+        "by_ram": by_ram,
+        "ram_front": memory.front(by_ram, manifest.after),
         "front": figures.front(points, by_latency, manifest) if points or by_latency else None,
         "curves": curves,
         "first_curve": first,
