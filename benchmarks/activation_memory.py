@@ -6,9 +6,11 @@ Each network is built in int8 for a microcontroller, at half of the MACs and wit
 within 1pp, with the memory limit that holds by default and without it (``ram`` 'none'). Of the file
 of the original and of the compressed one: the bytes that are alive at one time (``peak``), those of
 the plan in the file (``planned``), the head of the arena of TensorFlow Lite Micro without the plan
-(``head_unplanned``) and with it, its tail, the SRAM and the cycles by Vela (ethos-u55-128), and the
-score on the whole test set. ``speed``: of the file against the original's by LiteRT on this
-machine, in turns. The networks at 96×96 have random weights and images, and no score.
+(``head_unplanned``) and with it, its tail, the workspace of XNNPACK on this machine, the SRAM and
+the cycles by Vela (ethos-u55-128), and the score on the whole test set. ``speed``: of the file
+against the original's by LiteRT on this machine, in turns. The networks at 96×96 have random
+weights and images, no softmax and no score; their files read and write int8, as the image in float
+would be larger than all that is behind it.
 
 Writes activation_memory.csv to the folder of this file, row by row; builds that it already holds
 are not made again.
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 from contracts import arrays, scaled
 from table import Table
+from workspace import workspace_bytes
 
 import lrfc
 from lrfc.api import measure
@@ -69,16 +72,38 @@ def network(name: str, folder: Path) -> tuple[Path, Any]:
     if name == "digits":
         return ROOT / "examples" / "digits.keras", "digits"
     if name in RANDOM:
-        import keras
-
-        keras.utils.set_random_seed(0)
-        kind, options = RANDOM[name]
-        path = folder / "model.keras"
-        make = getattr(keras.applications, kind)
-        make(input_shape=(96, 96, 3), weights=None, classes=10, **options).save(path)
-        return path, {"x": np.random.default_rng(0).random((256, 96, 96, 3), np.float32)}
+        images = np.random.default_rng(0).random((256, 96, 96, 3), np.float32)
+        return random_network(name, images, folder / "model.keras"), {"x": images}
     data = arrays("cifar10", scaled) if name == "mobilenetv2" else arrays("cifar10")
     return Path(os.environ["LRFC_DATA"], "models", FILES[name]), data
+
+
+def random_network(name: str, images: np.ndarray, path: Path) -> Path:
+    """A network of keras.applications with random weights, which computes something of its images.
+
+    Its BatchNorms have the statistics of the images, without which the values fade from layer to
+    layer. It has no softmax: that of such logits is the same for every image.
+    """
+    import keras
+
+    keras.utils.set_random_seed(0)
+    kind, options = RANDOM[name]
+    model = getattr(keras.applications, kind)(
+        input_shape=images.shape[1:],
+        weights=None,
+        classes=10,
+        classifier_activation=None,
+        **options,
+    )
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(images, training=True)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
+    model.save(path)
+    return path
 
 
 def built(path: Path, data: Any, folder: Path, **options: Any) -> Result:
@@ -112,6 +137,7 @@ def memory(path: Path, folder: Path) -> dict[str, Any]:
         "head_unplanned": tflm.arena(bare).head_bytes,
         "head": whole.head_bytes,
         "tail": whole.tail_bytes,
+        "workspace": workspace_bytes(path),
         "sram": compiled.sram_bytes,
         "cycles": compiled.cycles,
     }
@@ -135,11 +161,12 @@ def rows(result: Result, original: Path, folder: Path) -> Iterator[dict[str, Any
         }
 
 
-def original(path: Path, folder: Path) -> Path:
+def original(path: Path, folder: Path, *, int8_io: bool) -> Path:
     """The original's file in int8, with its memory plan."""
     graph = fold_batchnorm(keras_io.from_keras(keras_load.load(path)))
     file = folder / "original.tflite"
-    TFLite("int8", memory_plan=True).emit(graph, file, synthesise(graph, 32, seed=0))
+    target = TFLite("int8", int8_io=int8_io, memory_plan=True)
+    target.emit(graph, file, synthesise(graph, 32, seed=0))
     return file
 
 
@@ -161,8 +188,9 @@ def main() -> None:
             folder = Path(place)
             path, data = network(name, folder)
             options = WAYS[way] | ({"max_ram": "none"} if ram == "none" else {})
+            options["int8_io"] = name in RANDOM
             result = built(path, data, folder, epochs=given.epochs, **options)
-            for row in rows(result, original(path, folder), folder):
+            for row in rows(result, original(path, folder, int8_io=name in RANDOM), folder):
                 table.add(run | row)
 
 

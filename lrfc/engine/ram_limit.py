@@ -1,0 +1,158 @@
+"""Plans whose files keep within a limit on RAM: by short tails, and by operators in patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf
+
+from lrfc.config.build import Budget
+from lrfc.costs.totals import totals
+from lrfc.data.counts import TIMED
+from lrfc.engine.patches import Limit
+from lrfc.engine.plans import rewritten, selected
+from lrfc.engine.tuning import Loop, Plan, Wish
+from lrfc.errors import BudgetError
+from lrfc.ir.fold import fold_batchnorm
+from lrfc.passes.select_ranks import SelectRanks
+from lrfc.pruning.facts import Selection
+from lrfc.search.facts import DesignSpace
+from lrfc.search.memory import with_tails
+from lrfc.state import State
+from lrfc.system import scratch
+from lrfc.system.spans import span
+
+#: Shares of the bytes that a plan adds to the tail; other plans may add so much, in turn.
+SHARES = (0.6, 0.4, 0.25)
+#: Most plans with fewer MACs that are tried, until those that patches add are within the budget,
+#: and the room that is left for these, as a multiple of those of the last plan.
+TURNS, ROOM = 3, 1.1
+#: The end of the error of a budget that cannot be met within the memory that holds by default.
+LEFT_OUT = (
+    "plans that need more activation memory than the original are left out, unless --max-ram none"
+    " is given"
+)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A plan with the figures of its file.
+
+    ``need``: bytes of RAM, head and tail. ``macs``: with ``added``, those that patches add.
+    """
+
+    plan: Plan
+    need: int
+    macs: int
+    added: int
+
+
+def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) -> Plan:
+    """The plan for a destination, whose file keeps within a limit on RAM where one is possible.
+
+    ``allowed``: see ``Loop.settle``. Patches come first: they change nothing in what the network
+    computes. Only where they are not enough, or there are none, the candidates themselves have to
+    keep within a limit that was asked for. BudgetError as there.
+    """
+    asked = wish.max_ram is not None
+    if limit is None or (asked and not limit.patches):
+        return _settled(loop, wish, allowed)
+    # No layer exceeds the peak of the original, so that patches have little to do.
+    first = loop if loop.growth is not None or not asked else replace(loop, growth=0)
+    plan = _settled(first, replace(wish, max_ram=None), allowed)
+    macs = wish.select.max_macs
+    most = inf if macs is None else macs.limit(totals(plan.state.original)["macs"])
+    search = Search(limit, most)
+    kept = search.kept(plan)
+    if search.within(kept):
+        return kept.plan
+    log = loop.state.progress.log
+    log(f"  the least RAM of these plans is {kept.need:,} bytes; {int(limit.bytes):,} are allowed")
+    if asked:
+        try:
+            return loop.settle(wish, allowed)
+        except BudgetError as error:
+            log(f"  {error}")
+    return kept.plan
+
+
+def _settled(loop: Loop, wish: Wish, allowed: float | None) -> Plan:
+    """The plan of the loop; its BudgetError says which plans the default limit leaves out."""
+    try:
+        return loop.settle(wish, allowed)
+    except BudgetError as error:
+        if loop.growth is not None:
+            error.args = (f"{error}; {LEFT_OUT}",)
+        raise
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search for a plan whose file keeps within a limit on RAM.
+
+    ``macs``: most MACs of the file, with those that patches add.
+    """
+
+    limit: Limit
+    macs: float = inf
+
+    def within(self, tried: Tried) -> bool:
+        """Whether a file keeps within the limits."""
+        return tried.need <= self.limit.bytes and tried.macs <= self.macs
+
+    @span("limit on RAM")
+    def kept(self, plan: Plan) -> Tried:
+        """The plan, or another by the same candidates, whose file keeps within the limit.
+
+        Factor layers have a longer tail than the layer that they replace. Where a plan needs too
+        much RAM, others follow that add less to the tail, by SHARES. They have fewer or shorter
+        chains, and are the best within the other budgets. Where none of them keeps within the limit
+        it is the one that needs the least.
+        """
+        first = self._tried(plan)
+        if self.within(first):
+            return first
+        tried = [first]
+        state = with_tails(plan.state)
+        added = _tail(state)
+        start = [plan.select] if first.need <= self.limit.bytes else []
+        shorter = [replace(plan.select, max_tail=int(share * added)) for share in SHARES]
+        for select in (*start, *shorter):
+            try:
+                tried.append(self._with_room(plan, state, select))
+            except BudgetError:  # the other budgets need more factor layers
+                break
+            if self.within(tried[-1]):
+                break
+        return min(tried, key=lambda one: (not self.within(one), one.macs > self.macs, one.need))
+
+    def _with_room(self, plan: Plan, state: State, select: SelectRanks) -> Tried:
+        """The plan of a selection, with fewer MACs where patches add too many.
+
+        BudgetError where there is none.
+        """
+        for _ in range(TURNS):
+            tried = self._tried(replace(plan, state=selected(state, select), select=select))
+            if tried.macs <= self.macs or tried.need > self.limit.bytes:
+                break
+            rest = max(self.macs - ROOM * tried.added, 1)
+            select = replace(select, max_macs=Budget(value=rest, relative=False))
+        return tried
+
+    def _tried(self, plan: Plan) -> Tried:
+        graph = fold_batchnorm(rewritten(plan.state))
+        with scratch.folder() as folder:
+            target = self.limit.target
+            path = folder / f"plan{target.suffix}"
+            file = target.emit(graph, path, plan.state.data.train.head(TIMED).inputs)
+            need = target.need_bytes(path)
+        assert need is not None  # the activations of a plan have fixed shapes
+        return Tried(plan, need, totals(graph)["macs"] + file.added_macs, file.added_macs)
+
+
+def _tail(state: State) -> int:
+    """The bytes that the selection adds to the tail."""
+    spaces, chosen = state.fact(DesignSpace).spaces, state.fact(Selection).chosen
+    return sum(
+        next(c.tail for c in space.candidates if (c.method, c.ranks) == (one.method, one.ranks))
+        for space, one in zip(spaces, chosen, strict=True)
+    )
