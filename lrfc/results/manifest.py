@@ -126,6 +126,12 @@ class Figures(Record):
             return None
         return self.arena_head_bytes + self.arena_tail_bytes
 
+    @property
+    def ram_bytes(self) -> int | None:
+        """The memory that a budget on RAM is on: head and tail where known, else as planned."""
+        total = self.arena_total_bytes
+        return self.arena_bytes if total is None else total
+
 
 #: The stages of ``Accuracy`` in order, each with its name in texts.
 STAGES = {
