@@ -14,7 +14,8 @@ import numpy as np
 
 from lrfc.costs.placement import plan
 from lrfc.targets.tflite import flatfile
-from lrfc.targets.tflite.activations import ALIGNMENT, Activations, activations, fixed
+from lrfc.targets.tflite.activations import ALIGNMENT, activations, fixed
+from lrfc.targets.tflite.in_place import Shared, shared
 from lrfc.targets.tflite.order import least_order
 
 #: The name of the metadata.
@@ -33,11 +34,27 @@ def with_plan(content: bytes | bytearray) -> bytes:
         return bytes(content)
     graph = model.subgraphs[0]
     graph.operators = [graph.operators[number] for number in least_order(model, found)]
-    _embed(model, activations(model))
+    _embed(model, shared(model, activations(model)))
     return flatfile.pack(model)
 
 
-def _embed(model: Any, found: Activations) -> None:
+def planned_bytes(model: Any) -> int | None:
+    """The bytes of a ``ModelT``'s arena by its own memory plan, or else by that of a runtime.
+
+    None where they are known at run time only.
+    """
+    found = fixed(model)
+    if found is None:
+        return None
+    entry = next((e for e in model.metadata or [] if e.name.decode() == NAME), None)
+    if entry is None:
+        return found.arena.planned_bytes(ALIGNMENT)
+    offsets = np.frombuffer(bytes(model.buffers[entry.buffer].data), "<i4")[3:]
+    sizes = {t: b.size for t, b in zip(found.tensors, found.arena.buffers, strict=True)}
+    return max((int(offsets[t]) + size for t, size in sizes.items()), default=0)
+
+
+def _embed(model: Any, found: Shared) -> None:
     """Add the metadata: format 0, subgraph 0, the number of tensors and the offset of each.
 
     -1 stands for a constant, and for a tensor that is placed at run time.
@@ -45,7 +62,7 @@ def _embed(model: Any, found: Activations) -> None:
     schema = flatfile.schema()
     offsets = plan(found.arena.buffers, ALIGNMENT)
     places = np.full(len(model.subgraphs[0].tensors), -1, "<i4")
-    places[list(found.tensors)] = [offsets[buffer.name] for buffer in found.arena.buffers]
+    places[list(found.buffers)] = [offsets[name] for name in found.buffers.values()]
     content = np.concatenate([np.asarray([0, 0, len(places)], "<i4"), places])
     buffer, metadata = schema.BufferT(), schema.MetadataT()
     buffer.data = content.view(np.uint8)
