@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 
 from lrfc.config.build import Budget
 from lrfc.costs.totals import totals
 from lrfc.data.counts import TIMED
+from lrfc.engine.growth import within
 from lrfc.engine.patches import Limit
 from lrfc.engine.plans import rewritten, selected
 from lrfc.engine.tuning import Loop, Plan, Wish
@@ -22,7 +25,7 @@ from lrfc.system import scratch
 from lrfc.system.spans import span
 
 #: Shares of the bytes that a plan adds to the tail; other plans may add so much, in turn.
-SHARES = (0.6, 0.4, 0.25)
+SHARES = (0.7, 0.45, 0.25)
 #: Most plans with fewer MACs that are tried, until those that patches add are within the budget,
 #: and the room that is left for these, as a multiple of those of the last plan.
 TURNS, ROOM = 3, 1.1
@@ -63,9 +66,11 @@ def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) 
     most = inf if macs is None else macs.limit(totals(plan.state.original)["macs"])
     search = Search(limit, most)
     kept = search.kept(plan)
-    if search.within(kept):
-        return kept.plan
     log = loop.state.progress.log
+    if search.within(kept):
+        if kept.plan is not plan:
+            log(f"  {_price(plan, kept, limit)}")
+        return kept.plan
     log(f"  the least RAM of these plans is {kept.need:,} bytes; {int(limit.bytes):,} are allowed")
     if asked:
         try:
@@ -73,6 +78,16 @@ def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) 
         except BudgetError as error:
             log(f"  {error}")
     return kept.plan
+
+
+def _price(free: Plan, kept: Tried, limit: Limit) -> str:
+    """What the limit costs, as a line of the log. ``free``: the plan without it."""
+    before, after = (p.state.fact(Selection).divergence for p in (free, kept.plan))
+    lifted = "" if limit.asked else "; --max-ram none lifts the limit"
+    return (
+        f"to keep within {int(limit.bytes):,} bytes of RAM: predicted divergence {after:.4f},"
+        f" without this limit {before:.4f}{lifted}"
+    )
 
 
 def _settled(loop: Loop, wish: Wish, allowed: float | None) -> Plan:
@@ -104,26 +119,40 @@ class Search:
         """The plan, or another by the same candidates, whose file keeps within the limit.
 
         Factor layers have a longer tail than the layer that they replace. Where a plan needs too
-        much RAM, others follow that add less to the tail, by SHARES. They have fewer or shorter
-        chains, and are the best within the other budgets. Where none of them keeps within the limit
-        it is the one that needs the least.
+        much RAM, others follow that add less to the tail, by SHARES: with all candidates, so that
+        patches have to make room for the tail, and with those that leave room for it by themselves.
+        Each is the best within the other budgets. Of those within the limit it is the one with the
+        least predicted divergence; where there is none, the one that needs the least.
         """
-        first = self._tried(plan)
-        if self.within(first):
-            return first
-        tried = [first]
+        tried = [self._tried(plan)]
+        if self.within(tried[0]):
+            return tried[0]
+        for group in self._others(plan, tried[0]):
+            for state, select in group:
+                # The other budgets may need more factor layers, or others.
+                with suppress(BudgetError):
+                    tried.append(self._with_room(plan, state, select))
+            if any(map(self.within, tried)):
+                break
+        return min(tried, key=self._rank)
+
+    def _rank(self, tried: Tried) -> tuple[bool, bool, float]:
+        """The order of plans, the best first."""
+        within = self.within(tried)
+        divergence = tried.plan.state.fact(Selection).divergence
+        return not within, tried.macs > self.macs, divergence if within else tried.need
+
+    def _others(self, plan: Plan, first: Tried) -> Iterator[list[tuple[State, SelectRanks]]]:
+        """The design spaces and selections of other plans, those to compare in one list."""
         state = with_tails(plan.state)
-        added = _tail(state)
-        start = [plan.select] if first.need <= self.limit.bytes else []
-        shorter = [replace(plan.select, max_tail=int(share * added)) for share in SHARES]
-        for select in (*start, *shorter):
-            try:
-                tried.append(self._with_room(plan, state, select))
-            except BudgetError:  # the other budgets need more factor layers
-                break
-            if self.within(tried[-1]):
-                break
-        return min(tried, key=lambda one: (not self.within(one), one.macs > self.macs, one.need))
+        if first.need <= self.limit.bytes:
+            yield [(state, plan.select)]
+        target, added = self.limit.target, _tail(state)
+        for share in SHARES:
+            tail = int(share * added)
+            select = replace(plan.select, max_tail=tail)
+            room = self.limit.bytes - target.tail_bytes(state.original) - tail
+            yield [(state, select), (within(state, target.precision, room), select)]
 
     def _with_room(self, plan: Plan, state: State, select: SelectRanks) -> Tried:
         """The plan of a selection, with fewer MACs where patches add too many.
