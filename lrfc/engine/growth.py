@@ -42,10 +42,10 @@ def limited(state: State, precision: str, growth: int | None) -> State:
     if growth is None:
         return state
     peak = arena(state.original, of(precision).activation).peak_bytes
-    return within(state, precision, peak + growth)
+    return small(state, precision, peak + growth)
 
 
-def within(state: State, precision: str, limit: float) -> State:
+def small(state: State, precision: str, limit: float) -> State:
     """The state without the candidates that keep more than ``limit`` bytes alive.
 
     A layer unchanged stays, however many it keeps.

@@ -10,7 +10,7 @@ from math import inf
 from lrfc.config.build import Budget
 from lrfc.costs.totals import totals
 from lrfc.data.counts import TIMED
-from lrfc.engine.growth import within
+from lrfc.engine.growth import small
 from lrfc.engine.patches import Limit
 from lrfc.engine.plans import rewritten, selected
 from lrfc.engine.tuning import Loop, Plan, Wish
@@ -146,13 +146,13 @@ class Search:
         """The design spaces and selections of other plans, those to compare in one list."""
         state = with_tails(plan.state)
         if first.need <= self.limit.bytes:
-            yield [(state, plan.select)]
+            yield [(state, self._with_fewer(plan.select, first.added))]
         target, added = self.limit.target, _tail(state)
         for share in SHARES:
             tail = int(share * added)
             select = replace(plan.select, max_tail=tail)
             room = self.limit.bytes - target.tail_bytes(state.original) - tail
-            yield [(state, select), (within(state, target.precision, room), select)]
+            yield [(state, select), (small(state, target.precision, room), select)]
 
     def _with_room(self, plan: Plan, state: State, select: SelectRanks) -> Tried:
         """The plan of a selection, with fewer MACs where patches add too many.
@@ -163,9 +163,13 @@ class Search:
             tried = self._tried(replace(plan, state=selected(state, select), select=select))
             if tried.macs <= self.macs or tried.need > self.limit.bytes:
                 break
-            rest = max(self.macs - ROOM * tried.added, 1)
-            select = replace(select, max_macs=Budget(value=rest, relative=False))
+            select = self._with_fewer(select, tried.added)
         return tried
+
+    def _with_fewer(self, select: SelectRanks, added: int) -> SelectRanks:
+        """The selection with room in the budget on MACs for those that patches add."""
+        rest = max(self.macs - ROOM * added, 1)
+        return replace(select, max_macs=Budget(value=rest, relative=False))
 
     def _tried(self, plan: Plan) -> Tried:
         graph = fold_batchnorm(rewritten(plan.state))
