@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lrfc.config.build import Budget
+from lrfc.config.build import Budget, BuildConfig
 from lrfc.costs.totals import totals
+from lrfc.engine.candidate import _unmet
 from lrfc.engine.patches import Limit
 from lrfc.engine.plans import rewritten, selected
 from lrfc.engine.ram_limit import Search, planned
@@ -24,6 +26,7 @@ from lrfc.ir.graph import Graph
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.protocols import Artifact
 from lrfc.pruning.facts import Selection
+from lrfc.results.manifest import Figures
 from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import with_tails
 from lrfc.state import Progress, State
@@ -176,3 +179,15 @@ def test_a_limit_that_nothing_reaches_is_said(asked: bool) -> None:
     least = f"the least RAM of these plans is {tail_of(plan.state):,} bytes; 10 are allowed"
     assert least in lines[0]
     assert len(lines) == (2 if asked else 1)
+
+
+def test_the_error_says_the_least_that_was_reached() -> None:
+    before = Figures(params=9, macs=9, arena_bytes=800, arena_head_bytes=800, arena_tail_bytes=200)
+    after = before.model_copy(update={"arena_bytes": 500, "arena_head_bytes": 500})
+    made = SimpleNamespace(config=BuildConfig(max_ram="60%"), metric=None)
+    error = _unmet(made, None, before, after, in_patches=True)
+    assert str(error) == (
+        "not met: --max-ram 60%: 700 bytes of at most 600 bytes, the least of all plans that were"
+        " tried, with patches; the best effort was saved"
+    )
+    assert "the least" not in str(_unmet(made, None, before, after, in_patches=False))

@@ -25,10 +25,10 @@ from lrfc.system import scratch
 from lrfc.system.spans import span
 
 #: Shares of the bytes that a plan adds to the tail; other plans may add so much, in turn.
-SHARES = (0.7, 0.45, 0.25)
-#: Most plans with fewer MACs that are tried, until those that patches add are within the budget,
-#: and the room that is left for these, as a multiple of those of the last plan.
-TURNS, ROOM = 3, 1.1
+SHARES = (0.8, 0.6, 0.4, 0.25)
+#: Most plans that are tried until the budget on MACs holds with those that patches add, and is used
+#: to this share. Each leaves room for the patches of the last one, and this multiple of them.
+TURNS, USED, ROOM = 4, 0.99, 1.02
 #: The end of the error of a budget that cannot be met within the memory that holds by default.
 LEFT_OUT = (
     "plans that need more activation memory than the original are left out, unless --max-ram none"
@@ -155,16 +155,21 @@ class Search:
             yield [(state, select), (small(state, target.precision, room), select)]
 
     def _with_room(self, plan: Plan, state: State, select: SelectRanks) -> Tried:
-        """The plan of a selection, with fewer MACs where patches add too many.
+        """The plan of a selection; where patches add too many MACs, the next one has fewer.
 
-        BudgetError where there is none.
+        And the one behind it as many as its patches leave. BudgetError where there is none.
         """
-        for _ in range(TURNS):
+        best: Tried | None = None
+        for turn in range(TURNS):
             tried = self._tried(replace(plan, state=selected(state, select), select=select))
-            if tried.macs <= self.macs or tried.need > self.limit.bytes:
+            if tried.need > self.limit.bytes:
+                break
+            if self.within(tried) and (best is None or tried.macs > best.macs):
+                best = tried
+            if best is not None and (turn == 0 or best.macs >= USED * self.macs):
                 break
             select = self._with_fewer(select, tried.added)
-        return tried
+        return best or tried
 
     def _with_fewer(self, select: SelectRanks, added: int) -> SelectRanks:
         """The selection with room in the budget on MACs for those that patches add."""
