@@ -50,8 +50,8 @@ def limit(goal: Destination, config: BuildConfig, original: Path) -> Limit | Non
     least of --max-ram, the device's memory and, without the first, what the original needs. None
     without a limit.
     """
-    whole = goal.target.need_bytes(original)
-    if not goal.device.follows_plan or whole is None:
+    whole = goal.target.need_bytes(original) if goal.device.follows_plan else None
+    if whole is None:
         return None
     budget, available = config.budgets.get("ram"), goal.device.ram_bytes
     asked = [] if budget is None else [budget.limit(whole)]

@@ -56,9 +56,9 @@ def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) 
     computes. Only where they are not enough, or there are none, the candidates themselves have to
     keep within a limit that was asked for. BudgetError as there.
     """
-    asked = wish.max_ram is not None
-    if limit is None or (asked and not limit.patches):
+    if limit is None or (wish.max_ram is not None and not limit.patches):
         return _settled(loop, wish, allowed)
+    asked = wish.max_ram is not None
     # No layer exceeds the peak of the original, so that patches have little to do.
     first = loop if loop.growth is not None or not asked else replace(loop, growth=0)
     plan = _settled(first, replace(wish, max_ram=None), allowed)
