@@ -26,6 +26,8 @@ from lrfc.system.spans import span
 
 #: Shares of the bytes that a plan adds to the tail; other plans may add so much, in turn.
 SHARES = (0.8, 0.6, 0.4, 0.25)
+#: MACs of patches, as a share of all, that are not worth another plan.
+CHEAP = 0.02
 #: Most plans that are tried until the budget on MACs holds with those that patches add, and is used
 #: to this share. Each leaves room for the patches of the last one, and this multiple of them.
 TURNS, USED, ROOM = 4, 0.99, 1.02
@@ -119,40 +121,41 @@ class Search:
         """The plan, or another by the same candidates, whose file keeps within the limit.
 
         Factor layers have a longer tail than the layer that they replace. Where a plan needs too
-        much RAM, others follow that add less to the tail, by SHARES: with all candidates, so that
-        patches have to make room for the tail, and with those that leave room for it by themselves.
-        Each is the best within the other budgets. Of those within the limit it is the one with the
-        least predicted divergence; where there is none, the one that needs the least.
+        much RAM, others follow that add less to the tail, by SHARES, each the best within the other
+        budgets. First those by candidates that leave room for the tail by themselves, then those
+        that leave it to patches: the MACs of patches are missing elsewhere (ResNet-8 at half of the
+        MACs: 82.0 % against 76.9 %). The first one within the limit is taken. Where none is, it is
+        the one that needs the least.
         """
         tried = [self._tried(plan)]
         if self.within(tried[0]):
             return tried[0]
-        for group in self._others(plan, tried[0]):
-            for state, select in group:
-                # The other budgets may need more factor layers, or others.
-                with suppress(BudgetError):
-                    tried.append(self._with_room(plan, state, select))
-            if any(map(self.within, tried)):
-                break
-        return min(tried, key=self._rank)
+        for state, select in self._others(plan, tried[0]):
+            # The other budgets may need more factor layers, or others.
+            with suppress(BudgetError):
+                tried.append(self._with_room(plan, state, select))
+            if self.within(tried[-1]):
+                return tried[-1]
+        return min(tried, key=lambda one: (one.macs > self.macs, one.need))
 
-    def _rank(self, tried: Tried) -> tuple[bool, bool, float]:
-        """The order of plans, the best first."""
-        within = self.within(tried)
-        divergence = tried.plan.state.fact(Selection).divergence
-        return not within, tried.macs > self.macs, divergence if within else tried.need
-
-    def _others(self, plan: Plan, first: Tried) -> Iterator[list[tuple[State, SelectRanks]]]:
-        """The design spaces and selections of other plans, those to compare in one list."""
+    def _others(self, plan: Plan, first: Tried) -> Iterator[tuple[State, SelectRanks]]:
+        """The design spaces and selections of other plans, in the order in which they are tried."""
         state = with_tails(plan.state)
-        if first.need <= self.limit.bytes:
-            yield [(state, self._with_fewer(plan.select, first.added))]
+        reached, cheap = first.need <= self.limit.bytes, first.added <= CHEAP * first.macs
+        if reached and cheap:
+            yield state, self._with_fewer(plan.select, first.added)
         target, added = self.limit.target, _tail(state)
+        by_patches = []
         for share in SHARES:
             tail = int(share * added)
             select = replace(plan.select, max_tail=tail)
             room = self.limit.bytes - target.tail_bytes(state.original) - tail
-            yield [(state, select), (small(state, target.precision, room), select)]
+            yield small(state, target.precision, room), select
+            by_patches.append((state, select))
+        if reached and not cheap:
+            yield state, self._with_fewer(plan.select, first.added)
+        if self.limit.patches:
+            yield from by_patches
 
     def _with_room(self, plan: Plan, state: State, select: SelectRanks) -> Tried:
         """The plan of a selection; where patches add too many MACs, the next one has fewer.
