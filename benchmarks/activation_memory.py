@@ -46,6 +46,8 @@ from lrfc.targets.ethos_u.runner import VelaRunner
 from lrfc.targets.micro import tflm
 from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import activations
+from lrfc.targets.tflite.in_place import shared
+from lrfc.targets.tflite.memory_plan import planned_bytes
 from lrfc.targets.tflite.target import TFLite
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +127,8 @@ def built(path: Path, data: Any, folder: Path, **options: Any) -> Result:
 def memory(path: Path, folder: Path) -> dict[str, Any]:
     """The memory of a file."""
     model = flatfile.unpack(path.read_bytes())
-    arena, whole = activations(model).arena, tflm.arena(path)
+    arena, whole = shared(model, activations(model)).arena, tflm.arena(path)
+    planned = planned_bytes(model)
     model.metadata = [entry for entry in model.metadata if b"Offline" not in entry.name]
     bare = folder / "bare.tflite"
     bare.write_bytes(flatfile.pack(model))
@@ -133,7 +136,7 @@ def memory(path: Path, folder: Path) -> dict[str, Any]:
         compiled = runner.compiled(Artifact(path, "tflite", "int8"))
     return {
         "peak": arena.peak_bytes,
-        "planned": arena.planned_bytes(),
+        "planned": planned,
         "head_unplanned": tflm.arena(bare).head_bytes,
         "head": whole.head_bytes,
         "tail": whole.tail_bytes,
