@@ -1,9 +1,10 @@
 """The memory of networks on microcontrollers, hosts and an Ethos-U, before and after compression.
 
-    LRFC_DATA=... python benchmarks/activation_memory.py [NETWORK ...] [--ways 50% 1pp] [--epochs 0]
+    LRFC_DATA=... python benchmarks/activation_memory.py [NETWORK ...] [--ways 50% 1pp] [--ram 70%]
 
 Each network is built in int8 for a microcontroller, at half of the MACs and with the least MACs
-within 1pp, with the memory limit that holds by default and without it (``ram`` 'none'). Of the file
+within 1pp, with the memory limit that holds by default and without it (``ram`` 'none'), or with
+those of ``--ram``. Of the file
 of the original and of the compressed one: the bytes that are alive at one time (``peak``), those of
 the plan in the file (``planned``), the head of the arena of TensorFlow Lite Micro without the plan
 (``head_unplanned``) and with it, its tail, the workspace of XNNPACK on this machine, the SRAM and
@@ -180,17 +181,18 @@ def main() -> None:
     )
     parser.add_argument("networks", nargs="*", default=["digits", *FILES, *RANDOM])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--ram", nargs="+", default=["none", "default"])
     parser.add_argument("--epochs", type=int, default=0)
     given = parser.parse_args()
     table = Table(Path(__file__).with_suffix(".csv"))
-    for name, way, ram in product(given.networks, given.ways, ("none", "default")):
+    for name, way, ram in product(given.networks, given.ways, given.ram):
         run = {"network": name, "way": way, "ram": ram, "epochs": given.epochs}
         if table.knows(**run) or (way == "1pp" and name in RANDOM):
             continue
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             path, data = network(name, folder)
-            options = WAYS[way] | ({"max_ram": "none"} if ram == "none" else {})
+            options = WAYS[way] | ({} if ram == "default" else {"max_ram": ram})
             options["int8_io"] = name in RANDOM
             result = built(path, data, folder, epochs=given.epochs, **options)
             for row in rows(result, original(path, folder, int8_io=name in RANDOM), folder):
