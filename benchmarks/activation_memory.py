@@ -4,14 +4,14 @@
 
 Each network is built in int8 for a microcontroller, at half of the MACs and with the least MACs
 within 1pp, with the memory limit that holds by default and without it (``ram`` 'none'), or with
-those of ``--ram``. Of the file
-of the original and of the compressed one: the bytes that are alive at one time (``peak``), those of
-the plan in the file (``planned``), the head of the arena of TensorFlow Lite Micro without the plan
-(``head_unplanned``) and with it, its tail, the workspace of XNNPACK on this machine, the SRAM and
-the cycles by Vela (ethos-u55-128), and the score on the whole test set. ``speed``: of the file
-against the original's by LiteRT on this machine, in turns. The networks at 96×96 have random
-weights and images, no softmax and no score; their files read and write int8, as the image in float
-would be larger than all that is behind it.
+those of ``--ram``. Of the file of the original and of the compressed one: the bytes that are alive
+at one time (``peak``), those of the plan in the file (``planned``), the head of the arena of
+TensorFlow Lite Micro without the plan (``head_unplanned``) and with it, its tail, the workspace of
+XNNPACK on this machine, the SRAM and the cycles by Vela (ethos-u55-128), and the score on the whole
+test set. ``speed``: of the file against the original's by LiteRT on this machine, in turns. The
+networks at 96×96 have random weights and images and no softmax; their score is the fidelity to the
+original. Their files read and write int8, as the image in float would be larger than all that is
+behind it.
 
 Writes activation_memory.csv to the folder of this file, row by row; builds that it already holds
 are not made again.
