@@ -1,14 +1,17 @@
 """The memory of networks on microcontrollers, hosts and an Ethos-U, before and after compression.
 
-    LRFC_DATA=... python benchmarks/activation_memory.py [NETWORK ...] [--ways 50% 1pp] [--epochs 0]
+    LRFC_DATA=... python benchmarks/activation_memory.py [NETWORK ...] [--ways 50% 1pp] [--ram 70%]
 
 Each network is built in int8 for a microcontroller, at half of the MACs and with the least MACs
-within 1pp, with the memory limit that holds by default and without it (``ram`` 'none'). Of the file
-of the original and of the compressed one: the bytes that are alive at one time (``peak``), those of
-the plan in the file (``planned``), the head of the arena of TensorFlow Lite Micro without the plan
-(``head_unplanned``) and with it, its tail, the SRAM and the cycles by Vela (ethos-u55-128), and the
-score on the whole test set. ``speed``: of the file against the original's by LiteRT on this
-machine, in turns. The networks at 96×96 have random weights and images, and no score.
+within 1pp, with the memory limit that holds by default and without it (``ram`` 'none'), or with
+those of ``--ram``. Of the file of the original and of the compressed one: the bytes that are alive
+at one time (``peak``), those of the plan in the file (``planned``), the head of the arena of
+TensorFlow Lite Micro without the plan (``head_unplanned``) and with it, its tail, the workspace of
+XNNPACK on this machine, the SRAM and the cycles by Vela (ethos-u55-128), and the score on the whole
+test set. ``speed``: of the file against the original's by LiteRT on this machine, in turns. The
+networks at 96×96 have random weights and images and no softmax; their score is the fidelity to the
+original. Their files read and write int8, as the image in float would be larger than all that is
+behind it.
 
 Writes activation_memory.csv to the folder of this file, row by row; builds that it already holds
 are not made again.
@@ -28,6 +31,7 @@ from typing import Any
 import numpy as np
 from contracts import arrays, scaled
 from table import Table
+from workspace import workspace_bytes
 
 import lrfc
 from lrfc.api import measure
@@ -43,6 +47,8 @@ from lrfc.targets.ethos_u.runner import VelaRunner
 from lrfc.targets.micro import tflm
 from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import activations
+from lrfc.targets.tflite.in_place import shared
+from lrfc.targets.tflite.memory_plan import planned_bytes
 from lrfc.targets.tflite.target import TFLite
 
 ROOT = Path(__file__).parent.parent
@@ -69,16 +75,38 @@ def network(name: str, folder: Path) -> tuple[Path, Any]:
     if name == "digits":
         return ROOT / "examples" / "digits.keras", "digits"
     if name in RANDOM:
-        import keras
-
-        keras.utils.set_random_seed(0)
-        kind, options = RANDOM[name]
-        path = folder / "model.keras"
-        make = getattr(keras.applications, kind)
-        make(input_shape=(96, 96, 3), weights=None, classes=10, **options).save(path)
-        return path, {"x": np.random.default_rng(0).random((256, 96, 96, 3), np.float32)}
+        images = np.random.default_rng(0).random((256, 96, 96, 3), np.float32)
+        return random_network(name, images, folder / "model.keras"), {"x": images}
     data = arrays("cifar10", scaled) if name == "mobilenetv2" else arrays("cifar10")
     return Path(os.environ["LRFC_DATA"], "models", FILES[name]), data
+
+
+def random_network(name: str, images: np.ndarray, path: Path) -> Path:
+    """A network of keras.applications with random weights, which computes something of its images.
+
+    Its BatchNorms have the statistics of the images, without which the values fade from layer to
+    layer. It has no softmax: that of such logits is the same for every image.
+    """
+    import keras
+
+    keras.utils.set_random_seed(0)
+    kind, options = RANDOM[name]
+    model = getattr(keras.applications, kind)(
+        input_shape=images.shape[1:],
+        weights=None,
+        classes=10,
+        classifier_activation=None,
+        **options,
+    )
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(images, training=True)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
+    model.save(path)
+    return path
 
 
 def built(path: Path, data: Any, folder: Path, **options: Any) -> Result:
@@ -100,7 +128,8 @@ def built(path: Path, data: Any, folder: Path, **options: Any) -> Result:
 def memory(path: Path, folder: Path) -> dict[str, Any]:
     """The memory of a file."""
     model = flatfile.unpack(path.read_bytes())
-    arena, whole = activations(model).arena, tflm.arena(path)
+    arena, whole = shared(model, activations(model)).arena, tflm.arena(path)
+    planned = planned_bytes(model)
     model.metadata = [entry for entry in model.metadata if b"Offline" not in entry.name]
     bare = folder / "bare.tflite"
     bare.write_bytes(flatfile.pack(model))
@@ -108,10 +137,11 @@ def memory(path: Path, folder: Path) -> dict[str, Any]:
         compiled = runner.compiled(Artifact(path, "tflite", "int8"))
     return {
         "peak": arena.peak_bytes,
-        "planned": arena.planned_bytes(),
+        "planned": planned,
         "head_unplanned": tflm.arena(bare).head_bytes,
         "head": whole.head_bytes,
         "tail": whole.tail_bytes,
+        "workspace": workspace_bytes(path),
         "sram": compiled.sram_bytes,
         "cycles": compiled.cycles,
     }
@@ -135,11 +165,12 @@ def rows(result: Result, original: Path, folder: Path) -> Iterator[dict[str, Any
         }
 
 
-def original(path: Path, folder: Path) -> Path:
+def original(path: Path, folder: Path, *, int8_io: bool) -> Path:
     """The original's file in int8, with its memory plan."""
     graph = fold_batchnorm(keras_io.from_keras(keras_load.load(path)))
     file = folder / "original.tflite"
-    TFLite("int8", memory_plan=True).emit(graph, file, synthesise(graph, 32, seed=0))
+    target = TFLite("int8", int8_io=int8_io, memory_plan=True)
+    target.emit(graph, file, synthesise(graph, 32, seed=0))
     return file
 
 
@@ -150,19 +181,21 @@ def main() -> None:
     )
     parser.add_argument("networks", nargs="*", default=["digits", *FILES, *RANDOM])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--ram", nargs="+", default=["none", "default"])
     parser.add_argument("--epochs", type=int, default=0)
     given = parser.parse_args()
     table = Table(Path(__file__).with_suffix(".csv"))
-    for name, way, ram in product(given.networks, given.ways, ("none", "default")):
+    for name, way, ram in product(given.networks, given.ways, given.ram):
         run = {"network": name, "way": way, "ram": ram, "epochs": given.epochs}
         if table.knows(**run) or (way == "1pp" and name in RANDOM):
             continue
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             path, data = network(name, folder)
-            options = WAYS[way] | ({"max_ram": "none"} if ram == "none" else {})
+            options = WAYS[way] | ({} if ram == "default" else {"max_ram": ram})
+            options["int8_io"] = name in RANDOM
             result = built(path, data, folder, epochs=given.epochs, **options)
-            for row in rows(result, original(path, folder), folder):
+            for row in rows(result, original(path, folder, int8_io=name in RANDOM), folder):
                 table.add(run | row)
 
 

@@ -128,6 +128,12 @@ def folder(place: Path, **changes: Any) -> Path:
             "measured against host tflite on 1 threads, estimated",
         ),
         ("accuracy=1pp", {"scores": {"metric": "miou"}}, False, "accuracy against miou"),
+        (
+            "ram=5%",
+            {"arena_head_bytes": 900, "arena_tail_bytes": 100},
+            False,
+            "ram cannot be compared: planned against measured",
+        ),
         ("cycles=5%", {}, False, "cycles cannot be compared"),
     ],
 )
@@ -139,6 +145,16 @@ def test_a_limit(
     ).verdicts
     assert detail in verdict.detail
     assert verdict.ok is ok
+
+
+def test_on_a_microcontroller_the_tail_is_ram(tmp_path: Path) -> None:
+    places = [
+        folder(tmp_path / str(tail), arena_head_bytes=924, arena_tail_bytes=tail)
+        for tail in (100, 1124)
+    ]
+    (verdict,) = compare(*places, ["ram=10%"]).verdicts
+    assert "ram 1 KiB (1,024 bytes) -> 2 KiB (2,048 bytes), 100.00 % worse" in verdict.detail
+    assert "(measured)" in verdict.detail
 
 
 def test_where_less_is_better_more_is_a_regression(tmp_path: Path) -> None:

@@ -225,7 +225,9 @@ class Fakes:
 
 def goal(name: str) -> Any:
     target = SimpleNamespace(name=name, precision="fp32")
-    return SimpleNamespace(target=target, device=SimpleNamespace(growth_bytes=0))
+    return SimpleNamespace(
+        target=target, device=SimpleNamespace(growth_bytes=0, follows_plan=False)
+    )
 
 
 @pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
@@ -239,7 +241,7 @@ def test_what_one_destination_learns_is_not_handed_to_another(
     for name in order:
         place = tmp_path / name
         place.mkdir()
-        bench: Any = SimpleNamespace(profile=None)
+        bench: Any = SimpleNamespace(profile=None, original=SimpleNamespace(path=place))
         found[name] = driver.trials(asked, explored, goal(name), bench, place, shared)
     settled = {name: [each for each in fakes.settled if each[0] == name] for name in order}
     assert settled["one"] == [("one", None), ("one", pytest.approx(0.3 * 0.4))]

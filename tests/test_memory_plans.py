@@ -139,3 +139,20 @@ def test_a_plan_with_activations_beyond_its_steps_is_refused(files: Any) -> None
         places = [fields["places"][0] | change, *fields["places"][1:]]
         with pytest.raises(ValidationError, match="not within the steps"):
             MemoryPlan.model_validate(fields | {"places": places})
+
+
+def test_an_output_in_the_place_of_an_input_counts_once(tmp_path: Path) -> None:
+    graph = fold_batchnorm(keras_io.from_keras(helpers.residual()))
+    target = TFLite("int8", memory_plan=True)
+    file = target.emit(graph, tmp_path / "file.tflite", helpers.random_inputs(graph, 8))
+    found = plan_of(graph, file)
+    replaced = [place for place in found.places if place.replaced]
+    assert {found.steps[place.last].operator for place in replaced} == {"ADD"}
+    for place in replaced:
+        (output,) = (p for p in found.places if p.first == place.last)
+        assert (output.planned, output.bytes) == (place.planned, place.bytes)
+        assert place in found.at(place.last - 1)
+        assert place not in found.at(place.last)
+    assert found.planned_bytes == found.peak
+    if tflm.installed():
+        assert tflm.arena(file.path).head_bytes == found.peak

@@ -14,8 +14,9 @@ import pytest
 
 from lrfc.config.build import parse
 from lrfc.engine.destinations import destination
-from lrfc.engine.patches import patched
+from lrfc.engine.patches import Limit, limit
 from lrfc.engine.preflight import Goal
+from lrfc.protocols import Artifact
 from lrfc.targets.devices import device as devices
 from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import activations, live_peak
@@ -232,22 +233,50 @@ def test_an_emitted_file_is_within_the_limit(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def limit_of(original: Path, name: str, precision: str, **options: str) -> float | None:
+def limit_of(original: Path, name: str, precision: str = "int8", **options: str) -> Limit | None:
     """The limit on the files for a device."""
     goal = destination(Goal("tflite", precision, devices.load(name), 1, name))
-    target = patched(goal, parse(**options), original)
-    return target.limit_bytes if isinstance(target, TFLite) else None
+    return limit(goal, parse(**options), original)
 
 
-def test_patches_are_for_int8_files_on_microcontrollers(tmp_path: Path) -> None:
+def test_limits_hold_on_microcontrollers(tmp_path: Path) -> None:
     original = tmp_path / "original.tflite"
     original.write_bytes(wide())
     need = live_peak(wide()) + file_tail(flatfile.unpack(wide()))
     ram = devices.load("cortex-m4").ram_bytes
-    assert limit_of(original, "cortex-m4", "int8", max_ram="50%") == need / 2
-    assert limit_of(original, "cortex-m7", "int8", max_ram="20KiB") == 20 * 1024
-    assert limit_of(original, "cortex-m4", "int8") == ram  # it holds without a budget
-    assert limit_of(original, "cortex-m4", "int8", max_ram="50%", patches="off") is None
-    assert limit_of(original, "cortex-m4", "fp32", max_ram="50%") is None
-    assert limit_of(original, "host", "int8", max_ram="50%") is None
-    assert limit_of(original, "ethos-u55-128", "int8", max_ram="50%") is None
+    for options, expected in {
+        ("50%", "auto"): (need / 2, True, True),
+        ("20KiB", "auto"): (20 * 1024, True, True),
+        ("50%", "off"): (need / 2, True, False),
+        (None, "auto"): (need, False, True),  # by default that of the original
+        ("none", "auto"): (ram, True, True),
+    }.items():
+        found = limit_of(original, "cortex-m4", max_ram=options[0], patches=options[1])
+        assert found is not None
+        assert (found.bytes, found.asked, found.patches) == expected, options
+        assert isinstance(found.target, TFLite)
+        assert found.target.limit_bytes == (expected[0] if found.patches else None)
+    in_float = limit_of(original, "cortex-m4", "fp32", max_ram="50%")
+    assert in_float is not None
+    assert not in_float.patches
+    assert limit_of(original, "host", max_ram="50%") is None
+    assert limit_of(original, "ethos-u55-128", max_ram="50%") is None
+
+
+@pytest.mark.parametrize(("share", "asked"), [(0.9, True), (0.9, False), (0.1, True), (0.1, False)])
+def test_a_default_out_of_reach_leaves_the_file_as_it_is(
+    share: float, asked: bool, tmp_path: Path
+) -> None:
+    plain = TFLite("int8").with_plan()
+    path = tmp_path / "file.tflite"
+    path.write_bytes(wide())
+    whole = plain.need_bytes(path)
+    assert whole is not None
+    held = Limit(plain.within(share * whole), share * whole, asked, patches=True)
+
+    def emit(target: TFLite) -> Artifact:
+        return target._written(path, wide())
+
+    file = held.emitted(plain, emit)
+    assert held.met(file) == (share == 0.9)
+    assert bool(file.patches) == (share == 0.9 or asked)

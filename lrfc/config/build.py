@@ -196,9 +196,10 @@ class BuildConfig(BaseModel):
         "40%",
     )] = None
     max_ram: Annotated[_budget("ram", liftable=True), Option(  # type: ignore[valid-type]
-        "Upper limit on planned activation memory: a percentage of the original, such as 60%, an"
-        " amount in B, kB, MB, KiB or MiB, such as 64KiB, or none. By default, no more than the"
-        " original's and the growth_bytes of the device's profile.",
+        "Upper limit on planned activation memory, on microcontrollers with the structures of the"
+        " runtime (head and tail): a percentage of the original, such as 60%, an amount in B, kB,"
+        " MB, KiB or MiB, such as 64KiB, or none. By default, no more than the original's and the"
+        " growth_bytes of the device's profile.",
         "64KiB",
     )] = None
     max_latency: Annotated[_budget("latency"), Option(  # type: ignore[valid-type]
@@ -245,8 +246,9 @@ class BuildConfig(BaseModel):
         "on",
     )] = "off"
     patches: Annotated[Literal["auto", "off"], Option(
-        "Parts of the network that are computed strip by strip where --max-ram asks for less memory"
-        " than they take at once: auto (int8 on microcontrollers) or off. Same outputs, more MACs.",
+        "Parts of the network that are computed strip by strip where the limit on memory asks for"
+        " less than they take at once: auto (int8 on microcontrollers) or off. Same outputs, more"
+        " MACs.",
         "off",
     )] = "auto"
     epochs: Annotated[int, Field(ge=0, le=MOST_EPOCHS), Option(

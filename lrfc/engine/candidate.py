@@ -13,7 +13,7 @@ from lrfc.engine.benchmark import Bench
 from lrfc.engine.destinations import Destination
 from lrfc.engine.memory_plans import memory_plans
 from lrfc.engine.op_costs import op_profile
-from lrfc.engine.patches import patched
+from lrfc.engine.patches import limit as ram_limit
 from lrfc.engine.reference_kernels import Kernels, kernels
 from lrfc.engine.tuning import Plan
 from lrfc.errors import BudgetError, ModelError, NoGainError
@@ -39,7 +39,9 @@ from lrfc.targets.devices.speed import Ratio, speedup
 from lrfc.targets.parity import Parity, parity
 
 #: Behind a memory budget that patches could not meet.
-LEAST = ", the least that patches of this plan reach"
+LEAST = ", the least of all plans that were tried, with patches"
+#: The quantities that --max-ram bounds: of a microcontroller's arena, planned and measured.
+ARENAS = ("arena_bytes", "arena_total_bytes")
 #: The reason for a result without gain, by --prune.
 NOT_FASTER = {
     "off": "no factorization of a layer is faster than the layer itself",
@@ -119,8 +121,12 @@ def try_out(
     calibration = data.train.head(CALIBRATED).inputs
     original = target.emit(made.original, folder / f"original{target.suffix}", calibration)
     path = folder / f"{made.source.stem}{target.suffix}"
-    within = patched(goal, made.config, original.path)
-    emitted = _emitted(made, within, path, calibration)
+    limit = ram_limit(goal, made.config, original.path)
+
+    def emit(target: Target) -> Artifact:
+        return _emitted(made, target, path, calibration)
+
+    emitted = emit(target) if limit is None else limit.emitted(target, emit)
     graphs, files = (made.original, made.state.graph), (original, emitted)
     memory = memory_plans(goal.device, graphs, files)
     for region in () if memory is None else memory.after.regions:
@@ -134,9 +140,11 @@ def try_out(
     scores = _scored(made, goal, plan, original, emitted, looks)
     before = _figures(target, made.original, original, measured[0], scores.before)
     after = _figures(target, made.state.graph, emitted, measured[1], scores.after)
-    # Only a limit on memory leads to patches: what they save is the gain.
-    no_gain = None if emitted.patches else _no_gain(made, goal, before, after, ratio)
-    failure = no_gain or _unmet(made, scores.contract, before, after, in_patches=within != target)
+    # Where a limit on memory was asked for, what patches save is the gain.
+    spared = limit is not None and limit.asked and emitted.patches
+    no_gain = None if spared else _no_gain(made, goal, before, after, ratio)
+    in_patches = limit is not None and limit.patches
+    failure = no_gain or _unmet(made, scores.contract, before, after, in_patches=in_patches)
     shipped = measured[0] if isinstance(failure, NoGainError) else measured[1]
     in_float = None if target.precision == "fp32" else _float_original(bench, measured, shipped)
     return Trial(
@@ -334,7 +342,7 @@ def _unmet(
     problems = [
         f"{limit.option}: {exact(limit.quantity, limit.value)} of at most"
         f" {exact(limit.quantity, limit.bound)}"
-        f"{LEAST if in_patches and limit.quantity == 'arena_bytes' else ''}"
+        f"{LEAST if in_patches and limit.quantity in ARENAS else ''}"
         for limit in asked(made.config.budgets, before, after)
         if not limit.met
     ]

@@ -22,6 +22,7 @@ from lrfc.engine.destinations import Destination
 from lrfc.engine.growth import Ram
 from lrfc.engine.job import Explored, Job, advanced, scored
 from lrfc.engine.passes import exploring, weighing
+from lrfc.engine.ram_limit import planned
 from lrfc.engine.tuning import Loop, Plan, Wish
 from lrfc.errors import BudgetError, ModelError, NoGainError, UsageError
 from lrfc.ir.fold import fold_batchnorm
@@ -39,11 +40,6 @@ from lrfc.targets.devices.runners import runner
 
 #: Most trials that are tested against the accuracy contract.
 ATTEMPTS = 3
-#: The end of the error of a budget that cannot be met within the memory that holds by default.
-LEFT_OUT = (
-    "plans that need more activation memory than the original are left out, unless --max-ram none"
-    " is given"
-)
 
 
 # -- once ------------------------------------------------------------------------------------------
@@ -257,15 +253,8 @@ def _planned(
         return Plan(weighed, SelectRanks(), (), None, None, job.max_drop, design)
     loop = Loop(weighed, goal.target, bench, bench.profile, ram_of(job, goal).growth)
     wish = _wish(job, weighed, goal, bench)
-    try:
-        return loop.settle(wish, allowed)
-    except BudgetError as error:
-        if wish.max_ram is not None and patches.available(goal, job.config):
-            job.progress.log(f"  {error}: it is left to patches of the file")
-            return replace(loop, growth=0).settle(replace(wish, max_ram=None), allowed)
-        if loop.growth is not None:
-            error.args = (f"{error}; {LEFT_OUT}",)
-        raise
+    limit = patches.limit(goal, job.config, bench.original.path)
+    return planned(loop, wish, allowed, limit)
 
 
 def ram_of(job: Job, goal: Destination) -> Ram:

@@ -41,7 +41,15 @@ def limited(state: State, precision: str, growth: int | None) -> State:
     """
     if growth is None:
         return state
-    limit = arena(state.original, of(precision).activation).peak_bytes + growth
+    peak = arena(state.original, of(precision).activation).peak_bytes
+    return small(state, precision, peak + growth)
+
+
+def small(state: State, precision: str, limit: float) -> State:
+    """The state without the candidates that keep more than ``limit`` bytes alive.
+
+    A layer unchanged stays, however many it keeps.
+    """
     design = state.fact(DesignSpace)
     spaces = []
     for space in design.spaces:
@@ -51,7 +59,7 @@ def limited(state: State, precision: str, growth: int | None) -> State:
 
 
 def _fitting(
-    candidates: Sequence[Candidate], need: Callable[[Candidate], int], limit: int
+    candidates: Sequence[Candidate], need: Callable[[Candidate], int], limit: float
 ) -> Iterator[Candidate]:
     """The layer unchanged, and the candidates that need at most ``limit`` bytes, in their order."""
     for method, group in groupby(candidates, key=lambda c: c.method):

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lrfc.costs import placement
 from lrfc.costs.placement import Buffer
 from lrfc.ir.graph import Graph
@@ -17,7 +15,7 @@ from lrfc.results.memory_plan import MemoryPlan, MemoryPlans, Place, Region, Ste
 from lrfc.targets.devices.device import Device
 from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import Activations, fixed
-from lrfc.targets.tflite.memory_plan import NAME
+from lrfc.targets.tflite.memory_plan import offsets
 from lrfc.targets.trace import plain
 
 #: The rows of a strip, behind the name of a tensor.
@@ -60,7 +58,8 @@ def memory_plan(
     if found is None:
         return None
     reader = _Reader.of(model, graph)
-    own, planned = rule(found.arena.buffers), _planned(model)
+    own, planned = rule(found.arena.buffers), offsets(model)
+    replaced = _replaced(found, planned)
     return MemoryPlan(
         steps=tuple(map(reader.step, model.subgraphs[0].operators)),
         places=tuple(
@@ -71,6 +70,7 @@ def memory_plan(
                 last=buffer.last,
                 planned=planned.get(number),
                 own=own[buffer.name],
+                replaced=number in replaced,
             )
             for number, buffer in zip(found.tensors, found.arena.buffers, strict=True)
         ),
@@ -78,14 +78,19 @@ def memory_plan(
     )
 
 
-def _planned(model: Any) -> dict[int, int]:
-    """The offset of each tensor that the plan in the file places; empty without a plan."""
-    for metadata in model.metadata or ():
-        if flatfile.name(metadata) == NAME:
-            content = np.asarray(model.buffers[metadata.buffer].data, np.uint8).view("<i4")
-            places = enumerate(content[3:].tolist())  # behind a head of three numbers
-            return {number: place for number, place in places if place >= 0}
-    return {}
+def _replaced(found: Activations, planned: Mapping[int, int]) -> set[int]:
+    """The tensors whose places the outputs of their last operators take."""
+    alive = {
+        (planned.get(number), buffer.first, buffer.size)
+        for number, buffer in zip(found.tensors, found.arena.buffers, strict=True)
+    }
+    return {
+        number
+        for number, buffer in zip(found.tensors, found.arena.buffers, strict=True)
+        if number in planned
+        and buffer.last > buffer.first
+        and (planned[number], buffer.last, buffer.size) in alive
+    }
 
 
 @dataclass(frozen=True)

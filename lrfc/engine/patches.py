@@ -2,37 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from lrfc.config.build import BuildConfig
 from lrfc.engine.destinations import Destination
-from lrfc.protocols import Target
+from lrfc.protocols import Artifact, Target
 
 
-def patched(goal: Destination, config: BuildConfig, original: Path) -> Target:
-    """The target of a destination, whose files keep within ``limit`` by patches if they have to.
+@dataclass(frozen=True)
+class Limit:
+    """A limit on the RAM of the files for a destination.
 
-    ``original``: the original's file. Without a limit or patches it is the target itself.
+    ``target``: its files are kept within the limit by patches, where they may have any. ``bytes``:
+    of activations and, on a microcontroller, the tail. ``asked``: whether the user or the device
+    set it; otherwise it is the default, which a file may exceed. ``patches``: whether files may
+    have patches.
     """
-    bytes_allowed = limit(goal, config, original)
-    if bytes_allowed is None or not available(goal, config):
-        return goal.target
-    return goal.target.within(bytes_allowed)
+
+    target: Target
+    bytes: float
+    asked: bool
+    patches: bool
+
+    def emitted(self, plain: Target, emit: Callable[[Target], Artifact]) -> Artifact:
+        """The file that ``emit`` writes for a target, within the limit where that is possible.
+
+        ``plain``: the target without a limit. A file that exceeds the default in spite of patches
+        has none: they would cost time, and it would exceed it all the same.
+        """
+        file = emit(self.target)
+        if file.patches and not self.asked and not self.met(file):
+            return emit(plain)
+        return file
+
+    def met(self, file: Artifact) -> bool:
+        """Whether a file is within the limit."""
+        need = self.target.need_bytes(file.path)
+        return need is None or need <= self.bytes
 
 
-def available(goal: Destination, config: BuildConfig) -> bool:
-    """Whether the files of a destination may have patches.
+def limit(goal: Destination, config: BuildConfig, original: Path) -> Limit | None:
+    """The limit on the RAM of files that patches or plans with short tails can keep.
 
-    They may in int8, where the runtime follows a memory plan, and without --patches off.
+    That is on devices that follow a memory plan. ``original``: the original's file. It is the
+    least of --max-ram, the device's memory and, without the first, what the original needs. None
+    without a limit.
     """
-    possible = goal.device.follows_plan and goal.target.within(0.0) != goal.target
-    return possible and config.patches != "off"
-
-
-def limit(goal: Destination, config: BuildConfig, original: Path) -> float | None:
-    """The bytes of the arena that --max-ram and the device allow; None without a limit."""
-    whole, budget = goal.target.need_bytes(original), config.budgets.get("ram")
-    limits = [] if budget is None or whole is None else [budget.limit(whole)]
-    if goal.device.ram_bytes is not None:
-        limits.append(goal.device.ram_bytes)
-    return min(limits, default=None)
+    whole = goal.target.need_bytes(original) if goal.device.follows_plan else None
+    if whole is None:
+        return None
+    budget, available = config.budgets.get("ram"), goal.device.ram_bytes
+    asked = [] if budget is None else [budget.limit(whole)]
+    if available is not None:
+        asked.append(available)
+    usual = [whole + goal.device.growth_bytes] if config.max_ram is None else []
+    limits = asked + usual
+    if not limits:
+        return None
+    least = min(limits)
+    target = goal.target if config.patches == "off" else goal.target.within(least)
+    return Limit(target, least, least in asked, target != goal.target)

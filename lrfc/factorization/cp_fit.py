@@ -134,12 +134,13 @@ def quick_fit(problem: Problem, rank: int) -> list[Array]:
     outputs = output_factors(inputs, gram, problem.cross, (1e-5, RIDGE))
     # The second ridge is solved for only where the terms of the first one cancel each other.
     allowed = (fit for last, _ in outputs for fit in problem.allowed([[*inputs, last]]))
+    begin: list[Array] | None = next(allowed, None)
     return fit_cp(
         target,
         gram,
         problem.cross,
         problem.roots,
-        next(allowed, None) or slices_start(target, rank),
+        slices_start(target, rank) if begin is None else begin,
         sweeps=QUICK_COVARIANCE_SWEEPS,
     )
 

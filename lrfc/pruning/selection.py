@@ -37,7 +37,9 @@ class Constraints:
     ``max_divergence``: the highest predicted divergence. ``max_latency`` is in milliseconds; it
     and 'latency' need the fact ``Price``. ``methods``: the methods to choose from, None for all.
     With a ``FilterSpace``, and unless ``prune`` is False, the same MILP selects the units that
-    each group keeps; then ``peak_memory`` bounds the activations alive at once.
+    each group keeps; then ``peak_memory`` bounds the activations alive at once. ``max_tail``: bytes
+    that the candidates may add to the tail of a microcontroller's arena. It is shared out to the
+    layers by the best selection without filters.
     """
 
     max_macs: Budget | None = None
@@ -48,6 +50,7 @@ class Constraints:
     minimise: Minimised = "divergence"
     prune: bool = True
     peak_memory: tuple[PeakMemory, ...] = ()
+    max_tail: int | None = None
 
 
 def select(state: State, constraints: Constraints) -> Selection:
@@ -57,6 +60,8 @@ def select(state: State, constraints: Constraints) -> Selection:
     """
     if constraints.methods is not None:
         state = state.with_fact(state.fact(DesignSpace).narrowed(constraints.methods))
+    if constraints.max_tail is not None:
+        state = _with_short_tails(state, constraints, constraints.max_tail)
     filters = state.known(FilterSpace) if constraints.prune else None
     if filters is None:
         return _ranks(without_filters(state), constraints)
@@ -64,6 +69,18 @@ def select(state: State, constraints: Constraints) -> Selection:
         return _ranks_and_filters(state, filters, constraints)
     except milp.UnsolvedError as error:
         return _without_filters_instead(state, constraints, error)
+
+
+def _with_short_tails(state: State, constraints: Constraints, limit: int) -> State:
+    """The state with the candidates of which no selection has a longer tail than the limit."""
+    limits = {**_limits(without_filters(state), constraints), "tail": limit}
+    design = state.fact(DesignSpace)
+    chosen = allocate([pareto(s.candidates) for s in design.spaces], limits, constraints.minimise)
+    spaces = (
+        replace(space, candidates=tuple(c for c in space.candidates if c.tail <= most.tail))
+        for space, most in zip(design.spaces, chosen, strict=True)
+    )
+    return state.with_fact(replace(design, spaces=tuple(spaces)))
 
 
 def _ranks(state: State, constraints: Constraints) -> Selection:

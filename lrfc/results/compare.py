@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 from lrfc.config.formats import suffixes
 from lrfc.errors import UsageError
-from lrfc.metrics.source import COMPILED, Source
+from lrfc.metrics.source import COMPILED, MEASURED, Source
 from lrfc.results.candidates import UNCHANGED
 from lrfc.results.manifest import Layer as Built
 from lrfc.results.manifest import Manifest
@@ -36,7 +36,7 @@ COSTS = {
     "size": "file_bytes",
     "macs": "macs",
     "params": "params",
-    "ram": "arena_bytes",
+    "ram": "ram_bytes",
     "cycles": "cycles",
     "sram": "sram_bytes",
     "flash": "flash_bytes",
@@ -91,6 +91,8 @@ class Side:
         latency = self.manifest.after.latency_ms
         if quantity in ("cycles", "sram", "flash"):
             return COMPILED
+        if quantity == "ram":
+            return None if self.manifest.after.arena_total_bytes is None else MEASURED
         return (
             latency.source if latency is not None and quantity in ("latency", "speedup") else None
         )
@@ -370,6 +372,10 @@ def _unlike(limit: Limit, old: Manifest | None, new: Manifest | None) -> str | N
                 place + (f" on {conditions[0]} threads, {conditions[1]}" if conditions else "")
                 for place, conditions in kinds
             )
+    if limit.quantity == "ram":
+        totals = (m.after.arena_total_bytes for m in (old, new))
+        found = ["planned" if total is None else "measured" for total in totals]
+        return None if found[0] == found[1] else " against ".join(found)
     if limit.quantity == "accuracy":
         if old.accuracy.metric != new.accuracy.metric:
             return f"{old.accuracy.metric} against {new.accuracy.metric}"

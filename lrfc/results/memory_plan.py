@@ -28,7 +28,7 @@ class Place(_Record):
 
     ``name``: the layer that computes it, with its rows where it is a strip. ``planned``: its offset
     in the arena by the plan that the file holds; null without one. ``own``: by the runtime's own
-    rule.
+    rule. ``replaced``: by the plan, the output of step ``last`` takes its place during that step.
     """
 
     name: str
@@ -37,6 +37,12 @@ class Place(_Record):
     last: _Count
     planned: _Count | None = None
     own: _Count
+    replaced: bool = False
+
+    @property
+    def until(self) -> int:
+        """The last step at which the place is its own."""
+        return self.last - self.replaced
 
 
 class Region(_Record):
@@ -73,12 +79,15 @@ class MemoryPlan(_Record):
         changes = [0] * (len(self.steps) + 1)
         for place in self.places:
             changes[place.first] += place.bytes
-            changes[place.last + 1] -= place.bytes
+            changes[place.until + 1] -= place.bytes
         return list(accumulate(changes))[:-1]
 
     @property
     def peak(self) -> int:
-        """The most bytes alive at one time: no plan takes fewer."""
+        """The most bytes alive at one time: no plan takes fewer.
+
+        Where the file holds a plan, an output may be written over an input.
+        """
         return max(self.alive)
 
     @property
@@ -89,7 +98,7 @@ class MemoryPlan(_Record):
 
     def at(self, step: int) -> tuple[Place, ...]:
         """The activations that are alive during a step, the largest first."""
-        found = (place for place in self.places if place.first <= step <= place.last)
+        found = (place for place in self.places if place.first <= step <= place.until)
         return tuple(sorted(found, key=lambda place: -place.bytes))
 
     @property

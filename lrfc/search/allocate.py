@@ -16,7 +16,7 @@ from lrfc.search.candidates import Candidate
 from lrfc.search.knapsack import Knapsack
 
 #: Quantities that are counted exactly, so that their limits hold exactly. Others are predictions.
-COUNTED = frozenset({"macs", "params"})
+COUNTED = frozenset({"macs", "params", "tail"})
 
 
 def allocate(
@@ -24,9 +24,10 @@ def allocate(
 ) -> tuple[Candidate, ...]:
     """Return one candidate for each layer, with the least sum of ``minimise`` within the limits.
 
-    ``limits`` maps 'macs', 'params', 'latency' or 'divergence' to the bound on the sum over these
-    layers; ``minimise`` is any of these. Ties are broken by cost and then by order, so the result
-    is deterministic. BudgetError names a budget that cannot be met, and the smallest one that can.
+    ``limits`` maps 'macs', 'params', 'latency', 'tail' or 'divergence' to the bound on the sum over
+    these layers; ``minimise`` is any of these. Ties are broken by cost and then by order, so the
+    result is deterministic. BudgetError names a budget that cannot be met, and the smallest one
+    that can.
     """
     _check(spaces, limits)
     flat = [candidate for layer in spaces for candidate in layer]

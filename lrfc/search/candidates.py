@@ -41,7 +41,8 @@ class Candidate:
     ``params`` and ``macs``: of all calls of the layer, weights counted once. ``error``: distance of
     the feature map on held-out samples, 0 for the layer unchanged. ``divergence``: the predicted
     divergence of the network's output. ``latency``: the predicted time of all calls on the build's
-    device, in the unit of its cost profile; 0 while no device is known.
+    device, in the unit of its cost profile; 0 while no device is known. ``tail``: bytes that it
+    adds to the tail of a microcontroller's arena; 0 while nothing limits that.
     """
 
     layer: str
@@ -52,6 +53,7 @@ class Candidate:
     error: float = 0.0
     divergence: float = 0.0
     latency: float = 0.0
+    tail: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,13 +363,13 @@ def grid(full: Ranks, levels: int, multiple: int = 1) -> list[Ranks]:
 
 
 def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The candidates that no other beats in divergence, MACs, parameters and latency together.
+    """The candidates that no other beats in divergence, MACs, parameters, latency and tail.
 
     No allocation picks any of the others.
     """
     ordered = sorted(
         candidates,
-        key=lambda c: (c.divergence, c.macs, c.params, c.latency, c.method or "", c.ranks),
+        key=lambda c: (c.divergence, c.macs, c.params, c.latency, c.tail, c.method or "", c.ranks),
     )
     front: list[Candidate] = []
     for candidate in ordered:
@@ -375,6 +377,7 @@ def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
             other.macs <= candidate.macs
             and other.params <= candidate.params
             and other.latency <= candidate.latency
+            and other.tail <= candidate.tail
             for other in front
         ):
             front.append(candidate)

@@ -1,8 +1,9 @@
-"""Activation memory of the candidates of a layer, and of plans."""
+"""Memory of the candidates of a layer and of plans: activations, and the tail of an arena."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from lrfc.config.precision import of
 from lrfc.costs.arena import Arena, arena
@@ -13,6 +14,8 @@ from lrfc.factorization import METHODS
 from lrfc.ir.graph import Graph
 from lrfc.ir.graph_cache import GraphCache
 from lrfc.search.candidates import Candidate, LayerSpace, pareto
+from lrfc.search.facts import DesignSpace
+from lrfc.state import State
 
 
 def live_need(graph: Graph, space: LayerSpace, precision: str) -> Callable[[Candidate], int]:
@@ -81,20 +84,10 @@ class PlanMemory:
     def bytes(self, plan: Sequence[Candidate]) -> tuple[int, int]:
         """The peak of bytes alive in a plan, and its tail."""
         peak = max([self._of_others, *map(self._head, plan)])
-        return peak, self._tail + sum(map(self._added, plan)) if self._tail else 0
-
-    def _added(self, candidate: Candidate) -> int:
-        """The bytes that a candidate adds to the tail."""
-        if candidate.method is None:
-            return 0
-        space, graph = self._spaces[candidate.layer], self._graph
-        source = graph.input_tensors(space.op.name)[0]
-        stages = METHODS[candidate.method].outline(space.op, source, candidate.ranks)
-        return sum(
-            sum(map(workload_bytes, chain(graph, call, stages)))
-            - sum(map(workload_bytes, chain(graph, call, [space.op])))
-            for call in space.calls
-        )
+        if not self._tail:
+            return peak, 0
+        added = (_added_tail(self._graph, self._spaces[c.layer], c) for c in plan)
+        return peak, self._tail + sum(added)
 
 
 #: Every layer needs that of its graph.
@@ -122,3 +115,31 @@ def _extreme(alike: list[Candidate], pick: Callable[..., int]) -> list[Candidate
     """
     ranks = tuple(map(pick, zip(*(c.ranks for c in alike), strict=True)))
     return [c for c in alike if c.ranks == ranks] or alike
+
+
+def with_tails(state: State) -> State:
+    """The state, each of its candidates with the bytes that it adds to the tail of the arena."""
+    design, graph = state.fact(DesignSpace), state.original
+    spaces = (
+        replace(
+            space,
+            candidates=tuple(
+                replace(c, tail=_added_tail(graph, space, c)) for c in space.candidates
+            ),
+        )
+        for space in design.spaces
+    )
+    return state.with_fact(replace(design, spaces=tuple(spaces)))
+
+
+def _added_tail(graph: Graph, space: LayerSpace, candidate: Candidate) -> int:
+    """The bytes that a candidate of a layer adds to the tail of the arena."""
+    if candidate.method is None:
+        return 0
+    source = graph.input_tensors(space.op.name)[0]
+    stages = METHODS[candidate.method].outline(space.op, source, candidate.ranks)
+    return sum(
+        sum(map(workload_bytes, chain(graph, call, stages)))
+        - sum(map(workload_bytes, chain(graph, call, [space.op])))
+        for call in space.calls
+    )

@@ -14,7 +14,8 @@ import numpy as np
 
 from lrfc.costs.placement import plan
 from lrfc.targets.tflite import flatfile
-from lrfc.targets.tflite.activations import ALIGNMENT, Activations, activations, fixed
+from lrfc.targets.tflite.activations import ALIGNMENT, activations, fixed
+from lrfc.targets.tflite.in_place import Shared, shared
 from lrfc.targets.tflite.order import least_order
 
 #: The name of the metadata.
@@ -33,19 +34,44 @@ def with_plan(content: bytes | bytearray) -> bytes:
         return bytes(content)
     graph = model.subgraphs[0]
     graph.operators = [graph.operators[number] for number in least_order(model, found)]
-    _embed(model, activations(model))
+    _embed(model, shared(model, activations(model)))
     return flatfile.pack(model)
 
 
-def _embed(model: Any, found: Activations) -> None:
+def planned_bytes(model: Any) -> int | None:
+    """The bytes of a ``ModelT``'s arena by its own memory plan, or else by that of a runtime.
+
+    None where they are known at run time only.
+    """
+    found = fixed(model)
+    if found is None:
+        return None
+    places = offsets(model)
+    if not places:
+        return found.arena.planned_bytes(ALIGNMENT)
+    sizes = zip(found.tensors, found.arena.buffers, strict=True)
+    return max((places[tensor] + buffer.size for tensor, buffer in sizes), default=0)
+
+
+def offsets(model: Any) -> dict[int, int]:
+    """The offset of each tensor that the plan in a ``ModelT`` places; empty without a plan."""
+    for metadata in model.metadata or ():
+        if flatfile.name(metadata) == NAME:
+            content = np.asarray(model.buffers[metadata.buffer].data, np.uint8).view("<i4")
+            places = enumerate(content[3:].tolist())  # behind a head of three numbers
+            return {number: place for number, place in places if place >= 0}
+    return {}
+
+
+def _embed(model: Any, found: Shared) -> None:
     """Add the metadata: format 0, subgraph 0, the number of tensors and the offset of each.
 
     -1 stands for a constant, and for a tensor that is placed at run time.
     """
     schema = flatfile.schema()
-    offsets = plan(found.arena.buffers, ALIGNMENT)
+    placed = plan(found.arena.buffers, ALIGNMENT)
     places = np.full(len(model.subgraphs[0].tensors), -1, "<i4")
-    places[list(found.tensors)] = [offsets[buffer.name] for buffer in found.arena.buffers]
+    places[list(found.buffers)] = [placed[name] for name in found.buffers.values()]
     content = np.concatenate([np.asarray([0, 0, len(places)], "<i4"), places])
     buffer, metadata = schema.BufferT(), schema.MetadataT()
     buffer.data = content.view(np.uint8)

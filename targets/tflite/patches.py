@@ -6,7 +6,7 @@ limit. The outputs of the file stay the same bit by bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from lrfc.protocols import Patch
 from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import ALIGNMENT, Activations, activations, fixed
+from lrfc.targets.tflite.in_place import shared
 from lrfc.targets.tflite.order import least_order
 from lrfc.targets.tflite.regions import Place, places
 from lrfc.targets.tflite.stitching import stitched
@@ -72,7 +73,7 @@ def tiled(content: bytes | bytearray, limit_bytes: float, *, with_tail: bool = F
     operators = model.subgraphs[0].operators
     model.subgraphs[0].operators = [operators[number] for number in least_order(model, found)]
     found, net = activations(model), network(model)
-    search = _Search(net, found)
+    search = _Search(net, found, shared(model, found).arena.timeline)
 
     def made(programmes: tuple[Programme, ...]) -> _Made:
         return _Made.of(model, net, programmes, with_tail=with_tail)
@@ -108,7 +109,7 @@ class _Made(NamedTuple):
     ) -> _Made:
         """The model with these programmes written into it."""
         changed = stitched(model, net, programmes)
-        arena, tail = activations(changed).arena, file_tail(changed)
+        arena, tail = shared(changed, activations(changed)).arena, file_tail(changed)
         need = arena.planned_bytes(ALIGNMENT) + (tail if with_tail else 0)
         return cls(changed, programmes, network(changed).macs, arena.peak_bytes, tail, need)
 
@@ -153,8 +154,9 @@ class _Option(NamedTuple):
 class _Search:
     """The search for the regions of one file."""
 
-    def __init__(self, net: Network, found: Activations) -> None:
-        self._net, self._live = net, list(found.arena.timeline.values())
+    def __init__(self, net: Network, found: Activations, timeline: Mapping[str, int]) -> None:
+        """``timeline``: bytes alive at each operator, where outputs may be written over inputs."""
+        self._net, self._live = net, list(timeline.values())
         self._places = list(places(net, found))
         #: The bytes alive at one time without any programme.
         self.peak = max(self._live)

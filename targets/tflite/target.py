@@ -32,9 +32,8 @@ from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
 from lrfc.targets.tflite import flatfile, operators
-from lrfc.targets.tflite.activations import ALIGNMENT, fixed
 from lrfc.targets.tflite.conversion import Conversion, started
-from lrfc.targets.tflite.memory_plan import with_plan
+from lrfc.targets.tflite.memory_plan import planned_bytes, with_plan
 from lrfc.targets.tflite.operators import Operators
 from lrfc.targets.tflite.patches import tiled
 from lrfc.targets.tflite.ports import Port
@@ -158,8 +157,7 @@ class TFLite(FileTarget):
 
     def arena_bytes(self, path: Path) -> int | None:
         """The bytes of the planned activation arena; None where they are known at run time only."""
-        found = fixed(flatfile.unpack(path.read_bytes()))
-        return None if found is None else found.arena.planned_bytes(ALIGNMENT)
+        return planned_bytes(flatfile.unpack(path.read_bytes()))
 
     def need_bytes(self, path: Path) -> int | None:
         """The bytes that a limit is on: activations and, with a memory plan, the tail."""

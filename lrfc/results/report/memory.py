@@ -175,7 +175,8 @@ def _drawing(side: MemoryPlan, title: str, most: int, *, own: bool) -> str:
 def _box(frame: Frame, side: MemoryPlan, place: Place, *, own: bool, peak: bool) -> str:
     """An activation: from the operator that writes it to the last that reads it, at its place."""
     offset = place.own if own or place.planned is None else place.planned
-    left, right = frame.x(place.first), frame.x(place.last + 1)
+    end = place.last if own else place.until
+    left, right = frame.x(place.first), frame.x(end + 1)
     top, bottom = frame.y((offset + place.bytes) / 1024), frame.y(offset / 1024)
     first, last = side.steps[place.first], side.steps[place.last]
     lasts = f"from {first.layer} ({first.operator}) to {last.layer} ({last.operator})"

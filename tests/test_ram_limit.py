@@ -1,0 +1,193 @@
+"""Plans whose files keep within a limit on RAM, by short tails and by patches."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from math import inf
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lrfc.config.build import Budget, BuildConfig
+from lrfc.costs.totals import totals
+from lrfc.engine.candidate import _unmet
+from lrfc.engine.patches import Limit
+from lrfc.engine.plans import rewritten, selected
+from lrfc.engine.ram_limit import Search, planned
+from lrfc.engine.tuning import Loop, Plan, Wish
+from lrfc.errors import BudgetError, UnreachableError
+from lrfc.ir.batch import Batch
+from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.graph import Graph
+from lrfc.passes.select_ranks import SelectRanks
+from lrfc.protocols import Artifact
+from lrfc.pruning.facts import Selection
+from lrfc.results.manifest import Figures
+from lrfc.search.facts import DesignSpace
+from lrfc.search.memory import with_tails
+from lrfc.state import Progress, State
+from lrfc.targets.tflite.target import TFLite
+from tests import helpers
+from tests.compression import explored, state_of
+
+TARGET = TFLite("int8", int8_io=True).with_plan()
+
+
+@cache
+def state() -> State:
+    return with_tails(explored(state_of(helpers.graph_of(helpers.residual(filters=16)))))
+
+
+def share(value: float) -> Budget:
+    return Budget(value=value, relative=True)
+
+
+def tail_of(given: State) -> int:
+    return TARGET.tail_bytes(fold_batchnorm(rewritten(given)))
+
+
+def added(given: State) -> int:
+    return sum(c.tail for c in given.fact(Selection).chosen)
+
+
+def test_candidates_add_to_the_tail_what_their_layers_add() -> None:
+    chosen = selected(state(), SelectRanks(max_macs=share(0.5)))
+    assert added(chosen) == tail_of(chosen) - TARGET.tail_bytes(state().original) > 0
+
+
+@pytest.mark.parametrize("most", [0.7, 0.5])
+def test_a_limit_on_the_tail_leaves_the_best_within_it(most: float) -> None:
+    select = SelectRanks(max_macs=share(0.6))
+    free = selected(state(), select)
+    limit = int(most * added(free))
+    short = selected(state(), replace(select, max_tail=limit))
+    assert added(short) <= limit < added(free)
+    costs = [sum(c.divergence for c in s.fact(Selection).chosen) for s in (free, short)]
+    assert costs[0] < costs[1]
+    macs = [totals(rewritten(s))["macs"] for s in (free, short)]
+    assert max(macs) <= 0.6 * totals(state().original)["macs"]
+    with pytest.raises(BudgetError, match="tail"):
+        selected(state(), replace(select, max_tail=0))
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A target whose files hold their need of RAM: their tail. Patches add ``macs``."""
+
+    macs: int = 0
+    suffix: str = ".txt"
+    precision: str = "int8"
+
+    def emit(self, graph: Graph, path: Path, calibration: Batch) -> Artifact:
+        path.write_text(str(TARGET.tail_bytes(graph)))
+        return Artifact(path, "tflite", "int8", (), self.macs)
+
+    def need_bytes(self, path: Path) -> int:
+        return int(path.read_text())
+
+    def tail_bytes(self, graph: Graph) -> int:
+        return TARGET.tail_bytes(graph)
+
+
+def plan_of(select: SelectRanks) -> Plan:
+    chosen = selected(state(), select)
+    return Plan(chosen, select, (), None, None, None, chosen.fact(DesignSpace))
+
+
+def search(limit: float, macs: float = inf, patches: int = 0) -> Search:
+    return Search(Limit(Weighed(patches), limit, asked=True, patches=True), macs)
+
+
+def test_a_plan_within_the_limit_stays() -> None:
+    plan = plan_of(SelectRanks(max_macs=share(0.6)))
+    assert search(tail_of(plan.state)).kept(plan).plan is plan
+
+
+def test_a_plan_with_too_long_a_tail_gets_a_shorter_one() -> None:
+    plan = plan_of(SelectRanks(max_macs=share(0.6)))
+    limit = tail_of(plan.state) - 1
+    kept = search(limit).kept(plan)
+    assert kept.need == tail_of(kept.plan.state) <= limit
+    # The selection is that of its constraints, which the build repeats.
+    again = selected(kept.plan.state, kept.plan.select).fact(Selection)
+    assert again.chosen == kept.plan.state.fact(Selection).chosen
+
+
+def test_a_limit_out_of_reach_gives_the_least() -> None:
+    plan = plan_of(SelectRanks(max_macs=share(0.6)))
+    kept = search(0).kept(plan)
+    assert not search(0).within(kept)
+    assert 0 < kept.need < tail_of(plan.state)
+
+
+def test_the_macs_of_patches_count() -> None:
+    whole = totals(state().original)["macs"]
+    plan = plan_of(SelectRanks(max_macs=share(0.7)))
+    looking = search(tail_of(plan.state), 0.7 * whole, whole // 10)
+    kept = looking.kept(plan)
+    assert looking.within(kept)
+    assert kept.macs == totals(rewritten(kept.plan.state))["macs"] + whole // 10 <= 0.7 * whole
+    too_many = search(tail_of(plan.state), 0.7 * whole, whole).kept(plan)
+    assert too_many.macs > 0.7 * whole
+
+
+# -- in the tuning loop ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settling(Loop):
+    """A loop that needs no measurements. It meets no --max-ram."""
+
+    def settle(self, wish: Wish, allowed: float | None = None) -> Plan:
+        if wish.max_ram is not None:
+            raise UnreachableError("ram", wish.max_ram, 1, 2, "as no layer is small enough")
+        return plan_of(wish.select)
+
+
+def settled(limit: Limit | None, **wish: Any) -> tuple[Plan, list[str]]:
+    """The plan of the loop within a limit, and the lines of the log."""
+    lines: list[str] = []
+    logged = replace(state(), progress=Progress(log=lines.append))
+    loop = Settling(logged, TARGET, None, None, 0)
+    return planned(loop, Wish(SelectRanks(max_macs=share(0.6)), **wish), None, limit), lines
+
+
+def test_without_a_limit_the_loop_decides() -> None:
+    plan, lines = settled(None)
+    assert (plan.select.max_tail, lines) == (None, [])
+
+
+def test_patches_come_before_small_candidates() -> None:
+    free, _ = settled(None)
+    limit = Limit(Weighed(), tail_of(free.state) - 1, asked=True, patches=True)
+    plan, lines = settled(limit, max_ram=share(0.7))
+    assert tail_of(plan.state) <= limit.bytes
+    assert re.search(r"predicted divergence 0\.\d+, without this limit 0\.\d+$", *lines)
+    without = replace(limit, patches=False)
+    with pytest.raises(UnreachableError, match="no layer is small enough"):
+        settled(without, max_ram=share(0.7))
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_limit_that_nothing_reaches_is_said(asked: bool) -> None:
+    wish = {"max_ram": share(0.1)} if asked else {}
+    plan, lines = settled(Limit(Weighed(), 10, asked, patches=True), **wish)
+    least = f"the least RAM of these plans is {tail_of(plan.state):,} bytes; 10 are allowed"
+    assert least in lines[0]
+    assert len(lines) == (2 if asked else 1)
+
+
+def test_the_error_says_the_least_that_was_reached() -> None:
+    before = Figures(params=9, macs=9, arena_bytes=800, arena_head_bytes=800, arena_tail_bytes=200)
+    after = before.model_copy(update={"arena_bytes": 500, "arena_head_bytes": 500})
+    made = SimpleNamespace(config=BuildConfig(max_ram="60%"), metric=None)
+    error = _unmet(made, None, before, after, in_patches=True)
+    assert str(error) == (
+        "not met: --max-ram 60%: 700 bytes of at most 600 bytes, the least of all plans that were"
+        " tried, with patches; the best effort was saved"
+    )
+    assert "the least" not in str(_unmet(made, None, before, after, in_patches=False))
