@@ -73,11 +73,10 @@ class Refit:
     synthetic inputs that were not matched to BatchNorm statistics.
 
     ``samples``: the most inputs. ``patches``: the most rows of a regression; half of them do where
-    no layer has many inputs. ``ridge``: the weight of the
-    present kernel, relative to the mean energy of an input. ``judged``: validation samples on which
-    the refitted network is compared with the one before. ``starts``: a small layer whose ranks have
-    fits of their own is fitted from several starts, too, not only from the candidate's factors.
-    ``sweeps``: the most of such a fit from the candidate's factors.
+    no layer has many inputs. ``ridge``: the weight of the present kernel, relative to the mean
+    energy of an input. ``judged``: validation samples on which the refitted network is compared
+    with the one before. ``sweeps``: the most of a fit that starts from the candidate's factors, for
+    methods without a closed form.
 
     Given and result: the graph keeps its ops and shapes; weights change.
     """
@@ -86,7 +85,6 @@ class Refit:
     patches: int = 24_576
     ridge: float = 1e-2
     judged: int = 500
-    starts: bool = True
     sweeps: int = SWEEPS
 
     needs: ClassVar[tuple[type[Fact], ...]] = (Selection,)
@@ -216,8 +214,7 @@ class _Reconstruction:
             fitted or op, source, scale=epilogue.scale, statistics=statistics
         )
         start = self._selection.factors[op.name]
-        starts, sweeps = self._options.starts, self._options.sweeps
-        return warm(factors, start, starts=starts, sweeps=sweeps).stages(candidate.ranks)
+        return warm(factors, start, self._options.sweeps).stages(candidate.ranks)
 
     def _target(
         self, name: str, epilogue: Epilogue, where: Sequence[tuple[object, ...]]

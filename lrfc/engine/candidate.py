@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lrfc.config.build import BuildConfig
+from lrfc.config.precision import PRECISIONS
 from lrfc.costs.totals import totals
 from lrfc.data.counts import CALIBRATED, CHECKED
 from lrfc.engine import original_file
@@ -118,7 +119,10 @@ def try_out(
     """
     data, target = made.state.data, goal.target
     calibration = data.train.head(CALIBRATED).inputs
-    original = target.emit(made.original, folder / f"original{target.suffix}", calibration)
+    # Only the ranges of activations depend on the samples, of which the bench takes a few.
+    original = bench.original
+    if PRECISIONS[target.precision].integer:
+        original = target.emit(made.original, folder / f"original{target.suffix}", calibration)
     path = folder / f"{made.source.stem}{target.suffix}"
     within = patched(goal, made.config, original.path)
     emitted = _emitted(made, within, path, calibration)

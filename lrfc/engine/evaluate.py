@@ -31,8 +31,8 @@ STEPS, FULLY = 7, 4
 WIDTH = 0.01
 #: Predicted divergence of the first plan, as a multiple of the allowed drop.
 START = 2.0
-#: While no plan is within the drop, the next one has this share of the divergence that the curve
-#: allows, and again for each further plan that was not.
+#: While none of more than two plans is within the drop, the next one has this share of the
+#: divergence that the curve allows, and again for each further plan that was not.
 AIM = 0.8
 #: A plan is not run when its predicted divergence exceeds that of the mixed plan by this factor.
 HOPELESS = 1.5
@@ -202,7 +202,7 @@ class _Search:
         slope, offset = np.polyfit(x, y, 1)
         if not slope > 0.1:
             return (low + high) / 2
-        failed = 0 if self._bound or self._promising else len(self._runs) - 1
+        failed = 0 if self._bound or self._promising else max(0, len(self._runs) - 2)
         return self._share(float(np.exp(-offset / slope)) * AIM**failed, low, high)
 
     def _share(self, divergence: float, low: float, high: float) -> float:

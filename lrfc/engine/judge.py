@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from lrfc.data.counts import FITTED, JUDGED
 from lrfc.data.dataset import Split
-from lrfc.engine.plans import rewritten
-from lrfc.factorization.warm import QUICK_SWEEPS, SWEEPS, quick
+from lrfc.engine.plans import fitted_quickly, rewritten
+from lrfc.factorization.warm import QUICK_SWEEPS, SWEEPS
 from lrfc.ir.batch import head
 from lrfc.ir.keras import io as keras_io
 from lrfc.metrics.contract import held
@@ -107,15 +107,12 @@ class Judge:
 
     def _evaluate(self, planned: State, depth: Depth) -> Verdict:
         if depth.quick_fits:
-            selection = planned.fact(Selection)
-            factors = {layer: quick(selection.factors[layer]) for layer in _factorized(selection)}
-            planned = planned.with_fact(replace(selection, factors=factors))
+            planned = fitted_quickly(planned)
         # The refit sets the statistics of BatchNorms, too.
         refit = Refit(
             depth.fitted,
             depth.patches,
             judged=depth.refit_judged,
-            starts=False,
             sweeps=QUICK_SWEEPS if depth.quick_fits else SWEEPS,
         )
         graph, samples = rewritten(planned, (refit,)), self._samples.head(depth.judged)
@@ -123,10 +120,6 @@ class Judge:
         reference = head(self._reference, depth.judged)
         loss = held(self._metric, samples, reference, outputs, confidence=SURE)
         return Verdict(divergence(reference, outputs), loss.drop, loss.high - loss.drop, loss.unit)
-
-
-def _factorized(selection: Selection) -> list[str]:
-    return [candidate.layer for candidate in selection.chosen if candidate.method is not None]
 
 
 def _joined(one: Split, two: Split) -> Split:
