@@ -39,7 +39,7 @@ class RecalibrateBatchNorm:
     Given and result: the graph keeps its ops and shapes; statistics of BatchNorms change.
     """
 
-    samples: int = 2_000
+    samples: int = 500
     batch: int = 250
     variances: bool = True
 

@@ -118,23 +118,44 @@ def test_far_plans_are_judged_quickly_only(monkeypatch) -> None:
         methods = {c.method for c in planned.fact(Selection).chosen if c.method}
         name = "mixed" if len(methods) > 1 else methods.pop()
         depths.append((name, depth))
-        # The full judgement reverses the order of the two near ones.
-        quick, full = {"mixed": (0.10, 0.12), "tucker2": (0.15, 0.11)}.get(name, (0.5, 0.0))
+        # The full judgement decides between the two near ones, one of which has quick fits only.
+        quick, full = {"cp": (0.15, 0.11), "mixed": (0.10, 0.10)}.get(name, (0.5, 0.0))
         return Verdict(full if depth is FULL else quick, 0.0, 0.0)
+
+    def share(planned: State) -> float:
+        methods = {c.method for c in planned.fact(Selection).chosen if c.method}
+        return float(methods == {"cp"})
 
     monkeypatch.setattr(Judge, "_evaluate", verdict)
     monkeypatch.setattr("lrfc.engine.evaluate.HOPELESS", 1e9)
+    monkeypatch.setattr("lrfc.engine.evaluate._share_of_quick", share)
     logged = replace(state(), progress=Progress(log=lines.append))
     select = SelectRanks(max_macs=Budget(value=0.4, relative=True))
-    chosen = closest(logged, select)
-    assert "tucker2" in (chosen.methods or ())
-    assert {name for name, depth in depths if depth is FULL} == {"mixed", "tucker2"}
+    assert closest(logged, select) == select
+    assert {name for name, depth in depths if depth is FULL} == {"mixed", "cp"}
     quickly = {name for name, depth in depths if depth is QUICK}
     assert len(quickly) > 2
     assert (
         sum("judged quickly, output divergence 0.5000" in line for line in lines)
         == len(quickly) - 2
     )
+
+
+def test_no_plan_is_judged_fully_where_quick_judgements_tell_them_apart(monkeypatch) -> None:
+    depths: list[Depth] = []
+
+    def verdict(self: Judge, planned: State, depth: Depth) -> Verdict:
+        depths.append(depth)
+        methods = {c.method for c in planned.fact(Selection).chosen if c.method}
+        return Verdict(0.1 if methods == {"tucker2"} else 0.11, 0.0, 0.0)
+
+    monkeypatch.setattr(Judge, "_evaluate", verdict)
+    monkeypatch.setattr("lrfc.engine.evaluate.HOPELESS", 1e9)
+    monkeypatch.setattr("lrfc.engine.evaluate._share_of_quick", lambda planned: 0.5)
+    chosen = closest(state(), SelectRanks(max_macs=Budget(value=0.4, relative=True)))
+    assert "tucker2" in (chosen.methods or ())
+    assert set(depths) == {QUICK}
+    assert len(depths) > 2
 
 
 def test_with_every_drop_allowed_the_smallest_network_is_found(monkeypatch) -> None:

@@ -148,7 +148,9 @@ def _accuracy(manifest: Manifest) -> Iterator[str]:
     stages = " → ".join(
         f"{STAGES[stage]} {scores.shown(value)}" for stage, value in scores.ladder().items()
     )
-    yield f"{scores.metric or 'accuracy'}: {stages}"
+    few = scores.stage_samples
+    between = "" if few is None else f" (stages in between by {count(few)} samples)"
+    yield f"{scores.metric or 'accuracy'}: {stages}{between}"
     if (file := manifest.original_file) is not None:
         yield (
             f"the drop is relative to the original in float; the original's own"

@@ -9,3 +9,5 @@ CHECKED = 64
 #: Validation samples that a plan is scored on, and training samples for its reconstruction before.
 JUDGED = 2_000
 FITTED = 500
+#: Test samples that the stages between the original and its file are scored on.
+STAGED = 2_000

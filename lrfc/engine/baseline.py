@@ -10,6 +10,7 @@ from lrfc.config.formats import FORMATS
 from lrfc.config.precision import PRECISIONS, listed
 from lrfc.costs.totals import totals
 from lrfc.data.counts import CALIBRATED
+from lrfc.engine import original_file
 from lrfc.engine.destinations import Destination
 from lrfc.engine.reference_kernels import kernels
 from lrfc.errors import ModelError
@@ -64,7 +65,7 @@ def baseline(
     whole = fold_batchnorm(state.original)
     samples = state.data.train.head(CALIBRATED).inputs
     file = target.emit(whole, folder / f"original-alone{target.suffix}", samples)
-    outputs = target.load(file)(test.inputs)
+    outputs = original_file.outputs(state, target, file)
     contract = held(metric, test, keras_io.outputs(state.original, test.inputs), outputs, allowed)
     # The reference kernels are slow: they run only where they may change the answer.
     if contract.met and goal.device.rounds_like_reference:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lrfc.config.build import BuildConfig
+from lrfc.config.precision import PRECISIONS
 from lrfc.costs.totals import totals
 from lrfc.data.counts import CALIBRATED, CHECKED
+from lrfc.engine import original_file
 from lrfc.engine.benchmark import Bench
 from lrfc.engine.destinations import Destination
 from lrfc.engine.memory_plans import memory_plans
 from lrfc.engine.op_costs import op_profile
 from lrfc.engine.patches import limit as ram_limit
 from lrfc.engine.reference_kernels import Kernels, kernels
+from lrfc.engine.scorer import sampled
 from lrfc.engine.tuning import Plan
 from lrfc.errors import BudgetError, ModelError, NoGainError
 from lrfc.ir.batch import Batch
@@ -119,7 +122,10 @@ def try_out(
     """
     data, target = made.state.data, goal.target
     calibration = data.train.head(CALIBRATED).inputs
-    original = target.emit(made.original, folder / f"original{target.suffix}", calibration)
+    # Only the ranges of activations depend on the samples, of which the bench takes a few.
+    original = bench.original
+    if PRECISIONS[target.precision].integer:
+        original = target.emit(made.original, folder / f"original{target.suffix}", calibration)
     path = folder / f"{made.source.stem}{target.suffix}"
     limit = ram_limit(goal, made.config, original.path)
 
@@ -148,7 +154,7 @@ def try_out(
     shipped = measured[0] if isinstance(failure, NoGainError) else measured[1]
     in_float = None if target.precision == "fp32" else _float_original(bench, measured, shipped)
     return Trial(
-        made=made,
+        made=_confirmed(made, emitted, scores.after),
         goal=goal,
         plan=plan,
         original=original,
@@ -200,7 +206,10 @@ def _scored(
     if metric is None:
         return _Scores()
     reference = keras_io.outputs(made.state.original, test.inputs)
-    outputs = [goal.target.load(file)(test.inputs) for file in (original, emitted)]
+    outputs = (
+        original_file.outputs(made.state, goal.target, original),
+        goal.target.load(emitted)(test.inputs),
+    )
     contract = held(metric, test, reference, outputs[1], plan.max_drop, looks=looks)
     rounded = _by_reference_kernels(made, metric, emitted, outputs[1])
     if rounded is not None and goal.device.rounds_like_reference:
@@ -208,6 +217,17 @@ def _scored(
     return _Scores(
         metric.score(outputs[0], test), metric.score(outputs[1], test), contract, rounded
     )
+
+
+def _confirmed(made: Compressed, emitted: Artifact, score: float | None) -> Compressed:
+    """The network with the score of its fp32 file for its last stage, where that was estimated.
+
+    The file computes what the network computes, and was scored on all samples.
+    """
+    if score is None or emitted.precision != "fp32" or sampled(made.state.data.test) is None:
+        return made
+    last = list(made.ladder)[-1]
+    return made if last == "before" else replace(made, ladder={**made.ladder, last: score})
 
 
 def _emitted(made: Compressed, target: Target, path: Path, calibration: Batch) -> Artifact:

@@ -9,12 +9,13 @@ from functools import partial
 from lrfc.config.formats import FORMATS
 from lrfc.engine.baseline import Baseline
 from lrfc.engine.candidate import Compressed
-from lrfc.engine.job import Explored, Job, advanced, scored
+from lrfc.engine.job import Explored, Job, advanced
 from lrfc.engine.memo import Memo
 from lrfc.engine.passes import pipeline, rounding, rung
 from lrfc.engine.tuning import Plan
 from lrfc.errors import ModelError
 from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.graph import Graph
 from lrfc.passes.correct_biases import CorrectBiases
 from lrfc.passes.fold_batchnorm import FoldBatchNorm
 from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
@@ -85,12 +86,20 @@ def compress(
 
 def _trained(job: Job, explored: Explored, state: State, passes: Sequence[Pass]) -> Trained | None:
     """Rewrite, repair and fine-tune the network by the state's selection."""
-    ladder = dict(explored.ladder)
+    ladder, scorer = dict(explored.ladder), explored.scorer
+    # A file in fp32 computes what the last stage does, and is scored on all samples.
+    rounded = any(goal.target.precision != "fp32" for goal in job.goals)
+    seen: list[Graph] = []
 
     def score(step: Pass, now: State) -> None:
         stage = rung(step, now)
-        if stage is not None and explored.metric is not None:
-            ladder[stage] = scored(job, explored.metric, now)
+        if stage is not None and scorer is not None:
+            whole = rounded and step is passes[-1]
+            if seen and seen[-1] is now.graph and not whole:  # the pass had nothing to do
+                ladder[stage] = list(ladder.values())[-1]
+            else:
+                ladder[stage] = (scorer.whole if whole else scorer.estimated)(now.graph)
+            seen.append(now.graph)
 
     trained = advanced(job, state, passes, (DesignSpace, Selection), score)
     return None if trained is None else Trained(trained, ladder)

@@ -20,9 +20,10 @@ from lrfc.engine.candidate import Trial, try_out
 from lrfc.engine.compress import Shared, compress
 from lrfc.engine.destinations import Destination
 from lrfc.engine.growth import Ram
-from lrfc.engine.job import Explored, Job, advanced, scored
+from lrfc.engine.job import Explored, Job, advanced
 from lrfc.engine.passes import exploring, weighing
 from lrfc.engine.ram_limit import planned
+from lrfc.engine.scorer import Scorer
 from lrfc.engine.tuning import Loop, Plan, Wish
 from lrfc.errors import BudgetError, ModelError, NoGainError, UsageError
 from lrfc.ir.fold import fold_batchnorm
@@ -62,8 +63,11 @@ def explore(job: Job, graph: Graph) -> Explored | None:
         progress.log(note)
     if job.locked is not None:
         job.locked.check(job.source, state.original)
-    figure = metric(config.metric, state.original, job.data.test) if job.data.judged else None
-    ladder = {} if figure is None else {"before": scored(job, figure, state)}
+    scorer = None
+    if job.data.judged:
+        figure = metric(config.metric, state.original, job.data.test)
+        scorer = Scorer(figure, job.data.test, state.original, progress.log)
+    ladder = {} if scorer is None else {"before": scorer.before}
     start = time.perf_counter()
     state = advanced(job, state, exploring(config, job.goals, job.locked))
     seconds = time.perf_counter() - start
@@ -72,7 +76,7 @@ def explore(job: Job, graph: Graph) -> Explored | None:
     _check_candidates(job, state, graph.name)
     design = state.fact(DesignSpace)
     progress.log(f"  {design.size:,} candidates, {design.undominated:,} of them not dominated")
-    return Explored(state, figure, ladder, seconds)
+    return Explored(state, scorer, ladder, seconds)
 
 
 def _cpu_fallbacks(job: Job, state: State) -> Iterator[str]:

@@ -12,13 +12,11 @@ from lrfc.data.dataset import Data
 from lrfc.engine.destinations import Destination
 from lrfc.engine.passes import until
 from lrfc.engine.replay import Locked
-from lrfc.ir.fold import fold_batchnorm
-from lrfc.ir.keras import io as keras_io
+from lrfc.engine.scorer import Scorer
 from lrfc.metrics.metric import Metric
 from lrfc.pipeline import name_of, plan, run
 from lrfc.protocols import Pass
 from lrfc.state import Fact, Progress, State
-from lrfc.system.spans import span
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,19 @@ class Job:
 class Explored:
     """The canonical graph with its DesignSpace, from which every destination starts.
 
-    ``metric``: None where there is nothing to read an accuracy on. ``ladder``: accuracy by stage,
+    ``scorer``: None where there is nothing to read an accuracy on. ``ladder``: accuracy by stage,
     with the score of the original. ``seconds``: duration of the exploration.
     """
 
     state: State
-    metric: Metric | None
+    scorer: Scorer | None
     ladder: Mapping[str, float]
     seconds: float
+
+    @property
+    def metric(self) -> Metric | None:
+        """The metric of the scores, if any."""
+        return None if self.scorer is None else self.scorer.metric
 
 
 def job_of(
@@ -93,12 +96,3 @@ def advanced(
     steps, stops = until(passes, job.config.stop_after)
     state = run(state, plan(steps, known), after_pass)
     return None if stops else state
-
-
-@span("scores")
-def scored(job: Job, figure: Metric, state: State) -> float:
-    """The score of the state's network on the test samples, with a line in the log."""
-    test, graph = job.data.test, fold_batchnorm(state.graph)  # folded it runs a fifth faster
-    score = figure.score(keras_io.outputs(graph, test.inputs), test)
-    job.progress.log(f"  {figure.name} {figure.shown(score)}")
-    return score

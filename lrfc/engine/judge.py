@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from lrfc.data.counts import FITTED, JUDGED
 from lrfc.data.dataset import Split
-from lrfc.engine.plans import rewritten
-from lrfc.factorization.warm import quick
+from lrfc.engine.plans import fitted_quickly, rewritten
+from lrfc.factorization.warm import QUICK_SWEEPS, SWEEPS
 from lrfc.ir.batch import head
 from lrfc.ir.keras import io as keras_io
 from lrfc.metrics.contract import held
 from lrfc.metrics.metric import metric
 from lrfc.metrics.outcome import short
-from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.pruning.facts import Selection
 from lrfc.search.sensitivity import divergence
@@ -54,7 +53,7 @@ class Depth:
 
     ``fitted`` inputs and ``patches`` rows that it is refitted to; samples by which the refit itself
     is accepted (``refit_judged``), and on which the plan is ``judged``. ``quick_fits``: fits of few
-    sweeps, where each rank has a fit of its own, and no statistics re-estimated before the refit.
+    sweeps, where each rank has a fit of its own.
     """
 
     fitted: int
@@ -65,7 +64,7 @@ class Depth:
 
 
 FULL = Depth(FITTED, 8_192, 250, JUDGED, quick_fits=False)
-QUICK = Depth(128, 2_048, 100, 500, quick_fits=True)
+QUICK = Depth(128, 2_048, 100, 1_000, quick_fits=True)
 
 
 class Judge:
@@ -77,8 +76,13 @@ class Judge:
         first = min(FITTED, len(train))
         last = min(FITTED + JUDGED - len(validation), len(train))
         unseen = train.take(np.arange(first, last))
-        self._samples = _joined(validation, unseen)
-        self._reference = keras_io.predict(state.original, self._samples.inputs)
+        self._samples = _joined(validation, unseen) if len(unseen) else validation
+        self._reference = keras_io.first_outputs(
+            state.original, state.data.validation.inputs, JUDGED
+        )
+        if len(unseen):
+            others = keras_io.predict(state.original, unseen.inputs)
+            self._reference = tuple(map(np.concatenate, zip(self._reference, others, strict=True)))
         self._verdicts: dict[tuple[Depth, tuple[object, ...]], Verdict] = {}
         self._metric = metric(name, state.original, self._samples)
         self.unit = short(self._metric.drop_unit)
@@ -103,23 +107,19 @@ class Judge:
 
     def _evaluate(self, planned: State, depth: Depth) -> Verdict:
         if depth.quick_fits:
-            selection = planned.fact(Selection)
-            factors = {layer: quick(selection.factors[layer]) for layer in _factorized(selection)}
-            planned = planned.with_fact(replace(selection, factors=factors))
-        refit = Refit(depth.fitted, depth.patches, judged=depth.refit_judged, starts=False)
+            planned = fitted_quickly(planned)
         # The refit sets the statistics of BatchNorms, too.
-        repairs = (
-            (refit,) if depth.quick_fits else (RecalibrateBatchNorm(samples=depth.fitted), refit)
+        refit = Refit(
+            depth.fitted,
+            depth.patches,
+            judged=depth.refit_judged,
+            sweeps=QUICK_SWEEPS if depth.quick_fits else SWEEPS,
         )
-        graph, samples = rewritten(planned, repairs), self._samples.head(depth.judged)
+        graph, samples = rewritten(planned, (refit,)), self._samples.head(depth.judged)
         outputs = keras_io.predict(graph, samples.inputs)
         reference = head(self._reference, depth.judged)
         loss = held(self._metric, samples, reference, outputs, confidence=SURE)
         return Verdict(divergence(reference, outputs), loss.drop, loss.high - loss.drop, loss.unit)
-
-
-def _factorized(selection: Selection) -> list[str]:
-    return [candidate.layer for candidate in selection.chosen if candidate.method is not None]
 
 
 def _joined(one: Split, two: Split) -> Split:

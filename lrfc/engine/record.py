@@ -10,6 +10,7 @@ from typing import Any
 from lrfc.costs.totals import totals_of
 from lrfc.engine.candidate import Compressed, Trial, recorded
 from lrfc.engine.replay import digest
+from lrfc.engine.scorer import sampled
 from lrfc.ir import processor
 from lrfc.ir.graph import Graph
 from lrfc.metrics.outcome import Kept, Part
@@ -155,6 +156,7 @@ def _accuracy(taken: Trial, artifact: float | None) -> Accuracy:
         "higher_is_better": metric.higher_is_better,
         **ladder,
         "artifact": artifact,
+        "stage_samples": sampled(taken.made.state.data.test),
     }
     if not taken.gained:  # the contract was tested on a file that does not ship
         return Accuracy(**fields)

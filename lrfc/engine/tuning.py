@@ -15,7 +15,7 @@ from lrfc.costs.latency import CostProfile
 from lrfc.engine import budgets, evaluate
 from lrfc.engine.growth import limited
 from lrfc.engine.judge import Judge
-from lrfc.engine.plans import rewritten, selected
+from lrfc.engine.plans import fitted_quickly, rewritten, selected
 from lrfc.engine.times import Measured, Measures, Times, times_of
 from lrfc.errors import BudgetError
 from lrfc.metrics.source import MEASURED
@@ -162,7 +162,8 @@ class Loop:
                 break
             previous = choice.select
             with span(f"round {len(rounds) + 1}"):
-                trial = _Tried(choice, self.bench(rewritten(choice.state)))
+                # No time depends on the values of weights.
+                trial = _Tried(choice, self.bench(rewritten(fitted_quickly(choice.state))))
             tried[choice.selection.network] = trial
             rounds.append(_round(trial))
             self.state.progress.log(_line(trial, rounds[-1]))

@@ -159,12 +159,14 @@ class Kernels(Record):
 
 
 class Accuracy(Record):
-    """The score after each stage of a build, on the same samples.
+    """The score after each stage of a build, on the test samples.
 
     ``before``: the original in float. The next stages are in float, too: factorized, pruned,
     BatchNorm re-estimated, refitted, fine-tuned. ``artifact``: the emitted file. Null for a stage
-    that did nothing. ``metric``: the name of the score. ``percent``: it is a fraction of 1;
-    otherwise it has a unit of its own, where less may be better (``higher_is_better``).
+    that did nothing. ``stage_samples``: stages between the original and the last one before the
+    file were scored on so many samples only, in comparison with the original on the same ones; null
+    where they were scored on all. ``metric``: the name of the score. ``percent``: it is a fraction
+    of 1; otherwise it has a unit of its own, where less may be better (``higher_is_better``).
     """
 
     metric: str | None = None
@@ -177,6 +179,7 @@ class Accuracy(Record):
     refitted: Number | None = None
     finetuned: Number | None = None
     artifact: Number | None = None
+    stage_samples: Annotated[int, Field(ge=1)] | None = None
     kept: Kept | None = None
     kernels: Kernels | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lrfc.ir.keras.export import absorb, save, to_keras
 from lrfc.ir.keras.importer import from_keras
 from lrfc.ir.keras.layers import eager, infer, layer_of, single
-from lrfc.ir.keras.outputs import outputs
+from lrfc.ir.keras.outputs import first_outputs, outputs, storable
 from lrfc.ir.keras.run import call, compiled, outputs_at, predict
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "call",
     "compiled",
     "eager",
+    "first_outputs",
     "from_keras",
     "infer",
     "layer_of",
@@ -21,5 +22,6 @@ __all__ = [
     "predict",
     "save",
     "single",
+    "storable",
     "to_keras",
 ]

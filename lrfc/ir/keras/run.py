@@ -12,6 +12,7 @@ import numpy as np
 from lrfc.errors import ModelError, UsageError
 from lrfc.ir.backend import keras, quiet
 from lrfc.ir.graph import Graph
+from lrfc.ir.graph_cache import GraphCache
 from lrfc.ir.keras import inline as keras_inline
 from lrfc.ir.keras import reuse
 from lrfc.ir.keras.export import to_keras
@@ -69,11 +70,25 @@ def compiled(graph_or_model: Any) -> Callable[[Batch], Batch]:
 
 
 def outputs_at(graph: Graph, refs: Iterable[Ref]) -> Callable[[Batch], Batch]:
-    """A function from a batch to the tensors at ``refs``, in their order; see ``compiled``."""
-    return compiled(graph.with_outputs(refs))
+    """A function from a batch to the tensors at ``refs``, in their order; see ``compiled``.
+
+    It is kept for as long as the graph exists, unless its weights are large.
+    """
+    wanted = tuple(refs)
+
+    def build() -> Callable[[Batch], Batch]:
+        return compiled(graph.with_outputs(wanted))
+
+    if sum(array.nbytes for op in graph for array in op.weights.values()) > reuse.LARGEST:
+        return build()
+    return _AT.get(graph, (), wanted, build)
 
 
-def predict(graph_or_model: Any, batch: Batch, batch_size: int = 256) -> Batch:
+#: The functions of ``outputs_at``: those of the original serve every plan of a build.
+_AT: GraphCache[Callable[[Batch], Batch]] = GraphCache()
+
+
+def predict(graph_or_model: Any, batch: Batch, batch_size: int = 128) -> Batch:
     """The outputs of a graph, model or ``compiled`` function for all samples of ``batch``.
 
     A graph runs on the model of an earlier one where only the weights are others.
