@@ -54,9 +54,10 @@ class Tried:
 def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) -> Plan:
     """The plan for a destination, whose file keeps within a limit on RAM where one is possible.
 
-    ``allowed``: see ``Loop.settle``. Patches come first: they change nothing in what the network
-    computes. Only where they are not enough, or there are none, the candidates themselves have to
-    keep within a limit that was asked for. BudgetError as there.
+    ``allowed``: see ``Loop.settle``. The plan without the limit is the start: it keeps within it by
+    patches, which change nothing in what the network computes, or by a shorter tail. Where both
+    together are not enough for a limit that was asked for, and where there are no patches, every
+    candidate has to keep within it. BudgetError as there.
     """
     if limit is None or (wish.max_ram is not None and not limit.patches):
         return _settled(loop, wish, allowed)
