@@ -23,7 +23,7 @@ from table import Table
 from lrfc.config.build import Budget
 from lrfc.costs.arena import arena
 from lrfc.costs.totals import totals
-from lrfc.engine.evaluate import closest
+from lrfc.engine.closest import closest
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.explore_layers import ExploreLayers

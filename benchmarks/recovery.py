@@ -36,7 +36,7 @@ from table import Table
 import lrfc
 from lrfc.config.build import Budget
 from lrfc.costs.totals import totals
-from lrfc.engine.evaluate import closest
+from lrfc.engine.closest import closest
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op
 from lrfc.passes.explore_layers import ExploreLayers

@@ -9,7 +9,8 @@ import pytest
 
 from lrfc.config.build import Budget
 from lrfc.costs.totals import totals
-from lrfc.engine.evaluate import FULLY, SAFE_DIVERGENCE, STEPS, closest, smallest
+from lrfc.engine.closest import closest
+from lrfc.engine.evaluate import FULLY, SAFE_DIVERGENCE, STEPS, smallest
 from lrfc.engine.judge import FULL, QUICK, Depth, Judge, Verdict
 from lrfc.errors import BudgetError
 from lrfc.ir.keras import io as keras_io
@@ -127,8 +128,8 @@ def test_far_plans_are_judged_quickly_only(monkeypatch) -> None:
         return float(methods == {"cp"})
 
     monkeypatch.setattr(Judge, "_evaluate", verdict)
-    monkeypatch.setattr("lrfc.engine.evaluate.HOPELESS", 1e9)
-    monkeypatch.setattr("lrfc.engine.evaluate._share_of_quick", share)
+    monkeypatch.setattr("lrfc.engine.closest.HOPELESS", 1e9)
+    monkeypatch.setattr("lrfc.engine.closest._share_of_quick", share)
     logged = replace(state(), progress=Progress(log=lines.append))
     select = SelectRanks(max_macs=Budget(value=0.4, relative=True))
     assert closest(logged, select) == select
@@ -150,8 +151,8 @@ def test_no_plan_is_judged_fully_where_quick_judgements_tell_them_apart(monkeypa
         return Verdict(0.1 if methods == {"tucker2"} else 0.11, 0.0, 0.0)
 
     monkeypatch.setattr(Judge, "_evaluate", verdict)
-    monkeypatch.setattr("lrfc.engine.evaluate.HOPELESS", 1e9)
-    monkeypatch.setattr("lrfc.engine.evaluate._share_of_quick", lambda planned: 0.5)
+    monkeypatch.setattr("lrfc.engine.closest.HOPELESS", 1e9)
+    monkeypatch.setattr("lrfc.engine.closest._share_of_quick", lambda planned: 0.5)
     chosen = closest(state(), SelectRanks(max_macs=Budget(value=0.4, relative=True)))
     assert "tucker2" in (chosen.methods or ())
     assert set(depths) == {QUICK}

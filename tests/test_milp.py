@@ -13,7 +13,7 @@ from lrfc.config.build import Budget
 from lrfc.costs.arena import arena
 from lrfc.costs.totals import totals
 from lrfc.engine.budgets import meet
-from lrfc.engine.evaluate import closest
+from lrfc.engine.closest import closest
 from lrfc.errors import BudgetError, UnreachableError, UsageError
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io

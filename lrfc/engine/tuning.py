@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from lrfc.config.build import Budget, Drop
 from lrfc.costs.latency import CostProfile
 from lrfc.engine import budgets, evaluate
+from lrfc.engine.closest import closest
 from lrfc.engine.growth import limited
 from lrfc.engine.judge import Judge
 from lrfc.engine.plans import fitted_quickly, rewritten, selected
@@ -240,7 +241,7 @@ class Loop:
             targets = [self.target]
             state, select = budgets.meet(priced, select, wish.max_size, wish.max_ram, targets)
             if previous is None:
-                select = evaluate.closest(state, select, lambda: self._judge)
+                select = closest(state, select, lambda: self._judge)
         return _Choice(selected(state, select), select)
 
     def _least(
