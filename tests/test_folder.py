@@ -325,6 +325,7 @@ def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: 
         "artifact": None,
         "kept": None,
         "kernels": None,
+        "stage_samples": None,
     }
     assert value["after"]["latency_ms"] is None
 

@@ -18,11 +18,14 @@ from lrfc.protocols import Artifact
 from lrfc.results.memory_plan import MemoryPlan, MemoryPlans
 from lrfc.targets.devices import device as devices
 from lrfc.targets.micro import tflm
+from lrfc.targets.onnx.target import ONNX
 from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import activations
 from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 from tests.test_tflm import network
+
+INT8 = TFLite("int8", memory_plan=True)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Artifact, Arti
     """A network, its int8 file for a microcontroller, and one whose arena has to be smaller."""
     graph = fold_batchnorm(keras_io.from_keras(helpers.conv_net(size=32, filters=(24, 12))))
     folder = tmp_path_factory.mktemp("plans")
-    inputs, target = helpers.random_inputs(graph, 8), TFLite("int8", memory_plan=True)
+    inputs, target = helpers.random_inputs(graph, 8), INT8
     whole = target.emit(graph, folder / "whole.tflite", inputs)
     need = target.need_bytes(whole.path)
     assert need is not None
@@ -117,8 +120,8 @@ def test_strips_are_a_region_and_name_their_rows(files: Any) -> None:
 
 def test_both_files_are_recorded_where_a_runtime_places_them(files: Any) -> None:
     graph, whole, strips = files
-    micro = memory_plans(devices.load("cortex-m7"), (graph, graph), (whole, strips))
-    host = memory_plans(devices.load("host"), (graph, graph), (whole, strips))
+    micro = memory_plans(devices.load("cortex-m7"), INT8, (graph, graph), (whole, strips))
+    host = memory_plans(devices.load("host"), INT8, (graph, graph), (whole, strips))
     assert micro is not None
     assert host is not None
     assert (micro.runtime, host.runtime) == ("tflm", "litert")
@@ -126,9 +129,9 @@ def test_both_files_are_recorded_where_a_runtime_places_them(files: Any) -> None
     assert len(micro.after.regions) == 1
     assert MemoryPlans.model_validate_json(micro.model_dump_json()) == micro
     npu = devices.load("ethos-u55-128")
-    assert memory_plans(npu, (graph, graph), (whole, strips)) is None, "Vela places them"
-    other = Artifact(whole.path, "onnx", "int8")
-    assert memory_plans(devices.load("host"), (graph, graph), (other, other)) is None
+    assert memory_plans(npu, INT8, (graph, graph), (whole, strips)) is None, "Vela places them"
+    other = ONNX().emit(graph, whole.path.with_name("file.onnx"))
+    assert memory_plans(devices.load("host"), ONNX(), (graph, graph), (other, other)) is None
 
 
 def test_a_plan_with_activations_beyond_its_steps_is_refused(files: Any) -> None:
@@ -143,8 +146,7 @@ def test_a_plan_with_activations_beyond_its_steps_is_refused(files: Any) -> None
 
 def test_an_output_in_the_place_of_an_input_counts_once(tmp_path: Path) -> None:
     graph = fold_batchnorm(keras_io.from_keras(helpers.residual()))
-    target = TFLite("int8", memory_plan=True)
-    file = target.emit(graph, tmp_path / "file.tflite", helpers.random_inputs(graph, 8))
+    file = INT8.emit(graph, tmp_path / "file.tflite", helpers.random_inputs(graph, 8))
     found = plan_of(graph, file)
     replaced = [place for place in found.places if place.replaced]
     assert {found.steps[place.last].operator for place in replaced} == {"ADD"}

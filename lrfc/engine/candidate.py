@@ -134,7 +134,7 @@ def try_out(
 
     emitted = emit(target) if limit is None else limit.emitted(target, emit)
     graphs, files = (made.original, made.state.graph), (original, emitted)
-    memory = memory_plans(goal.device, graphs, files)
+    memory = memory_plans(goal.device, target, graphs, files)
     for region in () if memory is None else memory.after.regions:
         made.state.progress.log(f"  {region.start} to {region.end}: in {region.strips} strips")
     samples = data.validation.head(CHECKED).inputs

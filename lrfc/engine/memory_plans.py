@@ -10,7 +10,7 @@ from typing import Any
 from lrfc.costs import placement
 from lrfc.costs.placement import Buffer
 from lrfc.ir.graph import Graph
-from lrfc.protocols import Artifact, Patch
+from lrfc.protocols import Artifact, Patch, Target
 from lrfc.results.memory_plan import MemoryPlan, MemoryPlans, Place, Region, Step
 from lrfc.targets.devices.device import Device
 from lrfc.targets.tflite import flatfile
@@ -25,13 +25,17 @@ _LINEAR = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPO
 
 
 def memory_plans(
-    device: Device, graphs: tuple[Graph, Graph], files: tuple[Artifact, Artifact]
+    device: Device,
+    target: Target,
+    graphs: tuple[Graph, Graph],
+    files: tuple[Artifact, Artifact],
 ) -> MemoryPlans | None:
     """The plans of the original's file and of another, each with the graph it was emitted from.
 
-    None where the format does not tell its tensors, or an accelerator's compiler places them.
+    None where the format of the target does not tell its tensors, or the compiler of an accelerator
+    places them.
     """
-    if any(file.format != "tflite" for file in files) or device.connection.kind == "vela":
+    if device.compiled or any(target.arena_bytes(file.path) is None for file in files):
         return None
     rule = placement.micro if device.follows_plan else placement.litert
     old, new = (

@@ -51,6 +51,8 @@ class Connection(Table):
     rounds_like_reference: ClassVar[bool] = False
     #: Whether the runtime places activations by the plan that a file holds.
     follows_plan: ClassVar[bool] = False
+    #: Whether the compiler of an accelerator places activations, whatever the file's tensors are.
+    compiled: ClassVar[bool] = False
     #: Whether TensorFlow Lite Micro on this machine tells the memory that a file takes there.
     measures_arena: ClassVar[bool] = False
     #: Whether the runner reports the cycles of single ops: it is an OpRunner of runners/base.py.
@@ -146,6 +148,7 @@ class Vela(Connection):
     runner: ClassVar[str] = "lrfc.targets.ethos_u.runner:VelaRunner"
     figures: ClassVar[Source] = COMPILED
     rounds_like_reference: ClassVar[bool] = True
+    compiled: ClassVar[bool] = True
     tells_ops: ClassVar[bool] = True
     not_timed: ClassVar[str] = "Vela computes the cycles of each op"
     package: ClassVar[Need | None] = Need("ethos-u-vela", "npu")

@@ -115,6 +115,11 @@ class Device(Table):
         """Whether the runtime places activations by the memory plan that a file holds."""
         return self.connection.follows_plan
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiler of an accelerator places activations."""
+        return self.connection.compiled
+
 
 def own_folder() -> Path:
     """The folder of the user's profiles."""
