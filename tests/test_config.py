@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from lrfc import factorization
 from lrfc.config import units
-from lrfc.config.build import KNOWN_METHODS, METHODS, Budget, BuildConfig, parse
+from lrfc.config.build import KNOWN_METHODS, METHODS, Budget, BuildConfig, frontier, parse
 from lrfc.errors import UsageError
 
 
@@ -272,3 +272,17 @@ def test_the_manual_says_what_is_taken_and_what_is_not() -> None:
         quantity = option.removeprefix("max_")
         if quantity in units.QUANTITIES:
             assert named.split(", ") == list(units.QUANTITIES[quantity].units)
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        (("ram", "macs", "ram"), "drawn over 'ram' once"),
+        (("watts",), "cannot be drawn over 'watts'"),
+        ((), "choose from"),
+    ],
+)
+def test_a_front_over_each_quantity_once(over: tuple[str, ...], message: str) -> None:
+    frontier(("macs", "ram"))
+    with pytest.raises(UsageError, match=message):
+        frontier(over)

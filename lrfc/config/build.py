@@ -398,6 +398,11 @@ def problem(error: ValidationError) -> str:
 
 def frontier(over: Sequence[str]) -> None:
     """Raise UsageError unless a Pareto front can be drawn over these quantities."""
+    twice = next(
+        (quantity for number, quantity in enumerate(over) if quantity in over[:number]), None
+    )
+    if twice is not None:
+        raise UsageError(f"a Pareto front is drawn over '{twice}' once: it is named twice")
     unknown = [quantity for quantity in over if quantity not in FRONTS]
     if unknown or not over:
         near = like(unknown[0], FRONTS) if unknown else ""

@@ -84,7 +84,7 @@ def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) 
 
 
 def _price(free: Plan, kept: Tried, limit: Limit) -> str:
-    """What the limit costs, as a line of the log. ``free``: the plan without it."""
+    """The line of the log on what the limit costs. ``free``: the plan without the limit."""
     before, after = (p.state.fact(Selection).divergence for p in (free, kept.plan))
     lifted = "" if limit.asked else "; --max-ram none lifts the limit"
     return (

@@ -32,7 +32,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """What sets the peak of one file; numbers of bytes as text."""
+    """A row of the table on peaks: one file, with its numbers of bytes as text."""
 
     file: str
     peak: str
