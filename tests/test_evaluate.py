@@ -11,7 +11,8 @@ from lrfc.config.build import Budget
 from lrfc.costs.totals import totals
 from lrfc.engine.closest import closest
 from lrfc.engine.evaluate import FULLY, SAFE_DIVERGENCE, STEPS, smallest
-from lrfc.engine.judge import FULL, QUICK, Depth, Judge, Verdict
+from lrfc.engine.judge import Judge
+from lrfc.engine.judgement import FULL, QUICK, Depth, Judgement
 from lrfc.errors import BudgetError
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes.factorize import Factorize
@@ -87,7 +88,7 @@ def test_a_quick_judgement_never_decides_alone(monkeypatch) -> None:
     fully: list[float] = []
     judged = Judge._evaluate
 
-    def recorded(self: Judge, planned: State, depth: Depth) -> Verdict:
+    def recorded(self: Judge, planned: State, depth: Depth) -> Judgement:
         if depth is FULL:
             fully.append(planned.fact(Selection).divergence)
         return judged(self, planned, depth)
@@ -101,9 +102,9 @@ def test_a_quick_judgement_never_decides_alone(monkeypatch) -> None:
 
 
 def test_a_plan_that_is_clear_only_by_a_quick_judgement_is_refused(monkeypatch) -> None:
-    def verdict(self: Judge, planned: State, depth: Depth) -> Verdict:
+    def verdict(self: Judge, planned: State, depth: Depth) -> Judgement:
         within = depth is QUICK or planned.fact(Selection).cost("macs") > 0.7 * whole
-        return Verdict(0.1, 0.0 if within else 1.0, 0.0)
+        return Judgement(0.1, 0.0 if within else 1.0, 0.0)
 
     whole = totals(state().original)["macs"]
     monkeypatch.setattr(Judge, "_evaluate", verdict)
@@ -115,13 +116,13 @@ def test_far_plans_are_judged_quickly_only(monkeypatch) -> None:
     depths: list[tuple[str, Depth]] = []
     lines: list[str] = []
 
-    def verdict(self: Judge, planned: State, depth: Depth) -> Verdict:
+    def verdict(self: Judge, planned: State, depth: Depth) -> Judgement:
         methods = {c.method for c in planned.fact(Selection).chosen if c.method}
         name = "mixed" if len(methods) > 1 else methods.pop()
         depths.append((name, depth))
         # The full judgement decides between the two near ones, one of which has quick fits only.
         quick, full = {"cp": (0.15, 0.11), "mixed": (0.10, 0.10)}.get(name, (0.5, 0.0))
-        return Verdict(full if depth is FULL else quick, 0.0, 0.0)
+        return Judgement(full if depth is FULL else quick, 0.0, 0.0)
 
     def share(planned: State) -> float:
         methods = {c.method for c in planned.fact(Selection).chosen if c.method}
@@ -145,10 +146,10 @@ def test_far_plans_are_judged_quickly_only(monkeypatch) -> None:
 def test_no_plan_is_judged_fully_where_quick_judgements_tell_them_apart(monkeypatch) -> None:
     depths: list[Depth] = []
 
-    def verdict(self: Judge, planned: State, depth: Depth) -> Verdict:
+    def verdict(self: Judge, planned: State, depth: Depth) -> Judgement:
         depths.append(depth)
         methods = {c.method for c in planned.fact(Selection).chosen if c.method}
-        return Verdict(0.1 if methods == {"tucker2"} else 0.11, 0.0, 0.0)
+        return Judgement(0.1 if methods == {"tucker2"} else 0.11, 0.0, 0.0)
 
     monkeypatch.setattr(Judge, "_evaluate", verdict)
     monkeypatch.setattr("lrfc.engine.closest.HOPELESS", 1e9)

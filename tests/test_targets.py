@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lrfc.config.build import Budget
-from lrfc.engine.judge import QUICK, Judge
+from lrfc.engine.judge import Judge
+from lrfc.engine.judgement import QUICK
 from lrfc.engine.plans import selected
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from lrfc.engine.judge import QUICK, Judge
+from lrfc.engine.judge import Judge
+from lrfc.engine.judgement import QUICK
 from lrfc.engine.plans import selected
 from lrfc.errors import BudgetError
 from lrfc.factorization.warm import quick

@@ -255,7 +255,15 @@ def _planned(
     if job.locked is not None:  # one candidate for each layer
         design = weighed.fact(DesignSpace)
         return Plan(weighed, SelectRanks(), (), None, None, job.max_drop, design)
-    loop = Loop(weighed, goal.target, bench, bench.profile, ram_of(job, goal).growth)
+    loop = Loop(
+        weighed,
+        goal.target,
+        bench,
+        bench.profile,
+        ram_of(job, goal).growth,
+        job.config.metric,
+        job.config.resume,
+    )
     wish = _wish(job, weighed, goal, bench)
     limit = patches.limit(goal, job.config, bench.original.path)
     return planned(loop, wish, allowed, limit)
@@ -283,7 +291,6 @@ def _wish(job: Job, state: State, goal: Destination, bench: Bench) -> Wish:
         _tightest(config.budgets.get("ram"), goal.device.ram_bytes, arena),
         objective,
         job.max_drop,
-        config.metric,
     )
 
 

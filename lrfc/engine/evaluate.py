@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from lrfc.config.build import Budget
-from lrfc.engine.judge import QUICK, Judge, Verdict
+from lrfc.engine.judge import Judge
+from lrfc.engine.judgement import QUICK, Judgement
 from lrfc.engine.plans import selected
 from lrfc.errors import BudgetError
 from lrfc.passes.select_ranks import SelectRanks
@@ -65,14 +66,13 @@ def smallest(
     max_drop: float,
     quantity: str = "macs",
     select: SelectRanks | None = None,
-    name: str | None = None,
+    judge: Callable[[], Judge] | None = None,
 ) -> Bound:
     """Search for the smallest budget on a quantity that keeps the accuracy before fine-tuning.
 
     The drop of the validation score has to be within ``max_drop``, with 90 % confidence.
     ``quantity``: 'macs', 'params' or 'latency'. ``select``: other budgets, which hold too.
-    ``name``: of the metric (lrfc.metrics.metric); without labels it is the fidelity to the
-    original's outputs.
+    ``judge`` returns the judge that runs the plans, by its metric; None for a new one.
 
     Plans on the Pareto front are run one after the other. The first one has a predicted divergence
     in proportion to the drop; the next ones follow from the curve of drop against predicted
@@ -87,7 +87,7 @@ def smallest(
         budget: dict[str, Any] = {f"max_{quantity}": Budget(value=share, relative=True)}
         return selected(state, replace(base, **budget))
 
-    search = _Search(state, max_drop, quantity, _evaluation(state, max_drop, name), at)
+    search = _Search(state, max_drop, quantity, _evaluation(state, max_drop, judge), at)
     # With filters an allocation takes seconds: too long to search for the next plan on the curve.
     bisect = base.prune and state.known(FilterSpace) is not None
     bound = search.run(*_range(state, base, quantity), bisect=bisect)
@@ -216,11 +216,11 @@ class _Search:
 _Evaluate = Callable[[State, bool], _Point]
 
 
-def _evaluation(state: State, max_drop: float, name: str | None) -> _Evaluate:
+def _evaluation(state: State, max_drop: float, given: Callable[[], Judge] | None) -> _Evaluate:
     """The function that evaluates a plan: on data, or by its prediction where there are none."""
     if state.data.synthetic:
         return _by_prediction
-    judge = Judge(state, name)
+    judge = Judge(state) if given is None else given()
     limit = f"{100 * max_drop:.3g}{judge.unit}"
     sure = judge.sure(max_drop)
     if not sure:
@@ -229,23 +229,23 @@ def _evaluation(state: State, max_drop: float, name: str | None) -> _Evaluate:
             " margin"
         )
 
-    def point(planned: State, verdict: Verdict, *, full: bool) -> _Point:
+    def point(planned: State, judgement: Judgement, *, full: bool) -> _Point:
         return _Point(
             planned.fact(Selection).divergence,
-            (verdict.drop + verdict.margin) / max(max_drop, 1e-12),
-            verdict.within(max_drop),
-            f"{verdict} (at most {limit}{'' if full else '; judged quickly'})",
+            (judgement.drop + judgement.margin) / max(max_drop, 1e-12),
+            judgement.within(max_drop),
+            f"{judgement} (at most {limit}{'' if full else '; judged quickly'})",
             full,
         )
 
     def on_data(planned: State, fully: bool) -> _Point:
         if not fully:
-            verdict = judge(planned, QUICK)
-            if verdict.within(max_drop) or verdict.drop - verdict.margin > max_drop:
-                return point(planned, verdict, full=judge.known(planned))
-        verdict = judge(planned)
-        verdict = verdict if sure else replace(verdict, margin=0.0)
-        return point(planned, verdict, full=True)
+            judgement = judge(planned, QUICK)
+            if judgement.within(max_drop) or judgement.drop - judgement.margin > max_drop:
+                return point(planned, judgement, full=judge.known(planned))
+        judgement = judge(planned)
+        judgement = judgement if sure else replace(judgement, margin=0.0)
+        return point(planned, judgement, full=True)
 
     return on_data
 

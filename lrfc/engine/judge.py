@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from lrfc.config import trust
 from lrfc.data.counts import FITTED, JUDGED
 from lrfc.data.dataset import Split
+from lrfc.engine.judgement import FULL, Depth, Judgement
+from lrfc.engine.judgements import Judgements
 from lrfc.engine.plans import fitted_quickly, rewritten
 from lrfc.factorization.warm import QUICK_SWEEPS, SWEEPS
-from lrfc.ir.batch import head
+from lrfc.ir.batch import Batch, head
 from lrfc.ir.keras import io as keras_io
 from lrfc.metrics.contract import held
 from lrfc.metrics.metric import metric
@@ -19,93 +22,74 @@ from lrfc.passes.refit import Refit
 from lrfc.pruning.facts import Selection
 from lrfc.search.sensitivity import divergence
 from lrfc.state import State
-from lrfc.text import points
 
 #: Confidence of the two-sided interval of the drop: 80 %, that is 90 % on one side.
 SURE = 0.8
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The evaluation of a plan on validation samples.
-
-    ``divergence`` of the outputs from the original's; ``drop`` of the metric, and its one-sided
-    90 % ``margin``. Times 100, both are in ``unit``.
-    """
-
-    divergence: float
-    drop: float
-    margin: float
-    unit: str = "pp"
-
-    def within(self, allowed: float) -> bool:
-        """Whether the drop with its margin is at most that."""
-        return self.drop + self.margin <= allowed
-
-    def __str__(self) -> str:
-        margin = f" ± {points(self.margin, short(self.unit))}" if self.margin else ""
-        return f"drop {points(self.drop, self.unit)}{margin} before fine-tuning"
-
-
-@dataclass(frozen=True)
-class Depth:
-    """How thoroughly a plan is judged.
-
-    ``fitted`` inputs and ``patches`` rows that it is refitted to; samples by which the refit itself
-    is accepted (``refit_judged``), and on which the plan is ``judged``. ``quick_fits``: fits of few
-    sweeps, where each rank has a fit of its own.
-    """
-
-    fitted: int
-    patches: int
-    refit_judged: int
-    judged: int
-    quick_fits: bool
-
-
-FULL = Depth(FITTED, 8_192, 250, JUDGED, quick_fits=False)
-QUICK = Depth(128, 2_048, 100, 1_000, quick_fits=True)
-
-
 class Judge:
-    """Rewrites a state that has a Selection, refits it and runs it on validation samples."""
+    """Rewrites a state that has a Selection, refits it and runs it on validation samples.
 
-    def __init__(self, state: State, name: str | None = None) -> None:
+    ``name``: of the metric. ``stored``: take the judgements of earlier builds, and store new ones.
+    """
+
+    def __init__(self, state: State, name: str | None = None, *, stored: bool = False) -> None:
         # Where there are few validation samples, training samples that no layer is fitted to join.
         train, validation = state.data.train, state.data.validation.head(JUDGED)
         first = min(FITTED, len(train))
         last = min(FITTED + JUDGED - len(validation), len(train))
         unseen = train.take(np.arange(first, last))
         self._samples = _joined(validation, unseen) if len(unseen) else validation
-        self._reference = keras_io.first_outputs(
-            state.original, state.data.validation.inputs, JUDGED
-        )
-        if len(unseen):
-            others = keras_io.predict(state.original, unseen.inputs)
-            self._reference = tuple(map(np.concatenate, zip(self._reference, others, strict=True)))
-        self._verdicts: dict[tuple[Depth, tuple[object, ...]], Verdict] = {}
+        self._state, self._unseen = state, unseen
+        self._known: dict[tuple[Depth, tuple[object, ...]], Judgement] = {}
         self._metric = metric(name, state.original, self._samples)
         self.unit = short(self._metric.drop_unit)
+        self._stored = _stored(state, self._samples, name) if stored else None
+
+    @cached_property
+    def _reference(self) -> Batch:
+        """The original's outputs for the samples."""
+        original, unseen = self._state.original, self._unseen
+        reference = keras_io.first_outputs(original, self._state.data.validation.inputs, JUDGED)
+        if not len(unseen):
+            return reference
+        others = keras_io.predict(original, unseen.inputs)
+        return tuple(map(np.concatenate, zip(reference, others, strict=True)))
 
     def sure(self, allowed: float) -> bool:
         """Whether there are enough samples: without any drop, the margin is within ``allowed``."""
         same = held(self._metric, self._samples, self._reference, self._reference, confidence=SURE)
         return same.high <= allowed
 
-    def __call__(self, planned: State, depth: Depth = FULL) -> Verdict:
+    def __call__(self, planned: State, depth: Depth = FULL) -> Judgement:
         """The evaluation of the plan of a state; a plan that returns is not run again."""
         network = planned.fact(Selection).network
-        if (FULL, network) in self._verdicts:
-            return self._verdicts[FULL, network]
-        if (depth, network) not in self._verdicts:
-            self._verdicts[depth, network] = self._evaluate(planned, depth)
-        return self._verdicts[depth, network]
+        if (FULL, network) in self._known:
+            return self._known[FULL, network]
+        if (depth, network) not in self._known:
+            self._known[depth, network] = self._found(planned, depth)
+        return self._known[depth, network]
 
     def known(self, planned: State) -> bool:
         """Whether the plan was judged fully."""
-        return (FULL, planned.fact(Selection).network) in self._verdicts
+        return (FULL, planned.fact(Selection).network) in self._known
 
-    def _evaluate(self, planned: State, depth: Depth) -> Verdict:
+    def _found(self, planned: State, depth: Depth) -> Judgement:
+        """The judgement of an earlier build at the same depth, or a new one.
+
+        A full one does not stand in for a quick one: the search would take another course than
+        it took without it, and end with another plan.
+        """
+        if self._stored is None:
+            return self._evaluate(planned, depth)
+        selection = planned.fact(Selection)
+        found = self._stored.get(selection, depth)
+        if found is None:
+            found = self._evaluate(planned, depth)
+            self._stored.put(selection, depth, found)
+        return found
+
+    def _evaluate(self, planned: State, depth: Depth) -> Judgement:
         if depth.quick_fits:
             planned = fitted_quickly(planned)
         # The refit sets the statistics of BatchNorms, too.
@@ -119,7 +103,18 @@ class Judge:
         outputs = keras_io.predict(graph, samples.inputs)
         reference = head(self._reference, depth.judged)
         loss = held(self._metric, samples, reference, outputs, confidence=SURE)
-        return Verdict(divergence(reference, outputs), loss.drop, loss.high - loss.drop, loss.unit)
+        far = divergence(reference, outputs)
+        return Judgement(far, loss.drop, loss.high - loss.drop, loss.unit)
+
+
+def _stored(state: State, samples: Split, name: str | None) -> Judgements | None:
+    """The judgements of earlier builds; None for a metric of the user's, whose code may change."""
+    if name is not None and trust.METRIC.fullmatch(name):
+        return None
+    train = state.data.train.head(FITTED)
+    arrays = (*train.inputs, *samples.inputs, *(samples.targets or ()))
+    rest = name, state.seed, len(state.data.train), len(state.data.validation)
+    return Judgements(state.progress.log, state.original, *arrays, rest)
 
 
 def _joined(one: Split, two: Split) -> Split:

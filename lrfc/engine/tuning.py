@@ -51,8 +51,7 @@ class Wish:
 
     ``select``: budgets on MACs, parameters and latency, and the methods. ``objective``: the
     quantity to minimise within ``max_drop``. None minimises the divergence within the budgets;
-    ``max_drop`` is then tested on the emitted file only. ``metric``: the name of the metric that
-    ``max_drop`` refers to (lrfc.metrics.metric).
+    ``max_drop`` is then tested on the emitted file only.
     """
 
     select: SelectRanks
@@ -60,7 +59,6 @@ class Wish:
     max_ram: Budget | None = None
     objective: str | None = None
     max_drop: Drop | None = None
-    metric: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +121,8 @@ class Loop:
 
     ``profile``: the first cost profile, possibly of another device. Each measurement corrects it.
     ``growth``: bytes of activation memory that a plan may add; see ``lrfc.engine.growth.limited``.
+    ``metric``: the name of the metric that plans are judged by. ``stored``: take judgements of
+    earlier builds.
     """
 
     state: State
@@ -130,6 +130,8 @@ class Loop:
     bench: Measures
     profile: CostProfile
     growth: int | None = None
+    metric: str | None = None
+    stored: bool = False
 
     def settle(self, wish: Wish, allowed: float | None = None) -> Plan:
         """The plan. ``allowed``: the divergence that ``max_drop`` allows, where it is known.
@@ -191,7 +193,7 @@ class Loop:
     @cached_property
     def _judge(self) -> Judge:
         """One for all rounds and attempts: a plan that returns is not run again."""
-        return Judge(self.state)
+        return Judge(self.state, self.metric, stored=self.stored)
 
     # -- one round ---------------------------------------------------------------------------------
 
@@ -266,7 +268,8 @@ class Loop:
         assert wish.max_drop is not None
         quantity = OBJECTIVES[wish.objective]
         priced = times.priced(self._limited, slower=quantity != "latency")
-        bound = evaluate.smallest(priced, wish.max_drop.value, quantity, wish.select, wish.metric)
+        drop, judge = wish.max_drop.value, lambda: self._judge
+        bound = evaluate.smallest(priced, drop, quantity, wish.select, judge)
         return bound.divergence
 
     def _late(self, wish: Wish, measured: Measured) -> bool:
