@@ -17,7 +17,7 @@ from lrfc.state import Fact, State
 from lrfc.training import rate
 from lrfc.training.checkpoint import Checkpoint, Saved, fingerprint
 from lrfc.training.loop import Epoch, History, Loop
-from lrfc.training.scoring import scorer, shown
+from lrfc.training.scoring import scorer
 from lrfc.training.trainer import Recipe, Trainer
 
 
@@ -29,6 +29,8 @@ class Tuning(Fact):
     data, with its sign changed where lower is better; without labels it is minus the divergence
     from the original's outputs. ``best``: the entry whose weights were kept. ``learning_rate``: the
     highest one. ``stopped``: the reason for an end before the last epoch, None without one.
+    ``measure``: what the scores are; ``seen``: the evidence that the original was trained on the
+    validation samples, None without any (``lrfc.training.scoring.scorer``).
     """
 
     about_graph: ClassVar[bool] = False
@@ -40,6 +42,8 @@ class Tuning(Fact):
     steps: int = 0
     seconds: float = 0.0
     stopped: str | None = None
+    measure: str | None = None
+    seen: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,10 @@ class _Run:
     def __init__(self, options: FineTune, state: State, trainer: Trainer) -> None:
         self._options, self._trainer, self._progress = options, trainer, state.progress
         self._start = time.perf_counter()
-        score = scorer(state.original, trainer.teach, state.data.validation, options.metric)
-        self._text = shown(state.original, state.data.validation, options.metric)
+        self._scorer = score = scorer(
+            state.original, trainer.teach, state.data, options.metric, trainer.augmentation
+        )
+        self._text = score.text
         self._checkpoint = _checkpoint(options, state)
         self._loop = Loop(
             epochs=options.epochs,
@@ -159,12 +165,19 @@ class _Run:
             self._step,
             time.perf_counter() - self._start,
             history.stopped,
+            self._scorer.measure,
+            self._scorer.seen,
         )
         return tuning, history.weights
 
     def _train(self) -> None:
         if not self._resumed():
             self._choose_rate()
+        if self._scorer.seen is not None:
+            self._progress.log(
+                "  the original was trained on the validation samples"
+                f" ({self._scorer.seen}): epochs are chosen by the {self._scorer.measure}"
+            )
         self._report = self._progress.stage("fine-tune", self._length)
         self._advance()
         self._loop.run(self._history)

@@ -17,7 +17,7 @@ from lrfc.state import Fact, State
 from lrfc.training import annotate, losses
 from lrfc.training.loop import Epoch, History, Loop
 from lrfc.training.rate import annealed
-from lrfc.training.scoring import scorer, shown
+from lrfc.training.scoring import scorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +103,7 @@ class _Training:
         self._steps = -(-self._count // self._batch)
         self._first = train.take(np.arange(min(self._batch, self._count))).inputs
         self._report: Callable[[int], None] = lambda steps: None
-        self._score = scorer(state.original, teach, state.data.validation, options.metric)
-        self._shown = shown(state.original, state.data.validation, options.metric)
+        self._score = scorer(state.original, teach, state.data, options.metric)
         self._step, self._forward, self._run = self._functions(outputs, task)
 
     def __call__(self) -> History:
@@ -160,7 +159,7 @@ class _Training:
         return trained
 
     def _text(self, score: float) -> str:
-        return f"{self._shown(score)} in int8"
+        return f"{self._score.text(score)} in int8"
 
     def _tensors(self, inputs: Batch) -> list[Any]:
         import tensorflow as tf

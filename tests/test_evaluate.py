@@ -45,7 +45,7 @@ def at(budget: Budget, given: State) -> State:
 
 def drop(given: State, budget: Budget) -> float:
     teacher = keras_io.compiled(given.original)
-    score = scorer(given.original, teacher, given.data.validation)
+    score = scorer(given.original, teacher, given.data)
     return score(teacher) - score(keras_io.compiled(at(budget, given).graph))
 
 

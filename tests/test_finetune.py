@@ -45,7 +45,7 @@ def compressed() -> State:
 
 
 def score(state: State) -> float:
-    return scorer(state.original, keras_io.compiled(state.original), state.data.validation)(
+    return scorer(state.original, keras_io.compiled(state.original), state.data)(
         keras_io.compiled(state.graph)
     )
 

@@ -544,6 +544,11 @@ PROFILE = entry(
 
 def full() -> str:
     """A page with everything on it."""
+    return drawn(full_manifest())
+
+
+def full_manifest() -> Manifest:
+    """The manifest of that page."""
     kept = Kept(
         allowed=0.01, drop=0.005, low=-0.001, high=0.011, confidence=0.95, samples=400, met=True
     )
@@ -578,8 +583,12 @@ def full() -> str:
         ),
         profile=PROFILE,
     )
+    return manifest.model_copy(update=PRUNED)
+
+
+def drawn(manifest: Manifest) -> str:
+    """The page with everything on it, of a manifest."""
     by_latency = [{**point, "latency": point["macs"] / 500} for point in POINTS]
-    manifest = manifest.model_copy(update=PRUNED)
     return render(
         manifest,
         FASTER,
@@ -607,6 +616,29 @@ def test_the_verdict_shows_kept_and_saved_and_how_sure_both_are() -> None:
         ),
     ):
         assert said in text
+
+
+def test_the_report_says_by_what_the_epoch_was_chosen() -> None:
+    run = full_manifest().finetune
+    assert run is not None
+    plain = Page(full()).text
+    assert "was trained on the validation samples" not in plain
+    assert "Validation accuracy, % by epoch" in full()
+    changed = run.model_copy(
+        update={
+            "scores": (-0.3, -0.2, None),
+            "measure": "divergence from the original on changed samples",
+            "seen": "its loss on them is 0.01, on the test samples 0.4",
+        }
+    )
+    html = drawn(full_manifest().model_copy(update={"finetune": changed}))
+    assert "Validation minus the divergence from the original on changed samples by epoch" in html
+    text = re.sub(r"\s+", " ", Page(html).text)
+    assert (
+        "The original was trained on the validation samples (its loss on them is 0.01, on the test"
+        " samples 0.4), so the epoch was chosen by the divergence from the original on changed"
+        " samples."
+    ) in text
 
 
 def test_filters_are_counted_and_groups_are_in_units() -> None:

@@ -142,6 +142,8 @@ def _fine_tuning(made: Compressed) -> FineTuning | None:
         steps=tuning.steps,
         seconds=tuning.seconds,
         stopped=tuning.stopped,
+        measure=tuning.measure,
+        seen=tuning.seen,
     )
 
 

@@ -265,6 +265,8 @@ class FineTuning(Record):
     is the state before the first one. The score is ``Accuracy.metric`` where the data have labels,
     negated where less is better; without labels, minus the divergence from the original's outputs.
     ``best``: the epoch whose weights were used. ``stopped``: why it ended early; else null.
+    ``seen``: the evidence that the original was trained on the validation samples; the scores are
+    then minus the divergence on changed samples. ``measure``: what the scores are.
     """
 
     losses: tuple[Number | None, ...]
@@ -274,6 +276,8 @@ class FineTuning(Record):
     steps: Count
     seconds: Number
     stopped: str | None = None
+    measure: str | None = None
+    seen: str | None = None
 
 
 class Parity(Record):

@@ -107,7 +107,7 @@ def augmentation(
     plain = [values.argmax(-1) for values in run(inputs)]
     harmless = {}
     for name in ("flip", "shift"):
-        outputs = run(_applied(Augmentation(images, **{name: True}), inputs, seed))
+        outputs = run(applied(Augmentation(images, **{name: True}), inputs, seed))
         harmless[name] = all(
             float(np.mean(before == values.argmax(-1))) >= AGREEMENT
             for before, values in zip(plain, outputs, strict=True)
@@ -129,7 +129,8 @@ def _check_possible(graph: Graph, *, images: bool, moving: bool) -> None:
         )
 
 
-def _applied(change: Augmentation, inputs: Batch, seed: int) -> Batch:
+def applied(change: Augmentation, inputs: Batch, seed: int) -> Batch:
+    """The inputs as arrays, changed at random by ``seed``."""
     import tensorflow as tf
 
     moved: list[NDArray[Any]] = [

@@ -236,20 +236,29 @@ def _usual(outputs: Sequence[Output], predicted: Sequence[Any], labels: Sequence
     """The mean over outputs of the loss that is usual for their kind."""
     import tensorflow as tf
 
+    return tf.reduce_mean(by_sample(outputs, predicted, labels))
+
+
+def by_sample(outputs: Sequence[Output], predicted: Sequence[Any], labels: Sequence[Any]) -> Any:
+    """The loss (N,) of each sample, the mean over outputs of the one usual for their kind."""
+    import tensorflow as tf
+
     total = 0.0
     for output, values, target in zip(outputs, predicted, labels, strict=True):
+        values = tf.convert_to_tensor(values)
         if output.kind == "values":
             fitted = tf.reshape(tf.cast(target, values.dtype), tf.shape(values))
-            total += tf.reduce_mean(tf.square(values - fitted)) / output.target_variance
-            continue
-        logs = _log_probabilities(output.kind, values)
-        if output.kind in ("sigmoid", "logit"):
+            parts = tf.square(values - fitted) / output.target_variance
+        elif output.kind in ("sigmoid", "logit"):
+            logs = _log_probabilities(output.kind, values)
             share = tf.reshape(tf.cast(target, values.dtype), tf.shape(values))
-            total -= tf.reduce_mean(share * logs[..., 1] + (1 - share) * logs[..., 0])
+            parts = -(share * logs[..., 1] + (1 - share) * logs[..., 0])
         elif len(target.shape) == len(values.shape) - 1:
-            total += tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(target, tf.int64), logs)
+            parts = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                tf.cast(target, tf.int64), _log_probabilities(output.kind, values)
             )
         else:
-            total -= tf.reduce_mean(tf.reduce_sum(tf.cast(target, values.dtype) * logs, -1))
+            logs = _log_probabilities(output.kind, values)
+            parts = -tf.reduce_sum(tf.cast(target, values.dtype) * logs, -1)
+        total += tf.reduce_mean(tf.reshape(parts, (tf.shape(parts)[0], -1)), -1)
     return total / len(outputs)

@@ -323,10 +323,15 @@ def tuning(manifest: Manifest) -> list[str]:
 
 
 def _validation(run: FineTuning, scores: Accuracy) -> str:
-    scale, name = 1.0, "minus the divergence from the original"
-    if scores.metric is not None:
+    scale, name, most = 1.0, "minus the divergence from the original", inf
+    if run.measure is not None and run.measure != scores.metric:
+        name = f"minus the {run.measure}"
+    elif scores.metric is not None:
         scale = (100 if scores.percent else 1) * (1 if scores.higher_is_better else -1)
-        name = scores.metric + (", %" if scores.percent else "")
+        name, most = (
+            scores.metric + (", %" if scores.percent else ""),
+            100 if scores.percent else inf,
+        )
     values = [
         (epoch, scale * score, f"epoch {epoch}: {decimal(scale * score)}")
         for epoch, score in enumerate(run.scores)
@@ -341,6 +346,6 @@ def _validation(run: FineTuning, scores: Accuracy) -> str:
         size=SIZE,
         from_zero=(True, False),
         whole_x=True,
-        most_y=100 if scores.percent else inf,
+        most_y=most,
         guides=[(run.best, "used")],
     )
