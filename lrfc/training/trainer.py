@@ -18,6 +18,7 @@ from lrfc.training.adam import Adam
 from lrfc.training.augment import Augmentation, augmentation
 from lrfc.training.decay import Chain, chains
 from lrfc.training.features import block_ends, tapped
+from lrfc.training.teacher import Teacher
 
 #: Samples by which outputs are described and augmentation is judged.
 _SAMPLE = 512
@@ -65,18 +66,15 @@ class Trainer:
         taps = block_ends(original, graph) if recipe.features > 0 else ()
         self.maps = len(taps)
         count = len(graph.outputs)
-        self._model, self._teacher = (
-            keras_io.to_keras(tapped(network, taps)) for network in (graph, original)
-        )
+        self._model = keras_io.to_keras(tapped(graph, taps))
+        self._teacher = Teacher(original, taps)
         if recipe.batchnorm == "trained":
             for layer in self._model.layers:
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.momentum = 0.9  # a few epochs are too short for Keras' default of 0.99
         #: The model and the original with their own outputs, as functions of a batch.
-        self.run, self.teach = (
-            keras_io.compiled(keras.Model(model.input, model.outputs[:count]))
-            for model in (self._model, self._teacher)
-        )
+        self.run = keras_io.compiled(keras.Model(self._model.input, self._model.outputs[:count]))
+        self.teach = self._teacher.run
         self._graph = graph
         self.batch = _fixed_batch(graph) or recipe.batch or int(np.clip(len(train) // 20, 16, 128))
         sample = train.take(np.unique(np.linspace(0, len(train) - 1, _SAMPLE).astype(np.intp)))
@@ -89,6 +87,8 @@ class Trainer:
             wanted=recipe.augment,
             seed=seed,
         )
+        if not self.augmentation:
+            self._teacher.keep(train.inputs)
         outputs = losses.describe(original, teacher, sample.targets)
         task = None
         if sample.targets is not None:
@@ -198,11 +198,13 @@ class Trainer:
 
     def _samples(
         self, rows: NDArray[np.intp], number: int
-    ) -> tuple[Batch, Batch, NDArray[np.int32]]:
-        samples = self._train.take(np.sort(rows))  # rows in order are read faster from a file
+    ) -> tuple[Batch, Batch, Batch, NDArray[np.int32]]:
+        rows = np.sort(rows)  # rows in order are read faster from a file
+        samples = self._train.take(rows)
         return (
             tuple(np.asarray(x) for x in samples.inputs),
             samples.targets or (),
+            self._teacher.known(rows),
             np.array([self._seed % 2**31, number], np.int32),
         )
 
@@ -211,11 +213,11 @@ class Trainer:
         import tensorflow as tf
 
         size = _fixed_batch(self._graph)
-        inputs, labels = (
+        inputs, labels, known = (
             tuple(tf.TensorSpec((size, *array.shape[1:]), array.dtype) for array in arrays)
-            for arrays in self._samples(np.arange(1), 0)[:2]
+            for arrays in self._samples(np.arange(1), 0)[:3]
         )
-        return inputs, labels, tf.TensorSpec((2,), tf.int32)
+        return inputs, labels, known, tf.TensorSpec((2,), tf.int32)
 
     def _products(self) -> list[tuple[Chain, list[Any]]]:
         """The decayed layers, each with the trained kernels of its stages."""
@@ -241,9 +243,9 @@ class Trainer:
 
         # Traced once: a trace of a step costs as much as hundreds of steps of a small model.
         @tf.function(input_signature=(*samples, rate_spec), autograph=False)  # type: ignore[untyped-decorator]
-        def step(inputs: Any, labels: Any, seed: Any, learning_rate: Any) -> Any:
+        def step(inputs: Any, labels: Any, known: Any, seed: Any, learning_rate: Any) -> Any:
             with tf.GradientTape() as tape:
-                loss = total(inputs, labels, seed, training=recipe.batchnorm == "trained")
+                loss = total(inputs, labels, known, seed, training=recipe.batchnorm == "trained")
             variables = model.trainable_variables
             gradients = tape.gradient(
                 loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -255,8 +257,8 @@ class Trainer:
             return loss
 
         @tf.function(input_signature=samples, autograph=False)  # type: ignore[untyped-decorator]
-        def loss(inputs: Any, labels: Any, seed: Any) -> Any:
-            return total(inputs, labels, seed, training=False)
+        def loss(inputs: Any, labels: Any, known: Any, seed: Any) -> Any:
+            return total(inputs, labels, known, seed, training=False)
 
         return step, loss
 
@@ -271,10 +273,10 @@ class Trainer:
         recipe, count = self._recipe, len(outputs)
         student, teacher = self._model, self._teacher
 
-        def total(inputs: Any, labels: Any, seed: Any, *, training: bool) -> Any:
+        def total(inputs: Any, labels: Any, known: Any, seed: Any, *, training: bool) -> Any:
             if self.augmentation:
                 inputs = self.augmentation(inputs, seed)
-            targets = keras.tree.flatten(keras_io.call(teacher, inputs, training=False))
+            targets = teacher(inputs, known)
             values = keras.tree.flatten(keras_io.call(student, inputs, training=training))
             loss = losses.distillation(outputs, values[:count], targets[:count], recipe.temperature)
             if task is not None:
