@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lrfc.errors import UsageError
 from lrfc.state import Fact, State
-from lrfc.training import rate
+from lrfc.training import own, rate
 from lrfc.training.checkpoint import Checkpoint, Saved, fingerprint
 from lrfc.training.loop import Epoch, History, Loop
 from lrfc.training.scoring import scorer
@@ -65,6 +65,10 @@ class FineTune:
     loss was better than ever before. The weights with the best score are kept, which may be those
     before the first epoch: the score never falls. ``metric``: see ``lrfc.metrics.metric.metric``.
 
+    ``training`` 'compiled': as the model was compiled, with its own optimizer, learning rate and
+    loss, without a teacher; BatchNorm follows the batches, images are augmented only if ``augment``
+    says so. UsageError where it was not compiled (``lrfc.training.own.check``).
+
     ``checkpoints``: a folder for the state after each epoch. The same training, killed and started
     again, continues from there with the same result. The file is removed at the end.
     """
@@ -81,6 +85,7 @@ class FineTune:
     augment: bool | None = None
     patience: int = 3
     metric: str | None = None
+    training: Literal["lrfc", "compiled"] = "lrfc"
     checkpoints: Path | None = None
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
@@ -102,17 +107,9 @@ class FineTune:
 
     def __call__(self, state: State) -> State:
         """Return the state with the trained weights and the Tuning."""
-        recipe = Recipe(
-            self.batch,
-            self.temperature,
-            self.distillation,
-            self.features,
-            self.decay,
-            1.0,
-            self.batchnorm,
-            self.augment,
+        trainer = Trainer(
+            state.graph, state.original, state.data.train, self._recipe(state), state.seed
         )
-        trainer = Trainer(state.graph, state.original, state.data.train, recipe, state.seed)
         run = _Run(self, state, trainer)
         try:
             tuning, weights = run()
@@ -122,6 +119,29 @@ class FineTune:
             # Models and compiled functions are cycles of references, and hold far more memory than
             # Python's collector knows.
             gc.collect()
+
+    def _recipe(self, state: State) -> Recipe:
+        if self.training == "compiled":
+            own.check(state.original, state.data)
+            return Recipe(
+                self.batch,
+                distillation=0.0,
+                features=0.0,
+                decay=0.0,
+                clip=None,
+                batchnorm="trained",
+                augment=bool(self.augment),
+                own=True,
+            )
+        return Recipe(
+            self.batch,
+            self.temperature,
+            self.distillation,
+            self.features,
+            self.decay,
+            batchnorm=self.batchnorm,
+            augment=self.augment,
+        )
 
 
 class _Run:
@@ -211,9 +231,10 @@ class _Run:
         if options.time_budget is not None and self._done() < 1:
             left = options.time_budget - self._reserve - (time.perf_counter() - self._start)
             steps = min(steps, max(1, int(left / trainer.seconds_per_step())))
-        how = "given"
-        self._rate = options.learning_rate or 0.0
-        if options.learning_rate is None:
+        self._rate, how = options.learning_rate or 0.0, "given"
+        if trainer.own_rate is not None:
+            self._rate, how = trainer.own_rate, "of the model's own optimizer"
+        elif options.learning_rate is None:
             self._rate, tried = trainer.find_rate(steps)
             how = f"the best of {tried} tried"
         self._progress.log(

@@ -254,6 +254,12 @@ class BuildConfig(BaseModel):
     epochs: Annotated[int, Field(ge=0, le=MOST_EPOCHS), Option(
         "Number of epochs of the fine-tune; 0 for no fine-tune.",
     )] = 3
+    training: Annotated[Literal["lrfc", "compiled"], Option(
+        "How the fine-tune trains: lrfc (with the original as teacher, at a learning rate found by"
+        " trials) or compiled (with the optimizer, learning rate and loss that the model was"
+        " compiled with).",
+        "compiled",
+    )] = "lrfc"
     time_budget: Annotated[
         Annotated[float, Field(gt=0)] | None,
         BeforeValidator(_seconds, json_schema_input_type=str | float), Option(

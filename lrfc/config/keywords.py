@@ -29,6 +29,7 @@ class BuildOptions(TypedDict, total=False):
     prune: Literal["off", "on", "only"]
     patches: Literal["auto", "off"]
     epochs: int
+    training: Literal["lrfc", "compiled"]
     time_budget: str | float | None
     augment: bool | None
     seed: int

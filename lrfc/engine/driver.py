@@ -38,6 +38,7 @@ from lrfc.search.facts import DesignSpace
 from lrfc.state import State
 from lrfc.system import scratch, spans
 from lrfc.targets.devices.runners import runner
+from lrfc.training import own
 
 #: Most trials that are tested against the accuracy contract.
 ATTEMPTS = 3
@@ -63,6 +64,8 @@ def explore(job: Job, graph: Graph) -> Explored | None:
         progress.log(note)
     if job.locked is not None:
         job.locked.check(job.source, state.original)
+    if config.training == "compiled" and config.epochs:
+        own.check(state.original, job.data)
     scorer = None
     if job.data.judged:
         figure = metric(config.metric, state.original, job.data.test)

@@ -104,6 +104,7 @@ def finetune(config: BuildConfig) -> FineTune:
         time_budget=config.time_budget,
         augment=config.augment,
         metric=config.metric,
+        training=config.training,
         checkpoints=checkpoints,
     )
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lrfc.data.dataset import Split
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
-from lrfc.training import losses, rate
+from lrfc.training import losses, own, rate
 from lrfc.training.adam import Adam
 from lrfc.training.augment import Augmentation, augmentation
 from lrfc.training.decay import Chain, chains
@@ -33,7 +33,8 @@ class Recipe:
 
     ``batch`` None: 128, less where an epoch would have fewer than 20 steps, but at least 16. The
     other options are described in ``lrfc.passes.finetune.FineTune``; ``clip`` bounds the norm of
-    the gradients.
+    the gradients, None for no bound. ``own``: the optimizer that the model was compiled with, and
+    the losses of its regularizers.
     """
 
     batch: int | None = None
@@ -41,9 +42,10 @@ class Recipe:
     distillation: float = 0.7
     features: float = 1.0
     decay: float = 1e-2
-    clip: float = 1.0
+    clip: float | None = 1.0
     batchnorm: Literal["frozen", "trained"] = "frozen"
     augment: bool | None = None
+    own: bool = False
 
 
 class Trainer:
@@ -93,7 +95,10 @@ class Trainer:
         task = None
         if sample.targets is not None:
             task = losses.task_loss(original, outputs, (teacher, sample.targets))
-        self._optimizer = Adam(self._model.trainable_variables)
+        variables = self._model.trainable_variables
+        self._optimizer: Adam | own.Optimizer = (
+            own.Optimizer(original, variables) if recipe.own else Adam(variables)
+        )
         self._decayed = self._products()
         self._step, self._loss = self._functions(outputs, task)
 
@@ -151,6 +156,11 @@ class Trainer:
 
         self._model.set_weights(weights)
         return keras_io.absorb(self._graph, self._model)
+
+    @property
+    def own_rate(self) -> float | None:
+        """The learning rate of the optimizer that the model was compiled with; None for Adam."""
+        return None if isinstance(self._optimizer, Adam) else self._optimizer.learning_rate
 
     def seconds_per_step(self) -> float:
         """The duration of a step after the first, which compiles. Nothing is changed."""
@@ -246,11 +256,13 @@ class Trainer:
         def step(inputs: Any, labels: Any, known: Any, seed: Any, learning_rate: Any) -> Any:
             with tf.GradientTape() as tape:
                 loss = total(inputs, labels, known, seed, training=recipe.batchnorm == "trained")
-            variables = model.trainable_variables
+            # The variables of TensorFlow: it cannot make zeros for those of Keras.
+            variables = [variable.value for variable in model.trainable_variables]
             gradients = tape.gradient(
                 loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
-            gradients, _ = tf.clip_by_global_norm(gradients, recipe.clip)
+            if recipe.clip is not None:
+                gradients, _ = tf.clip_by_global_norm(gradients, recipe.clip)
             if self._decayed:
                 self._decay(learning_rate)
             optimizer.apply(gradients, learning_rate)
@@ -265,7 +277,7 @@ class Trainer:
     def _total_loss(
         self, outputs: Sequence[losses.Output], task: losses.TaskLoss | None
     ) -> Callable[..., Any]:
-        """The loss of a batch: distillation, task and feature maps."""
+        """The loss of a batch: distillation, task, feature maps and regularizers."""
         import keras
 
         from lrfc.ir.keras import io as keras_io
@@ -276,16 +288,17 @@ class Trainer:
         def total(inputs: Any, labels: Any, known: Any, seed: Any, *, training: bool) -> Any:
             if self.augmentation:
                 inputs = self.augmentation(inputs, seed)
-            targets = teacher(inputs, known)
             values = keras.tree.flatten(keras_io.call(student, inputs, training=training))
-            loss = losses.distillation(outputs, values[:count], targets[:count], recipe.temperature)
-            if task is not None:
-                loss = recipe.distillation * loss + (1 - recipe.distillation) * task(
-                    values[:count], labels
+            share = 1.0 if task is None else recipe.distillation
+            loss = 0.0 if task is None else (1 - share) * task(values[:count], labels)
+            if share or values[count:]:
+                targets = teacher(inputs, known)
+                loss += share * losses.distillation(
+                    outputs, values[:count], targets[:count], recipe.temperature
                 )
-            if values[count:]:
-                loss += recipe.features * losses.features(values[count:], targets[count:])
-            return loss
+                if values[count:]:
+                    loss += recipe.features * losses.features(values[count:], targets[count:])
+            return sum(student.losses, loss) if recipe.own else loss
 
         return total
 

@@ -100,6 +100,15 @@ _LOSS_FUNCTIONS = frozenset(
     top_k_categorical_accuracy tversky
     """.split()
 )
+_OPTIMIZERS = frozenset(
+    "Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lion Muon Nadam RMSprop SGD".split()
+)
+_SCHEDULES = frozenset(
+    """
+    CosineDecay CosineDecayRestarts ExponentialDecay InverseTimeDecay PiecewiseConstantDecay
+    PolynomialDecay
+    """.split()
+)
 _INITIALIZERS = frozenset(
     """
     Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity IdentityInitializer LecunNormal
@@ -136,6 +145,10 @@ _LOSS_CLASSES = {
     "keras.losses": _LOSSES,
     "keras.metrics": _METRICS,
     "keras.dtype_policies": _POLICIES,
+}
+_OPTIMIZER_CLASSES = {
+    "keras.optimizers": _OPTIMIZERS,
+    "keras.optimizers.schedules": _SCHEDULES,
 }
 #: Modules whose classes are operations on tensors.
 OPERATIONS = frozenset(
@@ -206,6 +219,18 @@ def compilation(config: Mapping[str, Any], path: object) -> dict[str, Any]:
     ModelError names the first entry that is neither listed nor registered.
     """
     return _Check(path, _LOSS_CLASSES, _LOSS_FUNCTIONS).mapping(config, _Place())
+
+
+def optimizer(config: str | Mapping[str, Any], path: object) -> str | dict[str, Any]:
+    """The checked optimizer that a model was compiled with: a name or a configuration.
+
+    ModelError when it is neither listed nor registered.
+    """
+    if isinstance(config, str):
+        if config.lower() not in {name.lower() for name in _OPTIMIZERS}:
+            raise ModelError(f"{path}: '{shown(config, 80)}' is not an optimizer of Keras")
+        return config
+    return _Check(path, _OPTIMIZER_CLASSES, frozenset()).mapping(config, _Place())
 
 
 @dataclass(frozen=True)
