@@ -18,6 +18,7 @@ from lrfc.training import own, rate
 from lrfc.training.checkpoint import Checkpoint, Saved, fingerprint
 from lrfc.training.loop import Epoch, History, Loop
 from lrfc.training.scoring import scorer
+from lrfc.training.tensorboard import Board
 from lrfc.training.trainer import Recipe, Trainer
 
 
@@ -69,6 +70,7 @@ class FineTune:
     loss, without a teacher; BatchNorm follows the batches, images are augmented only if ``augment``
     says so. UsageError where it was not compiled (``lrfc.training.own.check``).
 
+    ``log_dir``: a folder for loss, score and learning rate by epoch, as TensorBoard reads them.
     ``checkpoints``: a folder for the state after each epoch. The same training, killed and started
     again, continues from there with the same result. The file is removed at the end.
     """
@@ -86,6 +88,7 @@ class FineTune:
     patience: int = 3
     metric: str | None = None
     training: Literal["lrfc", "compiled"] = "lrfc"
+    log_dir: Path | None = None
     checkpoints: Path | None = None
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
@@ -164,8 +167,10 @@ class _Run:
             log=state.progress.log,
             patience=options.patience,
             remaining=self._remaining,
+            record=self._record,
             save=self._save,
         )
+        self._board = None if options.log_dir is None else Board(options.log_dir)
         self._history = self._loop.start()
         self._step, self._rate = 0, 0.0
         # The last score takes as long as the first.
@@ -225,6 +230,12 @@ class _Run:
         left = self._options.time_budget - self._reserve
         return max(by_steps, (time.perf_counter() - self._start) / left if left > 0 else 1.0)
 
+    @property
+    def _rate_now(self) -> float:
+        """The learning rate of the next step."""
+        rate_of_own = self._trainer.own_rate
+        return self._rate * rate.annealed(self._done()) if rate_of_own is None else rate_of_own
+
     def _choose_rate(self) -> None:
         trainer, options = self._trainer, self._options
         steps = self._total
@@ -250,7 +261,7 @@ class _Run:
             if done >= 1:
                 stopped = "time"
                 break
-            loss = self._trainer.step(rows, self._rate * rate.annealed(done), self._step)
+            loss = self._trainer.step(rows, self._rate_now, self._step)
             self._step += 1
             self._advance()
             if not math.isfinite(loss):
@@ -274,6 +285,16 @@ class _Run:
         if position > self._reported:
             self._report(position - self._reported)
             self._reported = position
+
+    def _record(self, history: History) -> None:
+        """Write the figures of the last epoch for TensorBoard."""
+        if self._board is not None:
+            score = self._scorer.sign * history.scores[-1]
+            values = {f"validation {self._scorer.measure}": score, "learning rate": self._rate_now}
+            loss = history.losses[-1]
+            self._board.write(
+                len(history.scores) - 1, values if loss is None else values | {"loss": loss}
+            )
 
     # -- checkpoints -------------------------------------------------------------------------------
 
@@ -323,8 +344,9 @@ def _checkpoint(options: FineTune, state: State) -> Checkpoint | None:
 
 
 def _options_text(options: FineTune) -> str:
-    """The options that decide the result of a training: all but the folder of its checkpoints."""
-    return repr([(name, value) for name, value in vars(options).items() if name != "checkpoints"])
+    """The options that decide the result of a training: all but the folders of what it writes."""
+    folders = ("checkpoints", "log_dir")
+    return repr([(name, value) for name, value in vars(options).items() if name not in folders])
 
 
 def _duration(seconds: float) -> str:

@@ -272,6 +272,11 @@ class BuildConfig(BaseModel):
         " images.",
         True,
     )] = None
+    log_dir: Annotated[Path | None, Option(
+        "Folder for TensorBoard: loss, validation score and learning rate of the fine-tune, by"
+        " epoch.",
+        "logs",
+    )] = None
     seed: Annotated[int, Field(ge=0, le=MOST_SEED), Option(
         "Seed of all random choices: splits, samples and training.",
     )] = 0

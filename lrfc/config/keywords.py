@@ -32,6 +32,7 @@ class BuildOptions(TypedDict, total=False):
     training: Literal["lrfc", "compiled"]
     time_budget: str | float | None
     augment: bool | None
+    log_dir: str | Path | None
     seed: int
     threads: int | None
     memory: str | int | None

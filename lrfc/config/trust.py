@@ -47,6 +47,6 @@ def _reason(name: str, value: Any, *, out: bool) -> str | None:
         return "it names a device by its path"
     if name == "unsafe_load" and value not in (None, False):
         return "it runs code in the model file"
-    if name == "out" and out and value is not None:
+    if name in ("out", "log_dir") and out and value is not None:
         return "it names the folder to write to"
     return None

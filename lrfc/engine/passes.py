@@ -105,6 +105,7 @@ def finetune(config: BuildConfig) -> FineTune:
         augment=config.augment,
         metric=config.metric,
         training=config.training,
+        log_dir=config.log_dir,
         checkpoints=checkpoints,
     )
 

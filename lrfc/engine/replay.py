@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lrfc.passes.lock_layers import Choice
 
 #: Options of a run, without effect on the files; they are not repeated.
-_OWN = ("out", "resume", "print_after", "stop_after", "unsafe_load", "profile")
+_OWN = ("out", "resume", "print_after", "stop_after", "unsafe_load", "profile", "log_dir")
 #: Options that determine the plan.
 _PLANNED = ("methods", "keep", "only", "rank_multiple", "prune", "objective")
 

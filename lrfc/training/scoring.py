@@ -27,13 +27,14 @@ _BATCH, _MIXED = 250, 0.4
 class Scorer:
     """A function from a runner to its score on validation samples; higher is better.
 
-    ``measure``: what the score is, negated where less is better. ``text`` writes a score. ``seen``:
-    the evidence that the original was trained on the samples, where there is any.
+    ``measure``: what the score is, times ``sign``: -1 where less of it is better. ``text`` writes a
+    score. ``seen``: the evidence that the original was trained on the samples, where there is any.
     """
 
     measure: str
     score: Callable[[Callable[[Batch], Batch]], float]
     text: Callable[[float], str]
+    sign: int = 1
     seen: str | None = None
 
     def __call__(self, run: Callable[[Batch], Batch]) -> float:
@@ -68,6 +69,7 @@ def scorer(
             UNSEEN,
             lambda run: -divergence(reference, samples.outputs(run)),
             lambda score: f"divergence {-score:.4g} on changed samples",
+            -1,
             found,
         )
     if name is None and split.targets is None:
@@ -76,6 +78,7 @@ def scorer(
             DIVERGENCE,
             lambda run: -divergence(reference, keras_io.predict(run, split.inputs)),
             lambda score: f"divergence {-score:.4g}",
+            -1,
         )
     chosen = metric(name, original, split)
     sign = 1 if chosen.higher_is_better else -1
@@ -83,6 +86,7 @@ def scorer(
         chosen.name,
         lambda run: sign * chosen.score(keras_io.predict(run, split.inputs), split),
         lambda score: f"{chosen.name} {chosen.shown(sign * score)}",
+        sign,
         found,
     )
 

@@ -27,7 +27,7 @@ def command(manifest: Manifest) -> str | None:
     for name in OPTIONS:
         field = FIELDS.get(name, name)
         if (
-            name not in ("out", "resume", "profile", "print_after", "stop_after")
+            name not in ("out", "resume", "profile", "log_dir", "print_after", "stop_after")
             and field in config
             and config[field] != defaults[field]
         ):
