@@ -20,6 +20,7 @@ from lrfc.training.augment import Augmentation, augmentation, changed
 from lrfc.training.checkpoint import Checkpoint, Saved, fingerprint
 from lrfc.training.decay import chains
 from lrfc.training.features import block_ends, tapped
+from lrfc.training.teacher import Teacher
 from tests import helpers
 from tests.factorized import conv, dense
 
@@ -214,10 +215,44 @@ def test_feature_maps_are_compared_in_units_of_their_spread() -> None:
     rng = np.random.default_rng(0)
     a = rng.standard_normal((16, 4, 4, 3)).astype(np.float32)
     b = a + 0.1 * rng.standard_normal(a.shape).astype(np.float32)
-    one = float(losses.features((b,), (a,)))
+    one = float(losses.features((b,), (a,), [a.var()]))
     assert one == pytest.approx(0.01, rel=0.2)
-    assert float(losses.features((100 * b,), (100 * a,))) == pytest.approx(one, rel=1e-3)
-    assert float(losses.features((b + 5,), (a + 5,))) == pytest.approx(one, rel=1e-3)
+    hundred = float(losses.features((100 * b,), (100 * a,), [1e4 * a.var()]))
+    assert hundred == pytest.approx(one, rel=1e-3)
+    assert float(losses.features((b + 5,), (a + 5,), [a.var()])) == pytest.approx(one, rel=1e-3)
+
+
+def test_variances_of_feature_maps_are_those_of_their_channels() -> None:
+    graph = helpers.graph_of(helpers.conv_net(filters=(4, 6)))
+    taps = block_ends(graph, graph)
+    teacher = Teacher(graph, taps)
+    shape = graph.tensors(graph.inputs[0])[0].shape[1:]
+    images = np.random.default_rng(0).standard_normal((40, *shape)).astype(np.float32)
+    maps = keras_io.predict(tapped(graph, taps), (images,))[len(graph.outputs) :]
+    expected = [values.var(tuple(range(values.ndim - 1))).mean() for values in maps]
+    assert len(expected) == 2
+    assert teacher.variances((images,)) == pytest.approx(expected, rel=1e-3)
+    assert Teacher(graph, ()).variances((images,)) == []
+
+
+def test_the_teacher_keeps_what_is_small_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = helpers.graph_of(helpers.conv_net(filters=(4, 6)))
+    taps = block_ends(graph, graph)
+    shape = graph.tensors(graph.inputs[0])[0].shape[1:]
+    images = np.random.default_rng(0).standard_normal((20, *shape)).astype(np.float32)
+    teacher, rows = Teacher(graph, taps), np.array([3, 7])
+    assert teacher.known(rows) == ()
+    fresh = [np.asarray(x) for x in teacher([images[rows]], ())]
+    teacher.keep((images,))
+    known = teacher.known(rows)
+    assert len(known) == 3
+    for kept, run, passed in zip(known, fresh, teacher([images[rows]], known), strict=True):
+        assert np.allclose(kept, run, atol=1e-5)
+        assert passed is kept
+    monkeypatch.setattr("lrfc.training.teacher.KEPT", 1_000)
+    large = Teacher(graph, taps)
+    large.keep((images,))
+    assert large.known(rows) == ()
 
 
 def test_the_task_loss_by_kind() -> None:

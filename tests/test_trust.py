@@ -65,6 +65,7 @@ def toml(options: dict[str, Any]) -> str:
         *ASKED,
         ({"unsafe_load": True}, "--unsafe-load"),
         ({"out": "/elsewhere/x"}, "--out /elsewhere/x"),
+        ({"log_dir": "/elsewhere/x"}, "--log-dir /elsewhere/x"),
     ],
 )
 def test_a_file_in_the_current_folder_is_data(options: dict[str, Any], flag: str) -> None:

@@ -115,18 +115,16 @@ def _log_probabilities(kind: Kind, values: Any, temperature: float = 1.0) -> Any
     return tf.nn.log_softmax(logits / temperature)
 
 
-def features(student: Sequence[Any], teacher: Sequence[Any]) -> Any:
-    """The mean over feature maps of ‖student - teacher‖² / ‖teacher - mean(teacher)‖².
+def features(student: Sequence[Any], teacher: Sequence[Any], variances: Sequence[float]) -> Any:
+    """The mean over feature maps of the squared error, in units of the teacher's variance.
 
-    The norms are taken over the batch, the mean of each channel.
+    ``variances``: of each map of the teacher, the mean over its channels.
     """
     import tensorflow as tf
 
     total = 0.0
-    for values, targets in zip(student, teacher, strict=True):
-        axes = list(range(len(targets.shape) - 1))
-        spread = tf.reduce_mean(tf.math.reduce_variance(targets, axes))
-        total += tf.reduce_mean(tf.square(values - targets)) / tf.maximum(spread, _TINY)
+    for values, targets, variance in zip(student, teacher, variances, strict=True):
+        total += tf.reduce_mean(tf.square(values - targets)) / max(variance, _TINY)
     return total / max(len(student), 1)
 
 

@@ -18,6 +18,7 @@ from lrfc.training.adam import Adam
 from lrfc.training.augment import Augmentation, augmentation
 from lrfc.training.decay import Chain, chains
 from lrfc.training.features import block_ends, tapped
+from lrfc.training.replicas import Replicas
 from lrfc.training.teacher import Teacher
 
 #: Samples by which outputs are described and augmentation is judged.
@@ -68,8 +69,11 @@ class Trainer:
         taps = block_ends(original, graph) if recipe.features > 0 else ()
         self.maps = len(taps)
         count = len(graph.outputs)
-        self._model = keras_io.to_keras(tapped(graph, taps))
-        self._teacher = Teacher(original, taps)
+        # Keras' own optimizers and a prescribed number of samples take one device.
+        self._replicas = Replicas(single=recipe.own or _fixed_batch(graph) is not None)
+        with self._replicas.scope():
+            self._model = keras_io.to_keras(tapped(graph, taps))
+            self._teacher = Teacher(original, taps)
         if recipe.batchnorm == "trained":
             for layer in self._model.layers:
                 if isinstance(layer, keras.layers.BatchNormalization):
@@ -95,12 +99,14 @@ class Trainer:
         task = None
         if sample.targets is not None:
             task = losses.task_loss(original, outputs, (teacher, sample.targets))
+        variances = self._teacher.variances(sample.inputs)
         variables = self._model.trainable_variables
-        self._optimizer: Adam | own.Optimizer = (
-            own.Optimizer(original, variables) if recipe.own else Adam(variables)
-        )
+        with self._replicas.scope():
+            self._optimizer: Adam | own.Optimizer = (
+                own.Optimizer(original, variables) if recipe.own else Adam(variables)
+            )
         self._decayed = self._products()
-        self._step, self._loss = self._functions(outputs, task)
+        self._step, self._loss = self._functions(self._total_loss(outputs, task, variances))
 
     @property
     def trainable(self) -> bool:
@@ -201,10 +207,14 @@ class Trainer:
     # -- parts of a step ---------------------------------------------------------------------------
 
     def _parts(self, order: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-        """The rows of each batch; a part of a batch only where the graph takes any number."""
+        """The rows of each batch; a part of a batch only where the graph takes any number.
+
+        And only where it has a sample for each device.
+        """
         whole = _fixed_batch(self._graph) is not None
         parts = [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
-        return [part for part in parts if len(part) == self.batch or not whole]
+        least = self.batch if whole else self._replicas.count
+        return [part for part in parts if len(part) >= least]
 
     def _samples(
         self, rows: NDArray[np.intp], number: int
@@ -242,25 +252,35 @@ class Trainer:
         return products
 
     def _functions(
-        self, outputs: Sequence[losses.Output], task: losses.TaskLoss | None
+        self, total: Callable[..., Any]
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The compiled step and the compiled loss."""
+        """The compiled step and the compiled loss; ``total``: the loss of a batch."""
         import tensorflow as tf
 
-        recipe, model, optimizer = self._recipe, self._model, self._optimizer
-        total, samples = self._total_loss(outputs, task), self._specs()
-        rate_spec = tf.TensorSpec((), tf.float32)
+        recipe, model, optimizer, replicas = (
+            self._recipe,
+            self._model,
+            self._optimizer,
+            self._replicas,
+        )
+        samples, rate_spec = self._specs(), tf.TensorSpec((), tf.float32)
+
+        def descent(inputs: Any, labels: Any, known: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = total(inputs, labels, known, training=recipe.batchnorm == "trained")
+            # The variables of TensorFlow: it cannot make zeros for those of Keras.
+            variables = [variable.value for variable in model.trainable_variables]
+            return loss, tape.gradient(
+                loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+
+        def augmented(inputs: Any, seed: Any) -> Any:
+            return tuple(self.augmentation(inputs, seed)) if self.augmentation else inputs
 
         # Traced once: a trace of a step costs as much as hundreds of steps of a small model.
         @tf.function(input_signature=(*samples, rate_spec), autograph=False)  # type: ignore[untyped-decorator]
         def step(inputs: Any, labels: Any, known: Any, seed: Any, learning_rate: Any) -> Any:
-            with tf.GradientTape() as tape:
-                loss = total(inputs, labels, known, seed, training=recipe.batchnorm == "trained")
-            # The variables of TensorFlow: it cannot make zeros for those of Keras.
-            variables = [variable.value for variable in model.trainable_variables]
-            gradients = tape.gradient(
-                loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
+            loss, gradients = replicas.mean(descent, augmented(inputs, seed), labels, known)
             if recipe.clip is not None:
                 gradients, _ = tf.clip_by_global_norm(gradients, recipe.clip)
             if self._decayed:
@@ -270,14 +290,23 @@ class Trainer:
 
         @tf.function(input_signature=samples, autograph=False)  # type: ignore[untyped-decorator]
         def loss(inputs: Any, labels: Any, known: Any, seed: Any) -> Any:
-            return total(inputs, labels, known, seed, training=False)
+            def still(inputs: Any, labels: Any, known: Any) -> Any:
+                return total(inputs, labels, known, training=False)
+
+            return replicas.mean(still, augmented(inputs, seed), labels, known)
 
         return step, loss
 
     def _total_loss(
-        self, outputs: Sequence[losses.Output], task: losses.TaskLoss | None
+        self,
+        outputs: Sequence[losses.Output],
+        task: losses.TaskLoss | None,
+        variances: Sequence[float],
     ) -> Callable[..., Any]:
-        """The loss of a batch: distillation, task, feature maps and regularizers."""
+        """The loss of a batch: distillation, task, feature maps and regularizers.
+
+        ``variances``: of the teacher's feature maps.
+        """
         import keras
 
         from lrfc.ir.keras import io as keras_io
@@ -285,9 +314,7 @@ class Trainer:
         recipe, count = self._recipe, len(outputs)
         student, teacher = self._model, self._teacher
 
-        def total(inputs: Any, labels: Any, known: Any, seed: Any, *, training: bool) -> Any:
-            if self.augmentation:
-                inputs = self.augmentation(inputs, seed)
+        def total(inputs: Any, labels: Any, known: Any, *, training: bool) -> Any:
             values = keras.tree.flatten(keras_io.call(student, inputs, training=training))
             share = 1.0 if task is None else recipe.distillation
             loss = 0.0 if task is None else (1 - share) * task(values[:count], labels)
@@ -297,7 +324,9 @@ class Trainer:
                     outputs, values[:count], targets[:count], recipe.temperature
                 )
                 if values[count:]:
-                    loss += recipe.features * losses.features(values[count:], targets[count:])
+                    loss += recipe.features * losses.features(
+                        values[count:], targets[count:], variances
+                    )
             return sum(student.losses, loss) if recipe.own else loss
 
         return total
@@ -306,18 +335,19 @@ class Trainer:
         """Move the factors of each decayed layer towards a smaller product."""
         import tensorflow as tf
 
-        factors = [kernel.value for _, kernels in self._decayed for kernel in kernels]
+        values = [[tf.convert_to_tensor(k.value) for k in kernels] for _, kernels in self._decayed]
         with tf.GradientTape() as tape:
-            tape.watch(factors)
+            tape.watch(values)
             size = tf.add_n(
                 [
-                    tf.nn.l2_loss(chain.kernel([kernel.value for kernel in kernels]))
-                    for chain, kernels in self._decayed
+                    tf.nn.l2_loss(chain.kernel(factors))
+                    for (chain, _), factors in zip(self._decayed, values, strict=True)
                 ]
             )
-        gradients = tape.gradient(size, factors)
-        for factor, gradient in zip(factors, gradients, strict=True):
-            factor.assign_sub(learning_rate * self._recipe.decay * gradient)
+        gradients = tape.gradient(size, values)
+        for (_, kernels), slopes in zip(self._decayed, gradients, strict=True):
+            for kernel, slope in zip(kernels, slopes, strict=True):
+                kernel.value.assign_sub(learning_rate * self._recipe.decay * slope)
 
 
 def _fixed_batch(graph: Graph) -> int | None:
