@@ -66,9 +66,11 @@ class FineTune:
     loss was better than ever before. The weights with the best score are kept, which may be those
     before the first epoch: the score never falls. ``metric``: see ``lrfc.metrics.metric.metric``.
 
-    ``training`` 'compiled': as the model was compiled, with its own optimizer, learning rate and
-    loss, without a teacher; BatchNorm follows the batches, images are augmented only if ``augment``
-    says so. UsageError where it was not compiled (``lrfc.training.own.check``).
+    ``class_weights`` 'balanced': all classes weigh the same in the task loss, by
+    ``lrfc.training.class_weights``. ``training`` 'compiled': as the model was compiled, with its
+    own optimizer, learning rate and loss, without a teacher; BatchNorm follows the batches, and
+    images are augmented only if ``augment`` says so. UsageError where it was not compiled
+    (``lrfc.training.own.check``).
 
     ``log_dir``: a folder for loss, score and learning rate by epoch, as TensorBoard reads them.
     ``checkpoints``: a folder for the state after each epoch. The same training, killed and started
@@ -87,6 +89,7 @@ class FineTune:
     augment: bool | None = None
     patience: int = 3
     metric: str | None = None
+    class_weights: Literal["none", "balanced"] = "none"
     training: Literal["lrfc", "compiled"] = "lrfc"
     log_dir: Path | None = None
     checkpoints: Path | None = None
@@ -134,6 +137,7 @@ class FineTune:
                 clip=None,
                 batchnorm="trained",
                 augment=bool(self.augment),
+                balanced=self.class_weights == "balanced",
                 own=True,
             )
         return Recipe(
@@ -144,6 +148,7 @@ class FineTune:
             self.decay,
             batchnorm=self.batchnorm,
             augment=self.augment,
+            balanced=self.class_weights == "balanced",
         )
 
 

@@ -19,7 +19,7 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.passes.finetune import FineTune, Tuning
 from lrfc.state import Progress, State
-from lrfc.training import own
+from lrfc.training import class_weights, own
 from lrfc.training.trainer import Recipe, Trainer
 
 RNG = np.random.default_rng(0)
@@ -175,3 +175,29 @@ def test_an_optimizer_that_is_not_registered_is_left_out(
 def test_a_file_names_no_code_as_its_optimizer(config: Any) -> None:
     with pytest.raises(ModelError):
         allowed.optimizer(config, "model.keras")
+
+
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "object", None])
+def test_classes_that_weigh_the_same(loss: str | None) -> None:
+    import keras
+
+    rows = np.concatenate([np.flatnonzero(LABELS == 0), np.flatnonzero(LABELS == 1)[:5]])
+    few = Split((IMAGES[rows],), (LABELS[rows],))
+    crossentropy = keras.losses.SparseCategoricalCrossentropy() if loss == "object" else loss
+    graph = graph_of(compiled(None if loss is None else "sgd", crossentropy))
+    weights = class_weights.balanced(few.targets)
+    assert weights.mean() == pytest.approx(1)
+    assert weights[LABELS[rows] == 0].sum() == pytest.approx(weights[LABELS[rows] == 1].sum())
+    recipe = Recipe(64, distillation=0, features=0, decay=0, balanced=True, augment=False)
+    trainer = Trainer(graph, graph, few, recipe, 0)
+    outputs = keras_io.predict(graph, few.inputs)[0]
+    each = -np.log(outputs[np.arange(len(rows)), LABELS[rows]])
+    loss_of_batch = trainer.step(np.arange(len(rows)), 0.0, 0)
+    assert loss_of_batch == pytest.approx(float(np.mean(weights * each)), rel=1e-5)
+    assert loss_of_batch != pytest.approx(float(np.mean(each)), rel=1e-2)
+
+
+def test_class_weights_need_one_class_for_each_sample() -> None:
+    for targets in (None, (LABELS, LABELS), (LABELS[:, None],), (LABELS.astype(np.float32),)):
+        with pytest.raises(UsageError, match="one class number for each sample"):
+            class_weights.balanced(targets)

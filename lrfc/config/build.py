@@ -272,6 +272,11 @@ class BuildConfig(BaseModel):
         " images.",
         True,
     )] = None
+    class_weights: Annotated[Literal["none", "balanced"], Option(
+        "Weights of the samples in the loss of the fine-tune: none, or balanced (all classes weigh"
+        " the same).",
+        "balanced",
+    )] = "none"
     log_dir: Annotated[Path | None, Option(
         "Folder for TensorBoard: loss, validation score and learning rate of the fine-tune, by"
         " epoch.",

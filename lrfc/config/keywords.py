@@ -32,6 +32,7 @@ class BuildOptions(TypedDict, total=False):
     training: Literal["lrfc", "compiled"]
     time_budget: str | float | None
     augment: bool | None
+    class_weights: Literal["none", "balanced"]
     log_dir: str | Path | None
     seed: int
     threads: int | None

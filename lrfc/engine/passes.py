@@ -104,6 +104,7 @@ def finetune(config: BuildConfig) -> FineTune:
         time_budget=config.time_budget,
         augment=config.augment,
         metric=config.metric,
+        class_weights=config.class_weights,
         training=config.training,
         log_dir=config.log_dir,
         checkpoints=checkpoints,

@@ -130,11 +130,12 @@ def features(student: Sequence[Any], teacher: Sequence[Any], variances: Sequence
 
 # -- the task --------------------------------------------------------------------------------------
 
-TaskLoss = Callable[[Sequence[Any], Sequence[Any]], Any]
+#: A function of outputs, labels and, where samples have weights, one tensor of them (N,).
+TaskLoss = Callable[..., Any]
 
 
 def task_loss(graph: Graph, outputs: Sequence[Output], sample: tuple[Batch, Batch]) -> TaskLoss:
-    """The task loss, a function of outputs and labels (tensors).
+    """The task loss, a function of outputs, labels and weights of the samples (tensors).
 
     It is the loss that the model was compiled with. A model without one has a loss by the kind of
     each output, averaged over the outputs: cross-entropy for classes, squared error in units of the
@@ -145,11 +146,11 @@ def task_loss(graph: Graph, outputs: Sequence[Output], sample: tuple[Batch, Batc
 
     compiled = own_losses(graph)
     if compiled is None:
-        return lambda predicted, labels: _usual(outputs, predicted, labels)
+        return lambda predicted, labels, *weights: _usual(outputs, predicted, labels, *weights)
 
-    def own(predicted: Sequence[Any], labels: Sequence[Any]) -> Any:
+    def own(predicted: Sequence[Any], labels: Sequence[Any], *weights: Any) -> Any:
         parts = [
-            weight * tf.reduce_mean(loss(_fitted(label, values, loss), values))
+            weight * _mean(loss, _fitted(label, values, loss), values, *weights)
             for (loss, weight), values, label in zip(compiled, predicted, labels, strict=True)
             if loss is not None
         ]
@@ -165,6 +166,19 @@ def task_loss(graph: Graph, outputs: Sequence[Output], sample: tuple[Batch, Batc
             " (the task's usual loss is taken then)"
         ) from error
     return own
+
+
+def _mean(loss: Any, target: Any, values: Any, *weights: Any) -> Any:
+    """The mean of a Keras loss over the samples, with their weights where there are any."""
+    import keras
+    import tensorflow as tf
+
+    if isinstance(loss, keras.losses.Loss):
+        return tf.reduce_mean(loss(target, values, *weights))
+    values = loss(target, values)
+    for weight in weights:
+        values = weight * tf.reduce_mean(tf.reshape(values, (tf.shape(values)[0], -1)), -1)
+    return tf.reduce_mean(values)
 
 
 def own_losses(graph: Graph) -> tuple[tuple[Any, float], ...] | None:
@@ -230,11 +244,16 @@ def _name(loss: Any) -> str:
     return str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
 
 
-def _usual(outputs: Sequence[Output], predicted: Sequence[Any], labels: Sequence[Any]) -> Any:
+def _usual(
+    outputs: Sequence[Output], predicted: Sequence[Any], labels: Sequence[Any], *weights: Any
+) -> Any:
     """The mean over outputs of the loss that is usual for their kind."""
     import tensorflow as tf
 
-    return tf.reduce_mean(by_sample(outputs, predicted, labels))
+    values = by_sample(outputs, predicted, labels)
+    for weight in weights:
+        values = weight * values
+    return tf.reduce_mean(values)
 
 
 def by_sample(outputs: Sequence[Output], predicted: Sequence[Any], labels: Sequence[Any]) -> Any:

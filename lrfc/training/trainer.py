@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lrfc.data.dataset import Split
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
-from lrfc.training import losses, own, rate
+from lrfc.training import class_weights, losses, own, rate
 from lrfc.training.adam import Adam
 from lrfc.training.augment import Augmentation, augmentation
 from lrfc.training.decay import Chain, chains
@@ -34,8 +34,8 @@ class Recipe:
 
     ``batch`` None: 128, less where an epoch would have fewer than 20 steps, but at least 16. The
     other options are described in ``lrfc.passes.finetune.FineTune``; ``clip`` bounds the norm of
-    the gradients, None for no bound. ``own``: the optimizer that the model was compiled with, and
-    the losses of its regularizers.
+    the gradients, None for no bound. ``balanced``: classes weigh the same in the task loss.
+    ``own``: the optimizer that the model was compiled with, and the losses of its regularizers.
     """
 
     batch: int | None = None
@@ -46,6 +46,7 @@ class Recipe:
     clip: float | None = 1.0
     batchnorm: Literal["frozen", "trained"] = "frozen"
     augment: bool | None = None
+    balanced: bool = False
     own: bool = False
 
 
@@ -95,6 +96,7 @@ class Trainer:
         )
         if not self.augmentation:
             self._teacher.keep(train.inputs)
+        self._weights = class_weights.balanced(train.targets) if recipe.balanced else None
         outputs = losses.describe(original, teacher, sample.targets)
         task = None
         if sample.targets is not None:
@@ -218,26 +220,32 @@ class Trainer:
 
     def _samples(
         self, rows: NDArray[np.intp], number: int
-    ) -> tuple[Batch, Batch, Batch, NDArray[np.int32]]:
+    ) -> tuple[tuple[Batch, ...], NDArray[np.int32]]:
+        """The arguments of a step: a batch, and the seed of that number.
+
+        A batch is inputs, labels, weights and what the teacher has kept; empty where there is none.
+        """
         rows = np.sort(rows)  # rows in order are read faster from a file
         samples = self._train.take(rows)
-        return (
+        batch = (
             tuple(np.asarray(x) for x in samples.inputs),
             samples.targets or (),
+            () if self._weights is None else (self._weights[rows],),
             self._teacher.known(rows),
-            np.array([self._seed % 2**31, number], np.int32),
         )
+        return batch, np.array([self._seed % 2**31, number], np.int32)
 
     def _specs(self) -> tuple[Any, ...]:
         """The types of ``_samples`` for a batch of any size, or of the one that the graph takes."""
         import tensorflow as tf
 
         size = _fixed_batch(self._graph)
-        inputs, labels, known = (
+        batch, seed = self._samples(np.arange(1), 0)
+        specs = tuple(
             tuple(tf.TensorSpec((size, *array.shape[1:]), array.dtype) for array in arrays)
-            for arrays in self._samples(np.arange(1), 0)[:3]
+            for arrays in batch
         )
-        return inputs, labels, known, tf.TensorSpec((2,), tf.int32)
+        return specs, tf.TensorSpec(seed.shape, seed.dtype)
 
     def _products(self) -> list[tuple[Chain, list[Any]]]:
         """The decayed layers, each with the trained kernels of its stages."""
@@ -257,30 +265,30 @@ class Trainer:
         """The compiled step and the compiled loss; ``total``: the loss of a batch."""
         import tensorflow as tf
 
-        recipe, model, optimizer, replicas = (
-            self._recipe,
-            self._model,
-            self._optimizer,
-            self._replicas,
-        )
+        recipe, model = self._recipe, self._model
+        optimizer, replicas = self._optimizer, self._replicas
         samples, rate_spec = self._specs(), tf.TensorSpec((), tf.float32)
 
-        def descent(inputs: Any, labels: Any, known: Any) -> Any:
+        def augmented(batch: Any, seed: Any) -> Any:
+            inputs, *rest = batch
+            return (tuple(self.augmentation(inputs, seed)) if self.augmentation else inputs, *rest)
+
+        def still(*batch: Any) -> Any:
+            return total(*batch, training=False)
+
+        def descent(*batch: Any) -> Any:
             with tf.GradientTape() as tape:
-                loss = total(inputs, labels, known, training=recipe.batchnorm == "trained")
+                loss = total(*batch, training=recipe.batchnorm == "trained")
             # The variables of TensorFlow: it cannot make zeros for those of Keras.
             variables = [variable.value for variable in model.trainable_variables]
             return loss, tape.gradient(
                 loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
 
-        def augmented(inputs: Any, seed: Any) -> Any:
-            return tuple(self.augmentation(inputs, seed)) if self.augmentation else inputs
-
         # Traced once: a trace of a step costs as much as hundreds of steps of a small model.
         @tf.function(input_signature=(*samples, rate_spec), autograph=False)  # type: ignore[untyped-decorator]
-        def step(inputs: Any, labels: Any, known: Any, seed: Any, learning_rate: Any) -> Any:
-            loss, gradients = replicas.mean(descent, augmented(inputs, seed), labels, known)
+        def step(batch: Any, seed: Any, learning_rate: Any) -> Any:
+            loss, gradients = replicas.mean(descent, *augmented(batch, seed))
             if recipe.clip is not None:
                 gradients, _ = tf.clip_by_global_norm(gradients, recipe.clip)
             if self._decayed:
@@ -289,11 +297,8 @@ class Trainer:
             return loss
 
         @tf.function(input_signature=samples, autograph=False)  # type: ignore[untyped-decorator]
-        def loss(inputs: Any, labels: Any, known: Any, seed: Any) -> Any:
-            def still(inputs: Any, labels: Any, known: Any) -> Any:
-                return total(inputs, labels, known, training=False)
-
-            return replicas.mean(still, augmented(inputs, seed), labels, known)
+        def loss(batch: Any, seed: Any) -> Any:
+            return replicas.mean(still, *augmented(batch, seed))
 
         return step, loss
 
@@ -314,10 +319,10 @@ class Trainer:
         recipe, count = self._recipe, len(outputs)
         student, teacher = self._model, self._teacher
 
-        def total(inputs: Any, labels: Any, known: Any, *, training: bool) -> Any:
+        def total(inputs: Any, labels: Any, weights: Any, known: Any, *, training: bool) -> Any:
             values = keras.tree.flatten(keras_io.call(student, inputs, training=training))
             share = 1.0 if task is None else recipe.distillation
-            loss = 0.0 if task is None else (1 - share) * task(values[:count], labels)
+            loss = 0.0 if task is None else (1 - share) * task(values[:count], labels, *weights)
             if share or values[count:]:
                 targets = teacher(inputs, known)
                 loss += share * losses.distillation(
