@@ -17,9 +17,10 @@ from lrfc.state import Fact, State
 from lrfc.training import own, rate
 from lrfc.training.checkpoint import Checkpoint, Saved, fingerprint
 from lrfc.training.loop import Epoch, History, Loop
+from lrfc.training.recipe import Recipe
 from lrfc.training.scoring import scorer
 from lrfc.training.tensorboard import Board
-from lrfc.training.trainer import Recipe, Trainer
+from lrfc.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

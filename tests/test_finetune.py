@@ -22,8 +22,9 @@ from lrfc.pipeline import plan, run
 from lrfc.search.facts import DesignSpace
 from lrfc.search.sensitivity import divergence
 from lrfc.state import Progress, State
+from lrfc.training.recipe import Recipe
 from lrfc.training.scoring import scorer
-from lrfc.training.trainer import Recipe, Trainer
+from lrfc.training.trainer import Trainer
 from tests import helpers
 from tests.compression import explored, learnt, state_of
 

@@ -20,7 +20,8 @@ from lrfc.ir.keras import load as keras_load
 from lrfc.passes.finetune import FineTune, Tuning
 from lrfc.state import Progress, State
 from lrfc.training import class_weights, own
-from lrfc.training.trainer import Recipe, Trainer
+from lrfc.training.recipe import Recipe
+from lrfc.training.trainer import Trainer
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((96, 6, 6, 2)).astype(np.float32)

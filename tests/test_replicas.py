@@ -21,7 +21,8 @@ from lrfc.config.build import Budget
 from lrfc.passes.factorize import Factorize
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.training import replicas
-from lrfc.training.trainer import Recipe, Trainer
+from lrfc.training.recipe import Recipe
+from lrfc.training.trainer import Trainer
 from tests.compression import explored, learnt
 
 state = Factorize()(SelectRanks(max_macs=Budget(value=0.4, relative=True))(explored(learnt())))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrfc.ir.graph import Graph
+from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Op
 
 
@@ -44,6 +45,43 @@ class Chain:
             )
             product = factor if product is None else tf.matmul(product, factor)
         return product
+
+
+class Decay:
+    """A step of every decayed layer of a model towards a smaller kernel.
+
+    ``share``: of the gradient of half the squared norm, times the learning rate. Layers whose
+    stages are not all trained are left out.
+    """
+
+    def __init__(self, graph: Graph, model: Any, share: float) -> None:
+        trained = {id(variable) for variable in model.trainable_variables}
+        self._share = share
+        self._layers: list[tuple[Chain, list[Any]]] = []
+        for chain in chains(graph) if share > 0 else ():
+            kernels = [keras_io.layer_of(model, op).kernel for op in chain.stages]
+            if all(id(kernel) in trained for kernel in kernels):
+                self._layers.append((chain, kernels))
+
+    def __call__(self, learning_rate: Any) -> None:
+        """Update the kernels; called inside a tf.function."""
+        import tensorflow as tf
+
+        if not self._layers:
+            return
+        values = [[tf.convert_to_tensor(k.value) for k in kernels] for _, kernels in self._layers]
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            size = tf.add_n(
+                [
+                    tf.nn.l2_loss(chain.kernel(factors))
+                    for (chain, _), factors in zip(self._layers, values, strict=True)
+                ]
+            )
+        gradients = tape.gradient(size, values)
+        for (_, kernels), slopes in zip(self._layers, gradients, strict=True):
+            for kernel, slope in zip(kernels, slopes, strict=True):
+                kernel.value.assign_sub(learning_rate * self._share * slope)
 
 
 def chains(graph: Graph) -> tuple[Chain, ...]:

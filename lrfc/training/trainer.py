@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +12,13 @@ from numpy.typing import NDArray
 from lrfc.data.dataset import Split
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
-from lrfc.training import class_weights, losses, own, rate
+from lrfc.training import class_weights, own, rate
 from lrfc.training.adam import Adam
 from lrfc.training.augment import Augmentation, augmentation
-from lrfc.training.decay import Chain, chains
+from lrfc.training.decay import Decay
 from lrfc.training.features import block_ends, tapped
+from lrfc.training.objective import Objective
+from lrfc.training.recipe import Recipe
 from lrfc.training.replicas import Replicas
 from lrfc.training.teacher import Teacher
 
@@ -26,28 +27,6 @@ _SAMPLE = 512
 #: The most steps of one trial of a learning rate, the batches that judge it, and the share of the
 #: training's steps that a trial may take.
 _TRIAL, _PROBE, _TRIAL_SHARE = 24, 4, 1 / 8
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Options of a training.
-
-    ``batch`` None: 128, less where an epoch would have fewer than 20 steps, but at least 16. The
-    other options are described in ``lrfc.passes.finetune.FineTune``; ``clip`` bounds the norm of
-    the gradients, None for no bound. ``balanced``: classes weigh the same in the task loss.
-    ``own``: the optimizer that the model was compiled with, and the losses of its regularizers.
-    """
-
-    batch: int | None = None
-    temperature: float = 2.0
-    distillation: float = 0.7
-    features: float = 1.0
-    decay: float = 1e-2
-    clip: float | None = 1.0
-    batchnorm: Literal["frozen", "trained"] = "frozen"
-    augment: bool | None = None
-    balanced: bool = False
-    own: bool = False
 
 
 class Trainer:
@@ -75,7 +54,7 @@ class Trainer:
         with self._replicas.scope():
             self._model = keras_io.to_keras(tapped(graph, taps))
             self._teacher = Teacher(original, taps)
-        if recipe.batchnorm == "trained":
+        if recipe.batchnorm == "trained" and not recipe.own:
             for layer in self._model.layers:
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.momentum = 0.9  # a few epochs are too short for Keras' default of 0.99
@@ -85,7 +64,6 @@ class Trainer:
         self._graph = graph
         self.batch = _fixed_batch(graph) or recipe.batch or int(np.clip(len(train) // 20, 16, 128))
         sample = train.take(np.unique(np.linspace(0, len(train) - 1, _SAMPLE).astype(np.intp)))
-        teacher = keras_io.predict(self.teach, sample.inputs)
         self.augmentation: Augmentation = augmentation(
             original,
             sample.inputs,
@@ -97,18 +75,14 @@ class Trainer:
         if not self.augmentation:
             self._teacher.keep(train.inputs)
         self._weights = class_weights.balanced(train.targets) if recipe.balanced else None
-        outputs = losses.describe(original, teacher, sample.targets)
-        task = None
-        if sample.targets is not None:
-            task = losses.task_loss(original, outputs, (teacher, sample.targets))
-        variances = self._teacher.variances(sample.inputs)
+        self._objective = Objective.of(recipe, original, self._teacher, sample)
         variables = self._model.trainable_variables
         with self._replicas.scope():
             self._optimizer: Adam | own.Optimizer = (
                 own.Optimizer(original, variables) if recipe.own else Adam(variables)
             )
-        self._decayed = self._products()
-        self._step, self._loss = self._functions(self._total_loss(outputs, task, variances))
+        self._decay = Decay(graph, self._model, recipe.decay)
+        self._step, self._loss = self._functions()
 
     @property
     def trainable(self) -> bool:
@@ -247,26 +221,11 @@ class Trainer:
         )
         return specs, tf.TensorSpec(seed.shape, seed.dtype)
 
-    def _products(self) -> list[tuple[Chain, list[Any]]]:
-        """The decayed layers, each with the trained kernels of its stages."""
-        from lrfc.ir.keras import io as keras_io
-
-        trained = {id(variable) for variable in self._model.trainable_variables}
-        products = []
-        for chain in chains(self._graph) if self._recipe.decay > 0 else ():
-            kernels = [keras_io.layer_of(self._model, op).kernel for op in chain.stages]
-            if all(id(kernel) in trained for kernel in kernels):
-                products.append((chain, kernels))
-        return products
-
-    def _functions(
-        self, total: Callable[..., Any]
-    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The compiled step and the compiled loss; ``total``: the loss of a batch."""
+    def _functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The compiled step and the compiled loss."""
         import tensorflow as tf
 
-        recipe, model = self._recipe, self._model
-        optimizer, replicas = self._optimizer, self._replicas
+        recipe, model, replicas = self._recipe, self._model, self._replicas
         samples, rate_spec = self._specs(), tf.TensorSpec((), tf.float32)
 
         def augmented(batch: Any, seed: Any) -> Any:
@@ -274,11 +233,11 @@ class Trainer:
             return (tuple(self.augmentation(inputs, seed)) if self.augmentation else inputs, *rest)
 
         def still(*batch: Any) -> Any:
-            return total(*batch, training=False)
+            return self._total(*batch, training=False)
 
         def descent(*batch: Any) -> Any:
             with tf.GradientTape() as tape:
-                loss = total(*batch, training=recipe.batchnorm == "trained")
+                loss = self._total(*batch, training=recipe.batchnorm == "trained")
             # The variables of TensorFlow: it cannot make zeros for those of Keras.
             variables = [variable.value for variable in model.trainable_variables]
             return loss, tape.gradient(
@@ -291,9 +250,8 @@ class Trainer:
             loss, gradients = replicas.mean(descent, *augmented(batch, seed))
             if recipe.clip is not None:
                 gradients, _ = tf.clip_by_global_norm(gradients, recipe.clip)
-            if self._decayed:
-                self._decay(learning_rate)
-            optimizer.apply(gradients, learning_rate)
+            self._decay(learning_rate)
+            self._optimizer.apply(gradients, learning_rate)
             return loss
 
         @tf.function(input_signature=samples, autograph=False)  # type: ignore[untyped-decorator]
@@ -302,57 +260,15 @@ class Trainer:
 
         return step, loss
 
-    def _total_loss(
-        self,
-        outputs: Sequence[losses.Output],
-        task: losses.TaskLoss | None,
-        variances: Sequence[float],
-    ) -> Callable[..., Any]:
-        """The loss of a batch: distillation, task, feature maps and regularizers.
-
-        ``variances``: of the teacher's feature maps.
-        """
+    def _total(self, inputs: Any, labels: Any, weights: Any, known: Any, *, training: bool) -> Any:
+        """The loss of a batch, with those of the model's regularizers where they count."""
         import keras
 
         from lrfc.ir.keras import io as keras_io
 
-        recipe, count = self._recipe, len(outputs)
-        student, teacher = self._model, self._teacher
-
-        def total(inputs: Any, labels: Any, weights: Any, known: Any, *, training: bool) -> Any:
-            values = keras.tree.flatten(keras_io.call(student, inputs, training=training))
-            share = 1.0 if task is None else recipe.distillation
-            loss = 0.0 if task is None else (1 - share) * task(values[:count], labels, *weights)
-            if share or values[count:]:
-                targets = teacher(inputs, known)
-                loss += share * losses.distillation(
-                    outputs, values[:count], targets[:count], recipe.temperature
-                )
-                if values[count:]:
-                    loss += recipe.features * losses.features(
-                        values[count:], targets[count:], variances
-                    )
-            return sum(student.losses, loss) if recipe.own else loss
-
-        return total
-
-    def _decay(self, learning_rate: Any) -> None:
-        """Move the factors of each decayed layer towards a smaller product."""
-        import tensorflow as tf
-
-        values = [[tf.convert_to_tensor(k.value) for k in kernels] for _, kernels in self._decayed]
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            size = tf.add_n(
-                [
-                    tf.nn.l2_loss(chain.kernel(factors))
-                    for (chain, _), factors in zip(self._decayed, values, strict=True)
-                ]
-            )
-        gradients = tape.gradient(size, values)
-        for (_, kernels), slopes in zip(self._decayed, gradients, strict=True):
-            for kernel, slope in zip(kernels, slopes, strict=True):
-                kernel.value.assign_sub(learning_rate * self._recipe.decay * slope)
+        values = keras.tree.flatten(keras_io.call(self._model, inputs, training=training))
+        loss = self._objective(values, lambda: self._teacher(inputs, known), labels, weights)
+        return sum(self._model.losses, loss) if self._recipe.own else loss
 
 
 def _fixed_batch(graph: Graph) -> int | None:
