@@ -37,7 +37,13 @@ FAST = {"device-over-ssh.md", "add-a-device.md"}
 #: What a developer's clone has besides the examples: pages that change the code run in one.
 SOURCES = ("lrfc", "passes", "targets", "tests", "pyproject.toml")
 #: Options of other programs, which the text names with their program.
-OTHERS = {"--accelerator-config", "--arena-cache-size", "--strict", "--hypothesis-profile"}
+OTHERS = {
+    "--accelerator-config",
+    "--arena-cache-size",
+    "--strict",
+    "--hypothesis-profile",
+    "--logdir",
+}
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)(?:"
     r" title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^(?P=indent)```$",
