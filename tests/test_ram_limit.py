@@ -17,7 +17,7 @@ from lrfc.costs.totals import totals
 from lrfc.engine.candidate import _unmet
 from lrfc.engine.patches import Limit
 from lrfc.engine.plans import rewritten, selected
-from lrfc.engine.ram_limit import Search, planned
+from lrfc.engine.ram_limit import WORTH, Search, planned
 from lrfc.engine.tuning import Loop, Plan, Wish
 from lrfc.errors import BudgetError, UnreachableError
 from lrfc.ir.batch import Batch
@@ -124,6 +124,17 @@ def test_a_limit_out_of_reach_gives_the_least() -> None:
     assert 0 < kept.need < tail_of(plan.state)
 
 
+def test_a_default_limit_out_of_reach_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(SelectRanks(max_macs=share(0.6)))
+    default = replace(search(0), limit=replace(search(0).limit, asked=False))
+    free, least = plan.state.fact(Selection).divergence, search(0).kept(plan)
+    assert default.kept(plan).divergence <= WORTH * free < least.divergence
+    monkeypatch.setattr("lrfc.engine.ram_limit.WORTH", 1.0)
+    assert default.kept(plan).plan is plan
+    monkeypatch.setattr("lrfc.engine.ram_limit.WORTH", inf)
+    assert default.kept(plan).need == least.need
+
+
 def test_the_macs_of_patches_count() -> None:
     whole = totals(state().original)["macs"]
     plan = plan_of(SelectRanks(max_macs=share(0.7)))
@@ -176,8 +187,8 @@ def test_patches_come_before_small_candidates() -> None:
 def test_a_limit_that_nothing_reaches_is_said(asked: bool) -> None:
     wish = {"max_ram": share(0.1)} if asked else {}
     plan, lines = settled(Limit(Weighed(), 10, asked, patches=True), **wish)
-    least = f"the least RAM of these plans is {tail_of(plan.state):,} bytes; 10 are allowed"
-    assert least in lines[0]
+    said = "the least RAM of these plans" if asked else "the RAM of the plan"
+    assert f"{said} is {tail_of(plan.state):,} bytes; 10 are allowed" in lines[0]
     assert len(lines) == (2 if asked else 1)
 
 

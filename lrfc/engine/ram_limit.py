@@ -31,6 +31,9 @@ CHEAP = 0.02
 #: Most plans that are tried until the budget on MACs holds with those that patches add, and is used
 #: to this share. Each leaves room for the patches of the last one, and this multiple of them.
 TURNS, USED, ROOM = 4, 0.99, 1.02
+#: Most predicted divergence, relative to that without the limit, of a plan that exceeds the default
+#: limit all the same. (ResNet-56 at half of the MACs: the least RAM costs 3 points, and is too much.)
+WORTH = 1.5
 #: The end of the error of a budget that cannot be met within the memory that holds by default.
 LEFT_OUT = (
     "plans that need more activation memory than the original are left out, unless --max-ram none"
@@ -49,6 +52,11 @@ class Tried:
     need: int
     macs: int
     added: int
+
+    @property
+    def divergence(self) -> float:
+        """The predicted divergence of the plan."""
+        return self.plan.state.fact(Selection).divergence
 
 
 def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) -> Plan:
@@ -74,7 +82,8 @@ def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) 
         if kept.plan is not plan:
             log(f"  {_price(plan, kept, limit)}")
         return kept.plan
-    log(f"  the least RAM of these plans is {kept.need:,} bytes; {int(limit.bytes):,} are allowed")
+    found = "the least RAM of these plans" if limit.asked else "the RAM of the plan"
+    log(f"  {found} is {kept.need:,} bytes; {int(limit.bytes):,} are allowed")
     if asked:
         try:
             return loop.settle(wish, allowed)
@@ -85,7 +94,7 @@ def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) 
 
 def _price(free: Plan, kept: Tried, limit: Limit) -> str:
     """The line of the log on what the limit costs. ``free``: the plan without the limit."""
-    before, after = (p.state.fact(Selection).divergence for p in (free, kept.plan))
+    before, after = free.state.fact(Selection).divergence, kept.divergence
     lifted = "" if limit.asked else "; --max-ram none lifts the limit"
     return (
         f"to keep within {int(limit.bytes):,} bytes of RAM: predicted divergence {after:.4f},"
@@ -126,7 +135,8 @@ class Search:
         budgets. First those by candidates that leave room for the tail by themselves, then those
         that leave it to patches: the MACs of patches are missing elsewhere (ResNet-8 at half of the
         MACs: 82.0 % against 76.9 %). The first one within the limit is taken. Where none is, it is
-        the one that needs the least.
+        the one that needs the least, for the default limit of those whose divergence is not WORTH
+        times as large.
         """
         tried = [self._tried(plan)]
         if self.within(tried[0]):
@@ -137,7 +147,9 @@ class Search:
                 tried.append(self._with_room(plan, state, select))
             if self.within(tried[-1]):
                 return tried[-1]
-        return min(tried, key=lambda one: (one.macs > self.macs, one.need))
+        most = inf if self.limit.asked else WORTH * tried[0].divergence
+        worth = [one for one in tried if one.divergence <= most]
+        return min(worth, key=lambda one: (one.macs > self.macs, one.need))
 
     def _others(self, plan: Plan, first: Tried) -> Iterator[tuple[State, SelectRanks]]:
         """The design spaces and selections of other plans, in the order in which they are tried."""
