@@ -32,7 +32,7 @@ CHEAP = 0.02
 #: to this share. Each leaves room for the patches of the last one, and this multiple of them.
 TURNS, USED, ROOM = 4, 0.99, 1.02
 #: Most predicted divergence, relative to that without the limit, of a plan that exceeds the default
-#: limit all the same. (ResNet-56 at half of the MACs: the least RAM costs 3 points, and is too much.)
+#: limit all the same. (ResNet-56 at half of the MACs: the least RAM costs 3 points.)
 WORTH = 1.5
 #: The end of the error of a budget that cannot be met within the memory that holds by default.
 LEFT_OUT = (
