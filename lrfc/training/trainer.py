@@ -72,7 +72,7 @@ class Trainer:
             wanted=recipe.augment,
             seed=seed,
         )
-        if not self.augmentation:
+        if not (self.augmentation or recipe.own):
             self._teacher.keep(train.inputs)
         self._weights = class_weights.balanced(train.targets) if recipe.balanced else None
         self._objective = Objective.of(recipe, original, self._teacher, sample)
