@@ -206,7 +206,17 @@ class Fakes:
         monkeypatch.setattr(driver, "compress", lambda *given: given[3])
         monkeypatch.setattr(driver, "try_out", self.try_out)
 
-    def loop(self, state: State, target: Any, bench: Any, profile: Any, growth: int) -> Any:
+    def loop(
+        self,
+        state: State,
+        target: Any,
+        bench: Any,
+        profile: Any,
+        growth: int,
+        **judged: Any,
+    ) -> Any:
+        assert judged == {"metric": None, "stored": True}
+
         def settle(wish: None, allowed: float | None) -> Any:
             self.settled.append((target.name, allowed))
             learnt = {"one": 0.4, "two": 0.8}[target.name]

@@ -268,8 +268,8 @@ def _planned(
         bench,
         bench.profile,
         ram_of(job, goal).growth,
-        job.config.metric,
-        job.config.resume,
+        metric=job.config.metric,
+        stored=job.config.resume,
     )
     wish = _wish(job, weighed, goal, bench)
     limit = patches.limit(goal, job.config, bench.original.path)
