@@ -82,8 +82,8 @@ def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) 
         if kept.plan is not plan:
             log(f"  {_price(plan, kept, limit)}")
         return kept.plan
-    found = "the least RAM of these plans" if limit.asked else "the RAM of the plan"
-    log(f"  {found} is {kept.need:,} bytes; {int(limit.bytes):,} are allowed")
+    found = "the least is" if limit.asked else "this one takes"
+    log(f"  no plan was found within {int(limit.bytes):,} bytes of RAM; {found} {kept.need:,}")
     if asked:
         try:
             return loop.settle(wish, allowed)

@@ -32,7 +32,7 @@ class Replicas:
         return nullcontext() if self._strategy is None else self._strategy.scope()
 
     def mean(self, compute: Callable[..., Any], *batch: Any) -> Any:
-        """What ``compute`` returns for a batch, as the mean of that for the shares of the devices.
+        """The mean over the devices of what ``compute`` returns for their shares of a batch.
 
         ``compute``: a function of the batch (nested tensors (N, ...)) that returns nested means
         over its samples. Called inside a tf.function; N is at least the number of devices.

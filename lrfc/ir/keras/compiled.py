@@ -1,4 +1,4 @@
-"""What a model was compiled with, taken from its file to the model and graph."""
+"""The loss, metrics and optimizer that a model was compiled with, restored from its file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def carry(file: ModelFile, model: Any, *, unsafe: bool) -> None:
 
 
 def _restored(file: ModelFile, part: str, make: Callable[[], T]) -> T | None:
-    """What ``make`` returns, or None with a line in the log where Keras cannot restore it."""
+    """The result of ``make``; None, with a line in the log, where Keras cannot restore the part."""
     try:
         with quiet():
             return make()
