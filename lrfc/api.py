@@ -6,6 +6,7 @@ They check their arguments first, and import slow modules only then.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -32,6 +33,7 @@ def build(
     test_data: Any = None,
     locked: Path | str | None = None,
     progress: Progress | None = None,
+    callbacks: Sequence[Any] = (),
     on_result: Callable[[Result], None] = lambda result: None,
     **options: Unpack[BuildOptions],
 ) -> Any:
@@ -42,8 +44,9 @@ def build(
     several. By default the device is this machine, and the target the first that the device runs.
     ``data``: a source as on the command line, or arrays, a dict or a function (see
     lrfc.data.load.load_data). ``options``: the fields of lrfc.config.build.BuildConfig, budgets as
-    on the command line (``max_macs="50%"``). ``on_result``: called with each Result as soon as its
-    folder is written.
+    on the command line (``max_macs="50%"``). ``callbacks``: of Keras (keras.callbacks.Callback),
+    called by the fine-tune. ``on_result``: called with each Result as soon as its folder is
+    written.
 
     ``locked``: the manifest.json of an earlier build to repeat. Its options are the defaults, and
     its methods and ranks are used without a search. Without ``model``, the manifest's file in its
@@ -62,8 +65,11 @@ def build(
     with spans.recording("build", on=request.config.profile):
         with spans.span("start"):
             from lrfc.engine import build as compiler
+            from lrfc.training.callbacks import check
 
-        return compiler.build(request, progress, on_result, [first])
+        check(callbacks)
+        watched = replace(progress, callbacks=tuple(callbacks))
+        return compiler.build(request, watched, on_result, [first])
 
 
 def explore(

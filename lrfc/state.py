@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lrfc.errors import GraphError
 
@@ -32,10 +32,12 @@ class Progress:
     """Reports of the progress of a build; by default none.
 
     ``stage(title, total)`` returns a function to call after each step. ``log`` takes one line.
+    ``callbacks``: keras.callbacks.Callback, called by the fine-tune.
     """
 
     stage: Callable[[str, int], Callable[[int], None]] = lambda title, total: lambda steps: None
     log: Callable[[str], None] = lambda line: None
+    callbacks: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lrfc.errors import UsageError
 from lrfc.state import Fact, State
 from lrfc.training import own, rate
+from lrfc.training.callbacks import Callbacks
 from lrfc.training.checkpoint import Checkpoint, Saved, fingerprint
 from lrfc.training.loop import Epoch, History, Loop
 from lrfc.training.recipe import Recipe
@@ -76,6 +77,9 @@ class FineTune:
     ``log_dir``: a folder for loss, score and learning rate by epoch, as TensorBoard reads them.
     ``checkpoints``: a folder for the state after each epoch. The same training, killed and started
     again, continues from there with the same result. The file is removed at the end.
+
+    The callbacks of ``state.progress`` are called as ``model.fit`` calls them, with the score of an
+    epoch as ``val_`` and the first word of what it measures: val_accuracy, val_divergence.
     """
 
     epochs: int = 3
@@ -177,6 +181,9 @@ class _Run:
             save=self._save,
         )
         self._board = None if options.log_dir is None else Board(options.log_dir)
+        self._callbacks = Callbacks(
+            state.progress.callbacks, trainer.model, epochs=options.epochs, steps=trainer.steps
+        )
         self._history = self._loop.start()
         self._step, self._rate = 0, 0.0
         # The last score takes as long as the first.
@@ -211,7 +218,9 @@ class _Run:
             )
         self._report = self._progress.stage("fine-tune", self._length)
         self._advance()
+        self._callbacks.begin()
         self._loop.run(self._history)
+        self._callbacks.end()
         self._advance(finished=True)
         if self._checkpoint is not None:
             self._checkpoint.remove()
@@ -262,13 +271,16 @@ class _Run:
     def _epoch(self, number: int) -> Epoch:
         total, count = 0.0, 0
         stopped: str | None = None
-        for rows in self._trainer.epoch(number):
+        self._callbacks.epoch_begin(number - 1)
+        for step, rows in enumerate(self._trainer.epoch(number)):
             done = self._done()
             if done >= 1:
                 stopped = "time"
                 break
+            self._callbacks.step_begin(step)
             loss = self._trainer.step(rows, self._rate_now, self._step)
             self._step += 1
+            self._callbacks.step_end(step, loss)
             self._advance()
             if not math.isfinite(loss):
                 stopped = "the loss is no longer a number"
@@ -292,15 +304,20 @@ class _Run:
             self._report(position - self._reported)
             self._reported = position
 
-    def _record(self, history: History) -> None:
-        """Write the figures of the last epoch for TensorBoard."""
+    def _record(self, history: History) -> str | None:
+        """Give the figures of the last epoch to TensorBoard and to the callbacks.
+
+        Returns the reason to end there, None to go on.
+        """
+        number = len(history.scores) - 1
+        score, measure = self._scorer.sign * history.scores[-1], self._scorer.measure
+        loss = history.losses[-1]
+        losses = {} if loss is None else {"loss": loss}
         if self._board is not None:
-            score = self._scorer.sign * history.scores[-1]
-            values = {f"validation {self._scorer.measure}": score, "learning rate": self._rate_now}
-            loss = history.losses[-1]
-            self._board.write(
-                len(history.scores) - 1, values if loss is None else values | {"loss": loss}
-            )
+            values = {f"validation {measure}": score, "learning rate": self._rate_now}
+            self._board.write(number, values | losses)
+        self._callbacks.epoch_end(number - 1, losses | {f"val_{measure.split()[0]}": score})
+        return "a callback said so" if self._callbacks.stopped else None
 
     # -- checkpoints -------------------------------------------------------------------------------
 

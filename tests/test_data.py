@@ -624,8 +624,10 @@ def test_tf_dataset(batch: int | None) -> None:
     assert data.train.targets is not None
     np.testing.assert_array_equal(data.train.targets, same.train.targets)
     assert load(dataset(x, batch=batch), graph(5)).train.targets is None
-    weighted = load(dataset(x, y, np.ones(100), batch=batch), graph(5))
-    assert any("weights are not used" in note for note in weighted.notes)
+    weighted = load(dataset(x, y, np.arange(100.0), batch=batch), graph(5))
+    assert weighted.train.weights is not None
+    rows = [int(np.flatnonzero((x == sample).all(1))[0]) for sample in weighted.train.inputs[0]]
+    np.testing.assert_array_equal(weighted.train.weights, rows)
     grey = load(
         dataset(np.arange(100 * 12).reshape(100, 3, 4).astype(np.uint8), y, batch=batch),
         graph(3, 4, 1),
@@ -734,3 +736,41 @@ def test_real_sets_pass(name: str, lrfc_data: Path) -> None:
     data = load(str(lrfc_data / f"{name}_train.npz"), g, test=str(lrfc_data / f"{name}_test.npz"))
     assert len(data.validation) == min(5000, round(0.1 * (len(data.train) + len(data.validation))))
     assert not data.test_is_validation
+
+
+# -- weights of samples ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict", "npz"])
+def test_weights_of_samples(form: str, tmp_path: Path) -> None:
+    x, y = vectors(100)
+    weights = np.arange(100.0)
+    given: Any = (x, y, weights)
+    if form != "tuple":
+        given = {"x": x, "y": y, "sample_weight": weights, "x_val": x[:20] + 1, "y_val": y[:20]}
+    if form == "npz":
+        np.savez(tmp_path / "data.npz", **given)
+        given = str(tmp_path / "data.npz")
+    data = load(given, graph(5))
+    assert data.train.weights is not None
+    assert data.train.weights.dtype == np.float32
+    rows = [int(np.flatnonzero((x == sample).all(1))[0]) for sample in data.train.inputs[0]]
+    np.testing.assert_array_equal(data.train.weights, rows)
+    assert not any("sample_weight" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("weights", "problem"),
+    [
+        (np.ones(99), r"have shape \(99,\); give one for each of 100"),
+        (np.ones((100, 2)), r"have shape \(100, 2\)"),
+        (np.full(100, -1.0), "negative or all 0"),
+        (np.zeros(100), "negative or all 0"),
+        (np.full(100, np.nan), "NaN or infinite"),
+        (np.array(["a"] * 100), "give numbers"),
+    ],
+)
+def test_weights_that_cannot_be(weights: Any, problem: str) -> None:
+    x, y = vectors(100)
+    with pytest.raises(UsageError, match=f"weights of the samples.*{problem}"):
+        load((x, y, weights), graph(5))

@@ -19,7 +19,7 @@ from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
 from lrfc.passes.finetune import FineTune, Tuning
 from lrfc.state import Progress, State
-from lrfc.training import class_weights, own
+from lrfc.training import own, sample_weights
 from lrfc.training.recipe import Recipe
 from lrfc.training.trainer import Trainer
 
@@ -186,7 +186,7 @@ def test_classes_that_weigh_the_same(loss: str | None) -> None:
     few = Split((IMAGES[rows],), (LABELS[rows],))
     crossentropy = keras.losses.SparseCategoricalCrossentropy() if loss == "object" else loss
     graph = graph_of(compiled(None if loss is None else "sgd", crossentropy))
-    weights = class_weights.balanced(few.targets)
+    weights = sample_weights.balanced(few.targets)
     assert weights.mean() == pytest.approx(1)
     assert weights[LABELS[rows] == 0].sum() == pytest.approx(weights[LABELS[rows] == 1].sum())
     recipe = Recipe(64, distillation=0, features=0, decay=0, balanced=True, augment=False)
@@ -201,4 +201,25 @@ def test_classes_that_weigh_the_same(loss: str | None) -> None:
 def test_class_weights_need_one_class_for_each_sample() -> None:
     for targets in (None, (LABELS, LABELS), (LABELS[:, None],), (LABELS.astype(np.float32),)):
         with pytest.raises(UsageError, match="one class number for each sample"):
-            class_weights.balanced(targets)
+            sample_weights.balanced(targets)
+
+
+def test_weights_of_samples_count_in_the_loss_of_the_task() -> None:
+    weights = np.linspace(0, 3, len(TRAIN)).astype(np.float32)
+    weighted = replace(TRAIN, weights=weights)
+    graph = graph_of(compiled())
+    outputs = keras_io.predict(graph, TRAIN.inputs)[0]
+    each = -np.log(outputs[np.arange(len(TRAIN)), LABELS[: len(TRAIN)]])
+    for balanced in (False, True):
+        recipe = Recipe(64, distillation=0, features=0, decay=0, balanced=balanced, augment=False)
+        expected = weights * (sample_weights.balanced(TRAIN.targets) if balanced else 1)
+        loss = Trainer(graph, graph, weighted, recipe, 0).step(np.arange(64), 0.0, 0)
+        assert loss == pytest.approx(float(np.mean(expected * each)), rel=1e-5)
+
+
+def test_weights_follow_their_samples() -> None:
+    weights = np.arange(64, dtype=np.float32)
+    split = replace(TRAIN, weights=weights)
+    assert list(split.head(3).weights) == [0, 1, 2]
+    assert list(split.take(np.array([5, 1])).weights) == [5, 1]
+    assert split.take(np.array([5])).head(1).weights[0] == 5

@@ -368,6 +368,22 @@ def test_python_is_refused_by_the_same_lines(
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"training": "compiled"}, "--training compiled"),
+        ({"class_weights": "balanced"}, "--class-weights balanced"),
+        ({"log_dir": "logs"}, "--log-dir"),
+    ],
+)
+def test_options_of_a_fine_tune_that_does_not_take_place(
+    options: dict[str, Any], option: str
+) -> None:
+    with pytest.raises(UsageError, match=f"^{option} has no effect with --epochs 0"):
+        preflight.build(str(DIGITS), options | {"epochs": 0})
+    assert preflight.build(str(DIGITS), options | {"epochs": 1}).config.epochs == 1
+
+
 @pytest.mark.parametrize("model", [None, 5, b"digits.keras", ["digits.keras"]])
 def test_an_argument_that_is_no_model_is_refused(model: object) -> None:
     with pytest.raises(

@@ -20,10 +20,13 @@ class Split:
     ``targets`` of a model output of shape (batch, ..., C) are int32 class indices (N, ...) or
     float32 values (N, ..., C); with C = 1 the indices are 0 and 1. Arrays of large files and
     streams are mapped from disk (lrfc.data.mapped): read them in slices, never as a whole.
+    ``weights``: float32 (N,), the weight of each sample in the loss of the task; None for equal
+    ones.
     """
 
     inputs: Batch
     targets: Batch | None = None
+    weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs[0])
@@ -31,14 +34,16 @@ class Split:
     def head(self, count: int) -> Split:
         """Return the first samples, at most ``count``, as views of the same arrays."""
         targets = None if self.targets is None else head(self.targets, count)
-        return Split(head(self.inputs, count), targets)
+        weights = None if self.weights is None else self.weights[:count]
+        return Split(head(self.inputs, count), targets, weights)
 
     def take(self, rows: NDArray[np.intp]) -> Split:
         """Return the samples of the rows, in that order."""
         targets = None
         if self.targets is not None:
             targets = tuple(mapped.rows(y, rows) for y in self.targets)
-        return Split(tuple(mapped.rows(x, rows) for x in self.inputs), targets)
+        weights = None if self.weights is None else self.weights[rows]
+        return Split(tuple(mapped.rows(x, rows) for x in self.inputs), targets, weights)
 
 
 #: Up to so many samples in training and validation together, nothing is trained.

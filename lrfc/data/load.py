@@ -139,11 +139,12 @@ def _read(spec: Any, graph: Graph, seed: int, limit: int | None) -> dict[str, An
     return {
         "notes": raw.notes,
         "preprocessing": raw.preprocessing,
-        **{part: _split(x, y, graph, f"{where} ({part})") for part, (x, y) in raw.parts.items()},
+        **{name: _split(part, graph, f"{where} ({name})") for name, part in raw.parts.items()},
     }
 
 
-def _split(x: Any, y: Any, graph: Graph, where: str) -> Split:
+def _split(part: readers.Part, graph: Graph, where: str) -> Split:
+    x, y, weights = part
     inputs = tuple(
         _input(a, graph.tensors(name)[0], f"{where}: input '{name}'")
         for a, name in _paired(x, graph.inputs, f"{where}: the inputs")
@@ -164,7 +165,20 @@ def _split(x: Any, y: Any, graph: Graph, where: str) -> Split:
         )
     if lengths[0] == 0:
         raise UsageError(f"{where}: there are no samples")
-    return Split(inputs, targets)
+    return Split(inputs, targets, None if weights is None else _weights(weights, lengths[0], where))
+
+
+def _weights(values: Any, count: int, where: str) -> NDArray[np.float32]:
+    """Return the weights of the samples; UsageError where they cannot be."""
+    where = f"{where}: the weights of the samples"
+    weights = _finite(np.asarray(values), where).astype(np.float32)
+    if weights.size == count:
+        weights = weights.reshape(count)
+    if weights.shape != (count,):
+        raise UsageError(f"{where} have shape {weights.shape}; give one for each of {count:,}")
+    if (weights < 0).any() or not weights.any():
+        raise UsageError(f"{where} are negative or all 0; give positive numbers")
+    return weights
 
 
 def _paired(values: Any, names: tuple[str, ...], where: str) -> list[tuple[NDArray[Any], str]]:

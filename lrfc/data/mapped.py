@@ -289,8 +289,8 @@ def _is_indexed(value: Any) -> bool:
 
 def read(
     stream: Any, graph: Graph, where: str, limit: int | None = None
-) -> tuple[Any, Any, tuple[str, ...]]:
-    """Return the samples of a stream: inputs, targets (None without) and notes.
+) -> tuple[Any, Any, Any, tuple[str, ...]]:
+    """Return the samples of a stream: inputs, targets and weights (None without), and notes.
 
     Inputs and targets are arrays, or tuples or mappings of arrays, as in the stream. The elements
     of the stream are inputs, (inputs, targets) or (inputs, targets, weights). Each is one sample or
@@ -308,22 +308,22 @@ def read(
         first = next(elements, None)
         if first is None:
             raise UsageError(f"{where}: there are no samples")
-        x, y, weighted = _parts(first, graph)
-        inputs, leaves = _leaves(x), _leaves((x, y))
+        parts = _parts(first, graph)
+        inputs, leaves = _leaves(parts[0]), _leaves(parts)
     if not inputs:
         raise UsageError(
             f"{where}: an element holds no inputs, only {type(first).__name__}; give (x, y) or x"
         )
-    notes: tuple[str, ...] = (f"{where}: the samples' weights are not used",) if weighted else ()
     single = _is_single(inputs[0], graph.tensors(graph.inputs[0])[0].shape[1:])
     batches = (
-        [_shaped(leaf, single, where) for leaf in _leaves(_parts(element, graph)[:2])]
+        [_shaped(leaf, single, where) for leaf in _leaves(_parts(element, graph))]
         for element in chain([first], elements)
     )
     templates = [_shaped(leaf, single, where) for leaf in leaves]
     arrays, note = _copied(batches, templates, where, limit)
     remaining = iter(arrays)
-    return _packed(x, remaining), _packed(y, remaining), notes + note
+    x, y, weights = (_packed(part, remaining) for part in parts)
+    return x, y, weights, note
 
 
 def _copied(
@@ -376,19 +376,19 @@ def _elements(stream: Any, where: str) -> Iterable[Any]:
     return cast("Iterable[Any]", islice(stream, None))
 
 
-def _parts(element: Any, graph: Graph) -> tuple[Any, Any, bool]:
-    """Return inputs, targets, and whether there are weights."""
+def _parts(element: Any, graph: Graph) -> tuple[Any, Any, Any]:
+    """Return inputs, targets and weights, None where there are none."""
     if isinstance(element, tuple) and len(element) <= 3:
         x, y, weights = (*element, None, None)[:3]
-        return x, y, weights is not None
+        return x, y, weights
     if isinstance(element, Mapping) and set(graph.inputs) < set(element):
         outputs = {ref.op for ref in graph.outputs}
         labels: Any = {name: value for name, value in element.items() if name in outputs}
         inputs = {name: element[name] for name in graph.inputs}
-        return inputs, labels.get("y", labels) if labels else element.get("y"), False
+        return inputs, labels.get("y", labels) if labels else element.get("y"), None
     if isinstance(element, Mapping) and "x" in element:
-        return element["x"], element.get("y"), False
-    return element, None, False
+        return element["x"], element.get("y"), None
+    return element, None, None
 
 
 def _leaves(structure: Any) -> list[NDArray[Any]]:

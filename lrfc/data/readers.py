@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Suffixes of the arrays in a file, by the part of the data that they belong to.
 PARTS = {"train": ("", "_train"), "val": ("_val",), "test": ("_test",)}
+#: The array with the weights of the training samples.
+WEIGHTS = "sample_weight"
 _FORMS = (
     "give 'digits', an .npz file, a folder of .npy files or of class folders, or"
     " package.module:function"
@@ -33,16 +35,27 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _SUBSETS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
 
+class Part(NamedTuple):
+    """The unchecked samples of a part of the data.
+
+    ``x``, ``y``: an array, a sequence, or a mapping by input or output name; ``y`` is None without
+    labels. ``weights``: of the samples, None for equal ones.
+    """
+
+    x: Any
+    y: Any = None
+    weights: Any = None
+
+
 @dataclass(frozen=True)
 class Raw:
     """The unchecked content of a source.
 
-    ``parts``: (x, y) by part; x and y are an array, a sequence, or a mapping by input or output
-    name, and y is None without labels. ``notes``: lines for the log. ``preprocessing``: the steps
-    from the raw samples to these, which the device has to repeat.
+    ``notes``: lines for the log. ``preprocessing``: the steps from the raw samples to these, which
+    the device has to repeat.
     """
 
-    parts: Mapping[str, tuple[Any, Any]]
+    parts: Mapping[str, Part]
     notes: tuple[str, ...] = field(default=())
     preprocessing: str | None = None
 
@@ -114,7 +127,7 @@ def digits(shape: tuple[int | None, ...] = (8, 8, 1)) -> Raw:
     order = stratified(y, len(y), np.random.default_rng(0))
     test, val = len(y) // 4, len(y) * 15 // 100
     cut = {"test": order[:test], "val": order[test : test + val], "train": order[test + val :]}
-    parts = {part: (x[rows], y[rows]) for part, rows in cut.items()}
+    parts = {part: Part(x[rows], y[rows]) for part, rows in cut.items()}
     return Raw(parts, (), "digits 0–16 scaled to 0–1")
 
 
@@ -160,16 +173,18 @@ def from_arrays(
 ) -> Raw:
     """Return the data in arrays named x and y, with the suffixes _val and _test.
 
-    Where the model has several inputs or outputs, the arrays have their names instead.
+    Where the model has several inputs or outputs, the arrays have their names instead. The array
+    ``sample_weight`` holds the weights of the training samples.
     """
     outputs = tuple(ref.op for ref in graph.outputs)
-    parts, used = {}, set()
+    parts: dict[str, Part] = {}
+    used: set[str] = set()
     for part, suffixes in PARTS.items():
         for suffix in suffixes:
             x, x_names = _named(arrays, "x", graph.inputs, suffix, where)
             y, y_names = _named(arrays, "y", outputs, suffix, where)
             if x is not None and part not in parts:
-                parts[part] = (x, y)
+                parts[part] = Part(x, y)
                 used |= x_names | y_names
             elif y is not None and x is None:
                 raise UsageError(
@@ -180,6 +195,9 @@ def from_arrays(
         if len(graph.inputs) > 1:
             names += f" and no arrays named like the inputs {_list(graph.inputs)}"
         raise UsageError(f"{where} has no array {names}; it holds {_list(arrays) or 'nothing'}")
+    if WEIGHTS in arrays and "train" in parts:
+        parts["train"] = parts["train"]._replace(weights=arrays[WEIGHTS])
+        used.add(WEIGHTS)
     unused = sorted(set(arrays) - used)
     notes = (f"{where}: not used: {_list(unused)}",) if unused else ()
     return Raw(parts, notes, preprocessing)
@@ -243,7 +261,8 @@ def from_object(result: Any, graph: Graph, where: str, limit: int | None = None)
 
     The object is (x, y), x alone, a mapping of arrays as in an .npz, or a stream (lrfc.data.mapped:
     tf.data.Dataset, PyDataset, generator). Or it has several parts, each a pair (x, y) or a stream:
-    two (train, test), three (train, validation, test), or a mapping by 'train', 'val' and 'test'.
+    two (train, test), three (train, validation, test), or a mapping by 'train', 'val' and 'test'. A
+    tuple of three arrays is (x, y, weights of the samples).
     ``limit``: the size of the training split; no more of a stream is read than it needs.
     UsageError for any other object.
     """
@@ -253,14 +272,14 @@ def from_object(result: Any, graph: Graph, where: str, limit: int | None = None)
             return _parts(result, graph, where, limit)
         return from_arrays(result, graph, where)
     if isinstance(result, np.ndarray):
-        return Raw({"train": (result, None)})
+        return Raw({"train": Part(result)})
     if mapped.is_stream(result):
         return _parts({"train": result}, graph, where, limit)
     if isinstance(result, tuple) and len(result) in (2, 3) and all(map(_is_part, result)):
         names = ("train", "test") if len(result) == 2 else ("train", "val", "test")
         return _parts(dict(zip(names, result, strict=True)), graph, where, limit)
-    if isinstance(result, tuple) and len(result) == 2:
-        return Raw({"train": result})
+    if isinstance(result, tuple) and len(result) in (2, 3):
+        return Raw({"train": Part(*result)})
     raise UsageError(
         f"{where} gave a {type(result).__name__}: return (x, y), a dict of arrays, ((x, y),"
         " (x_test, y_test)), or a tf.data.Dataset"
@@ -273,15 +292,15 @@ def _is_part(value: Any) -> bool:
 
 def _parts(values: Mapping[str, Any], graph: Graph, where: str, limit: int | None) -> Raw:
     """Return the data in pairs and streams by part; streams are read."""
-    parts: dict[str, tuple[Any, Any]] = {}
+    parts: dict[str, Part] = {}
     notes: tuple[str, ...] = ()
     for name, part in values.items():
         if isinstance(part, tuple):
-            parts[name] = part
+            parts[name] = Part(*part)
         else:
             place = where if len(values) == 1 else f"{where} ({name})"
-            x, y, stream_notes = mapped.read(part, graph, place, _with_validation(limit))
-            parts[name], notes = (x, y), (*notes, *stream_notes)
+            *arrays, stream_notes = mapped.read(part, graph, place, _with_validation(limit))
+            parts[name], notes = Part(*arrays), (*notes, *stream_notes)
     return Raw(parts, notes)
 
 
@@ -314,7 +333,7 @@ def _folder(root: Path, graph: Graph, seed: int, limit: int | None) -> Raw:
             " one folder for each class, in the order of the outputs"
         )
     parts = {
-        part: _images(folder, names, layout, np.random.default_rng(seed), limit)
+        part: Part(*_images(folder, names, layout, np.random.default_rng(seed), limit))
         for part, folder in folders.items()
     }
     scaled = any(op.info.family == "rescaling" for op in graph)

@@ -332,7 +332,7 @@ def _logging(progress: Progress, log: list[str]) -> Progress:
         log.append(line)
         progress.log(line)
 
-    return Progress(progress.stage, write)
+    return replace(progress, log=write)
 
 
 __all__ = ["LrfcError", "Result", "build", "explore", "inspect", "measure", "pipeline"]

@@ -38,7 +38,7 @@ from lrfc.search.facts import DesignSpace
 from lrfc.state import State
 from lrfc.system import scratch, spans
 from lrfc.targets.devices.runners import runner
-from lrfc.training import class_weights, own, tensorboard
+from lrfc.training import own, sample_weights, tensorboard
 
 #: Most trials that are tested against the accuracy contract.
 ATTEMPTS = 3
@@ -67,7 +67,7 @@ def explore(job: Job, graph: Graph) -> Explored | None:
     if config.training == "compiled" and config.epochs:
         own.check(state.original, job.data)
     if config.class_weights == "balanced" and config.epochs:
-        class_weights.balanced(job.data.train.targets)
+        sample_weights.balanced(job.data.train.targets)
     if config.log_dir is not None:
         tensorboard.prepare(config.log_dir)
     scorer = None

@@ -119,13 +119,11 @@ def _stored(state: State, samples: Split, name: str | None) -> Judgements | None
 
 def _joined(one: Split, two: Split) -> Split:
     """The samples of both, with targets where both have them."""
+
+    def together(a: Batch, b: Batch) -> Batch:
+        return tuple(np.concatenate(pair) for pair in zip(a, b, strict=True))
+
+    inputs = together(one.inputs, two.inputs)
     if one.targets is None or two.targets is None:
-        return Split(
-            tuple(np.concatenate(pair) for pair in zip(one.inputs, two.inputs, strict=True))
-        )
-    return Split(
-        *(
-            tuple(np.concatenate(pair) for pair in zip(a, b, strict=True))
-            for a, b in ((one.inputs, two.inputs), (one.targets, two.targets))
-        )
-    )
+        return Split(inputs)
+    return Split(inputs, together(one.targets, two.targets))

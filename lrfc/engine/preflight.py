@@ -324,6 +324,8 @@ def _check_together(checked: BuildConfig, destinations: Sequence[Goal], data: An
                     f"--objective cycles: device '{goal.device.name}' is timed in milliseconds;"
                     " take --objective latency"
                 )
+    if not checked.epochs:
+        _check_untrained(checked)
     if not checked.qat:
         return
     untrained = [
@@ -343,6 +345,17 @@ def _check_together(checked: BuildConfig, destinations: Sequence[Goal], data: An
         raise DependencyError(
             "--qat needs tensorflow-model-optimization; install it with: pip install 'lrfc[qat]'"
         )
+
+
+def _check_untrained(checked: BuildConfig) -> None:
+    """Raise UsageError for options of a fine-tune that does not take place."""
+    for option, given in (
+        ("--training compiled", checked.training == "compiled"),
+        ("--class-weights balanced", checked.class_weights == "balanced"),
+        ("--log-dir", checked.log_dir is not None),
+    ):
+        if given:
+            raise UsageError(f"{option} has no effect with --epochs 0: leave one of them out")
 
 
 def _folders(model: Any, destinations: Sequence[Goal], out: Path | None) -> tuple[Path, ...]:

@@ -95,5 +95,6 @@ def fingerprint(*parts: Graph | Split | object) -> str:
 def _sampled(split: Split) -> Iterator[object]:
     yield len(split), len(split.inputs)
     rows = np.unique(np.linspace(0, len(split) - 1, _ROWS).astype(np.intp))
-    for array in (*split.inputs, *(split.targets or ())):
+    weights = () if split.weights is None else (split.weights,)
+    for array in (*split.inputs, *(split.targets or ()), *weights):
         yield array[rows]

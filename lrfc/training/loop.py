@@ -53,8 +53,8 @@ class Loop:
 
     The training ends early when an epoch says so, or when neither score nor loss was better than
     ever before for ``patience`` epochs (None: never). ``remaining`` ends the line of an epoch, such
-    as with the time left. ``record`` is called after each epoch, ``save`` after each one that
-    another one follows.
+    as with the time left. ``record`` is called after each epoch and returns the reason to end
+    there, None to go on; ``save`` is called after each epoch that another one follows.
     """
 
     epochs: int
@@ -66,7 +66,7 @@ class Loop:
     loss_format: str = ".4f"
     patience: int | None = None
     remaining: Callable[[], str] = lambda: ""
-    record: Callable[[History], None] = lambda history: None
+    record: Callable[[History], str | None] = lambda history: None
     save: Callable[[History], None] = lambda history: None
 
     def start(self) -> History:
@@ -103,7 +103,7 @@ class Loop:
             # is read as, is the most frequent.
             if all(np.isfinite(array).all() for array in weights):
                 history.best, history.weights = number, weights
-        self.record(history)
+        history.stopped = history.stopped or self.record(history)
         idle = self.patience is not None and history.idle() >= self.patience
         if history.stopped is None and number < self.epochs and idle:
             history.stopped = f"no better for {self.patience} epochs"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lrfc.data.dataset import Split
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
-from lrfc.training import class_weights, own, rate
+from lrfc.training import own, rate, sample_weights
 from lrfc.training.adam import Adam
 from lrfc.training.augment import Augmentation, augmentation
 from lrfc.training.decay import Decay
@@ -58,8 +58,10 @@ class Trainer:
             for layer in self._model.layers:
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.momentum = 0.9  # a few epochs are too short for Keras' default of 0.99
-        #: The model and the original with their own outputs, as functions of a batch.
-        self.run = keras_io.compiled(keras.Model(self._model.input, self._model.outputs[:count]))
+        #: The network in training, with its own outputs.
+        self.model = keras.Model(self._model.input, self._model.outputs[:count])
+        #: The network and the original with their own outputs, as functions of a batch.
+        self.run = keras_io.compiled(self.model)
         self.teach = self._teacher.run
         self._graph = graph
         self.batch = _fixed_batch(graph) or recipe.batch or int(np.clip(len(train) // 20, 16, 128))
@@ -74,7 +76,7 @@ class Trainer:
         )
         if not (self.augmentation or recipe.own):
             self._teacher.keep(train.inputs)
-        self._weights = class_weights.balanced(train.targets) if recipe.balanced else None
+        self._weights = sample_weights.weights(train, by_class=recipe.balanced)
         self._objective = Objective.of(recipe, original, self._teacher, sample)
         variables = self._model.trainable_variables
         with self._replicas.scope():

@@ -1,12 +1,24 @@
-"""Weights of samples by the frequency of their classes."""
+"""Weights of samples: those of the data, and by the frequency of their classes."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrfc.data.dataset import Split
 from lrfc.errors import UsageError
 from lrfc.ir.batch import Batch
+
+
+def weights(split: Split, *, by_class: bool) -> NDArray[np.float32] | None:
+    """The weight (N,) of each sample in the loss of the task; None where all weigh the same.
+
+    It is that of the data times, with ``by_class``, that of its class.
+    """
+    if not by_class:
+        return split.weights
+    classes = balanced(split.targets)
+    return classes if split.weights is None else classes * split.weights
 
 
 def balanced(targets: Batch | None) -> NDArray[np.float32]:
