@@ -66,7 +66,10 @@ FILES = {
 RANDOM = {
     "MobileNet 96": ("MobileNet", {"alpha": 0.25}),
     "MobileNetV2 96": ("MobileNetV2", {"alpha": 0.35}),
-    "MobileNetV3Small 96": ("MobileNetV3Small", {"alpha": 0.75, "minimalistic": True}),
+    "MobileNetV3Small 96": (
+        "MobileNetV3Small",
+        {"alpha": 0.75, "minimalistic": True, "include_preprocessing": False},
+    ),
 }
 
 

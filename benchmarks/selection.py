@@ -7,9 +7,10 @@
     python benchmarks/selection.py growth VGG16
 
 Each command writes a CSV file to the folder of this file, named after the command and the network;
-rows of ``accuracy`` that it already holds are not computed again. Nothing is trained: the accuracy
-is that of the factorized network with BatchNorm re-estimated, and with reconstruction in closed
-form. Plans are chosen and reconstructed on training images, and scored on test images.
+rows of ``accuracy`` and ``ranking`` that it already holds are not computed again. Nothing is
+trained: the accuracy is that of the factorized network with BatchNorm re-estimated, and with
+reconstruction in closed form. Plans are chosen and reconstructed on training images, and scored on
+test images.
 """
 
 from __future__ import annotations
@@ -291,6 +292,25 @@ def ranking(name: str, plans: int, images: int) -> None:
 
     Spearman's rank correlation, for each measure, with and without sensitivity.
     """
+    table = Table(HERE / f"selection_ranking_{name}.csv")
+    if not all(table.knows(plan=number) for number in range(plans)):
+        _rank(name, plans, images, table)
+    rows = [row for row in table.rows if int(row["plan"]) < plans]
+    for rung in ("recalibrated", "factorized"):
+        print(
+            f"Spearman's correlation with the accuracy, {rung}, over {plans} random plans of"
+            f" {name}:"
+        )
+        for key in rows[0]:
+            if key not in ("plan", "macs", "factorized", "recalibrated"):
+                found = spearmanr(
+                    [-float(row[key]) for row in rows], [float(row[rung]) for row in rows]
+                ).statistic
+                print(f"  {key:24} {found:.3f}")
+
+
+def _rank(name: str, plans: int, images: int, table: Table) -> None:
+    """Add the rows of the plans that the table does not hold."""
     state = cifar(name)
     designs = {
         measure: ExploreLayers(methods=METHODS, measure=measure)(state).fact(DesignSpace)
@@ -304,9 +324,10 @@ def ranking(name: str, plans: int, images: int) -> None:
     kernels = {s.op.name: np.asarray(s.op.weights["kernel"]) for s in spaces}
     state = state.with_fact(designs["relative_l2"])
     rng = np.random.default_rng(0)
-    table = Table(HERE / f"selection_ranking_{name}.csv", overwrite=True)
     for number in range(plans):
         plan = random_plan(spaces, rng)
+        if table.knows(plan=number):
+            continue
         chosen = selected(state, plan)
         factorized = Factorize()(chosen)
         repaired = RecalibrateBatchNorm(samples=1_000)(factorized)
@@ -331,17 +352,6 @@ def ranking(name: str, plans: int, images: int) -> None:
         table.add(
             {key: value if isinstance(value, int) else f"{value:.6g}" for key, value in row.items()}
         )
-    for rung in ("recalibrated", "factorized"):
-        print(
-            f"Spearman's correlation with the accuracy, {rung}, over {plans} random plans of"
-            f" {name}:"
-        )
-        for key in table.rows[0]:
-            if key not in ("plan", "macs", "factorized", "recalibrated"):
-                found = spearmanr(
-                    [-float(r[key]) for r in table.rows], [float(r[rung]) for r in table.rows]
-                ).statistic
-                print(f"  {key:24} {found:.3f}")
 
 
 # -- speed -----------------------------------------------------------------------------------------

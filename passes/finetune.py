@@ -59,9 +59,9 @@ class FineTune:
     otherwise one by kind of output; without labels there is none.
 
     The optimizer is Adam, with a warm-up and a cosine to 0; with ``learning_rate`` None, short
-    trials choose the rate. ``decay`` acts on the product of a layer's factors. ``batchnorm``: the
-    statistics stay as they are, or follow the batches. ``augment`` None: flips and shifts for
-    classifiers of natural images.
+    trials choose the rate. ``decay`` acts on the product of a layer's factors. ``batchnorm``: with
+    'frozen' they are folded into the layers before them, with 'trained' their statistics follow the
+    batches. ``augment`` None: flips and shifts for classifiers of natural images.
 
     The training ends after ``epochs`` or ``time_budget`` seconds, whichever comes first (the cosine
     ends there too), or when for ``patience`` epochs neither the validation score nor the training
@@ -124,7 +124,8 @@ class FineTune:
         run = _Run(self, state, trainer)
         try:
             tuning, weights = run()
-            return state.with_graph(trainer.absorbed(weights)).with_fact(tuning)
+            graph = trainer.absorbed(weights) if tuning.best else state.graph
+            return state.with_graph(graph).with_fact(tuning)
         finally:
             del run, trainer
             # Models and compiled functions are cycles of references, and hold far more memory than

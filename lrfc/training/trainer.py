@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lrfc.data.dataset import Split
 from lrfc.ir.batch import Batch
+from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
 from lrfc.training import own, rate, sample_weights
 from lrfc.training.adam import Adam
@@ -46,6 +47,10 @@ class Trainer:
 
         self._recipe, self._train, self._seed = recipe, train, seed
         keras.utils.set_random_seed(seed)
+        if recipe.batchnorm == "frozen":
+            # The same function in two thirds of the time: apart, the scales and shifts of maps and
+            # their gradients are a third of a step of a CIFAR ResNet.
+            graph = fold_batchnorm(graph)
         taps = block_ends(original, graph) if recipe.features > 0 else ()
         self.maps = len(taps)
         count = len(graph.outputs)
