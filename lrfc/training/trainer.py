@@ -48,8 +48,8 @@ class Trainer:
         self._recipe, self._train, self._seed = recipe, train, seed
         keras.utils.set_random_seed(seed)
         if recipe.batchnorm == "frozen":
-            # The same function in two thirds of the time: apart, the scales and shifts of maps and
-            # their gradients are a third of a step of a CIFAR ResNet.
+            # The same function: apart, the scales and shifts of maps and their gradients take a
+            # fifth of a student's step (ResNet-20 at 28 % of the MACs: 224 and 180 ms).
             graph = fold_batchnorm(graph)
         taps = block_ends(original, graph) if recipe.features > 0 else ()
         self.maps = len(taps)
