@@ -4,12 +4,16 @@
         [--epochs 1 3 10] [--images 45000] [--test 10000]
     LRFC_DATA=... python benchmarks/recovery.py sources resnet20_cifar10 [--kept 60] [--epochs 3]
         [--images 45000] [--test 10000]
+    LRFC_DATA=... python benchmarks/recovery.py depth resnet20_cifar10 [--kept 50 35 28]
+        [--epochs 0 1 10] [--seeds 0 1 2]
 
 The steps are bias correction, BatchNorm re-estimation, reconstruction in closed form, and the
 fine-tune. ``ladder`` writes recovery_ladder_NET.csv to the folder of this file, a row for each
 method and step. ``sources`` writes recovery_sources_NET.csv: the emitted file of a build with
-labelled images, with the same images without labels, with 32 of them, and without any. Rows are
-written one by one; those that a file already holds are not run again.
+labelled images, with the same images without labels, with 32 of them, and without any. ``depth``
+writes recovery_depth_NET.csv: the emitted file of builds with all training images, by share of the
+MACs, epochs and seed. Rows are written one by one; those that a file already holds are not run
+again.
 
 The methods are lrfc's own (with distillation, and with the labels alone); a Tucker-2 network with
 the same share of both ranks in every layer; and a network whose residual blocks have lost the inner
@@ -25,7 +29,9 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +43,8 @@ import lrfc
 from lrfc.config.build import Budget
 from lrfc.costs.totals import totals
 from lrfc.engine.closest import closest
+from lrfc.engine.package import Result
+from lrfc.errors import NoGainError
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op
 from lrfc.passes.explore_layers import ExploreLayers
@@ -268,31 +276,55 @@ def sources(
             }
             if table.knows(**key):
                 continue
-            with tempfile.TemporaryDirectory() as place:
-                result = lrfc.build(
-                    shared / "models" / f"{network}.keras",
-                    data=data,
-                    test_data=exam,
-                    max_macs=f"{share}%",
-                    max_drop="100pp",
-                    epochs=epochs[0],
-                    out=Path(place) / "out",
-                )
-            accuracy = result.manifest.accuracy
-            rungs = {name: getattr(accuracy, name) for name in RUNGS}
-            shown = {
-                name: "" if value is None else f"{100 * value:.2f}" for name, value in rungs.items()
-            }
             table.add(
-                {
-                    **key,
-                    "macs_kept": (
-                        f"{100 * result.manifest.after.macs / result.manifest.before.macs:.1f}"
-                    ),
-                    "speedup": f"{result.speedup.median:.2f}",
-                    **shown,
-                }
+                key
+                | built(
+                    network, data, exam, max_macs=f"{share}%", max_drop="100pp", epochs=epochs[0]
+                )
             )
+
+
+def built(network: str, data: Any, exam: Any, **options: Any) -> dict[str, Any]:
+    """The figures of a build: MACs, speed-up, and the accuracy by stage and of the file."""
+    found: list[Result] = []
+    # A file that is not faster on this machine has an accuracy, too.
+    with tempfile.TemporaryDirectory() as place, suppress(NoGainError):
+        lrfc.build(
+            Path(os.environ["LRFC_DATA"], "models", f"{network}.keras"),
+            data=data,
+            test_data=exam,
+            out=Path(place) / "out",
+            progress=Progress(log=print),
+            on_result=found.append,
+            **options,
+        )
+    (result,) = found
+    manifest = result.manifest
+    rungs = {name: getattr(manifest.accuracy, name) for name in RUNGS}
+    return {
+        "macs_kept": f"{100 * manifest.after.macs / manifest.before.macs:.1f}",
+        "speedup": f"{result.speedup.median:.2f}",
+        **{name: "" if value is None else f"{100 * value:.2f}" for name, value in rungs.items()},
+    }
+
+
+# -- few MACs, many epochs -------------------------------------------------------------------------
+
+
+def depth(network: str, kept: list[int], epochs: list[int], seeds: list[int], folder: Path) -> None:
+    """Build at every share of the MACs, with every number of epochs."""
+    shared = Path(os.environ["LRFC_DATA"])
+    data, exam = (str(shared / f"cifar10_{part}.npz") for part in ("train", "test"))
+    table = Table(folder / f"recovery_depth_{network}.csv")
+    for share, count, seed in product(kept, epochs, seeds):
+        key = {"network": network, "kept": share, "epochs": count, "seed": seed}
+        if table.knows(**key):
+            continue
+        start = time.perf_counter()
+        row = built(
+            network, data, exam, max_macs=f"{share}%", max_drop="100pp", epochs=count, seed=seed
+        )
+        table.add(key | row | {"seconds": f"{time.perf_counter() - start:.0f}"})
 
 
 def main() -> None:
@@ -300,14 +332,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("ladder", "sources"))
+    parser.add_argument("command", choices=("ladder", "sources", "depth"))
     parser.add_argument("network")
     parser.add_argument("--kept", type=int, nargs="+", default=[50, 30])
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3, 10])
     parser.add_argument("--images", type=int, default=45_000)
     parser.add_argument("--test", type=int, default=10_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=HERE)
     given = parser.parse_args()
+    if given.command == "depth":
+        depth(given.network, given.kept, given.epochs, given.seeds, given.out)
+        return
     run = ladder if given.command == "ladder" else sources
     run(given.network, given.kept, given.epochs, given.images, given.test, given.out)
 

@@ -17,6 +17,7 @@ from lrfc.ir.keras import load as keras_load
 from lrfc.ir.op import Ref
 from lrfc.training import losses, rate
 from lrfc.training.augment import Augmentation, augmentation, changed
+from lrfc.training.balance import balanced
 from lrfc.training.checkpoint import Checkpoint, Saved, fingerprint
 from lrfc.training.decay import chains
 from lrfc.training.features import block_ends, tapped
@@ -107,6 +108,43 @@ def test_the_stages_multiply_out_to_the_kernel(name: str, method: str) -> None:
     assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(factors.kernel(ranks)), rel=1e-4)
     if name != "grouped":
         np.testing.assert_allclose(found.reshape(-1), factors.kernel(ranks).reshape(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("conv", "tucker2"), ("strided", "cp"), ("grouped", "spatial_svd"), ("dense", "svd")],
+)
+def test_factors_of_one_size_compute_the_same(name: str, method: str, biased: bool) -> None:
+    graph = LAYERS[name].copy()
+    op, source = graph.op("layer"), graph.input_tensors("layer")[0]
+    stages = METHODS[method].decompose(op, source).stages(METHODS[method].full(op, source))
+    rng = np.random.default_rng(0)
+    first = stages[0]
+    weights = {"kernel": 30 * first.weights["kernel"]}
+    if biased:
+        width = len(first.weights["kernel"].T)
+        weights["bias"] = rng.standard_normal(width).astype(np.float32)
+    graph.splice(
+        "layer", [replace(first.with_attrs(use_bias=biased), weights=weights), *stages[1:]]
+    )
+    found = balanced(graph)
+    (chain,) = chains(found)
+    sizes = [np.sqrt(np.mean(np.square(stage.weights["kernel"]))) for stage in chain.stages]
+    np.testing.assert_allclose(sizes, sizes[0], rtol=1e-5)
+    inputs = helpers.random_inputs(graph)
+    before, after = (keras_io.predict(each, inputs)[0] for each in (graph, found))
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
+
+
+def test_a_kernel_of_zeros_stays() -> None:
+    graph = LAYERS["dense"].copy()
+    op, source = graph.op("layer"), graph.input_tensors("layer")[0]
+    graph.splice("layer", METHODS["svd"].decompose(op, source).stages((2,)))
+    zeros = {name: 0 * value for name, value in graph.op("layer").weights.items()}
+    graph.replace(replace(graph.op("layer"), weights=zeros))
+    assert str(balanced(graph)) == str(graph)
+    assert not balanced(graph).op("layer").weights["kernel"].any()
 
 
 def test_neighbours_in_a_nested_model_are_not_one_chain() -> None:

@@ -18,6 +18,7 @@ from lrfc.errors import BudgetError
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pruning.facts import Selection
+from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import with_tails
 from lrfc.state import State
@@ -83,7 +84,10 @@ def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) 
             log(f"  {_price(plan, kept, limit)}")
         return kept.plan
     found = "the least is" if limit.asked else "this one takes"
-    log(f"  no plan was found within {int(limit.bytes):,} bytes of RAM; {found} {kept.need:,}")
+    hint = "" if loop.state.known(FilterSpace) else "; with --prune on, filters are cut as well"
+    log(
+        f"  no plan was found within {int(limit.bytes):,} bytes of RAM; {found} {kept.need:,}{hint}"
+    )
     if asked:
         try:
             return loop.settle(wish, allowed)

@@ -16,6 +16,7 @@ from lrfc.ir.graph import Graph
 from lrfc.training import own, rate, sample_weights
 from lrfc.training.adam import Adam
 from lrfc.training.augment import Augmentation, augmentation
+from lrfc.training.balance import balanced
 from lrfc.training.decay import Decay
 from lrfc.training.features import block_ends, tapped
 from lrfc.training.objective import Objective
@@ -50,7 +51,7 @@ class Trainer:
         if recipe.batchnorm == "frozen":
             # The same function: apart, the scales and shifts of maps and their gradients take a
             # fifth of a student's step (ResNet-20 at 28 % of the MACs: 224 and 180 ms).
-            graph = fold_batchnorm(graph)
+            graph = balanced(fold_batchnorm(graph))
         taps = block_ends(original, graph) if recipe.features > 0 else ()
         self.maps = len(taps)
         count = len(graph.outputs)
