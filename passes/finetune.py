@@ -61,7 +61,8 @@ class FineTune:
     The optimizer is Adam, with a warm-up and a cosine to 0; with ``learning_rate`` None, short
     trials choose the rate. ``decay`` acts on the product of a layer's factors. ``batchnorm``: with
     'frozen' they are folded into the layers before them, with 'trained' their statistics follow the
-    batches. ``augment`` None: flips and shifts for classifiers of natural images.
+    batches. ``augment`` None: flips and shifts for classifiers of natural images; with ``mixup``
+    they are mixed in pairs, too.
 
     The training ends after ``epochs`` or ``time_budget`` seconds, whichever comes first (the cosine
     ends there too), or when for ``patience`` epochs neither the validation score nor the training
@@ -92,6 +93,7 @@ class FineTune:
     decay: float = 1e-2
     batchnorm: Literal["frozen", "trained"] = "frozen"
     augment: bool | None = None
+    mixup: bool = True
     patience: int = 3
     metric: str | None = None
     class_weights: Literal["none", "balanced"] = "none"
@@ -154,6 +156,7 @@ class FineTune:
             self.decay,
             batchnorm=self.batchnorm,
             augment=self.augment,
+            mixup=self.mixup,
             balanced=self.class_weights == "balanced",
         )
 
@@ -267,6 +270,7 @@ class _Run:
         self._progress.log(
             f"  {steps:,} steps of {trainer.batch} samples, learning rate {self._rate:.2g} ({how}),"
             f" {trainer.maps} feature maps, augmentation: {trainer.augmentation}"
+            f"{', mixed in pairs' if trainer.mixes else ''}"
         )
 
     def _epoch(self, number: int) -> Epoch:

@@ -21,7 +21,10 @@ from lrfc.training.balance import balanced
 from lrfc.training.checkpoint import Checkpoint, Saved, fingerprint
 from lrfc.training.decay import chains
 from lrfc.training.features import block_ends, tapped
+from lrfc.training.mixup import mixed
+from lrfc.training.recipe import Recipe
 from lrfc.training.teacher import Teacher
+from lrfc.training.trainer import Trainer
 from tests import helpers
 from tests.factorized import conv, dense
 
@@ -483,6 +486,17 @@ def test_the_best_rate_is_found_by_climbing(wanted: int) -> None:
     assert found == 0.01
 
 
+def test_a_higher_rate_that_is_nearly_as_good_is_taken() -> None:
+    losses = {1.0: 5.6, 0.3: 0.55, 0.1: 0.36, 0.03: 0.33, 0.01: 0.34}
+    found, tried = rate.best(tuple(losses), losses.__getitem__)
+    assert found == 0.1
+    assert set(tried) == {0.3, 0.1, 0.03, 0.01}
+    even = dict.fromkeys(losses, 1.0)
+    assert rate.best(tuple(even), even.__getitem__)[0] == 1.0
+    lost = dict.fromkeys(losses, float("nan"))
+    assert rate.best(tuple(lost), lost.__getitem__)[0] == 0.1
+
+
 def test_candidates_follow_the_size_of_the_kernels() -> None:
     graph = helpers.graph_of(helpers.conv_net())
     larger = graph.with_weights(
@@ -491,6 +505,55 @@ def test_candidates_follow_the_size_of_the_kernels() -> None:
     np.testing.assert_allclose(
         rate.candidates(larger), 10 * np.array(rate.candidates(graph)), rtol=1e-5
     )
+
+
+# -- mixtures --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_mixtures_have_the_labels_of_both_in_their_shares(weighted: bool) -> None:
+    import tensorflow as tf
+
+    images = np.eye(6, dtype=np.float32) + 10 * np.arange(6, dtype=np.float32)[:, None]
+    labels, weights = np.arange(6), np.arange(1, 7, dtype=np.float32)
+    goal = ((tf.constant(labels),), (tf.constant(weights),) if weighted else ())
+    seen = []
+    for number in range(4):
+        seed = tf.constant([0, number], tf.int32)
+        (mixture,), ((own, own_shares), (other, other_shares)) = mixed(
+            (tf.constant(images),), goal, seed
+        )
+        each = weights if weighted else np.ones(6)
+        order = np.array(other[0])
+        np.testing.assert_array_equal(own[0], labels)
+        assert sorted(order) == list(labels)
+        share = float(own_shares[0][0] / each[0])
+        np.testing.assert_allclose(own_shares[0], share * each, rtol=1e-5)
+        np.testing.assert_allclose(other_shares[0], (1 - share) * each[order], rtol=1e-4)
+        expected = share * images + (1 - share) * images[order]
+        np.testing.assert_allclose(mixture, expected, rtol=1e-5, atol=1e-5)
+        seen.append(share)
+    assert len(set(seen)) == 4
+    assert all(0 <= share <= 1 for share in seen)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "mixes"),
+    [
+        (Recipe(augment=True), True),
+        (Recipe(augment=True, mixup=False), False),
+        (Recipe(augment=False), False),
+    ],
+)
+def test_only_augmented_images_are_mixed(recipe: Recipe, mixes: bool) -> None:
+    graph = helpers.graph_of(helpers.conv_net(size=24))
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((32, 24, 24, 3), np.float32), rng.integers(0, 5, 32)
+    trainer = Trainer(graph, graph, Split((images,), (labels.astype(np.int32),)), recipe, 0)
+    assert trainer.mixes is mixes
+    first, again, other = (trainer.step(np.arange(16), 0.0, number) for number in (1, 1, 2))
+    assert first == again
+    assert (first != other) is (mixes or trainer.augmentation.flip)
 
 
 # -- checkpoints -----------------------------------------------------------------------------------

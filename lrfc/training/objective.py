@@ -13,6 +13,9 @@ from lrfc.training import losses
 from lrfc.training.recipe import Recipe
 from lrfc.training.teacher import Teacher
 
+#: Labels of samples, and none or one tensor (N,) of their weights in the loss of the task.
+Goal = tuple[Sequence[Any], Sequence[Any]]
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -41,19 +44,19 @@ class Objective:
         self,
         values: Sequence[Any],
         teach: Callable[[], Sequence[Any]],
-        labels: Sequence[Any],
-        weights: Sequence[Any],
+        goals: Sequence[Goal],
     ) -> Any:
         """The loss (a scalar tensor) of a batch.
 
         ``values``: outputs and feature maps of the student. ``teach`` returns those of the teacher,
-        and is called only where they count. ``weights``: of the samples; none or one tensor (N,).
+        and is called only where they count. ``goals``: one, for mixtures of two samples two.
         """
         recipe, count = self.recipe, len(self.outputs)
         share = 1.0 if self.task is None else recipe.distillation
         loss = 0.0
         if self.task is not None:
-            loss = (1 - share) * self.task(values[:count], labels, *weights)
+            losses_of = [self.task(values[:count], labels, *w) for labels, w in goals]
+            loss = (1 - share) * sum(losses_of[1:], losses_of[0])
         if share or values[count:]:
             taught = teach()
             loss += share * losses.distillation(

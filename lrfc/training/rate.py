@@ -12,6 +12,11 @@ from lrfc.ir.graph import Graph
 #: The rates that are tried, as shares of the kernels' typical size: the relative change of a weight
 #: in one step of Adam.
 SHARES = (0.03, 0.01, 0.003, 0.001, 0.0003)
+#: How much more than the least loss of all trials a higher rate may end with. A trial is a small
+#: part of the training, and favours rates that are too low for it. (ResNet-20 at 28 % of the MACs,
+#: rates of 1e-4, 3e-4 and 1e-3: 0.33, 0.36 and 0.55 after a trial; the divergence from the original
+#: on augmented samples after two epochs 0.128, 0.121 and 0.181.)
+SLACK = 0.15
 
 
 def annealed(done: float, warm: float = 0.05) -> float:
@@ -44,11 +49,12 @@ def candidates(graph: Graph) -> tuple[float, ...]:
 def best(
     rates: Sequence[float], trial: Callable[[float], float]
 ) -> tuple[float, dict[float, float]]:
-    """The rate of the least loss, and the losses of the rates that were tried.
+    """The highest rate that does not lose more than ``SLACK``, and the losses that were tried.
 
     ``trial`` returns the loss after a training of a few steps at that rate, always from the same
-    start and with the whole schedule in short. The search starts in the middle and climbs to better
-    neighbours, upwards first. A loss that is not finite counts as the worst.
+    start and with the whole schedule in short. The search starts in the middle, climbs to better
+    neighbours, upwards first, and from the best one to higher rates that are nearly as good. A loss
+    that is not finite counts as the worst.
     """
     losses: dict[float, float] = {}
 
@@ -66,4 +72,7 @@ def best(
             at += step
         if at != start:
             break
+    least = loss(at)
+    while at > 0 and loss(at - 1) <= (1 + SLACK) * least < math.inf:
+        at -= 1
     return rates[at], losses

@@ -12,7 +12,8 @@ class Recipe:
 
     ``batch`` None: 128, less where an epoch would have fewer than 20 steps, but at least 16. The
     other options are described in ``lrfc.passes.finetune.FineTune``; ``clip`` bounds the norm of
-    the gradients, None for no bound. ``balanced``: classes weigh the same in the task loss.
+    the gradients, None for no bound. ``mixup``: where images are augmented, they are mixed in
+    pairs, too. ``balanced``: classes weigh the same in the task loss.
     ``own``: the optimizer that the model was compiled with, and the losses of its regularizers.
     """
 
@@ -24,5 +25,6 @@ class Recipe:
     clip: float | None = 1.0
     batchnorm: Literal["frozen", "trained"] = "frozen"
     augment: bool | None = None
+    mixup: bool = True
     balanced: bool = False
     own: bool = False

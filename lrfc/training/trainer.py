@@ -19,7 +19,8 @@ from lrfc.training.augment import Augmentation, augmentation
 from lrfc.training.balance import balanced
 from lrfc.training.decay import Decay
 from lrfc.training.features import block_ends, tapped
-from lrfc.training.objective import Objective
+from lrfc.training.mixup import mixed
+from lrfc.training.objective import Goal, Objective
 from lrfc.training.recipe import Recipe
 from lrfc.training.replicas import Replicas
 from lrfc.training.teacher import Teacher
@@ -80,6 +81,9 @@ class Trainer:
             wanted=recipe.augment,
             seed=seed,
         )
+        #: Whether samples are mixed in pairs: only where all inputs are images.
+        images = len(self.augmentation.images) == len(graph.inputs)
+        self.mixes = bool(self.augmentation) and images and recipe.mixup and not recipe.own
         if not (self.augmentation or recipe.own):
             self._teacher.keep(train.inputs)
         self._weights = sample_weights.weights(train, by_class=recipe.balanced)
@@ -237,8 +241,13 @@ class Trainer:
         samples, rate_spec = self._specs(), tf.TensorSpec((), tf.float32)
 
         def augmented(batch: Any, seed: Any) -> Any:
-            inputs, *rest = batch
-            return (tuple(self.augmentation(inputs, seed)) if self.augmentation else inputs, *rest)
+            inputs, labels, weights, known = batch
+            goals: tuple[Goal, ...] = ((labels, weights),)
+            if self.augmentation:
+                inputs = tuple(self.augmentation(inputs, seed))
+            if self.mixes:
+                inputs, goals = mixed(inputs, goals[0], seed)
+            return inputs, goals, known
 
         def still(*batch: Any) -> Any:
             return self._total(*batch, training=False)
@@ -268,14 +277,14 @@ class Trainer:
 
         return step, loss
 
-    def _total(self, inputs: Any, labels: Any, weights: Any, known: Any, *, training: bool) -> Any:
+    def _total(self, inputs: Any, goals: Any, known: Any, *, training: bool) -> Any:
         """The loss of a batch, with those of the model's regularizers where they count."""
         import keras
 
         from lrfc.ir.keras import io as keras_io
 
         values = keras.tree.flatten(keras_io.call(self._model, inputs, training=training))
-        loss = self._objective(values, lambda: self._teacher(inputs, known), labels, weights)
+        loss = self._objective(values, lambda: self._teacher(inputs, known), goals)
         return sum(self._model.losses, loss) if self._recipe.own else loss
 
 
