@@ -4,16 +4,18 @@
         [--epochs 1 3 10] [--images 45000] [--test 10000]
     LRFC_DATA=... python benchmarks/recovery.py sources resnet20_cifar10 [--kept 60] [--epochs 3]
         [--images 45000] [--test 10000]
+    LRFC_DATA=... python benchmarks/recovery.py ablation resnet20_cifar10 [--kept 28] [--epochs 10]
     LRFC_DATA=... python benchmarks/recovery.py depth resnet20_cifar10 [--kept 50 35 28]
         [--epochs 0 1 10] [--seeds 0 1 2]
 
 The steps are bias correction, BatchNorm re-estimation, reconstruction in closed form, and the
 fine-tune. ``ladder`` writes recovery_ladder_NET.csv to the folder of this file, a row for each
 method and step. ``sources`` writes recovery_sources_NET.csv: the emitted file of a build with
-labelled images, with the same images without labels, with 32 of them, and without any. ``depth``
-writes recovery_depth_NET.csv: the emitted file of builds with all training images, by share of the
-MACs, epochs and seed. Rows are written one by one; those that a file already holds are not run
-again.
+labelled images, with the same images without labels, with 32 of them, and without any.
+``ablation`` writes recovery_ablation_NET.csv: one plan, fine-tuned with one option changed at a
+time. ``depth`` writes recovery_depth_NET.csv: the emitted file of builds with all training images,
+by share of the MACs, epochs and seed. Rows are written one by one; those that a file already holds
+are not run again.
 
 The methods are lrfc's own (with distillation, and with the labels alone); a Tucker-2 network with
 the same share of both ranks in every layer; and a network whose residual blocks have lost the inner
@@ -46,6 +48,7 @@ from lrfc.engine.closest import closest
 from lrfc.engine.package import Result
 from lrfc.errors import NoGainError
 from lrfc.ir.graph import Graph
+from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Op
 from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
@@ -54,6 +57,7 @@ from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.search.facts import DesignSpace
+from lrfc.search.sensitivity import divergence
 from lrfc.state import Progress, State
 
 HERE = Path(__file__).parent
@@ -308,6 +312,56 @@ def built(network: str, data: Any, exam: Any, **options: Any) -> dict[str, Any]:
     }
 
 
+# -- one option at a time --------------------------------------------------------------------------
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "no mixtures": {"mixup": False},
+    "no augmentation": {"augment": False},
+    "no feature maps": {"features": 0.0},
+    "labels only": PLAIN,
+    "teacher only": {"distillation": 1.0},
+    "temperature 4, distillation 0.9": {"temperature": 4.0, "distillation": 0.9},
+    "BatchNorm trained": {"batchnorm": "trained"},
+    "no decay": {"decay": 0.0},
+}
+
+
+def ablation(network: str, kept: list[int], epochs: list[int], folder: Path) -> None:
+    """Fine-tune the same plan with one option changed at a time."""
+    state = replace(cifar(network), progress=Progress(log=print))
+    table = Table(folder / f"recovery_ablation_{network}.csv")
+    explored: State | None = None
+    for share in kept:
+        made: State | None = None
+        for (way, options), count in product(CHANGES.items(), epochs):
+            key = {"network": network, "kept": share, "way": way, "epochs": count}
+            if table.knows(**key):
+                continue
+            explored = explored or ExploreLayers(cached=True)(state)
+            if made is None:
+                select = closest(explored, SelectRanks(Budget(value=share / 100, relative=True)))
+                made = Refit()(RecalibrateBatchNorm()(Factorize()(select(explored))))
+            start = time.perf_counter()
+            tuned = FineTune(epochs=count, patience=count, **options)(made)
+            tuning, test = tuned.fact(Tuning), state.data.test
+            outputs = [keras_io.predict(each.graph, test.inputs) for each in (made, tuned)]
+            reference = keras_io.predict(state.original, test.inputs)
+            table.add(
+                key
+                | {
+                    "before": f"{score(made.graph, test, len(test)):.2f}",
+                    "accuracy": f"{score(tuned.graph, test, len(test)):.2f}",
+                    "divergence_before": f"{divergence(reference, outputs[0]):.4f}",
+                    "divergence": f"{divergence(reference, outputs[1]):.4f}",
+                    "validation": f"{tuning.scores[tuning.best]:.4f}",
+                    "learning_rate": f"{tuning.learning_rate:.2g}",
+                    "best_epoch": tuning.best,
+                    "seconds": f"{time.perf_counter() - start:.0f}",
+                }
+            )
+
+
 # -- few MACs, many epochs -------------------------------------------------------------------------
 
 
@@ -332,7 +386,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("ladder", "sources", "depth"))
+    parser.add_argument("command", choices=("ladder", "sources", "ablation", "depth"))
     parser.add_argument("network")
     parser.add_argument("--kept", type=int, nargs="+", default=[50, 30])
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3, 10])
@@ -341,11 +395,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=HERE)
     given = parser.parse_args()
+    what = given.network, given.kept, given.epochs
     if given.command == "depth":
-        depth(given.network, given.kept, given.epochs, given.seeds, given.out)
-        return
-    run = ladder if given.command == "ladder" else sources
-    run(given.network, given.kept, given.epochs, given.images, given.test, given.out)
+        depth(*what, given.seeds, given.out)
+    elif given.command == "ablation":
+        ablation(*what, given.out)
+    else:
+        run = ladder if given.command == "ladder" else sources
+        run(*what, given.images, given.test, given.out)
 
 
 if __name__ == "__main__":

@@ -268,8 +268,8 @@ class BuildConfig(BaseModel):
         "10m",
     )] = None
     augment: Annotated[bool | None, Option(
-        "Flip and shift the images in the fine-tune. By default, only for classifiers of natural"
-        " images.",
+        "Flip, shift and mix the images in the fine-tune. By default, only for classifiers of"
+        " natural images.",
         True,
     )] = None
     class_weights: Annotated[Literal["none", "balanced"], Option(
