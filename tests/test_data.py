@@ -774,3 +774,5 @@ def test_weights_that_cannot_be(weights: Any, problem: str) -> None:
     x, y = vectors(100)
     with pytest.raises(UsageError, match=f"weights of the samples.*{problem}"):
         load((x, y, weights), graph(5))
+    with pytest.raises(UsageError, match="have weights, but no labels"):
+        load({"x": x, "sample_weight": np.ones(100)}, graph(5))

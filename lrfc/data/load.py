@@ -165,7 +165,11 @@ def _split(part: readers.Part, graph: Graph, where: str) -> Split:
         )
     if lengths[0] == 0:
         raise UsageError(f"{where}: there are no samples")
-    return Split(inputs, targets, None if weights is None else _weights(weights, lengths[0], where))
+    if weights is None:
+        return Split(inputs, targets)
+    if targets is None:
+        raise UsageError(f"{where}: the samples have weights, but no labels that these are for")
+    return Split(inputs, targets, _weights(weights, lengths[0], where))
 
 
 def _weights(values: Any, count: int, where: str) -> NDArray[np.float32]:
