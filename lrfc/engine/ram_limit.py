@@ -79,12 +79,13 @@ def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) 
     search = Search(limit, most)
     kept = search.kept(plan)
     log = loop.state.progress.log
+    hint = "" if loop.state.known(FilterSpace) else "; with --prune on, filters are cut as well"
     if search.within(kept):
         if kept.plan is not plan:
-            log(f"  {_price(plan, kept, limit)}")
+            lifted = "" if limit.asked else f"; --max-ram none lifts the limit{hint}"
+            log(f"  {_price(plan, kept, limit)}{lifted}")
         return kept.plan
     found = "the least is" if limit.asked else "this one takes"
-    hint = "" if loop.state.known(FilterSpace) else "; with --prune on, filters are cut as well"
     log(
         f"  no plan was found within {int(limit.bytes):,} bytes of RAM; {found} {kept.need:,}{hint}"
     )
@@ -99,10 +100,9 @@ def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) 
 def _price(free: Plan, kept: Tried, limit: Limit) -> str:
     """The line of the log on what the limit costs. ``free``: the plan without the limit."""
     before, after = free.state.fact(Selection).divergence, kept.divergence
-    lifted = "" if limit.asked else "; --max-ram none lifts the limit"
     return (
         f"to keep within {int(limit.bytes):,} bytes of RAM: predicted divergence {after:.4f},"
-        f" without this limit {before:.4f}{lifted}"
+        f" without this limit {before:.4f}"
     )
 
 
