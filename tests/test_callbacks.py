@@ -98,6 +98,12 @@ def test_an_error_in_a_callback_is_one_line() -> None:
         FineTune(epochs=1, batch=64)(watched(Failing()))
 
 
+@pytest.mark.parametrize("given", [None, 5, "tensorboard", keras.callbacks.EarlyStopping("loss")])
+def test_only_a_list_is_taken(given: Any) -> None:
+    with pytest.raises(UsageError, match=r"^callbacks: give a list of them, not "):
+        lrfc.build(helpers.conv_net(), data=None, max_macs="50%", callbacks=given)
+
+
 def test_only_callbacks_are_taken() -> None:
     with pytest.raises(UsageError, match=r"function is no keras\.callbacks\.Callback"):
         lrfc.build(helpers.conv_net(), data=None, max_macs="50%", callbacks=[lambda: None])

@@ -11,10 +11,12 @@ from lrfc.system.reader import user_code
 
 
 def check(callbacks: Sequence[Any]) -> None:
-    """Raise UsageError unless all are keras.callbacks.Callback.
+    """Raise UsageError unless it is a list or tuple of keras.callbacks.Callback.
 
     Keras is imported only if there are any: a repeated build has to set TensorFlow up first.
     """
+    if not isinstance(callbacks, list | tuple):
+        raise UsageError(f"callbacks: give a list of them, not {type(callbacks).__name__}")
     for callback in callbacks:
         import keras
 
