@@ -167,8 +167,8 @@ def own_files(folder: Path) -> None:
     shutil.copy(ROOT / "examples" / "digits.keras", folder / "model.keras")
     parts = sources.digits().parts
     for name, part in (("train.npz", "train"), ("test.npz", "test")):
-        x, y = parts[part]
-        np.savez(folder / name, x=x, y=y)
+        data = parts[part]
+        np.savez(folder / name, x=data.x, y=data.y)
 
 
 def test_a_block_is_run_written_or_told_why_not() -> None:
