@@ -5,12 +5,14 @@
 Both checkouts explore a network with the same training images, and select plans within eight
 budgets. Two files are written to the folder of this file:
 
-- ``choices_errors.csv``: the errors of the candidates that both have, by method: the ratio of the
-  new error to the old one in the median and at most, and how many are larger by more than 0.1 %.
-- ``choices_plans.csv``: the predicted divergence of both plans, looked up among the old candidates,
-  and their ratio. A rank that the old checkout did not try takes the divergence between those of
-  its neighbours, interpolated on logarithmic scales; ``beyond`` counts the layers whose rank is
-  outside those that the old checkout tried, which take the new divergence.
+- ``choices_errors.csv``: the errors of the candidates that both have, by method: quantiles of the
+  ratio of the new error to the old one, and how many are larger and smaller by more than 0.1 %.
+- ``choices_plans.csv``: the predicted divergence of the new plan as a multiple of the old one's,
+  both looked up among the old candidates, and both among the new ones. Where the checkouts weigh
+  the layers in different ways, either finds its own plan the better one, and only the accuracy
+  tells which is (see selection.py). A rank that a checkout did not try takes the divergence between
+  those of its neighbours, interpolated on logarithmic scales; ``beyond`` counts the layers whose
+  rank is outside those that the old checkout tried, which take the new divergence.
 
 Rows that the files already hold are not computed again.
 """
@@ -85,9 +87,9 @@ def compare_errors(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, A
                 "old_candidates": len(mine),
                 "new_candidates": sum(key[1] == method for key in after),
                 "both": len(ratios),
-                "median_ratio": f"{np.median(ratios):.6f}",
-                "largest_ratio": f"{max(ratios):.6f}",
-                "larger_by_0.1_percent": sum(ratio > 1.001 for ratio in ratios),
+                **{f"ratio_{q}%": f"{np.percentile(ratios, q):.5f}" for q in (0, 5, 50, 95, 100)},
+                "larger": sum(ratio > 1.001 for ratio in ratios),
+                "smaller": sum(ratio < 0.999 for ratio in ratios),
             }
         )
     return rows
@@ -116,18 +118,16 @@ def looked_up(plan: list[Any], known: dict[Key, float]) -> tuple[float, int]:
 
 def compare_plans(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each budget."""
-    known = by_key(old["candidates"], 4)
+    by_old, by_new = (by_key(each["candidates"], 4) for each in (old, new))
     rows = []
     for (quantity, share), before, after in zip(BUDGETS, old["plans"], new["plans"], strict=True):
-        expected, _ = looked_up(before, known)
-        found, beyond = looked_up(after, known)
+        found, beyond = looked_up(after, by_old)
         rows.append(
             {
                 "quantity": quantity.removeprefix("max_"),
                 "share": share,
-                "old_divergence": f"{expected:.6g}",
-                "new_divergence": f"{found:.6g}",
-                "ratio": f"{found / expected:.4f}",
+                "ratio_by_old": f"{found / looked_up(before, by_old)[0]:.4f}",
+                "ratio_by_new": f"{looked_up(after, by_new)[0] / looked_up(before, by_new)[0]:.4f}",
                 "beyond": beyond,
             }
         )
