@@ -70,7 +70,7 @@ class FineTune:
     before the first epoch: the score never falls. ``metric``: see ``lrfc.metrics.metric.metric``.
 
     ``class_weights`` 'balanced': all classes weigh the same in the task loss, by
-    ``lrfc.training.class_weights``. ``training`` 'compiled': as the model was compiled, with its
+    ``lrfc.training.sample_weights``. ``training`` 'compiled': as the model was compiled, with its
     own optimizer, learning rate and loss, without a teacher; BatchNorm follows the batches, and
     images are augmented only if ``augment`` says so. UsageError where it was not compiled
     (``lrfc.training.own.check``).

@@ -17,16 +17,19 @@ from lrfc.costs.totals import totals
 from lrfc.engine.candidate import _unmet
 from lrfc.engine.patches import Limit
 from lrfc.engine.plans import rewritten, selected
-from lrfc.engine.ram_limit import WORTH, Search, planned
+from lrfc.engine.ram_limit import HINT, Filters, planned
+from lrfc.engine.ram_search import WORTH, Search
 from lrfc.engine.tuning import Loop, Plan, Wish
 from lrfc.errors import BudgetError, UnreachableError
 from lrfc.ir.batch import Batch
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
+from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.protocols import Artifact
 from lrfc.pruning.facts import Selection
 from lrfc.results.manifest import Figures
+from lrfc.search.candidates import Candidate
 from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import with_tails
 from lrfc.state import Progress, State
@@ -93,8 +96,8 @@ class Weighed:
         return TARGET.tail_bytes(graph)
 
 
-def plan_of(select: SelectRanks) -> Plan:
-    chosen = selected(state(), select)
+def plan_of(select: SelectRanks, given: State | None = None) -> Plan:
+    chosen = selected(given or state(), select)
     return Plan(chosen, select, (), None, None, None, chosen.fact(DesignSpace))
 
 
@@ -129,9 +132,9 @@ def test_a_default_limit_out_of_reach_costs_little(monkeypatch: pytest.MonkeyPat
     default = replace(search(0), limit=replace(search(0).limit, asked=False))
     free, least = plan.state.fact(Selection).divergence, search(0).kept(plan)
     assert default.kept(plan).divergence <= WORTH * free < least.divergence
-    monkeypatch.setattr("lrfc.engine.ram_limit.WORTH", 1.0)
+    monkeypatch.setattr("lrfc.engine.ram_search.WORTH", 1.0)
     assert default.kept(plan).plan is plan
-    monkeypatch.setattr("lrfc.engine.ram_limit.WORTH", inf)
+    monkeypatch.setattr("lrfc.engine.ram_search.WORTH", inf)
     assert default.kept(plan).need == least.need
 
 
@@ -146,6 +149,10 @@ def test_the_macs_of_patches_count() -> None:
     assert too_many.macs > 0.7 * whole
 
 
+def chosen_by(plan: Plan) -> tuple[Candidate, ...]:
+    return plan.state.fact(Selection).chosen
+
+
 # -- in the tuning loop ----------------------------------------------------------------------------
 
 
@@ -156,15 +163,23 @@ class Settling(Loop):
     def settle(self, wish: Wish, allowed: float | None = None) -> Plan:
         if wish.max_ram is not None:
             raise UnreachableError("ram", wish.max_ram, 1, 2, "as no layer is small enough")
-        return plan_of(wish.select)
+        return plan_of(wish.select, self.state)
 
 
-def settled(limit: Limit | None, **wish: Any) -> tuple[Plan, list[str]]:
+def settled(
+    limit: Limit | None, filters: Filters | None = None, **wish: Any
+) -> tuple[Plan, list[str]]:
     """The plan of the loop within a limit, and the lines of the log."""
     lines: list[str] = []
     logged = replace(state(), progress=Progress(log=lines.append))
     loop = Settling(logged, TARGET, None, None, 0)
-    return planned(loop, Wish(SelectRanks(max_macs=share(0.6)), **wish), None, limit), lines
+    wished = Wish(SelectRanks(max_macs=share(0.6)), **wish)
+    return planned(loop, wished, None, limit, filters), lines
+
+
+@cache
+def with_filters() -> State:
+    return ExploreFilters(images=16)(state())
 
 
 def test_without_a_limit_the_loop_decides() -> None:
@@ -188,9 +203,40 @@ def test_a_limit_that_nothing_reaches_is_said(asked: bool) -> None:
     wish = {"max_ram": share(0.1)} if asked else {}
     plan, lines = settled(Limit(Weighed(), 10, asked, patches=True), **wish)
     found = f"{'the least is' if asked else 'this one takes'} {tail_of(plan.state):,}"
-    hint = "with --prune on, filters are cut as well"
-    assert lines[0] == f"  no plan was found within 10 bytes of RAM; {found}; {hint}"
+    assert lines[0] == f"  no plan was found within 10 bytes of RAM; {found}{HINT}"
     assert len(lines) == (2 if asked else 1)
+
+
+def test_filters_are_cut_where_no_plan_by_ranks_is_within_the_limit() -> None:
+    whole = TARGET.tail_bytes(state().original)
+    limit = Limit(Weighed(), whole + 1, asked=False, patches=True)
+    ranks, _ = settled(limit)
+    assert tail_of(ranks.state) > limit.bytes
+    plan, lines = settled(limit, with_filters)
+    assert plan.state.fact(Selection).keeps
+    assert tail_of(plan.state) <= limit.bytes
+    assert totals(rewritten(plan.state))["macs"] <= 0.6 * totals(state().original)["macs"]
+    assert lines[0].endswith("filters are cut as well")
+    # There may be none to cut, and those to cut may not be enough.
+    for none in (lambda: None, state):
+        assert settled(limit, none)[0].state.fact(Selection).chosen == chosen_by(ranks)
+
+
+def test_filters_are_cut_for_a_limit_that_was_asked_for() -> None:
+    limit = Limit(Weighed(), 1, asked=True, patches=False)
+    with pytest.raises(UnreachableError, match="no layer is small enough"):
+        settled(limit, with_filters, max_ram=share(0.7))
+    asked: list[str] = []
+    with pytest.raises(UnreachableError, match="no layer is small enough"):
+        settled(limit, lambda: asked.append("filters"), max_ram=share(0.7))
+    assert asked == ["filters"]
+
+
+def test_a_tail_is_bounded_with_filters_too() -> None:
+    select = SelectRanks(max_macs=share(0.6), max_tail=1)
+    chosen = selected(with_filters(), select)
+    assert chosen.fact(Selection).keeps
+    assert added(chosen) <= 1 < added(selected(state(), replace(select, max_tail=None)))
 
 
 def test_the_error_says_the_least_that_was_reached() -> None:

@@ -31,6 +31,7 @@ from lrfc.passes.profile import profile
 from lrfc.passes.quantize_aware import QuantizedModel
 from lrfc.protocols import Artifact, Target
 from lrfc.pruning.facts import Selection
+from lrfc.pruning.space import FilterSpace
 from lrfc.results.manifest import Figures, FloatOriginal, Latency
 from lrfc.results.op_costs import OpProfile
 from lrfc.results.verdict import MARGIN, asked, exact
@@ -45,15 +46,9 @@ from lrfc.targets.parity import Parity, parity
 LEAST = ", the least of all plans that were tried, with patches"
 #: The quantities that --max-ram bounds: of a microcontroller's arena, planned and measured.
 ARENAS = ("arena_bytes", "arena_total_bytes")
-#: The reason for a result without gain, by --prune.
-NOT_FASTER = {
-    "off": "no factorization of a layer is faster than the layer itself",
-    "on": (
-        "no factorization of a layer is faster than the layer itself, and cutting filters makes"
-        " nothing faster"
-    ),
-    "only": "cutting filters makes nothing faster",
-}
+#: The reasons for a result without gain: of ranks, and of filters.
+NO_RANKS = "no factorization of a layer is faster than the layer itself"
+NO_FILTERS = "cutting filters makes nothing faster"
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,7 @@ def try_out(
     after = _figures(target, made.state.graph, emitted, measured[1], scores.after)
     # Where a limit on memory was asked for, what patches save is the gain.
     spared = limit is not None and limit.asked and emitted.patches
-    no_gain = None if spared else _no_gain(made, goal, before, after, ratio)
+    no_gain = None if spared else _no_gain(made, goal, plan, before, after, ratio)
     in_patches = limit is not None and limit.patches
     failure = no_gain or _unmet(made, scores.contract, before, after, in_patches=in_patches)
     shipped = measured[0] if isinstance(failure, NoGainError) else measured[1]
@@ -313,13 +308,21 @@ def recorded(ratio: Ratio) -> Speedup:
 
 
 def _no_gain(
-    made: Compressed, goal: Destination, before: Figures, after: Figures, ratio: Ratio
+    made: Compressed,
+    goal: Destination,
+    plan: Plan,
+    before: Figures,
+    after: Figures,
+    ratio: Ratio,
 ) -> NoGainError | None:
     """The error for a result that is not smaller, or surely slower, than the original."""
     selection = made.state.fact(Selection)
     if not selection.keeps and all(choice.method is None for choice in selection.chosen):
+        tried = [] if made.config.prune == "only" else [NO_RANKS]
+        if plan.state.known(FilterSpace) is not None:
+            tried.append(NO_FILTERS)
         return NoGainError(
-            f"no gain: on {goal.device.name} {NOT_FASTER[made.config.prune]}; the original was"
+            f"no gain: on {goal.device.name} {', and '.join(tried)}; the original was"
             " kept; --objective size, macs or ram, or a budget, makes it smaller where that is"
             " worth more than time"
         )

@@ -21,6 +21,7 @@ from lrfc.passes.fold_batchnorm import FoldBatchNorm
 from lrfc.passes.quantize_aware import QuantizeAware, QuantizedModel
 from lrfc.protocols import Pass, Target
 from lrfc.pruning.facts import Selection
+from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace
 from lrfc.state import State
 from lrfc.system.spans import span
@@ -45,6 +46,7 @@ class Shared:
     trained: Memo[Trained | None] = field(default_factory=Memo)
     compressed: Memo[Compressed | None] = field(default_factory=Memo)
     baselines: Memo[Baseline] = field(default_factory=Memo)
+    filters: Memo[FilterSpace] = field(default_factory=Memo)
 
 
 @span("compression")

@@ -21,7 +21,7 @@ from lrfc.engine.compress import Shared, compress
 from lrfc.engine.destinations import Destination
 from lrfc.engine.growth import Ram
 from lrfc.engine.job import Explored, Job, advanced
-from lrfc.engine.passes import exploring, weighing
+from lrfc.engine.passes import exploring, filter_exploration, weighing
 from lrfc.engine.ram_limit import planned
 from lrfc.engine.scorer import Scorer
 from lrfc.engine.tuning import Loop, Plan, Wish
@@ -33,8 +33,10 @@ from lrfc.metrics.outcome import short
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.profile import profile
 from lrfc.passes.select_ranks import SelectRanks
+from lrfc.pipeline import run
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace
+from lrfc.search.statistics import repairable
 from lrfc.state import State
 from lrfc.system import scratch, spans
 from lrfc.targets.devices.runners import runner
@@ -160,7 +162,7 @@ def trials(
         weighed = _weighed(job, explored, goal, shared)
         if weighed is None:
             return None
-        plan = _planned(job, weighed, goal, bench, allowed)
+        plan = _planned(job, weighed, goal, bench, allowed, shared)
         made = compress(job, explored, weighed, plan, goal.target, shared)
         return None if made is None else try_out(made, goal, bench, plan, own_folder, looks=number)
 
@@ -257,6 +259,7 @@ def _planned(
     goal: Destination,
     bench: Bench,
     allowed: float | None,
+    shared: Shared,
 ) -> Plan:
     """The plan for a destination. ``allowed``: the divergence; None to find it."""
     if job.locked is not None:  # one candidate for each layer
@@ -273,7 +276,18 @@ def _planned(
     )
     wish = _wish(job, weighed, goal, bench)
     limit = patches.limit(goal, job.config, bench.original.path)
-    return planned(loop, wish, allowed, limit)
+    prunes = job.config.prune == "auto"
+    filters = partial(_with_filters, job, weighed, shared) if prunes else None
+    return planned(loop, wish, allowed, limit, filters)
+
+
+def _with_filters(job: Job, weighed: State, shared: Shared) -> State | None:
+    """The state with the filters to cut; None where there are none, or they are known already."""
+    if weighed.known(FilterSpace) is not None or not repairable(weighed):
+        return None
+    step = filter_exploration(job.config, job.goals)
+    found = shared.filters.get(step, lambda: run(weighed, [step]).fact(FilterSpace))
+    return weighed.with_fact(found) if found.choices else None
 
 
 def ram_of(job: Job, goal: Destination) -> Ram:

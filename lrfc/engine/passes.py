@@ -44,17 +44,32 @@ def exploring(
     locked: Locked | None,
 ) -> tuple[Pass, ...]:
     """The passes that give the canonical graph its candidates: explored, or from a manifest."""
-    # A rank below the device's vector width saves no time; with several devices, ranks suit all.
-    multiple = config.rank_multiple or lcm(*(goal.device.rank_multiple for goal in goals))
     if locked is not None:
         layers = LockLayers(locked.choices, config.keep, config.only)
-        if not locked.filters and config.prune == "off":
+        if not locked.filters and not _prunes(config):
             return (layers,)
         return layers, LockFilters(locked.filters, config.keep, config.only)
-    explore = exploration(config, multiple)
-    if config.prune == "off":
-        return (explore,)
-    return explore, ExploreFilters(keep=config.keep, only=config.only, multiple=multiple)
+    explore = exploration(config, _multiple(config, goals))
+    return (explore, filter_exploration(config, goals)) if _prunes(config) else (explore,)
+
+
+def _prunes(config: BuildConfig) -> bool:
+    """Whether filters are explored whatever the limits are."""
+    # Who stops after a pass wants it to run.
+    return config.prune in ("on", "only") or config.stop_after == name_of(ExploreFilters())
+
+
+def filter_exploration(config: BuildConfig, goals: Sequence[Destination]) -> ExploreFilters:
+    """The pass that explores the filters of the layers."""
+    return ExploreFilters(keep=config.keep, only=config.only, multiple=_multiple(config, goals))
+
+
+def _multiple(config: BuildConfig, goals: Sequence[Destination]) -> int:
+    """The number that ranks, and the filters of a layer, are multiples of.
+
+    A rank below the device's vector width saves no time; with several devices, ranks suit all.
+    """
+    return config.rank_multiple or lcm(*(goal.device.rank_multiple for goal in goals))
 
 
 def exploration(config: BuildConfig, multiple: int = 1) -> ExploreLayers:

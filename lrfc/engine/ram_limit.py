@@ -1,109 +1,141 @@
-"""Plans whose files keep within a limit on RAM: by short tails, and by operators in patches."""
+"""The plan for a destination within a limit on RAM: by ranks, or by filters as well.
+
+Cutting filters leaves the number of operators as it is, where each factor layer has a tail of its
+own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 
-from lrfc.config.build import Budget
 from lrfc.costs.totals import totals
-from lrfc.data.counts import TIMED
-from lrfc.engine.growth import small
 from lrfc.engine.patches import Limit
-from lrfc.engine.plans import rewritten, selected
+from lrfc.engine.plans import rewritten
+from lrfc.engine.ram_search import Search, Tried
 from lrfc.engine.tuning import Loop, Plan, Wish
-from lrfc.errors import BudgetError
-from lrfc.ir.fold import fold_batchnorm
-from lrfc.passes.select_ranks import SelectRanks
+from lrfc.errors import BudgetError, UnreachableError
 from lrfc.pruning.facts import Selection
-from lrfc.pruning.space import FilterSpace
-from lrfc.search.facts import DesignSpace
-from lrfc.search.memory import with_tails
 from lrfc.state import State
-from lrfc.system import scratch
-from lrfc.system.spans import span
 
-#: Shares of the bytes that a plan adds to the tail; other plans may add so much, in turn.
-SHARES = (0.8, 0.6, 0.4, 0.25)
-#: MACs of patches, as a share of all, that are not worth another plan.
-CHEAP = 0.02
-#: Most plans that are tried until the budget on MACs holds with those that patches add, and is used
-#: to this share. Each leaves room for the patches of the last one, and this multiple of them.
-TURNS, USED, ROOM = 4, 0.99, 1.02
-#: Most predicted divergence, relative to that without the limit, of a plan that exceeds the default
-#: limit all the same. (ResNet-56 at half of the MACs: the least RAM costs 3 points.)
-WORTH = 1.5
+#: Least share of the MACs that are saved without the limit: filters are tried where ranks alone
+#: save less within it.
+ENOUGH = 0.5
 #: The end of the error of a budget that cannot be met within the memory that holds by default.
 LEFT_OUT = (
     "plans that need more activation memory than the original are left out, unless --max-ram none"
     " is given"
 )
+#: The end of a line on what the limit costs, with --prune off.
+HINT = "; without --prune off, filters are cut as well"
+
+#: The state of a loop with filters to cut; None where there are none.
+Filters = Callable[[], State | None]
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A plan with the figures of its file.
+class _Found:
+    """A plan. ``within``: whether it keeps within the limit. ``lines``: of the log, on the limit.
 
-    ``need``: bytes of RAM, head and tail. ``macs``: with ``added``, those that patches add.
+    ``saved``: the MACs that it saves, as a share of those that are saved without the limit.
+    ``cost``: the objective, by which plans are compared.
     """
 
     plan: Plan
-    need: int
-    macs: int
-    added: int
-
-    @property
-    def divergence(self) -> float:
-        """The predicted divergence of the plan."""
-        return self.plan.state.fact(Selection).divergence
+    within: bool = True
+    saved: float = 1.0
+    cost: float = 0.0
+    lines: tuple[str, ...] = ()
 
 
-def planned(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None) -> Plan:
+def planned(
+    loop: Loop,
+    wish: Wish,
+    allowed: float | None,
+    limit: Limit | None,
+    filters: Filters | None,
+) -> Plan:
     """The plan for a destination, whose file keeps within a limit on RAM where one is possible.
 
-    ``allowed``: see ``Loop.settle``. The plan without the limit is the start: it keeps within it by
-    patches, which change nothing in what the network computes, or by a shorter tail. Where both
-    together are not enough for a limit that was asked for, and where there are no patches, every
-    candidate has to keep within it. BudgetError as there.
+    ``allowed``: see ``Loop.settle``. ``filters``: asked where no plan by ranks keeps within the
+    limit, or saves enough within it; None where filters are not to be cut. BudgetError as there.
+    """
+    log = loop.state.progress.log
+    hint = HINT if filters is None else ""
+    try:
+        found = _found(loop, wish, allowed, limit, hint)
+    except UnreachableError as error:
+        state = None if error.quantity != "ram" or filters is None else filters()
+        if state is None:
+            raise
+        log(f"  {error}: filters are cut as well")
+        found = _found(replace(loop, state=state), wish, allowed, limit, hint)
+    else:
+        enough = found.within and found.saved >= ENOUGH
+        state = None if enough or filters is None else filters()
+        if state is not None:
+            log("  ranks alone do not save enough within the limit on RAM: filters are cut as well")
+            found = _better(found, replace(loop, state=state), wish, allowed, limit)
+    for line in found.lines:
+        log(f"  {line}")
+    return found.plan
+
+
+def _better(
+    ranks: _Found, loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None
+) -> _Found:
+    """The better one of a plan by ranks alone and that of a loop that cuts filters, too."""
+    with suppress(BudgetError):
+        found = _found(loop, wish, allowed, limit, "")
+        if found.within and (not ranks.within or found.cost < ranks.cost):
+            return found
+    return ranks
+
+
+def _found(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None, hint: str) -> _Found:
+    """The plan of a loop within a limit.
+
+    The plan without the limit is the start: it keeps within it by patches, which change nothing in
+    what the network computes, or by a shorter tail. Where both together are not enough for a limit
+    that was asked for, and where there are no patches, every candidate has to keep within it.
     """
     if limit is None or (wish.max_ram is not None and not limit.patches):
-        return _settled(loop, wish, allowed)
+        return _Found(_settled(loop, wish, allowed))
     asked = wish.max_ram is not None
     # No layer exceeds the peak of the original, so that patches have little to do.
     first = loop if loop.growth is not None or not asked else replace(loop, growth=0)
-    plan = _settled(first, replace(wish, max_ram=None), allowed)
+    free = _settled(first, replace(wish, max_ram=None), allowed)
+    whole = totals(free.state.original)["macs"]
     macs = wish.select.max_macs
-    most = inf if macs is None else macs.limit(totals(plan.state.original)["macs"])
-    search = Search(limit, most)
-    kept = search.kept(plan)
-    log = loop.state.progress.log
-    hint = "" if loop.state.known(FilterSpace) else "; with --prune on, filters are cut as well"
-    if search.within(kept):
-        if kept.plan is not plan:
-            lifted = "" if limit.asked else f"; --max-ram none lifts the limit{hint}"
-            log(f"  {_price(plan, kept, limit)}{lifted}")
-        return kept.plan
-    found = "the least is" if limit.asked else "this one takes"
-    log(
-        f"  no plan was found within {int(limit.bytes):,} bytes of RAM; {found} {kept.need:,}{hint}"
-    )
-    if asked:
+    search = Search(limit, inf if macs is None else macs.limit(whole))
+    kept = search.kept(free)
+    within = search.within(kept)
+    lines = _lines(free, kept, limit, hint, within=within)
+    if not within and asked:
         try:
-            return loop.settle(wish, allowed)
+            return _Found(loop.settle(wish, allowed))
         except BudgetError as error:
-            log(f"  {error}")
-    return kept.plan
+            lines = (*lines, str(error))
+    saving = whole - totals(rewritten(free.state))["macs"]
+    saved = (whole - kept.macs) / saving if saving > 0 else 1.0
+    cost = kept.divergence if wish.objective is None else kept.macs
+    return _Found(kept.plan, within, saved, cost, lines)
 
 
-def _price(free: Plan, kept: Tried, limit: Limit) -> str:
-    """The line of the log on what the limit costs. ``free``: the plan without the limit."""
+def _lines(free: Plan, kept: Tried, limit: Limit, hint: str, *, within: bool) -> tuple[str, ...]:
+    """What the limit costs, for the log. ``free``: the plan without the limit."""
+    if kept.plan is free and within:
+        return ()
+    if not within:
+        found = "the least is" if limit.asked else "this one takes"
+        none = f"no plan was found within {int(limit.bytes):,} bytes of RAM"
+        return (f"{none}; {found} {kept.need:,}{hint}",)
+    lifted = "" if limit.asked else f"; --max-ram none lifts the limit{hint}"
     before, after = free.state.fact(Selection).divergence, kept.divergence
-    return (
-        f"to keep within {int(limit.bytes):,} bytes of RAM: predicted divergence {after:.4f},"
-        f" without this limit {before:.4f}"
-    )
+    price = f"predicted divergence {after:.4f}, without this limit {before:.4f}"
+    return (f"to keep within {int(limit.bytes):,} bytes of RAM: {price}{lifted}",)
 
 
 def _settled(loop: Loop, wish: Wish, allowed: float | None) -> Plan:
@@ -114,103 +146,3 @@ def _settled(loop: Loop, wish: Wish, allowed: float | None) -> Plan:
         if loop.growth is not None:
             error.args = (f"{error}; {LEFT_OUT}",)
         raise
-
-
-@dataclass(frozen=True)
-class Search:
-    """The search for a plan whose file keeps within a limit on RAM.
-
-    ``macs``: most MACs of the file, with those that patches add.
-    """
-
-    limit: Limit
-    macs: float = inf
-
-    def within(self, tried: Tried) -> bool:
-        """Whether a file keeps within the limits."""
-        return tried.need <= self.limit.bytes and tried.macs <= self.macs
-
-    @span("limit on RAM")
-    def kept(self, plan: Plan) -> Tried:
-        """The plan, or another by the same candidates, whose file keeps within the limit.
-
-        Factor layers have a longer tail than the layer that they replace. Where a plan needs too
-        much RAM, others follow that add less to the tail, by SHARES, each the best within the other
-        budgets. First those by candidates that leave room for the tail by themselves, then those
-        that leave it to patches: the MACs of patches are missing elsewhere (ResNet-8 at half of the
-        MACs: 82.0 % against 76.9 %). The first one within the limit is taken. Where none is, it is
-        the one that needs the least, for the default limit of those whose divergence is not WORTH
-        times as large.
-        """
-        tried = [self._tried(plan)]
-        if self.within(tried[0]):
-            return tried[0]
-        for state, select in self._others(plan, tried[0]):
-            # The other budgets may need more factor layers, or others.
-            with suppress(BudgetError):
-                tried.append(self._with_room(plan, state, select))
-            if self.within(tried[-1]):
-                return tried[-1]
-        most = inf if self.limit.asked else WORTH * tried[0].divergence
-        worth = [one for one in tried if one.divergence <= most]
-        return min(worth, key=lambda one: (one.macs > self.macs, one.need))
-
-    def _others(self, plan: Plan, first: Tried) -> Iterator[tuple[State, SelectRanks]]:
-        """The design spaces and selections of other plans, in the order in which they are tried."""
-        state = with_tails(plan.state)
-        reached, cheap = first.need <= self.limit.bytes, first.added <= CHEAP * first.macs
-        if reached and cheap:
-            yield state, self._with_fewer(plan.select, first.added)
-        target, added = self.limit.target, _tail(state)
-        by_patches = []
-        for share in SHARES:
-            tail = int(share * added)
-            select = replace(plan.select, max_tail=tail)
-            room = self.limit.bytes - target.tail_bytes(state.original) - tail
-            yield small(state, target.precision, room), select
-            by_patches.append((state, select))
-        if reached and not cheap:
-            yield state, self._with_fewer(plan.select, first.added)
-        if self.limit.patches:
-            yield from by_patches
-
-    def _with_room(self, plan: Plan, state: State, select: SelectRanks) -> Tried:
-        """The plan of a selection; where patches add too many MACs, the next one has fewer.
-
-        And the one behind it as many as its patches leave. BudgetError where there is none.
-        """
-        best: Tried | None = None
-        for turn in range(TURNS):
-            tried = self._tried(replace(plan, state=selected(state, select), select=select))
-            if tried.need > self.limit.bytes:
-                break
-            if self.within(tried) and (best is None or tried.macs > best.macs):
-                best = tried
-            if best is not None and (turn == 0 or best.macs >= USED * self.macs):
-                break
-            select = self._with_fewer(select, tried.added)
-        return best or tried
-
-    def _with_fewer(self, select: SelectRanks, added: int) -> SelectRanks:
-        """The selection with room in the budget on MACs for those that patches add."""
-        rest = max(self.macs - ROOM * added, 1)
-        return replace(select, max_macs=Budget(value=rest, relative=False))
-
-    def _tried(self, plan: Plan) -> Tried:
-        graph = fold_batchnorm(rewritten(plan.state))
-        with scratch.folder() as folder:
-            target = self.limit.target
-            path = folder / f"plan{target.suffix}"
-            file = target.emit(graph, path, plan.state.data.train.head(TIMED).inputs)
-            need = target.need_bytes(path)
-        assert need is not None  # the activations of a plan have fixed shapes
-        return Tried(plan, need, totals(graph)["macs"] + file.added_macs, file.added_macs)
-
-
-def _tail(state: State) -> int:
-    """The bytes that the selection adds to the tail."""
-    spaces, chosen = state.fact(DesignSpace).spaces, state.fact(Selection).chosen
-    return sum(
-        next(c.tail for c in space.candidates if (c.method, c.ranks) == (one.method, one.ranks))
-        for space, one in zip(spaces, chosen, strict=True)
-    )

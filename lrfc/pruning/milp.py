@@ -74,10 +74,10 @@ def allocate(
 ) -> Joint:
     """The candidates and kept units with the minimum of one quantity within all limits.
 
-    ``limits``: upper bounds on 'macs', 'params', 'latency' or 'divergence', summed over these
-    layers and the ops that are pruned with them. ``peak_memory``: bounds on the activations alive
-    at once. ``prices``: latencies of ops at any width; without them the latency is proportional to
-    the MACs.
+    ``limits``: upper bounds on 'macs', 'params', 'latency', 'divergence' or 'tail', summed over
+    these layers and the ops that are pruned with them. ``peak_memory``: bounds on the activations
+    alive at once. ``prices``: latencies of ops at any width; without them the latency is
+    proportional to the MACs.
 
     For given ranks, the MACs of a factorized layer are linear in the kept fractions of its inputs
     (first factor layer) and outputs (last factor layer). Those of an unfactorized layer are the
@@ -143,7 +143,7 @@ class Program:
     ) -> None:
         self._graph, self._filters, self._always, self._prices = graph, filters, always, prices
         self.costs: dict[str, list[float]] = {
-            name: [] for name in (*QUANTITIES, "divergence", "peak_memory")
+            name: [] for name in (*QUANTITIES, "divergence", "tail", "peak_memory")
         }
         self._integer: list[int] = []
         self._rows: list[tuple[list[int], list[float], float, float]] = []
@@ -190,7 +190,14 @@ class Program:
         joined: dict[tuple[int, str], list[int]] = {}
         for number, (candidate, cost) in enumerate(zip(candidates, by_candidate, strict=True)):
             chosen.append(
-                self._add(cost_at(cost, use) | {"divergence": candidate.divergence}, integer=True)
+                self._add(
+                    {
+                        **cost_at(cost, use),
+                        "divergence": candidate.divergence,
+                        "tail": candidate.tail,
+                    },
+                    integer=True,
+                )
             )
             for name in use.groups:
                 joined[number, name] = [self._add({}) for _ in self._keeps[name]]

@@ -38,8 +38,8 @@ class Constraints:
     and 'latency' need the fact ``Price``. ``methods``: the methods to choose from, None for all.
     With a ``FilterSpace``, and unless ``prune`` is False, the same MILP selects the units that
     each group keeps; then ``peak_memory`` bounds the activations alive at once. ``max_tail``: bytes
-    that the candidates may add to the tail of a microcontroller's arena. It is shared out to the
-    layers by the best selection without filters.
+    that the candidates may add to the tail of a microcontroller's arena. Without filters it is
+    shared out to the layers by the best selection.
     """
 
     max_macs: Budget | None = None
@@ -60,11 +60,9 @@ def select(state: State, constraints: Constraints) -> Selection:
     """
     if constraints.methods is not None:
         state = state.with_fact(state.fact(DesignSpace).narrowed(constraints.methods))
-    if constraints.max_tail is not None:
-        state = _with_short_tails(state, constraints, constraints.max_tail)
     filters = state.known(FilterSpace) if constraints.prune else None
     if filters is None:
-        return _ranks(without_filters(state), constraints)
+        return _ranks(state, constraints)
     try:
         return _ranks_and_filters(state, filters, constraints)
     except milp.UnsolvedError as error:
@@ -73,7 +71,7 @@ def select(state: State, constraints: Constraints) -> Selection:
 
 def _with_short_tails(state: State, constraints: Constraints, limit: int) -> State:
     """The state with the candidates of which no selection has a longer tail than the limit."""
-    limits = {**_limits(without_filters(state), constraints), "tail": limit}
+    limits = {**_limits(state, constraints), "tail": limit}
     design = state.fact(DesignSpace)
     chosen = allocate([pareto(s.candidates) for s in design.spaces], limits, constraints.minimise)
     spaces = (
@@ -84,6 +82,9 @@ def _with_short_tails(state: State, constraints: Constraints, limit: int) -> Sta
 
 
 def _ranks(state: State, constraints: Constraints) -> Selection:
+    state = without_filters(state)
+    if constraints.max_tail is not None:
+        state = _with_short_tails(state, constraints, constraints.max_tail)
     spaces = state.fact(DesignSpace).spaces
     limits = _limits(state, constraints)
     chosen = allocate([pareto(s.candidates) for s in spaces], limits, constraints.minimise)
@@ -92,6 +93,8 @@ def _ranks(state: State, constraints: Constraints) -> Selection:
 
 def _ranks_and_filters(state: State, filters: FilterSpace, constraints: Constraints) -> Selection:
     limits = _limits(state, constraints)
+    if constraints.max_tail is not None:
+        limits["tail"] = constraints.max_tail
     spaces = state.fact(DesignSpace).spaces
     joint = milp.allocate(
         state.graph,
@@ -116,7 +119,7 @@ def _without_filters_instead(
     if constraints.peak_memory:
         raise error
     try:
-        ranks = _ranks(without_filters(state), replace(constraints, prune=False))
+        ranks = _ranks(state, replace(constraints, prune=False))
     except BudgetError:
         raise error from None
     return replace(ranks, remark=f"{error}: no filters are cut")
