@@ -45,7 +45,7 @@ from lrfc.targets.devices.runners import benchmark_model
 from lrfc.targets.ethos_u import modes
 from lrfc.training.checkpoint import Checkpoint, Saved
 from tests import helpers, hostile
-from tests import test_report as report
+from tests import report_pages as report
 
 pytestmark = pytest.mark.skipif(
     not hasattr(hostile.signal, "SIGALRM"), reason="a hang is noticed by SIGALRM"

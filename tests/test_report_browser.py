@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_report import full
+from tests.report_pages import full
 
 CHROMIUM, DRIVER = (
     shutil.which("chromium") or shutil.which("chromium-browser"),

@@ -25,7 +25,7 @@ from lrfc.targets.devices import device
 from lrfc.targets.devices.device import SSH, Device, Local
 from lrfc.targets.devices.runners import INTERPRETER, runner
 from lrfc.targets.devices.ssh_options import known_option
-from tests.test_report import made
+from tests.report_pages import made
 
 CANARY = "canary"
 
