@@ -70,7 +70,8 @@ def planned(
         state = None if error.quantity != "ram" or filters is None else filters()
         if state is None:
             raise
-        log(f"  {error}: filters are cut as well")
+        log(f"  {error}")
+        log("  filters are cut as well")
         found = _found(replace(loop, state=state), wish, allowed, limit, hint)
     else:
         enough = found.within and found.saved >= ENOUGH
