@@ -203,10 +203,13 @@ def baselines(state: State) -> Iterator[tuple[str, Callable[[float], Mapping[str
     yield "tucker2 by EVBMF", evbmf
 
 
-def accuracies(name: str, kept: list[int], images: int, refitted: list[str]) -> None:
+def accuracies(
+    name: str, kept: list[int], images: int, refitted: list[str], wanted: list[str] | None
+) -> None:
     """Measure accuracy at shares of the MACs: mixed methods, single methods, and baselines.
 
-    ``refitted``: the names of the selections that are reconstructed, too.
+    ``refitted``: the names of the selections that are reconstructed, too. ``wanted``: those of the
+    selections to measure; None for all.
     """
     state = cifar(name)
     start = time.perf_counter()
@@ -236,7 +239,7 @@ def accuracies(name: str, kept: list[int], images: int, refitted: list[str]) -> 
             for label, family in others
         ]
         for label, chosen in plans:
-            if table.knows(budget=share, selection=label):
+            if table.knows(budget=share, selection=label) or label not in (wanted or [label]):
                 continue
             row: dict[str, Any] = {
                 "network": name,
@@ -449,9 +452,12 @@ def main() -> None:
         default=["hybrid", *METHODS],
         help="selections that are refitted in closed form too",
     )
+    parser.add_argument(
+        "--selections", nargs="+", help="selections to measure, such as hybrid; by default all"
+    )
     given = parser.parse_args()
     if given.command == "accuracy":
-        accuracies(given.network, given.kept, given.images, given.refitted)
+        accuracies(given.network, given.kept, given.images, given.refitted, given.selections)
     elif given.command == "ranking":
         ranking(given.network, given.plans, given.images)
     elif given.command == "speed":
