@@ -6,9 +6,9 @@ import gc
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -50,30 +50,21 @@ class Tuning(Fact):
 
 
 @dataclass(frozen=True)
-class FineTune:
+class FineTune(Recipe):
     """Distillation from the original, with the task loss where there are labels.
 
-    Hinton et al. 2015, arXiv 1503.02531. The loss is ``distillation`` · (distance of the outputs,
-    softened by ``temperature``) + (1 - ``distillation``) · (task loss) + ``features`` · (distance
-    of the feature maps at block ends). The task loss is the loss that the model was compiled with,
-    otherwise one by kind of output; without labels there is none.
+    Hinton et al. 2015, arXiv 1503.02531. The options of the steps are those of a Recipe.
 
     The optimizer is Adam, with a warm-up and a cosine to 0; with ``learning_rate`` None, short
-    trials choose the rate. ``decay`` acts on the product of a layer's factors. ``batchnorm``: with
-    'frozen' they are folded into the layers before them, with 'trained' their statistics follow the
-    batches. ``augment`` None: flips and shifts for classifiers of natural images; with ``mixup``
-    they are mixed in pairs, too.
+    trials choose the rate. ``training`` 'compiled': as the model was compiled, with its own
+    optimizer, learning rate and loss, without a teacher; BatchNorm follows the batches, and images
+    are augmented only if ``augment`` says so. UsageError where it was not compiled
+    (``lrfc.training.own.check``).
 
     The training ends after ``epochs`` or ``time_budget`` seconds, whichever comes first (the cosine
     ends there too), or when for ``patience`` epochs neither the validation score nor the training
     loss was better than ever before. The weights with the best score are kept, which may be those
     before the first epoch: the score never falls. ``metric``: see ``lrfc.metrics.metric.metric``.
-
-    ``class_weights`` 'balanced': all classes weigh the same in the task loss, by
-    ``lrfc.training.sample_weights``. ``training`` 'compiled': as the model was compiled, with its
-    own optimizer, learning rate and loss, without a teacher; BatchNorm follows the batches, and
-    images are augmented only if ``augment`` says so. UsageError where it was not compiled
-    (``lrfc.training.own.check``).
 
     ``log_dir``: a folder for loss, score and learning rate by epoch, as TensorBoard reads them.
     ``checkpoints``: a folder for the state after each epoch. The same training, killed and started
@@ -85,19 +76,9 @@ class FineTune:
 
     epochs: int = 3
     time_budget: float | None = None
-    batch: int | None = None
     learning_rate: float | None = None
-    temperature: float = 2.0
-    distillation: float = 0.7
-    features: float = 1.0
-    decay: float = 1e-2
-    batchnorm: Literal["frozen", "trained"] = "frozen"
-    augment: bool | None = None
-    mixup: bool = True
     patience: int = 3
     metric: str | None = None
-    class_weights: Literal["none", "balanced"] = "none"
-    training: Literal["lrfc", "compiled"] = "lrfc"
     log_dir: Path | None = None
     checkpoints: Path | None = None
 
@@ -135,29 +116,18 @@ class FineTune:
             gc.collect()
 
     def _recipe(self, state: State) -> Recipe:
-        if self.training == "compiled":
-            own.check(state.original, state.data)
-            return Recipe(
-                self.batch,
-                distillation=0.0,
-                features=0.0,
-                decay=0.0,
-                clip=None,
-                batchnorm="trained",
-                augment=bool(self.augment),
-                balanced=self.class_weights == "balanced",
-                own=True,
-            )
-        return Recipe(
-            self.batch,
-            self.temperature,
-            self.distillation,
-            self.features,
-            self.decay,
-            batchnorm=self.batchnorm,
-            augment=self.augment,
-            mixup=self.mixup,
-            balanced=self.class_weights == "balanced",
+        """The options of the steps: nothing is added to a loss that the model was compiled with."""
+        if not self.as_compiled:
+            return self
+        own.check(state.original, state.data)
+        return replace(
+            self,
+            distillation=0.0,
+            features=0.0,
+            decay=0.0,
+            clip=None,
+            batchnorm="trained",
+            augment=bool(self.augment),
         )
 
 

@@ -64,7 +64,13 @@ def test_steps_are_those_of_fit(number: int) -> None:
     model = compiled(optimizers()[number])
     graph = graph_of(model)
     recipe = Recipe(
-        32, distillation=0, features=0, decay=0, clip=None, batchnorm="trained", own=True
+        32,
+        distillation=0,
+        features=0,
+        decay=0,
+        clip=None,
+        batchnorm="trained",
+        training="compiled",
     )
     trainer = Trainer(graph, graph, DATA.train, replace(recipe, augment=False), 0)
     for start in (0, 32, 0):
@@ -189,7 +195,9 @@ def test_classes_that_weigh_the_same(loss: str | None) -> None:
     weights = sample_weights.balanced(few.targets)
     assert weights.mean() == pytest.approx(1)
     assert weights[LABELS[rows] == 0].sum() == pytest.approx(weights[LABELS[rows] == 1].sum())
-    recipe = Recipe(64, distillation=0, features=0, decay=0, balanced=True, augment=False)
+    recipe = Recipe(
+        64, distillation=0, features=0, decay=0, class_weights="balanced", augment=False
+    )
     trainer = Trainer(graph, graph, few, recipe, 0)
     outputs = keras_io.predict(graph, few.inputs)[0]
     each = -np.log(outputs[np.arange(len(rows)), LABELS[rows]])
@@ -210,9 +218,12 @@ def test_weights_of_samples_count_in_the_loss_of_the_task() -> None:
     graph = graph_of(compiled())
     outputs = keras_io.predict(graph, TRAIN.inputs)[0]
     each = -np.log(outputs[np.arange(len(TRAIN)), LABELS[: len(TRAIN)]])
-    for balanced in (False, True):
-        recipe = Recipe(64, distillation=0, features=0, decay=0, balanced=balanced, augment=False)
-        expected = weights * (sample_weights.balanced(TRAIN.targets) if balanced else 1)
+    plain = Recipe(64, distillation=0, features=0, decay=0, augment=False)
+    for recipe, factor in (
+        (plain, 1),
+        (replace(plain, class_weights="balanced"), sample_weights.balanced(TRAIN.targets)),
+    ):
+        expected = weights * factor
         loss = Trainer(graph, graph, weighted, recipe, 0).step(np.arange(64), 0.0, 0)
         assert loss == pytest.approx(float(np.mean(expected * each)), rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""The options of a training."""
+"""The options of a training that its steps follow."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Recipe:
-    """Options of a training.
+    """Options of the steps of a training.
 
-    ``batch`` None: 128, less where an epoch would have fewer than 20 steps, but at least 16. The
-    other options are described in ``lrfc.passes.finetune.FineTune``; ``clip`` bounds the norm of
-    the gradients, None for no bound. ``mixup``: where images are augmented, they are mixed in
-    pairs, too. ``balanced``: classes weigh the same in the task loss.
-    ``own``: the optimizer that the model was compiled with, and the losses of its regularizers.
+    The loss is ``distillation`` · (distance of the outputs, softened by ``temperature``) + (1 -
+    ``distillation``) · (task loss) + ``features`` · (distance of the feature maps at block ends).
+    The task loss is the loss that the model was compiled with, otherwise one by kind of output;
+    without labels there is none. ``class_weights`` 'balanced': all classes weigh the same in it, by
+    ``lrfc.training.sample_weights``.
+
+    ``batch`` None: 128, less where an epoch would have fewer than 20 steps, but at least 16.
+    ``decay`` acts on the product of a layer's factors. ``clip`` bounds the norm of the gradients,
+    None for no bound. ``batchnorm``: with 'frozen' they are folded into the layers before them,
+    with 'trained' their statistics follow the batches. ``augment`` None: flips and shifts for
+    classifiers of natural images; with ``mixup`` they are mixed in pairs, too.
+
+    ``training`` 'lrfc': by Adam; 'compiled': by the optimizer that the model was compiled with, and
+    with the losses of its regularizers.
     """
 
     batch: int | None = None
@@ -26,5 +35,10 @@ class Recipe:
     batchnorm: Literal["frozen", "trained"] = "frozen"
     augment: bool | None = None
     mixup: bool = True
-    balanced: bool = False
-    own: bool = False
+    class_weights: Literal["none", "balanced"] = "none"
+    training: Literal["lrfc", "compiled"] = "lrfc"
+
+    @property
+    def as_compiled(self) -> bool:
+        """Whether the model is trained as it was compiled."""
+        return self.training == "compiled"

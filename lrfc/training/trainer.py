@@ -57,11 +57,11 @@ class Trainer:
         self.maps = len(taps)
         count = len(graph.outputs)
         # Keras' own optimizers and a prescribed number of samples take one device.
-        self._replicas = Replicas(single=recipe.own or _fixed_batch(graph) is not None)
+        self._replicas = Replicas(single=recipe.as_compiled or _fixed_batch(graph) is not None)
         with self._replicas.scope():
             self._model = keras_io.to_keras(tapped(graph, taps))
             self._teacher = Teacher(original, taps)
-        if recipe.batchnorm == "trained" and not recipe.own:
+        if recipe.batchnorm == "trained" and not recipe.as_compiled:
             for layer in self._model.layers:
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.momentum = 0.9  # a few epochs are too short for Keras' default of 0.99
@@ -83,15 +83,15 @@ class Trainer:
         )
         #: Whether samples are mixed in pairs: only where all inputs are images.
         images = len(self.augmentation.images) == len(graph.inputs)
-        self.mixes = bool(self.augmentation) and images and recipe.mixup and not recipe.own
-        if not (self.augmentation or recipe.own):
+        self.mixes = bool(self.augmentation) and images and recipe.mixup and not recipe.as_compiled
+        if not (self.augmentation or recipe.as_compiled):
             self._teacher.keep(train.inputs)
-        self._weights = sample_weights.weights(train, by_class=recipe.balanced)
+        self._weights = sample_weights.weights(train, by_class=recipe.class_weights == "balanced")
         self._objective = Objective.of(recipe, original, self._teacher, sample)
         variables = self._model.trainable_variables
         with self._replicas.scope():
             self._optimizer: Adam | own.Optimizer = (
-                own.Optimizer(original, variables) if recipe.own else Adam(variables)
+                own.Optimizer(original, variables) if recipe.as_compiled else Adam(variables)
             )
         self._decay = Decay(graph, self._model, recipe.decay)
         self._step, self._loss = self._functions()
@@ -285,7 +285,7 @@ class Trainer:
 
         values = keras.tree.flatten(keras_io.call(self._model, inputs, training=training))
         loss = self._objective(values, lambda: self._teacher(inputs, known), goals)
-        return sum(self._model.losses, loss) if self._recipe.own else loss
+        return sum(self._model.losses, loss) if self._recipe.as_compiled else loss
 
 
 def _fixed_batch(graph: Graph) -> int | None:
