@@ -78,18 +78,20 @@ def planned(
         state = None if enough or filters is None else filters()
         if state is not None:
             log("  ranks alone do not save enough within the limit on RAM: filters are cut as well")
-            found = _better(found, replace(loop, state=state), wish, allowed, limit)
+            found = _better(found, replace(loop, state=state), wish, limit)
     for line in found.lines:
         log(f"  {line}")
     return found.plan
 
 
-def _better(
-    ranks: _Found, loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None
-) -> _Found:
-    """The better one of a plan by ranks alone and that of a loop that cuts filters, too."""
+def _better(ranks: _Found, loop: Loop, wish: Wish, limit: Limit | None) -> _Found:
+    """The better one of a plan by ranks alone and that of a loop that cuts filters, too.
+
+    Both have the same divergence allowed: to judge plans that cut filters would take longer than
+    all the rest.
+    """
     with suppress(BudgetError):
-        found = _found(loop, wish, allowed, limit, "")
+        found = _found(loop, wish, ranks.plan.allowed, limit, "")
         if found.within and (not ranks.within or found.cost < ranks.cost):
             return found
     return ranks

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from lrfc.config.build import Budget
+from lrfc.config.precision import of
 from lrfc.costs.totals import totals
 from lrfc.data.counts import TIMED
 from lrfc.engine.growth import small
@@ -18,6 +19,8 @@ from lrfc.errors import BudgetError
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pruning.facts import Selection
+from lrfc.pruning.memory import PeakMemory
+from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import with_tails
 from lrfc.state import State
@@ -74,8 +77,9 @@ class Search:
 
         Factor layers have a longer tail than the layer that they replace. Where a plan needs too
         much RAM, others follow that add less to the tail, by SHARES, each the best within the other
-        budgets. First those by candidates that leave room for the tail by themselves, then those
-        that leave it to patches: the MACs of patches are missing elsewhere (ResNet-8 at half of the
+        budgets. First those that leave room for the tail by themselves, by their candidates or,
+        where filters are known, by cutting these, too; then, by ranks alone, those that leave it
+        to patches: the MACs of patches are missing elsewhere (ResNet-8 at half of the
         MACs: 82.0 % against 76.9 %). The first one within the limit is taken. Where none is, it is
         the one that needs the least, for the default limit of those whose divergence is not WORTH
         times as large.
@@ -100,13 +104,18 @@ class Search:
         if reached and cheap:
             yield state, self._with_fewer(plan.select, first.added)
         target, added = self.limit.target, _tail(state)
+        filters = plan.select.prune and state.known(FilterSpace) is not None
         by_patches = []
         for share in SHARES:
             tail = int(share * added)
             select = replace(plan.select, max_tail=tail)
             room = self.limit.bytes - target.tail_bytes(state.original) - tail
-            yield small(state, target.precision, room), select
-            by_patches.append((state, select))
+            if filters:  # they may be cut where the most is alive
+                peak = PeakMemory(of(target.precision).activation, room)
+                yield state, replace(select, peak_memory=(peak,))
+            else:
+                yield small(state, target.precision, room), select
+                by_patches.append((state, select))
         if reached and not cheap:
             yield state, self._with_fewer(plan.select, first.added)
         if self.limit.patches:
