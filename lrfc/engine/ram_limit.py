@@ -18,6 +18,7 @@ from lrfc.engine.ram_search import Search, Tried
 from lrfc.engine.tuning import Loop, Plan, Wish
 from lrfc.errors import BudgetError, UnreachableError
 from lrfc.pruning.facts import Selection
+from lrfc.pruning.space import FilterSpace
 from lrfc.state import State
 
 #: Least share of the MACs that are saved without the limit: filters are tried where ranks alone
@@ -29,7 +30,7 @@ LEFT_OUT = (
     " is given"
 )
 #: The end of a line on what the limit costs, with --prune off.
-HINT = "; without --prune off, filters are cut as well"
+HINT = "; with --prune auto, filters are cut as well"
 
 #: The state of a loop with filters to cut; None where there are none.
 Filters = Callable[[], State | None]
@@ -63,7 +64,7 @@ def planned(
     limit, or saves enough within it; None where filters are not to be cut. BudgetError as there.
     """
     log = loop.state.progress.log
-    hint = HINT if filters is None else ""
+    hint = HINT if filters is None and loop.state.known(FilterSpace) is None else ""
     try:
         found = _found(loop, wish, allowed, limit, hint)
     except UnreachableError as error:
