@@ -224,7 +224,7 @@ class Fakes:
             allowed = learnt if allowed is None else allowed
             return Plan(state, None, (), None, allowed, None, design)  # type: ignore[arg-type]
 
-        return SimpleNamespace(settle=settle)
+        return SimpleNamespace(settle=settle, state=state)
 
     def try_out(
         self, made: Any, goal: Any, bench: Any, plan: Plan, folder: Path, looks: int
