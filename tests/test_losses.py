@@ -1,4 +1,4 @@
-"""What the fine-tune minimises: losses by kind of output, and changed and mixed images."""
+"""The losses of the fine-tune by kind of output, and the augmentation and mixing of its images."""
 
 from __future__ import annotations
 

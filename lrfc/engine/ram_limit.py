@@ -129,7 +129,7 @@ def _found(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None, h
 
 
 def _lines(free: Plan, kept: Tried, limit: Limit, hint: str, *, within: bool) -> tuple[str, ...]:
-    """What the limit costs, for the log. ``free``: the plan without the limit."""
+    """The lines of the log on the price of the limit. ``free``: the plan without the limit."""
     if kept.plan is free and within:
         return ()
     if not within:
