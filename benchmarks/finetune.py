@@ -2,15 +2,18 @@
 
     LRFC_DATA=... python benchmarks/finetune.py depth resnet20_cifar10 [--kept 50 35 28]
         [--epochs 0 1 10] [--seeds 0 1 2]
+    LRFC_DATA=... python benchmarks/finetune.py contract resnet20_cifar10 [--epochs 0 10]
+        [--seeds 0 1 2]
     LRFC_DATA=... python benchmarks/finetune.py ablation resnet20_cifar10 [--kept 28] [--epochs 10]
     LRFC_DATA=... python benchmarks/finetune.py sources resnet20_cifar10 [--kept 60] [--epochs 3]
         [--images 45000] [--test 10000]
 
-``depth``: builds with all training images, by share of the MACs, epochs and seed. ``ablation``: one
-plan, fine-tuned with one option changed at a time. ``sources``: a build with labelled images, with
-the same images without labels, with 32 of them, and without any. Each writes
-finetune_COMMAND_NET.csv to the folder of this file, row by row; rows that a file already holds are
-not run again.
+``depth``: builds with all training images, by share of the MACs, epochs and seed. ``contract``:
+builds for the least latency on this machine within 1pp, with all training images, by epochs and
+seed. ``ablation``: one plan, fine-tuned with one option changed at a time. ``sources``: a build
+with labelled images, with the same images without labels, with 32 of them, and without any. Each
+writes finetune_COMMAND_NET.csv to the folder of this file, row by row; rows that a file already
+holds are not run again.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contracts import scaled
 from selection import cifar, score
 from table import Table
 
@@ -33,7 +37,7 @@ import lrfc
 from lrfc.config.build import Budget
 from lrfc.engine.closest import closest
 from lrfc.engine.package import Result
-from lrfc.errors import NoGainError
+from lrfc.errors import BudgetError, NoGainError
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
@@ -47,7 +51,9 @@ from lrfc.state import Progress, State
 HERE = Path(__file__).parent
 RUNGS = ("before", "factorized", "recalibrated", "refitted", "finetuned", "artifact")
 #: Networks that never saw the validation images of cifar10_split.npz.
-HELD_OUT = frozenset({"vgg16", "mobilenetv2", "shufflenetv2"})
+HELD_OUT = frozenset({"vgg16_cifar10", "mobilenetv2_cifar10", "shufflenetv2_cifar10"})
+#: The network that reads images of another scale.
+SCALED = "mini_mobilenetv2_cifar10"
 LABELS: dict[str, Any] = {"distillation": 0.0, "features": 0.0}
 
 
@@ -89,10 +95,10 @@ def sources(
 def built(network: str, data: Any, exam: Any, **options: Any) -> dict[str, Any]:
     """The figures of a build: MACs, speed-up, and the accuracy by stage and of the file."""
     found: list[Result] = []
-    # A file that is not faster on this machine has an accuracy, too.
-    with tempfile.TemporaryDirectory() as place, suppress(NoGainError):
+    # A file that is not faster here has an accuracy, too, and so has one that fails its contract.
+    with tempfile.TemporaryDirectory() as place, suppress(BudgetError, NoGainError):
         lrfc.build(
-            Path(os.environ["LRFC_DATA"], "models", f"{network}.keras"),
+            next(Path(os.environ["LRFC_DATA"], "models").glob(f"{network}.*")),
             data=data,
             test_data=exam,
             out=Path(place) / "out",
@@ -165,19 +171,37 @@ def ablation(network: str, kept: list[int], epochs: list[int], folder: Path) -> 
 
 def depth(network: str, kept: list[int], epochs: list[int], seeds: list[int], folder: Path) -> None:
     """Build at every share of the MACs, with every number of epochs."""
-    shared = Path(os.environ["LRFC_DATA"])
-    part = "split" if network.removesuffix("_cifar10") in HELD_OUT else "train"
-    data, exam = (str(shared / f"cifar10_{name}.npz") for name in (part, "test"))
     table = Table(folder / f"finetune_depth_{network}.csv")
     for share, count, seed in product(kept, epochs, seeds):
         key = {"network": network, "kept": share, "epochs": count, "seed": seed}
-        if table.knows(**key):
-            continue
-        start = time.perf_counter()
-        row = built(
-            network, data, exam, max_macs=f"{share}%", max_drop="100pp", epochs=count, seed=seed
-        )
-        table.add(key | row | {"seconds": f"{time.perf_counter() - start:.0f}"})
+        _row(table, key, max_macs=f"{share}%", max_drop="100pp", epochs=count, seed=seed)
+
+
+def contract(network: str, epochs: list[int], seeds: list[int], folder: Path) -> None:
+    """Build for the least latency within 1pp, with every number of epochs."""
+    table = Table(folder / f"finetune_contract_{network}.csv")
+    for count, seed in product(epochs, seeds):
+        key = {"network": network, "epochs": count, "seed": seed}
+        _row(table, key, max_drop="1pp", epochs=count, seed=seed)
+
+
+def _row(table: Table, key: dict[str, Any], **options: Any) -> None:
+    """The row of a build with all training images, unless the table has it."""
+    if table.knows(**key):
+        return
+    network, start = key["network"], time.perf_counter()
+    row = built(network, *_images(network), **options)
+    table.add(key | row | {"seconds": f"{time.perf_counter() - start:.0f}"})
+
+
+def _images(network: str) -> tuple[Any, Any]:
+    """All training images for a network, and the test set."""
+    part = "split" if network in HELD_OUT else "train"
+    files = [Path(os.environ["LRFC_DATA"], f"cifar10_{name}.npz") for name in (part, "test")]
+    if network != SCALED:
+        return str(files[0]), str(files[1])
+    train, exam = ({**np.load(file)} for file in files)
+    return train | {"x": scaled(train["x"])}, exam | {"x": scaled(exam["x"])}
 
 
 def main() -> None:
@@ -185,7 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("depth", "ablation", "sources"))
+    parser.add_argument("command", choices=("depth", "contract", "ablation", "sources"))
     parser.add_argument("network")
     parser.add_argument("--kept", type=int, nargs="+", default=[50, 35, 28])
     parser.add_argument("--epochs", type=int, nargs="+", default=[0, 1, 10])
@@ -197,6 +221,8 @@ def main() -> None:
     what = given.network, given.kept, given.epochs
     if given.command == "depth":
         depth(*what, given.seeds, given.out)
+    elif given.command == "contract":
+        contract(given.network, given.epochs, given.seeds, given.out)
     elif given.command == "ablation":
         ablation(*what, given.out)
     else:

@@ -35,7 +35,7 @@ from lrfc.state import Fact, State
 from lrfc.system import memory, spans
 
 #: MACs of all passes for the sensitivities (half a minute on two cores), and passes for each layer.
-WORK, PROBED = 5e11, len(PROBES)
+WORK, PROBED = 1e12, len(PROBES)
 #: Bytes that the decompositions of all layers in work may take.
 WORKING = 2 << 30
 

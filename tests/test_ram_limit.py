@@ -19,7 +19,7 @@ from lrfc.engine.candidate import _unmet
 from lrfc.engine.patches import Limit
 from lrfc.engine.plans import rewritten, selected
 from lrfc.engine.ram_limit import HINT, Filters, planned
-from lrfc.engine.ram_search import WORTH, Search
+from lrfc.engine.ram_search import Search
 from lrfc.engine.tuning import Loop, Plan, Wish
 from lrfc.errors import BudgetError, UnreachableError
 from lrfc.ir.batch import Batch
@@ -30,7 +30,6 @@ from lrfc.passes.select_ranks import SelectRanks
 from lrfc.protocols import Artifact
 from lrfc.pruning.facts import Selection
 from lrfc.results.manifest import Figures
-from lrfc.search.candidates import Candidate
 from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import with_tails
 from lrfc.state import Progress, State
@@ -135,15 +134,21 @@ def test_a_limit_out_of_reach_gives_the_least() -> None:
     assert 0 < kept.need < tail_of(plan.state)
 
 
-def test_a_default_limit_out_of_reach_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_of(SelectRanks(max_macs=share(0.6)))
-    default = replace(search(0), limit=replace(search(0).limit, asked=False))
-    free, least = plan.state.fact(Selection).divergence, search(0).kept(plan)
-    assert default.kept(plan).divergence <= WORTH * free < least.divergence
-    monkeypatch.setattr("lrfc.engine.ram_search.WORTH", 1.0)
-    assert default.kept(plan).plan is plan
-    monkeypatch.setattr("lrfc.engine.ram_search.WORTH", inf)
-    assert default.kept(plan).need == least.need
+def test_the_next_tail_is_shorter_by_what_the_last_plan_exceeds_the_limit_by() -> None:
+    plan = plan_of(SelectRanks(minimise="macs", max_divergence=1.0))
+    limit = int(0.5 * added(plan.state)) + TARGET.tail_bytes(state().original)
+    kept = search(limit).kept(plan)
+    assert search(limit).within(kept)
+    assert kept.plan.select.max_tail == limit - TARGET.tail_bytes(state().original)
+    assert 0 < added(kept.plan.state) <= kept.plan.select.max_tail
+
+
+def test_the_last_plan_adds_nothing_to_the_tail() -> None:
+    plan = plan_of(SelectRanks(minimise="macs", max_divergence=1.0))
+    whole = TARGET.tail_bytes(state().original)
+    kept = replace(search(whole), limit=replace(search(whole).limit, patches=False)).kept(plan)
+    assert kept.need == whole
+    assert not added(kept.plan.state)
 
 
 def test_the_macs_of_patches_count() -> None:
@@ -155,10 +160,6 @@ def test_the_macs_of_patches_count() -> None:
     assert kept.macs == totals(rewritten(kept.plan.state))["macs"] + whole // 10 <= 0.7 * whole
     too_many = search(tail_of(plan.state), 0.7 * whole, whole).kept(plan)
     assert too_many.macs > 0.7 * whole
-
-
-def chosen_by(plan: Plan) -> tuple[Candidate, ...]:
-    return plan.state.fact(Selection).chosen
 
 
 # -- in the tuning loop ----------------------------------------------------------------------------
@@ -206,28 +207,34 @@ def test_patches_come_before_small_candidates() -> None:
         settled(without, max_ram=share(0.7))
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_a_limit_that_nothing_reaches_is_said(asked: bool) -> None:
-    wish = {"max_ram": share(0.1)} if asked else {}
-    plan, lines = settled(Limit(Weighed(), 10, asked, patches=True), **wish)
-    found = f"{'the least is' if asked else 'this one takes'} {tail_of(plan.state):,}"
-    assert lines[0] == f"  no plan was found within 10 bytes of RAM; {found}{HINT}"
-    assert len(lines) == (2 if asked else 1)
+def test_a_limit_that_nothing_reaches_is_said() -> None:
+    limit = Limit(Weighed(), 10, asked=True, patches=True)
+    plan, lines = settled(limit, max_ram=share(0.1))
+    least = f"the least is {tail_of(plan.state):,}{HINT}"
+    assert lines[0] == f"  no plan was found within 10 bytes of RAM; {least}"
+    assert len(lines) == 2
+
+
+def test_no_plan_exceeds_the_default_limit() -> None:
+    limit = Limit(Weighed(), 10, asked=False, patches=True)
+    with pytest.raises(UnreachableError, match=r"10 bytes are allowed.*--max-ram none.*--prune"):
+        settled(limit)
 
 
 def test_filters_are_cut_where_no_plan_by_ranks_is_within_the_limit() -> None:
     target = Weighed(alive=True)
     limit = Limit(target, target.need_of(state().original), asked=False, patches=True)
-    ranks, _ = settled(limit)
-    assert target.need_of(fold_batchnorm(rewritten(ranks.state))) > limit.bytes
+    with pytest.raises(UnreachableError, match="are allowed"):
+        settled(limit)
     plan, lines = settled(limit, with_filters)
     assert plan.state.fact(Selection).keeps
     assert target.need_of(fold_batchnorm(rewritten(plan.state))) <= limit.bytes
     assert totals(rewritten(plan.state))["macs"] <= 0.6 * totals(state().original)["macs"]
-    assert lines[0].endswith("filters are cut as well")
+    assert lines[1] == "  filters are cut as well"
     # There may be none to cut, and those to cut may not be enough.
     for none in (lambda: None, state):
-        assert settled(limit, none)[0].state.fact(Selection).chosen == chosen_by(ranks)
+        with pytest.raises(UnreachableError, match="are allowed"):
+            settled(limit, none)
 
 
 def test_filters_are_cut_for_a_limit_that_was_asked_for() -> None:

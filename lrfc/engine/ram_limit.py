@@ -116,6 +116,8 @@ def _found(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None, h
     search = Search(limit, inf if macs is None else macs.limit(whole))
     kept = search.kept(free)
     within = search.within(kept)
+    if not within and not limit.asked:
+        raise _beyond(limit, kept, hint)
     lines = _lines(free, kept, limit, hint, within=within)
     if not within and asked:
         try:
@@ -128,14 +130,25 @@ def _found(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None, h
     return _Found(kept.plan, within, saved, cost, lines)
 
 
+def _beyond(limit: Limit, least: Tried, hint: str) -> UnreachableError:
+    """The error where no plan within the other budgets keeps within the default limit."""
+    return UnreachableError(
+        "ram",
+        "100%, the default,",
+        limit.bytes,
+        least.need,
+        f"{int(limit.bytes):,} bytes are allowed, and of the plans that were tried the best takes"
+        f" {least.need:,} at {least.macs:,} MACs; --max-ram none lifts the limit{hint}",
+    )
+
+
 def _lines(free: Plan, kept: Tried, limit: Limit, hint: str, *, within: bool) -> tuple[str, ...]:
     """The lines of the log on the price of the limit. ``free``: the plan without the limit."""
     if kept.plan is free and within:
         return ()
     if not within:
-        found = "the least is" if limit.asked else "this one takes"
         none = f"no plan was found within {int(limit.bytes):,} bytes of RAM"
-        return (f"{none}; {found} {kept.need:,}{hint}",)
+        return (f"{none}; the least is {kept.need:,}{hint}",)
     lifted = "" if limit.asked else f"; --max-ram none lifts the limit{hint}"
     before, after = free.state.fact(Selection).divergence, kept.divergence
     price = f"predicted divergence {after:.4f}, without this limit {before:.4f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -22,7 +21,7 @@ from lrfc.pruning.facts import Selection
 from lrfc.pruning.memory import PeakMemory
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace
-from lrfc.search.memory import with_tails
+from lrfc.search.memory import PlanMemory, with_tails
 from lrfc.state import State
 from lrfc.system import scratch
 from lrfc.system.spans import span
@@ -31,12 +30,12 @@ from lrfc.system.spans import span
 SHARES = (0.8, 0.6, 0.4, 0.25)
 #: MACs of patches, as a share of all, that are not worth another plan.
 CHEAP = 0.02
+#: Most plans whose tail is shorter by what the last one exceeds the limit by, and the least share
+#: of the last one's tail that the next may have.
+TURNS, FALL = 4, 0.25
 #: Most plans that are tried until the budget on MACs holds with those that patches add, and is used
 #: to this share. Each leaves room for the patches of the last one, and this multiple of them.
-TURNS, USED, ROOM = 4, 0.99, 1.02
-#: Most predicted divergence, relative to that without the limit, of a plan that exceeds the default
-#: limit all the same. (ResNet-56 at half of the MACs: the least RAM costs 3 points.)
-WORTH = 1.5
+FEWER, USED, ROOM = 4, 0.99, 1.02
 
 
 @dataclass(frozen=True)
@@ -76,67 +75,89 @@ class Search:
         """The plan, or another by the same candidates, whose file keeps within the limit.
 
         Factor layers have a longer tail than the layer that they replace. Where a plan needs too
-        much RAM, others follow that add less to the tail, by SHARES, each the best within the other
-        budgets. First those that leave room for the tail by themselves, by their candidates or,
-        where filters are known, by cutting these, too; then, by ranks alone, those that leave it
-        to patches: the MACs of patches are missing elsewhere (ResNet-8 at half of the
-        MACs: 82.0 % against 76.9 %). The first one within the limit is taken. Where none is, it is
-        the one that needs the least, for the default limit of those whose divergence is not WORTH
-        times as large.
+        much RAM, others follow that add less to the tail, each the best within the other budgets.
+        First those that leave room for the tail by themselves, by their candidates or, where
+        filters are known, by cutting these, too; then those that leave it to patches: the MACs of
+        patches are missing elsewhere (ResNet-8 at half of the MACs: 82.0 % against 76.9 %). The
+        last one adds nothing to the tail. The first one within the limit is taken; where none is,
+        it is the one that needs the least.
         """
         tried = [self._tried(plan)]
         if self.within(tried[0]):
             return tried[0]
-        for state, select in self._others(plan, tried[0]):
-            # The other budgets may need more factor layers, or others.
-            with suppress(BudgetError):
-                tried.append(self._with_room(plan, state, select))
-            if self.within(tried[-1]):
-                return tried[-1]
-        most = inf if self.limit.asked else WORTH * tried[0].divergence
-        worth = [one for one in tried if one.divergence <= most]
-        return min(worth, key=lambda one: (one.macs > self.macs, one.need))
+        for other in self._others(plan, tried[0]):
+            if self.within(other):
+                return other
+            tried.append(other)
+        return min(tried, key=lambda one: (one.macs > self.macs, one.need))
 
-    def _others(self, plan: Plan, first: Tried) -> Iterator[tuple[State, SelectRanks]]:
-        """The design spaces and selections of other plans, in the order in which they are tried."""
+    def _others(self, plan: Plan, first: Tried) -> Iterator[Tried]:
+        """Other plans, in the order in which they are tried."""
         state = with_tails(plan.state)
         reached, cheap = first.need <= self.limit.bytes, first.added <= CHEAP * first.macs
         if reached and cheap:
-            yield state, self._with_fewer(plan.select, first.added)
-        target, added = self.limit.target, _tail(state)
-        filters = plan.select.prune and state.known(FilterSpace) is not None
-        by_patches = []
-        for share in SHARES:
-            tail = int(share * added)
-            select = replace(plan.select, max_tail=tail)
-            room = self.limit.bytes - target.tail_bytes(state.original) - tail
-            if filters:  # they may be cut where the most is alive
-                peak = PeakMemory(of(target.precision).activation, room)
-                yield state, replace(select, peak_memory=(peak,))
-            else:
-                yield small(state, target.precision, room), select
-                by_patches.append((state, select))
+            yield from self._made(plan, state, self._with_fewer(plan.select, first.added))
+        yield from self._by_themselves(plan, state)
         if reached and not cheap:
-            yield state, self._with_fewer(plan.select, first.added)
+            yield from self._made(plan, state, self._with_fewer(plan.select, first.added))
         if self.limit.patches:
-            yield from by_patches
+            yield from self._by_patches(plan, state, first)
+        yield from self._made(plan, state, replace(plan.select, max_tail=0))
 
-    def _with_room(self, plan: Plan, state: State, select: SelectRanks) -> Tried:
+    def _by_themselves(self, plan: Plan, state: State) -> Iterator[Tried]:
+        """Plans that add to the tail by SHARES, and leave the rest of the limit to activations."""
+        target, original, added = self.limit.target, state.original, _tail(state)
+        rest = self.limit.bytes - target.tail_bytes(original)
+        filters = plan.select.prune and state.known(FilterSpace) is not None
+        spaces = state.fact(DesignSpace).spaces
+        least = 0 if filters else PlanMemory(original, spaces, target.precision).least
+        for tail in (int(share * added) for share in SHARES):
+            select = replace(plan.select, max_tail=tail)
+            if filters:  # they may be cut where the most is alive
+                peak = PeakMemory(of(target.precision).activation, rest - tail)
+                yield from self._made(plan, state, replace(select, peak_memory=(peak,)))
+            elif rest - tail >= least:
+                yield from self._made(plan, small(state, target.precision, rest - tail), select)
+
+    def _by_patches(self, plan: Plan, state: State, first: Tried) -> Iterator[Tried]:
+        """Plans whose tail is shorter by what the last one exceeds the limit by.
+
+        Where the other budgets need a longer one, the next lies half-way.
+        """
+        tail, need, low = _tail(state), first.need, 0
+        for _ in range(TURNS):
+            beyond = max(need - self.limit.bytes, 1)
+            most = int(max(tail - beyond, (low + tail) / 2 if low else FALL * tail))
+            found = list(self._made(plan, state, replace(plan.select, max_tail=most)))
+            yield from found
+            if found:
+                tail, need = _tail(found[0].plan.state), found[0].need
+            else:
+                low = most
+
+    def _made(self, plan: Plan, state: State, select: SelectRanks) -> Iterator[Tried]:
         """The plan of a selection; where patches add too many MACs, the next one has fewer.
 
-        And the one behind it as many as its patches leave. BudgetError where there is none.
+        And the one behind it as many as its patches leave. None where the other budgets need more
+        factor layers than the selection leaves.
         """
         best: Tried | None = None
-        for turn in range(TURNS):
-            tried = self._tried(replace(plan, state=selected(state, select), select=select))
-            if tried.need > self.limit.bytes:
+        last: Tried | None = None
+        for turn in range(FEWER):
+            try:
+                last = self._tried(replace(plan, state=selected(state, select), select=select))
+            except BudgetError:
                 break
-            if self.within(tried) and (best is None or tried.macs > best.macs):
-                best = tried
+            if last.need > self.limit.bytes:
+                break
+            if self.within(last) and (best is None or last.macs > best.macs):
+                best = last
             if best is not None and (turn == 0 or best.macs >= USED * self.macs):
                 break
-            select = self._with_fewer(select, tried.added)
-        return best or tried
+            select = self._with_fewer(select, last.added)
+        found = best or last
+        if found is not None:
+            yield found
 
     def _with_fewer(self, select: SelectRanks, added: int) -> SelectRanks:
         """The selection with room in the budget on MACs for those that patches add."""
