@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from math import inf
@@ -12,16 +13,18 @@ from typing import Any
 
 import pytest
 
+import lrfc
 from lrfc.config.build import Budget, BuildConfig
 from lrfc.costs.arena import arena
 from lrfc.costs.totals import totals
 from lrfc.engine.candidate import _unmet
+from lrfc.engine.package import Result
 from lrfc.engine.patches import Limit
 from lrfc.engine.plans import rewritten, selected
 from lrfc.engine.ram_limit import HINT, Filters, planned
 from lrfc.engine.ram_search import Search
 from lrfc.engine.tuning import Loop, Plan, Wish
-from lrfc.errors import BudgetError, UnreachableError
+from lrfc.errors import BudgetError, NoGainError, UnreachableError
 from lrfc.ir.batch import Batch
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
@@ -29,6 +32,8 @@ from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.protocols import Artifact
 from lrfc.pruning.facts import Selection
+from lrfc.pruning.memory import PeakMemory
+from lrfc.pruning.space import FilterSpace
 from lrfc.results.manifest import Figures
 from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import with_tails
@@ -176,19 +181,19 @@ class Settling(Loop):
 
 
 def settled(
-    limit: Limit | None, filters: Filters | None = None, **wish: Any
+    limit: Limit | None, found: Filters | None = None, **wish: Any
 ) -> tuple[Plan, list[str]]:
     """The plan of the loop within a limit, and the lines of the log."""
     lines: list[str] = []
     logged = replace(state(), progress=Progress(log=lines.append))
     loop = Settling(logged, TARGET, None, None, 0)
     wished = Wish(SelectRanks(max_macs=share(0.6)), **wish)
-    return planned(loop, wished, None, limit, filters), lines
+    return planned(loop, wished, None, limit, found), lines
 
 
 @cache
-def with_filters() -> State:
-    return ExploreFilters(images=16)(state())
+def filters() -> FilterSpace:
+    return ExploreFilters(images=16)(state()).fact(FilterSpace)
 
 
 def test_without_a_limit_the_loop_decides() -> None:
@@ -226,13 +231,14 @@ def test_filters_are_cut_where_no_plan_by_ranks_is_within_the_limit() -> None:
     limit = Limit(target, target.need_of(state().original), asked=False, patches=True)
     with pytest.raises(UnreachableError, match="are allowed"):
         settled(limit)
-    plan, lines = settled(limit, with_filters)
+    plan, lines = settled(limit, filters)
     assert plan.state.fact(Selection).keeps
     assert target.need_of(fold_batchnorm(rewritten(plan.state))) <= limit.bytes
     assert totals(rewritten(plan.state))["macs"] <= 0.6 * totals(state().original)["macs"]
-    assert lines[1] == "  filters are cut as well"
+    assert lines[0].endswith("filters are cut as well")
     # There may be none to cut, and those to cut may not be enough.
-    for none in (lambda: None, state):
+    few = replace(filters(), choices={})
+    for none in (lambda: None, lambda: few):
         with pytest.raises(UnreachableError, match="are allowed"):
             settled(limit, none)
 
@@ -240,7 +246,7 @@ def test_filters_are_cut_where_no_plan_by_ranks_is_within_the_limit() -> None:
 def test_filters_are_cut_for_a_limit_that_was_asked_for() -> None:
     limit = Limit(Weighed(), 1, asked=True, patches=False)
     with pytest.raises(UnreachableError, match="no layer is small enough"):
-        settled(limit, with_filters, max_ram=share(0.7))
+        settled(limit, filters, max_ram=share(0.7))
     asked: list[str] = []
     with pytest.raises(UnreachableError, match="no layer is small enough"):
         settled(limit, lambda: asked.append("filters"), max_ram=share(0.7))
@@ -249,9 +255,24 @@ def test_filters_are_cut_for_a_limit_that_was_asked_for() -> None:
 
 def test_a_tail_is_bounded_with_filters_too() -> None:
     select = SelectRanks(max_macs=share(0.6), max_tail=1)
-    chosen = selected(with_filters(), select)
+    chosen = selected(state().with_fact(filters()), select)
     assert chosen.fact(Selection).keeps
     assert added(chosen) <= 1 < added(selected(state(), replace(select, max_tail=None)))
+
+
+@pytest.mark.parametrize("share_of_memory", [0.8, 0.95])
+def test_activations_and_tail_together_are_bounded_with_filters(share_of_memory: float) -> None:
+    known = with_tails(state().with_fact(filters()))
+    select = SelectRanks(max_macs=share(0.6))
+    free = selected(known, select)
+    limit = share_of_memory * memory_of(free)
+    bound = PeakMemory(1, limit, tail=True)
+    assert memory_of(selected(known, replace(select, peak_memory=(bound,)))) <= limit
+
+
+def memory_of(given: State) -> int:
+    """The peak of activations, and what the candidates add to the tail."""
+    return arena(fold_batchnorm(rewritten(given)), 1).peak_bytes + added(given)
 
 
 def test_the_error_says_the_least_that_was_reached() -> None:
@@ -264,3 +285,45 @@ def test_the_error_says_the_least_that_was_reached() -> None:
         " tried, with patches; the best effort was saved"
     )
     assert "the least" not in str(_unmet(made, None, before, after, in_patches=False))
+
+
+# -- in a build ------------------------------------------------------------------------------------
+
+
+def test_a_file_for_a_microcontroller_takes_no_more_than_the_original(tmp_path: Path) -> None:
+    net = helpers.residual(filters=16)
+    found: list[Result] = []
+    with suppress(NoGainError):
+        lrfc.build(
+            net,
+            data={"x": helpers.random_inputs(helpers.graph_of(net), 64)[0]},
+            device="cortex-m7",
+            precision="int8",
+            max_macs="60%",
+            epochs=0,
+            out=tmp_path / "out",
+            on_result=found.append,
+        )
+    (result,) = found
+    before, after = result.manifest.before, result.manifest.after
+    assert after.macs <= 0.6 * before.macs
+    assert need_of(after) <= need_of(before)
+    # No plan by ranks alone keeps within it.
+    with pytest.raises(BudgetError, match="--max-ram 100%, the default"):
+        lrfc.build(
+            net,
+            data=None,
+            device="cortex-m7",
+            precision="int8",
+            max_macs="60%",
+            epochs=0,
+            prune="off",
+            out=tmp_path / "ranks",
+        )
+    assert not (tmp_path / "ranks").exists()
+
+
+def need_of(figures: Figures) -> int:
+    assert figures.arena_head_bytes is not None
+    assert figures.arena_tail_bytes is not None
+    return figures.arena_head_bytes + figures.arena_tail_bytes

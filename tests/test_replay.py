@@ -157,7 +157,7 @@ def test_an_option_that_would_lead_to_another_plan_is_refused() -> None:
             {"prune": "only"},
             (
                 "--prune only: the plan of net-lrfc is repeated as it is, and was made with --prune"
-                " off; leave out --prune, or build without"
+                " auto; leave out --prune, or build without"
             ),
         ),
         ({"keep": ("conv0",)}, "--keep conv0: .* was made with no --keep; leave out --keep"),
@@ -171,7 +171,7 @@ def test_an_option_that_would_lead_to_another_plan_is_refused() -> None:
         with pytest.raises(UsageError, match=message):
             lrfc.build("net.keras", locked="net-lrfc", **options)
     lrfc.build(
-        "net.keras", locked="net-lrfc", prune="off", methods=OPTIONS["methods"], out="as before"
+        "net.keras", locked="net-lrfc", prune="auto", methods=OPTIONS["methods"], out="as before"
     )
     with pytest.raises(BudgetError, match="not met: --max-macs 10%"):
         lrfc.build("net.keras", locked="net-lrfc", max_macs="10%", out="too large")

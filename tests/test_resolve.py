@@ -260,7 +260,7 @@ def test_the_function_has_every_option_as_a_keyword_with_its_type() -> None:
     assert keywords["max_macs"] == str | float | None
     assert keywords["out"] == str | Path | None
     assert keywords["keep"] == list[str] | tuple[str, ...]
-    assert keywords["prune"] == Literal["off", "auto", "on", "only"]
+    assert keywords["prune"] == Literal["auto", "off", "on", "only"]
     assert keywords["seed"] is int
 
 

@@ -241,11 +241,11 @@ class BuildConfig(BaseModel):
         " once. By default, the number in the device's profile.",
         8,
     )] = None
-    prune: Annotated[Literal["off", "auto", "on", "only"], Option(
-        "Pruning of filters: off, auto (together with factorization, where that alone is not enough"
-        " for a limit on memory), on (always together) or only (no factorization).",
+    prune: Annotated[Literal["auto", "off", "on", "only"], Option(
+        "Pruning of filters: auto (together with factorization, where that alone is not enough for"
+        " a limit on memory), off, on (always together) or only (no factorization).",
         "on",
-    )] = "off"
+    )] = "auto"
     patches: Annotated[Literal["auto", "off"], Option(
         "Parts of the network that are computed strip by strip where the limit on memory asks for"
         " less than they take at once: auto (int8 on microcontrollers) or off. Same outputs, more"

@@ -26,7 +26,7 @@ class BuildOptions(TypedDict, total=False):
     keep: list[str] | tuple[str, ...]
     only: list[str] | tuple[str, ...]
     rank_multiple: int | None
-    prune: Literal["off", "auto", "on", "only"]
+    prune: Literal["auto", "off", "on", "only"]
     patches: Literal["auto", "off"]
     epochs: int
     training: Literal["lrfc", "compiled"]

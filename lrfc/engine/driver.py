@@ -277,17 +277,17 @@ def _planned(
     wish = _wish(job, weighed, goal, bench)
     limit = patches.limit(goal, job.config, bench.original.path)
     prunes = job.config.prune == "auto"
-    filters = partial(_with_filters, job, weighed, shared) if prunes else None
+    filters = partial(_filters, job, weighed, shared) if prunes else None
     return planned(loop, wish, allowed, limit, filters)
 
 
-def _with_filters(job: Job, weighed: State, shared: Shared) -> State | None:
-    """The state with the filters to cut; None where there are none, or they are known already."""
+def _filters(job: Job, weighed: State, shared: Shared) -> FilterSpace | None:
+    """The filters to cut; None where there are none, or they are known already."""
     if weighed.known(FilterSpace) is not None or not repairable(weighed):
         return None
     step = filter_exploration(job.config, job.goals)
     found = shared.filters.get(step, lambda: run(weighed, [step]).fact(FilterSpace))
-    return weighed.with_fact(found) if found.choices else None
+    return found if found.choices else None
 
 
 def ram_of(job: Job, goal: Destination) -> Ram:

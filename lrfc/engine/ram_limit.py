@@ -7,8 +7,7 @@ own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 
 from lrfc.costs.totals import totals
@@ -19,7 +18,6 @@ from lrfc.engine.tuning import Loop, Plan, Wish
 from lrfc.errors import BudgetError, UnreachableError
 from lrfc.pruning.facts import Selection
 from lrfc.pruning.space import FilterSpace
-from lrfc.state import State
 
 #: Least share of the MACs that are saved without the limit: filters are tried where ranks alone
 #: save less within it.
@@ -32,23 +30,8 @@ LEFT_OUT = (
 #: The end of a line on what the limit costs, with --prune off.
 HINT = "; with --prune auto, filters are cut as well"
 
-#: The state of a loop with filters to cut; None where there are none.
-Filters = Callable[[], State | None]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A plan. ``within``: whether it keeps within the limit. ``lines``: of the log, on the limit.
-
-    ``saved``: the MACs that it saves, as a share of those that are saved without the limit.
-    ``cost``: the objective, by which plans are compared.
-    """
-
-    plan: Plan
-    within: bool = True
-    saved: float = 1.0
-    cost: float = 0.0
-    lines: tuple[str, ...] = ()
+#: Explores the filters that can be cut; None where there are none.
+Filters = Callable[[], FilterSpace | None]
 
 
 def planned(
@@ -60,74 +43,65 @@ def planned(
 ) -> Plan:
     """The plan for a destination, whose file keeps within a limit on RAM where one is possible.
 
-    ``allowed``: see ``Loop.settle``. ``filters``: asked where no plan by ranks keeps within the
-    limit, or saves enough within it; None where filters are not to be cut. BudgetError as there.
-    """
-    log = loop.state.progress.log
-    hint = HINT if filters is None and loop.state.known(FilterSpace) is None else ""
-    try:
-        found = _found(loop, wish, allowed, limit, hint)
-    except UnreachableError as error:
-        state = None if error.quantity != "ram" or filters is None else filters()
-        if state is None:
-            raise
-        log(f"  {error}")
-        log("  filters are cut as well")
-        found = _found(replace(loop, state=state), wish, allowed, limit, hint)
-    else:
-        enough = found.within and found.saved >= ENOUGH
-        state = None if enough or filters is None else filters()
-        if state is not None:
-            log("  ranks alone do not save enough within the limit on RAM: filters are cut as well")
-            found = _better(found, replace(loop, state=state), wish, limit)
-    for line in found.lines:
-        log(f"  {line}")
-    return found.plan
-
-
-def _better(ranks: _Found, loop: Loop, wish: Wish, limit: Limit | None) -> _Found:
-    """The better one of a plan by ranks alone and that of a loop that cuts filters, too.
-
-    Both have the same divergence allowed: to judge plans that cut filters would take longer than
-    all the rest.
-    """
-    with suppress(BudgetError):
-        found = _found(loop, wish, ranks.plan.allowed, limit, "")
-        if found.within and (not ranks.within or found.cost < ranks.cost):
-            return found
-    return ranks
-
-
-def _found(loop: Loop, wish: Wish, allowed: float | None, limit: Limit | None, hint: str) -> _Found:
-    """The plan of a loop within a limit.
-
-    The plan without the limit is the start: it keeps within it by patches, which change nothing in
-    what the network computes, or by a shorter tail. Where both together are not enough for a limit
-    that was asked for, and where there are no patches, every candidate has to keep within it.
+    ``allowed``: see ``Loop.settle``. ``filters``: called where no plan by ranks keeps within the
+    limit, or saves enough within it; None where filters are not to be cut. BudgetError as there,
+    and where the other budgets cannot be met within the default limit.
     """
     if limit is None or (wish.max_ram is not None and not limit.patches):
-        return _Found(_settled(loop, wish, allowed))
-    asked = wish.max_ram is not None
+        return _by_candidates(loop, wish, allowed, filters)
+    return _by_files(loop, wish, allowed, limit, filters)
+
+
+def _by_candidates(loop: Loop, wish: Wish, allowed: float | None, filters: Filters | None) -> Plan:
+    """The plan, of which every candidate keeps within the limit."""
+    try:
+        return _settled(loop, wish, allowed)
+    except UnreachableError as error:
+        found = None if error.quantity != "ram" or filters is None else filters()
+        if found is None:
+            raise
+        log = loop.state.progress.log
+        log(f"  {error}")
+        log("  filters are cut as well")
+        return _settled(replace(loop, state=loop.state.with_fact(found)), wish, allowed)
+
+
+def _by_files(
+    loop: Loop, wish: Wish, allowed: float | None, limit: Limit, filters: Filters | None
+) -> Plan:
+    """The plan whose file keeps within the limit.
+
+    The plan without the limit is the start: it keeps within it by patches, which change nothing in
+    what the network computes, or by a shorter tail. Where both together are not enough, filters are
+    cut as well; and for a limit that was asked for, every candidate has to keep within it.
+    """
+    log, asked = loop.state.progress.log, wish.max_ram is not None
     # No layer exceeds the peak of the original, so that patches have little to do.
     first = loop if loop.growth is not None or not asked else replace(loop, growth=0)
     free = _settled(first, replace(wish, max_ram=None), allowed)
-    whole = totals(free.state.original)["macs"]
-    macs = wish.select.max_macs
+    macs, whole = wish.select.max_macs, totals(free.state.original)["macs"]
     search = Search(limit, inf if macs is None else macs.limit(whole))
     kept = search.kept(free)
-    within = search.within(kept)
-    if not within and not limit.asked:
+    saving, saved = whole - totals(rewritten(free.state))["macs"], whole - kept.macs
+    known = free.state.known(FilterSpace) is not None
+    if filters is not None and not (search.within(kept) and saved >= ENOUGH * saving):
+        found = filters()
+        if found is not None:
+            log("  ranks alone do not save enough within the limit on RAM: filters are cut as well")
+            kept, known = search.with_filters(kept, free, found), True
+    hint = "" if known or filters is not None else HINT
+    if search.within(kept):
+        _log_price(free, kept, limit, hint)
+        return kept.plan
+    if not limit.asked:
         raise _beyond(limit, kept, hint)
-    lines = _lines(free, kept, limit, hint, within=within)
-    if not within and asked:
+    log(f"  no plan was found within {_bytes(limit)} of RAM; the least is {kept.need:,}{hint}")
+    if asked:
         try:
-            return _Found(loop.settle(wish, allowed))
+            return _by_candidates(loop, wish, allowed, filters)
         except BudgetError as error:
-            lines = (*lines, str(error))
-    saving = whole - totals(rewritten(free.state))["macs"]
-    saved = (whole - kept.macs) / saving if saving > 0 else 1.0
-    cost = kept.divergence if wish.objective is None else kept.macs
-    return _Found(kept.plan, within, saved, cost, lines)
+            log(f"  {error}")
+    return kept.plan
 
 
 def _beyond(limit: Limit, least: Tried, hint: str) -> UnreachableError:
@@ -137,22 +111,23 @@ def _beyond(limit: Limit, least: Tried, hint: str) -> UnreachableError:
         "100%, the default,",
         limit.bytes,
         least.need,
-        f"{int(limit.bytes):,} bytes are allowed, and of the plans that were tried the best takes"
+        f"{_bytes(limit)} are allowed, and of the plans that were tried the best takes"
         f" {least.need:,} at {least.macs:,} MACs; --max-ram none lifts the limit{hint}",
     )
 
 
-def _lines(free: Plan, kept: Tried, limit: Limit, hint: str, *, within: bool) -> tuple[str, ...]:
-    """The lines of the log on the price of the limit. ``free``: the plan without the limit."""
-    if kept.plan is free and within:
-        return ()
-    if not within:
-        none = f"no plan was found within {int(limit.bytes):,} bytes of RAM"
-        return (f"{none}; the least is {kept.need:,}{hint}",)
+def _log_price(free: Plan, kept: Tried, limit: Limit, hint: str) -> None:
+    """Say what the limit costs. ``free``: the plan without it."""
+    if kept.plan is free:
+        return
     lifted = "" if limit.asked else f"; --max-ram none lifts the limit{hint}"
     before, after = free.state.fact(Selection).divergence, kept.divergence
     price = f"predicted divergence {after:.4f}, without this limit {before:.4f}"
-    return (f"to keep within {int(limit.bytes):,} bytes of RAM: {price}{lifted}",)
+    free.state.progress.log(f"  to keep within {_bytes(limit)} of RAM: {price}{lifted}")
+
+
+def _bytes(limit: Limit) -> str:
+    return f"{int(limit.bytes):,} bytes"
 
 
 def _settled(loop: Loop, wish: Wish, allowed: float | None) -> Plan:

@@ -55,6 +55,11 @@ class Tried:
         """The predicted divergence of the plan."""
         return self.plan.state.fact(Selection).divergence
 
+    @property
+    def cost(self) -> float:
+        """What plans within the limits are compared by."""
+        return self.divergence if self.plan.objective is None else self.macs
+
 
 @dataclass(frozen=True)
 class Search:
@@ -76,23 +81,37 @@ class Search:
 
         Factor layers have a longer tail than the layer that they replace. Where a plan needs too
         much RAM, others follow that add less to the tail, each the best within the other budgets.
-        First those that leave room for the tail by themselves, by their candidates or, where
-        filters are known, by cutting these, too; then those that leave it to patches: the MACs of
-        patches are missing elsewhere (ResNet-8 at half of the MACs: 82.0 % against 76.9 %). The
-        last one adds nothing to the tail. The first one within the limit is taken; where none is,
-        it is the one that needs the least.
+        First those that leave room for the tail by themselves, then those that leave it to patches:
+        the MACs of patches are missing elsewhere (ResNet-8 at half of the MACs: 82.0 % against
+        76.9 %). The last one adds nothing to the tail. The first one within the limit is taken;
+        where none is, it is the one that needs the least.
         """
-        tried = [self._tried(plan)]
-        if self.within(tried[0]):
-            return tried[0]
-        for other in self._others(plan, tried[0]):
+        first = self._tried(plan)
+        return first if self.within(first) else self._best(first, self._others(plan, first))
+
+    @span("limit on RAM, with filters")
+    def with_filters(self, kept: Tried, plan: Plan, filters: FilterSpace) -> Tried:
+        """A better plan within the limit, which cuts filters where the most is alive.
+
+        ``kept``: the best plan by ranks alone, for where there is none. ``plan``: that without the
+        limit, whose methods are taken.
+        """
+        state = with_tails(plan.state.with_fact(filters))
+        select = replace(plan.select, prune=True)
+        best = self._best(kept, self._by_filters(replace(plan, select=select), state))
+        return kept if self.within(kept) and kept.cost <= best.cost else best
+
+    def _best(self, first: Tried, others: Iterator[Tried]) -> Tried:
+        """The first one of the others within the limit; of all the one that needs the least."""
+        tried = [first]
+        for other in others:
             if self.within(other):
                 return other
             tried.append(other)
         return min(tried, key=lambda one: (one.macs > self.macs, one.need))
 
     def _others(self, plan: Plan, first: Tried) -> Iterator[Tried]:
-        """Other plans, in the order in which they are tried."""
+        """Other plans by ranks alone, in the order in which they are tried."""
         state = with_tails(plan.state)
         reached, cheap = first.need <= self.limit.bytes, first.added <= CHEAP * first.macs
         if reached and cheap:
@@ -106,18 +125,27 @@ class Search:
 
     def _by_themselves(self, plan: Plan, state: State) -> Iterator[Tried]:
         """Plans that add to the tail by SHARES, and leave the rest of the limit to activations."""
-        target, original, added = self.limit.target, state.original, _tail(state)
-        rest = self.limit.bytes - target.tail_bytes(original)
-        filters = plan.select.prune and state.known(FilterSpace) is not None
-        spaces = state.fact(DesignSpace).spaces
-        least = 0 if filters else PlanMemory(original, spaces, target.precision).least
+        precision, added, rest = self.limit.target.precision, _tail(state), self._rest(state)
+        least = PlanMemory(state.original, state.fact(DesignSpace).spaces, precision).least
         for tail in (int(share * added) for share in SHARES):
-            select = replace(plan.select, max_tail=tail)
-            if filters:  # they may be cut where the most is alive
-                peak = PeakMemory(of(target.precision).activation, rest - tail)
-                yield from self._made(plan, state, replace(select, peak_memory=(peak,)))
-            elif rest - tail >= least:
-                yield from self._made(plan, small(state, target.precision, rest - tail), select)
+            if rest - tail >= least:
+                select = replace(plan.select, max_tail=tail)
+                yield from self._made(plan, small(state, precision, rest - tail), select)
+
+    def _by_filters(self, plan: Plan, state: State) -> Iterator[Tried]:
+        """Plans with less activations and tail by what the last one exceeds the limit by."""
+        itemsize, rest = of(self.limit.target.precision).activation, self._rest(state)
+        for _ in range(TURNS):
+            memory = PeakMemory(itemsize, rest, tail=True)
+            found = self._made(plan, state, replace(plan.select, peak_memory=(memory,)))
+            if not found:
+                return
+            yield from found
+            rest -= max(found[0].need - self.limit.bytes, 1)
+
+    def _rest(self, state: State) -> float:
+        """The bytes that the original's tail leaves."""
+        return self.limit.bytes - self.limit.target.tail_bytes(state.original)
 
     def _by_patches(self, plan: Plan, state: State, first: Tried) -> Iterator[Tried]:
         """Plans whose tail is shorter by what the last one exceeds the limit by.
@@ -128,17 +156,17 @@ class Search:
         for _ in range(TURNS):
             beyond = max(need - self.limit.bytes, 1)
             most = int(max(tail - beyond, (low + tail) / 2 if low else FALL * tail))
-            found = list(self._made(plan, state, replace(plan.select, max_tail=most)))
+            found = self._made(plan, state, replace(plan.select, max_tail=most))
             yield from found
             if found:
                 tail, need = _tail(found[0].plan.state), found[0].need
             else:
                 low = most
 
-    def _made(self, plan: Plan, state: State, select: SelectRanks) -> Iterator[Tried]:
+    def _made(self, plan: Plan, state: State, select: SelectRanks) -> tuple[Tried, ...]:
         """The plan of a selection; where patches add too many MACs, the next one has fewer.
 
-        And the one behind it as many as its patches leave. None where the other budgets need more
+        And the one behind it as many as its patches leave. Empty where the other budgets need more
         factor layers than the selection leaves.
         """
         best: Tried | None = None
@@ -156,8 +184,7 @@ class Search:
                 break
             select = self._with_fewer(select, last.added)
         found = best or last
-        if found is not None:
-            yield found
+        return () if found is None else (found,)
 
     def _with_fewer(self, select: SelectRanks, added: int) -> SelectRanks:
         """The selection with room in the budget on MACs for those that patches add."""

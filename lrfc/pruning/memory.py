@@ -38,10 +38,14 @@ class Layer(Protocol):
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """A bound of ``limit`` bytes on the activations alive at once, with ``itemsize`` per value."""
+    """A bound of ``limit`` bytes on the activations alive at once, with ``itemsize`` per value.
+
+    ``tail``: whether the bytes that candidates add to the tail of an arena count, too.
+    """
 
     itemsize: int
     limit: float
+    tail: bool = False
 
     def rows(
         self,

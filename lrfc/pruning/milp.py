@@ -160,8 +160,10 @@ class Program:
             for space in other_spaces(graph, spaces, prices)
         ]
         for bound in peak_memory:
+            beside = [self._tail(bound.limit)] if bound.tail else []
             for columns, values, limit in bound.rows(graph, self._shares, self._keeps, self._own):
-                self._rows.append((columns, values, -np.inf, limit))
+                sizes = [*values, *(bound.limit for _ in beside)]
+                self._rows.append(([*columns, *beside], sizes, -np.inf, limit))
 
     # -- variables ---------------------------------------------------------------------------------
 
@@ -179,6 +181,14 @@ class Program:
         self._rows.append(
             ([*columns, *minus], [1.0] * len(columns) + [-1.0] * len(minus), low, high)
         )
+
+    def _tail(self, limit: float) -> int:
+        """Add a variable that bounds the bytes added to the tail, as a fraction of a limit."""
+        fraction = self._add({})
+        columns = [column for layer in self._own for column in layer.chosen]
+        sizes = [self.costs["tail"][column] for column in columns]
+        self._rows.append(([*columns, fraction], [*sizes, -limit], -np.inf, 0))
+        return fraction
 
     def _layer(self, space: LayerSpace, use: Use) -> Variables:
         """Add the variables of a layer and the rows that tie them to the choices of its groups."""
