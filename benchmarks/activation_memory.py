@@ -7,8 +7,9 @@ within 1pp, with the memory limit that holds by default and without it (``ram`` 
 those of ``--ram``. Of the file of the original and of the compressed one: the bytes that are alive
 at one time (``peak``), those of the plan in the file (``planned``), the head of the arena of
 TensorFlow Lite Micro without the plan (``head_unplanned``) and with it, its tail, the workspace of
-XNNPACK on this machine, the SRAM and the cycles by Vela (ethos-u55-128), and the score on the whole
-test set. ``speed``: of the file against the original's by LiteRT on this machine, in turns. The
+XNNPACK on this machine, the SRAM and the cycles by Vela (ethos-u55-128; the compressed file is
+compiled for the SRAM of the original, as in a build), and the score on the whole test set.
+``speed``: of the file against the original's by LiteRT on this machine, in turns. The
 networks at 96×96 have random weights and images and no softmax; their score is the fidelity to the
 original. Their files read and write int8, as the image in float would be larger than all that is
 behind it.
@@ -128,8 +129,8 @@ def built(path: Path, data: Any, folder: Path, **options: Any) -> Result:
     return found[0]
 
 
-def memory(path: Path, folder: Path) -> dict[str, Any]:
-    """The memory of a file."""
+def memory(path: Path, folder: Path, sram: int | None) -> dict[str, Any]:
+    """The memory of a file. ``sram``: that it is compiled for by Vela; None for no limit."""
     model = flatfile.unpack(path.read_bytes())
     arena, whole = shared(model, activations(model)).arena, tflm.arena(path)
     planned = planned_bytes(model)
@@ -137,6 +138,8 @@ def memory(path: Path, folder: Path) -> dict[str, Any]:
     bare = folder / "bare.tflite"
     bare.write_bytes(flatfile.pack(model))
     with VelaRunner(device.load("ethos-u55-128")) as runner:
+        if sram is not None:
+            runner.hold(sram)
         compiled = runner.compiled(Artifact(path, "tflite", "int8"))
     return {
         "peak": arena.peak_bytes,
@@ -154,16 +157,18 @@ def rows(result: Result, original: Path, folder: Path) -> Iterator[dict[str, Any
     """The rows of the original's file and of the compressed one."""
     manifest = result.manifest
     timed = measure([original, result.artifact], device="host")
+    sram: int | None = None
     for file, path, figures, time in (
         ("original", original, manifest.before, timed[0]),
         ("compressed", result.artifact, manifest.after, timed[1]),
     ):
-        score = figures.accuracy
+        score, taken = figures.accuracy, memory(path, folder, sram)
+        sram = taken["sram"]
         yield {
             "file": file,
             "macs": figures.macs,
             "score": "" if score is None else f"{100 * score:.2f}",
-            **memory(path, folder),
+            **taken,
             "speed": f"{timed[0].median_ms / time.median_ms:.2f}",
         }
 
