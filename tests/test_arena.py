@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrfc.costs.arena import Arena, arena
+from lrfc.costs.overwriting import overwriting
 from lrfc.costs.placement import Buffer, plan
 from lrfc.errors import ModelError
 from lrfc.ir.graph import Graph
@@ -55,6 +56,44 @@ def test_a_skip_keeps_its_tensor_alive() -> None:
     b = g.add(dense("b", 10, 10), (a,))
     g.outputs = (g.add(Op("add", "Add"), (b, a)),)
     assert dict(arena(g).timeline) == {"x": 40, "a": 80, "b": 80, "add": 120}
+
+
+def test_a_sum_lies_where_an_input_that_ends_with_it_was() -> None:
+    g = Graph("skips")
+    x = g.add(Op("x", "InputLayer", {"batch_shape": (None, 10)}))
+    a = g.add(dense("a", 10, 10), (x,))
+    b = g.add(dense("b", 10, 10), (a,))
+    first = g.add(Op("first", "Add"), (b, a))  # over a, the one that is alive longer
+    second = g.add(Op("second", "Add"), (g.add(Op("relu", "ReLU"), (first,)), first))
+    third = g.add(Op("third", "Multiply"), (second, x))  # not over an input of the model
+    g.outputs = (g.add(dense("c", 10, 1), (third,)),)
+    memory = arena(g)
+    before, after = dict(memory.timeline), overwriting(g, memory)
+    assert {op: before[op] - size for op, size in after.timeline.items() if size != before[op]} == {
+        "first": 40,
+        "second": 40,
+        "third": 40,
+    }
+    assert len(after.buffers) == len(memory.buffers) - 3
+    assert alive(after) == after.peak_bytes == after.timeline[after.at_op]
+
+
+def test_what_is_read_later_or_of_another_shape_is_not_written_over() -> None:
+    g = Graph("kept")
+    x = g.add(Op("x", "InputLayer", {"batch_shape": (None, 10)}))
+    a = g.add(dense("a", 10, 10), (x,))
+    b = g.add(dense("b", 10, 1), (a,))
+    wide = g.add(Op("wide", "Add"), (b, a))  # b is broadcast, a read later
+    both = g.add(Op("both", "Add"), (a, wide))
+    g.outputs = (both,)  # and the output of the model has a place of its own
+    memory = arena(g)
+    assert overwriting(g, memory) == memory
+
+
+def alive(memory: Arena) -> int:
+    """The most bytes of buffers that are alive at one step."""
+    steps = range(max(buffer.last for buffer in memory.buffers) + 1)
+    return max(sum(b.size for b in memory.buffers if b.first <= s <= b.last) for s in steps)
 
 
 def test_inputs_live_from_the_start_and_outputs_to_the_end() -> None:

@@ -16,6 +16,7 @@ import pytest
 import lrfc
 from lrfc.config.build import Budget, BuildConfig
 from lrfc.costs.arena import arena
+from lrfc.costs.overwriting import overwriting
 from lrfc.costs.totals import totals
 from lrfc.engine.candidate import _unmet
 from lrfc.engine.package import Result
@@ -272,7 +273,8 @@ def test_activations_and_tail_together_are_bounded_with_filters(share_of_memory:
 
 def memory_of(given: State) -> int:
     """The peak of activations, and what the candidates add to the tail."""
-    return arena(fold_batchnorm(rewritten(given)), 1).peak_bytes + added(given)
+    graph = fold_batchnorm(rewritten(given))
+    return overwriting(graph, arena(graph, 1)).peak_bytes + added(given)
 
 
 def test_the_error_says_the_least_that_was_reached() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
+from operator import itemgetter
 
 from lrfc.config.build import Budget
 from lrfc.config.precision import of
@@ -26,8 +28,8 @@ from lrfc.state import State
 from lrfc.system import scratch
 from lrfc.system.spans import span
 
-#: Shares of the bytes that a plan adds to the tail; other plans may add so much, in turn.
-SHARES = (0.8, 0.6, 0.4, 0.25)
+#: Into how many steps the room for tails is divided, and most of the plans by them that are tried.
+STEPS, BEST = 12, 3
 #: MACs of patches, as a share of all, that are not worth another plan.
 CHEAP = 0.02
 #: Most plans whose tail is shorter by what the last one exceeds the limit by, and the least share
@@ -124,17 +126,29 @@ class Search:
         yield from self._made(plan, state, replace(plan.select, max_tail=0))
 
     def _by_themselves(self, plan: Plan, state: State) -> Iterator[Tried]:
-        """Plans that add to the tail by SHARES, and leave the rest of the limit to activations."""
-        precision, added, rest = self.limit.target.precision, _tail(state), self._rest(state)
-        least = PlanMemory(state.original, state.fact(DesignSpace).spaces, precision).least
-        for tail in (int(share * added) for share in SHARES):
-            if rest - tail >= least:
-                select = replace(plan.select, max_tail=tail)
-                yield from self._made(plan, small(state, precision, rest - tail), select)
+        """Plans whose activations leave the tail its room by themselves, the best ones first.
+
+        What a plan adds to the tail is missing for its activations, and the other way round.
+        """
+        precision, beside = self.limit.target.precision, self._beside(state)
+        rest, spaces = self.limit.bytes - beside, state.fact(DesignSpace).spaces
+        least = PlanMemory(state.original, spaces, precision, beside).least
+        room = min(_tail(state), int(rest - least))
+        steps = range(1, STEPS + 1) if room > 0 else ()
+        found: list[tuple[float, int, State, SelectRanks]] = []
+        for tail in {room * step // STEPS for step in steps}:
+            narrow = small(state, precision, rest - tail)
+            select = replace(plan.select, max_tail=tail)
+            with suppress(BudgetError):
+                cost = selected(narrow, select).fact(Selection).cost(select.minimise)
+                found.append((cost, tail, narrow, select))
+        for _, _, narrow, select in sorted(found, key=itemgetter(0, 1))[:BEST]:
+            yield from self._made(plan, narrow, select)
 
     def _by_filters(self, plan: Plan, state: State) -> Iterator[Tried]:
         """Plans with less activations and tail by what the last one exceeds the limit by."""
-        itemsize, rest = of(self.limit.target.precision).activation, self._rest(state)
+        itemsize = of(self.limit.target.precision).activation
+        rest = self.limit.bytes - self._beside(state)
         for _ in range(TURNS):
             memory = PeakMemory(itemsize, rest, tail=True)
             found = self._made(plan, state, replace(plan.select, peak_memory=(memory,)))
@@ -143,9 +157,9 @@ class Search:
             yield from found
             rest -= max(found[0].need - self.limit.bytes, 1)
 
-    def _rest(self, state: State) -> float:
-        """The bytes that the original's tail leaves."""
-        return self.limit.bytes - self.limit.target.tail_bytes(state.original)
+    def _beside(self, state: State) -> int:
+        """The bytes of the original's tail."""
+        return self.limit.target.tail_bytes(state.original)
 
     def _by_patches(self, plan: Plan, state: State, first: Tried) -> Iterator[Tried]:
         """Plans whose tail is shorter by what the last one exceeds the limit by.

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Protocol
 
 from lrfc.costs.arena import arena
+from lrfc.costs.overwriting import overwriting
 from lrfc.factorization import METHODS
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph
@@ -40,7 +41,8 @@ class Layer(Protocol):
 class PeakMemory:
     """A bound of ``limit`` bytes on the activations alive at once, with ``itemsize`` per value.
 
-    ``tail``: whether the bytes that candidates add to the tail of an arena count, too.
+    ``tail``: whether it holds for an arena of TensorFlow Lite Micro: additions write over an input,
+    and the bytes that candidates add to the tail count, too.
     """
 
     itemsize: int
@@ -60,6 +62,8 @@ class PeakMemory:
         are alive while the factor layers of a layer run.
         """
         memory = arena(graph, self.itemsize)
+        if self.tail:
+            memory = overwriting(graph, memory)
         refs = {
             str(Ref(op.name, i)): Ref(op.name, i)
             for op in graph

@@ -8,6 +8,7 @@ from dataclasses import replace
 from lrfc.config.precision import of
 from lrfc.costs.arena import Arena, arena
 from lrfc.costs.memory import live_bytes
+from lrfc.costs.overwriting import overwriting
 from lrfc.costs.tail import workload_bytes
 from lrfc.costs.workload import chain
 from lrfc.factorization import METHODS
@@ -38,13 +39,16 @@ class PlanMemory:
 
     ``least`` and ``whole``: the bytes alive at one time in the plan that needs the fewest, and in
     the unchanged graph, the peak. ``tail``: bytes that the unchanged graph takes beside, as in
-    TensorFlow Lite Micro; 0 for other runtimes, whose plans have no tail either.
+    TensorFlow Lite Micro, where additions write over an input; 0 for other runtimes, whose plans
+    have no tail either.
     """
 
     def __init__(
         self, graph: Graph, spaces: Sequence[LayerSpace], precision: str, tail: int = 0
     ) -> None:
         memory = _arena(graph, precision)
+        if tail:
+            memory = overwriting(graph, memory)
         self._graph, self._spaces, self._tail = graph, {s.op.name: s for s in spaces}, tail
         self._needs = {s.op.name: live_need(graph, s, precision) for s in spaces}
         self._heads: dict[Candidate, int] = {}

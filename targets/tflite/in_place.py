@@ -9,10 +9,11 @@ most bytes are alive.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from lrfc.costs.arena import Arena
+from lrfc.costs.overwriting import merged
 from lrfc.costs.placement import Buffer
 from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import Activations
@@ -40,21 +41,14 @@ def shared(model: Any, found: Activations) -> Shared:
     graph = model.subgraphs[0]
     own = dict(zip(found.tensors, found.arena.buffers, strict=True))
     apart = {*flatfile.numbers(graph.inputs), *flatfile.numbers(graph.outputs)}
-    places = {tensor: buffer.name for tensor, buffer in own.items()}
-    merged = {buffer.name: buffer for buffer in own.values()}
-    timeline = dict(found.arena.timeline)
+    pairs: dict[str, tuple[str, str]] = {}
     for step, (name, op) in enumerate(zip(found.arena.timeline, graph.operators, strict=True)):
         source = _overwritten(model, op, step, own, apart)
-        if source is None:
-            continue
-        (result,) = flatfile.numbers(op.outputs)
-        longer = merged[places[source]]
-        merged[longer.name] = replace(longer, last=merged.pop(places[result]).last)
-        places[result] = longer.name
-        timeline[name] -= longer.size
-    at_op = max(timeline, key=timeline.__getitem__)
-    arena = Arena(timeline[at_op], at_op, timeline, tuple(merged.values()))
-    return Shared(arena, places)
+        if source is not None:
+            (result,) = flatfile.numbers(op.outputs)
+            pairs[name] = own[source].name, own[result].name
+    arena, places = merged(found.arena, pairs)
+    return Shared(arena, {tensor: places[buffer.name] for tensor, buffer in own.items()})
 
 
 def _overwritten(
