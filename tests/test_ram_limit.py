@@ -19,6 +19,7 @@ from lrfc.costs.arena import arena
 from lrfc.costs.overwriting import overwriting
 from lrfc.costs.totals import totals
 from lrfc.engine.candidate import _unmet
+from lrfc.engine.growth import small
 from lrfc.engine.package import Result
 from lrfc.engine.patches import Limit
 from lrfc.engine.plans import rewritten, selected
@@ -37,7 +38,7 @@ from lrfc.pruning.memory import PeakMemory
 from lrfc.pruning.space import FilterSpace
 from lrfc.results.manifest import Figures
 from lrfc.search.facts import DesignSpace
-from lrfc.search.memory import with_tails
+from lrfc.search.memory import PlanMemory, with_tails
 from lrfc.state import Progress, State
 from lrfc.targets.tflite.target import TFLite
 from tests import helpers
@@ -83,6 +84,11 @@ def test_a_limit_on_the_tail_leaves_the_best_within_it(most: float) -> None:
         selected(state(), replace(select, max_tail=0))
 
 
+def alive_bytes(graph: Graph) -> int:
+    """The most bytes that are alive at one time, where additions write over an input."""
+    return overwriting(graph, arena(graph, 1)).peak_bytes
+
+
 @dataclass(frozen=True)
 class Weighed:
     """A target whose files hold their need of RAM: their tail. Patches add ``macs``.
@@ -100,7 +106,7 @@ class Weighed:
         return Artifact(path, "tflite", "int8", (), self.macs)
 
     def need_of(self, graph: Graph) -> int:
-        return TARGET.tail_bytes(graph) + (arena(graph, 1).peak_bytes if self.alive else 0)
+        return TARGET.tail_bytes(graph) + (alive_bytes(graph) if self.alive else 0)
 
     def need_bytes(self, path: Path) -> int:
         return int(path.read_text())
@@ -147,6 +153,26 @@ def test_the_next_tail_is_shorter_by_what_the_last_plan_exceeds_the_limit_by() -
     assert search(limit).within(kept)
     assert kept.plan.select.max_tail == limit - TARGET.tail_bytes(state().original)
     assert 0 < added(kept.plan.state) <= kept.plan.select.max_tail
+
+
+def test_activations_and_tail_share_the_limit_so_that_the_plan_is_the_best() -> None:
+    plan, tail = plan_of(SelectRanks(max_macs=share(0.6))), TARGET.tail_bytes(state().original)
+    rest = int(0.98 * Weighed(alive=True).need_of(fold_batchnorm(rewritten(plan.state)))) - tail
+    limit = Limit(Weighed(alive=True), rest + tail, asked=True, patches=False)
+    kept = Search(limit).kept(plan)
+    assert tail < kept.need <= limit.bytes
+    room = min(
+        rest - PlanMemory(state().original, state().fact(DesignSpace).spaces, "int8", tail).least,
+        added(plan.state),
+    )
+    others = []
+    for most in (room, room // 2, room // 4):
+        with suppress(BudgetError):
+            select = replace(plan.select, max_tail=most)
+            others.append(selected(small(state(), "int8", rest - most), select))
+    found = [other.fact(Selection).divergence for other in others]
+    assert len(set(found)) > 1
+    assert kept.divergence <= min(found)
 
 
 def test_the_last_plan_adds_nothing_to_the_tail() -> None:
@@ -229,7 +255,7 @@ def test_no_plan_exceeds_the_default_limit() -> None:
 
 def test_filters_are_cut_where_no_plan_by_ranks_is_within_the_limit() -> None:
     target = Weighed(alive=True)
-    limit = Limit(target, target.need_of(state().original), asked=False, patches=True)
+    limit = Limit(target, 0.8 * target.need_of(state().original), asked=False, patches=True)
     with pytest.raises(UnreachableError, match="are allowed"):
         settled(limit)
     plan, lines = settled(limit, filters)
@@ -273,8 +299,7 @@ def test_activations_and_tail_together_are_bounded_with_filters(share_of_memory:
 
 def memory_of(given: State) -> int:
     """The peak of activations, and what the candidates add to the tail."""
-    graph = fold_batchnorm(rewritten(given))
-    return overwriting(graph, arena(graph, 1)).peak_bytes + added(given)
+    return alive_bytes(fold_batchnorm(rewritten(given))) + added(given)
 
 
 def test_the_error_says_the_least_that_was_reached() -> None:
