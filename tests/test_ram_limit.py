@@ -9,7 +9,7 @@ from functools import cache
 from math import inf
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,6 +20,8 @@ from lrfc.costs.overwriting import overwriting
 from lrfc.costs.totals import totals
 from lrfc.engine.candidate import _unmet
 from lrfc.engine.growth import small
+from lrfc.engine.judge import Judge
+from lrfc.engine.judgement import FULL, Depth
 from lrfc.engine.package import Result
 from lrfc.engine.patches import Limit
 from lrfc.engine.plans import rewritten, selected
@@ -173,6 +175,30 @@ def test_activations_and_tail_share_the_limit_so_that_the_plan_is_the_best() -> 
     found = [other.fact(Selection).divergence for other in others]
     assert len(set(found)) > 1
     assert kept.divergence <= min(found)
+
+
+def test_of_the_plans_within_the_limit_the_closest_is_taken() -> None:
+    """Their predicted divergences are near each other; a judge that runs them tells them apart."""
+    plan, tail = plan_of(SelectRanks(max_macs=share(0.6))), TARGET.tail_bytes(state().original)
+    need = Weighed(alive=True).need_of(fold_batchnorm(rewritten(plan.state)))
+    limit = Limit(Weighed(alive=True), 0.98 * need, asked=True, patches=False)
+    seen: dict[tuple[object, ...], int] = {}
+
+    def judge(planned: State, depth: Depth = FULL) -> SimpleNamespace:
+        """The later a plan comes, the better it is."""
+        number = seen.setdefault(planned.fact(Selection).network, len(seen))
+        return SimpleNamespace(divergence=1 / (1 + number))
+
+    kept = Search(limit, judge=lambda: cast("Judge", judge)).kept(plan)
+    predicted = Search(limit).kept(plan)
+    assert len(seen) > 1
+    assert kept.plan.state.fact(Selection).network == list(seen)[-1]
+    assert predicted.divergence < kept.divergence
+    assert tail < kept.need <= limit.bytes
+    # Where another quantity is minimised, nothing is run.
+    least = replace(plan, objective="macs")
+    alike = Search(limit, judge=lambda: pytest.fail("a plan was run")).kept(least)
+    assert alike.macs <= kept.macs
 
 
 def test_the_last_plan_adds_nothing_to_the_tail() -> None:

@@ -14,7 +14,7 @@ from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pruning.facts import Selection
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace
-from lrfc.state import State
+from lrfc.state import Progress, State
 from lrfc.system import spans
 
 #: A plan is not run when its predicted divergence exceeds that of the mixed plan by this factor.
@@ -25,6 +25,8 @@ BIAS = 2.0
 #: The ratio of two divergences that is worth two full judgements: on ResNet-20, a fifth is less
 #: than the noise of the accuracy on 10,000 images.
 WORTH = 1.2
+
+_Plans = Mapping[str, tuple[State, SelectRanks]]
 
 
 def closest(
@@ -44,27 +46,32 @@ def closest(
     others = list(_alternatives(state, select))
     if state.data.synthetic or not others:
         return select
-    log = state.progress.log
     plans = _distinct(state, select, others)
     if len(plans) == 1:
         return select
     evaluate = Judge(state) if judge is None else judge()
-    near = _near(plans, evaluate, log)
+    return plans[least_divergent(plans, evaluate, state.progress)][1]
+
+
+def least_divergent(plans: _Plans, judge: Judge, progress: Progress) -> str:
+    """The name of the plan whose outputs diverge the least from the original's.
+
+    ``plans``: states with a Selection, and how it was selected. All are judged quickly, those that
+    may be the closest fully.
+    """
+    near = _near(plans, judge, progress.log)
     if len(near) == 1:
-        return plans[next(iter(near))][1]
-    step = state.progress.stage("plans", len(near))
+        return next(iter(near))
+    step = progress.stage("plans", len(near))
     results = {}
     for name, (planned, _) in near.items():
         with spans.span(name, "plan"):
-            results[name] = evaluate(planned).divergence
+            results[name] = judge(planned).divergence
             spans.verdict(f"output divergence {results[name]:.4f}")
         own = planned.fact(Selection).divergence
-        log(f"  {name}: predicted {own:.4f}, output divergence {results[name]:.4f}")
+        progress.log(f"  {name}: predicted {own:.4f}, output divergence {results[name]:.4f}")
         step(1)
-    return plans[min(results, key=results.__getitem__)][1]
-
-
-_Plans = Mapping[str, tuple[State, SelectRanks]]
+    return min(results, key=results.__getitem__)
 
 
 def _distinct(

@@ -80,7 +80,8 @@ def _by_files(
     first = loop if loop.growth is not None or not asked else replace(loop, growth=0)
     free = _settled(first, replace(wish, max_ram=None), allowed)
     macs, whole = wish.select.max_macs, totals(free.state.original)["macs"]
-    search = Search(limit, inf if macs is None else macs.limit(whole))
+    most = inf if macs is None else macs.limit(whole)
+    search = Search(limit, most, lambda: loop.judge)
     kept = search.kept(free)
     saving, saved = whole - totals(rewritten(free.state))["macs"], whole - kept.macs
     known = free.state.known(FilterSpace) is not None

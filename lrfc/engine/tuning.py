@@ -191,8 +191,8 @@ class Loop:
         return limited(self.state, self.target.precision, self.growth)
 
     @cached_property
-    def _judge(self) -> Judge:
-        """One for all rounds and attempts: a plan that returns is not run again."""
+    def judge(self) -> Judge:
+        """The judge of plans, one for all attempts: a plan that returns is not run again."""
         return Judge(self.state, self.metric, stored=self.stored)
 
     # -- one round ---------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ class Loop:
             targets = [self.target]
             state, select = budgets.meet(priced, select, wish.max_size, wish.max_ram, targets)
             if previous is None:
-                select = closest(state, select, lambda: self._judge)
+                select = closest(state, select, lambda: self.judge)
         return _Choice(selected(state, select), select)
 
     def _least(
@@ -268,7 +268,7 @@ class Loop:
         assert wish.max_drop is not None
         quantity = OBJECTIVES[wish.objective]
         priced = times.priced(self._limited, slower=quantity != "latency")
-        drop, judge = wish.max_drop.value, lambda: self._judge
+        drop, judge = wish.max_drop.value, lambda: self.judge
         bound = evaluate.smallest(priced, drop, quantity, wish.select, judge)
         return bound.divergence
 
