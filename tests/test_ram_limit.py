@@ -177,6 +177,19 @@ def test_activations_and_tail_share_the_limit_so_that_the_plan_is_the_best() -> 
     assert kept.divergence <= min(found)
 
 
+def test_layers_that_keep_too_much_alive_are_factorized() -> None:
+    memory = PlanMemory(state().original, state().fact(DesignSpace).spaces, "int8", 1)
+    limit = memory.whole - 1
+    narrow = small(state(), "int8", limit, unchanged=False)
+    chosen = selected(narrow, SelectRanks(max_macs=share(1.0))).fact(Selection).chosen
+    assert memory.bytes(chosen)[0] <= limit
+    assert memory.bytes([space.whole for space in narrow.fact(DesignSpace).spaces])[0] > limit
+    with pytest.raises(BudgetError, match=r"no candidate of .* by filters alone is within"):
+        selected(narrow, SelectRanks(methods=()))
+    with pytest.raises(BudgetError, match="needs more than 1 bytes"):
+        small(state(), "int8", 1, unchanged=False)
+
+
 def test_of_the_plans_within_the_limit_the_closest_is_taken() -> None:
     """Their predicted divergences are near each other; a judge that runs them tells them apart."""
     plan, tail = plan_of(SelectRanks(max_macs=share(0.6))), TARGET.tail_bytes(state().original)

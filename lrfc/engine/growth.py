@@ -9,6 +9,7 @@ from itertools import groupby
 from lrfc.config.build import Budget
 from lrfc.config.precision import of
 from lrfc.costs.arena import arena
+from lrfc.errors import BudgetError
 from lrfc.search.candidates import Candidate
 from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import live_need
@@ -45,16 +46,23 @@ def limited(state: State, precision: str, growth: int | None) -> State:
     return small(state, precision, peak + growth)
 
 
-def small(state: State, precision: str, limit: float) -> State:
+def small(state: State, precision: str, limit: float, *, unchanged: bool = True) -> State:
     """The state without the candidates that keep more than ``limit`` bytes alive.
 
-    A layer unchanged stays, however many it keeps.
+    ``unchanged``: whether a layer unchanged stays, however many it keeps. BudgetError where a layer
+    has no candidate left.
     """
     design = state.fact(DesignSpace)
     spaces = []
     for space in design.spaces:
         need = live_need(state.original, space, precision)
-        spaces.append(replace(space, candidates=tuple(_fitting(space.candidates, need, limit))))
+        left = tuple(_fitting(space.candidates, need, limit))
+        if not unchanged and need(space.whole) > limit:
+            left = tuple(candidate for candidate in left if candidate.method is not None)
+            if not left:
+                raise BudgetError(f"{space.op.name} needs more than {limit:,.0f} bytes")
+            space = replace(space, excluded=space.whole)
+        spaces.append(replace(space, candidates=left))
     return state.with_fact(replace(design, spaces=tuple(spaces)))
 
 

@@ -142,9 +142,9 @@ class Search:
         steps = range(1, STEPS + 1) if room > 0 else ()
         found: dict[object, tuple[float, State, SelectRanks]] = {}
         for tail in (room * step // STEPS for step in steps):
-            narrow = small(state, precision, rest - tail)
             select = replace(plan.select, max_tail=tail)
             with suppress(BudgetError):
+                narrow = small(state, precision, rest - tail, unchanged=False)
                 selection = selected(narrow, select).fact(Selection)
                 found.setdefault(
                     selection.network, (selection.cost(select.minimise), narrow, select)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from lrfc.costs.totals import totals
+from lrfc.errors import BudgetError
 from lrfc.ir.graph_cache import GraphCache
 from lrfc.search.candidates import LayerSpace, pareto
 from lrfc.search.pricing import Prices
@@ -23,17 +24,20 @@ class DesignSpace(Fact):
     skipped: Mapping[str, str]
 
     def narrowed(self, methods: tuple[str, ...]) -> DesignSpace:
-        """The same layers with the candidates of these methods only."""
-        spaces = tuple(
-            replace(
-                s,
-                candidates=tuple(
-                    c for c in s.candidates if c.method is None or c.method in methods
-                ),
-            )
-            for s in self.spaces
-        )
-        return replace(self, spaces=spaces)
+        """The same layers with the candidates of these methods only.
+
+        BudgetError where a layer has none, as a limit on memory excludes it unchanged.
+        """
+        spaces = []
+        for space in self.spaces:
+            left = tuple(c for c in space.candidates if c.method is None or c.method in methods)
+            if not left:
+                raise BudgetError(
+                    f"no candidate of {space.op.name} by {', '.join(methods) or 'filters alone'}"
+                    " is within the limit on memory"
+                )
+            spaces.append(replace(space, candidates=left))
+        return replace(self, spaces=tuple(spaces))
 
     def outside(self, whole: Mapping[str, float]) -> dict[str, float]:
         """The costs of all other layers: those of the ``whole`` network less these layers'."""
