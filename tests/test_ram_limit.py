@@ -301,12 +301,27 @@ def test_filters_are_cut_where_no_plan_by_ranks_is_within_the_limit() -> None:
     assert plan.state.fact(Selection).keeps
     assert target.need_of(fold_batchnorm(rewritten(plan.state))) <= limit.bytes
     assert totals(rewritten(plan.state))["macs"] <= 0.6 * totals(state().original)["macs"]
-    assert lines[0].endswith("filters are cut as well")
+    assert lines[0].endswith("plans that cut filters are tried")
     # There may be none to cut, and those to cut may not be enough.
     few = replace(filters(), choices={})
     for none in (lambda: None, lambda: few):
         with pytest.raises(UnreachableError, match="are allowed"):
             settled(limit, none)
+
+
+def test_filters_are_tried_where_ranks_alone_lose_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Weighed(alive=True)
+    limit = Limit(target, target.need_of(state().original), asked=False, patches=True)
+    assert not settled(limit, lambda: pytest.fail("filters were explored"))[0].state.known(
+        FilterSpace
+    )
+    monkeypatch.setattr("lrfc.engine.ram_limit.COSTLY", 0.0)
+    plan, lines = settled(limit, filters)
+    said = lines.index(
+        "  ranks alone lose too much within the limit on RAM: plans that cut filters are tried"
+    )
+    assert sum("judged quickly" in line for line in lines[said:]) == 2, "with filters and without"
+    assert target.need_of(fold_batchnorm(rewritten(plan.state))) <= limit.bytes
 
 
 def test_filters_are_cut_for_a_limit_that_was_asked_for() -> None:

@@ -19,9 +19,9 @@ from lrfc.errors import BudgetError, UnreachableError
 from lrfc.pruning.facts import Selection
 from lrfc.pruning.space import FilterSpace
 
-#: Least share of the MACs that are saved without the limit: filters are tried where ranks alone
-#: save less within it.
-ENOUGH = 0.5
+#: Filters are tried where ranks alone save less within the limit than this share of the MACs that
+#: are saved without it, or predict more than so many times the divergence.
+ENOUGH, COSTLY = 0.5, 4.0
 #: The end of the error of a budget that cannot be met within the memory that holds by default.
 LEFT_OUT = (
     "plans that need more activation memory than the original are left out, unless --max-ram none"
@@ -84,11 +84,14 @@ def _by_files(
     search = Search(limit, most, lambda: loop.judge)
     kept = search.kept(free)
     saving, saved = whole - totals(rewritten(free.state))["macs"], whole - kept.macs
+    enough = search.within(kept) and saved >= ENOUGH * saving
+    costly = kept.divergence > COSTLY * free.state.fact(Selection).divergence
     known = free.state.known(FilterSpace) is not None
-    if filters is not None and not (search.within(kept) and saved >= ENOUGH * saving):
+    if filters is not None and (costly or not enough):
         found = filters()
         if found is not None:
-            log("  ranks alone do not save enough within the limit on RAM: filters are cut as well")
+            much = "lose too much" if enough else "do not save enough"
+            log(f"  ranks alone {much} within the limit on RAM: plans that cut filters are tried")
             kept, known = search.with_filters(kept, free, found), True
     hint = "" if known or filters is not None else HINT
     if search.within(kept):

@@ -106,7 +106,8 @@ class Search:
         state = with_tails(plan.state.with_fact(filters))
         select = replace(plan.select, prune=True)
         best = self._best(kept, self._by_filters(replace(plan, select=select), state))
-        return kept if self.within(kept) and kept.cost <= best.cost else best
+        both = [one for one in (kept, best) if self.within(one)]
+        return self._best_within(both) if both else best
 
     def _best(self, first: Tried, others: Iterator[Tried]) -> Tried:
         """The first one of the others within the limit; of all the one that needs the least."""
