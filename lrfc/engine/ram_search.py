@@ -106,6 +106,9 @@ class Search:
         state = with_tails(plan.state.with_fact(filters))
         select = replace(plan.select, prune=True)
         best = self._best(kept, self._by_filters(replace(plan, select=select), state))
+        if best is kept:
+            plan.state.progress.log("  none of them keeps within it")
+            return kept
         both = [one for one in (kept, best) if self.within(one)]
         return self._best_within(both) if both else best
 
