@@ -324,6 +324,19 @@ def test_filters_are_tried_where_ranks_alone_lose_much(monkeypatch: pytest.Monke
     assert target.need_of(fold_batchnorm(rewritten(plan.state))) <= limit.bytes
 
 
+def test_a_search_with_filters_that_takes_too_long_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Weighed(alive=True)
+    limit = Limit(target, target.need_of(state().original), asked=False, patches=True)
+    monkeypatch.setattr("lrfc.engine.ram_limit.COSTLY", 0.0)
+    monkeypatch.setattr("lrfc.pruning.milp.SECONDS", 1e-9)
+    plan, lines = settled(limit, filters)
+    assert not plan.state.fact(Selection).removed
+    said = [line for line in lines if "judged" not in line]
+    assert said[1].startswith("  no choice of ranks and filters within")
+    assert said[1].endswith("was found in 1e-09 s")
+    assert said[2] == "  no such plan within the limit was found"
+
+
 def test_filters_are_cut_for_a_limit_that_was_asked_for() -> None:
     limit = Limit(Weighed(), 1, asked=True, patches=False)
     with pytest.raises(UnreachableError, match="no layer is small enough"):

@@ -23,6 +23,7 @@ from lrfc.ir.fold import fold_batchnorm
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pruning.facts import Selection
 from lrfc.pruning.memory import PeakMemory
+from lrfc.pruning.milp import UnsolvedError
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import PlanMemory, with_tails
@@ -107,7 +108,7 @@ class Search:
         select = replace(plan.select, prune=True)
         best = self._best(kept, self._by_filters(replace(plan, select=select), state))
         if best is kept:
-            plan.state.progress.log("  none of them keeps within it")
+            plan.state.progress.log("  no such plan within the limit was found")
             return kept
         both = [one for one in (kept, best) if self.within(one)]
         return self._best_within(both) if both else best
@@ -216,6 +217,9 @@ class Search:
         for turn in range(FEWER):
             try:
                 last = self._tried(replace(plan, state=selected(state, select), select=select))
+            except UnsolvedError as error:
+                state.progress.log(f"  {error}")
+                break
             except BudgetError:
                 break
             if last.need > self.limit.bytes:
