@@ -1,4 +1,4 @@
-"""What can be built is the same with oneDNN and without; its state is recorded."""
+"""Builds with oneDNN and without it: the same networks work, and the manifest names the setting."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Search:
     """The search for a plan whose file keeps within a limit on RAM.
 
     ``macs``: most MACs of the file, with those that patches add. ``judge``: returns the judge that
-    runs plans on data; None where those within the limit are told apart by their predictions.
+    runs plans on data; without one, plans are compared by their predicted divergence.
     """
 
     limit: Limit
