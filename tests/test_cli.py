@@ -1,4 +1,4 @@
-"""The command line in child processes: output, exit codes, and files left behind."""
+"""The command line: output, exit codes, and files left behind, mostly of child processes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,7 +22,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from lrfc.cli import app as cli
 from lrfc.data.load import load_data
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
@@ -97,6 +100,32 @@ def lrfc(folder: Path, *args: object) -> Run:
     return finish(start(folder, *args), folder)
 
 
+@pytest.fixture
+def here(
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Callable[..., Run]:
+    """Run a command in this process, which has imported TensorFlow: in a new one that takes long.
+
+    What the libraries of a new process write is looked at in the others.
+    """
+    folder = tmp_path / "run"
+    for each in (folder, temporary(folder)):
+        each.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TMPDIR", str(temporary(folder)))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+    def run(args: str) -> Run:
+        capfd.readouterr()
+        code = CliRunner().invoke(cli.app, args.format(files=files).split()).exit_code
+        return Run(code, *capfd.readouterr(), folder)
+
+    return run
+
+
 def refused(run: Run, code: int, *words: str) -> None:
     """Assert that a command ended with one line on stderr, an exit code and an empty stdout."""
     lines = [line for line in run.stderr.splitlines() if line.startswith("lrfc:")]
@@ -121,9 +150,14 @@ CONV = "{files}/conv.keras"
 TINY = f"{CONV} --data {{files}}/conv.npz --epochs 0"
 REFUSED = {
     "missing model": Case("gone.keras", 2, ("gone.keras", "no such file")),
+    "NaN weights": Case("{files}/nan.keras", 3, ("nan.keras", "NaN")),
+    "budget out of reach": Case(
+        f"{TINY} --max-macs 1%", 4, ("--max-macs 1% cannot be reached", "the least")
+    ),
+}
+REFUSED_HERE = {
     "text file": Case("{files}/text.keras", 3, ("text.keras", "not a Keras model")),
     "truncated": Case("{files}/truncated.keras", 3, ("truncated.keras", "truncated or damaged")),
-    "NaN weights": Case("{files}/nan.keras", 3, ("nan.keras", "NaN")),
     "nothing to factorize": Case(
         "{files}/pooling.keras", 3, ("no convolution and no fully connected layer",)
     ),
@@ -133,9 +167,6 @@ REFUSED = {
     "budget 0%": Case(f"{TINY} --max-macs 0%", 2, ("--max-macs", "0%")),
     "budget 400%": Case(f"{TINY} --max-macs 400%", 2, ("--max-macs", "400%")),
     "budget banana": Case(f"{TINY} --max-macs banana", 2, ("--max-macs", "'banana'")),
-    "budget out of reach": Case(
-        f"{TINY} --max-macs 1%", 4, ("--max-macs 1% cannot be reached", "the least")
-    ),
     "unknown target": Case(f"{TINY} --target coreml", 2, ("'coreml'", "tflite, onnx")),
     "unknown precision": Case(f"{TINY} --precision int4", 2, ("precision", "int8")),
     "unknown method": Case(f"{TINY} --methods magic", 2, ("magic", "tucker2")),
@@ -220,20 +251,15 @@ def interrupted(sent: signal.Signals, *, writing: bool) -> Callable[..., Run]:
     return run
 
 
+QUICK = "--methods spatial_svd --max-macs 50% --epochs 0"
 SMALLER = f"build {TINY} --methods channel_svd --max-macs 60%"
 #: Name → how it is run, and the command.
 COMMANDS: dict[str, tuple[Callable[..., Run], str]] = {
-    "digits": (
-        lrfc,
-        f"build {DIGITS} --data digits --max-macs 50% --epochs 0 --json --out small",
-    ),  # the longest comes first
+    "digits": (lrfc, f"build {DIGITS} --data digits {QUICK} --json --out small"),  # the longest
     "full disk": (on_a_full_disk, f"{SMALLER} --out small"),
     "Ctrl-C while writing": (interrupted(signal.SIGINT, writing=True), SMALLER),
     "SIGTERM while writing": (interrupted(signal.SIGTERM, writing=True), SMALLER),
     "Ctrl-C while exploring": (interrupted(signal.SIGINT, writing=False), f"build {TINY}"),
-    "stopped": (lrfc, f"{SMALLER} --print-after Factorize --stop-after Factorize"),
-    "inspect": (lrfc, f"inspect {CONV} --json"),
-    "corrupt": (lrfc, "measure {files}/corrupt.tflite"),
     "doctor": (lrfc, "doctor --json"),
     **{name: (lrfc, f"build {case.args}") for name, case in REFUSED.items()},
 }
@@ -278,6 +304,13 @@ def command(*names: str) -> pytest.MarkDecorator:
 
 @pytest.mark.parametrize(("run", "case"), REFUSED.items(), ids=REFUSED, indirect=["run"])
 def test_a_build_that_is_not_possible_is_refused_in_one_line(run: Run, case: Case) -> None:
+    refused(run, case.code, *case.words)
+    assert run.left() == set()
+
+
+@pytest.mark.parametrize("case", REFUSED_HERE.values(), ids=REFUSED_HERE)
+def test_other_builds_are_refused_in_one_line(case: Case, here: Callable[..., Run]) -> None:
+    run = here(f"build {case.args}")
     refused(run, case.code, *case.words)
     assert run.left() == set()
 
@@ -447,8 +480,8 @@ def test_measure_compares_files(run: Run, tmp_path: Path) -> None:
 # -- the other commands ----------------------------------------------------------------------------
 
 
-@command("stopped")
-def test_a_pass_is_printed_and_the_build_stops_after_it(run: Run) -> None:
+def test_a_pass_is_printed_and_the_build_stops_after_it(here: Callable[..., Run]) -> None:
+    run = here(f"{SMALLER} --print-after Factorize --stop-after Factorize")
     assert run.code == 0, run.stderr
     assert run.stdout == ""
     assert run.left() == set()
@@ -457,8 +490,8 @@ def test_a_pass_is_printed_and_the_build_stops_after_it(run: Run) -> None:
     assert len(re.findall("Conv2D", run.stderr)) > 2, "the printed graph has the factors of a layer"
 
 
-@command("inspect")
-def test_inspect_counts(run: Run) -> None:
+def test_inspect_counts(here: Callable[..., Run]) -> None:
+    run = here(f"inspect {CONV} --json")
     assert run.code == 0, run.stderr
     totals = run.json()
     # conv0: 3·3·3·16 + 16, bn0: 4·16, conv1: 3·3·16·24 + 24, bn1: 4·24, head: 24·5 + 5
@@ -466,8 +499,8 @@ def test_inspect_counts(run: Run) -> None:
     assert run.left() == set()
 
 
-@command("corrupt")
-def test_a_corrupt_file_cannot_be_measured(run: Run) -> None:
+def test_a_corrupt_file_cannot_be_measured(here: Callable[..., Run]) -> None:
+    run = here("measure {files}/corrupt.tflite")
     refused(run, 5, "cannot measure corrupt.tflite")
     assert run.left() == set()
 
@@ -539,31 +572,20 @@ def test_help_needs_no_heavy_package(tmp_path: Path) -> None:
         }
 
 
-def test_explore_then_explain(tmp_path) -> None:
-    run = lrfc(
-        tmp_path,
-        "explore",
-        DIGITS,
-        "--data",
-        "digits",
-        "--methods",
-        "spatial_svd,svd",
-        "--over",
-        "macs,ram",
-        "--points",
-        "9",
-        "--out",
-        "seen",
+def test_explore_then_explain(here: Callable[..., Run]) -> None:
+    run = here(
+        f"explore {DIGITS} --data digits --methods spatial_svd,svd --over macs,ram --points 9"
+        " --out seen"
     )
     assert run.code == 0, run.stderr
     assert "Pareto front" in run.stdout
     assert run.left() == {"seen"}
-    told = lrfc(tmp_path, "explain", "seen", "conv2", "--json")
+    told = here("explain seen conv2 --json")
     assert told.code == 0, told.stderr
     assert {row["method"] for row in told.json()["rows"]} == {None, "spatial_svd"}
-    missing = lrfc(tmp_path, "explain", "seen", "conv9")
+    missing = here("explain seen conv9")
     assert missing.code == 2
     assert "no layer 'conv9' was explored; the layers are" in missing.stderr
-    unknown = lrfc(tmp_path, "explore", DIGITS, "--data", "digits", "--over", "watts")
+    unknown = here(f"explore {DIGITS} --data digits --over watts")
     assert unknown.code == 2
     assert "cannot be drawn over 'watts'" in unknown.stderr

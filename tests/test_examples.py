@@ -158,6 +158,7 @@ def test_the_pipeline_keeps_a_release_and_stops_a_change_that_is_worse(tmp_path:
     shutil.copy(EXAMPLES / "digits.keras", tmp_path / "model.keras")
     (tmp_path / "lrfc.toml").write_text(
         'target = ["tflite"]\ndata = "digits"\nmax_macs = "50%"\nmax_drop = "2pp"\nepochs = 0\n'
+        'methods = ["spatial_svd", "svd"]\n'
     )
     workflow = Workflow(tmp_path)
     released = workflow.run("release")
