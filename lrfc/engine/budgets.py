@@ -12,6 +12,7 @@ from lrfc.config.build import Budget
 from lrfc.config.precision import of
 from lrfc.costs.arena import arena
 from lrfc.data.counts import TIMED
+from lrfc.engine.growth import CUT, small
 from lrfc.engine.plans import rewritten, selected
 from lrfc.errors import BudgetError, UnreachableError
 from lrfc.ir.fold import fold_batchnorm
@@ -23,13 +24,10 @@ from lrfc.pruning.memory import PeakMemory
 from lrfc.pruning.selection import reachable, without_filters
 from lrfc.pruning.space import FilterSpace
 from lrfc.search.facts import DesignSpace
-from lrfc.search.memory import live_need
 from lrfc.state import Progress, State
 from lrfc.system import scratch
 from lrfc.text import percent
 
-#: Hint for a memory budget that factorization alone cannot meet.
-CUT = "cutting filters may (--prune on)"
 #: Most plans that are tried until the budgets are met.
 ROUNDS = 6
 
@@ -93,7 +91,8 @@ class _Memory:
             rows = (PeakMemory(_itemsize(target), limit) for target, limit in self.live.items())
             return state, replace(select, peak_memory=(*select.peak_memory, *rows))
         for target, limit in self.live.items():
-            state = _fitting(state, target.precision, limit, self.budget)
+            _check_other_ops(state, target.precision, limit, self.budget)
+            state = small(state, target.precision, limit, unchanged=False, budget=self.budget)
         return state, select
 
     def planned(self, graph: Graph, log: Callable[[str], None]) -> dict[Target, int]:
@@ -295,25 +294,6 @@ def _check_memory(state: State, memory: _Memory) -> None:
                 f" {least:,.0f}"
             )
             raise UnreachableError("ram", memory.budget, limit, least, reason)
-
-
-def _fitting(state: State, precision: str, limit: float, budget: Budget) -> State:
-    """The state without the candidates that keep more than ``limit`` bytes alive."""
-    _check_other_ops(state, precision, limit, budget)
-    design = state.fact(DesignSpace)
-    spaces = []
-    for space in design.spaces:
-        need = live_need(state.original, space, precision)
-        candidates = tuple(c for c in space.candidates if need(c) <= limit)
-        if not candidates:
-            least = min(need(candidate) for candidate in space.candidates)
-            reason = (
-                f"{space.op.name} needs at least {least:,} bytes, {limit:,.0f} are allowed; {CUT}"
-            )
-            raise UnreachableError("ram", budget, limit, least, reason)
-        excluded = None if candidates[0].method is None else space.whole
-        spaces.append(replace(space, candidates=candidates, excluded=excluded))
-    return state.with_fact(replace(design, spaces=tuple(spaces)))
 
 
 def _check_other_ops(state: State, precision: str, limit: float, budget: Budget) -> None:

@@ -9,11 +9,14 @@ from itertools import groupby
 from lrfc.config.build import Budget
 from lrfc.config.precision import of
 from lrfc.costs.arena import arena
-from lrfc.errors import BudgetError
+from lrfc.errors import UnreachableError
 from lrfc.search.candidates import Candidate
 from lrfc.search.facts import DesignSpace
 from lrfc.search.memory import live_need
 from lrfc.state import State
+
+#: Hint for a limit on memory that factorization alone cannot meet.
+CUT = "cutting filters may (--prune on)"
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ def limited(state: State, precision: str, growth: int | None) -> State:
     return small(state, precision, peak + growth)
 
 
-def small(state: State, precision: str, limit: float, *, unchanged: bool = True) -> State:
+def small(
+    state: State, precision: str, limit: float, *, unchanged: bool = True, budget: object = None
+) -> State:
     """The state without the candidates that keep more than ``limit`` bytes alive.
 
-    ``unchanged``: whether a layer unchanged stays, however many it keeps. BudgetError where a layer
-    has no candidate left.
+    ``unchanged``: whether a layer unchanged stays, however many it keeps. UnreachableError, which
+    names the ``budget``, where a layer has no candidate left.
     """
     design = state.fact(DesignSpace)
     spaces = []
@@ -59,9 +64,13 @@ def small(state: State, precision: str, limit: float, *, unchanged: bool = True)
         left = tuple(_fitting(space.candidates, need, limit))
         if not unchanged and need(space.whole) > limit:
             left = tuple(candidate for candidate in left if candidate.method is not None)
-            if not left:
-                raise BudgetError(f"{space.op.name} needs more than {limit:,.0f} bytes")
             space = replace(space, excluded=space.whole)
+        if not left:
+            least = min(map(need, space.candidates))
+            reason = (
+                f"{space.op.name} needs at least {least:,} bytes, {limit:,.0f} are allowed; {CUT}"
+            )
+            raise UnreachableError("ram", budget, limit, least, reason)
         spaces.append(replace(space, candidates=left))
     return state.with_fact(replace(design, spaces=tuple(spaces)))
 
