@@ -357,7 +357,7 @@ def test_a_time_budget_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     progress = Progress(
         stage=lambda title, total: ticks.append(-total) or ticks.append, log=lines.append
     )
-    tuning = FineTune(epochs=10_000, batch=16, time_budget=3.0, learning_rate=1e-3)(
+    tuning = FineTune(epochs=10_000, batch=16, time_budget=1.0, learning_rate=1e-3)(
         replace(compressed(), progress=progress)
     ).fact(Tuning)
     assert tuning.stopped == "time"
