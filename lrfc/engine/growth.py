@@ -55,7 +55,7 @@ def small(
     """The state without the candidates that keep more than ``limit`` bytes alive.
 
     ``unchanged``: whether a layer unchanged stays, however many it keeps. UnreachableError, which
-    names the ``budget``, where a layer has no candidate left.
+    names the ``budget`` (None: the limit), where a layer has no candidate left.
     """
     design = state.fact(DesignSpace)
     spaces = []
@@ -70,7 +70,8 @@ def small(
             reason = (
                 f"{space.op.name} needs at least {least:,} bytes, {limit:,.0f} are allowed; {CUT}"
             )
-            raise UnreachableError("ram", budget, limit, least, reason)
+            named = f"{limit:,.0f} bytes" if budget is None else budget
+            raise UnreachableError("ram", named, limit, least, reason)
         spaces.append(replace(space, candidates=left))
     return state.with_fact(replace(design, spaces=tuple(spaces)))
 
