@@ -350,7 +350,7 @@ def refusal(path: Path) -> LrfcError | None:
     return None
 
 
-@settings(max_examples=settings.default.max_examples * 6)
+@settings(max_examples=settings.default.max_examples * 12)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_any_broken_model_ends_in_one_line(files: dict[str, Path], target: Path, seed: int) -> None:
     """All errors are those of lrfc, no file is touched, and none takes a minute."""

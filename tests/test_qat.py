@@ -381,7 +381,6 @@ def test_without_data_there_is_nothing_to_train_on(tmp_path):
         lrfc.build(DIGITS, precision="int8", qat=True, out=tmp_path / "out")
 
 
-@pytest.mark.slow
 def test_digits_end_to_end(tmp_path):
     result = lrfc.build(
         DIGITS,

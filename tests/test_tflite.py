@@ -106,7 +106,8 @@ def test_int8_is_whole_per_channel_and_keeps_float_inputs_and_outputs(tmp_path):
     assert small.bytes < whole.bytes
 
 
-@pytest.mark.parametrize(("name", "precision"), [("residual", "fp32"), ("two_inputs", "int8")])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["residual", "two_inputs", "nested_twice"])
 def test_large_weights_make_the_same_file(name, precision, tmp_path, monkeypatch):
     graph = helpers.graph_of(getattr(helpers, name)())
     inputs = helpers.random_inputs(graph, samples=8)
