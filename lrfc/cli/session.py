@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from lrfc.cli import signals as interrupts
 from lrfc.cli.console import Terminal, quiet
 from lrfc.errors import LrfcError, UsageError
-from lrfc.system import scratch
+from lrfc.system import collector, scratch
 from lrfc.system.reader import shown
 
 #: Upper bound for the columns of a terminal; a larger COLUMNS is ignored.
@@ -88,6 +88,7 @@ def run(command: Callable[[], object]) -> None:
         del os.environ["COLUMNS"]
     # Warnings of libraries are for developers, whatever PYTHONWARNINGS says.
     warnings.simplefilter("ignore")
+    collector.process_is_ours()
     try:
         command()
     except KeyboardInterrupt:  # before or after a session

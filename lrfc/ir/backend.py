@@ -13,7 +13,7 @@ from typing import Any
 
 from lrfc.errors import DependencyError, ModelError
 from lrfc.ir import processor
-from lrfc.system import silence, spans
+from lrfc.system import collector, silence, spans
 
 _log = logging.getLogger("lrfc.keras")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -43,9 +43,7 @@ def keras() -> Any:
     )
     with quiet():
         try:
-            with (
-                spans.span("TensorFlow") if "keras" not in sys.modules else contextlib.nullcontext()
-            ):
+            with _importing() if "keras" not in sys.modules else contextlib.nullcontext():
                 import keras as module
         except (ImportError, ValueError) as error:  # ValueError: a backend unknown to Keras
             if os.environ["KERAS_BACKEND"] != "tensorflow":
@@ -57,6 +55,12 @@ def keras() -> Any:
 
     tf.config.optimizer.set_experimental_options({"remapping": False})
     return module
+
+
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    with spans.span("TensorFlow"), collector.importing():
+        yield
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ FAILURE with the message of the converter. It ends early when its stdin does.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -64,9 +65,13 @@ def convert(
 def _main() -> int:
     # The wrappers of Keras for scikit-learn are of no use here, and take a quarter of the import.
     sys.modules["sklearn"] = None  # type: ignore[assignment]
+    # Nor are collections, which search TensorFlow's objects again and again.
+    gc.disable()
     import numpy as np
     import tensorflow as tf
 
+    gc.freeze()
+    gc.enable()
     tf.config.optimizer.set_experimental_options({"remapping": False})  # as in the build's process
     line = sys.stdin.readline()
     if not line:
