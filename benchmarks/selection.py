@@ -3,11 +3,13 @@
     LRFC_DATA=... python benchmarks/selection.py accuracy resnet20_cifar10 [--kept 75 60 50 40 30]
         [--images 10000]
     LRFC_DATA=... python benchmarks/selection.py ranking resnet20_cifar10 [--plans 60]
+    python benchmarks/selection.py correlations
     LRFC_DATA=... python benchmarks/selection.py speed resnet56_cifar10
     python benchmarks/selection.py growth VGG16
 
 Each command writes a CSV file to the folder of this file, named after the command and the network;
-rows of ``accuracy`` and ``ranking`` that it already holds are not computed again. Nothing is
+only ``correlations`` reads one, selection_ranking_all_images.csv, and prints what ``ranking`` does.
+Rows of ``accuracy`` and ``ranking`` that a file already holds are not computed again. Nothing is
 trained: the accuracy is that of the factorized network with BatchNorm re-estimated, and with
 reconstruction in closed form. Plans are chosen and reconstructed on training images, and scored on
 test images.
@@ -19,7 +21,7 @@ import argparse
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -298,14 +300,25 @@ def ranking(name: str, plans: int, images: int) -> None:
     table = Table(HERE / f"selection_ranking_{name}.csv")
     if not all(table.knows(plan=number) for number in range(plans)):
         _rank(name, plans, images, table)
-    rows = [row for row in table.rows if int(row["plan"]) < plans]
+    _correlations(name, [row for row in table.rows if int(row["plan"]) < plans])
+
+
+def correlations() -> None:
+    """Print what ``ranking`` does, of rows that checkouts measured on all test images."""
+    rows = Table(HERE / "selection_ranking_all_images.csv").rows
+    for commit, name in dict.fromkeys((row["commit"], row["network"]) for row in rows):
+        own = [row for row in rows if (row["commit"], row["network"]) == (commit, name)]
+        _correlations(f"{name} at {commit}", own)
+
+
+def _correlations(name: str, rows: Sequence[Mapping[str, str]]) -> None:
     for rung in ("recalibrated", "factorized"):
         print(
-            f"Spearman's correlation with the accuracy, {rung}, over {plans} random plans of"
+            f"Spearman's correlation with the accuracy, {rung}, over {len(rows)} random plans of"
             f" {name}:"
         )
         for key in rows[0]:
-            if key not in ("plan", "macs", "factorized", "recalibrated"):
+            if key.endswith((" weighted", " unweighted")) or key == "weight error":
                 found = spearmanr(
                     [-float(row[key]) for row in rows], [float(row[rung]) for row in rows]
                 ).statistic
@@ -441,8 +454,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("accuracy", "ranking", "speed", "growth"))
-    parser.add_argument("network")
+    parser.add_argument(
+        "command", choices=("accuracy", "ranking", "correlations", "speed", "growth")
+    )
+    parser.add_argument("network", nargs="?", help="not for correlations")
     parser.add_argument("--kept", type=int, nargs="+", default=[75, 60, 50, 40, 30])
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--plans", type=int, default=60)
@@ -456,6 +471,11 @@ def main() -> None:
         "--selections", nargs="+", help="selections to measure, such as hybrid; by default all"
     )
     given = parser.parse_args()
+    if given.command == "correlations":
+        correlations()
+        return
+    if given.network is None:
+        parser.error(f"{given.command} needs a network")
     if given.command == "accuracy":
         accuracies(given.network, given.kept, given.images, given.refitted, given.selections)
     elif given.command == "ranking":
