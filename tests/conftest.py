@@ -18,7 +18,8 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # As lrfc decides (lrfc/ir/processor.py): tests import Keras by themselves, and TensorFlow's own
 # default depends on the processor.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# The suite runs in two processes, and threads of one would wait for the other.
+# The suite runs in two processes, and threads of one would wait for the other. What several threads
+# could change is tested with two of them (tests/test_threads.py).
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 # The same examples in every run, and no limit on the time of one: the first call of a layer traces
