@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lrfc.factorization import split_separable
-from lrfc.ir import channels_last, dilated
+from lrfc.ir import attention, channels_last, dilated
 from lrfc.ir.affine import Affine, affine, take_in_before
+from lrfc.ir.attention_call import refusal as attention_refusal
 from lrfc.ir.graph import Graph
 from lrfc.ir.kinds import kind_of
 from lrfc.ir.op import Op, Ref
@@ -35,9 +36,12 @@ class Canonicalise:
 
     def __call__(self, state: State) -> State:
         """The state with the canonical graph. ``original`` is unchanged."""
+        for op in state.graph.layers():
+            if op.info.family == "attention" and (why := attention_refusal(state.graph, op)):
+                state.progress.log(f"  {op.name} stays whole: {why}")
         # The layout comes first, so that everything after it only has to handle channels last.
         graph = lower_transposed(move_channels(state.graph))
-        graph = split_separables(graph)
+        graph = split_separables(lower_attention(graph))
         graph = split_activations(graph)
         graph = merge_normalization(graph)
         graph = fold_into_readers(graph)
@@ -87,6 +91,34 @@ def lower_transposed(graph: Graph) -> Graph:
     return dilated.without_dilated_transposed(graph)
 
 
+def lower_attention(graph: Graph) -> Graph:
+    """Replace an attention layer by its projections, which can be factorized, and their products.
+
+    Given::
+
+        y = MultiHeadAttention(x, x) -> (?, 6, 8)
+
+    Result, for two heads of 3 channels::
+
+        y__query = Dense(x) units=6 -> (?, 6, 6)
+        y__query_heads = Reshape(y__query) target_shape=6x2x3 -> (?, 6, 2, 3)
+        y__key = Dense(x) units=6 -> (?, 6, 6)
+        y__key_heads = Reshape(y__key) target_shape=6x2x3 -> (?, 6, 2, 3)
+        y__value = Dense(x) units=6 -> (?, 6, 6)
+        y__value_heads = Reshape(y__value) target_shape=6x2x3 -> (?, 6, 2, 3)
+        y__query_scaled = ops.Multiply(y__query_heads) -> (?, 6, 2, 3)
+        y__scores = ops.Einsum(y__key_heads, y__query_scaled) -> (?, 2, 6, 6)
+        y__weights = Softmax(y__scores) -> (?, 2, 6, 6)
+        y__context = ops.Einsum(y__weights, y__value_heads) -> (?, 6, 2, 3)
+        y__flat = Reshape(y__context) target_shape=6 -> (?, 6, 6)
+        y = Dense(y__flat) units=8 -> (?, 6, 8)
+
+    Masks hide scores in front of the softmax, and a dropout stays behind it. A layer for which
+    ``lrfc.ir.attention_call.refusal`` has a reason stays whole.
+    """
+    return attention.without_attention(graph)
+
+
 def split_separables(graph: Graph) -> Graph:
     """Split a separable convolution into its two layers, so that the 1×1 one can be factorized.
 
@@ -128,7 +160,7 @@ def split_activations(graph: Graph) -> Graph:
         kind, attrs = _activation(op["activation"])
         if kind_of(kind).is_activation and not kind_of(kind).parametric:
             activation = Op(
-                _free(graph, f"{op.name}__activation"),
+                graph.free_name(f"{op.name}__activation"),
                 kind,
                 attrs,
                 shared=op.shared and f"{op.shared}__activation",
@@ -147,16 +179,6 @@ def _activation(value: Any) -> tuple[str, dict[str, Any]]:
             k: v for k, v in value["config"].items() if k not in ("name", "dtype")
         }
     return "Activation", {"activation": value}
-
-
-def _free(graph: Graph, name: str) -> str:
-    """The name, with a number appended if an op of the graph has it already."""
-    number = 0
-    candidate = name
-    while candidate in graph:
-        number += 1
-        candidate = f"{name}_{number}"
-    return candidate
 
 
 def merge_normalization(graph: Graph) -> Graph:

@@ -154,8 +154,8 @@ def test_attention_is_refused_with_its_reason():
     found = groups(graph_of(functional(inputs, layers.Dense(2, name="head")(x))))
     assert [group.name for group in found.groups] == ["behind"]
     assert found.refused["widen"].startswith(
-        "its filters are read by 'attention' (MultiHeadAttention), whose projections are inside the"
-        " layer"
+        "its filters are read by 'attention' (MultiHeadAttention), an attention layer that has to"
+        " stay whole"
     )
 
 

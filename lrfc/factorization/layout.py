@@ -28,10 +28,7 @@ def refusal(op: Op, source: Tensor) -> str | None:
     if op.info.is_separable:
         return "a separable convolution is two layers: split it first"
     if op.info.family == "attention":
-        return (
-            "the projections of an attention layer are inside the layer, which Keras offers only as"
-            " a whole"
-        )
+        return "an attention layer that has to stay whole keeps its projections"
     if not op.info.has_kernel:
         return f"{op.kind} is neither a convolution nor a matrix product"
     if "kernel" not in op.weights:

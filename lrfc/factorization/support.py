@@ -61,9 +61,8 @@ EXAMPLES: Mapping[str, tuple[Op, Tensor]] = MappingProxyType(
         "EinsumDense": _layer(
             "EinsumDense", (8, _IN), (_IN, 4, 8), equation="abc,cde->abde", output_shape=(8, 4, 8)
         ),
-        "MultiHeadAttention": _layer(
-            "MultiHeadAttention", (8, _IN), (_IN, 4, 4), num_heads=4, key_dim=4
-        ),
+        # Canonicalise replaces an attention layer by these.
+        "projections of attention": _layer("Dense", (8, _IN), (_IN, _OUT), units=_OUT),
     }
 )
 

@@ -69,7 +69,7 @@ def _plain(graph: Graph, op: Op) -> list[Op]:
     back = before if at.padding == "same" else front
     pairs = tuple(zip(front, back, strict=True))
     padding = {"padding": pairs[0] if at.rank == 1 else pairs}
-    return [Op(_free_name(graph, f"{op.name}__padding"), f"ZeroPadding{at.rank}D", padding), conv]
+    return [Op(graph.free_name(f"{op.name}__padding"), f"ZeroPadding{at.rank}D", padding), conv]
 
 
 def _plain_weights(graph: Graph, op: Op, rank: int) -> Mapping[str, Array]:
@@ -82,11 +82,3 @@ def _plain_weights(graph: Graph, op: Op, rank: int) -> Mapping[str, Array]:
             return call.weights
     flipped = np.flip(op.weights["kernel"], tuple(range(rank)))
     return {**op.weights, "kernel": np.ascontiguousarray(np.swapaxes(flipped, -1, -2))}
-
-
-def _free_name(graph: Graph, base: str) -> str:
-    name, number = base, 0
-    while name in graph:
-        number += 1
-        name = f"{base}_{number}"
-    return name

@@ -125,6 +125,14 @@ class Graph:
                 seen.add(op.shared)
         return tuple(first)
 
+    def free_name(self, name: str) -> str:
+        """The name, with a number behind it where an op has it already."""
+        number, free = 0, name
+        while free in self:
+            number += 1
+            free = f"{name}_{number}"
+        return free
+
     # -- editing -----------------------------------------------------------------------------------
 
     def copy(self) -> Graph:
@@ -181,7 +189,7 @@ class Graph:
         last = operands[0]
         (old,) = self.tensors(name)
         replaced = f"{name}\0"  # frees the name for the chain
-        self._rename(name, replaced)
+        self.rename(name, replaced)
         for op in chain:
             last = self.add(op, (last,), before=replaced)
         if chain and self.tensor(last) != old:
@@ -209,6 +217,14 @@ class Graph:
                 copy._nx.nodes[call.name]["op"] = replace(call, weights=arrays)
         return copy
 
+    def rename(self, old: str, new: str) -> None:
+        """Give an op another name, for its readers and the model's outputs, too."""
+        self.op(old)
+        nx.relabel_nodes(self._nx, {old: new}, copy=False)
+        self._nx.nodes[new]["op"] = replace(self._nx.nodes[new]["op"], name=new)
+        self._order[self._order.index(old)] = new
+        self.outputs = tuple(Ref(new, out.output) if out.op == old else out for out in self.outputs)
+
     def infer(self) -> None:
         """Infer every tensor again, in execution order."""
         for op in self:
@@ -218,12 +234,6 @@ class Graph:
 
     def _connect(self, ref: Ref, reader: str, port: int) -> None:
         self._nx.add_edge(ref.op, reader, key=port, output=ref.output, tensor=self.tensor(ref))
-
-    def _rename(self, old: str, new: str) -> None:
-        nx.relabel_nodes(self._nx, {old: new}, copy=False)
-        self._nx.nodes[new]["op"] = replace(self._nx.nodes[new]["op"], name=new)
-        self._order[self._order.index(old)] = new
-        self.outputs = tuple(Ref(new, out.output) if out.op == old else out for out in self.outputs)
 
     # -- checking and printing ---------------------------------------------------------------------
 

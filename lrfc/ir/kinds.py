@@ -171,7 +171,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("Embedding", "embedding", output_kernel="embeddings", output_axes=(-1,)),
     *_named("LSTM GRU SimpleRNN RNN Bidirectional", Kind("", "recurrent")),
     *_sized("ConvLSTM{}D", (1, 2, 3), Kind("", "recurrent")),
-    Kind("MultiHeadAttention", "attention"),
+    *_named("MultiHeadAttention GroupQueryAttention", Kind("", "attention")),
     # Normalisation: by stored statistics, by the sample's own, and of a model's inputs
     Kind("BatchNormalization", "batchnorm"),
     *_named(

@@ -272,15 +272,31 @@ def _macs_attention(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, .
     kernels = {name: w for name, w in op.weights.items() if name.endswith("kernel")}
     steps = {
         "query": query_steps,
+        "gate": query_steps,
         "key": key_steps,
         "value": value_steps,
         "attention_output": query_steps,
     }
     projections = sum(w.size * steps[name.split("/")[0]] for name, w in kernels.items())
-    width = int(op.attrs["num_heads"]) * (
-        int(op.attrs["key_dim"]) + int(op.attrs.get("value_dim") or op.attrs["key_dim"])
-    )
-    return projections + query_steps * value_steps * width
+    # Of each query with each key, and of each weight with a value, in every head of the queries.
+    heads, size = kernels["query/kernel"].shape[-2:]
+    pairs = int(heads * (size + kernels["value/kernel"].shape[-1]))
+    return projections + query_steps * value_steps * pairs
+
+
+def _macs_of_einsum(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
+    """The product of the lengths of all letters, of an einsum of two operands without ellipsis."""
+    terms = str(op.attrs["subscripts"]).replace(" ", "").split("->")[0].split(",")
+    if len(terms) != 2 or "." in terms[0] + terms[1]:
+        return 0
+    lengths: dict[str, int | None] = {}
+    batch = ""
+    for position, term in enumerate(terms):
+        operand = _argument(op, inputs, position, "")
+        batch += term[:1] if isinstance(operand, Tensor) else ""
+        lengths |= dict(zip(term, operand.shape, strict=True))
+    rest = tuple(length for letter, length in lengths.items() if letter not in batch)
+    return Tensor((None, *rest)).size
 
 
 def _macs_recurrent(op: Op, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> int:
@@ -302,7 +318,8 @@ _MACS: dict[str, Callable[[Op, tuple[Tensor, ...], tuple[Tensor, ...]], int]] = 
     "Dense": _macs_dense,
     **dict.fromkeys(names("separable"), _macs_separable),
     "EinsumDense": _macs_einsum,
-    "MultiHeadAttention": _macs_attention,
+    **dict.fromkeys(names("attention"), _macs_attention),
     **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "Bidirectional"), _macs_recurrent),
     "ops.Matmul": _macs_matmul,
+    "ops.Einsum": _macs_of_einsum,
 }

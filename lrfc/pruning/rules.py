@@ -354,7 +354,6 @@ def follow(call: Call) -> list[Labels]:
         return ONE[op.kind](call)
     if op.info.family == "attention":
         return call.freeze(
-            f"its filters are read by {call.title}, whose projections are inside the layer, which"
-            " Keras offers only as a whole"
+            f"its filters are read by {call.title}, an attention layer that has to stay whole"
         )
     return call.freeze(f"its filters are read by {call.title}, which may mix channels")

@@ -236,13 +236,19 @@ def _op_call(call: _Call) -> tuple[tuple[Any, ...], Mapping[str, Any]] | None:
 
 
 def _kind(operation: Any) -> tuple[str, type | None]:
-    """Kind and origin of an op; a custom layer with the name of a Keras layer has its full path."""
+    """Kind and origin of an op; a custom layer with the name of a Keras layer has its full path.
+
+    A layer of Keras has the name that Keras exports, which may not be that of its class.
+    """
     k, cls = keras(), type(operation)
     if not isinstance(operation, k.Layer):
         return f"ops.{cls.__name__}", cls
     namesake = getattr(k.layers, cls.__name__, None)
     if namesake is cls:
         return cls.__name__, None
+    exported = next((name for name, layer in vars(k.layers).items() if layer is cls), None)
+    if exported is not None:
+        return exported, None
     return cls.__name__ if namesake is None else f"{cls.__module__}.{cls.__name__}", cls
 
 
