@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lrfc.costs.workload import Workload
+from lrfc.targets.tflite.tables import Tables
 
 _WINDOWED = frozenset({"conv", "depthwise", "pool"})
 _PADDING = frozenset({"zeropadding1d", "zeropadding2d", "ops.pad"})
@@ -106,22 +106,13 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 
 @dataclass
-class _File:
-    """The tables of a .tflite file as they grow."""
+class _File(Tables):
+    """The tables of a probe network."""
+
+    name: ClassVar[str] = "probe"
+    version: ClassVar[int] = 3
 
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
-    tensors: list[Any] = field(default_factory=list)
-    buffers: list[Any] = field(default_factory=list)
-    operators: list[Any] = field(default_factory=list)
-    codes: list[int] = field(default_factory=list)
-    inputs: list[int] = field(default_factory=list)
-    outputs: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        from ai_edge_litert import schema_py_generated as schema
-
-        self.schema = schema
-        self.buffers.append(schema.BufferT())  # the first one is empty by definition
 
     def source(self, shape: tuple[int, ...], number: int) -> int:
         """A tensor (H, W, C) that a 1×1 convolution computes from an input of the network."""
@@ -133,7 +124,7 @@ class _File:
             source,
             result,
             (shape[-1], 1, 1, _SEED),
-            self._window("Conv2DOptions", (1, 1), (1, 1), (1, 1), same=True),
+            self.window("Conv2DOptions", (1, 1), same=True),
             0,
         )
         return result
@@ -150,21 +141,20 @@ class _File:
             case kind if kind in _PADDING:
                 self._pad(source, result, shape)
             case "add":
-                options = self.schema.AddOptionsT()
-                options.fusedActivationFunction = self._fused(workload.activation)
-                self._operator("ADD", list(sources), result, ("AddOptions", options))
+                fused = self.fused(workload.activation)
+                options = self.options("AddOptions", fusedActivationFunction=fused)
+                self.operator("ADD", sources, result, options)
             case "reduce":
-                options = self.schema.ReducerOptionsT()
-                options.keepDims = True
-                axes = self._constant(np.asarray([1, 2], np.int32), "INT32")
-                self._operator("MEAN", [source, axes], result, ("ReducerOptions", options))
+                axes = self.constant(np.asarray([1, 2], np.int32), "INT32")
+                options = self.options("ReducerOptions", keepDims=True)
+                self.operator("MEAN", [source, axes], result, options)
             case "dense":
-                options = self.schema.FullyConnectedOptionsT()
-                options.keepNumDims = True
-                options.fusedActivationFunction = self._fused(workload.activation)
+                fused = self.fused(workload.activation)
+                options = self.options(
+                    "FullyConnectedOptions", keepNumDims=True, fusedActivationFunction=fused
+                )
                 weights = (shape[-1], workload.inputs[0][-1])
-                named = ("FullyConnectedOptions", options)
-                self._linear("FULLY_CONNECTED", source, result, weights, named, 0)
+                self._linear("FULLY_CONNECTED", source, result, weights, options, 0)
             case _:
                 self._windowed(workload, source, result, shape)
         self._reduce(result, name)
@@ -174,8 +164,8 @@ class _File:
         before = self.tensors[source].shape[1:]
         growth = [after - size for after, size in zip(shape, before, strict=True)]
         sides = np.asarray([(0, 0), *((n // 2, n - n // 2) for n in growth)], np.int32)
-        inputs = [source, self._constant(sides, "INT32")]
-        self._operator("PAD", inputs, result, ("PadOptions", self.schema.PadOptionsT()))
+        inputs = [source, self.constant(sides, "INT32")]
+        self.operator("PAD", inputs, result, self.options("PadOptions"))
 
     def _windowed(
         self, workload: Workload, source: int, result: int, shape: tuple[int, ...]
@@ -188,11 +178,12 @@ class _File:
         same = all(-(-n // s) == m for n, s, m in zip(size, strides, shape, strict=False))
         kinds = {"pool": "Pool2DOptions", "depthwise": "DepthwiseConv2DOptions"}
         kind = kinds.get(workload.kind, "Conv2DOptions")
-        window = self._window(kind, strides, dilation, kernel, same=same)
-        window[1].fusedActivationFunction = self._fused(workload.activation)
+        same |= kernel == (1, 1)
+        window = self.window(kind, strides, dilation, same=same)
+        window[1].fusedActivationFunction = self.fused(workload.activation)
         if workload.kind == "pool":
             window[1].filterHeight, window[1].filterWidth = kernel
-            self._operator("MAX_POOL_2D", [source], result, window)
+            self.operator("MAX_POOL_2D", [source], result, window)
         elif workload.kind == "depthwise":
             window[1].depthMultiplier = channels // width
             weights: tuple[int, ...] = (1, *kernel, channels)
@@ -200,29 +191,6 @@ class _File:
         else:
             weights = (channels, *kernel, width // workload.groups)
             self._linear("CONV_2D", source, result, weights, window, 0)
-
-    def content(self) -> bytes:
-        """The bytes of the file."""
-        import flatbuffers
-
-        schema = self.schema
-        graph = schema.SubGraphT()
-        graph.name, graph.tensors, graph.operators = "probe", self.tensors, self.operators
-        graph.inputs, graph.outputs = self.inputs, self.outputs
-        model = schema.ModelT()
-        model.version, model.description = 3, "lrfc probe"
-        model.subgraphs, model.buffers = [graph], self.buffers
-        model.operatorCodes = [self._code(code) for code in self.codes]
-        builder = flatbuffers.Builder(1 << 20)
-        builder.Finish(model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
-
-    def _code(self, builtin: int) -> Any:
-        """An entry of the table of operator codes."""
-        code = self.schema.OperatorCodeT()
-        code.builtinCode = code.deprecatedBuiltinCode = builtin
-        code.version = 3
-        return code
 
     def _linear(
         self,
@@ -245,97 +213,24 @@ class _File:
         bias = self.random.integers(-1000, 1000, channels).astype(np.int32)
         scales = np.full(channels, 0.005, np.float32)
         constants = [
-            self._constant(kernel, "INT8", scales, axis),
-            self._constant(bias, "INT32", scales * np.float32(0.02), 0),
+            self.constant(kernel, "INT8", scales, axis),
+            self.constant(bias, "INT32", scales * np.float32(0.02), 0),
         ]
-        self._operator(operator, [source, *constants], result, options)
+        self.operator(operator, [source, *constants], result, options)
 
     def _reduce(self, source: int, name: str) -> None:
         """Add a small output of the network that depends on the whole tensor: its maxima."""
         height, width, channels = self.tensors[source].shape[1:]
         size = (min(height, _POOL), min(width, _POOL))
-        options = self.schema.Pool2DOptionsT()
-        options.padding = self.schema.Padding.VALID
-        options.filterHeight, options.filterWidth = options.strideH, options.strideW = size
+        options = self.window("Pool2DOptions", size, same=False)
+        options[1].filterHeight, options[1].filterWidth = size
         result = self._activation((height // size[0], width // size[1], channels), f"{name}/kept")
-        self._operator("MAX_POOL_2D", [source], result, ("Pool2DOptions", options))
+        self.operator("MAX_POOL_2D", [source], result, options)
         self.outputs.append(result)
-
-    def _operator(
-        self, name: str, inputs: list[int], output: int, options: tuple[str, Any]
-    ) -> None:
-        """Add an operator. ``options``: the name of their type, and the options."""
-        builtin = getattr(self.schema.BuiltinOperator, name)
-        if builtin not in self.codes:
-            self.codes.append(builtin)
-        operator = self.schema.OperatorT()
-        operator.opcodeIndex = self.codes.index(builtin)
-        operator.inputs, operator.outputs = inputs, [output]
-        operator.builtinOptionsType = getattr(self.schema.BuiltinOptions, options[0])
-        operator.builtinOptions = options[1]
-        self.operators.append(operator)
-
-    def _window(
-        self,
-        kind: str,
-        strides: tuple[int, int],
-        dilation: tuple[int, int],
-        kernel: tuple[int, int],
-        *,
-        same: bool,
-    ) -> tuple[str, Any]:
-        """The options of a convolution or pooling, with the name of their type."""
-        options = getattr(self.schema, f"{kind}T")()
-        padding = self.schema.Padding
-        options.padding = padding.SAME if same or kernel == (1, 1) else padding.VALID
-        options.strideH, options.strideW = strides
-        options.dilationHFactor, options.dilationWFactor = dilation
-        return kind, options
-
-    def _fused(self, activation: str | None) -> Any:
-        """The code of a fused activation; NONE for those that cannot be fused."""
-        kinds = self.schema.ActivationFunctionType
-        return {"relu": kinds.RELU, "relu6": kinds.RELU6}.get(activation or "", kinds.NONE)
 
     def _activation(self, shape: tuple[int, ...], name: str) -> int:
         """Add an int8 tensor for activations, and return its number."""
-        return self._tensor((1, *shape), "INT8", 0, name, np.asarray([0.02], np.float32), 0)
-
-    def _constant(
-        self,
-        values: NDArray[Any],
-        kind: str,
-        scales: NDArray[np.float32] | None = None,
-        axis: int = 0,
-    ) -> int:
-        """Add a constant tensor, and return its number."""
-        buffer = self.schema.BufferT()
-        buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
-        self.buffers.append(buffer)
-        return self._tensor(
-            values.shape, kind, len(self.buffers) - 1, f"constant{len(self.buffers)}", scales, axis
-        )
-
-    def _tensor(
-        self,
-        shape: tuple[int, ...],
-        kind: str,
-        buffer: int,
-        name: str,
-        scales: NDArray[np.float32] | None,
-        axis: int,
-    ) -> int:
-        """Add a tensor, and return its number."""
-        tensor = self.schema.TensorT()
-        tensor.shape, tensor.name, tensor.buffer = list(shape), name, buffer
-        tensor.type = getattr(self.schema.TensorType, kind)
-        if scales is not None:
-            quantization = self.schema.QuantizationParametersT()
-            quantization.scale, quantization.quantizedDimension = scales, axis
-            quantization.zeroPoint = np.zeros(len(scales), np.int64)
-            tensor.quantization = quantization
-        self.tensors.append(tensor)
-        return len(self.tensors) - 1
+        return self.tensor((1, *shape), "INT8", 0, name, np.asarray([0.02], np.float32), 0)
 
 
 def batches(workloads: Sequence[Workload], ops: int, weights: int) -> Iterator[Sequence[Workload]]:
