@@ -101,6 +101,18 @@ class Target(Protocol):
         """
         ...
 
+    def direct(self, graph: Graph, path: Path) -> Artifact | None:
+        """Write the file of a graph without the converter, to measure it.
+
+        None, without a file, where the format, the precision or an op of the graph needs that.
+        Whether such files are those of the converter is to be tried: see ``same_operators``.
+        """
+        ...
+
+    def same_operators(self, one: Artifact, two: Artifact) -> bool:
+        """Whether two files have the same operators on tensors of the same shapes."""
+        ...
+
     def load(self, artifact: Artifact) -> Runner:
         """Load the file to run it on this machine."""
         ...

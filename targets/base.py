@@ -41,6 +41,14 @@ class FileTarget(ABC):
     def load(self, artifact: Artifact) -> Runner:
         """Load the file into a runtime on this machine."""
 
+    def direct(self, graph: Graph, path: Path) -> Artifact | None:
+        """None: the format's files are written by its converter only."""
+        return None
+
+    def same_operators(self, one: Artifact, two: Artifact) -> bool:
+        """Whether the files are the same, byte by byte."""
+        return one.path.read_bytes() == two.path.read_bytes()
+
     def emit_trained(self, graph: Graph, model: Any, path: Path) -> Artifact | None:
         """Write nothing: the format cannot hold the ranges of quantisation-aware training."""
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -109,9 +109,8 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 class _File(Tables):
     """The tables of a probe network."""
 
-    name: ClassVar[str] = "probe"
-    version: ClassVar[int] = 3
-
+    name: str = "probe"
+    version: int = 3
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def source(self, shape: tuple[int, ...], number: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,11 @@ from lrfc.targets.tflite import flatfile
 class Tables:
     """A network without a converter. Tensors are told by their numbers.
 
-    ``version``: of its operators.
+    ``name``: of the network. ``version``: of its operators.
     """
 
-    name: ClassVar[str]
-    version: ClassVar[int] = 1
-
+    name: str
+    version: int = 1
     tensors: list[Any] = field(default_factory=list)
     buffers: list[Any] = field(default_factory=list)
     operators: list[Any] = field(default_factory=list)

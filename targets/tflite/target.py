@@ -31,7 +31,7 @@ from lrfc.targets.base import FileTarget
 from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
-from lrfc.targets.tflite import flatfile, operators
+from lrfc.targets.tflite import direct, flatfile, operators
 from lrfc.targets.tflite.conversion import Conversion, started
 from lrfc.targets.tflite.memory_plan import planned_bytes, with_plan
 from lrfc.targets.tflite.operators import Operators
@@ -94,6 +94,19 @@ class TFLite(FileTarget):
             lambda: self._convert(partial(trace.trace, graph), calibration),
         )
         return self._written(path, content)
+
+    @span("emission")
+    def direct(self, graph: Graph, path: Path) -> Artifact | None:
+        """Write a float file without the converter; see ``lrfc.targets.tflite.direct``."""
+        plain = self.precision == "fp32" and not self.memory_plan and self.limit_bytes is None
+        if not plain or not direct.write(graph, path):
+            return None
+        return Artifact(path, self.name, self.precision)
+
+    def same_operators(self, one: Artifact, two: Artifact) -> bool:
+        """Whether the files have the same operators, in any order."""
+        first, second = (direct.operators(file.path.read_bytes()) for file in (one, two))
+        return first == second
 
     def emit_trained(self, graph: Graph, model: Any, path: Path) -> Artifact:
         """Write the file of a tf_keras model that was trained with its rounding simulated.
