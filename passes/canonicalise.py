@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,17 @@ from lrfc.ir.attention_call import refusal as attention_refusal
 from lrfc.ir.graph import Graph
 from lrfc.ir.kinds import kind_of
 from lrfc.ir.op import Op, Ref
+from lrfc.ir.whole_attention import Group, groups
 from lrfc.state import Fact, State
+
+
+@dataclass(frozen=True)
+class AttentionLayers(Fact):
+    """The attention layers that were replaced by their projections."""
+
+    about_graph: ClassVar[bool] = False
+
+    groups: tuple[Group, ...]
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Canonicalise:
     """
 
     needs: ClassVar[tuple[type[Fact], ...]] = ()
-    gives: ClassVar[tuple[type[Fact], ...]] = ()
+    gives: ClassVar[tuple[type[Fact], ...]] = (AttentionLayers,)
     rewrites: ClassVar[bool] = True
 
     def __call__(self, state: State) -> State:
@@ -41,11 +51,14 @@ class Canonicalise:
                 state.progress.log(f"  {op.name} stays whole: {why}")
         # The layout comes first, so that everything after it only has to handle channels last.
         graph = lower_transposed(move_channels(state.graph))
-        graph = split_separables(lower_attention(graph))
+        before, (graph, parts) = graph, lower_attention(graph)
+        graph = split_separables(graph)
         graph = split_activations(graph)
         graph = merge_normalization(graph)
         graph = fold_into_readers(graph)
-        return state.with_graph(lower_normalization(graph))
+        graph = lower_normalization(graph)
+        layers = {name: before.op(name) for name in parts}
+        return state.with_graph(graph).with_fact(AttentionLayers(groups(graph, layers, parts)))
 
 
 def move_channels(graph: Graph) -> Graph:
@@ -91,7 +104,7 @@ def lower_transposed(graph: Graph) -> Graph:
     return dilated.without_dilated_transposed(graph)
 
 
-def lower_attention(graph: Graph) -> Graph:
+def lower_attention(graph: Graph) -> tuple[Graph, Mapping[str, Sequence[str]]]:
     """Replace an attention layer by its projections, which can be factorized, and their products.
 
     Given::
@@ -114,7 +127,9 @@ def lower_attention(graph: Graph) -> Graph:
         y = Dense(y__flat) units=8 -> (?, 6, 8)
 
     Masks hide scores in front of the softmax, and a dropout stays behind it. A layer for which
-    ``lrfc.ir.attention_call.refusal`` has a reason stays whole.
+    ``lrfc.ir.attention_call.refusal`` has a reason stays whole. The second value are the names of
+    the ops by layer. In model.keras, a layer whose projections stayed is one layer again
+    (``lrfc.ir.whole_attention``).
     """
     return attention.without_attention(graph)
 

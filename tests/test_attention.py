@@ -18,7 +18,8 @@ from lrfc.ir.attention_call import refusal
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
-from lrfc.passes.canonicalise import Canonicalise
+from lrfc.ir.whole_attention import with_attention
+from lrfc.passes.canonicalise import AttentionLayers, Canonicalise
 from lrfc.state import Progress, State
 from lrfc.targets.catalog import target
 from tests import helpers
@@ -40,7 +41,7 @@ def lowered(model: Any, inputs: Batch) -> Graph:
     import keras
 
     graph = helpers.graph_of(model)
-    result = without_attention(graph)
+    result, _ = without_attention(graph)
     result.check()
     assert whole(graph)
     assert not whole(result)
@@ -158,7 +159,7 @@ def test_lengths_that_are_not_fixed() -> None:
     inputs = keras.Input((None, 6))
     outputs = keras.layers.MultiHeadAttention(2, 3)(inputs, inputs)
     graph = helpers.graph_of(helpers.random_weights(keras.Model(inputs, outputs)))
-    result, arrays = without_attention(graph), values((5, 6))
+    (result, _), arrays = without_attention(graph), values((5, 6))
     result.check()
     assert not whole(result)
     predicted = [keras_io.predict(each, arrays) for each in (graph, result)]
@@ -253,7 +254,7 @@ def transformer(seed: int = 0) -> Any:
 
 @pytest.mark.parametrize("part", ["query", "key", "value", "output"])
 def test_a_projection_of_full_rank_is_the_layer(part) -> None:
-    graph = without_attention(helpers.graph_of(transformer()))
+    graph, _ = without_attention(helpers.graph_of(transformer()))
     op = graph.op("attention0" if part == "output" else f"attention0__{part}")
     source = graph.input_tensors(op.name)[0]
     method = METHODS["svd"]
@@ -276,6 +277,68 @@ def test_the_file_computes_what_the_network_computes(name, precision, tmp_path) 
     file = to.emit(graph, tmp_path / f"m{to.suffix}", inputs)
     found = parity(file, to.load(file), inputs, keras_io.predict(graph, inputs))
     assert found.samples == 20
+
+
+# -- put back --------------------------------------------------------------------------------------
+
+
+def _gated() -> Any:
+    import keras
+
+    one, two = keras.Input((5, 6)), keras.Input((7, 6))
+    attention = keras.layers.MultiHeadAttention(2, 3, value_dim=4, use_bias=False, name="attention")
+    return keras.Model([one, two], attention(value=two, query=one, use_causal_mask=True))
+
+
+def _grouped() -> Any:
+    import keras
+
+    x = keras.Input((5, 6))
+    attention = keras.layers.GroupQueryAttention(3, 4, 2, dropout=0.1, name="attention0")
+    return keras.Model(x, attention(x, x))
+
+
+@pytest.mark.parametrize("model", [transformer, _gated, _grouped])
+def test_layers_whose_projections_stayed_are_put_back(model) -> None:
+    graph = helpers.graph_of(helpers.random_weights(model()))
+    state = Canonicalise()(_state(graph))
+    changed = {
+        op.name: {name: 1.5 * array for name, array in op.weights.items()}
+        for op in state.graph
+        if op.kind == "Dense"
+    }
+    trained = state.graph.with_weights(changed)
+    back = with_attention(trained, state.fact(AttentionLayers).groups)
+    back.check()
+    assert whole(back) == whole(graph)
+    assert [back.op(name).attrs for name in whole(back)] == [
+        graph.op(n).attrs for n in whole(graph)
+    ]
+    helpers.same(trained, back)
+
+
+def test_a_layer_with_a_factorized_projection_stays_replaced() -> None:
+    state = Canonicalise()(_state(helpers.graph_of(transformer())))
+    op = state.graph.op("attention0__key")
+    source, plan = state.graph.input_tensors(op.name)[0], state.graph.copy()
+    plan.splice(op.name, METHODS["svd"].decompose(op, source).stages((2,)))
+    back = with_attention(plan, state.fact(AttentionLayers).groups)
+    back.check()
+    assert whole(back) == ["attention1"]
+    helpers.same(plan, back)
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_what_cannot_be_put_back_stays_replaced(scores) -> None:
+    """A mask that is a tensor, and scores that are an output."""
+    import keras
+
+    x, mask = keras.Input((5, 6)), keras.Input((5, 5), dtype="bool")
+    attention = keras.layers.MultiHeadAttention(2, 3, name="attention")
+    options = {"return_attention_scores": True} if scores else {"attention_mask": mask}
+    model = keras.Model([x, mask], attention(x, x, **options))
+    state = Canonicalise()(_state(helpers.graph_of(helpers.random_weights(model))))
+    assert not whole(with_attention(state.graph, state.fact(AttentionLayers).groups))
 
 
 def _state(graph: Graph) -> State:

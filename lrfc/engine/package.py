@@ -14,6 +14,8 @@ from lrfc.engine.candidate import Compressed, Trial
 from lrfc.engine.record import Shipped, layers_of, manifest_of
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.ir.keras import io as keras_io
+from lrfc.ir.whole_attention import with_attention
+from lrfc.passes.canonicalise import AttentionLayers
 from lrfc.protocols import Artifact
 from lrfc.results import candidates as choices
 from lrfc.results import folder as files
@@ -97,7 +99,8 @@ def _artifacts(taken: Trial, shipped: Shipped, emitted: Artifact, work: Path) ->
         path = work / f"{emitted.path.stem}_{kind}{emitted.path.suffix}"
         path.write_bytes(compiled)
         artifacts.append(files.record(path, work, kind))
-    keras_io.save(shipped.network, work / "model.keras")
+    replaced = taken.made.state.fact(AttentionLayers).groups
+    keras_io.save(with_attention(shipped.network, replaced), work / "model.keras")
     return [*artifacts, files.record(work / "model.keras", work, "keras")]
 
 

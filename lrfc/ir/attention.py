@@ -20,17 +20,19 @@ _Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 _HIDDEN = -1e9
 
 
-def without_attention(graph: Graph) -> Graph:
+def without_attention(graph: Graph) -> tuple[Graph, Mapping[str, Sequence[str]]]:
     """Replace every attention layer by its projections and what is between them.
 
-    A layer for which ``refusal`` has a reason stays, and so do all its calls.
+    A layer for which ``refusal`` has a reason stays, and so do all its calls. The second value are
+    the names of the ops in the place of each layer; the last has the layer's own.
     """
     lowered = graph.copy()
     weights: dict[str, Mapping[str, Array]] = {}
+    parts: dict[str, Sequence[str]] = {}
     for op in graph:
         if op.info.family == "attention" and refusal(graph, op) is None:
-            _Lowering(lowered, op, weights)()
-    return lowered
+            parts[op.name] = _Lowering(lowered, op, weights)()
+    return lowered, parts
 
 
 class _Lowering:
@@ -46,10 +48,12 @@ class _Lowering:
             AttentionCall(graph, op),
             weights,
         )
+        self._parts: list[str] = []
         self._old = f"{op.name}\0"  # frees the name for the output projection
         graph.rename(op.name, self._old)
 
-    def __call__(self) -> None:
+    def __call__(self) -> Sequence[str]:
+        """The names of the new ops."""
         call, attrs = self._call, self._op.attrs
         query, key, value = (
             self._heads(name, ref)
@@ -72,6 +76,7 @@ class _Lowering:
         assert width is not None
         flat = self._reshaped("flat", context, (heads * width,))
         self._replaced(flat, seen)
+        return self._parts
 
     def _heads(self, part: str, source: Ref, **attrs: Any) -> Ref:
         """One of the projections into heads, (B, T, N, H)."""
@@ -100,7 +105,7 @@ class _Lowering:
         attrs |= {} if "bias" in weights else {"use_bias": False}
         attrs |= {} if op.attrs.get("trainable", True) else {"trainable": False}
         dense = Op(name, "Dense", {"units": units, **attrs}, weights, shared)
-        return self._graph.add(dense, (source,), before=self._old)
+        return self._new(dense, (source,))
 
     def _reshaped(self, part: str, source: Ref, last: tuple[int, ...]) -> Ref:
         """The tensor with other axes behind the steps."""
@@ -183,7 +188,11 @@ class _Lowering:
         origin: type | None = None,
     ) -> Ref:
         name = self._graph.free_name(f"{self._op.name}__{part}")
-        op = Op(name, kind, attrs, call=call, origin=origin)
+        return self._new(Op(name, kind, attrs, call=call, origin=origin), operands)
+
+    def _new(self, op: Op, operands: Sequence[Ref]) -> Ref:
+        """Add an op in the place of the layer."""
+        self._parts.append(op.name)
         return self._graph.add(op, operands, before=self._old)
 
     def _replaced(self, flat: Ref, seen: Ref) -> None:

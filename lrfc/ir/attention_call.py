@@ -11,10 +11,10 @@ from lrfc.ir.graph import Graph
 from lrfc.ir.op import Array, Op, Ref, Slot
 
 #: The tensors that an attention layer reads, and all its arguments, in Keras' order.
-_TENSORS = ("query", "value", "key")
+TENSORS = ("query", "value", "key")
 _ARGUMENTS = (
-    *_TENSORS,
-    *(f"{name}_mask" for name in _TENSORS),
+    *TENSORS,
+    *(f"{name}_mask" for name in TENSORS),
     "attention_mask",
     "return_attention_scores",
     "training",
@@ -30,9 +30,14 @@ class AttentionCall:
 
     def __init__(self, graph: Graph, op: Op) -> None:
         self._graph, self._op = graph, op
-        args, kwargs = op.call or ((), {})
-        self.values: dict[str, Any] = dict(zip(_ARGUMENTS, args, strict=False)) | dict(kwargs)
+        self.values = self.arguments(op)
         self._operands = graph.operands(op.name)
+
+    @staticmethod
+    def arguments(op: Op) -> dict[str, Any]:
+        """The arguments of a call by name, with a Slot for a tensor."""
+        args, kwargs = op.call or ((), {})
+        return dict(zip(_ARGUMENTS, args, strict=False)) | dict(kwargs)
 
     def tensor(self, name: str) -> Any:
         """The tensor of an argument, as a Ref; a constant as it is; None without it."""
@@ -42,7 +47,7 @@ class AttentionCall:
     @property
     def sources(self) -> tuple[Ref, Ref, Ref]:
         """The tensors that queries, keys and values are computed from."""
-        query, value, key = (self.tensor(name) for name in _TENSORS)
+        query, value, key = (self.tensor(name) for name in TENSORS)
         return query, value if key is None else key, value
 
     @property
@@ -75,7 +80,7 @@ class AttentionCall:
 
     def refusal(self) -> str | None:
         """The reason why the layer has to stay for this call, as one clause, or None."""
-        read = [self.values.get(name) for name in _TENSORS]
+        read = [self.values.get(name) for name in TENSORS]
         if not all(isinstance(value, Slot) for value in (*read[:2], read[2] or Slot(0))):
             return "it reads a constant"
         shapes = [self._graph.tensor(ref).shape for ref in self.sources]
