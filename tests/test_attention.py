@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lrfc
 from lrfc.data.dataset import Data, Split
 from lrfc.engine.candidate import parity
 from lrfc.factorization import METHODS
@@ -20,6 +21,7 @@ from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.whole_attention import with_attention
 from lrfc.passes.canonicalise import AttentionLayers, Canonicalise
+from lrfc.protocols import Artifact
 from lrfc.state import Progress, State
 from lrfc.targets.catalog import target
 from tests import helpers
@@ -234,22 +236,22 @@ def test_what_cannot_be_replaced_stays_and_says_why(model, reason) -> None:
 # -- the projections as fully connected layers -----------------------------------------------------
 
 
-def transformer(seed: int = 0) -> Any:
-    """Two blocks of a transformer on 6 steps, with a causal one, and a classifier."""
+def transformer(width: int = 12, blocks: int = 2) -> Any:
+    """Blocks of a transformer on 6 steps, every other one causal, and a classifier."""
     import keras
     from keras import layers
 
-    x = inputs = keras.Input((6, 12), name="steps")
-    for n in range(2):
+    x = inputs = keras.Input((6, width), name="steps")
+    for n in range(blocks):
         y = layers.LayerNormalization(name=f"norm{n}")(x)
-        y = layers.MultiHeadAttention(2, 4, dropout=0.1, name=f"attention{n}")(
-            y, y, use_causal_mask=bool(n)
+        y = layers.MultiHeadAttention(2, width // 3, dropout=0.1, name=f"attention{n}")(
+            y, y, use_causal_mask=n % 2 == 1
         )
         x = layers.Add(name=f"added{n}")([x, y])
-        y = layers.Dense(16, activation="gelu", name=f"wide{n}")(x)
-        x = layers.Add(name=f"mixed{n}")([x, layers.Dense(12, name=f"narrow{n}")(y)])
+        y = layers.Dense(2 * width, activation="gelu", name=f"wide{n}")(x)
+        x = layers.Add(name=f"mixed{n}")([x, layers.Dense(width, name=f"narrow{n}")(y)])
     x = layers.GlobalAveragePooling1D(name="pool")(x)
-    return helpers.random_weights(keras.Model(inputs, layers.Dense(3, name="head")(x)), seed)
+    return helpers.random_weights(keras.Model(inputs, layers.Dense(3, name="head")(x)))
 
 
 @pytest.mark.parametrize("part", ["query", "key", "value", "output"])
@@ -277,6 +279,29 @@ def test_the_file_computes_what_the_network_computes(name, precision, tmp_path) 
     file = to.emit(graph, tmp_path / f"m{to.suffix}", inputs)
     found = parity(file, to.load(file), inputs, keras_io.predict(graph, inputs))
     assert found.samples == 20
+
+
+def test_a_transformer_is_built(tmp_path) -> None:
+    import keras
+
+    model, samples = transformer(48, blocks=1), values((6, 48))[0]
+    model.save(tmp_path / "m.keras")
+    x = np.concatenate([samples + 0.1 * n for n in range(40)])
+    result = lrfc.build(
+        tmp_path / "m.keras",
+        data={"x": x},
+        max_macs="70%",
+        objective="macs",
+        methods=("svd",),
+        epochs=0,
+        out=tmp_path / "out",
+    )
+    assert result.manifest.after.macs <= 0.7 * result.manifest.before.macs
+    methods = {layer.name: layer.method for layer in result.manifest.layers}
+    assert any(method == "svd" for name, method in methods.items() if "attention" in name)
+    file = Artifact(result.artifact, "tflite", "fp32")
+    shipped = keras.models.load_model(tmp_path / "out" / "model.keras")
+    parity(file, target("tflite", "fp32").load(file), (samples,), (np.asarray(shipped(samples)),))
 
 
 # -- put back --------------------------------------------------------------------------------------
