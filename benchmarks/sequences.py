@@ -1,0 +1,138 @@
+"""Networks of attention and of sequences: trained here, and compressed within 1pp.
+
+    LRFC_DATA=... python benchmarks/sequences.py [NETWORK ...] [--targets tflite onnx]
+        [--train-epochs 4] [--epochs 0]
+
+vit: a vision transformer of 136,394 weights (four blocks of four heads) on Fashion-MNIST. The
+trained networks are kept in LRFC_DATA/trained, and are not trained again. Each is built for the
+least latency on this machine within 1pp, by LiteRT and by onnxruntime; the scores are those of the
+emitted files on the whole test set. Writes sequences.csv to the folder of this file, row by row;
+builds that it already holds are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from contextlib import suppress
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from contracts import arrays
+from table import Table
+
+import lrfc
+from lrfc.engine.package import Result
+from lrfc.errors import BudgetError, NoGainError
+from lrfc.state import Progress
+
+HERE = Path(__file__).parent
+DATA = {"vit": "fashion_mnist"}
+
+
+def vit(width: int = 64, blocks: int = 4, heads: int = 4) -> Any:
+    """A vision transformer on 28×28 images in 49 patches.
+
+    Positions are told by a depthwise convolution (Chu et al. 2021, arXiv 2102.10882).
+    """
+    from keras import Input, Model, layers
+
+    image = Input((28, 28, 1), name="image")
+    x = layers.Rescaling(1 / 255, name="scale")(image)
+    x = layers.Conv2D(width, 4, strides=4, name="patches")(x)
+    x = layers.Add(name="placed")([x, layers.DepthwiseConv2D(3, padding="same", name="place")(x)])
+    x = layers.Reshape((-1, width), name="sequence")(x)
+    for n in range(blocks):
+        y = layers.LayerNormalization(epsilon=1e-6, name=f"norm{n}a")(x)
+        y = layers.MultiHeadAttention(heads, width // heads, dropout=0.1, name=f"attention{n}")(
+            y, y
+        )
+        x = layers.Add(name=f"attended{n}")([x, y])
+        y = layers.LayerNormalization(epsilon=1e-6, name=f"norm{n}b")(x)
+        y = layers.Dense(2 * width, activation="gelu", name=f"wide{n}")(y)
+        x = layers.Add(name=f"mixed{n}")([x, layers.Dense(width, name=f"narrow{n}")(y)])
+    x = layers.LayerNormalization(epsilon=1e-6, name="norm")(x)
+    x = layers.GlobalAveragePooling1D(name="pool")(x)
+    return Model(image, layers.Dense(10, activation="softmax", name="classes")(x), name="vit")
+
+
+def trained(name: str, data: dict[str, Any], epochs: int) -> Path:
+    """The file of a network, which is trained first where there is none."""
+    import keras
+
+    path = Path(os.environ["LRFC_DATA"], "trained", f"{name}.keras")
+    if path.exists():
+        return path
+    keras.utils.set_random_seed(0)
+    model = {"vit": vit}[name]()
+    steps = epochs * (len(data["x"]) // 128)
+    warm = steps // 10
+    rate = keras.optimizers.schedules.CosineDecay(
+        1e-5, steps - warm, warmup_target=1e-3, warmup_steps=warm
+    )
+    model.compile(
+        keras.optimizers.AdamW(rate, weight_decay=0.05),
+        keras.losses.SparseCategoricalCrossentropy(),
+        metrics=["accuracy"],
+    )
+    model.fit(data["x"], data["y"], batch_size=128, epochs=epochs, verbose=2)
+    path.parent.mkdir(exist_ok=True)
+    model.save(path)
+    return path
+
+
+def row(path: Path, data: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """The figures of a build."""
+    found: list[Result] = []
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as place, suppress(BudgetError, NoGainError):
+        lrfc.build(
+            path,
+            data=data,
+            out=Path(place) / "out",
+            progress=Progress(log=print),
+            on_result=found.append,
+            max_drop="1pp",
+            **options,
+        )
+    (result,) = found
+    manifest = result.manifest
+    before, after = manifest.before, manifest.after
+    return {
+        "macs": f"{before.macs:,} → {after.macs:,}",
+        "params": f"{before.params:,} → {after.params:,}",
+        "file_bytes": f"{before.file_bytes:,} → {after.file_bytes:,}",
+        "score": f"{100 * (before.accuracy or 0):.2f} → {100 * (after.accuracy or 0):.2f}",
+        "speedup": f"{result.speedup.median:.2f} ({result.speedup.low:.2f} to"
+        f" {result.speedup.high:.2f})",
+        "seconds": f"{time.perf_counter() - start:.0f}",
+        "problem": str(result.failure or ""),
+    }
+
+
+def main() -> None:
+    """Write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("networks", nargs="*", default=["vit"])
+    parser.add_argument("--targets", nargs="+", default=["tflite", "onnx"])
+    parser.add_argument("--train-epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=HERE)
+    given = parser.parse_args()
+    table = Table(given.out / "sequences.csv")
+    for name, target in product(given.networks, given.targets):
+        key = {"network": name, "target": target, "epochs": given.epochs}
+        if table.knows(**key):
+            continue
+        data = arrays(DATA[name])
+        path = trained(name, data, given.train_epochs)
+        table.add(key | row(path, data, target=target, epochs=given.epochs))
+
+
+if __name__ == "__main__":
+    main()
