@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from lrfc.factorization import METHODS, als
 from lrfc.factorization.cp_fit import RANDOM_STARTS, Problem, best_fit, decompositions
 from lrfc.factorization.layout import Layout
+from lrfc.ir.op import Op, Tensor
 from tests.factorized import (
     conv,
     layer,
@@ -215,3 +218,15 @@ def test_refusals_say_why():
         "transposed": "Keras has no depthwise transposed convolution",
         "one axis": "with a kernel along one axis it is cp",
     }
+
+
+def test_a_wide_layer_is_fitted_in_single_precision_as_well_as_in_double():
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((3, 3, 144, 12)).astype(np.float32)
+    attrs = {"filters": 12, "kernel_size": (3, 3), "padding": "same"}
+    op, source = Op("wide", "Conv2D", attrs, {"kernel": kernel}), Tensor((None, 4, 4, 144))
+    single = METHODS["cp"].decompose(op, source)
+    double = replace(single, dtype=np.float64)
+    errors = [float(np.linalg.norm(kernel - factors.kernel((9,)))) for factors in (single, double)]
+    assert single.dtype == np.float32
+    assert errors[0] <= 1.001 * errors[1] < float(np.linalg.norm(kernel))
