@@ -21,7 +21,7 @@ MAP = 12 * 12 * 16
 
 def residual(blocks: int = 2, seed: int = 0) -> bytes:
     """A file of residual blocks whose inner maps have half of the channels."""
-    file = File(np.random.default_rng(seed))
+    file = File(random=np.random.default_rng(seed))
     x = file.conv(file.input(12, 12, 4), 16, 3)
     for _ in range(blocks):
         x = file.add(x, file.conv(file.conv(x, 8, 1), 16, 3))
@@ -76,7 +76,7 @@ def places(*, inner: bool = False, broadcast: bool = False, kept: bool = False) 
     ``inner``: the addition reads no input of the file, and its sum is not the output.
     ``broadcast``: its second operand is one row. ``kept``: its operands are read behind it.
     """
-    file = File(np.random.default_rng(0))
+    file = File(random=np.random.default_rng(0))
     one = file.input(4, 4, 8)
     other = file.conv(one, 8, 3, 4) if broadcast else file.conv(one, 8, 3)
     one = file.conv(one, 8, 3) if inner else one

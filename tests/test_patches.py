@@ -38,7 +38,7 @@ WITHOUT_MICRO = "tflite-micro is not installed: pip install 'lrfc[micro]'"
 
 def block(kernel: int, stride: int, height: int, *, same: bool = True) -> bytes:
     """A file with a convolution, a residual block, poolings and paddings."""
-    file = File(np.random.default_rng(kernel * 100 + stride * 10 + height))
+    file = File(random=np.random.default_rng(kernel * 100 + stride * 10 + height))
     x = file.conv(file.input(height, 7, 2), 4, kernel, stride, same=same)
     inner = file.conv(file.logistic(x), 6, 3)
     inner = file.conv(inner, 4, kernel, same=True)
@@ -101,7 +101,7 @@ def test_windows_without_padding() -> None:
 
 def wide() -> bytes:
     """A file whose peak is in two layers with many channels, and whose output is small."""
-    file = File(np.random.default_rng(0))
+    file = File(random=np.random.default_rng(0))
     x = file.conv(file.input(32, 32, 3), 16, 3)
     x = file.conv(x, 16, 3)
     return file.written(file.conv(x, 8, 3, 4))

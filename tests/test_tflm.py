@@ -34,7 +34,7 @@ NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if na
 def network(seed: int) -> bytes:
     """A small int8 network of convolutions, poolings and additions, with branches."""
     random = np.random.default_rng(seed)
-    file = probe._File(random)
+    file = probe._File(random=random)
     size, channels = int(random.integers(5, 13)), int(random.integers(1, 13))
     tensors = [file._activation((size, size, channels), "input")]
     file.inputs.append(tensors[0])
@@ -47,22 +47,22 @@ def network(seed: int) -> bytes:
         if kind == "add" and equal:
             result = file._activation(shape, name)
             options = ("AddOptions", schema.AddOptionsT())
-            file._operator("ADD", [source, int(random.choice(equal))], result, options)
+            file.operator("ADD", [source, int(random.choice(equal))], result, options)
         elif kind == "pool" and height > 3:
             result = file._activation((height // 2, height // 2, width), name)
-            window = file._window("Pool2DOptions", (2, 2), (1, 1), (2, 2), same=False)
+            window = file.window("Pool2DOptions", (2, 2), same=False)
             window[1].filterHeight = window[1].filterWidth = 2
-            file._operator("MAX_POOL_2D", [source], result, window)
+            file.operator("MAX_POOL_2D", [source], result, window)
         elif kind == "depthwise":
             result = file._activation(shape, name)
-            window = file._window("DepthwiseConv2DOptions", (1, 1), (1, 1), (3, 3), same=True)
+            window = file.window("DepthwiseConv2DOptions", (1, 1), same=True)
             window[1].depthMultiplier = 1
             file._linear("DEPTHWISE_CONV_2D", source, result, (1, 3, 3, width), window, 3)
         else:  # as wide as its input every other time: buffers of equal size
             filters = width if random.random() < 0.5 else int(random.integers(1, 25))
             result = file._activation((height, height, filters), name)
             kernel = int(random.choice([1, 3]))
-            window = file._window("Conv2DOptions", (1, 1), (1, 1), (kernel, kernel), same=True)
+            window = file.window("Conv2DOptions", (1, 1), same=True)
             weights = (filters, kernel, kernel, width)
             file._linear("CONV_2D", source, result, weights, window, 0)
         tensors.append(result)
@@ -83,7 +83,7 @@ def softmax(scale: float) -> bytes:
     file.tensors[result].quantization.zeroPoint = np.asarray([-128], np.int64)
     options = schema.SoftmaxOptionsT()
     options.beta = 1.0
-    file._operator("SOFTMAX", [source], result, ("SoftmaxOptions", options))
+    file.operator("SOFTMAX", [source], result, ("SoftmaxOptions", options))
     file.inputs, file.outputs = [source], [result]
     return file.content()
 

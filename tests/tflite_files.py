@@ -36,7 +36,7 @@ class File(probe._File):
         size = (_outputs(n, kernel, stride, same=same) for n in (height, width))
         result = self._result((*size, channels))
         kind = "DepthwiseConv2DOptions" if depthwise else "Conv2DOptions"
-        window = self._options(kind, kernel, stride, same=same)
+        window = self.window(kind, (stride,) * 2, same=same)
         if depthwise:
             window[1].depthMultiplier = channels // depth
             shape: tuple[int, ...] = (1, kernel, kernel, channels)
@@ -54,9 +54,9 @@ class File(probe._File):
         size = (_outputs(n, kernel, stride, same=same) for n in (height, width))
         result = self._activation((*size, channels), f"pool{len(self.tensors)}")
         self.tensors[result].quantization = self.tensors[source].quantization
-        window = self._options("Pool2DOptions", kernel, stride, same=same)
+        window = self.window("Pool2DOptions", (stride,) * 2, same=same)
         window[1].filterHeight = window[1].filterWidth = kernel
-        self._operator(f"{kind}_POOL_2D", [source], result, window)
+        self.operator(f"{kind}_POOL_2D", [source], result, window)
         return result
 
     def add(self, first: int, second: int) -> int:
@@ -64,13 +64,13 @@ class File(probe._File):
         scales = (self.tensors[number].quantization.scale[0] for number in (first, second))
         result = self._result(self._shape(first), sum(scales))
         options = ("AddOptions", self.schema.AddOptionsT())
-        self._operator("ADD", [first, second], result, options)
+        self.operator("ADD", [first, second], result, options)
         return result
 
     def logistic(self, source: int) -> int:
         """The logistic function of an activation."""
         result = self._result(self._shape(source), scale=1 / 256, zero_point=-128)
-        self._operator("LOGISTIC", [source], result, ("NONE", None))
+        self.operator("LOGISTIC", [source], result, ("NONE", None))
         return result
 
     def pad(self, source: int, top: int, bottom: int, sides: int) -> int:
@@ -80,20 +80,14 @@ class File(probe._File):
         shape = (height + top + bottom, width + 2 * sides, channels)
         result = self._activation(shape, f"pad{len(self.tensors)}")
         self.tensors[result].quantization = self.tensors[source].quantization
-        inputs = [source, self._constant(widths, "INT32")]
-        self._operator("PAD", inputs, result, ("PadOptions", self.schema.PadOptionsT()))
+        inputs = [source, self.constant(widths, "INT32")]
+        self.operator("PAD", inputs, result, ("PadOptions", self.schema.PadOptionsT()))
         return result
 
     def written(self, *outputs: int) -> bytes:
         """The bytes of the file of the network with these outputs."""
         self.outputs = list(outputs)
         return self.content()
-
-    def _options(self, kind: str, kernel: int, stride: int, *, same: bool) -> tuple[str, Any]:
-        window = self._window(kind, (stride,) * 2, (1, 1), (kernel,) * 2, same=same)
-        padding = self.schema.Padding
-        window[1].padding = padding.SAME if same else padding.VALID
-        return window
 
     def _result(
         self, shape: Sequence[int], scale: float | None = None, zero_point: int | None = None
