@@ -127,6 +127,18 @@ def test_a_budget_that_cannot_be_met_is_an_error_with_its_reason() -> None:
         )
 
 
+def test_a_size_that_another_limit_forbids_is_an_error_with_the_parameters_that_it_leaves() -> None:
+    near = min(
+        c.divergence for s in state().fact(DesignSpace).spaces for c in s.candidates if c.method
+    )
+    with pytest.raises(
+        BudgetError,
+        match=r"^--max-size 70% leaves [0-9,]+ parameters, and with so few the params and"
+        r" divergence budgets cannot be met together$",
+    ):
+        meet(state(), SelectRanks(max_divergence=near), share(0.7), None, [target("tflite")])
+
+
 def test_on_a_microcontroller_the_tail_counts() -> None:
     plain = target("tflite", "int8")
     micro = plain.with_plan()

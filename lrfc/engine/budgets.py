@@ -62,6 +62,11 @@ class _Size:
         beside = tuple(max(pair) for pair in zip(self.beside, rest, strict=True))
         return replace(self, beside=beside)
 
+    def refused(self, error: BudgetError) -> BudgetError:
+        """The error where so few parameters break another limit."""
+        left = f"--max-size {self.budget} leaves {self.params:,} parameters"
+        return BudgetError(f"{left}, and with so few {error}")
+
     def unreachable(self, sizes: Sequence[int]) -> UnreachableError:
         """The error where the smallest plan has files of these sizes."""
         least, whole = max(zip(sizes, self.wholes, strict=True), key=lambda pair: pair[0] / pair[1])
@@ -145,7 +150,12 @@ def meet(
             least = reachable(bounded if select.prune else without_filters(bounded), "params")
             params = _max_params(size, least, select, original.params)
             constraints = replace(constraints, max_params=params)
-        graph = _planned(bounded, constraints, memory)
+        try:
+            graph = _planned(bounded, constraints, memory)
+        except BudgetError as error:
+            if size is None or isinstance(error, UnreachableError):
+                raise
+            raise size.refused(error) from error
         met = True
         if size is not None:
             sizes = emitted(graph, state, targets)

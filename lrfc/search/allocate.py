@@ -57,9 +57,7 @@ def allocate(
             options={"mip_rel_gap": 0.0},
         )
         if result.x is None:
-            raise BudgetError(
-                f"the {' and '.join(limits)} budgets cannot be met together: {result.message}"
-            )
+            raise BudgetError(f"the {' and '.join(limits)} budgets cannot be met together")
         chosen = tuple(flat[i] for i in np.flatnonzero(result.x > 0.5))
         if all(
             sum(getattr(c, q) for c in chosen) <= limit * (1 if q in COUNTED else 1 + 1e-6)
