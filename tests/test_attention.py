@@ -353,6 +353,36 @@ def test_a_layer_with_a_factorized_projection_stays_replaced() -> None:
     helpers.same(plan, back)
 
 
+def _normalised() -> Any:
+    """A normalisation that adds a bias to projections which had none."""
+    import keras
+    from keras import layers
+
+    x = keras.Input((5, 6))
+    y = layers.Rescaling(0.5, offset=0.25)(x)
+    return keras.Model(x, layers.MultiHeadAttention(2, 3, use_bias=False, name="attention")(y, y))
+
+
+def _taken() -> Any:
+    """A layer that has the name of a projection."""
+    import keras
+    from keras import layers
+
+    x = keras.Input((5, 6))
+    y = layers.Dense(6, name="attention__key")(x)
+    return keras.Model(x, layers.MultiHeadAttention(2, 3, name="attention")(y, y))
+
+
+@pytest.mark.parametrize("model", [_normalised, _taken])
+def test_parts_that_are_not_those_of_the_layer_stay(model) -> None:
+    graph = helpers.graph_of(helpers.random_weights(model()))
+    state = Canonicalise()(_state(graph))
+    helpers.same(graph, state.graph)
+    back = with_attention(state.graph, state.fact(AttentionLayers).groups)
+    assert not whole(back)
+    helpers.same(graph, back)
+
+
 @pytest.mark.parametrize("scores", [False, True])
 def test_what_cannot_be_put_back_stays_replaced(scores) -> None:
     """A mask that is a tensor, and scores that are an output."""

@@ -17,6 +17,25 @@ class Group:
     layer: Op
     parts: tuple[tuple[Op, tuple[Ref, ...]], ...]
 
+    def projection(self, name: str) -> str:
+        """The name of a projection, for the name that the layer has for it."""
+        last = name == "attention_output"
+        return self.layer.name if last else f"{self.layer.name}__{name}"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the parts have the weights of the layer, and no others.
+
+        A normalisation in front that was folded in may have added a bias.
+        """
+        own = {op.name: set(op.weights) for op, _ in self.parts if op.weights}
+        whole: dict[str, set[str]] = {}
+        for name in self.layer.weights:
+            part, _, weight = name.partition("/")
+            whole.setdefault(self.projection(part), set()).add(weight)
+        return own == whole
+
+    @property
     def sources(self) -> Mapping[str, Ref] | None:
         """The tensors that the layer reads, by argument; None where a mask is among them."""
         values = AttentionCall.arguments(self.layer)
@@ -24,19 +43,22 @@ class Group:
         if not set(read) <= set(TENSORS):
             return None
         first = {op.name: operands[0] for op, operands in self.parts}
-        return {name: first[f"{self.layer.name}__{name}"] for name in read}
+        return {name: first[self.projection(name)] for name in read}
 
 
 def groups(
     graph: Graph, layers: Mapping[str, Op], parts: Mapping[str, Sequence[str]]
 ) -> tuple[Group, ...]:
-    """The groups of a graph, for the layers that were replaced and the names of their parts."""
+    """The groups of a graph, for the layers that were replaced and the names of their parts.
+
+    Without those that have changed so much that the layer cannot be put back.
+    """
     found = []
     for name, names in parts.items():
         if all(part in graph for part in names):
             ops = tuple((graph.op(part), graph.operands(part)) for part in names)
             found.append(Group(layers[name], ops))
-    return tuple(found)
+    return tuple(group for group in found if group.is_complete)
 
 
 def with_attention(graph: Graph, replaced: Sequence[Group]) -> Graph:
@@ -46,7 +68,7 @@ def with_attention(graph: Graph, replaced: Sequence[Group]) -> Graph:
     """
     graph = graph.copy()
     for group in replaced:
-        sources = group.sources()
+        sources = group.sources
         if sources is not None and group.layer.shared is None and _is_there(graph, group):
             _put_back(graph, group, sources)
     return graph
@@ -80,7 +102,7 @@ def _put_back(graph: Graph, group: Group, sources: Mapping[str, Ref]) -> None:
     """Put the layer in the place of its parts."""
     layer, values = group.layer, AttentionCall.arguments(group.layer)
     ports = sorted((values[name].port, name) for name in sources)
-    whole = replace(layer, weights=_weights(graph, layer))
+    whole = replace(layer, weights=_weights(graph, group))
     old = f"{layer.name}\0"
     graph.rename(layer.name, old)
     graph.add(whole, [sources[name] for _, name in ports], before=old)
@@ -89,11 +111,10 @@ def _put_back(graph: Graph, group: Group, sources: Mapping[str, Ref]) -> None:
         graph.remove(old if op.name == layer.name else op.name)
 
 
-def _weights(graph: Graph, layer: Op) -> dict[str, Array]:
+def _weights(graph: Graph, group: Group) -> dict[str, Array]:
     """The weights of the parts, in the shapes of the layer's."""
     found = {}
-    for name, array in layer.weights.items():
+    for name, array in group.layer.weights.items():
         part, _, weight = name.partition("/")
-        dense = layer.name if part == "attention_output" else f"{layer.name}__{part}"
-        found[name] = graph.op(dense).weights[weight].reshape(array.shape)
+        found[name] = graph.op(group.projection(part)).weights[weight].reshape(array.shape)
     return found
