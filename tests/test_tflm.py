@@ -172,6 +172,33 @@ def test_the_head_follows_the_rule_and_the_tail_the_formula(seed: int, tmp_path:
     assert arena.total_bytes == arena.head_bytes + arena.tail_bytes
 
 
+def _reductions(x: Any) -> Any:
+    import keras
+    from keras import layers
+
+    x = layers.Conv2D(96, 1, name="wide")(layers.GlobalMaxPooling2D(keepdims=True, name="max")(x))
+    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    return layers.Dense(3, name="head")(keras.ops.sum(x[:, None], axis=1))
+
+
+def _transposed(x: Any) -> Any:
+    from keras import layers
+
+    return layers.Conv2DTranspose(2, 3, strides=2, name="up")(x)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int16x8", "fp32"])
+@pytest.mark.parametrize("call", [_reductions, _transposed])
+def test_what_kernels_need_beside_tensors_is_planned(call, precision, tmp_path) -> None:
+    import keras
+
+    inputs = keras.Input((4, 4, 8))
+    graph = helpers.graph_of(helpers.random_weights(keras.Model(inputs, call(inputs))))
+    target = TFLite(precision, memory_plan=True)
+    file = target.emit(graph, tmp_path / "m.tflite", helpers.random_inputs(graph, 4))
+    assert target.arena_bytes(file.path) == tflm.arena(file.path).head_bytes
+
+
 def test_the_tail_is_known_before_there_is_a_file(emitted: dict[str, tuple[Any, Path]]) -> None:
     for _, path in emitted.values():
         workloads = operators.read(path).workloads

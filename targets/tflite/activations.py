@@ -33,8 +33,8 @@ def activations(model: Any) -> Activations:
     Every tensor that is no constant and no variable has a buffer of its own, also the output of a
     RESHAPE; inputs are alive from the start, outputs to the end, any other from the operator that
     writes it to the last one that reads it. Sizes are rounded up to ALIGNMENT. What a kernel needs
-    while it runs is not counted, nor are further subgraphs. ModelError for a tensor without a fixed
-    size.
+    while it runs (``lrfc.targets.tflite.temporaries``) is not counted, nor are further subgraphs.
+    ModelError for a tensor without a fixed size.
     """
     graph = model.subgraphs[0]
     first, last = _lifetimes(graph)

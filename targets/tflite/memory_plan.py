@@ -17,6 +17,7 @@ from lrfc.targets.tflite import flatfile
 from lrfc.targets.tflite.activations import ALIGNMENT, activations, fixed
 from lrfc.targets.tflite.in_place import Shared, shared
 from lrfc.targets.tflite.order import least_order
+from lrfc.targets.tflite.temporaries import end, temporaries
 
 #: The name of the metadata.
 NAME = "OfflineMemoryAllocation"
@@ -41,7 +42,8 @@ def with_plan(content: bytes | bytearray) -> bytes:
 def planned_bytes(model: Any) -> int | None:
     """The bytes of a ``ModelT``'s arena by its own memory plan, or else by that of a runtime.
 
-    None where they are known at run time only.
+    By its own plan, with what TensorFlow Lite Micro's kernels need beside tensors. None where they
+    are known at run time only.
     """
     found = fixed(model)
     if found is None:
@@ -49,8 +51,11 @@ def planned_bytes(model: Any) -> int | None:
     places = offsets(model)
     if not places:
         return found.arena.planned_bytes(ALIGNMENT)
-    sizes = zip(found.tensors, found.arena.buffers, strict=True)
-    return max((places[tensor] + buffer.size for tensor, buffer in sizes), default=0)
+    placed = {
+        buffer: places[tensor]
+        for tensor, buffer in zip(found.tensors, found.arena.buffers, strict=True)
+    }
+    return end(placed, temporaries(model, ALIGNMENT))
 
 
 def offsets(model: Any) -> dict[int, int]:
@@ -69,7 +74,8 @@ def _embed(model: Any, found: Shared) -> None:
     -1 stands for a constant, and for a tensor that is placed at run time.
     """
     schema = flatfile.schema()
-    placed = plan(found.arena.buffers, ALIGNMENT)
+    # The kernels' own buffers are placed at run time, where the plan leaves room for them.
+    placed = plan((*found.arena.buffers, *temporaries(model, ALIGNMENT)), ALIGNMENT)
     places = np.full(len(model.subgraphs[0].tensors), -1, "<i4")
     places[list(found.buffers)] = [placed[name] for name in found.buffers.values()]
     content = np.concatenate([np.asarray([0, 0, len(places)], "<i4"), places])
