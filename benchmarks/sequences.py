@@ -36,7 +36,7 @@ DATA = {"vit": "fashion_mnist"}
 def vit(width: int = 64, blocks: int = 4, heads: int = 4) -> Any:
     """A vision transformer on 28×28 images in 49 patches.
 
-    Positions are told by a depthwise convolution (Chu et al. 2021, arXiv 2102.10882).
+    A depthwise convolution encodes the positions (Chu et al. 2021, arXiv 2102.10882).
     """
     from keras import Input, Model, layers
 

@@ -1,4 +1,4 @@
-"""What has to come out the same twice does so with several threads of TensorFlow, too.
+"""Results that have to be reproducible are so with several threads of TensorFlow, too.
 
 Each process of the suite has one thread of it (tests/conftest.py); a user's has one for each core.
 """

@@ -42,12 +42,8 @@ class _Lowering:
     """
 
     def __init__(self, graph: Graph, op: Op, weights: dict[str, Mapping[str, Array]]) -> None:
-        self._graph, self._op, self._call, self._weights = (
-            graph,
-            op,
-            AttentionCall(graph, op),
-            weights,
-        )
+        self._graph, self._op, self._weights = graph, op, weights
+        self._call = AttentionCall(graph, op)
         self._parts: list[str] = []
         self._old = f"{op.name}\0"  # frees the name for the output projection
         graph.rename(op.name, self._old)
@@ -113,7 +109,7 @@ class _Lowering:
         return self._add(part, "Reshape", (source,), target_shape=(steps or -1, *last))
 
     def _mask(self) -> Any:
-        """What hides positions, (B or 1, N or 1, T, S): a tensor, a constant, or None."""
+        """All masks in one, (B or 1, N or 1, T, S): a tensor, a constant, or None without any."""
         call = self._call
         masks = [self._stretched(name) for name in call.masks if call.tensor(name) is not None]
         if call.has_pattern:

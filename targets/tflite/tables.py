@@ -14,7 +14,7 @@ from lrfc.targets.tflite import flatfile
 
 @dataclass
 class Tables:
-    """A network without a converter. Tensors are told by their numbers.
+    """The parts of a file that is written without the converter; tensors go by their numbers.
 
     ``name``: of the network. ``version``: of its operators.
     """

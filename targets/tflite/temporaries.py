@@ -1,4 +1,4 @@
-"""What kernels of TensorFlow Lite Micro keep in the arena while they run, beside their tensors."""
+"""Temporary buffers in the arena of TensorFlow Lite Micro, which its kernels use as they run."""
 
 from __future__ import annotations
 
