@@ -161,11 +161,10 @@ def als(
     sweep_work = 2 * tensor.size * start[0].shape[1]
     for _ in range(min(sweeps, max(3, int(work // sweep_work)))):
         factors = list(guess)
+        grams = [factor.T @ factor for factor in factors]
         partial = (flat @ factors[-1]).reshape(*tensor.shape[:-1], -1)
         for mode in range(tensor.ndim):
-            gram = reduce(
-                np.multiply, [factor.T @ factor for i, factor in enumerate(factors) if i != mode]
-            )
+            gram = reduce(np.multiply, (own for i, own in enumerate(grams) if i != mode))
             right = (
                 contracted(partial, factors[:-1], mode)
                 if mode < tensor.ndim - 1
@@ -173,6 +172,7 @@ def als(
             )
             solved = solve_positive(ridged(gram, ridge), right.T).T
             factors[mode] = _unit(solved)
+            grams[mode] = factors[mode].T @ factors[mode]
         error = total - 2 * _dot(solved, right) + _dot(solved.T @ solved, gram)
         if error > last:
             if guess is units:
@@ -195,5 +195,5 @@ def _dot(left: Array, right: Array) -> float:
 
 
 def _unit(factor: Array) -> Array:
-    unit: Array = factor / np.maximum(np.linalg.norm(factor, axis=0), 1e-300)
-    return unit
+    norms = np.sqrt(np.einsum("ij,ij->j", factor, factor))
+    return np.asarray(factor / np.maximum(norms, np.finfo(factor.dtype).tiny))

@@ -184,11 +184,13 @@ def _cholesky_in_place(gram: Array) -> Array:
 def solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Array:
     """L⁻¹·B, or L⁻ᵀ·B, for a lower triangular L, or for each of a stack."""
     if lower.ndim == 2:
-        return np.asarray(
-            linalg.solve_triangular(
-                lower, right, lower=True, trans="T" if transposed else "N", check_finite=False
-            )
-        )
+        # LAPACK itself: the checks of SciPy's function take longer than a small system. It reads
+        # the transpose of an array in C's order.
+        (solve,) = linalg.get_lapack_funcs(("trtrs",), (lower, right))
+        solution, failed = solve(lower.T, right, lower=False, trans=not transposed)
+        if failed:
+            raise np.linalg.LinAlgError(f"a triangular matrix with 0 in row {failed}")
+        return np.asarray(solution)
     if len(lower) == 1:
         return solve_lower(lower[0], right[0], transposed=transposed)[None]
     # SciPy solves the systems of a stack one by one, which takes longer for many small ones.
@@ -197,13 +199,17 @@ def solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Arra
 
 def ridged(matrix: Array, ridge: float) -> Array:
     """M + ρI in the precision of M."""
-    result = matrix.copy()
-    result[np.diag_indices(len(result))] += ridge
+    result = np.array(matrix, order="C")
+    result.flat[:: len(result) + 1] += ridge
     return result
 
 
 def solve_positive(matrix: Array, right: Array) -> Array:
     """M⁻¹·B for a positive definite M."""
+    (solve,) = linalg.get_lapack_funcs(("posv",), (matrix, right))
+    _, solution, failed = solve(matrix, right, lower=True)
+    if not failed:
+        return np.asarray(solution)
     lower = cholesky(matrix)
     return solve_lower(lower, solve_lower(lower, right), transposed=True)
 

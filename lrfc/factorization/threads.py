@@ -46,20 +46,20 @@ def one_thread() -> AbstractContextManager[Any]:
     With two threads on a busy machine a Cholesky factor of 566 columns takes half a second, with
     one 14 ms.
     """
-    return _LIMIT.to(1)
+    return _LIMIT.to(None)
 
 
-def _set_limit(threads: int) -> Any:
-    return _controller().limit(limits=threads, user_api="blas")
+def _limit() -> Any:
+    return _controller().limit(limits=1, user_api="blas")
 
 
 def _restore(limiter: Any) -> None:
     limiter.restore_original_limits()
 
 
-#: The library has one limit for the whole process. The saved value is a limiter, which knows the
-#: limits from before it.
-_LIMIT: Override[Any, int] = Override(lambda: _set_limit(1), _set_limit, _restore)
+#: The library has one limit for the whole process. The first block sets it; the saved value is a
+#: limiter, which knows the limits from before it.
+_LIMIT: Override[Any, None] = Override(_limit, lambda _: None, _restore)
 
 
 @contextmanager

@@ -111,6 +111,13 @@ def _per_position(activation: Op, rank: int, channels: int) -> bool:
     )
 
 
+def _moments(rows: Array) -> tuple[Array, Array]:
+    """Mean and variance of each column, as products: NumPy's own take three times as long here."""
+    share = np.full(len(rows), 1 / len(rows), rows.dtype)
+    mean = share @ rows
+    return mean, share @ np.square(rows - mean)
+
+
 class FeatureMap:
     """The function from sampled responses (N, T) of a layer to its feature map.
 
@@ -122,7 +129,7 @@ class FeatureMap:
 
         self._chain = chain
         self._addend = addend
-        self._mean, self._variance = response.mean(0), response.var(0)
+        self._moments = _moments(response)
         self._activate: Callable[[Array], Array] = lambda x: x
         if chain.activation is not None:
             activation = keras_io.single(chain.activation, batch=len(response))
@@ -133,9 +140,7 @@ class FeatureMap:
     def statistics(self, response: Array) -> tuple[Array, Array]:
         """The BatchNorm's mean and variance, re-estimated on that response."""
         assert self._chain.batchnorm is not None
-        return moved(
-            self._chain.batchnorm, (self._mean, self._variance), (response.mean(0), response.var(0))
-        )
+        return moved(self._chain.batchnorm, self._moments, _moments(response))
 
     def __call__(self, response: Array) -> Array:
         """The feature map (N, T) of a response (N, T)."""
