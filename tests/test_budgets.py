@@ -8,7 +8,7 @@ import pytest
 
 from lrfc.config.build import Budget
 from lrfc.costs.arena import arena
-from lrfc.costs.memory import live_bytes
+from lrfc.costs.memory import Surroundings
 from lrfc.costs.totals import totals
 from lrfc.engine.budgets import emitted, meet
 from lrfc.errors import BudgetError, UnreachableError
@@ -88,7 +88,7 @@ def test_live_bytes_of_a_candidate_are_those_of_the_rewritten_graph() -> None:
             changed = graph.copy()
             changed.splice(space.op.name, stages)
             timeline = arena(changed).timeline
-            assert live_bytes(graph, memory, space.op.name, stages, 4) == max(
+            assert Surroundings(graph, memory, space.op.name, 4).peak(stages) == max(
                 timeline[stage.name] for stage in stages
             )
 

@@ -10,25 +10,30 @@ from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Tensor
 
 
-def live_bytes(graph: Graph, memory: Arena, name: str, stages: Sequence[Op], itemsize: int) -> int:
-    """The peak of bytes alive while the factor layers ``stages`` run in the place of a layer.
+class Surroundings:
+    """What is alive while a layer, or its factors in its place, runs.
 
     ``memory``: the arena of the graph at ``itemsize`` bytes a value. The layer's input stays alive
-    to the end of the factor layers where another op reads it later.
+    to the end of the factors where another op reads it later.
     """
-    operand = graph.operands(name)[0]
-    source, result = graph.tensor(operand), graph.tensors(name)[0]
-    before, after = source.size * itemsize, result.size * itemsize
-    others = memory.timeline[name] - before - after
-    order = [op.name for op in graph]
-    readers = [reader for reader, _ in graph.consumers(operand)]
-    read_later = any(order.index(reader) > order.index(name) for reader in readers)
-    lasting = before if read_later or operand in graph.outputs else 0
-    peak, read = 0, before
-    tensors: tuple[Tensor, ...] = (source,)
-    for number, stage in enumerate(stages):
-        tensors = ops.infer(stage, tensors)
-        written = tensors[0].size * itemsize
-        peak = max(peak, others + read + written + (lasting if number else 0))
-        read = written
-    return peak
+
+    def __init__(self, graph: Graph, memory: Arena, name: str, itemsize: int) -> None:
+        operand = graph.operands(name)[0]
+        self._itemsize, self._source = itemsize, graph.tensor(operand)
+        self._read, written = self._source.size * itemsize, graph.tensors(name)[0].size * itemsize
+        self._others = memory.timeline[name] - self._read - written
+        order = [op.name for op in graph]
+        later = set(order[order.index(name) + 1 :])
+        lasts = operand in graph.outputs or any(r in later for r, _ in graph.consumers(operand))
+        self._lasting = self._read if lasts else 0
+
+    def peak(self, stages: Sequence[Op]) -> int:
+        """The peak of bytes alive while the factor layers ``stages`` run."""
+        peak, read = 0, self._read
+        tensors: tuple[Tensor, ...] = (self._source,)
+        for number, stage in enumerate(stages):
+            tensors = ops.infer(stage, tensors)
+            written = tensors[0].size * self._itemsize
+            peak = max(peak, self._others + read + written + (self._lasting if number else 0))
+            read = written
+        return peak

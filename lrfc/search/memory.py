@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lrfc.config.precision import of
 from lrfc.costs.arena import Arena, arena
-from lrfc.costs.memory import live_bytes
+from lrfc.costs.memory import Surroundings
 from lrfc.costs.overwriting import overwriting
 from lrfc.costs.tail import workload_bytes
 from lrfc.costs.workload import chain
@@ -22,14 +22,14 @@ from lrfc.state import State
 def live_need(graph: Graph, space: LayerSpace, precision: str) -> Callable[[Candidate], int]:
     """A function from a candidate of the layer to the peak activation bytes while it runs."""
     itemsize, memory = of(precision).activation, _arena(graph, precision)
+    source = graph.input_tensors(space.op.name)[0]
+    around = [Surroundings(graph, memory, call, itemsize) for call in space.calls]
 
     def need(candidate: Candidate) -> int:
         if candidate.method is None:
             return max(memory.timeline[call] for call in space.calls)
-        stages = METHODS[candidate.method].outline(
-            space.op, graph.input_tensors(space.op.name)[0], candidate.ranks
-        )
-        return max(live_bytes(graph, memory, call, stages, itemsize) for call in space.calls)
+        stages = METHODS[candidate.method].outline(space.op, source, candidate.ranks)
+        return max(call.peak(stages) for call in around)
 
     return need
 
