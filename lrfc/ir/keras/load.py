@@ -149,10 +149,16 @@ class _Loading:
                 " decorate it with @keras.saving.register_keras_serializable() and import its"
                 " module before the model is loaded"
             )
+        present = keras().__version__
+        if self._file.version == present:
+            return ModelError(
+                f"{path} cannot be read by the Keras that wrote it, {present} ({reason(error)}):"
+                " the file may be damaged; save the model once more"
+            )
         return ModelError(
-            f"{path}, written by Keras {self._file.version}, cannot be read by Keras"
-            f" {keras().__version__} ({reason(error)}): load it with the Keras that wrote it and"
-            " save it with model.save('model.keras')"
+            f"{path}, written by Keras {self._file.version}, cannot be read by Keras {present}"
+            f" ({reason(error)}): load it with the Keras that wrote it and save it with"
+            " model.save('model.keras')"
         )
 
 
