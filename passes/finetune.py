@@ -65,6 +65,7 @@ class FineTune(Recipe):
     ends there too), or when for ``patience`` epochs neither the validation score nor the training
     loss was better than ever before. The weights with the best score are kept, which may be those
     before the first epoch: the score never falls. ``metric``: see ``lrfc.metrics.metric.metric``.
+    ``as_needed``: a network whose score is no lower than the original's is not trained.
 
     ``log_dir``: a folder for loss, score and learning rate by epoch, as TensorBoard reads them.
     ``checkpoints``: a folder for the state after each epoch. The same training, killed and started
@@ -75,6 +76,7 @@ class FineTune(Recipe):
     """
 
     epochs: int = 3
+    as_needed: bool = False
     time_budget: float | None = None
     learning_rate: float | None = None
     patience: int = 3
@@ -166,7 +168,8 @@ class _Run:
         self._reported = 0
 
     def __call__(self) -> tuple[Tuning, list[NDArray[Any]]]:
-        if self._trainer.trainable and self._options.epochs and self._trainer.steps:
+        able = self._trainer.trainable and self._options.epochs and self._trainer.steps
+        if able and not self._needless():
             self._train()
         history = self._history
         tuning = Tuning(
@@ -181,6 +184,17 @@ class _Run:
             self._scorer.seen,
         )
         return tuning, history.weights
+
+    def _needless(self) -> bool:
+        """Whether the training is only for what was lost, and by the score nothing was."""
+        if not self._options.as_needed:
+            return False
+        now, original = self._history.scores[0], self._scorer(self._trainer.teach)
+        if now < original:
+            return False
+        score, best = map(self._text, (now, original))
+        self._progress.log(f"  not trained: validation {score}, and {best} before compression")
+        return True
 
     def _train(self) -> None:
         if not self._resumed():

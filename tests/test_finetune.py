@@ -381,6 +381,35 @@ def test_patience_ends_it() -> None:
     assert len(tuning.scores) < 30
 
 
+def test_what_lost_nothing_is_trained_only_for_whoever_asks_for_epochs() -> None:
+    lines: list[str] = []
+    whole = replace(learnt(), progress=Progress(log=lines.append))
+    after = FineTune(epochs=2, batch=64, as_needed=True)(whole)
+    assert after.graph is whole.graph
+    assert (after.fact(Tuning).steps, len(after.fact(Tuning).scores)) == (0, 1)
+    accuracy = f"accuracy {score(whole):.2%}".replace("%", " %")
+    assert lines == [f"  not trained: validation {accuracy}, and {accuracy} before compression"]
+    assert FineTune(epochs=2, batch=64)(whole).fact(Tuning).steps > 0
+
+    hurt = compressed()
+    needed = FineTune(epochs=2, batch=64, as_needed=True)(hurt).fact(Tuning)
+    asked = FineTune(epochs=2, batch=64)(hurt).fact(Tuning)
+    assert needed.scores == asked.scores
+    assert needed.scores[0] < score(whole)
+    assert needed.steps > 0
+
+
+def test_a_default_build_trains_as_needed_and_an_idle_training_is_no_stage() -> None:
+    from lrfc.config.build import parse
+    from lrfc.engine.passes import finetune, rung
+
+    default, asked = finetune(parse()), finetune(parse(epochs=3))
+    assert (default.epochs, default.as_needed) == (3, True)
+    assert (asked.epochs, asked.as_needed) == (3, False)
+    assert rung(default, default(learnt())) is None
+    assert rung(asked, replace(asked, epochs=1)(learnt())) == "finetuned"
+
+
 @pytest.mark.parametrize(
     "options", [{"epochs": -1}, {"patience": 0}, {"time_budget": 0}, {"distillation": 1.5}]
 )

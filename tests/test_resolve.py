@@ -240,8 +240,14 @@ def test_the_published_schema_is_that_of_the_options() -> None:
     assert "null" not in settings.schema_text(), "TOML has no null"
     assert schema["properties"]["max_macs"]["anyOf"] == [{"type": "string"}, {"type": "number"}]
     assert schema["properties"]["objective"]["enum"] == ["latency", "cycles", "macs", "size", "ram"]
+    assert schema["properties"]["seed"] == {
+        "default": 0,
+        "maximum": 2**32 - 1,
+        "minimum": 0,
+        "type": "integer",
+        "description": OPTIONS["seed"].help,
+    }
     assert schema["properties"]["epochs"] == {
-        "default": 3,
         "maximum": 100_000,
         "minimum": 0,
         "type": "integer",

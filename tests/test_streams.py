@@ -98,7 +98,9 @@ def test_compare_in_ascii(built: tuple[Path, subprocess.CompletedProcess[bytes]]
 def test_json_is_one_object_in_any_encoding(tmp_path: Path) -> None:
     done = lrfc(tmp_path, "config", "--resolved", "--json", **PLAIN)
     assert done.stdout.isascii()
-    assert json.loads(done.stdout)["epochs"] == {"value": 3, "source": "default"}
+    found = json.loads(done.stdout)
+    assert found["seed"] == {"value": 0, "source": "default"}
+    assert found["epochs"] == {"value": None, "source": "default"}
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:

@@ -252,9 +252,11 @@ class BuildConfig(BaseModel):
         " MACs.",
         "off",
     )] = "auto"
-    epochs: Annotated[int, Field(ge=0, le=MOST_EPOCHS), Option(
-        "Number of epochs of the fine-tune; 0 for no fine-tune.",
-    )] = 3
+    epochs: Annotated[Annotated[int, Field(ge=0, le=MOST_EPOCHS)] | None, Option(
+        "Number of epochs of the fine-tune; 0 for no fine-tune. By default 3, but none where the"
+        " refitted network scores no lower than the original on the validation samples.",
+        3,
+    )] = None
     training: Annotated[Literal["lrfc", "compiled"], Option(
         "How the fine-tune trains: lrfc (with the original as teacher, at a learning rate found by"
         " trials) or compiled (with the optimizer, learning rate and loss that the model was"
@@ -324,6 +326,11 @@ class BuildConfig(BaseModel):
         quantities = ("macs", "params", "size", "ram", "latency")
         budgets = {name: getattr(self, f"max_{name}") for name in quantities}
         return {name: budget for name, budget in budgets.items() if isinstance(budget, Budget)}
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether the pipeline has a fine-tune."""
+        return self.epochs != 0
 
     @field_validator("methods")
     @classmethod

@@ -28,7 +28,7 @@ class BuildOptions(TypedDict, total=False):
     rank_multiple: int | None
     prune: Literal["auto", "off", "on", "only"]
     patches: Literal["auto", "off"]
-    epochs: int
+    epochs: int | None
     training: Literal["lrfc", "compiled"]
     time_budget: str | float | None
     augment: bool | None

@@ -94,9 +94,10 @@ def _trained(job: Job, explored: Explored, state: State, passes: Sequence[Pass])
     seen: list[Graph] = []
 
     def score(step: Pass, now: State) -> None:
-        stage = rung(step, now)
+        stage, whole = rung(step, now), rounded and step is passes[-1]
+        if stage is None and whole:
+            stage = list(ladder)[-1]
         if stage is not None and scorer is not None:
-            whole = rounded and step is passes[-1]
             if seen and seen[-1] is now.graph and not whole:  # the pass had nothing to do
                 ladder[stage] = list(ladder.values())[-1]
             else:

@@ -66,9 +66,9 @@ def explore(job: Job, graph: Graph) -> Explored | None:
         progress.log(note)
     if job.locked is not None:
         job.locked.check(job.source, state.original)
-    if config.training == "compiled" and config.epochs:
+    if config.training == "compiled" and config.finetunes:
         own.check(state.original, job.data)
-    if config.class_weights == "balanced" and config.epochs:
+    if config.class_weights == "balanced" and config.finetunes:
         sample_weights.balanced(job.data.train.targets)
     if config.log_dir is not None:
         tensorboard.prepare(config.log_dir)

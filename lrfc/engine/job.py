@@ -67,7 +67,7 @@ def job_of(
     locked: Locked | None = None,
 ) -> Job:
     """The job of a build. Without enough data to train on, it has no fine-tune."""
-    if data.synthetic and config.epochs:
+    if data.synthetic and config.finetunes:
         accuracy = "nothing is claimed about accuracy"
         if data.judged:
             accuracy = "accuracy is read on the test samples"

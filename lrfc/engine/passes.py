@@ -14,7 +14,7 @@ from lrfc.passes.equalize_stages import EqualizeStages
 from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.explore_layers import ExploreLayers
 from lrfc.passes.factorize import Factorize
-from lrfc.passes.finetune import FineTune
+from lrfc.passes.finetune import FineTune, Tuning
 from lrfc.passes.lock_filters import LockFilters
 from lrfc.passes.lock_layers import LockLayers
 from lrfc.passes.prune_filters import PruneFilters
@@ -106,7 +106,7 @@ def pipeline(config: BuildConfig, select: SelectRanks) -> tuple[Pass, ...]:
         RecalibrateBatchNorm(),
         # In closed form first; gradients start from the result.
         Refit(),
-        *([finetune(config)] if config.epochs else []),
+        *([finetune(config)] if config.finetunes else []),
     )
 
 
@@ -115,7 +115,8 @@ def finetune(config: BuildConfig) -> FineTune:
     # A killed build continues after its last epoch, as its exploration does.
     checkpoints = place().parent / "finetune" if config.resume else None
     return FineTune(
-        epochs=config.epochs,
+        epochs=FineTune.epochs if config.epochs is None else config.epochs,
+        as_needed=config.epochs is None,
         time_budget=config.time_budget,
         augment=config.augment,
         metric=config.metric,
@@ -146,13 +147,15 @@ def until(passes: Sequence[Pass], name: str | None) -> tuple[tuple[Pass, ...], b
 def rung(step: Pass, state: State) -> str | None:
     """The stage of the accuracy by stage that a pass ends; None for a pass that ends none.
 
-    A rewrite with nothing to do, no layer to factorize or no filter to cut, ends none.
+    One with nothing to do ends none: no layer to factorize, no filter to cut, no step of training.
     """
-    selection = state.known(Selection)
+    selection, tuning = state.known(Selection), state.known(Tuning)
     if selection is not None and isinstance(step, Factorize):
         idle = all(candidate.method is None for candidate in selection.chosen)
     elif selection is not None and isinstance(step, PruneFilters):
         idle = not selection.removed
+    elif tuning is not None and isinstance(step, FineTune):
+        idle = not tuning.steps
     else:
         idle = False
     return None if idle else RUNGS.get(name_of(step))

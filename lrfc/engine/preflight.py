@@ -324,7 +324,7 @@ def _check_together(checked: BuildConfig, destinations: Sequence[Goal], data: An
                     f"--objective cycles: device '{goal.device.name}' is timed in milliseconds;"
                     " take --objective latency"
                 )
-    if not checked.epochs:
+    if not checked.finetunes:
         _check_untrained(checked)
     if not checked.qat:
         return
