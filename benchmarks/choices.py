@@ -6,7 +6,9 @@ Both checkouts explore a network with the same training images, and select plans
 budgets. Two files are written to the folder of this file:
 
 - ``choices_errors.csv``: the errors of the candidates that both have, by method: quantiles of the
-  ratio of the new error to the old one, and how many are larger and smaller by more than 0.1 %.
+  ratio of the new error to the old one, and how many are larger and smaller by more than 0.1 %. An
+  exploration fits CP at some ranks and interpolates the error at the others, at other ranks in
+  either checkout; in the rows 'cp, fitted' both fit it at every rank.
 - ``choices_plans.csv``: the predicted divergence of the new plan as a multiple of the old one's,
   both looked up among the old candidates, and both among the new ones. Where the checkouts weigh
   the layers in different ways, either finds its own plan the better one, and only the accuracy
@@ -38,13 +40,20 @@ BUDGETS = tuple(("max_macs", share) for share in (75, 60, 50, 40, 30)) + tuple(
 Key = tuple[str, str | None, tuple[int, ...]]
 
 
-def explore(network: str, out: Path) -> None:
-    """Write the candidates and the plans of the checkout on the path, as JSON."""
-    from benchmarks import selection
+def explore(network: str, out: Path, *, fitted: bool) -> None:
+    """Write the candidates and the plans of the checkout on the path, as JSON.
 
-    explored = selection.ExploreLayers(methods=selection.METHODS)(selection.cifar(network))
+    ``fitted``: the candidates of CP alone, with a fit at every rank.
+    """
+    from benchmarks import selection
+    from lrfc.search import candidates as search
+
+    if fitted:
+        search.COSTLY = frozenset()
+    methods = ("cp",) if fitted else selection.METHODS
+    explored = selection.ExploreLayers(methods=methods)(selection.cifar(network))
     plans = []
-    for quantity, share in BUDGETS:
+    for quantity, share in () if fitted else BUDGETS:
         budget = {quantity: selection.Budget(value=share / 100, relative=True)}
         chosen = selection.SelectRanks(**budget)(explored).fact(selection.Selection).chosen
         plans.append([[c.layer, c.method, c.ranks, c.divergence] for c in chosen])
@@ -56,13 +65,16 @@ def explore(network: str, out: Path) -> None:
     out.write_text(json.dumps({"candidates": candidates, "plans": plans}))
 
 
-def explored(network: str, checkout: Path) -> dict[str, Any]:
+def explored(network: str, checkout: Path, *, fitted: bool = False) -> dict[str, Any]:
     """Return what ``explore`` writes in a process of the checkout, with an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "choices.json")
         path = os.pathsep.join((str(checkout), str(checkout / "benchmarks")))
         subprocess.run(  # noqa: S603  our own command
-            [sys.executable, __file__, "--explore", network, str(out)],
+            [
+                *(sys.executable, __file__, "--explore", network, str(out)),
+                *(["--fitted"] if fitted else []),
+            ],
             env=os.environ | {"PYTHONPATH": path, "LRFC_CACHE": f"{folder}/cache"},
             check=True,
         )
@@ -142,9 +154,10 @@ def main() -> None:
     parser.add_argument("checkouts", nargs="*", type=Path, metavar="OLD NEW")
     parser.add_argument("--networks", nargs="+", default=["resnet20_cifar10", "resnet56_cifar10"])
     parser.add_argument("--explore", nargs=2, metavar=("NETWORK", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--fitted", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.explore:
-        explore(given.explore[0], Path(given.explore[1]))
+        explore(given.explore[0], Path(given.explore[1]), fitted=given.fitted)
         return
     if len(given.checkouts) != 2:
         parser.error("two checkouts are compared")
@@ -152,6 +165,9 @@ def main() -> None:
     for network in given.networks:
         if plans.knows(network=network):
             continue
+        fits = (explored(network, each.resolve(), fitted=True) for each in given.checkouts)
+        for row in compare_errors(*fits):
+            errors.add({"network": network, **row, "method": f"{row['method']}, fitted"})
         old, new = (explored(network, checkout.resolve()) for checkout in given.checkouts)
         for row in compare_errors(old, new):
             errors.add({"network": network, **row})
