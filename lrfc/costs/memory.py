@@ -11,7 +11,7 @@ from lrfc.ir.op import Op, Tensor
 
 
 class Surroundings:
-    """What is alive while a layer, or its factors in its place, runs.
+    """The tensors that are alive while a layer runs, or while its factors run in its place.
 
     ``memory``: the arena of the graph at ``itemsize`` bytes a value. The layer's input stays alive
     to the end of the factors where another op reads it later.

@@ -94,10 +94,12 @@ def _trained(job: Job, explored: Explored, state: State, passes: Sequence[Pass])
     seen: list[Graph] = []
 
     def score(step: Pass, now: State) -> None:
+        if scorer is None:
+            return
         stage, whole = rung(step, now), rounded and step is passes[-1]
-        if stage is None and whole:
+        if stage is None and whole:  # the stage before it is the last one, and scored on all
             stage = list(ladder)[-1]
-        if stage is not None and scorer is not None:
+        if stage is not None:
             if seen and seen[-1] is now.graph and not whole:  # the pass had nothing to do
                 ladder[stage] = list(ladder.values())[-1]
             else:
