@@ -95,6 +95,17 @@ def test_the_file_is_that_of_the_converter(shape, call, tmp_path) -> None:
     same(split_activations(model(shape, call)), tmp_path)
 
 
+def test_a_number_in_an_array_is_a_number(tmp_path) -> None:
+    from keras import layers
+
+    legacy = layers.ReLU(np.array(6, np.float32), np.array(0.0), np.array(0.0), name="relu6")
+    graph = model((6, 6, 3), lambda x: legacy(layers.Conv2D(4, 3, name="conv")(x)))
+    (relu,) = [op for op in graph if op.kind == "ReLU"]
+    assert relu["max_value"] == 6
+    assert not any(isinstance(value, np.ndarray) for value in relu.attrs.values())
+    same(graph, tmp_path)
+
+
 @pytest.mark.parametrize("method", ["channel_svd", "spatial_svd", "spatial_svd_w", "tucker2", "cp"])
 def test_so_is_that_of_a_plan(method, tmp_path) -> None:
     graph = fold_batchnorm(helpers.graph_of(helpers.conv_net()))

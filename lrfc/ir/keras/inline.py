@@ -300,7 +300,12 @@ def _without_float_dtype(value: Any) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """Convert lists of numbers, and lists of such lists, to tuples."""
+    """Convert lists of numbers, and lists of such lists, to tuples, and arrays of one to numbers.
+
+    Files in the legacy HDF5 format may hold such arrays, such as the 6 of a ReLU6.
+    """
+    if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
+        return value.item()
     if isinstance(value, list | tuple):
         items = tuple(_tuples(item) for item in value)
         return (
