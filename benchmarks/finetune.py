@@ -190,11 +190,11 @@ def _row(table: Table, key: dict[str, Any], **options: Any) -> None:
     if table.knows(**key):
         return
     network, start = key["network"], time.perf_counter()
-    row = built(network, *_images(network), **options)
+    row = built(network, *images(network), **options)
     table.add(key | row | {"seconds": f"{time.perf_counter() - start:.0f}"})
 
 
-def _images(network: str) -> tuple[Any, Any]:
+def images(network: str) -> tuple[Any, Any]:
     """All training images for a network, and the test set."""
     part = "split" if network in HELD_OUT else "train"
     files = [Path(os.environ["LRFC_DATA"], f"cifar10_{name}.npz") for name in (part, "test")]

@@ -247,11 +247,11 @@ class Settling(Loop):
 
 
 def settled(
-    limit: Limit | None, found: Filters | None = None, **wish: Any
+    limit: Limit | None, found: Filters | None = None, start: State | None = None, **wish: Any
 ) -> tuple[Plan, list[str]]:
     """The plan of the loop within a limit, and the lines of the log."""
     lines: list[str] = []
-    logged = replace(state(), progress=Progress(log=lines.append))
+    logged = replace(start or state(), progress=Progress(log=lines.append))
     loop = Settling(logged, TARGET, None, None, 0)
     wished = Wish(SelectRanks(max_macs=share(0.6)), **wish)
     return planned(loop, wished, None, limit, found), lines
@@ -321,6 +321,19 @@ def test_filters_are_tried_where_ranks_alone_lose_much(monkeypatch: pytest.Monke
         "  ranks alone lose too much within the limit on RAM: plans that cut filters are tried"
     )
     assert sum("judged quickly" in line for line in lines[said:]) == 2, "with filters and without"
+    assert target.need_of(fold_batchnorm(rewritten(plan.state))) <= limit.bytes
+
+
+def test_filters_that_are_known_are_cut_where_the_most_is_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = Weighed(alive=True)
+    limit = Limit(target, target.need_of(state().original), asked=False, patches=True)
+    monkeypatch.setattr("lrfc.engine.ram_limit.COSTLY", 0.0)
+    plan, lines = settled(limit, filters, state().with_fact(filters()))
+    said = "  these plans lose too much within the limit on RAM: plans that cut filters are tried"
+    assert said in lines
+    assert plan.state.fact(Selection).keeps
     assert target.need_of(fold_batchnorm(rewritten(plan.state))) <= limit.bytes
 
 

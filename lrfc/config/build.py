@@ -242,8 +242,9 @@ class BuildConfig(BaseModel):
         8,
     )] = None
     prune: Annotated[Literal["auto", "off", "on", "only"], Option(
-        "Pruning of filters: auto (together with factorization, where that alone is not enough for"
-        " a limit on memory), off, on (always together) or only (no factorization).",
+        "Pruning of filters: auto (together with factorization, in networks with depthwise"
+        " convolutions and where ranks alone are not enough for a limit on memory), off, on (always"
+        " together) or only (no factorization).",
         "on",
     )] = "auto"
     patches: Annotated[Literal["auto", "off"], Option(

@@ -78,7 +78,7 @@ def explore(job: Job, graph: Graph) -> Explored | None:
         scorer = Scorer(figure, job.data.test, state.original, progress.log)
     ladder = {} if scorer is None else {"before": scorer.before}
     start = time.perf_counter()
-    state = advanced(job, state, exploring(config, job.goals, job.locked))
+    state = advanced(job, state, exploring(config, job.goals, job.locked, state))
     seconds = time.perf_counter() - start
     if state is None:
         return None
@@ -276,17 +276,19 @@ def _planned(
     )
     wish = _wish(job, weighed, goal, bench)
     limit = patches.limit(goal, job.config, bench.original.path)
-    prunes = job.config.prune == "auto"
+    prunes = job.config.prune != "off"
     filters = partial(_filters, job, weighed, shared) if prunes else None
     return planned(loop, wish, allowed, limit, filters)
 
 
 def _filters(job: Job, weighed: State, shared: Shared) -> FilterSpace | None:
-    """The filters to cut; None where there are none, or they are known already."""
-    if weighed.known(FilterSpace) is not None or not repairable(weighed):
-        return None
-    step = filter_exploration(job.config, job.goals)
-    found = shared.filters.get(step, lambda: run(weighed, [step]).fact(FilterSpace))
+    """The filters to cut; None where there are none."""
+    found = weighed.known(FilterSpace)
+    if found is None:
+        if not repairable(weighed):
+            return None
+        step = filter_exploration(job.config, job.goals)
+        found = shared.filters.get(step, lambda: run(weighed, [step]).fact(FilterSpace))
     return found if found.choices else None
 
 

@@ -26,6 +26,7 @@ from lrfc.pipeline import name_of
 from lrfc.protocols import Pass
 from lrfc.pruning.facts import Selection
 from lrfc.search.cache import place
+from lrfc.search.statistics import repairable
 from lrfc.state import State
 
 #: Pass → the stage of the accuracy by stage that ends with it.
@@ -42,21 +43,31 @@ def exploring(
     config: BuildConfig,
     goals: Sequence[Destination],
     locked: Locked | None,
+    state: State,
 ) -> tuple[Pass, ...]:
-    """The passes that give the canonical graph its candidates: explored, or from a manifest."""
+    """The passes that give the canonical graph its candidates: explored, or from a manifest.
+
+    ``state``: with the canonical graph.
+    """
+    # Who stops after a pass wants it to run.
+    prunes = config.prune in ("on", "only") or config.stop_after == name_of(ExploreFilters())
     if locked is not None:
         layers = LockLayers(locked.choices, config.keep, config.only)
-        if not locked.filters and not _prunes(config):
+        if not locked.filters and not prunes:
             return (layers,)
         return layers, LockFilters(locked.filters, config.keep, config.only)
     explore = exploration(config, _multiple(config, goals))
-    return (explore, filter_exploration(config, goals)) if _prunes(config) else (explore,)
+    prunes = prunes or (config.prune == "auto" and _needs_filters(state))
+    return (explore, filter_exploration(config, goals)) if prunes else (explore,)
 
 
-def _prunes(config: BuildConfig) -> bool:
-    """Whether filters are explored whatever the limits are."""
-    # Who stops after a pass wants it to run.
-    return config.prune in ("on", "only") or config.stop_after == name_of(ExploreFilters())
+def _needs_filters(state: State) -> bool:
+    """Whether ranks alone are not enough for a network, whatever the budgets are.
+
+    In a block with a depthwise convolution, nearly all MACs are in the 1×1 convolutions before and
+    behind it. Their kernels have little to factorize, but the channels between them can be fewer.
+    """
+    return repairable(state) and any(op.info.is_depthwise for op in state.graph)
 
 
 def filter_exploration(config: BuildConfig, goals: Sequence[Destination]) -> ExploreFilters:

@@ -44,8 +44,9 @@ def planned(
     """The plan for a destination, whose file keeps within a limit on RAM where one is possible.
 
     ``allowed``: see ``Loop.settle``. ``filters``: called where no plan by ranks keeps within the
-    limit, or saves enough within it; None where filters are not to be cut. BudgetError as there,
-    and where the other budgets cannot be met within the default limit.
+    limit, or saves enough within it, and where the plans cut filters already, but not those where
+    the most is alive; None where filters are not to be cut. BudgetError as there, and where the
+    other budgets cannot be met within the default limit.
     """
     if limit is None or (wish.max_ram is not None and not limit.patches):
         return _by_candidates(loop, wish, allowed, filters)
@@ -57,7 +58,8 @@ def _by_candidates(loop: Loop, wish: Wish, allowed: float | None, filters: Filte
     try:
         return _settled(loop, wish, allowed)
     except UnreachableError as error:
-        found = None if error.quantity != "ram" or filters is None else filters()
+        known = loop.state.known(FilterSpace) is not None
+        found = None if error.quantity != "ram" or filters is None or known else filters()
         if found is None:
             raise
         log = loop.state.progress.log
@@ -91,7 +93,8 @@ def _by_files(
         found = filters()
         if found is not None:
             much = "lose too much" if enough else "do not save enough"
-            log(f"  ranks alone {much} within the limit on RAM: plans that cut filters are tried")
+            plans = "these plans" if known else "ranks alone"
+            log(f"  {plans} {much} within the limit on RAM: plans that cut filters are tried")
             kept, known = search.with_filters(kept, free, found), True
     hint = "" if known or filters is not None else HINT
     if search.within(kept):
