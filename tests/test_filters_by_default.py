@@ -59,15 +59,16 @@ def test_a_network_of_depthwise_blocks_loses_channels_between_them(tmp_path: Pat
     model = helpers.random_weights(separable())
     images = np.random.default_rng(0).standard_normal((96, 8, 8, 3)).astype(np.float32)
     found: list[Result] = []
-
-    def build(**options: Any) -> None:
-        with suppress(NoGainError):  # it may not be faster
-            lrfc.build(model, data=images, on_result=found.append, **options)
-
-    build(max_macs="50%", epochs=0, out=tmp_path / "out")
-    build(locked=tmp_path / "out", out=tmp_path / "again")
-    first, again = (result.manifest for result in found)
-    assert first.after.macs <= 0.5 * first.before.macs
-    assert {"expand_0", "expand_1"} & {layer for cut in first.filters for layer in cut.layers}
-    assert [cut.kept for cut in again.filters] == [cut.kept for cut in first.filters]
-    assert again.after.macs == first.after.macs
+    with suppress(NoGainError):  # it may not be faster
+        lrfc.build(
+            model,
+            data=images,
+            max_macs="50%",
+            epochs=0,
+            out=tmp_path / "out",
+            on_result=found.append,
+        )
+    (result,) = found
+    manifest = result.manifest
+    assert manifest.after.macs <= 0.5 * manifest.before.macs
+    assert {"expand_0", "expand_1"} & {layer for cut in manifest.filters for layer in cut.layers}

@@ -141,7 +141,7 @@ def _alternatives(state: State, select: SelectRanks) -> Iterator[tuple[str, Sele
     """The selections that the mixed plan is compared with, each with its name in the log."""
     spaces = state.fact(DesignSpace).spaces
     dense = {
-        c.method for s in spaces if s.op.info.is_matrix_product for c in s.candidates if c.method
+        c.method for s in spaces if not s.op.info.is_convolution for c in s.candidates if c.method
     }
     offered = {
         c.method for s in spaces if s.op.info.is_convolution for c in s.candidates if c.method

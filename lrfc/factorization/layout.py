@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lrfc.errors import ModelError
+from lrfc.factorization import recurrent
 from lrfc.factorization.base import Cost, Ranks
 from lrfc.factorization.einsum import Einsum
 from lrfc.factorization.linalg import Array
+from lrfc.ir import ops
 from lrfc.ir.kinds import Family
 from lrfc.ir.op import Op, Tensor
 from lrfc.ir.ops import conv_geometry
@@ -29,6 +31,8 @@ def refusal(op: Op, source: Tensor) -> str | None:
         return "a separable convolution is two layers: split it first"
     if op.info.family == "attention":
         return "an attention layer that has to stay whole keeps its projections"
+    if op.info.family == "recurrent":
+        return recurrent.refusal(op)
     if not op.info.has_kernel:
         return f"{op.kind} is neither a convolution nor a matrix product"
     if "kernel" not in op.weights:
@@ -42,9 +46,9 @@ def refusal(op: Op, source: Tensor) -> str | None:
 class Layout:
     """A factorizable op on its input.
 
-    ``family`` is 'conv', 'depthwise', 'transposed', 'dense' or 'einsum'. ``kernel`` has the spatial
-    kernel sizes (empty for dense and einsum). ``inputs`` and ``outputs`` are the channels of one of
-    the ``groups``.
+    ``family`` is 'conv', 'depthwise', 'transposed', 'dense', 'einsum' or 'recurrent'. ``kernel``
+    has the spatial kernel sizes (empty for matrix products). ``inputs`` and ``outputs`` are the
+    channels of one of the ``groups``; of a recurrent layer they are those of its input kernels.
     """
 
     op: Op
@@ -64,6 +68,8 @@ class Layout:
         if family == "einsum":
             einsum = Einsum.of(op, source)
             return Layout(op, source, family, (), 1, einsum.inputs, einsum.outputs)
+        if family == "recurrent":
+            return Layout(op, source, family, (), 1, *recurrent.matrix(op).shape)
         geometry = conv_geometry(op, source)
         groups = geometry.groups
         inputs, outputs = geometry.inputs // groups, geometry.outputs // groups
@@ -83,6 +89,8 @@ class Layout:
 
     def tensor(self, dtype: DTypeLike = np.float64) -> NDArray[Any]:
         """The kernel as (G, kernel sizes..., S, T)."""
+        if self.family == "recurrent":
+            return np.asarray(recurrent.matrix(self.op), dtype)[None]
         kernel = np.asarray(self.op.weights["kernel"], dtype)
         if self.family == "transposed":
             return np.swapaxes(kernel, -1, -2)[None]
@@ -93,17 +101,28 @@ class Layout:
         return np.moveaxis(kernel.reshape(*kernel.shape[:-1], self.groups, self.outputs), -2, 0)
 
     def layer_kernel(self, tensor: Array) -> NDArray[np.float32]:
-        """The inverse of ``tensor``: a kernel in the layer's own layout."""
+        """The inverse of ``tensor``: a kernel in the layer's own layout.
+
+        That of a recurrent layer is the matrix of its input kernels.
+        """
         if self.family == "transposed":
             kernel = np.swapaxes(tensor[0], -1, -2)
         elif self.family == "depthwise":
             kernel = np.moveaxis(tensor[..., 0, :], 0, -2)
         elif self.family == "einsum":
             kernel = self.einsum.kernel(tensor[0])
+        elif self.family == "recurrent":
+            kernel = tensor[0]
         else:
             moved = np.moveaxis(tensor, 0, -2)
             kernel = moved.reshape(*moved.shape[:-2], -1)
         return np.ascontiguousarray(kernel, np.float32)
+
+    def weights(self, kernel: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """A kernel in the layer's own layout, by the names of the weights that hold it."""
+        if self.family == "recurrent":
+            return recurrent.kernels(self.op, kernel)
+        return {"kernel": kernel}
 
     def matrix(self, tensor: NDArray[Any]) -> NDArray[Any]:
         """A kernel tensor as the matrix (G, D, T) from a flattened patch to the response.
@@ -156,22 +175,25 @@ class Layout:
 
         Literature sheet, §4.1. A stage runs at the output length along the axes that it or an
         earlier stage takes, and at the input length along the others; a transposed stage runs at
-        the length of its input.
+        the length of its input. A recurrent layer also keeps its recurrent kernels and biases.
         """
         widths = (self.inputs, *ranks, self.outputs)
         weights = [
             self.groups * widths[j] * size * widths[j + 1]
             for j, size in enumerate(self.sizes(split))
         ]
+        macs = sum(w * p for w, p in zip(weights, self.positions(split), strict=True))
+        if self.family == "recurrent":
+            replaced = self.inputs * self.outputs
+            whole = ops.macs(self.op, (self.source,), ops.infer(self.op, (self.source,)))
+            macs += whole - replaced * self.positions(split)[0]
+            return Cost(sum(weights) + self.op.params - replaced, macs)
         bias = self.op.weights["bias"].size if "bias" in self.op.weights else 0
-        return Cost(
-            sum(weights) + bias,
-            sum(w * p for w, p in zip(weights, self.positions(split), strict=True)),
-        )
+        return Cost(sum(weights) + bias, macs)
 
     def positions(self, split: Split) -> list[int]:
         """The number of positions at which each stage applies its kernel."""
-        if self.family == "dense":
+        if self.family in ("dense", "recurrent"):
             return [_fixed(self.op, self.source.shape[1:-1])] * len(split)
         if self.family == "einsum":
             return [_fixed(self.op, self.einsum.kept_shape)] * len(split)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lrfc.factorization import recurrent
 from lrfc.factorization.layout import Layout, per_axis
 from lrfc.factorization.linalg import Array
 from lrfc.ir.op import Op
@@ -33,6 +34,10 @@ def stage(layout: Layout, role: str | None, axes: tuple[int, ...], core: Array) 
     attrs = _common(layout, role)
     if layout.family == "dense":
         return _op(layout, role, "Dense", {**attrs, "units": outputs}, core[0, :, 0])
+    if layout.family == "recurrent":
+        if role is not None:
+            return _op(layout, role, "Dense", {**attrs, "units": outputs}, core[0, :, 0])
+        return recurrent.with_matrix(op, np.asarray(core[0, :, 0], np.float32))
     if layout.family == "einsum":
         del attrs["use_bias"]
         kind, extra, kernel = layout.einsum.stage(core[0, :, 0], last=role is None)

@@ -46,6 +46,17 @@ def _separable(rank: int) -> tuple[Op, Tensor]:
     ), Tensor((None, *(8,) * rank, _IN))
 
 
+def _recurrent(kind: str, gates: int) -> tuple[Op, Tensor]:
+    width, sides = gates * _OUT, ("forward/", "backward/") if kind == "Bidirectional" else ("",)
+    sizes = {"kernel": (_IN, width), "recurrent_kernel": (_OUT, width), "bias": (width,)}
+    weights = {
+        f"{side}cell/{name}": np.zeros(size, np.float32)
+        for side in sides
+        for name, size in sizes.items()
+    }
+    return Op("layer", kind, {"units": _OUT}, weights), Tensor((None, 8, _IN))
+
+
 #: A typical layer for each row of the table.
 EXAMPLES: Mapping[str, tuple[Op, Tensor]] = MappingProxyType(
     {
@@ -63,6 +74,10 @@ EXAMPLES: Mapping[str, tuple[Op, Tensor]] = MappingProxyType(
         ),
         # Canonicalise replaces an attention layer by these.
         "projections of attention": _layer("Dense", (8, _IN), (_IN, _OUT), units=_OUT),
+        **{
+            kind: _recurrent(kind, gates)
+            for kind, gates in {"LSTM": 4, "GRU": 3, "SimpleRNN": 1, "Bidirectional": 4}.items()
+        },
     }
 )
 

@@ -176,25 +176,27 @@ class Graph:
         self.outputs = tuple(new if out == old else out for out in self.outputs)
 
     def splice(self, name: str, chain: Sequence[Op]) -> None:
-        """Replace an op with one input and one output by a chain of such ops.
+        """Replace an op with one input by a chain of such ops, of which the last gives its outputs.
 
-        An empty chain removes the op.
+        An empty chain removes an op with one output.
         """
-        operands = self.operands(name)
-        if len(operands) != 1 or len(self.tensors(name)) != 1:
+        operands, old = self.operands(name), self.tensors(name)
+        if len(operands) != 1 or not (chain or len(old) == 1):
             raise GraphError(
-                f"op '{name}' has {len(operands)} operands and {len(self.tensors(name))} outputs:"
+                f"op '{name}' has {len(operands)} operands and {len(old)} outputs:"
                 " only an op with one of each can be spliced"
             )
         last = operands[0]
-        (old,) = self.tensors(name)
         replaced = f"{name}\0"  # frees the name for the chain
         self.rename(name, replaced)
         for op in chain:
             last = self.add(op, (last,), before=replaced)
-        if chain and self.tensor(last) != old:
-            raise GraphError(f"the chain for '{name}' gives {self.tensor(last)} in place of {old}")
-        self.substitute(Ref(replaced), last)
+        if chain and self.tensors(last.op) != old:
+            given, wanted = (", ".join(map(str, t)) for t in (self.tensors(last.op), old))
+            raise GraphError(f"the chain for '{name}' gives {given} in place of {wanted}")
+        for output in range(len(old)):
+            new = Ref(last.op, output) if chain else last
+            self.substitute(Ref(replaced, output), new)
         self.remove(replaced)
 
     def replace(self, op: Op) -> None:

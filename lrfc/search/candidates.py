@@ -88,7 +88,7 @@ def selected(
 ) -> Iterator[tuple[Op, str | None]]:
     """The layers with kernels, and why the user's patterns or the graph rule one out (or None)."""
     for op in graph.layers():
-        if not op.info.has_kernel or op.origin is not None:
+        if not (op.info.has_kernel or op.info.family == "recurrent") or op.origin is not None:
             continue
         calls = graph.calls(op)
         inputs = {graph.input_tensors(call.name) for call in calls}

@@ -47,7 +47,7 @@ def epilogue_of(graph: Graph, name: str) -> Epilogue:
     """The epilogue of an op; its end is the op itself where no element-wise op alone reads it."""
     chain = Epilogue(end=name)
     op, rank = graph.op(name), len(graph.tensor(Ref(name)).shape)
-    if op.info.family in ("einsum", "transposed"):
+    if op.info.family in ("einsum", "transposed", "recurrent"):
         return chain  # their samples are not rows of the output's channels
     channels = 1 if op.attrs.get("data_format") == "channels_first" else rank - 1
     step = graph.only_consumer(name)

@@ -18,6 +18,7 @@ from lrfc.factorization.layout import Layout
 from lrfc.factorization.threads import alone
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
+from lrfc.ir.keras.layers import variables_of
 from lrfc.ir.op import Op, Tensor
 from lrfc.search.candidates import Candidate, LayerSpace, nearest_to_probes, response
 from lrfc.search.epilogue import FeatureMap
@@ -141,7 +142,7 @@ def holding(
     """
     names = {name: graph.op(name).shared or name for name in weights}
     changes = [
-        (getattr(layer, variable), value, graph.op(name).weights[variable])
+        (variables_of(layer)[variable], value, graph.op(name).weights[variable])
         for name, values in weights.items()
         for layer in segments.layers(names[name])
         for variable, value in values.items()
@@ -186,8 +187,9 @@ def _weights(
     """A candidate's dense kernel, its bias, and the re-estimated BatchNorm behind it."""
     assert candidate.method is not None
     factors = space.factors[candidate.method]
+    kernel = factors.kernel(candidate.ranks)
     weights: dict[str, dict[str, NDArray[Any]]] = {
-        space.op.name: {"kernel": factors.kernel(candidate.ranks)}
+        space.op.name: Layout.of(space.op, source).weights(kernel)
     }
     bias = _bias(space.op, factors, candidate.ranks, samples)
     if bias is not None:
