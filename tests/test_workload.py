@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lrfc.costs.totals import totals
 from lrfc.costs.workload import Workload, chain, parse, workloads
 from lrfc.errors import ModelError
 from lrfc.factorization import METHODS
@@ -92,6 +93,22 @@ def test_the_tensorised_form_of_a_dense_layer_has_no_op_for_its_reshapes() -> No
     rewritten.splice("dense0", stages)
     after = [op for name, op in workloads(rewritten) if not name.startswith(("dense1", "head"))]
     assert list(chain(graph, "dense0", stages)) == after
+
+
+def test_a_recurrent_layer_multiplies_by_its_matrices_at_every_step() -> None:
+    import keras
+    from keras import layers
+
+    inputs = keras.Input((6, 5), name="x")
+    memory = layers.Bidirectional(layers.LSTM(4, return_sequences=True), name="memory")
+    graph = helpers.graph_of(keras.Model(inputs, memory(inputs), name="net"))
+    found = [workload for _, workload in workloads(graph)]
+    assert [(w.kind, w.inputs, w.output) for w in found] == [
+        *2 * [("dense", ((6, 5),), (6, 16)), ("dense", ((6, 4),), (6, 16))],
+        ("bidirectional", ((6, 5),), (6, 8)),
+    ]
+    assert sum(w.macs for w in found) == totals(graph)["macs"]
+    assert sum(w.params for w in found) == graph.params
 
 
 def test_a_shape_that_is_not_fixed_is_refused() -> None:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from lrfc.costs.arena import in_place, is_view, own_activation
 from lrfc.errors import ModelError
+from lrfc.factorization import recurrent
 from lrfc.factorization.separable import split_separable
 from lrfc.ir import ops
 from lrfc.ir.graph import Graph
@@ -114,7 +115,7 @@ def workloads(graph: Graph) -> Iterator[tuple[str, Workload]]:
 
     The BatchNorms of the graph have to be folded. Ops that cost nothing (reshapes, dropout, a fused
     activation) have no workload, a separable convolution has two, and a layer whose activation is
-    not fused has one for it.
+    not fused has one for it. A recurrent layer has one for each matrix and one for the rest.
     """
     for op in graph:
         if op.kind != "InputLayer" and not in_place(graph, op):
@@ -177,6 +178,9 @@ def _executed(
             yield from _executed(part, inputs, middle[0], behind if part.name == op.name else None)
             inputs = middle
         return
+    if op.kind in recurrent.KINDS:
+        yield from _steps(op, inputs, output)
+        return
     family = op.info.family
     apart = own_activation(op)
     activation = op.attrs.get("activation") if apart or family in _SHARED_NAMES else None
@@ -201,6 +205,20 @@ def _executed(
     )
     if apart:
         yield Workload(activation if isinstance(activation, str) else "custom", (result,), result)
+
+
+def _steps(op: Op, inputs: tuple[Tensor, ...], output: Tensor) -> Iterator[Workload]:
+    """The workloads of a recurrent layer: the matrix products of all steps, and the rest."""
+    rest = op.params
+    source, *states = (_static(op, tensor.shape, channels_first=False) for tensor in inputs)
+    for name, kernel in op.weights.items():
+        if name.endswith("kernel"):
+            size, (depth, columns) = kernel.size, kernel.shape
+            read, made = (source[0], depth), (source[0], columns)
+            yield Workload("dense", (read,), made, params=size, macs=source[0] * size)
+            rest -= size
+    result = _static(op, output.shape, channels_first=False)
+    yield Workload(op.kind.lower(), (source, *states), result, params=rest)
 
 
 #: Kernel, strides, dilation and groups of a workload.
