@@ -123,16 +123,19 @@ def test_what_cannot_be_factorized_has_a_reason() -> None:
 
     def call(x: Any) -> Any:
         cells = layers.RNN(layers.StackedRNNCells([layers.LSTMCell(3)]), name="cells")(x)
+        cell = layers.StackedRNNCells([layers.LSTMCell(INPUTS), layers.LSTMCell(3)])
+        both = layers.Bidirectional(layers.RNN(cell), name="both")(x)
         x, h, c = layers.LSTM(4, return_sequences=True, return_state=True, name="first")(x)
         started = layers.LSTM(4, name="started")(x, initial_state=[h, c])
         maps = layers.Reshape((STEPS, 2, 2, 1), name="maps")(x)
         maps = layers.ConvLSTM2D(2, 2, name="maps_over_time")(maps)
-        return cells, started, layers.Flatten(name="flat")(maps)
+        return cells, both, started, layers.Flatten(name="flat")(maps)
 
     reasons = {op.name: reason for op, reason in selected(network(call), (), ())}
     other = "computes its steps by a cell that is no LSTM, GRU or SimpleRNN of Keras"
     assert reasons == {
         "cells": f"RNN {other}",
+        "both": f"Bidirectional {other}",
         "first": None,
         "started": "it reads 3 tensors",
         "maps_over_time": f"ConvLSTM2D {other}",

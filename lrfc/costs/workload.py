@@ -178,7 +178,7 @@ def _executed(
             yield from _executed(part, inputs, middle[0], behind if part.name == op.name else None)
             inputs = middle
         return
-    if op.kind in recurrent.KINDS:
+    if op.info.family == "recurrent" and recurrent.refusal(op) is None:
         yield from _steps(op, inputs, output)
         return
     family = op.info.family

@@ -19,18 +19,16 @@ from numpy.typing import NDArray
 
 from lrfc.ir.op import Op
 
-#: The kinds whose input kernels are matrices, one for each direction.
-KINDS = frozenset({"LSTM", "GRU", "SimpleRNN", "Bidirectional"})
+#: The kinds whose kernels are matrices.
+PLAIN = frozenset({"LSTM", "GRU", "SimpleRNN"})
 
 
 def refusal(op: Op) -> str | None:
     """The reason why the input kernels of a recurrent layer cannot be factorized, or None."""
-    if op.kind not in KINDS:
-        return f"{op.kind} computes its steps by a cell that is no LSTM, GRU or SimpleRNN of Keras"
-    kernels = _kernels(op)
-    if len({kernel.shape[0] for kernel in kernels.values() if kernel.ndim == 2}) != 1:
-        return "its input kernels are not matrices of the same input"
-    return None
+    inner = [part for key in ("layer", "backward_layer") if (part := op.attrs.get(key))]
+    if op.kind in PLAIN or (op.kind == "Bidirectional" and all(map(_plain, inner))):
+        return None
+    return f"{op.kind} computes its steps by a cell that is no LSTM, GRU or SimpleRNN of Keras"
 
 
 def matrix(op: Op) -> NDArray[Any]:
@@ -55,6 +53,11 @@ def with_matrix(op: Op, matrix: NDArray[Any]) -> Op:
         for name, value in op.attrs.items()
     }
     return replace(op, attrs=attrs, weights={**op.weights, **kernels(op, matrix)})
+
+
+def _plain(layer: Mapping[str, Any]) -> bool:
+    """Whether the configuration of a wrapped layer is that of a plain layer of Keras."""
+    return layer["module"] == "keras.layers" and layer["class_name"] in PLAIN
 
 
 def _kernels(op: Op) -> Mapping[str, NDArray[Any]]:

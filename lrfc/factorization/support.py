@@ -54,7 +54,9 @@ def _recurrent(kind: str, gates: int) -> tuple[Op, Tensor]:
         for side in sides
         for name, size in sizes.items()
     }
-    return Op("layer", kind, {"units": _OUT}, weights), Tensor((None, 8, _IN))
+    cell = {"module": "keras.layers", "class_name": "LSTM"}
+    attrs = {"layer": cell} if kind == "Bidirectional" else {"units": _OUT}
+    return Op("layer", kind, attrs, weights), Tensor((None, 8, _IN))
 
 
 #: A typical layer for each row of the table.
