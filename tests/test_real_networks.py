@@ -43,7 +43,7 @@ def test_a_network_is_built(name: str, file: str, tmp_path: Path) -> None:
     model = NETWORKS[name]()
     data = samples(model)
     found: list[Result] = []
-    with suppress(NoGainError):  # it may not be faster
+    with suppress(NoGainError):  # it may be neither faster nor smaller: then the original ships
         lrfc.build(
             model,
             data=data,
@@ -55,7 +55,7 @@ def test_a_network_is_built(name: str, file: str, tmp_path: Path) -> None:
         )
     (result,) = found
     before, after = result.manifest.before, result.manifest.after
-    assert after.macs <= KEPT * before.macs
+    assert after.macs <= KEPT * before.macs or isinstance(result.failure, NoGainError)
     outputs = target.load(Artifact(result.artifact, target.name, target.precision))((data[:8],))[0]
     compressed = keras.saving.load_model(tmp_path / "out" / "model.keras")
     wanted = np.asarray(compressed(data[:8]))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import lrfc
 from lrfc.costs.totals import totals
 from lrfc.engine.package import Result
-from lrfc.errors import NoGainError
+from lrfc.errors import ModelError, NoGainError
 from lrfc.factorization import METHODS
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
@@ -157,6 +157,17 @@ def test_files_hold_the_factors(target: Any, tmp_path: Path) -> None:
     (wanted,) = keras_io.predict(graph, inputs)
     (outputs,) = target.load(target.emit(graph, tmp_path / f"net{target.suffix}"))(inputs)
     np.testing.assert_allclose(outputs, wanted, atol=1e-5)
+
+
+def test_a_network_without_a_layer_to_factorize_is_refused_with_the_reasons() -> None:
+    import keras
+    from keras import layers
+
+    words = keras.Input((STEPS,), name="words", dtype="int32")
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(20, 4, name="table")(words))
+    model = keras.Model(words, layers.Softmax(name="classes")(x), name="net")
+    with pytest.raises(ModelError, match="can be made smaller: table: it looks up rows"):
+        lrfc.build(model, max_macs="50%")
 
 
 def test_a_build_makes_recurrent_layers_smaller(tmp_path: Path) -> None:

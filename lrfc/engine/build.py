@@ -320,6 +320,9 @@ def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
             " nothing to factorize"
         )
     if all(reason is not None for _, reason in layers):
+        if not (config.keep or config.only):
+            why = reasons({op.name: reason for op, reason in layers if reason is not None})
+            raise ModelError(f"no layer of model '{graph.name}' can be made smaller: {why}")
         raise UsageError(
             "--keep and --only leave no layer to factorize; lrfc inspect lists the layers"
         )

@@ -33,6 +33,8 @@ def refusal(op: Op, source: Tensor) -> str | None:
         return "an attention layer that has to stay whole keeps its projections"
     if op.info.family == "recurrent":
         return recurrent.refusal(op)
+    if op.info.family == "embedding":
+        return "it looks up rows of its table: two factors of it would add a matrix product"
     if not op.info.has_kernel:
         return f"{op.kind} is neither a convolution nor a matrix product"
     if "kernel" not in op.weights:

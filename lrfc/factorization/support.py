@@ -59,6 +59,12 @@ def _recurrent(kind: str, gates: int) -> tuple[Op, Tensor]:
     return Op("layer", kind, attrs, weights), Tensor((None, 8, _IN))
 
 
+def _embedding() -> tuple[Op, Tensor]:
+    table = {"embeddings": np.zeros((_IN, _OUT), np.float32)}
+    attrs = {"input_dim": _IN, "output_dim": _OUT}
+    return Op("layer", "Embedding", attrs, table), Tensor((None, 8), "int32")
+
+
 #: A typical layer for each row of the table.
 EXAMPLES: Mapping[str, tuple[Op, Tensor]] = MappingProxyType(
     {
@@ -80,6 +86,7 @@ EXAMPLES: Mapping[str, tuple[Op, Tensor]] = MappingProxyType(
             kind: _recurrent(kind, gates)
             for kind, gates in {"LSTM": 4, "GRU": 3, "SimpleRNN": 1, "Bidirectional": 4}.items()
         },
+        "Embedding": _embedding(),
     }
 )
 

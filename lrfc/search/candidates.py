@@ -29,6 +29,8 @@ COSTLY, STRIDE = frozenset({"cp", "cp4"}), 4
 #: Feature-map errors (relative L2) at which each layer is perturbed for its sensitivity: about
 #: those of a mild and of a strong compression.
 PROBES = (0.1, 0.3)
+#: Families of layers with matrices that are not the kernel of a convolution or a matrix product.
+OTHER = ("recurrent", "embedding")
 #: Methods that run a fit for each choice of ranks, which takes longer than a forward pass: the
 #: sensitivity of a layer is measured with them only where no other method applies.
 FITTED = COSTLY | {"tucker2"}
@@ -86,9 +88,12 @@ class LayerSpace:
 def selected(
     graph: Graph, keep: Sequence[str], only: Sequence[str]
 ) -> Iterator[tuple[Op, str | None]]:
-    """The layers with kernels, and why the user's patterns or the graph rule one out (or None)."""
+    """The layers with matrices of weights, and why one is ruled out by the user or the graph.
+
+    The reason is None for a layer that may be factorized.
+    """
     for op in graph.layers():
-        if not (op.info.has_kernel or op.info.family == "recurrent") or op.origin is not None:
+        if not (op.info.has_kernel or op.info.family in OTHER) or op.origin is not None:
             continue
         calls = graph.calls(op)
         inputs = {graph.input_tensors(call.name) for call in calls}
