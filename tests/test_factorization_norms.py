@@ -350,3 +350,15 @@ def test_large_layers_decompose_at_all_ranks_within_the_memory_guard(name):
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-4
+
+
+def test_a_covariance_that_is_nothing_but_rounding_has_a_factor() -> None:
+    noise = np.random.default_rng(0).standard_normal((24, 24))
+    gram = 1e-8 * (noise + noise.T) / 2  # as of inputs that are the same in all samples
+    assert np.linalg.eigvalsh(gram)[0] < -1e-8
+    lower = linalg.cholesky(gram)
+    added = lower @ lower.T - gram
+    np.testing.assert_allclose(added, added[0, 0] * np.eye(24), atol=1e-20)
+    assert 0 < added[0, 0] <= 10 * np.abs(gram).sum(1).max()
+    # A ridge that is larger than every eigenvalue suffices.
+    assert np.isfinite(linalg.cholesky(np.array([[-1.0, 0.5], [0.5, -2.0]]))).all()

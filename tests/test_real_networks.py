@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import lrfc
+from lrfc import api
 from lrfc.engine.package import Result
 from lrfc.errors import NoGainError
 from lrfc.protocols import Artifact
@@ -70,6 +71,6 @@ def test_a_network_is_built(name: str, file: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_is_explored(name: str, tmp_path: Path) -> None:
     model = NETWORKS[name]()
-    survey = lrfc.explore(model, data=samples(model), out=tmp_path / "out")
+    survey = api.explore(model, data=samples(model), out=tmp_path / "out")
     assert any(space.candidates[1:] for space in survey.design.spaces)
     assert survey.points

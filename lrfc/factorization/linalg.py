@@ -153,7 +153,8 @@ def cholesky(gram: Array) -> Array:
     """The lower Cholesky factor of a positive definite matrix, or of each of a stack.
 
     Where rounding makes it fail, the least sufficient ridge is added; single precision is given up
-    before.
+    before. The covariance of inputs that hardly vary may be nothing but rounding, with eigenvalues
+    below zero as large as those above.
     """
     try:
         return np.asarray(np.linalg.cholesky(gram))
@@ -165,13 +166,14 @@ def cholesky(gram: Array) -> Array:
             return _cholesky_in_place(gram.astype(np.float64, order="F")).astype(np.float32)
         except np.linalg.LinAlgError:
             return cholesky(gram.astype(np.float64)).astype(np.float32)
-    largest = float(np.max(np.diagonal(gram))) or 1.0
-    ridge = 1e-13 * largest
+    bound = float(np.max(np.sum(np.abs(gram), axis=1))) or 1.0  # no eigenvalue is larger
+    largest = float(np.max(np.diagonal(gram)))
+    ridge = 1e-13 * (largest if largest > 0 else bound)
     while True:
         try:
             return np.asarray(np.linalg.cholesky(gram + ridge * np.eye(len(gram))))
         except np.linalg.LinAlgError:
-            if ridge > largest:
+            if not ridge <= bound:
                 raise
             ridge *= 10
 
