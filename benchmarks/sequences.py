@@ -15,7 +15,6 @@ again.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from contextlib import suppress
@@ -25,6 +24,7 @@ from typing import Any
 
 from contracts import arrays
 from table import Table
+from training import trained
 
 import lrfc
 from lrfc.engine.package import Result
@@ -32,8 +32,6 @@ from lrfc.errors import BudgetError, NoGainError
 from lrfc.state import Progress
 
 HERE = Path(__file__).parent
-#: Network → its data set, and the epochs of its training.
-NETWORKS = {"vit": ("fashion_mnist", 4), "lstm": ("har", 20), "gru": ("spoken_digits", 40)}
 
 
 def vit(width: int = 64, blocks: int = 4, heads: int = 4) -> Any:
@@ -85,29 +83,12 @@ def gru(units: int = 64) -> Any:
     return Model(spectra, layers.Dense(10, activation="softmax", name="classes")(x), name="gru")
 
 
-def trained(name: str, data: dict[str, Any], epochs: int) -> Path:
-    """The file of a network, which is trained first where there is none."""
-    import keras
-
-    path = Path(os.environ["LRFC_DATA"], "trained", f"{name}.keras")
-    if path.exists():
-        return path
-    keras.utils.set_random_seed(0)
-    model = {"vit": vit, "lstm": lstm, "gru": gru}[name]()
-    steps = epochs * (len(data["x"]) // 128)
-    warm = steps // 10
-    rate = keras.optimizers.schedules.CosineDecay(
-        1e-5, steps - warm, warmup_target=1e-3, warmup_steps=warm
-    )
-    model.compile(
-        keras.optimizers.AdamW(rate, weight_decay=0.05),
-        keras.losses.SparseCategoricalCrossentropy(),
-        metrics=["accuracy"],
-    )
-    model.fit(data["x"], data["y"], batch_size=128, epochs=epochs, verbose=2)
-    path.parent.mkdir(exist_ok=True)
-    model.save(path)
-    return path
+#: What makes each network, its data set, and the epochs of its training.
+NETWORKS = {
+    "vit": (vit, "fashion_mnist", 4),
+    "lstm": (lstm, "har", 20),
+    "gru": (gru, "spoken_digits", 40),
+}
 
 
 def row(path: Path, data: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -155,9 +136,9 @@ def main() -> None:
         options = {"target": target, "objective": objective, "epochs": given.epochs}
         if table.knows(network=name, **options):
             continue
-        dataset, epochs = NETWORKS[name]
+        network, dataset, epochs = NETWORKS[name]
         data = arrays(dataset)
-        path = trained(name, data, epochs)
+        path = trained(name, network, data, epochs)
         table.add({"network": name} | options | row(path, data, **options))
 
 

@@ -95,11 +95,12 @@ def alive_bytes(graph: Graph) -> int:
 class Weighed:
     """A target whose files hold their need of RAM: their tail. Patches add ``macs``.
 
-    ``alive``: the bytes that are alive at one time count, too.
+    ``alive``: the bytes that are alive at one time count, too, but for those that patches save.
     """
 
     macs: int = 0
     alive: bool = False
+    saved: int = 0
     suffix: str = ".txt"
     precision: str = "int8"
 
@@ -108,7 +109,8 @@ class Weighed:
         return Artifact(path, "tflite", "int8", (), self.macs)
 
     def need_of(self, graph: Graph) -> int:
-        return TARGET.tail_bytes(graph) + (alive_bytes(graph) if self.alive else 0)
+        alive = alive_bytes(graph) - self.saved if self.alive else 0
+        return TARGET.tail_bytes(graph) + alive
 
     def need_bytes(self, path: Path) -> int:
         return int(path.read_text())
@@ -307,6 +309,17 @@ def test_filters_are_cut_where_no_plan_by_ranks_is_within_the_limit() -> None:
     for none in (lambda: None, lambda: few):
         with pytest.raises(UnreachableError, match="are allowed"):
             settled(limit, none)
+
+
+def test_where_patches_save_memory_fewer_filters_are_cut() -> None:
+    whole = alive_bytes(state().original)
+    target = Weighed(alive=True, saved=whole // 5)
+    limit = Limit(target, 0.7 * Weighed(alive=True).need_of(state().original), True, False)
+    plans = [settled(replace(limit, patches=p), filters)[0].state for p in (False, True)]
+    assert all(target.need_of(fold_batchnorm(rewritten(plan))) <= limit.bytes for plan in plans)
+    assert all(plan.fact(Selection).keeps for plan in plans)
+    without, patched = (plan.fact(Selection).divergence for plan in plans)
+    assert patched < without
 
 
 def test_filters_are_tried_where_ranks_alone_lose_much(monkeypatch: pytest.MonkeyPatch) -> None:

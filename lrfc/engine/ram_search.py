@@ -110,6 +110,8 @@ class Search:
         if best is kept:
             plan.state.progress.log("  no such plan within the limit was found")
             return kept
+        if self.within(best) and self.limit.patches:
+            best = self._loosened(best, state)
         both = [one for one in (kept, best) if self.within(one)]
         return self._best_within(both) if both else best
 
@@ -185,6 +187,25 @@ class Search:
                 return
             yield from found
             rest -= max(found[0].need - self.limit.bytes, 1)
+
+    def _loosened(self, best: Tried, state: State) -> Tried:
+        """The plan that cuts the fewest filters of those that patches bring within the limit.
+
+        ``best``: one within the limit, whose filters were cut as if there were no patches.
+        """
+        plan, spaces = best.plan, state.fact(DesignSpace).spaces
+        (memory,) = plan.select.peak_memory
+        low = memory.limit
+        high = PlanMemory(state.original, spaces, self.limit.target.precision).whole
+        for _ in range(TURNS):
+            middle = (low + high) / 2
+            looser = replace(plan.select, peak_memory=(replace(memory, limit=middle),))
+            within = [one for one in self._made(plan, state, looser) if self.within(one)]
+            if within:
+                (best,), low = within, middle
+            else:
+                high = middle
+        return best
 
     def _beside(self, state: State) -> int:
         """The bytes of the original's tail."""

@@ -1,0 +1,42 @@
+"""Networks that are trained here: each once, and kept in LRFC_DATA/trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def trained(
+    name: str,
+    network: Callable[[], Any],
+    data: dict[str, Any],
+    epochs: int,
+    batch_size: int = 128,
+) -> Path:
+    """The file of a network, which is trained first where there is none.
+
+    ``network``: makes the classifier. ``data``: its training samples ``x`` and their classes ``y``.
+    """
+    import keras
+
+    path = Path(os.environ["LRFC_DATA"], "trained", f"{name}.keras")
+    if path.exists():
+        return path
+    keras.utils.set_random_seed(0)
+    model = network()
+    steps = epochs * (len(data["x"]) // batch_size)
+    warm = steps // 10
+    rate = keras.optimizers.schedules.CosineDecay(
+        1e-5, steps - warm, warmup_target=1e-3, warmup_steps=warm
+    )
+    model.compile(
+        keras.optimizers.AdamW(rate, weight_decay=0.05),
+        keras.losses.SparseCategoricalCrossentropy(),
+        metrics=["accuracy"],
+    )
+    model.fit(data["x"], data["y"], batch_size=batch_size, epochs=epochs, verbose=2)
+    path.parent.mkdir(exist_ok=True)
+    model.save(path)
+    return path
