@@ -78,7 +78,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         {"alpha": 0.75, "minimalistic": True, "include_preprocessing": False},
     ),
 }
-SIZE, CLASSES, EPOCHS = 96, 43, 12
+SIZE, CLASSES = 96, 43
 
 
 def network(name: str) -> tuple[Path, Any]:
@@ -87,7 +87,8 @@ def network(name: str) -> tuple[Path, Any]:
         return ROOT / "examples" / "digits.keras", "digits"
     if name in SMALL:
         signs = arrays("gtsrb", enlarged)
-        return trained(name, partial(small_network, name), signs, EPOCHS, batch_size=64), signs
+        path = trained(name, partial(small_network, name), signs, 10, batch_size=32, rate=4e-3)
+        return path, signs
     data = arrays("cifar10", scaled) if name == "mobilenetv2" else arrays("cifar10")
     return Path(os.environ["LRFC_DATA"], "models", FILES[name]), data
 
@@ -107,9 +108,13 @@ def small_network(name: str) -> Any:
 
     kind, options = SMALL[name]
     shape = (SIZE, SIZE, 3)
-    return getattr(keras.applications, kind)(
+    model = getattr(keras.applications, kind)(
         input_shape=shape, weights=None, classes=CLASSES, **options
     )
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.9  # that of keras.applications is for longer training
+    return model
 
 
 def built(path: Path, data: Any, folder: Path, **options: Any) -> Result:

@@ -14,10 +14,12 @@ def trained(
     data: dict[str, Any],
     epochs: int,
     batch_size: int = 128,
+    rate: float = 1e-3,
 ) -> Path:
     """The file of a network, which is trained first where there is none.
 
     ``network``: makes the classifier. ``data``: its training samples ``x`` and their classes ``y``.
+    ``rate``: the learning rate after the first tenth of the steps, from where on it falls.
     """
     import keras
 
@@ -28,11 +30,11 @@ def trained(
     model = network()
     steps = epochs * (len(data["x"]) // batch_size)
     warm = steps // 10
-    rate = keras.optimizers.schedules.CosineDecay(
-        1e-5, steps - warm, warmup_target=1e-3, warmup_steps=warm
+    schedule = keras.optimizers.schedules.CosineDecay(
+        1e-5, steps - warm, warmup_target=rate, warmup_steps=warm
     )
     model.compile(
-        keras.optimizers.AdamW(rate, weight_decay=0.05),
+        keras.optimizers.AdamW(schedule, weight_decay=0.05),
         keras.losses.SparseCategoricalCrossentropy(),
         metrics=["accuracy"],
     )
