@@ -1,11 +1,11 @@
-"""Remove layers that only training needs: Dropout, and BatchNorms that fold into a linear layer."""
+"""Bring the network to its form for inference: without Dropout, and with BatchNorms folded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lrfc.ir.fold import drop_dropout, fold_batchnorm
+from lrfc.ir.fold import drop_dropout, inference_form
 from lrfc.state import Fact, State
 
 
@@ -13,7 +13,8 @@ from lrfc.state import Fact, State
 class FoldBatchNorm:
     """Drop Dropout-like layers, and fold every BatchNorm into the linear layer before it.
 
-    A BatchNorm that no linear layer can absorb stays. lrfc.ir.fold has the two rewrites.
+    A BatchNorm that no linear layer can absorb stays. Zero padding moves behind the pointwise
+    convolutions without bias that read it. lrfc.ir.fold and lrfc.ir.padding have the rewrites.
 
     Given::
 
@@ -32,4 +33,4 @@ class FoldBatchNorm:
 
     def __call__(self, state: State) -> State:
         """The state with the folded graph."""
-        return state.with_graph(fold_batchnorm(drop_dropout(state.graph)))
+        return state.with_graph(inference_form(drop_dropout(state.graph)))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from lrfc.costs.latency import CostProfile
 from lrfc.costs.workload import Workload
-from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.fold import inference_form
 from lrfc.search.facts import DesignSpace, Price
 from lrfc.search.pricing import Executed, Prices, Reading, paying, priced
 from lrfc.state import Fact, State
@@ -57,5 +57,5 @@ class PriceLayers:
 def executed(state: State, reading: Reading) -> Executed:
     """The workloads of the original and of every candidate."""
     return Executed(
-        state.graph, fold_batchnorm(state.graph), state.fact(DesignSpace).spaces, reading
+        state.graph, inference_form(state.graph), state.fact(DesignSpace).spaces, reading
     )

@@ -12,7 +12,7 @@ from lrfc.costs import latency, microbench, npu
 from lrfc.costs.workload import Workload
 from lrfc.errors import DeviceError
 from lrfc.factorization import METHODS
-from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.fold import fold_batchnorm, inference_form
 from lrfc.ir.keras import io as keras_io
 from lrfc.targets.devices import device
 from lrfc.targets.devices.device import Vela
@@ -73,6 +73,23 @@ def test_padding_is_taken_in(padded):
         "conv",
     ]  # one stage cannot take in both sides
     assert separable[0] == PADDING
+
+
+@needs_vela
+@pytest.mark.parametrize(("method", "ranks"), [("tucker2", (8, 8)), ("cp", (8,))])
+def test_padding_moves_behind_a_pointwise_factor_layer(padded, method, ranks, tmp_path):
+    layer, source = padded.op("second"), padded.input_tensors("second")[0]
+    stages = METHODS[method].outline(layer, source, ranks)
+    chain = list(npu.chain(padded, "second", stages))
+    assert "zeropadding2d" not in [each.kind for each in chain]
+    assert chain[0].output == (16, 16, 8)
+    graph = padded.copy()
+    graph.splice("second", METHODS[method].decompose(layer, source).stages(ranks))
+    cycles = [compiled(each, tmp_path).cycles for each in (graph, inference_form(graph))]
+    assert cycles[1] < 0.9 * cycles[0]
+    names = {op.name for op in stages}
+    again = [load for name, load in npu.workloads(inference_form(graph)) if name in names]
+    assert again == chain
 
 
 def test_an_unpadded_layer_has_no_padding(padded):

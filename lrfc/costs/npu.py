@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from lrfc.costs import workload as plain
 from lrfc.costs.workload import Workload
 from lrfc.ir.graph import Graph
-from lrfc.ir.op import Op
+from lrfc.ir.op import Op, Tensor
+from lrfc.ir.padding import is_padding, keeps_zeros
 
 
 def workloads(graph: Graph) -> Iterator[tuple[str, Workload]]:
@@ -25,17 +26,32 @@ def workloads(graph: Graph) -> Iterator[tuple[str, Workload]]:
 
 
 def chain(graph: Graph, name: str, stages: Sequence[Op]) -> Iterator[Workload]:
-    """As ``lrfc.costs.workload.chain``, after the padding in front where it is no longer fused.
+    """As ``lrfc.costs.workload.chain``, with the padding where it is not fused.
 
     The first factor layer may have a smaller window than the layer, so that the padding runs as an
-    op of its own. On ethos-u55-128 the padding before a strided layer of ResNet-20 then takes
-    21,000 cycles, more than many layers.
+    op of its own, in front of it or, where it can move (``lrfc.ir.padding``), behind it. On
+    ethos-u55-128 the padding before a strided layer of ResNet-20 then takes 21,000 cycles, more
+    than many layers.
     """
     ops = list(plain.chain(graph, name, stages))
-    padding = _before(graph, name)
-    if padding is not None and not takes_in(ops[0], padding):
-        yield padding
-    yield from ops
+    source, padding = graph.input_tensors(name)[0], plain.padding_before(graph, name)
+    if padding is None or not _pads(padding):
+        yield from ops
+        return
+    behind = int(keeps_zeros(stages[0], source))
+    before, after = graph.input_tensors(padding.name)[0], source
+    if behind:
+        width = ops[0].output[-1]
+        before, after = (Tensor((*t.shape[:-1], width), t.dtype) for t in (before, after))
+    moved = Workload(padding.kind.lower(), (_sizes(before),), _sizes(after))
+    yield from ops[:behind]
+    if behind < len(ops) and not takes_in(ops[behind], moved):
+        yield moved
+    yield from ops[behind:]
+
+
+def _sizes(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(size or 0 for size in tensor.shape[1:])
 
 
 def takes_in(reader: Workload, padding: Workload) -> bool:
@@ -56,20 +72,4 @@ def takes_in(reader: Workload, padding: Workload) -> bool:
 
 def _pads(op: Op) -> bool:
     """Whether the op is a padding that may be fused."""
-    return op.info.family == "padding" and op.info.spatial_axes < 3
-
-
-def _before(graph: Graph, name: str) -> Workload | None:
-    """The workload of the padding in front that no other op reads; None without one."""
-    operands = graph.operands(name)
-    source = graph.op(operands[0].op) if operands else None
-    if source is None or not _pads(source) or graph.only_consumer(source.name) is None:
-        return None
-    return Workload(
-        source.kind.lower(),
-        tuple(
-            tuple(size or 0 for size in tensor.shape[1:])
-            for tensor in graph.input_tensors(source.name)
-        ),
-        tuple(size or 0 for size in graph.tensors(source.name)[0].shape[1:]),
-    )
+    return is_padding(op) and op.info.spatial_axes < 3

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from lrfc.ir import ops
-from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.fold import inference_form
 from lrfc.ir.graph import Graph
 
 
 def totals(graph: Graph) -> dict[str, int]:
     """MACs of one sample and parameters of a graph, after folding of its BatchNorms."""
-    folded = fold_batchnorm(graph)
+    folded = inference_form(graph)
     macs = sum(
         ops.macs(op, folded.input_tensors(op.name), folded.tensors(op.name)) for op in folded
     )

@@ -17,6 +17,7 @@ from lrfc.ir import ops
 from lrfc.ir.graph import Graph
 from lrfc.ir.kinds import Family
 from lrfc.ir.op import Op, Shape, Tensor
+from lrfc.ir.padding import is_padding, keeps_zeros
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,32 @@ def workloads(graph: Graph) -> Iterator[tuple[str, Workload]]:
 
 
 def chain(graph: Graph, name: str, stages: Sequence[Op]) -> Iterator[Workload]:
-    """Yield the workloads of the factor layers ``stages`` in the place of an op."""
+    """Yield the workloads of the factor layers ``stages`` in the place of an op.
+
+    Padding that moves behind the first one (``lrfc.ir.padding``) is not among them, as it takes the
+    place of that in front of the op.
+    """
     source = graph.input_tensors(name)[0]
     behind = _fused(graph, graph.op(name))
+    padding = padding_before(graph, name)
+    if padding is not None and keeps_zeros(stages[0], source):
+        source = graph.input_tensors(padding.name)[0]
+        stages = (stages[0], padding, *stages[1:])
     for stage, following in pairwise([*stages, None]):
         assert stage is not None
         output = ops.infer(stage, (source,))[0]
-        if not is_view(stage):
+        if not is_view(stage) and stage is not padding:
             yield from _executed(stage, (source,), output, behind if following is None else None)
         source = output
+
+
+def padding_before(graph: Graph, name: str) -> Op | None:
+    """The zero padding in front of an op that no other op reads; None without one."""
+    operands = graph.operands(name)
+    source = graph.op(operands[0].op) if operands else None
+    if source is None or not is_padding(source) or graph.only_consumer(source.name) is None:
+        return None
+    return source
 
 
 def _fused(graph: Graph, op: Op) -> str | None:

@@ -14,7 +14,7 @@ from lrfc.engine import original_file
 from lrfc.engine.destinations import Destination
 from lrfc.engine.reference_kernels import kernels
 from lrfc.errors import ModelError
-from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.fold import inference_form
 from lrfc.ir.keras import io as keras_io
 from lrfc.metrics.contract import Contract, held
 from lrfc.metrics.metric import Metric
@@ -62,7 +62,7 @@ def baseline(
     in the contract of a build.
     """
     test, target = state.data.test, goal.target
-    whole = fold_batchnorm(state.original)
+    whole = inference_form(state.original)
     samples = state.data.train.head(CALIBRATED).inputs
     file = target.emit(whole, folder / f"original-alone{target.suffix}", samples)
     outputs = original_file.outputs(state, target, file)

@@ -19,7 +19,7 @@ from lrfc.engine.estimate import estimated, with_arena
 from lrfc.engine.growth import Ram
 from lrfc.errors import DeviceError
 from lrfc.ir.batch import Batch
-from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.fold import inference_form
 from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact, Target
 from lrfc.results.folder import sha256
@@ -92,7 +92,7 @@ class Bench:
         self._calibration, self._threads = calibration, threads
         self._folder, self._store = folder, store
         self.reading = self._reading()
-        whole = fold_batchnorm(original)
+        whole = inference_form(original)
         self.original = target.emit(whole, folder / f"original{target.suffix}", calibration)
         self._graph = whole
         (alone,) = self.measure([self.original], [whole], RUNS)
@@ -106,7 +106,7 @@ class Bench:
 
     def __call__(self, graph: Graph) -> Timing:
         """Emit the graph of a plan and measure it."""
-        folded = fold_batchnorm(graph)
+        folded = inference_form(graph)
         path = self._folder / f"plan{self._target.suffix}"
         emitted = self._target.direct(folded, path) if self._writes_directly else None
         if emitted is None:
@@ -338,6 +338,6 @@ def check_operators(
 
 def _whole(target: Target, graph: Graph, inputs: Batch, folder: Path) -> tuple[Graph, Artifact]:
     """A network as it is emitted, and its file, calibrated on two samples."""
-    folded = fold_batchnorm(graph)
+    folded = inference_form(graph)
     path = folder / f"original{target.suffix}"
     return folded, target.emit(folded, path, tuple(x[:2] for x in inputs))

@@ -15,7 +15,7 @@ from lrfc.data.counts import TIMED
 from lrfc.engine.growth import CUT, small
 from lrfc.engine.plans import rewritten, selected
 from lrfc.errors import BudgetError, UnreachableError
-from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.fold import inference_form
 from lrfc.ir.graph import Graph
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.protocols import Target
@@ -140,7 +140,7 @@ def meet(
     """
     if max_size is None and max_ram is None:
         return state, select
-    original = fold_batchnorm(state.original)
+    original = inference_form(state.original)
     size = None if max_size is None else _size(original, state, max_size, targets)
     memory = None if max_ram is None else _memory(original, max_ram, targets)
     for _ in range(ROUNDS):
@@ -189,7 +189,7 @@ def _planned(bounded: State, constraints: SelectRanks, memory: _Memory | None) -
         if memory is not None and _prunes(bounded, constraints):
             _check_memory(bounded, memory)
         raise
-    return fold_batchnorm(rewritten(plan))
+    return inference_form(rewritten(plan))
 
 
 def _sizes(targets: Sequence[Target], sizes: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ from lrfc.engine.memo import Memo
 from lrfc.engine.passes import pipeline, rounding, rung
 from lrfc.engine.tuning import Plan
 from lrfc.errors import ModelError
-from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.fold import inference_form
 from lrfc.ir.graph import Graph
 from lrfc.passes.correct_biases import CorrectBiases
 from lrfc.passes.fold_batchnorm import FoldBatchNorm
@@ -137,7 +137,7 @@ def _finished(
         state=state,
         trainable=trained.state.graph,
         shipped=shipped.graph,
-        original=fold_batchnorm(state.original),
+        original=inference_form(state.original),
         design=explored.state.fact(DesignSpace),
         ladder=trained.ladder,
         metric=explored.metric,

@@ -26,7 +26,7 @@ from lrfc.engine.ram_limit import planned
 from lrfc.engine.scorer import Scorer
 from lrfc.engine.tuning import Loop, Plan, Wish
 from lrfc.errors import BudgetError, ModelError, NoGainError, UsageError
-from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.fold import inference_form
 from lrfc.ir.graph import Graph
 from lrfc.metrics.metric import metric
 from lrfc.metrics.outcome import short
@@ -305,7 +305,7 @@ def _wish(job: Job, state: State, goal: Destination, bench: Bench) -> Wish:
     if objective == "cycles" and bench.profile.unit != "cycles":
         timed = f"device '{goal.device.name}' is timed in milliseconds"
         raise UsageError(f"--objective cycles: {timed}; take --objective latency")
-    original = fold_batchnorm(state.original)
+    original = inference_form(state.original)
     arena = profile(original, goal.target.precision).arena_bytes + goal.target.tail_bytes(original)
     methods = () if config.prune == "only" else config.methods
     return Wish(

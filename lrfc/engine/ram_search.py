@@ -19,7 +19,7 @@ from lrfc.engine.patches import Limit
 from lrfc.engine.plans import rewritten, selected
 from lrfc.engine.tuning import Plan
 from lrfc.errors import BudgetError
-from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.fold import inference_form
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pruning.facts import Selection
 from lrfc.pruning.memory import PeakMemory
@@ -195,8 +195,8 @@ class Search:
         """
         plan, spaces = best.plan, state.fact(DesignSpace).spaces
         (memory,) = plan.select.peak_memory
-        low = memory.limit
-        high = PlanMemory(state.original, spaces, self.limit.target.precision).whole
+        low: float = memory.limit
+        high: float = PlanMemory(state.original, spaces, self.limit.target.precision).whole
         for _ in range(TURNS):
             middle = (low + high) / 2
             looser = replace(plan.select, peak_memory=(replace(memory, limit=middle),))
@@ -259,7 +259,7 @@ class Search:
         return replace(select, max_macs=Budget(value=rest, relative=False))
 
     def _tried(self, plan: Plan) -> Tried:
-        graph = fold_batchnorm(rewritten(plan.state))
+        graph = inference_form(rewritten(plan.state))
         with scratch.folder() as folder:
             target = self.limit.target
             path = folder / f"plan{target.suffix}"

@@ -1,4 +1,4 @@
-"""Folds: remove Dropout layers, and multiply BatchNorms into the linear layers before them."""
+"""The form of a graph for inference, which is emitted, and the rewrites that lead to it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ import numpy as np
 from lrfc.ir.affine import Affine, affine, at_inference, take_in_after
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op, Ref
+from lrfc.ir.padding import pad_later
+
+
+def inference_form(graph: Graph) -> Graph:
+    """The graph with its BatchNorms folded and its padding where it costs the least.
+
+    See ``fold_batchnorm`` and ``lrfc.ir.padding.pad_later``.
+    """
+    return pad_later(fold_batchnorm(graph))
 
 
 def drop_dropout(graph: Graph) -> Graph:

@@ -57,8 +57,8 @@ class Executed:
         for space in spaces:
             source = graph.input_tensors(space.op.name)[0]
             self._parts[key(space.whole)] = self.ops(space.calls)
-            before = graph.operands(space.calls[0])[0].op
-            padded = (graph.op(before).kind, graph.input_tensors(before))
+            padding = workload.padding_before(graph, space.calls[0])
+            padded = padding and (padding.kind, graph.input_tensors(padding.name))
             shape = (
                 tuple(reading.chain(graph, space.calls[0], [space.op])),
                 space.op.attrs.get("padding"),

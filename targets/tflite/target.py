@@ -21,7 +21,7 @@ from lrfc.errors import LrfcError, ModelError, UsageError
 from lrfc.factorization.threads import workers
 from lrfc.ir import backend
 from lrfc.ir.batch import Batch, batches
-from lrfc.ir.fold import fold_batchnorm
+from lrfc.ir.fold import inference_form
 from lrfc.ir.graph import Graph
 from lrfc.protocols import Artifact, Patch, Runner
 from lrfc.system import files, scratch
@@ -153,7 +153,7 @@ class TFLite(FileTarget):
         """The tail of the arena of TensorFlow Lite Micro; 0 for a file without a memory plan."""
         if not self.memory_plan:
             return 0
-        ops = workloads(fold_batchnorm(graph))
+        ops = workloads(inference_form(graph))
         return tail_bytes((workload for _, workload in ops), float_io=not self.int8_io)
 
     def scales(self, path: Path) -> tuple[tuple[str, float, int], ...]:
