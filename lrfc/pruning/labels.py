@@ -45,6 +45,7 @@ class Walk:
     """
 
     def __init__(self, graph: Graph, like: Graph | None = None) -> None:
+        self.graph = graph
         self._like = graph if like is None else like
         self.outputs: dict[str, Ids] = {}
         self.channelwise: dict[str, Ids] = {}

@@ -11,7 +11,7 @@ from lrfc.factorization.einsum import Einsum
 from lrfc.ir.kinds import kind_of, names
 from lrfc.ir.op import Op, Shape, Slot
 from lrfc.ir.ops import ELEMENTWISE, conv_geometry
-from lrfc.pruning import shapes
+from lrfc.pruning import heads, shapes
 from lrfc.pruning.labels import Call, Ids, Labels
 
 Rule = Callable[[Call], list[Labels]]
@@ -331,13 +331,16 @@ ONE: dict[str, Rule] = {
     "Permute": shapes.permute,
     "ops.Transpose": shapes.permute,
     "RepeatVector": shapes.repeat_vector,
+    "ops.Repeat": heads.repeat,
     **dict.fromkeys(names("reduction"), shapes.reduce),
     "ops.GetItem": shapes.get_item,
     "ops.Split": shapes.split,
 }
 #: Rules of the kinds with several operands.
 SEVERAL: dict[str, Rule] = {
-    **dict.fromkeys(names("arithmetic"), _merge),
+    **dict.fromkeys((*names("arithmetic"), "ops.Where"), _merge),
+    "ops.Einsum": heads.einsum,
+    "Softmax": heads.masked_softmax,
     **dict.fromkeys(names("concatenation"), shapes.concatenate),
 }
 
@@ -348,7 +351,7 @@ def follow(call: Call) -> list[Labels]:
     if op.kind == "InputLayer":
         return [Labels.fixed(f"the model's input '{op.name}'")]
     plain = op.origin is None or op.kind.startswith("ops.")
-    if plain and op.kind in SEVERAL:
+    if plain and op.kind in SEVERAL and (op.kind not in ONE or len(call.inputs) > 1):
         return SEVERAL[op.kind](call)
     if plain and op.kind in ONE and len(call.inputs) == 1 and len(call.inputs[0].shape) > 1:
         return ONE[op.kind](call)

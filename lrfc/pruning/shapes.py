@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lrfc.ir.op import Op
+from lrfc.ir.op import Op, Ref
+from lrfc.pruning.heads import head_axes
 from lrfc.pruning.labels import Call, Labels
 
 
@@ -39,7 +40,8 @@ def concatenate(call: Call) -> list[Labels]:
 def reshaped(call: Call, order: tuple[int, ...] | None = None) -> list[Labels]:
     """The labels behind a Flatten or Reshape, after its operand's axes are put in ``order``.
 
-    Channels that then lie along several axes keep labels along the last of them only.
+    Channels that then lie along several axes keep labels along one of them only: the heads of an
+    attention layer, or else the last axis.
     """
     source, shape, target = call.source, call.inputs[0].shape[1:], call.outputs[0].shape[1:]
     if source.axis is None:
@@ -64,10 +66,12 @@ def reshaped(call: Call, order: tuple[int, ...] | None = None) -> list[Labels]:
         return call.freeze(
             f"its filters are reshaped by {call.title}, which leaves no axis for them"
         )
-    last = np.moveaxis(ids, varying[-1], 0).reshape(new_shape[varying[-1]], -1)
+    heads = head_axes(call.walk.graph, Ref(call.op.name)) if len(varying) > 1 else frozenset()
+    axis = next((axis for axis in varying if axis + 1 in heads), varying[-1])
+    table = np.moveaxis(ids, axis, 0).reshape(new_shape[axis], -1)
     if len(varying) > 1:
-        call.walk.unify(last, last[:, :1])
-    return [Labels(varying[-1] + 1, np.array(last[:, 0]))]
+        call.walk.unify(table, table[:, :1])
+    return [Labels(axis + 1, np.array(table[:, 0]))]
 
 
 def flatten(call: Call) -> list[Labels]:
