@@ -18,6 +18,7 @@ from lrfc.pruning.facts import Selection
 from lrfc.pruning.groups import groups
 from lrfc.pruning.space import FilterSpace, Keep, labels
 from lrfc.search.facts import DesignSpace
+from lrfc.targets.catalog import target
 from tests.compression import explored, state_of
 from tests.helpers import (
     branches,
@@ -158,6 +159,19 @@ def test_attention_loses_whole_heads(layer, call):
     assert [part.layer for part in heads.consumers] == [name.removesuffix("__query")]
     (scores,) = (op.name for op in graph if op.name.endswith("scores"))
     assert smaller.tensors(scores)[0].shape[1] == 2
+
+
+@pytest.mark.parametrize("name", ["tflite", "onnx"])
+def test_attention_without_some_heads_is_emitted(name, tmp_path):
+    inputs = keras.Input((5, 8), name="steps")
+    x = layers.Dense(8, name="wide")(inputs)
+    x = layers.MultiHeadAttention(4, 3, name="attention")(x, x, use_causal_mask=True)
+    graph, _ = without_attention(graph_of(functional(inputs, layers.Dense(2)(x))))
+    smaller = cut(graph, {"attention__query": np.array([0, 3])})
+    batch = random_inputs(graph, 3, 0)
+    found = target(name)
+    made = found.load(found.emit(smaller, tmp_path / f"cut{found.suffix}"))(batch)
+    assert difference(keras_io.predict(smaller, batch), made) < 1e-5
 
 
 def test_heads_that_share_keys_are_lost_together():
