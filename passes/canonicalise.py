@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lrfc.factorization import split_separable
-from lrfc.ir import attention, channels_last, dilated
+from lrfc.ir import attention, channels_last, dilated, products
 from lrfc.ir.affine import Affine, affine, take_in_before
 from lrfc.ir.attention_call import refusal as attention_refusal
 from lrfc.ir.graph import Graph
@@ -49,8 +49,11 @@ class Canonicalise:
         for op in state.graph.layers():
             if op.info.family == "attention" and (why := attention_refusal(state.graph, op)):
                 state.progress.log(f"  {op.name} stays whole: {why}")
-        # The layout comes first, so that everything after it only has to handle channels last.
-        graph = lower_transposed(move_channels(state.graph))
+        graph, stays = lower_products(state.graph)
+        for name, why in stays.items():
+            state.progress.log(f"  {name} stays as it is: {why}")
+        # The layout comes next, so that everything after it only has to handle channels last.
+        graph = lower_transposed(move_channels(graph))
         before, (graph, parts) = graph, lower_attention(graph)
         graph = split_separables(graph)
         graph = split_activations(graph)
@@ -59,6 +62,25 @@ class Canonicalise:
         graph = lower_normalization(graph)
         layers = {name: before.op(name) for name in parts}
         return state.with_graph(graph).with_fact(AttentionLayers(groups(graph, layers, parts)))
+
+
+def lower_products(graph: Graph) -> tuple[Graph, Mapping[str, str]]:
+    """Replace a function of ``keras.ops`` that multiplies by a constant by the layer for it.
+
+    These are matmul, dot, tensordot, einsum, conv and depthwise_conv.
+
+    Given::
+
+        y = ops.Matmul(x, array of 6×16) -> (?, 5, 16)
+        z = ops.Add(y, array of 16) -> (?, 5, 16)
+
+    Result::
+
+        y = Dense(x) units=16 -> (?, 5, 16)
+
+    The second value are the reasons of those that stay, by name.
+    """
+    return products.without_products(graph)
 
 
 def move_channels(graph: Graph) -> Graph:
