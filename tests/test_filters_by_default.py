@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import lrfc
 from lrfc.config.build import BuildConfig
 from lrfc.engine.destinations import destination
-from lrfc.engine.package import Result
 from lrfc.engine.passes import exploring
 from lrfc.engine.preflight import goals
-from lrfc.errors import NoGainError
 from lrfc.passes.explore_filters import ExploreFilters
 from tests import helpers
+from tests.builds import built
 from tests.compression import state_of
 
 
@@ -58,17 +55,6 @@ def test_filters_are_explored_where_a_convolution_is_depthwise() -> None:
 def test_a_network_of_depthwise_blocks_loses_channels_between_them(tmp_path: Path) -> None:
     model = helpers.random_weights(separable())
     images = np.random.default_rng(0).standard_normal((96, 8, 8, 3)).astype(np.float32)
-    found: list[Result] = []
-    with suppress(NoGainError):  # it may not be faster
-        lrfc.build(
-            model,
-            data=images,
-            max_macs="50%",
-            epochs=0,
-            out=tmp_path / "out",
-            on_result=found.append,
-        )
-    (result,) = found
-    manifest = result.manifest
+    manifest = built(model, tmp_path, data=images, max_macs="50%").manifest
     assert manifest.after.macs <= 0.5 * manifest.before.macs
     assert {"expand_0", "expand_1"} & {layer for cut in manifest.filters for layer in cut.layers}

@@ -22,13 +22,12 @@ from lrfc.engine.candidate import _unmet
 from lrfc.engine.growth import small
 from lrfc.engine.judge import Judge
 from lrfc.engine.judgement import FULL, Depth
-from lrfc.engine.package import Result
 from lrfc.engine.patches import Limit
 from lrfc.engine.plans import rewritten, selected
 from lrfc.engine.ram_limit import HINT, Filters, planned
 from lrfc.engine.ram_search import Search
 from lrfc.engine.tuning import Loop, Plan, Wish
-from lrfc.errors import BudgetError, NoGainError, UnreachableError
+from lrfc.errors import BudgetError, UnreachableError
 from lrfc.ir.batch import Batch
 from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.graph import Graph
@@ -44,6 +43,7 @@ from lrfc.search.memory import PlanMemory, with_tails
 from lrfc.state import Progress, State
 from lrfc.targets.tflite.target import TFLite
 from tests import helpers
+from tests.builds import built
 from tests.compression import explored, state_of
 
 TARGET = TFLite("int8", int8_io=True).with_plan()
@@ -412,34 +412,15 @@ def test_the_error_says_the_least_that_was_reached() -> None:
 
 def test_a_file_for_a_microcontroller_takes_no_more_than_the_original(tmp_path: Path) -> None:
     net = helpers.residual(filters=16)
-    found: list[Result] = []
-    with suppress(NoGainError):
-        lrfc.build(
-            net,
-            data={"x": helpers.random_inputs(helpers.graph_of(net), 64)[0]},
-            device="cortex-m7",
-            precision="int8",
-            max_macs="60%",
-            epochs=0,
-            out=tmp_path / "out",
-            on_result=found.append,
-        )
-    (result,) = found
+    data = {"x": helpers.random_inputs(helpers.graph_of(net), 64)[0]}
+    micro: dict[str, Any] = {"device": "cortex-m7", "precision": "int8", "max_macs": "60%"}
+    result = built(net, tmp_path, data=data, **micro)
     before, after = result.manifest.before, result.manifest.after
     assert after.macs <= 0.6 * before.macs
     assert need_of(after) <= need_of(before)
     # No plan by ranks alone keeps within it.
     with pytest.raises(BudgetError, match="--max-ram 100%, the default"):
-        lrfc.build(
-            net,
-            data=None,
-            device="cortex-m7",
-            precision="int8",
-            max_macs="60%",
-            epochs=0,
-            prune="off",
-            out=tmp_path / "ranks",
-        )
+        lrfc.build(net, data=None, epochs=0, prune="off", out=tmp_path / "ranks", **micro)
     assert not (tmp_path / "ranks").exists()
 
 

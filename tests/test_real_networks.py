@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import lrfc
 from lrfc import api
-from lrfc.engine.package import Result
 from lrfc.errors import NoGainError
 from lrfc.protocols import Artifact
 from lrfc.targets.onnx.target import ONNX
 from lrfc.targets.tflite.target import TFLite
+from tests.builds import built
 from tests.real_networks import NETWORKS
 
 #: Of the MACs. Weights at random have little to leave out.
@@ -43,18 +41,7 @@ def test_a_network_is_built(name: str, file: str, tmp_path: Path) -> None:
     options, target, tolerance = FILES[file]
     model = NETWORKS[name]()
     data = samples(model)
-    found: list[Result] = []
-    with suppress(NoGainError):  # it may be neither faster nor smaller: then the original ships
-        lrfc.build(
-            model,
-            data=data,
-            max_macs="80%",
-            epochs=0,
-            out=tmp_path / "out",
-            on_result=found.append,
-            **options,
-        )
-    (result,) = found
+    result = built(model, tmp_path, data=data, max_macs="80%", **options)
     before, after = result.manifest.before, result.manifest.after
     assert after.macs <= KEPT * before.macs or isinstance(result.failure, NoGainError)
     outputs = target.load(Artifact(result.artifact, target.name, target.precision))((data[:8],))[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from hypothesis import strategies as st
 
 import lrfc
 from lrfc.costs.totals import totals
-from lrfc.engine.package import Result
-from lrfc.errors import ModelError, NoGainError
+from lrfc.errors import ModelError
 from lrfc.factorization import METHODS
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
@@ -25,6 +23,7 @@ from lrfc.search.facts import DesignSpace
 from lrfc.targets.onnx.target import ONNX
 from lrfc.targets.tflite.target import TFLite
 from tests import helpers
+from tests.builds import built
 from tests.compression import SIZE, state_of
 
 SVD = METHODS["svd"]
@@ -180,17 +179,7 @@ def test_a_build_makes_recurrent_layers_smaller(tmp_path: Path) -> None:
     inputs = keras.Input((6, 24), name="spectra")
     x = layers.LSTM(12, name="memory")(inputs)
     model = keras.Model(inputs, layers.Dense(4, activation="softmax", name="head")(x), name="net")
-    found: list[Result] = []
-    with suppress(NoGainError):  # it may not be faster
-        lrfc.build(
-            helpers.random_weights(model),
-            data=spectra,
-            max_macs="75%",
-            epochs=0,
-            out=tmp_path / "out",
-            on_result=found.append,
-        )
-    (result,) = found
+    result = built(helpers.random_weights(model), tmp_path, data=spectra, max_macs="75%")
     before, after = result.manifest.before, result.manifest.after
     assert after.macs <= 0.75 * before.macs
     assert {layer.name: layer.method for layer in result.manifest.layers}["memory"] == "svd"
