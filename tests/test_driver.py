@@ -318,3 +318,12 @@ def test_a_build_that_fails_raises_its_error_with_the_results(
         build.build(request)
     assert caught.value.result == tuple(results)
     assert [failure.result for failure in failures] == [None, None], "these are as they were"
+
+
+def test_the_reasons_of_many_layers_are_one_short_line() -> None:
+    few = {"a": "too small", "b": "kept", "c": "too small"}
+    assert driver.reasons(few) == "a, c: too small; b: kept"
+    many = {f"layer{n}": "kept" for n in range(9)}
+    assert driver.reasons(few, many) == "a, c: too small; b, layer0, layer1 and 7 more: kept"
+    each = {f"layer{n}": f"reason {n}" for n in range(9)}
+    assert driver.reasons(each).endswith("layer4: reason 4 and 4 more")

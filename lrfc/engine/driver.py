@@ -44,6 +44,8 @@ from lrfc.training import own, sample_weights, tensorboard
 
 #: Most trials that are tested against the accuracy contract.
 ATTEMPTS = 3
+#: Most reasons that an error names for layers without a candidate, and most layers of each.
+REASONS, LAYERS = 5, 3
 
 
 # -- once ------------------------------------------------------------------------------------------
@@ -337,6 +339,16 @@ def _tightest(budget: Budget | None, limit: int | None, original: int) -> Budget
 
 
 def reasons(*refused: Mapping[str, str]) -> str:
-    """The reason for each layer without a candidate, in one line."""
-    pairs = (pair for layers in refused for pair in layers.items())
-    return "; ".join(f"{name}: {reason}" for name, reason in pairs)
+    """The reasons of layers without a candidate, in one line, each with the layers it is for."""
+    layers: dict[str, list[str]] = {}
+    for each in refused:
+        for name, reason in each.items():
+            layers.setdefault(reason, []).append(name)
+    shown = [f"{_some(names, LAYERS)}: {reason}" for reason, names in layers.items()]
+    return _some(shown, REASONS, "; ")
+
+
+def _some(words: Sequence[str], most: int, between: str = ", ") -> str:
+    """The first words, and how many others there are."""
+    others = len(words) - most
+    return between.join(words[:most]) + (f" and {others} more" if others > 0 else "")
