@@ -1,6 +1,7 @@
 """The memory of networks on microcontrollers, hosts and an Ethos-U, before and after compression.
 
     LRFC_DATA=... python benchmarks/activation_memory.py [NETWORK ...] [--ways 50% 1pp] [--ram 70%]
+    python benchmarks/activation_memory.py --markdown
 
 Each network is built in int8 for a microcontroller, at half of the MACs and with the least MACs
 within 1pp, with the memory limit that holds by default and without it (``ram`` 'none'), or with
@@ -15,7 +16,7 @@ LRFC_DATA/trained. Their files read and write int8, as the image in float would 
 that is behind it.
 
 Writes activation_memory.csv to the folder of this file, row by row; builds that it already holds
-are not made again.
+are not made again. ``--markdown`` prints its rows as the table of the README.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import product
@@ -191,6 +192,23 @@ def original(path: Path, folder: Path, *, int8_io: bool) -> Path:
     return file
 
 
+def markdown(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """The lines of a table of builds: of each figure that of the original and of the file."""
+    names = "network asked limit MACs head arena XNNPACK SRAM cycles score speed".split()
+    yield f"| {' | '.join(names)} |"
+    yield f"| --- | --- | --- |{' --: |' * (len(names) - 3)}"
+    for before, after in zip(rows[::2], rows[1::2], strict=True):
+        macs = f"{100 * int(after['macs']) / int(before['macs']):.1f} %"
+        pairs = [
+            [f"{sum(int(row[name] or 0) for name in figures):,}" for row in (before, after)]
+            for figures in (["head"], ["head", "tail"], ["workspace"], ["sram"], ["cycles"])
+        ]
+        pairs.append([f"{row['score']} %" for row in (before, after)])
+        cells = [before["network"], before["way"], before["ram"], macs]
+        cells += [" → ".join(pair) for pair in pairs] + [f"×{after['speed']}"]
+        yield f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     """Build the networks and write the rows."""
     parser = argparse.ArgumentParser(
@@ -200,8 +218,12 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--ram", nargs="+", default=["none", "default"])
     parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--markdown", action="store_true")
     given = parser.parse_args()
     table = Table(Path(__file__).with_suffix(".csv"))
+    if given.markdown:
+        print(*markdown(table.rows), sep="\n")
+        return
     for name, way, ram in product(given.networks, given.ways, given.ram):
         run = {"network": name, "way": way, "ram": ram, "epochs": given.epochs}
         if table.knows(**run):

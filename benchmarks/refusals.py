@@ -44,6 +44,13 @@ def applications() -> dict[str, Any]:
     return {name: make for name, make in found if name[0].isupper() and callable(make)}
 
 
+def application(name: str) -> Any:
+    """A network at its own size, or at 224×224 where it has none."""
+    make = applications()[name]
+    model = make(weights=None)
+    return make(weights=None, input_shape=(224, 224, 3)) if None in model.input_shape[1:] else model
+
+
 def canonical(model: Any) -> Graph:
     """The graph that a build of a model starts from."""
     graph = keras_io.from_keras(model)
@@ -85,7 +92,7 @@ def main() -> None:
     for name in given.networks:
         if table.knows(network=name):
             continue
-        model = SMALL[name]() if name in SMALL else applications()[name](weights=None)
+        model = SMALL[name]() if name in SMALL else application(name)
         table.add({"network": name, **row(canonical(model))})
         gc.collect()
 
