@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from lrfc.factorization.einsum import Einsum
 from lrfc.ir.graph import Graph
+from lrfc.ir.keras import io as keras_io
 from lrfc.ir.op import Op
-from lrfc.pruning.groups import Dependencies, Group
-from tests.helpers import random_weights
+from lrfc.pruning.cut import cut
+from lrfc.pruning.groups import Dependencies, Group, groups
+from tests.helpers import difference, random_inputs, random_weights
 
 Kept = Mapping[str, NDArray[np.intp]]
 
@@ -55,6 +57,26 @@ def halves(
     """Random units of every group, about this share of them."""
     rng = np.random.default_rng(seed)
     return {g.name: _some(g, rng, share) for g in dependencies.groups}
+
+
+def checked(
+    graph: Graph, share: float = 0.5, seed: int = 0, samples: int = 2
+) -> tuple[Dependencies, Graph]:
+    """Prune every group of a graph and compare; the dependencies and the pruned graph."""
+    found = groups(graph)
+    kept = halves(found, seed, share)
+    smaller = cut(graph, kept)
+    smaller.check()
+    batch = random_inputs(graph, samples, seed)
+    expected = keras_io.predict(zeroed(graph, found, kept), batch)
+    assert difference(expected, keras_io.predict(smaller, batch)) < 1e-5
+    if any(len(kept[group.name]) < group.width for group in found.groups):
+        assert smaller.params < graph.params
+    removed = found.removed(kept)
+    for op in graph:
+        for ref in [r for r in found.labels if r.op == op.name]:
+            assert found.shape(graph, ref, removed) == smaller.tensor(ref).shape
+    return found, smaller
 
 
 def _some(group: Group, rng: np.random.Generator, share: float) -> NDArray[np.intp]:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from keras import layers
 
 from lrfc.errors import UsageError
-from lrfc.ir.attention import without_attention
 from lrfc.ir.keras import io as keras_io
 from lrfc.passes.factorize import Factorize
 from lrfc.pruning.cut import cut, without
@@ -18,7 +17,6 @@ from lrfc.pruning.facts import Selection
 from lrfc.pruning.groups import groups
 from lrfc.pruning.space import FilterSpace, Keep, labels
 from lrfc.search.facts import DesignSpace
-from lrfc.targets.catalog import target
 from tests.compression import explored, state_of
 from tests.helpers import (
     branches,
@@ -31,33 +29,12 @@ from tests.helpers import (
     residual,
     same,
 )
-from tests.pruned import BLOCKS, halves, random_net, zeroed
+from tests.pruned import BLOCKS, checked, halves, random_net, zeroed
 
 
 def check(model, share=0.5, seed=0, samples=2):
     """Prune every group of the model and compare; return the dependencies and the pruned graph."""
-    return check_graph(graph_of(model), share, seed, samples)
-
-
-def check_graph(graph, share=0.5, seed=0, samples=2):
-    found = groups(graph)
-    kept = halves(found, seed, share)
-    smaller = cut(graph, kept)
-    smaller.check()
-    batch = random_inputs(graph, samples, seed)
-    assert (
-        difference(
-            keras_io.predict(zeroed(graph, found, kept), batch), keras_io.predict(smaller, batch)
-        )
-        < 1e-5
-    )
-    if any(len(kept[group.name]) < group.width for group in found.groups):
-        assert smaller.params < graph.params
-    removed = found.removed(kept)
-    for op in graph:
-        for ref in [r for r in found.labels if r.op == op.name]:
-            assert found.shape(graph, ref, removed) == smaller.tensor(ref).shape
-    return found, smaller
+    return checked(graph_of(model), share, seed, samples)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -132,69 +109,6 @@ def test_projections_to_heads_lose_whole_heads():
         ("join", 7),
     ]
     assert smaller.tensors("heads")[0].shape == (None, 5, 2, 3)
-
-
-@pytest.mark.parametrize(
-    ("layer", "call"),
-    [
-        (lambda: layers.MultiHeadAttention(4, 3), {}),
-        (lambda: layers.MultiHeadAttention(4, 3, value_dim=5), {"use_causal_mask": True}),
-        (lambda: layers.MultiHeadAttention(4, 3, dropout=0.1), {"use_causal_mask": True}),
-        (lambda: layers.MultiHeadAttention(4, 3, use_bias=False, use_gate=True), {}),
-    ],
-)
-def test_attention_loses_whole_heads(layer, call):
-    inputs, memory = keras.Input((5, 6)), keras.Input((7, 6))
-    x = layers.Dense(8, name="wide")(inputs)
-    x = layer()(x, x if call else memory, **call)
-    x = layers.Add()([x, layers.Dense(8, name="narrow")(layers.Dense(6, name="middle")(x))])
-    outputs = [layers.Dense(2)(x), layers.Dense(3)(memory)]
-    graph, _ = without_attention(graph_of(functional([inputs, memory], outputs)))
-    found, smaller = check_graph(graph)
-    (name,) = (op.name for op in graph if op.name.endswith("query"))
-    heads = found[name]
-    assert heads.width == 4
-    parts = {part.layer.rpartition("__")[2] for part in heads.producers}
-    assert {"query", "key", "value"} <= parts <= {"query", "key", "value", "gate"}
-    assert [part.layer for part in heads.consumers] == [name.removesuffix("__query")]
-    (scores,) = (op.name for op in graph if op.name.endswith("scores"))
-    assert smaller.tensors(scores)[0].shape[1] == 2
-
-
-@pytest.mark.parametrize("name", ["tflite", "onnx"])
-def test_attention_without_some_heads_is_emitted(name, tmp_path):
-    inputs = keras.Input((5, 8), name="steps")
-    x = layers.Dense(8, name="wide")(inputs)
-    x = layers.MultiHeadAttention(4, 3, name="attention")(x, x, use_causal_mask=True)
-    graph, _ = without_attention(graph_of(functional(inputs, layers.Dense(2)(x))))
-    smaller = cut(graph, {"attention__query": np.array([0, 3])})
-    batch = random_inputs(graph, 3, 0)
-    found = target(name)
-    made = found.load(found.emit(smaller, tmp_path / f"cut{found.suffix}"))(batch)
-    assert difference(keras_io.predict(smaller, batch), made) < 1e-5
-
-
-def test_heads_that_share_keys_are_lost_together():
-    inputs = keras.Input((5, 6))
-    x = layers.Dense(8, name="wide")(inputs)
-    x = layers.GroupQueryAttention(3, 6, 2, name="attention")(x, x)
-    graph, _ = without_attention(graph_of(functional(inputs, layers.Dense(2)(x))))
-    found, smaller = check_graph(graph)
-    assert found["attention__query"].width == 2
-    assert smaller.op("attention__query")["units"] == 9
-    assert smaller.op("attention__key")["units"] == 3
-
-
-def test_attention_whose_weights_are_an_output_keeps_its_heads():
-    inputs = keras.Input((5, 6))
-    x = layers.Dense(8, name="wide")(inputs)
-    y, weights = layers.MultiHeadAttention(4, 3, name="attention")(
-        x, x, return_attention_scores=True
-    )
-    graph, _ = without_attention(graph_of(functional(inputs, [layers.Dense(2)(y), weights])))
-    found, _ = check_graph(graph)
-    assert "model's output" in found.refused["attention__query"]
-    assert "attention__value" not in {g.name for g in found.groups}
 
 
 def test_an_embedding_loses_columns():
