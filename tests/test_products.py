@@ -86,6 +86,22 @@ def test_what_stays_has_its_reason(function: Any, shape: tuple[int, ...], why: s
     assert any(line.endswith(reason) for line in lines)
 
 
+@pytest.mark.parametrize("constant", [np.array(2.0, np.float32), array(5, 1), array(1, 1, 1, 1)])
+def test_what_is_added_stays_unless_it_is_a_vector(constant: np.ndarray[Any, Any]) -> None:
+    graph = made(lambda x: ops.add(ops.matmul(x, array(6, 1)), constant), 5, 6)
+    lowered, _ = without_products(graph)
+    assert [op.kind for op in lowered] == ["InputLayer", "Dense", "ops.Add", "ops.Relu"]
+    batch = random_inputs(graph, 3, 0)
+    assert difference(keras_io.predict(graph, batch), keras_io.predict(lowered, batch)) < 1e-5
+
+
+def test_an_output_keeps_its_name() -> None:
+    image = keras.Input((5, 6), name="image")
+    total = ops.add(ops.matmul(image, array(6, 8)), array(8))
+    graph = graph_of(keras.Model(image, total))
+    assert without_products(graph)[0].outputs == graph.outputs
+
+
 def test_products_of_two_tensors_and_of_integers_are_left_alone() -> None:
     image = keras.Input((5, 6), name="image")
     number = keras.Input((5, 6), dtype="int32", name="number")

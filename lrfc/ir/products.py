@@ -37,15 +37,15 @@ def without_products(graph: Graph) -> tuple[Graph, Mapping[str, str]]:
 
 
 def _constant(graph: Graph, op: Op) -> Array | None:
-    """The one constant of a product in floats with one operand; None for any other op."""
+    """The one constant of a product in float32 with one operand; None for any other op."""
     if op.kind not in _RULES or op.call is None or len(graph.operands(op.name)) != 1:
         return None
     args = (*op.call[0], *op.call[1].values())
     arrays = [arg for arg in args if isinstance(arg, np.ndarray)]
     tensors = (*graph.input_tensors(op.name), *graph.tensors(op.name))
-    dtypes = (*(array.dtype for array in arrays), *(tensor.dtype for tensor in tensors))
-    floats = all("float" in str(dtype) for dtype in dtypes)
-    return arrays[0] if len(arrays) == 1 and floats else None
+    if len(arrays) != 1 or {str(tensor.dtype) for tensor in tensors} != {"float32"}:
+        return None
+    return arrays[0] if "float" in str(arrays[0].dtype) else None
 
 
 def _comes_first(op: Op) -> bool:
@@ -114,7 +114,7 @@ def _layer(op: Op, kind: str, attrs: Mapping[str, Any], kernel: Array) -> Op:
 
 
 def _take_in_bias(graph: Graph, layer: Op) -> None:
-    """Make a constant vector that is added behind a layer its bias."""
+    """Make a constant vector that is added behind a layer its bias; not if the sum is an output."""
     reader = graph.only_consumer(layer.name)
     if layer.kind == "EinsumDense" or reader is None or reader.kind != "ops.Add":
         return
@@ -124,13 +124,15 @@ def _take_in_bias(graph: Graph, layer: Op) -> None:
         for arg in (*reader.call[0], *reader.call[1].values())
         if isinstance(arg, np.ndarray) and "float" in str(arg.dtype)
     ]
-    width = graph.tensors(layer.name)[0].shape[-1]
+    shape = graph.tensors(layer.name)[0].shape
     last = layer.attrs.get("data_format", "channels_last") == "channels_last"
-    if len(graph.operands(reader.name)) != 1 or len(arrays) != 1 or not last:
+    is_output = any(out.op == reader.name for out in graph.outputs)
+    if len(graph.operands(reader.name)) != 1 or len(arrays) != 1 or not last or is_output:
         return
-    if arrays[0].size != width or arrays[0].shape[-1] != width:
+    (constant,) = arrays
+    if not 0 < constant.ndim <= len(shape) or {constant.size, constant.shape[-1]} != {shape[-1]}:
         return
-    weights = {**layer.weights, "bias": arrays[0].reshape(-1).astype(np.float32)}
+    weights = {**layer.weights, "bias": constant.reshape(-1).astype(np.float32)}
     graph.replace(replace(layer, attrs={**layer.attrs, "use_bias": True}, weights=weights))
     graph.substitute(Ref(reader.name), Ref(layer.name))
     graph.remove(reader.name)
