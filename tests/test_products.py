@@ -18,6 +18,7 @@ from lrfc.ir.products import without_products
 from lrfc.passes.canonicalise import Canonicalise
 from lrfc.search.facts import DesignSpace
 from lrfc.state import Progress
+from tests.builds import built
 from tests.compression import explored, state_of
 from tests.helpers import difference, graph_of, random_inputs
 
@@ -72,6 +73,7 @@ def test_a_product_becomes_a_layer(name: str) -> None:
     [
         (lambda x: ops.matmul(array(4, 5), x), (5, 6), "the first factor"),
         (lambda x: ops.matmul(x, array(6)), (5, 6), "no matrix"),
+        (lambda x: ops.matmul(x, np.nan * array(6, 2)), (5, 6), "NaN"),
         (lambda x: ops.einsum("...c,cd->...d", x, array(6, 8)), (5, 6), "not all named"),
     ],
 )
@@ -124,3 +126,13 @@ def test_a_saved_model_of_products_is_explored(tmp_path: Any) -> None:
     spaces = explored(state_of(canonical)).fact(DesignSpace).spaces
     assert {space.op.kind for space in spaces} == {"Dense"}
     assert sum(bool(space.candidates[1:]) for space in spaces) >= 2
+
+
+def test_a_model_of_products_alone_is_built(tmp_path: Any) -> None:
+    image = keras.Input((12, 24), name="image")
+    x = ops.relu(ops.matmul(image, array(24, 4) @ array(4, 32)))
+    model = keras.Model(image, ops.mean(ops.matmul(x, array(32, 8)), axis=1))
+    result = built(model, tmp_path, max_macs="60%")
+    before, after = result.manifest.before, result.manifest.after
+    assert 0 < after.macs <= 0.6 * before.macs
+    assert {layer.method for layer in result.manifest.layers} >= {"svd"}

@@ -28,6 +28,7 @@ from lrfc.ir import processor, runnable
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras import io as keras_io
 from lrfc.ir.keras import load as keras_load
+from lrfc.ir.products import without_products
 from lrfc.passes.canonicalise import Canonicalise, lower_transposed, move_channels
 from lrfc.passes.price_layers import PriceLayers
 from lrfc.passes.profile import Profile, profile
@@ -313,7 +314,8 @@ def _refuse(graph: Graph, targets: Sequence[Any], config: BuildConfig) -> None:
                 raise UsageError(
                     f"{option} {pattern}: no layer has such a name; lrfc inspect lists the layers"
                 )
-    layers = list(selected(graph, config.keep, config.only))
+    lowered, _ = without_products(graph)
+    layers = list(selected(lowered, config.keep, config.only))
     if not layers:
         raise ModelError(
             f"model '{graph.name}' has no convolution and no fully connected layer, so there is"

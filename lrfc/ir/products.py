@@ -26,6 +26,9 @@ def without_products(graph: Graph) -> tuple[Graph, Mapping[str, str]]:
         constant = _constant(graph, op)
         if constant is None:
             continue
+        if not np.isfinite(constant).all():
+            stays[op.name] = "its constant holds NaN or infinite values"
+            continue
         source, result = graph.input_tensors(op.name)[0], graph.tensors(op.name)[0]
         layer = _RULES[op.kind](op, source, result, constant)
         if isinstance(layer, str):
