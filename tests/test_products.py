@@ -75,6 +75,7 @@ def test_a_product_becomes_a_layer(name: str) -> None:
         (lambda x: ops.matmul(x, array(6)), (5, 6), "no matrix"),
         (lambda x: ops.matmul(x, np.nan * array(6, 2)), (5, 6), "NaN"),
         (lambda x: ops.einsum("...c,cd->...d", x, array(6, 8)), (5, 6), "not all named"),
+        (lambda x: ops.einsum("bsc,cdx->bsd", x, array(6, 8, 2)), (5, 6), "no other place"),
     ],
 )
 def test_what_stays_has_its_reason(function: Any, shape: tuple[int, ...], why: str) -> None:

@@ -80,3 +80,13 @@ def test_attention_whose_weights_are_an_output_keeps_its_heads():
     found, _ = checked(graph)
     assert "model's output" in found.refused["attention__query"]
     assert "attention__value" not in {g.name for g in found.groups}
+
+
+def test_a_product_with_constants_keeps_the_filters_in_front_of_it():
+    inputs = keras.Input((5, 6))
+    x = layers.Reshape((5, 2, 4))(layers.Dense(8, name="wide")(inputs))
+    constants = [np.ones((4, 3), np.float32), np.ones((3, 2), np.float32)]
+    x = keras.ops.einsum("bsnh,hd,de->bsne", x, *constants)
+    graph = graph_of(functional(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    found, _ = checked(graph)
+    assert "lack a letter of their own" in found.refused["wide"]

@@ -73,6 +73,9 @@ def _einsum(op: Op, source: Tensor, result: Tensor, constant: Array) -> Op | str
         return "its axes are not all named"
     if _comes_first(op):
         terms.reverse()
+    single = all(len(set(term)) == len(term) for term in (*terms, made))
+    if not single or not set(terms[1]) <= {*terms[0], *made}:
+        return "an axis of its constant has no other place, or a letter stands for two axes"
     batch = terms[0][:1]
     if not made.startswith(batch) or batch in terms[1] or None in result.shape[1:]:
         return "it mixes samples, or the shape of its output is not fixed"

@@ -19,21 +19,25 @@ def head_axes(graph: Graph, ref: Ref) -> frozenset[int]:
     for reader, port in graph.consumers(ref):
         op, operands = graph.op(reader), graph.operands(reader)
         if op.kind == "ops.Einsum":
-            return _shared_axes(op, port)
+            return _shared_axes(op, port, len(operands))
         tensors = (*graph.input_tensors(reader), *graph.tensors(reader))
         if op.kind == "ops.Repeat" or len({tensor.shape for tensor in tensors}) == 1:
             beside = (graph.op(other.op) for other in operands if other != ref)
-            products = [_shared_axes(each, -1) for each in beside if each.kind == "ops.Einsum"]
+            products = [
+                _shared_axes(each, -1, len(graph.operands(each.name)))
+                for each in beside
+                if each.kind == "ops.Einsum"
+            ]
             return products[0] if products else head_axes(graph, Ref(reader))
     return frozenset()
 
 
-def _shared_axes(op: Op, port: int) -> frozenset[int]:
+def _shared_axes(op: Op, port: int, operands: int) -> frozenset[int]:
     """The axes of an operand of an einsum, or of its output (-1), that all of them have.
 
     Without the axis of the samples.
     """
-    terms = _terms(op)
+    terms = _terms(op, operands)
     if terms is None:
         return frozenset()
     shared = set.intersection(*map(set, terms))
@@ -46,9 +50,11 @@ def einsum(call: Call) -> list[Labels]:
     Indices at the same letter are unified. Where the product sums over it, a removed index is a
     term that is missing on both sides.
     """
-    terms = _terms(call.op)
+    terms = _terms(call.op, len(call.inputs))
     if terms is None:
-        return call.freeze(f"its filters are read by {call.title}, whose axes are not all named")
+        return call.freeze(
+            f"its filters are read by {call.title}, whose axes lack a letter of their own"
+        )
     *reads, made = terms
     carried = {
         term[labels.axis]: labels.ids
@@ -99,10 +105,15 @@ def masked_softmax(call: Call) -> list[Labels]:
     return [scores]
 
 
-def _terms(op: Op) -> list[str] | None:
-    """The letters of each operand of an einsum and of its output; None where some have none."""
+def _terms(op: Op, operands: int) -> list[str] | None:
+    """The letters of each operand of an einsum and of its output.
+
+    None where some axes have no letter, a term has one twice, or a constant is among the factors.
+    """
     text = str(op.attrs.get("subscripts", "")).replace(" ", "")
     reads, arrow, made = text.partition("->")
-    if not arrow or "." in text:
+    terms = [*reads.split(","), made]
+    once = all(len(set(term)) == len(term) for term in terms)
+    if not arrow or "." in text or not once or len(terms) != operands + 1:
         return None
-    return [*reads.split(","), made]
+    return terms
