@@ -9,7 +9,7 @@ from typing import ClassVar
 from lrfc.errors import UsageError
 from lrfc.ir.op import Op
 from lrfc.pruning import effects
-from lrfc.pruning.criteria import CRITERIA, Context
+from lrfc.pruning.criteria import CRITERIA, Context, products
 from lrfc.pruning.groups import Dependencies, Group
 from lrfc.pruning.space import FilterSpace, Keep, counts, prunable
 from lrfc.search.candidates import readable
@@ -27,9 +27,11 @@ class ExploreFilters:
 
     ``criterion``: the name of a criterion in lrfc.pruning.criteria. Before the divergence of the
     output is measured, the consumers of the group are refitted in closed form to the remaining
-    channels, as the build will do it. ``multiple``: a group keeps a multiple of this many units, or
-    all. ``keep``, ``only``: patterns of layers whose filters stay, and of the only ones that do
-    not. ``size``, ``images``: calibration samples for the refit and for the divergence.
+    channels, as the build will do it. The dimensions along which queries and keys are multiplied
+    have no consumer; their criterion is the energy of the products. ``multiple``: a group keeps a
+    multiple of this many units, or all. ``keep``, ``only``: patterns of layers whose filters stay,
+    and of the only ones that do not. ``whole_heads``: see ``lrfc.pruning.groups.groups``. ``size``,
+    ``images``: calibration samples for the refit and for the divergence.
 
     Given and result: the graph is not changed.
     """
@@ -38,6 +40,7 @@ class ExploreFilters:
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     multiple: int = 1
+    whole_heads: bool = False
     size: SampleSize = SampleSize()
     images: int = 64
 
@@ -54,7 +57,11 @@ class ExploreFilters:
             )
         graph, layers = state.graph, readable(state.graph)
         dependencies, groups, refused = prunable(
-            graph, {op.name for op in layers}, self.keep, self.only
+            graph,
+            {op.name for op in layers},
+            self.keep,
+            self.only,
+            whole_heads=self.whole_heads,
         )
         choices = self._choices(state, layers, dependencies, groups) if groups else {}
         return state.with_fact(FilterSpace(dependencies, choices, refused))
@@ -81,7 +88,8 @@ class ExploreFilters:
         step = state.progress.stage("filters", len(groups))
         choices: dict[str, tuple[Keep, ...]] = {}
         for group in groups:
-            scores = CRITERIA[self.criterion](graph, group, context)
+            criterion = CRITERIA[self.criterion] if group.consumers else products
+            scores = criterion(graph, group, context)
             kept = counts(group.width, self.multiple, LEVELS)
             choices[group.name] = effects.choices(
                 graph, group, scores, kept, sensitivity, samples.__getitem__

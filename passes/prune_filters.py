@@ -43,19 +43,20 @@ class PruneFilters:
 
     def __call__(self, state: State) -> State:
         """The state with the smaller graph and, if it lost filters, the fact ``Pruned``."""
-        removed = state.fact(Selection).removed
-        if not removed:
+        selection = state.fact(Selection)
+        if not selection.removed:
             return state
-        pruned = _pruned(state.original, removed)
+        whole = selection.whole_heads
+        pruned = _pruned(state.original, selection.removed, whole_heads=whole)
         # Factorization has changed the labels, but not the filters of a layer.
-        dependencies = groups(state.graph, like=state.original)
-        smaller = without(state.graph, dependencies, labels(dependencies, removed))
+        dependencies = groups(state.graph, like=state.original, whole_heads=whole)
+        smaller = without(state.graph, dependencies, labels(dependencies, selection.removed))
         return state.with_graph(smaller).with_fact(pruned)
 
 
-def _pruned(original: Graph, removed: Mapping[str, Ids]) -> Pruned:
+def _pruned(original: Graph, removed: Mapping[str, Ids], *, whole_heads: bool) -> Pruned:
     """The original without these filters (by layer), and the channels that its tensors keep."""
-    dependencies = groups(original)
+    dependencies = groups(original, whole_heads=whole_heads)
     gone = labels(dependencies, removed)
     left = {
         ref: (of_tensor.axis, np.flatnonzero(~np.isin(of_tensor.ids, gone)))

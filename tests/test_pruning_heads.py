@@ -10,6 +10,7 @@ from keras import layers
 from lrfc.ir.attention import without_attention
 from lrfc.ir.keras import io as keras_io
 from lrfc.pruning.cut import cut
+from lrfc.pruning.groups import groups
 from lrfc.targets.catalog import target
 from tests.helpers import difference, graph_of, random_inputs, random_weights
 from tests.pruned import checked
@@ -35,7 +36,7 @@ def test_attention_loses_whole_heads(layer, call):
     x = layers.Add()([x, layers.Dense(8, name="narrow")(layers.Dense(6, name="middle")(x))])
     outputs = [layers.Dense(2)(x), layers.Dense(3)(memory)]
     graph, _ = without_attention(graph_of(functional([inputs, memory], outputs)))
-    found, smaller = checked(graph)
+    found, smaller = checked(graph, whole_heads=True)
     (name,) = (op.name for op in graph if op.name.endswith("query"))
     heads = found[name]
     assert heads.width == 4
@@ -52,10 +53,11 @@ def test_attention_without_some_heads_is_emitted(name, tmp_path):
     x = layers.Dense(8, name="wide")(inputs)
     x = layers.MultiHeadAttention(4, 3, name="attention")(x, x, use_causal_mask=True)
     graph, _ = without_attention(graph_of(functional(inputs, layers.Dense(2)(x))))
-    smaller = cut(graph, {"attention__query": np.array([0, 3])})
+    found = groups(graph, whole_heads=True)
+    smaller = cut(graph, {"attention__query": np.array([0, 3])}, found)
     batch = random_inputs(graph, 3, 0)
-    found = target(name)
-    made = found.load(found.emit(smaller, tmp_path / f"cut{found.suffix}"))(batch)
+    form = target(name)
+    made = form.load(form.emit(smaller, tmp_path / f"cut{form.suffix}"))(batch)
     assert difference(keras_io.predict(smaller, batch), made) < 1e-5
 
 
@@ -64,7 +66,7 @@ def test_heads_that_share_keys_are_lost_together():
     x = layers.Dense(8, name="wide")(inputs)
     x = layers.GroupQueryAttention(3, 6, 2, name="attention")(x, x)
     graph, _ = without_attention(graph_of(functional(inputs, layers.Dense(2)(x))))
-    found, smaller = checked(graph)
+    found, smaller = checked(graph, whole_heads=True)
     assert found["attention__query"].width == 2
     assert smaller.op("attention__query")["units"] == 9
     assert smaller.op("attention__key")["units"] == 3
@@ -77,7 +79,7 @@ def test_attention_whose_weights_are_an_output_keeps_its_heads():
         x, x, return_attention_scores=True
     )
     graph, _ = without_attention(graph_of(functional(inputs, [layers.Dense(2)(y), weights])))
-    found, _ = checked(graph)
+    found, _ = checked(graph, whole_heads=True)
     assert "model's output" in found.refused["attention__query"]
     assert "attention__value" not in {g.name for g in found.groups}
 

@@ -115,9 +115,9 @@ HOST = "host"
 FRONTS = ("macs", "params", "ram", "latency")
 #: The passes that ``print_after`` and ``stop_after`` may name.
 PASSES = (
-    "Canonicalise", "ExploreLayers", "LockLayers", "ExploreFilters", "LockFilters", "SelectRanks",
-    "Factorize", "PruneFilters", "RecalibrateBatchNorm", "Refit", "FineTune", "FoldBatchNorm",
-    "WeighRounding", "EqualizeStages", "CorrectBiases", "QuantizeAware",
+    "Canonicalise", "RotateHeads", "ExploreLayers", "LockLayers", "ExploreFilters", "LockFilters",
+    "SelectRanks", "Factorize", "PruneFilters", "RecalibrateBatchNorm", "Refit", "FineTune",
+    "FoldBatchNorm", "WeighRounding", "EqualizeStages", "CorrectBiases", "QuantizeAware",
 )  # fmt: skip
 #: The built-in metrics (lrfc.metrics.metric); 'module:function' names another one.
 METRICS = ("accuracy", "miou", "auc", "mse", "fidelity")
@@ -243,10 +243,15 @@ class BuildConfig(BaseModel):
     )] = None
     prune: Annotated[Literal["auto", "off", "on", "only"], Option(
         "Pruning of filters: auto (together with factorization, in networks with depthwise"
-        " convolutions and where ranks alone are not enough for a limit on memory), off, on (always"
-        " together) or only (no factorization).",
+        " convolutions or attention and where ranks alone are not enough for a limit on memory),"
+        " off, on (always together) or only (no factorization).",
         "on",
     )] = "auto"
+    heads: Annotated[Literal["narrow", "whole"], Option(
+        "What attention layers lose where filters are cut: narrow (the same number of dimensions"
+        " of each head, those that matter least) or whole (some of the heads).",
+        "whole",
+    )] = "narrow"
     patches: Annotated[Literal["auto", "off"], Option(
         "Parts of the network that are computed strip by strip where the limit on memory asks for"
         " less than they take at once: auto (int8 on microcontrollers) or off. Same outputs, more"

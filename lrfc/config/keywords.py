@@ -27,6 +27,7 @@ class BuildOptions(TypedDict, total=False):
     only: list[str] | tuple[str, ...]
     rank_multiple: int | None
     prune: Literal["auto", "off", "on", "only"]
+    heads: Literal["narrow", "whole"]
     patches: Literal["auto", "off"]
     epochs: int | None
     training: Literal["lrfc", "compiled"]

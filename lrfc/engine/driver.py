@@ -21,7 +21,7 @@ from lrfc.engine.compress import Shared, compress
 from lrfc.engine.destinations import Destination
 from lrfc.engine.growth import Ram
 from lrfc.engine.job import Explored, Job, advanced
-from lrfc.engine.passes import exploring, filter_exploration, weighing
+from lrfc.engine.passes import canonical, exploring, filter_exploration, weighing
 from lrfc.engine.ram_limit import planned
 from lrfc.engine.scorer import Scorer
 from lrfc.engine.tuning import Loop, Plan, Wish
@@ -30,7 +30,6 @@ from lrfc.ir.fold import inference_form
 from lrfc.ir.graph import Graph
 from lrfc.metrics.metric import metric
 from lrfc.metrics.outcome import short
-from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.profile import profile
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.pipeline import run
@@ -60,7 +59,7 @@ def explore(job: Job, graph: Graph) -> Explored | None:
     # Exact rewrites first: all passes see one canonical form, and everything lossy is compared
     # with it.
     initial = State(graph, graph, job.data, config.seed, progress)
-    state = advanced(job, initial, [Canonicalise()])
+    state = advanced(job, initial, canonical(config))
     if state is None:
         return None
     state = replace(state, original=state.graph)

@@ -10,6 +10,8 @@ from lrfc.config.formats import FORMATS
 from lrfc.config.precision import PRECISIONS
 from lrfc.engine.destinations import Destination
 from lrfc.engine.replay import Locked
+from lrfc.ir.head_pairs import pairs
+from lrfc.passes.canonicalise import Canonicalise
 from lrfc.passes.equalize_stages import EqualizeStages
 from lrfc.passes.explore_filters import ExploreFilters
 from lrfc.passes.explore_layers import ExploreLayers
@@ -20,6 +22,7 @@ from lrfc.passes.lock_layers import LockLayers
 from lrfc.passes.prune_filters import PruneFilters
 from lrfc.passes.recalibrate import RecalibrateBatchNorm
 from lrfc.passes.refit import Refit
+from lrfc.passes.rotate_heads import RotateHeads
 from lrfc.passes.select_ranks import SelectRanks
 from lrfc.passes.weigh_rounding import WeighRounding
 from lrfc.pipeline import name_of
@@ -39,6 +42,12 @@ RUNGS = {
 }
 
 
+def canonical(config: BuildConfig) -> tuple[Pass, ...]:
+    """The passes in front of everything that is lossy, and that is compared with their result."""
+    rotates = config.prune != "off" and config.heads == "narrow"
+    return (Canonicalise(), RotateHeads()) if rotates else (Canonicalise(),)
+
+
 def exploring(
     config: BuildConfig,
     goals: Sequence[Destination],
@@ -55,7 +64,8 @@ def exploring(
         layers = LockLayers(locked.choices, config.keep, config.only)
         if not locked.filters and not prunes:
             return (layers,)
-        return layers, LockFilters(locked.filters, config.keep, config.only)
+        whole = config.heads == "whole"
+        return layers, LockFilters(locked.filters, config.keep, config.only, whole)
     explore = exploration(config, _multiple(config, goals))
     prunes = prunes or (config.prune == "auto" and _needs_filters(state))
     return (explore, filter_exploration(config, goals)) if prunes else (explore,)
@@ -66,13 +76,20 @@ def _needs_filters(state: State) -> bool:
 
     In a block with a depthwise convolution, nearly all MACs are in the 1×1 convolutions before and
     behind it. Their kernels have little to factorize, but the channels between them can be fewer.
+    The same holds for the dimensions of the heads of an attention layer.
     """
-    return repairable(state) and any(op.info.is_depthwise for op in state.graph)
+    narrow = any(op.info.is_depthwise for op in state.graph) or any(pairs(state.graph))
+    return repairable(state) and narrow
 
 
 def filter_exploration(config: BuildConfig, goals: Sequence[Destination]) -> ExploreFilters:
     """The pass that explores the filters of the layers."""
-    return ExploreFilters(keep=config.keep, only=config.only, multiple=_multiple(config, goals))
+    return ExploreFilters(
+        keep=config.keep,
+        only=config.only,
+        multiple=_multiple(config, goals),
+        whole_heads=config.heads == "whole",
+    )
 
 
 def _multiple(config: BuildConfig, goals: Sequence[Destination]) -> int:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Options of a run, without effect on the files; they are not repeated.
 _OWN = ("out", "resume", "print_after", "stop_after", "unsafe_load", "profile", "log_dir")
 #: Options that determine the plan.
-_PLANNED = ("methods", "keep", "only", "rank_multiple", "prune", "objective")
+_PLANNED = ("methods", "keep", "only", "rank_multiple", "prune", "heads", "objective")
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Locked:
         )
 
     @property
-    def filters(self) -> dict[str, tuple[int, ...]]:
-        """The units that each dependency group keeps."""
-        return {group.name: group.kept for group in self.manifest.filters}
+    def filters(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """The number of units of each dependency group that was cut, and those that it keeps."""
+        return {group.name: (group.units, group.kept) for group in self.manifest.filters}
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options of that build for its target and device, overridden by ``given``.

@@ -14,6 +14,7 @@ from lrfc.factorization.base import Statistics
 from lrfc.factorization.linalg import LowRank
 from lrfc.ir.batch import Batch
 from lrfc.ir.graph import Graph
+from lrfc.ir.keras.run import outputs_at
 from lrfc.ir.op import Op, Ref
 from lrfc.pruning import statistics as channel_statistics
 from lrfc.pruning.compensate import layout_of
@@ -22,6 +23,8 @@ from lrfc.pruning.labels import Ids
 from lrfc.pruning.reconstruct import Block, blocks, eliminate, wide_costs
 
 Scores = NDArray[np.float64]
+#: Samples that the energy of products is measured on.
+PRODUCTS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +232,20 @@ def reconstruction(graph: Graph, group: Group, context: Context) -> Scores:
         else:
             narrow.extend(blocks(layout, statistics, part.units, group.width))
     return eliminate(narrow, group.width, wide)
+
+
+def products(graph: Graph, group: Group, context: Context) -> Scores:
+    """The energy of the products of queries and keys, which no layer with weights reads.
+
+    The product of the mean squares of both producers, each summed over the unit's filters.
+    """
+    parts = group.producers
+    batch = tuple(x[:PRODUCTS] for x in context.inputs)
+    values = outputs_at(graph, [Ref(part.layer) for part in parts])(batch)
+    squares = [np.square(x, dtype=np.float64).reshape(-1, x.shape[-1]).mean(0) for x in values]
+    return np.asarray(
+        np.prod([_by_unit(x, part, group.width) for x, part in zip(squares, parts, strict=True)], 0)
+    )
 
 
 CRITERIA: Mapping[str, Criterion] = {

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfc.ir.graph import Graph
-from lrfc.ir.op import Array
+from lrfc.ir.op import Array, Op
 from lrfc.pruning.compensate import refitted
 from lrfc.pruning.criteria import keep_best
 from lrfc.pruning.groups import Group
@@ -49,17 +49,24 @@ def choices(
     points = {}
     for count in probes:
         units = np.setdiff1d(np.arange(group.width), keep_best(scores, count))
-        weights = _consumer_weights(graph, group, units, samples)
+        weights = _weights(graph, group, units, samples)
         points[removed(count)] = sensitivity.divergence(weights)
     return tuple(
         Keep(group, keep_best(scores, count), _divergence(points, removed(count))) for count in kept
     )
 
 
-def _consumer_weights(
+def _weights(
     graph: Graph, group: Group, removed: Ids, samples: Callable[[str], LayerSamples]
 ) -> Mapping[str, Mapping[str, Array]]:
-    """The weights of every consumer of the group, and of the BatchNorms behind, after pruning."""
+    """The weights of every consumer of the group, and of the BatchNorms behind, after pruning.
+
+    Of a group without consumers, whose producers are multiplied with each other, those of the first
+    producer, with zeros for what is removed.
+    """
+    if not group.consumers:
+        first = group.producers[0]
+        return {first.layer: _zeroed(graph.op(first.layer), first.where(removed))}
     weights: dict[str, Mapping[str, Array]] = {}
     for part in group.consumers:
         op, sample = graph.op(part.layer), samples(part.layer)
@@ -75,6 +82,14 @@ def _consumer_weights(
             sample,
             functools.partial(response, changed, source, sample),
         )
+    return weights
+
+
+def _zeroed(op: Op, filters: Ids) -> Mapping[str, Array]:
+    """The weights of a fully connected layer some of whose filters compute 0."""
+    weights = {name: np.array(array) for name, array in op.weights.items()}
+    for array in weights.values():
+        array[..., filters] = 0
     return weights
 
 

@@ -21,6 +21,7 @@ class Selection(Fact):
 
     ``reasons``: why a layer is not factorized, by layer. ``keeps``: the groups that lose units, and
     the units that they keep. ``removed``: the filters to remove, by the layer that produces them.
+    ``whole_heads``: whether a unit of an attention layer is a head, not a dimension of its heads.
     The costs of a candidate are those after its neighbours are pruned. ``pruned_cost``: by
     quantity, the cost of the ops without candidates of their own, after pruning (see
     lrfc.pruning.milp.Joint). ``remark``: why this is not the selection that was requested, if so.
@@ -33,6 +34,7 @@ class Selection(Fact):
     factors: Mapping[str, Factors]
     keeps: Mapping[str, Keep] = field(default_factory=dict)
     removed: Mapping[str, Ids] = field(default_factory=dict)
+    whole_heads: bool = False
     pruned_cost: Mapping[str, float] = field(default_factory=dict)
     remark: str | None = None
 

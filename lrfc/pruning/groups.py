@@ -55,6 +55,7 @@ class Dependencies:
     ``refused``: by layer, why none of its filters can be removed. ``labels``: by tensor, the axis
     that shrinks and the label of each index along it. ``outputs``, ``channelwise`` and ``inputs``:
     by layer, the labels of its filters, of its channel weights, and of its input channels.
+    ``whole_heads``: see ``groups``.
     """
 
     groups: tuple[Group, ...]
@@ -63,6 +64,7 @@ class Dependencies:
     outputs: Mapping[str, Ids]
     channelwise: Mapping[str, Ids]
     inputs: Mapping[str, Ids]
+    whole_heads: bool = False
 
     def __getitem__(self, name: str) -> Group:
         """The group with that name; KeyError if there is none."""
@@ -93,7 +95,12 @@ class Dependencies:
 
 
 def groups(
-    graph: Graph, keep: Sequence[str] = (), only: Sequence[str] = (), like: Graph | None = None
+    graph: Graph,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    like: Graph | None = None,
+    *,
+    whole_heads: bool = False,
 ) -> Dependencies:
     """The dependency groups of a graph.
 
@@ -102,9 +109,10 @@ def groups(
     together. The inputs and outputs of the model are frozen, and so are the inputs and outputs of
     ops that match a pattern of ``keep``. With ``only``, a unit is frozen unless all its producers
     match a pattern of it. ``like``: the graph before its factorization, whose grouped
-    convolutions define the units.
+    convolutions define the units. ``whole_heads``: a unit of an attention layer is a head;
+    otherwise it is a dimension, of all its heads.
     """
-    walk = Walk(graph, like)
+    walk = Walk(graph, like, whole_heads=whole_heads)
     labels = _labels(walk, graph, keep)
     for ref in graph.outputs:
         walk.freeze(labels[ref].ids, f"its filters are the model's output '{ref}'", foremost=True)
@@ -123,6 +131,7 @@ def groups(
         outputs,
         channelwise,
         inputs,
+        whole_heads,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lrfc.ir.graph import Graph
+from lrfc.ir.head_pairs import letters
 from lrfc.ir.op import Op, Ref
 from lrfc.pruning.labels import Call, Labels
 
@@ -37,7 +38,7 @@ def _shared_axes(op: Op, port: int, operands: int) -> frozenset[int]:
 
     Without the axis of the samples.
     """
-    terms = _terms(op, operands)
+    terms = letters(op, operands)
     if terms is None:
         return frozenset()
     shared = set.intersection(*map(set, terms))
@@ -50,7 +51,7 @@ def einsum(call: Call) -> list[Labels]:
     Indices at the same letter are unified. Where the product sums over it, a removed index is a
     term that is missing on both sides.
     """
-    terms = _terms(call.op, len(call.inputs))
+    terms = letters(call.op, len(call.inputs))
     if terms is None:
         return call.freeze(
             f"its filters are read by {call.title}, whose axes lack a letter of their own"
@@ -103,17 +104,3 @@ def masked_softmax(call: Call) -> list[Labels]:
     if scores.axis in mixed:
         return call.freeze(f"its filters are read by {call.title}, which mixes them")
     return [scores]
-
-
-def _terms(op: Op, operands: int) -> list[str] | None:
-    """The letters of each operand of an einsum and of its output.
-
-    None where some axes have no letter, a term has one twice, or a constant is among the factors.
-    """
-    text = str(op.attrs.get("subscripts", "")).replace(" ", "")
-    reads, arrow, made = text.partition("->")
-    terms = [*reads.split(","), made]
-    once = all(len(set(term)) == len(term) for term in terms)
-    if not arrow or "." in text or not once or len(terms) != operands + 1:
-        return None
-    return terms

@@ -41,11 +41,14 @@ class Walk:
     of its filters, ``channelwise`` to those of the channels that it has weights for one by one (as
     BatchNorm does), ``inputs`` to those of the input channels that its kernel sums over.
     ``slices`` are the labels of tensors that are slices of another tensor. ``like`` is the graph
-    before its factorization.
+    before its factorization. ``whole_heads``: the heads of attention layers have labels, not their
+    dimensions.
     """
 
-    def __init__(self, graph: Graph, like: Graph | None = None) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: Graph, like: Graph | None = None, *, whole_heads: bool = False
+    ) -> None:
+        self.graph, self.whole_heads = graph, whole_heads
         self._like = graph if like is None else like
         self.outputs: dict[str, Ids] = {}
         self.channelwise: dict[str, Ids] = {}

@@ -105,7 +105,11 @@ def _ranks_and_filters(state: State, filters: FilterSpace, constraints: Constrai
         constraints.peak_memory,
         _prices(state),
     )
-    return replace(_selection(state, constraints, joint), removed=filters.removed(joint.keeps))
+    return replace(
+        _selection(state, constraints, joint),
+        removed=filters.removed(joint.keeps),
+        whole_heads=filters.dependencies.whole_heads,
+    )
 
 
 def _without_filters_instead(

@@ -40,8 +40,8 @@ def concatenate(call: Call) -> list[Labels]:
 def reshaped(call: Call, order: tuple[int, ...] | None = None) -> list[Labels]:
     """The labels behind a Flatten or Reshape, after its operand's axes are put in ``order``.
 
-    Channels that then lie along several axes keep labels along one of them only: the heads of an
-    attention layer, or else the last axis.
+    Channels that then lie along several axes keep labels along one of them only: the last axis,
+    or that of the heads of an attention layer where whole heads are units.
     """
     source, shape, target = call.source, call.inputs[0].shape[1:], call.outputs[0].shape[1:]
     if source.axis is None:
@@ -66,7 +66,8 @@ def reshaped(call: Call, order: tuple[int, ...] | None = None) -> list[Labels]:
         return call.freeze(
             f"its filters are reshaped by {call.title}, which leaves no axis for them"
         )
-    heads = head_axes(call.walk.graph, Ref(call.op.name)) if len(varying) > 1 else frozenset()
+    whole = len(varying) > 1 and call.walk.whole_heads
+    heads = head_axes(call.walk.graph, Ref(call.op.name)) if whole else frozenset()
     axis = next((axis for axis in varying if axis + 1 in heads), varying[-1])
     table = np.moveaxis(ids, axis, 0).reshape(new_shape[axis], -1)
     if len(varying) > 1:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lrfc.ir.graph import Graph
+from lrfc.ir.head_pairs import pairs
 from lrfc.pruning.groups import Dependencies, Group, groups
 from lrfc.pruning.labels import Ids
 from lrfc.state import Fact
@@ -84,19 +85,25 @@ def labels(dependencies: Dependencies, removed: Mapping[str, Ids]) -> Ids:
 
 
 def prunable(
-    graph: Graph, known: set[str], keep: Sequence[str] = (), only: Sequence[str] = ()
+    graph: Graph,
+    known: set[str],
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    *,
+    whole_heads: bool = False,
 ) -> tuple[Dependencies, list[Group], dict[str, str]]:
     """The dependencies of a graph, the groups that can be pruned, and the reasons of other layers.
 
     A group can be pruned if the effect on the output can be measured. ``known``: the layers whose
-    inputs can be sampled. ``keep``, ``only``: see ``groups``. The reasons are by layer, for layers
-    none of whose filters are in such a group.
+    inputs can be sampled. ``keep``, ``only``, ``whole_heads``: see ``groups``. The reasons are by
+    layer, for layers none of whose filters are in such a group.
     """
-    dependencies = groups(graph, keep, only)
+    dependencies = groups(graph, keep, only, whole_heads=whole_heads)
+    multiplied = {frozenset((pair.first, pair.second)) for pair in pairs(graph) if pair.scores}
     measurable: list[Group] = []
     refused = dict(dependencies.refused)
     for group in dependencies.groups:
-        reason = _unmeasurable(group, known)
+        reason = _unmeasurable(group, known, multiplied)
         if reason is None:
             measurable.append(group)
         else:
@@ -106,12 +113,17 @@ def prunable(
     return dependencies, measurable, reasons
 
 
-def _unmeasurable(group: Group, known: set[str]) -> str | None:
+def _unmeasurable(
+    group: Group, known: set[str], multiplied: Collection[frozenset[str]]
+) -> str | None:
     """The reason why the effect of pruning a group cannot be measured, or None if it can.
 
-    The inputs of all its consumers must be known.
+    The inputs of all its consumers must be known. It has none if its filters are ``multiplied``
+    with each other, as queries and keys are.
     """
     unknown = [part.layer for part in group.consumers if part.layer not in known]
     if unknown:
         return f"the inputs of '{unknown[0]}' cannot be sampled"
-    return None if group.consumers else "no layer with weights reads its filters"
+    if group.consumers or frozenset(part.layer for part in group.producers) in multiplied:
+        return None
+    return "no layer with weights reads its filters"
