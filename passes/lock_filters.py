@@ -18,8 +18,8 @@ from lrfc.state import Fact, State
 class LockFilters:
     """Give each dependency group a single choice: that of an earlier build.
 
-    ``kept``: by group, the number of its units and those that it keeps. ``keep``, ``only``, ``whole_heads``: see
-    ExploreFilters.
+    ``kept``: by group, the number of its units and those that it keeps. ``keep``, ``only``,
+    ``whole_heads``: see ExploreFilters.
 
     Given and result: the graph is not changed.
     """
