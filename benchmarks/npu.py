@@ -3,7 +3,7 @@
     LRFC_DATA=... python benchmarks/npu.py predict [--devices ethos-u55-128 ...] [--plans 20]
     LRFC_DATA=... python benchmarks/npu.py plans [--devices ethos-u55-128 ...] [--kept 75 60 45 30]
     LRFC_DATA=... python benchmarks/npu.py contract [--networks resnet20_cifar10 ...]
-        [--devices ethos-u55-128 ...] [--drop 1pp]
+        [--devices ethos-u55-128 ...] [--drop 1pp] [--epochs 0]
     LRFC_DATA=... python benchmarks/npu.py rounding [--network resnet20_cifar10]
         [--kept 95 85 75 60 45]
     python benchmarks/npu.py profiles [--devices ethos-u55-128 ...]
@@ -16,10 +16,10 @@ prediction from the shipped cost profile alone, 'priced' that from ops that Vela
 networks together with the compiled original, 'fed back' that after the plan itself was compiled
 once. plans: at equal predicted divergence, the plan with the fewest MACs and the one with the
 fewest predicted cycles, both compiled. rounding: plans at shares of the MACs, chosen with and
-without the rounding error of the candidates, both as int8 files. contract: whole builds without
-fine-tuning, with the fewest cycles within the accuracy constraint, chosen with the rounding error
-of the candidates ('weighed' 1) and without (0). Accuracies are those of the emitted files. Rows
-that a file already holds are not computed again. profiles: writes the cost profiles that ship.
+without the rounding error of the candidates, both as int8 files. contract: whole builds with the
+fewest cycles within the accuracy constraint. Accuracies are those of the emitted files, on the
+whole test set. Rows that a file already holds are not computed again. profiles: writes the cost
+profiles that ship.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from lrfc.config.build import METHODS, Budget
 from lrfc.costs import latency, npu
 from lrfc.costs.totals import totals
 from lrfc.costs.workload import Workload
-from lrfc.engine import driver as line
 from lrfc.errors import BudgetError, NoGainError
 from lrfc.factorization import METHODS as ALL
 from lrfc.ir.batch import Batch
@@ -247,15 +246,13 @@ def ops(graph: Graph, space: LayerSpace, candidate: Candidate) -> list[Workload]
     return found
 
 
-def contract(networks: Sequence[str], devices: Sequence[str], drop: str) -> None:
+def contract(networks: Sequence[str], devices: Sequence[str], drop: str, epochs: int) -> None:
     """Build under an accuracy constraint; a row for each build."""
     folder, table = Path(os.environ["LRFC_DATA"]), Table(HERE / "npu_contract.csv")
-    weighing = line.weighing
-    for name, network, weighed in product(devices, networks, (1, 0)):
-        key = {"device": name, "network": network, "drop": drop, "weighed": str(weighed)}
+    for name, network in product(devices, networks):
+        key = {"device": name, "network": network, "drop": drop, "epochs": str(epochs)}
         if table.knows(**key):
             continue
-        line.weighing = weighing if weighed else lambda *given, **options: ()
         (model,) = (folder / "models").glob(f"{network}.*")
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as out:
@@ -268,7 +265,7 @@ def contract(networks: Sequence[str], devices: Sequence[str], drop: str) -> None
                     str(model),
                     device=name,
                     max_drop=drop,
-                    epochs=0,
+                    epochs=epochs,
                     out=f"{out}/build",
                     progress=Progress(log=said),
                     **spec,
@@ -394,6 +391,7 @@ def main() -> None:
         "--networks", nargs="+", default=["resnet20_cifar10", "mlperf_tiny_resnet8_cifar10"]
     )
     commands.choices["contract"].add_argument("--drop", default="1pp")
+    commands.choices["contract"].add_argument("--epochs", type=int, default=0)
     given = parser.parse_args()
     if given.command == "profiles":
         profiles(given.devices)
@@ -405,7 +403,7 @@ def main() -> None:
     elif given.command == "rounding":
         rounding(given.kept, given.network)
     elif given.command == "contract":
-        contract(given.networks, given.devices, given.drop)
+        contract(given.networks, given.devices, given.drop, given.epochs)
     else:
         plans(given.devices, given.kept)
 
