@@ -241,16 +241,19 @@ def test_an_alternative_plan_is_chosen_if_it_is_closer(state: State) -> None:
 
 def test_a_locked_build_removes_the_same_filters(state: State) -> None:
     first = SelectRanks(share(0.4), methods=())(state)
-    kept = {name: tuple(keep.units.tolist()) for name, keep in first.fact(Selection).keeps.items()}
+    keeps = first.fact(Selection).keeps
+    kept = {name: (k.group.width, tuple(k.units.tolist())) for name, k in keeps.items()}
     again = SelectRanks(methods=())(LockFilters(kept)(state))
     assert {k: v.tolist() for k, v in again.fact(Selection).removed.items()} == {
         k: v.tolist() for k, v in first.fact(Selection).removed.items()
     }
     assert str(built(again).graph) == str(built(first).graph)
     with pytest.raises(UsageError, match="group 'nobody'"):
-        LockFilters({"nobody": (0,)})(state)
-    with pytest.raises(UsageError, match="conv0"):
-        LockFilters({"conv0": (99,)})(state)
+        LockFilters({"nobody": (1, (0,))})(state)
+    width = state.fact(FilterSpace).dependencies["conv0"].width
+    for wrong in ((width, (width,)), (width, ()), (width + 1, (0,))):
+        with pytest.raises(UsageError, match="conv0"):
+            LockFilters({"conv0": wrong})(state)
 
 
 def test_layers_that_are_kept_lose_nothing(state: State) -> None:
