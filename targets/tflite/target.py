@@ -23,6 +23,7 @@ from lrfc.ir import backend
 from lrfc.ir.batch import Batch, batches
 from lrfc.ir.fold import inference_form
 from lrfc.ir.graph import Graph
+from lrfc.ir.steady_norms import with_steady_norms
 from lrfc.protocols import Artifact, Patch, Runner
 from lrfc.system import files, scratch
 from lrfc.system.spans import span
@@ -88,10 +89,13 @@ class TFLite(FileTarget):
                 f"{self.precision} needs calibration samples to read the range of each activation:"
                 " give --data, or choose --precision fp32"
             )
+        computed = graph
+        if self.precision == "int8" and calibration is not None:
+            computed = with_steady_norms(graph, calibration)
         content = trace.converted(
             graph,
             f"TFLite {self.precision}",
-            lambda: self._convert(partial(trace.trace, graph), calibration),
+            lambda: self._convert(partial(trace.trace, computed), calibration),
         )
         return self._written(path, content)
 
