@@ -168,7 +168,7 @@ def memory(path: Path, folder: Path, sram: int | None) -> dict[str, Any]:
         "head_unplanned": tflm.arena(bare).head_bytes,
         "head": whole.head_bytes,
         "tail": whole.tail_bytes,
-        "workspace": workspace_bytes(path),
+        "workspace": workspace_bytes(path)[0],
         "sram": compiled.sram_bytes,
         "cycles": compiled.cycles,
     }

@@ -148,6 +148,13 @@ class Target(Protocol):
         """The bytes of the planned activation arena of a file; None where it does not tell them."""
         ...
 
+    def workspace_bytes(self, path: Path) -> int | None:
+        """The bytes that a runtime on processors takes for the activations of a file.
+
+        Computed by the rule of its library of kernels; None where that is not known.
+        """
+        ...
+
     def tail_bytes(self, graph: Graph) -> int:
         """The bytes beside activations that the runtime needs in a microcontroller's RAM.
 

@@ -73,6 +73,10 @@ class FileTarget(ABC):
         """The bytes of a file's planned activation arena; None: they cannot be read from it."""
         return None
 
+    def workspace_bytes(self, path: Path) -> int | None:
+        """What a runtime on processors takes for a file's activations; None: it is not known."""
+        return None
+
     def tail_bytes(self, graph: Graph) -> int:
         """The bytes beside activations in a microcontroller's RAM: none."""
         return 0

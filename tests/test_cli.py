@@ -30,6 +30,7 @@ from lrfc.ir.fold import fold_batchnorm
 from lrfc.ir.keras import io as keras_io
 from lrfc.results.folder import sha256
 from lrfc.results.manifest import Manifest
+from lrfc.targets.tflite.target import TFLite
 from tests import helpers
 from tests.disks import small_disk
 
@@ -399,6 +400,7 @@ def test_the_output_folder_is_complete_and_true(run: Run) -> None:
         for name in ("digits.tflite", "model.keras")
     }
     assert manifest.after.file_bytes == (out / "digits.tflite").stat().st_size
+    assert manifest.after.workspace_bytes == TFLite().workspace_bytes(out / "digits.tflite")
     for figures in (manifest.before, manifest.after):
         assert None not in figures.model_dump(exclude=OTHER_DEVICES).values()
     assert manifest.parity is not None

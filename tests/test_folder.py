@@ -303,6 +303,7 @@ def test_the_keys_are_those_of_the_design_and_missing_values_are_null(tmp_path: 
         "macs": 10,
         "file_bytes": None,
         "arena_bytes": None,
+        "workspace_bytes": None,
         "accuracy": None,
         "latency_ms": {"p50": 1.0, "p90": 1.5, "n": 50, "threads": 1, "source": "measured"},
         "peak_rss_bytes": None,

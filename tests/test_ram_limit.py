@@ -426,5 +426,6 @@ def test_a_file_for_a_microcontroller_takes_no_more_than_the_original(tmp_path: 
 
 def need_of(figures: Figures) -> int:
     assert figures.arena_head_bytes is not None
+    assert figures.workspace_bytes is None, "no processor with XNNPACK"
     assert figures.arena_tail_bytes is not None
     return figures.arena_head_bytes + figures.arena_tail_bytes

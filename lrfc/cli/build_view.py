@@ -101,6 +101,8 @@ def _figures(manifest: Manifest) -> Iterator[_Figure]:
     yield row("params", count, before.params, after.params)
     yield row("file", size, before.file_bytes, after.file_bytes)
     yield row("arena (planned)", size, before.arena_bytes, after.arena_bytes)
+    if (before.workspace_bytes, after.workspace_bytes) != (None, None):
+        yield row("XNNPACK workspace", size, before.workspace_bytes, after.workspace_bytes)
     if before.cycles is not None:
         yield row("NPU cycles, compiled", count, before.cycles, after.cycles)
         yield row("SRAM, compiled", size, before.sram_bytes, after.sram_bytes)

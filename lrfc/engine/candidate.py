@@ -139,8 +139,8 @@ def try_out(
     measured = _measured(made, bench, original, emitted)
     ratio = speedup(*measured[:2])
     scores = _scored(made, goal, plan, original, emitted, looks)
-    before = _figures(target, made.original, original, measured[0], scores.before)
-    after = _figures(target, made.state.graph, emitted, measured[1], scores.after)
+    before = _figures(goal, made.original, original, measured[0], scores.before)
+    after = _figures(goal, made.state.graph, emitted, measured[1], scores.after)
     # Where a limit on memory was asked for, what patches save is the gain.
     spared = limit is not None and limit.asked and emitted.patches
     no_gain = None if spared else _no_gain(made, goal, plan, before, after, ratio)
@@ -256,15 +256,17 @@ def _by_reference_kernels(
 
 
 def _figures(
-    target: Target, graph: Graph, file: Artifact, measured: Measurement, score: float | None
+    goal: Destination, graph: Graph, file: Artifact, measured: Measurement, score: float | None
 ) -> Figures:
     """Costs, score and latency of a file."""
-    sums, planned = totals(graph), target.arena_bytes(file.path)
+    target, sums = goal.target, totals(graph)
+    planned = target.arena_bytes(file.path)
     return Figures(
         params=sums["params"],
         macs=sums["macs"] + file.added_macs,
         file_bytes=file.bytes,
         arena_bytes=profile(graph, file.precision).arena_bytes if planned is None else planned,
+        workspace_bytes=target.workspace_bytes(file.path) if goal.device.processor else None,
         accuracy=score,
         latency_ms=_latency(measured),
         peak_rss_bytes=measured.peak_rss_bytes,

@@ -96,6 +96,7 @@ Quantity = Literal[
     "params",
     "file_bytes",
     "arena_bytes",
+    "workspace_bytes",
     "latency_ms",
     "cycles",
     "sram_bytes",

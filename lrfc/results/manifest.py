@@ -98,9 +98,11 @@ class Figures(Record):
     """The costs and the score of an emitted file.
 
     ``arena_bytes``: the planned activation memory, of the file's own tensors where the format tells
-    them, otherwise of the graph's. ``peak_rss_bytes``: measured, of the process that ran the file.
-    ``cycles``, ``sram_bytes``, ``flash_bytes``: of an NPU, computed by its compiler. ``accuracy``:
-    the score, in the metric of ``Accuracy.metric``.
+    them, otherwise of the graph's. ``workspace_bytes``: of a .tflite file on a processor, what
+    XNNPACK, LiteRT's library of kernels, takes for activations; computed by its own rule, and null
+    where that is not known. Inputs and outputs are not in it. ``peak_rss_bytes``: measured, of the
+    process that ran the file. ``cycles``, ``sram_bytes``, ``flash_bytes``: of an NPU, computed by
+    its compiler. ``accuracy``: the score, in the metric of ``Accuracy.metric``.
 
     ``arena_head_bytes``, ``arena_tail_bytes``: of a microcontroller, measured: the activations, and
     the structures of the runtime, of TensorFlow Lite Micro; null where it is not installed.
@@ -110,6 +112,7 @@ class Figures(Record):
     macs: Count
     file_bytes: Count | None = None
     arena_bytes: Count | None = None
+    workspace_bytes: Count | None = None
     accuracy: Number | None = None
     latency_ms: Latency | None = None
     peak_rss_bytes: Count | None = None

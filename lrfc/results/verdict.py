@@ -45,6 +45,7 @@ NAMES: Mapping[Quantity, str] = {
     "params": "parameters",
     "file_bytes": "file size",
     "arena_bytes": "activation memory (planned)",
+    "workspace_bytes": "activation memory (XNNPACK)",
     "latency_ms": "latency",
     "cycles": "NPU cycles",
     "sram_bytes": "SRAM",

@@ -120,6 +120,11 @@ class Device(Table):
         """Whether the compiler of an accelerator places activations."""
         return self.connection.compiled
 
+    @property
+    def processor(self) -> bool:
+        """Whether LiteRT or onnxruntime runs files on a processor, and places activations."""
+        return not self.compiled and not self.follows_plan
+
 
 def own_folder() -> Path:
     """The folder of the user's profiles."""

@@ -32,7 +32,7 @@ from lrfc.targets.base import FileTarget
 from lrfc.targets.imports import need
 from lrfc.targets.quiet import quiet
 from lrfc.targets.samples import Spec, checked, joined
-from lrfc.targets.tflite import direct, flatfile, operators
+from lrfc.targets.tflite import direct, flatfile, operators, xnnpack
 from lrfc.targets.tflite.conversion import Conversion, started
 from lrfc.targets.tflite.memory_plan import planned_bytes, with_plan
 from lrfc.targets.tflite.operators import Operators
@@ -175,6 +175,10 @@ class TFLite(FileTarget):
     def arena_bytes(self, path: Path) -> int | None:
         """The bytes of the planned activation arena; None where they are known at run time only."""
         return planned_bytes(flatfile.unpack(path.read_bytes()))
+
+    def workspace_bytes(self, path: Path) -> int | None:
+        """The bytes of XNNPACK's workspace; None where its rule is not known."""
+        return xnnpack.workspace_bytes(flatfile.unpack(path.read_bytes()))
 
     def need_bytes(self, path: Path) -> int | None:
         """The bytes that a limit is on: activations and, with a memory plan, the tail."""

@@ -221,8 +221,11 @@ def figures(manifest: Manifest) -> list[Row]:
         _row("Parameters", before.params, after.params, count),
         _row("File size", before.file_bytes, after.file_bytes, exact_size),
         _row("Planned activation arena", before.arena_bytes, after.arena_bytes, exact_size),
-        *_latencies(manifest),
     ]
+    if (before.workspace_bytes, after.workspace_bytes) != (None, None):
+        sides = before.workspace_bytes, after.workspace_bytes
+        table.append(_row("Workspace of XNNPACK", *sides, exact_size, "computed by its own rule"))
+    table += _latencies(manifest)
     if before.cycles is not None:
         compiled = EXPLAINED[COMPILED]
         table += [
