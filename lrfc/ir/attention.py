@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lrfc.ir.attention_call import AttentionCall, refusal
+from lrfc.ir.backend import operation
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Array, Op, Ref, Slot
 
@@ -158,7 +159,7 @@ class _Lowering:
         if self._op.attrs.get("dropout") or self._call.values.get("return_attention_scores"):
             return self._added("weights", "Softmax", (*refs, scores), {}, ((own,), {"mask": first}))
         chosen: _Arguments = ((first, own, np.float32(_HIDDEN)), {})
-        where = _operation("Where")
+        where = operation("Where")
         masked = self._added("masked", "ops.Where", (*refs, scores), {}, chosen, where)
         return self._add("weights", "Softmax", (masked,))
 
@@ -168,7 +169,7 @@ class _Lowering:
         """A function of keras.ops on tensors, and on constants behind them."""
         slots = map(Slot, range(len(operands)))
         call: _Arguments = ((*slots, *constants), {})
-        return self._added(part, f"ops.{kind}", operands, attrs, call, _operation(kind))
+        return self._added(part, f"ops.{kind}", operands, attrs, call, operation(kind))
 
     def _add(self, part: str, kind: str, operands: Sequence[Ref], **attrs: Any) -> Ref:
         """A layer without weights."""
@@ -199,11 +200,3 @@ class _Lowering:
         if len(self._graph.tensors(self._old)) > 1:
             self._graph.substitute(Ref(self._old, 1), seen)
         self._graph.remove(self._old)
-
-
-def _operation(kind: str) -> type:
-    """The class of a function of keras.ops."""
-    from keras.src.ops import core, numpy
-
-    cls: type = getattr(core if kind == "Cast" else numpy, kind)
-    return cls

@@ -57,6 +57,15 @@ def keras() -> Any:
     return module
 
 
+def operation(kind: str) -> type:
+    """The class behind a function of keras.ops, such as 'Where'."""
+    from keras.src.ops import core, math, numpy
+
+    place = next(part for part in (numpy, core, math) if hasattr(part, kind))
+    found: type = getattr(place, kind)
+    return found
+
+
 @contextlib.contextmanager
 def _importing() -> Iterator[None]:
     with spans.span("TensorFlow"), collector.importing():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lrfc.ir.backend import operation
 from lrfc.ir.batch import Batch, batches
 from lrfc.ir.graph import Graph
 from lrfc.ir.keras.run import outputs_at
@@ -96,14 +97,5 @@ class _Steady:
         slots = iter(range(len(operands)))
         args = tuple(Slot(next(slots)) if isinstance(value, Ref) else value for value in values)
         name = self._graph.free_name(f"{self._op.name}__{part}")
-        new = Op(name, f"ops.{kind}", attrs, call=(args, {}), origin=_operation(kind))
+        new = Op(name, f"ops.{kind}", attrs, call=(args, {}), origin=operation(kind))
         return self._graph.add(new, operands, before=self._old)
-
-
-def _operation(kind: str) -> type:
-    """The class of a function of keras.ops."""
-    from keras.src.ops import math as functions
-    from keras.src.ops import numpy
-
-    cls: type = getattr(functions if kind == "Rsqrt" else numpy, kind)
-    return cls
