@@ -347,17 +347,17 @@ def test_without_a_solution_in_time_no_filters_are_removed(
     lines: list[str] = []
     logged = replace(state, progress=replace(state.progress, log=lines.append))
     alone = SelectRanks(share(0.6), prune=False)(state).fact(Selection)
-    solve = joint.milp
+    solve = joint.solved
 
     def slow(
-        objective, **options
+        objective, integrality, constraints, **options
     ):  # the least that can be reached is found, the best within the budget is not
-        found = solve(objective, **options)
-        if len(options["constraints"]) > 1:
+        found = solve(objective, integrality, constraints, **options)
+        if len(constraints) > 1:
             found.x, found.status = None, 1
         return found
 
-    monkeypatch.setattr(joint, "milp", slow)
+    monkeypatch.setattr(joint, "solved", slow)
     selection = SelectRanks(share(0.6))(logged).fact(Selection)
     assert (selection.chosen, selection.keeps) == (alone.chosen, {})
     assert lines == [

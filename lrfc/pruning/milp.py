@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import LinearConstraint
 from scipy.sparse import csr_array
 
 from lrfc.costs.arena import arena
@@ -33,6 +32,7 @@ from lrfc.pruning.space import FilterSpace, Keep
 from lrfc.search import allocate as exact
 from lrfc.search.candidates import Candidate, LayerSpace, pareto
 from lrfc.search.pricing import Prices
+from lrfc.search.solver import solved
 
 #: The relative gap to the optimum at which the solver stops, and its time limit in seconds.
 GAP, SECONDS = 1e-3, 60.0
@@ -342,14 +342,8 @@ class Program:
                 raise BudgetError(f"the {quantity} budget cannot be met")
             # HiGHS allows a relative violation of 1e-6, a budget none.
             constraints.append(LinearConstraint(costs[quantity][None] / limit, -np.inf, 1 - 2e-6))
-        options: dict[str, Any] = {"mip_rel_gap": GAP, "time_limit": SECONDS}
-        result = milp(
-            objective,
-            integrality=np.array(self._integer),
-            bounds=Bounds(0, 1),
-            constraints=constraints,
-            options=options,
-        )
+        integer = np.array(self._integer)
+        result = solved(objective, integer, constraints, mip_rel_gap=GAP, time_limit=SECONDS)
         budgets = " and ".join(limits) or "memory"
         if result.x is None and result.status == 1:
             raise UnsolvedError(

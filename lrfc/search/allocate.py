@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import LinearConstraint
 from scipy.sparse import csr_array
 
 from lrfc.errors import BudgetError
 from lrfc.search.candidates import Candidate
 from lrfc.search.knapsack import Knapsack
+from lrfc.search.solver import solved
 
 #: Quantities that are counted exactly, so that their limits hold exactly. Others are predictions.
 COUNTED = frozenset({"macs", "params", "tail"})
@@ -49,13 +50,7 @@ def allocate(
             return tuple(flat[i] for i in items)
     constraints = _constraints(spaces, flat, limits)
     while True:
-        result = milp(
-            objective,
-            integrality=np.ones(len(flat)),
-            bounds=Bounds(0, 1),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0},
-        )
+        result = solved(objective, np.ones(len(flat)), constraints, mip_rel_gap=0.0)
         if result.x is None:
             raise BudgetError(f"the {' and '.join(limits)} budgets cannot be met together")
         chosen = tuple(flat[i] for i in np.flatnonzero(result.x > 0.5))
