@@ -162,10 +162,10 @@ def test_a_network_without_a_layer_to_factorize_is_refused_with_the_reasons() ->
     import keras
     from keras import layers
 
-    words = keras.Input((STEPS,), name="words", dtype="int32")
-    x = layers.GlobalAveragePooling1D()(layers.Embedding(20, 4, name="table")(words))
-    model = keras.Model(words, layers.Softmax(name="classes")(x), name="net")
-    with pytest.raises(ModelError, match="can be made smaller: table: it looks up rows"):
+    maps = keras.Input((STEPS, 4, 4, 2), name="maps")
+    x = layers.Flatten()(layers.ConvLSTM2D(2, 2, name="memory")(maps))
+    model = keras.Model(maps, layers.Softmax(name="classes")(x), name="net")
+    with pytest.raises(ModelError, match="can be made smaller: memory: ConvLSTM2D computes"):
         lrfc.build(model, max_macs="50%")
 
 

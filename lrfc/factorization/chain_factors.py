@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lrfc.factorization import embedding
 from lrfc.factorization.base import Ranks, Statistics
 from lrfc.factorization.choice import cost_of
 from lrfc.factorization.layout import Layout, Split
@@ -140,6 +141,8 @@ class ChainFactors:
 
     def _grams(self) -> Array | LowRank | None:
         """The second moments (G, D, D) in the chain's order, (S, k...)."""
+        if self.layout.family == "embedding":
+            return embedding.gram(self.layout.op, self.statistics)
         if self.statistics is None:
             return None
         rows = isinstance(self.statistics.covariance, LowRank)

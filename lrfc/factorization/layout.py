@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lrfc.errors import ModelError
-from lrfc.factorization import recurrent
+from lrfc.factorization import embedding, recurrent
 from lrfc.factorization.base import Cost, Ranks
 from lrfc.factorization.einsum import Einsum
 from lrfc.factorization.linalg import Array
@@ -34,7 +34,7 @@ def refusal(op: Op, source: Tensor) -> str | None:
     if op.info.family == "recurrent":
         return recurrent.refusal(op)
     if op.info.family == "embedding":
-        return "it looks up rows of its table: two factors of it would add a matrix product"
+        return embedding.refusal(op)
     if not op.info.has_kernel:
         return f"{op.kind} is neither a convolution nor a matrix product"
     if "kernel" not in op.weights:
@@ -48,9 +48,10 @@ def refusal(op: Op, source: Tensor) -> str | None:
 class Layout:
     """A factorizable op on its input.
 
-    ``family`` is 'conv', 'depthwise', 'transposed', 'dense', 'einsum' or 'recurrent'. ``kernel``
-    has the spatial kernel sizes (empty for matrix products). ``inputs`` and ``outputs`` are the
-    channels of one of the ``groups``; of a recurrent layer they are those of its input kernels.
+    ``family`` is 'conv', 'depthwise', 'transposed', 'dense', 'einsum', 'recurrent' or 'embedding'.
+    ``kernel`` has the spatial kernel sizes (empty for matrix products). ``inputs`` and ``outputs``
+    are the channels of one of the ``groups``; of a recurrent layer they are those of its input
+    kernels, and both are those of the rows of an embedding.
     """
 
     op: Op
@@ -72,6 +73,8 @@ class Layout:
             return Layout(op, source, family, (), 1, einsum.inputs, einsum.outputs)
         if family == "recurrent":
             return Layout(op, source, family, (), 1, *recurrent.matrix(op).shape)
+        if family == "embedding":
+            return Layout(op, source, family, (), 1, *embedding.kernel(op).shape)
         geometry = conv_geometry(op, source)
         groups = geometry.groups
         inputs, outputs = geometry.inputs // groups, geometry.outputs // groups
@@ -93,6 +96,8 @@ class Layout:
         """The kernel as (G, kernel sizes..., S, T)."""
         if self.family == "recurrent":
             return np.asarray(recurrent.matrix(self.op), dtype)[None]
+        if self.family == "embedding":
+            return np.asarray(embedding.kernel(self.op), dtype)[None]
         kernel = np.asarray(self.op.weights["kernel"], dtype)
         if self.family == "transposed":
             return np.swapaxes(kernel, -1, -2)[None]
@@ -105,7 +110,8 @@ class Layout:
     def layer_kernel(self, tensor: Array) -> NDArray[np.float32]:
         """The inverse of ``tensor``: a kernel in the layer's own layout.
 
-        That of a recurrent layer is the matrix of its input kernels.
+        That of a recurrent layer is the matrix of its input kernels, that of an embedding the one
+        behind it.
         """
         if self.family == "transposed":
             kernel = np.swapaxes(tensor[0], -1, -2)
@@ -113,7 +119,7 @@ class Layout:
             kernel = np.moveaxis(tensor[..., 0, :], 0, -2)
         elif self.family == "einsum":
             kernel = self.einsum.kernel(tensor[0])
-        elif self.family == "recurrent":
+        elif self.family in ("recurrent", "embedding"):
             kernel = tensor[0]
         else:
             moved = np.moveaxis(tensor, 0, -2)
@@ -124,6 +130,8 @@ class Layout:
         """A kernel in the layer's own layout, by the names of the weights that hold it."""
         if self.family == "recurrent":
             return recurrent.kernels(self.op, kernel)
+        if self.family == "embedding":
+            return {embedding.TABLE: embedding.table(self.op, kernel)}
         return {"kernel": kernel}
 
     def matrix(self, tensor: NDArray[Any]) -> NDArray[Any]:
@@ -177,7 +185,8 @@ class Layout:
 
         Literature sheet, §4.1. A stage runs at the output length along the axes that it or an
         earlier stage takes, and at the input length along the others; a transposed stage runs at
-        the length of its input. A recurrent layer also keeps its recurrent kernels and biases.
+        the length of its input. A recurrent layer also keeps its recurrent kernels and biases; the
+        first stage of an embedding is a table, which takes no MACs.
         """
         widths = (self.inputs, *ranks, self.outputs)
         weights = [
@@ -185,6 +194,9 @@ class Layout:
             for j, size in enumerate(self.sizes(split))
         ]
         macs = sum(w * p for w, p in zip(weights, self.positions(split), strict=True))
+        if self.family == "embedding":
+            tokens = self.op.weights[embedding.TABLE].shape[0]
+            return Cost(tokens * widths[1] + sum(weights[1:]), macs)
         if self.family == "recurrent":
             replaced = self.inputs * self.outputs
             whole = ops.macs(self.op, (self.source,), ops.infer(self.op, (self.source,)))
@@ -194,9 +206,11 @@ class Layout:
         return Cost(sum(weights) + bias, macs)
 
     def positions(self, split: Split) -> list[int]:
-        """The number of positions at which each stage applies its kernel."""
+        """The number of positions at which each stage applies its kernel; none of a table."""
         if self.family in ("dense", "recurrent"):
             return [_fixed(self.op, self.source.shape[1:-1])] * len(split)
+        if self.family == "embedding":
+            return [0, *[_fixed(self.op, self.source.shape[1:])] * (len(split) - 1)]
         if self.family == "einsum":
             return [_fixed(self.op, self.einsum.kept_shape)] * len(split)
         geometry = conv_geometry(self.op, self.source)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lrfc.factorization import recurrent
+from lrfc.factorization import embedding, recurrent
 from lrfc.factorization.layout import Layout, per_axis
 from lrfc.factorization.linalg import Array
 from lrfc.ir.op import Op
@@ -38,6 +38,15 @@ def stage(layout: Layout, role: str | None, axes: tuple[int, ...], core: Array) 
         if role is not None:
             return _op(layout, role, "Dense", {**attrs, "units": outputs}, core[0, :, 0])
         return recurrent.with_matrix(op, np.asarray(core[0, :, 0], np.float32))
+    if layout.family == "embedding":
+        if role is None:
+            return _op(layout, role, "Dense", {**attrs, "units": outputs}, core[0, :, 0])
+        del attrs["use_bias"]
+        inherited = {key: op.attrs[key] for key in embedding.INHERITED if key in op.attrs}
+        table = embedding.table(op, core[0, :, 0])
+        name, shared = _names(layout, role)
+        attrs |= {**inherited, "output_dim": outputs}
+        return Op(name, "Embedding", attrs, {embedding.TABLE: table}, shared)
     if layout.family == "einsum":
         del attrs["use_bias"]
         kind, extra, kernel = layout.einsum.stage(core[0, :, 0], last=role is None)

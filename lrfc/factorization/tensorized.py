@@ -44,6 +44,8 @@ def refusal(op: Op, source: Tensor) -> str | None:
         return reason
     if op.info.family == "einsum":
         return "its inputs and outputs have axes of their own: use svd"
+    if op.info.family == "embedding":
+        return "a table is looked up row by row: use svd"
     if op.info.family == "recurrent":
         return "the recurrent layer has to be the last factor layer: use svd"
     if op.info.family != "dense":

@@ -137,8 +137,9 @@ def space(
 ) -> LayerSpace:
     """Return the evaluated candidates of one layer.
 
-    Each has fewer MACs or parameters than the layer and no more of either. ``levels`` and
-    ``multiple``: see ``grid``.
+    Each has fewer MACs or parameters than the layer and no more of either, but that of a table of
+    an embedding, which has no MACs, a matrix product may follow. ``levels`` and ``multiple``: see
+    ``grid``.
     """
     return compared(
         graph, op, samples, answers(graph, op, samples, methods, measure, levels, multiple), measure
@@ -180,13 +181,7 @@ def answers(
             continue
         ranks = grid(method.full(op, source), levels, multiple)
         totals = {r: _total(method.cost(op, source, r), len(graph.calls(op))) for r in ranks}
-        smaller = {
-            r: c
-            for r, c in totals.items()
-            if c.params <= whole.params
-            and c.macs <= whole.macs
-            and (c.params < whole.params or c.macs < whole.macs)
-        }
+        smaller = {r: c for r, c in totals.items() if _smaller(c, whole)}
         if smaller:
             costs[name] = smaller
         else:
@@ -195,6 +190,14 @@ def answers(
     with alone(Layout.of(op, source)) if costs else nullcontext():
         evaluations = _evaluations(op, source, samples, costs, factors, measure)
     return Answers(costs, evaluations, factors, refusals)
+
+
+def _smaller(cost: Cost, whole: Candidate) -> bool:
+    fewer = cost.params < whole.params
+    if not whole.macs:  # a table
+        return fewer
+    no_more = cost.params <= whole.params and cost.macs <= whole.macs
+    return no_more and (fewer or cost.macs < whole.macs)
 
 
 def _evaluations(

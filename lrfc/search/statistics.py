@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import blas
 
+from lrfc.factorization import embedding
 from lrfc.factorization.base import Statistics
 from lrfc.factorization.einsum import Einsum
 from lrfc.factorization.layout import Layout
@@ -294,6 +295,9 @@ def draw(
 
     ``count``: positions per image; an image with no more positions than that gives all of them.
     """
+    if op.info.family == "embedding":
+        where = _positions(source.shape[1:], images, count, rng)
+        return embedding.rows(op, source[where])[:, None, :], where
     if not op.info.is_convolution:
         if op.info.family == "einsum":
             source = _summed_last(op, tensor, source)
