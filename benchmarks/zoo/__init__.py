@@ -1,0 +1,1 @@
+"""The networks that lrfc is evaluated on, with their data sets, training and metrics."""
