@@ -202,3 +202,15 @@ def test_methods_use_them():
                     )
                 )
         assert errors[1] < 0.99 * errors[0], name
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.filterwarnings("error")
+def test_inputs_that_never_change_leave_finite_factors(dtype: type) -> None:
+    target, gram = (part.astype(dtype) for part in problem())
+    gram *= 0
+    factors = [part.astype(dtype) for part in random_start(target, 3, 0)]
+    cross = gram @ target.reshape(len(gram), -1)
+    found, error = covariance_als.output_factor(factors[:-1], gram, cross, 1e-6)
+    assert np.isfinite(found).all()
+    assert error == 0

@@ -84,7 +84,7 @@ def output_factors(
     """The result of ``output_factor`` for each of several ridges, one at a time."""
     features = khatri_rao(factors)
     moment, right = features.T @ gram @ features, features.T @ cross
-    unit = np.sqrt(np.maximum(np.diagonal(moment), 1e-300))
+    unit = np.sqrt(np.maximum(np.diagonal(moment), np.finfo(moment.dtype).tiny))
     scaled = moment / np.outer(unit, unit)
     for ridge in ridges:
         solved = solve_positive(ridged(scaled, ridge), right / unit[:, None]) / unit[:, None]
