@@ -76,10 +76,11 @@ def _needs_filters(state: State) -> bool:
 
     In a block with a depthwise convolution, nearly all MACs are in the 1×1 convolutions before and
     behind it. Their kernels have little to factorize, but the channels between them can be fewer.
-    The same holds for the dimensions of the heads of an attention layer.
+    The same holds for the dimensions of the heads of an attention layer. With few samples, the
+    layers behind are refitted on those that plans are judged by, which then tell nothing.
     """
     narrow = any(op.info.is_depthwise for op in state.graph) or any(pairs(state.graph))
-    return repairable(state) and narrow
+    return narrow and repairable(state) and not state.data.few
 
 
 def filter_exploration(config: BuildConfig, goals: Sequence[Destination]) -> ExploreFilters:
