@@ -74,7 +74,7 @@ class FileTarget(ABC):
         return None
 
     def workspace_bytes(self, path: Path) -> int | None:
-        """What a runtime on processors takes for a file's activations; None: it is not known."""
+        """The bytes of a file's activations on processors; None: they are not known."""
         return None
 
     def tail_bytes(self, graph: Graph) -> int:

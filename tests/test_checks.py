@@ -144,3 +144,19 @@ def test_unknown_tokens_are_refused() -> None:
         UsageError, match="tokens from 0 to 11, the model's Embedding knows 0 to 10"
     ):
         load_data(np.arange(12 * 7).reshape(12, 7) % 12, graph, seed=0)
+
+
+@pytest.mark.parametrize("part", ["x", "x_test"])
+@pytest.mark.parametrize("token", [-1, 11])
+def test_one_unknown_token_anywhere_is_refused(part: str, token: int) -> None:
+    import keras
+
+    tokens = keras.Input((7,), dtype="int32", name="tokens")
+    graph = helpers.graph_of(
+        keras.Model(tokens, keras.layers.Dense(2)(keras.layers.Embedding(11, 4)(tokens)))
+    )
+    given = {name: np.arange(3000 * 7).reshape(3000, 7) % 11 for name in ("x", "x_test")}
+    load_data(given, graph, seed=0)
+    given[part][1234, 5] = token
+    with pytest.raises(UsageError, match=f"tokens from {min(token, 0)} to {max(token, 10)}, "):
+        load_data(given, graph, seed=0)

@@ -22,7 +22,7 @@ from lrfc.targets.tflite.target import TFLite
 
 
 def line(network: Network) -> str:
-    """What is said of a network."""
+    """The name of a network with its parameters, MACs and score."""
     graph = keras_io.from_keras(keras_load.load(network.path()))
     sums, data, score = totals(graph), network.data(), "no labelled data"
     if data is not None:

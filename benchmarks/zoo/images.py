@@ -6,6 +6,8 @@ from typing import Any
 
 from keras import Input, Model, layers
 
+from benchmarks.zoo.blocks import normalised
+
 
 def lenet() -> Model:
     """LeNet-5 with ReLU and its large fully connected layers (LeCun et al. 1998), 28×28 pixels."""
@@ -23,7 +25,7 @@ def squeezenet() -> Model:
     """Six fire modules of SqueezeNet (Iandola et al. 2016, arXiv 1602.07360), 32×32 pixels."""
     image = Input((32, 32, 3), name="image")
     x = layers.Rescaling(1 / 127.5, -1, name="scale")(image)
-    x = _normalised(layers.Conv2D(48, 3, padding="same", use_bias=False, name="stem")(x), "stem")
+    x = normalised(layers.Conv2D(48, 3, padding="same", use_bias=False, name="stem")(x), "stem")
     for number, (squeeze, expand) in enumerate([(16, 48), (16, 48), (32, 96), (32, 96), (48, 128)]):
         if number in (0, 2, 4):
             x = layers.MaxPooling2D(2, name=f"pool{number}")(x)
@@ -35,12 +37,12 @@ def squeezenet() -> Model:
 
 def _fire(x: Any, squeeze: int, expand: int, name: str) -> Any:
     x = layers.Conv2D(squeeze, 1, use_bias=False, name=f"{name}_squeeze")(x)
-    x = _normalised(x, f"{name}_squeeze")
+    x = normalised(x, f"{name}_squeeze")
     parts = [
         layers.Conv2D(expand, k, padding="same", use_bias=False, name=f"{name}_expand{k}")(x)
         for k in (1, 3)
     ]
-    return _normalised(layers.Concatenate(name=f"{name}_join")(parts), name)
+    return normalised(layers.Concatenate(name=f"{name}_join")(parts), name)
 
 
 def resnet18() -> Model:
@@ -48,7 +50,7 @@ def resnet18() -> Model:
     image = Input((64, 64, 3), name="image")
     x = layers.Rescaling(1 / 127.5, -1, name="scale")(image)
     x = layers.Conv2D(32, 7, strides=2, padding="same", use_bias=False, name="stem")(x)
-    x = layers.MaxPooling2D(3, 2, padding="same", name="half")(_normalised(x, "stem"))
+    x = layers.MaxPooling2D(3, 2, padding="same", name="half")(normalised(x, "stem"))
     for stage, width in enumerate((32, 64, 128, 256)):
         for block in range(2):
             x = _residual(x, width, 2 if stage and not block else 1, f"stage{stage}_block{block}")
@@ -58,7 +60,7 @@ def resnet18() -> Model:
 
 def _residual(x: Any, width: int, stride: int, name: str) -> Any:
     y = layers.Conv2D(width, 3, stride, padding="same", use_bias=False, name=f"{name}_first")(x)
-    y = _normalised(y, f"{name}_first")
+    y = normalised(y, f"{name}_first")
     y = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"{name}_second")(y)
     y = layers.BatchNormalization(momentum=0.9, name=f"{name}_second_norm")(y)
     if stride > 1:
@@ -79,7 +81,7 @@ def alexnet() -> Model:
     ):
         stride = 2 if number == 1 else 1
         x = layers.Conv2D(width, kernel, stride, padding="same", name=f"conv{number}")(x)
-        x = _normalised(x, f"conv{number}")
+        x = normalised(x, f"conv{number}")
         x = layers.MaxPooling2D(2, name=f"pool{number}")(x) if pool else x
     x = layers.Flatten(name="flat")(x)
     for number in (6, 7):
@@ -108,10 +110,5 @@ def unet() -> Model:
 def _twice(x: Any, width: int, name: str) -> Any:
     for number in (1, 2):
         conv = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"{name}_conv{number}")
-        x = _normalised(conv(x), f"{name}_conv{number}")
+        x = normalised(conv(x), f"{name}_conv{number}")
     return x
-
-
-def _normalised(x: Any, name: str) -> Any:
-    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
-    return layers.ReLU(name=f"{name}_relu")(x)

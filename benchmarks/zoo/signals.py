@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from keras import Input, Model, layers
+
+from benchmarks.zoo.blocks import normalised
 
 
 def convolutions() -> Model:
@@ -12,7 +12,7 @@ def convolutions() -> Model:
     x = sensors = Input((128, 9), name="sensors")
     for number, (width, kernel) in enumerate([(64, 7), (64, 5), (96, 5), (96, 3)], start=1):
         x = layers.Conv1D(width, kernel, padding="same", use_bias=False, name=f"conv{number}")(x)
-        x = _normalised(x, f"conv{number}")
+        x = normalised(x, f"conv{number}")
         x = layers.MaxPooling1D(2, name=f"pool{number}")(x)
     x = layers.Dropout(0.3, name="drop")(layers.GlobalAveragePooling1D(name="pool")(x))
     return Model(sensors, layers.Dense(6, activation="softmax", name="classes")(x), name="har")
@@ -38,12 +38,12 @@ def ds_cnn() -> Model:
     spectra = Input((48, 40, 1), name="spectra")
     x = layers.BatchNormalization(momentum=0.9, name="scale")(spectra)
     x = layers.Conv2D(64, (10, 4), 2, padding="same", use_bias=False, name="stem")(x)
-    x = _normalised(x, "stem")
+    x = normalised(x, "stem")
     for block in range(4):
         x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"depth{block}")(x)
-        x = _normalised(x, f"depth{block}")
+        x = normalised(x, f"depth{block}")
         x = layers.Conv2D(64, 1, use_bias=False, name=f"point{block}")(x)
-        x = _normalised(x, f"point{block}")
+        x = normalised(x, f"point{block}")
     x = layers.Dropout(0.2, name="drop")(layers.GlobalAveragePooling2D(name="pool")(x))
     return Model(spectra, layers.Dense(10, activation="softmax", name="classes")(x), name="ds_cnn")
 
@@ -57,8 +57,3 @@ def voxnet() -> Model:
     x = layers.Dense(128, activation="relu", name="wide")(layers.Flatten(name="flat")(x))
     x = layers.Dropout(0.4, name="drop")(x)
     return Model(grid, layers.Dense(2, activation="softmax", name="classes")(x), name="voxnet")
-
-
-def _normalised(x: Any, name: str) -> Any:
-    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
-    return layers.ReLU(name=f"{name}_relu")(x)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lrfc.data.dataset import Split
 from lrfc.data.synthetic import readers, scale_of
 from lrfc.errors import UsageError
-from lrfc.ir.batch import Batch
+from lrfc.ir.batch import Batch, batches
 from lrfc.ir.graph import Graph
 from lrfc.ir.op import Op
 from lrfc.text import percent
@@ -22,6 +22,8 @@ from lrfc.text import percent
 #: Largest number of samples to check, and the smallest that allows a statement.
 LOOKED_AT = 256
 FEWEST = 8
+#: Samples whose tokens are looked at together.
+PART = 4096
 #: Largest number of values of one feature map in memory.
 HELD = 1 << 26
 #: Statistics are implausible when means differ by more than APART standard deviations, or
@@ -35,7 +37,7 @@ _CHECK = "check the preprocessing"
 # Values near the limit of float32 overflow here; they are implausible, and the notes say so.
 @np.errstate(over="ignore", invalid="ignore")
 def doubts(graph: Graph, split: Split) -> tuple[str, ...]:
-    """Return a note for each implausibility; UsageError for tokens outside of the vocabulary.
+    """Return a note for each implausibility.
 
     Inputs are compared with the statistics of a Normalization layer, the range of a Rescaling
     layer, or else the moving statistics of the first BatchNorm; labels with the model's outputs.
@@ -51,7 +53,6 @@ def doubts(graph: Graph, split: Split) -> tuple[str, ...]:
     notes = []
     compared: list[Op] = []  # BatchNorms behind inputs without a layer that states the scale
     for name, x in zip(graph.inputs, samples.inputs, strict=True):
-        _tokens(graph, name, x)
         if scale_of(graph, name) is not None:
             notes += _against_layer(graph, name, x)
         elif len(samples) >= FEWEST and (op := norms[name]) is not None and op not in compared:
@@ -71,13 +72,20 @@ def doubts(graph: Graph, split: Split) -> tuple[str, ...]:
 # -- inputs ----------------------------------------------------------------------------------------
 
 
-def _tokens(graph: Graph, name: str, x: NDArray[Any]) -> None:
-    sizes = [int(op["input_dim"]) for op in readers(graph, name) if op.kind == "Embedding"]
-    if sizes and (x.min() < 0 or x.max() >= min(sizes)):
-        raise UsageError(
-            f"input '{name}' has tokens from {x.min()} to {x.max()}, the model's Embedding knows 0"
-            f" to {min(sizes) - 1}"
-        )
+def check_tokens(graph: Graph, split: Split) -> None:
+    """Raise UsageError for tokens outside of the vocabulary, in any sample."""
+    for name, x in zip(graph.inputs, split.inputs, strict=True):
+        sizes = [int(op["input_dim"]) for op in readers(graph, name) if op.kind == "Embedding"]
+        if not sizes:
+            continue
+        # In parts: the samples may be mapped from a file.
+        ends = [(part.min(), part.max()) for (part,) in batches((x,), PART)]
+        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+        if low < 0 or high >= min(sizes):
+            raise UsageError(
+                f"input '{name}' has tokens from {low} to {high}, the model's Embedding knows 0"
+                f" to {min(sizes) - 1}"
+            )
 
 
 def _against_layer(graph: Graph, name: str, x: NDArray[Any]) -> list[str]:

@@ -68,6 +68,8 @@ def load_data(
     if "test" in raw:
         raw["test"] = raw["test"].take(np.sort(_order(raw["test"], rng)[:limit]))
     notes += _overlaps(raw)
+    for part in raw.values():
+        checks.check_tokens(graph, part)
     if spec is not None:
         notes += checks.doubts(graph, raw["train"])
     data = Data(

@@ -20,7 +20,7 @@ def solved(
     constraints: Sequence[LinearConstraint],
     **options: float,
 ) -> OptimizeResult:
-    """What ``scipy.optimize.milp`` returns, without the lines that HiGHS prints unasked.
+    """The result of ``scipy.optimize.milp``; lines that HiGHS prints unasked are dropped.
 
     ``integrality``: by variable, whether it is 0 or 1 only. ``options``: of ``milp``.
     """

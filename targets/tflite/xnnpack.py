@@ -33,7 +33,7 @@ OVERWRITING = frozenset(
         "TANH",
     }
 )
-#: Those, and one of the next, that it runs in float only.
+#: Operators of either list that XNNPACK runs in float only.
 IN_FLOAT = frozenset({"ELU", "HARD_SWISH", "LEAKY_RELU", "TRANSPOSE_CONV"})
 #: Further operators, each with an output of its own.
 OTHERS = frozenset(
@@ -86,7 +86,7 @@ def workspace_bytes(model: Any) -> int | None:
 
 
 def _nodes(model: Any) -> list[_Node] | None:
-    """What XNNPACK runs; None where that is not known."""
+    """The operators as XNNPACK runs them; None where it does not run all of them."""
     graph, nodes = model.subgraphs[0], []
     constants = {n for n, t in enumerate(graph.tensors) if flatfile.is_constant(model, t)}
     for op in graph.operators:
